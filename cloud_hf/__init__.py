@@ -1,0 +1,46 @@
+"""Critique-out-loud reward models as ordinary Hugging Face parts.
+
+Importing the package registers [`CLoudConfig`] and [`CLoudForRewardModeling`] with transformers' Auto classes.
+"""
+
+from typing import TYPE_CHECKING
+
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+
+from .configuration_cloud import CLoudConfig
+from .critique_format import CritiqueFormat
+from .modeling_cloud import CLoudForRewardModeling
+from .scoring import Score, Scorer, TransformersScorer
+
+
+if TYPE_CHECKING:
+    from .training import CLoudTrainer, CLoudTrainingConfig
+
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CLoudConfig",
+    "CLoudForRewardModeling",
+    "CLoudTrainer",
+    "CLoudTrainingConfig",
+    "CritiqueFormat",
+    "Score",
+    "Scorer",
+    "TransformersScorer",
+]
+
+AutoConfig.register("cloud", CLoudConfig)
+AutoModel.register(CLoudConfig, CLoudForRewardModeling)
+AutoModelForSequenceClassification.register(CLoudConfig, CLoudForRewardModeling)
+CLoudConfig.register_for_auto_class()
+CLoudForRewardModeling.register_for_auto_class("AutoModel")
+
+
+def __getattr__(name: str):
+    # TRL takes seconds to import, and only training needs it
+    if name in ("CLoudTrainer", "CLoudTrainingConfig"):
+        from . import training
+
+        return getattr(training, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,480 @@
+"""Conversation + critique <-> token ids, labels and the position where the reward is read.
+
+Everything that trains, scores or serves a CLoud model asks this file for its ids, so that what a model is trained on and
+what it is scored on cannot drift apart. Layout of a sequence (the reward is read at the last token):
+
+    [prompt messages][assistant: response][user: critique prompt + " " + critique]<end-of-turn>      CLoud
+    [prompt messages][assistant: response]<end-of-turn>                                              classic
+
+The turns come from the tokenizer's own chat template. Prompts, responses and critiques are untrusted: strings in them that
+equal an added token (`<|im_end|>`, `<think>`, …) are encoded as plain text.
+"""
+
+import re
+from dataclasses import dataclass, replace
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from .configuration_cloud import DEFAULT_CRITIQUE_PROMPT, CLoudConfig
+
+
+IGNORE_INDEX = -100
+
+# A private-use character cuts untrusted text so that no added-token string survives in it; another stands for a critique
+# while a conversation is rendered. Neither occurs in the texts: `_check_text` refuses them.
+_CUT = "\uf8f0"
+_SLOT = "\uf8f1"
+
+_THINK_TAGS = ("<think>", "</think>")
+
+
+@dataclass(frozen=True)
+class EncodedPrefix:
+    """
+    A judged response up to where the critique starts (classic: up to the reward's end-of-turn).
+
+    Args:
+        input_ids (`tuple[int, ...]`):
+            The ids of the context, from which a CLoud model goes on to write.
+        response_changed (`bool`):
+            Whether the chat template shows the response otherwise than given, beyond outer white space: Qwen 3 drops
+            `<think>` blocks, so that two responses that differ only there look the same.
+        text (`str`):
+            The rendered context; untrusted text in it is cut where it spells an added token.
+        reference (`str`):
+            The same with such texts replaced by "x": its added tokens are the template's own.
+    """
+
+    input_ids: tuple[int, ...]
+    response_changed: bool
+    text: str
+    reference: str
+
+
+@dataclass(frozen=True)
+class EncodedCritique:
+    """
+    One judged response with its critique as token ids.
+
+    Args:
+        input_ids (`tuple[int, ...]`):
+            The whole sequence, up to and including the end-of-turn at which the reward is read.
+        prefix_length (`int`):
+            Number of leading ids that are context. The rest is the critique and its end-of-turn (empty for a classic
+            model).
+        response_changed (`bool`):
+            See [`EncodedPrefix`].
+    """
+
+    input_ids: tuple[int, ...]
+    prefix_length: int
+    response_changed: bool = False
+
+    @property
+    def labels(self) -> list[int]:
+        """Labels of the critique LM loss, unshifted, `-100` on the context."""
+        return [IGNORE_INDEX] * self.prefix_length + list(self.input_ids[self.prefix_length :])
+
+    @property
+    def reward_position(self) -> int:
+        """Index of the token whose hidden state gives the reward."""
+        return len(self.input_ids) - 1
+
+
+@dataclass(frozen=True)
+class _Conversation:
+    """A validated prompt and response, text parts only."""
+
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None = None
+
+
+class CritiqueFormat:
+    r"""
+    Turns a prompt, a response and a critique into the token ids a CLoud model is trained on and scored on.
+
+    The pieces are found by rendering the tokenizer's chat template once, at construction; a template that does not close
+    the critique turn with a token of its own is refused then.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            A fast tokenizer with a chat template.
+        critique (`bool`, *optional*, defaults to `True`):
+            `False` for the classic reward model: no critique turn, the reward is read at the end of the response.
+        critique_prompt (`str`, *optional*):
+            Text that opens the critique turn. Defaults to the sentence of the published checkpoints.
+        critique_role (`str`, *optional*, defaults to `"user"`):
+            Role of the critique turn.
+        keep_thinking (`bool`, *optional*, defaults to `False`):
+            Show `<think>` blocks to the reward model where the chat template would drop them.
+        chat_template_kwargs (`dict[str, Any]`, *optional*):
+            Variables for the chat template.
+
+    Raises:
+        `ValueError`: If the tokenizer has no chat template, is not a fast one, or its template refuses the turn order or
+            leaves the critique turn without an end token.
+
+    Attributes:
+        end_token_id (`int`): Id of the end-of-turn token at which the reward is read.
+
+    Examples:
+
+    ```python
+    >>> critique_format = CritiqueFormat(tokenizer)
+    >>> encoded = critique_format.encode("What is 2+2?", "4", "Correct and brief.")
+    >>> tokenizer.decode(encoded.input_ids[encoded.prefix_length :])
+    ' Correct and brief.<|im_end|>'
+    ```
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        critique: bool = True,
+        critique_prompt: str | None = None,
+        critique_role: str = "user",
+        keep_thinking: bool = False,
+        chat_template_kwargs: dict[str, Any] | None = None,
+    ):
+        self.tokenizer = tokenizer
+        self.critique = critique
+        self.critique_prompt = DEFAULT_CRITIQUE_PROMPT if critique_prompt is None else critique_prompt.rstrip()
+        self.critique_role = critique_role
+        self.keep_thinking = keep_thinking
+        self.chat_template_kwargs = chat_template_kwargs or {}
+        if not tokenizer.is_fast:
+            raise ValueError(
+                f"{type(tokenizer).__name__} is not a fast tokenizer. CritiqueFormat needs one (a `tokenizer.json`)."
+            )
+        if not tokenizer.chat_template:
+            raise ValueError(
+                f"The tokenizer {tokenizer.name_or_path!r} has no chat template, and the critique format is built on it. "
+                "Set `tokenizer.chat_template` (or `--chat_template_path`) to the one of your base model."
+            )
+        self._find_control_strings()
+        self._find_end_of_turn()
+
+    @classmethod
+    def from_config(cls, config: CLoudConfig, tokenizer: PreTrainedTokenizerBase) -> "CritiqueFormat":
+        """The format a model was made with. Raises `ValueError` if the tokenizer is not the model's."""
+        critique_format = cls(
+            tokenizer,
+            config.critique,
+            config.critique_prompt,
+            config.critique_role,
+            config.keep_thinking,
+            config.chat_template_kwargs,
+        )
+        if config.critique_end_token_id not in (None, critique_format.end_token_id):
+            raise ValueError(
+                f"The model reads its reward at token {config.critique_end_token_id}, but the tokenizer "
+                f"{tokenizer.name_or_path!r} ends the turn with token {critique_format.end_token_id} "
+                f"({critique_format.end_token!r}). Load the tokenizer that was saved with the model."
+            )
+        return critique_format
+
+    # ------------------------------------------------------------------------------------------------------ encoding
+
+    def encode_prefix(self, prompt, response: str) -> EncodedPrefix:
+        """
+        Encode a judged response up to where the critique starts.
+
+        Args:
+            prompt (`str` or `list[dict]` or `dict`):
+                A user message, a list of chat messages, or `{"messages": [...], "tools": [...]}`.
+            response (`str`):
+                The answer to judge. It may be empty.
+
+        Returns:
+            [`EncodedPrefix`]
+
+        Raises:
+            `ValueError`: If the prompt or response is not usable; the message says why.
+        """
+        text, reference, changed = self._render(prompt, response)
+        return EncodedPrefix(tuple(self._encode_text(text, reference)), changed, text, reference)
+
+    def complete(self, prefix: EncodedPrefix, critique: str | list[int] | None = None) -> EncodedCritique:
+        """
+        Append a critique and its end-of-turn to a prefix.
+
+        Args:
+            prefix ([`EncodedPrefix`]):
+                From [`CritiqueFormat.encode_prefix`].
+            critique (`str` or `list[int]`, *optional*):
+                The critique's text, or the ids a model generated for it (without the end-of-turn, which is appended;
+                one at the end is accepted). `None` for a classic model.
+
+        Returns:
+            [`EncodedCritique`]
+
+        Raises:
+            `ValueError`: If the critique is missing, given to a classic model, or holds an end-of-turn id.
+        """
+        if self.critique != (critique is not None):
+            needs = "A CLoud model needs a critique" if self.critique else "A classic model takes no critique"
+            raise ValueError(f"{needs}, but `critique` is {critique!r:.80}.")
+        context = prefix.input_ids
+        if critique is None:
+            return EncodedCritique(context, len(context), prefix.response_changed)
+        ids = self._critique_ids(prefix, critique) if isinstance(critique, str) else self._checked_ids(critique)
+        return EncodedCritique((*context, *ids, self.end_token_id), len(context), prefix.response_changed)
+
+    def encode(self, prompt, response: str, critique: str | list[int] | None = None) -> EncodedCritique:
+        """[`CritiqueFormat.encode_prefix`] and [`CritiqueFormat.complete`] in one call, with their arguments."""
+        return self.complete(self.encode_prefix(prompt, response), critique)
+
+    def decode(self, critique_ids: list[int]) -> str:
+        """The text of generated critique ids, without special tokens and outer white space."""
+        return self.tokenizer.decode(critique_ids, skip_special_tokens=True).strip()
+
+    def truncate_prompt(self, prompt, excess: int):
+        """
+        Shorten a prompt by at least `excess` tokens, oldest text first; system messages and turns stay.
+
+        Args:
+            prompt (`str` or `list[dict]` or `dict`):
+                The prompt to shorten.
+            excess (`int`):
+                Number of tokens to remove.
+
+        Returns:
+            The prompt in the form it came in, or `None` if its user and assistant texts do not hold that many tokens.
+        """
+        conversation = _conversation(prompt)
+        messages = []
+        for message in conversation.messages:
+            if excess > 0 and message["role"] != "system" and message.get("content"):
+                tokens = self.tokenizer(message["content"], add_special_tokens=False, return_offsets_mapping=True)
+                offsets = tokens["offset_mapping"]
+                cut = min(excess + 1, len(offsets) - 1)  # one more, for the mark that shows the cut
+                if cut > 1:
+                    message = {**message, "content": "…" + message["content"][offsets[cut][0] :]}
+                    excess -= cut - 1
+            messages.append(message)
+        if excess > 0:
+            return None
+        if isinstance(prompt, str):
+            return messages[0]["content"]
+        return {"messages": messages, "tools": conversation.tools} if isinstance(prompt, dict) else messages
+
+    # ----------------------------------------------------------------------------------------------------- rendering
+
+    def _render(self, prompt, response: str) -> tuple[str, str, bool]:
+        """The `text`, `reference` and `response_changed` of an [`EncodedPrefix`]."""
+        conversation = _conversation(prompt)
+        if not isinstance(response, str):
+            raise ValueError(f"`response` is {type(response).__name__}, not text.")
+        conversation.messages.append({"role": "assistant", "content": response})
+        conversation = _walk(conversation, self._check_text)
+        if _walk(conversation, self._plain) == conversation:
+            text = self._render_turns(conversation)
+            return text, text, response.strip() not in text
+        shown = conversation if self.keep_thinking else self._without_dropped_text(conversation)
+        changed = shown.messages[-1] != conversation.messages[-1]
+        text = self._render_turns(_walk(shown, self._plain))
+        reference = self._render_turns(_walk(shown, lambda part: part if self._plain(part) == part else "x"))
+        return text, reference, changed
+
+    def _render_turns(self, conversation: _Conversation) -> str:
+        """Render, then cut after the critique prompt (classic: after the last turn's end token)."""
+        if not self.critique:
+            text = self._apply_template(conversation)
+            if not text.endswith(self._classic_tail):
+                raise ValueError(
+                    "The chat template ends this conversation unlike others; its reward has no fixed place."
+                )
+            return text[: len(text) - len(self._classic_tail)] + self.end_token
+        turn = {"role": self.critique_role, "content": f"{self.critique_prompt} {_SLOT}"}
+        text = self._apply_template(replace(conversation, messages=[*conversation.messages, turn]))
+        return text[: text.rindex(f" {_SLOT}")]
+
+    def _apply_template(self, conversation: _Conversation) -> str:
+        try:
+            return self.tokenizer.apply_chat_template(
+                conversation.messages, tools=conversation.tools, tokenize=False, **self.chat_template_kwargs
+            )
+        except (TemplateError, TypeError, KeyError) as error:
+            roles = ", ".join(message["role"] for message in conversation.messages)
+            raise ValueError(f"The chat template refuses this conversation (roles: {roles}): {error}") from error
+
+    def _without_dropped_text(self, conversation: _Conversation) -> _Conversation:
+        """Replace each assistant text that holds added-token strings by what the chat template keeps of it."""
+        messages = list(conversation.messages)
+        for index, message in enumerate(messages):
+            content = message.get("content")
+            if message["role"] != "assistant" or not content or self._plain(content) == content:
+                continue
+            others = _walk(conversation, self._plain).messages
+
+            def rendered(text, others=others, index=index):
+                turns = [*others[:index], {**others[index], "content": text}, *others[index + 1 :]]
+                return self._render_turns(replace(conversation, messages=turns))
+
+            before, _, after = rendered(_SLOT * 2).partition(_SLOT * 2)
+            text = rendered(content)
+            if text.startswith(before) and text.endswith(after) and len(text) >= len(before) + len(after):
+                kept = text[len(before) : len(text) - len(after)]
+                if kept.strip() != content.strip():
+                    messages[index] = {**message, "content": kept}
+        return replace(conversation, messages=messages)
+
+    # ------------------------------------------------------------------------------------------------ text to tokens
+
+    def _encode_text(self, text: str, reference: str) -> list[int]:
+        """Encode a rendering piece by piece; its added tokens must be those of `reference`."""
+        first, *pieces = text.split(_CUT)
+        ids = self._encode(first)
+        for piece in pieces:
+            ids += self._encode_after(piece)
+        if pieces and self._control_ids(ids) != self._control_ids(self._encode(reference)):
+            raise ValueError(f"Text in this conversation would be read as control tokens: {text!r:.200}")
+        return ids
+
+    def _critique_ids(self, prefix: EncodedPrefix, critique: str) -> list[int]:
+        self._check_text(critique, "critique")
+        critique = self._plain(critique.strip())
+        if not critique:
+            return []
+        context = list(prefix.input_ids)
+        ids = self._encode_text(f"{prefix.text} {critique}", prefix.reference)
+        if ids[: len(context)] == context:
+            return ids[len(context) :]
+        # The tokenizer merged the critique's first characters into the context. A model that writes its own critique
+        # never sees that merge, so the context stays as it is.
+        return [token_id for piece in f" {critique}".split(_CUT) for token_id in self._encode_after(piece)]
+
+    def _encode(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+    def _encode_after(self, text: str) -> list[int]:
+        """Encode text that continues other text: alone, some tokenizers would put a space before it."""
+        for anchor in (":", "a", "\n", " ", "0"):
+            ids, anchor_ids = self._encode(anchor + text), self._encode(anchor)
+            if ids[: len(anchor_ids)] == anchor_ids:
+                return ids[len(anchor_ids) :]
+        raise ValueError(f"The tokenizer cannot encode {text!r:.40} apart from the text before it.")
+
+    def _control_ids(self, ids: list[int]) -> list[int]:
+        return [token_id for token_id in ids if token_id in self._control_id_set]
+
+    def _checked_ids(self, critique_ids: list[int]) -> list[int]:
+        ids = list(critique_ids)
+        if ids and ids[-1] == self.end_token_id:
+            ids.pop()
+        if self.end_token_id in ids:
+            raise ValueError(f"The critique's ids hold the end-of-turn {self.end_token_id} before their end.")
+        return ids
+
+    # ----------------------------------------------------------------------------------------------- untrusted text
+
+    def _plain(self, text: str) -> str:
+        """Cut `text` so that no piece of it spells an added token."""
+        pieces = []
+        while match := self._control_pattern.search(text):
+            pieces.append(text[: match.start() + 1])
+            text = text[match.start() + 1 :]
+        text = _CUT.join([*pieces, text])
+        if self._normalizer and self._control_pattern.search(self._normalizer.normalize_str(text.replace(_CUT, "\n"))):
+            # Only normalisation makes it spell one (full-width letters, say): no single place to cut.
+            return _CUT.join(text.replace(_CUT, ""))
+        return text
+
+    def _check_text(self, text: str, field: str = "text") -> str:
+        if _CUT in text or _SLOT in text:
+            raise ValueError(f"The {field} holds the private-use character U+F8F0 or U+F8F1; remove it: {text!r:.80}")
+        return text
+
+    # -------------------------------------------------------------------------------------------------- construction
+
+    def _find_control_strings(self):
+        """Added tokens that text must not become. Runs of white space and single characters are ordinary text."""
+        added = {
+            token_id: token.content
+            for token_id, token in self.tokenizer.added_tokens_decoder.items()
+            if len(token.content.replace("▁", " ").strip()) > 1
+        }
+        self._control_id_set = frozenset(added) - {self.tokenizer.unk_token_id}  # what unknown characters become
+        strings = sorted({*added.values(), *(_THINK_TAGS if self.keep_thinking else ())}, key=len, reverse=True)
+        self._control_pattern = re.compile("|".join(map(re.escape, strings)) or r"(?!)")
+        self._normalizer = self.tokenizer.backend_tokenizer.normalizer
+
+    def _find_end_of_turn(self):
+        """Render a probe and see what closes the turn at which the reward is read."""
+        probe = _Conversation([{"role": "user", "content": "x"}, {"role": "assistant", "content": _SLOT}])
+        if self.critique:
+            probe.messages[1]["content"] = "x"
+            probe.messages.append({"role": self.critique_role, "content": f"{self.critique_prompt} {_SLOT}"})
+        role = self.critique_role if self.critique else "assistant"
+        text = self._apply_template(probe)
+        if _SLOT not in text:
+            raise ValueError(f"The chat template does not show the text of the last {role} turn.")
+        tail = text[text.rindex(_SLOT) + 1 :]
+        end = self._control_pattern.match(tail)
+        token_id = self.tokenizer.convert_tokens_to_ids(end.group()) if end else None
+        if end is None or token_id not in self._control_id_set:
+            other = "assistant" if role == "user" else "user"
+            hint = f" Try `critique_role={other!r}`, or a" if self.critique else " Use a"
+            raise ValueError(
+                f"The chat template closes a {role} turn with {tail!r:.40}, which is no token of its own: there is no "
+                f"end-of-turn at which to read the reward.{hint} base model whose turns end with a special token."
+            )
+        self.end_token: str = end.group()
+        self.end_token_id: int = token_id
+        self._classic_tail = tail
+
+
+def _conversation(prompt) -> _Conversation:
+    """Check a prompt and bring it to messages whose contents are text."""
+    tools = None
+    if isinstance(prompt, dict):
+        if unknown := sorted(set(prompt) - {"messages", "tools"}):
+            raise ValueError(f"`prompt` has the unknown key(s) {', '.join(unknown)}; it takes `messages` and `tools`.")
+        prompt, tools = prompt.get("messages"), prompt.get("tools")
+    if isinstance(prompt, str):
+        if not prompt.strip():
+            raise ValueError("`prompt` is empty.")
+        return _Conversation([{"role": "user", "content": prompt}], tools)
+    if not isinstance(prompt, list) or not prompt:
+        raise ValueError(f"`prompt` is {prompt!r:.60}; give a string or a list of chat messages.")
+    messages = [_message(message, index) for index, message in enumerate(prompt)]
+    if messages[-1]["role"] not in ("user", "tool"):
+        raise ValueError(
+            f"`prompt` ends on a {messages[-1]['role']!r} turn. Its last message must be the user's (or a tool's): the "
+            "response that is judged comes after it."
+        )
+    return _Conversation(messages, tools)
+
+
+def _message(message, index: int) -> dict[str, Any]:
+    if not isinstance(message, dict) or not re.fullmatch(r"\w+", message.get("role") or ""):
+        raise ValueError(f"`prompt` message {index} is {message!r:.60}; give a dict with `role` and `content`.")
+    # Arrow tables fill the keys a message does not have with None
+    message = {key: value for key, value in message.items() if value is not None}
+    content = message.get("content")
+    if isinstance(content, list):
+        if kinds := sorted({str(part.get("type")) for part in content} - {"text"}):
+            raise ValueError(f"`prompt` message {index} holds {', '.join(kinds)}; CLoud models judge text only.")
+        message["content"] = content = "\n".join(part["text"] for part in content)
+    if not isinstance(content, str) and "tool_calls" not in message:
+        raise ValueError(f"`prompt` message {index} ({message['role']}) has no text `content`.")
+    if content is not None and not content.strip() and message["role"] == "user":
+        raise ValueError(f"`prompt` message {index} (user) is empty.")
+    return message
+
+
+def _walk(conversation: _Conversation, change) -> _Conversation:
+    """Apply `change` to every text in the messages and tools; roles and keys are not text."""
+
+    def visit(value, key=None):
+        if isinstance(value, str):
+            return value if key == "role" else change(value)
+        if isinstance(value, dict):
+            return {change(name): visit(item, name) for name, item in value.items() if item is not None}
+        if isinstance(value, list):
+            return [visit(item) for item in value]
+        return value
+
+    return _Conversation(visit(conversation.messages), visit(conversation.tools))

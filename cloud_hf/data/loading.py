@@ -1,0 +1,48 @@
+"""Load a dataset by the name a user types: a Hub id, a JSONL or Parquet file, or a `save_to_disk` folder."""
+
+from pathlib import Path
+
+from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+
+
+_READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+
+
+def load_rows(name: str, split: str = "train", config: str | None = None) -> Dataset:
+    """
+    Load one split.
+
+    Args:
+        name (`str`):
+            A Hub id, a `.jsonl`, `.json` or `.parquet` file (`.gz` allowed for JSON), or a folder written by
+            `save_to_disk`.
+        split (`str`, *optional*, defaults to `"train"`):
+            Split to load. A single file, or a folder that holds one dataset, has no splits and is taken whole.
+        config (`str`, *optional*):
+            Configuration of a Hub dataset.
+
+    Returns:
+        `Dataset`
+
+    Raises:
+        `ValueError`: If the path does not exist, the split is absent, or there are no rows.
+    """
+    path = Path(name)
+    if path.is_dir() and ((path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists()):
+        rows = load_from_disk(name)
+    elif path.is_file():
+        suffix = next((suffix for suffix in path.suffixes[-2:] if suffix in _READERS), None)
+        if suffix is None:
+            raise ValueError(f"{name}: a dataset file ends in {', '.join(_READERS)} (JSON may be gzipped).")
+        rows = load_dataset(_READERS[suffix], data_files=name, split="train")
+    elif path.is_absolute() or name.startswith(".") or name.endswith((".gz", *_READERS)):
+        raise ValueError(f"{name}: no such file or dataset folder.")
+    else:
+        rows = load_dataset(name, config, split=split)
+    if isinstance(rows, DatasetDict):
+        if split not in rows:
+            raise ValueError(f"{name} has no split {split!r}; it has {', '.join(rows)}.")
+        rows = rows[split]
+    if len(rows) == 0:
+        raise ValueError(f"{name} ({split}) has no rows.")
+    return rows

@@ -1,0 +1,360 @@
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The shell game: a procedural preference task whose critiques do real step-by-step work.
+
+A ball lies under one of four cups and k swaps move it. A response names the cup where the ball ends. Following k swaps
+in one forward pass is hard for a small transformer; writing them out one by one is easy, so a critique helps.
+
+Everything here is text made from a seed: rows for the base language model, preference pairs with oracle critiques,
+best-of-n rows, a tokenizer that spells the task in whole words, and the configuration of a tiny Llama.
+
+Problems with three swaps or more are split by their sequence of swaps ("A and B" and "B and A" being one swap): a
+sequence belongs to exactly one of `train`, `validation` and `test`, whatever the seed and the number of rows. All four
+starts of a sequence fall on the same side, so that every answer is equally likely in each split. One and two swaps
+have only 48 and 576 prompts; they cannot be held out and occur in every split.
+"""
+
+import random
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, PreTrainedTokenizerFast
+
+
+CUPS = "ABCD"
+NUM_SWAPS = (1, 2, 3, 4)
+SPLITS = ("train", "validation", "test")
+HELD_OUT_FROM = 3  # swaps; fewer have too few prompts to hold any out
+CRITIQUE_PROMPT = (
+    "The following is a break down on the correctness and usefulness of the assistant's response to my question:"
+)
+
+CHATML_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+SPECIAL_TOKENS = ("<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>", "<|reserved_0|>", "<|reserved_1|>")
+
+
+@dataclass(frozen=True)
+class ShellGame:
+    """
+    One problem: where the ball starts and how the cups are swapped.
+
+    Args:
+        start (`str`):
+            Cup under which the ball starts.
+        swaps (`tuple[tuple[str, str], ...]`):
+            Pairs of cups, in the order in which they are swapped.
+
+    Example:
+
+    ```python
+    >>> game = ShellGame("D", (("A", "B"), ("D", "B")))
+    >>> game.prompt
+    'The ball starts under cup D. Swap cups 1: A and B. 2: D and B. Where is the ball now?'
+    >>> game.answer
+    'B'
+    >>> game.critique("The answer is C.")
+    '1: A and B gives D. 2: D and B gives B. So B, response C. Wrong.'
+    ```
+    """
+
+    start: str
+    swaps: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def from_prompt(cls, prompt: str) -> "ShellGame":
+        """The problem that `prompt` states."""
+        start = re.search(r"under cup (\w)\.", prompt)
+        if start is None:
+            raise ValueError(f"Not a shell-game prompt: {prompt!r}")
+        return cls(start[1], tuple(re.findall(r"\d: (\w) and (\w)\.", prompt)))
+
+    @property
+    def prompt(self) -> str:
+        """The question, as the user asks it."""
+        steps = " ".join(f"{i}: {a} and {b}." for i, (a, b) in enumerate(self.swaps, start=1))
+        return f"The ball starts under cup {self.start}. Swap cups {steps} Where is the ball now?"
+
+    @property
+    def positions(self) -> list[str]:
+        """The cup that holds the ball after each swap."""
+        cup, positions = self.start, []
+        for a, b in self.swaps:
+            cup = {a: b, b: a}.get(cup, cup)
+            positions.append(cup)
+        return positions
+
+    @property
+    def answer(self) -> str:
+        """The cup that holds the ball in the end."""
+        return self.positions[-1]
+
+    @property
+    def difficulty(self) -> int:
+        """The number of swaps."""
+        return len(self.swaps)
+
+    def critique(self, response: str) -> str:
+        """
+        The oracle's critique of `response`: every step, the right cup, the cup it names, the verdict.
+
+        Args:
+            response (`str`):
+                Any text. One that names no cup in the form of [`response_text`] is wrong.
+        """
+        steps = " ".join(
+            f"{i}: {a} and {b} gives {cup}."
+            for i, ((a, b), cup) in enumerate(zip(self.swaps, self.positions, strict=True), start=1)
+        )
+        named = named_cup(response)
+        verdict = "Correct" if named == self.answer else "Wrong"
+        return f"{steps} So {self.answer}, response {named or 'unclear'}. {verdict}."
+
+    def belongs_to(self, split: str) -> bool:
+        """
+        Whether the problem may occur in `split`.
+
+        Args:
+            split (`str`):
+                One of `"train"`, `"validation"`, `"test"`.
+        """
+        if split not in SPLITS:
+            raise ValueError(f"Unknown split {split!r}: expected one of {SPLITS}")
+        if self.difficulty < HELD_OUT_FROM:
+            return True
+        unordered = " ".join("".join(sorted(swap)) for swap in self.swaps)
+        bucket = zlib.crc32(unordered.encode()) % 10  # a hash that is the same in every process
+        return split == ("test" if bucket < 2 else "validation" if bucket == 2 else "train")
+
+
+def response_text(cup: str) -> str:
+    """The response that names `cup`."""
+    return f"The answer is {cup}."
+
+
+def named_cup(response: str) -> str | None:
+    """The cup that `response` names, or `None` when it names none."""
+    match = re.search(rf"answer is ([{CUPS}])\b", response)
+    return match[1] if match else None
+
+
+def random_game(rng: random.Random, num_swaps: int, split: str = "train") -> ShellGame:
+    """
+    A random problem of a split: every problem of that split and length is equally likely.
+
+    Args:
+        rng (`random.Random`):
+            Source of randomness.
+        num_swaps (`int`):
+            Number of swaps.
+        split (`str`, *optional*, defaults to `"train"`):
+            Split that the problem must belong to.
+    """
+    while True:
+        game = ShellGame(rng.choice(CUPS), tuple(tuple(rng.sample(CUPS, 2)) for _ in range(num_swaps)))
+        if game.belongs_to(split):
+            return game
+
+
+def wrong_cup(rng: random.Random, game: ShellGame) -> str:
+    """A wrong answer to `game`, uniform over the other cups, so that only the swaps tell it from the right one."""
+    return rng.choice([cup for cup in CUPS if cup != game.answer])
+
+
+def _games(
+    name: str, num_rows: int, split: str, num_swaps: Sequence[int], seed: int
+) -> Iterator[tuple[str, ShellGame, random.Random]]:
+    """Row ids, problems and the stream of random numbers behind them; the numbers of swaps take turns."""
+    rng = random.Random(f"{seed}/{name}/{split}")
+    for i in range(num_rows):
+        yield f"{name}-{split}-{seed}-{i}", random_game(rng, num_swaps[i % len(num_swaps)], split), rng
+
+
+def direct_answer_rows(
+    num_rows: int, split: str = "train", num_swaps: Sequence[int] = NUM_SWAPS, seed: int = 0
+) -> list[dict]:
+    """
+    Rows for the base language model, which answers at once, without steps.
+
+    Args:
+        num_rows (`int`):
+            Number of rows.
+        split (`str`, *optional*, defaults to `"train"`):
+            One of `"train"`, `"validation"`, `"test"`.
+        num_swaps (`Sequence[int]`, *optional*, defaults to `(1, 2, 3, 4)`):
+            Numbers of swaps, which take turns from row to row.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the rows.
+
+    Returns:
+        `list[dict]`: Rows with the columns `id`, `prompt`, `response`, `difficulty`.
+    """
+    return [
+        {"id": id_, "prompt": game.prompt, "response": response_text(game.answer), "difficulty": game.difficulty}
+        for id_, game, _ in _games("answers", num_rows, split, num_swaps, seed)
+    ]
+
+
+def preference_rows(
+    num_rows: int, split: str = "train", num_swaps: Sequence[int] = NUM_SWAPS, seed: int = 0
+) -> list[dict]:
+    """
+    Preference pairs with oracle critiques: the chosen response is right, the rejected one names another cup.
+
+    Args:
+        num_rows (`int`):
+            Number of rows.
+        split (`str`, *optional*, defaults to `"train"`):
+            One of `"train"`, `"validation"`, `"test"`.
+        num_swaps (`Sequence[int]`, *optional*, defaults to `(1, 2, 3, 4)`):
+            Numbers of swaps, which take turns from row to row.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the rows.
+
+    Returns:
+        `list[dict]`: Rows with the columns `id`, `prompt`, `chosen`, `rejected`, `chosen_feedback`,
+        `rejected_feedback`, `difficulty`.
+    """
+    rows = []
+    for id_, game, rng in _games("preferences", num_rows, split, num_swaps, seed):
+        chosen, rejected = response_text(game.answer), response_text(wrong_cup(rng, game))
+        rows.append(
+            {
+                "id": id_,
+                "prompt": game.prompt,
+                "chosen": chosen,
+                "rejected": rejected,
+                "chosen_feedback": game.critique(chosen),
+                "rejected_feedback": game.critique(rejected),
+                "difficulty": game.difficulty,
+            }
+        )
+    return rows
+
+
+def best_of_n_rows(
+    num_rows: int, split: str = "test", num_swaps: Sequence[int] = NUM_SWAPS, seed: int = 0
+) -> list[dict]:
+    """
+    Problems with one response per cup, in random order; exactly one is right.
+
+    Args:
+        num_rows (`int`):
+            Number of rows.
+        split (`str`, *optional*, defaults to `"test"`):
+            One of `"train"`, `"validation"`, `"test"`.
+        num_swaps (`Sequence[int]`, *optional*, defaults to `(1, 2, 3, 4)`):
+            Numbers of swaps, which take turns from row to row.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the rows.
+
+    Returns:
+        `list[dict]`: Rows with the columns `id`, `prompt`, `responses`, `correct`, `difficulty`.
+    """
+    rows = []
+    for id_, game, rng in _games("best-of-n", num_rows, split, num_swaps, seed):
+        cups = rng.sample(CUPS, len(CUPS))
+        rows.append(
+            {
+                "id": id_,
+                "prompt": game.prompt,
+                "responses": [response_text(cup) for cup in cups],
+                "correct": [cup == game.answer for cup in cups],
+                "difficulty": game.difficulty,
+            }
+        )
+    return rows
+
+
+def _vocabulary_texts(critique_prompt: str) -> list[str]:
+    """Text that holds every word, letter and digit of the task, in each spelling that occurs."""
+    game = ShellGame("A", (("A", "B"), ("C", "D")))
+    letters_and_digits = [*CUPS, *"0123456789"]
+    return [
+        game.prompt,
+        response_text("A"),
+        *(game.critique(response) for response in (response_text("A"), response_text("B"), "")),
+        critique_prompt,
+        *("system", "user", "assistant"),
+        *letters_and_digits,
+        *(f" {symbol}" for symbol in letters_and_digits),
+    ]
+
+
+def build_tokenizer(critique_prompt: str = CRITIQUE_PROMPT) -> PreTrainedTokenizerFast:
+    """
+    A byte-level BPE tokenizer in which every word of the task is one token, with a ChatML template.
+
+    All 256 bytes are in the vocabulary, so any text is encoded without loss. Training merges until each word is whole,
+    which leaves no tie to chance: the same text gives the same tokenizer.
+
+    Args:
+        critique_prompt (`str`, *optional*, defaults to `CRITIQUE_PROMPT`):
+            Sentence that asks for the critique; its words become tokens too.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    # A word or a digit takes the space before it along, as in GPT-2; every digit stands alone.
+    words = Regex(r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]|\s+(?!\S)|\s+")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(words, behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=10_000,  # out of reach: training ends when every word is whole
+        min_frequency=1,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        special_tokens=list(SPECIAL_TOKENS),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_vocabulary_texts(critique_prompt), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|endoftext|>",
+        pad_token="<|pad|>",
+        extra_special_tokens=list(SPECIAL_TOKENS[2:]),
+        chat_template=CHATML_TEMPLATE,
+        model_max_length=2048,
+    )
+
+
+def build_model_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+    """
+    A tiny Llama for [`build_tokenizer`]'s vocabulary.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerFast`]):
+            Tokenizer that the model will read.
+    """
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.convert_tokens_to_ids("<|im_end|>"),
+        pad_token_id=tokenizer.pad_token_id,
+    )

@@ -1,0 +1,398 @@
+"""The CLoud reward model: a causal language model that keeps its LM head, and a reward head beside it.
+
+Shape suffixes: B batch, T tokens, H hidden, V vocabulary, P labelled positions.
+"""
+
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import initialization as init
+from transformers.generation import GenerationMixin
+from transformers.utils import ModelOutput
+
+from .configuration_cloud import CLoudConfig
+from .critique_format import IGNORE_INDEX, CritiqueFormat
+from .scoring import Score, score_with_transformers
+
+
+# The LM loss is computed in pieces whose logits are about as large as one piece with this vocabulary. The number of
+# pieces depends on the model alone, so that sharded ranks call the LM head equally often.
+_VOCABULARY_PER_CHUNK = 16_384
+
+
+@dataclass
+class CLoudOutput(ModelOutput):
+    """
+    Output of [`CLoudForRewardModeling`].
+
+    Args:
+        logits (`torch.Tensor` of shape `(B, 1)`):
+            The reward, fp32. It is called logits because every reward-model tool reads it there.
+        lm_loss (`torch.Tensor` of shape `()`, *optional*):
+            Mean cross-entropy over the labelled tokens, when `labels` are given; 0 when none is labelled.
+    """
+
+    logits: torch.Tensor | None = None
+    lm_loss: torch.Tensor | None = None
+
+
+class RewardProjection(nn.Linear):
+    """A linear layer that computes in fp32 whatever the model's dtype: rewards differ in small digits."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(device_type=x.device.type, enabled=False):
+            return F.linear(x.float(), self.weight.float(), self.bias.float())
+
+
+class RewardHead(nn.Module):
+    """
+    Hidden state to reward: `out_proj(tanh(dense(h)))`, the shape of the published checkpoints.
+
+    Args:
+        hidden_size (`int`):
+            Width H of the language model.
+    """
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.dense = RewardProjection(hidden_size, hidden_size)
+        self.out_proj = RewardProjection(hidden_size, 1)
+
+    def forward(self, hidden_BH: torch.Tensor) -> torch.Tensor:
+        return self.out_proj(torch.tanh(self.dense(hidden_BH)))
+
+
+class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
+    r"""
+    A reward model that writes a critique before it scores (arXiv 2408.11791), or a classic one (`config.critique=False`).
+
+    Args:
+        config ([`CLoudConfig`]):
+            Its `text_config` names the language model, which can be any causal LM of transformers.
+
+    Examples:
+
+    ```python
+    >>> from cloud_hf import CLoudForRewardModeling
+    >>> model = CLoudForRewardModeling.from_base("Qwen/Qwen3-0.6B")
+    >>> [score] = model.score(["What is 2+2?"], ["4"], tokenizer)
+    >>> score.critique, score.reward
+    ```
+    """
+
+    config_class = CLoudConfig
+    # A plain language-model folder loads into the wrapper under this name, with only the head missing
+    base_model_prefix = "language_model"
+    _keep_in_fp32_modules_strict = ("reward_head",)
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    # The trainer scales the loss itself
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: CLoudConfig):
+        super().__init__(config)
+        self.language_model = AutoModelForCausalLM.from_config(config.text_config)
+        self.reward_head = RewardHead(config.text_config.hidden_size)
+        self._accepts_position_ids = "position_ids" in inspect.signature(self.trunk.forward).parameters
+        self.generation_config = self.language_model.generation_config
+        self.post_init()
+
+    @classmethod
+    def from_base(
+        cls,
+        base: str | Path,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        critique: bool = True,
+        critique_prompt: str | None = None,
+        critique_role: str = "user",
+        keep_thinking: bool = False,
+        chat_template_kwargs: dict[str, Any] | None = None,
+        **kwargs,
+    ) -> "CLoudForRewardModeling":
+        r"""
+        Make a reward model from a causal language model: its weights, and a fresh reward head.
+
+        Args:
+            base (`str` or `Path`):
+                Hub id or folder of a causal language model.
+            tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+                Tokenizer with the chat template to train with. Defaults to the one of `base`.
+            critique, critique_prompt, critique_role, keep_thinking, chat_template_kwargs:
+                See [`CLoudConfig`].
+            **kwargs:
+                Passed to `from_pretrained` (`dtype`, `attn_implementation`, `device_map`, `revision`, …).
+
+        Returns:
+            [`CLoudForRewardModeling`]
+
+        Raises:
+            `ValueError`: If `base` is a reward model already, or its chat template does not fit a critique.
+        """
+        hub_kwargs = {key: kwargs[key] for key in ("revision", "trust_remote_code", "token") if key in kwargs}
+        text_config = AutoConfig.from_pretrained(base, **hub_kwargs)
+        if isinstance(text_config, CLoudConfig):
+            raise ValueError(f"{base} is a CLoud model already; load it with `from_pretrained`.")
+        if tokenizer is None:
+            tokenizer = AutoTokenizer.from_pretrained(base, **hub_kwargs)
+        template_kwargs = _pin_date(tokenizer, chat_template_kwargs)
+        config = CLoudConfig(
+            text_config=text_config,
+            critique=critique,
+            critique_role=critique_role,
+            keep_thinking=keep_thinking,
+            chat_template_kwargs=template_kwargs,
+            **({} if critique_prompt is None else {"critique_prompt": critique_prompt}),
+        )
+        config.critique_end_token_id = CritiqueFormat.from_config(config, tokenizer).end_token_id
+        config.reward_token_id = _unused_token_id(tokenizer, text_config.vocab_size)
+        return cls.from_language_model(base, config, **kwargs)
+
+    @classmethod
+    def from_language_model(cls, base: str | Path, config: CLoudConfig, **kwargs) -> "CLoudForRewardModeling":
+        """The weights of a language model and a fresh head under a given config; [`from_base`] makes the config too."""
+        cls._keys_to_ignore_on_load_missing = [r"^reward_head\."]  # that the head is missing is no news here
+        try:
+            model, loading = super().from_pretrained(base, config=config, output_loading_info=True, **kwargs)
+        finally:
+            cls._keys_to_ignore_on_load_missing = None
+        _refuse_missing(base, loading["missing_keys"])
+        return model
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
+        r"""
+        Load a reward model. As in transformers, but a checkpoint that lacks weights is an error: rewards from a head of
+        random numbers look like any others.
+
+        Raises:
+            `ValueError`: If weights are missing, the reward head's above all.
+        """
+        model, loading = super().from_pretrained(
+            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+        )
+        _refuse_missing(pretrained_model_name_or_path, loading["missing_keys"])
+        return (model, loading) if output_loading_info else model
+
+    # ------------------------------------------------------------------------------------------------------- forward
+
+    @property
+    def trunk(self) -> nn.Module:
+        """The decoder without its LM head."""
+        return self.language_model.base_model
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        reward_positions: torch.LongTensor | None = None,
+        margin: torch.Tensor | None = None,
+        **kwargs,
+    ) -> CLoudOutput:
+        r"""
+        One pass of the decoder; rewards and LM loss are computed only at the positions that need them.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(B, T)`, *optional*):
+                Sequences from [`CritiqueFormat.encode`], padded on either side.
+            attention_mask (`torch.Tensor` of shape `(B, T)`, *optional*):
+                1 on real tokens. Needed when sequences are padded.
+            position_ids (`torch.LongTensor` of shape `(B, T)`, *optional*):
+                Defaults to counting the real tokens.
+            inputs_embeds (`torch.Tensor` of shape `(B, T, H)`, *optional*):
+                Instead of `input_ids`.
+            labels (`torch.LongTensor` of shape `(B, T)`, *optional*):
+                Unshifted labels of the critique LM loss, `-100` elsewhere.
+            reward_positions (`torch.LongTensor` of shape `(B,)`, *optional*):
+                Where the reward is read. Defaults to the last real token.
+            margin (`torch.Tensor`, *optional*):
+                Not used here: [`~trl.RewardTrainer`] hands its whole batch to the model.
+
+        Returns:
+            [`CLoudOutput`]
+        """
+        if position_ids is None and attention_mask is not None and self._accepts_position_ids:
+            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+        if position_ids is not None:
+            kwargs["position_ids"] = position_ids
+        hidden_BTH = self.trunk(
+            input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs
+        ).last_hidden_state
+        B, T, _ = hidden_BTH.shape
+        if reward_positions is None:
+            reward_positions = _last_real_position(attention_mask, B, T, hidden_BTH.device)
+        reward_BH = hidden_BTH[torch.arange(B, device=hidden_BTH.device), reward_positions]
+        return CLoudOutput(
+            logits=self.reward_from_hidden(reward_BH),
+            lm_loss=None if labels is None else self._lm_loss(hidden_BTH[:, :-1], labels[:, 1:]),
+        )
+
+    def reward_from_hidden(self, hidden_BH: torch.Tensor) -> torch.Tensor:
+        """The reward of shape `(B, 1)`, fp32, from final hidden states of shape `(B, H)`."""
+        return (self.reward_head(hidden_BH) - self.config.reward_mean) / self.config.reward_std
+
+    def _lm_loss(self, hidden_BTH: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
+        """Mean cross-entropy over labelled positions; vocabulary logits exist for one chunk of them at a time."""
+        labelled_BT = labels_BT != IGNORE_INDEX
+        hidden_PH, labels_P = hidden_BTH[labelled_BT], labels_BT[labelled_BT]
+        if labels_P.numel() == 0:
+            # One ignored position keeps the LM head in the graph, which sharded training needs on every rank
+            hidden_PH, labels_P = hidden_BTH[:1, 0], labels_BT[:1, 0]
+        chunks = max(1, self.config.text_config.vocab_size // _VOCABULARY_PER_CHUNK)
+        total = hidden_PH.new_zeros((), dtype=torch.float32)
+        for hidden, labels in zip(hidden_PH.tensor_split(chunks), labels_P.tensor_split(chunks), strict=True):
+            if chunks == 1:
+                total = total + self._cross_entropy(hidden, labels)
+            else:
+                total = total + checkpoint(self._cross_entropy, hidden, labels, use_reentrant=False)
+        return total / labelled_BT.sum().clamp(min=1)
+
+    def _cross_entropy(self, hidden_PH: torch.Tensor, labels_P: torch.Tensor) -> torch.Tensor:
+        logits_PV = self.language_model.get_output_embeddings()(hidden_PH).float()
+        return F.cross_entropy(self._scale_logits(logits_PV), labels_P, ignore_index=IGNORE_INDEX, reduction="sum")
+
+    def _scale_logits(self, logits_PV: torch.Tensor) -> torch.Tensor:
+        """What some architectures do to their logits after the LM head, by the names their configs use."""
+        config = self.config.text_config.to_dict()
+        if (scale := config.get("logit_scale") or config.get("lm_head_multiplier")) is not None:  # Cohere, Falcon-H1
+            logits_PV = logits_PV * scale
+        if (divisor := config.get("logits_scaling")) is not None:  # Granite
+            logits_PV = logits_PV / divisor
+        if (cap := config.get("final_logit_softcapping")) is not None:  # Gemma 2
+            logits_PV = torch.tanh(logits_PV / cap) * cap
+        return logits_PV
+
+    def _init_weights(self, module: nn.Module):
+        # The language model initialises its own modules; only the head's are ours.
+        if isinstance(module, RewardProjection):
+            init.normal_(module.weight, mean=0.0, std=module.in_features**-0.5)
+            init.zeros_(module.bias)
+
+    # ---------------------------------------------------------------------------------------------- use and delegation
+
+    def score(self, prompts: list, responses: list[str], tokenizer: PreTrainedTokenizerBase, **kwargs) -> list[Score]:
+        """Judge responses. See [`score_with_transformers`] for arguments, returns and errors."""
+        return score_with_transformers(self, tokenizer, prompts, responses, **kwargs)
+
+    def predict_reward(
+        self,
+        user_prompts: list,
+        assistant_responses: list[str],
+        tokenizer: PreTrainedTokenizerBase,
+        critique_prompt: str | None = None,
+        temp: float = 0.0,
+        max_tokens: int = 1024,
+    ) -> tuple[list[float], list[str]]:
+        r"""
+        Judge responses with the call of the reference implementation.
+
+        Args:
+            user_prompts (`list`):
+                Prompts, as in [`CLoudForRewardModeling.score`].
+            assistant_responses (`list[str]`):
+                One response per prompt.
+            tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+                The model's tokenizer.
+            critique_prompt (`str`, *optional*):
+                Opens the critique turn instead of the model's own.
+            temp (`float`, *optional*, defaults to `0.0`):
+                Sampling temperature; 0 is greedy.
+            max_tokens (`int`, *optional*, defaults to `1024`):
+                Longest critique in tokens.
+
+        Returns:
+            `tuple[list[float], list[str]]`: Rewards and critiques (`""` for a classic model), in input order.
+        """
+        scores = self.score(
+            user_prompts,
+            assistant_responses,
+            tokenizer,
+            critique_prompt=critique_prompt,
+            temperature=temp,
+            max_new_tokens=max_tokens,
+        )
+        return [score.reward for score in scores], [score.critique for score in scores]
+
+    def generate(self, *args, **kwargs):
+        """Free generation with the language model; [`CLoudForRewardModeling.score`] is what writes critiques."""
+        kwargs.setdefault("generation_config", self.generation_config)
+        return self.language_model.generate(*args, **kwargs)
+
+    def prepare_inputs_for_generation(self, *args, **kwargs):
+        return self.language_model.prepare_inputs_for_generation(*args, **kwargs)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.language_model.get_output_embeddings()
+
+    def set_output_embeddings(self, value: nn.Module):
+        self.language_model.set_output_embeddings(value)
+
+    def get_decoder(self) -> nn.Module:
+        return self.trunk
+
+    def save_pretrained(self, *args, **kwargs):
+        """As in transformers; the folder also holds this code, so that it loads where the package is not installed."""
+        auto_map = getattr(self.config, "auto_map", None) or {}
+        self.config.auto_map = {
+            **auto_map,
+            "AutoModelForSequenceClassification": f"modeling_cloud.{CLoudForRewardModeling.__name__}",
+        }
+        super().save_pretrained(*args, **kwargs)
+
+
+def _refuse_missing(name, missing_keys):
+    if missing_keys:
+        keys = ", ".join(sorted(missing_keys)[:4])
+        raise ValueError(
+            f"{name} lacks {len(missing_keys)} of the weights of a CLoud model: {keys}. If it is a plain language model, "
+            "make a reward model from it with `CLoudForRewardModeling.from_base`."
+        )
+
+
+def _last_real_position(attention_mask: torch.Tensor | None, B: int, T: int, device: torch.device) -> torch.Tensor:
+    if attention_mask is None:
+        return torch.full((B,), T - 1, device=device)
+    positions_T = torch.arange(T, device=device)
+    return torch.where(attention_mask.bool(), positions_T, -1).amax(-1)
+
+
+def _pin_date(tokenizer: PreTrainedTokenizerBase, template_kwargs: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A template that writes today's date would change rewards from day to day."""
+    template_kwargs = dict(template_kwargs or {})
+    if "strftime_now" in str(tokenizer.chat_template) and "date_string" in str(tokenizer.chat_template):
+        template_kwargs.setdefault("date_string", "26 Jul 2024")
+    return template_kwargs or None
+
+
+def _unused_token_id(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> int | None:
+    """An id no text can have: a padding row of the embeddings, else a reserved token, else `None`."""
+    if vocab_size > len(tokenizer):
+        return vocab_size - 1
+    words = ("reserved", "unused", "placeholder", "dummy", "extra_id", "control_")
+    spare = [
+        token_id
+        for token_id, token in tokenizer.added_tokens_decoder.items()
+        if any(word in token.content.lower() for word in words)
+        and token.content not in str(tokenizer.chat_template)
+        and token_id not in (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id)
+    ]
+    return max(spare, default=None)

@@ -1,0 +1,190 @@
+"""Datasets of text -> datasets of token ids, with every row checked before training starts."""
+
+import logging
+from typing import Any
+
+from datasets import Dataset
+
+from ..critique_format import IGNORE_INDEX, CritiqueFormat, EncodedCritique
+from ..data.overlong import fit
+from ..data.schemas import (
+    FEEDBACK_COLUMNS,
+    PAIR_COLUMNS,
+    check_columns,
+    check_equal_critiques,
+    critiques_of,
+    prompt_of,
+    response_of,
+    row_name,
+)
+
+
+logger = logging.getLogger(__name__)
+
+SIDES = ("chosen", "rejected")
+
+_ENCODED_COLUMNS = (
+    "chosen_ids", "rejected_ids", "chosen_prefix_length", "rejected_prefix_length", "row", "shortened", "changed",
+)  # fmt: skip
+
+
+def encode_pairs(
+    rows: Dataset, critique_format: CritiqueFormat, max_length: int | None, overlong_policy: str,
+    name: str = "train", num_proc: int | None = None,
+) -> Dataset:  # fmt: skip
+    """
+    Encode preference pairs for [`CLoudTrainer`].
+
+    Args:
+        rows (`Dataset`):
+            Columns `prompt`, `chosen`, `rejected`; for a CLoud model `chosen_feedback` and `rejected_feedback` (text, or
+            several), whose `…_ids` are used where present; optional `margin`, `tools`, `id`, `chosen_finish_reason` and
+            `rejected_finish_reason`. Several critiques train in pairs: the first of chosen with the first of rejected,
+            and so on.
+        critique_format ([`CritiqueFormat`]):
+            The model's format.
+        max_length (`int`, *optional*):
+            Longest sequence in tokens.
+        overlong_policy (`str`):
+            `"error"`, `"drop"` or `"truncate_prompt"`.
+        name (`str`, *optional*, defaults to `"train"`):
+            Name of the dataset in messages.
+        num_proc (`int`, *optional*):
+            Processes to use.
+
+    Returns:
+        `Dataset`: Columns `chosen_ids`, `rejected_ids`, `chosen_prefix_length`, `rejected_prefix_length`, and `margin`
+        where the rows have it, and `cut` (how many critiques of the pair were cut) where they have finish reasons.
+
+    Raises:
+        `ValueError`: Naming the first bad row and its field.
+    """
+    required = PAIR_COLUMNS + (FEEDBACK_COLUMNS if critique_format.critique else ())
+    check_columns(rows.column_names, required, f"The {name} dataset")
+    encoded = rows.map(
+        _encode_batch,
+        batched=True,
+        batch_size=100,
+        with_indices=True,
+        num_proc=num_proc,
+        remove_columns=rows.column_names,
+        fn_kwargs={
+            "critique_format": critique_format,
+            "max_length": max_length,
+            "overlong_policy": overlong_policy,
+            "name": name,
+        },
+        desc=f"Encoding {name} dataset",
+    )
+    _report(encoded, len(rows), name)
+    return encoded.remove_columns(["row", "shortened", "changed"])
+
+
+def encode_critiques(
+    rows: Dataset, critique_format: CritiqueFormat, max_length: int | None, overlong_policy: str,
+    name: str = "train", num_proc: int | None = None,
+) -> Dataset:  # fmt: skip
+    """
+    Encode the critiques of both responses of each pair for supervised fine-tuning, with labels on the critiques alone.
+
+    Args, errors and the treatment of over-long rows are those of [`encode_pairs`].
+
+    Returns:
+        `Dataset`: Columns `input_ids` and `labels`, one row per critique.
+    """
+    pairs = encode_pairs(rows, critique_format, max_length, overlong_policy, name, num_proc)
+    return pairs.map(_split_pairs, batched=True, num_proc=num_proc, remove_columns=pairs.column_names)
+
+
+def _split_pairs(batch: dict[str, list]) -> dict[str, list]:
+    ids = batch["chosen_ids"] + batch["rejected_ids"]
+    starts = batch["chosen_prefix_length"] + batch["rejected_prefix_length"]
+    labels = [[IGNORE_INDEX] * start + sequence[start:] for sequence, start in zip(ids, starts, strict=True)]
+    return {"input_ids": ids, "labels": labels}
+
+
+def _encode_batch(batch: dict[str, list], indices: list[int], name: str, **kwargs) -> dict[str, list]:
+    columns: dict[str, list] = {column: [] for column in _ENCODED_COLUMNS}
+    if "margin" in batch:
+        columns["margin"] = []
+    if "chosen_finish_reason" in batch:
+        columns["cut"] = []
+    for position, index in enumerate(indices):
+        row = {column: values[position] for column, values in batch.items()}
+        try:
+            encoded = _encode_row(row, **kwargs)
+        except ValueError as error:
+            raise ValueError(f"The {name} dataset, {row_name(index, row)}: {error}") from error
+        for pair in encoded:
+            for column, value in {**pair, "row": index}.items():
+                columns[column].append(value)
+    return columns
+
+
+def _encode_row(
+    row: dict[str, Any], critique_format: CritiqueFormat, max_length: int | None, overlong_policy: str
+) -> list[dict[str, Any]]:
+    """The pairs of one row, one per critique; none if it is over-long and dropped."""
+    if row.get("margin", 0.0) is None:
+        raise ValueError("`margin` is None; give a number, or leave the column out.")
+    responses = [response_of(row, side) for side in SIDES]
+    critiques: list[list] = [[None], [None]]
+    if critique_format.critique:
+        critiques = [critiques_of(row, column) for column in FEEDBACK_COLUMNS]
+        check_equal_critiques(row, *critiques)
+
+    def encode(prompt) -> list[tuple[EncodedCritique, EncodedCritique]]:
+        prefixes = [critique_format.encode_prefix(prompt, response) for response in responses]
+        complete = critique_format.complete
+        return [
+            (complete(prefixes[0], chosen), complete(prefixes[1], rejected))
+            for chosen, rejected in zip(*critiques, strict=True)
+        ]
+
+    def length(pairs) -> int:
+        return max(len(side.input_ids) for pair in pairs for side in pair)
+
+    prompt = prompt_of(row)
+    fitted, pairs = fit(prompt, encode, length, max_length, overlong_policy, critique_format)
+    if pairs is None:
+        return []
+    extra = {"margin": float(row["margin"])} if "margin" in row else {}
+    cuts = _cut_critiques(row, len(pairs))
+    return [
+        {
+            "chosen_ids": chosen.input_ids,
+            "rejected_ids": rejected.input_ids,
+            "chosen_prefix_length": chosen.prefix_length,
+            "rejected_prefix_length": rejected.prefix_length,
+            "shortened": fitted is not prompt,
+            "changed": chosen.response_changed + rejected.response_changed,
+            **({} if cut is None else {"cut": cut}),
+            **extra,
+        }
+        for (chosen, rejected), cut in zip(pairs, cuts, strict=True)
+    ]
+
+
+def _cut_critiques(row: dict[str, Any], num_pairs: int) -> list[int | None]:
+    """Per pair, how many of its two critiques were cut at the token budget; `None` where the row does not say."""
+    if "chosen_finish_reason" not in row:
+        return [None] * num_pairs
+    reasons = [row[f"{side}_finish_reason"] for side in SIDES]
+    reasons = [[reason] if isinstance(reason, str) else reason for reason in reasons]
+    return [sum(reason == "length" for reason in pair) for pair in zip(*reasons, strict=True)]
+
+
+def _report(encoded: Dataset, num_rows: int, name: str):
+    """Say what did not go in as it came."""
+    kept = len(set(encoded["row"]))
+    if kept == 0:
+        raise ValueError(f"The {name} dataset has no row left: all {num_rows} are over-long.")
+    if shortened := sum(encoded["shortened"]):
+        logger.warning("The %s dataset: %d pair(s) are trained with a shortened prompt.", name, shortened)
+    if kept < num_rows:
+        logger.warning("The %s dataset: %d of %d rows are over-long and dropped.", name, num_rows - kept, num_rows)
+    if changed := sum(encoded["changed"]):
+        logger.warning(
+            "The %s dataset: the chat template shows %d response(s) otherwise than given (thinking blocks dropped?). "
+            "`keep_thinking` shows them whole.", name, changed,
+        )  # fmt: skip

@@ -1,0 +1,84 @@
+"""The model card of a trained reward model."""
+
+import json
+from typing import TYPE_CHECKING
+
+import transformers
+import trl
+from huggingface_hub import ModelCard, ModelCardData
+
+
+if TYPE_CHECKING:
+    from .trainer import CLoudTrainer
+
+
+_SHOWN_METRICS = ("loss", "pairwise_loss", "lm_loss", "accuracy", "margin", "mean_reward", "reward_std")
+
+
+def make_model_card(trainer: "CLoudTrainer", model_name: str | None, dataset_name: str | None) -> ModelCard:
+    """
+    Describe a model: kind, base model, λ, data, metrics, how to load it.
+
+    Args:
+        trainer ([`CLoudTrainer`]):
+            The trainer, during or after training.
+        model_name (`str`, *optional*):
+            Title of the card.
+        dataset_name (`str`, *optional*):
+            Hub id of the training data.
+
+    Returns:
+        `ModelCard`
+    """
+    config, args = trainer.model.config, trainer.args
+    base = config.name_or_path
+    kind = "CLoud (critique-out-loud) reward model" if config.critique else "classic reward model"
+    hub_id = trainer.hub_model_id or model_name
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-classification",
+        base_model=base if base and "/" in base and not base.startswith((".", "/")) else None,
+        datasets=[dataset_name] if dataset_name else None,
+        tags=[*trainer._tag_names],
+    )
+    facts = {
+        "Kind": kind,
+        "Base model": f"`{base}`" if base else "made from a config",
+        "Training data": f"{dataset_name or 'not named'}, {len(trainer.train_dataset)} pairs",
+        "Bradley-Terry weight": args.bradley_terry_weight,
+        "λ (weight of the critique LM loss)": args.lm_loss_weight
+        if config.critique
+        else "none: it writes no critiques",
+        "Learning rate": f"{args.learning_rate}, {args.lr_scheduler_type}",
+        "Epochs": args.num_train_epochs if args.max_steps < 0 else f"{args.max_steps} steps",
+        "Versions": f"transformers {transformers.__version__}, trl {trl.__version__}",
+    }
+    lines = [f"# {model_name or 'Reward model'}", "", f"A {kind}. It gives a response a number."]
+    if config.critique:
+        lines[-1] += " First it writes a critique, then a head reads the reward at the critique's end."
+    lines += ["", "| | |", "|---|---|", *[f"| {name} | {value} |" for name, value in facts.items()]]
+    lines += ["", "## Metrics", "", *_metric_lines(trainer.state.log_history)]
+    lines += ["", "## Use", "", "```python", _usage(hub_id, config.critique), "```"]
+    lines += ["", "Method: Ankner et al., *Critique-out-Loud Reward Models*, arXiv 2408.11791.", ""]
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines))
+
+
+def _metric_lines(log_history: list[dict]) -> list[str]:
+    """The last value of each metric, training and evaluation."""
+    last: dict[str, float] = {}
+    for entry in log_history:
+        last.update({key: value for key, value in entry.items() if key.removeprefix("eval_") in _SHOWN_METRICS})
+    if not last:
+        return ["Not measured yet."]
+    return ["| metric | value |", "|---|---|", *[f"| {key} | {value:.4g} |" for key, value in last.items()]]
+
+
+def _usage(hub_id: str | None, critique: bool) -> str:
+    shown = "score.reward, score.critique" if critique else "score.reward"
+    return (
+        "from transformers import AutoModel, AutoTokenizer\n\n"
+        f"model = AutoModel.from_pretrained({json.dumps(hub_id)}, trust_remote_code=True)\n"
+        f"tokenizer = AutoTokenizer.from_pretrained({json.dumps(hub_id)})\n"
+        '[score] = model.score(["What is 2+2?"], ["4"], tokenizer)\n'
+        f"print({shown})"
+    )

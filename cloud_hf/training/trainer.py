@@ -1,0 +1,273 @@
+"""TRL's reward trainer with the critique LM loss of arXiv 2408.11791, equation 4."""
+
+from collections import defaultdict
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from datasets import Dataset
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from trl import RewardTrainer
+from trl.trainer.utils import get_config_model_id, global_then_local_main_first
+
+from ..configuration_cloud import CLoudConfig
+from ..critique_format import IGNORE_INDEX, CritiqueFormat
+from ..modeling_cloud import CLoudForRewardModeling
+from ..scoring import context_length
+from .collator import DataCollatorForCLoud
+from .config import CLoudTrainingConfig
+from .encoding import encode_pairs
+from .model_card import make_model_card
+
+
+class CLoudTrainer(RewardTrainer):
+    r"""
+    Trainer for CLoud and classic reward models.
+
+    The loss of an optimizer step is
+
+        bradley_terry_weight * mean over pairs of -log sigmoid(r(chosen) - r(rejected) - margin)
+        + lm_loss_weight * mean over labelled tokens of the cross-entropy of the critiques
+
+    Both means run over the whole step, all micro-batches and ranks, so that gradient accumulation and sharding change
+    nothing. TRL's `margin` column and `center_rewards_coefficient` work as in [`~trl.RewardTrainer`].
+
+    Args:
+        model (`str` or [`CLoudForRewardModeling`] or [`~peft.PeftModel`]):
+            A CLoud model, or the name of one, or the name of a plain language model to make one from with the critique
+            options of `args`.
+        args ([`CLoudTrainingConfig`], *optional*):
+            Configuration for this trainer.
+        train_dataset (`Dataset`):
+            Preference pairs with critiques; see [`~training.encoding.encode_pairs`] for the columns.
+        eval_dataset (`Dataset` or `dict[str, Dataset]`, *optional*):
+            One or several datasets of the same kind.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Tokenizer. Defaults to the model's.
+        **kwargs:
+            Other arguments of [`~trl.RewardTrainer`], such as `peft_config`, `callbacks`, `optimizers`.
+
+    Examples:
+
+    ```python
+    >>> from cloud_hf import CLoudTrainer, CLoudTrainingConfig
+    >>> trainer = CLoudTrainer("Qwen/Qwen3-0.6B", CLoudTrainingConfig("my-cloud-rm"), train_dataset=pairs)
+    >>> trainer.train()
+    ```
+    """
+
+    # compute_loss divides by the counts of the whole step
+    loss_is_scaled_for_ga = True
+
+    _tag_names = ["cloud-hf", "critique-out-loud", "reward-model"]
+    _name = "CLoud"
+
+    def __init__(
+        self,
+        model: Any,
+        args: CLoudTrainingConfig | None = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        **kwargs,
+    ):
+        args = args or CLoudTrainingConfig("cloud-model")
+        name = model if isinstance(model, str) else get_config_model_id(model.config)
+        if processing_class is None:
+            if not name:
+                raise ValueError("The model was not loaded by name: pass its tokenizer as `processing_class`.")
+            processing_class = AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
+        if args.chat_template_path is not None:
+            _set_chat_template(processing_class, args)
+        if isinstance(model, str):
+            model = load_model(model, args, processing_class, kwargs.pop("quantization_config", None))
+        if not isinstance(model.config, CLoudConfig):
+            raise ValueError(
+                f"`model` is a {type(model).__name__}. Pass a CLoudForRewardModeling (`from_base` makes one), or a name."
+            )
+        self.critique_format = CritiqueFormat.from_config(model.config, processing_class)
+        self._context_length = context_length(model.config)
+        self._sums: dict[str, dict[str, float]] = {"train": defaultdict(float), "eval": defaultdict(float)}
+        pad_token_id = processing_class.pad_token_id
+        kwargs.setdefault(
+            "data_collator",
+            DataCollatorForCLoud(
+                pad_token_id=self.critique_format.end_token_id if pad_token_id is None else pad_token_id,
+                pad_to_multiple_of=args.pad_to_multiple_of,
+                critique=model.config.critique,
+            ),
+        )
+        if (peft_config := kwargs.get("peft_config")) is not None:
+            # A head of random numbers would be frozen and lost
+            peft_config.modules_to_save = sorted({*(peft_config.modules_to_save or []), "reward_head"})
+        if not model.config.critique and not model.config.tie_word_embeddings:
+            # A classic model never writes: its LM head gets no gradient, which distributed training must know
+            model.get_output_embeddings().requires_grad_(False)
+        super().__init__(
+            model,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            **kwargs,
+        )
+
+    def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
+        if not isinstance(dataset, Dataset):
+            raise ValueError(
+                f"The {dataset_name} dataset is a {type(dataset).__name__}. Every row is checked before training starts, "
+                "which needs a map-style `datasets.Dataset`."
+            )
+        if "chosen_ids" in dataset.column_names:
+            return dataset
+        limits = [limit for limit in (args.max_length, self._context_length) if limit]
+        with global_then_local_main_first():
+            return encode_pairs(
+                dataset,
+                self.critique_format,
+                min(limits, default=None),
+                args.overlong_policy,
+                dataset_name,
+                args.dataset_num_proc,
+            )
+
+    def _set_signature_columns_if_needed(self):
+        super()._set_signature_columns_if_needed()
+        for column in ("chosen_prefix_length", "rejected_prefix_length", "cut"):
+            if column not in self._signature_columns:
+                self._signature_columns.append(column)
+
+    # ---------------------------------------------------------------------------------------------------------- loss
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict], device: torch.device) -> torch.Tensor | None:
+        """Pairs and labelled tokens of the optimizer step, over its micro-batches and all ranks: shape `(2,)`."""
+        if not batch_samples:
+            return None
+        counts = sum(_counts(batch).to(device) for batch in batch_samples)
+        return self.accelerator.gather(counts[None]).sum(0)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        counts = _counts(inputs)
+        cut = inputs.pop("cut", None)
+        pairwise_loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+        lm_loss = pairwise_loss.new_zeros(()) if outputs.lm_loss is None else outputs.lm_loss
+        self._add_metrics(counts, cut, pairwise_loss.detach(), lm_loss.detach(), outputs.logits.detach())
+        if num_items_in_batch is None:
+            share = torch.ones(2, device=pairwise_loss.device)
+        else:
+            # Ranks are averaged afterwards, so each gives its part of the sum times their number
+            share = counts / num_items_in_batch.clamp(min=1) * self.accelerator.num_processes
+        loss = (
+            self.args.bradley_terry_weight * pairwise_loss * share[0] + self.args.lm_loss_weight * lm_loss * share[1]
+        )
+        return (loss, outputs) if return_outputs else loss
+
+    # ------------------------------------------------------------------------------------------------------- metrics
+
+    def _add_metrics(self, counts, cut, pairwise_loss, lm_loss, rewards):
+        """Add to sums from which `log` makes means over pairs, tokens and responses, whatever the batches were."""
+        pairs, tokens = counts.tolist()
+        chosen, rejected = rewards[:, 0].chunk(2)
+        sums = {
+            "pairs": pairs,
+            "pairwise_loss": pairwise_loss * pairs,
+            "accuracy": (chosen > rejected).sum(),
+            "ties": (chosen == rejected).sum(),
+            "margin": (chosen - rejected).sum(),
+            "mean_reward": rewards.sum() / 2,
+            "square_reward": rewards.square().sum() / 2,
+            "tokens": tokens,
+            "lm_loss": lm_loss * tokens,
+        }
+        if cut is not None:
+            sums["critiques_cut"] = cut.sum() / 2
+        mode = "train" if self.model.training else "eval"
+        for name, value in sums.items():
+            self._sums[mode][name] += float(value)
+
+    def _take_means(self, mode: str) -> dict[str, float]:
+        """The metrics since the last call, over all ranks."""
+        ranks = gather_object([dict(self._sums[mode])])
+        self._sums[mode].clear()
+        return _means({name: sum(rank[name] for rank in ranks) for name in ranks[0]})
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self.model.training and self._sums["train"]:
+            self._metrics["train"].update({name: [value] for name, value in self._take_means("train").items()})
+        super().log(logs, start_time)
+
+    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
+        # Among the returned metrics, each evaluation set under its own name: TRL logs them all under one and
+        # `metric_for_best_model` cannot see them
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        output.metrics.update({f"{metric_key_prefix}_{name}": v for name, v in self._take_means("eval").items()})
+        self._metrics["eval"].clear()
+        return output
+
+    # -------------------------------------------------------------------------------------------------------- saving
+
+    def _save(self, output_dir: str | None = None, state_dict=None):
+        super()._save(output_dir, state_dict)
+        # An adapter's folder then says what kind of reward model it adapts
+        self.accelerator.unwrap_model(self.model).config.save_pretrained(output_dir or self.args.output_dir)
+
+    def create_model_card(self, model_name: str | None = None, dataset_name: str | None = None, tags=None):
+        """Write the model card: base model, λ, data, metrics, how to load. See [`~trl.RewardTrainer`] for arguments."""
+        if self.is_world_process_zero():
+            make_model_card(self, model_name, dataset_name).save(f"{self.args.output_dir}/README.md")
+
+
+def load_model(
+    name: str, args: CLoudTrainingConfig, tokenizer: PreTrainedTokenizerBase, quantization_config=None
+) -> CLoudForRewardModeling:
+    """A CLoud model by name, or one made from the plain language model of that name, for training."""
+    kwargs = dict(args.model_init_kwargs or {})
+    kwargs.setdefault("dtype", "float32")
+    if quantization_config is not None:
+        kwargs["quantization_config"] = quantization_config
+    config = AutoConfig.from_pretrained(name, trust_remote_code=args.trust_remote_code)
+    if isinstance(config, CLoudConfig):
+        if config.critique != args.critique:
+            raise ValueError(
+                f"{name} was made with critique={config.critique}, but `critique` is {args.critique}. Start from its base "
+                "model, or change the option."
+            )
+        return CLoudForRewardModeling.from_pretrained(name, **kwargs)
+    torch.manual_seed(args.seed)
+    return CLoudForRewardModeling.from_base(
+        name,
+        tokenizer,
+        critique=args.critique,
+        critique_prompt=args.critique_prompt,
+        critique_role=args.critique_role,
+        keep_thinking=args.keep_thinking,
+        trust_remote_code=args.trust_remote_code,
+        **kwargs,
+    )
+
+
+def _set_chat_template(tokenizer: PreTrainedTokenizerBase, args: CLoudTrainingConfig):
+    """Read the template file now: the critique format is built on it before TRL would."""
+    if not args.chat_template_path.endswith((".jinja", ".j2")):
+        raise ValueError(
+            "`chat_template_path` must be a Jinja file here: tokens cannot be added after the model is made."
+        )
+    with open(args.chat_template_path, encoding="utf8") as file:
+        tokenizer.chat_template = file.read()
+
+
+def _counts(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Pairs and labelled tokens of a micro-batch."""
+    tokens = (batch["labels"][:, 1:] != IGNORE_INDEX).sum() if "labels" in batch else batch["input_ids"].new_zeros(())
+    return torch.stack([tokens.new_tensor(len(batch["input_ids"]) // 2), tokens])
+
+
+def _means(totals: dict[str, float]) -> dict[str, float]:
+    pairs, tokens = totals.pop("pairs"), totals.pop("tokens")
+    lm_loss, square_reward = totals.pop("lm_loss"), totals.pop("square_reward")
+    metrics = {name: total / pairs for name, total in totals.items()}
+    metrics["reward_std"] = max(square_reward / pairs - metrics["mean_reward"] ** 2, 0.0) ** 0.5
+    if tokens:
+        metrics["lm_loss"] = lm_loss / tokens
+        metrics["critique_length"] = tokens / (2 * pairs) - 1  # the end of turn is not part of the critique
+    return metrics

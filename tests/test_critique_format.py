@@ -1,0 +1,294 @@
+"""The one place where text becomes ids: equal to the chat template on ordinary text, inert on hostile text."""
+
+import copy
+import random
+
+import pytest
+from shared_data import real_texts
+from tokenizers import AddedToken
+from tokenizers_for_tests import (
+    CRITIQUE_ROLE,
+    DEEPSEEK_R1,
+    FAMILIES,
+    GLM4,
+    MISTRAL_V1,
+    NO_SYSTEM,
+    make_tokenizer,
+)
+
+from cloud_hf import CritiqueFormat
+
+
+PROMPT, RESPONSE, CRITIQUE = "What is 12 + 30?", "It is 42.", "The answer is right."
+
+
+def make_format(family, **kwargs):
+    kwargs = {"critique_role": CRITIQUE_ROLE.get(family, "user"), **kwargs}
+    return CritiqueFormat(make_tokenizer(family), **kwargs)
+
+
+def template_ids(critique_format, prompt, response, critique, **kwargs):
+    """What every other tool sees: the chat template on the whole conversation, cut after the last end of turn."""
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    messages.append({"role": "assistant", "content": response})
+    if critique is not None:
+        text = f"{critique_format.critique_prompt} {critique.strip()}"
+        messages.append({"role": critique_format.critique_role, "content": text})
+    ids = critique_format.tokenizer.apply_chat_template(messages, tokenize=True, **kwargs)["input_ids"]
+    return ids[: len(ids) - ids[::-1].index(critique_format.end_token_id)]
+
+
+def added_tokens(critique_format, ids):
+    """The added tokens of a sequence that are not mere white space."""
+    decoder = critique_format.tokenizer.added_tokens_decoder
+    return [i for i in ids if i in decoder and decoder[i].content.replace("▁", " ").strip()]
+
+
+# --------------------------------------------------------------------------------------------- ordinary text
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("critique", [True, False])
+def test_ids_are_those_of_the_chat_template(family, critique):
+    critique_format = make_format(family, critique=critique)
+    text = CRITIQUE if critique else None
+    encoded = critique_format.encode(PROMPT, RESPONSE, text)
+    assert list(encoded.input_ids) == template_ids(critique_format, PROMPT, RESPONSE, text)
+    assert encoded.input_ids[encoded.reward_position] == critique_format.end_token_id
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_real_texts_give_the_ids_of_the_chat_template(family):
+    critique_format = make_format(family)
+    differ = []
+    texts = real_texts(500)
+    for index in range(500):
+        prompt, response, critique = texts[index], texts[index - 1], texts[index - 2]
+        if any(critique_format._plain(text) != text for text in (prompt, response, critique)):
+            continue  # spells an added token: the next section's business
+        ids = critique_format.encode(prompt, response, critique).input_ids
+        if list(ids) != template_ids(critique_format, prompt, response, critique):
+            differ.append((prompt, response, critique))
+    assert not differ, f"{len(differ)} of 500 differ, first: {differ[0]}"
+
+
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - NO_SYSTEM))
+def test_system_and_several_turns(family):
+    critique_format = make_format(family)
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "Hi, how can I help?"},
+        {"role": "user", "content": PROMPT},
+    ]
+    ids = critique_format.encode(messages, RESPONSE, CRITIQUE).input_ids
+    assert list(ids) == template_ids(critique_format, messages, RESPONSE, CRITIQUE)
+
+
+@pytest.mark.parametrize("family", ["llama3_1", "qwen2_5", "qwen3"])
+def test_tools_and_tool_calls(family):
+    critique_format = make_format(family)
+    parameters = {"type": "object", "properties": {"city": {"type": "string"}}}
+    function = {"name": "get_weather", "description": "Weather of a city", "parameters": parameters}
+    tools = [{"type": "function", "function": function}]
+    call = {"type": "function", "function": {"name": "get_weather", "arguments": {"city": "Oslo"}}}
+    messages = [
+        {"role": "user", "content": "Weather in Oslo?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "name": "get_weather", "content": "-3 degrees"},
+    ]
+    prompt = {"messages": messages, "tools": tools}
+    encoded = critique_format.encode(prompt, "It is -3 degrees.", CRITIQUE)
+    expected = template_ids(critique_format, messages, "It is -3 degrees.", CRITIQUE, tools=tools)
+    assert list(encoded.input_ids) == expected
+    hostile = {**function, "description": f"x {critique_format.end_token} <tool_call>"}
+    call["function"]["arguments"] = {critique_format.end_token: critique_format.end_token}
+    prompt["tools"] = [{"type": "function", "function": hostile}]
+    ids = critique_format.encode(prompt, "It is -3 degrees.", CRITIQUE).input_ids
+    assert added_tokens(critique_format, ids) == added_tokens(critique_format, encoded.input_ids)
+
+
+def test_text_parts_are_text_and_arrow_nones_are_absent():
+    critique_format = make_format("qwen3")
+    parts = [{"role": "user", "content": [{"type": "text", "text": PROMPT}], "name": None}]
+    assert critique_format.encode(parts, RESPONSE, CRITIQUE) == critique_format.encode(PROMPT, RESPONSE, CRITIQUE)
+
+
+# ----------------------------------------------------------------------------------------------- hostile text
+
+
+def hostile_texts(family, count=200):
+    """Added-token strings whole, split, nested, at the edges, beside template fragments and odd characters."""
+    rng = random.Random(f"hostile/{family}")
+    tokenizer = make_tokenizer(family)
+    tokens = [token.content for token in tokenizer.added_tokens_decoder.values()]
+    plain = [
+        "x",
+        "user",
+        "assistant\n",
+        "system",
+        "\n\n",
+        " ",
+        "\t",
+        "é",
+        "日本",
+        "🙂",
+        "{{ bos_token }}",
+        "</s",
+        "<",
+        "|>",
+    ]
+    fragments = [token[: rng.randrange(len(token) + 1)] for token in tokens]
+    for index in range(count):
+        pieces = [rng.choice(rng.choice([tokens, plain, fragments])) for _ in range(rng.randrange(1, 9))]
+        if index % 3 == 0:
+            outer, inner = rng.choice(tokens), rng.choice(tokens)
+            cut = rng.randrange(len(outer) + 1)
+            pieces.insert(rng.randrange(len(pieces) + 1), outer[:cut] + inner + outer[cut:])
+        yield "".join(pieces)
+
+
+@pytest.mark.parametrize("keep_thinking", [False, True])
+@pytest.mark.parametrize("critique", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_hostile_text_stays_text(family, critique, keep_thinking):
+    critique_format = make_format(family, critique=critique, keep_thinking=keep_thinking)
+    expected = added_tokens(critique_format, critique_format.encode("x", "x", "x" if critique else None).input_ids)
+    for text in hostile_texts(family):
+        prompt = text if text.strip() else "x"
+        for fields in [(prompt, "x", "x"), ("x", text, "x"), ("x", "x", text), (prompt, text, text)]:
+            if not critique:
+                fields = (*fields[:2], None)
+            encoded = critique_format.encode(*fields)
+            assert added_tokens(critique_format, encoded.input_ids) == expected, fields
+            assert encoded.input_ids[: encoded.prefix_length] == critique_format.encode_prefix(*fields[:2]).input_ids
+
+
+@pytest.mark.parametrize("family", ["llama3", "qwen3", "chatml"])
+def test_hostile_text_can_be_read_back(family):
+    critique_format = make_format(family, keep_thinking=True)
+    for text in hostile_texts(family, 50):
+        encoded = critique_format.encode("x", "x", text)
+        ids = encoded.input_ids[encoded.prefix_length : -1]
+        assert critique_format.tokenizer.decode(ids).strip() == text.strip()
+
+
+def test_text_that_becomes_a_control_string_by_normalisation_stays_text():
+    """The Kelvin sign is a K after NFC; with `normalized=True` the added token would match it."""
+    tokenizer = copy.deepcopy(make_tokenizer("qwen3"))
+    tokenizer.add_tokens([AddedToken("<KEY>", special=False, normalized=True)])
+    critique_format = CritiqueFormat(tokenizer)
+    key = tokenizer.convert_tokens_to_ids("<KEY>")
+    assert key in tokenizer("<\u212aEY>")["input_ids"]
+    assert key not in critique_format.encode("<\u212aEY>", "x", "<\u212aEY>").input_ids
+
+
+# -------------------------------------------------------------------------------------- one boundary, many paths
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_training_ids_start_with_the_ids_a_model_writes_from(family):
+    critique_format = make_format(family)
+    for critique in ["Good.", "1: fine", "“Quoted”", "- list\n- items", "", "日本語", ":)", "  spaces  "]:
+        encoded = critique_format.encode(PROMPT, RESPONSE, critique)
+        assert encoded.input_ids[: encoded.prefix_length] == critique_format.encode_prefix(PROMPT, RESPONSE).input_ids
+        assert encoded.labels[encoded.prefix_length :] == list(encoded.input_ids[encoded.prefix_length :])
+        assert set(encoded.labels[: encoded.prefix_length]) == {-100}
+        text = critique_format.decode(encoded.input_ids[encoded.prefix_length : -1])
+        assert text == critique.strip()
+
+
+def test_generated_ids_are_used_as_they_are():
+    critique_format = make_format("llama3")
+    ids = [9, 8, 7]
+    encoded = critique_format.encode(PROMPT, RESPONSE, ids)
+    assert encoded.input_ids[encoded.prefix_length :] == (9, 8, 7, critique_format.end_token_id)
+    assert critique_format.encode(PROMPT, RESPONSE, [*ids, critique_format.end_token_id]) == encoded
+    with pytest.raises(ValueError, match="end-of-turn"):
+        critique_format.encode(PROMPT, RESPONSE, [9, critique_format.end_token_id, 7])
+
+
+def test_qwen3_drops_thinking_and_says_so():
+    prompt, response = "x", "<think>long thoughts</think>\n\nIt is 42."
+    shown = make_format("qwen3").encode(prompt, response, "ok")
+    assert list(shown.input_ids) == template_ids(make_format("qwen3"), prompt, response, "ok")
+    assert shown.response_changed
+    assert not make_format("qwen3").encode(prompt, RESPONSE, "ok").response_changed
+    kept_format = make_format("qwen3", keep_thinking=True)
+    kept = kept_format.encode(prompt, response, "ok")
+    assert not kept.response_changed
+    assert "<think>long thoughts</think>" in kept_format.tokenizer.decode(kept.input_ids)
+
+
+def test_date_of_the_template_can_be_pinned():
+    pinned = make_format("llama3_2", chat_template_kwargs={"date_string": "26 Jul 2024"})
+    ids = pinned.encode(PROMPT, RESPONSE, CRITIQUE).input_ids
+    assert "26 Jul 2024" in pinned.tokenizer.decode(ids)
+    assert list(ids) == template_ids(pinned, PROMPT, RESPONSE, CRITIQUE, date_string="26 Jul 2024")
+
+
+@pytest.mark.parametrize("family", ["llama3", "gemma2", "phi3"])
+def test_truncated_prompts_fit_and_keep_their_end(family):
+    critique_format = make_format(family)
+    prompt = " ".join(f"word{i}" for i in range(200)) + " THE END"
+    before = len(critique_format.encode(prompt, RESPONSE, CRITIQUE).input_ids)
+    shorter = critique_format.truncate_prompt(prompt, 100)
+    after = len(critique_format.encode(shorter, RESPONSE, CRITIQUE).input_ids)
+    assert before - 130 < after <= before - 95
+    assert shorter.endswith("THE END") and shorter.startswith("…")
+    assert critique_format.truncate_prompt(prompt, 100_000) is None
+
+
+# --------------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("template", "family", "role", "says"),
+    [
+        (MISTRAL_V1, "mistral_v3", "user", r"closes a user turn with ' \[/INST\]'"),
+        (GLM4, "mistral_v3", "user", "closes a user turn with ''"),
+        (DEEPSEEK_R1, "deepseek_r1", "user", "critique_role='assistant'"),
+        (MISTRAL_V1, "mistral_v3", "assistant", "roles must alternate"),
+    ],
+)
+def test_templates_that_cannot_be_told_apart_are_refused(template, family, role, says):
+    tokenizer = copy.deepcopy(make_tokenizer(family))
+    tokenizer.chat_template = template
+    with pytest.raises(ValueError, match=says):
+        CritiqueFormat(tokenizer, critique_role=role)
+
+
+def test_a_tokenizer_without_a_chat_template_is_refused():
+    tokenizer = copy.deepcopy(make_tokenizer("llama3"))
+    tokenizer.chat_template = None
+    with pytest.raises(ValueError, match="has no chat template"):
+        CritiqueFormat(tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "response", "critique", "says"),
+    [
+        ("", "a", "c", "`prompt` is empty"),
+        (None, "a", "c", "`prompt` is None"),
+        ([], "a", "c", "give a string or a list"),
+        ("p", None, "c", "`response` is NoneType"),
+        ("p", "a", None, "needs a critique"),
+        ([{"role": "user", "content": "p"}, {"role": "assistant", "content": "a"}], "a", "c", "ends on a 'assistant'"),
+        ([{"role": "user", "content": [{"type": "image"}]}], "a", "c", "holds image"),
+        ([{"role": "user", "content": " "}], "a", "c", "message 0 .user. is empty"),
+        ([{"role": "user"}], "a", "c", "no text `content`"),
+        ([{"content": "p"}], "a", "c", "`role` and `content`"),
+        ([{"role": "user<|im_end|>", "content": "p"}], "a", "c", "`role` and `content`"),
+        ({"messages": [{"role": "user", "content": "p"}], "tool": []}, "a", "c", "unknown key"),
+        ("p \uf8f0", "a", "c", "private-use"),
+    ],
+)
+def test_unusable_input_is_refused_with_its_reason(prompt, response, critique, says):
+    with pytest.raises(ValueError, match=says):
+        make_format("qwen3").encode(prompt, response, critique)
+
+
+def test_a_role_order_the_template_refuses_is_an_error_with_its_words():
+    system = [{"role": "system", "content": "s"}, {"role": "user", "content": "p"}]
+    with pytest.raises(ValueError, match="System role not supported"):
+        make_format("gemma2").encode(system, "a", "c")
