@@ -1,0 +1,137 @@
+"""Best-of-N: how often the response with the highest reward is correct."""
+
+import math
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from typing import Any
+
+from datasets import Dataset
+
+from ..critique_format import CritiqueFormat
+from ..data.schemas import check_columns
+from ..scoring import Scorer
+from .pairs import fit_rows
+
+
+@dataclass(frozen=True)
+class BestOfN:
+    """
+    Best-of-N by reward.
+
+    Args:
+        problems (`int`):
+            Problems scored.
+        rates (`dict[int, float]`):
+            For each n, the expected correctness of the best of n candidates drawn without replacement. Equal rewards
+            share the choice. `rates[1]` is chance.
+        standard_errors (`dict[int, float]`):
+            Standard error of each rate over problems.
+        oracle (`dict[int, float]`):
+            The same for a choice that is never wrong when a correct candidate is among the n.
+        dropped (`int`):
+            Over-long problems that were left out.
+    """
+
+    problems: int
+    rates: dict[int, float]
+    standard_errors: dict[int, float]
+    oracle: dict[int, float]
+    dropped: int
+
+    def summary(self) -> dict[str, Any]:
+        """The figures for JSON."""
+        return asdict(self)
+
+
+def evaluate_best_of_n(
+    scorer: Scorer,
+    rows: Dataset,
+    critique_format: CritiqueFormat,
+    *,
+    context_length: int | None = None,
+    overlong_policy: str = "error",
+    max_new_tokens: int = 1024,
+    **score_options,
+) -> BestOfN:
+    """
+    Score all candidates of every problem and choose by reward.
+
+    Args:
+        scorer ([`Scorer`]):
+            Any backend.
+        rows (`Dataset`):
+            Columns `prompt`, `responses` (list of strings) and `correct` (list of booleans or scores, one per response).
+        critique_format, context_length, overlong_policy, max_new_tokens, score_options:
+            See [`evaluate_pairs`].
+
+    Returns:
+        [`BestOfN`]
+
+    Raises:
+        `ValueError`: Before anything is scored, naming the first bad row.
+    """
+    check_columns(rows.column_names, ("prompt", "responses", "correct"), "Best-of-N")
+    fitted = fit_rows(rows, _candidates, critique_format, context_length, overlong_policy, max_new_tokens)
+    prompts = [row.prompt for row in fitted.rows for _ in row.responses]
+    responses = [response for row in fitted.rows for response in row.responses]
+    scores = iter(scorer.score(prompts, responses, max_new_tokens=max_new_tokens, **score_options))
+    problems = [
+        ([next(scores).reward for _ in row.responses], [float(value) for value in row.row["correct"]])
+        for row in fitted.rows
+    ]
+    sizes = range(1, min(len(rewards) for rewards, _ in problems) + 1)
+    rates = {n: [expected_best_of(rewards, correct, n) for rewards, correct in problems] for n in sizes}
+    oracle = {n: [expected_best_of(correct, correct, n) for _, correct in problems] for n in sizes}
+    return BestOfN(
+        problems=len(problems),
+        rates={n: _mean(values) for n, values in rates.items()},
+        standard_errors={n: _standard_error(values) for n, values in rates.items()},
+        oracle={n: _mean(values) for n, values in oracle.items()},
+        dropped=fitted.dropped,
+    )
+
+
+def expected_best_of(rewards: list[float], correct: list[float], n: int) -> float:
+    """
+    Expected correctness of the highest-reward candidate among n drawn without replacement, in closed form.
+
+    Args:
+        rewards (`list[float]`):
+            One per candidate.
+        correct (`list[float]`):
+            What a choice of that candidate is worth.
+        n (`int`):
+            Candidates drawn.
+
+    Returns:
+        `float`
+    """
+    ranked = sorted(zip(rewards, correct, strict=True), key=lambda pair: -pair[0])
+    total, rank = 0.0, 0
+    for _, group in groupby(ranked, key=lambda pair: pair[0]):
+        worth = [value for _, value in group]
+        for _ in worth:  # equal rewards share the choice
+            # all of the other n - 1 come from the candidates ranked below
+            total += _mean(worth) * math.comb(len(ranked) - 1 - rank, n - 1)
+            rank += 1
+    return total / math.comb(len(ranked), n)
+
+
+def _candidates(row: dict[str, Any]) -> list[str]:
+    responses, correct = row["responses"], row["correct"]
+    if not isinstance(responses, list) or not responses or not all(isinstance(text, str) for text in responses):
+        raise ValueError(f"`responses` is {responses!r:.60}; give a non-empty list of strings.")
+    if not isinstance(correct, list) or len(correct) != len(responses):
+        raise ValueError(f"`correct` is {correct!r:.60}; give one value for each of the {len(responses)} responses.")
+    return responses
+
+
+def _mean(values: list[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _standard_error(values: list[float]) -> float:
+    if len(values) < 2:
+        return math.nan
+    mean = _mean(values)
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
