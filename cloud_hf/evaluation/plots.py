@@ -6,7 +6,7 @@ import matplotlib
 
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib import pyplot as plt
 
 
 _COLORS = {"cloud": "#1f6feb", "classic": "#d97706"}

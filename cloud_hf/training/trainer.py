@@ -14,6 +14,7 @@ from ..configuration_cloud import CLoudConfig
 from ..critique_format import IGNORE_INDEX, CritiqueFormat
 from ..modeling_cloud import CLoudForRewardModeling
 from ..scoring import context_length
+from .arguments import set_chat_template
 from .collator import DataCollatorForCLoud
 from .config import CLoudTrainingConfig
 from .encoding import encode_pairs
@@ -78,7 +79,8 @@ class CLoudTrainer(RewardTrainer):
                 raise ValueError("The model was not loaded by name: pass its tokenizer as `processing_class`.")
             processing_class = AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
         if args.chat_template_path is not None:
-            _set_chat_template(processing_class, args)
+            # Read now: the critique format is built on the template before TRL would set it
+            set_chat_template(processing_class, args.chat_template_path)
         if isinstance(model, str):
             model = load_model(model, args, processing_class, kwargs.pop("quantization_config", None))
         if not isinstance(model.config, CLoudConfig):
@@ -244,16 +246,6 @@ def load_model(
         trust_remote_code=args.trust_remote_code,
         **kwargs,
     )
-
-
-def _set_chat_template(tokenizer: PreTrainedTokenizerBase, args: CLoudTrainingConfig):
-    """Read the template file now: the critique format is built on it before TRL would."""
-    if not args.chat_template_path.endswith((".jinja", ".j2")):
-        raise ValueError(
-            "`chat_template_path` must be a Jinja file here: tokens cannot be added after the model is made."
-        )
-    with open(args.chat_template_path, encoding="utf8") as file:
-        tokenizer.chat_template = file.read()
 
 
 def _counts(batch: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -1,0 +1,70 @@
+"""Command-line arguments of everything that scores."""
+
+from dataclasses import dataclass, field
+
+from ..critique_format import CritiqueFormat
+from ..loading import load_reward_model
+from ..scoring import TransformersScorer, context_length
+
+
+@dataclass
+class ScoringArguments:
+    """
+    Which models score which data, and how.
+
+    Parameters:
+        models (`list[str]`):
+            Hub ids or folders of CLoud or classic models, or of LoRA adapters.
+        dataset_name (`list[str]`):
+            Hub ids, JSONL or Parquet files, or `save_to_disk` folders.
+        output_dir (`str`):
+            Folder for the results.
+        dataset_config (`str`, *optional*):
+            Configuration of the Hub datasets.
+        dataset_test_split (`str`, *optional*, defaults to `"test"`):
+            Split to score; a single file is scored whole.
+        limit (`int`, *optional*):
+            Score the first rows only.
+        num_critiques (`int`, *optional*, defaults to `1`):
+            Critiques per response, whose rewards are averaged.
+        temperature (`float`, *optional*, defaults to `0.0`):
+            Sampling temperature; 0 is greedy.
+        max_new_tokens (`int`, *optional*, defaults to `1024`):
+            Longest critique in tokens.
+        overlong_policy (`str`, *optional*, defaults to `"error"`):
+            What happens to rows that do not fit the model's context: error, drop or truncate_prompt.
+        batch_size (`int`, *optional*, defaults to `16`):
+            Sequences scored at once.
+        dtype (`str`, *optional*, defaults to `"auto"`):
+            Data type of the weights.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the sampling.
+    """
+
+    models: list[str] = field(metadata={"help": "Hub ids or folders of reward models or adapters."})
+    dataset_name: list[str] = field(metadata={"help": "Hub ids, files, or save_to_disk folders."})
+    output_dir: str = field(metadata={"help": "Folder for the results."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the Hub datasets."})
+    dataset_test_split: str = field(default="test", metadata={"help": "Split to score."})
+    limit: int | None = field(default=None, metadata={"help": "Score the first rows only."})
+    num_critiques: int = field(default=1, metadata={"help": "Critiques per response."})
+    temperature: float = field(default=0.0, metadata={"help": "Sampling temperature; 0 is greedy."})
+    max_new_tokens: int = field(default=1024, metadata={"help": "Longest critique in tokens."})
+    overlong_policy: str = field(default="error", metadata={"help": "Over-long rows: error, drop or truncate_prompt."})
+    batch_size: int = field(default=16, metadata={"help": "Sequences scored at once."})
+    dtype: str = field(default="auto", metadata={"help": "Data type of the weights."})
+    seed: int = field(default=0, metadata={"help": "Seed of the sampling."})
+
+
+def load_scorer(name: str, args: ScoringArguments) -> tuple[TransformersScorer, CritiqueFormat, dict]:
+    """A model's scorer, its format, and the options that `evaluate_pairs` and `evaluate_best_of_n` take."""
+    model, tokenizer = load_reward_model(name, dtype=args.dtype)
+    options = {
+        "context_length": context_length(model.config),
+        "overlong_policy": args.overlong_policy,
+        "max_new_tokens": args.max_new_tokens,
+    }
+    if model.config.critique:
+        options |= {"num_critiques": args.num_critiques, "temperature": args.temperature, "seed": args.seed}
+    scorer = TransformersScorer(model, tokenizer, args.batch_size, show_progress=True)
+    return scorer, CritiqueFormat.from_config(model.config, tokenizer), options

@@ -1,0 +1,63 @@
+"""Command-line arguments that the example scripts share."""
+
+from dataclasses import dataclass, field
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from trl import ModelConfig
+
+
+@dataclass
+class DataArguments:
+    """
+    The training data.
+
+    Parameters:
+        dataset_name (`str`):
+            Hub id, JSONL or Parquet file, or `save_to_disk` folder.
+        dataset_config (`str`, *optional*):
+            Configuration of a Hub dataset.
+        dataset_train_split (`str`, *optional*, defaults to `"train"`):
+            Split to train on.
+        dataset_test_split (`str`, *optional*, defaults to `"test"`):
+            Split to evaluate on while training, where `eval_strategy` asks for it.
+    """
+
+    dataset_name: str = field(metadata={"help": "Hub id, JSONL or Parquet file, or save_to_disk folder."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
+    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    dataset_test_split: str = field(default="test", metadata={"help": "Split for evaluation while training."})
+
+
+def model_init_kwargs(model_args: ModelConfig, training_args) -> dict:
+    """What `from_pretrained` gets: the options of [`~trl.ModelConfig`], then those of `model_init_kwargs`."""
+    return {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        **(training_args.model_init_kwargs or {}),
+    }
+
+
+def load_tokenizer(model_args: ModelConfig, training_args) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, with the chat template of `chat_template_path` if that is given."""
+    tokenizer = AutoTokenizer.from_pretrained(
+        model_args.model_name_or_path,
+        revision=model_args.model_revision,
+        trust_remote_code=training_args.trust_remote_code,
+    )
+    if training_args.chat_template_path is not None:
+        set_chat_template(tokenizer, training_args.chat_template_path)
+    return tokenizer
+
+
+def set_chat_template(tokenizer: PreTrainedTokenizerBase, path: str):
+    """
+    Give a tokenizer the chat template of a Jinja file.
+
+    Raises:
+        `ValueError`: If `path` is not a Jinja file: tokens cannot be added once the critique format is built.
+    """
+    if not path.endswith((".jinja", ".j2")):
+        raise ValueError(f"`chat_template_path` is {path!r}; it must be a Jinja file here.")
+    with open(path, encoding="utf8") as file:
+        tokenizer.chat_template = file.read()

@@ -1,0 +1,45 @@
+"""
+Stage 3: train a CLoud reward model, Bradley-Terry loss plus λ times the critique LM loss.
+
+Rows have the columns prompt, chosen, rejected, chosen_feedback, rejected_feedback; in the paper the critiques are the
+model's own, written by build_self_critiques.py with the model of stage 1, from which this stage starts.
+
+accelerate launch examples/train_cloud.py --config examples/configs/llama3-8b/cloud.yaml
+
+On a CPU, with a small model:
+
+python examples/train_cloud.py --model_name_or_path critic-sft --dataset_name self-critiques \
+    --output_dir cloud-rm --use_cpu --bf16 False --max_length 1024 --per_device_train_batch_size 2 --max_steps 20
+"""
+
+from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
+
+from cloud_hf import CLoudTrainer, CLoudTrainingConfig
+from cloud_hf.data.loading import load_rows
+from cloud_hf.training.arguments import DataArguments, load_tokenizer, model_init_kwargs
+
+
+def main(data_args: DataArguments, training_args: CLoudTrainingConfig, model_args: ModelConfig):
+    training_args.model_init_kwargs = model_init_kwargs(model_args, training_args)
+    eval_dataset = None
+    if training_args.eval_strategy != "no":
+        eval_dataset = load_rows(data_args.dataset_name, data_args.dataset_test_split, data_args.dataset_config)
+    trainer = CLoudTrainer(
+        model_args.model_name_or_path,
+        training_args,
+        train_dataset=load_rows(data_args.dataset_name, data_args.dataset_train_split, data_args.dataset_config),
+        eval_dataset=eval_dataset,
+        processing_class=load_tokenizer(model_args, training_args),
+        quantization_config=get_quantization_config(model_args),
+        peft_config=get_peft_config(model_args),
+    )
+    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    trainer.save_model()
+    trainer.save_state()
+    trainer.create_model_card(dataset_name=data_args.dataset_name)
+    if training_args.push_to_hub:
+        trainer.push_to_hub(dataset_name=data_args.dataset_name)
+
+
+if __name__ == "__main__":
+    main(*TrlParser((DataArguments, CLoudTrainingConfig, ModelConfig)).parse_args_and_config())

@@ -1,0 +1,81 @@
+"""
+Stage 1: teach a language model to write critiques, by supervised fine-tuning on oracle critiques.
+
+Rows have the columns prompt, chosen, rejected, chosen_feedback, rejected_feedback; the critiques of both responses are
+learned, and only the critiques and their end of turn carry loss.
+
+accelerate launch examples/train_critique_sft.py --config examples/configs/llama3-8b/critique_sft.yaml
+
+On a CPU, with a small model:
+
+python examples/train_critique_sft.py --model_name_or_path Qwen/Qwen3-0.6B --dataset_name pairs.jsonl \
+    --output_dir critic-sft --use_cpu --bf16 False --max_length 1024 --per_device_train_batch_size 2 --max_steps 20
+"""
+
+from dataclasses import dataclass, field
+
+from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config, get_quantization_config
+
+from cloud_hf import CritiqueFormat
+from cloud_hf.data.loading import load_rows
+from cloud_hf.training.arguments import DataArguments, load_tokenizer, model_init_kwargs
+from cloud_hf.training.encoding import encode_critiques
+
+
+@dataclass
+class CritiqueArguments:
+    """How a critique is asked for; use the same values in every stage."""
+
+    critique_prompt: str | None = field(default=None, metadata={"help": "Text that opens the critique turn."})
+    critique_role: str = field(default="user", metadata={"help": "Role of the critique turn: user or assistant."})
+    keep_thinking: bool = field(default=False, metadata={"help": "Show <think> blocks the template would drop."})
+    overlong_policy: str = field(default="error", metadata={"help": "Over-long rows: error, drop or truncate_prompt."})
+
+
+def main(
+    data_args: DataArguments, critique_args: CritiqueArguments, training_args: SFTConfig, model_args: ModelConfig
+):
+    tokenizer = load_tokenizer(model_args, training_args)
+    critique_format = CritiqueFormat(
+        tokenizer,
+        critique_prompt=critique_args.critique_prompt,
+        critique_role=critique_args.critique_role,
+        keep_thinking=critique_args.keep_thinking,
+    )
+
+    def encode(split: str):
+        rows = load_rows(data_args.dataset_name, split, data_args.dataset_config)
+        return encode_critiques(
+            rows,
+            critique_format,
+            training_args.max_length,
+            critique_args.overlong_policy,
+            split,
+            training_args.dataset_num_proc,
+        )
+
+    train_dataset = encode(data_args.dataset_train_split)
+    eval_dataset = encode(data_args.dataset_test_split) if training_args.eval_strategy != "no" else None
+    # Every row fits by now; SFTTrainer would cut critiques off in silence
+    training_args.max_length = None
+    training_args.chat_template_path = None
+    training_args.model_init_kwargs = model_init_kwargs(model_args, training_args)
+    trainer = SFTTrainer(
+        model_args.model_name_or_path,
+        training_args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        processing_class=tokenizer,
+        quantization_config=get_quantization_config(model_args),
+        peft_config=get_peft_config(model_args),
+    )
+    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    trainer.save_model()
+    trainer.save_state()
+    if training_args.push_to_hub:
+        trainer.push_to_hub(dataset_name=data_args.dataset_name)
+
+
+if __name__ == "__main__":
+    parser = TrlParser((DataArguments, CritiqueArguments, SFTConfig, ModelConfig))
+    main(*parser.parse_args_and_config())
