@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import initialization as init
 from transformers.generation import GenerationMixin
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import ModelOutput
 
 from .configuration_cloud import CLoudConfig
@@ -167,6 +168,8 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         finally:
             cls._keys_to_ignore_on_load_missing = None
         _refuse_missing(base, loading["missing_keys"])
+        if not is_deepspeed_zero3_enabled():  # there the engine decides on data types
+            model.reward_head.float()
         return model
 
     @classmethod

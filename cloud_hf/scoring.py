@@ -7,6 +7,7 @@ end-of-turn is fed, a hook keeps the hidden state. There is no second prefill, a
 import hashlib
 import statistics
 from collections.abc import Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -185,8 +186,13 @@ def score_with_transformers(
     Raises:
         `ValueError`: Before anything is computed, if an argument or a row is not usable; the message names the row.
     """
-    _check_arguments(model, prompts, responses, num_critiques, temperature, max_new_tokens, critiques)
+    _check_arguments(prompts, responses, num_critiques, temperature, max_new_tokens, critiques)
     config = model.config
+    if not config.critique and (num_critiques > 1 or critiques is not None or critique_prompt is not None):
+        raise ValueError(
+            "This is a classic reward model: it writes no critiques. Drop `num_critiques`, `critiques` and "
+            "`critique_prompt`."
+        )
     critique_format = CritiqueFormat.from_config(config, tokenizer)
     if critique_prompt is not None:
         critique_format.critique_prompt = critique_prompt.rstrip()
@@ -208,13 +214,25 @@ def score_with_transformers(
     else:
         _check_lengths(config, [len(prefix.input_ids) + max_new_tokens + 1 for prefix in prefixes])
         writer = _CritiqueWriter(model, critique_format, temperature, max_new_tokens, batch_size, show_progress)
-        return writer.write(prefixes, num_critiques, seed)
+        with _evaluation_mode(model):
+            return writer.write(prefixes, num_critiques, seed)
     _check_lengths(config, [len(encoded.input_ids) for _, encoded in rows], [row for row, _ in rows])
-    rewards = _read_rewards(model, [encoded for _, encoded in rows], batch_size, show_progress)
+    with _evaluation_mode(model):
+        rewards = _read_rewards(model, [encoded for _, encoded in rows], batch_size, show_progress)
     samples: list[list[_Sample]] = [[] for _ in prefixes]
     for (row, encoded), text, reward in zip(rows, texts, rewards, strict=True):
         samples[row].append(_Sample(reward, text, encoded.input_ids[encoded.prefix_length : -1]))
     return [Score.of(row_samples) for row_samples in samples]
+
+
+@contextmanager
+def _evaluation_mode(model):
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 # ------------------------------------------------------------------------------------------------- given sequences
@@ -377,7 +395,8 @@ class _RewardReader(StoppingCriteria):
         """Forward hook on the trunk: sees the tokens that are fed and their hidden states."""
         if not self.prefilled:
             return
-        for row in (kwargs["input_ids"][:, -1] == self.end_token_id).nonzero()[:, 0].tolist():
+        fed = kwargs["input_ids"] if "input_ids" in kwargs else args[0]  # GPT-2 passes it by position
+        for row in (fed[:, -1] == self.end_token_id).nonzero()[:, 0].tolist():
             if self.hidden_states[row] is None:
                 self.hidden_states[row] = output.last_hidden_state[row, -1]
 
@@ -389,7 +408,7 @@ class _RewardReader(StoppingCriteria):
 # -------------------------------------------------------------------------------------------------------- checking
 
 
-def _check_arguments(model, prompts, responses, num_critiques, temperature, max_new_tokens, critiques):
+def _check_arguments(prompts, responses, num_critiques, temperature, max_new_tokens, critiques):
     for name, value in (("prompts", prompts), ("responses", responses)):
         if isinstance(value, str | dict) or not isinstance(value, Sequence):
             raise ValueError(f"`{name}` is {value!r:.60}; give a list with one entry per response to judge.")
@@ -397,10 +416,6 @@ def _check_arguments(model, prompts, responses, num_critiques, temperature, max_
         raise ValueError(f"{len(prompts)} prompts but {len(responses)} responses; give one prompt per response.")
     if num_critiques < 1 or max_new_tokens < 1 or temperature < 0:
         raise ValueError("`num_critiques` and `max_new_tokens` must be at least 1 and `temperature` at least 0.")
-    if not model.config.critique and (num_critiques > 1 or critiques is not None):
-        raise ValueError(
-            "This is a classic reward model: it writes no critiques. Drop `num_critiques` and `critiques`."
-        )
     if critiques is None:
         if num_critiques > 1 and temperature == 0:
             raise ValueError("`num_critiques` above 1 needs `temperature` above 0: greedy critiques are all the same.")

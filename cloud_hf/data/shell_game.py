@@ -71,7 +71,7 @@ class ShellGame:
     >>> game.answer
     'B'
     >>> game.critique("The answer is C.")
-    '1: A and B gives D. 2: D and B gives B. So B, response C. Wrong.'
+    '1: A and B gives D. 2: D and B gives B. So B right, A wrong, C wrong, D wrong. Response C wrong.'
     ```
     """
 
@@ -113,7 +113,10 @@ class ShellGame:
 
     def critique(self, response: str) -> str:
         """
-        The oracle's critique of `response`: every step, the right cup, the cup it names, the verdict.
+        The oracle's critique of `response`: every step, a verdict on each cup, the verdict on the cup it names.
+
+        The verdict on the response is then a look-up in the line before it. A tiny model learns that at once, while it
+        learns to compare two cups only slowly.
 
         Args:
             response (`str`):
@@ -123,9 +126,10 @@ class ShellGame:
             f"{i}: {a} and {b} gives {cup}."
             for i, ((a, b), cup) in enumerate(zip(self.swaps, self.positions, strict=True), start=1)
         )
+        wrong = ", ".join(f"{cup} wrong" for cup in CUPS if cup != self.answer)
         named = named_cup(response)
-        verdict = "Correct" if named == self.answer else "Wrong"
-        return f"{steps} So {self.answer}, response {named or 'unclear'}. {verdict}."
+        verdict = "right" if named == self.answer else "wrong"
+        return f"{steps} So {self.answer} right, {wrong}. Response {named or 'unclear'} {verdict}."
 
     def belongs_to(self, split: str) -> bool:
         """
@@ -348,6 +352,8 @@ def build_model_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
     return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
+        initializer_range=0.08,  # near 1 / sqrt(hidden_size): the default 0.02 starts AdamW on a long plateau
+        rope_parameters={"rope_type": "default", "rope_theta": 100.0},  # sharp positions for texts of about 100 tokens
         intermediate_size=384,
         num_hidden_layers=3,
         num_attention_heads=4,

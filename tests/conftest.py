@@ -1,0 +1,28 @@
+import os
+
+
+# Nothing here may look for the network, and a run must not depend on how many cores the machine has
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+from models_for_tests import make_model, save_language_model
+
+
+@pytest.fixture(scope="session")
+def base_folder(tmp_path_factory):
+    """A tiny Llama language model on disk."""
+    return save_language_model(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture
+def model(base_folder):
+    """A fresh CLoud model."""
+    return make_model(base_folder)
+
+
+@pytest.fixture
+def classic_model(base_folder):
+    """A fresh classic model."""
+    return make_model(base_folder, critique=False)

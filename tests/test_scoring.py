@@ -1,0 +1,228 @@
+import statistics
+
+import pytest
+import torch
+from models_for_tests import CRITIQUES, PROMPTS, RESPONSES, make_model, save_language_model
+from tokenizers_for_tests import make_tokenizer
+
+from cloud_hf import CritiqueFormat, TransformersScorer
+
+
+BUDGET = 12
+
+
+@pytest.fixture(scope="module")
+def talker(tmp_path_factory):
+    """A model that ends its critiques at different lengths, some of them not within the budget."""
+    model = make_model(save_language_model(tmp_path_factory.mktemp("talker"), seed=3))
+    end = model.config.critique_end_token_id
+    with torch.no_grad():
+        model.get_output_embeddings().weight[end] *= 1.3
+    scores = model.score(PROMPTS * 3, RESPONSES * 2 + RESPONSES[::-1], make_tokenizer("llama3"), max_new_tokens=BUDGET)
+    assert {reason for score in scores for reason in score.finish_reasons} == {"stop", "length"}
+    return model
+
+
+def score(model, prompts=PROMPTS, responses=RESPONSES, **kwargs):
+    return model.score(prompts, responses, make_tokenizer("llama3"), **{"max_new_tokens": BUDGET, **kwargs})
+
+
+def full_forward(model, prompt, response, critique_ids):
+    critique_format = CritiqueFormat.from_config(model.config, make_tokenizer("llama3"))
+    ids = critique_format.encode(prompt, response, list(critique_ids)).input_ids
+    return model(input_ids=torch.tensor([ids])).logits.item()
+
+
+def test_the_reward_of_the_generating_pass_is_that_of_a_fresh_full_forward(talker):
+    for prompt, response, result in zip(PROMPTS, RESPONSES, score(talker), strict=True):
+        assert result.reward == pytest.approx(full_forward(talker, prompt, response, result.critique_ids[0]), abs=1e-5)
+        assert len(result.critique_ids[0]) <= BUDGET
+        assert (result.finish_reasons == ("length",)) <= (len(result.critique_ids[0]) == BUDGET)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "options"),
+    [("mistral", {"sliding_window": 16}), ("gemma2", {"head_dim": 8, "sliding_window": 16}), ("gpt2", {}), ("qwen3", {"head_dim": 8})],
+)  # fmt: skip
+def test_one_pass_holds_for_other_caches_and_positions(tmp_path, model_type, options):
+    model = make_model(save_language_model(tmp_path, model_type, **options))
+    for prompt, response, result in zip(PROMPTS, RESPONSES, score(model), strict=True):
+        assert result.reward == pytest.approx(full_forward(model, prompt, response, result.critique_ids[0]), abs=1e-5)
+
+
+def test_nothing_is_read_twice(talker):
+    """Per batch one prefill and then single tokens: no second pass over the sequence."""
+    widths = []
+    hook = talker.trunk.register_forward_hook(
+        lambda module, args, kwargs, output: widths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    score(talker, batch_size=4)
+    hook.remove()
+    assert widths[0] > 1 and set(widths[1:]) == {1}
+    assert len(widths) <= BUDGET + 2
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.0, "seed": 5, "num_critiques": 3}])
+def test_a_batch_of_n_is_n_batches_of_one(talker, options):
+    together = score(talker, batch_size=16, **options)
+    alone = [
+        score(talker, [prompt], [response], batch_size=1, **options)[0]
+        for prompt, response in zip(PROMPTS, RESPONSES, strict=True)
+    ]
+    backwards = score(talker, PROMPTS[::-1], RESPONSES[::-1], batch_size=3, **options)[::-1]
+    for a, b, c in zip(together, alone, backwards, strict=True):
+        assert a.critique_ids == b.critique_ids == c.critique_ids
+        assert a.finish_reasons == b.finish_reasons == c.finish_reasons
+        assert a.rewards == pytest.approx(b.rewards, abs=1e-5)
+        assert a.rewards == pytest.approx(c.rewards, abs=1e-5)
+
+
+def test_the_tokenizers_padding_and_the_bases_generation_config_do_not_matter(talker):
+    expected = score(talker)
+    tokenizer = make_tokenizer("llama3")
+    for pad, side in [(None, "right"), (tokenizer.eos_token, "left"), ("<|eot_id|>", "right")]:
+        tokenizer.pad_token, tokenizer.padding_side = pad, side
+        talker.generation_config.update(repetition_penalty=1.5, do_sample=True, temperature=2.0)
+        assert [result.reward for result in score(talker)] == [result.reward for result in expected]
+    tokenizer.pad_token = None
+
+
+def test_sampling(talker):
+    first = score(talker, temperature=1.0, num_critiques=4, seed=1)
+    assert first == score(talker, temperature=1.0, num_critiques=4, seed=1)
+    assert first != score(talker, temperature=1.0, num_critiques=4, seed=2)
+    for result in first:
+        assert len(set(result.critiques)) > 1
+        assert result.reward == pytest.approx(statistics.fmean(result.rewards))
+        assert result.reward_std == pytest.approx(statistics.pstdev(result.rewards)) and result.reward_std > 0
+        assert result.critique == result.critiques[0]
+
+
+def test_samples_follow_the_models_distribution(talker):
+    """First tokens of many samples against the softmax of the logits."""
+    tokenizer = make_tokenizer("llama3")
+    ids = torch.tensor([CritiqueFormat.from_config(talker.config, tokenizer).encode_prefix("x", "y").input_ids])
+    temperature = 4.0
+    probabilities = (talker.language_model(ids).logits[0, -1] / temperature).softmax(-1)
+    [result] = score(
+        talker, ["x"], ["y"], temperature=temperature, num_critiques=2000, max_new_tokens=1, batch_size=2000, seed=0
+    )
+    firsts = [ids[0] if ids else talker.config.critique_end_token_id for ids in result.critique_ids]
+    counts = torch.bincount(torch.tensor(firsts), minlength=len(probabilities)) / 2000
+    top = probabilities.topk(5).indices
+    error = (probabilities[top] * (1 - probabilities[top]) / 2000).sqrt()
+    assert ((counts[top] - probabilities[top]).abs() < 4.5 * error).all()
+
+
+def test_given_critiques(talker):
+    results = score(talker, critiques=CRITIQUES)
+    several = score(talker, critiques=[[critique, "Other."] for critique in CRITIQUES])
+    critique_format = CritiqueFormat.from_config(talker.config, make_tokenizer("llama3"))
+    for index, (result, two) in enumerate(zip(results, several, strict=True)):
+        ids = critique_format.encode(PROMPTS[index], RESPONSES[index], CRITIQUES[index]).input_ids
+        assert result.reward == pytest.approx(talker(input_ids=torch.tensor([ids])).logits.item(), abs=1e-5)
+        assert result.critique == CRITIQUES[index] and two.critiques == (CRITIQUES[index], "Other.")
+        assert two.rewards[0] == pytest.approx(result.reward, abs=1e-5)
+
+
+def test_a_critique_of_exactly_the_budget_is_not_cut(talker):
+    [long] = score(talker, PROMPTS[:1], RESPONSES[:1], max_new_tokens=200)
+    ended = next(
+        result for result in score(talker, max_new_tokens=200) if result.finish_reasons == ("stop",) and result.critique_ids[0]
+    )  # fmt: skip
+    del long
+    length = len(ended.critique_ids[0])
+    exact = score(talker, max_new_tokens=length)
+    shorter = score(talker, max_new_tokens=length - 1) if length > 1 else []
+    assert ended.critique_ids in [result.critique_ids for result in exact]
+    for result in exact:
+        if result.critique_ids == ended.critique_ids:
+            assert result.finish_reasons == ("stop",) and result.reward == pytest.approx(ended.reward, abs=1e-5)
+    for result in shorter:
+        if result.critique_ids[0] == ended.critique_ids[0][:-1]:
+            assert result.finish_reasons == ("length",)
+
+
+def test_the_language_models_own_eos_ends_a_critique_too(talker):
+    expected = score(talker)
+    end, eos = talker.config.critique_end_token_id, talker.config.text_config.eos_token_id
+    head = talker.get_output_embeddings().weight
+    with torch.no_grad():
+        head[[end, eos]] = head[[eos, end]]
+    try:
+        assert [result.critique_ids for result in score(talker)] == [result.critique_ids for result in expected]
+    finally:
+        with torch.no_grad():
+            head[[end, eos]] = head[[eos, end]]
+
+
+def test_classic(classic_model):
+    results = score(classic_model)
+    critique_format = CritiqueFormat.from_config(classic_model.config, make_tokenizer("llama3"))
+    for prompt, response, result in zip(PROMPTS, RESPONSES, results, strict=True):
+        ids = critique_format.encode(prompt, response).input_ids
+        assert result.reward == pytest.approx(classic_model(input_ids=torch.tensor([ids])).logits.item(), abs=1e-5)
+        assert (result.critique, result.critiques, result.reward_std) == ("", ("",), 0.0)
+
+
+def test_predict_reward_is_the_reference_call(talker, classic_model):
+    tokenizer = make_tokenizer("llama3")
+    rewards, critiques = talker.predict_reward(PROMPTS, RESPONSES, tokenizer, max_tokens=BUDGET)
+    assert rewards == [result.reward for result in score(talker)]
+    assert critiques == [result.critique for result in score(talker)]
+    other, _ = talker.predict_reward(
+        PROMPTS, RESPONSES, tokenizer, critique_prompt="Judge this: ", temp=0, max_tokens=5
+    )
+    assert other != rewards
+    assert classic_model.predict_reward(PROMPTS, RESPONSES, tokenizer)[1] == [""] * 4
+
+
+def test_scorer_is_the_models_score(talker):
+    scorer = TransformersScorer(talker, make_tokenizer("llama3"), batch_size=2)
+    assert [r.critique_ids for r in scorer.score(PROMPTS, RESPONSES, max_new_tokens=BUDGET)] == [
+        r.critique_ids for r in score(talker)
+    ]
+
+
+def test_training_mode_is_left_as_it_was(talker):
+    talker.train()
+    rewards = [result.reward for result in score(talker)]
+    assert talker.training
+    talker.eval()
+    assert rewards == [result.reward for result in score(talker)]
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "says"),
+    [
+        ({"prompts": "What?"}, "`prompts` is 'What"),
+        ({"responses": ["one"]}, "4 prompts but 1 responses"),
+        ({"prompts": [*PROMPTS[:3], None]}, "Row 3: `prompt` is None"),
+        ({"responses": [*RESPONSES[:3], None]}, "Row 3: `response` is NoneType"),
+        ({"num_critiques": 2}, "needs `temperature` above 0"),
+        ({"num_critiques": 0}, "must be at least 1"),
+        ({"temperature": -1}, "`temperature` at least 0"),
+        ({"critiques": ["only one"]}, "1 critiques but 4 responses"),
+        ({"critiques": ["a", "b", "c", None]}, "Row 3: `critiques` is"),
+        ({"critiques": ["a", "b", "c", []]}, "Row 3: `critiques` is"),
+        ({"prompts": ["x", "x", "long " * 600, "x"]}, r"Row 2: \d+ tokens .* context holds 512 \(1 of 4"),
+        ({"max_new_tokens": 500}, r"context holds 512"),
+    ],
+)
+def test_unusable_arguments_are_refused_before_anything_runs(talker, kwargs, says):
+    calls = []
+    hook = talker.trunk.register_forward_hook(lambda *args: calls.append(1))
+    with pytest.raises(ValueError, match=says):
+        score(talker, **kwargs)
+    hook.remove()
+    assert not calls
+
+
+def test_a_classic_model_asked_for_critiques_says_so(classic_model):
+    for options in ({"num_critiques": 2, "temperature": 1.0}, {"critiques": CRITIQUES}, {"critique_prompt": "Judge:"}):
+        with pytest.raises(ValueError, match="classic reward model"):
+            score(classic_model, **options)
+
+
+def test_no_rows_give_no_scores(talker):
+    assert score(talker, [], []) == []
