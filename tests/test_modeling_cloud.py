@@ -65,7 +65,7 @@ def test_a_process_without_the_package_gets_the_same_scores(tmp_path, model):
         "import importlib.util, json, sys\n"
         "assert importlib.util.find_spec('cloud_hf') is None, 'the package must not be there'\n"
         "from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer\n"
-        f"tokenizer = AutoTokenizer.from_pretrained({str(tmp_path / 'saved')!r})\n"
+        f"tokenizer = AutoTokenizer.from_pretrained({str(tmp_path / 'saved')!r}, trust_remote_code=True)\n"
         "for auto in (AutoModel, AutoModelForSequenceClassification):\n"
         f"    model = auto.from_pretrained({str(tmp_path / 'saved')!r}, trust_remote_code=True).eval()\n"
         f"    [score] = model.score({PROMPTS[:1]!r}, {RESPONSES[:1]!r}, tokenizer, max_new_tokens=8)\n"
@@ -79,7 +79,7 @@ def test_a_process_without_the_package_gets_the_same_scores(tmp_path, model):
     )
     assert done.returncode == 0, done.stderr
     results = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('["')]
-    assert len(results) == 2
+    assert len(results) == 2, done.stdout + done.stderr
     for name, reward, critique in results:
         assert name == "CLoudForRewardModeling"
         assert critique == expected.critique
