@@ -27,6 +27,9 @@ IGNORE_INDEX = -100
 _CUT = "\uf8f0"
 _SLOT = "\uf8f1"
 
+# Stands where the start of a prompt was cut off.
+_OMISSION = "…"
+
 _THINK_TAGS = ("<think>", "</think>")
 
 
@@ -245,14 +248,15 @@ class CritiqueFormat:
         """
         conversation = _conversation(prompt)
         messages = []
+        mark_length = len(self._encode(_OMISSION))
         for message in conversation.messages:
             if excess > 0 and message["role"] != "system" and message.get("content"):
                 tokens = self.tokenizer(message["content"], add_special_tokens=False, return_offsets_mapping=True)
                 offsets = tokens["offset_mapping"]
-                cut = min(excess + 1, len(offsets) - 1)  # one more, for the mark that shows the cut
-                if cut > 1:
-                    message = {**message, "content": "…" + message["content"][offsets[cut][0] :]}
-                    excess -= cut - 1
+                cut = min(excess + mark_length, len(offsets) - 1)
+                if cut > mark_length:
+                    message = {**message, "content": _OMISSION + message["content"][offsets[cut][0] :]}
+                    excess -= cut - mark_length
             messages.append(message)
         if excess > 0:
             return None

@@ -62,7 +62,7 @@ class CLoudTrainingConfig(RewardConfig):
     bradley_terry_weight: float = field(default=1.0, metadata={"help": "Weight of the Bradley-Terry loss."})
 
     def __post_init__(self):
-        super().__post_init__()
         check_policy(self.overlong_policy)
         if self.lm_loss_weight < 0 or self.bradley_terry_weight < 0:
             raise ValueError("`lm_loss_weight` and `bradley_terry_weight` must not be negative.")
+        super().__post_init__()

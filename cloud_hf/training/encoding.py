@@ -132,6 +132,7 @@ def _encode_row(
     if critique_format.critique:
         critiques = [critiques_of(row, column) for column in FEEDBACK_COLUMNS]
         check_equal_critiques(row, *critiques)
+        _check_ids(row, critique_format)
 
     def encode(prompt) -> list[tuple[EncodedCritique, EncodedCritique]]:
         prefixes = [critique_format.encode_prefix(prompt, response) for response in responses]
@@ -163,6 +164,20 @@ def _encode_row(
         }
         for (chosen, rejected), cut in zip(pairs, cuts, strict=True)
     ]
+
+
+def _check_ids(row: dict[str, Any], critique_format: CritiqueFormat):
+    """Generated ids are of use only to the tokenizer they were generated with."""
+    for column in FEEDBACK_COLUMNS:
+        if row.get(f"{column}_ids") is None:
+            continue
+        texts = [row[column]] if isinstance(row[column], str) else row[column]
+        for ids, text in zip(critiques_of(row, column), texts, strict=True):
+            if critique_format.decode(ids) != text.strip():
+                raise ValueError(
+                    f"`{column}_ids` do not decode to `{column}`: they were made with another tokenizer. Drop the "
+                    "column, or use that tokenizer."
+                )
 
 
 def _cut_critiques(row: dict[str, Any], num_pairs: int) -> list[int | None]:

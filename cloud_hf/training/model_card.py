@@ -78,7 +78,7 @@ def _usage(hub_id: str | None, critique: bool) -> str:
     return (
         "from transformers import AutoModel, AutoTokenizer\n\n"
         f"model = AutoModel.from_pretrained({json.dumps(hub_id)}, trust_remote_code=True)\n"
-        f"tokenizer = AutoTokenizer.from_pretrained({json.dumps(hub_id)})\n"
+        f"tokenizer = AutoTokenizer.from_pretrained({json.dumps(hub_id)}, trust_remote_code=True)\n"
         '[score] = model.score(["What is 2+2?"], ["4"], tokenizer)\n'
         f"print({shown})"
     )

@@ -1,0 +1,224 @@
+import json
+import math
+
+import pytest
+import torch
+from datasets import Dataset
+from models_for_tests import make_model
+from peft import LoraConfig
+from torch.nn import functional as F
+from tokenizers_for_tests import make_tokenizer
+from transformers import AutoModel, TrainerCallback
+
+from cloud_hf import CLoudForRewardModeling, CLoudTrainer, CLoudTrainingConfig
+from cloud_hf.loading import load_reward_model
+
+
+def make_rows(count=16, **columns):
+    rows = [
+        {
+            "prompt": f"What is {i} + 30?" + " please" * (i % 4),
+            "chosen": f"It is {i + 30}.",
+            "rejected": f"It is {i}." + " no" * (i % 3),
+            "chosen_feedback": "Right, and clear." * (1 + i % 2),
+            "rejected_feedback": "Wrong sum." * (1 + i % 3),
+            **columns,
+        }
+        for i in range(count)
+    ]
+    return Dataset.from_list(rows)
+
+
+def make_trainer(model, folder, rows=None, callbacks=None, eval_dataset=None, peft_config=None, **options):
+    defaults = {
+        "max_steps": 3, "per_device_train_batch_size": 4, "logging_steps": 1, "learning_rate": 1e-3, "report_to": [],
+        "bf16": False, "use_cpu": True, "gradient_checkpointing": False, "disable_tqdm": True, "save_strategy": "no",
+    }  # fmt: skip
+    return CLoudTrainer(
+        model,
+        CLoudTrainingConfig(str(folder), **{**defaults, **options}),
+        train_dataset=make_rows() if rows is None else rows,
+        eval_dataset=eval_dataset,
+        processing_class=make_tokenizer("llama3"),
+        callbacks=callbacks,
+        peft_config=peft_config,
+    )
+
+
+class KeepGradients(TrainerCallback):
+    """The gradients of the first optimizer step."""
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        if state.global_step == 0:
+            self.gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+# -------------------------------------------------------------------------------------------------------- loss
+
+
+@pytest.mark.parametrize("options", [{}, {"margin": 0.7}])
+@pytest.mark.parametrize("center", [None, 0.1])
+def test_loss_is_the_papers_joint_loss(base_folder, tmp_path, options, center):
+    model = make_model(base_folder)
+    rows = make_rows(4, **options)
+    trainer = make_trainer(
+        model, tmp_path, rows, lm_loss_weight=0.5, bradley_terry_weight=2.0, center_rewards_coefficient=center
+    )
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
+    inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        chosen, rejected = model(**inputs).logits[:, 0].chunk(2)
+        logits = model.language_model(**inputs).logits
+        expected = 2.0 * -F.logsigmoid(chosen - rejected - options.get("margin", 0.0)).mean()
+        if center:
+            expected += 2.0 * center * ((chosen + rejected) ** 2).mean()
+        expected += 0.5 * F.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
+        assert trainer.compute_loss(model, dict(batch)).item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_one_batch_of_eight_is_eight_of_one(base_folder, tmp_path):
+    """Losses, metrics and gradients do not depend on how a step is cut into micro-batches."""
+    logs, gradients = [], []
+    for size in (8, 1, 3):
+        keep = KeepGradients()
+        trainer = make_trainer(
+            make_model(base_folder),
+            tmp_path,
+            make_rows(8),
+            callbacks=[keep],
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=math.ceil(8 / size),
+            max_steps=1,
+            max_grad_norm=0.0,
+        )
+        trainer.train()
+        logs.append(trainer.state.log_history[0])
+        gradients.append(keep.gradients)
+    names = ("loss", "pairwise_loss", "lm_loss", "accuracy", "margin", "mean_reward", "reward_std", "critique_length")
+    for other_log, other_gradients in zip(logs[1:], gradients[1:], strict=True):
+        for name in names:
+            assert other_log[name] == pytest.approx(logs[0][name], abs=2e-6), name
+        for name, gradient in gradients[0].items():
+            torch.testing.assert_close(other_gradients[name], gradient, atol=1e-6, rtol=1e-4)
+
+
+def test_classic_training_leaves_the_lm_head_alone(base_folder, tmp_path):
+    model = make_model(base_folder, critique=False)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    trainer = make_trainer(model, tmp_path)
+    trainer.train()
+    changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert changed == set(before) - {"language_model.lm_head.weight"}
+    assert "lm_loss" not in trainer.state.log_history[0]
+
+
+# ---------------------------------------------------------------------------------------------------- learning
+
+
+def test_training_learns_and_says_so(base_folder, tmp_path):
+    rows = make_rows(16, chosen_finish_reason="stop", rejected_finish_reason="length")
+    evaluation = {"easy": make_rows(4), "other": make_rows(6)}
+    trainer = make_trainer(
+        str(base_folder), tmp_path, rows, max_steps=60, learning_rate=3e-3, eval_dataset=evaluation, eval_strategy="steps",
+        eval_steps=30, metric_for_best_model="eval_easy_accuracy", load_best_model_at_end=True, save_strategy="steps",
+        save_steps=30,
+    )  # fmt: skip
+    trainer.train()
+    log = [entry for entry in trainer.state.log_history if "pairwise_loss" in entry]
+    assert log[-1]["pairwise_loss"] < 0.3 < log[0]["pairwise_loss"]
+    assert log[-1]["lm_loss"] < 1.0 < log[0]["lm_loss"]
+    assert log[-1]["accuracy"] == 1.0
+    assert log[0]["critiques_cut"] == 0.5
+    evaluations = [entry for entry in trainer.state.log_history if "eval_other_accuracy" in entry]
+    assert len(evaluations) == 2 and {"eval_other_lm_loss", "eval_other_margin"} <= set(evaluations[0])
+    assert not any("eval_accuracy" in entry for entry in trainer.state.log_history)
+    assert trainer.state.best_metric is not None
+    # the mean over an evaluation set does not depend on its batches
+    exact = trainer.evaluate(evaluation["other"])
+    trainer.args.per_device_eval_batch_size = 4
+    again = trainer.evaluate(evaluation["other"])
+    for name in ("eval_accuracy", "eval_pairwise_loss", "eval_lm_loss"):
+        assert again[name] == pytest.approx(exact[name], abs=1e-5)
+
+
+def test_saved_model_scores_like_the_trained_one(base_folder, tmp_path):
+    trainer = make_trainer(str(base_folder), tmp_path)
+    trainer.train()
+    trainer.save_model()
+    model, tokenizer = load_reward_model(str(tmp_path))
+    a = model.score(["x"], ["y"], tokenizer, max_new_tokens=8)
+    assert a == trainer.model.score(["x"], ["y"], make_tokenizer("llama3"), max_new_tokens=8)
+    assert isinstance(AutoModel.from_pretrained(tmp_path), CLoudForRewardModeling)
+    card = (tmp_path / "README.md").read_text() if (tmp_path / "README.md").exists() else ""
+    trainer.create_model_card(dataset_name="org/data")
+    card = (tmp_path / "README.md").read_text()
+    assert "org/data" in card and "| λ (weight of the critique LM loss) | 1.25 |" in card and "pairwise_loss" in card
+
+
+@pytest.mark.parametrize("critique", [True, False])
+def test_resumed_is_uninterrupted(base_folder, tmp_path, critique):
+    options = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "critique": critique, "lr_scheduler_type": "cosine"}
+
+    def make(name):
+        return make_trainer(make_model(base_folder, critique=critique), tmp_path / name, **options)
+
+    whole = make("whole")
+    whole.train()
+    resumed = make("resumed")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole/checkpoint-3"))
+    for (name, a), b in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(a, b), name
+    last = [[e["loss"] for e in t.state.log_history if "loss" in e][-3:] for t in (whole, resumed)]
+    assert last[0] == last[1]
+
+
+def test_lora_trains_the_head_and_loads_by_its_folder(base_folder, tmp_path):
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    trainer = make_trainer(str(base_folder), tmp_path, peft_config=config, learning_rate=1e-2)
+    head = trainer.model.base_model.model.reward_head.modules_to_save["default"].dense.weight.detach().clone()
+    trainer.train()
+    trainer.save_model()
+    trained = trainer.model.base_model.model.reward_head.modules_to_save["default"].dense.weight
+    assert not torch.equal(head, trained)
+    assert not (tmp_path / "model.safetensors").exists() and (tmp_path / "adapter_model.safetensors").exists()
+    model, tokenizer = load_reward_model(str(tmp_path))
+    [merged] = model.score(["x"], ["y"], tokenizer, max_new_tokens=8)
+    [adapted] = trainer.model.score(["x"], ["y"], tokenizer, max_new_tokens=8)
+    assert merged.critique_ids == adapted.critique_ids
+    assert merged.reward == pytest.approx(adapted.reward, abs=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------------- refusals
+
+
+def test_models_that_do_not_fit_are_refused(base_folder, tmp_path, model, classic_model):
+    from transformers import AutoModelForCausalLM
+
+    with pytest.raises(ValueError, match="Pass a CLoudForRewardModeling"):
+        make_trainer(AutoModelForCausalLM.from_pretrained(base_folder), tmp_path)
+    classic_model.save_pretrained(tmp_path / "classic")
+    with pytest.raises(ValueError, match="made with critique=False, but `critique` is True"):
+        make_trainer(str(tmp_path / "classic"), tmp_path)
+    with pytest.raises(ValueError, match="map-style"):
+        make_trainer(model, tmp_path, make_rows().to_iterable_dataset())
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"overlong_policy": "cut"}, "`overlong_policy` is 'cut'"),
+        ({"lm_loss_weight": -1.0}, "must not be negative"),
+    ],
+)
+def test_unusable_options_are_refused(tmp_path, options, says):
+    with pytest.raises(ValueError, match=says):
+        CLoudTrainingConfig(str(tmp_path), **options)
+
+
+def test_context_is_the_limit_even_when_max_length_is_larger(model, tmp_path):
+    rows = Dataset.from_list([*make_rows(2), {**make_rows(1)[0], "prompt": "word " * 600}])
+    with pytest.raises(ValueError, match=r"row 2: \d+ tokens, but 512 fit"):
+        make_trainer(model, tmp_path, rows, max_length=4096)
+    trainer = make_trainer(model, tmp_path, rows, max_length=None, overlong_policy="drop")
+    assert len(trainer.train_dataset) == 2
+    assert json.dumps(trainer.args.to_dict(), default=str)
