@@ -191,9 +191,9 @@ def _cut_critiques(row: dict[str, Any], num_pairs: int) -> list[int | None]:
 
 def _report(encoded: Dataset, num_rows: int, name: str):
     """Say what did not go in as it came."""
-    kept = len(set(encoded["row"]))
-    if kept == 0:
+    if len(encoded) == 0:
         raise ValueError(f"The {name} dataset has no row left: all {num_rows} are over-long.")
+    kept = len(set(encoded["row"]))
     if shortened := sum(encoded["shortened"]):
         logger.warning("The %s dataset: %d pair(s) are trained with a shortened prompt.", name, shortened)
     if kept < num_rows:

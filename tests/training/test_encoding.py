@@ -66,7 +66,9 @@ def test_several_critiques_train_in_pairs():
 
 
 def test_sft_rows_carry_loss_on_critiques_alone():
-    rows = encode({**ROW, "chosen_feedback": ["A.", "B."], "rejected_feedback": ["C.", "D."]}, function=encode_critiques)
+    rows = encode(
+        {**ROW, "chosen_feedback": ["A.", "B."], "rejected_feedback": ["C.", "D."]}, function=encode_critiques
+    )
     tokenizer = make_tokenizer("llama3")
     learned = {tokenizer.decode([i for i in row["labels"] if i != -100]) for row in rows}
     assert learned == {f" {letter}.<|eot_id|>" for letter in "ABCD"}
@@ -113,9 +115,9 @@ def test_bad_critiques_and_messages_are_named(change, says):
 
 def test_missing_and_misspelt_columns_are_named():
     row = {("choosen" if key == "chosen" else key): value for key, value in ROW.items()}
-    with pytest.raises(ValueError, match="needs the column.s. chosen .rename 'choosen' to 'chosen'"):
+    with pytest.raises(ValueError, match=r"needs the column\(s\) chosen \(rename 'choosen' to 'chosen'"):
         encode(row)
-    with pytest.raises(ValueError, match="needs the column.s. chosen_feedback, rejected_feedback"):
+    with pytest.raises(ValueError, match=r"needs the column\(s\) chosen_feedback, rejected_feedback"):
         encode({key: ROW[key] for key in ("prompt", "chosen", "rejected")})
 
 

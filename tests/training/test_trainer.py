@@ -6,8 +6,8 @@ import torch
 from datasets import Dataset
 from models_for_tests import make_model
 from peft import LoraConfig
-from torch.nn import functional as F
 from tokenizers_for_tests import make_tokenizer
+from torch.nn import functional as F
 from transformers import AutoModel, TrainerCallback
 
 from cloud_hf import CLoudForRewardModeling, CLoudTrainer, CLoudTrainingConfig
@@ -157,7 +157,13 @@ def test_saved_model_scores_like_the_trained_one(base_folder, tmp_path):
 
 @pytest.mark.parametrize("critique", [True, False])
 def test_resumed_is_uninterrupted(base_folder, tmp_path, critique):
-    options = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "critique": critique, "lr_scheduler_type": "cosine"}
+    options = {
+        "max_steps": 6,
+        "save_strategy": "steps",
+        "save_steps": 3,
+        "critique": critique,
+        "lr_scheduler_type": "cosine",
+    }
 
     def make(name):
         return make_trainer(make_model(base_folder, critique=critique), tmp_path / name, **options)

@@ -1,0 +1,98 @@
+"""
+Stage 0 of the quickstart: the shell game's data, and a tiny base language model that answers its questions directly.
+
+Writes data/pairs (train, test), data/stage3 (train), data/best-of-n (test) as `save_to_disk` folders.
+
+python examples/make_shell_game.py --config examples/configs/shell-game/base.yaml --data_dir runs/quickstart/data \
+    --output_dir runs/quickstart/base --seed 0
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from datasets import Dataset, DatasetDict
+from transformers import LlamaForCausalLM, PreTrainedTokenizerBase, set_seed
+from trl import SFTConfig, SFTTrainer, TrlParser
+
+from cloud_hf import CritiqueFormat
+from cloud_hf.data import shell_game
+
+
+@dataclass
+class ShellGameArguments:
+    """
+    Sizes of the data.
+
+    Parameters:
+        data_dir (`str`):
+            Folder for the data.
+        num_answers (`int`):
+            Problems with direct answers, for the base model.
+        answer_swaps (`list[int]`):
+            Their numbers of swaps, which take turns.
+        num_pairs (`int`):
+            Preference pairs with oracle critiques, for critique SFT and the classic arm.
+        num_stage3_pairs (`int`):
+            How many of them the last stage uses.
+        num_test_pairs, num_best_of_n (`int`):
+            Held-out pairs and problems.
+        blank_prompts (`bool`, *optional*, defaults to `False`):
+            Control experiment: pairs without their question. Nothing then tells right from wrong, and a reward model
+            must stay at chance.
+    """
+
+    data_dir: str = field(metadata={"help": "Folder for the data."})
+    num_answers: int = field(metadata={"help": "Problems with direct answers, for the base model."})
+    num_pairs: int = field(metadata={"help": "Preference pairs for critique SFT and the classic arm."})
+    num_stage3_pairs: int = field(metadata={"help": "How many of them the last stage uses."})
+    num_test_pairs: int = field(metadata={"help": "Held-out pairs."})
+    num_best_of_n: int = field(metadata={"help": "Held-out problems for best-of-N."})
+    answer_swaps: list[int] = field(default_factory=lambda: [1, 2, 3, 4], metadata={"help": "Swaps of the answers."})
+    blank_prompts: bool = field(default=False, metadata={"help": "Control: pairs without their question."})
+
+
+def main(args: ShellGameArguments, training_args: SFTConfig):
+    data = Path(args.data_dir)
+    pairs = pair_dataset(args, training_args.seed)
+    pairs.save_to_disk(data / "pairs")
+    DatasetDict(train=pairs["train"].select(range(args.num_stage3_pairs))).save_to_disk(data / "stage3")
+    problems = shell_game.best_of_n_rows(args.num_best_of_n, seed=training_args.seed)
+    DatasetDict(test=Dataset.from_list(problems)).save_to_disk(data / "best-of-n")
+
+    tokenizer = shell_game.build_tokenizer()
+    answers = shell_game.direct_answer_rows(args.num_answers, num_swaps=args.answer_swaps, seed=training_args.seed)
+    set_seed(training_args.seed)
+    model = LlamaForCausalLM(shell_game.build_model_config(tokenizer))
+    trainer = SFTTrainer(
+        model, training_args, train_dataset=encode_answers(answers, tokenizer), processing_class=tokenizer
+    )
+    trainer.train()
+    trainer.save_model()
+    trainer.save_state()
+
+
+def pair_dataset(args: ShellGameArguments, seed: int) -> DatasetDict:
+    rows = {
+        "train": shell_game.preference_rows(args.num_pairs, seed=seed),
+        "test": shell_game.preference_rows(args.num_test_pairs, "test", seed=seed),
+    }
+    if args.blank_prompts:
+        rows = {split: [{**row, "prompt": "Where is the ball now?"} for row in part] for split, part in rows.items()}
+    return DatasetDict({split: Dataset.from_list(part) for split, part in rows.items()})
+
+
+def encode_answers(rows: list[dict], tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    """Questions with direct answers; the answer and its end of turn carry loss."""
+    # A classic format ends where the response ends
+    critique_format = CritiqueFormat(tokenizer, critique=False)
+    encoded = []
+    for row in rows:
+        ids = list(critique_format.encode(row["prompt"], row["response"]).input_ids)
+        answer = tokenizer(row["response"], add_special_tokens=False)["input_ids"]
+        start = len(ids) - 1 - len(answer)
+        encoded.append({"input_ids": ids, "labels": [-100] * start + ids[start:]})
+    return Dataset.from_list(encoded)
+
+
+if __name__ == "__main__":
+    main(*TrlParser((ShellGameArguments, SFTConfig)).parse_args_and_config())

@@ -1,0 +1,170 @@
+"""
+The report of a quickstart run: a table in the terminal, report.md with pictures, report.json.
+
+python examples/shell_game_report.py runs/quickstart
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from cloud_hf.evaluation.plots import plot_accuracy_by_group, plot_best_of_n, plot_reward_distributions
+
+
+def write_report(run: Path, usage: dict[str, dict], stages: dict[str, tuple[str, ...]], seed: int):
+    """
+    Gather what the scripts wrote.
+
+    Args:
+        run (`Path`):
+            Folder of the run.
+        usage (`dict[str, dict]`):
+            `wall_s`, `cpu_s` and `peak_gb` of each stage.
+        stages (`dict[str, tuple[str, ...]]`):
+            The stages after the shared base, by arm.
+        seed (`int`):
+            Seed of the run.
+    """
+    accuracy = by_arm(json.loads((run / "evaluation/report.json").read_text())["results"])
+    best_of_n = by_arm(json.loads((run / "evaluation/best_of_n.json").read_text())["results"])
+    arms = {}
+    for arm, names in stages.items():
+        result = accuracy[arm]
+        arms[arm] = {
+            "accuracy": result["accuracy"],
+            "ci95": result["ci95"],
+            "n": result["n"],
+            "ties": result["ties"],
+            "by_difficulty": {k: group["accuracy"] for k, group in result["by_group"].items()},
+            "hard": pooled(result["by_group"], lambda swaps: swaps >= 3),
+            "best_of_n": best_of_n[arm]["rates"],
+            "train_flops": sum(stage_flops(run, name) for name in names),
+            "train_cpu_s": sum(usage[name]["cpu_s"] for name in names),
+            "wall_s": sum(usage[name]["wall_s"] for name in names),
+        }
+    scores = {arm: read_scores(run, arm) for arm in stages}
+    plot_accuracy_by_group({arm: accuracy[arm]["by_group"] for arm in stages}, "swaps", run / "accuracy.png")
+    plot_reward_distributions({arm: rewards(rows) for arm, rows in scores.items()}, run / "rewards.png")
+    plot_best_of_n({arm: with_int_keys(best_of_n[arm]) for arm in stages}, run / "best_of_n.png")
+    report = {"version": 1, "seed": seed, "arms": arms, "stages": usage}
+    (run / "report.json").write_text(json.dumps(report, indent=2))
+    table = markdown_table(arms)
+    critiques = three_critiques(run, scores["cloud"])
+    (run / "report.md").write_text(PAGE.format(table=table, critiques=critiques, run=run, stages=stage_table(usage)))
+    print(f"\n{table}\n\n{critiques}\n\nReport: {run / 'report.md'}")
+
+
+def by_arm(results: list[dict]) -> dict[str, dict]:
+    return {Path(result["model"]).name: result for result in results}
+
+
+def stage_flops(run: Path, stage: str) -> float:
+    """Training: the trainer's count, 6 per weight and token. Generation: 2 per weight and token."""
+    if stage == "self_critiques":
+        return json.loads((run / "self-critiques" / "generation.json").read_text())["flops"]
+    folder = run / stage.replace("_", "-")
+    return json.loads((folder / "trainer_state.json").read_text())["total_flos"]
+
+
+def pooled(groups: dict[str, dict], wanted) -> float:
+    """Accuracy over the groups whose number of swaps is wanted."""
+    chosen = [group for swaps, group in groups.items() if wanted(int(swaps))]
+    return sum(group["accuracy"] * group["n"] for group in chosen) / sum(group["n"] for group in chosen)
+
+
+def read_scores(run: Path, arm: str) -> list[dict]:
+    [path] = (run / "evaluation").glob(f"scores_*{arm}_*.jsonl")
+    return [json.loads(line) for line in path.read_text(encoding="utf8").splitlines()]
+
+
+def rewards(rows: list[dict]) -> tuple[list[float], list[float]]:
+    return [row["chosen_reward"] for row in rows], [row["rejected_reward"] for row in rows]
+
+
+def with_int_keys(result: dict) -> dict:
+    return {
+        key: {int(n): x for n, x in value.items()} if isinstance(value, dict) else value
+        for key, value in result.items()
+    }
+
+
+def markdown_table(arms: dict[str, dict]) -> str:
+    swaps = sorted({k for arm in arms.values() for k in arm["by_difficulty"]})
+    sizes = sorted(next(iter(arms.values()))["best_of_n"], key=int)
+    rows = [
+        (
+            "held-out pairs, accuracy",
+            lambda arm: f"{arm['accuracy']:.1%} ({arm['ci95'][0]:.1%} to {arm['ci95'][1]:.1%})",
+        )
+    ]
+    rows += [(f"– {k} swaps", lambda arm, k=k: f"{arm['by_difficulty'][k]:.1%}") for k in swaps]
+    rows += [("pairs, ties", lambda arm: f"{arm['n']}, {arm['ties']}")]
+    rows += [(f"best of {n}", lambda arm, n=n: f"{arm['best_of_n'][n]:.1%}") for n in sizes]
+    rows += [("training FLOPs", lambda arm: f"{arm['train_flops']:.2e}")]
+    rows += [("training CPU time", lambda arm: f"{arm['train_cpu_s']:.0f} s")]
+    lines = [f"| | {' | '.join(arms)} |", "|---|" + "---:|" * len(arms)]
+    return "\n".join(
+        [*lines, *[f"| {name} | {' | '.join(cell(arm) for arm in arms.values())} |" for name, cell in rows]]
+    )
+
+
+def stage_table(usage: dict[str, dict]) -> str:
+    lines = ["| stage | wall | CPU | peak memory so far |", "|---|---:|---:|---:|"]
+    for name, used in usage.items():
+        lines.append(f"| {name} | {used['wall_s']:.0f} s | {used['cpu_s']:.0f} s | {used['peak_gb']:.1f} GB |")
+    return "\n".join(lines)
+
+
+def three_critiques(run: Path, scores: list[dict]) -> str:
+    """Held-out critiques with their rewards: of right answers, of wrong ones, of the most swaps."""
+    from datasets import load_from_disk
+
+    pairs = load_from_disk(str(run / "data" / "pairs"))["test"]
+    hardest = [row for row in scores if str(row["group"]) == max(str(row["group"]) for row in scores)]
+    shown = [(hardest[0], "chosen"), (hardest[0], "rejected"), (hardest[1], "rejected")]
+    blocks = []
+    for row, side in shown:
+        pair = pairs[row["index"]]
+        blocks.append(
+            f"> {pair['prompt']}  \n> **{pair[side]}**\n\n{row[f'{side}_critiques'][0]}\n\n"
+            f"reward **{row[f'{side}_reward']:+.2f}**"
+        )
+    return "\n\n---\n\n".join(blocks)
+
+
+PAGE = """# The shell game: classic and CLoud reward models
+
+A ball lies under one of four cups, k swaps move it, and a response says where it ends. Both arms start from the same
+base model, which has learned to answer at once. The classic model scores a response at once; the CLoud model first
+writes a critique that follows the swaps. The classic arm had at least as many training FLOPs. Problems with three or
+more swaps do not occur in any training set.
+
+{table}
+
+![accuracy by number of swaps](accuracy.png)
+
+![rewards of chosen and rejected responses](rewards.png)
+
+![best-of-N](best_of_n.png)
+
+## Three critiques
+
+{critiques}
+
+## Time and memory
+
+{stages}
+
+## What to try next
+
+- Ask the model something: `python -c "from cloud_hf.loading import load_reward_model as load; model, tok = load('{run}/cloud'); print(model.score(['The ball starts under cup D. Swap cups 1: A and B. 2: D and B. Where is the ball now?'], ['The answer is B.'], tok)[0])"`
+- Change λ: `lm_loss_weight` in `examples/configs/shell-game/cloud.yaml`.
+- Several critiques per response: `python examples/evaluate_rewards.py --config examples/configs/shell-game/scoring.yaml --models {run}/cloud --dataset_name {run}/data/pairs --output_dir {run}/sampled --num_critiques 4 --temperature 1.0`
+- Your own data: see "Train on your own data" in the README.
+"""
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    old = json.loads((folder / "report.json").read_text())
+    print(markdown_table(old["arms"]))
