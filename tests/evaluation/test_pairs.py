@@ -34,7 +34,7 @@ ROWS = [
     {"id": "a", "prompt": "p", "chosen": "good", "rejected": "bad", "subset": "x"},
     {"id": "b", "prompt": "p", "chosen": "bad", "rejected": "good", "subset": "x"},
     {"id": "c", "prompt": "p", "chosen": "good", "rejected": "also", "subset": "y"},
-    {"id": "d", "prompt": [{"role": "user", "content": "p"}], "chosen": "good", "rejected": "cut", "subset": "y"},
+    {"id": "d", "prompt": "p", "chosen": "good", "rejected": "cut", "subset": "y"},
 ]
 REWARDS = {"good": 1.0, "also": 1.0, "bad": -1.0, "cut": 0.5, "": 0.0}
 
@@ -83,7 +83,7 @@ def test_empty_responses_are_scored():
 
 
 def test_missing_columns_are_named():
-    with pytest.raises(ValueError, match="rejected .rename 'rejecetd' to 'rejected'"):
+    with pytest.raises(ValueError, match=r"rejected \(rename 'rejecetd' to 'rejected'"):
         evaluate([{"prompt": "p", "chosen": "good", "rejecetd": "bad"}], REWARDS)
     with pytest.raises(ValueError, match="`group_column` needs the column"):
         evaluate(ROWS, REWARDS, group_column="topic")
