@@ -25,7 +25,7 @@ def load_rows(name: str, split: str = "train", config: str | None = None) -> Dat
         `Dataset`
 
     Raises:
-        `ValueError`: If the path does not exist, the split is absent, or there are no rows.
+        `ValueError`: If the path does not exist or the split is absent.
     """
     path = Path(name)
     if path.is_dir() and ((path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists()):
@@ -43,6 +43,4 @@ def load_rows(name: str, split: str = "train", config: str | None = None) -> Dat
         if split not in rows:
             raise ValueError(f"{name} has no split {split!r}; it has {', '.join(rows)}.")
         rows = rows[split]
-    if len(rows) == 0:
-        raise ValueError(f"{name} ({split}) has no rows.")
     return rows

@@ -1,0 +1,41 @@
+# The two commands of the README; both make their own virtual environment first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# Installed first and by exact version: a range would bring gigabytes of CUDA packages to machines without a GPU.
+TORCH := torch==2.13.0
+SEED ?= 0
+
+export HF_HUB_DISABLE_TELEMETRY = 1
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: quickstart test test-full lint clean
+
+## Run the whole method on the shell game: data, both arms, evaluation, report.
+quickstart: $(READY)
+	$(BIN)/python examples/quickstart.py --output_dir runs/quickstart --seed $(SEED)
+
+## Lint, fast tests, then one real quickstart run.
+test: $(READY) lint
+	$(BIN)/python -m pytest -n 2 -m "not quickstart and not full"
+	$(BIN)/python -m pytest -m "quickstart and not full"
+
+## Everything, with the wide matrices.
+test-full: $(READY) lint
+	$(BIN)/python -m pytest -n 2 -m "not quickstart"
+	$(BIN)/python -m pytest -m quickstart
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+$(READY): pyproject.toml .ci/constraints.txt .ci/overrides.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; name it with make PYTHON=…" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet uv $(TORCH)
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --override .ci/overrides.txt --constraint .ci/constraints.txt --editable '.[eval,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .ruff_cache
