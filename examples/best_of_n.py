@@ -19,6 +19,9 @@ from cloud_hf.evaluation.arguments import ScoringArguments, load_scorer
 from cloud_hf.evaluation.plots import plot_best_of_n
 
 
+ARGUMENTS = (ScoringArguments,)
+
+
 def main(args: ScoringArguments):
     output_dir = Path(args.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -41,4 +44,4 @@ def main(args: ScoringArguments):
 
 
 if __name__ == "__main__":
-    main(*TrlParser((ScoringArguments,)).parse_args_and_config())
+    main(*TrlParser(ARGUMENTS).parse_args_and_config())

@@ -75,10 +75,16 @@ class SelfCritiqueArguments:
     seed: int = field(default=0, metadata={"help": "Seed of the sampling."})
 
 
+ARGUMENTS = (SelfCritiqueArguments,)
+
+
 def load_critic(args: SelfCritiqueArguments):
     """The model of stage 1 has no reward head: one of random numbers does, as the rewards are not used."""
     tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path)
-    if isinstance(AutoConfig.from_pretrained(args.model_name_or_path), CLoudConfig):
+    config = AutoConfig.from_pretrained(args.model_name_or_path)
+    if isinstance(config, CLoudConfig):
+        if not config.critique:
+            raise ValueError(f"{args.model_name_or_path} is a classic reward model: it writes no critiques.")
         return CLoudForRewardModeling.from_pretrained(args.model_name_or_path, dtype=args.dtype), tokenizer
     model = CLoudForRewardModeling.from_base(
         args.model_name_or_path,
@@ -156,4 +162,4 @@ def count(model, scores, fitted, critique_format) -> dict:
 
 
 if __name__ == "__main__":
-    main(*TrlParser((SelfCritiqueArguments,)).parse_args_and_config())
+    main(*TrlParser(ARGUMENTS).parse_args_and_config())

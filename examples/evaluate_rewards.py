@@ -32,6 +32,9 @@ class EvaluationArguments(ScoringArguments):
     group_column: str | None = field(default=None, metadata={"help": "Column to also report accuracy by."})
 
 
+ARGUMENTS = (EvaluationArguments,)
+
+
 def main(args: EvaluationArguments):
     datasets = {name: load_rows(name, args.dataset_test_split, args.dataset_config) for name in args.dataset_name}
     output_dir = Path(args.output_dir)
@@ -88,4 +91,4 @@ def markdown_table(results: list[dict]) -> list[str]:
 
 
 if __name__ == "__main__":
-    main(*TrlParser((EvaluationArguments,)).parse_args_and_config())
+    main(*TrlParser(ARGUMENTS).parse_args_and_config())

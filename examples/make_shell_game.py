@@ -51,6 +51,9 @@ class ShellGameArguments:
     blank_prompts: bool = field(default=False, metadata={"help": "Control: pairs without their question."})
 
 
+ARGUMENTS = (ShellGameArguments, SFTConfig)
+
+
 def main(args: ShellGameArguments, training_args: SFTConfig):
     data = Path(args.data_dir)
     pairs = pair_dataset(args, training_args.seed)
@@ -95,4 +98,4 @@ def encode_answers(rows: list[dict], tokenizer: PreTrainedTokenizerBase) -> Data
 
 
 if __name__ == "__main__":
-    main(*TrlParser((ShellGameArguments, SFTConfig)).parse_args_and_config())
+    main(*TrlParser(ARGUMENTS).parse_args_and_config())

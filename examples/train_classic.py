@@ -12,15 +12,13 @@ python examples/train_classic.py --model_name_or_path Qwen/Qwen3-0.6B --dataset_
 """
 
 import train_cloud
-from trl import ModelConfig, TrlParser
+from trl import TrlParser
 
-from cloud_hf import CLoudTrainingConfig
-from cloud_hf.training.arguments import DataArguments
+
+ARGUMENTS = train_cloud.ARGUMENTS
 
 
 if __name__ == "__main__":
-    data_args, training_args, model_args = TrlParser(
-        (DataArguments, CLoudTrainingConfig, ModelConfig)
-    ).parse_args_and_config()
+    data_args, training_args, model_args = TrlParser(ARGUMENTS).parse_args_and_config()
     training_args.critique = False
     train_cloud.main(data_args, training_args, model_args)

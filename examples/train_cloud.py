@@ -19,6 +19,9 @@ from cloud_hf.data.loading import load_rows
 from cloud_hf.training.arguments import DataArguments, load_tokenizer, model_init_kwargs
 
 
+ARGUMENTS = (DataArguments, CLoudTrainingConfig, ModelConfig)
+
+
 def main(data_args: DataArguments, training_args: CLoudTrainingConfig, model_args: ModelConfig):
     training_args.model_init_kwargs = model_init_kwargs(model_args, training_args)
     eval_dataset = None
@@ -42,4 +45,4 @@ def main(data_args: DataArguments, training_args: CLoudTrainingConfig, model_arg
 
 
 if __name__ == "__main__":
-    main(*TrlParser((DataArguments, CLoudTrainingConfig, ModelConfig)).parse_args_and_config())
+    main(*TrlParser(ARGUMENTS).parse_args_and_config())

@@ -32,6 +32,9 @@ class CritiqueArguments:
     overlong_policy: str = field(default="error", metadata={"help": "Over-long rows: error, drop or truncate_prompt."})
 
 
+ARGUMENTS = (DataArguments, CritiqueArguments, SFTConfig, ModelConfig)
+
+
 def main(
     data_args: DataArguments, critique_args: CritiqueArguments, training_args: SFTConfig, model_args: ModelConfig
 ):
@@ -77,5 +80,4 @@ def main(
 
 
 if __name__ == "__main__":
-    parser = TrlParser((DataArguments, CritiqueArguments, SFTConfig, ModelConfig))
-    main(*parser.parse_args_and_config())
+    main(*TrlParser(ARGUMENTS).parse_args_and_config())

@@ -1,0 +1,72 @@
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+from trl import TrlParser
+
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SCRIPTS = {
+    "base": "make_shell_game",
+    "critique_sft": "train_critique_sft",
+    "self_critiques": "build_self_critiques",
+    "cloud": "train_cloud",
+    "classic": "train_classic",
+    "scoring": "evaluate_rewards",
+}
+# What the recipes leave to the command line
+REQUIRED = {
+    "make_shell_game": ["--data_dir", "d", "--output_dir", "o"],
+    "build_self_critiques": ["--model_name_or_path", "m", "--dataset_name", "d", "--output_dir", "o"],
+    "evaluate_rewards": ["--models", "a", "b", "--dataset_name", "d", "--output_dir", "o"],
+}
+
+
+def parse(script, *options):
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        types = importlib.import_module(script).ARGUMENTS
+    finally:
+        sys.path.remove(str(EXAMPLES))
+    options = [*REQUIRED.get(script, ["--dataset_name", "d", "--output_dir", "o"]), *options]
+    # A machine without a GPU cannot build the training arguments of a GPU recipe otherwise
+    if script.startswith(("train", "make")):
+        options += ["--use_cpu", "True"]
+    return TrlParser(types).parse_args_and_config(args=options, fail_with_unknown_args=True)
+
+
+@pytest.mark.parametrize(
+    "recipe", sorted(EXAMPLES.glob("configs/*/*.yaml")), ids=lambda p: f"{p.parent.name}/{p.stem}"
+)
+def test_every_recipe_is_read_by_its_script(recipe, monkeypatch):
+    monkeypatch.chdir(EXAMPLES.parent)
+    parsed = parse(SCRIPTS[recipe.stem], "--config", str(recipe))
+    if recipe.stem in ("cloud", "classic", "critique_sft") and recipe.parent.name.startswith("llama3"):
+        training_args = next(args for args in parsed if hasattr(args, "learning_rate"))
+        assert (training_args.adam_beta2, training_args.weight_decay, training_args.max_length) == (0.95, 1.0, 2048)
+
+
+def test_an_unknown_key_in_a_recipe_is_an_error(tmp_path):
+    (tmp_path / "bad.yaml").write_text("lm_loss_wieght: 1.0\n")
+    with pytest.raises((ValueError, SystemExit), match=r"lm_loss_wieght|2"):
+        parse("train_cloud", "--config", str(tmp_path / "bad.yaml"))
+
+
+def test_the_llama3_template_is_that_of_the_family():
+    """Ours is written anew; on text conversations it renders what the family's own does."""
+    from tokenizers_for_tests import TRL_TEMPLATES, make_tokenizer
+
+    tokenizer = make_tokenizer("llama3")
+    messages = [
+        {"role": "system", "content": "Be brief. "},
+        {"role": "user", "content": " Hello\n"},
+        {"role": "assistant", "content": "Hi"},
+    ]
+    ours = (EXAMPLES / "configs/llama3-8b/chat_template.jinja").read_text()
+    theirs = (TRL_TEMPLATES / "llama3.jinja").read_text()
+    for generation_prompt in (False, True):
+        options = {"tokenize": False, "add_generation_prompt": generation_prompt}
+        assert tokenizer.apply_chat_template(messages, chat_template=ours, **options) == tokenizer.apply_chat_template(
+            messages, chat_template=theirs, **options
+        )
