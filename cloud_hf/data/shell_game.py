@@ -1,15 +1,3 @@
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
-
 """The shell game: a procedural preference task whose critiques do real step-by-step work.
 
 A ball lies under one of four cups and k swaps move it. A response names the cup where the ball ends. Following k swaps
@@ -33,15 +21,13 @@ from dataclasses import dataclass
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
+from ..configuration_cloud import DEFAULT_CRITIQUE_PROMPT
+
 
 CUPS = "ABCD"
 NUM_SWAPS = (1, 2, 3, 4)
 SPLITS = ("train", "validation", "test")
 HELD_OUT_FROM = 3  # swaps; fewer have too few prompts to hold any out
-CRITIQUE_PROMPT = (
-    "The following is a break down on the correctness and usefulness of the assistant's response to my question:"
-)
-
 CHATML_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
@@ -302,7 +288,7 @@ def _vocabulary_texts(critique_prompt: str) -> list[str]:
     ]
 
 
-def build_tokenizer(critique_prompt: str = CRITIQUE_PROMPT) -> PreTrainedTokenizerFast:
+def build_tokenizer(critique_prompt: str = DEFAULT_CRITIQUE_PROMPT) -> PreTrainedTokenizerFast:
     """
     A byte-level BPE tokenizer in which every word of the task is one token, with a ChatML template.
 
@@ -310,7 +296,7 @@ def build_tokenizer(critique_prompt: str = CRITIQUE_PROMPT) -> PreTrainedTokeniz
     which leaves no tie to chance: the same text gives the same tokenizer.
 
     Args:
-        critique_prompt (`str`, *optional*, defaults to `CRITIQUE_PROMPT`):
+        critique_prompt (`str`, *optional*, defaults to that of the published checkpoints):
             Sentence that asks for the critique; its words become tokens too.
     """
     tokenizer = Tokenizer(models.BPE())
@@ -333,7 +319,7 @@ def build_tokenizer(critique_prompt: str = CRITIQUE_PROMPT) -> PreTrainedTokeniz
     tokenizer.train_from_iterator(_vocabulary_texts(critique_prompt), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        eos_token="<|endoftext|>",
+        eos_token="<|im_end|>",
         pad_token="<|pad|>",
         extra_special_tokens=list(SPECIAL_TOKENS[2:]),
         chat_template=CHATML_TEMPLATE,
@@ -361,6 +347,6 @@ def build_model_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
         max_position_embeddings=2048,
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=tokenizer.convert_tokens_to_ids("<|im_end|>"),
+        eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )

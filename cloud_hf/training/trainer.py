@@ -83,6 +83,7 @@ class CLoudTrainer(RewardTrainer):
             set_chat_template(processing_class, args.chat_template_path)
         if isinstance(model, str):
             model = load_model(model, args, processing_class, kwargs.pop("quantization_config", None))
+            args.model_init_kwargs = None  # used; TRL warns of ones it cannot use
         if not isinstance(model.config, CLoudConfig):
             raise ValueError(
                 f"`model` is a {type(model).__name__}. Pass a CLoudForRewardModeling (`from_base` makes one), or a name."
