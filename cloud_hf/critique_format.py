@@ -18,6 +18,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from .configuration_cloud import DEFAULT_CRITIQUE_PROMPT, CLoudConfig
+from .conversation import Conversation, change_texts, read_prompt
 
 
 IGNORE_INDEX = -100
@@ -84,14 +85,6 @@ class EncodedCritique:
     def reward_position(self) -> int:
         """Index of the token whose hidden state gives the reward."""
         return len(self.input_ids) - 1
-
-
-@dataclass(frozen=True)
-class _Conversation:
-    """A validated prompt and response, text parts only."""
-
-    messages: list[dict[str, Any]]
-    tools: list[dict[str, Any]] | None = None
 
 
 class CritiqueFormat:
@@ -246,7 +239,7 @@ class CritiqueFormat:
         Returns:
             The prompt in the form it came in, or `None` if its user and assistant texts do not hold that many tokens.
         """
-        conversation = _conversation(prompt)
+        conversation = read_prompt(prompt)
         messages = []
         mark_length = len(self._encode(_OMISSION))
         for message in conversation.messages:
@@ -268,21 +261,21 @@ class CritiqueFormat:
 
     def _render(self, prompt, response: str) -> tuple[str, str, bool]:
         """The `text`, `reference` and `response_changed` of an [`EncodedPrefix`]."""
-        conversation = _conversation(prompt)
+        conversation = read_prompt(prompt)
         if not isinstance(response, str):
             raise ValueError(f"`response` is {type(response).__name__}, not text.")
         conversation.messages.append({"role": "assistant", "content": response})
-        conversation = _walk(conversation, self._check_text)
-        if _walk(conversation, self._plain) == conversation:
+        conversation = change_texts(conversation, self._check_text)
+        if change_texts(conversation, self._plain) == conversation:
             text = self._render_turns(conversation)
             return text, text, response.strip() not in text
         shown = conversation if self.keep_thinking else self._without_dropped_text(conversation)
         changed = shown.messages[-1] != conversation.messages[-1]
-        text = self._render_turns(_walk(shown, self._plain))
-        reference = self._render_turns(_walk(shown, lambda part: part if self._plain(part) == part else "x"))
+        text = self._render_turns(change_texts(shown, self._plain))
+        reference = self._render_turns(change_texts(shown, lambda part: part if self._plain(part) == part else "x"))
         return text, reference, changed
 
-    def _render_turns(self, conversation: _Conversation) -> str:
+    def _render_turns(self, conversation: Conversation) -> str:
         """Render, then cut after the critique prompt (classic: after the last turn's end token)."""
         if not self.critique:
             text = self._apply_template(conversation)
@@ -295,7 +288,7 @@ class CritiqueFormat:
         text = self._apply_template(replace(conversation, messages=[*conversation.messages, turn]))
         return text[: text.rindex(f" {_SLOT}")]
 
-    def _apply_template(self, conversation: _Conversation) -> str:
+    def _apply_template(self, conversation: Conversation) -> str:
         try:
             return self.tokenizer.apply_chat_template(
                 conversation.messages, tools=conversation.tools, tokenize=False, **self.chat_template_kwargs
@@ -304,14 +297,14 @@ class CritiqueFormat:
             roles = ", ".join(message["role"] for message in conversation.messages)
             raise ValueError(f"The chat template refuses this conversation (roles: {roles}): {error}") from error
 
-    def _without_dropped_text(self, conversation: _Conversation) -> _Conversation:
+    def _without_dropped_text(self, conversation: Conversation) -> Conversation:
         """Replace each assistant text that holds added-token strings by what the chat template keeps of it."""
         messages = list(conversation.messages)
         for index, message in enumerate(messages):
             content = message.get("content")
             if message["role"] != "assistant" or not content or self._plain(content) == content:
                 continue
-            others = _walk(conversation, self._plain).messages
+            others = change_texts(conversation, self._plain).messages
 
             def rendered(text, others=others, index=index):
                 turns = [*others[:index], {**others[index], "content": text}, *others[index + 1 :]]
@@ -407,7 +400,7 @@ class CritiqueFormat:
 
     def _find_end_of_turn(self):
         """Render a probe and see what closes the turn at which the reward is read."""
-        probe = _Conversation([{"role": "user", "content": "x"}, {"role": "assistant", "content": _SLOT}])
+        probe = Conversation([{"role": "user", "content": "x"}, {"role": "assistant", "content": _SLOT}])
         if self.critique:
             probe.messages[1]["content"] = "x"
             probe.messages.append({"role": self.critique_role, "content": f"{self.critique_prompt} {_SLOT}"})
@@ -428,57 +421,3 @@ class CritiqueFormat:
         self.end_token: str = end.group()
         self.end_token_id: int = token_id
         self._classic_tail = tail
-
-
-def _conversation(prompt) -> _Conversation:
-    """Check a prompt and bring it to messages whose contents are text."""
-    tools = None
-    if isinstance(prompt, dict):
-        if unknown := sorted(set(prompt) - {"messages", "tools"}):
-            raise ValueError(f"`prompt` has the unknown key(s) {', '.join(unknown)}; it takes `messages` and `tools`.")
-        prompt, tools = prompt.get("messages"), prompt.get("tools")
-    if isinstance(prompt, str):
-        if not prompt.strip():
-            raise ValueError("`prompt` is empty.")
-        return _Conversation([{"role": "user", "content": prompt}], tools)
-    if not isinstance(prompt, list) or not prompt:
-        raise ValueError(f"`prompt` is {prompt!r:.60}; give a string or a list of chat messages.")
-    messages = [_message(message, index) for index, message in enumerate(prompt)]
-    if messages[-1]["role"] not in ("user", "tool"):
-        raise ValueError(
-            f"`prompt` ends on a {messages[-1]['role']!r} turn. Its last message must be the user's (or a tool's): the "
-            "response that is judged comes after it."
-        )
-    return _Conversation(messages, tools)
-
-
-def _message(message, index: int) -> dict[str, Any]:
-    if not isinstance(message, dict) or not re.fullmatch(r"\w+", message.get("role") or ""):
-        raise ValueError(f"`prompt` message {index} is {message!r:.60}; give a dict with `role` and `content`.")
-    # Arrow tables fill the keys a message does not have with None
-    message = {key: value for key, value in message.items() if value is not None}
-    content = message.get("content")
-    if isinstance(content, list):
-        if kinds := sorted({str(part.get("type")) for part in content} - {"text"}):
-            raise ValueError(f"`prompt` message {index} holds {', '.join(kinds)}; CLoud models judge text only.")
-        message["content"] = content = "\n".join(part["text"] for part in content)
-    if not isinstance(content, str) and "tool_calls" not in message:
-        raise ValueError(f"`prompt` message {index} ({message['role']}) has no text `content`.")
-    if content is not None and not content.strip() and message["role"] == "user":
-        raise ValueError(f"`prompt` message {index} (user) is empty.")
-    return message
-
-
-def _walk(conversation: _Conversation, change) -> _Conversation:
-    """Apply `change` to every text in the messages and tools; roles and keys are not text."""
-
-    def visit(value, key=None):
-        if isinstance(value, str):
-            return value if key == "role" else change(value)
-        if isinstance(value, dict):
-            return {change(name): visit(item, name) for name, item in value.items() if item is not None}
-        if isinstance(value, list):
-            return [visit(item) for item in value]
-        return value
-
-    return _Conversation(visit(conversation.messages), visit(conversation.tools))

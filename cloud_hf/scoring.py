@@ -1,31 +1,24 @@
-"""Scores: what every backend returns, the interface they share, and the transformers backend.
+"""Scores: what every backend returns, the interface they share, and the transformers backend."""
 
-The critique is written by `generate` with its KV cache, and the reward is read in that same pass: when a row's
-end-of-turn is fed, a hook keeps the hidden state. There is no second prefill, and no text is tokenised again.
-"""
-
-import hashlib
+import logging
 import statistics
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
-from tqdm.auto import tqdm
-from transformers import (
-    LogitsProcessor,
-    LogitsProcessorList,
-    PreTrainedTokenizerBase,
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
+from transformers import PreTrainedTokenizerBase
 
-from .critique_format import CritiqueFormat, EncodedCritique, EncodedPrefix
+from .critique_format import CritiqueFormat
+from .generation import CritiqueWriter, Sample, read_rewards
 
 
 if TYPE_CHECKING:
     from .modeling_cloud import CLoudForRewardModeling
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -59,7 +52,7 @@ class Score:
     critique_ids: tuple[tuple[int, ...], ...] = ()
 
     @classmethod
-    def of(cls, samples: "Sequence[_Sample]") -> "Score":
+    def of(cls, samples: "Sequence[Sample]") -> "Score":
         """Gather the samples of one response."""
         rewards = tuple(sample.reward for sample in samples)
         return cls(
@@ -137,16 +130,6 @@ class TransformersScorer:
         return score_with_transformers(self.model, self.tokenizer, prompts, responses, **options)
 
 
-@dataclass(frozen=True)
-class _Sample:
-    """One critique and its reward."""
-
-    reward: float
-    critique: str = ""
-    critique_ids: tuple[int, ...] = ()
-    finish_reason: str = "stop"
-
-
 @torch.inference_mode()
 def score_with_transformers(
     model: "CLoudForRewardModeling",
@@ -200,6 +183,11 @@ def score_with_transformers(
         _naming_row(row, critique_format.encode_prefix, prompt, response)
         for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True))
     ]
+    if changed := sum(prefix.response_changed for prefix in prefixes):
+        logger.warning(
+            "The chat template shows %d of %d responses otherwise than given (thinking blocks dropped?). A model made "
+            "with `keep_thinking` sees them whole.", changed, len(prefixes),
+        )  # fmt: skip
     if not config.critique:
         rows = [(row, critique_format.complete(prefix)) for row, prefix in enumerate(prefixes)]
         texts = [""] * len(rows)
@@ -213,15 +201,15 @@ def score_with_transformers(
         texts = [text.strip() for texts in given for text in texts]
     else:
         _check_lengths(config, [len(prefix.input_ids) + max_new_tokens + 1 for prefix in prefixes])
-        writer = _CritiqueWriter(model, critique_format, temperature, max_new_tokens, batch_size, show_progress)
+        writer = CritiqueWriter(model, critique_format, temperature, max_new_tokens, batch_size, show_progress)
         with _evaluation_mode(model):
-            return writer.write(prefixes, num_critiques, seed)
+            return [Score.of(samples) for samples in writer.write(prefixes, num_critiques, seed)]
     _check_lengths(config, [len(encoded.input_ids) for _, encoded in rows], [row for row, _ in rows])
     with _evaluation_mode(model):
-        rewards = _read_rewards(model, [encoded for _, encoded in rows], batch_size, show_progress)
-    samples: list[list[_Sample]] = [[] for _ in prefixes]
+        rewards = read_rewards(model, [encoded for _, encoded in rows], batch_size, show_progress)
+    samples: list[list[Sample]] = [[] for _ in prefixes]
     for (row, encoded), text, reward in zip(rows, texts, rewards, strict=True):
-        samples[row].append(_Sample(reward, text, encoded.input_ids[encoded.prefix_length : -1]))
+        samples[row].append(Sample(reward, text, encoded.input_ids[encoded.prefix_length : -1]))
     return [Score.of(row_samples) for row_samples in samples]
 
 
@@ -233,176 +221,6 @@ def _evaluation_mode(model):
         yield
     finally:
         model.train(was_training)
-
-
-# ------------------------------------------------------------------------------------------------- given sequences
-
-
-def _read_rewards(model, rows: list[EncodedCritique], batch_size: int, show_progress: bool) -> list[float]:
-    """Rewards of whole sequences, by one forward pass each."""
-    rewards = [0.0] * len(rows)
-    for batch in _batches([len(row.input_ids) for row in rows], batch_size, show_progress):
-        inputs = _left_padded([rows[index].input_ids for index in batch], model.device)
-        for index, reward in zip(batch, model(**inputs, use_cache=False).logits[:, 0].tolist(), strict=True):
-            rewards[index] = reward
-    return rewards
-
-
-def _left_padded(sequences: list[tuple[int, ...]], device: torch.device) -> dict[str, torch.Tensor]:
-    """Pads are masked, so that their id does not matter."""
-    width = max(map(len, sequences))
-    pads = [width - len(sequence) for sequence in sequences]
-    return {
-        "input_ids": torch.tensor([[0] * pad + list(ids) for pad, ids in zip(pads, sequences, strict=True)]).to(
-            device
-        ),
-        "attention_mask": torch.tensor([[0] * pad + [1] * (width - pad) for pad in pads]).to(device),
-    }
-
-
-def _batches(lengths: list[int], batch_size: int, show_progress: bool):
-    """Indices in batches, longest first: the first batch shows whether memory suffices."""
-    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    with tqdm(total=len(order), desc="Scoring", unit="seq", disable=not show_progress, dynamic_ncols=True) as bar:
-        for batch in batches:
-            yield batch
-            bar.update(len(batch))
-
-
-# ---------------------------------------------------------------------------------------------- writing critiques
-
-
-@dataclass(frozen=True)
-class _CritiqueWriter:
-    """Writes critiques and reads their rewards in the same pass."""
-
-    model: Any
-    critique_format: CritiqueFormat
-    temperature: float
-    max_new_tokens: int
-    batch_size: int
-    show_progress: bool
-
-    def write(self, prefixes: list[EncodedPrefix], num_critiques: int, seed: int | None) -> list[Score]:
-        if seed is None:
-            seed = int(torch.randint(2**31, ()))  # follows torch.manual_seed
-        jobs = [(row, sample) for row in range(len(prefixes)) for sample in range(num_critiques)]
-        samples: list[dict[int, _Sample]] = [{} for _ in prefixes]
-        for batch in _batches([len(prefixes[row].input_ids) for row, _ in jobs], self.batch_size, self.show_progress):
-            batch_jobs = [jobs[index] for index in batch]
-            ids = [prefixes[row].input_ids for row, _ in batch_jobs]
-            seeds = [_row_seed(seed, sample, prefixes[row].input_ids) for row, sample in batch_jobs]
-            for (row, sample), result in zip(batch_jobs, self._write_batch(ids, seeds), strict=True):
-                samples[row][sample] = result
-        return [Score.of([row[sample] for sample in range(num_critiques)]) for row in samples]
-
-    def _write_batch(self, prefixes: list[tuple[int, ...]], seeds: list[int]) -> list[_Sample]:
-        inputs = _left_padded(prefixes, self.model.device)
-        width = inputs["input_ids"].shape[1]
-        end = self.critique_format.end_token_id
-        sampler = _GumbelSampler(self.temperature, seeds)
-        ending = _EndOfCritique(end, _stop_ids(self.model.config, end), width, self.max_new_tokens)
-        reader = _RewardReader(end, len(prefixes))
-        hook = self.model.trunk.register_forward_hook(reader.read, with_kwargs=True)
-        try:
-            # Every value that the base model's own generation config could set is given here
-            output_ids = self.model.language_model.generate(
-                **inputs,
-                logits_processor=LogitsProcessorList([sampler, ending]),
-                stopping_criteria=StoppingCriteriaList([reader]),
-                max_new_tokens=self.max_new_tokens + 2,  # the end token, and the step that feeds it
-                do_sample=False,
-                num_beams=1,
-                repetition_penalty=1.0,
-                no_repeat_ngram_size=0,
-                eos_token_id=None,
-                pad_token_id=end,
-                use_cache=True,
-                return_dict_in_generate=False,
-            )
-        finally:
-            hook.remove()
-        rewards = self.model.reward_from_hidden(torch.stack(reader.hidden_states))[:, 0].tolist()
-        samples = []
-        for ids, reward, cut in zip(output_ids[:, width:].tolist(), rewards, ending.cut.tolist(), strict=True):
-            critique_ids = ids[: ids.index(end)]
-            text = self.critique_format.decode(critique_ids)
-            samples.append(_Sample(reward, text, tuple(critique_ids), "length" if cut else "stop"))
-        return samples
-
-
-def _row_seed(seed: int, sample: int, prefix_ids: tuple[int, ...]) -> int:
-    """A seed that depends on the text judged, not on its place: batches, order and shards do not change a sample."""
-    digest = hashlib.blake2b(f"{seed}/{sample}/{prefix_ids}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big")
-
-
-def _stop_ids(config, end_token_id: int) -> list[int]:
-    """Tokens by which a language model says that it is done, beside the end of turn."""
-    eos = config.text_config.eos_token_id
-    return [token_id for token_id in (eos if isinstance(eos, list) else [eos]) if token_id not in (None, end_token_id)]
-
-
-class _GumbelSampler(LogitsProcessor):
-    """Adds each row's own Gumbel noise, so that the arg max is a sample of the softmax at this temperature."""
-
-    def __init__(self, temperature: float, seeds: list[int]):
-        self.temperature = temperature
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        if self.temperature == 0:
-            return scores
-        exponential = [torch.empty(scores.shape[1]).exponential_(generator=rng) for rng in self.generators]
-        return scores / self.temperature - torch.stack(exponential).log().to(scores.device)
-
-
-class _EndOfCritique(LogitsProcessor):
-    """Lets any stop token close the critique with the end of turn, and closes it when the budget is spent."""
-
-    def __init__(self, end_token_id: int, stop_ids: list[int], prefix_width: int, max_new_tokens: int):
-        self.end_token_id = end_token_id
-        self.stop_ids = stop_ids
-        self.prefix_width = prefix_width
-        self.last_width = prefix_width + max_new_tokens
-        self.cut = torch.zeros(0, dtype=torch.bool)
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        if self.stop_ids:
-            best = scores[:, [self.end_token_id, *self.stop_ids]].amax(-1)
-            scores[:, self.stop_ids] = -torch.inf
-            scores[:, self.end_token_id] = best
-        if input_ids.shape[1] == self.prefix_width:
-            self.cut = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-        if input_ids.shape[1] == self.last_width:
-            ended = (input_ids[:, self.prefix_width :] == self.end_token_id).any(-1)
-            self.cut = ~ended & (scores.argmax(-1) != self.end_token_id)
-            scores.fill_(-torch.inf)
-            scores[:, self.end_token_id] = 0.0
-        return scores
-
-
-class _RewardReader(StoppingCriteria):
-    """Keeps the hidden state at each row's end of turn; a row is done once it has one."""
-
-    def __init__(self, end_token_id: int, batch_size: int):
-        self.end_token_id = end_token_id
-        self.hidden_states: list[torch.Tensor | None] = [None] * batch_size
-        self.prefilled = False
-
-    def read(self, module, args, kwargs, output):
-        """Forward hook on the trunk: sees the tokens that are fed and their hidden states."""
-        if not self.prefilled:
-            return
-        fed = kwargs["input_ids"] if "input_ids" in kwargs else args[0]  # GPT-2 passes it by position
-        for row in (fed[:, -1] == self.end_token_id).nonzero()[:, 0].tolist():
-            if self.hidden_states[row] is None:
-                self.hidden_states[row] = output.last_hidden_state[row, -1]
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs) -> torch.BoolTensor:
-        self.prefilled = True
-        return torch.tensor([state is not None for state in self.hidden_states], device=input_ids.device)
 
 
 # -------------------------------------------------------------------------------------------------------- checking

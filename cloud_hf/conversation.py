@@ -1,0 +1,77 @@
+"""A prompt as users give it -> checked chat messages whose contents are text."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A validated prompt and response, text parts only."""
+
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None = None
+
+
+def read_prompt(prompt) -> Conversation:
+    """
+    Check a prompt and bring it to messages whose contents are text.
+
+    Args:
+        prompt (`str` or `list[dict]` or `dict`):
+            A user message, a list of chat messages, or `{"messages": [...], "tools": [...]}`.
+
+    Raises:
+        `ValueError`: If it is not usable; the message says why.
+    """
+    tools = None
+    if isinstance(prompt, dict):
+        if unknown := sorted(set(prompt) - {"messages", "tools"}):
+            raise ValueError(f"`prompt` has the unknown key(s) {', '.join(unknown)}; it takes `messages` and `tools`.")
+        prompt, tools = prompt.get("messages"), prompt.get("tools")
+    if isinstance(prompt, str):
+        if not prompt.strip():
+            raise ValueError("`prompt` is empty.")
+        return Conversation([{"role": "user", "content": prompt}], tools)
+    if not isinstance(prompt, list) or not prompt:
+        raise ValueError(f"`prompt` is {prompt!r:.60}; give a string or a list of chat messages.")
+    messages = [_message(message, index) for index, message in enumerate(prompt)]
+    if messages[-1]["role"] not in ("user", "tool"):
+        raise ValueError(
+            f"`prompt` ends on a {messages[-1]['role']!r} turn. Its last message must be the user's (or a tool's): the "
+            "response that is judged comes after it."
+        )
+    return Conversation(messages, tools)
+
+
+def _message(message, index: int) -> dict[str, Any]:
+    if not isinstance(message, dict) or not re.fullmatch(r"\w+", message.get("role") or ""):
+        raise ValueError(f"`prompt` message {index} is {message!r:.60}; give a dict with `role` and `content`.")
+    # Arrow tables fill the keys a message does not have with None
+    message = {key: value for key, value in message.items() if value is not None}
+    content = message.get("content")
+    if isinstance(content, list):
+        if kinds := sorted({str(part.get("type")) for part in content} - {"text"}):
+            raise ValueError(f"`prompt` message {index} holds {', '.join(kinds)}; CLoud models judge text only.")
+        message["content"] = content = "\n".join(part["text"] for part in content)
+    if not isinstance(content, str) and "tool_calls" not in message:
+        raise ValueError(f"`prompt` message {index} ({message['role']}) has no text `content`.")
+    if content is not None and not content.strip() and message["role"] == "user":
+        raise ValueError(f"`prompt` message {index} (user) is empty.")
+    return message
+
+
+def change_texts(conversation: Conversation, change: Callable[[str], str]) -> Conversation:
+    """Apply `change` to every text in the messages and tools, names of arguments included; roles are not text."""
+
+    def visit(value, key=None):
+        if isinstance(value, str):
+            return value if key == "role" else change(value)
+        if isinstance(value, dict):
+            return {change(name): visit(item, name) for name, item in value.items() if item is not None}
+        if isinstance(value, list):
+            return [visit(item) for item in value]
+        return value
+
+    return Conversation(visit(conversation.messages), visit(conversation.tools))
