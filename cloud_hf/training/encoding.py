@@ -23,9 +23,7 @@ logger = logging.getLogger(__name__)
 
 SIDES = ("chosen", "rejected")
 
-_ENCODED_COLUMNS = (
-    "chosen_ids", "rejected_ids", "chosen_prefix_length", "rejected_prefix_length", "row", "shortened", "changed",
-)  # fmt: skip
+ENCODED_COLUMNS = ("chosen_ids", "rejected_ids", "chosen_prefix_length", "rejected_prefix_length")
 
 
 def encode_pairs(
@@ -104,7 +102,7 @@ def _split_pairs(batch: dict[str, list]) -> dict[str, list]:
 
 
 def _encode_batch(batch: dict[str, list], indices: list[int], name: str, **kwargs) -> dict[str, list]:
-    columns: dict[str, list] = {column: [] for column in _ENCODED_COLUMNS}
+    columns: dict[str, list] = {column: [] for column in (*ENCODED_COLUMNS, "row", "shortened", "changed")}
     if "margin" in batch:
         columns["margin"] = []
     if "chosen_finish_reason" in batch:

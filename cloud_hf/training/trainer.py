@@ -6,18 +6,19 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, DataCollator, PreTrainedTokenizerBase
 from trl import RewardTrainer
 from trl.trainer.utils import get_config_model_id, global_then_local_main_first
 
 from ..configuration_cloud import CLoudConfig
 from ..critique_format import IGNORE_INDEX, CritiqueFormat
+from ..data.schemas import check_columns
 from ..modeling_cloud import CLoudForRewardModeling
 from ..scoring import context_length
 from .arguments import set_chat_template
 from .collator import DataCollatorForCLoud
 from .config import CLoudTrainingConfig
-from .encoding import encode_pairs
+from .encoding import ENCODED_COLUMNS, encode_pairs
 from .model_card import make_model_card
 
 
@@ -39,6 +40,8 @@ class CLoudTrainer(RewardTrainer):
             options of `args`.
         args ([`CLoudTrainingConfig`], *optional*):
             Configuration for this trainer.
+        data_collator (`DataCollator`, *optional*):
+            Defaults to [`DataCollatorForCLoud`].
         train_dataset (`Dataset`):
             Preference pairs with critiques; see [`~training.encoding.encode_pairs`] for the columns.
         eval_dataset (`Dataset` or `dict[str, Dataset]`, *optional*):
@@ -67,6 +70,7 @@ class CLoudTrainer(RewardTrainer):
         self,
         model: Any,
         args: CLoudTrainingConfig | None = None,
+        data_collator: DataCollator | None = None,
         train_dataset: Dataset | None = None,
         eval_dataset: Dataset | dict[str, Dataset] | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
@@ -91,15 +95,13 @@ class CLoudTrainer(RewardTrainer):
         self.critique_format = CritiqueFormat.from_config(model.config, processing_class)
         self._context_length = context_length(model.config)
         self._sums: dict[str, dict[str, float]] = {"train": defaultdict(float), "eval": defaultdict(float)}
-        pad_token_id = processing_class.pad_token_id
-        kwargs.setdefault(
-            "data_collator",
-            DataCollatorForCLoud(
+        if data_collator is None:
+            pad_token_id = processing_class.pad_token_id
+            data_collator = DataCollatorForCLoud(
                 pad_token_id=self.critique_format.end_token_id if pad_token_id is None else pad_token_id,
                 pad_to_multiple_of=args.pad_to_multiple_of,
                 critique=model.config.critique,
-            ),
-        )
+            )
         if (peft_config := kwargs.get("peft_config")) is not None:
             # A head of random numbers would be frozen and lost
             peft_config.modules_to_save = sorted({*(peft_config.modules_to_save or []), "reward_head"})
@@ -109,6 +111,7 @@ class CLoudTrainer(RewardTrainer):
         super().__init__(
             model,
             args=args,
+            data_collator=data_collator,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
@@ -122,6 +125,7 @@ class CLoudTrainer(RewardTrainer):
                 "which needs a map-style `datasets.Dataset`."
             )
         if "chosen_ids" in dataset.column_names:
+            check_columns(dataset.column_names, ENCODED_COLUMNS, f"The encoded {dataset_name} dataset")
             return dataset
         limits = [limit for limit in (args.max_length, self._context_length) if limit]
         with global_then_local_main_first():
@@ -136,7 +140,7 @@ class CLoudTrainer(RewardTrainer):
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
-        for column in ("chosen_prefix_length", "rejected_prefix_length", "cut"):
+        for column in (*ENCODED_COLUMNS, "cut"):
             if column not in self._signature_columns:
                 self._signature_columns.append(column)
 
