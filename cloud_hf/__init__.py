@@ -37,6 +37,10 @@ CLoudConfig.register_for_auto_class()
 CLoudForRewardModeling.register_for_auto_class("AutoModel")
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str):
     # TRL takes seconds to import, and only training needs it
     if name in ("CLoudTrainer", "CLoudTrainingConfig"):

@@ -1,5 +1,6 @@
 """Configuration of a CLoud model: a language model's config, the critique's wording, the reward scale."""
 
+import math
 from typing import Any
 
 from transformers import AutoConfig
@@ -114,6 +115,11 @@ class CLoudConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def _refuse_unknown_keys(self, kwargs: dict[str, Any]):
+        if kwargs.get("model_type", "cloud") != "cloud":
+            raise ValueError(
+                f"This is the config of a {kwargs['model_type']} model, not of a CLoud model. Make one from it with "
+                "`CLoudForRewardModeling.from_base`."
+            )
         unknown = sorted(key for key in kwargs if key not in _LIBRARY_KEYS and not key.startswith("_"))
         if unknown:
             own = ", ".join(CLoudConfig.__annotations__)
@@ -124,5 +130,5 @@ class CLoudConfig(PreTrainedConfig):
             raise ValueError(f"CLoudConfig: `critique_role` is {self.critique_role!r}; use 'user' or 'assistant'.")
         if self.critique and not self.critique_prompt:
             raise ValueError("CLoudConfig: `critique_prompt` is empty; the critique turn needs words to open it.")
-        if not self.reward_std > 0:
+        if not 0 < self.reward_std < math.inf:
             raise ValueError(f"CLoudConfig: `reward_std` is {self.reward_std}; it must be above 0.")

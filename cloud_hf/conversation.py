@@ -46,32 +46,42 @@ def read_prompt(prompt) -> Conversation:
 
 
 def _message(message, index: int) -> dict[str, Any]:
-    if not isinstance(message, dict) or not re.fullmatch(r"\w+", message.get("role") or ""):
+    role = message.get("role") if isinstance(message, dict) else None
+    if not isinstance(role, str) or not re.fullmatch(r"\w+", role):
         raise ValueError(f"`prompt` message {index} is {message!r:.60}; give a dict with `role` and `content`.")
     # Arrow tables fill the keys a message does not have with None
     message = {key: value for key, value in message.items() if value is not None}
     content = message.get("content")
     if isinstance(content, list):
-        if kinds := sorted({str(part.get("type")) for part in content} - {"text"}):
-            raise ValueError(f"`prompt` message {index} holds {', '.join(kinds)}; CLoud models judge text only.")
-        message["content"] = content = "\n".join(part["text"] for part in content)
+        message["content"] = content = "\n".join(_part_text(part, index) for part in content)
     if not isinstance(content, str) and "tool_calls" not in message:
-        raise ValueError(f"`prompt` message {index} ({message['role']}) has no text `content`.")
-    if content is not None and not content.strip() and message["role"] == "user":
+        raise ValueError(f"`prompt` message {index} ({role}) has no text `content`.")
+    if content is not None and not content.strip() and role == "user":
         raise ValueError(f"`prompt` message {index} (user) is empty.")
     return message
+
+
+def _part_text(part, index: int) -> str:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind != "text" or not isinstance(part.get("text"), str):
+        raise ValueError(
+            f"`prompt` message {index} holds the content part {part!r:.60}; CLoud models judge text only: "
+            '{"type": "text", "text": "..."}.'
+        )
+    return part["text"]
 
 
 def change_texts(conversation: Conversation, change: Callable[[str], str]) -> Conversation:
     """Apply `change` to every text in the messages and tools, names of arguments included; roles are not text."""
 
-    def visit(value, key=None):
+    def visit(value):
         if isinstance(value, str):
-            return value if key == "role" else change(value)
+            return change(value)
         if isinstance(value, dict):
-            return {change(name): visit(item, name) for name, item in value.items() if item is not None}
+            return {change(name): visit(item) for name, item in value.items() if item is not None}
         if isinstance(value, list):
             return [visit(item) for item in value]
         return value
 
-    return Conversation(visit(conversation.messages), visit(conversation.tools))
+    messages = [{**visit(message), "role": message["role"]} for message in conversation.messages]
+    return Conversation(messages, visit(conversation.tools))

@@ -244,11 +244,10 @@ class CritiqueFormat:
         mark_length = len(self._encode(_OMISSION))
         for message in conversation.messages:
             if excess > 0 and message["role"] != "system" and message.get("content"):
-                tokens = self.tokenizer(message["content"], add_special_tokens=False, return_offsets_mapping=True)
-                offsets = tokens["offset_mapping"]
-                cut = min(excess + mark_length, len(offsets) - 1)
+                starts = self._token_starts(message["content"])
+                cut = min(excess + mark_length, len(starts) - 1)
                 if cut > mark_length:
-                    message = {**message, "content": _OMISSION + message["content"][offsets[cut][0] :]}
+                    message = {**message, "content": _OMISSION + message["content"][starts[cut] :]}
                     excess -= cut - mark_length
             messages.append(message)
         if excess > 0:
@@ -289,13 +288,27 @@ class CritiqueFormat:
         return text[: text.rindex(f" {_SLOT}")]
 
     def _apply_template(self, conversation: Conversation) -> str:
-        try:
+        def render(tools) -> str:
             return self.tokenizer.apply_chat_template(
-                conversation.messages, tools=conversation.tools, tokenize=False, **self.chat_template_kwargs
+                conversation.messages, tools=tools, tokenize=False, **self.chat_template_kwargs
             )
+
+        try:
+            text = render(conversation.tools)
+            if conversation.tools and text == render(None):
+                raise ValueError(
+                    "The chat template does not show `tools`; leave them out, or put them into a message."
+                )
         except (TemplateError, TypeError, KeyError) as error:
             roles = ", ".join(message["role"] for message in conversation.messages)
             raise ValueError(f"The chat template refuses this conversation (roles: {roles}): {error}") from error
+        for index, message in enumerate(conversation.messages):
+            # Templates may drop an assistant's thoughts and reformat what tools say
+            if message["role"] not in ("assistant", "tool") and message.get("content", "").strip() not in text:
+                raise ValueError(
+                    f"The chat template does not show message {index}, whose role is {message['role']!r} (misspelt?)."
+                )
+        return text
 
     def _without_dropped_text(self, conversation: Conversation) -> Conversation:
         """Replace each assistant text that holds added-token strings by what the chat template keeps of it."""
@@ -353,6 +366,15 @@ class CritiqueFormat:
             if ids[: len(anchor_ids)] == anchor_ids:
                 return ids[len(anchor_ids) :]
         raise ValueError(f"The tokenizer cannot encode {text!r:.40} apart from the text before it.")
+
+    def _token_starts(self, text: str) -> list[int]:
+        """Where each token of a text starts, in characters."""
+        starts, position = [], 0
+        for piece in self._plain(text).split(_CUT):
+            offsets = self.tokenizer(piece, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+            starts += [position + start for start, _ in offsets]
+            position += len(piece)
+        return starts
 
     def _control_ids(self, ids: list[int]) -> list[int]:
         return [token_id for token_id in ids if token_id in self._control_id_set]

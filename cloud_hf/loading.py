@@ -26,21 +26,54 @@ def load_reward_model(name: str, **kwargs) -> tuple[CLoudForRewardModeling, PreT
     Raises:
         `ValueError`: If `name` is not a CLoud model.
     """
-    config = AutoConfig.from_pretrained(name)
+    config = read_config(name)
+    check_reward_model(name, config)
+    if "device_map" not in kwargs and torch.cuda.is_available():
+        kwargs["device_map"] = "cuda"
+    load = _load_adapter if _has_file(name, "adapter_config.json") else _load_whole
+    model = load(name, config, **kwargs)
+    return model.eval(), AutoTokenizer.from_pretrained(name)
+
+
+def read_config(name: str):
+    """The config of a model, or of an adapter trained with [`CLoudTrainer`], which carries its model's."""
+    if not _has_file(name, "config.json"):
+        refuse_adapter(name)
+    return AutoConfig.from_pretrained(name)
+
+
+def check_reward_model(name: str, config):
+    """Raise `ValueError` unless `config` is that of a reward model."""
     if not isinstance(config, CLoudConfig):
         raise ValueError(
             f"{name} is a {config.model_type} model, not a CLoud model. Train it with `examples/train_cloud.py` or "
             "`examples/train_classic.py`, or make a fresh one with `CLoudForRewardModeling.from_base`."
         )
-    if "device_map" not in kwargs and torch.cuda.is_available():
-        kwargs["device_map"] = "cuda"
-    adapter_file = cached_file(name, "adapter_config.json", _raise_exceptions_for_missing_entries=False)
-    model = (
-        CLoudForRewardModeling.from_pretrained(name, **kwargs)
-        if adapter_file is None
-        else _load_adapter(name, config, **kwargs)
-    )
-    return model.eval(), AutoTokenizer.from_pretrained(name)
+
+
+def refuse_adapter(name: str):
+    """
+    Raise `ValueError` if `name` is a LoRA adapter: training and critique writing start from whole models.
+    """
+    if _has_file(name, "adapter_config.json"):
+        kind = "load_reward_model" if _has_file(name, "config.json") else "AutoPeftModelForCausalLM"
+        merge = (
+            f"model, tokenizer = load_reward_model({name!r}) (cloud_hf.loading)"
+            if kind == "load_reward_model"
+            else f"model = AutoPeftModelForCausalLM.from_pretrained({name!r}).merge_and_unload() (peft)"
+        )
+        raise ValueError(
+            f"{name} is a LoRA adapter. Merge it into its base first: {merge}, then `save_pretrained` the model and its "
+            "tokenizer to a new folder."
+        )
+
+
+def _has_file(name: str, file: str) -> bool:
+    return cached_file(name, file, _raise_exceptions_for_missing_entries=False) is not None
+
+
+def _load_whole(name: str, config: CLoudConfig, **kwargs) -> CLoudForRewardModeling:
+    return CLoudForRewardModeling.from_pretrained(name, **kwargs)
 
 
 def _load_adapter(name: str, config: CLoudConfig, **kwargs) -> CLoudForRewardModeling:

@@ -1,6 +1,7 @@
 """Scores: what every backend returns, the interface they share, and the transformers backend."""
 
 import logging
+import math
 import statistics
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -169,7 +170,7 @@ def score_with_transformers(
     Raises:
         `ValueError`: Before anything is computed, if an argument or a row is not usable; the message names the row.
     """
-    _check_arguments(prompts, responses, num_critiques, temperature, max_new_tokens, critiques)
+    _check_arguments(prompts, responses, num_critiques, temperature, max_new_tokens, critiques, batch_size)
     config = model.config
     if not config.critique and (num_critiques > 1 or critiques is not None or critique_prompt is not None):
         raise ValueError(
@@ -226,18 +227,26 @@ def _evaluation_mode(model):
 # -------------------------------------------------------------------------------------------------------- checking
 
 
-def _check_arguments(prompts, responses, num_critiques, temperature, max_new_tokens, critiques):
+def _check_arguments(prompts, responses, num_critiques, temperature, max_new_tokens, critiques, batch_size):
     for name, value in (("prompts", prompts), ("responses", responses)):
         if isinstance(value, str | dict) or not isinstance(value, Sequence):
             raise ValueError(f"`{name}` is {value!r:.60}; give a list with one entry per response to judge.")
     if len(prompts) != len(responses):
         raise ValueError(f"{len(prompts)} prompts but {len(responses)} responses; give one prompt per response.")
-    if num_critiques < 1 or max_new_tokens < 1 or temperature < 0:
-        raise ValueError("`num_critiques` and `max_new_tokens` must be at least 1 and `temperature` at least 0.")
+    if not (num_critiques >= 1 and max_new_tokens >= 1 and batch_size >= 1 and 0 <= temperature < math.inf):
+        raise ValueError(
+            "`num_critiques`, `max_new_tokens` and `batch_size` must be at least 1, and `temperature` at least 0."
+        )
     if critiques is None:
         if num_critiques > 1 and temperature == 0:
             raise ValueError("`num_critiques` above 1 needs `temperature` above 0: greedy critiques are all the same.")
         return
+    if isinstance(critiques, str) or not isinstance(critiques, Sequence):
+        raise ValueError(f"`critiques` is {critiques!r:.60}; give a list with one entry per response.")
+    if num_critiques > 1:
+        raise ValueError(
+            "`critiques` says what is scored; leave `num_critiques` out, and give lists to score several."
+        )
     if len(critiques) != len(responses):
         raise ValueError(f"{len(critiques)} critiques but {len(responses)} responses; give one entry per response.")
     for row, texts in enumerate(critiques):
@@ -262,10 +271,10 @@ def _check_lengths(config, lengths: list[int], rows: list[int] | None = None):
         raise ValueError(
             f"Row {first if rows is None else rows[first]}: {lengths[first]} tokens with its critique, but the model's "
             f"context holds {context} ({len(too_long)} of {len(lengths)} rows are too long). Lower `max_new_tokens`, or "
-            "shorten the prompts with `fit_prompts`."
+            "shorten the prompts (`CritiqueFormat.truncate_prompt`)."
         )
 
 
 def context_length(config) -> int | None:
     """Longest sequence of a model in tokens; `None` where its config sets no limit."""
-    return config.text_config.to_dict().get("max_position_embeddings")
+    return getattr(config.text_config, "max_position_embeddings", None)

@@ -13,9 +13,8 @@ from pathlib import Path
 
 from trl import TrlParser
 
-from cloud_hf.data.loading import load_rows
 from cloud_hf.evaluation import evaluate_best_of_n
-from cloud_hf.evaluation.arguments import ScoringArguments, load_scorer
+from cloud_hf.evaluation.arguments import ScoringArguments, load_datasets, load_scorer, short_names
 from cloud_hf.evaluation.plots import plot_best_of_n
 
 
@@ -26,11 +25,11 @@ def main(args: ScoringArguments):
     output_dir = Path(args.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     results = []
-    datasets = {name: load_rows(name, args.dataset_test_split, args.dataset_config) for name in args.dataset_name}
+    datasets = load_datasets(args, ("prompt", "responses", "correct"))
+    shown = short_names(args.models) | short_names(args.dataset_name)
     for model_name in args.models:
         scorer, critique_format, options = load_scorer(model_name, args)
         for dataset_name, rows in datasets.items():
-            rows = rows.select(range(min(args.limit or len(rows), len(rows))))
             print(f"{model_name} on {dataset_name}: {len(rows)} problems")
             result = evaluate_best_of_n(scorer, rows, critique_format, **options).summary()
             results.append({"model": model_name, "dataset": dataset_name, **result})
@@ -38,8 +37,8 @@ def main(args: ScoringArguments):
             rates = ", ".join(f"{n}: {rate:.1%}" for n, rate in result["rates"].items())
             print(f"best of {rates}")
     for dataset_name in datasets:
-        arms = {Path(row["model"]).name: row for row in results if row["dataset"] == dataset_name}
-        name = "best_of_n.png" if len(datasets) == 1 else f"best_of_n_{Path(dataset_name).name}.png"
+        arms = {shown[row["model"]]: row for row in results if row["dataset"] == dataset_name}
+        name = "best_of_n.png" if len(datasets) == 1 else f"best_of_n_{shown[dataset_name]}.png".replace("/", "-")
         plot_best_of_n(arms, output_dir / name)
 
 

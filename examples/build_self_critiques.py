@@ -19,8 +19,9 @@ from trl import TrlParser
 
 from cloud_hf import CLoudConfig, CLoudForRewardModeling, CritiqueFormat, Score, TransformersScorer
 from cloud_hf.data.loading import load_rows
-from cloud_hf.data.schemas import PAIR_COLUMNS, check_columns
-from cloud_hf.evaluation.pairs import FittedRow, fit_rows, pair_responses
+from cloud_hf.data.schemas import PAIR_COLUMNS, check_columns, response_of
+from cloud_hf.evaluation.pairs import FittedRow, fit_rows
+from cloud_hf.loading import refuse_adapter
 from cloud_hf.scoring import context_length
 
 
@@ -80,11 +81,14 @@ ARGUMENTS = (SelfCritiqueArguments,)
 
 def load_critic(args: SelfCritiqueArguments):
     """The model of stage 1 has no reward head: one of random numbers does, as the rewards are not used."""
+    refuse_adapter(args.model_name_or_path)
     tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path)
     config = AutoConfig.from_pretrained(args.model_name_or_path)
     if isinstance(config, CLoudConfig):
         if not config.critique:
             raise ValueError(f"{args.model_name_or_path} is a classic reward model: it writes no critiques.")
+        if args.critique_prompt is not None or args.critique_role != "user" or args.keep_thinking:
+            raise ValueError("A CLoud model knows how it is asked for critiques: leave those options out.")
         return CLoudForRewardModeling.from_pretrained(args.model_name_or_path, dtype=args.dtype), tokenizer
     model = CLoudForRewardModeling.from_base(
         args.model_name_or_path,
@@ -98,12 +102,19 @@ def load_critic(args: SelfCritiqueArguments):
 
 
 def main(args: SelfCritiqueArguments):
+    if Path(args.output_dir).resolve() == Path(args.dataset_name).resolve():
+        raise ValueError(f"`output_dir` is the dataset itself ({args.output_dir}); name another folder.")
     rows = load_rows(args.dataset_name, args.dataset_split, args.dataset_config)
     check_columns(rows.column_names, PAIR_COLUMNS, "Writing critiques")
     model, tokenizer = load_critic(args)
     critique_format = CritiqueFormat.from_config(model.config, tokenizer)
     fitted = fit_rows(
-        rows, pair_responses, critique_format, context_length(model.config), args.overlong_policy, args.max_new_tokens
+        rows,
+        responses_to_judge,
+        critique_format,
+        context_length(model.config),
+        args.overlong_policy,
+        args.max_new_tokens,
     )
     scores = TransformersScorer(model, tokenizer, args.batch_size, show_progress=True).score(
         [row.prompt for row in fitted.rows for _ in row.responses],
@@ -126,6 +137,11 @@ def main(args: SelfCritiqueArguments):
         f"{stats['critiques']} critiques for {len(new_rows)} rows in {args.output_dir}: {stats['critiques_cut']} cut at "
         f"{args.max_new_tokens} tokens, {fitted.dropped} row(s) dropped and {fitted.shortened} shortened as over-long."
     )
+
+
+def responses_to_judge(row: dict) -> list[str]:
+    """Empty responses are refused here: the training stage would refuse them after all critiques are paid for."""
+    return [response_of(row, side) for side in ("chosen", "rejected")]
 
 
 def new_row(row: FittedRow, chosen: Score, rejected: Score, num_critiques: int) -> dict:

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from trl import TrlParser
 
-from cloud_hf.data.loading import load_rows
+from cloud_hf.data.schemas import PAIR_COLUMNS
 from cloud_hf.evaluation import PairEvaluation, evaluate_pairs
-from cloud_hf.evaluation.arguments import ScoringArguments, load_scorer
+from cloud_hf.evaluation.arguments import ScoringArguments, load_datasets, load_scorer, short_names
 
 
 @dataclass
@@ -36,28 +36,24 @@ ARGUMENTS = (EvaluationArguments,)
 
 
 def main(args: EvaluationArguments):
-    datasets = {name: load_rows(name, args.dataset_test_split, args.dataset_config) for name in args.dataset_name}
+    datasets = load_datasets(args, PAIR_COLUMNS + ((args.group_column,) if args.group_column else ()))
+    shown = short_names(args.models) | short_names(args.dataset_name)
     output_dir = Path(args.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     results = []
     for model_name in args.models:
         scorer, critique_format, options = load_scorer(model_name, args)
         for dataset_name, rows in datasets.items():
-            rows = rows.select(range(min(args.limit or len(rows), len(rows))))
             print(f"{model_name} on {dataset_name}: {len(rows)} pairs")
             result = evaluate_pairs(scorer, rows, critique_format, group_column=args.group_column, **options)
             results.append({"model": model_name, "dataset": dataset_name, **result.summary()})
-            write_scores(result, output_dir / f"scores_{slug(model_name)}_{slug(dataset_name)}.jsonl")
+            file_name = f"scores_{shown[model_name]}_{shown[dataset_name]}.jsonl".replace("/", "-")
+            write_scores(result, output_dir / file_name)
             report = {"version": 1, "arguments": asdict(args), "results": results}
             (output_dir / "report.json").write_text(json.dumps(report, indent=2))
-    table = "\n".join(markdown_table(results))
+    table = "\n".join(markdown_table(results, shown))
     (output_dir / "report.md").write_text(f"# Preference accuracy\n\n{table}\n")
     print(f"\n{table}\n\nReport in {output_dir}")
-
-
-def slug(name: str) -> str:
-    """The end of a name as part of a file name."""
-    return "-".join(Path(name).parts[-2:]).replace(".", "-")
 
 
 def write_scores(result: PairEvaluation, path: Path):
@@ -72,7 +68,7 @@ def write_scores(result: PairEvaluation, path: Path):
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def markdown_table(results: list[dict]) -> list[str]:
+def markdown_table(results: list[dict], shown: dict[str, str]) -> list[str]:
     lines = [
         "| model | dataset | accuracy | 95 % interval | pairs | ties | dropped | shortened | critiques cut |",
         "|---|---|---:|---|---:|---:|---:|---:|---:|",
@@ -80,7 +76,7 @@ def markdown_table(results: list[dict]) -> list[str]:
     for row in results:
         low, high = row["ci95"]
         lines.append(
-            f"| {Path(row['model']).name} | {Path(row['dataset']).name} | {row['accuracy']:.1%} | {low:.1%} to {high:.1%} | "
+            f"| {shown[row['model']]} | {shown[row['dataset']]} | {row['accuracy']:.1%} | {low:.1%} to {high:.1%} | "
             f"{row['n']} | {row['ties']} | {row['dropped']} | {row['shortened']} | {row['critiques_cut']:.1%} |"
         )
         lines += [

@@ -4,8 +4,8 @@ The report of a quickstart run: a table in the terminal, report.md with pictures
 python examples/shell_game_report.py runs/quickstart
 """
 
+import argparse
 import json
-import sys
 from pathlib import Path
 
 from cloud_hf.evaluation.plots import plot_accuracy_by_group, plot_best_of_n, plot_reward_distributions
@@ -165,6 +165,6 @@ more swaps do not occur in any training set.
 
 
 if __name__ == "__main__":
-    folder = Path(sys.argv[1])
-    old = json.loads((folder / "report.json").read_text())
-    print(markdown_table(old["arms"]))
+    parser = argparse.ArgumentParser(description="Print the table of a finished quickstart run.")
+    parser.add_argument("run", type=Path, help="folder of the run")
+    print(markdown_table(json.loads((parser.parse_args().run / "report.json").read_text())["arms"]))

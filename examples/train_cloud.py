@@ -15,8 +15,7 @@ python examples/train_cloud.py --model_name_or_path critic-sft --dataset_name se
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from cloud_hf import CLoudTrainer, CLoudTrainingConfig
-from cloud_hf.data.loading import load_rows
-from cloud_hf.training.arguments import DataArguments, load_tokenizer, model_init_kwargs
+from cloud_hf.training.arguments import DataArguments, checkpoint_to_resume, load_tokenizer, model_init_kwargs
 
 
 ARGUMENTS = (DataArguments, CLoudTrainingConfig, ModelConfig)
@@ -24,19 +23,17 @@ ARGUMENTS = (DataArguments, CLoudTrainingConfig, ModelConfig)
 
 def main(data_args: DataArguments, training_args: CLoudTrainingConfig, model_args: ModelConfig):
     training_args.model_init_kwargs = model_init_kwargs(model_args, training_args)
-    eval_dataset = None
-    if training_args.eval_strategy != "no":
-        eval_dataset = load_rows(data_args.dataset_name, data_args.dataset_test_split, data_args.dataset_config)
+    train_dataset, eval_dataset = data_args.load(training_args.eval_strategy)
     trainer = CLoudTrainer(
         model_args.model_name_or_path,
         training_args,
-        train_dataset=load_rows(data_args.dataset_name, data_args.dataset_train_split, data_args.dataset_config),
+        train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         processing_class=load_tokenizer(model_args, training_args),
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )
-    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint_to_resume(training_args))
     trainer.save_model()
     trainer.save_state()
     trainer.create_model_card(dataset_name=data_args.dataset_name)

@@ -14,11 +14,12 @@ python examples/train_critique_sft.py --model_name_or_path Qwen/Qwen3-0.6B --dat
 
 from dataclasses import dataclass, field
 
+from datasets import Dataset
+from transformers import AutoConfig
 from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config, get_quantization_config
 
-from cloud_hf import CritiqueFormat
-from cloud_hf.data.loading import load_rows
-from cloud_hf.training.arguments import DataArguments, load_tokenizer, model_init_kwargs
+from cloud_hf import CLoudConfig, CritiqueFormat
+from cloud_hf.training.arguments import DataArguments, checkpoint_to_resume, load_tokenizer, model_init_kwargs
 from cloud_hf.training.encoding import encode_critiques
 
 
@@ -39,6 +40,8 @@ def main(
     data_args: DataArguments, critique_args: CritiqueArguments, training_args: SFTConfig, model_args: ModelConfig
 ):
     tokenizer = load_tokenizer(model_args, training_args)
+    if isinstance(AutoConfig.from_pretrained(model_args.model_name_or_path), CLoudConfig):
+        raise ValueError(f"{model_args.model_name_or_path} is a CLoud model; this stage starts from a language model.")
     critique_format = CritiqueFormat(
         tokenizer,
         critique_prompt=critique_args.critique_prompt,
@@ -46,19 +49,13 @@ def main(
         keep_thinking=critique_args.keep_thinking,
     )
 
-    def encode(split: str):
-        rows = load_rows(data_args.dataset_name, split, data_args.dataset_config)
-        return encode_critiques(
-            rows,
-            critique_format,
-            training_args.max_length,
-            critique_args.overlong_policy,
-            split,
-            training_args.dataset_num_proc,
-        )
+    def encode(rows: Dataset, name: str) -> Dataset:
+        policy, limit = critique_args.overlong_policy, training_args.max_length
+        return encode_critiques(rows, critique_format, limit, policy, name, training_args.dataset_num_proc)
 
-    train_dataset = encode(data_args.dataset_train_split)
-    eval_dataset = encode(data_args.dataset_test_split) if training_args.eval_strategy != "no" else None
+    train_rows, eval_rows = data_args.load(training_args.eval_strategy)
+    train_dataset = encode(train_rows, "train")
+    eval_dataset = None if eval_rows is None else encode(eval_rows, "eval")
     # Every row fits by now; SFTTrainer would cut critiques off in silence
     training_args.max_length = None
     training_args.chat_template_path = None
@@ -72,7 +69,7 @@ def main(
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )
-    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint_to_resume(training_args))
     trainer.save_model()
     trainer.save_state()
     if training_args.push_to_hub:

@@ -202,6 +202,10 @@ def test_training_mode_is_left_as_it_was(talker):
         ({"num_critiques": 2}, "needs `temperature` above 0"),
         ({"num_critiques": 0}, "must be at least 1"),
         ({"temperature": -1}, "`temperature` at least 0"),
+        ({"temperature": float("nan")}, "`temperature` at least 0"),
+        ({"batch_size": 0}, "`batch_size` must be at least 1"),
+        ({"critiques": "abcd"}, "`critiques` is 'abcd'"),
+        ({"critiques": CRITIQUES, "num_critiques": 2, "temperature": 1.0}, "leave `num_critiques` out"),
         ({"critiques": ["only one"]}, "1 critiques but 4 responses"),
         ({"critiques": ["a", "b", "c", None]}, "Row 3: `critiques` is"),
         ({"critiques": ["a", "b", "c", []]}, "Row 3: `critiques` is"),
@@ -222,6 +226,18 @@ def test_a_classic_model_asked_for_critiques_says_so(classic_model):
     for options in ({"num_critiques": 2, "temperature": 1.0}, {"critiques": CRITIQUES}, {"critique_prompt": "Judge:"}):
         with pytest.raises(ValueError, match="classic reward model"):
             score(classic_model, **options)
+
+
+def test_a_context_of_another_name_is_a_limit_too(tmp_path):
+    model = make_model(save_language_model(tmp_path, "gpt2", max_position_embeddings=128))
+    with pytest.raises(ValueError, match="context holds 128"):
+        score(model, ["word " * 100], ["x"])
+
+
+def test_dropped_thinking_is_warned_of(tmp_path, caplog):
+    model = make_model(save_language_model(tmp_path, family="qwen3"))
+    model.score(["x"], ["<think>a</think>b"], make_tokenizer("qwen3"), critiques=["ok"])
+    assert "shows 1 of 1 responses otherwise than given" in caplog.text
 
 
 def test_no_rows_give_no_scores(talker):

@@ -8,7 +8,7 @@ from ..critique_format import CritiqueFormat
 
 OVERLONG_POLICIES = ("error", "drop", "truncate_prompt")
 
-# Cutting text changes how it splits into tokens, so the first cut can fall short by a few.
+# Cutting text changes how it splits into tokens, so a cut can fall short by a few: each is more generous.
 _ATTEMPTS = 8
 
 
@@ -52,11 +52,12 @@ def fit(
         return prompt, encoded
     if policy == "error":
         raise ValueError(
-            f"{needed} tokens, but {limit} fit. Allow more, or choose `overlong_policy` 'drop' or 'truncate_prompt'."
+            f"{needed} tokens with its critique, but {limit} fit. Choose `overlong_policy` 'drop' or 'truncate_prompt', "
+            "or another limit (`max_length` in training, `max_new_tokens` for critiques still to be written)."
         )
     if policy == "truncate_prompt":
-        for _ in range(_ATTEMPTS):
-            prompt = critique_format.truncate_prompt(prompt, needed - limit)
+        for attempt in range(_ATTEMPTS):
+            prompt = critique_format.truncate_prompt(prompt, needed - limit + 2**attempt - 1)
             if prompt is None:
                 break
             encoded = encode(prompt)

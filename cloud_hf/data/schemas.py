@@ -48,7 +48,11 @@ def prompt_of(row: dict[str, Any]):
     tools = row.get("tools")
     if not tools:
         return row["prompt"]
-    tools = json.loads(tools) if isinstance(tools, str) else tools
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"`tools` is not JSON: {error}") from error
     prompt = row["prompt"]
     return {"messages": [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt, "tools": tools}
 

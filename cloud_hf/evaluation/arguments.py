@@ -1,9 +1,14 @@
 """Command-line arguments of everything that scores."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
+
+from datasets import Dataset
 
 from ..critique_format import CritiqueFormat
-from ..loading import load_reward_model
+from ..data.loading import load_rows
+from ..data.schemas import check_columns
+from ..loading import check_reward_model, load_reward_model, read_config
 from ..scoring import TransformersScorer, context_length
 
 
@@ -54,6 +59,29 @@ class ScoringArguments:
     batch_size: int = field(default=16, metadata={"help": "Sequences scored at once."})
     dtype: str = field(default="auto", metadata={"help": "Data type of the weights."})
     seed: int = field(default=0, metadata={"help": "Seed of the sampling."})
+
+
+def load_datasets(args: ScoringArguments, columns: tuple[str, ...]) -> dict[str, Dataset]:
+    """All datasets by name, their columns checked and cut to `limit` rows; and a check that all models are ones."""
+    if args.limit is not None and args.limit < 1:
+        raise ValueError(f"`limit` is {args.limit}; it must be at least 1.")
+    datasets = {name: load_rows(name, args.dataset_test_split, args.dataset_config) for name in args.dataset_name}
+    for name, rows in datasets.items():
+        check_columns(rows.column_names, columns, name)
+        datasets[name] = rows.select(range(min(args.limit or len(rows), len(rows))))
+    for name in args.models:
+        check_reward_model(name, read_config(name))
+    return datasets
+
+
+def short_names(names: list[str]) -> dict[str, str]:
+    """For each path or Hub id its last part, or as many parts as tell it from the others."""
+    parts = {name: Path(name).parts for name in names}
+    length = {
+        name: next(n for n in range(1, 100) if sum(p[-n:] == own[-n:] for p in parts.values()) == 1)
+        for name, own in parts.items()
+    }
+    return {name: "/".join(own[-length[name] :]).strip("/") for name, own in parts.items()}
 
 
 def load_scorer(name: str, args: ScoringArguments) -> tuple[TransformersScorer, CritiqueFormat, dict]:

@@ -123,6 +123,8 @@ def _candidates(row: dict[str, Any]) -> list[str]:
         raise ValueError(f"`responses` is {responses!r:.60}; give a non-empty list of strings.")
     if not isinstance(correct, list) or len(correct) != len(responses):
         raise ValueError(f"`correct` is {correct!r:.60}; give one value for each of the {len(responses)} responses.")
+    if not all(isinstance(value, int | float) for value in correct):
+        raise ValueError(f"`correct` is {correct!r:.60}; give booleans or numbers.")
     return responses
 
 

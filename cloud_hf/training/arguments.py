@@ -2,8 +2,12 @@
 
 from dataclasses import dataclass, field
 
+from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl import ModelConfig
+
+from ..data.loading import load_rows
+from ..loading import refuse_adapter
 
 
 @dataclass
@@ -20,12 +24,25 @@ class DataArguments:
             Split to train on.
         dataset_test_split (`str`, *optional*, defaults to `"test"`):
             Split to evaluate on while training, where `eval_strategy` asks for it.
+        eval_dataset_name (`str`, *optional*):
+            Dataset to evaluate on. Needed where `dataset_name` has no such split; without splits it is taken whole.
     """
 
     dataset_name: str = field(metadata={"help": "Hub id, JSONL or Parquet file, or save_to_disk folder."})
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
     dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
     dataset_test_split: str = field(default="test", metadata={"help": "Split for evaluation while training."})
+    eval_dataset_name: str | None = field(default=None, metadata={"help": "Dataset for evaluation while training."})
+
+    def load(self, eval_strategy: str) -> tuple[Dataset, Dataset | None]:
+        """The training rows, and the evaluation rows if `eval_strategy` asks for any."""
+        train = load_rows(self.dataset_name, self.dataset_train_split, self.dataset_config)
+        if eval_strategy == "no":
+            return train, None
+        if self.eval_dataset_name is not None:
+            return train, load_rows(self.eval_dataset_name, self.dataset_test_split, self.dataset_config)
+        # Never the training rows again
+        return train, load_rows(self.dataset_name, self.dataset_test_split, self.dataset_config, needs_split=True)
 
 
 def model_init_kwargs(model_args: ModelConfig, training_args) -> dict:
@@ -38,8 +55,15 @@ def model_init_kwargs(model_args: ModelConfig, training_args) -> dict:
     }
 
 
+def checkpoint_to_resume(training_args) -> str | bool | None:
+    """`resume_from_checkpoint` as a path, or `True` for the last checkpoint of the output folder."""
+    value = training_args.resume_from_checkpoint
+    return True if value is not None and value.lower() == "true" else value
+
+
 def load_tokenizer(model_args: ModelConfig, training_args) -> PreTrainedTokenizerBase:
     """The model's tokenizer, with the chat template of `chat_template_path` if that is given."""
+    refuse_adapter(model_args.model_name_or_path)
     tokenizer = AutoTokenizer.from_pretrained(
         model_args.model_name_or_path,
         revision=model_args.model_revision,

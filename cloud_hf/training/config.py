@@ -1,5 +1,6 @@
 """Options of [`CLoudTrainer`]: TRL's reward options and the joint loss."""
 
+import math
 from dataclasses import dataclass, field
 
 from trl import RewardConfig
@@ -63,6 +64,7 @@ class CLoudTrainingConfig(RewardConfig):
 
     def __post_init__(self):
         check_policy(self.overlong_policy)
-        if self.lm_loss_weight < 0 or self.bradley_terry_weight < 0:
-            raise ValueError("`lm_loss_weight` and `bradley_terry_weight` must not be negative.")
+        for name in ("lm_loss_weight", "bradley_terry_weight"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be a number from 0 up.")
         super().__post_init__()

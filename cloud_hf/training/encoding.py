@@ -1,6 +1,7 @@
 """Datasets of text -> datasets of token ids, with every row checked before training starts."""
 
 import logging
+import math
 from typing import Any
 
 from datasets import Dataset
@@ -57,6 +58,8 @@ def encode_pairs(
     Raises:
         `ValueError`: Naming the first bad row and its field.
     """
+    if len(rows) == 0:
+        raise ValueError(f"The {name} dataset has no rows.")
     required = PAIR_COLUMNS + (FEEDBACK_COLUMNS if critique_format.critique else ())
     check_columns(rows.column_names, required, f"The {name} dataset")
     encoded = rows.map(
@@ -123,8 +126,9 @@ def _encode_row(
     row: dict[str, Any], critique_format: CritiqueFormat, max_length: int | None, overlong_policy: str
 ) -> list[dict[str, Any]]:
     """The pairs of one row, one per critique; none if it is over-long and dropped."""
-    if row.get("margin", 0.0) is None:
-        raise ValueError("`margin` is None; give a number, or leave the column out.")
+    margin = row.get("margin", 0.0)
+    if not isinstance(margin, int | float) or not math.isfinite(margin):
+        raise ValueError(f"`margin` is {margin!r}; give a number, or leave the column out.")
     responses = [response_of(row, side) for side in SIDES]
     critiques: list[list] = [[None], [None]]
     if critique_format.critique:
@@ -173,8 +177,8 @@ def _check_ids(row: dict[str, Any], critique_format: CritiqueFormat):
         for ids, text in zip(critiques_of(row, column), texts, strict=True):
             if critique_format.decode(ids) != text.strip():
                 raise ValueError(
-                    f"`{column}_ids` do not decode to `{column}`: they were made with another tokenizer. Drop the "
-                    "column, or use that tokenizer."
+                    f"`{column}_ids` do not decode to `{column}`: they were made with another tokenizer, or the text "
+                    "was edited. Drop the column to train on the text."
                 )
 
 

@@ -1,10 +1,10 @@
 """The model card of a trained reward model."""
 
-import json
 from typing import TYPE_CHECKING
 
 import transformers
 import trl
+from accelerate.utils import is_peft_model
 from huggingface_hub import ModelCard, ModelCardData
 
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 _SHOWN_METRICS = ("loss", "pairwise_loss", "lm_loss", "accuracy", "margin", "mean_reward", "reward_std")
 
 
-def make_model_card(trainer: "CLoudTrainer", model_name: str | None, dataset_name: str | None) -> ModelCard:
+def make_model_card(trainer: "CLoudTrainer", model_name: str, dataset_name: str | None) -> ModelCard:
     """
     Describe a model: kind, base model, λ, data, metrics, how to load it.
 
     Args:
         trainer ([`CLoudTrainer`]):
             The trainer, during or after training.
-        model_name (`str`, *optional*):
+        model_name (`str`):
             Title of the card.
         dataset_name (`str`, *optional*):
             Hub id of the training data.
@@ -33,7 +33,7 @@ def make_model_card(trainer: "CLoudTrainer", model_name: str | None, dataset_nam
     config, args = trainer.model.config, trainer.args
     base = config.name_or_path
     kind = "CLoud (critique-out-loud) reward model" if config.critique else "classic reward model"
-    hub_id = trainer.hub_model_id or model_name
+    name = trainer.hub_model_id or args.output_dir
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-classification",
@@ -53,12 +53,12 @@ def make_model_card(trainer: "CLoudTrainer", model_name: str | None, dataset_nam
         "Epochs": args.num_train_epochs if args.max_steps < 0 else f"{args.max_steps} steps",
         "Versions": f"transformers {transformers.__version__}, trl {trl.__version__}",
     }
-    lines = [f"# {model_name or 'Reward model'}", "", f"A {kind}. It gives a response a number."]
+    lines = [f"# {model_name}", "", f"A {kind}. It gives a response a number."]
     if config.critique:
         lines[-1] += " First it writes a critique, then a head reads the reward at the critique's end."
     lines += ["", "| | |", "|---|---|", *[f"| {name} | {value} |" for name, value in facts.items()]]
     lines += ["", "## Metrics", "", *_metric_lines(trainer.state.log_history)]
-    lines += ["", "## Use", "", "```python", _usage(hub_id, config.critique), "```"]
+    lines += ["", "## Use", "", "```python", _usage(name, config.critique, is_peft_model(trainer.model)), "```"]
     lines += ["", "Method: Ankner et al., *Critique-out-Loud Reward Models*, arXiv 2408.11791.", ""]
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines))
 
@@ -73,12 +73,13 @@ def _metric_lines(log_history: list[dict]) -> list[str]:
     return ["| metric | value |", "|---|---|", *[f"| {key} | {value:.4g} |" for key, value in last.items()]]
 
 
-def _usage(hub_id: str | None, critique: bool) -> str:
-    shown = "score.reward, score.critique" if critique else "score.reward"
-    return (
+def _usage(name: str, critique: bool, adapter: bool) -> str:
+    load = (
         "from transformers import AutoModel, AutoTokenizer\n\n"
-        f"model = AutoModel.from_pretrained({json.dumps(hub_id)}, trust_remote_code=True)\n"
-        f"tokenizer = AutoTokenizer.from_pretrained({json.dumps(hub_id)}, trust_remote_code=True)\n"
-        '[score] = model.score(["What is 2+2?"], ["4"], tokenizer)\n'
-        f"print({shown})"
+        f"model = AutoModel.from_pretrained({name!r}, trust_remote_code=True)\n"
+        f"tokenizer = AutoTokenizer.from_pretrained({name!r}, trust_remote_code=True)\n"
     )
+    if adapter:
+        load = f"from cloud_hf.loading import load_reward_model\n\nmodel, tokenizer = load_reward_model({name!r})\n"
+    shown = "score.reward, score.critique" if critique else "score.reward"
+    return f'{load}[score] = model.score(["What is 2+2?"], ["4"], tokenizer)\nprint({shown})'

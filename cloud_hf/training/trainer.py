@@ -1,11 +1,15 @@
 """TRL's reward trainer with the critique LM loss of arXiv 2408.11791, equation 4."""
 
+import math
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
+from peft import LoraConfig
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from transformers import AutoConfig, AutoTokenizer, DataCollator, PreTrainedTokenizerBase
 from trl import RewardTrainer
 from trl.trainer.utils import get_config_model_id, global_then_local_main_first
@@ -13,6 +17,7 @@ from trl.trainer.utils import get_config_model_id, global_then_local_main_first
 from ..configuration_cloud import CLoudConfig
 from ..critique_format import IGNORE_INDEX, CritiqueFormat
 from ..data.schemas import check_columns
+from ..loading import refuse_adapter
 from ..modeling_cloud import CLoudForRewardModeling
 from ..scoring import context_length
 from .arguments import set_chat_template
@@ -96,15 +101,13 @@ class CLoudTrainer(RewardTrainer):
         self._context_length = context_length(model.config)
         self._sums: dict[str, dict[str, float]] = {"train": defaultdict(float), "eval": defaultdict(float)}
         if data_collator is None:
-            pad_token_id = processing_class.pad_token_id
             data_collator = DataCollatorForCLoud(
-                pad_token_id=self.critique_format.end_token_id if pad_token_id is None else pad_token_id,
+                pad_token_id=self.critique_format.end_token_id,  # masked; any id of the model's vocabulary would do
                 pad_to_multiple_of=args.pad_to_multiple_of,
                 critique=model.config.critique,
             )
         if (peft_config := kwargs.get("peft_config")) is not None:
-            # A head of random numbers would be frozen and lost
-            peft_config.modules_to_save = sorted({*(peft_config.modules_to_save or []), "reward_head"})
+            _complete_peft_config(peft_config, model.config)
         if not model.config.critique and not model.config.tie_word_embeddings:
             # A classic model never writes: its LM head gets no gradient, which distributed training must know
             model.get_output_embeddings().requires_grad_(False)
@@ -157,6 +160,8 @@ class CLoudTrainer(RewardTrainer):
         counts = _counts(inputs)
         cut = inputs.pop("cut", None)
         pairwise_loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+        for name in ("min_reward", "max_reward"):  # TRL's are means over micro-batches
+            self._metrics["train" if self.model.training else "eval"].pop(name, None)
         lm_loss = pairwise_loss.new_zeros(()) if outputs.lm_loss is None else outputs.lm_loss
         self._add_metrics(counts, cut, pairwise_loss.detach(), lm_loss.detach(), outputs.logits.detach())
         if num_items_in_batch is None:
@@ -188,15 +193,18 @@ class CLoudTrainer(RewardTrainer):
         }
         if cut is not None:
             sums["critiques_cut"] = cut.sum() / 2
-        mode = "train" if self.model.training else "eval"
+        totals = self._sums["train" if self.model.training else "eval"]
         for name, value in sums.items():
-            self._sums[mode][name] += float(value)
+            totals[name] += float(value)
+        totals["min_reward"] = min(totals.get("min_reward", math.inf), rewards.min().item())
+        totals["max_reward"] = max(totals.get("max_reward", -math.inf), rewards.max().item())
 
     def _take_means(self, mode: str) -> dict[str, float]:
         """The metrics since the last call, over all ranks."""
         ranks = gather_object([dict(self._sums[mode])])
         self._sums[mode].clear()
-        return _means({name: sum(rank[name] for rank in ranks) for name in ranks[0]})
+        combine = {"min_reward": min, "max_reward": max}
+        return _means({name: combine.get(name, sum)(rank[name] for rank in ranks) for name in ranks[0]})
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self.model.training and self._sums["train"]:
@@ -221,6 +229,7 @@ class CLoudTrainer(RewardTrainer):
     def create_model_card(self, model_name: str | None = None, dataset_name: str | None = None, tags=None):
         """Write the model card: base model, λ, data, metrics, how to load. See [`~trl.RewardTrainer`] for arguments."""
         if self.is_world_process_zero():
+            model_name = model_name or Path(self.args.output_dir).name
             make_model_card(self, model_name, dataset_name).save(f"{self.args.output_dir}/README.md")
 
 
@@ -232,13 +241,10 @@ def load_model(
     kwargs.setdefault("dtype", "float32")
     if quantization_config is not None:
         kwargs["quantization_config"] = quantization_config
+    refuse_adapter(name)
     config = AutoConfig.from_pretrained(name, trust_remote_code=args.trust_remote_code)
     if isinstance(config, CLoudConfig):
-        if config.critique != args.critique:
-            raise ValueError(
-                f"{name} was made with critique={config.critique}, but `critique` is {args.critique}. Start from its base "
-                "model, or change the option."
-            )
+        _check_options(name, config, args)
         return CLoudForRewardModeling.from_pretrained(name, **kwargs)
     torch.manual_seed(args.seed)
     return CLoudForRewardModeling.from_base(
@@ -253,6 +259,28 @@ def load_model(
     )
 
 
+def _check_options(name: str, config: CLoudConfig, args: CLoudTrainingConfig):
+    """A model is trained as it was made."""
+    asked = {"critique": args.critique}
+    for option, default in (("critique_prompt", None), ("critique_role", "user"), ("keep_thinking", False)):
+        if getattr(args, option) != default:
+            asked[option] = getattr(args, option)
+    for option, value in asked.items():
+        if getattr(config, option) != value:
+            raise ValueError(
+                f"{name} was made with {option}={getattr(config, option)!r}, but `{option}` is {value!r}. Start from its "
+                "base model, or change the option."
+            )
+
+
+def _complete_peft_config(peft_config, config: CLoudConfig):
+    """Train and save the reward head whole, and adapt the layers PEFT would choose for the language model."""
+    peft_config.modules_to_save = sorted({*(peft_config.modules_to_save or []), "reward_head"})
+    if isinstance(peft_config, LoraConfig) and peft_config.target_modules is None:
+        known = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+        peft_config.target_modules = set(known[config.text_config.model_type])
+
+
 def _counts(batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Pairs and labelled tokens of a micro-batch."""
     tokens = (batch["labels"][:, 1:] != IGNORE_INDEX).sum() if "labels" in batch else batch["input_ids"].new_zeros(())
@@ -262,7 +290,8 @@ def _counts(batch: dict[str, torch.Tensor]) -> torch.Tensor:
 def _means(totals: dict[str, float]) -> dict[str, float]:
     pairs, tokens = totals.pop("pairs"), totals.pop("tokens")
     lm_loss, square_reward = totals.pop("lm_loss"), totals.pop("square_reward")
-    metrics = {name: total / pairs for name, total in totals.items()}
+    metrics = {name: totals.pop(name) for name in ("min_reward", "max_reward")}
+    metrics |= {name: total / pairs for name, total in totals.items()}
     metrics["reward_std"] = max(square_reward / pairs - metrics["mean_reward"] ** 2, 0.0) ** 0.5
     if tokens:
         metrics["lm_loss"] = lm_loss / tokens

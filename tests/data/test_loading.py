@@ -28,6 +28,16 @@ def test_what_is_not_there_is_named(tmp_path):
     DatasetDict(test=Dataset.from_list(ROWS)).save_to_disk(tmp_path / "splits")
     with pytest.raises(ValueError, match="no split 'train'; it has test"):
         load_rows(str(tmp_path / "splits"), "train")
+    Dataset.from_list(ROWS).save_to_disk(tmp_path / "one")
+    with pytest.raises(ValueError, match="has no splits"):
+        load_rows(str(tmp_path / "one"), "test", needs_split=True)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ValueError, match="is a folder, but not a dataset"):
+        load_rows(str(tmp_path / "folder"))
+    for name, text in (("empty.jsonl", ""), ("blank.jsonl", "\n\n"), ("broken.jsonl", '{"a": 1}\n{"a": ')):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ValueError, match=f"{name} cannot be read as json"):
+            load_rows(str(tmp_path / name))
     (tmp_path / "rows.csv").write_text("prompt")
     with pytest.raises(ValueError, match="a dataset file ends in"):
         load_rows(str(tmp_path / "rows.csv"))

@@ -10,6 +10,7 @@ from datasets import load_from_disk
 from models_for_tests import save_language_model
 from shared_data import shared_data
 
+from cloud_hf.evaluation.arguments import short_names
 from cloud_hf.loading import load_reward_model
 
 
@@ -88,6 +89,11 @@ def test_evaluation_reports_every_model(runs, pairs, tmp_path):
     assert right / 8 == report["results"][0]["accuracy"]
 
 
+def test_names_that_end_alike_are_told_apart():
+    names = ["a/cloud", "b/cloud", "c/classic"]
+    assert short_names(names) == {"a/cloud": "a/cloud", "b/cloud": "b/cloud", "c/classic": "classic"}
+
+
 def test_best_of_n_on_real_rows(runs, tmp_path):
     run(
         "best_of_n", "--models", runs / "classic", "--dataset_name", shared_data() / "eval/gsm8k_bon4.jsonl.gz",
@@ -123,6 +129,8 @@ def test_cloud_trains_on_real_critiques(tmp_path):
     ("script", "options", "says"),
     [
         ("train_cloud", ["--dataset_name", "absent.jsonl"], "no such file"),
+        ("evaluate_rewards", ["--models", "CLASSIC", "--dataset_name", "PAIRS", "--limit", "0"], "`limit` is 0"),
+        ("train_cloud", ["--dataset_name", "PAIRS", "--eval_strategy", "steps"], "has no splits"),
         ("evaluate_rewards", ["--models", "BASE", "--dataset_name", "PAIRS"], "not a CLoud model"),
         (
             "build_self_critiques",

@@ -91,6 +91,7 @@ def test_margins_are_kept():
         ({"chosen_feedback": None}, "row 1 .*`chosen_feedback` is None"),
         ({"chosen_feedback": "  "}, "row 1 .*`chosen_feedback` holds an empty"),
         ({"margin": None}, "row 1 .*`margin` is None"),
+        ({"margin": float("nan")}, "row 1 .*`margin` is nan"),
     ],
 )
 def test_bad_rows_are_named(change, says):
@@ -113,6 +114,11 @@ def test_bad_critiques_and_messages_are_named(change, says):
         encode({**ROW, **change})
 
 
+def test_an_empty_dataset_says_so():
+    with pytest.raises(ValueError, match="train dataset has no rows"):
+        encode_pairs(Dataset.from_list([ROW]).select([]), CritiqueFormat(make_tokenizer("llama3")), None, "error")
+
+
 def test_missing_and_misspelt_columns_are_named():
     row = {("choosen" if key == "chosen" else key): value for key, value in ROW.items()}
     with pytest.raises(ValueError, match=r"needs the column\(s\) chosen \(rename 'choosen' to 'chosen'"):
@@ -122,7 +128,7 @@ def test_missing_and_misspelt_columns_are_named():
 
 
 def test_overlong_rows(caplog):
-    with pytest.raises(ValueError, match=r"row 1 .*\d+ tokens, but 150 fit"):
+    with pytest.raises(ValueError, match=r"row 1 .*\d+ tokens with its critique, but 150 fit"):
         encode(ROW, LONG, max_length=150)
     with caplog.at_level(logging.WARNING):
         assert len(encode(ROW, LONG, max_length=150, policy="drop")) == 1

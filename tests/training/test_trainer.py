@@ -94,7 +94,18 @@ def test_one_batch_of_eight_is_eight_of_one(base_folder, tmp_path):
         trainer.train()
         logs.append(trainer.state.log_history[0])
         gradients.append(keep.gradients)
-    names = ("loss", "pairwise_loss", "lm_loss", "accuracy", "margin", "mean_reward", "reward_std", "critique_length")
+    names = (
+        "loss",
+        "min_reward",
+        "max_reward",
+        "pairwise_loss",
+        "lm_loss",
+        "accuracy",
+        "margin",
+        "mean_reward",
+        "reward_std",
+        "critique_length",
+    )
     for other_log, other_gradients in zip(logs[1:], gradients[1:], strict=True):
         for name in names:
             assert other_log[name] == pytest.approx(logs[0][name], abs=2e-6), name
@@ -149,9 +160,9 @@ def test_saved_model_scores_like_the_trained_one(base_folder, tmp_path):
     a = model.score(["x"], ["y"], tokenizer, max_new_tokens=8)
     assert a == trainer.model.score(["x"], ["y"], make_tokenizer("llama3"), max_new_tokens=8)
     assert isinstance(AutoModel.from_pretrained(tmp_path), CLoudForRewardModeling)
-    card = (tmp_path / "README.md").read_text() if (tmp_path / "README.md").exists() else ""
     trainer.create_model_card(dataset_name="org/data")
     card = (tmp_path / "README.md").read_text()
+    assert f"AutoModel.from_pretrained({str(tmp_path)!r}, trust_remote_code=True)" in card
     assert "org/data" in card and "| λ (weight of the critique LM loss) | 1.25 |" in card and "pairwise_loss" in card
 
 
@@ -178,8 +189,9 @@ def test_resumed_is_uninterrupted(base_folder, tmp_path, critique):
     assert last[0] == last[1]
 
 
-def test_lora_trains_the_head_and_loads_by_its_folder(base_folder, tmp_path):
-    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+@pytest.mark.parametrize("targets", [None, ["q_proj", "v_proj"], "all-linear"])
+def test_lora_trains_the_head_and_loads_by_its_folder(base_folder, tmp_path, targets):
+    config = LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM")
     trainer = make_trainer(str(base_folder), tmp_path, peft_config=config, learning_rate=1e-2)
     head = trainer.model.base_model.model.reward_head.modules_to_save["default"].dense.weight.detach().clone()
     trainer.train()
@@ -188,6 +200,10 @@ def test_lora_trains_the_head_and_loads_by_its_folder(base_folder, tmp_path):
     assert not torch.equal(head, trained)
     assert not (tmp_path / "model.safetensors").exists() and (tmp_path / "adapter_model.safetensors").exists()
     model, tokenizer = load_reward_model(str(tmp_path))
+    trainer.create_model_card()
+    assert f"load_reward_model({str(tmp_path)!r})" in (tmp_path / "README.md").read_text()
+    with pytest.raises(ValueError, match=r"is a LoRA adapter\. Merge it into its base first"):
+        make_trainer(str(tmp_path), tmp_path / "next")
     [merged] = model.score(["x"], ["y"], tokenizer, max_new_tokens=8)
     [adapted] = trainer.model.score(["x"], ["y"], tokenizer, max_new_tokens=8)
     assert merged.critique_ids == adapted.critique_ids
@@ -205,6 +221,9 @@ def test_models_that_do_not_fit_are_refused(base_folder, tmp_path, model, classi
     classic_model.save_pretrained(tmp_path / "classic")
     with pytest.raises(ValueError, match="made with critique=False, but `critique` is True"):
         make_trainer(str(tmp_path / "classic"), tmp_path)
+    model.save_pretrained(tmp_path / "cloud")
+    with pytest.raises(ValueError, match="made with keep_thinking=False, but `keep_thinking` is True"):
+        make_trainer(str(tmp_path / "cloud"), tmp_path, keep_thinking=True)
     with pytest.raises(ValueError, match="map-style"):
         make_trainer(model, tmp_path, make_rows().to_iterable_dataset())
 
@@ -213,7 +232,7 @@ def test_models_that_do_not_fit_are_refused(base_folder, tmp_path, model, classi
     ("options", "says"),
     [
         ({"overlong_policy": "cut"}, "`overlong_policy` is 'cut'"),
-        ({"lm_loss_weight": -1.0}, "must not be negative"),
+        ({"lm_loss_weight": -1.0}, "`lm_loss_weight` is -1.0"),
     ],
 )
 def test_unusable_options_are_refused(tmp_path, options, says):
@@ -223,7 +242,7 @@ def test_unusable_options_are_refused(tmp_path, options, says):
 
 def test_context_is_the_limit_even_when_max_length_is_larger(model, tmp_path):
     rows = Dataset.from_list([*make_rows(2), {**make_rows(1)[0], "prompt": "word " * 600}])
-    with pytest.raises(ValueError, match=r"row 2: \d+ tokens, but 512 fit"):
+    with pytest.raises(ValueError, match=r"row 2: \d+ tokens with its critique, but 512 fit"):
         make_trainer(model, tmp_path, rows, max_length=4096)
     trainer = make_trainer(model, tmp_path, rows, max_length=None, overlong_policy="drop")
     assert len(trainer.train_dataset) == 2
