@@ -443,3 +443,24 @@ class CritiqueFormat:
         self.end_token: str = end.group()
         self.end_token_id: int = token_id
         self._classic_tail = tail
+
+
+def pin_date(
+    tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: dict[str, Any] | None = None
+) -> dict[str, Any] | None:
+    """
+    Template variables with a fixed date, for templates that would write today's: rewards must not change from day to day.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer with the chat template.
+        chat_template_kwargs (`dict[str, Any]`, *optional*):
+            Other variables. A `date_string` among them is kept.
+
+    Returns:
+        `dict[str, Any]` or `None`
+    """
+    variables = dict(chat_template_kwargs or {})
+    if "strftime_now" in str(tokenizer.chat_template) and "date_string" in str(tokenizer.chat_template):
+        variables.setdefault("date_string", "26 Jul 2024")
+    return variables or None

@@ -19,7 +19,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import ModelOutput
 
 from .configuration_cloud import CLoudConfig
-from .critique_format import IGNORE_INDEX, CritiqueFormat
+from .critique_format import IGNORE_INDEX, CritiqueFormat, pin_date
 from .scoring import Score, score_with_transformers
 
 
@@ -146,7 +146,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             raise ValueError(f"{base} is a CLoud model already; load it with `from_pretrained`.")
         if tokenizer is None:
             tokenizer = AutoTokenizer.from_pretrained(base, **hub_kwargs)
-        template_kwargs = _pin_date(tokenizer, chat_template_kwargs)
+        template_kwargs = pin_date(tokenizer, chat_template_kwargs)
         config = CLoudConfig(
             text_config=text_config,
             critique=critique,
@@ -376,14 +376,6 @@ def _last_real_position(attention_mask: torch.Tensor | None, B: int, T: int, dev
         return torch.full((B,), T - 1, device=device)
     positions_T = torch.arange(T, device=device)
     return torch.where(attention_mask.bool(), positions_T, -1).amax(-1)
-
-
-def _pin_date(tokenizer: PreTrainedTokenizerBase, template_kwargs: dict[str, Any] | None) -> dict[str, Any] | None:
-    """A template that writes today's date would change rewards from day to day."""
-    template_kwargs = dict(template_kwargs or {})
-    if "strftime_now" in str(tokenizer.chat_template) and "date_string" in str(tokenizer.chat_template):
-        template_kwargs.setdefault("date_string", "26 Jul 2024")
-    return template_kwargs or None
 
 
 def _unused_token_id(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> int | None:

@@ -19,6 +19,7 @@ from transformers import AutoConfig
 from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config, get_quantization_config
 
 from cloud_hf import CLoudConfig, CritiqueFormat
+from cloud_hf.critique_format import pin_date
 from cloud_hf.training.arguments import DataArguments, checkpoint_to_resume, load_tokenizer, model_init_kwargs
 from cloud_hf.training.encoding import encode_critiques
 
@@ -47,6 +48,7 @@ def main(
         critique_prompt=critique_args.critique_prompt,
         critique_role=critique_args.critique_role,
         keep_thinking=critique_args.keep_thinking,
+        chat_template_kwargs=pin_date(tokenizer),
     )
 
     def encode(rows: Dataset, name: str) -> Dataset:
