@@ -41,7 +41,8 @@ def main(
     data_args: DataArguments, critique_args: CritiqueArguments, training_args: SFTConfig, model_args: ModelConfig
 ):
     tokenizer = load_tokenizer(model_args, training_args)
-    if isinstance(AutoConfig.from_pretrained(model_args.model_name_or_path), CLoudConfig):
+    config = AutoConfig.from_pretrained(model_args.model_name_or_path, revision=model_args.model_revision)
+    if isinstance(config, CLoudConfig):
         raise ValueError(f"{model_args.model_name_or_path} is a CLoud model; this stage starts from a language model.")
     critique_format = CritiqueFormat(
         tokenizer,
@@ -51,9 +52,12 @@ def main(
         chat_template_kwargs=pin_date(tokenizer),
     )
 
+    limits = [training_args.max_length, getattr(config, "max_position_embeddings", None)]
+    limit = min((limit for limit in limits if limit), default=None)
+
     def encode(rows: Dataset, name: str) -> Dataset:
-        policy, limit = critique_args.overlong_policy, training_args.max_length
-        return encode_critiques(rows, critique_format, limit, policy, name, training_args.dataset_num_proc)
+        policy, num_proc = critique_args.overlong_policy, training_args.dataset_num_proc
+        return encode_critiques(rows, critique_format, limit, policy, name, num_proc)
 
     train_rows, eval_rows = data_args.load(training_args.eval_strategy)
     train_dataset = encode(train_rows, "train")
