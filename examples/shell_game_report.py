@@ -157,6 +157,8 @@ more swaps do not occur in any training set.
 
 ## What to try next
 
+First `source .venv/bin/activate`.
+
 - Ask the model something: `python -c "from cloud_hf.loading import load_reward_model as load; model, tok = load('{run}/cloud'); print(model.score(['The ball starts under cup D. Swap cups 1: A and B. 2: D and B. Where is the ball now?'], ['The answer is B.'], tok)[0])"`
 - Change λ: `lm_loss_weight` in `examples/configs/shell-game/cloud.yaml`.
 - Several critiques per response: `python examples/evaluate_rewards.py --config examples/configs/shell-game/scoring.yaml --models {run}/cloud --dataset_name {run}/data/pairs --output_dir {run}/sampled --num_critiques 4 --temperature 1.0`
