@@ -92,12 +92,12 @@ class CritiqueWriter:
         inputs = _left_padded(prefixes, self.model.device)
         width = inputs["input_ids"].shape[1]
         end = self.critique_format.end_token_id
-        sampler = _GumbelSampler(self.temperature, seeds)
+        sampler = _GumbelSampler(self.temperature, seeds, end, width)
         ending = _EndOfCritique(end, _stop_ids(self.model.config, end), width, self.max_new_tokens)
         reader = _RewardReader(end, len(prefixes))
         hook = self.model.trunk.register_forward_hook(reader.read, with_kwargs=True)
         try:
-            # Every value that the base model's own generation config could set is given here
+            # The language model inside a reward model has a neutral generation config
             output_ids = self.model.language_model.generate(
                 **inputs,
                 logits_processor=LogitsProcessorList([sampler, ending]),
@@ -105,8 +105,6 @@ class CritiqueWriter:
                 max_new_tokens=self.max_new_tokens + 2,  # the end token, and the step that feeds it
                 do_sample=False,
                 num_beams=1,
-                repetition_penalty=1.0,
-                no_repeat_ngram_size=0,
                 eos_token_id=None,
                 pad_token_id=end,
                 use_cache=True,
@@ -138,15 +136,21 @@ def _stop_ids(config, end_token_id: int) -> list[int]:
 class _GumbelSampler(LogitsProcessor):
     """Adds each row's own Gumbel noise, so that the arg max is a sample of the softmax at this temperature."""
 
-    def __init__(self, temperature: float, seeds: list[int]):
+    def __init__(self, temperature: float, seeds: list[int], end_token_id: int, prefix_width: int):
         self.temperature = temperature
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.end_token_id = end_token_id
+        self.prefix_width = prefix_width
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         if self.temperature == 0:
             return scores
-        exponential = [torch.empty(scores.shape[1]).exponential_(generator=rng) for rng in self.generators]
-        return scores / self.temperature - torch.stack(exponential).log().to(scores.device)
+        exponential = torch.ones(scores.shape)
+        ended = (input_ids[:, self.prefix_width :] == self.end_token_id).any(-1).tolist()
+        for row, generator in enumerate(self.generators):
+            if not ended[row]:
+                exponential[row].exponential_(generator=generator)
+        return scores / self.temperature - exponential.log().to(scores.device)
 
 
 class _EndOfCritique(LogitsProcessor):

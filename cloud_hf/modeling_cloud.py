@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import initialization as init
-from transformers.generation import GenerationMixin
+from transformers.generation import GenerationConfig, GenerationMixin
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import ModelOutput
 
@@ -38,10 +38,13 @@ class CLoudOutput(ModelOutput):
             The reward, fp32. It is called logits because every reward-model tool reads it there.
         lm_loss (`torch.Tensor` of shape `()`, *optional*):
             Mean cross-entropy over the labelled tokens, when `labels` are given; 0 when none is labelled.
+        lm_loss_sums (`torch.Tensor` of shape `(B,)`, *optional*):
+            Each row's summed cross-entropy, without gradient.
     """
 
     logits: torch.Tensor | None = None
     lm_loss: torch.Tensor | None = None
+    lm_loss_sums: torch.Tensor | None = None
 
 
 class RewardProjection(nn.Linear):
@@ -106,6 +109,8 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         self.reward_head = RewardHead(config.text_config.hidden_size)
         self._accepts_position_ids = "position_ids" in inspect.signature(self.trunk.forward).parameters
         self.generation_config = self.language_model.generation_config
+        # What the base model samples with is for `generate`; critiques are written with what the caller asks for
+        self.language_model.generation_config = GenerationConfig()
         self.post_init()
 
     @classmethod
@@ -170,6 +175,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         _refuse_missing(base, loading["missing_keys"])
         if not is_deepspeed_zero3_enabled():  # there the engine decides on data types
             model.reward_head.float()
+            model.check_logits()
         return model
 
     @classmethod
@@ -235,37 +241,45 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs
         ).last_hidden_state
         B, T, _ = hidden_BTH.shape
+        device = hidden_BTH.device  # with a device_map, the trunk can end on another device than it starts on
         if reward_positions is None:
-            reward_positions = _last_real_position(attention_mask, B, T, hidden_BTH.device)
-        reward_BH = hidden_BTH[torch.arange(B, device=hidden_BTH.device), reward_positions]
-        return CLoudOutput(
-            logits=self.reward_from_hidden(reward_BH),
-            lm_loss=None if labels is None else self._lm_loss(hidden_BTH[:, :-1], labels[:, 1:]),
-        )
+            reward_positions = _last_real_position(attention_mask, B, T, device)
+        reward_BH = hidden_BTH[torch.arange(B, device=device), reward_positions.to(device)]
+        output = CLoudOutput(logits=self.reward_from_hidden(reward_BH))
+        if labels is not None:
+            output.lm_loss, output.lm_loss_sums = self._lm_loss(hidden_BTH[:, :-1], labels[:, 1:].to(device))
+        return output
 
     def reward_from_hidden(self, hidden_BH: torch.Tensor) -> torch.Tensor:
         """The reward of shape `(B, 1)`, fp32, from final hidden states of shape `(B, H)`."""
         return (self.reward_head(hidden_BH) - self.config.reward_mean) / self.config.reward_std
 
-    def _lm_loss(self, hidden_BTH: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
-        """Mean cross-entropy over labelled positions; vocabulary logits exist for one chunk of them at a time."""
+    def _lm_loss(self, hidden_BTH: torch.Tensor, labels_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Mean cross-entropy over labelled positions, and its sum in each row; vocabulary logits exist for one chunk of
+        positions at a time.
+        """
         labelled_BT = labels_BT != IGNORE_INDEX
+        row_P = labelled_BT.nonzero()[:, 0]
         hidden_PH, labels_P = hidden_BTH[labelled_BT], labels_BT[labelled_BT]
         if labels_P.numel() == 0:
             # One ignored position keeps the LM head in the graph, which sharded training needs on every rank
-            hidden_PH, labels_P = hidden_BTH[:1, 0], labels_BT[:1, 0]
+            hidden_PH, labels_P, row_P = hidden_BTH[:1, 0], labels_BT[:1, 0], labels_BT.new_zeros(1)
         chunks = max(1, self.config.text_config.vocab_size // _VOCABULARY_PER_CHUNK)
-        total = hidden_PH.new_zeros((), dtype=torch.float32)
+        losses = []
         for hidden, labels in zip(hidden_PH.tensor_split(chunks), labels_P.tensor_split(chunks), strict=True):
             if chunks == 1:
-                total = total + self._cross_entropy(hidden, labels)
+                losses.append(self._cross_entropy(hidden, labels))
             else:
-                total = total + checkpoint(self._cross_entropy, hidden, labels, use_reentrant=False)
-        return total / labelled_BT.sum().clamp(min=1)
+                losses.append(checkpoint(self._cross_entropy, hidden, labels, use_reentrant=False))
+        loss_P = torch.cat(losses).to(hidden_PH.device)
+        sums_B = loss_P.new_zeros(len(labels_BT)).index_add(0, row_P, loss_P.detach())
+        return loss_P.sum() / labelled_BT.sum().clamp(min=1), sums_B
 
     def _cross_entropy(self, hidden_PH: torch.Tensor, labels_P: torch.Tensor) -> torch.Tensor:
-        logits_PV = self.language_model.get_output_embeddings()(hidden_PH).float()
-        return F.cross_entropy(self._scale_logits(logits_PV), labels_P, ignore_index=IGNORE_INDEX, reduction="sum")
+        logits_PV = self._scale_logits(self.language_model.get_output_embeddings()(hidden_PH).float())
+        labels_P = labels_P.to(logits_PV.device)
+        return F.cross_entropy(logits_PV, labels_P, ignore_index=IGNORE_INDEX, reduction="none")
 
     def _scale_logits(self, logits_PV: torch.Tensor) -> torch.Tensor:
         """What some architectures do to their logits after the LM head, by the names their configs use."""
@@ -277,6 +291,22 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         if (cap := config.get("final_logit_softcapping")) is not None:  # Gemma 2
             logits_PV = torch.tanh(logits_PV / cap) * cap
         return logits_PV
+
+    @torch.no_grad()
+    def check_logits(self):
+        """
+        Raise `ValueError` if the language model does to its logits what [`CLoudForRewardModeling`] does not know of: its
+        critique loss would be wrong.
+        """
+        ids = torch.tensor([[0, 1, 2]], device=self.device)
+        theirs = self.language_model(ids, use_cache=False).logits.float()
+        hidden_BTH = self.trunk(ids, use_cache=False).last_hidden_state
+        ours = self._scale_logits(self.language_model.get_output_embeddings()(hidden_BTH).float())
+        if (ours.to(theirs.device) - theirs).abs().max() > 0.02 * theirs.abs().max() + 1e-4:
+            raise ValueError(
+                f"{type(self.language_model).__name__} changes its logits after the LM head in a way that is not known "
+                "here, so that the loss on critiques would be wrong. It cannot be made a CLoud model yet."
+            )
 
     def _init_weights(self, module: nn.Module):
         # The language model initialises its own modules; only the head's are ours.
@@ -375,7 +405,7 @@ def _last_real_position(attention_mask: torch.Tensor | None, B: int, T: int, dev
     if attention_mask is None:
         return torch.full((B,), T - 1, device=device)
     positions_T = torch.arange(T, device=device)
-    return torch.where(attention_mask.bool(), positions_T, -1).amax(-1)
+    return torch.where(attention_mask.to(device).bool(), positions_T, -1).amax(-1)
 
 
 def _unused_token_id(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> int | None:

@@ -85,7 +85,7 @@ class Scorer(Protocol):
         critiques (`list[str]` or `list[list[str]]`, *optional*):
             Score these critiques instead of writing some: one per response, or several.
         seed (`int`, *optional*):
-            Makes sampling repeatable, whatever the batch.
+            Makes sampling repeatable; in fp32, whatever the batch.
 
     Returns:
         `list[Score]`: In input order.
@@ -160,7 +160,7 @@ def score_with_transformers(
         critique_prompt (`str`, *optional*):
             Opens the critique turn instead of the model's own prompt.
         batch_size (`int`, *optional*, defaults to `16`):
-            Sequences per forward pass; long and short ones are kept apart. It does not change the scores.
+            Sequences per forward pass; long and short ones are kept apart. In fp32 it does not change the scores.
         show_progress (`bool`, *optional*, defaults to `False`):
             Show a progress bar.
 

@@ -36,6 +36,7 @@ def main(args: ScoringArguments):
             (output_dir / "best_of_n.json").write_text(json.dumps({"version": 1, "results": results}, indent=2))
             rates = ", ".join(f"{n}: {rate:.1%}" for n, rate in result["rates"].items())
             print(f"best of {rates}")
+        del scorer  # or two models would be in memory while the next one loads
     for dataset_name in datasets:
         arms = {shown[row["model"]]: row for row in results if row["dataset"] == dataset_name}
         name = "best_of_n.png" if len(datasets) == 1 else f"best_of_n_{shown[dataset_name]}.png".replace("/", "-")

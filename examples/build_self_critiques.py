@@ -13,6 +13,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from datasets import Dataset
 from transformers import AutoConfig, AutoTokenizer
 from trl import TrlParser
@@ -84,19 +85,20 @@ def load_critic(args: SelfCritiqueArguments):
     refuse_adapter(args.model_name_or_path)
     tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path)
     config = AutoConfig.from_pretrained(args.model_name_or_path)
+    options = {"dtype": args.dtype, "device_map": "cuda" if torch.cuda.is_available() else None}
     if isinstance(config, CLoudConfig):
         if not config.critique:
             raise ValueError(f"{args.model_name_or_path} is a classic reward model: it writes no critiques.")
         if args.critique_prompt is not None or args.critique_role != "user" or args.keep_thinking:
             raise ValueError("A CLoud model knows how it is asked for critiques: leave those options out.")
-        return CLoudForRewardModeling.from_pretrained(args.model_name_or_path, dtype=args.dtype), tokenizer
+        return CLoudForRewardModeling.from_pretrained(args.model_name_or_path, **options), tokenizer
     model = CLoudForRewardModeling.from_base(
         args.model_name_or_path,
         tokenizer,
         critique_prompt=args.critique_prompt,
         critique_role=args.critique_role,
         keep_thinking=args.keep_thinking,
-        dtype=args.dtype,
+        **options,
     )
     return model, tokenizer
 
@@ -146,14 +148,14 @@ def responses_to_judge(row: dict) -> list[str]:
 
 def new_row(row: FittedRow, chosen: Score, rejected: Score, num_critiques: int) -> dict:
     """The row with the new critiques, and with the prompt they were written for if that was shortened."""
-    prompt = row.prompt["messages"] if isinstance(row.prompt, dict) else row.prompt
-    new = {**row.row, "prompt": prompt}
+    new = {**row.row, "prompt": row.shortened_prompt}
     for side, score in (("chosen", chosen), ("rejected", rejected)):
         new[f"{side}_feedback"] = list(score.critiques)
         new[f"{side}_feedback_ids"] = list(score.critique_ids)
         new[f"{side}_finish_reason"] = list(score.finish_reasons)
         if num_critiques == 1:
-            new.update({name: new[name][0] for name in new if name.startswith((f"{side}_feedback", f"{side}_finish"))})
+            for name in (f"{side}_feedback", f"{side}_feedback_ids", f"{side}_finish_reason"):
+                new[name] = new[name][0]
     return new
 
 

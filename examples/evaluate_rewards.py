@@ -51,6 +51,7 @@ def main(args: EvaluationArguments):
             write_scores(result, output_dir / file_name)
             report = {"version": 1, "arguments": asdict(args), "results": results}
             (output_dir / "report.json").write_text(json.dumps(report, indent=2))
+        del scorer  # or two models would be in memory while the next one loads
     table = "\n".join(markdown_table(results, shown))
     (output_dir / "report.md").write_text(f"# Preference accuracy\n\n{table}\n")
     print(f"\n{table}\n\nReport in {output_dir}")

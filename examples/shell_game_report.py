@@ -136,8 +136,8 @@ PAGE = """# The shell game: classic and CLoud reward models
 
 A ball lies under one of four cups, k swaps move it, and a response says where it ends. Both arms start from the same
 base model, which has learned to answer at once. The classic model scores a response at once; the CLoud model first
-writes a critique that follows the swaps. The classic arm had at least as many training FLOPs. Problems with three or
-more swaps do not occur in any training set.
+writes a critique that follows the swaps. The classic arm had at least as many training FLOPs. The sequences of three or
+more swaps in this test do not occur in any training set.
 
 {table}
 

@@ -125,6 +125,21 @@ def test_from_base_refuses_what_is_no_language_model(tmp_path, base_folder, mode
         CLoudForRewardModeling.from_pretrained(base_folder, config=CLoudConfig(text_config=model.config.text_config))
 
 
+def test_a_model_with_unknown_logits_is_refused(base_folder, monkeypatch):
+    from transformers import LlamaForCausalLM
+
+    forward = LlamaForCausalLM.forward
+
+    def doubled(self, *args, **kwargs):
+        output = forward(self, *args, **kwargs)
+        output.logits = output.logits * 2
+        return output
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", doubled)
+    with pytest.raises(ValueError, match="changes its logits after the LM head"):
+        CLoudForRewardModeling.from_base(base_folder)
+
+
 def test_a_template_with_a_date_is_pinned(tmp_path):
     model = make_model(save_language_model(tmp_path, family="llama3_2"))
     assert model.config.chat_template_kwargs == {"date_string": "26 Jul 2024"}

@@ -39,8 +39,9 @@ class BestOfN:
     dropped: int
 
     def summary(self) -> dict[str, Any]:
-        """The figures for JSON."""
-        return asdict(self)
+        """The figures for JSON; an unknown standard error is `None`."""
+        errors = {n: None if math.isnan(error) else error for n, error in self.standard_errors.items()}
+        return asdict(self) | {"standard_errors": errors}
 
 
 def evaluate_best_of_n(

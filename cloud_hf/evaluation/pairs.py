@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from datasets import Dataset
@@ -63,7 +63,9 @@ class PairEvaluation:
 
     def summary(self) -> dict[str, Any]:
         """The figures without the single scores, for JSON."""
-        return {key: value for key, value in asdict(self).items() if key != "pairs"}
+        figures = asdict(replace(self, pairs=[]))
+        del figures["pairs"]
+        return figures
 
 
 def evaluate_pairs(
@@ -149,6 +151,14 @@ class FittedRow:
     row: dict[str, Any]
     prompt: Any
     responses: list[str]
+
+    @property
+    def shortened_prompt(self) -> Any:
+        """The prompt as its column holds it: a string stays one, and tools have a column of their own."""
+        if not isinstance(self.prompt, dict):
+            return self.prompt
+        messages = self.prompt["messages"]
+        return messages[0]["content"] if isinstance(self.row["prompt"], str) else messages
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def plot_best_of_n(arms: dict[str, dict], path: Path):
     for arm, result in arms.items():
         sizes = sorted(result["rates"])
         rates = [result["rates"][n] for n in sizes]
-        errors = [result["standard_errors"][n] for n in sizes]
+        errors = [result["standard_errors"][n] or 0.0 for n in sizes]
         axes.errorbar(sizes, rates, errors, marker="o", capsize=3, label=arm, color=_COLORS.get(arm))
     last = next(iter(arms.values()))
     axes.plot(sizes, [last["oracle"][n] for n in sizes], color="grey", linestyle=":", label="perfect choice")

@@ -186,8 +186,13 @@ def _cut_critiques(row: dict[str, Any], num_pairs: int) -> list[int | None]:
     """Per pair, how many of its two critiques were cut at the token budget; `None` where the row does not say."""
     if "chosen_finish_reason" not in row:
         return [None] * num_pairs
-    reasons = [row[f"{side}_finish_reason"] for side in SIDES]
+    reasons = [row.get(f"{side}_finish_reason") for side in SIDES]
     reasons = [[reason] if isinstance(reason, str) else reason for reason in reasons]
+    if any(reason is None or len(reason) != num_pairs for reason in reasons):
+        raise ValueError(
+            f"`chosen_finish_reason` and `rejected_finish_reason` are {reasons!r:.80}; give one for each critique of "
+            "both, or neither column."
+        )
     return [sum(reason == "length" for reason in pair) for pair in zip(*reasons, strict=True)]
 
 

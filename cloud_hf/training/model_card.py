@@ -1,5 +1,7 @@
 """The model card of a trained reward model."""
 
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import transformers
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 _SHOWN_METRICS = ("loss", "pairwise_loss", "lm_loss", "accuracy", "margin", "mean_reward", "reward_std")
 
 
-def make_model_card(trainer: "CLoudTrainer", model_name: str, dataset_name: str | None) -> ModelCard:
+def make_model_card(trainer: "CLoudTrainer", model_name: str, dataset_name: str | None, tags=None) -> ModelCard:
     """
     Describe a model: kind, base model, λ, data, metrics, how to load it.
 
@@ -25,7 +27,9 @@ def make_model_card(trainer: "CLoudTrainer", model_name: str, dataset_name: str 
         model_name (`str`):
             Title of the card.
         dataset_name (`str`, *optional*):
-            Hub id of the training data.
+            Name of the training data.
+        tags (`str` or `list[str]`, *optional*):
+            More tags for the Hub.
 
     Returns:
         `ModelCard`
@@ -37,9 +41,9 @@ def make_model_card(trainer: "CLoudTrainer", model_name: str, dataset_name: str 
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-classification",
-        base_model=base if base and "/" in base and not base.startswith((".", "/")) else None,
-        datasets=[dataset_name] if dataset_name else None,
-        tags=[*trainer._tag_names],
+        base_model=_hub_id(base),
+        datasets=[dataset_name] if _hub_id(dataset_name) else None,
+        tags=[*trainer._tag_names, *([tags] if isinstance(tags, str) else tags or [])],
     )
     facts = {
         "Kind": kind,
@@ -61,6 +65,11 @@ def make_model_card(trainer: "CLoudTrainer", model_name: str, dataset_name: str 
     lines += ["", "## Use", "", "```python", _usage(name, config.critique, is_peft_model(trainer.model)), "```"]
     lines += ["", "Method: Ankner et al., *Critique-out-Loud Reward Models*, arXiv 2408.11791.", ""]
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines))
+
+
+def _hub_id(name: str | None) -> str | None:
+    """The name, if it is one of the Hub and not a path here."""
+    return name if name and re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists() else None
 
 
 def _metric_lines(log_history: list[dict]) -> list[str]:

@@ -10,6 +10,7 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from peft import LoraConfig
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from torch.nn import functional as F
 from transformers import AutoConfig, AutoTokenizer, DataCollator, PreTrainedTokenizerBase
 from trl import RewardTrainer
 from trl.trainer.utils import get_config_model_id, global_then_local_main_first
@@ -18,7 +19,7 @@ from ..configuration_cloud import CLoudConfig
 from ..critique_format import IGNORE_INDEX, CritiqueFormat
 from ..data.schemas import check_columns
 from ..loading import refuse_adapter
-from ..modeling_cloud import CLoudForRewardModeling
+from ..modeling_cloud import CLoudForRewardModeling, CLoudOutput
 from ..scoring import context_length
 from .arguments import set_chat_template
 from .collator import DataCollatorForCLoud
@@ -129,7 +130,7 @@ class CLoudTrainer(RewardTrainer):
             )
         if "chosen_ids" in dataset.column_names:
             check_columns(dataset.column_names, ENCODED_COLUMNS, f"The encoded {dataset_name} dataset")
-            return dataset
+            return dataset  # it has been through `encode_pairs`
         limits = [limit for limit in (args.max_length, self._context_length) if limit]
         with global_then_local_main_first():
             return encode_pairs(
@@ -157,18 +158,15 @@ class CLoudTrainer(RewardTrainer):
         return self.accelerator.gather(counts[None]).sum(0)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        counts = _counts(inputs)
         cut = inputs.pop("cut", None)
         pairwise_loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
-        for name in ("min_reward", "max_reward"):  # TRL's are means over micro-batches
-            self._metrics["train" if self.model.training else "eval"].pop(name, None)
         lm_loss = pairwise_loss.new_zeros(()) if outputs.lm_loss is None else outputs.lm_loss
-        self._add_metrics(counts, cut, pairwise_loss.detach(), lm_loss.detach(), outputs.logits.detach())
+        self._add_metrics(inputs, cut, outputs)
         if num_items_in_batch is None:
             share = torch.ones(2, device=pairwise_loss.device)
         else:
             # Ranks are averaged afterwards, so each gives its part of the sum times their number
-            share = counts / num_items_in_batch.clamp(min=1) * self.accelerator.num_processes
+            share = _counts(inputs) / num_items_in_batch.clamp(min=1) * self.accelerator.num_processes
         loss = (
             self.args.bradley_terry_weight * pairwise_loss * share[0] + self.args.lm_loss_weight * lm_loss * share[1]
         )
@@ -176,35 +174,48 @@ class CLoudTrainer(RewardTrainer):
 
     # ------------------------------------------------------------------------------------------------------- metrics
 
-    def _add_metrics(self, counts, cut, pairwise_loss, lm_loss, rewards):
-        """Add to sums from which `log` makes means over pairs, tokens and responses, whatever the batches were."""
-        pairs, tokens = counts.tolist()
-        chosen, rejected = rewards[:, 0].chunk(2)
-        sums = {
-            "pairs": pairs,
-            "pairwise_loss": pairwise_loss * pairs,
-            "accuracy": (chosen > rejected).sum(),
-            "ties": (chosen == rejected).sum(),
-            "margin": (chosen - rejected).sum(),
-            "mean_reward": rewards.sum() / 2,
-            "square_reward": rewards.square().sum() / 2,
-            "tokens": tokens,
-            "lm_loss": lm_loss * tokens,
+    @torch.no_grad()
+    def _add_metrics(self, inputs: dict[str, torch.Tensor], cut: torch.Tensor | None, outputs: CLoudOutput):
+        """Add to sums from which `_take_means` makes means over pairs, tokens and responses, whatever the batches."""
+        chosen, rejected = outputs.logits[:, 0].detach().chunk(2)
+        columns = {
+            "pairs": torch.ones_like(chosen),
+            "pairwise_loss": -F.logsigmoid(chosen - rejected - inputs.get("margin", 0.0)),
+            "accuracy": (chosen > rejected).float(),
+            "ties": (chosen == rejected).float(),
+            "margin": chosen - rejected,
+            "mean_reward": (chosen + rejected) / 2,
+            "square_reward": (chosen.square() + rejected.square()) / 2,
         }
+        if outputs.lm_loss is not None:
+            columns["lm_loss"] = sum(outputs.lm_loss_sums.chunk(2))
+            columns["tokens"] = sum((inputs["labels"][:, 1:] != IGNORE_INDEX).sum(-1).float().chunk(2))
         if cut is not None:
-            sums["critiques_cut"] = cut.sum() / 2
+            columns["critiques_cut"] = cut.float() / 2
+        real = self._real_pairs(len(chosen))
         totals = self._sums["train" if self.model.training else "eval"]
-        for name, value in sums.items():
-            totals[name] += float(value)
-        totals["min_reward"] = min(totals.get("min_reward", math.inf), rewards.min().item())
-        totals["max_reward"] = max(totals.get("max_reward", -math.inf), rewards.max().item())
+        table = torch.stack([column.to(chosen.device)[:real] for column in columns.values()]).cpu().double()
+        for name, value in zip(columns, table.sum(-1).tolist(), strict=True):
+            totals[name] += value
+        if real:
+            rewards = torch.cat([chosen[:real], rejected[:real]])
+            totals["min_reward"] = min(totals.get("min_reward", math.inf), rewards.min().item())
+            totals["max_reward"] = max(totals.get("max_reward", -math.inf), rewards.max().item())
+
+    def _real_pairs(self, pairs: int) -> int:
+        """How many pairs of this rank's batch are its own: the last batch of an evaluation is filled up with others."""
+        state = self.accelerator.gradient_state
+        if self.model.training or not state.end_of_dataloader or state.remainder <= 0:
+            return pairs
+        return max(0, min(pairs, state.remainder - self.accelerator.process_index * pairs))
 
     def _take_means(self, mode: str) -> dict[str, float]:
         """The metrics since the last call, over all ranks."""
         ranks = gather_object([dict(self._sums[mode])])
         self._sums[mode].clear()
         combine = {"min_reward": min, "max_reward": max}
-        return _means({name: combine.get(name, sum)(rank[name] for rank in ranks) for name in ranks[0]})
+        names = dict.fromkeys(name for rank in ranks for name in rank)
+        return _means({n: combine.get(n, sum)(rank[n] for rank in ranks if n in rank) for n in names})
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self.model.training and self._sums["train"]:
@@ -230,7 +241,7 @@ class CLoudTrainer(RewardTrainer):
         """Write the model card: base model, λ, data, metrics, how to load. See [`~trl.RewardTrainer`] for arguments."""
         if self.is_world_process_zero():
             model_name = model_name or Path(self.args.output_dir).name
-            make_model_card(self, model_name, dataset_name).save(f"{self.args.output_dir}/README.md")
+            make_model_card(self, model_name, dataset_name, tags).save(f"{self.args.output_dir}/README.md")
 
 
 def load_model(
@@ -242,7 +253,7 @@ def load_model(
     if quantization_config is not None:
         kwargs["quantization_config"] = quantization_config
     refuse_adapter(name)
-    config = AutoConfig.from_pretrained(name, trust_remote_code=args.trust_remote_code)
+    config = AutoConfig.from_pretrained(name, revision=kwargs.get("revision"))
     if isinstance(config, CLoudConfig):
         _check_options(name, config, args)
         return CLoudForRewardModeling.from_pretrained(name, **kwargs)
@@ -254,7 +265,6 @@ def load_model(
         critique_prompt=args.critique_prompt,
         critique_role=args.critique_role,
         keep_thinking=args.keep_thinking,
-        trust_remote_code=args.trust_remote_code,
         **kwargs,
     )
 
@@ -278,7 +288,7 @@ def _complete_peft_config(peft_config, config: CLoudConfig):
     peft_config.modules_to_save = sorted({*(peft_config.modules_to_save or []), "reward_head"})
     if isinstance(peft_config, LoraConfig) and peft_config.target_modules is None:
         known = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-        peft_config.target_modules = set(known[config.text_config.model_type])
+        peft_config.target_modules = known.get(config.text_config.model_type, "all-linear")
 
 
 def _counts(batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -288,8 +298,8 @@ def _counts(batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def _means(totals: dict[str, float]) -> dict[str, float]:
-    pairs, tokens = totals.pop("pairs"), totals.pop("tokens")
-    lm_loss, square_reward = totals.pop("lm_loss"), totals.pop("square_reward")
+    pairs, tokens = totals.pop("pairs"), totals.pop("tokens", 0.0)
+    lm_loss, square_reward = totals.pop("lm_loss", 0.0), totals.pop("square_reward")
     metrics = {name: totals.pop(name) for name in ("min_reward", "max_reward")}
     metrics |= {name: total / pairs for name, total in totals.items()}
     metrics["reward_std"] = max(square_reward / pairs - metrics["mean_reward"] ** 2, 0.0) ** 0.5

@@ -30,7 +30,7 @@ def main(base: str, rows_file: str, output_dir: str, batch_size: int, critique: 
         per_device_eval_batch_size=4, ddp_backend="gloo" if "WORLD_SIZE" in os.environ else None,
     )  # fmt: skip
     torch.manual_seed(0)
-    trainer = CLoudTrainer(base, args, train_dataset=rows, eval_dataset=rows, callbacks=[keep])
+    trainer = CLoudTrainer(base, args, train_dataset=rows, eval_dataset=rows.select(range(23)), callbacks=[keep])
     trainer.train()
     if trainer.is_world_process_zero():
         state = {"log": trainer.state.log_history, "norms": keep.norms, "world_size": args.world_size}

@@ -72,6 +72,21 @@ def test_stages_hand_over_to_each_other(runs):
         assert json.loads((runs / name / "trainer_state.json").read_text())["total_flos"] > 0
 
 
+def test_self_critiques_keep_prompts_and_other_columns(base_folder, tmp_path):
+    """A string prompt stays a string, shortened or not, and columns of similar names stay as they are."""
+    row = {"prompt": "Hello?", "chosen": "Yes.", "rejected": "No.", "chosen_feedback": "a", "rejected_feedback": "b"}
+    rows = [{**row, "chosen_feedback_model": "gpt-4"}, {**row, "prompt": "word " * 300, "chosen_feedback_model": "x"}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    out = run(
+        "build_self_critiques", "--model_name_or_path", base_folder, "--dataset_name", tmp_path / "rows.jsonl",
+        "--output_dir", tmp_path / "out", "--max_new_tokens", 4, "--overlong_policy", "truncate_prompt",
+    )  # fmt: skip
+    first, second = load_from_disk(tmp_path / "out")
+    assert first["prompt"] == "Hello?" and first["chosen_feedback_model"] == "gpt-4"
+    assert second["prompt"].startswith("…") and isinstance(first["chosen_feedback"], str)
+    assert "0 row(s) dropped and 1 shortened" in out
+
+
 def test_evaluation_reports_every_model(runs, pairs, tmp_path):
     out = run(
         "evaluate_rewards", "--models", runs / "cloud", runs / "classic", "--dataset_name", pairs, "--output_dir", tmp_path,
