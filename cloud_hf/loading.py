@@ -55,17 +55,16 @@ def refuse_adapter(name: str):
     """
     Raise `ValueError` if `name` is a LoRA adapter: training and critique writing start from whole models.
     """
-    if _has_file(name, "adapter_config.json"):
-        kind = "load_reward_model" if _has_file(name, "config.json") else "AutoPeftModelForCausalLM"
-        merge = (
-            f"model, tokenizer = load_reward_model({name!r}) (cloud_hf.loading)"
-            if kind == "load_reward_model"
-            else f"model = AutoPeftModelForCausalLM.from_pretrained({name!r}).merge_and_unload() (peft)"
-        )
-        raise ValueError(
-            f"{name} is a LoRA adapter. Merge it into its base first: {merge}, then `save_pretrained` the model and its "
-            "tokenizer to a new folder."
-        )
+    if not _has_file(name, "adapter_config.json"):
+        return
+    if _has_file(name, "config.json"):
+        merge = f"model, tokenizer = load_reward_model({name!r}) (cloud_hf.loading)"
+    else:
+        merge = f"model = AutoPeftModelForCausalLM.from_pretrained({name!r}).merge_and_unload() (peft)"
+    raise ValueError(
+        f"{name} is a LoRA adapter. Merge it into its base first: {merge}, then `save_pretrained` the model and its "
+        "tokenizer to a new folder."
+    )
 
 
 def _has_file(name: str, file: str) -> bool:

@@ -49,7 +49,7 @@ def test_every_recipe_is_read_by_its_script(recipe, monkeypatch):
 
 def test_an_unknown_key_in_a_recipe_is_an_error(tmp_path):
     (tmp_path / "bad.yaml").write_text("lm_loss_wieght: 1.0\n")
-    with pytest.raises((ValueError, SystemExit), match=r"lm_loss_wieght|2"):
+    with pytest.raises(ValueError, match="lm_loss_wieght"):
         parse("train_cloud", "--config", str(tmp_path / "bad.yaml"))
 
 
