@@ -16,15 +16,15 @@ export TOKENIZERS_PARALLELISM = false
 quickstart: $(READY)
 	$(BIN)/python examples/quickstart.py --output_dir runs/quickstart --seed $(SEED)
 
-## Lint, fast tests, then one real quickstart run.
+## Lint, fast tests, then what needs the machine for itself: two processes, and one real quickstart run.
 test: $(READY) lint
-	$(BIN)/python -m pytest -n 2 -m "not quickstart and not full"
-	$(BIN)/python -m pytest -m "quickstart and not full"
+	$(BIN)/python -m pytest -n 2 -m "not quickstart and not full" --ignore tests/distributed
+	$(BIN)/python -m pytest tests/distributed tests/examples/test_quickstart.py
 
 ## Everything, with the wide matrices.
 test-full: $(READY) lint
-	$(BIN)/python -m pytest -n 2 -m "not quickstart"
-	$(BIN)/python -m pytest -m quickstart
+	$(BIN)/python -m pytest -n 2 -m "not quickstart" --ignore tests/distributed
+	$(BIN)/python -m pytest tests/distributed tests/examples/test_quickstart.py
 
 lint: $(READY)
 	$(BIN)/ruff check .
