@@ -1,5 +1,6 @@
 """Configuration of a CLoud model: a language model's config, the critique's wording, the reward scale."""
 
+import logging
 import math
 from typing import Any
 
@@ -7,11 +8,18 @@ from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation import GenerationConfig
 
+from .published import HUB_KWARGS, is_published, native_config, unknown_keys
+
+
+logger = logging.getLogger(__name__)
 
 # The sentence the published CLoud checkpoints were trained with: models and data are interchangeable only if it is kept.
 DEFAULT_CRITIQUE_PROMPT = (
     "The following is a break down on the correctness and usefulness of the assistant's response to my question:"
 )
+
+# The spellings of a conversation: ours, and that of the published checkpoints
+FORMATS = ("cloud", "reference")
 
 # What transformers itself writes into or hands to a composite config, beside the fields of its base class.
 _LIBRARY_KEYS = {
@@ -46,10 +54,13 @@ class CLoudConfig(PreTrainedConfig):
             `False`: the classic reward model, whose reward is read at the end of the response.
         critique_prompt (`str`, *optional*):
             Text that opens the critique turn. It ends without white space; one space joins the critique to it. Defaults
-            to the sentence of the published checkpoints.
+            to the sentence of the published checkpoints. (With `format="reference"` it is used as it is.)
         critique_role (`str`, *optional*, defaults to `"user"`):
             Role of the turn that holds the critique, `"user"` or `"assistant"`. The latter is for chat templates that
             close only assistant turns.
+        format (`str`, *optional*, defaults to `"cloud"`):
+            `"cloud"`: the same ids in training and in scoring. `"reference"`: the spelling and decoding of the authors'
+            published checkpoints, see [`ReferenceFormat`].
         keep_thinking (`bool`, *optional*, defaults to `False`):
             Whether reasoning blocks (`<think>…</think>`) of the judged conversation are shown to the reward model where
             its chat template would drop them.
@@ -65,6 +76,8 @@ class CLoudConfig(PreTrainedConfig):
             Subtracted from the head's output.
         reward_std (`float`, *optional*, defaults to `1.0`):
             The centred output is divided by it.
+        base_model_name_or_path (`str`, *optional*):
+            The language model a published checkpoint names as its base; a record.
 
     Raises:
         `ValueError`: If a key is unknown or a value is not usable; the message names the key.
@@ -84,14 +97,16 @@ class CLoudConfig(PreTrainedConfig):
 
     text_config: Any = None
     critique: bool = True
-    critique_prompt: str = DEFAULT_CRITIQUE_PROMPT
+    critique_prompt: str | None = None
     critique_role: str = "user"
+    format: str = "cloud"
     keep_thinking: bool = False
     chat_template_kwargs: dict[str, Any] | None = None
     critique_end_token_id: int | None = None
     reward_token_id: int | None = None
     reward_mean: float = 0.0
     reward_std: float = 1.0
+    base_model_name_or_path: str | None = None
 
     def __post_init__(self, **kwargs):
         self._refuse_unknown_keys(kwargs)
@@ -103,7 +118,7 @@ class CLoudConfig(PreTrainedConfig):
                     "CLoudConfig: `text_config` has no `model_type`; say which language model it describes."
                 )
             self.text_config = AutoConfig.for_model(**self.text_config)
-        self.critique_prompt = self.critique_prompt.rstrip()
+        self.critique_prompt = spell_critique_prompt(self.critique_prompt, self.format)
         self._check_values()
         kwargs["num_labels"] = kwargs.get("num_labels", 1)
         if kwargs["num_labels"] != 1:
@@ -113,6 +128,45 @@ class CLoudConfig(PreTrainedConfig):
         # transformers ties weights by the outermost config, and the language model's embeddings are the ones to tie
         kwargs["tie_word_embeddings"] = self.text_config.tie_word_embeddings
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> "CLoudConfig":
+        r"""
+        Read a config, native or that of a published checkpoint (recognised by its missing `text_config`), which becomes
+        one with `format="reference"`.
+
+        Args:
+            pretrained_model_name_or_path (`str`):
+                Hub id or folder.
+            text_config (`PreTrainedConfig` or `dict`, *optional*):
+                The language model's architecture, where the base of a published checkpoint cannot be reached.
+            base_model_name_or_path (`str`, *optional*):
+                Instead of the base that a published config names.
+            **kwargs:
+                As in transformers.
+
+        Raises:
+            `ValueError`: If the config has neither layout, or the base of a published one cannot be reached.
+        """
+        hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
+        config_dict, kwargs = cls.get_config_dict(pretrained_model_name_or_path, **kwargs)
+        return cls.from_dict(config_dict, hub_kwargs=hub_kwargs, **kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> "CLoudConfig":
+        """As in transformers; the dictionary may be that of a published checkpoint, see `from_pretrained`."""
+        hub_kwargs = kwargs.pop("hub_kwargs", {})
+        if is_published(config_dict):
+            if unknown := unknown_keys(config_dict):
+                logger.warning("Keys of the published config that are not used: %s.", ", ".join(unknown))
+            text_config, base = kwargs.pop("text_config", None), kwargs.pop("base_model_name_or_path", None)
+            config_dict = native_config(config_dict, text_config, base, hub_kwargs)
+        elif "text_config" not in config_dict and config_dict.get("model_type", "cloud") == "cloud":
+            raise ValueError(
+                "This config is neither that of a CLoud model (it has no `text_config`) nor that of a published "
+                "checkpoint (it has no `feedback_method`)."
+            )
+        return super().from_dict(config_dict, **kwargs)
 
     def _refuse_unknown_keys(self, kwargs: dict[str, Any]):
         if kwargs.get("model_type", "cloud") != "cloud":
@@ -128,7 +182,24 @@ class CLoudConfig(PreTrainedConfig):
     def _check_values(self):
         if self.critique_role not in ("user", "assistant"):
             raise ValueError(f"CLoudConfig: `critique_role` is {self.critique_role!r}; use 'user' or 'assistant'.")
-        if self.critique and not self.critique_prompt:
+        if self.format not in FORMATS:
+            raise ValueError(f"CLoudConfig: `format` is {self.format!r}; use {' or '.join(map(repr, FORMATS))}.")
+        if self.format == "reference" and (self.critique_role != "user" or self.keep_thinking):
+            raise ValueError("CLoudConfig: `format` 'reference' knows neither `critique_role` nor `keep_thinking`.")
+        if self.critique and not self.critique_prompt.strip():
             raise ValueError("CLoudConfig: `critique_prompt` is empty; the critique turn needs words to open it.")
         if not 0 < self.reward_std < math.inf:
             raise ValueError(f"CLoudConfig: `reward_std` is {self.reward_std}; it must be above 0.")
+
+
+def spell_critique_prompt(critique_prompt: str | None, format: str) -> str:
+    """The critique prompt as a format uses it: the default, or with its trailing white space where that is kept."""
+    if format == "reference":
+        return f"{DEFAULT_CRITIQUE_PROMPT} " if critique_prompt is None else critique_prompt
+    return DEFAULT_CRITIQUE_PROMPT if critique_prompt is None else critique_prompt.rstrip()
+
+
+def read_config(name: str, **kwargs):
+    """The config of any model by name: [`~transformers.AutoConfig`] does not know the published layout."""
+    config_dict, _ = PreTrainedConfig.get_config_dict(name, **kwargs)
+    return (CLoudConfig if is_published(config_dict) else AutoConfig).from_pretrained(name, **kwargs)

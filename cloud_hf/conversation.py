@@ -14,13 +14,15 @@ class Conversation:
     tools: list[dict[str, Any]] | None = None
 
 
-def read_prompt(prompt) -> Conversation:
+def read_prompt(prompt, allow_empty: bool = False) -> Conversation:
     """
     Check a prompt and bring it to messages whose contents are text.
 
     Args:
         prompt (`str` or `list[dict]` or `dict`):
             A user message, a list of chat messages, or `{"messages": [...], "tools": [...]}`.
+        allow_empty (`bool`, *optional*, defaults to `False`):
+            Whether the user may have said nothing.
 
     Raises:
         `ValueError`: If it is not usable; the message says why.
@@ -31,12 +33,12 @@ def read_prompt(prompt) -> Conversation:
             raise ValueError(f"`prompt` has the unknown key(s) {', '.join(unknown)}; it takes `messages` and `tools`.")
         prompt, tools = prompt.get("messages"), prompt.get("tools")
     if isinstance(prompt, str):
-        if not prompt.strip():
+        if not prompt.strip() and not allow_empty:
             raise ValueError("`prompt` is empty.")
         return Conversation([{"role": "user", "content": prompt}], tools)
     if not isinstance(prompt, list) or not prompt:
         raise ValueError(f"`prompt` is {prompt!r:.60}; give a string or a list of chat messages.")
-    messages = [_message(message, index) for index, message in enumerate(prompt)]
+    messages = [_message(message, index, allow_empty) for index, message in enumerate(prompt)]
     if messages[-1]["role"] not in ("user", "tool"):
         raise ValueError(
             f"`prompt` ends on a {messages[-1]['role']!r} turn. Its last message must be the user's (or a tool's): the "
@@ -45,7 +47,7 @@ def read_prompt(prompt) -> Conversation:
     return Conversation(messages, tools)
 
 
-def _message(message, index: int) -> dict[str, Any]:
+def _message(message, index: int, allow_empty: bool) -> dict[str, Any]:
     role = message.get("role") if isinstance(message, dict) else None
     if not isinstance(role, str) or not re.fullmatch(r"\w+", role):
         raise ValueError(f"`prompt` message {index} is {message!r:.60}; give a dict with `role` and `content`.")
@@ -56,7 +58,7 @@ def _message(message, index: int) -> dict[str, Any]:
         message["content"] = content = "\n".join(_part_text(part, index) for part in content)
     if not isinstance(content, str) and "tool_calls" not in message:
         raise ValueError(f"`prompt` message {index} ({role}) has no text `content`.")
-    if content is not None and not content.strip() and role == "user":
+    if content is not None and not content.strip() and role == "user" and not allow_empty:
         raise ValueError(f"`prompt` message {index} (user) is empty.")
     return message
 

@@ -17,7 +17,7 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from .configuration_cloud import DEFAULT_CRITIQUE_PROMPT, CLoudConfig
+from .configuration_cloud import CLoudConfig, spell_critique_prompt
 from .conversation import Conversation, change_texts, read_prompt
 
 
@@ -125,6 +125,12 @@ class CritiqueFormat:
     ```
     """
 
+    name = "cloud"
+    repetition_penalty = 1.0
+    allows_empty_prompts = False
+    # Whether the reward of a critique the model wrote is read from its text, in a pass of its own
+    rereads_critiques = False
+
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
@@ -136,7 +142,7 @@ class CritiqueFormat:
     ):
         self.tokenizer = tokenizer
         self.critique = critique
-        self.critique_prompt = DEFAULT_CRITIQUE_PROMPT if critique_prompt is None else critique_prompt.rstrip()
+        self.critique_prompt = spell_critique_prompt(critique_prompt, self.name)
         self.critique_role = critique_role
         self.keep_thinking = keep_thinking
         self.chat_template_kwargs = chat_template_kwargs or {}
@@ -153,16 +159,27 @@ class CritiqueFormat:
         self._find_end_of_turn()
 
     @classmethod
-    def from_config(cls, config: CLoudConfig, tokenizer: PreTrainedTokenizerBase) -> "CritiqueFormat":
-        """The format a model was made with. Raises `ValueError` if the tokenizer is not the model's."""
-        critique_format = cls(
+    def from_config(
+        cls, config: CLoudConfig, tokenizer: PreTrainedTokenizerBase, critique_prompt: str | None = None
+    ) -> "CritiqueFormat":
+        """
+        The format a model was made with, perhaps with another critique prompt. Raises `ValueError` if the tokenizer is
+        not the model's.
+        """
+        critique_format = format_class(config.format)(
             tokenizer,
             config.critique,
-            config.critique_prompt,
+            config.critique_prompt if critique_prompt is None else critique_prompt,
             config.critique_role,
             config.keep_thinking,
             config.chat_template_kwargs,
         )
+        vocabulary = config.text_config.vocab_size
+        if critique_format.end_token_id >= vocabulary:
+            raise ValueError(
+                f"The tokenizer {tokenizer.name_or_path!r} ends the turn with token {critique_format.end_token_id}, but "
+                f"the model's vocabulary has {vocabulary} tokens. Load the tokenizer that was saved with the model."
+            )
         if config.critique_end_token_id not in (None, critique_format.end_token_id):
             raise ValueError(
                 f"The model reads its reward at token {config.critique_end_token_id}, but the tokenizer "
@@ -218,6 +235,10 @@ class CritiqueFormat:
         ids = self._critique_ids(prefix, critique) if isinstance(critique, str) else self._checked_ids(critique)
         return EncodedCritique((*context, *ids, self.end_token_id), len(context), prefix.response_changed)
 
+    def complete_for_training(self, prefix: EncodedPrefix, critique: str | list[int] | None = None) -> EncodedCritique:
+        """As [`CritiqueFormat.complete`]: what a model is trained on is what it is scored on."""
+        return self.complete(prefix, critique)
+
     def encode(self, prompt, response: str, critique: str | list[int] | None = None) -> EncodedCritique:
         """[`CritiqueFormat.encode_prefix`] and [`CritiqueFormat.complete`] in one call, with their arguments."""
         return self.complete(self.encode_prefix(prompt, response), critique)
@@ -225,6 +246,11 @@ class CritiqueFormat:
     def decode(self, critique_ids: list[int]) -> str:
         """The text of generated critique ids, without special tokens and outer white space."""
         return self.tokenizer.decode(critique_ids, skip_special_tokens=True).strip()
+
+    def stop_ids(self, config: CLoudConfig) -> list[int]:
+        """Tokens by which the language model says that it is done, beside the end of turn."""
+        eos = config.text_config.eos_token_id
+        return [id for id in (eos if isinstance(eos, list) else [eos]) if id not in (None, self.end_token_id)]
 
     def truncate_prompt(self, prompt, excess: int):
         """
@@ -239,7 +265,7 @@ class CritiqueFormat:
         Returns:
             The prompt in the form it came in, or `None` if its user and assistant texts do not hold that many tokens.
         """
-        conversation = read_prompt(prompt)
+        conversation = read_prompt(prompt, self.allows_empty_prompts)
         messages = []
         mark_length = len(self._encode(_OMISSION))
         for message in conversation.messages:
@@ -260,7 +286,7 @@ class CritiqueFormat:
 
     def _render(self, prompt, response: str) -> tuple[str, str, bool]:
         """The `text`, `reference` and `response_changed` of an [`EncodedPrefix`]."""
-        conversation = read_prompt(prompt)
+        conversation = read_prompt(prompt, self.allows_empty_prompts)
         if not isinstance(response, str):
             raise ValueError(f"`response` is {type(response).__name__}, not text.")
         conversation.messages.append({"role": "assistant", "content": response})
@@ -283,9 +309,14 @@ class CritiqueFormat:
                     "The chat template ends this conversation unlike others; its reward has no fixed place."
                 )
             return text[: len(text) - len(self._classic_tail)] + self.end_token
-        turn = {"role": self.critique_role, "content": f"{self.critique_prompt} {_SLOT}"}
-        text = self._apply_template(replace(conversation, messages=[*conversation.messages, turn]))
+        text = self._apply_template(
+            self._with_turn(conversation, self.critique_role, f"{self.critique_prompt} {_SLOT}")
+        )
         return text[: text.rindex(f" {_SLOT}")]
+
+    @staticmethod
+    def _with_turn(conversation: Conversation, role: str, content: str) -> Conversation:
+        return replace(conversation, messages=[*conversation.messages, {"role": role, "content": content}])
 
     def _apply_template(self, conversation: Conversation) -> str:
         def render(tools) -> str:
@@ -443,6 +474,14 @@ class CritiqueFormat:
         self.end_token: str = end.group()
         self.end_token_id: int = token_id
         self._classic_tail = tail
+
+
+def format_class(name: str) -> type[CritiqueFormat]:
+    """The class of a `CLoudConfig.format`."""
+    # Here, because the subclass is built on this file
+    from .reference_format import ReferenceFormat
+
+    return ReferenceFormat if name == ReferenceFormat.name else CritiqueFormat
 
 
 def pin_date(

@@ -39,11 +39,14 @@ def read_rewards(model, rows: list[EncodedCritique], batch_size: int, show_progr
 
 
 def _left_padded(sequences: list[tuple[int, ...]], device: torch.device) -> dict[str, torch.Tensor]:
-    """Pads are masked, so that their id does not matter."""
+    """
+    Pads are masked. They repeat the row's first token, so that a repetition penalty, which looks at ids, sees no token
+    there that the row does not hold.
+    """
     width = max(map(len, sequences))
     pads = [width - len(sequence) for sequence in sequences]
     return {
-        "input_ids": torch.tensor([[0] * pad + list(ids) for pad, ids in zip(pads, sequences, strict=True)]).to(
+        "input_ids": torch.tensor([[ids[0]] * pad + list(ids) for pad, ids in zip(pads, sequences, strict=True)]).to(
             device
         ),
         "attention_mask": torch.tensor([[0] * pad + [1] * (width - pad) for pad in pads]).to(device),
@@ -93,7 +96,7 @@ class CritiqueWriter:
         width = inputs["input_ids"].shape[1]
         end = self.critique_format.end_token_id
         sampler = _GumbelSampler(self.temperature, seeds, end, width)
-        ending = _EndOfCritique(end, _stop_ids(self.model.config, end), width, self.max_new_tokens)
+        ending = _EndOfCritique(end, self.critique_format.stop_ids(self.model.config), width, self.max_new_tokens)
         reader = _RewardReader(end, len(prefixes))
         hook = self.model.trunk.register_forward_hook(reader.read, with_kwargs=True)
         try:
@@ -103,6 +106,7 @@ class CritiqueWriter:
                 logits_processor=LogitsProcessorList([sampler, ending]),
                 stopping_criteria=StoppingCriteriaList([reader]),
                 max_new_tokens=self.max_new_tokens + 2,  # the end token, and the step that feeds it
+                repetition_penalty=self.critique_format.repetition_penalty,
                 do_sample=False,
                 num_beams=1,
                 eos_token_id=None,
@@ -125,12 +129,6 @@ def _row_seed(seed: int, sample: int, prefix_ids: tuple[int, ...]) -> int:
     """A seed that depends on the text judged, not on its place: batches, order and shards do not change a sample."""
     digest = hashlib.blake2b(f"{seed}/{sample}/{prefix_ids}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big")
-
-
-def _stop_ids(config, end_token_id: int) -> list[int]:
-    """Tokens by which a language model says that it is done, beside the end of turn."""
-    eos = config.text_config.eos_token_id
-    return [token_id for token_id in (eos if isinstance(eos, list) else [eos]) if token_id not in (None, end_token_id)]
 
 
 class _GumbelSampler(LogitsProcessor):

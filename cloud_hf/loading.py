@@ -1,10 +1,10 @@
 """Load a reward model and its tokenizer by one name: a Hub id, a folder, or a LoRA adapter."""
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
-from .configuration_cloud import CLoudConfig
+from .configuration_cloud import CLoudConfig, read_config
 from .modeling_cloud import CLoudForRewardModeling
 
 
@@ -17,8 +17,9 @@ def load_reward_model(name: str, **kwargs) -> tuple[CLoudForRewardModeling, PreT
             Hub id or folder of a model, or of a LoRA adapter trained with [`CLoudTrainer`]. An adapter is merged into
             its base.
         **kwargs:
-            Passed to `from_pretrained` (`dtype`, `device_map`, `attn_implementation`, …). Without a `device_map` the
-            model goes to the GPU if there is one.
+            Passed to `from_pretrained` (`dtype`, `device_map`, `attn_implementation`; for a published checkpoint
+            `base_model_name_or_path` or `text_config`, …). Without a `device_map` the model goes to the GPU if there is
+            one.
 
     Returns:
         `tuple`: The model in evaluation mode and its tokenizer.
@@ -26,7 +27,8 @@ def load_reward_model(name: str, **kwargs) -> tuple[CLoudForRewardModeling, PreT
     Raises:
         `ValueError`: If `name` is not a CLoud model.
     """
-    config = read_config(name)
+    architecture = {key: kwargs[key] for key in ("base_model_name_or_path", "text_config") if key in kwargs}
+    config = read_model_config(name, **architecture)
     check_reward_model(name, config)
     if "device_map" not in kwargs and torch.cuda.is_available():
         kwargs["device_map"] = "cuda"
@@ -35,11 +37,11 @@ def load_reward_model(name: str, **kwargs) -> tuple[CLoudForRewardModeling, PreT
     return model.eval(), AutoTokenizer.from_pretrained(name)
 
 
-def read_config(name: str):
+def read_model_config(name: str, **kwargs):
     """The config of a model, or of an adapter trained with [`CLoudTrainer`], which carries its model's."""
     if not _has_file(name, "config.json"):
         refuse_adapter(name)
-    return AutoConfig.from_pretrained(name)
+    return read_config(name, **kwargs)
 
 
 def check_reward_model(name: str, config):
@@ -79,7 +81,7 @@ def _load_adapter(name: str, config: CLoudConfig, **kwargs) -> CLoudForRewardMod
     from peft import PeftConfig, PeftModel
 
     base = PeftConfig.from_pretrained(name).base_model_name_or_path
-    if isinstance(AutoConfig.from_pretrained(base), CLoudConfig):
+    if isinstance(read_config(base), CLoudConfig):
         model = CLoudForRewardModeling.from_pretrained(base, **kwargs)
     else:
         model = CLoudForRewardModeling.from_language_model(base, config, **kwargs)

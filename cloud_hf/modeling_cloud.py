@@ -12,14 +12,25 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import initialization as init
+from transformers.dynamic_module_utils import custom_object_save
 from transformers.generation import GenerationConfig, GenerationMixin
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import ModelOutput
 
-from .configuration_cloud import CLoudConfig
+from .configuration_cloud import CLoudConfig, read_config
 from .critique_format import IGNORE_INDEX, CritiqueFormat, pin_date
+from .published import (
+    HUB_KWARGS,
+    NATIVE_PREFIX,
+    PUBLISHED_PREFIX,
+    check_shapes,
+    find_weights,
+    is_published,
+    native_key,
+    read_shapes,
+)
 from .scoring import Score, score_with_transformers
 
 
@@ -124,6 +135,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         critique_role: str = "user",
         keep_thinking: bool = False,
         chat_template_kwargs: dict[str, Any] | None = None,
+        format: str = "cloud",
         **kwargs,
     ) -> "CLoudForRewardModeling":
         r"""
@@ -134,7 +146,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
                 Hub id or folder of a causal language model.
             tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
                 Tokenizer with the chat template to train with. Defaults to the one of `base`.
-            critique, critique_prompt, critique_role, keep_thinking, chat_template_kwargs:
+            critique, critique_prompt, critique_role, keep_thinking, chat_template_kwargs, format:
                 See [`CLoudConfig`].
             **kwargs:
                 Passed to `from_pretrained` (`dtype`, `attn_implementation`, `device_map`, `revision`, …).
@@ -146,7 +158,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             `ValueError`: If `base` is a reward model already, or its chat template does not fit a critique.
         """
         hub_kwargs = {key: kwargs[key] for key in ("revision", "trust_remote_code", "token") if key in kwargs}
-        text_config = AutoConfig.from_pretrained(base, **hub_kwargs)
+        text_config = read_config(base, **hub_kwargs)
         if isinstance(text_config, CLoudConfig):
             raise ValueError(f"{base} is a CLoud model already; load it with `from_pretrained`.")
         if tokenizer is None:
@@ -158,10 +170,11 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             critique_role=critique_role,
             keep_thinking=keep_thinking,
             chat_template_kwargs=template_kwargs,
+            format=format,
             **({} if critique_prompt is None else {"critique_prompt": critique_prompt}),
         )
         config.critique_end_token_id = CritiqueFormat.from_config(config, tokenizer).end_token_id
-        config.reward_token_id = _unused_token_id(tokenizer, text_config.vocab_size)
+        config.reward_token_id = unused_token_id(tokenizer, text_config.vocab_size)
         return cls.from_language_model(base, config, **kwargs)
 
     @classmethod
@@ -181,17 +194,58 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
         r"""
-        Load a reward model. As in transformers, but a checkpoint that lacks weights is an error: rewards from a head of
-        random numbers look like any others.
+        Load a reward model, ours or a published checkpoint of the authors as it is, which gets `format="reference"`. As in
+        transformers, but a checkpoint that lacks weights is an error: rewards from a head of random numbers look like any
+        others.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `Path`):
+                Hub id or folder.
+            text_config (`PreTrainedConfig` or `dict`, *optional*):
+                The language model's architecture, where the base that a published checkpoint names cannot be reached.
+                The weights are always the checkpoint's.
+            base_model_name_or_path (`str`, *optional*):
+                Where to read that architecture instead.
+            **kwargs:
+                As in transformers (`dtype`, `device_map`, `revision`, …).
 
         Raises:
-            `ValueError`: If weights are missing, the reward head's above all.
+            `ValueError`: If weights are missing, the reward head's above all, do not fit, or are pickled.
         """
-        model, loading = super().from_pretrained(
-            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
-        )
-        _refuse_missing(pretrained_model_name_or_path, loading["missing_keys"])
+        name = pretrained_model_name_or_path
+        hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
+        if kwargs.get("config") is None and is_published(CLoudConfig.get_config_dict(name, **hub_kwargs)[0]):
+            architecture = {key: kwargs.pop(key, None) for key in ("text_config", "base_model_name_or_path")}
+            kwargs["config"] = CLoudConfig.from_pretrained(name, **architecture, **hub_kwargs)
+        config = kwargs.get("config")
+        if isinstance(config, CLoudConfig) and config.format == "reference":
+            shapes = read_shapes(find_weights(name, **hub_kwargs))
+            cls.check_checkpoint(name, config, shapes)
+            kwargs["key_mapping"] = {f"^{PUBLISHED_PREFIX}": NATIVE_PREFIX}
+        model, loading = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
+        # transformers would write the published names again, beside a native config
+        model._weight_conversions = [
+            conversion
+            for conversion in model._weight_conversions
+            if not any(PUBLISHED_PREFIX in pattern for pattern in conversion.source_patterns)
+        ]
+        _refuse_missing(name, loading["missing_keys"])
         return (model, loading) if output_loading_info else model
+
+    @classmethod
+    def without_weights(cls, config: CLoudConfig) -> "CLoudForRewardModeling":
+        """The architecture on the meta device."""
+        with torch.device("meta"):
+            return cls(config)
+
+    @classmethod
+    def check_checkpoint(cls, name: str, config: CLoudConfig, shapes: dict[str, tuple[int, ...]]):
+        """Raise `ValueError` unless weights of these names (published or native) and shapes fit `config`."""
+        model = cls.without_weights(config)
+        expected = {key: tuple(weight.shape) for key, weight in model.state_dict().items()}
+        check_shapes(
+            name, {native_key(key): shape for key, shape in shapes.items()}, expected, set(model.all_tied_weights_keys)
+        )
 
     # ------------------------------------------------------------------------------------------------------- forward
 
@@ -384,12 +438,22 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
 
     def save_pretrained(self, *args, **kwargs):
         """As in transformers; the folder also holds this code, so that it loads where the package is not installed."""
+        self._add_to_auto_map()
+        super().save_pretrained(*args, **kwargs)
+
+    def save_without_weights(self, folder: str | Path):
+        """Write what [`save_pretrained`] writes beside the weights: config and code."""
+        self.config.architectures = [type(self).__name__]
+        self._add_to_auto_map()
+        custom_object_save(self, folder, config=self.config)
+        self.config.save_pretrained(folder)
+
+    def _add_to_auto_map(self):
         auto_map = getattr(self.config, "auto_map", None) or {}
         self.config.auto_map = {
             **auto_map,
             "AutoModelForSequenceClassification": f"modeling_cloud.{CLoudForRewardModeling.__name__}",
         }
-        super().save_pretrained(*args, **kwargs)
 
 
 def _refuse_missing(name, missing_keys):
@@ -408,7 +472,7 @@ def _last_real_position(attention_mask: torch.Tensor | None, B: int, T: int, dev
     return torch.where(attention_mask.to(device).bool(), positions_T, -1).amax(-1)
 
 
-def _unused_token_id(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> int | None:
+def unused_token_id(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> int | None:
     """An id no text can have: a padding row of the embeddings, else a reserved token, else `None`."""
     if vocab_size > len(tokenizer):
         return vocab_size - 1

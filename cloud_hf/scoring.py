@@ -5,7 +5,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -177,9 +177,7 @@ def score_with_transformers(
             "This is a classic reward model: it writes no critiques. Drop `num_critiques`, `critiques` and "
             "`critique_prompt`."
         )
-    critique_format = CritiqueFormat.from_config(config, tokenizer)
-    if critique_prompt is not None:
-        critique_format.critique_prompt = critique_prompt.rstrip()
+    critique_format = CritiqueFormat.from_config(config, tokenizer, critique_prompt)
     prefixes = [
         _naming_row(row, critique_format.encode_prefix, prompt, response)
         for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True))
@@ -204,7 +202,10 @@ def score_with_transformers(
         _check_lengths(config, [len(prefix.input_ids) + max_new_tokens + 1 for prefix in prefixes])
         writer = CritiqueWriter(model, critique_format, temperature, max_new_tokens, batch_size, show_progress)
         with _evaluation_mode(model):
-            return [Score.of(samples) for samples in writer.write(prefixes, num_critiques, seed)]
+            samples = writer.write(prefixes, num_critiques, seed)
+            if critique_format.rereads_critiques:
+                samples = _reread(model, critique_format, prefixes, samples, batch_size, show_progress)
+            return [Score.of(row_samples) for row_samples in samples]
     _check_lengths(config, [len(encoded.input_ids) for _, encoded in rows], [row for row, _ in rows])
     with _evaluation_mode(model):
         rewards = read_rewards(model, [encoded for _, encoded in rows], batch_size, show_progress)
@@ -212,6 +213,17 @@ def score_with_transformers(
     for (row, encoded), text, reward in zip(rows, texts, rewards, strict=True):
         samples[row].append(Sample(reward, text, encoded.input_ids[encoded.prefix_length : -1]))
     return [Score.of(row_samples) for row_samples in samples]
+
+
+def _reread(model, critique_format, prefixes, samples, batch_size, show_progress) -> list[list[Sample]]:
+    """The samples with the rewards of their texts."""
+    rows = [
+        critique_format.complete(prefix, sample.critique_ids)
+        for prefix, row_samples in zip(prefixes, samples, strict=True)
+        for sample in row_samples
+    ]
+    rewards = iter(read_rewards(model, rows, batch_size, show_progress))
+    return [[replace(sample, reward=next(rewards)) for sample in row_samples] for row_samples in samples]
 
 
 @contextmanager

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoTokenizer
 from trl import TrlParser
 
 from cloud_hf import CLoudConfig, CLoudForRewardModeling, CritiqueFormat, Score, TransformersScorer
+from cloud_hf.configuration_cloud import read_config
 from cloud_hf.data.loading import load_rows
 from cloud_hf.data.schemas import PAIR_COLUMNS, check_columns, response_of
 from cloud_hf.evaluation.pairs import FittedRow, fit_rows
@@ -42,7 +43,7 @@ class SelfCritiqueArguments:
             Configuration of a Hub dataset.
         dataset_split (`str`, *optional*, defaults to `"train"`):
             Split to rewrite.
-        critique_prompt, critique_role, keep_thinking:
+        critique_prompt, critique_role, keep_thinking, format:
             How a critique is asked for; use the values of stage 1. A CLoud model knows its own.
         num_critiques (`int`, *optional*, defaults to `1`):
             Critiques per response; with several, the columns hold lists.
@@ -68,6 +69,7 @@ class SelfCritiqueArguments:
     critique_prompt: str | None = field(default=None, metadata={"help": "Text that opens the critique turn."})
     critique_role: str = field(default="user", metadata={"help": "Role of the critique turn: user or assistant."})
     keep_thinking: bool = field(default=False, metadata={"help": "Show <think> blocks the template would drop."})
+    format: str = field(default="cloud", metadata={"help": "Spelling of conversations: cloud or reference."})
     num_critiques: int = field(default=1, metadata={"help": "Critiques per response."})
     temperature: float = field(default=0.0, metadata={"help": "Sampling temperature; 0 is greedy."})
     max_new_tokens: int = field(default=1024, metadata={"help": "Longest critique in tokens."})
@@ -84,12 +86,17 @@ def load_critic(args: SelfCritiqueArguments):
     """The model of stage 1 has no reward head: one of random numbers does, as the rewards are not used."""
     refuse_adapter(args.model_name_or_path)
     tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path)
-    config = AutoConfig.from_pretrained(args.model_name_or_path)
+    config = read_config(args.model_name_or_path)
     options = {"dtype": args.dtype, "device_map": "cuda" if torch.cuda.is_available() else None}
     if isinstance(config, CLoudConfig):
         if not config.critique:
             raise ValueError(f"{args.model_name_or_path} is a classic reward model: it writes no critiques.")
-        if args.critique_prompt is not None or args.critique_role != "user" or args.keep_thinking:
+        if (
+            args.critique_prompt is not None
+            or args.critique_role != "user"
+            or args.keep_thinking
+            or args.format != "cloud"
+        ):
             raise ValueError("A CLoud model knows how it is asked for critiques: leave those options out.")
         return CLoudForRewardModeling.from_pretrained(args.model_name_or_path, **options), tokenizer
     model = CLoudForRewardModeling.from_base(
@@ -98,6 +105,7 @@ def load_critic(args: SelfCritiqueArguments):
         critique_prompt=args.critique_prompt,
         critique_role=args.critique_role,
         keep_thinking=args.keep_thinking,
+        format=args.format,
         **options,
     )
     return model, tokenizer

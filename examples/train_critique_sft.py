@@ -15,11 +15,11 @@ python examples/train_critique_sft.py --model_name_or_path Qwen/Qwen3-0.6B --dat
 from dataclasses import dataclass, field
 
 from datasets import Dataset
-from transformers import AutoConfig
 from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config, get_quantization_config
 
-from cloud_hf import CLoudConfig, CritiqueFormat
-from cloud_hf.critique_format import pin_date
+from cloud_hf import CLoudConfig
+from cloud_hf.configuration_cloud import read_config
+from cloud_hf.critique_format import format_class, pin_date
 from cloud_hf.training.arguments import DataArguments, checkpoint_to_resume, load_tokenizer, model_init_kwargs
 from cloud_hf.training.encoding import encode_critiques
 
@@ -31,6 +31,7 @@ class CritiqueArguments:
     critique_prompt: str | None = field(default=None, metadata={"help": "Text that opens the critique turn."})
     critique_role: str = field(default="user", metadata={"help": "Role of the critique turn: user or assistant."})
     keep_thinking: bool = field(default=False, metadata={"help": "Show <think> blocks the template would drop."})
+    format: str = field(default="cloud", metadata={"help": "Spelling of conversations: cloud or reference."})
     overlong_policy: str = field(default="error", metadata={"help": "Over-long rows: error, drop or truncate_prompt."})
 
 
@@ -41,10 +42,10 @@ def main(
     data_args: DataArguments, critique_args: CritiqueArguments, training_args: SFTConfig, model_args: ModelConfig
 ):
     tokenizer = load_tokenizer(model_args, training_args)
-    config = AutoConfig.from_pretrained(model_args.model_name_or_path, revision=model_args.model_revision)
+    config = read_config(model_args.model_name_or_path, revision=model_args.model_revision)
     if isinstance(config, CLoudConfig):
         raise ValueError(f"{model_args.model_name_or_path} is a CLoud model; this stage starts from a language model.")
-    critique_format = CritiqueFormat(
+    critique_format = format_class(critique_args.format)(
         tokenizer,
         critique_prompt=critique_args.critique_prompt,
         critique_role=critique_args.critique_role,

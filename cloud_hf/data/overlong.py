@@ -12,10 +12,10 @@ OVERLONG_POLICIES = ("error", "drop", "truncate_prompt")
 _ATTEMPTS = 8
 
 
-def check_policy(policy: str):
-    """Raise `ValueError` unless `policy` is one of `OVERLONG_POLICIES`."""
-    if policy not in OVERLONG_POLICIES:
-        raise ValueError(f"`overlong_policy` is {policy!r}; use one of {', '.join(OVERLONG_POLICIES)}.")
+def check_policy(policy: str, known: tuple[str, ...] = OVERLONG_POLICIES):
+    """Raise `ValueError` unless `policy` is one of those `known`."""
+    if policy not in known:
+        raise ValueError(f"`overlong_policy` is {policy!r}; use one of {', '.join(known)}.")
 
 
 def fit(

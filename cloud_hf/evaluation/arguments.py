@@ -8,7 +8,7 @@ from datasets import Dataset
 from ..critique_format import CritiqueFormat
 from ..data.loading import load_rows
 from ..data.schemas import check_columns
-from ..loading import check_reward_model, load_reward_model, read_config
+from ..loading import check_reward_model, load_reward_model, read_model_config
 from ..scoring import TransformersScorer, context_length
 
 
@@ -70,7 +70,7 @@ def load_datasets(args: ScoringArguments, columns: tuple[str, ...]) -> dict[str,
         check_columns(rows.column_names, columns, name)
         datasets[name] = rows.select(range(min(args.limit or len(rows), len(rows))))
     for name in args.models:
-        check_reward_model(name, read_config(name))
+        check_reward_model(name, read_model_config(name))
     return datasets
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from trl import RewardConfig
 
-from ..data.overlong import check_policy
+from ..data.overlong import OVERLONG_POLICIES, check_policy
 
 
 @dataclass
@@ -26,6 +26,8 @@ class CLoudTrainingConfig(RewardConfig):
             Role of the critique turn.
         keep_thinking (`bool`, *optional*, defaults to `False`):
             Whether `<think>` blocks are shown to the reward model where the chat template would drop them.
+        format (`str`, *optional*, defaults to `"cloud"`):
+            `"reference"` spells conversations as the authors' published checkpoints do, see [`ReferenceFormat`].
 
         > Parameters that control the data preprocessing
 
@@ -34,7 +36,8 @@ class CLoudTrainingConfig(RewardConfig):
             `None`.
         overlong_policy (`str`, *optional*, defaults to `"error"`):
             What happens to pairs with a longer sequence: `"error"` stops before training, `"drop"` leaves them out and
-            says how many, `"truncate_prompt"` removes the oldest text of their prompt.
+            says how many, `"truncate_prompt"` removes the oldest text of their prompt. `"truncate_end"` cuts the critique
+            as the reference implementation does, for `format="reference"` only.
 
         > Parameters that control the loss
 
@@ -53,17 +56,18 @@ class CLoudTrainingConfig(RewardConfig):
     keep_thinking: bool = field(
         default=False, metadata={"help": "Show <think> blocks that the chat template would drop."}
     )
+    format: str = field(default="cloud", metadata={"help": "Spelling of conversations: cloud or reference."})
     max_length: int | None = field(
         default=4096, metadata={"help": "Longest sequence in tokens; None for the model's context."}
     )
     overlong_policy: str = field(
-        default="error", metadata={"help": "Over-long pairs: error, drop or truncate_prompt."}
+        default="error", metadata={"help": "Over-long pairs: error, drop, truncate_prompt or truncate_end."}
     )
     lm_loss_weight: float = field(default=1.25, metadata={"help": "Weight λ of the critique LM loss."})
     bradley_terry_weight: float = field(default=1.0, metadata={"help": "Weight of the Bradley-Terry loss."})
 
     def __post_init__(self):
-        check_policy(self.overlong_policy)
+        check_policy(self.overlong_policy, (*OVERLONG_POLICIES, "truncate_end"))
         for name in ("lm_loss_weight", "bradley_terry_weight"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it must be a number from 0 up.")

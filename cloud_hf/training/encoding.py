@@ -45,7 +45,7 @@ def encode_pairs(
         max_length (`int`, *optional*):
             Longest sequence in tokens.
         overlong_policy (`str`):
-            `"error"`, `"drop"` or `"truncate_prompt"`.
+            `"error"`, `"drop"`, `"truncate_prompt"`, or with a [`ReferenceFormat`] `"truncate_end"`.
         name (`str`, *optional*, defaults to `"train"`):
             Name of the dataset in messages.
         num_proc (`int`, *optional*):
@@ -136,9 +136,13 @@ def _encode_row(
         check_equal_critiques(row, *critiques)
         _check_ids(row, critique_format)
 
+    def complete(prefix, critique) -> EncodedCritique:
+        encoded = critique_format.complete_for_training(prefix, critique)
+        cuts = overlong_policy == "truncate_end" and max_length is not None
+        return critique_format.truncate_end(encoded, max_length) if cuts else encoded
+
     def encode(prompt) -> list[tuple[EncodedCritique, EncodedCritique]]:
         prefixes = [critique_format.encode_prefix(prompt, response) for response in responses]
-        complete = critique_format.complete
         return [
             (complete(prefixes[0], chosen), complete(prefixes[1], rejected))
             for chosen, rejected in zip(*critiques, strict=True)

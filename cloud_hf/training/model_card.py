@@ -1,13 +1,13 @@
 """The model card of a trained reward model."""
 
-import re
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import transformers
 import trl
 from accelerate.utils import is_peft_model
 from huggingface_hub import ModelCard, ModelCardData
+
+from ..cards import METHOD, hub_id, kind_of, usage
 
 
 if TYPE_CHECKING:
@@ -36,13 +36,13 @@ def make_model_card(trainer: "CLoudTrainer", model_name: str, dataset_name: str 
     """
     config, args = trainer.model.config, trainer.args
     base = config.name_or_path
-    kind = "CLoud (critique-out-loud) reward model" if config.critique else "classic reward model"
+    kind = kind_of(config.critique)
     name = trainer.hub_model_id or args.output_dir
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-classification",
-        base_model=_hub_id(base),
-        datasets=[dataset_name] if _hub_id(dataset_name) else None,
+        base_model=hub_id(base),
+        datasets=[dataset_name] if hub_id(dataset_name) else None,
         tags=[*trainer._tag_names, *([tags] if isinstance(tags, str) else tags or [])],
     )
     facts = {
@@ -62,14 +62,9 @@ def make_model_card(trainer: "CLoudTrainer", model_name: str, dataset_name: str 
         lines[-1] += " First it writes a critique, then a head reads the reward at the critique's end."
     lines += ["", "| | |", "|---|---|", *[f"| {name} | {value} |" for name, value in facts.items()]]
     lines += ["", "## Metrics", "", *_metric_lines(trainer.state.log_history)]
-    lines += ["", "## Use", "", "```python", _usage(name, config.critique, is_peft_model(trainer.model)), "```"]
-    lines += ["", "Method: Ankner et al., *Critique-out-Loud Reward Models*, arXiv 2408.11791.", ""]
+    lines += ["", "## Use", "", "```python", usage(name, config.critique, is_peft_model(trainer.model)), "```"]
+    lines += ["", METHOD, ""]
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines))
-
-
-def _hub_id(name: str | None) -> str | None:
-    """The name, if it is one of the Hub and not a path here."""
-    return name if name and re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists() else None
 
 
 def _metric_lines(log_history: list[dict]) -> list[str]:
@@ -80,15 +75,3 @@ def _metric_lines(log_history: list[dict]) -> list[str]:
     if not last:
         return ["Not measured yet."]
     return ["| metric | value |", "|---|---|", *[f"| {key} | {value:.4g} |" for key, value in last.items()]]
-
-
-def _usage(name: str, critique: bool, adapter: bool) -> str:
-    load = (
-        "from transformers import AutoModel, AutoTokenizer\n\n"
-        f"model = AutoModel.from_pretrained({name!r}, trust_remote_code=True)\n"
-        f"tokenizer = AutoTokenizer.from_pretrained({name!r}, trust_remote_code=True)\n"
-    )
-    if adapter:
-        load = f"from cloud_hf.loading import load_reward_model\n\nmodel, tokenizer = load_reward_model({name!r})\n"
-    shown = "score.reward, score.critique" if critique else "score.reward"
-    return f'{load}[score] = model.score(["What is 2+2?"], ["4"], tokenizer)\nprint({shown})'

@@ -11,11 +11,11 @@ from datasets import Dataset
 from peft import LoraConfig
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoTokenizer, DataCollator, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, DataCollator, PreTrainedTokenizerBase
 from trl import RewardTrainer
 from trl.trainer.utils import get_config_model_id, global_then_local_main_first
 
-from ..configuration_cloud import CLoudConfig
+from ..configuration_cloud import CLoudConfig, read_config
 from ..critique_format import IGNORE_INDEX, CritiqueFormat
 from ..data.schemas import check_columns
 from ..loading import refuse_adapter
@@ -99,6 +99,11 @@ class CLoudTrainer(RewardTrainer):
                 f"`model` is a {type(model).__name__}. Pass a CLoudForRewardModeling (`from_base` makes one), or a name."
             )
         self.critique_format = CritiqueFormat.from_config(model.config, processing_class)
+        if args.overlong_policy == "truncate_end" and model.config.format != "reference":
+            raise ValueError(
+                "`overlong_policy` 'truncate_end' cuts critiques off; only models with `format` 'reference' are trained so. "
+                "Use error, drop or truncate_prompt."
+            )
         self._context_length = context_length(model.config)
         self._sums: dict[str, dict[str, float]] = {"train": defaultdict(float), "eval": defaultdict(float)}
         if data_collator is None:
@@ -253,7 +258,7 @@ def load_model(
     if quantization_config is not None:
         kwargs["quantization_config"] = quantization_config
     refuse_adapter(name)
-    config = AutoConfig.from_pretrained(name, revision=kwargs.get("revision"))
+    config = read_config(name, revision=kwargs.get("revision"))
     if isinstance(config, CLoudConfig):
         _check_options(name, config, args)
         return CLoudForRewardModeling.from_pretrained(name, **kwargs)
@@ -265,6 +270,7 @@ def load_model(
         critique_prompt=args.critique_prompt,
         critique_role=args.critique_role,
         keep_thinking=args.keep_thinking,
+        format=args.format,
         **kwargs,
     )
 
@@ -272,7 +278,12 @@ def load_model(
 def _check_options(name: str, config: CLoudConfig, args: CLoudTrainingConfig):
     """A model is trained as it was made."""
     asked = {"critique": args.critique}
-    for option, default in (("critique_prompt", None), ("critique_role", "user"), ("keep_thinking", False)):
+    for option, default in (
+        ("critique_prompt", None),
+        ("critique_role", "user"),
+        ("keep_thinking", False),
+        ("format", "cloud"),
+    ):
         if getattr(args, option) != default:
             asked[option] = getattr(args, option)
     for option, value in asked.items():

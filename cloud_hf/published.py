@@ -1,0 +1,198 @@
+"""The layout of the authors' published checkpoints, and how it differs from ours.
+
+Theirs: a config without the language model's architecture, which is named by `base_model_name_or_path`, and weights under
+`reward_base_model.*` and `reward_head.*`. Ours: the architecture inside the config, and weights under `language_model.*`.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.utils import (
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+    cached_file,
+)
+from transformers.utils.hub import get_checkpoint_shard_files
+
+
+PUBLISHED_PREFIX = "reward_base_model."
+NATIVE_PREFIX = "language_model."
+
+# Whether a model of that `feedback_method` writes critiques
+FEEDBACK_METHODS = {"teacher": True, "vanilla": False}
+
+HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+
+# Keys of published configs that say nothing a native config needs
+_IGNORED_KEYS = {"_name_or_path", "architectures", "model_type", "torch_dtype", "dtype", "transformers_version"}
+
+
+def is_published(config: dict[str, Any]) -> bool:
+    """Whether a config dictionary is that of a published checkpoint: it has no `text_config` and a `feedback_method`."""
+    return "text_config" not in config and "feedback_method" in config
+
+
+def native_config(
+    config: dict[str, Any], text_config: PreTrainedConfig | dict | None, base: str | None, hub_kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """
+    The keys of a [`CLoudConfig`] for a published config.
+
+    Args:
+        config (`dict[str, Any]`):
+            The published config.
+        text_config (`PreTrainedConfig` or `dict`, *optional*):
+            Architecture of the language model. Else it is read from `base`.
+        base (`str`, *optional*):
+            Hub id or folder with the language model's config. Defaults to the config's `base_model_name_or_path`.
+        hub_kwargs (`dict[str, Any]`):
+            Options for reading `base` (`token`, `cache_dir`, …).
+
+    Raises:
+        `ValueError`: If the config cannot be understood, or `base` cannot be read.
+    """
+    method = config["feedback_method"]
+    if method not in FEEDBACK_METHODS:
+        raise ValueError(
+            f"The checkpoint's config has `feedback_method` {method!r}; known are {', '.join(FEEDBACK_METHODS)}."
+        )
+    base = base or config.get("base_model_name_or_path")
+    if text_config is None:
+        text_config = _read_architecture(base, hub_kwargs)
+    text_config = text_config if isinstance(text_config, dict) else text_config.to_dict()
+    native = {"critique": FEEDBACK_METHODS[method], "format": "reference", "base_model_name_or_path": base}
+    # The checkpoint's data type, not the base's: it is the checkpoint's weights that are loaded
+    if dtype := config.get("dtype") or config.get("torch_dtype"):
+        native["dtype"] = dtype
+    return {**native, "text_config": {**text_config, "dtype": native.get("dtype")}}
+
+
+def unknown_keys(config: dict[str, Any]) -> list[str]:
+    """Keys of a published config that are not understood here."""
+    return sorted({*config} - _IGNORED_KEYS - {"feedback_method", "base_model_name_or_path"})
+
+
+def _read_architecture(base: str | None, hub_kwargs: dict[str, Any]) -> PreTrainedConfig:
+    help_text = (
+        "A published checkpoint holds no description of its language model. Pass `base_model_name_or_path=` with the "
+        "Hub id or folder of that model, or of any copy of it (its config alone is read), or `text_config=` with the "
+        "config itself; `python -m cloud_hf.convert SRC DST --base_model_name_or_path BASE` writes a folder that needs "
+        "neither."
+    )
+    if not base:
+        raise ValueError(f"The checkpoint's config names no `base_model_name_or_path`. {help_text}")
+    shared = {
+        key: hub_kwargs[key] for key in ("cache_dir", "local_files_only", "proxies", "token") if key in hub_kwargs
+    }
+    try:
+        return AutoConfig.from_pretrained(base, **shared)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"The language model {base!r}, on which the checkpoint is built, cannot be reached: {reason} {help_text}"
+        ) from error
+
+
+# ---------------------------------------------------------------------------------------------------------- weights
+
+
+def find_weights(name: str, **hub_kwargs) -> list[Path]:
+    """
+    The safetensors files of a checkpoint; a Hub id is downloaded.
+
+    Args:
+        name (`str`):
+            Hub id or folder.
+        **hub_kwargs:
+            `token`, `cache_dir`, ….
+
+    Raises:
+        `ValueError`: If there are none, if one that the index names is missing, or if the weights are pickled.
+    """
+
+    def find(file: str) -> str | None:
+        return cached_file(name, file, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
+
+    if (index := find(SAFE_WEIGHTS_INDEX_NAME)) is not None:
+        shards = [Path(path) for path in get_checkpoint_shard_files(name, index, **hub_kwargs)[0]]
+        if missing := [path.name for path in shards if not path.exists()]:
+            raise ValueError(f"{name} lacks {len(missing)} of its {len(shards)} shards: {', '.join(missing)}.")
+        return shards
+    if (single := find(SAFE_WEIGHTS_NAME)) is not None:
+        return [Path(single)]
+    if find(WEIGHTS_INDEX_NAME) or find(WEIGHTS_NAME):
+        raise ValueError(
+            f"The weights of {name} are pickled, and loading a pickle can run code: only safetensors are loaded. If you "
+            f"trust them, `python -m cloud_hf.convert {name} DST --from_pickle` writes safetensors."
+        )
+    raise ValueError(f"{name} holds no weights: neither {SAFE_WEIGHTS_NAME} nor {SAFE_WEIGHTS_INDEX_NAME}.")
+
+
+def read_shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:
+    """
+    The shape of every tensor in safetensors files, from their headers.
+
+    Raises:
+        `ValueError`: If a file is damaged.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        try:
+            with safe_open(file, "pt") as tensors:
+                shapes |= {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(f"{file} is not a whole safetensors file ({error}); download it again.") from error
+    return shapes
+
+
+def native_key(key: str) -> str:
+    """The native name of a published weight; a native name stays as it is."""
+    return NATIVE_PREFIX + key.removeprefix(PUBLISHED_PREFIX) if key.startswith(PUBLISHED_PREFIX) else key
+
+
+def published_key(key: str) -> str:
+    """The published name of a native weight."""
+    return PUBLISHED_PREFIX + key.removeprefix(NATIVE_PREFIX) if key.startswith(NATIVE_PREFIX) else key
+
+
+def check_shapes(name: str, shapes: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]], tied: set[str]):
+    """
+    Compare a checkpoint's weights with those of the architecture it is to be loaded into.
+
+    Args:
+        name (`str`):
+            Name of the checkpoint, for messages.
+        shapes (`dict[str, tuple[int, ...]]`):
+            What the checkpoint holds, by native names.
+        expected (`dict[str, tuple[int, ...]]`):
+            What the architecture has.
+        tied (`set[str]`):
+            Weights that may be missing because they are another's.
+
+    Raises:
+        `ValueError`: Saying what is missing, too much, or of another shape.
+    """
+    missing = sorted(set(expected) - set(shapes) - tied)
+    if head := [key for key in missing if key.startswith("reward_head.")]:
+        raise ValueError(f"{name} has no whole reward head: {', '.join(head)} missing. Is it a reward model?")
+    other = sorted(key for key in set(expected) & set(shapes) if expected[key] != shapes[key])
+    if other:
+        key = other[0]
+        hint = "the head belongs to another model" if key.startswith("reward_head.") else "another base model?"
+        if "embed" in key or "lm_head" in key:
+            hint = f"a vocabulary of {shapes[key][0]} where the architecture has {expected[key][0]}"
+        raise ValueError(
+            f"{name}: {len(other)} weight(s) do not fit the architecture, {key} first: the checkpoint has the shape "
+            f"{shapes[key]}, the architecture {expected[key]} ({hint})."
+        )
+    unexpected = sorted(set(shapes) - set(expected))
+    for keys, what in ((missing, "lacks"), (unexpected, "holds more than the architecture has:")):
+        if keys:
+            raise ValueError(
+                f"{name} {what} {len(keys)} weight(s): {', '.join(keys[:4])}. Is the base model the one it was trained "
+                "from (`base_model_name_or_path`)?"
+            )
