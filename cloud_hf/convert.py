@@ -1,0 +1,301 @@
+"""
+Convert a reward model between the authors' published layout and the native one, shard by shard:
+
+python -m cloud_hf.convert ankner/Llama3-8B-CLoud-RM llama3-8b-cloud
+
+The native folder describes its language model itself and loads with `AutoModel.from_pretrained`. `--dry_run` checks
+everything, of a Hub id without downloading the weights, and says what would be written. Given a native folder that was
+converted before, it writes the published layout.
+
+No more than one shard is in memory at a time.
+"""
+
+import argparse
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import ModelCard, ModelCardData, get_safetensors_metadata
+from safetensors import safe_open
+from safetensors.torch import save_file
+from tqdm.auto import tqdm
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME, cached_file
+from transformers.utils.hub import get_checkpoint_shard_files
+
+from .cards import METHOD, hub_id, kind_of, usage
+from .configuration_cloud import CLoudConfig, spell_critique_prompt
+from .critique_format import CritiqueFormat
+from .modeling_cloud import CLoudForRewardModeling, unused_token_id
+from .published import FEEDBACK_METHODS, find_weights, is_published, native_key, published_key, read_shapes
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A file of weights: where it is (`None`: on the Hub), its name in the new folder, its tensors' shapes and bytes."""
+
+    path: Path | None
+    new_name: str
+    shapes: dict[str, tuple[int, ...]]
+    num_bytes: int
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The weights, read from disk as they are used."""
+        if self.path.suffix == ".safetensors":
+            with safe_open(self.path, "pt") as file:
+                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return _load_pickle(self.path)
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a conversion is about to do; `to` is `"native"` or `"published"`."""
+
+    source: str
+    to: str
+    config: CLoudConfig
+    tokenizer: PreTrainedTokenizerBase
+    shards: list[Shard]
+
+    def __str__(self) -> str:
+        text_config = self.config.text_config
+        lines = [
+            f"{self.source} -> {self.to} layout: {kind_of(self.config.critique)}, {text_config.model_type} of "
+            f"{text_config.num_hidden_layers} layers, hidden size {text_config.hidden_size}, vocabulary "
+            f"{text_config.vocab_size}; {sum(len(shard.shapes) for shard in self.shards)} tensors, "
+            f"{self.num_bytes / 1e9:.2f} GB"
+        ]
+        lines += [
+            f"  {shard.new_name}: {len(shard.shapes)} tensors, {shard.num_bytes / 1e9:.2f} GB" for shard in self.shards
+        ]
+        return "\n".join(lines)
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all weights."""
+        return sum(shard.num_bytes for shard in self.shards)
+
+
+def plan(
+    source: str,
+    *,
+    base_model_name_or_path: str | None = None,
+    text_config: str | None = None,
+    tokenizer: str | None = None,
+    from_pickle: bool = False,
+    download: bool = True,
+) -> Conversion:
+    """
+    Read and check all that a conversion needs, but no weights.
+
+    Args:
+        source (`str`):
+            Hub id or folder of a published checkpoint, or of a native one that came from one.
+        base_model_name_or_path (`str`, *optional*):
+            Language model whose config gives the architecture, instead of the one the checkpoint names; to the
+            published layout, the name that is written.
+        text_config (`str`, *optional*):
+            File or folder with that config.
+        tokenizer (`str`, *optional*):
+            Hub id or folder of the tokenizer, where the checkpoint has none.
+        from_pickle (`bool`, *optional*, defaults to `False`):
+            Read pickled weights (`weights_only`).
+        download (`bool`, *optional*, defaults to `True`):
+            `False` reads only the headers of weights on the Hub.
+
+    Raises:
+        `ValueError`: If the checkpoint is incomplete or does not fit, saying what to do.
+    """
+    published = is_published(CLoudConfig.get_config_dict(source)[0])
+    options = {"base_model_name_or_path": base_model_name_or_path}
+    if text_config is not None:
+        options["text_config"] = AutoConfig.from_pretrained(text_config)
+    config = CLoudConfig.from_pretrained(source, **{key: value for key, value in options.items() if value is not None})
+    if not published:
+        _check_publishable(source, config)
+    loaded_tokenizer = _load_tokenizer(tokenizer or source, config)
+    shards = _find_shards(source, from_pickle, download)
+    shapes = {key: shape for shard in shards for key, shape in shard.shapes.items()}
+    CLoudForRewardModeling.check_checkpoint(source, config, shapes)
+    if published:
+        config.critique_end_token_id = CritiqueFormat.from_config(config, loaded_tokenizer).end_token_id
+        config.reward_token_id = unused_token_id(loaded_tokenizer, config.text_config.vocab_size)
+    return Conversion(source, "native" if published else "published", config, loaded_tokenizer, shards)
+
+
+def write(conversion: Conversion, destination: str | Path):
+    """
+    Convert. The config comes last: a folder without it is one that was not finished.
+
+    Raises:
+        `ValueError`: Before anything is written, if the folder is not empty or the disk has no room.
+    """
+    folder = Path(destination)
+    _check_destination(folder, conversion.num_bytes)
+    folder.mkdir(parents=True, exist_ok=True)
+    rename = native_key if conversion.to == "native" else published_key
+    weight_map: dict[str, str] = {}
+    total_size = 0
+    for shard in tqdm(conversion.shards, desc="Converting", unit="shard", dynamic_ncols=True):
+        tensors = {rename(key): tensor for key, tensor in shard.tensors().items()}
+        save_file(tensors, folder / shard.new_name, metadata={"format": "pt"})
+        total_size += sum(tensor.nbytes for tensor in tensors.values())
+        weight_map |= dict.fromkeys(tensors, shard.new_name)
+    if len(conversion.shards) > 1:
+        index = {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))}
+        (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
+    conversion.tokenizer.save_pretrained(folder)
+    if conversion.to == "native":
+        _card(conversion, folder).save(folder / "README.md")
+        CLoudForRewardModeling.without_weights(conversion.config).save_without_weights(folder)
+    else:
+        (folder / "config.json").write_text(json.dumps(_published_config(conversion.config), indent=2) + "\n")
+
+
+# ---------------------------------------------------------------------------------------------------------- reading
+
+
+def _find_shards(source: str, from_pickle: bool, download: bool) -> list[Shard]:
+    if not download and not Path(source).is_dir():
+        metadata = get_safetensors_metadata(source)
+        return [
+            Shard(
+                None,
+                name,
+                {key: tuple(tensor.shape) for key, tensor in file.tensors.items()},
+                sum(tensor.data_offsets[1] - tensor.data_offsets[0] for tensor in file.tensors.values()),
+            )
+            for name, file in metadata.files_metadata.items()
+        ]
+    if not from_pickle:
+        # A header is some kilobytes
+        return [Shard(path, path.name, read_shapes([path]), path.stat().st_size) for path in find_weights(source)]
+    shards = []
+    for path in _find_pickles(source):
+        tensors = _load_pickle(path)
+        new_name = path.name.replace("pytorch_model", "model").removesuffix(".bin") + ".safetensors"
+        num_bytes = sum(tensor.nbytes for tensor in tensors.values())
+        shards.append(Shard(path, new_name, {key: tuple(tensor.shape) for key, tensor in tensors.items()}, num_bytes))
+    return shards
+
+
+def _find_pickles(source: str) -> Iterator[Path]:
+    index = cached_file(source, WEIGHTS_INDEX_NAME, _raise_exceptions_for_missing_entries=False)
+    if index is not None:
+        yield from map(Path, get_checkpoint_shard_files(source, index)[0])
+        return
+    single = cached_file(source, WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False)
+    if single is None:
+        raise ValueError(f"{source} holds no pickled weights; leave `--from_pickle` out.")
+    yield Path(single)
+
+
+def _load_pickle(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors only: with `weights_only`, torch refuses a pickle that would run code."""
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+
+
+def _load_tokenizer(name: str, config: CLoudConfig) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{name} holds no tokenizer that loads; name one with `--tokenizer`: {error}") from error
+    if len(tokenizer) > config.text_config.vocab_size:
+        raise ValueError(
+            f"The tokenizer of {name} has {len(tokenizer)} tokens, but the model's vocabulary only "
+            f"{config.text_config.vocab_size}: it belongs to another model. Name the right one with `--tokenizer`."
+        )
+    return tokenizer
+
+
+# --------------------------------------------------------------------------------------------------------- checking
+
+
+def _check_publishable(source: str, config: CLoudConfig):
+    """The published layout can say little, and whoever reads it scores with the reference's spelling."""
+    if config.format != "reference":
+        raise ValueError(
+            f"{source} has `format` {config.format!r}. Read from the published layout it would be scored in a spelling it "
+            "was not trained with: only models with `format` 'reference' can be converted to it."
+        )
+    told = {
+        "critique_prompt": spell_critique_prompt(None, "reference"), "chat_template_kwargs": None, "reward_mean": 0.0, "reward_std": 1.0,
+    }  # fmt: skip
+    for key, default in told.items():
+        if getattr(config, key) != default:
+            raise ValueError(
+                f"{source}: the published layout has no place for `{key}`, which is {getattr(config, key)!r}."
+            )
+    if not config.base_model_name_or_path:
+        raise ValueError("The published layout names a base model: pass `--base_model_name_or_path`.")
+
+
+def _check_destination(folder: Path, num_bytes: int):
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is there already and not an empty folder; name another, or remove it.")
+    parent = next(path for path in [folder, *folder.absolute().parents] if path.exists())
+    if (free := shutil.disk_usage(parent).free) < num_bytes:
+        raise ValueError(f"{folder} needs {num_bytes / 1e9:.1f} GB, but its disk has {free / 1e9:.1f} GB left.")
+
+
+# ---------------------------------------------------------------------------------------------------------- writing
+
+
+def _published_config(config: CLoudConfig) -> dict:
+    methods = {critique: method for method, critique in FEEDBACK_METHODS.items()}
+    return {
+        "architectures": ["CLoudRewardModel"],
+        "base_model_name_or_path": config.base_model_name_or_path,
+        "feedback_method": methods[config.critique],
+        **({} if config.dtype is None else {"torch_dtype": str(config.dtype).removeprefix("torch.")}),
+    }
+
+
+def _card(conversion: Conversion, folder: Path) -> ModelCard:
+    config, source = conversion.config, conversion.source
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-classification",
+        base_model=hub_id(source) or hub_id(config.base_model_name_or_path),
+        tags=["cloud-hf", *(["critique-out-loud"] if config.critique else []), "reward-model"],
+    )
+    body = (
+        f"# {folder.name}\n\nA {kind_of(config.critique)}: `{Path(source).name}`, its weights unchanged, in a layout that "
+        f"loads with `AutoModel`. Its base is `{config.base_model_name_or_path}`; the licences of both hold.\n\n"
+        "It is scored in the spelling of the reference implementation (`format` is `reference`), with which it was "
+        f"trained.\n\n## Use\n\n```python\n{usage(folder.name, config.critique)}\n```\n\n{METHOD}\n"
+    )
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}")
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        prog="python -m cloud_hf.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", help="Hub id or folder of the checkpoint")
+    parser.add_argument("destination", help="new folder")
+    parser.add_argument("--base_model_name_or_path", help="language model whose config gives the architecture")
+    parser.add_argument("--text_config", help="file or folder with that config")
+    parser.add_argument("--tokenizer", help="Hub id or folder of the tokenizer, where the checkpoint has none")
+    parser.add_argument("--from_pickle", action="store_true", help="read pickled weights (tensors only)")
+    parser.add_argument("--dry_run", action="store_true", help="check, and say what would be written")
+    args = vars(parser.parse_args())
+    source, destination, dry_run = args.pop("source"), args.pop("destination"), args.pop("dry_run")
+    try:
+        conversion = plan(source, download=not dry_run, **args)
+        print(conversion)
+        if dry_run:
+            _check_destination(Path(destination), conversion.num_bytes)
+            print(f"Nothing written: without --dry_run this goes to {destination}.")
+        else:
+            write(conversion, destination)
+            print(f"Written to {destination}.")
+    except ValueError as error:
+        parser.exit(1, f"{error}\n")
+
+
+if __name__ == "__main__":
+    main()

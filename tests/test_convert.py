@@ -1,0 +1,196 @@
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hub_for_tests import run_with_hub, serve_hub
+from models_for_tests import PROMPTS, RESPONSES, make_model, save_language_model, save_published
+from safetensors.torch import load_file
+from tokenizers_for_tests import make_tokenizer
+from transformers import AutoModel, AutoTokenizer
+
+from cloud_hf import CLoudForRewardModeling
+from cloud_hf.convert import plan, write
+
+
+def convert(source, destination, **options):
+    write(plan(str(source), **options), destination)
+    return destination
+
+
+def scores(folder, auto_class=AutoModel):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return auto_class.from_pretrained(folder).eval().score(PROMPTS, RESPONSES, tokenizer, max_new_tokens=8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("critique", "shards"), [(True, 1), (True, 4), (False, 2)])
+def test_there_and_back_is_bit_equal(tmp_path, base_folder, critique, shards, dtype):
+    published = save_published(tmp_path / "published", base_folder, critique=critique, shards=shards, dtype=dtype)
+    native = convert(published, tmp_path / "native")
+    back = convert(native, tmp_path / "back")
+    for path in published.glob("model*"):
+        assert (back / path.name).read_bytes() == path.read_bytes() or path.suffix == ".json"
+    if shards > 1:
+        name = "model.safetensors.index.json"
+        assert json.loads((back / name).read_text()) == json.loads((published / name).read_text())
+    config = json.loads((published / "config.json").read_text())
+    del config["transformers_version"]
+    assert json.loads((back / "config.json").read_text()) == config
+    assert scores(native) == scores(published, CLoudForRewardModeling) == scores(back, CLoudForRewardModeling)
+
+
+def test_the_native_folder_needs_nothing_else(tmp_path):
+    base = save_language_model(tmp_path / "base", tie_word_embeddings=True)
+    published = save_published(tmp_path / "published", base, shards=2)
+    expected = scores(published, CLoudForRewardModeling)
+    native = convert(published, tmp_path / "native")
+    base.rename(tmp_path / "elsewhere")
+    assert scores(native) == expected
+    config = json.loads((native / "config.json").read_text())
+    assert config["critique_end_token_id"] == make_tokenizer("llama3").convert_tokens_to_ids("<|eot_id|>")
+    assert config["reward_token_id"] is not None
+    assert "AutoModelForSequenceClassification" in config["auto_map"]
+    card = (native / "README.md").read_text()
+    assert "CLoud (critique-out-loud) reward model" in card and "from_pretrained('native'" in card
+
+    script = (
+        "import sys; sys.modules['cloud_hf'] = None\n"
+        "from transformers import AutoModel, AutoTokenizer\n"
+        f"model = AutoModel.from_pretrained({str(native)!r}, trust_remote_code=True).eval()\n"
+        f"tokenizer = AutoTokenizer.from_pretrained({str(native)!r}, trust_remote_code=True)\n"
+        f"print(repr([s.reward for s in model.score({PROMPTS!r}, {RESPONSES!r}, tokenizer, max_new_tokens=8)]))"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert eval(result.stdout.splitlines()[-1]) == pytest.approx([score.reward for score in expected], abs=1e-5)
+
+
+def test_what_save_pretrained_writes_is_what_conversion_writes(tmp_path, base_folder):
+    published = save_published(tmp_path / "published", base_folder)
+    native = convert(published, tmp_path / "native")
+    AutoModel.from_pretrained(native).save_pretrained(tmp_path / "saved")
+    config, other = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("native", "saved"))
+    for key in ("_name_or_path",):
+        config["text_config"].pop(key, None), other["text_config"].pop(key, None)
+    assert config == other
+    ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("native", "saved"))
+    assert set(ours) == set(theirs) and all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert {p.name for p in (tmp_path / "native").glob("*.py")} == {p.name for p in (tmp_path / "saved").glob("*.py")}
+
+
+def test_pickles_are_read_on_request(tmp_path, base_folder):
+    published = save_published(tmp_path / "published", base_folder)
+    expected = scores(published, CLoudForRewardModeling)
+    torch.save(load_file(published / "model.safetensors"), published / "pytorch_model.bin")
+    (published / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="--from_pickle"):
+        plan(str(published))
+    native = convert(published, tmp_path / "native", from_pickle=True)
+    assert scores(native) == expected
+    with pytest.raises(ValueError, match="leave `--from_pickle` out"):
+        plan(str(native), from_pickle=True)
+
+
+def test_the_command_line(tmp_path, base_folder):
+    published = save_published(tmp_path / "published", base_folder, shards=2)
+
+    def run(*options):
+        command = [sys.executable, "-m", "cloud_hf.convert", str(published), *map(str, options)]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    dry = run(tmp_path / "native", "--dry_run")
+    assert dry.returncode == 0 and not (tmp_path / "native").exists()
+    assert "llama of 2 layers" in dry.stdout and "model-00002-of-00002.safetensors" in dry.stdout
+    assert run(tmp_path / "native").returncode == 0
+    again = run(tmp_path / "native")
+    assert again.returncode == 1 and "not an empty folder" in again.stderr and "Traceback" not in again.stderr
+
+
+def test_what_the_published_layout_cannot_say_is_refused(tmp_path, base_folder):
+    make_model(base_folder).save_pretrained(tmp_path / "ours")
+    make_tokenizer("llama3").save_pretrained(tmp_path / "ours")
+    with pytest.raises(ValueError, match="only models with `format` 'reference'"):
+        plan(str(tmp_path / "ours"))
+    model = make_model(base_folder, format="reference")
+    model.save_pretrained(tmp_path / "reference")
+    make_tokenizer("llama3").save_pretrained(tmp_path / "reference")
+    with pytest.raises(ValueError, match="pass `--base_model_name_or_path`"):
+        plan(str(tmp_path / "reference"))
+    published = convert(tmp_path / "reference", tmp_path / "out", base_model_name_or_path=str(base_folder))
+    assert scores(published, CLoudForRewardModeling) == scores(tmp_path / "reference")
+    model.config.reward_mean = 1.0
+    model.save_pretrained(tmp_path / "reference")
+    with pytest.raises(ValueError, match="no place for `reward_mean`"):
+        plan(str(tmp_path / "reference"), base_model_name_or_path=str(base_folder))
+
+
+def test_a_tokenizer_that_does_not_fit_is_refused(tmp_path, base_folder):
+    published = save_published(tmp_path / "published", base_folder)
+    tokenizer = AutoTokenizer.from_pretrained(published)
+    tokenizer.add_tokens([f"<new{i}>" for i in range(9)])
+    tokenizer.save_pretrained(published)
+    with pytest.raises(ValueError, match=r"model's vocabulary only .*--tokenizer"):
+        plan(str(published))
+    assert plan(str(published), tokenizer=str(base_folder)).to == "native"
+    for file in published.glob("*tok*"):
+        file.unlink()
+    with pytest.raises(ValueError, match="holds no tokenizer"):
+        plan(str(published))
+
+
+def test_a_full_disk_is_noticed_first(tmp_path, base_folder, monkeypatch):
+    conversion = plan(str(save_published(tmp_path / "published", base_folder)))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10))
+    with pytest.raises(ValueError, match=r"its disk has 0\.0 GB left"):
+        write(conversion, tmp_path / "native")
+    assert not (tmp_path / "native").exists()
+
+
+# ------------------------------------------------------------------------------------------------------ by Hub id
+
+
+@pytest.fixture
+def hub(tmp_path, base_folder):
+    published = save_published(tmp_path / "published", base_folder, shards=3)
+    config = json.loads((published / "config.json").read_text()) | {"base_model_name_or_path": "org/base"}
+    (published / "config.json").write_text(json.dumps(config))
+    with serve_hub({"org/cloud": published, "org/base": base_folder}) as server:
+        yield server
+
+
+def test_a_hub_id_loads_as_it_is(hub, tmp_path, base_folder):
+    script = (
+        "from transformers import AutoTokenizer\nfrom cloud_hf import CLoudForRewardModeling\n"
+        "model = CLoudForRewardModeling.from_pretrained('org/cloud').eval()\n"
+        "tokenizer = AutoTokenizer.from_pretrained('org/cloud')\n"
+        f"print(repr([s.reward for s in model.score({PROMPTS!r}, {RESPONSES!r}, tokenizer, max_new_tokens=8)]))"
+    )
+    result = run_with_hub(hub, tmp_path / "cache", "-c", script)
+    assert result.returncode == 0, result.stderr
+    options = {"base_model_name_or_path": str(base_folder)}
+    model = CLoudForRewardModeling.from_pretrained(hub.repos["org/cloud"], **options).eval()
+    expected = model.score(PROMPTS, RESPONSES, make_tokenizer("llama3"), max_new_tokens=8)
+    assert eval(result.stdout.splitlines()[-1]) == pytest.approx([score.reward for score in expected], abs=1e-5)
+    assert "model.safetensors" not in hub.sent  # the base's config alone was read
+
+
+def test_a_dry_run_of_a_hub_id_downloads_no_weights(hub, tmp_path):
+    command = ("-m", "cloud_hf.convert", "org/cloud", tmp_path / "native")
+    result = run_with_hub(hub, tmp_path / "cache", *command, "--dry_run")
+    assert result.returncode == 0, result.stderr
+    assert "25 tensors" in result.stdout
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+    result = run_with_hub(hub, tmp_path / "cache", *command)
+    assert result.returncode == 0, result.stderr
+    card = (tmp_path / "native/README.md").read_text()
+    assert "base_model: org/cloud" in card
+    assert AutoModel.from_pretrained(tmp_path / "native").config.base_model_name_or_path == "org/base"
+
+
+def test_a_base_that_is_not_there_is_named(hub, tmp_path):
+    del hub.repos["org/base"]
+    result = run_with_hub(hub, tmp_path / "cache", "-m", "cloud_hf.convert", "org/cloud", tmp_path / "native")
+    assert result.returncode == 1 and "'org/base'" in result.stderr and "--base_model_name_or_path" in result.stderr
+    assert not any(name.endswith(".safetensors") for name in hub.sent)
