@@ -26,3 +26,13 @@ def model(base_folder):
 def classic_model(base_folder):
     """A fresh classic model."""
     return make_model(base_folder, critique=False)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say how many golden outputs were compared with."""
+    reports = [report for status in ("passed", "failed") for report in terminalreporter.stats.get(status, [])]
+    reports = [report for report in reports if "tests/parity/" in report.nodeid]
+    if reports:
+        count = sum(dict(report.user_properties).get("golden_comparisons", 0) for report in reports)
+        failed = sum(report.failed for report in reports)
+        terminalreporter.write_line(f"Goldens of the reference: {count} comparisons, {failed} tests failed")

@@ -1,10 +1,12 @@
 """Tiny random models, saved as folders, for every test that needs one."""
 
+import json
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from tokenizers_for_tests import make_tokenizer
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from cloud_hf import CLoudForRewardModeling
 
@@ -53,3 +55,44 @@ def make_model(folder: Path, seed: int = 0, **kwargs) -> CLoudForRewardModeling:
     model = CLoudForRewardModeling.from_base(folder, **kwargs).eval()
     torch.nn.init.normal_(model.reward_head.out_proj.weight, std=0.5)
     return model
+
+
+def save_published(
+    folder: Path, base: Path, seed: int = 0, critique: bool = True, shards: int = 1, dtype=None
+) -> Path:
+    """A random reward model in the authors' layout. Its language model's weights are not those of `base`."""
+    torch.manual_seed(seed)
+    language_model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base))
+    size = language_model.config.hidden_size
+    weights = {f"reward_base_model.{key}": value for key, value in language_model.state_dict().items()}
+    if language_model.config.tie_word_embeddings:
+        del weights["reward_base_model.lm_head.weight"]
+    weights["reward_head.dense.weight"] = torch.randn(size, size) * 0.2
+    weights["reward_head.dense.bias"] = torch.randn(size) * 0.2
+    weights["reward_head.out_proj.weight"] = torch.randn(1, size) * 0.5
+    weights["reward_head.out_proj.bias"] = torch.randn(1)
+    dtype = dtype or torch.float32
+    weights = {key: value.to(dtype).contiguous() for key, value in weights.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "architectures": ["CLoudRewardModel"],
+        "base_model_name_or_path": str(base),
+        "feedback_method": "teacher" if critique else "vanilla",
+        "torch_dtype": str(dtype).removeprefix("torch."),
+        "transformers_version": "4.40.2",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    if shards == 1:
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        return folder
+    weight_map = {}
+    for shard in range(shards):
+        name = f"model-{shard + 1:05}-of-{shards:05}.safetensors"
+        part = {key: weights[key] for key in sorted(weights)[shard::shards]}
+        save_file(part, folder / name, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(part, name)
+    size = sum(weight.nbytes for weight in weights.values())
+    index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder

@@ -1,0 +1,39 @@
+import math
+
+from goldens import read
+
+from cloud_hf.data.verdicts import read_verdict, winner
+from cloud_hf.evaluation.reward_bench import SECTIONS, pooled_scores
+
+
+def test_verdicts(compare):
+    for case in read("d_judge/get_score.json"):
+        verdict = read_verdict(case["judgement"], rule="agreed")
+        compare.exact(verdict, case["score"], case)
+        compare.exact(verdict is None, case["try_again"], case)
+
+
+def test_winners(compare):
+    for case in read("d_judge/check_winner.json"):
+        compare.exact(winner(case["game0"], case["game1"]), case["winner"], case)
+
+
+def test_pooled_reward_bench(compare):
+    golden = read("d_judge/reward_bench.json")
+    compare.exact({section: list(subsets) for section, subsets in SECTIONS.items()}, golden["mapping"])
+    ids = [row["id"] for row in golden["metadata"]]
+    subsets = [row["subset"] for row in golden["metadata"]]
+    chosen, rejected = ([golden["rewards"][f"{id}-{side}"] for id in ids] for side in ("chosen", "rejected"))
+    pooled = pooled_scores(subsets, chosen, rejected)
+    compare.exact(pooled.counts, golden["counts"])
+    compare.exact(pooled.ignored, 1)
+    for name, score in golden["scores"].items():
+        compare.close(pooled.scores[name], score, name, atol=1e-9)
+        compare.exact(f"{name:<10}: {pooled.scores[name]:.2f}%" in golden["printed"], True)
+    compare.exact(sum(a == b for a, b in zip(chosen, rejected, strict=True)), golden["ties"])
+
+    in_chat = [index for index, subset in enumerate(subsets) if subset in SECTIONS["Chat"]]
+    pooled = pooled_scores(*([column[index] for index in in_chat] for column in (subsets, chosen, rejected)))
+    for name, score in golden["chat_only_scores"].items():
+        ours = pooled.scores[name]
+        compare.exact(None if math.isnan(ours) else ours, score, name)
