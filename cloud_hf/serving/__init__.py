@@ -1,0 +1,1 @@
+"""Serving: vLLM, the reward server and its client, and what they share."""
