@@ -1,17 +1,25 @@
-"""Models and real servers for the tests of serving."""
+"""
+Models and real servers for the tests of serving. As a script, a server that starts when it is sent a line:
+
+python tests/servers_for_tests.py MODEL PORT SECONDS_PER_BATCH
+"""
 
 import asyncio
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from contextlib import contextmanager
+from subprocess import PIPE
 
 import httpx
 import torch
 from models_for_tests import PROMPTS, RESPONSES, make_model, save_language_model
 from tokenizers_for_tests import make_tokenizer
 
+from cloud_hf.loading import load_reward_model
 from cloud_hf.serving.engine import TransformersEngine
 from cloud_hf.serving.server import make_app, make_server
 
@@ -91,3 +99,24 @@ def serving(engine, *, port=None, shutdown_grace=30.0, **options):
             yield running, http
     finally:
         running.stop()
+
+
+def start_process(folder, port: int, seconds: float) -> subprocess.Popen:
+    """A server in a process of its own, which loads its model at once."""
+    command = [sys.executable, __file__, str(folder), str(port), str(seconds)]
+    return subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=subprocess.DEVNULL, text=True)
+
+
+def listen(process: subprocess.Popen):
+    """Let it open its port, once its model is loaded."""
+    assert process.stdout.readline() == "ready\n"
+    process.stdin.write("go\n")
+    process.stdin.flush()
+
+
+if __name__ == "__main__":
+    model, _ = load_reward_model(sys.argv[1])
+    app = make_app(make_engine(model, float(sys.argv[3]), batch_size=8))
+    print("ready", flush=True)
+    sys.stdin.readline()
+    make_server(app, port=int(sys.argv[2])).run()

@@ -3,8 +3,8 @@
 import asyncio
 import json
 import random
-import statistics
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -99,8 +99,15 @@ class CLoudClient:
         self._pools: dict[asyncio.AbstractEventLoop, _Pool] = {}
 
     def score(self, prompts: list, responses: list[str], **options) -> list[Score]:
-        """[`CLoudClient.ascore`] for code that is not asynchronous. Not to be called on an event loop."""
-        return asyncio.run(self.ascore(prompts, responses, **options))
+        """[`CLoudClient.ascore`] for code that is not asynchronous."""
+        work = self.ascore(prompts, responses, **options)
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return asyncio.run(work)
+        # A notebook has a loop of its own
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(asyncio.run, work).result()
 
     async def ascore(
         self,
@@ -181,7 +188,7 @@ class CLoudClient:
 
     async def _wait_for_place(self, row: _Row, what: str, response: httpx.Response):
         """A full queue is no failure: the server works."""
-        seconds = max(_backoff(0), _retry_after(response) or 0.0)
+        seconds = (_retry_after(response) or _FIRST_WAIT) * random.uniform(1.0, 1.5)
         if time.monotonic() - row.started + seconds > self.timeout:
             raise RewardServerError(self._describe(row, f"{what} (for {self.timeout:g} s)"))
         await asyncio.sleep(seconds)
@@ -190,7 +197,7 @@ class CLoudClient:
         try:
             [result] = response.json()["results"]
             score = Score(
-                reward=statistics.fmean(result["rewards"]),
+                reward=result["reward"],
                 critique=result["critiques"][0],
                 rewards=tuple(result["rewards"]),
                 critiques=tuple(result["critiques"]),
