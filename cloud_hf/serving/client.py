@@ -227,7 +227,8 @@ class CLoudClient:
         if loop not in self._pools:
             limits = httpx.Limits(max_connections=self.max_concurrency, max_keepalive_connections=self.max_concurrency)
             timeout = httpx.Timeout(self.timeout, connect=min(_CONNECT_TIMEOUT, self.timeout))
-            http = httpx.AsyncClient(limits=limits, timeout=timeout)
+            # Reading the certificates takes longer than a short request
+            http = httpx.AsyncClient(limits=limits, timeout=timeout, verify=self.url.startswith("https://"))
             self._pools[loop] = _Pool(http, asyncio.Semaphore(self.max_concurrency))
         pool = self._pools[loop]
         pool.users += 1

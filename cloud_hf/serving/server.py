@@ -372,6 +372,10 @@ def _error(status: int, error: str, headers: dict[str, str] | None = None) -> Re
 # ---------------------------------------------------------------------------------------------------------- running
 
 
+# Tenths of a second
+_IDLE_TICKS = 3
+
+
 class RewardServer(uvicorn.Server):
     """
     Uvicorn that finishes what runs when it is told to stop (SIGTERM, SIGINT), and meanwhile answers 503 to what comes.
@@ -389,6 +393,7 @@ class RewardServer(uvicorn.Server):
         self.lifecycle: Lifecycle = config.app.state.lifecycle
         self.shutdown_grace = shutdown_grace
         self._stopped_at: float | None = None
+        self._idle_ticks = 0
 
     def handle_exit(self, sig, frame):
         """Called on a signal."""
@@ -409,7 +414,9 @@ class RewardServer(uvicorn.Server):
             if time.monotonic() - self._stopped_at > self.shutdown_grace:
                 self.lifecycle.abort()
                 self.should_exit = True
-            elif not self.lifecycle.tasks:
+            # What has connected already may be about to send its request, and is to be told
+            self._idle_ticks = 0 if self.lifecycle.tasks else self._idle_ticks + 1
+            if self._idle_ticks >= _IDLE_TICKS:
                 self.should_exit = True
         return await super().on_tick(counter)
 
