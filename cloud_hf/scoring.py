@@ -235,8 +235,8 @@ class ScoringRequest:
     def reread(self, samples: list[list[Sample]]) -> list[list[EncodedCritique]]:
         """The sequences from which the rewards of written critiques are read, where a format reads their text anew."""
         return [
-            [self.critique_format.complete(prefix, sample.critique_ids) for sample in row]
-            for prefix, row in zip(self.prefixes, samples, strict=True)
+            [_naming_row(row, self.critique_format.complete, prefix, sample.critique_ids) for sample in row_samples]
+            for row, (prefix, row_samples) in enumerate(zip(self.prefixes, samples, strict=True))
         ]
 
 
@@ -334,8 +334,11 @@ def _check_arguments(prompts, responses, num_critiques, temperature, max_new_tok
             raise ValueError(f"`{name}` is {value!r:.60}; give a list with one entry per response to judge.")
     if len(prompts) != len(responses):
         raise ValueError(f"{len(prompts)} prompts but {len(responses)} responses; give one prompt per response.")
-    if not (num_critiques >= 1 and max_new_tokens >= 1 and 0 <= temperature < math.inf):
-        raise ValueError("`num_critiques` and `max_new_tokens` must be at least 1, and `temperature` at least 0.")
+    for name, value in (("num_critiques", num_critiques), ("max_new_tokens", max_new_tokens)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"`{name}` is {value!r}; it must be a whole number from 1 up.")
+    if not isinstance(temperature, int | float) or not 0 <= temperature < math.inf:
+        raise ValueError(f"`temperature` is {temperature!r}; it must be a finite number from 0 up.")
     if critiques is None:
         if num_critiques > 1 and temperature == 0:
             raise ValueError("`num_critiques` above 1 needs `temperature` above 0: greedy critiques are all the same.")
