@@ -1,7 +1,8 @@
 """Critiques and rewards with transformers, in one pass over one KV cache.
 
 The critique is written by `generate`, and the reward is read in that same pass: when a row's end of turn is fed, a hook
-keeps the hidden state. There is no second prefill, and no text is tokenised again.
+keeps the hidden state. There is no second prefill, and no text is tokenised again. (Where a format reads the reward from
+the critique's text, as [`ReferenceFormat`], that is a second pass: see `rereads_critiques`.)
 """
 
 import hashlib
@@ -86,7 +87,7 @@ class CritiqueWriter:
         for batch in _batches([len(prefixes[row].input_ids) for row, _ in jobs], self.batch_size, self.show_progress):
             batch_jobs = [jobs[index] for index in batch]
             ids = [prefixes[row].input_ids for row, _ in batch_jobs]
-            seeds = [_row_seed(seed, sample, prefixes[row].input_ids) for row, sample in batch_jobs]
+            seeds = [row_seed(seed, sample, prefixes[row].input_ids) for row, sample in batch_jobs]
             for (row, sample), result in zip(batch_jobs, self._write_batch(ids, seeds), strict=True):
                 samples[row][sample] = result
         return [[row[sample] for sample in range(num_critiques)] for row in samples]
@@ -96,7 +97,10 @@ class CritiqueWriter:
         width = inputs["input_ids"].shape[1]
         end = self.critique_format.end_token_id
         sampler = _GumbelSampler(self.temperature, seeds, end, width)
-        ending = _EndOfCritique(end, self.critique_format.stop_ids(self.model.config), width, self.max_new_tokens)
+        stop_ids, banned_ids = (
+            find(self.model.config) for find in (self.critique_format.stop_ids, self.critique_format.banned_ids)
+        )
+        ending = _EndOfCritique(end, stop_ids, banned_ids, width, self.max_new_tokens)
         reader = _RewardReader(end, len(prefixes))
         hook = self.model.trunk.register_forward_hook(reader.read, with_kwargs=True)
         try:
@@ -125,7 +129,7 @@ class CritiqueWriter:
         return samples
 
 
-def _row_seed(seed: int, sample: int, prefix_ids: tuple[int, ...]) -> int:
+def row_seed(seed: int, sample: int, prefix_ids: tuple[int, ...]) -> int:
     """A seed that depends on the text judged, not on its place: batches, order and shards do not change a sample."""
     digest = hashlib.blake2b(f"{seed}/{sample}/{prefix_ids}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big")
@@ -154,9 +158,12 @@ class _GumbelSampler(LogitsProcessor):
 class _EndOfCritique(LogitsProcessor):
     """Lets any stop token close the critique with the end of turn, and closes it when the budget is spent."""
 
-    def __init__(self, end_token_id: int, stop_ids: list[int], prefix_width: int, max_new_tokens: int):
+    def __init__(
+        self, end_token_id: int, stop_ids: list[int], banned_ids: list[int], prefix_width: int, max_new_tokens: int
+    ):
         self.end_token_id = end_token_id
         self.stop_ids = stop_ids
+        self.banned_ids = banned_ids
         self.prefix_width = prefix_width
         self.last_width = prefix_width + max_new_tokens
         self.cut = torch.zeros(0, dtype=torch.bool)
@@ -166,6 +173,7 @@ class _EndOfCritique(LogitsProcessor):
             best = scores[:, [self.end_token_id, *self.stop_ids]].amax(-1)
             scores[:, self.stop_ids] = -torch.inf
             scores[:, self.end_token_id] = best
+        scores[:, self.banned_ids] = -torch.inf
         if input_ids.shape[1] == self.prefix_width:
             self.cut = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
         if input_ids.shape[1] == self.last_width:
