@@ -173,7 +173,7 @@ class Server:
             listener.bind(("127.0.0.1", 0))
             self.port = listener.getsockname()[1]
         command = [sys.executable, "-m", "cloud_hf.serving.server", str(folder), "--port", str(self.port)]
-        command += ["--backend", args.backend]
+        command += ["--backend", args.backend, "--dtype", "float32"]
         command += [text for name, value in SERVER_LIMITS.items() for text in (f"--{name}", str(value))]
         if args.backend == "vllm":
             command += ["--vllm_options", args.vllm_options]
@@ -406,7 +406,7 @@ def main():
     parser.add_argument("--requests", type=int, default=5000)
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--chats", type=int, default=200, help="Different chats that the requests are made of.")
-    parser.add_argument("--vllm_options", default='{"dtype": "float32", "max_model_len": 2048}')
+    parser.add_argument("--vllm_options", default='{"max_model_len": 2048}')
     parser.add_argument("--output", default="benchmarks/results/server_load.json")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

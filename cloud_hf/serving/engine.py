@@ -2,7 +2,6 @@
 
 import asyncio
 import copy
-import re
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -15,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..critique_format import CritiqueFormat
 from ..scoring import Score, context_length, score_with_transformers
+from .settled_text import SettledText
 
 
 class EngineDeadError(RuntimeError):
@@ -135,12 +135,13 @@ class TransformersEngine:
         # Checks run while the worker scores, and a tokenizer is not made for two threads
         self._format = CritiqueFormat.from_config(model.config, copy.deepcopy(tokenizer))
         self._format_lock = threading.Lock()
-        self._unsettled_ids = _unsettled_ids(tokenizer, model.config.text_config.vocab_size)
+        self._settled_text = SettledText(self._format, model.config.text_config.vocab_size)
         self._waiting: deque[_Job] = deque()
         self._running: list[_Job] = []
         self._dispatcher: asyncio.Task | None = None
         self._closed = False
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scoring")
+        self._encoder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encoding")
 
     def check(self, prompt, response: str, max_new_tokens: int, critiques: list[str] | None = None) -> None:
         """See [`RewardEngine`]."""
@@ -206,6 +207,7 @@ class TransformersEngine:
         if self._dispatcher is not None:
             await self._dispatcher
         self._worker.shutdown()
+        self._encoder.shutdown()
 
     # ---------------------------------------------------------------------------------------------------- checking
 
@@ -228,8 +230,13 @@ class TransformersEngine:
         return prefix.input_ids
 
     async def _make_job(self, prompt, response, critiques, options) -> _Job:
-        ids = await asyncio.to_thread(self._encode, prompt, response, options["max_new_tokens"], critiques)
-        job = _Job(prompt, response, critiques, options, ids, asyncio.get_running_loop().create_future())
+        if self._closed:
+            raise EngineDeadError("The engine was closed.")
+        if options["temperature"] == 0:
+            options["seed"] = None  # greedy critiques of any seed can be written together
+        loop, budget = asyncio.get_running_loop(), options["max_new_tokens"]
+        ids = await loop.run_in_executor(self._encoder, self._encode, prompt, response, budget, critiques)
+        job = _Job(prompt, response, critiques, options, ids, loop.create_future())
         job.result.add_done_callback(lambda result: job.abandoned.set() if result.cancelled() else None)
         return job
 
@@ -311,7 +318,7 @@ class TransformersEngine:
     # --------------------------------------------------------------------------------------------------- streaming
 
     async def _pieces(self, tokens: asyncio.Queue) -> AsyncIterator[str]:
-        """Text as far as no later token can change it."""
+        """What each token adds to the text that is settled."""
         ids, written = [], ""
         while (token_id := await tokens.get()) is not None:
             if token_id == self._format.end_token_id:
@@ -321,23 +328,3 @@ class TransformersEngine:
             if len(text) > len(written):
                 yield text[len(written) :]
                 written = text
-
-    def _settled_text(self, ids: list[int]) -> str:
-        length = len(ids)
-        while length and ids[length - 1] in self._unsettled_ids:
-            length -= 1
-        text = self._format.decode(ids[:length]).rstrip("\ufffd")
-        if self._format.rereads_critiques:
-            # Spaces before punctuation are cleaned up: the last word may still lose the one before it
-            text = text[: max(text.rfind(" "), 0)]
-        return text.rstrip()
-
-
-def _unsettled_ids(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> frozenset[int]:
-    """
-    Tokens that stand for one byte, whose text is known when their run ends, and those without a text, which do not end it.
-    """
-    tokens = dict.fromkeys(range(vocab_size), "") | {id: token for token, id in tokenizer.get_vocab().items()}
-    silent = {id for id, token in tokens.items() if not token} | set(tokenizer.all_special_ids)
-    byte_ids = {id for id, token in tokens.items() if re.fullmatch(r"<0x[0-9A-F]{2}>", token)}
-    return frozenset(byte_ids | silent) if byte_ids else frozenset()

@@ -16,7 +16,8 @@ import math
 import os
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import asdict, replace
 
@@ -73,12 +74,23 @@ class Judge:
         self.metrics = metrics
         self.lifecycle = lifecycle
         self.queued = 0
+        # Few: each thread keeps memory of its own
+        self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="checking")
+
+    async def in_thread(self, function: Callable, *args):
+        """Run what may take long with a large request beside the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+
+    async def close(self):
+        """Stop the engine."""
+        self._threads.shutdown(cancel_futures=True)
+        await self.engine.close()
 
     async def score(self, rows: list[Row], options: Options, record: RequestRecord) -> list[Score]:
         """The scores of all rows, in order. Raises [`Refusal`] before any work if one of them is not usable."""
         options = self._admit(rows, options, record)
         async with self._answering(self._deadline()):
-            await asyncio.to_thread(self._check, rows, options.max_new_tokens)
+            await self.in_thread(self._check, rows, options.max_new_tokens)
             try:
                 async with asyncio.TaskGroup() as group:
                     tasks = [group.create_task(self._score_row(index, row, options)) for index, row in enumerate(rows)]
@@ -93,7 +105,7 @@ class Judge:
         """Pieces of one critique, and the score. Raises [`Refusal`] before there is an iterator, or while it runs."""
         options, deadline = self._admit([row], options, record), self._deadline()
         async with self._answering(deadline):
-            await asyncio.to_thread(self._check, [row], options.max_new_tokens)
+            await self.in_thread(self._check, [row], options.max_new_tokens)
         return self._pieces(row, options, record, deadline)
 
     async def _pieces(self, row, options, record, deadline) -> AsyncIterator[str | Score]:
@@ -102,7 +114,8 @@ class Judge:
             while True:
                 # Not around the loop: what takes the pieces is not to be interrupted
                 async with self._answering(deadline):
-                    piece = await anext(pieces, None)
+                    with _naming_row(0):
+                        piece = await anext(pieces, None)
                 if piece is None:
                     return
                 if isinstance(piece, Score):
@@ -183,7 +196,8 @@ def _naming_row(index: int):
     try:
         yield
     except ValueError as error:
-        raise Refusal(422, f"Row {index}: {error}") from error
+        # An engine is given one row, and may count it
+        raise Refusal(422, f"Row {index}: {str(error).removeprefix('Row 0: ')}") from error
 
 
 def _check_finite(score: Score):
@@ -234,12 +248,13 @@ def make_app(
         `FastAPI`
     """
     limits, metrics, lifecycle = limits or Limits(), Metrics(), Lifecycle()
+    judge = Judge(engine, limits, metrics, lifecycle)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI):
         yield
         lifecycle.draining = True
-        await engine.close()
+        await judge.close()
 
     app = FastAPI(title="CLoud reward server", lifespan=lifespan, redoc_url=None)
     app.state.lifecycle, app.state.metrics = lifecycle, metrics
@@ -247,7 +262,6 @@ def make_app(
     app.add_exception_handler(RequestValidationError, _answer_invalid)
     app.add_exception_handler(HTTPException, _answer_http)
     app.add_exception_handler(Refusal, _answer_refusal)
-    judge = Judge(engine, limits, metrics, lifecycle)
     _add_own_routes(app, judge)
     _add_trainer_routes(app, judge, chats)
     return app
@@ -302,7 +316,7 @@ def _add_trainer_routes(app: FastAPI, judge: Judge, chats: RenderedChats | None)
     async def score(texts: list[str], prompts: list[str] | None, field: str, request: Request) -> list[Score]:
         if chats is None:
             raise Refusal(501, "This server cannot read rendered chats; start it with `--policy_tokenizer`.")
-        rows = await asyncio.to_thread(_read_chats, chats, texts, prompts, field)
+        rows = await judge.in_thread(_read_chats, chats, texts, prompts, field)
         return await judge.score(rows, Options(), record_of(request.scope))
 
     @app.post("/get_reward", response_model=OpenRLHFResponse, responses=_ERRORS)
@@ -453,7 +467,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--shutdown_grace", type=float, default=30.0, help="Seconds to finish what runs.")
     parser.add_argument("--policy_tokenizer", help="Model whose chat template OpenRLHF or LLaMA-Factory send.")
     parser.add_argument("--batch_size", type=int, default=16, help="Sequences computed at once (transformers).")
-    parser.add_argument("--dtype", default="auto", help="Data type of the weights (transformers).")
+    parser.add_argument("--dtype", default="auto", help="Data type of the weights.")
     parser.add_argument("--vllm_options", type=json.loads, default={}, help="JSON with options of vLLM's engine.")
     args = parser.parse_args(arguments)
     if args.vllm_options and args.backend != "vllm":
@@ -468,7 +482,7 @@ def load_engine(args: argparse.Namespace) -> RewardEngine:
     if args.backend == "vllm":
         from .vllm_engine import VLLMEngine
 
-        return VLLMEngine(args.model, **args.vllm_options)
+        return VLLMEngine(args.model, **{"dtype": args.dtype, **args.vllm_options})
     from ..loading import load_reward_model
 
     model, tokenizer = load_reward_model(args.model, dtype=args.dtype)
