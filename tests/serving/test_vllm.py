@@ -160,7 +160,8 @@ def test_critique_logprobs_are_true_ones(pair):
     model, engine, tokenizer = pair
     critique_format = CritiqueFormat.from_config(model.config, tokenizer)
     prefix = critique_format.encode_prefix("What is it?", "It.")
-    params = SamplingParams(max_tokens=8, temperature=0.0, logprobs=0, stop_token_ids=[critique_format.end_token_id])
+    stop = [critique_format.end_token_id]
+    params = SamplingParams(max_tokens=8, temperature=0.0, logprobs=0, stop_token_ids=stop, detokenize=False)
     [output] = engine.llm.generate([{"prompt_token_ids": list(prefix.input_ids)}], params, use_tqdm=False)
     ids = list(output.outputs[0].token_ids)
     critique = ids[: ids.index(model.config.reward_token_id)]
