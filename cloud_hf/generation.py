@@ -18,9 +18,11 @@ from transformers import (
     DynamicCache,
     LogitsProcessor,
     LogitsProcessorList,
+    PreTrainedModel,
     StoppingCriteria,
     StoppingCriteriaList,
 )
+from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from .critique_format import CritiqueFormat, EncodedCritique, EncodedPrefix
 
@@ -91,29 +93,26 @@ class CritiqueWriter:
         """`num_critiques` samples for each prefix."""
         if seed is None:
             seed = int(torch.randint(2**31, ()))  # follows torch.manual_seed
-        # As many prefixes at once as give whole batches of critiques
+        shares = num_critiques > 1 and can_share_prefill(self.model.language_model)
+        # As many prefixes at once as make whole batches of critiques
         at_once = self.batch_size // math.gcd(self.batch_size, num_critiques)
         samples: list[list[Sample]] = [[] for _ in prefixes]
         for rows in _batches([len(prefix.input_ids) for prefix in prefixes], at_once, self.show_progress):
             inputs = _left_padded([prefixes[row].input_ids for row in rows], self.model.device)
-            shares = num_critiques > 1 and can_share_prefill(self.model.language_model)
             cache = self._prefill(inputs) if shares else None
-            jobs = [(place, sample) for place in range(len(rows)) for sample in range(num_critiques)]
-            for start in range(0, len(jobs), self.batch_size):
-                places, numbers = zip(*jobs[start : start + self.batch_size], strict=True)
-                seeds = [
-                    _row_seed(seed, number, prefixes[rows[place]].input_ids)
-                    for place, number in zip(places, numbers, strict=True)
-                ]
-                is_last = start + self.batch_size >= len(jobs)
-                written = self._write_batch(inputs, list(places), seeds, cache if is_last else copy.deepcopy(cache))
+            jobs = [(place, number) for place in range(len(rows)) for number in range(num_critiques)]
+            while jobs:
+                batch, jobs = jobs[: self.batch_size], jobs[self.batch_size :]
+                places = [place for place, _ in batch]
+                seeds = [_row_seed(seed, number, prefixes[rows[place]].input_ids) for place, number in batch]
+                written = self._write_batch(inputs, places, seeds, copy.deepcopy(cache) if jobs else cache)
                 for place, sample in zip(places, written, strict=True):
                     samples[rows[place]].append(sample)
         return samples
 
     def _prefill(self, inputs: dict[str, torch.Tensor]) -> Cache:
-        """The cache of prefixes without their last token, which `generate` feeds to get its first logits."""
-        cache = DynamicCache(config=self.model.language_model.config.get_text_config(decoder=True))
+        """The cache of prefixes without their last token, from whose logits `generate` goes on."""
+        cache = _new_cache(self.model.language_model)
         all_but_last = {name: tensor[:, :-1] for name, tensor in inputs.items()}
         self.model(**all_but_last, past_key_values=cache, use_cache=True)
         return cache
@@ -129,18 +128,17 @@ class CritiqueWriter:
                 cache.reorder_cache(index)
         width = inputs["input_ids"].shape[1]
         end = self.critique_format.end_token_id
+        stop_ids = self.critique_format.stop_ids(self.model.config)
         reader = _RewardReader(end)
-        sampler = _GumbelSampler(self.temperature, seeds, reader)
-        ending = _EndOfCritique(
-            end, self.critique_format.stop_ids(self.model.config), width + self.max_new_tokens, reader
-        )
+        ending = _EndOfCritique(end, stop_ids, width + self.max_new_tokens, reader)
+        processors = [_GumbelSampler(self.temperature, seeds, reader)] if self.temperature > 0 else []
         hook = self.model.trunk.register_forward_hook(reader.read, with_kwargs=True)
         try:
             # The language model inside a reward model has a neutral generation config
             output_ids = self.model.language_model.generate(
                 **inputs,
                 **({} if cache is None else {"past_key_values": cache}),
-                logits_processor=LogitsProcessorList([sampler, ending] if self.temperature else [ending]),
+                logits_processor=LogitsProcessorList([*processors, ending]),
                 stopping_criteria=StoppingCriteriaList([reader]),
                 max_new_tokens=self.max_new_tokens + 2,  # the end token, and the step that feeds it
                 repetition_penalty=self.critique_format.repetition_penalty,
@@ -163,9 +161,24 @@ class CritiqueWriter:
         return samples
 
 
-def can_share_prefill(language_model) -> bool:
-    """Placeholder."""
-    return "past_key_values" in inspect.signature(language_model.forward).parameters
+def can_share_prefill(language_model: PreTrainedModel) -> bool:
+    """
+    Whether `generate` can go on from a prefill made before, in other rows and more of them. Where a model keeps its state
+    elsewhere than in a [`~transformers.DynamicCache`], each critique has a prefill of its own.
+    """
+    if "past_key_values" not in inspect.signature(language_model.forward).parameters:
+        return False  # Mamba, RWKV and xLSTM name their state otherwise
+    if not language_model._supports_default_dynamic_cache():
+        return False  # MiniMax has a cache class of its own
+    if not language_model._is_stateful:
+        return True
+    # Hybrid models put their recurrent states into the cache, RecurrentGemma into its modules
+    return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in _new_cache(language_model).layers)
+
+
+def _new_cache(language_model: PreTrainedModel) -> DynamicCache:
+    """The cache that `generate` would make."""
+    return DynamicCache(config=language_model.config.get_text_config(decoder=True))
 
 
 def _row_seed(seed: int, sample: int, prefix_ids: tuple[int, ...]) -> int:
