@@ -8,8 +8,8 @@ Llama of 34 M parameters with a byte-level tokenizer, 64 chats of 250 ± 120 tok
 - score: `CLoudForRewardModeling.score`.
 - vllm_plain: vLLM alone, for the same number of tokens.
 - vllm_score: `CLoudVLLM.score`.
-- cached, uncached: 16 sampled critiques of one response with vLLM, in one call with prefix caching, and as 16 calls' worth
-  of single requests without it, on a chat eight times as long as the critique.
+- cached, uncached: 16 sampled critiques of one response with vLLM: asked for at once with prefix caching, and as 16 rows
+  without it, on a chat eight times as long as the critique.
 
 Every side runs in a process of its own; in each round all sides run one after another.
 
@@ -26,6 +26,7 @@ import statistics
 import string
 import tempfile
 import time
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import torch
@@ -317,23 +318,24 @@ class Side:
         return self.connection.recv()
 
     def close(self):
-        self.connection.send(None)
+        """End the process; one that failed has ended already."""
+        if self.process.is_alive():
+            self.connection.send(None)
         self.process.join()
 
 
 def measure(names: list[str], folder: str, rounds: int) -> dict[str, list[float]]:
     """Seconds of each run of each side, after one that warms up; from round to round another side begins."""
-    sides = {name: Side(name, folder) for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(rounds + 1):
-        shift = number % len(names)
-        for name in names[shift:] + names[:shift]:
-            taken = sides[name].run(number)
-            if number > 0:
-                seconds[name].append(taken)
-            print(f"round {number}: {name} {taken:.2f} s", flush=True)
-    for side in sides.values():
-        side.close()
+    with ExitStack() as stack:
+        sides = {name: stack.enter_context(closing(Side(name, folder))) for name in names}
+        for number in range(rounds + 1):
+            shift = number % len(names)
+            for name in names[shift:] + names[:shift]:
+                taken = sides[name].run(number)
+                if number > 0:
+                    seconds[name].append(taken)
+                print(f"round {number}: {name} {taken:.2f} s", flush=True)
     return seconds
 
 
