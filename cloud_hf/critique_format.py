@@ -1,7 +1,7 @@
 """Conversation + critique <-> token ids, labels and the position where the reward is read.
 
 Everything that trains, scores or serves a CLoud model asks this file for its ids, so that what a model is trained on and
-what it is scored on cannot drift apart. Layout of a sequence (the reward is read at the last token):
+what it is scored on cannot drift apart (in the reference implementation it did: see reference_format.py). Layout of a sequence (the reward is read at the last token):
 
     [prompt messages][assistant: response][user: critique prompt + " " + critique]<end-of-turn>      CLoud
     [prompt messages][assistant: response]<end-of-turn>                                              classic
@@ -67,7 +67,7 @@ class EncodedCritique:
             The whole sequence, up to and including the end-of-turn at which the reward is read.
         prefix_length (`int`):
             Number of leading ids that are context. The rest is the critique and its end-of-turn (empty for a classic
-            model).
+            model); what a [`ReferenceFormat`] trains on begins earlier.
         response_changed (`bool`):
             See [`EncodedPrefix`].
     """
@@ -250,7 +250,12 @@ class CritiqueFormat:
     def stop_ids(self, config: CLoudConfig) -> list[int]:
         """Tokens by which the language model says that it is done, beside the end of turn."""
         eos = config.text_config.eos_token_id
-        return [id for id in (eos if isinstance(eos, list) else [eos]) if id not in (None, self.end_token_id)]
+        eos_ids = eos if isinstance(eos, list) else [eos]
+        return [token_id for token_id in eos_ids if token_id not in (None, self.end_token_id)]
+
+    def banned_ids(self, config: CLoudConfig) -> list[int]:
+        """Tokens that are not written: engines that need a stand-in for the end of turn take the reward token."""
+        return [] if config.reward_token_id is None else [config.reward_token_id]
 
     def truncate_prompt(self, prompt, excess: int):
         """
@@ -309,14 +314,9 @@ class CritiqueFormat:
                     "The chat template ends this conversation unlike others; its reward has no fixed place."
                 )
             return text[: len(text) - len(self._classic_tail)] + self.end_token
-        text = self._apply_template(
-            self._with_turn(conversation, self.critique_role, f"{self.critique_prompt} {_SLOT}")
-        )
+        turn = {"role": self.critique_role, "content": f"{self.critique_prompt} {_SLOT}"}
+        text = self._apply_template(replace(conversation, messages=[*conversation.messages, turn]))
         return text[: text.rindex(f" {_SLOT}")]
-
-    @staticmethod
-    def _with_turn(conversation: Conversation, role: str, content: str) -> Conversation:
-        return replace(conversation, messages=[*conversation.messages, {"role": role, "content": content}])
 
     def _apply_template(self, conversation: Conversation) -> str:
         def render(tools) -> str:
@@ -433,6 +433,10 @@ class CritiqueFormat:
         return text
 
     def _check_text(self, text: str, field: str = "text") -> str:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"The {field} holds half of a surrogate pair at {error.start}: {text!r:.80}") from error
         if _CUT in text or _SLOT in text:
             raise ValueError(f"The {field} holds the private-use character U+F8F0 or U+F8F1; remove it: {text!r:.80}")
         return text
@@ -477,11 +481,14 @@ class CritiqueFormat:
 
 
 def format_class(name: str) -> type[CritiqueFormat]:
-    """The class of a `CLoudConfig.format`."""
+    """The class of a `CLoudConfig.format`. Raises `ValueError` for another name."""
     # Here, because the subclass is built on this file
     from .reference_format import ReferenceFormat
 
-    return ReferenceFormat if name == ReferenceFormat.name else CritiqueFormat
+    classes = {kind.name: kind for kind in (CritiqueFormat, ReferenceFormat)}
+    if name not in classes:
+        raise ValueError(f"`format` is {name!r}; use {' or '.join(map(repr, classes))}.")
+    return classes[name]
 
 
 def pin_date(

@@ -1,7 +1,8 @@
 """Critiques and rewards with transformers, in one pass over one KV cache.
 
 The critique is written by `generate`, and the reward is read in that same pass: when a row's end of turn is fed, a hook
-keeps the hidden state. There is no second prefill, and no text is tokenised again.
+keeps the hidden state. There is no second prefill, and no text is tokenised again. (Where a format reads the reward from
+the critique's text, as [`ReferenceFormat`], that is a second pass: see `rereads_critiques`.)
 """
 
 import copy

@@ -1,11 +1,14 @@
 """Load a reward model and its tokenizer by one name: a Hub id, a folder, or a LoRA adapter."""
 
+from typing import Any
+
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from .configuration_cloud import CLoudConfig, read_config
 from .modeling_cloud import CLoudForRewardModeling
+from .published import HUB_KWARGS, is_published
 
 
 def load_reward_model(name: str, **kwargs) -> tuple[CLoudForRewardModeling, PreTrainedTokenizerBase]:
@@ -27,19 +30,23 @@ def load_reward_model(name: str, **kwargs) -> tuple[CLoudForRewardModeling, PreT
     Raises:
         `ValueError`: If `name` is not a CLoud model.
     """
+    hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
     architecture = {key: kwargs[key] for key in ("base_model_name_or_path", "text_config") if key in kwargs}
-    config = read_model_config(name, **architecture)
+    config = read_model_config(name, **architecture, **hub_kwargs)
     check_reward_model(name, config)
     if "device_map" not in kwargs and torch.cuda.is_available():
         kwargs["device_map"] = "cuda"
-    load = _load_adapter if _has_file(name, "adapter_config.json") else _load_whole
-    model = load(name, config, **kwargs)
-    return model.eval(), AutoTokenizer.from_pretrained(name)
+    if is_adapter(name, **hub_kwargs):
+        model = _load_adapter(name, config, hub_kwargs, **kwargs)
+    else:
+        model = CLoudForRewardModeling.from_pretrained(name, **kwargs)
+    return model.eval(), AutoTokenizer.from_pretrained(name, **hub_kwargs)
 
 
 def read_model_config(name: str, **kwargs):
     """The config of a model, or of an adapter trained with [`CLoudTrainer`], which carries its model's."""
-    if not _has_file(name, "config.json"):
+    hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
+    if not _has_file(name, "config.json", **hub_kwargs):
         refuse_adapter(name)
     return read_config(name, **kwargs)
 
@@ -57,7 +64,7 @@ def refuse_adapter(name: str):
     """
     Raise `ValueError` if `name` is a LoRA adapter: training and critique writing start from whole models.
     """
-    if not _has_file(name, "adapter_config.json"):
+    if not is_adapter(name):
         return
     if _has_file(name, "config.json"):
         merge = f"model, tokenizer = load_reward_model({name!r}) (cloud_hf.loading)"
@@ -69,20 +76,23 @@ def refuse_adapter(name: str):
     )
 
 
-def _has_file(name: str, file: str) -> bool:
-    return cached_file(name, file, _raise_exceptions_for_missing_entries=False) is not None
+def is_adapter(name: str, **hub_kwargs) -> bool:
+    """Whether `name` is a LoRA adapter."""
+    return _has_file(name, "adapter_config.json", **hub_kwargs)
 
 
-def _load_whole(name: str, config: CLoudConfig, **kwargs) -> CLoudForRewardModeling:
-    return CLoudForRewardModeling.from_pretrained(name, **kwargs)
+def _has_file(name: str, file: str, **hub_kwargs) -> bool:
+    return cached_file(name, file, _raise_exceptions_for_missing_entries=False, **hub_kwargs) is not None
 
 
-def _load_adapter(name: str, config: CLoudConfig, **kwargs) -> CLoudForRewardModeling:
+def _load_adapter(name: str, config: CLoudConfig, hub_kwargs: dict[str, Any], **kwargs) -> CLoudForRewardModeling:
     from peft import PeftConfig, PeftModel
 
-    base = PeftConfig.from_pretrained(name).base_model_name_or_path
-    if isinstance(read_config(base), CLoudConfig):
-        model = CLoudForRewardModeling.from_pretrained(base, **kwargs)
-    else:
-        model = CLoudForRewardModeling.from_language_model(base, config, **kwargs)
-    return PeftModel.from_pretrained(model, name).merge_and_unload()
+    base = PeftConfig.from_pretrained(name, **hub_kwargs).base_model_name_or_path
+    kwargs = {key: value for key, value in kwargs.items() if key not in ("revision", "subfolder")}  # the adapter's
+    base_config, _ = CLoudConfig.get_config_dict(base)
+    is_cloud = is_published(base_config) or base_config.get("model_type") == CLoudConfig.model_type
+    load = CLoudForRewardModeling.from_pretrained if is_cloud else CLoudForRewardModeling.from_language_model
+    # The adapter carries its model's config, architecture included
+    model = load(base, config=config, **kwargs)
+    return PeftModel.from_pretrained(model, name, **hub_kwargs).merge_and_unload()

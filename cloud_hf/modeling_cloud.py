@@ -14,9 +14,11 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import initialization as init
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.generation import GenerationConfig, GenerationMixin
 from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.modeling_utils import set_zero3_state
 from transformers.utils import ModelOutput
 
 from .configuration_cloud import CLoudConfig, read_config
@@ -214,38 +216,46 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         """
         name = pretrained_model_name_or_path
         hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
-        if kwargs.get("config") is None and is_published(CLoudConfig.get_config_dict(name, **hub_kwargs)[0]):
-            architecture = {key: kwargs.pop(key, None) for key in ("text_config", "base_model_name_or_path")}
-            kwargs["config"] = CLoudConfig.from_pretrained(name, **architecture, **hub_kwargs)
-        config = kwargs.get("config")
-        if isinstance(config, CLoudConfig) and config.format == "reference":
-            shapes = read_shapes(find_weights(name, **hub_kwargs))
-            cls.check_checkpoint(name, config, shapes)
-            kwargs["key_mapping"] = {f"^{PUBLISHED_PREFIX}": NATIVE_PREFIX}
+        published = name is not None and is_published(CLoudConfig.get_config_dict(name, **hub_kwargs)[0])
+        if published:
+            cls._prepare_published(name, kwargs, hub_kwargs)
         model, loading = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
-        # transformers would write the published names again, beside a native config
-        model._weight_conversions = [
-            conversion
-            for conversion in model._weight_conversions
-            if not any(PUBLISHED_PREFIX in pattern for pattern in conversion.source_patterns)
-        ]
+        if published:
+            # Else transformers would write the published names again, beside a native config
+            model._weight_conversions = [
+                conversion
+                for conversion in model._weight_conversions
+                if not any(PUBLISHED_PREFIX in pattern for pattern in conversion.source_patterns)
+            ]
         _refuse_missing(name, loading["missing_keys"])
         return (model, loading) if output_loading_info else model
 
     @classmethod
+    def _prepare_published(cls, name, kwargs: dict[str, Any], hub_kwargs: dict[str, Any]):
+        """Check a published checkpoint, and complete the options of `from_pretrained` by its config and its names."""
+        fields = {key: kwargs.pop(key) for key in CLoudConfig.__annotations__ if key in kwargs}
+        if kwargs.get("config") is None:
+            kwargs["config"] = CLoudConfig.from_pretrained(name, **fields, **hub_kwargs)
+        cls.check_checkpoint(str(name), kwargs["config"], read_shapes(find_weights(name, **hub_kwargs)))
+        kwargs.pop("force_download", None)  # done
+        kwargs["key_mapping"] = {f"^{PUBLISHED_PREFIX}": NATIVE_PREFIX}
+
+    @classmethod
     def without_weights(cls, config: CLoudConfig) -> "CLoudForRewardModeling":
         """The architecture on the meta device."""
-        with torch.device("meta"):
+        # The second context: under ZeRO-3 the language model inside would be partitioned
+        with torch.device("meta"), set_zero3_state():
             return cls(config)
 
     @classmethod
     def check_checkpoint(cls, name: str, config: CLoudConfig, shapes: dict[str, tuple[int, ...]]):
         """Raise `ValueError` unless weights of these names (published or native) and shapes fit `config`."""
         model = cls.without_weights(config)
-        expected = {key: tuple(weight.shape) for key, weight in model.state_dict().items()}
-        check_shapes(
-            name, {native_key(key): shape for key, shape in shapes.items()}, expected, set(model.all_tied_weights_keys)
-        )
+        # By the names on disk: for some architectures transformers holds weights otherwise in memory
+        weights = revert_weight_conversion(model, model.state_dict())
+        expected = {key: tuple(weight.shape) for key, weight in weights.items()}
+        found = {native_key(key): shape for key, shape in shapes.items()}
+        check_shapes(name, found, expected, set(model.all_tied_weights_keys))
 
     # ------------------------------------------------------------------------------------------------------- forward
 
@@ -442,10 +452,11 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         super().save_pretrained(*args, **kwargs)
 
     def save_without_weights(self, folder: str | Path):
-        """Write what [`save_pretrained`] writes beside the weights: config and code."""
+        """Write what [`save_pretrained`] writes beside the weights: configs and code."""
         self.config.architectures = [type(self).__name__]
         self._add_to_auto_map()
         custom_object_save(self, folder, config=self.config)
+        self.generation_config.save_pretrained(folder)
         self.config.save_pretrained(folder)
 
     def _add_to_auto_map(self):

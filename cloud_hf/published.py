@@ -4,9 +4,11 @@ Theirs: a config without the language model's architecture, which is named by `b
 `reward_base_model.*` and `reward_head.*`. Ours: the architecture inside the config, and weights under `language_model.*`.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import (
@@ -56,17 +58,25 @@ def native_config(
         `ValueError`: If the config cannot be understood, or `base` cannot be read.
     """
     method = config["feedback_method"]
-    if method not in FEEDBACK_METHODS:
+    if not isinstance(method, str) or method not in FEEDBACK_METHODS:
         raise ValueError(
             f"The checkpoint's config has `feedback_method` {method!r}; known are {', '.join(FEEDBACK_METHODS)}."
         )
-    base = base or config.get("base_model_name_or_path")
+    base = config.get("base_model_name_or_path") if base is None else str(base)
+    if base is not None and not isinstance(base, str):
+        raise ValueError(f"The checkpoint's config has the `base_model_name_or_path` {base!r}, which is no name.")
     if text_config is None:
         text_config = _read_architecture(base, hub_kwargs)
-    text_config = text_config if isinstance(text_config, dict) else text_config.to_dict()
+    if not isinstance(text_config, dict | PreTrainedConfig):
+        raise ValueError(f"`text_config` is {text_config!r:.60}; give a config or a dictionary.")
+    text_config = dict(text_config) if isinstance(text_config, dict) else text_config.to_dict()
+    # That of a copy of the base: the weights are the checkpoint's, and whole
+    text_config.pop("quantization_config", None)
     native = {"critique": FEEDBACK_METHODS[method], "format": "reference", "base_model_name_or_path": base}
     # The checkpoint's data type, not the base's: it is the checkpoint's weights that are loaded
     if dtype := config.get("dtype") or config.get("torch_dtype"):
+        if not isinstance(getattr(torch, str(dtype), None), torch.dtype):
+            raise ValueError(f"The checkpoint's config has the data type {dtype!r}, which torch does not know.")
         native["dtype"] = dtype
     return {**native, "text_config": {**text_config, "dtype": native.get("dtype")}}
 
@@ -117,12 +127,18 @@ def find_weights(name: str, **hub_kwargs) -> list[Path]:
     def find(file: str) -> str | None:
         return cached_file(name, file, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
 
-    if (index := find(SAFE_WEIGHTS_INDEX_NAME)) is not None:
+    index, single = find(SAFE_WEIGHTS_INDEX_NAME), find(SAFE_WEIGHTS_NAME)
+    if index is not None and single is not None:
+        raise ValueError(
+            f"{name} holds both {SAFE_WEIGHTS_NAME} and {SAFE_WEIGHTS_INDEX_NAME}: remove the one that is not meant."
+        )
+    if index is not None:
+        _check_index(Path(index))
         shards = [Path(path) for path in get_checkpoint_shard_files(name, index, **hub_kwargs)[0]]
         if missing := [path.name for path in shards if not path.exists()]:
             raise ValueError(f"{name} lacks {len(missing)} of its {len(shards)} shards: {', '.join(missing)}.")
         return shards
-    if (single := find(SAFE_WEIGHTS_NAME)) is not None:
+    if single is not None:
         return [Path(single)]
     if find(WEIGHTS_INDEX_NAME) or find(WEIGHTS_NAME):
         raise ValueError(
@@ -130,6 +146,19 @@ def find_weights(name: str, **hub_kwargs) -> list[Path]:
             f"trust them, `python -m cloud_hf.convert {name} DST --from_pickle` writes safetensors."
         )
     raise ValueError(f"{name} holds no weights: neither {SAFE_WEIGHTS_NAME} nor {SAFE_WEIGHTS_INDEX_NAME}.")
+
+
+def _check_index(path: Path):
+    try:
+        index = json.loads(path.read_text(encoding="utf8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    is_map = isinstance(weight_map, dict) and weight_map and all(isinstance(file, str) for file in weight_map.values())
+    if not is_map or not isinstance(index.get("metadata"), dict):
+        raise ValueError(
+            f"{path} is not an index of weights: it needs `metadata`, and a `weight_map` from names to files."
+        )
 
 
 def read_shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:
@@ -143,9 +172,12 @@ def read_shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:
     for file in files:
         try:
             with safe_open(file, "pt") as tensors:
-                shapes |= {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
+                found = {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
         except SafetensorError as error:
             raise ValueError(f"{file} is not a whole safetensors file ({error}); download it again.") from error
+        if twice := sorted(set(found) & set(shapes)):
+            raise ValueError(f"{file} holds weights that an earlier shard holds, too: {', '.join(twice[:4])}.")
+        shapes |= found
     return shapes
 
 

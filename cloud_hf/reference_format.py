@@ -5,15 +5,18 @@ A critique follows its prompt in two ways: in training one space joins them ("qu
 spaces cleaned up, stripped, and tokenised again. Rewards of published checkpoints come out as published only if all that
 is kept; a model trained in our own format never sees it.
 
-Untrusted text is text here too: what it spells never becomes a control token.
+Untrusted text is text here too: what it spells never becomes a control token. (A control token that the model itself
+wrote stays one when its critique is read again.)
 """
 
+from dataclasses import replace
 from itertools import groupby
 
 from transformers import PreTrainedTokenizerBase
 
 from .configuration_cloud import CLoudConfig
-from .critique_format import CritiqueFormat, EncodedCritique, EncodedPrefix
+from .conversation import Conversation
+from .critique_format import _CUT, _SLOT, CritiqueFormat, EncodedCritique, EncodedPrefix
 
 
 # What decoding once did to spaces before punctuation; transformers 5 leaves them
@@ -56,7 +59,10 @@ class ReferenceFormat(CritiqueFormat):
                 "needs."
             )
         # A template that trims turns takes the critique prompt's last space, too; in training it then comes back
-        self._trims = self.critique and not prefix.text.endswith(self.critique_prompt)
+        turn = self._apply_template(Conversation([{"role": "user", "content": "x "}]))
+        self._trims = f"x {self.end_token}" not in turn
+        # Not the tokenizer's attribute: in transformers 4 the clean-up was on unless a tokenizer said no
+        self._cleans_up = tokenizer.init_kwargs.get("clean_up_tokenization_spaces", True)
 
     def complete(self, prefix: EncodedPrefix, critique: str | list[int] | None = None) -> EncodedCritique:
         """
@@ -73,7 +79,7 @@ class ReferenceFormat(CritiqueFormat):
         # Ordinary tokens spell a control token: only those the model wrote as such stay
         texts, references = [], []
         for is_control, group in groupby(ids, key=self._control_id_set.__contains__):
-            piece = _clean_up_spaces(self._decode_all(list(group)))
+            piece = self._decode_all(list(group))
             text, reference = (piece, piece) if is_control else self._text_and_reference(piece)
             texts.append(text)
             references.append(reference)
@@ -81,8 +87,9 @@ class ReferenceFormat(CritiqueFormat):
 
     def complete_for_training(self, prefix: EncodedPrefix, critique: str | list[int] | None = None) -> EncodedCritique:
         """
-        Append a critique for training, as given: one space joins it to its prompt. `prefix_length` counts up to and with
-        the token that opens the critique turn: the reference trains on all of that turn, its fixed prompt included.
+        Append a critique for training, as given: one space joins it to its prompt. Ids are trained on as their text, in
+        which nothing is a control token. `prefix_length` counts up to and with the token that opens the critique turn: the
+        reference trains on all of that turn, its fixed prompt included.
         """
         if not self.critique or critique is None:
             return super().complete(prefix, critique)
@@ -90,8 +97,10 @@ class ReferenceFormat(CritiqueFormat):
         if self._trims:
             text = (self.critique_prompt[len(self.critique_prompt.rstrip()) :] + text).rstrip()
         encoded = self._tokenize(prefix, *self._text_and_reference(text))
-        ends = [index for index, token_id in enumerate(encoded.input_ids) if token_id == self.end_token_id]
-        return EncodedCritique(encoded.input_ids, ends[-2] + 2, prefix.response_changed)
+        ids = encoded.input_ids
+        ends = [index for index, token_id in enumerate(ids) if token_id == self.end_token_id]
+        opening = next(index for index in range(ends[-2] + 1, len(ids)) if ids[index] in self._control_id_set)
+        return EncodedCritique(ids, opening + 1, prefix.response_changed)
 
     def truncate_end(self, encoded: EncodedCritique, max_length: int) -> EncodedCritique:
         """
@@ -114,20 +123,30 @@ class ReferenceFormat(CritiqueFormat):
 
     def decode(self, critique_ids: list[int]) -> str:
         """The text of generated critique ids, special tokens included, spaces before punctuation removed, stripped."""
-        return _clean_up_spaces(self._decode_all(critique_ids)).strip()
+        return self._decode_all(critique_ids).strip()
 
     def stop_ids(self, config: CLoudConfig) -> list[int]:
         """The tokenizer's end of sequence, at which the reference cuts a critique."""
-        return [id for id in [self.tokenizer.eos_token_id] if id not in (None, self.end_token_id)]
+        eos = self.tokenizer.eos_token_id
+        return [] if eos in (None, self.end_token_id) else [eos]
+
+    def banned_ids(self, config: CLoudConfig) -> list[int]:
+        """None: the reference writes what its model writes."""
+        return []
 
     def _render_turns(self, conversation):
         if not self.critique:
             return super()._render_turns(conversation)
-        text = self._apply_template(self._with_turn(conversation, "user", self.critique_prompt))
+        turn = {"role": "user", "content": self.critique_prompt}
+        text = self._apply_template(replace(conversation, messages=[*conversation.messages, turn]))
         return text[: text.rindex(self.end_token)]
 
     def _decode_all(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        text = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        for spaced, clean in _SPACES_CLEANED_UP.items() if self._cleans_up else ():
+            text = text.replace(spaced, clean)
+        # The two characters this package uses as marks, should a model ever write one
+        return text.replace(_CUT, "").replace(_SLOT, "")
 
     def _text_and_reference(self, text: str) -> tuple[str, str]:
         """The text so cut that it holds no control token, and what stands for it where control tokens are counted."""
@@ -144,9 +163,3 @@ class ReferenceFormat(CritiqueFormat):
             min(len(prefix.input_ids), len(ids) - 1),
         )
         return EncodedCritique(tuple(ids), start, prefix.response_changed)
-
-
-def _clean_up_spaces(text: str) -> str:
-    for spaced, clean in _SPACES_CLEANED_UP.items():
-        text = text.replace(spaced, clean)
-    return text

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from .critique_format import CritiqueFormat
+from .critique_format import CritiqueFormat, EncodedCritique, EncodedPrefix
 from .generation import CritiqueWriter, Sample, read_rewards
 
 
@@ -170,14 +170,120 @@ def score_with_transformers(
     Raises:
         `ValueError`: Before anything is computed, if an argument or a row is not usable; the message names the row.
     """
-    _check_arguments(prompts, responses, num_critiques, temperature, max_new_tokens, critiques, batch_size)
+    if batch_size < 1:
+        raise ValueError("`batch_size` must be at least 1.")
     config = model.config
-    if not config.critique and (num_critiques > 1 or critiques is not None or critique_prompt is not None):
+    critique_format = CritiqueFormat.from_config(config, tokenizer, critique_prompt)
+    request = read_request(
+        critique_format,
+        config,
+        prompts,
+        responses,
+        num_critiques=num_critiques,
+        temperature=temperature,
+        max_new_tokens=max_new_tokens,
+        critiques=critiques,
+        has_critique_prompt=critique_prompt is not None,
+    )
+    with _evaluation_mode(model):
+        if request.given is None:
+            writer = CritiqueWriter(model, critique_format, temperature, max_new_tokens, batch_size, show_progress)
+            samples = writer.write(request.prefixes, num_critiques, seed)
+            if not critique_format.rereads_critiques:
+                return [Score.of(row) for row in samples]
+            rows = request.reread(samples)
+        else:
+            samples, rows = request.given_samples(), request.given
+        rewards = read_rewards(model, [encoded for row in rows for encoded in row], batch_size, show_progress)
+    return with_rewards(samples, rewards)
+
+
+# ------------------------------------------------------------------------------------- what every backend does
+
+
+@dataclass(frozen=True)
+class ScoringRequest:
+    """
+    Checked and encoded arguments of [`Scorer.score`].
+
+    Args:
+        critique_format ([`CritiqueFormat`]):
+            The model's format.
+        prefixes (`list[EncodedPrefix]`):
+            One per response.
+        given (`list[list[EncodedCritique]]`, *optional*):
+            Per response the sequences whose rewards are read; `None` if critiques are to be written.
+        texts (`list[list[str]]`, *optional*):
+            The critiques in `given`.
+    """
+
+    critique_format: CritiqueFormat
+    prefixes: list[EncodedPrefix]
+    given: list[list[EncodedCritique]] | None = None
+    texts: list[list[str]] | None = None
+
+    def given_samples(self) -> list[list[Sample]]:
+        """Samples of the given critiques, their rewards still to be read."""
+        return [
+            [
+                Sample(math.nan, text, encoded.input_ids[encoded.prefix_length : -1])
+                for text, encoded in zip(texts, row, strict=True)
+            ]
+            for texts, row in zip(self.texts, self.given, strict=True)
+        ]
+
+    def reread(self, samples: list[list[Sample]]) -> list[list[EncodedCritique]]:
+        """The sequences from which the rewards of written critiques are read, where a format reads their text anew."""
+        return [
+            [_naming_row(row, self.critique_format.complete, prefix, sample.critique_ids) for sample in row_samples]
+            for row, (prefix, row_samples) in enumerate(zip(self.prefixes, samples, strict=True))
+        ]
+
+
+def read_request(
+    critique_format: CritiqueFormat,
+    config,
+    prompts: list,
+    responses: list[str],
+    *,
+    num_critiques: int,
+    temperature: float,
+    max_new_tokens: int,
+    critiques: list | None,
+    has_critique_prompt: bool = False,
+    context: int | None = None,
+    reserved_tokens: int = 1,
+) -> ScoringRequest:
+    """
+    Check and encode what a backend is asked to score.
+
+    Args:
+        critique_format ([`CritiqueFormat`]):
+            The model's format.
+        config ([`CLoudConfig`]):
+            The model's config.
+        prompts, responses, num_critiques, temperature, max_new_tokens, critiques:
+            See [`Scorer`].
+        has_critique_prompt (`bool`, *optional*, defaults to `False`):
+            Whether the caller asks with a critique prompt of its own, which a classic model does not know.
+        context (`int`, *optional*):
+            Longest sequence of the backend in tokens. Defaults to the model's.
+        reserved_tokens (`int`, *optional*, defaults to `1`):
+            Tokens the backend needs behind a written critique.
+
+    Returns:
+        [`ScoringRequest`]
+
+    Raises:
+        `ValueError`: If an argument or a row is not usable; the message names the row.
+    """
+    _check_arguments(prompts, responses, num_critiques, temperature, max_new_tokens, critiques)
+    if not config.critique and (num_critiques > 1 or critiques is not None or has_critique_prompt):
         raise ValueError(
             "This is a classic reward model: it writes no critiques. Drop `num_critiques`, `critiques` and "
             "`critique_prompt`."
         )
-    critique_format = CritiqueFormat.from_config(config, tokenizer, critique_prompt)
+    context = context_length(config) if context is None else context
     prefixes = [
         _naming_row(row, critique_format.encode_prefix, prompt, response)
         for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True))
@@ -187,43 +293,26 @@ def score_with_transformers(
             "The chat template shows %d of %d responses otherwise than given (thinking blocks dropped?). A model made "
             "with `keep_thinking` sees them whole.", changed, len(prefixes),
         )  # fmt: skip
-    if not config.critique:
-        rows = [(row, critique_format.complete(prefix)) for row, prefix in enumerate(prefixes)]
-        texts = [""] * len(rows)
-    elif critiques is not None:
-        given = [[texts] if isinstance(texts, str) else list(texts) for texts in critiques]
+    if config.critique and critiques is None:
+        _check_lengths(context, [len(prefix.input_ids) + max_new_tokens + reserved_tokens for prefix in prefixes])
+        return ScoringRequest(critique_format, prefixes)
+    if config.critique:
+        texts = [[given] if isinstance(given, str) else list(given) for given in critiques]
         rows = [
-            (row, _naming_row(row, critique_format.complete, prefixes[row], text))
-            for row, texts in enumerate(given)
-            for text in texts
+            [_naming_row(row, critique_format.complete, prefix, text) for text in row_texts]
+            for row, (prefix, row_texts) in enumerate(zip(prefixes, texts, strict=True))
         ]
-        texts = [text.strip() for texts in given for text in texts]
+        texts = [[text.strip() for text in row_texts] for row_texts in texts]
     else:
-        _check_lengths(config, [len(prefix.input_ids) + max_new_tokens + 1 for prefix in prefixes])
-        writer = CritiqueWriter(model, critique_format, temperature, max_new_tokens, batch_size, show_progress)
-        with _evaluation_mode(model):
-            samples = writer.write(prefixes, num_critiques, seed)
-            if critique_format.rereads_critiques:
-                samples = _reread(model, critique_format, prefixes, samples, batch_size, show_progress)
-            return [Score.of(row_samples) for row_samples in samples]
-    _check_lengths(config, [len(encoded.input_ids) for _, encoded in rows], [row for row, _ in rows])
-    with _evaluation_mode(model):
-        rewards = read_rewards(model, [encoded for _, encoded in rows], batch_size, show_progress)
-    samples: list[list[Sample]] = [[] for _ in prefixes]
-    for (row, encoded), text, reward in zip(rows, texts, rewards, strict=True):
-        samples[row].append(Sample(reward, text, encoded.input_ids[encoded.prefix_length : -1]))
-    return [Score.of(row_samples) for row_samples in samples]
+        texts, rows = [[""]] * len(prefixes), [[critique_format.complete(prefix)] for prefix in prefixes]
+    _check_lengths(context, [max(len(encoded.input_ids) for encoded in row) for row in rows])
+    return ScoringRequest(critique_format, prefixes, rows, texts)
 
 
-def _reread(model, critique_format, prefixes, samples, batch_size, show_progress) -> list[list[Sample]]:
-    """The samples with the rewards of their texts."""
-    rows = [
-        critique_format.complete(prefix, sample.critique_ids)
-        for prefix, row_samples in zip(prefixes, samples, strict=True)
-        for sample in row_samples
-    ]
-    rewards = iter(read_rewards(model, rows, batch_size, show_progress))
-    return [[replace(sample, reward=next(rewards)) for sample in row_samples] for row_samples in samples]
+def with_rewards(samples: list[list[Sample]], rewards: Sequence[float]) -> list[Score]:
+    """Scores of samples whose rewards were read apart, in the samples' order."""
+    remaining = iter(rewards)
+    return [Score.of([replace(sample, reward=next(remaining)) for sample in row]) for row in samples]
 
 
 @contextmanager
@@ -239,16 +328,17 @@ def _evaluation_mode(model):
 # -------------------------------------------------------------------------------------------------------- checking
 
 
-def _check_arguments(prompts, responses, num_critiques, temperature, max_new_tokens, critiques, batch_size):
+def _check_arguments(prompts, responses, num_critiques, temperature, max_new_tokens, critiques):
     for name, value in (("prompts", prompts), ("responses", responses)):
         if isinstance(value, str | dict) or not isinstance(value, Sequence):
             raise ValueError(f"`{name}` is {value!r:.60}; give a list with one entry per response to judge.")
     if len(prompts) != len(responses):
         raise ValueError(f"{len(prompts)} prompts but {len(responses)} responses; give one prompt per response.")
-    if not (num_critiques >= 1 and max_new_tokens >= 1 and batch_size >= 1 and 0 <= temperature < math.inf):
-        raise ValueError(
-            "`num_critiques`, `max_new_tokens` and `batch_size` must be at least 1, and `temperature` at least 0."
-        )
+    for name, value in (("num_critiques", num_critiques), ("max_new_tokens", max_new_tokens)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"`{name}` is {value!r}; it must be a whole number from 1 up.")
+    if not isinstance(temperature, int | float) or not 0 <= temperature < math.inf:
+        raise ValueError(f"`temperature` is {temperature!r}; it must be a finite number from 0 up.")
     if critiques is None:
         if num_critiques > 1 and temperature == 0:
             raise ValueError("`num_critiques` above 1 needs `temperature` above 0: greedy critiques are all the same.")
@@ -274,16 +364,14 @@ def _naming_row(row: int, function, *args):
         raise ValueError(f"Row {row}: {error}") from error
 
 
-def _check_lengths(config, lengths: list[int], rows: list[int] | None = None):
-    """Refuse rows that the model's context cannot hold."""
-    context = context_length(config)
-    too_long = [index for index, length in enumerate(lengths) if context is not None and length > context]
+def _check_lengths(context: int | None, lengths: list[int]):
+    """Refuse rows that the context cannot hold."""
+    too_long = [row for row, length in enumerate(lengths) if context is not None and length > context]
     if too_long:
-        first = too_long[0]
         raise ValueError(
-            f"Row {first if rows is None else rows[first]}: {lengths[first]} tokens with its critique, but the model's "
-            f"context holds {context} ({len(too_long)} of {len(lengths)} rows are too long). Lower `max_new_tokens`, or "
-            "shorten the prompts (`CritiqueFormat.truncate_prompt`)."
+            f"Row {too_long[0]}: {lengths[too_long[0]]} tokens with its critique, but the model's context holds {context} "
+            f"({len(too_long)} of {len(lengths)} rows are too long). Lower `max_new_tokens`, or shorten the prompts "
+            "(`CritiqueFormat.truncate_prompt`)."
         )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from trl import TrlParser
 
 from cloud_hf.evaluation import evaluate_best_of_n
-from cloud_hf.evaluation.arguments import ScoringArguments, load_datasets, load_scorer, short_names
+from cloud_hf.evaluation.arguments import ScoringArguments, load_datasets, open_scorer, short_names
 from cloud_hf.evaluation.plots import plot_best_of_n
 
 
@@ -28,15 +28,14 @@ def main(args: ScoringArguments):
     datasets = load_datasets(args, ("prompt", "responses", "correct"))
     shown = short_names(args.models) | short_names(args.dataset_name)
     for model_name in args.models:
-        scorer, critique_format, options = load_scorer(model_name, args)
-        for dataset_name, rows in datasets.items():
-            print(f"{model_name} on {dataset_name}: {len(rows)} problems")
-            result = evaluate_best_of_n(scorer, rows, critique_format, **options).summary()
-            results.append({"model": model_name, "dataset": dataset_name, **result})
-            (output_dir / "best_of_n.json").write_text(json.dumps({"version": 1, "results": results}, indent=2))
-            rates = ", ".join(f"{n}: {rate:.1%}" for n, rate in result["rates"].items())
-            print(f"best of {rates}")
-        del scorer  # or two models would be in memory while the next one loads
+        with open_scorer(model_name, args) as (scorer, critique_format, options):
+            for dataset_name, rows in datasets.items():
+                print(f"{model_name} on {dataset_name}: {len(rows)} problems")
+                result = evaluate_best_of_n(scorer, rows, critique_format, **options).summary()
+                results.append({"model": model_name, "dataset": dataset_name, **result})
+                (output_dir / "best_of_n.json").write_text(json.dumps({"version": 1, "results": results}, indent=2))
+                rates = ", ".join(f"{n}: {rate:.1%}" for n, rate in result["rates"].items())
+                print(f"best of {rates}")
     for dataset_name in datasets:
         arms = {shown[row["model"]]: row for row in results if row["dataset"] == dataset_name}
         name = "best_of_n.png" if len(datasets) == 1 else f"best_of_n_{shown[dataset_name]}.png".replace("/", "-")

@@ -16,10 +16,10 @@ from trl import TrlParser
 
 from cloud_hf.data.schemas import PAIR_COLUMNS
 from cloud_hf.evaluation import PairEvaluation, evaluate_pairs
-from cloud_hf.evaluation.arguments import ScoringArguments, load_datasets, load_scorer, short_names
+from cloud_hf.evaluation.arguments import ScoringArguments, load_datasets, open_scorer, short_names
 
 
-@dataclass
+@dataclass(kw_only=True)
 class EvaluationArguments(ScoringArguments):
     """
     Arguments of [`ScoringArguments`], and
@@ -42,16 +42,15 @@ def main(args: EvaluationArguments):
     output_dir.mkdir(parents=True, exist_ok=True)
     results = []
     for model_name in args.models:
-        scorer, critique_format, options = load_scorer(model_name, args)
-        for dataset_name, rows in datasets.items():
-            print(f"{model_name} on {dataset_name}: {len(rows)} pairs")
-            result = evaluate_pairs(scorer, rows, critique_format, group_column=args.group_column, **options)
-            results.append({"model": model_name, "dataset": dataset_name, **result.summary()})
-            file_name = f"scores_{shown[model_name]}_{shown[dataset_name]}.jsonl".replace("/", "-")
-            write_scores(result, output_dir / file_name)
-            report = {"version": 1, "arguments": asdict(args), "results": results}
-            (output_dir / "report.json").write_text(json.dumps(report, indent=2))
-        del scorer  # or two models would be in memory while the next one loads
+        with open_scorer(model_name, args) as (scorer, critique_format, options):
+            for dataset_name, rows in datasets.items():
+                print(f"{model_name} on {dataset_name}: {len(rows)} pairs")
+                result = evaluate_pairs(scorer, rows, critique_format, group_column=args.group_column, **options)
+                results.append({"model": model_name, "dataset": dataset_name, **result.summary()})
+                file_name = f"scores_{shown[model_name]}_{shown[dataset_name]}.jsonl".replace("/", "-")
+                write_scores(result, output_dir / file_name)
+                report = {"version": 1, "arguments": asdict(args), "results": results}
+                (output_dir / "report.json").write_text(json.dumps(report, indent=2))
     table = "\n".join(markdown_table(results, shown))
     (output_dir / "report.md").write_text(f"# Preference accuracy\n\n{table}\n")
     print(f"\n{table}\n\nReport in {output_dir}")

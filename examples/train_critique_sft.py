@@ -32,7 +32,9 @@ class CritiqueArguments:
     critique_role: str = field(default="user", metadata={"help": "Role of the critique turn: user or assistant."})
     keep_thinking: bool = field(default=False, metadata={"help": "Show <think> blocks the template would drop."})
     format: str = field(default="cloud", metadata={"help": "Spelling of conversations: cloud or reference."})
-    overlong_policy: str = field(default="error", metadata={"help": "Over-long rows: error, drop or truncate_prompt."})
+    overlong_policy: str = field(
+        default="error", metadata={"help": "Over-long rows: error, drop, truncate_prompt or truncate_end."}
+    )
 
 
 ARGUMENTS = (DataArguments, CritiqueArguments, SFTConfig, ModelConfig)

@@ -12,7 +12,7 @@ from tokenizers_for_tests import make_tokenizer
 from transformers import AutoModel, AutoTokenizer
 
 from cloud_hf import CLoudForRewardModeling
-from cloud_hf.convert import plan, write
+from cloud_hf.convert import check_empty, plan, write
 
 
 def convert(source, destination, **options):
@@ -31,8 +31,11 @@ def test_there_and_back_is_bit_equal(tmp_path, base_folder, critique, shards, dt
     published = save_published(tmp_path / "published", base_folder, critique=critique, shards=shards, dtype=dtype)
     native = convert(published, tmp_path / "native")
     back = convert(native, tmp_path / "back")
-    for path in published.glob("model*"):
-        assert (back / path.name).read_bytes() == path.read_bytes() or path.suffix == ".json"
+    for pattern in ("*.safetensors", "*token*", "chat_template*"):
+        for path in published.glob(pattern):
+            assert (back / path.name).read_bytes() == path.read_bytes() == (native / path.name).read_bytes() or (
+                path.suffix == ".safetensors" and (back / path.name).read_bytes() == path.read_bytes()
+            )
     if shards > 1:
         name = "model.safetensors.index.json"
         assert json.loads((back / name).read_text()) == json.loads((published / name).read_text())
@@ -72,12 +75,16 @@ def test_what_save_pretrained_writes_is_what_conversion_writes(tmp_path, base_fo
     native = convert(published, tmp_path / "native")
     AutoModel.from_pretrained(native).save_pretrained(tmp_path / "saved")
     config, other = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("native", "saved"))
-    for key in ("_name_or_path",):
-        config["text_config"].pop(key, None), other["text_config"].pop(key, None)
+    for read in (config, other):
+        read["text_config"].pop("_name_or_path", None)
     assert config == other
     ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("native", "saved"))
     assert set(ours) == set(theirs) and all(torch.equal(ours[key], theirs[key]) for key in ours)
-    assert {p.name for p in (tmp_path / "native").glob("*.py")} == {p.name for p in (tmp_path / "saved").glob("*.py")}
+    beside = {path.name for path in (tmp_path / "native").iterdir()} - {path.name for path in published.iterdir()}
+    assert beside - {"README.md"} == {path.name for path in (tmp_path / "saved").iterdir()} - {
+        "config.json",
+        "model.safetensors",
+    }
 
 
 def test_pickles_are_read_on_request(tmp_path, base_folder):
@@ -91,6 +98,20 @@ def test_pickles_are_read_on_request(tmp_path, base_folder):
     assert scores(native) == expected
     with pytest.raises(ValueError, match="leave `--from_pickle` out"):
         plan(str(native), from_pickle=True)
+    torch.save({"code": print}, published / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="holds more than tensors, and is not loaded"):
+        plan(str(published), from_pickle=True)
+
+
+def test_tied_pickles_come_once(tmp_path):
+    base = save_language_model(tmp_path / "base", tie_word_embeddings=True)
+    published = save_published(tmp_path / "published", base)
+    expected = scores(published, CLoudForRewardModeling)
+    weights = load_file(published / "model.safetensors")
+    weights["reward_base_model.lm_head.weight"] = weights["reward_base_model.model.embed_tokens.weight"]
+    torch.save(weights, published / "pytorch_model.bin")
+    (published / "model.safetensors").unlink()
+    assert scores(convert(published, tmp_path / "native", from_pickle=True)) == expected
 
 
 def test_the_command_line(tmp_path, base_folder):
@@ -105,7 +126,7 @@ def test_the_command_line(tmp_path, base_folder):
     assert "llama of 2 layers" in dry.stdout and "model-00002-of-00002.safetensors" in dry.stdout
     assert run(tmp_path / "native").returncode == 0
     again = run(tmp_path / "native")
-    assert again.returncode == 1 and "not an empty folder" in again.stderr and "Traceback" not in again.stderr
+    assert again.returncode == 1 and "is not an empty folder" in again.stderr and "Traceback" not in again.stderr
 
 
 def test_what_the_published_layout_cannot_say_is_refused(tmp_path, base_folder):
@@ -140,10 +161,45 @@ def test_a_tokenizer_that_does_not_fit_is_refused(tmp_path, base_folder):
         plan(str(published))
 
 
+def test_what_cannot_be_written_is_said_before_anything_is(tmp_path, base_folder):
+    published = save_published(tmp_path / "published", base_folder, shards=2)
+    for folder in ("a", "b"):
+        (published / folder).mkdir()
+    index = json.loads((published / "model.safetensors.index.json").read_text())
+    names = {
+        f"model-0000{n}-of-00002.safetensors": f"{folder}/model.safetensors" for n, folder in ((1, "a"), (2, "b"))
+    }
+    for old, new in names.items():
+        (published / old).rename(published / new)
+    index["weight_map"] = {key: names[file] for key, file in index["weight_map"].items()}
+    (published / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="shards of one name in several folders"):
+        plan(str(published))
+    (tmp_path / "partial").mkdir()
+    (tmp_path / "partial/model-00001-of-00002.safetensors").write_text("")
+    with pytest.raises(ValueError, match="was not finished; remove it"):
+        check_empty(tmp_path / "partial")
+
+
+def test_one_shard_with_an_index_and_a_mixture_of_experts(tmp_path):
+    base = save_language_model(tmp_path / "base", "mixtral", num_local_experts=2, num_experts_per_tok=1)
+    model = make_model(base, format="reference")
+    model.save_pretrained(tmp_path / "native")
+    make_tokenizer("llama3").save_pretrained(tmp_path / "native")
+    published = convert(tmp_path / "native", tmp_path / "published", base_model_name_or_path=str(base))
+    expected = scores(published, CLoudForRewardModeling)
+    assert expected == scores(tmp_path / "native")
+    name = "model-00001-of-00001.safetensors"
+    (published / "model.safetensors").rename(published / name)
+    index = {"metadata": {}, "weight_map": dict.fromkeys(load_file(published / name), name)}
+    (published / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert scores(convert(published, tmp_path / "again")) == expected
+
+
 def test_a_full_disk_is_noticed_first(tmp_path, base_folder, monkeypatch):
     conversion = plan(str(save_published(tmp_path / "published", base_folder)))
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10))
-    with pytest.raises(ValueError, match=r"its disk has 0\.0 GB left"):
+    with pytest.raises(ValueError, match=r"its disk has 0\.000 GB left"):
         write(conversion, tmp_path / "native")
     assert not (tmp_path / "native").exists()
 

@@ -3,11 +3,13 @@ import shutil
 
 import pytest
 import torch
-from models_for_tests import PROMPTS, RESPONSES, save_language_model, save_published
+from datasets import Dataset
+from models_for_tests import CRITIQUES, PROMPTS, RESPONSES, save_language_model, save_published
+from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-from cloud_hf import CLoudConfig, CLoudForRewardModeling
+from cloud_hf import CLoudConfig, CLoudForRewardModeling, CLoudTrainer, CLoudTrainingConfig
 from cloud_hf.configuration_cloud import read_config
 from cloud_hf.loading import load_reward_model
 
@@ -47,7 +49,7 @@ def test_the_architecture_can_be_given(published, base_folder, tmp_path):
     expected = CLoudForRewardModeling.from_pretrained(published).state_dict()
     edit_config(published, base_model_name_or_path="somebody/gated-base")
     text_config = AutoConfig.from_pretrained(base_folder)
-    for given in ({"text_config": text_config}, {"text_config": text_config.to_dict()}, {"base_model_name_or_path": str(base_folder)}):  # fmt: skip
+    for given in ({"base_model_name_or_path": base_folder}, {"text_config": text_config}, {"text_config": text_config.to_dict()}, {"base_model_name_or_path": str(base_folder)}):  # fmt: skip
         model = CLoudForRewardModeling.from_pretrained(published, **given)
         assert all(torch.equal(expected[key], tensor) for key, tensor in model.state_dict().items())
         model, _ = load_reward_model(str(published), **given)
@@ -56,6 +58,43 @@ def test_the_architecture_can_be_given(published, base_folder, tmp_path):
         ValueError, match=r"'somebody/gated-base'.*cannot be reached.*base_model_name_or_path=.*text_config="
     ):
         CLoudForRewardModeling.from_pretrained(published)
+
+
+def test_a_quantised_copy_of_the_base_describes_whole_weights(published, base_folder, tmp_path):
+    shutil.copytree(base_folder, tmp_path / "copy")
+    config = json.loads((tmp_path / "copy/config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (tmp_path / "copy/config.json").write_text(json.dumps(config))
+    model = CLoudForRewardModeling.from_pretrained(published, base_model_name_or_path=tmp_path / "copy")
+    assert "quantization_config" not in model.config.text_config.to_dict()
+
+
+def test_options_of_the_config_are_taken(published):
+    model = CLoudForRewardModeling.from_pretrained(published, reward_mean=1.5, critique_prompt="Judge: ")
+    assert model.config.reward_mean == 1.5 and model.config.critique_prompt == "Judge: "
+
+
+def test_training_goes_on_from_a_published_checkpoint(published, base_folder, tmp_path):
+    """Also where the base it names is out of reach, and then from an adapter."""
+    edit_config(published, base_model_name_or_path="somebody/gated-base")
+    rows = {"prompt": PROMPTS, "chosen": ["yes"] * 4, "rejected": ["no"] * 4, "chosen_feedback": CRITIQUES, "rejected_feedback": CRITIQUES}  # fmt: skip
+    options = {
+        "max_steps": 2, "bf16": False, "use_cpu": True, "report_to": [], "disable_tqdm": True, "learning_rate": 1e-2,
+        "model_init_kwargs": {"base_model_name_or_path": str(base_folder)}, "overlong_policy": "truncate_end", "max_length": 60,
+    }  # fmt: skip
+    for peft_config in (None, LoraConfig(r=2)):
+        args = CLoudTrainingConfig(str(tmp_path / f"trained-{peft_config is None}"), **options)
+        trainer = CLoudTrainer(
+            str(published), args, train_dataset=Dataset.from_dict(rows), processing_class=AutoTokenizer.from_pretrained(published), peft_config=peft_config
+        )  # fmt: skip
+        trainer.train()
+        trainer.save_model()
+        config = trainer.model.config
+        assert config.format == "reference" and config.critique_end_token_id and config.reward_token_id
+        model, tokenizer = load_reward_model(args.output_dir)
+        trained = [score.reward for score in model.score(PROMPTS, RESPONSES, tokenizer, max_new_tokens=8)]
+        start, _ = load_reward_model(str(published), base_model_name_or_path=str(base_folder))
+        assert trained != [score.reward for score in start.score(PROMPTS, RESPONSES, tokenizer, max_new_tokens=8)]
 
 
 @pytest.mark.parametrize("model_type", [None, "cloud", "FeedbackRewardModel"])
@@ -140,6 +179,23 @@ def test_missing_and_damaged_shards_are_named(tmp_path, base_folder):
         CLoudForRewardModeling.from_pretrained(published)
 
 
+@pytest.mark.parametrize(
+    "index", ["{nope", "[]", "{}", '{"metadata": {}, "weight_map": {"a": 5}}', '{"weight_map": {"a": "b"}}']
+)
+def test_a_damaged_index_is_named(tmp_path, base_folder, index):
+    published = save_published(tmp_path / "published", base_folder, shards=2)
+    (published / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(ValueError, match=r"model\.safetensors\.index\.json is not"):
+        CLoudForRewardModeling.from_pretrained(published)
+
+
+def test_two_sets_of_weights_are_told(tmp_path, base_folder):
+    published = save_published(tmp_path / "published", base_folder, shards=2)
+    save_published(published, base_folder)
+    with pytest.raises(ValueError, match="holds both"):
+        CLoudForRewardModeling.from_pretrained(published)
+
+
 def test_pickled_weights_are_refused(published):
     torch.save(load_file(published / "model.safetensors"), published / "pytorch_model.bin")
     (published / "model.safetensors").unlink()
@@ -154,6 +210,9 @@ def test_pickled_weights_are_refused(published):
     ("change", "says"),
     [
         ({"feedback_method": "oracle"}, "`feedback_method` 'oracle'; known are teacher, vanilla"),
+        ({"feedback_method": ["teacher"]}, "`feedback_method` .*known are teacher, vanilla"),
+        ({"torch_dtype": "floaty"}, "data type 'floaty', which torch does not know"),
+        ({"base_model_name_or_path": 5}, "`base_model_name_or_path` 5, which is no name"),
         ({"feedback_method": None}, "neither that of a CLoud model .* nor that of a published checkpoint"),
         ({"feedback_method": None, "model_type": "cloud"}, "neither that of a CLoud model"),
         ({"base_model_name_or_path": None}, "names no `base_model_name_or_path`"),
@@ -161,5 +220,6 @@ def test_pickled_weights_are_refused(published):
 )
 def test_configs_of_neither_layout_say_what_they_lack(published, change, says):
     edit_config(published, **change)
-    with pytest.raises(ValueError, match=says):
-        CLoudForRewardModeling.from_pretrained(published)
+    for load in (CLoudForRewardModeling.from_pretrained, lambda folder: load_reward_model(str(folder))):
+        with pytest.raises(ValueError, match=says):
+            load(published)

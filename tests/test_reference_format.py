@@ -168,6 +168,29 @@ def test_the_critique_prompt_is_used_as_it_is(base_folder):
     assert CLoudConfig().critique_prompt == SENTENCE.rstrip()
 
 
+def test_a_critique_prompt_without_a_space_on_a_template_that_trims(reference_format):
+    tokenizer = make_tokenizer("llama3")
+    own = ReferenceFormat(tokenizer, critique_prompt="Judge:")
+    encoded = own.complete_for_training(own.encode_prefix("x", "y"), " Good. \n")
+    messages = [{"role": r, "content": c} for r, c in (("user", "x"), ("assistant", "y"), ("user", "Judge: Good. \n"))]
+    assert tokenizer.decode(encoded.input_ids) == tokenizer.apply_chat_template(messages, tokenize=False)
+
+
+@pytest.mark.parametrize("family", ["llama3", "chatml"])
+def test_loss_begins_behind_the_token_that_opens_the_critique_turn(family):
+    tokenizer = make_tokenizer(family)
+    own = ReferenceFormat(tokenizer)
+    encoded = own.complete_for_training(own.encode_prefix("x", "y"), "Good.")
+    assert tokenizer.decode(encoded.input_ids[encoded.prefix_length :]).lstrip().startswith("user")
+
+
+def test_a_tokenizer_that_does_not_clean_up(base_folder):
+    tokenizer = AutoTokenizer.from_pretrained(base_folder, clean_up_tokenization_spaces=False)
+    ids = tokenizer.encode(" Good , yes .", add_special_tokens=False)
+    assert ReferenceFormat(tokenizer).decode(ids) == "Good , yes ."
+    assert ReferenceFormat(make_tokenizer("llama3")).decode(ids) == "Good, yes."
+
+
 def test_templates_the_reference_could_not_read_are_refused():
     with pytest.raises(ValueError, match="same token"):
         ReferenceFormat(make_tokenizer("mistral_v3"))

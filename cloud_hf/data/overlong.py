@@ -7,6 +7,8 @@ from ..critique_format import CritiqueFormat
 
 
 OVERLONG_POLICIES = ("error", "drop", "truncate_prompt")
+# The last cuts critiques off, as the reference implementation does; for its format alone
+TRAINING_POLICIES = (*OVERLONG_POLICIES, "truncate_end")
 
 # Cutting text changes how it splits into tokens, so a cut can fall short by a few: each is more generous.
 _ATTEMPTS = 8

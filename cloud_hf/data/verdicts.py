@@ -9,13 +9,13 @@ _POINTS = {"A>>B": 2, "A>B": 1, "A=B": 0, "B>A": -1, "B>>A": -2}
 _LABEL = re.compile(r"\[\[([AB<>=]+)\]\]")
 
 
-def read_verdict(judgement: str, rule: str = "last") -> str | None:
+def read_verdict(judgement: str | None, rule: str = "last") -> str | None:
     """
     Find the verdict, `[[A>>B]]` to `[[B>>A]]`, in what a judge wrote.
 
     Args:
-        judgement (`str`):
-            The judge's text.
+        judgement (`str`, *optional*):
+            The judge's text; `None`, as servers answer where it was empty, holds no verdict.
         rule (`str`, *optional*, defaults to `"last"`):
             `"last"`: the last of the five verdicts in the text. `"agreed"`: what the reference implementation reads, the
             one label that occurs, which may be one it does not know (`[[A<B]]`); two different ones are none.
@@ -32,7 +32,7 @@ def read_verdict(judgement: str, rule: str = "last") -> str | None:
     True
     ```
     """
-    labels = _LABEL.findall(judgement)
+    labels = _LABEL.findall(judgement or "")
     if rule == "agreed":
         return labels[0] if len(set(labels)) == 1 else None
     if rule != "last":

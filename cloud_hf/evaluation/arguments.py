@@ -1,5 +1,7 @@
 """Command-line arguments of everything that scores."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,14 +10,15 @@ from datasets import Dataset
 from ..critique_format import CritiqueFormat
 from ..data.loading import load_rows
 from ..data.schemas import check_columns
-from ..loading import check_reward_model, load_reward_model, read_model_config
-from ..scoring import TransformersScorer, context_length
+from ..loading import check_reward_model, read_model_config
+from ..scoring import Scorer
+from ..serving.backends import BackendArguments, open_backend
 
 
-@dataclass
-class ScoringArguments:
+@dataclass(kw_only=True)
+class ScoringArguments(BackendArguments):
     """
-    Which models score which data, and how.
+    Which models score which data, and how. The arguments of [`BackendArguments`], and
 
     Parameters:
         models (`list[str]`):
@@ -38,10 +41,6 @@ class ScoringArguments:
             Longest critique in tokens.
         overlong_policy (`str`, *optional*, defaults to `"error"`):
             What happens to rows that do not fit the model's context: error, drop or truncate_prompt.
-        batch_size (`int`, *optional*, defaults to `16`):
-            Sequences scored at once.
-        dtype (`str`, *optional*, defaults to `"auto"`):
-            Data type of the weights.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the sampling.
     """
@@ -56,13 +55,13 @@ class ScoringArguments:
     temperature: float = field(default=0.0, metadata={"help": "Sampling temperature; 0 is greedy."})
     max_new_tokens: int = field(default=1024, metadata={"help": "Longest critique in tokens."})
     overlong_policy: str = field(default="error", metadata={"help": "Over-long rows: error, drop or truncate_prompt."})
-    batch_size: int = field(default=16, metadata={"help": "Sequences scored at once."})
-    dtype: str = field(default="auto", metadata={"help": "Data type of the weights."})
     seed: int = field(default=0, metadata={"help": "Seed of the sampling."})
 
 
 def load_datasets(args: ScoringArguments, columns: tuple[str, ...]) -> dict[str, Dataset]:
     """All datasets by name, their columns checked and cut to `limit` rows; and a check that all models are ones."""
+    if args.backend == "server" and len(args.models) > 1:
+        raise ValueError(f"A server has one model, but `models` names {len(args.models)}.")
     if args.limit is not None and args.limit < 1:
         raise ValueError(f"`limit` is {args.limit}; it must be at least 1.")
     datasets = {name: load_rows(name, args.dataset_test_split, args.dataset_config) for name in args.dataset_name}
@@ -84,15 +83,15 @@ def short_names(names: list[str]) -> dict[str, str]:
     return {name: "/".join(own[-length[name] :]).strip("/") for name, own in parts.items()}
 
 
-def load_scorer(name: str, args: ScoringArguments) -> tuple[TransformersScorer, CritiqueFormat, dict]:
+@contextmanager
+def open_scorer(name: str, args: ScoringArguments) -> Iterator[tuple[Scorer, CritiqueFormat, dict]]:
     """A model's scorer, its format, and the options that `evaluate_pairs` and `evaluate_best_of_n` take."""
-    model, tokenizer = load_reward_model(name, dtype=args.dtype)
-    options = {
-        "context_length": context_length(model.config),
-        "overlong_policy": args.overlong_policy,
-        "max_new_tokens": args.max_new_tokens,
-    }
-    if model.config.critique:
-        options |= {"num_critiques": args.num_critiques, "temperature": args.temperature, "seed": args.seed}
-    scorer = TransformersScorer(model, tokenizer, args.batch_size, show_progress=True)
-    return scorer, CritiqueFormat.from_config(model.config, tokenizer), options
+    with open_backend(name, args) as (scorer, critique_format, context):
+        options = {
+            "context_length": context,
+            "overlong_policy": args.overlong_policy,
+            "max_new_tokens": args.max_new_tokens,
+        }
+        if critique_format.critique:
+            options |= {"num_critiques": args.num_critiques, "temperature": args.temperature, "seed": args.seed}
+        yield scorer, critique_format, options

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from trl import RewardConfig
 
-from ..data.overlong import OVERLONG_POLICIES, check_policy
+from ..data.overlong import TRAINING_POLICIES, check_policy
 
 
 @dataclass
@@ -67,7 +67,7 @@ class CLoudTrainingConfig(RewardConfig):
     bradley_terry_weight: float = field(default=1.0, metadata={"help": "Weight of the Bradley-Terry loss."})
 
     def __post_init__(self):
-        check_policy(self.overlong_policy, (*OVERLONG_POLICIES, "truncate_end"))
+        check_policy(self.overlong_policy, TRAINING_POLICIES)
         for name in ("lm_loss_weight", "bradley_terry_weight"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it must be a number from 0 up.")

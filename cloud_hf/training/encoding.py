@@ -7,7 +7,7 @@ from typing import Any
 from datasets import Dataset
 
 from ..critique_format import IGNORE_INDEX, CritiqueFormat, EncodedCritique
-from ..data.overlong import fit
+from ..data.overlong import OVERLONG_POLICIES, TRAINING_POLICIES, check_policy, fit
 from ..data.schemas import (
     FEEDBACK_COLUMNS,
     PAIR_COLUMNS,
@@ -58,6 +58,7 @@ def encode_pairs(
     Raises:
         `ValueError`: Naming the first bad row and its field.
     """
+    check_policy(overlong_policy, TRAINING_POLICIES if critique_format.name == "reference" else OVERLONG_POLICIES)
     if len(rows) == 0:
         raise ValueError(f"The {name} dataset has no rows.")
     required = PAIR_COLUMNS + (FEEDBACK_COLUMNS if critique_format.critique else ())

@@ -19,7 +19,8 @@ from ..configuration_cloud import CLoudConfig, read_config
 from ..critique_format import IGNORE_INDEX, CritiqueFormat
 from ..data.schemas import check_columns
 from ..loading import refuse_adapter
-from ..modeling_cloud import CLoudForRewardModeling, CLoudOutput
+from ..modeling_cloud import CLoudForRewardModeling, CLoudOutput, unused_token_id
+from ..published import HUB_KWARGS
 from ..scoring import context_length
 from .arguments import set_chat_template
 from .collator import DataCollatorForCLoud
@@ -99,11 +100,9 @@ class CLoudTrainer(RewardTrainer):
                 f"`model` is a {type(model).__name__}. Pass a CLoudForRewardModeling (`from_base` makes one), or a name."
             )
         self.critique_format = CritiqueFormat.from_config(model.config, processing_class)
-        if args.overlong_policy == "truncate_end" and model.config.format != "reference":
-            raise ValueError(
-                "`overlong_policy` 'truncate_end' cuts critiques off; only models with `format` 'reference' are trained so. "
-                "Use error, drop or truncate_prompt."
-            )
+        if model.config.critique_end_token_id is None:  # a published checkpoint, which knows no tokenizer
+            model.config.critique_end_token_id = self.critique_format.end_token_id
+            model.config.reward_token_id = unused_token_id(processing_class, model.config.text_config.vocab_size)
         self._context_length = context_length(model.config)
         self._sums: dict[str, dict[str, float]] = {"train": defaultdict(float), "eval": defaultdict(float)}
         if data_collator is None:
@@ -258,7 +257,8 @@ def load_model(
     if quantization_config is not None:
         kwargs["quantization_config"] = quantization_config
     refuse_adapter(name)
-    config = read_config(name, revision=kwargs.get("revision"))
+    names = (*HUB_KWARGS, "base_model_name_or_path", "text_config")
+    config = read_config(name, **{key: kwargs[key] for key in names if key in kwargs})
     if isinstance(config, CLoudConfig):
         _check_options(name, config, args)
         return CLoudForRewardModeling.from_pretrained(name, **kwargs)

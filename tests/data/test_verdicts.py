@@ -18,6 +18,7 @@ VERDICTS = ("A>>B", "A>B", "A=B", "B>A", "B>>A")
         ("[[A<B]]", None, "A<B"),
         ("[[A > B]], [A>B], [[a>b]], [[]]", None, None),
         ("", None, None),
+        (None, None, None),
     ],
 )
 def test_both_rules(text, last, agreed):

@@ -1,0 +1,23 @@
+"""Critiques and rewards from vLLM and over HTTP. The names are imported when they are used: vLLM takes seconds."""
+
+from typing import TYPE_CHECKING
+
+
+if TYPE_CHECKING:
+    from .client import CLoudClient
+    from .vllm_scorer import CLoudVLLM
+
+
+__all__ = ["CLoudClient", "CLoudVLLM"]
+
+
+def __getattr__(name: str):
+    if name == "CLoudVLLM":
+        from .vllm_scorer import CLoudVLLM
+
+        return CLoudVLLM
+    if name == "CLoudClient":
+        from .client import CLoudClient
+
+        return CLoudClient
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,147 @@
+"""The reward server's vLLM backend: one request to the engine per response, any number at once."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, aclosing
+
+from transformers import AutoTokenizer
+from vllm import AsyncEngineArgs
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from ..configuration_cloud import read_config
+from ..critique_format import CritiqueFormat
+from ..generation import Sample, row_seed
+from ..scoring import Score, ScoringRequest, read_request, with_rewards
+from .vllm_model_folder import servable_model
+from .vllm_requests import VLLMRequests
+
+
+class VLLMEngine:
+    """
+    [`RewardEngine`] over vLLM's asynchronous engine.
+
+    Args:
+        model (`str`):
+            Hub id or folder of a CLoud or classic model, or of a LoRA adapter.
+        **vllm_options:
+            Passed to `vllm.AsyncEngineArgs` (`dtype`, `max_model_len`, `tensor_parallel_size`, …).
+
+    Raises:
+        `ValueError`: If `model` is no CLoud model.
+    """
+
+    def __init__(self, model: str, **vllm_options):
+        self.name = str(model)
+        self._resources = ExitStack()
+        folder = self._resources.enter_context(servable_model(self.name))
+        self.config = read_config(folder)
+        self.critique = self.config.critique
+        self.critique_format = CritiqueFormat.from_config(self.config, AutoTokenizer.from_pretrained(folder))
+        self._requests = VLLMRequests(self.critique_format, self.config)
+        self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(model=folder, **vllm_options))
+
+    def check(self, prompt, response: str, max_new_tokens: int, critiques: list[str] | None = None):
+        """Raise `ValueError` if the prompt, the response, given critiques or their length is not usable."""
+        self._read(
+            prompt, response, max_new_tokens=max_new_tokens, critiques=None if critiques is None else [critiques]
+        )
+
+    async def score(
+        self,
+        prompt,
+        response: str,
+        *,
+        num_critiques: int = 1,
+        temperature: float = 0.0,
+        max_new_tokens: int = 1024,
+        critiques: list[str] | None = None,
+        seed: int | None = None,
+    ) -> Score:
+        """Judge one response. See [`Scorer`]; cancelling the call takes the request off the engine."""
+        request = self._read(
+            prompt,
+            response,
+            num_critiques=num_critiques,
+            temperature=temperature,
+            max_new_tokens=max_new_tokens,
+            critiques=None if critiques is None else [critiques],
+        )
+        if request.given is not None:
+            return await self._with_rewards_read(request.given_samples(), request.given)
+        params = self._writing(request, num_critiques, temperature, max_new_tokens, seed)
+        output = await self._finish(self._requests.prompt_of(request.prefixes[0]), params)
+        samples = [self._requests.samples(output, max_new_tokens)]
+        if self.critique_format.rereads_critiques:
+            return await self._with_rewards_read(samples, request.reread(samples))
+        return Score.of(samples[0])
+
+    async def stream(
+        self, prompt, response: str, *, temperature: float = 0.0, max_new_tokens: int = 1024, seed: int | None = None
+    ) -> AsyncIterator[str | Score]:
+        """Yield a critique piece by piece, then its [`Score`]. Closing the generator takes the request off the engine."""
+        request = self._read(prompt, response, temperature=temperature, max_new_tokens=max_new_tokens)
+        if request.given is not None:  # a classic model
+            yield await self._with_rewards_read(request.given_samples(), request.given)
+            return
+        kind = {"output_kind": RequestOutputKind.CUMULATIVE}
+        params = self._writing(request, 1, temperature, max_new_tokens, seed, **kind)
+        shown, output = "", None
+        async with aclosing(self._generate(self._requests.prompt_of(request.prefixes[0]), params)) as outputs:
+            async for output in outputs:
+                text = self._stable_text(output.outputs[0].token_ids, max_new_tokens)
+                if text.startswith(shown) and len(text) > len(shown):
+                    yield text[len(shown) :]
+                    shown = text
+        samples = [self._requests.samples(output, max_new_tokens)]
+        if len(samples[0][0].critique) > len(shown):
+            yield samples[0][0].critique[len(shown) :]
+        if self.critique_format.rereads_critiques:
+            yield await self._with_rewards_read(samples, request.reread(samples))
+        else:
+            yield Score.of(samples[0])
+
+    async def close(self):
+        """Stop the engine and free what it holds."""
+        self._llm.shutdown()
+        self._resources.close()
+
+    def _read(self, prompt, response, **options) -> ScoringRequest:
+        defaults = {"num_critiques": 1, "temperature": 0.0, "max_new_tokens": 1, "critiques": None}
+        return read_request(
+            self.critique_format,
+            self.config,
+            [prompt],
+            [response],
+            **{**defaults, **options},
+            context=self._llm.model_config.max_model_len,
+            reserved_tokens=self._requests.reserved_tokens,
+        )
+
+    def _writing(self, request, num_critiques, temperature, max_new_tokens, seed, **options) -> SamplingParams:
+        if seed is not None:
+            seed = None if temperature == 0 else row_seed(seed, 0, request.prefixes[0].input_ids) % 2**62
+        return self._requests.writing(num_critiques, temperature, max_new_tokens, seed, **options)
+
+    def _stable_text(self, token_ids, max_new_tokens: int) -> str:
+        """What of an unfinished critique is sure to stay: no half character, no space that could be stripped."""
+        ids = list(token_ids)[:max_new_tokens]
+        if self.config.reward_token_id in ids:
+            ids = ids[: ids.index(self.config.reward_token_id)]
+        return self.critique_format.decode(ids).rstrip("\ufffd")
+
+    def _generate(self, prompt: dict, params: SamplingParams):
+        return self._llm.generate(prompt, params, request_id=uuid.uuid4().hex)
+
+    async def _finish(self, prompt: dict, params: SamplingParams):
+        async with aclosing(self._generate(prompt, params)) as outputs:
+            async for output in outputs:
+                last = output
+        return last
+
+    async def _with_rewards_read(self, samples: list[list[Sample]], rows) -> Score:
+        params = self._requests.reading()
+        prompts = [self._requests.sequence_of(encoded) for encoded in rows[0]]
+        outputs = await asyncio.gather(*(self._finish(prompt, params) for prompt in prompts))
+        return with_rewards(samples, [self._requests.reward(output) for output in outputs])[0]

