@@ -105,7 +105,7 @@ class CritiqueWriter:
             while jobs:
                 batch, jobs = jobs[: self.batch_size], jobs[self.batch_size :]
                 places = [place for place, _ in batch]
-                seeds = [_row_seed(seed, number, prefixes[rows[place]].input_ids) for place, number in batch]
+                seeds = [row_seed(seed, number, prefixes[rows[place]].input_ids) for place, number in batch]
                 written = self._write_batch(inputs, places, seeds, copy.deepcopy(cache) if jobs else cache)
                 for place, sample in zip(places, written, strict=True):
                     samples[rows[place]].append(sample)
@@ -129,9 +129,11 @@ class CritiqueWriter:
                 cache.reorder_cache(index)
         width = inputs["input_ids"].shape[1]
         end = self.critique_format.end_token_id
-        stop_ids = self.critique_format.stop_ids(self.model.config)
+        stop_ids, banned_ids = (
+            find(self.model.config) for find in (self.critique_format.stop_ids, self.critique_format.banned_ids)
+        )
         reader = _RewardReader(end)
-        ending = _EndOfCritique(end, stop_ids, width + self.max_new_tokens, reader)
+        ending = _EndOfCritique(end, stop_ids, banned_ids, width + self.max_new_tokens, reader)
         processors = [_GumbelSampler(self.temperature, seeds, reader)] if self.temperature > 0 else []
         hook = self.model.trunk.register_forward_hook(reader.read, with_kwargs=True)
         try:
@@ -182,7 +184,7 @@ def _new_cache(language_model: PreTrainedModel) -> DynamicCache:
     return DynamicCache(config=language_model.config.get_text_config(decoder=True))
 
 
-def _row_seed(seed: int, sample: int, prefix_ids: tuple[int, ...]) -> int:
+def row_seed(seed: int, sample: int, prefix_ids: tuple[int, ...]) -> int:
     """A seed that depends on the text judged, not on its place: batches, order and shards do not change a sample."""
     digest = hashlib.blake2b(f"{seed}/{sample}/{prefix_ids}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big")
@@ -236,9 +238,12 @@ class _GumbelSampler(LogitsProcessor):
 class _EndOfCritique(LogitsProcessor):
     """Lets any stop token close the critique with the end of turn, and closes it when the budget is spent."""
 
-    def __init__(self, end_token_id: int, stop_ids: list[int], last_width: int, reader: _RewardReader):
+    def __init__(
+        self, end_token_id: int, stop_ids: list[int], banned_ids: list[int], last_width: int, reader: _RewardReader
+    ):
         self.end_token_id = end_token_id
         self.stop_ids = stop_ids
+        self.banned_ids = banned_ids
         self.last_width = last_width
         self.reader = reader
         self.cut_B: torch.Tensor | None = None
@@ -248,6 +253,7 @@ class _EndOfCritique(LogitsProcessor):
             best = scores[:, [self.end_token_id, *self.stop_ids]].amax(-1)
             scores[:, self.stop_ids] = -torch.inf
             scores[:, self.end_token_id] = best
+        scores[:, self.banned_ids] = -torch.inf
         if input_ids.shape[1] == self.last_width:
             self.cut_B = ~self.reader.ended_B.to(scores.device) & (scores.argmax(-1) != self.end_token_id)
             scores.fill_(-torch.inf)
