@@ -1,0 +1,282 @@
+"""A scorer whose model is behind HTTP: the client of the reward server."""
+
+import asyncio
+import json
+import random
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+from ..scoring import Score
+
+
+# Seconds before the first retry; they double up to the second figure
+_FIRST_WAIT = 1.0
+_LONGEST_WAIT = 30.0
+_CONNECT_TIMEOUT = 10.0
+
+_TOO_MANY_REQUESTS = 429
+_BAD_INPUT = (400, 413, 422)
+_RETRIED = (502, 503, 504)
+
+
+class RewardServerError(RuntimeError):
+    """The server could not be reached, failed, or refused the client."""
+
+
+@dataclass
+class _Pool:
+    """Connections of one event loop, shared by the calls that run on it."""
+
+    http: httpx.AsyncClient
+    places: asyncio.Semaphore
+    users: int = 0
+
+
+@dataclass
+class _Row:
+    """A request for one response, and what became of it so far."""
+
+    index: int
+    body: bytes
+    num_critiques: int
+    failures: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+
+class CLoudClient:
+    r"""
+    [`Scorer`] over a reward server (`python -m cloud_hf.serving.server`).
+
+    Each response is a request of its own, so that a failure costs little. Lost connections, time-outs and the statuses 502,
+    503 and 504 are tried again after 1, 2, 4, … seconds (at most 30, each shortened at random by up to half). A server whose
+    queue is full (429) is asked again for as long as `timeout` says.
+
+    Args:
+        base_url (`str`):
+            The server's address, such as `"http://127.0.0.1:8000"`.
+        api_key (`str`, *optional*):
+            Its key.
+        max_concurrency (`int`, *optional*, defaults to `64`):
+            Requests that run at once, over all calls on one event loop.
+        timeout (`float`, *optional*, defaults to `600.0`):
+            Seconds that one try may take.
+        max_retries (`int`, *optional*, defaults to `5`):
+            Tries after the first. 5 outlast about half a minute without a server, 8 about two.
+
+    Examples:
+
+    ```python
+    >>> client = CLoudClient("http://127.0.0.1:8000")
+    >>> [score] = client.score(["What is 2+2?"], ["4"])
+    >>> score.critique, score.reward
+    ```
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        api_key: str | None = None,
+        max_concurrency: int = 64,
+        timeout: float = 600.0,
+        max_retries: int = 5,
+    ):
+        if not base_url.startswith(("http://", "https://")):
+            raise ValueError(f"`base_url` is {base_url!r}; it must start with http:// or https://.")
+        if max_concurrency < 1 or max_retries < 0 or not timeout > 0:
+            raise ValueError("`max_concurrency` must be at least 1, `max_retries` at least 0 and `timeout` above 0.")
+        self.url = f"{base_url.rstrip('/')}/v1/rewards"
+        self.max_concurrency = max_concurrency
+        self.timeout = timeout
+        self.max_retries = max_retries
+        self._headers = {"Content-Type": "application/json"}
+        if api_key is not None:
+            self._headers["Authorization"] = f"Bearer {api_key}"
+        self._pools: dict[asyncio.AbstractEventLoop, _Pool] = {}
+
+    def score(self, prompts: list, responses: list[str], **options) -> list[Score]:
+        """[`CLoudClient.ascore`] for code that is not asynchronous."""
+        work = self.ascore(prompts, responses, **options)
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return asyncio.run(work)
+        # A notebook has a loop of its own
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(asyncio.run, work).result()
+
+    async def ascore(
+        self,
+        prompts: list,
+        responses: list[str],
+        *,
+        num_critiques: int = 1,
+        temperature: float = 0.0,
+        max_new_tokens: int = 1024,
+        critiques: list | None = None,
+        seed: int | None = None,
+    ) -> list[Score]:
+        """
+        Judge responses.
+
+        Args:
+            prompts, responses, num_critiques, temperature, max_new_tokens, critiques, seed:
+                See [`~cloud_hf.scoring.Scorer`].
+
+        Returns:
+            `list[Score]`: In input order.
+
+        Raises:
+            `ValueError`: If the server finds an argument or a row not usable; the message names the row.
+            `RewardServerError`: If it cannot be reached or fails, after the retries. One row's failure ends the call.
+        """
+        options = {"temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
+        rows = _make_rows(prompts, responses, critiques, {**options, "num_critiques": num_critiques})
+        scores: list[Score | None] = [None] * len(rows)
+        waiting = iter(rows)
+
+        async def work(pool: _Pool):
+            for row in waiting:
+                async with pool.places:
+                    scores[row.index] = await self._score_row(pool.http, row)
+
+        async with self._pool() as pool:
+            workers = [asyncio.create_task(work(pool)) for _ in range(min(self.max_concurrency, len(rows)))]
+            try:
+                await asyncio.gather(*workers)
+            finally:
+                for worker in workers:
+                    worker.cancel()
+                await asyncio.gather(*workers, return_exceptions=True)
+        return scores
+
+    # -------------------------------------------------------------------------------------------------- one request
+
+    async def _score_row(self, http: httpx.AsyncClient, row: _Row) -> Score:
+        row.started = time.monotonic()
+        while True:
+            try:
+                async with asyncio.timeout(self.timeout):
+                    response = await http.post(self.url, content=row.body, headers=self._headers)
+            except (httpx.TransportError, TimeoutError) as error:
+                await self._wait(row, f"{type(error).__name__} {error}".strip(), None)
+                continue
+            if response.status_code == 200:
+                return self._read(row, response)
+            message = f"status {response.status_code}: {_error_message(response)}"
+            if response.status_code in _BAD_INPUT:
+                raise ValueError(self._describe(row, message))
+            if response.status_code == _TOO_MANY_REQUESTS:
+                await self._wait_for_place(row, message, response)
+            elif response.status_code in _RETRIED:
+                await self._wait(row, message, _retry_after(response))
+            else:
+                raise RewardServerError(self._describe(row, message))
+
+    async def _wait(self, row: _Row, what: str, at_least: float | None):
+        """Sleep before the next try, or raise if there is none."""
+        if row.failures == self.max_retries:
+            seconds = time.monotonic() - row.started
+            tries = f"given up after {row.failures + 1} tries in {seconds:.1f} s"
+            raise RewardServerError(self._describe(row, f"{what} ({tries})"))
+        await asyncio.sleep(max(_backoff(row.failures), at_least or 0.0))
+        row.failures += 1
+
+    async def _wait_for_place(self, row: _Row, what: str, response: httpx.Response):
+        """A full queue is no failure: the server works."""
+        seconds = (_retry_after(response) or _FIRST_WAIT) * random.uniform(1.0, 1.5)
+        if time.monotonic() - row.started + seconds > self.timeout:
+            raise RewardServerError(self._describe(row, f"{what} (for {self.timeout:g} s)"))
+        await asyncio.sleep(seconds)
+
+    def _read(self, row: _Row, response: httpx.Response) -> Score:
+        try:
+            [result] = response.json()["results"]
+            score = Score(
+                reward=result["reward"],
+                critique=result["critiques"][0],
+                rewards=tuple(result["rewards"]),
+                critiques=tuple(result["critiques"]),
+                reward_std=result["reward_std"],
+                finish_reasons=tuple(result["finish_reasons"]),
+                critique_ids=tuple(map(tuple, result["critique_ids"])),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise RewardServerError(
+                self._describe(row, f"an answer that is not a reward server's: {error!r}")
+            ) from error
+        if len(score.rewards) != row.num_critiques:
+            raise RewardServerError(
+                self._describe(row, f"{len(score.rewards)} rewards for {row.num_critiques} critiques")
+            )
+        return score
+
+    def _describe(self, row: _Row, what: str) -> str:
+        return f"Row {row.index}: {self.url}: {what}"
+
+    # -------------------------------------------------------------------------------------------------- connections
+
+    @asynccontextmanager
+    async def _pool(self):
+        """Connections of this event loop; the last call to leave closes them."""
+        loop = asyncio.get_running_loop()
+        if loop not in self._pools:
+            limits = httpx.Limits(max_connections=self.max_concurrency, max_keepalive_connections=self.max_concurrency)
+            timeout = httpx.Timeout(self.timeout, connect=min(_CONNECT_TIMEOUT, self.timeout))
+            # Reading the certificates takes longer than a short request
+            http = httpx.AsyncClient(limits=limits, timeout=timeout, verify=self.url.startswith("https://"))
+            self._pools[loop] = _Pool(http, asyncio.Semaphore(self.max_concurrency))
+        pool = self._pools[loop]
+        pool.users += 1
+        try:
+            yield pool
+        finally:
+            pool.users -= 1
+            if pool.users == 0:
+                del self._pools[loop]
+                await pool.http.aclose()
+
+
+def _make_rows(prompts: list, responses: list[str], critiques: list | None, options: dict[str, Any]) -> list[_Row]:
+    """The requests; the server checks what they hold."""
+    for name, values in (("prompts", prompts), ("responses", responses), ("critiques", critiques)):
+        if values is None and name == "critiques":
+            continue
+        if isinstance(values, str | dict):
+            raise ValueError(f"`{name}` is {values!r:.60}; give a list with one entry per response to judge.")
+        if len(values) != len(responses):
+            raise ValueError(f"{len(values)} {name} but {len(responses)} responses; give one entry per response.")
+    options = {key: value for key, value in options.items() if value is not None} | {"return_critique_ids": True}
+    rows = []
+    for index, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        item, count = {"prompt": prompt, "response": response}, options["num_critiques"]
+        if critiques is not None:
+            given = critiques[index]
+            item["critiques"] = [given] if isinstance(given, str) else list(given)
+            count *= len(item["critiques"])
+        try:
+            body = json.dumps({"inputs": [item], **options}, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"Row {index}: this cannot be sent as JSON: {error}") from error
+        rows.append(_Row(index, body.encode(), count))
+    return rows
+
+
+def _backoff(failures: int) -> float:
+    return min(_LONGEST_WAIT, _FIRST_WAIT * 2**failures) * random.uniform(0.5, 1.0)
+
+
+def _retry_after(response: httpx.Response) -> float | None:
+    value = response.headers.get("Retry-After", "")
+    return min(float(value), _LONGEST_WAIT) if value.isdecimal() else None
+
+
+def _error_message(response: httpx.Response) -> str:
+    try:
+        return str(response.json()["error"])
+    except (ValueError, KeyError, TypeError):
+        return f"{response.text[:200]!r}"

@@ -1,0 +1,225 @@
+"""A conversation as text, special tokens included -> its messages.
+
+RL trainers decode a policy's prompt and response to one string and send that. Here it becomes messages again, which a
+reward model renders with its own chat template. How turns begin and end is found by rendering probes with the policy's
+template: what stands between two contents is their delimiter.
+"""
+
+import re
+from itertools import pairwise
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+
+# Probes: role by role, every turn order that templates commonly allow. A template that refuses one is not asked for it.
+_ORDERS = (
+    ("user",),
+    ("user", "assistant", "user"),
+    ("user", "assistant", "user", "assistant"),
+    ("system", "user", "assistant", "user"),
+    ("user", "user", "assistant", "assistant"),
+)
+_START = "start"
+
+# Stands for a date the template writes, and the text that may stand there.
+_DATE = "99 Xyz 9999"
+_ANY_DATE = r"[^\n<]{0,40}"
+
+
+class RenderedChats:
+    """
+    Parses conversations that were rendered with a tokenizer's chat template.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            The tokenizer of the model that wrote the last turn, with its chat template.
+
+    Raises:
+        `ValueError`: If there is no chat template, or its turns cannot be told apart.
+
+    Examples:
+
+    ```python
+    >>> chats = RenderedChats(tokenizer)
+    >>> chats.parse("<|im_start|>user\\nWhat is 2+2?<|im_end|>\\n<|im_start|>assistant\\n4<|im_end|>")
+    [{'role': 'user', 'content': 'What is 2+2?'}, {'role': 'assistant', 'content': '4'}]
+    ```
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self.tokenizer = tokenizer
+        if not tokenizer.chat_template:
+            raise ValueError(
+                f"The tokenizer {tokenizer.name_or_path!r} has no chat template to read conversations by."
+            )
+        outer = {token for token in (tokenizer.bos_token, tokenizer.pad_token, tokenizer.eos_token) if token}
+        self._outer_tokens = re.compile(rf"(?:(?:{_any_of(outer)})\s*)*" if outer else "")
+        delimiters = self._find_delimiters()
+        self._check(delimiters)
+        self._starts = {
+            re.compile(_pattern(start)): role
+            for start, role in sorted(delimiters.pop(_START), key=lambda delimiter: -len(delimiter[0]))
+        }
+        # Per role: one pattern for all that can follow it, and the role that each alternative opens
+        self._next: dict[str, re.Pattern] = {}
+        self._opens: dict[str, list[str]] = {}
+        for role, followers in delimiters.items():
+            ordered = sorted(followers, key=lambda delimiter: -len(delimiter[0]))
+            self._next[role] = re.compile("|".join(f"({_pattern(text)})" for text, _ in ordered))
+            self._opens[role] = [opened for _, opened in ordered]
+        self._ends = self._find_ends(delimiters, outer)
+
+    def parse(self, text: str, prompt: str | None = None) -> list[dict]:
+        """
+        The messages of a rendered conversation.
+
+        Args:
+            text (`str`):
+                The conversation. A BOS and padding around it are ignored, the end of its last turn may be missing, and a
+                system turn that the template writes by itself is left out.
+            prompt (`str`, *optional*):
+                Rendered prompt that `text` starts with, up to where the response begins. With it, nothing in the response
+                is read as the start of another turn.
+
+        Returns:
+            `list[dict]`: Messages with `role` and `content`. A text that ends where an answer should begin has an empty
+            last message of the assistant.
+
+        Raises:
+            `ValueError`: If the text does not begin as the template's conversations do, or not with `prompt`, or `prompt`
+                does not end where an answer begins.
+        """
+        if prompt is None:
+            messages = self._turns(text)
+            messages[-1]["content"] = self._without_end(messages[-1]["content"])
+            return messages
+        response = self._after_prompt(text, prompt)
+        messages = self._turns(prompt)
+        if messages[-1]["role"] != "assistant":
+            raise ValueError(
+                f"The prompt ends on a {messages[-1]['role']} turn: {prompt[-80:]!r}. Render it with "
+                "`add_generation_prompt=True`."
+            )
+        messages[-1]["content"] += self._without_end(response)
+        return messages
+
+    # ----------------------------------------------------------------------------------------------------- reading
+
+    def _turns(self, text: str) -> list[dict]:
+        role, position = self._read_start(text)
+        messages = []
+        while match := self._next[role].search(text, position):
+            messages.append({"role": role, "content": text[position : match.start()]})
+            role, position = self._opens[role][match.lastindex - 1], match.end()
+        if role == "system":
+            raise ValueError(f"The text holds no user turn in the policy's chat template: {text[:80]!r}.")
+        return [*messages, {"role": role, "content": text[position:]}]
+
+    def _read_start(self, text: str) -> tuple[str, int]:
+        position = self._outer_tokens.match(text).end()
+        for start, role in self._starts.items():
+            if match := start.match(text, position):
+                return role, match.end()
+        expected = " or ".join(repr(start.pattern.replace("\\", "")[-60:]) for start in self._starts)
+        raise ValueError(
+            f"The text begins with {text[:80]!r}, which is no conversation in the policy's chat template: that begins "
+            f"with {expected}."
+        )
+
+    def _after_prompt(self, text: str, prompt: str) -> str:
+        """What follows the prompt. Decoding may have changed the prompt's text, so it is looked for as decoded too."""
+        start = self._outer_tokens.match(text).end()
+        for form in (prompt, self._decoded(prompt)):
+            form = form[self._outer_tokens.match(form).end() :]
+            if text.startswith(form, start):
+                return text[start + len(form) :]
+        raise ValueError(f"The text does not start with its prompt: {text[:80]!r} against {prompt[:80]!r}.")
+
+    def _without_end(self, content: str) -> str:
+        return self._ends.sub("", content)
+
+    def _decoded(self, text: str) -> str:
+        return self.tokenizer.decode(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    # ----------------------------------------------------------------------------------------------------- probing
+
+    def _find_delimiters(self) -> dict[str, set[tuple[str, str]]]:
+        """
+        Per role, or at the start: delimiters that may come next and the roles they open. Each is looked for as the
+        template writes it and as it reads when decoded, which for some tokenizers has other spaces.
+        """
+        delimiters: dict[str, set[tuple[str, str]]] = {_START: set(), "user": set(), "assistant": set()}
+        for roles in _ORDERS:
+            for generation in (False, True):
+                rendered = self._render(roles, generation)
+                if rendered is None:
+                    continue
+                for text in (rendered, self._decoded(rendered)):
+                    self._read_probe(delimiters, roles, text, generation)
+        return delimiters
+
+    def _read_probe(self, delimiters, roles: tuple[str, ...], text: str, generation: bool):
+        slots = [re.escape(_slot(index)) for index in range(len(roles))]
+        match = re.fullmatch("(.*)" + "(.*)".join(slots) + "(.*)", text, re.DOTALL)
+        if match is None:
+            return
+        start, *between, tail = match.groups()
+        start = start[self._outer_tokens.match(start).end() :]
+        delimiters[_START].add((start, roles[0]))
+        for (role, following), delimiter in zip(pairwise(roles), between, strict=True):
+            delimiters.setdefault(role, set()).add((delimiter, following))
+            closes_alike = roles[-1] == "assistant" and not generation and delimiter.startswith(tail)
+            if (role, following) == ("assistant", "user") and closes_alike:
+                # Without the turn that some templates put before a conversation that has no system turn
+                delimiters[_START].add((delimiter.removeprefix(tail), "user"))
+        if generation and roles[-1] == "user" and tail.strip():
+            # A thinking block that the prompt opens is the answer's first text
+            delimiters["user"].add((re.sub(r"<think>\s*$", "", tail), "assistant"))
+
+    def _render(self, roles: tuple[str, ...], generation: bool) -> str | None:
+        messages = [{"role": role, "content": _slot(index)} for index, role in enumerate(roles)]
+        try:
+            return self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=generation, date_string=_DATE
+            )
+        except TemplateError:
+            return None
+
+    def _check(self, delimiters: dict[str, set[tuple[str, str]]]):
+        """Refuse a template whose turns look alike; drop a system turn that cannot be told from the user's."""
+        user_starts = {start for start, role in delimiters[_START] if role == "user"}
+        if any(start in user_starts for start, role in delimiters[_START] if role == "system"):
+            delimiters[_START] = {(start, role) for start, role in delimiters[_START] if role != "system"}
+            del delimiters["system"]
+        shown = {(role, following) for role, followers in delimiters.items() for _, following in followers}
+        # A system turn may stand bare before the first user turn
+        blank = [
+            role
+            for role, followers in delimiters.items()
+            if any(not text.strip() and following != "system" for text, following in followers)
+        ]
+        if blank or not {(_START, "user"), ("user", "assistant"), ("assistant", "user")} <= shown:
+            raise ValueError(
+                f"The chat template of {self.tokenizer.name_or_path!r} does not mark where turns of user and assistant "
+                "begin and end, so that its conversations cannot be read back from text."
+            )
+
+    def _find_ends(self, delimiters: dict[str, set[tuple[str, str]]], outer: set[str]) -> re.Pattern:
+        """Tokens that may end a text: those that close an assistant's turn, and EOS and padding after them."""
+        added = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.content.strip()}
+        leading = re.compile(rf"\s*({_any_of(added)})") if added else re.compile(r"(?!)")
+        closing = {match.group(1) for text, _ in delimiters["assistant"] if (match := leading.match(text))}
+        return re.compile(rf"(?:(?:{_any_of(closing | outer)})\s*)+\Z" if closing | outer else r"(?!)")
+
+
+def _slot(index: int) -> str:
+    return f"slot{index}x"
+
+
+def _any_of(texts: set[str]) -> str:
+    return "|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True))
+
+
+def _pattern(delimiter: str) -> str:
+    return re.escape(delimiter).replace(re.escape(_DATE), _ANY_DATE)
