@@ -1,15 +1,18 @@
 """Critique-out-loud reward models as ordinary Hugging Face parts.
 
-Importing the package registers [`CLoudConfig`] and [`CLoudForRewardModeling`] with transformers' Auto classes.
+Importing the package registers [`CLoudConfig`] and [`CLoudForRewardModeling`] with transformers' Auto classes, and
+[`CLoudPipeline`] as the pipeline "critique-reward".
 """
 
 from typing import TYPE_CHECKING
 
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_cloud import CLoudConfig
 from .critique_format import CritiqueFormat
 from .modeling_cloud import CLoudForRewardModeling
+from .pipeline import CLoudPipeline
 from .scoring import Score, Scorer, TransformersScorer
 
 
@@ -22,6 +25,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CLoudConfig",
     "CLoudForRewardModeling",
+    "CLoudPipeline",
     "CLoudTrainer",
     "CLoudTrainingConfig",
     "CritiqueFormat",
@@ -35,6 +39,9 @@ AutoModel.register(CLoudConfig, CLoudForRewardModeling)
 AutoModelForSequenceClassification.register(CLoudConfig, CLoudForRewardModeling)
 CLoudConfig.register_for_auto_class()
 CLoudForRewardModeling.register_for_auto_class("AutoModel")
+PIPELINE_REGISTRY.register_pipeline(
+    "critique-reward", pipeline_class=CLoudPipeline, pt_model=AutoModelForSequenceClassification, type="text"
+)
 
 
 def __dir__() -> list[str]:

@@ -5,13 +5,25 @@ keeps the hidden state. There is no second prefill, and no text is tokenised aga
 the critique's text, as [`ReferenceFormat`], that is a second pass: see `rereads_critiques`.)
 """
 
+import copy
 import hashlib
+import inspect
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from tqdm.auto import tqdm
-from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    Cache,
+    DynamicCache,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from .critique_format import CritiqueFormat, EncodedCritique, EncodedPrefix
 
@@ -82,32 +94,54 @@ class CritiqueWriter:
         """`num_critiques` samples for each prefix."""
         if seed is None:
             seed = int(torch.randint(2**31, ()))  # follows torch.manual_seed
-        jobs = [(row, sample) for row in range(len(prefixes)) for sample in range(num_critiques)]
-        samples: list[dict[int, Sample]] = [{} for _ in prefixes]
-        for batch in _batches([len(prefixes[row].input_ids) for row, _ in jobs], self.batch_size, self.show_progress):
-            batch_jobs = [jobs[index] for index in batch]
-            ids = [prefixes[row].input_ids for row, _ in batch_jobs]
-            seeds = [row_seed(seed, sample, prefixes[row].input_ids) for row, sample in batch_jobs]
-            for (row, sample), result in zip(batch_jobs, self._write_batch(ids, seeds), strict=True):
-                samples[row][sample] = result
-        return [[row[sample] for sample in range(num_critiques)] for row in samples]
+        shares = num_critiques > 1 and can_share_prefill(self.model.language_model)
+        # As many prefixes at once as make whole batches of critiques
+        at_once = self.batch_size // math.gcd(self.batch_size, num_critiques)
+        samples: list[list[Sample]] = [[] for _ in prefixes]
+        for rows in _batches([len(prefix.input_ids) for prefix in prefixes], at_once, self.show_progress):
+            inputs = _left_padded([prefixes[row].input_ids for row in rows], self.model.device)
+            cache = self._prefill(inputs) if shares else None
+            jobs = [(place, number) for place in range(len(rows)) for number in range(num_critiques)]
+            while jobs:
+                batch, jobs = jobs[: self.batch_size], jobs[self.batch_size :]
+                places = [place for place, _ in batch]
+                seeds = [row_seed(seed, number, prefixes[rows[place]].input_ids) for place, number in batch]
+                written = self._write_batch(inputs, places, seeds, copy.deepcopy(cache) if jobs else cache)
+                for place, sample in zip(places, written, strict=True):
+                    samples[rows[place]].append(sample)
+        return samples
 
-    def _write_batch(self, prefixes: list[tuple[int, ...]], seeds: list[int]) -> list[Sample]:
-        inputs = _left_padded(prefixes, self.model.device)
+    def _prefill(self, inputs: dict[str, torch.Tensor]) -> Cache:
+        """The cache of prefixes without their last token, from whose logits `generate` goes on."""
+        cache = _new_cache(self.model.language_model)
+        all_but_last = {name: tensor[:, :-1] for name, tensor in inputs.items()}
+        self.model(**all_but_last, past_key_values=cache, use_cache=True)
+        return cache
+
+    def _write_batch(
+        self, inputs: dict[str, torch.Tensor], places: list[int], seeds: list[int], cache: Cache | None
+    ) -> list[Sample]:
+        """One critique for each place in `inputs`; `cache` is used up."""
+        if places != list(range(len(inputs["input_ids"]))):
+            index = torch.tensor(places, device=self.model.device)
+            inputs = {name: tensor[index] for name, tensor in inputs.items()}
+            if cache is not None:
+                cache.reorder_cache(index)
         width = inputs["input_ids"].shape[1]
         end = self.critique_format.end_token_id
-        sampler = _GumbelSampler(self.temperature, seeds, end, width)
         stop_ids, banned_ids = (
             find(self.model.config) for find in (self.critique_format.stop_ids, self.critique_format.banned_ids)
         )
-        ending = _EndOfCritique(end, stop_ids, banned_ids, width, self.max_new_tokens)
-        reader = _RewardReader(end, len(prefixes))
+        reader = _RewardReader(end)
+        ending = _EndOfCritique(end, stop_ids, banned_ids, width + self.max_new_tokens, reader)
+        processors = [_GumbelSampler(self.temperature, seeds, reader)] if self.temperature > 0 else []
         hook = self.model.trunk.register_forward_hook(reader.read, with_kwargs=True)
         try:
             # The language model inside a reward model has a neutral generation config
             output_ids = self.model.language_model.generate(
                 **inputs,
-                logits_processor=LogitsProcessorList([sampler, ending]),
+                **({} if cache is None else {"past_key_values": cache}),
+                logits_processor=LogitsProcessorList([*processors, ending]),
                 stopping_criteria=StoppingCriteriaList([reader]),
                 max_new_tokens=self.max_new_tokens + 2,  # the end token, and the step that feeds it
                 repetition_penalty=self.critique_format.repetition_penalty,
@@ -120,13 +154,34 @@ class CritiqueWriter:
             )
         finally:
             hook.remove()
-        rewards = self.model.reward_from_hidden(torch.stack(reader.hidden_states))[:, 0].tolist()
+        rewards = self.model.reward_from_hidden(reader.hidden_BH)[:, 0].tolist()
         samples = []
-        for ids, reward, cut in zip(output_ids[:, width:].tolist(), rewards, ending.cut.tolist(), strict=True):
+        cut = [False] * len(rewards) if ending.cut_B is None else ending.cut_B.tolist()
+        for ids, reward, was_cut in zip(output_ids[:, width:].tolist(), rewards, cut, strict=True):
             critique_ids = ids[: ids.index(end)]
             text = self.critique_format.decode(critique_ids)
-            samples.append(Sample(reward, text, tuple(critique_ids), "length" if cut else "stop"))
+            samples.append(Sample(reward, text, tuple(critique_ids), "length" if was_cut else "stop"))
         return samples
+
+
+def can_share_prefill(language_model: PreTrainedModel) -> bool:
+    """
+    Whether `generate` can go on from a prefill made before, in other rows and more of them. Where a model keeps its state
+    elsewhere than in a [`~transformers.DynamicCache`], each critique has a prefill of its own.
+    """
+    if "past_key_values" not in inspect.signature(language_model.forward).parameters:
+        return False  # Mamba, RWKV and xLSTM name their state otherwise
+    if not language_model._supports_default_dynamic_cache():
+        return False  # MiniMax has a cache class of its own
+    if not language_model._is_stateful:
+        return True
+    # Hybrid models put their recurrent states into the cache, RecurrentGemma into its modules
+    return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in _new_cache(language_model).layers)
+
+
+def _new_cache(language_model: PreTrainedModel) -> DynamicCache:
+    """The cache that `generate` would make."""
+    return DynamicCache(config=language_model.config.get_text_config(decoder=True))
 
 
 def row_seed(seed: int, sample: int, prefix_ids: tuple[int, ...]) -> int:
@@ -135,22 +190,47 @@ def row_seed(seed: int, sample: int, prefix_ids: tuple[int, ...]) -> int:
     return int.from_bytes(digest, "big")
 
 
+class _RewardReader(StoppingCriteria):
+    """
+    Keeps the hidden state at each row's end of turn; a row has ended once that was fed.
+
+    It stays on the device: what is read on the host in every step would make the host wait for it.
+    """
+
+    def __init__(self, end_token_id: int):
+        self.end_token_id = end_token_id
+        self.hidden_BH: torch.Tensor | None = None
+        self.ended_B: torch.Tensor | None = None
+
+    def read(self, module, args, kwargs, output):
+        """Forward hook on the trunk: sees the tokens that are fed and their hidden states."""
+        fed_BT = kwargs["input_ids"] if "input_ids" in kwargs else args[0]  # GPT-2 passes it by position
+        hidden_BH = output.last_hidden_state[:, -1]
+        if self.hidden_BH is None:  # the prefix
+            self.hidden_BH = torch.zeros_like(hidden_BH)
+            self.ended_B = torch.zeros(len(hidden_BH), dtype=torch.bool, device=hidden_BH.device)
+            return
+        ends_B = (fed_BT[:, -1] == self.end_token_id).to(hidden_BH.device) & ~self.ended_B
+        self.hidden_BH = torch.where(ends_B[:, None], hidden_BH, self.hidden_BH)
+        self.ended_B = self.ended_B | ends_B
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs) -> torch.BoolTensor:
+        return self.ended_B.to(input_ids.device)
+
+
 class _GumbelSampler(LogitsProcessor):
     """Adds each row's own Gumbel noise, so that the arg max is a sample of the softmax at this temperature."""
 
-    def __init__(self, temperature: float, seeds: list[int], end_token_id: int, prefix_width: int):
+    def __init__(self, temperature: float, seeds: list[int], reader: _RewardReader):
         self.temperature = temperature
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self.end_token_id = end_token_id
-        self.prefix_width = prefix_width
+        self.reader = reader
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        if self.temperature == 0:
-            return scores
+        # Drawn on the CPU, row by row: the noise depends neither on the device nor on the batch
         exponential = torch.ones(scores.shape)
-        ended = (input_ids[:, self.prefix_width :] == self.end_token_id).any(-1).tolist()
-        for row, generator in enumerate(self.generators):
-            if not ended[row]:
+        for row, (generator, ended) in enumerate(zip(self.generators, self.reader.ended_B.tolist(), strict=True)):
+            if not ended:
                 exponential[row].exponential_(generator=generator)
         return scores / self.temperature - exponential.log().to(scores.device)
 
@@ -159,14 +239,14 @@ class _EndOfCritique(LogitsProcessor):
     """Lets any stop token close the critique with the end of turn, and closes it when the budget is spent."""
 
     def __init__(
-        self, end_token_id: int, stop_ids: list[int], banned_ids: list[int], prefix_width: int, max_new_tokens: int
+        self, end_token_id: int, stop_ids: list[int], banned_ids: list[int], last_width: int, reader: _RewardReader
     ):
         self.end_token_id = end_token_id
         self.stop_ids = stop_ids
         self.banned_ids = banned_ids
-        self.prefix_width = prefix_width
-        self.last_width = prefix_width + max_new_tokens
-        self.cut = torch.zeros(0, dtype=torch.bool)
+        self.last_width = last_width
+        self.reader = reader
+        self.cut_B: torch.Tensor | None = None
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         if self.stop_ids:
@@ -174,33 +254,8 @@ class _EndOfCritique(LogitsProcessor):
             scores[:, self.stop_ids] = -torch.inf
             scores[:, self.end_token_id] = best
         scores[:, self.banned_ids] = -torch.inf
-        if input_ids.shape[1] == self.prefix_width:
-            self.cut = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
         if input_ids.shape[1] == self.last_width:
-            ended = (input_ids[:, self.prefix_width :] == self.end_token_id).any(-1)
-            self.cut = ~ended & (scores.argmax(-1) != self.end_token_id)
+            self.cut_B = ~self.reader.ended_B.to(scores.device) & (scores.argmax(-1) != self.end_token_id)
             scores.fill_(-torch.inf)
             scores[:, self.end_token_id] = 0.0
         return scores
-
-
-class _RewardReader(StoppingCriteria):
-    """Keeps the hidden state at each row's end of turn; a row is done once it has one."""
-
-    def __init__(self, end_token_id: int, batch_size: int):
-        self.end_token_id = end_token_id
-        self.hidden_states: list[torch.Tensor | None] = [None] * batch_size
-        self.prefilled = False
-
-    def read(self, module, args, kwargs, output):
-        """Forward hook on the trunk: sees the tokens that are fed and their hidden states."""
-        if not self.prefilled:
-            return
-        fed = kwargs["input_ids"] if "input_ids" in kwargs else args[0]  # GPT-2 passes it by position
-        for row in (fed[:, -1] == self.end_token_id).nonzero()[:, 0].tolist():
-            if self.hidden_states[row] is None:
-                self.hidden_states[row] = output.last_hidden_state[row, -1]
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs) -> torch.BoolTensor:
-        self.prefilled = True
-        return torch.tensor([state is not None for state in self.hidden_states], device=input_ids.device)

@@ -484,9 +484,7 @@ def _last_real_position(attention_mask: torch.Tensor | None, B: int, T: int, dev
 
 
 def unused_token_id(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> int | None:
-    """An id no text can have: a padding row of the embeddings, else a reserved token, else `None`."""
-    if vocab_size > len(tokenizer):
-        return vocab_size - 1
+    """An id no text can have: a reserved token, else a padding row of the embeddings, else `None`."""
     words = ("reserved", "unused", "placeholder", "dummy", "extra_id", "control_")
     spare = [
         token_id
@@ -495,4 +493,5 @@ def unused_token_id(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> int 
         and token.content not in str(tokenizer.chat_template)
         and token_id not in (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id)
     ]
-    return max(spare, default=None)
+    padding_row = vocab_size - 1 if vocab_size > len(tokenizer) else None
+    return max(spare, default=padding_row)

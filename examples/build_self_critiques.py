@@ -10,6 +10,9 @@ python examples/build_self_critiques.py --model_name_or_path critic-sft --datase
 """
 
 import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,19 +21,20 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 from trl import TrlParser
 
-from cloud_hf import CLoudConfig, CLoudForRewardModeling, CritiqueFormat, Score, TransformersScorer
+from cloud_hf import CLoudConfig, CLoudForRewardModeling, CritiqueFormat, Score, Scorer, TransformersScorer
 from cloud_hf.configuration_cloud import read_config
 from cloud_hf.data.loading import load_rows
 from cloud_hf.data.schemas import PAIR_COLUMNS, check_columns, response_of
 from cloud_hf.evaluation.pairs import FittedRow, fit_rows
 from cloud_hf.loading import refuse_adapter
 from cloud_hf.scoring import context_length
+from cloud_hf.serving.backends import BackendArguments, open_backend
 
 
-@dataclass
-class SelfCritiqueArguments:
+@dataclass(kw_only=True)
+class SelfCritiqueArguments(BackendArguments):
     """
-    Which model criticises what.
+    Which model criticises what. The arguments of [`BackendArguments`], and
 
     Parameters:
         model_name_or_path (`str`):
@@ -53,10 +57,6 @@ class SelfCritiqueArguments:
             Longest critique in tokens.
         overlong_policy (`str`, *optional*, defaults to `"error"`):
             What happens to rows that do not fit the model's context: error, drop or truncate_prompt.
-        batch_size (`int`, *optional*, defaults to `16`):
-            Critiques written at once.
-        dtype (`str`, *optional*, defaults to `"auto"`):
-            Data type of the weights.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the sampling.
     """
@@ -74,23 +74,21 @@ class SelfCritiqueArguments:
     temperature: float = field(default=0.0, metadata={"help": "Sampling temperature; 0 is greedy."})
     max_new_tokens: int = field(default=1024, metadata={"help": "Longest critique in tokens."})
     overlong_policy: str = field(default="error", metadata={"help": "Over-long rows: error, drop or truncate_prompt."})
-    batch_size: int = field(default=16, metadata={"help": "Critiques written at once."})
-    dtype: str = field(default="auto", metadata={"help": "Data type of the weights."})
     seed: int = field(default=0, metadata={"help": "Seed of the sampling."})
 
 
 ARGUMENTS = (SelfCritiqueArguments,)
 
 
-def load_critic(args: SelfCritiqueArguments):
+@contextmanager
+def open_critic(args: SelfCritiqueArguments) -> Iterator[tuple[Scorer, CritiqueFormat, int | None, CLoudConfig]]:
     """The model of stage 1 has no reward head: one of random numbers does, as the rewards are not used."""
-    refuse_adapter(args.model_name_or_path)
-    tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path)
-    config = read_config(args.model_name_or_path)
-    options = {"dtype": args.dtype, "device_map": "cuda" if torch.cuda.is_available() else None}
+    name = args.model_name_or_path
+    refuse_adapter(name)
+    config = read_config(name)
     if isinstance(config, CLoudConfig):
         if not config.critique:
-            raise ValueError(f"{args.model_name_or_path} is a classic reward model: it writes no critiques.")
+            raise ValueError(f"{name} is a classic reward model: it writes no critiques.")
         if (
             args.critique_prompt is not None
             or args.critique_role != "user"
@@ -98,17 +96,35 @@ def load_critic(args: SelfCritiqueArguments):
             or args.format != "cloud"
         ):
             raise ValueError("A CLoud model knows how it is asked for critiques: leave those options out.")
-        return CLoudForRewardModeling.from_pretrained(args.model_name_or_path, **options), tokenizer
+        with open_backend(name, args) as opened:
+            yield *opened, config
+        return
+    if args.backend == "server":
+        raise ValueError(
+            f"{name} is a language model, and a reward server serves CLoud models. Use another `backend`."
+        )
+    tokenizer = AutoTokenizer.from_pretrained(name)
     model = CLoudForRewardModeling.from_base(
-        args.model_name_or_path,
+        name,
         tokenizer,
         critique_prompt=args.critique_prompt,
         critique_role=args.critique_role,
         keep_thinking=args.keep_thinking,
         format=args.format,
-        **options,
+        dtype=args.dtype,
+        device_map="cuda" if torch.cuda.is_available() and args.backend == "transformers" else None,
     )
-    return model, tokenizer
+    config = model.config
+    if args.backend == "transformers":
+        scorer = TransformersScorer(model, tokenizer, args.batch_size, show_progress=True)
+        yield scorer, CritiqueFormat.from_config(config, tokenizer), context_length(config), config
+        return
+    with tempfile.TemporaryDirectory(prefix="cloud-critic-") as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        del model
+        with open_backend(folder, args) as opened:
+            yield *opened, config
 
 
 def main(args: SelfCritiqueArguments):
@@ -116,24 +132,17 @@ def main(args: SelfCritiqueArguments):
         raise ValueError(f"`output_dir` is the dataset itself ({args.output_dir}); name another folder.")
     rows = load_rows(args.dataset_name, args.dataset_split, args.dataset_config)
     check_columns(rows.column_names, PAIR_COLUMNS, "Writing critiques")
-    model, tokenizer = load_critic(args)
-    critique_format = CritiqueFormat.from_config(model.config, tokenizer)
-    fitted = fit_rows(
-        rows,
-        responses_to_judge,
-        critique_format,
-        context_length(model.config),
-        args.overlong_policy,
-        args.max_new_tokens,
-    )
-    scores = TransformersScorer(model, tokenizer, args.batch_size, show_progress=True).score(
-        [row.prompt for row in fitted.rows for _ in row.responses],
-        [response for row in fitted.rows for response in row.responses],
-        num_critiques=args.num_critiques,
-        temperature=args.temperature,
-        max_new_tokens=args.max_new_tokens,
-        seed=args.seed,
-    )
+    with open_critic(args) as (scorer, critique_format, context, config):
+        options = (critique_format, context, args.overlong_policy, args.max_new_tokens)
+        fitted = fit_rows(rows, responses_to_judge, *options)
+        scores = scorer.score(
+            [row.prompt for row in fitted.rows for _ in row.responses],
+            [response for row in fitted.rows for response in row.responses],
+            num_critiques=args.num_critiques,
+            temperature=args.temperature,
+            max_new_tokens=args.max_new_tokens,
+            seed=args.seed,
+        )
     new_rows = Dataset.from_list(
         [
             new_row(row, chosen, rejected, args.num_critiques)
@@ -141,7 +150,7 @@ def main(args: SelfCritiqueArguments):
         ]
     )
     new_rows.save_to_disk(args.output_dir)
-    stats = count(model, scores, fitted, critique_format)
+    stats = count(config, scores, fitted, critique_format)
     Path(args.output_dir, "generation.json").write_text(json.dumps(stats, indent=2))
     print(
         f"{stats['critiques']} critiques for {len(new_rows)} rows in {args.output_dir}: {stats['critiques_cut']} cut at "
@@ -167,7 +176,7 @@ def new_row(row: FittedRow, chosen: Score, rejected: Score, num_critiques: int) 
     return new
 
 
-def count(model, scores, fitted, critique_format) -> dict:
+def count(config, scores, fitted, critique_format) -> dict:
     """Tokens read and written, and the floating-point operations of a forward pass over them (2 per weight)."""
     prompt_tokens = sum(
         len(critique_format.encode_prefix(row.prompt, response).input_ids)
@@ -177,7 +186,8 @@ def count(model, scores, fitted, critique_format) -> dict:
     critique_tokens = sum(len(ids) + 1 for score in scores for ids in score.critique_ids)
     critiques = [reason for score in scores for reason in score.finish_reasons]
     prompt_tokens *= len(critiques) // len(scores)
-    flops = 2 * model.num_parameters(exclude_embeddings=True) * (prompt_tokens + critique_tokens)
+    weights = CLoudForRewardModeling.without_weights(config).num_parameters(exclude_embeddings=True)
+    flops = 2 * weights * (prompt_tokens + critique_tokens)
     return {
         "critiques": len(critiques),
         "critiques_cut": critiques.count("length"),

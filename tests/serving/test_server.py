@@ -471,11 +471,12 @@ def test_a_failing_engine_is_a_500_without_text_and_a_dead_one_a_503(talker, cap
 
 
 def test_shutdown_finishes_what_runs_and_refuses_what_comes(talker):
-    engine = make_engine(talker, seconds=0.3, batch_size=2)
+    engine = make_engine(talker, seconds=3.0, batch_size=8)
     with serving(engine, limits=LIMITS) as (server, http), ThreadPoolExecutor(9) as pool:
         assert http.get("/health").status_code == 200
         running = [pool.submit(httpx.post, f"{server.url}{URL}", json=one(), timeout=60) for _ in range(8)]
-        time.sleep(0.3)
+        while "cloud_queue_length 8.0" not in http.get("/metrics").text:
+            time.sleep(0.01)
         server.terminate()
         refused = [http.post(URL, json=one()), http.get("/health")]
         assert [answer.status_code for answer in refused] == [503, 503]

