@@ -1,19 +1,23 @@
 """The reward server's vLLM backend: one request to the engine per response, any number at once."""
 
 import asyncio
+import threading
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, aclosing
 
 from transformers import AutoTokenizer
-from vllm import AsyncEngineArgs
+from vllm import AsyncEngineArgs, RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError as VLLMEngineDeadError
 
 from ..configuration_cloud import read_config
 from ..critique_format import CritiqueFormat
 from ..generation import Sample, row_seed
 from ..scoring import Score, ScoringRequest, read_request, with_rewards
+from .engine import EngineDeadError
+from .settled_text import SettledText
 from .vllm_model_folder import servable_model
 from .vllm_requests import VLLMRequests
 
@@ -40,6 +44,8 @@ class VLLMEngine:
         self.critique = self.config.critique
         self.critique_format = CritiqueFormat.from_config(self.config, AutoTokenizer.from_pretrained(folder))
         self._requests = VLLMRequests(self.critique_format, self.config)
+        self._settled_text = SettledText(self.critique_format, self.config.text_config.vocab_size)
+        self._format_lock = threading.Lock()  # checks come from threads, and a tokenizer is not made for two
         self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(model=folder, **vllm_options))
 
     def check(self, prompt, response: str, max_new_tokens: int, critiques: list[str] | None = None):
@@ -90,8 +96,11 @@ class VLLMEngine:
         shown, output = "", None
         async with aclosing(self._generate(self._requests.prompt_of(request.prefixes[0]), params)) as outputs:
             async for output in outputs:
-                text = self._stable_text(output.outputs[0].token_ids, max_new_tokens)
-                if text.startswith(shown) and len(text) > len(shown):
+                ids = list(output.outputs[0].token_ids)[:max_new_tokens]
+                if self.config.reward_token_id in ids:
+                    ids = ids[: ids.index(self.config.reward_token_id)]
+                text = self._settled_text(ids)
+                if len(text) > len(shown):
                     yield text[len(shown) :]
                     shown = text
         samples = [self._requests.samples(output, max_new_tokens)]
@@ -109,30 +118,28 @@ class VLLMEngine:
 
     def _read(self, prompt, response, **options) -> ScoringRequest:
         defaults = {"num_critiques": 1, "temperature": 0.0, "max_new_tokens": 1, "critiques": None}
-        return read_request(
-            self.critique_format,
-            self.config,
-            [prompt],
-            [response],
-            **{**defaults, **options},
-            context=self._llm.model_config.max_model_len,
-            reserved_tokens=self._requests.reserved_tokens,
-        )
+        with self._format_lock:
+            return read_request(
+                self.critique_format,
+                self.config,
+                [prompt],
+                [response],
+                **{**defaults, **options},
+                context=self._llm.model_config.max_model_len,
+                reserved_tokens=self._requests.reserved_tokens,
+            )
 
     def _writing(self, request, num_critiques, temperature, max_new_tokens, seed, **options) -> SamplingParams:
         if seed is not None:
             seed = None if temperature == 0 else row_seed(seed, 0, request.prefixes[0].input_ids) % 2**62
         return self._requests.writing(num_critiques, temperature, max_new_tokens, seed, **options)
 
-    def _stable_text(self, token_ids, max_new_tokens: int) -> str:
-        """What of an unfinished critique is sure to stay: no half character, no space that could be stripped."""
-        ids = list(token_ids)[:max_new_tokens]
-        if self.config.reward_token_id in ids:
-            ids = ids[: ids.index(self.config.reward_token_id)]
-        return self.critique_format.decode(ids).rstrip("\ufffd")
-
-    def _generate(self, prompt: dict, params: SamplingParams):
-        return self._llm.generate(prompt, params, request_id=uuid.uuid4().hex)
+    async def _generate(self, prompt: dict, params: SamplingParams) -> AsyncIterator[RequestOutput]:
+        try:
+            async for output in self._llm.generate(prompt, params, request_id=uuid.uuid4().hex):
+                yield output
+        except VLLMEngineDeadError as error:
+            raise EngineDeadError("vLLM's engine has stopped; its own log says why.") from error
 
     async def _finish(self, prompt: dict, params: SamplingParams):
         async with aclosing(self._generate(prompt, params)) as outputs:
