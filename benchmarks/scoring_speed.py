@@ -18,15 +18,18 @@ python benchmarks/scoring_speed.py --backends transformers vllm
 
 import argparse
 import json
-import multiprocessing
 import os
 import platform
 import random
 import statistics
 import string
+import subprocess
+import sys
 import tempfile
 import time
 from contextlib import ExitStack, closing
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -288,8 +291,9 @@ SIDES = {side.__name__: side for side in (reference, generate, score, vllm_plain
 # ------------------------------------------------------------------------------------------------------- measuring
 
 
-def _serve(connection, name: str, folder: str):
-    """A process: makes its side, then runs it whenever a round's number arrives."""
+def serve(name: str, folder: str, descriptor: int):
+    """Make a side, then run it whenever a round's number arrives."""
+    connection = Connection(descriptor)
     run = SIDES[name](folder)
     connection.send("ready")
     while (number := connection.recv()) is not None:
@@ -302,13 +306,12 @@ def _serve(connection, name: str, folder: str):
 
 
 class Side:
-    """A side in its process."""
+    """A side in an interpreter of its own, which an engine needs to end as it should."""
 
     def __init__(self, name: str, folder: str):
-        context = multiprocessing.get_context("spawn")
-        self.connection, other = context.Pipe()
-        self.process = context.Process(target=_serve, args=(other, name, folder))
-        self.process.start()
+        self.connection, other = Pipe()
+        command = [sys.executable, __file__, "--serve", name, folder, str(other.fileno())]
+        self.process = subprocess.Popen(command, pass_fds=[other.fileno()])
         other.close()  # so that a process that dies is noticed as the end of its pipe
         self.connection.recv()
 
@@ -319,9 +322,9 @@ class Side:
 
     def close(self):
         """End the process; one that failed has ended already."""
-        if self.process.is_alive():
+        if self.process.poll() is None:
             self.connection.send(None)
-        self.process.join()
+        self.process.wait()
 
 
 def measure(names: list[str], folder: str, rounds: int) -> dict[str, list[float]]:
@@ -477,4 +480,7 @@ def report(result: dict):
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--serve"]:
+        serve(*sys.argv[2:4], int(sys.argv[4]))
+    else:
+        main()
