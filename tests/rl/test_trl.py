@@ -13,21 +13,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from trl.trainer.utils import get_callable_name, is_async_callable
 
+from cloud_hf import CritiqueFormat
 from cloud_hf.rl.trl import async_cloud_reward, cloud_reward, normalize_by_group
-from cloud_hf.scoring import Score, TransformersScorer
+from cloud_hf.scoring import Score
+from cloud_hf.serving.client import CLoudClient
 
 
 CHAT = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
-
-
-@pytest.fixture
-def tokenizer(base_folder):
-    return AutoTokenizer.from_pretrained(base_folder)
-
-
-@pytest.fixture
-def scorer(model, tokenizer):
-    return TransformersScorer(model, tokenizer)
 
 
 class ThreadClient:
@@ -84,22 +76,33 @@ def completions_table(folder):
     return pd.concat(pd.read_parquet(path) for path in sorted(folder.glob("completions/*.parquet")))
 
 
-@pytest.mark.parametrize("trainer_class, config_class", [(GRPOTrainer, GRPOConfig), (RLOOTrainer, RLOOConfig)])
-def test_trainers_use_the_models_own_scores(trainer_class, config_class, base_folder, scorer, tmp_path):
-    config = settings(config_class, tmp_path)
-    trainer = train(trainer_class, config, base_folder, cloud_reward(scorer, max_new_tokens=8))
+def test_grpo_uses_the_models_own_scores(base_folder, scorer, tmp_path):
+    trainer = train(GRPOTrainer, settings(GRPOConfig, tmp_path), base_folder, cloud_reward(scorer, max_new_tokens=8))
     table = completions_table(tmp_path)
     assert len(table) == 8
+    scores = check_table(table, scorer)
+    logs = trainer.state.log_history[0]
+    assert logs["cloud_reward/unjudgeable"] == 0
+    cut = [score.finish_reasons[0] == "length" for score in scores[:4]]
+    assert logs["cloud_reward/critiques_cut"] == pytest.approx(statistics.fmean(cut))
+
+
+def test_rloo_uses_the_models_own_scores(base_folder, scorer, tmp_path):
+    """This trainer shows the table and sends it to trackers, but writes no file."""
+    trainer = train(RLOOTrainer, settings(RLOOConfig, tmp_path), base_folder, cloud_reward(scorer, max_new_tokens=8))
+    logs = trainer._logs
+    columns = {"prompt": logs["prompt"], "completion": logs["completion"], **logs["rewards"], **logs["extra"]}
+    check_table(pd.DataFrame({name: list(values) for name, values in columns.items()}), scorer)
+
+
+def check_table(table, scorer):
     prompts = [list(prompt) for prompt in table["prompt"]]
     responses = [completion[0]["content"] for completion in table["completion"]]
     scores = scorer.score(prompts, responses, max_new_tokens=8)
     assert table["cloud_reward_critique"].tolist() == [score.critique for score in scores]
     assert table["cloud_reward"].tolist() == pytest.approx([score.reward for score in scores], abs=1e-5)
     assert statistics.pstdev(table["cloud_reward"]) > 0.01
-    logs = trainer.state.log_history[0]
-    assert logs["cloud_reward/unjudgeable"] == 0
-    cut = [score.finish_reasons[0] == "length" for score in scores[:4]]
-    assert logs["cloud_reward/critiques_cut"] == pytest.approx(statistics.fmean(cut))
+    return scores
 
 
 def test_async_function_in_a_trainer(base_folder, scorer, tmp_path):
@@ -115,7 +118,8 @@ def test_async_function_in_a_trainer(base_folder, scorer, tmp_path):
 
 def test_unjudgeable_completions_do_not_end_a_run(base_folder, scorer, tmp_path, caplog):
     """A context that holds some completions with their critique and others not."""
-    lengths = [len(prefix) for prefix in prefixes(scorer, CHAT)]
+    critique_format = CritiqueFormat.from_config(scorer.model.config, scorer.tokenizer)
+    lengths = [len(critique_format.encode_prefix(prompt, "x").input_ids) for prompt in CHAT]
     prompts = [CHAT[lengths.index(min(lengths))], CHAT[lengths.index(max(lengths))]]
     scorer.model.config.text_config.max_position_embeddings = (min(lengths) + max(lengths)) // 2 + 40
     reward = cloud_reward(scorer, max_new_tokens=40, on_unjudgeable="none")
@@ -131,13 +135,6 @@ def test_unjudgeable_completions_do_not_end_a_run(base_folder, scorer, tmp_path,
     assert "could not be judged" in caplog.text
     assert "context holds" in caplog.text
     assert math.isfinite(trainer.state.log_history[-1]["train_loss"])
-
-
-def prefixes(scorer, prompts):
-    from cloud_hf import CritiqueFormat
-
-    critique_format = CritiqueFormat.from_config(scorer.model.config, scorer.tokenizer)
-    return [critique_format.encode_prefix(prompt, "x").input_ids for prompt in prompts]
 
 
 # ------------------------------------------------------------------------------------------------- called directly
@@ -163,6 +160,19 @@ def test_messages_and_strings_are_judged_alike(scorer):
     for function in both(scorer, max_new_tokens=8):
         assert call(function, PROMPTS, RESPONSES)[0] == pytest.approx(expected, abs=1e-5)
         assert call(function, CHAT, messages, label=["a"] * 4)[0] == pytest.approx(expected, abs=1e-5)
+
+
+def test_client_of_a_server(reward_server, scorer):
+    client = CLoudClient(f"http://{reward_server}")
+    responses = [*RESPONSES[:3], "long " * 1000]
+    expected = [score.reward for score in scorer.score(PROMPTS[:3], RESPONSES[:3], max_new_tokens=8)]
+    for function in (
+        cloud_reward(client, max_new_tokens=8, on_unjudgeable="none"),
+        async_cloud_reward(client, max_new_tokens=8, on_unjudgeable="none"),
+    ):
+        rewards, _, metrics = call(function, PROMPTS, responses)
+        assert rewards[:3] == pytest.approx(expected, abs=1e-4)
+        assert rewards[3] is None and metrics["cloud_reward/unjudgeable"] == 1 / 4
 
 
 def test_last_message_is_judged_in_its_context():
