@@ -40,6 +40,8 @@ def cloud_reward(scorer: Scorer, **options) -> Callable[..., list[float | None]]
             with a critique. `"error"` raises; `"none"` gives it the reward `None`, by which TRL leaves it out, and counts
             it in a warning and a metric. Until some completion has been judged, `"none"` raises too: then the settings
             are at fault, not a completion.
+        judged_part (`Callable`, *optional*):
+            Gives the part of a completion's text that the reward model sees, for instance what follows a thinking block.
         name (`str`, *optional*, defaults to `"cloud_reward"`):
             Name of the function in TRL's logs.
 
@@ -61,7 +63,7 @@ def cloud_reward(scorer: Scorer, **options) -> Callable[..., list[float | None]]
     judge = _Judge(**options)
 
     def reward(prompts, completions, log_extra=None, log_metric=None, **columns):
-        batch = _Batch(prompts, completions)
+        batch = _Batch(prompts, completions, judge.judged_part)
         for rows in batch.untried():
             try:
                 scores = scorer.score(*batch.inputs(rows), **judge.score_options)
@@ -98,7 +100,7 @@ def async_cloud_reward(client, **options) -> Callable:
     judge = _Judge(**options)
 
     async def reward(prompts, completions, log_extra=None, log_metric=None, **columns):
-        batch = _Batch(prompts, completions)
+        batch = _Batch(prompts, completions, judge.judged_part)
         for rows in batch.untried():
             try:
                 scores = await client.ascore(*batch.inputs(rows), **judge.score_options)
@@ -114,9 +116,10 @@ def async_cloud_reward(client, **options) -> Callable:
 class _Batch:
     """Completions and what became of them."""
 
-    def __init__(self, prompts: list, completions: list):
+    def __init__(self, prompts: list, completions: list, judged_part: Callable[[str], str] | None):
         self.prompts = prompts
         self.completions = completions
+        self.judged_part = judged_part
         self.scores: list[Score | None] = [None] * len(completions)
         self.errors: list[ValueError] = []
         self._untried = [range(len(completions))]
@@ -128,7 +131,8 @@ class _Batch:
     def inputs(self, rows: range) -> tuple[list, list[str]]:
         """Prompts and responses for a scorer."""
         read = [_read_row(row - rows.start, self.prompts[row], self.completions[row]) for row in rows]
-        return [prompt for prompt, _ in read], [response for _, response in read]
+        responses = [response if self.judged_part is None else self.judged_part(response) for _, response in read]
+        return [prompt for prompt, _ in read], responses
 
     def keep(self, rows: range, scores: list[Score]):
         for row, score in zip(rows, scores, strict=True):
@@ -154,6 +158,7 @@ class _Judge:
     normalize: str | None = None
     num_generations: int | None = None
     on_unjudgeable: str = "error"
+    judged_part: Callable[[str], str] | None = None
     name: str = "cloud_reward"
     has_judged: bool = False
 

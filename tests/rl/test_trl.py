@@ -190,6 +190,13 @@ def test_last_message_is_judged_in_its_context():
         call(cloud_reward(scorer), [[user]], [[call_message]])
 
 
+def test_only_the_judged_part_is_judged(scorer):
+    thinking = [f"<think>Let me see: {row}</think>{response}" for row, response in enumerate(RESPONSES)]
+    expected = [score.reward for score in scorer.score(PROMPTS, RESPONSES, max_new_tokens=8)]
+    for function in both(scorer, max_new_tokens=8, judged_part=lambda text: text.split("</think>")[-1]):
+        assert call(function, PROMPTS, thinking)[0] == pytest.approx(expected, abs=1e-5)
+
+
 def test_names():
     assert get_callable_name(cloud_reward(LengthScorer())) == "cloud_reward"
     assert get_callable_name(async_cloud_reward(None, name="judge")) == "judge"
