@@ -1,22 +1,23 @@
 """
 GRPO on the shell game with a CLoud model as the only reward.
 
-A tiny policy first sees some worked examples, just enough to write in their form: it works through the swaps, often
-wrongly, and names a cup. Then TRL's GRPOTrainer trains it on new problems by the rewards of the quickstart's CLoud model,
-which judges the answer without seeing the working. No right answer is used there. How often the policy solves held-out
-problems, measured by their right answers, is printed before and after, with 95 % intervals.
+The policy starts from the quickstart's language model that has learned to work through swaps, and sees examples whose steps
+are right and whose answers are drawn at random: it can work and knows the form of an answer, and solves one problem in
+four. Then TRL's GRPOTrainer trains it on new problems by the rewards of the CLoud model, which judges the answer and does
+not see the working. Right answers only measure, before and after, how often the policy solves held-out problems.
 
 make quickstart
 python examples/grpo_with_cloud.py --config examples/configs/shell-game/grpo.yaml --reward_model runs/quickstart/cloud \
-    --model_name_or_path runs/quickstart/base --output_dir runs/grpo
+    --model_name_or_path runs/quickstart/critique-sft --output_dir runs/grpo
 
-Against a reward server (python -m cloud_hf.serving.server runs/quickstart/cloud) instead:
+With a reward server (python -m cloud_hf.serving.server runs/quickstart/cloud) instead of a model in this process:
 
 python examples/grpo_with_cloud.py --config examples/configs/shell-game/grpo.yaml --backend server \
-    --reward_model http://127.0.0.1:8000 --model_name_or_path runs/quickstart/base --output_dir runs/grpo
+    --reward_model http://127.0.0.1:8000 --model_name_or_path runs/quickstart/critique-sft --output_dir runs/grpo
 """
 
 import json
+import random
 import re
 import time
 from dataclasses import asdict, dataclass, field
@@ -43,15 +44,15 @@ class PolicyArguments:
 
     Parameters:
         model_name_or_path (`str`):
-            Language model to start from, such as the quickstart's base.
+            Language model to start from: one that has learned to work through swaps.
         reward_model (`str`):
             Hub id or folder of the CLoud model; with `--backend server` the server's address.
         backend (`str`, *optional*, defaults to `"transformers"`):
             What runs the reward model: transformers or vllm in this process, or a server.
         swaps (`list[int]`, *optional*, defaults to `[1, 2, 3]`):
             Numbers of swaps of the problems, which take turns. The highest must be one whose problems can be held out.
-        num_examples (`int`, *optional*, defaults to `2400`):
-            Worked examples that the policy starts with.
+        num_examples (`int`, *optional*, defaults to `5120`):
+            Worked examples, with random answers, that the policy starts with.
         num_test (`int`, *optional*, defaults to `400`):
             Held-out problems, with the highest number of swaps.
         max_critique_tokens (`int`, *optional*, defaults to `100`):
@@ -62,7 +63,7 @@ class PolicyArguments:
     reward_model: str = field(metadata={"help": "Hub id or folder of the CLoud model, or a server's address."})
     backend: str = field(default="transformers", metadata={"choices": ["transformers", "vllm", "server"]})
     swaps: list[int] = field(default_factory=lambda: [1, 2, 3], metadata={"help": "Numbers of swaps."})
-    num_examples: int = field(default=2400, metadata={"help": "Worked examples that the policy starts with."})
+    num_examples: int = field(default=5120, metadata={"help": "Worked examples that the policy starts with."})
     num_test: int = field(default=400, metadata={"help": "Held-out problems."})
     max_critique_tokens: int = field(default=100, metadata={"help": "Longest critique."})
 
@@ -146,19 +147,23 @@ def final_answer(completion: str) -> str:
     return match[0]
 
 
-def worked_answer(game: ShellGame) -> str:
-    """A response that works through the swaps and then answers."""
-    steps = re.match(r"(.*?) So ", game.critique(""))[1]
-    return f"{steps} {shell_game.response_text(game.answer)}"
+def example_rows(args: PolicyArguments, seed: int) -> list[dict]:
+    """Problems with every swap worked out, and a cup drawn at random for an answer."""
+    rng = random.Random(f"{seed}/examples")
+    rows = shell_game.direct_answer_rows(args.num_examples, "train", args.swaps, seed)
+    for row in rows:
+        game = ShellGame.from_prompt(row["prompt"])
+        steps = re.match(r"(.*?) So ", game.critique(""))[1]
+        row["response"] = f"{steps} {shell_game.response_text(rng.choice(shell_game.CUPS))}"
+    return rows
 
 
 def start_policy(args: PolicyArguments, training_args: GRPOConfig, folder: Path):
-    """Fine-tune the base model on a few worked examples."""
+    """Fine-tune the language model on the examples."""
     tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path)
-    rows = shell_game.direct_answer_rows(args.num_examples, "train", args.swaps, training_args.seed)
-    rows = [{**row, "response": worked_answer(ShellGame.from_prompt(row["prompt"]))} for row in rows]
+    rows = example_rows(args, training_args.seed)
     config = SFTConfig(
-        str(folder), learning_rate=2e-3, per_device_train_batch_size=16, num_train_epochs=1, warmup_steps=0.05,
+        str(folder), learning_rate=1e-3, per_device_train_batch_size=16, num_train_epochs=1, warmup_steps=0.05,
         adam_beta2=0.99, max_length=None, logging_steps=50, save_strategy="no", report_to="none",
         dataloader_pin_memory=False, gradient_checkpointing=False, bf16=False, use_cpu=training_args.use_cpu,
         seed=training_args.seed,
