@@ -14,12 +14,14 @@ SCRIPTS = {
     "cloud": "train_cloud",
     "classic": "train_classic",
     "scoring": "evaluate_rewards",
+    "grpo": "grpo_with_cloud",
 }
 # What the recipes leave to the command line
 REQUIRED = {
     "make_shell_game": ["--data_dir", "d", "--output_dir", "o"],
     "build_self_critiques": ["--model_name_or_path", "m", "--dataset_name", "d", "--output_dir", "o"],
     "evaluate_rewards": ["--models", "a", "b", "--dataset_name", "d", "--output_dir", "o"],
+    "grpo_with_cloud": ["--reward_model", "r", "--model_name_or_path", "m", "--output_dir", "o"],
 }
 
 

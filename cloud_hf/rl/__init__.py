@@ -1,0 +1,4 @@
+"""Rewards for RL trainers: TRL (`cloud_hf.rl.trl`), OpenRLHF (`cloud_hf.rl.openrlhf`) and verl (`cloud_hf.rl.verl`).
+
+Import the module of your trainer; each needs only what that trainer has installed.
+"""

@@ -1,0 +1,279 @@
+"""Reward functions for TRL's `GRPOTrainer` and `RLOOTrainer`, over any scorer."""
+
+import logging
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+
+from ..scoring import Score, Scorer
+
+
+logger = logging.getLogger(__name__)
+
+# A group whose rewards spread less is taken for equal: the same completion twice in a batch differs by float noise, and
+# dividing by that would make it a signal.
+_LEAST_DEVIATION = 1e-4
+
+
+def cloud_reward(scorer: Scorer, **options) -> Callable[..., list[float | None]]:
+    """
+    A reward function that judges completions with a reward model.
+
+    The critiques become a column of TRL's completions table (`log_completions=True`), and the shares of critiques that
+    were cut and of completions that could not be judged become metrics.
+
+    Args:
+        scorer ([`Scorer`]):
+            Any backend: [`TransformersScorer`], [`~serving.CLoudVLLM`] or [`~serving.CLoudClient`].
+        num_critiques, temperature, max_new_tokens, seed:
+            See [`Scorer`]. `max_new_tokens` defaults to 512 here.
+        normalize (`str`, *optional*):
+            `"group"` brings the rewards of one prompt's completions to mean 0 and standard deviation 1 (population); where
+            they are all equal, to 0. For several reward functions of different scales; TRL scales their sum by itself
+            (`scale_rewards`).
+        num_generations (`int`, *optional*):
+            Size of a group. By default a group is a run of equal prompts, which is what TRL's sampler gives; name it where
+            a prompt may follow itself. A batch that does not consist of whole groups is then an error.
+        on_unjudgeable (`str`, *optional*, defaults to `"error"`):
+            What happens when a completion cannot be judged, for instance because it does not fit the reward model's context
+            with a critique. `"error"` raises; `"none"` gives it the reward `None`, by which TRL leaves it out, and counts
+            it in a warning and a metric. Until some completion has been judged, `"none"` raises too: then the settings
+            are at fault, not a completion.
+        judged_part (`Callable`, *optional*):
+            Gives the part of a completion's text that the reward model sees, for instance what follows a thinking block.
+        name (`str`, *optional*, defaults to `"cloud_reward"`):
+            Name of the function in TRL's logs.
+
+    Returns:
+        `Callable`: A function for `reward_funcs`. A prompt is a string, which counts as a user's message, or a list of chat
+        messages. Of a completion in messages the last is judged, and those before it (tool calls) are its context.
+
+    Raises:
+        `ValueError`: If an option is not usable. The function raises it for a completion that cannot be judged.
+
+    Examples:
+
+    ```python
+    >>> model, tokenizer = load_reward_model("org/my-cloud-rm")
+    >>> reward = cloud_reward(TransformersScorer(model, tokenizer), on_unjudgeable="none")
+    >>> trainer = GRPOTrainer("Qwen/Qwen3-0.6B", reward_funcs=reward, train_dataset=prompts)
+    ```
+    """
+    judge = _Judge(**options)
+
+    def reward(prompts, completions, log_extra=None, log_metric=None, **columns):
+        batch = _Batch(prompts, completions, judge.judged_part)
+        for rows in batch.untried():
+            try:
+                scores = scorer.score(*batch.inputs(rows), **judge.score_options)
+            except ValueError as error:
+                judge.refuse(batch, rows, error)
+            else:
+                batch.keep(rows, scores)
+        return judge.rewards(batch, log_extra, log_metric)
+
+    return judge.named(reward)
+
+
+def async_cloud_reward(client, **options) -> Callable:
+    """
+    [`cloud_reward`] over a client's `ascore`, as an `async def` function: TRL awaits it together with its other async
+    reward functions.
+
+    Args:
+        client ([`~serving.CLoudClient`]):
+            Anything with `ascore`, which takes the arguments of [`Scorer`].
+        **options:
+            See [`cloud_reward`].
+
+    Returns:
+        `Callable`: An async function for `reward_funcs`.
+
+    Examples:
+
+    ```python
+    >>> reward = async_cloud_reward(CLoudClient("http://localhost:8000"), normalize="group")
+    >>> trainer = GRPOTrainer("Qwen/Qwen3-0.6B", reward_funcs=[reward, length_penalty], train_dataset=prompts)
+    ```
+    """
+    judge = _Judge(**options)
+
+    async def reward(prompts, completions, log_extra=None, log_metric=None, **columns):
+        batch = _Batch(prompts, completions, judge.judged_part)
+        for rows in batch.untried():
+            try:
+                scores = await client.ascore(*batch.inputs(rows), **judge.score_options)
+            except ValueError as error:
+                judge.refuse(batch, rows, error)
+            else:
+                batch.keep(rows, scores)
+        return judge.rewards(batch, log_extra, log_metric)
+
+    return judge.named(reward)
+
+
+class _Batch:
+    """Completions and what became of them."""
+
+    def __init__(self, prompts: list, completions: list, judged_part: Callable[[str], str] | None):
+        self.prompts = prompts
+        self.completions = completions
+        self.judged_part = judged_part
+        self.scores: list[Score | None] = [None] * len(completions)
+        self.errors: list[ValueError] = []
+        self._untried = [range(len(completions))]
+
+    def untried(self) -> Iterator[range]:
+        while self._untried:
+            yield self._untried.pop()
+
+    def inputs(self, rows: range) -> tuple[list, list[str]]:
+        """Prompts and responses for a scorer."""
+        read = [_read_row(row - rows.start, self.prompts[row], self.completions[row]) for row in rows]
+        responses = [response if self.judged_part is None else self.judged_part(response) for _, response in read]
+        return [prompt for prompt, _ in read], responses
+
+    def keep(self, rows: range, scores: list[Score]):
+        for row, score in zip(rows, scores, strict=True):
+            self.scores[row] = score
+
+    def refuse(self, rows: range, error: ValueError):
+        """Try both halves, until the bad row stands alone. Scorers refuse rows before they compute anything."""
+        if len(rows) == 1:
+            self.errors.append(error)
+            return
+        middle = len(rows) // 2
+        self._untried += [rows[middle:], rows[:middle]]
+
+
+@dataclass
+class _Judge:
+    """The options of a reward function, and what it does with the scores."""
+
+    num_critiques: int = 1
+    temperature: float = 0.0
+    max_new_tokens: int = 512
+    seed: int | None = None
+    normalize: str | None = None
+    num_generations: int | None = None
+    on_unjudgeable: str = "error"
+    judged_part: Callable[[str], str] | None = None
+    name: str = "cloud_reward"
+    has_judged: bool = False
+
+    def __post_init__(self):
+        if self.normalize not in (None, "group"):
+            raise ValueError(f'`normalize` is {self.normalize!r}; it must be None or "group".')
+        if self.on_unjudgeable not in ("error", "none"):
+            raise ValueError(f'`on_unjudgeable` is {self.on_unjudgeable!r}; it must be "error" or "none".')
+        if self.num_generations is not None and self.normalize is None:
+            raise ValueError('`num_generations` is the size of a group; it needs `normalize="group"`.')
+        if self.num_critiques > 1 and self.temperature == 0:
+            raise ValueError("`num_critiques` above 1 needs `temperature` above 0: greedy critiques are all the same.")
+
+    @property
+    def score_options(self) -> dict:
+        names = ("num_critiques", "temperature", "max_new_tokens", "seed")
+        return {name: getattr(self, name) for name in names}
+
+    def named(self, function: Callable) -> Callable:
+        function.__name__ = function.__qualname__ = self.name
+        return function
+
+    def refuse(self, batch: _Batch, rows: range, error: ValueError):
+        if self.on_unjudgeable == "error":
+            raise ValueError(
+                f'Completions cannot be judged (`on_unjudgeable="none"` leaves such out): {error}'
+            ) from error
+        batch.refuse(rows, error)
+
+    def rewards(self, batch: _Batch, log_extra: Callable | None, log_metric: Callable | None) -> list[float | None]:
+        judged = [score for score in batch.scores if score is not None]
+        self.has_judged = self.has_judged or bool(judged)
+        if batch.errors:
+            if not self.has_judged:
+                raise ValueError(f"No completion could be judged yet: {batch.errors[0]}") from batch.errors[0]
+            logger.warning(
+                "%d of %d completions could not be judged and get no reward. The first: %s",
+                len(batch.errors), len(batch.scores), batch.errors[0],
+            )  # fmt: skip
+        if log_extra is not None:
+            log_extra(f"{self.name}_critique", [score and score.critique for score in batch.scores])
+        if log_metric is not None:
+            for metric, value in self._metrics(batch, judged).items():
+                log_metric(f"{self.name}/{metric}", value)
+        rewards = [None if score is None else score.reward for score in batch.scores]
+        if self.normalize == "group":
+            return normalize_by_group(rewards, batch.prompts, self.num_generations)
+        return rewards
+
+    def _metrics(self, batch: _Batch, judged: list[Score]) -> dict[str, float]:
+        metrics = {"unjudgeable": len(batch.errors) / len(batch.scores)}
+        if judged:
+            ends = [reason for score in judged for reason in score.finish_reasons]
+            metrics["critiques_cut"] = ends.count("length") / len(ends)
+            if self.normalize is not None:
+                metrics["before_normalization"] = statistics.fmean(score.reward for score in judged)
+            if self.num_critiques > 1:
+                metrics["spread_of_critiques"] = statistics.fmean(score.reward_std for score in judged)
+        return metrics
+
+
+def normalize_by_group(
+    rewards: list[float | None], prompts: list, num_generations: int | None = None
+) -> list[float | None]:
+    """
+    Rewards with mean 0 and standard deviation 1 (population) in every group.
+
+    Args:
+        rewards (`list[float | None]`):
+            One per completion. `None` stays, and counts nowhere.
+        prompts (`list`):
+            The completions' prompts.
+        num_generations (`int`, *optional*):
+            Size of a group. By default, a group is a run of equal prompts.
+
+    Returns:
+        `list[float | None]`: In input order. A group of one, or whose rewards are equal but for float noise (a deviation up
+        to 1e-4), gets 0.
+
+    Raises:
+        `ValueError`: If the batch does not consist of whole groups of `num_generations` equal prompts.
+    """
+    if num_generations is None:
+        groups = [[row for row, _ in run] for _, run in groupby(enumerate(prompts), key=lambda pair: pair[1])]
+    else:
+        starts = range(0, len(prompts), num_generations)
+        groups = [list(range(start, min(start + num_generations, len(prompts)))) for start in starts]
+    normalized: list[float | None] = [None] * len(rewards)
+    for rows in groups:
+        if num_generations and (len(rows) < num_generations or any(prompts[row] != prompts[rows[0]] for row in rows)):
+            raise ValueError(
+                f"Completions {rows[0]} to {rows[-1]} are no group of {num_generations} for one prompt. Let the batch size "
+                "of each process be a multiple of `num_generations`."
+            )
+        values = [rewards[row] for row in rows if rewards[row] is not None]
+        mean = statistics.fmean(values) if values else 0.0
+        deviation = statistics.pstdev(values) if values else 0.0
+        for row in rows:
+            if rewards[row] is not None:
+                normalized[row] = (rewards[row] - mean) / deviation if deviation > _LEAST_DEVIATION else 0.0
+    return normalized
+
+
+# ------------------------------------------------------------------------------------------------- reading rows
+
+
+def _read_row(row: int, prompt, completion) -> tuple[str | list[dict], str]:
+    """A prompt and response for a scorer, from what TRL passes."""
+    if isinstance(completion, str):
+        return prompt, completion
+    *context, last = completion
+    if last["role"] != "assistant" or not isinstance(last.get("content"), str):
+        raise ValueError(f"Row {row}: the completion ends with {last!r:.80}, which is no text of the assistant.")
+    messages, response = [*prompt, *context], last["content"]
+    if messages[-1]["role"] == "assistant":
+        # The prompt began the answer, and the policy went on
+        response = messages.pop()["content"] + response
+    return messages, response

@@ -1,0 +1,125 @@
+"""Reward function for verl, over a reward server.
+
+    python -m verl.trainer.main_ppo reward.custom_reward_function.path=path/to/cloud_hf/rl/verl.py \\
+        reward.custom_reward_function.name=compute_score \\
+        +reward.custom_reward_function.reward_kwargs.max_new_tokens=512 ...
+
+(In older versions the options are `custom_reward_function.path` and so on.) The server is verl's own reward router, if it
+has one, or the one that CLOUD_REWARD_URL names; CLOUD_REWARD_API_KEY is its key. verl gives a reward function the decoded
+response but not the prompt, so every row of the data needs the prompt in `extra_info`.
+"""
+
+import logging
+import os
+from functools import lru_cache
+
+# By full name: verl runs this file by its path, outside the package
+from cloud_hf.serving.client import CLoudClient
+
+
+logger = logging.getLogger(__name__)
+
+PROMPT_KEYS = ("prompt", "raw_prompt", "question")
+
+
+async def compute_score(
+    data_source: str,
+    solution_str: str,
+    ground_truth,
+    extra_info: dict | None,
+    reward_router_address: str | None = None,
+    reward_model_tokenizer=None,
+    *,
+    num_critiques: int = 1,
+    temperature: float = 0.0,
+    max_new_tokens: int = 512,
+    seed: int | None = None,
+    unjudgeable_reward: float | None = None,
+    **kwargs,
+) -> dict[str, float | str]:
+    """
+    Judge one response.
+
+    Args:
+        data_source (`str`):
+            Not used.
+        solution_str (`str`):
+            The response.
+        ground_truth (`Any`):
+            Not used: the reward model sees no right answers.
+        extra_info (`dict`):
+            Holds the prompt, chat messages or a string, as `prompt`, `raw_prompt` or `question`.
+        reward_router_address (`str`, *optional*):
+            Host and port of the reward server. Defaults to the address in CLOUD_REWARD_URL.
+        reward_model_tokenizer (`Any`, *optional*):
+            Not used: the server has the model's tokenizer.
+        num_critiques, temperature, max_new_tokens, seed:
+            See [`Scorer`]; set them with `reward_kwargs`.
+        unjudgeable_reward (`float`, *optional*):
+            Reward of responses that the server refuses, such as over-long ones. By default they are an error.
+
+    Returns:
+        `dict`: `score`, by which verl trains; `critique`, `reward_std`, `critique_cut` (share of critiques that were cut)
+        and `unjudgeable` (0 or 1), which it logs.
+
+    Raises:
+        `ValueError`: If there is no server, `extra_info` holds no prompt, or the response cannot be judged.
+    """
+    client = _client(_address(reward_router_address))
+    prompt = _prompt(data_source, extra_info)
+    try:
+        [score] = await client.ascore(
+            [prompt],
+            [solution_str],
+            num_critiques=num_critiques,
+            temperature=temperature,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+        )
+    except ValueError as error:
+        if unjudgeable_reward is None:
+            raise
+        logger.warning("A response cannot be judged and gets the reward %s: %s", unjudgeable_reward, error)
+        return {
+            "score": unjudgeable_reward,
+            "critique": "",
+            "reward_std": 0.0,
+            "critique_cut": 0.0,
+            "unjudgeable": 1.0,
+        }
+    return {
+        "score": score.reward,
+        "critique": score.critique,
+        "reward_std": score.reward_std,
+        "critique_cut": score.finish_reasons.count("length") / len(score.finish_reasons),
+        "unjudgeable": 0.0,
+    }
+
+
+def _address(router_address: str | None) -> str:
+    if router_address:
+        return f"http://{router_address}"
+    if not os.environ.get("CLOUD_REWARD_URL"):
+        raise ValueError(
+            "There is no reward server: verl gave no `reward_router_address`, and the environment variable "
+            "CLOUD_REWARD_URL is not set."
+        )
+    return os.environ["CLOUD_REWARD_URL"]
+
+
+@lru_cache(maxsize=8)
+def _client(url: str) -> CLoudClient:
+    """One per server, so that calls share its connections and its limit on them."""
+    return CLoudClient(url, api_key=os.environ.get("CLOUD_REWARD_API_KEY"))
+
+
+def _prompt(data_source: str, extra_info: dict | None) -> str | list[dict]:
+    for key in PROMPT_KEYS:
+        if (extra_info or {}).get(key) is not None:
+            prompt = extra_info[key]
+            # Tables hold messages as arrays
+            return prompt if isinstance(prompt, str) else [dict(message) for message in prompt]
+    raise ValueError(
+        f"A row of {data_source!r} has no prompt in `extra_info` (it has {sorted(extra_info or {})}). Put the chat messages "
+        "there as `prompt` when you make the data: verl passes nothing else of the prompt to a reward function."
+    )
