@@ -121,7 +121,8 @@ def find_weights(name: str, **hub_kwargs) -> list[Path]:
             `token`, `cache_dir`, ….
 
     Raises:
-        `ValueError`: If there are none, if one that the index names is missing, or if the weights are pickled.
+        `ValueError`: If there are none, if a folder lacks one that its index names, or if the weights are pickled.
+        `OSError`: If a file cannot be downloaded.
     """
 
     def find(file: str) -> str | None:

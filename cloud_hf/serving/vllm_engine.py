@@ -14,12 +14,12 @@ from vllm.v1.engine.exceptions import EngineDeadError as VLLMEngineDeadError
 
 from ..configuration_cloud import read_config
 from ..critique_format import CritiqueFormat
-from ..generation import Sample, row_seed
+from ..generation import Sample
 from ..scoring import Score, ScoringRequest, read_request, with_rewards
 from .engine import EngineDeadError
 from .settled_text import SettledText
 from .vllm_model_folder import servable_model
-from .vllm_requests import VLLMRequests
+from .vllm_requests import VLLMRequests, seed_for
 
 
 class VLLMEngine:
@@ -130,9 +130,8 @@ class VLLMEngine:
             )
 
     def _writing(self, request, num_critiques, temperature, max_new_tokens, seed, **options) -> SamplingParams:
-        if seed is not None:
-            seed = None if temperature == 0 else row_seed(seed, 0, request.prefixes[0].input_ids) % 2**62
-        return self._requests.writing(num_critiques, temperature, max_new_tokens, seed, **options)
+        own_seed = seed_for(seed, temperature, request.prefixes[0], self._llm.vllm_config)
+        return self._requests.writing(num_critiques, temperature, max_new_tokens, own_seed, **options)
 
     async def _generate(self, prompt: dict, params: SamplingParams) -> AsyncIterator[RequestOutput]:
         try:

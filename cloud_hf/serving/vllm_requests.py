@@ -3,15 +3,35 @@
 from dataclasses import dataclass
 
 from vllm import CompletionOutput, RequestOutput, SamplingParams
+from vllm.config import VllmConfig
+from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 
 from ..configuration_cloud import CLoudConfig
 from ..critique_format import CritiqueFormat, EncodedCritique, EncodedPrefix
-from ..generation import Sample
+from ..generation import Sample, row_seed
 
 
 # The reward token that closes a critique, and the end of turn that carries the reward
 CLOSING_TOKENS = 2
+
+
+def seed_for(seed: int | None, temperature: float, prefix: EncodedPrefix, vllm_config: VllmConfig) -> int | None:
+    """
+    The seed of a request: its own, by the text that is judged, so that neither order nor batch matters; `None` if greedy.
+
+    Raises:
+        `ValueError`: Where the engine would die of it.
+    """
+    if seed is None or temperature == 0:
+        return None
+    if current_platform.is_cpu() and vllm_config.scheduler_config.enable_chunked_prefill:
+        raise ValueError(
+            "On a CPU, vLLM 0.32 stops for good when the prefill of a request with a `seed` is cut into chunks. Start it "
+            "with `enable_chunked_prefill=False` (in scripts `--vllm_options '{\"enable_chunked_prefill\": false}'`), or leave "
+            "`seed` out."
+        )
+    return row_seed(seed, 0, prefix.input_ids) % 2**62
 
 
 @dataclass(frozen=True)
@@ -24,10 +44,22 @@ class VLLMRequests:
             The model's format.
         config ([`CLoudConfig`]):
             Its config.
+
+    Raises:
+        `ValueError`: If the tokenizer and the config of a reference-format model name different stop tokens.
     """
 
     critique_format: CritiqueFormat
     config: CLoudConfig
+
+    def __post_init__(self):
+        # The model inside vLLM knows the config's stop tokens alone
+        if self.critique_format.stop_ids(self.config) != CritiqueFormat.stop_ids(self.critique_format, self.config):
+            raise ValueError(
+                f"The tokenizer's end of sequence is token {self.critique_format.tokenizer.eos_token_id}, but the language "
+                f"model's config says {self.config.text_config.eos_token_id}: vLLM would end critiques elsewhere than the "
+                "reference. Set `text_config.eos_token_id` in the model's config to the tokenizer's."
+            )
 
     @property
     def reserved_tokens(self) -> int:

@@ -8,10 +8,9 @@ from vllm import LLM
 
 from ..configuration_cloud import read_config
 from ..critique_format import CritiqueFormat
-from ..generation import row_seed
 from ..scoring import Score, read_request, with_rewards
 from .vllm_model_folder import servable_model
-from .vllm_requests import VLLMRequests
+from .vllm_requests import VLLMRequests, seed_for
 
 
 class CLoudVLLM:
@@ -80,13 +79,11 @@ class CLoudVLLM:
         )
         if request.given is not None:
             return with_rewards(request.given_samples(), self._read(request.given))
-        seeds = [
-            None if seed is None or temperature == 0 else row_seed(seed, 0, prefix.input_ids) % 2**62
-            for prefix in request.prefixes
-        ]
+        vllm_config = self.llm.llm_engine.vllm_config
+        seeds = [seed_for(seed, temperature, prefix, vllm_config) for prefix in request.prefixes]
         outputs = self.llm.generate(
             [self._requests.prompt_of(prefix) for prefix in request.prefixes],
-            [self._requests.writing(num_critiques, temperature, max_new_tokens, row_seed) for row_seed in seeds],
+            [self._requests.writing(num_critiques, temperature, max_new_tokens, own_seed) for own_seed in seeds],
             use_tqdm=self.show_progress,
         )
         samples = [self._requests.samples(output, max_new_tokens) for output in outputs]

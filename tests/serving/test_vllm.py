@@ -154,6 +154,14 @@ def test_what_does_not_fit_is_refused_with_its_length(pair):
         engine.score([""], ["y"])
 
 
+def test_a_seed_that_would_end_the_engine_is_refused(pair):
+    _, engine, tokenizer = pair
+    chats, answers = chats_for(tokenizer)[:4], ANSWERS[:4]
+    with pytest.raises(ValueError, match="enable_chunked_prefill=False"):
+        engine.score(chats, answers, temperature=1.0, seed=1, max_new_tokens=BUDGET)
+    engine.score(chats, answers, seed=1, max_new_tokens=BUDGET)  # greedy: no seed is needed
+
+
 def test_critique_logprobs_are_true_ones(pair):
     from vllm import SamplingParams
 
@@ -221,6 +229,18 @@ def add_adapter(folder, model):
     return folder / "adapter", load_reward_model(str(folder / "adapter"))[0]
 
 
+def test_a_reference_model_that_would_stop_elsewhere_is_refused(tmp_path):
+    from cloud_hf.serving.vllm_requests import VLLMRequests
+
+    tokenizer = make_tokenizer("llama3")
+    model = save_talker(tmp_path, *LLAMA, format="reference")
+    critique_format = CritiqueFormat.from_config(model.config, tokenizer)
+    assert VLLMRequests(critique_format, model.config).reserved_tokens == 3
+    model.config.text_config.eos_token_id = 5
+    with pytest.raises(ValueError, match=r"end of sequence is token \d+, but the language model's config says 5"):
+        VLLMRequests(critique_format, model.config)
+
+
 def test_models_vllm_cannot_serve_are_refused_by_name(tmp_path):
     from models_for_tests import save_published
 
@@ -242,7 +262,13 @@ def test_the_servers_engine_judges_streams_and_cancels(tmp_path):
     given = model.score(CHATS[:2], ANSWERS[:2], tokenizer, critiques=[["Good.", "Bad."]] * 2)
 
     async def use():
-        engine = VLLMEngine(str(tmp_path / "model"), dtype="float32", max_model_len=512, enforce_eager=True)
+        engine = VLLMEngine(
+            str(tmp_path / "model"),
+            dtype="float32",
+            max_model_len=512,
+            enforce_eager=True,
+            enable_chunked_prefill=False,
+        )
         options = {"max_new_tokens": BUDGET}
         tasks = [asyncio.create_task(engine.score(c, a, **options)) for c, a in zip(CHATS, ANSWERS, strict=True)]
         dropped = [asyncio.create_task(engine.score(CHATS[0], "x", max_new_tokens=400)) for _ in range(8)]
