@@ -1,0 +1,134 @@
+"""Command-line arguments that the builders share, and what they mean."""
+
+import os
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from datasets import Dataset
+
+from .completions import CompletionClient
+from .journal import key_of
+from .loading import load_rows
+from .schemas import check_columns, row_name
+
+
+@dataclass(kw_only=True)
+class BuilderArguments:
+    """
+    What is built from what.
+
+    Parameters:
+        dataset_name (`str`):
+            Hub id, JSONL or Parquet file, or `save_to_disk` folder, such as another builder's output.
+        output_dir (`str`):
+            Folder for the dataset, its card, `rejects.jsonl`, `build.json` and the journal. A run that was killed goes on when the
+            same command is given again.
+        dataset_config (`str`, *optional*):
+            Configuration of a Hub dataset.
+        dataset_split (`str`, *optional*, defaults to `"train"`):
+            Split to read.
+        limit (`int`, *optional*):
+            Read only so many rows.
+        shard (`str`, *optional*, defaults to `"0/1"`):
+            `i/n` with i from 0 to n - 1: work on the i-th of n parts only. `merge_shards.py` joins the outputs.
+        push_to_hub (`str`, *optional*):
+            Hub id to upload the dataset to.
+    """
+
+    dataset_name: str = field(metadata={"help": "Hub id, JSONL or Parquet file, or save_to_disk folder."})
+    output_dir: str = field(metadata={"help": "Folder for everything that is written."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
+    dataset_split: str = field(default="train", metadata={"help": "Split to read."})
+    limit: int | None = field(default=None, metadata={"help": "Read only so many rows."})
+    shard: str = field(default="0/1", metadata={"help": "i/n: work on the i-th (from 0) of n parts."})
+    push_to_hub: str | None = field(default=None, metadata={"help": "Hub id to upload the dataset to."})
+
+    def __post_init__(self):
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"`limit` is {self.limit}; it must be at least 1.")
+        self.parsed_shard()
+        if os.path.realpath(self.output_dir) == os.path.realpath(self.dataset_name):
+            raise ValueError(f"`output_dir` is the dataset itself ({self.output_dir}); name another folder.")
+
+    def parsed_shard(self) -> tuple[int, int]:
+        """`(i, n)`. Raises `ValueError` if `shard` is none."""
+        match = re.fullmatch(r"(\d+)/(\d+)", self.shard)
+        if not match or not int(match[1]) < int(match[2]):
+            raise ValueError(f"`shard` is {self.shard!r}; give i/n with i from 0 to n - 1, such as 0/4.")
+        return int(match[1]), int(match[2])
+
+    def load(self, *columns: str) -> Dataset:
+        """
+        The rows of this shard, with ids.
+
+        Args:
+            *columns (`str`):
+                Columns that must be there. Where there is no `id`, the position among all rows is one.
+
+        Raises:
+            `ValueError`: If a column is missing, an id comes twice, or the shard is empty.
+        """
+        rows = load_rows(self.dataset_name, self.dataset_split, self.dataset_config)
+        check_columns(rows.column_names, columns, f"Building from {self.dataset_name}")
+        if self.limit is not None:
+            rows = rows.select(range(min(self.limit, len(rows))))
+        if "id" not in rows.column_names:
+            rows = rows.add_column("id", [str(index) for index in range(len(rows))])
+        check_ids(rows)
+        index, count = self.parsed_shard()
+        if len(rows) < count:
+            raise ValueError(f"`shard` {self.shard} of {len(rows)} row(s) leaves empty shards; use fewer.")
+        return rows.shard(count, index, contiguous=True)
+
+
+@dataclass(kw_only=True)
+class ServerArguments:
+    """
+    How servers are asked.
+
+    Parameters:
+        api_key_env (`str`, *optional*, defaults to `"OPENAI_API_KEY"`):
+            Environment variable with the servers' key, if they want one.
+        max_concurrency (`int`, *optional*, defaults to `64`):
+            Requests under way at once.
+        max_retries (`int`, *optional*, defaults to `8`):
+            Tries after the first, for each request.
+        request_timeout (`float`, *optional*, defaults to `600.0`):
+            Seconds one try may take.
+    """
+
+    api_key_env: str = field(default="OPENAI_API_KEY", metadata={"help": "Variable with the servers' key."})
+    max_concurrency: int = field(default=64, metadata={"help": "Requests under way at once."})
+    max_retries: int = field(default=8, metadata={"help": "Tries after the first, for each request."})
+    request_timeout: float = field(default=600.0, metadata={"help": "Seconds one try may take."})
+
+    def client(self, base_urls: list[str], model: str | None) -> CompletionClient:
+        """A client with these settings. Raises `ValueError` if they make no sense."""
+        return CompletionClient(
+            base_urls,
+            model,
+            api_key_env=self.api_key_env,
+            max_concurrency=self.max_concurrency,
+            max_retries=self.max_retries,
+            request_timeout=self.request_timeout,
+        )
+
+
+def check_ids(rows: Dataset):
+    """Raise `ValueError` if two rows have one id."""
+    seen: dict[Any, int] = {}
+    for index, name in enumerate(rows["id"]):
+        if name is None:
+            raise ValueError(f"row {index}: `id` is missing. Give every row one, or leave the column out.")
+        if name in seen:
+            raise ValueError(f"{row_name(index, {'id': name})}: row {seen[name]} has the same id. Give every row its own.")
+        seen[name] = index
+
+
+def describe_rows(rows: Dataset, columns: tuple[str, ...]) -> dict[str, Any]:
+    """What tells these rows from others, for the settings of a journal: how many, and a hash of their columns."""
+    digest = ""
+    for row in rows.select_columns(["id", *columns]):
+        digest = key_of(digest, row)
+    return {"rows": len(rows), "hash": digest}

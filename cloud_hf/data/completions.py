@@ -1,0 +1,369 @@
+"""Answers from OpenAI-compatible servers: bounded concurrency, retries, and failures that say what to do."""
+
+import asyncio
+import json
+import os
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import httpx2
+from openai import APIConnectionError, APIStatusError, APITimeoutError, AsyncOpenAI, DefaultAioHttpClient
+
+
+# Seconds before the first retry; they double up to the second figure
+_FIRST_WAIT = 0.5
+_LONGEST_WAIT = 60.0
+_CONNECT_TIMEOUT = 10.0
+_TRANSIENT = (408, 409, 425, 429)
+_REFUSED_KEY = (401, 403)
+
+
+class RequestFailed(Exception):
+    """One request failed for good; others may succeed."""
+
+
+class ServerUnusable(Exception):
+    """No request can succeed: the server is down, refuses the key, or does not serve the model."""
+
+
+class _BadAnswer(Exception):
+    """An answer that is none, though the server thinks it is; another try may give one."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """
+    What a model wrote.
+
+    Args:
+        text (`str`):
+            The text.
+        finish_reason (`str`):
+            As the server names it: `"stop"` if the model ended it, `"length"` if it was cut, or another.
+        token_ids (`tuple[int, ...]`, *optional*):
+            The generated ids, where the server was asked for them.
+    """
+
+    text: str
+    finish_reason: str
+    token_ids: tuple[int, ...] | None = None
+
+
+@dataclass
+class RequestCounts:
+    """What became of the requests of one client."""
+
+    answered: int = 0
+    retried: int = 0
+    failed: int = 0
+
+
+@dataclass
+class _Server:
+    """One address, how busy it is, and until when it wants no request."""
+
+    url: str
+    client: AsyncOpenAI
+    in_flight: int = 0
+    not_before: float = 0.0
+
+    @property
+    def wait(self) -> float:
+        return max(0.0, self.not_before - time.monotonic())
+
+
+class CompletionClient:
+    """
+    Client of one model on one or several OpenAI-compatible servers.
+
+    Time-outs, lost connections, the statuses 408, 409, 425, 429 and 5xx, and answers without content are tried again, after
+    0.5, 1, 2, … seconds (at most 60, each shortened at random by up to half) or as long as `Retry-After` says, on whichever
+    server is least busy. Other statuses fail at once. Text that was not asked for as such is never interpreted.
+
+    Args:
+        base_urls (`Sequence[str]`):
+            Addresses, such as `"http://127.0.0.1:8000/v1"`, that serve the same model.
+        model (`str`, *optional*):
+            Its name there; may be left out if the servers have only one.
+        api_key_env (`str`, *optional*, defaults to `"OPENAI_API_KEY"`):
+            Environment variable that holds the key. The key is in no message, journal or card.
+        max_concurrency (`int`, *optional*, defaults to `64`):
+            Requests under way at once, over all servers.
+        max_retries (`int`, *optional*, defaults to `8`):
+            Tries after the first; 8 take about two minutes.
+        request_timeout (`float`, *optional*, defaults to `600.0`):
+            Seconds one try may take.
+
+    Examples:
+
+    ```python
+    >>> async with CompletionClient(["http://127.0.0.1:8000/v1"], "my-model") as client:
+    ...     answer = await client.chat([{"role": "user", "content": "What is 2+2?"}], max_tokens=16)
+    ```
+    """
+
+    def __init__(
+        self,
+        base_urls: Sequence[str],
+        model: str | None = None,
+        *,
+        api_key_env: str = "OPENAI_API_KEY",
+        max_concurrency: int = 64,
+        max_retries: int = 8,
+        request_timeout: float = 600.0,
+    ):
+        if isinstance(base_urls, str) or not base_urls:
+            raise ValueError(f"`base_urls` is {base_urls!r}; give a list of addresses.")
+        for url in base_urls:
+            if not url.startswith(("http://", "https://")):
+                raise ValueError(f"`base_url` {url!r} must start with http:// or https://.")
+        if max_concurrency < 1 or max_retries < 0 or not request_timeout > 0:
+            raise ValueError("`max_concurrency` must be at least 1, `max_retries` at least 0, `request_timeout` above 0.")
+        self.model = model
+        self.max_concurrency = max_concurrency
+        self.max_retries = max_retries
+        self.counts = RequestCounts()
+        self._key = os.environ.get(api_key_env)
+        self._key_name = api_key_env
+        self._urls = list(base_urls)
+        self._timeout = httpx2.Timeout(request_timeout, connect=min(_CONNECT_TIMEOUT, request_timeout))
+        self._request_timeout = request_timeout
+
+    async def __aenter__(self) -> "CompletionClient":
+        limits = httpx2.Limits(max_connections=self.max_concurrency, max_keepalive_connections=self.max_concurrency)
+        self._places = asyncio.Semaphore(self.max_concurrency)
+        self._servers = [
+            _Server(
+                url,
+                AsyncOpenAI(
+                    base_url=url,
+                    api_key=self._key or "none",
+                    max_retries=0,
+                    timeout=self._timeout,
+                    http_client=DefaultAioHttpClient(limits=limits, timeout=self._timeout),
+                ),
+            )
+            for url in self._urls
+        ]
+        return self
+
+    async def __aexit__(self, *_):
+        for server in self._servers:
+            await server.client.close()
+
+    # ----------------------------------------------------------------------------------------------------- questions
+
+    async def chat(self, messages: list[dict[str, str]], **sampling) -> Answer:
+        """
+        Let the model answer a chat.
+
+        Args:
+            messages (`list[dict[str, str]]`):
+                Chat messages.
+            **sampling:
+                Fields of the request: `max_tokens`, `temperature`, `seed`, ….
+
+        Returns:
+            [`Answer`]: Never empty.
+
+        Raises:
+            `RequestFailed`: If this request is refused, or still fails after the retries.
+            `ServerUnusable`: If no request can succeed.
+        """
+        body = await self._ask("/chat/completions", {"messages": messages, **sampling})
+        message = body["choices"][0]["message"]
+        return self._answer(body, message.get("content"))
+
+    async def complete(self, prompt_ids: Sequence[int], **sampling) -> Answer:
+        """
+        Let the model go on after token ids.
+
+        Args:
+            prompt_ids (`Sequence[int]`):
+                The ids, begin-of-sequence token included if there is one: none is added.
+            **sampling:
+                Fields of the request. vLLM gives ids back for `return_token_ids=True`.
+
+        Returns:
+            [`Answer`]: Empty where the model ended at once.
+
+        Raises:
+            `RequestFailed`, `ServerUnusable`: As for [`CompletionClient.chat`].
+        """
+        body = await self._ask("/completions", {"prompt": list(prompt_ids), **sampling})
+        return self._answer(body, body["choices"][0]["text"])
+
+    @staticmethod
+    def _answer(body: dict[str, Any], text: str) -> Answer:
+        choice = body["choices"][0]
+        ids = choice.get("token_ids")
+        return Answer(text, choice.get("finish_reason") or "unknown", None if ids is None else tuple(ids))
+
+    async def check(self):
+        """
+        Ask every server for its models, before any row is paid for. Settles `model` where it was not given.
+
+        Raises:
+            `ServerUnusable`: If a server does not answer, refuses the key, or does not serve the model.
+        """
+        for server in self._servers:
+            names = await self._models(server)
+            if names is None:
+                print(f"{server.url} does not list its models: whether it serves {self.model!r} is not known.")
+                if self.model is None:
+                    raise ServerUnusable(f"{server.url} does not list its models; name one with `model`.")
+                continue
+            if self.model is None and len(names) == 1:
+                self.model = names[0]
+            if self.model not in names:
+                wanted = "Name one with `model`" if self.model is None else f"It does not serve {self.model!r}"
+                raise ServerUnusable(f"{server.url} serves {', '.join(sorted(names)) or 'no model'}. {wanted}.")
+
+    async def _models(self, server: _Server) -> list[str] | None:
+        """The models' names; `None` if the server does not tell."""
+        try:
+            response = await server.client.get("/models", cast_to=httpx2.Response)
+            return [model["id"] for model in json.loads(response.content)["data"]]
+        except APIStatusError as error:
+            if error.status_code in _REFUSED_KEY:
+                raise self._key_refused(server, error) from None
+            if error.status_code in (404, 405, 501):
+                return None
+            raise ServerUnusable(f"{server.url} answers {self._describe(error)}.") from None
+        except APIConnectionError as error:
+            raise ServerUnusable(f"{server.url} does not answer ({_cause(error)}). Is it running?") from None
+        except (ValueError, KeyError, TypeError):
+            raise ServerUnusable(f"{server.url} does not answer like an OpenAI-compatible server.") from None
+
+    # --------------------------------------------------------------------------------------------------- one request
+
+    async def _ask(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        body = {"model": self.model, **body}
+        failures = 0
+        async with self._places:
+            while failures <= self.max_retries:
+                server = await self._free_server()
+                server.in_flight += 1
+                answered = self.counts.answered
+                try:
+                    answer = await self._post(server, path, body)
+                    self.counts.answered += 1
+                    return answer
+                except (APIConnectionError, APIStatusError, TimeoutError, _BadAnswer) as error:
+                    what = self._stop_if_final(server, error)
+                    # A busy server that answers others is no failure
+                    busy = isinstance(error, APIStatusError) and error.status_code == 429
+                    failures += not (busy and self.counts.answered > answered)
+                    if failures <= self.max_retries:
+                        self.counts.retried += 1
+                        await self._back_off(server, error, failures)
+                finally:
+                    server.in_flight -= 1
+        self.counts.failed += 1
+        await self._stop_if_all_are_down()
+        raise RequestFailed(f"{what} (given up after {self.max_retries + 1} tries)")
+
+    async def _free_server(self) -> _Server:
+        """The least busy server of those that take requests, or the first that will."""
+        while (server := min(self._servers, key=lambda server: (server.wait > 0, server.in_flight))).wait > 0:
+            await asyncio.sleep(min(server.wait for server in self._servers))
+        return server
+
+    async def _post(self, server: _Server, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        # A server that sends a byte now and then never runs into the time-outs of a connection
+        async with asyncio.timeout(self._request_timeout):
+            response = await server.client.post(path, cast_to=httpx2.Response, body=body)
+        try:
+            answer = json.loads(response.content)
+            choice = answer["choices"][0]
+            text = choice["message"]["content"] if "message" in choice else choice["text"]
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            raise _BadAnswer(f"an answer that is no completion ({type(error).__name__}: {error})") from error
+        if not isinstance(text, str) or (path == "/chat/completions" and not text.strip()):
+            reason = choice.get("finish_reason")
+            raise _BadAnswer(f"an answer without content (finish_reason {reason!r})")
+        if not _is_unicode(text):
+            raise _BadAnswer("an answer with a lone surrogate, which is no text")
+        return answer
+
+    def _stop_if_final(self, server: _Server, error: Exception) -> str:
+        """What went wrong, if another try may help."""
+        if isinstance(error, APIStatusError):
+            what = self._describe(error)
+            if error.status_code in _REFUSED_KEY:
+                raise self._key_refused(server, error)
+            if error.status_code == 404:
+                raise ServerUnusable(f"{server.url} answers {what}. Is `model` {self.model!r} right?")
+            if error.status_code not in _TRANSIENT and error.status_code < 500:
+                self.counts.failed += 1
+                raise RequestFailed(what)
+            return what
+        if isinstance(error, TimeoutError | APITimeoutError):
+            return f"no answer within {self._request_timeout:g} s"
+        return _cause(error) if isinstance(error, APIConnectionError) else str(error)
+
+    async def _back_off(self, server: _Server, error: Exception, failures: int):
+        seconds = min(_FIRST_WAIT * 2 ** max(failures - 1, 0), _LONGEST_WAIT) * random.uniform(0.5, 1.0)
+        if isinstance(error, APIStatusError) and (asked := _retry_after(error.response)) is not None:
+            # The server speaks for all requests; they come back one after the other
+            server.not_before = max(server.not_before, time.monotonic() + asked)
+            seconds = random.uniform(0.0, 0.1)
+        elif isinstance(error, APIConnectionError) and len(self._servers) > 1:
+            server.not_before = time.monotonic() + seconds
+            seconds = 0.0
+        await asyncio.sleep(seconds)
+
+    async def _stop_if_all_are_down(self):
+        """A request that fails on a server that works is one row's trouble; without a server it is every row's."""
+        problems = []
+        for server in self._servers:
+            try:
+                await self._models(server)
+                return
+            except ServerUnusable as error:
+                problems.append(str(error))
+        raise ServerUnusable(" ".join(problems))
+
+    # ------------------------------------------------------------------------------------------------------ messages
+
+    def _key_refused(self, server: _Server, error: APIStatusError) -> ServerUnusable:
+        key = "is not set" if self._key is None else "holds a key that is refused"
+        return ServerUnusable(f"{server.url} answers {self._describe(error)}. The variable {self._key_name} {key}.")
+
+    def _describe(self, error: APIStatusError) -> str:
+        body = error.body
+        message = body.get("message") if isinstance(body, dict) else None
+        text = f"status {error.status_code}: {str(message or body or 'no reason given'):.500}"
+        return text.replace(self._key, "[key]") if self._key else text
+
+
+def _cause(error: Exception) -> str:
+    cause = error.__cause__ or error
+    return f"{type(cause).__name__}: {cause}".strip(": ")
+
+
+def _retry_after(response: httpx2.Response) -> float | None:
+    """Seconds to wait, if the server says so: a number, or a date."""
+    value = response.headers.get("retry-after")
+    if value is None:
+        return None
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return None
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
