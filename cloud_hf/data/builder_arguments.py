@@ -122,7 +122,9 @@ def check_ids(rows: Dataset):
         if name is None:
             raise ValueError(f"row {index}: `id` is missing. Give every row one, or leave the column out.")
         if name in seen:
-            raise ValueError(f"{row_name(index, {'id': name})}: row {seen[name]} has the same id. Give every row its own.")
+            raise ValueError(
+                f"{row_name(index, {'id': name})}: row {seen[name]} has the same id. Give every row its own."
+            )
         seen[name] = index
 
 

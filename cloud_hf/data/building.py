@@ -7,10 +7,12 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
+from datasets import Features
 from tqdm import tqdm
 
 from .completions import Answer, CompletionClient, RequestFailed, ServerUnusable
-from .journal import Journal, key_of
+from .dataset_folder import JOURNAL, REJECTS, DatasetFolder, Reject
+from .journal import Journal, JournalError, key_of
 
 
 # Rows that fail one after the other, none between them succeeding, before the run stops
@@ -23,28 +25,6 @@ class Dropped(Exception):
 
 class RowRefused(Exception):
     """This row cannot be used. The message is the reason."""
-
-
-@dataclass(frozen=True)
-class Reject:
-    """
-    A row that is not in the dataset.
-
-    Args:
-        index (`int`):
-            Its position among the rows.
-        id (`str`):
-            Its id.
-        kind (`str`):
-            `"dropped"`: the method leaves it out. `"failed"`: it could not be worked on.
-        reason (`str`):
-            Why.
-    """
-
-    index: int
-    id: str
-    kind: str
-    reason: str
 
 
 class JournaledClient:
@@ -173,9 +153,79 @@ class Run:
                 yield new_row
 
 
-async def open_clients(stack: AsyncExitStack, *clients: CompletionClient):
-    """Connect, and find out before the first row whether the servers will do."""
-    for client in clients:
-        await stack.enter_async_context(client)
-        await client.check()
+async def build_dataset(
+    folder: DatasetFolder,
+    rows: Sequence[dict[str, Any]],
+    features: Features,
+    clients: dict[str, CompletionClient],
+    make_work: Callable[..., Work],
+) -> dict[str, Any]:
+    """
+    Build a dataset with the answers of servers, or go on with one.
 
+    Args:
+        folder ([`DatasetFolder`]):
+            Where it is written. The models are added to its settings.
+        rows (`Sequence[dict]`):
+            The rows, each with an `id`.
+        features (`Features`):
+            Columns of the new rows.
+        clients (`dict[str, CompletionClient]`):
+            The models by role, such as `"judge"`.
+        make_work (`Callable`):
+            From a [`JournaledClient`] per role, as keywords, to the work of [`Run`].
+
+    Returns:
+        `dict[str, Any]`: Rows, rejects, answers, requests that were tried again.
+
+    Raises:
+        `ServerUnusable`, `JournalError`, `ValueError`, `OSError`: With all answers so far in the journal.
+    """
+    async with AsyncExitStack() as stack:
+        for role, client in clients.items():
+            await stack.enter_async_context(client)
+            await client.check()
+            folder.settings[f"{role}_model"] = client.model
+        journal = stack.enter_context(Journal(folder.path / JOURNAL, folder.settings))
+        kept = len(journal)
+        work = make_work(**{role: JournaledClient(client, journal, role) for role, client in clients.items()})
+        run = Run(rows, work, list(clients.values()), sum(client.max_concurrency for client in clients.values()))
+        await run.ask()
+        counts = {
+            "rows_read": len(rows),
+            "answers": len(journal),
+            "answers_of_earlier_runs": kept,
+            "retries": sum(client.counts.retried for client in clients.values()),
+        }
+        counts = await folder.write(run.results(), features, counts)
+    folder.write_record(counts)
+    return counts
+
+
+def run_builder(build: Awaitable[dict[str, Any]], folder: DatasetFolder):
+    """
+    Run a builder to its end and say what came of it.
+
+    Raises:
+        `SystemExit`: With status 3 if rows failed for good, and 1 with a message if the run had to stop.
+    """
+    try:
+        counts = asyncio.run(build)
+    except (ServerUnusable, JournalError) as error:
+        raise SystemExit(f"{error}\n{_how_to_go_on(folder)}") from None
+    except OSError as error:
+        raise SystemExit(f"Stopped: {error}.\n{_how_to_go_on(folder)}") from None
+    print(
+        f"{counts['rows']} rows in {folder.path}, from {counts['rows_read']} ({counts['dropped']} dropped, {counts['failed']} "
+        f"failed; {counts['answers']} answers, {counts['answers_of_earlier_runs']} of them from earlier runs; "
+        f"{counts['retries']} requests tried again)."
+    )
+    for reason, number in counts["reasons"].items():
+        print(f"  {number} x {reason}")
+    if counts["failed"]:
+        print(f"{counts['failed']} row(s) failed: see {folder.path / REJECTS}. The same command tries them again.")
+        raise SystemExit(3)
+
+
+def _how_to_go_on(folder: DatasetFolder) -> str:
+    return f"What was answered is kept in {folder.path / JOURNAL}: the same command goes on from there."

@@ -122,7 +122,9 @@ class CompletionClient:
             if not url.startswith(("http://", "https://")):
                 raise ValueError(f"`base_url` {url!r} must start with http:// or https://.")
         if max_concurrency < 1 or max_retries < 0 or not request_timeout > 0:
-            raise ValueError("`max_concurrency` must be at least 1, `max_retries` at least 0, `request_timeout` above 0.")
+            raise ValueError(
+                "`max_concurrency` must be at least 1, `max_retries` at least 0, `request_timeout` above 0."
+            )
         self.model = model
         self.max_concurrency = max_concurrency
         self.max_retries = max_retries

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,33 @@ from datasets import Dataset, Features, load_from_disk
 from datasets.arrow_writer import ArrowWriter
 from huggingface_hub import DatasetCard
 
-from .building import Reject
-
 
 RECORD = "build.json"
 REJECTS = "rejects.jsonl"
 JOURNAL = "journal.jsonl"
 VERSION = 1
+
+
+@dataclass(frozen=True)
+class Reject:
+    """
+    A row that is not in the dataset.
+
+    Args:
+        index (`int`):
+            Its position among the rows.
+        id (`str`):
+            Its id.
+        kind (`str`):
+            `"dropped"`: the method leaves it out. `"failed"`: it could not be worked on.
+        reason (`str`):
+            Why.
+    """
+
+    index: int
+    id: str
+    kind: str
+    reason: str
 
 
 class DatasetFolder:
