@@ -1,6 +1,7 @@
 """Run a builder: every row through its work, answers journaled, then one dataset in the order of the rows."""
 
 import asyncio
+import json
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
@@ -13,6 +14,7 @@ from tqdm import tqdm
 from .completions import Answer, CompletionClient, RequestFailed, ServerUnusable
 from .dataset_folder import JOURNAL, REJECTS, DatasetFolder, Reject
 from .journal import Journal, JournalError, key_of
+from .schemas import row_name
 
 
 # Rows that fail one after the other, none between them succeeding, before the run stops
@@ -151,6 +153,31 @@ class Run:
                 continue
             for new_row in new_rows:
                 yield new_row
+
+
+def check_rows(rows: Sequence[dict[str, Any]], check: Callable[[dict[str, Any]], Any]):
+    """
+    Try all rows before anything is paid for.
+
+    Args:
+        rows (`Sequence[dict]`):
+            The rows.
+        check (`Callable`):
+            Raises `ValueError` for a row that cannot be used.
+
+    Raises:
+        `ValueError`: Naming the first bad row.
+    """
+    for index, row in enumerate(rows):
+        try:
+            check(row)
+            json.dumps(row, ensure_ascii=False, default=str).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"{row_name(index, row)}: lone surrogate at character {error.start}; it is no text."
+            ) from None
+        except ValueError as error:
+            raise ValueError(f"{row_name(index, row)}: {error}") from error
 
 
 async def build_dataset(

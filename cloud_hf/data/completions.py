@@ -339,7 +339,7 @@ class CompletionClient:
     def _describe(self, error: APIStatusError) -> str:
         body = error.body
         message = body.get("message") if isinstance(body, dict) else None
-        text = f"status {error.status_code}: {str(message or body or 'no reason given'):.500}"
+        text = f"status {error.status_code}: {message or body or 'no reason given'!s:.500}"
         return text.replace(self._key, "[key]") if self._key else text
 
 

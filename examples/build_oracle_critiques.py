@@ -1,0 +1,135 @@
+"""
+Critiques of both responses of every preference pair, by a strong model behind an OpenAI-compatible server: what stage 1
+trains on.
+
+The new dataset has the old columns, and chosen_feedback, rejected_feedback (lists with --num_critiques above 1). A run that
+was killed goes on when the same command is given again: every answer is in the output folder's journal.
+
+python examples/build_oracle_critiques.py --dataset_name pairs.jsonl --output_dir oracle-critiques \
+    --base_url http://127.0.0.1:8000/v1 --model meta-llama/Llama-3.1-405B-Instruct
+"""
+
+import asyncio
+from dataclasses import dataclass, field
+
+from datasets import Features, List, Value
+from trl import TrlParser
+
+from cloud_hf.data.builder_arguments import BuilderArguments, ServerArguments, describe_rows
+from cloud_hf.data.building import Dropped, JournaledClient, build_dataset, check_rows, run_builder
+from cloud_hf.data.completions import Answer
+from cloud_hf.data.critics import CRITIC_PROMPT, PLACEHOLDERS, messages_for_critic, read_template
+from cloud_hf.data.dataset_folder import DatasetFolder
+from cloud_hf.data.schemas import PAIR_COLUMNS, prompt_of, response_of
+
+
+SIDES = ("chosen", "rejected")
+
+
+@dataclass(kw_only=True)
+class OracleCritiqueArguments(BuilderArguments, ServerArguments):
+    """
+    Who criticises what. The arguments of [`BuilderArguments`] and [`ServerArguments`], and
+
+    Parameters:
+        base_url (`list[str]`):
+            Addresses of the critic's servers, such as `http://127.0.0.1:8000/v1`.
+        model (`str`, *optional*):
+            The critic's name there; may be left out if the servers have only one model.
+        critic_prompt_file (`str`, *optional*):
+            File with another text for the critic; it holds `{conversation}` and `{response}`.
+        num_critiques (`int`, *optional*, defaults to `1`):
+            Critiques per response, for self-consistency training; with several, the columns hold lists.
+        temperature (`float`, *optional*, defaults to `0.0`):
+            Sampling temperature; 0 is greedy.
+        top_p (`float`, *optional*, defaults to `1.0`):
+            Nucleus of the sampling.
+        max_tokens (`int`, *optional*, defaults to `1024`):
+            Longest critique in tokens.
+        longer_tries (`int`, *optional*, defaults to `2`):
+            How often a critique that was cut is asked for again, with twice the tokens each time. A row whose critique is still
+            cut is dropped, and counted.
+        seed (`int`, *optional*):
+            Seed that is sent with sampled requests.
+    """
+
+    base_url: list[str] = field(metadata={"help": "Addresses of the critic's servers."})
+    model: str | None = field(default=None, metadata={"help": "The critic's name there."})
+    critic_prompt_file: str | None = field(default=None, metadata={"help": "File with another text for the critic."})
+    num_critiques: int = field(default=1, metadata={"help": "Critiques per response."})
+    temperature: float = field(default=0.0, metadata={"help": "Sampling temperature; 0 is greedy."})
+    top_p: float = field(default=1.0, metadata={"help": "Nucleus of the sampling."})
+    max_tokens: int = field(default=1024, metadata={"help": "Longest critique in tokens."})
+    longer_tries: int = field(default=2, metadata={"help": "Tries with twice the tokens for a critique that was cut."})
+    seed: int | None = field(default=None, metadata={"help": "Seed that is sent with sampled requests."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.num_critiques < 1 or self.max_tokens < 1 or self.longer_tries < 0:
+            raise ValueError("`num_critiques` and `max_tokens` must be at least 1, `longer_tries` at least 0.")
+        if self.num_critiques > 1 and self.temperature == 0.0:
+            raise ValueError("`num_critiques` above 1 needs a `temperature` above 0, or all are the same.")
+
+
+ARGUMENTS = (OracleCritiqueArguments,)
+
+
+def main(args: OracleCritiqueArguments):
+    template = read_template(args.critic_prompt_file, CRITIC_PROMPT, PLACEHOLDERS)
+    rows = args.load(*PAIR_COLUMNS)
+    check_rows(rows, lambda row: [messages_for_critic(prompt_of(row), response_of(row, side)) for side in SIDES])
+    sampling = {"temperature": args.temperature, "top_p": args.top_p}
+    if args.seed is not None:
+        sampling["seed"] = args.seed
+    settings = {
+        "builder": "oracle critiques",
+        "dataset": args.dataset_name,
+        "split": args.dataset_split,
+        "shard": args.shard,
+        **describe_rows(rows, PAIR_COLUMNS),
+        "critic_prompt": template,
+        **sampling,
+        "max_tokens": args.max_tokens,
+        "longer_tries": args.longer_tries,
+        "num_critiques": args.num_critiques,
+    }
+    folder = DatasetFolder(args.output_dir, "Oracle critiques", settings)
+    kind = Value("string") if args.num_critiques == 1 else List(Value("string"))
+    features = Features({**rows.features, **{f"{side}_feedback": kind for side in SIDES}})
+
+    def make_work(critic: JournaledClient):
+        return lambda row: criticise(row, critic, template, sampling, args)
+
+    run_builder(
+        build_dataset(folder, rows, features, {"critic": args.client(args.base_url, args.model)}, make_work), folder
+    )
+    if args.push_to_hub:
+        folder.push(args.push_to_hub)
+
+
+async def criticise(row: dict, critic: JournaledClient, template: str, sampling: dict, args) -> list[dict]:
+    """The row with critiques of both responses."""
+
+    async def critique(side: str, number: int) -> str:
+        messages = messages_for_critic(prompt_of(row), response_of(row, side), template)
+        return (await ask_longer(critic, [row["id"], side, number], messages, sampling, args)).text.strip()
+
+    asked = [critique(side, number) for side in SIDES for number in range(args.num_critiques)]
+    critiques = await asyncio.gather(*asked)
+    texts = {"chosen": critiques[: args.num_critiques], "rejected": critiques[args.num_critiques :]}
+    several = args.num_critiques > 1
+    return [{**row, **{f"{side}_feedback": texts[side] if several else texts[side][0] for side in SIDES}}]
+
+
+async def ask_longer(critic: JournaledClient, key: list, messages: list[dict], sampling: dict, args) -> Answer:
+    """A whole answer, with more tokens if need be."""
+    for doublings in range(args.longer_tries + 1):
+        max_tokens = args.max_tokens * 2**doublings
+        answer = await critic.chat(key, messages, max_tokens=max_tokens, **sampling)
+        if answer.finish_reason != "length":
+            return answer
+    raise Dropped(f"the critique is cut at {max_tokens} tokens")
+
+
+if __name__ == "__main__":
+    main(*TrlParser(ARGUMENTS).parse_args_and_config())
