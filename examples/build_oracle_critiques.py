@@ -9,14 +9,13 @@ python examples/build_oracle_critiques.py --dataset_name pairs.jsonl --output_di
     --base_url http://127.0.0.1:8000/v1 --model meta-llama/Llama-3.1-405B-Instruct
 """
 
-import asyncio
 from dataclasses import dataclass, field
 
 from datasets import Features, List, Value
 from trl import TrlParser
 
 from cloud_hf.data.builder_arguments import BuilderArguments, ServerArguments, describe_rows
-from cloud_hf.data.building import Dropped, JournaledClient, build_dataset, check_rows, run_builder
+from cloud_hf.data.building import Dropped, JournaledClient, all_of, build_dataset, check_rows, run_builder
 from cloud_hf.data.completions import Answer
 from cloud_hf.data.critics import CRITIC_PROMPT, PLACEHOLDERS, messages_for_critic, read_template
 from cloud_hf.data.dataset_folder import DatasetFolder
@@ -114,8 +113,7 @@ async def criticise(row: dict, critic: JournaledClient, template: str, sampling:
         messages = messages_for_critic(prompt_of(row), response_of(row, side), template)
         return (await ask_longer(critic, [row["id"], side, number], messages, sampling, args)).text.strip()
 
-    asked = [critique(side, number) for side in SIDES for number in range(args.num_critiques)]
-    critiques = await asyncio.gather(*asked)
+    critiques = await all_of(*(critique(side, number) for side in SIDES for number in range(args.num_critiques)))
     texts = {"chosen": critiques[: args.num_critiques], "rejected": critiques[args.num_critiques :]}
     several = args.num_critiques > 1
     return [{**row, **{f"{side}_feedback": texts[side] if several else texts[side][0] for side in SIDES}}]

@@ -180,6 +180,15 @@ def check_rows(rows: Sequence[dict[str, Any]], check: Callable[[dict[str, Any]],
             raise ValueError(f"{row_name(index, row)}: {error}") from error
 
 
+async def all_of(*asked: Awaitable[Any]) -> list[Any]:
+    """The results of all, in order. Waits for all of them even if one fails, since each answer is worth keeping."""
+    results = await asyncio.gather(*asked, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results
+
+
 async def build_dataset(
     folder: DatasetFolder,
     rows: Sequence[dict[str, Any]],
