@@ -67,8 +67,12 @@ class CompletionServer:
         finally:
             self.in_flight -= 1
 
+    @staticmethod
+    def default(body: dict) -> tuple[str, str]:
+        return default_answer(body)
+
     def _answer(self, request: web.Request, text: str, body: dict) -> web.Response:
-        written = (self.write or default_answer)(body)
+        written = (self.write or self.default)(body)
         if isinstance(written, web.Response):
             return written
         content, reason = written
@@ -115,7 +119,7 @@ def serve_completions(**options):
     loop = asyncio.new_event_loop()
     started = threading.Event()
 
-    async def run():
+    async def serve():
         app = web.Application(client_max_size=2**26)
         app.router.add_get("/v1/models", server.models)
         app.router.add_post("/v1/chat/completions", server.answer)
@@ -130,12 +134,18 @@ def serve_completions(**options):
         await server.stop.wait()
         await runner.cleanup()
 
-    thread = threading.Thread(target=lambda: loop.run_until_complete(run()), daemon=True)
+    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()), daemon=True)
+
+    def stop():
+        if thread.is_alive():
+            loop.call_soon_threadsafe(server.stop.set)
+            thread.join()
+
+    server.loop_stop = stop
     thread.start()
     started.wait()
     try:
         yield server
     finally:
-        loop.call_soon_threadsafe(server.stop.set)
-        thread.join()
+        stop()
         loop.close()

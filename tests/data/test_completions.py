@@ -1,0 +1,238 @@
+import asyncio
+import time
+
+import pytest
+from aiohttp import web
+from completion_server import FAULTS, default_answer, serve_completions
+
+from cloud_hf.data import completions
+from cloud_hf.data.completions import CompletionClient, RequestFailed, ServerUnusable
+
+
+MESSAGES = [{"role": "user", "content": "What is 2+2?"}]
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch):
+    monkeypatch.setattr(completions, "_FIRST_WAIT", 0.01)
+    monkeypatch.setattr(completions, "_LONGEST_WAIT", 0.05)
+
+
+def run(urls, use, model="tiny", **options):
+    """What `use(client)` gives, with a client that was checked."""
+
+    async def main():
+        async with CompletionClient(urls, model, **options) as client:
+            await client.check()
+            return await use(client), client
+
+    return asyncio.run(main())
+
+
+async def ask(client):
+    return await client.chat(MESSAGES, max_tokens=8)
+
+
+def chats(number):
+    async def use(client):
+        return await asyncio.gather(
+            *(client.chat([{"role": "user", "content": f"question {index}"}]) for index in range(number))
+        )
+
+    return use
+
+
+def test_an_answer():
+    with serve_completions() as server:
+        answer, _ = run([server.url], ask)
+    body = {"model": "tiny", "messages": MESSAGES, "max_tokens": 8}
+    assert (answer.text, answer.finish_reason) == default_answer(body)
+
+
+def test_ids_go_out_and_come_back():
+    def write(body):
+        assert body["prompt"] == [5, 6, 7] and body["return_token_ids"] is True
+        choice = {"text": "", "finish_reason": "stop", "token_ids": [1, 2]}
+        return web.json_response({"choices": [choice]})
+
+    async def use(client):
+        return await client.complete([5, 6, 7], return_token_ids=True)
+
+    with serve_completions(write=write) as server:
+        answer, _ = run([server.url], use)
+    assert answer.text == "" and answer.token_ids == (1, 2)
+
+
+def test_faults_do_not_change_the_answers():
+    use = chats(300)
+    with serve_completions() as server:
+        expected, _ = run([server.url], use)
+    with serve_completions(fault_rate=0.3, stall=0.5) as server:
+        answers, client = run([server.url], use, request_timeout=0.4, max_retries=12)
+    assert answers == expected
+    assert set(server.faults) == set(FAULTS)
+    assert client.counts.retried == sum(server.faults.values()) and client.counts.failed == 0
+
+
+def test_concurrency_is_bounded():
+    with serve_completions(latency=0.02) as server:
+        run([server.url], chats(60), max_concurrency=7)
+    assert server.most_in_flight == 7
+
+
+def test_two_servers_share_the_work_and_one_may_die():
+    with serve_completions(latency=0.01) as first, serve_completions(latency=0.01) as second:
+        run([first.url, second.url], chats(60))
+        assert min(first.answered.total(), second.answered.total()) > 15
+
+        async def use(client):
+            loop = asyncio.get_running_loop()
+            half = await chats(10)(client)
+            await loop.run_in_executor(None, second.loop_stop)
+            return half + await chats(20)(client)
+
+        before = first.answered.total()
+        answers, client = run([first.url, second.url], use)
+        assert len(answers) == 30 and first.answered.total() >= before + 20
+        assert client.counts.failed == 0
+
+
+def test_retry_after_is_honoured():
+    asked = []
+
+    def write(body):
+        asked.append(time.monotonic())
+        if len(asked) == 1:
+            return web.json_response({"error": {"message": "slow down"}}, status=429, headers={"Retry-After": "0.7"})
+        return "four", "stop"
+
+    with serve_completions(write=write) as server:
+        answer, _ = run([server.url], ask)
+    assert answer.text == "four" and asked[1] - asked[0] >= 0.7
+
+
+def test_a_rate_limit_fails_nobody():
+    """Of 16 requests at once only one gets through at a time: the others are refused far more often than `max_retries`."""
+    busy = []
+
+    def write(body):
+        if len(busy) % 12:
+            busy.append(1)
+            return web.json_response({"error": {"message": "slow down"}}, status=429)
+        busy.append(1)
+        return default_answer(body)
+
+    with serve_completions(write=write) as server:
+        answers, client = run([server.url], chats(40), max_retries=3, max_concurrency=16)
+    assert len(answers) == 40 and client.counts.retried > 40 * 3
+
+
+def test_a_quota_that_is_used_up_ends():
+    def write(body):
+        return web.json_response({"error": {"message": "You exceeded your quota"}}, status=429)
+
+    with serve_completions(write=write) as server, pytest.raises(RequestFailed, match="exceeded your quota.*4 tries"):
+        run([server.url], ask, max_retries=3)
+    assert server.requests.total() == 4
+
+
+@pytest.mark.parametrize(
+    ("response", "message"),
+    [
+        (lambda: web.json_response({"choices": []}), "no completion"),
+        (lambda: web.Response(text="<html>"), "no completion"),
+        (lambda: web.Response(body=b'{"choices": [{"text": "\xff\xfe"}]}'), "no completion"),
+        (lambda: (None, "content_filter"), "without content .finish_reason 'content_filter'"),
+        (lambda: (" \n", "stop"), "without content"),
+        (lambda: web.Response(text='{"choices": [{"message": {"content": "a\\ud800"}}]}'), "lone surrogate"),
+        (lambda: web.json_response({"error": {"message": "oops"}}, status=500), "status 500: oops"),
+    ],
+)
+def test_answers_that_are_none_are_asked_for_again_and_then_given_up(response, message):
+    with (
+        serve_completions(write=lambda body: response()) as server,
+        pytest.raises(RequestFailed, match=f"{message}.*given up after 3 tries"),
+    ):
+        run([server.url], ask, max_retries=2)
+    assert server.requests.total() == 3
+
+
+def test_a_request_that_is_refused_is_not_repeated():
+    message = "maximum context length is 64 tokens, but you requested 90"
+
+    def write(body):
+        return web.json_response({"error": {"message": message}}, status=400)
+
+    with serve_completions(write=write) as server, pytest.raises(RequestFailed, match=message):
+        run([server.url], ask)
+    assert server.requests.total() == 1
+
+
+def test_stalls_end_in_bounded_time():
+    def write(body):
+        time.sleep(0.5)
+        return "late", "stop"
+
+    with serve_completions(write=write) as server, pytest.raises(RequestFailed, match=r"no answer within 0\.2 s"):
+        run([server.url], ask, request_timeout=0.2, max_retries=1)
+
+
+def test_a_wrong_key_is_said_once_and_never_shown(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-wrong")
+    with serve_completions(key="sk-right") as server:
+        with pytest.raises(ServerUnusable, match="OPENAI_API_KEY holds a key that is refused") as error:
+            run([server.url], ask)
+        assert "sk-wrong" not in str(error.value)
+        monkeypatch.delenv("OPENAI_API_KEY")
+        with pytest.raises(ServerUnusable, match="The variable OPENAI_API_KEY is not set"):
+            run([server.url], ask)
+        monkeypatch.setenv("JUDGE_KEY", "sk-right")
+        run([server.url], ask, api_key_env="JUDGE_KEY")
+    assert server.requests.total() == 1
+
+
+def test_a_key_that_expires_stops_everything(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-old")
+
+    def write(body):
+        return web.json_response({"error": {"message": "sk-old is expired"}}, status=401)
+
+    with serve_completions(write=write) as server, pytest.raises(ServerUnusable) as error:
+        run([server.url], ask)
+    assert server.requests.total() == 1 and "sk-old" not in str(error.value)
+
+
+def test_a_server_that_is_down_is_said_first():
+    with serve_completions() as server:
+        url = server.url
+    with pytest.raises(ServerUnusable, match=f"{url} does not answer .*Is it running"):
+        run([url], ask)
+
+
+def test_another_model_is_said_first():
+    with serve_completions(model="other") as server:
+        with pytest.raises(ServerUnusable, match="serves other. It does not serve 'tiny'"):
+            run([server.url], ask)
+        _, client = run([server.url], ask, model=None)
+    assert client.model == "other"
+
+
+def test_something_else_at_the_address():
+    with serve_completions() as server, pytest.raises(ServerUnusable, match="does not list its models; name one"):
+        run([server.url.replace("/v1", "/v2")], ask, model=None)
+
+
+def test_a_server_that_dies_stops_the_run():
+    async def use(client):
+        await ask(client)
+        await asyncio.get_running_loop().run_in_executor(None, server.loop_stop)
+        await ask(client)
+
+    with serve_completions() as server, pytest.raises(ServerUnusable, match="does not answer"):
+        run([server.url], use, max_retries=2)
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://x"])
+def test_addresses_that_are_none(url):
+    with pytest.raises(ValueError, match="must start with http"):
+        CompletionClient([url], "tiny")

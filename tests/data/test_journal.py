@@ -1,0 +1,132 @@
+import json
+import re
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from cloud_hf.data.journal import Journal, JournalError, key_of
+
+
+SETTINGS = {"model": "a judge", "temperature": 0.0, "rows": {"hash": "x"}}
+KEYS = [key_of("row", number) for number in range(5)]
+
+
+def write(path, keys=KEYS):
+    with Journal(path, SETTINGS) as journal:
+        for key in keys:
+            journal.add(key, {"text": f"naïve 正しい\n{key}\u2028", "n": [1, 2.5, None]})
+
+
+def test_entries_come_back_in_another_run(tmp_path):
+    write(tmp_path / "journal.jsonl")
+    with Journal(tmp_path / "journal.jsonl", SETTINGS) as journal:
+        assert len(journal) == len(KEYS)
+        assert journal[KEYS[2]] == {"text": f"naïve 正しい\n{KEYS[2]}\u2028", "n": [1, 2.5, None]}
+        assert key_of("row", 5) not in journal
+
+
+def test_long_entries(tmp_path):
+    with Journal(tmp_path / "journal.jsonl", SETTINGS) as journal:
+        journal.add(KEYS[0], "x" * 1_000_000)
+        journal.add(KEYS[1], "y")
+        assert journal[KEYS[0]] == "x" * 1_000_000 and journal[KEYS[1]] == "y"
+
+
+def test_a_torn_line_is_removed_wherever_it_was_cut(tmp_path, capsys):
+    path = tmp_path / "journal.jsonl"
+    write(path)
+    content = path.read_bytes()
+    *_, before, last = content.splitlines(keepends=True)
+    whole = len(content) - len(last)
+    for cut in range(whole + 1, len(content)):
+        path.write_bytes(content[:cut])
+        with Journal(path, SETTINGS) as journal:
+            assert len(journal) == len(KEYS) - 1 and KEYS[-1] not in journal
+            journal.add(KEYS[-1], json.loads(last)["value"])
+        assert path.read_bytes() == content
+    assert "line 6, torn when an earlier run ended, was removed" in capsys.readouterr().out
+
+
+def test_a_torn_header_begins_anew(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    path.write_bytes(b'{"format": "cloud_hf.jou')
+    write(path)
+    with Journal(path, SETTINGS) as journal:
+        assert len(journal) == len(KEYS)
+
+
+def test_damage_before_the_end_is_refused(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    write(path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[2] = b"\0" * 20 + b"\n"
+    path.write_bytes(b"".join(lines))
+    with pytest.raises(JournalError, match="line 3 is damaged, and lines follow it"):
+        Journal(path, SETTINGS)
+    assert path.read_bytes() == b"".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": "b"}, '`model` was "a judge" and is "b"'),
+        ({"rows": {"hash": "y"}}, '`rows` was {"hash": "x"} and is {"hash": "y"}'),
+        ({"seed": 1}, "`seed` was null and is 1"),
+    ],
+)
+def test_other_settings_are_refused(tmp_path, change, message):
+    write(tmp_path / "journal.jsonl")
+    with pytest.raises(JournalError, match=re.escape(message)):
+        Journal(tmp_path / "journal.jsonl", {**SETTINGS, **change})
+
+
+def test_a_second_writer_is_refused(tmp_path):
+    with (
+        Journal(tmp_path / "journal.jsonl", SETTINGS),
+        pytest.raises(JournalError, match="Another process writes to"),
+    ):
+        Journal(tmp_path / "journal.jsonl", SETTINGS)
+    Journal(tmp_path / "journal.jsonl", SETTINGS).close()
+
+
+def test_a_file_that_is_no_journal_is_left_alone(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    path.write_text('{"prompt": "x"}\n')
+    with pytest.raises(JournalError, match="no journal of this package"):
+        Journal(path, SETTINGS)
+    assert path.read_text() == '{"prompt": "x"}\n'
+
+
+FULL = """
+import signal, sys
+from cloud_hf.data.journal import Journal, key_of
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+with Journal(sys.argv[1], {}) as journal:
+    try:
+        for number in range(1000):
+            journal.add(key_of(number), "x" * 100)
+    except OSError:
+        print(number, len(journal))
+"""
+
+
+def test_a_full_disk_keeps_what_was_written(tmp_path):
+    path = tmp_path / "journal.jsonl"
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+
+    run = subprocess.run([sys.executable, "-c", FULL, str(path)], preexec_fn=limit, capture_output=True, text=True)
+    failed, kept = map(int, run.stdout.split())
+    assert failed == kept > 10, run.stderr
+    with Journal(path, {}) as journal:
+        assert len(journal) == kept and path.read_bytes().endswith(b"\n")
+        journal.add(key_of(kept), "x")
+
+
+def test_keys_follow_from_their_parts():
+    assert key_of("a", ["b"], {"x": 1, "y": 2}) == key_of("a", ["b"], {"y": 2, "x": 1})
+    assert len({key_of("a", "b"), key_of("ab"), key_of(["a", "b"]), key_of("a", "b", None)}) == 4
+    assert re.fullmatch("[0-9a-f]{32}", key_of("\ud800"))

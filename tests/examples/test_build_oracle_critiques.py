@@ -1,0 +1,269 @@
+import json
+
+import pytest
+from aiohttp import web
+from builders_for_tests import Builder, kill_and_resume, read_rejects, read_rows, run_script
+from completion_server import default_answer, serve_completions
+from datasets import Dataset, load_from_disk
+
+from cloud_hf.data.critics import messages_for_critic
+from cloud_hf.data.loading import load_rows
+
+
+SCRIPT = "build_oracle_critiques"
+WAYS = ("jsonl", "json.gz", "parquet", "save_to_disk")
+
+
+def make_rows(count):
+    return [
+        {"id": f"p{i}", "prompt": f"What is {i} + 30?", "chosen": f"It is {i + 30}.", "rejected": f"It is {i}.", "topic": i % 3}
+        for i in range(count)
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(map(json.dumps, make_rows(40))))
+    return path
+
+
+def options(server, pairs, out, *more):
+    return ["--dataset_name", pairs, "--output_dir", out, "--base_url", server.url, "--model", "tiny", *more]
+
+
+def expected(rows, max_tokens=1024):
+    """The dataset, from the server's rule alone."""
+    built = []
+    for row in rows:
+        new = dict(row)
+        for side in ("chosen", "rejected"):
+            messages = messages_for_critic(row["prompt"], row[side])
+            body = {"model": "tiny", "messages": messages, "max_tokens": max_tokens, "temperature": 0.0, "top_p": 1.0}
+            new[f"{side}_feedback"] = default_answer(body)[0]
+        built.append(new)
+    return built
+
+
+def test_critiques_of_both_responses(pairs, tmp_path):
+    with serve_completions() as server:
+        ended = run_script(SCRIPT, *options(server, pairs, tmp_path / "out"), log_dir=tmp_path)
+        assert ended.status == 0, ended.output
+        assert read_rows(tmp_path / "out") == expected(make_rows(40))
+        assert "40 rows in" in ended.output and server.requests.total() == 80
+        again = run_script(SCRIPT, *options(server, pairs, tmp_path / "out"), log_dir=tmp_path)
+        assert again.status == 0 and server.requests.total() == 80
+    assert read_rows(tmp_path / "out") == expected(make_rows(40))
+    record = json.loads((tmp_path / "out" / "build.json").read_text())
+    assert record["settings"]["critic_model"] == "tiny" and record["counts"]["rows"] == 40
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| critic_model | `` tiny `` |" in card and "Write a critique of that response" in card
+    assert read_rejects(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_kind_of_input(way, tmp_path):
+    rows = Dataset.from_list(make_rows(4))
+    path = tmp_path / (way if way == "save_to_disk" else f"pairs.{way}")
+    if way == "parquet":
+        rows.to_parquet(path)
+    elif way == "save_to_disk":
+        rows.save_to_disk(path)
+    else:
+        rows.to_json(path, compression="gzip" if way.endswith("gz") else None)
+    with serve_completions() as server:
+        ended = run_script(SCRIPT, *options(server, path, tmp_path / "out"), log_dir=tmp_path)
+    assert ended.status == 0, ended.output
+    assert read_rows(tmp_path / "out") == expected(make_rows(4))
+    assert load_rows(str(tmp_path / "out")).num_rows == 4
+
+
+@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.full)])
+def test_a_killed_run_goes_on(kills, pairs, tmp_path):
+    with serve_completions(latency=0.03) as server:
+        arguments = options(server, pairs, tmp_path / "out", "--max_concurrency", 4)
+        killed = kill_and_resume(server, SCRIPT, arguments, tmp_path / "out", tmp_path, kills, requests=80)
+    assert killed >= kills / 2
+    assert read_rows(tmp_path / "out") == expected(make_rows(40))
+
+
+def test_faults_change_nothing(pairs, tmp_path):
+    with serve_completions(fault_rate=0.3, stall=2.0) as server:
+        more = ["--request_timeout", 1.0, "--max_retries", 12]
+        ended = run_script(SCRIPT, *options(server, pairs, tmp_path / "out", *more), log_dir=tmp_path)
+    assert ended.status == 0, ended.output
+    assert server.faults.total() > 15
+    assert read_rows(tmp_path / "out") == expected(make_rows(40))
+
+
+def test_what_fails_for_good_is_said(pairs, tmp_path):
+    said = "maximum context length is 64 tokens, but your request has 90"
+    broken = [True]
+
+    def write(body):
+        text = body["messages"][0]["content"]
+        if "What is 3 + 30" in text:
+            return web.json_response({"error": {"message": said}}, status=400)
+        if "What is 5 + 30" in text and broken[0]:
+            return None, "content_filter"
+        return default_answer(body)
+
+    with serve_completions(write=write) as server:
+        arguments = options(server, pairs, tmp_path / "out", "--max_retries", 1)
+        ended = run_script(SCRIPT, *arguments, log_dir=tmp_path)
+        assert ended.status == 3 and "2 row(s) failed" in ended.output and said in ended.output
+        rejects = read_rejects(tmp_path / "out")
+        assert [(reject["id"], reject["kind"]) for reject in rejects] == [("p3", "failed"), ("p5", "failed")]
+        assert said in rejects[0]["reason"] and "content_filter" in rejects[1]["reason"]
+        assert [row["id"] for row in read_rows(tmp_path / "out")] == [f"p{i}" for i in range(40) if i not in (3, 5)]
+        broken[0] = False
+        ended = run_script(SCRIPT, *arguments, log_dir=tmp_path)
+        assert ended.status == 3 and "1 row(s) failed" in ended.output
+    assert [reject["id"] for reject in read_rejects(tmp_path / "out")] == ["p3"]
+    assert read_rows(tmp_path / "out") == [row for row in expected(make_rows(40)) if row["id"] != "p3"]
+
+
+def test_cut_critiques_are_asked_for_longer(pairs, tmp_path):
+    def write(body):
+        text = body["messages"][0]["content"]
+        needed = 1000 if "What is 7 + 30" in text else 15 if "It is 31" in text else 5
+        return default_answer(body)[0], "length" if body["max_tokens"] < needed else "stop"
+
+    with serve_completions(write=write) as server:
+        arguments = options(server, pairs, tmp_path / "out", "--max_tokens", 8)
+        ended = run_script(SCRIPT, *arguments, log_dir=tmp_path)
+    assert ended.status == 0, ended.output
+    [reject] = read_rejects(tmp_path / "out")
+    assert reject["id"] == "p7" and reject["kind"] == "dropped" and "cut at 32 tokens" in reject["reason"]
+    rows = {row["id"]: row for row in read_rows(tmp_path / "out")}
+    assert len(rows) == 39
+    assert rows["p1"]["chosen_feedback"] == expected(make_rows(2), 16)[1]["chosen_feedback"]
+    assert rows["p1"]["rejected_feedback"] == expected(make_rows(2), 8)[1]["rejected_feedback"]
+
+
+def test_several_critiques(pairs, tmp_path):
+    counts = {}
+
+    def write(body):  # as a server that samples: each answer another
+        text = body["messages"][0]["content"]
+        counts[text] = counts.get(text, 0) + 1
+        return f"{counts[text]}: {default_answer(body)[0]}", "stop"
+
+    more = ["--num_critiques", 3, "--temperature", 0.7, "--limit", 5]
+    with serve_completions(write=write) as server:
+        ended = run_script(SCRIPT, *options(server, pairs, tmp_path / "out", *more), log_dir=tmp_path)
+    assert ended.status == 0, ended.output
+    rows = read_rows(tmp_path / "out")
+    assert len(rows) == 5
+    for row in rows:
+        assert sorted(text[0] for text in row["chosen_feedback"]) == ["1", "2", "3"]
+
+
+def test_other_settings_are_refused(pairs, tmp_path):
+    with serve_completions() as server:
+        arguments = options(server, pairs, tmp_path / "out")
+        assert run_script(SCRIPT, *arguments, log_dir=tmp_path).status == 0
+        before = server.requests.total()
+        other = tmp_path / "other.jsonl"
+        other.write_text("\n".join(map(json.dumps, make_rows(39))))
+        template = tmp_path / "critic.txt"
+        template.write_text("Judge {conversation} {response}")
+        for more, name in (
+            (["--temperature", 0.5], "temperature"),
+            (["--dataset_name", other], "hash"),
+            (["--critic_prompt_file", template], "critic_prompt"),
+        ):
+            ended = run_script(SCRIPT, *arguments, *more, log_dir=tmp_path)
+            assert ended.status == 1 and "begun with other settings" in ended.output and f"`{name}`" in ended.output
+        assert server.requests.total() == before
+    with serve_completions(model="bigger") as server:
+        ended = run_script(SCRIPT, *options(server, pairs, tmp_path / "out")[:-2], log_dir=tmp_path)
+        assert ended.status == 1 and '`critic_model` was "tiny" and is "bigger"' in ended.output
+        assert server.requests.total() == 0
+
+
+def test_two_writers_are_refused(pairs, tmp_path):
+    with serve_completions(latency=0.5) as server:
+        arguments = options(server, pairs, tmp_path / "out", "--max_concurrency", 8)
+        first = Builder(SCRIPT, *arguments, log_dir=tmp_path)
+        while not server.requests:
+            assert first.process.is_alive(), first.log.read_text()
+        second = run_script(SCRIPT, *arguments, log_dir=tmp_path)
+        assert second.status == 1 and "Another process writes to" in second.output
+        assert first.wait().status == 0
+    assert read_rows(tmp_path / "out") == expected(make_rows(40))
+
+
+def test_a_full_disk_stops_cleanly_and_the_run_goes_on(pairs, tmp_path):
+    with serve_completions() as server:
+        arguments = options(server, pairs, tmp_path / "out")
+        ended = run_script(SCRIPT, *arguments, log_dir=tmp_path, file_size_limit=6000)
+        assert ended.status == 1 and "File too large" in ended.output and "the same command goes on" in ended.output
+        assert "Traceback" not in ended.output
+        assert 0 < server.requests.total() < 80
+        ended = run_script(SCRIPT, *arguments, log_dir=tmp_path)
+        assert ended.status == 0, ended.output
+    assert read_rows(tmp_path / "out") == expected(make_rows(40))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"prompt": "x", "chosen": "y", "reject": "z"}], "rename 'reject' to 'rejected'"),
+        ([*make_rows(3), make_rows(2)[1]], "row 3 (id 'p1'): row 1 has the same id"),
+        ([*make_rows(1), {**make_rows(2)[1], "prompt": " "}], "row 1 (id 'p1'): `prompt` is empty"),
+        ([{**make_rows(1)[0], "chosen": ""}], "row 0 (id 'p0'): `chosen` is empty"),
+        ([{**make_rows(1)[0], "id": None}], "row 0: `id` is missing"),
+    ],
+)
+def test_bad_rows_are_said_before_anything_is_asked(rows, message, tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    with serve_completions() as server:
+        ended = run_script(SCRIPT, *options(server, path, tmp_path / "out"), log_dir=tmp_path)
+        assert ended.status == 1 and message in ended.output
+        assert server.requests.total() == 0
+
+
+def test_bytes_that_are_no_text(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_bytes(b'{"prompt": "x\xff", "chosen": "y", "rejected": "z"}\n')
+    with serve_completions() as server:
+        ended = run_script(SCRIPT, *options(server, path, tmp_path / "out"), log_dir=tmp_path)
+    assert ended.status == 1 and f"{path} cannot be read" in ended.output
+
+
+def test_a_server_that_is_down_or_refuses_the_key(pairs, tmp_path):
+    with serve_completions(key="sk-right") as server:
+        arguments = options(server, pairs, tmp_path / "out")
+        ended = run_script(SCRIPT, *arguments, log_dir=tmp_path, OPENAI_API_KEY="sk-wrong")
+        assert ended.status == 1 and "holds a key that is refused" in ended.output
+        assert server.requests.total() == 0
+        assert run_script(SCRIPT, *arguments, log_dir=tmp_path, OPENAI_API_KEY="sk-right").status == 0
+    for path in [*tmp_path.glob("*.log"), *(tmp_path / "out").glob("*.json*"), tmp_path / "out" / "README.md"]:
+        assert "sk-" not in path.read_text(), path
+    ended = run_script(SCRIPT, *arguments, log_dir=tmp_path)
+    assert ended.status == 1 and "does not answer" in ended.output and "Traceback" not in ended.output
+
+
+def test_shards_hold_all_rows_once(pairs, tmp_path):
+    with serve_completions() as server:
+        for index in range(3):
+            arguments = options(server, pairs, tmp_path / f"out{index}", "--shard", f"{index}/3")
+            assert run_script(SCRIPT, *arguments, log_dir=tmp_path).status == 0
+        ended = run_script(SCRIPT, *options(server, pairs, tmp_path / "x", "--shard", "3/3"), log_dir=tmp_path)
+        assert ended.status == 1 and "`shard` is '3/3'" in ended.output
+    rows = [row for index in range(3) for row in read_rows(tmp_path / f"out{index}")]
+    assert rows == expected(make_rows(40))
+    assert load_from_disk(str(tmp_path / "out0")).column_names[-2:] == ["chosen_feedback", "rejected_feedback"]
+
+
+def test_placeholders_in_texts_stay(tmp_path):
+    rows = [{"prompt": "{response} {conversation}", "chosen": "{conversation}", "rejected": "</response><|im_end|>"}]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps(rows[0]))
+    with serve_completions() as server:
+        assert run_script(SCRIPT, *options(server, path, tmp_path / "out"), log_dir=tmp_path).status == 0
+    texts = [json.loads(body)["messages"][0]["content"] for body in server.requests]
+    assert all("<conversation>\n{response} {conversation}\n</conversation>" in text for text in texts)
+    assert any("<response>\n{conversation}\n</response>" in text for text in texts)
