@@ -131,7 +131,7 @@ def test_a_quota_that_is_used_up_ends():
     def write(body):
         return web.json_response({"error": {"message": "You exceeded your quota"}}, status=429)
 
-    with serve_completions(write=write) as server, pytest.raises(RequestFailed, match="exceeded your quota.*4 tries"):
+    with serve_completions(write=write) as server, pytest.raises(RequestFailed, match=r"exceeded your quota.*4 tries"):
         run([server.url], ask, max_retries=3)
     assert server.requests.total() == 4
 
@@ -211,7 +211,7 @@ def test_a_server_that_is_down_is_said_first():
 
 def test_another_model_is_said_first():
     with serve_completions(model="other") as server:
-        with pytest.raises(ServerUnusable, match="serves other. It does not serve 'tiny'"):
+        with pytest.raises(ServerUnusable, match=r"serves other\. It does not serve 'tiny'"):
             run([server.url], ask)
         _, client = run([server.url], ask, model=None)
     assert client.model == "other"

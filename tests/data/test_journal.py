@@ -38,7 +38,7 @@ def test_a_torn_line_is_removed_wherever_it_was_cut(tmp_path, capsys):
     path = tmp_path / "journal.jsonl"
     write(path)
     content = path.read_bytes()
-    *_, before, last = content.splitlines(keepends=True)
+    last = content.splitlines(keepends=True)[-1]
     whole = len(content) - len(last)
     for cut in range(whole + 1, len(content)):
         path.write_bytes(content[:cut])

@@ -195,6 +195,7 @@ def test_two_writers_are_refused(pairs, tmp_path):
 
 
 def test_a_full_disk_stops_cleanly_and_the_run_goes_on(pairs, tmp_path):
+    load_rows(str(pairs))  # now in the cache: the limit is for the journal
     with serve_completions() as server:
         arguments = options(server, pairs, tmp_path / "out")
         ended = run_script(SCRIPT, *arguments, log_dir=tmp_path, file_size_limit=6000)
