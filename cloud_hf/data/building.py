@@ -168,14 +168,16 @@ def check_rows(rows: Sequence[dict[str, Any]], check: Callable[[dict[str, Any]],
     Raises:
         `ValueError`: Naming the first bad row.
     """
-    for index, row in enumerate(rows):
+    for index in range(len(rows)):
+        try:
+            row = rows[index]
+        except UnicodeDecodeError as error:
+            raise ValueError(f"row {index} is not UTF-8 ({error}). Write the file anew in UTF-8.") from None
         try:
             check(row)
             json.dumps(row, ensure_ascii=False, default=str).encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"{row_name(index, row)}: lone surrogate at character {error.start}; it is no text."
-            ) from None
+        except UnicodeEncodeError:
+            raise ValueError(f"{row_name(index, row)} holds a lone surrogate, which is no text.") from None
         except ValueError as error:
             raise ValueError(f"{row_name(index, row)}: {error}") from error
 
