@@ -134,8 +134,8 @@ class Run:
             progress.update()
 
     def _count_failure(self, error: Exception):
-        if isinstance(error, RowRefused) or "context" in str(error):  # the row's own fault
-            return
+        if isinstance(error, RowRefused) or "context" in str(error):
+            return  # a row that is too long says nothing about the next
         self._in_a_row += 1
         if self._in_a_row == _MOST_FAILURES_IN_A_ROW:
             raise ServerUnusable(f"{self._in_a_row} rows failed one after the other, the last with: {error}")
@@ -253,6 +253,8 @@ def run_builder(build: Awaitable[dict[str, Any]], folder: DatasetFolder):
         raise SystemExit(f"{error}\n{_how_to_go_on(folder)}") from None
     except OSError as error:
         raise SystemExit(f"Stopped: {error}.\n{_how_to_go_on(folder)}") from None
+    except KeyboardInterrupt:
+        raise SystemExit(f"Interrupted.\n{_how_to_go_on(folder)}") from None
     print(
         f"{counts['rows']} rows in {folder.path}, from {counts['rows_read']} ({counts['dropped']} dropped, {counts['failed']} "
         f"failed; {counts['answers']} answers, {counts['answers_of_earlier_runs']} of them from earlier runs; "
