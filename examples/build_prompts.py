@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset, Features, LargeList, List, Value
 from tqdm import tqdm
 from trl import TrlParser
 
@@ -229,8 +229,9 @@ def open_sources(args: PromptArguments) -> list[PromptSource]:
     sources = []
     for label, name, config, column, trajectories in args.places():
         rows = load_rows(name, args.dataset_split, config)
-        hint = "" if label in (FEEDBACK, INTERACT) else "; `--prompt_column` names another"
-        check_prompts(rows, column, f"Reading {name} as the source {label!r}{hint}")
+        option = "" if label in (FEEDBACK, INTERACT) else " (`--prompt_column`)"
+        check = check_trajectories if trajectories else check_prompts
+        check(rows, column, f"Reading {name} as {label}{option}")
         rows = rows.select(range(min(args.limit or len(rows), len(rows))))
         sources.append(PromptSource(label, rows, column, trajectories))
     return sources
@@ -242,10 +243,10 @@ def open_evaluation_sets(args: PromptArguments) -> EvaluationNGrams:
     for name in args.decontaminate_against or []:
         rows = load_rows(name, args.decontaminate_split, args.decontaminate_config)
         column = args.decontaminate_column
-        check_prompts(rows, column, f"Decontamination against {name}; `--decontaminate_column` names another")
-        for index, value in enumerate(rows[column]):
+        check_prompts(rows, column, f"Decontamination (`--decontaminate_column`) against {name}")
+        for index in range(len(rows)):
             try:
-                messages = read_prompt(value, allow_empty=True).messages
+                messages = read_prompt(rows[index][column], allow_empty=True).messages
             except ValueError as error:
                 raise ValueError(f"{name}, row {index}, column {column!r}: {error}") from error
             evaluation.add(name, [message["content"] for message in messages if message["role"] == "user"])
@@ -260,6 +261,15 @@ def check_prompts(rows: Dataset, column: str, purpose: str):
         raise ValueError(
             f"{purpose}: the column {column!r} holds {feature.dtype}; prompts are strings or lists of chat messages."
         )
+
+
+def check_trajectories(rows: Dataset, column: str, purpose: str):
+    """Refuse another layout than UltraInteract's."""
+    check_columns(rows.column_names, (column,), purpose)
+    feature = rows.features[column]
+    message = feature.feature if isinstance(feature, List | LargeList) else None
+    if not isinstance(message, dict) or "value" not in message:
+        raise ValueError(f"{purpose}: the column {column!r} does not hold lists of `from` and `value`.")
 
 
 def read_sources(sources: list[PromptSource], rejects: list[PromptReject]) -> list[Prompt]:

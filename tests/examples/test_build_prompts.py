@@ -1,18 +1,24 @@
+import contextlib
+import fcntl
+import io
 import json
 import random
 import time
 from collections import Counter
+from contextlib import nullcontext
 
 import pytest
-from builders_for_tests import Builder, read_rejects, read_rows, run_script
+from builders_for_tests import Builder, read_rejects, read_rows
 from datasets import Dataset, load_from_disk
 from shared_data import read_rows as read_jsonl
 from shared_data import shared_data
+from trl import TrlParser
 
 from cloud_hf.data.decontamination import EvaluationNGrams
 from cloud_hf.data.deduplication import find_near_duplicates
 from cloud_hf.data.ngrams import words
 from cloud_hf.data.prompts import prompt_id
+from examples.build_prompts import ARGUMENTS, main
 
 
 SCRIPT = "build_prompts"
@@ -29,9 +35,15 @@ def write(path, prompts, column="prompt"):
 
 
 def build(tmp_path, *options, out="out", fails=False):
-    ended = run_script(SCRIPT, "--output_dir", tmp_path / out, *options, log_dir=tmp_path)
-    assert (ended.status != 0) == fails, ended.output
-    return ended.output
+    """Run the script in this process; what it printed, or the error it ended with."""
+    options = ["--output_dir", tmp_path / out, *options]
+    printed = io.StringIO()
+    with (
+        contextlib.redirect_stdout(printed),
+        pytest.raises((ValueError, SystemExit)) if fails else nullcontext() as error,
+    ):
+        main(*TrlParser(ARGUMENTS).parse_args_and_config(list(map(str, options))))
+    return str(error.value) if fails else printed.getvalue()
 
 
 def record(folder):
@@ -176,6 +188,9 @@ def test_what_cannot_be_read_is_said_first(tmp_path):
     write(tmp_path / "numbers.jsonl", [1, 2])
     (tmp_path / "surrogate.jsonl").write_text('{"prompt": "a"}\n{"prompt": "half \\ud83d"}\n')
     fine = write(tmp_path / "fine.jsonl", ["a", "b"])
+    flat = write(tmp_path / "flat.jsonl", ["a", "b"], "trajectory")
+    bad = tmp_path / "bad.jsonl"
+    bad.write_bytes(b'{"prompt": "a"}\n{"prompt": "\xff"}')
     cases = [
         (["--dataset_name", tmp_path / "rows.jsonl"], "rename 'prompts' to 'prompt'"),
         (["--dataset_name", tmp_path / "numbers.jsonl"], "the column 'prompt' holds int64"),
@@ -183,6 +198,8 @@ def test_what_cannot_be_read_is_said_first(tmp_path):
         (["--dataset_name", tmp_path / "absent.jsonl"], "no such file"),
         (["--sources", "ultrafeedback", "--feedback_name", fine], "column(s) instruction"),
         (["--dataset_name", fine, "--decontaminate_against", tmp_path / "rows.jsonl"], "--decontaminate_column"),
+        (["--sources", "ultrainteract", "--interact_name", flat], "does not hold lists of `from` and `value`"),
+        (["--dataset_name", fine, "--decontaminate_against", bad], "row 1, column 'prompt'"),
         ([], "Nothing to read"),
         (["--sources", "ultra"], "`sources` names ultra"),
         (["--dataset_name", fine, fine], "Two sources are called 'fine'"),
@@ -212,15 +229,39 @@ def test_a_folder_is_not_mixed_with_another_dataset(tmp_path):
     assert "`output_dir` is one of the datasets" in message
 
 
+def test_two_runs_do_not_write_to_one_folder(tmp_path):
+    prompts = write(tmp_path / "rows.jsonl", ["a", "b", "c"])
+    build(tmp_path, "--dataset_name", prompts)
+    with (tmp_path / "out" / "journal.jsonl").open() as other_run:
+        fcntl.flock(other_run, fcntl.LOCK_EX)
+        assert "Another process writes" in build(tmp_path, "--dataset_name", prompts, fails=True)
+
+
+def is_locked(path):
+    """Whether a run is at work."""
+    if path.exists():
+        with path.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+    return False
+
+
 def test_a_killed_run_ends_in_the_same_dataset_when_it_is_given_again(tmp_path):
     prompts = write(tmp_path / "rows.jsonl", [text_of(60, seed % 400) for seed in range(500)])
     options = ["--dataset_name", prompts]
     build(tmp_path, *options, out="whole")
     generator = random.Random(0)
-    for _ in range(6):
+    killed = 0
+    for _ in range(4):
         builder = Builder(SCRIPT, "--output_dir", tmp_path / "out", *options, log_dir=tmp_path)
-        time.sleep(generator.uniform(0.0, 1.5))
+        while builder.process.is_alive() and not is_locked(tmp_path / "out" / "journal.jsonl"):
+            time.sleep(0.005)
+        time.sleep(generator.uniform(0.0, 0.5))
+        killed += builder.process.is_alive()
         builder.kill()
+    assert killed
     build(tmp_path, *options)
     assert read_rows(tmp_path / "out") == read_rows(tmp_path / "whole")
     assert read_rejects(tmp_path / "out") == read_rejects(tmp_path / "whole")
