@@ -20,7 +20,7 @@ import asyncio
 import os
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -249,8 +249,13 @@ def open_evaluation_sets(args: PromptArguments) -> EvaluationNGrams:
                 messages = read_prompt(rows[index][column], allow_empty=True).messages
             except ValueError as error:
                 raise ValueError(f"{name}, row {index}, column {column!r}: {error}") from error
-            evaluation.add(name, [message["content"] for message in messages if message["role"] == "user"])
+            evaluation.add(name, [user_text(messages)])
     return evaluation
+
+
+def user_text(messages: list[dict[str, Any]]) -> str:
+    """What the user says in a prompt, all turns in a row. A turn alone may be as short as "yes"."""
+    return "\n".join(message["content"] for message in messages if message["role"] == "user")
 
 
 def check_prompts(rows: Dataset, column: str, purpose: str):
@@ -291,13 +296,9 @@ def remove_exact_duplicates(prompts: list[Prompt], rejects: list[PromptReject]) 
 
 def remove_near_duplicates(prompts: list[Prompt], rejects: list[PromptReject], threshold: float) -> list[Prompt]:
     """System prompts are often long and shared: prompts are compared by their other turns, and only under the same one."""
-    texts = [text_of(prompt, lambda role: role != "system") for prompt in prompts]
-    systems = [text_of(prompt, lambda role: role == "system") for prompt in prompts]
+    texts = ["\n".join(text for role, text in turns(prompt.prompt) if role != "system") for prompt in prompts]
+    systems = ["\n".join(text for role, text in turns(prompt.prompt) if role == "system") for prompt in prompts]
     return remove_duplicates(prompts, find_near_duplicates(texts, threshold, systems), "near-duplicate", rejects)
-
-
-def text_of(prompt: Prompt, wanted: Callable[[str], bool]) -> str:
-    return "\n".join(text for role, text in turns(prompt.prompt) if wanted(role))
 
 
 def remove_duplicates(
@@ -317,7 +318,7 @@ def remove_contaminated(
 ) -> list[Prompt]:
     kept = []
     for prompt in tqdm(prompts, desc="Decontaminating", disable=None):
-        if ngrams := evaluation.find(text for role, text in turns(prompt.prompt) if role == "user"):
+        if ngrams := evaluation.find(user_text(read_prompt(prompt.prompt).messages)):
             rejects.append(PromptReject.of(prompt, "overlaps with evaluation", ngrams=ngrams))
         else:
             kept.append(prompt)
@@ -360,7 +361,7 @@ def print_counts(
         print(f"The prompt with the most near-duplicates is {name}, with {number}.")
     for name, overlap in overlaps.items():
         shown = "".join(f", {number} of them in: {ngram}" for ngram, number in overlap["commonest"].items())
-        print(f"{overlap['prompts']} prompts overlap with {name}{shown}")
+        print(f"{overlap['prompts']} prompt(s) overlap with {name}{shown}")
 
 
 def features_of(prompts: list[Prompt]) -> Features:

@@ -21,7 +21,7 @@ class EvaluationNGrams:
     ```python
     >>> ngrams = EvaluationNGrams(3)
     >>> ngrams.add("eval", ["Which cup holds the ball?"])
-    >>> ngrams.find(["And which CUP holds it?"])
+    >>> ngrams.find("And which CUP holds it?")
     {'eval': 'which cup holds'}
     ```
     """
@@ -43,7 +43,7 @@ class EvaluationNGrams:
             name (`str`):
                 Name of the set.
             texts (`Iterable[str]`):
-                Its texts. N-grams do not run from one into the next.
+                Its texts, one for each prompt. N-grams do not run from one into the next.
         """
         for text in texts:
             for ngram in ngrams(words(text), self.n):
@@ -51,20 +51,19 @@ class EvaluationNGrams:
                 if name not in names:
                     self._sets[ngram] = (*names, name)
 
-    def find(self, texts: Iterable[str]) -> dict[str, str]:
+    def find(self, text: str) -> dict[str, str]:
         """
-        Find what texts share with the evaluation sets.
+        Find what a text shares with the evaluation sets.
 
         Args:
-            texts (`Iterable[str]`):
-                Texts, such as the user's turns of one prompt.
+            text (`str`):
+                A text.
 
         Returns:
-            `dict[str, str]`: For each set they overlap with, the first n-gram they share. Empty if there is none.
+            `dict[str, str]`: For each set it overlaps with, the first n-gram they share. Empty if there is none.
         """
         found: dict[str, str] = {}
-        for text in texts:
-            for ngram in ngrams(words(text), self.n):
-                for name in self._sets.get(ngram, ()):
-                    found.setdefault(name, ngram)
+        for ngram in ngrams(words(text), self.n):
+            for name in self._sets.get(ngram, ()):
+                found.setdefault(name, ngram)
         return found

@@ -138,7 +138,7 @@ def test_two_datasets_with_duplicates_and_an_evaluation_set(tmp_path):
     assert rejects["b", 5]["details"]["duplicate_of"] == rows[3]["id"]
     assert 0.8 <= rejects["b", 5]["details"]["similarity"] < 1
     assert [record(tmp_path / "out")["counts"]["overlaps"][name]["prompts"] for name in sets] == [2, 0]
-    assert f"2 prompts overlap with {sets[0]}" in output and f"0 prompts overlap with {sets[1]}" in output
+    assert f"2 prompt(s) overlap with {sets[0]}" in output and f"0 prompt(s) overlap with {sets[1]}" in output
 
     # Ids do not depend on other rows or on where the data lie, and our own output can be read again
     (tmp_path / "elsewhere").mkdir()
@@ -164,6 +164,21 @@ def test_chats_and_strings_together(tmp_path):
     check_everything_is_accounted_for(tmp_path / "out")
     reasons = [reject["reason"] for reject in read_rejects(tmp_path / "out")]
     assert reasons == ["not a prompt", "exact duplicate"]
+
+
+def test_chats_overlap_by_all_that_the_user_says(tmp_path):
+    """A short turn, such as "yes", is no overlap."""
+
+    def chat(*turns):
+        return [{"role": ("user", "assistant")[i % 2], "content": turn} for i, turn in enumerate(turns)]
+
+    question = text_of(20, 0)
+    write(tmp_path / "eval.jsonl", [chat(question, "Do you?", "Yes"), chat("Hello", "Hello to you", "Bye")])
+    clean = [chat(text_of(20, 1), text_of(20, 0), "Yes"), chat("Hello", "Who is it?", "Me")]
+    overlapping = [chat("Hello", "Well?", question), chat("Hello", "Well?", "bye!")]
+    write(tmp_path / "rows.jsonl", clean + overlapping)
+    build(tmp_path, "--dataset_name", tmp_path / "rows.jsonl", "--decontaminate_against", tmp_path / "eval.jsonl")
+    assert [row["prompt"] for row in read_rows(tmp_path / "out")] == clean
 
 
 def test_rows_that_hold_no_prompt_are_counted_and_named(tmp_path):
@@ -283,8 +298,8 @@ def test_real_prompts_and_real_evaluation_sets(tmp_path):
     evaluation = EvaluationNGrams()
     for name in sets:
         evaluation.add(name, [row["prompt"] for row in read_jsonl(data / "eval" / name)])
-    asked = [[turn["content"] for turn in row["prompt"] if turn["role"] == "user"] for row in rows]
-    assert not any(evaluation.find(texts) for texts in asked)
+    asked = ["\n".join(turn["content"] for turn in row["prompt"] if turn["role"] == "user") for row in rows]
+    assert not any(evaluation.find(text) for text in asked)
     assert not find_near_duplicates(["\n".join(turn["content"] for turn in row["prompt"]) for row in rows])
     planted = read_jsonl(data / "eval" / "gsm8k_solutions.jsonl")[0]["prompt"]
     write(tmp_path / "planted.jsonl", [f"Please help me with this. {planted} Thank you.", "Something else entirely"])
