@@ -69,7 +69,8 @@ class PromptArguments:
         prompt_column (`str`, *optional*, defaults to `"prompt"`):
             Column of the prompts in `dataset_name`.
         near_duplicate_threshold (`float`, *optional*, defaults to `0.8`):
-            Jaccard similarity of word 5-grams from which on a prompt duplicates an earlier one; 2 for exact duplicates only.
+            Jaccard similarity of word 5-grams from which on a prompt duplicates an earlier one; above 1, only exact
+            duplicates count.
         decontaminate_against (`list[str]`, *optional*):
             Evaluation sets, named like datasets. Prompts that overlap with one of theirs are left out.
         decontaminate_config (`str`, *optional*):
@@ -98,7 +99,7 @@ class PromptArguments:
     dataset_split: str = field(default="train", metadata={"help": "Split to read."})
     prompt_column: str = field(default="prompt", metadata={"help": "Column of the prompts in dataset_name."})
     near_duplicate_threshold: float = field(
-        default=0.8, metadata={"help": "Jaccard similarity of duplicates; 2 for exact duplicates only."}
+        default=0.8, metadata={"help": "Jaccard similarity of duplicates; above 1: exact ones only."}
     )
     decontaminate_against: list[str] | None = field(default=None, metadata={"help": "Evaluation sets."})
     decontaminate_config: str | None = field(default=None, metadata={"help": "Configuration of those on the Hub."})

@@ -148,6 +148,8 @@ def test_two_datasets_with_duplicates_and_an_evaluation_set(tmp_path):
     )
     moved = {row["prompt"]: row["id"] for row in read_rows(tmp_path / "moved")}
     assert moved[one] == rows[0]["id"] and moved[clean] == rows[1]["id"]
+    build(tmp_path, *options, "--limit", "2", out="limited")
+    assert [row["prompt"] for row in read_rows(tmp_path / "limited")] == [one, two]
     build(tmp_path, "--dataset_name", tmp_path / "out", "--source_name", "a", out="again")
     assert [row["prompt"] for row in read_rows(tmp_path / "again")] == [row["prompt"] for row in rows]
 
