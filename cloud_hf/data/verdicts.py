@@ -40,9 +40,9 @@ def read_verdict(judgement: str | None, rule: str = "last") -> str | None:
     return next((label for label in reversed(labels) if label in _POINTS), None)
 
 
-def winner(game: str | None, swapped_game: str | None) -> str:
+def points(game: str | None, swapped_game: str | None) -> int:
     """
-    Who won two games: response 1 was A in the first and B in the second.
+    How far response 1 is ahead after two games: it was A in the first and B in the second.
 
     Args:
         game (`str`, *optional*):
@@ -51,7 +51,23 @@ def winner(game: str | None, swapped_game: str | None) -> str:
             Verdict of the second.
 
     Returns:
+        `int`: From -4 to 4; a slight verdict counts 1, a strong one 2.
+    """
+    return _POINTS.get(game, 0) - _POINTS.get(swapped_game, 0)
+
+
+def winner(game: str | None, swapped_game: str | None) -> str:
+    """
+    Who won two games, by [`points`].
+
+    Args:
+        game (`str`, *optional*):
+            Verdict of the first game, where response 1 was A.
+        swapped_game (`str`, *optional*):
+            Verdict of the second, where it was B.
+
+    Returns:
         `str`: `"response_1"`, `"response_2"` or `"tie"`.
     """
-    points = _POINTS.get(game, 0) - _POINTS.get(swapped_game, 0)
-    return "tie" if points == 0 else "response_1" if points > 0 else "response_2"
+    ahead = points(game, swapped_game)
+    return "tie" if ahead == 0 else "response_1" if ahead > 0 else "response_2"
