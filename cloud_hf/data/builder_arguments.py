@@ -103,12 +103,12 @@ class ServerArguments:
     max_retries: int = field(default=8, metadata={"help": "Tries after the first, for each request."})
     request_timeout: float = field(default=600.0, metadata={"help": "Seconds one try may take."})
 
-    def client(self, base_urls: list[str], model: str | None) -> CompletionClient:
-        """A client with these settings. Raises `ValueError` if they make no sense."""
+    def client(self, base_urls: list[str], model: str | None, api_key_env: str | None = None) -> CompletionClient:
+        """A client with these settings, or another key. Raises `ValueError` if they make no sense."""
         return CompletionClient(
             base_urls,
             model,
-            api_key_env=self.api_key_env,
+            api_key_env=api_key_env or self.api_key_env,
             max_concurrency=self.max_concurrency,
             max_retries=self.max_retries,
             request_timeout=self.request_timeout,

@@ -6,7 +6,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from datasets import Features
 from tqdm import tqdm
@@ -22,7 +22,22 @@ _MOST_FAILURES_IN_A_ROW = 100
 
 
 class Dropped(Exception):
-    """The method leaves this row out, such as a tie. The message is the reason."""
+    """
+    The method leaves something out, such as a tie: raised, the whole row; among the new rows, one of them.
+
+    Args:
+        reason (`str`):
+            Why.
+        id (`str`, *optional*):
+            Id of the new row that is left out; by default that of the row.
+        details (`dict[str, Any]`, *optional*):
+            What it would have held, as JSON, for those who check.
+    """
+
+    def __init__(self, reason: str, id: Any = None, details: dict[str, Any] | None = None):
+        super().__init__(reason)
+        self.id = id
+        self.details = details or {}
 
 
 class RowRefused(Exception):
@@ -46,6 +61,7 @@ class JournaledClient:
         self.client = client
         self.journal = journal
         self.role = role
+        self.cut: set[str] = set()  # keys of the answers that ran out of tokens
 
     async def chat(self, key: Sequence[Any], messages: list[dict[str, str]], **sampling) -> Answer:
         """[`CompletionClient.chat`]; `key` tells apart what else is the same: the row's id, and the number of the sample."""
@@ -64,13 +80,26 @@ class JournaledClient:
             if answer.token_ids is not None:
                 value["token_ids"] = answer.token_ids
             self.journal.add(key, value)
-            return answer
-        value = self.journal[key]
-        ids = value.get("token_ids")
-        return Answer(value["text"], value["finish_reason"], None if ids is None else tuple(ids))
+        else:
+            value = self.journal[key]
+            ids = value.get("token_ids")
+            answer = Answer(value["text"], value["finish_reason"], None if ids is None else tuple(ids))
+        if answer.finish_reason == "length":
+            self.cut.add(key)
+        return answer
 
 
-Work = Callable[[dict[str, Any]], Awaitable[list[dict[str, Any]]]]
+Work = Callable[[dict[str, Any]], Awaitable[list[dict[str, Any] | Dropped]]]
+
+
+class Statistics(Protocol):
+    """What there is to say about a dataset as a whole."""
+
+    def add(self, result: dict[str, Any] | Reject):
+        """Take in the next row or reject."""
+
+    def report(self) -> dict[str, Any]:
+        """The statistics by name, as JSON."""
 
 
 @dataclass
@@ -82,9 +111,9 @@ class Run:
         rows (`Sequence[dict]`):
             The rows, each with an `id`; a `datasets.Dataset` serves.
         work (`Callable`):
-            Coroutine function from a row to the rows of the new dataset that it becomes. It asks through
-            [`JournaledClient`]s, and must depend on nothing but the row and their answers. It raises [`Dropped`] or [`RowRefused`]
-            for rows that become none.
+            Coroutine function from a row to the rows of the new dataset that it becomes, and a [`Dropped`] for each that is
+            left out. It asks through [`JournaledClient`]s, and must depend on nothing but the row and their answers. It raises
+            [`Dropped`] or [`RowRefused`] for rows that become none.
         clients (`Sequence[CompletionClient]`):
             The clients it uses, for their counts.
         max_concurrency (`int`):
@@ -149,10 +178,13 @@ class Run:
             try:
                 new_rows = await self.work(row)
             except Dropped as error:
-                yield Reject(index, row["id"], "dropped", str(error))
-                continue
+                new_rows = [error]
             for new_row in new_rows:
-                yield new_row
+                if isinstance(new_row, Dropped):
+                    name = row["id"] if new_row.id is None else new_row.id
+                    yield Reject(index, name, "dropped", str(new_row), new_row.details)
+                else:
+                    yield new_row
 
 
 def check_rows(rows: Sequence[dict[str, Any]], check: Callable[[dict[str, Any]], Any]):
@@ -197,6 +229,7 @@ async def build_dataset(
     features: Features,
     clients: dict[str, CompletionClient],
     make_work: Callable[..., Work],
+    statistics: Statistics | None = None,
 ) -> dict[str, Any]:
     """
     Build a dataset with the answers of servers, or go on with one.
@@ -212,6 +245,8 @@ async def build_dataset(
             The models by role, such as `"judge"`.
         make_work (`Callable`):
             From a [`JournaledClient`] per role, as keywords, to the work of [`Run`].
+        statistics ([`Statistics`], *optional*):
+            Sees all rows and rejects in order; its report becomes part of the counts.
 
     Returns:
         `dict[str, Any]`: Rows, rejects, answers, requests that were tried again.
@@ -226,7 +261,8 @@ async def build_dataset(
             folder.settings[f"{role}_model"] = client.model
         journal = stack.enter_context(Journal(folder.path / JOURNAL, folder.settings))
         kept = len(journal)
-        work = make_work(**{role: JournaledClient(client, journal, role) for role, client in clients.items()})
+        journaled = {role: JournaledClient(client, journal, role) for role, client in clients.items()}
+        work = make_work(**journaled)
         run = Run(rows, work, list(clients.values()), sum(client.max_concurrency for client in clients.values()))
         await run.ask()
         counts = {
@@ -235,9 +271,19 @@ async def build_dataset(
             "answers_of_earlier_runs": kept,
             "retries": sum(client.counts.retried for client in clients.values()),
         }
-        counts = await folder.write(run.results(), features, counts)
+        results = run.results() if statistics is None else _seen(run.results(), statistics)
+        counts = await folder.write(results, features, counts)
+        counts |= {f"{role}_answers_cut": len(client.cut) for role, client in journaled.items()}
+    if statistics is not None:
+        counts["statistics"] = statistics.report()
     folder.write_record(counts)
     return counts
+
+
+async def _seen(results: AsyncIterator[dict[str, Any] | Reject], statistics: Statistics):
+    async for result in results:
+        statistics.add(result)
+        yield result
 
 
 def run_builder(build: Awaitable[dict[str, Any]], folder: DatasetFolder):
@@ -262,6 +308,8 @@ def run_builder(build: Awaitable[dict[str, Any]], folder: DatasetFolder):
     )
     for reason, number in counts["reasons"].items():
         print(f"  {number} x {reason}")
+    for name, value in counts.get("statistics", {}).items():
+        print(f"  {name}: {value}")
     if counts["failed"]:
         print(f"{counts['failed']} row(s) failed: see {folder.path / REJECTS}. The same command tries them again.")
         raise SystemExit(3)

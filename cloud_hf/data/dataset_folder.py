@@ -4,7 +4,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,15 @@ class Reject:
             `"dropped"`: the method leaves it out. `"failed"`: it could not be worked on.
         reason (`str`):
             Why.
+        details (`dict[str, Any]`, *optional*):
+            What it would have held, as JSON.
     """
 
     index: int
     id: str
     kind: str
     reason: str
+    details: dict[str, Any] = field(default_factory=dict)
 
 
 class DatasetFolder:
@@ -164,7 +167,11 @@ def read_record(folder: str | Path) -> dict[str, Any]:
 def make_card(title: str, settings: dict[str, Any], counts: dict[str, Any]) -> str:
     """A dataset card: what went in, how it was made, and how much came out."""
     lines = ["---", "tags:", "- cloud_hf", "- preference", "---", "", f"# {title}", ""]
-    for heading, values in (("How it was made", settings), ("Counts", counts)):
+    statistics = counts.get("statistics", {})
+    counts = {name: value for name, value in counts.items() if name != "statistics"}
+    for heading, values in (("How it was made", settings), ("Counts", counts), ("Statistics", statistics)):
+        if not values:
+            continue
         lines += [f"## {heading}", "", "| | |", "|---|---|"]
         lines += [f"| {name} | {_cell(value)} |" for name, value in values.items()]
         lines.append("")
