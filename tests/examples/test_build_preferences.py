@@ -296,10 +296,12 @@ def test_responses_are_text(prompts, tmp_path):
         judged = [json.loads(body) for body in server.requests if is_judged(json.loads(body))]
     assert rejects["p0"]["reason"] == "no verdict in 3 tries"
     assert (rows["p1"]["chosen"], rows["p1"]["rejected"]) == (hostile[1], hostile[0])
-    for body in judged:
-        text = body["messages"][0]["content"]
-        assert all(f"<{name}>\n{hostile[0]}\n</{name}>" in text or hostile[1] in text for name in ("response_a",))
-        assert all(text.count(response) == 1 for response in hostile)
+    orders = [
+        f"<response_a>\n{a}\n</response_a>\n\n<response_b>\n{b}\n</response_b>" for a, b in (hostile, hostile[::-1])
+    ]
+    texts = [body["messages"][0]["content"] for body in judged]
+    assert all(sum(order in text for order in orders) == 1 for text in texts)
+    assert all(any(order in text for text in texts) for order in orders)
 
 
 def test_identical_responses_are_not_judged(prompts, tmp_path):
