@@ -182,7 +182,7 @@ class Run:
             for new_row in new_rows:
                 if isinstance(new_row, Dropped):
                     name = row["id"] if new_row.id is None else new_row.id
-                    yield Reject(index, name, "dropped", str(new_row), new_row.details)
+                    yield Reject(index, name, "dropped", str(new_row), details=new_row.details)
                 else:
                     yield new_row
 

@@ -41,7 +41,7 @@ class Reject:
     id: str
     kind: str
     reason: str
-    details: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict, kw_only=True)
 
 
 class DatasetFolder:

@@ -5,7 +5,7 @@ import json
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset
@@ -45,17 +45,16 @@ class PromptReject(Reject):
     Args:
         source (`str`):
             Name of the source.
-        details (`dict[str, Any]`):
+        details (`dict[str, Any]`, *optional*):
             What it duplicates, what it shares with evaluation sets, or what is wrong with it.
     """
 
     source: str
-    details: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, prompt: Prompt, reason: str, **details) -> "PromptReject":
         """The reject of a usable prompt."""
-        return cls(prompt.row, prompt.id, "dropped", reason, prompt.source, details)
+        return cls(prompt.row, prompt.id, "dropped", reason, prompt.source, details=details)
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ class PromptSource:
             try:
                 value = rows[row][self.column]
             except UnicodeDecodeError as error:
-                yield PromptReject(row, None, "failed", "not UTF-8", self.name, {"error": str(error)})
+                yield PromptReject(row, None, "failed", "not UTF-8", self.name, details={"error": str(error)})
                 continue
             if self.trajectories and len(value or []) > 1:
                 yield PromptReject(row, None, "dropped", "several turns", self.name)
@@ -100,7 +99,7 @@ class PromptSource:
         try:
             prompt = plain_prompt(value)
         except ValueError as error:
-            return PromptReject(row, None, "failed", "not a prompt", self.name, {"error": str(error)})
+            return PromptReject(row, None, "failed", "not a prompt", self.name, details={"error": str(error)})
         return Prompt(prompt_id(self.name, prompt), prompt, self.name, row)
 
 

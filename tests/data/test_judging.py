@@ -194,7 +194,7 @@ def test_statistics():
         Comparison(("a", "b"), (Judgement("A>B", "…", 1), Judgement(None, "…", 3))),
         Comparison(("a", "a")),
     ):
-        statistics.add(Reject(0, "p", "dropped", comparison.undecided, comparison.record()))
+        statistics.add(Reject(0, "p", "dropped", comparison.undecided, details=comparison.record()))
     statistics.add(Reject(0, "p", "failed", "status 400"))
     assert statistics.report() == {
         "pairs_judged": 4,
@@ -221,7 +221,7 @@ def test_a_judge_who_goes_by_place_or_length_is_found_out():
     for index in range(10):
         short, long = "s" * (index + 1), "l" * (index + 5)
         comparison = Comparison((short, long), games("A>B", "A>B"))
-        first.add(Reject(index, "p", "dropped", comparison.undecided, comparison.record()))
+        first.add(Reject(index, "p", "dropped", comparison.undecided, details=comparison.record()))
         longer.add(Comparison((short, long), games("B>A", "A>B")).record())
     assert first.report()["first_shown_wins"] == 1.0 and first.report()["tie_share"] == 1.0
     assert longer.report()["first_shown_wins"] == 0.5 and longer.report()["chosen_longer"] == 1.0

@@ -413,18 +413,24 @@ def test_prompts_of_several_turns_and_ids_that_are_numbers(tmp_path):
 
 
 @pytest.mark.parametrize("several", [(), ("--num_responses", 3)])
-def test_the_next_builder_reads_the_output(several, prompts, tmp_path):
+def test_prompts_become_preferences_become_critiques(several, prompts, tmp_path):
+    pytest.importorskip("datasketch")
     with serve_completions(write=write) as server:
-        more = [*MORE, *several, "--limit", 10]
-        ended = run_script(SCRIPT, *options(server, prompts, tmp_path / "pairs", *more), log_dir=tmp_path)
-        assert ended.status == 0, ended.output
-        ended = run_script(
-            "build_oracle_critiques", "--dataset_name", tmp_path / "pairs", "--output_dir", tmp_path / "critiques",
-            "--base_url", server.url, log_dir=tmp_path,
-        )  # fmt: skip
-    assert ended.status == 0, ended.output
-    pairs, critiques = read_rows(tmp_path / "pairs"), read_rows(tmp_path / "critiques")
+        steps = {
+            "build_prompts": ["--dataset_name", prompts, "--output_dir", tmp_path / "prompts"],
+            SCRIPT: options(server, tmp_path / "prompts", tmp_path / "pairs", *MORE, *several, "--limit", 10),
+            "build_oracle_critiques": [
+                "--dataset_name", tmp_path / "pairs", "--output_dir", tmp_path / "critiques", "--base_url", server.url,
+            ],
+        }  # fmt: skip
+        for script, arguments in steps.items():
+            ended = run_script(script, *arguments, log_dir=tmp_path)
+            assert ended.status == 0, ended.output
+    given, pairs, critiques = (read_rows(tmp_path / name) for name in ("prompts", "pairs", "critiques"))
+    sources = {row["id"]: (row["prompt"], row["source"]) for row in given}
     assert len(pairs) > 3
+    for row in pairs:
+        assert sources[row["prompt_id" if several else "id"]] == (row["prompt"], row["source"])
     assert [{name: row[name] for name in pairs[0]} for row in critiques] == pairs
     assert all(row["chosen_feedback"] and row["rejected_feedback"] for row in critiques)
 
