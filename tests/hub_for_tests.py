@@ -52,6 +52,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
         files = sorted(str(path.relative_to(repo)) for path in repo.rglob("*") if path.is_file())
         if match := re.search(r"/tree/[\w.-]+/?([^?]*)", self.path):
+            if not (repo / match[1]).is_dir():
+                return self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
             if "recursive=true" not in self.path.lower():
                 files = sorted(str(path.relative_to(repo)) for path in (repo / match[1]).iterdir())
             info = [_entry(repo, file) for file in files]

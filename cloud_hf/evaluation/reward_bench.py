@@ -101,22 +101,12 @@ def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> B
     pairs = [(chosen[0], rejected[0]) for chosen, rejected in split_rewards(rows, rewards)]
     scores = score_reward_bench([row.subset for row in rows], *zip(*pairs, strict=True))
     outcomes = by_subset(rows, [float(chosen > rejected) for chosen, rejected in pairs])
-    priors = {name: 1.0 for name in PRIOR_SETS if name in outcomes}
-    weights = {section: _section_weights(section, outcomes) for section in SECTIONS}
-    equal_sections = {
-        subset: weight / math.fsum(part.values()) for part in weights.values() for subset, weight in part.items()
-    }
-    complete = all(weights.values())
-    weights["Average"] = equal_sections if complete else {}
-    if priors:
-        weights["Prior Sets"] = priors
-        half = {name: PRIOR_SETS_WEIGHT / len(priors) for name in priors}
-        weights["Score"] = {**equal_sections, **half} if complete else {}
-    values = {**scores.official, **({"Prior Sets": scores.prior_sets, "Score": scores.score} if priors else {})}
-    figures = {name: _with_interval(values[name], weights[name], outcomes) for name in values}
+    weights = _figure_weights(outcomes)
+    percents = {**scores.official, "Prior Sets": scores.prior_sets, "Score": scores.score}
+    figures = {name: _with_interval(percents[name], weights[name], outcomes) for name in weights}
     return BenchmarkScores(
         benchmark="RewardBench",
-        headline="Score" if priors else "Average",
+        headline="Score" if "Score" in figures else "Average",
         figures=figures,
         subsets={subset: share(values) for subset, values in outcomes.items()},
         ties=sum(chosen == rejected for chosen, rejected in pairs),
@@ -237,8 +227,21 @@ def _with_prior_sets(average: float, prior_sets: float) -> float:
     return (sections * average + PRIOR_SETS_WEIGHT * prior_sets) / (sections + PRIOR_SETS_WEIGHT)
 
 
-def _section_weights(section: str, outcomes: dict[str, list]) -> dict[str, float]:
-    return {subset: float(OFFICIAL_COUNTS[subset]) for subset in SECTIONS[section] if subset in outcomes}
+def _figure_weights(outcomes: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    """What each subset weighs in each figure; nothing where rows that the figure needs are missing."""
+    sections = {
+        section: {subset: float(OFFICIAL_COUNTS[subset]) for subset in members if subset in outcomes}
+        for section, members in SECTIONS.items()
+    }
+    average = {}
+    if all(sections.values()):
+        for part in sections.values():
+            average |= {subset: weight / math.fsum(part.values()) for subset, weight in part.items()}
+    weights = {**sections, "Average": average}
+    if priors := [name for name in PRIOR_SETS if name in outcomes]:
+        weights["Prior Sets"] = dict.fromkeys(priors, 1.0)
+        weights["Score"] = average and average | dict.fromkeys(priors, PRIOR_SETS_WEIGHT / len(priors))
+    return weights
 
 
 def _with_interval(percent: float, weights: dict[str, float], outcomes: dict[str, list[float]]) -> Figure:

@@ -20,6 +20,8 @@ def test_calibration_error_by_hand():
     scores = calibrate([three, three, -three, nine], num_bins=5)
     assert scores.bins == (pytest.approx((0.75, 2 / 3, 3)), pytest.approx((0.9, 1.0, 1)))
     assert scores.ece == pytest.approx((3 * (0.75 - 2 / 3) + (1 - 0.9)) / 4)
+    logits = [math.log(p / (1 - p)) for p in (0.51, 0.54, 0.56, 0.92, 0.97)]
+    assert [count for _, _, count in calibrate(logits).bins] == [2, 1, 1, 1]  # bins of width 0.05
     assert calibrate([0.0, 0.0]).bins == ((0.5, 0.5, 2),) and calibrate([0.0]).ece == 0.0  # a tie is half right
     assert calibrate([1e9]).bins == ((1.0, 1.0, 1),)  # the last bin is closed
 

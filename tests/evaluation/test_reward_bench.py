@@ -102,12 +102,12 @@ def test_the_score_with_prior_sets(tmp_path):
     """A file that is named after a prior set holds it, with subsets of its own."""
     core = [pair(name, n) for names in SECTIONS.values() for name in names[:1] for n in range(2)]
     path = write_rows(tmp_path / "core.jsonl", core)
-    prior = write_rows(tmp_path / "anthropic_hhh.jsonl.gz", [pair("hhh-honest"), pair("hhh-other")])
-    rows = reward_bench.load([path, prior])
-    scores = reward_bench.score(rows, [(1, 0)] * 9 + [(0, 1)])
+    priors = [write_rows(tmp_path / f"{name}.jsonl.gz", [pair("x"), pair("y")]) for name in ("anthropic_hhh", "shp")]
+    rows = reward_bench.load([path, *priors])
+    scores = reward_bench.score(rows, [(1, 0)] * 8 + [(1, 0), (0, 1)] * 2)
     assert scores.figures["Average"].value == 1.0 and scores.figures["Prior Sets"].value == 0.5
     assert scores.value == scores.figures["Score"].value == pytest.approx((4 + 0.25) / 4.5)
-    assert scores.figures["Score"].n == 10 and scores.unknown == {} and "anthropic_hhh" in PRIOR_SETS
+    assert scores.figures["Score"].n == 12 and scores.unknown == {} and "anthropic_hhh" in PRIOR_SETS
     low, high = scores.figures["Score"].ci95
     assert (low, high) == pytest.approx((4 / 4.5, 1.0))
 
