@@ -58,7 +58,8 @@ class BenchmarkScores:
         undecidable (`int`):
             Rows in which a right and a wrong response are the same text.
         missing (`tuple[str, ...]`):
-            Subsets of the benchmark without rows.
+            Subsets of the benchmark without rows. A section rests on those that have rows; a mean that lacks a whole part is
+            not given.
         unknown (`dict[str, int]`):
             Rows of subsets that do not belong to the benchmark; they are in no figure of it.
         details (`dict[str, Any]`):
@@ -84,7 +85,9 @@ class BenchmarkScores:
         """What a reader must know beside the figures, as sentences."""
         notes = []
         if self.missing:
-            notes.append(f"No rows of {', '.join(self.missing)}: figures that need them are not given.")
+            notes.append(
+                f"No rows of {', '.join(self.missing)}: figures over several subsets rest on those with rows, or are not given."
+            )
         if self.unknown:
             parts = ", ".join(f"{name} ({count})" for name, count in self.unknown.items())
             notes.append(

@@ -111,9 +111,10 @@ def test_the_average_of_six(tmp_path):
     assert low < scores.value < high
     low, high = scores.figures["Ties"].ci95
     assert low == pytest.approx(-0.01) and high == pytest.approx(1.01)  # both pairs the bad one, or the good one
-    without_sibling = reward_bench_2.score(rows[:-1], rewards[:-1])
-    assert without_sibling.figures["Ties"].ci95 is None and without_sibling.figures["Average"].ci95 is None
-    assert without_sibling.figures["Ties"].value == pytest.approx(0.3 + 0.3 * 0.5 + 0.4 + 0.01)
+    more = load(tmp_path, [row("Ties", "ref:2", 1, 1)])
+    with_single = reward_bench_2.score([*rows, *more], [*rewards, [1, 0]])
+    assert with_single.figures["Ties"].ci95 is None and with_single.figures["Average"].ci95 is None
+    assert with_single.figures["Ties"].value == pytest.approx(0.3 * 2 / 3 + 0.3 / 2 + 0.2)
 
 
 def test_missing_and_unknown_subsets_and_rows_without_sibling(tmp_path):
