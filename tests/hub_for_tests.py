@@ -1,4 +1,4 @@
-"""A Hub on loopback that serves folders as repositories, for tests of what is loaded by a Hub id."""
+"""A Hub on loopback that serves folders as repositories of models and datasets, for tests of what is loaded by a Hub id."""
 
 import hashlib
 import json
@@ -26,9 +26,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(with_body=True)
 
     def _answer(self, with_body):
-        if match := re.match(r"/api/models/([\w.-]+/[\w.-]+)", self.path):
+        if match := re.match(r"/api/(?:models|datasets)/([\w.-]+/[\w.-]+)", self.path):
             return self._send_info(match[1])
-        match = re.match(r"/([\w.-]+/[\w.-]+)/resolve/[\w.-]+/([^?]+)", self.path)
+        match = re.match(r"/(?:datasets/)?([\w.-]+/[\w.-]+)/resolve/[\w.-]+/([^?]+)", self.path)
         repo = self.server.repos.get(match[1]) if match else None
         if repo is None:
             return self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
@@ -51,10 +51,12 @@ class _Handler(BaseHTTPRequestHandler):
         if repo is None:
             return self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
         files = sorted(str(path.relative_to(repo)) for path in repo.rglob("*") if path.is_file())
-        if "/tree/" in self.path:
-            info = [
-                {"type": "file", "path": file, "size": (repo / file).stat().st_size, "oid": COMMIT} for file in files
-            ]
+        if match := re.search(r"/tree/[\w.-]+/?([^?]*)", self.path):
+            if not (repo / match[1]).is_dir():
+                return self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
+            if "recursive=true" not in self.path.lower():
+                files = sorted(str(path.relative_to(repo)) for path in (repo / match[1]).iterdir())
+            info = [_entry(repo, file) for file in files]
         else:
             info = {"id": name, "sha": COMMIT, "siblings": [{"rfilename": file} for file in files]}
         self._send(200, json.dumps(info).encode(), {"Content-Type": "application/json"})
@@ -66,6 +68,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if with_body:
             self.wfile.write(content)
+
+
+def _entry(repo: Path, path: str) -> dict:
+    file = repo / path
+    kind = "directory" if file.is_dir() else "file"
+    return {"type": kind, "path": path, "size": file.stat().st_size, "oid": COMMIT}
 
 
 @contextmanager

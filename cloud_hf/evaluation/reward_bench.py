@@ -1,11 +1,19 @@
-"""RewardBench: the official scores, and those of the reference implementation."""
+"""RewardBench: the official scores, and those of the reference implementation (arXiv 2403.13787, allenai/reward-bench)."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import pandas as pd
 
+from ..data.schemas import PAIR_COLUMNS, check_columns
+from .benchmark_rows import BenchmarkRow, check_unique, make_row, read_sources, split_rewards, text_of
+from .figures import BenchmarkScores, Figure, by_subset, count_unknown, share, weighted_mean
+
+
+HUB_ID = "allenai/reward-bench"
+PRIOR_SETS_HUB_ID = "allenai/preference-test-sets"
 
 # Lambert et al. 2024, arXiv 2403.13787, table 1
 SECTIONS = {
@@ -28,6 +36,97 @@ OFFICIAL_COUNTS = {
     "hep-cpp": 164, "hep-go": 164, "hep-java": 164, "hep-js": 164, "hep-python": 164, "hep-rust": 164,
 }  # fmt: skip
 
+# The leaderboard's "Prior Sets" (analysis/get_benchmark_results.py): each weighs the same, together half a section
+PRIOR_SETS = ("anthropic_helpful", "anthropic_hhh", "shp", "summarize")
+PRIOR_SETS_WEIGHT = 0.5
+
+
+# --------------------------------------------------------------------------------------------------------- the rows
+
+
+def load(names: Sequence[str] | None = None, prior_sets: bool = False) -> list[BenchmarkRow]:
+    """
+    Rows of RewardBench.
+
+    Args:
+        names (`Sequence[str]`, *optional*):
+            Files or datasets with the columns `prompt`, `chosen`, `rejected`, `subset`, optional `id`. Defaults to the
+            split `filtered` of `allenai/reward-bench`. A file named after a prior set (`anthropic_hhh.jsonl`) holds
+            that set, whatever its `subset` column says.
+        prior_sets (`bool`, *optional*, defaults to `False`):
+            Add the four prior sets of `allenai/preference-test-sets`, which have about six times as many rows.
+
+    Returns:
+        `list[BenchmarkRow]`
+
+    Raises:
+        `ValueError`: Naming the file, the row and the field, or the id that stands twice.
+    """
+    rows = []
+    for source, index, row in read_sources([HUB_ID] if names is None else names, "filtered"):
+        stem = Path(source).name.split(".")[0]
+        is_prior = stem in PRIOR_SETS
+        check_columns(list(row), PAIR_COLUMNS if is_prior else (*PAIR_COLUMNS, "subset"), f"RewardBench ({source})")
+        subset = stem if is_prior else text_of(source, index, row, "subset")
+        rows.append(make_row(source, index, row, subset, row["chosen"], row["rejected"]))
+    if prior_sets:
+        for name in PRIOR_SETS:
+            for source, index, row in read_sources([PRIOR_SETS_HUB_ID], name):
+                check_columns(list(row), PAIR_COLUMNS, f"Prior sets ({source})")
+                rows.append(make_row(source, index, row, name, row["chosen"], row["rejected"]))
+    return check_unique(rows)
+
+
+# --------------------------------------------------------------------------------------------------- the arithmetic
+
+
+def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> BenchmarkScores:
+    """
+    Score RewardBench. The chosen response must have the strictly higher reward.
+
+    Args:
+        rows (`Sequence[BenchmarkRow]`):
+            From [`load`].
+        rewards (`Sequence[Sequence[float]]`):
+            For each row the rewards of its chosen and its rejected response.
+
+    Returns:
+        [`BenchmarkScores`]: The four sections and `"Average"`, their plain mean. Where there are rows of prior sets, also
+            `"Prior Sets"`, the mean over those present, and `"Score"`, in which they count half a section. `details`
+            holds `pooled`, the sections as the reference implementation has them.
+
+    Raises:
+        `ValueError`: If a reward is missing, not a number or infinite.
+    """
+    pairs = [(chosen[0], rejected[0]) for chosen, rejected in split_rewards(rows, rewards)]
+    scores = score_reward_bench([row.subset for row in rows], *zip(*pairs, strict=True))
+    outcomes = by_subset(rows, [float(chosen > rejected) for chosen, rejected in pairs])
+    weights = _figure_weights(outcomes)
+    percents = {**scores.official, "Prior Sets": scores.prior_sets, "Score": scores.score}
+    figures = {name: _with_interval(percents[name], weights[name], outcomes) for name in weights}
+    return BenchmarkScores(
+        benchmark="RewardBench",
+        headline="Score" if "Score" in figures else "Average",
+        figures=figures,
+        subsets={subset: share(values) for subset, values in outcomes.items()},
+        ties=sum(chosen == rejected for chosen, rejected in pairs),
+        undecidable=sum(row.is_undecidable for row in rows),
+        missing=scores.missing,
+        unknown=count_unknown(rows, (*OFFICIAL_COUNTS, *PRIOR_SETS)),
+        details={"pooled": {name: _share_or_none(percent) for name, percent in scores.pooled.items()}},
+    )
+
+
+def leaderboard_results(
+    scores: BenchmarkScores, model: str, model_type: str = "Custom Classifier", chat_template: str = "tokenizer"
+) -> dict[str, float | str]:
+    """
+    RewardBench's own results file, as its repository keeps it and leaderboard tools read it: the share of right rows by
+    subset, beside `model`, `model_type` and `chat_template`.
+    """
+    subsets = {name: figure.value for name, figure in scores.subsets.items() if name in OFFICIAL_COUNTS}
+    return {**subsets, "model": model, "model_type": model_type, "chat_template": chat_template}
+
 
 @dataclass(frozen=True)
 class RewardBenchScores:
@@ -45,7 +144,14 @@ class RewardBenchScores:
         counts (`dict[str, int]`):
             Rows in each section.
         ignored (`int`):
-            Rows of subsets that belong to no section.
+            Rows of subsets that belong to no section and are no prior set.
+        prior_sets (`float`):
+            Mean percent right over the prior sets that have rows; NaN if none has.
+        score (`float`):
+            The leaderboard's score: mean of the sections and of the prior sets, which count half. Without rows of prior
+            sets it is the `Average`.
+        missing (`tuple[str, ...]`):
+            Subsets without rows.
     """
 
     official: dict[str, float]
@@ -53,6 +159,9 @@ class RewardBenchScores:
     subsets: dict[str, float]
     counts: dict[str, int]
     ignored: int
+    prior_sets: float = math.nan
+    score: float = math.nan
+    missing: tuple[str, ...] = field(default=())
 
 
 def score_reward_bench(
@@ -63,7 +172,7 @@ def score_reward_bench(
 
     Args:
         subsets (`Sequence[str]`):
-            The `subset` of each row.
+            The `subset` of each row; prior sets by their split's name.
         chosen (`Sequence[float]`):
             Rewards of the chosen responses.
         rejected (`Sequence[float]`):
@@ -73,7 +182,7 @@ def score_reward_bench(
         [`RewardBenchScores`]
 
     Raises:
-        `ValueError`: If the three differ in length, or a reward is not a number.
+        `ValueError`: If the three differ in length, or a reward is not a finite number.
     """
     if not len(subsets) == len(chosen) == len(rejected):
         raise ValueError(
@@ -81,8 +190,8 @@ def score_reward_bench(
         )
     rows = pd.DataFrame({"subset": list(subsets), "chosen": list(chosen), "rejected": list(rejected)})
     rewards = rows[["chosen", "rejected"]].astype(float)
-    if (bad := rewards.isna().any(axis=1)).any():
-        raise ValueError(f"Row {int(bad.argmax())}: a reward is not a number.")
+    if (bad := ~rewards.map(math.isfinite).all(axis=1)).any():
+        raise ValueError(f"Row {int(bad.argmax())}: a reward is not a number, or infinite.")
     section_of = {subset: section for section, members in SECTIONS.items() for subset in members}
     rows["right"] = 100.0 * (rewards["chosen"] > rewards["rejected"])
     rows["section"] = rows["subset"].map(section_of)
@@ -91,17 +200,55 @@ def score_reward_bench(
     pooled = known.groupby("section")["right"].mean()
     weights = pd.Series(OFFICIAL_COUNTS).loc[by_subset.index]
     sections = by_subset.index.map(section_of)
-    official = (by_subset * weights).groupby(sections).sum() / weights.groupby(sections).sum()
+    official = _with_average((by_subset * weights).groupby(sections).sum() / weights.groupby(sections).sum())
     counts = known["section"].value_counts()
+    priors = rows[rows["subset"].isin(PRIOR_SETS)].groupby("subset")["right"].mean()
     return RewardBenchScores(
-        _with_average(official),
-        _with_average(pooled),
-        by_subset.to_dict(),
-        {section: int(counts.get(section, 0)) for section in SECTIONS},
-        len(rows) - len(known),
+        official=official,
+        pooled=_with_average(pooled),
+        subsets={**by_subset.to_dict(), **priors.to_dict()},
+        counts={section: int(counts.get(section, 0)) for section in SECTIONS},
+        ignored=len(rows) - len(known) - int(rows["subset"].isin(PRIOR_SETS).sum()),
+        prior_sets=float(priors.mean()),
+        score=_with_prior_sets(official["Average"], float(priors.mean())),
+        missing=tuple(subset for subset in OFFICIAL_COUNTS if subset not in by_subset.index),
     )
 
 
 def _with_average(scores: pd.Series) -> dict[str, float]:
     sections = {section: float(scores.get(section, math.nan)) for section in SECTIONS}
     return {**sections, "Average": sum(sections.values()) / len(sections)}
+
+
+def _with_prior_sets(average: float, prior_sets: float) -> float:
+    if math.isnan(prior_sets):
+        return average
+    sections = len(SECTIONS)
+    return (sections * average + PRIOR_SETS_WEIGHT * prior_sets) / (sections + PRIOR_SETS_WEIGHT)
+
+
+def _figure_weights(outcomes: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    """What each subset weighs in each figure; nothing where rows that the figure needs are missing."""
+    sections = {
+        section: {subset: float(OFFICIAL_COUNTS[subset]) for subset in members if subset in outcomes}
+        for section, members in SECTIONS.items()
+    }
+    average = {}
+    if all(sections.values()):
+        for part in sections.values():
+            average |= {subset: weight / math.fsum(part.values()) for subset, weight in part.items()}
+    weights = {**sections, "Average": average}
+    if priors := [name for name in PRIOR_SETS if name in outcomes]:
+        weights["Prior Sets"] = dict.fromkeys(priors, 1.0)
+        weights["Score"] = average and average | dict.fromkeys(priors, PRIOR_SETS_WEIGHT / len(priors))
+    return weights
+
+
+def _with_interval(percent: float, weights: dict[str, float], outcomes: dict[str, list[float]]) -> Figure:
+    """A figure whose value is known, with the interval of the weighted mean that it is."""
+    mean = weighted_mean(outcomes, weights)
+    return Figure(percent / 100, mean.n, mean.ci95)
+
+
+def _share_or_none(percent: float) -> float | None:
+    return None if math.isnan(percent) else percent / 100

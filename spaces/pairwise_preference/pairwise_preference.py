@@ -1,0 +1,88 @@
+"""Pairwise preference: an evaluate module over the rewards of chosen and rejected responses."""
+
+import math
+
+import datasets
+import evaluate
+
+from cloud_hf.evaluation.preference_pairs import score_preferences
+from cloud_hf.evaluation.reward_bench import OFFICIAL_COUNTS, score_reward_bench
+
+
+_DESCRIPTION = """
+How a reward model treats preference pairs: how often the chosen response has the higher reward, by how much, and how far
+the rewards can be believed as Bradley-Terry log-odds.
+"""
+
+_KWARGS_DESCRIPTION = """
+Args:
+    chosen (`list[float]`): Rewards of the chosen responses.
+    rejected (`list[float]`): Rewards of the rejected responses, in the same order.
+    subsets (`list[str]`, *optional*): The subset of each pair. To hand subsets to `add` and `add_batch` too, load the
+        module with the configuration "subsets".
+    num_bins (`int`, *optional*, defaults to 10): Bins of the calibration error.
+Returns:
+    accuracy (`float`): Share of pairs whose chosen response has the strictly higher reward: a tie is wrong.
+    accuracy_ci95 (`tuple[float, float]`): Its Wilson interval at 95 %.
+    accuracy_ties_half (`float`): The accuracy with ties counted half.
+    n (`int`): Pairs.
+    ties (`int`): Pairs with equal rewards.
+    margin, margin_median, margin_std (`float`): Mean, median and population standard deviation of chosen - rejected.
+    log_loss (`float`): Bradley-Terry log loss in nats; ln 2 = 0.693 is what not knowing costs.
+    ece (`float`): Expected calibration error over confidences from 0.5 to 1.
+    temperature (`float` or `None`): What margins must be divided by for the least log loss; `None` where none is best.
+    log_loss_at_temperature (`float` or `None`): The log loss then.
+    bins (`list`): Mean confidence, accuracy and number of pairs of each bin that holds any.
+    subset_accuracies (`dict[str, float]`): Accuracy by subset, where subsets were given.
+    section_scores (`dict[str, float]`): RewardBench's official section scores in percent and their average, for sections
+        that have rows, where subsets of RewardBench were given.
+Examples:
+    >>> preference = evaluate.load("spaces/pairwise_preference")
+    >>> results = preference.compute(chosen=[1.0, 2.0, 0.5], rejected=[0.0, 3.0, 0.5])
+    >>> results["ties"], round(results["accuracy"], 2), results["accuracy_ties_half"]
+    (1, 0.33, 0.5)
+"""
+
+_CITATION = """
+@article{ankner2024cloud,
+  title={Critique-out-Loud Reward Models},
+  author={Ankner, Zachary and Paul, Mansheej and Cui, Brandon and Chang, Jonathan D. and Ammanabrolu, Prithviraj},
+  journal={arXiv preprint arXiv:2408.11791},
+  year={2024}
+}
+"""
+
+
+@evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
+class PairwisePreference(evaluate.Metric):
+    """Accuracy, margins and calibration of rewards on preference pairs."""
+
+    def _info(self):
+        features = {"chosen": datasets.Value("float64"), "rejected": datasets.Value("float64")}
+        if self.config_name not in ("default", "subsets"):
+            raise ValueError(f"The configuration is {self.config_name!r}; use 'subsets', or leave it out.")
+        if self.config_name == "subsets":
+            features["subsets"] = datasets.Value("string")
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_KWARGS_DESCRIPTION,
+            features=datasets.Features(features),
+            reference_urls=["https://arxiv.org/abs/2408.11791", "https://arxiv.org/abs/2403.13787"],
+        )
+
+    def _compute(self, chosen, rejected, subsets=None, num_bins=10):
+        scores = score_preferences(chosen, rejected, subsets, num_bins)
+        results = {
+            "accuracy": scores.accuracy.value,
+            "accuracy_ci95": scores.accuracy.ci95,
+            "n": scores.accuracy.n,
+            "ties": scores.ties,
+            **scores.details(),
+        }
+        if subsets is not None:
+            results["subset_accuracies"] = {name: figure.value for name, figure in scores.subsets.items()}
+        if not set(OFFICIAL_COUNTS).isdisjoint(subsets or ()):
+            sections = score_reward_bench(subsets, chosen, rejected).official
+            results["section_scores"] = {name: score for name, score in sections.items() if not math.isnan(score)}
+        return results
