@@ -15,8 +15,7 @@ from datasets import Features, List, Value
 from trl import TrlParser
 
 from cloud_hf.data.builder_arguments import BuilderArguments, ServerArguments, describe_rows
-from cloud_hf.data.building import Dropped, JournaledClient, all_of, build_dataset, check_rows, run_builder
-from cloud_hf.data.completions import Answer
+from cloud_hf.data.building import Dropped, JournaledClient, all_of, build_dataset, check_rows, run_builder, seed_of
 from cloud_hf.data.critics import CRITIC_PROMPT, PLACEHOLDERS, messages_for_critic, read_template
 from cloud_hf.data.dataset_folder import DatasetFolder
 from cloud_hf.data.schemas import PAIR_COLUMNS, prompt_of, response_of
@@ -49,7 +48,7 @@ class OracleCritiqueArguments(BuilderArguments, ServerArguments):
             How often a critique that was cut is asked for again, with twice the tokens each time. A row whose critique is still
             cut is dropped, and counted.
         seed (`int`, *optional*):
-            Seed that is sent with sampled requests.
+            Seed from which each request gets its own. Without it none is sent.
     """
 
     base_url: list[str] = field(metadata={"help": "Addresses of the critic's servers."})
@@ -60,7 +59,9 @@ class OracleCritiqueArguments(BuilderArguments, ServerArguments):
     top_p: float = field(default=1.0, metadata={"help": "Nucleus of the sampling."})
     max_tokens: int = field(default=1024, metadata={"help": "Longest critique in tokens."})
     longer_tries: int = field(default=2, metadata={"help": "Tries with twice the tokens for a critique that was cut."})
-    seed: int | None = field(default=None, metadata={"help": "Seed that is sent with sampled requests."})
+    seed: int | None = field(
+        default=None, metadata={"help": "Seed from which each request gets its own. Without it none is sent."}
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -78,8 +79,6 @@ def main(args: OracleCritiqueArguments):
     rows = args.load(*PAIR_COLUMNS)
     check_rows(rows, lambda row: [messages_for_critic(prompt_of(row), response_of(row, side)) for side in SIDES])
     sampling = {"temperature": args.temperature, "top_p": args.top_p}
-    if args.seed is not None:
-        sampling["seed"] = args.seed
     settings = {
         "builder": "oracle critiques",
         "dataset": args.dataset_name,
@@ -91,6 +90,7 @@ def main(args: OracleCritiqueArguments):
         "max_tokens": args.max_tokens,
         "longer_tries": args.longer_tries,
         "num_critiques": args.num_critiques,
+        "seed": args.seed,
     }
     folder = DatasetFolder(args.output_dir, "Oracle critiques", settings)
     kind = Value("string") if args.num_critiques == 1 else List(Value("string"))
@@ -110,23 +110,19 @@ async def criticise(row: dict, critic: JournaledClient, template: str, sampling:
     """The row with critiques of both responses."""
 
     async def critique(side: str, number: int) -> str:
+        key = [row["id"], side, number]
         messages = messages_for_critic(prompt_of(row), response_of(row, side), template)
-        return (await ask_longer(critic, [row["id"], side, number], messages, sampling, args)).text.strip()
+        seed = {} if args.seed is None else {"seed": seed_of(args.seed, *key)}
+        options = {"max_tokens": args.max_tokens, "longer_tries": args.longer_tries, **sampling, **seed}
+        answer = await critic.chat_whole(key, messages, **options)
+        if answer.finish_reason in ("length", "no room"):
+            raise Dropped(f"a critique is cut, after {args.longer_tries} longer tries")
+        return answer.text.strip()
 
     critiques = await all_of(*(critique(side, number) for side in SIDES for number in range(args.num_critiques)))
     texts = {"chosen": critiques[: args.num_critiques], "rejected": critiques[args.num_critiques :]}
     several = args.num_critiques > 1
     return [{**row, **{f"{side}_feedback": texts[side] if several else texts[side][0] for side in SIDES}}]
-
-
-async def ask_longer(critic: JournaledClient, key: list, messages: list[dict], sampling: dict, args) -> Answer:
-    """A whole answer, with more tokens if need be."""
-    for doublings in range(args.longer_tries + 1):
-        max_tokens = args.max_tokens * 2**doublings
-        answer = await critic.chat(key, messages, max_tokens=max_tokens, **sampling)
-        if answer.finish_reason != "length":
-            return answer
-    raise Dropped(f"the critique is cut at {max_tokens} tokens")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from trl import TrlParser
 
 from cloud_hf.conversation import read_prompt
 from cloud_hf.data.builder_arguments import BuilderArguments, ServerArguments, describe_rows
-from cloud_hf.data.building import Dropped, JournaledClient, all_of, build_dataset, check_rows, run_builder
+from cloud_hf.data.building import Dropped, JournaledClient, all_of, build_dataset, check_rows, run_builder, seed_of
 from cloud_hf.data.dataset_folder import DatasetFolder
 from cloud_hf.data.judging import (
     RETRY_TEMPERATURE,
@@ -30,7 +30,6 @@ from cloud_hf.data.judging import (
     Judge,
     PreferenceStatistics,
     read_judge_prompt,
-    seed_of,
 )
 from cloud_hf.data.schemas import check_columns
 
@@ -229,12 +228,9 @@ async def respond(row: dict, number: int, gen: JournaledClient, args: Preference
     sampling = {"temperature": args.gen_temperature, "top_p": args.gen_top_p}
     if args.seed is not None:
         sampling["seed"] = seed_of(args.seed, "gen", row["id"], number)
-    for doublings in range(args.longer_tries + 1):
-        max_tokens = args.gen_max_tokens * 2**doublings
-        answer = await gen.chat([row["id"], number], messages_for_generator(row), max_tokens=max_tokens, **sampling)
-        if answer.finish_reason != "length":
-            return answer.text
-    return None
+    options = {"max_tokens": args.gen_max_tokens, "longer_tries": args.longer_tries, **sampling}
+    answer = await gen.chat_whole([row["id"], number], messages_for_generator(row), **options)
+    return None if answer.finish_reason in ("length", "no room") else answer.text
 
 
 async def compare(row: dict, pair: tuple[int, int], responses: list[str | None], judge: Judge) -> Comparison | None:
@@ -276,7 +272,7 @@ def left_out(row: dict, pair: tuple[int, int], comparison: Comparison | None, ar
     """A pair that is not in the dataset."""
     name = pair_id(row, pair) if args.num_responses > 2 else row["id"]
     if comparison is None:
-        return Dropped(f"a response is cut at {args.gen_max_tokens * 2**args.longer_tries} tokens", name)
+        return Dropped(f"a response is cut, after {args.longer_tries} longer tries", name)
     reason = comparison.undecided or "other responses to the prompt are further apart"
     return Dropped(reason, name, comparison.record())
 

@@ -96,7 +96,8 @@ class CompletionServer:
             await asyncio.sleep(self.stall)
             fault = "close"
         if fault == "close":
-            request.transport.abort()
+            if request.transport is not None:  # the client may have left
+                request.transport.abort()
             return web.Response()
         if fault == "truncated":
             return web.Response(text='{"choices": [{"message": {"content": "cut o', content_type="application/json")

@@ -65,21 +65,49 @@ class JournaledClient:
 
     async def chat(self, key: Sequence[Any], messages: list[dict[str, str]], **sampling) -> Answer:
         """[`CompletionClient.chat`]; `key` tells apart what else is the same: the row's id, and the number of the sample."""
-        asked = key_of(self.role, list(key), self.client.model, messages, sampling)
+        asked = self._key(key, messages, sampling)
         return await self._answer(asked, lambda: self.client.chat(messages, **sampling))
+
+    async def chat_whole(
+        self, key: Sequence[Any], messages: list[dict[str, str]], *, max_tokens: int, longer_tries: int, **sampling
+    ) -> Answer:
+        """
+        [`JournaledClient.chat`], and again with twice the tokens while the answer is cut.
+
+        Args:
+            key, messages, **sampling:
+                As for [`JournaledClient.chat`].
+            max_tokens (`int`):
+                Tokens of the first try.
+            longer_tries (`int`):
+                Tries after it.
+
+        Returns:
+            [`Answer`]: The first that is whole, or the last. Its `finish_reason` is `"length"` if that is cut still, or
+            `"no room"` (and its text empty) if the model's context does not hold more.
+        """
+        for doublings in range(longer_tries + 1):
+            asked = {"max_tokens": max_tokens * 2**doublings, **sampling}
+            try:
+                answer = await self.chat(key, messages, **asked)
+            except RequestFailed as error:
+                if doublings == 0 or "context" not in str(error):
+                    raise
+                answer = Answer("", "no room")
+                self._keep(self._key(key, messages, asked), answer)
+            if answer.finish_reason != "length":
+                break
+        return answer
 
     async def complete(self, key: Sequence[Any], prompt_ids: Sequence[int], **sampling) -> Answer:
         """[`CompletionClient.complete`], likewise."""
-        asked = key_of(self.role, list(key), self.client.model, list(prompt_ids), sampling)
+        asked = self._key(key, list(prompt_ids), sampling)
         return await self._answer(asked, lambda: self.client.complete(prompt_ids, **sampling))
 
     async def _answer(self, key: str, ask: Callable[[], Awaitable[Answer]]) -> Answer:
         if key not in self.journal:
             answer = await ask()
-            value = {"text": answer.text, "finish_reason": answer.finish_reason}
-            if answer.token_ids is not None:
-                value["token_ids"] = answer.token_ids
-            self.journal.add(key, value)
+            self._keep(key, answer)
         else:
             value = self.journal[key]
             ids = value.get("token_ids")
@@ -87,6 +115,20 @@ class JournaledClient:
         if answer.finish_reason == "length":
             self.cut.add(key)
         return answer
+
+    def _key(self, key: Sequence[Any], prompt: list, sampling: dict[str, Any]) -> str:
+        return key_of(self.role, list(key), self.client.model, prompt, sampling)
+
+    def _keep(self, key: str, answer: Answer):
+        value = {"text": answer.text, "finish_reason": answer.finish_reason}
+        if answer.token_ids is not None:
+            value["token_ids"] = answer.token_ids
+        self.journal.add(key, value)
+
+
+def seed_of(seed: int, *parts: Any) -> int:
+    """A seed from 0 to 2^31 - 1 for one request: servers give equal texts for equal prompts and seeds."""
+    return int(key_of(seed, *parts)[:8], 16) >> 1
 
 
 Work = Callable[[dict[str, Any]], Awaitable[list[dict[str, Any] | Dropped]]]
@@ -291,7 +333,7 @@ def run_builder(build: Awaitable[dict[str, Any]], folder: DatasetFolder):
     Run a builder to its end and say what came of it.
 
     Raises:
-        `SystemExit`: With status 3 if rows failed for good, and 1 with a message if the run had to stop.
+        `SystemExit`: With status 3 if rows failed for good, and 1 with a message if the run had to stop or no row is left.
     """
     try:
         counts = asyncio.run(build)
@@ -301,6 +343,8 @@ def run_builder(build: Awaitable[dict[str, Any]], folder: DatasetFolder):
         raise SystemExit(f"Stopped: {error}.\n{_how_to_go_on(folder)}") from None
     except KeyboardInterrupt:
         raise SystemExit(f"Interrupted.\n{_how_to_go_on(folder)}") from None
+    if not counts["rows"]:
+        raise SystemExit(f"No row is left; {folder.path / REJECTS} says why: {counts['reasons']}.")
     print(
         f"{counts['rows']} rows in {folder.path}, from {counts['rows_read']} ({counts['dropped']} dropped, {counts['failed']} "
         f"failed; {counts['answers']} answers, {counts['answers_of_earlier_runs']} of them from earlier runs; "

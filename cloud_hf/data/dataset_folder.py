@@ -79,10 +79,7 @@ class DatasetFolder:
                 What else there is to say about the run.
 
         Returns:
-            `dict[str, Any]`: `counts`, with `rows`, `dropped`, `failed` and the reasons.
-
-        Raises:
-            `ValueError`: If no row is left; the rejects are written.
+            `dict[str, Any]`: `counts`, with `rows`, `dropped`, `failed` and the reasons. If no row is left, there is no dataset.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         staging = self.path / ".writing"
@@ -91,9 +88,8 @@ class DatasetFolder:
         try:
             counts = {**counts, **await self._stream(results, features, staging)}
             (staging / REJECTS).replace(self.path / REJECTS)
-            if not counts["rows"]:
-                raise ValueError(f"No row is left; {self.path / REJECTS} says why: {counts['reasons']}.")
-            self._move_in(staging)
+            if counts["rows"]:
+                self._move_in(staging)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         return counts

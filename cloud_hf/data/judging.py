@@ -4,10 +4,9 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .building import JournaledClient, all_of
+from .building import JournaledClient, all_of, seed_of
 from .critics import conversation_text, fill, read_template
 from .dataset_folder import Reject
-from .journal import key_of
 from .verdicts import points, read_verdict
 
 
@@ -184,11 +183,6 @@ class Judge:
             if cut:
                 max_tokens = 2 * self.max_tokens
         return Judgement(verdict, answer.text, number + 1)
-
-
-def seed_of(seed: int, *parts: Any) -> int:
-    """A seed from 0 to 2^31 - 1 for one request: servers give equal texts for equal prompts and seeds."""
-    return int(key_of(seed, *parts)[:8], 16) >> 1
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import json
 import pytest
 from completion_server import default_answer, serve_completions
 
-from cloud_hf.data.building import JournaledClient
+from cloud_hf.data.building import JournaledClient, seed_of
 from cloud_hf.data.completions import CompletionClient
 from cloud_hf.data.dataset_folder import Reject
 from cloud_hf.data.journal import Journal
@@ -17,7 +17,6 @@ from cloud_hf.data.judging import (
     PreferenceStatistics,
     messages_for_judge,
     read_judge_prompt,
-    seed_of,
 )
 
 

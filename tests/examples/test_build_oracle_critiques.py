@@ -133,11 +133,42 @@ def test_cut_critiques_are_asked_for_longer(pairs, tmp_path):
         ended = run_script(SCRIPT, *arguments, log_dir=tmp_path)
     assert ended.status == 0, ended.output
     [reject] = read_rejects(tmp_path / "out")
-    assert reject["id"] == "p7" and reject["kind"] == "dropped" and "cut at 32 tokens" in reject["reason"]
+    assert reject["id"] == "p7" and reject["kind"] == "dropped" and "after 2 longer tries" in reject["reason"]
     rows = {row["id"]: row for row in read_rows(tmp_path / "out")}
     assert len(rows) == 39
     assert rows["p1"]["chosen_feedback"] == expected(make_rows(2), 16)[1]["chosen_feedback"]
     assert rows["p1"]["rejected_feedback"] == expected(make_rows(2), 8)[1]["rejected_feedback"]
+
+
+def test_no_room_for_more_tokens_is_no_failure(pairs, tmp_path):
+    def write(body):
+        if body["max_tokens"] > 8:
+            return web.json_response({"error": {"message": "maximum context length is 64 tokens"}}, status=400)
+        return default_answer(body)[0], "length" if "It is 31" in body["messages"][0]["content"] else "stop"
+
+    with serve_completions(write=write) as server:
+        arguments = options(server, pairs, tmp_path / "out", "--max_tokens", 8)
+        for _ in range(2):
+            ended = run_script(SCRIPT, *arguments, log_dir=tmp_path)
+            assert ended.status == 0, ended.output
+        assert server.requests.total() == 82
+    rejects = [(reject["id"], reject["kind"]) for reject in read_rejects(tmp_path / "out")]
+    assert rejects == [("p1", "dropped"), ("p31", "dropped")]
+
+
+def test_no_row_left(pairs, tmp_path):
+    with serve_completions(write=lambda body: ("x", "length")) as server:
+        ended = run_script(SCRIPT, *options(server, pairs, tmp_path / "out"), log_dir=tmp_path)
+    assert ended.status == 1 and "No row is left" in ended.output and "Traceback" not in ended.output
+    assert len(read_rejects(tmp_path / "out")) == 40 and not (tmp_path / "out" / "dataset_info.json").exists()
+
+
+def test_every_request_has_a_seed_of_its_own(pairs, tmp_path):
+    more = ["--num_critiques", 2, "--temperature", 0.7, "--limit", 5, "--seed", 3]
+    with serve_completions() as server:
+        ended = run_script(SCRIPT, *options(server, pairs, tmp_path / "out", *more), log_dir=tmp_path)
+        assert ended.status == 0, ended.output
+    assert len({json.loads(body)["seed"] for body in server.requests}) == 20
 
 
 def test_several_critiques(pairs, tmp_path):

@@ -8,8 +8,9 @@ from builders_for_tests import kill_and_resume, read_rejects, read_rows, run_scr
 from completion_server import default_answer, serve_completions
 from datasets import Dataset, load_from_disk
 
+from cloud_hf.data.building import seed_of
 from cloud_hf.data.dataset_folder import Reject
-from cloud_hf.data.judging import PreferenceStatistics, messages_for_judge, seed_of
+from cloud_hf.data.judging import PreferenceStatistics, messages_for_judge
 
 
 SCRIPT = "build_preferences"
@@ -327,7 +328,7 @@ def test_cut_responses_are_asked_for_longer(prompts, tmp_path):
     with serve_script(rule, judgement) as server:
         rows, rejects = build(server, prompts, tmp_path, "--limit", 3, "--gen_max_tokens", 8)
     assert rows["p0"]["chosen"] == "response 1 of 8" and rows["p1"]["chosen"] == "response 1 of 16"
-    assert list(rejects) == ["p2"] and rejects["p2"]["reason"] == "a response is cut at 16 tokens"
+    assert list(rejects) == ["p2"] and rejects["p2"]["reason"] == "a response is cut, after 1 longer tries"
     counts = json.loads((tmp_path / "out" / "build.json").read_text())["counts"]
     assert counts["gen_answers_cut"] == 3 and counts["judge_answers_cut"] == 0
 
