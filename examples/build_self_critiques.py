@@ -20,7 +20,6 @@ python examples/build_self_critiques.py --model_name_or_path critic-sft --datase
 """
 
 import json
-import logging
 import math
 import tempfile
 from collections.abc import Iterator
@@ -192,9 +191,6 @@ def settings_of(args: SelfCritiqueArguments, rows: Dataset, config: CLoudConfig)
 async def write_here(args: SelfCritiqueArguments, rows: Dataset, config: CLoudConfig, folder: DatasetFolder) -> dict:
     """Critiques by a model in this process, or by a reward server."""
     options = args.critique_options()
-    logging.getLogger("cloud_hf.scoring").setLevel(
-        logging.ERROR
-    )  # it would warn of each chunk what `report` says once
     with Journal(folder.path / JOURNAL, folder.settings) as journal:
         kept = len(journal)
         with open_critic(args, config) as (scorer, critique_format, context):

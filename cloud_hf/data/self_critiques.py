@@ -1,7 +1,9 @@
 """Critiques that a model writes of both responses of a pair: what it is asked for, again if need be, and what is kept."""
 
+import logging
 import math
 from collections.abc import Awaitable, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -12,7 +14,7 @@ from ..critique_format import CritiqueFormat, EncodedPrefix
 from ..generation import row_seed
 from ..scoring import Scorer
 from .building import Dropped, JournaledClient, all_of, check_rows
-from .completions import Answer, ServerUnusable
+from .completions import Answer
 from .journal import Journal, key_of
 from .overlong import check_policy, fit
 from .schemas import prompt_column, prompt_of, response_of
@@ -315,7 +317,10 @@ class JournaledScorer:
                 ]
             waiting = [job for job in jobs if self._key(rows[job[1]], job[2], max_new_tokens) not in self.journal]
             title = "Critiques" if tries == 0 else f"Cut critiques again, up to {max_new_tokens} tokens"
-            with tqdm(total=len(waiting), desc=title, unit=" responses", disable=not waiting) as progress:
+            with (
+                tqdm(total=len(waiting), desc=title, unit=" responses", disable=not waiting) as progress,
+                _no_warnings_of_scoring(),
+            ):
                 for start in range(0, len(waiting), chunk_size):
                     chunk = waiting[start : start + chunk_size]
                     self._write_chunk(scorer, [(rows[index], side) for _, index, side in chunk], max_new_tokens)
@@ -343,6 +348,18 @@ class JournaledScorer:
     @staticmethod
     def _key(row: dict[str, Any], side: str, max_new_tokens: int) -> str:
         return key_of(row["id"], side, max_new_tokens)
+
+
+@contextmanager
+def _no_warnings_of_scoring():
+    """It would say of each chunk what [`CritiqueBuilder.counts`] says of all."""
+    logger = logging.getLogger("cloud_hf.scoring")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 # --------------------------------------------------------------------------------------------- from a server
@@ -419,10 +436,6 @@ class ServedCritic:
         return sampling
 
     def _critique(self, answer: Answer, max_new_tokens: int) -> Critique:
-        if answer.token_ids is None:
-            raise ServerUnusable(
-                "The server gives no token ids back (`return_token_ids`), which training needs. vLLM's server does."
-            )
         if answer.finish_reason not in ("stop", "length"):
             raise Dropped(f"the server ended the critique with {answer.finish_reason!r}")
         ids = answer.token_ids
