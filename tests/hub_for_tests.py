@@ -1,4 +1,7 @@
-"""A Hub on loopback that serves folders as repositories, for tests of what is loaded by a Hub id."""
+"""
+A Hub on loopback that serves folders as repositories, for tests of what is loaded by a Hub id. Datasets have names that begin
+with `datasets/`.
+"""
 
 import hashlib
 import json
@@ -26,9 +29,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(with_body=True)
 
     def _answer(self, with_body):
-        if match := re.match(r"/api/models/([\w.-]+/[\w.-]+)", self.path):
-            return self._send_info(match[1])
-        match = re.match(r"/([\w.-]+/[\w.-]+)/resolve/[\w.-]+/([^?]+)", self.path)
+        if match := re.match(r"/api/(models/|datasets/)([\w.-]+/[\w.-]+)", self.path):
+            return self._send_info(match[1].removeprefix("models/") + match[2])
+        match = re.match(r"/((?:datasets/)?[\w.-]+/[\w.-]+)/resolve/[\w.-]+/([^?]+)", self.path)
         repo = self.server.repos.get(match[1]) if match else None
         if repo is None:
             return self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
@@ -56,7 +59,11 @@ class _Handler(BaseHTTPRequestHandler):
                 {"type": "file", "path": file, "size": (repo / file).stat().st_size, "oid": COMMIT} for file in files
             ]
         else:
-            info = {"id": name, "sha": COMMIT, "siblings": [{"rfilename": file} for file in files]}
+            info = {
+                "id": name.removeprefix("datasets/"),
+                "sha": COMMIT,
+                "siblings": [{"rfilename": file} for file in files],
+            }
         self._send(200, json.dumps(info).encode(), {"Content-Type": "application/json"})
 
     def _send(self, status, content, headers, with_body=True):
