@@ -274,7 +274,7 @@ class JournaledScorer:
 
     async def ask(self, row: FittedRow, side: str, number: int, max_new_tokens: int) -> Critique:
         """A critique from the journal; see [`Ask`]."""
-        ids, finish_reason = self.journal[self._key(row.row, side, max_new_tokens)][number]
+        ids, finish_reason = self.journal[self._key(row.row["id"], side, max_new_tokens)][number]
         return Critique(tuple(ids), finish_reason)
 
     def write_all(self, scorer: Scorer, rows: Sequence[dict[str, Any]], chunk_size: int, longest_first: bool):
@@ -296,26 +296,16 @@ class JournaledScorer:
             `ValueError`: Before anything is computed, naming the first row that cannot be used.
         """
         options = self.builder.options
-        lengths: list[tuple[int, ...] | None] = []
-        check_rows(rows, lambda row: lengths.append(self.builder.lengths(row)))
-        jobs = [
-            (length, index, side)
-            for index, row_lengths in enumerate(lengths)
-            for length, side in zip(row_lengths or (), SIDES, strict=row_lengths is not None)
-        ]
+        jobs = self._jobs(rows)
         if longest_first:
-            jobs.sort(key=lambda job: -job[0])
+            jobs.sort(key=lambda job: -job.prefix_length)
         max_new_tokens = options.max_new_tokens
         for tries in range(options.longer_tries + 1):
             if tries > 0:
+                jobs = [job for job in jobs if self._is_cut(job, max_new_tokens)]
                 max_new_tokens *= 2
-                jobs = [
-                    job
-                    for job in jobs
-                    if self._is_cut(rows[job[1]], job[2], max_new_tokens // 2)
-                    and self.builder.has_room(job[0], max_new_tokens)
-                ]
-            waiting = [job for job in jobs if self._key(rows[job[1]], job[2], max_new_tokens) not in self.journal]
+                jobs = [job for job in jobs if self.builder.has_room(job.prefix_length, max_new_tokens)]
+            waiting = [job for job in jobs if self._key(job.id, job.side, max_new_tokens) not in self.journal]
             title = "Critiques" if tries == 0 else f"Cut critiques again, up to {max_new_tokens} tokens"
             with (
                 tqdm(total=len(waiting), desc=title, unit=" responses", disable=not waiting) as progress,
@@ -323,31 +313,52 @@ class JournaledScorer:
             ):
                 for start in range(0, len(waiting), chunk_size):
                     chunk = waiting[start : start + chunk_size]
-                    self._write_chunk(scorer, [(rows[index], side) for _, index, side in chunk], max_new_tokens)
+                    self._write_chunk(scorer, rows, chunk, max_new_tokens)
                     progress.update(len(chunk))
 
-    def _write_chunk(self, scorer: Scorer, responses: list[tuple[dict[str, Any], str]], max_new_tokens: int):
+    def _jobs(self, rows: Sequence[dict[str, Any]]) -> list["_Job"]:
+        """The responses of all rows that fit."""
+        measured: list[tuple[Any, tuple[int, ...] | None]] = []
+        check_rows(rows, lambda row: measured.append((row["id"], self.builder.lengths(row))))
+        return [
+            _Job(index, name, side, length)
+            for index, (name, lengths) in enumerate(measured)
+            if lengths is not None
+            for side, length in zip(SIDES, lengths, strict=True)
+        ]
+
+    def _write_chunk(self, scorer: Scorer, rows: Sequence[dict[str, Any]], chunk: list["_Job"], max_new_tokens: int):
         options = self.builder.options
-        fitted = [self.builder.fit(row) for row, _ in responses]
+        fitted = [self.builder.fit(rows[job.index]) for job in chunk]
         scores = scorer.score(
             [row.prompt for row in fitted],
-            [row.responses[side] for row, (_, side) in zip(fitted, responses, strict=True)],
+            [row.responses[job.side] for row, job in zip(fitted, chunk, strict=True)],
             num_critiques=options.num_critiques,
             temperature=options.temperature,
             max_new_tokens=max_new_tokens,
             seed=options.seed,
         )
-        for (row, side), score in zip(responses, scores, strict=True):
+        for job, score in zip(chunk, scores, strict=True):
             critiques = list(zip(map(list, score.critique_ids), score.finish_reasons, strict=True))
-            self.journal.add(self._key(row, side, max_new_tokens), critiques)
+            self.journal.add(self._key(job.id, job.side, max_new_tokens), critiques)
 
-    def _is_cut(self, row: dict[str, Any], side: str, max_new_tokens: int) -> bool:
-        critiques = self.journal[self._key(row, side, max_new_tokens)]
+    def _is_cut(self, job: "_Job", max_new_tokens: int) -> bool:
+        critiques = self.journal[self._key(job.id, job.side, max_new_tokens)]
         return any(finish_reason == "length" for _, finish_reason in critiques)
 
     @staticmethod
-    def _key(row: dict[str, Any], side: str, max_new_tokens: int) -> str:
-        return key_of(row["id"], side, max_new_tokens)
+    def _key(name: Any, side: str, max_new_tokens: int) -> str:
+        return key_of(name, side, max_new_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A response to judge: its row's position and id, its side, and the tokens before its critique."""
+
+    index: int
+    id: Any
+    side: str
+    prefix_length: int
 
 
 @contextmanager

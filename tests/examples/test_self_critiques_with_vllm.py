@@ -1,4 +1,4 @@
-"""Self critiques from vLLM's own OpenAI-compatible server: those of transformers, id for id."""
+"""Self critiques from vLLM, in this process and from its own OpenAI-compatible server: those of transformers, id for id."""
 
 import json
 import os
@@ -75,6 +75,18 @@ def test_greedy_critiques_are_those_of_transformers(critic, url, tmp_path):
     assert read_rejects(tmp_path / "served") == read_rejects(tmp_path / "here")
     counts = [json.loads((tmp_path / name / "generation.json").read_text()) for name in ("served", "here")]
     assert counts[0] == counts[1]
+
+
+def test_the_engine_in_this_process_writes_the_same(critic, tmp_path):
+    pairs = save_pairs(tmp_path / "pairs.jsonl", make_pairs(24))
+    engine = ["--backend", "vllm", "--vllm_options", '{"max_model_len": 512, "enforce_eager": true}']
+    rows = []
+    for name, more in (("vllm", engine), ("here", [])):
+        arguments = options(critic, pairs, tmp_path / name, "--dtype", "float32", *more)
+        ended = run_script(SCRIPT, *arguments, log_dir=tmp_path, VLLM_CPU_KVCACHE_SPACE="1")
+        assert ended.status == 0, ended.output
+        rows.append(read_rows(tmp_path / name))
+    assert rows[0] == rows[1] and 5 < len(rows[0]) < 24
 
 
 def test_samples_follow_from_the_seed(critic, url, tmp_path):
