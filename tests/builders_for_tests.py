@@ -70,7 +70,7 @@ class Builder:
         return Ended(self.process.exitcode, self.log.read_text())
 
     def kill(self):
-        os.kill(self.process.pid, signal.SIGKILL)
+        self.process.kill()
         self.process.join()
 
 
@@ -115,8 +115,8 @@ def kill_and_resume(server, script: str, options: list, folder: Path, log_dir: P
         while builder.process.is_alive() and server.requests.total() < enough:
             time.sleep(0.001)
         time.sleep(generator.uniform(0.0, 0.02))
-        killed += builder.process.is_alive()
         builder.kill()
+        killed += builder.process.exitcode == -signal.SIGKILL
         check_not_asked_again(server, before, kept)
     kept, before = journaled_texts(folder), server.requests.copy()
     ended = run_script(script, *options, log_dir=log_dir)

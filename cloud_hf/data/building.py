@@ -134,8 +134,8 @@ class Run:
             progress.update()
 
     def _count_failure(self, error: Exception):
-        if isinstance(error, RowRefused) or "context" in str(error):  # the row's own fault
-            return
+        if isinstance(error, RowRefused) or "context" in str(error):
+            return  # a row that is too long says nothing about the next
         self._in_a_row += 1
         if self._in_a_row == _MOST_FAILURES_IN_A_ROW:
             raise ServerUnusable(f"{self._in_a_row} rows failed one after the other, the last with: {error}")
@@ -168,14 +168,16 @@ def check_rows(rows: Sequence[dict[str, Any]], check: Callable[[dict[str, Any]],
     Raises:
         `ValueError`: Naming the first bad row.
     """
-    for index, row in enumerate(rows):
+    for index in range(len(rows)):
+        try:
+            row = rows[index]
+        except UnicodeDecodeError as error:
+            raise ValueError(f"row {index} is not UTF-8 ({error}). Write the file anew in UTF-8.") from None
         try:
             check(row)
             json.dumps(row, ensure_ascii=False, default=str).encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"{row_name(index, row)}: lone surrogate at character {error.start}; it is no text."
-            ) from None
+        except UnicodeEncodeError:
+            raise ValueError(f"{row_name(index, row)} holds a lone surrogate, which is no text.") from None
         except ValueError as error:
             raise ValueError(f"{row_name(index, row)}: {error}") from error
 
@@ -251,6 +253,8 @@ def run_builder(build: Awaitable[dict[str, Any]], folder: DatasetFolder):
         raise SystemExit(f"{error}\n{_how_to_go_on(folder)}") from None
     except OSError as error:
         raise SystemExit(f"Stopped: {error}.\n{_how_to_go_on(folder)}") from None
+    except KeyboardInterrupt:
+        raise SystemExit(f"Interrupted.\n{_how_to_go_on(folder)}") from None
     print(
         f"{counts['rows']} rows in {folder.path}, from {counts['rows_read']} ({counts['dropped']} dropped, {counts['failed']} "
         f"failed; {counts['answers']} answers, {counts['answers_of_earlier_runs']} of them from earlier runs; "

@@ -245,12 +245,11 @@ class CompletionClient:
 
     async def _ask(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         body = {"model": self.model, **body}
-        failures = 0
+        failures, answered = 0, self.counts.answered
         async with self._places:
             while failures <= self.max_retries:
                 server = await self._free_server()
                 server.in_flight += 1
-                answered = self.counts.answered
                 try:
                     answer = await self._post(server, path, body)
                     self.counts.answered += 1
@@ -260,6 +259,7 @@ class CompletionClient:
                     # A busy server that answers others is no failure
                     busy = isinstance(error, APIStatusError) and error.status_code == 429
                     failures += not (busy and self.counts.answered > answered)
+                    answered = self.counts.answered
                     if failures <= self.max_retries:
                         self.counts.retried += 1
                         await self._back_off(server, error, failures)

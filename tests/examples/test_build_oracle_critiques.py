@@ -78,12 +78,11 @@ def test_every_kind_of_input(way, tmp_path):
     assert load_rows(str(tmp_path / "out")).num_rows == 4
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.full)])
-def test_a_killed_run_goes_on(kills, pairs, tmp_path):
+def test_a_killed_run_goes_on(pairs, tmp_path):
     with serve_completions(latency=0.03) as server:
         arguments = options(server, pairs, tmp_path / "out", "--max_concurrency", 4)
-        killed = kill_and_resume(server, SCRIPT, arguments, tmp_path / "out", tmp_path, kills, requests=80)
-    assert killed >= kills / 2
+        killed = kill_and_resume(server, SCRIPT, arguments, tmp_path / "out", tmp_path, kills=20, requests=80)
+    assert killed >= 10
     assert read_rows(tmp_path / "out") == expected(make_rows(40))
 
 
@@ -197,7 +196,7 @@ def test_two_writers_are_refused(pairs, tmp_path):
 def test_a_full_disk_stops_cleanly_and_the_run_goes_on(pairs, tmp_path):
     load_rows(str(pairs))  # now in the cache: the limit is for the journal
     with serve_completions() as server:
-        arguments = options(server, pairs, tmp_path / "out")
+        arguments = options(server, pairs, tmp_path / "out", "--max_concurrency", 4)
         ended = run_script(SCRIPT, *arguments, log_dir=tmp_path, file_size_limit=6000)
         assert ended.status == 1 and "File too large" in ended.output and "the same command goes on" in ended.output
         assert "Traceback" not in ended.output
@@ -231,7 +230,7 @@ def test_bytes_that_are_no_text(tmp_path):
     path.write_bytes(b'{"prompt": "x\xff", "chosen": "y", "rejected": "z"}\n')
     with serve_completions() as server:
         ended = run_script(SCRIPT, *options(server, path, tmp_path / "out"), log_dir=tmp_path)
-    assert ended.status == 1 and f"{path} cannot be read" in ended.output
+    assert ended.status == 1 and "row 0 is not UTF-8" in ended.output
 
 
 def test_a_server_that_is_down_or_refuses_the_key(pairs, tmp_path):

@@ -1,0 +1,201 @@
+"""Prompts of any dataset in one form: an id that stays, the prompt, its source; or the reason why a row holds none."""
+
+import hashlib
+import json
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from datasets import Dataset
+
+from ..conversation import read_prompt
+from .dataset_folder import Reject
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """
+    A usable prompt.
+
+    Attributes:
+        id (`str`):
+            See [`prompt_id`].
+        prompt (`str` or `list[dict[str, str]]`):
+            The text as it was read, or chat messages of `role` and `content`.
+        source (`str`):
+            Name of the source.
+        row (`int`):
+            Position in the source, counted from 0.
+    """
+
+    id: str
+    prompt: str | list[dict[str, str]]
+    source: str
+    row: int
+
+
+@dataclass(frozen=True)
+class PromptReject(Reject):
+    """
+    A row that does not become a prompt. `index` is its position in its source, `id` the prompt's id or `None` if it holds no
+    prompt, `kind` `"dropped"` or, if it holds none, `"failed"`.
+
+    Args:
+        source (`str`):
+            Name of the source.
+        details (`dict[str, Any]`):
+            What it duplicates, what it shares with evaluation sets, or what is wrong with it.
+    """
+
+    source: str
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, prompt: Prompt, reason: str, **details) -> "PromptReject":
+        """The reject of a usable prompt."""
+        return cls(prompt.row, prompt.id, "dropped", reason, prompt.source, details)
+
+
+@dataclass(frozen=True)
+class PromptSource:
+    """
+    A dataset that holds prompts.
+
+    Attributes:
+        name (`str`):
+            Name of the source. It goes into the ids, so it should not depend on where the data lie.
+        rows (`Dataset`):
+            The dataset.
+        column (`str`):
+            Column of the prompts.
+        trajectories (`bool`, *optional*, defaults to `False`):
+            Whether the column holds UltraInteract's trajectories, lists of `{"from": ..., "value": ...}`, of which those
+            with a single turn are prompts.
+    """
+
+    name: str
+    rows: Dataset
+    column: str
+    trajectories: bool = False
+
+    def read(self) -> Iterator[Prompt | PromptReject]:
+        """Yield one [`Prompt`] or [`PromptReject`] for every row, in order."""
+        rows = self.rows.select_columns(self.column)
+        for row in range(len(rows)):
+            try:
+                value = rows[row][self.column]
+            except UnicodeDecodeError as error:
+                yield PromptReject(row, None, "failed", "not UTF-8", self.name, {"error": str(error)})
+                continue
+            if self.trajectories and len(value or []) > 1:
+                yield PromptReject(row, None, "dropped", "several turns", self.name)
+                continue
+            yield self._read(row, value[0]["value"] if self.trajectories and value else value)
+
+    def _read(self, row: int, value: Any) -> Prompt | PromptReject:
+        if isinstance(value, str) and not value.strip():
+            return PromptReject(row, None, "failed", "empty", self.name)
+        try:
+            prompt = plain_prompt(value)
+        except ValueError as error:
+            return PromptReject(row, None, "failed", "not a prompt", self.name, {"error": str(error)})
+        return Prompt(prompt_id(self.name, prompt), prompt, self.name, row)
+
+
+def plain_prompt(value: Any) -> str | list[dict[str, str]]:
+    """
+    Check a prompt and reduce it to what a prompt dataset keeps.
+
+    Args:
+        value (`Any`):
+            A string, or a list of chat messages.
+
+    Returns:
+        `str` or `list[dict[str, str]]`: The string as it is, or messages of `role` and `content`.
+
+    Raises:
+        `ValueError`: If it is neither, is empty, does not end on a turn that asks for a response, or holds more than text
+            (tools, tool calls, names), which would be lost.
+    """
+    conversation = read_prompt(value)
+    if isinstance(value, str):
+        return value
+    if conversation.tools:
+        raise ValueError("`prompt` comes with tools; only text is kept.")
+    for index, message in enumerate(conversation.messages):
+        if extra := sorted(key for key in message if key not in ("role", "content") and message[key]):
+            raise ValueError(f"`prompt` message {index} has {', '.join(extra)}; only `role` and `content` are kept.")
+    return [{"role": message["role"], "content": message["content"]} for message in conversation.messages]
+
+
+def turns(prompt: str | list[dict[str, str]]) -> list[tuple[str, str]]:
+    """Role and text of every message. A string is one message of the user."""
+    return [("user", prompt)] if isinstance(prompt, str) else [(turn["role"], turn["content"]) for turn in prompt]
+
+
+def canonical(prompt: str | list[dict[str, str]]) -> str:
+    """
+    One text for all spellings of a prompt that differ in white space or in Unicode composition only, or in whether the
+    user's only message stands in a list.
+
+    Examples:
+
+    ```python
+    >>> canonical("What  is 2+2?\\n") == canonical([{"role": "user", "content": "What is 2+2?"}])
+    True
+    ```
+    """
+    parts = [(role, " ".join(unicodedata.normalize("NFC", text).split())) for role, text in turns(prompt)]
+    return json.dumps(parts, ensure_ascii=False)
+
+
+def prompt_id(source: str, prompt: str | list[dict[str, str]]) -> str:
+    """
+    An id that depends on the source's name and the [`canonical`] prompt alone: not on its position, on other rows, on the
+    run or on the machine.
+
+    Returns:
+        `str`: 16 hexadecimal digits.
+    """
+    text = json.dumps([source, canonical(prompt)], ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def draw(prompts: list[Prompt], number: int, seed: int) -> list[Prompt]:
+    """
+    Draw prompts at random, and keep their order.
+
+    Whether a prompt is drawn depends on its id, the seed and how many others are luckier, never on its position.
+
+    Args:
+        prompts (`list[Prompt]`):
+            To draw from.
+        number (`int`):
+            How many; all if there are no more.
+        seed (`int`):
+            Seed.
+    """
+
+    def luck(prompt: Prompt) -> bytes:
+        return hashlib.sha256(f"{seed}:{prompt.id}".encode()).digest()
+
+    drawn = {prompt.id for prompt in sorted(prompts, key=luck)[:number]}
+    return [prompt for prompt in prompts if prompt.id in drawn]
+
+
+def count_outcomes(
+    sources: list[PromptSource], kept: list[Prompt], rejects: list[PromptReject]
+) -> dict[str, dict[str, int]]:
+    """Rows read, rejected for each reason, and kept, for each source."""
+    rejected = Counter((reject.source, reject.reason) for reject in rejects)
+    reasons = sorted({reason for _, reason in rejected})
+    return {
+        source.name: {
+            "read": len(source.rows),
+            **{reason: rejected[source.name, reason] for reason in reasons},
+            "kept": sum(prompt.source == source.name for prompt in kept),
+        }
+        for source in sources
+    }

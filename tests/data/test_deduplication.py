@@ -1,0 +1,111 @@
+import random
+
+import pytest
+from shared_data import read_rows, shared_data
+
+from cloud_hf.data.deduplication import (
+    NUM_PERMUTATIONS,
+    bands_and_rows,
+    find_exact_duplicates,
+    find_near_duplicates,
+    jaccard,
+    shingles,
+)
+
+
+WORDS = [f"word{number}" for number in range(3000)]
+
+
+def text_of(length, seed):
+    return " ".join(random.Random(seed).choices(WORDS, k=length))
+
+
+def kept(texts, threshold=0.8):
+    duplicates = find_near_duplicates(texts, threshold)
+    return [text for index, text in enumerate(texts) if index not in duplicates]
+
+
+def pool(seed):
+    """Texts of all lengths, each followed somewhere by versions of itself with more and more words exchanged."""
+    noise = random.Random(seed)
+    texts = []
+    for number in range(40):
+        words = text_of(noise.choice([1, 3, 8, 30, 120]), seed * 1000 + number).split()
+        for changes in (0, 0, 1, 2, 4, 8):
+            version = list(words)
+            for _ in range(changes):
+                version[noise.randrange(len(version))] = noise.choice(WORDS)
+            texts.append(" ".join(version))
+    noise.shuffle(texts)
+    return texts
+
+
+def test_the_first_of_equal_texts_stays():
+    duplicates = find_exact_duplicates(["a", "b", "a", "c", "b", "a"])
+    assert {index: duplicate.of for index, duplicate in duplicates.items()} == {2: 0, 4: 1, 5: 0}
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.8, 1.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_removed_is_similar_to_what_stays_before_it_and_nothing_is_removed_twice(seed, threshold):
+    texts = pool(seed)
+    duplicates = find_near_duplicates(texts, threshold)
+    assert duplicates
+    for index, duplicate in duplicates.items():
+        assert duplicate.of < index and duplicate.of not in duplicates
+        similarity = jaccard(shingles(texts[index]), shingles(texts[duplicate.of]))
+        assert duplicate.similarity == similarity >= threshold
+    assert find_near_duplicates(texts, threshold) == duplicates
+    remaining = kept(texts, threshold)
+    assert kept(remaining, threshold) == remaining
+    assert remaining == [text for index, text in enumerate(texts) if index not in duplicates]
+
+
+def test_nearly_all_clear_duplicates_are_found():
+    """Of 200 texts of 100 words with one word exchanged (similarity 0.9), as many as the index promises."""
+    texts = [text_of(100, seed) for seed in range(200)]
+    changed = []
+    for number, text in enumerate(texts):
+        words = text.split()
+        words[50] = f"other{number}"
+        changed.append(" ".join(words))
+    found = find_near_duplicates(texts + changed)
+    assert all(duplicate.of == index - 200 for index, duplicate in found.items())
+    assert len(found) >= 190
+
+
+def test_an_index_finds_what_it_promises():
+    for threshold in (0.3, 0.5, 0.7, 0.8, 0.9, 0.99, 1.0):
+        bands, rows = bands_and_rows(threshold)
+        assert bands >= 2 and bands * rows <= NUM_PERMUTATIONS
+        assert 1 - (1 - threshold**rows) ** bands >= 0.75
+
+
+def test_case_spaces_and_final_marks_do_not_make_another_prompt_but_signs_do():
+    assert len(kept(["What is the capital of France?", "what is  the capital of FRANCE"])) == 1
+    assert len(kept(["What is 3 + 4?", "What is 3 - 4?", "What is 3 + 5?"])) == 3
+    assert len(kept(["...", "?!", "🙂", "😀"])) == 4
+
+
+def test_one_wording_with_different_questions_is_no_duplicate():
+    wording = text_of(40, 0)
+    assert len(kept([f"{wording} {text_of(12, seed)}" for seed in range(1, 60)])) == 59
+
+
+def test_texts_of_different_groups_are_no_duplicates():
+    text = text_of(50, 0)
+    assert find_near_duplicates([text] * 3, groups=["a", "b", "a"]).keys() == {2}
+
+
+def test_a_threshold_that_is_no_similarity_is_refused():
+    for threshold in (0, -1, 1.2):
+        with pytest.raises(ValueError, match="a Jaccard similarity"):
+            find_near_duplicates(["a"], threshold)
+
+
+def test_real_prompts():
+    rows = read_rows(shared_data() / "train/cloud_pairs_arenabench_gpt4.jsonl.gz")
+    texts = list(dict.fromkeys(row["prompt"] for row in rows))
+    remaining = kept(texts)
+    assert kept(remaining) == remaining
+    assert kept(texts + [text.upper() for text in texts]) == remaining
