@@ -36,6 +36,7 @@ from cloud_hf import CLoudConfig, CLoudForRewardModeling, CritiqueFormat, Scorer
 from cloud_hf.configuration_cloud import read_config
 from cloud_hf.data.builder_arguments import BuilderArguments, ServerArguments, describe_rows
 from cloud_hf.data.building import JournaledClient, Run, build_dataset, check_rows, run_builder
+from cloud_hf.data.completions import ServerUnusable
 from cloud_hf.data.dataset_folder import JOURNAL, DatasetFolder
 from cloud_hf.data.journal import Journal
 from cloud_hf.data.model_identity import identify_model
@@ -230,7 +231,7 @@ def open_critic(
     """The model of stage 1 has no reward head: one of random numbers does, as the rewards are not used."""
     name = args.model_name_or_path
     if isinstance(read_config(name), CLoudConfig):
-        with open_backend(name, args, show_progress=False) as opened:
+        with open_backend(name, args, show_progress=False) as opened, stopped_by_reward_server(args):
             yield opened
         return
     tokenizer = AutoTokenizer.from_pretrained(name)
@@ -246,6 +247,20 @@ def open_critic(
         del model
         with open_backend(folder, args, show_progress=False) as opened:
             yield opened
+
+
+@contextmanager
+def stopped_by_reward_server(args: SelfCritiqueArguments):
+    """A reward server that fails ends the run as other servers do."""
+    if args.backend != "server":
+        yield
+        return
+    from cloud_hf.serving.client import RewardServerError  # needs httpx, which the other backends do not
+
+    try:
+        yield
+    except RewardServerError as error:
+        raise ServerUnusable(str(error)) from None
 
 
 def report(folder: DatasetFolder, counts: dict, builder: CritiqueBuilder, config: CLoudConfig) -> dict:

@@ -2,6 +2,7 @@ import contextlib
 import io
 import json
 import random
+import signal
 import sys
 import time
 import traceback
@@ -122,8 +123,8 @@ def test_a_killed_run_goes_on(kills, critic, pairs, tmp_path):
         while builder.process.is_alive() and (not journal.exists() or journal.stat().st_size < enough):
             time.sleep(0.001)
         time.sleep(generator.uniform(0.0, 0.02))
-        killed += builder.process.is_alive()
         builder.kill()
+        killed += builder.process.exitcode == -signal.SIGKILL
     journal.write_bytes(journal.read_bytes() + b'{"key": "to')  # torn by a crash
     ended = run(SCRIPT, *arguments)
     assert ended.status == 0 and "torn when an earlier run ended, was removed" in ended.output, ended.output
@@ -256,14 +257,18 @@ def test_other_settings_are_refused(critic, pairs, tmp_path):
     assert ended.status == 1 and "`model_version` was" in ended.output and "Traceback" not in ended.output
 
 
-def test_a_reward_server_writes_the_same(critic, pairs, tmp_path):
+def test_a_reward_server_writes_the_same(critic, pairs, tmp_path, monkeypatch):
     model, tokenizer = CLoudForRewardModeling.from_base(critic).eval(), make_tokenizer("llama3")
     model.save_pretrained(tmp_path / "cloud")
     tokenizer.save_pretrained(tmp_path / "cloud")
     engine = make_engine(load_reward_model(str(tmp_path / "cloud"))[0])
-    with serving(engine) as (running, _):
+    with serving(engine, api_key="secret") as (running, _):
         more = ["--backend", "server", "--server_url", running.url]
-        ended = run(SCRIPT, *options(tmp_path / "cloud", pairs, tmp_path / "out", *more))
+        arguments = options(tmp_path / "cloud", pairs, tmp_path / "out", *more)
+        ended = run(SCRIPT, *arguments)
+        assert ended.status == 1 and "status 401" in ended.output and "Traceback" not in ended.output
+        monkeypatch.setenv("CLOUD_API_KEY", "secret")
+        ended = run(SCRIPT, *arguments)
     assert ended.status == 0, ended.output
     ended = run(SCRIPT, *options(critic, pairs, tmp_path / "here"))
     assert ended.status == 0 and read_rows(tmp_path / "out") == read_rows(tmp_path / "here"), ended.output
