@@ -160,6 +160,33 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             `ValueError`: If `base` is a reward model already, or its chat template does not fit a critique.
         """
         hub_kwargs = {key: kwargs[key] for key in ("revision", "trust_remote_code", "token") if key in kwargs}
+        config = cls.config_from_base(
+            base,
+            tokenizer,
+            critique=critique,
+            critique_prompt=critique_prompt,
+            critique_role=critique_role,
+            keep_thinking=keep_thinking,
+            chat_template_kwargs=chat_template_kwargs,
+            format=format,
+            **hub_kwargs,
+        )
+        return cls.from_language_model(base, config, **kwargs)
+
+    @staticmethod
+    def config_from_base(
+        base: str | Path,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        critique: bool = True,
+        critique_prompt: str | None = None,
+        critique_role: str = "user",
+        keep_thinking: bool = False,
+        chat_template_kwargs: dict[str, Any] | None = None,
+        format: str = "cloud",
+        **hub_kwargs,
+    ) -> CLoudConfig:
+        """The config of the model that [`from_base`] makes, without its weights; see there."""
         text_config = read_config(base, **hub_kwargs)
         if isinstance(text_config, CLoudConfig):
             raise ValueError(f"{base} is a CLoud model already; load it with `from_pretrained`.")
@@ -177,7 +204,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         )
         config.critique_end_token_id = CritiqueFormat.from_config(config, tokenizer).end_token_id
         config.reward_token_id = unused_token_id(tokenizer, text_config.vocab_size)
-        return cls.from_language_model(base, config, **kwargs)
+        return config
 
     @classmethod
     def from_language_model(cls, base: str | Path, config: CLoudConfig, **kwargs) -> "CLoudForRewardModeling":

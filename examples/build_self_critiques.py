@@ -3,50 +3,79 @@ Stage 2: the model of stage 1 rewrites all critiques of a preference dataset, so
 
 The new dataset has the old columns, with chosen_feedback and rejected_feedback replaced, the generated token ids beside
 them (chosen_feedback_ids, …: training uses these, since decoded text does not always encode back to them), and finish
-reasons (chosen_finish_reason, …: "length" marks a critique that was cut).
+reasons (chosen_finish_reason, …: "length" marks a critique that was cut). A run that was killed goes on when the same
+command is given again: what was written is in the output folder's journal.
+
+In this process, with transformers or vLLM:
 
 python examples/build_self_critiques.py --model_name_or_path critic-sft --dataset_name pairs.jsonl \
     --output_dir self-critiques --max_new_tokens 1024 --batch_size 32
+
+By servers that run elsewhere, of the same model (on a CPU and with a temperature they also need
+--no-enable-chunked-prefill):
+
+python -m vllm.entrypoints.openai.api_server --model critic-sft --port 8000
+python examples/build_self_critiques.py --model_name_or_path critic-sft --dataset_name pairs.jsonl \
+    --output_dir self-critiques --max_new_tokens 1024 --base_url http://127.0.0.1:8000/v1
 """
 
 import json
+import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from datasets import Dataset
 from transformers import AutoTokenizer
 from trl import TrlParser
 
-from cloud_hf import CLoudConfig, CLoudForRewardModeling, CritiqueFormat, Score, Scorer, TransformersScorer
+from cloud_hf import CLoudConfig, CLoudForRewardModeling, CritiqueFormat, Scorer, TransformersScorer
 from cloud_hf.configuration_cloud import read_config
-from cloud_hf.data.loading import load_rows
-from cloud_hf.data.schemas import PAIR_COLUMNS, check_columns, response_of
-from cloud_hf.evaluation.pairs import FittedRow, fit_rows
+from cloud_hf.data.builder_arguments import BuilderArguments, ServerArguments, describe_rows
+from cloud_hf.data.building import JournaledClient, Run, build_dataset, check_rows, run_builder
+from cloud_hf.data.completions import ServerUnusable
+from cloud_hf.data.dataset_folder import JOURNAL, DatasetFolder
+from cloud_hf.data.journal import Journal
+from cloud_hf.data.model_identity import identify_model
+from cloud_hf.data.schemas import PAIR_COLUMNS, response_of
+from cloud_hf.data.self_critiques import (
+    SIDES,
+    CritiqueBuilder,
+    CritiqueOptions,
+    JournaledScorer,
+    ServedCritic,
+    features_with_critiques,
+)
 from cloud_hf.loading import refuse_adapter
 from cloud_hf.scoring import context_length
 from cloud_hf.serving.backends import BackendArguments, open_backend
 
 
+# Sequences that vLLM and a reward server are given at once: enough to keep them busy, and no more is lost with a kill
+_AT_ONCE = {"vllm": 2048, "server": 512}
+
+
 @dataclass(kw_only=True)
-class SelfCritiqueArguments(BackendArguments):
+class SelfCritiqueArguments(BuilderArguments, ServerArguments, BackendArguments):
     """
-    Which model criticises what. The arguments of [`BackendArguments`], and
+    Which model criticises what. The arguments of [`BuilderArguments`], [`ServerArguments`] and [`BackendArguments`], and
 
     Parameters:
         model_name_or_path (`str`):
             The model of stage 1 (a language model), or a CLoud model.
-        dataset_name (`str`):
-            Hub id, JSONL or Parquet file, or `save_to_disk` folder, with the columns prompt, chosen, rejected.
-        output_dir (`str`):
-            Folder for the new dataset.
-        dataset_config (`str`, *optional*):
-            Configuration of a Hub dataset.
-        dataset_split (`str`, *optional*, defaults to `"train"`):
-            Split to rewrite.
+        base_url (`list[str]`, *optional*):
+            Addresses of vLLM servers of the language model, such as `http://127.0.0.1:8000/v1`, instead of a `backend`. Its
+            tokenizer and config are still read from `model_name_or_path`.
+        model (`str`, *optional*):
+            The model's name there; may be left out if the servers have only one.
+        context_length (`int`, *optional*):
+            Tokens that the servers at `base_url` accept, if fewer than the model.
+        api_key_env (`str`, *optional*):
+            Environment variable with a server's key. Defaults to `"OPENAI_API_KEY"` with `base_url`, else to
+            `"CLOUD_API_KEY"`.
         critique_prompt, critique_role, keep_thinking, format:
             How a critique is asked for; use the values of stage 1. A CLoud model knows its own.
         num_critiques (`int`, *optional*, defaults to `1`):
@@ -55,6 +84,10 @@ class SelfCritiqueArguments(BackendArguments):
             Sampling temperature; 0 is greedy.
         max_new_tokens (`int`, *optional*, defaults to `1024`):
             Longest critique in tokens.
+        longer_tries (`int`, *optional*, defaults to `2`):
+            How often a critique that was cut is written again, with twice the tokens each time.
+        truncated (`str`, *optional*, defaults to `"drop"`):
+            What becomes of critiques that are cut even then: drop (with the row, if it has no other ones), or keep.
         overlong_policy (`str`, *optional*, defaults to `"error"`):
             What happens to rows that do not fit the model's context: error, drop or truncate_prompt.
         seed (`int`, *optional*, defaults to `0`):
@@ -62,10 +95,10 @@ class SelfCritiqueArguments(BackendArguments):
     """
 
     model_name_or_path: str = field(metadata={"help": "The model of stage 1, or a CLoud model."})
-    dataset_name: str = field(metadata={"help": "Hub id, JSONL or Parquet file, or save_to_disk folder."})
-    output_dir: str = field(metadata={"help": "Folder for the new dataset."})
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
-    dataset_split: str = field(default="train", metadata={"help": "Split to rewrite."})
+    base_url: list[str] | None = field(default=None, metadata={"help": "Addresses of vLLM servers of the model."})
+    model: str | None = field(default=None, metadata={"help": "The model's name there."})
+    context_length: int | None = field(default=None, metadata={"help": "Tokens that these servers accept."})
+    api_key_env: str | None = field(default=None, metadata={"help": "Variable with a server's key."})
     critique_prompt: str | None = field(default=None, metadata={"help": "Text that opens the critique turn."})
     critique_role: str = field(default="user", metadata={"help": "Role of the critique turn: user or assistant."})
     keep_thinking: bool = field(default=False, metadata={"help": "Show <think> blocks the template would drop."})
@@ -73,128 +106,182 @@ class SelfCritiqueArguments(BackendArguments):
     num_critiques: int = field(default=1, metadata={"help": "Critiques per response."})
     temperature: float = field(default=0.0, metadata={"help": "Sampling temperature; 0 is greedy."})
     max_new_tokens: int = field(default=1024, metadata={"help": "Longest critique in tokens."})
+    longer_tries: int = field(default=2, metadata={"help": "Tries with twice the tokens for a critique that was cut."})
+    truncated: str = field(default="drop", metadata={"help": "Critiques that stay cut: drop or keep."})
     overlong_policy: str = field(default="error", metadata={"help": "Over-long rows: error, drop or truncate_prompt."})
     seed: int = field(default=0, metadata={"help": "Seed of the sampling."})
+
+    def __post_init__(self):
+        BuilderArguments.__post_init__(self)
+        BackendArguments.__post_init__(self)
+        self.critique_options()
+        if self.base_url and self.backend != "transformers":
+            raise ValueError("`base_url` is given instead of a `backend`: leave one of them out.")
+        if not self.base_url and (self.model is not None or self.context_length is not None):
+            raise ValueError("`model` and `context_length` are those of the servers at `base_url`: give that, too.")
+        if self.batch_size < 1:
+            raise ValueError("`batch_size` must be at least 1.")
+        if self.api_key_env is None:
+            self.api_key_env = "OPENAI_API_KEY" if self.base_url else "CLOUD_API_KEY"
+
+    def critique_options(self) -> CritiqueOptions:
+        """What critiques are asked for. Raises `ValueError` if it makes no sense."""
+        return CritiqueOptions(**{each.name: getattr(self, each.name) for each in fields(CritiqueOptions)})
+
+    def chunk_size(self) -> int:
+        """Responses that a scorer is given at once."""
+        if self.backend == "transformers":  # as many as make whole batches
+            return self.batch_size // math.gcd(self.batch_size, self.num_critiques)
+        return max(1, _AT_ONCE[self.backend] // self.num_critiques)
 
 
 ARGUMENTS = (SelfCritiqueArguments,)
 
 
-@contextmanager
-def open_critic(args: SelfCritiqueArguments) -> Iterator[tuple[Scorer, CritiqueFormat, int | None, CLoudConfig]]:
-    """The model of stage 1 has no reward head: one of random numbers does, as the rewards are not used."""
+def main(args: SelfCritiqueArguments):
+    config = read_critic(args)
+    rows = args.load(*PAIR_COLUMNS)
+    check_rows(rows, lambda row: [response_of(row, side) for side in SIDES])
+    folder = DatasetFolder(args.output_dir, "Self critiques", settings_of(args, rows, config))
+    run_builder((write_with_servers if args.base_url else write_here)(args, rows, config, folder), folder)
+    if args.push_to_hub:
+        folder.push(args.push_to_hub)
+
+
+def read_critic(args: SelfCritiqueArguments) -> CLoudConfig:
+    """The critic's config, which says how it is asked."""
     name = args.model_name_or_path
     refuse_adapter(name)
     config = read_config(name)
-    if isinstance(config, CLoudConfig):
-        if not config.critique:
-            raise ValueError(f"{name} is a classic reward model: it writes no critiques.")
-        if (
-            args.critique_prompt is not None
-            or args.critique_role != "user"
-            or args.keep_thinking
-            or args.format != "cloud"
-        ):
-            raise ValueError("A CLoud model knows how it is asked for critiques: leave those options out.")
-        with open_backend(name, args) as opened:
-            yield *opened, config
-        return
-    if args.backend == "server":
-        raise ValueError(
-            f"{name} is a language model, and a reward server serves CLoud models. Use another `backend`."
+    asked = {"critique_prompt": None, "critique_role": "user", "keep_thinking": False, "format": "cloud"}
+    if not isinstance(config, CLoudConfig):
+        if args.backend == "server":
+            raise ValueError(
+                f"{name} is a language model, and a reward server serves CLoud models. Use another `backend`, or `base_url`."
+            )
+        return CLoudForRewardModeling.config_from_base(name, **{option: getattr(args, option) for option in asked})
+    if not config.critique:
+        raise ValueError(f"{name} is a classic reward model: it writes no critiques.")
+    if any(getattr(args, option) != default for option, default in asked.items()):
+        raise ValueError("A CLoud model knows how it is asked for critiques: leave those options out.")
+    if args.base_url:
+        raise ValueError(f"{name} is a CLoud model, and `base_url` is for language models. Use a `backend`.")
+    return config
+
+
+def settings_of(args: SelfCritiqueArguments, rows: Dataset, config: CLoudConfig) -> dict[str, Any]:
+    """All that the critiques depend on."""
+    here = {"backend": args.backend, "dtype": args.dtype, "vllm_options": args.parsed_vllm_options()}
+    return {
+        "builder": "self critiques",
+        "dataset": args.dataset_name,
+        "split": args.dataset_split,
+        "shard": args.shard,
+        **describe_rows(rows, tuple(name for name in (*PAIR_COLUMNS, "tools") if name in rows.column_names)),
+        **identify_model(args.model_name_or_path),
+        **({"backend": "completions", "context_length": args.context_length} if args.base_url else here),
+        "critique_prompt": config.critique_prompt,
+        "critique_role": config.critique_role,
+        "keep_thinking": config.keep_thinking,
+        "format": config.format,
+        "chat_template_kwargs": config.chat_template_kwargs,
+        **vars(args.critique_options()),
+    }
+
+
+async def write_here(args: SelfCritiqueArguments, rows: Dataset, config: CLoudConfig, folder: DatasetFolder) -> dict:
+    """Critiques by a model in this process, or by a reward server."""
+    options = args.critique_options()
+    with Journal(folder.path / JOURNAL, folder.settings) as journal:
+        kept = len(journal)
+        with open_critic(args, config) as (scorer, critique_format, context):
+            builder = CritiqueBuilder(critique_format, context, options)
+            critic = JournaledScorer(builder, journal)
+            critic.write_all(scorer, rows, args.chunk_size(), longest_first=args.backend == "transformers")
+        run = Run(rows, lambda row: builder.build(row, critic.ask), [], 1)
+        counts = {"rows_read": len(rows), "answers": len(journal), "answers_of_earlier_runs": kept, "retries": 0}
+        counts = await folder.write(
+            run.results(), features_with_critiques(rows.features, options.num_critiques), counts
         )
+    return report(folder, counts, builder, config)
+
+
+async def write_with_servers(
+    args: SelfCritiqueArguments, rows: Dataset, config: CLoudConfig, folder: DatasetFolder
+) -> dict:
+    """Critiques by the language model behind OpenAI-compatible servers."""
+    options = args.critique_options()
+    critique_format = CritiqueFormat.from_config(config, AutoTokenizer.from_pretrained(args.model_name_or_path))
+    builder = CritiqueBuilder(critique_format, args.context_length or context_length(config), options)
+    check_rows(rows, builder.lengths)
+
+    def make_work(critic: JournaledClient):
+        served = ServedCritic.of(critic, critique_format, config, options)
+        return lambda row: builder.build(row, served.ask)
+
+    features = features_with_critiques(rows.features, options.num_critiques)
+    clients = {"critic": args.client(args.base_url, args.model)}
+    return report(folder, await build_dataset(folder, rows, features, clients, make_work), builder, config)
+
+
+@contextmanager
+def open_critic(
+    args: SelfCritiqueArguments, config: CLoudConfig
+) -> Iterator[tuple[Scorer, CritiqueFormat, int | None]]:
+    """The model of stage 1 has no reward head: one of random numbers does, as the rewards are not used."""
+    name = args.model_name_or_path
+    if isinstance(read_config(name), CLoudConfig):
+        with open_backend(name, args, show_progress=False) as opened, stopped_by_reward_server(args):
+            yield opened
+        return
     tokenizer = AutoTokenizer.from_pretrained(name)
-    model = CLoudForRewardModeling.from_base(
-        name,
-        tokenizer,
-        critique_prompt=args.critique_prompt,
-        critique_role=args.critique_role,
-        keep_thinking=args.keep_thinking,
-        format=args.format,
-        dtype=args.dtype,
-        device_map="cuda" if torch.cuda.is_available() and args.backend == "transformers" else None,
-    )
-    config = model.config
+    device_map = "cuda" if torch.cuda.is_available() and args.backend == "transformers" else None
+    model = CLoudForRewardModeling.from_language_model(name, config, dtype=args.dtype, device_map=device_map)
     if args.backend == "transformers":
-        scorer = TransformersScorer(model, tokenizer, args.batch_size, show_progress=True)
-        yield scorer, CritiqueFormat.from_config(config, tokenizer), context_length(config), config
+        scorer = TransformersScorer(model, tokenizer, args.batch_size)
+        yield scorer, CritiqueFormat.from_config(config, tokenizer), context_length(config)
         return
     with tempfile.TemporaryDirectory(prefix="cloud-critic-") as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         del model
-        with open_backend(folder, args) as opened:
-            yield *opened, config
+        with open_backend(folder, args, show_progress=False) as opened:
+            yield opened
 
 
-def main(args: SelfCritiqueArguments):
-    if Path(args.output_dir).resolve() == Path(args.dataset_name).resolve():
-        raise ValueError(f"`output_dir` is the dataset itself ({args.output_dir}); name another folder.")
-    rows = load_rows(args.dataset_name, args.dataset_split, args.dataset_config)
-    check_columns(rows.column_names, PAIR_COLUMNS, "Writing critiques")
-    with open_critic(args) as (scorer, critique_format, context, config):
-        options = (critique_format, context, args.overlong_policy, args.max_new_tokens)
-        fitted = fit_rows(rows, responses_to_judge, *options)
-        scores = scorer.score(
-            [row.prompt for row in fitted.rows for _ in row.responses],
-            [response for row in fitted.rows for response in row.responses],
-            num_critiques=args.num_critiques,
-            temperature=args.temperature,
-            max_new_tokens=args.max_new_tokens,
-            seed=args.seed,
-        )
-    new_rows = Dataset.from_list(
-        [
-            new_row(row, chosen, rejected, args.num_critiques)
-            for row, chosen, rejected in zip(fitted.rows, scores[::2], scores[1::2], strict=True)
-        ]
-    )
-    new_rows.save_to_disk(args.output_dir)
-    stats = count(config, scores, fitted, critique_format)
-    Path(args.output_dir, "generation.json").write_text(json.dumps(stats, indent=2))
-    print(
-        f"{stats['critiques']} critiques for {len(new_rows)} rows in {args.output_dir}: {stats['critiques_cut']} cut at "
-        f"{args.max_new_tokens} tokens, {fitted.dropped} row(s) dropped and {fitted.shortened} shortened as over-long."
-    )
+@contextmanager
+def stopped_by_reward_server(args: SelfCritiqueArguments):
+    """A reward server that fails ends the run as other servers do."""
+    if args.backend != "server":
+        yield
+        return
+    from cloud_hf.serving.client import RewardServerError  # needs httpx, which the other backends do not
+
+    try:
+        yield
+    except RewardServerError as error:
+        raise ServerUnusable(str(error)) from None
 
 
-def responses_to_judge(row: dict) -> list[str]:
-    """Empty responses are refused here: the training stage would refuse them after all critiques are paid for."""
-    return [response_of(row, side) for side in ("chosen", "rejected")]
-
-
-def new_row(row: FittedRow, chosen: Score, rejected: Score, num_critiques: int) -> dict:
-    """The row with the new critiques, and with the prompt they were written for if that was shortened."""
-    new = {**row.row, "prompt": row.shortened_prompt}
-    for side, score in (("chosen", chosen), ("rejected", rejected)):
-        new[f"{side}_feedback"] = list(score.critiques)
-        new[f"{side}_feedback_ids"] = list(score.critique_ids)
-        new[f"{side}_finish_reason"] = list(score.finish_reasons)
-        if num_critiques == 1:
-            for name in (f"{side}_feedback", f"{side}_feedback_ids", f"{side}_finish_reason"):
-                new[name] = new[name][0]
-    return new
-
-
-def count(config, scores, fitted, critique_format) -> dict:
-    """Tokens read and written, and the floating-point operations of a forward pass over them (2 per weight)."""
-    prompt_tokens = sum(
-        len(critique_format.encode_prefix(row.prompt, response).input_ids)
-        for row in fitted.rows
-        for response in row.responses
-    )
-    critique_tokens = sum(len(ids) + 1 for score in scores for ids in score.critique_ids)
-    critiques = [reason for score in scores for reason in score.finish_reasons]
-    prompt_tokens *= len(critiques) // len(scores)
+def report(folder: DatasetFolder, counts: dict, builder: CritiqueBuilder, config: CLoudConfig) -> dict:
+    """Write what was counted: critiques, tokens, and the operations of a forward pass over these (2 per weight)."""
+    written = builder.counts()
     weights = CLoudForRewardModeling.without_weights(config).num_parameters(exclude_embeddings=True)
-    flops = 2 * weights * (prompt_tokens + critique_tokens)
-    return {
-        "critiques": len(critiques),
-        "critiques_cut": critiques.count("length"),
-        "prompt_tokens": prompt_tokens,
-        "critique_tokens": critique_tokens,
-        "flops": flops,
-    }
+    written["flops"] = 2 * weights * (written["prompt_tokens"] + written["critique_tokens"])
+    (folder.path / "generation.json").write_text(json.dumps(written, indent=2))
+    counts = {**counts, **written}
+    folder.write_record(counts)
+    print(
+        f"{written['critiques']} critiques, {written['critiques_cut']} of them cut. {written['critiques_written_longer']} were "
+        f"written again with more tokens, {written['critiques_dropped_as_cut']} dropped because they stayed cut; "
+        f"{written['prompts_shortened']} prompt(s) shortened."
+    )
+    if written["responses_changed"]:
+        print(
+            f"The chat template shows {written['responses_changed']} response(s) otherwise than given (thinking blocks "
+            "dropped?). `keep_thinking` shows them whole."
+        )
+    return counts
 
 
 if __name__ == "__main__":

@@ -90,6 +90,8 @@ def main():
     parser.add_argument("--seed", type=int, default=0, help="seed of data, models and training")
     args = parser.parse_args()
     run, started, usage = Path(args.output_dir), time.monotonic(), {}
+    # What an earlier run journaled is not this run's work
+    (run / "self-critiques" / "journal.jsonl").unlink(missing_ok=True)
     for stage in stages(run, args.seed):
         heading(stage.title, started)
         usage[stage.name] = execute(stage)

@@ -288,6 +288,12 @@ class CompletionClient:
         if not isinstance(text, str) or (path == "/chat/completions" and not text.strip()):
             reason = choice.get("finish_reason")
             raise _BadAnswer(f"an answer without content (finish_reason {reason!r})")
+        if body.get("return_token_ids") and choice.get("token_ids") is None:
+            if text:
+                raise ServerUnusable(
+                    f"{server.url} gives no token ids back (`return_token_ids`), which are needed. vLLM's server does."
+                )
+            raise _BadAnswer("an answer without token ids")
         if not _is_unicode(text):
             raise _BadAnswer("an answer with a lone surrogate, which is no text")
         return answer

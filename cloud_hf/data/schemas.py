@@ -57,6 +57,14 @@ def prompt_of(row: dict[str, Any]):
     return {"messages": [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt, "tools": tools}
 
 
+def prompt_column(prompt: Any, row: dict[str, Any]) -> Any:
+    """What [`prompt_of`] gives, perhaps shortened, as the row's column holds it: a string stays one, tools stand apart."""
+    if not isinstance(prompt, dict):
+        return prompt
+    messages = prompt["messages"]
+    return messages[0]["content"] if isinstance(row["prompt"], str) else messages
+
+
 def response_of(row: dict[str, Any], column: str, allow_empty: bool = False) -> str:
     """
     A response as text. TRL's form, a list with one assistant message, is unwrapped.

@@ -152,14 +152,6 @@ class FittedRow:
     prompt: Any
     responses: list[str]
 
-    @property
-    def shortened_prompt(self) -> Any:
-        """The prompt as its column holds it: a string stays one, and tools have a column of their own."""
-        if not isinstance(self.prompt, dict):
-            return self.prompt
-        messages = self.prompt["messages"]
-        return messages[0]["content"] if isinstance(self.row["prompt"], str) else messages
-
 
 @dataclass(frozen=True)
 class FittedRows:

@@ -48,7 +48,7 @@ def runs(base_folder, pairs, tmp_path_factory):
     run("train_critique_sft", "--model_name_or_path", base_folder, "--output_dir", out / "sft", *data)
     run(
         "build_self_critiques", "--model_name_or_path", out / "sft", "--dataset_name", pairs, "--output_dir", out / "self",
-        "--max_new_tokens", 6, "--batch_size", 4,
+        "--max_new_tokens", 6, "--batch_size", 4, "--longer_tries", 0, "--truncated", "keep",
     )  # fmt: skip
     data[1] = out / "self"
     run("train_cloud", "--model_name_or_path", out / "sft", "--output_dir", out / "cloud", *data)
@@ -79,12 +79,12 @@ def test_self_critiques_keep_prompts_and_other_columns(base_folder, tmp_path):
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     out = run(
         "build_self_critiques", "--model_name_or_path", base_folder, "--dataset_name", tmp_path / "rows.jsonl",
-        "--output_dir", tmp_path / "out", "--max_new_tokens", 4, "--overlong_policy", "truncate_prompt",
+        "--output_dir", tmp_path / "out", "--max_new_tokens", 4, "--overlong_policy", "truncate_prompt", "--truncated", "keep",
     )  # fmt: skip
     first, second = load_from_disk(tmp_path / "out")
     assert first["prompt"] == "Hello?" and first["chosen_feedback_model"] == "gpt-4"
     assert second["prompt"].startswith("…") and isinstance(first["chosen_feedback"], str)
-    assert "0 row(s) dropped and 1 shortened" in out
+    assert "2 rows in" in out and "1 prompt(s) shortened" in out
 
 
 def test_evaluation_reports_every_model(runs, pairs, tmp_path):

@@ -1,0 +1,56 @@
+"""What tells one model from another, for the settings of a journal."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from ..configuration_cloud import read_config
+
+
+# What a model computes depends on these files of its folder
+_FILES = (
+    "config.json", "*.safetensors", "*.safetensors.index.json", "*.bin", "tokenizer*", "*.model", "vocab*", "merges.txt",
+    "added_tokens.json", "special_tokens_map.json", "chat_template*",
+)  # fmt: skip
+# Weights are sampled: all of a training run's weights change, so that reading gigabytes would tell no more
+_BLOCKS = 256
+_BLOCK_SIZE = 4096
+
+
+def identify_model(name: str) -> dict[str, Any]:
+    """
+    The name and the version of a model.
+
+    Args:
+        name (`str`):
+            Hub id or folder.
+
+    Returns:
+        `dict[str, Any]`: `model` is the name. `model_version` is the commit of a Hub id, or a hash of a folder's files
+        that does not depend on where the folder lies; of large files it reads 1 MiB, spread evenly.
+
+    Examples:
+
+    ```python
+    >>> identify_model("runs/critic-sft")
+    {'model': 'runs/critic-sft', 'model_version': '5f0c…'}
+    ```
+    """
+    if Path(name).is_dir():
+        return {"model": name, "model_version": _hash_of_folder(Path(name))}
+    return {"model": name, "model_version": read_config(name)._commit_hash}
+
+
+def _hash_of_folder(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted({path for pattern in _FILES for path in folder.glob(pattern) if path.is_file()}):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as file:
+            if size <= _BLOCKS * _BLOCK_SIZE:
+                digest.update(file.read())
+                continue
+            for block in range(_BLOCKS):
+                file.seek((size - _BLOCK_SIZE) * block // (_BLOCKS - 1))
+                digest.update(file.read(_BLOCK_SIZE))
+    return digest.hexdigest()[:32]
