@@ -1,11 +1,4 @@
-<<<<<<< HEAD
 """A Hub on loopback that serves folders as repositories of models and datasets, for tests of what is loaded by a Hub id."""
-=======
-"""
-A Hub on loopback that serves folders as repositories, for tests of what is loaded by a Hub id. Datasets have names that begin
-with `datasets/`.
-"""
->>>>>>> b7f0a4e1fdac9580941b554cb59408d1c80ee674
 
 import hashlib
 import json
@@ -33,15 +26,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(with_body=True)
 
     def _answer(self, with_body):
-<<<<<<< HEAD
         if match := re.match(r"/api/(?:models|datasets)/([\w.-]+/[\w.-]+)", self.path):
             return self._send_info(match[1])
         match = re.match(r"/(?:datasets/)?([\w.-]+/[\w.-]+)/resolve/[\w.-]+/([^?]+)", self.path)
-=======
-        if match := re.match(r"/api/(models/|datasets/)([\w.-]+/[\w.-]+)", self.path):
-            return self._send_info(match[1].removeprefix("models/") + match[2])
-        match = re.match(r"/((?:datasets/)?[\w.-]+/[\w.-]+)/resolve/[\w.-]+/([^?]+)", self.path)
->>>>>>> b7f0a4e1fdac9580941b554cb59408d1c80ee674
         repo = self.server.repos.get(match[1]) if match else None
         if repo is None:
             return self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
@@ -72,7 +59,7 @@ class _Handler(BaseHTTPRequestHandler):
             info = [_entry(repo, file) for file in files]
         else:
             info = {
-                "id": name.removeprefix("datasets/"),
+                "id": name,
                 "sha": COMMIT,
                 "siblings": [{"rfilename": file} for file in files],
             }

@@ -99,13 +99,13 @@ def test_all_is_found_on_the_hub_by_its_own_names(sources, tmp_path):
     splits = load_from_disk(str(sources["--dataset_name"]))
     repos = {}
     for name in ("ankner/Llama3-8b-ultra-self-gen-70b", "openbmb/UltraFeedback", "openbmb/UltraInteract_pair"):
-        repos[f"datasets/{name}"] = folder = tmp_path / "hub" / name
+        repos[name] = folder = tmp_path / "hub" / name
         folder.mkdir(parents=True)
     for split, rows in splits.items():
-        rows.to_parquet(repos["datasets/ankner/Llama3-8b-ultra-self-gen-70b"] / f"{split}-00000-of-00001.parquet")
-    feedback = repos["datasets/openbmb/UltraFeedback"] / "evol_instruct.jsonl"
+        rows.to_parquet(repos["ankner/Llama3-8b-ultra-self-gen-70b"] / f"{split}-00000-of-00001.parquet")
+    feedback = repos["openbmb/UltraFeedback"] / "evol_instruct.jsonl"
     feedback.write_bytes(sources["--feedback_name"].read_bytes())
-    interact = repos["datasets/openbmb/UltraInteract_pair"] / "0000_pair.parquet"
+    interact = repos["openbmb/UltraInteract_pair"] / "0000_pair.parquet"
     interact.write_bytes(sources["--interact_name"].read_bytes())
     more = ["--mode", "self-gen", "--model_size", "70b", "--check_counts", "False", "--output_dir", tmp_path / "out"]
     with serve_hub(repos) as server:
