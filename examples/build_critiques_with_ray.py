@@ -48,7 +48,7 @@ class RayCritiqueArguments(BuilderArguments):
         model_name_or_path (`str`):
             The model of stage 1 (a language model), or a CLoud model.
         ray_address (`str`, *optional*):
-            The cluster, such as `auto` or `ray://head:10001`; `local` starts one of this machine alone. Without it Ray
+            The cluster, such as `auto` or `head:6379`; `local` starts one of this machine alone. Without it Ray
             looks for one, and starts one if there is none.
         num_replicas (`int`, *optional*, defaults to `1`):
             vLLM engines.

@@ -21,7 +21,7 @@ from .self_critiques import Critique, CritiqueBuilder, FittedRow
 
 
 # What a request says for the reader of its answer
-_TOLD = ("row", "side", "number", "max_new_tokens")
+_TOLD = ("row", "key", "max_new_tokens")
 
 
 def connect(address: str | None = None):
@@ -30,7 +30,7 @@ def connect(address: str | None = None):
 
     Args:
         address (`str`, *optional*):
-            The cluster, such as `"auto"` or `"ray://head:10001"`; `"local"` starts a new one. Without it, Ray takes
+            The cluster, such as `"auto"` or `"head:6379"`; `"local"` starts a new one. Without it, Ray takes
             `RAY_ADDRESS`, a cluster that runs on this machine, or starts one.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -71,17 +71,19 @@ class RayEngines:
 
         Args:
             requests (`Iterable[dict]`):
-                Each with `tokenized_prompt`, `sampling_params`, and what the reader of its answer wants to know: `row`, `side`,
-                `number`, `max_new_tokens`. All are read before an engine starts.
+                Each with `tokenized_prompt`, `sampling_params`, and what the reader of its answer wants to know: `row`, `key` and
+                `max_new_tokens`. All are read before an engine starts, and wait in Ray's object store.
 
         Yields:
-            `dict`: These four and `generated_tokens`, or in `__inference_error__` the reason why there are none. They come
+            `dict`: These three and `generated_tokens`, or in `__inference_error__` the reason why there are none. They come
             as they are finished.
         """
         blocks = [ray.put(table) for table in _tables(requests, self.batch_size)]
         if not blocks:
             return
-        processor = build_processor(self._config(), postprocess=_keep)
+        kept = (*_TOLD, "generated_tokens")
+        # Sent to the workers whole, because it has no name there: they need not import this package
+        processor = build_processor(self._config(), postprocess=lambda answer: {name: answer[name] for name in kept})
         yield from processor(ray.data.from_arrow_refs(blocks)).iter_rows()
 
     def _config(self) -> vLLMEngineProcessorConfig:
@@ -116,10 +118,6 @@ def _tables(requests: Iterable[dict[str, Any]], size: int) -> Iterator[pa.Table]
     requests = iter(requests)
     while block := list(islice(requests, size)):
         yield pa.Table.from_pylist(block)
-
-
-def _keep(answer: dict[str, Any]) -> dict[str, Any]:
-    return {name: answer[name] for name in (*_TOLD, "generated_tokens")}
 
 
 class RayCritic:
@@ -188,9 +186,7 @@ class RayCritic:
             if answer["__inference_error__"]:
                 failures[answer["row"]] = answer["__inference_error__"]
                 continue
-            row, side = rows[answer["row"]], answer["side"]
-            critique = self._read(answer["generated_tokens"], answer["max_new_tokens"])
-            self.journal.add(self._key(row, side, answer["number"]), critique)
+            self.journal.add(answer["key"], self._read(answer["generated_tokens"], answer["max_new_tokens"]))
         return failures
 
     def _requests(self, rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -205,15 +201,14 @@ class RayCritic:
             for side, prefix in fitted.prefixes.items():
                 max_new_tokens = self._most_tokens(len(prefix.input_ids))
                 for number in range(options.num_critiques):
-                    if self._key(row, side, number) in self.journal:
+                    if (key := self._key(row, side, number)) in self.journal:
                         continue
                     sampling = {**self._sampling, "max_tokens": max_new_tokens + self._reserved_tokens}
                     if options.temperature > 0:
                         sampling["seed"] = row_seed(options.seed, number, prefix.input_ids) % 2**62
                     yield {
                         "row": index,
-                        "side": side,
-                        "number": number,
+                        "key": key,
                         "max_new_tokens": max_new_tokens,
                         "tokenized_prompt": np.array(prefix.input_ids, dtype=np.int32),
                         "sampling_params": sampling,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 
 import pytest
 import torch
@@ -34,12 +35,15 @@ ROWS = [
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cluster(tmp_path_factory):
-    """A Ray of its own for the tests: nothing is found, looked up or left behind."""
-    with pytest.MonkeyPatch.context() as patch:
+def cluster():
+    """A Ray of their own. Its folder has a short name, since those of sockets are limited."""
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder,
+    ):
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.setenv("RAY_AUTH_MODE", "disabled")
-        patch.setenv("RAY_TMPDIR", str(tmp_path_factory.getbasetemp().parent))
+        patch.setenv("RAY_TMPDIR", folder)
         patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.delenv("RAY_USAGE_STATS_ENABLED", raising=False)
@@ -92,9 +96,21 @@ def assert_critiques_of(model, rows, max_new_tokens):
     assert reasons == {"stop", "length"}
 
 
-def test_critiques_are_those_of_transformers(tmp_path):
-    folder, dataset = save_talker(tmp_path / "base"), save_rows(tmp_path / "pairs.jsonl", ROWS)
-    rows = build(folder, tmp_path / "out", dataset)
+def test_critiques_are_those_of_transformers_failures_are_rejected_and_a_killed_run_goes_on(
+    tmp_path, monkeypatch, capsys
+):
+    folder = save_talker(tmp_path / "base")
+    too_long = {"prompt": "x " * 600, "chosen": "It is.", "rejected": "No."}
+    dataset = save_rows(tmp_path / "pairs.jsonl", [too_long, *ROWS])
+    # The engine refuses what does not fit; here nothing keeps it from being asked
+    monkeypatch.setattr("examples.build_critiques_with_ray.context_of", lambda *_: 4096)
+    with pytest.raises(SystemExit) as stopped:
+        build(folder, tmp_path / "out", dataset)
+    assert stopped.value.code == 3
+    [reject] = map(json.loads, (tmp_path / "out" / "rejects.jsonl").read_text().splitlines())
+    assert (reject["index"], reject["kind"]) == (0, "failed") and "512" in reject["reason"]
+
+    rows = load_from_disk(str(tmp_path / "out"))
     assert rows.column_names == [
         "prompt", "chosen", "rejected", "id",
         "chosen_feedback", "chosen_feedback_ids", "chosen_finish_reason",
@@ -104,43 +120,39 @@ def test_critiques_are_those_of_transformers(tmp_path):
     # Twice the budget, since a critique that is cut may be twice as long
     assert_critiques_of(CLoudForRewardModeling.from_base(folder).eval(), rows, 2 * BUDGET)
 
-
-def test_a_reward_models_critiques_and_requests_that_fail(tmp_path, monkeypatch):
-    model = make_model(save_talker(tmp_path / "base"))
-    model.save_pretrained(tmp_path / "model")
-    make_tokenizer("llama3").save_pretrained(tmp_path / "model")
-    too_long = {"prompt": "x " * 600, "chosen": "It is.", "rejected": "No."}
-    dataset = save_rows(tmp_path / "pairs.jsonl", [too_long, *ROWS])
-    # The engine refuses what does not fit; here nothing keeps it from being asked
-    monkeypatch.setattr("examples.build_critiques_with_ray.context_of", lambda *_: 4096)
-    with pytest.raises(SystemExit) as stopped:
-        build(tmp_path / "model", tmp_path / "out", dataset, longer_tries=0)
-    assert stopped.value.code == 3
-    assert_critiques_of(model, load_from_disk(str(tmp_path / "out")), BUDGET)
-    [reject] = map(json.loads, (tmp_path / "out" / "rejects.jsonl").read_text().splitlines())
-    assert (reject["index"], reject["kind"]) == (0, "failed") and "512" in reject["reason"]
-
-
-def test_a_killed_run_goes_on_and_samples_the_same(tmp_path, capsys):
-    folder, dataset = save_talker(tmp_path / "base"), save_rows(tmp_path / "pairs.jsonl", ROWS[:8])
-    sampled = {"num_critiques": 3, "temperature": 1.0}
-    rows = build(folder, tmp_path / "out", dataset, **sampled)
-    assert all(len(critiques) == 3 for critiques in rows["chosen_feedback"])
-    assert any(len(set(critiques)) == 3 for critiques in rows["chosen_feedback"])
-
     # What a kill leaves: a part of the journal, its last line torn
     journal = tmp_path / "out" / "journal.jsonl"
     lines = journal.read_bytes().splitlines(keepends=True)
-    assert len(lines) == 1 + 8 * 2 * 3
+    assert len(lines) == 1 + 2 * len(ROWS)
     journal.write_bytes(b"".join(lines[:30]) + lines[30][:20])
     capsys.readouterr()
-    again = build(folder, tmp_path / "out", dataset, batch_size=5, **sampled)
-    assert again.to_list() == rows.to_list()
+    with pytest.raises(SystemExit):
+        build(folder, tmp_path / "out", dataset, batch_size=5)
     assert "going on with 29 entries" in capsys.readouterr().out
+    assert load_from_disk(str(tmp_path / "out")).to_list() == rows.to_list()
     assert journal.read_bytes().splitlines(keepends=True)[:30] == lines[:30]
     assert len(journal.read_bytes().splitlines()) == len(lines)
-    with pytest.raises(SystemExit, match=r"`temperature` was 1.0 and is 2.0"):
-        build(folder, tmp_path / "out", dataset, num_critiques=3, temperature=2.0)
+    with pytest.raises(SystemExit, match=r"`temperature` was 0.0 and is 1.0"):
+        build(folder, tmp_path / "out", dataset, temperature=1.0)
+
+
+@pytest.mark.full
+def test_critiques_of_a_reward_model_are_those_of_transformers(tmp_path):
+    model = make_model(save_talker(tmp_path / "base"))
+    model.save_pretrained(tmp_path / "model")
+    make_tokenizer("llama3").save_pretrained(tmp_path / "model")
+    rows = build(tmp_path / "model", tmp_path / "out", save_rows(tmp_path / "pairs.jsonl", ROWS), longer_tries=0)
+    assert_critiques_of(model, rows, BUDGET)
+
+
+@pytest.mark.full
+def test_sampled_critiques_follow_the_seed_whatever_the_batch(tmp_path):
+    folder, dataset = save_talker(tmp_path / "base"), save_rows(tmp_path / "pairs.jsonl", ROWS[:8])
+    sampled = {"num_critiques": 3, "temperature": 1.0}
+    rows = build(folder, tmp_path / "one", dataset, **sampled)
+    assert all(len(critiques) == 3 for critiques in rows["chosen_feedback"])
+    assert any(len(set(critiques)) == 3 for critiques in rows["chosen_feedback"])
+    assert build(folder, tmp_path / "two", dataset, batch_size=5, **sampled).to_list() == rows.to_list()
 
 
 def test_a_row_that_cannot_be_used_is_named_before_an_engine_starts(tmp_path, monkeypatch):
