@@ -51,7 +51,7 @@ class RayEngines:
             GPUs of each.
         batch_size (`int`, *optional*, defaults to `32`):
             Requests that travel together. An engine works on eight batches at once; the results of a batch arrive together,
-            so that this many times eight critiques an engine are what a kill can lose.
+            so that a kill loses about eight times as many critiques an engine.
         use_cpu (`bool`, *optional*, defaults to `False`):
             Whether the nodes have no GPUs: a worker then takes one of Ray's CPUs instead.
         vllm_options (`dict[str, Any]`, *optional*):
