@@ -313,7 +313,7 @@ async def build_dataset(
             "answers_of_earlier_runs": kept,
             "retries": sum(client.counts.retried for client in clients.values()),
         }
-        results = run.results() if statistics is None else _seen(run.results(), statistics)
+        results = run.results() if statistics is None else seen(run.results(), statistics)
         counts = await folder.write(results, features, counts)
         counts |= {f"{role}_answers_cut": len(client.cut) for role, client in journaled.items()}
     if statistics is not None:
@@ -322,7 +322,8 @@ async def build_dataset(
     return counts
 
 
-async def _seen(results: AsyncIterator[dict[str, Any] | Reject], statistics: Statistics):
+async def seen(results: AsyncIterator[dict[str, Any] | Reject], statistics: Statistics):
+    """The same rows and rejects, shown to the statistics on their way."""
     async for result in results:
         statistics.add(result)
         yield result

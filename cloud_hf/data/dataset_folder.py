@@ -79,7 +79,7 @@ class DatasetFolder:
                 What else there is to say about the run.
 
         Returns:
-            `dict[str, Any]`: `counts`, with `rows`, `dropped`, `failed` and the reasons. If no row is left, there is no dataset.
+            `dict[str, Any]`: `counts`, with `rows`, `dropped`, `failed` and the reasons.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         staging = self.path / ".writing"
@@ -88,8 +88,7 @@ class DatasetFolder:
         try:
             counts = {**counts, **await self._stream(results, features, staging)}
             (staging / REJECTS).replace(self.path / REJECTS)
-            if counts["rows"]:
-                self._move_in(staging)
+            self._move_in(staging)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         return counts
@@ -124,8 +123,9 @@ class DatasetFolder:
                     writer.write(result)
                     rows += 1
             writer.finalize()
-        if rows:
-            Dataset.from_file(str(staging / "rows.arrow")).save_to_disk(str(staging / "dataset"))
+        # A file without rows cannot be read as a dataset
+        whole = Dataset.from_file(str(staging / "rows.arrow")) if rows else Dataset.from_list([], features=features)
+        whole.save_to_disk(str(staging / "dataset"))
         return {
             "rows": rows,
             "dropped": kinds["dropped"],

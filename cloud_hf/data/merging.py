@@ -9,13 +9,15 @@ from typing import Any
 
 from datasets import Dataset, load_from_disk
 
+from .building import seen
 from .dataset_folder import RECORD, REJECTS, DatasetFolder, Reject, read_record
+from .judging import PreferenceStatistics
 
 
 # Settings in which the shards of one run differ
 _OF_A_SHARD = ("shard", "rows", "hash")
-# Counts that the new folder makes itself
-_MADE_ANEW = ("rows", "dropped", "failed", "reasons")
+# Counts that are made anew of all rows
+_MADE_ANEW = ("rows", "dropped", "failed", "reasons", "statistics")
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,11 @@ async def merge(shards: Sequence[Shard], output_dir: str) -> dict[str, Any]:
     folder = DatasetFolder(output_dir, settings["builder"].capitalize(), settings)
     counts = add_counts([shard.counts for shard in shards])
     counts = {name: value for name, value in counts.items() if name not in _MADE_ANEW}
-    counts = await folder.write(_results(shards), shards[0].dataset().features, counts)
+    statistics = PreferenceStatistics() if "statistics" in shards[0].counts else None
+    results = _results(shards) if statistics is None else seen(_results(shards), statistics)
+    counts = await folder.write(results, shards[0].dataset().features, counts)
+    if statistics is not None:
+        counts["statistics"] = statistics.report()
     folder.write_record(counts)
     return counts
 

@@ -1,4 +1,5 @@
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ def write_shards(tmp_path, **settings):
     results, folders = make_results(20), []
     for index, (start, end) in enumerate(((0, 7), (7, 14), (14, 20))):
         part = [
-            Reject(result.index - start, *list(vars(result).values())[1:]) if isinstance(result, Reject) else result
+            replace(result, index=result.index - start) if isinstance(result, Reject) else result
             for result in results[start:end]
         ]
         folders.append(write(tmp_path / f"out-{index}", part, end - start, shard=f"{index}/3", **settings))

@@ -9,7 +9,7 @@ from completion_server import default_answer, serve_completions
 from datasets import Dataset, load_from_disk
 
 from cloud_hf.data.building import seed_of
-from cloud_hf.data.dataset_folder import Reject
+from cloud_hf.data.dataset_folder import Reject, read_record
 from cloud_hf.data.judging import PreferenceStatistics, messages_for_judge
 
 
@@ -505,4 +505,11 @@ def test_shards_hold_all_rows_once(prompts, tmp_path):
             arguments = options(server, prompts, tmp_path / f"out{index}", *MORE, "--shard", f"{index}/3")
             assert run_script(SCRIPT, *arguments, log_dir=tmp_path).status == 0
             rows += read_rows(tmp_path / f"out{index}")
+        assert run_script(SCRIPT, *options(server, prompts, tmp_path / "whole", *MORE), log_dir=tmp_path).status == 0
     assert rows == expected(make_rows(30))[0]
+    shards = [tmp_path / f"out{index}" for index in range(3)]
+    merged = run_script("merge_shards", "--shards", *shards, "--output_dir", tmp_path / "merged", log_dir=tmp_path)
+    assert merged.status == 0, merged.output
+    assert read_rows(tmp_path / "merged") == rows
+    statistics = [read_record(tmp_path / name)["counts"]["statistics"] for name in ("whole", "merged")]
+    assert statistics[0] == statistics[1]
