@@ -21,6 +21,7 @@ import resource
 import statistics
 import tempfile
 import time
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
@@ -28,7 +29,7 @@ from aiohttp import web
 from datasets import Dataset, Features, Value
 from openai import AsyncOpenAI, DefaultAioHttpClient
 
-from cloud_hf.data.building import build_dataset
+from cloud_hf.data.building import JournaledClient, build_dataset
 from cloud_hf.data.completions import CompletionClient
 from cloud_hf.data.critics import messages_for_critic
 from cloud_hf.data.dataset_folder import JOURNAL, DatasetFolder
@@ -93,13 +94,15 @@ def messages_of(row: dict) -> list[dict]:
 
 def run_builder(rows: Dataset, url: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
-        asked = []
+        last_asked = start = time.perf_counter()
 
-        def make_work(critic):
+        def make_work(critic: JournaledClient):
             async def work(row: dict) -> list[dict]:
+                nonlocal last_asked
+                before = client.counts.answered
                 answer = await critic.chat([row["id"]], messages_of(row), max_tokens=256)
-                asked.append(time.perf_counter()) if len(asked) < len(rows) else None
+                if client.counts.answered > before:
+                    last_asked = time.perf_counter()
                 return [{**row, "critique": answer.text}]
 
             return work
@@ -108,25 +111,25 @@ def run_builder(rows: Dataset, url: str) -> dict[str, float]:
         client = CompletionClient([url], "tiny", max_concurrency=CAPACITY)
         output = DatasetFolder(folder, "Throughput", {})
         asyncio.run(build_dataset(output, rows, features, {"critic": client}, make_work))
-        journal = Path(folder, JOURNAL).stat().st_size
         return {
             "seconds": time.perf_counter() - start,
-            "asking_seconds": asked[-1] - start,
-            "journal_bytes_per_row": journal / len(rows),
+            "asking_seconds": last_asked - start,
+            "journal_bytes_per_row": Path(folder, JOURNAL).stat().st_size / len(rows),
         }
 
 
-def run_loop(rows: Dataset, ask) -> dict[str, float]:
+def run_loop(rows: Dataset, open_asking) -> dict[str, float]:
     """`CAPACITY` workers that do nothing but ask."""
 
     async def main():
         indices = iter(range(len(rows)))
+        async with open_asking() as ask:
 
-        async def work():
-            for index in indices:
-                await ask(messages_of(rows[index]))
+            async def work():
+                for index in indices:
+                    await ask(messages_of(rows[index]))
 
-        await asyncio.gather(*(work() for _ in range(CAPACITY)))
+            await asyncio.gather(*(work() for _ in range(CAPACITY)))
 
     start = time.perf_counter()
     asyncio.run(main())
@@ -134,26 +137,32 @@ def run_loop(rows: Dataset, ask) -> dict[str, float]:
 
 
 def run_client(rows: Dataset, url: str) -> dict[str, float]:
-    client = AsyncOpenAI(base_url=url, api_key="none", http_client=DefaultAioHttpClient())
+    @asynccontextmanager
+    async def open_asking():
+        async with AsyncOpenAI(base_url=url, api_key="none", http_client=DefaultAioHttpClient()) as client:
 
-    async def ask(messages: list[dict]) -> str:
-        answer = await client.chat.completions.create(model="tiny", messages=messages, max_tokens=256)
-        return answer.choices[0].message.content
+            async def ask(messages: list[dict]) -> str:
+                answer = await client.chat.completions.create(model="tiny", messages=messages, max_tokens=256)
+                return answer.choices[0].message.content
 
-    return run_loop(rows, ask)
+            yield ask
+
+    return run_loop(rows, open_asking)
 
 
 def run_aiohttp(rows: Dataset, url: str) -> dict[str, float]:
-    sessions = []
+    @asynccontextmanager
+    async def open_asking():
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=CAPACITY)) as session:
 
-    async def ask(messages: list[dict]) -> str:
-        if not sessions:
-            sessions.append(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=CAPACITY)))
-        body = {"model": "tiny", "messages": messages, "max_tokens": 256}
-        async with sessions[0].post(f"{url}/chat/completions", json=body) as response:
-            return (await response.json())["choices"][0]["message"]["content"]
+            async def ask(messages: list[dict]) -> str:
+                body = {"model": "tiny", "messages": messages, "max_tokens": 256}
+                async with session.post(f"{url}/chat/completions", json=body) as response:
+                    return (await response.json())["choices"][0]["message"]["content"]
 
-    return run_loop(rows, ask)
+            yield ask
+
+    return run_loop(rows, open_asking)
 
 
 SIDES = {"builder": run_builder, "client": run_client, "aiohttp": run_aiohttp}
@@ -216,6 +225,12 @@ def measure(args: argparse.Namespace) -> dict:
     }
 
 
+def _rounded(value):
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=6400)
@@ -228,7 +243,7 @@ def main():
         server, url = start_server(0.0)
         result["memory"] = in_process(measure_memory, args.memory_rows, url)
         server.terminate()
-    text = json.dumps(result, indent=2)
+    text = json.dumps(_rounded(result), indent=2)
     Path(args.output).write_text(text + "\n")
     print(text)
 

@@ -124,7 +124,8 @@ class DatasetFolder:
                     rows += 1
             writer.finalize()
         # A file without rows cannot be read as a dataset
-        whole = Dataset.from_file(str(staging / "rows.arrow")) if rows else Dataset.from_dict(dict.fromkeys(features, []), features)
+        empty = {name: [] for name in features}
+        whole = Dataset.from_file(str(staging / "rows.arrow")) if rows else Dataset.from_dict(empty, features)
         whole.save_to_disk(str(staging / "dataset"))
         return {
             "rows": rows,
