@@ -123,16 +123,21 @@ class DatasetFolder:
                     writer.write(result)
                     rows += 1
             writer.finalize()
-        # A file without rows cannot be read as a dataset
-        empty = {name: [] for name in features}
-        whole = Dataset.from_file(str(staging / "rows.arrow")) if rows else Dataset.from_dict(empty, features)
-        whole.save_to_disk(str(staging / "dataset"))
+        self._save(staging, features, rows)
         return {
             "rows": rows,
             "dropped": kinds["dropped"],
             "failed": kinds["failed"],
             "reasons": dict(reasons.most_common(20)),
         }
+
+    @staticmethod
+    def _save(staging: Path, features: Features, rows: int):
+        if rows:
+            Dataset.from_file(str(staging / "rows.arrow")).save_to_disk(str(staging / "dataset"))
+        else:  # a shard may keep none; by itself `datasets` writes a folder then that it cannot read
+            empty = Dataset.from_dict({name: [] for name in features}, features)
+            empty.save_to_disk(str(staging / "dataset"), num_shards=1)
 
     def _move_in(self, staging: Path):
         """The file that marks a folder as a dataset goes first and comes last."""
