@@ -431,6 +431,9 @@ def main():
         seconds = {}
         if "vllm" in args.backends:
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
+            # All cores, as the other sides: by itself vLLM keeps one free
+            cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", cores)
             seconds |= measure(["cached", "uncached"], folder, args.rounds)
             names += ["vllm_plain", "vllm_score"]
         seconds |= measure(names, folder, args.rounds)
