@@ -17,36 +17,30 @@ python examples/build_critiques_with_ray.py --model_name_or_path critic-sft --da
     --output_dir self-critiques --ray_address local --use_cpu --vllm_options '{"max_model_len": 4096}'
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from datasets import Dataset
 from transformers import AutoTokenizer
 from trl import TrlParser
 
-from cloud_hf import CLoudConfig, CLoudForRewardModeling, CritiqueFormat
-from cloud_hf.configuration_cloud import read_config
-from cloud_hf.data.builder_arguments import BuilderArguments, describe_rows
-from cloud_hf.data.building import Run, check_rows, run_builder
+from cloud_hf import CLoudConfig, CritiqueFormat
+from cloud_hf.data.building import Run, run_builder
+from cloud_hf.data.critic_arguments import CriticArguments
 from cloud_hf.data.dataset_folder import JOURNAL, DatasetFolder
 from cloud_hf.data.journal import Journal
-from cloud_hf.data.model_identity import identify_model
 from cloud_hf.data.ray_critiques import RayCritic, RayEngines, connect, reserved_tokens
-from cloud_hf.data.schemas import PAIR_COLUMNS, response_of
-from cloud_hf.data.self_critiques import SIDES, CritiqueBuilder, CritiqueOptions, features_with_critiques
-from cloud_hf.loading import refuse_adapter
+from cloud_hf.data.self_critiques import CritiqueBuilder, features_with_critiques
 from cloud_hf.scoring import context_length
 from cloud_hf.serving.backends import BackendArguments
 
 
 @dataclass(kw_only=True)
-class RayCritiqueArguments(BuilderArguments):
+class RayCritiqueArguments(CriticArguments):
     """
-    Which model criticises what, and where. The arguments of [`BuilderArguments`], and
+    Which model criticises what, and where. The arguments of [`CriticArguments`], and
 
     Parameters:
-        model_name_or_path (`str`):
-            The model of stage 1 (a language model), or a CLoud model.
         ray_address (`str`, *optional*):
             The cluster, such as `auto` or `head:6379`; `local` starts one of this machine alone. Without it Ray
             looks for one, and starts one if there is none.
@@ -60,41 +54,20 @@ class RayCritiqueArguments(BuilderArguments):
             Whether the nodes have no GPUs.
         vllm_options (`str`, *optional*):
             Options of vLLM's engine as JSON, such as `{"max_model_len": 4096}`.
-        critique_prompt, critique_role, keep_thinking, format:
-            How a critique is asked for; use the values of stage 1. A CLoud model knows its own.
-        num_critiques, temperature, max_new_tokens, longer_tries, truncated, overlong_policy, seed:
-            See `build_self_critiques.py`.
     """
 
-    model_name_or_path: str = field(metadata={"help": "The model of stage 1, or a CLoud model."})
     ray_address: str | None = field(default=None, metadata={"help": "The cluster: auto, local or an address."})
     num_replicas: int = field(default=1, metadata={"help": "vLLM engines."})
     tensor_parallel_size: int = field(default=1, metadata={"help": "GPUs of each."})
     batch_size: int = field(default=32, metadata={"help": "Requests that travel together."})
     use_cpu: bool = field(default=False, metadata={"help": "Whether the nodes have no GPUs."})
     vllm_options: str | None = field(default=None, metadata={"help": "Options of vLLM's engine, as JSON."})
-    critique_prompt: str | None = field(default=None, metadata={"help": "Text that opens the critique turn."})
-    critique_role: str = field(default="user", metadata={"help": "Role of the critique turn: user or assistant."})
-    keep_thinking: bool = field(default=False, metadata={"help": "Show <think> blocks the template would drop."})
-    format: str = field(default="cloud", metadata={"help": "Spelling of conversations: cloud or reference."})
-    num_critiques: int = field(default=1, metadata={"help": "Critiques per response."})
-    temperature: float = field(default=0.0, metadata={"help": "Sampling temperature; 0 is greedy."})
-    max_new_tokens: int = field(default=1024, metadata={"help": "Longest critique in tokens."})
-    longer_tries: int = field(default=2, metadata={"help": "How often a critique that was cut may be twice as long."})
-    truncated: str = field(default="drop", metadata={"help": "Critiques that stay cut: drop or keep."})
-    overlong_policy: str = field(default="error", metadata={"help": "Over-long rows: error, drop or truncate_prompt."})
-    seed: int = field(default=0, metadata={"help": "Seed of the sampling."})
 
     def __post_init__(self):
         super().__post_init__()
         if min(self.num_replicas, self.tensor_parallel_size, self.batch_size) < 1:
             raise ValueError("`num_replicas`, `tensor_parallel_size` and `batch_size` must be at least 1.")
-        self.critique_options()
         self.parsed_vllm_options()
-
-    def critique_options(self) -> CritiqueOptions:
-        """What critiques are asked for. Raises `ValueError` if it makes no sense."""
-        return CritiqueOptions(**{each.name: getattr(self, each.name) for each in fields(CritiqueOptions)})
 
     def parsed_vllm_options(self) -> dict[str, Any]:
         """`vllm_options` as a dictionary. Raises `ValueError` if they are none."""
@@ -105,49 +78,14 @@ ARGUMENTS = (RayCritiqueArguments,)
 
 
 def main(args: RayCritiqueArguments):
-    config, is_reward_model = read_critic(args)
-    rows = args.load(*PAIR_COLUMNS)
-    check_rows(rows, lambda row: [response_of(row, side) for side in SIDES])
-    folder = DatasetFolder(args.output_dir, "Self critiques", settings_of(args, rows, config))
-    run_builder(write_with_ray(args, rows, config, is_reward_model, folder), folder)
+    config = args.read_critic()
+    rows = args.load_pairs()
+    # Neither the cluster nor the batches change a critique
+    settings = args.settings("self critiques with Ray", rows, config, vllm_options=args.parsed_vllm_options())
+    folder = DatasetFolder(args.output_dir, "Self critiques", settings)
+    run_builder(write_with_ray(args, rows, config, args.is_reward_model(), folder), folder)
     if args.push_to_hub:
         folder.push(args.push_to_hub)
-
-
-def read_critic(args: RayCritiqueArguments) -> tuple[CLoudConfig, bool]:
-    """The config that says how the critic is asked, and whether the critic is a CLoud model."""
-    name = args.model_name_or_path
-    refuse_adapter(name)
-    config = read_config(name)
-    asked = {"critique_prompt": None, "critique_role": "user", "keep_thinking": False, "format": "cloud"}
-    if not isinstance(config, CLoudConfig):
-        return CLoudForRewardModeling.config_from_base(
-            name, **{option: getattr(args, option) for option in asked}
-        ), False
-    if not config.critique:
-        raise ValueError(f"{name} is a classic reward model: it writes no critiques.")
-    if any(getattr(args, option) != default for option, default in asked.items()):
-        raise ValueError("A CLoud model knows how it is asked for critiques: leave those options out.")
-    return config, True
-
-
-def settings_of(args: RayCritiqueArguments, rows: Dataset, config: CLoudConfig) -> dict[str, Any]:
-    """All that the critiques depend on: neither the cluster nor the batches are part of it."""
-    return {
-        "builder": "self critiques with Ray",
-        "dataset": args.dataset_name,
-        "split": args.dataset_split,
-        "shard": args.shard,
-        **describe_rows(rows, tuple(name for name in (*PAIR_COLUMNS, "tools") if name in rows.column_names)),
-        **identify_model(args.model_name_or_path),
-        "vllm_options": args.parsed_vllm_options(),
-        "critique_prompt": config.critique_prompt,
-        "critique_role": config.critique_role,
-        "keep_thinking": config.keep_thinking,
-        "format": config.format,
-        "chat_template_kwargs": config.chat_template_kwargs,
-        **vars(args.critique_options()),
-    }
 
 
 async def write_with_ray(

@@ -24,8 +24,7 @@ import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from datasets import Dataset
@@ -33,23 +32,18 @@ from transformers import AutoTokenizer
 from trl import TrlParser
 
 from cloud_hf import CLoudConfig, CLoudForRewardModeling, CritiqueFormat, Scorer, TransformersScorer
-from cloud_hf.configuration_cloud import read_config
-from cloud_hf.data.builder_arguments import BuilderArguments, ServerArguments, describe_rows
+from cloud_hf.data.builder_arguments import ServerArguments
 from cloud_hf.data.building import JournaledClient, Run, build_dataset, check_rows, run_builder
 from cloud_hf.data.completions import ServerUnusable
+from cloud_hf.data.critic_arguments import CriticArguments
 from cloud_hf.data.dataset_folder import JOURNAL, DatasetFolder
 from cloud_hf.data.journal import Journal
-from cloud_hf.data.model_identity import identify_model
-from cloud_hf.data.schemas import PAIR_COLUMNS, response_of
 from cloud_hf.data.self_critiques import (
-    SIDES,
     CritiqueBuilder,
-    CritiqueOptions,
     JournaledScorer,
     ServedCritic,
     features_with_critiques,
 )
-from cloud_hf.loading import refuse_adapter
 from cloud_hf.scoring import context_length
 from cloud_hf.serving.backends import BackendArguments, open_backend
 
@@ -59,13 +53,11 @@ _AT_ONCE = {"vllm": 2048, "server": 512}
 
 
 @dataclass(kw_only=True)
-class SelfCritiqueArguments(BuilderArguments, ServerArguments, BackendArguments):
+class SelfCritiqueArguments(CriticArguments, ServerArguments, BackendArguments):
     """
-    Which model criticises what. The arguments of [`BuilderArguments`], [`ServerArguments`] and [`BackendArguments`], and
+    Which model criticises what. The arguments of [`CriticArguments`], [`ServerArguments`] and [`BackendArguments`], and
 
     Parameters:
-        model_name_or_path (`str`):
-            The model of stage 1 (a language model), or a CLoud model.
         base_url (`list[str]`, *optional*):
             Addresses of vLLM servers of the language model, such as `http://127.0.0.1:8000/v1`, instead of a `backend`. Its
             tokenizer and config are still read from `model_name_or_path`.
@@ -76,45 +68,16 @@ class SelfCritiqueArguments(BuilderArguments, ServerArguments, BackendArguments)
         api_key_env (`str`, *optional*):
             Environment variable with a server's key. Defaults to `"OPENAI_API_KEY"` with `base_url`, else to
             `"CLOUD_API_KEY"`.
-        critique_prompt, critique_role, keep_thinking, format:
-            How a critique is asked for; use the values of stage 1. A CLoud model knows its own.
-        num_critiques (`int`, *optional*, defaults to `1`):
-            Critiques per response; with several, the columns hold lists.
-        temperature (`float`, *optional*, defaults to `0.0`):
-            Sampling temperature; 0 is greedy.
-        max_new_tokens (`int`, *optional*, defaults to `1024`):
-            Longest critique in tokens.
-        longer_tries (`int`, *optional*, defaults to `2`):
-            How often a critique that was cut is written again, with twice the tokens each time.
-        truncated (`str`, *optional*, defaults to `"drop"`):
-            What becomes of critiques that are cut even then: drop (with the row, if it has no other ones), or keep.
-        overlong_policy (`str`, *optional*, defaults to `"error"`):
-            What happens to rows that do not fit the model's context: error, drop or truncate_prompt.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of the sampling.
     """
 
-    model_name_or_path: str = field(metadata={"help": "The model of stage 1, or a CLoud model."})
     base_url: list[str] | None = field(default=None, metadata={"help": "Addresses of vLLM servers of the model."})
     model: str | None = field(default=None, metadata={"help": "The model's name there."})
     context_length: int | None = field(default=None, metadata={"help": "Tokens that these servers accept."})
     api_key_env: str | None = field(default=None, metadata={"help": "Variable with a server's key."})
-    critique_prompt: str | None = field(default=None, metadata={"help": "Text that opens the critique turn."})
-    critique_role: str = field(default="user", metadata={"help": "Role of the critique turn: user or assistant."})
-    keep_thinking: bool = field(default=False, metadata={"help": "Show <think> blocks the template would drop."})
-    format: str = field(default="cloud", metadata={"help": "Spelling of conversations: cloud or reference."})
-    num_critiques: int = field(default=1, metadata={"help": "Critiques per response."})
-    temperature: float = field(default=0.0, metadata={"help": "Sampling temperature; 0 is greedy."})
-    max_new_tokens: int = field(default=1024, metadata={"help": "Longest critique in tokens."})
-    longer_tries: int = field(default=2, metadata={"help": "Tries with twice the tokens for a critique that was cut."})
-    truncated: str = field(default="drop", metadata={"help": "Critiques that stay cut: drop or keep."})
-    overlong_policy: str = field(default="error", metadata={"help": "Over-long rows: error, drop or truncate_prompt."})
-    seed: int = field(default=0, metadata={"help": "Seed of the sampling."})
 
     def __post_init__(self):
-        BuilderArguments.__post_init__(self)
+        CriticArguments.__post_init__(self)
         BackendArguments.__post_init__(self)
-        self.critique_options()
         if self.base_url and self.backend != "transformers":
             raise ValueError("`base_url` is given instead of a `backend`: leave one of them out.")
         if not self.base_url and (self.model is not None or self.context_length is not None):
@@ -123,10 +86,6 @@ class SelfCritiqueArguments(BuilderArguments, ServerArguments, BackendArguments)
             raise ValueError("`batch_size` must be at least 1.")
         if self.api_key_env is None:
             self.api_key_env = "OPENAI_API_KEY" if self.base_url else "CLOUD_API_KEY"
-
-    def critique_options(self) -> CritiqueOptions:
-        """What critiques are asked for. Raises `ValueError` if it makes no sense."""
-        return CritiqueOptions(**{each.name: getattr(self, each.name) for each in fields(CritiqueOptions)})
 
     def chunk_size(self) -> int:
         """Responses that a scorer is given at once."""
@@ -139,54 +98,28 @@ ARGUMENTS = (SelfCritiqueArguments,)
 
 
 def main(args: SelfCritiqueArguments):
-    config = read_critic(args)
-    rows = args.load(*PAIR_COLUMNS)
-    check_rows(rows, lambda row: [response_of(row, side) for side in SIDES])
-    folder = DatasetFolder(args.output_dir, "Self critiques", settings_of(args, rows, config))
+    config = args.read_critic()
+    check_who_writes(args)
+    rows = args.load_pairs()
+    if args.base_url:
+        engine = {"backend": "completions", "context_length": args.context_length}
+    else:
+        engine = {"backend": args.backend, "dtype": args.dtype, "vllm_options": args.parsed_vllm_options()}
+    folder = DatasetFolder(args.output_dir, "Self critiques", args.settings("self critiques", rows, config, **engine))
     run_builder((write_with_servers if args.base_url else write_here)(args, rows, config, folder), folder)
     if args.push_to_hub:
         folder.push(args.push_to_hub)
 
 
-def read_critic(args: SelfCritiqueArguments) -> CLoudConfig:
-    """The critic's config, which says how it is asked."""
+def check_who_writes(args: SelfCritiqueArguments):
+    """Raise `ValueError` if the kind of server does not fit the kind of model."""
     name = args.model_name_or_path
-    refuse_adapter(name)
-    config = read_config(name)
-    asked = {"critique_prompt": None, "critique_role": "user", "keep_thinking": False, "format": "cloud"}
-    if not isinstance(config, CLoudConfig):
-        if args.backend == "server":
-            raise ValueError(
-                f"{name} is a language model, and a reward server serves CLoud models. Use another `backend`, or `base_url`."
-            )
-        return CLoudForRewardModeling.config_from_base(name, **{option: getattr(args, option) for option in asked})
-    if not config.critique:
-        raise ValueError(f"{name} is a classic reward model: it writes no critiques.")
-    if any(getattr(args, option) != default for option, default in asked.items()):
-        raise ValueError("A CLoud model knows how it is asked for critiques: leave those options out.")
-    if args.base_url:
+    if args.base_url and args.is_reward_model():
         raise ValueError(f"{name} is a CLoud model, and `base_url` is for language models. Use a `backend`.")
-    return config
-
-
-def settings_of(args: SelfCritiqueArguments, rows: Dataset, config: CLoudConfig) -> dict[str, Any]:
-    """All that the critiques depend on."""
-    here = {"backend": args.backend, "dtype": args.dtype, "vllm_options": args.parsed_vllm_options()}
-    return {
-        "builder": "self critiques",
-        "dataset": args.dataset_name,
-        "split": args.dataset_split,
-        "shard": args.shard,
-        **describe_rows(rows, tuple(name for name in (*PAIR_COLUMNS, "tools") if name in rows.column_names)),
-        **identify_model(args.model_name_or_path),
-        **({"backend": "completions", "context_length": args.context_length} if args.base_url else here),
-        "critique_prompt": config.critique_prompt,
-        "critique_role": config.critique_role,
-        "keep_thinking": config.keep_thinking,
-        "format": config.format,
-        "chat_template_kwargs": config.chat_template_kwargs,
-        **vars(args.critique_options()),
-    }
+    if args.backend == "server" and not args.is_reward_model():
+        raise ValueError(
+            f"{name} is a language model, and a reward server serves CLoud models. Use another `backend`, or `base_url`."
+        )
 
 
 async def write_here(args: SelfCritiqueArguments, rows: Dataset, config: CLoudConfig, folder: DatasetFolder) -> dict:
@@ -230,7 +163,7 @@ def open_critic(
 ) -> Iterator[tuple[Scorer, CritiqueFormat, int | None]]:
     """The model of stage 1 has no reward head: one of random numbers does, as the rewards are not used."""
     name = args.model_name_or_path
-    if isinstance(read_config(name), CLoudConfig):
+    if args.is_reward_model():
         with open_backend(name, args, show_progress=False) as opened, stopped_by_reward_server(args):
             yield opened
         return
