@@ -27,8 +27,7 @@ from trl import TrlParser
 from cloud_hf import CLoudConfig, CritiqueFormat
 from cloud_hf.data.building import Run, run_builder
 from cloud_hf.data.critic_arguments import CriticArguments
-from cloud_hf.data.dataset_folder import JOURNAL, DatasetFolder
-from cloud_hf.data.journal import Journal
+from cloud_hf.data.dataset_folder import DatasetFolder
 from cloud_hf.data.ray_critiques import RayCritic, RayEngines, connect, reserved_tokens
 from cloud_hf.data.self_critiques import CritiqueBuilder, features_with_critiques
 from cloud_hf.scoring import context_length
@@ -102,7 +101,7 @@ async def write_with_ray(
     )
     critique_format = CritiqueFormat.from_config(config, AutoTokenizer.from_pretrained(args.model_name_or_path))
     builder = CritiqueBuilder(critique_format, context_of(args, config, is_reward_model), args.critique_options())
-    with Journal(folder.path / JOURNAL, folder.settings) as journal:
+    with folder.open_journal() as journal:
         kept = len(journal)
         critic = RayCritic(builder, config, journal, is_reward_model)
         connect(args.ray_address)

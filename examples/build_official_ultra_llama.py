@@ -16,7 +16,8 @@ from pathlib import Path
 from datasets import Dataset, DatasetDict
 from trl import TrlParser
 
-from cloud_hf.data.dataset_folder import DatasetFolder
+from cloud_hf.data.dataset_folder import RECORD, DatasetFolder
+from cloud_hf.data.journal import JournalError
 from cloud_hf.data.loading import load_rows
 from cloud_hf.data.official import (
     PUBLISHED_ROWS,
@@ -111,10 +112,15 @@ def main(args: OfficialDataArguments):
     if args.limit is not None:
         splits = {split: rows.select(range(min(args.limit, len(rows)))) for split, rows in splits.items()}
     whole = DatasetDict({split: add_prompts(rows, sources) for split, rows in splits.items()})
-    whole.save_to_disk(args.output_dir)
     counts["empty_prompts"] = sum(not prompt.strip() for rows in whole.values() for prompt in rows["prompt"])
     folder = DatasetFolder(args.output_dir, "Published CLoud data with its prompts", settings)
-    folder.write_record(counts)
+    try:
+        with folder.open_journal():  # refuses other settings and a second writer
+            (folder.path / RECORD).unlink(missing_ok=True)
+            whole.save_to_disk(args.output_dir)
+            folder.write_record(counts)
+    except (JournalError, OSError) as error:
+        raise SystemExit(str(error)) from None
     written = ", ".join(f"{len(rows)} {split} rows" for split, rows in splits.items())
     print(
         f"{written} in {args.output_dir}; every prompt was found ({counts['rows_from_feedback']} in UltraFeedback, "

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from datasets import Features, List, Value
 from trl import TrlParser
 
-from cloud_hf.data.builder_arguments import BuilderArguments, ServerArguments, describe_rows
+from cloud_hf.data.builder_arguments import BuilderArguments, ServerArguments
 from cloud_hf.data.building import Dropped, JournaledClient, all_of, build_dataset, check_rows, run_builder, seed_of
 from cloud_hf.data.critics import CRITIC_PROMPT, PLACEHOLDERS, messages_for_critic, read_template
 from cloud_hf.data.dataset_folder import DatasetFolder
-from cloud_hf.data.schemas import PAIR_COLUMNS, prompt_of, response_of
+from cloud_hf.data.schemas import FEEDBACK_COLUMNS, PAIR_COLUMNS, prompt_of, response_of
 
 
 SIDES = ("chosen", "rejected")
@@ -78,13 +78,13 @@ def main(args: OracleCritiqueArguments):
     template = read_template(args.critic_prompt_file, CRITIC_PROMPT, PLACEHOLDERS)
     rows = args.load(*PAIR_COLUMNS)
     check_rows(rows, lambda row: [messages_for_critic(prompt_of(row), response_of(row, side)) for side in SIDES])
+    replaced = [name for name in FEEDBACK_COLUMNS if name in rows.column_names]
+    if replaced:
+        print(f"The new critiques replace the dataset's {' and '.join(replaced)}.")
     sampling = {"temperature": args.temperature, "top_p": args.top_p}
     settings = {
         "builder": "oracle critiques",
-        "dataset": args.dataset_name,
-        "split": args.dataset_split,
-        "shard": args.shard,
-        **describe_rows(rows, PAIR_COLUMNS),
+        **args.describe(rows, PAIR_COLUMNS),
         "critic_prompt": template,
         **sampling,
         "max_tokens": args.max_tokens,

@@ -21,7 +21,7 @@ from datasets import Dataset, Features, List, Value
 from trl import TrlParser
 
 from cloud_hf.conversation import read_prompt
-from cloud_hf.data.builder_arguments import BuilderArguments, ServerArguments, describe_rows
+from cloud_hf.data.builder_arguments import BuilderArguments, ServerArguments
 from cloud_hf.data.building import Dropped, JournaledClient, all_of, build_dataset, check_rows, run_builder, seed_of
 from cloud_hf.data.dataset_folder import DatasetFolder
 from cloud_hf.data.judging import (
@@ -147,10 +147,7 @@ def main(args: PreferenceArguments):
     check_rows(rows, messages_for_generator)
     settings = {
         "builder": "preferences",
-        "dataset": args.dataset_name,
-        "split": args.dataset_split,
-        "shard": args.shard,
-        **describe_rows(rows, ("prompt", *args.keep_columns)),
+        **args.describe(rows, ("prompt", *args.keep_columns)),
         "num_responses": args.num_responses,
         "gen_temperature": args.gen_temperature,
         "gen_top_p": args.gen_top_p,

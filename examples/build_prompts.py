@@ -17,6 +17,7 @@ python examples/build_prompts.py --dataset_name a.jsonl some/dataset --prompt_co
 """
 
 import asyncio
+import hashlib
 import os
 import re
 from collections import Counter
@@ -30,10 +31,10 @@ from tqdm import tqdm
 from trl import TrlParser
 
 from cloud_hf.conversation import read_prompt
-from cloud_hf.data.dataset_folder import JOURNAL, DatasetFolder
+from cloud_hf.data.dataset_folder import REJECTS, DatasetFolder
 from cloud_hf.data.decontamination import EvaluationNGrams
 from cloud_hf.data.deduplication import Duplicate, find_exact_duplicates, find_near_duplicates
-from cloud_hf.data.journal import Journal, JournalError
+from cloud_hf.data.journal import JournalError
 from cloud_hf.data.loading import load_rows
 from cloud_hf.data.prompts import Prompt, PromptReject, PromptSource, canonical, count_outcomes, draw, turns
 from cloud_hf.data.schemas import check_columns
@@ -156,12 +157,13 @@ def main(args: PromptArguments):
     sources = open_sources(args)
     evaluation = open_evaluation_sets(args)
     folder = DatasetFolder(args.output_dir, "Prompts", settings_of(args, sources))
-    check_folder(folder)
     try:
-        with Journal(folder.path / JOURNAL, folder.settings):  # refuses other settings and a second writer
+        with folder.open_journal():  # refuses other settings and a second writer
             counts = build(args, sources, evaluation, folder)
-    except JournalError as error:
+    except (JournalError, OSError) as error:
         raise SystemExit(str(error)) from None
+    if not counts["rows"]:
+        raise SystemExit(f"No row is left; {folder.path / REJECTS} says why: {counts['reasons']}.")
     print(f"{counts['rows']} prompts in {args.output_dir}.")
     if args.push_to_hub:
         folder.push(args.push_to_hub)
@@ -203,17 +205,20 @@ def settings_of(args: PromptArguments, sources: list[PromptSource]) -> dict[str,
         "sources",
     )
     read = {
-        label: {"dataset": name, "column": column, "rows": len(source.rows)}
+        label: {"dataset": name, "column": column, "rows": len(source.rows), "hash": hash_of(source.rows, column)}
         for (label, name, _, column, _), source in zip(args.places(), sources, strict=True)
     }
     rest = {name: value for name, value in asdict(args).items() if name not in left_out}
     return {"builder": "prompts", "sources": read, **rest}
 
 
-def check_folder(folder: DatasetFolder):
-    """Refuse a folder with files of others, which would be written over or mixed with ours."""
-    if folder.path.exists() and any(folder.path.iterdir()) and not (folder.path / JOURNAL).exists():
-        raise ValueError(f"`output_dir` {folder.path} already holds something else; name another folder.")
+def hash_of(rows: Dataset, column: str) -> str:
+    """A hash of a column's bytes, which need not be text."""
+    digest = hashlib.sha256()
+    for table in rows.select_columns([column]).with_format("arrow").iter(batch_size=1000):
+        for batch in table.combine_chunks().to_batches():
+            digest.update(batch.serialize())
+    return digest.hexdigest()[:32]
 
 
 # ------------------------------------------------------------------------------------------------------------- reading

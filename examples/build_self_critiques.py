@@ -36,8 +36,7 @@ from cloud_hf.data.builder_arguments import ServerArguments
 from cloud_hf.data.building import JournaledClient, Run, build_dataset, check_rows, run_builder
 from cloud_hf.data.completions import ServerUnusable
 from cloud_hf.data.critic_arguments import CriticArguments
-from cloud_hf.data.dataset_folder import JOURNAL, DatasetFolder
-from cloud_hf.data.journal import Journal
+from cloud_hf.data.dataset_folder import DatasetFolder
 from cloud_hf.data.self_critiques import (
     CritiqueBuilder,
     JournaledScorer,
@@ -125,7 +124,7 @@ def check_who_writes(args: SelfCritiqueArguments):
 async def write_here(args: SelfCritiqueArguments, rows: Dataset, config: CLoudConfig, folder: DatasetFolder) -> dict:
     """Critiques by a model in this process, or by a reward server."""
     options = args.critique_options()
-    with Journal(folder.path / JOURNAL, folder.settings) as journal:
+    with folder.open_journal() as journal:
         kept = len(journal)
         with open_critic(args, config) as (scorer, critique_format, context):
             builder = CritiqueBuilder(critique_format, context, options)

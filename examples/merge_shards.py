@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from trl import TrlParser
 
 from cloud_hf.data.dataset_folder import REJECTS
+from cloud_hf.data.journal import JournalError
 from cloud_hf.data.merging import merge, read_shards
 
 
@@ -49,7 +50,10 @@ ARGUMENTS = (MergeArguments,)
 
 def main(args: MergeArguments):
     shards = read_shards(args.shards)
-    counts = asyncio.run(merge(shards, args.output_dir))
+    try:
+        counts = asyncio.run(merge(shards, args.output_dir))
+    except (JournalError, OSError) as error:
+        raise SystemExit(str(error)) from None
     print(
         f"{counts['rows']} rows of {len(shards)} shards in {args.output_dir} ({counts['dropped']} dropped, "
         f"{counts['failed']} failed)."

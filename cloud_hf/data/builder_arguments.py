@@ -1,8 +1,8 @@
 """Command-line arguments that the builders share, and what they mean."""
 
-import os
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
@@ -48,8 +48,11 @@ class BuilderArguments:
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"`limit` is {self.limit}; it must be at least 1.")
         self.parsed_shard()
-        if os.path.realpath(self.output_dir) == os.path.realpath(self.dataset_name):
-            raise ValueError(f"`output_dir` is the dataset itself ({self.output_dir}); name another folder.")
+        output, dataset = Path(self.output_dir).resolve(), Path(self.dataset_name).resolve()
+        if dataset == output or dataset in output.parents:
+            raise ValueError(
+                f"`output_dir` is the dataset itself or inside it ({self.output_dir}); name another folder."
+            )
 
     def parsed_shard(self) -> tuple[int, int]:
         """`(i, n)`. Raises `ValueError` if `shard` is none."""
@@ -76,10 +79,36 @@ class BuilderArguments:
         if "id" not in rows.column_names:
             rows = rows.add_column("id", [str(index) for index in range(len(rows))])
         check_ids(rows)
+        self._whole = {"rows_of_all_shards": len(rows), "ids_of_all_shards": key_of(*rows["id"])}
         index, count = self.parsed_shard()
         if len(rows) < count:
             raise ValueError(f"`shard` {self.shard} of {len(rows)} row(s) leaves empty shards; use fewer.")
         return rows.shard(count, index, contiguous=True)
+
+    def describe(self, rows: Dataset, columns: tuple[str, ...]) -> dict[str, Any]:
+        """
+        What tells these rows from others, for the settings of a journal: where they are from, how many, and hashes.
+
+        Args:
+            rows (`Dataset`):
+                The rows of [`BuilderArguments.load`].
+            columns (`tuple[str, ...]`):
+                The columns that matter; `tools` do where they are there.
+        """
+        digest = ""
+        names = [name for name in ("id", *columns, "tools") if name in rows.column_names]
+        for row in rows.select_columns(names):
+            digest = key_of(digest, row)
+        path = Path(self.dataset_name)
+        return {
+            # Not its place, which may change from machine to machine
+            "dataset": path.resolve().name if path.exists() else self.dataset_name,
+            "split": self.dataset_split,
+            "shard": self.shard,
+            **self._whole,
+            "rows": len(rows),
+            "hash": digest,
+        }
 
 
 @dataclass(kw_only=True)
@@ -119,18 +148,12 @@ def check_ids(rows: Dataset):
     """Raise `ValueError` if two rows have one id."""
     seen: dict[Any, int] = {}
     for index, name in enumerate(rows["id"]):
-        if name is None:
-            raise ValueError(f"row {index}: `id` is missing. Give every row one, or leave the column out.")
+        if not isinstance(name, str | int):
+            raise ValueError(
+                f"row {index}: `id` is {name!r:.60}. Give every row a string or a whole number, or leave the column out."
+            )
         if name in seen:
             raise ValueError(
                 f"{row_name(index, {'id': name})}: row {seen[name]} has the same id. Give every row its own."
             )
         seen[name] = index
-
-
-def describe_rows(rows: Dataset, columns: tuple[str, ...]) -> dict[str, Any]:
-    """What tells these rows from others, for the settings of a journal: how many, and a hash of their columns."""
-    digest = ""
-    for row in rows.select_columns(["id", *columns]):
-        digest = key_of(digest, row)
-    return {"rows": len(rows), "hash": digest}

@@ -17,8 +17,8 @@ from .journal import Journal, JournalError, key_of
 from .schemas import row_name
 
 
-# Rows that fail one after the other, none between them succeeding, before the run stops
-_MOST_FAILURES_IN_A_ROW = 100
+# Rows that may fail before anything was answered at all
+_MOST_FAILURES_AT_FIRST = 100
 
 
 class Dropped(Exception):
@@ -91,7 +91,7 @@ class JournaledClient:
             try:
                 answer = await self.chat(key, messages, **asked)
             except RequestFailed as error:
-                if doublings == 0 or "context" not in str(error):
+                if doublings == 0 or not error.is_refusal:
                     raise
                 answer = Answer("", "no room")
                 self._keep(self._key(key, messages, asked), answer)
@@ -162,6 +162,8 @@ class Run:
             Rows under way at once.
         failures (`dict[int, str]`):
             Reasons by position, of the rows that failed.
+        journal ([`Journal`], *optional*):
+            Where answers are kept: while it is empty, many failures stop the run.
     """
 
     rows: Sequence[dict[str, Any]]
@@ -169,7 +171,7 @@ class Run:
     clients: Sequence[CompletionClient]
     max_concurrency: int
     failures: dict[int, str] = field(default_factory=dict)
-    _in_a_row: int = 0
+    journal: Journal | None = None
 
     async def ask(self):
         """
@@ -191,12 +193,11 @@ class Run:
         for index in indices:
             try:
                 await self.work(self.rows[index])
-                self._in_a_row = 0
             except (RequestFailed, RowRefused) as error:
                 self.failures[index] = str(error)
-                self._count_failure(error)
+                self._stop_if_nothing_works()
             except Dropped:
-                self._in_a_row = 0
+                pass  # told by `results`, as all that the method leaves out
             progress.set_postfix(
                 retries=sum(client.counts.retried for client in self.clients),
                 failed=len(self.failures),
@@ -204,12 +205,10 @@ class Run:
             )
             progress.update()
 
-    def _count_failure(self, error: Exception):
-        if isinstance(error, RowRefused) or "context" in str(error):
-            return  # a row that is too long says nothing about the next
-        self._in_a_row += 1
-        if self._in_a_row == _MOST_FAILURES_IN_A_ROW:
-            raise ServerUnusable(f"{self._in_a_row} rows failed one after the other, the last with: {error}")
+    def _stop_if_nothing_works(self):
+        if len(self.failures) >= _MOST_FAILURES_AT_FIRST and self.journal is not None and not len(self.journal):
+            *_, last = self.failures.values()
+            raise ServerUnusable(f"The first {len(self.failures)} rows failed, the last with: {last}")
 
     async def results(self) -> AsyncIterator[dict[str, Any] | Reject]:
         """The new rows and the rejects in the order of the rows, from the journal alone."""
@@ -257,11 +256,14 @@ def check_rows(rows: Sequence[dict[str, Any]], check: Callable[[dict[str, Any]],
 
 
 async def all_of(*asked: Awaitable[Any]) -> list[Any]:
-    """The results of all, in order. Waits for all of them even if one fails, since each answer is worth keeping."""
+    """
+    The results of all, in order. Waits for all of them even if one fails, since each answer is worth keeping, and raises a
+    failure rather than a [`Dropped`].
+    """
     results = await asyncio.gather(*asked, return_exceptions=True)
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
+    errors = [result for result in results if isinstance(result, BaseException)]
+    for error in sorted(errors, key=lambda error: isinstance(error, Dropped)):
+        raise error
     return results
 
 
@@ -301,11 +303,17 @@ async def build_dataset(
             await stack.enter_async_context(client)
             await client.check()
             folder.settings[f"{role}_model"] = client.model
-        journal = stack.enter_context(Journal(folder.path / JOURNAL, folder.settings))
+        journal = stack.enter_context(folder.open_journal())
         kept = len(journal)
         journaled = {role: JournaledClient(client, journal, role) for role, client in clients.items()}
         work = make_work(**journaled)
-        run = Run(rows, work, list(clients.values()), sum(client.max_concurrency for client in clients.values()))
+        run = Run(
+            rows,
+            work,
+            list(clients.values()),
+            sum(client.max_concurrency for client in clients.values()),
+            journal=journal,
+        )
         await run.ask()
         counts = {
             "rows_read": len(rows),
@@ -361,4 +369,5 @@ def run_builder(build: Awaitable[dict[str, Any]], folder: DatasetFolder):
 
 
 def _how_to_go_on(folder: DatasetFolder) -> str:
-    return f"What was answered is kept in {folder.path / JOURNAL}: the same command goes on from there."
+    journal = folder.path / JOURNAL
+    return f"What was answered is kept in {journal}: the same command goes on from there." if journal.exists() else ""

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import random
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,12 +19,26 @@ from openai import APIConnectionError, APIStatusError, APITimeoutError, AsyncOpe
 _FIRST_WAIT = 0.5
 _LONGEST_WAIT = 60.0
 _CONNECT_TIMEOUT = 10.0
+# Seconds that `Retry-After` may ask for
+_LONGEST_REST = 300.0
 _TRANSIENT = (408, 409, 425, 429)
 _REFUSED_KEY = (401, 403)
 
 
 class RequestFailed(Exception):
-    """One request failed for good; others may succeed."""
+    """
+    One request failed for good; others may succeed.
+
+    Args:
+        reason (`str`):
+            Why.
+        is_refusal (`bool`, *optional*, defaults to `False`):
+            Whether the server refuses the request as such, so that another try is of no use.
+    """
+
+    def __init__(self, reason: str, is_refusal: bool = False):
+        super().__init__(reason)
+        self.is_refusal = is_refusal
 
 
 class ServerUnusable(Exception):
@@ -119,6 +134,10 @@ class CompletionClient:
         if isinstance(base_urls, str) or not base_urls:
             raise ValueError(f"`base_urls` is {base_urls!r}; give a list of addresses.")
         for url in base_urls:
+            if "@" in url:
+                raise ValueError(
+                    "A `base_url` holds a user name or a password, which messages would show. Use the key."
+                )
             if not url.startswith(("http://", "https://")):
                 raise ValueError(f"`base_url` {url!r} must start with http:// or https://.")
         if max_concurrency < 1 or max_retries < 0 or not request_timeout > 0:
@@ -129,7 +148,9 @@ class CompletionClient:
         self.max_concurrency = max_concurrency
         self.max_retries = max_retries
         self.counts = RequestCounts()
-        self._key = os.environ.get(api_key_env)
+        self._key = os.environ.get(api_key_env, "").strip() or None
+        if self._key is not None and not (self._key.isascii() and self._key.isprintable()):
+            raise ValueError(f"The variable {api_key_env} holds characters that a key cannot have.")
         self._key_name = api_key_env
         self._urls = list(base_urls)
         self._timeout = httpx2.Timeout(request_timeout, connect=min(_CONNECT_TIMEOUT, request_timeout))
@@ -282,21 +303,27 @@ class CompletionClient:
         try:
             answer = json.loads(response.content)
             choice = answer["choices"][0]
-            text = choice["message"]["content"] if "message" in choice else choice["text"]
-        except (ValueError, KeyError, IndexError, TypeError) as error:
-            raise _BadAnswer(f"an answer that is no completion ({type(error).__name__}: {error})") from error
-        if not isinstance(text, str) or (path == "/chat/completions" and not text.strip()):
+            text = choice["message"]["content"] if path == "/chat/completions" else choice["text"]
             reason = choice.get("finish_reason")
-            raise _BadAnswer(f"an answer without content (finish_reason {reason!r})")
-        if body.get("return_token_ids") and choice.get("token_ids") is None:
-            if text:
-                raise ServerUnusable(
-                    f"{server.url} gives no token ids back (`return_token_ids`), which are needed. vLLM's server does."
-                )
-            raise _BadAnswer("an answer without token ids")
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+            raise _BadAnswer(f"an answer that is no completion ({type(error).__name__}: {error})") from error
+        if not isinstance(reason, str | None) or not _is_unicode(reason or ""):
+            raise _BadAnswer(f"an answer whose finish_reason is {reason!r:.60}")
+        if not isinstance(text, str) or (path == "/chat/completions" and not text.strip()):
+            raise _BadAnswer(f"an answer without content (finish_reason {reason!r:.60})")
         if not _is_unicode(text):
             raise _BadAnswer("an answer with a lone surrogate, which is no text")
+        if body.get("return_token_ids"):
+            self._check_ids(server, choice.get("token_ids"), text)
         return answer
+
+    def _check_ids(self, server: _Server, ids: Any, text: str):
+        if ids is None and text:
+            raise ServerUnusable(
+                f"{server.url} gives no token ids back (`return_token_ids`), which are needed. vLLM's server does."
+            )
+        if not isinstance(ids, list) or not all(type(token_id) is int and 0 <= token_id < 2**31 for token_id in ids):
+            raise _BadAnswer(f"an answer whose token ids are {ids!r:.60}")
 
     def _stop_if_final(self, server: _Server, error: Exception) -> str:
         """What went wrong, if another try may help."""
@@ -308,7 +335,7 @@ class CompletionClient:
                 raise ServerUnusable(f"{server.url} answers {what}. Is `model` {self.model!r} right?")
             if error.status_code not in _TRANSIENT and error.status_code < 500:
                 self.counts.failed += 1
-                raise RequestFailed(what)
+                raise RequestFailed(what, is_refusal=True)
             return what
         if isinstance(error, TimeoutError | APITimeoutError):
             return f"no answer within {self._request_timeout:g} s"
@@ -318,6 +345,8 @@ class CompletionClient:
         seconds = min(_FIRST_WAIT * 2 ** max(failures - 1, 0), _LONGEST_WAIT) * random.uniform(0.5, 1.0)
         if isinstance(error, APIStatusError) and (asked := _retry_after(error.response)) is not None:
             # The server speaks for all requests; they come back one after the other
+            if asked > _LONGEST_WAIT:
+                print(f"{server.url} asks for a rest of {asked:.0f} s.", flush=True)
             server.not_before = max(server.not_before, time.monotonic() + asked)
             seconds = random.uniform(0.0, 0.1)
         elif isinstance(error, APIConnectionError) and len(self._servers) > 1:
@@ -345,8 +374,10 @@ class CompletionClient:
     def _describe(self, error: APIStatusError) -> str:
         body = error.body
         message = body.get("message") if isinstance(body, dict) else None
-        text = f"status {error.status_code}: {message or body or 'no reason given'!s:.500}"
-        return text.replace(self._key, "[key]") if self._key else text
+        text = str(message or body or "no reason given")
+        if self._key:
+            text = text.replace(self._key, "[key]")
+        return f"status {error.status_code}: {text:.500}"
 
 
 def _cause(error: Exception) -> str:
@@ -355,18 +386,19 @@ def _cause(error: Exception) -> str:
 
 
 def _retry_after(response: httpx2.Response) -> float | None:
-    """Seconds to wait, if the server says so: a number, or a date."""
+    """Seconds to wait, if the server says so: a number, or a date. At most `_LONGEST_REST`."""
     value = response.headers.get("retry-after")
     if value is None:
         return None
     try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
+        seconds = float(value) if re.fullmatch(r"\s*\d+(\.\d+)?\s*", value) else _seconds_until(value)
+    except (ValueError, OverflowError):
         return None
+    return min(max(0.0, seconds), _LONGEST_REST)
+
+
+def _seconds_until(date: str) -> float:
+    return parsedate_to_datetime(date).timestamp() - time.time()
 
 
 def _is_unicode(text: str) -> bool:

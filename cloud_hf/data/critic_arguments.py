@@ -8,7 +8,7 @@ from datasets import Dataset
 from ..configuration_cloud import CLoudConfig, read_config
 from ..loading import refuse_adapter
 from ..modeling_cloud import CLoudForRewardModeling
-from .builder_arguments import BuilderArguments, describe_rows
+from .builder_arguments import BuilderArguments
 from .building import check_rows
 from .model_identity import identify_model
 from .schemas import PAIR_COLUMNS, response_of
@@ -100,10 +100,7 @@ class CriticArguments(BuilderArguments):
         """All that the critiques depend on; `engine` is what runs the model."""
         return {
             "builder": builder,
-            "dataset": self.dataset_name,
-            "split": self.dataset_split,
-            "shard": self.shard,
-            **describe_rows(rows, tuple(name for name in (*PAIR_COLUMNS, "tools") if name in rows.column_names)),
+            **self.describe(rows, PAIR_COLUMNS),
             **identify_model(self.model_name_or_path),
             **engine,
             "critique_prompt": config.critique_prompt,

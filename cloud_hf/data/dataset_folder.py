@@ -1,6 +1,7 @@
 """The folder a builder writes: a dataset, its card, what was left out and why, and how it was made."""
 
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -11,6 +12,8 @@ from typing import Any
 from datasets import Dataset, Features, load_from_disk
 from datasets.arrow_writer import ArrowWriter
 from huggingface_hub import DatasetCard
+
+from .journal import Journal, JournalError
 
 
 RECORD = "build.json"
@@ -64,6 +67,18 @@ class DatasetFolder:
         self.title = title
         self.settings = settings
 
+    def open_journal(self) -> Journal:
+        """
+        The folder's journal, which keeps other writers out.
+
+        Raises:
+            `JournalError`: See [`Journal`]; also if the folder holds something else.
+        """
+        journal = self.path / JOURNAL
+        if self.path.exists() and any(self.path.iterdir()) and not journal.exists():
+            raise JournalError(f"`output_dir` {self.path} already holds something else; name another folder.")
+        return Journal(journal, self.settings)
+
     async def write(
         self, results: AsyncIterator[dict[str, Any] | Reject], features: Features, counts: dict[str, Any]
     ) -> dict[str, Any]:
@@ -81,14 +96,15 @@ class DatasetFolder:
         Returns:
             `dict[str, Any]`: `counts`, with `rows`, `dropped`, `failed` and the reasons.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
         staging = self.path / ".writing"
         shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir()
+        staging.mkdir(parents=True)
         try:
             counts = {**counts, **await self._stream(results, features, staging)}
-            (staging / REJECTS).replace(self.path / REJECTS)
+            # Without its record a folder is unfinished, whatever else it holds
+            (self.path / RECORD).unlink(missing_ok=True)
             self._move_in(staging)
+            (staging / REJECTS).replace(self.path / REJECTS)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         return counts
@@ -96,8 +112,10 @@ class DatasetFolder:
     def write_record(self, counts: dict[str, Any]):
         """Write `build.json` and the card."""
         record = {"version": VERSION, "settings": self.settings, "counts": counts}
-        (self.path / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
         (self.path / "README.md").write_text(make_card(self.title, self.settings, counts))
+        unfinished = self.path / f".{RECORD}"
+        unfinished.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        unfinished.replace(self.path / RECORD)
 
     def push(self, repo_id: str):
         """Upload dataset and card to the Hub."""
@@ -185,4 +203,5 @@ def _cell(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     text = " ".join(text.split())
     text = text if len(text) <= 2000 else f"{text[:1999]}…"
-    return "`` " + text.replace("|", "\\|").replace("``", "` `") + " ``" if text else ""
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=1))
+    return f"{fence} {text.replace('|', chr(92) + '|')} {fence}" if text else ""

@@ -10,6 +10,8 @@ from typing import Any
 
 FORMAT = "cloud_hf.journal"
 VERSION = 1
+# How the first line begins
+_HEADER = b'{"format":"cloud_hf.journal"'
 
 
 class JournalError(RuntimeError):
@@ -117,6 +119,8 @@ class Journal:
                 except ValueError:
                     entry = None
                 if entry is None:
+                    if number == 1 and not _HEADER.startswith(line[: len(_HEADER)]):
+                        raise self._foreign()
                     self._heal(number, whole, is_last=whole + len(line) == self._size)
                     break
                 if number == 1:
@@ -142,8 +146,8 @@ class Journal:
         self._cut(whole)
 
     def _check_header(self, header: dict[str, Any], settings: dict[str, Any]):
-        if header.get("format") != FORMAT:
-            raise JournalError(f"{self.path} is no journal of this package. Choose another output folder.")
+        if not isinstance(header, dict) or header.get("format") != FORMAT:
+            raise self._foreign()
         if header["version"] != VERSION:
             raise JournalError(f"{self.path} has version {header['version']}; this code reads version {VERSION}.")
         before = header["settings"]
@@ -156,6 +160,9 @@ class Journal:
                 f"{self.path} was begun with other settings: {differences}. Use the same ones to go on, or choose another "
                 "output folder."
             )
+
+    def _foreign(self) -> JournalError:
+        return JournalError(f"{self.path} is no journal of this package. Choose another output folder.")
 
     def _write(self, entry: dict[str, Any]):
         line = json.dumps(entry, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode() + b"\n"

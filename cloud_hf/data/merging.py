@@ -40,6 +40,12 @@ class Shard:
         index, count = map(int, settings["shard"].split("/"))
         return cls(Path(folder), index, count, settings, record["counts"])
 
+    def check(self):
+        """Raise `ValueError` if the folder holds other rows or rejects than its `build.json` says."""
+        rejects = self.counts["dropped"] + self.counts["failed"]
+        if len(self.dataset()) != self.counts["rows"] or len(self.rejects()) != rejects:
+            raise ValueError(f"{self.path}: rows or rejects are not those of its {RECORD}. Run this shard again.")
+
     def dataset(self) -> Dataset:
         return load_from_disk(str(self.path))
 
@@ -66,6 +72,8 @@ def read_shards(folders: Sequence[str]) -> list[Shard]:
         if differences or shard.count != first.count:
             what = ", ".join(f"`{name}`" for name in differences) or f"`shard` ({first.count} and {shard.count} parts)"
             raise ValueError(f"{first.path} and {shard.path} are not of one run: they differ in {what}.")
+    for shard in shards:
+        shard.check()
     indices = [shard.index for shard in shards]
     missing = sorted(set(range(first.count)) - set(indices))
     if missing:
@@ -96,6 +104,11 @@ async def merge(shards: Sequence[Shard], output_dir: str) -> dict[str, Any]:
     del settings["hash"]
     settings["merged_from"] = {"shards": len(shards), "hashes": [shard.settings["hash"] for shard in shards]}
     folder = DatasetFolder(output_dir, settings["builder"].capitalize(), settings)
+    with folder.open_journal():  # keeps a second writer out
+        return await _write(shards, folder)
+
+
+async def _write(shards: Sequence[Shard], folder: DatasetFolder) -> dict[str, Any]:
     counts = add_counts([shard.counts for shard in shards])
     counts = {name: value for name, value in counts.items() if name not in _MADE_ANEW}
     statistics = PreferenceStatistics() if "statistics" in shards[0].counts else None

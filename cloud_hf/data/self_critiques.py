@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ..critique_format import CritiqueFormat, EncodedPrefix
 from ..generation import row_seed
 from ..scoring import Scorer
-from .building import Dropped, JournaledClient, all_of, check_rows
+from .building import Dropped, JournaledClient, RowRefused, all_of, check_rows
 from .completions import Answer
 from .journal import Journal, key_of
 from .overlong import check_policy, fit
@@ -450,6 +450,9 @@ class ServedCritic:
         if answer.finish_reason not in ("stop", "length"):
             raise Dropped(f"the server ended the critique with {answer.finish_reason!r}")
         ids = answer.token_ids
+        vocabulary = len(self.critique_format.tokenizer)
+        if any(token_id >= vocabulary for token_id in ids):
+            raise RowRefused(f"the server gave token {max(ids)}, but the tokenizer ends at {vocabulary - 1}")
         if ids and ids[-1] in self.stop_ids:
             return Critique(ids[:-1], "stop")
         return Critique(ids[:max_new_tokens], answer.finish_reason)

@@ -22,6 +22,10 @@ from .vllm_model_folder import servable_model
 from .vllm_requests import VLLMRequests, seed_for
 
 
+# Seconds after which a request looks whether the engine still lives
+_SECONDS_BETWEEN_LOOKS = 1.0
+
+
 class VLLMEngine:
     """
     [`RewardEngine`] over vLLM's asynchronous engine.
@@ -134,11 +138,26 @@ class VLLMEngine:
         return self._requests.writing(num_critiques, temperature, max_new_tokens, own_seed, **options)
 
     async def _generate(self, prompt: dict, params: SamplingParams) -> AsyncIterator[RequestOutput]:
+        outputs = self._llm.generate(prompt, params, request_id=uuid.uuid4().hex)
         try:
-            async for output in self._llm.generate(prompt, params, request_id=uuid.uuid4().hex):
-                yield output
+            async with aclosing(outputs):
+                while (output := await self._next(outputs)) is not None:
+                    yield output
         except VLLMEngineDeadError as error:
             raise EngineDeadError("vLLM's engine has stopped; its own log says why.") from error
+
+    async def _next(self, outputs: AsyncIterator[RequestOutput]) -> RequestOutput | None:
+        """The next output. vLLM tells nothing to requests that come while its engine dies, so it is asked now and then."""
+        step = asyncio.ensure_future(anext(outputs, None))
+        try:
+            while not step.done():
+                await asyncio.wait({step}, timeout=_SECONDS_BETWEEN_LOOKS)
+                if not step.done() and self._llm.errored:
+                    raise VLLMEngineDeadError()
+            return step.result()
+        finally:
+            step.cancel()
+            await asyncio.wait({step}, timeout=_SECONDS_BETWEEN_LOOKS)
 
     async def _finish(self, prompt: dict, params: SamplingParams):
         async with aclosing(self._generate(prompt, params)) as outputs:

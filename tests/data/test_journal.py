@@ -51,7 +51,7 @@ def test_a_torn_line_is_removed_wherever_it_was_cut(tmp_path, capsys):
 
 def test_a_torn_header_begins_anew(tmp_path):
     path = tmp_path / "journal.jsonl"
-    path.write_bytes(b'{"format": "cloud_hf.jou')
+    path.write_bytes(b'{"format":"cloud_hf.jou')
     write(path)
     with Journal(path, SETTINGS) as journal:
         assert len(journal) == len(KEYS)
@@ -91,12 +91,13 @@ def test_a_second_writer_is_refused(tmp_path):
     Journal(tmp_path / "journal.jsonl", SETTINGS).close()
 
 
-def test_a_file_that_is_no_journal_is_left_alone(tmp_path):
+@pytest.mark.parametrize("text", ['{"prompt": "x"}\n', "my notes", "[]\n"])
+def test_a_file_that_is_no_journal_is_left_alone(text, tmp_path):
     path = tmp_path / "journal.jsonl"
-    path.write_text('{"prompt": "x"}\n')
+    path.write_text(text)
     with pytest.raises(JournalError, match="no journal of this package"):
         Journal(path, SETTINGS)
-    assert path.read_text() == '{"prompt": "x"}\n'
+    assert path.read_text() == text
 
 
 FULL = """

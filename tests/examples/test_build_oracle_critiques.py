@@ -245,7 +245,7 @@ def test_a_full_disk_stops_cleanly_and_the_run_goes_on(pairs, tmp_path):
         ([*make_rows(3), make_rows(2)[1]], "row 3 (id 'p1'): row 1 has the same id"),
         ([*make_rows(1), {**make_rows(2)[1], "prompt": " "}], "row 1 (id 'p1'): `prompt` is empty"),
         ([{**make_rows(1)[0], "chosen": ""}], "row 0 (id 'p0'): `chosen` is empty"),
-        ([{**make_rows(1)[0], "id": None}], "row 0: `id` is missing"),
+        ([{**make_rows(1)[0], "id": None}], "row 0: `id` is None"),
     ],
 )
 def test_bad_rows_are_said_before_anything_is_asked(rows, message, tmp_path):

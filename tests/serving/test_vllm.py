@@ -311,7 +311,7 @@ async def end_the_engine_behind_a_server(engine):
         await asyncio.sleep(0.01)
     url = f"http://127.0.0.1:{server.config.port}"
     client = CLoudClient(url, max_retries=1)
-    running = asyncio.create_task(client.ascore(CHATS[:8], ANSWERS[:8], max_new_tokens=400))
+    running = asyncio.create_task(client.ascore(CHATS[:8], ANSWERS[:8], max_new_tokens=300))
     await asyncio.sleep(0.2)
     for process in psutil.Process().children(recursive=True):
         if process.name().startswith("VLLM"):
