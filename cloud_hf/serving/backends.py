@@ -61,7 +61,9 @@ class BackendArguments:
 
 
 @contextmanager
-def open_backend(name: str, args: BackendArguments) -> Iterator[tuple[Scorer, CritiqueFormat, int | None]]:
+def open_backend(
+    name: str, args: BackendArguments, show_progress: bool = True
+) -> Iterator[tuple[Scorer, CritiqueFormat, int | None]]:
     """
     Load a reward model into the backend of `args`, and free it afterwards.
 
@@ -70,6 +72,8 @@ def open_backend(name: str, args: BackendArguments) -> Iterator[tuple[Scorer, Cr
             Hub id or folder of a model or adapter.
         args ([`BackendArguments`]):
             The backend.
+        show_progress (`bool`, *optional*, defaults to `True`):
+            Show a progress bar for each call, with transformers or vLLM.
 
     Yields:
         `tuple`: The scorer, the model's format, and the tokens that its context holds, critique included.
@@ -80,7 +84,7 @@ def open_backend(name: str, args: BackendArguments) -> Iterator[tuple[Scorer, Cr
     if args.backend == "vllm":
         from .vllm_scorer import CLoudVLLM
 
-        scorer = CLoudVLLM(name, show_progress=True, **{"dtype": args.dtype, **args.parsed_vllm_options()})
+        scorer = CLoudVLLM(name, show_progress=show_progress, **{"dtype": args.dtype, **args.parsed_vllm_options()})
         with closing(scorer):
             yield scorer, scorer.critique_format, scorer.context_length
     elif args.backend == "server":
@@ -93,5 +97,5 @@ def open_backend(name: str, args: BackendArguments) -> Iterator[tuple[Scorer, Cr
         yield client, critique_format, context_length(config)
     else:
         model, tokenizer = load_reward_model(name, dtype=args.dtype)
-        scorer = TransformersScorer(model, tokenizer, args.batch_size, show_progress=True)
+        scorer = TransformersScorer(model, tokenizer, args.batch_size, show_progress=show_progress)
         yield scorer, CritiqueFormat.from_config(model.config, tokenizer), context_length(model.config)
