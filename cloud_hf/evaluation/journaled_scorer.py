@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -123,7 +123,7 @@ class JournaledScorer:
 def _read_score(value: dict) -> Score:
     parts = zip(value["rewards"], value["critiques"], value["finish_reasons"], strict=True)
     samples = [Sample(reward, critique, finish_reason=reason) for reward, critique, reason in parts]
-    return Score.of(samples)
+    return replace(Score.of(samples), critique_ids=())
 
 
 def model_fingerprint(name: str) -> str:
