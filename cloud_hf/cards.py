@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from huggingface_hub import EvalResult, ModelCard
+
 
 METHOD = "Method: Ankner et al., *Critique-out-Loud Reward Models*, arXiv 2408.11791."
 
@@ -28,3 +30,25 @@ def usage(name: str, critique: bool, adapter: bool = False) -> str:
         load = f"from cloud_hf.loading import load_reward_model\n\nmodel, tokenizer = load_reward_model({name!r})\n"
     shown = "score.reward, score.critique" if critique else "score.reward"
     return f'{load}[score] = model.score(["What is 2+2?"], ["4"], tokenizer)\nprint({shown})'
+
+
+def add_results(folder: Path, results: list[EvalResult]):
+    """
+    Put results into the metadata of a model's card (`model-index`). They replace those of the same dataset and metric.
+
+    Args:
+        folder (`Path`):
+            The model, with its `README.md`.
+        results (`list[EvalResult]`):
+            The results.
+    """
+    card = ModelCard.load(folder / "README.md")
+    new = {(result.dataset_type, result.dataset_name, result.metric_name) for result in results}
+    kept = [
+        result
+        for result in card.data.eval_results or []
+        if (result.dataset_type, result.dataset_name, result.metric_name) not in new
+    ]
+    card.data.model_name = card.data.model_name or folder.resolve().name
+    card.data.eval_results = kept + results
+    card.save(folder / "README.md")

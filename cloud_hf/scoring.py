@@ -54,14 +54,15 @@ class Score:
 
     @classmethod
     def of(cls, samples: "Sequence[Sample]") -> "Score":
-        """Gather the samples of one response."""
+        """Gather the samples of one response. Where a reward is no finite number, mean and deviation are NaN."""
         rewards = tuple(sample.reward for sample in samples)
+        finite = all(map(math.isfinite, rewards))
         return cls(
-            reward=statistics.fmean(rewards),
+            reward=statistics.fmean(rewards) if finite else math.nan,
             critique=samples[0].critique,
             rewards=rewards,
             critiques=tuple(sample.critique for sample in samples),
-            reward_std=statistics.pstdev(rewards),
+            reward_std=statistics.pstdev(rewards) if finite else math.nan,
             finish_reasons=tuple(sample.finish_reason for sample in samples),
             critique_ids=tuple(sample.critique_ids for sample in samples),
         )

@@ -1,3 +1,4 @@
+import math
 import statistics
 
 import pytest
@@ -6,6 +7,8 @@ from models_for_tests import CRITIQUES, PROMPTS, RESPONSES, make_model, save_lan
 from tokenizers_for_tests import make_tokenizer
 
 from cloud_hf import CritiqueFormat, TransformersScorer
+from cloud_hf.generation import Sample
+from cloud_hf.scoring import Score
 
 
 BUDGET = 12
@@ -239,3 +242,9 @@ def test_dropped_thinking_is_warned_of(tmp_path, caplog):
 
 def test_no_rows_give_no_scores(talker):
     assert score(talker, [], []) == []
+
+
+def test_a_reward_that_is_no_number_does_not_hide_the_others():
+    score = Score.of([Sample(1.0), Sample(math.inf), Sample(-math.inf)])
+    assert score.rewards == (1.0, math.inf, -math.inf)
+    assert math.isnan(score.reward) and math.isnan(score.reward_std)

@@ -6,7 +6,7 @@ from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
 
 
-_READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
 
 def load_rows(name: str, split: str = "train", config: str | None = None, needs_split: bool = False) -> Dataset:
@@ -34,13 +34,13 @@ def load_rows(name: str, split: str = "train", config: str | None = None, needs_
     if path.is_dir() and ((path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists()):
         rows = load_from_disk(name)
     elif path.is_file():
-        suffix = next((suffix for suffix in path.suffixes[-2:] if suffix in _READERS), None)
+        suffix = next((suffix for suffix in path.suffixes[-2:] if suffix in READERS), None)
         if suffix is None:
-            raise ValueError(f"{name}: a dataset file ends in {', '.join(_READERS)} (JSON may be gzipped).")
-        rows = _read_file(name, _READERS[suffix])
+            raise ValueError(f"{name}: a dataset file ends in {', '.join(READERS)} (JSON may be gzipped).")
+        rows = _read_file(name, READERS[suffix])
     elif path.is_dir():
         raise ValueError(f"{name} is a folder, but not a dataset written by `save_to_disk`.")
-    elif path.is_absolute() or name.startswith(".") or name.endswith((".gz", *_READERS)):
+    elif path.is_absolute() or name.startswith(".") or name.endswith((".gz", *READERS)):
         raise ValueError(f"{name}: no such file or dataset folder.")
     else:
         rows = load_dataset(name, config, split=split)

@@ -58,13 +58,16 @@ class ScoringArguments(BackendArguments):
     seed: int = field(default=0, metadata={"help": "Seed of the sampling."})
 
 
-def load_datasets(args: ScoringArguments, columns: tuple[str, ...]) -> dict[str, Dataset]:
-    """All datasets by name, their columns checked and cut to `limit` rows; and a check that all models are ones."""
+def load_datasets(
+    args: ScoringArguments, columns: tuple[str, ...], names: list[str] | None = None
+) -> dict[str, Dataset]:
+    """Datasets by name, by default those of `dataset_name`, checked and cut to `limit` rows; and a check of the models."""
     if args.backend == "server" and len(args.models) > 1:
         raise ValueError(f"A server has one model, but `models` names {len(args.models)}.")
     if args.limit is not None and args.limit < 1:
         raise ValueError(f"`limit` is {args.limit}; it must be at least 1.")
-    datasets = {name: load_rows(name, args.dataset_test_split, args.dataset_config) for name in args.dataset_name}
+    names = args.dataset_name if names is None else names
+    datasets = {name: load_rows(name, args.dataset_test_split, args.dataset_config) for name in names}
     for name, rows in datasets.items():
         check_columns(rows.column_names, columns, name)
         datasets[name] = rows.select(range(min(args.limit or len(rows), len(rows))))
@@ -84,9 +87,11 @@ def short_names(names: list[str]) -> dict[str, str]:
 
 
 @contextmanager
-def open_scorer(name: str, args: ScoringArguments) -> Iterator[tuple[Scorer, CritiqueFormat, dict]]:
+def open_scorer(
+    name: str, args: ScoringArguments, show_progress: bool = True
+) -> Iterator[tuple[Scorer, CritiqueFormat, dict]]:
     """A model's scorer, its format, and the options that `evaluate_pairs` and `evaluate_best_of_n` take."""
-    with open_backend(name, args) as (scorer, critique_format, context):
+    with open_backend(name, args, show_progress) as (scorer, critique_format, context):
         options = {
             "context_length": context,
             "overlong_policy": args.overlong_policy,

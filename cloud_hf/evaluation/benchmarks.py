@@ -1,9 +1,14 @@
 """The benchmarks by name: how each loads, and how its rewards become figures."""
 
+import difflib
+import glob
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
+from ..data.loading import READERS
 from . import judge_bench, llm_bar, reward_bench, reward_bench_2, rm_bench
 from .benchmark_rows import BenchmarkRow
 from .figures import BenchmarkScores
@@ -70,3 +75,90 @@ BENCHMARKS = {
     ),
     "llm_bar": Benchmark("LLMBar", llm_bar.HUB_ID, "https://arxiv.org/abs/2310.07641", llm_bar.load, llm_bar.score),
 }
+
+
+@dataclass(frozen=True)
+class LoadedBenchmark:
+    """
+    A benchmark with the rows that are to be scored.
+
+    Args:
+        name (`str`):
+            Its key in `BENCHMARKS`.
+        benchmark ([`Benchmark`]):
+            The benchmark.
+        rows (`list[BenchmarkRow]`):
+            Its rows.
+        files (`tuple[str, ...]`):
+            The files they come from; none if it is the official dataset.
+    """
+
+    name: str
+    benchmark: Benchmark
+    rows: list[BenchmarkRow]
+    files: tuple[str, ...] = ()
+
+
+def load_benchmarks(specs: Sequence[str], limit: int | None = None) -> list[LoadedBenchmark]:
+    """
+    Load benchmarks as a command line names them.
+
+    Args:
+        specs (`Sequence[str]`):
+            For each benchmark its key in `BENCHMARKS`; or `NAME=FILES`, where files stand in for its official dataset:
+            paths, folders or patterns, with commas between them.
+        limit (`int`, *optional*):
+            Take the first rows of each subset only.
+
+    Returns:
+        `list[LoadedBenchmark]`
+
+    Raises:
+        `ValueError`: Naming the benchmark or the files that do not exist, or the row that is not usable.
+
+    Examples:
+
+    ```python
+    >>> load_benchmarks(["reward_bench", "rm_bench=data/rmbench-*.jsonl.gz", "llm_bar=data/llmbar"])
+    ```
+    """
+    parts = [spec.partition("=") for spec in specs]
+    names = [name for name, _, _ in parts]
+    for name, count in Counter(names).items():
+        if name not in BENCHMARKS:
+            close = difflib.get_close_matches(name, BENCHMARKS, n=1)
+            hint = f"Did you mean {close[0]!r}? " if close else ""
+            raise ValueError(f"There is no benchmark {name!r}. {hint}Known are {', '.join(BENCHMARKS)}.")
+        if count > 1:
+            raise ValueError(
+                f"The benchmark {name!r} is named {count} times. Give all its files at once, with commas."
+            )
+    files = [tuple(_find_files(name, pattern)) if equals else () for name, equals, pattern in parts]
+    loaded = []
+    for name, paths in zip(names, files, strict=True):
+        rows = BENCHMARKS[name].load(paths) if paths else BENCHMARKS[name].load()
+        loaded.append(LoadedBenchmark(name, BENCHMARKS[name], _first_of_subsets(rows, limit), paths))
+    return loaded
+
+
+def _find_files(name: str, patterns: str) -> list[str]:
+    found = []
+    for pattern in patterns.split(","):
+        if Path(pattern).is_dir():
+            matches = [str(path) for path in Path(pattern).iterdir() if READERS.keys() & set(path.suffixes[-2:])]
+        else:
+            matches = glob.glob(pattern)
+        if not matches:
+            raise ValueError(f"{name}={patterns}: {pattern!r} is no file, and no folder or pattern with files.")
+        found += sorted(matches)
+    return found
+
+
+def _first_of_subsets(rows: list[BenchmarkRow], limit: int | None) -> list[BenchmarkRow]:
+    taken: Counter[str] = Counter()
+    kept = []
+    for row in rows:
+        taken[row.subset] += 1
+        if limit is None or taken[row.subset] <= limit:
+            kept.append(row)
+    return kept

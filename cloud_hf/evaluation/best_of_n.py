@@ -1,6 +1,7 @@
 """Best-of-N: how often the response with the highest reward is correct."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
@@ -9,8 +10,11 @@ from datasets import Dataset
 
 from ..critique_format import CritiqueFormat
 from ..data.schemas import check_columns
-from ..scoring import Scorer
-from .pairs import fit_rows
+from ..scoring import Score, Scorer
+from .pairs import FittedRows, fit_rows, score_rows
+
+
+PROBLEM_COLUMNS = ("prompt", "responses", "correct")
 
 
 @dataclass(frozen=True)
@@ -71,14 +75,28 @@ def evaluate_best_of_n(
     Raises:
         `ValueError`: Before anything is scored, naming the first bad row.
     """
-    check_columns(rows.column_names, ("prompt", "responses", "correct"), "Best-of-N")
-    fitted = fit_rows(rows, _candidates, critique_format, context_length, overlong_policy, max_new_tokens)
-    prompts = [row.prompt for row in fitted.rows for _ in row.responses]
-    responses = [response for row in fitted.rows for response in row.responses]
-    scores = iter(scorer.score(prompts, responses, max_new_tokens=max_new_tokens, **score_options))
+    check_columns(rows.column_names, PROBLEM_COLUMNS, "Best-of-N")
+    fitted = fit_rows(rows, candidates, critique_format, context_length, overlong_policy, max_new_tokens)
+    scores = score_rows(scorer, fitted.rows, max_new_tokens=max_new_tokens, **score_options)
+    return summarize_best_of_n(fitted, scores)
+
+
+def summarize_best_of_n(fitted: FittedRows, scores: Sequence[Sequence[Score]]) -> BestOfN:
+    """
+    The figures of scored problems.
+
+    Args:
+        fitted ([`FittedRows`]):
+            The problems that fit.
+        scores (`Sequence[Sequence[Score]]`):
+            For each of them the scores of its candidates.
+
+    Returns:
+        [`BestOfN`]
+    """
     problems = [
-        ([next(scores).reward for _ in row.responses], [float(value) for value in row.row["correct"]])
-        for row in fitted.rows
+        ([score.reward for score in row_scores], [float(value) for value in row.row["correct"]])
+        for row, row_scores in zip(fitted.rows, scores, strict=True)
     ]
     sizes = range(1, min(len(rewards) for rewards, _ in problems) + 1)
     rates = {n: [expected_best_of(rewards, correct, n) for rewards, correct in problems] for n in sizes}
@@ -118,7 +136,8 @@ def expected_best_of(rewards: list[float], correct: list[float], n: int) -> floa
     return total / math.comb(len(ranked), n)
 
 
-def _candidates(row: dict[str, Any]) -> list[str]:
+def candidates(row: dict[str, Any]) -> list[str]:
+    """The responses of a problem, checked together with what each is worth."""
     responses, correct = row["responses"], row["correct"]
     if not isinstance(responses, list) or not responses or not all(isinstance(text, str) for text in responses):
         raise ValueError(f"`responses` is {responses!r:.60}; give a non-empty list of strings.")

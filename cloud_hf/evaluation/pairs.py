@@ -1,7 +1,7 @@
 """Accuracy on preference pairs."""
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -110,28 +110,49 @@ def evaluate_pairs(
     if group_column is not None:
         check_columns(rows.column_names, (group_column,), "`group_column`")
     fitted = fit_rows(rows, pair_responses, critique_format, context_length, overlong_policy, max_new_tokens)
-    prompts = [prompt for row in fitted.rows for prompt in (row.prompt, row.prompt)]
-    responses = [response for row in fitted.rows for response in row.responses]
-    scores = scorer.score(prompts, responses, max_new_tokens=max_new_tokens, **score_options)
+    scores = score_rows(scorer, fitted.rows, max_new_tokens=max_new_tokens, **score_options)
+    return summarize_pairs(fitted, scores, group_column)
+
+
+def summarize_pairs(
+    fitted: "FittedRows", scores: Sequence[Sequence[Score]], group_column: str | None = None
+) -> PairEvaluation:
+    """
+    The figures of scored pairs.
+
+    Args:
+        fitted ([`FittedRows`]):
+            The pairs that fit.
+        scores (`Sequence[Sequence[Score]]`):
+            For each of them the scores of its chosen and its rejected response.
+        group_column (`str`, *optional*):
+            Column by whose values accuracy is also reported.
+
+    Returns:
+        [`PairEvaluation`]
+    """
     pairs = [
-        ScoredPair(
-            row.index, row.row.get("id"), row.row.get(group_column or ""), scores[2 * place], scores[2 * place + 1]
-        )
-        for place, row in enumerate(fitted.rows)
+        ScoredPair(row.index, row.row.get("id"), row.row.get(group_column or ""), *row_scores)
+        for row, row_scores in zip(fitted.rows, scores, strict=True)
     ]
     groups = defaultdict(list)
     for pair in pairs:
         groups[str(pair.group)].append(pair)
-    reasons = [reason for score in scores for reason in score.finish_reasons]
     return PairEvaluation(
         **_accuracy(pairs),
         ties=sum(pair.chosen.reward == pair.rejected.reward for pair in pairs),
         dropped=fitted.dropped,
         shortened=fitted.shortened,
-        critiques_cut=reasons.count("length") / len(reasons),
+        critiques_cut=share_cut(scores),
         by_group={name: _accuracy(members) for name, members in sorted(groups.items())} if group_column else {},
         pairs=pairs,
     )
+
+
+def share_cut(scores: Sequence[Sequence[Score]]) -> float:
+    """Share of critiques that were cut at the token budget."""
+    reasons = [reason for row_scores in scores for score in row_scores for reason in score.finish_reasons]
+    return reasons.count("length") / len(reasons)
 
 
 def _accuracy(pairs: list[ScoredPair]) -> dict[str, Any]:
@@ -145,12 +166,13 @@ def _accuracy(pairs: list[ScoredPair]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class FittedRow:
-    """A row whose sequences fit the model; `prompt` may be shortened."""
+    """A row whose sequences fit the model; `prompt` may be shortened. `lengths` are the tokens before each critique."""
 
     index: int
     row: dict[str, Any]
     prompt: Any
     responses: list[str]
+    lengths: list[int]
 
 
 @dataclass(frozen=True)
@@ -167,8 +189,16 @@ def pair_responses(row: dict[str, Any]) -> list[str]:
     return [response_of(row, side, allow_empty=True) for side in ("chosen", "rejected")]
 
 
+def score_rows(scorer: Scorer, rows: Sequence[FittedRow], **options) -> list[list[Score]]:
+    """For each row the scores of its responses; `options` are those of [`Scorer`]."""
+    prompts = [row.prompt for row in rows for _ in row.responses]
+    responses = [response for row in rows for response in row.responses]
+    scores = iter(scorer.score(prompts, responses, **options))
+    return [[next(scores) for _ in row.responses] for row in rows]
+
+
 def fit_rows(
-    rows: Dataset,
+    rows: Iterable[dict[str, Any]],
     responses_of: Callable[[dict[str, Any]], list[str]],
     critique_format: CritiqueFormat,
     context_length: int | None,
@@ -183,21 +213,29 @@ def fit_rows(
     """
     check_policy(overlong_policy)
     reserve = max_new_tokens + 1 if critique_format.critique else 0
-    fitted, shortened = [], 0
+    fitted, dropped, shortened = [], 0, 0
     for index, row in enumerate(rows):
         try:
             responses, prompt = responses_of(row), prompt_of(row)
 
-            def encode(prompt, responses=responses) -> int:
-                prefixes = [critique_format.encode_prefix(prompt, response) for response in responses]
-                return max(len(prefix.input_ids) for prefix in prefixes) + reserve
+            def encode(prompt, responses=responses) -> list[int]:
+                return [len(critique_format.encode_prefix(prompt, response).input_ids) for response in responses]
 
-            new_prompt, needed = fit(prompt, encode, int, context_length, overlong_policy, critique_format)
+            new_prompt, lengths = fit(
+                prompt,
+                encode,
+                lambda lengths: max(lengths) + reserve,
+                context_length,
+                overlong_policy,
+                critique_format,
+            )
         except ValueError as error:
             raise ValueError(f"{row_name(index, row).capitalize()}: {error}") from error
-        if needed is not None:
-            fitted.append(FittedRow(index, row, new_prompt, responses))
+        if lengths is None:
+            dropped += 1
+        else:
+            fitted.append(FittedRow(index, row, new_prompt, responses, lengths))
             shortened += new_prompt is not prompt
     if not fitted:
-        raise ValueError(f"None of the {len(rows)} rows fits the model's context of {context_length} tokens.")
-    return FittedRows(fitted, len(rows) - len(fitted), shortened)
+        raise ValueError(f"None of the {dropped} rows fits the model's context of {context_length} tokens.")
+    return FittedRows(fitted, dropped, shortened)

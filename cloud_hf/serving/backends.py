@@ -73,7 +73,7 @@ def open_backend(
         args ([`BackendArguments`]):
             The backend.
         show_progress (`bool`, *optional*, defaults to `True`):
-            Show a progress bar.
+            Show a progress bar for each call, with transformers or vLLM.
 
     Yields:
         `tuple`: The scorer, the model's format, and the tokens that its context holds, critique included.

@@ -3,13 +3,13 @@
 import json
 
 import pytest
-from benchmark_files import lengths
+from benchmark_files import lengths, pair, write_rows
 from datasets import Dataset
 from hub_for_tests import run_with_hub, serve_hub
 from shared_data import read_rows, shared_data
 
 from cloud_hf.evaluation import judge_bench, llm_bar, preference_pairs, reward_bench, rm_bench
-from cloud_hf.evaluation.benchmarks import BENCHMARKS
+from cloud_hf.evaluation.benchmarks import BENCHMARKS, load_benchmarks
 from cloud_hf.evaluation.best_of_n import expected_best_of
 from cloud_hf.evaluation.rm_bench import LEVELS
 
@@ -57,7 +57,7 @@ def write_hub(folder) -> dict:
 
 LOAD_ALL = """
 import json
-from cloud_hf.evaluation.benchmarks import BENCHMARKS
+from cloud_hf.evaluation.benchmarks import BENCHMARKS, load_benchmarks
 from cloud_hf.evaluation import preference_pairs
 rows = {name: benchmark.load() for name, benchmark in BENCHMARKS.items() if name != "llm_bar"}
 rows["pairs"] = preference_pairs.load(["allenai/preference-test-sets"], split="anthropic_harmless")
@@ -152,3 +152,30 @@ def test_what_every_benchmark_says_of_itself():
     for name, benchmark in BENCHMARKS.items():
         assert benchmark.paper.startswith("https://arxiv.org/abs/") and "/" in benchmark.hub_id, name
     assert len({benchmark.title for benchmark in BENCHMARKS.values()}) == len(BENCHMARKS) - 1  # RewardBench twice
+
+
+def test_a_command_line_names_benchmarks_and_files(tmp_path):
+    a, b = (write_rows(tmp_path / f"part-{name}.jsonl.gz", [pair("hep-go", name)]) for name in "ab")
+    write_rows(tmp_path / "folder" / "rows.jsonl", [pair("Natural", number) for number in range(3)])
+    (tmp_path / "folder" / "notes.txt").write_text("not a dataset")
+    loaded = load_benchmarks([f"reward_bench={tmp_path}/part-*", f"llm_bar={tmp_path}/folder"], limit=2)
+    assert [found.name for found in loaded] == ["reward_bench", "llm_bar"]
+    assert loaded[0].files == (a, b) and [row.id for row in loaded[0].rows] == ["hep-go/a", "hep-go/b"]
+    assert [row.id for row in loaded[1].rows] == ["Natural/0", "Natural/1"]
+    [loaded] = load_benchmarks([f"reward_bench={b},{a}"])
+    assert loaded.files == (b, a) and len(loaded.rows) == 2
+
+
+@pytest.mark.parametrize(
+    ("specs", "says"),
+    [
+        (["reward_bnch"], "no benchmark 'reward_bnch'. Did you mean 'reward_bench'"),
+        (["xyz=rows.jsonl"], "no benchmark 'xyz'. Known are reward_bench, "),
+        (["rm_bench=a.jsonl", "rm_bench=b.jsonl"], "named 2 times"),
+        (["rm_bench=absent-*.jsonl"], "rm_bench=absent-.*no file"),
+        (["llm_bar="], "llm_bar=: '' is no file"),
+    ],
+)
+def test_benchmarks_that_cannot_be_found(specs, says):
+    with pytest.raises(ValueError, match=says):
+        load_benchmarks(specs)

@@ -1,0 +1,152 @@
+"""Scoring that can be killed: every score is in a journal as soon as its chunk is done."""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tqdm.auto import tqdm
+from transformers.utils import cached_file
+
+from ..data.journal import Journal, key_of
+from ..generation import Sample
+from ..scoring import Score, Scorer
+
+
+# What a model's scores depend on; its card does not count
+_MODEL_FILES = (".json", ".jinja", ".model", ".safetensors", ".bin")
+_READ_BYTES = 2**20
+
+
+@dataclass
+class JournaledScorer:
+    """
+    A [`Scorer`] that goes on where a killed run was. Equal chats are scored once.
+
+    Args:
+        scorer ([`Scorer`]):
+            Any backend.
+        journal ([`Journal`]):
+            Keeps the scores. Its settings should hold all that they depend on beside the chats and options.
+        chunk_size (`int`):
+            Chats scored between two writes: what a killed run loses at most. Whole batches of the backend, else it
+            computes more padding; and many of them where the backend refills its batches as it goes.
+        title (`str`, *optional*, defaults to `"Scoring"`):
+            Names the progress bar.
+
+    Examples:
+
+    ```python
+    >>> with Journal("results/journal.jsonl", {"model": model_fingerprint("my-cloud-rm")}) as journal:
+    ...     scores = JournaledScorer(scorer, journal, chunk_size=128).score(prompts, responses, max_new_tokens=512)
+    ```
+    """
+
+    scorer: Scorer
+    journal: Journal
+    chunk_size: int
+    title: str = "Scoring"
+
+    def score(
+        self,
+        prompts: Sequence,
+        responses: Sequence[str],
+        *,
+        lengths: Sequence[int] | None = None,
+        names: Sequence[str] | None = None,
+        **options,
+    ) -> list[Score]:
+        """
+        Judge responses. Scores come without the ids of their critiques.
+
+        Args:
+            prompts, responses:
+                See [`Scorer`].
+            lengths (`Sequence[int]`, *optional*):
+                Tokens of each chat. With them the longest are scored first, all in the batches that a backend makes which
+                sorts by length; without, the order stays.
+            names (`Sequence[str]`, *optional*):
+                How errors name the chats; by default by their place.
+            **options:
+                The options of [`Scorer`], but not `critiques`.
+
+        Returns:
+            `list[Score]`: In input order.
+
+        Raises:
+            `ValueError`: If a reward is not a finite number. All others are in the journal by then, unless none of a whole
+                chunk is finite, which ends the run at once.
+        """
+        keys = [key_of(prompt, response, options) for prompt, response in zip(prompts, responses, strict=True)]
+        places = {}
+        for place, key in enumerate(keys):
+            places.setdefault(key, place)
+        waiting = [place for key, place in places.items() if key not in self.journal]
+        if lengths is not None:
+            waiting.sort(key=lambda place: -lengths[place])
+        bad = []
+        done = len(places) - len(waiting)
+        with tqdm(total=len(places), initial=done, desc=self.title, unit="response", dynamic_ncols=True) as bar:
+            for start in range(0, len(waiting), self.chunk_size):
+                chunk = waiting[start : start + self.chunk_size]
+                found = self._score_chunk(chunk, keys, prompts, responses, options)
+                bad += found
+                bar.update(len(chunk))
+                if len(found) == len(chunk):
+                    break
+        if bad:
+            place, rewards = min(bad)
+            name = f"row {place}" if names is None else names[place]
+            raise ValueError(
+                f"{len(bad)} of {len(places)} responses have rewards that are not finite numbers. The first: {name} has "
+                f"{', '.join(map(str, rewards))}. The other scores are kept in {self.journal.path}; run the same again to "
+                "go on, or use another `dtype` (and output folder) if numbers overflow."
+            )
+        return [_read_score(self.journal[key]) for key in keys]
+
+    def _score_chunk(self, chunk, keys, prompts, responses, options) -> list[tuple[int, tuple[float, ...]]]:
+        """Score the chats at these places; those whose rewards cannot be kept come back."""
+        scores = self.scorer.score(
+            [prompts[place] for place in chunk], [responses[place] for place in chunk], **options
+        )
+        bad = []
+        for place, score in zip(chunk, scores, strict=True):
+            if all(map(math.isfinite, score.rewards)):
+                value = {name: getattr(score, name) for name in ("rewards", "critiques", "finish_reasons")}
+                self.journal.add(keys[place], value)
+            else:
+                bad.append((place, score.rewards))
+        return bad
+
+
+def _read_score(value: dict) -> Score:
+    parts = zip(value["rewards"], value["critiques"], value["finish_reasons"], strict=True)
+    samples = [Sample(reward, critique, finish_reason=reason) for reward, critique, reason in parts]
+    return replace(Score.of(samples), critique_ids=())
+
+
+def model_fingerprint(name: str) -> str:
+    """
+    What tells a model from another one of the same name.
+
+    Args:
+        name (`str`):
+            Hub id or folder of a model or adapter.
+
+    Returns:
+        `str`: The Hub id with its revision; for a folder a hash over the names, the sizes and both ends of the files of the
+            model and its tokenizer, which is quick and changes with training.
+    """
+    if not Path(name).is_dir():
+        return f"{name}@{Path(cached_file(name, 'config.json')).parent.name}"
+    digest = hashlib.sha256()
+    for path in sorted(Path(name).iterdir()):
+        if path.is_file() and path.suffix in _MODEL_FILES:
+            size = path.stat().st_size
+            digest.update(f"{path.name}\0{size}\0".encode())
+            with path.open("rb") as file:
+                digest.update(file.read(_READ_BYTES))
+                file.seek(max(file.tell(), size - _READ_BYTES))
+                digest.update(file.read())
+    return digest.hexdigest()[:32]

@@ -1,0 +1,118 @@
+"""A killed run loses a chunk, and nothing else."""
+
+import json
+import math
+import shutil
+from dataclasses import replace
+
+import pytest
+from models_for_tests import PROMPTS, RESPONSES, make_model
+from tokenizers_for_tests import make_tokenizer
+
+from cloud_hf.critique_format import CritiqueFormat
+from cloud_hf.data.journal import Journal
+from cloud_hf.evaluation.journaled_scorer import JournaledScorer, model_fingerprint
+from cloud_hf.scoring import TransformersScorer
+
+
+CHATS = [f"{prompt} {number}" for number in range(3) for prompt in PROMPTS], RESPONSES * 3
+OPTIONS = {"max_new_tokens": 6, "num_critiques": 2, "temperature": 1.0, "seed": 3}
+
+
+class Recorder:
+    """Passes on to a scorer, and keeps what it was asked for."""
+
+    def __init__(self, scorer, change=lambda call, scores: scores):
+        self.scorer, self.change, self.calls = scorer, change, []
+
+    def score(self, prompts, responses, **options):
+        self.calls.append(list(prompts))
+        return self.change(len(self.calls), self.scorer.score(prompts, responses, **options))
+
+
+@pytest.fixture
+def direct(model):
+    return TransformersScorer(model, make_tokenizer("llama3"), batch_size=2)
+
+
+def without_ids(scores):
+    return [replace(score, critique_ids=()) for score in scores]
+
+
+def journaled(tmp_path, scorer, chunk_size=4):
+    return JournaledScorer(scorer, Journal(tmp_path / "journal.jsonl", {}), chunk_size)
+
+
+def test_scores_are_those_of_the_backend_to_the_bit(direct, tmp_path):
+    """With the chats' lengths, the batches are the same, so no float differs."""
+    critique_format = CritiqueFormat.from_config(direct.model.config, direct.tokenizer)
+    tokens = [
+        len(critique_format.encode_prefix(prompt, response).input_ids) for prompt, response in zip(*CHATS, strict=True)
+    ]
+    expected = without_ids(direct.score(*CHATS, **OPTIONS))
+    recorder = Recorder(direct)
+    scorer = journaled(tmp_path, recorder)
+    assert scorer.score(*CHATS, lengths=tokens, **OPTIONS) == expected
+    assert [len(call) for call in recorder.calls] == [4, 4, 4]
+    assert scorer.score(*CHATS, **OPTIONS) == expected and len(recorder.calls) == 3  # now from the journal
+    # Other options are other work
+    assert scorer.score(*CHATS, max_new_tokens=3) != expected and len(recorder.calls) == 6
+
+
+def test_a_failure_loses_one_chunk(direct, tmp_path):
+    def fail_third(call, scores):
+        if call == 3:
+            raise RuntimeError("out of memory")
+        return scores
+
+    expected = without_ids(direct.score(*CHATS, **OPTIONS))
+    scorer = journaled(tmp_path, Recorder(direct, fail_third), chunk_size=5)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        scorer.score(*CHATS, **OPTIONS)
+    assert len(scorer.journal) == 10
+    scorer.journal.close()
+    recorder = Recorder(direct)
+    found = journaled(tmp_path, recorder, chunk_size=5).score(*CHATS, **OPTIONS)
+    assert [score.critiques for score in found] == [score.critiques for score in expected]
+    assert [score.rewards for score in found] == [pytest.approx(score.rewards, abs=1e-5) for score in expected]
+    assert recorder.calls == [CHATS[0][10:]]
+
+
+def test_equal_chats_are_scored_once(direct, tmp_path):
+    recorder = Recorder(direct)
+    scores = journaled(tmp_path, recorder).score(["a", "b", "a"], ["x", "x", "x"], max_new_tokens=3)
+    assert recorder.calls == [["a", "b"]] and scores[0] == scores[2] != scores[1]
+
+
+def test_rewards_that_are_no_numbers_are_named_and_all_others_kept(direct, tmp_path):
+    def spoil(call, scores):
+        return [replace(scores[0], rewards=(math.nan, 1.0)), *scores[1:]] if call == 2 else scores
+
+    scorer = journaled(tmp_path, Recorder(direct, spoil))
+    with pytest.raises(ValueError, match=r"1 of 12 responses have .* The first: chat 4 has nan, 1\.0"):
+        scorer.score(*CHATS, names=[f"chat {place}" for place in range(12)], **OPTIONS)
+    assert len(scorer.journal) == 11
+    recorder = Recorder(direct)
+    again = JournaledScorer(recorder, scorer.journal, 4)
+    assert len(again.score(*CHATS, **OPTIONS)) == 12 and recorder.calls == [[CHATS[0][4]]]
+
+
+def test_a_chunk_without_a_number_ends_the_run(direct, tmp_path):
+    recorder = Recorder(direct, lambda _, scores: [replace(score, rewards=(math.inf,)) for score in scores])
+    with pytest.raises(ValueError, match=r"4 of 12 responses .* row 0 has inf"):
+        journaled(tmp_path, recorder).score(*CHATS, **OPTIONS)
+    assert len(recorder.calls) == 1
+
+
+def test_a_fingerprint_follows_weights_and_tokenizer_alone(base_folder, tmp_path):
+    make_model(base_folder).save_pretrained(tmp_path / "a")
+    make_tokenizer("llama3").save_pretrained(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    (tmp_path / "b" / "README.md").write_text("# Another card\n")
+    assert model_fingerprint(str(tmp_path / "a")) == model_fingerprint(str(tmp_path / "b"))
+    make_model(base_folder, seed=1).save_pretrained(tmp_path / "b")
+    changed = model_fingerprint(str(tmp_path / "b"))
+    assert changed != model_fingerprint(str(tmp_path / "a"))
+    config = json.loads((tmp_path / "b/tokenizer_config.json").read_text())
+    (tmp_path / "b/tokenizer_config.json").write_text(json.dumps({**config, "added": 1}))
+    assert model_fingerprint(str(tmp_path / "b")) != changed

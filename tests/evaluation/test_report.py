@@ -1,0 +1,106 @@
+"""Tables and comparisons of models, on rows made by hand."""
+
+import math
+
+import pytest
+from benchmark_files import pair, write_rows
+from pyarrow import parquet
+
+from cloud_hf.data.journal import key_of
+from cloud_hf.evaluation import reward_bench, rm_bench
+from cloud_hf.evaluation.benchmark_plots import plot_benchmarks, plot_margins, plot_reliability
+from cloud_hf.evaluation.report import Evaluation, compare, headline_figures, markdown, write_scores
+from cloud_hf.scoring import Score
+
+
+def score_of(reward: float, reason: str = "stop") -> Score:
+    return Score(reward, "Fine.", (reward,), ("Fine.",), 0.0, (reason,))
+
+
+def evaluation(rows, rewards, module=reward_bench, dropped=0) -> Evaluation:
+    scores = [[score_of(reward) for reward in row] for row in rewards]
+    return Evaluation("bench", "A bench", module.score(rows, rewards), rows, scores, dropped, shortened=1)
+
+
+@pytest.fixture
+def rows(tmp_path):
+    names = ["hep-go", "hep-go", "hep-rust", "made-up"]
+    return reward_bench.load(
+        [write_rows(tmp_path / "rows.jsonl", [pair(name, number) for number, name in enumerate(names)])]
+    )
+
+
+def test_models_are_compared_row_by_row(rows):
+    """Right, right, wrong against wrong, right, tie; the row of an unknown subset does not count."""
+    first = evaluation(rows, [[1, 0], [1, 0], [0, 1], [1, 0]])
+    second = evaluation(rows, [[0, 1], [3, 2], [1, 1], [0, 1]])
+    [found] = compare({"a": [first], "b": [second]})
+    assert found.models == ("a", "b") and (found.first_better, found.second_better) == (1, 0)
+    assert found.difference.value == pytest.approx(1 / 3) and found.difference.n == 3
+    low, high = found.difference.ci95
+    assert low == 0 and high == 1
+    assert len(compare({"a": [first], "b": [second], "c": [first]})) == 3
+
+
+def test_only_common_rows_are_compared(rows):
+    first, second = evaluation(rows[:2], [[1, 0], [1, 0]]), evaluation(rows[1:3], [[0, 1], [1, 0]])
+    [found] = compare({"a": [first], "b": [second]})
+    assert found.difference.n == 1 and found.difference.value == 1 and found.difference.ci95 is None
+    assert compare({"a": [first], "b": [evaluation(rows[2:3], [[1, 0]])]}) == []
+
+
+def test_rows_of_styles_count_their_share(tmp_path):
+    row = pair("chat", chosen=["c0", "c1", "c2"], rejected=["r0", "r1", "r2"])
+    rows = rm_bench.load([write_rows(tmp_path / "rows.jsonl", [row])])
+    found = evaluation(rows, [[3, 2, 1, 2.5, 0, 0]], rm_bench)
+    assert found.row_outcomes() == {"chat/0": 7 / 9}
+    assert found.margins()[:3] == [0.5, 3, 3] and len(found.margins()) == 9
+
+
+def test_what_is_quoted_where_rows_are_missing(rows):
+    found = evaluation(rows, [[1, 0], [1, 0], [0, 1], [1, 0]])
+    label, [figure] = headline_figures([found])
+    assert math.isnan(found.scores.value) and label == "A bench, all rows alike"
+    assert figure.value == pytest.approx(2 / 3) and figure.n == 3
+
+
+def test_the_report_says_what_must_be_known(rows):
+    results = {
+        "a|b": [evaluation(rows, [[1, 0], [1, 0], [0, 1], [1, 0]], dropped=2)],
+        "c": [evaluation(rows, [[1, 0], [1, 1], [1, 1], [0, 1]])],
+    }
+    best_of_n = {"set": {"c": {"rates": {1: 0.5, 2: 0.75}, "standard_errors": {1: None, 2: 0.1}, "problems": 1}}}
+    text = markdown(results, compare(results), best_of_n)
+    lines = text.splitlines()
+    assert lines[0] == "| benchmark | a/b | c |"
+    assert "| **Reasoning** | 83.3%" not in text
+    assert "– hep-go | 100.0% (34.2 to 100.0), n = 2 | 50.0% (9.5 to 90.5), n = 2 |" in text
+    assert "- a|b, c: Rows of subsets that are not part of the benchmark" in text and "made-up (1)" in text
+    assert "- a|b: Rows left out because they do not fit the model's context: 2." in text
+    assert "- c: Rows whose best right and best wrong responses have equal rewards: 2." in text
+    assert "- a|b, c: No rows of alpacaeval-easy" in text
+    assert "| c | 50.0% | 75.0% ± 10.0% | 1 |" in text
+    tables = [line for line in lines if line.startswith("|")]
+    assert all(line.count("|") > 2 for line in tables)
+
+
+def test_all_scores_are_in_the_parquet_file(rows, tmp_path):
+    found = evaluation(rows, [[1, 0], [1, 0], [0.25, 1], [1, 0]])
+    write_scores([found, found], tmp_path / "scores.parquet")
+    table = parquet.read_table(tmp_path / "scores.parquet").to_pylist()
+    assert len(table) == 16
+    assert table[4] == {
+        "benchmark": "bench", "row": "hep-rust/2", "subset": "hep-rust", "response": 0, "is_chosen": True, "reward": 0.25,
+        "rewards": [0.25], "critiques": ["Fine."], "finish_reasons": ["stop"],
+    }  # fmt: skip
+
+
+def test_pictures_of_extreme_results(rows, tmp_path):
+    """One row has no interval, equal rewards have no margin, and eight models outnumber the colours."""
+    results = {f"model {number}": [evaluation(rows[:1], [[1, 1]])] for number in range(8)}
+    margins = {name: found.margins() for name, [found] in results.items()}
+    plot_benchmarks(results, tmp_path / "benchmarks.png")
+    plot_margins(margins, tmp_path / "margins.png")
+    plot_reliability(margins, tmp_path / "reliability.png")
+    sizes = {key_of(path.read_bytes().hex()): path.stat().st_size for path in tmp_path.glob("*.png")}
+    assert len(sizes) == 3 and min(sizes.values()) > 5000

@@ -1,0 +1,333 @@
+"""One command evaluates models on benchmarks, pairs and best-of-N; killed, it goes on."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from benchmark_files import pair, write_rows
+from huggingface_hub import ModelCard
+from models_for_tests import make_model, save_language_model
+from pyarrow import parquet
+from servers_for_tests import make_engine, serving
+from tokenizers_for_tests import make_tokenizer
+
+from cloud_hf.data.journal import Journal, JournalError
+from cloud_hf.evaluation import preference_pairs
+from cloud_hf.evaluation.benchmarks import BENCHMARKS, load_benchmarks
+from cloud_hf.loading import load_reward_model
+from cloud_hf.scoring import TransformersScorer
+from examples import evaluate_rewards
+
+
+SCRIPT = Path(evaluate_rewards.__file__)
+BUDGET = 8
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    base = save_language_model(folder / "base")
+    for name, options in (("cloud", {}), ("classic", {"critique": False})):
+        make_model(base, **options).save_pretrained(folder / name)
+        make_tokenizer("llama3").save_pretrained(folder / name)
+        (folder / name / "README.md").write_text("---\nlicense: mit\n---\n# A card\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Every kind of set; the third pair is in RewardBench too."""
+    folder = tmp_path_factory.mktemp("data")
+
+    def texts(number: int, right: str = "It is right.", wrong: str = "No!") -> dict:
+        return {"prompt": f"What is {number}?", "chosen": f"{right} {number}", "rejected": wrong * (1 + number % 3)}
+
+    names = ["hep-go", "hep-rust", "math-prm", "made-up"]
+    rows = [pair(name, number, **texts(number)) for name in names for number in range(3)]
+    rows.append(pair("hep-go", 3, prompt="Same", chosen="Alike", rejected="Alike"))
+    write_rows(folder / "rb" / "a.jsonl", rows[:5])
+    write_rows(folder / "rb" / "b.jsonl.gz", rows[5:])
+    styles = {
+        "chosen": ["Yes.", "Yes, it is.", "**Yes**, it is."],
+        "rejected": ["No.", "No, it is not.", "**No**, it is not."],
+    }
+    write_rows(folder / "rm.jsonl", [pair("chat", n, **{**styles, "prompt": f"Is it {n}?"}) for n in range(3)])
+    pairs = [{**texts(number), "topic": "ab"[number % 2]} for number in range(2, 6)]
+    write_rows(folder / "pairs.jsonl", pairs)
+    problem = {"prompt": "1+1?", "responses": ["2", "3", "It is two."], "correct": [True, False, True]}
+    write_rows(folder / "bon.jsonl", [problem])
+    return folder
+
+
+def arguments(models, data, output_dir, *names, **options):
+    options = {
+        "dataset_name": [str(data / "pairs.jsonl")],
+        "best_of_n": [str(data / "bon.jsonl")],
+        "benchmarks": [f"reward_bench={data}/rb", f"rm_bench={data}/rm.jsonl"],
+        "max_new_tokens": BUDGET,
+        **options,
+    }
+    named = [str(models / name) for name in names or ("cloud", "classic")]
+    return evaluate_rewards.EvaluationArguments(models=named, output_dir=str(output_dir), **options)
+
+
+def evaluate(*args, **options) -> dict:
+    args = arguments(*args, **options)
+    evaluate_rewards.main(args)
+    return json.loads((Path(args.output_dir) / "report.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def done(models, data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("results")
+    return folder, evaluate(models, data, folder, group_column="topic")
+
+
+# ---------------------------------------------------------------------------------------------------- the figures
+
+
+def test_figures_are_those_computed_directly(models, data, done):
+    folder, report = done
+    assert report["version"] == 1
+    for name in ("cloud", "classic"):
+        scorer = TransformersScorer(*load_reward_model(str(models / name)), batch_size=3)
+
+        def rewards(rows, scorer=scorer):
+            scores = iter(
+                scorer.score(
+                    [row.prompt for row in rows for _ in row.responses],
+                    [response for row in rows for response in row.responses],
+                    max_new_tokens=BUDGET,
+                )
+            )
+            return [[next(scores).reward for _ in row.responses] for row in rows]
+
+        found = {part["name"]: part for part in report["benchmarks"] if Path(part["model"]).name == name}
+        for loaded in load_benchmarks([f"reward_bench={data}/rb", f"rm_bench={data}/rm.jsonl"]):
+            expected = loaded.benchmark.score(loaded.rows, rewards(loaded.rows)).summary()
+            written = found[loaded.name]
+            assert written["figures"] == json.loads(json.dumps(expected["figures"]))
+            assert written["unknown"] == expected["unknown"] and written["undecidable"] == expected["undecidable"]
+            assert set(expected["notes"]) <= set(written["notes"])
+        assert found["reward_bench"]["unknown"] == {"made-up": 3} and found["reward_bench"]["undecidable"] == 1
+        rows = preference_pairs.load([str(data / "pairs.jsonl")])
+        expected = preference_pairs.score(rows, rewards(rows))
+        assert found["pairs.jsonl"]["figures"]["accuracy"]["value"] == expected.value
+        [older] = [result for result in report["results"] if Path(result["model"]).name == name]
+        assert older["accuracy"] == expected.value and set(older["by_group"]) == {"a", "b"}
+        official = json.loads((folder / f"reward_bench_{name}.json").read_text())
+        assert official["hep-go"] == found["reward_bench"]["subsets"]["hep-go"]["value"]
+        assert set(official) == {"hep-go", "hep-rust", "math-prm", "model", "model_type", "chat_template"}
+
+
+def test_all_files_of_a_report(done):
+    folder, report = done
+    text = (folder / "report.md").read_text()
+    for picture in ("benchmarks", "margins", "reliability"):
+        assert f"({picture}.png)" in text and (folder / f"{picture}.png").stat().st_size > 5000
+    for title in ("RewardBench", "RM-Bench", "pairs.jsonl", "Best-of-N: bon.jsonl", "Models on the same rows"):
+        assert f"## {title}" in text
+    assert "No rows of alpacaeval-easy" in text and "made-up (3)" in text
+    assert {part["benchmark"] for part in report["differences"]} == {"reward_bench", "rm_bench", "pairs.jsonl"}
+    assert set(report["best_of_n"]["bon.jsonl"]) == {"cloud", "classic"}
+    table = parquet.read_table(folder / "scores_cloud.parquet").to_pylist()
+    assert len(table) == 2 * 13 + 6 * 3 + 2 * 4
+    by_response = {(row["benchmark"], row["row"], row["response"]): row for row in table}
+    row = by_response["pairs.jsonl", "0", 0]
+    assert row["reward"] == row["rewards"][0] and row["is_chosen"] and len(row["critiques"]) == 1
+    # Equal chats are scored once: the first pair stands in RewardBench three times, and "Alike" twice in one row
+    assert row["reward"] == by_response["reward_bench", "hep-go/2", 0]["reward"]
+    with (folder / "journal_cloud.jsonl").open() as file:
+        assert len(list(file)) - 1 == 2 * 3 + 1 + 6 * 3 + 2 * 3 + 3
+
+
+# ---------------------------------------------------------------------------------------------------- going on
+
+
+def test_killed_twice_it_ends_with_the_same_report(models, data, done, tmp_path):
+    """SIGKILL while it scores; the report is that of a run that was left alone, and of the same arguments."""
+    args = arguments(models, data, "results")
+    command = [
+        sys.executable,
+        str(SCRIPT),
+        "--models",
+        *args.models,
+        "--output_dir",
+        "results",
+        "--group_column",
+        "topic",
+    ]
+    command += ["--dataset_name", *args.dataset_name, "--best_of_n", *args.best_of_n, "--benchmarks", *args.benchmarks]
+    command += ["--max_new_tokens", str(BUDGET), "--batch_size", "2", "--chunk_size", "2"]
+    journals = [tmp_path / "results" / f"journal_{name}.jsonl" for name in ("cloud", "classic")]
+
+    def entries() -> int:
+        return sum(max(0, path.read_bytes().count(b"\n") - 1) for path in journals if path.exists())
+
+    kept = 0
+    for target in (5, 17):
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while entries() < target:
+            assert process.poll() is None, "it ended before it was killed"
+            time.sleep(0.002)
+        process.kill()
+        process.wait()
+        assert target <= entries() and kept <= entries()
+        kept = entries()
+        assert not (tmp_path / "results/report.md").exists()
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert f"going on with {kept} entries" in result.stdout
+    report = json.loads((tmp_path / "results/report.json").read_text())
+    folder, expected = done
+    for part in (report, expected):
+        part.pop("arguments")
+    assert rounded(report) == rounded(expected)
+    assert (tmp_path / "results/report.md").read_text() == (folder / "report.md").read_text()
+
+
+def rounded(value):
+    """Batches of other sizes differ in the last bits of a float."""
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [rounded(item) for item in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def test_further_benchmarks_join_those_that_are_done(models, data, tmp_path, capsys):
+    evaluate(models, data, tmp_path, "cloud", benchmarks=[], best_of_n=[])
+    before = (tmp_path / "journal_cloud.jsonl").read_bytes()
+    report = evaluate(models, data, tmp_path, "cloud")
+    assert (tmp_path / "journal_cloud.jsonl").read_bytes().startswith(before)
+    assert "going on with 8 entries" in capsys.readouterr().out
+    assert [part["name"] for part in report["benchmarks"]] == ["reward_bench", "rm_bench", "pairs.jsonl"]
+
+
+def test_other_settings_other_weights_and_a_second_writer_are_refused(models, data, tmp_path):
+    evaluate(models, data, tmp_path, "classic", limit=1)
+    with pytest.raises(JournalError, match="`max_new_tokens` was 8 and is 9"):
+        evaluate(models, data, tmp_path, "classic", max_new_tokens=9)
+    other = tmp_path / "other" / "classic"
+    make_model(models / "base", seed=5, critique=False).save_pretrained(other)
+    make_tokenizer("llama3").save_pretrained(other)
+    with pytest.raises(JournalError, match="`model` was"):
+        evaluate(tmp_path / "other", data, tmp_path, "classic")
+    args = arguments(models, data, tmp_path, "classic")
+    with evaluate_rewards.open_journal(args.models[0], "classic", args) as journal:
+        assert isinstance(journal, Journal)
+        with pytest.raises(JournalError, match="Another process writes"):
+            evaluate_rewards.main(args)
+
+
+# ------------------------------------------------------------------------------------------------------ backends
+
+
+def test_a_server_scores_the_same(models, data, done, tmp_path):
+    model, _ = load_reward_model(str(models / "cloud"))
+    with serving(make_engine(model)) as (running, _):
+        report = evaluate(
+            models,
+            data,
+            tmp_path,
+            "cloud",
+            group_column="topic",
+            backend="server",
+            server_url=running.url,
+            chunk_size=7,
+        )
+    _, expected = done
+    expected = [part for part in expected["benchmarks"] if part["model"].endswith("cloud")]
+    assert rounded(report["benchmarks"]) == rounded(expected)
+
+
+@pytest.mark.parametrize("backend", ["transformers", "vllm", "server"])
+def test_every_backend_gets_its_arguments(backend, models, data, tmp_path, monkeypatch):
+    """What reaches `open_backend`; tests/serving/test_vllm.py runs vLLM for real."""
+    seen = []
+
+    def open_backend(name, args, show_progress):
+        seen.append((name, args.backend, args.vllm_options, args.server_url, show_progress))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cloud_hf.evaluation.arguments.open_backend", open_backend)
+    url = "http://127.0.0.1:1" if backend == "server" else None
+    options = "{}" if backend == "vllm" else None
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(models, data, tmp_path, "cloud", backend=backend, vllm_options=options, server_url=url)
+    assert seen == [(str(models / "cloud"), backend, options, url, False)]
+
+
+# ----------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"benchmarks": ["reward_bnch"]}, "Did you mean 'reward_bench'"),
+        ({"benchmarks": ["rm_bench=absent.jsonl"]}, "'absent.jsonl' is no file"),
+        ({"benchmarks": ["rm_bench={data}/rb"]}, "RM-Bench has one of each style"),
+        ({"dataset_name": ["absent.jsonl"]}, "absent.jsonl: no such file"),
+        ({"best_of_n": ["{data}/pairs.jsonl"]}, "needs the column"),
+        ({"dataset_name": [], "best_of_n": [], "benchmarks": []}, "nothing to score"),
+        ({"chunk_size": 0}, "`chunk_size` is 0"),
+        ({"limit": 0}, "`limit` is 0"),
+        ({"update_card": True, "limit": 3}, "leave `limit` out"),
+    ],
+)
+def test_mistakes_are_named_before_a_model_is_loaded(options, says, models, data, tmp_path, monkeypatch):
+    monkeypatch.setattr("cloud_hf.evaluation.arguments.open_backend", None)
+    options = {
+        key: [text.format(data=data) for text in value] if isinstance(value, list) else value
+        for key, value in options.items()
+    }
+    with pytest.raises(ValueError, match=says):
+        evaluate(models, data, tmp_path, **options)
+
+
+def test_rows_that_do_not_fit(models, data, tmp_path):
+    rows = [pair("hep-go", 1, prompt="word " * 500), pair("hep-go", 2), pair("hep-rust", 3, chosen="word " * 600)]
+    files = f"reward_bench={write_rows(tmp_path / 'long.jsonl', rows)}"
+    options = {"benchmarks": [files], "dataset_name": [], "best_of_n": []}
+    with pytest.raises(ValueError, match=r"reward_bench: Row 0 \(id 'hep-go/1'\): \d+ tokens with its critique"):
+        evaluate(models, data, tmp_path / "out", "cloud", **options)
+    report = evaluate(models, data, tmp_path / "out", "cloud", overlong_policy="truncate_prompt", **options)
+    [part] = report["benchmarks"]
+    assert (part["rows"], part["dropped"], part["shortened"]) == (2, 1, 1)
+    assert "hep-rust" in part["missing"] and "Rows scored with a shortened prompt: 1." in part["notes"]
+
+
+def test_a_model_without_numbers_is_named(models, data, tmp_path):
+    model = make_model(models / "base", critique=False)
+    torch.nn.init.constant_(model.reward_head.out_proj.weight, torch.nan)
+    model.save_pretrained(tmp_path / "broken")
+    make_tokenizer("llama3").save_pretrained(tmp_path / "broken")
+    with pytest.raises(
+        ValueError, match=r"rewards that are not finite numbers. The first: reward_bench, row 'hep-go/0', "
+    ):
+        evaluate(tmp_path, data, tmp_path / "out", "broken")
+
+
+# ------------------------------------------------------------------------------------------------------ the card
+
+
+def test_figures_go_into_the_card(models, data, tmp_path):
+    """The second time they replace the first; figures that lack rows are left out."""
+    folder = models / "classic"
+    for _ in range(2):
+        report = evaluate(models, data, tmp_path, "classic", update_card=True)
+    card = ModelCard.load(folder / "README.md")
+    [result] = card.data.eval_results
+    assert card.data.license == "mit" and "# A card" in card.text
+    assert result.dataset_name == "pairs.jsonl (local files)" and result.metric_name == "accuracy"
+    assert result.metric_value == report["results"][0]["accuracy"] and result.dataset_args == {"rows": 4}
+    with pytest.raises(ValueError, match="has no card to update"):
+        evaluate(models, data, tmp_path, "base", update_card=True)
+
+
+def test_every_benchmark_is_named_in_the_help():
+    assert all(name in evaluate_rewards.__doc__ for name in BENCHMARKS)
