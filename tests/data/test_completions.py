@@ -2,6 +2,7 @@ import asyncio
 import itertools
 import time
 
+import httpx2
 import pytest
 from aiohttp import web
 from completion_server import FAULTS, default_answer, serve_completions
@@ -146,6 +147,10 @@ def test_a_quota_that_is_used_up_ends():
         (lambda: (" \n", "stop"), "without content"),
         (lambda: web.Response(text='{"choices": [{"message": {"content": "a\\ud800"}}]}'), "lone surrogate"),
         (lambda: web.json_response({"error": {"message": "oops"}}, status=500), "status 500: oops"),
+        (lambda: web.json_response({"choices": [{"text": "not of a chat"}]}), "no completion"),
+        (lambda: web.Response(text="[" * 100_000), "no completion"),
+        (lambda: ("x", "a\ud800"), "finish_reason"),
+        (lambda: ("x", float("nan")), "finish_reason"),
     ],
 )
 def test_answers_that_are_none_are_asked_for_again_and_then_given_up(response, message):
@@ -230,6 +235,59 @@ def test_a_server_that_dies_stops_the_run():
 
     with serve_completions() as server, pytest.raises(ServerUnusable, match="does not answer"):
         run([server.url], use, max_retries=2)
+
+
+@pytest.mark.parametrize("ids", [[-1], ["a"], "abc", [1.5], [2**70], {}, [True], [[1]], None])
+def test_token_ids_that_are_none_are_not_taken(ids):
+    def write(body):
+        return web.json_response({"choices": [{"text": "", "finish_reason": "stop", "token_ids": ids}]})
+
+    async def use(client):
+        return await client.complete([5], return_token_ids=True)
+
+    with serve_completions(write=write) as server, pytest.raises(RequestFailed, match="token ids are"):
+        run([server.url], use, max_retries=1)
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("7", 7),
+        (" 0.5 ", 0.5),
+        ("86400", 300),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", 300),
+        ("Thu, 01 Jan 1970 00:00:00 GMT", 0),
+        ("inf", None),
+        ("1e400", None),
+        ("nan", None),
+        ("-5", None),
+        ("soon", None),
+    ],
+)
+def test_how_long_a_server_may_rest(value, seconds):
+    assert completions._retry_after(httpx2.Response(429, headers={"Retry-After": value})) == seconds
+
+
+def test_a_key_is_not_shown_in_part_either(monkeypatch):
+    key = "sk-" + "secret" * 4
+    monkeypatch.setenv("OPENAI_API_KEY", f" {key}\n")
+
+    def write(body):
+        return web.json_response({"error": {"message": "x" * 490 + key}}, status=400)
+
+    with serve_completions(write=write, key=key) as server, pytest.raises(RequestFailed) as error:
+        run([server.url], ask)
+    assert "sk-" not in str(error.value)
+
+
+def test_keys_and_addresses_that_cannot_be_used(monkeypatch):
+    with pytest.raises(ValueError, match="user name or a password") as error:
+        CompletionClient(["http://me:secret@127.0.0.1/v1"], "tiny")
+    assert "secret" not in str(error.value)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-é")
+    with pytest.raises(ValueError, match="OPENAI_API_KEY holds characters") as error:
+        CompletionClient(["http://127.0.0.1/v1"], "tiny")
+    assert "sk-" not in str(error.value)
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://x"])

@@ -140,6 +140,85 @@ def test_cut_critiques_are_asked_for_longer(pairs, tmp_path):
     assert rows["p1"]["rejected_feedback"] == expected(make_rows(2), 8)[1]["rejected_feedback"]
 
 
+def test_many_rows_that_fail_do_not_keep_the_others_from_being_written(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(map(json.dumps, make_rows(200))))
+    bad = [f"What is {i} + 30?" for i in range(20, 180)]
+
+    def write(body):
+        if any(prompt in body["messages"][0]["content"] for prompt in bad):
+            return web.json_response({"error": {"message": "no"}}, status=400)
+        return default_answer(body)
+
+    with serve_completions(write=write) as server:
+        for _ in range(2):
+            ended = run_script(SCRIPT, *options(server, path, tmp_path / "out"), log_dir=tmp_path)
+            assert ended.status == 3 and "160 row(s) failed" in ended.output
+    assert len(read_rows(tmp_path / "out")) == 40 and len(read_rejects(tmp_path / "out")) == 160
+
+
+def test_a_run_in_which_nothing_works_stops(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(map(json.dumps, make_rows(300))))
+    with serve_completions(write=lambda body: web.json_response({"error": {"message": "no"}}, status=400)) as server:
+        ended = run_script(SCRIPT, *options(server, path, tmp_path / "out"), log_dir=tmp_path)
+    assert ended.status == 1 and "The first 100 rows failed, the last with: status 400: no" in ended.output
+
+
+def test_a_failure_is_no_drop_and_is_tried_again(pairs, tmp_path):
+    """One critique of a row stays cut, and the other fails: by a status whose text speaks of a context, too."""
+    broken = [True]
+
+    def write(body):
+        text = body["messages"][0]["content"]
+        if "What is 3 + 30" in text and broken[0] and ("It is 33." not in text or body["max_tokens"] > 1024):
+            return web.json_response({"error": {"message": "context deadline exceeded"}}, status=504)
+        return default_answer(body)[0], "length" if "It is 33." in text and body["max_tokens"] == 1024 else "stop"
+
+    with serve_completions(write=write) as server:
+        arguments = options(server, pairs, tmp_path / "out", "--max_retries", 0)
+        ended = run_script(SCRIPT, *arguments, log_dir=tmp_path)
+        assert ended.status == 3, ended.output
+        [reject] = read_rejects(tmp_path / "out")
+        assert reject["id"] == "p3" and reject["kind"] == "failed" and "context deadline" in reject["reason"]
+        broken[0] = False
+        assert run_script(SCRIPT, *arguments, log_dir=tmp_path).status == 0
+    assert len(read_rows(tmp_path / "out")) == 40
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "journal.jsonl"])
+def test_a_folder_of_others_is_left_alone(name, pairs, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text("mine")
+    with serve_completions() as server:
+        ended = run_script(SCRIPT, *options(server, pairs, out), log_dir=tmp_path)
+        assert ended.status == 1 and "hoose another" in ended.output.replace("name another", "choose another")
+        assert [path.name for path in out.iterdir()] == [name] and (out / name).read_text() == "mine"
+        Dataset.from_list(make_rows(4)).save_to_disk(tmp_path / "rows")
+        ended = run_script(SCRIPT, *options(server, tmp_path / "rows", tmp_path / "rows" / "x"), log_dir=tmp_path)
+        assert ended.status == 1 and "is the dataset itself or inside it" in ended.output
+        assert server.requests.total() == 0
+
+
+def test_the_same_rows_elsewhere_and_their_tools(tmp_path, pairs):
+    """A dataset may move; its tools are part of what is judged."""
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    (moved / "pairs.jsonl").write_text(pairs.read_text())
+    (moved / "tools").mkdir()
+    tools = json.dumps([{"type": "function", "function": {"name": "f", "parameters": {}}}])
+    with_tools = [{**row, "tools": tools} for row in make_rows(40)]
+    (moved / "tools" / "pairs.jsonl").write_text("\n".join(map(json.dumps, with_tools)))
+    with serve_completions() as server:
+        for path in (pairs, moved / "pairs.jsonl"):
+            assert run_script(SCRIPT, *options(server, path, tmp_path / "out"), log_dir=tmp_path).status == 0
+        assert server.requests.total() == 80
+        path = moved / "tools" / "pairs.jsonl"
+        ended = run_script(SCRIPT, *options(server, path, tmp_path / "out"), log_dir=tmp_path)
+        assert ended.status == 1 and "`hash` was" in ended.output
+
+
 def test_no_room_for_more_tokens_is_no_failure(pairs, tmp_path):
     def write(body):
         if body["max_tokens"] > 8:

@@ -37,3 +37,35 @@ def test_shards_of_oracle_critiques(tmp_path):
     ended = run_script("merge_shards", "--shards", *folders[:3], "--output_dir", tmp_path / "x", log_dir=tmp_path)
     assert ended.status == 1 and "Of 4 shards 1 are missing: 3" in ended.output
     assert not (tmp_path / "x").exists()
+
+
+def test_shards_of_different_rows_and_unfinished_ones_are_refused(tmp_path):
+    def build(server, count, out, *more):
+        rows = [{"id": f"p{i}", "prompt": f"{i}?", "chosen": "yes", "rejected": "no"} for i in range(count)]
+        (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        options = [
+            "--dataset_name",
+            tmp_path / "pairs.jsonl",
+            "--output_dir",
+            tmp_path / out,
+            "--base_url",
+            server.url,
+        ]
+        assert run_script("build_oracle_critiques", *options, *more, log_dir=tmp_path).status == 0
+
+    def merge(*shards, out="merged"):
+        folders = [tmp_path / shard for shard in shards]
+        return run_script("merge_shards", "--shards", *folders, "--output_dir", tmp_path / out, log_dir=tmp_path)
+
+    with serve_completions() as server:
+        build(server, 10, "a", "--shard", "0/2")
+        build(server, 30, "b", "--shard", "1/2")
+        build(server, 10, "c", "--shard", "1/2")
+    ended = merge("a", "b")
+    assert ended.status == 1 and "they differ in `ids_of_all_shards`, `rows_of_all_shards`" in ended.output
+    assert merge("a", "c").status == 0
+    ended = merge("a", "c", out="b")
+    assert ended.status == 1 and "begun with other settings" in ended.output
+    (tmp_path / "c" / "rejects.jsonl").write_text('{"index": 0, "id": "p5", "kind": "failed", "reason": "x"}\n')
+    ended = merge("a", "c")
+    assert ended.status == 1 and "rows or rejects are not those of its build.json" in ended.output
