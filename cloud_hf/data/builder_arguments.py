@@ -74,6 +74,8 @@ class BuilderArguments:
         """
         rows = load_rows(self.dataset_name, self.dataset_split, self.dataset_config)
         check_columns(rows.column_names, columns, f"Building from {self.dataset_name}")
+        if not len(rows):
+            raise ValueError(f"{self.dataset_name} holds no rows.")
         if self.limit is not None:
             rows = rows.select(range(min(self.limit, len(rows))))
         if "id" not in rows.column_names:

@@ -32,7 +32,7 @@ def load_rows(name: str, split: str = "train", config: str | None = None, needs_
     """
     path = Path(name)
     if path.is_dir() and ((path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists()):
-        rows = load_from_disk(name)
+        rows = _read_folder(name)
     elif path.is_file():
         suffix = next((suffix for suffix in path.suffixes[-2:] if suffix in READERS), None)
         if suffix is None:
@@ -53,8 +53,15 @@ def load_rows(name: str, split: str = "train", config: str | None = None, needs_
     return rows
 
 
+def _read_folder(name: str) -> Dataset | DatasetDict:
+    try:
+        return load_from_disk(name)
+    except IndexError as error:  # how `datasets` meets a folder without data files
+        raise ValueError(f"{name} holds no rows.") from error
+
+
 def _read_file(name: str, kind: str) -> Dataset:
     try:
         return load_dataset(kind, data_files=name, split="train")
     except (DatasetGenerationError, StopIteration, ValueError) as error:
-        raise ValueError(f"{name} cannot be read as {kind}: {error.__cause__ or error or 'it is empty'}") from error
+        raise ValueError(f"{name} cannot be read as {kind}: {str(error.__cause__ or error) or 'it is empty'}") from error

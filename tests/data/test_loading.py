@@ -34,9 +34,12 @@ def test_what_is_not_there_is_named(tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(ValueError, match="is a folder, but not a dataset"):
         load_rows(str(tmp_path / "folder"))
+    Dataset.from_dict({"prompt": []}).save_to_disk(tmp_path / "no-rows")
+    with pytest.raises(ValueError, match="no-rows holds no rows"):
+        load_rows(str(tmp_path / "no-rows"))
     for name, text in (("empty.jsonl", ""), ("blank.jsonl", "\n\n"), ("broken.jsonl", '{"a": 1}\n{"a": ')):
         (tmp_path / name).write_text(text)
-        with pytest.raises(ValueError, match=f"{name} cannot be read as json"):
+        with pytest.raises(ValueError, match=f"{name} cannot be read as json: \\w"):
             load_rows(str(tmp_path / name))
     (tmp_path / "rows.csv").write_text("prompt")
     with pytest.raises(ValueError, match="a dataset file ends in"):

@@ -336,6 +336,13 @@ def test_bad_rows_are_said_before_anything_is_asked(rows, message, tmp_path):
         assert server.requests.total() == 0
 
 
+def test_no_rows(tmp_path):
+    Dataset.from_list(make_rows(2)).filter(lambda row: False).save_to_disk(tmp_path / "rows")
+    with serve_completions() as server:
+        ended = run_script(SCRIPT, *options(server, tmp_path / "rows", tmp_path / "out"), log_dir=tmp_path)
+    assert ended.status == 1 and "holds no rows" in ended.output
+
+
 def test_bytes_that_are_no_text(tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_bytes(b'{"prompt": "x\xff", "chosen": "y", "rejected": "z"}\n')
