@@ -64,4 +64,6 @@ def _read_file(name: str, kind: str) -> Dataset:
     try:
         return load_dataset(kind, data_files=name, split="train")
     except (DatasetGenerationError, StopIteration, ValueError) as error:
-        raise ValueError(f"{name} cannot be read as {kind}: {str(error.__cause__ or error) or 'it is empty'}") from error
+        raise ValueError(
+            f"{name} cannot be read as {kind}: {str(error.__cause__ or error) or 'it is empty'}"
+        ) from error
