@@ -30,13 +30,14 @@ from trl import TrlParser
 from cloud_hf.cards import add_results
 from cloud_hf.critique_format import CritiqueFormat
 from cloud_hf.data.journal import Journal
+from cloud_hf.data.model_identity import identify_model
 from cloud_hf.data.schemas import PAIR_COLUMNS
 from cloud_hf.evaluation import PairEvaluation, report
 from cloud_hf.evaluation.arguments import ScoringArguments, load_datasets, open_scorer, short_names
 from cloud_hf.evaluation.benchmark_plots import plot_benchmarks, plot_margins, plot_reliability
 from cloud_hf.evaluation.benchmarks import LoadedBenchmark, load_benchmarks
 from cloud_hf.evaluation.best_of_n import PROBLEM_COLUMNS, candidates, summarize_best_of_n
-from cloud_hf.evaluation.journaled_scorer import JournaledScorer, model_fingerprint
+from cloud_hf.evaluation.journaled_scorer import JournaledScorer
 from cloud_hf.evaluation.pairs import FittedRows, fit_rows, pair_responses, score_rows, summarize_pairs
 from cloud_hf.evaluation.reward_bench import leaderboard_results
 
@@ -133,7 +134,10 @@ def main(args: EvaluationArguments):
 
 def open_journal(name: str, short_name: str, args: EvaluationArguments) -> Journal:
     """The journal of a model's scores; refused if it is of other settings, or another process writes to it."""
-    settings = {"model": model_fingerprint(name), **{setting: getattr(args, setting) for setting in SETTINGS}}
+    settings = {
+        "model": identify_model(name)["model_version"],
+        **{setting: getattr(args, setting) for setting in SETTINGS},
+    }
     return Journal(Path(args.output_dir) / file_name("journal", short_name, "jsonl"), settings)
 
 

@@ -9,7 +9,7 @@ from ..configuration_cloud import read_config
 
 # What a model computes depends on these files of its folder
 _FILES = (
-    "config.json", "*.safetensors", "*.safetensors.index.json", "*.bin", "tokenizer*", "*.model", "vocab*", "merges.txt",
+    "config.json", "adapter_config.json", "*.safetensors", "*.safetensors.index.json", "*.bin", "tokenizer*", "*.model", "vocab*", "merges.txt",
     "added_tokens.json", "special_tokens_map.json", "chat_template*",
 )  # fmt: skip
 # Weights are sampled: all of a training run's weights change, so that reading gigabytes would tell no more

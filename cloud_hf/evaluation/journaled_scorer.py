@@ -1,22 +1,14 @@
 """Scoring that can be killed: every score is in a journal as soon as its chunk is done."""
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from tqdm.auto import tqdm
-from transformers.utils import cached_file
 
 from ..data.journal import Journal, key_of
 from ..generation import Sample
 from ..scoring import Score, Scorer
-
-
-# What a model's scores depend on; its card does not count
-_MODEL_FILES = (".json", ".jinja", ".model", ".safetensors", ".bin")
-_READ_BYTES = 2**20
 
 
 @dataclass
@@ -38,7 +30,7 @@ class JournaledScorer:
     Examples:
 
     ```python
-    >>> with Journal("results/journal.jsonl", {"model": model_fingerprint("my-cloud-rm")}) as journal:
+    >>> with Journal("results/journal.jsonl", identify_model("my-cloud-rm")) as journal:
     ...     scores = JournaledScorer(scorer, journal, chunk_size=128).score(prompts, responses, max_new_tokens=512)
     ```
     """
@@ -124,29 +116,3 @@ def _read_score(value: dict) -> Score:
     parts = zip(value["rewards"], value["critiques"], value["finish_reasons"], strict=True)
     samples = [Sample(reward, critique, finish_reason=reason) for reward, critique, reason in parts]
     return replace(Score.of(samples), critique_ids=())
-
-
-def model_fingerprint(name: str) -> str:
-    """
-    What tells a model from another one of the same name.
-
-    Args:
-        name (`str`):
-            Hub id or folder of a model or adapter.
-
-    Returns:
-        `str`: The Hub id with its revision; for a folder a hash over the names, the sizes and both ends of the files of the
-            model and its tokenizer, which is quick and changes with training.
-    """
-    if not Path(name).is_dir():
-        return f"{name}@{Path(cached_file(name, 'config.json')).parent.name}"
-    digest = hashlib.sha256()
-    for path in sorted(Path(name).iterdir()):
-        if path.is_file() and path.suffix in _MODEL_FILES:
-            size = path.stat().st_size
-            digest.update(f"{path.name}\0{size}\0".encode())
-            with path.open("rb") as file:
-                digest.update(file.read(_READ_BYTES))
-                file.seek(max(file.tell(), size - _READ_BYTES))
-                digest.update(file.read())
-    return digest.hexdigest()[:32]

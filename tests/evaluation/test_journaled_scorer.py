@@ -1,17 +1,15 @@
 """A killed run loses a chunk, and nothing else."""
 
-import json
 import math
-import shutil
 from dataclasses import replace
 
 import pytest
-from models_for_tests import PROMPTS, RESPONSES, make_model
+from models_for_tests import PROMPTS, RESPONSES
 from tokenizers_for_tests import make_tokenizer
 
 from cloud_hf.critique_format import CritiqueFormat
 from cloud_hf.data.journal import Journal
-from cloud_hf.evaluation.journaled_scorer import JournaledScorer, model_fingerprint
+from cloud_hf.evaluation.journaled_scorer import JournaledScorer
 from cloud_hf.scoring import TransformersScorer
 
 
@@ -102,17 +100,3 @@ def test_a_chunk_without_a_number_ends_the_run(direct, tmp_path):
     with pytest.raises(ValueError, match=r"4 of 12 responses .* row 0 has inf"):
         journaled(tmp_path, recorder).score(*CHATS, **OPTIONS)
     assert len(recorder.calls) == 1
-
-
-def test_a_fingerprint_follows_weights_and_tokenizer_alone(base_folder, tmp_path):
-    make_model(base_folder).save_pretrained(tmp_path / "a")
-    make_tokenizer("llama3").save_pretrained(tmp_path / "a")
-    shutil.copytree(tmp_path / "a", tmp_path / "b")
-    (tmp_path / "b" / "README.md").write_text("# Another card\n")
-    assert model_fingerprint(str(tmp_path / "a")) == model_fingerprint(str(tmp_path / "b"))
-    make_model(base_folder, seed=1).save_pretrained(tmp_path / "b")
-    changed = model_fingerprint(str(tmp_path / "b"))
-    assert changed != model_fingerprint(str(tmp_path / "a"))
-    config = json.loads((tmp_path / "b/tokenizer_config.json").read_text())
-    (tmp_path / "b/tokenizer_config.json").write_text(json.dumps({**config, "added": 1}))
-    assert model_fingerprint(str(tmp_path / "b")) != changed
