@@ -392,6 +392,8 @@ class ServedCritic:
             Tokens that end a critique.
         banned_ids (`tuple[int, ...]`):
             Tokens that are not written.
+        vocab_size (`int`):
+            Tokens that the model has, padding rows included.
         temperature (`float`):
             Sampling temperature; 0 is greedy.
         seed (`int`):
@@ -402,6 +404,7 @@ class ServedCritic:
     critique_format: CritiqueFormat
     stop_ids: tuple[int, ...]
     banned_ids: tuple[int, ...]
+    vocab_size: int
     temperature: float
     seed: int
 
@@ -413,6 +416,7 @@ class ServedCritic:
             critique_format,
             (critique_format.end_token_id, *critique_format.stop_ids(config)),
             tuple(critique_format.banned_ids(config)),
+            config.text_config.vocab_size,
             options.temperature,
             options.seed,
         )
@@ -450,9 +454,8 @@ class ServedCritic:
         if answer.finish_reason not in ("stop", "length"):
             raise Dropped(f"the server ended the critique with {answer.finish_reason!r}")
         ids = answer.token_ids
-        vocabulary = len(self.critique_format.tokenizer)
-        if any(token_id >= vocabulary for token_id in ids):
-            raise RowRefused(f"the server gave token {max(ids)}, but the tokenizer ends at {vocabulary - 1}")
+        if any(token_id >= self.vocab_size for token_id in ids):
+            raise RowRefused(f"the server gave token {max(ids)}, but the model's last is {self.vocab_size - 1}")
         if ids and ids[-1] in self.stop_ids:
             return Critique(ids[:-1], "stop")
         return Critique(ids[:max_new_tokens], answer.finish_reason)
