@@ -324,9 +324,9 @@ async def build_dataset(
         results = run.results() if statistics is None else seen(run.results(), statistics)
         counts = await folder.write(results, features, counts)
         counts |= {f"{role}_answers_cut": len(client.cut) for role, client in journaled.items()}
-    if statistics is not None:
-        counts["statistics"] = statistics.report()
-    folder.write_record(counts)
+        if statistics is not None:
+            counts["statistics"] = statistics.report()
+        folder.write_record(counts)  # while the journal keeps other writers out
     return counts
 
 

@@ -96,8 +96,8 @@ class CompletionClient:
     Client of one model on one or several OpenAI-compatible servers.
 
     Time-outs, lost connections, the statuses 408, 409, 425, 429 and 5xx, and answers without content are tried again, after
-    0.5, 1, 2, … seconds (at most 60, each shortened at random by up to half) or as long as `Retry-After` says, on whichever
-    server is least busy. Other statuses fail at once. Text that was not asked for as such is never interpreted.
+    0.5, 1, 2, … seconds (at most 60, each shortened at random by up to half) or as long as `Retry-After` says (at most five
+    minutes), on whichever server is least busy. Other statuses fail at once.
 
     Args:
         base_urls (`Sequence[str]`):
@@ -109,7 +109,7 @@ class CompletionClient:
         max_concurrency (`int`, *optional*, defaults to `64`):
             Requests under way at once, over all servers.
         max_retries (`int`, *optional*, defaults to `8`):
-            Tries after the first; 8 take about two minutes.
+            Tries after the first; the waits of 8 take about one and a half minutes.
         request_timeout (`float`, *optional*, defaults to `600.0`):
             Seconds one try may take.
 
