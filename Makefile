@@ -34,7 +34,7 @@ test-full: $(READY_TO_TEST) lint
 	$(BIN)/python -m pytest -n 2 -m "not quickstart and not vllm" --ignore tests/distributed
 	$(BIN)/python -m pytest $(SERIAL)
 
-lint: $(READY)
+lint: $(READY_TO_TEST)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
@@ -42,10 +42,11 @@ $(READY): pyproject.toml .ci/constraints.txt .ci/overrides.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; name it with make PYTHON=…" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet uv $(TORCH)
-	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --override .ci/overrides.txt --constraint .ci/constraints.txt --editable '.[eval,dev]'
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --override .ci/overrides.txt --constraint .ci/constraints.txt --editable '.[data,demo,eval,server]'
 	touch $@
 
 $(READY_TO_TEST): $(READY)
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --override .ci/overrides.txt --constraint .ci/constraints.txt --editable '.[dev]'
 	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.__version__.endswith("+cpu"))'; then \
 	    VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --override .ci/overrides.txt --constraint .ci/constraints.txt $(VLLM) '$(RAY)'; \
 	else \
