@@ -3,6 +3,7 @@
 Shape suffixes: B batch, T tokens, H hidden, V vocabulary, P labelled positions.
 """
 
+import importlib
 import inspect
 from dataclasses import dataclass
 from pathlib import Path
@@ -243,6 +244,8 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         """
         name = pretrained_model_name_or_path
         hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
+        if (kwargs.get("adapter_kwargs") or {}).get("_adapter_model_path"):  # what Auto classes say of an adapter
+            return _load_adapter(name, kwargs, hub_kwargs)
         published = name is not None and is_published(CLoudConfig.get_config_dict(name, **hub_kwargs)[0])
         if published:
             cls._prepare_published(name, kwargs, hub_kwargs)
@@ -492,6 +495,15 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             **auto_map,
             "AutoModelForSequenceClassification": f"modeling_cloud.{CLoudForRewardModeling.__name__}",
         }
+
+
+def _load_adapter(name, kwargs: dict[str, Any], hub_kwargs: dict[str, Any]) -> CLoudForRewardModeling:
+    """An adapter, merged. `name` is its folder, or what the Auto classes take for its base."""
+    # Not a relative import: those are copied beside models, and an adapter's folder holds no code
+    loading = importlib.import_module("cloud_hf.loading")
+    adapter = kwargs.pop("adapter_kwargs")["_adapter_model_path"]
+    kwargs = {key: value for key, value in kwargs.items() if key not in ("config", *hub_kwargs)}
+    return loading.load_merged(str(adapter), **(hub_kwargs if adapter == name else {}), **kwargs)
 
 
 def _refuse_missing(name, missing_keys):

@@ -30,6 +30,7 @@ from cloud_hf.data.critic_arguments import CriticArguments
 from cloud_hf.data.dataset_folder import DatasetFolder
 from cloud_hf.data.ray_critiques import RayCritic, RayEngines, connect, reserved_tokens
 from cloud_hf.data.self_critiques import CritiqueBuilder, features_with_critiques
+from cloud_hf.loading import is_adapter
 from cloud_hf.scoring import context_length
 from cloud_hf.serving.backends import BackendArguments
 
@@ -77,6 +78,11 @@ ARGUMENTS = (RayCritiqueArguments,)
 
 
 def main(args: RayCritiqueArguments):
+    if is_adapter(args.model_name_or_path):
+        raise ValueError(
+            f"{args.model_name_or_path} is a LoRA adapter. Merge it with `examples/merge_adapter.py` into a folder that every "
+            "node can read."
+        )
     config = args.read_critic()
     rows = args.load_pairs()
     # Neither the cluster nor the batches change a critique

@@ -43,6 +43,7 @@ from cloud_hf.data.self_critiques import (
     ServedCritic,
     features_with_critiques,
 )
+from cloud_hf.loading import load_critic, tokenizer_source
 from cloud_hf.scoring import context_length
 from cloud_hf.serving.backends import BackendArguments, open_backend
 
@@ -143,7 +144,9 @@ async def write_with_servers(
 ) -> dict:
     """Critiques by the language model behind OpenAI-compatible servers."""
     options = args.critique_options()
-    critique_format = CritiqueFormat.from_config(config, AutoTokenizer.from_pretrained(args.model_name_or_path))
+    critique_format = CritiqueFormat.from_config(
+        config, AutoTokenizer.from_pretrained(tokenizer_source(args.model_name_or_path))
+    )
     builder = CritiqueBuilder(critique_format, args.context_length or context_length(config), options)
     check_rows(rows, builder.lengths)
 
@@ -166,9 +169,9 @@ def open_critic(
         with open_backend(name, args, show_progress=False) as opened, stopped_by_reward_server(args):
             yield opened
         return
-    tokenizer = AutoTokenizer.from_pretrained(name)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_source(name))
     device_map = "cuda" if torch.cuda.is_available() and args.backend == "transformers" else None
-    model = CLoudForRewardModeling.from_language_model(name, config, dtype=args.dtype, device_map=device_map)
+    model = load_critic(name, config, dtype=args.dtype, device_map=device_map)
     if args.backend == "transformers":
         scorer = TransformersScorer(model, tokenizer, args.batch_size)
         yield scorer, CritiqueFormat.from_config(config, tokenizer), context_length(config)

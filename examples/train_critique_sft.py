@@ -14,12 +14,14 @@ python examples/train_critique_sft.py --model_name_or_path Qwen/Qwen3-0.6B --dat
 
 from dataclasses import dataclass, field
 
+from accelerate.utils import is_peft_model
 from datasets import Dataset
-from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config, get_quantization_config
+from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser
 
 from cloud_hf import CLoudConfig
-from cloud_hf.configuration_cloud import read_config
 from cloud_hf.critique_format import format_class, pin_date
+from cloud_hf.loading import read_model_config, record_base
+from cloud_hf.training.adapters import model_for_sft
 from cloud_hf.training.arguments import DataArguments, checkpoint_to_resume, load_tokenizer, model_init_kwargs
 from cloud_hf.training.encoding import encode_critiques
 
@@ -43,10 +45,10 @@ ARGUMENTS = (DataArguments, CritiqueArguments, SFTConfig, ModelConfig)
 def main(
     data_args: DataArguments, critique_args: CritiqueArguments, training_args: SFTConfig, model_args: ModelConfig
 ):
-    tokenizer = load_tokenizer(model_args, training_args)
-    config = read_config(model_args.model_name_or_path, revision=model_args.model_revision)
+    config = read_model_config(model_args.model_name_or_path, revision=model_args.model_revision)
     if isinstance(config, CLoudConfig):
         raise ValueError(f"{model_args.model_name_or_path} is a CLoud model; this stage starts from a language model.")
+    tokenizer = load_tokenizer(model_args, training_args)
     critique_format = format_class(critique_args.format)(
         tokenizer,
         critique_prompt=critique_args.critique_prompt,
@@ -69,17 +71,20 @@ def main(
     training_args.max_length = None
     training_args.chat_template_path = None
     training_args.model_init_kwargs = model_init_kwargs(model_args, training_args)
+    model_options = model_for_sft(model_args, config, training_args.model_init_kwargs)
+    if not isinstance(model_options["model"], str):
+        training_args.model_init_kwargs = None  # used
     trainer = SFTTrainer(
-        model_args.model_name_or_path,
-        training_args,
+        args=training_args,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         processing_class=tokenizer,
-        quantization_config=get_quantization_config(model_args),
-        peft_config=get_peft_config(model_args),
+        **model_options,
     )
     trainer.train(resume_from_checkpoint=checkpoint_to_resume(training_args))
     trainer.save_model()
+    if is_peft_model(trainer.model) and trainer.is_world_process_zero():
+        record_base(training_args.output_dir, trainer.model)
     trainer.save_state()
     if training_args.push_to_hub:
         trainer.push_to_hub(dataset_name=data_args.dataset_name)

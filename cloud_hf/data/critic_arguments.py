@@ -4,9 +4,10 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from datasets import Dataset
+from transformers import AutoTokenizer
 
-from ..configuration_cloud import CLoudConfig, read_config
-from ..loading import refuse_adapter
+from ..configuration_cloud import CLoudConfig
+from ..loading import adapter_base, is_adapter, read_model_config, tokenizer_source
 from ..modeling_cloud import CLoudForRewardModeling
 from .builder_arguments import BuilderArguments
 from .building import check_rows
@@ -26,7 +27,7 @@ class CriticArguments(BuilderArguments):
 
     Parameters:
         model_name_or_path (`str`):
-            The model of stage 1 (a language model), or a CLoud model.
+            The model of stage 1 (a language model, or a LoRA adapter of one), or a CLoud model.
         critique_prompt, critique_role, keep_thinking, format:
             How a critique is asked for; use the values of stage 1. A CLoud model knows its own.
         num_critiques (`int`, *optional*, defaults to `1`):
@@ -68,7 +69,7 @@ class CriticArguments(BuilderArguments):
 
     def is_reward_model(self) -> bool:
         """Whether the critic is a CLoud model already."""
-        return isinstance(read_config(self.model_name_or_path), CLoudConfig)
+        return isinstance(read_model_config(self.model_name_or_path), CLoudConfig)
 
     def read_critic(self) -> CLoudConfig:
         """
@@ -78,12 +79,12 @@ class CriticArguments(BuilderArguments):
             `ValueError`: If the model writes no critiques, or knows better than the options how it is asked.
         """
         name = self.model_name_or_path
-        refuse_adapter(name)
         if not self.is_reward_model():
-            return CLoudForRewardModeling.config_from_base(
-                name, **{option: getattr(self, option) for option in _ASKED}
-            )
-        config = read_config(name)
+            base, revision = adapter_base(name) if is_adapter(name) else (name, None)
+            tokenizer = AutoTokenizer.from_pretrained(tokenizer_source(name))
+            asked = {option: getattr(self, option) for option in _ASKED}
+            return CLoudForRewardModeling.config_from_base(base, tokenizer, revision=revision, **asked)
+        config = read_model_config(name)
         if not config.critique:
             raise ValueError(f"{name} is a classic reward model: it writes no critiques.")
         if any(getattr(self, option) != default for option, default in _ASKED.items()):

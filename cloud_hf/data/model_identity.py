@@ -4,13 +4,15 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from ..configuration_cloud import read_config
+from transformers.utils import cached_file
+from transformers.utils.hub import extract_commit_hash
 
 
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin")
 # What a model computes depends on these files of its folder
 _FILES = (
-    "config.json", "adapter_config.json", "*.safetensors", "*.safetensors.index.json", "*.bin", "tokenizer*", "*.model", "vocab*", "merges.txt",
-    "added_tokens.json", "special_tokens_map.json", "chat_template*",
+    "config.json", "adapter_config.json", *_WEIGHTS, "tokenizer*", "*.model", "vocab*", "merges.txt", "added_tokens.json",
+    "special_tokens_map.json", "chat_template*",
 )  # fmt: skip
 # Weights are sampled: all of a training run's weights change, so that reading gigabytes would tell no more
 _BLOCKS = 256
@@ -37,13 +39,20 @@ def identify_model(name: str) -> dict[str, Any]:
     ```
     """
     if Path(name).is_dir():
-        return {"model": name, "model_version": _hash_of_folder(Path(name))}
-    return {"model": name, "model_version": read_config(name)._commit_hash}
+        return {"model": name, "model_version": _hash_of_files(Path(name), _FILES)}
+    config = cached_file(name, "config.json", _raise_exceptions_for_missing_entries=False)
+    file = config or cached_file(name, "adapter_config.json")  # an adapter of a language model has no other config
+    return {"model": name, "model_version": extract_commit_hash(file, None)}
 
 
-def _hash_of_folder(folder: Path) -> str:
+def hash_of_weights(folder: str | Path) -> str:
+    """A hash of the weights in a folder, read as [`identify_model`] reads them."""
+    return _hash_of_files(Path(folder), _WEIGHTS)
+
+
+def _hash_of_files(folder: Path, patterns: tuple[str, ...]) -> str:
     digest = hashlib.sha256()
-    for path in sorted({path for pattern in _FILES for path in folder.glob(pattern) if path.is_file()}):
+    for path in sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}):
         size = path.stat().st_size
         digest.update(f"{path.name} {size}\n".encode())
         with path.open("rb") as file:

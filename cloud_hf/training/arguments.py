@@ -7,7 +7,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl import ModelConfig
 
 from ..data.loading import load_rows
-from ..loading import refuse_adapter
+from ..loading import tokenizer_source
 
 
 @dataclass
@@ -62,10 +62,9 @@ def checkpoint_to_resume(training_args) -> str | bool | None:
 
 
 def load_tokenizer(model_args: ModelConfig, training_args) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, with the chat template of `chat_template_path` if that is given."""
-    refuse_adapter(model_args.model_name_or_path)
+    """The model's or adapter's tokenizer, with the chat template of `chat_template_path` if that is given."""
     tokenizer = AutoTokenizer.from_pretrained(
-        model_args.model_name_or_path,
+        tokenizer_source(model_args.model_name_or_path, revision=model_args.model_revision),
         revision=model_args.model_revision,
         trust_remote_code=training_args.trust_remote_code,
     )

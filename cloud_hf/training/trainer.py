@@ -6,22 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, is_peft_model
 from datasets import Dataset
-from peft import LoraConfig
-from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from peft import PeftModel
 from torch.nn import functional as F
 from transformers import AutoTokenizer, DataCollator, PreTrainedTokenizerBase
 from trl import RewardTrainer
 from trl.trainer.utils import get_config_model_id, global_then_local_main_first
 
-from ..configuration_cloud import CLoudConfig, read_config
+from ..configuration_cloud import CLoudConfig
 from ..critique_format import IGNORE_INDEX, CritiqueFormat
 from ..data.schemas import check_columns
-from ..loading import refuse_adapter
+from ..loading import adapt, adapter_base, is_adapter, load_adapter_base, read_model_config, record_base
 from ..modeling_cloud import CLoudForRewardModeling, CLoudOutput, unused_token_id
 from ..published import HUB_KWARGS
 from ..scoring import context_length
+from .adapters import HEAD, check_head, complete_lora, go_on_with_adapter, spare_head
 from .arguments import set_chat_template
 from .collator import DataCollatorForCLoud
 from .config import CLoudTrainingConfig
@@ -92,8 +92,10 @@ class CLoudTrainer(RewardTrainer):
         if args.chat_template_path is not None:
             # Read now: the critique format is built on the template before TRL would set it
             set_chat_template(processing_class, args.chat_template_path)
+        revision = (args.model_init_kwargs or {}).get("revision")
+        peft_config, quantization_config = kwargs.pop("peft_config", None), kwargs.pop("quantization_config", None)
         if isinstance(model, str):
-            model = load_model(model, args, processing_class, kwargs.pop("quantization_config", None))
+            model = load_model(model, args, processing_class, quantization_config, peft_config)
             args.model_init_kwargs = None  # used; TRL warns of ones it cannot use
         if not isinstance(model.config, CLoudConfig):
             raise ValueError(
@@ -111,8 +113,14 @@ class CLoudTrainer(RewardTrainer):
                 pad_to_multiple_of=args.pad_to_multiple_of,
                 critique=model.config.critique,
             )
-        if (peft_config := kwargs.get("peft_config")) is not None:
-            _complete_peft_config(peft_config, model.config)
+        if peft_config is not None and not is_peft_model(model):
+            complete_lora(peft_config, model)
+            peft_config.revision = revision
+            model = adapt(model, peft_config)
+        if is_peft_model(model):
+            check_head(model)
+        # TRL rounds all that QLoRA trains to bf16, which is coarse for rewards
+        head = {name: weight.detach().clone() for name, weight in model.named_parameters() if HEAD in name}
         if not model.config.critique and not model.config.tie_word_embeddings:
             # A classic model never writes: its LM head gets no gradient, which distributed training must know
             model.get_output_embeddings().requires_grad_(False)
@@ -125,6 +133,9 @@ class CLoudTrainer(RewardTrainer):
             processing_class=processing_class,
             **kwargs,
         )
+        for name, weight in self.model.named_parameters():
+            if HEAD in name and weight.dtype != head[name].dtype:
+                weight.data = head[name]
 
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
         if not isinstance(dataset, Dataset):
@@ -238,8 +249,11 @@ class CLoudTrainer(RewardTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict=None):
         super()._save(output_dir, state_dict)
+        folder, model = output_dir or self.args.output_dir, self.accelerator.unwrap_model(self.model)
         # An adapter's folder then says what kind of reward model it adapts
-        self.accelerator.unwrap_model(self.model).config.save_pretrained(output_dir or self.args.output_dir)
+        model.config.save_pretrained(folder)
+        if is_peft_model(model):
+            record_base(folder, model)
 
     def create_model_card(self, model_name: str | None = None, dataset_name: str | None = None, tags=None):
         """Write the model card: base model, λ, data, metrics, how to load. See [`~trl.RewardTrainer`] for arguments."""
@@ -249,21 +263,45 @@ class CLoudTrainer(RewardTrainer):
 
 
 def load_model(
-    name: str, args: CLoudTrainingConfig, tokenizer: PreTrainedTokenizerBase, quantization_config=None
-) -> CLoudForRewardModeling:
-    """A CLoud model by name, or one made from the plain language model of that name, for training."""
+    name: str,
+    args: CLoudTrainingConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    quantization_config=None,
+    peft_config=None,
+) -> CLoudForRewardModeling | PeftModel:
+    """
+    A CLoud model by name, or one made from the plain language model of that name, for training; or the adapter of that
+    name, of either, around its base.
+    """
     kwargs = dict(args.model_init_kwargs or {})
     kwargs.setdefault("dtype", "float32")
-    if quantization_config is not None:
-        kwargs["quantization_config"] = quantization_config
-    refuse_adapter(name)
-    names = (*HUB_KWARGS, "base_model_name_or_path", "text_config")
-    config = read_config(name, **{key: kwargs[key] for key in names if key in kwargs})
+    hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
+    config_kwargs = {key: kwargs[key] for key in ("base_model_name_or_path", "text_config") if key in kwargs}
+    config = read_model_config(name, **hub_kwargs, **config_kwargs)
+    adapter = name if is_adapter(name, **hub_kwargs) else None
     if isinstance(config, CLoudConfig):
         _check_options(name, config, args)
-        return CLoudForRewardModeling.from_pretrained(name, **kwargs)
-    torch.manual_seed(args.seed)
-    return CLoudForRewardModeling.from_base(
+    elif adapter is not None:
+        name, kwargs["revision"] = adapter_base(adapter, **hub_kwargs)
+    if isinstance(config, CLoudConfig):
+        if quantization_config is not None:
+            kwargs["quantization_config"] = spare_head(quantization_config, config)
+        if adapter is None:
+            return CLoudForRewardModeling.from_pretrained(name, **kwargs)
+        own = {key: value for key, value in kwargs.items() if key not in HUB_KWARGS}
+        model = load_adapter_base(adapter, config, None, hub_kwargs, **own)
+    else:
+        model = _make_model(name, args, tokenizer, quantization_config, kwargs)
+    if adapter is None:
+        return model
+    return go_on_with_adapter(adapter, model, tokenizer, peft_config, **hub_kwargs)
+
+
+def _make_model(
+    name: str, args: CLoudTrainingConfig, tokenizer, quantization_config, kwargs
+) -> CLoudForRewardModeling:
+    """A fresh reward model from a plain language model."""
+    config = CLoudForRewardModeling.config_from_base(
         name,
         tokenizer,
         critique=args.critique,
@@ -271,8 +309,12 @@ def load_model(
         critique_role=args.critique_role,
         keep_thinking=args.keep_thinking,
         format=args.format,
-        **kwargs,
+        **{key: kwargs[key] for key in ("revision", "trust_remote_code", "token") if key in kwargs},
     )
+    if quantization_config is not None:
+        kwargs["quantization_config"] = spare_head(quantization_config, config)
+    torch.manual_seed(args.seed)
+    return CLoudForRewardModeling.from_language_model(name, config, **kwargs)
 
 
 def _check_options(name: str, config: CLoudConfig, args: CLoudTrainingConfig):
@@ -292,14 +334,6 @@ def _check_options(name: str, config: CLoudConfig, args: CLoudTrainingConfig):
                 f"{name} was made with {option}={getattr(config, option)!r}, but `{option}` is {value!r}. Start from its "
                 "base model, or change the option."
             )
-
-
-def _complete_peft_config(peft_config, config: CLoudConfig):
-    """Train and save the reward head whole, and adapt the layers PEFT would choose for the language model."""
-    peft_config.modules_to_save = sorted({*(peft_config.modules_to_save or []), "reward_head"})
-    if isinstance(peft_config, LoraConfig) and peft_config.target_modules is None:
-        known = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-        peft_config.target_modules = known.get(config.text_config.model_type, "all-linear")
 
 
 def _counts(batch: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -1,0 +1,172 @@
+"""LoRA and QLoRA: what is adapted, the reward head that is trained whole, and adapters that training goes on with."""
+
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from torch import nn
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_utils import set_zero3_state
+from transformers.quantizers.base import get_keys_to_not_convert
+from trl import ModelConfig, get_peft_config, get_quantization_config
+
+from ..configuration_cloud import CLoudConfig
+from ..loading import adapter_base, attach_adapter, is_adapter
+from ..modeling_cloud import CLoudForRewardModeling
+
+
+HEAD = "reward_head"
+# What makes two LoRA adapters incompatible
+_SHAPE_OPTIONS = ("r", "lora_alpha", "use_rslora", "use_dora")
+
+
+def complete_lora(peft_config: PeftConfig, model: CLoudForRewardModeling):
+    """
+    Train and save the reward head whole, and adapt the layers that PEFT would choose for the language model.
+
+    Raises:
+        `ValueError`: If the head is left out, or a target is no layer of the model.
+    """
+    saved = peft_config.modules_to_save
+    if saved is not None and HEAD not in saved:
+        raise ValueError(
+            f"`modules_to_save` (`lora_modules_to_save`) is {list(saved)}, which leaves the reward head out: it would stay "
+            f"random and not be saved. Add {HEAD!r}, or leave the option out."
+        )
+    peft_config.modules_to_save = sorted({*(saved or []), HEAD})
+    choose_targets(peft_config, model)
+
+
+def choose_targets(peft_config: PeftConfig, model: PreTrainedModel):
+    """
+    Adapt the layers that PEFT would choose for this language model, if none are named.
+
+    Raises:
+        `ValueError`: If a layer that is named does not exist; PEFT minds only if none does.
+    """
+    targets = peft_config.target_modules
+    if isinstance(peft_config, LoraConfig) and targets is None:
+        known = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+        peft_config.target_modules = known.get(model.config.get_text_config().model_type, "all-linear")
+        return
+    if targets is None or isinstance(targets, str):  # a pattern: PEFT says so if it matches nothing
+        return
+    linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    names = {name for name, _ in model.named_modules()}
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            known = sorted({name.rpartition(".")[2] for name in linear if HEAD not in name})
+            raise ValueError(
+                f"`target_modules` (`lora_target_modules`) has {target!r}, but the model has no such layer. Its linear "
+                f"layers are {', '.join(known)}."
+            )
+
+
+def check_head(model: PeftModel):
+    """Raise `ValueError` if an adapter given as a model does not train the reward head."""
+    if not any(parameter.requires_grad for name, parameter in model.named_parameters() if HEAD in name):
+        raise ValueError(
+            f"The adapter leaves the reward head out: it would not be trained. Make it with `modules_to_save=[{HEAD!r}]`, "
+            "and load it with `is_trainable=True`."
+        )
+
+
+def spare_head(quantization_config: BitsAndBytesConfig | None, config: CLoudConfig) -> BitsAndBytesConfig | None:
+    """Keep the reward head from being quantised, beside what transformers spares (the LM head)."""
+    if quantization_config is not None and quantization_config.llm_int8_skip_modules is None:
+        spared = get_keys_to_not_convert(CLoudForRewardModeling.without_weights(config))
+        quantization_config.llm_int8_skip_modules = sorted({*spared, HEAD})
+    return quantization_config
+
+
+def read_lora(name: str, model: CLoudForRewardModeling, asked: PeftConfig | None, **hub_kwargs) -> PeftConfig:
+    """
+    The options with which training goes on with an adapter: its own, and the reward head.
+
+    Args:
+        name (`str`):
+            Hub id or folder of the adapter.
+        model ([`CLoudForRewardModeling`]):
+            Its base.
+        asked (`PeftConfig`, *optional*):
+            What was asked for. Its dropout is used; what shapes the adapter must be the adapter's own.
+
+    Raises:
+        `ValueError`: If another adapter was asked for.
+    """
+    peft_config = PeftConfig.from_pretrained(name, **hub_kwargs)
+    if asked is not None:
+        check_same_lora(name, peft_config, asked)
+        complete_lora(asked, model)
+        peft_config.lora_dropout = asked.lora_dropout
+    peft_config.modules_to_save = sorted({*(peft_config.modules_to_save or []), HEAD})
+    return peft_config
+
+
+def check_same_lora(name: str, own: PeftConfig, asked: PeftConfig):
+    """Raise `ValueError` if another adapter is asked for than the one that training goes on with."""
+    for option in _SHAPE_OPTIONS:
+        if getattr(asked, option) != getattr(own, option):
+            raise ValueError(
+                f"{name} is an adapter with {option}={getattr(own, option)}, and training goes on with it, but "
+                f"{option}={getattr(asked, option)} was asked for. Leave `use_peft` out, or give the same; for a new "
+                "adapter merge this one first (`examples/merge_adapter.py`)."
+            )
+    targets = [asked.target_modules, own.target_modules]
+    if targets[0] is not None and targets[0] != targets[1] and "all-linear" not in targets:
+        raise ValueError(f"{name} adapts {targets[1]}, and training goes on with it, but {targets[0]} was asked for.")
+
+
+def go_on_with_adapter(
+    name: str,
+    base_model: CLoudForRewardModeling,
+    tokenizer: PreTrainedTokenizerBase,
+    asked: PeftConfig | None,
+    **hub_kwargs,
+) -> PeftModel:
+    """An adapter of stage 1 or of a reward model, around its base, to be trained further with the reward head."""
+    vocabulary = base_model.config.text_config.vocab_size
+    if len(tokenizer) > vocabulary:
+        raise ValueError(
+            f"{name} was trained over another base: its tokenizer has {len(tokenizer)} tokens, its base only {vocabulary}."
+        )
+    peft_config = read_lora(name, base_model, asked, **hub_kwargs)
+    print(f"{name} is a LoRA adapter: training goes on with it, and with the reward head.")
+    return attach_adapter(base_model, name, peft_config, trainable=True, **hub_kwargs)
+
+
+def model_for_sft(model_args: ModelConfig, config: PreTrainedConfig, init_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """
+    The arguments of [`~trl.SFTTrainer`] that say what is trained: a language model by name, with an adapter if asked for,
+    or the adapter of that name around its base.
+
+    Args:
+        model_args ([`~trl.ModelConfig`]):
+            The model, and the adapter.
+        config (`PreTrainedConfig`):
+            The language model's.
+        init_kwargs (`dict`):
+            Passed to `from_pretrained`.
+
+    Raises:
+        `ValueError`: If a layer that is to be adapted does not exist, or another adapter than the one named was asked for.
+    """
+    name, revision = model_args.model_name_or_path, model_args.model_revision
+    peft_config, quantization_config = get_peft_config(model_args), get_quantization_config(model_args)
+    if not is_adapter(name, revision=revision):
+        if peft_config is not None:
+            with torch.device("meta"), set_zero3_state():
+                choose_targets(peft_config, AutoModelForCausalLM.from_config(config))
+            peft_config.revision = revision
+        return {"model": name, "quantization_config": quantization_config, "peft_config": peft_config}
+    own = PeftConfig.from_pretrained(name, revision=revision)
+    if peft_config is not None:
+        check_same_lora(name, own, peft_config)
+        own.lora_dropout = peft_config.lora_dropout
+    base, base_revision = adapter_base(name, revision=revision)
+    init_kwargs = {**init_kwargs, "revision": base_revision, "quantization_config": quantization_config}
+    model = AutoModelForCausalLM.from_pretrained(base, **init_kwargs)
+    print(f"{name} is a LoRA adapter: training goes on with it.")
+    return {"model": PeftModel.from_pretrained(model, name, is_trainable=True, config=own, revision=revision)}
