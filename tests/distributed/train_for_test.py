@@ -35,20 +35,22 @@ class Observe(TrainerCallback):
             os.kill(os.getpid(), 9)
 
 
-def use_cpu_for(strategy: str):
-    """DeepSpeed and FSDP2 on gloo: accelerate knows neither on a CPU, unless its state says so beforehand."""
-    if strategy in ("single", "ddp"):
-        return
-    state = PartialState(cpu=True)
-    if strategy == "fsdp2":
-        state._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-        return
-    import deepspeed
+def start_processes(strategy: str):
+    """DeepSpeed on gloo, and no operations of its own that would have to be compiled first."""
+    if strategy.startswith("zero"):
+        import deepspeed
 
-    # Its shared-memory collectives would be compiled first, which takes a minute; gloo does as well
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed("gloo", auto_mpi_discovery=False)
-    state._shared_state["distributed_type"] = DistributedType.DEEPSPEED
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        PartialState(cpu=True)
+        deepspeed.init_distributed("gloo", auto_mpi_discovery=False)
+
+
+def name_strategy(strategy: str):
+    """accelerate leaves DeepSpeed and FSDP2 out on a CPU, unless its state says otherwise beforehand."""
+    AcceleratorState._reset_state()  # of the run before
+    if strategy not in ("single", "ddp"):
+        kind = DistributedType.MULTI_GPU if strategy == "fsdp2" else DistributedType.DEEPSPEED
+        PartialState(cpu=True)._shared_state["distributed_type"] = kind
 
 
 def strategy_options(strategy: str, deepspeed: dict) -> dict:
@@ -65,8 +67,10 @@ def train(spec: dict, run: dict, rows: Dataset) -> dict:
     defaults = {
         "max_steps": 9, "per_device_train_batch_size": spec["batch_size"], "gradient_accumulation_steps": 2,
         "logging_steps": 1, "use_cpu": True, "bf16": False, "gradient_checkpointing": False, "report_to": [],
-        "save_strategy": "no", "disable_tqdm": True, "learning_rate": 1e-3,
+        "save_strategy": "no", "disable_tqdm": True, "learning_rate": 1e-3, "center_rewards_coefficient": 0.1,
+        "adam_epsilon": 1e-5,
     }  # fmt: skip
+    name_strategy(spec["strategy"])
     options = strategy_options(spec["strategy"], spec.get("deepspeed", {}))
     args = CLoudTrainingConfig(str(folder), **{**defaults, **options, **run.get("options", {})})
     observe = Observe(run.get("kill"))
@@ -98,13 +102,12 @@ def rewards_of(trainer: CLoudTrainer) -> list[float]:
 
 
 def main(spec: dict):
-    use_cpu_for(spec["strategy"])
+    start_processes(spec["strategy"])
     rows = Dataset.from_list(json.loads(Path(spec["rows"]).read_text()))
     for run in spec["runs"]:
         result = train(spec, run, rows)
         if PartialState().is_main_process:
             Path(spec["output_dir"], run["name"], "result.json").write_text(json.dumps(result))
-        AcceleratorState._reset_state()  # the next run has another DeepSpeed config
         gc.collect()
 
 
