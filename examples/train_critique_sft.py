@@ -15,13 +15,15 @@ python examples/train_critique_sft.py --model_name_or_path Qwen/Qwen3-0.6B --dat
 from dataclasses import dataclass, field
 
 from datasets import Dataset
-from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config, get_quantization_config
+from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from cloud_hf import CLoudConfig
 from cloud_hf.configuration_cloud import read_config
 from cloud_hf.critique_format import format_class, pin_date
 from cloud_hf.training.arguments import DataArguments, checkpoint_to_resume, load_tokenizer, model_init_kwargs
 from cloud_hf.training.encoding import encode_critiques
+from cloud_hf.training.launch_checks import check_launch
+from cloud_hf.training.sft import CritiqueSFTConfig, CritiqueSFTTrainer
 
 
 @dataclass
@@ -37,12 +39,16 @@ class CritiqueArguments:
     )
 
 
-ARGUMENTS = (DataArguments, CritiqueArguments, SFTConfig, ModelConfig)
+ARGUMENTS = (DataArguments, CritiqueArguments, CritiqueSFTConfig, ModelConfig)
 
 
 def main(
-    data_args: DataArguments, critique_args: CritiqueArguments, training_args: SFTConfig, model_args: ModelConfig
+    data_args: DataArguments,
+    critique_args: CritiqueArguments,
+    training_args: CritiqueSFTConfig,
+    model_args: ModelConfig,
 ):
+    check_launch(training_args)
     tokenizer = load_tokenizer(model_args, training_args)
     config = read_config(model_args.model_name_or_path, revision=model_args.model_revision)
     if isinstance(config, CLoudConfig):
@@ -69,7 +75,7 @@ def main(
     training_args.max_length = None
     training_args.chat_template_path = None
     training_args.model_init_kwargs = model_init_kwargs(model_args, training_args)
-    trainer = SFTTrainer(
+    trainer = CritiqueSFTTrainer(
         model_args.model_name_or_path,
         training_args,
         train_dataset=train_dataset,

@@ -2,7 +2,6 @@
 
 import gc
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -21,18 +20,20 @@ DS_CONFIGS = Path(__file__).parents[2] / "ds_configs"
 
 
 class Observe(TrainerCallback):
-    """The gradient's norm in the first step, before clipping; and where to die, as a scheduler kills."""
+    """Keeps the gradient's norm in the first step, before clipping, and tells the step it is at."""
 
-    def __init__(self, kill: dict | None):
-        self.kill, self.norms = kill, {}
+    def __init__(self, folder: Path):
+        self.folder, self.norms = folder, {}
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         if state.global_step == 0:
             self.norms = {name: p.grad.norm().item() for name, p in model.named_parameters() if p.grad is not None}
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self.kill and state.global_step == self.kill["step"] and args.process_index == self.kill["rank"]:
-            os.kill(os.getpid(), 9)
+        if args.process_index == 0:
+            part = self.folder / "step.part"
+            part.write_text(str(state.global_step))
+            part.replace(self.folder / "step")
 
 
 def start_processes(strategy: str):
@@ -73,7 +74,8 @@ def train(spec: dict, run: dict, rows: Dataset) -> dict:
     name_strategy(spec["strategy"])
     options = strategy_options(spec["strategy"], spec.get("deepspeed", {}))
     args = CLoudTrainingConfig(str(folder), **{**defaults, **options, **run.get("options", {})})
-    observe = Observe(run.get("kill"))
+    folder.mkdir(parents=True, exist_ok=True)
+    observe = Observe(folder)
     tokenizer = AutoTokenizer.from_pretrained(run["base"])
     lora = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"]) if run.get("lora") else None
     evaluated = rows.select(range(23)) if args.eval_strategy != "no" else None
@@ -96,8 +98,10 @@ def train(spec: dict, run: dict, rows: Dataset) -> dict:
 def rewards_of(trainer: CLoudTrainer) -> list[float]:
     """What the trained model says of the first rows; every rank computes all, as sharded weights need."""
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
-    trainer.model_wrapped.eval()
     inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
+    if trainer.is_world_process_zero():
+        torch.save(inputs, Path(trainer.args.output_dir, "batch.pt"))
+    trainer.model_wrapped.eval()
     return trainer.model_wrapped(**inputs).logits[:, 0].tolist()
 
 
