@@ -82,13 +82,24 @@ def compare(base_folder, one_process, folder, strategy, kinds):
         if strategy == "ddp":
             for key, norm in one["norms"].items():
                 assert two["norms"][key] == pytest.approx(norm, rel=1e-4, abs=1e-6), key
-        print(f"{strategy:14} {name:13} loss {log_gap:.1e}  weights {weight_gap:.1e}  reloaded rewards {reward_gap:.1e}")
+        print(
+            f"{strategy:14} {name:13} loss {log_gap:.1e}  weights {weight_gap:.1e}  reloaded rewards {reward_gap:.1e}"
+        )
 
 
 def compare_logs(one, two, kind):
     """The largest difference of any loss; every metric is compared."""
     losses = ["loss", "pairwise_loss", "train_loss", "eval_pairwise_loss", "grad_norm"]
-    others = ["accuracy", "margin", "mean_reward", "min_reward", "max_reward", "reward_std", "num_tokens", "eval_accuracy"]
+    others = [
+        "accuracy",
+        "margin",
+        "mean_reward",
+        "min_reward",
+        "max_reward",
+        "reward_std",
+        "num_tokens",
+        "eval_accuracy",
+    ]
     if kind == "cloud":
         losses += ["lm_loss", "eval_lm_loss"]
         others += ["critique_length"]
@@ -111,7 +122,10 @@ def check_reload(folder, rewards, lora):
     if lora:
         model, tokenizer = load_reward_model(str(folder))
     else:
-        classes = {"AutoConfig": "configuration_cloud.CLoudConfig", "AutoModel": "modeling_cloud.CLoudForRewardModeling"}
+        classes = {
+            "AutoConfig": "configuration_cloud.CLoudConfig",
+            "AutoModel": "modeling_cloud.CLoudForRewardModeling",
+        }
         assert config["architectures"] == ["CLoudForRewardModeling"] and classes.items() <= config["auto_map"].items()
         for file in ("modeling_cloud.py", "generation.py", "configuration_cloud.py", "tokenizer.json"):
             assert (folder / file).exists(), file
