@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -479,7 +480,13 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
     def save_pretrained(self, *args, **kwargs):
         """As in transformers; the folder also holds this code, so that it loads where the package is not installed."""
         self._add_to_auto_map()
-        super().save_pretrained(*args, **kwargs)
+        own_class = type(self)
+        # FSDP2 puts a class of torch's before it, whose file would be saved as the model's code
+        self.__class__ = next(base for base in own_class.__mro__ if not issubclass(base, FSDPModule))
+        try:
+            super().save_pretrained(*args, **kwargs)
+        finally:
+            self.__class__ = own_class
 
     def save_without_weights(self, folder: str | Path):
         """Write what [`save_pretrained`] writes beside the weights: configs and code."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from accelerate.utils import is_peft_model
 from datasets import Dataset
-from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser
+from trl import ModelConfig, TrlParser
 
 from cloud_hf import CLoudConfig
 from cloud_hf.critique_format import format_class, pin_date
@@ -24,6 +24,8 @@ from cloud_hf.loading import read_model_config, record_base
 from cloud_hf.training.adapters import model_for_sft
 from cloud_hf.training.arguments import DataArguments, checkpoint_to_resume, load_tokenizer, model_init_kwargs
 from cloud_hf.training.encoding import encode_critiques
+from cloud_hf.training.launch_checks import check_launch
+from cloud_hf.training.sft import CritiqueSFTConfig, CritiqueSFTTrainer
 
 
 @dataclass
@@ -39,12 +41,16 @@ class CritiqueArguments:
     )
 
 
-ARGUMENTS = (DataArguments, CritiqueArguments, SFTConfig, ModelConfig)
+ARGUMENTS = (DataArguments, CritiqueArguments, CritiqueSFTConfig, ModelConfig)
 
 
 def main(
-    data_args: DataArguments, critique_args: CritiqueArguments, training_args: SFTConfig, model_args: ModelConfig
+    data_args: DataArguments,
+    critique_args: CritiqueArguments,
+    training_args: CritiqueSFTConfig,
+    model_args: ModelConfig,
 ):
+    check_launch(training_args)
     config = read_model_config(model_args.model_name_or_path, revision=model_args.model_revision)
     if isinstance(config, CLoudConfig):
         raise ValueError(f"{model_args.model_name_or_path} is a CLoud model; this stage starts from a language model.")
@@ -74,7 +80,7 @@ def main(
     model_options = model_for_sft(model_args, config, training_args.model_init_kwargs)
     if not isinstance(model_options["model"], str):
         training_args.model_init_kwargs = None  # used
-    trainer = SFTTrainer(
+    trainer = CritiqueSFTTrainer(
         args=training_args,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,

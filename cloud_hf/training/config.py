@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from trl import RewardConfig
 
 from ..data.overlong import TRAINING_POLICIES, check_policy
+from .launch_checks import check_machine
 
 
 @dataclass
@@ -71,4 +72,5 @@ class CLoudTrainingConfig(RewardConfig):
         for name in ("lm_loss_weight", "bradley_terry_weight"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it must be a number from 0 up.")
+        check_machine(self)
         super().__post_init__()

@@ -26,10 +26,12 @@ from .arguments import set_chat_template
 from .collator import DataCollatorForCLoud
 from .config import CLoudTrainingConfig
 from .encoding import ENCODED_COLUMNS, encode_pairs
+from .launch_checks import check_launch
 from .model_card import make_model_card
+from .saving import ExactResume
 
 
-class CLoudTrainer(RewardTrainer):
+class CLoudTrainer(ExactResume, RewardTrainer):
     r"""
     Trainer for CLoud and classic reward models.
 
@@ -84,6 +86,7 @@ class CLoudTrainer(RewardTrainer):
         **kwargs,
     ):
         args = args or CLoudTrainingConfig("cloud-model")
+        check_launch(args)
         name = model if isinstance(model, str) else get_config_model_id(model.config)
         if processing_class is None:
             if not name:
@@ -246,6 +249,13 @@ class CLoudTrainer(RewardTrainer):
         return output
 
     # -------------------------------------------------------------------------------------------------------- saving
+
+    def _running_metrics(self):
+        return {**super()._running_metrics(), "sums": self._sums["train"]}
+
+    def _restore_running_metrics(self, state):
+        super()._restore_running_metrics(state)
+        self._sums["train"] = defaultdict(float, state["sums"])
 
     def _save(self, output_dir: str | None = None, state_dict=None):
         super()._save(output_dir, state_dict)

@@ -1,0 +1,152 @@
+"""Checkpoints: which one is whole, what was written last, and where a run goes on from."""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
+
+from .launch import Launch
+
+
+logger = logging.getLogger(__name__)
+
+VERSION = 1
+
+# Written last: a checkpoint without it was interrupted
+RECORD = "cloud_checkpoint.json"
+
+
+class NotSaved(RuntimeError):
+    """A model or checkpoint could not be written."""
+
+
+def write_record(folder: Path, args: TrainingArguments, rows: int):
+    """Mark a checkpoint as whole, and note how its run was started and on how many rows it trains."""
+    record = {"version": VERSION, "launch": asdict(Launch.of(args)), "rows": rows}
+    part = folder / f"{RECORD}.part"
+    part.write_text(json.dumps(record, indent=2) + "\n")
+    part.replace(folder / RECORD)
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a checkpoint was written to its end."""
+    return (folder / RECORD).is_file()
+
+
+def whole_checkpoints(output_dir: str | Path) -> list[Path]:
+    """The checkpoints of a run that were written to their end, oldest first."""
+    return [folder for folder in _checkpoints(output_dir) if is_whole(folder)]
+
+
+def interrupted_checkpoints(output_dir: str | Path) -> list[Path]:
+    """The checkpoints of a run that were not written to their end, oldest first."""
+    return [folder for folder in _checkpoints(output_dir) if not is_whole(folder)]
+
+
+def find_checkpoint(args: TrainingArguments, asked: str | bool, rows: int | None = None) -> Path:
+    """
+    The checkpoint to resume from, checked.
+
+    Args:
+        args ([`~transformers.TrainingArguments`]):
+            Of the run that goes on.
+        asked (`str` or `bool`):
+            Its folder; `True` or `"true"` for the last whole one in `args.output_dir`.
+        rows (`int`, *optional*):
+            Rows of the train dataset, where they are known.
+
+    Raises:
+        `ValueError`: If there is none, it was not written to its end, or its run was started otherwise.
+    """
+    folder = _last_whole(args.output_dir) if str(asked).lower() == "true" else Path(asked)
+    if not is_whole(folder):
+        raise ValueError(
+            f"{folder} is not a whole checkpoint: {RECORD}, which is written last, is missing. The last whole one is "
+            f"{_name_last(folder.parent)}."
+        )
+    record = json.loads((folder / RECORD).read_text())
+    differences = Launch.of(args).differences(record["launch"])
+    if rows is not None and rows != record["rows"]:
+        differences.append(f"the train dataset had {record['rows']} rows, has {rows}")
+    if differences:
+        raise ValueError(
+            f"{folder} was written by a run that was started otherwise: {'; '.join(differences)}. Its optimizer states and "
+            "its place in the data fit that run only. Start this one in the same way, or begin a new run from the "
+            f"weights: `--model_name_or_path {folder}` and another `--output_dir`."
+        )
+    return folder
+
+
+@contextmanager
+def explain_failure(folder: Path, output_dir: str | Path) -> Iterator[None]:
+    """
+    Say, when writing `folder` fails, what is lost and what is left.
+
+    Raises:
+        `NotSaved`: From whatever went wrong, a full disk above all.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        free = shutil.disk_usage(output_dir).free / 2**20
+        raise NotSaved(
+            f"{folder} could not be written, with {free:,.0f} MiB free on its disk: {error}. The last whole checkpoint, "
+            f"{_name_last(output_dir)}, was not touched: make room and go on with `--resume_from_checkpoint true`."
+        ) from error
+
+
+def remove_interrupted(output_dir: str | Path):
+    """Delete checkpoints that were not written to their end, and say so."""
+    for folder in interrupted_checkpoints(output_dir):
+        logger.warning("%s was not written to its end, and is removed.", folder)
+        shutil.rmtree(folder)
+
+
+def _last_whole(output_dir: str | Path) -> Path:
+    whole = whole_checkpoints(output_dir)
+    if not whole:
+        torn = ", ".join(folder.name for folder in interrupted_checkpoints(output_dir))
+        raise ValueError(
+            f"{output_dir} holds no whole checkpoint to resume from"
+            + (f"; {torn} was not written to its end." if torn else ".")
+            + " Leave `resume_from_checkpoint` out to begin."
+        )
+    return whole[-1]
+
+
+def _checkpoints(output_dir: str | Path) -> list[Path]:
+    return [Path(folder) for folder in sort_checkpoints(str(output_dir))]
+
+
+def _name_last(output_dir: str | Path) -> str:
+    return next((folder.name for folder in reversed(whole_checkpoints(output_dir))), "none")
+
+
+def write_rank_state(folder: Path, rank: int, state: dict[str, Any]):
+    """What one process needs to go on with its running sums."""
+    (folder / f"running_metrics_{rank}.json").write_text(json.dumps(state))
+
+
+def read_rank_state(folder: Path, rank: int) -> dict[str, Any]:
+    """What [`write_rank_state`] wrote."""
+    return json.loads((folder / f"running_metrics_{rank}.json").read_text())
+
+
+def checkpoint_folder(output_dir: str | Path, step: int) -> Path:
+    """Where transformers writes the checkpoint of a step."""
+    return Path(output_dir, f"{PREFIX_CHECKPOINT_DIR}-{step}")
+
+
+def unmark(folder: Path):
+    """Take back that a checkpoint is whole, before it is written again."""
+    if is_whole(folder):
+        os.unlink(folder / RECORD)

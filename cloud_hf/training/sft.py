@@ -1,0 +1,21 @@
+"""TRL's supervised fine-tuning with our launch checks and checkpoints."""
+
+from dataclasses import dataclass
+
+from trl import SFTConfig, SFTTrainer
+
+from .launch_checks import check_machine
+from .saving import ExactResume
+
+
+@dataclass
+class CritiqueSFTConfig(SFTConfig):
+    """[`~trl.SFTConfig`]; what the machine cannot do is said first."""
+
+    def __post_init__(self):
+        check_machine(self)
+        super().__post_init__()
+
+
+class CritiqueSFTTrainer(ExactResume, SFTTrainer):
+    """[`~trl.SFTTrainer`] that resumes exactly."""

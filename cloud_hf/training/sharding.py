@@ -1,0 +1,36 @@
+"""FSDP2 with a reward head that computes in fp32."""
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp.fully_sharded_data_parallel import StateDictType
+
+
+def check_fsdp_saves(accelerator: Accelerator):
+    """
+    Raise `ValueError` if FSDP is configured so that no model would be saved.
+    """
+    plugin = accelerator.state.fsdp_plugin if accelerator.is_fsdp2 else None
+    if plugin is not None and plugin.state_dict_type != StateDictType.FULL_STATE_DICT:
+        raise ValueError(
+            f"FSDP's `fsdp_state_dict_type` is {plugin.state_dict_type.name}: every process would write a part of the "
+            "weights and no model would be saved. Set it to FULL_STATE_DICT, as ds_configs/accelerate_fsdp2.yaml does."
+        )
+
+
+def prepare_fsdp2(accelerator: Accelerator, model: nn.Module):
+    """
+    Set up mixed precision under FSDP2, before accelerate shards the model; nothing elsewhere.
+
+    The language model computes in bf16 on fp32 weights, gradients are summed in fp32. The reward head is a unit of its own
+    that stays in fp32, and outputs are left as they are: accelerate would round rewards and losses to bf16.
+    """
+    if not accelerator.is_fsdp2 or accelerator.mixed_precision == "no":
+        return
+    plugin = accelerator.state.fsdp_plugin
+    dtype = plugin.mixed_precision_policy.param_dtype
+    plugin.mixed_precision_policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    for name, module in model.named_modules():
+        if name.endswith("reward_head"):
+            fully_shard(module.float(), mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))

@@ -1,0 +1,140 @@
+"""Two processes, however the model is spread over them, train as one process does and save the same model."""
+
+import json
+
+import pytest
+import torch
+from launching import run_strategy
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoTokenizer
+
+from cloud_hf.loading import load_reward_model
+
+
+STRATEGIES = ["ddp", "zero1", "zero2", "zero3", "zero3_offload", "fsdp2"]
+IN_EVERY_TEST_RUN = ["ddp", "zero2", "zero3", "fsdp2"]
+KINDS = [(kind, lora) for kind in ("cloud", "classic") for lora in (False, True)]
+
+
+def runs_of(base, kinds):
+    return [
+        {
+            "name": name_of(kind, lora), "base": str(base), "lora": lora,
+            "options": {"critique": kind == "cloud", "eval_strategy": "steps", "eval_steps": 9},
+        }
+        for kind, lora in kinds
+    ]  # fmt: skip
+
+
+def name_of(kind, lora):
+    return f"{kind}-{'lora' if lora else 'full'}"
+
+
+def weights_of(folder):
+    [file] = folder.glob("model/*model.safetensors")
+    return load_file(file)
+
+
+@pytest.fixture(scope="module")
+def whole_models(base_folder, tmp_path_factory):
+    """Both arms, trained by one process."""
+    return train_alone(base_folder, tmp_path_factory.mktemp("single"), [("cloud", False), ("classic", False)])
+
+
+@pytest.fixture(scope="module")
+def every_kind(base_folder, tmp_path_factory):
+    """Both arms, whole and as adapters, trained by one process."""
+    return train_alone(base_folder, tmp_path_factory.mktemp("single"), KINDS)
+
+
+def train_alone(base_folder, folder, kinds):
+    return folder, run_strategy(folder, "single", runs_of(base_folder, kinds))
+
+
+@pytest.mark.parametrize("strategy", IN_EVERY_TEST_RUN)
+def test_two_processes_are_one(base_folder, whole_models, tmp_path, strategy):
+    kinds = [("cloud", False), ("classic", False)] if strategy == "ddp" else [("cloud", False)]
+    compare(base_folder, whole_models, tmp_path, strategy, kinds)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_two_processes_are_one_in_every_kind(base_folder, every_kind, tmp_path, strategy):
+    compare(base_folder, every_kind, tmp_path, strategy, KINDS)
+
+
+def compare(base_folder, one_process, folder, strategy, kinds):
+    one_folder, ones = one_process
+    twos = run_strategy(folder, strategy, runs_of(base_folder, kinds))
+    for kind, lora in kinds:
+        name = name_of(kind, lora)
+        one, two = ones[name], twos[name]
+        assert (one["world_size"], two["world_size"]) == (1, 2)
+        expected = {"ddp": "MULTI_CPU", "fsdp2": "FSDP"}.get(strategy, "DEEPSPEED")
+        assert two["distributed_type"].endswith(expected)
+        log_gap = compare_logs(one["log"], two["log"], kind)
+        reference, weights = weights_of(one_folder / name), weights_of(folder / name)
+        assert weights.keys() == reference.keys()
+        weight_gap = max((weights[key] - reference[key]).abs().max().item() for key in weights)
+        assert weight_gap < 1e-5
+        assert {weight.dtype for weight in weights.values()} == {torch.float32}
+        reward_gap = check_reload(folder / name / "model", two["rewards"], lora)
+        if strategy == "ddp":
+            for key, norm in one["norms"].items():
+                assert two["norms"][key] == pytest.approx(norm, rel=1e-4, abs=1e-6), key
+        print(
+            f"{strategy:14} {name:13} loss {log_gap:.1e}  weights {weight_gap:.1e}  reloaded rewards {reward_gap:.1e}"
+        )
+
+
+def compare_logs(one, two, kind):
+    """The largest difference of any loss; every metric is compared."""
+    losses = ["loss", "pairwise_loss", "train_loss", "eval_pairwise_loss", "grad_norm"]
+    others = [
+        "accuracy",
+        "margin",
+        "mean_reward",
+        "min_reward",
+        "max_reward",
+        "reward_std",
+        "num_tokens",
+        "eval_accuracy",
+    ]
+    if kind == "cloud":
+        losses += ["lm_loss", "eval_lm_loss"]
+        others += ["critique_length"]
+    gaps = {}
+    for a, b in zip(one, two, strict=True):
+        assert a["step"] == b["step"]
+        for metric in {*losses, *others} & set(a):
+            gaps[metric] = max(gaps.get(metric, 0.0), abs(a[metric] - b[metric]))
+    assert gaps.keys() == {*losses, *others}
+    for metric, gap in gaps.items():
+        # The norm before clipping is large
+        assert gap < (1e-4 if metric == "grad_norm" else 1e-5), metric
+    return max(gap for metric, gap in gaps.items() if "loss" in metric)
+
+
+@torch.no_grad()
+def check_reload(folder, rewards, lora):
+    """A saved model gives the rewards that the trained one gave."""
+    config = json.loads((folder / "config.json").read_text())
+    if lora:
+        model, tokenizer = load_reward_model(str(folder))
+    else:
+        classes = {
+            "AutoConfig": "configuration_cloud.CLoudConfig",
+            "AutoModel": "modeling_cloud.CLoudForRewardModeling",
+        }
+        assert config["architectures"] == ["CLoudForRewardModeling"] and classes.items() <= config["auto_map"].items()
+        for file in ("modeling_cloud.py", "generation.py", "configuration_cloud.py", "tokenizer.json"):
+            assert (folder / file).exists(), file
+        assert not list(folder.glob("_fsdp*"))
+        model = AutoModel.from_pretrained(folder).eval()
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert len(tokenizer) <= model.config.text_config.vocab_size
+    batch = torch.load(folder.parent / "batch.pt")
+    again = model(**batch).logits[:, 0]
+    gap = (again - torch.tensor(rewards)).abs().max().item()
+    assert gap < 1e-5
+    return gap

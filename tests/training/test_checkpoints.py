@@ -1,0 +1,151 @@
+"""Checkpoints that were interrupted, or that another run wrote, are not resumed from; a full disk costs none."""
+
+import json
+import os
+import shutil
+import subprocess
+
+import pytest
+from test_trainer import make_rows, make_trainer
+from transformers import TrainerCallback
+
+from cloud_hf.training.checkpoints import RECORD, NotSaved, whole_checkpoints
+
+
+OPTIONS = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6, "per_device_train_batch_size": 4}
+
+
+def names(folder):
+    return [path.name for path in whole_checkpoints(folder)]
+
+
+@pytest.fixture
+def run(base_folder, tmp_path):
+    """The folder of a run with three checkpoints."""
+    make_trainer(str(base_folder), tmp_path, **OPTIONS).train()
+    assert names(tmp_path) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
+    return tmp_path
+
+
+def test_an_interrupted_checkpoint_is_passed_over(base_folder, run, caplog):
+    torn = run / "checkpoint-6"
+    (torn / RECORD).unlink()
+    (torn / "optimizer.pt").unlink()
+    trainer = make_trainer(str(base_folder), run, **OPTIONS)
+    with pytest.raises(
+        ValueError, match=r"checkpoint-6 is not a whole checkpoint.*The last whole one is checkpoint-4"
+    ):
+        trainer.train(resume_from_checkpoint=str(torn))
+    steps = Steps()
+    trainer.add_callback(steps)
+    trainer.train(resume_from_checkpoint=True)
+    assert steps.made == [5, 6]
+    assert "checkpoint-6 was not written to its end" in caplog.text
+    assert names(run) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"] and (torn / "optimizer.pt").exists()
+
+
+class Steps(TrainerCallback):
+    def __init__(self):
+        self.made = []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.made.append(state.global_step)
+
+
+def test_no_checkpoint_is_whole(base_folder, run):
+    for folder in whole_checkpoints(run):
+        (folder / RECORD).unlink()
+    with pytest.raises(
+        ValueError, match="holds no whole checkpoint to resume from; checkpoint-2, checkpoint-4, checkpoint-6"
+    ):
+        make_trainer(str(base_folder), run, **OPTIONS).train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "rows", "says"),
+    [
+        ({"per_device_train_batch_size": 2}, 16, "`per_device_train_batch_size` was 4, is 2"),
+        ({"gradient_accumulation_steps": 2}, 16, "`gradient_accumulation_steps` was 1, is 2"),
+        ({"seed": 1}, 16, "`seed` was 42, is 1"),
+        ({}, 15, "the train dataset had 16 rows, has 15"),
+    ],
+)
+def test_a_checkpoint_of_a_run_started_otherwise(base_folder, run, changes, rows, says):
+    trainer = make_trainer(str(base_folder), run, make_rows(rows), **{**OPTIONS, **changes})
+    with pytest.raises(ValueError, match=says):
+        trainer.train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize(
+    ("launch", "says"),
+    [({"world_size": 8}, "`world_size` was 8, is 1"), ({"strategy": "zero3"}, "`strategy` was zero3, is single")],
+)
+def test_a_checkpoint_of_another_world_is_refused_before_the_model_loads(run, launch, says):
+    record = json.loads((run / "checkpoint-6" / RECORD).read_text())
+    record["launch"].update(launch)
+    (run / "checkpoint-6" / RECORD).write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=says):
+        make_trainer("no such model", run, resume_from_checkpoint="true", **OPTIONS)
+
+
+def test_older_checkpoints_go_when_the_new_one_is_whole(base_folder, tmp_path, monkeypatch):
+    """With one checkpoint kept, there is at every moment one that is whole."""
+    kept = []
+    rotate = shutil.rmtree
+
+    def remove(folder, *args, **kwargs):
+        if "checkpoint-" in str(folder):
+            kept.append(names(tmp_path))
+        rotate(folder, *args, **kwargs)
+
+    monkeypatch.setattr(shutil, "rmtree", remove)
+    make_trainer(str(base_folder), tmp_path, save_total_limit=1, **OPTIONS).train()
+    assert kept == [["checkpoint-2", "checkpoint-4"], ["checkpoint-4", "checkpoint-6"]]
+    assert names(tmp_path) == ["checkpoint-6"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed")])
+def test_a_save_that_fails_keeps_the_last_checkpoint(base_folder, tmp_path, monkeypatch, error):
+    trainer = make_trainer(str(base_folder), tmp_path, save_total_limit=1, **OPTIONS)
+    save = trainer._save_rng_state
+
+    def fail(folder):
+        if trainer.state.global_step == 4:
+            raise error
+        save(folder)
+
+    monkeypatch.setattr(trainer, "_save_rng_state", fail)
+    with pytest.raises(NotSaved, match=r"checkpoint-4 could not be written.*The last whole checkpoint, checkpoint-2"):
+        trainer.train()
+    assert names(tmp_path) == ["checkpoint-2"]
+
+
+def mounted(folder, size):
+    """Whether a small file system could be mounted on `folder`."""
+    folder.mkdir()
+    if os.geteuid() != 0:
+        return False
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    return subprocess.run(command, capture_output=True).returncode == 0
+
+
+def test_a_full_disk(base_folder, tmp_path):
+    """A real one: the second checkpoint does not fit beside the first."""
+    first = tmp_path / "first"
+    make_trainer(str(base_folder), first, **{**OPTIONS, "max_steps": 2}).train()
+    size = sum(file.stat().st_size for file in first.rglob("*") if file.is_file())
+    disk = tmp_path / "disk"
+    if not mounted(disk, int(size * 1.5)):
+        pytest.skip("no file system can be mounted here")
+    try:
+        trainer = make_trainer(str(base_folder), disk, save_total_limit=1, **OPTIONS)
+        with pytest.raises(NotSaved, match=r"checkpoint-4 could not be written, with .* MiB free"):
+            trainer.train()
+        assert names(disk) == ["checkpoint-2"]
+        shutil.copytree(disk, tmp_path / "larger")
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+    steps = Steps()
+    trainer = make_trainer(str(base_folder), tmp_path / "larger", callbacks=[steps], **OPTIONS)
+    trainer.train(resume_from_checkpoint=True)
+    assert steps.made == [3, 4, 5, 6]

@@ -1,0 +1,106 @@
+"""What is wrong with a launch is said before the model is loaded."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+from test_trainer import make_rows, make_trainer
+
+from cloud_hf import CLoudTrainer, CLoudTrainingConfig
+from cloud_hf.training import launch_checks
+from cloud_hf.training.launch_checks import check_launch
+from cloud_hf.training.sft import CritiqueSFTConfig
+
+
+DS_CONFIGS = Path(__file__).parents[2] / "ds_configs"
+needs_deepspeed = pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None,
+    reason="DeepSpeed is not installed: pip install 'cloud-hf[deepspeed]'",
+)
+
+
+@pytest.fixture
+def one_process(monkeypatch):
+    """DeepSpeed on a CPU with one process, as `torchrun --nproc_per_node 1` sets it up."""
+    for name, value in {
+        "RANK": 0,
+        "LOCAL_RANK": 0,
+        "WORLD_SIZE": 1,
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": 29577,
+    }.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+
+
+def deepspeed_config(folder, name="zero3", zero=None, **changes):
+    config = {**json.loads((DS_CONFIGS / f"{name}.json").read_text()), **changes}
+    config["zero_optimization"].update(zero or {})
+    (folder / "ds.json").write_text(json.dumps(config))
+    return str(folder / "ds.json")
+
+
+def training_args(folder, **options):
+    return CLoudTrainingConfig(str(folder / "out"), **{"use_cpu": True, "bf16": False, "report_to": [], **options})
+
+
+@needs_deepspeed
+@pytest.mark.parametrize(
+    ("name", "zero", "changes", "says"),
+    [
+        ("zero3", {"stage3_gather_16bit_weights_on_model_save": False}, {}, "no model would be saved"),
+        ("zero2", {}, {"train_batch_size": 48}, "`train_batch_size` 48, but the training arguments make it 12"),
+        ("zero2", {}, {"train_micro_batch_size_per_gpu": 3}, "`train_micro_batch_size_per_gpu` 3"),
+        ("zero2", {}, {"gradient_accumulation_steps": 4}, "`gradient_accumulation_steps` 4"),
+        ("zero2", {}, {"gradient_clipping": 7.0}, "contradicts the training arguments: ds gradient_clipping=7.0"),
+    ],
+)
+def test_deepspeed_configs_that_cannot_work(tmp_path, one_process, name, zero, changes, says):
+    config = deepspeed_config(tmp_path, name, zero, **changes)
+    args = training_args(tmp_path, deepspeed=config, per_device_train_batch_size=2, gradient_accumulation_steps=6)
+    with pytest.raises(ValueError, match=says) as error:
+        CLoudTrainer("no such model", args, train_dataset=make_rows())
+    assert config in str(error.value)
+
+
+@needs_deepspeed
+@pytest.mark.parametrize("name", ["zero1", "zero2", "zero3", "zero3_offload"])
+def test_our_deepspeed_configs_pass(tmp_path, one_process, name):
+    check_launch(training_args(tmp_path, deepspeed=str(DS_CONFIGS / f"{name}.json")))
+
+
+@pytest.mark.parametrize("config", [CLoudTrainingConfig, CritiqueSFTConfig])
+def test_deepspeed_is_not_installed(tmp_path, monkeypatch, config):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"DeepSpeed is not installed.*cloud-hf\[deepspeed\]"):
+        config(str(tmp_path), deepspeed=str(DS_CONFIGS / "zero2.json"), use_cpu=True, bf16=False)
+
+
+@pytest.mark.parametrize("config", [CLoudTrainingConfig, CritiqueSFTConfig])
+def test_bf16_needs_a_gpu_that_can(tmp_path, monkeypatch, config):
+    monkeypatch.setattr(launch_checks, "is_torch_bf16_gpu_available", lambda: False)
+    with pytest.raises(ValueError, match=r"`bf16` is on.*--bf16 False"):
+        config(str(tmp_path))
+    assert config(str(tmp_path), use_cpu=True).bf16  # a CPU computes in bfloat16, slowly
+
+
+def test_a_dataset_smaller_than_a_step(base_folder, tmp_path):
+    trainer = make_trainer(
+        str(base_folder), tmp_path, make_rows(7), per_device_train_batch_size=2, gradient_accumulation_steps=4
+    )
+    with pytest.raises(ValueError, match="7 rows, but one optimizer step takes 8"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+def test_fsdp_that_saves_no_model(base_folder, tmp_path, monkeypatch):
+    """With sharded state dicts transformers writes no model at all, and says nothing."""
+    from accelerate.utils import FullyShardedDataParallelPlugin
+
+    trainer = make_trainer(str(base_folder), tmp_path)
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, state_dict_type="SHARDED_STATE_DICT")
+    monkeypatch.setattr(type(trainer.accelerator), "is_fsdp2", True)
+    monkeypatch.setitem(trainer.accelerator.state.__dict__, "fsdp_plugin", plugin)
+    with pytest.raises(ValueError, match="`fsdp_state_dict_type` is SHARDED_STATE_DICT"):
+        trainer.train()
