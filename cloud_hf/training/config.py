@@ -101,9 +101,6 @@ class CLoudTrainingConfig(RewardConfig):
         for name in ("token_budget", "lm_loss_chunks"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 1, or left out.")
-        flattened = [name for name in ("padding_free", "shared_prompt") if getattr(self, name)]
-        if flattened and self.pad_to_multiple_of is not None:
-            raise ValueError(f"`pad_to_multiple_of` is set, but with `{flattened[0]}` nothing is padded. Drop one.")
         if self.token_budget is not None and self.train_sampling_strategy != "random":
             raise ValueError(
                 f"`token_budget` groups pairs by length itself: `train_sampling_strategy` is "
@@ -114,3 +111,6 @@ class CLoudTrainingConfig(RewardConfig):
                 "`lm_loss_chunks` is set, but a classic model has no critique loss (`critique` is False)."
             )
         super().__post_init__()
+        flattened = [name for name in ("padding_free", "shared_prompt") if getattr(self, name)]
+        if flattened and self.pad_to_multiple_of is not None:
+            raise ValueError(f"`pad_to_multiple_of` is set, but with `{flattened[0]}` nothing is padded. Drop one.")
