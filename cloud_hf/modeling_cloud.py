@@ -1,6 +1,6 @@
 """The CLoud reward model: a causal language model that keeps its LM head, and a reward head beside it.
 
-Shape suffixes: B batch, T tokens, H hidden, V vocabulary, P labelled positions.
+Shape suffixes: B batch, T tokens, H hidden, V vocabulary, P labelled positions, S segments, N tokens of a flattened batch.
 """
 
 import importlib
@@ -22,9 +22,11 @@ from transformers.generation import GenerationConfig, GenerationMixin
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_utils import set_zero3_state
 from transformers.utils import ModelOutput
+from transformers.utils.generic import is_flash_attention_requested
 
 from .configuration_cloud import CLoudConfig, read_config
 from .critique_format import IGNORE_INDEX, CritiqueFormat, pin_date
+from .packed_attention import PACKED_SDPA, packed_arguments
 from .published import (
     HUB_KWARGS,
     NATIVE_PREFIX,
@@ -38,8 +40,8 @@ from .published import (
 from .scoring import Score, score_with_transformers
 
 
-# The LM loss is computed in pieces whose logits are about as large as one piece with this vocabulary. The number of
-# pieces depends on the model alone, so that sharded ranks call the LM head equally often.
+# Unless told otherwise, the LM loss is computed in pieces whose logits are about as large as one piece with this
+# vocabulary. The number of pieces never depends on the batch, so that sharded ranks call the LM head equally often.
 _VOCABULARY_PER_CHUNK = 16_384
 
 
@@ -54,12 +56,15 @@ class CLoudOutput(ModelOutput):
         lm_loss (`torch.Tensor` of shape `()`, *optional*):
             Mean cross-entropy over the labelled tokens, when `labels` are given; 0 when none is labelled.
         lm_loss_sums (`torch.Tensor` of shape `(B,)`, *optional*):
-            Each row's summed cross-entropy, without gradient.
+            Each sequence's summed cross-entropy, without gradient.
+        lm_loss_counts (`torch.Tensor` of shape `(B,)`, *optional*):
+            Each sequence's labelled tokens.
     """
 
     logits: torch.Tensor | None = None
     lm_loss: torch.Tensor | None = None
     lm_loss_sums: torch.Tensor | None = None
+    lm_loss_counts: torch.Tensor | None = None
 
 
 class RewardProjection(nn.Linear):
@@ -303,6 +308,8 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         reward_positions: torch.LongTensor | None = None,
+        segments: torch.LongTensor | None = None,
+        lm_loss_chunks: int | None = None,
         margin: torch.Tensor | None = None,
         **kwargs,
     ) -> CLoudOutput:
@@ -311,65 +318,87 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
 
         Args:
             input_ids (`torch.LongTensor` of shape `(B, T)`, *optional*):
-                Sequences from [`CritiqueFormat.encode`], padded on either side.
+                Sequences from [`CritiqueFormat.encode`], padded on either side. With `segments`, all of them in one row
+                of shape `(1, N)`, and so is whatever has their shape.
             attention_mask (`torch.Tensor` of shape `(B, T)`, *optional*):
                 1 on real tokens. Needed when sequences are padded.
             position_ids (`torch.LongTensor` of shape `(B, T)`, *optional*):
-                Defaults to counting the real tokens.
+                Defaults to counting the real tokens. Needed with `segments`.
             inputs_embeds (`torch.Tensor` of shape `(B, T, H)`, *optional*):
                 Instead of `input_ids`.
             labels (`torch.LongTensor` of shape `(B, T)`, *optional*):
-                Unshifted labels of the critique LM loss, `-100` elsewhere.
+                Unshifted labels of the critique LM loss, `-100` elsewhere, and with `segments` also on the first token
+                of each.
             reward_positions (`torch.LongTensor` of shape `(B,)`, *optional*):
-                Where the reward is read. Defaults to the last real token.
+                Where the reward is read. Defaults to the last real token. With `segments` these are positions in the
+                one row, at the last token of each sequence, in any order.
+            segments (`torch.LongTensor` of shape `(S, 2)`, *optional*):
+                Length and parent of each segment of a flattened batch, see [`~packed_attention.packed_arguments`]. A
+                sequence is a segment and its ancestors.
+            lm_loss_chunks (`int`, *optional*):
+                In how many pieces the logits of the labelled tokens are computed. One is fastest; with more, only one
+                piece is in memory at a time, and each is computed again in the backward pass. Defaults to one for each
+                16,384 entries of the vocabulary.
             margin (`torch.Tensor`, *optional*):
                 Not used here: [`~trl.RewardTrainer`] hands its whole batch to the model.
 
         Returns:
             [`CLoudOutput`]
+
+        Raises:
+            `ValueError`: If there are `segments` and the model's attention implementation cannot tell them apart.
         """
-        if position_ids is None and attention_mask is not None and self._accepts_position_ids:
-            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+        if segments is not None:
+            if position_ids is None or reward_positions is None:
+                raise ValueError("A flattened batch needs `position_ids` and `reward_positions` beside `segments`.")
+            kwargs |= packed_arguments(self.trunk.config, segments)
+        else:
+            if position_ids is None and attention_mask is not None and self._accepts_position_ids:
+                position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+            kwargs["attention_mask"] = attention_mask
         if position_ids is not None:
             kwargs["position_ids"] = position_ids
-        hidden_BTH = self.trunk(
-            input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs
-        ).last_hidden_state
+        hidden_BTH = self.trunk(input_ids=input_ids, inputs_embeds=inputs_embeds, **kwargs).last_hidden_state
         B, T, _ = hidden_BTH.shape
         device = hidden_BTH.device  # with a device_map, the trunk can end on another device than it starts on
         if reward_positions is None:
             reward_positions = _last_real_position(attention_mask, B, T, device)
-        reward_BH = hidden_BTH[torch.arange(B, device=device), reward_positions.to(device)]
-        output = CLoudOutput(logits=self.reward_from_hidden(reward_BH))
+        reward_positions = reward_positions.to(device)
+        rows_B = torch.arange(B, device=device) if segments is None else torch.zeros_like(reward_positions)
+        output = CLoudOutput(logits=self.reward_from_hidden(hidden_BTH[rows_B, reward_positions]))
         if labels is not None:
-            output.lm_loss, output.lm_loss_sums = self._lm_loss(hidden_BTH[:, :-1], labels[:, 1:].to(device))
+            labels_BT = labels[:, 1:].to(device)
+            sequence_P = _labelled_sequences(labels_BT, None if segments is None else reward_positions)
+            loss_P = self._lm_losses(hidden_BTH[:, :-1], labels_BT, lm_loss_chunks)
+            output.lm_loss = loss_P.sum() / max(1, len(sequence_P))
+            zeros_B = loss_P.new_zeros(len(reward_positions))
+            output.lm_loss_sums = zeros_B.index_add(0, sequence_P, loss_P.detach()[: len(sequence_P)])
+            output.lm_loss_counts = zeros_B.index_add(0, sequence_P, torch.ones_like(sequence_P, dtype=zeros_B.dtype))
         return output
 
     def reward_from_hidden(self, hidden_BH: torch.Tensor) -> torch.Tensor:
         """The reward of shape `(B, 1)`, fp32, from final hidden states of shape `(B, H)`."""
         return (self.reward_head(hidden_BH) - self.config.reward_mean) / self.config.reward_std
 
-    def _lm_loss(self, hidden_BTH: torch.Tensor, labels_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _lm_losses(self, hidden_BTH: torch.Tensor, labels_BT: torch.Tensor, chunks: int | None) -> torch.Tensor:
         """
-        Mean cross-entropy over labelled positions, and its sum in each row; vocabulary logits exist for one chunk of
+        Cross-entropy at each labelled position, or one zero where there is none; vocabulary logits exist for one chunk of
         positions at a time.
         """
         labelled_BT = labels_BT != IGNORE_INDEX
-        row_P = labelled_BT.nonzero()[:, 0]
         hidden_PH, labels_P = hidden_BTH[labelled_BT], labels_BT[labelled_BT]
         if labels_P.numel() == 0:
             # One ignored position keeps the LM head in the graph, which sharded training needs on every rank
-            hidden_PH, labels_P, row_P = hidden_BTH[:1, 0], labels_BT[:1, 0], labels_BT.new_zeros(1)
-        chunks = max(1, self.config.text_config.vocab_size // _VOCABULARY_PER_CHUNK)
+            hidden_PH, labels_P = hidden_BTH[:1, 0], labels_BT[:1, 0]
+        if chunks is None:
+            chunks = max(1, self.config.text_config.vocab_size // _VOCABULARY_PER_CHUNK)
         losses = []
         for hidden, labels in zip(hidden_PH.tensor_split(chunks), labels_P.tensor_split(chunks), strict=True):
             if chunks == 1:
                 losses.append(self._cross_entropy(hidden, labels))
             else:
                 losses.append(checkpoint(self._cross_entropy, hidden, labels, use_reentrant=False))
-        loss_P = torch.cat(losses).to(hidden_PH.device)
-        sums_B = loss_P.new_zeros(len(labels_BT)).index_add(0, row_P, loss_P.detach())
-        return loss_P.sum() / labelled_BT.sum().clamp(min=1), sums_B
+        return torch.cat(losses).to(hidden_PH.device)
 
     def _cross_entropy(self, hidden_PH: torch.Tensor, labels_P: torch.Tensor) -> torch.Tensor:
         logits_PV = self._scale_logits(self.language_model.get_output_embeddings()(hidden_PH).float())
@@ -402,6 +431,69 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
                 f"{type(self.language_model).__name__} changes its logits after the LM head in a way that is not known "
                 "here, so that the loss on critiques would be wrong. It cannot be made a CLoud model yet."
             )
+
+    def prepare_for_segments(self, shared_prompt: bool):
+        """
+        Set the attention implementation that flattened batches need, unless the model has FlashAttention.
+
+        Args:
+            shared_prompt (`bool`):
+                Whether segments will have parents.
+
+        Raises:
+            `ValueError`: If sequences of a flattened batch would see each other in this model, or their prefixes not be
+            shared rightly.
+        """
+        config, name = self.trunk.config, type(self.language_model).__name__
+        option = "`shared_prompt`" if shared_prompt else "`padding_free`"
+        # Other layers than these carry something from token to token beside the attention, or choose tokens by position
+        others = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+        if self.trunk._is_stateful or others:
+            kinds = ", ".join(sorted(others)) or "state-space layers"
+            raise ValueError(f"{option} cannot be used with {name}: its {kinds} would mix the sequences of a batch.")
+        if not self._accepts_position_ids or not self.trunk._can_set_attn_implementation():
+            raise ValueError(f"{option} cannot be used with {name}, which does not let positions or attention be set.")
+        if is_flash_attention_requested(config) and not shared_prompt:
+            return self._check_segments(shared_prompt)
+        if config._attn_implementation not in ("sdpa", PACKED_SDPA):
+            usable = "'sdpa'" if shared_prompt else "'sdpa' or 'flash_attention_2'"
+            raise ValueError(
+                f"{option} cannot be used with the attention implementation {config._attn_implementation!r}; load the "
+                f"model with `attn_implementation` {usable}."
+            )
+        self.set_attn_implementation(PACKED_SDPA)
+        self._check_segments(shared_prompt)
+
+    @torch.no_grad()
+    def _check_segments(self, shared_prompt: bool):
+        """Raise `ValueError` unless a few random sequences have the same hidden states in one row as one by one."""
+        if is_deepspeed_zero3_enabled() or self.device.type == "meta":
+            return  # the weights are not here yet
+        prefix, *ends = torch.randint(self.config.text_config.vocab_size, (65,), generator=_fixed_generator()).split(
+            [40, 8, 12, 5]
+        )
+        sequences = [torch.cat([prefix, end]) for end in ends]
+        pieces = [(prefix, 0, -1), *((end, 40, 0) for end in ends)] if shared_prompt else []
+        pieces = pieces or [(sequence, 0, -1) for sequence in sequences]
+        segments = torch.tensor([(len(ids), parent) for ids, _, parent in pieces])
+        positions = torch.cat([torch.arange(start, start + len(ids)) for ids, start, _ in pieces])
+        was_training = self.training
+        self.eval()
+        packed = self.trunk(
+            input_ids=torch.cat([ids for ids, _, _ in pieces])[None].to(self.device),
+            position_ids=positions[None].to(self.device),
+            use_cache=False,
+            **packed_arguments(self.trunk.config, segments),
+        ).last_hidden_state
+        last_tokens = segments[:, 0].cumsum(0)[-len(ends) :] - 1
+        for sequence, last_token in zip(sequences, last_tokens.tolist(), strict=True):
+            alone = self.trunk(input_ids=sequence[None].to(self.device), use_cache=False).last_hidden_state[0, -1]
+            if (packed[0, last_token] - alone).abs().max() > 0.02 * alone.abs().max() + 1e-4:
+                raise ValueError(
+                    f"`padding_free` and `shared_prompt` cannot be used with {type(self.language_model).__name__}: the "
+                    "sequences of a flattened batch would see each other."
+                )
+        self.train(was_training)
 
     def _init_weights(self, module: nn.Module):
         # The language model initialises its own modules; only the head's are ours.
@@ -520,6 +612,22 @@ def _refuse_missing(name, missing_keys):
             f"{name} lacks {len(missing_keys)} of the weights of a CLoud model: {keys}. If it is a plain language model, "
             "make a reward model from it with `CLoudForRewardModeling.from_base`."
         )
+
+
+def _fixed_generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def _labelled_sequences(labels_BT: torch.Tensor, reward_positions: torch.Tensor | None) -> torch.Tensor:
+    """
+    The sequence of each labelled position, of shape `(P,)`: its row, or in a flattened batch the one whose reward is read
+    next after it.
+    """
+    row_P, position_P = (labels_BT != IGNORE_INDEX).nonzero().unbind(1)
+    if reward_positions is None:
+        return row_P
+    order_B = reward_positions.argsort()
+    return order_B[torch.searchsorted(reward_positions[order_B], position_P)]
 
 
 def _last_real_position(attention_mask: torch.Tensor | None, B: int, T: int, device: torch.device) -> torch.Tensor:

@@ -3,11 +3,14 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from trl.trainer.reward_trainer import DataCollatorForPreference
 from trl.trainer.utils import pad
 
 from ..critique_format import IGNORE_INDEX
+from .encoding import SIDES
+from .packing import Packing, TokenSequence
 
 
 @dataclass
@@ -21,23 +24,62 @@ class DataCollatorForCLoud(DataCollatorForPreference):
     `labels`, all of shape `(2 * pairs, T)`, and where the examples have them `margin` and `cut` (critiques of the pair
     that were cut at the token budget), of shape `(pairs,)`.
 
+    With `padding_free` or `shared_prompt`, the sequences lie one after another in one row; the dictionary then has what
+    [`Packing.tensors`] returns instead, and its `reward_positions` are in the order all chosen, all rejected.
+
     Args:
         critique (`bool`, *optional*, defaults to `True`):
             Whether to return labels. A classic model has nothing to write.
+        padding_free (`bool`, *optional*, defaults to `False`):
+            Whether to flatten the batch.
+        shared_prompt (`bool`, *optional*, defaults to `False`):
+            Whether to flatten the batch with one copy of each prefix that several of its sequences have in common.
     """
 
     critique: bool = True
+    padding_free: bool = False
+    shared_prompt: bool = False
+
+    @property
+    def flattens(self) -> bool:
+        """Whether batches are one row without padding."""
+        return self.padding_free or self.shared_prompt
+
+    def num_tokens(self, examples: list[dict[str, Any]]) -> int:
+        """How many tokens the batch of these examples has, padding included."""
+        if self.flattens:
+            return Packing(_sequences(examples), self.shared_prompt).num_tokens
+        multiple = self.pad_to_multiple_of or 1
+        longest = max(len(example[f"{side}_ids"]) for example in examples for side in SIDES)
+        return 2 * len(examples) * -(-longest // multiple) * multiple
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        batch = super().torch_call(examples)
-        if self.critique:
-            labels = [_labels(example, side) for side in ("chosen", "rejected") for example in examples]
-            batch["labels"] = pad(
-                labels, padding_value=IGNORE_INDEX, padding_side="right", pad_to_multiple_of=self.pad_to_multiple_of
-            )
+        if self.flattens:
+            batch = Packing(_sequences(examples), self.shared_prompt).tensors(self.critique)
+            if "margin" in examples[0]:
+                batch["margin"] = torch.tensor([example["margin"] for example in examples], dtype=torch.float)
+        else:
+            batch = super().torch_call(examples)
+            if self.critique:
+                labels = [_labels(example, side) for side in SIDES for example in examples]
+                batch["labels"] = pad(
+                    labels,
+                    padding_value=IGNORE_INDEX,
+                    padding_side="right",
+                    pad_to_multiple_of=self.pad_to_multiple_of,
+                )
         if "cut" in examples[0]:
             batch["cut"] = torch.tensor([example["cut"] for example in examples])
         return batch
+
+
+def _sequences(examples: list[dict[str, Any]]) -> list[TokenSequence]:
+    """All chosen sequences, then all rejected ones."""
+    return [
+        TokenSequence(np.asarray(example[f"{side}_ids"]), example[f"{side}_prefix_length"])
+        for side in SIDES
+        for example in examples
+    ]
 
 
 def _labels(example: dict[str, Any], side: str) -> torch.Tensor:

@@ -10,6 +10,7 @@ from accelerate.utils import gather_object, is_peft_model
 from datasets import Dataset
 from peft import PeftModel
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, Sampler
 from transformers import AutoTokenizer, DataCollator, PreTrainedTokenizerBase
 from trl import RewardTrainer
 from trl.trainer.utils import get_config_model_id, global_then_local_main_first
@@ -23,6 +24,7 @@ from ..published import HUB_KWARGS
 from ..scoring import context_length
 from .adapters import HEAD, check_head, complete_lora, go_on_with_adapter, spare_head
 from .arguments import set_chat_template
+from .batching import GroupSampler, TokenBudgetSampler, group_pairs
 from .collator import DataCollatorForCLoud
 from .config import CLoudTrainingConfig
 from .encoding import ENCODED_COLUMNS, encode_pairs
@@ -110,12 +112,18 @@ class CLoudTrainer(ExactResume, RewardTrainer):
             model.config.reward_token_id = unused_token_id(processing_class, model.config.text_config.vocab_size)
         self._context_length = context_length(model.config)
         self._sums: dict[str, dict[str, float]] = {"train": defaultdict(float), "eval": defaultdict(float)}
+        if args.padding_free or args.shared_prompt or args.token_budget is not None:
+            _check_batches(args, data_collator)
         if data_collator is None:
             data_collator = DataCollatorForCLoud(
                 pad_token_id=self.critique_format.end_token_id,  # masked; any id of the model's vocabulary would do
                 pad_to_multiple_of=args.pad_to_multiple_of,
                 critique=model.config.critique,
+                padding_free=args.padding_free,
+                shared_prompt=args.shared_prompt,
             )
+        if args.padding_free or args.shared_prompt:
+            model.prepare_for_segments(args.shared_prompt)
         if peft_config is not None and not is_peft_model(model):
             complete_lora(peft_config, model)
             peft_config.revision = revision
@@ -139,6 +147,7 @@ class CLoudTrainer(ExactResume, RewardTrainer):
         for name, weight in self.model.named_parameters():
             if HEAD in name and weight.dtype != head[name].dtype:
                 weight.data = head[name]
+        self._train_sampler = self._make_train_sampler()
 
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
         if not isinstance(dataset, Dataset):
@@ -166,6 +175,52 @@ class CLoudTrainer(ExactResume, RewardTrainer):
             if column not in self._signature_columns:
                 self._signature_columns.append(column)
 
+    # ------------------------------------------------------------------------------------------------------- batches
+
+    def _make_train_sampler(self) -> Sampler | None:
+        """What puts pairs together, if an option asks for more than chance."""
+        args = self.args
+        shares = args.shared_prompt and args.train_sampling_strategy == "random"
+        if self.train_dataset is None or (args.token_budget is None and not shares):
+            return None
+        max_pairs = args.per_device_train_batch_size
+        groups = group_pairs(self.train_dataset, self.data_collator, max_pairs, args.token_budget)
+        seed = args.seed if args.data_seed is None else args.data_seed
+        if args.token_budget is None:
+            return GroupSampler(groups, seed)
+        return TokenBudgetSampler(
+            groups,
+            args.token_budget,
+            max_pairs,
+            padded=not self.data_collator.flattens,
+            num_processes=args.world_size,
+            seed=seed,
+            drop_last=args.dataloader_drop_last,
+        )
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        return self._train_sampler or super()._get_train_sampler(train_dataset)
+
+    def get_train_dataloader(self) -> DataLoader:
+        if self.args.token_budget is None:
+            return super().get_train_dataloader()
+        dataloader = DataLoader(
+            self._remove_unused_columns(self.train_dataset, description="Training"),
+            batch_sampler=self._train_sampler,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            persistent_workers=self.args.dataloader_persistent_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+        )
+        return self.accelerator.prepare(dataloader)
+
+    def _run_epoch(self, *args, epoch: int, **kwargs):
+        if self._train_sampler is not None:
+            # When a run is resumed, it lies behind more wrappers than the Trainer looks into
+            self._train_sampler.set_epoch(epoch)
+        return super()._run_epoch(*args, epoch=epoch, **kwargs)
+
     # ---------------------------------------------------------------------------------------------------------- loss
 
     def _get_num_items_in_batch(self, batch_samples: list[dict], device: torch.device) -> torch.Tensor | None:
@@ -177,6 +232,8 @@ class CLoudTrainer(ExactResume, RewardTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         cut = inputs.pop("cut", None)
+        if self.args.lm_loss_chunks is not None:
+            inputs["lm_loss_chunks"] = self.args.lm_loss_chunks
         pairwise_loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
         lm_loss = pairwise_loss.new_zeros(()) if outputs.lm_loss is None else outputs.lm_loss
         self._add_metrics(inputs, cut, outputs)
@@ -207,7 +264,7 @@ class CLoudTrainer(ExactResume, RewardTrainer):
         }
         if outputs.lm_loss is not None:
             columns["lm_loss"] = sum(outputs.lm_loss_sums.chunk(2))
-            columns["tokens"] = sum((inputs["labels"][:, 1:] != IGNORE_INDEX).sum(-1).float().chunk(2))
+            columns["tokens"] = sum(outputs.lm_loss_counts.chunk(2))
         if cut is not None:
             columns["critiques_cut"] = cut.float() / 2
         real = self._real_pairs(len(chosen))
@@ -346,10 +403,23 @@ def _check_options(name: str, config: CLoudConfig, args: CLoudTrainingConfig):
             )
 
 
+def _check_batches(args: CLoudTrainingConfig, data_collator: DataCollator | None):
+    """Batches that are put together here, for this training."""
+    options = [name for name in ("padding_free", "shared_prompt", "token_budget") if getattr(args, name)]
+    if data_collator is not None:
+        raise ValueError(f"`{options[0]}` makes the batches itself: leave `data_collator` out.")
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"`{options[0]}`: this process sees {args.n_gpu} GPUs, among which such batches cannot be split. Start one "
+            "process for each with `accelerate launch`, or show it one with CUDA_VISIBLE_DEVICES."
+        )
+
+
 def _counts(batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Pairs and labelled tokens of a micro-batch."""
     tokens = (batch["labels"][:, 1:] != IGNORE_INDEX).sum() if "labels" in batch else batch["input_ids"].new_zeros(())
-    return torch.stack([tokens.new_tensor(len(batch["input_ids"]) // 2), tokens])
+    sequences = batch["reward_positions"] if "segments" in batch else batch["input_ids"]
+    return torch.stack([tokens.new_tensor(len(sequences) // 2), tokens])
 
 
 def _means(totals: dict[str, float]) -> dict[str, float]:

@@ -1,0 +1,109 @@
+"""Attention over a batch that is flattened into one row of segments.
+
+Shape suffixes: S segments, N tokens of the whole batch, h heads, D head size.
+"""
+
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+from transformers.utils.generic import is_flash_attention_requested
+
+
+# The attention implementation of a model that is trained on such batches. On all others it is `"sdpa"`.
+PACKED_SDPA = "packed_sdpa"
+
+
+def packed_arguments(config, segments_S2: torch.Tensor) -> dict[str, Any]:
+    """
+    The arguments that tell a decoder of the segments.
+
+    Args:
+        config (`PreTrainedConfig`):
+            Config of the decoder, whose attention implementation is `"packed_sdpa"` or a FlashAttention.
+        segments_S2 (`torch.Tensor` of shape `(S, 2)`):
+            Length and parent of each segment, in the order of their tokens. A token attends to the ancestors of its
+            segment and to the tokens before it in its own; a segment without ancestors has the parent -1, others an
+            earlier segment.
+
+    Raises:
+        `ValueError`: If the attention implementation cannot do this.
+    """
+    if is_flash_attention_requested(config):
+        if (segments_S2[:, 1] >= 0).any():
+            raise ValueError("FlashAttention cannot share prompts; load the model with `attn_implementation='sdpa'`.")
+        lengths_S = segments_S2[:, 0]
+        ends_S = torch.nn.functional.pad(lengths_S.cumsum(0), (1, 0)).int()
+        longest = int(lengths_S.max())
+        return {
+            "attention_mask": None, "cu_seq_lens_q": ends_S, "cu_seq_lens_k": ends_S, "max_length_q": longest,
+            "max_length_k": longest,
+        }  # fmt: skip
+    if config._attn_implementation != PACKED_SDPA:
+        raise ValueError(
+            f"A flattened batch needs the attention implementation {PACKED_SDPA!r} (`model.set_attn_implementation`), "
+            f"not {config._attn_implementation!r}, which would let its sequences see each other."
+        )
+    # Every architecture hands a mask of four dimensions to its attention as it is, also when it checkpoints. On the CPU
+    # because lengths are read there.
+    return {"attention_mask": segments_S2.cpu()[None, None]}
+
+
+def packed_sdpa_attention_forward(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    sliding_window: int | None = None,
+    **kwargs,
+) -> tuple[torch.Tensor, None]:
+    """
+    transformers' SDPA attention, segment by segment where `attention_mask` is the `(1, 1, S, 2)` table of
+    [`packed_arguments`], and as it is for an ordinary mask. No `N x N` mask is ever made.
+
+    Args:
+        query, key, value (`torch.Tensor` of shape `(1, h, N, D)`):
+            Of the flattened batch.
+        sliding_window (`int`, *optional*):
+            How many tokens back a token sees, itself included. (An ordinary mask has it already.)
+
+    Returns:
+        `tuple`: The output of shape `(1, N, h, D)`, and `None`.
+    """
+    if attention_mask is None or attention_mask.is_floating_point() or attention_mask.dtype == torch.bool:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    lengths, parents = attention_mask[0, 0].T.tolist()
+    # Split, not sliced: the gradient of each slice would be as large as the whole
+    queries, keys, values = (states.split(lengths, dim=2) for states in (query, key, value))
+    seen: list[tuple[int, ...]] = []  # the ancestors of each segment, and itself
+    outputs = []
+    for index, parent in enumerate(parents):
+        seen.append((*(seen[parent] if parent >= 0 else ()), index))
+        joined_keys, joined_values = (
+            states[index] if parent < 0 else torch.cat([states[other] for other in seen[index]], dim=2)
+            for states in (keys, values)
+        )
+        mask = _lower_right_mask(lengths[index], joined_keys.shape[2], sliding_window, query.device)
+        output, _ = sdpa_attention_forward(module, queries[index], joined_keys, joined_values, mask, **kwargs)
+        outputs.append(output)
+    return torch.cat(outputs, dim=1), None
+
+
+def _lower_right_mask(
+    num_queries: int, num_keys: int, sliding_window: int | None, device: torch.device
+) -> torch.Tensor | None:
+    """Which keys the last `num_queries` positions see; `None` where that is what SDPA does by itself."""
+    slides = sliding_window is not None and num_keys > sliding_window
+    if num_queries == num_keys and not slides:
+        return None
+    seen = torch.ones(num_queries, num_keys, dtype=torch.bool, device=device).tril(num_keys - num_queries)
+    if slides:
+        seen = seen.triu(num_keys - num_queries - sliding_window + 1)
+    return seen[None, None]
+
+
+AttentionInterface.register(PACKED_SDPA, packed_sdpa_attention_forward)
+AttentionMaskInterface.register(PACKED_SDPA, sdpa_mask)

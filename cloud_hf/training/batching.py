@@ -1,0 +1,239 @@
+"""Which pairs go into a batch: as many as a number of tokens allows, and those of one row together."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch.utils.data import Sampler
+
+from .collator import DataCollatorForCLoud
+from .encoding import SIDES
+
+
+@dataclass(frozen=True)
+class PairGroup:
+    """
+    Pairs that stay together, because they share a prompt.
+
+    Args:
+        pairs (`tuple[int, ...]`):
+            Their indices in the dataset.
+        tokens (`int`):
+            Tokens of a batch of nothing else, padding included.
+
+    Examples:
+
+    ```python
+    >>> PairGroup(pairs=(4, 5), tokens=1200)
+    ```
+    """
+
+    pairs: tuple[int, ...]
+    tokens: int
+
+
+def group_pairs(
+    dataset: Dataset, collator: DataCollatorForCLoud, max_pairs: int, token_budget: int | None = None
+) -> list[PairGroup]:
+    """
+    The pairs of an encoded dataset; those of one row together where the collator shares prompts.
+
+    Args:
+        dataset (`Dataset`):
+            From [`~training.encoding.encode_pairs`].
+        collator ([`DataCollatorForCLoud`]):
+            What makes the batches.
+        max_pairs (`int`):
+            Most pairs of a group.
+        token_budget (`int`, *optional*):
+            Most tokens of a group; pairs of one row that exceed it together are taken one by one.
+
+    Returns:
+        `list[PairGroup]`: In the order of the dataset.
+
+    Raises:
+        `ValueError`: If one pair alone exceeds the budget.
+    """
+    groups = []
+    for indices, examples in _rows(dataset, max_pairs if collator.shared_prompt else 1):
+        tokens = collator.num_tokens(examples)
+        if token_budget is None or tokens <= token_budget:
+            groups.append(PairGroup(tuple(indices), tokens))
+            continue
+        for index, example in zip(indices, examples, strict=True):
+            tokens = collator.num_tokens([example])
+            if tokens > token_budget:
+                raise ValueError(
+                    f"The train dataset, pair {index}: its two sequences take {tokens} tokens, but `token_budget` is "
+                    f"{token_budget}. Raise it, or lower `max_length`."
+                )
+            groups.append(PairGroup((index,), tokens))
+    return groups
+
+
+def _rows(dataset: Dataset, max_pairs: int) -> Iterator[tuple[list[int], list[dict[str, Any]]]]:
+    """Up to `max_pairs` neighbours with the same prompt and responses, which are those of one row."""
+    indices: list[int] = []
+    examples: list[dict[str, Any]] = []
+    for index, example in enumerate(dataset):
+        if examples and (len(examples) == max_pairs or _prefixes(example) != _prefixes(examples[0])):
+            yield indices, examples
+            indices, examples = [], []
+        indices.append(index)
+        examples.append(example)
+    yield indices, examples
+
+
+def _prefixes(example: dict[str, Any]) -> list[list[int]]:
+    return [example[f"{side}_ids"][: example[f"{side}_prefix_length"]] for side in SIDES]
+
+
+class TokenBudgetSampler(Sampler[list[int]]):
+    r"""
+    Batches of pairs of about equal length that hold at most `token_budget` tokens and `max_pairs` pairs.
+
+    Batches come in turns of `num_processes`, one for each process, with equally many pairs in all batches of a turn.
+    Seed and epoch alone decide which pairs meet and in which order the turns come. How many turns there are depends on
+    neither: lengths are rounded up by at most a sixteenth, and pairs of the same rounded length trade places.
+
+    Args:
+        groups (`list[PairGroup]`):
+            From [`group_pairs`], with the same limits.
+        token_budget (`int`):
+            Most tokens of a batch.
+        max_pairs (`int`):
+            Most pairs of a batch.
+        padded (`bool`):
+            Whether all sequences take the place of the longest of their batch.
+        num_processes (`int`, *optional*, defaults to `1`):
+            Data-parallel processes.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the order.
+        drop_last (`bool`, *optional*, defaults to `False`):
+            Whether the few shortest pairs that do not go round the processes are left out, instead of being filled up
+            with one that comes again.
+
+    Raises:
+        `ValueError`: If `drop_last` leaves nothing.
+
+    Examples:
+
+    ```python
+    >>> groups = [PairGroup((0,), 100), PairGroup((1,), 40), PairGroup((2,), 50)]
+    >>> sorted(TokenBudgetSampler(groups, token_budget=100, max_pairs=8, padded=False))
+    [[0], [2, 1]]
+    ```
+    """
+
+    def __init__(
+        self,
+        groups: list[PairGroup],
+        token_budget: int,
+        max_pairs: int,
+        padded: bool,
+        num_processes: int = 1,
+        seed: int = 0,
+        drop_last: bool = False,
+    ):
+        self.token_budget, self.max_pairs, self.padded = token_budget, max_pairs, padded
+        self.num_processes, self.seed = num_processes, seed
+        self.epoch = 0
+        # Groups of the same number of pairs and the same rounded length, and for each batch those it draws from
+        self.alike: dict[tuple[int, int], list[PairGroup]] = defaultdict(list)
+        self.turns: list[list[list[tuple[int, int]]]] = []
+        for members in self._by_size(groups, drop_last):
+            self._plan_turns(members)
+        if not self.turns:
+            raise ValueError(
+                f"The train dataset has {len(groups)} pairs for {num_processes} processes, and `dataloader_drop_last` "
+                "drops them all."
+            )
+
+    def _by_size(self, groups: list[PairGroup], drop_last: bool) -> Iterator[list[PairGroup]]:
+        """Groups with the same number of pairs, longest first, as many as go round the processes."""
+        by_size: dict[int, list[PairGroup]] = defaultdict(list, {1: []})
+        for group in groups:
+            by_size[len(group.pairs)].append(group)
+        for size in sorted(by_size, reverse=True):
+            members = sorted(by_size[size], key=lambda group: group.tokens, reverse=True)
+            left = len(members) % self.num_processes
+            if left and size > 1:
+                members, rest = members[:-left], members[-left:]
+                by_size[1] += [PairGroup((pair,), group.tokens) for group in rest for pair in group.pairs]
+            elif left and drop_last:
+                members = members[:-left]
+            elif left:
+                members += [members[-1]] * (self.num_processes - left)
+            yield members
+
+    def _plan_turns(self, members: list[PairGroup]):
+        """Cut groups of one size into turns, as long as they fit; a process takes every `num_processes`th of a turn."""
+        keys = [(len(group.pairs), self._rounded(group.tokens)) for group in members]
+        for key, group in zip(keys, members, strict=True):
+            self.alike[key].append(group)
+        step, start = self.num_processes, 0
+        while start < len(keys):
+            end = start + step
+            # The first process has the longest of each round
+            while end < len(keys) and self._fits(keys[start : end + step : step]):
+                end += step
+            self.turns.append([keys[first:end:step] for first in range(start, start + step)])
+            start = end
+
+    def _rounded(self, tokens: int) -> int:
+        unit = 2 ** max(0, tokens.bit_length() - 5)
+        return min(-(-tokens // unit) * unit, self.token_budget)
+
+    def _fits(self, batch: list[tuple[int, int]]) -> bool:
+        tokens = [tokens for _, tokens in batch]
+        taken = len(tokens) * max(tokens) if self.padded else sum(tokens)
+        return taken <= self.token_budget and sum(size for size, _ in batch) <= self.max_pairs
+
+    def set_epoch(self, epoch: int):
+        """Choose the order of this epoch."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        drawn = {key: iter(_shuffled(groups, generator)) for key, groups in self.alike.items()}
+        turns = [[[next(drawn[key]) for key in batch] for batch in turn] for turn in self.turns]
+        for turn in _shuffled(turns, generator):
+            for batch in turn:
+                yield [pair for group in batch for pair in group.pairs]
+
+    def __len__(self) -> int:
+        return len(self.turns) * self.num_processes
+
+
+class GroupSampler(Sampler[int]):
+    """
+    Pairs in random order, those of one group one after another.
+
+    Args:
+        groups (`list[PairGroup]`):
+            From [`group_pairs`].
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the order.
+    """
+
+    def __init__(self, groups: list[PairGroup], seed: int = 0):
+        self.groups, self.seed = groups, seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int):
+        """Choose the order of this epoch."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        for group in _shuffled(self.groups, torch.Generator().manual_seed(self.seed + self.epoch)):
+            yield from group.pairs
+
+    def __len__(self) -> int:
+        return sum(len(group.pairs) for group in self.groups)
+
+
+def _shuffled(items: list, generator: torch.Generator) -> list:
+    return [items[index] for index in torch.randperm(len(items), generator=generator).tolist()]

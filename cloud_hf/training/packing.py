@@ -1,0 +1,149 @@
+"""Sequences of any lengths in one row without padding, with one copy of the prefixes they share.
+
+Shape suffixes: B sequences, S segments, N tokens of the row.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from ..critique_format import IGNORE_INDEX
+
+
+# A shorter prefix is computed once for each sequence: one more segment costs more than it saves
+MIN_SHARED_TOKENS = 32
+
+
+@dataclass(frozen=True)
+class TokenSequence:
+    """
+    A sequence to pack.
+
+    Args:
+        ids (`np.ndarray` of shape `(T,)`):
+            Its token ids.
+        prefix_length (`int`):
+            How many of them come before the critique. All but the last of these can be shared, so that what predicts the
+            critique's first token, and where a classic reward is read, are the sequence's own.
+
+    Examples:
+
+    ```python
+    >>> TokenSequence(np.array([5, 6, 7, 8]), prefix_length=2)
+    ```
+    """
+
+    ids: np.ndarray
+    prefix_length: int
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Tokens `start` to `end` of a sequence, which follow those of the segment number `parent`, or of none if it is -1."""
+
+    sequence: int
+    start: int
+    end: int
+    parent: int
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+
+@dataclass
+class Packing:
+    """
+    How sequences lie in one row: a tree of segments, whose leaves are the ends of the sequences.
+
+    Args:
+        sequences (`list[TokenSequence]`):
+            What to pack.
+        shared_prompt (`bool`):
+            Whether prefixes that several sequences have in common are there once.
+
+    Examples:
+
+    ```python
+    >>> packing = Packing([TokenSequence(np.arange(50), 48), TokenSequence(np.arange(60), 48)], shared_prompt=True)
+    >>> [len(segment) for segment in packing.segments], packing.num_tokens
+    ([47, 3, 13], 63)
+    ```
+    """
+
+    sequences: list[TokenSequence]
+    shared_prompt: bool
+    segments: list[Segment] = field(default_factory=list, init=False)
+    leaves: dict[int, int] = field(default_factory=dict, init=False)
+
+    def __post_init__(self):
+        self._add(list(range(len(self.sequences))), 0, -1)
+
+    @property
+    def num_tokens(self) -> int:
+        """N, how many tokens are computed."""
+        return sum(map(len, self.segments))
+
+    def _add(self, members: list[int], start: int, parent: int):
+        """Add the segments of sequences that have their first `start` tokens in common, which end at `parent`."""
+        for group in self._groups(members, start):
+            segment = len(self.segments)
+            if len(group) == 1:
+                self.leaves[group[0]] = segment
+                self.segments.append(Segment(group[0], start, len(self.sequences[group[0]].ids), parent))
+            else:
+                end = self._common_length(group)
+                self.segments.append(Segment(group[0], start, end, parent))
+                self._add(group, end, segment)
+
+    def _groups(self, members: list[int], start: int) -> list[list[int]]:
+        """Those whose next tokens are the same, enough of them to be shared, together."""
+        if not self.shared_prompt:
+            return [[member] for member in members]
+        groups: dict[bytes | int, list[int]] = defaultdict(list)
+        for member in members:
+            end = start + MIN_SHARED_TOKENS
+            is_short = end > self._shareable(member)
+            groups[member if is_short else self.sequences[member].ids[start:end].tobytes()].append(member)
+        return list(groups.values())
+
+    def _common_length(self, group: list[int]) -> int:
+        shortest = min(map(self._shareable, group))
+        table = np.stack([self.sequences[member].ids[:shortest] for member in group])
+        differ = (table != table[0]).any(0)
+        return int(differ.argmax()) if differ.any() else shortest
+
+    def _shareable(self, member: int) -> int:
+        return self.sequences[member].prefix_length - 1  # so that every sequence has tokens of its own
+
+    def tensors(self, labels: bool) -> dict[str, torch.Tensor]:
+        """
+        The batch for [`CLoudForRewardModeling`].
+
+        Args:
+            labels (`bool`):
+                Whether to return labels.
+
+        Returns:
+            `dict`: `reward_positions` of shape `(B,)`; `input_ids`, `position_ids`, `attention_mask` (all ones) and
+            `labels` of shape `(1, N)`; `segments` of shape `(S, 2)`.
+        """
+        ends = np.cumsum([len(segment) for segment in self.segments])
+        ids = np.concatenate([self.sequences[s.sequence].ids[s.start : s.end] for s in self.segments])
+        # First, because the Trainer takes the first tensor's length for the size of the batch
+        batch = {"reward_positions": torch.tensor([ends[self.leaves[i]] - 1 for i in range(len(self.sequences))])}
+        batch["input_ids"] = torch.from_numpy(ids)[None].long()
+        batch["position_ids"] = torch.cat([torch.arange(s.start, s.end) for s in self.segments])[None]
+        batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+        if labels:
+            batch["labels"] = torch.cat([self._labels(segment) for segment in self.segments])[None]
+        batch["segments"] = torch.tensor([(len(segment), segment.parent) for segment in self.segments])
+        return batch
+
+    def _labels(self, segment: Segment) -> torch.Tensor:
+        """Unshifted: a shared segment ends before the first label."""
+        sequence = self.sequences[segment.sequence]
+        labels = torch.from_numpy(sequence.ids).long().clone()
+        labels[: sequence.prefix_length] = IGNORE_INDEX
+        return labels[segment.start : segment.end]
