@@ -224,6 +224,11 @@ def write_report(results: list[SetResult], counts: dict[str, int], args: BestOfN
         picture = "best_of_n.png" if number == 0 else file_name("best_of_n", result.title, "png").replace(", ", "-")
         plot_curves(result.curves, result.yardsticks, result.quality, result.is_share, output_dir / picture)
         lines += [*result.markdown(), f"![{result.quality} of the chosen candidate, by N]({picture})", ""]
+    if not results:
+        lines += [
+            "The candidates that each model chose are in selected_MODEL.jsonl; without a judge nobody says how good they are.",
+            "",
+        ]
     lines += [SETTINGS_TEXT.format(**asdict(args))]
     page = {
         "version": VERSION,

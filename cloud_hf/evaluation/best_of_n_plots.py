@@ -33,15 +33,17 @@ def plot_curves(
     scale = 100 if is_share else 1
     with plt.style.context("tableau-colorblind10"):
         figure, axes = plt.subplots(figsize=(7, 4.4))
-        for name, curve in yardsticks.items():
-            axes.plot(
-                list(curve.values), [scale * value for value in curve.values.values()], _LINES[name], color=_GREY, label=name
-            )  # fmt: skip
         for number, (name, curve) in enumerate(models.items()):
             axes.errorbar(
                 list(curve.values), [scale * value for value in curve.values.values()],
                 [scale * error for error in curve.standard_errors.values()], label=name,
                 marker=_MARKERS[number % len(_MARKERS)], markersize=5, capsize=3,
+            )  # fmt: skip
+        for name, curve in yardsticks.items():
+            # On top, where a model that chooses perfectly would hide them
+            axes.plot(
+                list(curve.values), [scale * value for value in curve.values.values()], _LINES[name], color=_GREY, label=name,
+                linewidth=1.3, zorder=3,
             )  # fmt: skip
     sizes = list(next(iter(models.values())).values)
     axes.set(
@@ -51,6 +53,8 @@ def plot_curves(
     axes.grid(axis="y", color="#dddddd")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, frameon=False)
+    axes.legend(
+        loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(5, len(models) + len(yardsticks)), frameon=False
+    )
     figure.savefig(path, dpi=130, bbox_inches="tight")
     plt.close(figure)

@@ -91,7 +91,8 @@ class ScoredSet:
         """What must be known beside the figures, as sentences."""
         counts = self.counts()
         fewest, more = counts["fewest_candidates"], counts["problems_with_more_than_the_fewest"]
-        notes = [f"{counts['problems']} problems with {fewest} to {counts['most_candidates']} candidates."]
+        each = f"{fewest} to {counts['most_candidates']} candidates" if more else f"{fewest} candidates each"
+        notes = [f"{counts['problems']} problems with {each}."]
         if more:
             notes.append(
                 f"{more} problems have more than {fewest} candidates. The curve ends at {fewest}, where all problems still have as "
