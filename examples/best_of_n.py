@@ -1,45 +1,253 @@
 """
-Best-of-N: how often the candidate with the highest reward is correct, for every N up to the number of candidates.
+Best-of-N: what the candidate with the highest reward is worth, for N = 1 to 16, with several models and any backend.
 
-Rows have the columns prompt, responses (a list) and correct (a list of booleans or scores, one per response).
-Writes best_of_n.json and best_of_n.png.
+With candidates that somebody judged before, columns prompt, responses and correct (booleans or scores) or prompt and candidates (a
+list of response and judge_score):
 
-python examples/best_of_n.py --models cloud-rm classic-rm --dataset_name gsm8k_bon4.jsonl \
-    --output_dir results --max_new_tokens 512
+python examples/best_of_n.py --models cloud-rm classic-rm --output_dir results --max_new_tokens 512 \
+    --dataset_name gsm8k_bon4.jsonl arenabench_v1_bon.jsonl.gz --overlong_policy drop
+
+On ArenaHard, with a server that writes the candidates and one that judges what was chosen against a baseline's answers:
+
+python examples/best_of_n.py --models cloud-rm classic-rm --output_dir results --max_new_tokens 512 --overlong_policy drop \
+    --arena_hard lmarena-ai/arena-hard-auto-v0.1 --baseline_answers gpt-4-0314.jsonl \
+    --gen_base_url http://127.0.0.1:8000/v1 --judge_base_url http://127.0.0.1:8001/v1
+
+Writes best_of_n.md with pictures, best_of_n.json, and selected_MODEL.jsonl with the candidates that each model chose and
+its critiques of them. Every score, candidate and verdict is journaled: the same command goes on where it was killed, and further
+models, sets or candidates join those that are done. The exit status is 3 if requests failed for good.
 """
 
 import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from trl import TrlParser
 
-from cloud_hf.evaluation import evaluate_best_of_n
+from cloud_hf.data.journal import Journal
+from cloud_hf.data.model_identity import identify_model
+from cloud_hf.evaluation.arena_hard_arguments import Arena, ArenaHardArguments, gather_candidates, load_arena
+from cloud_hf.evaluation.arena_hard_servers import Judged, judge_candidates
 from cloud_hf.evaluation.arguments import ScoringArguments, load_datasets, open_scorer, short_names
-from cloud_hf.evaluation.plots import plot_best_of_n
+from cloud_hf.evaluation.best_of_n_curve import Problem, load_problems
+from cloud_hf.evaluation.best_of_n_plots import plot_curves
+from cloud_hf.evaluation.best_of_n_report import SetResult
+from cloud_hf.evaluation.best_of_n_results import ScoredSet, Scores, arena_results, places_to_judge, replay_result
+from cloud_hf.evaluation.journaled_scorer import JournaledScorer
+from cloud_hf.evaluation.pairs import FittedRows, fit_rows, score_rows
 
 
-ARGUMENTS = (ScoringArguments,)
+VERSION = 2
+# Scores depend on these beside the model; the keys of the journal hold the chat and the sampling
+SETTINGS = ("backend", "dtype", "vllm_options")
+# vLLM and servers fill their batches as they go, and run half empty at the end of a chunk
+LARGE_CHUNK = 4096
+BATCHES_PER_CHUNK = 8
+ARENA_HARD = "ArenaHard"
 
 
-def main(args: ScoringArguments):
-    output_dir = Path(args.output_dir)
+@dataclass(kw_only=True)
+class BestOfNArguments(ArenaHardArguments, ScoringArguments):
+    """
+    Arguments of [`ScoringArguments`], of which `dataset_name` may be left out, of [`ArenaHardArguments`], and
+
+    Parameters:
+        largest_n (`int`, *optional*, defaults to `16`):
+            Where the curves end, at most: they also end at the fewest candidates of a problem.
+        num_seeds (`int`, *optional*, defaults to `1`):
+            Score with so many seeds from `seed` on, which gives a standard error over sampled critiques. Needs a `temperature`. Models
+            that write no critiques score once.
+    """
+
+    dataset_name: list[str] = field(default_factory=list, metadata={"help": "Sets of judged candidates."})
+    largest_n: int = field(default=16, metadata={"help": "Where the curves end, at most."})
+    num_seeds: int = field(default=1, metadata={"help": "Score with so many seeds from `seed` on."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not (self.dataset_name or self.arena_hard):
+            raise ValueError("There is nothing to choose from: give `dataset_name` or `arena_hard`.")
+        if min(self.largest_n, self.num_seeds) < 1:
+            raise ValueError("`largest_n` and `num_seeds` must be at least 1.")
+        if self.num_seeds > 1 and not self.temperature > 0:
+            raise ValueError(
+                "`num_seeds` needs a `temperature` above 0: greedy critiques are the same with every seed."
+            )
+        self.check_arena_hard()
+
+
+ARGUMENTS = (BestOfNArguments,)
+
+
+def main(args: BestOfNArguments):
+    load_datasets(args, (), [])  # checks the models
+    sets = {
+        name: load_problems(name, args.dataset_test_split, args.dataset_config, args.limit)
+        for name in args.dataset_name
+    }
+    arena = load_arena(args, args.limit, args.seed) if args.arena_hard else None
+    output_dir, counts = Path(args.output_dir), {}
     output_dir.mkdir(parents=True, exist_ok=True)
-    results = []
-    datasets = load_datasets(args, ("prompt", "responses", "correct"))
-    shown = short_names(args.models) | short_names(args.dataset_name)
-    for model_name in args.models:
-        with open_scorer(model_name, args) as (scorer, critique_format, options):
-            for dataset_name, rows in datasets.items():
-                print(f"{model_name} on {dataset_name}: {len(rows)} problems")
-                result = evaluate_best_of_n(scorer, rows, critique_format, **options).summary()
-                results.append({"model": model_name, "dataset": dataset_name, **result})
-                (output_dir / "best_of_n.json").write_text(json.dumps({"version": 1, "results": results}, indent=2))
-                rates = ", ".join(f"{n}: {rate:.1%}" for n, rate in result["rates"].items())
-                print(f"best of {rates}")
-    for dataset_name in datasets:
-        arms = {shown[row["model"]]: row for row in results if row["dataset"] == dataset_name}
-        name = "best_of_n.png" if len(datasets) == 1 else f"best_of_n_{shown[dataset_name]}.png".replace("/", "-")
-        plot_best_of_n(arms, output_dir / name)
+    if arena is not None:
+        folder = output_dir / "arena_hard_candidates"
+        sets[ARENA_HARD], counts = gather_candidates(args, arena, args.seed, folder)
+    scored = score_all(sets, args)
+    results = [replay_result(scored[name], args.largest_n) for name in args.dataset_name]
+    judged = None
+    if arena is not None and arena.judging is not None:
+        judged = judge(scored[ARENA_HARD], arena, args, output_dir / "arena_hard_judgements")
+        counts |= judged.counts | {"failed": counts["failed"] + judged.counts["failed"]}
+        notes = arena_notes(counts, args)
+        results += arena_results(
+            scored[ARENA_HARD], arena.questions, judged, args.largest_n, args.judge_all, notes
+        )  # fmt: skip
+    shown = short_names(args.models)
+    for name in shown.values():
+        write_selected(name, scored.values(), judged, output_dir / file_name("selected", name, "jsonl"))
+    write_report(results, counts, args, output_dir)
+    if counts.get("failed"):
+        print(
+            f"{counts['failed']} question(s) or verdict(s) failed; rejects.jsonl says why. The same command tries again."
+        )
+        raise SystemExit(3)
+
+
+# --------------------------------------------------------------------------------------------------------- scoring
+
+
+def score_all(sets: dict[str, list[Problem]], args: BestOfNArguments) -> dict[str, ScoredSet]:
+    """Score all sets with all models."""
+    shown, titles = short_names(args.models), short_names(args.dataset_name)
+    fitted: dict[str, dict[str, FittedRows]] = {}
+    scores: dict[str, dict[str, Scores]] = {}
+    for name in args.models:
+        fitted[shown[name]], scores[shown[name]] = score_with(name, shown[name], sets, args)
+    return {
+        name: ScoredSet.of(
+            name,
+            titles.get(name, name),
+            problems,
+            {model: parts[name] for model, parts in fitted.items()},
+            {model: parts[name] for model, parts in scores.items()},
+        )
+        for name, problems in sets.items()
+    }
+
+
+def score_with(
+    name: str, shown: str, sets: dict[str, list[Problem]], args: BestOfNArguments
+) -> tuple[dict[str, FittedRows], dict[str, Scores]]:
+    """Score all sets with one model: by set what fits it, and the scores of that."""
+    settings = {"model": identify_model(name)["model_version"]} | {key: getattr(args, key) for key in SETTINGS}
+    path = Path(args.output_dir) / file_name("best_of_n_journal", shown, "jsonl")
+    with Journal(path, settings) as journal, open_scorer(name, args, show_progress=False) as opened:
+        scorer, critique_format, options = opened
+        limits = {key: options.pop(key) for key in ("context_length", "overlong_policy")}
+        limits["max_new_tokens"] = options["max_new_tokens"]
+        fitted = {key: fit(key, problems, critique_format, limits) for key, problems in sets.items()}
+        rows = [row for part in fitted.values() for row in part.rows]
+        batches_by_length = args.backend == "transformers"
+        chunk_size = BATCHES_PER_CHUNK * args.batch_size if batches_by_length else LARGE_CHUNK
+        journaled = JournaledScorer(scorer, journal, chunk_size, shown)
+        about = {
+            "names": [
+                f"{key}, row {row.row['id']!r}, candidate {place}"
+                for key, part in fitted.items()
+                for row in part.rows
+                for place in range(len(row.responses))
+            ],
+            "lengths": [length for row in rows for length in row.lengths] if batches_by_length else None,
+        }
+        num_seeds = args.num_seeds if critique_format.critique else 1
+        scores: dict[str, Scores] = {key: [] for key in sets}
+        for number in range(num_seeds):
+            seeded = options | ({"seed": args.seed + number} if critique_format.critique else {})
+            found = iter(score_rows(journaled, rows, **about, **seeded))
+            for key, part in fitted.items():
+                scores[key].append([next(found) for _ in part.rows])
+    return fitted, scores
+
+
+def fit(name: str, problems: list[Problem], critique_format, limits: dict[str, Any]) -> FittedRows:
+    """The problems that fit the model's context; an error names the set and the row."""
+    rows = [{"id": one.id, "prompt": one.prompt, "responses": list(one.responses)} for one in problems]
+    try:
+        return fit_rows(rows, lambda row: row["responses"], critique_format, **limits)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+# ------------------------------------------------------------------------------------------------------- ArenaHard
+
+
+def judge(found: ScoredSet, arena: Arena, args: BestOfNArguments, folder: Path) -> Judged:
+    """Compare what was chosen with the baseline's answers."""
+    places = places_to_judge(found, args.largest_n, args.judge_all)
+    print(f"Judging {sum(map(len, places))} candidates of {len(places)} questions, each in both orders.")
+    return judge_candidates(found.problems, places, arena.baselines, args.client("judge"), arena.judging, folder)
+
+
+def arena_notes(counts: dict[str, int], args: BestOfNArguments) -> list[str]:
+    """What became of requests, as sentences."""
+    said = {
+        "candidates_cut": f"Candidates cut at {args.gen_max_tokens} tokens",
+        "like_the_baseline": "Candidates that are the baseline's text, counted as ties",
+        "without_verdict": f"Candidates without a readable verdict in both orders after {args.judge_tries} tries, left out",
+        "failed": "Questions and verdicts left out because requests failed",
+    }
+    notes = [f"{text}: {counts[name]}." for name, text in said.items() if counts[name]]
+    return [f"Candidates judged, all categories: {counts['judged']}.", *notes]
+
+
+# --------------------------------------------------------------------------------------------------------- writing
+
+
+def file_name(kind: str, shown: str, suffix: str) -> str:
+    return f"{kind}_{shown}.{suffix}".replace("/", "-")
+
+
+def write_selected(model: str, sets: Iterable[ScoredSet], judged: Judged | None, path: Path):
+    """The candidates that a model chose."""
+    with path.open("w", encoding="utf8") as file:
+        for found in sets:
+            for row in found.selected(model, judged if found.name == ARENA_HARD else None):
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def write_report(results: list[SetResult], counts: dict[str, int], args: BestOfNArguments, output_dir: Path):
+    """Tables and pictures for people, JSON for programs."""
+    models = {shown: name for name, shown in short_names(args.models).items()}
+    lines = ["# Best-of-N", ""]
+    for number, result in enumerate(results):
+        picture = "best_of_n.png" if number == 0 else file_name("best_of_n", result.title, "png").replace(", ", "-")
+        plot_curves(result.curves, result.yardsticks, result.quality, result.is_share, output_dir / picture)
+        lines += [*result.markdown(), f"![{result.quality} of the chosen candidate, by N]({picture})", ""]
+    if not results:
+        lines += [
+            "The candidates that each model chose are in selected_MODEL.jsonl; without a judge nobody says how good they are.",
+            "",
+        ]
+    lines += [SETTINGS_TEXT.format(**asdict(args))]
+    page = {
+        "version": VERSION,
+        "arguments": asdict(args),
+        "arena_hard": counts,
+        "results": [summary for result in results for summary in result.summaries(models)],
+    }
+    (output_dir / "best_of_n.json").write_text(json.dumps(page, indent=2, allow_nan=False) + "\n")
+    (output_dir / "best_of_n.md").write_text("\n".join(lines), encoding="utf8")
+    for result in results:
+        print("", *result.markdown(), sep="\n")
+    print(f"Report in {output_dir / 'best_of_n.md'}")
+
+
+SETTINGS_TEXT = """## Settings
+
+Critiques per response: {num_critiques}, temperature {temperature}, at most {max_new_tokens} tokens, {num_seeds} seed(s) from {seed}.
+Backend: {backend}, dtype {dtype}. Over-long rows: {overlong_policy}.
+"""
 
 
 if __name__ == "__main__":

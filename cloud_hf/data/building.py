@@ -337,6 +337,26 @@ async def seen(results: AsyncIterator[dict[str, Any] | Reject], statistics: Stat
         yield result
 
 
+def complete_build(build: Awaitable[dict[str, Any]], folder: DatasetFolder) -> dict[str, Any]:
+    """
+    Run a builder to its end.
+
+    Returns:
+        `dict[str, Any]`: Its counts; rows may have failed.
+
+    Raises:
+        `SystemExit`: With status 1 and a message if the run had to stop.
+    """
+    try:
+        return asyncio.run(build)
+    except (ServerUnusable, JournalError) as error:
+        raise SystemExit(f"{error}\n{_how_to_go_on(folder)}") from None
+    except OSError as error:
+        raise SystemExit(f"Stopped: {error}.\n{_how_to_go_on(folder)}") from None
+    except KeyboardInterrupt:
+        raise SystemExit(f"Interrupted.\n{_how_to_go_on(folder)}") from None
+
+
 def run_builder(build: Awaitable[dict[str, Any]], folder: DatasetFolder):
     """
     Run a builder to its end and say what came of it.
@@ -344,14 +364,7 @@ def run_builder(build: Awaitable[dict[str, Any]], folder: DatasetFolder):
     Raises:
         `SystemExit`: With status 3 if rows failed for good, and 1 with a message if the run had to stop or no row is left.
     """
-    try:
-        counts = asyncio.run(build)
-    except (ServerUnusable, JournalError) as error:
-        raise SystemExit(f"{error}\n{_how_to_go_on(folder)}") from None
-    except OSError as error:
-        raise SystemExit(f"Stopped: {error}.\n{_how_to_go_on(folder)}") from None
-    except KeyboardInterrupt:
-        raise SystemExit(f"Interrupted.\n{_how_to_go_on(folder)}") from None
+    counts = complete_build(build, folder)
     if not counts["rows"]:
         raise SystemExit(f"No row is left; {folder.path / REJECTS} says why: {counts['reasons']}.")
     print(

@@ -1,9 +1,9 @@
 """Best-of-N: how often the response with the highest reward is correct."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import groupby
 from typing import Any
 
 from datasets import Dataset
@@ -125,15 +125,37 @@ def expected_best_of(rewards: list[float], correct: list[float], n: int) -> floa
     Returns:
         `float`
     """
-    ranked = sorted(zip(rewards, correct, strict=True), key=lambda pair: -pair[0])
-    total, rank = 0.0, 0
-    for _, group in groupby(ranked, key=lambda pair: pair[0]):
-        worth = [value for _, value in group]
-        for _ in worth:  # equal rewards share the choice
-            # all of the other n - 1 come from the candidates ranked below
-            total += _mean(worth) * math.comb(len(ranked) - 1 - rank, n - 1)
-            rank += 1
-    return total / math.comb(len(ranked), n)
+    return math.fsum(p * value for p, value in zip(choice_probabilities(rewards, n), correct, strict=True))
+
+
+def choice_probabilities(rewards: Sequence[float], n: int) -> list[float]:
+    """
+    How often each candidate is the one with the highest reward among n drawn without replacement.
+
+    Args:
+        rewards (`Sequence[float]`):
+            One per candidate, finite. Equal ones share the choice.
+        n (`int`):
+            Candidates drawn, from 1 to all of them.
+
+    Returns:
+        `list[float]`: One probability per candidate; they add up to 1.
+
+    Examples:
+
+    ```python
+    >>> choice_probabilities([2.0, 5.0, 1.0], 2)
+    [0.3333333333333333, 0.6666666666666666, 0.0]
+    ```
+    """
+    draws, not_above = math.comb(len(rewards), n), len(rewards)
+    probabilities = {}
+    for reward, times in sorted(Counter(rewards).items(), reverse=True):
+        # The n come from the candidates that are not above, and not all of them from those below
+        found = math.comb(not_above, n) - math.comb(not_above - times, n)
+        probabilities[reward] = found / draws / times
+        not_above -= times
+    return [probabilities[reward] for reward in rewards]
 
 
 def candidates(row: dict[str, Any]) -> list[str]:
