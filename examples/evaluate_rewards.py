@@ -30,8 +30,6 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from operator import itemgetter
 from pathlib import Path
-from statistics import fmean
-from typing import Any
 
 import pyarrow as pa
 from datasets import Dataset
@@ -43,7 +41,7 @@ from cloud_hf.cards import add_results
 from cloud_hf.critique_format import CritiqueFormat
 from cloud_hf.data.journal import Journal
 from cloud_hf.data.model_identity import identify_model
-from cloud_hf.data.schemas import PAIR_COLUMNS
+from cloud_hf.data.schemas import PAIR_COLUMNS, row_name
 from cloud_hf.evaluation import PairEvaluation, report
 from cloud_hf.evaluation.arguments import ScoringArguments, load_datasets, open_scorer, short_names
 from cloud_hf.evaluation.benchmark_plots import plot_benchmarks, plot_margins, plot_reliability
@@ -51,17 +49,17 @@ from cloud_hf.evaluation.benchmarks import LoadedBenchmark, load_benchmarks
 from cloud_hf.evaluation.best_of_n import PROBLEM_COLUMNS, candidates, summarize_best_of_n
 from cloud_hf.evaluation.journaled_scorer import JournaledScorer
 from cloud_hf.evaluation.pairs import FittedRows, fit_rows, pair_responses, score_rows, summarize_pairs
-from cloud_hf.evaluation.probes import ProbeRow, check_probes, read_paraphrases, run_probes
+from cloud_hf.evaluation.probes import check_probes, read_paraphrases, run_probes
 from cloud_hf.evaluation.reward_bench import leaderboard_results
-from cloud_hf.evaluation.robustness_plots import plot_probe, plot_rejection, plot_self_consistency
-from cloud_hf.evaluation.robustness_report import (
+from cloud_hf.evaluation.robustness import (
     Robustness,
-    probes_section,
-    self_consistency_section,
-    uncertainty_sections,
+    assess_self_consistency,
+    assess_uncertainty,
+    mean_label,
+    probe_rows,
+    read_length,
 )
-from cloud_hf.evaluation.self_consistency import SelfConsistency, self_consistency
-from cloud_hf.evaluation.uncertainty import Uncertainty, uncertainty
+from cloud_hf.evaluation.robustness_report import write_robustness
 from cloud_hf.loading import read_model_config
 from cloud_hf.scoring import Score
 
@@ -196,6 +194,7 @@ def main(args: EvaluationArguments):
         problems=load_datasets(args, PROBLEM_COLUMNS, args.best_of_n),
         benchmarks=load_benchmarks(args.benchmarks, args.limit),
     )
+    check_columns_of_robustness(sets.pairs, args)
     shown = short_names(args.models) | short_names([*args.dataset_name, *args.best_of_n])
     output_dir = Path(args.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -210,6 +209,19 @@ def main(args: EvaluationArguments):
         add_results(Path(name), card_results(results[name].evaluations, sets))
     by_model = {shown[name]: found.evaluations for name, found in results.items()}
     print("", *report.headline_table(by_model), f"\nReport in {output_dir}", sep="\n")
+
+
+def check_columns_of_robustness(datasets: dict[str, Dataset], args: EvaluationArguments):
+    """Read the columns that are needed only after scoring, so that a bad value is found before."""
+    for name, rows in datasets.items():
+        for index, row in enumerate(rows):
+            try:
+                if args.length_column:
+                    read_length(row, args.length_column)
+                if args.paraphrase_column:
+                    read_paraphrases(row[args.paraphrase_column])
+            except ValueError as error:
+                raise ValueError(f"{name}, {row_name(index, row)}: {error}") from error
 
 
 def open_journal(name: str, short_name: str, args: EvaluationArguments) -> Journal:
@@ -240,22 +252,23 @@ def evaluate(
         journaled = JournaledScorer(scorer, journal, chunk_size, shown[name])
         row_scores = score_sets(journaled, fitted, batches_by_length, options)
         results = summarize(sets, fitted, row_scores, args.group_column, shown)
-        # Best-of-N sets have no right and wrong responses, and come last
-        parts = [part for (kind, _), part in fitted.items() if kind != "problems"]
+        # Best-of-N sets have no right and wrong responses; they come last
+        with_sides = {key: part for key, part in fitted.items() if key[0] != "problems"}
         sampled = {}
         if args.self_consistency and critique_format.critique:
             for temperature in args.self_consistency_temperatures:
                 title = f"{shown[name]}, {args.self_consistency} critiques at {temperature:g}"
                 sampler = replace(journaled, title=title, chunk_size=max(1, chunk_size // args.self_consistency))
                 sampling = {**options, "num_critiques": args.self_consistency, "temperature": temperature}
-                sets_of_scores = score_sets(sampler, dict(enumerate(parts)), batches_by_length, sampling).values()
+                scores = score_sets(sampler, with_sides, batches_by_length, sampling)
                 sampled[temperature] = [
-                    replace(evaluation, row_scores=scores)
-                    for evaluation, scores in zip(results.evaluations, sets_of_scores, strict=True)
+                    replace(evaluation, row_scores=scores[key])
+                    for evaluation, key in zip(results.evaluations, with_sides, strict=True)
                 ]
+        parts = list(with_sides.values())
         robustness = Robustness(
-            assess_uncertainty(results.evaluations, sampled, args),
-            assess_self_consistency(sampled, parts, critique_format, args),
+            assess_uncertainty(results.evaluations, sampled),
+            assess_self_consistency(sampled, parts, critique_format, args.length_column, args.seed),
             run_probes(
                 args.probes,
                 probe_rows(results.evaluations, parts, args.paraphrase_column),
@@ -273,12 +286,12 @@ def evaluate(
 
 
 def score_sets(
-    journaled: JournaledScorer, fitted: dict, batches_by_length: bool, options: dict
-) -> dict[Any, list[list[Score]]]:
-    """For each set the scores of its rows."""
+    journaled: JournaledScorer, fitted: dict[tuple[str, str], FittedRows], batches_by_length: bool, options: dict
+) -> dict[tuple[str, str], list[list[Score]]]:
+    """For each set the scores of its rows' responses, all sets in one go."""
     rows = [row for part in fitted.values() for row in part.rows]
     names = [
-        f"{key[1] if isinstance(key, tuple) else 'self-consistency'}, row {row.row.get('id', row.index)!r}, response {place}"
+        f"{key[1]}, row {row.row.get('id', row.index)!r}, response {place}"
         for key, part in fitted.items()
         for row in part.rows
         for place in range(len(row.responses))
@@ -286,79 +299,6 @@ def score_sets(
     lengths = [length for row in rows for length in row.lengths] if batches_by_length else None
     scores = iter(score_rows(journaled, rows, names=names, lengths=lengths, **options))
     return {key: [next(scores) for _ in part.rows] for key, part in fitted.items()}
-
-
-def sampled_label(args: EvaluationArguments, temperature: float) -> str:
-    return f"mean of {args.self_consistency}, T = {temperature:g}"
-
-
-def assess_uncertainty(
-    evaluations: list[report.Evaluation], sampled: dict[float, list[report.Evaluation]], args: EvaluationArguments
-) -> dict[str, list[Uncertainty]]:
-    """By set: of the rewards as scored, and of the means over sampled critiques."""
-    found = {
-        evaluation.name: [uncertainty(evaluation.rows, evaluation.row_scores, "as scored")]
-        for evaluation in evaluations
-    }
-    for temperature, means in sampled.items():
-        for evaluation in means:
-            label = sampled_label(args, temperature)
-            found[evaluation.name].append(uncertainty(evaluation.rows, evaluation.row_scores, label))
-    return found
-
-
-def assess_self_consistency(
-    sampled: dict[float, list[report.Evaluation]],
-    parts: list[FittedRows],
-    critique_format: CritiqueFormat,
-    args: EvaluationArguments,
-) -> dict[str, list[SelfConsistency]]:
-    """By set, for each temperature."""
-    found: dict[str, list[SelfConsistency]] = {}
-    for temperature, evaluations in sampled.items():
-        for evaluation, part in zip(evaluations, parts, strict=True):
-            own_field = args.length_column and all(args.length_column in row.row for row in part.rows)
-            kept = [
-                (row, scores, fitted.row)
-                for row, scores, fitted in zip(evaluation.rows, evaluation.row_scores, part.rows, strict=True)
-                if row.subset not in evaluation.scores.unknown
-            ]
-            lengths = [
-                columns[args.length_column] if own_field else critique_tokens(scores, critique_format)
-                for _, scores, columns in kept
-            ]
-            curves = self_consistency(
-                [[score.rewards for score in scores] for _, scores, _ in kept],
-                [row.num_chosen for row, _, _ in kept],
-                lengths,
-                temperature=temperature,
-                length_of=f"the column `{args.length_column}`" if own_field else "mean tokens of the row's critiques",
-                seed=args.seed,
-            )
-            found.setdefault(evaluation.name, []).append(curves)
-    return found
-
-
-def critique_tokens(scores: list[Score], critique_format: CritiqueFormat) -> float:
-    """Mean length of a row's critiques in tokens."""
-    texts = [text for score in scores for text in score.critiques]
-    return fmean(map(len, critique_format.tokenizer(texts, add_special_tokens=False)["input_ids"]))
-
-
-def probe_rows(
-    evaluations: list[report.Evaluation], parts: list[FittedRows], paraphrase_column: str | None
-) -> list[ProbeRow]:
-    """All scored rows with the prompts that the model saw."""
-    return [
-        ProbeRow(
-            evaluation.name,
-            replace(row, prompt=fitted.prompt),
-            scores,
-            read_paraphrases(fitted.row.get(paraphrase_column)) if paraphrase_column else (),
-        )
-        for evaluation, part in zip(evaluations, parts, strict=True)
-        for row, scores, fitted in zip(evaluation.rows, evaluation.row_scores, part.rows, strict=True)
-    ]
 
 
 def fit_all(sets: Sets, critique_format: CritiqueFormat, **limits) -> dict[tuple[str, str], FittedRows]:
@@ -497,54 +437,13 @@ def write_report(results: dict[str, ModelResults], args: EvaluationArguments, sh
         plot_margins(margins, output_dir / "margins.png")
         for name, found in results.items():
             for temperature, evaluations in found.sampled.items():
-                label = f"{shown[name]}, {sampled_label(args, temperature)}"
+                label = f"{shown[name]}, {mean_label(args.self_consistency, temperature)}"
                 margins[label] = [margin for evaluation in evaluations for margin in evaluation.margins()]
         plot_reliability(margins, output_dir / "reliability.png")
-        lines += [
-            PICTURES,
-            *robustness_sections({shown[name]: found for name, found in results.items()}, args, output_dir),
-        ]
+        robustness = {shown[name]: found.robustness for name, found in results.items()}
+        lines += [PICTURES, *write_robustness(robustness, by_model, output_dir)]
     lines += [SCORED.format(**{name: getattr(args, name) for name in (*SETTINGS, "overlong_policy")})]
     (output_dir / "report.md").write_text("\n".join(lines), encoding="utf8")
-
-
-def robustness_sections(results: dict[str, ModelResults], args: EvaluationArguments, output_dir: Path) -> list[str]:
-    """Self-consistency, rejection and calibration by set, and probes, with their pictures."""
-    sections = []
-    titles = [(found.name, found.title) for found in next(iter(results.values())).evaluations]
-    curves, accuracies, certainties, pictures = {}, {}, {}, {}
-    for name, title in titles:
-        curves[title] = {
-            f"{model}, T = {part.temperature:g}": part
-            for model, found in results.items()
-            for part in found.robustness.self_consistency.get(name, [])
-        }
-        accuracies[title] = {
-            model: evaluation.row_accuracy().value
-            for model, found in results.items()
-            for evaluation in found.evaluations
-            if evaluation.name == name
-        }
-        certainties[title] = {model: found.robustness.uncertainty[name] for model, found in results.items()}
-        pictures[title] = file_name("{}", name, "png")
-    if any(curves.values()):
-        for title in curves:
-            path = output_dir / pictures[title].format("self_consistency")
-            plot_self_consistency(curves[title], accuracies[title], path)
-        named = {title: picture.format("self_consistency") for title, picture in pictures.items()}
-        sections += [*self_consistency_section(curves, named), ""]
-    named = {title: picture.format("rejection") for title, picture in pictures.items()}
-    for title, models in certainties.items():
-        shown = {f"{model}, {parts[-1].critiques}": parts[-1] for model, parts in models.items()}
-        plot_rejection(shown, output_dir / named[title])
-    sections += [*uncertainty_sections(certainties, named, "reliability.png"), ""]
-    if args.probes:
-        probes = {model: found.robustness.probes for model, found in results.items()}
-        named = {probe: f"probe_{probe}.png" for probe in args.probes}
-        for found in zip(*probes.values(), strict=True):
-            plot_probe(dict(zip(probes, found, strict=True)), output_dir / named[found[0].name])
-        sections += [*probes_section(probes, named), ""]
-    return sections
 
 
 PICTURES = """## Pictures

@@ -1,49 +1,71 @@
 """Self-consistency, uncertainty and probes in the report."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
 
 from .figures import Figure
 from .probes import Measure, ProbeResult
-from .report import table_head, table_line
+from .report import Evaluation, table_head, table_line
+from .robustness import Robustness
+from .robustness_plots import plot_probe, plot_rejection, plot_self_consistency
 from .self_consistency import DRAWS, Curve, SelfConsistency
 from .uncertainty import SPREAD, Uncertainty
 
 
-@dataclass(frozen=True)
-class Robustness:
+def write_robustness(
+    results: dict[str, Robustness], evaluations: dict[str, list[Evaluation]], output_dir: Path
+) -> list[str]:
     """
-    What was found of a model beside its figures.
+    Draw the pictures, and write the sections.
 
     Args:
-        uncertainty (`dict[str, list[Uncertainty]]`):
-            By set, for the rewards as scored and for each self-consistent mean.
-        self_consistency (`dict[str, list[SelfConsistency]]`):
-            By set, for each temperature.
-        probes (`list[ProbeResult]`):
-            The probes.
+        results (`dict[str, Robustness]`):
+            By model.
+        evaluations (`dict[str, list[Evaluation]]`):
+            By model, of the same sets in the same order.
+        output_dir (`Path`):
+            Folder for the pictures. `reliability.png` is drawn apart.
+
+    Returns:
+        `list[str]`: Markdown lines.
     """
-
-    uncertainty: dict[str, list[Uncertainty]]
-    self_consistency: dict[str, list[SelfConsistency]] = field(default_factory=dict)
-    probes: list[ProbeResult] = field(default_factory=list)
-
-    def summary(self, model: str) -> dict[str, list[dict[str, Any]]]:
-        """The figures for JSON."""
-        return {
-            "uncertainty": [
-                {"model": model, "dataset": name, **part.summary()}
-                for name, parts in self.uncertainty.items()
-                for part in parts
-            ],
-            "self_consistency": [
-                {"model": model, "dataset": name, **part.summary()}
-                for name, parts in self.self_consistency.items()
-                for part in parts
-            ],
-            "probes": [{"model": model, **part.summary()} for part in self.probes],
+    names = [evaluation.name for evaluation in next(iter(evaluations.values()))]
+    lines = []
+    curves = {
+        name: {
+            f"{model}, T = {part.temperature:g}": part
+            for model, found in results.items()
+            for part in found.self_consistency.get(name, [])
         }
+        for name in names
+    }
+    if curves := {name: parts for name, parts in curves.items() if parts}:
+        pictures = {name: _picture("self_consistency", name) for name in curves}
+        for name, parts in curves.items():
+            as_scored = {
+                model: evaluation.row_accuracy().value
+                for model, found in evaluations.items()
+                for evaluation in found
+                if evaluation.name == name
+            }
+            plot_self_consistency(parts, as_scored, output_dir / pictures[name])
+        lines += [*self_consistency_section(curves, pictures), ""]
+    certainties = {name: {model: found.uncertainty[name] for model, found in results.items()} for name in names}
+    pictures = {name: _picture("rejection", name) for name in names}
+    for name, models in certainties.items():
+        last = {f"{model}, {parts[-1].critiques}": parts[-1] for model, parts in models.items()}
+        plot_rejection(last, output_dir / pictures[name])
+    lines += [*uncertainty_sections(certainties, pictures, "reliability.png"), ""]
+    probes = {model: found.probes for model, found in results.items()}
+    pictures = {}
+    for found in zip(*probes.values(), strict=True):
+        pictures[found[0].name] = _picture("probe", found[0].name)
+        plot_probe(dict(zip(probes, found, strict=True)), output_dir / pictures[found[0].name])
+    return lines + ([*probes_section(probes, pictures), ""] if pictures else [])
+
+
+def _picture(kind: str, name: str) -> str:
+    return f"{kind}_{name}.png".replace("/", "-")
 
 
 # ------------------------------------------------------------------------------------------------ self-consistency

@@ -29,7 +29,12 @@ def added_strings(critique_format: CritiqueFormat) -> list[str]:
     tokenizer = critique_format.tokenizer
     others = [token.content for _, token in sorted(tokenizer.added_tokens_decoder.items())]
     strings = dict.fromkeys([critique_format.end_token, *tokenizer.all_special_tokens, *others])
-    return [text for text in strings if len(text.strip()) > 1][:_MOST_STRINGS]
+    return [text for text in strings if _is_control(text)][:_MOST_STRINGS]
+
+
+def _is_control(text: str) -> bool:
+    """Single characters and runs of white space (Gemma's "▁▁") are ordinary text, though they are added tokens."""
+    return len(text.replace("▁", " ").strip()) > 1
 
 
 def turn_after_response(critique_format: CritiqueFormat) -> str:
@@ -41,7 +46,7 @@ def turn_after_response(critique_format: CritiqueFormat) -> str:
 def stays_text(critique_format: CritiqueFormat, prompt: Any, ids: Sequence[int]) -> bool:
     """Whether a chat's ids hold the added tokens that the chat template writes around any response, and no others."""
     tokenizer = critique_format.tokenizer
-    added = {place for place, token in tokenizer.added_tokens_decoder.items() if len(token.content.strip()) > 1}
+    added = {place for place, token in tokenizer.added_tokens_decoder.items() if _is_control(token.content)}
     added.discard(tokenizer.unk_token_id)  # what unknown characters become
     plain = critique_format.encode_prefix(prompt, "x").input_ids
     return [place for place in ids if place in added] == [place for place in plain if place in added]

@@ -41,7 +41,7 @@ def read_paraphrases(value: Any) -> tuple[str, ...]:
     """
     texts = [value] if isinstance(value, str) else [] if value is None else value
     if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
-        raise ValueError(f"{value!r:.60} is no paraphrase; give text, a list of texts, or nothing.")
+        raise ValueError(f"the paraphrases are {value!r:.60}; give text, a list of texts, or nothing.")
     return tuple(texts)
 
 
