@@ -71,7 +71,7 @@ def plot_margins(margins: dict[str, Sequence[float]], path: Path):
 
 def plot_reliability(margins: dict[str, Sequence[float]], path: Path):
     """How often the preferred response is right, by the Bradley-Terry probability that the rewards give it; see [`plot_margins`]."""
-    figure, axes = plt.subplots(figsize=(5.5, 4.6))
+    figure, axes = plt.subplots(figsize=(7.5, 4.6))
     axes.plot([50, 100], [50, 100], color=GREY, linewidth=1, linestyle="--", label="calibrated")
     for number, (model, values) in enumerate(margins.items()):
         found = calibrate(values)
@@ -95,7 +95,7 @@ def pick(values: Sequence[str], number: int) -> str:
 
 def save(figure, axes, path: Path):
     """Write a picture of one panel, its legend above it."""
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     figure.savefig(path, dpi=130, bbox_inches="tight")

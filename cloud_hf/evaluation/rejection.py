@@ -23,7 +23,8 @@ class RejectionCurve:
             Share of right pairs among those kept, when the fractions `FRACTIONS` of all pairs are rejected. Equally certain
             pairs are rejected in random order: the curve is its mean.
         area ([`Figure`]):
-            Area under the curve, from no pair rejected to all but none; its interval is a bootstrap's over rows.
+            Area under the curve, from no pair rejected to all but none; its interval is a bootstrap's over rows. There is
+            none if all pairs are right, or all wrong.
     """
 
     accuracy: tuple[float, ...]
@@ -104,7 +105,8 @@ def _curve(right: np.ndarray, certainty: np.ndarray, rows: np.ndarray) -> Reject
         return _area(kept, kept_right)
 
     value = float(area(np.ones((1, rows.max() + 1)))[0])
-    interval = interval_over_rows(int(rows.max()) + 1, area)
+    # Where all pairs are alike, so are all resamples
+    interval = interval_over_rows(int(rows.max()) + 1, area) if np.ptp(right) else None
     figure = Figure(value, len(right), None if interval is None else tuple(interval.tolist()))
     sizes, rights = np.r_[0, np.add.reduceat(np.ones_like(right), starts)], np.r_[0, np.add.reduceat(right, starts)]
     kept = len(right) * (1 - np.array(FRACTIONS))

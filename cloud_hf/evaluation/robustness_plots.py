@@ -1,5 +1,6 @@
 """The pictures of self-consistency, rejection and probes."""
 
+import math
 import textwrap
 from pathlib import Path
 
@@ -40,11 +41,9 @@ def plot_self_consistency(curves: dict[str, SelfConsistency], as_scored: dict[st
             if panel < len(parts):
                 _draw_curve(axes, parts[panel], number, label)
                 titles.append(f"{parts[panel].label} (n = {parts[panel].rows})")
-        lengths = dict.fromkeys(found.length_of for found in curves.values())
-        title = titles[0] if len(set(titles)) == 1 else f"part {panel} of {panels - 1} by length"
-        axes.set_title(
-            title if panel == 0 or len(set(titles)) > 1 else f"{' / '.join(lengths)}: {title}", fontsize=9, wrap=True
-        )
+        # By the length of critiques, the quarters of models differ
+        shown = titles[0] if len(set(titles)) == 1 else f"quarter {panel} of each model"
+        axes.set_title(shown if panel == 0 else f"length {shown}", fontsize=9)
         axes.grid(color="#dddddd")
         axes.set_axisbelow(True)
     for number, (label, value) in enumerate(as_scored.items()):
@@ -60,8 +59,9 @@ def plot_self_consistency(curves: dict[str, SelfConsistency], as_scored: dict[st
         axes.set_xscale("log", base=2)
         axes.set_xticks(ticks, ticks)
         axes.tick_params(labelbottom=True)
-    figure.supxlabel("critiques averaged, k", fontsize=10)
-    figure.supylabel("row accuracy (%)", fontsize=10)
+        axes.set_xlabel("critiques averaged, k")
+    for axes in grid[:, 0]:
+        axes.set_ylabel("row accuracy (%)")
     _finish(figure, grid, path)
 
 
@@ -69,13 +69,14 @@ def _draw_curve(axes, curve: Curve, number: int, label: str):
     sizes = np.arange(1, 1 + len(curve.accuracy))
     values, errors = 100 * np.array(curve.accuracy), 100 * np.array(curve.standard_errors)
     color = pick(COLORS, number)
+    marked = sizes & (sizes - 1) == 0  # powers of two, evenly spaced on this axis
+    axes.plot(sizes, values, color=color, linewidth=1.4)
     axes.errorbar(
-        sizes, values, yerr=errors, capsize=2, markersize=4, linewidth=1.4, color=color, marker=pick(MARKERS, number),
-        label=f"{label} (± standard error over critiques)",
+        sizes[marked], values[marked], yerr=(errors[marked], np.minimum(errors[marked], 100 - values[marked])), capsize=2,
+        markersize=4, linestyle="none", color=color, marker=pick(MARKERS, number), label=f"{label} (± standard error over critiques)",
     )  # fmt: skip
-    if None not in curve.intervals:
-        low, high = 100 * np.array(curve.intervals).T
-        axes.fill_between(sizes, low, high, color=color, alpha=0.15, linewidth=0, label=f"{label}, 95 % over rows")
+    low, high = 100 * np.array(curve.intervals).T
+    axes.fill_between(sizes, low, high, color=color, alpha=0.15, linewidth=0, label=f"{label} (95 % over rows)")
 
 
 def plot_rejection(found: dict[str, Uncertainty], path: Path):
@@ -112,6 +113,8 @@ def plot_probe(results: dict[str, ProbeResult], path: Path):
     labels: dict = {}
     for result in results.values():
         for measure in result.measures:
+            if math.isnan(measure.figure.value):
+                continue
             labels.setdefault(measure.unit, {}).setdefault(measure.label)
     heights = [0.6 + len(names) * (0.22 + 0.16 * len(results)) for names in labels.values()]
     figure, grid = plt.subplots(
@@ -121,7 +124,11 @@ def plot_probe(results: dict[str, ProbeResult], path: Path):
         for number, (model, result) in enumerate(results.items()):
             offset = (number - (len(results) - 1) / 2) * 0.6 / len(results)
             known = {measure.label: measure.figure for measure in result.measures if measure.unit == unit}
-            points = [(place + offset, known[name]) for place, name in enumerate(names) if name in known]
+            points = [
+                (place + offset, known[name])
+                for place, name in enumerate(names)
+                if name in known and not math.isnan(known[name].value)
+            ]
             values = unit.scale * np.array([point.value for _, point in points])
             ends = unit.scale * np.array([point.ci95 or (point.value, point.value) for _, point in points])
             spans = np.abs(ends.T - values) if len(points) else np.zeros((2, 0))

@@ -1,5 +1,6 @@
 """Self-consistency, uncertainty and probes in the report."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -59,9 +60,10 @@ def write_robustness(
     probes = {model: found.probes for model, found in results.items()}
     pictures = {}
     for found in zip(*probes.values(), strict=True):
-        pictures[found[0].name] = _picture("probe", found[0].name)
-        plot_probe(dict(zip(probes, found, strict=True)), output_dir / pictures[found[0].name])
-    return lines + ([*probes_section(probes, pictures), ""] if pictures else [])
+        if any(measure.figure.n for part in found for measure in part.measures):
+            pictures[found[0].name] = _picture("probe", found[0].name)
+            plot_probe(dict(zip(probes, found, strict=True)), output_dir / pictures[found[0].name])
+    return lines + ([*probes_section(probes, pictures), ""] if any(probes.values()) else [])
 
 
 def _picture(kind: str, name: str) -> str:
@@ -75,7 +77,7 @@ SELF_CONSISTENCY = f"""## Self-consistency
 The reward is the mean over k critiques, sampled once for all k. Each figure is the row accuracy (share of right and wrong
 responses in the right order), as the mean over {DRAWS} draws of k critiques of each response, ± the standard deviation over these
 draws: what other critiques would change. It shrinks to 0 at the largest k, which can be drawn in one way only. In
-brackets the 95 % interval over rows (bootstrap). Length of the reasoning: {{length_of}}; quarters of equal size, or each
+brackets the 95 % interval over rows (Wilson's, as if each row were wholly right or wrong). Length of the reasoning: {{length_of}}; quarters of equal size, or each
 value where they are few."""
 
 
@@ -107,9 +109,10 @@ def self_consistency_section(by_dataset: dict[str, dict[str, SelfConsistency]], 
 def _curve_cell(curve: Curve, k: int) -> str:
     if k > len(curve.accuracy):
         return "–"
-    text = f"{curve.accuracy[k - 1]:.1%} ± {100 * curve.standard_errors[k - 1]:.1f}"
-    interval = curve.intervals[k - 1]
-    return text if interval is None else f"{text} ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
+    low, high = curve.intervals[k - 1]
+    return (
+        f"{curve.accuracy[k - 1]:.1%} ± {100 * curve.standard_errors[k - 1]:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+    )
 
 
 # ----------------------------------------------------------------------------------------------------- uncertainty
@@ -119,7 +122,7 @@ REJECTION = """## Rejection of uncertain pairs
 Accuracy on the pairs kept when the least certain ones are left undecided: those with the smallest margin, or those whose rewards
 spread most over the critiques (root of the sum of both rewards' variances). The area under the curve of accuracy by rejected
 fraction is that of random rejection if the measure says nothing, and the oracle's if all wrong pairs go first; the gain says
-how far it is on that way."""
+how far it is on that way. Intervals are a bootstrap's over rows; there is none where all pairs are right, or all wrong."""
 
 CALIBRATION = """## Calibration
 
@@ -169,7 +172,7 @@ def uncertainty_sections(
     lines += table_head(["set", "model", "rewards", "pairs", "log loss", "ECE", "temperature", "log loss then"])
     for name, model, part in found:
         fitted = part.calibration
-        known = fitted.temperature == fitted.temperature
+        known = not math.isnan(fitted.temperature)
         lines.append(
             table_line(
                 [
@@ -203,12 +206,16 @@ def probes_section(results: dict[str, list[ProbeResult]], pictures: dict[str, st
         results (`dict[str, list[ProbeResult]]`):
             For each model the same probes in the same order.
         pictures (`dict[str, str]`):
-            By probe the name of its picture.
+            By probe the name of its picture, for those that have figures.
     """
     lines = [PROBES]
     for found in zip(*results.values(), strict=True):
         first = found[0]
-        lines += ["", f"### {first.title}", "", first.about, "", *table_head(["", *results])]
+        lines += ["", f"### {first.title}", "", first.about, ""]
+        if first.name not in pictures:
+            lines.append("There is no figure: no row could be altered.")
+            continue
+        lines += table_head(["", *results])
         lines += _measure_lines([part.measures for part in found], "**{}**")
         for name in first.by_dataset:
             head = [part.by_dataset.get(name, [])[:1] for part in found]
@@ -221,7 +228,12 @@ def probes_section(results: dict[str, list[ProbeResult]], pictures: dict[str, st
 
 
 def _measure_lines(by_model: Sequence[Sequence[Measure]], form: str) -> list[str]:
-    labels = dict.fromkeys((measure.label, measure.unit) for measures in by_model for measure in measures)
+    labels = dict.fromkeys(
+        (measure.label, measure.unit)
+        for measures in by_model
+        for measure in measures
+        if not math.isnan(measure.figure.value)
+    )
     lines = []
     for label, unit in labels:
         cells = []
@@ -234,16 +246,14 @@ def _measure_lines(by_model: Sequence[Sequence[Measure]], form: str) -> list[str
 
 def _measure_cell(measure: Measure) -> str:
     figure, unit = measure.figure, measure.unit
-    if figure.value != figure.value:
+    if math.isnan(figure.value):
         return "–"
-    digits, mark = unit.digits, "%" if unit.scale == 100.0 else ""
-    if unit.scale == 1.0 and 0 < abs(figure.value) < 10**-digits:
-        text = f"{figure.value:.1e}"
-    else:
-        text = f"{unit.scale * figure.value:.{digits}f}{mark}"
+    # Rounding errors of rewards are shown as such
+    is_tiny = unit.scale == 1.0 and 0 < abs(figure.value) < 10**-unit.digits
+    form, mark = ".1e" if is_tiny else f".{unit.digits}f", "%" if unit.scale == 100.0 else ""
+    text = f"{unit.scale * figure.value:{form}}{mark}"
     if figure.ci95 is not None:
-        low, high = (f"{unit.scale * end:.{digits}f}" for end in figure.ci95)
-        text += f" ({low} to {high})"
+        text += " ({} to {})".format(*(f"{unit.scale * end:{form}}" for end in figure.ci95))
     return f"{text}, n = {figure.n}"
 
 

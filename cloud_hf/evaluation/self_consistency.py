@@ -1,12 +1,12 @@
 """Self-consistency: accuracy by the number of critiques whose rewards are averaged, split by the length of the reasoning."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-
-from .resampling import interval_over_rows
+from scipy.stats import norm
 
 
 ALL_ROWS = "all rows"
@@ -30,15 +30,16 @@ class Curve:
         standard_errors (`tuple[float, ...]`):
             Standard deviation over the draws: by how much other critiques would change the accuracy on these rows. All
             critiques can be drawn in one way only, so it shrinks to 0 at the last k.
-        intervals (`tuple[tuple[float, float] | None, ...]`):
-            95 % interval over rows: percentiles of a bootstrap. `None` for one row.
+        intervals (`tuple[tuple[float, float], ...]`):
+            95 % interval over rows: Wilson's, as if each row were wholly right or wrong. A row's mean outcome varies less than
+            that, so the interval is rather too wide than too narrow, and it does not vanish where all rows are right.
     """
 
     label: str
     rows: int
     accuracy: tuple[float, ...]
     standard_errors: tuple[float, ...]
-    intervals: tuple[tuple[float, float] | None, ...]
+    intervals: tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,14 @@ def length_buckets(lengths: Sequence[float]) -> list[tuple[str, np.ndarray]]:
 
 
 def _curve(label: str, outcomes_NK: np.ndarray, errors_K: np.ndarray) -> Curve:
-    rows = len(outcomes_NK)
-    interval = interval_over_rows(rows, lambda counts: counts @ outcomes_NK / rows)
-    intervals = [None] * outcomes_NK.shape[1] if interval is None else [tuple(ends) for ends in interval.T.tolist()]
-    return Curve(label, rows, tuple(outcomes_NK.mean(0).tolist()), tuple(errors_K.tolist()), tuple(intervals))
+    accuracies = outcomes_NK.mean(0).tolist()
+    intervals = tuple(wilson(accuracy, len(outcomes_NK)) for accuracy in accuracies)
+    return Curve(label, len(outcomes_NK), tuple(accuracies), tuple(errors_K.tolist()), intervals)
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share of n rows, which need not be a whole number of them."""
+    z = norm.ppf(0.975)
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return max(0.0, middle - half), min(1.0, middle + half)

@@ -5,9 +5,10 @@ from statistics import fmean
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from cloud_hf.evaluation.resampling import interval_over_rows
-from cloud_hf.evaluation.self_consistency import length_buckets, self_consistency
+from cloud_hf.evaluation.self_consistency import length_buckets, self_consistency, wilson
 
 
 OPTIONS = {"temperature": 0.5, "length_of": "tokens"}
@@ -37,7 +38,8 @@ def test_the_standard_error_is_that_of_a_draw():
         0.5, abs=0.03
     )
     assert found.accuracy[1] == 0.0 and found.standard_errors[1] == 0.0  # 2 + 0 against 1 + 1 is a tie
-    assert found.intervals == (None, None)
+    low, high = found.intervals[1]
+    assert low == 0 and high == pytest.approx(0.7935, abs=1e-4)
 
 
 def test_ties_stay_ties_in_any_order():
@@ -75,6 +77,12 @@ def test_the_same_seed_gives_the_same_curve():
 def test_what_cannot_be_averaged(rows):
     with pytest.raises(ValueError, match="equally many critiques"):
         self_consistency(rows, [1] * len(rows), [1] * len(rows), **OPTIONS)
+
+
+def test_wilson_of_whole_and_of_broken_numbers():
+    interval = binomtest(7, 9).proportion_ci(0.95, method="wilson")
+    assert wilson(7 / 9, 9) == pytest.approx((interval.low, interval.high))
+    assert wilson(6.9 / 9, 9) < wilson(7 / 9, 9) and wilson(1.0, 9)[0] < 1.0 == wilson(1.0, 9)[1]
 
 
 def test_intervals_over_rows():

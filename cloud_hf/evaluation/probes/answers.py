@@ -9,7 +9,7 @@ from .probe import SHARE, Measure, Probe, ProbedRow, ProbeRow, Variant, labels_o
 # After Zhao et al. 2025, "One Token to Fool LLM-as-a-Judge", arXiv 2507.08794
 TRIVIAL = (
     ":", ".", ",", "?", "Solution", "Answer:", "Thought process:", "Let me think about this step by step.", "Sure!",
-    "I hope this helps!", "解",
+    "I hope this helps!", "Réponse :",
 )  # fmt: skip
 EMPTY = "empty response"
 REFUSALS = (

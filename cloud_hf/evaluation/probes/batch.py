@@ -56,7 +56,7 @@ def probe_batches(
 
     alone = score(in_order, 1)
     measures = []
-    for label, order in (("in order", in_order), ("shuffled", shuffled)):
+    for label, order in (("in batches", in_order), ("in shuffled batches", shuffled)):
         together = score(order, batch_size)
         gaps = np.abs(together - alone)
         measures += [

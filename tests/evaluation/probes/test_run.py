@@ -72,7 +72,9 @@ def test_all_probes_on_a_model(scorer, tmp_path):
         if found.name != "batch":
             assert set(found.by_dataset) == {"one", "two"}
     by_name = {found.name: found for found in results}
-    [batch] = [measure for measure in by_name["batch"].measures if measure.label == "largest difference, shuffled"]
+    [batch] = [
+        measure for measure in by_name["batch"].measures if measure.label == "largest difference, in shuffled batches"
+    ]
     assert batch.figure.value < 1e-3
     assert by_name["special_tokens"].measures[0].figure.value == 1.0
     # Each altered chat has the reward that the model gives it by itself
