@@ -1,5 +1,5 @@
 """
-Reward models on benchmarks, on preference pairs, and at best-of-N, with 95 % intervals.
+Reward models on benchmarks, on preference pairs, and at best-of-N, and how they fail, with 95 % intervals.
 
 The official sets come from the Hub; files of your own may stand in for them:
 
@@ -11,27 +11,37 @@ Benchmarks: reward_bench, reward_bench_with_prior_sets, reward_bench_2, rm_bench
 llm_bar. Datasets have the columns prompt, chosen, rejected; best-of-N sets prompt, responses, correct. A pair counts as
 right when the chosen response has the strictly higher reward; ties are wrong and are reported.
 
+How accuracy grows with the critiques that are averaged, and how each model is fooled, on the same rows:
+
+python examples/evaluate_rewards.py --models cloud-rm classic-rm --output_dir results --max_new_tokens 512 \
+    --dataset_name pairs.jsonl --self_consistency 16 --self_consistency_temperatures 0.5 1.0 --probes all
+
+Probes: length, style, special_tokens, forged_critiques, trivial_answers, empty_and_refusals, paraphrases, batch.
+
 Writes report.md with pictures, report.json, RewardBench's own results file for each model, and all scores with their
-critiques (one Parquet file per model, one JSON-lines file per model and dataset). Each score is kept in
+critiques (one Parquet file per model, one JSON-lines file per model and dataset; what self-consistency and probes scored
+in Parquet files of their own). Each score is kept in
 journal_MODEL.jsonl: the same command goes on where it was killed, and further benchmarks join those that are done.
 """
 
 import json
 import math
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from operator import itemgetter
 from pathlib import Path
 
+import pyarrow as pa
 from datasets import Dataset
 from huggingface_hub import EvalResult
+from pyarrow import parquet
 from trl import TrlParser
 
 from cloud_hf.cards import add_results
 from cloud_hf.critique_format import CritiqueFormat
 from cloud_hf.data.journal import Journal
 from cloud_hf.data.model_identity import identify_model
-from cloud_hf.data.schemas import PAIR_COLUMNS
+from cloud_hf.data.schemas import PAIR_COLUMNS, row_name
 from cloud_hf.evaluation import PairEvaluation, report
 from cloud_hf.evaluation.arguments import ScoringArguments, load_datasets, open_scorer, short_names
 from cloud_hf.evaluation.benchmark_plots import plot_benchmarks, plot_margins, plot_reliability
@@ -39,7 +49,19 @@ from cloud_hf.evaluation.benchmarks import LoadedBenchmark, load_benchmarks
 from cloud_hf.evaluation.best_of_n import PROBLEM_COLUMNS, candidates, summarize_best_of_n
 from cloud_hf.evaluation.journaled_scorer import JournaledScorer
 from cloud_hf.evaluation.pairs import FittedRows, fit_rows, pair_responses, score_rows, summarize_pairs
+from cloud_hf.evaluation.probes import check_probes, read_paraphrases, run_probes
 from cloud_hf.evaluation.reward_bench import leaderboard_results
+from cloud_hf.evaluation.robustness import (
+    Robustness,
+    assess_self_consistency,
+    assess_uncertainty,
+    mean_label,
+    probe_rows,
+    read_length,
+)
+from cloud_hf.evaluation.robustness_report import write_robustness
+from cloud_hf.loading import read_model_config
+from cloud_hf.scoring import Score
 
 
 # What scores depend on beside the model; a journal with others is refused
@@ -62,6 +84,19 @@ class EvaluationArguments(ScoringArguments):
             Sets with the columns `prompt`, `responses` and `correct`.
         group_column (`str`, *optional*):
             Column of `dataset_name` by whose values accuracy is also reported, such as `subset`.
+        self_consistency (`int`, *optional*):
+            Sample so many critiques of each response, and report accuracy for 1, 2, … of them. Classic models have none.
+        self_consistency_temperatures (`list[float]`, *optional*):
+            Temperatures to sample them at, each by itself. Defaults to `temperature`.
+        length_column (`str`, *optional*):
+            Column of `dataset_name` with a number by which self-consistency is split: how long the reasoning is that a row needs.
+            Without, and on benchmarks, it is split by the length of the sampled critiques in tokens.
+        probes (`list[str]`, *optional*):
+            Probes by name, or `all`.
+        probe_rows (`int`, *optional*, defaults to `200`):
+            Rows of each set that probes alter at most, drawn with `seed`.
+        paraphrase_column (`str`, *optional*):
+            Column of `dataset_name` with other wordings of the prompt's last user message: text, a list, or nothing.
         chunk_size (`int`, *optional*):
             Responses scored between two writes to the journal: what a killed run loses at most. Defaults to eight batches
             with transformers, else to 4096.
@@ -73,6 +108,14 @@ class EvaluationArguments(ScoringArguments):
     benchmarks: list[str] = field(default_factory=list, metadata={"help": "Benchmarks: NAME, or NAME=FILES."})
     best_of_n: list[str] = field(default_factory=list, metadata={"help": "Sets with responses and correct."})
     group_column: str | None = field(default=None, metadata={"help": "Column to also report accuracy by."})
+    self_consistency: int | None = field(default=None, metadata={"help": "Critiques to sample for self-consistency."})
+    self_consistency_temperatures: list[float] = field(
+        default_factory=list, metadata={"help": "Temperatures of these critiques; by default `temperature`."}
+    )
+    length_column: str | None = field(default=None, metadata={"help": "Column by which self-consistency is split."})
+    probes: list[str] = field(default_factory=list, metadata={"help": "Probes by name, or all."})
+    probe_rows: int = field(default=200, metadata={"help": "Rows of each set that probes alter at most."})
+    paraphrase_column: str | None = field(default=None, metadata={"help": "Column with other wordings of the prompt."})
     chunk_size: int | None = field(default=None, metadata={"help": "Responses between two writes to the journal."})
     update_card: bool = field(default=False, metadata={"help": "Put the figures into the models' cards."})
 
@@ -80,6 +123,8 @@ class EvaluationArguments(ScoringArguments):
         super().__post_init__()
         if not (self.dataset_name or self.benchmarks or self.best_of_n):
             raise ValueError("There is nothing to score: give `benchmarks`, `dataset_name` or `best_of_n`.")
+        self.probes = check_probes(self.probes)
+        self._check_robustness()
         if self.chunk_size is not None and self.chunk_size < 1:
             raise ValueError(f"`chunk_size` is {self.chunk_size}; it must be at least 1.")
         if self.update_card and self.limit is not None:
@@ -87,6 +132,36 @@ class EvaluationArguments(ScoringArguments):
         for name in self.models if self.update_card else ():
             if not (Path(name) / "README.md").is_file():
                 raise ValueError(f"{name} is no folder with a README.md, so `update_card` has no card to update.")
+
+    def _check_robustness(self):
+        if (self.self_consistency or self.probes) and not (self.dataset_name or self.benchmarks):
+            raise ValueError("`self_consistency` and `probes` are for rows with right and wrong responses: give some.")
+        if self.probe_rows < 1:
+            raise ValueError(f"`probe_rows` is {self.probe_rows}; it must be at least 1.")
+        for name, needs in (
+            ("length_column", "self_consistency"),
+            ("self_consistency_temperatures", "self_consistency"),
+        ):
+            if getattr(self, name) and getattr(self, needs) is None:
+                raise ValueError(f"`{name}` is for `{needs}`: give that too.")
+        if self.paraphrase_column and "paraphrases" not in self.probes:
+            raise ValueError("`paraphrase_column` is for the probe 'paraphrases': name it in `probes`.")
+        for name in ("length_column", "paraphrase_column"):
+            if getattr(self, name) and not self.dataset_name:
+                raise ValueError(f"`{name}` is a column of `dataset_name`: give that too.")
+        if self.self_consistency is None:
+            return
+        if self.self_consistency < 2:
+            raise ValueError(f"`self_consistency` is {self.self_consistency}; it must be at least 2.")
+        self.self_consistency_temperatures = self.self_consistency_temperatures or [self.temperature]
+        for temperature in self.self_consistency_temperatures:
+            if not 0 < temperature < math.inf:
+                raise ValueError(
+                    f"Self-consistency cannot sample at temperature {temperature}: greedy critiques are all the same. Give "
+                    "`self_consistency_temperatures` above 0."
+                )
+        if not any(read_model_config(name).critique for name in self.models):
+            raise ValueError("`self_consistency` is for CLoud models; none of `models` writes critiques.")
 
 
 ARGUMENTS = (EvaluationArguments,)
@@ -108,14 +183,18 @@ class ModelResults:
     evaluations: list[report.Evaluation]
     pairs: dict[str, PairEvaluation]
     best_of_n: dict[str, dict]
+    robustness: Robustness = field(default_factory=lambda: Robustness({}))
+    sampled: dict[float, list[report.Evaluation]] = field(default_factory=dict)
 
 
 def main(args: EvaluationArguments):
+    columns = [name for name in (args.group_column, args.length_column, args.paraphrase_column) if name]
     sets = Sets(
-        pairs=load_datasets(args, PAIR_COLUMNS + ((args.group_column,) if args.group_column else ())),
+        pairs=load_datasets(args, (*PAIR_COLUMNS, *columns)),
         problems=load_datasets(args, PROBLEM_COLUMNS, args.best_of_n),
         benchmarks=load_benchmarks(args.benchmarks, args.limit),
     )
+    check_columns_of_robustness(sets.pairs, args)
     shown = short_names(args.models) | short_names([*args.dataset_name, *args.best_of_n])
     output_dir = Path(args.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -130,6 +209,19 @@ def main(args: EvaluationArguments):
         add_results(Path(name), card_results(results[name].evaluations, sets))
     by_model = {shown[name]: found.evaluations for name, found in results.items()}
     print("", *report.headline_table(by_model), f"\nReport in {output_dir}", sep="\n")
+
+
+def check_columns_of_robustness(datasets: dict[str, Dataset], args: EvaluationArguments):
+    """Read the columns that are needed only after scoring, so that a bad value is found before."""
+    for name, rows in datasets.items():
+        for index, row in enumerate(rows):
+            try:
+                if args.length_column:
+                    read_length(row, args.length_column)
+                if args.paraphrase_column:
+                    read_paraphrases(row[args.paraphrase_column])
+            except ValueError as error:
+                raise ValueError(f"{name}, {row_name(index, row)}: {error}") from error
 
 
 def open_journal(name: str, short_name: str, args: EvaluationArguments) -> Journal:
@@ -151,24 +243,62 @@ def file_name(kind: str, short_name: str, suffix: str) -> str:
 def evaluate(
     name: str, args: EvaluationArguments, sets: Sets, journal: Journal, shown: dict[str, str]
 ) -> ModelResults:
-    """Score everything with one model, in one go."""
+    """Score everything with one model: all sets in one go, then what self-consistency and probes need."""
     with open_scorer(name, args, show_progress=False) as (scorer, critique_format, options):
         limits = {key: options.pop(key) for key in ("context_length", "overlong_policy")}
         fitted = fit_all(sets, critique_format, max_new_tokens=options["max_new_tokens"], **limits)
         batches_by_length = args.backend == "transformers"
         chunk_size = args.chunk_size or (BATCHES_PER_CHUNK * args.batch_size if batches_by_length else LARGE_CHUNK)
-        rows = [row for part in fitted.values() for row in part.rows]
-        names = [
-            f"{key[1]}, row {row.row.get('id', row.index)!r}, response {place}"
-            for key, part in fitted.items()
-            for row in part.rows
-            for place in range(len(row.responses))
-        ]
-        lengths = [length for row in rows for length in row.lengths] if batches_by_length else None
         journaled = JournaledScorer(scorer, journal, chunk_size, shown[name])
-        scores = iter(score_rows(journaled, rows, names=names, lengths=lengths, **options))
-    row_scores = {key: [next(scores) for _ in part.rows] for key, part in fitted.items()}
-    return summarize(sets, fitted, row_scores, args.group_column, shown)
+        row_scores = score_sets(journaled, fitted, batches_by_length, options)
+        results = summarize(sets, fitted, row_scores, args.group_column, shown)
+        # Best-of-N sets have no right and wrong responses; they come last
+        with_sides = {key: part for key, part in fitted.items() if key[0] != "problems"}
+        sampled = {}
+        if args.self_consistency and critique_format.critique:
+            for temperature in args.self_consistency_temperatures:
+                title = f"{shown[name]}, {args.self_consistency} critiques at {temperature:g}"
+                sampler = replace(journaled, title=title, chunk_size=max(1, chunk_size // args.self_consistency))
+                sampling = {**options, "num_critiques": args.self_consistency, "temperature": temperature}
+                scores = score_sets(sampler, with_sides, batches_by_length, sampling)
+                sampled[temperature] = [
+                    replace(evaluation, row_scores=scores[key])
+                    for evaluation, key in zip(results.evaluations, with_sides, strict=True)
+                ]
+        parts = list(with_sides.values())
+        robustness = Robustness(
+            assess_uncertainty(results.evaluations, sampled),
+            assess_self_consistency(sampled, parts, critique_format, args.length_column, args.seed),
+            run_probes(
+                args.probes,
+                probe_rows(results.evaluations, parts, args.paraphrase_column),
+                args.probe_rows,
+                replace(journaled, title=f"{shown[name]}, probes"),
+                critique_format,
+                context_length=limits["context_length"],
+                batch_size=args.batch_size,
+                draw_seed=args.seed,
+                sort_by_length=batches_by_length,
+                **options,
+            ),
+        )
+    return replace(results, robustness=robustness, sampled=sampled)
+
+
+def score_sets(
+    journaled: JournaledScorer, fitted: dict[tuple[str, str], FittedRows], batches_by_length: bool, options: dict
+) -> dict[tuple[str, str], list[list[Score]]]:
+    """For each set the scores of its rows' responses, all sets in one go."""
+    rows = [row for part in fitted.values() for row in part.rows]
+    names = [
+        f"{key[1]}, row {row.row.get('id', row.index)!r}, response {place}"
+        for key, part in fitted.items()
+        for row in part.rows
+        for place in range(len(row.responses))
+    ]
+    lengths = [length for row in rows for length in row.lengths] if batches_by_length else None
+    scores = iter(score_rows(journaled, rows, names=names, lengths=lengths, **options))
+    return {key: [next(scores) for _ in part.rows] for key, part in fitted.items()}
 
 
 def fit_all(sets: Sets, critique_format: CritiqueFormat, **limits) -> dict[tuple[str, str], FittedRows]:
@@ -218,6 +348,11 @@ def summarize(sets: Sets, fitted, row_scores, group_column: str | None, shown: d
 def write_results(name: str, results: ModelResults, shown: dict[str, str], output_dir: Path):
     """A model's scores, and RewardBench's own results file."""
     report.write_scores(results.evaluations, output_dir / file_name("scores", shown[name], "parquet"))
+    for temperature, evaluations in results.sampled.items():
+        file = file_name("self_consistency", f"{shown[name]}_{temperature:g}", "parquet")
+        report.write_scores(evaluations, output_dir / file)
+    if altered := [row for found in results.robustness.probes for row in found.table()]:
+        parquet.write_table(pa.Table.from_pylist(altered), output_dir / file_name("probes", shown[name], "parquet"))
     for dataset_name, result in results.pairs.items():
         write_pairs(result, output_dir / file_name("scores", f"{shown[name]}_{shown[dataset_name]}", "jsonl"))
     for evaluation in results.evaluations:
@@ -288,6 +423,9 @@ def write_report(results: dict[str, ModelResults], args: EvaluationArguments, sh
         "differences": [found.summary() for found in differences],
         "best_of_n": best_of_n,
     }
+    for name, found in results.items():
+        for key, parts in found.robustness.summary(name).items():
+            page.setdefault(key, []).extend(parts)
     (output_dir / "report.json").write_text(json.dumps(page, indent=2, allow_nan=False) + "\n")
     lines = ["# Reward models evaluated", "", report.markdown(by_model, differences, best_of_n), ""]
     if any(by_model.values()):
@@ -297,8 +435,13 @@ def write_report(results: dict[str, ModelResults], args: EvaluationArguments, sh
         }
         plot_benchmarks(by_model, output_dir / "benchmarks.png")
         plot_margins(margins, output_dir / "margins.png")
+        for name, found in results.items():
+            for temperature, evaluations in found.sampled.items():
+                label = f"{shown[name]}, {mean_label(args.self_consistency, temperature)}"
+                margins[label] = [margin for evaluation in evaluations for margin in evaluation.margins()]
         plot_reliability(margins, output_dir / "reliability.png")
-        lines += [PICTURES]
+        robustness = {shown[name]: found.robustness for name, found in results.items()}
+        lines += [PICTURES, *write_robustness(robustness, by_model, output_dir)]
     lines += [SCORED.format(**{name: getattr(args, name) for name in (*SETTINGS, "overlong_policy")})]
     (output_dir / "report.md").write_text("\n".join(lines), encoding="utf8")
 
@@ -309,9 +452,7 @@ PICTURES = """## Pictures
 
 ![distribution of reward margins](margins.png)
 
-![reliability of the rewards as probabilities](reliability.png)
-
-Margins and reliability are over all pairs of a right and a wrong response of the rows above.
+Margins, here and in the reliability diagram below, are over all pairs of a right and a wrong response of the rows above.
 """
 
 SCORED = """## Settings

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..conversation import read_prompt
 from ..data.loading import load_rows
-from ..data.schemas import prompt_of, response_of, row_name
+from ..data.schemas import PAIR_COLUMNS, check_columns, prompt_of, response_of, row_name
 
 
 # The rewards of one row: of its chosen responses and of its rejected ones
@@ -132,6 +132,24 @@ def make_row(
     id_ = str(index if row.get("id") is None else row["id"])
     id_ = id_ if id_.startswith(f"{subset}/") else f"{subset}/{id_}"
     return BenchmarkRow(id_, subset, prompt, (*sides[0], *sides[1]), len(sides[0]), details)
+
+
+def make_pair(title: str, source: str, index: int, row: dict[str, Any], subset: str | None = None) -> BenchmarkRow:
+    """
+    A checked [`BenchmarkRow`] of columns `prompt`, `chosen`, `rejected`, and `subset` unless that is given.
+
+    Args:
+        title (`str`):
+            The benchmark, for messages.
+        source, index, row, subset:
+            See [`make_row`].
+
+    Raises:
+        `ValueError`: Naming the source, and the column or the row and the field.
+    """
+    check_columns(list(row), (*PAIR_COLUMNS, "subset") if subset is None else PAIR_COLUMNS, f"{title} ({source})")
+    subset = text_of(source, index, row, "subset") if subset is None else subset
+    return make_row(source, index, row, subset, row["chosen"], row["rejected"])
 
 
 def _texts(name: str, value: Any) -> list[str]:

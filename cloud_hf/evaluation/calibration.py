@@ -8,6 +8,8 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import expit
 
+from .resampling import interval_over_rows
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -59,9 +61,7 @@ def calibrate(margins: Sequence[float], num_bins: int = 10) -> Calibration:
     margins = np.asarray(margins, dtype=float)
     if not len(margins):
         raise ValueError("There are no pairs to calibrate on.")
-    confidence = expit(np.abs(margins))
-    right = np.where(margins == 0, 0.5, margins > 0)
-    bins = np.minimum((2 * num_bins * (confidence - 0.5)).astype(int), num_bins - 1)
+    confidence, right, bins = _confidence(margins, num_bins)
     filled = [
         (float(confidence[bins == place].mean()), float(right[bins == place].mean()), int((bins == place).sum()))
         for place in np.unique(bins)
@@ -70,6 +70,49 @@ def calibrate(margins: Sequence[float], num_bins: int = 10) -> Calibration:
     temperature = _best_temperature(margins)
     at_temperature = math.nan if math.isnan(temperature) else _log_loss(margins / temperature)
     return Calibration(_log_loss(margins), ece, tuple(filled), temperature, at_temperature)
+
+
+def calibration_intervals(
+    margins: Sequence[float], rows: Sequence[int], num_bins: int = 10
+) -> dict[str, tuple[float, float] | None]:
+    """
+    95 % intervals of `log_loss` and `ece`, by a bootstrap over rows.
+
+    Args:
+        margins (`Sequence[float]`):
+            See [`calibrate`].
+        rows (`Sequence[int]`):
+            For each pair the row it belongs to, numbered from 0: pairs of a row are drawn together.
+        num_bins (`int`, *optional*, defaults to `10`):
+            See [`calibrate`].
+
+    Returns:
+        `dict`: `None` where there are fewer than two rows.
+    """
+    margins, rows = np.asarray(margins, dtype=float), np.asarray(rows)
+    confidence, right, bins = _confidence(margins, num_bins)
+    losses = np.logaddexp(0.0, -margins)
+    # A bin's part of the error is the distance between its sums of confidence and of outcomes
+    excess_PC = (confidence - right)[:, None] * (bins[:, None] == np.arange(num_bins))
+
+    def statistics(counts_BR: np.ndarray) -> np.ndarray:
+        weights = counts_BR[:, rows].astype(float)
+        total = weights.sum(1)
+        return np.stack([weights @ losses / total, np.abs(weights @ excess_PC).sum(1) / total], axis=1)
+
+    interval = interval_over_rows(int(rows.max()) + 1, statistics)
+    return {
+        name: None if interval is None else (float(interval[0, place]), float(interval[1, place]))
+        for place, name in enumerate(("log_loss", "ece"))
+    }
+
+
+def _confidence(margins: np.ndarray, num_bins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each pair the probability of the preferred response, whether it is right, and its bin."""
+    confidence = expit(np.abs(margins))
+    right = np.where(margins == 0, 0.5, margins > 0)
+    bins = np.minimum((2 * num_bins * (confidence - 0.5)).astype(int), num_bins - 1)
+    return confidence, right, bins
 
 
 def _log_loss(margins: np.ndarray) -> float:

@@ -9,7 +9,8 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 
-_COLORS = {"cloud": "#1f6feb", "classic": "#d97706"}
+# Okabe and Ito: told apart with any colour vision
+_COLORS = {"cloud": "#0072B2", "classic": "#D55E00"}
 
 
 def plot_accuracy_by_group(arms: dict[str, dict[str, dict]], label: str, path: Path):
@@ -48,9 +49,9 @@ def plot_reward_distributions(arms: dict[str, tuple[list[float], list[float]]], 
     for axes, (arm, (chosen, rejected)) in zip(panels[0], arms.items(), strict=True):
         low, high = min(*chosen, *rejected), max(*chosen, *rejected)
         bins = [low + (high - low) * step / 40 for step in range(41)] if high > low else 1
-        axes.hist(chosen, bins, alpha=0.65, label="chosen", color="#15803d")
-        axes.hist(rejected, bins, alpha=0.65, label="rejected", color="#b91c1c")
-        axes.set(title=arm, xlabel="reward", ylabel="responses")
+        axes.hist(chosen, bins, alpha=0.65, label="chosen", color="#0072B2")
+        axes.hist(rejected, bins, alpha=0.65, label="rejected", color="#E69F00", hatch="//")
+        axes.set(title=arm, xlabel="reward (nats)", ylabel="responses")
         axes.legend(frameon=False)
     _save(figure, path)
 

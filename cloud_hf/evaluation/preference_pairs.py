@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.schemas import PAIR_COLUMNS, check_columns
-from .benchmark_rows import BenchmarkRow, check_unique, make_row, read_sources, split_rewards
+from .benchmark_rows import BenchmarkRow, check_unique, make_pair, read_sources, split_rewards
 from .calibration import Calibration, calibrate
 from .figures import BenchmarkScores, Figure, share
 
@@ -33,12 +32,12 @@ def load(names: Sequence[str], split: str = "test", config: str | None = None) -
     Raises:
         `ValueError`: Naming the file, the row and the field, or the id that stands twice.
     """
-    rows = []
-    for source, index, row in read_sources(names, split, config):
-        check_columns(list(row), PAIR_COLUMNS, f"A preference set ({source})")
-        subset = row.get("subset") or Path(source).name.split(".")[0]
-        rows.append(make_row(source, index, row, subset, row["chosen"], row["rejected"]))
-    return check_unique(rows)
+    return check_unique(
+        [
+            make_pair("A preference set", source, index, row, row.get("subset") or Path(source).name.split(".")[0])
+            for source, index, row in read_sources(names, split, config)
+        ]
+    )
 
 
 @dataclass(frozen=True)

@@ -267,23 +267,23 @@ def headline_figures(evaluations: Sequence[Evaluation]) -> tuple[str, list[Figur
 
 def headline_table(results: dict[str, list[Evaluation]]) -> list[str]:
     """Benchmarks by models: the figure to quote with its 95 % interval."""
-    lines = _table_head(["benchmark", *results])
+    lines = table_head(["benchmark", *results])
     for evaluations in zip(*results.values(), strict=True):
         label, figures = headline_figures(evaluations)
-        lines.append(_line([label, *map(_cell, figures)]))
+        lines.append(table_line([label, *map(cell, figures)]))
     return lines if any(results.values()) else []
 
 
 def _benchmark_section(evaluations: dict[str, Evaluation]) -> list[str]:
     """All figures of a benchmark that have rows, its subsets, and the notes."""
-    lines = _table_head(["", *evaluations])
+    lines = table_head(["", *evaluations])
     scores = [evaluation.scores for evaluation in evaluations.values()]
     for name in scores[0].figures:
         if any(found.figures[name].n for found in scores):
-            lines.append(_line([f"**{name}**", *(_cell(found.figures[name]) for found in scores)]))
+            lines.append(table_line([f"**{name}**", *(cell(found.figures[name]) for found in scores)]))
     subsets = dict.fromkeys(name for found in scores for name in found.subsets if name not in found.figures)
     for name in subsets if len(subsets) > 1 else ():
-        lines.append(_line([f"– {name}", *(_cell(found.subsets.get(name)) for found in scores)]))
+        lines.append(table_line([f"– {name}", *(cell(found.subsets.get(name)) for found in scores)]))
     noted: dict[str, list[str]] = {}
     for model, evaluation in evaluations.items():
         for note in evaluation.notes():
@@ -292,13 +292,13 @@ def _benchmark_section(evaluations: dict[str, Evaluation]) -> list[str]:
 
 
 def _difference_table(differences: Sequence[Difference]) -> list[str]:
-    lines = _table_head(["benchmark", "models", "difference", "rows", "first better", "second better"])
+    lines = table_head(["benchmark", "models", "difference", "rows", "first better", "second better"])
     for found in differences:
         figure = found.difference
         interval = "" if figure.ci95 is None else f" ({100 * figure.ci95[0]:+.1f} to {100 * figure.ci95[1]:+.1f})"
         difference = f"{100 * figure.value:+.1f} points{interval}"
         lines.append(
-            _line(
+            table_line(
                 [
                     found.benchmark,
                     " − ".join(found.models),
@@ -318,7 +318,7 @@ def _difference_table(differences: Sequence[Difference]) -> list[str]:
 
 def _best_of_n_table(by_model: dict[str, dict]) -> list[str]:
     sizes = sorted({size for result in by_model.values() for size in result["rates"]})
-    lines = _table_head(["model", *(f"N = {size}" for size in sizes), "problems"])
+    lines = table_head(["model", *(f"N = {size}" for size in sizes), "problems"])
     for model, result in by_model.items():
         cells = [
             f"{result['rates'][n]:.1%}"
@@ -327,20 +327,23 @@ def _best_of_n_table(by_model: dict[str, dict]) -> list[str]:
             else "–"
             for n in sizes
         ]
-        lines.append(_line([model, *cells, result["problems"]]))
+        lines.append(table_line([model, *cells, result["problems"]]))
     return [*lines, "", "Correctness of the candidate with the highest reward, ± one standard error over problems."]
 
 
-def _cell(figure: Figure | None) -> str:
+def cell(figure: Figure | None) -> str:
+    """A share as percent with its interval and its rows."""
     if figure is None or np.isnan(figure.value):
         return "–"
     interval = "" if figure.ci95 is None else f" ({100 * figure.ci95[0]:.1f} to {100 * figure.ci95[1]:.1f})"
     return f"{figure.value:.1%}{interval}, n = {figure.n}"
 
 
-def _table_head(cells: Sequence[str]) -> list[str]:
-    return [_line(cells), "|---|" + "---:|" * (len(cells) - 1)]
+def table_head(cells: Sequence[str]) -> list[str]:
+    """The first two lines of a markdown table."""
+    return [table_line(cells), "|---|" + "---:|" * (len(cells) - 1)]
 
 
-def _line(cells: Sequence[Any]) -> str:
+def table_line(cells: Sequence[Any]) -> str:
+    """A line of a markdown table; text cannot break it."""
     return f"| {' | '.join(str(cell).replace('|', '/').replace(chr(10), ' ') for cell in cells)} |"

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..data.schemas import PAIR_COLUMNS, check_columns
-from .benchmark_rows import BenchmarkRow, check_unique, make_row, read_sources, split_rewards, text_of
+from .benchmark_rows import BenchmarkRow, check_unique, make_pair, read_sources, split_rewards
 from .figures import BenchmarkScores, Figure, by_subset, count_unknown, share, weighted_mean
 
 
@@ -65,15 +64,11 @@ def load(names: Sequence[str] | None = None, prior_sets: bool = False) -> list[B
     rows = []
     for source, index, row in read_sources([HUB_ID] if names is None else names, "filtered"):
         stem = Path(source).name.split(".")[0]
-        is_prior = stem in PRIOR_SETS
-        check_columns(list(row), PAIR_COLUMNS if is_prior else (*PAIR_COLUMNS, "subset"), f"RewardBench ({source})")
-        subset = stem if is_prior else text_of(source, index, row, "subset")
-        rows.append(make_row(source, index, row, subset, row["chosen"], row["rejected"]))
+        rows.append(make_pair("RewardBench", source, index, row, stem if stem in PRIOR_SETS else None))
     if prior_sets:
         for name in PRIOR_SETS:
             for source, index, row in read_sources([PRIOR_SETS_HUB_ID], name):
-                check_columns(list(row), PAIR_COLUMNS, f"Prior sets ({source})")
-                rows.append(make_row(source, index, row, name, row["chosen"], row["rejected"]))
+                rows.append(make_pair("Prior sets", source, index, row, name))
     return check_unique(rows)
 
 

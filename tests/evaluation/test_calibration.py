@@ -3,7 +3,8 @@ import math
 import numpy as np
 import pytest
 
-from cloud_hf.evaluation.calibration import calibrate
+from cloud_hf.evaluation import calibration
+from cloud_hf.evaluation.calibration import calibrate, calibration_intervals
 
 
 def test_log_loss_by_hand():
@@ -55,3 +56,30 @@ def test_where_no_temperature_is_best(margins):
 def test_there_must_be_pairs():
     with pytest.raises(ValueError, match="no pairs"):
         calibrate([])
+
+
+def test_intervals_hold_the_figures():
+    """As wide as the standard error says for the log loss; pairs of a row are drawn together."""
+    rng = np.random.default_rng(0)
+    margins = rng.normal(0.5, 1.5, size=300)
+    found, scores = calibration_intervals(margins, np.arange(300)), calibrate(margins)
+    low, high = found["log_loss"]
+    losses = np.logaddexp(0, -margins)
+    assert low < scores.log_loss < high
+    assert high - low == pytest.approx(2 * 1.96 * losses.std() / math.sqrt(300), rel=0.1)
+    assert found["ece"][0] <= scores.ece <= found["ece"][1]
+    clustered = calibration_intervals(np.repeat(margins[:100], 3), np.repeat(np.arange(100), 3))["log_loss"]
+    assert clustered[1] - clustered[0] == pytest.approx(math.sqrt(3) * (high - low), rel=0.25)
+
+
+def test_no_interval_of_one_row():
+    assert calibration_intervals([1.0, 2.0], [0, 0]) == {"log_loss": None, "ece": None}
+
+
+def test_the_resampled_error_of_all_rows_is_the_error(monkeypatch):
+    margins = np.random.default_rng(1).normal(size=40)
+    monkeypatch.setattr(
+        calibration, "interval_over_rows", lambda n, statistic: np.repeat(statistic(np.ones((1, n))), 2, 0)
+    )
+    found, scores = calibration_intervals(margins, np.arange(40)), calibrate(margins)
+    assert found == {"log_loss": pytest.approx((scores.log_loss,) * 2), "ece": pytest.approx((scores.ece,) * 2)}

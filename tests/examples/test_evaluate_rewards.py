@@ -18,6 +18,7 @@ from tokenizers_for_tests import make_tokenizer
 from cloud_hf.data.journal import Journal, JournalError
 from cloud_hf.evaluation import preference_pairs
 from cloud_hf.evaluation.benchmarks import BENCHMARKS, load_benchmarks
+from cloud_hf.evaluation.probes.run import NAMES
 from cloud_hf.loading import load_reward_model
 from cloud_hf.scoring import TransformersScorer
 from examples import evaluate_rewards
@@ -56,7 +57,15 @@ def data(tmp_path_factory):
         "rejected": ["No.", "No, it is not.", "**No**, it is not."],
     }
     write_rows(folder / "rm.jsonl", [pair("chat", n, **{**styles, "prompt": f"Is it {n}?"}) for n in range(3)])
-    pairs = [{**texts(number), "topic": "ab"[number % 2]} for number in range(2, 6)]
+    pairs = [
+        {
+            **texts(number),
+            "topic": "ab"[number % 2],
+            "swaps": number // 2,
+            "reworded": [f"Tell me {number}."] * (number % 2),
+        }
+        for number in range(2, 6)
+    ]
     write_rows(folder / "pairs.jsonl", pairs)
     problem = {"prompt": "1+1?", "responses": ["2", "3", "It is two."], "correct": [True, False, True]}
     write_rows(folder / "bon.jsonl", [problem])
@@ -262,6 +271,124 @@ def test_every_backend_gets_its_arguments(backend, models, data, tmp_path, monke
     assert seen == [(str(models / "cloud"), backend, options, url, False)]
 
 
+# ------------------------------------------------------------------------------------- self-consistency and probes
+
+
+ROBUSTNESS = {
+    "best_of_n": [],
+    "self_consistency": 3,
+    "self_consistency_temperatures": [1.0, 2.0],
+    "length_column": "swaps",
+    "probes": ["all"],
+    "probe_rows": 2,
+    "paraphrase_column": "reworded",
+    "batch_size": 4,
+    "chunk_size": 12,
+}
+
+
+@pytest.fixture(scope="module")
+def probed(models, data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("probed")
+    return folder, evaluate(models, data, folder, **ROBUSTNESS)
+
+
+def test_curves_are_those_of_the_sampled_critiques(probed):
+    folder, report = probed
+    assert {Path(part["model"]).name for part in report["self_consistency"]} == {"cloud"}
+    found = {(part["dataset"], part["temperature"]): part for part in report["self_consistency"]}
+    assert set(found) == {(name, t) for name in ("reward_bench", "rm_bench", "pairs.jsonl") for t in (1.0, 2.0)}
+    table = parquet.read_table(folder / "self_consistency_cloud_2.parquet").to_pylist()
+    assert all(len(row["rewards"]) == 3 for row in table) and len({row["critiques"][0] for row in table}) > 1
+    pairs: dict = {}
+    for row in table:
+        if row["benchmark"] == "pairs.jsonl":
+            pairs.setdefault(row["row"], []).append(row["reward"])
+    curve = found["pairs.jsonl", 2.0]
+    assert curve["everything"]["accuracy"][-1] == sum(right > wrong for right, wrong in pairs.values()) / 4
+    assert curve["everything"]["standard_errors"][-1] == 0 and len(curve["everything"]["accuracy"]) == 3
+    assert [(part["label"], part["rows"]) for part in curve["buckets"]] == [("1", 2), ("2", 2)]
+    assert curve["length_of"] == "the column swaps" and "tokens" in found["rm_bench", 1.0]["length_of"]
+    assert found["reward_bench", 1.0]["everything"]["rows"] == 10  # three rows are of an unknown subset
+
+
+def test_uncertainty_of_every_model_and_set(probed):
+    _, report = probed
+    kinds = {(Path(part["model"]).name, part["dataset"], part["critiques"]): part for part in report["uncertainty"]}
+    assert len(kinds) == 3 * (1 + 3)
+    assert set(kinds["cloud", "rm_bench", "mean of 3, T = 1"]["rejection"]["curves"]) == {"margin", "spread"}
+    assert set(kinds["classic", "rm_bench", "as scored"]["rejection"]["curves"]) == {"margin"}
+    assert kinds["classic", "rm_bench", "as scored"]["calibration"]["ece"]["n"] == 3 * 9
+
+
+def test_probes_of_every_model(probed):
+    folder, report = probed
+    names = [part["probe"] for part in report["probes"] if part["model"].endswith("classic")]
+    assert names == list(NAMES) == [part["probe"] for part in report["probes"] if part["model"].endswith("cloud")]
+    for part in report["probes"]:
+        assert part["rows"] == (20 if part["probe"] == "length" else 2 * 3)
+        assert any(measure["value"] is not None for measure in part["measures"])
+    table = parquet.read_table(folder / "probes_cloud.parquet").to_pylist()
+    assert {row["probe"] for row in table} == set(NAMES) - {"length", "batch"}
+    assert any(row["altered"] == "your paraphrases 1" for row in table)
+
+
+def test_the_report_has_a_picture_for_everything(probed):
+    folder, _ = probed
+    text = (folder / "report.md").read_text()
+    pictures = [f"probe_{name}.png" for name in NAMES]
+    for kind in ("self_consistency", "rejection"):
+        pictures += [f"{kind}_{name}.png" for name in ("reward_bench", "rm_bench", "pairs.jsonl")]
+    for picture in pictures:
+        assert f"({picture})" in text and (folder / picture).stat().st_size > 5000
+    for title in ("## Self-consistency", "## Rejection of uncertain pairs", "## Calibration", "## Probes"):
+        assert title in text
+
+
+def test_interrupted_anywhere_it_ends_with_the_same_report(probed, models, data, tmp_path, monkeypatch):
+    """In the scores, in the sampled critiques, in the probes and between batches of the last probe."""
+    whole, _ = probed
+    score, calls = TransformersScorer.score, []
+
+    def interrupted(self, *args, **options):
+        calls.append(options)
+        if len(calls) == dies_at:
+            raise KeyboardInterrupt
+        return score(self, *args, **options)
+
+    monkeypatch.setattr(TransformersScorer, "score", interrupted)
+    for dies_at in (3, 6, 14, 12, 9):  # noqa: B007 (`interrupted` reads it)
+        calls.clear()
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(models, data, tmp_path, **ROBUSTNESS)
+    dies_at = None
+    evaluate(models, data, tmp_path, **ROBUSTNESS)
+    for name in ("report.json", "report.md"):
+        text = (tmp_path / name).read_text().replace(str(tmp_path), str(whole))
+        assert text == (whole / name).read_text()
+
+
+def test_a_server_is_probed_the_same(probed, models, data, tmp_path):
+    model, _ = load_reward_model(str(models / "cloud"))
+    names = [name for name in NAMES if name != "batch"]  # its figures are rounding alone
+    with serving(make_engine(model)) as (running, _):
+        options = {**ROBUSTNESS, "backend": "server", "server_url": running.url, "probes": names}
+        report = evaluate(models, data, tmp_path, "cloud", **options)
+    _, expected = probed
+    for kind in ("uncertainty", "self_consistency", "probes"):
+        found = [part for part in expected[kind] if part["model"].endswith("cloud") and part.get("probe") != "batch"]
+        assert near(report[kind]) == near(found)
+
+
+def near(value):
+    """Differences of rewards are as exact as rewards are, not as they are themselves."""
+    if isinstance(value, dict):
+        return {key: near(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [near(item) for item in value]
+    return pytest.approx(value, abs=2e-4) if isinstance(value, float) else value
+
+
 # ----------------------------------------------------------------------------------------------------- bad input
 
 
@@ -277,6 +404,18 @@ def test_every_backend_gets_its_arguments(backend, models, data, tmp_path, monke
         ({"chunk_size": 0}, "`chunk_size` is 0"),
         ({"limit": 0}, "`limit` is 0"),
         ({"update_card": True, "limit": 3}, "leave `limit` out"),
+        ({"self_consistency": 4}, "cannot sample at temperature 0.0"),
+        ({"self_consistency": 1, "temperature": 1.0}, "`self_consistency` is 1"),
+        ({"self_consistency": 4, "self_consistency_temperatures": [0.5, -1.0]}, "at temperature -1.0"),
+        ({"self_consistency_temperatures": [0.5]}, "is for `self_consistency`"),
+        ({"length_column": "swaps"}, "is for `self_consistency`"),
+        ({"self_consistency": 2, "temperature": 1.0, "length_column": "topic"}, "row 0: `topic` is 'a'"),
+        ({"self_consistency": 2, "temperature": 1.0, "length_column": "swap"}, "rename 'swaps' to 'swap'"),
+        ({"probes": ["stile"]}, "Did you mean 'style'"),
+        ({"probes": ["all"], "probe_rows": 0}, "`probe_rows` is 0"),
+        ({"probes": ["style"], "paraphrase_column": "reworded"}, "name it in `probes`"),
+        ({"probes": ["all"], "paraphrase_column": "swaps"}, "row 0: the paraphrases are 1"),
+        ({"probes": ["all"], "dataset_name": [], "benchmarks": []}, "right and wrong responses"),
     ],
 )
 def test_mistakes_are_named_before_a_model_is_loaded(options, says, models, data, tmp_path, monkeypatch):
@@ -329,5 +468,10 @@ def test_figures_go_into_the_card(models, data, tmp_path):
         evaluate(models, data, tmp_path, "base", update_card=True)
 
 
-def test_every_benchmark_is_named_in_the_help():
-    assert all(name in evaluate_rewards.__doc__ for name in BENCHMARKS)
+def test_every_benchmark_and_probe_is_named_in_the_help():
+    assert all(name in evaluate_rewards.__doc__ for name in (*BENCHMARKS, *NAMES))
+
+
+def test_classic_models_alone_have_no_self_consistency(models, data, tmp_path):
+    with pytest.raises(ValueError, match="none of `models` writes critiques"):
+        evaluate(models, data, tmp_path, "classic", self_consistency=2, temperature=1.0)

@@ -1,0 +1,33 @@
+"""Probes: how reward models fail, measured on rows of any preference set."""
+
+from .answers import EMPTY_AND_REFUSALS, TRIVIAL_ANSWERS
+from .injection import FORGED_CRITIQUES, SPECIAL_TOKENS
+from .length import LENGTH
+from .paraphrase import PARAPHRASES, read_paraphrases
+from .probe import Measure, Probe, ProbedRow, ProbeRow, ScoredVariant, Unit, Variant
+from .run import BATCH, PROBES, ProbeResult, check_probes, draw_rows, run_probes
+from .style import STYLE
+
+
+__all__ = [
+    "BATCH",
+    "EMPTY_AND_REFUSALS",
+    "FORGED_CRITIQUES",
+    "LENGTH",
+    "PARAPHRASES",
+    "PROBES",
+    "SPECIAL_TOKENS",
+    "STYLE",
+    "TRIVIAL_ANSWERS",
+    "Measure",
+    "Probe",
+    "ProbeResult",
+    "ProbeRow",
+    "ProbedRow",
+    "ScoredVariant",
+    "Unit",
+    "Variant",
+    "check_probes",
+    "draw_rows", "read_paraphrases",
+    "run_probes",
+]  # fmt: skip

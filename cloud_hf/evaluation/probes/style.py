@@ -1,0 +1,88 @@
+"""Style: markdown added or removed, with the words unchanged."""
+
+import re
+from collections.abc import Sequence
+
+from ...critique_format import CritiqueFormat
+from .probe import (
+    REWARD,
+    SHARE,
+    Measure,
+    Probe,
+    ProbedRow,
+    ProbeRow,
+    Variant,
+    lost_pairs,
+    reward_change,
+    share_of_rows,
+)
+
+
+ADDED, REMOVED = "markdown added", "markdown removed"
+
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
+_LINE_MARKS = re.compile(r"^(\s*)(?:#{1,6}\s+|[-*+]\s+|>\s+)", re.MULTILINE)
+_PAIRED_MARKS = re.compile(r"(?<![\w*`])(\*\*\*|\*\*|\*|`)(?=\S)([^*`\n]+?)(?<=\S)\1(?![\w*`])")
+_CODE = re.compile(r"^(?: {4}|\t)|[;{}]\s*$|```", re.MULTILINE)
+
+
+def looks_like_code(text: str) -> bool:
+    """Whether a text has fenced or indented lines, or ones that end as code does: its marks are not markdown's."""
+    return _CODE.search(text) is not None
+
+
+def add_markdown(text: str) -> str:
+    """Each sentence becomes a bullet with its first word in bold. Lines that have markdown already stay."""
+    lines = []
+    for line in text.split("\n"):
+        if not line.strip() or remove_markdown(line) != line:
+            lines.append(line)
+            continue
+        for sentence in _SENTENCE_END.split(line.strip()):
+            first, space, rest = sentence.partition(" ")
+            lines.append(f"- **{first}**{space}{rest}")
+    return "\n".join(lines)
+
+
+def remove_markdown(text: str) -> str:
+    """Without headings' and bullets' marks, quotes, bold, italics and backticks. Numbers of lists are words and stay."""
+    text = _LINE_MARKS.sub(r"\1", text)
+    return _PAIRED_MARKS.sub(r"\2", text)
+
+
+def _alter(row: ProbeRow, critique_format: CritiqueFormat) -> list[Variant]:
+    variants = []
+    for place, response in enumerate(row.row.responses):
+        if looks_like_code(response):
+            continue
+        for label, change in ((ADDED, add_markdown), (REMOVED, remove_markdown)):
+            if (altered := change(response)) != response:
+                variants.append(Variant(label, place, row.row.prompt, altered))
+    return variants
+
+
+def _measure(rows: Sequence[ProbedRow]) -> list[Measure]:
+    labels = (ADDED, REMOVED)
+    return [
+        *(Measure(f"reward change, {label}", REWARD, reward_change(rows, label)) for label in labels),
+        *(
+            Measure(
+                f"right pairs lost, {label} (wrong response only)",
+                SHARE,
+                share_of_rows([lost_pairs(row, label) for row in rows]),
+            )
+            for label in labels
+        ),
+    ]
+
+
+STYLE = Probe(
+    title="Style",
+    about=(
+        "Markdown is added to each response (each sentence a bullet, its first word in bold) or removed, the words unchanged. "
+        "Responses that look like code are left out, as are those without markdown to remove. A model that judges what "
+        "is said does not change its rewards."
+    ),
+    measure=_measure,
+    alter=_alter,
+)

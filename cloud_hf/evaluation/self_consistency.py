@@ -1,0 +1,186 @@
+"""Self-consistency: accuracy by the number of critiques whose rewards are averaged, split by the length of the reasoning."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import norm
+
+
+ALL_ROWS = "all rows"
+DRAWS = 200
+_BUCKETS = 4
+_MOST_VALUES = 6  # with as many different lengths or fewer, each is a bucket of its own
+
+
+@dataclass(frozen=True)
+class Curve:
+    """
+    Accuracy over k = 1, 2, … critiques.
+
+    Args:
+        label (`str`):
+            Which rows: `"all rows"`, or the range of their lengths.
+        rows (`int`):
+            How many.
+        accuracy (`tuple[float, ...]`):
+            For each k the mean over draws. A draw takes k of the critiques of each response at random, without replacement.
+        standard_errors (`tuple[float, ...]`):
+            Standard deviation over the draws: by how much other critiques would change the accuracy on these rows. All
+            critiques can be drawn in one way only, so it shrinks to 0 at the last k.
+        intervals (`tuple[tuple[float, float], ...]`):
+            95 % interval over rows: Wilson's, as if each row were wholly right or wrong. A row's mean outcome varies less than
+            that, so the interval is rather too wide than too narrow, and it does not vanish where all rows are right.
+    """
+
+    label: str
+    rows: int
+    accuracy: tuple[float, ...]
+    standard_errors: tuple[float, ...]
+    intervals: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class SelfConsistency:
+    """
+    The curves of a model on a set.
+
+    Args:
+        temperature (`float`):
+            Sampling temperature of the critiques.
+        length_of (`str`):
+            What the buckets are made of.
+        everything ([`Curve`]):
+            All rows.
+        buckets (`list[Curve]`):
+            Rows by length, the shortest first.
+    """
+
+    temperature: float
+    length_of: str
+    everything: Curve
+    buckets: list[Curve]
+
+    @property
+    def num_critiques(self) -> int:
+        """The largest k."""
+        return len(self.everything.accuracy)
+
+    def summary(self) -> dict[str, Any]:
+        """The curves for JSON."""
+        return asdict(self)
+
+
+def self_consistency(
+    rewards: Sequence[Sequence[Sequence[float]]],
+    num_chosen: Sequence[int],
+    lengths: Sequence[float],
+    *,
+    temperature: float,
+    length_of: str,
+    seed: int = 0,
+) -> SelfConsistency:
+    """
+    Average the rewards of subsets of critiques that were sampled once.
+
+    A row's outcome is the share of its right and wrong responses in the right order; a tie is wrong.
+
+    Args:
+        rewards (`Sequence[Sequence[Sequence[float]]]`):
+            For each row and each of its responses the rewards of its critiques, equally many everywhere.
+        num_chosen (`Sequence[int]`):
+            For each row how many of its responses, the first ones, are right.
+        lengths (`Sequence[float]`):
+            For each row the length of its reasoning.
+        temperature (`float`):
+            Temperature of the critiques, for the result.
+        length_of (`str`):
+            What `lengths` are, for the result.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the draws.
+
+    Returns:
+        [`SelfConsistency`]
+
+    Raises:
+        `ValueError`: If there are no rows, or responses differ in their number of critiques.
+
+    Examples:
+
+    ```python
+    >>> found = self_consistency([[[2.0, 0.0], [1.0, 1.0]]], [1], [40], temperature=0.5, length_of="tokens of a critique")
+    >>> [round(value, 1) for value in found.everything.accuracy]  # one critique wins half the time; two tie
+    [0.5, 0.0]
+    ```
+    """
+    flat = [values for row in rewards for values in row]
+    if not flat or len({len(values) for values in flat}) != 1:
+        raise ValueError("Self-consistency needs rows, and equally many critiques for each response.")
+    right, wrong, starts, firsts = [], [], [], 0
+    for row, count in zip(rewards, num_chosen, strict=True):
+        starts.append(len(right))
+        for better in range(count):
+            for worse in range(count, len(row)):
+                right.append(firsts + better)
+                wrong.append(firsts + worse)
+        firsts += len(row)
+    pairs_in_row = np.diff([*starts, len(right)])[:, None]
+
+    def outcomes_of(rewards_RK: np.ndarray) -> np.ndarray:
+        # Sums instead of means: sums of float32 rewards are exact in float64, so that ties stay ties in any order
+        sums_RK = rewards_RK.cumsum(1)
+        return np.add.reduceat((sums_RK[right] > sums_RK[wrong]).astype(float), starts) / pairs_in_row
+
+    buckets = length_buckets(lengths)
+    groups = [np.arange(len(rewards)), *(places for _, places in buckets)]
+    rng = np.random.default_rng(seed)
+    rewards_RK = np.array(flat, dtype=float)
+    total, by_draw = 0.0, []
+    for _ in range(DRAWS):
+        outcomes = outcomes_of(rng.permuted(rewards_RK, axis=1))
+        total = total + outcomes
+        by_draw.append([outcomes[places].mean(0) for places in groups])
+    expected, errors = total / DRAWS, np.std(by_draw, axis=0)
+    labels = [ALL_ROWS, *(label for label, _ in buckets)]
+    curves = [
+        _curve(label, expected[places], error) for label, places, error in zip(labels, groups, errors, strict=True)
+    ]
+    return SelfConsistency(temperature, length_of, curves[0], curves[1:])
+
+
+def length_buckets(lengths: Sequence[float]) -> list[tuple[str, np.ndarray]]:
+    """
+    Rows by length: a bucket for each value if they are few, else quarters.
+
+    Returns:
+        `list[tuple[str, np.ndarray]]`: The range of each bucket and the places of its rows, the shortest first.
+    """
+    lengths = np.asarray(lengths, dtype=float)
+    values = np.unique(lengths)
+    if len(values) <= _MOST_VALUES:
+        return [(f"{value:g}", np.flatnonzero(lengths == value)) for value in values]
+    edges = np.unique(np.quantile(lengths, np.arange(1, _BUCKETS) / _BUCKETS))
+    bucket = np.searchsorted(edges, lengths)
+    return [
+        (
+            f"{lengths[bucket == place].min():.4g} to {lengths[bucket == place].max():.4g}",
+            np.flatnonzero(bucket == place),
+        )
+        for place in np.unique(bucket)
+    ]
+
+
+def _curve(label: str, outcomes_NK: np.ndarray, errors_K: np.ndarray) -> Curve:
+    accuracies = outcomes_NK.mean(0).tolist()
+    intervals = tuple(wilson(accuracy, len(outcomes_NK)) for accuracy in accuracies)
+    return Curve(label, len(outcomes_NK), tuple(accuracies), tuple(errors_K.tolist()), intervals)
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share of n rows, which need not be a whole number of them."""
+    z = norm.ppf(0.975)
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return max(0.0, middle - half), min(1.0, middle + half)
