@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import gradio as gr
+import torch
 
 
 _LONGEST_MESSAGE = 600
@@ -23,6 +24,7 @@ footer a, footer button, footer .divider { color: var(--body-text-color) !import
     border: none; border-bottom: 1px solid var(--border-color-primary); padding: 0.35em 0.6em; text-align: left;
     vertical-align: top; overflow-wrap: anywhere; white-space: pre-wrap; unicode-bidi: isolate;
 }
+.plain-table td.long { min-width: 14em; }
 .plain-table th, .plain-table td.short { white-space: nowrap; }
 """
 
@@ -49,9 +51,13 @@ def launch_options() -> dict[str, Any]:
 
 @contextmanager
 def in_our_words(*kinds: type[Exception]) -> Iterator[None]:
-    """Turn a `ValueError`, or an error of `kinds`, into a sentence on the page."""
+    """Turn a `ValueError`, a lack of memory, or an error of `kinds` into a sentence on the page."""
     try:
         yield
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise sentence(
+            "The memory does not suffice. Score fewer rows or shorter ones, or ask for fewer tokens."
+        ) from error
     except (ValueError, *kinds) as error:
         raise sentence(str(error)) from error
 
@@ -82,4 +88,5 @@ def _make_cell(value: Any) -> str:
     text = str(value)
     if len(text) > _LONGEST_CELL:
         text = f"{text[:_LONGEST_CELL]} … ({len(text)} characters in all)"
-    return f'<td class="short">{as_text(text)}</td>' if len(text) <= 12 else f"<td>{as_text(text)}</td>"
+    width = "short" if len(text) <= 12 else "long" if len(text) > 60 else ""
+    return f'<td class="{width}">{as_text(text)}</td>'
