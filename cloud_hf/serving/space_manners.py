@@ -17,7 +17,8 @@ _LONGEST_CELL = 2000
 # Gradio's footer is too pale to read, and wide tables must not widen a narrow page
 _CSS = """
 footer a, footer button, footer .divider { color: var(--body-text-color) !important; }
-.plain-table { overflow-x: auto; }
+.plain-table { overflow: auto; max-height: 45em; }
+.plain-table tr { border: none !important; }
 .plain-table table { border-collapse: collapse; width: 100%; margin-bottom: 1em; }
 .plain-table caption { text-align: left; font-weight: 600; padding: 0.3em 0; }
 .plain-table th, .plain-table td {

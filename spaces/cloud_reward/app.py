@@ -39,17 +39,11 @@ What a reward model thinks of responses: it writes a critique of each, and reads
 critiques their rewards are averaged, and their spread says how sure the model is.
 """
 EXAMPLES = [
-    [
-        'prompt,prediction\nWhat is 2+2?,4\nWhat is 2+2?,5\nName a river in Egypt.,"The Nile, which flows north."',
-        None,
-    ],
-    [
-        '{"prompt": "The ball starts under cup D. Swap cups 1: A and B. 2: D and B. Where is the ball now?", '
-        '"prediction": "The answer is B."}\n'
-        '{"prompt": "The ball starts under cup D. Swap cups 1: A and B. 2: D and B. Where is the ball now?", '
-        '"prediction": "The answer is A."}',
-        None,
-    ],
+    'prompt,prediction\nWhat is 2+2?,4\nWhat is 2+2?,5\nName a river in Egypt.,"The Nile, which flows north."',
+    '{"prompt": "The ball starts under cup D. Swap cups 1: A and B. 2: D and B. Where is the ball now?", '
+    '"prediction": "The answer is B."}\n'
+    '{"prompt": "The ball starts under cup D. Swap cups 1: A and B. 2: D and B. Where is the ball now?", '
+    '"prediction": "The answer is A."}',
 ]
 
 
@@ -191,13 +185,21 @@ def check_server(url: str):
 # ------------------------------------------------------------------------------------------------------- on the page
 
 
-def show(judge: Judge, downloads: Path, text: str, file: str | None, num_critiques, temperature, max_new_tokens, seed):
+def show(
+    judge: Judge,
+    downloads: Path,
+    text: str,
+    file: str | None,
+    num_critiques: int,
+    temperature: float,
+    max_new_tokens: int,
+    seed: int | None,
+):
     """What the button does: mean, table, histogram and download."""
     with in_our_words():
         columns = read_table(text if file is None else read_text(file), ("prompt", "prediction"))
     prompts, predictions = columns["prompt"], columns["prediction"]
-    seed = None if seed is None else int(seed)
-    results = judge.compute(prompts, predictions, int(num_critiques), float(temperature), int(max_new_tokens), seed)
+    results = judge.compute(prompts, predictions, num_critiques, temperature, max_new_tokens, seed)
     return (
         gr.Column(visible=True),
         list_rewards(prompts, predictions, results),
@@ -260,7 +262,8 @@ def plot_rewards(rewards: list[float]) -> gr.BarPlot:
     """A histogram of about ten bars."""
     finite = [reward for reward in rewards if math.isfinite(reward)]
     spread = max(finite, default=0.0) - min(finite, default=0.0)
-    return gr.BarPlot(pd.DataFrame({"reward": finite, "responses": 1}), x_bin=spread / 10 if spread > 0 else 1.0)
+    table = pd.DataFrame({"reward": finite, "responses": 1})
+    return gr.BarPlot(table, x_bin=spread / 10 if spread > 0 else 1.0, y_lim=[0, None])
 
 
 def write_download(downloads: Path, prompts: list, predictions: list[str], results: dict) -> str:
@@ -284,7 +287,7 @@ def build(judge: Judge, downloads: Path) -> gr.Blocks:
     with gr.Blocks(title=TITLE, analytics_enabled=analytics_wanted()) as page:
         gr.Markdown(INTRODUCTION)
         kind = "a CLoud model" if judge.writes_critiques else "a classic model, which writes no critiques"
-        gr.HTML(f"<p>The judge: <strong>{as_text(judge.name)}</strong>, {kind}.</p>")
+        gr.HTML(f"<p>The judge: <strong>{as_text(judge.name)}</strong>, {kind}.</p>", padding=False)
         with gr.Row(equal_height=False):
             with gr.Column(scale=2, min_width=300):
                 text = gr.Textbox(
@@ -294,6 +297,8 @@ def build(judge: Judge, downloads: Path) -> gr.Blocks:
                     lines=8,
                     max_lines=20,
                 )
+                gr.Examples(EXAMPLES, [text], label="Examples")
+            with gr.Column(scale=1, min_width=300):
                 file = gr.File(
                     label="Or a file, which is then read instead",
                     file_types=[".csv", ".tsv", ".txt", ".json", ".jsonl"],
@@ -308,23 +313,15 @@ def build(judge: Judge, downloads: Path) -> gr.Blocks:
                     max_new_tokens = gr.Slider(
                         1, longest, value=judge.usual_tokens, step=1, label="Longest critique in tokens"
                     )
-                    seed = gr.Number(label="Seed (optional)", value=None, precision=0)
+                    seed = gr.Number(0, label="Seed", precision=0)
                 button = gr.Button("Compute", variant="primary")
-                gr.Examples(EXAMPLES, [text, file], label="Examples")
-            with gr.Column(scale=3, min_width=300):
-                status = gr.HTML(min_height=40)
-                with gr.Column(visible=False) as results:
-                    rewards = gr.HTML(label="Rewards")
-                    histogram = gr.BarPlot(
-                        x="reward",
-                        y="responses",
-                        y_aggregate="sum",
-                        title="Rewards",
-                        x_title="reward",
-                        y_title="responses",
-                        height=260,
-                    )
-                    download = gr.DownloadButton("Download rewards and critiques (JSON lines)")
+        status = gr.HTML(min_height=40)
+        with gr.Column(visible=False) as results:
+            rewards = gr.HTML(label="Rewards", padding=False)
+            histogram = gr.BarPlot(
+                x="reward", y="responses", y_aggregate="sum", x_title="reward", y_title="responses", height=260
+            )
+            download = gr.DownloadButton("Download rewards and critiques (JSON lines)")
         # What an earlier run found must not stand beside the error of this one
         gr.on(
             [button.click, text.submit],

@@ -29,12 +29,9 @@ How a reward model treats preference pairs: how often the chosen response has th
 rewards can be believed as Bradley-Terry log-odds.
 """
 EXAMPLES = [
-    ["chosen,rejected\n1.0,0.0\n2.0,3.0\n0.5,0.5\n-1.0,-4.0\n0.3,-0.2\n1.7,0.9", None],
-    [
-        '{"chosen": 1.0, "rejected": 0.0, "subset": "math-prm"}\n{"chosen": 2.0, "rejected": 3.0, "subset": "hep-go"}\n'
-        '{"chosen": 0.5, "rejected": 0.5, "subset": "math-prm"}\n{"chosen": -1.0, "rejected": -4.0, "subset": "donotanswer"}',
-        None,
-    ],
+    "chosen,rejected\n1.0,0.0\n2.0,3.0\n0.5,0.5\n-1.0,-4.0\n0.3,-0.2\n1.7,0.9",
+    '{"chosen": 1.0, "rejected": 0.0, "subset": "math-prm"}\n{"chosen": 2.0, "rejected": 3.0, "subset": "hep-go"}\n'
+    '{"chosen": 0.5, "rejected": 0.5, "subset": "math-prm"}\n{"chosen": -1.0, "rejected": -4.0, "subset": "donotanswer"}',
 ]
 
 
@@ -169,11 +166,11 @@ def build(downloads: Path) -> gr.Blocks:
                     height=150,
                 )
                 button = gr.Button("Compute", variant="primary")
-                gr.Examples(EXAMPLES, [text, file], label="Examples")
+                gr.Examples(EXAMPLES, [text], label="Examples")
             with gr.Column(min_width=300):
                 status = gr.HTML(min_height=40)
                 with gr.Column(visible=False) as results:
-                    figures = gr.HTML(label="Figures")
+                    figures = gr.HTML(label="Figures", padding=False)
                     margins = make_picture("Margins", "Histogram of the margins")
                     reliability = make_picture("Reliability", "Reliability diagram: the bins are among the figures")
                     download = gr.DownloadButton("Download the figures (JSON)")

@@ -36,6 +36,8 @@ _CHROMIUM_FLAGS = [
     # What a page asks of other hosts is recorded, and fails
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 ]
+# Half-faded colours would be called too pale
+_NOTHING_FADES = "document.getAnimations().every(({ effect }) => effect.getComputedTiming().endTime === Infinity)"
 # What the tests set so that nothing looks for the network: an app must hold its peace without them
 _QUIETED_BY_TESTS = ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "GRADIO_ANALYTICS_ENABLED", "VLLM_NO_USAGE_STATS")
 # Strings that would do something if they were read as anything but text; `alert` and errors are recorded by the page
@@ -209,7 +211,8 @@ def open_page(browser, url: str, *, width: int = 1280, height: int = 900, dark: 
     visit.page.on("dialog", dismiss)
     try:
         visit.page.goto(url)
-        visit.page.locator("gradio-app footer, .gradio-container footer").first.wait_for(timeout=60_000)
+        visit.page.locator(".gradio-container footer").wait_for(timeout=60_000)
+        visit.page.wait_for_function("!document.querySelector('p.loading')")
         yield visit
     finally:
         profile.close()
@@ -219,6 +222,7 @@ def serious_faults(page) -> list[str]:
     """What axe-core finds serious or critical on a page as it stands: rule, help, and the elements."""
     from axe_playwright_python.sync_playwright import Axe
 
+    page.wait_for_function(_NOTHING_FADES)
     found = Axe().run(page).response["violations"]
     return [
         f"{rule['id']} ({rule['impact']}): {rule['help']}: {[node['html'][:200] for node in rule['nodes']]}"
