@@ -125,6 +125,8 @@ class Judge:
         """
         with in_our_words(RuntimeError):
             check_rows(prompts, predictions, self.max_rows)
+            if seed is not None and not isinstance(seed, int):
+                raise ValueError(f"`seed` is {seed!r:.60}; it is a whole number, or left out.")
             if self.server_url is not None:
                 check_server(self.server_url)
             module = evaluate.load(MODULE, model=self.scorer, keep_in_memory=True)
@@ -360,7 +362,7 @@ def open_page(stack: ExitStack, space: SpaceArguments, backend: BackendArguments
         return build_refusal("No model is named.")
     try:
         scorer, critique_format, context = stack.enter_context(open_backend(space.model, backend, show_progress=False))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         return build_refusal(str(error))
     judge = Judge(space.model, scorer, critique_format.critique, context, backend.server_url, space.max_rows)
     return build(judge, downloads)

@@ -75,6 +75,8 @@ def compute(
         chosen, rejected = read_numbers("chosen", chosen), read_numbers("rejected", rejected)
         if not isinstance(num_bins, int) or not 1 <= num_bins <= 1000:
             raise ValueError(f"`num_bins` is {num_bins!r:.60}; it is a whole number from 1 to 1000.")
+        if subsets is not None and not (isinstance(subsets, list) and all(isinstance(name, str) for name in subsets)):
+            raise ValueError(f"`subsets` is {subsets!r:.60}; give a list of names, or leave it out.")
         if not len(chosen) == len(rejected) == len(chosen if subsets is None else subsets):
             raise ValueError(
                 f"{len(chosen)} chosen and {len(rejected)} rejected rewards"

@@ -185,6 +185,7 @@ def test_preference_for_programs(preference_app, preference):
         ({"chosen": [], "rejected": []}, "no pairs"),
         ({"chosen": 3, "rejected": [0.0]}, "`chosen` is 3; give a list of numbers"),
         ({"chosen": [1.0], "rejected": [0.0], "num_bins": 0}, "`num_bins` is 0"),
+        ({"chosen": [1.0], "rejected": [0.0], "subsets": [["a"]]}, "give a list of names"),
     ):
         with pytest.raises(AppError, match=message):
             client.predict(**arguments, api_name="/compute")
@@ -313,7 +314,8 @@ def test_rewards_for_programs(reward_app, scorer):
         ({"prompts": "Hi"}, "`prompts` is 'Hi'; give a list"),
         ({"max_new_tokens": 0}, "`max_new_tokens` is 0"),
         ({"max_new_tokens": "many"}, "`max_new_tokens` is 'many'"),
-        ({"num_critiques": 2.5}, "`num_critiques` is 2.5"),
+        ({"num_critiques": 2.5}, r"`num_critiques` is 2\.5"),
+        ({"seed": "x"}, "`seed` is 'x'"),
     ):
         arguments = {"prompts": PROMPTS, "predictions": ANSWERS, "max_new_tokens": 8, **changed}
         with pytest.raises(AppError, match=message):
