@@ -33,11 +33,13 @@ Returns:
     critiques (`list[list[str]]`): The critiques of each response; `[""]` from a classic model.
     finish_reasons (`list[list[str]]`): For each critique "stop", or "length" if it was cut at `max_new_tokens`.
 Examples:
+    >>> import evaluate
     >>> cloud_reward = evaluate.load("spaces/cloud_reward")
     >>> results = cloud_reward.compute(
     ...     prompts=["What is 2+2?"], predictions=["4"], model="runs/quickstart/cloud", max_new_tokens=128
     ... )
-    >>> results["mean_reward"], results["critiques"][0][0]
+    >>> len(results["rewards"]), len(results["critiques"][0]), results["mean_reward"] == results["rewards"][0]
+    (1, 1, True)
 """
 
 _CITATION = """

@@ -37,6 +37,7 @@ Returns:
     section_scores (`dict[str, float]`): RewardBench's official section scores in percent and their average, for sections
         that have rows, where subsets of RewardBench were given.
 Examples:
+    >>> import evaluate
     >>> preference = evaluate.load("spaces/pairwise_preference")
     >>> results = preference.compute(chosen=[1.0, 2.0, 0.5], rejected=[0.0, 3.0, 0.5])
     >>> results["ties"], round(results["accuracy"], 2), results["accuracy_ties_half"]
