@@ -40,8 +40,9 @@ def build(backend: Backend) -> dict[str, gr.Textbox]:
     args = backend.args
     with gr.Row():
         with gr.Column():
-            prompt = gr.Textbox(label="Prompt", lines=3, max_lines=12, placeholder="What the user asked")
+            prompt = gr.Textbox("", label="Prompt", lines=3, max_lines=12, placeholder="What the user asked")
             candidates = gr.Textbox(
+                value="",
                 label="Candidates",
                 info="With a line ===== between each two",
                 lines=8,

@@ -20,7 +20,7 @@ def reward_bars(names: Sequence[str], rewards: Sequence[float], stds: Sequence[f
         stds (`Sequence[float]`):
             The standard deviations; 0.0 draws no error bar.
     """
-    row, left, width = 34, 110, 460
+    row, left, width = 34, 104, 240
     low = min(0.0, *(reward - std for reward, std in zip(rewards, stds, strict=True)))
     high = max(0.0, *(reward + std for reward, std in zip(rewards, stds, strict=True)))
     scale = width / ((high - low) or 1.0)
@@ -47,12 +47,12 @@ def reward_bars(names: Sequence[str], rewards: Sequence[float], stds: Sequence[f
         f"{name}: {reward:.2f}, standard deviation {std:.2f}"
         for name, reward, std in zip(names, rewards, stds, strict=True)
     )
-    return _svg(left + width + 110, height, f"Rewards. {spoken}.", parts)
+    return _svg(left + width + 120, height, f"Rewards. {spoken}.", parts)
 
 
 def reward_among(reference: Sequence[float], rewards: Sequence[float]) -> str:
     """A histogram of the model's rewards, with a mark for each of `rewards`."""
-    width, height = 640, 130
+    width, height = 460, 120
     low, high = min(*reference, *rewards), max(*reference, *rewards)
     margin = 0.03 * (high - low) or 1.0
     low, high = low - margin, high + margin
@@ -80,7 +80,7 @@ def reward_among(reference: Sequence[float], rewards: Sequence[float]) -> str:
 
 def curve(values: Sequence[float], name: str) -> str:
     """A line through `values` at 1, 2, 3, …"""
-    width, height, left, floor = 640, 240, 60, 200
+    width, height, left, floor = 460, 220, 60, 180
     low, high = min(values), max(values)
     scale = (floor - 24) / ((high - low) or 1.0)
     across = (width - left - 30) / max(len(values) - 1, 1)
@@ -107,5 +107,5 @@ def _line(kind: str, x1: float, y1: float, x2: float, y2: float) -> str:
 
 
 def _svg(width: float, height: float, label: str, parts: list[str]) -> str:
-    size = f'viewBox="0 0 {width} {height}" style="max-width: {width}px"'
+    size = f'viewBox="0 0 {width} {height}" style="max-width: {1.3 * width:.0f}px"'
     return f'<svg class="chart" {size} role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'

@@ -31,9 +31,10 @@ def build(backend: Backend) -> dict[str, gr.Textbox]:
     """The tab's content. Returns the texts that a link to it carries."""
     with gr.Row():
         with gr.Column():
-            prompt = gr.Textbox(label="Prompt", lines=3, max_lines=12, placeholder="What the user asked")
+            prompt = gr.Textbox("", label="Prompt", lines=3, max_lines=12, placeholder="What the user asked")
             boxes = [
                 gr.Textbox(
+                    value="",
                     label=f"Response {place}",
                     lines=2,
                     max_lines=8,

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from cloud_hf.scoring import Score
 
 
+# A table of all pairs that can still be read
+_MOST_PREFERENCES = 8
+
+
 def show_writing(critique: str) -> str:
     """A critique that is still being written."""
     return f"<h3>Critique</h3>{paragraph(critique, 'critique writing')}"
@@ -42,7 +46,7 @@ def show_critiques(score: "Score") -> str:
         title = "Critique" if len(score.critiques) == 1 else f"Critique {number}: {reward:+.3f}"
         cut = ""
         if reason == "length":
-            cut = '<p class="cut">Cut: it reached the longest length. The reward was read where it was cut.</p>'
+            cut = '<p class="note bad">Cut: it reached the longest length. The reward was read where it was cut.</p>'
         body = paragraph(critique, "critique") if critique else note("(The model ended it without a word.)")
         blocks.append(f"<h3>{title}</h3>{body}{cut}")
     return "".join(blocks)
@@ -78,7 +82,7 @@ def show_ranking(names: Sequence[str], responses: Sequence[str], scores: Sequenc
     )
     return (
         f"<h3>Ranking</h3>{table}{bars}{note(error_bars)}"
-        f"<h3>Preference</h3>{_preferences(names, rewards)}"
+        f"{_preferences(names, rewards) if len(names) <= _MOST_PREFERENCES else ''}"
         f'<h3>Side by side</h3><div class="cards">{cards}</div>'
     )
 
@@ -95,7 +99,9 @@ def _preferences(names: Sequence[str], rewards: Sequence[float]) -> str:
         for row, (name, reward) in enumerate(zip(names, rewards, strict=True))
     )
     words = "How likely the response of the row is preferred to that of the column (Bradley-Terry, from the rewards)."
-    return note(words) + _table(f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody>", "Preference probabilities")
+    return f"<h3>Preference</h3>{note(words)}" + _table(
+        f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody>", "Preference probabilities"
+    )
 
 
 def _table(content: str, name: str) -> str:
@@ -112,4 +118,6 @@ def _std(score: "Score") -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+    if share < 0.001:
+        return "&lt; 0.1 %"
+    return "&gt; 99.9 %" if share > 0.999 else f"{100 * share:.1f} %"

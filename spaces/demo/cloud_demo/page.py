@@ -42,7 +42,7 @@ def build(backend: Backend) -> gr.Blocks:
             try:
                 yield note(_describe(backend, await backend.loaded()))
             except Exception as error:
-                yield f'<p class="problem" role="alert">{escape(sentence_of(error))}</p>'
+                yield f'<p class="note bad" role="alert">{escape(sentence_of(error))}</p>'
 
         page.load(say_what_is_open, None, about, show_progress="hidden", api_visibility="private")
     # Who waits is shown where they stand by our own line; what comes on top of that waits in Gradio's
@@ -54,7 +54,12 @@ def build(backend: Backend) -> gr.Blocks:
 def launch(page: gr.Blocks, backend: Backend, prevent_thread_lock: bool = False):
     """Serve the page. Blocks until the process is told to stop, unless `prevent_thread_lock`."""
     args = backend.args
-    theme = gr.themes.Default(font=_FONTS, font_mono=_FIXED_FONTS)
+    theme = gr.themes.Default(primary_hue="blue", font=_FONTS, font_mono=_FIXED_FONTS).set(
+        body_text_color_subdued="*neutral_600",
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        color_accent="*primary_600",
+    )
     page.launch(
         server_name=args.host,
         server_port=args.port,

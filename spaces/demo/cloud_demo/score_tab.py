@@ -20,16 +20,20 @@ def build(backend: Backend) -> dict[str, gr.Textbox]:
     """The tab's content. Returns the texts that a link to it carries."""
     with gr.Row():
         with gr.Column():
-            prompt = gr.Textbox(label="Prompt", lines=3, max_lines=12, placeholder="What the user asked")
+            prompt = gr.Textbox("", label="Prompt", lines=3, max_lines=12, placeholder="What the user asked")
             response = gr.Textbox(
-                label="Response", lines=3, max_lines=12, placeholder="The answer to judge. Shift + Enter: judge it"
+                value="",
+                label="Response",
+                lines=3,
+                max_lines=12,
+                placeholder="The answer to judge. Shift + Enter: judge it",
             )
             with gr.Accordion("Chat: system message and earlier turns", open=False):
-                system = gr.Textbox(label="System message", lines=1, max_lines=6)
+                system = gr.Textbox("", label="System message", lines=1, max_lines=6)
                 turns = []
                 for place in range(1, _EARLIER_TURNS + 1):
-                    turns.append(gr.Textbox(label=f"Turn {place}: user", lines=1, max_lines=6))
-                    turns.append(gr.Textbox(label=f"Turn {place}: assistant", lines=1, max_lines=6))
+                    turns.append(gr.Textbox("", label=f"Turn {place}: user", lines=1, max_lines=6))
+                    turns.append(gr.Textbox("", label=f"Turn {place}: assistant", lines=1, max_lines=6))
             options = judging_options(backend)
             with gr.Row():
                 run = gr.Button("Judge", variant="primary", elem_id="score-run")

@@ -124,9 +124,9 @@ def _show_prompt(prompt: Any) -> str:
 
 def _mark(right: bool, scores: list["Score"]) -> str:
     if right:
-        return '<span class="right">✓ right</span>'
+        return '<span class="good">✓ right</span>'
     tie = " (a tie)" if scores[0].reward == scores[1].reward else ""
-    return f'<span class="wrong">✗ wrong{tie}</span>'
+    return f'<span class="bad">✗ wrong{tie}</span>'
 
 
 def _show_tally(outcomes: dict[int, tuple[bool, bool]]) -> str:
