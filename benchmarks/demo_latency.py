@@ -1,0 +1,108 @@
+"""
+How soon the demo's page can be used, and how soon after a click the first words of a critique are seen, in Chromium.
+
+python benchmarks/demo_latency.py --model runs/quickstart/cloud --classic_model runs/quickstart/classic --repetitions 3
+
+Needs Debian's chromium and the Python packages gradio and playwright. Files are in the cache of the system after the first
+start; the first figures are those of a start that may have read them from disk.
+"""
+
+import argparse
+import json
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from playwright.sync_api import Page, sync_playwright
+
+
+APP = Path(__file__).parents[1] / "spaces" / "demo" / "app.py"
+FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+PROMPT = "The ball starts under cup D. Swap cups 1: A and B. 2: D and B. Where is the ball now?"
+RESPONSE = "The answer is B."
+CLICKS = 5
+# The element is looked for at each frame in the page itself: asking from outside takes time of its own
+FIRST_WORDS = """
+() => new Promise((resolve, reject) => {
+    const start = performance.now();
+    document.querySelector("#score-run").click();
+    const look = () => {
+        const text = document.querySelector("#score-result .writing")?.textContent ?? "";
+        const seconds = (performance.now() - start) / 1000;
+        if (text) resolve(seconds);
+        else if (seconds > 30) reject(new Error("No critique after 30 s."));
+        else requestAnimationFrame(look);
+    };
+    look();
+})
+"""
+
+
+def measure(browser, arguments: list[str]) -> dict:
+    """Seconds of one start and of a few clicks."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    page = browser.new_page()
+    start = time.monotonic()
+    process = subprocess.Popen([sys.executable, str(APP), *arguments, "--port", str(port)], stdout=subprocess.DEVNULL)
+    try:
+        _open(page, f"http://127.0.0.1:{port}")
+        # It can be used: a text can be typed, and it arrives
+        page.get_by_label("Prompt").first.fill(PROMPT)
+        page.get_by_label("Response", exact=True).first.fill(RESPONSE)
+        page.locator("#score-run").click(trial=True)
+        interactive = time.monotonic() - start
+        page.locator("#about", has_not_text="being loaded").wait_for(timeout=120_000)
+        loaded = time.monotonic() - start
+        clicks = []
+        for _ in range(CLICKS):
+            clicks.append(page.evaluate(FIRST_WORDS))
+            page.locator("#score-status", has_text="Done").wait_for()
+        return {"page_interactive": interactive, "model_loaded": loaded, "first_words": clicks}
+    finally:
+        page.close()
+        process.terminate()
+        process.wait()
+
+
+def _open(page: Page, url: str):
+    while True:
+        try:
+            page.goto(url)
+            break
+        except Exception as error:
+            if "ERR_CONNECTION_REFUSED" not in str(error):
+                raise
+            time.sleep(0.05)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="runs/quickstart/cloud")
+    parser.add_argument("--classic_model", default="runs/quickstart/classic")
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--output", help="JSON file for the figures.")
+    args = parser.parse_args()
+    arguments = ["--model", args.model, "--classic_model", args.classic_model]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=FLAGS)
+        starts = [measure(browser, arguments) for _ in range(args.repetitions)]
+        browser.close()
+    clicks = [seconds for start in starts for seconds in start["first_words"]]
+    figures = {
+        "page_interactive_s": [round(start["page_interactive"], 2) for start in starts],
+        "model_loaded_s": [round(start["model_loaded"], 2) for start in starts],
+        "first_words_median_s": round(statistics.median(clicks), 3),
+        "first_words_max_s": round(max(clicks), 3),
+    }
+    print(json.dumps(figures, indent=2))
+    if args.output:
+        Path(args.output).write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

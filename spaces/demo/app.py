@@ -1,0 +1,40 @@
+"""
+The demo: score a response, compare several, CLoud against classic, best-of-N.
+
+python spaces/demo/app.py --model runs/quickstart/cloud --classic_model runs/quickstart/classic --rows runs/quickstart/data/pairs
+python spaces/demo/app.py --backend vllm --model org/my-cloud-rm --vllm_options '{"max_model_len": 4096}'
+python spaces/demo/app.py --backend server --server_url http://127.0.0.1:8000 --rows llm_bar
+
+On a Space the arguments are environment variables: `DEMO_MODEL`, `DEMO_CLASSIC_MODEL`, `DEMO_ROWS`, …
+"""
+
+import os
+import sys
+
+from cloud_demo.arguments import parse_arguments
+
+
+def main():
+    """Open the page, and load the models meanwhile."""
+    args = parse_arguments(description=__doc__)
+    # Both are read when the libraries are imported
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = str(args.analytics)
+    if not args.analytics:
+        os.environ["HF_HUB_DISABLE_TELEMETRY"] = os.environ["VLLM_NO_USAGE_STATS"] = "1"
+    from cloud_demo.backend import Backend
+    from cloud_demo.page import build, launch
+
+    backend = Backend(args)
+    page = build(backend)
+    if os.environ.get("SPACES_ZERO_GPU") == "true":
+        backend.load()  # ZeroGPU wants the model before the page
+        launch(page, backend)
+        return
+    launch(page, backend, prevent_thread_lock=True)
+    # Its imports would hold the page up
+    backend.load_in_background()
+    page.block_thread()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The demo: a reward model's critique and number, for people."""

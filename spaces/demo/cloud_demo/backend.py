@@ -1,0 +1,118 @@
+"""What the page's events share: models that load while the page is already up, the line before them, their rewards."""
+
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncIterator
+from concurrent.futures import Future
+from typing import TYPE_CHECKING
+
+from .arguments import DemoArguments
+from .problems import Problem
+from .reward_distribution import RewardDistribution
+from .waiting_line import HEARTBEAT, Ticket, WaitingLine
+
+
+if TYPE_CHECKING:
+    from .models import Models
+
+
+logger = logging.getLogger(__name__)
+
+
+class Backend:
+    """
+    Models, line and reward distribution of one demo.
+
+    Args:
+        args ([`DemoArguments`]):
+            What to open.
+    """
+
+    def __init__(self, args: DemoArguments):
+        self.args = args
+        self.line = WaitingLine(args.concurrency, args.max_waiting, args.max_waiting_per_user)
+        self.distribution = RewardDistribution(source="", wanted=0)
+        self._models: Future[Models] = Future()
+        self._measuring: asyncio.Task | None = None
+
+    def load(self):
+        """Open the models."""
+        from .models import open_models
+
+        try:
+            self._models.set_result(open_models(self.args))
+        except Problem as problem:
+            logger.error("%s", problem)
+            self._models.set_exception(problem)
+        except Exception as error:
+            logger.error("The models could not be opened", exc_info=error)
+            self._models.set_exception(Problem("The model could not be opened; the log of the demo says why."))
+
+    def load_in_background(self):
+        """Open the models in a thread."""
+        threading.Thread(target=self.load, name="loading", daemon=True).start()
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the models are open, or could not be opened."""
+        return self._models.done()
+
+    @property
+    def models(self) -> "Models":
+        """The models, once they are loaded. Raises `Problem` if they could not be opened."""
+        return self._models.result(timeout=0)
+
+    async def loaded(self) -> "Models":
+        """Wait for the models. Raises `Problem` if they could not be opened."""
+        models = await asyncio.shield(asyncio.wrap_future(self._models))
+        if self._measuring is None:
+            self._measuring = asyncio.create_task(self._measure())
+        return models
+
+    async def wait_for_turn(self, ticket: Ticket) -> AsyncIterator[str]:
+        """What a request waits for, in words, now and then, until its turn has come."""
+        loading = asyncio.ensure_future(self.loaded())
+        try:
+            while not loading.done():
+                await asyncio.wait({loading}, timeout=HEARTBEAT)
+                if not loading.done():
+                    yield "The model is being loaded…"
+            loading.result()
+        finally:
+            loading.cancel()
+        async for position, length in ticket.positions():
+            yield f"In the queue: number {position} of {length}…"
+
+    async def _measure(self):
+        """Judge the first rows while nobody waits, to know the model's rewards."""
+        models, limit = self.models, self.args.reference_rows
+        texts = [(row.prompt, response) for row in models.rows[:limit] for response in row.responses]
+        distribution = self.distribution = RewardDistribution(
+            f"{len(texts) // 2} rows of {self.args.rows}", len(texts)
+        )
+        for prompt, response in texts:
+            try:
+                distribution.add(await self._judge_while_idle(prompt, response))
+            except Exception as error:
+                logger.error("The reward distribution could not be measured", exc_info=error)
+                if not distribution.is_usable:
+                    distribution.problem = "This model's rewards could not be measured; the log of the demo says why."
+                distribution.wanted = len(distribution.rewards)
+                return
+
+    async def _judge_while_idle(self, prompt, response: str) -> float:
+        """A reward; the work is given up for whoever comes, and begun again when they have gone."""
+        while True:
+            await self.line.until(is_empty=True)
+            engine, budget = self.models.cloud, self.args.max_new_tokens
+            work = asyncio.ensure_future(engine.score(prompt, response, max_new_tokens=budget))
+            visitor = asyncio.ensure_future(self.line.until(is_empty=False))
+            try:
+                await asyncio.wait({work, visitor}, return_when=asyncio.FIRST_COMPLETED)
+                if work.done():
+                    return work.result().reward
+            finally:
+                work.cancel()
+                visitor.cancel()
+                await asyncio.wait({work, visitor})

@@ -1,0 +1,56 @@
+"""Links that carry what stands on the page. It is in the part after the `#`, which browsers do not send to any server."""
+
+import json
+
+import gradio as gr
+
+
+_SCRIPT = """
+(...values) => {{
+    const tab = {tab}, names = {names};
+    const content = {{tab}};
+    names.forEach((name, place) => {{ content[name] = values[place]; }});
+    const bytes = new TextEncoder().encode(JSON.stringify(content));
+    const packed = btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join(""));
+    window.history.replaceState(null, "", "#" + packed);
+    if (navigator.clipboard) navigator.clipboard.writeText(window.location.href).catch(() => {{}});
+    return {said};
+}}
+"""
+_SAID = '<p class="status" role="status">The address bar and the clipboard hold a link to these texts.</p>'
+_OPEN = """
+(...values) => {{
+    const tabs = {tabs};
+    let content;
+    try {{
+        const bytes = Uint8Array.from(atob(window.location.hash.slice(1)), (sign) => sign.charCodeAt(0));
+        content = JSON.parse(new TextDecoder().decode(bytes));
+    }} catch {{
+        return values;
+    }}
+    if (!content || typeof content !== "object" || !(content.tab in tabs)) return values;
+    const [place, names] = tabs[content.tab];
+    values[0] = {{selected: content.tab, __type__: "update"}};
+    names.forEach((name, index) => {{
+        if (typeof content[name] === "string") values[place + index] = content[name];
+    }});
+    return values;
+}}
+"""
+
+
+def share_button(tab: str, texts: dict[str, gr.Textbox], said: gr.HTML):
+    """A button that makes a link to the texts of a tab; `said` shows that it did."""
+    button = gr.Button("Link to this", size="sm", variant="secondary", elem_classes="narrow")
+    script = _SCRIPT.format(tab=json.dumps(tab), names=json.dumps(list(texts)), said=json.dumps(_SAID))
+    button.click(None, list(texts.values()), said, js=script, api_visibility="private")
+
+
+def open_links(page: gr.Blocks, tabs: gr.Tabs, texts_of_tabs: dict[str, dict[str, gr.Textbox]]):
+    """Fill in what the address holds when the page is opened."""
+    boxes, places = [], {}
+    for tab, texts in texts_of_tabs.items():
+        places[tab] = (1 + len(boxes), list(texts))
+        boxes += texts.values()
+    script = _OPEN.format(tabs=json.dumps(places))
+    page.load(None, [tabs, *boxes], [tabs, *boxes], js=script, api_visibility="private")

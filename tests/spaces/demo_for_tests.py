@@ -1,0 +1,87 @@
+"""The demo in this process, with models of the quickstart's shape that know nothing, or with engines that echo."""
+
+import json
+import sys
+from contextlib import contextmanager
+
+import torch
+from browser import SPACES
+from models_for_tests import make_model
+from transformers import LlamaForCausalLM
+
+from cloud_hf.data.shell_game import build_model_config, build_tokenizer, preference_rows
+from cloud_hf.scoring import Score
+
+
+sys.path.insert(0, str(SPACES / "demo"))
+
+PROMPT = "The ball starts under cup D. Swap cups 1: A and B. 2: D and B. Where is the ball now?"
+RESPONSES = [f"The answer is {cup}." for cup in "ABCD"]
+
+
+def save_models(folder) -> dict[str, str]:
+    """A CLoud, a classic and a plain language model, and rows."""
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer()
+    LlamaForCausalLM(build_model_config(tokenizer)).save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    for name, critique in (("cloud", True), ("classic", False)):
+        make_model(folder / "base", seed=critique, critique=critique).save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    rows = folder / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in preference_rows(6, "test")))
+    return {name: str(folder / name) for name in ("base", "cloud", "classic", "rows.jsonl")}
+
+
+@contextmanager
+def running_demo(models=None, **arguments):
+    """A demo that serves in this process; yields its backend and address. `models` stand in for those to be loaded."""
+    from cloud_demo.arguments import DemoArguments
+    from cloud_demo.backend import Backend
+    from cloud_demo.page import build, launch
+
+    backend = Backend(DemoArguments(**arguments))
+    page = build(backend)
+    launch(page, backend, prevent_thread_lock=True)
+    if models is None:
+        backend.load_in_background()
+    else:
+        backend._models.set_result(models)
+    try:
+        yield backend, page.local_url
+    finally:
+        page.close()
+
+
+class EchoEngine:
+    """Its critique of a response is the response itself, a character at a time."""
+
+    name = "<b>echo</b>"
+
+    def __init__(self, critique: bool = True, error: Exception | None = None):
+        self.critique = critique
+        self.error = error
+
+    def check(self, prompt, response, max_new_tokens, critiques=None):
+        if response.startswith("refuse"):
+            raise ValueError(f"This is refused: {response}")
+
+    async def score(self, prompt, response, *, num_critiques=1, **options):
+        if self.error is not None:
+            raise self.error
+        critique = response if self.critique else ""
+        rewards = tuple(float(len(response) + place) for place in range(num_critiques))
+        return Score(
+            sum(rewards) / num_critiques,
+            critique,
+            rewards,
+            (critique,) * num_critiques,
+            0.5,
+            ("stop",) * num_critiques,
+        )
+
+    async def stream(self, prompt, response, **options):
+        score = await self.score(prompt, response)
+        for sign in response:
+            yield sign
+        yield score

@@ -1,0 +1,288 @@
+"""The demo as a person meets it: its own command, a real browser, every tab; and what it asks of the network."""
+
+import json
+
+import pytest
+from browser import SPACES, open_page, serious_faults, start_app
+from demo_for_tests import PROMPT, RESPONSES, save_models
+
+
+pytest.importorskip("gradio", reason="Gradio is not installed: the apps of the Spaces are not tried.")
+
+pytestmark = pytest.mark.xdist_group("demo-in-browser")
+TOKENS = 60
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    found = save_models(folder)
+    arguments = ("--model", found["cloud"], "--classic_model", found["classic"], "--rows", found["rows.jsonl"])
+    limits = ("--max_new_tokens", str(TOKENS), "--reference_rows", "4")
+    with start_app(SPACES / "demo" / "app.py", *arguments, *limits, workdir=folder / "work") as running:
+        running.folder = folder
+        yield running
+
+
+@pytest.fixture
+def visit(app, chromium):
+    with open_page(chromium, app.url) as visit:
+        visit.page.set_default_timeout(30_000)
+        visit.page.locator("#about", has_text="6 rows").wait_for()
+        yield visit
+        assert visit.problems == []
+        assert visit.outgoing == []
+
+
+def field(page, name: str):
+    """The box of a name in the tab that is open."""
+    return page.get_by_label(name, exact=True).locator("visible=true").first
+
+
+def open_tab(page, name: str):
+    """On a narrow screen the last tabs are behind a button."""
+    tab = page.get_by_role("tab", name=name)
+    if tab.count() and tab.first.is_visible():
+        tab.first.click()
+    else:
+        page.locator(".overflow-menu button").first.click()
+        page.locator(".overflow-dropdown button", has_text=name).click()
+
+
+def is_done(page, tab: str):
+    page.locator(f"#{tab}-status", has_text="Done").wait_for()
+
+
+def choose_critiques(page, number: int):
+    page.get_by_role("button", name="Options").locator("visible=true").click()
+    page.get_by_label("number input for Critiques per response").locator("visible=true").fill(str(number))
+    page.keyboard.press("Tab")
+    temperature = page.get_by_label("number input for Temperature").locator("visible=true")
+    page.wait_for_function("box => box.value === '0.7'", arg=temperature.element_handle())
+
+
+def test_a_critique_comes_in_pieces_and_then_the_reward(visit):
+    page = visit.page
+    field(page, "Prompt").fill(PROMPT)
+    field(page, "Response").fill(RESPONSES[0])
+    page.evaluate("""() => {
+        window.seen = [];
+        new MutationObserver(() => {
+            const text = document.querySelector("#score-result .writing")?.textContent;
+            if (text && text !== window.seen.at(-1)) window.seen.push(text);
+        }).observe(document.querySelector("#score-result"), {childList: true, subtree: true, characterData: true});
+    }""")
+    page.locator("#score-run").click()
+    is_done(page, "score")
+    seen = page.evaluate("window.seen")
+    final = page.locator("#score-result .critique").text_content()
+    assert len(seen) > 2 and all(final.startswith(text) for text in seen)
+    assert "Cut: it reached the longest length" in page.locator("#score-result").text_content()
+    assert float(page.locator("#score-result .reward strong").text_content())
+
+
+def test_where_the_reward_falls_and_several_critiques(visit):
+    page = visit.page
+    field(page, "Prompt").fill(PROMPT)
+    field(page, "Response").fill(RESPONSES[1])
+    choose_critiques(page, 3)
+    for _ in range(60):
+        page.locator("#score-run").click()
+        is_done(page, "score")
+        if "of 8 rewards that this model gave" in page.locator("#score-result").text_content():
+            break
+        page.wait_for_timeout(500)
+    result = page.locator("#score-result")
+    assert "± " in result.locator(".reward").text_content()
+    assert "Critique 3: " in result.text_content()
+    assert result.locator("svg circle").count() == 3
+    assert "of 8 rewards that this model gave to right and wrong responses of 4 rows" in result.text_content()
+    assert serious_faults(page) == []
+
+
+def test_a_chat_with_a_system_message_reaches_the_model(visit):
+    page = visit.page
+    field(page, "Prompt").fill("And now?")
+    field(page, "Response").fill("The answer is A.")
+    page.locator("#score-run").click()
+    is_done(page, "score")
+    plain = page.locator("#score-result .critique").text_content()
+    page.get_by_role("button", name="Chat: system message").click()
+    field(page, "System message").fill("Be strict.")
+    field(page, "Turn 1: user").fill(PROMPT)
+    page.locator("#score-run").click()
+    page.get_by_text("Earlier turn 1 needs both").wait_for()
+    field(page, "Turn 1: assistant").fill("The answer is D.")
+    page.locator("#score-run").click()
+    page.locator("#score-result .critique").wait_for()
+    is_done(page, "score")
+    assert page.locator("#score-result .critique").text_content() != plain
+
+
+def test_compare(visit):
+    page = visit.page
+    open_tab(page, "Compare")
+    field(page, "Prompt").fill(PROMPT)
+    for _ in range(3):
+        page.get_by_role("button", name="Add a response").click()
+    field(page, "Response 5").wait_for()
+    page.get_by_role("button", name="Remove the last").click()
+    page.get_by_label("Response 5", exact=True).wait_for(state="hidden")
+    for place, response in enumerate(RESPONSES, start=1):
+        field(page, f"Response {place}").fill(response)
+    choose_critiques(page, 2)
+    page.locator("#compare-run").click()
+    is_done(page, "compare")
+    result = page.locator("#compare-result")
+    rewards = [float(cell) for cell in result.locator("table").first.locator("td:nth-child(3)").all_text_contents()]
+    assert len(rewards) == 4 and rewards == sorted(rewards, reverse=True)
+    assert result.locator("svg .bar").count() == 4
+    assert result.locator("svg .error").count() > 0
+    assert result.locator(".card").count() == 4
+    assert result.locator(".card .critique").count() == 8
+    shares = result.locator("table").nth(1).locator("tbody td").all_text_contents()
+    assert len(shares) == 16 and shares[0] == "—"
+    assert serious_faults(page) == []
+
+
+def test_cloud_versus_classic(visit):
+    page = visit.page
+    open_tab(page, "CLoud vs classic")
+    result = page.locator("#versus-result")
+    for button, row in (("next", 1), ("next", 2), ("previous", 1), ("previous", 6)):
+        page.locator(f"#versus-{button}").click()
+        result.get_by_text(f"Row {row} of 6").wait_for()
+        is_done(page, "versus")
+    marks = result.locator(".card h3").all_text_contents()
+    assert sum(mark.startswith(("CLoud: ", "Classic: ")) for mark in marks) == 2
+    assert all("right" in mark or "wrong" in mark for mark in marks if ":" in mark)
+    assert "of 3 (" in page.locator("#versus-tally").text_content()
+    page.locator("#versus-random").click()
+    page.locator("#versus-status", has_text="Asking").or_(page.locator("#versus-status", has_text="Done")).wait_for()
+    is_done(page, "versus")
+    assert serious_faults(page) == []
+
+
+def test_best_of_n(visit):
+    page = visit.page
+    open_tab(page, "Best-of-N")
+    field(page, "Prompt").fill(PROMPT)
+    field(page, "Candidates").fill("\n=====\n".join(RESPONSES))
+    page.locator("#best-run").click()
+    is_done(page, "best")
+    result = page.locator("#best-result")
+    assert "Best: candidate" in result.text_content()
+    assert result.locator(".text").first.text_content() in RESPONSES
+    assert len(result.locator("svg .curve").get_attribute("points").split()) == 4
+    assert page.get_by_role("button", name="Generate candidates").count() == 0
+    assert serious_faults(page) == []
+
+
+def test_a_link_opens_the_texts_it_was_made_of(visit, app, chromium):
+    page = visit.page
+    open_tab(page, "Compare")
+    field(page, "Prompt").fill("Ünïcode <b>?</b>")
+    page.get_by_role("button", name="Add a response").click()
+    field(page, "Response 3").fill("three")
+    page.get_by_role("button", name="Link to this").locator("visible=true").click()
+    page.locator("#compare-status", has_text="hold a link").wait_for()
+    with open_page(chromium, page.url) as other:
+        assert other.page.url == page.url
+        other.page.get_by_label("Response 3", exact=True).wait_for()
+        assert field(other.page, "Prompt").input_value() == "Ünïcode <b>?</b>"
+        assert field(other.page, "Response 3").input_value() == "three"
+    for broken in ("#", "#%%%", "#bnVsbA==", "#eyJ0YWIiOiAic2NvcmUifQ=="):
+        with open_page(chromium, app.url + broken) as other:
+            field(other.page, "Prompt").fill("still works")
+            assert other.problems == []
+
+
+def test_the_keyboard_is_enough(visit):
+    page = visit.page
+    page.get_by_role("button", name="Example").locator("visible=true").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_function("() => document.querySelector('textarea').value.startsWith('The ball')")
+    field(page, "Response").focus()
+    page.keyboard.press("Shift+Enter")
+    is_done(page, "score")
+    critique = page.locator("#score-result .critique")
+    critique.focus()
+    assert critique.evaluate("element => element === document.activeElement")
+
+
+def test_empty_and_huge_fields_get_a_sentence(visit):
+    page = visit.page
+    for prompt, response, sentence in (
+        ("", "x", "The prompt is empty."),
+        ("x", " \n", "The response is empty."),
+        ("x", "y" * 1_000_000, "The response has 1,000,000 characters; this demo takes 20,000."),
+        ("z" * 5_000, "y" * 15_000, "but the model's context holds 2048"),
+    ):
+        field(page, "Prompt").fill(prompt)
+        field(page, "Response").fill(response)
+        page.locator("#score-run").click()
+        page.get_by_text(sentence).first.wait_for()
+    field(page, "Prompt").fill(PROMPT)
+    field(page, "Response").fill("The answer is C.")
+    page.locator("#score-run").click()
+    is_done(page, "score")
+
+
+@pytest.mark.parametrize("look", [{"dark": True}, {"width": 400}], ids=["dark", "narrow"])
+def test_dark_and_narrow(app, chromium, look):
+    with open_page(chromium, app.url, **look) as visit:
+        page = visit.page
+        field(page, "Prompt").fill(PROMPT)
+        field(page, "Response").fill(RESPONSES[0])
+        page.locator("#score-run").click()
+        is_done(page, "score")
+        assert serious_faults(page) == []
+        open_tab(page, "CLoud vs classic")
+        page.locator("#versus-next").click()
+        is_done(page, "versus")
+        assert serious_faults(page) == []
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        page.screenshot(path=app.folder / "look.png", full_page=True)
+        assert visit.problems == []
+
+
+def test_programs_can_call_every_endpoint(app):
+    from gradio_client import Client
+
+    from cloud_hf.loading import load_reward_model
+
+    client = Client(app.url, verbose=False, analytics_enabled=False)
+    named = client.view_api(print_info=False, return_format="dict")["named_endpoints"]
+    assert set(named) == {"/score", "/compare", "/versus", "/best_of_n"}
+    model, tokenizer = load_reward_model(str(app.folder / "cloud"))
+    expected = model.score([PROMPT] * 4, RESPONSES, tokenizer, max_new_tokens=TOKENS)
+    rewards = pytest.approx([score.reward for score in expected], abs=1e-4)
+    one = client.predict(PROMPT, RESPONSES[0], api_name="/score")
+    assert one["critiques"] == list(expected[0].critiques)
+    assert one["reward"] == pytest.approx(expected[0].reward, abs=1e-4)
+    assert one["finish_reasons"] == ["length"]
+    several = client.predict(PROMPT, RESPONSES[0], num_critiques=3, temperature=1.0, seed=5, api_name="/score")
+    [same] = model.score(
+        [PROMPT], RESPONSES[:1], tokenizer, num_critiques=3, temperature=1.0, seed=5, max_new_tokens=TOKENS
+    )
+    assert several["critiques"] == list(same.critiques)
+    compared = client.predict(PROMPT, RESPONSES, api_name="/compare")
+    assert [score["reward"] for score in compared["scores"]] == rewards
+    assert sorted(compared["ranks"]) == [1, 2, 3, 4]
+    assert compared["preferences"][0][1] + compared["preferences"][1][0] == pytest.approx(1)
+    best = client.predict(PROMPT, RESPONSES, api_name="/best_of_n")
+    assert [score["reward"] for score in best["scores"]] == rewards
+    assert best["best"] == compared["ranks"].index(1)
+    assert best["curve"][-1] == best["scores"][best["best"]]["reward"]
+    row = client.predict(2, api_name="/versus")
+    rows = [json.loads(line) for line in (app.folder / "rows.jsonl").read_text().splitlines()]
+    assert row["prompt"] == rows[1]["prompt"]
+    assert isinstance(row["cloud"]["right"], bool) and isinstance(row["classic"]["right"], bool)
+    with pytest.raises(Exception, match="There is no row 7; there are 6"):
+        client.predict(7, api_name="/versus")
+
+
+def test_nobody_outside_was_asked(app):
+    """Runs last: what the whole of this file made the server and its children do."""
+    assert app.outgoing() == []
+    assert "Traceback" not in app.log()

@@ -1,0 +1,338 @@
+"""Many visitors at once, those who leave, what goes wrong behind the page, and texts that would be more than text."""
+
+import threading
+import time
+
+import pytest
+import torch
+from browser import PAYLOADS, open_page
+from completion_server import serve_completions
+from demo_for_tests import PROMPT, RESPONSES, EchoEngine, running_demo, save_models
+from servers_for_tests import free_port, serving
+
+
+pytest.importorskip("gradio", reason="Gradio is not installed: the apps of the Spaces are not tried.")
+
+pytestmark = pytest.mark.xdist_group("demo-sessions")
+VISITORS = 16
+LONG = 1800
+"""Tokens of a critique that takes seconds."""
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    return save_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def demo(found):
+    with running_demo(model=found["cloud"], max_new_tokens=LONG) as (backend, url):
+        while not backend.is_loaded:
+            time.sleep(0.05)
+        yield backend, url
+
+
+@pytest.fixture
+def passes(demo):
+    """Counts the steps of the model."""
+    backend, _ = demo
+    count = [0]
+
+    def step(module, args):
+        count[0] += 1
+
+    hook = backend.models.cloud._model.trunk.register_forward_pre_hook(step)
+    yield count
+    hook.remove()
+
+
+def client_of(url):
+    from gradio_client import Client
+
+    return Client(url, verbose=False, analytics_enabled=False)
+
+
+def wait_until(condition, seconds: float = 20.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "It did not happen."
+        time.sleep(0.05)
+
+
+def check_that_it_stopped(backend, passes):
+    """Nobody is in the line, and the model takes no further step."""
+    wait_until(lambda: backend.line.is_empty)
+    wait_until(lambda: _is_still(passes))
+    assert passes[0] < LONG
+
+
+def _is_still(passes) -> bool:
+    before = passes[0]
+    time.sleep(0.4)
+    return passes[0] == before
+
+
+def begin(page, response: str = "The answer is A."):
+    page.get_by_label("Prompt").first.fill(PROMPT)
+    page.get_by_label("Response", exact=True).first.fill(response)
+    page.locator("#score-run").click()
+
+
+# ---------------------------------------------------------------------------------------------------- many visitors
+
+
+def test_sixteen_visitors_get_their_own_results_and_see_their_place(demo, chromium):
+    backend, url = demo
+    prompts = [f"The ball starts under cup {'ABCD'[i % 4]}. Visitor {i}?" for i in range(VISITORS)]
+    answers = [f"The answer is {'ABCD'[i // 4]}." for i in range(VISITORS)]
+    engine = backend.models.cloud
+    expected = engine._model.score(prompts, answers, engine._tokenizer, max_new_tokens=100)
+    clients = [client_of(url) for _ in range(VISITORS)]
+    gate = threading.Barrier(VISITORS)
+    outputs = [None] * VISITORS
+
+    def visit(i):
+        gate.wait()
+        job = clients[i].submit(prompts[i], answers[i], max_new_tokens=100, api_name="/score")
+        job.result(timeout=120)
+        outputs[i] = job.outputs()
+
+    threads = [threading.Thread(target=visit, args=(i,)) for i in range(VISITORS)]
+    with open_page(chromium, url) as browsing:
+        page = browsing.page
+        page.get_by_role("tab", name="Compare").click()
+        page.get_by_label("Prompt").locator("visible=true").fill(PROMPT)
+        for place in (1, 2):
+            page.get_by_label(f"Response {place}").fill(RESPONSES[place])
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: len(backend.line._waiting) > 4)
+        page.locator("#compare-run").click()
+        page.locator("#compare-status", has_text="In the queue: number").wait_for(timeout=20_000)
+        page.locator("#compare-status", has_text="Done").wait_for(timeout=120_000)
+        assert browsing.problems == []
+    for thread in threads:
+        thread.join()
+    for i, output in enumerate(outputs):
+        assert output[-1]["critiques"] == list(expected[i].critiques)
+        assert output[-1]["reward"] == pytest.approx(expected[i].reward, abs=1e-4)
+    said = [answer["status"] for output in outputs for answer in output if "status" in answer]
+    assert any(words.startswith("In the queue: number ") for words in said)
+    assert backend.line.is_empty
+
+
+def test_one_visitor_may_not_fill_the_line(demo):
+    backend, url = demo
+    client = client_of(url)
+    jobs = [client.submit(PROMPT, "The answer is B.", max_new_tokens=200, api_name="/score") for _ in range(4)]
+    ends = [job.exception(timeout=60) for job in jobs]
+    refused = [str(end) for end in ends if end is not None]
+    assert len(refused) == 2 and all("You have 2 requests under way" in words for words in refused)
+
+
+def test_a_full_line_says_so(found):
+    with running_demo(model=found["cloud"], max_waiting=1, max_new_tokens=300) as (backend, url):
+        jobs = [client_of(url).submit(PROMPT, "The answer is B.", api_name="/score") for _ in range(4)]
+        refused = [str(end) for job in jobs if (end := job.exception(timeout=120)) is not None]
+        assert refused and all("1 requests are waiting, which is as many as may" in words for words in refused)
+
+
+def test_closing_the_tab_stops_the_model(demo, passes, chromium):
+    backend, url = demo
+    with open_page(chromium, url) as visit:
+        begin(visit.page)
+        visit.page.locator("#score-result .writing:not(:empty)").wait_for()
+    check_that_it_stopped(backend, passes)
+
+
+def test_closing_the_tab_while_several_are_compared_stops_the_model(demo, passes, chromium):
+    backend, url = demo
+    with open_page(chromium, url) as visit:
+        page = visit.page
+        page.get_by_role("tab", name="Compare").click()
+        page.get_by_label("Prompt").locator("visible=true").fill(PROMPT)
+        for place in (1, 2):
+            page.get_by_label(f"Response {place}").fill(RESPONSES[place])
+        page.locator("#compare-run").click()
+        page.locator("#compare-status", has_text="The model judges").wait_for()
+    check_that_it_stopped(backend, passes)
+
+
+def test_the_stop_button_stops_the_model(demo, passes, chromium):
+    backend, url = demo
+    with open_page(chromium, url) as visit:
+        begin(visit.page)
+        visit.page.locator("#score-result .writing:not(:empty)").wait_for()
+        visit.page.locator("#score-stop").click()
+        visit.page.locator("#score-status", has_text="Stopped").wait_for()
+        check_that_it_stopped(backend, passes)
+
+
+def test_a_visitor_who_leaves_the_line_is_not_waited_for(demo, passes, chromium):
+    backend, url = demo
+    with open_page(chromium, url) as first, open_page(chromium, url) as second:
+        begin(first.page)
+        first.page.locator("#score-result .writing:not(:empty)").wait_for()
+        begin(second.page)
+        second.page.locator("#score-status", has_text="In the queue: number 1 of 1").wait_for()
+        second.page.close()
+        wait_until(lambda: not backend.line._waiting)
+        assert not backend.line.is_empty
+    check_that_it_stopped(backend, passes)
+
+
+# ------------------------------------------------------------------------------------------------------- texts only
+
+
+@pytest.fixture(scope="module")
+def echo():
+    from cloud_demo.models import Models
+
+    from cloud_hf.evaluation.benchmark_rows import BenchmarkRow
+
+    rows = [BenchmarkRow(f"{text}/{i}", text, text, (text, text + "!")) for i, text in enumerate(PAYLOADS)]
+    chat = [{"role": "system", "content": PAYLOADS[0]}, {"role": "user", "content": PAYLOADS[1]}]
+    rows.append(BenchmarkRow("chat", "chat", chat, ("a", "b")))
+    models = Models(EchoEngine(), EchoEngine(critique=False), rows)
+    with running_demo(models, model="<i>name</i>", rows="<u>rows</u>", reference_rows=0) as (_, url):
+        yield url
+
+
+def shown(text: str) -> str:
+    """What a browser makes of a text: no null characters."""
+    return text.replace("\0", "\ufffd")
+
+
+def check_inert(visit):
+    page = visit.page
+    assert page.locator("#injected").count() == 0
+    assert page.locator(".result .text > *, .result .critique > *, .result b, .result img, .result iframe").count() == 0
+    assert page.evaluate("getComputedStyle(document.body).display") != "none"
+    assert visit.problems == [] and visit.outgoing == []
+
+
+def test_texts_of_users_and_models_stay_text(echo, chromium):
+    with open_page(chromium, echo) as visit:
+        page = visit.page
+        page.locator("#about", has_text="<b>echo</b>").wait_for()
+        for payload in PAYLOADS:
+            begin(page, payload)
+            page.locator("#score-status", has_text="Done").wait_for()
+            assert page.locator("#score-result .critique").text_content() == shown(payload)
+            check_inert(visit)
+        page.get_by_role("tab", name="Best-of-N").click()
+        page.get_by_label("Prompt").locator("visible=true").fill(PAYLOADS[0])
+        page.get_by_label("Candidates").locator("visible=true").first.fill("\n=====\n".join(PAYLOADS))
+        page.locator("#best-run").click()
+        page.locator("#best-status", has_text="Done").wait_for()
+        texts = page.locator("#best-result .card .text").all_text_contents()
+        assert sorted(texts) == sorted(shown(payload).strip() for payload in PAYLOADS)
+        check_inert(visit)
+        page.get_by_role("tab", name="CLoud vs classic").click()
+        for row, payload in enumerate(PAYLOADS, start=1):
+            page.locator("#versus-next").click()
+            page.get_by_text(f"Row {row} of {len(PAYLOADS) + 1}").wait_for()
+            page.locator("#versus-status", has_text="Done").wait_for()
+            assert page.locator("#versus-result .text").first.text_content() == shown(payload)
+            check_inert(visit)
+
+
+def test_texts_in_errors_stay_text(echo, chromium):
+    with open_page(chromium, echo) as visit:
+        for payload in PAYLOADS[:5]:
+            begin(visit.page, f"refuse {payload}")
+            visit.page.get_by_text(f"This is refused: refuse {payload}").wait_for()
+            check_inert(visit)
+
+
+# ------------------------------------------------------------------------------------------------ what can go wrong
+
+
+def sentence_from(url: str, *args, api_name="/score", **options) -> str:
+    with pytest.raises(Exception) as caught:
+        client_of(url).predict(*args, api_name=api_name, **options)
+    return str(caught.value)
+
+
+def test_a_model_that_is_no_reward_model_is_named(found, chromium):
+    with running_demo(model=found["base"]) as (_, url), open_page(chromium, url) as visit:
+        visit.page.locator("#about", has_text="is a llama model, not a CLoud model").wait_for()
+        begin(visit.page)
+        visit.page.get_by_text("is a llama model, not a CLoud model").nth(1).wait_for()
+        assert "not a CLoud model" in sentence_from(url, "x", "y")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "The model ran out of memory. Try a shorter text"),
+        (RuntimeError("surprise at /secret/path"), "Something went wrong here that nobody foresaw"),
+    ],
+)
+def test_failing_engines_get_a_sentence(error, words, chromium):
+    from cloud_demo.models import Models
+
+    engine = EchoEngine(error=error)
+    with running_demo(Models(engine), model="echo") as (_, url), open_page(chromium, url) as visit:
+        begin(visit.page)
+        visit.page.get_by_text(words).wait_for()
+        assert "secret" not in visit.page.content()
+        engine.error = None
+        begin(visit.page)
+        visit.page.locator("#score-status", has_text="Done").wait_for()
+
+
+def test_odd_arguments_of_programs_get_a_sentence(demo):
+    _, url = demo
+    for options, words in (
+        ({"num_critiques": 99}, "between 1 and 16 critiques"),
+        ({"num_critiques": 2}, "need a temperature above 0"),
+        ({"temperature": -1}, "temperature of 0, or between"),
+        ({"max_new_tokens": 0}, "between 1 and 1800 tokens"),
+        ({"turns": [["a"]]}, "pairs of texts"),
+        ({"turns": [["a", ""]]}, "Earlier turn 1 needs both"),
+    ):
+        assert words in sentence_from(url, PROMPT, "x", **options)
+    assert "Give 2 to 8 responses" in sentence_from(url, PROMPT, ["x"], api_name="/compare")
+    assert "There are no rows" in sentence_from(url, 1, api_name="/versus")
+    assert "is empty" in sentence_from(url, PROMPT, ["x", " "], api_name="/compare")
+
+
+# ------------------------------------------------------------------------------------------------ servers elsewhere
+
+
+def test_a_reward_server_elsewhere(demo, found):
+    """It streams, gives the model's rewards, refuses in a sentence, and may come back."""
+    from cloud_hf.loading import load_reward_model
+    from cloud_hf.serving.engine import TransformersEngine
+    from cloud_hf.serving.gate import Limits
+
+    model, tokenizer = load_reward_model(found["cloud"])
+    port = free_port()
+    with running_demo(backend="server", server_url=f"http://127.0.0.1:{port}", max_new_tokens=40) as (backend, url):
+        assert "ConnectError" in sentence_from(url, PROMPT, "x")
+        with serving(TransformersEngine(model, tokenizer), port=port, limits=Limits(max_new_tokens=30)):
+            got = client_of(url).predict(PROMPT, RESPONSES[0], max_new_tokens=30, api_name="/score")
+            [score] = model.score([PROMPT], RESPONSES[:1], tokenizer, max_new_tokens=30)
+            assert got["critiques"] == list(score.critiques)
+            assert "this server's limit is 30" in sentence_from(url, PROMPT, "x", max_new_tokens=40)
+
+
+def test_candidates_from_a_policy_server(chromium):
+    from cloud_demo.models import Models
+
+    with serve_completions(write=lambda body: (f"an answer to {body['messages'][-1]['content']}", "stop")) as server:
+        options = {"policy_url": server.url, "policy_model": server.model}
+        with running_demo(Models(EchoEngine()), model="echo", **options) as (_, url), open_page(chromium, url) as visit:
+            page = visit.page
+            page.get_by_role("tab", name="Best-of-N").click()
+            page.get_by_label("Prompt").locator("visible=true").fill("Why?")
+            page.get_by_label("number input for Candidates to generate").fill("3")
+            page.locator("#best-generate").click()
+            page.locator("#best-status", has_text="3 candidates were written").wait_for()
+            page.locator("#best-run").click()
+            page.locator("#best-status", has_text="Done").wait_for()
+            assert page.locator("#best-result .text").first.text_content() == "an answer to Why?"
+            assert client_of(url).predict("Why?", 2, api_name="/generate") == ["an answer to Why?"] * 2
+    with running_demo(Models(EchoEngine()), model="echo", **options) as (_, url):
+        assert "cannot be reached" in sentence_from(url, "Why?", 2, api_name="/generate")
