@@ -32,7 +32,7 @@ class ExactResume:
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
         """See [`~transformers.Trainer.train`]; `True` is the last checkpoint that was written to its end."""
         rows = len(self.train_dataset)
-        check_dataset_size(self.args, rows)
+        self._check_dataset_size(rows)
         check_fsdp_saves(self.accelerator)
         self._seconds_before, self._started = 0.0, time.monotonic()
         if not resume_from_checkpoint:
@@ -47,6 +47,9 @@ class ExactResume:
             return super().train(resume_from_checkpoint=str(checkpoint), **kwargs)
         finally:
             self.remove_callback(restore)
+
+    def _check_dataset_size(self, rows: int):
+        check_dataset_size(self.args, rows)
 
     def create_optimizer(self, *args, **kwargs):
         prepare_fsdp2(self.accelerator, self.model)

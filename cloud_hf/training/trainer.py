@@ -169,6 +169,10 @@ class CLoudTrainer(ExactResume, RewardTrainer):
                 args.dataset_num_proc,
             )
 
+    def _check_dataset_size(self, rows: int):
+        if self.args.token_budget is None:  # with one, a step takes what fits
+            super()._check_dataset_size(rows)
+
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
         for column in (*ENCODED_COLUMNS, "cut"):

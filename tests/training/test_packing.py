@@ -139,7 +139,7 @@ def test_and_so_with_classic_models(calm_base, tmp_path):
 @pytest.mark.parametrize("unlabelled", ["some", "all"])
 def test_and_so_where_critiques_have_no_labels(calm_base, tmp_path, unlabelled):
     """As after a cut on the right that takes the critique away."""
-    trainer_rows = encoded_rows(calm_base, tmp_path, make_rows(6))
+    trainer_rows = encoded_rows(calm_base, tmp_path, make_rows(8))
 
     def cut(row, index):
         if unlabelled == "all" or index % 2:
