@@ -24,6 +24,7 @@ from cloud_hf.loading import read_model_config, record_base
 from cloud_hf.training.adapters import model_for_sft
 from cloud_hf.training.arguments import DataArguments, checkpoint_to_resume, load_tokenizer, model_init_kwargs
 from cloud_hf.training.encoding import encode_critiques
+from cloud_hf.training.throughput import LogsThroughput
 
 
 @dataclass
@@ -37,6 +38,10 @@ class CritiqueArguments:
     overlong_policy: str = field(
         default="error", metadata={"help": "Over-long rows: error, drop, truncate_prompt or truncate_end."}
     )
+
+
+class CritiqueTrainer(LogsThroughput, SFTTrainer):
+    """TRL's trainer, whose log says how fast it is."""
 
 
 ARGUMENTS = (DataArguments, CritiqueArguments, SFTConfig, ModelConfig)
@@ -74,7 +79,7 @@ def main(
     model_options = model_for_sft(model_args, config, training_args.model_init_kwargs)
     if not isinstance(model_options["model"], str):
         training_args.model_init_kwargs = None  # used
-    trainer = SFTTrainer(
+    trainer = CritiqueTrainer(
         args=training_args,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,

@@ -27,9 +27,10 @@ from .collator import DataCollatorForCLoud
 from .config import CLoudTrainingConfig
 from .encoding import ENCODED_COLUMNS, encode_pairs
 from .model_card import make_model_card
+from .throughput import LogsThroughput
 
 
-class CLoudTrainer(RewardTrainer):
+class CLoudTrainer(LogsThroughput, RewardTrainer):
     r"""
     Trainer for CLoud and classic reward models.
 
