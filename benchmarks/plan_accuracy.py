@@ -56,7 +56,7 @@ trainer = CLoudTrainer(
     CLoudTrainingConfig(
         options["folder"] + "/out", max_steps=2, per_device_train_batch_size=pairs, bf16=False, use_cpu=True, report_to=[],
         gradient_checkpointing=options["gradient_checkpointing"], save_strategy="no", disable_tqdm=True,
-        gradient_checkpointing_kwargs={"use_reentrant": False}, max_length=length, optim="adamw_torch",
+        gradient_checkpointing_kwargs={"use_reentrant": False}, max_length=length, optim="adamw_torch_fused",
     ),
     train_dataset=Dataset.from_list([row] * pairs * 2),
     processing_class=tokenizer,
@@ -66,10 +66,10 @@ parameters = sum(p.nbytes for p in trainer.model.parameters())
 with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
     trainer.train()
 live = peak = 0
-for event in profiler.profiler.kineto_results.events():
-    if event.name() == "[memory]":
-        live += event.nbytes()
-        peak = max(peak, live)
+events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+for event in sorted(events, key=lambda event: event.start_ns()):
+    live += event.nbytes()
+    peak = max(peak, live)
 print(json.dumps({"parameters": parameters, "peak": parameters + peak}))
 """
 
@@ -93,7 +93,13 @@ def compare(config: CLoudConfig, mode: dict, pairs: int = PAIRS, length: int = L
             raise RuntimeError(f"The measured training failed: {done.stderr[-2000:]}")
         measured = json.loads(done.stdout.splitlines()[-1])
         args = PlanArguments(
-            model=folder, micro_batch=pairs, max_length=length, labelled_share=0.5, bf16=False, optim="adamw_torch", **mode
+            model=folder,
+            micro_batch=pairs,
+            max_length=length,
+            labelled_share=0.5,
+            bf16=False,
+            optim="adamw_torch",
+            **mode,
         )
         plan = make_plan(args)
     return {

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from peft import LoraConfig, get_peft_model
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -17,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..configuration_cloud import CLoudConfig
 from ..modeling_cloud import _VOCABULARY_PER_CHUNK, CLoudForRewardModeling, RewardHead
-from .adapters import complete_lora
+from .adapters import HEAD, complete_lora
 
 
 @dataclass(frozen=True)
@@ -155,8 +156,9 @@ def simulate_step(
     Returns:
         [`StepMemory`]
     """
-    with FakeTensorMode(), torch.random.fork_rng():
-        model = _make_model(config, dtype, lora, gradient_checkpointing)
+    model = _make_model(config, dtype, lora, gradient_checkpointing)
+    with FakeTensorMode():
+        _pretend_to_be_on_cpu(model)
         parameters = list(model.parameters())
         tracker = _Allocations({parameter.untyped_storage()._cdata for parameter in parameters})
         for parameter in parameters:
@@ -169,12 +171,16 @@ def simulate_step(
             saved = tracker.live
             loss.backward()
         peaks = tracker.peaks
-    own = {name: size for name, size in sizes.items() if "lora_" not in name and "modules_to_save" not in name}
-    blocks = {name: size for name, size in own.items() if ".layers." in name and "norm" not in name and "bias" not in name}
+    spared = {id(model.get_output_embeddings())}
+    linear = sum(
+        module.weight.numel()
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and id(module) not in spared and "lora_" not in name and HEAD not in name
+    )
     return StepMemory(
         parameters=sum(sizes.values()),
         trained=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
-        linear=sum(blocks.values()),
+        linear=linear,
         largest=max(sizes.values()),
         saved=saved,
         peaks=peaks,
@@ -185,24 +191,46 @@ def _make_model(config, dtype, lora, gradient_checkpointing):
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        model = CLoudForRewardModeling(config).train()
+        model = CLoudForRewardModeling.without_weights(config).train()
     finally:
         torch.set_default_dtype(before)
-    model.reward_head = RewardHead(config.text_config.hidden_size)  # in fp32, as it always is
+    with torch.device("meta"):
+        model.reward_head = RewardHead(config.text_config.hidden_size)  # in fp32, as it always is
     if not config.critique and not config.tie_word_embeddings:
         model.get_output_embeddings().requires_grad_(False)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if lora is not None:
         complete_lora(lora, model)
-        adapted = get_peft_model(model, lora)
+        with torch.device("meta"):
+            adapted = get_peft_model(model, lora)
         if gradient_checkpointing:
             adapted.enable_input_require_grads()
     return model
 
 
+def _pretend_to_be_on_cpu(model: nn.Module):
+    """Fake tensors in place of those on the meta device, for which attention would take another path."""
+    made: dict[int, torch.Tensor] = {}
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is None:
+                    continue
+                if id(tensor) not in made:  # tied weights stay tied
+                    fake = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+                    is_parameter = isinstance(tensor, nn.Parameter)
+                    made[id(tensor)] = nn.Parameter(fake, tensor.requires_grad) if is_parameter else fake
+                tensors[name] = made[id(tensor)]
+
+
 def _joint_loss(
-    model: CLoudForRewardModeling, pairs: int, length: int, labelled_share: float, padding_free: bool, chunks: int | None
+    model: CLoudForRewardModeling,
+    pairs: int,
+    length: int,
+    labelled_share: float,
+    padding_free: bool,
+    chunks: int | None,
 ) -> torch.Tensor:
     """The loss of `CLoudTrainer`, with the labelled positions given by number: fake tensors have no values to find them by."""
     B, T = (1, 2 * pairs * length) if padding_free else (2 * pairs, length)

@@ -13,7 +13,10 @@ P are all parameters, T the trained ones (all; or those of an adapter and the re
 - Gradients: as wide as the parameters that are trained. ZeRO-2, ZeRO-3 and FSDP2 store T / N of them. Without
   accumulation they appear while activations go, so that only the largest sum of both counts; with it they are there.
 - Optimizer: AdamW has two fp32 moments, 8 x T; with 8-bit moments 2 x T. With bf16 parameters it also has their fp32
-  master copy, 4 x T. Every ZeRO stage and FSDP2 store 1 / N of it; offloaded, it is in the memory of the CPU.
+  master copy, 4 x T. (Trained in bf16 without DeepSpeed or FSDP2 the moments are bf16, too.) Every ZeRO stage and FSDP2
+  store 1 / N of it; offloaded, it is in the memory of the CPU.
+- Step: when activations are gone, adamw_torch makes the square roots of all its second moments, 4 x T (adamw_torch_fused
+  makes none), and DeepSpeed fp32 gradients, 4 x T; of its part each GPU, under ZeRO-3 for 1e9 parameters at a time.
 - Activations: what the forward pass keeps, and what the backward pass needs on top. They are not computed by formula: a
   step of the very model runs on fake tensors, and its allocations are counted. With gradient checkpointing that is about
   layers x tokens x hidden, and one layer's own. With autocast the bf16 copies of fp32 weights are among them.
@@ -26,6 +29,7 @@ P are all parameters, T the trained ones (all; or those of an adapter and the re
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,7 +42,8 @@ from .memory import StepMemory, simulate_step
 
 
 GB = 2**30
-_LIVE_PARAMETERS = 1e9
+# DeepSpeed's defaults: `stage3_max_live_parameters` and `sub_group_size`
+_LIVE_PARAMETERS = _SUB_GROUP = 1e9
 # Bytes of a 4-bit weight with its share of a scale for 64 of them
 _FOUR_BITS = 0.5 + 4 / 64
 # Keys of recipes that the plan depends on, and what they are here
@@ -96,7 +101,9 @@ class PlanArguments:
     gpus: int = field(default=1, metadata={"help": "GPUs, over all nodes."})
     gpu_memory_gb: float = field(default=80.0, metadata={"help": "Memory of each, in GiB."})
     reserve_gb: float = field(default=4.0, metadata={"help": "Left free for CUDA, NCCL and fragmentation."})
-    zero: str = field(default="0", metadata={"help": "0 (DDP), 1, 2, 3 or fsdp.", "choices": ["0", "1", "2", "3", "fsdp"]})
+    zero: str = field(
+        default="0", metadata={"help": "0 (DDP), 1, 2, 3 or fsdp.", "choices": ["0", "1", "2", "3", "fsdp"]}
+    )
     offload: bool = field(default=False, metadata={"help": "Optimizer and gradients in the memory of the CPU."})
     micro_batch: int | None = field(default=None, metadata={"help": "Pairs on each GPU."})
     max_length: int | None = field(default=None, metadata={"help": "Tokens of each sequence."})
@@ -186,10 +193,22 @@ class Plan:
     step: float
 
     @property
+    def backward(self) -> float:
+        """Bytes at the largest moment of the forward and backward pass."""
+        return (
+            self.parameters
+            + self.gradients
+            + self.optimizer
+            + self.activations
+            + self.lm_loss
+            + self.gathered
+            + self.buckets
+        )
+
+    @property
     def total(self) -> float:
         """Bytes at the largest moment of a training step."""
-        parts = (self.parameters, self.gradients, self.optimizer, self.activations, self.lm_loss, self.gathered, self.buckets)
-        return max(sum(parts), self.step)
+        return max(self.backward, self.step)
 
 
 def make_plan(args: PlanArguments, config: CLoudConfig | None = None, micro_batch: int | None = None) -> Plan:
@@ -212,16 +231,22 @@ def make_plan(args: PlanArguments, config: CLoudConfig | None = None, micro_batc
     return _divide(args, config, step, _lm_loss_bytes(args, config, micro_batch or args.micro_batch))
 
 
-def largest_micro_batch(args: PlanArguments, config: CLoudConfig | None = None) -> int:
-    """Pairs on each GPU that fit, 0 if none do. Memory grows in a straight line, so two batches tell it."""
-    config = config or read_model(args)
+def largest_micro_batch(args: PlanArguments, config: CLoudConfig, plan: Plan) -> int:
+    """
+    Pairs on each GPU that fit, 0 if none do. Memory grows in a straight line with them.
+
+    Args:
+        args ([`PlanArguments`]):
+            The setting.
+        config ([`CLoudConfig`]):
+            The model.
+        plan ([`Plan`]):
+            That of `args.micro_batch`.
+    """
     limit = (args.gpu_memory_gb - args.reserve_gb) * GB
-    one, three = (make_plan(args, config, pairs).total for pairs in (1, 3))
-    slope = max((three - one) / 2, 1)
-    pairs = max(0, int((limit - one) // slope) + 1) if one <= limit else 0
-    while pairs > 0 and make_plan(args, config, pairs).total > limit:
-        pairs -= 1
-    return pairs
+    slope = (make_plan(args, config, args.micro_batch + 2).backward - plan.backward) / 2
+    pairs = args.micro_batch + math.floor((limit - plan.backward) / slope)
+    return max(0, pairs) if plan.step <= limit else 0
 
 
 def read_model(args: PlanArguments) -> CLoudConfig:
@@ -276,7 +301,7 @@ def _divide(args: PlanArguments, config: CLoudConfig, step: StepMemory, lm_loss:
     if args.load_in_4bit:
         frozen_bytes = step.linear * _FOUR_BITS + (frozen - step.linear) * (2 if args.bf16 else 4)
     parameters = frozen_bytes + step.trained * trained
-    moments = 2 if "8bit" in args.optim else 8
+    moments = 2 if "8bit" in args.optim else 4 if trained == 2 and args.zero == "0" else 8
     master = 4 if trained == 2 and args.zero in ("1", "2", "3") else 0
     optimizer = step.trained * (moments + master)
     gradient_share = (trained * step.trained) / max(1, max(gradients for _, gradients in step.peaks))
@@ -298,6 +323,11 @@ def _divide(args: PlanArguments, config: CLoudConfig, step: StepMemory, lm_loss:
     if args.offload:
         host, optimizer, gradient_share = optimizer + trained * step.trained / shards, 0.0, 0.0
     activations, gradients = step.peak(gradient_share, accumulated=args.gradient_accumulation_steps > 1)
+    # What the step makes: square roots of all moments (not if fused), and DeepSpeed's fp32 gradients
+    stepped = step.trained / (shards if args.sharded else 1)
+    if args.zero == "3":
+        stepped = min(stepped, _SUB_GROUP)
+    made = stepped * ((4 if args.optim == "adamw_torch" else 0) + (4 if master else 0))
     all_gradients = gradient_share * max(gradients for _, gradients in step.peaks)
     return Plan(
         parameters=parameters,
@@ -308,8 +338,7 @@ def _divide(args: PlanArguments, config: CLoudConfig, step: StepMemory, lm_loss:
         gathered=gathered,
         buckets=buckets,
         host=host,
-        # torch's AdamW makes one square root at a time, as large as the largest parameter
-        step=parameters + all_gradients + optimizer + buckets + 2 * 4 * step.largest / (shards if args.sharded else 1),
+        step=parameters + all_gradients + optimizer + buckets + (0 if args.offload else made),
     )
 
 
@@ -323,7 +352,9 @@ def _read_recipe(path: str) -> dict:
 def table(args: PlanArguments, plan: Plan, largest: int) -> str:
     """A plan as text."""
     pairs = f"{args.micro_batch} pair{'s' if args.micro_batch > 1 else ''}"
-    rows = [(part.name, getattr(plan, part.name)) for part in dataclasses.fields(plan) if part.name not in ("host", "step")]
+    rows = [
+        (part.name, getattr(plan, part.name)) for part in dataclasses.fields(plan) if part.name not in ("host", "step")
+    ]
     lines = [f"{args.model}: {pairs} of up to {args.max_length} tokens each on one of {args.gpus} GPU(s), GiB per GPU"]
     lines += [f"  {name.replace('_', ' '):<12} {size / GB:9.2f}" for name, size in rows if size]
     lines += [f"  {'total':<12} {plan.total / GB:9.2f} of {args.gpu_memory_gb - args.reserve_gb:.0f} usable"]
@@ -335,7 +366,8 @@ def table(args: PlanArguments, plan: Plan, largest: int) -> str:
 
 def main(args: PlanArguments):
     config = read_model(args)
-    print(table(args, make_plan(args, config), largest_micro_batch(args, config)))
+    plan = make_plan(args, config)
+    print(table(args, plan, largest_micro_batch(args, config, plan)))
 
 
 if __name__ == "__main__":

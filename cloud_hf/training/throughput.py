@@ -85,7 +85,10 @@ class LogsThroughput:
         if new_steps < 1 or not seconds:
             return {}
         speed = new_tokens / seconds
-        measured = {"tokens_per_second": speed, "eta_hours": (self.state.max_steps - steps) * seconds / new_steps / 3600}
+        measured = {
+            "tokens_per_second": speed,
+            "eta_hours": (self.state.max_steps - steps) * seconds / new_steps / 3600,
+        }
         if torch.cuda.is_available() and (peak := peak_flops(torch.cuda.get_device_name())) is not None:
             measured["mfu"] = speed * self._flops_per_token / (peak * self.accelerator.num_processes)
         return measured

@@ -220,7 +220,11 @@ def test_an_adapter_over_another_base_is_refused(sft, cloud, base_folder, tmp_pa
         Path(moved, "base_model.json").unlink()
         with pytest.raises(ValueError, match=r"another base: (`hidden_size` was 32|.*has shape)"):
             make_trainer(moved, tmp_path / "out")
-    for base, says in ((tmp_path / "absent", "cannot be read|no model"), (sft[0], "an adapter itself"), ("", "does not say")):
+    for base, says in (
+        (tmp_path / "absent", "cannot be read|no model"),
+        (sft[0], "an adapter itself"),
+        ("", "does not say"),
+    ):
         moved = with_base(cloud[0], base, f"e{says[:4]}")
         with pytest.raises(ValueError, match=says):
             load_reward_model(moved)
