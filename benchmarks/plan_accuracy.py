@@ -18,7 +18,7 @@ from cloud_hf.training.plan import PlanArguments, make_plan
 
 
 # hidden, layers, heads, vocabulary
-MODELS = {"7M": (128, 4, 4, 16_384), "35M": (256, 8, 8, 32_768), "67M": (512, 8, 8, 32_768)}
+MODELS = {"5M": (128, 4, 4, 16_384), "25M": (256, 8, 8, 32_768), "67M": (512, 8, 8, 32_768)}
 MODES = {
     "plain": {"gradient_checkpointing": False},
     "checkpointing": {"gradient_checkpointing": True},
@@ -115,12 +115,14 @@ def main():
     parser.add_argument("--output", default="benchmarks/results/plan_accuracy.json")
     args = parser.parse_args()
     rows = []
-    for name, shape in MODELS.items():
-        for mode, options in MODES.items():
+    for mode, options in MODES.items():
+        for name, shape in MODELS.items():
             rows.append({"model": name, "mode": mode, **compare(make_config(*shape), options)})
             print(rows[-1], flush=True)
-    result = {"pairs": PAIRS, "length": LENGTH, "labelled_share": 0.5, "dtype": "float32", "rows": rows}
-    Path(args.output).write_text(json.dumps(result, indent=2) + "\n")
+            setting = {"version": 1, "pairs": PAIRS, "length": LENGTH, "labelled_share": 0.5, "dtype": "float32"}
+            Path(args.output).write_text(json.dumps({**setting, "rows": rows}, indent=2) + "\n")
+    if any(abs(row["ratio"] - 1) > 0.15 for row in rows):
+        raise SystemExit("A plan is more than 15 % off.")
 
 
 if __name__ == "__main__":
