@@ -1,4 +1,4 @@
-"""TRL's supervised fine-tuning with our launch checks and checkpoints."""
+"""TRL's supervised fine-tuning with our launch checks, checkpoints and log."""
 
 from dataclasses import dataclass
 
@@ -6,6 +6,7 @@ from trl import SFTConfig, SFTTrainer
 
 from .launch_checks import check_machine
 from .saving import ExactResume
+from .throughput import LogsThroughput
 
 
 @dataclass
@@ -17,5 +18,5 @@ class CritiqueSFTConfig(SFTConfig):
         super().__post_init__()
 
 
-class CritiqueSFTTrainer(ExactResume, SFTTrainer):
-    """[`~trl.SFTTrainer`] that resumes exactly."""
+class CritiqueSFTTrainer(LogsThroughput, ExactResume, SFTTrainer):
+    """[`~trl.SFTTrainer`] that resumes exactly and whose log says how fast it is."""

@@ -31,9 +31,10 @@ from .encoding import ENCODED_COLUMNS, encode_pairs
 from .launch_checks import check_launch
 from .model_card import make_model_card
 from .saving import ExactResume
+from .throughput import LogsThroughput
 
 
-class CLoudTrainer(ExactResume, RewardTrainer):
+class CLoudTrainer(LogsThroughput, ExactResume, RewardTrainer):
     r"""
     Trainer for CLoud and classic reward models.
 
@@ -48,7 +49,7 @@ class CLoudTrainer(ExactResume, RewardTrainer):
     Args:
         model (`str` or [`CLoudForRewardModeling`] or [`~peft.PeftModel`]):
             A CLoud model, or the name of one, or the name of a plain language model to make one from with the critique
-            options of `args`.
+            options of `args`, or of a LoRA adapter of either, with which training then goes on.
         args ([`CLoudTrainingConfig`], *optional*):
             Configuration for this trainer.
         data_collator (`DataCollator`, *optional*):
@@ -102,6 +103,12 @@ class CLoudTrainer(ExactResume, RewardTrainer):
         if isinstance(model, str):
             model = load_model(model, args, processing_class, quantization_config, peft_config)
             args.model_init_kwargs = None  # used; TRL warns of ones it cannot use
+        elif quantization_config is not None:
+            raise ValueError(
+                "`quantization_config` is for a model that is loaded by name: load yours with it instead."
+            )
+        elif peft_config is not None and is_peft_model(model):
+            raise ValueError("`model` is an adapter already: leave `peft_config` out, or merge it first.")
         if not isinstance(model.config, CLoudConfig):
             raise ValueError(
                 f"`model` is a {type(model).__name__}. Pass a CLoudForRewardModeling (`from_base` makes one), or a name."
@@ -352,9 +359,6 @@ def load_model(
     adapter = name if is_adapter(name, **hub_kwargs) else None
     if isinstance(config, CLoudConfig):
         _check_options(name, config, args)
-    elif adapter is not None:
-        name, kwargs["revision"] = adapter_base(adapter, **hub_kwargs)
-    if isinstance(config, CLoudConfig):
         if quantization_config is not None:
             kwargs["quantization_config"] = spare_head(quantization_config, config)
         if adapter is None:
@@ -362,10 +366,10 @@ def load_model(
         own = {key: value for key, value in kwargs.items() if key not in HUB_KWARGS}
         model = load_adapter_base(adapter, config, None, hub_kwargs, **own)
     else:
+        if adapter is not None:
+            name, kwargs["revision"] = adapter_base(adapter, **hub_kwargs)
         model = _make_model(name, args, tokenizer, quantization_config, kwargs)
-    if adapter is None:
-        return model
-    return go_on_with_adapter(adapter, model, tokenizer, peft_config, **hub_kwargs)
+    return model if adapter is None else go_on_with_adapter(adapter, model, tokenizer, peft_config, **hub_kwargs)
 
 
 def _make_model(

@@ -195,6 +195,16 @@ def test_a_peft_model_without_the_head_is_refused(base_folder, tmp_path):
         make_trainer(adapted, tmp_path, make_rows(4))
 
 
+def test_options_for_another_kind_of_model_are_refused(base_folder, tmp_path):
+    adapted = get_peft_model(
+        make_model(base_folder), LoraConfig(target_modules=["q_proj"], modules_to_save=["reward_head"])
+    )
+    with pytest.raises(ValueError, match="is an adapter already"):
+        make_trainer(adapted, tmp_path, peft_config=LoraConfig())
+    with pytest.raises(ValueError, match="for a model that is loaded by name"):
+        make_trainer(make_model(base_folder), tmp_path, quantization_config=BitsAndBytesConfig(load_in_8bit=True))
+
+
 def test_another_adapter_than_the_one_named_is_refused(sft, tmp_path):
     for options, says in (({"r": 8}, "an adapter with r=4"), ({"r": 4, "target_modules": ["k_proj"]}, "adapts")):
         config = LoraConfig(**{"lora_alpha": 8, **options})

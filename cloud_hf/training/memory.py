@@ -1,0 +1,259 @@
+"""
+What a training step keeps in memory: a step of the real model on fake tensors, which have shapes but no storage, while
+every allocation is counted. It takes seconds for 70B and needs the config alone.
+"""
+
+import weakref
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.checkpoint import checkpoint
+
+from ..configuration_cloud import CLoudConfig
+from ..modeling_cloud import _VOCABULARY_PER_CHUNK, CLoudForRewardModeling, RewardHead
+from .adapters import HEAD, complete_lora
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """
+    Memory of one micro-batch.
+
+    Args:
+        parameters, trained (`int`):
+            Numbers of parameters, and of those that are trained.
+        linear (`int`):
+            Numbers of parameters that 4-bit loading quantises.
+        largest (`int`):
+            Size of the largest parameter.
+        saved (`int`):
+            Bytes kept between forward and backward pass.
+        peaks (`list[tuple[int, int]]`):
+            Bytes besides parameters and gradients, and bytes of gradients, at every moment that can be the largest for some
+            way to store gradients.
+
+    Examples:
+
+    ```python
+    >>> step = simulate_step(config, pairs=2, length=2048)
+    >>> step.peak(gradient_share=1 / 8) / 2**30
+    ```
+    """
+
+    parameters: int
+    trained: int
+    linear: int
+    largest: int
+    saved: int
+    peaks: list[tuple[int, int]]
+
+    def peak(self, gradient_share: float, accumulated: bool = False) -> tuple[float, float]:
+        """
+        The largest moment: bytes of activations, and of gradients.
+
+        Args:
+            gradient_share (`float`):
+                Stored bytes of gradients over those of the simulation, such as 1/8 on 8 GPUs under ZeRO-2.
+            accumulated (`bool`, *optional*, defaults to `False`):
+                Whether an earlier micro-batch has left all gradients already.
+        """
+        full = max(gradients for _, gradients in self.peaks)
+        moments = [(other, (full if accumulated else gradients) * gradient_share) for other, gradients in self.peaks]
+        return max(moments, key=sum)
+
+
+class _Allocations(TorchDispatchMode):
+    """Counts the storages that operations make, until they are freed."""
+
+    def __init__(self, kept: set[int]):
+        super().__init__()
+        self._sizes: dict[int, tuple[weakref.ref, int]] = {}
+        self._kept = kept
+        self.live = 0
+        self.peaks: list[tuple[int, int]] = [(0, 0)]
+        self.gradients = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_iter(result):
+            if isinstance(tensor, torch.Tensor):
+                self._count(tensor.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage):
+        key = storage._cdata
+        if key in self._sizes or key in self._kept:
+            return
+        size = storage.nbytes()
+        self._sizes[key] = (weakref.ref(storage, lambda _: self._free(key)), size)
+        self.live += size
+        self._note()
+
+    def _free(self, key: int):
+        self.live -= self._sizes.pop(key)[1]
+
+    def add_gradient(self, parameter: torch.Tensor):
+        """A gradient is complete: from here on it counts as one."""
+        storage = parameter.grad.untyped_storage()
+        self._count(storage)
+        self.gradients += storage.nbytes()
+        self._note()
+
+    def _note(self):
+        moment = (self.live - self.gradients, self.gradients)
+        if moment[0] > self.peaks[-1][0] or moment[1] > self.peaks[-1][1]:
+            # Earlier moments with as much of both can never be the largest
+            while self.peaks and self.peaks[-1][0] <= moment[0] and self.peaks[-1][1] <= moment[1]:
+                self.peaks.pop()
+            self.peaks.append(moment)
+
+
+def simulate_step(
+    config: CLoudConfig,
+    pairs: int,
+    length: int,
+    *,
+    labelled_share: float = 0.5,
+    dtype: torch.dtype = torch.float32,
+    autocast: bool = False,
+    gradient_checkpointing: bool = True,
+    padding_free: bool = False,
+    lm_loss_chunks: int | None = None,
+    lora: LoraConfig | None = None,
+) -> StepMemory:
+    """
+    One forward and backward pass of the joint loss.
+
+    Args:
+        config ([`CLoudConfig`]):
+            The model.
+        pairs (`int`):
+            Pairs of the micro-batch.
+        length (`int`):
+            Tokens of each sequence.
+        labelled_share (`float`, *optional*, defaults to `0.5`):
+            Share of the tokens that are critique.
+        dtype (`torch.dtype`, *optional*, defaults to `torch.float32`):
+            Data type of the weights.
+        autocast (`bool`, *optional*, defaults to `False`):
+            Whether matrix products are computed in bf16, over weights of another type.
+        gradient_checkpointing (`bool`, *optional*, defaults to `True`):
+            Whether layers are computed again in the backward pass.
+        padding_free (`bool`, *optional*, defaults to `False`):
+            Whether the batch is one row without a mask.
+        lm_loss_chunks (`int`, *optional*):
+            Pieces of the critique loss, as in [`CLoudTrainingConfig`].
+        lora (`LoraConfig`, *optional*):
+            An adapter.
+
+    Returns:
+        [`StepMemory`]
+    """
+    model = _make_model(config, dtype, lora, gradient_checkpointing)
+    with FakeTensorMode():
+        _pretend_to_be_on_cpu(model)
+        parameters = list(model.parameters())
+        tracker = _Allocations({parameter.untyped_storage()._cdata for parameter in parameters})
+        for parameter in parameters:
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(tracker.add_gradient)
+        sizes = {name: weight.numel() for name, weight in model.named_parameters()}
+        with tracker:
+            with torch.autocast("cpu", dtype=torch.bfloat16) if autocast else nullcontext():
+                loss = _joint_loss(model, pairs, length, labelled_share, padding_free, lm_loss_chunks)
+            saved = tracker.live
+            loss.backward()
+        peaks = tracker.peaks
+    spared = {id(model.get_output_embeddings())}
+    linear = sum(
+        module.weight.numel()
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and id(module) not in spared and "lora_" not in name and HEAD not in name
+    )
+    return StepMemory(
+        parameters=sum(sizes.values()),
+        trained=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+        linear=linear,
+        largest=max(sizes.values()),
+        saved=saved,
+        peaks=peaks,
+    )
+
+
+def _make_model(config, dtype, lora, gradient_checkpointing):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        model = CLoudForRewardModeling.without_weights(config).train()
+    finally:
+        torch.set_default_dtype(before)
+    with torch.device("meta"):
+        model.reward_head = RewardHead(config.text_config.hidden_size)  # in fp32, as it always is
+    if not config.critique and not config.tie_word_embeddings:
+        model.get_output_embeddings().requires_grad_(False)
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if lora is not None:
+        complete_lora(lora, model)
+        with torch.device("meta"):
+            adapted = get_peft_model(model, lora)
+        if gradient_checkpointing:
+            adapted.enable_input_require_grads()
+    return model
+
+
+def _pretend_to_be_on_cpu(model: nn.Module):
+    """Fake tensors in place of those on the meta device, for which attention would take another path."""
+    made: dict[int, torch.Tensor] = {}
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is None:
+                    continue
+                if id(tensor) not in made:  # tied weights stay tied
+                    fake = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+                    is_parameter = isinstance(tensor, nn.Parameter)
+                    made[id(tensor)] = nn.Parameter(fake, tensor.requires_grad) if is_parameter else fake
+                tensors[name] = made[id(tensor)]
+
+
+def _joint_loss(
+    model: CLoudForRewardModeling,
+    pairs: int,
+    length: int,
+    labelled_share: float,
+    padding_free: bool,
+    chunks: int | None,
+) -> torch.Tensor:
+    """The loss of `CLoudTrainer`, with the labelled positions given by number: fake tensors have no values to find them by."""
+    B, T = (1, 2 * pairs * length) if padding_free else (2 * pairs, length)
+    ids_BT = torch.zeros(B, T, dtype=torch.long)
+    mask_BT = None if padding_free else torch.ones_like(ids_BT)
+    positions_BT = torch.arange(T).expand(B, T)
+    options = {"attention_mask": mask_BT, "position_ids": positions_BT, "use_cache": False}
+    if not model._accepts_position_ids:
+        del options["position_ids"]
+    hidden_BTH = model.trunk(input_ids=ids_BT, **options).last_hidden_state
+    hidden_NH = hidden_BTH[:, :-1].reshape(-1, hidden_BTH.shape[-1])
+    reward_B = model.reward_from_hidden(hidden_BTH.reshape(-1, hidden_BTH.shape[-1])[torch.arange(2 * pairs)])[:, 0]
+    chosen, rejected = reward_B.chunk(2)
+    loss = -F.logsigmoid(chosen - rejected).mean()
+    if not model.config.critique:
+        return loss
+    P = max(1, int(labelled_share * B * T))
+    hidden_PH, labels_P = hidden_NH[torch.arange(P)], torch.zeros(P, dtype=torch.long)
+    chunks = chunks or max(1, model.config.text_config.vocab_size // _VOCABULARY_PER_CHUNK)
+    losses = []
+    for hidden, labels in zip(hidden_PH.tensor_split(chunks), labels_P.tensor_split(chunks), strict=True):
+        if chunks == 1:
+            losses.append(model._cross_entropy(hidden, labels))
+        else:
+            losses.append(checkpoint(model._cross_entropy, hidden, labels, use_reentrant=False))
+    return loss + torch.cat(losses).mean()

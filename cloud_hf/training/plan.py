@@ -1,0 +1,376 @@
+r"""
+How much memory training takes on each GPU, and the largest micro-batch that fits, from a model's config alone.
+
+python -m cloud_hf.training.plan --model meta-llama/Meta-Llama-3-70B --gpus 8 --zero 3 --max_length 2048
+python -m cloud_hf.training.plan --config examples/configs/llama3-8b/cloud.yaml --model meta-llama/Meta-Llama-3-8B \
+    --gpus 8 --zero 3
+
+P are all parameters, T the trained ones (all; or those of an adapter and the reward head), N the GPUs. Bytes per GPU:
+
+- Parameters: P x 4 in fp32. DeepSpeed and FSDP2 compute in bf16: 2 x P. ZeRO-3 and FSDP2 store P / N of them, and gather
+  what a layer needs for as long as it computes (see "gathered"). Over a 4-bit base the layers' weights take 0.5 bytes and
+  one fp32 scale for 64 of them, 0.5625 in all, and the rest is not quantised.
+- Gradients: as wide as the parameters that are trained. ZeRO-2, ZeRO-3 and FSDP2 store T / N of them. Without
+  accumulation they appear while activations go, so that only the largest sum of both counts; with it they are there.
+- Optimizer: AdamW has two fp32 moments, 8 x T; with 8-bit moments 2 x T. With bf16 parameters it also has their fp32
+  master copy, 4 x T. (Trained in bf16 without DeepSpeed or FSDP2 the moments are bf16, too.) Every ZeRO stage and FSDP2
+  store 1 / N of it; offloaded, it is in the memory of the CPU.
+- Step: when activations are gone, adamw_torch makes the square roots of all its second moments, 4 x T (adamw_torch_fused
+  makes none), and DeepSpeed fp32 gradients, 4 x T; of its part each GPU, under ZeRO-3 for 1e9 parameters at a time.
+- Activations: what the forward pass keeps, and what the backward pass needs on top. They are not computed by formula: a
+  step of the very model runs on fake tensors, and its allocations are counted. With gradient checkpointing that is about
+  layers x tokens x hidden, and one layer's own. With autocast the bf16 copies of fp32 weights are among them.
+- LM loss: the fp32 logits of one piece of the labelled tokens and what cross-entropy makes of them, about
+  3 x 4 x vocabulary x labelled tokens / pieces; part of the activations, shown apart.
+- Gathered: ZeRO-3 keeps up to 1e9 gathered parameters (`stage3_max_live_parameters`), FSDP2 two layers; and a 4-bit layer
+  is unpacked to be used.
+- Buckets: DDP copies gradients into buckets, once more all of them. ZeRO-2 and ZeRO-3 have buckets of hidden x hidden.
+- Reserve: what CUDA, NCCL and fragmentation take; `reserve_gb`.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import yaml
+from peft import LoraConfig
+
+from ..configuration_cloud import CLoudConfig, read_config
+from .memory import StepMemory, simulate_step
+
+
+GB = 2**30
+# DeepSpeed's defaults: `stage3_max_live_parameters` and `sub_group_size`
+_LIVE_PARAMETERS = _SUB_GROUP = 1e9
+# Bytes of a 4-bit weight with its share of a scale for 64 of them
+_FOUR_BITS = 0.5 + 4 / 64
+# Keys of recipes that the plan depends on, and what they are here
+_RECIPE_KEYS = {
+    "max_length": "max_length",
+    "per_device_train_batch_size": "micro_batch",
+    "gradient_accumulation_steps": "gradient_accumulation_steps",
+    "gradient_checkpointing": "gradient_checkpointing",
+    "padding_free": "padding_free",
+    "lm_loss_chunks": "lm_loss_chunks",
+    "optim": "optim",
+    "bf16": "bf16",
+    "dtype": "dtype",
+    "lora_r": "lora_r",
+    "lora_target_modules": "lora_target_modules",
+    "load_in_4bit": "load_in_4bit",
+}
+
+
+@dataclass
+class PlanArguments:
+    """
+    What is trained on what.
+
+    Parameters:
+        model (`str`, *optional*):
+            Hub id or folder of a language or reward model; only its config is read. Defaults to the recipe's.
+        config (`str`, *optional*):
+            Recipe (YAML) to take options from. Options of the command line come first.
+        classic (`bool`, *optional*, defaults to `False`):
+            Plan the classic arm, which has no critique loss. A recipe named `classic.yaml` implies it.
+        gpus (`int`, *optional*, defaults to `1`):
+            GPUs, over all nodes.
+        gpu_memory_gb (`float`, *optional*, defaults to `80.0`):
+            Memory of each, in GiB.
+        reserve_gb (`float`, *optional*, defaults to `4.0`):
+            What is left free of it for CUDA, NCCL and fragmentation.
+        zero (`str`, *optional*, defaults to `"0"`):
+            DeepSpeed stage 1, 2 or 3, `fsdp`, or 0 for DDP.
+        offload (`bool`, *optional*, defaults to `False`):
+            Whether optimizer and gradients are in the memory of the CPU (ZeRO only).
+        micro_batch (`int`, *optional*):
+            Pairs on each GPU. Defaults to the recipe's, else 1.
+        max_length (`int`, *optional*):
+            Tokens of each sequence; with `padding_free` their mean. Defaults to the recipe's, else 2048.
+        labelled_share (`float`, *optional*, defaults to `0.5`):
+            Share of the tokens that are critique.
+        gradient_accumulation_steps, gradient_checkpointing, padding_free, lm_loss_chunks, optim, bf16, dtype, lora_r, lora_target_modules, load_in_4bit:
+            As in training; they default to the recipe's, else to training's.
+    """
+
+    model: str | None = field(default=None, metadata={"help": "Hub id or folder; only its config is read."})
+    config: str | None = field(default=None, metadata={"help": "Recipe (YAML) to take options from."})
+    classic: bool = field(default=False, metadata={"help": "The classic arm, without a critique loss."})
+    gpus: int = field(default=1, metadata={"help": "GPUs, over all nodes."})
+    gpu_memory_gb: float = field(default=80.0, metadata={"help": "Memory of each, in GiB."})
+    reserve_gb: float = field(default=4.0, metadata={"help": "Left free for CUDA, NCCL and fragmentation."})
+    zero: str = field(
+        default="0", metadata={"help": "0 (DDP), 1, 2, 3 or fsdp.", "choices": ["0", "1", "2", "3", "fsdp"]}
+    )
+    offload: bool = field(default=False, metadata={"help": "Optimizer and gradients in the memory of the CPU."})
+    micro_batch: int | None = field(default=None, metadata={"help": "Pairs on each GPU."})
+    max_length: int | None = field(default=None, metadata={"help": "Tokens of each sequence."})
+    labelled_share: float = field(default=0.5, metadata={"help": "Share of the tokens that are critique."})
+    gradient_accumulation_steps: int | None = field(default=None, metadata={"help": "Micro-batches of a step."})
+    gradient_checkpointing: bool | None = field(default=None, metadata={"help": "Compute layers again in backward."})
+    padding_free: bool | None = field(default=None, metadata={"help": "One row instead of a padded batch."})
+    lm_loss_chunks: int | None = field(default=None, metadata={"help": "Pieces of the critique loss."})
+    optim: str | None = field(default=None, metadata={"help": "adamw_torch, adamw_torch_fused or adamw_bnb_8bit."})
+    bf16: bool | None = field(default=None, metadata={"help": "Mixed precision."})
+    dtype: str | None = field(default=None, metadata={"help": "Data type of the weights that are loaded."})
+    lora_r: int | None = field(default=None, metadata={"help": "Rank of an adapter."})
+    lora_target_modules: list[str] | None = field(default=None, metadata={"help": "Layers it adapts."})
+    load_in_4bit: bool | None = field(default=None, metadata={"help": "QLoRA."})
+
+    def __post_init__(self):
+        recipe = _read_recipe(self.config) if self.config else {}
+        self.model = self.model or recipe.get("model_name_or_path")
+        if self.model is None:
+            raise ValueError("Name a `model`, or a `config` that has one.")
+        self.classic = self.classic or Path(self.config or "").stem == "classic"
+        uses_lora = recipe.get("use_peft", False)
+        for key, name in _RECIPE_KEYS.items():
+            if getattr(self, name) is None and key in recipe and (uses_lora or not key.startswith("lora")):
+                setattr(self, name, recipe[key])
+        if uses_lora and self.lora_r is None:
+            self.lora_r = 16
+        defaults = {
+            "micro_batch": 1, "max_length": 2048, "gradient_accumulation_steps": 1, "gradient_checkpointing": True,
+            "padding_free": False, "optim": "adamw_torch_fused", "bf16": True, "dtype": "float32", "load_in_4bit": False,
+        }  # fmt: skip
+        for name, value in defaults.items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        self._check()
+
+    def _check(self):
+        for name in ("gpus", "micro_batch", "max_length", "gradient_accumulation_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 1.")
+        if self.offload and self.zero not in ("1", "2", "3"):
+            raise ValueError("`offload` needs `zero` 1, 2 or 3.")
+        if self.load_in_4bit and self.lora_r is None:
+            raise ValueError("`load_in_4bit` needs an adapter: give `lora_r`.")
+        if not self.optim.startswith(("adamw_torch", "adamw_bnb_8bit", "adamw_8bit", "paged_adamw_8bit")):
+            raise ValueError(f"`optim` is {self.optim!r}; AdamW, of torch or with 8-bit moments, can be planned.")
+
+    @property
+    def sharded(self) -> bool:
+        """Whether DeepSpeed or FSDP2 hold the model, which then computes in bf16 without autocast."""
+        return self.zero != "0"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """
+    Bytes on each GPU.
+
+    Args:
+        parameters, gradients, optimizer, gathered, buckets (`float`):
+            See the top of this file. `gradients` are those at the largest moment.
+        activations (`float`):
+            All else at the largest moment, `lm_loss` left out.
+        lm_loss (`float`):
+            What the critique loss adds to that moment.
+        host (`float`):
+            What is offloaded, in the memory of the CPU, for each GPU.
+        step (`float`):
+            Bytes at the optimizer's step, when activations are gone.
+
+    Examples:
+
+    ```python
+    >>> plan = make_plan(PlanArguments(model="Qwen/Qwen3-0.6B"))
+    >>> plan.total / 2**30
+    ```
+    """
+
+    parameters: float
+    gradients: float
+    optimizer: float
+    activations: float
+    lm_loss: float
+    gathered: float
+    buckets: float
+    host: float
+    step: float
+
+    @property
+    def backward(self) -> float:
+        """Bytes at the largest moment of the forward and backward pass."""
+        return (
+            self.parameters
+            + self.gradients
+            + self.optimizer
+            + self.activations
+            + self.lm_loss
+            + self.gathered
+            + self.buckets
+        )
+
+    @property
+    def total(self) -> float:
+        """Bytes at the largest moment of a training step."""
+        return max(self.backward, self.step)
+
+
+def make_plan(args: PlanArguments, config: CLoudConfig | None = None, micro_batch: int | None = None) -> Plan:
+    """
+    Plan one setting.
+
+    Args:
+        args ([`PlanArguments`]):
+            The setting.
+        config ([`CLoudConfig`], *optional*):
+            Instead of reading that of `args.model`.
+        micro_batch (`int`, *optional*):
+            Instead of `args.micro_batch`.
+
+    Returns:
+        [`Plan`]
+    """
+    config = config or read_model(args)
+    step = _simulate(args, config, micro_batch or args.micro_batch)
+    return _divide(args, config, step, _lm_loss_bytes(args, config, micro_batch or args.micro_batch))
+
+
+def largest_micro_batch(args: PlanArguments, config: CLoudConfig, plan: Plan) -> int:
+    """
+    Pairs on each GPU that fit, 0 if none do. Memory grows in a straight line with them.
+
+    Args:
+        args ([`PlanArguments`]):
+            The setting.
+        config ([`CLoudConfig`]):
+            The model.
+        plan ([`Plan`]):
+            That of `args.micro_batch`.
+    """
+    limit = (args.gpu_memory_gb - args.reserve_gb) * GB
+    slope = (make_plan(args, config, args.micro_batch + 2).backward - plan.backward) / 2
+    pairs = args.micro_batch + math.floor((limit - plan.backward) / slope)
+    return max(0, pairs) if plan.step <= limit else 0
+
+
+def read_model(args: PlanArguments) -> CLoudConfig:
+    """The config of the reward model that is trained."""
+    config = read_config(args.model)
+    if not isinstance(config, CLoudConfig):
+        config = CLoudConfig(text_config=config)
+    config.critique = not args.classic and config.critique
+    return config
+
+
+def _simulate(args: PlanArguments, config: CLoudConfig, pairs: int) -> StepMemory:
+    bf16_weights = args.dtype == "bfloat16" or (args.bf16 and (args.sharded or args.load_in_4bit))
+    lora = None
+    if args.lora_r is not None:
+        lora = LoraConfig(r=args.lora_r, target_modules=args.lora_target_modules, task_type="CAUSAL_LM")
+    return simulate_step(
+        config,
+        pairs,
+        args.max_length,
+        labelled_share=args.labelled_share,
+        dtype=torch.bfloat16 if bf16_weights else torch.float32,
+        autocast=args.bf16 and not args.sharded,
+        gradient_checkpointing=args.gradient_checkpointing,
+        padding_free=args.padding_free,
+        lm_loss_chunks=args.lm_loss_chunks,
+        lora=lora,
+    )
+
+
+def _lm_loss_bytes(args: PlanArguments, config: CLoudConfig, pairs: int) -> float:
+    """Logits, their log-softmax and its gradient in fp32, for the labelled tokens of one piece."""
+    if not config.critique:
+        return 0.0
+    from ..modeling_cloud import _VOCABULARY_PER_CHUNK
+
+    vocabulary = config.text_config.vocab_size
+    chunks = args.lm_loss_chunks or max(1, vocabulary // _VOCABULARY_PER_CHUNK)
+    return 3 * 4 * vocabulary * args.labelled_share * 2 * pairs * args.max_length / chunks
+
+
+def _divide(args: PlanArguments, config: CLoudConfig, step: StepMemory, lm_loss: float) -> Plan:
+    shards = args.gpus
+    weight = 2 if args.dtype == "bfloat16" or (args.bf16 and args.sharded) else 4
+    weight_stored = 4 if args.zero == "fsdp" and args.dtype != "bfloat16" else weight
+    # An adapter is fp32 except under DeepSpeed and over 4 bits
+    trained = weight_stored
+    frozen = step.parameters - step.trained
+    if args.lora_r is not None and not args.sharded:
+        trained = 2 if args.load_in_4bit else 4
+    frozen_bytes = frozen * weight
+    if args.load_in_4bit:
+        frozen_bytes = step.linear * _FOUR_BITS + (frozen - step.linear) * (2 if args.bf16 else 4)
+    parameters = frozen_bytes + step.trained * trained
+    moments = 2 if "8bit" in args.optim else 4 if trained == 2 and args.zero == "0" else 8
+    master = 4 if trained == 2 and args.zero in ("1", "2", "3") else 0
+    optimizer = step.trained * (moments + master)
+    gradient_share = (trained * step.trained) / max(1, max(gradients for _, gradients in step.peaks))
+    host = gathered = buckets = 0.0
+    if args.zero == "0":
+        buckets = trained * step.trained if args.gpus > 1 else 0.0
+    else:
+        optimizer /= shards
+    if args.zero in ("2", "3", "fsdp"):
+        gradient_share /= shards
+        buckets = 2 * 2 * config.text_config.hidden_size**2
+    if args.zero in ("3", "fsdp"):
+        parameters /= shards
+        layers = config.text_config.num_hidden_layers
+        live = _LIVE_PARAMETERS if args.zero == "3" else max(step.largest, 2 * step.linear / layers)
+        gathered = min(max(live, step.largest), step.parameters) * (2 if args.bf16 else 4)
+    if args.load_in_4bit:
+        gathered += 2 * step.linear / config.text_config.num_hidden_layers / 2  # the largest of a layer's seven
+    if args.offload:
+        host, optimizer, gradient_share = optimizer + trained * step.trained / shards, 0.0, 0.0
+    activations, gradients = step.peak(gradient_share, accumulated=args.gradient_accumulation_steps > 1)
+    # What the step makes: square roots of all moments (not if fused), and DeepSpeed's fp32 gradients
+    stepped = step.trained / (shards if args.sharded else 1)
+    if args.zero == "3":
+        stepped = min(stepped, _SUB_GROUP)
+    made = stepped * ((4 if args.optim == "adamw_torch" else 0) + (4 if master else 0))
+    all_gradients = gradient_share * max(gradients for _, gradients in step.peaks)
+    return Plan(
+        parameters=parameters,
+        gradients=gradients,
+        optimizer=optimizer,
+        activations=activations - min(lm_loss, activations),
+        lm_loss=min(lm_loss, activations),
+        gathered=gathered,
+        buckets=buckets,
+        host=host,
+        step=parameters + all_gradients + optimizer + buckets + (0 if args.offload else made),
+    )
+
+
+def _read_recipe(path: str) -> dict:
+    recipe = yaml.safe_load(Path(path).read_text())
+    if not isinstance(recipe, dict):
+        raise ValueError(f"`config` {path} is not a recipe: it holds no keys.")
+    return recipe
+
+
+def table(args: PlanArguments, plan: Plan, largest: int) -> str:
+    """A plan as text."""
+    pairs = f"{args.micro_batch} pair{'s' if args.micro_batch > 1 else ''}"
+    rows = [
+        (part.name, getattr(plan, part.name)) for part in dataclasses.fields(plan) if part.name not in ("host", "step")
+    ]
+    lines = [f"{args.model}: {pairs} of up to {args.max_length} tokens each on one of {args.gpus} GPU(s), GiB per GPU"]
+    lines += [f"  {name.replace('_', ' '):<12} {size / GB:9.2f}" for name, size in rows if size]
+    lines += [f"  {'total':<12} {plan.total / GB:9.2f} of {args.gpu_memory_gb - args.reserve_gb:.0f} usable"]
+    if plan.host:
+        lines += [f"  {'in CPU memory':<12} {plan.host / GB:7.2f} for each GPU"]
+    lines += [f"Largest micro-batch that fits: {largest} pairs" if largest else "Not even one pair fits."]
+    return "\n".join(lines)
+
+
+def main(args: PlanArguments):
+    config = read_model(args)
+    plan = make_plan(args, config)
+    print(table(args, plan, largest_micro_batch(args, config, plan)))
+
+
+if __name__ == "__main__":
+    from transformers import HfArgumentParser
+
+    main(*HfArgumentParser(PlanArguments).parse_args_into_dataclasses())

@@ -1,0 +1,125 @@
+"""Tokens per second, the share of the device's peak (MFU), and the time that is left, in the log of a run."""
+
+import time
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+# Dense bf16 operations per second of one device, from the vendors' data sheets, by what its name contains
+PEAK_FLOPS = {
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "B200": 2250e12,
+    "A100": 312e12,
+    "A40": 149.7e12,
+    "A10G": 70e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "RTX 4090": 165.2e12,
+    "RTX 3090": 71e12,
+    "MI300X": 1307e12,
+    "MI250": 181e12,  # one of its two devices
+}
+
+
+def peak_flops(device_name: str) -> float | None:
+    """
+    Dense bf16 operations per second of a device.
+
+    Args:
+        device_name (`str`):
+            As `torch.cuda.get_device_name` says it.
+
+    Returns:
+        `float` or `None`: `None` if it is not known.
+
+    Examples:
+
+    ```python
+    >>> peak_flops("NVIDIA A100-SXM4-80GB")
+    312000000000000.0
+    ```
+    """
+    return next((flops for name, flops in PEAK_FLOPS.items() if name.lower() in device_name.lower()), None)
+
+
+class LogsThroughput:
+    """
+    Mixin for TRL's trainers: each log of the training has `tokens_per_second` (real tokens of all devices, without
+    padding), `eta_hours`, and `mfu` where the device's peak is known. A log covers the steps since the one before, without
+    evaluation and saving.
+
+    MFU counts 6 operations for each token and parameter that is not an input embedding (forward and backward pass), and 4
+    for frozen ones (an adapter's base, which needs no gradients of its own). The second forward pass of gradient
+    checkpointing and attention scores are not counted.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._clock = _TrainingClock()
+        self.add_callback(self._clock)
+        embeddings = self.model.get_input_embeddings()
+        tied = embeddings is not None and getattr(self.model.config, "tie_word_embeddings", False)
+        looked_up = set() if tied else {id(weight) for weight in embeddings.parameters()}
+        self._flops_per_token = sum(
+            (6 if weight.requires_grad else 4) * weight.numel()
+            for weight in self.model.parameters()
+            if id(weight) not in looked_up
+        )
+        self._measured = (0, 0)  # tokens and steps at the last log
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs.update(self._throughput())
+        super().log(logs, start_time)
+
+    def _throughput(self) -> dict[str, float]:
+        tokens, steps = self._total_train_tokens, self.state.global_step
+        seconds = self._clock.take()
+        new_tokens = tokens - self._measured[0]
+        new_steps = steps - max(self._measured[1], self._clock.first_step)
+        self._measured = (tokens, steps)
+        if new_steps < 1 or not seconds:
+            return {}
+        speed = new_tokens / seconds
+        measured = {
+            "tokens_per_second": speed,
+            "eta_hours": (self.state.max_steps - steps) * seconds / new_steps / 3600,
+        }
+        if torch.cuda.is_available() and (peak := peak_flops(torch.cuda.get_device_name())) is not None:
+            measured["mfu"] = speed * self._flops_per_token / (peak * self.accelerator.num_processes)
+        return measured
+
+
+class _TrainingClock(TrainerCallback):
+    """Seconds between the beginning of a step and its end or the beginning of the next, evaluation and saving left out."""
+
+    def __init__(self):
+        self._seconds = 0.0
+        self._started: float | None = None
+        self.first_step = 0
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        self._seconds, self._started, self.first_step = 0.0, time.perf_counter(), state.global_step
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        if self._started is None:
+            self._started = time.perf_counter()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        if control.should_log or control.should_evaluate or control.should_save:
+            self._stop()
+
+    def _stop(self):
+        if self._started is not None:
+            self._seconds += time.perf_counter() - self._started
+            self._started = None
+
+    def take(self) -> float:
+        """Seconds since the last call."""
+        self._stop()
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
