@@ -7,15 +7,26 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.fsdp.fully_sharded_data_parallel import StateDictType
 
 
-def check_fsdp_saves(accelerator: Accelerator):
+def check_fsdp(accelerator: Accelerator):
     """
-    Raise `ValueError` if FSDP is configured so that no model would be saved.
+    Check how FSDP2 is configured.
+
+    Raises:
+        `ValueError`: If no model would be saved, or weights would be read by one process alone.
     """
-    plugin = accelerator.state.fsdp_plugin if accelerator.is_fsdp2 else None
-    if plugin is not None and plugin.state_dict_type != StateDictType.FULL_STATE_DICT:
+    if not accelerator.is_fsdp2:
+        return
+    plugin = accelerator.state.fsdp_plugin
+    if plugin.state_dict_type != StateDictType.FULL_STATE_DICT:
         raise ValueError(
             f"FSDP's `fsdp_state_dict_type` is {plugin.state_dict_type.name}: every process would write a part of the "
             "weights and no model would be saved. Set it to FULL_STATE_DICT, as ds_configs/accelerate_fsdp2.yaml does."
+        )
+    if plugin.cpu_ram_efficient_loading:
+        raise ValueError(
+            "FSDP's `fsdp_cpu_ram_efficient_loading` is on, but the reward head is sharded before accelerate would send "
+            "the weights around. Set it to false; where the weights do not fit into CPU memory once per GPU, use "
+            "ds_configs/zero3.json."
         )
 
 
