@@ -32,16 +32,18 @@ def check_fsdp(accelerator: Accelerator):
 
 def prepare_fsdp2(accelerator: Accelerator, model: nn.Module):
     """
-    Set up mixed precision under FSDP2, before accelerate shards the model; nothing elsewhere.
+    Shard the reward head under FSDP2, and set up mixed precision, before accelerate shards the rest; nothing elsewhere.
 
-    The language model computes in bf16 on fp32 weights, gradients are summed in fp32. The reward head is a unit of its own
-    that stays in fp32, and outputs are left as they are: accelerate would round rewards and losses to bf16.
+    The head is a unit of its own that stays in fp32: FSDP2 takes parameters of one dtype per unit. With bf16 the language
+    model computes in bf16 on fp32 weights, gradients are summed in fp32, and outputs are left as they are, where accelerate
+    would round rewards and losses to bf16.
     """
-    if not accelerator.is_fsdp2 or accelerator.mixed_precision == "no":
+    if not accelerator.is_fsdp2:
         return
-    plugin = accelerator.state.fsdp_plugin
-    dtype = plugin.mixed_precision_policy.param_dtype
-    plugin.mixed_precision_policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    if accelerator.mixed_precision != "no":
+        plugin = accelerator.state.fsdp_plugin
+        dtype = plugin.mixed_precision_policy.param_dtype
+        plugin.mixed_precision_policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     for name, module in model.named_modules():
         if name.endswith("reward_head"):
             fully_shard(module.float(), mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
