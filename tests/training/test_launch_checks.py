@@ -5,10 +5,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import FullyShardedDataParallelPlugin
 from test_trainer import make_rows, make_trainer
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from cloud_hf import CLoudTrainer, CLoudTrainingConfig
 from cloud_hf.training import launch_checks
@@ -35,6 +37,10 @@ def one_process(monkeypatch):
     }.items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    yield
+    unset_hf_deepspeed_config()  # models of later tests would load as parts of a ZeRO-3 one
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def deepspeed_config(folder, name="zero3", zero=None, **changes):
