@@ -3,7 +3,20 @@ The classic arm: a reward model that scores the response at once. Same model cla
 
 Rows have the columns prompt, chosen, rejected.
 
-accelerate launch examples/train_classic.py --config examples/configs/llama3-8b/classic.yaml
+torchrun --nproc_per_node 8 examples/train_classic.py --config examples/configs/llama3-8b/classic.yaml \
+    --dataset_name pairs.jsonl --deepspeed ds_configs/zero2.json
+
+zero1.json, zero3.json and zero3_offload.json go in its place; without --deepspeed it is DDP. FSDP2:
+
+accelerate launch --config_file ds_configs/accelerate_fsdp2.yaml examples/train_classic.py \
+    --config examples/configs/llama3-8b/classic.yaml --dataset_name pairs.jsonl
+
+On several nodes, the same line on each (Slurm: after `srun`, in a job with one task per node); HEAD is one's address:
+
+torchrun --nnodes 2 --nproc_per_node 8 --rdzv_backend c10d --rdzv_endpoint HEAD:29500 examples/train_classic.py \
+    --config examples/configs/llama3-8b/classic.yaml --dataset_name pairs.jsonl --deepspeed ds_configs/zero3.json
+
+ds_configs/README.md says which to take. `--resume_from_checkpoint true` goes on after a kill.
 
 On a CPU, with a small model:
 

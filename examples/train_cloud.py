@@ -4,7 +4,20 @@ Stage 3: train a CLoud reward model, Bradley-Terry loss plus λ times the critiq
 Rows have the columns prompt, chosen, rejected, chosen_feedback, rejected_feedback; in the paper the critiques are the
 model's own, written by build_self_critiques.py with the model of stage 1, from which this stage starts.
 
-accelerate launch examples/train_cloud.py --config examples/configs/llama3-8b/cloud.yaml
+torchrun --nproc_per_node 8 examples/train_cloud.py --config examples/configs/llama3-8b/cloud.yaml \
+    --dataset_name self-critiques --deepspeed ds_configs/zero2.json
+
+zero1.json, zero3.json and zero3_offload.json go in its place; without --deepspeed it is DDP. FSDP2:
+
+accelerate launch --config_file ds_configs/accelerate_fsdp2.yaml examples/train_cloud.py \
+    --config examples/configs/llama3-8b/cloud.yaml --dataset_name self-critiques
+
+On several nodes, the same line on each (Slurm: after `srun`, in a job with one task per node); HEAD is one's address:
+
+torchrun --nnodes 2 --nproc_per_node 8 --rdzv_backend c10d --rdzv_endpoint HEAD:29500 examples/train_cloud.py \
+    --config examples/configs/llama3-8b/cloud.yaml --dataset_name self-critiques --deepspeed ds_configs/zero3.json
+
+ds_configs/README.md says which to take. `--resume_from_checkpoint true` goes on after a kill.
 
 On a CPU, with a small model:
 

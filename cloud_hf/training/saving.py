@@ -20,7 +20,7 @@ from .checkpoints import (
     write_record,
 )
 from .launch_checks import check_dataset_size
-from .sharding import check_fsdp_saves, prepare_fsdp2
+from .sharding import check_fsdp, prepare_fsdp2
 
 
 class ExactResume:
@@ -33,7 +33,7 @@ class ExactResume:
         """See [`~transformers.Trainer.train`]; `True` is the last checkpoint that was written to its end."""
         rows = len(self.train_dataset)
         self._check_dataset_size(rows)
-        check_fsdp_saves(self.accelerator)
+        check_fsdp(self.accelerator)
         self._seconds_before, self._started = 0.0, time.monotonic()
         if not resume_from_checkpoint:
             return super().train(**kwargs)

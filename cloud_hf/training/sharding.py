@@ -7,30 +7,43 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.fsdp.fully_sharded_data_parallel import StateDictType
 
 
-def check_fsdp_saves(accelerator: Accelerator):
+def check_fsdp(accelerator: Accelerator):
     """
-    Raise `ValueError` if FSDP is configured so that no model would be saved.
+    Check how FSDP2 is configured.
+
+    Raises:
+        `ValueError`: If no model would be saved, or weights would be read by one process alone.
     """
-    plugin = accelerator.state.fsdp_plugin if accelerator.is_fsdp2 else None
-    if plugin is not None and plugin.state_dict_type != StateDictType.FULL_STATE_DICT:
+    if not accelerator.is_fsdp2:
+        return
+    plugin = accelerator.state.fsdp_plugin
+    if plugin.state_dict_type != StateDictType.FULL_STATE_DICT:
         raise ValueError(
             f"FSDP's `fsdp_state_dict_type` is {plugin.state_dict_type.name}: every process would write a part of the "
             "weights and no model would be saved. Set it to FULL_STATE_DICT, as ds_configs/accelerate_fsdp2.yaml does."
+        )
+    if plugin.cpu_ram_efficient_loading:
+        raise ValueError(
+            "FSDP's `fsdp_cpu_ram_efficient_loading` is on, but the reward head is sharded before accelerate would send "
+            "the weights around. Set it to false; where the weights do not fit into CPU memory once per GPU, use "
+            "ds_configs/zero3.json."
         )
 
 
 def prepare_fsdp2(accelerator: Accelerator, model: nn.Module):
     """
-    Set up mixed precision under FSDP2, before accelerate shards the model; nothing elsewhere.
+    Shard the reward head under FSDP2, and set up mixed precision, before accelerate shards the rest; nothing elsewhere.
 
-    The language model computes in bf16 on fp32 weights, gradients are summed in fp32. The reward head is a unit of its own
-    that stays in fp32, and outputs are left as they are: accelerate would round rewards and losses to bf16.
+    The head is a unit of its own that stays in fp32: FSDP2 takes parameters of one dtype per unit. With bf16 the language
+    model computes in bf16 on fp32 weights, gradients are summed in fp32, and outputs are left as they are, where accelerate
+    would round rewards and losses to bf16.
     """
-    if not accelerator.is_fsdp2 or accelerator.mixed_precision == "no":
+    if not accelerator.is_fsdp2:
         return
-    plugin = accelerator.state.fsdp_plugin
-    dtype = plugin.mixed_precision_policy.param_dtype
-    plugin.mixed_precision_policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    if accelerator.mixed_precision != "no":
+        plugin = accelerator.state.fsdp_plugin
+        dtype = plugin.mixed_precision_policy.param_dtype
+        plugin.mixed_precision_policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     for name, module in model.named_modules():
         if name.endswith("reward_head"):
             fully_shard(module.float(), mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))

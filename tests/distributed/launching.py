@@ -1,10 +1,13 @@
 """Runs `train_for_test.py` in one process or several."""
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 
 SCRIPT = Path(__file__).parent / "train_for_test.py"
@@ -21,7 +24,7 @@ def make_rows(count: int = 36) -> list[dict]:
     ]  # fmt: skip
 
 
-def launch(script: Path, *arguments, processes: int = 1, **environment) -> list[str]:
+def launch(script: Path, *arguments, processes: int = 1) -> list[str]:
     """The command that starts `script` in that many processes."""
     launcher = [sys.executable]
     if processes > 1:
@@ -32,6 +35,8 @@ def launch(script: Path, *arguments, processes: int = 1, **environment) -> list[
 
 def environment(strategy: str) -> dict[str, str]:
     """What the processes of a strategy find in their environment, as its launcher would set it."""
+    if strategy.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
+        pytest.skip("DeepSpeed is not installed: pip install 'cloud-hf[deepspeed]'")
     own = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     if strategy == "fsdp2":
         own |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}

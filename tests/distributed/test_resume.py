@@ -12,7 +12,8 @@ from launching import SCRIPT, environment, launch, write_spec
 from models_for_tests import save_language_model
 from safetensors.torch import load_file
 
-from cloud_hf.training.checkpoints import whole_checkpoints
+from cloud_hf import CLoudTrainingConfig
+from cloud_hf.training.checkpoints import find_checkpoint, whole_checkpoints
 
 
 STEPS = 24
@@ -31,6 +32,7 @@ def test_a_killed_run_ends_as_an_undisturbed_one(tmp_path, strategy):
 
 
 @pytest.mark.full
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("strategy", ["single", "ddp", "zero2", "zero3", "fsdp2"])
 def test_five_kills(tmp_path, strategy):
     kill_and_compare(tmp_path, strategy, kills=5, seed=1)
@@ -55,6 +57,10 @@ def kill_and_compare(folder, strategy, kills, seed):
         assert torch.equal(weights[key], weight), key
     assert log_of(found) == log_of(expected)
     assert len(whole_checkpoints(found)) == 2
+    if strategy != "single":
+        alone = CLoudTrainingConfig(str(found), use_cpu=True, bf16=False)
+        with pytest.raises(ValueError, match="`world_size` was 2, is 1"):
+            find_checkpoint(alone, True)
     print(f"{strategy:8} killed after steps {steps}: weights, log and metrics equal bit by bit")
 
 

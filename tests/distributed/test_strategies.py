@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from launching import run_strategy
+from models_for_tests import save_language_model
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
@@ -61,6 +62,43 @@ def test_two_processes_are_one(base_folder, whole_models, tmp_path, strategy):
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_two_processes_are_one_in_every_kind(base_folder, every_kind, tmp_path, strategy):
     compare(base_folder, every_kind, tmp_path, strategy, KINDS)
+
+
+BF16 = {"bf16": True, "eval_strategy": "no"}
+MIXED = [
+    ("fp32 weights", False, BF16),
+    ("bf16 weights", False, {**BF16, "model_init_kwargs": {"dtype": "bfloat16"}}),
+    ("adapter", True, {**BF16, "model_init_kwargs": {"dtype": "bfloat16"}, "gradient_checkpointing": True}),
+    ("bf16 alone", False, {"bf16": False, "model_init_kwargs": {"dtype": "bfloat16"}}),
+]
+
+
+@pytest.mark.parametrize("strategy", ["fsdp2", pytest.param("zero3", marks=pytest.mark.full)])
+def test_bf16_with_an_fp32_head_and_tied_embeddings(tmp_path, strategy):
+    base = save_language_model(tmp_path / "base", tie_word_embeddings=True, initializer_range=0.1)
+    runs = [{"name": name, "base": str(base), "lora": lora, "options": options} for name, lora, options in MIXED]
+    results = run_strategy(tmp_path / strategy, strategy, runs)
+    for name, lora, options in MIXED:
+        folder, result = tmp_path / strategy / name, results[name]
+        losses = [line["loss"] for line in result["log"] if "loss" in line]
+        assert losses[0] == pytest.approx(9.05, abs=0.02) and losses[-1] < losses[0] - 0.2
+        rewards = torch.tensor(result["rewards"])
+        assert (rewards.bfloat16().float() != rewards).all()  # the head computed in fp32
+        weights = weights_of(folder)
+        head = {weight.dtype for key, weight in weights.items() if "reward_head" in key}
+        assert head == {torch.bfloat16 if strategy == "zero3" and options["bf16"] else torch.float32}
+        kwargs = {"dtype": torch.bfloat16}
+        model = (
+            load_reward_model(str(folder / "model"), **kwargs)[0]
+            if lora
+            else AutoModel.from_pretrained(folder / "model", **kwargs)
+        )
+        embeddings = model.get_input_embeddings().weight
+        assert embeddings.dtype == torch.bfloat16 and embeddings is model.get_output_embeddings().weight
+        assert model.reward_head.dense.weight.dtype == torch.float32
+        with torch.no_grad():
+            again = model.eval()(**torch.load(folder / "batch.pt")).logits[:, 0]
+        assert (again - rewards).abs().max() < 0.03
 
 
 def compare(base_folder, one_process, folder, strategy, kinds):

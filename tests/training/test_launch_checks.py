@@ -5,7 +5,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
+from accelerate.utils import FullyShardedDataParallelPlugin
 from test_trainer import make_rows, make_trainer
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from cloud_hf import CLoudTrainer, CLoudTrainingConfig
 from cloud_hf.training import launch_checks
@@ -32,6 +37,10 @@ def one_process(monkeypatch):
     }.items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    yield
+    unset_hf_deepspeed_config()  # models of later tests would load as parts of a ZeRO-3 one
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def deepspeed_config(folder, name="zero3", zero=None, **changes):
@@ -94,13 +103,34 @@ def test_a_dataset_smaller_than_a_step(base_folder, tmp_path):
     assert trainer.state.global_step == 0
 
 
-def test_fsdp_that_saves_no_model(base_folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"state_dict_type": "SHARDED_STATE_DICT"}, "`fsdp_state_dict_type` is SHARDED_STATE_DICT"),
+        (
+            {"state_dict_type": "FULL_STATE_DICT", "cpu_ram_efficient_loading": True},
+            "`fsdp_cpu_ram_efficient_loading` is on",
+        ),
+    ],
+)
+def test_fsdp_that_cannot_work(base_folder, tmp_path, monkeypatch, options, says):
     """With sharded state dicts transformers writes no model at all, and says nothing."""
-    from accelerate.utils import FullyShardedDataParallelPlugin
-
     trainer = make_trainer(str(base_folder), tmp_path)
-    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, state_dict_type="SHARDED_STATE_DICT")
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, **options)
     monkeypatch.setattr(type(trainer.accelerator), "is_fsdp2", True)
     monkeypatch.setitem(trainer.accelerator.state.__dict__, "fsdp_plugin", plugin)
-    with pytest.raises(ValueError, match="`fsdp_state_dict_type` is SHARDED_STATE_DICT"):
+    with pytest.raises(ValueError, match=says):
         trainer.train()
+
+
+@pytest.mark.parametrize(("name", "kind"), [("ddp", "MULTI_GPU"), ("fsdp2", "FSDP")])
+def test_accelerate_reads_our_configs(name, kind):
+    path = DS_CONFIGS / f"accelerate_{name}.yaml"
+    config = load_config_from_file(str(path))
+    assert config.distributed_type == kind and config.num_processes == 8
+    for line in path.read_text().splitlines():
+        assert "#" in line or line == "fsdp_config:", f"{line} is not explained"
+    if name == "fsdp2":
+        known = {option.dest for option in launch_command_parser()._actions}
+        assert config.fsdp_config.keys() <= known
+        assert config.fsdp_config["fsdp_state_dict_type"] == "FULL_STATE_DICT"

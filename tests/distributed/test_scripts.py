@@ -1,0 +1,39 @@
+"""The three training scripts under each strategy, one stage after the other."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from launching import environment, launch, make_rows
+from transformers import AutoModel, AutoModelForCausalLM
+
+from cloud_hf.training.checkpoints import whole_checkpoints
+
+
+SCRIPT = Path(__file__).parent / "run_script_for_test.py"
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("strategy", ["ddp", "zero1", "zero2", "zero3", "zero3_offload", "fsdp2"])
+def test_scripts(base_folder, tmp_path, strategy):
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("\n".join(map(json.dumps, make_rows(16))))
+    common = [
+        "--dataset_name", data, "--max_length", 300, "--max_steps", 4, "--use_cpu", "--bf16", "False", "--report_to", "none",
+        "--per_device_train_batch_size", 2, "--save_strategy", "steps", "--save_steps", 2, "--ddp_backend", "gloo",
+    ]  # fmt: skip
+    stages = [("critique_sft", base_folder), ("cloud", tmp_path / "critique_sft"), ("classic", base_folder)]
+    commands = [
+        [f"train_{name}.py", "--model_name_or_path", start, "--output_dir", tmp_path / name, *common]
+        for name, start in stages
+    ]
+    commands = json.dumps([[str(part) for part in command] for command in commands])
+    command = launch(SCRIPT, strategy, commands, processes=2)
+    done = subprocess.run(command, env=environment(strategy), capture_output=True, text=True)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    AutoModelForCausalLM.from_pretrained(tmp_path / "critique_sft")
+    assert AutoModel.from_pretrained(tmp_path / "cloud").config.critique
+    assert not AutoModel.from_pretrained(tmp_path / "classic").config.critique
+    for name, _ in stages:
+        assert [path.name for path in whole_checkpoints(tmp_path / name)] == ["checkpoint-2", "checkpoint-4"]
