@@ -22,6 +22,7 @@ from transformers.modeling_utils import set_zero3_state
 from transformers.utils import ModelOutput
 from transformers.utils.generic import is_flash_attention_requested
 
+from .chunked_loss import ChunkedCrossEntropy
 from .configuration_cloud import CLoudConfig, read_config
 from .critique_format import IGNORE_INDEX, CritiqueFormat, pin_date
 from .packed_attention import PACKED_SDPA, packed_arguments
@@ -388,16 +389,22 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             hidden_PH, labels_P = hidden_BTH[:1, 0], labels_BT[:1, 0]
         if chunks is None:
             chunks = max(1, self.config.text_config.vocab_size // _VOCABULARY_PER_CHUNK)
-        losses = []
-        for hidden, labels in zip(hidden_PH.tensor_split(chunks), labels_P.tensor_split(chunks), strict=True):
-            if chunks == 1:
-                losses.append(self._cross_entropy(hidden, labels))
-            else:
-                losses.append(checkpoint(self._cross_entropy, hidden, labels, use_reentrant=False))
+        head = self.language_model.get_output_embeddings()
+        if chunks == 1:
+            return self._loss_from_logits(head(hidden_PH), labels_P).to(hidden_PH.device)
+        # As it was made: not sharded, offloaded, quantized or adapted
+        is_whole = type(head) is nn.Linear and head.weight.shape == (head.out_features, head.in_features)
+        if is_whole and head.bias is None and head.weight.device == hidden_PH.device:
+            return ChunkedCrossEntropy.apply(hidden_PH, head.weight, labels_P, chunks, self._loss_from_logits)
+        pieces = zip(hidden_PH.tensor_split(chunks), labels_P.tensor_split(chunks), strict=True)
+        losses = [
+            checkpoint(lambda h, y: self._loss_from_logits(head(h), y), hidden, labels, use_reentrant=False)
+            for hidden, labels in pieces
+        ]
         return torch.cat(losses).to(hidden_PH.device)
 
-    def _cross_entropy(self, hidden_PH: torch.Tensor, labels_P: torch.Tensor) -> torch.Tensor:
-        logits_PV = self._scale_logits(self.language_model.get_output_embeddings()(hidden_PH).float())
+    def _loss_from_logits(self, logits_PV: torch.Tensor, labels_P: torch.Tensor) -> torch.Tensor:
+        logits_PV = self._scale_logits(logits_PV.float())
         labels_P = labels_P.to(logits_PV.device)
         return F.cross_entropy(logits_PV, labels_P, ignore_index=IGNORE_INDEX, reduction="none")
 
