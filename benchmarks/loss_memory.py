@@ -190,30 +190,30 @@ def plot(result: dict, path: Path):
         color="#0072B2",
         label="joint loss, labelled positions in pieces",
     )
+    whole, floor = sides["all_logits"], sides["limit"]
+    small, quick = MEMORY_LIMIT * whole["peak_megabytes"] / 1000, TIME_LIMIT * floor["seconds_median"]
     for name, side in settings.items():
-        pieces = name.removeprefix("chunks_")
+        pieces, x = name.removeprefix("chunks_"), side["peak_megabytes"] / 1000
+        left = x < small  # of the line, which the label must not cross
         axes.annotate(
             f"{pieces} piece" + "s" * (pieces != "1"),
-            (side["peak_megabytes"] / 1000, side["seconds_median"]),
+            (x, side["seconds_median"]),
             textcoords="offset points",
-            xytext=(6, 6),
+            xytext=(-8 if left else 8, 3),
+            ha="right" if left else "left",
         )
-    whole, floor = sides["all_logits"], sides["limit"]
     axes.plot(
         whole["peak_megabytes"] / 1000, whole["seconds_median"], "s", color="#D55E00", markersize=8,
         label="all logits at once",
     )  # fmt: skip
-    axes.axhline(TIME_LIMIT * floor["seconds_median"], color="#009E73", linestyle="--", label="1.15 × limit of time")
-    axes.axvline(
-        MEMORY_LIMIT * whole["peak_megabytes"] / 1000, color="#CC79A7", linestyle=":", linewidth=2,
-        label="0.35 × memory of all logits",
-    )  # fmt: skip
+    axes.axhline(quick, color="#009E73", linestyle="--", label="1.15 × limit of time")
+    axes.axvline(small, color="#CC79A7", linestyle=":", linewidth=2, label="0.35 × memory of all logits")
     axes.set(
         xlabel="peak memory above parameters and gradients (GB)",
         ylabel="time of a step (s)",
         title="One joint-loss step at vocabulary 128,000 (2 × 1,024 tokens, half labelled, fp32)",
-        xlim=(0, None),
-        ylim=(0, None),
+        xlim=(0, 1.06 * max(side["peak_megabytes"] for side in sides.values()) / 1000),
+        ylim=(0, 1.1 * max(side["seconds_median"] for side in sides.values())),
     )
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
