@@ -24,6 +24,7 @@ from transformers.modeling_utils import set_zero3_state
 from transformers.utils import ModelOutput
 from transformers.utils.generic import is_flash_attention_requested
 
+from .chunked_loss import ChunkedCrossEntropy
 from .configuration_cloud import CLoudConfig, read_config
 from .critique_format import IGNORE_INDEX, CritiqueFormat, pin_date
 from .packed_attention import PACKED_SDPA, packed_arguments
@@ -392,16 +393,22 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             hidden_PH, labels_P = hidden_BTH[:1, 0], labels_BT[:1, 0]
         if chunks is None:
             chunks = max(1, self.config.text_config.vocab_size // _VOCABULARY_PER_CHUNK)
-        losses = []
-        for hidden, labels in zip(hidden_PH.tensor_split(chunks), labels_P.tensor_split(chunks), strict=True):
-            if chunks == 1:
-                losses.append(self._cross_entropy(hidden, labels))
-            else:
-                losses.append(checkpoint(self._cross_entropy, hidden, labels, use_reentrant=False))
+        head = self.language_model.get_output_embeddings()
+        if chunks == 1:
+            return self._loss_from_logits(head(hidden_PH), labels_P).to(hidden_PH.device)
+        # As it was made: not sharded, offloaded, quantized or adapted
+        is_whole = type(head) is nn.Linear and head.weight.shape == (head.out_features, head.in_features)
+        if is_whole and head.bias is None and head.weight.device == hidden_PH.device:
+            return ChunkedCrossEntropy.apply(hidden_PH, head.weight, labels_P, chunks, self._loss_from_logits)
+        pieces = zip(hidden_PH.tensor_split(chunks), labels_P.tensor_split(chunks), strict=True)
+        losses = [
+            checkpoint(lambda h, y: self._loss_from_logits(head(h), y), hidden, labels, use_reentrant=False)
+            for hidden, labels in pieces
+        ]
         return torch.cat(losses).to(hidden_PH.device)
 
-    def _cross_entropy(self, hidden_PH: torch.Tensor, labels_P: torch.Tensor) -> torch.Tensor:
-        logits_PV = self._scale_logits(self.language_model.get_output_embeddings()(hidden_PH).float())
+    def _loss_from_logits(self, logits_PV: torch.Tensor, labels_P: torch.Tensor) -> torch.Tensor:
+        logits_PV = self._scale_logits(logits_PV.float())
         labels_P = labels_P.to(logits_PV.device)
         return F.cross_entropy(logits_PV, labels_P, ignore_index=IGNORE_INDEX, reduction="none")
 
@@ -446,7 +453,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         """
         config, name = self.trunk.config, type(self.language_model).__name__
         option = "`shared_prompt`" if shared_prompt else "`padding_free`"
-        # Other layers than these carry something from token to token beside the attention, or choose tokens by position
+        # Layers of other kinds carry something from token to token, or choose by place which tokens they look at
         others = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
         if self.trunk._is_stateful or others:
             kinds = ", ".join(sorted(others)) or "state-space layers"
@@ -454,7 +461,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         if not self._accepts_position_ids or not self.trunk._can_set_attn_implementation():
             raise ValueError(f"{option} cannot be used with {name}, which does not let positions or attention be set.")
         if is_flash_attention_requested(config) and not shared_prompt:
-            return self._check_segments(shared_prompt)
+            return  # transformers hands its kernels the lengths; they run on a GPU only, where the model may not be yet
         if config._attn_implementation not in ("sdpa", PACKED_SDPA):
             usable = "'sdpa'" if shared_prompt else "'sdpa' or 'flash_attention_2'"
             raise ValueError(
@@ -469,18 +476,18 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         """Raise `ValueError` unless a few random sequences have the same hidden states in one row as one by one."""
         if is_deepspeed_zero3_enabled() or self.device.type == "meta":
             return  # the weights are not here yet
-        prefix, *ends = torch.randint(self.config.text_config.vocab_size, (65,), generator=_fixed_generator()).split(
-            [40, 8, 12, 5]
-        )
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(self.config.text_config.vocab_size, (65,), generator=generator)
+        prefix, *ends = ids.split([40, 8, 12, 5])
         sequences = [torch.cat([prefix, end]) for end in ends]
-        pieces = [(prefix, 0, -1), *((end, 40, 0) for end in ends)] if shared_prompt else []
-        pieces = pieces or [(sequence, 0, -1) for sequence in sequences]
-        segments = torch.tensor([(len(ids), parent) for ids, _, parent in pieces])
-        positions = torch.cat([torch.arange(start, start + len(ids)) for ids, start, _ in pieces])
+        tree = [(prefix, 0, -1), *((end, len(prefix), 0) for end in ends)]  # tokens, first position, parent
+        pieces = tree if shared_prompt else [(sequence, 0, -1) for sequence in sequences]
+        segments = torch.tensor([(len(tokens), parent) for tokens, _, parent in pieces])
+        positions = torch.cat([torch.arange(start, start + len(tokens)) for tokens, start, _ in pieces])
         was_training = self.training
         self.eval()
         packed = self.trunk(
-            input_ids=torch.cat([ids for ids, _, _ in pieces])[None].to(self.device),
+            input_ids=torch.cat([tokens for tokens, _, _ in pieces])[None].to(self.device),
             position_ids=positions[None].to(self.device),
             use_cache=False,
             **packed_arguments(self.trunk.config, segments),
@@ -612,10 +619,6 @@ def _refuse_missing(name, missing_keys):
             f"{name} lacks {len(missing_keys)} of the weights of a CLoud model: {keys}. If it is a plain language model, "
             "make a reward model from it with `CLoudForRewardModeling.from_base`."
         )
-
-
-def _fixed_generator() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
 
 
 def _labelled_sequences(labels_BT: torch.Tensor, reward_positions: torch.Tensor | None) -> torch.Tensor:

@@ -49,8 +49,8 @@ class CLoudTrainingConfig(RewardConfig):
             Whether, in such a row, the prefix that chosen and rejected (and several critiques of a response) have in
             common is there once. Losses and gradients are the same. With `attn_implementation` `"sdpa"`.
         token_budget (`int`, *optional*):
-            Most tokens of a batch on one device, padding included. Pairs of about equal length then share a batch, as
-            many as the budget allows and at most `per_device_train_batch_size`.
+            Most tokens of a training batch on one device, padding included. Pairs of about equal length then share a
+            batch, as many as the budget allows and at most `per_device_train_batch_size`.
 
         > Parameters that control the loss
 
@@ -86,7 +86,7 @@ class CLoudTrainingConfig(RewardConfig):
         default=False, metadata={"help": "Flatten the batch with one copy of the prefixes that its sequences share."}
     )
     token_budget: int | None = field(
-        default=None, metadata={"help": "Most tokens of a batch on one device; batches are grouped by length."}
+        default=None, metadata={"help": "Most tokens of a training batch on one device; groups by length."}
     )
     lm_loss_weight: float = field(default=1.25, metadata={"help": "Weight λ of the critique LM loss."})
     bradley_terry_weight: float = field(default=1.0, metadata={"help": "Weight of the Bradley-Terry loss."})
@@ -106,6 +106,10 @@ class CLoudTrainingConfig(RewardConfig):
             raise ValueError(
                 f"`token_budget` groups pairs by length itself: `train_sampling_strategy` is "
                 f"{self.train_sampling_strategy!r}, leave it 'random'."
+            )
+        if self.token_budget is not None and self.auto_find_batch_size:
+            raise ValueError(
+                "`auto_find_batch_size` changes a number of pairs, but `token_budget` counts tokens. Drop one."
             )
         if not self.critique and self.lm_loss_chunks is not None:
             raise ValueError(

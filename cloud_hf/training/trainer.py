@@ -210,7 +210,7 @@ class CLoudTrainer(LogsThroughput, ExactResume, RewardTrainer):
         )
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
-        return self._train_sampler or super()._get_train_sampler(train_dataset)
+        return super()._get_train_sampler(train_dataset) if self._train_sampler is None else self._train_sampler
 
     def get_train_dataloader(self) -> DataLoader:
         if self.args.token_budget is None:

@@ -262,6 +262,7 @@ def test_a_flattened_batch_wants_a_model_that_was_prepared(model):
         ({"critique": False, "lm_loss_chunks": 2}, "a classic model has no critique loss"),
         ({"token_budget": 0}, "`token_budget` is 0"),
         ({"token_budget": 100, "train_sampling_strategy": "sequential"}, "leave it 'random'"),
+        ({"token_budget": 100, "auto_find_batch_size": True}, "`token_budget` counts tokens"),
     ],
 )
 def test_options_that_cannot_work_together_are_refused(tmp_path, options, says):

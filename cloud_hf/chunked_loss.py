@@ -1,0 +1,77 @@
+"""Cross-entropy of many positions without all their logits, and without a copy of the LM head's gradient per piece.
+
+Shape suffixes: P positions, H hidden, V vocabulary.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """
+    The loss at each position from an LM head that is one matrix, in pieces whose logits are computed again in the backward
+    pass. Autograd alone would add up the gradients of the matrix from all pieces with two of them in memory; here each
+    piece adds to the one that is returned.
+    """
+
+    @staticmethod
+    def forward(
+        ctx,
+        hidden_PH: torch.Tensor,
+        weight_VH: torch.Tensor,
+        labels_P: torch.Tensor,
+        chunks: int,
+        loss_from_logits: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    ) -> torch.Tensor:
+        """
+        Args:
+            hidden_PH (`torch.Tensor` of shape `(P, H)`):
+                Final hidden states.
+            weight_VH (`torch.Tensor` of shape `(V, H)`):
+                The LM head.
+            labels_P (`torch.Tensor` of shape `(P,)`):
+                Labels.
+            chunks (`int`):
+                Number of pieces.
+            loss_from_logits (`Callable`):
+                Loss of shape `(p,)` from logits `(p, V)` and labels `(p,)` of a piece.
+
+        Returns:
+            `torch.Tensor` of shape `(P,)`.
+        """
+        ctx.save_for_backward(hidden_PH, weight_VH, labels_P)
+        ctx.chunks, ctx.loss_from_logits = chunks, loss_from_logits
+        device = hidden_PH.device.type
+        ctx.autocast = {
+            "device_type": device,
+            "dtype": torch.get_autocast_dtype(device),
+            "enabled": torch.is_autocast_enabled(device),
+        }
+        pieces = zip(hidden_PH.tensor_split(chunks), labels_P.tensor_split(chunks), strict=True)
+        return torch.cat([loss_from_logits(F.linear(hidden, weight_VH), labels) for hidden, labels in pieces])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_P: torch.Tensor):
+        """Gradients of the hidden states, and of the LM head unless it is frozen."""
+        hidden_PH, weight_VH, labels_P = ctx.saved_tensors
+        grad_hidden_PH = torch.empty_like(hidden_PH)
+        grad_weight_VH = torch.zeros_like(weight_VH) if ctx.needs_input_grad[1] else None
+        pieces = zip(*(t.tensor_split(ctx.chunks) for t in (hidden_PH, labels_P, grad_P, grad_hidden_PH)), strict=True)
+        with torch.autocast(**ctx.autocast):
+            for hidden, labels, grad, grad_hidden in pieces:
+                logits = F.linear(hidden, weight_VH).requires_grad_()
+                with torch.enable_grad():
+                    loss = ctx.loss_from_logits(logits, labels)
+                (grad_logits,) = torch.autograd.grad(loss, logits, grad)
+                grad_hidden.copy_(grad_logits @ weight_VH)
+                if grad_weight_VH is None:
+                    continue
+                if grad_logits.dtype == hidden.dtype == weight_VH.dtype:
+                    grad_weight_VH.addmm_(grad_logits.T, hidden)
+                else:
+                    grad_weight_VH += grad_logits.T @ hidden  # autocast
+        return grad_hidden_PH, grad_weight_VH, None, None, None
