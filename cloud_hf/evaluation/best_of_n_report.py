@@ -10,6 +10,7 @@ from .best_of_n_curve import Curve
 
 
 _MEANINGS = {
+    "first": "the first candidate, chosen by nobody",
     "random": "any of the N",
     "longest": "the one with the most characters",
     "perfect": "the best of the N",

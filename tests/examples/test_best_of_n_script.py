@@ -350,8 +350,7 @@ def test_killed_twice_it_ends_the_same(models, data, tmp_path):
     generator = random.Random(0)
     with serve_completions(write=write, latency=0.1) as server:
         whole = tmp_path / "whole"
-        words = command(models, data, server, whole)
-        assert run_script("best_of_n", *words, "--max_concurrency", 4, log_dir=tmp_path).status == 0
+        choose(models, whole, "classic", **arena(server, data, max_concurrency=4))
         requests, out = server.requests.total(), tmp_path / "out"
         words = [*command(models, data, server, out), "--max_concurrency", 4]
         for number in (generator.randint(3, 20), 6 * CANDIDATES + generator.randint(3, 10)):
@@ -365,7 +364,7 @@ def test_killed_twice_it_ends_the_same(models, data, tmp_path):
             builder.kill()
             check_not_asked_again(server, before, kept)
         before, kept = server.requests.copy(), texts(out)
-        assert kept
+        assert journaled_texts(out / "arena_hard_judgements")
         ended = run_script("best_of_n", *words, log_dir=tmp_path)
         assert ended.status == 0, ended.output
         check_not_asked_again(server, before, kept)
