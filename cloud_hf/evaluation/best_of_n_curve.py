@@ -138,7 +138,7 @@ class Curve:
         names = ("standard_errors", "standard_errors_over_seeds")
         errors = {name: {n: _known(error) for n, error in getattr(self, name).items()} for name in names}
         value, error = self.of_all
-        return {"values": self.values, **errors, "of_all": {"value": value, "standard_error": _known(error)}}
+        return {"rates": self.values, **errors, "rate_of_all": value, "standard_error_of_all": _known(error)}
 
 
 def draw_curve(

@@ -106,7 +106,7 @@ def test_recorded_candidates(models, data, tmp_path):
                 assert line["critiques"] == list(scores[best].critiques) and line["worth"] == row["correct"][best]
                 right.append(row["correct"][best])
         result = found[name, "problems.jsonl"]
-        assert result["of_all"]["value"] == pytest.approx(sum(right) / len(right))
+        assert result["rate_of_all"] == pytest.approx(sum(right) / len(right))
         assert (result["fewest_candidates"], result["most_candidates"], result["seeds"]) == (3, 4, len(seeds))
         assert list(result["rates"]) == ["1", "2", "3"] == list(result["oracle"])
         assert (result["standard_errors_over_seeds"]["3"] is None) == (name == "classic")
@@ -265,7 +265,9 @@ def test_all_draws_are_the_mean_over_them(models, data, tmp_path):
     points = [expected_votes(row["id"], text) for row in rows for text in row["responses"]]
     assert result["rates"]["1"] == pytest.approx(sum(v.points for v in points) / sum(v.number for v in points))
     assert result["rates"][str(CANDIDATES)] == pytest.approx(result["win_rate"]["value"])
-    assert result["yardsticks"]["perfect"]["of_all"]["value"] >= result["of_all"]["value"]
+    yardsticks = {found["name"]: found for found in result["yardsticks"]}
+    assert yardsticks["perfect"]["rate_of_all"] >= result["rate_of_all"]
+    assert yardsticks["random"]["rates"] == pytest.approx(dict.fromkeys(result["rates"], result["rates"]["1"]))
 
 
 def test_candidates_from_a_file(models, data, tmp_path):
