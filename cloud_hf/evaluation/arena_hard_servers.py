@@ -7,6 +7,7 @@ from typing import Any
 
 from datasets import Features, List, Value, load_from_disk
 
+from ..conversation import read_prompt
 from ..data.building import JournaledClient, all_of, build_dataset, check_rows, complete_build, seed_of
 from ..data.completions import CompletionClient
 from ..data.dataset_folder import DatasetFolder
@@ -86,6 +87,7 @@ def write_candidates(
     del settings["num_candidates"]
     output = DatasetFolder(str(folder), "ArenaHard candidates", settings)
     rows = [asdict(question) for question in questions]
+    check_rows(rows, lambda row: read_prompt(row["prompt"]))
 
     def make_work(gen: JournaledClient):
         async def work(row: dict[str, Any]) -> list[dict[str, Any]]:

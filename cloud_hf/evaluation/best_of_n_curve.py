@@ -138,7 +138,7 @@ class Curve:
         names = ("standard_errors", "standard_errors_over_seeds")
         errors = {name: {n: _known(error) for n, error in getattr(self, name).items()} for name in names}
         value, error = self.of_all
-        return {"values": self.values, **errors, "of_all": {"value": value, "standard_error": _known(error)}}
+        return {"rates": self.values, **errors, "rate_of_all": value, "standard_error_of_all": _known(error)}
 
 
 def draw_curve(
@@ -229,10 +229,8 @@ def _known(error: float) -> float | None:
 def yardsticks(
     problems: Sequence[Problem],
     sizes: Sequence[int],
-    names: Sequence[str] = ("random", "longest", "perfect"),
     worth: Sequence[Sequence[float]] | None = None,
     weights: Sequence[Sequence[float]] | None = None,
-    choose: Chooser = choice_probabilities,
 ) -> dict[str, Curve]:
     """
     The curves to hold a model's against.
@@ -242,13 +240,11 @@ def yardsticks(
             The problems.
         sizes (`Sequence[int]`):
             The N.
-        names (`Sequence[str]`, *optional*):
-            Which: `"random"` takes any of the N, `"longest"` the one with the most characters, `"perfect"` the best.
-        worth, weights, choose:
+        worth, weights:
             See [`draw_curve`]. `worth` defaults to that of the problems.
 
     Returns:
-        `dict[str, Curve]`: By name.
+        `dict[str, Curve]`: `"random"` takes any of the N, `"longest"` the one with the most characters, `"perfect"` the best.
     """
     worth = [problem.worth for problem in problems] if worth is None else worth
     choosers = {
@@ -256,7 +252,7 @@ def yardsticks(
         "longest": [[float(len(response)) for response in problem.responses] for problem in problems],
         "perfect": worth,
     }
-    return {name: draw_curve([choosers[name]], worth, sizes, weights, choose) for name in names}
+    return {name: draw_curve([rewards], worth, sizes, weights) for name, rewards in choosers.items()}
 
 
 def sizes_of(problems: Sequence[Problem], largest: int) -> list[int]:

@@ -8,7 +8,7 @@ from .plots import plt
 
 
 _MARKERS = "os^DvP"
-_LINES = {"random": "--", "longest": "-.", "perfect": ":"}
+_LINES = {"first": "--", "random": "--", "longest": "-.", "perfect": ":"}
 _GREY = "#5c5c5c"
 
 
@@ -33,15 +33,20 @@ def plot_curves(
     scale = 100 if is_share else 1
     with plt.style.context("tableau-colorblind10"):
         figure, axes = plt.subplots(figsize=(7, 4.4))
+        handles = []
         for number, (name, curve) in enumerate(models.items()):
-            axes.errorbar(
-                list(curve.values), [scale * value for value in curve.values.values()],
-                [scale * error for error in curve.standard_errors.values()], label=name,
-                marker=_MARKERS[number % len(_MARKERS)], markersize=5, capsize=3,
+            # Side by side, so that no error bar hides another
+            aside = 0.1 * (number - (len(models) - 1) / 2)
+            handles.append(
+                axes.errorbar(
+                    [n + aside for n in curve.values], [scale * value for value in curve.values.values()],
+                    [scale * error for error in curve.standard_errors.values()], label=name,
+                    marker=_MARKERS[number % len(_MARKERS)], markersize=5, capsize=2.5,
+                )
             )  # fmt: skip
         for name, curve in yardsticks.items():
             # On top, where a model that chooses perfectly would hide them
-            axes.plot(
+            handles += axes.plot(
                 list(curve.values), [scale * value for value in curve.values.values()], _LINES[name], color=_GREY, label=name,
                 linewidth=1.3, zorder=3,
             )  # fmt: skip
@@ -54,7 +59,7 @@ def plot_curves(
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(
-        loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(5, len(models) + len(yardsticks)), frameon=False
+        handles=handles, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(5, len(handles)), frameon=False
     )
     figure.savefig(path, dpi=130, bbox_inches="tight")
     plt.close(figure)

@@ -10,6 +10,7 @@ from .best_of_n_curve import Curve
 
 
 _MEANINGS = {
+    "first": "the first candidate, chosen by nobody",
     "random": "any of the N",
     "longest": "the one with the most characters",
     "perfect": "the best of the N",
@@ -69,10 +70,9 @@ class SetResult:
         return [self._summary(name, model) for name, model in models.items()]
 
     def _summary(self, name: str, model: str) -> dict[str, Any]:
-        found = self.curves[name].summary()
         summary = {"model": model, "dataset": self.name, "title": self.title, "quality": self.quality, **self.counts}
-        summary |= {"seeds": self.seeds[name], "rates": found.pop("values"), **found, "notes": self.notes}
-        summary["yardsticks"] = {key: curve.summary() for key, curve in self.yardsticks.items()}
+        summary |= {"seeds": self.seeds[name], **self.curves[name].summary(), "notes": self.notes}
+        summary["yardsticks"] = [{"name": key, **curve.summary()} for key, curve in self.yardsticks.items()]
         if "perfect" in self.yardsticks:
             summary["oracle"] = self.yardsticks["perfect"].values
         if self.first_candidates is not None:

@@ -31,8 +31,8 @@ class ScoredSet:
             Those that fit the context of every model, so that all choose from the same.
         scores (`dict[str, Scores]`):
             By model, for each seed and problem the scores of its candidates.
-        dropped (`int`):
-            Problems that do not fit some model.
+        left_out (`list[str]`):
+            Ids of the problems that do not fit some model.
         shortened (`dict[str, int]`):
             By model, the problems whose prompt was shortened.
     """
@@ -41,7 +41,7 @@ class ScoredSet:
     title: str
     problems: list[Problem]
     scores: dict[str, Scores]
-    dropped: int
+    left_out: list[str]
     shortened: dict[str, int]
 
     @classmethod
@@ -73,7 +73,8 @@ class ScoredSet:
             where = {place: number for number, place in enumerate(places[model])}
             kept[model] = [[of_seed[where[place]] for place in common] for of_seed in of_model]
         shortened = {model: part.shortened for model, part in fitted.items()}
-        return cls(name, title, [problems[place] for place in common], kept, len(problems) - len(common), shortened)
+        left_out = [problem.id for place, problem in enumerate(problems) if place not in set(common)]
+        return cls(name, title, [problems[place] for place in common], kept, left_out, shortened)
 
     def rewards(self, model: str) -> list[list[list[float]]]:
         """For each seed and problem the rewards of its candidates."""
@@ -85,7 +86,7 @@ class ScoredSet:
 
     def counts(self) -> dict[str, int]:
         """How many problems and candidates there are."""
-        return {**candidate_counts(self.problems), "dropped": self.dropped}
+        return {**candidate_counts(self.problems), "dropped": len(self.left_out)}
 
     def notes(self) -> list[str]:
         """What must be known beside the figures, as sentences."""
@@ -100,8 +101,8 @@ class ScoredSet:
             )
         if counts["repeated_candidates"]:
             notes.append(f"Candidates that repeat another of their problem: {counts['repeated_candidates']}.")
-        if self.dropped:
-            notes.append(f"Problems left out because they do not fit every model's context: {self.dropped}.")
+        if self.left_out:
+            notes.append(f"Problems left out because they do not fit every model's context: {len(self.left_out)}.")
         for model, number in self.shortened.items():
             if number:
                 notes.append(f"{model}: {number} prompts were shortened to fit its context.")
@@ -233,10 +234,13 @@ def arena_results(
             title,
             [found.problems[place] for place in places],
             {model: [[rows[place] for place in places] for rows in scores] for model, scores in found.scores.items()},
-            found.dropped,
+            [name for name in found.left_out if questions[name].category == category],
             found.shortened,
         )
-        results.append(_arena_result(part, judged, largest_n, judge_all, notes))
+        try:
+            results.append(_arena_result(part, judged, largest_n, judge_all, notes))
+        except ValueError as error:
+            raise ValueError(f"{title}: {error} What the judge wrote is in its folder.") from error
     return results
 
 
@@ -251,7 +255,6 @@ def _arena_result(
     weights = [[float(one.number) for one in row] for row in votes]
     sizes = sizes_of(found.problems, largest_n)
     choose = choice_probabilities if judge_all else best_of_the_first
-    names = ("random", "longest", "perfect") if judge_all else ("random",)
     curves = {
         model: draw_curve(found.rewards(model), worth, sizes, weights, choose) for model in found.scores
     }  # fmt: skip
@@ -259,6 +262,11 @@ def _arena_result(
         model: win_rate([row[place] for row, place in zip(votes, found.chosen(model)[0], strict=True)])
         for model in found.scores
     }
+    if judge_all:
+        measures = yardsticks(found.problems, sizes, worth, weights)
+    else:  # the other candidates are not judged
+        none = [[[0.0] * len(row) for row in votes]]
+        measures = {"first": draw_curve(none, worth, sizes, weights, choose)}
     kind = "the mean over all draws of N candidates" if judge_all else "of the first N candidates"
     return SetResult(
         found.name,
@@ -266,7 +274,7 @@ def _arena_result(
         "win rate against the baseline",
         True,
         curves,
-        yardsticks(found.problems, sizes, names, worth, weights, choose),
+        measures,
         found.counts(),
         found.seeds(),
         chosen,

@@ -106,7 +106,7 @@ def test_recorded_candidates(models, data, tmp_path):
                 assert line["critiques"] == list(scores[best].critiques) and line["worth"] == row["correct"][best]
                 right.append(row["correct"][best])
         result = found[name, "problems.jsonl"]
-        assert result["of_all"]["value"] == pytest.approx(sum(right) / len(right))
+        assert result["rate_of_all"] == pytest.approx(sum(right) / len(right))
         assert (result["fewest_candidates"], result["most_candidates"], result["seeds"]) == (3, 4, len(seeds))
         assert list(result["rates"]) == ["1", "2", "3"] == list(result["oracle"])
         assert (result["standard_errors_over_seeds"]["3"] is None) == (name == "classic")
@@ -265,7 +265,9 @@ def test_all_draws_are_the_mean_over_them(models, data, tmp_path):
     points = [expected_votes(row["id"], text) for row in rows for text in row["responses"]]
     assert result["rates"]["1"] == pytest.approx(sum(v.points for v in points) / sum(v.number for v in points))
     assert result["rates"][str(CANDIDATES)] == pytest.approx(result["win_rate"]["value"])
-    assert result["yardsticks"]["perfect"]["of_all"]["value"] >= result["of_all"]["value"]
+    yardsticks = {found["name"]: found for found in result["yardsticks"]}
+    assert yardsticks["perfect"]["rate_of_all"] >= result["rate_of_all"]
+    assert yardsticks["random"]["rates"] == pytest.approx(dict.fromkeys(result["rates"], result["rates"]["1"]))
 
 
 def test_candidates_from_a_file(models, data, tmp_path):
@@ -350,8 +352,7 @@ def test_killed_twice_it_ends_the_same(models, data, tmp_path):
     generator = random.Random(0)
     with serve_completions(write=write, latency=0.1) as server:
         whole = tmp_path / "whole"
-        words = command(models, data, server, whole)
-        assert run_script("best_of_n", *words, "--max_concurrency", 4, log_dir=tmp_path).status == 0
+        choose(models, whole, "classic", **arena(server, data, max_concurrency=4))
         requests, out = server.requests.total(), tmp_path / "out"
         words = [*command(models, data, server, out), "--max_concurrency", 4]
         for number in (generator.randint(3, 20), 6 * CANDIDATES + generator.randint(3, 10)):
@@ -365,7 +366,7 @@ def test_killed_twice_it_ends_the_same(models, data, tmp_path):
             builder.kill()
             check_not_asked_again(server, before, kept)
         before, kept = server.requests.copy(), texts(out)
-        assert kept
+        assert journaled_texts(out / "arena_hard_judgements")
         ended = run_script("best_of_n", *words, log_dir=tmp_path)
         assert ended.status == 0, ended.output
         check_not_asked_again(server, before, kept)
