@@ -62,7 +62,7 @@ def data(tmp_path_factory):
             **texts(number),
             "topic": "ab"[number % 2],
             "swaps": number // 2,
-            "reworded": [f"Tell me {number}."] * (number % 2),
+            "reworded": [f"Tell me {number}."] * (number > 2),
         }
         for number in range(2, 6)
     ]
@@ -327,7 +327,7 @@ def test_probes_of_every_model(probed):
     assert names == list(NAMES) == [part["probe"] for part in report["probes"] if part["model"].endswith("cloud")]
     for part in report["probes"]:
         assert part["rows"] == (20 if part["probe"] == "length" else 2 * 3)
-        assert any(measure["value"] is not None for measure in part["measures"]), part
+        assert any(measure["value"] is not None for measure in part["measures"])
     table = parquet.read_table(folder / "probes_cloud.parquet").to_pylist()
     assert {row["probe"] for row in table} == set(NAMES) - {"length", "batch"}
     assert any(row["altered"] == "your paraphrases 1" for row in table)
