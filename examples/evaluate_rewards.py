@@ -256,15 +256,7 @@ def evaluate(
         with_sides = {key: part for key, part in fitted.items() if key[0] != "problems"}
         sampled = {}
         if args.self_consistency and critique_format.critique:
-            for temperature in args.self_consistency_temperatures:
-                title = f"{shown[name]}, {args.self_consistency} critiques at {temperature:g}"
-                sampler = replace(journaled, title=title, chunk_size=max(1, chunk_size // args.self_consistency))
-                sampling = {**options, "num_critiques": args.self_consistency, "temperature": temperature}
-                scores = score_sets(sampler, with_sides, batches_by_length, sampling)
-                sampled[temperature] = [
-                    replace(evaluation, row_scores=scores[key])
-                    for evaluation, key in zip(results.evaluations, with_sides, strict=True)
-                ]
+            sampled = sample_critiques(journaled, results.evaluations, with_sides, batches_by_length, options, args)
         parts = list(with_sides.values())
         robustness = Robustness(
             assess_uncertainty(results.evaluations, sampled),
@@ -283,6 +275,27 @@ def evaluate(
             ),
         )
     return replace(results, robustness=robustness, sampled=sampled)
+
+
+def sample_critiques(
+    journaled: JournaledScorer,
+    evaluations: list[report.Evaluation],
+    fitted: dict[tuple[str, str], FittedRows],
+    batches_by_length: bool,
+    options: dict,
+    args: EvaluationArguments,
+) -> dict[float, list[report.Evaluation]]:
+    """For each temperature the evaluations with the scores of self-consistency."""
+    count, sampled = args.self_consistency, {}
+    for temperature in args.self_consistency_temperatures:
+        title = f"{journaled.title}, {count} critiques at {temperature:g}"
+        sampler = replace(journaled, title=title, chunk_size=max(1, journaled.chunk_size // count))
+        sampling = {**options, "num_critiques": count, "temperature": temperature}
+        scores = score_sets(sampler, fitted, batches_by_length, sampling)
+        sampled[temperature] = [
+            replace(evaluation, row_scores=scores[key]) for evaluation, key in zip(evaluations, fitted, strict=True)
+        ]
+    return sampled
 
 
 def score_sets(

@@ -60,7 +60,7 @@ def write_robustness(
     probes = {model: found.probes for model, found in results.items()}
     pictures = {}
     for found in zip(*probes.values(), strict=True):
-        if any(measure.figure.n for part in found for measure in part.measures):
+        if any(not math.isnan(measure.figure.value) for part in found for measure in part.measures):
             pictures[found[0].name] = _picture("probe", found[0].name)
             plot_probe(dict(zip(probes, found, strict=True)), output_dir / pictures[found[0].name])
     return lines + ([*probes_section(probes, pictures), ""] if any(probes.values()) else [])
@@ -77,8 +77,8 @@ SELF_CONSISTENCY = f"""## Self-consistency
 The reward is the mean over k critiques, sampled once for all k. Each figure is the row accuracy (share of right and wrong
 responses in the right order), as the mean over {DRAWS} draws of k critiques of each response, ± the standard deviation over these
 draws: what other critiques would change. It shrinks to 0 at the largest k, which can be drawn in one way only. In
-brackets the 95 % interval over rows (Wilson's, as if each row were wholly right or wrong). Length of the reasoning: {{length_of}}; quarters of equal size, or each
-value where they are few."""
+brackets the 95 % interval over rows (Wilson's, as if each row were wholly right or wrong). Length of the reasoning:
+{{length_of}}; quarters of equal size, or each value where they are few."""
 
 
 def self_consistency_section(by_dataset: dict[str, dict[str, SelfConsistency]], pictures: dict[str, str]) -> list[str]:

@@ -335,18 +335,26 @@ def test_the_scripts_take_the_backend(tmp_path, capsys):
         {"prompt": f"{prompt} {i}", "chosen": "It is.", "rejected": f"No {i}."} for i in range(2) for prompt in PROMPTS
     ]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    reports = []
-    for backend, options in (("transformers", None), ("vllm", '{"max_model_len": 512, "enforce_eager": true}')):
+    reports, pages = [], []
+    of_vllm = '{"max_model_len": 512, "enforce_eager": true, "enable_chunked_prefill": false}'
+    for backend, options in (("transformers", None), ("vllm", of_vllm)):
         args = evaluate_rewards.EvaluationArguments(
             models=[str(tmp_path / "model")], dataset_name=[str(tmp_path / "pairs.jsonl")], max_new_tokens=BUDGET,
-            output_dir=str(tmp_path / backend), backend=backend, dtype="float32", vllm_options=options,
+            output_dir=str(tmp_path / backend), backend=backend, dtype="float32", vllm_options=options, self_consistency=2,
+            self_consistency_temperatures=[0.8], probes=["trivial_answers", "batch"], probe_rows=3,
         )  # fmt: skip
         evaluate_rewards.main(args)
-        file = next((tmp_path / backend).glob("scores_*"))
+        file = next((tmp_path / backend).glob("scores_*.jsonl"))
+        pages.append(json.loads((tmp_path / backend / "report.json").read_text()))
         reports.append([json.loads(line) for line in file.read_text().splitlines()])
     for ours, theirs in zip(*reports, strict=True):
         assert ours["chosen_critiques"] == theirs["chosen_critiques"]
         assert ours["rejected_reward"] == pytest.approx(theirs["rejected_reward"], abs=1e-4)
+    for page in pages:
+        [curve], [trivial, batch] = page["self_consistency"], page["probes"]
+        assert len(curve["everything"]["accuracy"]) == 2 and curve["temperature"] == 0.8
+        assert trivial["measures"] == pages[0]["probes"][0]["measures"]
+        assert all(measure["value"] < 1e-3 for measure in batch["measures"] if measure["unit"].startswith("reward"))
 
 
 @pytest.mark.full
