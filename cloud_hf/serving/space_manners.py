@@ -36,10 +36,18 @@ def analytics_wanted() -> bool:
 
 
 def launch_options() -> dict[str, Any]:
-    """What every Space is launched with: system fonts, nothing shared, uploads up to 20 MB."""
+    """What every Space is launched with: system fonts, colours that can be read, nothing shared, uploads up to 20 MB."""
     theme = gr.themes.Default(
         primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
-    ).set(body_text_color_subdued="*neutral_600")
+    ).set(
+        body_text_color_subdued="*neutral_600",
+        # White on these can be read (WCAG AA), under the mouse and while colours change too
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_hover_dark="*primary_800",
+        button_transition="none",
+    )
     return {
         "theme": theme,
         "css": _CSS,

@@ -219,13 +219,13 @@ def open_page(browser, url: str, *, width: int = 1280, height: int = 900, dark: 
 
 
 def serious_faults(page) -> list[str]:
-    """What axe-core finds serious or critical on a page as it stands: rule, help, and the elements."""
+    """What axe-core finds serious or critical on a page as it stands: rule, elements, and what is wrong with each."""
     from axe_playwright_python.sync_playwright import Axe
 
     page.wait_for_function(_NOTHING_FADES)
     found = Axe().run(page).response["violations"]
     return [
-        f"{rule['id']} ({rule['impact']}): {rule['help']}: {[node['html'][:200] for node in rule['nodes']]}"
+        f"{rule['id']} ({rule['impact']}): {[(node['html'][:200], node['failureSummary']) for node in rule['nodes']]}"
         for rule in found
         if rule["impact"] in ("serious", "critical")
     ]

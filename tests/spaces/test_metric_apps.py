@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import shutil
 import sys
 from contextlib import ExitStack
@@ -30,8 +31,13 @@ def json_lines(**columns) -> str:
     return "\n".join(json.dumps(dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True))
 
 
+def box_of(page, label: str):
+    """A text box; its name holds its hint too."""
+    return page.get_by_role("textbox", name=re.compile(f"^{label}"))
+
+
 def compute(page, text: str, label: str = "Rewards"):
-    page.get_by_label(label, exact=True).fill(text)
+    box_of(page, label).fill(text)
     page.get_by_role("button", name="Compute", exact=True).click()
 
 
@@ -53,9 +59,8 @@ def download(page, name: str, folder: Path) -> str:
 def refused(page) -> str:
     """What the message on the page says; it is closed then."""
     toast = page.get_by_test_id("toast-body")
-    toast.wait_for(timeout=30_000)
-    text = toast.inner_text()
-    toast.get_by_label("Close").or_(toast.locator(".toast-close")).first.click()
+    text = toast.get_by_test_id("toast-text").inner_text()
+    toast.get_by_test_id("toast-close").click()
     toast.wait_for(state="detached")
     return text
 
@@ -94,7 +99,7 @@ def test_rewards_become_figures(chromium, preference_app, preference, tmp_path):
     with open_page(chromium, preference_app.url) as visit:
         assert serious_faults(visit.page) == []
         compute(visit.page, PAIRS)
-        assert cells(visit.page, "Figures", 2)[:4] == ["60.0\u00a0%", "70.0\u00a0%", "5", "0.9"]
+        assert cells(visit.page, "Figures", 2)[:4] == ["60.0\u00a0%", "70.0\u00a0%", "5", "0.7"]
         for alt_text in ("Histogram of the margins", "Reliability diagram"):
             picture = visit.page.get_by_role("img", name=alt_text)
             picture.wait_for()
@@ -109,12 +114,12 @@ def test_rewards_become_figures(chromium, preference_app, preference, tmp_path):
 @pytest.mark.parametrize("look", LOOKS)
 def test_preference_by_keyboard_in_any_light(chromium, preference_app, tmp_path, look):
     with open_page(chromium, preference_app.url, **LOOKS[look]) as visit:
-        visit.page.get_by_label("Rewards", exact=True).focus()
+        box_of(visit.page, "Rewards").focus()
         visit.page.keyboard.insert_text(json_lines(chosen=CHOSEN, rejected=REJECTED, subset=["math-prm"] * 5))
         visit.page.keyboard.press("Shift+Enter")
         assert cells(visit.page, "RewardBench sections", 1) == ["Reasoning"]
         assert serious_faults(visit.page) == [] and fits(visit.page)
-        assert ("dark" in visit.page.locator("body").get_attribute("class")) == ("dark" in look)
+        assert ("dark" in (visit.page.locator("body").get_attribute("class") or "")) == ("dark" in look)
         visit.page.screenshot(path=tmp_path / f"pairwise_preference {look}.png", full_page=True)
         assert quiet(preference_app, visit)
 
@@ -152,10 +157,12 @@ def test_bad_rewards_get_a_sentence(chromium, preference_app, tmp_path):
             assert message in refused(visit.page)
             assert not visit.page.get_by_role("region", name="Figures").is_visible()
         visit.page.locator("input[type=file]").first.set_input_files(workbook)
+        visit.page.get_by_role("button", name="Clear").first.wait_for()
         visit.page.get_by_role("button", name="Compute", exact=True).click()
         assert "is no text in UTF-8" in refused(visit.page)
-        visit.page.get_by_label("Clear").or_(visit.page.get_by_label("Remove")).first.click()
-        compute(visit.page, "chosen,rejected\n" + "1.25,0.75\n" * 100_000)  # 1 MB of pairs
+        visit.page.get_by_role("button", name="Clear").first.click()
+        pairs = {"chosen": [1.25] * 100_000, "rejected": [0.75] * 100_000}
+        compute(visit.page, json.dumps(pairs))  # 1.2 MB
         assert cells(visit.page, "Figures", 2)[2] == "100000"
         assert quiet(preference_app, visit)
 
@@ -165,7 +172,7 @@ def test_an_uploaded_file_is_read_instead(chromium, preference_app, tmp_path):
     path.write_text(json_lines(chosen=CHOSEN, rejected=REJECTED))
     with open_page(chromium, preference_app.url) as visit:
         visit.page.locator("input[type=file]").first.set_input_files(path)
-        visit.page.get_by_text("rewards.jsonl").or_(visit.page.get_by_text("rewards")).first.wait_for()
+        visit.page.get_by_role("button", name="Clear").first.wait_for()
         compute(visit.page, "chosen,rejected\n1,2")
         assert cells(visit.page, "Figures", 2)[2] == "5"
 
@@ -239,7 +246,7 @@ def test_predictions_become_rewards(chromium, reward_app, scorer, tmp_path):
         ends = cells(visit.page, "Rewards and critiques", 5)
         cut = [score.finish_reasons.count("length") for score in scores]
         assert ends == [f"{count} of 3 cut" if count else "by itself" for count in cut] and max(cut) > 0
-        visit.page.locator(".vega-embed, .plot-container").first.wait_for()
+        visit.page.locator(".vega-embed").wait_for()
         assert serious_faults(visit.page) == []
         visit.page.screenshot(path=tmp_path / "cloud_reward.png", full_page=True)
         rows = [json.loads(line) for line in download(visit.page, "Download rewards", tmp_path).splitlines()]
@@ -253,7 +260,7 @@ def test_predictions_become_rewards(chromium, reward_app, scorer, tmp_path):
 def test_rewards_by_keyboard_in_any_light(chromium, reward_app, tmp_path, look):
     with open_page(chromium, reward_app.url, **LOOKS[look]) as visit:
         visit.page.get_by_label("number input for Longest critique in tokens").fill("8")
-        visit.page.get_by_label("Prompts and predictions", exact=True).focus()
+        box_of(visit.page, "Prompts and predictions").focus()
         visit.page.keyboard.insert_text("prompt,prediction\nHi!,Hello.")
         visit.page.keyboard.press("Shift+Enter")
         assert cells(visit.page, "Rewards and critiques", 7) == ["Hello."]
