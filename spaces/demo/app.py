@@ -14,6 +14,10 @@ import sys
 from cloud_demo.arguments import parse_arguments
 
 
+# Seconds for a browser that opens the page at once
+HEAD_START = 4.0
+
+
 def main():
     """Open the page, and load the models meanwhile."""
     args = parse_arguments(description=__doc__)
@@ -31,8 +35,8 @@ def main():
         launch(page, backend)
         return
     launch(page, backend, prevent_thread_lock=True)
-    # Its imports would hold the page up
-    backend.load_in_background()
+    # Imports would hold the page up: whoever opens it first begins them once it stands
+    backend.load_in_background(after=HEAD_START)
     page.block_thread()
 
 

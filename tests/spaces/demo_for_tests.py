@@ -41,12 +41,12 @@ def running_demo(models=None, **arguments):
     from cloud_demo.page import build, launch
 
     backend = Backend(DemoArguments(**arguments))
+    if models is not None:
+        assert backend._begun.acquire(blocking=False)
+        backend._models.set_result(models)
     page = build(backend)
     launch(page, backend, prevent_thread_lock=True)
-    if models is None:
-        backend.load_in_background()
-    else:
-        backend._models.set_result(models)
+    backend.load_in_background()
     try:
         yield backend, page.local_url
     finally:

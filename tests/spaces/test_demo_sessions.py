@@ -206,7 +206,9 @@ def shown(text: str) -> str:
 def check_inert(visit):
     page = visit.page
     assert page.locator("#injected").count() == 0
-    assert page.locator(".result .text > *, .result .critique > *, .result b, .result img, .result iframe").count() == 0
+    assert (
+        page.locator(".result .text > *, .result .critique > *, .result b, .result img, .result iframe").count() == 0
+    )
     assert page.evaluate("getComputedStyle(document.body).display") != "none"
     assert visit.problems == [] and visit.outgoing == []
 
@@ -323,7 +325,10 @@ def test_candidates_from_a_policy_server(chromium):
 
     with serve_completions(write=lambda body: (f"an answer to {body['messages'][-1]['content']}", "stop")) as server:
         options = {"policy_url": server.url, "policy_model": server.model}
-        with running_demo(Models(EchoEngine()), model="echo", **options) as (_, url), open_page(chromium, url) as visit:
+        with (
+            running_demo(Models(EchoEngine()), model="echo", **options) as (_, url),
+            open_page(chromium, url) as visit,
+        ):
             page = visit.page
             page.get_by_role("tab", name="Best-of-N").click()
             page.get_by_label("Prompt").locator("visible=true").fill("Why?")

@@ -34,6 +34,7 @@ class Backend:
         self.line = WaitingLine(args.concurrency, args.max_waiting, args.max_waiting_per_user)
         self.distribution = RewardDistribution(source="", wanted=0)
         self._models: Future[Models] = Future()
+        self._begun = threading.Lock()
         self._measuring: asyncio.Task | None = None
 
     def load(self):
@@ -49,9 +50,15 @@ class Backend:
             logger.error("The models could not be opened", exc_info=error)
             self._models.set_exception(Problem("The model could not be opened; the log of the demo says why."))
 
-    def load_in_background(self):
-        """Open the models in a thread."""
-        threading.Thread(target=self.load, name="loading", daemon=True).start()
+    def load_in_background(self, after: float = 0.0):
+        """Open the models in a thread, `after` so many seconds. It begins only once, when it was first to begin."""
+        timer = threading.Timer(after, self._load_once)
+        timer.daemon = True
+        timer.start()
+
+    def _load_once(self):
+        if self._begun.acquire(blocking=False):
+            self.load()
 
     @property
     def is_loaded(self) -> bool:
