@@ -122,7 +122,7 @@ def test_sixteen_visitors_get_their_own_results_and_see_their_place(demo, chromi
 
 
 def test_one_visitor_may_not_fill_the_line(demo):
-    backend, url = demo
+    _, url = demo
     client = client_of(url)
     jobs = [client.submit(PROMPT, "The answer is B.", max_new_tokens=200, api_name="/score") for _ in range(4)]
     ends = [job.exception(timeout=60) for job in jobs]
@@ -131,7 +131,7 @@ def test_one_visitor_may_not_fill_the_line(demo):
 
 
 def test_a_full_line_says_so(found):
-    with running_demo(model=found["cloud"], max_waiting=1, max_new_tokens=300) as (backend, url):
+    with running_demo(model=found["cloud"], max_waiting=1, max_new_tokens=300) as (_, url):
         jobs = [client_of(url).submit(PROMPT, "The answer is B.", api_name="/score") for _ in range(4)]
         refused = [str(end) for job in jobs if (end := job.exception(timeout=120)) is not None]
         assert refused and all("1 requests are waiting, which is as many as may" in words for words in refused)
@@ -311,7 +311,7 @@ def test_a_reward_server_elsewhere(demo, found):
 
     model, tokenizer = load_reward_model(found["cloud"])
     port = free_port()
-    with running_demo(backend="server", server_url=f"http://127.0.0.1:{port}", max_new_tokens=40) as (backend, url):
+    with running_demo(backend="server", server_url=f"http://127.0.0.1:{port}", max_new_tokens=40) as (_, url):
         assert "ConnectError" in sentence_from(url, PROMPT, "x")
         with serving(TransformersEngine(model, tokenizer), port=port, limits=Limits(max_new_tokens=30)):
             got = client_of(url).predict(PROMPT, RESPONSES[0], max_new_tokens=30, api_name="/score")
