@@ -25,12 +25,15 @@ def main():
     os.environ["GRADIO_ANALYTICS_ENABLED"] = str(args.analytics)
     if not args.analytics:
         os.environ["HF_HUB_DISABLE_TELEMETRY"] = os.environ["VLLM_NO_USAGE_STATS"] = "1"
+    on_zero_gpu = os.environ.get("SPACES_ZERO_GPU") == "true"
+    if on_zero_gpu:
+        pass  # noqa: F401: there only, and before whatever asks torch for a GPU
     from cloud_demo.backend import Backend
     from cloud_demo.page import build, launch
 
     backend = Backend(args)
     page = build(backend)
-    if os.environ.get("SPACES_ZERO_GPU") == "true":
+    if on_zero_gpu:
         backend.load()  # ZeroGPU wants the model before the page
         launch(page, backend)
         return

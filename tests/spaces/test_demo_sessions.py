@@ -1,7 +1,10 @@
 """Many visitors at once, those who leave, what goes wrong behind the page, and texts that would be more than text."""
 
+import asyncio
+import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -312,7 +315,7 @@ def test_a_reward_server_elsewhere(demo, found):
     model, tokenizer = load_reward_model(found["cloud"])
     port = free_port()
     with running_demo(backend="server", server_url=f"http://127.0.0.1:{port}", max_new_tokens=40) as (_, url):
-        assert "ConnectError" in sentence_from(url, PROMPT, "x")
+        assert "The reward server cannot be reached or failed: ConnectError" in sentence_from(url, PROMPT, "x")
         with serving(TransformersEngine(model, tokenizer), port=port, limits=Limits(max_new_tokens=30)):
             got = client_of(url).predict(PROMPT, RESPONSES[0], max_new_tokens=30, api_name="/score")
             [score] = model.score([PROMPT], RESPONSES[:1], tokenizer, max_new_tokens=30)
@@ -341,3 +344,39 @@ def test_candidates_from_a_policy_server(chromium):
             assert client_of(url).predict("Why?", 2, api_name="/generate") == ["an answer to Why?"] * 2
     with running_demo(Models(EchoEngine()), model="echo", **options) as (_, url):
         assert "cannot be reached" in sentence_from(url, "Why?", 2, api_name="/generate")
+
+
+# ------------------------------------------------------------------------------------------------------- ZeroGPU
+
+
+def test_on_zero_gpu_each_request_goes_through_its_decorator(found, monkeypatch):
+    """The real decorator lends a GPU; here it counts."""
+    from cloud_hf.loading import load_reward_model
+
+    borrowed = []
+
+    def lend(duration):
+        def decorate(function):
+            def run(*args):
+                borrowed.append(function.__name__)
+                return function(*args)
+
+            return run
+
+        return decorate
+
+    monkeypatch.setitem(sys.modules, "spaces", SimpleNamespace(GPU=lend))
+    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
+    model, tokenizer = load_reward_model(found["cloud"])
+    [score] = model.score([PROMPT], RESPONSES[:1], tokenizer, max_new_tokens=30)
+    with running_demo(model=found["cloud"], max_new_tokens=30) as (backend, url):
+        wait_until(lambda: backend.is_loaded)
+        got = client_of(url).predict(PROMPT, RESPONSES[0], api_name="/score")
+        assert got["critiques"] == list(score.critiques)
+
+        async def stream():
+            return [piece async for piece in backend.models.cloud.stream(PROMPT, RESPONSES[0], max_new_tokens=30)]
+
+        *pieces, last = asyncio.run(stream())
+        assert "".join(pieces) == score.critique and last.reward == pytest.approx(score.reward, abs=1e-4)
+    assert borrowed == ["_judge", "_write"]

@@ -38,7 +38,9 @@ class Backend:
         self._measuring: asyncio.Task | None = None
 
     def load(self):
-        """Open the models."""
+        """Open the models, unless that has begun already."""
+        if not self._begun.acquire(blocking=False):
+            return
         from .models import open_models
 
         try:
@@ -51,14 +53,10 @@ class Backend:
             self._models.set_exception(Problem("The model could not be opened; the log of the demo says why."))
 
     def load_in_background(self, after: float = 0.0):
-        """Open the models in a thread, `after` so many seconds. It begins only once, when it was first to begin."""
-        timer = threading.Timer(after, self._load_once)
+        """Open the models in a thread, `after` so many seconds."""
+        timer = threading.Timer(after, self.load)
         timer.daemon = True
         timer.start()
-
-    def _load_once(self):
-        if self._begun.acquire(blocking=False):
-            self.load()
 
     @property
     def is_loaded(self) -> bool:
