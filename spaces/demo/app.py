@@ -33,8 +33,9 @@ def main():
 
     backend = Backend(args)
     page = build(backend)
-    if on_zero_gpu:
-        backend.load()  # ZeroGPU wants the model before the page
+    if on_zero_gpu or args.backend == "vllm":
+        # ZeroGPU wants the model before the page, vLLM the main thread
+        backend.load()
         launch(page, backend)
         return
     launch(page, backend, prevent_thread_lock=True)
