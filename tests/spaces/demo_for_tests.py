@@ -26,7 +26,10 @@ def save_models(folder) -> dict[str, str]:
     LlamaForCausalLM(build_model_config(tokenizer)).save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
     for name, critique in (("cloud", True), ("classic", False)):
-        make_model(folder / "base", seed=critique, critique=critique).save_pretrained(folder / name)
+        model = make_model(folder / "base", seed=critique, critique=critique)
+        with torch.no_grad():  # never the likeliest: a critique is as long as it may be
+            model.get_output_embeddings().weight[model.config.critique_end_token_id] = 0
+        model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
     rows = folder / "rows.jsonl"
     rows.write_text("".join(json.dumps(row) + "\n" for row in preference_rows(6, "test")))

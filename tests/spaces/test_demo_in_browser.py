@@ -9,7 +9,6 @@ from demo_for_tests import PROMPT, RESPONSES, save_models
 
 pytest.importorskip("gradio", reason="Gradio is not installed: the apps of the Spaces are not tried.")
 
-pytestmark = pytest.mark.xdist_group("demo-in-browser")
 TOKENS = 60
 
 

@@ -16,7 +16,6 @@ from servers_for_tests import free_port, serving
 
 pytest.importorskip("gradio", reason="Gradio is not installed: the apps of the Spaces are not tried.")
 
-pytestmark = pytest.mark.xdist_group("demo-sessions")
 VISITORS = 16
 LONG = 1800
 """Tokens of a critique that takes seconds."""
@@ -107,6 +106,9 @@ def test_sixteen_visitors_get_their_own_results_and_see_their_place(demo, chromi
         page.get_by_label("Prompt").locator("visible=true").fill(PROMPT)
         for place in (1, 2):
             page.get_by_label(f"Response {place}").fill(RESPONSES[place])
+        page.get_by_role("button", name="Options").locator("visible=true").click()
+        page.get_by_label("number input for Longest critique").locator("visible=true").fill("50")
+        page.keyboard.press("Tab")
         for thread in threads:
             thread.start()
         wait_until(lambda: len(backend.line._waiting) > 4)
@@ -135,7 +137,8 @@ def test_one_visitor_may_not_fill_the_line(demo):
 
 def test_a_full_line_says_so(found):
     with running_demo(model=found["cloud"], max_waiting=1, max_new_tokens=300) as (_, url):
-        jobs = [client_of(url).submit(PROMPT, "The answer is B.", api_name="/score") for _ in range(4)]
+        clients = [client_of(url) for _ in range(4)]
+        jobs = [client.submit(PROMPT, "The answer is B.", api_name="/score") for client in clients]
         refused = [str(end) for job in jobs if (end := job.exception(timeout=120)) is not None]
         assert refused and all("1 requests are waiting, which is as many as may" in words for words in refused)
 
@@ -244,7 +247,7 @@ def test_texts_of_users_and_models_stay_text(echo, chromium):
 
 def test_texts_in_errors_stay_text(echo, chromium):
     with open_page(chromium, echo) as visit:
-        for payload in PAYLOADS[:5]:
+        for payload in PAYLOADS[:8]:
             begin(visit.page, f"refuse {payload}")
             visit.page.get_by_text(f"This is refused: refuse {payload}").wait_for()
             check_inert(visit)
