@@ -14,6 +14,10 @@ import sys
 from cloud_demo.arguments import parse_arguments
 
 
+# Seconds for a browser that opens the page at once
+HEAD_START = 4.0
+
+
 def main():
     """Open the page, and load the models meanwhile."""
     args = parse_arguments(description=__doc__)
@@ -21,18 +25,22 @@ def main():
     os.environ["GRADIO_ANALYTICS_ENABLED"] = str(args.analytics)
     if not args.analytics:
         os.environ["HF_HUB_DISABLE_TELEMETRY"] = os.environ["VLLM_NO_USAGE_STATS"] = "1"
+    on_zero_gpu = os.environ.get("SPACES_ZERO_GPU") == "true"
+    if on_zero_gpu:
+        pass  # noqa: F401: there only, and before whatever asks torch for a GPU
     from cloud_demo.backend import Backend
     from cloud_demo.page import build, launch
 
     backend = Backend(args)
     page = build(backend)
-    if os.environ.get("SPACES_ZERO_GPU") == "true":
-        backend.load()  # ZeroGPU wants the model before the page
+    if on_zero_gpu or args.backend == "vllm":
+        # ZeroGPU wants the model before the page, vLLM the main thread
+        backend.load()
         launch(page, backend)
         return
     launch(page, backend, prevent_thread_lock=True)
-    # Its imports would hold the page up
-    backend.load_in_background()
+    # Imports would hold the page up: whoever opens it first begins them once it stands
+    backend.load_in_background(after=HEAD_START)
     page.block_thread()
 
 

@@ -26,7 +26,10 @@ def save_models(folder) -> dict[str, str]:
     LlamaForCausalLM(build_model_config(tokenizer)).save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
     for name, critique in (("cloud", True), ("classic", False)):
-        make_model(folder / "base", seed=critique, critique=critique).save_pretrained(folder / name)
+        model = make_model(folder / "base", seed=critique, critique=critique)
+        with torch.no_grad():  # never the likeliest: a critique is as long as it may be
+            model.get_output_embeddings().weight[model.config.critique_end_token_id] = 0
+        model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
     rows = folder / "rows.jsonl"
     rows.write_text("".join(json.dumps(row) + "\n" for row in preference_rows(6, "test")))
@@ -41,12 +44,12 @@ def running_demo(models=None, **arguments):
     from cloud_demo.page import build, launch
 
     backend = Backend(DemoArguments(**arguments))
+    if models is not None:
+        assert backend._begun.acquire(blocking=False)
+        backend._models.set_result(models)
     page = build(backend)
     launch(page, backend, prevent_thread_lock=True)
-    if models is None:
-        backend.load_in_background()
-    else:
-        backend._models.set_result(models)
+    backend.load_in_background()
     try:
         yield backend, page.local_url
     finally:

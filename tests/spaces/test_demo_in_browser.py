@@ -9,7 +9,6 @@ from demo_for_tests import PROMPT, RESPONSES, save_models
 
 pytest.importorskip("gradio", reason="Gradio is not installed: the apps of the Spaces are not tried.")
 
-pytestmark = pytest.mark.xdist_group("demo-in-browser")
 TOKENS = 60
 
 
@@ -54,11 +53,14 @@ def is_done(page, tab: str):
 
 
 def choose_critiques(page, number: int):
+    """Several critiques, which makes the temperature 0.7; and then as different ones as can be."""
     page.get_by_role("button", name="Options").locator("visible=true").click()
     page.get_by_label("number input for Critiques per response").locator("visible=true").fill(str(number))
     page.keyboard.press("Tab")
     temperature = page.get_by_label("number input for Temperature").locator("visible=true")
     page.wait_for_function("box => box.value === '0.7'", arg=temperature.element_handle())
+    temperature.fill("2")
+    page.keyboard.press("Tab")
 
 
 def test_a_critique_comes_in_pieces_and_then_the_reward(visit):

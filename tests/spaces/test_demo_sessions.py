@@ -1,7 +1,10 @@
 """Many visitors at once, those who leave, what goes wrong behind the page, and texts that would be more than text."""
 
+import asyncio
+import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +16,6 @@ from servers_for_tests import free_port, serving
 
 pytest.importorskip("gradio", reason="Gradio is not installed: the apps of the Spaces are not tried.")
 
-pytestmark = pytest.mark.xdist_group("demo-sessions")
 VISITORS = 16
 LONG = 1800
 """Tokens of a critique that takes seconds."""
@@ -104,6 +106,9 @@ def test_sixteen_visitors_get_their_own_results_and_see_their_place(demo, chromi
         page.get_by_label("Prompt").locator("visible=true").fill(PROMPT)
         for place in (1, 2):
             page.get_by_label(f"Response {place}").fill(RESPONSES[place])
+        page.get_by_role("button", name="Options").locator("visible=true").click()
+        page.get_by_label("number input for Longest critique").locator("visible=true").fill("50")
+        page.keyboard.press("Tab")
         for thread in threads:
             thread.start()
         wait_until(lambda: len(backend.line._waiting) > 4)
@@ -122,7 +127,7 @@ def test_sixteen_visitors_get_their_own_results_and_see_their_place(demo, chromi
 
 
 def test_one_visitor_may_not_fill_the_line(demo):
-    backend, url = demo
+    _, url = demo
     client = client_of(url)
     jobs = [client.submit(PROMPT, "The answer is B.", max_new_tokens=200, api_name="/score") for _ in range(4)]
     ends = [job.exception(timeout=60) for job in jobs]
@@ -131,8 +136,9 @@ def test_one_visitor_may_not_fill_the_line(demo):
 
 
 def test_a_full_line_says_so(found):
-    with running_demo(model=found["cloud"], max_waiting=1, max_new_tokens=300) as (backend, url):
-        jobs = [client_of(url).submit(PROMPT, "The answer is B.", api_name="/score") for _ in range(4)]
+    with running_demo(model=found["cloud"], max_waiting=1, max_new_tokens=300) as (_, url):
+        clients = [client_of(url) for _ in range(4)]
+        jobs = [client.submit(PROMPT, "The answer is B.", api_name="/score") for client in clients]
         refused = [str(end) for job in jobs if (end := job.exception(timeout=120)) is not None]
         assert refused and all("1 requests are waiting, which is as many as may" in words for words in refused)
 
@@ -206,7 +212,9 @@ def shown(text: str) -> str:
 def check_inert(visit):
     page = visit.page
     assert page.locator("#injected").count() == 0
-    assert page.locator(".result .text > *, .result .critique > *, .result b, .result img, .result iframe").count() == 0
+    assert (
+        page.locator(".result .text > *, .result .critique > *, .result b, .result img, .result iframe").count() == 0
+    )
     assert page.evaluate("getComputedStyle(document.body).display") != "none"
     assert visit.problems == [] and visit.outgoing == []
 
@@ -239,7 +247,7 @@ def test_texts_of_users_and_models_stay_text(echo, chromium):
 
 def test_texts_in_errors_stay_text(echo, chromium):
     with open_page(chromium, echo) as visit:
-        for payload in PAYLOADS[:5]:
+        for payload in PAYLOADS[:8]:
             begin(visit.page, f"refuse {payload}")
             visit.page.get_by_text(f"This is refused: refuse {payload}").wait_for()
             check_inert(visit)
@@ -309,8 +317,8 @@ def test_a_reward_server_elsewhere(demo, found):
 
     model, tokenizer = load_reward_model(found["cloud"])
     port = free_port()
-    with running_demo(backend="server", server_url=f"http://127.0.0.1:{port}", max_new_tokens=40) as (backend, url):
-        assert "ConnectError" in sentence_from(url, PROMPT, "x")
+    with running_demo(backend="server", server_url=f"http://127.0.0.1:{port}", max_new_tokens=40) as (_, url):
+        assert "The reward server cannot be reached or failed: ConnectError" in sentence_from(url, PROMPT, "x")
         with serving(TransformersEngine(model, tokenizer), port=port, limits=Limits(max_new_tokens=30)):
             got = client_of(url).predict(PROMPT, RESPONSES[0], max_new_tokens=30, api_name="/score")
             [score] = model.score([PROMPT], RESPONSES[:1], tokenizer, max_new_tokens=30)
@@ -323,7 +331,10 @@ def test_candidates_from_a_policy_server(chromium):
 
     with serve_completions(write=lambda body: (f"an answer to {body['messages'][-1]['content']}", "stop")) as server:
         options = {"policy_url": server.url, "policy_model": server.model}
-        with running_demo(Models(EchoEngine()), model="echo", **options) as (_, url), open_page(chromium, url) as visit:
+        with (
+            running_demo(Models(EchoEngine()), model="echo", **options) as (_, url),
+            open_page(chromium, url) as visit,
+        ):
             page = visit.page
             page.get_by_role("tab", name="Best-of-N").click()
             page.get_by_label("Prompt").locator("visible=true").fill("Why?")
@@ -336,3 +347,39 @@ def test_candidates_from_a_policy_server(chromium):
             assert client_of(url).predict("Why?", 2, api_name="/generate") == ["an answer to Why?"] * 2
     with running_demo(Models(EchoEngine()), model="echo", **options) as (_, url):
         assert "cannot be reached" in sentence_from(url, "Why?", 2, api_name="/generate")
+
+
+# ------------------------------------------------------------------------------------------------------- ZeroGPU
+
+
+def test_on_zero_gpu_each_request_goes_through_its_decorator(found, monkeypatch):
+    """The real decorator lends a GPU; here it counts."""
+    from cloud_hf.loading import load_reward_model
+
+    borrowed = []
+
+    def lend(duration):
+        def decorate(function):
+            def run(*args):
+                borrowed.append(function.__name__)
+                return function(*args)
+
+            return run
+
+        return decorate
+
+    monkeypatch.setitem(sys.modules, "spaces", SimpleNamespace(GPU=lend))
+    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
+    model, tokenizer = load_reward_model(found["cloud"])
+    [score] = model.score([PROMPT], RESPONSES[:1], tokenizer, max_new_tokens=30)
+    with running_demo(model=found["cloud"], max_new_tokens=30) as (backend, url):
+        wait_until(lambda: backend.is_loaded)
+        got = client_of(url).predict(PROMPT, RESPONSES[0], api_name="/score")
+        assert got["critiques"] == list(score.critiques)
+
+        async def stream():
+            return [piece async for piece in backend.models.cloud.stream(PROMPT, RESPONSES[0], max_new_tokens=30)]
+
+        *pieces, last = asyncio.run(stream())
+        assert "".join(pieces) == score.critique and last.reward == pytest.approx(score.reward, abs=1e-4)
+    assert borrowed == ["_judge", "_write"]

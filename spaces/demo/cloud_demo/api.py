@@ -45,7 +45,7 @@ def build(backend: Backend):
         if not _text(response).strip():
             raise Problem("The response is empty.")
         check_lengths(backend, {"response": response})
-        async for step in judge(backend, request.session_hash, "cloud", asked, [response], options):
+        async for step in judge(backend, request.session_hash, asked, [response], options):
             yield _describe(backend, step[0]) if isinstance(step, list) else _status(step)
 
     async def compare(
@@ -64,7 +64,7 @@ def build(backend: Backend):
         options = Options.read(backend, num_critiques, temperature, max_new_tokens, seed)
         asked = read_prompt(backend, _text(prompt))
         check_responses(backend, list(map(_text, responses)))
-        async for step in judge(backend, request.session_hash, "cloud", asked, responses, options):
+        async for step in judge(backend, request.session_hash, asked, responses, options):
             yield _ranked(backend, step) if isinstance(step, list) else _status(step)
 
     async def versus(request: gr.Request, row: int = 1) -> dict:
@@ -106,7 +106,7 @@ def build(backend: Backend):
         options = Options.read(backend, num_critiques, temperature, max_new_tokens, seed)
         asked = read_prompt(backend, _text(prompt))
         check_candidates(backend, list(map(_text, candidates)))
-        async for step in judge(backend, request.session_hash, "cloud", asked, candidates, options):
+        async for step in judge(backend, request.session_hash, asked, candidates, options):
             if not isinstance(step, list):
                 yield _status(step)
                 continue

@@ -34,10 +34,13 @@ class Backend:
         self.line = WaitingLine(args.concurrency, args.max_waiting, args.max_waiting_per_user)
         self.distribution = RewardDistribution(source="", wanted=0)
         self._models: Future[Models] = Future()
+        self._begun = threading.Lock()
         self._measuring: asyncio.Task | None = None
 
     def load(self):
-        """Open the models."""
+        """Open the models, unless that has begun already."""
+        if not self._begun.acquire(blocking=False):
+            return
         from .models import open_models
 
         try:
@@ -49,9 +52,11 @@ class Backend:
             logger.error("The models could not be opened", exc_info=error)
             self._models.set_exception(Problem("The model could not be opened; the log of the demo says why."))
 
-    def load_in_background(self):
-        """Open the models in a thread."""
-        threading.Thread(target=self.load, name="loading", daemon=True).start()
+    def load_in_background(self, after: float = 0.0):
+        """Open the models in a thread, `after` so many seconds."""
+        timer = threading.Timer(after, self.load)
+        timer.daemon = True
+        timer.start()
 
     @property
     def is_loaded(self) -> bool:

@@ -70,7 +70,7 @@ def build(backend: Backend) -> dict[str, gr.Textbox]:
         asked = read_prompt(backend, prompt)
         candidates = check_candidates(backend, split_candidates(candidates))
         yield status("Asking the model…"), ""
-        async for step in judge(backend, request.session_hash, "cloud", asked, candidates, options):
+        async for step in judge(backend, request.session_hash, asked, candidates, options):
             if isinstance(step, Waiting):
                 yield status(step.words), gr.skip()
             elif isinstance(step, Judging):

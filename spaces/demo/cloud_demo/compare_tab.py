@@ -65,7 +65,7 @@ def build(backend: Backend) -> dict[str, gr.Textbox]:
         asked = read_prompt(backend, prompt)
         responses = check_responses(backend, list(responses[:count]))
         yield status("Asking the model…"), ""
-        async for step in judge(backend, request.session_hash, "cloud", asked, responses, options):
+        async for step in judge(backend, request.session_hash, asked, responses, options):
             if isinstance(step, Waiting):
                 yield status(step.words), gr.skip()
             elif isinstance(step, Judging):

@@ -149,13 +149,13 @@ async def write(
 
 
 async def judge(
-    backend: Backend, user: str, engine: str, prompt, responses: Sequence[str], options: Options
+    backend: Backend, user: str, prompt, responses: Sequence[str], options: Options
 ) -> AsyncIterator["Waiting | Judging | list[Score]"]:
-    """Judge responses to one prompt with the engine `"cloud"` or `"classic"`. The last thing that comes are the `Score`s."""
+    """Judge responses to one prompt. The last thing that comes are the `Score`s."""
     with backend.line.join(user) as ticket:
         async for words in backend.wait_for_turn(ticket):
             yield Waiting(words)
-        async with aclosing(_judge_all(getattr(backend.models, engine), prompt, responses, options)) as steps:
+        async with aclosing(_judge_all(backend.models.cloud, prompt, responses, options)) as steps:
             async for step in steps:
                 yield step
 

@@ -11,7 +11,6 @@ from cloud_hf.evaluation.benchmark_rows import BenchmarkRow
 from cloud_hf.evaluation.benchmarks import BENCHMARKS, load_benchmarks
 from cloud_hf.evaluation.best_of_n import expected_best_of
 from cloud_hf.loading import load_reward_model
-from cloud_hf.serving.client import RewardServerError
 from cloud_hf.serving.engine import EngineDeadError, RewardEngine, TransformersEngine
 
 from .arguments import DemoArguments
@@ -91,8 +90,6 @@ def check(engine: RewardEngine, prompt, response: str, max_new_tokens: int):
 
 def problem_of(error: Exception) -> Exception:
     """An engine's error as a `Problem`, if it has words for people, or the error itself."""
-    if isinstance(error, RewardServerError):
-        return Problem(str(error).removeprefix("Row 0: "))
     if isinstance(error, EngineDeadError):
         return Problem("The model has stopped working. Whoever runs this demo must start it again.")
     return error

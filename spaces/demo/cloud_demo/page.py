@@ -39,6 +39,7 @@ def build(backend: Backend) -> gr.Blocks:
         api.build(backend)
 
         async def say_what_is_open() -> AsyncIterator[str]:
+            backend.load_in_background()
             try:
                 yield note(_describe(backend, await backend.loaded()))
             except Exception as error:

@@ -47,7 +47,10 @@ class RemoteEngine:
         try:
             [score] = await self._client.ascore([prompt], [response], **options)
         except ValueError as error:  # the server's words about what it was sent
-            raise Problem(f"The reward server refused this. {_without_place(error)}") from error
+            raise Problem(f"The reward server refused this. {str(error).rpartition('Row 0: ')[2]}") from error
+        except RewardServerError as error:
+            reason = str(error).partition(f"{self._client.url}: ")[2]
+            raise Problem(f"The reward server cannot be reached or failed: {reason}") from error
         return score
 
     async def stream(self, prompt, response: str, **options) -> AsyncIterator[str | Score]:
@@ -61,7 +64,7 @@ class RemoteEngine:
                         raise Problem(f"The reward server refused this. {event['error']}")
                     yield event["critique"] if "critique" in event else _read_score(event["result"])
         except httpx.TransportError as error:
-            raise RewardServerError(f"The reward server {self.name} cannot be reached or broke off.") from error
+            raise Problem("The reward server cannot be reached or broke off. Try again later.") from error
 
     async def close(self) -> None:
         """Connections are closed with each call."""
@@ -103,8 +106,3 @@ def _error_in(response: httpx.Response) -> str:
         return f"{response.json()['error']}"
     except (ValueError, KeyError, TypeError):
         return f"Status {response.status_code}."
-
-
-def _without_place(error: ValueError) -> str:
-    """`Row 0: http://…/v1/rewards: status 422: Row 0: the sentence` -> `the sentence`."""
-    return str(error).rpartition("Row 0: ")[2]

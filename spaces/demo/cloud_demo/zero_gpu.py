@@ -36,11 +36,11 @@ class ZeroGPUEngine:
     """
     `RewardEngine` over `spaces.GPU`. Arguments are those of [`TransformersEngine`].
 
-    The model is on the (emulated) GPU before the first request, as ZeroGPU wants it.
+    Its own process only checks requests: threads begun there would be missing in those with a GPU.
     """
 
     def __init__(self, model, tokenizer, batch_size: int = 16):
-        self._engine = TransformersEngine(model.to("cuda"), tokenizer, batch_size)
+        self._engine = TransformersEngine(model, tokenizer, batch_size)
         self.name, self.critique = self._engine.name, self._engine.critique
         _engines[self.name] = self._engine
 

@@ -1,0 +1,187 @@
+"""The parts of the demo that need no model and no page."""
+
+import asyncio
+import re
+
+import pytest
+from browser import PAYLOADS
+from demo_for_tests import EchoEngine
+
+
+pytest.importorskip("gradio", reason="Gradio is not installed: the apps of the Spaces are not tried.")
+
+from cloud_demo.arguments import DemoArguments, parse_arguments
+from cloud_demo.best_of_n_tab import split_candidates
+from cloud_demo.charts import curve, reward_among, reward_bars
+from cloud_demo.judging import Options, _gathered, _joined
+from cloud_demo.markup import escape
+from cloud_demo.problems import Problem
+from cloud_demo.reward_distribution import RewardDistribution, preference
+from cloud_demo.waiting_line import WaitingLine
+
+
+# ------------------------------------------------------------------------------------------------------- arguments
+
+
+def test_the_command_line_goes_over_the_environment():
+    environment = {"DEMO_MODEL": "org/a", "DEMO_REFERENCE_ROWS": "3", "DEMO_ANALYTICS": "true", "DEMO_ROWS": ""}
+    args = parse_arguments(["--model", "org/b"], environment)
+    assert (args.model, args.reference_rows, args.analytics, args.rows) == ("org/b", 3, True, None)
+    assert parse_arguments([], environment).model == "org/a"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "Name a reward model with `--model`"),
+        (["--backend", "server"], "needs `server_url`"),
+        (["--model", "a", "--backend", "tpu"], "use transformers, vllm or server"),
+        (["--model", "a", "--server_url", "http://b"], "are for `backend` 'server'"),
+        (["--model", "a", "--max_waiting", "0"], "`max_waiting` is 0"),
+        (["--model", "a", "--policy_url", "http://b"], "go together"),
+        (["--model", "a", "--analytics", "maybe"], "neither True nor False"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, words, capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments(arguments, {})
+    assert words in capsys.readouterr().err
+
+
+def test_one_at_a_time_with_transformers_and_more_elsewhere():
+    assert DemoArguments(model="a").concurrency == 1
+    assert DemoArguments(model="a", backend="vllm").concurrency == 16
+
+
+# -------------------------------------------------------------------------------------------------------- the line
+
+
+async def wait_in(line, user, log, leave):
+    with line.join(user) as ticket:
+        async for position in ticket.positions():
+            log.append((user, position))
+        log.append((user, "served"))
+        await leave.wait()
+
+
+def test_the_line_serves_in_order_and_tells_places():
+    async def run():
+        line, log, leave = WaitingLine(1, 5, 1), [], [asyncio.Event() for _ in range(3)]
+        tasks = []
+        for user in range(3):
+            tasks.append(asyncio.ensure_future(wait_in(line, user, log, leave[user])))
+            await asyncio.sleep(0)
+        with pytest.raises(Problem, match="You have 1 requests under way"), line.join(0):
+            pass
+        assert log == [(0, "served"), (1, (1, 1)), (2, (2, 2))]
+        tasks[1].cancel()  # who leaves makes room
+        await asyncio.sleep(0.01)
+        assert log[-1] == (2, (1, 1))
+        leave[0].set()
+        leave[2].set()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert log[-1] == (2, "served") and line.is_empty
+
+    asyncio.run(run())
+
+
+def test_a_full_line_refuses():
+    line = WaitingLine(1, 1, 9)
+    with line.join("a"), line.join("b"):
+        with pytest.raises(Problem, match="1 requests are waiting"), line.join("c"):
+            pass
+        assert not line.is_empty
+    assert line.is_empty
+
+
+# -------------------------------------------------------------------------------------------------------- judgements
+
+
+def test_pieces_are_gathered_whole_and_errors_come_through():
+    async def pieces(error=None):
+        for sign in "critique":
+            yield sign
+            await asyncio.sleep(0.001)
+        if error:
+            raise error
+
+    async def gather(error=None):
+        return [piece async for batch in _gathered(pieces(error)) for piece in batch]
+
+    assert "".join(asyncio.run(gather())) == "critique"
+    with pytest.raises(KeyError):
+        asyncio.run(gather(KeyError("x")))
+
+
+def test_a_reader_who_leaves_closes_the_stream():
+    closed = []
+
+    async def pieces():
+        try:
+            yield "a"
+            await asyncio.sleep(60)
+        finally:
+            closed.append(True)
+
+    async def leave():
+        batches = _gathered(pieces())
+        assert await anext(batches) == ["a"]
+        await batches.aclose()
+
+    asyncio.run(leave())
+    assert closed == [True]
+
+
+def test_critiques_are_joined_with_their_spread():
+    async def run():
+        engine = EchoEngine()
+        first, more = await engine.score("p", "four"), await engine.score("p", "four", num_critiques=2)
+        return _joined(first, more)
+
+    score = asyncio.run(run())
+    assert score.rewards == (4.0, 4.0, 5.0) and score.reward == pytest.approx(13 / 3)
+    assert score.reward_std == pytest.approx((2 / 9) ** 0.5)
+    assert len(score.critiques) == len(score.finish_reasons) == 3
+
+
+def test_options_are_checked():
+    class Backend:
+        args = DemoArguments(model="a", max_new_tokens=10)
+
+    assert Options.read(Backend, 2.0, 1, 10.0) == Options(2, 1.0, 10, None)
+    for options in ((1.5, 0, 10), (True, 0, 10), (2, 0, 10), (1, float("nan"), 10), (1, 0, 11), (1, 0, 10, 0.5)):
+        with pytest.raises(Problem):
+            Options.read(Backend, *options)
+
+
+def test_where_a_reward_falls():
+    distribution = RewardDistribution("4 rows of x", 8)
+    assert "still being measured (0 of 8)" in distribution.describe(0.0)
+    for reward in (3, 1, 2, 0, 4, 5, 6, 7):
+        distribution.add(float(reward))
+    assert distribution.rewards == sorted(distribution.rewards)
+    assert [distribution.percentile(reward) for reward in (-1, 3.5, 3, 9)] == [0, 50, 43.75, 100]
+    assert "Higher than 100 % of 8 rewards that this model gave" in distribution.describe(9.0)
+    assert preference(1.0, 0.0) == pytest.approx(0.731, abs=1e-3)
+    assert preference(-1000.0, 1000.0) == 0.0 and preference(1000.0, -1000.0) == 1.0
+
+
+def test_candidates_are_split_at_lines_of_equals_signs():
+    assert split_candidates("a\n---\nb == c\n=====\n\n======= \n d \n") == ["a\n---\nb == c", "d"]
+
+
+# ------------------------------------------------------------------------------------------------------------ markup
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_no_sign_of_a_template_or_a_tag_is_left(payload):
+    assert not re.search(r"[<>\"'{}$`\\\0]", escape(payload))
+
+
+def test_charts_draw_equal_and_single_values():
+    assert reward_bars(["a", "b"], [0.0, 0.0], [0.0, 0.0]).count('class="bar"') == 2
+    assert reward_bars(["a"], [-1.0], [0.5]).count('class="error"') == 3
+    assert reward_among([1.0] * 8, [1.0]).count("<circle") == 1
+    assert curve([2.0, 2.0], "x").count("<circle") == 2
+    for chart in (reward_bars(["a"], [-1.0], [0.5]), reward_among([0.0, 2.0], [1.0]), curve([1.0, 2.0], "x")):
+        assert "nan" not in chart and 'role="img"' in chart
