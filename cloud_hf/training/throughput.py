@@ -59,7 +59,7 @@ class LogsThroughput:
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self._clock = _TrainingClock()
+        self._clock = _TrainingClock(self)
         self.add_callback(self._clock)
         embeddings = self.model.get_input_embeddings()
         tied = embeddings is not None and getattr(self.model.config, "tie_word_embeddings", False)
@@ -80,7 +80,7 @@ class LogsThroughput:
         tokens, steps = self._total_train_tokens, self.state.global_step
         seconds = self._clock.take()
         new_tokens = tokens - self._measured[0]
-        new_steps = steps - max(self._measured[1], self._clock.first_step)
+        new_steps = steps - self._measured[1]
         self._measured = (tokens, steps)
         if new_steps < 1 or not seconds:
             return {}
@@ -97,15 +97,19 @@ class LogsThroughput:
 class _TrainingClock(TrainerCallback):
     """Seconds between the beginning of a step and its end or the beginning of the next, evaluation and saving left out."""
 
-    def __init__(self):
+    def __init__(self, trainer: LogsThroughput):
+        self._trainer = trainer
         self._seconds = 0.0
         self._started: float | None = None
-        self.first_step = 0
+        self._begins = False
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        self._seconds, self._started, self.first_step = 0.0, time.perf_counter(), state.global_step
+        self._seconds, self._started, self._begins = 0.0, time.perf_counter(), True
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        if self._begins:  # a run that is resumed has restored its counts by now
+            self._trainer._measured = (self._trainer._total_train_tokens, state.global_step)
+            self._begins = False
         if self._started is None:
             self._started = time.perf_counter()
 
