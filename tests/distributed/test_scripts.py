@@ -15,7 +15,7 @@ SCRIPT = Path(__file__).parent / "run_script_for_test.py"
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("strategy", ["ddp", "zero1", "zero2", "zero3", "zero3_offload", "fsdp2"])
+@pytest.mark.parametrize("strategy", ["zero3", "fsdp2", "zero2", "zero1", "zero3_offload", "ddp"])
 def test_scripts(base_folder, tmp_path, strategy):
     data = tmp_path / "pairs.jsonl"
     data.write_text("\n".join(map(json.dumps, make_rows(16))))

@@ -37,31 +37,37 @@ def weights_of(folder):
 
 
 @pytest.fixture(scope="module")
-def whole_models(base_folder, tmp_path_factory):
-    """Both arms, trained by one process."""
-    return train_alone(base_folder, tmp_path_factory.mktemp("single"), [("cloud", False), ("classic", False)])
+def base(tmp_path_factory):
+    """A language model whose vocabulary is so large that its loss is computed in pieces."""
+    return save_language_model(tmp_path_factory.mktemp("base"), vocab_size=40_000)
 
 
 @pytest.fixture(scope="module")
-def every_kind(base_folder, tmp_path_factory):
+def whole_models(base, tmp_path_factory):
+    """Both arms, trained by one process."""
+    return train_alone(base, tmp_path_factory.mktemp("single"), [("cloud", False), ("classic", False)])
+
+
+@pytest.fixture(scope="module")
+def every_kind(base, tmp_path_factory):
     """Both arms, whole and as adapters, trained by one process."""
-    return train_alone(base_folder, tmp_path_factory.mktemp("single"), KINDS)
+    return train_alone(base, tmp_path_factory.mktemp("single"), KINDS)
 
 
-def train_alone(base_folder, folder, kinds):
-    return folder, run_strategy(folder, "single", runs_of(base_folder, kinds))
+def train_alone(base, folder, kinds):
+    return folder, run_strategy(folder, "single", runs_of(base, kinds))
 
 
 @pytest.mark.parametrize("strategy", IN_EVERY_TEST_RUN)
-def test_two_processes_are_one(base_folder, whole_models, tmp_path, strategy):
+def test_two_processes_are_one(base, whole_models, tmp_path, strategy):
     kinds = [("cloud", False), ("classic", False)] if strategy == "ddp" else [("cloud", False)]
-    compare(base_folder, whole_models, tmp_path, strategy, kinds)
+    compare(base, whole_models, tmp_path, strategy, kinds)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_two_processes_are_one_in_every_kind(base_folder, every_kind, tmp_path, strategy):
-    compare(base_folder, every_kind, tmp_path, strategy, KINDS)
+def test_two_processes_are_one_in_every_kind(base, every_kind, tmp_path, strategy):
+    compare(base, every_kind, tmp_path, strategy, KINDS)
 
 
 BF16 = {"bf16": True, "eval_strategy": "no"}
@@ -75,8 +81,8 @@ MIXED = [
 
 @pytest.mark.parametrize("strategy", ["fsdp2", pytest.param("zero3", marks=pytest.mark.full)])
 def test_bf16_with_an_fp32_head_and_tied_embeddings(tmp_path, strategy):
-    base = save_language_model(tmp_path / "base", tie_word_embeddings=True, initializer_range=0.1)
-    runs = [{"name": name, "base": str(base), "lora": lora, "options": options} for name, lora, options in MIXED]
+    tied = save_language_model(tmp_path / "base", tie_word_embeddings=True, initializer_range=0.1)
+    runs = [{"name": name, "base": str(tied), "lora": lora, "options": options} for name, lora, options in MIXED]
     results = run_strategy(tmp_path / strategy, strategy, runs)
     for name, lora, options in MIXED:
         folder, result = tmp_path / strategy / name, results[name]
@@ -101,9 +107,9 @@ def test_bf16_with_an_fp32_head_and_tied_embeddings(tmp_path, strategy):
         assert (again - rewards).abs().max() < 0.03
 
 
-def compare(base_folder, one_process, folder, strategy, kinds):
+def compare(base, one_process, folder, strategy, kinds):
     one_folder, ones = one_process
-    twos = run_strategy(folder, strategy, runs_of(base_folder, kinds))
+    twos = run_strategy(folder, strategy, runs_of(base, kinds))
     for kind, lora in kinds:
         name = name_of(kind, lora)
         one, two = ones[name], twos[name]
