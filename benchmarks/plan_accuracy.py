@@ -98,7 +98,7 @@ def compare(config: CLoudConfig, mode: dict, pairs: int = PAIRS, length: int = L
             max_length=length,
             labelled_share=0.5,
             bf16=False,
-            optim="adamw_torch",
+            optim="adamw_torch_fused",
             **mode,
         )
         plan = make_plan(args)
