@@ -199,7 +199,7 @@ def plot(result: dict, path: Path):
             f"{pieces} piece" + "s" * (pieces != "1"),
             (x, side["seconds_median"]),
             textcoords="offset points",
-            xytext=(-8 if left else 8, 3),
+            xytext=(-8, -12) if left else (8, 3),
             ha="right" if left else "left",
         )
     axes.plot(

@@ -7,10 +7,11 @@ from datasets import Dataset
 from models_for_tests import make_model, save_language_model
 from peft import LoraConfig
 from tokenizers_for_tests import make_tokenizer
-from transformers import TrainerCallback
+from transformers import LlamaConfig, TrainerCallback
 
 from cloud_hf import CLoudTrainer, CLoudTrainingConfig
 from cloud_hf.critique_format import IGNORE_INDEX
+from cloud_hf.packed_attention import packed_arguments
 from cloud_hf.training.packing import MIN_SHARED_TOKENS, Packing, TokenSequence
 
 
@@ -252,6 +253,17 @@ def test_a_flattened_batch_wants_a_model_that_was_prepared(model):
     packing = Packing([TokenSequence(np.arange(5, 50), 40), TokenSequence(np.arange(5, 55), 40)], shared_prompt=True)
     with pytest.raises(ValueError, match=r"'packed_sdpa' .* not 'sdpa'"):
         model(**packing.tensors(labels=True))
+
+
+def test_flash_attention_is_given_the_lengths():
+    """Its kernels need a GPU; what they are told does not."""
+    config = LlamaConfig()
+    config._attn_implementation = "flash_attention_2"
+    told = packed_arguments(config, torch.tensor([[3, -1], [4, -1]]))
+    assert told["attention_mask"] is None and told["max_length_q"] == told["max_length_k"] == 4
+    assert told["cu_seq_lens_q"].tolist() == told["cu_seq_lens_k"].tolist() == [0, 3, 7]
+    with pytest.raises(ValueError, match="FlashAttention cannot share prompts"):
+        packed_arguments(config, torch.tensor([[3, -1], [4, 0]]))
 
 
 @pytest.mark.parametrize(
