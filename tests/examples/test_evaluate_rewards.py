@@ -421,7 +421,9 @@ def near(value):
 def test_mistakes_are_named_before_a_model_is_loaded(options, says, models, data, tmp_path, monkeypatch):
     monkeypatch.setattr("cloud_hf.evaluation.arguments.open_backend", None)
     options = {
-        key: [text.format(data=data) for text in value] if isinstance(value, list) else value
+        key: [item.format(data=data) if isinstance(item, str) else item for item in value]
+        if isinstance(value, list)
+        else value
         for key, value in options.items()
     }
     with pytest.raises(ValueError, match=says):
