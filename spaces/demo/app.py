@@ -25,6 +25,7 @@ def main():
     os.environ["GRADIO_ANALYTICS_ENABLED"] = str(args.analytics)
     if not args.analytics:
         os.environ["HF_HUB_DISABLE_TELEMETRY"] = os.environ["VLLM_NO_USAGE_STATS"] = "1"
+        os.environ["HF_UPDATE_DOWNLOAD_COUNTS"] = "False"  # of datasets, which counts readers of JSON files too
     on_zero_gpu = os.environ.get("SPACES_ZERO_GPU") == "true"
     if on_zero_gpu:
         pass  # noqa: F401: there only, and before whatever asks torch for a GPU

@@ -169,7 +169,7 @@ def test_best_of_n(visit):
     page = visit.page
     open_tab(page, "Best-of-N")
     field(page, "Prompt").fill(PROMPT)
-    field(page, "Candidates").fill("\n=====\n".join(RESPONSES))
+    page.get_by_label("Candidates").locator("visible=true").first.fill("\n=====\n".join(RESPONSES))
     page.locator("#best-run").click()
     is_done(page, "best")
     result = page.locator("#best-result")

@@ -1,13 +1,12 @@
 """What went wrong, in a sentence for the person before the page."""
 
 import functools
+import html
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 
 import gradio as gr
-
-from .markup import escape
 
 
 logger = logging.getLogger(__name__)
@@ -28,7 +27,9 @@ def in_words(handler: Callable[..., AsyncIterator]) -> Callable[..., AsyncIterat
                     yield update
         except Exception as error:
             # Gradio shows the message as HTML
-            raise gr.Error(escape(sentence_of(error)), duration=None, print_exception=False) from None
+            raise gr.Error(
+                html.escape(sentence_of(error), quote=False), duration=None, print_exception=False
+            ) from None
 
     return speak
 

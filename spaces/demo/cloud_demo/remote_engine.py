@@ -1,6 +1,7 @@
 """A reward server that runs elsewhere, as an engine: it streams, and closing the stream stops the server's work."""
 
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 
@@ -47,10 +48,9 @@ class RemoteEngine:
         try:
             [score] = await self._client.ascore([prompt], [response], **options)
         except ValueError as error:  # the server's words about what it was sent
-            raise Problem(f"The reward server refused this. {str(error).rpartition('Row 0: ')[2]}") from error
+            raise Problem(f"The reward server refused this. {self._reason(error)}") from error
         except RewardServerError as error:
-            reason = str(error).partition(f"{self._client.url}: ")[2]
-            raise Problem(f"The reward server cannot be reached or failed: {reason}") from error
+            raise Problem(f"The reward server cannot be reached or failed: {self._reason(error)}") from error
         return score
 
     async def stream(self, prompt, response: str, **options) -> AsyncIterator[str | Score]:
@@ -68,6 +68,10 @@ class RemoteEngine:
 
     async def close(self) -> None:
         """Connections are closed with each call."""
+
+    def _reason(self, error: Exception) -> str:
+        """`Row 0: http://…/v1/rewards: status 422: Row 0: the sentence` -> `the sentence`."""
+        return re.sub(r"^status 4\d\d: (Row 0: )?", "", str(error).partition(f"{self._client.url}: ")[2])
 
     @asynccontextmanager
     async def _events(self, body: dict):

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from .problems import Problem
 
@@ -88,7 +88,7 @@ class Ticket:
         while self in self._line._waiting:
             changed = self._line._changed
             yield self._line._waiting.index(self) + 1, len(self._line._waiting)
-            try:
-                await asyncio.wait_for(changed.wait(), HEARTBEAT)
-            except TimeoutError:
-                continue
+            # Not `wait_for`, which may swallow a cancellation (https://github.com/python/cpython/issues/86296)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(HEARTBEAT):
+                    await changed.wait()
