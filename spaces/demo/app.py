@@ -28,7 +28,7 @@ def main():
         os.environ["HF_UPDATE_DOWNLOAD_COUNTS"] = "False"  # of datasets, which counts readers of JSON files too
     on_zero_gpu = os.environ.get("SPACES_ZERO_GPU") == "true"
     if on_zero_gpu:
-        pass  # noqa: F401: there only, and before whatever asks torch for a GPU
+        import spaces  # noqa: F401 - there only, and before whatever asks torch for a GPU
     from cloud_demo.backend import Backend
     from cloud_demo.page import build, launch
 
