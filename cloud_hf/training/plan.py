@@ -233,7 +233,7 @@ def make_plan(args: PlanArguments, config: CLoudConfig | None = None, micro_batc
 
 def largest_micro_batch(args: PlanArguments, config: CLoudConfig, plan: Plan) -> int:
     """
-    Pairs on each GPU that fit, 0 if none do. Memory grows in a straight line with them.
+    Pairs on each GPU that fit, 0 if none do.
 
     Args:
         args ([`PlanArguments`]):
@@ -244,9 +244,20 @@ def largest_micro_batch(args: PlanArguments, config: CLoudConfig, plan: Plan) ->
             That of `args.micro_batch`.
     """
     limit = (args.gpu_memory_gb - args.reserve_gb) * GB
-    slope = (make_plan(args, config, args.micro_batch + 2).backward - plan.backward) / 2
-    pairs = args.micro_batch + math.floor((limit - plan.backward) / slope)
-    return max(0, pairs) if plan.step <= limit else 0
+    totals = {args.micro_batch: plan.total}
+    fits, exceeds = (args.micro_batch, None) if plan.total <= limit else (0, args.micro_batch)
+    # Memory is the largest of several straight lines: it never grows slower than between the last two batches
+    while exceeds is None or exceeds - fits > 1:
+        if exceeds is None:
+            pairs = 2 * fits
+        elif fits in totals:
+            share = (limit - totals[fits]) / (totals[exceeds] - totals[fits])
+            pairs = min(max(fits + math.floor(share * (exceeds - fits)), fits + 1), exceeds - 1)
+        else:
+            pairs = exceeds // 2
+        totals[pairs] = make_plan(args, config, pairs).total
+        fits, exceeds = (pairs, exceeds) if totals[pairs] <= limit else (fits, pairs)
+    return fits
 
 
 def read_model(args: PlanArguments) -> CLoudConfig:

@@ -69,9 +69,8 @@ def test_activations_grow_with_the_batch_and_shrink_with_checkpointing(small):
     assert 1.7 * one.saved < two.saved < 2.1 * one.saved
     assert one.saved < 0.5 * without.saved
     wide = CLoudConfig(text_config=tiny_text_config(vocab_size=20_000))
-    assert simulate_step(wide, 1, 128, lm_loss_chunks=8).peak(1.0) < simulate_step(
-        small, 1, 128, lm_loss_chunks=1
-    ).peak(1.0)
+    in_one, in_eight = (simulate_step(wide, 1, 128, lm_loss_chunks=chunks) for chunks in (1, 8))
+    assert sum(in_eight.peak(1.0)) < 0.7 * sum(in_one.peak(1.0))
 
 
 def test_the_largest_micro_batch_fits_and_one_more_does_not(small):
