@@ -41,6 +41,7 @@ def environment(strategy: str) -> dict[str, str]:
     if strategy == "fsdp2":
         own |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
         own |= {"FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT", "FSDP_RESHARD_AFTER_FORWARD": "true"}
+        own["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     return {**os.environ, **own}
 
 

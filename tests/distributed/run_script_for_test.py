@@ -5,6 +5,7 @@ import runpy
 import sys
 from pathlib import Path
 
+import torch
 from train_for_test import DS_CONFIGS, name_strategy, start_processes
 
 
@@ -22,6 +23,7 @@ def main(strategy: str, commands: list[list[str]]):
             options += ["--deepspeed", str(DS_CONFIGS / f"{strategy}.json")]
         sys.argv = [script, *options]
         runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+        torch.distributed.barrier()  # the next script reads what the first process writes
 
 
 if __name__ == "__main__":
