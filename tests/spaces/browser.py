@@ -37,7 +37,9 @@ _CHROMIUM_FLAGS = [
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 ]
 # Half-faded colours would be called too pale
-_NOTHING_FADES = "document.getAnimations().every(({ effect }) => effect.getComputedTiming().endTime === Infinity)"
+_NOTHING_FADES = """document.getAnimations().every(
+    ({ playState, effect }) => playState !== "running" || effect.getComputedTiming().endTime === Infinity
+)"""
 # What the tests set so that nothing looks for the network: an app must hold its peace without them
 _QUIETED_BY_TESTS = ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "GRADIO_ANALYTICS_ENABLED", "VLLM_NO_USAGE_STATS")
 # Strings that would do something if they were read as anything but text; `alert` and errors are recorded by the page

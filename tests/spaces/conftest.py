@@ -2,9 +2,10 @@ import pytest
 from browser import CHROMIUM, start_chromium
 
 
-@pytest.fixture(scope="session")
+# Not for the session: Playwright keeps an event loop in the thread, beside which no test can run one of its own
+@pytest.fixture(scope="module")
 def chromium():
-    """A browser for the whole session; `browser.open_page` gives each test a fresh profile in it."""
+    """A browser for a module's tests; `browser.open_page` gives each a fresh profile in it."""
     pytest.importorskip("gradio", reason="Gradio is not installed: the apps of the Spaces are not tried.")
     pytest.importorskip("playwright", reason="Playwright is not installed: no browser tests.")
     pytest.importorskip("axe_playwright_python", reason="axe-playwright-python is not installed: no browser tests.")
