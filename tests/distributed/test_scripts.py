@@ -24,14 +24,11 @@ def test_scripts(base_folder, tmp_path, strategy):
         "--per_device_train_batch_size", 2, "--save_strategy", "steps", "--save_steps", 2, "--ddp_backend", "gloo",
     ]  # fmt: skip
     stages = [("critique_sft", base_folder), ("cloud", tmp_path / "critique_sft"), ("classic", base_folder)]
-    commands = [
-        [f"train_{name}.py", "--model_name_or_path", start, "--output_dir", tmp_path / name, *common]
-        for name, start in stages
-    ]
-    commands = json.dumps([[str(part) for part in command] for command in commands])
-    command = launch(SCRIPT, strategy, commands, processes=2)
-    done = subprocess.run(command, env=environment(strategy), capture_output=True, text=True)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    for name, start in stages:
+        options = [f"train_{name}.py", "--model_name_or_path", start, "--output_dir", tmp_path / name, *common]
+        command = launch(SCRIPT, strategy, *options, processes=2)
+        done = subprocess.run(command, env=environment(strategy), capture_output=True, text=True)
+        assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     AutoModelForCausalLM.from_pretrained(tmp_path / "critique_sft")
     assert AutoModel.from_pretrained(tmp_path / "cloud").config.critique
     assert not AutoModel.from_pretrained(tmp_path / "classic").config.critique
