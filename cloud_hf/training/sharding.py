@@ -5,6 +5,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.fsdp.fully_sharded_data_parallel import StateDictType
+from torch.distributed.tensor import Shard
 
 
 def check_fsdp(accelerator: Accelerator):
@@ -46,4 +47,20 @@ def prepare_fsdp2(accelerator: Accelerator, model: nn.Module):
         plugin.mixed_precision_policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     for name, module in model.named_modules():
         if name.endswith("reward_head"):
-            fully_shard(module.float(), mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
+            _check_divides(module.out_proj.in_features, accelerator.num_processes)
+            policy = MixedPrecisionPolicy(cast_forward_inputs=False)
+            fully_shard(module.float(), mp_policy=policy, shard_placement_fn=_shard_of_head)
+
+
+def _shard_of_head(parameter: nn.Parameter) -> Shard | None:
+    # The one row of `out_proj` goes by columns: accelerate finds the optimizer's parameters by the address of their shards,
+    # and two empty shards (the bias is the other) have the same
+    return Shard(1) if parameter.ndim == 2 and parameter.shape[0] == 1 else None
+
+
+def _check_divides(hidden_size: int, num_processes: int):
+    if hidden_size % num_processes:
+        raise ValueError(
+            f"FSDP2 shards the reward head by its {hidden_size} columns, which {num_processes} processes do not divide. Take "
+            "another number of processes, or ds_configs/zero3.json."
+        )
