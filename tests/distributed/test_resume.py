@@ -23,7 +23,7 @@ OPTIONS = {
     "eval_strategy": "steps", "eval_steps": 8, "disable_dropout": False, "lr_scheduler_type": "cosine", "warmup_steps": 4,
 }  # fmt: skip
 # How fast it went, which no two runs share
-TIMES = ("runtime", "per_second", "total_flos")
+TIMES = ("runtime", "per_second", "total_flos", "eta_hours", "mfu")
 
 
 @pytest.mark.parametrize("strategy", ["single", "ddp", "zero2", "zero3"])
