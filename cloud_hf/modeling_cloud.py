@@ -391,6 +391,9 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         if labels_P.numel() == 0:
             # One ignored position keeps the LM head in the graph, which sharded training needs on every rank
             hidden_PH, labels_P = hidden_BTH[:1, 0], labels_BT[:1, 0]
+        return self._losses_in_pieces(hidden_PH, labels_P, chunks)
+
+    def _losses_in_pieces(self, hidden_PH: torch.Tensor, labels_P: torch.Tensor, chunks: int | None) -> torch.Tensor:
         if chunks is None:
             chunks = max(1, self.config.text_config.vocab_size // _VOCABULARY_PER_CHUNK)
         head = self.language_model.get_output_embeddings()

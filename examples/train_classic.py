@@ -6,7 +6,7 @@ Rows have the columns prompt, chosen, rejected.
 torchrun --nproc_per_node 8 examples/train_classic.py --config examples/configs/llama3-8b/classic.yaml \
     --dataset_name pairs.jsonl --deepspeed ds_configs/zero2.json
 
-zero1.json, zero3.json and zero3_offload.json go in its place; without --deepspeed it is DDP. FSDP2:
+zero1.json, zero3.json and zero3_offload.json go in its place; without --deepspeed it is DDP, for models that fit on one GPU. FSDP2:
 
 accelerate launch --config_file ds_configs/accelerate_fsdp2.yaml examples/train_classic.py \
     --config examples/configs/llama3-8b/classic.yaml --dataset_name pairs.jsonl

@@ -7,7 +7,7 @@ model's own, written by build_self_critiques.py with the model of stage 1, from 
 torchrun --nproc_per_node 8 examples/train_cloud.py --config examples/configs/llama3-8b/cloud.yaml \
     --dataset_name self-critiques --deepspeed ds_configs/zero2.json
 
-zero1.json, zero3.json and zero3_offload.json go in its place; without --deepspeed it is DDP. FSDP2:
+zero1.json, zero3.json and zero3_offload.json go in its place; without --deepspeed it is DDP, for models that fit on one GPU. FSDP2:
 
 accelerate launch --config_file ds_configs/accelerate_fsdp2.yaml examples/train_cloud.py \
     --config examples/configs/llama3-8b/cloud.yaml --dataset_name self-critiques

@@ -91,7 +91,8 @@ def read_lora(name: str, model: CLoudForRewardModeling, asked: PeftConfig | None
         model ([`CLoudForRewardModeling`]):
             Its base.
         asked (`PeftConfig`, *optional*):
-            What was asked for. Its dropout is used; what shapes the adapter must be the adapter's own.
+            What was asked for. Its dropout is used (where `disable_dropout` is off); what shapes the adapter must be the
+            adapter's own.
 
     Raises:
         `ValueError`: If another adapter was asked for.

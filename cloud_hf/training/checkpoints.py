@@ -31,7 +31,8 @@ class NotSaved(RuntimeError):
 
 def write_record(folder: Path, args: TrainingArguments, rows: int):
     """Mark a checkpoint as whole, and note how its run was started and on how many rows it trains."""
-    record = {"version": VERSION, "launch": asdict(Launch.of(args)), "rows": rows}
+    launch = asdict(Launch.of(args))
+    record = {"version": VERSION, "launch": launch, "rows": rows, "only_model": args.save_only_model}
     part = folder / f"{RECORD}.part"
     part.write_text(json.dumps(record, indent=2) + "\n")
     part.replace(folder / RECORD)
@@ -74,6 +75,11 @@ def find_checkpoint(args: TrainingArguments, asked: str | bool, rows: int | None
             f"{_name_last(folder.parent)}."
         )
     record = json.loads((folder / RECORD).read_text())
+    if record["only_model"]:
+        raise ValueError(
+            f"{folder} holds the model alone (`save_only_model`), without optimizer states to go on with. Begin a new run "
+            f"from it: `--model_name_or_path {folder}` and another `--output_dir`."
+        )
     differences = Launch.of(args).differences(record["launch"])
     if rows is not None and rows != record["rows"]:
         differences.append(f"the train dataset had {record['rows']} rows, has {rows}")
@@ -133,6 +139,7 @@ def _name_last(output_dir: str | Path) -> str:
 
 def write_rank_state(folder: Path, rank: int, state: dict[str, Any]):
     """What one process needs to go on with its running sums."""
+    folder.mkdir(parents=True, exist_ok=True)  # with the model alone, only the first process has made it
     (folder / f"running_metrics_{rank}.json").write_text(json.dumps(state))
 
 

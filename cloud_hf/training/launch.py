@@ -12,7 +12,7 @@ class Launch:
     What a checkpoint's optimizer states and data order depend on, beside the weights.
 
     Example: `Launch(strategy="zero2", world_size=8, per_device_train_batch_size=2, gradient_accumulation_steps=6,
-    seed=17, data_seed=None)`
+    seed=17, data_seed=None, token_budget=None, padding_free=False, shared_prompt=False, dataloader_drop_last=False)`
     """
 
     strategy: str
@@ -21,11 +21,16 @@ class Launch:
     gradient_accumulation_steps: int
     seed: int
     data_seed: int | None
+    token_budget: int | None
+    padding_free: bool | None
+    shared_prompt: bool | None
+    dataloader_drop_last: bool
 
     @classmethod
     def of(cls, args: TrainingArguments) -> "Launch":
         """How the present run was started."""
-        return cls(strategy_of(args), *(getattr(args, field.name) for field in fields(cls)[1:]))
+        settings = args.to_dict() | {"world_size": args.world_size}  # stage 1 has no token budget
+        return cls(strategy_of(args), *(settings.get(field.name) for field in fields(cls)[1:]))
 
     @property
     def batch(self) -> int:

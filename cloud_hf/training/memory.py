@@ -14,10 +14,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from torch.utils.checkpoint import checkpoint
 
 from ..configuration_cloud import CLoudConfig
-from ..modeling_cloud import _VOCABULARY_PER_CHUNK, CLoudForRewardModeling, RewardHead
+from ..modeling_cloud import CLoudForRewardModeling, RewardHead
 from .adapters import HEAD, complete_lora
 
 
@@ -249,11 +248,4 @@ def _joint_loss(
         return loss
     P = max(1, int(labelled_share * B * T))
     hidden_PH, labels_P = hidden_NH[torch.arange(P)], torch.zeros(P, dtype=torch.long)
-    chunks = chunks or max(1, model.config.text_config.vocab_size // _VOCABULARY_PER_CHUNK)
-    losses = []
-    for hidden, labels in zip(hidden_PH.tensor_split(chunks), labels_P.tensor_split(chunks), strict=True):
-        if chunks == 1:
-            losses.append(model._cross_entropy(hidden, labels))
-        else:
-            losses.append(checkpoint(model._cross_entropy, hidden, labels, use_reentrant=False))
-    return loss + torch.cat(losses).mean()
+    return loss + model._losses_in_pieces(hidden_PH, labels_P, chunks).mean()

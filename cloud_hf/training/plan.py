@@ -24,7 +24,8 @@ P are all parameters, T the trained ones (all; or those of an adapter and the re
   3 x 4 x vocabulary x labelled tokens / pieces; part of the activations, shown apart.
 - Gathered: ZeRO-3 keeps up to 1e9 gathered parameters (`stage3_max_live_parameters`), FSDP2 two layers; and a 4-bit layer
   is unpacked to be used.
-- Buckets: DDP copies gradients into buckets, once more all of them. ZeRO-2 and ZeRO-3 have buckets of hidden x hidden.
+- Buckets: DDP copies gradients into buckets, once more all of them. ZeRO-1 and ZeRO-2 take 4 bytes x 5e8 (our configs), ZeRO-3 and
+  FSDP2 about 4 x hidden x hidden.
 - Reserve: what CUDA, NCCL and fragmentation take; `reserve_gb`.
 """
 
@@ -44,6 +45,8 @@ from .memory import StepMemory, simulate_step
 GB = 2**30
 # DeepSpeed's defaults: `stage3_max_live_parameters` and `sub_group_size`
 _LIVE_PARAMETERS = _SUB_GROUP = 1e9
+# Elements of `reduce_bucket_size` in zero1.json and zero2.json
+_BUCKET = 5e8
 # Bytes of a 4-bit weight with its share of a scale for 64 of them
 _FOUR_BITS = 0.5 + 4 / 64
 # Keys of recipes that the plan depends on, and what they are here
@@ -121,6 +124,16 @@ class PlanArguments:
 
     def __post_init__(self):
         recipe = _read_recipe(self.config) if self.config else {}
+        if recipe.get("token_budget") is not None:
+            raise ValueError(
+                f"{self.config} has a `token_budget`, which cannot be planned: give a file without it, and the `micro_batch` "
+                "and `max_length` of its largest batch."
+            )
+        if Path(self.config or "").stem == "critique_sft":
+            raise ValueError(
+                f"{self.config} counts critiques, and the plan pairs, which have two: plan the recipe of stage 3 with half "
+                "as many as `micro_batch`."
+            )
         self.model = self.model or recipe.get("model_name_or_path")
         if self.model is None:
             raise ValueError("Name a `model`, or a `config` that has one.")
@@ -301,10 +314,12 @@ def _lm_loss_bytes(args: PlanArguments, config: CLoudConfig, pairs: int) -> floa
 
 def _divide(args: PlanArguments, config: CLoudConfig, step: StepMemory, lm_loss: float) -> Plan:
     shards = args.gpus
-    weight = 2 if args.dtype == "bfloat16" or (args.bf16 and args.sharded) else 4
-    weight_stored = 4 if args.zero == "fsdp" and args.dtype != "bfloat16" else weight
+    loaded = 2 if args.dtype == "bfloat16" else 4
+    weight = 2 if loaded == 2 or (args.bf16 and args.sharded) else 4
     # An adapter is fp32 except under DeepSpeed and over 4 bits
-    trained = weight_stored
+    trained = weight
+    if args.zero == "fsdp":  # stores what was loaded, and trains in fp32 under bf16
+        trained, weight = 4 if args.bf16 else loaded, loaded
     frozen = step.parameters - step.trained
     if args.lora_r is not None and not args.sharded:
         trained = 2 if args.load_in_4bit else 4
@@ -324,6 +339,8 @@ def _divide(args: PlanArguments, config: CLoudConfig, step: StepMemory, lm_loss:
     if args.zero in ("2", "3", "fsdp"):
         gradient_share /= shards
         buckets = 2 * 2 * config.text_config.hidden_size**2
+    if args.zero in ("1", "2"):
+        buckets = 4 * _BUCKET
     if args.zero in ("3", "fsdp"):
         parameters /= shards
         layers = config.text_config.num_hidden_layers

@@ -40,7 +40,7 @@ class ExactResume:
         checkpoint = find_checkpoint(self.args, resume_from_checkpoint, rows)
         self.accelerator.wait_for_everyone()  # all have looked before any is removed
         if self.args.should_save:
-            remove_interrupted(checkpoint.parent)
+            remove_interrupted(self.args.output_dir)
         restore = _RestoreRunningMetrics(self, checkpoint)
         self.add_callback(restore)
         try:

@@ -4,6 +4,7 @@ import time
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 
 # Dense bf16 operations per second of one device, from the vendors' data sheets, by what its name contains
@@ -65,7 +66,7 @@ class LogsThroughput:
         tied = embeddings is not None and getattr(self.model.config, "tie_word_embeddings", False)
         looked_up = set() if tied else {id(weight) for weight in embeddings.parameters()}
         self._flops_per_token = sum(
-            (6 if weight.requires_grad else 4) * weight.numel()
+            (6 if weight.requires_grad else 4) * _size(weight)
             for weight in self.model.parameters()
             if id(weight) not in looked_up
         )
@@ -92,6 +93,12 @@ class LogsThroughput:
         if torch.cuda.is_available() and (peak := peak_flops(torch.cuda.get_device_name())) is not None:
             measured["mfu"] = speed * self._flops_per_token / (peak * self.accelerator.num_processes)
         return measured
+
+
+def _size(weight: torch.nn.Parameter) -> int:
+    """Numbers in a weight; ZeRO-3 leaves none in its own, and 4-bit ones are packed."""
+    size = weight.ds_numel if is_deepspeed_zero3_enabled() else weight.numel()
+    return 2 * size * weight.element_size() if type(weight).__name__ == "Params4bit" else size
 
 
 class _TrainingClock(TrainerCallback):
