@@ -15,6 +15,7 @@ from cloud_demo.arguments import DemoArguments, parse_arguments
 from cloud_demo.backend import Backend
 from cloud_demo.best_of_n_tab import split_candidates
 from cloud_demo.charts import curve, reward_among, reward_bars
+from cloud_demo.compare_tab import remove_last
 from cloud_demo.judging import Options, _gathered, _joined
 from cloud_demo.markup import escape
 from cloud_demo.models import Models
@@ -219,6 +220,13 @@ def test_no_rewards_are_measured_on_zero_gpu(monkeypatch):
 
 def test_candidates_are_split_at_lines_of_equals_signs():
     assert split_candidates("a\n---\nb == c\n=====\n\n======= \n d \n") == ["a\n---\nb == c", "d"]
+
+
+def test_a_response_that_is_removed_is_emptied():
+    count, *boxes = remove_last(4)
+    assert count == 3 and [box["visible"] for box in boxes] == [True] * 3 + [False] * 5
+    assert all("value" not in box for box in boxes[:3]) and all(box["value"] == "" for box in boxes[3:])
+    assert remove_last(2)[0] == 2 and all("value" not in box for box in remove_last(2)[1:3])
 
 
 # ------------------------------------------------------------------------------------------------------------ markup
