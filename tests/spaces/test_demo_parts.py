@@ -16,7 +16,7 @@ from cloud_demo.backend import Backend
 from cloud_demo.best_of_n_tab import split_candidates
 from cloud_demo.charts import curve, reward_among, reward_bars
 from cloud_demo.compare_tab import remove_last
-from cloud_demo.judging import Options, _gathered, _joined
+from cloud_demo.judging import Options, _gathered, _joined, judge_pair
 from cloud_demo.markup import escape
 from cloud_demo.models import Models
 from cloud_demo.problems import Problem
@@ -158,6 +158,26 @@ def test_options_are_checked():
     for options in ((1.5, 0, 10), (True, 0, 10), (2, 0, 10), (1, float("nan"), 10), (1, 0, 11), (1, 0, 10, 0.5)):
         with pytest.raises(Problem):
             Options.read(Backend, *options)
+
+
+def test_without_a_classic_model_nothing_is_judged():
+    asked = []
+
+    class CountingEngine(EchoEngine):
+        async def score(self, prompt, response, **options):
+            asked.append(response)
+            return await super().score(prompt, response, **options)
+
+    async def compare(classic):
+        backend = Backend(DemoArguments(model="a"))
+        backend._models.set_result(Models(CountingEngine(), classic))
+        return [step async for step in judge_pair(backend, "user", "p", ("a", "b"), Options(1, 0.0, 10))][-1]
+
+    with pytest.raises(Problem, match="There is no classic model"):
+        asyncio.run(compare(None))
+    assert asked == []
+    cloud, classic = asyncio.run(compare(EchoEngine(critique=False)))
+    assert len(cloud) == len(classic) == 2 and asked == ["a", "b"]
 
 
 def test_where_a_reward_falls():
