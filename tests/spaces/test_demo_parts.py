@@ -15,6 +15,7 @@ from cloud_demo.arguments import DemoArguments, parse_arguments
 from cloud_demo.backend import Backend
 from cloud_demo.best_of_n_tab import split_candidates
 from cloud_demo.charts import curve, reward_among, reward_bars
+from cloud_demo.choices import example_prompts
 from cloud_demo.compare_tab import remove_last
 from cloud_demo.judging import Options, _gathered, _joined, judge_pair
 from cloud_demo.markup import escape
@@ -98,6 +99,19 @@ def test_a_full_line_refuses():
             pass
         assert not line.is_empty
     assert line.is_empty
+
+
+# ---------------------------------------------------------------------------------------------------------- examples
+
+
+def test_examples_are_our_own_until_there_are_rows():
+    loading, failed, open_ = (Backend(DemoArguments(model="a")) for _ in range(3))
+    failed._models.set_exception(Problem("There is no such model."))
+    open_._models.set_result(Models(EchoEngine(), rows=[BenchmarkRow("1", "x", "p", ("right", "wrong"))]))
+    assert example_prompts(open_) == [("p", ["right", "wrong"])]
+    assert [backend.is_usable for backend in (loading, failed, open_)] == [False, False, True]
+    for backend in (loading, failed):
+        assert all(prompt != "p" and len(responses) >= 2 for prompt, responses in example_prompts(backend))
 
 
 # -------------------------------------------------------------------------------------------------------- judgements

@@ -68,6 +68,11 @@ class Backend:
         return self._models.done()
 
     @property
+    def is_usable(self) -> bool:
+        """Whether the models are open."""
+        return self.is_loaded and self._models.exception() is None
+
+    @property
     def models(self) -> "Models":
         """The models, once they are loaded. Raises `Problem` if they could not be opened."""
         return self._models.result(timeout=0)
