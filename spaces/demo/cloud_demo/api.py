@@ -8,6 +8,7 @@ from .backend import Backend
 from .best_of_n_tab import MOST, check_candidates
 from .compare_tab import check_responses
 from .judging import Judging, Options, Waiting, check_lengths, judge, judge_pair, read_prompt
+from .policy import FEW_AT_ONCE
 from .policy import generate as ask_policy
 from .problems import Problem, in_words
 from .reward_distribution import preference
@@ -124,11 +125,10 @@ def build(backend: Backend):
             raise Problem(f"Choose between 2 and {MOST} candidates.")
         yield await ask_policy(backend.args, read_prompt(backend, _text(prompt)), int(count))
 
-    endpoints = [score, compare, versus, best_of_n]
-    if backend.args.policy_url is not None:
-        endpoints.append(generate)
-    for endpoint in endpoints:
+    for endpoint in (score, compare, versus, best_of_n):
         gr.api(in_words(endpoint), api_name=endpoint.__name__)
+    if backend.args.policy_url is not None:
+        gr.api(in_words(generate), api_name="generate", **FEW_AT_ONCE)
 
 
 def _describe(backend: Backend, score: "Score", has_distribution: bool = True) -> dict[str, Any]:
