@@ -11,6 +11,7 @@ from demo_for_tests import EchoEngine
 
 pytest.importorskip("gradio", reason="Gradio is not installed: the apps of the Spaces are not tried.")
 
+from cloud_demo.api import _texts
 from cloud_demo.arguments import DemoArguments, parse_arguments
 from cloud_demo.backend import Backend
 from cloud_demo.best_of_n_tab import split_candidates
@@ -192,6 +193,14 @@ def test_without_a_classic_model_nothing_is_judged():
     assert asked == []
     cloud, classic = asyncio.run(compare(EchoEngine(critique=False)))
     assert len(cloud) == len(classic) == 2 and asked == ["a", "b"]
+
+
+@pytest.mark.parametrize("value", ["one text", None, 7, ["a", 7], ["a", None], {"a": "b"}])
+def test_programs_must_give_lists_of_texts(value):
+    """Not a text, whose signs would be judged one by one."""
+    with pytest.raises(Problem, match="`responses` must be a list of texts"):
+        _texts("responses", value)
+    assert _texts("responses", ["a", "b"]) == ["a", "b"]
 
 
 def test_where_a_reward_falls():

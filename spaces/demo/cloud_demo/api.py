@@ -64,7 +64,7 @@ def build(backend: Backend):
         """
         options = Options.read(backend, num_critiques, temperature, max_new_tokens, seed)
         asked = read_prompt(backend, _text(prompt))
-        check_responses(backend, list(map(_text, responses)))
+        check_responses(backend, _texts("responses", responses))
         async for step in judge(backend, request.session_hash, asked, responses, options):
             yield _ranked(backend, step) if isinstance(step, list) else _status(step)
 
@@ -106,7 +106,7 @@ def build(backend: Backend):
 
         options = Options.read(backend, num_critiques, temperature, max_new_tokens, seed)
         asked = read_prompt(backend, _text(prompt))
-        check_candidates(backend, list(map(_text, candidates)))
+        check_candidates(backend, _texts("candidates", candidates))
         async for step in judge(backend, request.session_hash, asked, candidates, options):
             if not isinstance(step, list):
                 yield _status(step)
@@ -160,7 +160,13 @@ def _status(step: Waiting | Judging) -> dict[str, str]:
 
 def _text(value: Any) -> str:
     if not _is_text(value):
-        raise Problem(f"Give text, not {type(value).__name__}, for prompts, responses and candidates.")
+        raise Problem(f"Give text, not {type(value).__name__}, for prompts, system messages and responses.")
+    return value
+
+
+def _texts(name: str, value: Any) -> list[str]:
+    if not isinstance(value, list) or not all(map(_is_text, value)):
+        raise Problem(f"`{name}` must be a list of texts.")
     return value
 
 
