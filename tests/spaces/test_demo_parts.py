@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from dataclasses import replace
 
 import pytest
 from browser import PAYLOADS
@@ -10,14 +11,21 @@ from demo_for_tests import EchoEngine
 
 pytest.importorskip("gradio", reason="Gradio is not installed: the apps of the Spaces are not tried.")
 
+from cloud_demo.api import _texts
 from cloud_demo.arguments import DemoArguments, parse_arguments
+from cloud_demo.backend import Backend
 from cloud_demo.best_of_n_tab import split_candidates
 from cloud_demo.charts import curve, reward_among, reward_bars
-from cloud_demo.judging import Options, _gathered, _joined
+from cloud_demo.choices import example_prompts
+from cloud_demo.compare_tab import remove_last
+from cloud_demo.judging import Options, _gathered, _joined, judge_pair
 from cloud_demo.markup import escape
+from cloud_demo.models import Models
 from cloud_demo.problems import Problem
 from cloud_demo.reward_distribution import RewardDistribution, preference
 from cloud_demo.waiting_line import WaitingLine
+
+from cloud_hf.evaluation.benchmark_rows import BenchmarkRow
 
 
 # ------------------------------------------------------------------------------------------------------- arguments
@@ -94,6 +102,19 @@ def test_a_full_line_refuses():
     assert line.is_empty
 
 
+# ---------------------------------------------------------------------------------------------------------- examples
+
+
+def test_examples_are_our_own_until_there_are_rows():
+    loading, failed, open_ = (Backend(DemoArguments(model="a")) for _ in range(3))
+    failed._models.set_exception(Problem("There is no such model."))
+    open_._models.set_result(Models(EchoEngine(), rows=[BenchmarkRow("1", "x", "p", ("right", "wrong"))]))
+    assert example_prompts(open_) == [("p", ["right", "wrong"])]
+    assert [backend.is_usable for backend in (loading, failed, open_)] == [False, False, True]
+    for backend in (loading, failed):
+        assert all(prompt != "p" and len(responses) >= 2 for prompt, responses in example_prompts(backend))
+
+
 # -------------------------------------------------------------------------------------------------------- judgements
 
 
@@ -154,20 +175,101 @@ def test_options_are_checked():
             Options.read(Backend, *options)
 
 
+def test_without_a_classic_model_nothing_is_judged():
+    asked = []
+
+    class CountingEngine(EchoEngine):
+        async def score(self, prompt, response, **options):
+            asked.append(response)
+            return await super().score(prompt, response, **options)
+
+    async def compare(classic):
+        backend = Backend(DemoArguments(model="a"))
+        backend._models.set_result(Models(CountingEngine(), classic))
+        return [step async for step in judge_pair(backend, "user", "p", ("a", "b"), Options(1, 0.0, 10))][-1]
+
+    with pytest.raises(Problem, match="There is no classic model"):
+        asyncio.run(compare(None))
+    assert asked == []
+    cloud, classic = asyncio.run(compare(EchoEngine(critique=False)))
+    assert len(cloud) == len(classic) == 2 and asked == ["a", "b"]
+
+
+@pytest.mark.parametrize("value", ["one text", None, 7, ["a", 7], ["a", None], {"a": "b"}])
+def test_programs_must_give_lists_of_texts(value):
+    """Not a text, whose signs would be judged one by one."""
+    with pytest.raises(Problem, match="`responses` must be a list of texts"):
+        _texts("responses", value)
+    assert _texts("responses", ["a", "b"]) == ["a", "b"]
+
+
 def test_where_a_reward_falls():
-    distribution = RewardDistribution("4 rows of x", 8)
+    distribution = RewardDistribution("x", 8)
     assert "still being measured (0 of 8)" in distribution.describe(0.0)
     for reward in (3, 1, 2, 0, 4, 5, 6, 7):
         distribution.add(float(reward))
     assert distribution.rewards == sorted(distribution.rewards)
     assert [distribution.percentile(reward) for reward in (-1, 3.5, 3, 9)] == [0, 50, 43.75, 100]
-    assert "Higher than 100 % of 8 rewards that this model gave" in distribution.describe(9.0)
+    described = "Higher than 100 % of 8 rewards that this model gave to right and wrong responses of 4 rows of x"
+    assert described in distribution.describe(9.0)
     assert preference(1.0, 0.0) == pytest.approx(0.731, abs=1e-3)
     assert preference(-1000.0, 1000.0) == 0.0 and preference(1000.0, -1000.0) == 1.0
 
 
+class PickyEngine(EchoEngine):
+    """Refuses some responses, and gives others no finite reward."""
+
+    async def score(self, prompt, response, **options):
+        self.check(prompt, response, None)
+        score = await super().score(prompt, response, **options)
+        return replace(score, reward=float("nan")) if response == "odd" else score
+
+
+def measure(responses: list[str], engine: EchoEngine) -> RewardDistribution:
+    """The rewards of rows with a right response each, and the wrong response `wrong`."""
+    rows = [BenchmarkRow(f"row {i}", "x", "p", (response, "wrong")) for i, response in enumerate(responses)]
+    backend = Backend(DemoArguments(model="a", rows="x"))
+    backend._models.set_result(Models(engine, rows=rows))
+
+    async def run():
+        await backend.loaded()
+        await backend._measuring
+
+    asyncio.run(run())
+    return backend.distribution
+
+
+def test_rows_that_cannot_be_judged_are_left_out_of_the_distribution(caplog):
+    distribution = measure(["a", "refuse", "b", "odd", "c", "d"], PickyEngine())
+    assert distribution.rewards == [1.0] * 4 + [5.0] * 4 and distribution.wanted == 8
+    assert "of 8 rewards that this model gave to right and wrong responses of 4 rows of x" in distribution.describe(
+        5.0
+    )
+    assert "Row row 1 is left out" in caplog.text and "Row row 3 is left out" in caplog.text
+    assert "could not be measured" in measure(["refuse"] * 6, PickyEngine()).describe(0.0)
+
+
+def test_an_engine_that_fails_ends_the_measuring():
+    engine = EchoEngine(error=RuntimeError("surprise"))
+    distribution = measure(["a"] * 6, engine)
+    assert distribution.wanted == 0 and "could not be measured" in distribution.describe(0.0)
+
+
+def test_no_rewards_are_measured_on_zero_gpu(monkeypatch):
+    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
+    distribution = measure(["a"] * 6, EchoEngine())
+    assert distribution.rewards == [] and "On ZeroGPU" in distribution.describe(0.0)
+
+
 def test_candidates_are_split_at_lines_of_equals_signs():
     assert split_candidates("a\n---\nb == c\n=====\n\n======= \n d \n") == ["a\n---\nb == c", "d"]
+
+
+def test_a_response_that_is_removed_is_emptied():
+    count, *boxes = remove_last(4)
+    assert count == 3 and [box["visible"] for box in boxes] == [True] * 3 + [False] * 5
+    assert all("value" not in box for box in boxes[:3]) and all(box["value"] == "" for box in boxes[3:])
+    assert remove_last(2)[0] == 2 and all("value" not in box for box in remove_last(2)[1:3])
 
 
 # ------------------------------------------------------------------------------------------------------------ markup

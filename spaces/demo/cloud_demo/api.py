@@ -8,6 +8,7 @@ from .backend import Backend
 from .best_of_n_tab import MOST, check_candidates
 from .compare_tab import check_responses
 from .judging import Judging, Options, Waiting, check_lengths, judge, judge_pair, read_prompt
+from .policy import FEW_AT_ONCE
 from .policy import generate as ask_policy
 from .problems import Problem, in_words
 from .reward_distribution import preference
@@ -63,7 +64,7 @@ def build(backend: Backend):
         """
         options = Options.read(backend, num_critiques, temperature, max_new_tokens, seed)
         asked = read_prompt(backend, _text(prompt))
-        check_responses(backend, list(map(_text, responses)))
+        check_responses(backend, _texts("responses", responses))
         async for step in judge(backend, request.session_hash, asked, responses, options):
             yield _ranked(backend, step) if isinstance(step, list) else _status(step)
 
@@ -105,7 +106,7 @@ def build(backend: Backend):
 
         options = Options.read(backend, num_critiques, temperature, max_new_tokens, seed)
         asked = read_prompt(backend, _text(prompt))
-        check_candidates(backend, list(map(_text, candidates)))
+        check_candidates(backend, _texts("candidates", candidates))
         async for step in judge(backend, request.session_hash, asked, candidates, options):
             if not isinstance(step, list):
                 yield _status(step)
@@ -124,11 +125,10 @@ def build(backend: Backend):
             raise Problem(f"Choose between 2 and {MOST} candidates.")
         yield await ask_policy(backend.args, read_prompt(backend, _text(prompt)), int(count))
 
-    endpoints = [score, compare, versus, best_of_n]
-    if backend.args.policy_url is not None:
-        endpoints.append(generate)
-    for endpoint in endpoints:
+    for endpoint in (score, compare, versus, best_of_n):
         gr.api(in_words(endpoint), api_name=endpoint.__name__)
+    if backend.args.policy_url is not None:
+        gr.api(in_words(generate), api_name="generate", **FEW_AT_ONCE)
 
 
 def _describe(backend: Backend, score: "Score", has_distribution: bool = True) -> dict[str, Any]:
@@ -160,7 +160,13 @@ def _status(step: Waiting | Judging) -> dict[str, str]:
 
 def _text(value: Any) -> str:
     if not _is_text(value):
-        raise Problem(f"Give text, not {type(value).__name__}, for prompts, responses and candidates.")
+        raise Problem(f"Give text, not {type(value).__name__}, for prompts, system messages and responses.")
+    return value
+
+
+def _texts(name: str, value: Any) -> list[str]:
+    if not isinstance(value, list) or not all(map(_is_text, value)):
+        raise Problem(f"`{name}` must be a list of texts.")
     return value
 
 

@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import math
+import os
 import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
@@ -14,6 +16,8 @@ from .waiting_line import HEARTBEAT, Ticket, WaitingLine
 
 
 if TYPE_CHECKING:
+    from cloud_hf.evaluation.benchmark_rows import BenchmarkRow
+
     from .models import Models
 
 
@@ -64,6 +68,11 @@ class Backend:
         return self._models.done()
 
     @property
+    def is_usable(self) -> bool:
+        """Whether the models are open."""
+        return self.is_loaded and self._models.exception() is None
+
+    @property
     def models(self) -> "Models":
         """The models, once they are loaded. Raises `Problem` if they could not be opened."""
         return self._models.result(timeout=0)
@@ -91,20 +100,33 @@ class Backend:
 
     async def _measure(self):
         """Judge the first rows while nobody waits, to know the model's rewards."""
-        models, limit = self.models, self.args.reference_rows
-        texts = [(row.prompt, response) for row in models.rows[:limit] for response in row.responses]
-        distribution = self.distribution = RewardDistribution(
-            f"{len(texts) // 2} rows of {self.args.rows}", len(texts)
-        )
-        for prompt, response in texts:
+        if os.environ.get("SPACES_ZERO_GPU") == "true":
+            self.distribution.problem = "On ZeroGPU the rewards of this model are not measured: GPUs are for visitors."
+            return
+        rows = self.models.rows[: self.args.reference_rows]
+        distribution = self.distribution = RewardDistribution(self.args.rows or "", 2 * len(rows))
+        for row in rows:
             try:
-                distribution.add(await self._judge_while_idle(prompt, response))
+                rewards = await self._judge_row(row)
+            except (ValueError, Problem) as error:
+                logger.warning("Row %s is left out of the reward distribution. %s", row.id, error)
+                distribution.wanted -= 2
             except Exception as error:
                 logger.error("The reward distribution could not be measured", exc_info=error)
-                if not distribution.is_usable:
-                    distribution.problem = "This model's rewards could not be measured; the log of the demo says why."
                 distribution.wanted = len(distribution.rewards)
-                return
+                break
+            else:
+                for reward in rewards:
+                    distribution.add(reward)
+        if distribution.wanted < 2 * len(rows) and not distribution.is_usable:
+            distribution.problem = "This model's rewards could not be measured; the log of the demo says why."
+
+    async def _judge_row(self, row: "BenchmarkRow") -> list[float]:
+        """The rewards of both responses. Raises `Problem` if one is no finite number."""
+        rewards = [await self._judge_while_idle(row.prompt, response) for response in row.responses]
+        if not all(map(math.isfinite, rewards)):
+            raise Problem(f"The model gave it the rewards {rewards}.")
+        return rewards
 
     async def _judge_while_idle(self, prompt, response: str) -> float:
         """A reward; the work is given up for whoever comes, and begun again when they have gone."""

@@ -11,7 +11,7 @@ from .choices import example_prompts, judging_options
 from .judgements import show_ranking
 from .judging import Judging, Options, Waiting, check_lengths, judge, read_prompt
 from .markup import note, paragraph, status
-from .policy import generate
+from .policy import FEW_AT_ONCE, generate
 from .problems import Problem, in_words
 from .share_link import share_button
 
@@ -97,7 +97,7 @@ def build(backend: Backend) -> dict[str, gr.Textbox]:
         trigger_mode="once",
         **quiet,
     )
-    writing = write.click(in_words(run_generate), [prompt, count], [said, candidates], **quiet)
+    writing = write.click(in_words(run_generate), [prompt, count], [said, candidates], **quiet, **FEW_AT_ONCE)
     stop.click(
         lambda: status("Stopped."), None, said, cancels=[picking, writing], queue=False, api_visibility="private"
     )

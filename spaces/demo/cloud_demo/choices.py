@@ -23,7 +23,7 @@ def judging_options(backend: Backend, most_critiques: int = 8) -> list[gr.Slider
 
 def example_prompts(backend: Backend) -> list[tuple[str, list[str]]]:
     """A prompt and responses to it, as examples: from the rows if there are any, else a few of our own."""
-    if backend.is_loaded and (rows := [row for row in backend.models.rows if isinstance(row.prompt, str)]):
+    if backend.is_usable and (rows := [row for row in backend.models.rows if isinstance(row.prompt, str)]):
         return [(row.prompt, list(row.responses)) for row in rows]
     return _EXAMPLES
 

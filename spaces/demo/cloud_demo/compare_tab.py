@@ -27,6 +27,18 @@ def check_responses(backend: Backend, responses: list[str]) -> list[str]:
     return responses
 
 
+def show(count: int) -> list:
+    """The number of boxes, and what shows so many of them."""
+    return [count, *(gr.update(visible=place < count) for place in range(MOST))]
+
+
+def remove_last(count: int) -> list:
+    """As `show`, with one box less, but never fewer than two. What is hidden is emptied, so that no link carries it."""
+    left = max(count - 1, FEWEST)
+    hidden = gr.update(value="", visible=False)
+    return [left, *(gr.update(visible=True) if place < left else hidden for place in range(MOST))]
+
+
 def build(backend: Backend) -> dict[str, gr.Textbox]:
     """The tab's content. Returns the texts that a link to it carries."""
     with gr.Row():
@@ -74,9 +86,6 @@ def build(backend: Backend) -> dict[str, gr.Textbox]:
                 names = [f"Response {place}" for place in range(1, len(responses) + 1)]
                 yield status("Done."), show_ranking(names, responses, step)
 
-    def show(count):
-        return [count, *(gr.update(visible=place < count) for place in range(MOST))]
-
     def fill_in():
         asked, responses = random.choice(example_prompts(backend))
         values = [*responses, *[""] * MOST][:MOST]
@@ -90,7 +99,7 @@ def build(backend: Backend) -> dict[str, gr.Textbox]:
 
     quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     more.click(lambda count: show(min(count + 1, MOST)), shown, [shown, *boxes], **quick)
-    fewer.click(lambda count: show(max(count - 1, FEWEST)), shown, [shown, *boxes], **quick)
+    fewer.click(remove_last, shown, [shown, *boxes], **quick)
     example.click(fill_in, None, [prompt, shown, *boxes], **quick)
     boxes[FEWEST].change(follow, [shown, *boxes], [shown, *boxes], **quick)
     events = gr.on(

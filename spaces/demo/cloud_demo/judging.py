@@ -167,11 +167,11 @@ async def judge_pair(
     with backend.line.join(user) as ticket:
         async for words in backend.wait_for_turn(ticket):
             yield Waiting(words)
+        cloud, classic = backend.models.cloud, backend.models.classic
+        if classic is None:
+            raise Problem("There is no classic model to compare with; start the demo with --classic_model.")
         found = []
-        plain = replace(options, num_critiques=1)
-        for engine, own in ((backend.models.cloud, options), (backend.models.classic, plain)):
-            if engine is None:
-                raise Problem("There is no classic model to compare with; start the demo with --classic_model.")
+        for engine, own in ((cloud, options), (classic, replace(options, num_critiques=1))):
             async with aclosing(_judge_all(engine, prompt, responses, own)) as steps:
                 async for step in steps:
                     if isinstance(step, list):

@@ -14,6 +14,8 @@ _TIMEOUT = httpx.Timeout(300.0, connect=5.0)
 _TEMPERATURE = 1.0
 _MAX_TOKENS = 1024
 _AT_ONCE = 8
+# It writes for so many visitors and programs together; others wait in Gradio's queue
+FEW_AT_ONCE = {"concurrency_limit": 4, "concurrency_id": "policy"}
 
 
 async def generate(args: DemoArguments, prompt: Any, count: int) -> list[str]:

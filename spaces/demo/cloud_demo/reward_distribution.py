@@ -13,9 +13,9 @@ class RewardDistribution:
 
     Args:
         source (`str`):
-            The rows, for people.
+            Where the rows are from, for people.
         wanted (`int`):
-            How many rewards there will be.
+            How many rewards there will be: two of each row.
         rewards (`list[float]`):
             Those that are known, in ascending order.
         problem (`str`, *optional*):
@@ -57,7 +57,7 @@ class RewardDistribution:
         deviations = f", {(reward - mean) / std:+.1f} standard deviations from their mean" if std > 0 else ""
         return (
             f"Higher than {self.percentile(reward):.0f} % of {len(self.rewards)} rewards{unfinished} that this model gave "
-            f"to right and wrong responses of {self.source}{deviations}."
+            f"to right and wrong responses of {self.wanted // 2} rows of {self.source}{deviations}."
         )
 
 

@@ -30,17 +30,15 @@ def build(backend: Backend) -> dict[str, gr.Textbox]:
             )
             with gr.Accordion("Chat: system message and earlier turns", open=False):
                 system = gr.Textbox("", label="System message", lines=1, max_lines=6)
-                turns = []
-                for place in range(1, _EARLIER_TURNS + 1):
-                    turns.append(gr.Textbox("", label=f"Turn {place}: user", lines=1, max_lines=6))
-                    turns.append(gr.Textbox("", label=f"Turn {place}: assistant", lines=1, max_lines=6))
+                names = [f"turn {i}: {role}" for i in range(1, _EARLIER_TURNS + 1) for role in ("user", "assistant")]
+                turns = {name: gr.Textbox("", label=name.capitalize(), lines=1, max_lines=6) for name in names}
             options = judging_options(backend)
             with gr.Row():
                 run = gr.Button("Judge", variant="primary", elem_id="score-run")
                 stop = gr.Button("Stop", elem_id="score-stop")
             with gr.Row():
                 example = gr.Button("Example", size="sm", elem_classes="narrow")
-                texts = {"prompt": prompt, "response": response, "system": system}
+                texts = {"prompt": prompt, "response": response, "system": system} | turns
                 said = gr.HTML(elem_id="score-status", elem_classes="said", render=False)
                 share_button("score", texts, said)
         with gr.Column():
@@ -48,10 +46,10 @@ def build(backend: Backend) -> dict[str, gr.Textbox]:
             result = gr.HTML(elem_id="score-result", elem_classes="result")
 
     async def run_score(
-        request: gr.Request, prompt, response, system, num_critiques, temperature, max_new_tokens, *turns
+        request: gr.Request, prompt, response, system, num_critiques, temperature, max_new_tokens, *earlier
     ):
         options = Options.read(backend, num_critiques, temperature, max_new_tokens)
-        asked = read_prompt(backend, prompt, system, list(zip(turns[::2], turns[1::2], strict=True)))
+        asked = read_prompt(backend, prompt, system, list(zip(earlier[::2], earlier[1::2], strict=True)))
         if not response.strip():
             raise Problem("The response is empty.")
         check_lengths(backend, {"response": response})
@@ -72,7 +70,7 @@ def build(backend: Backend) -> dict[str, gr.Textbox]:
     events = gr.on(
         [run.click, prompt.submit, response.submit],
         in_words(run_score),
-        [prompt, response, system, *options, *turns],
+        [prompt, response, system, *options, *turns.values()],
         [said, result],
         show_progress="hidden",
         trigger_mode="once",

@@ -4,6 +4,8 @@ import json
 
 import gradio as gr
 
+from .markup import status
+
 
 _SCRIPT = """
 (...values) => {{
@@ -13,11 +15,14 @@ _SCRIPT = """
     const bytes = new TextEncoder().encode(JSON.stringify(content));
     const packed = btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join(""));
     window.history.replaceState(null, "", "#" + packed);
-    if (navigator.clipboard) navigator.clipboard.writeText(window.location.href).catch(() => {{}});
-    return {said};
+    // Only pages from https or this machine have a clipboard
+    if (!navigator.clipboard) return {in_address_bar};
+    navigator.clipboard.writeText(window.location.href).catch(() => {{}});
+    return {in_both};
 }}
 """
-_SAID = '<p class="status" role="status">The address bar and the clipboard hold a link to these texts.</p>'
+_IN_ADDRESS_BAR = status("The address bar holds a link to these texts.")
+_IN_BOTH = status("The address bar and the clipboard hold a link to these texts.")
 _OPEN = """
 (...values) => {{
     const tabs = {tabs};
@@ -42,7 +47,12 @@ _OPEN = """
 def share_button(tab: str, texts: dict[str, gr.Textbox], said: gr.HTML):
     """A button that makes a link to the texts of a tab; `said` shows that it did."""
     button = gr.Button("Link to this", size="sm", variant="secondary", elem_classes="narrow")
-    script = _SCRIPT.format(tab=json.dumps(tab), names=json.dumps(list(texts)), said=json.dumps(_SAID))
+    script = _SCRIPT.format(
+        tab=json.dumps(tab),
+        names=json.dumps(list(texts)),
+        in_address_bar=json.dumps(_IN_ADDRESS_BAR),
+        in_both=json.dumps(_IN_BOTH),
+    )
     button.click(None, list(texts.values()), said, js=script, api_visibility="private")
 
 
