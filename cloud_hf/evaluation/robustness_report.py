@@ -52,10 +52,11 @@ def write_robustness(
             plot_self_consistency(parts, as_scored, output_dir / pictures[name])
         lines += [*self_consistency_section(curves, pictures), ""]
     certainties = {name: {model: found.uncertainty[name] for model, found in results.items()} for name in names}
-    pictures = {name: _picture("rejection", name) for name in names}
+    pictures = {}
     for name, models in certainties.items():
-        last = {f"{model}, {parts[-1].critiques}": parts[-1] for model, parts in models.items()}
-        plot_rejection(last, output_dir / pictures[name])
+        if last := {f"{model}, {parts[-1].critiques}": parts[-1] for model, parts in models.items() if parts}:
+            pictures[name] = _picture("rejection", name)
+            plot_rejection(last, output_dir / pictures[name])
     lines += [*uncertainty_sections(certainties, pictures, "reliability.png"), ""]
     probes = {model: found.probes for model, found in results.items()}
     pictures = {}

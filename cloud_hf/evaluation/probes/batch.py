@@ -40,9 +40,11 @@ def probe_batches(
             The options of [`Scorer`].
 
     Returns:
-        `list[Measure]`
+        `list[Measure]`: Empty without rows.
     """
     rows = rows[:MOST_ROWS]
+    if not rows:
+        return []
     chats = [(row.row.prompt, response) for row in rows for response in row.row.responses]
     in_order = np.arange(len(chats))
     shuffled = np.random.default_rng(seed).permutation(len(chats))
