@@ -129,7 +129,8 @@ CALIBRATION = """## Calibration
 
 The reward margin read as Bradley-Terry log-odds, against the outcome. Log loss in nats: not knowing costs 0.693. ECE: mean
 distance between confidence and accuracy over ten bins. Temperature: what margins must be divided by for the least log
-loss, fitted on these very pairs; above 1 the model is too sure of itself. Intervals are a bootstrap's over rows."""
+loss, fitted on these very pairs; above 1 the model is too sure of itself. Intervals are a bootstrap's over rows; that of the ECE leans upwards, because
+resampling adds noise to a sum of absolute values."""
 
 
 def uncertainty_sections(
