@@ -391,6 +391,10 @@ def test_a_dead_server_ends_the_run(models, data, tmp_path):
         ({"dataset_name": ["x"], "candidates": "y"}, "`candidates` is for `arena_hard`"),
         ({"arena_hard": "x"}, "needs `gen_base_url` or `candidates`"),
         ({"arena_hard": "x", "candidates": "y", "judge_base_url": ["z"]}, "go together"),
+        ({"arena_hard": "x", "candidates": "y", "judge_all": True}, "`judge_all` is for a judge"),
+        ({"arena_hard": "x", "candidates": "y", "judge_model": "z"}, "`judge_model` is for a judge"),
+        ({"arena_hard": "x", "candidates": "y", "judge_prompt_file": "z"}, "`judge_prompt_file` is for a judge"),
+        ({"dataset_name": ["x"], "baseline_model": "z"}, "`baseline_model` is for a judge"),
         (
             {"arena_hard": "x", "gen_base_url": ["y"], "gen_temperature": 0.0},
             "candidates of a question are all the same",
