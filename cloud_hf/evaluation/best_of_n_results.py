@@ -88,16 +88,16 @@ class ScoredSet:
         """How many problems and candidates there are."""
         return {**candidate_counts(self.problems), "dropped": len(self.left_out)}
 
-    def notes(self) -> list[str]:
-        """What must be known beside the figures, as sentences."""
+    def notes(self, largest_n: int) -> list[str]:
+        """What must be known beside the figures, as sentences; curves end at `largest_n`, at most."""
         counts = self.counts()
         fewest, more = counts["fewest_candidates"], counts["problems_with_more_than_the_fewest"]
         each = f"{fewest} to {counts['most_candidates']} candidates" if more else f"{fewest} candidates each"
         notes = [f"{counts['problems']} problems with {each}."]
         if more:
             notes.append(
-                f"{more} problems have more than {fewest} candidates. The curve ends at {fewest}, where all problems still have as "
-                'many; the column "all" chooses among all candidates of each.'
+                f"{more} problems have more than {fewest} candidates. The curve ends at {min(largest_n, fewest)}, where all "
+                'problems still have as many; the column "all" chooses among all candidates of each.'
             )
         if counts["repeated_candidates"]:
             notes.append(f"Candidates that repeat another of their problem: {counts['repeated_candidates']}.")
@@ -165,7 +165,7 @@ def replay_result(found: ScoredSet, largest_n: int) -> SetResult:
         yardsticks(found.problems, sizes),
         found.counts(),
         found.seeds(),
-        notes=found.notes(),
+        notes=found.notes(largest_n),
     )
 
 
@@ -279,5 +279,5 @@ def _arena_result(
         found.seeds(),
         chosen,
         win_rate([row[0] for row in votes]),
-        [*found.notes(), f"The curve is {kind}.", *notes],
+        [*found.notes(largest_n), f"The curve is {kind}.", *notes],
     )

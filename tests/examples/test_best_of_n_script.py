@@ -123,6 +123,15 @@ def test_recorded_candidates(models, data, tmp_path):
         assert picture in text and (tmp_path / picture).stat().st_size > 5000
 
 
+def test_where_the_curve_ends(models, data, tmp_path):
+    """At the fewest candidates of a problem, or before."""
+    for largest_n, end in ((16, 3), (2, 2)):
+        page = choose(models, tmp_path, "classic", dataset_name=[str(data / "problems.jsonl")], largest_n=largest_n)
+        [result] = page["results"]
+        assert list(result["rates"])[-1] == str(end)
+        assert any(f"The curve ends at {end}, where all problems still" in note for note in result["notes"])
+
+
 def test_a_second_run_scores_nothing(models, data, tmp_path, monkeypatch):
     first = choose(models, tmp_path, "classic", dataset_name=[str(data / "problems.jsonl")])
     monkeypatch.setattr(TransformersScorer, "score", None)
