@@ -190,7 +190,7 @@ def judge(found: ScoredSet, arena: Arena, args: BestOfNArguments, folder: Path) 
 
 
 def arena_notes(counts: dict[str, int], args: BestOfNArguments) -> list[str]:
-    """What became of requests, as sentences."""
+    """How the judge was asked, and what became of requests, as sentences."""
     said = {
         "candidates_cut": f"Candidates cut at {args.gen_max_tokens} tokens",
         "like_the_baseline": "Candidates that are the baseline's text, counted as ties",
@@ -198,7 +198,9 @@ def arena_notes(counts: dict[str, int], args: BestOfNArguments) -> list[str]:
         "failed": "Questions and verdicts left out because requests failed",
     }
     notes = [f"{text}: {counts[name]}." for name, text in said.items() if counts[name]]
-    return [f"Candidates judged, all categories: {counts['judged']}.", *notes]
+    own = "this package's own, not Arena-Hard's: win rates are not comparable with the leaderboard's"
+    judge_text = f"The judge's text: {args.judge_prompt_file or own}."
+    return [judge_text, f"Candidates judged, all categories: {counts['judged']}.", *notes]
 
 
 # --------------------------------------------------------------------------------------------------------- writing

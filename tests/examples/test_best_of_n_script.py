@@ -6,6 +6,7 @@ import math
 import random
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -263,6 +264,7 @@ def test_arena_hard(models, data, tmp_path):
         assert Votes(**line["votes"]) == expected_votes(line["id"], line["response"]) and line["worth"] is None
     text = (tmp_path / "best_of_n.md").read_text()
     assert "## ArenaHard, math" in text and "without a readable verdict" in text and "95 %, official" in text
+    assert "this package's own, not Arena-Hard's: win rates are not comparable with the leaderboard's." in text
 
 
 def test_all_draws_are_the_mean_over_them(models, data, tmp_path):
@@ -301,6 +303,13 @@ def test_candidates_from_a_file(models, data, tmp_path):
     write_rows(tmp_path / "candidates.jsonl", rows[:4])
     with pytest.raises(ValueError, match="no candidates for 2 of 6 questions, the first 'q4'"):
         choose(models, tmp_path / "alone", "classic", **alone)
+
+
+def test_the_report_names_the_judges_text():
+    counts = {"judged": 1, "candidates_cut": 0, "like_the_baseline": 0, "without_verdict": 0, "failed": 0}
+    for file, said in (("judge.txt", "The judge's text: judge.txt."), (None, "not Arena-Hard's")):
+        args = SimpleNamespace(judge_prompt_file=file, gen_max_tokens=9, judge_tries=1)
+        assert said in best_of_n.arena_notes(counts, args)[0]
 
 
 def test_empty_answers_fail_their_question_only(models, data, tmp_path, capsys):
