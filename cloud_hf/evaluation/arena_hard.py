@@ -256,7 +256,7 @@ def win_rate(votes: Sequence[Votes], rounds: int = ROUNDS, seed: int = 0) -> Win
         [`WinRate`]
 
     Raises:
-        `ValueError`: If there are no votes.
+        [`~best_of_n_curve.NothingJudged`]: If there are no votes.
     """
     votes = [found for found in votes if found.number]
     value, error = ratio([(found.points, found.number) for found in votes])

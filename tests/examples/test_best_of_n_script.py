@@ -6,7 +6,6 @@ import math
 import random
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -305,11 +304,31 @@ def test_candidates_from_a_file(models, data, tmp_path):
         choose(models, tmp_path / "alone", "classic", **alone)
 
 
-def test_the_report_names_the_judges_text():
+def test_the_report_names_the_judges_text(models, data, tmp_path):
     counts = {"judged": 1, "candidates_cut": 0, "like_the_baseline": 0, "without_verdict": 0, "failed": 0}
     for file, said in (("judge.txt", "The judge's text: judge.txt."), (None, "not Arena-Hard's")):
-        args = SimpleNamespace(judge_prompt_file=file, gen_max_tokens=9, judge_tries=1)
+        with_judge = {"judge_base_url": ["x"], "baseline_answers": ["x"], "judge_prompt_file": file}
+        args = arguments(models, tmp_path, "classic", arena_hard="x", candidates="x", **with_judge)
         assert said in best_of_n.arena_notes(counts, args)[0]
+
+
+def test_a_category_without_verdicts_costs_no_other_figure(models, data, tmp_path):
+    """The judge never decides about question 5, which is all that there is of its category."""
+    rows = [{"uid": f"q{n}", "category": "math" if n % 2 else "poem", "prompt": f"Question {n}?"} for n in (0, 2, 5)]
+    questions = str(write_rows(tmp_path / "questions.jsonl", rows))
+    sets = [str(data / "scored.jsonl")]
+    with serve_completions(write=write) as server:
+        options = arena(server, data, arena_hard=questions, num_candidates=2)
+        page = choose(models, tmp_path / "some", "classic", dataset_name=sets, **options)
+        assert [result["title"] for result in page["results"]] == ["scored.jsonl", "ArenaHard, poem"]
+        [note] = page["unjudged"]
+        assert note.startswith("ArenaHard, math: no win rate (questions: 1)")
+        assert note in (tmp_path / "some" / "best_of_n.md").read_text()
+        write_rows(tmp_path / "questions.jsonl", rows[2:])
+        page = choose(models, tmp_path / "none", "classic", **options)
+    assert page["results"] == [] and page["unjudged"] == [note]
+    assert "without a judge" not in (tmp_path / "none" / "best_of_n.md").read_text()
+    assert read_selected(tmp_path / "none", "classic")[0]["votes"] == vars(Votes())
 
 
 def test_empty_answers_fail_their_question_only(models, data, tmp_path, capsys):
