@@ -95,18 +95,19 @@ def main(args: BestOfNArguments):
         sets[ARENA_HARD], counts = gather_candidates(args, arena, args.seed, folder)
     scored = score_all(sets, args)
     results = [replay_result(scored[name], args.largest_n) for name in args.dataset_name]
-    judged = None
+    judged, unjudged = None, []
     if arena is not None and arena.judging is not None:
         judged = judge(scored[ARENA_HARD], arena, args, output_dir / "arena_hard_judgements")
         counts |= judged.counts | {"failed": counts["failed"] + judged.counts["failed"]}
         notes = arena_notes(counts, args)
-        results += arena_results(
+        by_category, unjudged = arena_results(
             scored[ARENA_HARD], arena.questions, judged, args.largest_n, args.judge_all, notes
-        )  # fmt: skip
+        )
+        results += by_category
     shown = short_names(args.models)
     for name in shown.values():
         write_selected(name, scored.values(), judged, output_dir / file_name("selected", name, "jsonl"))
-    write_report(results, counts, args, output_dir)
+    write_report(results, unjudged, counts, args, output_dir)
     if counts.get("failed"):
         print(
             f"{counts['failed']} question(s) or verdict(s) failed; rejects.jsonl says why. The same command tries again."
@@ -190,7 +191,7 @@ def judge(found: ScoredSet, arena: Arena, args: BestOfNArguments, folder: Path) 
 
 
 def arena_notes(counts: dict[str, int], args: BestOfNArguments) -> list[str]:
-    """What became of requests, as sentences."""
+    """How the judge was asked, and what became of requests, as sentences."""
     said = {
         "candidates_cut": f"Candidates cut at {args.gen_max_tokens} tokens",
         "like_the_baseline": "Candidates that are the baseline's text, counted as ties",
@@ -198,7 +199,9 @@ def arena_notes(counts: dict[str, int], args: BestOfNArguments) -> list[str]:
         "failed": "Questions and verdicts left out because requests failed",
     }
     notes = [f"{text}: {counts[name]}." for name, text in said.items() if counts[name]]
-    return [f"Candidates judged, all categories: {counts['judged']}.", *notes]
+    own = "this package's own, not Arena-Hard's: win rates are not comparable with the leaderboard's"
+    judge_text = f"The judge's text: {args.judge_prompt_file or own}."
+    return [judge_text, f"Candidates judged, all categories: {counts['judged']}.", *notes]
 
 
 # --------------------------------------------------------------------------------------------------------- writing
@@ -216,15 +219,19 @@ def write_selected(model: str, sets: Iterable[ScoredSet], judged: Judged | None,
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def write_report(results: list[SetResult], counts: dict[str, int], args: BestOfNArguments, output_dir: Path):
-    """Tables and pictures for people, JSON for programs."""
+def write_report(
+    results: list[SetResult], unjudged: list[str], counts: dict[str, int], args: BestOfNArguments, output_dir: Path
+):
+    """Tables and pictures for people, JSON for programs; `unjudged` are notes on what has no result."""
     models = {shown: name for name, shown in short_names(args.models).items()}
     lines = ["# Best-of-N", ""]
     for number, result in enumerate(results):
         picture = "best_of_n.png" if number == 0 else file_name("best_of_n", result.title, "png").replace(", ", "-")
         plot_curves(result.curves, result.yardsticks, result.quality, result.is_share, output_dir / picture)
         lines += [*result.markdown(), f"![{result.quality} of the chosen candidate, by N]({picture})", ""]
-    if not results:
+    if unjudged:
+        lines += [*(f"- {note}" for note in unjudged), ""]
+    elif not results:
         lines += [
             "The candidates that each model chose are in selected_MODEL.jsonl; without a judge nobody says how good they are.",
             "",
@@ -234,12 +241,15 @@ def write_report(results: list[SetResult], counts: dict[str, int], args: BestOfN
         "version": VERSION,
         "arguments": asdict(args),
         "arena_hard": counts,
+        "unjudged": unjudged,
         "results": [summary for result in results for summary in result.summaries(models)],
     }
     (output_dir / "best_of_n.json").write_text(json.dumps(page, indent=2, allow_nan=False) + "\n")
     (output_dir / "best_of_n.md").write_text("\n".join(lines), encoding="utf8")
     for result in results:
         print("", *result.markdown(), sep="\n")
+    for note in unjudged:
+        print(note)
     print(f"Report in {output_dir / 'best_of_n.md'}")
 
 

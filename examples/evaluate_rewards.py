@@ -441,22 +441,25 @@ def write_report(results: dict[str, ModelResults], args: EvaluationArguments, sh
             page.setdefault(key, []).extend(parts)
     (output_dir / "report.json").write_text(json.dumps(page, indent=2, allow_nan=False) + "\n")
     lines = ["# Reward models evaluated", "", report.markdown(by_model, differences, best_of_n), ""]
-    if any(by_model.values()):
-        margins = {
-            name: [margin for evaluation in evaluations for margin in evaluation.margins()]
-            for name, evaluations in by_model.items()
-        }
+    if margins := margins_of(by_model):
         plot_benchmarks(by_model, output_dir / "benchmarks.png")
         plot_margins(margins, output_dir / "margins.png")
-        for name, found in results.items():
-            for temperature, evaluations in found.sampled.items():
-                label = f"{shown[name]}, {mean_label(args.self_consistency, temperature)}"
-                margins[label] = [margin for evaluation in evaluations for margin in evaluation.margins()]
-        plot_reliability(margins, output_dir / "reliability.png")
+        sampled = {
+            f"{shown[name]}, {mean_label(args.self_consistency, temperature)}": evaluations
+            for name, found in results.items()
+            for temperature, evaluations in found.sampled.items()
+        }
+        plot_reliability(margins | margins_of(sampled), output_dir / "reliability.png")
         robustness = {shown[name]: found.robustness for name, found in results.items()}
         lines += [PICTURES, *write_robustness(robustness, by_model, output_dir)]
     lines += [SCORED.format(**{name: getattr(args, name) for name in (*SETTINGS, "overlong_policy")})]
     (output_dir / "report.md").write_text("\n".join(lines), encoding="utf8")
+
+
+def margins_of(evaluations: dict[str, list[report.Evaluation]]) -> dict[str, list[float]]:
+    """The margins of all sets, for each model that has any."""
+    margins = {name: [margin for part in parts for margin in part.margins()] for name, parts in evaluations.items()}
+    return {name: values for name, values in margins.items() if values}
 
 
 PICTURES = """## Pictures

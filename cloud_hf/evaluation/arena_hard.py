@@ -81,7 +81,8 @@ def load_answers(
         questions (`Sequence[Question]`):
             The questions; answers to others are not read.
         model (`str`, *optional*):
-            Whose, where a row holds `answers` of several; by default the row's `baseline`.
+            Whose: rows with another `model` or `model_id` are not read. Where a row holds `answers` of several, that of this
+            model; by default that of the row's `baseline`.
         split (`str`, *optional*, defaults to `"train"`):
             Split of what has splits.
 
@@ -95,17 +96,21 @@ def load_answers(
     for name in names:
         for index, row in enumerate(load_rows(name, split)):
             id_ = _id_of(name, index, row)
-            if id_ not in wanted:
+            if id_ not in wanted or (model and _model_of(row) not in (None, model)):
                 continue
             answer = _answer_of(row, model)
             if not isinstance(answer, str) or not answer.strip():
                 raise ValueError(f"{name}, {row_name(index, row)}: the answer is {answer!r:.60}; give a text.")
             if id_ in answers:
-                raise ValueError(f"{name}, row {index}: question {id_!r} has a second answer. Name one model's only.")
+                raise ValueError(
+                    f"{name}, row {index}: question {id_!r} has a second answer. Name one model's file only, or whose "
+                    "answers are meant."
+                )
             answers[id_] = answer
     if missing := [question.id for question in questions if question.id not in answers]:
+        by = f" of {model!r}" if model else ""
         raise ValueError(
-            f"{len(missing)} of {len(questions)} questions have no baseline answer in {', '.join(names)}, the first "
+            f"{len(missing)} of {len(questions)} questions have no baseline answer{by} in {', '.join(names)}, the first "
             f"{missing[0]!r}. Name the file with the others too, or fewer questions."
         )
     return answers
@@ -116,6 +121,11 @@ def _id_of(name: str, index: int, row: dict[str, Any]) -> str:
         if row.get(column) is not None:
             return str(row[column])
     raise ValueError(f"{name}, row {index} has no `id`, `question_id` or `uid`.")
+
+
+def _model_of(row: dict[str, Any]) -> str | None:
+    """Who answered, as both versions' answer files say it."""
+    return row.get("model") or row.get("model_id")
 
 
 def _answer_of(row: dict[str, Any], model: str | None) -> Any:
@@ -246,7 +256,7 @@ def win_rate(votes: Sequence[Votes], rounds: int = ROUNDS, seed: int = 0) -> Win
         [`WinRate`]
 
     Raises:
-        `ValueError`: If there are no votes.
+        [`~best_of_n_curve.NothingJudged`]: If there are no votes.
     """
     votes = [found for found in votes if found.number]
     value, error = ratio([(found.points, found.number) for found in votes])

@@ -101,6 +101,9 @@ class ArenaHardArguments:
             raise ValueError("`arena_hard` needs `gen_base_url` or `candidates`, one of the two.")
         if bool(self.judge_base_url) != bool(self.baseline_answers):
             raise ValueError("`judge_base_url` and `baseline_answers` go together: give both or neither.")
+        for name in ("judge_model", "judge_all", "judge_prompt_file", "baseline_model"):
+            if getattr(self, name) and not self.judge_base_url:
+                raise ValueError(f"`{name}` is for a judge: give `judge_base_url` and `baseline_answers` too.")
         if self.gen_base_url and self.num_candidates > 1 and not self.gen_temperature > 0:
             raise ValueError("`gen_temperature` must be above 0, or the candidates of a question are all the same.")
 

@@ -167,7 +167,7 @@ def draw_curve(
         [`Curve`]
 
     Raises:
-        `ValueError`: If nothing that is chosen has any weight.
+        [`NothingJudged`]: If nothing that is chosen has any weight.
     """
     weights = [[1.0] * len(values) for values in worth] if weights is None else weights
 
@@ -194,6 +194,10 @@ def _sums(chosen: Sequence[float], worth: Sequence[float], weights: Sequence[flo
     )
 
 
+class NothingJudged(ValueError):
+    """Nothing that was chosen has any weight, so there is no mean."""
+
+
 def ratio(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
     """
     A sum over another, and its standard error over the pairs.
@@ -207,11 +211,11 @@ def ratio(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
         are 1, and NaN for one pair.
 
     Raises:
-        `ValueError`: If the denominators add up to 0.
+        [`NothingJudged`]: If the denominators add up to 0.
     """
     total = math.fsum(below for _, below in pairs)
     if not total:
-        raise ValueError("None of the chosen candidates was judged.")
+        raise NothingJudged("None of the chosen candidates was judged.")
     value = math.fsum(above for above, _ in pairs) / total
     if len(pairs) < 2:
         return value, math.nan

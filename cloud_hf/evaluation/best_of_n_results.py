@@ -8,7 +8,15 @@ from ..scoring import Score
 from .arena_hard import Question, Votes, win_rate
 from .arena_hard_servers import Judged
 from .best_of_n import choice_probabilities
-from .best_of_n_curve import Problem, best_of_the_first, candidate_counts, draw_curve, sizes_of, yardsticks
+from .best_of_n_curve import (
+    NothingJudged,
+    Problem,
+    best_of_the_first,
+    candidate_counts,
+    draw_curve,
+    sizes_of,
+    yardsticks,
+)
 from .best_of_n_report import SetResult
 from .pairs import FittedRows, share_cut
 
@@ -88,16 +96,16 @@ class ScoredSet:
         """How many problems and candidates there are."""
         return {**candidate_counts(self.problems), "dropped": len(self.left_out)}
 
-    def notes(self) -> list[str]:
-        """What must be known beside the figures, as sentences."""
+    def notes(self, largest_n: int) -> list[str]:
+        """What must be known beside the figures, as sentences; curves end at `largest_n`, at most."""
         counts = self.counts()
         fewest, more = counts["fewest_candidates"], counts["problems_with_more_than_the_fewest"]
         each = f"{fewest} to {counts['most_candidates']} candidates" if more else f"{fewest} candidates each"
         notes = [f"{counts['problems']} problems with {each}."]
         if more:
             notes.append(
-                f"{more} problems have more than {fewest} candidates. The curve ends at {fewest}, where all problems still have as "
-                'many; the column "all" chooses among all candidates of each.'
+                f"{more} problems have more than {fewest} candidates. The curve ends at {min(largest_n, fewest)}, where all "
+                'problems still have as many; the column "all" chooses among all candidates of each.'
             )
         if counts["repeated_candidates"]:
             notes.append(f"Candidates that repeat another of their problem: {counts['repeated_candidates']}.")
@@ -165,7 +173,7 @@ def replay_result(found: ScoredSet, largest_n: int) -> SetResult:
         yardsticks(found.problems, sizes),
         found.counts(),
         found.seeds(),
-        notes=found.notes(),
+        notes=found.notes(largest_n),
     )
 
 
@@ -201,7 +209,7 @@ def places_to_judge(found: ScoredSet, largest_n: int, judge_all: bool) -> list[l
 
 def arena_results(
     found: ScoredSet, questions: Mapping[str, Question], judged: Judged, largest_n: int, judge_all: bool, notes: Sequence[str]
-) -> list[SetResult]:  # fmt: skip
+) -> tuple[list[SetResult], list[str]]:  # fmt: skip
     """
     The win rates on ArenaHard.
 
@@ -218,15 +226,13 @@ def arena_results(
             What else must be known beside the figures.
 
     Returns:
-        `list[SetResult]`: One for each category.
-
-    Raises:
-        `ValueError`: If the judge gave no verdict on what was chosen in a category.
+        `tuple[list[SetResult], list[str]]`: One for each category, and notes on the categories that have none, because the judge
+        gave no verdict on what was chosen.
     """
     by_category: dict[str, list[int]] = {}
     for place, problem in enumerate(found.problems):
         by_category.setdefault(questions[problem.id].category, []).append(place)
-    results = []
+    results, unjudged = [], []
     for category, places in by_category.items():
         title = f"{found.title}, {category}" if category else found.title
         part = ScoredSet(
@@ -239,9 +245,12 @@ def arena_results(
         )
         try:
             results.append(_arena_result(part, judged, largest_n, judge_all, notes))
-        except ValueError as error:
-            raise ValueError(f"{title}: {error} What the judge wrote is in its folder.") from error
-    return results
+        except NothingJudged:
+            unjudged.append(
+                f"{title}: no win rate (questions: {len(places)}), because for some N a model chose only candidates without a "
+                "verdict. What the judge wrote is in its folder."
+            )
+    return results, unjudged
 
 
 def _arena_result(
@@ -279,5 +288,5 @@ def _arena_result(
         found.seeds(),
         chosen,
         win_rate([row[0] for row in votes]),
-        [*found.notes(), f"The curve is {kind}.", *notes],
+        [*found.notes(largest_n), f"The curve is {kind}.", *notes],
     )

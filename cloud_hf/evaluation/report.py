@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, compress
 from pathlib import Path
 from typing import Any
 
@@ -63,27 +63,27 @@ class Evaluation:
     dropped: int
     shortened: int
 
+    @property
+    def known(self) -> list[bool]:
+        """For each row whether its subset is part of the benchmark; the others are in no figure but their subset's."""
+        return [row.subset not in self.scores.unknown for row in self.rows]
+
     def margins(self) -> list[float]:
-        """The reward of the right response minus that of the wrong one, for each right and wrong response of a row."""
+        """The reward of the right response minus that of the wrong one, for each right and wrong response of a known row."""
         return [margin for row in self.margins_by_row().values() for margin in row]
 
     def margins_by_row(self) -> dict[str, list[float]]:
-        """The margins of each row, by its id."""
+        """The margins of each known row, by its id."""
         return {
             row.id: [
                 right.reward - wrong.reward for right in scores[: row.num_chosen] for wrong in scores[row.num_chosen :]
             ]
-            for row, scores in zip(self.rows, self.row_scores, strict=True)
+            for row, scores in compress(zip(self.rows, self.row_scores, strict=True), self.known)
         }
 
     def row_outcomes(self) -> dict[str, float]:
-        """
-        For each row the share of its right and wrong responses in the right order: 0 or 1 for preference pairs. Rows of
-        subsets that are not part of the benchmark are left out.
-        """
-        margins = self.margins_by_row()
-        rows = [row.id for row in self.rows if row.subset not in self.scores.unknown]
-        return {row: float(np.mean(np.array(margins[row]) > 0)) for row in rows}
+        """For each known row the share of its right and wrong responses in the right order: 0 or 1 for preference pairs."""
+        return {row: float(np.mean(np.array(margins) > 0)) for row, margins in self.margins_by_row().items()}
 
     def row_accuracy(self) -> Figure:
         """Mean outcome of the rows, all alike."""

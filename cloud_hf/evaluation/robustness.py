@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import compress
 from statistics import fmean
 from typing import Any
 
@@ -22,7 +23,7 @@ class Robustness:
 
     Args:
         uncertainty (`dict[str, list[Uncertainty]]`):
-            By set, for the rewards as scored and for each self-consistent mean.
+            By set, for the rewards as scored and for each self-consistent mean; empty for a set without known rows.
         self_consistency (`dict[str, list[SelfConsistency]]`):
             By set, for each temperature; empty for a classic model.
         probes (`list[ProbeResult]`):
@@ -54,7 +55,8 @@ def assess_uncertainty(
     evaluations: Sequence[Evaluation], sampled: dict[float, list[Evaluation]]
 ) -> dict[str, list[Uncertainty]]:
     """
-    By set the uncertainty of the rewards as scored, and of the means over sampled critiques.
+    By set the uncertainty of the rewards as scored, and of the means over sampled critiques. Rows of subsets that are not part
+    of a benchmark are left out.
 
     Args:
         evaluations (`Sequence[Evaluation]`):
@@ -62,14 +64,17 @@ def assess_uncertainty(
         sampled (`dict[float, list[Evaluation]]`):
             By temperature the same with the scores of self-consistency.
     """
-    found = {
-        evaluation.name: [uncertainty(evaluation.rows, evaluation.row_scores, "as scored")]
-        for evaluation in evaluations
-    }
+    labelled = [("as scored", evaluation) for evaluation in evaluations]
     for temperature, means in sampled.items():
         for evaluation in means:
-            label = mean_label(len(evaluation.row_scores[0][0].rewards), temperature)
-            found[evaluation.name].append(uncertainty(evaluation.rows, evaluation.row_scores, label))
+            labelled.append((mean_label(len(evaluation.row_scores[0][0].rewards), temperature), evaluation))
+    found: dict[str, list[Uncertainty]] = {evaluation.name: [] for evaluation in evaluations}
+    for label, evaluation in labelled:
+        rows, row_scores = (
+            list(compress(part, evaluation.known)) for part in (evaluation.rows, evaluation.row_scores)
+        )
+        if rows:
+            found[evaluation.name].append(uncertainty(rows, row_scores, label))
     return found
 
 
@@ -104,8 +109,9 @@ def assess_self_consistency(
             has_column = length_column is not None and length_column in part.rows[0].row
             kept = [
                 (row, scores, read_length(columns.row, length_column) if has_column else None)
-                for row, scores, columns in zip(evaluation.rows, evaluation.row_scores, part.rows, strict=True)
-                if row.subset not in evaluation.scores.unknown
+                for row, scores, columns in compress(
+                    zip(evaluation.rows, evaluation.row_scores, part.rows, strict=True), evaluation.known
+                )
             ]
             if not kept:
                 continue
@@ -138,7 +144,7 @@ def critique_tokens(scores: Sequence[Score], critique_format: CritiqueFormat) ->
 def probe_rows(
     evaluations: Sequence[Evaluation], fitted: Sequence[FittedRows], paraphrase_column: str | None = None
 ) -> list[ProbeRow]:
-    """All scored rows with the prompts that the model saw, and the user's paraphrases."""
+    """All known rows with their scores, the prompts that the model saw, and the user's paraphrases."""
     return [
         ProbeRow(
             evaluation.name,
@@ -147,5 +153,7 @@ def probe_rows(
             read_paraphrases(read.row.get(paraphrase_column)) if paraphrase_column else (),
         )
         for evaluation, part in zip(evaluations, fitted, strict=True)
-        for row, scores, read in zip(evaluation.rows, evaluation.row_scores, part.rows, strict=True)
+        for row, scores, read in compress(
+            zip(evaluation.rows, evaluation.row_scores, part.rows, strict=True), evaluation.known
+        )
     ]

@@ -52,10 +52,11 @@ def write_robustness(
             plot_self_consistency(parts, as_scored, output_dir / pictures[name])
         lines += [*self_consistency_section(curves, pictures), ""]
     certainties = {name: {model: found.uncertainty[name] for model, found in results.items()} for name in names}
-    pictures = {name: _picture("rejection", name) for name in names}
+    pictures = {}
     for name, models in certainties.items():
-        last = {f"{model}, {parts[-1].critiques}": parts[-1] for model, parts in models.items()}
-        plot_rejection(last, output_dir / pictures[name])
+        if last := {f"{model}, {parts[-1].critiques}": parts[-1] for model, parts in models.items() if parts}:
+            pictures[name] = _picture("rejection", name)
+            plot_rejection(last, output_dir / pictures[name])
     lines += [*uncertainty_sections(certainties, pictures, "reliability.png"), ""]
     probes = {model: found.probes for model, found in results.items()}
     pictures = {}
@@ -128,7 +129,8 @@ CALIBRATION = """## Calibration
 
 The reward margin read as Bradley-Terry log-odds, against the outcome. Log loss in nats: not knowing costs 0.693. ECE: mean
 distance between confidence and accuracy over ten bins. Temperature: what margins must be divided by for the least log
-loss, fitted on these very pairs; above 1 the model is too sure of itself. Intervals are a bootstrap's over rows."""
+loss, fitted on these very pairs; above 1 the model is too sure of itself. Intervals are a bootstrap's over rows; that of the ECE leans upwards, because
+resampling adds noise to a sum of absolute values."""
 
 
 def uncertainty_sections(

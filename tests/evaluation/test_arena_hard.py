@@ -158,6 +158,26 @@ def test_official_columns(tmp_path):
     assert load_answers([plain], [question]) == {"1": "So."}
 
 
+def test_answers_of_one_model_are_taken_from_a_file_of_several(tmp_path):
+    older = [
+        {"question_id": "1", "model_id": name, "choices": [{"turns": [{"content": f"I am {name}."}]}]} for name in "ab"
+    ]
+    newer = [
+        {"uid": "2", "model": name, "messages": [{"role": "assistant", "content": {"answer": f"I am {name}."}}]}
+        for name in "ab"
+    ]
+    questions = [Question("1", "Who?"), Question("2", "Who?")]
+    files = [write(tmp_path / "older.jsonl", *older), write(tmp_path / "newer.jsonl", *newer)]
+    for name in "ab":
+        assert load_answers(files, questions, name) == {"1": f"I am {name}.", "2": f"I am {name}."}
+    with pytest.raises(ValueError, match="'1' has a second answer"):
+        load_answers(files, questions)
+    with pytest.raises(ValueError, match="2 of 2 questions have no baseline answer of 'c'"):
+        load_answers(files, questions, "c")
+    nameless = write(tmp_path / "nameless.jsonl", {"id": "1", "answer": "So."})
+    assert load_answers([nameless], questions[:1], "a") == {"1": "So."}
+
+
 @pytest.mark.parametrize(
     ("rows", "says"),
     [

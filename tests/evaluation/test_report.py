@@ -9,7 +9,9 @@ from pyarrow import parquet
 from cloud_hf.data.journal import key_of
 from cloud_hf.evaluation import reward_bench, rm_bench
 from cloud_hf.evaluation.benchmark_plots import plot_benchmarks, plot_margins, plot_reliability
+from cloud_hf.evaluation.pairs import FittedRow, FittedRows
 from cloud_hf.evaluation.report import Evaluation, compare, headline_figures, markdown, write_scores
+from cloud_hf.evaluation.robustness import assess_uncertainty, probe_rows
 from cloud_hf.scoring import Score
 
 
@@ -40,6 +42,18 @@ def test_models_are_compared_row_by_row(rows):
     low, high = found.difference.ci95
     assert low == 0 and high == 1
     assert len(compare({"a": [first], "b": [second], "c": [first]})) == 3
+
+
+def test_rows_of_unknown_subsets_are_nowhere(rows):
+    """Their margins, their certainty and their answers to probes are none of the benchmark's."""
+    found = evaluation(rows, [[1, 0], [2, 0], [3, 0], [0, 50]])
+    fitted = FittedRows([FittedRow(place, {}, row.prompt, [], []) for place, row in enumerate(rows)], 0, 0)
+    assert found.known == [True, True, True, False] and found.margins() == [1, 2, 3]
+    [certainty] = assess_uncertainty([found], {})["bench"]
+    assert certainty.ece.n == 3 and certainty.rejection.random == 1.0
+    assert [part.row.id for part in probe_rows([found], [fitted])] == [row.id for row in rows[:3]]
+    alone = evaluation(rows[3:], [[0, 50]])
+    assert alone.margins() == [] and assess_uncertainty([alone], {0.5: [alone]}) == {"bench": []}
 
 
 def test_only_common_rows_are_compared(rows):

@@ -123,6 +123,15 @@ def test_recorded_candidates(models, data, tmp_path):
         assert picture in text and (tmp_path / picture).stat().st_size > 5000
 
 
+def test_where_the_curve_ends(models, data, tmp_path):
+    """At the fewest candidates of a problem, or before."""
+    for largest_n, end in ((16, 3), (2, 2)):
+        page = choose(models, tmp_path, "classic", dataset_name=[str(data / "problems.jsonl")], largest_n=largest_n)
+        [result] = page["results"]
+        assert list(result["rates"])[-1] == str(end)
+        assert any(f"The curve ends at {end}, where all problems still" in note for note in result["notes"])
+
+
 def test_a_second_run_scores_nothing(models, data, tmp_path, monkeypatch):
     first = choose(models, tmp_path, "classic", dataset_name=[str(data / "problems.jsonl")])
     monkeypatch.setattr(TransformersScorer, "score", None)
@@ -254,6 +263,7 @@ def test_arena_hard(models, data, tmp_path):
         assert Votes(**line["votes"]) == expected_votes(line["id"], line["response"]) and line["worth"] is None
     text = (tmp_path / "best_of_n.md").read_text()
     assert "## ArenaHard, math" in text and "without a readable verdict" in text and "95 %, official" in text
+    assert "this package's own, not Arena-Hard's: win rates are not comparable with the leaderboard's." in text
 
 
 def test_all_draws_are_the_mean_over_them(models, data, tmp_path):
@@ -292,6 +302,33 @@ def test_candidates_from_a_file(models, data, tmp_path):
     write_rows(tmp_path / "candidates.jsonl", rows[:4])
     with pytest.raises(ValueError, match="no candidates for 2 of 6 questions, the first 'q4'"):
         choose(models, tmp_path / "alone", "classic", **alone)
+
+
+def test_the_report_names_the_judges_text(models, data, tmp_path):
+    counts = {"judged": 1, "candidates_cut": 0, "like_the_baseline": 0, "without_verdict": 0, "failed": 0}
+    for file, said in (("judge.txt", "The judge's text: judge.txt."), (None, "not Arena-Hard's")):
+        with_judge = {"judge_base_url": ["x"], "baseline_answers": ["x"], "judge_prompt_file": file}
+        args = arguments(models, tmp_path, "classic", arena_hard="x", candidates="x", **with_judge)
+        assert said in best_of_n.arena_notes(counts, args)[0]
+
+
+def test_a_category_without_verdicts_costs_no_other_figure(models, data, tmp_path):
+    """The judge never decides about question 5, which is all that there is of its category."""
+    rows = [{"uid": f"q{n}", "category": "math" if n % 2 else "poem", "prompt": f"Question {n}?"} for n in (0, 2, 5)]
+    questions = str(write_rows(tmp_path / "questions.jsonl", rows))
+    sets = [str(data / "scored.jsonl")]
+    with serve_completions(write=write) as server:
+        options = arena(server, data, arena_hard=questions, num_candidates=2)
+        page = choose(models, tmp_path / "some", "classic", dataset_name=sets, **options)
+        assert [result["title"] for result in page["results"]] == ["scored.jsonl", "ArenaHard, poem"]
+        [note] = page["unjudged"]
+        assert note.startswith("ArenaHard, math: no win rate (questions: 1)")
+        assert note in (tmp_path / "some" / "best_of_n.md").read_text()
+        write_rows(tmp_path / "questions.jsonl", rows[2:])
+        page = choose(models, tmp_path / "none", "classic", **options)
+    assert page["results"] == [] and page["unjudged"] == [note]
+    assert "without a judge" not in (tmp_path / "none" / "best_of_n.md").read_text()
+    assert read_selected(tmp_path / "none", "classic")[0]["votes"] == vars(Votes())
 
 
 def test_empty_answers_fail_their_question_only(models, data, tmp_path, capsys):
@@ -391,6 +428,10 @@ def test_a_dead_server_ends_the_run(models, data, tmp_path):
         ({"dataset_name": ["x"], "candidates": "y"}, "`candidates` is for `arena_hard`"),
         ({"arena_hard": "x"}, "needs `gen_base_url` or `candidates`"),
         ({"arena_hard": "x", "candidates": "y", "judge_base_url": ["z"]}, "go together"),
+        ({"arena_hard": "x", "candidates": "y", "judge_all": True}, "`judge_all` is for a judge"),
+        ({"arena_hard": "x", "candidates": "y", "judge_model": "z"}, "`judge_model` is for a judge"),
+        ({"arena_hard": "x", "candidates": "y", "judge_prompt_file": "z"}, "`judge_prompt_file` is for a judge"),
+        ({"dataset_name": ["x"], "baseline_model": "z"}, "`baseline_model` is for a judge"),
         (
             {"arena_hard": "x", "gen_base_url": ["y"], "gen_temperature": 0.0},
             "candidates of a question are all the same",

@@ -11,7 +11,7 @@ from ...critique_format import CritiqueFormat
 from ...scoring import Score
 from ..journaled_scorer import JournaledScorer
 from .answers import EMPTY_AND_REFUSALS, TRIVIAL_ANSWERS
-from .batch import ABOUT, TITLE, probe_batches
+from .batch import ABOUT, MOST_ROWS, TITLE, probe_batches
 from .injection import FORGED_CRITIQUES, SPECIAL_TOKENS, stays_text
 from .length import LENGTH
 from .paraphrase import PARAPHRASES
@@ -183,13 +183,20 @@ def run_probes(
     results = []
     for name in names:
         if name == BATCH:
-            measures = probe_batches(drawn, scorer.scorer, scorer.journal, batch_size, draw_seed, options)
-            results.append(ProbeResult(name, TITLE, ABOUT, len(drawn), 0, measures, {}, []))
+            few = _batch_rows(drawn, draw_seed)
+            measures = probe_batches(few, scorer.scorer, scorer.journal, batch_size, draw_seed, options)
+            results.append(ProbeResult(name, TITLE, ABOUT, len(few), 0, measures, {}, []))
             continue
         altered = made[name] if name in made else [_AlteredRow(row, [], 0) for row in rows]
         probed = [part.with_scores(scores) for part in altered]
         results.append(_result(name, PROBES[name], probed, sum(part.left_out for part in altered)))
     return results
+
+
+def _batch_rows(drawn: Sequence[ProbeRow], seed: int) -> list[ProbeRow]:
+    """At most `MOST_ROWS` rows, about equally many of each set."""
+    num_sets = len({row.dataset for row in drawn})
+    return draw_rows(drawn, MOST_ROWS // max(1, num_sets) or 1, seed)[:MOST_ROWS]
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,8 @@
 """Probes run on a tiny model: what is scored, kept, left out and shuffled."""
 
+from collections import Counter
+from dataclasses import replace
+
 import pytest
 from models_for_tests import PROMPTS, RESPONSES, make_model, save_language_model
 from tokenizers_for_tests import make_tokenizer
@@ -8,7 +11,7 @@ from cloud_hf.critique_format import CritiqueFormat
 from cloud_hf.data.journal import Journal
 from cloud_hf.evaluation.benchmark_rows import BenchmarkRow
 from cloud_hf.evaluation.journaled_scorer import JournaledScorer
-from cloud_hf.evaluation.probes import ProbeRow, check_probes, draw_rows, run_probes
+from cloud_hf.evaluation.probes import ProbeRow, check_probes, draw_rows, run, run_probes
 from cloud_hf.evaluation.probes.run import NAMES
 from cloud_hf.scoring import TransformersScorer, context_length
 
@@ -108,6 +111,19 @@ def test_batches_are_alone_in_order_and_shuffled(scorer, tmp_path):
     recorder = Recorder(scorer)
     probe(scorer, tmp_path, ["batch"], recorder)
     assert recorder.sizes == [1] * 8 + [3, 3, 2] + [3, 3, 2]
+
+
+def test_batches_are_of_all_sets(scorer, tmp_path, monkeypatch):
+    """Of few rows each set has its share, and the result says how many they are."""
+    monkeypatch.setattr(run, "MOST_ROWS", 5)
+    rows = sorted(rows_of(scorer, 12), key=lambda row: row.dataset)
+    recorder = Recorder(scorer)
+    [found] = probe(scorer, tmp_path, ["batch"], recorder, rows=rows)
+    assert found.rows == 4 and sum(recorder.sizes) == 3 * 4 * 2
+    assert Counter(row.dataset for row in run._batch_rows(rows, 0)) == {"one": 2, "two": 2}
+    many = [replace(row, dataset=str(number)) for number, row in enumerate(rows)]
+    assert len(run._batch_rows(many, 0)) == 5 and run._batch_rows([], 0) == []
+    assert "At most 32 rows" in found.about
 
 
 def test_a_backend_that_mixes_rows_is_found_out(scorer, tmp_path):
