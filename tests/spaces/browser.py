@@ -196,6 +196,7 @@ def open_page(browser, url: str, *, width: int = 1280, height: int = 900, dark: 
     scheme = "dark" if dark else "light"
     window = {"width": width, "height": height}
     profile = browser.new_context(viewport=window, color_scheme=scheme, reduced_motion="reduce", **context)
+    profile.set_default_timeout(90_000)  # milliseconds; Playwright's own 30 s are short where everything is busy
     visit = Visit(profile.new_page())
 
     def see(address: str):
