@@ -146,7 +146,7 @@ def load_arena(args: ArenaHardArguments, limit: int | None, seed: int) -> Arena:
 
 
 def _load_baselines(args: ArenaHardArguments, questions: Sequence[Question]) -> dict[str, str]:
-    categories = {question.category for question in questions}
+    categories = list(dict.fromkeys(question.category for question in questions))
     by_category: dict[str | None, list[str]] = {}
     for name in args.baseline_answers:
         category, separator, path = name.partition("=")

@@ -448,7 +448,7 @@ def test_arguments_that_do_not_go_together(options, says, models, tmp_path):
     ("options", "says"),
     [
         ({"baseline_answers": ["math={data}/math.jsonl"]}, "no file for the questions of the category 'poem'"),
-        ({"baseline_answers": ["{data}/math.jsonl", "{data}/poem.jsonl"]}, "'q1' has a second answer"),
+        ({"baseline_answers": ["{data}/math.jsonl", "{data}/poem.jsonl"]}, "'q0' has a second answer"),
         ({"arena_hard": "{data}/absent.jsonl"}, "no such file"),
         ({"judge_prompt_file": "{data}/math.jsonl"}, "must hold it once"),
         ({"judge_base_url": ["nowhere"]}, "must start with http"),
