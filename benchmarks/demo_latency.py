@@ -50,7 +50,7 @@ def measure(browser, arguments: list[str]) -> dict:
     start = time.monotonic()
     process = subprocess.Popen([sys.executable, str(APP), *arguments, "--port", str(port)], stdout=subprocess.DEVNULL)
     try:
-        _open(page, f"http://127.0.0.1:{port}")
+        _open(page, port)
         # It can be used: a text can be typed, and it arrives
         page.get_by_label("Prompt").first.fill(PROMPT)
         page.get_by_label("Response", exact=True).first.fill(RESPONSE)
@@ -69,15 +69,15 @@ def measure(browser, arguments: list[str]) -> dict:
         process.wait()
 
 
-def _open(page: Page, url: str):
+def _open(page: Page, port: int):
+    """Open the page as soon as somebody listens."""
     while True:
         try:
-            page.goto(url)
+            socket.create_connection(("127.0.0.1", port)).close()
             break
-        except Exception as error:
-            if "ERR_CONNECTION_REFUSED" not in str(error):
-                raise
-            time.sleep(0.05)
+        except ConnectionRefusedError:
+            time.sleep(0.02)
+    page.goto(f"http://127.0.0.1:{port}")
 
 
 def main():
