@@ -24,6 +24,8 @@ python examples/train_classic.py --model_name_or_path Qwen/Qwen3-0.6B --dataset_
     --output_dir classic-rm --use_cpu --bf16 False --max_length 1024 --per_device_train_batch_size 2 --max_steps 20
 """
 
+import sys
+
 import train_cloud
 from trl import TrlParser
 
@@ -32,6 +34,6 @@ ARGUMENTS = train_cloud.ARGUMENTS
 
 
 if __name__ == "__main__":
-    data_args, training_args, model_args = TrlParser(ARGUMENTS).parse_args_and_config()
-    training_args.critique = False
-    train_cloud.main(data_args, training_args, model_args)
+    # Last, so that it holds, and before the options are checked, so that those of the critique loss are refused
+    arguments = [*sys.argv[1:], "--critique", "False"]
+    train_cloud.main(*TrlParser(ARGUMENTS).parse_args_and_config(arguments))
