@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from datasets import Dataset
@@ -23,6 +23,8 @@ class ScoringArguments(BackendArguments):
     Parameters:
         models (`list[str]`):
             Hub ids or folders of CLoud or classic models, or of LoRA adapters.
+        server_url (`list[str]`, *optional*):
+            Addresses of the models' reward servers, in the order of `models`.
         dataset_name (`list[str]`):
             Hub ids, JSONL or Parquet files, or `save_to_disk` folders.
         output_dir (`str`):
@@ -48,6 +50,9 @@ class ScoringArguments(BackendArguments):
     models: list[str] = field(metadata={"help": "Hub ids or folders of reward models or adapters."})
     dataset_name: list[str] = field(metadata={"help": "Hub ids, files, or save_to_disk folders."})
     output_dir: str = field(metadata={"help": "Folder for the results."})
+    server_url: list[str] | None = field(
+        default=None, metadata={"help": "The models' reward servers, in their order."}
+    )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the Hub datasets."})
     dataset_test_split: str = field(default="test", metadata={"help": "Split to score."})
     limit: int | None = field(default=None, metadata={"help": "Score the first rows only."})
@@ -57,13 +62,23 @@ class ScoringArguments(BackendArguments):
     overlong_policy: str = field(default="error", metadata={"help": "Over-long rows: error, drop or truncate_prompt."})
     seed: int = field(default=0, metadata={"help": "Seed of the sampling."})
 
+    def backend_of(self, name: str) -> BackendArguments:
+        """The backend of one of `models`, with its own server."""
+        options = {option.name: getattr(self, option.name) for option in fields(BackendArguments)}
+        if self.server_url is not None:
+            options["server_url"] = self.server_url[self.models.index(name)]
+        return BackendArguments(**options)
+
 
 def load_datasets(
     args: ScoringArguments, columns: tuple[str, ...], names: list[str] | None = None
 ) -> dict[str, Dataset]:
     """Datasets by name, by default those of `dataset_name`, checked and cut to `limit` rows; and a check of the models."""
-    if args.backend == "server" and len(args.models) > 1:
-        raise ValueError(f"A server has one model, but `models` names {len(args.models)}.")
+    if args.server_url is not None and len(args.server_url) != len(args.models):
+        raise ValueError(
+            f"`server_url` has {len(args.server_url)} addresses and `models` {len(args.models)} models: a server has one "
+            "model. Give one address for each, in the same order."
+        )
     if args.limit is not None and args.limit < 1:
         raise ValueError(f"`limit` is {args.limit}; it must be at least 1.")
     names = args.dataset_name if names is None else names
@@ -91,7 +106,7 @@ def open_scorer(
     name: str, args: ScoringArguments, show_progress: bool = True
 ) -> Iterator[tuple[Scorer, CritiqueFormat, dict]]:
     """A model's scorer, its format, and the options that `evaluate_pairs` and `evaluate_best_of_n` take."""
-    with open_backend(name, args, show_progress) as (scorer, critique_format, context):
+    with open_backend(name, args.backend_of(name), show_progress) as (scorer, critique_format, context):
         options = {
             "context_length": context,
             "overlong_policy": args.overlong_policy,

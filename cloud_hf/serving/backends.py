@@ -79,7 +79,8 @@ def open_backend(
         `tuple`: The scorer, the model's format, and the tokens that its context holds, critique included.
 
     Raises:
-        `ValueError`: If `name` is no reward model.
+        `ValueError`: If `name` is no reward model, or the server has one of the other kind.
+        `RewardServerError`: If the server cannot be reached.
     """
     if args.backend == "vllm":
         from .vllm_scorer import CLoudVLLM
@@ -94,6 +95,13 @@ def open_backend(
         check_reward_model(name, config)
         critique_format = CritiqueFormat.from_config(config, AutoTokenizer.from_pretrained(name))
         client = CLoudClient(args.server_url, api_key=os.environ.get(args.api_key_env))
+        served, critique = client.served_model()
+        if critique != config.critique:
+            kinds = {True: "a CLoud model", False: "a classic model"}
+            raise ValueError(
+                f"{args.server_url} serves {served}, {kinds[critique]}, but {name} is {kinds[config.critique]}. Name the "
+                "model that the server has; with several, give the addresses in the order of the models."
+            )
         yield client, critique_format, context_length(config)
     else:
         model, tokenizer = load_reward_model(name, dtype=args.dtype)

@@ -89,7 +89,8 @@ class CLoudClient:
             raise ValueError(f"`base_url` is {base_url!r}; it must start with http:// or https://.")
         if max_concurrency < 1 or max_retries < 0 or not timeout > 0:
             raise ValueError("`max_concurrency` must be at least 1, `max_retries` at least 0 and `timeout` above 0.")
-        self.url = f"{base_url.rstrip('/')}/v1/rewards"
+        self.base_url = base_url.rstrip("/")
+        self.url = f"{self.base_url}/v1/rewards"
         self.max_concurrency = max_concurrency
         self.timeout = timeout
         self.max_retries = max_retries
@@ -97,6 +98,27 @@ class CLoudClient:
         if api_key is not None:
             self._headers["Authorization"] = f"Bearer {api_key}"
         self._pools: dict[asyncio.AbstractEventLoop, _Pool] = {}
+
+    def served_model(self) -> tuple[str, bool]:
+        """
+        Which model the server has.
+
+        Returns:
+            `tuple[str, bool]`: Its name there, and whether it writes critiques.
+
+        Raises:
+            `RewardServerError`: If the server cannot be reached, is not ready, or is no reward server.
+        """
+        url = f"{self.base_url}/health"
+        try:
+            response = httpx.get(url, headers=self._headers, timeout=min(_CONNECT_TIMEOUT, self.timeout))
+            if response.status_code != 200:
+                raise RewardServerError(f"{url}: status {response.status_code}: {_error_message(response)}")
+            return response.json()["model"], response.json()["critique"]
+        except httpx.TransportError as error:
+            raise RewardServerError(f"{url}: {type(error).__name__} {error}. Is the server running?") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise RewardServerError(f"{url}: an answer that is not a reward server's: {error!r}") from error
 
     def score(self, prompts: list, responses: list[str], **options) -> list[Score]:
         """[`CLoudClient.ascore`] for code that is not asynchronous."""

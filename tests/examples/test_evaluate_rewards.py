@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -236,22 +237,27 @@ def test_other_settings_other_weights_and_a_second_writer_are_refused(models, da
 # ------------------------------------------------------------------------------------------------------ backends
 
 
-def test_a_server_scores_the_same(models, data, done, tmp_path):
-    model, _ = load_reward_model(str(models / "cloud"))
-    with serving(make_engine(model)) as (running, _):
-        report = evaluate(
-            models,
-            data,
-            tmp_path,
-            "cloud",
-            group_column="topic",
-            backend="server",
-            server_url=running.url,
-            chunk_size=7,
-        )
-    _, expected = done
-    expected = [part for part in expected["benchmarks"] if part["model"].endswith("cloud")]
-    assert rounded(report["benchmarks"]) == rounded(expected)
+@pytest.fixture(scope="module")
+def servers(models):
+    """The addresses of the CLoud and the classic model's servers."""
+    with ExitStack() as stack:
+        engines = [make_engine(load_reward_model(str(models / name))[0]) for name in ("cloud", "classic")]
+        yield [stack.enter_context(serving(engine))[0].url for engine in engines]
+
+
+def test_servers_score_the_same(models, data, done, servers, tmp_path):
+    options = {"group_column": "topic", "backend": "server", "chunk_size": 7}
+    report = evaluate(models, data, tmp_path, server_url=servers, **options)
+    assert rounded(report["benchmarks"]) == rounded(done[1]["benchmarks"])
+
+
+def test_servers_of_other_models_are_refused(models, data, servers, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"serves .*classic, a classic model, but .*cloud is a CLoud model.*in the order"
+    ):
+        evaluate(models, data, tmp_path, backend="server", server_url=servers[::-1])
+    with pytest.raises(ValueError, match="1 addresses and `models` 2 models"):
+        evaluate(models, data, tmp_path, backend="server", server_url=servers[:1])
 
 
 @pytest.mark.parametrize("backend", ["transformers", "vllm", "server"])
@@ -265,9 +271,10 @@ def test_every_backend_gets_its_arguments(backend, models, data, tmp_path, monke
 
     monkeypatch.setattr("cloud_hf.evaluation.arguments.open_backend", open_backend)
     url = "http://127.0.0.1:1" if backend == "server" else None
+    addresses = [url] if url else None
     options = "{}" if backend == "vllm" else None
     with pytest.raises(KeyboardInterrupt):
-        evaluate(models, data, tmp_path, "cloud", backend=backend, vllm_options=options, server_url=url)
+        evaluate(models, data, tmp_path, "cloud", backend=backend, vllm_options=options, server_url=addresses)
     assert seen == [(str(models / "cloud"), backend, options, url, False)]
 
 
@@ -375,7 +382,7 @@ def test_a_server_is_probed_the_same(probed, models, data, tmp_path):
     model, _ = load_reward_model(str(models / "cloud"))
     names = [name for name in NAMES if name != "batch"]  # its figures are rounding alone
     with serving(make_engine(model)) as (running, _):
-        options = {**ROBUSTNESS, "backend": "server", "server_url": running.url, "probes": names}
+        options = {**ROBUSTNESS, "backend": "server", "server_url": [running.url], "probes": names}
         report = evaluate(models, data, tmp_path, "cloud", **options)
     _, expected = probed
     for kind in ("uncertainty", "self_consistency", "probes"):

@@ -180,7 +180,7 @@ def tricks(*answers):
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
-            self.rfile.read(int(self.headers["Content-Length"]))
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
             answer = answers[min(len(times), len(answers) - 1)]
             times.append(time.monotonic())
             if answer is None:
@@ -195,6 +195,8 @@ def tricks(*answers):
             self.end_headers()
             self.wfile.write(content)
 
+        do_GET = do_POST
+
         def log_message(self, *args):
             pass
 
@@ -205,6 +207,17 @@ def tricks(*answers):
     finally:
         server.shutdown()
         server.server_close()
+
+
+def test_the_model_that_is_served(talker, url):
+    assert CLoudClient(url).served_model() == (talker.name_or_path, True)
+
+
+def test_no_server_and_one_of_something_else_are_told_apart():
+    with pytest.raises(RewardServerError, match="Is the server running"):
+        CLoudClient(f"http://127.0.0.1:{free_port()}").served_model()
+    with tricks((200, {}, [])) as (other, _), pytest.raises(RewardServerError, match="not a reward server's"):
+        CLoudClient(other).served_model()
 
 
 SUCCESS = (200, {}, {"model": "m", "results": [GOOD]})
