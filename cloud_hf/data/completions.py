@@ -279,7 +279,7 @@ class CompletionClient:
                     what = self._stop_if_final(server, error)
                     # A busy server that answers others is no failure
                     busy = isinstance(error, APIStatusError) and error.status_code == 429
-                    failures += not (busy and self.counts.answered > answered)
+                    failures = 0 if busy and self.counts.answered > answered else failures + 1
                     answered = self.counts.answered
                     if failures <= self.max_retries:
                         self.counts.retried += 1
