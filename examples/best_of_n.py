@@ -187,7 +187,9 @@ def judge(found: ScoredSet, arena: Arena, args: BestOfNArguments, folder: Path) 
     """Compare what was chosen with the baseline's answers."""
     places = places_to_judge(found, args.largest_n, args.judge_all)
     print(f"Judging {sum(map(len, places))} candidates of {len(places)} questions, each in both orders.")
-    return judge_candidates(found.problems, places, arena.baselines, args.client("judge"), arena.judging, folder)
+    return judge_candidates(
+        found.problems, places, arena.questions, arena.baselines, args.client("judge"), arena.judging, folder
+    )
 
 
 def arena_notes(counts: dict[str, int], args: BestOfNArguments) -> list[str]:
@@ -200,7 +202,10 @@ def arena_notes(counts: dict[str, int], args: BestOfNArguments) -> list[str]:
     }
     notes = [f"{text}: {counts[name]}." for name, text in said.items() if counts[name]]
     own = "this package's own, not Arena-Hard's: win rates are not comparable with the leaderboard's"
-    judge_text = f"The judge's text: {args.judge_prompt_file or own}."
+    files = [*args.judge_system_file, *filter(None, [args.judge_prompt_file])]
+    has_system = args.judge_system_role and (args.judge_system_file or not args.judge_prompt_file)
+    turn = "a system message" if has_system else "the user's turn"
+    judge_text = f"The judge's text: {', '.join(files) or own}. Its instructions are in {turn}."
     return [judge_text, f"Candidates judged, all categories: {counts['judged']}.", *notes]
 
 
