@@ -15,6 +15,7 @@ from . import preference_pairs
 from .benchmark_rows import BenchmarkRow
 from .figures import BenchmarkScores, Figure, bootstrap_interval, share
 from .pairs import FittedRows, PairEvaluation, share_cut
+from .tables import table_head, table_line
 
 
 VERSION = 1
@@ -337,13 +338,3 @@ def cell(figure: Figure | None) -> str:
         return "–"
     interval = "" if figure.ci95 is None else f" ({100 * figure.ci95[0]:.1f} to {100 * figure.ci95[1]:.1f})"
     return f"{figure.value:.1%}{interval}, n = {figure.n}"
-
-
-def table_head(cells: Sequence[str]) -> list[str]:
-    """The first two lines of a markdown table."""
-    return [table_line(cells), "|---|" + "---:|" * (len(cells) - 1)]
-
-
-def table_line(cells: Sequence[Any]) -> str:
-    """A line of a markdown table; text cannot break it."""
-    return f"| {' | '.join(str(cell).replace('|', '/').replace(chr(10), ' ') for cell in cells)} |"

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from .figures import Figure
 from .probes import Measure, ProbeResult
-from .report import Evaluation, table_head, table_line
+from .report import Evaluation
 from .robustness import Robustness
 from .robustness_plots import plot_probe, plot_rejection, plot_self_consistency
 from .self_consistency import DRAWS, Curve, SelfConsistency
+from .tables import table_head, table_line
 from .uncertainty import SPREAD, Uncertainty
 
 
