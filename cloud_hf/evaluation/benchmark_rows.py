@@ -220,3 +220,8 @@ def split_rewards(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float
             )
         parted.append((values[: row.num_chosen], values[row.num_chosen :]))
     return parted
+
+
+def pair_rewards(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
+    """[`split_rewards`] of rows with one right and one wrong response: the rewards of both."""
+    return [(chosen[0], rejected[0]) for chosen, rejected in split_rewards(rows, rewards)]

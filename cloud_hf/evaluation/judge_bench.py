@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..data.schemas import check_columns
-from .benchmark_rows import BenchmarkRow, check_unique, make_row, read_sources, split_rewards, text_of
+from .benchmark_rows import BenchmarkRow, check_unique, make_row, pair_rewards, read_sources, text_of
 from .figures import BenchmarkScores, by_subset, count_unknown, share
 
 
@@ -166,10 +166,8 @@ def score(
     Raises:
         `ValueError`: If a reward is missing, not a number or infinite.
     """
-    first = [(chosen[0], rejected[0]) for chosen, rejected in split_rewards(rows, rewards)]
-    second = first
-    if second_game is not None:
-        second = [(chosen[0], rejected[0]) for chosen, rejected in split_rewards(rows, second_game)]
+    first = pair_rewards(rows, rewards)
+    second = first if second_game is None else pair_rewards(rows, second_game)
     games = [
         games_of(row.details["label"], *pair) for row, pair in zip(rows, zip(first, second, strict=True), strict=True)
     ]

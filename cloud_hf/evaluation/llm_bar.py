@@ -6,7 +6,7 @@ from pathlib import Path
 from datasets import load_dataset
 
 from ..data.schemas import check_columns
-from .benchmark_rows import BenchmarkRow, check_unique, make_row, read_sources, split_rewards, text_of
+from .benchmark_rows import BenchmarkRow, check_unique, make_row, pair_rewards, read_sources, text_of
 from .figures import BenchmarkScores, by_subset, count_unknown, share, weighted_mean
 
 
@@ -95,7 +95,7 @@ def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> B
     Raises:
         `ValueError`: If a reward is missing, not a number or infinite.
     """
-    pairs = [(chosen[0], rejected[0]) for chosen, rejected in split_rewards(rows, rewards)]
+    pairs = pair_rewards(rows, rewards)
     outcomes = by_subset(rows, [float(chosen > rejected) for chosen, rejected in pairs])
     figures = {
         "Average": weighted_mean(outcomes, dict.fromkeys(SUBSETS, 1.0)),

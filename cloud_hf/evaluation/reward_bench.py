@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .benchmark_rows import BenchmarkRow, check_unique, make_pair, read_sources, split_rewards
+from .benchmark_rows import BenchmarkRow, check_unique, make_pair, pair_rewards, read_sources
 from .figures import BenchmarkScores, Figure, by_subset, count_unknown, share, weighted_mean
 
 
@@ -93,7 +93,7 @@ def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> B
     Raises:
         `ValueError`: If a reward is missing, not a number or infinite.
     """
-    pairs = [(chosen[0], rejected[0]) for chosen, rejected in split_rewards(rows, rewards)]
+    pairs = pair_rewards(rows, rewards)
     scores = score_reward_bench([row.subset for row in rows], *zip(*pairs, strict=True))
     outcomes = by_subset(rows, [float(chosen > rejected) for chosen, rejected in pairs])
     weights = _figure_weights(outcomes)
