@@ -21,30 +21,33 @@ models, sets or candidates join those that are done. The exit status is 3 if req
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from trl import TrlParser
 
-from cloud_hf.data.journal import Journal
-from cloud_hf.data.model_identity import identify_model
+from cloud_hf.critique_format import CritiqueFormat
 from cloud_hf.evaluation.arena_hard_arguments import Arena, ArenaHardArguments, gather_candidates, load_arena
 from cloud_hf.evaluation.arena_hard_servers import Judged, judge_candidates
-from cloud_hf.evaluation.arguments import ScoringArguments, load_datasets, open_scorer, short_names
+from cloud_hf.evaluation.arguments import ScoringArguments, file_name, load_datasets, open_scorer, short_names
 from cloud_hf.evaluation.best_of_n_curve import Problem, load_problems
 from cloud_hf.evaluation.best_of_n_plots import plot_curves
 from cloud_hf.evaluation.best_of_n_report import SetResult
 from cloud_hf.evaluation.best_of_n_results import ScoredSet, Scores, arena_results, places_to_judge, replay_result
-from cloud_hf.evaluation.journaled_scorer import JournaledScorer
-from cloud_hf.evaluation.pairs import FittedRows, fit_rows, score_rows
+from cloud_hf.evaluation.journaled_scorer import (
+    JournaledScorer,
+    batches_by_length,
+    default_chunk_size,
+    open_score_journal,
+)
+from cloud_hf.evaluation.pairs import FittedRows
+from cloud_hf.evaluation.scored_sets import fit_set, score_sets
 
 
 VERSION = 2
 # Scores depend on these beside the model; the keys of the journal hold the chat and the sampling
 SETTINGS = ("backend", "dtype", "vllm_options")
-# vLLM and servers fill their batches as they go, and run half empty at the end of a chunk
-LARGE_CHUNK = 4096
-BATCHES_PER_CHUNK = 8
 ARENA_HARD = "ArenaHard"
 
 
@@ -141,43 +144,27 @@ def score_with(
     name: str, shown: str, sets: dict[str, list[Problem]], args: BestOfNArguments
 ) -> tuple[dict[str, FittedRows], dict[str, Scores]]:
     """Score all sets with one model: by set what fits it, and the scores of that."""
-    settings = {"model": identify_model(name)["model_version"]} | {key: getattr(args, key) for key in SETTINGS}
-    path = Path(args.output_dir) / file_name("best_of_n_journal", shown, "jsonl")
-    with Journal(path, settings) as journal, open_scorer(name, args, show_progress=False) as opened:
-        scorer, critique_format, options = opened
+    with (
+        open_score_journal("best_of_n_journal", name, shown, args, SETTINGS) as journal,
+        open_scorer(name, args, show_progress=False) as (scorer, critique_format, options),
+    ):
         limits = {key: options.pop(key) for key in ("context_length", "overlong_policy")}
         limits["max_new_tokens"] = options["max_new_tokens"]
         fitted = {key: fit(key, problems, critique_format, limits) for key, problems in sets.items()}
-        rows = [row for part in fitted.values() for row in part.rows]
-        batches_by_length = args.backend == "transformers"
-        chunk_size = BATCHES_PER_CHUNK * args.batch_size if batches_by_length else LARGE_CHUNK
-        journaled = JournaledScorer(scorer, journal, chunk_size, shown)
-        about = {
-            "names": [
-                f"{key}, row {row.row['id']!r}, candidate {place}"
-                for key, part in fitted.items()
-                for row in part.rows
-                for place in range(len(row.responses))
-            ],
-            "lengths": [length for row in rows for length in row.lengths] if batches_by_length else None,
-        }
-        num_seeds = args.num_seeds if critique_format.critique else 1
+        journaled = JournaledScorer(scorer, journal, default_chunk_size(args), shown)
+        titles, by_length = {key: key for key in fitted}, batches_by_length(args)
         scores: dict[str, Scores] = {key: [] for key in sets}
-        for number in range(num_seeds):
+        for number in range(args.num_seeds if critique_format.critique else 1):
             seeded = options | ({"seed": args.seed + number} if critique_format.critique else {})
-            found = iter(score_rows(journaled, rows, **about, **seeded))
-            for key, part in fitted.items():
-                scores[key].append([next(found) for _ in part.rows])
+            for key, found in score_sets(journaled, fitted, titles, by_length, seeded, "candidate").items():
+                scores[key].append(found)
     return fitted, scores
 
 
-def fit(name: str, problems: list[Problem], critique_format, limits: dict[str, Any]) -> FittedRows:
+def fit(name: str, problems: list[Problem], critique_format: CritiqueFormat, limits: dict[str, Any]) -> FittedRows:
     """The problems that fit the model's context; an error names the set and the row."""
     rows = [{"id": one.id, "prompt": one.prompt, "responses": list(one.responses)} for one in problems]
-    try:
-        return fit_rows(rows, lambda row: row["responses"], critique_format, **limits)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
+    return fit_set(name, rows, itemgetter("responses"), critique_format, **limits)
 
 
 # ------------------------------------------------------------------------------------------------------- ArenaHard
@@ -210,10 +197,6 @@ def arena_notes(counts: dict[str, int], args: BestOfNArguments) -> list[str]:
 
 
 # --------------------------------------------------------------------------------------------------------- writing
-
-
-def file_name(kind: str, shown: str, suffix: str) -> str:
-    return f"{kind}_{shown}.{suffix}".replace("/", "-")
 
 
 def write_selected(model: str, sets: Iterable[ScoredSet], judged: Judged | None, path: Path):

@@ -86,6 +86,11 @@ def short_names(names: list[str]) -> dict[str, str]:
     return {name: "/".join(own[-length[name] :]).strip("/") for name, own in parts.items()}
 
 
+def file_name(kind: str, short_name: str, suffix: str) -> str:
+    """How the files of a model or a set are named; see [`short_names`]."""
+    return f"{kind}_{short_name}.{suffix}".replace("/", "-")
+
+
 @contextmanager
 def open_scorer(
     name: str, args: ScoringArguments, show_progress: bool = True

@@ -18,6 +18,7 @@ from tokenizers_for_tests import make_tokenizer
 from cloud_hf.data.journal import Journal, JournalError
 from cloud_hf.evaluation import preference_pairs
 from cloud_hf.evaluation.benchmarks import BENCHMARKS, load_benchmarks
+from cloud_hf.evaluation.journaled_scorer import open_score_journal
 from cloud_hf.evaluation.probes.run import NAMES
 from cloud_hf.loading import load_reward_model
 from cloud_hf.scoring import TransformersScorer
@@ -227,7 +228,7 @@ def test_other_settings_other_weights_and_a_second_writer_are_refused(models, da
     with pytest.raises(JournalError, match="`model` was"):
         evaluate(tmp_path / "other", data, tmp_path, "classic")
     args = arguments(models, data, tmp_path, "classic")
-    with evaluate_rewards.open_journal(args.models[0], "classic", args) as journal:
+    with open_score_journal("journal", args.models[0], "classic", args, evaluate_rewards.SETTINGS) as journal:
         assert isinstance(journal, Journal)
         with pytest.raises(JournalError, match="Another process writes"):
             evaluate_rewards.main(args)
