@@ -30,7 +30,14 @@ from trl import TrlParser
 from cloud_hf.critique_format import CritiqueFormat
 from cloud_hf.evaluation.arena_hard_arguments import Arena, ArenaHardArguments, gather_candidates, load_arena
 from cloud_hf.evaluation.arena_hard_servers import Judged, judge_candidates
-from cloud_hf.evaluation.arguments import ScoringArguments, file_name, load_datasets, open_scorer, short_names
+from cloud_hf.evaluation.arguments import (
+    ScoringArguments,
+    file_name,
+    load_datasets,
+    open_scorer,
+    picture_name,
+    short_names,
+)
 from cloud_hf.evaluation.best_of_n_curve import Problem, load_problems
 from cloud_hf.evaluation.best_of_n_plots import plot_curves
 from cloud_hf.evaluation.best_of_n_report import SetResult
@@ -214,7 +221,7 @@ def write_report(
     models = {shown: name for name, shown in short_names(args.models).items()}
     lines = ["# Best-of-N", ""]
     for number, result in enumerate(results):
-        picture = "best_of_n.png" if number == 0 else file_name("best_of_n", result.title, "png").replace(", ", "-")
+        picture = "best_of_n.png" if number == 0 else picture_name("best_of_n", result.title)
         plot_curves(result.curves, result.yardsticks, result.quality, result.is_share, output_dir / picture)
         lines += [*result.markdown(), f"![{result.quality} of the chosen candidate, by N]({picture})", ""]
     if unjudged:

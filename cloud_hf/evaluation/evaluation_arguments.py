@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..loading import read_model_config
-from .arguments import ScoringArguments
+from .arguments import ScoringArguments, check_named_once
 from .probes import check_probes
 
 
@@ -63,6 +63,7 @@ class EvaluationArguments(ScoringArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        check_named_once("best_of_n", self.best_of_n)
         if not (self.dataset_name or self.benchmarks or self.best_of_n):
             raise ValueError("There is nothing to score: give `benchmarks`, `dataset_name` or `best_of_n`.")
         self.probes = check_probes(self.probes)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from .arguments import picture_name
 from .figures import Figure
 from .probes import Measure, ProbeResult
 from .report import Evaluation
@@ -42,7 +43,7 @@ def write_robustness(
         for name in names
     }
     if curves := {name: parts for name, parts in curves.items() if parts}:
-        pictures = {name: _picture("self_consistency", name) for name in curves}
+        pictures = {name: picture_name("self_consistency", name) for name in curves}
         for name, parts in curves.items():
             as_scored = {
                 model: evaluation.row_accuracy().value
@@ -56,20 +57,16 @@ def write_robustness(
     pictures = {}
     for name, models in certainties.items():
         if last := {f"{model}, {parts[-1].critiques}": parts[-1] for model, parts in models.items() if parts}:
-            pictures[name] = _picture("rejection", name)
+            pictures[name] = picture_name("rejection", name)
             plot_rejection(last, output_dir / pictures[name])
     lines += [*uncertainty_sections(certainties, pictures, "reliability.png"), ""]
     probes = {model: found.probes for model, found in results.items()}
     pictures = {}
     for found in zip(*probes.values(), strict=True):
         if any(not math.isnan(measure.figure.value) for part in found for measure in part.measures):
-            pictures[found[0].name] = _picture("probe", found[0].name)
+            pictures[found[0].name] = picture_name("probe", found[0].name)
             plot_probe(dict(zip(probes, found, strict=True)), output_dir / pictures[found[0].name])
     return lines + ([*probes_section(probes, pictures), ""] if any(probes.values()) else [])
-
-
-def _picture(kind: str, name: str) -> str:
-    return f"{kind}_{name}.png".replace("/", "-")
 
 
 # ------------------------------------------------------------------------------------------------ self-consistency
