@@ -188,6 +188,22 @@ def check_unique(rows: Sequence[BenchmarkRow]) -> list[BenchmarkRow]:
     return rows
 
 
+def check_pairs(rows: Sequence[BenchmarkRow]) -> list[BenchmarkRow]:
+    """
+    [`check_unique`], and each row has one right and one wrong response.
+
+    Raises:
+        `ValueError`: Naming the first row that has more.
+    """
+    rows = check_unique(rows)
+    for row in rows:
+        if len(row.responses) != 2:
+            raise ValueError(
+                f"Row {row.id!r} has {len(row.chosen)} chosen and {len(row.rejected)} rejected responses; give one of each."
+            )
+    return rows
+
+
 def split_rewards(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> list[RowRewards]:
     """
     Check rewards, and part them into those of right and of wrong responses.

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..data.schemas import check_columns
-from .benchmark_rows import BenchmarkRow, check_unique, make_row, pair_rewards, read_sources, text_of
+from .benchmark_rows import BenchmarkRow, check_pairs, make_row, pair_rewards, read_sources, text_of
 from .figures import BenchmarkScores, by_subset, count_unknown, share
 
 
@@ -40,12 +40,12 @@ def load(names: Sequence[str] | None = None, split: str = "gpt") -> list[Benchma
         `list[BenchmarkRow]`: `details["label"]` says which response of the original order is right.
 
     Raises:
-        `ValueError`: Naming the file, the row and the field, or the id that stands twice.
+        `ValueError`: Naming the file, the row and the field, the id that stands twice, or the row with several responses.
     """
     if split not in SPLITS:
         raise ValueError(f"`split` is {split!r}; JudgeBench has {' and '.join(SPLITS)}.")
     sources = read_sources([HUB_ID] if names is None else names, split)
-    return check_unique([_read_row(*item) for item in sources])
+    return check_pairs([_read_row(*item) for item in sources])
 
 
 def _read_row(source: str, index: int, row: dict) -> BenchmarkRow:

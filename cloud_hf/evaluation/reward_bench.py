@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .benchmark_rows import BenchmarkRow, check_unique, make_pair, pair_rewards, read_sources
+from .benchmark_rows import BenchmarkRow, check_pairs, make_pair, pair_rewards, read_sources
 from .figures import BenchmarkScores, Figure, by_subset, count_unknown, share, weighted_mean
 
 
@@ -59,7 +59,7 @@ def load(names: Sequence[str] | None = None, prior_sets: bool = False) -> list[B
         `list[BenchmarkRow]`
 
     Raises:
-        `ValueError`: Naming the file, the row and the field, or the id that stands twice.
+        `ValueError`: Naming the file, the row and the field, the id that stands twice, or the row with several responses.
     """
     rows = []
     for source, index, row in read_sources([HUB_ID] if names is None else names, "filtered"):
@@ -69,7 +69,7 @@ def load(names: Sequence[str] | None = None, prior_sets: bool = False) -> list[B
         for name in PRIOR_SETS:
             for source, index, row in read_sources([PRIOR_SETS_HUB_ID], name):
                 rows.append(make_pair("Prior sets", source, index, row, name))
-    return check_unique(rows)
+    return check_pairs(rows)
 
 
 # --------------------------------------------------------------------------------------------------- the arithmetic
