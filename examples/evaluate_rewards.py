@@ -67,7 +67,11 @@ def main(args: EvaluationArguments):
             write_results(name, results[name], shown, output_dir)
             write_report(results, args, shown, output_dir)
     for name in args.models if args.update_card else ():
-        add_results(Path(name), card_results(results[name].evaluations, sets))
+        found, card = card_results(results[name].evaluations, sets), Path(name) / "README.md"
+        add_results(Path(name), found)
+        print(
+            f"{len(found)} of {len(results[name].evaluations)} headline figures are in {card}; the others lack rows."
+        )
     by_model = {shown[name]: found.evaluations for name, found in results.items()}
     print("", *report.headline_table(by_model), f"\nReport in {output_dir}", sep="\n")
 

@@ -13,6 +13,7 @@ from ..scoring import Score
 from .arguments import load_datasets
 from .benchmarks import LoadedBenchmark, load_benchmarks
 from .best_of_n import PROBLEM_COLUMNS, candidates
+from .best_of_n_curve import load_problems
 from .evaluation_arguments import EvaluationArguments
 from .journaled_scorer import JournaledScorer
 from .pairs import FittedRows, fit_rows, pair_responses, score_rows
@@ -77,6 +78,8 @@ def load_sets(args: EvaluationArguments) -> Sets:
         problems=load_datasets(args, PROBLEM_COLUMNS, args.best_of_n),
         benchmarks=load_benchmarks(args.benchmarks, args.limit),
     )
+    for name in sets.problems:
+        _check_shares(name, args)
     for name, rows in sets.pairs.items():
         for index, row in enumerate(rows):
             try:
@@ -87,6 +90,16 @@ def load_sets(args: EvaluationArguments) -> Sets:
             except ValueError as error:
                 raise ValueError(f"{name}, {row_name(index, row)}: {error}") from error
     return sets
+
+
+def _check_shares(name: str, args: EvaluationArguments):
+    """Raise `ValueError` if a problem is not usable, or its candidates are worth other than a share."""
+    for problem in load_problems(name, args.dataset_test_split, args.dataset_config, args.limit):
+        if bad := [value for value in problem.worth if not 0 <= value <= 1]:
+            raise ValueError(
+                f"{name}, row {problem.id!r}: `correct` holds {bad[0]:g}, and is shown as a share from 0 to 1. "
+                "best_of_n.py takes other scores."
+            )
 
 
 def fit_set(

@@ -70,6 +70,8 @@ def data(tmp_path_factory):
     write_rows(folder / "pairs.jsonl", pairs)
     problem = {"prompt": "1+1?", "responses": ["2", "3", "It is two."], "correct": [True, False, True]}
     write_rows(folder / "bon.jsonl", [problem])
+    write_rows(folder / "twice.jsonl", [{**problem, "id": "a"}] * 2)
+    write_rows(folder / "graded.jsonl", [{**problem, "correct": [7, 0.5, 1]}])
     return folder
 
 
@@ -405,6 +407,9 @@ def near(value):
         ({"dataset_name": ["absent.jsonl"]}, "absent.jsonl: no such file"),
         ({"best_of_n": ["{data}/pairs.jsonl"]}, "needs the column"),
         ({"dataset_name": [], "best_of_n": [], "benchmarks": []}, "nothing to score"),
+        ({"best_of_n": ["{data}/twice.jsonl"]}, "rows 0 and 1 have the same id 'a'"),
+        ({"best_of_n": ["{data}/graded.jsonl"]}, "row '0': `correct` holds 7, and is shown as a share"),
+        ({"best_of_n": ["{data}/bon.jsonl", "{data}//bon.jsonl"]}, "`best_of_n` names .*bon.jsonl twice"),
         ({"chunk_size": 0}, "`chunk_size` is 0"),
         ({"limit": 0}, "`limit` is 0"),
         ({"update_card": True, "limit": 3}, "leave `limit` out"),
@@ -460,11 +465,12 @@ def test_a_model_without_numbers_is_named(models, data, tmp_path):
 # ------------------------------------------------------------------------------------------------------ the card
 
 
-def test_figures_go_into_the_card(models, data, tmp_path):
+def test_figures_go_into_the_card(models, data, tmp_path, capsys):
     """The second time they replace the first; figures that lack rows are left out."""
     folder = models / "classic"
     for _ in range(2):
         report = evaluate(models, data, tmp_path, "classic", update_card=True)
+        assert "1 of 3 headline figures are in" in capsys.readouterr().out
     card = ModelCard.load(folder / "README.md")
     [result] = card.data.eval_results
     assert card.data.license == "mit" and "# A card" in card.text
