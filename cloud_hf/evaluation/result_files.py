@@ -1,19 +1,20 @@
 """The files of an evaluation: scores with their critiques, RewardBench's own results, the report and its pictures."""
 
 import json
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
 from pyarrow import parquet
 
-from . import report
+from . import report, reward_bench_2
 from .arguments import file_name
 from .benchmark_plots import plot_benchmarks, plot_margins, plot_reliability
 from .evaluation_arguments import SETTINGS, EvaluationArguments
 from .model_results import ModelResults
 from .pairs import PairEvaluation
-from .reward_bench import leaderboard_results
+from .reward_bench import OFFICIAL_COUNTS, PRIOR_SETS, leaderboard_results
 from .robustness import mean_label
 from .robustness_report import write_robustness
 
@@ -35,7 +36,7 @@ Critiques per response: {num_critiques}, temperature {temperature}, at most {max
 
 
 def write_results(name: str, results: ModelResults, shown: dict[str, str], output_dir: Path):
-    """A model's scores, and RewardBench's own results file."""
+    """A model's scores, and RewardBench's own results files."""
     report.write_scores(results.evaluations, output_dir / file_name("scores", shown[name], "parquet"))
     for temperature, evaluations in results.sampled.items():
         file = file_name("self_consistency", f"{shown[name]}_{temperature:g}", "parquet")
@@ -45,10 +46,21 @@ def write_results(name: str, results: ModelResults, shown: dict[str, str], outpu
     for dataset_name, result in results.pairs.items():
         write_pairs(result, output_dir / file_name("scores", f"{shown[name]}_{shown[dataset_name]}", "jsonl"))
     for evaluation in results.evaluations:
-        if evaluation.name.startswith("reward_bench") and evaluation.name != "reward_bench_2":
-            official = leaderboard_results(evaluation.scores, name)
-            path = output_dir / file_name(evaluation.name, shown[name], "json")
-            path.write_text(json.dumps(official, indent=2) + "\n")
+        write_leaderboard_files(name, shown[name], evaluation, output_dir)
+
+
+def write_leaderboard_files(name: str, short_name: str, evaluation: report.Evaluation, output_dir: Path):
+    """The results files of RewardBench and RewardBench 2; no other set has any."""
+    files: dict[str, Collection[str]] = {}
+    if evaluation.scores.benchmark == "RewardBench":
+        files = {evaluation.name: OFFICIAL_COUNTS, "reward_bench_prior_sets": PRIOR_SETS}
+    elif evaluation.scores.benchmark == "RewardBench 2":
+        files = {evaluation.name: reward_bench_2.SUBSETS}
+    for kind, subsets in files.items():
+        if not evaluation.scores.subsets.keys().isdisjoint(subsets):
+            official = leaderboard_results(evaluation.scores, name, subsets)
+            path = output_dir / file_name(kind, short_name, "json")
+            path.write_text(json.dumps(official, indent=2, allow_nan=False) + "\n")
 
 
 def write_pairs(result: PairEvaluation, path: Path):

@@ -1,7 +1,7 @@
 """RewardBench: the official scores, and those of the reference implementation (arXiv 2403.13787, allenai/reward-bench)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -113,14 +113,29 @@ def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> B
 
 
 def leaderboard_results(
-    scores: BenchmarkScores, model: str, model_type: str = "Custom Classifier", chat_template: str = "tokenizer"
+    scores: BenchmarkScores,
+    model: str,
+    names: Collection[str] = tuple(OFFICIAL_COUNTS),
+    model_type: str = "Custom Classifier",
+    chat_template: str = "tokenizer",
 ) -> dict[str, float | str]:
     """
-    RewardBench's own results file, as its repository keeps it and leaderboard tools read it: the share of right rows by
-    subset, beside `model`, `model_type` and `chat_template`.
+    RewardBench's own results file, as its repository keeps it and leaderboard tools read it: the score of each subset that
+    has one, beside `model`, `model_type` and `chat_template`.
+
+    Args:
+        scores ([`BenchmarkScores`]):
+            Of RewardBench or RewardBench 2.
+        model (`str`):
+            The model.
+        names (`Collection[str]`, *optional*):
+            The subsets that belong into the file: by default RewardBench's own. Its prior sets have a file of their own.
+        model_type, chat_template (`str`, *optional*):
+            What the file says of the model.
     """
-    subsets = {name: figure.value for name, figure in scores.subsets.items() if name in OFFICIAL_COUNTS}
-    return {**subsets, "model": model, "model_type": model_type, "chat_template": chat_template}
+    values = {name: figure.value for name, figure in scores.subsets.items() if name in names}
+    known = {name: value for name, value in values.items() if not math.isnan(value)}
+    return {**known, "model": model, "model_type": model_type, "chat_template": chat_template}
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from datasets import Dataset
 from ..critique_format import CritiqueFormat
 from ..data.schemas import PAIR_COLUMNS, row_name
 from ..scoring import Score
-from .arguments import load_datasets
+from .arguments import load_datasets, short_names
 from .benchmarks import LoadedBenchmark, load_benchmarks
 from .best_of_n import PROBLEM_COLUMNS, candidates
 from .best_of_n_curve import load_problems
@@ -78,6 +78,13 @@ def load_sets(args: EvaluationArguments) -> Sets:
         problems=load_datasets(args, PROBLEM_COLUMNS, args.best_of_n),
         benchmarks=load_benchmarks(args.benchmarks, args.limit),
     )
+    shown = short_names(args.dataset_name)
+    for found in sets.benchmarks:
+        if found.name in shown.values():
+            raise ValueError(
+                f"A preference set is called {found.name!r} like the benchmark, so that the report could not tell them "
+                "apart. Rename the set."
+            )
     for name in sets.problems:
         _check_shares(name, args)
     for name, rows in sets.pairs.items():

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from benchmark_files import pair, write_rows
+from datasets import Dataset
 from huggingface_hub import ModelCard
 from models_for_tests import make_model, save_language_model
 from pyarrow import parquet
@@ -68,6 +69,7 @@ def data(tmp_path_factory):
         for number in range(2, 6)
     ]
     write_rows(folder / "pairs.jsonl", pairs)
+    Dataset.from_list(pairs).save_to_disk(str(folder / "reward_bench"))
     problem = {"prompt": "1+1?", "responses": ["2", "3", "It is two."], "correct": [True, False, True]}
     write_rows(folder / "bon.jsonl", [problem])
     write_rows(folder / "twice.jsonl", [{**problem, "id": "a"}] * 2)
@@ -410,6 +412,7 @@ def near(value):
         ({"best_of_n": ["{data}/twice.jsonl"]}, "rows 0 and 1 have the same id 'a'"),
         ({"best_of_n": ["{data}/graded.jsonl"]}, "row '0': `correct` holds 7, and is shown as a share"),
         ({"best_of_n": ["{data}/bon.jsonl", "{data}//bon.jsonl"]}, "`best_of_n` names .*bon.jsonl twice"),
+        ({"dataset_name": ["{data}/reward_bench"]}, "called 'reward_bench' like the benchmark"),
         ({"chunk_size": 0}, "`chunk_size` is 0"),
         ({"limit": 0}, "`limit` is 0"),
         ({"update_card": True, "limit": 3}, "leave `limit` out"),
