@@ -1,7 +1,7 @@
 """Self-consistency, uncertainty and probes in the report."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .arguments import picture_name
@@ -148,46 +148,48 @@ def uncertainty_sections(
     found = [(name, model, part) for name, models in by_dataset.items() for model in models for part in models[model]]
     lines = [REJECTION, ""]
     lines += table_head(["set", "model", "rewards", "rejected by", "pairs", "area", "random", "oracle", "gain"])
-    for name, model, part in found:
-        for certainty, curve in part.rejection.curves.items():
-            gain = part.rejection.gain(certainty)
-            lines.append(
-                table_line(
-                    [
-                        name,
-                        model,
-                        part.critiques,
-                        "spread of the rewards" if certainty == SPREAD else "size of the margin",
-                        curve.area.n,
-                        _percent(curve.area),
-                        f"{part.rejection.random:.1%}",
-                        f"{part.rejection.oracle.area.value:.1%}",
-                        "–" if gain is None else f"{gain:.0%}",
-                    ]
-                )
-            )
+    lines += [line for name, model, part in found for line in _rejection_lines(name, model, part)]
     for name, picture in pictures.items():
         lines += ["", f"![accuracy by rejected fraction on {name}]({picture})"]
     lines += ["", CALIBRATION, ""]
     lines += table_head(["set", "model", "rewards", "pairs", "log loss", "ECE", "temperature", "log loss then"])
-    for name, model, part in found:
-        fitted = part.calibration
-        known = not math.isnan(fitted.temperature)
-        lines.append(
-            table_line(
-                [
-                    name,
-                    model,
-                    part.critiques,
-                    part.ece.n,
-                    _number(part.log_loss),
-                    _number(part.ece),
-                    f"{fitted.temperature:.2f}" if known else "–",
-                    f"{fitted.log_loss_at_temperature:.3f}" if known else "–",
-                ]
-            )
-        )
+    lines += [_calibration_line(*part) for part in found]
     return [*lines, "", f"![reliability of the rewards as probabilities]({reliability})"]
+
+
+def _rejection_lines(name: str, model: str, part: Uncertainty) -> Iterator[str]:
+    for certainty, curve in part.rejection.curves.items():
+        gain = part.rejection.gain(certainty)
+        yield table_line(
+            [
+                name,
+                model,
+                part.critiques,
+                "spread of the rewards" if certainty == SPREAD else "size of the margin",
+                curve.area.n,
+                _percent(curve.area),
+                f"{part.rejection.random:.1%}",
+                f"{part.rejection.oracle.area.value:.1%}",
+                "–" if gain is None else f"{gain:.0%}",
+            ]
+        )
+
+
+def _calibration_line(name: str, model: str, part: Uncertainty) -> str:
+    fitted = part.calibration
+    known = not math.isnan(fitted.temperature)
+    return table_line(
+        [
+            name,
+            model,
+            part.critiques,
+            part.ece.n,
+            _number(part.log_loss),
+            _number(part.ece),
+            f"{fitted.temperature:.2f}" if known else "–",
+            f"{fitted.log_loss_at_temperature:.3f}" if known else "–",
+        ]
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------- probes
