@@ -207,8 +207,8 @@ class WinRate:
         value (`float`):
             Bradley-Terry probability of a win.
         ci95 (`tuple[float, float]`):
-            As the official figures have it: votes are drawn anew, each for itself. The votes of a question are not
-            independent, so this is too narrow.
+            As the official figures of version 0.1 have it (those of version 2.0 are the middle 90 % of the same draws): votes
+            are drawn anew, each for itself. The votes of a question are not independent, so this is too narrow.
         ci95_by_question (`tuple[float, float]`):
             Questions are drawn anew, each with all its votes.
         standard_error (`float`):
