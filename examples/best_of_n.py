@@ -13,6 +13,8 @@ python examples/best_of_n.py --models cloud-rm classic-rm --output_dir results -
     --arena_hard lmarena-ai/arena-hard-auto-v0.1 --baseline_answers gpt-4-0314.jsonl \
     --gen_base_url http://127.0.0.1:8000/v1 --judge_base_url http://127.0.0.1:8001/v1
 
+The judge gets its instructions in a system message; add --judge_system_role false if its chat template has none.
+
 Writes best_of_n.md with pictures, best_of_n.json, and selected_MODEL.jsonl with the candidates that each model chose and
 its critiques of them. Every score, candidate and verdict is journaled: the same command goes on where it was killed, and further
 models, sets or candidates join those that are done. The exit status is 3 if requests failed for good.
