@@ -19,9 +19,9 @@ python examples/evaluate_rewards.py --models cloud-rm classic-rm --output_dir re
 Probes: length, style, special_tokens, forged_critiques, trivial_answers, empty_and_refusals, paraphrases, batch.
 
 Writes report.md with pictures, report.json, RewardBench's own results files for each model (of its second version and of
-the prior sets, too), and all scores with their critiques (one Parquet file per model, one JSON-lines file per model and dataset; what self-consistency and probes scored
-in Parquet files of their own). Each score is kept in
-journal_MODEL.jsonl: the same command goes on where it was killed, and further benchmarks join those that are done.
+the prior sets, too), and all scores with their critiques (one Parquet file per model, one JSON-lines file per model and
+dataset; what self-consistency and probes scored in Parquet files of their own). Each score is kept in journal_MODEL.jsonl:
+the same command goes on where it was killed, and further benchmarks join those that are done.
 """
 
 from contextlib import ExitStack
