@@ -29,7 +29,7 @@ class SetResult:
         title (`str`):
             Its name in tables.
         quality (`str`):
-            What a choice is worth, such as `"correct"`.
+            What a choice is worth, such as `"correctness"`.
         is_share (`bool`):
             Whether that goes from 0 to 1 and is shown in percent.
         curves (`dict[str, Curve]`):

@@ -111,6 +111,7 @@ def test_recorded_candidates(models, data, tmp_path):
         assert list(result["rates"]) == ["1", "2", "3"] == list(result["oracle"])
         assert (result["standard_errors_over_seeds"]["3"] is None) == (name == "classic")
     assert found["cloud", "scored.jsonl"]["quality"] == "recorded score"
+    assert found["cloud", "problems.jsonl"]["quality"] == "correctness"
     text = (tmp_path / "best_of_n.md").read_text()
     for said in (
         "| random (any of the N) |",
