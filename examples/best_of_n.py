@@ -13,6 +13,8 @@ python examples/best_of_n.py --models cloud-rm classic-rm --output_dir results -
     --arena_hard lmarena-ai/arena-hard-auto-v0.1 --baseline_answers gpt-4-0314.jsonl \
     --gen_base_url http://127.0.0.1:8000/v1 --judge_base_url http://127.0.0.1:8001/v1
 
+The judge gets its instructions in a system message; add --judge_system_role false if its chat template has none.
+
 Writes best_of_n.md with pictures, best_of_n.json, and selected_MODEL.jsonl with the candidates that each model chose and
 its critiques of them. Every score, candidate and verdict is journaled: the same command goes on where it was killed, and further
 models, sets or candidates join those that are done. The exit status is 3 if requests failed for good.
@@ -21,30 +23,40 @@ models, sets or candidates join those that are done. The exit status is 3 if req
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from trl import TrlParser
 
-from cloud_hf.data.journal import Journal
-from cloud_hf.data.model_identity import identify_model
+from cloud_hf.critique_format import CritiqueFormat
 from cloud_hf.evaluation.arena_hard_arguments import Arena, ArenaHardArguments, gather_candidates, load_arena
 from cloud_hf.evaluation.arena_hard_servers import Judged, judge_candidates
-from cloud_hf.evaluation.arguments import ScoringArguments, load_datasets, open_scorer, short_names
+from cloud_hf.evaluation.arguments import (
+    ScoringArguments,
+    file_name,
+    load_datasets,
+    open_scorer,
+    picture_name,
+    short_names,
+)
 from cloud_hf.evaluation.best_of_n_curve import Problem, load_problems
 from cloud_hf.evaluation.best_of_n_plots import plot_curves
 from cloud_hf.evaluation.best_of_n_report import SetResult
 from cloud_hf.evaluation.best_of_n_results import ScoredSet, Scores, arena_results, places_to_judge, replay_result
-from cloud_hf.evaluation.journaled_scorer import JournaledScorer
-from cloud_hf.evaluation.pairs import FittedRows, fit_rows, score_rows
+from cloud_hf.evaluation.journaled_scorer import (
+    JournaledScorer,
+    batches_by_length,
+    default_chunk_size,
+    open_score_journal,
+)
+from cloud_hf.evaluation.pairs import FittedRows
+from cloud_hf.evaluation.scored_sets import fit_set, score_sets
 
 
 VERSION = 2
 # Scores depend on these beside the model; the keys of the journal hold the chat and the sampling
 SETTINGS = ("backend", "dtype", "vllm_options")
-# vLLM and servers fill their batches as they go, and run half empty at the end of a chunk
-LARGE_CHUNK = 4096
-BATCHES_PER_CHUNK = 8
 ARENA_HARD = "ArenaHard"
 
 
@@ -141,43 +153,27 @@ def score_with(
     name: str, shown: str, sets: dict[str, list[Problem]], args: BestOfNArguments
 ) -> tuple[dict[str, FittedRows], dict[str, Scores]]:
     """Score all sets with one model: by set what fits it, and the scores of that."""
-    settings = {"model": identify_model(name)["model_version"]} | {key: getattr(args, key) for key in SETTINGS}
-    path = Path(args.output_dir) / file_name("best_of_n_journal", shown, "jsonl")
-    with Journal(path, settings) as journal, open_scorer(name, args, show_progress=False) as opened:
-        scorer, critique_format, options = opened
+    with (
+        open_score_journal("best_of_n_journal", name, shown, args, SETTINGS) as journal,
+        open_scorer(name, args, show_progress=False) as (scorer, critique_format, options),
+    ):
         limits = {key: options.pop(key) for key in ("context_length", "overlong_policy")}
         limits["max_new_tokens"] = options["max_new_tokens"]
         fitted = {key: fit(key, problems, critique_format, limits) for key, problems in sets.items()}
-        rows = [row for part in fitted.values() for row in part.rows]
-        batches_by_length = args.backend == "transformers"
-        chunk_size = BATCHES_PER_CHUNK * args.batch_size if batches_by_length else LARGE_CHUNK
-        journaled = JournaledScorer(scorer, journal, chunk_size, shown)
-        about = {
-            "names": [
-                f"{key}, row {row.row['id']!r}, candidate {place}"
-                for key, part in fitted.items()
-                for row in part.rows
-                for place in range(len(row.responses))
-            ],
-            "lengths": [length for row in rows for length in row.lengths] if batches_by_length else None,
-        }
-        num_seeds = args.num_seeds if critique_format.critique else 1
+        journaled = JournaledScorer(scorer, journal, default_chunk_size(args), shown)
+        titles, by_length = {key: key for key in fitted}, batches_by_length(args)
         scores: dict[str, Scores] = {key: [] for key in sets}
-        for number in range(num_seeds):
+        for number in range(args.num_seeds if critique_format.critique else 1):
             seeded = options | ({"seed": args.seed + number} if critique_format.critique else {})
-            found = iter(score_rows(journaled, rows, **about, **seeded))
-            for key, part in fitted.items():
-                scores[key].append([next(found) for _ in part.rows])
+            for key, found in score_sets(journaled, fitted, titles, by_length, seeded, "candidate").items():
+                scores[key].append(found)
     return fitted, scores
 
 
-def fit(name: str, problems: list[Problem], critique_format, limits: dict[str, Any]) -> FittedRows:
+def fit(name: str, problems: list[Problem], critique_format: CritiqueFormat, limits: dict[str, Any]) -> FittedRows:
     """The problems that fit the model's context; an error names the set and the row."""
     rows = [{"id": one.id, "prompt": one.prompt, "responses": list(one.responses)} for one in problems]
-    try:
-        return fit_rows(rows, lambda row: row["responses"], critique_format, **limits)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
+    return fit_set(name, rows, itemgetter("responses"), critique_format, **limits)
 
 
 # ------------------------------------------------------------------------------------------------------- ArenaHard
@@ -187,7 +183,9 @@ def judge(found: ScoredSet, arena: Arena, args: BestOfNArguments, folder: Path) 
     """Compare what was chosen with the baseline's answers."""
     places = places_to_judge(found, args.largest_n, args.judge_all)
     print(f"Judging {sum(map(len, places))} candidates of {len(places)} questions, each in both orders.")
-    return judge_candidates(found.problems, places, arena.baselines, args.client("judge"), arena.judging, folder)
+    return judge_candidates(
+        found.problems, places, arena.questions, arena.baselines, args.client("judge"), arena.judging, folder
+    )
 
 
 def arena_notes(counts: dict[str, int], args: BestOfNArguments) -> list[str]:
@@ -200,15 +198,14 @@ def arena_notes(counts: dict[str, int], args: BestOfNArguments) -> list[str]:
     }
     notes = [f"{text}: {counts[name]}." for name, text in said.items() if counts[name]]
     own = "this package's own, not Arena-Hard's: win rates are not comparable with the leaderboard's"
-    judge_text = f"The judge's text: {args.judge_prompt_file or own}."
+    files = [*args.judge_system_file, *filter(None, [args.judge_prompt_file])]
+    has_system = args.judge_system_role and (args.judge_system_file or not args.judge_prompt_file)
+    turn = "a system message" if has_system else "the user's turn"
+    judge_text = f"The judge's text: {', '.join(files) or own}. Its instructions are in {turn}."
     return [judge_text, f"Candidates judged, all categories: {counts['judged']}.", *notes]
 
 
 # --------------------------------------------------------------------------------------------------------- writing
-
-
-def file_name(kind: str, shown: str, suffix: str) -> str:
-    return f"{kind}_{shown}.{suffix}".replace("/", "-")
 
 
 def write_selected(model: str, sets: Iterable[ScoredSet], judged: Judged | None, path: Path):
@@ -226,7 +223,7 @@ def write_report(
     models = {shown: name for name, shown in short_names(args.models).items()}
     lines = ["# Best-of-N", ""]
     for number, result in enumerate(results):
-        picture = "best_of_n.png" if number == 0 else file_name("best_of_n", result.title, "png").replace(", ", "-")
+        picture = "best_of_n.png" if number == 0 else picture_name("best_of_n", result.title)
         plot_curves(result.curves, result.yardsticks, result.quality, result.is_share, output_dir / picture)
         lines += [*result.markdown(), f"![{result.quality} of the chosen candidate, by N]({picture})", ""]
     if unjudged:

@@ -33,7 +33,7 @@ class Question:
     category: str = ""
 
 
-def load_questions(name: str, split: str = "train", limit: int | None = None) -> list[Question]:
+def load_questions(name: str, split: str = "train") -> list[Question]:
     """
     Load the questions.
 
@@ -43,8 +43,6 @@ def load_questions(name: str, split: str = "train", limit: int | None = None) ->
             `question_id` or `uid`; the text `prompt`, or `turns` with one turn.
         split (`str`, *optional*, defaults to `"train"`):
             Split of what has splits.
-        limit (`int`, *optional*):
-            Take the first questions only.
 
     Returns:
         `list[Question]`
@@ -52,9 +50,8 @@ def load_questions(name: str, split: str = "train", limit: int | None = None) ->
     Raises:
         `ValueError`: Naming the first row without a text or with an id that stood before.
     """
-    rows = load_rows(name, split)
     questions: dict[str, Question] = {}
-    for index, row in enumerate(rows.select(range(min(limit or len(rows), len(rows))))):
+    for index, row in enumerate(load_rows(name, split)):
         id_ = _id_of(name, index, row)
         turns = row.get("turns")
         prompt = turns[0].get("content") if turns and len(turns) == 1 else row.get("prompt")
@@ -210,8 +207,8 @@ class WinRate:
         value (`float`):
             Bradley-Terry probability of a win.
         ci95 (`tuple[float, float]`):
-            As the official figures have it: votes are drawn anew, each for itself. The votes of a question are not
-            independent, so this is too narrow.
+            As the official figures of version 0.1 have it (those of version 2.0 are the middle 90 % of the same draws): votes
+            are drawn anew, each for itself. The votes of a question are not independent, so this is too narrow.
         ci95_by_question (`tuple[float, float]`):
             Questions are drawn anew, each with all its votes.
         standard_error (`float`):

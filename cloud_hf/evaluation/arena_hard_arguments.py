@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..data.completions import CompletionClient
-from ..data.judging import read_judge_prompt
 from .arena_hard import Question, load_answers, load_questions
-from .arena_hard_servers import Generation, Judging, write_candidates
+from .arena_hard_judge import Judging, files_by_category, files_of, read_texts
+from .arena_hard_servers import Generation, write_candidates
 from .best_of_n_curve import Problem, load_problems
 
 
@@ -47,7 +47,13 @@ class ArenaHardArguments:
             Judge all candidates, and draw the mean over all draws of N of them. By default only those are judged that are the best
             of the first N for some N (3.4 of 16, where rewards are in random order), and the curve is that of the first N.
         judge_prompt_file (`str`, *optional*):
-            Another text for the judge; it holds `{conversation}`, `{response_a}` and `{response_b}`, and names the verdicts.
+            Another text for the judge, in the user's turn; it holds `{conversation}`, `{response_a}` and `{response_b}`. Without
+            `judge_system_file` it says everything and names the verdicts.
+        judge_system_file (`list[str]`, *optional*):
+            Other instructions for the judge, in a system message as Arena-Hard has it; `CATEGORY=FILE` for the questions of one
+            category.
+        judge_system_role (`bool`, *optional*, defaults to `True`):
+            Whether the judge's chat template has a system role. Without one, the instructions stand in the user's turn.
         judge_temperature (`float`, *optional*, defaults to `0.0`):
             Temperature of the judge's first try.
         judge_max_tokens (`int`, *optional*, defaults to `4096`):
@@ -80,6 +86,8 @@ class ArenaHardArguments:
     baseline_model: str | None = field(default=None, metadata={"help": "Whose answers, where there are several."})
     judge_all: bool = field(default=False, metadata={"help": "Judge all candidates, not only chosen ones."})
     judge_prompt_file: str | None = field(default=None, metadata={"help": "Another text for the judge."})
+    judge_system_file: list[str] = field(default_factory=list, metadata={"help": "Another system message for it."})
+    judge_system_role: bool = field(default=True, metadata={"help": "Whether the judge has a system role."})
     judge_temperature: float = field(default=0.0, metadata={"help": "Temperature of the judge's first try."})
     judge_max_tokens: int = field(default=4096, metadata={"help": "Longest judgement in tokens."})
     judge_tries: int = field(default=3, metadata={"help": "Tries until a verdict can be read."})
@@ -101,9 +109,16 @@ class ArenaHardArguments:
             raise ValueError("`arena_hard` needs `gen_base_url` or `candidates`, one of the two.")
         if bool(self.judge_base_url) != bool(self.baseline_answers):
             raise ValueError("`judge_base_url` and `baseline_answers` go together: give both or neither.")
-        for name in ("judge_model", "judge_all", "judge_prompt_file", "baseline_model"):
+        for name in ("judge_model", "judge_all", "judge_prompt_file", "judge_system_file", "baseline_model"):
             if getattr(self, name) and not self.judge_base_url:
                 raise ValueError(f"`{name}` is for a judge: give `judge_base_url` and `baseline_answers` too.")
+        if not self.judge_system_role and not self.judge_base_url:
+            raise ValueError("`judge_system_role` is for a judge: give `judge_base_url` and `baseline_answers` too.")
+        if not self.judge_system_role and self.judge_prompt_file and not self.judge_system_file:
+            raise ValueError(
+                "`judge_prompt_file` alone is all that the judge is told, in the user's turn: `judge_system_role` changes "
+                "nothing, leave it out."
+            )
         if self.gen_base_url and self.num_candidates > 1 and not self.gen_temperature > 0:
             raise ValueError("`gen_temperature` must be above 0, or the candidates of a question are all the same.")
 
@@ -135,30 +150,33 @@ def load_arena(args: ArenaHardArguments, limit: int | None, seed: int) -> Arena:
     Raises:
         `ValueError`, `OSError`: If a question, an answer or the judge's text is missing or wrong, naming it.
     """
-    questions = load_questions(args.arena_hard, limit=limit)
+    questions = load_questions(args.arena_hard)
+    categories = list(dict.fromkeys(question.category for question in questions))
+    questions = questions[:limit]
     by_id = {question.id: question for question in questions}
     if not args.judge_base_url:
         return Arena(by_id, {}, None)
     args.client("judge")
-    template = read_judge_prompt(args.judge_prompt_file)
-    judging = Judging(template, args.judge_temperature, args.judge_max_tokens, args.judge_tries, seed)
-    return Arena(by_id, _load_baselines(args, questions), judging)
+    template, systems = read_texts(args.judge_prompt_file, args.judge_system_file, args.judge_system_role, categories)
+    judging = Judging(
+        template,
+        args.judge_temperature,
+        args.judge_max_tokens,
+        args.judge_tries,
+        seed,
+        systems,
+        args.judge_system_role,
+    )
+    return Arena(by_id, _load_baselines(args, questions, categories), judging)
 
 
-def _load_baselines(args: ArenaHardArguments, questions: Sequence[Question]) -> dict[str, str]:
-    categories = list(dict.fromkeys(question.category for question in questions))
-    by_category: dict[str | None, list[str]] = {}
-    for name in args.baseline_answers:
-        category, separator, path = name.partition("=")
-        known = separator and category in categories
-        by_category.setdefault(category if known else None, []).append(path if known else name)
-    answers = {}
-    for category in categories:
+def _load_baselines(
+    args: ArenaHardArguments, questions: Sequence[Question], categories: Sequence[str]
+) -> dict[str, str]:
+    found, answers = files_by_category(args.baseline_answers, categories), {}
+    for category in dict.fromkeys(question.category for question in questions):
         own = [question for question in questions if question.category == category]
-        names = by_category.get(category) or by_category.get(None)
-        if not names:
-            raise ValueError(f"`baseline_answers` names no file for the questions of the category {category!r}.")
-        answers |= load_answers(names, own, args.baseline_model)
+        answers |= load_answers(files_of("baseline_answers", found, category), own, args.baseline_model)
     return answers
 
 

@@ -1,6 +1,6 @@
 """What ArenaHard asks of servers: candidates of a generator, and verdicts of a judge; nothing is asked for twice."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ from ..data.building import JournaledClient, all_of, build_dataset, check_rows, 
 from ..data.completions import CompletionClient
 from ..data.dataset_folder import DatasetFolder
 from ..data.journal import key_of
-from ..data.judging import RETRY_TEMPERATURE, Judge, messages_for_judge
+from ..data.judging import messages_for_judge
 from .arena_hard import Question, Votes
+from .arena_hard_judge import Judging
 from .best_of_n_curve import Problem
 
 
@@ -122,31 +123,6 @@ def write_candidates(
 
 
 @dataclass(frozen=True)
-class Judging:
-    """
-    How the judge is asked; see [`~cloud_hf.data.judging.Judge`].
-
-    Args:
-        template (`str`):
-            What it is told.
-        temperature (`float`):
-            Temperature of its first try.
-        max_tokens (`int`):
-            Longest judgement in tokens.
-        tries (`int`):
-            How often it is asked for one verdict.
-        seed (`int`):
-            Seed from which every request gets its own.
-    """
-
-    template: str
-    temperature: float
-    max_tokens: int
-    tries: int
-    seed: int
-
-
-@dataclass(frozen=True)
 class Judged:
     """
     What came of judging.
@@ -166,7 +142,8 @@ class Judged:
 def judge_candidates(
     problems: Sequence[Problem],
     chosen: Sequence[Sequence[int]],
-    baselines: dict[str, str],
+    questions: Mapping[str, Question],
+    baselines: Mapping[str, str],
     client: CompletionClient,
     judging: Judging,
     folder: Path,
@@ -180,11 +157,13 @@ def judge_candidates(
         chosen (`Sequence[Sequence[int]]`):
             For each of them the places of the candidates to judge. Those of the same text are judged once; one that is the baseline's
             text ties without a judge.
-        baselines (`dict[str, str]`):
+        questions (`Mapping[str, Question]`):
+            By id; their categories say what the judge is told.
+        baselines (`Mapping[str, str]`):
             The baseline's answers by question.
         client ([`~cloud_hf.data.completions.CompletionClient`]):
             The judge.
-        judging ([`Judging`]):
+        judging ([`~arena_hard_judge.Judging`]):
             How it is asked.
         folder (`Path`):
             Where its words and the journal are kept. A later call may judge other candidates.
@@ -195,58 +174,63 @@ def judge_candidates(
     Raises:
         `SystemExit`: With a message, if the server is of no use. What it answered is kept.
     """
-    votes, rows = {}, []
-    for problem, places in zip(problems, chosen, strict=True):
-        baseline = baselines[problem.id].strip()
-        for text in dict.fromkeys(problem.responses[place] for place in sorted(places)):
-            if text.strip() == baseline:
-                votes[problem.id, text] = Votes.of("A=B", "A=B")
-                continue
-            place = problem.responses.index(text)
-            name = f"{problem.id}/{place}"
-            rows.append(
-                {
-                    "id": name,
-                    "question": problem.id,
-                    "candidate": place,
-                    "prompt": problem.prompt,
-                    "response": text,
-                    "baseline": baselines[problem.id],
-                }
-            )
-    alike = len(votes)
-    if not rows:
-        return Judged(votes, {"judged": alike, "like_the_baseline": alike, "without_verdict": 0, "failed": 0})
+    pairs = _pairs_to_judge(problems, chosen, questions, baselines)
+    alike = {(row["question"], row["response"]) for row in pairs if row["response"].strip() == row["baseline"].strip()}
+    rows = [row for row in pairs if (row["question"], row["response"]) not in alike]
+    votes, failed = dict.fromkeys(alike, Votes.of("A=B", "A=B")), 0
+    if rows:
+        failed = _ask_judge(rows, client, judging, folder)["failed"]
+        votes |= _read_votes(folder)
+    unreadable = sum(not found.number for found in votes.values())
+    counts = {"judged": len(votes), "like_the_baseline": len(alike), "without_verdict": unreadable, "failed": failed}
+    return Judged(votes, counts)
+
+
+def _pairs_to_judge(
+    problems: Sequence[Problem],
+    chosen: Sequence[Sequence[int]],
+    questions: Mapping[str, Question],
+    baselines: Mapping[str, str],
+) -> list[dict[str, Any]]:
+    """One row for each text that is to be judged, with the baseline's answer."""
+    return [
+        {
+            "id": f"{problem.id}/{problem.responses.index(text)}",
+            "question": problem.id,
+            "category": questions[problem.id].category,
+            "candidate": problem.responses.index(text),
+            "prompt": problem.prompt,
+            "response": text,
+            "baseline": baselines[problem.id],
+        }
+        for problem, places in zip(problems, chosen, strict=True)
+        for text in dict.fromkeys(problem.responses[place] for place in sorted(places))
+    ]
+
+
+def _ask_judge(rows: list[dict[str, Any]], client: CompletionClient, judging: Judging, folder: Path) -> dict[str, int]:
+    """Ask for the verdicts that the journal does not hold, and write what was said on all rows."""
     check_rows(rows, lambda row: messages_for_judge(row["prompt"], row["response"], row["baseline"]))
-    settings = {
-        "builder": "arena_hard_judgements",
-        **asdict(judging),
-        "retry_temperature": max(judging.temperature, RETRY_TEMPERATURE),
-    }
+    settings = {"builder": "arena_hard_judgements", **judging.settings()}
     output = DatasetFolder(str(folder), "ArenaHard judgements", settings)
 
     def make_work(judge: JournaledClient):
-        asked = Judge(judge, **asdict(judging))
-
         async def work(row: dict[str, Any]) -> list[dict[str, Any]]:
             # The text itself, since another run may have other candidates at this place
             key = [row["question"], key_of(row["response"])]
+            asked = judging.judge(judge, row["category"])
             games = await asked.compare(key, row["prompt"], row["baseline"], row["response"])
             kept = {name: row[name] for name in ("id", "question", "candidate", "response")}
             return [{**kept, "games": [asdict(game) for game in games]}]
 
         return work
 
-    counts = complete_build(build_dataset(output, rows, _JUDGEMENTS, {"judge": client}, make_work), output)
-    for row in load_from_disk(str(folder)):
-        votes[row["question"], row["response"]] = Votes.of(*(game["verdict"] for game in row["games"]))
-    unreadable = sum(not found.number for found in votes.values())
-    return Judged(
-        votes,
-        {
-            "judged": len(votes),
-            "like_the_baseline": alike,
-            "without_verdict": unreadable,
-            "failed": counts["failed"],
-        },
-    )
+    return complete_build(build_dataset(output, rows, _JUDGEMENTS, {"judge": client}, make_work), output)
+
+
+def _read_votes(folder: Path) -> dict[tuple[str, str], Votes]:
+    """By question and response, from what the judge said."""
+    return {
+        (row["question"], row["response"]): Votes.of(*(game["verdict"] for game in row["games"]))
+        for row in load_from_disk(str(folder))
+    }

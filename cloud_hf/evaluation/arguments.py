@@ -1,5 +1,6 @@
 """Command-line arguments of everything that scores."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
@@ -62,6 +63,16 @@ class ScoringArguments(BackendArguments):
     overlong_policy: str = field(default="error", metadata={"help": "Over-long rows: error, drop or truncate_prompt."})
     seed: int = field(default=0, metadata={"help": "Seed of the sampling."})
 
+    def __post_init__(self):
+        super().__post_init__()
+        check_named_once("models", self.models)
+        check_named_once("dataset_name", self.dataset_name)
+        if self.server_url is not None and len(self.server_url) != len(self.models):
+            raise ValueError(
+                f"`server_url` has {len(self.server_url)} addresses and `models` {len(self.models)} models: a server has "
+                "one model. Give one address for each, in the same order."
+            )
+
     def backend_of(self, name: str) -> BackendArguments:
         """The backend of one of `models`, with its own server."""
         options = {option.name: getattr(self, option.name) for option in fields(BackendArguments)}
@@ -74,31 +85,47 @@ def load_datasets(
     args: ScoringArguments, columns: tuple[str, ...], names: list[str] | None = None
 ) -> dict[str, Dataset]:
     """Datasets by name, by default those of `dataset_name`, checked and cut to `limit` rows; and a check of the models."""
-    if args.server_url is not None and len(args.server_url) != len(args.models):
-        raise ValueError(
-            f"`server_url` has {len(args.server_url)} addresses and `models` {len(args.models)} models: a server has one "
-            "model. Give one address for each, in the same order."
-        )
     if args.limit is not None and args.limit < 1:
         raise ValueError(f"`limit` is {args.limit}; it must be at least 1.")
     names = args.dataset_name if names is None else names
     datasets = {name: load_rows(name, args.dataset_test_split, args.dataset_config) for name in names}
     for name, rows in datasets.items():
         check_columns(rows.column_names, columns, name)
+        if not len(rows):
+            raise ValueError(f"{name} holds no rows.")
         datasets[name] = rows.select(range(min(args.limit or len(rows), len(rows))))
     for name in args.models:
         check_reward_model(name, read_model_config(name))
     return datasets
 
 
+def check_named_once(option: str, names: list[str]):
+    """Raise `ValueError` if a folder, file or Hub id stands twice, however it is spelt."""
+    seen: dict[Path, str] = {}
+    for name in names:
+        if (path := Path(name)) in seen:
+            raise ValueError(f"`{option}` names {seen[path]} twice. Name it once.")
+        seen[path] = name
+
+
 def short_names(names: list[str]) -> dict[str, str]:
     """For each path or Hub id its last part, or as many parts as tell it from the others."""
     parts = {name: Path(name).parts for name in names}
     length = {
-        name: next(n for n in range(1, 100) if sum(p[-n:] == own[-n:] for p in parts.values()) == 1)
+        name: next(n for n in range(1, 100) if sum(p[-n:] == own[-n:] for p in set(parts.values())) == 1)
         for name, own in parts.items()
     }
     return {name: "/".join(own[-length[name] :]).strip("/") for name, own in parts.items()}
+
+
+def file_name(kind: str, short_name: str, suffix: str) -> str:
+    """How the files of a model or a set are named; see [`short_names`]."""
+    return f"{kind}_{short_name}.{suffix}".replace("/", "-")
+
+
+def picture_name(kind: str, name: str) -> str:
+    """How a picture is named; markdown takes no other characters in links as they are."""
+    return re.sub(r"[^\w.-]+", "-", f"{kind}_{name}.png")
 
 
 @contextmanager

@@ -188,6 +188,22 @@ def check_unique(rows: Sequence[BenchmarkRow]) -> list[BenchmarkRow]:
     return rows
 
 
+def check_pairs(rows: Sequence[BenchmarkRow]) -> list[BenchmarkRow]:
+    """
+    [`check_unique`], and each row has one right and one wrong response.
+
+    Raises:
+        `ValueError`: Naming the first row that has more.
+    """
+    rows = check_unique(rows)
+    for row in rows:
+        if len(row.responses) != 2:
+            raise ValueError(
+                f"Row {row.id!r} has {len(row.chosen)} chosen and {len(row.rejected)} rejected responses; give one of each."
+            )
+    return rows
+
+
 def split_rewards(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> list[RowRewards]:
     """
     Check rewards, and part them into those of right and of wrong responses.
@@ -220,3 +236,8 @@ def split_rewards(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float
             )
         parted.append((values[: row.num_chosen], values[row.num_chosen :]))
     return parted
+
+
+def pair_rewards(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
+    """[`split_rewards`] of rows with one right and one wrong response: the rewards of both."""
+    return [(chosen[0], rejected[0]) for chosen, rejected in split_rewards(rows, rewards)]

@@ -136,7 +136,10 @@ def load_benchmarks(specs: Sequence[str], limit: int | None = None) -> list[Load
     files = [tuple(_find_files(name, pattern)) if equals else () for name, equals, pattern in parts]
     loaded = []
     for name, paths in zip(names, files, strict=True):
-        rows = BENCHMARKS[name].load(paths) if paths else BENCHMARKS[name].load()
+        try:
+            rows = BENCHMARKS[name].load(paths) if paths else BENCHMARKS[name].load()
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
         loaded.append(LoadedBenchmark(name, BENCHMARKS[name], _first_of_subsets(rows, limit), paths))
     return loaded
 

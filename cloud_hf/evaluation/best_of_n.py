@@ -167,6 +167,8 @@ def candidates(row: dict[str, Any]) -> list[str]:
         raise ValueError(f"`correct` is {correct!r:.60}; give one value for each of the {len(responses)} responses.")
     if not all(isinstance(value, int | float) for value in correct):
         raise ValueError(f"`correct` is {correct!r:.60}; give booleans or numbers.")
+    if bad := [value for value in correct if not math.isfinite(value)]:
+        raise ValueError(f"a candidate is worth {bad[0]}; give finite numbers.")
     return responses
 
 

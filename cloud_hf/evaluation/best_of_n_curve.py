@@ -94,8 +94,6 @@ def _read_problem(index: int, row: dict[str, Any], judged: bool) -> Problem:
         responses, worth = row.get("responses"), row.get("correct")
     worth = worth if judged else [0.0] * len(responses or [])
     responses = candidates({"responses": responses, "correct": worth})
-    if bad := [value for value in worth if not math.isfinite(value)]:
-        raise ValueError(f"a candidate is worth {bad[0]}; give finite numbers.")
     id_ = str(index if row.get("id") is None else row["id"])
     return Problem(id_, prompt_of(row), tuple(responses), tuple(map(float, worth)) if judged else None)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from .arena_hard import WinRate
 from .best_of_n_curve import Curve
+from .tables import table_head, table_line
 
 
 _MEANINGS = {
@@ -28,7 +29,7 @@ class SetResult:
         title (`str`):
             Its name in tables.
         quality (`str`):
-            What a choice is worth, such as `"correct"`.
+            What a choice is worth, such as `"correctness"`.
         is_share (`bool`):
             Whether that goes from 0 to 1 and is shown in percent.
         curves (`dict[str, Curve]`):
@@ -87,10 +88,10 @@ class SetResult:
         labels = {name: f"{name} ({_MEANINGS[name]})" for name in self.yardsticks}
         rows = [(f"**{name}**", curve) for name, curve in self.curves.items()]
         rows += [(labels[name], curve) for name, curve in self.yardsticks.items()]
-        lines = [f"## {self.title}", "", *_head(["", *(f"N = {n}" for n in shown), "all"])]
+        lines = [f"## {self.title}", "", *table_head(["", *(f"N = {n}" for n in shown), "all"])]
         for label, curve in rows:
             cells = [self._cell(curve.values[n], curve.standard_errors[n]) for n in shown]
-            lines.append(_line([label, *cells, self._cell(*curve.of_all)]))
+            lines.append(table_line([label, *cells, self._cell(*curve.of_all)]))
         lines += ["", f"{self.quality.capitalize()} of the chosen candidate, ± one standard error over prompts.", ""]
         if self.first_candidates is not None:
             lines += [*_win_rate_table({**self.win_rates, "first candidates": self.first_candidates}), ""]
@@ -106,20 +107,22 @@ class SetResult:
 
     def _seed_table(self, shown: Sequence[int]) -> list[str]:
         lines = ["Standard error over seeds (other critiques of the same candidates):", ""]
-        lines += _head(["", "seeds", *(f"N = {n}" for n in shown)])
+        lines += table_head(["", "seeds", *(f"N = {n}" for n in shown)])
         for name, curve in self.curves.items():
             if self.seeds[name] > 1:
                 errors = (curve.standard_errors_over_seeds[n] for n in shown)
                 cells = (f"{100 * error:.2f} points" if self.is_share else f"{error:.3f}" for error in errors)
-                lines.append(_line([name, self.seeds[name], *cells]))
+                lines.append(table_line([name, self.seeds[name], *cells]))
         return lines
 
 
 def _win_rate_table(win_rates: Mapping[str, WinRate]) -> list[str]:
-    lines = _head(["answers", "win rate", "95 %, official", "95 %, by question", "wins : ties : losses", "questions"])
+    lines = table_head(
+        ["answers", "win rate", "95 %, official", "95 %, by question", "wins : ties : losses", "questions"]
+    )
     for name, found in win_rates.items():
         lines.append(
-            _line(
+            table_line(
                 [
                     name,
                     f"{found.value:.1%}",
@@ -135,11 +138,3 @@ def _win_rate_table(win_rates: Mapping[str, WinRate]) -> list[str]:
         "Win rate against the baseline's answers, of the first seed's choice among all candidates. A strong verdict is three "
         "votes. The official interval draws votes, and is too narrow, since those of a question are not independent.",
     ]  # fmt: skip
-
-
-def _head(cells: Sequence[Any]) -> list[str]:
-    return [_line(cells), "|---|" + "---:|" * (len(cells) - 1)]
-
-
-def _line(cells: Sequence[Any]) -> str:
-    return f"| {' | '.join(str(cell).replace('|', '/') for cell in cells)} |"

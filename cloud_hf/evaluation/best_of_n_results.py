@@ -167,7 +167,7 @@ def replay_result(found: ScoredSet, largest_n: int) -> SetResult:
     return SetResult(
         found.name,
         found.title,
-        "correct" if is_share else "recorded score",
+        "correctness" if is_share else "recorded score",
         is_share,
         {model: draw_curve(found.rewards(model), worth, sizes) for model in found.scores},
         yardsticks(found.problems, sizes),

@@ -56,11 +56,13 @@ def calibrate(margins: Sequence[float], num_bins: int = 10) -> Calibration:
         [`Calibration`]
 
     Raises:
-        `ValueError`: If there are no margins.
+        `ValueError`: If there are no margins, or no bins.
     """
     margins = np.asarray(margins, dtype=float)
     if not len(margins):
         raise ValueError("There are no pairs to calibrate on.")
+    if num_bins < 1:
+        raise ValueError(f"`num_bins` is {num_bins}; it must be at least 1.")
     confidence, right, bins = _confidence(margins, num_bins)
     filled = [
         (float(confidence[bins == place].mean()), float(right[bins == place].mean()), int((bins == place).sum()))

@@ -3,12 +3,54 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from tqdm.auto import tqdm
 
 from ..data.journal import Journal, key_of
+from ..data.model_identity import identify_model
 from ..generation import Sample
 from ..scoring import Score, Scorer
+from .arguments import ScoringArguments, file_name
+
+
+# vLLM and servers fill their batches as they go, and run half empty at the end of a chunk
+LARGE_CHUNK = 4096
+BATCHES_PER_CHUNK = 8
+
+
+def open_score_journal(
+    kind: str, name: str, short_name: str, args: ScoringArguments, settings: Sequence[str]
+) -> Journal:
+    """
+    The journal of a model's scores.
+
+    Args:
+        kind (`str`):
+            How its file's name begins.
+        name, short_name (`str`):
+            The model.
+        args ([`ScoringArguments`]):
+            How it scores.
+        settings (`Sequence[str]`):
+            Which of these all scores of the journal depend on, beside the model.
+
+    Raises:
+        [`~cloud_hf.data.journal.JournalError`]: If it was begun with other settings, or another process writes to it.
+    """
+    values = {setting: getattr(args, setting) for setting in settings}
+    path = Path(args.output_dir) / file_name(kind, short_name, "jsonl")
+    return Journal(path, {"model": identify_model(name)["model_version"], **values})
+
+
+def default_chunk_size(args: ScoringArguments) -> int:
+    """Responses scored between two writes to a journal."""
+    return BATCHES_PER_CHUNK * args.batch_size if batches_by_length(args) else LARGE_CHUNK
+
+
+def batches_by_length(args: ScoringArguments) -> bool:
+    """Whether the backend makes its batches by length."""
+    return args.backend == "transformers"
 
 
 @dataclass

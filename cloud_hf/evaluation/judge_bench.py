@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..data.schemas import check_columns
-from .benchmark_rows import BenchmarkRow, check_unique, make_row, read_sources, split_rewards, text_of
+from .benchmark_rows import BenchmarkRow, check_pairs, make_row, pair_rewards, read_sources, text_of
 from .figures import BenchmarkScores, by_subset, count_unknown, share
 
 
@@ -40,12 +40,12 @@ def load(names: Sequence[str] | None = None, split: str = "gpt") -> list[Benchma
         `list[BenchmarkRow]`: `details["label"]` says which response of the original order is right.
 
     Raises:
-        `ValueError`: Naming the file, the row and the field, or the id that stands twice.
+        `ValueError`: Naming the file, the row and the field, the id that stands twice, or the row with several responses.
     """
     if split not in SPLITS:
         raise ValueError(f"`split` is {split!r}; JudgeBench has {' and '.join(SPLITS)}.")
     sources = read_sources([HUB_ID] if names is None else names, split)
-    return check_unique([_read_row(*item) for item in sources])
+    return check_pairs([_read_row(*item) for item in sources])
 
 
 def _read_row(source: str, index: int, row: dict) -> BenchmarkRow:
@@ -166,10 +166,8 @@ def score(
     Raises:
         `ValueError`: If a reward is missing, not a number or infinite.
     """
-    first = [(chosen[0], rejected[0]) for chosen, rejected in split_rewards(rows, rewards)]
-    second = first
-    if second_game is not None:
-        second = [(chosen[0], rejected[0]) for chosen, rejected in split_rewards(rows, second_game)]
+    first = pair_rewards(rows, rewards)
+    second = first if second_game is None else pair_rewards(rows, second_game)
     games = [
         games_of(row.details["label"], *pair) for row, pair in zip(rows, zip(first, second, strict=True), strict=True)
     ]

@@ -6,7 +6,7 @@ from pathlib import Path
 from datasets import load_dataset
 
 from ..data.schemas import check_columns
-from .benchmark_rows import BenchmarkRow, check_unique, make_row, read_sources, split_rewards, text_of
+from .benchmark_rows import BenchmarkRow, check_pairs, make_row, pair_rewards, read_sources, text_of
 from .figures import BenchmarkScores, by_subset, count_unknown, share, weighted_mean
 
 
@@ -47,16 +47,16 @@ def load(names: Sequence[str] | None = None) -> list[BenchmarkRow]:
         `list[BenchmarkRow]`
 
     Raises:
-        `ValueError`: Naming the file, the row and the field, or the id that stands twice.
+        `ValueError`: Naming the file, the row and the field, the id that stands twice, or the row with several responses.
     """
     if names is not None:
-        return check_unique([_read_row(*item) for item in read_sources(names, "test")])
+        return check_pairs([_read_row(*item) for item in read_sources(names, "test")])
     rows = []
     for name in SUBSETS:
         source = f"{FILES}/{name if name == 'Natural' else f'Adversarial/{name}'}/dataset.json"
         official = load_dataset("json", data_files=source, split="train")
         rows += [_read_row(source, index, row) for index, row in enumerate(official)]
-    return check_unique(rows)
+    return check_pairs(rows)
 
 
 def _read_row(source: str, index: int, row: dict) -> BenchmarkRow:
@@ -95,7 +95,7 @@ def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> B
     Raises:
         `ValueError`: If a reward is missing, not a number or infinite.
     """
-    pairs = [(chosen[0], rejected[0]) for chosen, rejected in split_rewards(rows, rewards)]
+    pairs = pair_rewards(rows, rewards)
     outcomes = by_subset(rows, [float(chosen > rejected) for chosen, rejected in pairs])
     figures = {
         "Average": weighted_mean(outcomes, dict.fromkeys(SUBSETS, 1.0)),

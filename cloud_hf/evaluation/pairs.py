@@ -237,5 +237,6 @@ def fit_rows(
             fitted.append(FittedRow(index, row, new_prompt, responses, lengths))
             shortened += new_prompt is not prompt
     if not fitted:
-        raise ValueError(f"None of the {dropped} rows fits the model's context of {context_length} tokens.")
+        critique = f", of which the critique has {reserve}" if reserve else ""
+        raise ValueError(f"None of the {dropped} rows fits the model's context of {context_length} tokens{critique}.")
     return FittedRows(fitted, dropped, shortened)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .benchmark_rows import BenchmarkRow, check_unique, make_pair, read_sources, split_rewards
+from .benchmark_rows import BenchmarkRow, check_pairs, make_pair, pair_rewards, read_sources
 from .calibration import Calibration, calibrate
 from .figures import BenchmarkScores, Figure, share
 
@@ -30,9 +30,9 @@ def load(names: Sequence[str], split: str = "test", config: str | None = None) -
         `list[BenchmarkRow]`
 
     Raises:
-        `ValueError`: Naming the file, the row and the field, or the id that stands twice.
+        `ValueError`: Naming the file, the row and the field, the id that stands twice, or the row with several responses.
     """
-    return check_unique(
+    return check_pairs(
         [
             make_pair("A preference set", source, index, row, row.get("subset") or Path(source).name.split(".")[0])
             for source, index, row in read_sources(names, split, config)
@@ -146,7 +146,7 @@ def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> B
     Raises:
         `ValueError`: If a reward is missing, not a number or infinite.
     """
-    pairs = [(chosen[0], rejected[0]) for chosen, rejected in split_rewards(rows, rewards)]
+    pairs = pair_rewards(rows, rewards)
     scores = score_preferences(*zip(*pairs, strict=True), [row.subset for row in rows])
     return BenchmarkScores(
         benchmark="Preference pairs",

@@ -15,6 +15,7 @@ from . import preference_pairs
 from .benchmark_rows import BenchmarkRow
 from .figures import BenchmarkScores, Figure, bootstrap_interval, share
 from .pairs import FittedRows, PairEvaluation, share_cut
+from .tables import table_head, table_line
 
 
 VERSION = 1
@@ -53,6 +54,8 @@ class Evaluation:
             Over-long rows that were left out.
         shortened (`int`):
             Rows that were scored with a shortened prompt.
+        repeated_ids (`int`, *optional*, defaults to `0`):
+            Rows of a preference set whose `id` an earlier row has.
     """
 
     name: str
@@ -62,6 +65,7 @@ class Evaluation:
     row_scores: list[list[Score]]
     dropped: int
     shortened: int
+    repeated_ids: int = 0
 
     @property
     def known(self) -> list[bool]:
@@ -92,6 +96,8 @@ class Evaluation:
     def notes(self) -> list[str]:
         """What must be known beside the figures, as sentences."""
         notes = self.scores.notes()
+        if self.repeated_ids:
+            notes.append(f"Rows whose `id` an earlier row has, counted all the same: {self.repeated_ids}.")
         if self.dropped:
             notes.append(f"Rows left out because they do not fit the model's context: {self.dropped}.")
         if self.shortened:
@@ -109,6 +115,7 @@ class Evaluation:
             "row_accuracy": self.row_accuracy().summary(),
             "dropped": self.dropped,
             "shortened": self.shortened,
+            "repeated_ids": self.repeated_ids,
             "critiques_cut": share_cut(self.row_scores),
             "notes": self.notes(),
         }
@@ -138,7 +145,9 @@ def evaluation_of_pairs(name: str, title: str, fitted: FittedRows, result: PairE
     ]
     row_scores = [[pair.chosen, pair.rejected] for pair in result.pairs]
     scores = preference_pairs.score(rows, [[score.reward for score in scores] for scores in row_scores])
-    return Evaluation(name, title, scores, rows, row_scores, result.dropped, result.shortened)
+    ids = [str(pair.id) for pair in result.pairs if pair.id is not None]
+    repeated = len(ids) - len(set(ids))
+    return Evaluation(name, title, scores, rows, row_scores, result.dropped, result.shortened, repeated)
 
 
 def write_scores(evaluations: Sequence[Evaluation], path: Path):
@@ -337,13 +346,3 @@ def cell(figure: Figure | None) -> str:
         return "–"
     interval = "" if figure.ci95 is None else f" ({100 * figure.ci95[0]:.1f} to {100 * figure.ci95[1]:.1f})"
     return f"{figure.value:.1%}{interval}, n = {figure.n}"
-
-
-def table_head(cells: Sequence[str]) -> list[str]:
-    """The first two lines of a markdown table."""
-    return [table_line(cells), "|---|" + "---:|" * (len(cells) - 1)]
-
-
-def table_line(cells: Sequence[Any]) -> str:
-    """A line of a markdown table; text cannot break it."""
-    return f"| {' | '.join(str(cell).replace('|', '/').replace(chr(10), ' ') for cell in cells)} |"

@@ -1,13 +1,13 @@
 """RewardBench: the official scores, and those of the reference implementation (arXiv 2403.13787, allenai/reward-bench)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 
-from .benchmark_rows import BenchmarkRow, check_unique, make_pair, read_sources, split_rewards
+from .benchmark_rows import BenchmarkRow, check_pairs, make_pair, pair_rewards, read_sources
 from .figures import BenchmarkScores, Figure, by_subset, count_unknown, share, weighted_mean
 
 
@@ -59,7 +59,7 @@ def load(names: Sequence[str] | None = None, prior_sets: bool = False) -> list[B
         `list[BenchmarkRow]`
 
     Raises:
-        `ValueError`: Naming the file, the row and the field, or the id that stands twice.
+        `ValueError`: Naming the file, the row and the field, the id that stands twice, or the row with several responses.
     """
     rows = []
     for source, index, row in read_sources([HUB_ID] if names is None else names, "filtered"):
@@ -69,7 +69,7 @@ def load(names: Sequence[str] | None = None, prior_sets: bool = False) -> list[B
         for name in PRIOR_SETS:
             for source, index, row in read_sources([PRIOR_SETS_HUB_ID], name):
                 rows.append(make_pair("Prior sets", source, index, row, name))
-    return check_unique(rows)
+    return check_pairs(rows)
 
 
 # --------------------------------------------------------------------------------------------------- the arithmetic
@@ -93,7 +93,7 @@ def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> B
     Raises:
         `ValueError`: If a reward is missing, not a number or infinite.
     """
-    pairs = [(chosen[0], rejected[0]) for chosen, rejected in split_rewards(rows, rewards)]
+    pairs = pair_rewards(rows, rewards)
     scores = score_reward_bench([row.subset for row in rows], *zip(*pairs, strict=True))
     outcomes = by_subset(rows, [float(chosen > rejected) for chosen, rejected in pairs])
     weights = _figure_weights(outcomes)
@@ -113,14 +113,29 @@ def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> B
 
 
 def leaderboard_results(
-    scores: BenchmarkScores, model: str, model_type: str = "Custom Classifier", chat_template: str = "tokenizer"
+    scores: BenchmarkScores,
+    model: str,
+    names: Collection[str] = tuple(OFFICIAL_COUNTS),
+    model_type: str = "Custom Classifier",
+    chat_template: str = "tokenizer",
 ) -> dict[str, float | str]:
     """
-    RewardBench's own results file, as its repository keeps it and leaderboard tools read it: the share of right rows by
-    subset, beside `model`, `model_type` and `chat_template`.
+    RewardBench's own results file, as its repository keeps it and leaderboard tools read it: the score of each subset that
+    has one, beside `model`, `model_type` and `chat_template`.
+
+    Args:
+        scores ([`BenchmarkScores`]):
+            Of RewardBench or RewardBench 2.
+        model (`str`):
+            The model.
+        names (`Collection[str]`, *optional*):
+            The subsets that belong into the file: by default RewardBench's own. Its prior sets have a file of their own.
+        model_type, chat_template (`str`, *optional*):
+            What the file says of the model.
     """
-    subsets = {name: figure.value for name, figure in scores.subsets.items() if name in OFFICIAL_COUNTS}
-    return {**subsets, "model": model, "model_type": model_type, "chat_template": chat_template}
+    values = {name: figure.value for name, figure in scores.subsets.items() if name in names}
+    known = {name: value for name, value in values.items() if not math.isnan(value)}
+    return {**known, "model": model, "model_type": model_type, "chat_template": chat_template}
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,17 @@
 """Self-consistency, uncertainty and probes in the report."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from .arguments import picture_name
 from .figures import Figure
 from .probes import Measure, ProbeResult
-from .report import Evaluation, table_head, table_line
+from .report import Evaluation
 from .robustness import Robustness
 from .robustness_plots import plot_probe, plot_rejection, plot_self_consistency
 from .self_consistency import DRAWS, Curve, SelfConsistency
+from .tables import table_head, table_line
 from .uncertainty import SPREAD, Uncertainty
 
 
@@ -41,7 +43,7 @@ def write_robustness(
         for name in names
     }
     if curves := {name: parts for name, parts in curves.items() if parts}:
-        pictures = {name: _picture("self_consistency", name) for name in curves}
+        pictures = {name: picture_name("self_consistency", name) for name in curves}
         for name, parts in curves.items():
             as_scored = {
                 model: evaluation.row_accuracy().value
@@ -55,20 +57,16 @@ def write_robustness(
     pictures = {}
     for name, models in certainties.items():
         if last := {f"{model}, {parts[-1].critiques}": parts[-1] for model, parts in models.items() if parts}:
-            pictures[name] = _picture("rejection", name)
+            pictures[name] = picture_name("rejection", name)
             plot_rejection(last, output_dir / pictures[name])
     lines += [*uncertainty_sections(certainties, pictures, "reliability.png"), ""]
     probes = {model: found.probes for model, found in results.items()}
     pictures = {}
     for found in zip(*probes.values(), strict=True):
         if any(not math.isnan(measure.figure.value) for part in found for measure in part.measures):
-            pictures[found[0].name] = _picture("probe", found[0].name)
+            pictures[found[0].name] = picture_name("probe", found[0].name)
             plot_probe(dict(zip(probes, found, strict=True)), output_dir / pictures[found[0].name])
     return lines + ([*probes_section(probes, pictures), ""] if any(probes.values()) else [])
-
-
-def _picture(kind: str, name: str) -> str:
-    return f"{kind}_{name}.png".replace("/", "-")
 
 
 # ------------------------------------------------------------------------------------------------ self-consistency
@@ -150,46 +148,48 @@ def uncertainty_sections(
     found = [(name, model, part) for name, models in by_dataset.items() for model in models for part in models[model]]
     lines = [REJECTION, ""]
     lines += table_head(["set", "model", "rewards", "rejected by", "pairs", "area", "random", "oracle", "gain"])
-    for name, model, part in found:
-        for certainty, curve in part.rejection.curves.items():
-            gain = part.rejection.gain(certainty)
-            lines.append(
-                table_line(
-                    [
-                        name,
-                        model,
-                        part.critiques,
-                        "spread of the rewards" if certainty == SPREAD else "size of the margin",
-                        curve.area.n,
-                        _percent(curve.area),
-                        f"{part.rejection.random:.1%}",
-                        f"{part.rejection.oracle.area.value:.1%}",
-                        "–" if gain is None else f"{gain:.0%}",
-                    ]
-                )
-            )
+    lines += [line for name, model, part in found for line in _rejection_lines(name, model, part)]
     for name, picture in pictures.items():
         lines += ["", f"![accuracy by rejected fraction on {name}]({picture})"]
     lines += ["", CALIBRATION, ""]
     lines += table_head(["set", "model", "rewards", "pairs", "log loss", "ECE", "temperature", "log loss then"])
-    for name, model, part in found:
-        fitted = part.calibration
-        known = not math.isnan(fitted.temperature)
-        lines.append(
-            table_line(
-                [
-                    name,
-                    model,
-                    part.critiques,
-                    part.ece.n,
-                    _number(part.log_loss),
-                    _number(part.ece),
-                    f"{fitted.temperature:.2f}" if known else "–",
-                    f"{fitted.log_loss_at_temperature:.3f}" if known else "–",
-                ]
-            )
-        )
+    lines += [_calibration_line(*part) for part in found]
     return [*lines, "", f"![reliability of the rewards as probabilities]({reliability})"]
+
+
+def _rejection_lines(name: str, model: str, part: Uncertainty) -> Iterator[str]:
+    for certainty, curve in part.rejection.curves.items():
+        gain = part.rejection.gain(certainty)
+        yield table_line(
+            [
+                name,
+                model,
+                part.critiques,
+                "spread of the rewards" if certainty == SPREAD else "size of the margin",
+                curve.area.n,
+                _percent(curve.area),
+                f"{part.rejection.random:.1%}",
+                f"{part.rejection.oracle.area.value:.1%}",
+                "–" if gain is None else f"{gain:.0%}",
+            ]
+        )
+
+
+def _calibration_line(name: str, model: str, part: Uncertainty) -> str:
+    fitted = part.calibration
+    known = not math.isnan(fitted.temperature)
+    return table_line(
+        [
+            name,
+            model,
+            part.critiques,
+            part.ece.n,
+            _number(part.log_loss),
+            _number(part.ece),
+            f"{fitted.temperature:.2f}" if known else "–",
+            f"{fitted.log_loss_at_temperature:.3f}" if known else "–",
+        ]
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------- probes

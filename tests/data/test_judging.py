@@ -1,4 +1,5 @@
 import asyncio
+import hashlib
 import itertools
 import json
 
@@ -38,6 +39,14 @@ def test_the_judge_sees_both_responses_as_they_are():
     assert f"<response_a>\n{texts[0]}\n</response_a>\n\n<response_b>\n{texts[1]}\n</response_b>" in message["content"]
 
 
+def test_a_system_message_stands_before_the_texts():
+    alone = messages_for_judge("1+1?", "2", "3")
+    assert messages_for_judge("1+1?", "2", "3", system="Be fair to {response_a}.") == [
+        {"role": "system", "content": "Be fair to {response_a}."},
+        *alone,
+    ]
+
+
 def test_conversations_are_shown_turn_by_turn():
     prompt = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello?"}]
     [message] = messages_for_judge(prompt, "Hi.", "Go away.")
@@ -60,6 +69,11 @@ def test_a_judge_prompt_of_the_user(tmp_path):
 
 def test_the_rubric_names_every_verdict_once():
     assert all(JUDGE_PROMPT.count(f"[[{verdict}]]") == 1 for verdict in VERDICTS)
+
+
+def test_the_judge_prompt_is_that_of_earlier_journals():
+    """Another text is another setting, with which no journal that was begun before goes on."""
+    assert hashlib.sha256(JUDGE_PROMPT.encode()).hexdigest().startswith("8c83a7cd080f8abe")
 
 
 def ask(write, tmp_path, *, tries=3, temperature=0.0, max_tokens=64, seed=None):

@@ -4,7 +4,7 @@ import pytest
 from benchmark_files import pair, write_rows
 from datasets import Dataset
 
-from cloud_hf.evaluation import preference_pairs
+from cloud_hf.evaluation import llm_bar, preference_pairs, reward_bench
 from cloud_hf.evaluation.benchmark_rows import BenchmarkRow, check_unique, make_row, split_rewards
 
 
@@ -46,6 +46,18 @@ def test_an_id_that_stands_twice_is_an_error(tmp_path):
         check_unique([])
     with pytest.raises(ValueError, match="at least one file"):
         preference_pairs.load([])
+
+
+@pytest.mark.parametrize("load", [preference_pairs.load, reward_bench.load, llm_bar.load])
+def test_several_responses_on_a_side_of_a_pair_are_an_error(load, tmp_path):
+    """None of them may be left out in silence."""
+    rows = [
+        pair("hep-go", chosen=["good"], rejected=["bad"]),
+        pair("hep-go", 1, chosen=["good"], rejected=["bad", "worse"]),
+    ]
+    assert len(load([write_rows(tmp_path / "one.jsonl", rows[:1])])) == 1
+    with pytest.raises(ValueError, match=r"Row 'hep-go/1' has 1 chosen and 2 rejected responses; give one of each"):
+        load([write_rows(tmp_path / "two.jsonl", rows)])
 
 
 def test_other_columns_are_an_error(tmp_path):

@@ -179,3 +179,9 @@ def test_a_command_line_names_benchmarks_and_files(tmp_path):
 def test_benchmarks_that_cannot_be_found(specs, says):
     with pytest.raises(ValueError, match=says):
         load_benchmarks(specs)
+
+
+def test_bad_rows_are_named_with_their_benchmark(tmp_path):
+    file = write_rows(tmp_path / "twice.jsonl", [pair("hep-go"), pair("hep-go")])
+    with pytest.raises(ValueError, match="reward_bench: Rows 0 and 1 have the same id 'hep-go/0'"):
+        load_benchmarks([f"reward_bench={file}"])

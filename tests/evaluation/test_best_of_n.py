@@ -47,6 +47,7 @@ def test_rates_chance_and_oracle():
     [
         ({"prompt": "p", "responses": ["a"], "correct": [True, False]}, "Row 0: `correct` is"),
         ({"prompt": "p", "responses": None, "correct": [True]}, "Row 0: `responses` is None"),
+        ({"prompt": "p", "responses": ["a", "b"], "correct": [1.0, float("nan")]}, "Row 0: a candidate is worth nan"),
         ({"prompt": "p", "correct": [True]}, "needs the column.* responses"),
     ],
 )

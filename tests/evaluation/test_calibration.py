@@ -27,6 +27,13 @@ def test_calibration_error_by_hand():
     assert calibrate([1e9]).bins == ((1.0, 1.0, 1),)  # the last bin is closed
 
 
+def test_there_must_be_bins_and_pairs():
+    with pytest.raises(ValueError, match="`num_bins` is 0; it must be at least 1"):
+        calibrate([1.0], num_bins=0)
+    with pytest.raises(ValueError, match="no pairs"):
+        calibrate([])
+
+
 def test_the_order_of_a_pair_does_not_matter_to_the_calibration_error():
     margins = np.random.default_rng(0).normal(size=50)
     right = calibrate(margins).bins

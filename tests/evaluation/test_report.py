@@ -9,8 +9,15 @@ from pyarrow import parquet
 from cloud_hf.data.journal import key_of
 from cloud_hf.evaluation import reward_bench, rm_bench
 from cloud_hf.evaluation.benchmark_plots import plot_benchmarks, plot_margins, plot_reliability
-from cloud_hf.evaluation.pairs import FittedRow, FittedRows
-from cloud_hf.evaluation.report import Evaluation, compare, headline_figures, markdown, write_scores
+from cloud_hf.evaluation.pairs import FittedRow, FittedRows, summarize_pairs
+from cloud_hf.evaluation.report import (
+    Evaluation,
+    compare,
+    evaluation_of_pairs,
+    headline_figures,
+    markdown,
+    write_scores,
+)
 from cloud_hf.evaluation.robustness import assess_uncertainty, probe_rows
 from cloud_hf.scoring import Score
 
@@ -61,6 +68,16 @@ def test_only_common_rows_are_compared(rows):
     [found] = compare({"a": [first], "b": [second]})
     assert found.difference.n == 1 and found.difference.value == 1 and found.difference.ci95 is None
     assert compare({"a": [first], "b": [evaluation(rows[2:3], [[1, 0]])]}) == []
+
+
+def test_ids_that_stand_twice_in_a_preference_set_are_counted():
+    """There an id may name a prompt with several pairs, so each row counts; rows without an id have none twice."""
+    rows = [{"id": id_, "prompt": "p", "chosen": "a", "rejected": "b"} for id_ in ("x", "y", "x", None, None)]
+    fitted = FittedRows([FittedRow(place, row, "p", ["a", "b"], [1, 1]) for place, row in enumerate(rows)], 0, 0)
+    pairs = summarize_pairs(fitted, [[score_of(1), score_of(0)]] * 5)
+    found = evaluation_of_pairs("set", "set", fitted, pairs)
+    assert len(found.rows) == 5 and found.summary()["repeated_ids"] == 1
+    assert "Rows whose `id` an earlier row has, counted all the same: 1." in found.notes()
 
 
 def test_rows_of_styles_count_their_share(tmp_path):

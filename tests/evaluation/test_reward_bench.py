@@ -118,6 +118,9 @@ def test_the_leaderboards_file(tmp_path):
     assert results == {
         "math-prm": 1.0, "hep-go": 0.0, "model": "org/model", "model_type": "Custom Classifier", "chat_template": "tokenizer"
     }  # fmt: skip
+    priors = load(tmp_path, [pair("math-prm"), pair("shp"), pair("shp", 1)])
+    results = leaderboard_results(reward_bench.score(priors, [(1, 0), (0, 1), (1, 0)]), "org/model", PRIOR_SETS)
+    assert results["shp"] == 0.5 and "math-prm" not in results
     example = json.loads((shared_data() / "scoring_reference.json").read_text())["rewardbench"]["readme_example"]
     assert set(example) == {*OFFICIAL_COUNTS, "model", "model_type", "chat_template"}
 

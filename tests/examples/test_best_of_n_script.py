@@ -111,6 +111,7 @@ def test_recorded_candidates(models, data, tmp_path):
         assert list(result["rates"]) == ["1", "2", "3"] == list(result["oracle"])
         assert (result["standard_errors_over_seeds"]["3"] is None) == (name == "classic")
     assert found["cloud", "scored.jsonl"]["quality"] == "recorded score"
+    assert found["cloud", "problems.jsonl"]["quality"] == "correctness"
     text = (tmp_path / "best_of_n.md").read_text()
     for said in (
         "| random (any of the N) |",
@@ -306,10 +307,39 @@ def test_candidates_from_a_file(models, data, tmp_path):
 
 def test_the_report_names_the_judges_text(models, data, tmp_path):
     counts = {"judged": 1, "candidates_cut": 0, "like_the_baseline": 0, "without_verdict": 0, "failed": 0}
-    for file, said in (("judge.txt", "The judge's text: judge.txt."), (None, "not Arena-Hard's")):
-        with_judge = {"judge_base_url": ["x"], "baseline_answers": ["x"], "judge_prompt_file": file}
+    prompt, system = {"judge_prompt_file": "judge.txt"}, {"judge_system_file": ["system.txt"]}
+    for options, words, turn in (
+        (prompt, "judge.txt", "the user's turn"),
+        (system, "system.txt", "a system message"),
+        ({**prompt, **system}, "system.txt, judge.txt", "a system message"),
+        ({**system, "judge_system_role": False}, "system.txt", "the user's turn"),
+        ({"judge_system_role": False}, "not comparable with the leaderboard's", "the user's turn"),
+        ({}, "not comparable with the leaderboard's", "a system message"),
+    ):
+        with_judge = {"judge_base_url": ["x"], "baseline_answers": ["x"], **options}
         args = arguments(models, tmp_path, "classic", arena_hard="x", candidates="x", **with_judge)
-        assert said in best_of_n.arena_notes(counts, args)[0]
+        assert best_of_n.arena_notes(counts, args)[0].endswith(f"{words}. Its instructions are in {turn}.")
+
+
+def test_where_the_judge_is_told_what_to_do(models, data, tmp_path):
+    """In a system message, that of its category; without a system role the same chats hold user messages alone."""
+    system = tmp_path / "poems.txt"
+    system.write_text("Judge poems: [[A>B]] or [[B>A]].")
+    plain = tmp_path / "plain.txt"
+    plain.write_text("Judge sums: [[A>B]] or [[B>A]].")
+    files = {"judge_system_file": [str(plain), f"poem={system}"]}
+    roles = {}
+    for name, options in (("default", {}), ("none", {"judge_system_role": False}), ("own", files)):
+        with serve_completions(write=write) as server:
+            choose(models, tmp_path / name, "classic", **arena(server, data, num_candidates=2, **options))
+            chats = [json.loads(body)["messages"] for body in server.requests.elements()]
+        judged = [chat for chat in chats if "<response_a>" in chat[-1]["content"]]
+        roles[name] = {tuple(message["role"] for message in chat) for chat in judged}
+        if name == "own":
+            for chat in judged:
+                is_poem = int(chat[-1]["content"].split("Question ")[1][0]) % 2 == 0
+                assert chat[0]["content"].startswith("Judge poems" if is_poem else "Judge sums")
+    assert roles == {"default": {("system", "user")}, "none": {("user",)}, "own": {("system", "user")}}
 
 
 def test_a_category_without_verdicts_costs_no_other_figure(models, data, tmp_path):
@@ -419,6 +449,9 @@ def test_a_dead_server_ends_the_run(models, data, tmp_path):
         choose(models, tmp_path, "classic", **options)
 
 
+ASKED = {"arena_hard": "x", "candidates": "y", "judge_base_url": ["z"], "baseline_answers": ["a"]}
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -431,6 +464,9 @@ def test_a_dead_server_ends_the_run(models, data, tmp_path):
         ({"arena_hard": "x", "candidates": "y", "judge_all": True}, "`judge_all` is for a judge"),
         ({"arena_hard": "x", "candidates": "y", "judge_model": "z"}, "`judge_model` is for a judge"),
         ({"arena_hard": "x", "candidates": "y", "judge_prompt_file": "z"}, "`judge_prompt_file` is for a judge"),
+        ({"arena_hard": "x", "candidates": "y", "judge_system_file": ["z"]}, "`judge_system_file` is for a judge"),
+        ({"dataset_name": ["x"], "judge_system_role": False}, "`judge_system_role` is for a judge"),
+        ({**ASKED, "judge_prompt_file": "z", "judge_system_role": False}, "`judge_system_role` changes nothing"),
         ({"dataset_name": ["x"], "baseline_model": "z"}, "`baseline_model` is for a judge"),
         (
             {"arena_hard": "x", "gen_base_url": ["y"], "gen_temperature": 0.0},
@@ -451,6 +487,7 @@ def test_arguments_that_do_not_go_together(options, says, models, tmp_path):
         ({"baseline_answers": ["{data}/math.jsonl", "{data}/poem.jsonl"]}, "'q0' has a second answer"),
         ({"arena_hard": "{data}/absent.jsonl"}, "no such file"),
         ({"judge_prompt_file": "{data}/math.jsonl"}, "must hold it once"),
+        ({"judge_system_file": ["{data}/math.jsonl"]}, "does not tell the judge of the verdict"),
         ({"judge_base_url": ["nowhere"]}, "must start with http"),
     ],
 )

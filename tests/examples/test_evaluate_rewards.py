@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from benchmark_files import pair, write_rows
+from datasets import Dataset
 from huggingface_hub import ModelCard
 from models_for_tests import make_model, save_language_model
 from pyarrow import parquet
@@ -19,6 +20,7 @@ from tokenizers_for_tests import make_tokenizer
 from cloud_hf.data.journal import Journal, JournalError
 from cloud_hf.evaluation import preference_pairs
 from cloud_hf.evaluation.benchmarks import BENCHMARKS, load_benchmarks
+from cloud_hf.evaluation.journaled_scorer import open_score_journal
 from cloud_hf.evaluation.probes.run import NAMES
 from cloud_hf.loading import load_reward_model
 from cloud_hf.scoring import TransformersScorer
@@ -68,8 +70,11 @@ def data(tmp_path_factory):
         for number in range(2, 6)
     ]
     write_rows(folder / "pairs.jsonl", pairs)
+    Dataset.from_list(pairs).save_to_disk(str(folder / "reward_bench"))
     problem = {"prompt": "1+1?", "responses": ["2", "3", "It is two."], "correct": [True, False, True]}
     write_rows(folder / "bon.jsonl", [problem])
+    write_rows(folder / "twice.jsonl", [{**problem, "id": "a"}] * 2)
+    write_rows(folder / "graded.jsonl", [{**problem, "correct": [7, 0.5, 1]}])
     return folder
 
 
@@ -228,7 +233,7 @@ def test_other_settings_other_weights_and_a_second_writer_are_refused(models, da
     with pytest.raises(JournalError, match="`model` was"):
         evaluate(tmp_path / "other", data, tmp_path, "classic")
     args = arguments(models, data, tmp_path, "classic")
-    with evaluate_rewards.open_journal(args.models[0], "classic", args) as journal:
+    with open_score_journal("journal", args.models[0], "classic", args, evaluate_rewards.SETTINGS) as journal:
         assert isinstance(journal, Journal)
         with pytest.raises(JournalError, match="Another process writes"):
             evaluate_rewards.main(args)
@@ -411,6 +416,10 @@ def near(value):
         ({"dataset_name": ["absent.jsonl"]}, "absent.jsonl: no such file"),
         ({"best_of_n": ["{data}/pairs.jsonl"]}, "needs the column"),
         ({"dataset_name": [], "best_of_n": [], "benchmarks": []}, "nothing to score"),
+        ({"best_of_n": ["{data}/twice.jsonl"]}, "rows 0 and 1 have the same id 'a'"),
+        ({"best_of_n": ["{data}/graded.jsonl"]}, "row '0': `correct` holds 7, and is shown as a share"),
+        ({"best_of_n": ["{data}/bon.jsonl", "{data}//bon.jsonl"]}, "`best_of_n` names .*bon.jsonl twice"),
+        ({"dataset_name": ["{data}/reward_bench"]}, "called 'reward_bench' like the benchmark"),
         ({"chunk_size": 0}, "`chunk_size` is 0"),
         ({"limit": 0}, "`limit` is 0"),
         ({"update_card": True, "limit": 3}, "leave `limit` out"),
@@ -466,11 +475,12 @@ def test_a_model_without_numbers_is_named(models, data, tmp_path):
 # ------------------------------------------------------------------------------------------------------ the card
 
 
-def test_figures_go_into_the_card(models, data, tmp_path):
+def test_figures_go_into_the_card(models, data, tmp_path, capsys):
     """The second time they replace the first; figures that lack rows are left out."""
     folder = models / "classic"
     for _ in range(2):
         report = evaluate(models, data, tmp_path, "classic", update_card=True)
+        assert "1 of 3 headline figures are in" in capsys.readouterr().out
     card = ModelCard.load(folder / "README.md")
     [result] = card.data.eval_results
     assert card.data.license == "mit" and "# A card" in card.text

@@ -1,0 +1,33 @@
+"""Names of models, sets and files."""
+
+import pytest
+
+from cloud_hf.evaluation.arguments import ScoringArguments, file_name, picture_name, short_names
+
+
+@pytest.mark.parametrize(
+    ("option", "names"), [("models", ["runs/cloud", "./runs/cloud/"]), ("dataset_name", ["a.jsonl", "b", "a.jsonl"])]
+)
+def test_what_is_named_twice_is_an_error(option, names):
+    options = {"models": ["m"], "dataset_name": ["d"], "output_dir": "o", option: names}
+    with pytest.raises(ValueError, match=rf"`{option}` names {names[0]} twice"):
+        ScoringArguments(**options)
+
+
+def test_short_names_tell_names_apart():
+    assert short_names(["runs/a/cloud", "runs/b/cloud", "x.jsonl"]) == {
+        "runs/a/cloud": "a/cloud",
+        "runs/b/cloud": "b/cloud",
+        "x.jsonl": "x.jsonl",
+    }
+    # One set for two purposes, spelt in two ways
+    assert short_names(["data/x.jsonl", "./data/x.jsonl"]) == {
+        "data/x.jsonl": "x.jsonl",
+        "./data/x.jsonl": "x.jsonl",
+    }
+
+
+def test_file_names():
+    assert file_name("journal", "a/cloud", "jsonl") == "journal_a-cloud.jsonl"
+    assert picture_name("best_of_n", "ArenaHard, math") == "best_of_n_ArenaHard-math.png"
+    assert picture_name("rejection", "my (own) pairs.jsonl") == "rejection_my-own-pairs.jsonl.png"
