@@ -22,7 +22,7 @@ from ..loading import adapt, adapter_base, is_adapter, load_adapter_base, read_m
 from ..modeling_cloud import CLoudForRewardModeling, CLoudOutput, unused_token_id
 from ..published import HUB_KWARGS
 from ..scoring import context_length
-from .adapters import HEAD, check_head, complete_lora, go_on_with_adapter, spare_head
+from .adapters import HEAD, check_dropout, check_head, complete_lora, go_on_with_adapter, spare_head
 from .arguments import set_chat_template
 from .batching import GroupSampler, TokenBudgetSampler, group_pairs
 from .collator import DataCollatorForCLoud
@@ -90,6 +90,8 @@ class CLoudTrainer(LogsThroughput, ExactResume, RewardTrainer):
     ):
         args = args or CLoudTrainingConfig("cloud-model")
         check_launch(args)
+        peft_config, quantization_config = kwargs.pop("peft_config", None), kwargs.pop("quantization_config", None)
+        check_dropout(peft_config, args.disable_dropout)
         name = model if isinstance(model, str) else get_config_model_id(model.config)
         if processing_class is None:
             if not name:
@@ -99,7 +101,6 @@ class CLoudTrainer(LogsThroughput, ExactResume, RewardTrainer):
             # Read now: the critique format is built on the template before TRL would set it
             set_chat_template(processing_class, args.chat_template_path)
         revision = (args.model_init_kwargs or {}).get("revision")
-        peft_config, quantization_config = kwargs.pop("peft_config", None), kwargs.pop("quantization_config", None)
         if isinstance(model, str):
             model = load_model(model, args, processing_class, quantization_config, peft_config)
             args.model_init_kwargs = None  # used; TRL warns of ones it cannot use
