@@ -1,6 +1,6 @@
 """
 The memory planner beside the measured peak of real training steps, for models of several sizes, with and without gradient
-checkpointing and with LoRA. Each is trained in a process of its own by CLoudTrainer, on a CPU in fp32; the peak is that of
+checkpointing, with LoRA and with prompts computed once. Each is trained in a process of its own by CLoudTrainer, on a CPU in fp32; the peak is that of
 torch's allocator (torch.profiler's record of every allocation), plus the parameters.
 
 python benchmarks/plan_accuracy.py --output benchmarks/results/plan_accuracy.json
@@ -23,6 +23,7 @@ MODES = {
     "plain": {"gradient_checkpointing": False},
     "checkpointing": {"gradient_checkpointing": True},
     "lora": {"gradient_checkpointing": True, "lora_r": 8, "lora_target_modules": ["q_proj", "v_proj"]},
+    "shared prompt": {"gradient_checkpointing": True, "shared_prompt": True, "prompt_share": 0.375},
 }
 PAIRS, LENGTH = 2, 512
 
@@ -45,9 +46,14 @@ tokenizer.chat_template = "{% for m in messages %}{{ '<unk>' + m['content'] | tr
 config = CLoudConfig.from_pretrained(options["folder"])
 model = CLoudForRewardModeling(config)
 length, pairs = options["length"], options["pairs"]
-ids = torch.randint(3, 1000, (length,)).tolist()
 prefix = length - int(length * options["labelled_share"])
-row = {"chosen_ids": ids, "rejected_ids": ids[:-7], "chosen_prefix_length": prefix, "rejected_prefix_length": prefix}
+prompt = int(length * (options["prompt_share"] or 0))
+
+def make_row():
+    common, chosen, rejected = (torch.randint(3, 1000, (count,)).tolist() for count in (prompt, length - prompt, length - prompt - 7))
+    ids = {"chosen_ids": common + chosen, "rejected_ids": common + rejected}
+    return ids | {"chosen_prefix_length": prefix, "rejected_prefix_length": prefix}
+
 lora = None
 if options["lora_r"]:
     lora = LoraConfig(r=options["lora_r"], target_modules=options["lora_target_modules"])
@@ -57,8 +63,9 @@ trainer = CLoudTrainer(
         options["folder"] + "/out", max_steps=2, per_device_train_batch_size=pairs, bf16=False, use_cpu=True, report_to=[],
         gradient_checkpointing=options["gradient_checkpointing"], save_strategy="no", disable_tqdm=True,
         gradient_checkpointing_kwargs={"use_reentrant": False}, max_length=length, optim="adamw_torch_fused",
+        shared_prompt=options["shared_prompt"],
     ),
-    train_dataset=Dataset.from_list([row] * pairs * 2),
+    train_dataset=Dataset.from_list([make_row() for _ in range(pairs * 2)]),
     processing_class=tokenizer,
     peft_config=lora,
 )
@@ -87,7 +94,8 @@ def compare(config: CLoudConfig, mode: dict, pairs: int = PAIRS, length: int = L
     """The planned and the measured peak of one setting, in MiB."""
     with tempfile.TemporaryDirectory() as folder:
         config.save_pretrained(folder)
-        options = {"folder": folder, "pairs": pairs, "length": length, "labelled_share": 0.5, "lora_r": None, **mode}
+        options = {"folder": folder, "pairs": pairs, "length": length, "labelled_share": 0.5}
+        options |= {"lora_r": None, "shared_prompt": False, "prompt_share": None, **mode}
         done = subprocess.run([sys.executable, "-c", MEASURE, json.dumps(options)], capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"The measured training failed: {done.stderr[-2000:]}")

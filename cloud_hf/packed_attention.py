@@ -75,7 +75,7 @@ def packed_sdpa_attention_forward(
     """
     if attention_mask is None or attention_mask.is_floating_point() or attention_mask.dtype == torch.bool:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    lengths, parents = attention_mask[0, 0].T.tolist()
+    lengths, parents = zip(*attention_mask.tolist()[0][0], strict=True)
     # Split, not sliced: the gradient of each slice would be as large as the whole
     queries, keys, values = (states.split(lengths, dim=2) for states in (query, key, value))
     seen: list[tuple[int, ...]] = []  # the ancestors of each segment, and itself

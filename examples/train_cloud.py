@@ -25,16 +25,22 @@ python examples/train_cloud.py --model_name_or_path critic-sft --dataset_name se
     --output_dir cloud-rm --use_cpu --bf16 False --max_length 1024 --per_device_train_batch_size 2 --max_steps 20
 """
 
-from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
+from trl import TrlParser, get_peft_config, get_quantization_config
 
 from cloud_hf import CLoudTrainer, CLoudTrainingConfig
-from cloud_hf.training.arguments import DataArguments, checkpoint_to_resume, load_tokenizer, model_init_kwargs
+from cloud_hf.training.arguments import (
+    DataArguments,
+    RewardModelConfig,
+    checkpoint_to_resume,
+    load_tokenizer,
+    model_init_kwargs,
+)
 
 
-ARGUMENTS = (DataArguments, CLoudTrainingConfig, ModelConfig)
+ARGUMENTS = (DataArguments, CLoudTrainingConfig, RewardModelConfig)
 
 
-def main(data_args: DataArguments, training_args: CLoudTrainingConfig, model_args: ModelConfig):
+def main(data_args: DataArguments, training_args: CLoudTrainingConfig, model_args: RewardModelConfig):
     training_args.model_init_kwargs = model_init_kwargs(model_args, training_args)
     train_dataset, eval_dataset = data_args.load(training_args.eval_strategy)
     trainer = CLoudTrainer(

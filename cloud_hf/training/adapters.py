@@ -64,6 +64,16 @@ def choose_targets(peft_config: PeftConfig, model: PreTrainedModel):
             )
 
 
+def check_dropout(peft_config: PeftConfig | None, disable_dropout: bool):
+    """Raise `ValueError` if an adapter is asked for with dropout that `disable_dropout` would turn off."""
+    if disable_dropout and isinstance(peft_config, LoraConfig) and peft_config.lora_dropout > 0:
+        raise ValueError(
+            f"`lora_dropout` is {peft_config.lora_dropout}, but `disable_dropout` is on, as it is in reward training unless "
+            "something else is said, and would turn it off. Pass `--disable_dropout False`, which leaves the language "
+            "model's own dropout on as well, or `--lora_dropout 0`."
+        )
+
+
 def check_head(model: PeftModel):
     """Raise `ValueError` if an adapter given as a model does not train the reward head."""
     if not any(parameter.requires_grad for name, parameter in model.named_parameters() if HEAD in name):
@@ -91,8 +101,7 @@ def read_lora(name: str, model: CLoudForRewardModeling, asked: PeftConfig | None
         model ([`CLoudForRewardModeling`]):
             Its base.
         asked (`PeftConfig`, *optional*):
-            What was asked for. Its dropout is used (where `disable_dropout` is off); what shapes the adapter must be the
-            adapter's own.
+            What was asked for. Its dropout is used; what shapes the adapter must be the adapter's own.
 
     Raises:
         `ValueError`: If another adapter was asked for.

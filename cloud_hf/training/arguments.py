@@ -45,6 +45,19 @@ class DataArguments:
         return train, load_rows(self.dataset_name, self.dataset_test_split, self.dataset_config, needs_split=True)
 
 
+@dataclass
+class RewardModelConfig(ModelConfig):
+    """
+    [`~trl.ModelConfig`] for reward training, where dropout is off (`disable_dropout`).
+
+    Parameters:
+        lora_dropout (`float`, *optional*, defaults to `0.0`):
+            Dropout of an adapter. Needs `--disable_dropout False`.
+    """
+
+    lora_dropout: float = field(default=0.0, metadata={"help": "LoRA dropout. Needs --disable_dropout False."})
+
+
 def model_init_kwargs(model_args: ModelConfig, training_args) -> dict:
     """What `from_pretrained` gets: the options of [`~trl.ModelConfig`], then those of `model_init_kwargs`."""
     return {

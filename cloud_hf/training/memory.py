@@ -6,7 +6,9 @@ every allocation is counted. It takes seconds for 70B and needs the config alone
 import weakref
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
@@ -17,7 +19,9 @@ from torch.utils._pytree import tree_iter
 
 from ..configuration_cloud import CLoudConfig
 from ..modeling_cloud import CLoudForRewardModeling, RewardHead
+from ..packed_attention import packed_arguments
 from .adapters import HEAD, complete_lora
+from .packing import Packing, TokenSequence
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,10 @@ def simulate_step(
     autocast: bool = False,
     gradient_checkpointing: bool = True,
     padding_free: bool = False,
+    shared_prompt: bool = False,
+    prompt_share: float = 0.25,
     lm_loss_chunks: int | None = None,
+    head_is_sharded: bool = False,
     lora: LoraConfig | None = None,
 ) -> StepMemory:
     """
@@ -146,9 +153,16 @@ def simulate_step(
         gradient_checkpointing (`bool`, *optional*, defaults to `True`):
             Whether layers are computed again in the backward pass.
         padding_free (`bool`, *optional*, defaults to `False`):
-            Whether the batch is one row without a mask.
+            Whether the batch is one row.
+        shared_prompt (`bool`, *optional*, defaults to `False`):
+            Whether it is, and holds what the sequences of a pair have in common once.
+        prompt_share (`float`, *optional*, defaults to `0.25`):
+            Share of a sequence's tokens that the other one of its pair has, too.
         lm_loss_chunks (`int`, *optional*):
             Pieces of the critique loss, as in [`CLoudTrainingConfig`].
+        head_is_sharded (`bool`, *optional*, defaults to `False`):
+            Whether the LM head's weight is there only while the layer computes, as under ZeRO-3. The gradient of each piece
+            is then one of its own.
         lora (`LoraConfig`, *optional*):
             An adapter.
 
@@ -156,7 +170,14 @@ def simulate_step(
         [`StepMemory`]
     """
     model = _make_model(config, dtype, lora, gradient_checkpointing)
-    with FakeTensorMode():
+    if head_is_sharded:
+        model.get_output_embeddings().__class__ = _ShardedHead
+    labelled = int(labelled_share * length) if config.critique else 0
+    shared = int(prompt_share * length) if shared_prompt else 0
+    shape_BT, attention = (2 * pairs, length), {}
+    if padding_free or shared_prompt:
+        shape_BT, attention = _lay_out(model, pairs, length, labelled, shared)
+    with FakeTensorMode(allow_non_fake_inputs=True):  # lengths of segments are real: fake tensors have no values
         _pretend_to_be_on_cpu(model)
         parameters = list(model.parameters())
         tracker = _Allocations({parameter.untyped_storage()._cdata for parameter in parameters})
@@ -166,7 +187,8 @@ def simulate_step(
         sizes = {name: weight.numel() for name, weight in model.named_parameters()}
         with tracker:
             with torch.autocast("cpu", dtype=torch.bfloat16) if autocast else nullcontext():
-                loss = _joint_loss(model, pairs, length, labelled_share, padding_free, lm_loss_chunks)
+                P = max(1, 2 * pairs * labelled)
+                loss = _joint_loss(model, 2 * pairs, shape_BT, attention, P, lm_loss_chunks)
             saved = tracker.live
             loss.backward()
         peaks = tracker.peaks
@@ -223,29 +245,40 @@ def _pretend_to_be_on_cpu(model: nn.Module):
                 tensors[name] = made[id(tensor)]
 
 
+class _ShardedHead(nn.Linear):
+    """An LM head that [`CLoudForRewardModeling`] does not take for one that is whole."""
+
+
+def _lay_out(
+    model: CLoudForRewardModeling, pairs: int, length: int, labelled: int, shared: int
+) -> tuple[tuple[int, int], dict[str, Any]]:
+    """Shape of pairs in one row, whose sequences have their first `shared` tokens in common, and what attention is told."""
+    model.prepare_for_segments(shared > 0)
+    rows = np.arange(2 * pairs)[:, None].repeat(length, axis=1)
+    rows[1::2, :shared] = rows[::2, :shared]
+    packing = Packing([TokenSequence(ids, length - labelled) for ids in rows], shared_prompt=shared > 0)
+    return (1, packing.num_tokens), packed_arguments(model.trunk.config, packing.tensors(labels=False)["segments"])
+
+
 def _joint_loss(
     model: CLoudForRewardModeling,
-    pairs: int,
-    length: int,
-    labelled_share: float,
-    padding_free: bool,
+    sequences: int,
+    shape_BT: tuple[int, int],
+    attention: dict[str, Any],
+    P: int,
     chunks: int | None,
 ) -> torch.Tensor:
     """The loss of `CLoudTrainer`, with the labelled positions given by number: fake tensors have no values to find them by."""
-    B, T = (1, 2 * pairs * length) if padding_free else (2 * pairs, length)
-    ids_BT = torch.zeros(B, T, dtype=torch.long)
-    mask_BT = None if padding_free else torch.ones_like(ids_BT)
-    positions_BT = torch.arange(T).expand(B, T)
-    options = {"attention_mask": mask_BT, "position_ids": positions_BT, "use_cache": False}
-    if not model._accepts_position_ids:
-        del options["position_ids"]
-    hidden_BTH = model.trunk(input_ids=ids_BT, **options).last_hidden_state
-    hidden_NH = hidden_BTH[:, :-1].reshape(-1, hidden_BTH.shape[-1])
-    reward_B = model.reward_from_hidden(hidden_BTH.reshape(-1, hidden_BTH.shape[-1])[torch.arange(2 * pairs)])[:, 0]
+    ids_BT = torch.zeros(shape_BT, dtype=torch.long)
+    options = {"attention_mask": torch.ones_like(ids_BT), **attention}
+    if model._accepts_position_ids:
+        options["position_ids"] = torch.arange(shape_BT[1]).expand(shape_BT)
+    hidden_BTH = model.trunk(input_ids=ids_BT, use_cache=False, **options).last_hidden_state
+    hidden_NH = hidden_BTH.reshape(-1, hidden_BTH.shape[-1])
+    reward_B = model.reward_from_hidden(hidden_NH[torch.arange(sequences)])[:, 0]
     chosen, rejected = reward_B.chunk(2)
     loss = -F.logsigmoid(chosen - rejected).mean()
     if not model.config.critique:
         return loss
-    P = max(1, int(labelled_share * B * T))
-    hidden_PH, labels_P = hidden_NH[torch.arange(P)], torch.zeros(P, dtype=torch.long)
-    return loss + model._losses_in_pieces(hidden_PH, labels_P, chunks).mean()
+    hidden_PH = hidden_BTH[:, :-1].reshape(-1, hidden_BTH.shape[-1])[torch.arange(P)]
+    return loss + model._losses_in_pieces(hidden_PH, torch.zeros(P, dtype=torch.long), chunks).mean()

@@ -14,14 +14,18 @@ P are all parameters, T the trained ones (all; or those of an adapter and the re
   accumulation they appear while activations go, so that only the largest sum of both counts; with it they are there.
 - Optimizer: AdamW has two fp32 moments, 8 x T; with 8-bit moments 2 x T. With bf16 parameters it also has their fp32
   master copy, 4 x T. (Trained in bf16 without DeepSpeed or FSDP2 the moments are bf16, too.) Every ZeRO stage and FSDP2
-  store 1 / N of it; offloaded, it is in the memory of the CPU.
+  store 1 / N of it.
+- Offload (`ds_configs/zero3_offload.json`) puts what is stored of gradients and optimizer into the memory of the CPU, and
+  under ZeRO-3 of parameters, too. Gradients are there twice, as wide as the parameters and in fp32.
 - Step: when activations are gone, adamw_torch makes the square roots of all its second moments, 4 x T (adamw_torch_fused
   makes none), and DeepSpeed fp32 gradients, 4 x T; of its part each GPU, under ZeRO-3 for 1e9 parameters at a time.
 - Activations: what the forward pass keeps, and what the backward pass needs on top. They are not computed by formula: a
   step of the very model runs on fake tensors, and its allocations are counted. With gradient checkpointing that is about
-  layers x tokens x hidden, and one layer's own. With autocast the bf16 copies of fp32 weights are among them.
+  layers x tokens x hidden, and one layer's own. With autocast the bf16 copies of fp32 weights are among them. With
+  `shared_prompt` the prompts of pairs (`prompt_share` of a sequence) count once.
 - LM loss: the fp32 logits of one piece of the labelled tokens and what cross-entropy makes of them, about
-  3 x 4 x vocabulary x labelled tokens / pieces; part of the activations, shown apart.
+  3 x 4 x vocabulary x labelled tokens / pieces; part of the activations, shown apart. Under ZeRO-3, where the LM head is
+  whole only while it computes, there are also two copies of its gradient, the sum of the pieces and the next one's.
 - Gathered: ZeRO-3 keeps up to 1e9 gathered parameters (`stage3_max_live_parameters`), FSDP2 two layers; and a 4-bit layer
   is unpacked to be used.
 - Buckets: DDP copies gradients into buckets, once more all of them. ZeRO-1 and ZeRO-2 take 4 bytes x 5e8 (our configs), ZeRO-3 and
@@ -56,6 +60,7 @@ _RECIPE_KEYS = {
     "gradient_accumulation_steps": "gradient_accumulation_steps",
     "gradient_checkpointing": "gradient_checkpointing",
     "padding_free": "padding_free",
+    "shared_prompt": "shared_prompt",
     "lm_loss_chunks": "lm_loss_chunks",
     "optim": "optim",
     "bf16": "bf16",
@@ -87,14 +92,17 @@ class PlanArguments:
         zero (`str`, *optional*, defaults to `"0"`):
             DeepSpeed stage 1, 2 or 3, `fsdp`, or 0 for DDP.
         offload (`bool`, *optional*, defaults to `False`):
-            Whether optimizer and gradients are in the memory of the CPU (ZeRO only).
+            Whether optimizer and gradients, and under ZeRO-3 parameters, are in the memory of the CPU (ZeRO only).
         micro_batch (`int`, *optional*):
             Pairs on each GPU. Defaults to the recipe's, else 1.
         max_length (`int`, *optional*):
-            Tokens of each sequence; with `padding_free` their mean. Defaults to the recipe's, else 2048.
+            Tokens of each sequence; with `padding_free` or `shared_prompt` their mean. Defaults to the recipe's, else 2048.
         labelled_share (`float`, *optional*, defaults to `0.5`):
             Share of the tokens that are critique.
-        gradient_accumulation_steps, gradient_checkpointing, padding_free, lm_loss_chunks, optim, bf16, dtype, lora_r, lora_target_modules, load_in_4bit:
+        prompt_share (`float`, *optional*):
+            Share of the tokens that chosen and rejected have in common, of which `shared_prompt` computes one copy.
+            Defaults to half of what is not critique.
+        gradient_accumulation_steps, gradient_checkpointing, padding_free, shared_prompt, lm_loss_chunks, optim, bf16, dtype, lora_r, lora_target_modules, load_in_4bit:
             As in training; they default to the recipe's, else to training's.
     """
 
@@ -107,13 +115,19 @@ class PlanArguments:
     zero: str = field(
         default="0", metadata={"help": "0 (DDP), 1, 2, 3 or fsdp.", "choices": ["0", "1", "2", "3", "fsdp"]}
     )
-    offload: bool = field(default=False, metadata={"help": "Optimizer and gradients in the memory of the CPU."})
+    offload: bool = field(
+        default=False, metadata={"help": "Optimizer, gradients, with ZeRO-3 parameters in CPU memory."}
+    )
     micro_batch: int | None = field(default=None, metadata={"help": "Pairs on each GPU."})
     max_length: int | None = field(default=None, metadata={"help": "Tokens of each sequence."})
     labelled_share: float = field(default=0.5, metadata={"help": "Share of the tokens that are critique."})
+    prompt_share: float | None = field(
+        default=None, metadata={"help": "Share of the tokens that a pair has in common."}
+    )
     gradient_accumulation_steps: int | None = field(default=None, metadata={"help": "Micro-batches of a step."})
     gradient_checkpointing: bool | None = field(default=None, metadata={"help": "Compute layers again in backward."})
     padding_free: bool | None = field(default=None, metadata={"help": "One row instead of a padded batch."})
+    shared_prompt: bool | None = field(default=None, metadata={"help": "One copy of common prefixes in that row."})
     lm_loss_chunks: int | None = field(default=None, metadata={"help": "Pieces of the critique loss."})
     optim: str | None = field(default=None, metadata={"help": "adamw_torch, adamw_torch_fused or adamw_bnb_8bit."})
     bf16: bool | None = field(default=None, metadata={"help": "Mixed precision."})
@@ -146,7 +160,8 @@ class PlanArguments:
             self.lora_r = 16
         defaults = {
             "micro_batch": 1, "max_length": 2048, "gradient_accumulation_steps": 1, "gradient_checkpointing": True,
-            "padding_free": False, "optim": "adamw_torch_fused", "bf16": True, "dtype": "float32", "load_in_4bit": False,
+            "padding_free": False, "shared_prompt": False, "optim": "adamw_torch_fused", "bf16": True, "dtype": "float32",
+            "load_in_4bit": False,
         }  # fmt: skip
         for name, value in defaults.items():
             if getattr(self, name) is None:
@@ -157,6 +172,17 @@ class PlanArguments:
         for name in ("gpus", "micro_batch", "max_length", "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 1.")
+        if self.prompt_share is not None and not self.shared_prompt:
+            raise ValueError("`prompt_share` matters with `shared_prompt` only: give both or neither.")
+        if not 0 <= self.labelled_share <= 1:
+            raise ValueError(f"`labelled_share` is {self.labelled_share}; it must be from 0 to 1.")
+        not_critique = 1.0 if self.classic else 1 - self.labelled_share
+        if self.prompt_share is None:
+            self.prompt_share = not_critique / 2
+        if not 0 <= self.prompt_share <= not_critique:
+            raise ValueError(
+                f"`prompt_share` is {self.prompt_share}; it must be from 0 to {not_critique}, the share that is not critique."
+            )
         if self.offload and self.zero not in ("1", "2", "3"):
             raise ValueError("`offload` needs `zero` 1, 2 or 3.")
         if self.load_in_4bit and self.lora_r is None:
@@ -296,7 +322,10 @@ def _simulate(args: PlanArguments, config: CLoudConfig, pairs: int) -> StepMemor
         autocast=args.bf16 and not args.sharded,
         gradient_checkpointing=args.gradient_checkpointing,
         padding_free=args.padding_free,
+        shared_prompt=args.shared_prompt,
+        prompt_share=args.prompt_share,
         lm_loss_chunks=args.lm_loss_chunks,
+        head_is_sharded=args.zero == "3",
         lora=lora,
     )
 
@@ -349,7 +378,9 @@ def _divide(args: PlanArguments, config: CLoudConfig, step: StepMemory, lm_loss:
     if args.load_in_4bit:
         gathered += 2 * step.linear / config.text_config.num_hidden_layers / 2  # the largest of a layer's seven
     if args.offload:
-        host, optimizer, gradient_share = optimizer + trained * step.trained / shards, 0.0, 0.0
+        host, optimizer, gradient_share = optimizer + (trained + 4) * step.trained / shards, 0.0, 0.0
+        if args.zero == "3":
+            host, parameters = host + parameters, 0.0
     activations, gradients = step.peak(gradient_share, accumulated=args.gradient_accumulation_steps > 1)
     # What the step makes: square roots of all moments (not if fused), and DeepSpeed's fp32 gradients
     stepped = step.trained / (shards if args.sharded else 1)

@@ -55,6 +55,13 @@ class ExactResume:
         prepare_fsdp2(self.accelerator, self.model)
         return super().create_optimizer(*args, **kwargs)
 
+    def get_batch_samples(self, *args, **kwargs):
+        samples = super().get_batch_samples(*args, **kwargs)
+        # What TRL gathers for metrics are sums of each rank's micro-batch, not rows: accelerate must not cut them to the rows
+        # that were left for the end of the epoch, which it does not do in an epoch that is resumed
+        self.accelerator.gradient_state.active_dataloader.remainder = 0
+        return samples
+
     def _save_checkpoint(self, model, trial):
         output_dir = self._get_output_dir(trial)
         folder = checkpoint_folder(output_dir, self.state.global_step)

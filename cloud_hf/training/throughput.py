@@ -54,23 +54,27 @@ class LogsThroughput:
     evaluation and saving.
 
     MFU counts 6 operations for each token and parameter that is not an input embedding (forward and backward pass), and 4
-    for frozen ones (an adapter's base, which needs no gradients of its own). The second forward pass of gradient
-    checkpointing and attention scores are not counted.
+    for frozen ones (an adapter's base, which needs no gradients of its own). The LM head of a model that never writes, the
+    second forward pass of gradient checkpointing and attention scores are not counted.
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self._clock = _TrainingClock(self)
         self.add_callback(self._clock)
-        embeddings = self.model.get_input_embeddings()
-        tied = embeddings is not None and getattr(self.model.config, "tie_word_embeddings", False)
-        looked_up = set() if tied else {id(weight) for weight in embeddings.parameters()}
+        modules = self.model.get_input_embeddings(), self.model.get_output_embeddings()
+        embeddings, lm_head = ({id(weight) for weight in module.parameters()} for module in modules)
+        idle = embeddings - lm_head if self._uses_lm_head() else embeddings | lm_head
         self._flops_per_token = sum(
             (6 if weight.requires_grad else 4) * _size(weight)
-            for weight in self.model.parameters()
-            if id(weight) not in looked_up
+            for name, weight in self.model.named_parameters()
+            if id(weight) not in idle and "original_module" not in name  # PEFT keeps those it trains copies of
         )
         self._measured = (0, 0)  # tokens and steps at the last log
+
+    def _uses_lm_head(self) -> bool:
+        """Whether the loss needs logits."""
+        return True
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:

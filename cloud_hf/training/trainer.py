@@ -22,7 +22,7 @@ from ..loading import adapt, adapter_base, is_adapter, load_adapter_base, read_m
 from ..modeling_cloud import CLoudForRewardModeling, CLoudOutput, unused_token_id
 from ..published import HUB_KWARGS
 from ..scoring import context_length
-from .adapters import HEAD, check_head, complete_lora, go_on_with_adapter, spare_head
+from .adapters import HEAD, check_dropout, check_head, complete_lora, go_on_with_adapter, spare_head
 from .arguments import set_chat_template
 from .batching import GroupSampler, TokenBudgetSampler, group_pairs
 from .collator import DataCollatorForCLoud
@@ -89,54 +89,24 @@ class CLoudTrainer(LogsThroughput, ExactResume, RewardTrainer):
         **kwargs,
     ):
         args = args or CLoudTrainingConfig("cloud-model")
-        check_launch(args)
-        name = model if isinstance(model, str) else get_config_model_id(model.config)
-        if processing_class is None:
-            if not name:
-                raise ValueError("The model was not loaded by name: pass its tokenizer as `processing_class`.")
-            processing_class = AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
-        if args.chat_template_path is not None:
-            # Read now: the critique format is built on the template before TRL would set it
-            set_chat_template(processing_class, args.chat_template_path)
-        revision = (args.model_init_kwargs or {}).get("revision")
         peft_config, quantization_config = kwargs.pop("peft_config", None), kwargs.pop("quantization_config", None)
+        check_launch(args)
+        check_dropout(peft_config, args.disable_dropout)
+        processing_class = _prepare_tokenizer(processing_class, model, args)
+        revision = (args.model_init_kwargs or {}).get("revision")
         if isinstance(model, str):
             model = load_model(model, args, processing_class, quantization_config, peft_config)
             args.model_init_kwargs = None  # used; TRL warns of ones it cannot use
-        elif quantization_config is not None:
-            raise ValueError(
-                "`quantization_config` is for a model that is loaded by name: load yours with it instead."
-            )
-        elif peft_config is not None and is_peft_model(model):
-            raise ValueError("`model` is an adapter already: leave `peft_config` out, or merge it first.")
-        if not isinstance(model.config, CLoudConfig):
-            raise ValueError(
-                f"`model` is a {type(model).__name__}. Pass a CLoudForRewardModeling (`from_base` makes one), or a name."
-            )
+        else:
+            _check_model(model, quantization_config, peft_config)
         self.critique_format = CritiqueFormat.from_config(model.config, processing_class)
         if model.config.critique_end_token_id is None:  # a published checkpoint, which knows no tokenizer
             model.config.critique_end_token_id = self.critique_format.end_token_id
             model.config.reward_token_id = unused_token_id(processing_class, model.config.text_config.vocab_size)
         self._context_length = context_length(model.config)
         self._sums: dict[str, dict[str, float]] = {"train": defaultdict(float), "eval": defaultdict(float)}
-        if args.padding_free or args.shared_prompt or args.token_budget is not None:
-            _check_batches(args, data_collator)
-        if data_collator is None:
-            data_collator = DataCollatorForCLoud(
-                pad_token_id=self.critique_format.end_token_id,  # masked; any id of the model's vocabulary would do
-                pad_to_multiple_of=args.pad_to_multiple_of,
-                critique=model.config.critique,
-                padding_free=args.padding_free,
-                shared_prompt=args.shared_prompt,
-            )
-        if args.padding_free or args.shared_prompt:
-            model.prepare_for_segments(args.shared_prompt)
-        if peft_config is not None and not is_peft_model(model):
-            complete_lora(peft_config, model)
-            peft_config.revision = revision
-            model = adapt(model, peft_config)
-        if is_peft_model(model):
-            check_head(model)
+        data_collator = _prepare_batches(data_collator, model, args, self.critique_format.end_token_id)
+        model = _prepare_adapter(model, peft_config, revision)
         # TRL rounds all that QLoRA trains to bf16, which is coarse for rewards
         head = {name: weight.detach().clone() for name, weight in model.named_parameters() if HEAD in name}
         if not model.config.critique and not model.config.tie_word_embeddings:
@@ -303,6 +273,9 @@ class CLoudTrainer(LogsThroughput, ExactResume, RewardTrainer):
         names = dict.fromkeys(name for rank in ranks for name in rank)
         return _means({n: combine.get(n, sum)(rank[n] for rank in ranks if n in rank) for n in names})
 
+    def _uses_lm_head(self) -> bool:
+        return self.model.config.critique
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self.model.training and self._sums["train"]:
             self._metrics["train"].update({name: [value] for name, value in self._take_means("train").items()})
@@ -338,6 +311,63 @@ class CLoudTrainer(LogsThroughput, ExactResume, RewardTrainer):
         if self.is_world_process_zero():
             model_name = model_name or Path(self.args.output_dir).name
             make_model_card(self, model_name, dataset_name, tags).save(f"{self.args.output_dir}/README.md")
+
+
+def _prepare_tokenizer(
+    tokenizer: PreTrainedTokenizerBase | None, model: Any, args: CLoudTrainingConfig
+) -> PreTrainedTokenizerBase:
+    """The model's tokenizer unless one is given, with the chat template of `args`."""
+    name = model if isinstance(model, str) else get_config_model_id(model.config)
+    if tokenizer is None:
+        if not name:
+            raise ValueError("The model was not loaded by name: pass its tokenizer as `processing_class`.")
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
+    if args.chat_template_path is not None:
+        # Read now: the critique format is built on the template before TRL would set it
+        set_chat_template(tokenizer, args.chat_template_path)
+    return tokenizer
+
+
+def _check_model(model: Any, quantization_config, peft_config):
+    """Raise `ValueError` if a model that is given is none to train, or options are for another kind."""
+    if quantization_config is not None:
+        raise ValueError("`quantization_config` is for a model that is loaded by name: load yours with it instead.")
+    if peft_config is not None and is_peft_model(model):
+        raise ValueError("`model` is an adapter already: leave `peft_config` out, or merge it first.")
+    if not isinstance(model.config, CLoudConfig):
+        raise ValueError(
+            f"`model` is a {type(model).__name__}. Pass a CLoudForRewardModeling (`from_base` makes one), or a name."
+        )
+
+
+def _prepare_batches(
+    data_collator: DataCollator | None, model: CLoudForRewardModeling | PeftModel, args: CLoudTrainingConfig, pad: int
+) -> DataCollator:
+    """What makes the batches that `args` asks for, and the attention they need."""
+    if args.padding_free or args.shared_prompt or args.token_budget is not None:
+        _check_batches(args, data_collator)
+    if args.padding_free or args.shared_prompt:
+        model.prepare_for_segments(args.shared_prompt)
+    return data_collator or DataCollatorForCLoud(
+        pad_token_id=pad,  # masked; any id of the model's vocabulary would do
+        pad_to_multiple_of=args.pad_to_multiple_of,
+        critique=model.config.critique,
+        padding_free=args.padding_free,
+        shared_prompt=args.shared_prompt,
+    )
+
+
+def _prepare_adapter(
+    model: CLoudForRewardModeling | PeftModel, peft_config, revision: str | None
+) -> CLoudForRewardModeling | PeftModel:
+    """The model with the adapter that is asked for, unless it is one already, and whose head is trained."""
+    if peft_config is not None and not is_peft_model(model):
+        complete_lora(peft_config, model)
+        peft_config.revision = revision
+        model = adapt(model, peft_config)
+    if is_peft_model(model):
+        check_head(model)
+    return model
 
 
 def load_model(

@@ -9,7 +9,9 @@ from models_for_tests import save_language_model
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
+from cloud_hf import CLoudConfig
 from cloud_hf.loading import load_reward_model
+from cloud_hf.training.plan import PlanArguments, make_plan
 
 
 STRATEGIES = ["ddp", "zero1", "zero2", "zero3", "zero3_offload", "fsdp2"]
@@ -116,6 +118,7 @@ def compare(base, one_process, folder, strategy, kinds):
         assert (one["world_size"], two["world_size"]) == (1, 2)
         expected = {"ddp": "MULTI_CPU", "fsdp2": "FSDP"}.get(strategy, "DEEPSPEED")
         assert two["distributed_type"].endswith(expected)
+        assert two["flops_per_token"] == one["flops_per_token"]  # though ZeRO-3 holds no weight whole
         log_gap = compare_logs(one["log"], two["log"], kind)
         reference, weights = weights_of(one_folder / name), weights_of(folder / name)
         assert weights.keys() == reference.keys()
@@ -123,6 +126,14 @@ def compare(base, one_process, folder, strategy, kinds):
         assert weight_gap < 1e-5
         assert {weight.dtype for weight in weights.values()} == {torch.float32}
         reward_gap = check_reload(folder / name / "model", two["rewards"], lora)
+        if strategy == "fsdp2":
+            args = PlanArguments(
+                model=name, zero="fsdp", gpus=2, bf16=False, lora_r=4 if lora else None, max_length=64
+            )
+            args.lora_target_modules = ["q_proj", "v_proj"]
+            planned = make_plan(args, CLoudConfig.from_pretrained(folder / name / "model"))
+            for part, size in two["bytes"].items():
+                assert getattr(planned, part) == pytest.approx(size, rel=0.001), part
         if strategy == "ddp":
             for key, norm in one["norms"].items():
                 assert two["norms"][key] == pytest.approx(norm, rel=1e-4, abs=1e-6), key

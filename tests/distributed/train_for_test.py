@@ -11,6 +11,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from datasets import Dataset
 from peft import LoraConfig
+from torch.distributed.tensor import DTensor
 from transformers import AutoTokenizer, TrainerCallback
 
 from cloud_hf import CLoudTrainer, CLoudTrainingConfig
@@ -91,6 +92,18 @@ def train(spec: dict, run: dict, rows: Dataset) -> dict:
         "world_size": args.world_size,
         "distributed_type": str(trainer.accelerator.distributed_type),
         "rewards": rewards_of(trainer),
+        "flops_per_token": trainer._flops_per_token,
+        "bytes": stored_bytes(trainer) if spec["strategy"] == "fsdp2" else None,
+    }
+
+
+def stored_bytes(trainer: CLoudTrainer) -> dict[str, int]:
+    """What this process holds of parameters and of AdamW's moments, under FSDP2."""
+    moments = [state[name] for state in trainer.optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
+    held = {"parameters": trainer.model.parameters(), "optimizer": moments}
+    return {
+        name: sum((t.to_local() if isinstance(t, DTensor) else t).nbytes for t in tensors)
+        for name, tensors in held.items()
     }
 
 

@@ -3,7 +3,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from trl import TrlParser
+from trl import TrlParser, get_peft_config
+
+from cloud_hf.training.adapters import check_dropout
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -44,9 +46,20 @@ def parse(script, *options):
 def test_every_recipe_is_read_by_its_script(recipe, monkeypatch):
     monkeypatch.chdir(EXAMPLES.parent)
     parsed = parse(SCRIPTS[recipe.stem], "--config", str(recipe))
+    if recipe.stem in ("cloud", "classic"):
+        _, training_args, model_args = parsed
+        check_dropout(get_peft_config(model_args), training_args.disable_dropout)
     if recipe.stem in ("cloud", "classic", "critique_sft") and recipe.parent.name.startswith("llama3"):
         training_args = next(args for args in parsed if hasattr(args, "learning_rate"))
         assert (training_args.adam_beta2, training_args.weight_decay, training_args.max_length) == (0.95, 1.0, 2048)
+
+
+@pytest.mark.parametrize("script", ["train_cloud", "train_classic"])
+def test_an_adapter_of_reward_training_has_no_dropout_unless_it_is_asked_for(script):
+    """TRL's default of 0.05 would be refused beside its `disable_dropout`."""
+    _, training_args, model_args = parse(script, "--use_peft", "True")
+    assert training_args.disable_dropout and model_args.lora_dropout == 0
+    assert parse(script, "--use_peft", "True", "--lora_dropout", "0.1")[2].lora_dropout == 0.1
 
 
 def test_an_unknown_key_in_a_recipe_is_an_error(tmp_path):

@@ -189,6 +189,17 @@ def test_adapters_that_would_not_train_are_refused(base_folder, tmp_path, option
         make_trainer(str(base_folder), tmp_path, peft_config=LoraConfig(r=4, **options))
 
 
+def test_dropout_that_would_be_switched_off_is_refused_before_the_model_loads(base_folder, tmp_path):
+    config = LoraConfig(r=4, lora_dropout=0.1)
+    with pytest.raises(
+        ValueError, match=r"`lora_dropout` is 0.1, but `disable_dropout` is on.*--disable_dropout False"
+    ):
+        make_trainer("no such model", tmp_path, peft_config=config)
+    trainer = make_trainer(str(base_folder), tmp_path, peft_config=config, disable_dropout=False)
+    rates = {module.p for module in trainer.model.modules() if isinstance(module, torch.nn.Dropout)}
+    assert rates == {0.1}
+
+
 def test_a_peft_model_without_the_head_is_refused(base_folder, tmp_path):
     adapted = get_peft_model(make_model(base_folder), LoraConfig(r=4, target_modules=["q_proj"]))
     with pytest.raises(ValueError, match="leaves the reward head out"):

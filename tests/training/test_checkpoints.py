@@ -6,6 +6,7 @@ import shutil
 import subprocess
 
 import pytest
+import torch
 from test_trainer import make_rows, make_trainer
 from transformers import TrainerCallback
 
@@ -67,6 +68,7 @@ def test_no_checkpoint_is_whole(base_folder, run):
         ({"per_device_train_batch_size": 2}, 16, "`per_device_train_batch_size` was 4, is 2"),
         ({"gradient_accumulation_steps": 2}, 16, "`gradient_accumulation_steps` was 1, is 2"),
         ({"seed": 1}, 16, "`seed` was 42, is 1"),
+        ({"token_budget": 2000}, 16, "`token_budget` was None, is 2000"),
         ({}, 15, "the train dataset had 16 rows, has 15"),
     ],
 )
@@ -86,6 +88,16 @@ def test_a_checkpoint_of_another_world_is_refused_before_the_model_loads(run, la
     (run / "checkpoint-6" / RECORD).write_text(json.dumps(record))
     with pytest.raises(ValueError, match=says):
         make_trainer("no such model", run, resume_from_checkpoint="true", **OPTIONS)
+
+
+def test_a_checkpoint_of_the_model_alone(base_folder, tmp_path):
+    trainer = make_trainer(str(base_folder), tmp_path, save_only_model=True, **OPTIONS)
+    trainer.train()
+    with pytest.raises(ValueError, match=r"checkpoint-6 holds the model alone.*--model_name_or_path .*checkpoint-6"):
+        trainer.train(resume_from_checkpoint=True)
+    again = make_trainer(str(tmp_path / "checkpoint-6"), tmp_path / "again", **OPTIONS)  # as the message says
+    for name, weight in trainer.model.named_parameters():
+        assert torch.equal(again.model.get_parameter(name), weight), name
 
 
 def test_older_checkpoints_go_when_the_new_one_is_whole(base_folder, tmp_path, monkeypatch):

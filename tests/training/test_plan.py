@@ -1,12 +1,17 @@
 import json
 import subprocess
 import sys
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
+import torch
 from models_for_tests import tiny_text_config
+from torch import nn
+from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
 
-from cloud_hf import CLoudConfig
+from cloud_hf import CLoudConfig, CLoudForRewardModeling
 from cloud_hf.training.memory import simulate_step
 from cloud_hf.training.plan import GB, PlanArguments, largest_micro_batch, make_plan
 
@@ -33,8 +38,9 @@ def test_within_15_percent_of_a_real_step():
         from plan_accuracy import compare, make_config
     finally:
         sys.path.remove(str(ROOT / "benchmarks"))
-    for checkpointing in (True, False):
-        result = compare(make_config(64, 3, 4, 4096), {"gradient_checkpointing": checkpointing}, length=256)
+    shared = {"shared_prompt": True, "prompt_share": 0.4}
+    for mode in ({"gradient_checkpointing": True}, {"gradient_checkpointing": False, **shared}):
+        result = compare(make_config(64, 3, 4, 4096), mode, length=256)
         assert 0.85 < result["ratio"] < 1.15, result
 
 
@@ -47,11 +53,85 @@ def test_what_each_stage_divides(small):
         assert each.optimizer == pytest.approx(12 * count / 4)
         assert each.parameters == pytest.approx(2 * count / (4 if zero == "3" else 1))
         assert each.gradients == pytest.approx(2 * count / (1 if zero == "1" else 4))
-    assert plan(small, zero="fsdp", gpus=4).parameters == pytest.approx(4 * count / 4)
     assert plan(small, gpus=2, bf16=False).buckets == 4 * count
-    offloaded = plan(small, zero="3", gpus=4, offload=True)
-    assert offloaded.optimizer == 0 and offloaded.host == pytest.approx((12 + 2) * count / 4)
     assert plan(small, optim="adamw_bnb_8bit").optimizer == 2 * count
+
+
+def test_offload_leaves_nothing_stored_on_the_gpu(small):
+    """Masters and moments, gradients in bf16 and in fp32, and with ZeRO-3 the bf16 parameters are in the CPU's memory."""
+    count = plan(small, bf16=False).parameters / 4
+    parameters = plan(small, zero="3", gpus=4, offload=True)
+    assert parameters.parameters == parameters.gradients == parameters.optimizer == 0
+    assert parameters.host == pytest.approx((12 + 2 + 4 + 2) * count / 4)
+    optimizer = plan(small, zero="2", gpus=4, offload=True)
+    assert optimizer.parameters == 2 * count and optimizer.gradients == optimizer.optimizer == 0
+    assert optimizer.host == pytest.approx((12 + 2 + 4) * count / 4)
+
+
+def test_fsdp2_by_hand():
+    """Two layers, whose matrices are four for attention and three for the MLP, and two matrices of the vocabulary."""
+    config = CLoudConfig(text_config=tiny_text_config(hidden_size=64, intermediate_size=256, vocab_size=1000))
+    layer = 4 * 64 * 64 + 3 * 64 * 256
+    head = 64 * 64 + 64 + 64 + 1
+    count = 2 * 1000 * 64 + 2 * (layer + 2 * 64) + 64 + head
+    options = {"zero": "fsdp", "gpus": 4, "optim": "adamw_torch", "gradient_accumulation_steps": 2}
+    whole = plan(config, **options)
+    assert whole.parameters == whole.gradients == 4 * count / 4
+    assert whole.optimizer == 8 * count / 4
+    assert whole.gathered == 2 * 2 * layer and whole.buckets == 4 * 64**2  # two layers in bf16
+    # The step adds the square roots of the second moments
+    assert whole.step == (4 + 4 + 8 + 4) * count / 4 + whole.buckets
+    adapter = plan(config, **options, lora_r=4, lora_target_modules=["q_proj"], dtype="bfloat16")
+    trained = 2 * 4 * (64 + 64) + head
+    # Frozen ones, the head that the adapter's replaces among them, stay in bf16
+    assert adapter.parameters == (2 * count + 4 * trained) / 4
+    assert adapter.optimizer == 8 * trained / 4 and adapter.gradients == 4 * trained / 4
+
+
+def peak_of_a_real_step(model, length, labelled, chunks):
+    """Bytes that torch allocates in a forward and backward pass of one pair."""
+    ids = torch.randint(100, (2, length))
+    labels = torch.where(torch.arange(length) < length - labelled, -100, ids)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        mask = torch.ones_like(ids)
+        output = model(ids, attention_mask=mask, labels=labels, lm_loss_chunks=chunks, use_cache=False)
+        chosen, rejected = output.logits[:, 0]
+        (-F.logsigmoid(chosen - rejected) + output.lm_loss).backward()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
+
+
+def test_a_head_that_is_sharded_has_its_gradient_twice(small):
+    """The sum over the pieces of the loss, and that of the next piece; a whole head's pieces, small ones here, add to one."""
+
+    class Sharded(nn.Linear):
+        """Not a plain layer, as any that is whole only while it computes."""
+
+    config = CLoudConfig(text_config={**small.text_config.to_dict(), "vocab_size": 30_000})
+    peaks = {}
+    for sharded in (False, True):
+        options = {"head_is_sharded": sharded, "lm_loss_chunks": 64, "gradient_checkpointing": False}
+        peaks[sharded] = sum(simulate_step(config, 1, 128, **options).peak(1.0))
+        model = CLoudForRewardModeling(config).train()
+        if sharded:
+            model.get_output_embeddings().__class__ = Sharded
+        assert peaks[sharded] == pytest.approx(peak_of_a_real_step(model, 128, 64, 64), rel=0.05)
+    assert peaks[True] - peaks[False] == pytest.approx(30_000 * 64 * 4, rel=0.1)
+    options = {"lm_loss_chunks": 64, "gradient_checkpointing": False, "max_length": 128}
+    two, three = (plan(config, zero=zero, **options) for zero in ("2", "3"))
+    more = three.activations + three.gradients - two.activations - two.gradients
+    assert more == pytest.approx(30_000 * 64 * 2, rel=0.2)  # in bf16
+
+
+def test_a_shared_prompt_is_kept_once(small):
+    """What checkpointing keeps goes with the tokens: 2 x 200 of a pair, or 320 where 80 are shared."""
+    classic = CLoudConfig(text_config=small.text_config, critique=False)
+    flat, shared = (
+        simulate_step(classic, 4, 200, padding_free=True, shared_prompt=s, prompt_share=0.4) for s in (False, True)
+    )
+    assert shared.saved / flat.saved == pytest.approx(320 / 400, rel=0.02)
+    short = simulate_step(classic, 4, 200, shared_prompt=True, prompt_share=0.1)
+    assert short.saved == flat.saved  # 20 tokens are not worth a segment
 
 
 def test_adapters_train_little(small):
@@ -117,6 +197,8 @@ def test_a_recipe_at_full_size_is_planned_from_its_config_alone(tmp_path):
         ({"load_in_4bit": True}, "needs an adapter"),
         ({"optim": "sgd"}, "`optim` is 'sgd'"),
         ({"gpus": 0}, "`gpus` is 0"),
+        ({"prompt_share": 0.3}, "`prompt_share` matters with `shared_prompt` only"),
+        ({"shared_prompt": True, "prompt_share": 0.6}, "`prompt_share` is 0.6; it must be from 0 to 0.5"),
     ],
 )
 def test_settings_that_cannot_be_planned_are_refused(options, says):

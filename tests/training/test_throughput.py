@@ -1,9 +1,10 @@
 import time
 
 import pytest
-from models_for_tests import make_model
+from models_for_tests import make_model, save_language_model
 from peft import LoraConfig
 from test_trainer import make_trainer
+from transformers import BitsAndBytesConfig
 
 from cloud_hf.training.throughput import peak_flops
 
@@ -39,13 +40,35 @@ def test_evaluation_and_saving_do_not_count(base_folder, tmp_path, monkeypatch):
     assert sum(entry["eta_hours"] * 3600 for entry in log) < 2
 
 
-def test_operations_are_counted_by_what_is_trained(base_folder, tmp_path):
-    whole = make_trainer(make_model(base_folder), tmp_path)
-    weights = dict(whole.model.named_parameters())
-    embeddings = weights.pop("language_model.model.embed_tokens.weight")
-    assert embeddings.numel() and whole._flops_per_token == 6 * sum(weight.numel() for weight in weights.values())
-    adapter = make_trainer(make_model(base_folder), tmp_path, peft_config=LoraConfig(r=1))
-    assert adapter._flops_per_token < whole._flops_per_token
+@pytest.mark.parametrize("critique", [True, False])
+@pytest.mark.parametrize("tied", [True, False])
+def test_operations_are_counted_by_what_is_computed(tmp_path, critique, tied):
+    """Six for a weight that is trained. Embeddings count where they are the LM head, and that where critiques are learned."""
+    base = save_language_model(tmp_path / "base", tie_word_embeddings=tied)
+    trainer = make_trainer(make_model(base, critique=critique), tmp_path)
+    weights = {name: weight.numel() for name, weight in trainer.model.named_parameters()}
+    vocabulary = weights["language_model.model.embed_tokens.weight"]
+    computed = sum(weights.values()) - vocabulary * (1 if tied else 2) + (vocabulary if critique else 0)
+    assert trainer._flops_per_token == 6 * computed
+
+
+def test_frozen_weights_cost_less_and_quantised_ones_as_much(tmp_path):
+    """Four operations for a weight of an adapter's base, whether or not it is stored in four bits."""
+    pytest.importorskip("bitsandbytes")
+    base = str(save_language_model(tmp_path / "base", hidden_size=64, intermediate_size=128))
+    quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype="float32")
+    whole = make_trainer(base, tmp_path)
+    head = sum(weight.numel() for weight in whole.model.reward_head.parameters())
+    plain, quantised = (
+        make_trainer(
+            base, tmp_path, peft_config=LoraConfig(r=4, target_modules=["q_proj"]), quantization_config=config
+        )
+        for config in (None, quantization)
+    )
+    lora = 2 * 4 * (64 + 64)
+    base_weights = whole._flops_per_token / 6 - head
+    assert plain._flops_per_token == 4 * base_weights + 6 * (lora + head)
+    assert quantised._flops_per_token == plain._flops_per_token
 
 
 @pytest.mark.parametrize(
