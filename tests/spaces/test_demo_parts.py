@@ -225,10 +225,10 @@ class PickyEngine(EchoEngine):
         return replace(score, reward=float("nan")) if response == "odd" else score
 
 
-def measure(responses: list[str], engine: EchoEngine) -> RewardDistribution:
+def measure(responses: list[str], engine: EchoEngine, reference_rows: int = 24) -> RewardDistribution:
     """The rewards of rows with a right response each, and the wrong response `wrong`."""
     rows = [BenchmarkRow(f"row {i}", "x", "p", (response, "wrong")) for i, response in enumerate(responses)]
-    backend = Backend(DemoArguments(model="a", rows="x"))
+    backend = Backend(DemoArguments(model="a", rows="x", reference_rows=reference_rows))
     backend._models.set_result(Models(engine, rows=rows))
 
     async def run():
@@ -253,6 +253,19 @@ def test_an_engine_that_fails_ends_the_measuring():
     engine = EchoEngine(error=RuntimeError("surprise"))
     distribution = measure(["a"] * 6, engine)
     assert distribution.wanted == 0 and "could not be measured" in distribution.describe(0.0)
+
+
+@pytest.mark.parametrize(("there", "wanted"), [(6, 3), (6, 0), (3, 24), (1, 1)])
+def test_too_few_rows_are_not_measured(there, wanted):
+    """And nobody is told to wait for them."""
+    distribution = measure(["a"] * there, EchoEngine(), reference_rows=wanted)
+    assert distribution.rewards == [] and "it takes at least 4" in distribution.describe(0.0)
+    assert f"`--reference_rows` is {wanted} and there are {there} rows" in distribution.describe(0.0)
+
+
+def test_without_rows_nothing_is_measured():
+    assert "name rows with --rows" in measure([], EchoEngine()).describe(0.0)
+    assert measure(["a"] * 4, EchoEngine(), reference_rows=4).is_usable
 
 
 def test_no_rewards_are_measured_on_zero_gpu(monkeypatch):

@@ -43,6 +43,7 @@ class DemoArguments:
             Split of `rows`, where it is no benchmark and has splits.
         reference_rows (`int`, *optional*, defaults to `24`):
             Rows whose responses are judged after the start, while nobody waits, to know the model's reward distribution.
+            With fewer than 4 it is not measured.
         max_new_tokens (`int`, *optional*, defaults to `512`):
             Longest critique in tokens.
         max_characters (`int`, *optional*, defaults to `20000`):
