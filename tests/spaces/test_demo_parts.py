@@ -26,6 +26,7 @@ from cloud_demo.reward_distribution import RewardDistribution, preference
 from cloud_demo.waiting_line import WaitingLine
 
 from cloud_hf.evaluation.benchmark_rows import BenchmarkRow
+from cloud_hf.serving.space_manners import as_text
 
 
 # ------------------------------------------------------------------------------------------------------- arguments
@@ -291,6 +292,12 @@ def test_a_response_that_is_removed_is_emptied():
 @pytest.mark.parametrize("payload", PAYLOADS)
 def test_no_sign_of_a_template_or_a_tag_is_left(payload):
     assert not re.search(r"[<>\"'{}$`\\\0]", escape(payload))
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_text_is_escaped_as_in_the_other_spaces(payload):
+    """The demo cannot import their function, because its page would wait for the whole package."""
+    assert escape(payload) == as_text(payload)
 
 
 def test_charts_draw_equal_and_single_values():
