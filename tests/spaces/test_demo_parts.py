@@ -18,7 +18,7 @@ from cloud_demo.best_of_n_tab import split_candidates
 from cloud_demo.charts import curve, reward_among, reward_bars
 from cloud_demo.choices import example_prompts
 from cloud_demo.compare_tab import remove_last
-from cloud_demo.judging import Options, _gathered, _joined, judge_pair
+from cloud_demo.judging import SAMPLING_TEMPERATURE, Options, _gathered, _joined, judge_pair
 from cloud_demo.markup import escape
 from cloud_demo.models import Models
 from cloud_demo.problems import Problem
@@ -171,9 +171,37 @@ def test_options_are_checked():
         args = DemoArguments(model="a", max_new_tokens=10)
 
     assert Options.read(Backend, 2.0, 1, 10.0) == Options(2, 1.0, 10, None)
-    for options in ((1.5, 0, 10), (True, 0, 10), (2, 0, 10), (1, float("nan"), 10), (1, 0, 11), (1, 0, 10, 0.5)):
+    infinite, nan = float("inf"), float("nan")
+    for options in (
+        (1.5, 0, 10),
+        (True, 0, 10),
+        (None, 0, 10),
+        (nan, 0, 10),
+        (2, 0, 10),
+        (1, nan, 10),
+        (1, None, 10),
+        (1, 0, 11),
+        (1, 0, infinite),
+        (1, 0, 10, 0.5),
+        (1, 0, 10, infinite),
+        (1, 0, 10, 10**400),
+    ):
         with pytest.raises(Problem):
             Options.read(Backend, *options)
+        if len(options) == 3 and options != (2, 0, 10):
+            with pytest.raises(Problem):
+                Options.of_page(Backend, *options)
+
+
+def test_on_the_page_several_critiques_are_sampled():
+    """A program is told that temperature 0 makes no sense there; the page says beside the slider what it does."""
+
+    class Backend:
+        args = DemoArguments(model="a", max_new_tokens=10)
+
+    chosen = {(1, 0): 0.0, (2, 0): SAMPLING_TEMPERATURE, (8, 0.0): SAMPLING_TEMPERATURE, (2, 1.5): 1.5, (1, 0.3): 0.3}
+    for (critiques, temperature), used in chosen.items():
+        assert Options.of_page(Backend, critiques, temperature, 10) == Options(critiques, used, 10)
 
 
 def test_without_a_classic_model_nothing_is_judged():
