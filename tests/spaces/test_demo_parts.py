@@ -11,7 +11,7 @@ from demo_for_tests import EchoEngine
 
 pytest.importorskip("gradio", reason="Gradio is not installed: the apps of the Spaces are not tried.")
 
-from cloud_demo.api import _texts
+from cloud_demo.api import _texts, _turns
 from cloud_demo.arguments import DemoArguments, parse_arguments
 from cloud_demo.backend import Backend
 from cloud_demo.best_of_n_tab import split_candidates
@@ -230,6 +230,13 @@ def test_programs_must_give_lists_of_texts(value):
     with pytest.raises(Problem, match="`responses` must be a list of texts"):
         _texts("responses", value)
     assert _texts("responses", ["a", "b"]) == ["a", "b"]
+
+
+@pytest.mark.parametrize("value", [7, None, "ab", {"a": "b"}, [["a"]], ["ab"], [["a", 7]], [["a", "b", "c"]]])
+def test_programs_must_give_turns_in_pairs(value):
+    with pytest.raises(Problem, match="`turns` must be a list of pairs of texts"):
+        _turns(value)
+    assert _turns([]) == [] and _turns([["a", "b"]]) == [("a", "b")]
 
 
 def test_where_a_reward_falls():
