@@ -12,7 +12,7 @@ from demo_for_tests import EchoEngine
 pytest.importorskip("gradio", reason="Gradio is not installed: the apps of the Spaces are not tried.")
 
 from cloud_demo.api import _texts, _turns
-from cloud_demo.arguments import DemoArguments, parse_arguments
+from cloud_demo.arguments import DemoArguments, UnusableSettings, parse_arguments
 from cloud_demo.backend import Backend
 from cloud_demo.best_of_n_tab import split_candidates
 from cloud_demo.charts import curve, reward_among, reward_bars
@@ -55,6 +55,15 @@ def test_bad_arguments_are_named(arguments, words, capsys):
     with pytest.raises(SystemExit):
         parse_arguments(arguments, {})
     assert words in capsys.readouterr().err
+
+
+def test_on_a_space_bad_settings_are_for_its_page():
+    """Nobody sees the messages of its command line."""
+    with pytest.raises(UnusableSettings, match="on a Space: `DEMO_MODEL`"):
+        parse_arguments([], {"SPACE_ID": "org/demo"})
+    with pytest.raises(UnusableSettings, match="argument --concurrency: invalid int value: 'many'"):
+        parse_arguments([], {"SPACE_ID": "org/demo", "DEMO_MODEL": "org/a", "DEMO_CONCURRENCY": "many"})
+    assert parse_arguments([], {"SPACE_ID": "org/demo", "DEMO_MODEL": "org/a"}).model == "org/a"
 
 
 def test_one_at_a_time_with_transformers_and_more_elsewhere():
