@@ -284,11 +284,11 @@ def _add_own_routes(app: FastAPI, judge: Judge):
         return _json(RewardResponse(model=judge.engine.name, results=results))
 
     @app.get(HEALTH_ROUTE, responses={503: {"model": ErrorResponse}})
-    async def health() -> dict[str, str]:
-        """200 when ready; 503 while shutting down or once the engine has stopped."""
+    async def health() -> dict[str, str | bool]:
+        """200 when ready, with whether the model writes critiques; 503 while shutting down or once the engine has stopped."""
         if judge.lifecycle.engine_dead:
             raise Refusal(503, "The engine has stopped.")
-        return {"status": "ready", "model": judge.engine.name}
+        return {"status": "ready", "model": judge.engine.name, "critiques": judge.engine.critique}
 
     @app.get("/metrics")
     async def metrics() -> Response:

@@ -220,10 +220,10 @@ async def _check(engine: "RewardEngine", prompt, responses: Sequence[str], optio
     """Beside the event loop: long texts take a while to encode."""
     from .models import check
 
-    if options.num_critiques > 1 and not engine.critique:
-        raise Problem("This is a classic reward model: it writes no critiques. Ask for one judgement.")
     for response in responses:
         await asyncio.to_thread(check, engine, prompt, response, options.max_new_tokens)
+    if options.num_critiques > 1 and engine.critique is False:
+        raise Problem("This is a classic reward model: it writes no critiques. Ask for one judgement.")
 
 
 async def _speaking(work: Awaitable):

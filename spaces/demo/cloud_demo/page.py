@@ -1,5 +1,6 @@
 """The page: four tabs, and the endpoints for programs."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,10 @@ def build(backend: Backend) -> gr.Blocks:
         async def say_what_is_open() -> AsyncIterator[str]:
             backend.load_in_background()
             try:
-                yield note(_describe(backend, await backend.loaded()))
+                models = await backend.loaded()
+                if models.cloud.critique is None:
+                    await asyncio.to_thread(models.cloud.ask_kind)
+                yield note(_describe(backend, models))
             except Exception as error:
                 yield f'<p class="note bad" role="alert">{escape(sentence_of(error))}</p>'
 
@@ -78,7 +82,7 @@ def launch(page: gr.Blocks, backend: Backend, prevent_thread_lock: bool = False)
 
 
 def _describe(backend: Backend, models) -> str:
-    kind = "CLoud" if models.cloud.critique else "classic"
+    kind = {True: "CLoud", False: "classic", None: "not answering yet"}[models.cloud.critique]
     words = f"{models.cloud.name} ({kind}, {backend.args.backend})"
     if models.classic is not None:
         words += f", compared with {models.classic.name}"
