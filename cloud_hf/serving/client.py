@@ -111,7 +111,7 @@ class CLoudClient:
         """
         url = f"{self.base_url}/health"
         try:
-            response = httpx.get(url, headers=self._headers, timeout=min(_CONNECT_TIMEOUT, self.timeout))
+            response = httpx.get(url, timeout=_CONNECT_TIMEOUT, verify=url.startswith("https://"))
             if response.status_code != 200:
                 raise RewardServerError(f"{url}: status {response.status_code}: {_error_message(response)}")
             return response.json()["model"], response.json()["critique"]

@@ -11,8 +11,8 @@ import torch
 
 
 _LONGEST_MESSAGE = 600
-# gr.HTML reads its value as a template: braces and dollars must be no more than text either
-_TEMPLATE_SIGNS = str.maketrans({"{": "&#123;", "}": "&#125;", "$": "&#36;", "`": "&#96;"})
+# Gradio fills templates of two kinds: what opens a field there must not come from a text
+_TEMPLATE_SIGNS = str.maketrans({sign: f"&#{ord(sign)};" for sign in "{}$`\\@"})
 _LONGEST_CELL = 2000
 # Gradio's footer is too pale to read, and wide tables must not widen a narrow page
 _CSS = """
@@ -79,8 +79,8 @@ def sentence(message: str) -> gr.Error:
 
 
 def as_text(value: Any) -> str:
-    """A value as HTML that shows it as it is."""
-    return html.escape(str(value)).translate(_TEMPLATE_SIGNS)
+    """A value as HTML that shows it as it is, whatever it spells; for the null character, which HTML lacks, stands U+FFFD."""
+    return html.escape(str(value).replace("\0", "\ufffd")).translate(_TEMPLATE_SIGNS)
 
 
 def make_table(caption: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

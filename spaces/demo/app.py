@@ -11,7 +11,7 @@ On a Space the arguments are environment variables: `DEMO_MODEL`, `DEMO_CLASSIC_
 import os
 import sys
 
-from cloud_demo.arguments import parse_arguments
+from cloud_demo.arguments import DemoArguments, UnusableSettings, parse_arguments
 
 
 # Seconds for a browser that opens the page at once
@@ -19,22 +19,43 @@ HEAD_START = 4.0
 
 
 def main():
-    """Open the page, and load the models meanwhile."""
-    args = parse_arguments(description=__doc__)
-    # Both are read when the libraries are imported
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = str(args.analytics)
-    if not args.analytics:
+    """Open the demo, or on a Space that is not set up a page that says what is missing."""
+    try:
+        args = parse_arguments(description=__doc__)
+    except UnusableSettings as error:
+        prepare_imports(analytics=False)
+        from cloud_demo.setup_page import launch_setup_page
+
+        launch_setup_page(str(error))
+    else:
+        prepare_imports(args.analytics)
+        open_demo(args)
+
+
+def prepare_imports(analytics: bool):
+    """What libraries read when they are imported."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = str(analytics)
+    if not analytics:
         os.environ["HF_HUB_DISABLE_TELEMETRY"] = os.environ["VLLM_NO_USAGE_STATS"] = "1"
         os.environ["HF_UPDATE_DOWNLOAD_COUNTS"] = "False"  # of datasets, which counts readers of JSON files too
-    on_zero_gpu = os.environ.get("SPACES_ZERO_GPU") == "true"
-    if on_zero_gpu:
-        import spaces  # noqa: F401 - there only, and before whatever asks torch for a GPU
+    if on_zero_gpu():
+        # Before whatever asks torch for a GPU; and it wants functions that borrow one, whatever the page is
+        import cloud_demo.zero_gpu  # noqa: F401
+
+
+def on_zero_gpu() -> bool:
+    """Whether this is a Space whose requests borrow a GPU."""
+    return os.environ.get("SPACES_ZERO_GPU") == "true"
+
+
+def open_demo(args: DemoArguments):
+    """Open the page, and load the models meanwhile."""
     from cloud_demo.backend import Backend
     from cloud_demo.page import build, launch
 
     backend = Backend(args)
     page = build(backend)
-    if on_zero_gpu or args.backend == "vllm":
+    if on_zero_gpu() or args.backend == "vllm":
         # ZeroGPU wants the model before the page, vLLM the main thread
         backend.load()
         launch(page, backend)

@@ -148,6 +148,7 @@ def test_classic(classic_model):
         assert read_events(http, one(stream=True)) == [{"result": result}]
         refused = http.post(URL, json=one(num_critiques=2, temperature=1.0))
         assert refused.status_code == 422 and "classic" in refused.json()["error"]
+        assert http.get("/health").json()["critique"] is False
 
 
 # -------------------------------------------------------------------------------------------------------- bad input
@@ -260,7 +261,7 @@ def test_the_key(talker):
                 assert answer.status_code == 401 and answer.headers["www-authenticate"] == "Bearer"
                 assert "sesame" not in answer.text
         assert http.post(URL, json=one(), headers={"Authorization": "Bearer sesame"}).status_code == 200
-        assert http.get("/health").status_code == 200
+        assert http.get("/health").status_code == 200 and http.get("/health").json()["critique"] is True
 
 
 def test_large_bodies_are_refused_before_they_are_read(running, http):

@@ -36,6 +36,8 @@ _CHROMIUM_FLAGS = [
     # What a page asks of other hosts is recorded, and fails
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 ]
+# For all that a page or an app may take: on two busy cores a model's first critique can be half a minute away
+PATIENCE = 90.0
 # Half-faded colours would be called too pale
 _NOTHING_FADES = """document.getAnimations().every(
     ({ playState, effect }) => playState !== "running" || effect.getComputedTiming().endTime === Infinity
@@ -80,7 +82,7 @@ class RunningApp:
 
 
 @contextmanager
-def start_app(script: Path, *args: str, workdir: Path, patience: float = 120.0, **env: str) -> Iterator[RunningApp]:
+def start_app(script: Path, *args: str, workdir: Path, patience: float = 240.0, **env: str) -> Iterator[RunningApp]:
     """
     Start a Gradio app on a free port, and wait until it answers.
 
@@ -91,7 +93,7 @@ def start_app(script: Path, *args: str, workdir: Path, patience: float = 120.0, 
             Its command line.
         workdir (`Path`):
             Where log, record of the network and Gradio's files go.
-        patience (`float`, *optional*, defaults to `120.0`):
+        patience (`float`, *optional*, defaults to `240.0`):
             Seconds that it may take to answer.
         **env (`str`):
             More environment variables.
@@ -196,7 +198,7 @@ def open_page(browser, url: str, *, width: int = 1280, height: int = 900, dark: 
     scheme = "dark" if dark else "light"
     window = {"width": width, "height": height}
     profile = browser.new_context(viewport=window, color_scheme=scheme, reduced_motion="reduce", **context)
-    profile.set_default_timeout(90_000)  # milliseconds; Playwright's own 30 s are short where everything is busy
+    profile.set_default_timeout(1000 * PATIENCE)
     visit = Visit(profile.new_page())
 
     def see(address: str):
@@ -214,7 +216,7 @@ def open_page(browser, url: str, *, width: int = 1280, height: int = 900, dark: 
     visit.page.on("dialog", dismiss)
     try:
         visit.page.goto(url)
-        visit.page.locator(".gradio-container footer").wait_for(timeout=60_000)
+        visit.page.locator(".gradio-container footer").wait_for()
         visit.page.wait_for_function("!document.querySelector('p.loading')")
         yield visit
     finally:

@@ -2,13 +2,16 @@
 
 import json
 import re
+import time
 
 import pytest
-from browser import SPACES, open_page, serious_faults, start_app
+from browser import PATIENCE, SPACES, open_page, serious_faults, start_app
 from demo_for_tests import PROMPT, RESPONSES, save_models
+from demo_page import field, is_done, judge, open_options, open_tab, set_slider, settle, slider
 
 
 pytest.importorskip("gradio", reason="Gradio is not installed: the apps of the Spaces are not tried.")
+expect = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: no browser tests.").expect
 
 TOKENS = 60
 
@@ -27,41 +30,29 @@ def app(tmp_path_factory):
 @pytest.fixture
 def visit(app, chromium):
     with open_page(chromium, app.url) as visit:
-        visit.page.set_default_timeout(30_000)
         visit.page.locator("#about", has_text="6 rows").wait_for()
         yield visit
         assert visit.problems == []
         assert visit.outgoing == []
 
 
-def field(page, name: str):
-    """The box of a name in the tab that is open."""
-    return page.get_by_label(name, exact=True).locator("visible=true").first
-
-
-def open_tab(page, name: str):
-    """On a narrow screen the last tabs are behind a button."""
-    tab = page.get_by_role("tab", name=name)
-    if tab.count() and tab.first.is_visible():
-        tab.first.click()
-    else:
-        page.locator(".overflow-menu button").first.click()
-        page.locator(".overflow-dropdown button", has_text=name).click()
-
-
-def is_done(page, tab: str):
-    page.locator(f"#{tab}-status", has_text=re.compile("Done")).wait_for()
-
-
 def choose_critiques(page, number: int):
-    """Several critiques, which makes the temperature 0.7; and then as different ones as can be."""
-    page.get_by_role("button", name="Options").locator("visible=true").click()
-    page.get_by_label("number input for Critiques per response").locator("visible=true").fill(str(number))
-    page.keyboard.press("Tab")
-    temperature = page.get_by_label("number input for Temperature").locator("visible=true")
-    page.wait_for_function("box => box.value === '0.7'", arg=temperature.element_handle())
-    temperature.fill("2")
-    page.keyboard.press("Tab")
+    """Several critiques; the temperature stays at 0."""
+    open_options(page)
+    set_slider(page, "Critiques per response", number)
+    expect(slider(page, "Critiques per response")).to_have_value(str(number))
+    expect(slider(page, "Temperature")).to_have_value("0")
+
+
+def wait_until_rewards_are_known(url: str):
+    """The demo measures its reference rows while nobody asks: so it is asked seldom."""
+    from gradio_client import Client
+
+    client = Client(url, verbose=False, analytics_enabled=False)
+    end = time.monotonic() + 2 * PATIENCE
+    while client.predict(PROMPT, "x", max_new_tokens=1, api_name="/score")["percentile"] is None:
+        assert time.monotonic() < end, "The model's rewards are not measured."
+        time.sleep(5)
 
 
 def test_a_critique_comes_in_pieces_and_then_the_reward(visit):
@@ -75,8 +66,7 @@ def test_a_critique_comes_in_pieces_and_then_the_reward(visit):
             if (text && text !== window.seen.at(-1)) window.seen.push(text);
         }).observe(document.querySelector("#score-result"), {childList: true, subtree: true, characterData: true});
     }""")
-    page.locator("#score-run").click()
-    is_done(page, "score")
+    judge(page, "score")
     seen = page.evaluate("window.seen")
     final = page.locator("#score-result .critique").text_content()
     assert len(seen) > 2 and all(final.startswith(text) for text in seen)
@@ -84,17 +74,14 @@ def test_a_critique_comes_in_pieces_and_then_the_reward(visit):
     assert float(page.locator("#score-result .reward strong").text_content())
 
 
-def test_where_the_reward_falls_and_several_critiques(visit):
+def test_where_the_reward_falls_and_several_critiques(visit, app):
     page = visit.page
     field(page, "Prompt").fill(PROMPT)
     field(page, "Response").fill(RESPONSES[1])
     choose_critiques(page, 3)
-    for _ in range(60):
-        page.locator("#score-run").click()
-        is_done(page, "score")
-        if "of 8 rewards that this model gave" in page.locator("#score-result").text_content():
-            break
-        page.wait_for_timeout(500)
+    set_slider(page, "Temperature", 2)
+    wait_until_rewards_are_known(app.url)
+    judge(page, "score")
     result = page.locator("#score-result")
     assert "± " in result.locator(".reward").text_content()
     assert "Critique 3: " in result.text_content()
@@ -107,38 +94,33 @@ def test_a_chat_with_a_system_message_reaches_the_model(visit):
     page = visit.page
     field(page, "Prompt").fill("And now?")
     field(page, "Response").fill("The answer is A.")
-    page.locator("#score-run").click()
-    is_done(page, "score")
+    judge(page, "score")
     plain = page.locator("#score-result .critique").text_content()
     page.get_by_role("button", name="Chat: system message").click()
+    field(page, "System message").wait_for()
+    settle(page)
     field(page, "System message").fill("Be strict.")
     field(page, "Turn 1: user").fill(PROMPT)
     page.locator("#score-run").click()
     page.get_by_text("Earlier turn 1 needs both").wait_for()
     field(page, "Turn 1: assistant").fill("The answer is D.")
-    page.locator("#score-run").click()
-    # Not the critique that was there before
-    page.wait_for_function(
-        "plain => ![null, undefined, plain].includes(document.querySelector('#score-result .critique')?.textContent)",
-        arg=plain,
-    )
-    is_done(page, "score")
+    judge(page, "score")
+    assert page.locator("#score-result .critique").text_content() != plain
 
 
 def test_compare(visit):
     page = visit.page
     open_tab(page, "Compare")
     field(page, "Prompt").fill(PROMPT)
-    for _ in range(3):
+    for place in (3, 4, 5):
         page.get_by_role("button", name="Add a response").click()
-    field(page, "Response 5").wait_for()
+        field(page, f"Response {place}").wait_for()
     page.get_by_role("button", name="Remove the last").click()
     page.get_by_label("Response 5", exact=True).wait_for(state="hidden")
     for place, response in enumerate(RESPONSES, start=1):
         field(page, f"Response {place}").fill(response)
     choose_critiques(page, 2)
-    page.locator("#compare-run").click()
-    is_done(page, "compare")
+    judge(page, "compare")
     result = page.locator("#compare-result")
     rewards = [float(cell) for cell in result.locator("table").first.locator("td:nth-child(3)").all_text_contents()]
     assert len(rewards) == 4 and rewards == sorted(rewards, reverse=True)
@@ -156,18 +138,13 @@ def test_cloud_versus_classic(visit):
     open_tab(page, "CLoud vs classic")
     result = page.locator("#versus-result")
     for button, row in (("next", 1), ("next", 2), ("previous", 1), ("previous", 6)):
-        page.locator(f"#versus-{button}").click()
+        judge(page, "versus", button)
         result.get_by_text(f"Row {row} of 6").wait_for()
-        is_done(page, "versus")
     marks = result.locator(".card h3").all_text_contents()
     assert sum(mark.startswith(("CLoud: ", "Classic: ")) for mark in marks) == 2
     assert all("right" in mark or "wrong" in mark for mark in marks if ":" in mark)
     assert "of 3 (" in page.locator("#versus-tally").text_content()
-    page.locator("#versus-random").click()
-    page.locator("#versus-status", has_text="Asking").or_(
-        page.locator("#versus-status", has_text=re.compile("Done"))
-    ).wait_for()
-    is_done(page, "versus")
+    judge(page, "versus", "random")
     assert serious_faults(page) == []
 
 
@@ -176,8 +153,7 @@ def test_best_of_n(visit):
     open_tab(page, "Best-of-N")
     field(page, "Prompt").fill(PROMPT)
     page.get_by_label("Candidates").locator("visible=true").first.fill("\n=====\n".join(RESPONSES))
-    page.locator("#best-run").click()
-    is_done(page, "best")
+    judge(page, "best")
     result = page.locator("#best-result")
     assert "Best: candidate" in result.text_content()
     assert result.locator(".text").first.text_content() in RESPONSES
@@ -191,14 +167,14 @@ def test_a_link_opens_the_texts_it_was_made_of(visit, app, chromium):
     open_tab(page, "Compare")
     field(page, "Prompt").fill("Ünïcode <b>?</b>")
     page.get_by_role("button", name="Add a response").click()
+    field(page, "Response 3").wait_for()
     field(page, "Response 3").fill("three")
     page.get_by_role("button", name="Link to this").locator("visible=true").click()
     page.locator("#compare-status", has_text="hold a link").wait_for()
     with open_page(chromium, page.url) as other:
         assert other.page.url == page.url
-        other.page.get_by_label("Response 3", exact=True).wait_for()
-        assert field(other.page, "Prompt").input_value() == "Ünïcode <b>?</b>"
-        assert field(other.page, "Response 3").input_value() == "three"
+        expect(field(other.page, "Response 3")).to_have_value("three", timeout=1000 * PATIENCE)
+        expect(field(other.page, "Prompt")).to_have_value("Ünïcode <b>?</b>", timeout=1000 * PATIENCE)
     for broken in ("#", "#%%%", "#bnVsbA==", "#eyJ0YWIiOiAic2NvcmUifQ=="):
         with open_page(chromium, app.url + broken) as other:
             field(other.page, "Prompt").fill("still works")
@@ -209,7 +185,7 @@ def test_the_keyboard_is_enough(visit):
     page = visit.page
     page.get_by_role("button", name="Example").locator("visible=true").focus()
     page.keyboard.press("Enter")
-    page.wait_for_function("() => document.querySelector('textarea').value.startsWith('The ball')")
+    expect(field(page, "Prompt")).to_have_value(re.compile("^The ball"), timeout=1000 * PATIENCE)
     field(page, "Response").focus()
     page.keyboard.press("Shift+Enter")
     is_done(page, "score")
@@ -232,8 +208,7 @@ def test_empty_and_huge_fields_get_a_sentence(visit):
         page.get_by_text(sentence).first.wait_for()
     field(page, "Prompt").fill(PROMPT)
     field(page, "Response").fill("The answer is C.")
-    page.locator("#score-run").click()
-    is_done(page, "score")
+    judge(page, "score")
 
 
 @pytest.mark.parametrize("look", [{"dark": True}, {"width": 400}], ids=["dark", "narrow"])
@@ -242,12 +217,10 @@ def test_dark_and_narrow(app, chromium, look):
         page = visit.page
         field(page, "Prompt").fill(PROMPT)
         field(page, "Response").fill(RESPONSES[0])
-        page.locator("#score-run").click()
-        is_done(page, "score")
+        judge(page, "score")
         assert serious_faults(page) == []
         open_tab(page, "CLoud vs classic")
-        page.locator("#versus-next").click()
-        is_done(page, "versus")
+        judge(page, "versus", "next")
         assert serious_faults(page) == []
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
         page.screenshot(path=app.folder / "look.png", full_page=True)
@@ -288,6 +261,19 @@ def test_programs_can_call_every_endpoint(app):
     assert isinstance(row["cloud"]["right"], bool) and isinstance(row["classic"]["right"], bool)
     with pytest.raises(Exception, match="There is no row 7; there are 6"):
         client.predict(7, api_name="/versus")
+
+
+def test_a_space_that_is_not_set_up_says_what_is_missing(chromium, tmp_path):
+    with (
+        start_app(SPACES / "demo" / "app.py", workdir=tmp_path, SPACE_ID="org/demo", DEMO_ROWS="<b>") as app,
+        open_page(chromium, app.url) as visit,
+    ):
+        visit.page.locator(
+            "#problem", has_text="Name a reward model with `--model` (on a Space: `DEMO_MODEL`)"
+        ).wait_for()
+        assert "DEMO_MODEL is needed, the id of a reward model on the Hub" in visit.page.locator("body").inner_text()
+        assert serious_faults(visit.page) == []
+        assert visit.problems == [] and visit.outgoing == [] and app.outgoing() == []
 
 
 def test_nobody_outside_was_asked(app):

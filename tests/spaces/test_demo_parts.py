@@ -11,14 +11,14 @@ from demo_for_tests import EchoEngine
 
 pytest.importorskip("gradio", reason="Gradio is not installed: the apps of the Spaces are not tried.")
 
-from cloud_demo.api import _texts
-from cloud_demo.arguments import DemoArguments, parse_arguments
+from cloud_demo.api import _texts, _turns
+from cloud_demo.arguments import DemoArguments, UnusableSettings, parse_arguments
 from cloud_demo.backend import Backend
 from cloud_demo.best_of_n_tab import split_candidates
 from cloud_demo.charts import curve, reward_among, reward_bars
 from cloud_demo.choices import example_prompts
 from cloud_demo.compare_tab import remove_last
-from cloud_demo.judging import Options, _gathered, _joined, judge_pair
+from cloud_demo.judging import SAMPLING_TEMPERATURE, Options, _gathered, _joined, judge_pair
 from cloud_demo.markup import escape
 from cloud_demo.models import Models
 from cloud_demo.problems import Problem
@@ -26,6 +26,7 @@ from cloud_demo.reward_distribution import RewardDistribution, preference
 from cloud_demo.waiting_line import WaitingLine
 
 from cloud_hf.evaluation.benchmark_rows import BenchmarkRow
+from cloud_hf.serving.space_manners import as_text
 
 
 # ------------------------------------------------------------------------------------------------------- arguments
@@ -54,6 +55,15 @@ def test_bad_arguments_are_named(arguments, words, capsys):
     with pytest.raises(SystemExit):
         parse_arguments(arguments, {})
     assert words in capsys.readouterr().err
+
+
+def test_on_a_space_bad_settings_are_for_its_page():
+    """Nobody sees the messages of its command line."""
+    with pytest.raises(UnusableSettings, match="on a Space: `DEMO_MODEL`"):
+        parse_arguments([], {"SPACE_ID": "org/demo"})
+    with pytest.raises(UnusableSettings, match="argument --concurrency: invalid int value: 'many'"):
+        parse_arguments([], {"SPACE_ID": "org/demo", "DEMO_MODEL": "org/a", "DEMO_CONCURRENCY": "many"})
+    assert parse_arguments([], {"SPACE_ID": "org/demo", "DEMO_MODEL": "org/a"}).model == "org/a"
 
 
 def test_one_at_a_time_with_transformers_and_more_elsewhere():
@@ -170,9 +180,37 @@ def test_options_are_checked():
         args = DemoArguments(model="a", max_new_tokens=10)
 
     assert Options.read(Backend, 2.0, 1, 10.0) == Options(2, 1.0, 10, None)
-    for options in ((1.5, 0, 10), (True, 0, 10), (2, 0, 10), (1, float("nan"), 10), (1, 0, 11), (1, 0, 10, 0.5)):
+    infinite, nan = float("inf"), float("nan")
+    for options in (
+        (1.5, 0, 10),
+        (True, 0, 10),
+        (None, 0, 10),
+        (nan, 0, 10),
+        (2, 0, 10),
+        (1, nan, 10),
+        (1, None, 10),
+        (1, 0, 11),
+        (1, 0, infinite),
+        (1, 0, 10, 0.5),
+        (1, 0, 10, infinite),
+        (1, 0, 10, 10**400),
+    ):
         with pytest.raises(Problem):
             Options.read(Backend, *options)
+        if len(options) == 3 and options != (2, 0, 10):
+            with pytest.raises(Problem):
+                Options.of_page(Backend, *options)
+
+
+def test_on_the_page_several_critiques_are_sampled():
+    """A program is told that temperature 0 makes no sense there; the page says beside the slider what it does."""
+
+    class Backend:
+        args = DemoArguments(model="a", max_new_tokens=10)
+
+    chosen = {(1, 0): 0.0, (2, 0): SAMPLING_TEMPERATURE, (8, 0.0): SAMPLING_TEMPERATURE, (2, 1.5): 1.5, (1, 0.3): 0.3}
+    for (critiques, temperature), used in chosen.items():
+        assert Options.of_page(Backend, critiques, temperature, 10) == Options(critiques, used, 10)
 
 
 def test_without_a_classic_model_nothing_is_judged():
@@ -203,6 +241,13 @@ def test_programs_must_give_lists_of_texts(value):
     assert _texts("responses", ["a", "b"]) == ["a", "b"]
 
 
+@pytest.mark.parametrize("value", [7, None, "ab", {"a": "b"}, [["a"]], ["ab"], [["a", 7]], [["a", "b", "c"]]])
+def test_programs_must_give_turns_in_pairs(value):
+    with pytest.raises(Problem, match="`turns` must be a list of pairs of texts"):
+        _turns(value)
+    assert _turns([]) == [] and _turns([["a", "b"]]) == [("a", "b")]
+
+
 def test_where_a_reward_falls():
     distribution = RewardDistribution("x", 8)
     assert "still being measured (0 of 8)" in distribution.describe(0.0)
@@ -225,10 +270,10 @@ class PickyEngine(EchoEngine):
         return replace(score, reward=float("nan")) if response == "odd" else score
 
 
-def measure(responses: list[str], engine: EchoEngine) -> RewardDistribution:
+def measure(responses: list[str], engine: EchoEngine, reference_rows: int = 24) -> RewardDistribution:
     """The rewards of rows with a right response each, and the wrong response `wrong`."""
     rows = [BenchmarkRow(f"row {i}", "x", "p", (response, "wrong")) for i, response in enumerate(responses)]
-    backend = Backend(DemoArguments(model="a", rows="x"))
+    backend = Backend(DemoArguments(model="a", rows="x", reference_rows=reference_rows))
     backend._models.set_result(Models(engine, rows=rows))
 
     async def run():
@@ -255,6 +300,19 @@ def test_an_engine_that_fails_ends_the_measuring():
     assert distribution.wanted == 0 and "could not be measured" in distribution.describe(0.0)
 
 
+@pytest.mark.parametrize(("there", "wanted"), [(6, 3), (6, 0), (3, 24), (1, 1)])
+def test_too_few_rows_are_not_measured(there, wanted):
+    """And nobody is told to wait for them."""
+    distribution = measure(["a"] * there, EchoEngine(), reference_rows=wanted)
+    assert distribution.rewards == [] and "it takes at least 4" in distribution.describe(0.0)
+    assert f"`--reference_rows` is {wanted} and there are {there} rows" in distribution.describe(0.0)
+
+
+def test_without_rows_nothing_is_measured():
+    assert "name rows with --rows" in measure([], EchoEngine()).describe(0.0)
+    assert measure(["a"] * 4, EchoEngine(), reference_rows=4).is_usable
+
+
 def test_no_rewards_are_measured_on_zero_gpu(monkeypatch):
     monkeypatch.setenv("SPACES_ZERO_GPU", "true")
     distribution = measure(["a"] * 6, EchoEngine())
@@ -278,6 +336,12 @@ def test_a_response_that_is_removed_is_emptied():
 @pytest.mark.parametrize("payload", PAYLOADS)
 def test_no_sign_of_a_template_or_a_tag_is_left(payload):
     assert not re.search(r"[<>\"'{}$`\\\0]", escape(payload))
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_text_is_escaped_as_in_the_other_spaces(payload):
+    """The demo cannot import their function, because its page would wait for the whole package."""
+    assert escape(payload) == as_text(payload)
 
 
 def test_charts_draw_equal_and_single_values():

@@ -1,7 +1,6 @@
 """Many visitors at once, those who leave, what goes wrong behind the page, and texts that would be more than text."""
 
 import asyncio
-import re
 import sys
 import threading
 import time
@@ -10,9 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from browser import PAYLOADS, open_page
+from browser import PATIENCE, PAYLOADS, open_page
 from completion_server import serve_completions
 from demo_for_tests import PROMPT, RESPONSES, EchoEngine, running_demo, save_models
+from demo_page import field, is_done, judge, open_options, open_tab, set_slider
 from servers_for_tests import free_port, serving
 
 
@@ -56,7 +56,7 @@ def client_of(url):
     return Client(url, verbose=False, analytics_enabled=False)
 
 
-def wait_until(condition, seconds: float = 20.0):
+def wait_until(condition, seconds: float = PATIENCE):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "It did not happen."
@@ -76,9 +76,13 @@ def _is_still(passes) -> bool:
     return passes[0] == before
 
 
+def fill_in(page, response: str = "The answer is A."):
+    field(page, "Prompt").fill(PROMPT)
+    field(page, "Response").fill(response)
+
+
 def begin(page, response: str = "The answer is A."):
-    page.get_by_label("Prompt").first.fill(PROMPT)
-    page.get_by_label("Response", exact=True).first.fill(response)
+    fill_in(page, response)
     page.locator("#score-run").click()
 
 
@@ -98,25 +102,24 @@ def test_sixteen_visitors_get_their_own_results_and_see_their_place(demo, chromi
     def visit(i):
         gate.wait()
         job = clients[i].submit(prompts[i], answers[i], max_new_tokens=100, api_name="/score")
-        job.result(timeout=120)
+        job.result(timeout=4 * PATIENCE)
         outputs[i] = job.outputs()
 
     threads = [threading.Thread(target=visit, args=(i,)) for i in range(VISITORS)]
     with open_page(chromium, url) as browsing:
         page = browsing.page
-        page.get_by_role("tab", name="Compare").click()
-        page.get_by_label("Prompt").locator("visible=true").fill(PROMPT)
+        open_tab(page, "Compare")
+        field(page, "Prompt").fill(PROMPT)
         for place in (1, 2):
-            page.get_by_label(f"Response {place}").fill(RESPONSES[place])
-        page.get_by_role("button", name="Options").locator("visible=true").click()
-        page.get_by_label("number input for Longest critique").locator("visible=true").fill("50")
-        page.keyboard.press("Tab")
+            field(page, f"Response {place}").fill(RESPONSES[place])
+        open_options(page)
+        set_slider(page, "Longest critique in tokens", 50)
         for thread in threads:
             thread.start()
         wait_until(lambda: len(backend.line._waiting) > 4)
         page.locator("#compare-run").click()
-        page.locator("#compare-status", has_text="In the queue: number").wait_for(timeout=20_000)
-        page.locator("#compare-status", has_text=re.compile("Done")).wait_for(timeout=120_000)
+        page.locator("#compare-status", has_text="In the queue: number").wait_for()
+        is_done(page, "compare")
         assert browsing.problems == []
     for thread in threads:
         thread.join()
@@ -132,7 +135,7 @@ def test_one_visitor_may_not_fill_the_line(demo):
     _, url = demo
     client = client_of(url)
     jobs = [client.submit(PROMPT, "The answer is B.", max_new_tokens=200, api_name="/score") for _ in range(4)]
-    ends = [job.exception(timeout=60) for job in jobs]
+    ends = [job.exception(timeout=4 * PATIENCE) for job in jobs]
     refused = [str(end) for end in ends if end is not None]
     assert len(refused) == 2 and all("You have 2 requests under way" in words for words in refused)
 
@@ -141,7 +144,7 @@ def test_a_full_line_says_so(found):
     with running_demo(model=found["cloud"], max_waiting=1, max_new_tokens=300) as (_, url):
         clients = [client_of(url) for _ in range(4)]
         jobs = [client.submit(PROMPT, "The answer is B.", api_name="/score") for client in clients]
-        refused = [str(end) for job in jobs if (end := job.exception(timeout=120)) is not None]
+        refused = [str(end) for job in jobs if (end := job.exception(timeout=4 * PATIENCE)) is not None]
         assert refused and all("1 requests are waiting, which is as many as may" in words for words in refused)
 
 
@@ -157,10 +160,10 @@ def test_closing_the_tab_while_several_are_compared_stops_the_model(demo, passes
     backend, url = demo
     with open_page(chromium, url) as visit:
         page = visit.page
-        page.get_by_role("tab", name="Compare").click()
-        page.get_by_label("Prompt").locator("visible=true").fill(PROMPT)
+        open_tab(page, "Compare")
+        field(page, "Prompt").fill(PROMPT)
         for place in (1, 2):
-            page.get_by_label(f"Response {place}").fill(RESPONSES[place])
+            field(page, f"Response {place}").fill(RESPONSES[place])
         page.locator("#compare-run").click()
         page.locator("#compare-status", has_text="The model judges").wait_for()
     check_that_it_stopped(backend, passes)
@@ -226,21 +229,21 @@ def test_texts_of_users_and_models_stay_text(echo, chromium):
         page = visit.page
         page.locator("#about", has_text="<b>echo</b>").wait_for()
         for payload in PAYLOADS:
-            begin(page, payload)
+            fill_in(page, payload)
+            judge(page, "score")
             critique = "document.querySelector('#score-result .critique:not(.writing)')"
             page.wait_for_function(f"text => {critique}?.textContent === text", arg=shown(payload))
             check_inert(visit)
-        page.get_by_role("tab", name="Best-of-N").click()
-        page.get_by_label("Prompt").locator("visible=true").fill(PAYLOADS[0])
+        open_tab(page, "Best-of-N")
+        field(page, "Prompt").fill(PAYLOADS[0])
         page.get_by_label("Candidates").locator("visible=true").first.fill("\n=====\n".join(PAYLOADS))
-        page.locator("#best-run").click()
-        page.locator("#best-status", has_text=re.compile("Done")).wait_for()
+        judge(page, "best")
         texts = page.locator("#best-result .card .text").all_text_contents()
         assert sorted(texts) == sorted(shown(payload).strip() for payload in PAYLOADS)
         check_inert(visit)
-        page.get_by_role("tab", name="CLoud vs classic").click()
+        open_tab(page, "CLoud vs classic")
         for row, payload in enumerate(PAYLOADS, start=1):
-            page.locator("#versus-next").click()
+            judge(page, "versus", "next")
             page.get_by_text(f"Row {row} of {len(PAYLOADS) + 1}").wait_for()
             assert page.locator("#versus-result .text").first.text_content() == shown(payload)
             check_inert(visit)
@@ -287,8 +290,7 @@ def test_failing_engines_get_a_sentence(error, words, chromium):
         visit.page.get_by_text(words).wait_for()
         assert "secret" not in visit.page.content()
         engine.error = None
-        begin(visit.page)
-        visit.page.locator("#score-status", has_text=re.compile("Done")).wait_for()
+        judge(visit.page, "score")
 
 
 def test_odd_arguments_of_programs_get_a_sentence(demo):
@@ -298,12 +300,15 @@ def test_odd_arguments_of_programs_get_a_sentence(demo):
         ({"num_critiques": 2}, "need a temperature above 0"),
         ({"temperature": -1}, "temperature of 0, or between"),
         ({"max_new_tokens": 0}, "between 1 and 1800 tokens"),
+        ({"seed": 2**63}, "fits into 64 bits"),
         ({"turns": [["a"]]}, "pairs of texts"),
+        ({"turns": 7}, "`turns` must be a list of pairs of texts"),
         ({"turns": [["a", ""]]}, "Earlier turn 1 needs both"),
     ):
         assert words in sentence_from(url, PROMPT, "x", **options)
     assert "Give 2 to 8 responses" in sentence_from(url, PROMPT, ["x"], api_name="/compare")
     assert "There are no rows" in sentence_from(url, 1, api_name="/versus")
+    assert "`row` must be a whole number" in sentence_from(url, "first", api_name="/versus")
     assert "is empty" in sentence_from(url, PROMPT, ["x", " "], api_name="/compare")
 
 
@@ -327,6 +332,29 @@ def test_a_reward_server_elsewhere(demo, found):
             assert "this server's limit is 30" in sentence_from(url, PROMPT, "x", max_new_tokens=40)
 
 
+def test_a_classic_reward_server_elsewhere(found, chromium):
+    """It is asked what it is, and asked again if it did not answer at first."""
+    from cloud_hf.loading import load_reward_model
+    from cloud_hf.serving.engine import TransformersEngine
+
+    model, tokenizer = load_reward_model(found["classic"])
+    [score] = model.score([PROMPT], RESPONSES[:1], tokenizer)
+    port = free_port()
+    with running_demo(backend="server", server_url=f"http://127.0.0.1:{port}/") as (_, url):
+        with open_page(chromium, url) as visit:
+            visit.page.locator("#about", has_text="(not answering yet, server)").wait_for()
+        with serving(TransformersEngine(model, tokenizer), port=port), open_page(chromium, url) as visit:
+            visit.page.locator("#about", has_text="(classic, server)").wait_for()
+            fill_in(visit.page, RESPONSES[0])
+            judge(visit.page, "score")
+            result = visit.page.locator("#score-result")
+            assert "This model writes no critiques: it is a classic reward model." in result.text_content()
+            assert f"{score.reward:+.3f}" in result.text_content()
+            assert result.locator(".critique").count() == 0
+            said = sentence_from(url, PROMPT, "x", num_critiques=2, temperature=1.0)
+            assert "This is a classic reward model: it writes no critiques. Ask for one judgement." in said
+
+
 def test_candidates_from_a_policy_server(chromium):
     from cloud_demo.models import Models
 
@@ -337,13 +365,12 @@ def test_candidates_from_a_policy_server(chromium):
             open_page(chromium, url) as visit,
         ):
             page = visit.page
-            page.get_by_role("tab", name="Best-of-N").click()
-            page.get_by_label("Prompt").locator("visible=true").fill("Why?")
-            page.get_by_label("number input for Candidates to generate").fill("3")
+            open_tab(page, "Best-of-N")
+            field(page, "Prompt").fill("Why?")
+            set_slider(page, "Candidates to generate", 3)
             page.locator("#best-generate").click()
             page.locator("#best-status", has_text="3 candidates were written").wait_for()
-            page.locator("#best-run").click()
-            page.locator("#best-status", has_text=re.compile("Done")).wait_for()
+            judge(page, "best")
             assert page.locator("#best-result .text").first.text_content() == "an answer to Why?"
             assert client_of(url).predict("Why?", 2, api_name="/generate") == ["an answer to Why?"] * 2
     with running_demo(Models(EchoEngine()), model="echo", **options) as (_, url):

@@ -1,5 +1,6 @@
 """What programs call: the endpoints `/score`, `/compare`, `/versus`, `/best_of_n` and, with a policy server, `/generate`."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -7,7 +8,7 @@ import gradio as gr
 from .backend import Backend
 from .best_of_n_tab import MOST, check_candidates
 from .compare_tab import check_responses
-from .judging import Judging, Options, Waiting, check_lengths, judge, judge_pair, read_prompt
+from .judging import Judging, Options, Waiting, check_lengths, is_whole, judge, judge_pair, read_prompt
 from .policy import FEW_AT_ONCE
 from .policy import generate as ask_policy
 from .problems import Problem, in_words
@@ -21,8 +22,17 @@ if TYPE_CHECKING:
 
 def build(backend: Backend):
     """The endpoints. Until the answer is there, they send `{"status": …}` now and then."""
-    longest = backend.args.max_new_tokens
+    for make in (_make_score, _make_compare, _make_versus, _make_best_of_n):
+        endpoint = make(backend)
+        gr.api(in_words(endpoint), api_name=endpoint.__name__)
+    if backend.args.policy_url is not None:
+        gr.api(in_words(_make_generate(backend)), api_name="generate", **FEW_AT_ONCE)
 
+
+# Programs see the names, arguments and docstrings of the functions within
+
+
+def _make_score(backend: Backend) -> Callable:
     async def score(
         request: gr.Request,
         prompt: str,
@@ -31,7 +41,7 @@ def build(backend: Backend):
         turns: list[list[str]] = [],  # noqa: B006
         num_critiques: int = 1,
         temperature: float = 0.0,
-        max_new_tokens: int = longest,
+        max_new_tokens: int = backend.args.max_new_tokens,
         seed: int | None = None,
     ) -> dict:
         """
@@ -40,22 +50,24 @@ def build(backend: Backend):
         that are lower, or null.
         """
         options = Options.read(backend, num_critiques, temperature, max_new_tokens, seed)
-        if not all(isinstance(turn, list) and len(turn) == 2 and all(map(_is_text, turn)) for turn in turns):
-            raise Problem("`turns` must be a list of pairs of texts: [user, assistant].")
-        asked = read_prompt(backend, _text(prompt), _text(system), [tuple(turn) for turn in turns])
+        asked = read_prompt(backend, _text(prompt), _text(system), _turns(turns))
         if not _text(response).strip():
             raise Problem("The response is empty.")
         check_lengths(backend, {"response": response})
         async for step in judge(backend, request.session_hash, asked, [response], options):
             yield _describe(backend, step[0]) if isinstance(step, list) else _status(step)
 
+    return score
+
+
+def _make_compare(backend: Backend) -> Callable:
     async def compare(
         request: gr.Request,
         prompt: str,
         responses: list[str],
         num_critiques: int = 1,
         temperature: float = 0.0,
-        max_new_tokens: int = longest,
+        max_new_tokens: int = backend.args.max_new_tokens,
         seed: int | None = None,
     ) -> dict:
         """
@@ -68,67 +80,64 @@ def build(backend: Backend):
         async for step in judge(backend, request.session_hash, asked, responses, options):
             yield _ranked(backend, step) if isinstance(step, list) else _status(step)
 
+    return compare
+
+
+def _make_versus(backend: Backend) -> Callable:
     async def versus(request: gr.Request, row: int = 1) -> dict:
         """
         Judge a row of the benchmark, from 1, with both models. Answers with its id, prompt and responses (the chosen one
         first), and for cloud and classic the scores and whether they are right.
         """
+        if not is_whole(row):
+            raise Problem("`row` must be a whole number, from 1.")
         await backend.loaded()
         shown = row_at(backend, int(row) - 1)
-        options = Options(1, 0.0, longest)
+        options = Options(1, 0.0, backend.args.max_new_tokens)
         async for step in judge_pair(backend, request.session_hash, shown.prompt, shown.responses, options):
-            if not isinstance(step, tuple):
+            if isinstance(step, tuple):
+                known = {"id": shown.id, "prompt": shown.prompt, "responses": list(shown.responses)}
+                yield known | _describe_pair(backend, *step)
+            else:
                 yield _status(step)
-                continue
-            found = {
-                name: {
-                    "right": is_right(scores),
-                    "scores": [_describe(backend, one, name == "cloud") for one in scores],
-                }
-                for name, scores in zip(("cloud", "classic"), step, strict=True)
-            }
-            yield {"id": shown.id, "prompt": shown.prompt, "responses": list(shown.responses), **found}
 
+    return versus
+
+
+def _make_best_of_n(backend: Backend) -> Callable:
     async def best_of_n(
         request: gr.Request,
         prompt: str,
         candidates: list[str],
         num_critiques: int = 1,
         temperature: float = 0.0,
-        max_new_tokens: int = longest,
+        max_new_tokens: int = backend.args.max_new_tokens,
         seed: int | None = None,
     ) -> dict:
         """
         Judge 2 to 32 candidates. Answers with best (the place of the highest reward, from 0), scores, and curve: for n = 1,
         2, … the highest reward to be expected among n of them.
         """
-        from .models import expected_highest
-
         options = Options.read(backend, num_critiques, temperature, max_new_tokens, seed)
         asked = read_prompt(backend, _text(prompt))
         check_candidates(backend, _texts("candidates", candidates))
         async for step in judge(backend, request.session_hash, asked, candidates, options):
-            if not isinstance(step, list):
-                yield _status(step)
-                continue
-            rewards = [one.reward for one in step]
-            best = max(range(len(rewards)), key=rewards.__getitem__)
-            yield {
-                "best": best,
-                "curve": expected_highest(rewards),
-                "scores": [_describe(backend, one) for one in step],
-            }
+            yield _describe_best(backend, step) if isinstance(step, list) else _status(step)
 
+    return best_of_n
+
+
+def _make_generate(backend: Backend) -> Callable:
     async def generate(prompt: str, count: int = 8) -> list[str]:
         """Let the policy server write 2 to 32 candidates."""
-        if not 2 <= count <= MOST:
+        if not is_whole(count) or not 2 <= count <= MOST:
             raise Problem(f"Choose between 2 and {MOST} candidates.")
         yield await ask_policy(backend.args, read_prompt(backend, _text(prompt)), int(count))
 
-    for endpoint in (score, compare, versus, best_of_n):
-        gr.api(in_words(endpoint), api_name=endpoint.__name__)
-    if backend.args.policy_url is not None:
-        gr.api(in_words(generate), api_name="generate", **FEW_AT_ONCE)
+    return generate
+
+
+# ---------------------------------------------------------------------------------------------------------- answers
 
 
 def _describe(backend: Backend, score: "Score", has_distribution: bool = True) -> dict[str, Any]:
@@ -140,6 +149,25 @@ def _describe(backend: Backend, score: "Score", has_distribution: bool = True) -
         "critiques": list(score.critiques),
         "finish_reasons": list(score.finish_reasons),
         "percentile": backend.distribution.percentile(score.reward) if known else None,
+    }
+
+
+def _describe_pair(backend: Backend, cloud: list["Score"], classic: list["Score"]) -> dict[str, Any]:
+    """The distribution is that of the first model."""
+    return {
+        name: {"right": is_right(scores), "scores": [_describe(backend, score, name == "cloud") for score in scores]}
+        for name, scores in (("cloud", cloud), ("classic", classic))
+    }
+
+
+def _describe_best(backend: Backend, scores: list["Score"]) -> dict[str, Any]:
+    from .models import expected_highest
+
+    rewards = [score.reward for score in scores]
+    return {
+        "best": max(range(len(rewards)), key=rewards.__getitem__),
+        "curve": expected_highest(rewards),
+        "scores": [_describe(backend, score) for score in scores],
     }
 
 
@@ -158,6 +186,9 @@ def _status(step: Waiting | Judging) -> dict[str, str]:
     return {"status": f"The model judges: {step.done} of {step.of} done…"}
 
 
+# -------------------------------------------------------------------------------------------------------- arguments
+
+
 def _text(value: Any) -> str:
     if not _is_text(value):
         raise Problem(f"Give text, not {type(value).__name__}, for prompts, system messages and responses.")
@@ -168,6 +199,14 @@ def _texts(name: str, value: Any) -> list[str]:
     if not isinstance(value, list) or not all(map(_is_text, value)):
         raise Problem(f"`{name}` must be a list of texts.")
     return value
+
+
+def _turns(value: Any) -> list[tuple[str, str]]:
+    if not isinstance(value, list) or not all(
+        isinstance(turn, list) and len(turn) == 2 and all(map(_is_text, turn)) for turn in value
+    ):
+        raise Problem("`turns` must be a list of pairs of texts: [user, assistant].")
+    return [tuple(turn) for turn in value]
 
 
 def _is_text(value: Any) -> bool:

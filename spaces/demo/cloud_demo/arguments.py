@@ -11,6 +11,22 @@ from typing import get_args
 _VARIABLE_PREFIX = "DEMO_"
 
 
+class UnusableSettings(Exception):
+    """What is wrong with the variables of a Space."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Ends the process where something is wrong. On a Space nobody would see why: there the error is for its page."""
+
+    on_space = False
+
+    def error(self, message: str):
+        """Raises [`UnusableSettings`] on a Space."""
+        if self.on_space:
+            raise UnusableSettings(message)
+        super().error(message)
+
+
 @dataclass
 class DemoArguments:
     """
@@ -43,6 +59,7 @@ class DemoArguments:
             Split of `rows`, where it is no benchmark and has splits.
         reference_rows (`int`, *optional*, defaults to `24`):
             Rows whose responses are judged after the start, while nobody waits, to know the model's reward distribution.
+            With fewer than 4 it is not measured.
         max_new_tokens (`int`, *optional*, defaults to `512`):
             Longest critique in tokens.
         max_characters (`int`, *optional*, defaults to `20000`):
@@ -103,7 +120,9 @@ class DemoArguments:
                 )
         else:
             if self.model is None:
-                raise ValueError("Name a reward model with `--model`, such as runs/quickstart/cloud.")
+                raise ValueError(
+                    "Name a reward model with `--model` (on a Space: `DEMO_MODEL`), such as org/my-cloud-rm."
+                )
             if self.server_url or self.classic_server_url:
                 raise ValueError("`server_url` and `classic_server_url` are for `backend` 'server'.")
         if self.vllm_options is not None and self.backend != "vllm":
@@ -137,10 +156,12 @@ def parse_arguments(
 
     Returns:
         [`DemoArguments`]
+
+    Raises:
+        [`UnusableSettings`]: On a Space, if a setting is missing or not usable. Elsewhere the process ends with a message.
     """
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.on_space = "SPACE_ID" in environment
     for argument in fields(DemoArguments):
         assert argument.default is not MISSING
         kind = _kind_of(argument.type)

@@ -104,6 +104,13 @@ class Backend:
             self.distribution.problem = "On ZeroGPU the rewards of this model are not measured: GPUs are for visitors."
             return
         rows = self.models.rows[: self.args.reference_rows]
+        if self.models.rows and 2 * len(rows) < RewardDistribution.FEWEST:
+            self.distribution.problem = (
+                f"This model's rewards are not measured: {len(rows)} reference rows are too few to compare with. "
+                f"`--reference_rows` is {self.args.reference_rows} and there are {len(self.models.rows)} rows; "
+                f"it takes at least {RewardDistribution.FEWEST // 2}."
+            )
+            return
         distribution = self.distribution = RewardDistribution(self.args.rows or "", 2 * len(rows))
         for row in rows:
             try:

@@ -66,7 +66,7 @@ def build(backend: Backend) -> dict[str, gr.Textbox]:
             result = gr.HTML(elem_id="best-result", elem_classes="result")
 
     async def run_best(request: gr.Request, prompt, candidates, num_critiques, temperature, max_new_tokens):
-        options = Options.read(backend, num_critiques, temperature, max_new_tokens)
+        options = Options.of_page(backend, num_critiques, temperature, max_new_tokens)
         asked = read_prompt(backend, prompt)
         candidates = check_candidates(backend, split_candidates(candidates))
         yield status("Asking the model…"), ""

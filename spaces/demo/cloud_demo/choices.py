@@ -3,21 +3,23 @@
 import gradio as gr
 
 from .backend import Backend
-
-
-# What several critiques are sampled with, unless somebody chooses
-_SAMPLING_TEMPERATURE = 0.7
+from .judging import SAMPLING_TEMPERATURE
 
 
 def judging_options(backend: Backend, most_critiques: int = 8) -> list[gr.Slider]:
-    """Sliders for critiques, temperature and length, in the order of `Options.read`."""
+    """Sliders for critiques, temperature and length, in the order of `Options.of_page`."""
     limit = backend.args.max_new_tokens
     with gr.Accordion("Options", open=False):
         critiques = gr.Slider(1, most_critiques, value=1, step=1, label="Critiques per response")
-        temperature = gr.Slider(0, 2, value=0, step=0.05, label="Temperature (0: always the likeliest word)")
+        temperature = gr.Slider(
+            minimum=0,
+            maximum=2,
+            value=0,
+            step=0.05,
+            label="Temperature",
+            info=f"At 0 one critique has the likeliest words, and several are sampled at {SAMPLING_TEMPERATURE}",
+        )
         length = gr.Slider(min(8, limit), limit, value=limit, step=1, label="Longest critique in tokens")
-    sampled = f"(critiques, temperature) => critiques > 1 && temperature === 0 ? {_SAMPLING_TEMPERATURE} : temperature"
-    critiques.change(None, [critiques, temperature], temperature, js=sampled, api_visibility="private")
     return [critiques, temperature, length]
 
 

@@ -73,7 +73,7 @@ def build(backend: Backend) -> dict[str, gr.Textbox]:
             result = gr.HTML(elem_id="compare-result", elem_classes="result")
 
     async def run_compare(request: gr.Request, prompt, count, num_critiques, temperature, max_new_tokens, *responses):
-        options = Options.read(backend, num_critiques, temperature, max_new_tokens)
+        options = Options.of_page(backend, num_critiques, temperature, max_new_tokens)
         asked = read_prompt(backend, prompt)
         responses = check_responses(backend, list(responses[:count]))
         yield status("Asking the model…"), ""

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 # Seconds between two looks at a critique: often enough to read along, seldom enough for many readers
 _REFRESH = 0.04
 _MOST_CRITIQUES = 16
+# What the page samples several critiques with, unless somebody chooses
+SAMPLING_TEMPERATURE = 0.7
 
 
 @dataclass(frozen=True)
@@ -41,17 +43,24 @@ class Options:
             `Problem`: Naming what is not usable.
         """
         limit = backend.args.max_new_tokens
-        if not _is_whole(num_critiques) or not 1 <= num_critiques <= _MOST_CRITIQUES:
+        if not is_whole(num_critiques) or not 1 <= num_critiques <= _MOST_CRITIQUES:
             raise Problem(f"Choose between 1 and {_MOST_CRITIQUES} critiques.")
-        if not _is_whole(max_new_tokens) or not 1 <= max_new_tokens <= limit:
+        if not is_whole(max_new_tokens) or not 1 <= max_new_tokens <= limit:
             raise Problem(f"Choose between 1 and {limit} tokens for a critique.")
         if not isinstance(temperature, int | float) or not (temperature == 0 or 0.01 <= temperature <= 5):
             raise Problem("Choose a temperature of 0, or between 0.01 and 5.")
         if num_critiques > 1 and temperature == 0:
             raise Problem("Several critiques need a temperature above 0: at 0 they are all the same.")
-        if seed is not None and not _is_whole(seed):
-            raise Problem("The seed must be a whole number.")
+        if seed is not None and not (is_whole(seed) and -(2**63) <= seed < 2**63):
+            raise Problem("The seed must be a whole number that fits into 64 bits.")
         return cls(int(num_critiques), float(temperature), int(max_new_tokens), None if seed is None else int(seed))
+
+    @classmethod
+    def of_page(cls, backend: Backend, num_critiques, temperature, max_new_tokens) -> "Options":
+        """What stands on the sliders: as `read`, and several critiques at temperature 0 are sampled at 0.7."""
+        if temperature == 0 and is_whole(num_critiques) and num_critiques > 1:
+            temperature = SAMPLING_TEMPERATURE
+        return cls.read(backend, num_critiques, temperature, max_new_tokens)
 
 
 @dataclass(frozen=True)
@@ -107,6 +116,13 @@ def read_prompt(backend: Backend, prompt: str, system: str = "", turns: Sequence
         check_lengths(backend, {f"user's message of turn {place}": user, f"answer of turn {place}": assistant})
         messages += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
     return [*messages, {"role": "user", "content": prompt}] if messages else prompt
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value of a slider or a program is a whole number, as which 3.0 counts too."""
+    if isinstance(value, float):
+        return value.is_integer()
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def check_lengths(backend: Backend, texts: dict[str, str]):
@@ -204,10 +220,10 @@ async def _check(engine: "RewardEngine", prompt, responses: Sequence[str], optio
     """Beside the event loop: long texts take a while to encode."""
     from .models import check
 
-    if options.num_critiques > 1 and not engine.critique:
-        raise Problem("This is a classic reward model: it writes no critiques. Ask for one judgement.")
     for response in responses:
         await asyncio.to_thread(check, engine, prompt, response, options.max_new_tokens)
+    if options.num_critiques > 1 and engine.critique is False:
+        raise Problem("This is a classic reward model: it writes no critiques. Ask for one judgement.")
 
 
 async def _speaking(work: Awaitable):
@@ -276,7 +292,3 @@ def _checked(score: "Score") -> "Score":
     if not all(map(math.isfinite, score.rewards)):
         raise Problem("The model gave a reward that is not a finite number. Loading it in float32 may help.")
     return score
-
-
-def _is_whole(value) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value == int(value)

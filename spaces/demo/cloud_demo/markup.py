@@ -1,4 +1,8 @@
-"""Text that becomes part of the page, and stays text."""
+"""
+Text that becomes part of the page, and stays text.
+
+`escape` is `as_text` of `cloud_hf.serving.space_manners`, which the page cannot wait for: the package takes seconds to import.
+"""
 
 import html
 

@@ -108,7 +108,9 @@ def expected_highest(rewards: Sequence[float]) -> list[float]:
 
 def _open_engine(model: str | None, server_url: str | None, args: DemoArguments) -> RewardEngine:
     if args.backend == "server":
-        return RemoteEngine(server_url, os.environ.get(args.api_key_env))
+        engine = RemoteEngine(server_url, os.environ.get(args.api_key_env))
+        engine.ask_kind()
+        return engine
     if args.backend == "vllm":
         import json
 

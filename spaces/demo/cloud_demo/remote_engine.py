@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 
 import httpx
 
@@ -30,18 +30,28 @@ class RemoteEngine:
         api_key (`str`, *optional*):
             Its key.
 
+    Attributes:
+        critique (`bool`, *optional*): Whether its model writes critiques. Not known until the server has answered.
+
     Raises:
         `ValueError`: If the address is none.
     """
 
     def __init__(self, url: str, api_key: str | None = None):
         self.name = url
-        self.critique = True  # a classic model's server answers with empty critiques
+        self.critique: bool | None = None
         self._client = CLoudClient(url, api_key, timeout=_READ_SECONDS, max_retries=_MAX_RETRIES)
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key is not None else {}
 
     def check(self, prompt, response: str, max_new_tokens: int, critiques: list[str] | None = None) -> None:
-        """The server checks what it is sent."""
+        """The server checks what it is sent. It is asked here which kind of model it has, until it has said so."""
+        if self.critique is None:
+            self.ask_kind()
+
+    def ask_kind(self):
+        """Learn `critique`, if the server answers. Where it does not, the next request says what is wrong."""
+        with suppress(RewardServerError):
+            _, self.critique = self._client.served_model()
 
     async def score(self, prompt, response: str, **options) -> Score:
         """See `RewardEngine`."""

@@ -48,7 +48,7 @@ def build(backend: Backend) -> dict[str, gr.Textbox]:
     async def run_score(
         request: gr.Request, prompt, response, system, num_critiques, temperature, max_new_tokens, *earlier
     ):
-        options = Options.read(backend, num_critiques, temperature, max_new_tokens)
+        options = Options.of_page(backend, num_critiques, temperature, max_new_tokens)
         asked = read_prompt(backend, prompt, system, list(zip(earlier[::2], earlier[1::2], strict=True)))
         if not response.strip():
             raise Problem("The response is empty.")
