@@ -111,7 +111,9 @@ class CLoudClient:
         """
         url = f"{self.base_url}/health"
         try:
-            response = httpx.get(url, timeout=_CONNECT_TIMEOUT, verify=url.startswith("https://"))
+            response = httpx.get(
+                url, headers=self._headers, timeout=_CONNECT_TIMEOUT, verify=url.startswith("https://")
+            )
             if response.status_code != 200:
                 raise RewardServerError(f"{url}: status {response.status_code}: {_error_message(response)}")
             return response.json()["model"], response.json()["critique"]
