@@ -3,7 +3,7 @@
 import logging
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
@@ -68,6 +68,9 @@ class Score:
         )
 
 
+OnScore = Callable[[int, Score], None]
+
+
 class Scorer(Protocol):
     """
     What evaluation, best-of-N, RL and the demo need of a backend.
@@ -87,6 +90,9 @@ class Scorer(Protocol):
             Score these critiques instead of writing some: one per response, or several.
         seed (`int`, *optional*):
             Makes sampling repeatable; in fp32, whatever the batch.
+        on_score (`Callable[[int, Score], None]`, *optional*):
+            Called with the index and the score of each response as soon as they are there, so that a failure of others does
+            not cost them: from a server one by one, in this process at the end.
 
     Returns:
         `list[Score]`: In input order.
@@ -102,6 +108,7 @@ class Scorer(Protocol):
         max_new_tokens: int = 1024,
         critiques: list | None = None,
         seed: int | None = None,
+        on_score: OnScore | None = None,
     ) -> list[Score]: ...
 
 
@@ -144,6 +151,7 @@ def score_with_transformers(
     max_new_tokens: int = 1024,
     critiques: list | None = None,
     seed: int | None = None,
+    on_score: OnScore | None = None,
     critique_prompt: str | None = None,
     batch_size: int = 16,
     show_progress: bool = False,
@@ -156,7 +164,7 @@ def score_with_transformers(
             CLoud or classic.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             The model's tokenizer. It needs no pad token.
-        prompts, responses, num_critiques, temperature, max_new_tokens, critiques, seed:
+        prompts, responses, num_critiques, temperature, max_new_tokens, critiques, seed, on_score:
             See [`Scorer`].
         critique_prompt (`str`, *optional*):
             Opens the critique turn instead of the model's own prompt.
@@ -191,12 +199,12 @@ def score_with_transformers(
             writer = CritiqueWriter(model, critique_format, temperature, max_new_tokens, batch_size, show_progress)
             samples = writer.write(request.prefixes, num_critiques, seed)
             if not critique_format.rereads_critiques:
-                return [Score.of(row) for row in samples]
+                return report_scores([Score.of(row) for row in samples], on_score)
             rows = request.reread(samples)
         else:
             samples, rows = request.given_samples(), request.given
         rewards = read_rewards(model, [encoded for row in rows for encoded in row], batch_size, show_progress)
-    return with_rewards(samples, rewards)
+    return report_scores(with_rewards(samples, rewards), on_score)
 
 
 # ------------------------------------------------------------------------------------- what every backend does
@@ -254,6 +262,7 @@ def read_request(
     has_critique_prompt: bool = False,
     context: int | None = None,
     reserved_tokens: int = 1,
+    reading_tokens: int = 0,
 ) -> ScoringRequest:
     """
     Check and encode what a backend is asked to score.
@@ -271,6 +280,8 @@ def read_request(
             Longest sequence of the backend in tokens. Defaults to the model's.
         reserved_tokens (`int`, *optional*, defaults to `1`):
             Tokens the backend needs behind a written critique.
+        reading_tokens (`int`, *optional*, defaults to `0`):
+            Tokens it needs behind a sequence whose reward it reads.
 
     Returns:
         [`ScoringRequest`]
@@ -306,7 +317,7 @@ def read_request(
         texts = [[text.strip() for text in row_texts] for row_texts in texts]
     else:
         texts, rows = [[""]] * len(prefixes), [[critique_format.complete(prefix)] for prefix in prefixes]
-    _check_lengths(context, [max(len(encoded.input_ids) for encoded in row) for row in rows])
+    _check_lengths(context, [max(len(encoded.input_ids) for encoded in row) + reading_tokens for row in rows])
     return ScoringRequest(critique_format, prefixes, rows, texts)
 
 
@@ -314,6 +325,13 @@ def with_rewards(samples: list[list[Sample]], rewards: Sequence[float]) -> list[
     """Scores of samples whose rewards were read apart, in the samples' order."""
     remaining = iter(rewards)
     return [Score.of([replace(sample, reward=next(remaining)) for sample in row]) for row in samples]
+
+
+def report_scores(scores: list[Score], on_score: OnScore | None) -> list[Score]:
+    """The same scores, of which `on_score` was told."""
+    for index, score in enumerate(scores if on_score is not None else ()):
+        on_score(index, score)
+    return scores
 
 
 @contextmanager

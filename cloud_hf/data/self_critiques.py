@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from ..critique_format import CritiqueFormat, EncodedPrefix
 from ..generation import row_seed
-from ..scoring import Scorer
+from ..scoring import Score, Scorer
 from .building import Dropped, JournaledClient, RowRefused, all_of, check_rows
 from .completions import Answer
 from .journal import Journal, key_of
@@ -330,17 +330,20 @@ class JournaledScorer:
     def _write_chunk(self, scorer: Scorer, rows: Sequence[dict[str, Any]], chunk: list["_Job"], max_new_tokens: int):
         options = self.builder.options
         fitted = [self.builder.fit(rows[job.index]) for job in chunk]
-        scores = scorer.score(
+
+        def keep(index: int, score: Score):
+            critiques = list(zip(map(list, score.critique_ids), score.finish_reasons, strict=True))
+            self.journal.add(self._key(chunk[index].id, chunk[index].side, max_new_tokens), critiques)
+
+        scorer.score(
             [row.prompt for row in fitted],
             [row.responses[job.side] for row, job in zip(fitted, chunk, strict=True)],
             num_critiques=options.num_critiques,
             temperature=options.temperature,
             max_new_tokens=max_new_tokens,
             seed=options.seed,
+            on_score=keep,
         )
-        for job, score in zip(chunk, scores, strict=True):
-            critiques = list(zip(map(list, score.critique_ids), score.finish_reasons, strict=True))
-            self.journal.add(self._key(job.id, job.side, max_new_tokens), critiques)
 
     def _is_cut(self, job: "_Job", max_new_tokens: int) -> bool:
         critiques = self.journal[self._key(job.id, job.side, max_new_tokens)]

@@ -40,8 +40,8 @@ class EvaluationArguments(ScoringArguments):
         paraphrase_column (`str`, *optional*):
             Column of `dataset_name` with other wordings of the prompt's last user message: text, a list, or nothing.
         chunk_size (`int`, *optional*):
-            Responses scored between two writes to the journal: what a killed run loses at most. Defaults to eight batches
-            with transformers, else to 4096.
+            Responses given to the backend at once, and what a killed run loses at most (from a server only those under way).
+            Defaults to eight batches with transformers, else to 4096.
         update_card (`bool`, *optional*, defaults to `False`):
             Put the headline figures into the metadata of the models' cards. Models must be folders, and all rows scored.
     """
@@ -58,7 +58,7 @@ class EvaluationArguments(ScoringArguments):
     probes: list[str] = field(default_factory=list, metadata={"help": "Probes by name, or all."})
     probe_rows: int = field(default=200, metadata={"help": "Rows of each set that probes alter at most."})
     paraphrase_column: str | None = field(default=None, metadata={"help": "Column with other wordings of the prompt."})
-    chunk_size: int | None = field(default=None, metadata={"help": "Responses between two writes to the journal."})
+    chunk_size: int | None = field(default=None, metadata={"help": "Responses given to the backend at once."})
     update_card: bool = field(default=False, metadata={"help": "Put the figures into the models' cards."})
 
     def __post_init__(self):

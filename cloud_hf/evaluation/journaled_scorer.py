@@ -64,8 +64,9 @@ class JournaledScorer:
         journal ([`Journal`]):
             Keeps the scores. Its settings should hold all that they depend on beside the chats and options.
         chunk_size (`int`):
-            Chats scored between two writes: what a killed run loses at most. Whole batches of the backend, else it
-            computes more padding; and many of them where the backend refills its batches as it goes.
+            Chats that the backend is given at once. Whole batches of it, else it computes more padding; and many of them
+            where it refills its batches as it goes. A killed run loses them at most; from a server, where each score is
+            kept as it comes, those under way.
         title (`str`, *optional*, defaults to `"Scoring"`):
             Names the progress bar.
 
@@ -119,15 +120,27 @@ class JournaledScorer:
         waiting = [place for key, place in places.items() if key not in self.journal]
         if lengths is not None:
             waiting.sort(key=lambda place: -lengths[place])
-        bad = []
+        bad: list[tuple[int, tuple[float, ...]]] = []
         done = len(places) - len(waiting)
         with tqdm(total=len(places), initial=done, desc=self.title, unit="response", dynamic_ncols=True) as bar:
+
+            def keep(place: int, score: Score):
+                if all(map(math.isfinite, score.rewards)):
+                    value = {name: getattr(score, name) for name in ("rewards", "critiques", "finish_reasons")}
+                    self.journal.add(keys[place], value)
+                else:
+                    bad.append((place, score.rewards))
+                bar.update()
+
             for start in range(0, len(waiting), self.chunk_size):
-                chunk = waiting[start : start + self.chunk_size]
-                found = self._score_chunk(chunk, keys, prompts, responses, options)
-                bad += found
-                bar.update(len(chunk))
-                if len(found) == len(chunk):
+                chunk, earlier = waiting[start : start + self.chunk_size], len(bad)
+                self.scorer.score(
+                    [prompts[place] for place in chunk],
+                    [responses[place] for place in chunk],
+                    on_score=lambda index, score, chunk=chunk: keep(chunk[index], score),
+                    **options,
+                )
+                if len(bad) - earlier == len(chunk):
                     break
         if bad:
             place, rewards = min(bad)
@@ -138,20 +151,6 @@ class JournaledScorer:
                 "go on, or use another `dtype` (and output folder) if numbers overflow."
             )
         return [_read_score(self.journal[key]) for key in keys]
-
-    def _score_chunk(self, chunk, keys, prompts, responses, options) -> list[tuple[int, tuple[float, ...]]]:
-        """Score the chats at these places; those whose rewards cannot be kept come back."""
-        scores = self.scorer.score(
-            [prompts[place] for place in chunk], [responses[place] for place in chunk], **options
-        )
-        bad = []
-        for place, score in zip(chunk, scores, strict=True):
-            if all(map(math.isfinite, score.rewards)):
-                value = {name: getattr(score, name) for name in ("rewards", "critiques", "finish_reasons")}
-                self.journal.add(keys[place], value)
-            else:
-                bad.append((place, score.rewards))
-        return bad
 
 
 def _read_score(value: dict) -> Score:

@@ -95,14 +95,14 @@ def open_backend(
         check_reward_model(name, config)
         critique_format = CritiqueFormat.from_config(config, AutoTokenizer.from_pretrained(name))
         client = CLoudClient(args.server_url, api_key=os.environ.get(args.api_key_env))
-        served, critique = client.served_model()
-        if critique != config.critique:
+        served = client.served_model()
+        if served.critique != config.critique:
             kinds = {True: "a CLoud model", False: "a classic model"}
             raise ValueError(
-                f"{args.server_url} serves {served}, {kinds[critique]}, but {name} is {kinds[config.critique]}. Name the "
+                f"{args.server_url} serves {served.name}, {kinds[served.critique]}, but {name} is {kinds[config.critique]}. Name the "
                 "model that the server has; with several, give the addresses in the order of the models."
             )
-        yield client, critique_format, context_length(config)
+        yield client, critique_format, served.context_length
     else:
         model, tokenizer = load_reward_model(name, dtype=args.dtype)
         scorer = TransformersScorer(model, tokenizer, args.batch_size, show_progress=show_progress)

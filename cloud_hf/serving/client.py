@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from ..scoring import Score
+from ..scoring import OnScore, Score
 
 
 # Seconds before the first retry; they double up to the second figure
@@ -26,6 +26,25 @@ _RETRIED = (502, 503, 504)
 
 class RewardServerError(RuntimeError):
     """The server could not be reached, failed, or refused the client."""
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """
+    What a server says of its model.
+
+    Args:
+        name (`str`):
+            Its name there.
+        critique (`bool`):
+            Whether it writes critiques.
+        context_length (`int`, *optional*):
+            Tokens of the longest sequence, critique included; `None` if there is no limit.
+    """
+
+    name: str
+    critique: bool
+    context_length: int | None
 
 
 @dataclass
@@ -99,12 +118,9 @@ class CLoudClient:
             self._headers["Authorization"] = f"Bearer {api_key}"
         self._pools: dict[asyncio.AbstractEventLoop, _Pool] = {}
 
-    def served_model(self) -> tuple[str, bool]:
+    def served_model(self) -> ServedModel:
         """
-        Which model the server has.
-
-        Returns:
-            `tuple[str, bool]`: Its name there, and whether it writes critiques.
+        Ask the server which model it has.
 
         Raises:
             `RewardServerError`: If the server cannot be reached, is not ready, or is no reward server.
@@ -116,7 +132,8 @@ class CLoudClient:
             )
             if response.status_code != 200:
                 raise RewardServerError(f"{url}: status {response.status_code}: {_error_message(response)}")
-            return response.json()["model"], response.json()["critique"]
+            answer = response.json()
+            return ServedModel(answer["model"], answer["critique"], answer["context_length"])
         except httpx.TransportError as error:
             raise RewardServerError(f"{url}: {type(error).__name__} {error}. Is the server running?") from error
         except (ValueError, KeyError, TypeError) as error:
@@ -143,12 +160,13 @@ class CLoudClient:
         max_new_tokens: int = 1024,
         critiques: list | None = None,
         seed: int | None = None,
+        on_score: OnScore | None = None,
     ) -> list[Score]:
         """
         Judge responses.
 
         Args:
-            prompts, responses, num_critiques, temperature, max_new_tokens, critiques, seed:
+            prompts, responses, num_critiques, temperature, max_new_tokens, critiques, seed, on_score:
                 See [`~cloud_hf.scoring.Scorer`].
 
         Returns:
@@ -166,7 +184,9 @@ class CLoudClient:
         async def work(pool: _Pool):
             for row in waiting:
                 async with pool.places:
-                    scores[row.index] = await self._score_row(pool.http, row)
+                    score = scores[row.index] = await self._score_row(pool.http, row)
+                if on_score is not None:
+                    on_score(row.index, score)
 
         async with self._pool() as pool:
             workers = [asyncio.create_task(work(pool)) for _ in range(min(self.max_concurrency, len(rows)))]

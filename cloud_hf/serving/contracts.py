@@ -136,6 +136,15 @@ class RewardResponse(BaseModel):
     results: list[RewardResult]
 
 
+class HealthResponse(BaseModel):
+    """A server that is ready, and what its model is."""
+
+    status: Literal["ready"] = "ready"
+    model: str
+    critique: bool = Field(description="Whether it writes critiques.")
+    context_length: int | None = Field(description="Tokens of the longest sequence, critique included.")
+
+
 class ErrorResponse(BaseModel):
     """Why a request was not answered."""
 

@@ -29,10 +29,12 @@ class RewardEngine(Protocol):
     Attributes:
         name (`str`): The model's name.
         critique (`bool`): Whether the model writes critiques.
+        context_length (`int`, *optional*): Tokens of its longest sequence, critique included; `None` if not known.
     """
 
     name: str
     critique: bool
+    context_length: int | None
 
     def check(self, prompt, response: str, max_new_tokens: int, critiques: list[str] | None = None) -> None:
         """
@@ -129,6 +131,7 @@ class TransformersEngine:
             raise ValueError(f"`batch_size` is {batch_size}; it must be at least 1.")
         self.name = model.name_or_path
         self.critique = model.config.critique
+        self.context_length = context_length(model.config)
         self._model = model
         self._tokenizer = tokenizer
         self._batch_size = batch_size
@@ -219,13 +222,12 @@ class TransformersEngine:
                 longest = max(len(self._format.complete(prefix, critique).input_ids) for critique in critiques)
             else:
                 longest = len(prefix.input_ids) + (max_new_tokens + 1 if self.critique else 0)
-        context = context_length(self._model.config)
-        if context is not None and longest > context:
+        if self.context_length is not None and longest > self.context_length:
             what = "a critique of up to `max_new_tokens`" if critiques is None else "its critique"
             more = f" and {what}, {longest} together" if self.critique else ""
             raise ValueError(
                 f"`prompt` and `response` have {len(prefix.input_ids)} tokens{more}, but the model's context holds "
-                f"{context}."
+                f"{self.context_length}."
             )
         return prefix.input_ids
 

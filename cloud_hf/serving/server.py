@@ -32,6 +32,7 @@ from transformers import AutoTokenizer
 from ..scoring import Score
 from .contracts import (
     ErrorResponse,
+    HealthResponse,
     LlamaFactoryRequest,
     LlamaFactoryResponse,
     OpenRLHFRequest,
@@ -284,11 +285,12 @@ def _add_own_routes(app: FastAPI, judge: Judge):
         return _json(RewardResponse(model=judge.engine.name, results=results))
 
     @app.get(HEALTH_ROUTE, responses={503: {"model": ErrorResponse}})
-    async def health() -> dict[str, str | bool]:
-        """200 when ready, with the model and whether it writes critiques; 503 while shutting down or once the engine has stopped."""
+    async def health() -> HealthResponse:
+        """200 when ready, with what the model is; 503 while shutting down or once the engine has stopped."""
         if judge.lifecycle.engine_dead:
             raise Refusal(503, "The engine has stopped.")
-        return {"status": "ready", "model": judge.engine.name, "critique": judge.engine.critique}
+        engine = judge.engine
+        return HealthResponse(model=engine.name, critique=engine.critique, context_length=engine.context_length)
 
     @app.get("/metrics")
     async def metrics() -> Response:

@@ -19,7 +19,7 @@ from ..scoring import Score, ScoringRequest, read_request, with_rewards
 from .engine import EngineDeadError
 from .settled_text import SettledText
 from .vllm_model_folder import servable_model
-from .vllm_requests import VLLMRequests, seed_for
+from .vllm_requests import READING_TOKENS, VLLMRequests, seed_for
 
 
 # Seconds after which a request looks whether the engine still lives
@@ -51,6 +51,7 @@ class VLLMEngine:
         self._settled_text = SettledText(self.critique_format, self.config.text_config.vocab_size)
         self._format_lock = threading.Lock()  # checks come from threads, and a tokenizer is not made for two
         self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(model=folder, **vllm_options))
+        self.context_length = self._requests.context_length(self._llm.model_config.max_model_len)
 
     def check(self, prompt, response: str, max_new_tokens: int, critiques: list[str] | None = None):
         """Raise `ValueError` if the prompt, the response, given critiques or their length is not usable."""
@@ -131,6 +132,7 @@ class VLLMEngine:
                 **{**defaults, **options},
                 context=self._llm.model_config.max_model_len,
                 reserved_tokens=self._requests.reserved_tokens,
+                reading_tokens=READING_TOKENS,
             )
 
     def _writing(self, request, num_critiques, temperature, max_new_tokens, seed, **options) -> SamplingParams:

@@ -14,6 +14,8 @@ from ..generation import Sample, row_seed
 
 # The reward token that closes a critique, and the end of turn that carries the reward
 CLOSING_TOKENS = 2
+# vLLM refuses a prompt that leaves no place for a next token, from which a given sequence's reward is read
+READING_TOKENS = 1
 
 
 def seed_for(seed: int | None, temperature: float, prefix: EncodedPrefix, vllm_config: VllmConfig) -> int | None:
@@ -66,6 +68,10 @@ class VLLMRequests:
         """Tokens that must fit behind a critique of full length."""
         # Where the reward is read anew, one more token shows whether the critique would have ended
         return CLOSING_TOKENS + self.critique_format.rereads_critiques
+
+    def context_length(self, max_model_len: int) -> int:
+        """Tokens of a sequence that the engine takes, less those it needs to close a critique."""
+        return max_model_len - self.reserved_tokens + 1
 
     def writing(
         self, num_critiques: int, temperature: float, max_new_tokens: int, seed: int | None, **options

@@ -8,9 +8,9 @@ from vllm import LLM
 
 from ..configuration_cloud import read_config
 from ..critique_format import CritiqueFormat
-from ..scoring import Score, read_request, with_rewards
+from ..scoring import OnScore, Score, read_request, report_scores, with_rewards
 from .vllm_model_folder import servable_model
-from .vllm_requests import VLLMRequests, seed_for
+from .vllm_requests import READING_TOKENS, VLLMRequests, seed_for
 
 
 class CLoudVLLM:
@@ -51,7 +51,7 @@ class CLoudVLLM:
     @property
     def context_length(self) -> int:
         """Tokens of a sequence that the engine takes, less those it needs to close a critique."""
-        return self.llm.llm_engine.model_config.max_model_len - self._requests.reserved_tokens + 1
+        return self._requests.context_length(self.llm.llm_engine.model_config.max_model_len)
 
     def score(
         self,
@@ -63,6 +63,7 @@ class CLoudVLLM:
         max_new_tokens: int = 1024,
         critiques: list | None = None,
         seed: int | None = None,
+        on_score: OnScore | None = None,
     ) -> list[Score]:
         """See [`Scorer`]. Sampled critiques are other ones than those transformers would sample with the same seed."""
         request = read_request(
@@ -76,9 +77,10 @@ class CLoudVLLM:
             critiques=critiques,
             context=self.llm.llm_engine.model_config.max_model_len,
             reserved_tokens=self._requests.reserved_tokens,
+            reading_tokens=READING_TOKENS,
         )
         if request.given is not None:
-            return with_rewards(request.given_samples(), self._read(request.given))
+            return report_scores(with_rewards(request.given_samples(), self._read(request.given)), on_score)
         vllm_config = self.llm.llm_engine.vllm_config
         seeds = [seed_for(seed, temperature, prefix, vllm_config) for prefix in request.prefixes]
         outputs = self.llm.generate(
@@ -88,8 +90,8 @@ class CLoudVLLM:
         )
         samples = [self._requests.samples(output, max_new_tokens) for output in outputs]
         if self.critique_format.rereads_critiques:
-            return with_rewards(samples, self._read(request.reread(samples)))
-        return [Score.of(row) for row in samples]
+            return report_scores(with_rewards(samples, self._read(request.reread(samples))), on_score)
+        return report_scores([Score.of(row) for row in samples], on_score)
 
     def _read(self, rows: Sequence[Sequence]) -> list[float]:
         prompts = [self._requests.sequence_of(encoded) for row in rows for encoded in row]

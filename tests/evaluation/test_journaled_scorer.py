@@ -5,12 +5,15 @@ from dataclasses import replace
 
 import pytest
 from models_for_tests import PROMPTS, RESPONSES
+from servers_for_tests import serving
 from tokenizers_for_tests import make_tokenizer
 
 from cloud_hf.critique_format import CritiqueFormat
 from cloud_hf.data.journal import Journal
 from cloud_hf.evaluation.journaled_scorer import JournaledScorer
-from cloud_hf.scoring import TransformersScorer
+from cloud_hf.scoring import TransformersScorer, report_scores
+from cloud_hf.serving.client import CLoudClient, RewardServerError
+from cloud_hf.serving.engine import TransformersEngine
 
 
 CHATS = [f"{prompt} {number}" for number in range(3) for prompt in PROMPTS], RESPONSES * 3
@@ -23,9 +26,9 @@ class Recorder:
     def __init__(self, scorer, change=lambda call, scores: scores):
         self.scorer, self.change, self.calls = scorer, change, []
 
-    def score(self, prompts, responses, **options):
+    def score(self, prompts, responses, on_score=None, **options):
         self.calls.append(list(prompts))
-        return self.change(len(self.calls), self.scorer.score(prompts, responses, **options))
+        return report_scores(self.change(len(self.calls), self.scorer.score(prompts, responses, **options)), on_score)
 
 
 @pytest.fixture
@@ -74,6 +77,20 @@ def test_a_failure_loses_one_chunk(direct, tmp_path):
     assert [score.critiques for score in found] == [score.critiques for score in expected]
     assert [score.rewards for score in found] == [pytest.approx(score.rewards, abs=1e-5) for score in expected]
     assert recorder.calls == [CHATS[0][10:]]
+
+
+def test_what_a_server_has_answered_outlives_a_row_that_fails(direct, tmp_path):
+    class Picky(TransformersEngine):
+        async def score(self, prompt, response, **options):
+            if prompt == CHATS[0][7]:
+                raise RuntimeError("no")
+            return await super().score(prompt, response, **options)
+
+    with serving(Picky(direct.model, direct.tokenizer)) as (server, _):
+        scorer = journaled(tmp_path, CLoudClient(server.url, max_concurrency=1), chunk_size=12)
+        with pytest.raises(RewardServerError, match="Row 7"):
+            scorer.score(*CHATS, **OPTIONS)
+    assert len(scorer.journal) == 7
 
 
 def test_equal_chats_are_scored_once(direct, tmp_path):

@@ -24,7 +24,7 @@ from servers_for_tests import (
 from cloud_hf import CritiqueFormat, TransformersScorer
 from cloud_hf.evaluation import evaluate_pairs
 from cloud_hf.serving import client as client_module
-from cloud_hf.serving.client import CLoudClient, RewardServerError
+from cloud_hf.serving.client import CLoudClient, RewardServerError, ServedModel
 from cloud_hf.serving.gate import Limits
 
 
@@ -210,7 +210,9 @@ def tricks(*answers):
 
 
 def test_the_model_that_is_served(talker, url):
-    assert CLoudClient(url).served_model() == (talker.name_or_path, True)
+    assert CLoudClient(url).served_model() == ServedModel(
+        talker.name_or_path, True, talker.config.text_config.max_position_embeddings
+    )
 
 
 def test_no_server_and_one_of_something_else_are_told_apart():

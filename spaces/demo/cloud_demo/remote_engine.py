@@ -51,7 +51,7 @@ class RemoteEngine:
     def ask_kind(self):
         """Learn `critique`, if the server answers. Where it does not, the next request says what is wrong."""
         with suppress(RewardServerError):
-            _, self.critique = self._client.served_model()
+            self.critique = self._client.served_model().critique
 
     async def score(self, prompt, response: str, **options) -> Score:
         """See `RewardEngine`."""
