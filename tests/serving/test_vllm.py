@@ -159,6 +159,16 @@ def test_what_does_not_fit_is_refused_with_its_length(pair):
         engine.score([""], ["y"])
 
 
+def test_a_given_critique_leaves_a_place_for_the_token_that_is_read(pair):
+    model, engine, tokenizer = pair
+    prefix = engine.critique_format.encode_prefix("x", "y")
+    lengths = {len(engine.critique_format.complete(prefix, "x" * n).input_ids): "x" * n for n in range(1, 512)}
+    given = [lengths[511]]
+    assert_same(engine.score(["x"], ["y"], critiques=given), model.score(["x"], ["y"], tokenizer, critiques=given))
+    with pytest.raises(ValueError, match="513 tokens with its critique, but the model's context holds 512"):
+        engine.score(["x"], ["y"], critiques=[lengths[512]])
+
+
 def test_a_seed_that_would_end_the_engine_is_refused(pair):
     _, engine, tokenizer = pair
     chats, answers = chats_for(tokenizer)[:4], ANSWERS[:4]
@@ -274,6 +284,7 @@ def test_the_servers_engine_judges_streams_and_cancels(tmp_path):
             enforce_eager=True,
             enable_chunked_prefill=False,
         )
+        assert engine.context_length == 511
         options = {"max_new_tokens": BUDGET}
         tasks = [asyncio.create_task(engine.score(c, a, **options)) for c, a in zip(CHATS, ANSWERS, strict=True)]
         dropped = [asyncio.create_task(engine.score(CHATS[0], "x", max_new_tokens=400)) for _ in range(8)]
