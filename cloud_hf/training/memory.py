@@ -161,8 +161,8 @@ def simulate_step(
         lm_loss_chunks (`int`, *optional*):
             Pieces of the critique loss, as in [`CLoudTrainingConfig`].
         head_is_sharded (`bool`, *optional*, defaults to `False`):
-            Whether the LM head's weight is there only while the layer computes, as under ZeRO-3. The gradient of each piece
-            is then one of its own.
+            Whether the LM head's weight is there only while the layer computes, as under ZeRO-3. Each piece of the critique
+            loss then has a gradient of its own.
         lora (`LoraConfig`, *optional*):
             An adapter.
 

@@ -25,7 +25,7 @@ P are all parameters, T the trained ones (all; or those of an adapter and the re
   `shared_prompt` the prompts of pairs (`prompt_share` of a sequence) count once.
 - LM loss: the fp32 logits of one piece of the labelled tokens and what cross-entropy makes of them, about
   3 x 4 x vocabulary x labelled tokens / pieces; part of the activations, shown apart. Under ZeRO-3, where the LM head is
-  whole only while it computes, there are also two copies of its gradient, the sum of the pieces and the next one's.
+  whole only while it computes, its gradient is there three times: the sum of the pieces, the next one's and the new sum.
 - Gathered: ZeRO-3 keeps up to 1e9 gathered parameters (`stage3_max_live_parameters`), FSDP2 two layers; and a 4-bit layer
   is unpacked to be used.
 - Buckets: DDP copies gradients into buckets, once more all of them. ZeRO-1 and ZeRO-2 take 4 bytes x 5e8 (our configs), ZeRO-3 and
