@@ -68,9 +68,12 @@ def start(page, tab: str, button: str = "run"):
 
     page.evaluate(
         """status => {
+            const box = document.querySelector(status), before = box.textContent;
+            window.watch?.disconnect();
             window.hasBegun = false;
-            const watch = new MutationObserver(() => { window.hasBegun = true; watch.disconnect(); });
-            watch.observe(document.querySelector(status), {childList: true, subtree: true, characterData: true});
+            // Any change would not do: the same words are written once more when a run is over
+            window.watch = new MutationObserver(() => { window.hasBegun ||= box.textContent !== before; });
+            window.watch.observe(box, {childList: true, subtree: true, characterData: true});
         }""",
         f"#{tab}-status",
     )
