@@ -223,6 +223,13 @@ def open_page(browser, url: str, *, width: int = 1280, height: int = 900, dark: 
         profile.close()
 
 
+def make_client(url: str):
+    """A program that calls an app. Without being told, `gradio_client` gives up what takes 5 s to be accepted."""
+    from gradio_client import Client
+
+    return Client(url, verbose=False, analytics_enabled=False, httpx_kwargs={"timeout": PATIENCE})
+
+
 def serious_faults(page) -> list[str]:
     """What axe-core finds serious or critical on a page as it stands: rule, elements, and what is wrong with each."""
     from axe_playwright_python.sync_playwright import Axe

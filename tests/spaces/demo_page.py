@@ -60,17 +60,24 @@ def judge(page, tab: str, button: str = "run"):
     """Click, and wait for the end of what that starts."""
     start(page, tab, button)
     is_done(page, tab)
+    settle(page)
 
 
 def start(page, tab: str, button: str = "run"):
-    """Click until the status changes: a click before the page has heard of the last run's end is lost."""
+    """Click until the status says what goes on: a click before the page has heard of the last run's end is lost."""
     from playwright.sync_api import TimeoutError
 
     page.evaluate(
         """status => {
+            const box = document.querySelector(status), before = box.textContent.trim();
+            window.watch?.disconnect();
             window.hasBegun = false;
-            const watch = new MutationObserver(() => { window.hasBegun = true; watch.disconnect(); });
-            watch.observe(document.querySelector(status), {childList: true, subtree: true, characterData: true});
+            // Any change would not do: when a run is over, its last words are taken away and written once more
+            window.watch = new MutationObserver(() => {
+                const words = box.textContent.trim();
+                window.hasBegun ||= words !== "" && words !== before && !words.startsWith("Done");
+            });
+            window.watch.observe(box, {childList: true, subtree: true, characterData: true});
         }""",
         f"#{tab}-status",
     )

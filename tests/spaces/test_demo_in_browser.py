@@ -5,7 +5,7 @@ import re
 import time
 
 import pytest
-from browser import PATIENCE, SPACES, open_page, serious_faults, start_app
+from browser import PATIENCE, SPACES, make_client, open_page, serious_faults, start_app
 from demo_for_tests import PROMPT, RESPONSES, save_models
 from demo_page import field, is_done, judge, open_options, open_tab, set_slider, settle, slider
 
@@ -46,9 +46,7 @@ def choose_critiques(page, number: int):
 
 def wait_until_rewards_are_known(url: str):
     """The demo measures its reference rows while nobody asks: so it is asked seldom."""
-    from gradio_client import Client
-
-    client = Client(url, verbose=False, analytics_enabled=False)
+    client = make_client(url)
     end = time.monotonic() + 2 * PATIENCE
     while client.predict(PROMPT, "x", max_new_tokens=1, api_name="/score")["percentile"] is None:
         assert time.monotonic() < end, "The model's rewards are not measured."
@@ -228,11 +226,9 @@ def test_dark_and_narrow(app, chromium, look):
 
 
 def test_programs_can_call_every_endpoint(app):
-    from gradio_client import Client
-
     from cloud_hf.loading import load_reward_model
 
-    client = Client(app.url, verbose=False, analytics_enabled=False)
+    client = make_client(app.url)
     named = client.view_api(print_info=False, return_format="dict")["named_endpoints"]
     assert set(named) == {"/score", "/compare", "/versus", "/best_of_n"}
     model, tokenizer = load_reward_model(str(app.folder / "cloud"))

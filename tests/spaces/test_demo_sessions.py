@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from browser import PATIENCE, PAYLOADS, open_page
+from browser import PATIENCE, PAYLOADS, make_client, open_page
 from completion_server import serve_completions
 from demo_for_tests import PROMPT, RESPONSES, EchoEngine, running_demo, save_models
 from demo_page import field, is_done, judge, open_options, open_tab, set_slider
@@ -48,12 +48,6 @@ def passes(demo):
     hook = backend.models.cloud._model.trunk.register_forward_pre_hook(step)
     yield count
     hook.remove()
-
-
-def client_of(url):
-    from gradio_client import Client
-
-    return Client(url, verbose=False, analytics_enabled=False)
 
 
 def wait_until(condition, seconds: float = PATIENCE):
@@ -95,7 +89,7 @@ def test_sixteen_visitors_get_their_own_results_and_see_their_place(demo, chromi
     answers = [f"The answer is {'ABCD'[i // 4]}." for i in range(VISITORS)]
     engine = backend.models.cloud
     expected = engine._model.score(prompts, answers, engine._tokenizer, max_new_tokens=100)
-    clients = [client_of(url) for _ in range(VISITORS)]
+    clients = [make_client(url) for _ in range(VISITORS)]
     gate = threading.Barrier(VISITORS)
     outputs = [None] * VISITORS
 
@@ -133,7 +127,7 @@ def test_sixteen_visitors_get_their_own_results_and_see_their_place(demo, chromi
 
 def test_one_visitor_may_not_fill_the_line(demo):
     _, url = demo
-    client = client_of(url)
+    client = make_client(url)
     jobs = [client.submit(PROMPT, "The answer is B.", max_new_tokens=200, api_name="/score") for _ in range(4)]
     ends = [job.exception(timeout=4 * PATIENCE) for job in jobs]
     refused = [str(end) for end in ends if end is not None]
@@ -142,7 +136,7 @@ def test_one_visitor_may_not_fill_the_line(demo):
 
 def test_a_full_line_says_so(found):
     with running_demo(model=found["cloud"], max_waiting=1, max_new_tokens=300) as (_, url):
-        clients = [client_of(url) for _ in range(4)]
+        clients = [make_client(url) for _ in range(4)]
         jobs = [client.submit(PROMPT, "The answer is B.", api_name="/score") for client in clients]
         refused = [str(end) for job in jobs if (end := job.exception(timeout=4 * PATIENCE)) is not None]
         assert refused and all("1 requests are waiting, which is as many as may" in words for words in refused)
@@ -262,7 +256,7 @@ def test_texts_in_errors_stay_text(echo, chromium):
 
 def sentence_from(url: str, *args, api_name="/score", **options) -> str:
     with pytest.raises(Exception) as caught:
-        client_of(url).predict(*args, api_name=api_name, **options)
+        make_client(url).predict(*args, api_name=api_name, **options)
     return str(caught.value)
 
 
@@ -326,7 +320,7 @@ def test_a_reward_server_elsewhere(demo, found):
     with running_demo(backend="server", server_url=f"http://127.0.0.1:{port}", max_new_tokens=40) as (_, url):
         assert "The reward server cannot be reached or failed: ConnectError" in sentence_from(url, PROMPT, "x")
         with serving(TransformersEngine(model, tokenizer), port=port, limits=Limits(max_new_tokens=30)):
-            got = client_of(url).predict(PROMPT, RESPONSES[0], max_new_tokens=30, api_name="/score")
+            got = make_client(url).predict(PROMPT, RESPONSES[0], max_new_tokens=30, api_name="/score")
             [score] = model.score([PROMPT], RESPONSES[:1], tokenizer, max_new_tokens=30)
             assert got["critiques"] == list(score.critiques)
             assert "this server's limit is 30" in sentence_from(url, PROMPT, "x", max_new_tokens=40)
@@ -372,7 +366,7 @@ def test_candidates_from_a_policy_server(chromium):
             page.locator("#best-status", has_text="3 candidates were written").wait_for()
             judge(page, "best")
             assert page.locator("#best-result .text").first.text_content() == "an answer to Why?"
-            assert client_of(url).predict("Why?", 2, api_name="/generate") == ["an answer to Why?"] * 2
+            assert make_client(url).predict("Why?", 2, api_name="/generate") == ["an answer to Why?"] * 2
     with running_demo(Models(EchoEngine()), model="echo", **options) as (_, url):
         assert "cannot be reached" in sentence_from(url, "Why?", 2, api_name="/generate")
 
@@ -402,7 +396,7 @@ def test_on_zero_gpu_each_request_goes_through_its_decorator(found, monkeypatch)
     [score] = model.score([PROMPT], RESPONSES[:1], tokenizer, max_new_tokens=30)
     with running_demo(model=found["cloud"], max_new_tokens=30) as (backend, url):
         wait_until(lambda: backend.is_loaded)
-        got = client_of(url).predict(PROMPT, RESPONSES[0], api_name="/score")
+        got = make_client(url).predict(PROMPT, RESPONSES[0], api_name="/score")
         assert got["critiques"] == list(score.critiques)
 
         async def stream():

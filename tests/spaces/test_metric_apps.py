@@ -10,7 +10,7 @@ from pathlib import Path
 
 import evaluate
 import pytest
-from browser import PAYLOADS, SPACES, open_page, serious_faults, start_app
+from browser import PAYLOADS, SPACES, make_client, open_page, serious_faults, start_app
 from models_for_tests import make_model, save_language_model
 from servers_for_tests import free_port, make_engine, serving
 from tokenizers_for_tests import make_tokenizer
@@ -178,10 +178,9 @@ def test_an_uploaded_file_is_read_instead(chromium, preference_app, tmp_path):
 
 
 def test_preference_for_programs(preference_app, preference):
-    from gradio_client import Client
     from gradio_client.exceptions import AppError
 
-    client = Client(preference_app.url, verbose=False)
+    client = make_client(preference_app.url)
     subsets = ["math-prm", "hep-go", "math-prm", "donotanswer", "hep-go"]
     rows = {"chosen": CHOSEN, "rejected": REJECTED, "subsets": subsets}
     wanted = json.loads(json.dumps(preference.compute(**rows, num_bins=5)))
@@ -306,10 +305,9 @@ def test_bad_rows_get_a_sentence(chromium, reward_app):
 
 
 def test_rewards_for_programs(reward_app, scorer):
-    from gradio_client import Client
     from gradio_client.exceptions import AppError
 
-    client = Client(reward_app.url, verbose=False)
+    client = make_client(reward_app.url)
     chats = [[{"role": "system", "content": "Be brief."}, {"role": "user", "content": prompt}] for prompt in PROMPTS]
     found = client.predict(prompts=chats, predictions=ANSWERS, max_new_tokens=8, api_name="/compute")
     scores = scorer.score(chats, ANSWERS, max_new_tokens=8)
