@@ -18,6 +18,8 @@ python examples/evaluate_rewards.py --models cloud-rm classic-rm --output_dir re
 
 Probes: length, style, special_tokens, forged_critiques, trivial_answers, empty_and_refusals, paraphrases, batch.
 
+How near critiques come to those of reference, and how likely the model finds these: --reference_critiques FILES.
+
 Writes report.md with pictures, report.json, RewardBench's own results files for each model (of its second version and of
 the prior sets, too), and all scores with their critiques (one Parquet file per model, one JSON-lines file per model and
 dataset; what self-consistency and probes scored in Parquet files of their own). Each score is kept in journal_MODEL.jsonl:
@@ -34,6 +36,7 @@ from cloud_hf.cards import add_results
 from cloud_hf.data.journal import Journal
 from cloud_hf.evaluation import report
 from cloud_hf.evaluation.arguments import open_scorer, short_names
+from cloud_hf.evaluation.critique_results import CritiqueResult, losses_of_sets
 from cloud_hf.evaluation.evaluation_arguments import SETTINGS, EvaluationArguments
 from cloud_hf.evaluation.journaled_scorer import (
     JournaledScorer,
@@ -53,7 +56,8 @@ ARGUMENTS = (EvaluationArguments,)
 
 def main(args: EvaluationArguments):
     sets = load_sets(args)
-    shown = short_names(args.models) | short_names([*args.dataset_name, *args.best_of_n])
+    names = [*args.dataset_name, *args.best_of_n, *args.reference_critiques]
+    shown = short_names(args.models) | short_names(names)
     output_dir = Path(args.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     results = {}
@@ -85,10 +89,17 @@ def evaluate(
         fitted = sets.fit(critique_format, max_new_tokens=options["max_new_tokens"], **limits)
         by_length = batches_by_length(args)
         journaled = JournaledScorer(scorer, journal, args.chunk_size or default_chunk_size(args), shown[name])
+        # Before scoring, since a row may not fit with its reference critique
+        with_references = {key[1]: part for key, part in fitted.items() if key[0] == "critiques"}
+        losses = losses_of_sets(scorer, with_references, args.overlong_policy, args.batch_size)
         row_scores = score_sets(journaled, fitted, {key: key[1] for key in fitted}, by_length, options)
         results = summarize(sets, fitted, row_scores, args.group_column, shown)
-        # Best-of-N sets have no right and wrong responses; they come last
-        with_sides = {key: part for key, part in fitted.items() if key[0] != "problems"}
+        critiques = [
+            CritiqueResult.of(shown[dataset], part, row_scores["critiques", dataset], losses[dataset])
+            for dataset, part in with_references.items()
+        ]
+        # The other kinds have no right and wrong responses; they come last
+        with_sides = {key: part for key, part in fitted.items() if key[0] in ("benchmark", "pairs")}
         sampled = {}
         if args.self_consistency and critique_format.critique:
             sampled = sample_critiques(journaled, results.evaluations, with_sides, by_length, options, args)
@@ -109,7 +120,7 @@ def evaluate(
                 **options,
             ),
         )
-    return replace(results, robustness=robustness, sampled=sampled)
+    return replace(results, robustness=robustness, sampled=sampled, critiques=critiques)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ class CritiqueRow:
     critique: str
 
 
-def load(names: Sequence[str], split: str = "test") -> list[CritiqueRow]:
+def load(names: Sequence[str], split: str = "test", config: str | None = None) -> list[CritiqueRow]:
     """
     Rows with reference critiques.
 
@@ -46,6 +46,8 @@ def load(names: Sequence[str], split: str = "test") -> list[CritiqueRow]:
             `chosen_feedback`, `rejected_feedback`, which give two rows each (of several critiques, the first).
         split (`str`, *optional*, defaults to `"test"`):
             Split of Hub datasets.
+        config (`str`, *optional*):
+            Configuration of Hub datasets.
 
     Returns:
         `list[CritiqueRow]`
@@ -54,7 +56,7 @@ def load(names: Sequence[str], split: str = "test") -> list[CritiqueRow]:
         `ValueError`: Naming the file, the row and the field.
     """
     rows = []
-    for source, index, row in read_sources(names, split):
+    for source, index, row in read_sources(names, split, config):
         is_pair = "chosen_feedback" in row
         needs = (*PAIR_COLUMNS, *FEEDBACK_COLUMNS) if is_pair else ("prompt", "response", "critique")
         check_columns(list(row), needs, f"Critique quality ({source})")
@@ -97,7 +99,11 @@ class ReferenceLoss:
 
 @torch.inference_mode()
 def reference_losses(
-    model, tokenizer: PreTrainedTokenizerBase, rows: Sequence[CritiqueRow], batch_size: int = 8
+    model,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[CritiqueRow],
+    batch_size: int = 8,
+    overlong_policy: str = "error",
 ) -> list[ReferenceLoss]:
     """
     How unlikely the model finds each reference critique; what stage 1 of the training lowers.
@@ -111,6 +117,8 @@ def reference_losses(
             The critiques.
         batch_size (`int`, *optional*, defaults to `8`):
             Sequences per forward pass.
+        overlong_policy (`str`, *optional*, defaults to `"error"`):
+            With another than `"error"`, rows that are longer than the model's context have a loss over no tokens.
 
     Returns:
         `list[ReferenceLoss]`: In input order. With `format="reference"` the fixed critique prompt counts too, as it does in
@@ -123,18 +131,20 @@ def reference_losses(
         raise ValueError("This is a classic reward model: it writes no critiques, so they have no loss.")
     critique_format = CritiqueFormat.from_config(model.config, tokenizer)
     limit = context_length(model.config)
-    encoded = []
-    for row in rows:
+    encoded, losses = [], {}
+    for place, row in enumerate(rows):
         prefix = critique_format.encode_prefix(row.prompt, row.response)
         sequence = critique_format.complete_for_training(prefix, row.critique)
-        if limit is not None and len(sequence.input_ids) > limit:
+        encoded.append(sequence)
+        if limit is None or len(sequence.input_ids) <= limit:
+            continue
+        if overlong_policy == "error":
             raise ValueError(
                 f"Row {row.id!r}: {len(sequence.input_ids)} tokens with its critique, but the model's context holds {limit}. "
-                "Leave the row out."
+                "Leave the row out, or choose another `overlong_policy`."
             )
-        encoded.append(sequence)
-    order = sorted(range(len(encoded)), key=lambda place: -len(encoded[place].input_ids))
-    losses: dict[int, ReferenceLoss] = {}
+        losses[place] = ReferenceLoss(0.0, 0)
+    order = sorted(set(range(len(encoded))) - losses.keys(), key=lambda place: -len(encoded[place].input_ids))
     for start in range(0, len(order), batch_size):
         places = order[start : start + batch_size]
         batch = _right_padded([encoded[place] for place in places], model.device)

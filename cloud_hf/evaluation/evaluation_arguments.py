@@ -24,6 +24,9 @@ class EvaluationArguments(ScoringArguments):
             commas between them. `limit` takes the first rows of each of their subsets.
         best_of_n (`list[str]`, *optional*):
             Sets with the columns `prompt`, `responses` and `correct`.
+        reference_critiques (`list[str]`, *optional*):
+            Sets with critiques to compare the model's own with: columns `prompt`, `response`, `critique`, or preference sets with
+            `chosen_feedback` and `rejected_feedback`. Classic models have none.
         group_column (`str`, *optional*):
             Column of `dataset_name` by whose values accuracy is also reported, such as `subset`.
         self_consistency (`int`, *optional*):
@@ -49,6 +52,7 @@ class EvaluationArguments(ScoringArguments):
     dataset_name: list[str] = field(default_factory=list, metadata={"help": "Preference sets."})
     benchmarks: list[str] = field(default_factory=list, metadata={"help": "Benchmarks: NAME, or NAME=FILES."})
     best_of_n: list[str] = field(default_factory=list, metadata={"help": "Sets with responses and correct."})
+    reference_critiques: list[str] = field(default_factory=list, metadata={"help": "Sets with reference critiques."})
     group_column: str | None = field(default=None, metadata={"help": "Column to also report accuracy by."})
     self_consistency: int | None = field(default=None, metadata={"help": "Critiques to sample for self-consistency."})
     self_consistency_temperatures: list[float] = field(
@@ -64,8 +68,13 @@ class EvaluationArguments(ScoringArguments):
     def __post_init__(self):
         super().__post_init__()
         check_named_once("best_of_n", self.best_of_n)
-        if not (self.dataset_name or self.benchmarks or self.best_of_n):
-            raise ValueError("There is nothing to score: give `benchmarks`, `dataset_name` or `best_of_n`.")
+        check_named_once("reference_critiques", self.reference_critiques)
+        if not (self.dataset_name or self.benchmarks or self.best_of_n or self.reference_critiques):
+            raise ValueError(
+                "There is nothing to score: give `benchmarks`, `dataset_name`, `best_of_n` or `reference_critiques`."
+            )
+        if self.reference_critiques and not any(read_model_config(name).critique for name in self.models):
+            raise ValueError("`reference_critiques` is for CLoud models; none of `models` writes critiques.")
         self.probes = check_probes(self.probes)
         self._check_robustness()
         if self.chunk_size is not None and self.chunk_size < 1:

@@ -9,6 +9,7 @@ from huggingface_hub import EvalResult
 from ..scoring import Score
 from . import report
 from .best_of_n import summarize_best_of_n
+from .critique_results import CritiqueResult
 from .evaluation_arguments import EvaluationArguments
 from .journaled_scorer import JournaledScorer
 from .pairs import FittedRows, PairEvaluation, summarize_pairs
@@ -32,6 +33,8 @@ class ModelResults:
             What is found beside the figures.
         sampled (`dict[float, list[Evaluation]]`, *optional*):
             By temperature the evaluations with the scores of self-consistency.
+        critiques (`list[CritiqueResult]`, *optional*):
+            On sets with reference critiques.
     """
 
     evaluations: list[report.Evaluation]
@@ -39,6 +42,7 @@ class ModelResults:
     best_of_n: dict[str, dict]
     robustness: Robustness = field(default_factory=lambda: Robustness({}))
     sampled: dict[float, list[report.Evaluation]] = field(default_factory=dict)
+    critiques: list[CritiqueResult] = field(default_factory=list)
 
 
 def summarize(

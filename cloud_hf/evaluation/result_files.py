@@ -11,6 +11,7 @@ from pyarrow import parquet
 from . import report, reward_bench_2
 from .arguments import file_name
 from .benchmark_plots import plot_benchmarks, plot_margins, plot_reliability
+from .critique_results import critique_section
 from .evaluation_arguments import SETTINGS, EvaluationArguments
 from .model_results import ModelResults
 from .pairs import PairEvaluation
@@ -43,6 +44,10 @@ def write_results(name: str, results: ModelResults, shown: dict[str, str], outpu
         report.write_scores(evaluations, output_dir / file)
     if altered := [row for found in results.robustness.probes for row in found.table()]:
         parquet.write_table(pa.Table.from_pylist(altered), output_dir / file_name("probes", shown[name], "parquet"))
+    if compared := [row for found in results.critiques for row in found.table()]:
+        parquet.write_table(
+            pa.Table.from_pylist(compared), output_dir / file_name("critiques", shown[name], "parquet")
+        )
     for dataset_name, result in results.pairs.items():
         write_pairs(result, output_dir / file_name("scores", f"{shown[name]}_{shown[dataset_name]}", "jsonl"))
     for evaluation in results.evaluations:
@@ -98,6 +103,9 @@ def write_report(results: dict[str, ModelResults], args: EvaluationArguments, sh
         ],
         "differences": [found.summary() for found in differences],
         "best_of_n": best_of_n,
+        "critique_quality": [
+            {"model": name, **part.summary()} for name, found in results.items() for part in found.critiques
+        ],
     }
     for name, found in results.items():
         for key, parts in found.robustness.summary(name).items():
@@ -115,6 +123,8 @@ def write_report(results: dict[str, ModelResults], args: EvaluationArguments, sh
         plot_reliability(margins | margins_of(sampled), output_dir / "reliability.png")
         robustness = {shown[name]: found.robustness for name, found in results.items()}
         lines += [PICTURES, *write_robustness(robustness, by_model, output_dir)]
+    if args.reference_critiques:
+        lines += critique_section({shown[name]: found.critiques for name, found in results.items()})
     lines += [SCORED.format(**{name: getattr(args, name) for name in (*SETTINGS, "overlong_policy")})]
     (output_dir / "report.md").write_text("\n".join(lines), encoding="utf8")
 

@@ -10,10 +10,13 @@ from datasets import Dataset
 from ..critique_format import CritiqueFormat
 from ..data.schemas import PAIR_COLUMNS, row_name
 from ..scoring import Score
+from . import critique_quality
 from .arguments import load_datasets, short_names
 from .benchmarks import LoadedBenchmark, load_benchmarks
 from .best_of_n import PROBLEM_COLUMNS, candidates
 from .best_of_n_curve import load_problems
+from .critique_quality import CritiqueRow
+from .critique_results import fittable
 from .evaluation_arguments import EvaluationArguments
 from .journaled_scorer import JournaledScorer
 from .pairs import FittedRows, fit_rows, pair_responses, score_rows
@@ -36,16 +39,19 @@ class Sets:
             Preference sets by name.
         problems (`dict[str, Dataset]`):
             Best-of-N sets by name.
+        critiques (`dict[str, list[CritiqueRow]]`):
+            Sets with reference critiques by name.
     """
 
     benchmarks: list[LoadedBenchmark]
     pairs: dict[str, Dataset]
     problems: dict[str, Dataset]
+    critiques: dict[str, list[CritiqueRow]]
 
     def fit(self, critique_format: CritiqueFormat, **limits) -> dict[tuple[str, str], FittedRows]:
         """
-        The rows of all sets that fit a model's context, by kind (`"benchmark"`, `"pairs"`, `"problems"`, in this order) and name.
-        `limits` are those of [`~pairs.fit_rows`].
+        The rows of all sets that fit a model's context, by kind (`"benchmark"`, `"pairs"`, `"problems"`, `"critiques"`, in this
+        order) and name; the last for models that write critiques. `limits` are those of [`~pairs.fit_rows`].
 
         Raises:
             `ValueError`: Naming the set and the row.
@@ -60,6 +66,10 @@ class Sets:
         ]
         parts += [(("pairs", name), rows, pair_responses) for name, rows in self.pairs.items()]
         parts += [(("problems", name), rows, candidates) for name, rows in self.problems.items()]
+        if critique_format.critique:
+            parts += [
+                (("critiques", name), fittable(rows), itemgetter("responses")) for name, rows in self.critiques.items()
+            ]
         return {
             key: fit_set(key[1], rows, responses_of, critique_format, **limits) for key, rows, responses_of in parts
         }
@@ -77,6 +87,10 @@ def load_sets(args: EvaluationArguments) -> Sets:
         pairs=load_datasets(args, (*PAIR_COLUMNS, *columns)),
         problems=load_datasets(args, PROBLEM_COLUMNS, args.best_of_n),
         benchmarks=load_benchmarks(args.benchmarks, args.limit),
+        critiques={
+            name: critique_quality.load([name], args.dataset_test_split, args.dataset_config)[: args.limit]
+            for name in args.reference_critiques
+        },
     )
     shown = short_names(args.dataset_name)
     for found in sets.benchmarks:

@@ -18,7 +18,7 @@ from servers_for_tests import make_engine, serving
 from tokenizers_for_tests import make_tokenizer
 
 from cloud_hf.data.journal import Journal, JournalError
-from cloud_hf.evaluation import preference_pairs
+from cloud_hf.evaluation import critique_quality, preference_pairs
 from cloud_hf.evaluation.benchmarks import BENCHMARKS, load_benchmarks
 from cloud_hf.evaluation.journaled_scorer import open_score_journal
 from cloud_hf.evaluation.probes.run import NAMES
@@ -402,6 +402,47 @@ def near(value):
     if isinstance(value, list):
         return [near(item) for item in value]
     return pytest.approx(value, abs=2e-4) if isinstance(value, float) else value
+
+
+# ------------------------------------------------------------------------------------------- reference critiques
+
+
+def test_critiques_are_compared_with_those_of_reference(models, data, tmp_path):
+    """Both layouts; the model's own critiques are those of its scores, and a classic model has none."""
+    single = {"prompt": "Is it 1?", "response": "Yes, it is.", "critique": "The answer is short."}
+    double = pair("x", chosen_feedback="It is good.", rejected_feedback=["It is bad.", "Bad."])
+    files = [
+        write_rows(tmp_path / "a.jsonl", [single, {**single, "prompt": "Is it 2?"}]),
+        write_rows(tmp_path / "b.jsonl", [double]),
+    ]
+    options = {"dataset_name": [], "benchmarks": [], "best_of_n": [], "reference_critiques": files}
+    report = evaluate(models, data, tmp_path / "out", **options)
+    found = {part["dataset"]: part for part in report["critique_quality"]}
+    assert {Path(part["model"]).name for part in report["critique_quality"]} == {"cloud"}
+    assert (found["a.jsonl"]["n"], found["b.jsonl"]["n"]) == (2, 2)
+    model, tokenizer = load_reward_model(str(models / "cloud"))
+    rows = critique_quality.load(files)
+    scores = model.score(
+        [row.prompt for row in rows], [row.response for row in rows], tokenizer, max_new_tokens=BUDGET
+    )
+    table = parquet.read_table(tmp_path / "out" / "critiques_cloud.parquet").to_pylist()
+    assert [row["critique"] for row in table] == [score.critique for score in scores]
+    losses = critique_quality.reference_losses(model, tokenizer, rows[:2])
+    expected = critique_quality.score_critiques(
+        [score.critique for score in scores[:2]], [row.critique for row in rows[:2]], losses
+    )
+    assert near(found["a.jsonl"]) == near(
+        {"model": found["a.jsonl"]["model"], "dataset": "a.jsonl"}
+        | expected.summary()
+        | {"notes": found["a.jsonl"]["notes"]}
+    )
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "## Critiques against reference ones" in text and "| b.jsonl | cloud | 2 |" in text
+    with pytest.raises(ValueError, match="none of `models` writes critiques"):
+        evaluate(models, data, tmp_path / "out", "classic", **options)
+    with pytest.raises(ValueError, match=r"row 0: `critique` is '  '; give a critique as text"):
+        bad = write_rows(tmp_path / "bad.jsonl", [{**single, "critique": "  "}])
+        evaluate(models, data, tmp_path / "out", "cloud", **{**options, "reference_critiques": [bad]})
 
 
 # ----------------------------------------------------------------------------------------------------- bad input
