@@ -120,27 +120,14 @@ class JournaledScorer:
         waiting = [place for key, place in places.items() if key not in self.journal]
         if lengths is not None:
             waiting.sort(key=lambda place: -lengths[place])
-        bad: list[tuple[int, tuple[float, ...]]] = []
+        bad = []
         done = len(places) - len(waiting)
         with tqdm(total=len(places), initial=done, desc=self.title, unit="response", dynamic_ncols=True) as bar:
-
-            def keep(place: int, score: Score):
-                if all(map(math.isfinite, score.rewards)):
-                    value = {name: getattr(score, name) for name in ("rewards", "critiques", "finish_reasons")}
-                    self.journal.add(keys[place], value)
-                else:
-                    bad.append((place, score.rewards))
-                bar.update()
-
             for start in range(0, len(waiting), self.chunk_size):
-                chunk, earlier = waiting[start : start + self.chunk_size], len(bad)
-                self.scorer.score(
-                    [prompts[place] for place in chunk],
-                    [responses[place] for place in chunk],
-                    on_score=lambda index, score, chunk=chunk: keep(chunk[index], score),
-                    **options,
-                )
-                if len(bad) - earlier == len(chunk):
+                chunk = waiting[start : start + self.chunk_size]
+                found = self._score_chunk(chunk, keys, prompts, responses, options, bar)
+                bad += found
+                if len(found) == len(chunk):
                     break
         if bad:
             place, rewards = min(bad)
@@ -151,6 +138,23 @@ class JournaledScorer:
                 "go on, or use another `dtype` (and output folder) if numbers overflow."
             )
         return [_read_score(self.journal[key]) for key in keys]
+
+    def _score_chunk(self, chunk, keys, prompts, responses, options, bar: tqdm) -> list[tuple[int, tuple[float, ...]]]:
+        """Score the chats at these places; those whose rewards cannot be kept come back."""
+        bad = []
+
+        def keep(index: int, score: Score):
+            place = chunk[index]
+            if all(map(math.isfinite, score.rewards)):
+                value = {name: getattr(score, name) for name in ("rewards", "critiques", "finish_reasons")}
+                self.journal.add(keys[place], value)
+            else:
+                bad.append((place, score.rewards))
+            bar.update()
+
+        chats = [prompts[place] for place in chunk], [responses[place] for place in chunk]
+        self.scorer.score(*chats, on_score=keep, **options)
+        return bad
 
 
 def _read_score(value: dict) -> Score:
