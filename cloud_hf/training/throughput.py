@@ -4,7 +4,6 @@ import time
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.integrations import is_deepspeed_zero3_enabled
 
 
 # Dense bf16 operations per second of one device, from the vendors' data sheets, by what its name contains
@@ -100,8 +99,8 @@ class LogsThroughput:
 
 
 def _size(weight: torch.nn.Parameter) -> int:
-    """Numbers in a weight; ZeRO-3 leaves none in its own, and 4-bit ones are packed."""
-    size = weight.ds_numel if is_deepspeed_zero3_enabled() else weight.numel()
+    """Numbers in a weight; ZeRO-3 leaves none in those it has divided, and 4-bit ones are packed."""
+    size = getattr(weight, "ds_numel", weight.numel())  # an adapter's are divided when training begins
     return 2 * size * weight.element_size() if type(weight).__name__ == "Params4bit" else size
 
 

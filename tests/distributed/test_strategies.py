@@ -17,6 +17,8 @@ from cloud_hf.training.plan import PlanArguments, make_plan
 STRATEGIES = ["ddp", "zero1", "zero2", "zero3", "zero3_offload", "fsdp2"]
 IN_EVERY_TEST_RUN = ["ddp", "zero2", "zero3", "fsdp2"]
 KINDS = [(kind, lora) for kind in ("cloud", "classic") for lora in (False, True)]
+# Beside whole CLoud models; an adapter is made when ZeRO-3 has divided its base
+ALSO = {"ddp": ("classic", False), "zero3": ("cloud", True)}
 
 
 def runs_of(base, kinds):
@@ -45,9 +47,9 @@ def base(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole_models(base, tmp_path_factory):
-    """Both arms, trained by one process."""
-    return train_alone(base, tmp_path_factory.mktemp("single"), [("cloud", False), ("classic", False)])
+def some_kinds(base, tmp_path_factory):
+    """What `test_two_processes_are_one` compares, trained by one process."""
+    return train_alone(base, tmp_path_factory.mktemp("single"), [("cloud", False), *ALSO.values()])
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +63,9 @@ def train_alone(base, folder, kinds):
 
 
 @pytest.mark.parametrize("strategy", IN_EVERY_TEST_RUN)
-def test_two_processes_are_one(base, whole_models, tmp_path, strategy):
-    kinds = [("cloud", False), ("classic", False)] if strategy == "ddp" else [("cloud", False)]
-    compare(base, whole_models, tmp_path, strategy, kinds)
+def test_two_processes_are_one(base, some_kinds, tmp_path, strategy):
+    kinds = [("cloud", False), *([ALSO[strategy]] if strategy in ALSO else [])]
+    compare(base, some_kinds, tmp_path, strategy, kinds)
 
 
 @pytest.mark.full
