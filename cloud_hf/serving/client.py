@@ -134,8 +134,8 @@ class CLoudClient:
                 raise RewardServerError(f"{url}: status {response.status_code}: {_error_message(response)}")
             answer = response.json()
             return ServedModel(answer["model"], answer["critique"], answer["context_length"])
-        except httpx.TransportError as error:
-            raise RewardServerError(f"{url}: {type(error).__name__} {error}. Is the server running?") from error
+        except (httpx.TransportError, httpx.InvalidURL) as error:
+            raise RewardServerError(f"{url}: {type(error).__name__} {error}. Is the server running there?") from error
         except (ValueError, KeyError, TypeError) as error:
             raise RewardServerError(f"{url}: an answer that is not a reward server's: {error!r}") from error
 

@@ -216,8 +216,9 @@ def test_the_model_that_is_served(talker, url):
 
 
 def test_no_server_and_one_of_something_else_are_told_apart():
-    with pytest.raises(RewardServerError, match="Is the server running"):
-        CLoudClient(f"http://127.0.0.1:{free_port()}").served_model()
+    for address in (f"127.0.0.1:{free_port()}", "127.0.0.1:port"):
+        with pytest.raises(RewardServerError, match="Is the server running there"):
+            CLoudClient(f"http://{address}").served_model()
     with tricks((200, {}, [])) as (other, _), pytest.raises(RewardServerError, match="not a reward server's"):
         CLoudClient(other).served_model()
 

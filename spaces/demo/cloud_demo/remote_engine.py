@@ -32,6 +32,7 @@ class RemoteEngine:
 
     Attributes:
         critique (`bool`, *optional*): Whether its model writes critiques. Not known until the server has answered.
+        context_length (`int`, *optional*): Tokens of its longest sequence. Not known until then either.
 
     Raises:
         `ValueError`: If the address is none.
@@ -40,6 +41,7 @@ class RemoteEngine:
     def __init__(self, url: str, api_key: str | None = None):
         self.name = url
         self.critique: bool | None = None
+        self.context_length: int | None = None
         self._client = CLoudClient(url, api_key, timeout=_READ_SECONDS, max_retries=_MAX_RETRIES)
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key is not None else {}
 
@@ -51,7 +53,8 @@ class RemoteEngine:
     def ask_kind(self):
         """Learn `critique`, if the server answers. Where it does not, the next request says what is wrong."""
         with suppress(RewardServerError):
-            self.critique = self._client.served_model().critique
+            served = self._client.served_model()
+            self.critique, self.context_length = served.critique, served.context_length
 
     async def score(self, prompt, response: str, **options) -> Score:
         """See `RewardEngine`."""

@@ -41,7 +41,8 @@ class ZeroGPUEngine:
 
     def __init__(self, model, tokenizer, batch_size: int = 16):
         self._engine = TransformersEngine(model, tokenizer, batch_size)
-        self.name, self.critique = self._engine.name, self._engine.critique
+        engine = self._engine
+        self.name, self.critique, self.context_length = engine.name, engine.critique, engine.context_length
         _engines[self.name] = self._engine
 
     def check(self, prompt, response: str, max_new_tokens: int, critiques: list[str] | None = None) -> None:
