@@ -1,12 +1,15 @@
 """What a person does on the demo's page, in words of the tests. Nothing here is quicker than the page, however slow it is."""
 
 import re
+import time
 
 from browser import PATIENCE
 
 
 # Seconds until a click that did nothing is repeated
 _REPEAT = 5
+# Where Gradio sends the answers of a page's events, as they come
+_ANSWERS = "**/gradio_api/queue/data*"
 
 
 def field(page, name: str):
@@ -57,40 +60,48 @@ def settle(page):
 
 
 def judge(page, tab: str, button: str = "run"):
-    """Click, and wait for the end of what that starts."""
-    start(page, tab, button)
+    """
+    Click, and wait for the end of what that starts.
+
+    The words on the page do not tell it: "Done" may be left from the last run, and Gradio writes words of its own around it. The stream
+    in which the answers come ends with the run.
+    """
+    ended = []
+
+    def hear(request):
+        ended.append(request)
+
+    for event in ("requestfinished", "requestfailed"):
+        page.on(event, hear)
+    stream = start(page, tab, button)
+    end = time.monotonic() + PATIENCE
+    while stream not in ended:
+        assert time.monotonic() < end, f"What the button {button} of {tab} has started does not end."
+        page.wait_for_timeout(20)
+    for event in ("requestfinished", "requestfailed"):
+        page.remove_listener(event, hear)
     is_done(page, tab)
     settle(page)
 
 
 def start(page, tab: str, button: str = "run"):
-    """Click until the status says what goes on: a click before the page has heard of the last run's end is lost."""
+    """
+    Click until the page asks for answers, and return the request that brings them.
+
+    A click before the page has heard of the last run's end is lost; one while a run goes on does nothing.
+    """
     from playwright.sync_api import TimeoutError
 
-    page.evaluate(
-        """status => {
-            const box = document.querySelector(status), before = box.textContent.trim();
-            window.watch?.disconnect();
-            window.hasBegun = false;
-            // Any change would not do: when a run is over, its last words are taken away and written once more
-            window.watch = new MutationObserver(() => {
-                const words = box.textContent.trim();
-                window.hasBegun ||= words !== "" && words !== before && !words.startsWith("Done");
-            });
-            window.watch.observe(box, {childList: true, subtree: true, characterData: true});
-        }""",
-        f"#{tab}-status",
-    )
     for _ in range(round(PATIENCE / _REPEAT)):
-        page.locator(f"#{tab}-{button}").click()
         try:
-            page.wait_for_function("() => window.hasBegun", timeout=1000 * _REPEAT)
-            return
+            with page.expect_request(_ANSWERS, timeout=1000 * _REPEAT) as request:
+                page.locator(f"#{tab}-{button}").click()
+            return request.value
         except TimeoutError:
             continue
     raise AssertionError(f"The button {button} of {tab} does nothing.")
 
 
 def is_done(page, tab: str):
-    """Wait for the end of what was started."""
-    page.locator(f"#{tab}-status", has_text=re.compile("Done")).wait_for()
+    """Wait until the status says that it is done."""
+    page.locator(f"#{tab}-status .status", has_text=re.compile("^Done")).wait_for()
