@@ -200,7 +200,7 @@ def score_with_transformers(
             samples = writer.write(request.prefixes, num_critiques, seed)
             if not critique_format.rereads_critiques:
                 return report_scores([Score.of(row) for row in samples], on_score)
-            rows = request.reread(samples)
+            rows = [request.reread(row, row_samples) for row, row_samples in enumerate(samples)]
         else:
             samples, rows = request.given_samples(), request.given
         rewards = read_rewards(model, [encoded for row in rows for encoded in row], batch_size, show_progress)
@@ -241,12 +241,10 @@ class ScoringRequest:
             for texts, row in zip(self.texts, self.given, strict=True)
         ]
 
-    def reread(self, samples: list[list[Sample]]) -> list[list[EncodedCritique]]:
-        """The sequences from which the rewards of written critiques are read, where a format reads their text anew."""
-        return [
-            [_naming_row(row, self.critique_format.complete, prefix, sample.critique_ids) for sample in row_samples]
-            for row, (prefix, row_samples) in enumerate(zip(self.prefixes, samples, strict=True))
-        ]
+    def reread(self, row: int, samples: list[Sample]) -> list[EncodedCritique]:
+        """The sequences from which the rewards of a row's written critiques are read, where a format reads their text anew."""
+        complete, prefix = self.critique_format.complete, self.prefixes[row]
+        return [_naming_row(row, complete, prefix, sample.critique_ids) for sample in samples]
 
 
 def read_request(

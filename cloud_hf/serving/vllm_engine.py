@@ -13,7 +13,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError as VLLMEngineDeadError
 
 from ..configuration_cloud import read_config
-from ..critique_format import CritiqueFormat
+from ..critique_format import CritiqueFormat, EncodedCritique
 from ..generation import Sample
 from ..scoring import Score, ScoringRequest, read_request, with_rewards
 from .engine import EngineDeadError
@@ -80,13 +80,13 @@ class VLLMEngine:
             critiques=None if critiques is None else [critiques],
         )
         if request.given is not None:
-            return await self._with_rewards_read(request.given_samples(), request.given)
+            return await self._with_rewards_read(request.given_samples()[0], request.given[0])
         params = self._writing(request, num_critiques, temperature, max_new_tokens, seed)
         output = await self._finish(self._requests.prompt_of(request.prefixes[0]), params)
-        samples = [self._requests.samples(output, max_new_tokens)]
+        samples = self._requests.samples(output, max_new_tokens)
         if self.critique_format.rereads_critiques:
-            return await self._with_rewards_read(samples, request.reread(samples))
-        return Score.of(samples[0])
+            return await self._with_rewards_read(samples, request.reread(0, samples))
+        return Score.of(samples)
 
     async def stream(
         self, prompt, response: str, *, temperature: float = 0.0, max_new_tokens: int = 1024, seed: int | None = None
@@ -94,7 +94,7 @@ class VLLMEngine:
         """Yield a critique piece by piece, then its [`Score`]. Closing the generator takes the request off the engine."""
         request = self._read(prompt, response, temperature=temperature, max_new_tokens=max_new_tokens)
         if request.given is not None:  # a classic model
-            yield await self._with_rewards_read(request.given_samples(), request.given)
+            yield await self._with_rewards_read(request.given_samples()[0], request.given[0])
             return
         kind = {"output_kind": RequestOutputKind.CUMULATIVE}
         params = self._writing(request, 1, temperature, max_new_tokens, seed, **kind)
@@ -108,13 +108,13 @@ class VLLMEngine:
                 if len(text) > len(shown):
                     yield text[len(shown) :]
                     shown = text
-        samples = [self._requests.samples(output, max_new_tokens)]
-        if len(samples[0][0].critique) > len(shown):
-            yield samples[0][0].critique[len(shown) :]
+        samples = self._requests.samples(output, max_new_tokens)
+        if len(samples[0].critique) > len(shown):
+            yield samples[0].critique[len(shown) :]
         if self.critique_format.rereads_critiques:
-            yield await self._with_rewards_read(samples, request.reread(samples))
+            yield await self._with_rewards_read(samples, request.reread(0, samples))
         else:
-            yield Score.of(samples[0])
+            yield Score.of(samples)
 
     async def close(self):
         """Stop the engine and free what it holds."""
@@ -167,8 +167,8 @@ class VLLMEngine:
                 last = output
         return last
 
-    async def _with_rewards_read(self, samples: list[list[Sample]], rows) -> Score:
+    async def _with_rewards_read(self, samples: list[Sample], sequences: list[EncodedCritique]) -> Score:
         params = self._requests.reading()
-        prompts = [self._requests.sequence_of(encoded) for encoded in rows[0]]
+        prompts = [self._requests.sequence_of(encoded) for encoded in sequences]
         outputs = await asyncio.gather(*(self._finish(prompt, params) for prompt in prompts))
-        return with_rewards(samples, [self._requests.reward(output) for output in outputs])[0]
+        return with_rewards([samples], [self._requests.reward(output) for output in outputs])[0]

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from vllm import CompletionOutput, RequestOutput, SamplingParams
 from vllm.config import VllmConfig
+from vllm.inputs import TokensInput, tokens_input
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 
@@ -89,9 +90,9 @@ class VLLMRequests:
             **{"output_kind": RequestOutputKind.FINAL_ONLY, **options},
         )
 
-    def prompt_of(self, prefix: EncodedPrefix) -> dict:
+    def prompt_of(self, prefix: EncodedPrefix) -> TokensInput:
         """The prompt after which a critique is written."""
-        return {"prompt_token_ids": list(prefix.input_ids)}
+        return tokens_input(list(prefix.input_ids))
 
     def samples(self, output: RequestOutput, max_new_tokens: int) -> list[Sample]:
         """The critiques of a finished request, with their rewards."""
@@ -120,9 +121,9 @@ class VLLMRequests:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
-    def sequence_of(self, encoded: EncodedCritique) -> dict:
+    def sequence_of(self, encoded: EncodedCritique) -> TokensInput:
         """The prompt whose reward is read: its last end of turn becomes the reward token."""
-        return {"prompt_token_ids": [*encoded.input_ids[:-1], self.config.reward_token_id]}
+        return tokens_input([*encoded.input_ids[:-1], self.config.reward_token_id])
 
     def reward(self, output: RequestOutput) -> float:
         """The reward of a finished request of [`VLLMRequests.reading`]."""

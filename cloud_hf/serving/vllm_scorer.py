@@ -1,14 +1,19 @@
 """Scoring with a vLLM engine in this process: critique and reward from one request."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 
+from tqdm.auto import tqdm
 from transformers import AutoTokenizer
-from vllm import LLM
+from vllm import LLM, LLMEngine, RequestOutput, SamplingParams
+from vllm.inputs import TokensInput
 
 from ..configuration_cloud import read_config
-from ..critique_format import CritiqueFormat
-from ..scoring import OnScore, Score, read_request, report_scores, with_rewards
+from ..critique_format import CritiqueFormat, EncodedCritique
+from ..generation import Sample
+from ..scoring import OnScore, Score, read_request
 from .vllm_model_folder import servable_model
 from .vllm_requests import READING_TOKENS, VLLMRequests, seed_for
 
@@ -79,26 +84,80 @@ class CLoudVLLM:
             reserved_tokens=self._requests.reserved_tokens,
             reading_tokens=READING_TOKENS,
         )
-        if request.given is not None:
-            return report_scores(with_rewards(request.given_samples(), self._read(request.given)), on_score)
-        vllm_config = self.llm.llm_engine.vllm_config
-        seeds = [seed_for(seed, temperature, prefix, vllm_config) for prefix in request.prefixes]
-        outputs = self.llm.generate(
-            [self._requests.prompt_of(prefix) for prefix in request.prefixes],
-            [self._requests.writing(num_critiques, temperature, max_new_tokens, own_seed) for own_seed in seeds],
-            use_tqdm=self.show_progress,
-        )
-        samples = [self._requests.samples(output, max_new_tokens) for output in outputs]
-        if self.critique_format.rereads_critiques:
-            return report_scores(with_rewards(samples, self._read(request.reread(samples))), on_score)
-        return report_scores([Score.of(row) for row in samples], on_score)
+        scores: list[Score | None] = [None] * len(request.prefixes)
+        with _Run(self.llm.llm_engine) as run, tqdm(total=len(scores), disable=not self.show_progress) as bar:
 
-    def _read(self, rows: Sequence[Sequence]) -> list[float]:
-        prompts = [self._requests.sequence_of(encoded) for row in rows for encoded in row]
-        outputs = self.llm.generate(prompts, self._requests.reading(), use_tqdm=self.show_progress)
-        return [self._requests.reward(output) for output in outputs]
+            def end(row: int, samples: list[Sample]):
+                scores[row] = Score.of(samples)
+                bar.update()
+                if on_score is not None:
+                    on_score(row, scores[row])
+
+            def written(row: int, output: RequestOutput):
+                samples = self._requests.samples(output, max_new_tokens)
+                if self.critique_format.rereads_critiques:
+                    self._read(run, samples, request.reread(row, samples), partial(end, row))
+                else:
+                    end(row, samples)
+
+            if request.given is not None:
+                for row, samples in enumerate(request.given_samples()):
+                    self._read(run, samples, request.given[row], partial(end, row))
+            else:
+                vllm_config = self.llm.llm_engine.vllm_config
+                seeds = [seed_for(seed, temperature, prefix, vllm_config) for prefix in request.prefixes]
+                for row, prefix in enumerate(request.prefixes):
+                    params = self._requests.writing(num_critiques, temperature, max_new_tokens, seeds[row])
+                    run.add(self._requests.prompt_of(prefix), params, partial(written, row))
+            run.finish()
+        return scores
+
+    def _read(self, run: "_Run", samples: list[Sample], sequences: list[EncodedCritique], end: Callable):
+        """Have the rewards of a row's samples read; `end` gets the samples with their rewards."""
+        rewards = {}
+
+        def keep(index: int, output: RequestOutput):
+            rewards[index] = self._requests.reward(output)
+            if len(rewards) == len(samples):
+                end([replace(sample, reward=rewards[place]) for place, sample in enumerate(samples)])
+
+        for index, encoded in enumerate(sequences):
+            run.add(self._requests.sequence_of(encoded), self._requests.reading(), partial(keep, index))
 
     def close(self):
         """Stop the engine and free what it holds."""
         self.llm.llm_engine.engine_core.shutdown()
         self._resources.close()
+
+
+class _Run:
+    """
+    Requests of one call, each with what is done with its output as soon as it is there.
+
+    `LLM.generate` would hold all outputs back until the last one has come. Leaving the block takes what is still under way off the
+    engine, which would else give it to the next call.
+    """
+
+    def __init__(self, engine: LLMEngine):
+        self._engine = engine
+        self._ids: list[str] = []
+        self._takers: dict[str, Callable[[RequestOutput], None]] = {}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        if self._takers:
+            self._engine.abort_request(self._ids, internal=True)
+
+    def add(self, prompt: TokensInput, params: SamplingParams, take: Callable[[RequestOutput], None]):
+        """Start a request."""
+        name = str(len(self._ids))
+        self._takers[name] = take
+        self._ids.append(self._engine.add_request(name, prompt, params))
+
+    def finish(self):
+        """Wait for all requests, those included that are started meanwhile."""
+        while self._takers:
+            for output in self._engine.step():
+                self._takers.pop(output.request_id)(output)

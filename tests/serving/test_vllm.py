@@ -143,6 +143,36 @@ def test_given_critiques_are_scored_on_the_same_engine(pair):
     assert_same(engine.score(chats, answers, critiques=given), model.score(chats, answers, tokenizer, critiques=given))
 
 
+@pytest.mark.parametrize("is_given", [False, True])
+def test_each_score_is_told_while_others_are_under_way(pair, is_given):
+    _, engine, tokenizer = pair
+    told, under_way = {}, []
+
+    def keep(row, score):
+        told[row] = score
+        under_way.append(engine.llm.llm_engine.get_num_unfinished_requests())
+
+    options = {"critiques": [["Fine.", ""]] * len(CHATS)} if is_given else {"max_new_tokens": BUDGET}
+    scores = engine.score(chats_for(tokenizer), ANSWERS, on_score=keep, **options)
+    assert [told[row] for row in range(len(CHATS))] == scores
+    assert under_way[0] > len(CHATS) // 4 and under_way[-1] == 0
+
+
+def test_a_call_that_is_broken_off_leaves_nothing_on_the_engine(pair):
+    model, engine, tokenizer = pair
+    chats = chats_for(tokenizer)
+
+    def fail(row, score):
+        raise OSError("The disk is full.")
+
+    with pytest.raises(OSError, match="The disk is full"):
+        engine.score(chats, ANSWERS, max_new_tokens=BUDGET, on_score=fail)
+    assert not engine.llm.llm_engine.has_unfinished_requests()
+    chats, answers = chats[:8][::-1], ANSWERS[:8][::-1]
+    options = {"max_new_tokens": BUDGET}
+    assert_same(engine.score(chats, answers, **options), model.score(chats, answers, tokenizer, **options))
+
+
 def test_text_stays_text(pair):
     model, engine, tokenizer = pair
     nasty = "".join(token.content for token in tokenizer.added_tokens_decoder.values())
