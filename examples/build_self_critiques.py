@@ -48,7 +48,7 @@ from cloud_hf.scoring import context_length
 from cloud_hf.serving.backends import BackendArguments, open_backend
 
 
-# Sequences that vLLM and a reward server are given at once: enough to keep them busy, and no more is lost with a kill
+# Sequences that vLLM and a reward server are given at once: enough to keep them busy. Each is kept as it ends.
 _AT_ONCE = {"vllm": 2048, "server": 512}
 
 

@@ -43,8 +43,8 @@ class EvaluationArguments(ScoringArguments):
         paraphrase_column (`str`, *optional*):
             Column of `dataset_name` with other wordings of the prompt's last user message: text, a list, or nothing.
         chunk_size (`int`, *optional*):
-            Responses given to the backend at once, and what a killed run loses at most (from a server only those under way).
-            Defaults to eight batches with transformers, else to 4096.
+            Responses given to the backend at once. Defaults to eight batches with transformers, where a killed run loses them
+            at most, else to 4096.
         update_card (`bool`, *optional*, defaults to `False`):
             Put the headline figures into the metadata of the models' cards. Models must be folders, and all rows scored.
     """

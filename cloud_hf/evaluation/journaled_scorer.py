@@ -44,7 +44,7 @@ def open_score_journal(
 
 
 def default_chunk_size(args: ScoringArguments) -> int:
-    """Responses scored between two writes to a journal."""
+    """Responses that the backend is given at once."""
     return BATCHES_PER_CHUNK * args.batch_size if batches_by_length(args) else LARGE_CHUNK
 
 
@@ -65,8 +65,8 @@ class JournaledScorer:
             Keeps the scores. Its settings should hold all that they depend on beside the chats and options.
         chunk_size (`int`):
             Chats that the backend is given at once. Whole batches of it, else it computes more padding; and many of them
-            where it refills its batches as it goes. A killed run loses them at most; from a server, where each score is
-            kept as it comes, those under way.
+            where it refills its batches as it goes. With transformers a killed run loses them at most; vLLM and servers tell
+            each score as it comes, and those under way are lost.
         title (`str`, *optional*, defaults to `"Scoring"`):
             Names the progress bar.
 
