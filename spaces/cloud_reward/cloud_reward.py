@@ -74,6 +74,17 @@ class CloudReward(evaluate.Metric):
             reference_urls=["https://arxiv.org/abs/2408.11791"],
         )
 
+    def add(self, *, prediction=None, **columns):
+        """Add one response and its prompt."""
+        row = {"predictions": prediction, **columns}
+        self.add_batch(**{name: [value] for name, value in row.items()})
+
+    def add_batch(self, *, predictions=None, prompts=None, **others):
+        """Add responses and their prompts; checked here, since what is no text would be made one without a word."""
+        _check_texts("predictions", predictions)
+        _check_texts("prompts", prompts, chats=True)
+        super().add_batch(predictions=predictions, prompts=prompts, **others)
+
     def _compute(
         self,
         predictions,
@@ -108,3 +119,28 @@ class CloudReward(evaluate.Metric):
             "critiques": [list(score.critiques) for score in scores],
             "finish_reasons": [list(score.finish_reasons) for score in scores],
         }
+
+
+def _check_texts(name, column, chats=False):
+    """Raise `ValueError` unless a column holds strings; `prompts` may be chats instead, all of them."""
+    if column is None or isinstance(column, str) or not len(column):
+        raise ValueError(f"`{name}` is {column!r:.60}; give a list with one entry for each response, at least one.")
+    chats = chats and not isinstance(column[0], str)
+    for row, value in enumerate(column):
+        if chats and not _is_chat(value):
+            raise ValueError(
+                f"Row {row}: `{name}` holds {value!r:.60}; give all prompts as strings, or all as lists of messages with `role` and "
+                "`content` alone, as strings."
+            )
+        if not chats and not isinstance(value, str):
+            kind = ", as in the rows before: one kind in a run" if isinstance(value, list) else ""
+            raise ValueError(f"Row {row}: `{name}` holds {value!r:.60}; give a string{kind}.")
+
+
+def _is_chat(value):
+    return isinstance(value, list) and all(
+        isinstance(message, dict)
+        and message.keys() == {"role", "content"}
+        and all(isinstance(text, str) for text in message.values())
+        for message in value
+    )
