@@ -81,8 +81,7 @@ class CloudReward(evaluate.Metric):
 
     def add_batch(self, *, predictions=None, prompts=None, **others):
         """Add responses and their prompts; checked here, since what is no text would be made one without a word."""
-        _check_texts("predictions", predictions)
-        _check_texts("prompts", prompts, chats=True)
+        check_rows(prompts, predictions)
         super().add_batch(predictions=predictions, prompts=prompts, **others)
 
     def _compute(
@@ -121,26 +120,33 @@ class CloudReward(evaluate.Metric):
         }
 
 
-def _check_texts(name, column, chats=False):
-    """Raise `ValueError` unless a column holds strings; `prompts` may be chats instead, all of them."""
-    if column is None or isinstance(column, str) or not len(column):
-        raise ValueError(f"`{name}` is {column!r:.60}; give a list with one entry for each response, at least one.")
-    chats = chats and not isinstance(column[0], str)
-    for row, value in enumerate(column):
-        if chats and not _is_chat(value):
+def check_rows(prompts, predictions):
+    """Raise `ValueError`, naming the row, unless predictions are text and prompts are text or chats, all of one kind."""
+    for name, values in (("prompts", prompts), ("predictions", predictions)):
+        if values is None or isinstance(values, str) or not len(values):
+            raise ValueError(f"`{name}` is {values!r:.60}; give a list with one entry per response to judge.")
+    for row, prediction in enumerate(predictions):
+        if not is_text(prediction):
+            raise ValueError(f"Row {row}: `prediction` is {prediction!r:.60}; give text.")
+    for row, prompt in enumerate(prompts):
+        if not is_text(prompt) and not is_chat(prompt):
             raise ValueError(
-                f"Row {row}: `{name}` holds {value!r:.60}; give all prompts as strings, or all as lists of messages with `role` and "
-                "`content` alone, as strings."
+                f"Row {row}: `prompt` is {prompt!r:.60}; give text, or a list of messages with `role` and `content` as text."
             )
-        if not chats and not isinstance(value, str):
-            kind = ", as in the rows before: one kind in a run" if isinstance(value, list) else ""
-            raise ValueError(f"Row {row}: `{name}` holds {value!r:.60}; give a string{kind}.")
+        if is_text(prompt) != is_text(prompts[0]):
+            raise ValueError(f"Row {row}: text and chats are mixed. Give all prompts as one or the other.")
 
 
-def _is_chat(value):
-    return isinstance(value, list) and all(
-        isinstance(message, dict)
-        and message.keys() == {"role", "content"}
-        and all(isinstance(text, str) for text in message.values())
-        for message in value
+def is_text(value):
+    """Whether a value is a string of whole characters: JSON can hold halves of them."""
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+def is_chat(value):
+    """Whether a value is a list of messages that hold nothing but text as `role` and `content`."""
+    return (
+        isinstance(value, list)
+        and len(value) > 0
+        and all(isinstance(turn, dict) and set(turn) == {"role", "content"} for turn in value)
+        and all(is_text(part) for turn in value for part in turn.values())
     )

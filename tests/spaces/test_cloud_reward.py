@@ -122,14 +122,14 @@ CHAT = [{"role": "user", "content": "Hi!"}]
 @pytest.mark.parametrize(
     ("prompts", "predictions", "says"),
     [
-        ([], [], r"`predictions` is \[\]; give a list"),
+        ([], [], r"`prompts` is \[\]; give a list"),
         (["a"], None, "`predictions` is None; give a list"),
         ("ab", ["4", "5"], "`prompts` is 'ab'; give a list"),
-        (["a", CHAT], ["4", "5"], r"Row 1: `prompts` holds \[.*give a string, as in the rows before"),
-        ([CHAT, "a"], ["4", "5"], "Row 1: `prompts` holds 'a'; give all prompts as strings, or all as lists"),
-        ([[{**CHAT[0], "name": "Ann"}]], ["4"], "Row 0: `prompts` holds .* with `role` and `content` alone"),
-        (["a", None], ["4", "5"], "Row 1: `prompts` holds None; give a string"),
-        (["a", "b"], ["4", 5], "Row 1: `predictions` holds 5; give a string"),
+        (["a", CHAT], ["4", "5"], "Row 1: text and chats are mixed"),
+        ([CHAT, "a"], ["4", "5"], "Row 1: text and chats are mixed"),
+        ([[{**CHAT[0], "name": "Ann"}]], ["4"], "Row 0: `prompt` is .* a list of messages with `role` and `content`"),
+        (["a", None], ["4", "5"], "Row 1: `prompt` is None; give text"),
+        (["a", "b"], ["4", 5], "Row 1: `prediction` is 5; give text"),
     ],
 )
 def test_what_is_no_text_is_named(tmp_path, folders, prompts, predictions, says):
@@ -142,7 +142,7 @@ def test_what_is_no_text_is_named(tmp_path, folders, prompts, predictions, says)
 
 def test_one_row_is_checked_too(tmp_path, folders):
     metric = load(tmp_path, model=scorer_of(folders["classic"]))
-    with pytest.raises(ValueError, match="Row 0: `predictions` holds 4; give a string"):
+    with pytest.raises(ValueError, match="Row 0: `prediction` is 4; give text"):
         metric.add(prompts="What is 2+2?", prediction=4)
     both = evaluate.combine({"one": metric})
     both.add(prompts=TEXTS[0], prediction=ANSWERS[0])
