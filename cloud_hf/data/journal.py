@@ -30,7 +30,7 @@ class Journal:
         path (`str` or `Path`):
             The file; it is made if it does not exist.
         settings (`dict[str, Any]`):
-            All that answers depend on, as JSON. A journal with other settings is refused.
+            All that answers depend on, as JSON. A journal with other settings is refused, unless it has no entries.
 
     Raises:
         `JournalError`: If another process writes to the file, if it was begun with other settings, or if it is damaged
@@ -112,7 +112,7 @@ class Journal:
         # A copy of the descriptor, since closing the reader closes what it reads
         with os.fdopen(os.dup(self._file), "rb") as lines:
             lines.seek(0)
-            number, whole = 0, 0
+            number, whole, before = 0, 0, settings
             for number, line in enumerate(lines, 1):
                 try:
                     entry = json.loads(line) if line.endswith(b"\n") else None
@@ -124,10 +124,13 @@ class Journal:
                     self._heal(number, whole, is_last=whole + len(line) == self._size)
                     break
                 if number == 1:
-                    self._check_header(entry, settings)
+                    before = self._settings_of(entry)
                 else:
                     self._offsets[bytes.fromhex(entry["key"])] = whole
                 whole += len(line)
+        if before != settings:
+            self._check_empty(before, settings)
+            self._cut(0)
         if self._size == 0:
             self._write({"format": FORMAT, "version": VERSION, "settings": settings})
         elif number > 1:
@@ -145,21 +148,25 @@ class Journal:
         )
         self._cut(whole)
 
-    def _check_header(self, header: dict[str, Any], settings: dict[str, Any]):
+    def _settings_of(self, header: Any) -> dict[str, Any]:
         if not isinstance(header, dict) or header.get("format") != FORMAT:
             raise self._foreign()
         if header["version"] != VERSION:
             raise JournalError(f"{self.path} has version {header['version']}; this code reads version {VERSION}.")
-        before = header["settings"]
+        return header["settings"]
+
+    def _check_empty(self, before: dict[str, Any], settings: dict[str, Any]):
+        """Nothing depends on the settings of a run that ended, over a mistake in them perhaps, before its first answer."""
+        if not self._offsets:
+            return
         changed = sorted(name for name in before.keys() | settings.keys() if before.get(name) != settings.get(name))
-        if changed:
-            differences = "; ".join(
-                f"`{name}` was {_short(before.get(name))} and is {_short(settings.get(name))}" for name in changed
-            )
-            raise JournalError(
-                f"{self.path} was begun with other settings: {differences}. Use the same ones to go on, or choose another "
-                "output folder."
-            )
+        differences = "; ".join(
+            f"`{name}` was {_short(before.get(name))} and is {_short(settings.get(name))}" for name in changed
+        )
+        raise JournalError(
+            f"{self.path} was begun with other settings: {differences}. Use the same ones to go on, or choose another "
+            "output folder."
+        )
 
     def _foreign(self) -> JournalError:
         return JournalError(f"{self.path} is no journal of this package. Choose another output folder.")

@@ -1,5 +1,6 @@
 """Command-line arguments of everything that scores."""
 
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from datasets import Dataset
 
 from ..critique_format import CritiqueFormat
 from ..data.loading import load_rows
+from ..data.overlong import check_policy
 from ..data.schemas import check_columns
 from ..loading import check_reward_model, read_model_config
 from ..scoring import Scorer
@@ -65,6 +67,7 @@ class ScoringArguments(BackendArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        self._check_scoring()
         check_named_once("models", self.models)
         check_named_once("dataset_name", self.dataset_name)
         if self.server_url is not None and len(self.server_url) != len(self.models):
@@ -72,6 +75,18 @@ class ScoringArguments(BackendArguments):
                 f"`server_url` has {len(self.server_url)} addresses and `models` {len(self.models)} models: a server has "
                 "one model. Give one address for each, in the same order."
             )
+
+    def _check_scoring(self):
+        """What the scorer would say too, but only when the model is loaded."""
+        check_policy(self.overlong_policy)
+        for name, least in (("batch_size", 1), ("num_critiques", 1), ("max_new_tokens", 1), ("limit", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"`{name}` is {value}; it must be at least {least}.")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"`temperature` is {self.temperature}; it must be a finite number from 0 up.")
+        if self.num_critiques > 1 and self.temperature == 0:
+            raise ValueError("`num_critiques` above 1 needs `temperature` above 0: greedy critiques are all the same.")
 
     def backend_of(self, name: str) -> BackendArguments:
         """The backend of one of `models`, with its own server."""
@@ -85,8 +100,6 @@ def load_datasets(
     args: ScoringArguments, columns: tuple[str, ...], names: list[str] | None = None
 ) -> dict[str, Dataset]:
     """Datasets by name, by default those of `dataset_name`, checked and cut to `limit` rows; and a check of the models."""
-    if args.limit is not None and args.limit < 1:
-        raise ValueError(f"`limit` is {args.limit}; it must be at least 1.")
     names = args.dataset_name if names is None else names
     datasets = {name: load_rows(name, args.dataset_test_split, args.dataset_config) for name in names}
     for name, rows in datasets.items():

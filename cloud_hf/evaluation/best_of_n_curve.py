@@ -87,6 +87,10 @@ def load_problems(
 def _read_problem(index: int, row: dict[str, Any], judged: bool) -> Problem:
     if row.get("candidates") is not None:
         found = row["candidates"]
+        if not isinstance(found, list) or not all(isinstance(one, dict) and "response" in one for one in found):
+            raise ValueError(
+                f"`candidates` is {found!r:.60}; give a list of objects with `response` and `judge_score`."
+            )
         responses, worth = ([one.get(key) for one in found] for key in ("response", "judge_score"))
         if judged and None in worth:
             raise ValueError(f"`judge_score` of candidate {worth.index(None)} is missing; give a number.")

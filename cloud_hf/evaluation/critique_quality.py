@@ -67,10 +67,10 @@ def load(names: Sequence[str], split: str = "test", config: str | None = None) -
         )
         for response, critique in columns:
             try:
-                texts = response_of(row, response, allow_empty=True), _critique_of(row, critique)
+                texts = prompt_of(row), response_of(row, response, allow_empty=True), _critique_of(row, critique)
             except ValueError as error:
                 raise ValueError(f"{source}, {row_name(index, row)}: {error}") from error
-            rows.append(CritiqueRow(f"{source}/{index}/{response}", prompt_of(row), *texts))
+            rows.append(CritiqueRow(f"{source}/{index}/{response}", *texts))
     return rows
 
 

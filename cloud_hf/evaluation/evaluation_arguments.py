@@ -76,6 +76,9 @@ class EvaluationArguments(ScoringArguments):
         if self.reference_critiques and not any(read_model_config(name).critique for name in self.models):
             raise ValueError("`reference_critiques` is for CLoud models; none of `models` writes critiques.")
         self.probes = check_probes(self.probes)
+        for name in ("group_column", "length_column", "paraphrase_column"):
+            if getattr(self, name) and not self.dataset_name:
+                raise ValueError(f"`{name}` is a column of `dataset_name`: give that too.")
         self._check_robustness()
         if self.chunk_size is not None and self.chunk_size < 1:
             raise ValueError(f"`chunk_size` is {self.chunk_size}; it must be at least 1.")
@@ -98,9 +101,6 @@ class EvaluationArguments(ScoringArguments):
                 raise ValueError(f"`{name}` is for `{needs}`: give that too.")
         if self.paraphrase_column and "paraphrases" not in self.probes:
             raise ValueError("`paraphrase_column` is for the probe 'paraphrases': name it in `probes`.")
-        for name in ("length_column", "paraphrase_column"):
-            if getattr(self, name) and not self.dataset_name:
-                raise ValueError(f"`{name}` is a column of `dataset_name`: give that too.")
         if self.self_consistency is None:
             return
         if self.self_consistency < 2:

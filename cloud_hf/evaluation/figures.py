@@ -27,7 +27,8 @@ class Figure:
             Rows it rests on.
         ci95 (`tuple[float, float]`, *optional*):
             95 % interval over rows: Wilson's for a share of right rows, else percentiles of a bootstrap with a fixed
-            seed that draws rows within each subset. `None` where a subset has fewer than two rows.
+            seed that draws rows within each subset. `None` where a subset has fewer than two rows, or where all rows of each
+            subset are alike, so that all draws are.
     """
 
     value: float
@@ -185,9 +186,10 @@ def bootstrap_interval(samples: Sequence[np.ndarray], statistic: Callable[..., A
             Takes the samples and `axis`.
 
     Returns:
-        `tuple[float, float]` or `None`: `None` if a sample has fewer than two rows.
+        `tuple[float, float]` or `None`: `None` if a sample has fewer than two rows, or no sample has rows that differ: an
+            interval without width would say that the figure is certain.
     """
-    if any(len(sample) < 2 for sample in samples):
+    if any(len(sample) < 2 for sample in samples) or not any(np.ptp(sample) for sample in samples):
         return None
     result = bootstrap(
         samples,

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from huggingface_hub import EvalResult
 
@@ -107,23 +108,21 @@ def sample_critiques(
 
 def card_results(evaluations: list[report.Evaluation], sets: Sets) -> list[EvalResult]:
     """The headline figures that are given. Those over files say so by the name of their dataset."""
-    sources = {found.name: found for found in sets.benchmarks}
+    sources = [(found.benchmark.hub_id, bool(found.files)) for found in sets.benchmarks]
+    sources += [(name, Path(name).exists()) for name in sets.pairs]
     results = []
-    for evaluation in evaluations:
-        found, headline = sources.get(evaluation.name), evaluation.scores.headline
+    for evaluation, (source, is_local) in zip(evaluations, sources, strict=True):
         if math.isnan(evaluation.scores.value):
             continue
-        is_official = found is not None and not found.files
-        title = evaluation.title if is_official else f"{evaluation.title} (local files)"
         results.append(
             EvalResult(
                 task_type="text-classification",
                 task_name="Reward modeling",
-                dataset_type=found.benchmark.hub_id if found else evaluation.name,
-                dataset_name=title,
+                dataset_type=evaluation.name if Path(source).exists() else source,
+                dataset_name=f"{evaluation.title} (local files)" if is_local else evaluation.title,
                 dataset_args={"rows": len(evaluation.rows)},
                 metric_type="accuracy",
-                metric_name=headline,
+                metric_name=evaluation.scores.headline,
                 metric_value=evaluation.scores.value,
             )
         )

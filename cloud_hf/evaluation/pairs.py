@@ -230,7 +230,7 @@ def fit_rows(
                 critique_format,
             )
         except ValueError as error:
-            raise ValueError(f"{row_name(index, row).capitalize()}: {error}") from error
+            raise ValueError(f"Row{row_name(index, row).removeprefix('row')}: {error}") from error
         if lengths is None:
             dropped += 1
         else:

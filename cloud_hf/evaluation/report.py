@@ -15,6 +15,7 @@ from . import preference_pairs
 from .benchmark_rows import BenchmarkRow
 from .figures import BenchmarkScores, Figure, bootstrap_interval, share
 from .pairs import FittedRows, PairEvaluation, share_cut
+from .rm_bench import DOMAINS
 from .tables import table_head, table_line
 
 
@@ -293,11 +294,25 @@ def _benchmark_section(evaluations: dict[str, Evaluation]) -> list[str]:
     subsets = dict.fromkeys(name for found in scores for name in found.subsets if name not in found.figures)
     for name in subsets if len(subsets) > 1 else ():
         lines.append(table_line([f"– {name}", *(cell(found.subsets.get(name)) for found in scores)]))
+    if scores[0].benchmark == "RM-Bench":
+        lines += _style_matrices(dict(zip(evaluations, scores, strict=True)))
     noted: dict[str, list[str]] = {}
     for model, evaluation in evaluations.items():
         for note in evaluation.notes():
             noted.setdefault(note, []).append(model)
     return [*lines, *([""] if noted else []), *(f"- {', '.join(models)}: {note}" for note, models in noted.items())]
+
+
+def _style_matrices(by_model: dict[str, BenchmarkScores]) -> list[str]:
+    """RM-Bench's matrices, domain by domain."""
+    styles = next(iter(by_model.values())).details["styles"]
+    lines = ["", "Right responses of each style against wrong ones of each:", ""]
+    lines += table_head(["right response", *(f"against {style}" for style in styles)])
+    for domain in DOMAINS:
+        for model, scores in by_model.items():
+            for style, shares in zip(styles, scores.details["matrices"].get(domain, []), strict=False):
+                lines.append(table_line([f"{domain}, {model}, {style}", *(f"{value:.1%}" for value in shares)]))
+    return lines
 
 
 def _difference_table(differences: Sequence[Difference]) -> list[str]:

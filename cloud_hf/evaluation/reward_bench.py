@@ -87,8 +87,8 @@ def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> B
 
     Returns:
         [`BenchmarkScores`]: The four sections and `"Average"`, their plain mean. Where there are rows of prior sets, also
-            `"Prior Sets"`, the mean over those present, and `"Score"`, in which they count half a section. `details`
-            holds `pooled`, the sections as the reference implementation has them.
+            `"Prior Sets"`, the mean over those present, and `"Score"`, in which they count half a section. `"Chat, pooled"`
+            and so on are the sections as the reference implementation has them, and `"Average, pooled"` their plain mean.
 
     Raises:
         `ValueError`: If a reward is missing, not a number or infinite.
@@ -99,6 +99,12 @@ def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> B
     weights = _figure_weights(outcomes)
     percents = {**scores.official, "Prior Sets": scores.prior_sets, "Score": scores.score}
     figures = {name: _with_interval(percents[name], weights[name], outcomes) for name in weights}
+    pooled = {
+        section: [outcome for subset in members for outcome in outcomes.get(subset, [])]
+        for section, members in SECTIONS.items()
+    }
+    figures |= {f"{section}, pooled": share(values) for section, values in pooled.items()}
+    figures["Average, pooled"] = weighted_mean(pooled, dict.fromkeys(SECTIONS, 1.0))
     return BenchmarkScores(
         benchmark="RewardBench",
         headline="Score" if "Score" in figures else "Average",
@@ -108,7 +114,6 @@ def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> B
         undecidable=sum(row.is_undecidable for row in rows),
         missing=scores.missing,
         unknown=count_unknown(rows, (*OFFICIAL_COUNTS, *PRIOR_SETS)),
-        details={"pooled": {name: _share_or_none(percent) for name, percent in scores.pooled.items()}},
     )
 
 
@@ -258,7 +263,3 @@ def _with_interval(percent: float, weights: dict[str, float], outcomes: dict[str
     """A figure whose value is known, with the interval of the weighted mean that it is."""
     mean = weighted_mean(outcomes, weights)
     return Figure(percent / 100, mean.n, mean.ci95)
-
-
-def _share_or_none(percent: float) -> float | None:
-    return None if math.isnan(percent) else percent / 100

@@ -62,6 +62,7 @@ def plot_self_consistency(curves: dict[str, SelfConsistency], as_scored: dict[st
         axes.set_xlabel("critiques averaged, k")
     for axes in grid[:, 0]:
         axes.set_ylabel("row accuracy (%)")
+    figure.suptitle(f"length: {next(iter(curves.values())).length_of}", fontsize=9)
     _finish(figure, grid, path)
 
 

@@ -15,7 +15,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
-from typing import Any
 
 import evaluate
 import gradio as gr
@@ -124,7 +123,7 @@ class Judge:
         (optional): makes sampling repeatable.
         """
         with in_our_words(RuntimeError):
-            check_rows(prompts, predictions, self.max_rows)
+            check_columns(prompts, predictions, self.max_rows)
             if seed is not None and not isinstance(seed, int):
                 raise ValueError(f"`seed` is {seed!r:.60}; it is a whole number, or left out.")
             if self.server_url is not None:
@@ -140,8 +139,8 @@ class Judge:
             )
 
 
-def check_rows(prompts: list, predictions: list, max_rows: int):
-    """Refuse what the module cannot take, naming the row."""
+def check_columns(prompts: list, predictions: list, max_rows: int):
+    """Refuse what this Space does not take; the module checks each row."""
     for name, values in (("prompts", prompts), ("predictions", predictions)):
         if not isinstance(values, list) or not values:
             raise ValueError(f"`{name}` is {values!r:.60}; give a list with one entry per response to judge.")
@@ -151,29 +150,6 @@ def check_rows(prompts: list, predictions: list, max_rows: int):
         raise ValueError(
             f"These are {len(predictions)} rows; this Space takes up to {max_rows} at a time (`max_rows`)."
         )
-    for row, (prompt, prediction) in enumerate(zip(prompts, predictions, strict=True)):
-        if not is_text(prediction):
-            raise ValueError(f"Row {row}: `prediction` is {prediction!r:.60}; give text.")
-        if not is_text(prompt) and not is_chat(prompt):
-            raise ValueError(
-                f"Row {row}: `prompt` is {prompt!r:.60}; give text, or a list of messages with `role` and `content` as text."
-            )
-        if is_text(prompt) != is_text(prompts[0]):
-            raise ValueError(f"Row {row}: text and chats are mixed. Give all prompts as one or the other.")
-
-
-def is_text(value: Any) -> bool:
-    """Whether a value is a string of whole characters: JSON can hold halves of them."""
-    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
-
-
-def is_chat(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) > 0
-        and all(isinstance(turn, dict) and set(turn) == {"role", "content"} for turn in value)
-        and all(is_text(part) for turn in value for part in turn.values())
-    )
 
 
 def check_server(url: str):

@@ -74,6 +74,16 @@ class CloudReward(evaluate.Metric):
             reference_urls=["https://arxiv.org/abs/2408.11791"],
         )
 
+    def add(self, *, prediction=None, **columns):
+        """Add one response and its prompt."""
+        row = {"predictions": prediction, **columns}
+        self.add_batch(**{name: [value] for name, value in row.items()})
+
+    def add_batch(self, *, predictions=None, prompts=None, **others):
+        """Add responses and their prompts; checked here, since what is no text would be made one without a word."""
+        check_rows(prompts, predictions)
+        super().add_batch(predictions=predictions, prompts=prompts, **others)
+
     def _compute(
         self,
         predictions,
@@ -108,3 +118,35 @@ class CloudReward(evaluate.Metric):
             "critiques": [list(score.critiques) for score in scores],
             "finish_reasons": [list(score.finish_reasons) for score in scores],
         }
+
+
+def check_rows(prompts, predictions):
+    """Raise `ValueError`, naming the row, unless predictions are text and prompts are text or chats, all of one kind."""
+    for name, values in (("prompts", prompts), ("predictions", predictions)):
+        if values is None or isinstance(values, str) or not len(values):
+            raise ValueError(f"`{name}` is {values!r:.60}; give a list with one entry per response to judge.")
+    for row, prediction in enumerate(predictions):
+        if not is_text(prediction):
+            raise ValueError(f"Row {row}: `prediction` is {prediction!r:.60}; give text.")
+    for row, prompt in enumerate(prompts):
+        if not is_text(prompt) and not is_chat(prompt):
+            raise ValueError(
+                f"Row {row}: `prompt` is {prompt!r:.60}; give text, or a list of messages with `role` and `content` as text."
+            )
+        if is_text(prompt) != is_text(prompts[0]):
+            raise ValueError(f"Row {row}: text and chats are mixed. Give all prompts as one or the other.")
+
+
+def is_text(value):
+    """Whether a value is a string of whole characters: JSON can hold halves of them."""
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+def is_chat(value):
+    """Whether a value is a list of messages that hold nothing but text as `role` and `content`."""
+    return (
+        isinstance(value, list)
+        and len(value) > 0
+        and all(isinstance(turn, dict) and set(turn) == {"role", "content"} for turn in value)
+        and all(is_text(part) for turn in value for part in turn.values())
+    )

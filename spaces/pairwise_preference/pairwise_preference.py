@@ -72,6 +72,12 @@ class PairwisePreference(evaluate.Metric):
             reference_urls=["https://arxiv.org/abs/2408.11791", "https://arxiv.org/abs/2403.13787"],
         )
 
+    def add_batch(self, **columns):
+        """Add pairs: `chosen`, `rejected`, and with the configuration "subsets" those too."""
+        if missing := [name for name in self._feature_names() if columns.get(name) is None]:
+            raise ValueError(f"`{missing[0]}` is missing; give a list with one entry for each pair.")
+        super().add_batch(**columns)
+
     def _compute(self, chosen, rejected, subsets=None, num_bins=10):
         scores = score_preferences(chosen, rejected, subsets, num_bins)
         results = {

@@ -82,6 +82,17 @@ def test_other_settings_are_refused(tmp_path, change, message):
         Journal(tmp_path / "journal.jsonl", {**SETTINGS, **change})
 
 
+def test_a_journal_without_entries_takes_other_settings(tmp_path):
+    """A run that ended before its first answer, because of a mistake in its settings, does not bar the folder."""
+    path = tmp_path / "journal.jsonl"
+    write(path, [])
+    Journal(path, {**SETTINGS, "temperature": 0.5}).close()
+    with Journal(path, {**SETTINGS, "temperature": 1.0}) as journal:
+        journal.add(KEYS[0], "x")
+    with pytest.raises(JournalError, match=r"`temperature` was 1\.0 and is 0\.0"):
+        Journal(path, SETTINGS)
+
+
 def test_a_second_writer_is_refused(tmp_path):
     with (
         Journal(tmp_path / "journal.jsonl", SETTINGS),

@@ -132,6 +132,14 @@ CANDIDATES = [{"response": "x", "judge_score": 1.0}, {"response": "y", "judge_sc
         ({**ROW, "correct": [1.0, None]}, "give booleans or numbers"),
         ({**ROW, "correct": [1.0, math.nan]}, "a candidate is worth nan; give finite numbers"),
         ({"id": "a", "prompt": "p", "candidates": CANDIDATES}, "`judge_score` of candidate 1 is missing"),
+        (
+            {"id": "a", "prompt": "p", "candidates": ["x", "y"]},
+            r"`candidates` is \['x', 'y'\]; give a list of objects",
+        ),
+        (
+            {"id": "a", "prompt": "p", "candidates": [{"text": "x"}]},
+            "`candidates` is .*; give a list of objects with `resp",
+        ),
         ({"id": "a", "prompt": "p", "candidates": []}, "`responses` is"),
         ({"id": "a", "prompt": "p", "responses": ["x"]}, "needs the column.* correct"),
     ],

@@ -60,11 +60,6 @@ def test_where_no_temperature_is_best(margins):
     assert math.isnan(calibrate(margins).temperature) and math.isnan(calibrate(margins).log_loss_at_temperature)
 
 
-def test_there_must_be_pairs():
-    with pytest.raises(ValueError, match="no pairs"):
-        calibrate([])
-
-
 def test_intervals_hold_the_figures():
     """As wide as the standard error says for the log loss; pairs of a row are drawn together."""
     rng = np.random.default_rng(0)

@@ -80,6 +80,8 @@ def test_both_layouts_load(tmp_path):
         critique_quality.load([write_rows(tmp_path / "c.jsonl", [{**single, "critique": "  "}])])
     with pytest.raises(ValueError, match=r"needs the column\(s\) critique"):
         critique_quality.load([write_rows(tmp_path / "d.jsonl", [{"prompt": "p", "response": "r"}])])
+    with pytest.raises(ValueError, match=r"e\.jsonl, row 0: `tools` is not JSON"):
+        critique_quality.load([write_rows(tmp_path / "e.jsonl", [{**single, "tools": "{"}])])
 
 
 def test_real_reference_critiques(tmp_path):

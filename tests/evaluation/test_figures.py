@@ -23,6 +23,13 @@ def test_weighted_means_of_strata():
     assert weighted_mean({"a": [1.0]}, {"a": 1.0}) == Figure(1.0, 1)  # one row tells nothing of its spread
 
 
+def test_rows_that_are_all_alike_have_no_interval():
+    """Draws of them are alike too: an interval from 100 % to 100 % would say that two rows make certain."""
+    assert weighted_mean({"a": [1.0, 1.0], "b": [0.0, 0.0]}, {"a": 1.0, "b": 1.0}) == Figure(0.5, 4)
+    assert share([0.5, 0.5]) == Figure(0.5, 2)
+    assert weighted_mean({"a": [1.0, 0.0], "b": [0.0, 0.0]}, {"a": 1.0, "b": 1.0}).ci95 is not None
+
+
 def test_the_bootstrap_interval_covers_and_repeats():
     """Of 100 draws of two strata, the interval must hold the true mean about 95 times, and it is the same each time."""
     rng = np.random.default_rng(1)

@@ -72,6 +72,7 @@ def test_overlong_rows_are_counted_not_lost():
         ({"chosen": None}, r"Row 1 \(id 'a'\): `chosen` is None"),
         ({"prompt": ""}, r"Row 1 \(id 'a'\): `prompt` is empty"),
         ({"rejected": None}, "`rejected` is None"),
+        ({"id": "HumanEval/3", "prompt": ""}, r"Row 1 \(id 'HumanEval/3'\): "),
     ],
 )
 def test_bad_rows_are_named(row, says):

@@ -88,6 +88,17 @@ def test_rows_of_styles_count_their_share(tmp_path):
     assert found.margins()[:3] == [0.5, 3, 3] and len(found.margins()) == 9
 
 
+def test_the_matrix_of_styles_is_in_the_report(tmp_path):
+    rows = [pair("chat", n, chosen=["c0", "c1", "c2"], rejected=["r0", "r1", "r2"]) for n in range(2)]
+    rows = rm_bench.load([write_rows(tmp_path / "rows.jsonl", rows)])
+    found = evaluation(rows, [[3, 2, 1, 2.5, 0, 0], [3, 3, 3, 0, 0, 0]], rm_bench)
+    text = markdown({"a": [found]}, [], {})
+    assert "| right response | against concise | against detailed plain | against detailed markdown |" in text
+    assert "| chat, a, concise | 100.0% | 100.0% | 100.0% |" in text
+    assert "| chat, a, detailed plain | 50.0% | 100.0% | 100.0% |" in text
+    assert "math, a, concise" not in text
+
+
 def test_what_is_quoted_where_rows_are_missing(rows):
     found = evaluation(rows, [[1, 0], [1, 0], [0, 1], [1, 0]])
     label, [figure] = headline_figures([found])
@@ -104,7 +115,7 @@ def test_the_report_says_what_must_be_known(rows):
     text = markdown(results, compare(results), best_of_n)
     lines = text.splitlines()
     assert lines[0] == "| benchmark | a/b | c |"
-    assert "| **Reasoning** | 83.3%" not in text
+    assert "| **Reasoning, pooled** | 66.7% (20.8 to 93.9), n = 3 | 33.3% (6.1 to 79.2), n = 3 |" in text
     assert "– hep-go | 100.0% (34.2 to 100.0), n = 2 | 50.0% (9.5 to 90.5), n = 2 |" in text
     assert "- a|b, c: Rows of subsets that are not part of the benchmark" in text and "made-up (1)" in text
     assert "- a|b: Rows left out because they do not fit the model's context: 2." in text

@@ -89,8 +89,9 @@ def test_the_benchmark_gives_the_same_numbers(tmp_path):
     scores = reward_bench.score(rows, rewards)
     direct = score_reward_bench([row.subset for row in rows], *zip(*rewards, strict=True))
     assert scores.figures["Reasoning"].value == direct.official["Reasoning"] / 100
-    assert scores.details["pooled"]["Reasoning"] == direct.pooled["Reasoning"] / 100 == 0.5
-    assert math.isnan(scores.value) and scores.details["pooled"]["Chat"] is None
+    assert scores.figures["Reasoning, pooled"].value == direct.pooled["Reasoning"] / 100 == 0.5
+    assert scores.figures["Reasoning, pooled"].n == 6 and math.isnan(scores.value)
+    assert math.isnan(scores.figures["Chat, pooled"].value) and math.isnan(scores.figures["Average, pooled"].value)
     low, high = scores.figures["Reasoning"].ci95
     assert low < scores.figures["Reasoning"].value < high and scores.figures["Reasoning"].n == 6
     assert scores.unknown == {"new-subset": 3} and len(scores.missing) == 21 and scores.ties == 1
@@ -108,6 +109,9 @@ def test_the_score_with_prior_sets(tmp_path):
     assert scores.figures["Average"].value == 1.0 and scores.figures["Prior Sets"].value == 0.5
     assert scores.value == scores.figures["Score"].value == pytest.approx((4 + 0.25) / 4.5)
     assert scores.figures["Score"].n == 12 and scores.unknown == {} and "anthropic_hhh" in PRIOR_SETS
+    uneven = reward_bench.score(rows, [(1, 0), (0, 1)] * 6)
+    direct = score_reward_bench([row.subset for row in rows], [1, 0] * 6, [0, 1] * 6)
+    assert uneven.figures["Average, pooled"].value == pytest.approx(direct.pooled["Average"] / 100) == 0.5
     low, high = scores.figures["Score"].ci95
     assert (low, high) == pytest.approx((4 / 4.5, 1.0))
 

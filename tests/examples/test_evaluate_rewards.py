@@ -463,6 +463,13 @@ def test_critiques_are_compared_with_those_of_reference(models, data, tmp_path):
         ({"dataset_name": ["{data}/reward_bench"]}, "called 'reward_bench' like the benchmark"),
         ({"chunk_size": 0}, "`chunk_size` is 0"),
         ({"limit": 0}, "`limit` is 0"),
+        ({"batch_size": 0}, "`batch_size` is 0; it must be at least 1"),
+        ({"max_new_tokens": 0}, "`max_new_tokens` is 0"),
+        ({"seed": -1}, "`seed` is -1; it must be at least 0"),
+        ({"temperature": float("nan")}, "`temperature` is nan"),
+        ({"num_critiques": 2}, "`num_critiques` above 1 needs `temperature`"),
+        ({"overlong_policy": "cut"}, "`overlong_policy` is 'cut'; use one of error, drop, truncate_prompt"),
+        ({"group_column": "topic", "dataset_name": []}, "`group_column` is a column of `dataset_name`"),
         ({"update_card": True, "limit": 3}, "leave `limit` out"),
         ({"self_consistency": 4}, "cannot sample at temperature 0.0"),
         ({"self_consistency": 1, "temperature": 1.0}, "`self_consistency` is 1"),
@@ -500,6 +507,14 @@ def test_rows_that_do_not_fit(models, data, tmp_path):
     [part] = report["benchmarks"]
     assert (part["rows"], part["dropped"], part["shortened"]) == (2, 1, 1)
     assert "hep-rust" in part["missing"] and "Rows scored with a shortened prompt: 1." in part["notes"]
+
+
+def test_a_run_that_scored_nothing_does_not_bar_its_folder(models, data, tmp_path):
+    """The message says to lower `max_new_tokens`, and that must then work."""
+    options = {"benchmarks": [], "best_of_n": []}
+    with pytest.raises(ValueError, match=r"Row 0: \d+ tokens with its critique"):
+        evaluate(models, data, tmp_path, "cloud", **options, max_new_tokens=10_000)
+    assert evaluate(models, data, tmp_path, "cloud", **options)["results"][0]["n"] == 4
 
 
 def test_a_model_without_numbers_is_named(models, data, tmp_path):

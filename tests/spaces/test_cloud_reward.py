@@ -114,3 +114,36 @@ def test_bad_input(tmp_path, folders):
         load(tmp_path).compute(**rows, model=scorer_of(folders["classic"]), dtype="float32")
     with pytest.raises(ValueError, match="Row 1: `prompt` is empty"):
         load(tmp_path).compute(prompts=["a", "", "b"], predictions=ANSWERS, model=folders["cloud"])
+
+
+CHAT = [{"role": "user", "content": "Hi!"}]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "predictions", "says"),
+    [
+        ([], [], r"`prompts` is \[\]; give a list"),
+        (["a"], None, "`predictions` is None; give a list"),
+        ("ab", ["4", "5"], "`prompts` is 'ab'; give a list"),
+        (["a", CHAT], ["4", "5"], "Row 1: text and chats are mixed"),
+        ([CHAT, "a"], ["4", "5"], "Row 1: text and chats are mixed"),
+        ([[{**CHAT[0], "name": "Ann"}]], ["4"], "Row 0: `prompt` is .* a list of messages with `role` and `content`"),
+        (["a", None], ["4", "5"], "Row 1: `prompt` is None; give text"),
+        (["a", "b"], ["4", 5], "Row 1: `prediction` is 5; give text"),
+    ],
+)
+def test_what_is_no_text_is_named(tmp_path, folders, prompts, predictions, says):
+    """`datasets` would turn most of these into strings, and the model would judge those."""
+    metric = load(tmp_path, model=scorer_of(folders["classic"]))
+    with pytest.raises(ValueError, match=says):
+        metric.compute(prompts=prompts, predictions=predictions)
+    assert len(metric.compute(prompts=["a"], predictions=["4"])["rewards"]) == 1  # nothing of that is left
+
+
+def test_one_row_is_checked_too(tmp_path, folders):
+    metric = load(tmp_path, model=scorer_of(folders["classic"]))
+    with pytest.raises(ValueError, match="Row 0: `prediction` is 4; give text"):
+        metric.add(prompts="What is 2+2?", prediction=4)
+    both = evaluate.combine({"one": metric})
+    both.add(prompts=TEXTS[0], prediction=ANSWERS[0])
+    assert len(both.compute()["rewards"]) == 1

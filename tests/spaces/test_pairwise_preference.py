@@ -85,6 +85,13 @@ def test_bad_input(tmp_path):
         load(tmp_path, "section")
 
 
+def test_a_column_that_is_not_given_is_named(tmp_path):
+    with pytest.raises(ValueError, match="`rejected` is missing; give a list"):
+        load(tmp_path).compute(chosen=[1.0])
+    with pytest.raises(ValueError, match="`subsets` is missing; give a list"):
+        load(tmp_path, "subsets").compute(chosen=[1.0], rejected=[0.0])
+
+
 def test_the_front_matter_names_a_metric():
     readme = (Path(FOLDER) / "README.md").read_text(encoding="utf8")
     assert readme.startswith("---\n") and "- evaluate\n- metric\n" in readme.split("---\n")[1]
