@@ -129,6 +129,16 @@ def check_same_lora(name: str, own: PeftConfig, asked: PeftConfig):
         raise ValueError(f"{name} adapts {targets[1]}, and training goes on with it, but {targets[0]} was asked for.")
 
 
+def shape_of_adapter(model: PreTrainedModel | PeftModel) -> dict[str, Any] | None:
+    """What makes a LoRA adapter's weights fit another, as JSON has it; `None` for a model without an adapter."""
+    if not isinstance(model, PeftModel):
+        return None
+    own = model.peft_config["default"].to_dict()
+    targets = own.get("target_modules")
+    shape = {option: own.get(option) for option in _SHAPE_OPTIONS}
+    return {**shape, "target_modules": targets if isinstance(targets, str) else sorted(targets or [])}
+
+
 def go_on_with_adapter(
     name: str,
     base_model: CLoudForRewardModeling,
