@@ -147,8 +147,15 @@ class CLoudTrainer(LogsThroughput, ExactResume, RewardTrainer):
             )
 
     def _check_dataset_size(self, rows: int):
-        if self.args.token_budget is None:  # with one, a step takes what fits
-            super()._check_dataset_size(rows)
+        if self.args.token_budget is None:
+            return super()._check_dataset_size(rows)
+        batches, processes = len(self._train_sampler), self.args.world_size
+        if rows < processes or batches < processes * self.args.gradient_accumulation_steps:
+            raise ValueError(
+                f"The train dataset has {rows} pairs, which `token_budget` {self.args.token_budget} puts into {batches} "
+                f"batches, but one optimizer step takes {self.args.gradient_accumulation_steps} "
+                f"(`gradient_accumulation_steps`) on each of {processes} processes. Lower one of them, or add rows."
+            )
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
