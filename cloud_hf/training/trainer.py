@@ -22,7 +22,15 @@ from ..loading import adapt, adapter_base, is_adapter, load_adapter_base, read_m
 from ..modeling_cloud import CLoudForRewardModeling, CLoudOutput, unused_token_id
 from ..published import HUB_KWARGS
 from ..scoring import context_length
-from .adapters import HEAD, check_dropout, check_head, complete_lora, go_on_with_adapter, spare_head
+from .adapters import (
+    HEAD,
+    check_dropout,
+    check_head,
+    check_quantization,
+    complete_lora,
+    go_on_with_adapter,
+    spare_head,
+)
 from .arguments import set_chat_template
 from .batching import GroupSampler, TokenBudgetSampler, group_pairs
 from .collator import DataCollatorForCLoud
@@ -394,6 +402,7 @@ def load_model(
     config_kwargs = {key: kwargs[key] for key in ("base_model_name_or_path", "text_config") if key in kwargs}
     config = read_model_config(name, **hub_kwargs, **config_kwargs)
     adapter = name if is_adapter(name, **hub_kwargs) else None
+    check_quantization(quantization_config, adapter is not None or peft_config is not None)
     if isinstance(config, CLoudConfig):
         _check_options(name, config, args)
         if quantization_config is not None:
