@@ -29,13 +29,19 @@ from dataclasses import dataclass, field
 
 from accelerate.utils import is_peft_model
 from datasets import Dataset
-from trl import ModelConfig, TrlParser
+from trl import TrlParser
 
 from cloud_hf import CLoudConfig
 from cloud_hf.critique_format import format_class, pin_date
 from cloud_hf.loading import read_model_config, record_base
 from cloud_hf.training.adapters import model_for_sft
-from cloud_hf.training.arguments import DataArguments, checkpoint_to_resume, load_tokenizer, model_init_kwargs
+from cloud_hf.training.arguments import (
+    DataArguments,
+    TrainedModelConfig,
+    checkpoint_to_resume,
+    load_tokenizer,
+    model_init_kwargs,
+)
 from cloud_hf.training.encoding import encode_critiques
 from cloud_hf.training.launch_checks import check_launch
 from cloud_hf.training.sft import CritiqueSFTConfig, CritiqueSFTTrainer
@@ -54,14 +60,14 @@ class CritiqueArguments:
     )
 
 
-ARGUMENTS = (DataArguments, CritiqueArguments, CritiqueSFTConfig, ModelConfig)
+ARGUMENTS = (DataArguments, CritiqueArguments, CritiqueSFTConfig, TrainedModelConfig)
 
 
 def main(
     data_args: DataArguments,
     critique_args: CritiqueArguments,
     training_args: CritiqueSFTConfig,
-    model_args: ModelConfig,
+    model_args: TrainedModelConfig,
 ):
     check_launch(training_args)
     config = read_model_config(model_args.model_name_or_path, revision=model_args.model_revision)

@@ -74,6 +74,15 @@ def check_dropout(peft_config: PeftConfig | None, disable_dropout: bool):
         )
 
 
+def check_quantization(quantization_config: BitsAndBytesConfig | None, has_adapter: bool):
+    """Raise `ValueError` if a model is to be quantised and there is no adapter over it to train."""
+    if quantization_config is not None and not has_adapter:
+        raise ValueError(
+            "Quantised weights (`load_in_4bit`, `load_in_8bit`) cannot be trained themselves: add `--use_peft True` for an "
+            "adapter over them, or leave the option out."
+        )
+
+
 def check_head(model: PeftModel):
     """Raise `ValueError` if an adapter given as a model does not train the reward head."""
     if not any(parameter.requires_grad for name, parameter in model.named_parameters() if HEAD in name):
@@ -129,6 +138,16 @@ def check_same_lora(name: str, own: PeftConfig, asked: PeftConfig):
         raise ValueError(f"{name} adapts {targets[1]}, and training goes on with it, but {targets[0]} was asked for.")
 
 
+def shape_of_adapter(model: PreTrainedModel | PeftModel) -> dict[str, Any] | None:
+    """What makes a LoRA adapter's weights fit another, as JSON has it; `None` for a model without an adapter."""
+    if not isinstance(model, PeftModel):
+        return None
+    own = model.peft_config["default"].to_dict()
+    targets = own.get("target_modules")
+    shape = {option: own.get(option) for option in _SHAPE_OPTIONS}
+    return {**shape, "target_modules": targets if isinstance(targets, str) else sorted(targets or [])}
+
+
 def go_on_with_adapter(
     name: str,
     base_model: CLoudForRewardModeling,
@@ -161,11 +180,13 @@ def model_for_sft(model_args: ModelConfig, config: PreTrainedConfig, init_kwargs
             Passed to `from_pretrained`.
 
     Raises:
-        `ValueError`: If a layer that is to be adapted does not exist, or another adapter than the one named was asked for.
+        `ValueError`: If a layer that is to be adapted does not exist, another adapter than the one named was asked for, or
+            the model is to be quantised without any.
     """
     name, revision = model_args.model_name_or_path, model_args.model_revision
     peft_config, quantization_config = get_peft_config(model_args), get_quantization_config(model_args)
     if not is_adapter(name, revision=revision):
+        check_quantization(quantization_config, peft_config is not None)
         if peft_config is not None:
             with torch.device("meta"), set_zero3_state():
                 choose_targets(peft_config, AutoModelForCausalLM.from_config(config))

@@ -1,6 +1,6 @@
 """Command-line arguments that the example scripts share."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -45,10 +45,31 @@ class DataArguments:
         return train, load_rows(self.dataset_name, self.dataset_test_split, self.dataset_config, needs_split=True)
 
 
+_LORA_OPTIONS = (
+    "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_target_parameters", "lora_modules_to_save",
+    "use_rslora", "use_dora",
+)  # fmt: skip
+
+
 @dataclass
-class RewardModelConfig(ModelConfig):
+class TrainedModelConfig(ModelConfig):
+    """[`~trl.ModelConfig`], in which options of an adapter need `use_peft`: without it TRL passes over them."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        defaults = {option.name: option.default for option in fields(self)}
+        given = [name for name in _LORA_OPTIONS if getattr(self, name) != defaults[name]]
+        if given and not self.use_peft:
+            raise ValueError(
+                f"`{given[0]}` is {getattr(self, given[0])!r}, but without `use_peft` no adapter is made, and one that "
+                f"`model_name_or_path` names keeps its own options. Add `--use_peft True`, or leave `{given[0]}` out."
+            )
+
+
+@dataclass
+class RewardModelConfig(TrainedModelConfig):
     """
-    [`~trl.ModelConfig`] for reward training, where dropout is off (`disable_dropout`).
+    [`TrainedModelConfig`] for reward training, where dropout is off (`disable_dropout`).
 
     Parameters:
         lora_dropout (`float`, *optional*, defaults to `0.0`):

@@ -19,7 +19,7 @@ from .launch import Launch
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 
 # Written last: a checkpoint without it was interrupted
 RECORD = "cloud_checkpoint.json"
@@ -29,10 +29,12 @@ class NotSaved(RuntimeError):
     """A model or checkpoint could not be written."""
 
 
-def write_record(folder: Path, args: TrainingArguments, rows: int):
-    """Mark a checkpoint as whole, and note how its run was started and on how many rows it trains."""
-    launch = asdict(Launch.of(args))
-    record = {"version": VERSION, "launch": launch, "rows": rows, "only_model": args.save_only_model}
+def write_record(folder: Path, args: TrainingArguments, rows: int, adapter: dict[str, Any] | None):
+    """Mark a checkpoint as whole, and note its files, how its run was started and what it trains on how many rows."""
+    record = {
+        "version": VERSION, "launch": asdict(Launch.of(args)), "train_dataset_rows": rows, "adapter": adapter,
+        "only_model": args.save_only_model, "files": _sizes(folder),
+    }  # fmt: skip
     part = folder / f"{RECORD}.part"
     part.write_text(json.dumps(record, indent=2) + "\n")
     part.replace(folder / RECORD)
@@ -53,7 +55,7 @@ def interrupted_checkpoints(output_dir: str | Path) -> list[Path]:
     return [folder for folder in _checkpoints(output_dir) if not is_whole(folder)]
 
 
-def find_checkpoint(args: TrainingArguments, asked: str | bool, rows: int | None = None) -> Path:
+def find_checkpoint(args: TrainingArguments, asked: str | bool, **trained) -> Path:
     """
     The checkpoint to resume from, checked.
 
@@ -62,11 +64,12 @@ def find_checkpoint(args: TrainingArguments, asked: str | bool, rows: int | None
             Of the run that goes on.
         asked (`str` or `bool`):
             Its folder; `True` or `"true"` for the last whole one in `args.output_dir`.
-        rows (`int`, *optional*):
-            Rows of the train dataset, where they are known.
+        **trained:
+            Where they are known, `train_dataset_rows` and `adapter`, as [`write_record`] notes them.
 
     Raises:
-        `ValueError`: If there is none, it was not written to its end, or its run was started otherwise.
+        `ValueError`: If there is none, it was not written to its end or has lost something since, or its run was started
+            otherwise.
     """
     folder = _last_whole(args.output_dir) if str(asked).lower() == "true" else Path(asked)
     if not is_whole(folder):
@@ -75,14 +78,19 @@ def find_checkpoint(args: TrainingArguments, asked: str | bool, rows: int | None
             f"{_name_last(folder.parent)}."
         )
     record = json.loads((folder / RECORD).read_text())
+    if record["version"] != VERSION:
+        raise ValueError(
+            f"{folder} was written by another version of cloud_hf. Go on with that one, or begin a new run from the weights: "
+            f"`--model_name_or_path {folder}` and another `--output_dir`."
+        )
     if record["only_model"]:
         raise ValueError(
             f"{folder} holds the model alone (`save_only_model`), without optimizer states to go on with. Begin a new run "
             f"from it: `--model_name_or_path {folder}` and another `--output_dir`."
         )
+    _check_files(folder, record["files"])
     differences = Launch.of(args).differences(record["launch"])
-    if rows is not None and rows != record["rows"]:
-        differences.append(f"the train dataset had {record['rows']} rows, has {rows}")
+    differences += [f"`{name}` was {record[name]}, is {now}" for name, now in trained.items() if now != record[name]]
     if differences:
         raise ValueError(
             f"{folder} was written by a run that was started otherwise: {'; '.join(differences)}. Its optimizer states and "
@@ -90,6 +98,25 @@ def find_checkpoint(args: TrainingArguments, asked: str | bool, rows: int | None
             f"weights: `--model_name_or_path {folder}` and another `--output_dir`."
         )
     return folder
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Bytes of each file of a checkpoint, the record left out."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and not file.name.startswith(RECORD))
+    return {file.relative_to(folder).as_posix(): file.stat().st_size for file in files}
+
+
+def _check_files(folder: Path, written: dict[str, int]):
+    """transformers goes on without optimizer states or random states that are missing, and says nothing."""
+    sizes = _sizes(folder)
+    damaged = [
+        f"{name} ({sizes.get(name, 0)} of {size} bytes)" for name, size in written.items() if sizes.get(name) != size
+    ]
+    if damaged:
+        raise ValueError(
+            f"{folder} is not what was written: {', '.join(damaged)}. Copy it again, or go on from another checkpoint: "
+            "`--resume_from_checkpoint FOLDER`."
+        )
 
 
 @contextmanager

@@ -99,13 +99,18 @@ class CLoudTrainingConfig(RewardConfig):
         for name in ("lm_loss_weight", "bradley_terry_weight"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it must be a number from 0 up.")
-        for name in ("token_budget", "lm_loss_chunks"):
+        for name in ("max_length", "token_budget", "lm_loss_chunks"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 1, or left out.")
+                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 1, or None.")
         if self.token_budget is not None and self.train_sampling_strategy != "random":
             raise ValueError(
                 f"`token_budget` groups pairs by length itself: `train_sampling_strategy` is "
                 f"{self.train_sampling_strategy!r}, leave it 'random'."
+            )
+        if self.train_sampling_strategy == "group_by_length":
+            raise ValueError(
+                "`train_sampling_strategy` 'group_by_length' goes by one sequence a row, and pairs have two. `token_budget` "
+                "groups pairs by length."
             )
         if self.token_budget is not None and self.auto_find_batch_size:
             raise ValueError(

@@ -9,10 +9,11 @@ from transformers import TrainingArguments
 @dataclass(frozen=True)
 class Launch:
     """
-    What a checkpoint's optimizer states and data order depend on, beside the weights.
+    What a run that is resumed must have in common with the one that wrote the checkpoint: what optimizer states and the
+    order of the data depend on, what the optimizer's state would silently bring back, and the loss. Options that a stage
+    does not have are `None`.
 
-    Example: `Launch(strategy="zero2", world_size=8, per_device_train_batch_size=2, gradient_accumulation_steps=6,
-    seed=17, data_seed=None, token_budget=None, padding_free=False, shared_prompt=False, dataloader_drop_last=False)`
+    Example: `Launch.of(CLoudTrainingConfig("cloud-rm"))`
     """
 
     strategy: str
@@ -25,11 +26,21 @@ class Launch:
     padding_free: bool | None
     shared_prompt: bool | None
     dataloader_drop_last: bool
+    train_sampling_strategy: str
+    optim: str
+    learning_rate: float
+    weight_decay: float
+    adam_beta1: float
+    adam_beta2: float
+    adam_epsilon: float
+    critique: bool | None
+    lm_loss_weight: float | None
+    bradley_terry_weight: float | None
 
     @classmethod
     def of(cls, args: TrainingArguments) -> "Launch":
         """How the present run was started."""
-        settings = args.to_dict() | {"world_size": args.world_size}  # stage 1 has no token budget
+        settings = args.to_dict() | {"world_size": args.world_size}  # stage 1 has no token budget, no λ
         return cls(strategy_of(args), *(settings.get(field.name) for field in fields(cls)[1:]))
 
     @property

@@ -43,6 +43,8 @@ import yaml
 from peft import LoraConfig
 
 from ..configuration_cloud import CLoudConfig, read_config
+from .arguments import DataArguments, RewardModelConfig
+from .config import CLoudTrainingConfig
 from .memory import StepMemory, simulate_step
 
 
@@ -71,6 +73,10 @@ _RECIPE_KEYS = {
 }
 
 
+# Keys that change what a step takes in ways that are not worked out
+_UNPLANNED_KEYS = ("token_budget", "load_in_8bit", "fp16", "use_dora", "lora_modules_to_save", "activation_offloading")
+
+
 @dataclass
 class PlanArguments:
     """
@@ -82,7 +88,8 @@ class PlanArguments:
         config (`str`, *optional*):
             Recipe (YAML) to take options from. Options of the command line come first.
         classic (`bool`, *optional*, defaults to `False`):
-            Plan the classic arm, which has no critique loss. A recipe named `classic.yaml` implies it.
+            Plan the classic arm, which has no critique loss. A recipe named `classic.yaml`, or with `critique: false`, implies
+            it.
         gpus (`int`, *optional*, defaults to `1`):
             GPUs, over all nodes.
         gpu_memory_gb (`float`, *optional*, defaults to `80.0`):
@@ -137,21 +144,17 @@ class PlanArguments:
     load_in_4bit: bool | None = field(default=None, metadata={"help": "QLoRA."})
 
     def __post_init__(self):
-        recipe = _read_recipe(self.config) if self.config else {}
-        if recipe.get("token_budget") is not None:
-            raise ValueError(
-                f"{self.config} has a `token_budget`, which cannot be planned: give a file without it, and the `micro_batch` "
-                "and `max_length` of its largest batch."
-            )
-        if Path(self.config or "").stem == "critique_sft":
+        stage = Path(self.config or "").stem
+        if stage == "critique_sft":
             raise ValueError(
                 f"{self.config} counts critiques, and the plan pairs, which have two: plan the recipe of stage 3 with half "
                 "as many as `micro_batch`."
             )
+        recipe = _read_recipe(self.config) if self.config else {}
         self.model = self.model or recipe.get("model_name_or_path")
         if self.model is None:
             raise ValueError("Name a `model`, or a `config` that has one.")
-        self.classic = self.classic or Path(self.config or "").stem == "classic"
+        self.classic = self.classic or stage == "classic" or recipe.get("critique") is False
         uses_lora = recipe.get("use_peft", False)
         for key, name in _RECIPE_KEYS.items():
             if getattr(self, name) is None and key in recipe and (uses_lora or not key.startswith("lora")):
@@ -169,9 +172,12 @@ class PlanArguments:
         self._check()
 
     def _check(self):
-        for name in ("gpus", "micro_batch", "max_length", "gradient_accumulation_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 1.")
+        for name in ("gpus", "micro_batch", "max_length", "gradient_accumulation_steps", "lm_loss_chunks", "lora_r"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` is {value}; it must be at least 1.")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"`dtype` is {self.dtype!r}; float32 and bfloat16 can be planned.")
         if self.prompt_share is not None and not self.shared_prompt:
             raise ValueError("`prompt_share` matters with `shared_prompt` only: give both or neither.")
         if not 0 <= self.labelled_share <= 1:
@@ -187,6 +193,8 @@ class PlanArguments:
             raise ValueError("`offload` needs `zero` 1, 2 or 3.")
         if self.load_in_4bit and self.lora_r is None:
             raise ValueError("`load_in_4bit` needs an adapter: give `lora_r`.")
+        if self.lora_target_modules is not None and self.lora_r is None:
+            raise ValueError("`lora_target_modules` needs an adapter: give `lora_r`.")
         if not self.optim.startswith(("adamw_torch", "adamw_bnb_8bit", "adamw_8bit", "paged_adamw_8bit")):
             raise ValueError(f"`optim` is {self.optim!r}; AdamW, of torch or with 8-bit moments, can be planned.")
 
@@ -405,6 +413,15 @@ def _read_recipe(path: str) -> dict:
     recipe = yaml.safe_load(Path(path).read_text())
     if not isinstance(recipe, dict):
         raise ValueError(f"`config` {path} is not a recipe: it holds no keys.")
+    arguments = (DataArguments, CLoudTrainingConfig, RewardModelConfig)
+    known = {"env", *(option.name for kind in arguments for option in dataclasses.fields(kind))}
+    if unknown := sorted(recipe.keys() - known):
+        raise ValueError(f"{path} has {', '.join(unknown)}: no option of train_cloud.py or train_classic.py.")
+    if unplanned := [key for key in _UNPLANNED_KEYS if recipe.get(key)]:
+        raise ValueError(
+            f"{path} has `{unplanned[0]}`, which cannot be planned: give a file without it (for a `token_budget` with the "
+            "`micro_batch` and `max_length` of its largest batch)."
+        )
     return recipe
 
 

@@ -9,6 +9,7 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 
+from .adapters import shape_of_adapter
 from .checkpoints import (
     checkpoint_folder,
     explain_failure,
@@ -37,7 +38,8 @@ class ExactResume:
         self._seconds_before, self._started = 0.0, time.monotonic()
         if not resume_from_checkpoint:
             return super().train(**kwargs)
-        checkpoint = find_checkpoint(self.args, resume_from_checkpoint, rows)
+        trained = {"train_dataset_rows": rows, "adapter": shape_of_adapter(self.model)}
+        checkpoint = find_checkpoint(self.args, resume_from_checkpoint, **trained)
         self.accelerator.wait_for_everyone()  # all have looked before any is removed
         if self.args.should_save:
             remove_interrupted(self.args.output_dir)
@@ -74,7 +76,7 @@ class ExactResume:
                 write_rank_state(folder, self.args.process_index, self._running_metrics())
                 self.accelerator.wait_for_everyone()
                 if self.args.should_save:
-                    write_record(folder, self.args, len(self.train_dataset))
+                    write_record(folder, self.args, len(self.train_dataset), shape_of_adapter(self.model))
         finally:
             self.args.save_total_limit = limit
         if self.args.should_save:

@@ -14,6 +14,8 @@ class CritiqueSFTConfig(SFTConfig):
     """[`~trl.SFTConfig`]; what the machine cannot do is said first."""
 
     def __post_init__(self):
+        if self.max_length is not None and self.max_length < 1:
+            raise ValueError(f"`max_length` is {self.max_length}; it must be at least 1, or None.")
         check_machine(self)
         super().__post_init__()
 

@@ -22,7 +22,15 @@ from ..loading import adapt, adapter_base, is_adapter, load_adapter_base, read_m
 from ..modeling_cloud import CLoudForRewardModeling, CLoudOutput, unused_token_id
 from ..published import HUB_KWARGS
 from ..scoring import context_length
-from .adapters import HEAD, check_dropout, check_head, complete_lora, go_on_with_adapter, spare_head
+from .adapters import (
+    HEAD,
+    check_dropout,
+    check_head,
+    check_quantization,
+    complete_lora,
+    go_on_with_adapter,
+    spare_head,
+)
 from .arguments import set_chat_template
 from .batching import GroupSampler, TokenBudgetSampler, group_pairs
 from .collator import DataCollatorForCLoud
@@ -147,8 +155,15 @@ class CLoudTrainer(LogsThroughput, ExactResume, RewardTrainer):
             )
 
     def _check_dataset_size(self, rows: int):
-        if self.args.token_budget is None:  # with one, a step takes what fits
-            super()._check_dataset_size(rows)
+        if self.args.token_budget is None:
+            return super()._check_dataset_size(rows)
+        batches, processes = len(self._train_sampler), self.args.world_size
+        if rows < processes or batches < processes * self.args.gradient_accumulation_steps:
+            raise ValueError(
+                f"The train dataset has {rows} pairs, which `token_budget` {self.args.token_budget} puts into {batches} "
+                f"batches, but one optimizer step takes {self.args.gradient_accumulation_steps} "
+                f"(`gradient_accumulation_steps`) on each of {processes} processes. Lower one of them, or add rows."
+            )
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
@@ -387,6 +402,7 @@ def load_model(
     config_kwargs = {key: kwargs[key] for key in ("base_model_name_or_path", "text_config") if key in kwargs}
     config = read_model_config(name, **hub_kwargs, **config_kwargs)
     adapter = name if is_adapter(name, **hub_kwargs) else None
+    check_quantization(quantization_config, adapter is not None or peft_config is not None)
     if isinstance(config, CLoudConfig):
         _check_options(name, config, args)
         if quantization_config is not None:

@@ -9,9 +9,11 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from test_trainer import make_rows, make_trainer
 from tokenizers_for_tests import make_tokenizer
-from transformers import AutoModel, AutoModelForCausalLM, BitsAndBytesConfig, pipeline
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, BitsAndBytesConfig, pipeline
 
 from cloud_hf.loading import load_critic, load_reward_model, record_base
+from cloud_hf.training.adapters import model_for_sft
+from cloud_hf.training.arguments import RewardModelConfig, TrainedModelConfig
 
 
 def save_sft_adapter(base, folder, record=True, **options):
@@ -198,6 +200,23 @@ def test_dropout_that_would_be_switched_off_is_refused_before_the_model_loads(ba
     trainer = make_trainer(str(base_folder), tmp_path, peft_config=config, disable_dropout=False)
     rates = {module.p for module in trainer.model.modules() if isinstance(module, torch.nn.Dropout)}
     assert rates == {0.1}
+
+
+@pytest.mark.parametrize("kind", [TrainedModelConfig, RewardModelConfig])
+def test_options_of_an_adapter_need_one(kind):
+    """TRL would pass over them and train all weights."""
+    for options in ({"lora_r": 8}, {"lora_target_modules": ["q_proj"]}, {"use_dora": True}, {"lora_dropout": 0.2}):
+        assert kind(use_peft=True, **options).use_peft
+        with pytest.raises(ValueError, match=f"`{next(iter(options))}` is .*without `use_peft` no adapter is made"):
+            kind(**options)
+
+
+def test_quantised_weights_without_an_adapter_are_refused_before_they_load(base_folder, tmp_path):
+    with pytest.raises(ValueError, match="cannot be trained themselves: add `--use_peft"):
+        make_trainer(str(base_folder), tmp_path, quantization_config=BitsAndBytesConfig(load_in_8bit=True))
+    model_args = TrainedModelConfig(model_name_or_path=str(base_folder), load_in_4bit=True)
+    with pytest.raises(ValueError, match="cannot be trained themselves: add `--use_peft"):
+        model_for_sft(model_args, AutoConfig.from_pretrained(base_folder), {})
 
 
 def test_a_peft_model_without_the_head_is_refused(base_folder, tmp_path):

@@ -97,8 +97,11 @@ def test_a_step_is_the_same_however_a_budget_cuts_it(base_folder, tmp_path, opti
     """All pairs in one optimizer step: mean over all pairs, mean over all labelled tokens."""
     rows = make_rows(6, critiques=(1, 3))
     log, gradients = train(make_model(base_folder), tmp_path, rows, per_device_train_batch_size=12)
+    options = {"token_budget": 1300, **options}
+    batches = len(make_trainer(base_folder, tmp_path, rows, **options).get_train_dataloader())
+    assert batches > 1
     other_log, other_gradients = train(
-        make_model(base_folder), tmp_path, rows, token_budget=1300, gradient_accumulation_steps=20, **options
+        make_model(base_folder), tmp_path, rows, gradient_accumulation_steps=batches, **options
     )
     for name in ("loss", "pairwise_loss", "lm_loss", "mean_reward"):
         assert other_log[name] == pytest.approx(log[name], abs=1e-5), name
@@ -136,6 +139,14 @@ def test_own_collators_are_refused(base_folder, tmp_path):
             make_model(base_folder), args, data_collator=DataCollatorForCLoud(0), train_dataset=make_rows(2),
             processing_class=make_tokenizer("llama3"),
         )  # fmt: skip
+
+
+def test_fewer_batches_than_a_step_takes_are_refused(base_folder, tmp_path):
+    trainer = make_trainer(base_folder, tmp_path, make_rows(4), gradient_accumulation_steps=64)
+    batches = len(trainer.get_train_dataloader())
+    assert batches < 64
+    with pytest.raises(ValueError, match=f"into {batches} batches, but one optimizer step takes 64"):
+        trainer.train()
 
 
 def test_two_processes_resume_too(base_folder, tmp_path):

@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 import torch
+from peft import LoraConfig
 from test_trainer import make_rows, make_trainer
 from transformers import TrainerCallback
 
@@ -69,13 +70,54 @@ def test_no_checkpoint_is_whole(base_folder, run):
         ({"gradient_accumulation_steps": 2}, 16, "`gradient_accumulation_steps` was 1, is 2"),
         ({"seed": 1}, 16, "`seed` was 42, is 1"),
         ({"token_budget": 2000}, 16, "`token_budget` was None, is 2000"),
-        ({}, 15, "the train dataset had 16 rows, has 15"),
+        ({}, 15, "`train_dataset_rows` was 16, is 15"),
+        ({"train_sampling_strategy": "sequential"}, 16, "`train_sampling_strategy` was random, is sequential"),
+        ({"optim": "sgd"}, 16, "`optim` was .*, is sgd"),
+        ({"learning_rate": 0.5}, 16, "`learning_rate` was 0.001, is 0.5"),
+        ({"lm_loss_weight": 0.1}, 16, "`lm_loss_weight` was 1.25, is 0.1"),
+        ({"peft_config": LoraConfig(r=4)}, 16, "`adapter` was None, is {'r': 4"),
     ],
 )
 def test_a_checkpoint_of_a_run_started_otherwise(base_folder, run, changes, rows, says):
     trainer = make_trainer(str(base_folder), run, make_rows(rows), **{**OPTIONS, **changes})
     with pytest.raises(ValueError, match=says):
         trainer.train(resume_from_checkpoint=True)
+
+
+def test_a_checkpoint_of_another_adapter(base_folder, tmp_path):
+    make_trainer(str(base_folder), tmp_path, peft_config=LoraConfig(r=4), **OPTIONS).train()
+    for config, says in (
+        (LoraConfig(r=8), "`adapter` was {'r': 4.*is {'r': 8"),
+        (None, "`adapter` was {'r': 4.*is None"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            make_trainer(str(base_folder), tmp_path, peft_config=config, **OPTIONS).train(resume_from_checkpoint=True)
+    steps = Steps()
+    trainer = make_trainer(str(base_folder), tmp_path, callbacks=[steps], peft_config=LoraConfig(r=4), **OPTIONS)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert steps.made == [5, 6]
+
+
+def test_a_checkpoint_that_lost_something_since(run):
+    """Without optimizer or random states transformers would go on as if nothing was."""
+    for name in ("optimizer.pt", "rng_state.pth", "model.safetensors", "running_metrics_0.json"):
+        file = run / "checkpoint-6" / name
+        content = file.read_bytes()
+        for part in (content[:-1], b""):
+            file.write_bytes(part) if part else file.unlink()
+            says = rf"checkpoint-6 is not what was written: {name} \({len(part)} of {len(content)} bytes"
+            with pytest.raises(ValueError, match=says):
+                make_trainer("no such model", run, resume_from_checkpoint="true", **OPTIONS)
+        file.write_bytes(content)
+    with pytest.raises(OSError, match="no such model"):  # all is there again
+        make_trainer("no such model", run, resume_from_checkpoint="true", **OPTIONS)
+
+
+def test_a_checkpoint_of_another_version(run):
+    record = json.loads((run / "checkpoint-6" / RECORD).read_text())
+    (run / "checkpoint-6" / RECORD).write_text(json.dumps({**record, "version": 1}))
+    with pytest.raises(ValueError, match="another version of cloud_hf"):
+        make_trainer("no such model", run, resume_from_checkpoint="true", **OPTIONS)
 
 
 @pytest.mark.parametrize(

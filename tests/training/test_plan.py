@@ -194,6 +194,9 @@ def test_a_recipe_at_full_size_is_planned_from_its_config_alone(tmp_path):
         ({"load_in_4bit": True}, "needs an adapter"),
         ({"optim": "sgd"}, "`optim` is 'sgd'"),
         ({"gpus": 0}, "`gpus` is 0"),
+        ({"lm_loss_chunks": 0}, "`lm_loss_chunks` is 0"),
+        ({"dtype": "float16"}, "`dtype` is 'float16'"),
+        ({"lora_target_modules": ["q_proj"]}, "`lora_target_modules` needs an adapter"),
         ({"prompt_share": 0.3}, "`prompt_share` matters with `shared_prompt` only"),
         ({"shared_prompt": True, "prompt_share": 0.6}, "`prompt_share` is 0.6; it must be from 0 to 0.5"),
     ],
@@ -201,3 +204,32 @@ def test_a_recipe_at_full_size_is_planned_from_its_config_alone(tmp_path):
 def test_settings_that_cannot_be_planned_are_refused(options, says):
     with pytest.raises(ValueError, match=says):
         PlanArguments(**{"model": "m", **options})
+
+
+@pytest.mark.parametrize(
+    ("recipe", "says"),
+    [
+        ("max_lenght: 512", "has max_lenght: no option of train_cloud.py"),
+        ("load_in_8bit: true\nuse_peft: true", "has `load_in_8bit`, which cannot be planned"),
+        ("lora_modules_to_save: [lm_head]", "has `lora_modules_to_save`, which cannot be planned"),
+        ("token_budget: 4096", "has `token_budget`, which cannot be planned"),
+        ("- 1", "is not a recipe"),
+    ],
+)
+def test_recipes_that_cannot_be_planned_are_refused(tmp_path, recipe, says):
+    (tmp_path / "cloud.yaml").write_text(recipe)
+    with pytest.raises(ValueError, match=says):
+        PlanArguments(model="m", config=str(tmp_path / "cloud.yaml"))
+
+
+def test_a_recipe_without_critiques_is_the_classic_arm(tmp_path, small):
+    (tmp_path / "mine.yaml").write_text("critique: false\nmax_length: 64")
+    args = PlanArguments(model="m", config=str(tmp_path / "mine.yaml"))
+    assert args.classic and make_plan(args, CLoudConfig(text_config=small.text_config, critique=False)).lm_loss == 0
+
+
+@pytest.mark.parametrize(
+    "recipe", sorted(ROOT.glob("examples/configs/*/cl*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}"
+)
+def test_every_recipe_of_a_reward_model_is_read(recipe):
+    assert PlanArguments(model="m", config=str(recipe)).classic == (recipe.stem == "classic")
