@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from peft import PeftConfig, PeftModel, PeftType, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils.save_and_load import load_peft_weights
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -221,7 +223,11 @@ def read_model_config(name: str, base: str | None = None, **kwargs):
     """
     The config of a model; of an adapter the one it carries, if it is a reward model's, else its base's, read from `base`
     if that is given.
+
+    Raises:
+        `FileNotFoundError`: If there is no such folder, and `name` cannot be one of the Hub's.
     """
+    _check_name(name)
     hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
     if not is_adapter(name, **hub_kwargs):
         return read_config(name, **kwargs)
@@ -236,6 +242,14 @@ def read_model_config(name: str, base: str | None = None, **kwargs):
             f"{name} adapts the CLoud model {base}, but holds no config.json: it was not saved by CLoudTrainer."
         )
     return config
+
+
+def _check_name(name: str):
+    if not Path(name).exists():
+        try:
+            validate_repo_id(name)
+        except HFValidationError:
+            raise FileNotFoundError(f"There is no folder {name}, and a model on the Hub cannot have that name.") from None
 
 
 def check_reward_model(name: str, config):
