@@ -249,7 +249,9 @@ def _check_name(name: str):
         try:
             validate_repo_id(name)
         except HFValidationError:
-            raise FileNotFoundError(f"There is no folder {name}, and a model on the Hub cannot have that name.") from None
+            raise FileNotFoundError(
+                f"There is no folder {name}, and a model on the Hub cannot have that name."
+            ) from None
 
 
 def check_reward_model(name: str, config):
