@@ -2,6 +2,7 @@
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.fsdp.fully_sharded_data_parallel import StateDictType
@@ -10,14 +11,19 @@ from torch.distributed.tensor import Shard
 
 def check_fsdp(accelerator: Accelerator):
     """
-    Check how FSDP2 is configured.
+    Check how FSDP is configured.
 
     Raises:
-        `ValueError`: If no model would be saved, or weights would be read by one process alone.
+        `ValueError`: If it is not FSDP2, no model would be saved, or weights would be read by one process alone.
     """
-    if not accelerator.is_fsdp2:
+    if accelerator.distributed_type != DistributedType.FSDP:
         return
     plugin = accelerator.state.fsdp_plugin
+    if not accelerator.is_fsdp2:
+        raise ValueError(
+            f"FSDP's `fsdp_version` is {plugin.fsdp_version}, which would not keep the reward head in fp32. Set it to 2, as "
+            "ds_configs/accelerate_fsdp2.yaml does."
+        )
     if plugin.state_dict_type != StateDictType.FULL_STATE_DICT:
         raise ValueError(
             f"FSDP's `fsdp_state_dict_type` is {plugin.state_dict_type.name}: every process would write a part of the "

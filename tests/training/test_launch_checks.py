@@ -8,7 +8,7 @@ import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
-from accelerate.utils import FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from test_trainer import make_rows, make_trainer
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
@@ -111,13 +111,15 @@ def test_a_dataset_smaller_than_a_step(base_folder, tmp_path):
             {"state_dict_type": "FULL_STATE_DICT", "cpu_ram_efficient_loading": True},
             "`fsdp_cpu_ram_efficient_loading` is on",
         ),
+        ({"fsdp_version": 1}, "`fsdp_version` is 1"),
     ],
 )
 def test_fsdp_that_cannot_work(base_folder, tmp_path, monkeypatch, options, says):
     """With sharded state dicts transformers writes no model at all, and says nothing."""
     trainer = make_trainer(str(base_folder), tmp_path)
-    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, **options)
-    monkeypatch.setattr(type(trainer.accelerator), "is_fsdp2", True)
+    plugin = FullyShardedDataParallelPlugin(**{"fsdp_version": 2, **options})
+    monkeypatch.setattr(type(trainer.accelerator), "distributed_type", DistributedType.FSDP)
+    monkeypatch.setattr(type(trainer.accelerator), "is_fsdp2", plugin.fsdp_version == 2)
     monkeypatch.setitem(trainer.accelerator.state.__dict__, "fsdp_plugin", plugin)
     with pytest.raises(ValueError, match=says):
         trainer.train()
