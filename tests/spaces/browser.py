@@ -218,9 +218,22 @@ def open_page(browser, url: str, *, width: int = 1280, height: int = 900, dark: 
         visit.page.goto(url)
         visit.page.locator(".gradio-container footer").wait_for()
         visit.page.wait_for_function("!document.querySelector('p.loading')")
+        settle(visit.page)
         yield visit
     finally:
         profile.close()
+
+
+def settle(page):
+    """
+    Wait until what has just been opened can be filled in.
+
+    A page that is not drawn yet, a closed tab or accordion has no fields. When it is opened, Gradio puts them there and, in the next frame and thus before anybody
+    sees them, gives each the value it began with: a script that does not wait for frames may have filled them in between.
+    """
+    page.evaluate("""async () => {
+        for (let frame = 0; frame < 3; frame++) await new Promise(requestAnimationFrame);
+    }""")
 
 
 def make_client(url: str):

@@ -2,14 +2,27 @@
 
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from browser import PATIENCE
+from browser import PATIENCE, open_page, settle
 
 
 # Seconds until a click that did nothing is repeated
 _REPEAT = 5
-# Where Gradio sends the answers of a page's events, as they come
-_ANSWERS = "**/gradio_api/queue/data*"
+# Where Gradio sends the answers of a page's events, as they come: one stream for all that are under way
+_ANSWERS = "/gradio_api/queue/data"
+
+
+@contextmanager
+def open_demo(browser, url: str, **look) -> Iterator:
+    """As `open_page`, and wait until the page has heard which model is open: the stream that told it is not that of a click."""
+    with open_page(browser, url, **look) as visit:
+        visit.page.wait_for_function(
+            "text => !document.querySelector('#about').textContent.includes(text)", arg="is being loaded"
+        )
+        settle(visit.page)
+        yield visit
 
 
 def field(page, name: str):
@@ -47,18 +60,6 @@ def open_options(page):
     settle(page)
 
 
-def settle(page):
-    """
-    Wait until what a click has opened can be filled in.
-
-    A closed tab or accordion has no fields. When it is opened, Gradio puts them there and, in the next frame and thus before anybody
-    sees them, gives each the value it began with: a script that does not wait for frames may have filled them in between.
-    """
-    page.evaluate("""async () => {
-        for (let frame = 0; frame < 3; frame++) await new Promise(requestAnimationFrame);
-    }""")
-
-
 def judge(page, tab: str, button: str = "run"):
     """
     Click, and wait for the end of what that starts.
@@ -90,16 +91,36 @@ def start(page, tab: str, button: str = "run"):
 
     A click before the page has heard of the last run's end is lost; one while a run goes on does nothing.
     """
-    from playwright.sync_api import TimeoutError
+    begun = []
 
-    for _ in range(round(PATIENCE / _REPEAT)):
-        try:
-            with page.expect_request(_ANSWERS, timeout=1000 * _REPEAT) as request:
-                page.locator(f"#{tab}-{button}").click()
-            return request.value
-        except TimeoutError:
-            continue
-    raise AssertionError(f"The button {button} of {tab} does nothing.")
+    def hear(request):
+        if _ANSWERS in request.url:
+            begun.append(request)
+
+    page.on("request", hear)
+    try:
+        end = time.monotonic() + PATIENCE
+        while not begun:
+            assert time.monotonic() < end, f"The button {button} of {tab} does nothing."
+            page.locator(f"#{tab}-{button}").click()
+            repeat = time.monotonic() + _REPEAT
+            while not begun and time.monotonic() < repeat:
+                page.wait_for_timeout(20)
+    finally:
+        page.remove_listener("request", hear)
+    return begun[0]
+
+
+def add_response(page, place: int):
+    """One more box in the tab Compare, which will be the one at this place."""
+    page.get_by_role("button", name="Add a response").click()
+    field(page, f"Response {place}").wait_for()
+    settle(page)
+
+
+def is_refused(page, tab: str, sentence: str):
+    """Wait until the status says this, in place of how far it has come."""
+    page.locator(f"#{tab}-status .bad", has_text=sentence).wait_for()
 
 
 def is_done(page, tab: str):

@@ -7,7 +7,20 @@ import time
 import pytest
 from browser import PATIENCE, SPACES, make_client, open_page, serious_faults, start_app
 from demo_for_tests import PROMPT, RESPONSES, save_models
-from demo_page import field, is_done, judge, open_options, open_tab, set_slider, settle, slider
+from demo_page import (
+    add_response,
+    field,
+    is_done,
+    is_refused,
+    judge,
+    open_demo,
+    open_options,
+    open_tab,
+    set_slider,
+    settle,
+    slider,
+    start,
+)
 
 
 pytest.importorskip("gradio", reason="Gradio is not installed: the apps of the Spaces are not tried.")
@@ -29,8 +42,8 @@ def app(tmp_path_factory):
 
 @pytest.fixture
 def visit(app, chromium):
-    with open_page(chromium, app.url) as visit:
-        visit.page.locator("#about", has_text="6 rows").wait_for()
+    with open_demo(chromium, app.url) as visit:
+        assert "6 rows" in visit.page.locator("#about").text_content()
         yield visit
         assert visit.problems == []
         assert visit.outgoing == []
@@ -53,7 +66,7 @@ def wait_until_rewards_are_known(url: str):
         time.sleep(5)
 
 
-def test_a_critique_comes_in_pieces_and_then_the_reward(visit):
+def test_a_critique_is_shown_as_it_is_written_and_then_the_reward(visit):
     page = visit.page
     field(page, "Prompt").fill(PROMPT)
     field(page, "Response").fill(RESPONSES[0])
@@ -67,7 +80,7 @@ def test_a_critique_comes_in_pieces_and_then_the_reward(visit):
     judge(page, "score")
     seen = page.evaluate("window.seen")
     final = page.locator("#score-result .critique").text_content()
-    assert len(seen) > 2 and all(final.startswith(text) for text in seen)
+    assert all(final.startswith(text) for text in seen)
     assert "Cut: it reached the longest length" in page.locator("#score-result").text_content()
     assert float(page.locator("#score-result .reward strong").text_content())
 
@@ -99,8 +112,8 @@ def test_a_chat_with_a_system_message_reaches_the_model(visit):
     settle(page)
     field(page, "System message").fill("Be strict.")
     field(page, "Turn 1: user").fill(PROMPT)
-    page.locator("#score-run").click()
-    page.get_by_text("Earlier turn 1 needs both").wait_for()
+    start(page, "score")
+    is_refused(page, "score", "Earlier turn 1 needs both")
     field(page, "Turn 1: assistant").fill("The answer is D.")
     judge(page, "score")
     assert page.locator("#score-result .critique").text_content() != plain
@@ -111,10 +124,10 @@ def test_compare(visit):
     open_tab(page, "Compare")
     field(page, "Prompt").fill(PROMPT)
     for place in (3, 4, 5):
-        page.get_by_role("button", name="Add a response").click()
-        field(page, f"Response {place}").wait_for()
+        add_response(page, place)
     page.get_by_role("button", name="Remove the last").click()
     page.get_by_label("Response 5", exact=True).wait_for(state="hidden")
+    settle(page)
     for place, response in enumerate(RESPONSES, start=1):
         field(page, f"Response {place}").fill(response)
     choose_critiques(page, 2)
@@ -164,8 +177,7 @@ def test_a_link_opens_the_texts_it_was_made_of(visit, app, chromium):
     page = visit.page
     open_tab(page, "Compare")
     field(page, "Prompt").fill("Ünïcode <b>?</b>")
-    page.get_by_role("button", name="Add a response").click()
-    field(page, "Response 3").wait_for()
+    add_response(page, 3)
     field(page, "Response 3").fill("three")
     page.get_by_role("button", name="Link to this").locator("visible=true").click()
     page.locator("#compare-status", has_text="hold a link").wait_for()
@@ -173,6 +185,9 @@ def test_a_link_opens_the_texts_it_was_made_of(visit, app, chromium):
         assert other.page.url == page.url
         expect(field(other.page, "Response 3")).to_have_value("three", timeout=1000 * PATIENCE)
         expect(field(other.page, "Prompt")).to_have_value("Ünïcode <b>?</b>", timeout=1000 * PATIENCE)
+    with open_page(chromium, app.url) as other:
+        other.page.goto(page.url)
+        expect(field(other.page, "Response 3")).to_have_value("three", timeout=1000 * PATIENCE)
     for broken in ("#", "#%%%", "#bnVsbA==", "#eyJ0YWIiOiAic2NvcmUifQ=="):
         with open_page(chromium, app.url + broken) as other:
             field(other.page, "Prompt").fill("still works")
@@ -202,8 +217,8 @@ def test_empty_and_huge_fields_get_a_sentence(visit):
     ):
         field(page, "Prompt").fill(prompt)
         field(page, "Response").fill(response)
-        page.locator("#score-run").click()
-        page.get_by_text(sentence).first.wait_for()
+        start(page, "score")
+        is_refused(page, "score", sentence)
     field(page, "Prompt").fill(PROMPT)
     field(page, "Response").fill("The answer is C.")
     judge(page, "score")
@@ -211,7 +226,7 @@ def test_empty_and_huge_fields_get_a_sentence(visit):
 
 @pytest.mark.parametrize("look", [{"dark": True}, {"width": 400}], ids=["dark", "narrow"])
 def test_dark_and_narrow(app, chromium, look):
-    with open_page(chromium, app.url, **look) as visit:
+    with open_demo(chromium, app.url, **look) as visit:
         page = visit.page
         field(page, "Prompt").fill(PROMPT)
         field(page, "Response").fill(RESPONSES[0])

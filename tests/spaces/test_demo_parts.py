@@ -18,6 +18,7 @@ from cloud_demo.best_of_n_tab import split_candidates
 from cloud_demo.charts import curve, reward_among, reward_bars
 from cloud_demo.choices import example_prompts
 from cloud_demo.compare_tab import remove_last
+from cloud_demo.judgements import show_ranking
 from cloud_demo.judging import SAMPLING_TEMPERATURE, Options, _gathered, _joined, judge_pair
 from cloud_demo.markup import escape
 from cloud_demo.models import Models
@@ -173,6 +174,16 @@ def test_critiques_are_joined_with_their_spread():
     assert score.rewards == (4.0, 4.0, 5.0) and score.reward == pytest.approx(13 / 3)
     assert score.reward_std == pytest.approx((2 / 9) ** 0.5)
     assert len(score.critiques) == len(score.finish_reasons) == 3
+
+
+def test_a_first_critique_without_words_hides_no_other():
+    async def run():
+        engine = EchoEngine()
+        return await engine.score("p", "a", num_critiques=2), await engine.score("p", "b")
+
+    first, second = asyncio.run(run())
+    first = replace(first, critique="", critiques=("", "It is right."))
+    assert "It is right." in show_ranking(["Response 1", "Response 2"], ["a", "b"], [first, second])
 
 
 def test_options_are_checked():

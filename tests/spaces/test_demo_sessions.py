@@ -9,18 +9,21 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from browser import PATIENCE, PAYLOADS, make_client, open_page
+from browser import PATIENCE, PAYLOADS, make_client
 from completion_server import serve_completions
 from demo_for_tests import PROMPT, RESPONSES, EchoEngine, running_demo, save_models
-from demo_page import field, is_done, judge, open_options, open_tab, set_slider
+from demo_page import field, is_done, is_refused, judge, open_demo, open_options, open_tab, set_slider, start
 from servers_for_tests import free_port, serving
 
 
 pytest.importorskip("gradio", reason="Gradio is not installed: the apps of the Spaces are not tried.")
+expect = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: no browser tests.").expect
 
 VISITORS = 16
 LONG = 1800
-"""Tokens of a critique that takes seconds."""
+"""Tokens of a critique that is not at its end before a visitor has left, however slow their browser is."""
+PAUSE = 0.02
+"""Seconds between two of them."""
 
 
 @pytest.fixture(scope="module")
@@ -38,16 +41,55 @@ def demo(found):
 
 @pytest.fixture
 def passes(demo):
-    """Counts the steps of the model."""
+    """Counts the steps of the model, and makes them slow."""
     backend, _ = demo
     count = [0]
 
     def step(module, args):
         count[0] += 1
+        time.sleep(PAUSE)
 
     hook = backend.models.cloud._model.trunk.register_forward_pre_hook(step)
     yield count
     hook.remove()
+
+
+@pytest.fixture
+def gate(demo):
+    """While it is not set, the model does not work."""
+    backend, _ = demo
+    opened = threading.Event()
+    opened.set()
+
+    def wait(module, args):
+        opened.wait()
+
+    hook = backend.models.cloud._model.trunk.register_forward_pre_hook(wait)
+    yield opened
+    opened.set()
+    hook.remove()
+
+
+class HeldEngine(EchoEngine):
+    """Writes a character, or gives a score, whenever it is let."""
+
+    def __init__(self):
+        super().__init__()
+        self.may_go_on = threading.Semaphore(0)
+
+    async def score(self, prompt, response, **options):
+        await self._permission()
+        return await super().score(prompt, response, **options)
+
+    async def stream(self, prompt, response, **options):
+        for sign in response:
+            await self._permission()
+            yield sign
+        yield await self.score(prompt, response)
+
+    async def _permission(self):
+        while not self.may_go_on.acquire(blocking=False):
+            await asyncio.sleep(0.02)
 
 
 def wait_until(condition, seconds: float = PATIENCE):
@@ -77,30 +119,28 @@ def fill_in(page, response: str = "The answer is A."):
 
 def begin(page, response: str = "The answer is A."):
     fill_in(page, response)
-    page.locator("#score-run").click()
+    start(page, "score")
 
 
 # ---------------------------------------------------------------------------------------------------- many visitors
 
 
-def test_sixteen_visitors_get_their_own_results_and_see_their_place(demo, chromium):
+def test_sixteen_visitors_get_their_own_results_and_see_their_place(demo, gate, chromium):
     backend, url = demo
     prompts = [f"The ball starts under cup {'ABCD'[i % 4]}. Visitor {i}?" for i in range(VISITORS)]
     answers = [f"The answer is {'ABCD'[i // 4]}." for i in range(VISITORS)]
     engine = backend.models.cloud
     expected = engine._model.score(prompts, answers, engine._tokenizer, max_new_tokens=100)
     clients = [make_client(url) for _ in range(VISITORS)]
-    gate = threading.Barrier(VISITORS)
     outputs = [None] * VISITORS
 
     def visit(i):
-        gate.wait()
         job = clients[i].submit(prompts[i], answers[i], max_new_tokens=100, api_name="/score")
         job.result(timeout=4 * PATIENCE)
         outputs[i] = job.outputs()
 
     threads = [threading.Thread(target=visit, args=(i,)) for i in range(VISITORS)]
-    with open_page(chromium, url) as browsing:
+    with open_demo(chromium, url) as browsing:
         page = browsing.page
         open_tab(page, "Compare")
         field(page, "Prompt").fill(PROMPT)
@@ -108,11 +148,13 @@ def test_sixteen_visitors_get_their_own_results_and_see_their_place(demo, chromi
             field(page, f"Response {place}").fill(RESPONSES[place])
         open_options(page)
         set_slider(page, "Longest critique in tokens", 50)
+        gate.clear()
         for thread in threads:
             thread.start()
-        wait_until(lambda: len(backend.line._waiting) > 4)
-        page.locator("#compare-run").click()
-        page.locator("#compare-status", has_text="In the queue: number").wait_for()
+        wait_until(lambda: len(backend.line._waiting) == VISITORS - 1)
+        start(page, "compare")
+        page.locator("#compare-status", has_text=f"In the queue: number {VISITORS} of {VISITORS}").wait_for()
+        gate.set()
         is_done(page, "compare")
         assert browsing.problems == []
     for thread in threads:
@@ -125,26 +167,50 @@ def test_sixteen_visitors_get_their_own_results_and_see_their_place(demo, chromi
     assert backend.line.is_empty
 
 
-def test_one_visitor_may_not_fill_the_line(demo):
+def test_one_visitor_may_not_fill_the_line(demo, gate):
     _, url = demo
     client = make_client(url)
-    jobs = [client.submit(PROMPT, "The answer is B.", max_new_tokens=200, api_name="/score") for _ in range(4)]
+    gate.clear()
+    jobs = [client.submit(PROMPT, "The answer is B.", max_new_tokens=20, api_name="/score") for _ in range(4)]
+    wait_until(lambda: sum(job.done() for job in jobs) == 2)
+    gate.set()
     ends = [job.exception(timeout=4 * PATIENCE) for job in jobs]
     refused = [str(end) for end in ends if end is not None]
     assert len(refused) == 2 and all("You have 2 requests under way" in words for words in refused)
 
 
-def test_a_full_line_says_so(found):
-    with running_demo(model=found["cloud"], max_waiting=1, max_new_tokens=300) as (_, url):
+def test_a_full_line_says_so():
+    from cloud_demo.models import Models
+
+    engine = HeldEngine()
+    with running_demo(Models(engine), model="echo", max_waiting=1) as (_, url):
         clients = [make_client(url) for _ in range(4)]
         jobs = [client.submit(PROMPT, "The answer is B.", api_name="/score") for client in clients]
+        wait_until(lambda: sum(job.done() for job in jobs) == 2)
+        engine.may_go_on.release(2)
         refused = [str(end) for job in jobs if (end := job.exception(timeout=4 * PATIENCE)) is not None]
-        assert refused and all("1 requests are waiting, which is as many as may" in words for words in refused)
+        assert len(refused) == 2
+        assert all("1 requests are waiting, which is as many as may" in words for words in refused)
+
+
+def test_what_is_written_can_be_read_before_more_is(chromium):
+    from cloud_demo.models import Models
+
+    engine = HeldEngine()
+    with running_demo(Models(engine), model="echo") as (_, url), open_demo(chromium, url) as visit:
+        begin(visit.page, "yes")
+        for written in ("y", "ye", "yes"):
+            engine.may_go_on.release()
+            expect(visit.page.locator("#score-result .writing")).to_have_text(written, timeout=1000 * PATIENCE)
+        assert visit.page.locator("#score-result .reward").count() == 0
+        engine.may_go_on.release()
+        is_done(visit.page, "score")
+        expect(visit.page.locator("#score-result .reward")).to_contain_text("+3.000")
 
 
 def test_closing_the_tab_stops_the_model(demo, passes, chromium):
     backend, url = demo
-    with open_page(chromium, url) as visit:
+    with open_demo(chromium, url) as visit:
         begin(visit.page)
         visit.page.locator("#score-result .writing:not(:empty)").wait_for()
     check_that_it_stopped(backend, passes)
@@ -152,20 +218,20 @@ def test_closing_the_tab_stops_the_model(demo, passes, chromium):
 
 def test_closing_the_tab_while_several_are_compared_stops_the_model(demo, passes, chromium):
     backend, url = demo
-    with open_page(chromium, url) as visit:
+    with open_demo(chromium, url) as visit:
         page = visit.page
         open_tab(page, "Compare")
         field(page, "Prompt").fill(PROMPT)
         for place in (1, 2):
             field(page, f"Response {place}").fill(RESPONSES[place])
-        page.locator("#compare-run").click()
+        start(page, "compare")
         page.locator("#compare-status", has_text="The model judges").wait_for()
     check_that_it_stopped(backend, passes)
 
 
 def test_the_stop_button_stops_the_model(demo, passes, chromium):
     backend, url = demo
-    with open_page(chromium, url) as visit:
+    with open_demo(chromium, url) as visit:
         begin(visit.page)
         visit.page.locator("#score-result .writing:not(:empty)").wait_for()
         visit.page.locator("#score-stop").click()
@@ -175,7 +241,7 @@ def test_the_stop_button_stops_the_model(demo, passes, chromium):
 
 def test_a_visitor_who_leaves_the_line_is_not_waited_for(demo, passes, chromium):
     backend, url = demo
-    with open_page(chromium, url) as first, open_page(chromium, url) as second:
+    with open_demo(chromium, url) as first, open_demo(chromium, url) as second:
         begin(first.page)
         first.page.locator("#score-result .writing:not(:empty)").wait_for()
         begin(second.page)
@@ -219,7 +285,7 @@ def check_inert(visit):
 
 
 def test_texts_of_users_and_models_stay_text(echo, chromium):
-    with open_page(chromium, echo) as visit:
+    with open_demo(chromium, echo) as visit:
         page = visit.page
         page.locator("#about", has_text="<b>echo</b>").wait_for()
         for payload in PAYLOADS:
@@ -244,10 +310,10 @@ def test_texts_of_users_and_models_stay_text(echo, chromium):
 
 
 def test_texts_in_errors_stay_text(echo, chromium):
-    with open_page(chromium, echo) as visit:
+    with open_demo(chromium, echo) as visit:
         for payload in PAYLOADS[:8]:
             begin(visit.page, f"refuse {payload}")
-            visit.page.get_by_text(f"This is refused: refuse {payload}").wait_for()
+            is_refused(visit.page, "score", f"This is refused: refuse {payload}")
             check_inert(visit)
 
 
@@ -261,10 +327,10 @@ def sentence_from(url: str, *args, api_name="/score", **options) -> str:
 
 
 def test_a_model_that_is_no_reward_model_is_named(found, chromium):
-    with running_demo(model=found["base"]) as (_, url), open_page(chromium, url) as visit:
+    with running_demo(model=found["base"]) as (_, url), open_demo(chromium, url) as visit:
         visit.page.locator("#about", has_text="is a llama model, not a CLoud model").wait_for()
         begin(visit.page)
-        visit.page.get_by_text("is a llama model, not a CLoud model").nth(1).wait_for()
+        is_refused(visit.page, "score", "is a llama model, not a CLoud model")
         assert "not a CLoud model" in sentence_from(url, "x", "y")
 
 
@@ -279,9 +345,10 @@ def test_failing_engines_get_a_sentence(error, words, chromium):
     from cloud_demo.models import Models
 
     engine = EchoEngine(error=error)
-    with running_demo(Models(engine), model="echo") as (_, url), open_page(chromium, url) as visit:
+    with running_demo(Models(engine), model="echo") as (_, url), open_demo(chromium, url) as visit:
         begin(visit.page)
-        visit.page.get_by_text(words).wait_for()
+        is_refused(visit.page, "score", words)
+        visit.page.get_by_test_id("toast-body").get_by_text(words).wait_for()
         assert "secret" not in visit.page.content()
         engine.error = None
         judge(visit.page, "score")
@@ -335,9 +402,9 @@ def test_a_classic_reward_server_elsewhere(found, chromium):
     [score] = model.score([PROMPT], RESPONSES[:1], tokenizer)
     port = free_port()
     with running_demo(backend="server", server_url=f"http://127.0.0.1:{port}/") as (_, url):
-        with open_page(chromium, url) as visit:
+        with open_demo(chromium, url) as visit:
             visit.page.locator("#about", has_text="(not answering yet, server)").wait_for()
-        with serving(TransformersEngine(model, tokenizer), port=port), open_page(chromium, url) as visit:
+        with serving(TransformersEngine(model, tokenizer), port=port), open_demo(chromium, url) as visit:
             visit.page.locator("#about", has_text="(classic, server)").wait_for()
             fill_in(visit.page, RESPONSES[0])
             judge(visit.page, "score")
@@ -356,7 +423,7 @@ def test_candidates_from_a_policy_server(chromium):
         options = {"policy_url": server.url, "policy_model": server.model}
         with (
             running_demo(Models(EchoEngine()), model="echo", **options) as (_, url),
-            open_page(chromium, url) as visit,
+            open_demo(chromium, url) as visit,
         ):
             page = visit.page
             open_tab(page, "Best-of-N")

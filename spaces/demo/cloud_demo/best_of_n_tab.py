@@ -91,13 +91,13 @@ def build(backend: Backend) -> dict[str, gr.Textbox]:
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     picking = gr.on(
         [run.click, candidates.submit],
-        in_words(run_best),
+        in_words(run_best, said),
         [prompt, candidates, *options],
         [said, result],
         trigger_mode="once",
         **quiet,
     )
-    writing = write.click(in_words(run_generate), [prompt, count], [said, candidates], **quiet, **FEW_AT_ONCE)
+    writing = write.click(in_words(run_generate, said), [prompt, count], [said, candidates], **quiet, **FEW_AT_ONCE)
     stop.click(
         lambda: status("Stopped."), None, said, cancels=[picking, writing], queue=False, api_visibility="private"
     )

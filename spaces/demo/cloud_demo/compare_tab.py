@@ -104,7 +104,7 @@ def build(backend: Backend) -> dict[str, gr.Textbox]:
     boxes[FEWEST].change(follow, [shown, *boxes], [shown, *boxes], **quick)
     events = gr.on(
         [run.click, prompt.submit, *(box.submit for box in boxes)],
-        in_words(run_compare),
+        in_words(run_compare, said),
         [prompt, shown, *options, *boxes],
         [said, result],
         show_progress="hidden",

@@ -71,14 +71,14 @@ def show_ranking(names: Sequence[str], responses: Sequence[str], scores: Sequenc
     bars = reward_bars([names[i] for i in order], [rewards[i] for i in order], [scores[i].reward_std for i in order])
     cards = "".join(
         f'<section class="card"><h3>{_rank(rewards, index)}. {escape(names[index])}: {rewards[index]:+.3f}</h3>'
-        f"{paragraph(responses[index])}{show_critiques(scores[index]) if scores[index].critique else ''}</section>"
+        f"{paragraph(responses[index])}{show_critiques(scores[index]) if any(scores[index].critiques) else ''}</section>"
         for index in order
     )
     several = any(len(score.rewards) > 1 for score in scores)
     error_bars = (
         "Error bars: one standard deviation over the critiques of a response, to each side."
         if several
-        else "One critique each, so there are no error bars; more critiques show how sure the model is."
+        else "Error bars need several critiques of each response: they show how much the rewards depend on the critiques."
     )
     return (
         f"<h3>Ranking</h3>{table}{bars}{note(error_bars)}"

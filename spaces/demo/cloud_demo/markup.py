@@ -26,6 +26,11 @@ def note(text: str) -> str:
     return f'<p class="note">{escape(text)}</p>'
 
 
+def failure(text: str) -> str:
+    """What went wrong, where `status` stood."""
+    return f'<p class="status bad">{escape(text)}</p>'
+
+
 def status(text: str) -> str:
     """What is going on, which screen readers read out."""
     return f'<p class="status" role="status">{escape(text)}</p>'

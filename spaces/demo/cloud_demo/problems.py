@@ -8,6 +8,8 @@ from contextlib import aclosing
 
 import gradio as gr
 
+from .markup import failure
+
 
 logger = logging.getLogger(__name__)
 
@@ -16,8 +18,16 @@ class Problem(Exception):
     """Something that the person is told in these words."""
 
 
-def in_words(handler: Callable[..., AsyncIterator]) -> Callable[..., AsyncIterator]:
-    """Make an event handler, an asynchronous generator, fail with sentences only. The log gets what is not foreseen."""
+def in_words(handler: Callable[..., AsyncIterator], said: gr.HTML | None = None) -> Callable[..., AsyncIterator]:
+    """
+    Make an event handler, an asynchronous generator, fail with sentences only. The log gets what is not foreseen.
+
+    Args:
+        handler (`Callable`):
+            The event handler.
+        said (`gr.HTML`, *optional*):
+            One of its outputs, which says how far it has come. It shows the sentence, too, until the next event.
+    """
 
     @functools.wraps(handler)
     async def speak(*args, **kwargs):
@@ -26,10 +36,11 @@ def in_words(handler: Callable[..., AsyncIterator]) -> Callable[..., AsyncIterat
                 async for update in updates:
                     yield update
         except Exception as error:
+            sentence = sentence_of(error)
+            if said is not None:
+                yield {said: failure(sentence)}
             # Gradio shows the message as HTML
-            raise gr.Error(
-                html.escape(sentence_of(error), quote=False), duration=None, print_exception=False
-            ) from None
+            raise gr.Error(html.escape(sentence, quote=False), print_exception=False) from None
 
     return speak
 

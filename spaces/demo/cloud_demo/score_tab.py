@@ -69,7 +69,7 @@ def build(backend: Backend) -> dict[str, gr.Textbox]:
 
     events = gr.on(
         [run.click, prompt.submit, response.submit],
-        in_words(run_score),
+        in_words(run_score, said),
         [prompt, response, system, *options, *turns.values()],
         [said, result],
         show_progress="hidden",

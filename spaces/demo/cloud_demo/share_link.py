@@ -26,20 +26,24 @@ _IN_BOTH = status("The address bar and the clipboard hold a link to these texts.
 _OPEN = """
 (...values) => {{
     const tabs = {tabs};
+    // A link that is opened where the page stands already changes nothing but the part after the #
+    window.onhashchange = () => window.location.reload();
+    // What the link does not hold stays as it is: somebody may have begun to type
+    const updates = values.map(() => ({{__type__: "update"}}));
     let content;
     try {{
         const bytes = Uint8Array.from(atob(window.location.hash.slice(1)), (sign) => sign.charCodeAt(0));
         content = JSON.parse(new TextDecoder().decode(bytes));
     }} catch {{
-        return values;
+        return updates;
     }}
-    if (!content || typeof content !== "object" || !(content.tab in tabs)) return values;
+    if (!content || typeof content !== "object" || !(content.tab in tabs)) return updates;
     const [place, names] = tabs[content.tab];
-    values[0] = {{selected: content.tab, __type__: "update"}};
+    updates[0].selected = content.tab;
     names.forEach((name, index) => {{
-        if (typeof content[name] === "string") values[place + index] = content[name];
+        if (typeof content[name] === "string") updates[place + index].value = content[name];
     }});
-    return values;
+    return updates;
 }}
 """
 

@@ -80,7 +80,7 @@ def build(backend: Backend):
 
     events = [
         button.click(
-            in_words(handler),
+            in_words(handler, said),
             [place, outcomes],
             [said, tally, result, place, outcomes],
             show_progress="hidden",
