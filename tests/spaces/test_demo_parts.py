@@ -3,6 +3,7 @@
 import asyncio
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from browser import PAYLOADS
@@ -20,10 +21,11 @@ from cloud_demo.choices import example_prompts
 from cloud_demo.compare_tab import remove_last
 from cloud_demo.judgements import show_ranking
 from cloud_demo.judging import SAMPLING_TEMPERATURE, Options, _gathered, _joined, judge_pair
-from cloud_demo.markup import escape
+from cloud_demo.markup import escape, status
 from cloud_demo.models import Models
 from cloud_demo.problems import Problem
 from cloud_demo.reward_distribution import RewardDistribution, preference
+from cloud_demo.stopping import Runs
 from cloud_demo.waiting_line import WaitingLine
 
 from cloud_hf.evaluation.benchmark_rows import BenchmarkRow
@@ -162,6 +164,55 @@ def test_a_reader_who_leaves_closes_the_stream():
 
     asyncio.run(leave())
     assert closed == [True]
+
+
+def test_a_run_that_is_stopped_says_so_last():
+    """Only the visitor's own run ends, wherever it stands, and what it holds is freed."""
+    said, freed = object(), []
+    runs = Runs(said)
+
+    async def handler(request, name):
+        try:
+            yield f"{name} begins"
+            await asyncio.Event().wait()
+        finally:
+            freed.append(name)
+
+    async def watch(request, name, seen):
+        async for update in runs.stoppable(handler)(request, name):
+            seen.append(update)
+
+    async def main():
+        anna, ben = SimpleNamespace(session_hash="a"), SimpleNamespace(session_hash="b")
+        of_anna, of_ben = [], []
+        tasks = [asyncio.create_task(watch(anna, "Anna's", of_anna)), asyncio.create_task(watch(ben, "Ben's", of_ben))]
+        while not (of_anna and of_ben):
+            await asyncio.sleep(0)
+        await runs.stop(anna)
+        await tasks[0]
+        assert of_anna == ["Anna's begins", {said: status("Stopped.")}] and freed == ["Anna's"]
+        assert of_ben == ["Ben's begins"]
+        tasks[1].cancel()
+        await asyncio.wait(tasks)
+        assert freed == ["Anna's", "Ben's"] and not runs._stops
+        await runs.stop(anna)
+
+    asyncio.run(main())
+
+
+def test_a_run_that_is_not_stopped_ends_as_it_does():
+    async def handler(request, error):
+        yield 1
+        yield 2
+        if error is not None:
+            raise error
+
+    async def collect(error) -> list:
+        return [update async for update in Runs(None).stoppable(handler)(SimpleNamespace(session_hash="a"), error)]
+
+    assert asyncio.run(collect(None)) == [1, 2]
+    with pytest.raises(Problem, match="no"):
+        asyncio.run(collect(Problem("no")))
 
 
 def test_critiques_are_joined_with_their_spread():

@@ -12,7 +12,7 @@ import torch
 from browser import PATIENCE, PAYLOADS, make_client
 from completion_server import serve_completions
 from demo_for_tests import PROMPT, RESPONSES, EchoEngine, running_demo, save_models
-from demo_page import field, is_done, is_refused, judge, open_demo, open_options, open_tab, set_slider, start
+from demo_page import field, is_done, is_refused, judge, open_demo, open_options, open_tab, set_slider, settle, start
 from servers_for_tests import free_port, serving
 
 
@@ -230,13 +230,34 @@ def test_closing_the_tab_while_several_are_compared_stops_the_model(demo, passes
 
 
 def test_the_stop_button_stops_the_model(demo, passes, chromium):
+    """And what the page still had to show does not hide that it did."""
     backend, url = demo
     with open_demo(chromium, url) as visit:
-        begin(visit.page)
-        visit.page.locator("#score-result .writing:not(:empty)").wait_for()
-        visit.page.locator("#score-stop").click()
-        visit.page.locator("#score-status", has_text="Stopped").wait_for()
+        page = visit.page
+        page.context.new_cdp_session(page).send("Emulation.setCPUThrottlingRate", {"rate": 6})
+        begin(page)
+        page.locator("#score-result .writing:not(:empty)").wait_for()
+        page.locator("#score-stop").click()
+        page.locator("#score-status", has_text="Stopped").wait_for()
         check_that_it_stopped(backend, passes)
+        settle(page)
+        assert page.locator("#score-status .status").text_content() == "Stopped."
+        begin(page, "The answer is B.")
+        page.locator("#score-result .writing:not(:empty)").wait_for()
+    check_that_it_stopped(backend, passes)
+
+
+def test_who_waits_may_stop_waiting(demo, passes, chromium):
+    backend, url = demo
+    with open_demo(chromium, url) as first, open_demo(chromium, url) as second:
+        begin(first.page)
+        first.page.locator("#score-result .writing:not(:empty)").wait_for()
+        begin(second.page)
+        second.page.locator("#score-status", has_text="In the queue: number 1 of 1").wait_for()
+        second.page.locator("#score-stop").click()
+        second.page.locator("#score-status", has_text="Stopped").wait_for()
+        assert not backend.line._waiting and not backend.line.is_empty
+    check_that_it_stopped(backend, passes)
 
 
 def test_a_visitor_who_leaves_the_line_is_not_waited_for(demo, passes, chromium):

@@ -9,7 +9,6 @@ from .backend import Backend
 from .best_of_n_tab import MOST, check_candidates
 from .compare_tab import check_responses
 from .judging import Judging, Options, Waiting, check_lengths, is_whole, judge, judge_pair, read_prompt
-from .policy import FEW_AT_ONCE
 from .policy import generate as ask_policy
 from .problems import Problem, in_words
 from .reward_distribution import preference
@@ -26,7 +25,7 @@ def build(backend: Backend):
         endpoint = make(backend)
         gr.api(in_words(endpoint), api_name=endpoint.__name__)
     if backend.args.policy_url is not None:
-        gr.api(in_words(_make_generate(backend)), api_name="generate", **FEW_AT_ONCE)
+        gr.api(in_words(_make_generate(backend)), api_name="generate")
 
 
 # Programs see the names, arguments and docstrings of the functions within
@@ -132,7 +131,7 @@ def _make_generate(backend: Backend) -> Callable:
         """Let the policy server write 2 to 32 candidates."""
         if not is_whole(count) or not 2 <= count <= MOST:
             raise Problem(f"Choose between 2 and {MOST} candidates.")
-        yield await ask_policy(backend.args, read_prompt(backend, _text(prompt)), int(count))
+        yield await ask_policy(backend.args, backend.policy_turns, read_prompt(backend, _text(prompt)), int(count))
 
     return generate
 

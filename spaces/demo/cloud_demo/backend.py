@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from .arguments import DemoArguments
+from .policy import VISITORS_AT_ONCE
 from .problems import Problem
 from .reward_distribution import RewardDistribution
 from .waiting_line import HEARTBEAT, Ticket, WaitingLine
@@ -26,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 class Backend:
     """
-    Models, line and reward distribution of one demo.
+    Models, line, turns of the policy server and reward distribution of one demo.
 
     Args:
         args ([`DemoArguments`]):
@@ -36,6 +37,7 @@ class Backend:
     def __init__(self, args: DemoArguments):
         self.args = args
         self.line = WaitingLine(args.concurrency, args.max_waiting, args.max_waiting_per_user)
+        self.policy_turns = asyncio.Semaphore(VISITORS_AT_ONCE)
         self.distribution = RewardDistribution(source="", wanted=0)
         self._models: Future[Models] = Future()
         self._begun = threading.Lock()

@@ -11,9 +11,10 @@ from .choices import example_prompts, judging_options
 from .judgements import show_ranking
 from .judging import Judging, Options, Waiting, check_lengths, judge, read_prompt
 from .markup import note, paragraph, status
-from .policy import FEW_AT_ONCE, generate
+from .policy import generate
 from .problems import Problem, in_words
 from .share_link import share_button
+from .stopping import Runs
 
 
 MOST = 32
@@ -78,10 +79,10 @@ def build(backend: Backend) -> dict[str, gr.Textbox]:
             else:
                 yield status("Done."), _show_best(candidates, step)
 
-    async def run_generate(prompt, count):
+    async def run_generate(request: gr.Request, prompt, count):
         asked = read_prompt(backend, prompt)
         yield status(f"{args.policy_model} writes {int(count)} candidates…"), gr.skip()
-        written = await generate(args, asked, int(count))
+        written = await generate(args, backend.policy_turns, asked, int(count))
         yield status(f"{len(written)} candidates were written."), _JOINT.join(written)
 
     def fill_in():
@@ -89,18 +90,18 @@ def build(backend: Backend) -> dict[str, gr.Textbox]:
         return asked, _JOINT.join(responses)
 
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
-    picking = gr.on(
+    runs = Runs(said)
+    gr.on(
         [run.click, candidates.submit],
-        in_words(run_best, said),
+        in_words(runs.stoppable(run_best), said),
         [prompt, candidates, *options],
         [said, result],
         trigger_mode="once",
         **quiet,
     )
-    writing = write.click(in_words(run_generate, said), [prompt, count], [said, candidates], **quiet, **FEW_AT_ONCE)
-    stop.click(
-        lambda: status("Stopped."), None, said, cancels=[picking, writing], queue=False, api_visibility="private"
-    )
+    generating = in_words(runs.stoppable(run_generate), said)
+    write.click(generating, [prompt, count], [said, candidates], **quiet)
+    stop.click(runs.stop, queue=False, api_visibility="private")
     example.click(fill_in, None, [prompt, candidates], queue=False, **quiet)
     return texts
 

@@ -11,6 +11,7 @@ from .judging import Judging, Options, Waiting, check_lengths, judge, read_promp
 from .markup import status
 from .problems import Problem, in_words
 from .share_link import share_button
+from .stopping import Runs
 
 
 FEWEST, MOST = 2, 8
@@ -102,14 +103,15 @@ def build(backend: Backend) -> dict[str, gr.Textbox]:
     fewer.click(remove_last, shown, [shown, *boxes], **quick)
     example.click(fill_in, None, [prompt, shown, *boxes], **quick)
     boxes[FEWEST].change(follow, [shown, *boxes], [shown, *boxes], **quick)
-    events = gr.on(
+    runs = Runs(said)
+    gr.on(
         [run.click, prompt.submit, *(box.submit for box in boxes)],
-        in_words(run_compare, said),
+        in_words(runs.stoppable(run_compare), said),
         [prompt, shown, *options, *boxes],
         [said, result],
         show_progress="hidden",
         trigger_mode="once",
         api_visibility="private",
     )
-    stop.click(lambda: status("Stopped."), None, said, cancels=[events], queue=False, api_visibility="private")
+    stop.click(runs.stop, queue=False, api_visibility="private")
     return texts

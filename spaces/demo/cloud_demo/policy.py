@@ -13,18 +13,20 @@ from .problems import Problem
 _TIMEOUT = httpx.Timeout(300.0, connect=5.0)
 _TEMPERATURE = 1.0
 _MAX_TOKENS = 1024
-_AT_ONCE = 8
-# It writes for so many visitors and programs together; others wait in Gradio's queue
-FEW_AT_ONCE = {"concurrency_limit": 4, "concurrency_id": "policy"}
+# It writes for so many visitors and programs together, and so many answers for each
+VISITORS_AT_ONCE = 4
+_ANSWERS_AT_ONCE = 8
 
 
-async def generate(args: DemoArguments, prompt: Any, count: int) -> list[str]:
+async def generate(args: DemoArguments, turns: asyncio.Semaphore, prompt: Any, count: int) -> list[str]:
     """
     Ask the policy server for answers.
 
     Args:
         args ([`DemoArguments`]):
             Address, model and key.
+        turns (`asyncio.Semaphore`):
+            Lets in those for whom it may write together.
         prompt (`str` or `list[dict]`):
             What they answer.
         count (`int`):
@@ -41,9 +43,9 @@ async def generate(args: DemoArguments, prompt: Any, count: int) -> list[str]:
     key = os.environ.get(args.policy_key_env)
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     url = f"{args.policy_url.rstrip('/')}/chat/completions"
-    places = asyncio.Semaphore(_AT_ONCE)
+    places = asyncio.Semaphore(_ANSWERS_AT_ONCE)
     secure = url.startswith("https://")
-    async with httpx.AsyncClient(timeout=_TIMEOUT, headers=headers, verify=secure) as http:
+    async with turns, httpx.AsyncClient(timeout=_TIMEOUT, headers=headers, verify=secure) as http:
 
         async def ask() -> str:
             async with places:

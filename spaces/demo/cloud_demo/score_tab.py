@@ -11,6 +11,7 @@ from .judging import Options, Waiting, Writing, check_lengths, read_prompt, writ
 from .markup import status
 from .problems import Problem, in_words
 from .share_link import share_button
+from .stopping import Runs
 
 
 _EARLIER_TURNS = 3
@@ -67,15 +68,16 @@ def build(backend: Backend) -> dict[str, gr.Textbox]:
         asked, responses = random.choice(example_prompts(backend))
         return asked, random.choice(responses)
 
-    events = gr.on(
+    runs = Runs(said)
+    gr.on(
         [run.click, prompt.submit, response.submit],
-        in_words(run_score, said),
+        in_words(runs.stoppable(run_score), said),
         [prompt, response, system, *options, *turns.values()],
         [said, result],
         show_progress="hidden",
         trigger_mode="once",
         api_visibility="private",
     )
-    stop.click(lambda: status("Stopped."), None, said, cancels=[events], queue=False, api_visibility="private")
+    stop.click(runs.stop, queue=False, api_visibility="private")
     example.click(fill_in, None, [prompt, response], queue=False, show_progress="hidden", api_visibility="private")
     return texts

@@ -10,6 +10,7 @@ from .judgements import show_critiques
 from .judging import Judging, Options, Waiting, judge_pair
 from .markup import escape, note, paragraph, status
 from .problems import Problem, in_words
+from .stopping import Runs
 
 
 if TYPE_CHECKING:
@@ -78,18 +79,17 @@ def build(backend: Backend):
         async for update in go(request, place, outcomes, random.randrange(count) if count else 0):
             yield update
 
-    events = [
+    runs = Runs(said)
+    for button, handler in ((previous, go_to_previous), (following, go_to_next), (anyone, go_anywhere)):
         button.click(
-            in_words(handler, said),
+            in_words(runs.stoppable(handler), said),
             [place, outcomes],
             [said, tally, result, place, outcomes],
             show_progress="hidden",
             trigger_mode="once",
             api_visibility="private",
         )
-        for button, handler in ((previous, go_to_previous), (following, go_to_next), (anyone, go_anywhere))
-    ]
-    stop.click(lambda: status("Stopped."), None, said, cancels=events, queue=False, api_visibility="private")
+    stop.click(runs.stop, queue=False, api_visibility="private")
 
 
 def _show_row(
