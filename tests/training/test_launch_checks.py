@@ -111,7 +111,10 @@ def test_a_dataset_smaller_than_a_step(base_folder, tmp_path):
             {"state_dict_type": "FULL_STATE_DICT", "cpu_ram_efficient_loading": True},
             "`fsdp_cpu_ram_efficient_loading` is on",
         ),
-        ({"fsdp_version": 1}, "`fsdp_version` is 1"),
+        (
+            {"fsdp_version": 1, "sync_module_states": False, "cpu_ram_efficient_loading": False},
+            "`fsdp_version` is 1",
+        ),
     ],
 )
 def test_fsdp_that_cannot_work(base_folder, tmp_path, monkeypatch, options, says):
