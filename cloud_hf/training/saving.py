@@ -57,6 +57,13 @@ class ExactResume:
         prepare_fsdp2(self.accelerator, self.model)
         return super().create_optimizer(*args, **kwargs)
 
+    def _run_epoch(self, **kwargs):
+        # A run that was killed after its last step would make one more: transformers counts steps only behind each
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(**kwargs)
+
     def get_batch_samples(self, *args, **kwargs):
         samples = super().get_batch_samples(*args, **kwargs)
         # What TRL gathers for metrics are sums of each rank's micro-batch, not rows: accelerate must not cut them to the rows

@@ -8,6 +8,7 @@ import subprocess
 import pytest
 import torch
 from peft import LoraConfig
+from safetensors.torch import load_file
 from test_trainer import make_rows, make_trainer
 from transformers import TrainerCallback
 
@@ -52,6 +53,16 @@ class Steps(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         self.made.append(state.global_step)
+
+
+@pytest.mark.parametrize("max_steps", [6, 5])
+def test_a_run_that_is_over_makes_no_further_step(base_folder, run, max_steps):
+    steps = Steps()
+    trainer = make_trainer(str(base_folder), run, callbacks=[steps], **{**OPTIONS, "max_steps": max_steps})
+    result = trainer.train(resume_from_checkpoint=True)
+    assert steps.made == [] and result.global_step == 6
+    weights = load_file(run / "checkpoint-6/model.safetensors")
+    assert all(torch.equal(weights[name], weight) for name, weight in trainer.model.state_dict().items())
 
 
 def test_no_checkpoint_is_whole(base_folder, run):
