@@ -188,6 +188,17 @@ def test_a_link_opens_the_texts_it_was_made_of(visit, app, chromium):
     with open_page(chromium, app.url) as other:
         other.page.goto(page.url)
         expect(field(other.page, "Response 3")).to_have_value("three", timeout=1000 * PATIENCE)
+    open_tab(page, "Score")
+    page.get_by_role("button", name="Chat: system message").click()
+    field(page, "System message").wait_for()
+    settle(page)
+    field(page, "System message").fill("Be strict.")
+    field(page, "Prompt").fill("And now?")
+    page.get_by_role("button", name="Link to this").locator("visible=true").click()
+    page.locator("#score-status", has_text="hold a link").wait_for()
+    with open_page(chromium, page.url) as other:
+        expect(field(other.page, "System message")).to_have_value("Be strict.", timeout=1000 * PATIENCE)
+        expect(field(other.page, "Prompt")).to_have_value("And now?", timeout=1000 * PATIENCE)
     for broken in ("#", "#%%%", "#bnVsbA==", "#eyJ0YWIiOiAic2NvcmUifQ=="):
         with open_page(chromium, app.url + broken) as other:
             field(other.page, "Prompt").fill("still works")

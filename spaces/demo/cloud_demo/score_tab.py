@@ -15,6 +15,7 @@ from .stopping import Runs
 
 
 _EARLIER_TURNS = 3
+_OPEN_IF_FILLED = '(text) => text ? {open: true, __type__: "update"} : {__type__: "update"}'
 
 
 def build(backend: Backend) -> dict[str, gr.Textbox]:
@@ -29,7 +30,7 @@ def build(backend: Backend) -> dict[str, gr.Textbox]:
                 max_lines=12,
                 placeholder="The answer to judge. Shift + Enter: judge it",
             )
-            with gr.Accordion("Chat: system message and earlier turns", open=False):
+            with gr.Accordion("Chat: system message and earlier turns", open=False) as chat:
                 system = gr.Textbox("", label="System message", lines=1, max_lines=6)
                 names = [f"turn {i}: {role}" for i in range(1, _EARLIER_TURNS + 1) for role in ("user", "assistant")]
                 turns = {name: gr.Textbox("", label=name.capitalize(), lines=1, max_lines=6) for name in names}
@@ -79,5 +80,8 @@ def build(backend: Backend) -> dict[str, gr.Textbox]:
         api_visibility="private",
     )
     stop.click(runs.stop, queue=False, api_visibility="private")
+    # What a link fills in is judged, so it must be seen
+    for box in (system, *turns.values()):
+        box.change(None, box, chat, js=_OPEN_IF_FILLED, show_progress="hidden", api_visibility="private")
     example.click(fill_in, None, [prompt, response], queue=False, show_progress="hidden", api_visibility="private")
     return texts
