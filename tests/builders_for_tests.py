@@ -28,6 +28,7 @@ def _run(script: str, options: list[str], log: str, environment: dict[str, str],
     if file_size_limit is not None:  # what a full disk is like
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size_limit, file_size_limit))
+        sys.dont_write_bytecode = True  # it would be cut, too, and left to everybody
     with open(log, "w", buffering=1) as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         os.environ.update(environment)
         sys.path.insert(0, str(EXAMPLES))

@@ -130,7 +130,9 @@ def test_a_full_disk_keeps_what_was_written(tmp_path):
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
 
-    run = subprocess.run([sys.executable, "-c", FULL, str(path)], preexec_fn=limit, capture_output=True, text=True)
+    # Python would cut the bytecode of what it imports, too, and leave it to everybody
+    command = [sys.executable, "-B", "-c", FULL, str(path)]
+    run = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True)
     failed, kept = map(int, run.stdout.split())
     assert failed == kept > 10, run.stderr
     with Journal(path, {}) as journal:

@@ -42,10 +42,10 @@ def test_the_numbers_are_the_librarys(tmp_path, folders):
     options = {"num_critiques": 3, "temperature": 1.0, "max_new_tokens": 6, "seed": 5}
     results = load(tmp_path).compute(prompts=TEXTS, predictions=ANSWERS, model=folders["cloud"], **options)
     scores = scorer_of(folders["cloud"]).score(TEXTS, ANSWERS, **options)
-    assert results["rewards"] == pytest.approx([score.reward for score in scores], abs=1e-6)
+    assert results["rewards"] == pytest.approx([score.reward for score in scores], abs=1e-5)
     assert results["mean_reward"] == statistics.fmean(results["rewards"])
     assert results["critiques"] == [list(score.critiques) for score in scores]
-    assert results["reward_stds"] == pytest.approx([score.reward_std for score in scores], abs=1e-6)
+    assert results["reward_stds"] == pytest.approx([score.reward_std for score in scores], abs=1e-5)
     assert min(results["reward_stds"]) > 0 and len(set(results["rewards"])) == 3
     assert {reason for reasons in results["finish_reasons"] for reason in reasons} <= {"stop", "length"}
 
@@ -53,7 +53,7 @@ def test_the_numbers_are_the_librarys(tmp_path, folders):
 def test_a_classic_model(tmp_path, folders):
     results = load(tmp_path).compute(prompts=TEXTS, predictions=ANSWERS, model=folders["classic"], batch_size=2)
     scores = scorer_of(folders["classic"]).score(TEXTS, ANSWERS)
-    assert results["rewards"] == pytest.approx([score.reward for score in scores], abs=1e-6)
+    assert results["rewards"] == pytest.approx([score.reward for score in scores], abs=1e-5)
     assert results["critiques"] == [[""]] * 3 and results["reward_stds"] == [0.0] * 3
 
 
@@ -64,7 +64,7 @@ def test_chats(tmp_path, folders):
     chats, answers = [chat, chat[1:2], chat[1:]], ANSWERS
     results = load(tmp_path).compute(prompts=chats, predictions=answers, model=folders["classic"])
     scores = scorer_of(folders["classic"]).score(chats, answers)
-    assert results["rewards"] == pytest.approx([score.reward for score in scores], abs=1e-6)
+    assert results["rewards"] == pytest.approx([score.reward for score in scores], abs=1e-5)
     assert len(set(results["rewards"])) == 3
 
 
@@ -75,7 +75,7 @@ def test_behind_a_server(tmp_path, folders):
         results = load(tmp_path).compute(**rows, backend="server", server_url=running.url)
     here = load(tmp_path).compute(**rows)
     assert results["critiques"] == here["critiques"]
-    assert results["rewards"] == pytest.approx(here["rewards"], abs=1e-6)
+    assert results["rewards"] == pytest.approx(here["rewards"], abs=1e-5)
 
 
 def test_batches_and_single_rows_add_up(tmp_path, folders):
@@ -85,7 +85,7 @@ def test_batches_and_single_rows_add_up(tmp_path, folders):
     added = metric.compute(max_new_tokens=6)
     whole = metric.compute(prompts=TEXTS, predictions=ANSWERS, max_new_tokens=6)
     assert added["critiques"] == whole["critiques"]
-    assert added["rewards"] == pytest.approx(whole["rewards"], abs=1e-6)
+    assert added["rewards"] == pytest.approx(whole["rewards"], abs=1e-5)
 
 
 def test_combined(tmp_path, folders):
@@ -95,7 +95,7 @@ def test_combined(tmp_path, folders):
     both.add_batch(prompts=TEXTS, predictions=ANSWERS)
     results = both.compute(max_new_tokens=6)
     alone = modules["cloud"].compute(prompts=TEXTS, predictions=ANSWERS, max_new_tokens=6)
-    assert results["cloud_rewards"] == pytest.approx(alone["rewards"], abs=1e-6)
+    assert results["cloud_rewards"] == pytest.approx(alone["rewards"], abs=1e-5)
     assert results["cloud_critiques"] == alone["critiques"] and results["classic_critiques"] == [[""]] * 3
     assert results["cloud_mean_reward"] != results["classic_mean_reward"]
 
