@@ -186,7 +186,10 @@ class Run:
                 async with asyncio.TaskGroup() as group:
                     for _ in range(min(self.max_concurrency, len(self.rows))):
                         group.create_task(self._work_through(indices, progress))
-            except* (ServerUnusable, OSError) as errors:
+            # Not `except*`: in Python 3.11.2, Debian 12's, what is raised there comes out in a group again
+            except ExceptionGroup as errors:
+                if errors.split((ServerUnusable, OSError))[1] is not None:
+                    raise
                 raise errors.exceptions[0] from None
 
     async def _work_through(self, indices: Iterable[int], progress: tqdm):

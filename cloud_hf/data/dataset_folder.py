@@ -77,7 +77,7 @@ class DatasetFolder:
         journal = self.path / JOURNAL
         if self.path.exists() and any(self.path.iterdir()) and not journal.exists():
             raise JournalError(f"`output_dir` {self.path} already holds something else; name another folder.")
-        return Journal(journal, self.settings)
+        return Journal(journal, self.settings, may_begin_anew=not (self.path / RECORD).exists())
 
     async def write(
         self, results: AsyncIterator[dict[str, Any] | Reject], features: Features, counts: dict[str, Any]

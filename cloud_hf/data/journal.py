@@ -30,7 +30,9 @@ class Journal:
         path (`str` or `Path`):
             The file; it is made if it does not exist.
         settings (`dict[str, Any]`):
-            All that answers depend on, as JSON. A journal with other settings is refused, unless it has no entries.
+            All that answers depend on, as JSON. A journal with other settings is refused.
+        may_begin_anew (`bool`, *optional*, defaults to `True`):
+            Take other settings if there are no entries.
 
     Raises:
         `JournalError`: If another process writes to the file, if it was begun with other settings, or if it is damaged
@@ -46,14 +48,14 @@ class Journal:
     ```
     """
 
-    def __init__(self, path: str | Path, settings: dict[str, Any]):
+    def __init__(self, path: str | Path, settings: dict[str, Any], may_begin_anew: bool = True):
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._offsets: dict[bytes, int] = {}
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             self._lock()
-            self._open(json.loads(json.dumps(settings)))
+            self._open(json.loads(json.dumps(settings)), may_begin_anew)
         except BaseException:
             os.close(self._file)
             raise
@@ -107,7 +109,7 @@ class Journal:
                 f"Another process writes to {self.path}. Wait for it, or choose another output folder."
             ) from error
 
-    def _open(self, settings: dict[str, Any]):
+    def _open(self, settings: dict[str, Any], may_begin_anew: bool):
         self._size = os.fstat(self._file).st_size
         # A copy of the descriptor, since closing the reader closes what it reads
         with os.fdopen(os.dup(self._file), "rb") as lines:
@@ -129,7 +131,9 @@ class Journal:
                     self._offsets[bytes.fromhex(entry["key"])] = whole
                 whole += len(line)
         if before != settings:
-            self._check_empty(before, settings)
+            # Nothing depends on the settings of a run that ended, over a mistake in them perhaps, before its first answer
+            if self._offsets or not may_begin_anew:
+                raise self._begun_otherwise(before, settings)
             self._cut(0)
         if self._size == 0:
             self._write({"format": FORMAT, "version": VERSION, "settings": settings})
@@ -155,15 +159,12 @@ class Journal:
             raise JournalError(f"{self.path} has version {header['version']}; this code reads version {VERSION}.")
         return header["settings"]
 
-    def _check_empty(self, before: dict[str, Any], settings: dict[str, Any]):
-        """Nothing depends on the settings of a run that ended, over a mistake in them perhaps, before its first answer."""
-        if not self._offsets:
-            return
+    def _begun_otherwise(self, before: dict[str, Any], settings: dict[str, Any]) -> JournalError:
         changed = sorted(name for name in before.keys() | settings.keys() if before.get(name) != settings.get(name))
         differences = "; ".join(
             f"`{name}` was {_short(before.get(name))} and is {_short(settings.get(name))}" for name in changed
         )
-        raise JournalError(
+        return JournalError(
             f"{self.path} was begun with other settings: {differences}. Use the same ones to go on, or choose another "
             "output folder."
         )
