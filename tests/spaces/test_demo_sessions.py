@@ -122,6 +122,14 @@ def begin(page, response: str = "The answer is A."):
     start(page, "score")
 
 
+def write_and_wait(first, second):
+    """The model writes for the first page, and the second stands in the queue."""
+    begin(first)
+    first.locator("#score-result .writing:not(:empty)").wait_for()
+    begin(second)
+    second.locator("#score-status", has_text="In the queue: number 1 of 1").wait_for()
+
+
 # ---------------------------------------------------------------------------------------------------- many visitors
 
 
@@ -250,10 +258,7 @@ def test_the_stop_button_stops_the_model(demo, passes, chromium):
 def test_who_waits_may_stop_waiting(demo, passes, chromium):
     backend, url = demo
     with open_demo(chromium, url) as first, open_demo(chromium, url) as second:
-        begin(first.page)
-        first.page.locator("#score-result .writing:not(:empty)").wait_for()
-        begin(second.page)
-        second.page.locator("#score-status", has_text="In the queue: number 1 of 1").wait_for()
+        write_and_wait(first.page, second.page)
         second.page.locator("#score-stop").click()
         second.page.locator("#score-status", has_text="Stopped").wait_for()
         assert not backend.line._waiting and not backend.line.is_empty
@@ -263,10 +268,7 @@ def test_who_waits_may_stop_waiting(demo, passes, chromium):
 def test_a_visitor_who_leaves_the_line_is_not_waited_for(demo, passes, chromium):
     backend, url = demo
     with open_demo(chromium, url) as first, open_demo(chromium, url) as second:
-        begin(first.page)
-        first.page.locator("#score-result .writing:not(:empty)").wait_for()
-        begin(second.page)
-        second.page.locator("#score-status", has_text="In the queue: number 1 of 1").wait_for()
+        write_and_wait(first.page, second.page)
         second.page.close()
         wait_until(lambda: not backend.line._waiting)
         assert not backend.line.is_empty
