@@ -173,7 +173,7 @@ class Server:
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
             self.port = listener.getsockname()[1]
-        command = [sys.executable, "-m", "cloud_hf.serving.server", str(folder), "--port", str(self.port)]
+        command = [sys.executable, "-m", "cloud_hf.serving.server.app", str(folder), "--port", str(self.port)]
         command += ["--backend", args.backend, "--dtype", "float32"]
         command += [text for name, value in SERVER_LIMITS.items() for text in (f"--{name}", str(value))]
         if args.backend == "vllm":

@@ -12,6 +12,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from .configuration_cloud import CLoudConfig
 from .critique_format import CritiqueFormat
 from .modeling_cloud import CLoudForRewardModeling
+from .moved_modules import install as install_moved_modules
 from .pipeline import CLoudPipeline
 from .scoring import Score, Scorer, TransformersScorer
 
@@ -34,6 +35,7 @@ __all__ = [
     "TransformersScorer",
 ]
 
+install_moved_modules()
 AutoConfig.register("cloud", CLoudConfig)
 AutoModel.register(CLoudConfig, CLoudForRewardModeling)
 AutoModelForSequenceClassification.register(CLoudConfig, CLoudForRewardModeling)

@@ -14,7 +14,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import cached_file
 
 from .configuration_cloud import CLoudConfig, read_config
-from .data.model_identity import hash_of_weights
+from .model_identity import hash_of_weights
 from .modeling_cloud import CLoudForRewardModeling
 from .published import HUB_KWARGS, is_published
 

@@ -30,8 +30,8 @@ from typing import Any
 from trl import TrlParser
 
 from cloud_hf.critique_format import CritiqueFormat
-from cloud_hf.evaluation.arena_hard_arguments import Arena, ArenaHardArguments, gather_candidates, load_arena
-from cloud_hf.evaluation.arena_hard_servers import Judged, judge_candidates
+from cloud_hf.evaluation.arena_hard.arguments import Arena, ArenaHardArguments, gather_candidates, load_arena
+from cloud_hf.evaluation.arena_hard.servers import Judged, judge_candidates
 from cloud_hf.evaluation.arguments import (
     ScoringArguments,
     file_name,
@@ -40,18 +40,18 @@ from cloud_hf.evaluation.arguments import (
     picture_name,
     short_names,
 )
-from cloud_hf.evaluation.best_of_n_curve import Problem, load_problems
-from cloud_hf.evaluation.best_of_n_plots import plot_curves
-from cloud_hf.evaluation.best_of_n_report import SetResult
-from cloud_hf.evaluation.best_of_n_results import ScoredSet, Scores, arena_results, places_to_judge, replay_result
 from cloud_hf.evaluation.journaled_scorer import (
     JournaledScorer,
     batches_by_length,
     default_chunk_size,
     open_score_journal,
 )
-from cloud_hf.evaluation.pairs import FittedRows
-from cloud_hf.evaluation.scored_sets import fit_set, score_sets
+from cloud_hf.evaluation.metrics.best_of_n_curve import Problem, load_problems
+from cloud_hf.evaluation.metrics.pairs import FittedRows
+from cloud_hf.evaluation.report.best_of_n import ScoredSet, Scores, arena_results, places_to_judge, replay_result
+from cloud_hf.evaluation.report.best_of_n_plots import plot_curves
+from cloud_hf.evaluation.report.best_of_n_text import SetResult
+from cloud_hf.evaluation.sets import fit_set, score_sets
 
 
 VERSION = 2

@@ -25,11 +25,11 @@ from transformers import AutoTokenizer
 from trl import TrlParser
 
 from cloud_hf import CLoudConfig, CritiqueFormat
-from cloud_hf.data.building import Run, run_builder
-from cloud_hf.data.critic_arguments import CriticArguments
-from cloud_hf.data.dataset_folder import DatasetFolder
-from cloud_hf.data.ray_critiques import RayCritic, RayEngines, connect, reserved_tokens
-from cloud_hf.data.self_critiques import CritiqueBuilder, features_with_critiques
+from cloud_hf.data.builders.arguments import CriticArguments
+from cloud_hf.data.builders.ray import RayCritic, RayEngines, connect, reserved_tokens
+from cloud_hf.data.builders.self_critiques import CritiqueBuilder, features_with_critiques
+from cloud_hf.data.folder import DatasetFolder
+from cloud_hf.data.run import Run, run_builder
 from cloud_hf.loading import is_adapter
 from cloud_hf.scoring import context_length
 from cloud_hf.serving.backends import BackendArguments

@@ -16,10 +16,9 @@ from pathlib import Path
 from datasets import Dataset, DatasetDict
 from trl import TrlParser
 
-from cloud_hf.data.dataset_folder import RECORD, DatasetFolder
+from cloud_hf.data.folder import RECORD, DatasetFolder
 from cloud_hf.data.journal import JournalError
-from cloud_hf.data.loading import load_rows
-from cloud_hf.data.official import (
+from cloud_hf.data.published_data import (
     PUBLISHED_ROWS,
     SPLITS,
     ULTRA_FEEDBACK,
@@ -29,6 +28,7 @@ from cloud_hf.data.official import (
     check_number,
     published_name,
 )
+from cloud_hf.data.rows import load_rows
 
 
 @dataclass(kw_only=True)

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from datasets import Features, List, Value
 from trl import TrlParser
 
-from cloud_hf.data.builder_arguments import BuilderArguments, ServerArguments
-from cloud_hf.data.building import Dropped, JournaledClient, all_of, build_dataset, check_rows, run_builder, seed_of
-from cloud_hf.data.critics import CRITIC_PROMPT, PLACEHOLDERS, messages_for_critic, read_template
-from cloud_hf.data.dataset_folder import DatasetFolder
-from cloud_hf.data.schemas import FEEDBACK_COLUMNS, PAIR_COLUMNS, prompt_of, response_of
+from cloud_hf.data.builders.arguments import BuilderArguments, ServerArguments
+from cloud_hf.data.critique_prompt import CRITIC_PROMPT, PLACEHOLDERS, messages_for_critic, read_template
+from cloud_hf.data.folder import DatasetFolder
+from cloud_hf.data.rows import FEEDBACK_COLUMNS, PAIR_COLUMNS, prompt_of, response_of
+from cloud_hf.data.run import Dropped, JournaledClient, all_of, build_dataset, check_rows, run_builder, seed_of
 
 
 SIDES = ("chosen", "rejected")

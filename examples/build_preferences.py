@@ -21,17 +21,11 @@ from datasets import Dataset, Features, List, Value
 from trl import TrlParser
 
 from cloud_hf.conversation import read_prompt
-from cloud_hf.data.builder_arguments import BuilderArguments, ServerArguments
-from cloud_hf.data.building import Dropped, JournaledClient, all_of, build_dataset, check_rows, run_builder, seed_of
-from cloud_hf.data.dataset_folder import DatasetFolder
-from cloud_hf.data.judging import (
-    RETRY_TEMPERATURE,
-    Comparison,
-    Judge,
-    PreferenceStatistics,
-    read_judge_prompt,
-)
-from cloud_hf.data.schemas import check_columns
+from cloud_hf.data.builders.arguments import BuilderArguments, ServerArguments
+from cloud_hf.data.folder import DatasetFolder
+from cloud_hf.data.judge import RETRY_TEMPERATURE, Comparison, Judge, PreferenceStatistics, read_judge_prompt
+from cloud_hf.data.rows import check_columns
+from cloud_hf.data.run import Dropped, JournaledClient, all_of, build_dataset, check_rows, run_builder, seed_of
 
 
 # The new columns; prompt_id only where a prompt may have several rows

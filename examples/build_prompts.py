@@ -31,13 +31,11 @@ from tqdm import tqdm
 from trl import TrlParser
 
 from cloud_hf.conversation import read_prompt
-from cloud_hf.data.dataset_folder import REJECTS, DatasetFolder
-from cloud_hf.data.decontamination import EvaluationNGrams
-from cloud_hf.data.deduplication import Duplicate, find_exact_duplicates, find_near_duplicates
+from cloud_hf.data.duplicates import Duplicate, EvaluationNGrams, find_exact_duplicates, find_near_duplicates
+from cloud_hf.data.folder import REJECTS, DatasetFolder
 from cloud_hf.data.journal import JournalError
-from cloud_hf.data.loading import load_rows
 from cloud_hf.data.prompts import Prompt, PromptReject, PromptSource, canonical, count_outcomes, draw, turns
-from cloud_hf.data.schemas import check_columns
+from cloud_hf.data.rows import check_columns, load_rows
 
 
 FEEDBACK, INTERACT = "ultrafeedback", "ultrainteract"

@@ -32,17 +32,16 @@ from transformers import AutoTokenizer
 from trl import TrlParser
 
 from cloud_hf import CLoudConfig, CLoudForRewardModeling, CritiqueFormat, Scorer, TransformersScorer
-from cloud_hf.data.builder_arguments import ServerArguments
-from cloud_hf.data.building import JournaledClient, Run, build_dataset, check_rows, run_builder
-from cloud_hf.data.completions import ServerUnusable
-from cloud_hf.data.critic_arguments import CriticArguments
-from cloud_hf.data.dataset_folder import DatasetFolder
-from cloud_hf.data.self_critiques import (
+from cloud_hf.data.builders.arguments import CriticArguments, ServerArguments
+from cloud_hf.data.builders.self_critiques import (
     CritiqueBuilder,
     JournaledScorer,
     ServedCritic,
     features_with_critiques,
 )
+from cloud_hf.data.completions import ServerUnusable
+from cloud_hf.data.folder import DatasetFolder
+from cloud_hf.data.run import JournaledClient, Run, build_dataset, check_rows, run_builder
 from cloud_hf.loading import load_critic, tokenizer_source
 from cloud_hf.scoring import context_length
 from cloud_hf.serving.backends import BackendArguments, open_backend

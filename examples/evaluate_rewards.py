@@ -34,9 +34,8 @@ from trl import TrlParser
 
 from cloud_hf.cards import add_results
 from cloud_hf.data.journal import Journal
-from cloud_hf.evaluation import report
+from cloud_hf.evaluation.analysis import Robustness, assess_self_consistency, assess_uncertainty, probe_rows
 from cloud_hf.evaluation.arguments import open_scorer, short_names
-from cloud_hf.evaluation.critique_results import CritiqueResult, losses_of_sets
 from cloud_hf.evaluation.evaluation_arguments import SETTINGS, EvaluationArguments
 from cloud_hf.evaluation.journaled_scorer import (
     JournaledScorer,
@@ -44,11 +43,12 @@ from cloud_hf.evaluation.journaled_scorer import (
     default_chunk_size,
     open_score_journal,
 )
-from cloud_hf.evaluation.model_results import ModelResults, card_results, sample_critiques, summarize
 from cloud_hf.evaluation.probes import run_probes
-from cloud_hf.evaluation.result_files import write_report, write_results
-from cloud_hf.evaluation.robustness import Robustness, assess_self_consistency, assess_uncertainty, probe_rows
-from cloud_hf.evaluation.scored_sets import Sets, load_sets, score_sets
+from cloud_hf.evaluation.report import report
+from cloud_hf.evaluation.report.critiques import CritiqueResult, losses_of_sets
+from cloud_hf.evaluation.report.files import write_report, write_results
+from cloud_hf.evaluation.results import ModelResults, card_results, sample_critiques, summarize
+from cloud_hf.evaluation.sets import Sets, load_sets, score_sets
 
 
 ARGUMENTS = (EvaluationArguments,)

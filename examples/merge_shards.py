@@ -20,9 +20,8 @@ from dataclasses import dataclass, field
 
 from trl import TrlParser
 
-from cloud_hf.data.dataset_folder import REJECTS
 from cloud_hf.data.journal import JournalError
-from cloud_hf.data.merging import merge, read_shards
+from cloud_hf.data.shards import REJECTS, merge, read_shards
 
 
 @dataclass(kw_only=True)

@@ -8,7 +8,7 @@ import argparse
 import json
 from pathlib import Path
 
-from cloud_hf.evaluation.plots import plot_accuracy_by_group, plot_best_of_n, plot_reward_distributions
+from cloud_hf.evaluation.report.plots import plot_accuracy_by_group, plot_best_of_n, plot_reward_distributions
 
 
 def write_report(run: Path, usage: dict[str, dict], stages: dict[str, tuple[str, ...]], seed: int):

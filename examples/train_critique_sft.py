@@ -34,7 +34,6 @@ from trl import TrlParser
 from cloud_hf import CLoudConfig
 from cloud_hf.critique_format import format_class, pin_date
 from cloud_hf.loading import read_model_config, record_base
-from cloud_hf.training.adapters import model_for_sft
 from cloud_hf.training.arguments import (
     DataArguments,
     TrainedModelConfig,
@@ -43,7 +42,8 @@ from cloud_hf.training.arguments import (
     model_init_kwargs,
 )
 from cloud_hf.training.encoding import encode_critiques
-from cloud_hf.training.launch_checks import check_launch
+from cloud_hf.training.lora import model_for_sft
+from cloud_hf.training.resume import check_launch
 from cloud_hf.training.sft import CritiqueSFTConfig, CritiqueSFTTrainer
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from datasets import Dataset
 
 from ..conversation import read_prompt
-from .dataset_folder import Reject
+from .folder import Reject
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,7 @@ from pathlib import Path
 from datasets import Dataset
 
 from ..critique_format import CritiqueFormat
-from ..data.loading import load_rows
-from ..data.overlong import check_policy
-from ..data.schemas import check_columns
+from ..data.rows import check_columns, check_policy, load_rows
 from ..loading import check_reward_model, read_model_config
 from ..scoring import Scorer
 from ..serving.backends import BackendArguments, open_backend

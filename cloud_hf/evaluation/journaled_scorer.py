@@ -8,8 +8,8 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from ..data.journal import Journal, key_of
-from ..data.model_identity import identify_model
 from ..generation import Sample
+from ..model_identity import identify_model
 from ..scoring import Score, Scorer
 from .arguments import ScoringArguments, file_name
 

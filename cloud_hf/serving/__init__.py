@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .client import CLoudClient
-    from .vllm_scorer import CLoudVLLM
+    from .vllm.scorer import CLoudVLLM
 
 
 __all__ = ["CLoudClient", "CLoudVLLM"]
@@ -13,7 +13,7 @@ __all__ = ["CLoudClient", "CLoudVLLM"]
 
 def __getattr__(name: str):
     if name == "CLoudVLLM":
-        from .vllm_scorer import CLoudVLLM
+        from .vllm.scorer import CLoudVLLM
 
         return CLoudVLLM
     if name == "CLoudClient":

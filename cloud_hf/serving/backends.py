@@ -83,7 +83,7 @@ def open_backend(
         `RewardServerError`: If the server cannot be reached.
     """
     if args.backend == "vllm":
-        from .vllm_scorer import CLoudVLLM
+        from .vllm.scorer import CLoudVLLM
 
         scorer = CLoudVLLM(name, show_progress=show_progress, **{"dtype": args.dtype, **args.parsed_vllm_options()})
         with closing(scorer):

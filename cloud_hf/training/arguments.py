@@ -6,7 +6,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl import ModelConfig
 
-from ..data.loading import load_rows
+from ..data.rows import load_rows
 from ..loading import tokenizer_source
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 from trl import RewardConfig
 
-from ..data.overlong import TRAINING_POLICIES, check_policy
-from .launch_checks import check_machine
+from ..data.rows import TRAINING_POLICIES, check_policy
+from .resume import check_machine
 
 
 @dataclass

@@ -7,13 +7,16 @@ from typing import Any
 from datasets import Dataset
 
 from ..critique_format import IGNORE_INDEX, CritiqueFormat, EncodedCritique
-from ..data.overlong import OVERLONG_POLICIES, TRAINING_POLICIES, check_policy, fit
-from ..data.schemas import (
+from ..data.rows import (
     FEEDBACK_COLUMNS,
+    OVERLONG_POLICIES,
     PAIR_COLUMNS,
+    TRAINING_POLICIES,
     check_columns,
     check_equal_critiques,
+    check_policy,
     critiques_of,
+    fit,
     prompt_of,
     response_of,
     row_name,

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_iter
 from ..configuration_cloud import CLoudConfig
 from ..modeling_cloud import CLoudForRewardModeling, RewardHead
 from ..packed_attention import packed_arguments
-from .adapters import HEAD, complete_lora
+from .lora import HEAD, complete_lora
 from .packing import Packing, TokenSequence
 
 

@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 from trl import SFTConfig, SFTTrainer
 
-from .launch_checks import check_machine
-from .saving import ExactResume
+from .resume import ExactResume, check_machine
 from .throughput import LogsThroughput
 
 

@@ -17,28 +17,19 @@ from trl.trainer.utils import get_config_model_id, global_then_local_main_first
 
 from ..configuration_cloud import CLoudConfig
 from ..critique_format import IGNORE_INDEX, CritiqueFormat
-from ..data.schemas import check_columns
+from ..data.rows import check_columns
 from ..loading import adapt, adapter_base, is_adapter, load_adapter_base, read_model_config, record_base
 from ..modeling_cloud import CLoudForRewardModeling, CLoudOutput, unused_token_id
 from ..published import HUB_KWARGS
 from ..scoring import context_length
-from .adapters import (
-    HEAD,
-    check_dropout,
-    check_head,
-    check_quantization,
-    complete_lora,
-    go_on_with_adapter,
-    spare_head,
-)
 from .arguments import set_chat_template
-from .batching import GroupSampler, TokenBudgetSampler, group_pairs
 from .collator import DataCollatorForCLoud
 from .config import CLoudTrainingConfig
 from .encoding import ENCODED_COLUMNS, encode_pairs
-from .launch_checks import check_launch
+from .lora import HEAD, check_dropout, check_head, check_quantization, complete_lora, go_on_with_adapter, spare_head
 from .model_card import make_model_card
-from .saving import ExactResume
+from .resume import ExactResume, check_launch
+from .sampler import GroupSampler, TokenBudgetSampler, group_pairs
 from .throughput import LogsThroughput
 
 

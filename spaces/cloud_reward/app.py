@@ -22,10 +22,17 @@ import httpx
 import pandas as pd
 from transformers import HfArgumentParser
 
-from cloud_hf.data.pasted_tables import read_table, read_text
 from cloud_hf.scoring import Scorer
 from cloud_hf.serving.backends import BackendArguments, open_backend
-from cloud_hf.serving.space_manners import analytics_wanted, as_text, in_our_words, launch_options, make_table
+from cloud_hf.spaces_ui import (
+    analytics_wanted,
+    as_text,
+    in_our_words,
+    launch_options,
+    make_table,
+    read_table,
+    read_text,
+)
 
 
 # By its file: a Space's folder has another name than its module

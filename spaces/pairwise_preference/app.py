@@ -13,9 +13,8 @@ import evaluate
 import gradio as gr
 from PIL import Image
 
-from cloud_hf.data.pasted_tables import read_table, read_text
-from cloud_hf.evaluation.benchmark_plots import plot_margins, plot_reliability
-from cloud_hf.serving.space_manners import analytics_wanted, in_our_words, launch_options, make_table
+from cloud_hf.evaluation.report.benchmark_plots import plot_margins, plot_reliability
+from cloud_hf.spaces_ui import analytics_wanted, in_our_words, launch_options, make_table, read_table, read_text
 
 
 # By its file: a Space's folder has another name than its module

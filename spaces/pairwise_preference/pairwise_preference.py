@@ -5,8 +5,8 @@ import math
 import datasets
 import evaluate
 
-from cloud_hf.evaluation.preference_pairs import score_preferences
-from cloud_hf.evaluation.reward_bench import OFFICIAL_COUNTS, score_reward_bench
+from cloud_hf.evaluation.benchmarks.preference_pairs import score_preferences
+from cloud_hf.evaluation.benchmarks.reward_bench import OFFICIAL_COUNTS, score_reward_bench
 
 
 _DESCRIPTION = """

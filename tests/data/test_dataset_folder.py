@@ -4,7 +4,7 @@ import re
 import pytest
 from datasets import Features, Value, load_from_disk
 
-from cloud_hf.data.dataset_folder import RECORD, DatasetFolder, Reject, make_card, read_record
+from cloud_hf.data.folder import RECORD, DatasetFolder, Reject, make_card, read_record
 from cloud_hf.data.journal import JournalError
 
 

@@ -3,7 +3,7 @@ import random
 import pytest
 from shared_data import real_texts
 
-from cloud_hf.data.decontamination import EvaluationNGrams
+from cloud_hf.data.duplicates import EvaluationNGrams
 
 
 def words(count, start=0):

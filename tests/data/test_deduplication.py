@@ -3,7 +3,7 @@ import random
 import pytest
 from shared_data import read_rows, shared_data
 
-from cloud_hf.data.deduplication import (
+from cloud_hf.data.duplicates import (
     NUM_PERMUTATIONS,
     bands_and_rows,
     find_exact_duplicates,

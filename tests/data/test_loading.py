@@ -4,7 +4,7 @@ import json
 import pytest
 from datasets import Dataset, DatasetDict
 
-from cloud_hf.data.loading import load_rows
+from cloud_hf.data.rows import load_rows
 
 
 ROWS = [{"prompt": "p", "chosen": "a", "rejected": "b"}] * 2

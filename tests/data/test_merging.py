@@ -6,8 +6,7 @@ import pytest
 from builders_for_tests import read_rejects, read_rows
 from datasets import Features, List, Value
 
-from cloud_hf.data.dataset_folder import DatasetFolder, Reject, read_record
-from cloud_hf.data.merging import add_counts, merge, read_shards
+from cloud_hf.data.shards import DatasetFolder, Reject, add_counts, merge, read_record, read_shards
 
 
 FEATURES = Features({"id": Value("string"), "texts": List(Value("string")), "margin": Value("float32")})

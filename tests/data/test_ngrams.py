@@ -1,4 +1,4 @@
-from cloud_hf.data.ngrams import ngrams, words, words_and_marks
+from cloud_hf.data.duplicates import ngrams, words, words_and_marks
 
 
 def test_marks_that_end_a_word_do_not_count_and_others_do():

@@ -1,7 +1,6 @@
 import pytest
 from datasets import Dataset
 
-from cloud_hf.data.loading import load_rows
 from cloud_hf.data.prompts import (
     Prompt,
     PromptReject,
@@ -13,6 +12,7 @@ from cloud_hf.data.prompts import (
     prompt_id,
     turns,
 )
+from cloud_hf.data.rows import load_rows
 
 
 def source(values, **options):

@@ -13,7 +13,7 @@ from models_for_tests import save_language_model
 from safetensors.torch import load_file
 
 from cloud_hf import CLoudTrainingConfig
-from cloud_hf.training.checkpoints import find_checkpoint, whole_checkpoints
+from cloud_hf.training.resume import find_checkpoint, whole_checkpoints
 
 
 STEPS = 24

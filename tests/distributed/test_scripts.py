@@ -8,10 +8,10 @@ import pytest
 from launching import environment, launch, make_rows
 from transformers import AutoModel, AutoModelForCausalLM
 
-from cloud_hf.training.checkpoints import whole_checkpoints
+from cloud_hf.training.resume import whole_checkpoints
 
 
-SCRIPT = Path(__file__).parent / "run_script_for_test.py"
+SCRIPT = Path(__file__).parents[1] / "helpers" / "run_script_for_test.py"
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,17 @@ from datasets import Dataset
 from hub_for_tests import run_with_hub, serve_hub
 from shared_data import read_rows, shared_data
 
-from cloud_hf.evaluation import judge_bench, llm_bar, preference_pairs, reward_bench, rm_bench
-from cloud_hf.evaluation.benchmarks import BENCHMARKS, load_benchmarks
-from cloud_hf.evaluation.best_of_n import expected_best_of
-from cloud_hf.evaluation.rm_bench import LEVELS
+from cloud_hf.evaluation.benchmarks import (
+    BENCHMARKS,
+    judge_bench,
+    llm_bar,
+    load_benchmarks,
+    preference_pairs,
+    reward_bench,
+    rm_bench,
+)
+from cloud_hf.evaluation.benchmarks.rm_bench import LEVELS
+from cloud_hf.evaluation.metrics.best_of_n import expected_best_of
 
 
 MESSAGES = [{"role": "user", "content": "p"}]
@@ -58,7 +65,7 @@ def write_hub(folder) -> dict:
 LOAD_ALL = """
 import json
 from cloud_hf.evaluation.benchmarks import BENCHMARKS, load_benchmarks
-from cloud_hf.evaluation import preference_pairs
+from cloud_hf.evaluation.benchmarks import preference_pairs
 rows = {name: benchmark.load() for name, benchmark in BENCHMARKS.items() if name != "llm_bar"}
 rows["pairs"] = preference_pairs.load(["allenai/preference-test-sets"], split="anthropic_harmless")
 print(json.dumps({name: [[row.id, row.subset, row.chosen, row.rejected] for row in loaded] for name, loaded in rows.items()}))

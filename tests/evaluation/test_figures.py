@@ -4,8 +4,8 @@ import math
 import numpy as np
 import pytest
 
-from cloud_hf.evaluation.benchmark_rows import BenchmarkRow
-from cloud_hf.evaluation.figures import BenchmarkScores, Figure, by_subset, count_unknown, share, weighted_mean
+from cloud_hf.evaluation.rows import BenchmarkRow
+from cloud_hf.evaluation.stats import BenchmarkScores, Figure, by_subset, count_unknown, share, weighted_mean
 
 
 def test_shares_have_wilsons_interval():

@@ -13,7 +13,7 @@ from cloud_hf.data.journal import Journal
 from cloud_hf.evaluation.journaled_scorer import JournaledScorer
 from cloud_hf.scoring import TransformersScorer, report_scores
 from cloud_hf.serving.client import CLoudClient, RewardServerError
-from cloud_hf.serving.engine import TransformersEngine
+from cloud_hf.serving.server.engine import TransformersEngine
 
 
 CHATS = [f"{prompt} {number}" for number in range(3) for prompt in PROMPTS], RESPONSES * 3

@@ -7,7 +7,7 @@ from builders_for_tests import EXAMPLES, run_script
 from datasets import Dataset, DatasetDict, load_from_disk
 from hub_for_tests import run_with_hub, serve_hub
 
-from cloud_hf.data.loading import load_rows
+from cloud_hf.data.rows import load_rows
 
 
 SCRIPT = "build_official_ultra_llama"

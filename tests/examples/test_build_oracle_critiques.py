@@ -6,8 +6,8 @@ from builders_for_tests import Builder, kill_and_resume, read_rejects, read_rows
 from completion_server import default_answer, serve_completions
 from datasets import Dataset, load_from_disk
 
-from cloud_hf.data.critics import messages_for_critic
-from cloud_hf.data.loading import load_rows
+from cloud_hf.data.critique_prompt import messages_for_critic
+from cloud_hf.data.rows import load_rows
 
 
 SCRIPT = "build_oracle_critiques"

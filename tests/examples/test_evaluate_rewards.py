@@ -18,9 +18,9 @@ from servers_for_tests import make_engine, serving
 from tokenizers_for_tests import make_tokenizer
 
 from cloud_hf.data.journal import Journal, JournalError
-from cloud_hf.evaluation import critique_quality, preference_pairs
-from cloud_hf.evaluation.benchmarks import BENCHMARKS, load_benchmarks
+from cloud_hf.evaluation.benchmarks import BENCHMARKS, load_benchmarks, preference_pairs
 from cloud_hf.evaluation.journaled_scorer import open_score_journal
+from cloud_hf.evaluation.metrics import critique_quality
 from cloud_hf.evaluation.probes.run import NAMES
 from cloud_hf.loading import load_reward_model
 from cloud_hf.scoring import TransformersScorer

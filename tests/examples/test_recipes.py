@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from trl import TrlParser, get_peft_config
 
-from cloud_hf.training.adapters import check_dropout
+from cloud_hf.training.lora import check_dropout
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

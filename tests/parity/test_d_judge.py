@@ -3,7 +3,7 @@ import math
 from goldens import read
 
 from cloud_hf.data.verdicts import read_verdict, winner
-from cloud_hf.evaluation.reward_bench import SECTIONS, score_reward_bench
+from cloud_hf.evaluation.benchmarks.reward_bench import SECTIONS, score_reward_bench
 
 
 def test_verdicts(compare):

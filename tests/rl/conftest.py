@@ -10,8 +10,8 @@ import uvicorn
 from transformers import AutoTokenizer
 
 from cloud_hf.scoring import TransformersScorer
-from cloud_hf.serving.engine import TransformersEngine
-from cloud_hf.serving.server import make_app
+from cloud_hf.serving.server.app import make_app
+from cloud_hf.serving.server.engine import TransformersEngine
 
 
 @contextmanager

@@ -20,7 +20,7 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
 from cloud_hf.serving import CLoudClient, CLoudVLLM
 from cloud_hf.serving.client import RewardServerError
-from cloud_hf.serving.server import make_app, make_server
+from cloud_hf.serving.server.app import make_app, make_server
 
 
 pytestmark = pytest.mark.vllm
@@ -275,7 +275,7 @@ def add_adapter(folder, model):
 
 
 def test_a_reference_model_that_would_stop_elsewhere_is_refused(tmp_path):
-    from cloud_hf.serving.vllm_requests import VLLMRequests
+    from cloud_hf.serving.vllm.requests import VLLMRequests
 
     tokenizer = make_tokenizer("llama3")
     model = save_talker(tmp_path, *LLAMA, format="reference")
@@ -300,7 +300,7 @@ def test_models_vllm_cannot_serve_are_refused_by_name(tmp_path):
 
 
 def test_the_servers_engine_judges_streams_and_cancels(tmp_path):
-    from cloud_hf.serving.vllm_engine import VLLMEngine
+    from cloud_hf.serving.vllm.engine import VLLMEngine
 
     model, tokenizer = save_talker(tmp_path, *LLAMA), make_tokenizer("llama3")
     expected = model.score(CHATS, ANSWERS, tokenizer, max_new_tokens=BUDGET)

@@ -28,8 +28,8 @@ from cloud_demo.reward_distribution import RewardDistribution, preference
 from cloud_demo.stopping import Runs
 from cloud_demo.waiting_line import WaitingLine
 
-from cloud_hf.evaluation.benchmark_rows import BenchmarkRow
-from cloud_hf.serving.space_manners import as_text
+from cloud_hf.evaluation.rows import BenchmarkRow
+from cloud_hf.spaces_ui import as_text
 
 
 # ------------------------------------------------------------------------------------------------------- arguments

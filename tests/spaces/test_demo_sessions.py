@@ -282,7 +282,7 @@ def test_a_visitor_who_leaves_the_line_is_not_waited_for(demo, passes, chromium)
 def echo():
     from cloud_demo.models import Models
 
-    from cloud_hf.evaluation.benchmark_rows import BenchmarkRow
+    from cloud_hf.evaluation.rows import BenchmarkRow
 
     rows = [BenchmarkRow(f"{text}/{i}", text, text, (text, text + "!")) for i, text in enumerate(PAYLOADS)]
     chat = [{"role": "system", "content": PAYLOADS[0]}, {"role": "user", "content": PAYLOADS[1]}]
@@ -402,8 +402,8 @@ def test_odd_arguments_of_programs_get_a_sentence(demo):
 def test_a_reward_server_elsewhere(demo, found):
     """It streams, gives the model's rewards, refuses in a sentence, and may come back."""
     from cloud_hf.loading import load_reward_model
-    from cloud_hf.serving.engine import TransformersEngine
-    from cloud_hf.serving.gate import Limits
+    from cloud_hf.serving.server.engine import TransformersEngine
+    from cloud_hf.serving.server.middleware import Limits
 
     model, tokenizer = load_reward_model(found["cloud"])
     port = free_port()
@@ -419,7 +419,7 @@ def test_a_reward_server_elsewhere(demo, found):
 def test_a_classic_reward_server_elsewhere(found, chromium):
     """It is asked what it is, and asked again if it did not answer at first."""
     from cloud_hf.loading import load_reward_model
-    from cloud_hf.serving.engine import TransformersEngine
+    from cloud_hf.serving.server.engine import TransformersEngine
 
     model, tokenizer = load_reward_model(found["classic"])
     [score] = model.score([PROMPT], RESPONSES[:1], tokenizer)

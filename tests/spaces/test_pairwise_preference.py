@@ -9,9 +9,9 @@ import pytest
 from benchmark_files import lengths
 from shared_data import shared_data
 
-from cloud_hf.evaluation import preference_pairs
-from cloud_hf.evaluation.preference_pairs import score_preferences
-from cloud_hf.evaluation.reward_bench import score_reward_bench
+from cloud_hf.evaluation.benchmarks import preference_pairs
+from cloud_hf.evaluation.benchmarks.preference_pairs import score_preferences
+from cloud_hf.evaluation.benchmarks.reward_bench import score_reward_bench
 
 
 FOLDER = str(Path(__file__).parents[2] / "spaces" / "pairwise_preference")

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from test_trainer import make_rows, make_trainer
 from transformers import TrainerCallback
 
-from cloud_hf.training.checkpoints import RECORD, NotSaved, whole_checkpoints
+from cloud_hf.training.resume import RECORD, NotSaved, whole_checkpoints
 
 
 OPTIONS = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6, "per_device_train_batch_size": 4}

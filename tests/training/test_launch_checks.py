@@ -14,7 +14,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from cloud_hf import CLoudTrainer, CLoudTrainingConfig
 from cloud_hf.training import launch_checks
-from cloud_hf.training.launch_checks import check_launch
+from cloud_hf.training.resume import check_launch
 from cloud_hf.training.sft import CritiqueSFTConfig
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from ...data.journal import Journal, key_of
 from ...scoring import Scorer
-from ..figures import Figure
+from ..stats import Figure
 from .probe import REWARD, SHARE, Measure, ProbeRow, mean_figure, share_of_rows
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import spearmanr
 
-from ..figures import Figure
+from ..stats import Figure
 from .probe import CORRELATION, SHARE, Measure, Probe, ProbedRow, share_of_rows
 
 

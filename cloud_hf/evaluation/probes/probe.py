@@ -9,8 +9,8 @@ import numpy as np
 
 from ...critique_format import CritiqueFormat
 from ...scoring import Score
-from ..benchmark_rows import BenchmarkRow
-from ..figures import Figure, bootstrap_interval, share
+from ..rows import BenchmarkRow
+from ..stats import Figure, bootstrap_interval, share
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from .waiting_line import HEARTBEAT, Ticket, WaitingLine
 
 
 if TYPE_CHECKING:
-    from cloud_hf.evaluation.benchmark_rows import BenchmarkRow
+    from cloud_hf.evaluation.rows import BenchmarkRow
 
     from .models import Models
 

@@ -15,7 +15,7 @@ from .waiting_line import HEARTBEAT
 
 if TYPE_CHECKING:
     from cloud_hf.scoring import Score
-    from cloud_hf.serving.engine import RewardEngine
+    from cloud_hf.serving.server.engine import RewardEngine
 
 
 # Seconds between two looks at a critique: often enough to read along, seldom enough for many readers

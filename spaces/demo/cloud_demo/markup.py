@@ -1,7 +1,7 @@
 """
 Text that becomes part of the page, and stays text.
 
-`escape` is `as_text` of `cloud_hf.serving.space_manners`, which the page cannot wait for: the package takes seconds to import.
+`escape` is `as_text` of `cloud_hf.spaces_ui`, which the page cannot wait for: the package takes seconds to import.
 """
 
 import html

@@ -6,12 +6,11 @@ from dataclasses import dataclass, field
 
 import torch
 
-from cloud_hf.evaluation import preference_pairs
-from cloud_hf.evaluation.benchmark_rows import BenchmarkRow
-from cloud_hf.evaluation.benchmarks import BENCHMARKS, load_benchmarks
-from cloud_hf.evaluation.best_of_n import expected_best_of
+from cloud_hf.evaluation.benchmarks import BENCHMARKS, load_benchmarks, preference_pairs
+from cloud_hf.evaluation.metrics.best_of_n import expected_best_of
+from cloud_hf.evaluation.rows import BenchmarkRow
 from cloud_hf.loading import load_reward_model
-from cloud_hf.serving.engine import EngineDeadError, RewardEngine, TransformersEngine
+from cloud_hf.serving.server.engine import EngineDeadError, RewardEngine, TransformersEngine
 
 from .arguments import DemoArguments
 from .problems import Problem
@@ -114,7 +113,7 @@ def _open_engine(model: str | None, server_url: str | None, args: DemoArguments)
     if args.backend == "vllm":
         import json
 
-        from cloud_hf.serving.vllm_engine import VLLMEngine
+        from cloud_hf.serving.vllm.engine import VLLMEngine
 
         return VLLMEngine(model, **{"dtype": args.dtype, **json.loads(args.vllm_options or "{}")})
     loaded, tokenizer = load_reward_model(model, dtype=args.dtype)

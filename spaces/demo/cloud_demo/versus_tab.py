@@ -14,7 +14,7 @@ from .stopping import Runs
 
 
 if TYPE_CHECKING:
-    from cloud_hf.evaluation.benchmark_rows import BenchmarkRow
+    from cloud_hf.evaluation.rows import BenchmarkRow
     from cloud_hf.scoring import Score
 
 

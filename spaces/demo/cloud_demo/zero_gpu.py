@@ -10,7 +10,7 @@ from typing import Any
 
 import spaces  # there only, where it must come before the GPU is used
 from cloud_hf.scoring import Score
-from cloud_hf.serving.engine import TransformersEngine
+from cloud_hf.serving.server.engine import TransformersEngine
 
 
 _GPU_SECONDS = 120

@@ -7,11 +7,11 @@ from models_for_tests import PROMPTS, RESPONSES
 from tokenizers_for_tests import CRITIQUE_ROLE, FAMILIES, make_tokenizer
 
 from cloud_hf.critique_format import CritiqueFormat
-from cloud_hf.evaluation.benchmark_rows import BenchmarkRow
 from cloud_hf.evaluation.probes import PROBES, ProbeRow, read_paraphrases
 from cloud_hf.evaluation.probes.injection import added_strings, stays_text, turn_after_response
 from cloud_hf.evaluation.probes.paraphrase import reword
 from cloud_hf.evaluation.probes.style import add_markdown, looks_like_code, remove_markdown
+from cloud_hf.evaluation.rows import BenchmarkRow
 from cloud_hf.generation import Sample
 from cloud_hf.scoring import Score
 

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from cloud_hf.evaluation.benchmark_rows import BenchmarkRow
 from cloud_hf.evaluation.probes import PROBES, ProbedRow, ProbeRow, ScoredVariant, Variant
+from cloud_hf.evaluation.rows import BenchmarkRow
 from cloud_hf.generation import Sample
 from cloud_hf.scoring import Score
 

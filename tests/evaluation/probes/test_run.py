@@ -9,10 +9,10 @@ from tokenizers_for_tests import make_tokenizer
 
 from cloud_hf.critique_format import CritiqueFormat
 from cloud_hf.data.journal import Journal
-from cloud_hf.evaluation.benchmark_rows import BenchmarkRow
 from cloud_hf.evaluation.journaled_scorer import JournaledScorer
 from cloud_hf.evaluation.probes import ProbeRow, check_probes, draw_rows, run, run_probes
 from cloud_hf.evaluation.probes.run import NAMES
+from cloud_hf.evaluation.rows import BenchmarkRow
 from cloud_hf.scoring import TransformersScorer, context_length
 
 

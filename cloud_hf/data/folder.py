@@ -1,0 +1,207 @@
+"""The folder a builder writes: a dataset, its card, what was left out and why, and how it was made. Join what the shards of a builder wrote into the dataset that one run would have written."""
+
+import json
+import re
+import shutil
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, Features, load_from_disk
+from datasets.arrow_writer import ArrowWriter
+from huggingface_hub import DatasetCard
+
+from .journal import Journal, JournalError
+
+
+RECORD = "build.json"
+REJECTS = "rejects.jsonl"
+JOURNAL = "journal.jsonl"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Reject:
+    """
+    A row that is not in the dataset.
+
+    Args:
+        index (`int`):
+            Its position among the rows.
+        id (`str`):
+            Its id.
+        kind (`str`):
+            `"dropped"`: the method leaves it out. `"failed"`: it could not be worked on.
+        reason (`str`):
+            Why.
+        details (`dict[str, Any]`, *optional*):
+            What it would have held, as JSON.
+    """
+
+    index: int
+    id: str
+    kind: str
+    reason: str
+    details: dict[str, Any] = field(default_factory=dict, kw_only=True)
+
+
+class DatasetFolder:
+    """
+    Writes the output of a builder: a `save_to_disk` dataset, its card `README.md`, `rejects.jsonl` and `build.json`.
+
+    The dataset appears only when it is whole; rows are streamed, so that its size does not matter.
+
+    Args:
+        output_dir (`str`):
+            The folder.
+        title (`str`):
+            Heading of the card.
+        settings (`dict[str, Any]`):
+            Sources, models, prompts and sampling, as JSON: what the rows depend on.
+    """
+
+    def __init__(self, output_dir: str, title: str, settings: dict[str, Any]):
+        self.path = Path(output_dir)
+        self.title = title
+        self.settings = settings
+
+    def open_journal(self) -> Journal:
+        """
+        The folder's journal, which keeps other writers out.
+
+        Raises:
+            `JournalError`: See [`Journal`]; also if the folder holds something else.
+        """
+        journal = self.path / JOURNAL
+        if self.path.exists() and any(self.path.iterdir()) and not journal.exists():
+            raise JournalError(f"`output_dir` {self.path} already holds something else; name another folder.")
+        return Journal(journal, self.settings, may_begin_anew=not (self.path / RECORD).exists())
+
+    async def write(
+        self, results: AsyncIterator[dict[str, Any] | Reject], features: Features, counts: dict[str, Any]
+    ) -> dict[str, Any]:
+        """
+        Write everything.
+
+        Args:
+            results (`AsyncIterator[dict | Reject]`):
+                Rows and rejects in order.
+            features (`Features`):
+                Columns of the rows.
+            counts (`dict[str, Any]`):
+                What else there is to say about the run.
+
+        Returns:
+            `dict[str, Any]`: `counts`, with `rows`, `dropped`, `failed` and the reasons.
+        """
+        staging = self.path / ".writing"
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        try:
+            counts = {**counts, **await self._stream(results, features, staging)}
+            # Without its record a folder is unfinished, whatever else it holds
+            (self.path / RECORD).unlink(missing_ok=True)
+            self._move_in(staging)
+            (staging / REJECTS).replace(self.path / REJECTS)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        return counts
+
+    def write_record(self, counts: dict[str, Any]):
+        """Write `build.json` and the card."""
+        record = {"version": VERSION, "settings": self.settings, "counts": counts}
+        (self.path / "README.md").write_text(make_card(self.title, self.settings, counts))
+        unfinished = self.path / f".{RECORD}"
+        unfinished.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        unfinished.replace(self.path / RECORD)
+
+    def push(self, repo_id: str):
+        """Upload dataset and card to the Hub."""
+        load_from_disk(str(self.path)).push_to_hub(repo_id)
+        card = DatasetCard.load(repo_id)  # knows where the data lies
+        card.text = DatasetCard((self.path / "README.md").read_text()).text
+        card.push_to_hub(repo_id)
+
+    async def _stream(self, results, features: Features, staging: Path) -> dict[str, Any]:
+        kinds: Counter = Counter()
+        reasons: Counter = Counter()
+        rows = 0
+        with (
+            ArrowWriter(features=features, path=str(staging / "rows.arrow")) as writer,
+            (staging / REJECTS).open("w") as rejects,
+        ):
+            async for result in results:
+                if isinstance(result, Reject):
+                    kinds[result.kind] += 1
+                    reasons[f"{result.kind}: {result.reason:.80}"] += 1
+                    rejects.write(json.dumps(vars(result), ensure_ascii=False) + "\n")
+                else:
+                    writer.write(result)
+                    rows += 1
+            writer.finalize()
+        self._save(staging, features, rows)
+        return {
+            "rows": rows,
+            "dropped": kinds["dropped"],
+            "failed": kinds["failed"],
+            "reasons": dict(reasons.most_common(20)),
+        }
+
+    @staticmethod
+    def _save(staging: Path, features: Features, rows: int):
+        if rows:
+            Dataset.from_file(str(staging / "rows.arrow")).save_to_disk(str(staging / "dataset"))
+        else:  # a shard may keep none; by itself `datasets` writes a folder then that it cannot read
+            empty = Dataset.from_dict({name: [] for name in features}, features)
+            empty.save_to_disk(str(staging / "dataset"), num_shards=1)
+
+    def _move_in(self, staging: Path):
+        """The file that marks a folder as a dataset goes first and comes last."""
+        marks = ("state.json", "dataset_info.json")
+        for name in marks:
+            (self.path / name).unlink(missing_ok=True)
+        for old in self.path.glob("data-*.arrow"):
+            old.unlink()
+        for file in sorted((staging / "dataset").iterdir(), key=lambda file: file.name in marks):
+            file.replace(self.path / file.name)
+
+
+def read_record(folder: str | Path) -> dict[str, Any]:
+    """
+    Read the `build.json` of a folder.
+
+    Raises:
+        `ValueError`: If there is none: the run that writes it has not ended, or it is no builder's folder.
+    """
+    path = Path(folder) / RECORD
+    if not path.is_file():
+        raise ValueError(f"{folder} has no {RECORD}: it is no builder's output, or its run has not ended.")
+    record = json.loads(path.read_text())
+    if record["version"] != VERSION:
+        raise ValueError(f"{path} has version {record['version']}; this code reads version {VERSION}.")
+    return record
+
+
+def make_card(title: str, settings: dict[str, Any], counts: dict[str, Any]) -> str:
+    """A dataset card: what went in, how it was made, and how much came out."""
+    lines = ["---", "tags:", "- cloud_hf", "- preference", "---", "", f"# {title}", ""]
+    statistics = counts.get("statistics", {})
+    counts = {name: value for name, value in counts.items() if name != "statistics"}
+    for heading, values in (("How it was made", settings), ("Counts", counts), ("Statistics", statistics)):
+        if not values:
+            continue
+        lines += [f"## {heading}", "", "| | |", "|---|---|"]
+        lines += [f"| {name} | {_cell(value)} |" for name, value in values.items()]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    """A value as text of a table: one line, and no markup of its own."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = " ".join(text.split())
+    text = text if len(text) <= 2000 else f"{text[:1999]}…"
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=1))
+    return f"{fence} {text.replace('|', chr(92) + '|')} {fence}" if text else ""

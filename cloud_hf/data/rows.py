@@ -1,0 +1,252 @@
+"""Columns each stage expects, and the errors that say what is wrong with a dataset before anything expensive starts. Load a dataset by the name a user types: a Hub id, a JSONL or Parquet file, or a `save_to_disk` folder. What happens to rows that are longer than the model may read: an error, a counted drop, or a shortened prompt."""
+
+import difflib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets.exceptions import DatasetGenerationError
+
+from ..critique_format import CritiqueFormat
+
+
+PAIR_COLUMNS = ("prompt", "chosen", "rejected")
+FEEDBACK_COLUMNS = ("chosen_feedback", "rejected_feedback")
+
+
+def check_columns(columns: list[str], required: tuple[str, ...], purpose: str):
+    """
+    Check that a dataset has the columns a stage needs.
+
+    Args:
+        columns (`list[str]`):
+            Columns of the dataset.
+        required (`tuple[str, ...]`):
+            Columns the stage needs.
+        purpose (`str`):
+            What they are needed for, for the message.
+
+    Raises:
+        `ValueError`: Naming the missing columns, and the ones that look like misspelt ones.
+    """
+    missing = [name for name in required if name not in columns]
+    if not missing:
+        return
+    others = [name for name in columns if name not in required]
+    hints = []
+    for name in missing:
+        if close := difflib.get_close_matches(name, others, n=1, cutoff=0.75):
+            hints.append(f"rename {close[0]!r} to {name!r}")
+    hint = f" ({'; '.join(hints)}?)" if hints else ""
+    raise ValueError(
+        f"{purpose} needs the column(s) {', '.join(missing)}{hint}. The dataset has: {', '.join(columns) or 'none'}."
+    )
+
+
+def row_name(index: int, row: dict[str, Any]) -> str:
+    """How errors name a row: its position, and its `id` if it has one."""
+    return f"row {index}" + (f" (id {row['id']!r})" if row.get("id") is not None else "")
+
+
+def prompt_of(row: dict[str, Any]):
+    """The prompt of a row in the form [`CritiqueFormat`] takes: `tools` beside the messages are folded in."""
+    tools = row.get("tools")
+    if not tools:
+        return row["prompt"]
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"`tools` is not JSON: {error}") from error
+    prompt = row["prompt"]
+    return {"messages": [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt, "tools": tools}
+
+
+def prompt_column(prompt: Any, row: dict[str, Any]) -> Any:
+    """What [`prompt_of`] gives, perhaps shortened, as the row's column holds it: a string stays one, tools stand apart."""
+    if not isinstance(prompt, dict):
+        return prompt
+    messages = prompt["messages"]
+    return messages[0]["content"] if isinstance(row["prompt"], str) else messages
+
+
+def response_of(row: dict[str, Any], column: str, allow_empty: bool = False) -> str:
+    """
+    A response as text. TRL's form, a list with one assistant message, is unwrapped.
+
+    Raises:
+        `ValueError`: If it is not text, or empty where that is not allowed.
+    """
+    value = row[column]
+    if isinstance(value, list) and len(value) == 1 and value[0].get("role") == "assistant":
+        value = value[0].get("content")
+    if not isinstance(value, str):
+        raise ValueError(f"`{column}` is {value!r:.60}; give a string (or a list with one assistant message).")
+    if not value.strip() and not allow_empty:
+        raise ValueError(f"`{column}` is empty.")
+    return value
+
+
+def critiques_of(row: dict[str, Any], column: str) -> list[str | list[int]]:
+    """
+    The critiques of a response: the generated ids where `{column}_ids` keeps them, else the text.
+
+    Args:
+        row (`dict[str, Any]`):
+            A row with `column`, a string or a list of strings, and perhaps `{column}_ids`.
+        column (`str`):
+            `"chosen_feedback"` or `"rejected_feedback"`.
+
+    Raises:
+        `ValueError`: If the critique is missing, not text, or empty, or if there are more ids than texts.
+    """
+    texts = row[column]
+    texts = [texts] if isinstance(texts, str) else texts
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"`{column}` is {texts!r:.60}; give a string or a non-empty list of strings.")
+    ids = row.get(f"{column}_ids")
+    if ids is not None:
+        ids = [ids] if isinstance(row[column], str) else ids
+        if len(ids) != len(texts):
+            raise ValueError(f"`{column}` holds {len(texts)} critique(s) but `{column}_ids` {len(ids)}.")
+        return ids
+    if any(not text.strip() for text in texts):
+        raise ValueError(f"`{column}` holds an empty critique.")
+    return texts
+
+
+def check_equal_critiques(row: dict[str, Any], chosen: list, rejected: list):
+    """Several critiques train in pairs, so both responses need equally many."""
+    if len(chosen) != len(rejected):
+        raise ValueError(
+            f"`chosen_feedback` holds {len(chosen)} critique(s) but `rejected_feedback` {len(rejected)}; "
+            "give equally many."
+        )
+
+
+READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+
+
+def load_rows(name: str, split: str = "train", config: str | None = None, needs_split: bool = False) -> Dataset:
+    """
+    Load one split.
+
+    Args:
+        name (`str`):
+            A Hub id, a `.jsonl`, `.json` or `.parquet` file (`.gz` allowed for JSON), or a folder written by
+            `save_to_disk`.
+        split (`str`, *optional*, defaults to `"train"`):
+            Split to load. A single file, or a folder that holds one dataset, has no splits and is taken whole.
+        config (`str`, *optional*):
+            Configuration of a Hub dataset.
+        needs_split (`bool`, *optional*, defaults to `False`):
+            Refuse a dataset without splits instead of taking it whole.
+
+    Returns:
+        `Dataset`
+
+    Raises:
+        `ValueError`: If the path does not exist, cannot be read, or the split is absent.
+    """
+    path = Path(name)
+    if path.is_dir() and ((path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists()):
+        rows = _read_folder(name)
+    elif path.is_file():
+        suffix = next((suffix for suffix in path.suffixes[-2:] if suffix in READERS), None)
+        if suffix is None:
+            raise ValueError(f"{name}: a dataset file ends in {', '.join(READERS)} (JSON may be gzipped).")
+        rows = _read_file(name, READERS[suffix])
+    elif path.is_dir():
+        raise ValueError(f"{name} is a folder, but not a dataset written by `save_to_disk`.")
+    elif path.is_absolute() or name.startswith(".") or name.endswith((".gz", *READERS)):
+        raise ValueError(f"{name}: no such file or dataset folder.")
+    else:
+        rows = load_dataset(name, config, split=split)
+    if needs_split and not isinstance(rows, DatasetDict) and path.exists():
+        raise ValueError(f"{name} has no splits, so no {split!r} split either; name another dataset for it.")
+    if isinstance(rows, DatasetDict):
+        if split not in rows:
+            raise ValueError(f"{name} has no split {split!r}; it has {', '.join(rows)}.")
+        rows = rows[split]
+    return rows
+
+
+def _read_folder(name: str) -> Dataset | DatasetDict:
+    try:
+        return load_from_disk(name)
+    except IndexError as error:  # how `datasets` meets a folder without data files
+        raise ValueError(f"{name} holds no rows.") from error
+
+
+def _read_file(name: str, kind: str) -> Dataset:
+    try:
+        return load_dataset(kind, data_files=name, split="train")
+    except (DatasetGenerationError, StopIteration, ValueError) as error:
+        raise ValueError(
+            f"{name} cannot be read as {kind}: {str(error.__cause__ or error) or 'it is empty'}"
+        ) from error
+
+
+OVERLONG_POLICIES = ("error", "drop", "truncate_prompt")
+# The last cuts critiques off, as the reference implementation does; for its format alone
+TRAINING_POLICIES = (*OVERLONG_POLICIES, "truncate_end")
+
+# Cutting text changes how it splits into tokens, so a cut can fall short by a few: each is more generous.
+_ATTEMPTS = 8
+
+
+def check_policy(policy: str, known: tuple[str, ...] = OVERLONG_POLICIES):
+    """Raise `ValueError` unless `policy` is one of those `known`."""
+    if policy not in known:
+        raise ValueError(f"`overlong_policy` is {policy!r}; use one of {', '.join(known)}.")
+
+
+def fit(
+    prompt: Any, encode: Callable[[Any], Any], length: Callable[[Any], int], limit: int | None, policy: str,
+    critique_format: CritiqueFormat,
+) -> tuple[Any, Any]:  # fmt: skip
+    """
+    Encode a prompt, and deal with it by `policy` if the result is too long.
+
+    Args:
+        prompt (`Any`):
+            The row's prompt.
+        encode (`Callable`):
+            Encodes the row with a given prompt.
+        length (`Callable`):
+            Tokens that an encoded row needs.
+        limit (`int`, *optional*):
+            Tokens that fit; `None` for no limit.
+        policy (`str`):
+            `"error"`, `"drop"` or `"truncate_prompt"`.
+        critique_format ([`CritiqueFormat`]):
+            Shortens prompts.
+
+    Returns:
+        `tuple`: The prompt that fits and the encoded row; `(None, None)` for a row that is dropped. The prompt is the
+        given object where nothing was shortened.
+
+    Raises:
+        `ValueError`: If the row is too long and the policy is `"error"`.
+    """
+    encoded = encode(prompt)
+    needed = length(encoded)
+    if limit is None or needed <= limit:
+        return prompt, encoded
+    if policy == "error":
+        raise ValueError(
+            f"{needed} tokens with its critique, but {limit} fit. Choose `overlong_policy` 'drop' or 'truncate_prompt', "
+            "or another limit (`max_length` in training, `max_new_tokens` for critiques still to be written)."
+        )
+    if policy == "truncate_prompt":
+        for attempt in range(_ATTEMPTS):
+            prompt = critique_format.truncate_prompt(prompt, needed - limit + 2**attempt - 1)
+            if prompt is None:
+                break
+            encoded = encode(prompt)
+            needed = length(encoded)
+            if needed <= limit:
+                return prompt, encoded
+    return None, None

@@ -1,0 +1,157 @@
+"""Join what the shards of a builder wrote into the dataset that one run would have written."""
+
+import json
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, load_from_disk
+
+from .folder import RECORD, REJECTS, DatasetFolder, Reject, read_record
+from .judge import PreferenceStatistics
+from .run import seen
+
+
+# Settings in which the shards of one run differ
+_OF_A_SHARD = ("shard", "rows", "hash")
+# Counts that are made anew of all rows
+_MADE_ANEW = ("rows", "dropped", "failed", "reasons", "statistics")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One shard's folder, and what its `build.json` says."""
+
+    path: Path
+    index: int
+    count: int
+    settings: dict[str, Any]
+    counts: dict[str, Any]
+
+    @classmethod
+    def read(cls, folder: str) -> "Shard":
+        """Raises `ValueError` if the folder is none, or its run has not ended."""
+        record = read_record(folder)
+        settings = record["settings"]
+        if "shard" not in settings:
+            raise ValueError(f"{folder}: its {RECORD} names no `shard`; only outputs of builders can be merged.")
+        index, count = map(int, settings["shard"].split("/"))
+        return cls(Path(folder), index, count, settings, record["counts"])
+
+    def check(self):
+        """Raise `ValueError` if the folder holds other rows or rejects than its `build.json` says."""
+        rejects = self.counts["dropped"] + self.counts["failed"]
+        if len(self.dataset()) != self.counts["rows"] or len(self.rejects()) != rejects:
+            raise ValueError(f"{self.path}: rows or rejects are not those of its {RECORD}. Run this shard again.")
+
+    def dataset(self) -> Dataset:
+        return load_from_disk(str(self.path))
+
+    def rejects(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.path / REJECTS).read_text().splitlines()]
+
+
+def read_shards(folders: Sequence[str]) -> list[Shard]:
+    """
+    Read the shards of one run, in their order.
+
+    Args:
+        folders (`Sequence[str]`):
+            Their folders, in any order.
+
+    Raises:
+        `ValueError`: If they are not shards of one run, if one is missing or comes twice, or if an id does.
+    """
+    shards = sorted((Shard.read(folder) for folder in folders), key=lambda shard: shard.index)
+    first = shards[0]
+    for shard in shards[1:]:
+        names = sorted((first.settings.keys() | shard.settings.keys()) - set(_OF_A_SHARD))
+        differences = [name for name in names if first.settings.get(name) != shard.settings.get(name)]
+        if differences or shard.count != first.count:
+            what = ", ".join(f"`{name}`" for name in differences) or f"`shard` ({first.count} and {shard.count} parts)"
+            raise ValueError(f"{first.path} and {shard.path} are not of one run: they differ in {what}.")
+    for shard in shards:
+        shard.check()
+    indices = [shard.index for shard in shards]
+    missing = sorted(set(range(first.count)) - set(indices))
+    if missing:
+        raise ValueError(f"Of {first.count} shards {len(missing)} are missing: {', '.join(map(str, missing[:20]))}.")
+    for one, other in pairwise(shards):
+        if one.index == other.index:
+            raise ValueError(f"{one.path} and {other.path} are both shard {one.index} of {one.count}.")
+        if one.dataset().features != other.dataset().features:
+            raise ValueError(f"{one.path} and {other.path} have other columns.")
+    _check_ids(shards)
+    return shards
+
+
+async def merge(shards: Sequence[Shard], output_dir: str) -> dict[str, Any]:
+    """
+    Write one folder: rows and rejects in the order of one run, counts added up.
+
+    Args:
+        shards (`Sequence[Shard]`):
+            From [`read_shards`].
+        output_dir (`str`):
+            The folder.
+
+    Returns:
+        `dict[str, Any]`: The counts.
+    """
+    settings = {**shards[0].settings, "shard": "0/1", "rows": sum(shard.settings["rows"] for shard in shards)}
+    del settings["hash"]
+    settings["merged_from"] = {"shards": len(shards), "hashes": [shard.settings["hash"] for shard in shards]}
+    folder = DatasetFolder(output_dir, settings["builder"].capitalize(), settings)
+    with folder.open_journal():  # keeps a second writer out
+        return await _write(shards, folder)
+
+
+async def _write(shards: Sequence[Shard], folder: DatasetFolder) -> dict[str, Any]:
+    counts = add_counts([shard.counts for shard in shards])
+    counts = {name: value for name, value in counts.items() if name not in _MADE_ANEW}
+    statistics = PreferenceStatistics() if "statistics" in shards[0].counts else None
+    results = _results(shards) if statistics is None else seen(_results(shards), statistics)
+    counts = await folder.write(results, shards[0].dataset().features, counts)
+    if statistics is not None:
+        counts["statistics"] = statistics.report()
+    folder.write_record(counts)
+    return counts
+
+
+def add_counts(counts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """
+    Add up the counts of several runs, dictionaries name by name.
+
+    What cannot be added, such as a share, becomes a list of all runs' values.
+    """
+    added = {}
+    for name in dict.fromkeys(name for each in counts for name in each):
+        values = [each[name] for each in counts if name in each]
+        if all(isinstance(value, dict) for value in values):
+            added[name] = add_counts(values)
+        elif all(isinstance(value, int) for value in values):
+            added[name] = sum(values)
+        else:
+            added[name] = values
+    return added
+
+
+async def _results(shards: Sequence[Shard]) -> AsyncIterator[dict[str, Any] | Reject]:
+    rows_before = 0
+    for shard in shards:
+        for row in shard.dataset():
+            yield row
+        for reject in shard.rejects():
+            yield Reject(**{**reject, "index": reject["index"] + rows_before})
+        rows_before += shard.counts["rows_read"]
+
+
+def _check_ids(shards: Sequence[Shard]):
+    seen: dict[Any, Path] = {}
+    for shard in shards:
+        for name in shard.dataset()["id"]:
+            if name in seen:
+                raise ValueError(f"{shard.path}: the id {name!r} is also in {seen[name]}.")
+            seen[name] = shard.path

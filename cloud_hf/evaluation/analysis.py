@@ -1,0 +1,159 @@
+"""What is found of a scored model beside its figures: uncertainty, self-consistency, probes."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import compress
+from statistics import fmean
+from typing import Any
+
+from ..critique_format import CritiqueFormat
+from ..scoring import Score
+from .metrics.pairs import FittedRows
+from .metrics.self_consistency import SelfConsistency, self_consistency
+from .metrics.uncertainty import Uncertainty, uncertainty
+from .probes import ProbeResult, ProbeRow, read_paraphrases
+from .report.report import Evaluation
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """
+    What was found of a model beside its figures.
+
+    Args:
+        uncertainty (`dict[str, list[Uncertainty]]`):
+            By set, for the rewards as scored and for each self-consistent mean; empty for a set without known rows.
+        self_consistency (`dict[str, list[SelfConsistency]]`):
+            By set, for each temperature; empty for a classic model.
+        probes (`list[ProbeResult]`):
+            The probes.
+    """
+
+    uncertainty: dict[str, list[Uncertainty]]
+    self_consistency: dict[str, list[SelfConsistency]] = field(default_factory=dict)
+    probes: list[ProbeResult] = field(default_factory=list)
+
+    def summary(self, model: str) -> dict[str, list[dict[str, Any]]]:
+        """The figures for JSON."""
+        found: dict[str, list[dict[str, Any]]] = {}
+        for kind in ("uncertainty", "self_consistency"):
+            found[kind] = [
+                {"model": model, "dataset": name, **part.summary()}
+                for name, parts in getattr(self, kind).items()
+                for part in parts
+            ]
+        return {**found, "probes": [{"model": model, **part.summary()} for part in self.probes]}
+
+
+def mean_label(num_critiques: int, temperature: float) -> str:
+    """How tables name the mean reward over sampled critiques."""
+    return f"mean of {num_critiques}, T = {temperature:g}"
+
+
+def assess_uncertainty(
+    evaluations: Sequence[Evaluation], sampled: dict[float, list[Evaluation]]
+) -> dict[str, list[Uncertainty]]:
+    """
+    By set the uncertainty of the rewards as scored, and of the means over sampled critiques. Rows of subsets that are not part
+    of a benchmark are left out.
+
+    Args:
+        evaluations (`Sequence[Evaluation]`):
+            A model's evaluations.
+        sampled (`dict[float, list[Evaluation]]`):
+            By temperature the same with the scores of self-consistency.
+    """
+    labelled = [("as scored", evaluation) for evaluation in evaluations]
+    for temperature, means in sampled.items():
+        for evaluation in means:
+            labelled.append((mean_label(len(evaluation.row_scores[0][0].rewards), temperature), evaluation))
+    found: dict[str, list[Uncertainty]] = {evaluation.name: [] for evaluation in evaluations}
+    for label, evaluation in labelled:
+        rows, row_scores = (
+            list(compress(part, evaluation.known)) for part in (evaluation.rows, evaluation.row_scores)
+        )
+        if rows:
+            found[evaluation.name].append(uncertainty(rows, row_scores, label))
+    return found
+
+
+def assess_self_consistency(
+    sampled: dict[float, list[Evaluation]],
+    fitted: Sequence[FittedRows],
+    critique_format: CritiqueFormat,
+    length_column: str | None = None,
+    seed: int = 0,
+) -> dict[str, list[SelfConsistency]]:
+    """
+    By set the curves of each temperature. Rows of subsets that are not part of a benchmark are left out.
+
+    Args:
+        sampled (`dict[float, list[Evaluation]]`):
+            By temperature the evaluations with the scores of self-consistency.
+        fitted (`Sequence[FittedRows]`):
+            For each evaluation its rows as they were read.
+        critique_format ([`CritiqueFormat`]):
+            The model's format, which counts tokens.
+        length_column (`str`, *optional*):
+            Column with the length of the reasoning, for the sets that have it.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the draws.
+
+    Raises:
+        `ValueError`: If a length is no number.
+    """
+    found: dict[str, list[SelfConsistency]] = {}
+    for temperature, evaluations in sampled.items():
+        for evaluation, part in zip(evaluations, fitted, strict=True):
+            has_column = length_column is not None and length_column in part.rows[0].row
+            kept = [
+                (row, scores, read_length(columns.row, length_column) if has_column else None)
+                for row, scores, columns in compress(
+                    zip(evaluation.rows, evaluation.row_scores, part.rows, strict=True), evaluation.known
+                )
+            ]
+            if not kept:
+                continue
+            curves = self_consistency(
+                [[score.rewards for score in scores] for _, scores, _ in kept],
+                [row.num_chosen for row, _, _ in kept],
+                [length if has_column else critique_tokens(scores, critique_format) for _, scores, length in kept],
+                temperature=temperature,
+                length_of=f"the column {length_column}" if has_column else "mean tokens of a row's critiques",
+                seed=seed,
+            )
+            found.setdefault(evaluation.name, []).append(curves)
+    return found
+
+
+def read_length(row: dict[str, Any], column: str) -> float:
+    """A row's length of reasoning. Raises `ValueError` if it is no finite number."""
+    value = row[column]
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"`{column}` is {value!r:.60}; `length_column` needs numbers.")
+    return value
+
+
+def critique_tokens(scores: Sequence[Score], critique_format: CritiqueFormat) -> float:
+    """Mean length of a row's critiques in tokens."""
+    texts = [text for score in scores for text in score.critiques]
+    return fmean(map(len, critique_format.tokenizer(texts, add_special_tokens=False)["input_ids"]))
+
+
+def probe_rows(
+    evaluations: Sequence[Evaluation], fitted: Sequence[FittedRows], paraphrase_column: str | None = None
+) -> list[ProbeRow]:
+    """All known rows with their scores, the prompts that the model saw, and the user's paraphrases."""
+    return [
+        ProbeRow(
+            evaluation.name,
+            replace(row, prompt=read.prompt),
+            scores,
+            read_paraphrases(read.row.get(paraphrase_column)) if paraphrase_column else (),
+        )
+        for evaluation, part in zip(evaluations, fitted, strict=True)
+        for row, scores, read in compress(
+            zip(evaluation.rows, evaluation.row_scores, part.rows, strict=True), evaluation.known
+        )
+    ]

@@ -1,0 +1,3 @@
+"""ArenaHard: best-of-N responses against the baseline's, before a judge."""
+
+from .win_rate import *  # noqa: F403

@@ -1,0 +1,179 @@
+"""
+What ArenaHard's judge is told, and in which turn.
+
+Both versions' official code sends the judge a system message with its instructions, and a user message with the question and the
+two answers. Version 2.0 has another system message for creative writing, in which the judge does not answer the question first.
+The words here are our own.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ...data.critique_prompt import read_template
+from ...data.judge import (
+    ANSWER,
+    JUDGE_PROMPT,
+    JUDGED_TEXTS,
+    MANNERS,
+    OWN_ANSWER,
+    PLACEHOLDERS,
+    RETRY_TEMPERATURE,
+    Judge,
+    check_verdicts,
+    read_judge_prompt,
+)
+from ...data.run import JournaledClient
+
+
+# Names the system message of all categories that have none of their own
+ANY = ""
+CREATIVE_WRITING = "creative_writing"
+
+_ART = """\
+- Check both responses against what was asked: whether the instructions were followed and everything is there, whether it holds \
+together, and how original and how well written it is. Harm that a response would do counts against it."""
+
+_SYSTEM = """\
+You are shown a conversation and two possible next responses of the assistant, A and B. Decide which of them serves the person \
+who asked better.
+
+Give your reasons before you decide:
+{criteria}
+{manners}
+
+{answer}"""
+
+SYSTEMS = {
+    category: _SYSTEM.format(criteria=criteria, manners=MANNERS, answer=ANSWER)
+    for category, criteria in ((ANY, OWN_ANSWER), (CREATIVE_WRITING, _ART))
+}
+
+
+@dataclass(frozen=True)
+class Judging:
+    """
+    How the judge is asked; see [`~cloud_hf.data.judge.Judge`].
+
+    Args:
+        template (`str`):
+            What it is told in the user's turn.
+        temperature (`float`):
+            Temperature of its first try.
+        max_tokens (`int`):
+            Longest judgement in tokens.
+        tries (`int`):
+            How often it is asked for one verdict.
+        seed (`int`):
+            Seed from which every request gets its own.
+        systems (`dict[str, str]`, *optional*):
+            Its instructions by category, `""` for all others; none if the template says everything.
+        system_role (`bool`, *optional*, defaults to `True`):
+            Whether they are a system message; else they stand before the template.
+    """
+
+    template: str
+    temperature: float
+    max_tokens: int
+    tries: int
+    seed: int
+    systems: dict[str, str] = field(default_factory=dict)
+    system_role: bool = True
+
+    def texts(self, category: str) -> tuple[str, str | None]:
+        """What stands in the user's turn of a question of this category, and in the system message, if there is one."""
+        if not self.systems:
+            return self.template, None
+        system = self.systems[category if category in self.systems else ANY]
+        return (self.template, system) if self.system_role else (f"{system}\n\n{self.template}", None)
+
+    def judge(self, client: JournaledClient, category: str) -> Judge:
+        """The judge of questions of this category."""
+        template, system = self.texts(category)
+        return Judge(client, template, self.temperature, self.max_tokens, self.tries, self.seed, system)
+
+    def settings(self) -> dict[str, Any]:
+        """All that verdicts depend on, for a journal."""
+        settings = asdict(self) | {"retry_temperature": max(self.temperature, RETRY_TEMPERATURE)}
+        if not self.systems:
+            del settings["systems"], settings["system_role"]
+        return settings
+
+
+def read_texts(
+    prompt_file: str | None, system_files: Sequence[str], system_role: bool, categories: Sequence[str]
+) -> tuple[str, dict[str, str]]:
+    """
+    What the judge is told.
+
+    Args:
+        prompt_file (`str`, *optional*):
+            The user's turn; alone, it says everything.
+        system_files (`Sequence[str]`):
+            Instructions; `CATEGORY=FILE` for those of one category.
+        system_role (`bool`):
+            Whether the judge has a system role.
+        categories (`Sequence[str]`):
+            The categories of the questions.
+
+    Returns:
+        `tuple[str, dict[str, str]]`: [`Judging`]'s `template` and `systems`. Without files, ours; for a judge without a system role
+        as one text.
+
+    Raises:
+        `ValueError`: If a text lacks a verdict or a placeholder, or a category has no file or two.
+        `OSError`: If a file cannot be read.
+    """
+    if prompt_file and not system_files:
+        return read_judge_prompt(prompt_file), {}
+    if not system_files:
+        return (JUDGED_TEXTS, SYSTEMS) if system_role else (JUDGE_PROMPT, {})
+    template = read_template(prompt_file, JUDGED_TEXTS, PLACEHOLDERS)
+    found, systems = files_by_category(system_files, categories), {}
+    for category in categories:
+        files_of("judge_system_file", found, category)
+    for category, files in found.items():
+        if len(files) > 1:
+            raise ValueError(f"`judge_system_file` names {', '.join(files)} for the same questions; give one of them.")
+        systems[category] = _read_system(files[0])
+        check_verdicts(systems[category] + template, files[0])
+    return template, systems
+
+
+def _read_system(path: str) -> str:
+    with open(path, encoding="utf-8") as file:
+        text = file.read().strip()
+    if mark := next((mark for mark in PLACEHOLDERS if mark in text), None):
+        raise ValueError(f"{path} holds {mark}, but the texts stand in the user's turn: see `judge_prompt_file`.")
+    if not text:
+        raise ValueError(f"{path} is empty; write what the judge is told, or leave `judge_system_file` out.")
+    return text
+
+
+def files_by_category(names: Iterable[str], categories: Sequence[str]) -> dict[str, list[str]]:
+    """
+    Part `CATEGORY=FILE` from the files for all questions.
+
+    Args:
+        names (`Iterable[str]`):
+            What an option was given. Another word before a `=` than a category is part of a file's name.
+        categories (`Sequence[str]`):
+            The categories of the questions.
+
+    Returns:
+        `dict[str, list[str]]`: Files by category, `""` for all others.
+    """
+    found: dict[str, list[str]] = {}
+    for name in names:
+        category, separator, path = name.partition("=")
+        known = bool(separator) and category in categories
+        found.setdefault(category if known else ANY, []).append(path if known else name)
+    return found
+
+
+def files_of(option: str, found: Mapping[str, list[str]], category: str) -> list[str]:
+    """The files of a category. Raises `ValueError` if there are none."""
+    names = found.get(category) or found.get(ANY)
+    if not names:
+        raise ValueError(f"`{option}` names no file for the questions of the category {category!r}.")
+    return names

@@ -1,0 +1,236 @@
+"""What ArenaHard asks of servers: candidates of a generator, and verdicts of a judge; nothing is asked for twice."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Features, List, Value, load_from_disk
+
+from ...conversation import read_prompt
+from ...data.completions import CompletionClient
+from ...data.folder import DatasetFolder
+from ...data.journal import key_of
+from ...data.judge import messages_for_judge
+from ...data.run import JournaledClient, all_of, build_dataset, check_rows, complete_build, seed_of
+from ..metrics.best_of_n_curve import Problem
+from .judge import Judging
+from .win_rate import Question, Votes
+
+
+_CANDIDATES = Features(
+    {
+        "id": Value("string"),
+        "category": Value("string"),
+        "prompt": Value("string"),
+        "responses": List(Value("string")),
+        "finish_reasons": List(Value("string")),
+    }
+)
+_JUDGEMENTS = Features(
+    {
+        "id": Value("string"),
+        "question": Value("string"),
+        "candidate": Value("int64"),
+        "response": Value("string"),
+        "games": List({"verdict": Value("string"), "text": Value("string"), "tries": Value("int64")}),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """
+    How candidates are written.
+
+    Args:
+        num_candidates (`int`):
+            Candidates of each question.
+        temperature, top_p (`float`):
+            Their sampling.
+        max_tokens (`int`):
+            Longest candidate in tokens; a longer one is cut and stays a candidate.
+        seed (`int`):
+            Seed from which every request gets its own.
+    """
+
+    num_candidates: int
+    temperature: float
+    top_p: float
+    max_tokens: int
+    seed: int
+
+
+def write_candidates(
+    questions: Sequence[Question], client: CompletionClient, generation: Generation, folder: Path
+) -> tuple[list[Problem], dict[str, int]]:
+    """
+    Let a model answer each question several times.
+
+    Args:
+        questions (`Sequence[Question]`):
+            The questions.
+        client ([`~cloud_hf.data.completions.CompletionClient`]):
+            The model.
+        generation ([`Generation`]):
+            How it samples. A later call may ask for more candidates.
+        folder (`Path`):
+            Where the candidates and the journal are kept.
+
+    Returns:
+        `tuple[list[Problem], dict[str, int]]`: The questions that got all their candidates, and counts: `failed` questions, and
+        `candidates_cut` at `max_tokens`.
+
+    Raises:
+        `SystemExit`: With a message, if the server is of no use. What it answered is kept.
+    """
+    settings = {"builder": "arena_hard_candidates", **asdict(generation)}
+    del settings["num_candidates"]
+    output = DatasetFolder(str(folder), "ArenaHard candidates", settings)
+    rows = [asdict(question) for question in questions]
+    check_rows(rows, lambda row: read_prompt(row["prompt"]))
+
+    def make_work(gen: JournaledClient):
+        async def work(row: dict[str, Any]) -> list[dict[str, Any]]:
+            messages = [{"role": "user", "content": row["prompt"]}]
+            sampling = {"temperature": generation.temperature, "top_p": generation.top_p}
+            answers = await all_of(
+                *(
+                    gen.chat(
+                        [row["id"], number],
+                        messages,
+                        max_tokens=generation.max_tokens,
+                        seed=seed_of(generation.seed, "gen", row["id"], number),
+                        **sampling,
+                    )
+                    for number in range(generation.num_candidates)
+                )
+            )
+            return [
+                {
+                    **row,
+                    "responses": [answer.text for answer in answers],
+                    "finish_reasons": [answer.finish_reason for answer in answers],
+                }
+            ]
+
+        return work
+
+    counts = complete_build(build_dataset(output, rows, _CANDIDATES, {"gen": client}, make_work), output)
+    found = load_from_disk(str(folder))
+    problems = [Problem(row["id"], row["prompt"], tuple(row["responses"])) for row in found]
+    return problems, {"failed": counts["failed"], "candidates_cut": counts["gen_answers_cut"]}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """
+    What came of judging.
+
+    Args:
+        votes (`dict[tuple[str, str], Votes]`):
+            By question and response.
+        counts (`dict[str, int]`):
+            `judged` answers, those that were `like_the_baseline` and cost no question, those `without_verdict`, and those that
+            `failed` for want of an answer of the server.
+    """
+
+    votes: dict[tuple[str, str], Votes]
+    counts: dict[str, int]
+
+
+def judge_candidates(
+    problems: Sequence[Problem],
+    chosen: Sequence[Sequence[int]],
+    questions: Mapping[str, Question],
+    baselines: Mapping[str, str],
+    client: CompletionClient,
+    judging: Judging,
+    folder: Path,
+) -> Judged:
+    """
+    Compare candidates with the baseline's answers, in both orders.
+
+    Args:
+        problems (`Sequence[Problem]`):
+            Questions with their candidates.
+        chosen (`Sequence[Sequence[int]]`):
+            For each of them the places of the candidates to judge. Those of the same text are judged once; one that is the baseline's
+            text ties without a judge.
+        questions (`Mapping[str, Question]`):
+            By id; their categories say what the judge is told.
+        baselines (`Mapping[str, str]`):
+            The baseline's answers by question.
+        client ([`~cloud_hf.data.completions.CompletionClient`]):
+            The judge.
+        judging ([`~arena_hard_judge.Judging`]):
+            How it is asked.
+        folder (`Path`):
+            Where its words and the journal are kept. A later call may judge other candidates.
+
+    Returns:
+        [`Judged`]
+
+    Raises:
+        `SystemExit`: With a message, if the server is of no use. What it answered is kept.
+    """
+    pairs = _pairs_to_judge(problems, chosen, questions, baselines)
+    alike = {(row["question"], row["response"]) for row in pairs if row["response"].strip() == row["baseline"].strip()}
+    rows = [row for row in pairs if (row["question"], row["response"]) not in alike]
+    votes, failed = dict.fromkeys(alike, Votes.of("A=B", "A=B")), 0
+    if rows:
+        failed = _ask_judge(rows, client, judging, folder)["failed"]
+        votes |= _read_votes(folder)
+    unreadable = sum(not found.number for found in votes.values())
+    counts = {"judged": len(votes), "like_the_baseline": len(alike), "without_verdict": unreadable, "failed": failed}
+    return Judged(votes, counts)
+
+
+def _pairs_to_judge(
+    problems: Sequence[Problem],
+    chosen: Sequence[Sequence[int]],
+    questions: Mapping[str, Question],
+    baselines: Mapping[str, str],
+) -> list[dict[str, Any]]:
+    """One row for each text that is to be judged, with the baseline's answer."""
+    return [
+        {
+            "id": f"{problem.id}/{problem.responses.index(text)}",
+            "question": problem.id,
+            "category": questions[problem.id].category,
+            "candidate": problem.responses.index(text),
+            "prompt": problem.prompt,
+            "response": text,
+            "baseline": baselines[problem.id],
+        }
+        for problem, places in zip(problems, chosen, strict=True)
+        for text in dict.fromkeys(problem.responses[place] for place in sorted(places))
+    ]
+
+
+def _ask_judge(rows: list[dict[str, Any]], client: CompletionClient, judging: Judging, folder: Path) -> dict[str, int]:
+    """Ask for the verdicts that the journal does not hold, and write what was said on all rows."""
+    check_rows(rows, lambda row: messages_for_judge(row["prompt"], row["response"], row["baseline"]))
+    settings = {"builder": "arena_hard_judgements", **judging.settings()}
+    output = DatasetFolder(str(folder), "ArenaHard judgements", settings)
+
+    def make_work(judge: JournaledClient):
+        async def work(row: dict[str, Any]) -> list[dict[str, Any]]:
+            # The text itself, since another run may have other candidates at this place
+            key = [row["question"], key_of(row["response"])]
+            asked = judging.judge(judge, row["category"])
+            games = await asked.compare(key, row["prompt"], row["baseline"], row["response"])
+            kept = {name: row[name] for name in ("id", "question", "candidate", "response")}
+            return [{**kept, "games": [asdict(game) for game in games]}]
+
+        return work
+
+    return complete_build(build_dataset(output, rows, _JUDGEMENTS, {"judge": client}, make_work), output)
+
+
+def _read_votes(folder: Path) -> dict[tuple[str, str], Votes]:
+    """By question and response, from what the judge said."""
+    return {
+        (row["question"], row["response"]): Votes.of(*(game["verdict"] for game in row["games"]))
+        for row in load_from_disk(str(folder))
+    }

@@ -1,0 +1,273 @@
+"""
+ArenaHard ([Li et al. 2024](https://arxiv.org/abs/2406.11939)): questions, recorded answers, and the win rate against a baseline.
+
+A judge compares an answer with the baseline's twice: in the first game the baseline stands first, in the second the answer.
+Each verdict is one vote, a strong one (`A>>B`) three; a tie is half a vote for each side. The win rate is the Bradley-Terry
+probability of beating the baseline. Version 0.1 has the baseline gpt-4-0314; version 2.0 has o3-mini-2025-01-31 for hard prompts and
+gemini-2.0-flash-001 for creative writing, which are reported apart.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ...data.rows import load_rows, row_name
+from ..metrics.best_of_n_curve import ratio
+
+
+# Votes of a strong verdict
+STRONG = 3
+# The official figures take 100, which leaves the ends of the interval a few tenths of a point of noise
+ROUNDS = 1000
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt of ArenaHard; `category` is empty in version 0.1."""
+
+    id: str
+    prompt: str
+    category: str = ""
+
+
+def load_questions(name: str, split: str = "train") -> list[Question]:
+    """
+    Load the questions.
+
+    Args:
+        name (`str`):
+            What [`~cloud_hf.data.rows.load_rows`] takes, such as `"lmarena-ai/arena-hard-auto-v0.1"` or a file. An id is `id`,
+            `question_id` or `uid`; the text `prompt`, or `turns` with one turn.
+        split (`str`, *optional*, defaults to `"train"`):
+            Split of what has splits.
+
+    Returns:
+        `list[Question]`
+
+    Raises:
+        `ValueError`: Naming the first row without a text or with an id that stood before.
+    """
+    questions: dict[str, Question] = {}
+    for index, row in enumerate(load_rows(name, split)):
+        id_ = _id_of(name, index, row)
+        turns = row.get("turns")
+        prompt = turns[0].get("content") if turns and len(turns) == 1 else row.get("prompt")
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise ValueError(f"{name}, {row_name(index, row)}: there is no `prompt` with text and no single turn.")
+        if id_ in questions:
+            raise ValueError(f"{name}, row {index}: the id {id_!r} stood in an earlier row. Give each question once.")
+        questions[id_] = Question(id_, prompt, str(row.get("category") or ""))
+    if not questions:
+        raise ValueError(f"{name} holds no questions.")
+    return list(questions.values())
+
+
+def load_answers(
+    names: Sequence[str], questions: Sequence[Question], model: str | None = None, split: str = "train"
+) -> dict[str, str]:
+    """
+    Load one recorded answer to each question.
+
+    Args:
+        names (`Sequence[str]`):
+            Files or Hub ids. An answer is `answer`, `response`, the last of `messages`, the only turn of the only one of `choices`
+            (as ArenaHard's answer files have them), or `answers[model]`.
+        questions (`Sequence[Question]`):
+            The questions; answers to others are not read.
+        model (`str`, *optional*):
+            Whose: rows with another `model` or `model_id` are not read. Where a row holds `answers` of several, that of this
+            model; by default that of the row's `baseline`.
+        split (`str`, *optional*, defaults to `"train"`):
+            Split of what has splits.
+
+    Returns:
+        `dict[str, str]`: The answers by the question's id.
+
+    Raises:
+        `ValueError`: If a question has no answer or two, or an answer is no text.
+    """
+    wanted, answers = {question.id for question in questions}, {}
+    for name in names:
+        for index, row in enumerate(load_rows(name, split)):
+            id_ = _id_of(name, index, row)
+            if id_ not in wanted or (model and _model_of(row) not in (None, model)):
+                continue
+            answer = _answer_of(row, model)
+            if not isinstance(answer, str) or not answer.strip():
+                raise ValueError(f"{name}, {row_name(index, row)}: the answer is {answer!r:.60}; give a text.")
+            if id_ in answers:
+                raise ValueError(
+                    f"{name}, row {index}: question {id_!r} has a second answer. Name one model's file only, or whose "
+                    "answers are meant."
+                )
+            answers[id_] = answer
+    if missing := [question.id for question in questions if question.id not in answers]:
+        by = f" of {model!r}" if model else ""
+        raise ValueError(
+            f"{len(missing)} of {len(questions)} questions have no baseline answer{by} in {', '.join(names)}, the first "
+            f"{missing[0]!r}. Name the file with the others too, or fewer questions."
+        )
+    return answers
+
+
+def _id_of(name: str, index: int, row: dict[str, Any]) -> str:
+    for column in ("id", "question_id", "uid"):
+        if row.get(column) is not None:
+            return str(row[column])
+    raise ValueError(f"{name}, row {index} has no `id`, `question_id` or `uid`.")
+
+
+def _model_of(row: dict[str, Any]) -> str | None:
+    """Who answered, as both versions' answer files say it."""
+    return row.get("model") or row.get("model_id")
+
+
+def _answer_of(row: dict[str, Any], model: str | None) -> Any:
+    if row.get("answers") is not None:
+        model = model or row.get("baseline")
+        if row["answers"].get(model) is None:
+            known = ", ".join(sorted(row["answers"]))
+            raise ValueError(f"question {row.get('id')!r} has answers of {known}, but none of {model!r}.")
+        return row["answers"][model]
+    if row.get("choices") is not None:
+        [choice] = row["choices"]
+        return choice["turns"][-1]["content"]
+    if row.get("messages") is not None:
+        content = row["messages"][-1]["content"]
+        return content.get("answer") if isinstance(content, dict) else content
+    return row.get("answer", row.get("response"))
+
+
+# -------------------------------------------------------------------------------------------------------- win rate
+
+
+@dataclass(frozen=True)
+class Votes:
+    """
+    What two games say about an answer against the baseline's.
+
+    Args:
+        wins, ties, losses (`int`):
+            Votes for the answer, for neither, and for the baseline.
+
+    Examples:
+
+    ```python
+    >>> Votes.of("B>>A", "A>B")  # both for the answer: it was B in the first game and A in the second
+    Votes(wins=4, ties=0, losses=0)
+    ```
+    """
+
+    wins: int = 0
+    ties: int = 0
+    losses: int = 0
+
+    @classmethod
+    def of(cls, baseline_first: str | None, answer_first: str | None) -> "Votes":
+        """
+        Count the votes of two games.
+
+        Args:
+            baseline_first (`str`, *optional*):
+                Verdict of the game in which the baseline was A.
+            answer_first (`str`, *optional*):
+                Verdict of the other.
+
+        Returns:
+            [`Votes`]: None at all if one game has no verdict: the other alone would favour whoever stood first.
+        """
+        if baseline_first is None or answer_first is None:
+            return cls()
+        counts = {"wins": 0, "ties": 0, "losses": 0}
+        for verdict, for_answer in ((baseline_first, "B"), (answer_first, "A")):
+            kind = "ties" if verdict == "A=B" else "wins" if verdict[0] == for_answer else "losses"
+            counts[kind] += STRONG if ">>" in verdict else 1
+        return cls(**counts)
+
+    @property
+    def number(self) -> int:
+        """How many votes there are."""
+        return self.wins + self.ties + self.losses
+
+    @property
+    def points(self) -> float:
+        """Votes for the answer, a tie half."""
+        return self.wins + self.ties / 2
+
+
+@dataclass(frozen=True)
+class WinRate:
+    """
+    How often answers beat the baseline's, from 0.0 to 1.0.
+
+    Args:
+        value (`float`):
+            Bradley-Terry probability of a win.
+        ci95 (`tuple[float, float]`):
+            As the official figures of version 0.1 have it (those of version 2.0 are the middle 90 % of the same draws): votes
+            are drawn anew, each for itself. The votes of a question are not independent, so this is too narrow.
+        ci95_by_question (`tuple[float, float]`):
+            Questions are drawn anew, each with all its votes.
+        standard_error (`float`):
+            Over questions. NaN for one question.
+        questions (`int`):
+            Questions with votes.
+        wins, ties, losses (`int`):
+            All votes.
+    """
+
+    value: float
+    ci95: tuple[float, float]
+    ci95_by_question: tuple[float, float]
+    standard_error: float
+    questions: int
+    wins: int
+    ties: int
+    losses: int
+
+    def summary(self) -> dict[str, Any]:
+        """For JSON, which has no NaN: an unknown error is `None`."""
+        error = None if np.isnan(self.standard_error) else self.standard_error
+        return {**vars(self), "standard_error": error}
+
+
+def win_rate(votes: Sequence[Votes], rounds: int = ROUNDS, seed: int = 0) -> WinRate:
+    """
+    The win rate of answers to several questions.
+
+    Between two sides, the likeliest Bradley-Terry strengths give the share of votes itself (ties count half for each side). That
+    holds for each of several models too, as long as each plays the baseline only.
+
+    Args:
+        votes (`Sequence[Votes]`):
+            One per question.
+        rounds (`int`, *optional*, defaults to `1000`):
+            Draws of the bootstraps.
+        seed (`int`, *optional*, defaults to `0`):
+            Their seed.
+
+    Returns:
+        [`WinRate`]
+
+    Raises:
+        [`~best_of_n_curve.NothingJudged`]: If there are no votes.
+    """
+    votes = [found for found in votes if found.number]
+    value, error = ratio([(found.points, found.number) for found in votes])
+    rng = np.random.default_rng(seed)
+    sums = np.array([[found.wins, found.ties, found.losses] for found in votes])
+    wins, ties, losses = map(int, sums.sum(axis=0))
+    number = wins + ties + losses
+    drawn = rng.multinomial(number, np.array([wins, ties, losses]) / number, size=rounds)
+    official = (drawn[:, 0] + drawn[:, 1] / 2) / number
+    drawn = rng.multinomial(len(votes), np.full(len(votes), 1 / len(votes)), size=rounds) @ sums
+    by_question = (drawn[:, 0] + drawn[:, 1] / 2) / drawn.sum(axis=1)
+    return WinRate(value, _middle(official), _middle(by_question), error, len(votes), wins, ties, losses)
+
+
+def _middle(values: np.ndarray) -> tuple[float, float]:
+    """The middle 95 %."""
+    low, high = np.quantile(values, [0.025, 0.975])
+    return float(low), float(high)

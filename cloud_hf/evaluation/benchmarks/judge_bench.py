@@ -1,0 +1,197 @@
+"""JudgeBench: responses whose correctness was checked, judged in one game or in both orders (arXiv 2410.12784, ScalerLab/JudgeBench)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ...data.rows import check_columns
+from ..rows import BenchmarkRow, check_pairs, make_row, pair_rewards, read_sources, text_of
+from ..stats import BenchmarkScores, by_subset, count_unknown, share
+
+
+HUB_ID = "ScalerLab/JudgeBench"
+SPLITS = ("gpt", "claude")
+# The paper's categories, by how the names of their source datasets begin
+CATEGORIES = {
+    "mmlu-pro": "knowledge",
+    "livebench-reasoning": "reasoning",
+    "livebench-math": "math",
+    "livecodebench": "coding",
+}
+_LABELS = ("A>B", "B>A")
+_OFFICIAL_COLUMNS = ("pair_id", "source", "question", "response_A", "response_B", "label")
+
+
+# --------------------------------------------------------------------------------------------------------- the rows
+
+
+def load(names: Sequence[str] | None = None, split: str = "gpt") -> list[BenchmarkRow]:
+    """
+    Rows of JudgeBench.
+
+    Args:
+        names (`Sequence[str]`, *optional*):
+            Files or datasets with the official columns (`pair_id`, `source`, `question`, `response_A`, `response_B`,
+            `label`), or with `prompt`, `chosen`, `rejected`, `subset` and `gold_position` (`"A"` or `"B"`: where the
+            chosen response stood). Defaults to `ScalerLab/JudgeBench`.
+        split (`str`, *optional*, defaults to `"gpt"`):
+            `"gpt"` or `"claude"`: whose responses are judged. The two are reported apart.
+
+    Returns:
+        `list[BenchmarkRow]`: `details["label"]` says which response of the original order is right.
+
+    Raises:
+        `ValueError`: Naming the file, the row and the field, the id that stands twice, or the row with several responses.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"`split` is {split!r}; JudgeBench has {' and '.join(SPLITS)}.")
+    sources = read_sources([HUB_ID] if names is None else names, split)
+    return check_pairs([_read_row(*item) for item in sources])
+
+
+def _read_row(source: str, index: int, row: dict) -> BenchmarkRow:
+    if "response_A" in row:
+        check_columns(list(row), _OFFICIAL_COLUMNS, f"JudgeBench ({source})")
+        label = row["label"]
+        _check_label(label, "label", _LABELS, source, index)
+        chosen, rejected = ("response_A", "response_B") if label == "A>B" else ("response_B", "response_A")
+        named = {"id": row["pair_id"]}
+        return make_row(
+            source,
+            index,
+            named,
+            _category(text_of(source, index, row, "source")),
+            row[chosen],
+            row[rejected],
+            row["question"],
+            label=label,
+        )
+    check_columns(list(row), ("prompt", "chosen", "rejected", "subset", "gold_position"), f"JudgeBench ({source})")
+    _check_label(row["gold_position"], "gold_position", ("A", "B"), source, index)
+    label = "A>B" if row["gold_position"] == "A" else "B>A"
+    subset = text_of(source, index, row, "subset").removeprefix("judgebench-")
+    return make_row(source, index, row, subset, row["chosen"], row["rejected"], label=label)
+
+
+def _category(source: str) -> str:
+    return next((category for start, category in CATEGORIES.items() if source.startswith(start)), source)
+
+
+def _check_label(value, name: str, known: tuple[str, ...], source: str, index: int):
+    if value not in known:
+        raise ValueError(f"{source}, row {index}: `{name}` is {value!r}; it must be {' or '.join(known)}.")
+
+
+# --------------------------------------------------------------------------------------------------- the arithmetic
+
+
+@dataclass(frozen=True)
+class Games:
+    """
+    One pair judged in the order A, B and in the order B, A.
+
+    Args:
+        label (`str`):
+            `"A>B"` or `"B>A"`, what is right.
+        first (`str`):
+            The verdict of the first game: `"A>B"`, `"B>A"`, `"A=B"`, or another string for none.
+        second (`str`, *optional*):
+            The verdict of the second game in the names of the first: already turned round.
+    """
+
+    label: str
+    first: str
+    second: str | None = None
+
+    @property
+    def single_game_is_right(self) -> bool:
+        """The order-independent rule: the first verdict is the label."""
+        return self.first == self.label
+
+    @property
+    def points(self) -> int:
+        """One for each game won, minus one for each lost, none for a tie or no verdict."""
+        wrong = _LABELS[1 - _LABELS.index(self.label)]
+        return sum((verdict == self.label) - (verdict == wrong) for verdict in (self.first, self.second))
+
+    @property
+    def is_consistent(self) -> bool:
+        """Whether both games have the same verdict."""
+        return self.first == self.second
+
+
+def games_of(label: str, first: tuple[float, float], second: tuple[float, float] | None = None) -> Games:
+    """
+    The verdicts of a scorer, read as the repository reads those of reward models: in each game the second response wins
+    unless the first has the strictly higher reward.
+
+    Args:
+        label (`str`):
+            `"A>B"` or `"B>A"`.
+        first (`tuple[float, float]`):
+            Rewards of the right and the wrong response in the first game, in which A stands first.
+        second (`tuple[float, float]`, *optional*):
+            The same of the second game, in which B stands first. Defaults to `first`: a scorer that does not see the
+            order repeats itself, unless it samples.
+
+    Returns:
+        [`Games`]
+    """
+    first_a, first_b = first if label == "A>B" else first[::-1]
+    second_a, second_b = (second or first) if label == "A>B" else (second or first)[::-1]
+    return Games(label, "A>B" if first_a > first_b else "B>A", "B>A" if second_b > second_a else "A>B")
+
+
+def score(
+    rows: Sequence[BenchmarkRow],
+    rewards: Sequence[Sequence[float]],
+    second_game: Sequence[Sequence[float]] | None = None,
+) -> BenchmarkScores:
+    """
+    Score JudgeBench in one game and in both orders.
+
+    Args:
+        rows (`Sequence[BenchmarkRow]`):
+            From [`load`].
+        rewards (`Sequence[Sequence[float]]`):
+            For each row the rewards of its chosen and its rejected response.
+        second_game (`Sequence[Sequence[float]]`, *optional*):
+            Rewards of a second scoring, for scorers that sample their critiques. Defaults to the first.
+
+    Returns:
+        [`BenchmarkScores`]: `"both orders"` is the repository's default: right where more games are won than lost. With one
+            reward per response it is the share of pairs whose right response has the strictly higher reward.
+            `"single game"` is its rule for judges that do not see the order; it gives ties to response B. Both are also
+            given by category.
+
+    Raises:
+        `ValueError`: If a reward is missing, not a number or infinite.
+    """
+    first = pair_rewards(rows, rewards)
+    second = first if second_game is None else pair_rewards(rows, second_game)
+    games = [
+        games_of(row.details["label"], *pair) for row, pair in zip(rows, zip(first, second, strict=True), strict=True)
+    ]
+    both = by_subset(rows, [float(game.points > 0) for game in games])
+    single = by_subset(rows, [float(game.single_game_is_right) for game in games])
+    categories = tuple(CATEGORIES.values())
+    figures = {
+        "both orders": share([value for name in categories for value in both.get(name, [])]),
+        "single game": share([value for name in categories for value in single.get(name, [])]),
+    }
+    for name in categories:
+        figures[f"{name}, both orders"] = share(both.get(name, []))
+        figures[f"{name}, single game"] = share(single.get(name, []))
+    return BenchmarkScores(
+        benchmark="JudgeBench",
+        headline="both orders",
+        figures=figures,
+        subsets={name: share(values) for name, values in both.items()},
+        ties=sum(chosen == rejected for chosen, rejected in first),
+        undecidable=sum(row.is_undecidable for row in rows),
+        missing=tuple(name for name in categories if name not in both),
+        unknown=count_unknown(rows, categories),
+        details={
+            "games_won_and_lost_alike": sum(game.points == 0 for game in games),
+            "inconsistent": sum(not game.is_consistent for game in games),
+        },
+    )

@@ -1,0 +1,115 @@
+"""LLMBar: responses that follow an instruction against ones that look better (arXiv 2310.07641, princeton-nlp/LLMBar)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from datasets import load_dataset
+
+from ...data.rows import check_columns
+from ..rows import BenchmarkRow, check_pairs, make_row, pair_rewards, read_sources, text_of
+from ..stats import BenchmarkScores, by_subset, count_unknown, share, weighted_mean
+
+
+HUB_ID = "princeton-nlp/LLMBar"
+# The Hub repository holds a loading script alone, which datasets no longer runs; it fetched these files
+FILES = "https://raw.githubusercontent.com/princeton-nlp/LLMBar/main/Dataset/LLMBar"
+
+ADVERSARIAL = ("Neighbor", "GPTInst", "GPTOut", "Manual")
+SUBSETS = ("Natural", *ADVERSARIAL)
+# Section 4.6 of the paper; reported apart
+CASE_STUDY = ("Constraint", "Negation", "Normal", "Base-9", "Base-10")
+
+# Other spellings: RewardBench's, and those of the Hub's splits
+_SPELLINGS = {
+    **{f"llmbar-adver-{name}".lower(): name for name in ADVERSARIAL},
+    **{f"adversarial_{name}".lower(): name for name in ADVERSARIAL},
+    **{f"llmbar-case-{name}".lower().replace("base-", "base_"): name for name in CASE_STUDY},
+    **{f"{name}".lower().replace("base-", "base_"): name for name in CASE_STUDY},
+    **{name.lower(): name for name in (*SUBSETS, *CASE_STUDY)},
+    "llmbar-natural": "Natural",
+}
+
+
+# --------------------------------------------------------------------------------------------------------- the rows
+
+
+def load(names: Sequence[str] | None = None) -> list[BenchmarkRow]:
+    """
+    Rows of LLMBar.
+
+    Args:
+        names (`Sequence[str]`, *optional*):
+            The official `dataset.json` files (`input`, `output_1`, `output_2`, `label`), whose folders name their subset;
+            or files or datasets with `prompt`, `chosen`, `rejected`, `subset` and optional `id`. Defaults to the official
+            files of the five subsets, which are fetched.
+
+    Returns:
+        `list[BenchmarkRow]`
+
+    Raises:
+        `ValueError`: Naming the file, the row and the field, the id that stands twice, or the row with several responses.
+    """
+    if names is not None:
+        return check_pairs([_read_row(*item) for item in read_sources(names, "test")])
+    rows = []
+    for name in SUBSETS:
+        source = f"{FILES}/{name if name == 'Natural' else f'Adversarial/{name}'}/dataset.json"
+        official = load_dataset("json", data_files=source, split="train")
+        rows += [_read_row(source, index, row) for index, row in enumerate(official)]
+    return check_pairs(rows)
+
+
+def _read_row(source: str, index: int, row: dict) -> BenchmarkRow:
+    if "output_1" in row:
+        check_columns(list(row), ("input", "output_1", "output_2", "label"), f"LLMBar ({source})")
+        if row["label"] not in (1, 2):
+            raise ValueError(f"{source}, row {index}: `label` is {row['label']!r}; it must be 1 or 2.")
+        better, worse = (row[f"output_{number}"] for number in (row["label"], 3 - row["label"]))
+        return make_row(source, index, row, _subset(Path(source).parent.name), better, worse, row["input"])
+    check_columns(list(row), ("prompt", "chosen", "rejected", "subset"), f"LLMBar ({source})")
+    return make_row(source, index, row, _subset(text_of(source, index, row, "subset")), row["chosen"], row["rejected"])
+
+
+def _subset(name: str) -> str:
+    return _SPELLINGS.get(name.lower(), name)
+
+
+# --------------------------------------------------------------------------------------------------- the arithmetic
+
+
+def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> BenchmarkScores:
+    """
+    Score LLMBar. The better response must have the strictly higher reward.
+
+    Args:
+        rows (`Sequence[BenchmarkRow]`):
+            From [`load`].
+        rewards (`Sequence[Sequence[float]]`):
+            For each row the rewards of its chosen and its rejected response.
+
+    Returns:
+        [`BenchmarkScores`]: A figure for each of the five subsets, `"Adversarial"`, the plain mean of four of them, and
+            `"Average"`, the plain mean of all five, as table 2 of the paper has them. Subsets of the case study have figures
+            where they have rows.
+
+    Raises:
+        `ValueError`: If a reward is missing, not a number or infinite.
+    """
+    pairs = pair_rewards(rows, rewards)
+    outcomes = by_subset(rows, [float(chosen > rejected) for chosen, rejected in pairs])
+    figures = {
+        "Average": weighted_mean(outcomes, dict.fromkeys(SUBSETS, 1.0)),
+        "Adversarial": weighted_mean(outcomes, dict.fromkeys(ADVERSARIAL, 1.0)),
+        **{name: share(outcomes.get(name, [])) for name in SUBSETS},
+        **{name: share(outcomes[name]) for name in CASE_STUDY if name in outcomes},
+    }
+    return BenchmarkScores(
+        benchmark="LLMBar",
+        headline="Average",
+        figures=figures,
+        subsets={name: share(values) for name, values in outcomes.items()},
+        ties=sum(chosen == rejected for chosen, rejected in pairs),
+        undecidable=sum(row.is_undecidable for row in rows),
+        missing=tuple(name for name in SUBSETS if name not in outcomes),
+        unknown=count_unknown(rows, (*SUBSETS, *CASE_STUDY)),
+    )

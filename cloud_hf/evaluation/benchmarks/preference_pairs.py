@@ -1,0 +1,163 @@
+"""Any set of preference pairs: accuracy, margins, and how far the rewards can be believed as probabilities."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..metrics.calibration import Calibration, calibrate
+from ..rows import BenchmarkRow, check_pairs, make_pair, pair_rewards, read_sources
+from ..stats import BenchmarkScores, Figure, share
+
+
+def load(names: Sequence[str], split: str = "test", config: str | None = None) -> list[BenchmarkRow]:
+    """
+    Rows of preference sets.
+
+    Args:
+        names (`Sequence[str]`):
+            Files, or Hub ids, with the columns `prompt`, `chosen`, `rejected`, optional `id`, `subset`, `tools`. Without a
+            `subset` column the source's name is the subset.
+        split (`str`, *optional*, defaults to `"test"`):
+            Split of Hub datasets.
+        config (`str`, *optional*):
+            Configuration of Hub datasets.
+
+    Returns:
+        `list[BenchmarkRow]`
+
+    Raises:
+        `ValueError`: Naming the file, the row and the field, the id that stands twice, or the row with several responses.
+    """
+    return check_pairs(
+        [
+            make_pair("A preference set", source, index, row, row.get("subset") or Path(source).name.split(".")[0])
+            for source, index, row in read_sources(names, split, config)
+        ]
+    )
+
+
+@dataclass(frozen=True)
+class PreferenceScores:
+    """
+    How rewards treat preference pairs.
+
+    Args:
+        accuracy ([`Figure`]):
+            Share of pairs whose chosen response has the strictly higher reward.
+        accuracy_ties_half (`float`):
+            The same with ties counted half.
+        ties (`int`):
+            Pairs with equal rewards.
+        margin (`float`):
+            Mean of the chosen minus the rejected reward.
+        margin_median (`float`):
+            Its median.
+        margin_std (`float`):
+            Its population standard deviation.
+        calibration ([`Calibration`]):
+            Bradley-Terry log loss and calibration.
+        subsets (`dict[str, Figure]`):
+            Accuracy by subset.
+    """
+
+    accuracy: Figure
+    accuracy_ties_half: float
+    ties: int
+    margin: float
+    margin_median: float
+    margin_std: float
+    calibration: Calibration
+    subsets: dict[str, Figure]
+
+    def details(self) -> dict[str, Any]:
+        """What stands beside the accuracy, for JSON; what is unknown is `None`."""
+        calibration = {name: _none_for_nan(value) for name, value in asdict(self.calibration).items()}
+        names = ("accuracy_ties_half", "margin", "margin_median", "margin_std")
+        return {**{name: getattr(self, name) for name in names}, **calibration}
+
+
+def score_preferences(
+    chosen: Sequence[float], rejected: Sequence[float], subsets: Sequence[str] | None = None, num_bins: int = 10
+) -> PreferenceScores:
+    """
+    Score preference pairs.
+
+    Args:
+        chosen (`Sequence[float]`):
+            Rewards of the chosen responses.
+        rejected (`Sequence[float]`):
+            Rewards of the rejected ones.
+        subsets (`Sequence[str]`, *optional*):
+            The subset of each pair.
+        num_bins (`int`, *optional*, defaults to `10`):
+            Bins of the calibration.
+
+    Returns:
+        [`PreferenceScores`]
+
+    Raises:
+        `ValueError`: If there are no pairs, the columns differ in length, or a reward is not a finite number.
+    """
+    subsets = [""] * len(chosen) if subsets is None else subsets
+    if not len(chosen) == len(rejected) == len(subsets):
+        raise ValueError(
+            f"{len(chosen)} chosen and {len(rejected)} rejected rewards and {len(subsets)} subsets: give as many."
+        )
+    if not len(chosen):
+        raise ValueError("There are no pairs to score.")
+    chosen, rejected = np.asarray(chosen, dtype=float), np.asarray(rejected, dtype=float)
+    if (bad := ~(np.isfinite(chosen) & np.isfinite(rejected))).any():
+        raise ValueError(f"Row {int(bad.argmax())}: a reward is not a number, or infinite.")
+    margins = chosen - rejected
+    right = chosen > rejected
+    ties = int((chosen == rejected).sum())
+    gathered: dict[str, list[float]] = {}
+    for subset, outcome in zip(subsets, right, strict=True):
+        gathered.setdefault(str(subset), []).append(float(outcome))
+    return PreferenceScores(
+        accuracy=share(right.astype(float).tolist()),
+        accuracy_ties_half=float((right.sum() + ties / 2) / len(right)),
+        ties=ties,
+        margin=float(margins.mean()),
+        margin_median=float(np.median(margins)),
+        margin_std=float(margins.std()),
+        calibration=calibrate(margins, num_bins),
+        subsets={name: share(outcomes) for name, outcomes in gathered.items()},
+    )
+
+
+def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> BenchmarkScores:
+    """
+    Score any preference set; see [`score_preferences`].
+
+    Args:
+        rows (`Sequence[BenchmarkRow]`):
+            From [`load`].
+        rewards (`Sequence[Sequence[float]]`):
+            For each row the rewards of its chosen and its rejected response.
+
+    Returns:
+        [`BenchmarkScores`]: The figure is `"accuracy"`; `details` holds margins and calibration.
+
+    Raises:
+        `ValueError`: If a reward is missing, not a number or infinite.
+    """
+    pairs = pair_rewards(rows, rewards)
+    scores = score_preferences(*zip(*pairs, strict=True), [row.subset for row in rows])
+    return BenchmarkScores(
+        benchmark="Preference pairs",
+        headline="accuracy",
+        figures={"accuracy": scores.accuracy},
+        subsets=scores.subsets,
+        ties=scores.ties,
+        undecidable=sum(row.is_undecidable for row in rows),
+        details=scores.details(),
+    )
+
+
+def _none_for_nan(value: Any) -> Any:
+    return None if isinstance(value, float) and math.isnan(value) else value

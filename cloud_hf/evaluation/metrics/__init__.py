@@ -1,0 +1,1 @@
+"""Metrics: accuracy on pairs, best-of-N, calibration, selective accuracy, self-consistency, critique quality."""

@@ -1,0 +1,252 @@
+"""Critiques against reference critiques: how likely the model finds the reference, and how near its own come."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from ...critique_format import IGNORE_INDEX, CritiqueFormat, EncodedCritique
+from ...data.rows import FEEDBACK_COLUMNS, PAIR_COLUMNS, check_columns, prompt_of, response_of, row_name
+from ...scoring import context_length
+from ..rows import read_sources
+
+
+@dataclass(frozen=True)
+class CritiqueRow:
+    """
+    A response with a critique of reference.
+
+    Args:
+        id (`str`):
+            Unique in the set.
+        prompt (`Any`):
+            A string, chat messages, or `{"messages": [...], "tools": [...]}`.
+        response (`str`):
+            The response.
+        critique (`str`):
+            The reference critique of it.
+    """
+
+    id: str
+    prompt: Any
+    response: str
+    critique: str
+
+
+def load(names: Sequence[str], split: str = "test", config: str | None = None) -> list[CritiqueRow]:
+    """
+    Rows with reference critiques.
+
+    Args:
+        names (`Sequence[str]`):
+            Files or Hub ids with the columns `prompt`, `response`, `critique`; or with `prompt`, `chosen`, `rejected`,
+            `chosen_feedback`, `rejected_feedback`, which give two rows each (of several critiques, the first).
+        split (`str`, *optional*, defaults to `"test"`):
+            Split of Hub datasets.
+        config (`str`, *optional*):
+            Configuration of Hub datasets.
+
+    Returns:
+        `list[CritiqueRow]`
+
+    Raises:
+        `ValueError`: Naming the file, the row and the field.
+    """
+    rows = []
+    for source, index, row in read_sources(names, split, config):
+        is_pair = "chosen_feedback" in row
+        needs = (*PAIR_COLUMNS, *FEEDBACK_COLUMNS) if is_pair else ("prompt", "response", "critique")
+        check_columns(list(row), needs, f"Critique quality ({source})")
+        columns = (
+            (("chosen", "chosen_feedback"), ("rejected", "rejected_feedback"))
+            if is_pair
+            else (("response", "critique"),)
+        )
+        for response, critique in columns:
+            try:
+                texts = prompt_of(row), response_of(row, response, allow_empty=True), _critique_of(row, critique)
+            except ValueError as error:
+                raise ValueError(f"{source}, {row_name(index, row)}: {error}") from error
+            rows.append(CritiqueRow(f"{source}/{index}/{response}", *texts))
+    return rows
+
+
+def _critique_of(row: dict[str, Any], column: str) -> str:
+    text = row[column][0] if isinstance(row[column], list) and row[column] else row[column]
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"`{column}` is {row[column]!r:.60}; give a critique as text.")
+    return text
+
+
+@dataclass(frozen=True)
+class ReferenceLoss:
+    """
+    Language-model loss of a reference critique.
+
+    Args:
+        nats (`float`):
+            Summed cross-entropy of its tokens and of the end of turn.
+        tokens (`int`):
+            Their number.
+    """
+
+    nats: float
+    tokens: int
+
+
+@torch.inference_mode()
+def reference_losses(
+    model,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[CritiqueRow],
+    batch_size: int = 8,
+    overlong_policy: str = "error",
+) -> list[ReferenceLoss]:
+    """
+    How unlikely the model finds each reference critique; what stage 1 of the training lowers.
+
+    Args:
+        model ([`CLoudForRewardModeling`]):
+            A CLoud model in this process: servers and vLLM give no such losses.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        rows (`Sequence[CritiqueRow]`):
+            The critiques.
+        batch_size (`int`, *optional*, defaults to `8`):
+            Sequences per forward pass.
+        overlong_policy (`str`, *optional*, defaults to `"error"`):
+            With another than `"error"`, rows that are longer than the model's context have a loss over no tokens.
+
+    Returns:
+        `list[ReferenceLoss]`: In input order. With `format="reference"` the fixed critique prompt counts too, as it does in
+            that format's training.
+
+    Raises:
+        `ValueError`: If the model is a classic one, or a row is longer than its context; before anything is computed.
+    """
+    if not model.config.critique:
+        raise ValueError("This is a classic reward model: it writes no critiques, so they have no loss.")
+    critique_format = CritiqueFormat.from_config(model.config, tokenizer)
+    limit = context_length(model.config)
+    encoded, losses = [], {}
+    for place, row in enumerate(rows):
+        prefix = critique_format.encode_prefix(row.prompt, row.response)
+        sequence = critique_format.complete_for_training(prefix, row.critique)
+        encoded.append(sequence)
+        if limit is None or len(sequence.input_ids) <= limit:
+            continue
+        if overlong_policy == "error":
+            raise ValueError(
+                f"Row {row.id!r}: {len(sequence.input_ids)} tokens with its critique, but the model's context holds {limit}. "
+                "Leave the row out, or choose another `overlong_policy`."
+            )
+        losses[place] = ReferenceLoss(0.0, 0)
+    order = sorted(set(range(len(encoded))) - losses.keys(), key=lambda place: -len(encoded[place].input_ids))
+    for start in range(0, len(order), batch_size):
+        places = order[start : start + batch_size]
+        batch = _right_padded([encoded[place] for place in places], model.device)
+        sums = model(**batch, use_cache=False).lm_loss_sums.tolist()
+        counts = (batch["labels"] != IGNORE_INDEX).sum(dim=1).tolist()
+        losses |= {
+            place: ReferenceLoss(*loss) for place, loss in zip(places, zip(sums, counts, strict=True), strict=True)
+        }
+    return [losses[place] for place in range(len(encoded))]
+
+
+def _right_padded(rows: Sequence[EncodedCritique], device: torch.device) -> dict[str, torch.Tensor]:
+    width = max(len(row.input_ids) for row in rows)
+    pads = [width - len(row.input_ids) for row in rows]
+    columns = {
+        "input_ids": [[*row.input_ids, *[row.input_ids[0]] * pad] for row, pad in zip(rows, pads, strict=True)],
+        "attention_mask": [[1] * len(row.input_ids) + [0] * pad for row, pad in zip(rows, pads, strict=True)],
+        "labels": [row.labels + [IGNORE_INDEX] * pad for row, pad in zip(rows, pads, strict=True)],
+    }
+    return {name: torch.tensor(values, device=device) for name, values in columns.items()}
+
+
+@dataclass(frozen=True)
+class CritiqueQuality:
+    """
+    Critiques that a model wrote against those of reference.
+
+    Args:
+        n (`int`):
+            Critiques.
+        words (`float`):
+            Mean length of the written ones, in words.
+        reference_words (`float`):
+            Mean length of the reference ones.
+        chrf (`float`):
+            chrF2 of the set, 0 to 100: overlap of character n-grams (Popović 2015; sacrebleu).
+        bleu (`float`):
+            BLEU of the set, 0 to 100 (sacrebleu).
+        empty (`int`):
+            Written critiques without any text.
+        loss_per_token (`float`, *optional*):
+            Mean cross-entropy of the reference critiques' tokens, in nats.
+        loss_tokens (`int`):
+            Tokens it rests on.
+    """
+
+    n: int
+    words: float
+    reference_words: float
+    chrf: float
+    bleu: float
+    empty: int
+    loss_per_token: float | None = None
+    loss_tokens: int = 0
+
+    def summary(self) -> dict[str, Any]:
+        """The figures for JSON."""
+        return asdict(self)
+
+
+def score_critiques(
+    written: Sequence[str], references: Sequence[str], losses: Sequence[ReferenceLoss] | None = None
+) -> CritiqueQuality:
+    """
+    Compare written critiques with those of reference.
+
+    Overlap says how much the wording is alike, not whether a critique is right: two good critiques can share few words.
+
+    Args:
+        written (`Sequence[str]`):
+            What the model wrote.
+        references (`Sequence[str]`):
+            The reference critiques.
+        losses (`Sequence[ReferenceLoss]`, *optional*):
+            From [`reference_losses`].
+
+    Returns:
+        [`CritiqueQuality`]
+
+    Raises:
+        `ValueError`: If there are none, or the columns differ in length.
+    """
+    import sacrebleu
+
+    if not len(written) == len(references) or not written:
+        raise ValueError(
+            f"{len(written)} written critiques and {len(references)} of reference: give as many, at least one."
+        )
+    if losses is not None and len(losses) != len(references):
+        raise ValueError(f"{len(losses)} losses for {len(references)} reference critiques: give as many.")
+    tokens = sum(loss.tokens for loss in losses or [])
+    return CritiqueQuality(
+        n=len(written),
+        words=_mean_words(written),
+        reference_words=_mean_words(references),
+        chrf=sacrebleu.corpus_chrf(list(written), [list(references)]).score,
+        bleu=sacrebleu.corpus_bleu(list(written), [list(references)]).score,
+        empty=sum(not text.strip() for text in written),
+        loss_per_token=math.fsum(loss.nats for loss in losses) / tokens if tokens else None,
+        loss_tokens=tokens,
+    )
+
+
+def _mean_words(texts: Sequence[str]) -> float:
+    return sum(len(text.split()) for text in texts) / len(texts)

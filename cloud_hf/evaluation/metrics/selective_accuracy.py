@@ -1,0 +1,128 @@
+"""Rejection: accuracy on the pairs that remain when the least certain ones are left undecided."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from ..stats import Figure, interval_over_rows
+
+
+FRACTIONS = tuple(step / 20 for step in range(20))
+
+
+@dataclass(frozen=True)
+class RejectionCurve:
+    """
+    Accuracy by the rejected fraction.
+
+    Args:
+        accuracy (`tuple[float, ...]`):
+            Share of right pairs among those kept, when the fractions `FRACTIONS` of all pairs are rejected. Equally certain
+            pairs are rejected in random order: the curve is its mean.
+        area ([`Figure`]):
+            Area under the curve, from no pair rejected to all but none; its interval is a bootstrap's over rows. There is
+            none if all pairs are right, or all wrong.
+    """
+
+    accuracy: tuple[float, ...]
+    area: Figure
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """
+    What a measure of certainty is worth.
+
+    Args:
+        curves (`dict[str, RejectionCurve]`):
+            By measure of certainty.
+        random (`float`):
+            The area when pairs are rejected at random: the accuracy over all pairs.
+        oracle ([`RejectionCurve`]):
+            All wrong pairs are rejected first.
+    """
+
+    curves: dict[str, RejectionCurve]
+    random: float
+    oracle: RejectionCurve
+
+    def gain(self, name: str) -> float | None:
+        """How far the area is on the way from random rejection to the oracle: 0 to 1. `None` if no pair is wrong, or all."""
+        reach = self.oracle.area.value - self.random
+        return None if reach < 1e-12 else (self.curves[name].area.value - self.random) / reach
+
+    def summary(self) -> dict[str, Any]:
+        """The curves for JSON."""
+        return {
+            "fractions": FRACTIONS,
+            "random": self.random,
+            "oracle": asdict(self.oracle),
+            "curves": {name: {**asdict(curve), "gain": self.gain(name)} for name, curve in self.curves.items()},
+        }
+
+
+def rejection(right: Sequence[float], certainty: dict[str, Sequence[float]], rows: Sequence[int]) -> Rejection:
+    """
+    Reject pairs by certainty.
+
+    Args:
+        right (`Sequence[float]`):
+            For each pair whether it is in the right order: 0 or 1.
+        certainty (`dict[str, Sequence[float]]`):
+            For each measure a number per pair; the lowest are rejected first.
+        rows (`Sequence[int]`):
+            For each pair the row it belongs to, numbered from 0: pairs of a row are drawn together for the intervals.
+
+    Returns:
+        [`Rejection`]
+
+    Examples:
+
+    ```python
+    >>> found = rejection([1, 0, 1, 1], {"margin": [2.0, 0.1, 1.0, 0.5]}, rows=range(4))
+    >>> found.curves["margin"].accuracy[5], found.gain("margin")  # a quarter rejected
+    (1.0, 1.0)
+    ```
+    """
+    right, rows = np.asarray(right, dtype=float), np.asarray(rows)
+    curves = {name: _curve(right, np.asarray(values, dtype=float), rows) for name, values in certainty.items()}
+    return Rejection(curves, float(right.mean()), _curve(right, right, rows))
+
+
+def _curve(right: np.ndarray, certainty: np.ndarray, rows: np.ndarray) -> RejectionCurve:
+    order = np.argsort(-certainty, kind="stable")
+    right, certainty, rows = right[order], certainty[order], rows[order]
+    # Equally certain pairs make one step
+    starts = np.flatnonzero(np.r_[True, certainty[1:] != certainty[:-1]])
+
+    def area(counts_BR: np.ndarray) -> np.ndarray:
+        weights = counts_BR[:, rows].astype(float)
+        kept = np.add.reduceat(weights, starts, axis=1)
+        kept_right = np.add.reduceat(weights * right, starts, axis=1)
+        return _area(kept, kept_right)
+
+    value = float(area(np.ones((1, rows.max() + 1)))[0])
+    # Where all pairs are alike, so are all resamples
+    interval = interval_over_rows(int(rows.max()) + 1, area) if np.ptp(right) else None
+    figure = Figure(value, len(right), None if interval is None else tuple(interval.tolist()))
+    sizes, rights = np.r_[0, np.add.reduceat(np.ones_like(right), starts)], np.r_[0, np.add.reduceat(right, starts)]
+    kept = len(right) * (1 - np.array(FRACTIONS))
+    accuracy = np.interp(kept, sizes.cumsum(), rights.cumsum()) / kept
+    return RejectionCurve(tuple(accuracy.tolist()), figure)
+
+
+def _area(kept: np.ndarray, kept_right: np.ndarray) -> np.ndarray:
+    """
+    Area under accuracy over the kept fraction, for each row of steps, the most certain first.
+
+    Within a step of d pairs, b of them right, after c pairs, a of them right, accuracy is (a + t b) / (c + t d) for t from 0
+    to 1; the integral of that, times d, is b + (a d - b c) / d ln((c + d) / c).
+    """
+    before = kept.cumsum(1) - kept
+    right_before = kept_right.cumsum(1) - kept_right
+    with np.errstate(divide="ignore", invalid="ignore"):
+        bend = (right_before - kept_right * before / kept) * np.log1p(kept / before)
+    inner = np.where((before > 0) & (kept > 0), bend, 0.0)
+    return (kept_right + inner).sum(1) / kept.sum(1)

@@ -1,0 +1,91 @@
+"""How far a model's certainty can be believed on a set: calibration, and accuracy when the least certain pairs are rejected."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from ...scoring import Score
+from ..rows import BenchmarkRow
+from ..stats import Figure
+from .calibration import Calibration, calibrate, calibration_intervals
+from .selective_accuracy import Rejection, rejection
+
+
+MARGIN, SPREAD = "margin", "spread"
+
+
+@dataclass(frozen=True)
+class Uncertainty:
+    """
+    The certainty of a model on a set.
+
+    Args:
+        critiques (`str`):
+            Which rewards were used, such as `"mean of 16, T = 0.5"`.
+        log_loss ([`Figure`]):
+            Bradley-Terry log loss in nats, with its interval over rows.
+        ece ([`Figure`]):
+            Expected calibration error, with its interval over rows.
+        calibration ([`Calibration`]):
+            The bins, and the temperature that fits best.
+        rejection ([`Rejection`]):
+            By the size of the margin, and where responses have several critiques also by the spread of their rewards: a
+            pair is the more certain, the smaller the root of the sum of both rewards' variances over critiques.
+    """
+
+    critiques: str
+    log_loss: Figure
+    ece: Figure
+    calibration: Calibration
+    rejection: Rejection
+
+    def summary(self) -> dict[str, Any]:
+        """For JSON; an unknown temperature is `None`."""
+        calibration = {
+            name: None if isinstance(value, float) and math.isnan(value) else value
+            for name, value in asdict(self.calibration).items()
+        }
+        return {
+            "critiques": self.critiques,
+            "calibration": {**calibration, "log_loss": self.log_loss.summary(), "ece": self.ece.summary()},
+            "rejection": self.rejection.summary(),
+        }
+
+
+def uncertainty(rows: Sequence[BenchmarkRow], row_scores: Sequence[Sequence[Score]], critiques: str) -> Uncertainty:
+    """
+    The certainty of scored rows, over all pairs of a right and a wrong response.
+
+    Args:
+        rows (`Sequence[BenchmarkRow]`):
+            The rows.
+        row_scores (`Sequence[Sequence[Score]]`):
+            For each of them the scores of its responses.
+        critiques (`str`):
+            Which rewards these are, for the result.
+
+    Returns:
+        [`Uncertainty`]
+    """
+    margins, spreads, owners = [], [], []
+    for place, (row, scores) in enumerate(zip(rows, row_scores, strict=True)):
+        for right in scores[: row.num_chosen]:
+            for wrong in scores[row.num_chosen :]:
+                margins.append(right.reward - wrong.reward)
+                spreads.append(math.hypot(right.reward_std, wrong.reward_std))
+                owners.append(place)
+    certainty = {MARGIN: np.abs(margins)}
+    if any(len(score.rewards) > 1 for scores in row_scores for score in scores):
+        certainty[SPREAD] = -np.array(spreads)
+    calibration = calibrate(margins)
+    intervals = calibration_intervals(margins, owners)
+    return Uncertainty(
+        critiques,
+        Figure(calibration.log_loss, len(margins), intervals["log_loss"]),
+        Figure(calibration.ece, len(margins), intervals["ece"]),
+        calibration,
+        rejection(np.array(margins) > 0, certainty, owners),
+    )

@@ -1,0 +1,129 @@
+"""What one model reached: from the scores of its sets to evaluations, and to the figures in its card."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from huggingface_hub import EvalResult
+
+from ..scoring import Score
+from .analysis import Robustness
+from .evaluation_arguments import EvaluationArguments
+from .journaled_scorer import JournaledScorer
+from .metrics.best_of_n import summarize_best_of_n
+from .metrics.pairs import FittedRows, PairEvaluation, summarize_pairs
+from .report import report
+from .report.critiques import CritiqueResult
+from .sets import Sets, score_sets
+
+
+@dataclass(frozen=True)
+class ModelResults:
+    """
+    What a model reached.
+
+    Args:
+        evaluations (`list[Evaluation]`):
+            On benchmarks and pairs.
+        pairs (`dict[str, PairEvaluation]`):
+            The older summary of the latter.
+        best_of_n (`dict[str, dict]`):
+            By best-of-N set.
+        robustness ([`Robustness`], *optional*):
+            What is found beside the figures.
+        sampled (`dict[float, list[Evaluation]]`, *optional*):
+            By temperature the evaluations with the scores of self-consistency.
+        critiques (`list[CritiqueResult]`, *optional*):
+            On sets with reference critiques.
+    """
+
+    evaluations: list[report.Evaluation]
+    pairs: dict[str, PairEvaluation]
+    best_of_n: dict[str, dict]
+    robustness: Robustness = field(default_factory=lambda: Robustness({}))
+    sampled: dict[float, list[report.Evaluation]] = field(default_factory=dict)
+    critiques: list[CritiqueResult] = field(default_factory=list)
+
+
+def summarize(
+    sets: Sets,
+    fitted: Mapping[tuple[str, str], FittedRows],
+    row_scores: Mapping[tuple[str, str], list[list[Score]]],
+    group_column: str | None,
+    shown: Mapping[str, str],
+) -> ModelResults:
+    """
+    What a model reached on all sets.
+
+    Args:
+        sets ([`Sets`]):
+            The sets.
+        fitted, row_scores (`Mapping`):
+            By kind and name the rows that fit the model, and the scores of their responses.
+        group_column (`str`, *optional*):
+            Column of preference sets by whose values accuracy is also given.
+        shown (`Mapping[str, str]`):
+            Short names of the sets.
+    """
+    evaluations = []
+    for found in sets.benchmarks:
+        part, scores = fitted["benchmark", found.name], row_scores["benchmark", found.name]
+        rows = [found.rows[row.index] for row in part.rows]
+        figures = found.benchmark.score(rows, [[score.reward for score in row] for row in scores])
+        title = found.benchmark.title
+        evaluations.append(report.Evaluation(found.name, title, figures, rows, scores, part.dropped, part.shortened))
+    pairs = {}
+    for name in sets.pairs:
+        part = fitted["pairs", name]
+        pairs[name] = summarize_pairs(part, row_scores["pairs", name], group_column)
+        evaluations.append(report.evaluation_of_pairs(shown[name], shown[name], part, pairs[name]))
+    best_of_n = {
+        name: summarize_best_of_n(fitted["problems", name], row_scores["problems", name]).summary()
+        for name in sets.problems
+    }
+    return ModelResults(evaluations, pairs, best_of_n)
+
+
+def sample_critiques(
+    journaled: JournaledScorer,
+    evaluations: list[report.Evaluation],
+    fitted: dict[tuple[str, str], FittedRows],
+    by_length: bool,
+    options: dict,
+    args: EvaluationArguments,
+) -> dict[float, list[report.Evaluation]]:
+    """For each temperature the evaluations with the scores of self-consistency."""
+    count, sampled, titles = args.self_consistency, {}, {key: key[1] for key in fitted}
+    for temperature in args.self_consistency_temperatures:
+        title = f"{journaled.title}, {count} critiques at {temperature:g}"
+        sampler = replace(journaled, title=title, chunk_size=max(1, journaled.chunk_size // count))
+        sampling = {**options, "num_critiques": count, "temperature": temperature}
+        scores = score_sets(sampler, fitted, titles, by_length, sampling)
+        sampled[temperature] = [
+            replace(evaluation, row_scores=scores[key]) for evaluation, key in zip(evaluations, fitted, strict=True)
+        ]
+    return sampled
+
+
+def card_results(evaluations: list[report.Evaluation], sets: Sets) -> list[EvalResult]:
+    """The headline figures that are given. Those over files say so by the name of their dataset."""
+    sources = [(found.benchmark.hub_id, bool(found.files)) for found in sets.benchmarks]
+    sources += [(name, Path(name).exists()) for name in sets.pairs]
+    results = []
+    for evaluation, (source, is_local) in zip(evaluations, sources, strict=True):
+        if math.isnan(evaluation.scores.value):
+            continue
+        results.append(
+            EvalResult(
+                task_type="text-classification",
+                task_name="Reward modeling",
+                dataset_type=evaluation.name if Path(source).exists() else source,
+                dataset_name=f"{evaluation.title} (local files)" if is_local else evaluation.title,
+                dataset_args={"rows": len(evaluation.rows)},
+                metric_type="accuracy",
+                metric_name=evaluation.scores.headline,
+                metric_value=evaluation.scores.value,
+            )
+        )
+    return results

@@ -1,0 +1,242 @@
+"""Rows of a benchmark: what is to be scored, how files become rows, and the checks of rows and rewards."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..conversation import read_prompt
+from ..data.rows import PAIR_COLUMNS, check_columns, load_rows, prompt_of, response_of, row_name
+
+
+# The rewards of one row: of its chosen responses and of its rejected ones
+RowRewards = tuple[list[float], list[float]]
+
+
+@dataclass(frozen=True)
+class BenchmarkRow:
+    """
+    One prompt of a benchmark and the responses that are to be scored.
+
+    Args:
+        id (`str`):
+            Unique in the benchmark, and the same in every run.
+        subset (`str`):
+            The part of the benchmark it belongs to.
+        prompt (`Any`):
+            A string, chat messages, or `{"messages": [...], "tools": [...]}`.
+        responses (`tuple[str, ...]`):
+            The right responses, then the wrong ones.
+        num_chosen (`int`, *optional*, defaults to `1`):
+            How many are right.
+        details (`dict[str, Any]`, *optional*):
+            What the benchmark's arithmetic needs besides.
+
+    Examples:
+
+    ```python
+    >>> row = BenchmarkRow("hep-go/3", "hep-go", "Write …", ("return a + b", "return a - b"))
+    >>> row.chosen, row.rejected
+    (('return a + b',), ('return a - b',))
+    ```
+    """
+
+    id: str
+    subset: str
+    prompt: Any
+    responses: tuple[str, ...]
+    num_chosen: int = 1
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        """The right responses."""
+        return self.responses[: self.num_chosen]
+
+    @property
+    def rejected(self) -> tuple[str, ...]:
+        """The wrong responses."""
+        return self.responses[self.num_chosen :]
+
+    @property
+    def is_undecidable(self) -> bool:
+        """Whether a right and a wrong response are the same text, so that no reward tells them apart."""
+        return not set(self.chosen).isdisjoint(self.rejected)
+
+
+def read_sources(
+    names: Sequence[str], split: str, config: str | None = None
+) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    """
+    Read files or Hub datasets one after the other.
+
+    Args:
+        names (`Sequence[str]`):
+            What [`load_rows`] takes. A file is taken whole.
+        split (`str`):
+            Split of what has splits.
+        config (`str`, *optional*):
+            Configuration of a Hub dataset.
+
+    Yields:
+        `tuple`: The name of the source, the place of the row in it, and the row.
+    """
+    if not names:
+        raise ValueError("Name at least one file or dataset to read.")
+    for name in names:
+        for index, row in enumerate(load_rows(name, split, config)):
+            yield name, index, row
+
+
+def make_row(
+    source: str,
+    index: int,
+    row: dict[str, Any],
+    subset: str,
+    chosen: Any,
+    rejected: Any,
+    prompt: Any = None,
+    **details,
+) -> BenchmarkRow:
+    """
+    A checked [`BenchmarkRow`].
+
+    Args:
+        source (`str`):
+            File or dataset that the row comes from, for messages.
+        index (`int`):
+            The row's place in it.
+        row (`dict[str, Any]`):
+            The row; its `id` is used if it has one, else its place.
+        subset (`str`):
+            Its subset.
+        chosen (`str` or `list[str]`):
+            The right response or responses.
+        rejected (`str` or `list[str]`):
+            The wrong ones.
+        prompt (`Any`, *optional*):
+            Defaults to the `prompt` of the row, with its `tools`.
+        **details:
+            The row's `details`.
+
+    Raises:
+        `ValueError`: Naming the row and the field.
+    """
+    try:
+        sides = [_texts(name, value) for name, value in (("chosen", chosen), ("rejected", rejected))]
+        prompt = prompt_of(row) if prompt is None else prompt
+        read_prompt(prompt, allow_empty=True)
+    except ValueError as error:
+        raise ValueError(f"{source}, {row_name(index, row)}: {error}") from error
+    id_ = str(index if row.get("id") is None else row["id"])
+    id_ = id_ if id_.startswith(f"{subset}/") else f"{subset}/{id_}"
+    return BenchmarkRow(id_, subset, prompt, (*sides[0], *sides[1]), len(sides[0]), details)
+
+
+def make_pair(title: str, source: str, index: int, row: dict[str, Any], subset: str | None = None) -> BenchmarkRow:
+    """
+    A checked [`BenchmarkRow`] of columns `prompt`, `chosen`, `rejected`, and `subset` unless that is given.
+
+    Args:
+        title (`str`):
+            The benchmark, for messages.
+        source, index, row, subset:
+            See [`make_row`].
+
+    Raises:
+        `ValueError`: Naming the source, and the column or the row and the field.
+    """
+    check_columns(list(row), (*PAIR_COLUMNS, "subset") if subset is None else PAIR_COLUMNS, f"{title} ({source})")
+    subset = text_of(source, index, row, "subset") if subset is None else subset
+    return make_row(source, index, row, subset, row["chosen"], row["rejected"])
+
+
+def _texts(name: str, value: Any) -> list[str]:
+    """A response or several. A list with one assistant message is one response."""
+    is_list = isinstance(value, list) and not any(isinstance(item, dict) for item in value)
+    values = value if is_list else [value]
+    if not values:
+        raise ValueError(f"`{name}` is an empty list; give at least one response.")
+    return [response_of({name: item}, name, allow_empty=True) for item in values]
+
+
+def text_of(source: str, index: int, row: dict[str, Any], column: str) -> str:
+    """A column that must hold text. Raises `ValueError` naming the file and the row."""
+    if not isinstance(row[column], str) or not row[column]:
+        raise ValueError(f"{source}, {row_name(index, row)}: `{column}` is {row[column]!r:.60}; give a string.")
+    return row[column]
+
+
+def check_unique(rows: Sequence[BenchmarkRow]) -> list[BenchmarkRow]:
+    """
+    The rows as a list, if there are any and their ids are unique.
+
+    Raises:
+        `ValueError`: Naming the first id that stands twice.
+    """
+    rows, seen = list(rows), {}
+    if not rows:
+        raise ValueError("There are no rows to score.")
+    for place, row in enumerate(rows):
+        if row.id in seen:
+            raise ValueError(
+                f"Rows {seen[row.id]} and {place} have the same id {row.id!r}. Give each row its own `id`, and each file "
+                "once."
+            )
+        seen[row.id] = place
+    return rows
+
+
+def check_pairs(rows: Sequence[BenchmarkRow]) -> list[BenchmarkRow]:
+    """
+    [`check_unique`], and each row has one right and one wrong response.
+
+    Raises:
+        `ValueError`: Naming the first row that has more.
+    """
+    rows = check_unique(rows)
+    for row in rows:
+        if len(row.responses) != 2:
+            raise ValueError(
+                f"Row {row.id!r} has {len(row.chosen)} chosen and {len(row.rejected)} rejected responses; give one of each."
+            )
+    return rows
+
+
+def split_rewards(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> list[RowRewards]:
+    """
+    Check rewards, and part them into those of right and of wrong responses.
+
+    Args:
+        rows (`Sequence[BenchmarkRow]`):
+            The rows.
+        rewards (`Sequence[Sequence[float]]`):
+            For each row one reward per response, in their order.
+
+    Returns:
+        `list[tuple[list[float], list[float]]]`
+
+    Raises:
+        `ValueError`: If a reward is missing, not a number or infinite; the message names the row.
+    """
+    if len(rows) != len(rewards):
+        raise ValueError(f"{len(rows)} rows but rewards for {len(rewards)}; give a list of rewards for each row.")
+    parted = []
+    for row, values in zip(rows, rewards, strict=True):
+        values = [float(value) for value in values]
+        if len(values) != len(row.responses):
+            raise ValueError(
+                f"Row {row.id!r}: {len(values)} rewards for {len(row.responses)} responses; give as many."
+            )
+        if bad := [value for value in values if not math.isfinite(value)]:
+            raise ValueError(
+                f"Row {row.id!r}: a reward is {bad[0]}. Rewards must be finite numbers: score the row again, in float32 if "
+                "its numbers overflowed."
+            )
+        parted.append((values[: row.num_chosen], values[row.num_chosen :]))
+    return parted
+
+
+def pair_rewards(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
+    """[`split_rewards`] of rows with one right and one wrong response: the rewards of both."""
+    return [(chosen[0], rejected[0]) for chosen, rejected in split_rewards(rows, rewards)]

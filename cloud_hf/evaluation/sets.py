@@ -1,0 +1,173 @@
+"""Sets of rows on their way to scores: loaded and checked, cut to what fits a model, and scored in one go."""
+
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any, TypeVar
+
+from datasets import Dataset
+
+from ..critique_format import CritiqueFormat
+from ..data.rows import PAIR_COLUMNS, row_name
+from ..scoring import Score
+from .analysis import read_length
+from .arguments import load_datasets, short_names
+from .benchmarks import LoadedBenchmark, load_benchmarks
+from .evaluation_arguments import EvaluationArguments
+from .journaled_scorer import JournaledScorer
+from .metrics import critique_quality
+from .metrics.best_of_n import PROBLEM_COLUMNS, candidates
+from .metrics.best_of_n_curve import load_problems
+from .metrics.critique_quality import CritiqueRow
+from .metrics.pairs import FittedRows, fit_rows, pair_responses, score_rows
+from .probes import read_paraphrases
+from .report.critiques import fittable
+
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Sets:
+    """
+    All that is scored.
+
+    Args:
+        benchmarks (`list[LoadedBenchmark]`):
+            Benchmarks.
+        pairs (`dict[str, Dataset]`):
+            Preference sets by name.
+        problems (`dict[str, Dataset]`):
+            Best-of-N sets by name.
+        critiques (`dict[str, list[CritiqueRow]]`):
+            Sets with reference critiques by name.
+    """
+
+    benchmarks: list[LoadedBenchmark]
+    pairs: dict[str, Dataset]
+    problems: dict[str, Dataset]
+    critiques: dict[str, list[CritiqueRow]]
+
+    def fit(self, critique_format: CritiqueFormat, **limits) -> dict[tuple[str, str], FittedRows]:
+        """
+        The rows of all sets that fit a model's context, by kind (`"benchmark"`, `"pairs"`, `"problems"`, `"critiques"`, in this
+        order) and name; the last for models that write critiques. `limits` are those of [`~pairs.fit_rows`].
+
+        Raises:
+            `ValueError`: Naming the set and the row.
+        """
+        parts: list[tuple[tuple[str, str], Iterable[dict[str, Any]], Callable]] = [
+            (
+                ("benchmark", found.name),
+                [{"id": row.id, "prompt": row.prompt, "responses": list(row.responses)} for row in found.rows],
+                itemgetter("responses"),
+            )
+            for found in self.benchmarks
+        ]
+        parts += [(("pairs", name), rows, pair_responses) for name, rows in self.pairs.items()]
+        parts += [(("problems", name), rows, candidates) for name, rows in self.problems.items()]
+        if critique_format.critique:
+            parts += [
+                (("critiques", name), fittable(rows), itemgetter("responses")) for name, rows in self.critiques.items()
+            ]
+        return {
+            key: fit_set(key[1], rows, responses_of, critique_format, **limits) for key, rows, responses_of in parts
+        }
+
+
+def load_sets(args: EvaluationArguments) -> Sets:
+    """
+    Load all that is scored.
+
+    Raises:
+        `ValueError`: Naming what is missing or wrong; in a column that is read only after scoring, too.
+    """
+    columns = [name for name in (args.group_column, args.length_column, args.paraphrase_column) if name]
+    sets = Sets(
+        pairs=load_datasets(args, (*PAIR_COLUMNS, *columns)),
+        problems=load_datasets(args, PROBLEM_COLUMNS, args.best_of_n),
+        benchmarks=load_benchmarks(args.benchmarks, args.limit),
+        critiques={
+            name: critique_quality.load([name], args.dataset_test_split, args.dataset_config)[: args.limit]
+            for name in args.reference_critiques
+        },
+    )
+    shown = short_names(args.dataset_name)
+    for found in sets.benchmarks:
+        if found.name in shown.values():
+            raise ValueError(
+                f"A preference set is called {found.name!r} like the benchmark, so that the report could not tell them "
+                "apart. Rename the set."
+            )
+    for name in sets.problems:
+        _check_shares(name, args)
+    for name, rows in sets.pairs.items():
+        for index, row in enumerate(rows):
+            try:
+                if args.length_column:
+                    read_length(row, args.length_column)
+                if args.paraphrase_column:
+                    read_paraphrases(row[args.paraphrase_column])
+            except ValueError as error:
+                raise ValueError(f"{name}, {row_name(index, row)}: {error}") from error
+    return sets
+
+
+def _check_shares(name: str, args: EvaluationArguments):
+    """Raise `ValueError` if a problem is not usable, or its candidates are worth other than a share."""
+    for problem in load_problems(name, args.dataset_test_split, args.dataset_config, args.limit):
+        if bad := [value for value in problem.worth if not 0 <= value <= 1]:
+            raise ValueError(
+                f"{name}, row {problem.id!r}: `correct` holds {bad[0]:g}, and is shown as a share from 0 to 1. "
+                "best_of_n.py takes other scores."
+            )
+
+
+def fit_set(
+    title: str, rows: Iterable[dict[str, Any]], responses_of: Callable, critique_format: CritiqueFormat, **limits
+) -> FittedRows:
+    """[`~pairs.fit_rows`], whose errors name the set too."""
+    try:
+        return fit_rows(rows, responses_of, critique_format, **limits)
+    except ValueError as error:
+        raise ValueError(f"{title}: {error}") from error
+
+
+def score_sets(
+    journaled: JournaledScorer,
+    fitted: Mapping[Key, FittedRows],
+    titles: Mapping[Key, str],
+    by_length: bool,
+    options: dict[str, Any],
+    one: str = "response",
+) -> dict[Key, list[list[Score]]]:
+    """
+    Score all sets in one go.
+
+    Args:
+        journaled ([`JournaledScorer`]):
+            The scorer.
+        fitted (`Mapping[Key, FittedRows]`):
+            The rows of each set.
+        titles (`Mapping[Key, str]`):
+            How errors name the sets.
+        by_length (`bool`):
+            Whether the backend makes its batches by length; see [`JournaledScorer.score`].
+        options (`dict[str, Any]`):
+            The options of [`Scorer`].
+        one (`str`, *optional*, defaults to `"response"`):
+            How errors name a response.
+
+    Returns:
+        `dict[Key, list[list[Score]]]`: For each set the scores of its rows' responses.
+    """
+    rows = [row for part in fitted.values() for row in part.rows]
+    names = [
+        f"{titles[key]}, row {row.row.get('id', row.index)!r}, {one} {place}"
+        for key, part in fitted.items()
+        for row in part.rows
+        for place in range(len(row.responses))
+    ]
+    lengths = [length for row in rows for length in row.lengths] if by_length else None
+    scores = iter(score_rows(journaled, rows, names=names, lengths=lengths, **options))
+    return {key: [next(scores) for _ in part.rows] for key, part in fitted.items()}

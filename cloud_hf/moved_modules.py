@@ -1,0 +1,111 @@
+"""Import paths of version 0.1, which keep working until 0.4 with a `DeprecationWarning`."""
+
+import importlib
+import sys
+import warnings
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+
+# Old and new path below `cloud_hf`
+MOVED = {
+    "data.builder_arguments": "data.builders.arguments",
+    "data.building": "data.run",
+    "data.critic_arguments": "data.builders.arguments",
+    "data.critics": "data.critique_prompt",
+    "data.dataset_folder": "data.folder",
+    "data.decontamination": "data.duplicates",
+    "data.deduplication": "data.duplicates",
+    "data.judging": "data.judge",
+    "data.loading": "data.rows",
+    "data.merging": "data.shards",
+    "data.model_identity": "model_identity",
+    "data.ngrams": "data.duplicates",
+    "data.official": "data.published_data",
+    "data.overlong": "data.rows",
+    "data.pasted_tables": "spaces_ui",
+    "data.ray_critiques": "data.builders.ray",
+    "data.schemas": "data.rows",
+    "data.self_critiques": "data.builders.self_critiques",
+    "evaluation.arena_hard_arguments": "evaluation.arena_hard.arguments",
+    "evaluation.arena_hard_judge": "evaluation.arena_hard.judge",
+    "evaluation.arena_hard_servers": "evaluation.arena_hard.servers",
+    "evaluation.benchmark_plots": "evaluation.report.benchmark_plots",
+    "evaluation.benchmark_rows": "evaluation.rows",
+    "evaluation.best_of_n": "evaluation.metrics.best_of_n",
+    "evaluation.best_of_n_curve": "evaluation.metrics.best_of_n_curve",
+    "evaluation.best_of_n_plots": "evaluation.report.best_of_n_plots",
+    "evaluation.best_of_n_report": "evaluation.report.best_of_n_text",
+    "evaluation.best_of_n_results": "evaluation.report.best_of_n",
+    "evaluation.calibration": "evaluation.metrics.calibration",
+    "evaluation.critique_quality": "evaluation.metrics.critique_quality",
+    "evaluation.critique_results": "evaluation.report.critiques",
+    "evaluation.figures": "evaluation.stats",
+    "evaluation.judge_bench": "evaluation.benchmarks.judge_bench",
+    "evaluation.llm_bar": "evaluation.benchmarks.llm_bar",
+    "evaluation.model_results": "evaluation.results",
+    "evaluation.pairs": "evaluation.metrics.pairs",
+    "evaluation.plots": "evaluation.report.plots",
+    "evaluation.preference_pairs": "evaluation.benchmarks.preference_pairs",
+    "evaluation.rejection": "evaluation.metrics.selective_accuracy",
+    "evaluation.resampling": "evaluation.stats",
+    "evaluation.result_files": "evaluation.report.files",
+    "evaluation.reward_bench": "evaluation.benchmarks.reward_bench",
+    "evaluation.reward_bench_2": "evaluation.benchmarks.reward_bench_2",
+    "evaluation.rm_bench": "evaluation.benchmarks.rm_bench",
+    "evaluation.robustness": "evaluation.analysis",
+    "evaluation.robustness_plots": "evaluation.report.analysis_plots",
+    "evaluation.robustness_report": "evaluation.report.analysis",
+    "evaluation.scored_sets": "evaluation.sets",
+    "evaluation.self_consistency": "evaluation.metrics.self_consistency",
+    "evaluation.tables": "evaluation.report.tables",
+    "evaluation.uncertainty": "evaluation.metrics.uncertainty",
+    "serving.contracts": "serving.server.contracts",
+    "serving.engine": "serving.server.engine",
+    "serving.gate": "serving.server.middleware",
+    "serving.settled_text": "serving.server.stable_prefix",
+    "serving.space_manners": "spaces_ui",
+    "serving.vllm_engine": "serving.vllm.engine",
+    "serving.vllm_model": "serving.vllm.model",
+    "serving.vllm_model_folder": "serving.vllm.folder",
+    "serving.vllm_plugin": "serving.vllm.plugin",
+    "serving.vllm_processor": "serving.vllm.processor",
+    "serving.vllm_processor_v2": "serving.vllm.processor_v2",
+    "serving.vllm_requests": "serving.vllm.requests",
+    "serving.vllm_scorer": "serving.vllm.scorer",
+    "training.adapters": "training.lora",
+    "training.batching": "training.sampler",
+    "training.checkpoints": "training.resume",
+    "training.launch": "training.resume",
+    "training.launch_checks": "training.resume",
+    "training.saving": "training.resume",
+    "training.sharding": "training.fsdp",
+}
+
+
+class MovedModules:
+    """Finder and loader of the old paths: a module whose names are those of the new one."""
+
+    @staticmethod
+    def find_spec(name: str, path=None, target=None) -> ModuleSpec | None:
+        is_moved = name.startswith("cloud_hf.") and name.removeprefix("cloud_hf.") in MOVED
+        return ModuleSpec(name, MovedModules) if is_moved else None
+
+    @staticmethod
+    def create_module(spec: ModuleSpec) -> None:
+        """Let Python make an ordinary module."""
+
+    @staticmethod
+    def exec_module(module: ModuleType):
+        new_name = f"cloud_hf.{MOVED[module.__name__.removeprefix('cloud_hf.')]}"
+        # The import statement is four frames of importlib further out
+        warnings.warn(f"{module.__name__} is now {new_name}.", DeprecationWarning, stacklevel=6)
+        new = importlib.import_module(new_name)
+        module.__doc__ = new.__doc__
+        module.__getattr__ = lambda name: getattr(new, name)
+
+
+def install():
+    """Make the old paths importable."""
+    if MovedModules not in sys.meta_path:
+        sys.meta_path.append(MovedModules)

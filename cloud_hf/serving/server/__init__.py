@@ -1,0 +1,16 @@
+"""The reward server: critiques and rewards over HTTP. Run it with `python -m cloud_hf.serving.server MODEL`."""
+
+from typing import Any
+
+
+__all__ = ["make_app", "make_server"]
+
+
+def __getattr__(name: str) -> Any:
+    # FastAPI and uvicorn load when they are used: the client shares this package's contracts without them
+    from . import app
+
+    try:
+        return getattr(app, name)
+    except AttributeError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None

@@ -1,0 +1,6 @@
+"""`python -m cloud_hf.serving.server`."""
+
+from .app import main
+
+
+main()

@@ -1,0 +1,237 @@
+"""The bodies of requests and responses: ours, and those that OpenRLHF and LLaMA-Factory send to a reward server."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
+
+from ...scoring import Score
+
+
+# Deeper JSON is no conversation, and what walks it would run out of stack
+MAX_DEPTH = 32
+
+_MESSAGES = {"type": "array", "items": {"type": "object"}, "minItems": 1}
+_CHAT = {
+    "type": "object",
+    "properties": {"messages": _MESSAGES, "tools": {"type": "array", "items": {"type": "object"}}},
+    "required": ["messages"],
+}
+# The engine checks prompts, by the same rules as everywhere else; these describe them
+Prompt = Annotated[Any, WithJsonSchema({"anyOf": [{"type": "string"}, _MESSAGES, _CHAT]})]
+Chat = Annotated[Any, WithJsonSchema({"anyOf": [_MESSAGES, _CHAT]})]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One response to judge."""
+
+    prompt: Any
+    response: str
+    critiques: list[str] | None = None
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to judge; `max_new_tokens=None` stands for the server's limit."""
+
+    num_critiques: int = 1
+    temperature: float = 0.0
+    max_new_tokens: int | None = None
+    seed: int | None = None
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_text(cls, body: Any) -> Any:
+        check_text(body)
+        return body
+
+
+class RewardInput(BaseModel):
+    """A response to judge and the prompt it answers."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    prompt: Prompt = Field(description="A user message, a list of chat messages, or `messages` with `tools`.")
+    response: str = Field(description="The answer to judge.")
+    critiques: list[str] | None = Field(None, min_length=1, description="Score these instead of writing critiques.")
+
+
+class RewardRequest(_Body):
+    """Responses to judge, as `inputs` or as `chats`, and how."""
+
+    inputs: list[RewardInput] | None = Field(None, min_length=1)
+    chats: list[Chat] | None = Field(
+        None, min_length=1, description="Whole conversations, each ending with the assistant's message to judge."
+    )
+    num_critiques: int = Field(1, ge=1, description="Critiques per response; the reward is their mean.")
+    temperature: float = Field(0.0, ge=0, le=100, allow_inf_nan=False, description="0 is greedy.")
+    max_new_tokens: int | None = Field(None, ge=1, description="Longest critique. Defaults to the server's limit.")
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    return_critiques: bool = Field(True, description="Whether the results hold the critiques' texts.")
+    return_critique_ids: bool = Field(False, description="Whether the results hold the critiques' token ids.")
+    stream: bool = Field(False, description="Send one critique as it is written, as server-sent events.")
+
+    @model_validator(mode="after")
+    def _check_together(self) -> "RewardRequest":
+        if (self.inputs is None) == (self.chats is None):
+            raise ValueError("give either `inputs` or `chats`")
+        if 0 < self.temperature < 0.001:
+            raise ValueError("`temperature` must be 0 or at least 0.001")
+        if self.num_critiques > 1 and self.temperature == 0:
+            raise ValueError("`num_critiques` above 1 needs `temperature` above 0: greedy critiques are all the same")
+        given = [row for row, item in enumerate(self.inputs or []) if item.critiques is not None]
+        if given and self.num_critiques > 1:
+            raise ValueError(f"`inputs[{given[0]}].critiques` says what is scored; leave `num_critiques` out")
+        if self.stream and (len(self.inputs or self.chats) != 1 or self.num_critiques != 1 or given):
+            raise ValueError("`stream` takes one input, writes one critique and takes no `critiques`")
+        if self.stream and not self.return_critiques:
+            raise ValueError("`stream` sends critiques; leave `return_critiques` out")
+        return self
+
+    def rows(self) -> list[Row]:
+        """The responses to judge. Raises `ValueError` for a chat that does not end with one, naming it."""
+        if self.inputs is not None:
+            return [Row(item.prompt, item.response, item.critiques) for item in self.inputs]
+        return [_split_chat(chat, f"chats[{row}]") for row, chat in enumerate(self.chats)]
+
+    def options(self) -> Options:
+        """How to judge them."""
+        return Options(self.num_critiques, self.temperature, self.max_new_tokens, self.seed)
+
+
+class RewardResult(BaseModel):
+    """The judgement of one response."""
+
+    reward: float = Field(description="Mean of `rewards`.")
+    rewards: list[float]
+    reward_std: float = Field(description="Population standard deviation of `rewards`.")
+    critique: str | None = Field(description="The first critique; empty for a classic model.")
+    critiques: list[str] | None
+    finish_reasons: list[Literal["stop", "length"]]
+    critique_ids: list[list[int]] | None = None
+
+    @classmethod
+    def of(cls, score: Score, request: RewardRequest) -> "RewardResult":
+        """What of a score a request asked for."""
+        return cls(
+            reward=score.reward,
+            rewards=list(score.rewards),
+            reward_std=score.reward_std,
+            critique=score.critique if request.return_critiques else None,
+            critiques=list(score.critiques) if request.return_critiques else None,
+            finish_reasons=list(score.finish_reasons),
+            critique_ids=[list(ids) for ids in score.critique_ids] if request.return_critique_ids else None,
+        )
+
+
+class RewardResponse(BaseModel):
+    """Results in the order of the request's inputs."""
+
+    model: str
+    results: list[RewardResult]
+
+
+class HealthResponse(BaseModel):
+    """A server that is ready, and what its model is."""
+
+    status: Literal["ready"] = "ready"
+    model: str
+    critique: bool = Field(description="Whether it writes critiques.")
+    context_length: int | None = Field(description="Tokens of the longest sequence, critique included.")
+
+
+class ErrorResponse(BaseModel):
+    """Why a request was not answered."""
+
+    error: str
+
+
+class OpenRLHFRequest(_Body):
+    """What OpenRLHF sends to its `--reward.remote_url`: decoded sequences, special tokens included."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    query: list[str] = Field(min_length=1, description="Prompt and response, in the policy's chat template.")
+    prompts: list[str] | None = Field(None, description="The part of each query that is the prompt.")
+    labels: Any = Field(None, description="Not used.")
+
+    @model_validator(mode="after")
+    def _check_together(self) -> "OpenRLHFRequest":
+        if self.prompts is not None and len(self.prompts) != len(self.query):
+            raise ValueError(f"{len(self.query)} entries in `query` but {len(self.prompts)} in `prompts`")
+        return self
+
+
+class OpenRLHFResponse(BaseModel):
+    """What OpenRLHF reads; every list has one entry per query."""
+
+    rewards: list[float]
+    scores: list[float]
+    extra_logs: dict[str, list[float]]
+
+
+class LlamaFactoryRequest(_Body):
+    """What LLaMA-Factory sends to a `reward_model` of type `api`."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    model: str = Field(description="Not used: the server has one model.")
+    messages: list[str] = Field(min_length=1, description="Whole conversations, in the policy's chat template.")
+    max_length: int | None = Field(None, description="Not used: what the model cannot hold is refused.")
+
+
+class LlamaFactoryResponse(BaseModel):
+    """What LLaMA-Factory reads."""
+
+    id: str
+    object: Literal["score.evaluation"] = "score.evaluation"
+    model: str
+    scores: list[float]
+
+
+def check_text(body: Any):
+    """Raise `ValueError`, naming the place, if a text in a JSON value is not Unicode or the value is too deep."""
+    waiting = [(body, ())]
+    while waiting:
+        value, path = waiting.pop()
+        if len(path) > MAX_DEPTH:
+            raise ValueError(f"`{spell_path(path[:4])}…` is nested more than {MAX_DEPTH} levels deep")
+        if isinstance(value, str):
+            try:
+                value.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(
+                    f"`{spell_path(path)}` holds a lone surrogate at character {error.start}; send valid Unicode"
+                ) from None
+        elif isinstance(value, dict):
+            waiting += [(name, (*path, "(key)")) for name in value]
+            waiting += [(item, (*path, name)) for name, item in value.items()]
+        elif isinstance(value, list):
+            waiting += [(item, (*path, index)) for index, item in enumerate(value)]
+
+
+def spell_path(path: tuple[str | int, ...]) -> str:
+    """`("inputs", 3, "response")` -> `inputs[3].response`."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
+
+
+def _split_chat(chat: Any, name: str) -> Row:
+    messages = chat.get("messages") if isinstance(chat, dict) else chat
+    if not isinstance(messages, list) or not messages:
+        raise ValueError(f"`{name}` holds no messages; give a list of messages that ends with the assistant's")
+    last = messages[-1]
+    if not isinstance(last, dict) or last.get("role") != "assistant":
+        raise ValueError(f"`{name}` does not end with a message of the assistant, which is what is judged")
+    if unknown := sorted(set(last) - {"role", "content"}):
+        raise ValueError(f"`{name}` ends with a message that has {', '.join(unknown)}; only `content` is judged")
+    if not isinstance(last.get("content"), str):
+        raise ValueError(f"`{name}` ends with a message whose `content` is no text")
+    if len(messages) == 1:
+        raise ValueError(f"`{name}` holds nothing that the assistant answers")
+    before = messages[:-1]
+    return Row({**chat, "messages": before} if isinstance(chat, dict) else before, last["content"])

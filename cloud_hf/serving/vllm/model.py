@@ -1,0 +1,108 @@
+"""The CLoud model inside vLLM: any causal LM that vLLM serves, and the reward head. See vllm_plugin.py for the idea.
+
+Shape suffixes: N tokens of a batch, S sequences that are sampled, H hidden, F flag columns, V vocabulary.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from vllm.config import VllmConfig
+from vllm.distributed import get_pp_group
+from vllm.model_executor.models.interfaces import SupportsLoRA, SupportsPP
+from vllm.model_executor.models.utils import (
+    AutoWeightsLoader,
+    PPMissingLayer,
+    init_vllm_registered_model,
+    maybe_prefix,
+)
+from vllm.sequence import IntermediateTensors
+
+from ...modeling_cloud import RewardHead
+
+
+# Hidden states carry a mark of the rows whose reward is to be read; so wide that rows stay aligned
+_FLAG_BYTES = 16
+
+
+class CLoudForVLLM(nn.Module, SupportsLoRA, SupportsPP):
+    """
+    A causal LM of vLLM whose critiques end with the reward token, after which the end of turn has the reward as logit.
+
+    Args:
+        vllm_config (`VllmConfig`):
+            vLLM's settings, with a [`CLoudConfig`] as `model_config.hf_config`.
+        prefix (`str`, *optional*, defaults to `""`):
+            Of the weights' names.
+    """
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
+        super().__init__()
+        self.config = vllm_config.model_config.hf_config
+        text_config = self.config.text_config
+        self.language_model = init_vllm_registered_model(
+            vllm_config=vllm_config,
+            prefix=maybe_prefix(prefix, "language_model"),
+            hf_config=text_config,
+            architectures=[MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[text_config.model_type]],
+        )
+        self.hidden_size = vllm_config.model_config.get_hidden_size()
+        self.end_id, self.reward_id = self.config.critique_end_token_id, self.config.reward_token_id
+        eos = text_config.eos_token_id
+        # Tokens by which the language model says that it is done, as in `CritiqueFormat.stop_ids`
+        self.stop_ids = [i for i in (eos if isinstance(eos, list) else [eos]) if i not in (None, self.end_id)]
+        self.reward_head = PPMissingLayer()
+        if get_pp_group().is_last_rank:
+            self.reward_head = RewardHead(self.hidden_size).float()
+        dtype = vllm_config.model_config.dtype
+        self.flag_columns = _FLAG_BYTES // dtype.itemsize
+        self.packed_modules_mapping = getattr(self.language_model, "packed_modules_mapping", {})
+        self.embedding_modules = getattr(self.language_model, "embedding_modules", {})
+        self.make_empty_intermediate_tensors = self.language_model.make_empty_intermediate_tensors
+
+    def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.language_model.embed_input_ids(self._without_reward_token(input_ids))
+
+    def _without_reward_token(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return torch.where(input_ids == self.reward_id, self.end_id, input_ids)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        intermediate_tensors: IntermediateTensors | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **kwargs,
+    ) -> torch.Tensor | IntermediateTensors:
+        """Hidden states of shape `(N, H + F)`; the flag columns are 1 where the reward token is fed."""
+        hidden_NH = self.language_model(
+            self._without_reward_token(input_ids), positions, intermediate_tensors, inputs_embeds, **kwargs
+        )
+        if isinstance(hidden_NH, IntermediateTensors):  # not the last stage of the pipeline
+            return hidden_NH
+        flag_N = (input_ids == self.reward_id).to(hidden_NH.dtype)
+        return torch.cat((hidden_NH, flag_N[:, None].expand(-1, self.flag_columns)), dim=-1)
+
+    def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
+        """Logits of shape `(S, V)`, fp32: of the critique's next token, or in flagged rows the reward alone."""
+        hidden_SH = hidden_states[:, : self.hidden_size].contiguous()
+        is_reward_S = hidden_states[:, self.hidden_size] > 0.5
+        logits_SV = self.language_model.compute_logits(hidden_SH)
+        if logits_SV is None:  # another rank samples
+            return None
+        logits_SV = logits_SV.float()
+        ends = [self.end_id, *self.stop_ids]
+        logits_SV[:, self.reward_id] = logits_SV[:, ends].amax(-1)
+        logits_SV[:, ends] = -torch.inf
+        if self.config.format == "cloud":
+            # The critique's logprobs are then true ones. (With a repetition penalty, which the reference's format needs,
+            # sampling would not be the same.)
+            logits_SV = logits_SV.log_softmax(-1)
+        logits_SV.masked_fill_(is_reward_S[:, None], -torch.inf)
+        reward_S = (self.reward_head(hidden_SH)[:, 0] - self.config.reward_mean) / self.config.reward_std
+        logits_SV[:, self.end_id] = torch.where(is_reward_S, reward_S, -torch.inf)
+        return logits_SV
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        return AutoWeightsLoader(self).load_weights(weights)

@@ -1,0 +1,163 @@
+"""Scoring with a vLLM engine in this process: critique and reward from one request."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+
+from tqdm.auto import tqdm
+from transformers import AutoTokenizer
+from vllm import LLM, LLMEngine, RequestOutput, SamplingParams
+from vllm.inputs import TokensInput
+
+from ...configuration_cloud import read_config
+from ...critique_format import CritiqueFormat, EncodedCritique
+from ...generation import Sample
+from ...scoring import OnScore, Score, read_request
+from .folder import servable_model
+from .requests import READING_TOKENS, VLLMRequests, seed_for
+
+
+class CLoudVLLM:
+    r"""
+    [`Scorer`] over vLLM in this process.
+
+    Args:
+        model (`str`):
+            Hub id or folder of a CLoud or classic model, or of a LoRA adapter.
+        show_progress (`bool`, *optional*, defaults to `False`):
+            Show a progress bar.
+        **vllm_options:
+            Passed to `vllm.LLM` (`dtype`, `max_model_len`, `tensor_parallel_size`, `enable_prefix_caching`, …). Rewards
+            equal those of transformers with `dtype="float32"`; the default, `"auto"`, takes the checkpoint's.
+
+    Raises:
+        `ValueError`: If `model` is no CLoud model.
+
+    Examples:
+
+    ```python
+    >>> from cloud_hf.serving import CLoudVLLM
+    >>> scorer = CLoudVLLM("my-cloud-rm", max_model_len=4096)
+    >>> [score] = scorer.score(["What is 2+2?"], ["4"], num_critiques=8, temperature=0.7)
+    ```
+    """
+
+    def __init__(self, model: str, show_progress: bool = False, **vllm_options):
+        self.show_progress = show_progress
+        self._resources = ExitStack()
+        folder = self._resources.enter_context(servable_model(str(model)))
+        self.config = read_config(folder)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.critique_format = CritiqueFormat.from_config(self.config, self.tokenizer)
+        self._requests = VLLMRequests(self.critique_format, self.config)
+        self.llm = LLM(folder, **vllm_options)
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of a sequence that the engine takes, less those it needs to close a critique."""
+        return self._requests.context_length(self.llm.llm_engine.model_config.max_model_len)
+
+    def score(
+        self,
+        prompts: list,
+        responses: list[str],
+        *,
+        num_critiques: int = 1,
+        temperature: float = 0.0,
+        max_new_tokens: int = 1024,
+        critiques: list | None = None,
+        seed: int | None = None,
+        on_score: OnScore | None = None,
+    ) -> list[Score]:
+        """See [`Scorer`]. Sampled critiques are other ones than those transformers would sample with the same seed."""
+        request = read_request(
+            self.critique_format,
+            self.config,
+            prompts,
+            responses,
+            num_critiques=num_critiques,
+            temperature=temperature,
+            max_new_tokens=max_new_tokens,
+            critiques=critiques,
+            context=self.llm.llm_engine.model_config.max_model_len,
+            reserved_tokens=self._requests.reserved_tokens,
+            reading_tokens=READING_TOKENS,
+        )
+        scores: list[Score | None] = [None] * len(request.prefixes)
+        with _Run(self.llm.llm_engine) as run, tqdm(total=len(scores), disable=not self.show_progress) as bar:
+
+            def end(row: int, samples: list[Sample]):
+                scores[row] = Score.of(samples)
+                bar.update()
+                if on_score is not None:
+                    on_score(row, scores[row])
+
+            def written(row: int, output: RequestOutput):
+                samples = self._requests.samples(output, max_new_tokens)
+                if self.critique_format.rereads_critiques:
+                    self._read(run, samples, request.reread(row, samples), partial(end, row))
+                else:
+                    end(row, samples)
+
+            if request.given is not None:
+                for row, samples in enumerate(request.given_samples()):
+                    self._read(run, samples, request.given[row], partial(end, row))
+            else:
+                vllm_config = self.llm.llm_engine.vllm_config
+                seeds = [seed_for(seed, temperature, prefix, vllm_config) for prefix in request.prefixes]
+                for row, prefix in enumerate(request.prefixes):
+                    params = self._requests.writing(num_critiques, temperature, max_new_tokens, seeds[row])
+                    run.add(self._requests.prompt_of(prefix), params, partial(written, row))
+            run.finish()
+        return scores
+
+    def _read(self, run: "_Run", samples: list[Sample], sequences: list[EncodedCritique], end: Callable):
+        """Have the rewards of a row's samples read; `end` gets the samples with their rewards."""
+        rewards = {}
+
+        def keep(index: int, output: RequestOutput):
+            rewards[index] = self._requests.reward(output)
+            if len(rewards) == len(samples):
+                end([replace(sample, reward=rewards[place]) for place, sample in enumerate(samples)])
+
+        for index, encoded in enumerate(sequences):
+            run.add(self._requests.sequence_of(encoded), self._requests.reading(), partial(keep, index))
+
+    def close(self):
+        """Stop the engine and free what it holds."""
+        self.llm.llm_engine.engine_core.shutdown()
+        self._resources.close()
+
+
+class _Run:
+    """
+    Requests of one call, each with what is done with its output as soon as it is there.
+
+    `LLM.generate` would hold all outputs back until the last one has come. Leaving the block takes what is still under way off the
+    engine, which would else give it to the next call.
+    """
+
+    def __init__(self, engine: LLMEngine):
+        self._engine = engine
+        self._ids: list[str] = []
+        self._takers: dict[str, Callable[[RequestOutput], None]] = {}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        if self._takers:
+            self._engine.abort_request(self._ids, internal=True)
+
+    def add(self, prompt: TokensInput, params: SamplingParams, take: Callable[[RequestOutput], None]):
+        """Start a request."""
+        name = str(len(self._ids))
+        self._takers[name] = take
+        self._ids.append(self._engine.add_request(name, prompt, params))
+
+    def finish(self):
+        """Wait for all requests, those included that are started meanwhile."""
+        while self._takers:
+            for output in self._engine.step():
+                self._takers.pop(output.request_id)(output)

@@ -1,0 +1,25 @@
+"""What goes into a model's card, from scores made by hand."""
+
+from benchmark_files import pair, write_rows
+
+from cloud_hf.evaluation.benchmarks import load_benchmarks, preference_pairs, rm_bench
+from cloud_hf.evaluation.report.report import Evaluation
+from cloud_hf.evaluation.results import card_results
+from cloud_hf.evaluation.sets import Sets
+
+
+def test_cards_say_where_the_rows_are_from(tmp_path):
+    """A preference set of the Hub is no local file, and its whole id is named."""
+    local = write_rows(tmp_path / "own.jsonl", [pair("x")])
+    [row] = preference_pairs.load([local])
+    scores = preference_pairs.score([row], [(1, 0)])
+    styles = {"chosen": ["a", "b", "c"], "rejected": ["d", "e", "f"]}
+    benchmarks = load_benchmarks([f"rm_bench={write_rows(tmp_path / 'rm.jsonl', [pair('chat', **styles)])}"])
+    missing = rm_bench.score(benchmarks[0].rows, [[1, 1, 1, 0, 0, 0]])
+    evaluations = [Evaluation("rm_bench", "RM-Bench", missing, benchmarks[0].rows, [], 0, 0)]
+    evaluations += [Evaluation(name, name, scores, [row], [], 0, 0) for name in ("own.jsonl", "a-set")]
+    found = card_results(evaluations, Sets(benchmarks, {local: None, "org/a-set": None}, {}, {}))
+    assert [(result.dataset_type, result.dataset_name) for result in found] == [
+        ("own.jsonl", "own.jsonl (local files)"),
+        ("org/a-set", "a-set"),
+    ]

@@ -1,0 +1,277 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from models_for_tests import make_model, save_language_model
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+from test_trainer import make_rows, make_trainer
+from tokenizers_for_tests import make_tokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, BitsAndBytesConfig, pipeline
+
+from cloud_hf.loading import load_critic, load_reward_model, record_base
+from cloud_hf.training.arguments import RewardModelConfig, TrainedModelConfig
+from cloud_hf.training.lora import model_for_sft
+
+
+def save_sft_adapter(base, folder, record=True, **options):
+    """An adapter of a language model as stage 1 leaves it, and the adapted model."""
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    options = {"r": 4, "target_modules": ["q_proj", "v_proj"], "init_lora_weights": False, **options}
+    adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **options))
+    adapted.save_pretrained(folder)
+    make_tokenizer("llama3").save_pretrained(folder)
+    if record:
+        record_base(folder, adapted)
+    return adapted
+
+
+@pytest.fixture(scope="module")
+def sft(base_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sft")
+    return folder, save_sft_adapter(base_folder, folder)
+
+
+@pytest.fixture(scope="module")
+def cloud(base_folder, tmp_path_factory):
+    """A trained CLoud adapter, and its trainer."""
+    folder = tmp_path_factory.mktemp("cloud")
+    trainer = make_trainer(str(base_folder), folder, peft_config=LoraConfig(r=4), learning_rate=1e-2)
+    trainer.train()
+    trainer.save_model()
+    return folder, trainer
+
+
+def lm_logits(model):
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        return model(ids).logits
+
+
+def assert_same(scores, expected):
+    for score, other in zip(scores, expected, strict=True):
+        assert score.critique_ids == other.critique_ids
+        assert score.reward == pytest.approx(other.reward, abs=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------ from stage to stage
+
+
+@pytest.mark.parametrize("critique", [True, False])
+def test_an_adapter_of_stage_1_goes_on_with_a_head(sft, base_folder, tmp_path, critique):
+    folder, sft_model = sft
+    trainer = make_trainer(str(folder), tmp_path / "out", critique=critique, learning_rate=1e-2)
+    torch.testing.assert_close(lm_logits(trainer.model.base_model.model.language_model), lm_logits(sft_model))
+    before = {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
+    trainer.train()
+    changed = {name for name, weight in trainer.model.named_parameters() if not torch.equal(weight, before[name])}
+    trained = {name for name in before if "lora_" in name or "modules_to_save" in name}
+    assert changed == trained and any("reward_head" in name for name in trained)
+    trainer.save_model()
+    saved = json.loads((tmp_path / "out/adapter_config.json").read_text())
+    assert saved["base_model_name_or_path"] == str(base_folder) and saved["modules_to_save"] == ["reward_head"]
+    model, tokenizer = load_reward_model(str(tmp_path / "out"))
+    assert_same(
+        model.score(["x"], ["y"], tokenizer, max_new_tokens=8),
+        trainer.model.score(["x"], ["y"], tokenizer, max_new_tokens=8),
+    )
+
+
+def test_a_pattern_of_layers_carries_over(base_folder, tmp_path):
+    sft_model = save_sft_adapter(base_folder, tmp_path / "sft", target_modules=r"model\.layers\.1\..*\.(q|k)_proj")
+    trainer = make_trainer(str(tmp_path / "sft"), tmp_path / "out")
+    torch.testing.assert_close(lm_logits(trainer.model.base_model.model.language_model), lm_logits(sft_model))
+
+
+def test_training_of_a_reward_models_adapter_goes_on(cloud, tmp_path):
+    folder, trained = cloud
+    again = make_trainer(str(folder), tmp_path, learning_rate=1e-2)
+    before = {name: weight.detach().clone() for name, weight in again.model.named_parameters()}
+    for name, weight in trained.model.named_parameters():
+        if weight.requires_grad:
+            torch.testing.assert_close(before[name], weight.detach())
+    again.train()
+    assert any(not torch.equal(weight, before[name]) for name, weight in again.model.named_parameters())
+
+
+def test_an_adapter_of_stage_1_writes_critiques(sft):
+    folder, sft_model = sft
+    from cloud_hf.data.builders.arguments import CriticArguments
+
+    args = CriticArguments(model_name_or_path=str(folder), dataset_name="d", output_dir="o")
+    config = args.read_critic()
+    torch.testing.assert_close(lm_logits(load_critic(str(folder), config).language_model), lm_logits(sft_model))
+
+
+# --------------------------------------------------------------------------------------------------- in every scorer
+
+
+def test_every_way_to_load_gives_the_same_rewards(cloud):
+    import evaluate
+
+    folder, trainer = cloud
+    name, tokenizer = str(folder), trainer.processing_class
+    prompts, answers = ["What is 2 + 2?", "x"], ["It is 4.", "no"]
+    expected = trainer.model.score(prompts, answers, tokenizer, max_new_tokens=8)
+    assert_same(AutoModel.from_pretrained(name).score(prompts, answers, tokenizer, max_new_tokens=8), expected)
+    judge = pipeline("critique-reward", model=name)
+    outputs = judge(
+        [{"prompt": prompt, "response": answer} for prompt, answer in zip(prompts, answers, strict=True)],
+        max_new_tokens=8,
+    )
+    metric = evaluate.load(str(Path(__file__).parents[2] / "spaces/cloud_reward"))
+    result = metric.compute(prompts=prompts, predictions=answers, model=name, max_new_tokens=8)
+    for output, reward, score in zip(outputs, result["rewards"], expected, strict=True):
+        assert output["critique"] == score.critique
+        assert output["reward"] == pytest.approx(score.reward, abs=1e-5) == reward
+
+
+def test_the_server_serves_an_adapter(cloud):
+    from servers_for_tests import serving
+
+    from cloud_hf.serving.server.app import load_engine, parse_arguments
+
+    folder, trainer = cloud
+    expected = trainer.model.score(["What is 2 + 2?"], ["4"], trainer.processing_class, max_new_tokens=8)
+    body = {"inputs": [{"prompt": "What is 2 + 2?", "response": "4"}], "max_new_tokens": 8}
+    with serving(load_engine(parse_arguments([str(folder)]))) as (_, http):
+        answer = http.post("/v1/rewards", json=body).json()
+    assert answer["results"][0]["reward"] == pytest.approx(expected[0].reward, abs=1e-5), answer
+
+
+# ---------------------------------------------------------------------------------------------------------- QLoRA
+
+
+@pytest.mark.parametrize("start", ["base", "sft"])
+def test_qlora_trains_the_head_in_fp32_over_four_bits(tmp_path, start):
+    pytest.importorskip("bitsandbytes")
+    from bitsandbytes.nn import Linear4bit
+
+    base = save_language_model(tmp_path / "base", hidden_size=64, intermediate_size=128)  # blocks have 64 weights
+    if start == "sft":
+        save_sft_adapter(base, tmp_path / "sft")
+    quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype="float32")
+    name = str(tmp_path / start)
+    peft_config = LoraConfig(r=4) if start == "base" else None
+    trainer = make_trainer(
+        name, tmp_path / "out", peft_config=peft_config, quantization_config=quantization, learning_rate=1e-2
+    )
+    model = trainer.model.base_model.model
+    quantised = {name for name, module in model.named_modules() if isinstance(module, Linear4bit)}
+    assert len(quantised) >= 14 and not any("reward_head" in name or "lm_head" in name for name in quantised)
+    head = model.reward_head.modules_to_save["default"].dense.weight
+    before = head.detach().clone()
+    assert head.dtype == torch.float32 and not torch.equal(head, head.bfloat16().float())
+    trainer.train()
+    assert not torch.equal(before, head) and all("loss" in log for log in trainer.state.log_history[:3])
+    trainer.save_model()
+    loaded, tokenizer = load_reward_model(str(tmp_path / "out"))
+    assert loaded.language_model.lm_head.weight.dtype == torch.float32
+    assert not any(isinstance(module, Linear4bit) for module in loaded.modules())
+    torch.testing.assert_close(loaded.reward_head.dense.weight, head.detach())
+    assert loaded.score(["x"], ["y"], tokenizer, max_new_tokens=4)[0].critique_ids
+
+
+# --------------------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"modules_to_save": ["lm_head"]}, "leaves the reward head out"),
+        ({"target_modules": ["q_proj", "v_prj"]}, "has 'v_prj', but the model has no such layer.*k_proj"),
+        ({"target_modules": "nothing.*"}, "No modules were targeted"),
+    ],
+)
+def test_adapters_that_would_not_train_are_refused(base_folder, tmp_path, options, says):
+    with pytest.raises(ValueError, match=says):
+        make_trainer(str(base_folder), tmp_path, peft_config=LoraConfig(r=4, **options))
+
+
+def test_dropout_that_would_be_switched_off_is_refused_before_the_model_loads(base_folder, tmp_path):
+    config = LoraConfig(r=4, lora_dropout=0.1)
+    with pytest.raises(
+        ValueError, match=r"`lora_dropout` is 0.1, but `disable_dropout` is on.*--disable_dropout False"
+    ):
+        make_trainer("no such model", tmp_path, peft_config=config)
+    trainer = make_trainer(str(base_folder), tmp_path, peft_config=config, disable_dropout=False)
+    rates = {module.p for module in trainer.model.modules() if isinstance(module, torch.nn.Dropout)}
+    assert rates == {0.1}
+
+
+@pytest.mark.parametrize("kind", [TrainedModelConfig, RewardModelConfig])
+def test_options_of_an_adapter_need_one(kind):
+    """TRL would pass over them and train all weights."""
+    for options in ({"lora_r": 8}, {"lora_target_modules": ["q_proj"]}, {"use_dora": True}, {"lora_dropout": 0.2}):
+        assert kind(use_peft=True, **options).use_peft
+        with pytest.raises(ValueError, match=f"`{next(iter(options))}` is .*without `use_peft` no adapter is made"):
+            kind(**options)
+
+
+def test_quantised_weights_without_an_adapter_are_refused_before_they_load(base_folder, tmp_path):
+    with pytest.raises(ValueError, match="cannot be trained themselves: add `--use_peft"):
+        make_trainer(str(base_folder), tmp_path, quantization_config=BitsAndBytesConfig(load_in_8bit=True))
+    model_args = TrainedModelConfig(model_name_or_path=str(base_folder), load_in_4bit=True)
+    with pytest.raises(ValueError, match="cannot be trained themselves: add `--use_peft"):
+        model_for_sft(model_args, AutoConfig.from_pretrained(base_folder), {})
+
+
+def test_a_peft_model_without_the_head_is_refused(base_folder, tmp_path):
+    adapted = get_peft_model(make_model(base_folder), LoraConfig(r=4, target_modules=["q_proj"]))
+    with pytest.raises(ValueError, match="leaves the reward head out"):
+        make_trainer(adapted, tmp_path, make_rows(4))
+
+
+def test_options_for_another_kind_of_model_are_refused(base_folder, tmp_path):
+    adapted = get_peft_model(
+        make_model(base_folder), LoraConfig(target_modules=["q_proj"], modules_to_save=["reward_head"])
+    )
+    with pytest.raises(ValueError, match="is an adapter already"):
+        make_trainer(adapted, tmp_path, peft_config=LoraConfig())
+    with pytest.raises(ValueError, match="for a model that is loaded by name"):
+        make_trainer(make_model(base_folder), tmp_path, quantization_config=BitsAndBytesConfig(load_in_8bit=True))
+
+
+def test_another_adapter_than_the_one_named_is_refused(sft, tmp_path):
+    for options, says in (({"r": 8}, "an adapter with r=4"), ({"r": 4, "target_modules": ["k_proj"]}, "adapts")):
+        config = LoraConfig(**{"lora_alpha": 8, **options})
+        with pytest.raises(ValueError, match=says):
+            make_trainer(str(sft[0]), tmp_path, peft_config=config)
+
+
+def test_an_adapter_over_another_base_is_refused(sft, cloud, base_folder, tmp_path):
+    def with_base(adapter, base, name):
+        folder = shutil.copytree(adapter, tmp_path / name)
+        config = json.loads((folder / "adapter_config.json").read_text())
+        (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": str(base)}))
+        return str(folder)
+
+    other = save_language_model(tmp_path / "other", seed=1)
+    wide = save_language_model(tmp_path / "wide", hidden_size=64)
+    with pytest.raises(ValueError, match="trained over another base: the weights"):
+        load_reward_model(with_base(cloud[0], other, "a"))
+    with pytest.raises(ValueError, match="trained over another base: the weights"):
+        make_trainer(with_base(sft[0], other, "b"), tmp_path / "out")
+    for adapter, name in ((cloud[0], "c"), (sft[0], "d")):
+        moved = with_base(adapter, wide, name)
+        Path(moved, "base_model.json").unlink()
+        with pytest.raises(ValueError, match=r"another base: (`hidden_size` was 32|.*has shape)"):
+            make_trainer(moved, tmp_path / "out")
+    for base, says in (
+        (tmp_path / "absent", "cannot be read|no model"),
+        (sft[0], "an adapter itself"),
+        ("", "does not say"),
+    ):
+        moved = with_base(cloud[0], base, f"e{says[:4]}")
+        with pytest.raises(ValueError, match=says):
+            load_reward_model(moved)
+    moved = with_base(cloud[0], shutil.copytree(base_folder, tmp_path / "copy"), "f")
+    assert load_reward_model(moved)
+
+
+def test_what_is_saved_is_small(cloud):
+    names = load_file(cloud[0] / "adapter_model.safetensors")
+    assert all("lora_" in name or "reward_head" in name for name in names)
