@@ -1,0 +1,102 @@
+"""Argument dataclasses: help texts taken from the docstring, and lower bounds."""
+
+import dataclasses
+import inspect
+import re
+import sys
+import typing
+from types import MappingProxyType
+
+
+T = typing.TypeVar("T")
+
+# "name (`type`, *optional*, defaults to `x`):" or "one, two:", alone on its line
+_ENTRY = re.compile(r"(\w+(?:, \w+)*)(?: \(.+\))?:")
+
+
+def documented(cls: type[T]) -> type[T]:
+    """
+    Use the `Parameters` section of a dataclass's docstring as the help texts of its command-line options.
+
+    Inherited fields keep the help of the class that defines them, unless the docstring describes them again.
+
+    Raises:
+        `TypeError`: If a field that the class defines has no entry, or an entry names no field.
+
+    Examples:
+
+    ```python
+    >>> @documented
+    ... @dataclass
+    ... class SplitArguments:
+    ...     '''
+    ...     Parameters:
+    ...         split (`str`, *optional*, defaults to `"train"`):
+    ...             Split to read.
+    ...     '''
+    ...
+    ...     split: str = "train"
+    >>> fields(SplitArguments)[0].metadata["help"]
+    'Split to read.'
+    ```
+    """
+    if sys.flags.optimize >= 2:  # python -OO strips docstrings
+        return cls
+    entries = parameter_texts(cls.__doc__ or "")
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    own = [name for name in inspect.get_annotations(cls) if name in fields]
+    if missing := [name for name in own if not entries.get(name)]:
+        raise TypeError(f"The docstring of {cls.__name__} does not describe `{missing[0]}`.")
+    if unknown := [name for name in entries if name not in fields]:
+        raise TypeError(f"The docstring of {cls.__name__} describes `{unknown[0]}`, which is not one of its fields.")
+    for name in own:
+        # argparse formats help texts with %
+        text = entries[name].replace("%", "%%")
+        fields[name].metadata = MappingProxyType({**fields[name].metadata, "help": text})
+    return cls
+
+
+def parameter_texts(docstring: str) -> dict[str, str]:
+    """Read the `Parameters` section of a docstring: each parameter's description as one line, without markup for links."""
+    lines = inspect.cleandoc(docstring).splitlines()
+    texts: dict[str, list[str]] = {}
+    names: list[str] = []
+    for line in lines[lines.index("Parameters:") + 1 :] if "Parameters:" in lines else ():
+        indent = len(line) - len(line.lstrip())
+        if line and not indent:  # the next section
+            break
+        if indent == 4:
+            entry = _ENTRY.fullmatch(line.strip())
+            names = entry[1].split(", ") if entry else []  # a line that starts with > is a heading
+            texts |= {name: [] for name in names}
+        elif line:
+            for name in names:
+                texts[name].append(line.strip())
+    return {name: re.sub(r"\[`~?([^`]+)`\]", r"\1", " ".join(text)) for name, text in texts.items()}
+
+
+def check_bounds(arguments: typing.Any, **least: float):
+    """
+    Check lower bounds of arguments. An argument that is `None` passes.
+
+    Args:
+        arguments:
+            A dataclass instance.
+        **least (`float`):
+            The smallest allowed value of each argument.
+
+    Raises:
+        `ValueError`: Names the first argument below its bound, and its value.
+
+    Examples:
+
+    ```python
+    >>> check_bounds(self, batch_size=1, seed=0)
+    ```
+    """
+    types = {field.name: field.type for field in dataclasses.fields(arguments)}
+    for name, bound in least.items():
+        value = getattr(arguments, name)
+        if value is not None and not value >= bound:
+            or_none = ", or None" if type(None) in typing.get_args(types[name]) else ""
+            raise ValueError(f"`{name}` is {value}; it must be at least {bound}{or_none}.")
