@@ -1,35 +1,46 @@
 import os
 
 
-# Nothing here may look for the network, and a run must not depend on how many cores the machine has
+# No test may look for the network. pytest-xdist's workers share the cores: with two OpenMP threads each, they wait for
+# each other by spinning, and the run takes almost twice as long.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
-from models_for_tests import make_model, save_language_model
+
+
+# Fixtures import torch when they are used, so that a test of a pure module starts at once
 
 
 @pytest.fixture(scope="session")
 def base_folder(tmp_path_factory):
     """A tiny Llama language model on disk."""
+    from models_for_tests import save_language_model
+
     return save_language_model(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture
 def model(base_folder):
     """A fresh CLoud model."""
+    from models_for_tests import make_model
+
     return make_model(base_folder)
 
 
 @pytest.fixture
 def classic_model(base_folder):
     """A fresh classic model."""
+    from models_for_tests import make_model
+
     return make_model(base_folder, critique=False)
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Say how many golden outputs were compared with."""
+    """Print the number of comparisons with golden outputs."""
     reports = [report for status in ("passed", "failed") for report in terminalreporter.stats.get(status, [])]
     reports = [report for report in reports if "tests/parity/" in report.nodeid]
     if reports:

@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from models_for_tests import make_model, save_language_model
+from models_for_tests import encode_batch, make_model, save_language_model
 from peft import LoraConfig, get_peft_model
-from test_modeling_cloud import encode_batch
 
 
 def gradients(model, batch, chunks, autocast):

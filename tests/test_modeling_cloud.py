@@ -6,33 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from models_for_tests import CRITIQUES, PROMPTS, RESPONSES, make_model, save_language_model
+from models_for_tests import PROMPTS, RESPONSES, encode_batch, make_model, save_language_model
 from safetensors.torch import load_file
 from tokenizers_for_tests import make_tokenizer
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from cloud_hf import CLoudConfig, CLoudForRewardModeling, CritiqueFormat, modeling_cloud
-
-
-def encode_batch(model, family="llama3", side="right"):
-    """Padded ids, mask and labels of the four test rows."""
-    critique_format = CritiqueFormat.from_config(model.config, make_tokenizer(family))
-    rows = [
-        critique_format.encode(prompt, response, critique if model.config.critique else None)
-        for prompt, response, critique in zip(PROMPTS, RESPONSES, CRITIQUES, strict=True)
-    ]
-    width = max(len(row.input_ids) for row in rows)
-
-    def pad(values, filler):
-        pads = [filler] * (width - len(values))
-        return [*pads, *values] if side == "left" else [*values, *pads]
-
-    return {
-        "input_ids": torch.tensor([pad(row.input_ids, 7) for row in rows]),
-        "attention_mask": torch.tensor([pad([1] * len(row.input_ids), 0) for row in rows]),
-        "labels": torch.tensor([pad(row.labels, -100) for row in rows]),
-    }
 
 
 # ------------------------------------------------------------------------------------------------------ saving

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 from models_for_tests import PROMPTS, RESPONSES
-from test_scripts import CPU, EXAMPLES, run
+from scripts_for_tests import CPU, EXAMPLES, run
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from cloud_hf.loading import load_reward_model

@@ -1,29 +1,16 @@
 """The scripts as a user types them, each in its own process."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from datasets import load_from_disk
 from models_for_tests import save_language_model
+from scripts_for_tests import CPU, run
 from shared_data import shared_data
 
 from cloud_hf.evaluation.arguments import short_names
 from cloud_hf.loading import load_reward_model
-
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
-CPU = ["--use_cpu", "--bf16", "False", "--per_device_train_batch_size", "2", "--report_to", "none"]
-
-
-def run(script, *options, fails=False):
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / f"{script}.py"), *map(str, options)], capture_output=True, text=True
-    )
-    assert (done.returncode != 0) == fails, done.stderr[-3000:]
-    return done.stderr if fails else done.stdout
 
 
 @pytest.fixture(scope="module")

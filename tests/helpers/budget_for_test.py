@@ -7,14 +7,13 @@ import torch
 
 
 sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 
-from test_sampler import make_rows, make_trainer
+from packed_batches import make_budget_trainer, make_rows
 
 
 def main(base: str, folder: Path):
     rows, options = make_rows(9, critiques=(1, 3)), {"shared_prompt": True, "token_budget": 700, "ddp_backend": "gloo"}
-    whole = make_trainer(base, folder / "whole", rows, **options)
+    whole = make_budget_trainer(base, folder / "whole", rows, **options)
     seen = [len(batch["reward_positions"]) // 2 for batch in whole.get_train_dataloader()]
     everywhere = torch.tensor(seen)
     torch.distributed.all_reduce(everywhere)  # fails unless all processes have equally many batches
@@ -23,7 +22,7 @@ def main(base: str, folder: Path):
     )
     whole.train()
     steps = whole.state.max_steps
-    resumed = make_trainer(base, folder / "resumed", rows, **options)
+    resumed = make_budget_trainer(base, folder / "resumed", rows, **options)
     resumed.train(resume_from_checkpoint=str(folder / f"whole/checkpoint-{steps // 3 + 2}"))
     equal = all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True))
     if whole.is_world_process_zero():

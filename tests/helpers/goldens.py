@@ -38,3 +38,21 @@ def load_tokenizer(kind: str = "teacher"):
 @cache
 def load_format(kind: str) -> CritiqueFormat:
     return CritiqueFormat.from_config(load_model(kind).config, load_tokenizer(kind))
+
+
+SIDES = ("chosen", "rejected")
+
+
+def kind_of(name):
+    """The critique SFT arm has the sequences of the CLoud arm."""
+    return "vanilla" if name.startswith("vanilla") else "teacher"
+
+
+def encode(sample, side, name, max_length):
+    """One row as the reference trains on it; of several critiques it takes the first."""
+    critique_format = load_format(kind_of(name))
+    critique = sample[f"{side}_feedback"]
+    critique = critique if isinstance(critique, str) else critique[0]
+    prefix = critique_format.encode_prefix(sample["prompt"], sample[side])
+    encoded = critique_format.complete_for_training(prefix, critique if critique_format.critique else None)
+    return critique_format.truncate_end(encoded, max_length)

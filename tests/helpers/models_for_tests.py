@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from tokenizers_for_tests import make_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from cloud_hf import CLoudForRewardModeling
+from cloud_hf import CLoudForRewardModeling, CritiqueFormat
 
 
 PROMPTS = ["What is 12 + 30?", "Name a river in Egypt, please, and say how long it is.", "x", "Write a poem."]
@@ -96,3 +96,23 @@ def save_published(
     index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return folder
+
+
+def encode_batch(model, family="llama3", side="right"):
+    """Padded ids, mask and labels of the four test rows."""
+    critique_format = CritiqueFormat.from_config(model.config, make_tokenizer(family))
+    rows = [
+        critique_format.encode(prompt, response, critique if model.config.critique else None)
+        for prompt, response, critique in zip(PROMPTS, RESPONSES, CRITIQUES, strict=True)
+    ]
+    width = max(len(row.input_ids) for row in rows)
+
+    def pad(values, filler):
+        pads = [filler] * (width - len(values))
+        return [*pads, *values] if side == "left" else [*values, *pads]
+
+    return {
+        "input_ids": torch.tensor([pad(row.input_ids, 7) for row in rows]),
+        "attention_mask": torch.tensor([pad([1] * len(row.input_ids), 0) for row in rows]),
+        "labels": torch.tensor([pad(row.labels, -100) for row in rows]),
+    }

@@ -1,6 +1,6 @@
 import pytest
 from datasets import Dataset
-from goldens import folder, load_format, load_tokenizer, read
+from goldens import SIDES, encode, folder, kind_of, load_format, load_tokenizer, read
 from safetensors.numpy import load_file
 
 from cloud_hf.critique_format import IGNORE_INDEX
@@ -11,22 +11,6 @@ FILES = [
     *(f"{method}_{size}" for method in ("teacher", "vanilla", "csft") for size in ("full", "trunc")),
     *(f"teacher_edge_{edge}" for edge in ("m2", "m1", "p0", "p1", "p2")),
 ]
-SIDES = ("chosen", "rejected")
-
-
-def kind_of(name):
-    """The critique SFT arm has the sequences of the CLoud arm."""
-    return "vanilla" if name.startswith("vanilla") else "teacher"
-
-
-def encode(sample, side, name, max_length):
-    """One row as the reference trains on it; of several critiques it takes the first."""
-    critique_format = load_format(kind_of(name))
-    critique = sample[f"{side}_feedback"]
-    critique = critique if isinstance(critique, str) else critique[0]
-    prefix = critique_format.encode_prefix(sample["prompt"], sample[side])
-    encoded = critique_format.complete_for_training(prefix, critique if critique_format.critique else None)
-    return critique_format.truncate_end(encoded, max_length)
 
 
 def padded(encoded, max_length, pad_id):

@@ -3,8 +3,7 @@ import math
 import pytest
 import torch
 from datasets import Dataset
-from goldens import folder, load_format, load_model, load_tokenizer, read
-from test_b_collate import SIDES, encode
+from goldens import SIDES, encode, folder, load_format, load_model, load_tokenizer, read
 from transformers import AutoModelForCausalLM
 
 from cloud_hf import CLoudForRewardModeling, CLoudTrainer, CLoudTrainingConfig

@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from safetensors.torch import load_file
-from test_trainer import make_rows, make_trainer
+from trainers_for_tests import make_rows, make_trainer
 from transformers import TrainerCallback
 
 from cloud_hf.training.resume import RECORD, NotSaved, whole_checkpoints

@@ -9,7 +9,7 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
-from test_trainer import make_rows, make_trainer
+from trainers_for_tests import make_rows, make_trainer
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from cloud_hf import CLoudTrainer, CLoudTrainingConfig

@@ -7,8 +7,8 @@ import torch
 from models_for_tests import make_model, save_language_model
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from test_trainer import make_rows, make_trainer
 from tokenizers_for_tests import make_tokenizer
+from trainers_for_tests import make_rows, make_trainer
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, BitsAndBytesConfig, pipeline
 
 from cloud_hf.loading import load_critic, load_reward_model, record_base

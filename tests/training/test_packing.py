@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
 from models_for_tests import make_model, save_language_model
+from packed_batches import LONG_PROMPT, MODES, encoded_rows, make_rows, train
 from peft import LoraConfig
 from tokenizers_for_tests import make_tokenizer
-from transformers import LlamaConfig, TrainerCallback
+from transformers import LlamaConfig
 
 from cloud_hf import CLoudTrainer, CLoudTrainingConfig
 from cloud_hf.critique_format import IGNORE_INDEX
@@ -15,51 +15,7 @@ from cloud_hf.packed_attention import packed_arguments
 from cloud_hf.training.packing import MIN_SHARED_TOKENS, Packing, TokenSequence
 
 
-LONG_PROMPT = "Please tell me, in as few words as you can, what the sum of these two numbers is: "
-MODES = {"padded": {}, "padding_free": {"padding_free": True}, "shared_prompt": {"shared_prompt": True}}
 LOGGED = ("loss", "pairwise_loss", "lm_loss", "accuracy", "mean_reward", "reward_std", "min_reward", "critique_length")
-
-
-def make_rows(count=6, critiques=(1,), **columns):
-    """Rows with long and short prompts; of the long ones chosen, rejected and all critiques share most."""
-    rows = []
-    for i in range(count):
-        n = critiques[i % len(critiques)]
-        rows.append(
-            {
-                "prompt": f"{LONG_PROMPT * (i % 3)}{i} + 30?",
-                "chosen": f"It is {i + 30}." + " Yes, it is." * (3 * (i % 2)),
-                "rejected": f"It is {i}." + " no" * (i % 3),
-                "chosen_feedback": [f"Right, and clear. {'Good. ' * k}" for k in range(n)],
-                "rejected_feedback": [f"Wrong sum. {'Bad. ' * (n - k)}" for k in range(n)],
-                **columns,
-            }
-        )
-    return Dataset.from_list(rows)
-
-
-class KeepGradients(TrainerCallback):
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        self.gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-
-def train(model, folder, rows, peft_config=None, **options):
-    """Log and gradients of one optimizer step."""
-    defaults = {
-        "max_steps": 1, "per_device_train_batch_size": 8, "logging_steps": 1, "report_to": [], "bf16": False,
-        "use_cpu": True, "gradient_checkpointing": False, "disable_tqdm": True, "save_strategy": "no", "max_grad_norm": 0.0,
-    }  # fmt: skip
-    keep = KeepGradients()
-    trainer = CLoudTrainer(
-        model,
-        CLoudTrainingConfig(str(folder), **{**defaults, **options}),
-        train_dataset=rows,
-        processing_class=make_tokenizer("llama3"),
-        callbacks=[keep],
-        peft_config=peft_config,
-    )
-    trainer.train()
-    return trainer.state.log_history[0], keep.gradients
 
 
 def assert_same(results, critique=True):
@@ -151,14 +107,6 @@ def test_and_so_where_critiques_have_no_labels(calm_base, tmp_path, unlabelled):
     rows = trainer_rows.map(cut, with_indices=True)
     results = {mode: train(make_model(calm_base), tmp_path / mode, rows, **options) for mode, options in MODES.items()}
     assert_same(results, critique=unlabelled == "some")
-
-
-def encoded_rows(base, folder, rows, **options):
-    options = {"use_cpu": True, "bf16": False, "report_to": [], **options}
-    config = CLoudTrainingConfig(str(folder / "encode"), **options)
-    return CLoudTrainer(
-        make_model(base), config, train_dataset=rows, processing_class=make_tokenizer("llama3")
-    ).train_dataset
 
 
 @pytest.mark.parametrize("mode", ["padding_free", "shared_prompt"])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from models_for_tests import make_model
-from test_packing import encoded_rows, make_rows, train
+from packed_batches import encoded_rows, make_budget_trainer, make_rows, train
 from tokenizers_for_tests import make_tokenizer
 
 from cloud_hf import CLoudTrainer, CLoudTrainingConfig
@@ -98,7 +98,7 @@ def test_a_step_is_the_same_however_a_budget_cuts_it(base_folder, tmp_path, opti
     rows = make_rows(6, critiques=(1, 3))
     log, gradients = train(make_model(base_folder), tmp_path, rows, per_device_train_batch_size=12)
     options = {"token_budget": 1300, **options}
-    batches = len(make_trainer(base_folder, tmp_path, rows, **options).get_train_dataloader())
+    batches = len(make_budget_trainer(base_folder, tmp_path, rows, **options).get_train_dataloader())
     assert batches > 1
     other_log, other_gradients = train(
         make_model(base_folder), tmp_path, rows, gradient_accumulation_steps=batches, **options
@@ -109,24 +109,15 @@ def test_a_step_is_the_same_however_a_budget_cuts_it(base_folder, tmp_path, opti
         torch.testing.assert_close(other_gradients[name], gradient, atol=2e-5, rtol=1e-4)
 
 
-def make_trainer(base, folder, rows, **options):
-    defaults = {
-        "num_train_epochs": 3, "token_budget": 1300, "logging_steps": 1, "report_to": [], "bf16": False, "use_cpu": True,
-        "gradient_checkpointing": False, "disable_tqdm": True, "save_strategy": "steps", "save_steps": 1,
-    }  # fmt: skip
-    args = CLoudTrainingConfig(str(folder), **{**defaults, **options})
-    return CLoudTrainer(make_model(base), args, train_dataset=rows, processing_class=make_tokenizer("llama3"))
-
-
 @pytest.mark.parametrize("options", [{}, {"shared_prompt": True}, {"shared_prompt": True, "token_budget": None}])
 def test_resumed_is_uninterrupted(base_folder, tmp_path, options):
     """Also from the middle of a later epoch, whose order is another."""
     rows = make_rows(9, critiques=(1, 3))
-    whole = make_trainer(base_folder, tmp_path / "whole", rows, **options)
+    whole = make_budget_trainer(base_folder, tmp_path / "whole", rows, **options)
     whole.train()
     steps = whole.state.max_steps
     assert steps % 3 == 0 and steps >= 9
-    resumed = make_trainer(base_folder, tmp_path / "resumed", rows, **options)
+    resumed = make_budget_trainer(base_folder, tmp_path / "resumed", rows, **options)
     resumed.train(resume_from_checkpoint=str(tmp_path / f"whole/checkpoint-{steps // 3 + 2}"))
     for (name, a), b in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(a, b), name
@@ -142,7 +133,7 @@ def test_own_collators_are_refused(base_folder, tmp_path):
 
 
 def test_fewer_batches_than_a_step_takes_are_refused(base_folder, tmp_path):
-    trainer = make_trainer(base_folder, tmp_path, make_rows(4), gradient_accumulation_steps=64)
+    trainer = make_budget_trainer(base_folder, tmp_path, make_rows(4), gradient_accumulation_steps=64)
     batches = len(trainer.get_train_dataloader())
     assert batches < 64
     with pytest.raises(ValueError, match=f"into {batches} batches, but one optimizer step takes 64"):

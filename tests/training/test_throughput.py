@@ -3,7 +3,7 @@ import time
 import pytest
 from models_for_tests import make_model, save_language_model
 from peft import LoraConfig
-from test_trainer import make_trainer
+from trainers_for_tests import make_trainer
 from transformers import BitsAndBytesConfig
 
 from cloud_hf.training.throughput import peak_flops

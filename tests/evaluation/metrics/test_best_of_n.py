@@ -4,7 +4,7 @@ import statistics
 
 import pytest
 from datasets import Dataset
-from test_pairs import TableScorer
+from table_scorer import TableScorer
 from tokenizers_for_tests import make_tokenizer
 
 from cloud_hf import CritiqueFormat

@@ -1,27 +1,11 @@
 import pytest
 from datasets import Dataset
 from shared_data import read_rows, shared_data
+from table_scorer import TableScorer
 from tokenizers_for_tests import make_tokenizer
 
-from cloud_hf import CritiqueFormat, Score, TransformersScorer
+from cloud_hf import CritiqueFormat, TransformersScorer
 from cloud_hf.evaluation import evaluate_pairs
-
-
-class TableScorer:
-    """A scorer that knows each response's reward."""
-
-    def __init__(self, rewards):
-        self.rewards = rewards
-        self.calls = []
-
-    def score(self, prompts, responses, **options):
-        self.calls.append((prompts, responses, options))
-        return [
-            Score(
-                self.rewards[text], "c", (self.rewards[text],), ("c",), 0.0, ("length" if text == "cut" else "stop",)
-            )
-            for text in responses
-        ]
 
 
 def evaluate(rows, rewards, **options):
