@@ -13,7 +13,7 @@ from trainers_for_tests import make_rows, make_trainer
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from cloud_hf import CLoudTrainer, CLoudTrainingConfig
-from cloud_hf.training import launch_checks
+from cloud_hf.training import resume as launch_checks
 from cloud_hf.training.resume import check_launch
 from cloud_hf.training.sft import CritiqueSFTConfig
 
