@@ -1,0 +1,245 @@
+"""
+Write the measured figures into README.md and the pages of docs/, from the files in benchmarks/results/.
+
+A block between `<!-- figures: NAME -->` and `<!-- /figures -->` is replaced by what the function NAME returns. A test checks that
+the pages are up to date.
+
+    python docs/figures.py                                                        # rewrite the blocks
+    python docs/figures.py --quickstart runs/seed-0 runs/seed-1 runs/seed-2       # first record finished quickstart runs
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+BLOCK = re.compile(r"(?P<start><!-- figures: (?P<name>\w+) -->\n).*?(?P<end><!-- /figures -->)", re.DOTALL)
+
+
+def quickstart(result: dict) -> str:
+    classic, cloud = result["arms"]["classic"], result["arms"]["cloud"]
+    seeds = [f"seed {run['seed']}" for run in classic]
+    accuracy = [
+        [name, *[f"{run['accuracy']:.1%} / {run['hard']:.1%}" for run in runs]]
+        for name, runs in (
+            ("classic: all pairs / three or four swaps", classic),
+            ("CLoud: all pairs / three or four swaps", cloud),
+        )
+    ]
+    best = [f"{a['best_of_4']:.1%} / {b['best_of_4']:.1%}" for a, b in zip(classic, cloud, strict=True)]
+    rows = [*accuracy, ["best of 4: classic / CLoud (chance 25%)", *best]]
+    return table(["accuracy", *seeds], rows)
+
+
+def scoring_speed(result: dict) -> str:
+    work, sides, ratios = result["workload"], result["sides"], result["ratios"]
+    names = {
+        "reference": "the reference implementation: generate, tokenise again, second forward pass",
+        "generate": "`generate` alone, without rewards",
+        "score": "`model.score`",
+        "vllm_plain": "vLLM alone, without rewards",
+        "vllm_score": "`CLoudVLLM`",
+    }
+    notes = {
+        "score": f"{ratios['score / reference']['value']:.2f} × the reference implementation",
+        "vllm_score": f"{ratios['vllm_score / reference']['value']:.2f} × the reference implementation, "
+        f"{ratios['vllm_score / vllm_plain']['value']:.2f} × vLLM alone",
+    }
+    rows = [[name, f"{sides[key]['rewards_per_second']:.2f}", notes.get(key, "")] for key, name in names.items()]
+    limit = result["physical_limit"]
+    return (
+        f"{work['cores']} CPU cores, random model of {limit['parameters'] / 1e6:.0f} M parameters, {work['chats']} chats of "
+        f"250 ± 120 tokens, {work['new_tokens']} new tokens each, fp32; medians of {work['rounds']} alternating rounds. No method "
+        f"could exceed about {limit['rewards_per_second']:.1f} rewards/s on that machine.\n\n"
+        + table(["", "rewards/s", ""], rows)
+        + f"\n\n{work['critiques_of_one_response']} sampled critiques of one response take "
+        f"{ratios['seconds cached / uncached']['value']:.2f} of the time with prefix caching that "
+        f"{work['critiques_of_one_response']} requests take without it.\n\nMeasured by `benchmarks/scoring_speed.py`."
+    )
+
+
+def training_speed(result: dict) -> str:
+    names = {
+        "padding_free": "`--padding_free True`",
+        "padded": "padded to the longest sequence of the batch",
+        "reference": "padded to 2,048 tokens with all logits, as in the reference implementation",
+        "limit": "for comparison: trunk and labelled logits only, one sequence at a time",
+    }
+    sides, sharing = result["sides"], result["ratios"]["shared_prompt / padding_free, several turns"]
+    rows = [[name, f"{sides[key]['useful_tokens_per_second']:,.0f}"] for key, name in names.items()]
+    return (
+        f"{result['workload']['cores']} CPU cores, model of hidden size 512, real pairs with critiques:\n\n"
+        + table(["", "useful tokens/s"], rows)
+        + "\n\nWhere prompts are half of the tokens, `--shared_prompt True` is "
+        f"{sharing['value']:.2f} × faster again; the saved tokens allow {sharing['allowed']:.2f} ×. "
+        "Measured by `benchmarks/training_speed.py`."
+    )
+
+
+def loss_memory(result: dict) -> str:
+    work, sides = result["workload"], result["sides"]
+    names = {
+        "chunks_1": "`--lm_loss_chunks 1`",
+        "chunks_8": "`--lm_loss_chunks 8`",
+        "chunks_32": "`--lm_loss_chunks 32`",
+    }
+    names["all_logits"] = "logits of all positions at once"
+    rows = [
+        [name, f"{sides[key]['seconds_median']:.1f} s", f"{sides[key]['peak_megabytes'] / 1000:.1f} GB"]
+        for key, name in names.items()
+    ]
+    return (
+        f"One step at a vocabulary of {work['vocabulary']:,}, one pair of {work['tokens']}, {work['cores']} CPU cores:\n\n"
+        + table(["", "time", "peak memory"], rows)
+        + "\n\nMeasured by `benchmarks/loss_memory.py`."
+    )
+
+
+def plan_accuracy(result: dict) -> str:
+    rows = [
+        [
+            row["model"],
+            row["mode"],
+            f"{row['planned_mib']:,.0f} MiB",
+            f"{row['measured_mib']:,.0f} MiB",
+            f"{row['ratio']:.3f}",
+        ]
+        for row in result["rows"]
+    ]
+    worst = max(abs(row["ratio"] - 1) for row in result["rows"])
+    return (
+        f"Planned and measured peak of one training step on a CPU in fp32; they differ by at most {worst:.1%}:\n\n"
+        + table(["model", "mode", "planned", "measured", "ratio"], rows)
+        + "\n\nMeasured by `benchmarks/plan_accuracy.py`."
+    )
+
+
+def convert_memory(result: dict) -> str:
+    return (
+        f"A checkpoint of {result['checkpoint_gb']:.1f} GB in {result['shards']} shards took "
+        f"{result['convert_above_libraries_gb']:.2f} GB above the memory of the libraries; its largest shard has "
+        f"{result['largest_shard_gb']:.2f} GB. Loading and saving the complete model took "
+        f"{result['load_and_save_above_libraries_gb']:.2f} GB. Measured by `benchmarks/convert_memory.py`."
+    )
+
+
+def builder_throughput(result: dict) -> str:
+    rates, memory = result["requests_per_second"], result["memory"]
+    names = {
+        "builder": "a builder",
+        "client": "a bare loop over the same client library",
+        "aiohttp": "a loop over aiohttp",
+    }
+    rows = [[name, f"{rates[key]:.0f}"] for key, name in names.items()]
+    return (
+        "A server that takes 64 requests at a time and answers after 0.2 s allows "
+        f"{result['physical_limit_requests_per_second']:.0f} requests per second:\n\n"
+        + table(["", "requests/s"], rows)
+        + f"\n\nA journal entry is the answer plus about {result['journal_bytes_per_row'] - result['answer_bytes']:.0f} bytes. "
+        f"{memory['rows']:,} rows took at most {memory['peak_resident_mb']:.0f} MB of memory, more than half of it for the libraries. "
+        "Measured by `benchmarks/builder_throughput.py`."
+    )
+
+
+def evaluation_overhead(result: dict) -> str:
+    times = {backend: result[backend]["evaluate / direct"]["value"] for backend in ("transformers", "vllm")}
+    rounds = " and ".join(str(result[backend]["rounds"]) for backend in times)
+    return (
+        "Checks, journal and metrics add little to the time of scoring the same chats directly: "
+        f"{times['transformers']:.3f} × with transformers and {times['vllm']:.3f} × with vLLM (medians of {rounds} rounds on "
+        f"{result['vllm']['threads']} cores). Measured by `benchmarks/evaluation_overhead.py`."
+    )
+
+
+def server_load(result: dict) -> str:
+    first = result["transformers"]
+    difference = max(result[backend]["largest_difference"] for backend in result)
+
+    def memory(backend: str) -> list[str]:
+        by_tenth = result[backend]["memory_mb_at_start_and_after_each_tenth"]
+        return [backend, f"{by_tenth[5]:,} MB", f"{by_tenth[-1]:,} MB"]
+
+    return (
+        f"{first['requests']:,} requests from {first['clients']} clients, some cancelled, malformed or too large: every reward that "
+        f"was answered equals that of its chat alone, within {difference:.0e}.\n\n"
+        + table(
+            ["backend", "memory after half of the requests", "at the end"], [memory(backend) for backend in result]
+        )
+        + "\n\nMeasured by `benchmarks/server_load.py`."
+    )
+
+
+FIGURES: dict[str, Callable[[dict], str]] = {
+    function.__name__: function
+    for function in (
+        quickstart,
+        scoring_speed,
+        training_speed,
+        loss_memory,
+        plan_accuracy,
+        convert_memory,
+        builder_throughput,
+        evaluation_overhead,
+        server_load,
+    )
+}
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table whose columns, but for the first, are aligned right where they hold numbers."""
+    numeric = [all(re.match(r"[\d,.]+( |$|×)", row[i]) for row in rows) for i in range(len(header))]
+    rule = ["---:" if right else "---" for right in numeric]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *rows))
+
+
+def pages() -> list[Path]:
+    """Return the files that may hold blocks."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def fill(text: str) -> str:
+    """Return a page with its blocks written from the results."""
+
+    def block(match: re.Match) -> str:
+        result = json.loads((RESULTS / f"{match['name']}.json").read_text(encoding="utf8"))
+        return f"{match['start']}{FIGURES[match['name']](result)}\n{match['end']}"
+
+    return BLOCK.sub(block, text)
+
+
+def record_quickstart(runs: Sequence[Path]):
+    """Write the results of finished quickstart runs to `benchmarks/results/quickstart.json`."""
+    reports = [json.loads((run / "report.json").read_text(encoding="utf8")) for run in runs]
+    arms = {
+        arm: [
+            {
+                "seed": report["seed"],
+                "accuracy": report["arms"][arm]["accuracy"],
+                "hard": report["arms"][arm]["hard"],
+                "best_of_4": report["arms"][arm]["best_of_n"]["4"],
+            }
+            for report in reports
+        ]
+        for arm in ("classic", "cloud")
+    }
+    (RESULTS / "quickstart.json").write_text(json.dumps({"version": 1, "arms": arms}, indent=2) + "\n")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
+    parser.add_argument(
+        "--quickstart", nargs="+", type=Path, help="folders of finished quickstart runs to record first"
+    )
+    args = parser.parse_args()
+    if args.quickstart:
+        record_quickstart(args.quickstart)
+    for page in pages():
+        page.write_text(fill(page.read_text(encoding="utf8")), encoding="utf8")
+
+
+if __name__ == "__main__":
+    main()
