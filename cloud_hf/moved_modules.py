@@ -26,7 +26,7 @@ MOVED = {
     "data.pasted_tables": "spaces_ui",
     "data.ray_critiques": "data.builders.ray",
     "data.schemas": "data.rows",
-    "data.self_critiques": "data.builders.self_critiques",
+    "data.self_critiques": "data.critiques",
     "evaluation.arena_hard_arguments": "evaluation.arena_hard.arguments",
     "evaluation.arena_hard_judge": "evaluation.arena_hard.judge",
     "evaluation.arena_hard_servers": "evaluation.arena_hard.servers",

@@ -14,56 +14,9 @@ A Slurm array with one shard a task; a task that was killed goes on when it is s
     sbatch --dependency=afterok:JOB --wrap "python examples/merge_shards.py --shards out-* --output_dir merged"
 """
 
-import asyncio
-import os
-from dataclasses import dataclass, field
-
 from trl import TrlParser
 
-from cloud_hf.data.journal import JournalError
-from cloud_hf.data.shards import REJECTS, merge, read_shards
-
-
-@dataclass(kw_only=True)
-class MergeArguments:
-    """
-    What is joined.
-
-    Parameters:
-        shards (`list[str]`):
-            Output folders of all shards, in any order.
-        output_dir (`str`):
-            Folder for the joined dataset, its card, `rejects.jsonl` and `build.json`.
-    """
-
-    shards: list[str] = field(metadata={"help": "Output folders of all shards."})
-    output_dir: str = field(metadata={"help": "Folder for the joined dataset."})
-
-    def __post_init__(self):
-        if os.path.realpath(self.output_dir) in map(os.path.realpath, self.shards):
-            raise ValueError(f"`output_dir` is one of the shards ({self.output_dir}); name another folder.")
-
-
-ARGUMENTS = (MergeArguments,)
-
-
-def main(args: MergeArguments):
-    shards = read_shards(args.shards)
-    try:
-        counts = asyncio.run(merge(shards, args.output_dir))
-    except (JournalError, OSError) as error:
-        raise SystemExit(str(error)) from None
-    print(
-        f"{counts['rows']} rows of {len(shards)} shards in {args.output_dir} ({counts['dropped']} dropped, "
-        f"{counts['failed']} failed)."
-    )
-    if counts["failed"]:
-        failed = [str(shard.path) for shard in shards if shard.counts["failed"]]
-        print(
-            f"{counts['failed']} row(s) failed in {', '.join(failed)}: see {REJECTS}. Run these shards again to try them again, "
-            "and merge again."
-        )
-        raise SystemExit(3)
+from cloud_hf.data.shards import ARGUMENTS, main
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """Join what the shards of a builder wrote into the dataset that one run would have written."""
 
+import asyncio
 import json
+import os
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 from datasets import Dataset, load_from_disk
 
 from .folder import RECORD, REJECTS, DatasetFolder, Reject, read_record
+from .journal import JournalError
 from .judge import PreferenceStatistics
 from .run import seen
 
@@ -155,3 +158,45 @@ def _check_ids(shards: Sequence[Shard]):
             if name in seen:
                 raise ValueError(f"{shard.path}: the id {name!r} is also in {seen[name]}.")
             seen[name] = shard.path
+
+
+@dataclass(kw_only=True)
+class MergeArguments:
+    """
+    What is joined.
+
+    Parameters:
+        shards (`list[str]`):
+            Output folders of all shards, in any order.
+        output_dir (`str`):
+            Folder for the joined dataset, its card, `rejects.jsonl` and `build.json`.
+    """
+
+    shards: list[str] = field(metadata={"help": "Output folders of all shards."})
+    output_dir: str = field(metadata={"help": "Folder for the joined dataset."})
+
+    def __post_init__(self):
+        if os.path.realpath(self.output_dir) in map(os.path.realpath, self.shards):
+            raise ValueError(f"`output_dir` is one of the shards ({self.output_dir}); name another folder.")
+
+
+ARGUMENTS = (MergeArguments,)
+
+
+def main(args: MergeArguments):
+    shards = read_shards(args.shards)
+    try:
+        counts = asyncio.run(merge(shards, args.output_dir))
+    except (JournalError, OSError) as error:
+        raise SystemExit(str(error)) from None
+    print(
+        f"{counts['rows']} rows of {len(shards)} shards in {args.output_dir} ({counts['dropped']} dropped, "
+        f"{counts['failed']} failed)."
+    )
+    if counts["failed"]:
+        failed = [str(shard.path) for shard in shards if shard.counts["failed"]]
+        print(
+            f"{counts['failed']} row(s) failed in {', '.join(failed)}: see {REJECTS}. Run these shards again to try them again, "
+            "and merge again."
+        )
+        raise SystemExit(3)

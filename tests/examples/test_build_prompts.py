@@ -14,9 +14,9 @@ from shared_data import read_rows as read_jsonl
 from shared_data import shared_data
 from trl import TrlParser
 
+from cloud_hf.data.builders.prompts import ARGUMENTS, main
 from cloud_hf.data.duplicates import EvaluationNGrams, find_near_duplicates, words
 from cloud_hf.data.prompts import prompt_id
-from examples.build_prompts import ARGUMENTS, main
 
 
 SCRIPT = "build_prompts"

@@ -13,10 +13,10 @@ from ...loading import adapter_base, is_adapter, read_model_config, tokenizer_so
 from ...model_identity import identify_model
 from ...modeling_cloud import CLoudForRewardModeling
 from ..completions import CompletionClient
+from ..critiques import SIDES, CritiqueOptions
 from ..journal import key_of
 from ..rows import PAIR_COLUMNS, check_columns, load_rows, response_of, row_name
 from ..run import check_rows
-from .self_critiques import SIDES, CritiqueOptions
 
 
 @dataclass(kw_only=True)

@@ -18,8 +18,7 @@ pytest.importorskip("ray", reason="needs Ray: `pip install 'ray[data]==2.60.0'`"
 
 import ray
 
-from cloud_hf.data.builders.ray import RayEngines, connect
-from examples.build_critiques_with_ray import RayCritiqueArguments, main
+from cloud_hf.data.builders.ray import RayCritiqueArguments, RayEngines, connect, main
 
 
 pytestmark = pytest.mark.vllm
@@ -103,7 +102,7 @@ def test_critiques_are_those_of_transformers_failures_are_rejected_and_a_killed_
     too_long = {"prompt": "x " * 600, "chosen": "It is.", "rejected": "No."}
     dataset = save_rows(tmp_path / "pairs.jsonl", [too_long, *ROWS])
     # The engine refuses what does not fit; here nothing keeps it from being asked
-    monkeypatch.setattr("examples.build_critiques_with_ray.context_of", lambda *_: 4096)
+    monkeypatch.setattr("cloud_hf.data.builders.ray.context_of", lambda *_: 4096)
     with pytest.raises(SystemExit) as stopped:
         build(folder, tmp_path / "out", dataset)
     assert stopped.value.code == 3

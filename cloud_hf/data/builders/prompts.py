@@ -1,0 +1,367 @@
+"""The first stage of building data: prompts of one or several datasets, without duplicates and evaluation prompts."""
+
+import asyncio
+import hashlib
+import os
+import re
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, Features, LargeList, List, Value
+from tqdm import tqdm
+
+from ...conversation import read_prompt
+from ..duplicates import Duplicate, EvaluationNGrams, find_exact_duplicates, find_near_duplicates
+from ..folder import REJECTS, DatasetFolder
+from ..journal import JournalError
+from ..prompts import Prompt, PromptReject, PromptSource, canonical, count_outcomes, draw, turns
+from ..rows import check_columns, load_rows
+
+
+FEEDBACK, INTERACT = "ultrafeedback", "ultrainteract"
+
+
+@dataclass(kw_only=True)
+class PromptArguments:
+    """
+    Which prompts, and what is left out.
+
+    Parameters:
+        output_dir (`str`):
+            Folder for everything that is written.
+        sources (`list[str]`, *optional*):
+            `ultrafeedback`, `ultrainteract` or both. Prompts of UltraInteract are its single-turn trajectories; with both, as
+            many of them are drawn as UltraFeedback has prompts left.
+        feedback_name (`str`, *optional*, defaults to `"openbmb/UltraFeedback"`):
+            Where UltraFeedback lies: Hub id, JSONL or Parquet file, or `save_to_disk` folder.
+        interact_name (`str`, *optional*, defaults to `"openbmb/UltraInteract_pair"`):
+            Where UltraInteract_pair lies, likewise.
+        dataset_name (`list[str]`, *optional*):
+            Other datasets, with a column of prompts (strings or lists of chat messages), likewise.
+        source_name (`list[str]`, *optional*):
+            What these are called in the column `source` and in ids, one name for each. By default the Hub id, or the name of
+            the file or folder without its place and ending.
+        dataset_config (`str`, *optional*):
+            Configuration of the Hub datasets in `dataset_name`.
+        dataset_split (`str`, *optional*, defaults to `"train"`):
+            Split to read.
+        prompt_column (`str`, *optional*, defaults to `"prompt"`):
+            Column of the prompts in `dataset_name`.
+        near_duplicate_threshold (`float`, *optional*, defaults to `0.8`):
+            Jaccard similarity of word 5-grams from which on a prompt duplicates an earlier one; above 1, only exact
+            duplicates count.
+        decontaminate_against (`list[str]`, *optional*):
+            Evaluation sets, named like datasets. Prompts that overlap with one of theirs are left out.
+        decontaminate_config (`str`, *optional*):
+            Configuration of those on the Hub.
+        decontaminate_split (`str`, *optional*, defaults to `"test"`):
+            Their split.
+        decontaminate_column (`str`, *optional*, defaults to `"prompt"`):
+            Their column of prompts.
+        ngram (`int`, *optional*, defaults to `13`):
+            Words in a row that make an overlap; a shorter prompt overlaps with one of the same words.
+        limit (`int`, *optional*):
+            Read only so many rows of each dataset.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the draw from UltraInteract.
+        push_to_hub (`str`, *optional*):
+            Hub id to upload the dataset to.
+    """
+
+    output_dir: str = field(metadata={"help": "Folder for everything that is written."})
+    sources: list[str] | None = field(default=None, metadata={"help": "ultrafeedback, ultrainteract or both."})
+    feedback_name: str = field(default="openbmb/UltraFeedback", metadata={"help": "Where UltraFeedback lies."})
+    interact_name: str = field(default="openbmb/UltraInteract_pair", metadata={"help": "Where UltraInteract lies."})
+    dataset_name: list[str] | None = field(default=None, metadata={"help": "Other datasets with a column of prompts."})
+    source_name: list[str] | None = field(default=None, metadata={"help": "What these are called in ids."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the Hub datasets."})
+    dataset_split: str = field(default="train", metadata={"help": "Split to read."})
+    prompt_column: str = field(default="prompt", metadata={"help": "Column of the prompts in dataset_name."})
+    near_duplicate_threshold: float = field(
+        default=0.8, metadata={"help": "Jaccard similarity of duplicates; above 1: exact ones only."}
+    )
+    decontaminate_against: list[str] | None = field(default=None, metadata={"help": "Evaluation sets."})
+    decontaminate_config: str | None = field(default=None, metadata={"help": "Configuration of those on the Hub."})
+    decontaminate_split: str = field(default="test", metadata={"help": "Split of the evaluation sets."})
+    decontaminate_column: str = field(default="prompt", metadata={"help": "Their column of prompts."})
+    ngram: int = field(default=13, metadata={"help": "Words in a row that make an overlap."})
+    limit: int | None = field(default=None, metadata={"help": "Read only so many rows of each dataset."})
+    seed: int = field(default=0, metadata={"help": "Seed of the draw from UltraInteract."})
+    push_to_hub: str | None = field(default=None, metadata={"help": "Hub id to upload the dataset to."})
+
+    def __post_init__(self):
+        if unknown := sorted(set(self.sources or []) - {FEEDBACK, INTERACT}):
+            raise ValueError(f"`sources` names {', '.join(unknown)}; it takes {FEEDBACK} and {INTERACT}.")
+        if not self.sources and not self.dataset_name:
+            raise ValueError(f"Nothing to read: name `sources` ({FEEDBACK}, {INTERACT}) or datasets (`dataset_name`).")
+        given = len(self.dataset_name or [])
+        if self.source_name is not None and len(self.source_name) != given:
+            raise ValueError(f"`source_name` holds {len(self.source_name)} name(s) for {given} dataset(s).")
+        if self.near_duplicate_threshold <= 0:
+            raise ValueError(f"`near_duplicate_threshold` is {self.near_duplicate_threshold}; it must be above 0.")
+        if self.ngram < 1:
+            raise ValueError(f"`ngram` is {self.ngram}; it must be at least 1.")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"`limit` is {self.limit}; it must be at least 1.")
+        labels = [label for label, *_ in self.places()]
+        if repeated := [label for label, count in Counter(labels).items() if count > 1]:
+            raise ValueError(f"Two sources are called {repeated[0]!r}; give each dataset a name with `source_name`.")
+        read = [
+            *(self.dataset_name or []),
+            self.feedback_name,
+            self.interact_name,
+            *(self.decontaminate_against or []),
+        ]
+        if os.path.realpath(self.output_dir) in map(os.path.realpath, read):
+            raise ValueError(f"`output_dir` is one of the datasets ({self.output_dir}); name another folder.")
+
+    def places(self) -> list[tuple[str, str, str | None, str, bool]]:
+        """For each source in order: its name, the dataset, its configuration, the column, and whether that is trajectories."""
+        labels = self.source_name or [dataset_label(name) for name in self.dataset_name or []]
+        places = []
+        if FEEDBACK in (self.sources or []):
+            places.append((FEEDBACK, self.feedback_name, None, "instruction", False))
+        if INTERACT in (self.sources or []):
+            places.append((INTERACT, self.interact_name, None, "trajectory", True))
+        for label, name in zip(labels, self.dataset_name or [], strict=True):
+            places.append((label, name, self.dataset_config, self.prompt_column, False))
+        return places
+
+
+ARGUMENTS = (PromptArguments,)
+
+
+def main(args: PromptArguments):
+    sources = open_sources(args)
+    evaluation = open_evaluation_sets(args)
+    folder = DatasetFolder(args.output_dir, "Prompts", settings_of(args, sources))
+    try:
+        with folder.open_journal():  # refuses other settings and a second writer
+            counts = build(args, sources, evaluation, folder)
+    except (JournalError, OSError) as error:
+        raise SystemExit(str(error)) from None
+    if not counts["rows"]:
+        raise SystemExit(f"No row is left; {folder.path / REJECTS} says why: {counts['reasons']}.")
+    print(f"{counts['rows']} prompts in {args.output_dir}.")
+    if args.push_to_hub:
+        folder.push(args.push_to_hub)
+
+
+def build(
+    args: PromptArguments, sources: list[PromptSource], evaluation: EvaluationNGrams, folder: DatasetFolder
+) -> dict[str, Any]:
+    """Read, leave out, write; the counts."""
+    rejects: list[PromptReject] = []
+    prompts = read_sources(sources, rejects)
+    prompts = remove_exact_duplicates(prompts, rejects)
+    if args.near_duplicate_threshold <= 1:
+        prompts = remove_near_duplicates(prompts, rejects, args.near_duplicate_threshold)
+    prompts = remove_contaminated(prompts, rejects, evaluation)
+    if {FEEDBACK, INTERACT} <= set(args.sources or []):
+        prompts = draw_equally(prompts, rejects, args.seed)
+
+    outcomes = count_outcomes(sources, prompts, rejects)
+    overlaps = count_overlaps(rejects, args.decontaminate_against or [])
+    print_counts(outcomes, overlaps, rejects)
+    counts = {"rows_read": sum(len(source.rows) for source in sources), "sources": outcomes, "overlaps": overlaps}
+    order = [source.name for source in sources]
+    rejects.sort(key=lambda reject: (order.index(reject.source), reject.index))
+    counts = asyncio.run(folder.write(results(prompts, rejects), features_of(prompts), counts))
+    folder.write_record(counts)
+    return counts
+
+
+def settings_of(args: PromptArguments, sources: list[PromptSource]) -> dict[str, Any]:
+    """What the dataset depends on."""
+    left_out = (
+        "output_dir",
+        "push_to_hub",
+        "feedback_name",
+        "interact_name",
+        "dataset_name",
+        "source_name",
+        "sources",
+    )
+    read = {
+        label: {"dataset": name, "column": column, "rows": len(source.rows), "hash": hash_of(source.rows, column)}
+        for (label, name, _, column, _), source in zip(args.places(), sources, strict=True)
+    }
+    rest = {name: value for name, value in asdict(args).items() if name not in left_out}
+    return {"builder": "prompts", "sources": read, **rest}
+
+
+def hash_of(rows: Dataset, column: str) -> str:
+    """A hash of a column's bytes, which need not be text."""
+    digest = hashlib.sha256()
+    for table in rows.select_columns([column]).with_format("arrow").iter(batch_size=1000):
+        for batch in table.combine_chunks().to_batches():
+            digest.update(batch.serialize())
+    return digest.hexdigest()[:32]
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+
+
+def dataset_label(name: str) -> str:
+    """The Hub id, or the name of a file or folder without its place and ending: ids must not depend on where it lies."""
+    path = Path(name)
+    return re.sub(r"(\.jsonl?|\.parquet)?(\.gz)?$", "", path.resolve().name) if path.exists() else name
+
+
+def open_sources(args: PromptArguments) -> list[PromptSource]:
+    """All sources in order, their columns checked."""
+    sources = []
+    for label, name, config, column, trajectories in args.places():
+        rows = load_rows(name, args.dataset_split, config)
+        option = "" if label in (FEEDBACK, INTERACT) else " (`--prompt_column`)"
+        check = check_trajectories if trajectories else check_prompts
+        check(rows, column, f"Reading {name} as {label}{option}")
+        rows = rows.select(range(min(args.limit or len(rows), len(rows))))
+        sources.append(PromptSource(label, rows, column, trajectories))
+    return sources
+
+
+def open_evaluation_sets(args: PromptArguments) -> EvaluationNGrams:
+    """The n-grams of all evaluation sets."""
+    evaluation = EvaluationNGrams(args.ngram)
+    for name in args.decontaminate_against or []:
+        rows = load_rows(name, args.decontaminate_split, args.decontaminate_config)
+        column = args.decontaminate_column
+        check_prompts(rows, column, f"Decontamination (`--decontaminate_column`) against {name}")
+        for index in range(len(rows)):
+            try:
+                messages = read_prompt(rows[index][column], allow_empty=True).messages
+            except ValueError as error:
+                raise ValueError(f"{name}, row {index}, column {column!r}: {error}") from error
+            evaluation.add(name, [user_text(messages)])
+    return evaluation
+
+
+def user_text(messages: list[dict[str, Any]]) -> str:
+    """What the user says in a prompt, all turns in a row. A turn alone may be as short as "yes"."""
+    return "\n".join(message["content"] for message in messages if message["role"] == "user")
+
+
+def check_prompts(rows: Dataset, column: str, purpose: str):
+    """Refuse a missing column, and one of numbers or the like, before the rows are counted as unusable one by one."""
+    check_columns(rows.column_names, (column,), purpose)
+    feature = rows.features[column]
+    if isinstance(feature, Value) and feature.dtype not in ("string", "large_string"):
+        raise ValueError(
+            f"{purpose}: the column {column!r} holds {feature.dtype}; prompts are strings or lists of chat messages."
+        )
+
+
+def check_trajectories(rows: Dataset, column: str, purpose: str):
+    """Refuse another layout than UltraInteract's."""
+    check_columns(rows.column_names, (column,), purpose)
+    feature = rows.features[column]
+    message = feature.feature if isinstance(feature, List | LargeList) else None
+    if not isinstance(message, dict) or "value" not in message:
+        raise ValueError(f"{purpose}: the column {column!r} does not hold lists of `from` and `value`.")
+
+
+def read_sources(sources: list[PromptSource], rejects: list[PromptReject]) -> list[Prompt]:
+    """The usable prompts of all sources, in order; the other rows are added to `rejects`."""
+    prompts = []
+    for source in sources:
+        for outcome in tqdm(source.read(), total=len(source.rows), desc=f"Reading {source.name}", disable=None):
+            (prompts if isinstance(outcome, Prompt) else rejects).append(outcome)
+    return prompts
+
+
+# --------------------------------------------------------------------------------------------------------- leaving out
+
+
+def remove_exact_duplicates(prompts: list[Prompt], rejects: list[PromptReject]) -> list[Prompt]:
+    duplicates = find_exact_duplicates(canonical(prompt.prompt) for prompt in prompts)
+    return remove_duplicates(prompts, duplicates, "exact duplicate", rejects)
+
+
+def remove_near_duplicates(prompts: list[Prompt], rejects: list[PromptReject], threshold: float) -> list[Prompt]:
+    """System prompts are often long and shared: prompts are compared by their other turns, and only under the same one."""
+    texts = ["\n".join(text for role, text in turns(prompt.prompt) if role != "system") for prompt in prompts]
+    systems = ["\n".join(text for role, text in turns(prompt.prompt) if role == "system") for prompt in prompts]
+    return remove_duplicates(prompts, find_near_duplicates(texts, threshold, systems), "near-duplicate", rejects)
+
+
+def remove_duplicates(
+    prompts: list[Prompt], duplicates: dict[int, Duplicate], reason: str, rejects: list[PromptReject]
+) -> list[Prompt]:
+    for index, duplicate in duplicates.items():
+        of = prompts[duplicate.of]
+        similarity = round(duplicate.similarity, 4)
+        rejects.append(
+            PromptReject.of(prompts[index], reason, duplicate_of=of.id, its_source=of.source, similarity=similarity)
+        )
+    return [prompt for index, prompt in enumerate(prompts) if index not in duplicates]
+
+
+def remove_contaminated(
+    prompts: list[Prompt], rejects: list[PromptReject], evaluation: EvaluationNGrams
+) -> list[Prompt]:
+    kept = []
+    for prompt in tqdm(prompts, desc="Decontaminating", disable=None):
+        if ngrams := evaluation.find(user_text(read_prompt(prompt.prompt).messages)):
+            rejects.append(PromptReject.of(prompt, "overlaps with evaluation", ngrams=ngrams))
+        else:
+            kept.append(prompt)
+    return kept
+
+
+def draw_equally(prompts: list[Prompt], rejects: list[PromptReject], seed: int) -> list[Prompt]:
+    """As many prompts of UltraInteract as there are of UltraFeedback."""
+    number = sum(prompt.source == FEEDBACK for prompt in prompts)
+    pool = [prompt for prompt in prompts if prompt.source == INTERACT]
+    undrawn = {prompt.id for prompt in pool} - {prompt.id for prompt in draw(pool, number, seed)}
+    rejects += [PromptReject.of(prompt, "not drawn") for prompt in pool if prompt.id in undrawn]
+    return [prompt for prompt in prompts if prompt.id not in undrawn]
+
+
+# ------------------------------------------------------------------------------------------------- counting and writing
+
+
+def count_overlaps(rejects: list[PromptReject], names: list[str]) -> dict[str, dict[str, Any]]:
+    """Prompts that overlap with each evaluation set, and the n-gram that most of them share with it."""
+    found = [reject.details["ngrams"] for reject in rejects if "ngrams" in reject.details]
+    overlaps = {}
+    for name in names:
+        ngrams = Counter(shared[name] for shared in found if name in shared)
+        overlaps[name] = {"prompts": ngrams.total(), "commonest": dict(ngrams.most_common(1))}
+    return overlaps
+
+
+def print_counts(
+    outcomes: dict[str, dict[str, int]], overlaps: dict[str, dict[str, Any]], rejects: list[PromptReject]
+):
+    """
+    What happened to the rows, and what a task's fixed wording would show in: many near-duplicates of one prompt, or many
+    overlaps in one n-gram.
+    """
+    for name, counts in outcomes.items():
+        print(f"{name}: {', '.join(f'{number} {outcome}' for outcome, number in counts.items())}")
+    originals = Counter(reject.details["duplicate_of"] for reject in rejects if reject.reason == "near-duplicate")
+    for name, number in originals.most_common(1):
+        print(f"The prompt with the most near-duplicates is {name}, with {number}.")
+    for name, overlap in overlaps.items():
+        shown = "".join(f", {number} of them in: {ngram}" for ngram, number in overlap["commonest"].items())
+        print(f"{overlap['prompts']} prompt(s) overlap with {name}{shown}")
+
+
+def features_of(prompts: list[Prompt]) -> Features:
+    """Strings, or chats if there is one."""
+    chats = any(not isinstance(prompt.prompt, str) for prompt in prompts)
+    text = Value("string")
+    return Features(id=text, prompt=List({"role": text, "content": text}) if chats else text, source=text)
+
+
+async def results(prompts: list[Prompt], rejects: list[PromptReject]) -> AsyncIterator[dict[str, Any] | PromptReject]:
+    chats = any(not isinstance(prompt.prompt, str) for prompt in prompts)
+    for prompt in prompts:
+        messages = [{"role": role, "content": text} for role, text in turns(prompt.prompt)]
+        yield {"id": prompt.id, "prompt": messages if chats else prompt.prompt, "source": prompt.source}
+    for reject in rejects:
+        yield reject
