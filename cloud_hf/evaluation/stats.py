@@ -1,54 +1,30 @@
-"""Bootstrap over rows of statistics that take weights: many at once, by matrix products. Figures of a benchmark with their 95 % intervals, and the form in which every benchmark gives its scores."""
+"""Estimates with 95 % intervals: shares, weighted means, and bootstraps over rows. Also the form in which benchmarks give scores."""
 
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.stats import binomtest, bootstrap
-
-from .rows import BenchmarkRow
 
 
-RESAMPLES = 1000
+if TYPE_CHECKING:
+    from .rows import BenchmarkRow
+
+
+RESAMPLES = 2000
+# A statistic of weighted rows often sorts or bins them in every resample
+RESAMPLES_OF_ROWS = 1000
 _AT_ONCE = 100  # bounds memory: a set may have 100,000 rows
+_ENDS = (0.025, 0.975)
 
-
-def row_counts(num_rows: int, seed: int = 0) -> Iterator[np.ndarray]:
-    """How often each row is drawn in each resample: integer arrays of shape (resamples, num_rows), in parts."""
-    rng = np.random.default_rng(seed)
-    for _ in range(RESAMPLES // _AT_ONCE):
-        drawn = rng.integers(num_rows, size=(_AT_ONCE, num_rows))
-        yield np.stack([np.bincount(places, minlength=num_rows) for places in drawn])
-
-
-def interval_over_rows(num_rows: int, statistic: Callable[[np.ndarray], np.ndarray]) -> np.ndarray | None:
-    """
-    95 % percentile interval of a statistic of weighted rows; the same in every run.
-
-    Args:
-        num_rows (`int`):
-            Rows to draw from.
-        statistic (`Callable`):
-            Takes the rows' counts, shape (resamples, num_rows), and gives values of shape (resamples, …). NaN where a resample
-            has none.
-
-    Returns:
-        `np.ndarray` or `None`: Lower and upper ends, shape (2, …); `None` for fewer than two rows.
-    """
-    if num_rows < 2:
-        return None
-    values = np.concatenate([statistic(counts) for counts in row_counts(num_rows)])
-    return np.nanquantile(values, (0.025, 0.975), axis=0)
-
-
-_RESAMPLES = 2000
+Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Figure:
+class Estimate:
     """
     A number with its uncertainty.
 
@@ -56,53 +32,214 @@ class Figure:
         value (`float`):
             A share from 0 to 1 unless said otherwise; NaN where rows are missing.
         n (`int`):
-            Rows it rests on.
+            Number of rows behind it.
         ci95 (`tuple[float, float]`, *optional*):
-            95 % interval over rows: Wilson's for a share of right rows, else percentiles of a bootstrap with a fixed
-            seed that draws rows within each subset. `None` where a subset has fewer than two rows, or where all rows of each
-            subset are alike, so that all draws are.
+            95 % interval over rows: Wilson's for a share of right rows, otherwise percentiles of a bootstrap with a fixed
+            seed that draws rows within each subset. `None` if a subset has fewer than two rows, or if the rows of each
+            subset are all alike, which makes all draws alike.
     """
 
     value: float
     n: int
-    ci95: tuple[float, float] | None = None
+    ci95: Interval | None = None
 
     def summary(self) -> dict[str, Any]:
-        """For JSON, which has no NaN: an unknown value is `None`."""
+        """Return the estimate for JSON, which has no NaN: an unknown value is `None`."""
         return {"value": None if math.isnan(self.value) else self.value, "n": self.n, "ci95": self.ci95}
+
+
+Figure = Estimate  # its name in version 0.1
+
+
+# --------------------------------------------------------------------------------------------------------- bootstrap
+
+
+def draw_places(sizes: Sequence[int], resamples: int = RESAMPLES, seed: int = 0) -> Iterator[list[np.ndarray]]:
+    """
+    Draw rows with replacement, from each stratum as many as it has.
+
+    Args:
+        sizes (`Sequence[int]`):
+            Rows in each stratum.
+        resamples (`int`, *optional*, defaults to `2000`):
+            Resamples in total.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the draws.
+
+    Yields:
+        `list[np.ndarray]`: For each stratum the places drawn, of shape (resamples, size), 100 resamples at a time.
+    """
+    rng = np.random.default_rng(seed)
+    for start in range(0, resamples, _AT_ONCE):
+        count = min(_AT_ONCE, resamples - start)
+        yield [rng.integers(size, size=(count, size)) for size in sizes]
+
+
+def percentile_interval(
+    sizes: Sequence[int], statistic: Callable[..., np.ndarray], resamples: int = RESAMPLES
+) -> np.ndarray | None:
+    """
+    95 % percentile interval of any statistic of drawn rows; the same in every run.
+
+    Args:
+        sizes (`Sequence[int]`):
+            Rows in each stratum.
+        statistic (`Callable`):
+            Takes the places drawn from each stratum, of shape (resamples, size) each, and returns values of shape
+            (resamples, …). NaN where a resample has none.
+        resamples (`int`, *optional*, defaults to `2000`):
+            Resamples in total.
+
+    Returns:
+        `np.ndarray` or `None`: Lower and upper ends, shape (2, …); `None` if a stratum has fewer than two rows.
+    """
+    if min(sizes) < 2:
+        return None
+    values = np.concatenate([statistic(*places) for places in draw_places(sizes, resamples)])
+    return np.nanquantile(values, _ENDS, axis=0)
+
+
+def interval_over_rows(num_rows: int, statistic: Callable[[np.ndarray], np.ndarray]) -> np.ndarray | None:
+    """
+    95 % percentile interval of a statistic that takes the rows' weights, which is fast as a matrix product.
+
+    Args:
+        num_rows (`int`):
+            Rows to draw from.
+        statistic (`Callable`):
+            Takes how often each row was drawn, shape (resamples, num_rows), and returns values of shape (resamples, …).
+
+    Returns:
+        `np.ndarray` or `None`: See [`percentile_interval`].
+    """
+
+    def of_counts(places: np.ndarray) -> np.ndarray:
+        return statistic(np.stack([np.bincount(drawn, minlength=num_rows) for drawn in places]))
+
+    return percentile_interval([num_rows], of_counts, RESAMPLES_OF_ROWS)
+
+
+def bootstrap_interval(samples: Sequence[np.ndarray], statistic: Callable[..., Any]) -> Interval | None:
+    """
+    95 % percentile interval of a statistic of samples.
+
+    Args:
+        samples (`Sequence[np.ndarray]`):
+            Rows are drawn from each sample separately.
+        statistic (`Callable`):
+            Takes the samples and `axis`, as `np.mean` does.
+
+    Returns:
+        `tuple[float, float]` or `None`: `None` if a sample has fewer than two rows, or if no sample has rows that differ:
+            an interval without width would claim certainty.
+    """
+    if not any(len(sample) and np.ptp(sample) for sample in samples):
+        return None
+
+    def of_places(*places: np.ndarray) -> np.ndarray:
+        return statistic(*(sample[drawn] for sample, drawn in zip(samples, places, strict=True)), axis=-1)
+
+    interval = percentile_interval([len(sample) for sample in samples], of_places)
+    return None if interval is None else (float(interval[0]), float(interval[1]))
+
+
+# ------------------------------------------------------------------------------------------------- shares and means
+
+
+def wilson(share: float, n: int) -> Interval:
+    """Return Wilson's 95 % interval of a share of `n` rows, where `share * n` need not be an integer."""
+    z = NormalDist().inv_cdf(_ENDS[1])
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def share(outcomes: Sequence[float]) -> Estimate:
+    """
+    Mean outcome of rows.
+
+    Args:
+        outcomes (`Sequence[float]`):
+            From 0 (wrong) to 1 (right).
+
+    Returns:
+        [`Estimate`]: With Wilson's interval if each outcome is 0 or 1, otherwise a bootstrap's.
+    """
+    n = len(outcomes)
+    if n == 0:
+        return Estimate(math.nan, 0)
+    if all(outcome in (0, 1) for outcome in outcomes):
+        value = round(sum(outcomes)) / n
+        return Estimate(value, n, wilson(value, n))
+    return weighted_mean({"": outcomes}, {"": 1.0})
+
+
+def mean_estimate(values: Sequence[float]) -> Estimate:
+    """Return the mean over rows of any number, with a bootstrap's interval."""
+    if not len(values):
+        return Estimate(math.nan, 0)
+    sample = np.asarray(values, dtype=float)
+    return Estimate(float(sample.mean()), len(sample), bootstrap_interval([sample], np.mean))
+
+
+def weighted_mean(strata: Mapping[str, Sequence[float]], weights: Mapping[str, float]) -> Estimate:
+    """
+    Weighted mean of the means of strata.
+
+    Args:
+        strata (`Mapping[str, Sequence[float]]`):
+            Outcomes of the rows of each stratum.
+        weights (`Mapping[str, float]`):
+            Weight of each stratum. The mean is undefined if one of them has no rows.
+
+    Returns:
+        [`Estimate`]: NaN if a stratum that `weights` names has no rows.
+    """
+    if not weights or any(not strata.get(name) for name in weights):
+        return Estimate(math.nan, sum(len(strata.get(name, ())) for name in weights))
+    samples = [np.asarray(strata[name], dtype=float) for name in weights]
+    shares = np.array([weights[name] for name in weights]) / math.fsum(weights.values())
+
+    def mean(*samples, axis=-1):
+        return sum(part * sample.mean(axis=axis) for part, sample in zip(shares, samples, strict=True))
+
+    return Estimate(float(mean(*samples)), sum(map(len, samples)), bootstrap_interval(samples, mean))
+
+
+# ----------------------------------------------------------------------------------------- the scores of a benchmark
 
 
 @dataclass(frozen=True)
 class BenchmarkScores:
     """
-    What a model reached on a benchmark.
+    Scores of a model on a benchmark.
 
     Args:
         benchmark (`str`):
             Its name.
         headline (`str`):
-            Which of `figures` is the one to quote.
-        figures (`dict[str, Figure]`):
+            Key of the figure to quote.
+        figures (`dict[str, Estimate]`):
             The official figures.
-        subsets (`dict[str, Figure]`):
-            Shares of right rows by subset, unknown subsets included.
+        subsets (`dict[str, Estimate]`):
+            Share of right rows in each subset, including unknown subsets.
         ties (`int`):
             Rows in which the best right and the best wrong response have equal rewards.
         undecidable (`int`):
             Rows in which a right and a wrong response are the same text.
         missing (`tuple[str, ...]`):
-            Subsets of the benchmark without rows. A section rests on those that have rows; a mean that lacks a whole part is
-            not given.
+            Subsets of the benchmark without rows. A section is computed from the subsets that have rows; a mean that lacks
+            an entire part is not given.
         unknown (`dict[str, int]`):
-            Rows of subsets that do not belong to the benchmark; they are in no figure of it.
+            Row counts of subsets that do not belong to the benchmark; no figure includes them.
         details (`dict[str, Any]`):
-            What is particular to the benchmark, ready for JSON.
+            Results specific to the benchmark, ready for JSON.
     """
 
     benchmark: str
     headline: str
-    figures: dict[str, Figure]
-    subsets: dict[str, Figure]
+    figures: dict[str, Estimate]
+    subsets: dict[str, Estimate]
     ties: int
     undecidable: int
     missing: tuple[str, ...] = ()
@@ -111,11 +248,11 @@ class BenchmarkScores:
 
     @property
     def value(self) -> float:
-        """The headline figure's value."""
+        """Value of the headline figure."""
         return self.figures[self.headline].value
 
     def notes(self) -> list[str]:
-        """What a reader must know beside the figures, as sentences."""
+        """Return caveats for readers of the figures, as sentences."""
         notes = []
         if self.missing:
             notes.append(
@@ -133,7 +270,7 @@ class BenchmarkScores:
         return notes
 
     def summary(self) -> dict[str, Any]:
-        """The scores for JSON."""
+        """Return the scores for JSON."""
         return {
             "benchmark": self.benchmark,
             "headline": self.headline,
@@ -148,88 +285,15 @@ class BenchmarkScores:
         }
 
 
-def count_unknown(rows: Iterable[BenchmarkRow], known: Iterable[str]) -> dict[str, int]:
-    """How many rows each subset has that is not among the `known` ones."""
+def count_unknown(rows: "Iterable[BenchmarkRow]", known: Iterable[str]) -> dict[str, int]:
+    """Count the rows of each subset that is not among the `known` ones."""
     known = set(known)
     return dict(Counter(row.subset for row in rows if row.subset not in known))
 
 
-def by_subset(rows: Sequence[BenchmarkRow], values: Sequence[Any]) -> dict[str, list]:
-    """Values of rows, gathered by subset in order of appearance."""
+def by_subset(rows: "Sequence[BenchmarkRow]", values: Sequence[Any]) -> dict[str, list]:
+    """Group the values of rows by subset, in order of appearance."""
     gathered: dict[str, list] = {}
     for row, value in zip(rows, values, strict=True):
         gathered.setdefault(row.subset, []).append(value)
     return gathered
-
-
-def share(outcomes: Sequence[float]) -> Figure:
-    """
-    Mean outcome of rows.
-
-    Args:
-        outcomes (`Sequence[float]`):
-            From 0 (wrong) to 1 (right).
-
-    Returns:
-        [`Figure`]: With Wilson's interval if each outcome is 0 or 1, else a bootstrap's.
-    """
-    n = len(outcomes)
-    if n == 0:
-        return Figure(math.nan, 0)
-    if all(outcome in (0, 1) for outcome in outcomes):
-        right = round(sum(outcomes))
-        interval = binomtest(right, n).proportion_ci(0.95, method="wilson")
-        return Figure(right / n, n, (float(interval.low), float(interval.high)))
-    return weighted_mean({"": outcomes}, {"": 1.0})
-
-
-def weighted_mean(strata: Mapping[str, Sequence[float]], weights: Mapping[str, float]) -> Figure:
-    """
-    Weighted mean of the means of strata.
-
-    Args:
-        strata (`Mapping[str, Sequence[float]]`):
-            Outcomes of the rows of each stratum.
-        weights (`Mapping[str, float]`):
-            Weight of each stratum; those without rows leave the mean undefined.
-
-    Returns:
-        [`Figure`]: NaN if a stratum that `weights` names has no rows.
-    """
-    if not weights or any(not strata.get(name) for name in weights):
-        return Figure(math.nan, sum(len(strata.get(name, ())) for name in weights))
-    samples = [np.asarray(strata[name], dtype=float) for name in weights]
-    shares = np.array([weights[name] for name in weights]) / math.fsum(weights.values())
-
-    def mean(*samples, axis=-1):
-        return sum(part * sample.mean(axis=axis) for part, sample in zip(shares, samples, strict=True))
-
-    return Figure(float(mean(*samples)), sum(map(len, samples)), bootstrap_interval(samples, mean))
-
-
-def bootstrap_interval(samples: Sequence[np.ndarray], statistic: Callable[..., Any]) -> tuple[float, float] | None:
-    """
-    95 % percentile interval of a statistic; the same in every run.
-
-    Args:
-        samples (`Sequence[np.ndarray]`):
-            Rows are drawn from each sample on its own.
-        statistic (`Callable`):
-            Takes the samples and `axis`.
-
-    Returns:
-        `tuple[float, float]` or `None`: `None` if a sample has fewer than two rows, or no sample has rows that differ: an
-            interval without width would say that the figure is certain.
-    """
-    if any(len(sample) < 2 for sample in samples) or not any(np.ptp(sample) for sample in samples):
-        return None
-    result = bootstrap(
-        samples,
-        statistic,
-        n_resamples=_RESAMPLES,
-        batch=100,  # bounds memory: a prior set of RewardBench has 9000 rows
-        vectorized=True,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    )
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..metrics.calibration import Calibration, calibrate
 from ..rows import BenchmarkRow, check_pairs, make_pair, pair_rewards, read_sources
-from ..stats import BenchmarkScores, Figure, share
+from ..stats import BenchmarkScores, Estimate, share
 
 
 def load(names: Sequence[str], split: str = "test", config: str | None = None) -> list[BenchmarkRow]:
@@ -46,7 +46,7 @@ class PreferenceScores:
     How rewards treat preference pairs.
 
     Args:
-        accuracy ([`Figure`]):
+        accuracy ([`Estimate`]):
             Share of pairs whose chosen response has the strictly higher reward.
         accuracy_ties_half (`float`):
             The same with ties counted half.
@@ -60,18 +60,18 @@ class PreferenceScores:
             Its population standard deviation.
         calibration ([`Calibration`]):
             Bradley-Terry log loss and calibration.
-        subsets (`dict[str, Figure]`):
+        subsets (`dict[str, Estimate]`):
             Accuracy by subset.
     """
 
-    accuracy: Figure
+    accuracy: Estimate
     accuracy_ties_half: float
     ties: int
     margin: float
     margin_median: float
     margin_std: float
     calibration: Calibration
-    subsets: dict[str, Figure]
+    subsets: dict[str, Estimate]
 
     def details(self) -> dict[str, Any]:
         """What stands beside the accuracy, for JSON; what is unknown is `None`."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..rows import BenchmarkRow, check_pairs, make_pair, pair_rewards, read_sources
-from ..stats import BenchmarkScores, Figure, by_subset, count_unknown, share, weighted_mean
+from ..stats import BenchmarkScores, Estimate, by_subset, count_unknown, share, weighted_mean
 
 
 HUB_ID = "allenai/reward-bench"
@@ -259,7 +259,7 @@ def _figure_weights(outcomes: dict[str, list[float]]) -> dict[str, dict[str, flo
     return weights
 
 
-def _with_interval(percent: float, weights: dict[str, float], outcomes: dict[str, list[float]]) -> Figure:
+def _with_interval(percent: float, weights: dict[str, float], outcomes: dict[str, list[float]]) -> Estimate:
     """A figure whose value is known, with the interval of the weighted mean that it is."""
     mean = weighted_mean(outcomes, weights)
-    return Figure(percent / 100, mean.n, mean.ci95)
+    return Estimate(percent / 100, mean.n, mean.ci95)

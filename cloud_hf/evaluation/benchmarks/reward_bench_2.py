@@ -8,7 +8,7 @@ import numpy as np
 
 from ...data.rows import check_columns
 from ..rows import BenchmarkRow, RowRewards, check_unique, make_row, read_sources, split_rewards, text_of
-from ..stats import BenchmarkScores, Figure, bootstrap_interval, by_subset, count_unknown, share
+from ..stats import BenchmarkScores, Estimate, bootstrap_interval, by_subset, count_unknown, share
 
 
 HUB_ID = "allenai/reward-bench-2"
@@ -208,9 +208,9 @@ def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> B
     columns = _ties_columns(ties)
     ties_score, gaps = score_ties(*columns), _gaps(*columns)[2]
     figures = {name: share(outcomes.get(name, [])) for name in BEST_OF_FOUR}
-    figures[TIES] = Figure(ties_score.score, len(ties), _interval([], gaps, ties_score.unpaired))
+    figures[TIES] = Estimate(ties_score.score, len(ties), _interval([], gaps, ties_score.unpaired))
     samples = [outcomes.get(name, []) for name in BEST_OF_FOUR]
-    average = Figure(
+    average = Estimate(
         math.fsum(figure.value for figure in figures.values()) / len(SUBSETS),
         sum(figure.n for figure in figures.values()),
         _interval(samples, gaps, ties_score.unpaired),

@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from datasets import Dataset
-from scipy.stats import binomtest
 
 from ...critique_format import CritiqueFormat
 from ...data.rows import PAIR_COLUMNS, check_columns, check_policy, fit, prompt_of, response_of, row_name
 from ...scoring import Score, Scorer
+from ..stats import wilson
 
 
 @dataclass(frozen=True)
@@ -156,8 +156,8 @@ def share_cut(scores: Sequence[Sequence[Score]]) -> float:
 
 def _accuracy(pairs: list[ScoredPair]) -> dict[str, Any]:
     right = sum(pair.chosen.reward > pair.rejected.reward for pair in pairs)
-    interval = binomtest(right, len(pairs)).proportion_ci(0.95, method="wilson")
-    return {"n": len(pairs), "accuracy": right / len(pairs), "ci95": (interval.low, interval.high)}
+    accuracy = right / len(pairs)
+    return {"n": len(pairs), "accuracy": accuracy, "ci95": wilson(accuracy, len(pairs))}
 
 
 # ------------------------------------------------------------------------------------------------ rows that fit

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..stats import Figure, interval_over_rows
+from ..stats import Estimate, interval_over_rows
 
 
 FRACTIONS = tuple(step / 20 for step in range(20))
@@ -21,13 +21,13 @@ class RejectionCurve:
         accuracy (`tuple[float, ...]`):
             Share of right pairs among those kept, when the fractions `FRACTIONS` of all pairs are rejected. Equally certain
             pairs are rejected in random order: the curve is its mean.
-        area ([`Figure`]):
+        area ([`Estimate`]):
             Area under the curve, from no pair rejected to all but none; its interval is a bootstrap's over rows. There is
             none if all pairs are right, or all wrong.
     """
 
     accuracy: tuple[float, ...]
-    area: Figure
+    area: Estimate
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def _curve(right: np.ndarray, certainty: np.ndarray, rows: np.ndarray) -> Reject
     value = float(area(np.ones((1, rows.max() + 1)))[0])
     # Where all pairs are alike, so are all resamples
     interval = interval_over_rows(int(rows.max()) + 1, area) if np.ptp(right) else None
-    figure = Figure(value, len(right), None if interval is None else tuple(interval.tolist()))
+    figure = Estimate(value, len(right), None if interval is None else tuple(interval.tolist()))
     sizes, rights = np.r_[0, np.add.reduceat(np.ones_like(right), starts)], np.r_[0, np.add.reduceat(right, starts)]
     kept = len(right) * (1 - np.array(FRACTIONS))
     accuracy = np.interp(kept, sizes.cumsum(), rights.cumsum()) / kept

@@ -1,12 +1,12 @@
 """Self-consistency: accuracy by the number of critiques whose rewards are averaged, split by the length of the reasoning."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import norm
+
+from ..stats import wilson
 
 
 ALL_ROWS = "all rows"
@@ -176,11 +176,3 @@ def _curve(label: str, outcomes_NK: np.ndarray, errors_K: np.ndarray) -> Curve:
     accuracies = outcomes_NK.mean(0).tolist()
     intervals = tuple(wilson(accuracy, len(outcomes_NK)) for accuracy in accuracies)
     return Curve(label, len(outcomes_NK), tuple(accuracies), tuple(errors_K.tolist()), intervals)
-
-
-def wilson(share: float, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share of n rows, which need not be a whole number of them."""
-    z = norm.ppf(0.975)
-    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return max(0.0, middle - half), min(1.0, middle + half)

@@ -9,7 +9,7 @@ import numpy as np
 
 from ...scoring import Score
 from ..rows import BenchmarkRow
-from ..stats import Figure
+from ..stats import Estimate
 from .calibration import Calibration, calibrate, calibration_intervals
 from .selective_accuracy import Rejection, rejection
 
@@ -25,9 +25,9 @@ class Uncertainty:
     Args:
         critiques (`str`):
             Which rewards were used, such as `"mean of 16, T = 0.5"`.
-        log_loss ([`Figure`]):
+        log_loss ([`Estimate`]):
             Bradley-Terry log loss in nats, with its interval over rows.
-        ece ([`Figure`]):
+        ece ([`Estimate`]):
             Expected calibration error, with its interval over rows.
         calibration ([`Calibration`]):
             The bins, and the temperature that fits best.
@@ -37,8 +37,8 @@ class Uncertainty:
     """
 
     critiques: str
-    log_loss: Figure
-    ece: Figure
+    log_loss: Estimate
+    ece: Estimate
     calibration: Calibration
     rejection: Rejection
 
@@ -84,8 +84,8 @@ def uncertainty(rows: Sequence[BenchmarkRow], row_scores: Sequence[Sequence[Scor
     intervals = calibration_intervals(margins, owners)
     return Uncertainty(
         critiques,
-        Figure(calibration.log_loss, len(margins), intervals["log_loss"]),
-        Figure(calibration.ece, len(margins), intervals["ece"]),
+        Estimate(calibration.log_loss, len(margins), intervals["log_loss"]),
+        Estimate(calibration.ece, len(margins), intervals["ece"]),
         calibration,
         rejection(np.array(margins) > 0, certainty, owners),
     )

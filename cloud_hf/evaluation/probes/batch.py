@@ -6,8 +6,8 @@ import numpy as np
 
 from ...data.journal import Journal, key_of
 from ...scoring import Scorer
-from ..stats import Figure
-from .probe import REWARD, SHARE, Measure, ProbeRow, mean_figure, share_of_rows
+from ..stats import Estimate, mean_estimate
+from .probe import REWARD, SHARE, Measure, ProbeRow, share_of_rows
 
 
 TITLE = "Position in the batch"
@@ -61,8 +61,8 @@ def probe_batches(
         together = score(order, batch_size)
         gaps = np.abs(together - alone)
         measures += [
-            Measure(f"largest difference, {label}", REWARD, Figure(float(gaps.max()), len(chats))),
-            Measure(f"mean difference, {label}", REWARD, mean_figure(gaps)),
+            Measure(f"largest difference, {label}", REWARD, Estimate(float(gaps.max()), len(chats))),
+            Measure(f"mean difference, {label}", REWARD, mean_estimate(gaps)),
             Measure(f"order of a pair changes, {label}", SHARE, _order_changes(rows, alone, together)),
         ]
     return measures
@@ -76,7 +76,7 @@ def _score_batch(chats: list[tuple], scorer: Scorer, journal: Journal, options: 
     return journal[key]["rewards"]
 
 
-def _order_changes(rows: Sequence[ProbeRow], alone: np.ndarray, together: np.ndarray) -> Figure:
+def _order_changes(rows: Sequence[ProbeRow], alone: np.ndarray, together: np.ndarray) -> Estimate:
     changes, start = [], 0
     for row in rows:
         changes.append(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import spearmanr
 
-from ..stats import Figure
+from ..stats import Estimate, percentile_interval
 from .probe import CORRELATION, SHARE, Measure, Probe, ProbedRow, share_of_rows
 
 
@@ -42,7 +42,7 @@ def _measure(rows: Sequence[ProbedRow]) -> list[Measure]:
     ]
 
 
-def correlation(rows: Sequence[ProbedRow], within_rows: bool = False) -> Figure:
+def correlation(rows: Sequence[ProbedRow], within_rows: bool = False) -> Estimate:
     """
     Spearman's correlation of rewards and lengths in characters, with a bootstrap over rows. It is NaN if either is the same
     for all responses.
@@ -55,18 +55,19 @@ def correlation(rows: Sequence[ProbedRow], within_rows: bool = False) -> Figure:
             answers, or get low rewards, do not count.
     """
     if not rows:
-        return Figure(float("nan"), 0)
+        return Estimate(float("nan"), 0)
     parts = [np.array([[len(text) for text in row.row.row.responses], row.row.rewards], dtype=float) for row in rows]
     if within_rows:
         parts = [part - part.mean(1, keepdims=True) for part in parts]
-    rng = np.random.default_rng(0)
     value = _spearman(parts)
-    if np.isnan(value) or len(parts) < 2:
-        return Figure(value, len(parts))
-    drawn = rng.integers(len(parts), size=(_RESAMPLES, len(parts)))
-    values = [_spearman([parts[place] for place in places]) for places in drawn]
-    low, high = np.nanquantile(values, (0.025, 0.975))
-    return Figure(value, len(parts), (float(low), float(high)))
+    if np.isnan(value):
+        return Estimate(value, len(parts))
+
+    def of_places(places: np.ndarray) -> np.ndarray:
+        return np.array([_spearman([parts[place] for place in drawn]) for drawn in places])
+
+    interval = percentile_interval([len(parts)], of_places, _RESAMPLES)
+    return Estimate(value, len(parts), None if interval is None else (float(interval[0]), float(interval[1])))
 
 
 def _spearman(parts: list[np.ndarray]) -> float:

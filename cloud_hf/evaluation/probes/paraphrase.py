@@ -7,7 +7,8 @@ import numpy as np
 
 from ...conversation import read_prompt
 from ...critique_format import CritiqueFormat
-from .probe import REWARD, SHARE, Measure, Probe, ProbedRow, ProbeRow, Variant, labels_of, mean_figure, share_of_rows
+from ..stats import mean_estimate
+from .probe import REWARD, SHARE, Measure, Probe, ProbedRow, ProbeRow, Variant, labels_of, share_of_rows
 
 
 # Frames that leave the question word for word
@@ -69,7 +70,7 @@ def _measure(rows: Sequence[ProbedRow]) -> list[Measure]:
         measures.append(Measure(f"order of a pair changes, {label}", SHARE, changed))
     for label in labels:
         whole = [row for row in rows if len(row.places(label)) == len(row.row.row.responses)]
-        moved = mean_figure([np.mean([abs(change) for change in _margin_changes(row, label)]) for row in whole])
+        moved = mean_estimate([np.mean([abs(change) for change in _margin_changes(row, label)]) for row in whole])
         measures.append(Measure(f"margin moves by, {label}", REWARD, moved))
     return measures
 

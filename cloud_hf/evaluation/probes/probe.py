@@ -1,6 +1,5 @@
 """What a probe is: how it alters rows, and what it counts in the rewards."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +9,7 @@ import numpy as np
 from ...critique_format import CritiqueFormat
 from ...scoring import Score
 from ..rows import BenchmarkRow
-from ..stats import Figure, bootstrap_interval, share
+from ..stats import Estimate, mean_estimate, share
 
 
 @dataclass(frozen=True)
@@ -33,11 +32,11 @@ class Measure:
 
     label: str
     unit: Unit
-    figure: Figure
+    estimate: Estimate
 
     def summary(self) -> dict[str, Any]:
         """For JSON; shares are from 0 to 1."""
-        return {"label": self.label, "unit": self.unit.label, **self.figure.summary()}
+        return {"label": self.label, "unit": self.unit.label, **self.estimate.summary()}
 
 
 @dataclass(frozen=True)
@@ -159,17 +158,9 @@ def labels_of(rows: Sequence[ProbedRow]) -> list[str]:
     return list(dict.fromkeys(label for row in rows for label, _ in row.variants))
 
 
-def mean_figure(values: Sequence[float]) -> Figure:
-    """The mean over rows of any number, with a bootstrap's interval."""
-    values = np.array(values, dtype=float)
-    if not len(values):
-        return Figure(math.nan, 0)
-    return Figure(float(values.mean()), len(values), bootstrap_interval([values], np.mean))
-
-
-def reward_change(rows: Sequence[ProbedRow], label: str) -> Figure:
+def reward_change(rows: Sequence[ProbedRow], label: str) -> Estimate:
     """Mean over rows of the reward after the alteration minus the one before."""
-    return mean_figure(
+    return mean_estimate(
         [
             np.mean([row.variants[label, place].reward - row.row.rewards[place] for place in places])
             for row in rows
@@ -188,6 +179,6 @@ def lost_pairs(row: ProbedRow, label: str) -> list[float]:
     ]
 
 
-def share_of_rows(outcomes: Sequence[Sequence[float]]) -> Figure:
+def share_of_rows(outcomes: Sequence[Sequence[float]]) -> Estimate:
     """Mean over rows of their mean outcome; rows without outcomes do not count."""
     return share([float(np.mean(row)) for row in outcomes if len(row)])

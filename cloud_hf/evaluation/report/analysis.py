@@ -9,7 +9,7 @@ from ..arguments import picture_name
 from ..metrics.self_consistency import DRAWS, Curve, SelfConsistency
 from ..metrics.uncertainty import SPREAD, Uncertainty
 from ..probes import Measure, ProbeResult
-from ..stats import Figure
+from ..stats import Estimate
 from .analysis_plots import plot_probe, plot_rejection, plot_self_consistency
 from .report import Evaluation
 from .tables import table_head, table_line
@@ -63,7 +63,7 @@ def write_robustness(
     probes = {model: found.probes for model, found in results.items()}
     pictures = {}
     for found in zip(*probes.values(), strict=True):
-        if any(not math.isnan(measure.figure.value) for part in found for measure in part.measures):
+        if any(not math.isnan(measure.estimate.value) for part in found for measure in part.measures):
             pictures[found[0].name] = picture_name("probe", found[0].name)
             plot_probe(dict(zip(probes, found, strict=True)), output_dir / pictures[found[0].name])
     return lines + ([*probes_section(probes, pictures), ""] if any(probes.values()) else [])
@@ -234,7 +234,7 @@ def _measure_lines(by_model: Sequence[Sequence[Measure]], form: str) -> list[str
         (measure.label, measure.unit)
         for measures in by_model
         for measure in measures
-        if not math.isnan(measure.figure.value)
+        if not math.isnan(measure.estimate.value)
     )
     lines = []
     for label, unit in labels:
@@ -247,7 +247,7 @@ def _measure_lines(by_model: Sequence[Sequence[Measure]], form: str) -> list[str
 
 
 def _measure_cell(measure: Measure) -> str:
-    figure, unit = measure.figure, measure.unit
+    figure, unit = measure.estimate, measure.unit
     if math.isnan(figure.value):
         return "–"
     # Rounding errors of rewards are shown as such
@@ -259,11 +259,11 @@ def _measure_cell(measure: Measure) -> str:
     return f"{text}, n = {figure.n}"
 
 
-def _percent(figure: Figure) -> str:
+def _percent(figure: Estimate) -> str:
     interval = "" if figure.ci95 is None else f" ({100 * figure.ci95[0]:.1f} to {100 * figure.ci95[1]:.1f})"
     return f"{figure.value:.1%}{interval}"
 
 
-def _number(figure: Figure) -> str:
+def _number(figure: Estimate) -> str:
     interval = "" if figure.ci95 is None else f" ({figure.ci95[0]:.3f} to {figure.ci95[1]:.3f})"
     return f"{figure.value:.3f}{interval}"

@@ -114,7 +114,7 @@ def plot_probe(results: dict[str, ProbeResult], path: Path):
     labels: dict = {}
     for result in results.values():
         for measure in result.measures:
-            if math.isnan(measure.figure.value):
+            if math.isnan(measure.estimate.value):
                 continue
             labels.setdefault(measure.unit, {}).setdefault(measure.label)
     heights = [0.6 + len(names) * (0.22 + 0.16 * len(results)) for names in labels.values()]
@@ -124,7 +124,7 @@ def plot_probe(results: dict[str, ProbeResult], path: Path):
     for axes, (unit, names) in zip(grid[:, 0], labels.items(), strict=True):
         for number, (model, result) in enumerate(results.items()):
             offset = (number - (len(results) - 1) / 2) * 0.6 / len(results)
-            known = {measure.label: measure.figure for measure in result.measures if measure.unit == unit}
+            known = {measure.label: measure.estimate for measure in result.measures if measure.unit == unit}
             points = [
                 (place + offset, known[name])
                 for place, name in enumerate(names)

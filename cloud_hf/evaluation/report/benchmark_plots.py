@@ -7,7 +7,7 @@ import numpy as np
 
 from ..metrics.calibration import calibrate
 from .plots import plt
-from .report import Evaluation, headline_figures
+from .report import Evaluation, headline_estimates
 
 
 # Okabe and Ito: told apart with any colour vision; shapes tell them apart in grey
@@ -18,8 +18,8 @@ GREY = "#6b6b6b"
 
 
 def plot_benchmarks(results: dict[str, list[Evaluation]], path: Path):
-    """The headline figures of all benchmarks with their 95 % intervals; see [`~report.headline_figures`]."""
-    quoted = [headline_figures(evaluations) for evaluations in zip(*results.values(), strict=True)]
+    """The headline figures of all benchmarks with their 95 % intervals; see [`~report.headline_estimates`]."""
+    quoted = [headline_estimates(evaluations) for evaluations in zip(*results.values(), strict=True)]
     names = [label for label, _ in quoted]
     figure, axes = plt.subplots(figsize=(7.5, 1.4 + len(names) * (0.25 + 0.17 * len(results))))
     for number, model in enumerate(results):

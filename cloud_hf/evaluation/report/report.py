@@ -15,7 +15,7 @@ from ..benchmarks import preference_pairs
 from ..benchmarks.rm_bench import DOMAINS
 from ..metrics.pairs import FittedRows, PairEvaluation, share_cut
 from ..rows import BenchmarkRow
-from ..stats import BenchmarkScores, Figure, bootstrap_interval, share
+from ..stats import BenchmarkScores, Estimate, bootstrap_interval, share
 from .tables import table_head, table_line
 
 
@@ -90,7 +90,7 @@ class Evaluation:
         """For each known row the share of its right and wrong responses in the right order: 0 or 1 for preference pairs."""
         return {row: float(np.mean(np.array(margins) > 0)) for row, margins in self.margins_by_row().items()}
 
-    def row_accuracy(self) -> Figure:
+    def row_accuracy(self) -> Estimate:
         """Mean outcome of the rows, all alike."""
         return share(list(self.row_outcomes().values()))
 
@@ -173,7 +173,7 @@ class Difference:
             The benchmark.
         models (`tuple[str, str]`):
             The two models.
-        difference ([`Figure`]):
+        difference ([`Estimate`]):
             Mean over rows of the first model's minus the second's [`Evaluation.row_outcomes`], with the interval of a paired bootstrap over rows.
         first_better (`int`):
             Rows in which the first model has more in the right order.
@@ -183,7 +183,7 @@ class Difference:
 
     benchmark: str
     models: tuple[str, str]
-    difference: Figure
+    difference: Estimate
     first_better: int
     second_better: int
 
@@ -218,7 +218,7 @@ def compare(results: dict[str, list[Evaluation]]) -> list[Difference]:
             )
             if not len(gains):
                 continue  # each model dropped what the other one kept
-            figure = Figure(float(gains.mean()), len(gains), bootstrap_interval([gains], np.mean))
+            figure = Estimate(float(gains.mean()), len(gains), bootstrap_interval([gains], np.mean))
             found.append(
                 Difference(ours.name, (first, second), figure, int((gains > 0).sum()), int((gains < 0).sum()))
             )
@@ -260,13 +260,13 @@ def markdown(
     return "\n".join(lines)
 
 
-def headline_figures(evaluations: Sequence[Evaluation]) -> tuple[str, list[Figure]]:
+def headline_estimates(evaluations: Sequence[Evaluation]) -> tuple[str, list[Estimate]]:
     """
     What is quoted of several models on one benchmark: its headline figure, or where rows are missing for it, the mean share
     of right against wrong responses in the right order, all rows alike.
 
     Returns:
-        `tuple[str, list[Figure]]`: Its label, and each model's.
+        `tuple[str, list[Estimate]]`: Its label, and each model's.
     """
     headline = evaluations[0].scores.headline
     figures = [evaluation.scores.figures[headline] for evaluation in evaluations]
@@ -279,7 +279,7 @@ def headline_table(results: dict[str, list[Evaluation]]) -> list[str]:
     """Benchmarks by models: the figure to quote with its 95 % interval."""
     lines = table_head(["benchmark", *results])
     for evaluations in zip(*results.values(), strict=True):
-        label, figures = headline_figures(evaluations)
+        label, figures = headline_estimates(evaluations)
         lines.append(table_line([label, *map(cell, figures)]))
     return lines if any(results.values()) else []
 
@@ -355,7 +355,7 @@ def _best_of_n_table(by_model: dict[str, dict]) -> list[str]:
     return [*lines, "", "Correctness of the candidate with the highest reward, ± one standard error over problems."]
 
 
-def cell(figure: Figure | None) -> str:
+def cell(figure: Estimate | None) -> str:
     """A share as percent with its interval and its rows."""
     if figure is None or np.isnan(figure.value):
         return "–"

@@ -25,7 +25,7 @@ def probed(rewards, variants=(), responses=("right", "wrong"), num_chosen=1, num
 
 
 def figures(name: str, rows) -> dict:
-    return {measure.label: measure.figure for measure in PROBES[name].measure(rows)}
+    return {measure.label: measure.estimate for measure in PROBES[name].measure(rows)}
 
 
 def test_lost_pairs_are_those_that_were_right():
@@ -114,4 +114,4 @@ def test_paraphrases_move_margins_and_orders():
 
 @pytest.mark.parametrize("name", PROBES)
 def test_no_rows_give_no_figures(name):
-    assert all(math.isnan(measure.figure.value) and measure.figure.n == 0 for measure in PROBES[name].measure([]))
+    assert all(math.isnan(measure.estimate.value) and measure.estimate.n == 0 for measure in PROBES[name].measure([]))

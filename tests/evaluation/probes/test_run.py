@@ -78,8 +78,8 @@ def test_all_probes_on_a_model(scorer, tmp_path):
     [batch] = [
         measure for measure in by_name["batch"].measures if measure.label == "largest difference, in shuffled batches"
     ]
-    assert batch.figure.value < 1e-3
-    assert by_name["special_tokens"].measures[0].figure.value == 1.0
+    assert batch.estimate.value < 1e-3
+    assert by_name["special_tokens"].measures[0].estimate.value == 1.0
     # Each altered chat has the reward that the model gives it by itself
     for row in by_name["forged_critiques"].probed:
         for found in row.variants.values():
@@ -133,7 +133,7 @@ def test_a_backend_that_mixes_rows_is_found_out(scorer, tmp_path):
             return scores[::-1]
 
     [found] = probe(scorer, tmp_path, ["batch"], Mixed())
-    assert all(measure.figure.value > 0.01 for measure in found.measures if measure.label.startswith("largest"))
+    assert all(measure.estimate.value > 0.01 for measure in found.measures if measure.label.startswith("largest"))
 
 
 def test_chats_that_do_not_fit_are_left_out_and_counted(scorer, tmp_path):

@@ -15,7 +15,7 @@ from cloud_hf.evaluation.report.report import (
     Evaluation,
     compare,
     evaluation_of_pairs,
-    headline_figures,
+    headline_estimates,
     markdown,
     write_scores,
 )
@@ -101,7 +101,7 @@ def test_the_matrix_of_styles_is_in_the_report(tmp_path):
 
 def test_what_is_quoted_where_rows_are_missing(rows):
     found = evaluation(rows, [[1, 0], [1, 0], [0, 1], [1, 0]])
-    label, [figure] = headline_figures([found])
+    label, [figure] = headline_estimates([found])
     assert math.isnan(found.scores.value) and label == "A bench, all rows alike"
     assert figure.value == pytest.approx(2 / 3) and figure.n == 3
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from cloud_hf.evaluation.rows import BenchmarkRow
-from cloud_hf.evaluation.stats import BenchmarkScores, Figure, by_subset, count_unknown, share, weighted_mean
+from cloud_hf.evaluation.stats import BenchmarkScores, Estimate, by_subset, count_unknown, share, weighted_mean
 
 
 def test_shares_have_wilsons_interval():
@@ -20,13 +20,13 @@ def test_weighted_means_of_strata():
     assert figure.value == pytest.approx((3 * 0.5 + 1) / 4) and figure.n == 6
     assert math.isnan(weighted_mean({"a": [1, 1]}, {"a": 1.0, "b": 1.0}).value)
     assert math.isnan(weighted_mean({"a": [1, 1]}, {}).value)
-    assert weighted_mean({"a": [1.0]}, {"a": 1.0}) == Figure(1.0, 1)  # one row tells nothing of its spread
+    assert weighted_mean({"a": [1.0]}, {"a": 1.0}) == Estimate(1.0, 1)  # one row tells nothing of its spread
 
 
 def test_rows_that_are_all_alike_have_no_interval():
     """Draws of them are alike too: an interval from 100 % to 100 % would say that two rows make certain."""
-    assert weighted_mean({"a": [1.0, 1.0], "b": [0.0, 0.0]}, {"a": 1.0, "b": 1.0}) == Figure(0.5, 4)
-    assert share([0.5, 0.5]) == Figure(0.5, 2)
+    assert weighted_mean({"a": [1.0, 1.0], "b": [0.0, 0.0]}, {"a": 1.0, "b": 1.0}) == Estimate(0.5, 4)
+    assert share([0.5, 0.5]) == Estimate(0.5, 2)
     assert weighted_mean({"a": [1.0, 0.0], "b": [0.0, 0.0]}, {"a": 1.0, "b": 1.0}).ci95 is not None
 
 
@@ -47,7 +47,7 @@ def test_what_is_missing_unknown_or_undecidable_is_said():
     assert by_subset(rows, [1, 2, 3, 4]) == {"x": [1, 3], "y": [2], "z": [4]}
     assert count_unknown(rows, ["x"]) == {"y": 1, "z": 1}
     scores = BenchmarkScores(
-        "B", "total", {"total": Figure(math.nan, 4)}, {}, ties=1, undecidable=2, missing=("w",), unknown={"z": 1}
+        "B", "total", {"total": Estimate(math.nan, 4)}, {}, ties=1, undecidable=2, missing=("w",), unknown={"z": 1}
     )
     notes = " ".join(scores.notes())
     assert "No rows of w" in notes and "z (1)" in notes and "same text: 2" in notes and "equal rewards: 1" in notes
