@@ -1,9 +1,9 @@
-"""Answers that say nothing: trivial strings, nothing at all, and refusals, against the right response."""
+"""Probe answers without content: trivial strings, empty text and refusals compete with the right response."""
 
 from collections.abc import Sequence
 
 from ...critique_format import CritiqueFormat
-from .probe import SHARE, Measure, Probe, ProbedRow, ProbeRow, Variant, labels_of, share_of_rows
+from .probe import SHARE, Measure, Probe, ProbedRow, ProbeRow, Variant, labels_of, share_of_rows, shares
 
 
 # After Zhao et al. 2025, "One Token to Fool LLM-as-a-Judge", arXiv 2507.08794
@@ -27,34 +27,28 @@ def _answers(texts: Sequence[str]):
 
 
 def beaten(row: ProbedRow, label: str, right: bool = True) -> list[float]:
-    """For each right (or wrong) response, whether this answer has the strictly higher reward: 0 or 1."""
+    """For each right (or wrong) response, say whether this answer has the strictly higher reward: 0 or 1."""
     count = row.row.row.num_chosen
     rewards = row.row.rewards[:count] if right else row.row.rewards[count:]
     return [float(row.variants[label, -1].reward > reward) for reward in rewards] if row.places(label) else []
 
 
+def _beaten_by_any(row: ProbedRow, labels: Sequence[str], right: bool) -> list[float]:
+    outcomes = [beaten(row, label, right) for label in labels if row.places(label)]
+    return [max(of_response) for of_response in zip(*outcomes, strict=True)]
+
+
 def _measure(rows: Sequence[ProbedRow]) -> list[Measure]:
     labels = labels_of(rows)
-    by_label = [[beaten(row, label) for row in rows] for label in labels]
-    # Each right response against the best of the answers
-    best = [
-        [max(outcomes) for outcomes in zip(*found, strict=True)]
-        for row in rows
-        if (found := [beaten(row, label) for label in labels if row.places(label)])
+    by_any = [
+        Measure(
+            f"{kind} response beaten by one of them",
+            SHARE,
+            share_of_rows([_beaten_by_any(row, labels, kind == "right") for row in rows]),
+        )
+        for kind in ("right", "wrong")
     ]
-    wrong = [
-        [max(outcomes) for outcomes in zip(*found, strict=True)]
-        for row in rows
-        if (found := [beaten(row, label, right=False) for label in labels if row.places(label)])
-    ]
-    return [
-        Measure("right response beaten by one of them", SHARE, share_of_rows(best)),
-        Measure("wrong response beaten by one of them", SHARE, share_of_rows(wrong)),
-        *(
-            Measure(f"right response beaten by {label}", SHARE, share_of_rows(found))
-            for label, found in zip(labels, by_label, strict=True)
-        ),
-    ]
+    return [*by_any, *shares(rows, "right response beaten by {}", labels, beaten)]
 
 
 TRIVIAL_ANSWERS = Probe(

@@ -1,4 +1,4 @@
-"""Position in the batch: the same chats alone, in order and shuffled must get the same rewards."""
+"""Probe the position in the batch: the same chats alone, in order and shuffled must get the same rewards."""
 
 from collections.abc import Sequence
 
@@ -7,37 +7,31 @@ import numpy as np
 from ...data.journal import Journal, key_of
 from ...scoring import Scorer
 from ..stats import Estimate, mean_estimate
-from .probe import REWARD, SHARE, Measure, ProbeRow, share_of_rows
+from .probe import REWARD, SHARE, Measure, Probe, ProbeRow, share_of_rows
 
 
-TITLE = "Position in the batch"
 MOST_ROWS = 32  # one chat at a time is slow
-ABOUT = (
-    f"At most {MOST_ROWS} rows as they are, about equally many of each set, scored one chat at a time, then in batches in their order, then in batches of shuffled chats. "
-    "Differences are between the rewards in batches and those alone: 0 within rounding, which is below 0.001 in float32 "
-    "and more in bfloat16."
-)
 
 
 def probe_batches(
     rows: Sequence[ProbeRow], scorer: Scorer, journal: Journal, batch_size: int, seed: int, options: dict
 ) -> list[Measure]:
     """
-    Score rows again in other company.
+    Score rows again, alone and in the company of other chats.
 
     Args:
         rows (`Sequence[ProbeRow]`):
-            The rows, `MOST_ROWS` at most.
+            The rows.
         scorer ([`Scorer`]):
-            The backend itself.
+            The backend itself: a [`JournaledScorer`] would return the rewards it already has.
         journal ([`Journal`]):
-            Keeps whole batches, so that a run that goes on finds the same differences.
+            Keeps complete batches, so that a resumed run finds the same differences.
         batch_size (`int`):
-            Chats in a batch.
+            Chats per batch.
         seed (`int`):
-            Of the shuffling.
+            Seed of the shuffling.
         options (`dict`):
-            The options of [`Scorer`].
+            Options of [`Scorer`].
 
     Returns:
         `list[Measure]`: Empty without rows.
@@ -62,7 +56,7 @@ def probe_batches(
         gaps = np.abs(together - alone)
         measures += [
             Measure(f"largest difference, {label}", REWARD, Estimate(float(gaps.max()), len(chats))),
-            Measure(f"mean difference, {label}", REWARD, mean_estimate(gaps)),
+            Measure(f"mean difference, {label}", REWARD, mean_estimate(gaps.tolist())),
             Measure(f"order of a pair changes, {label}", SHARE, _order_changes(rows, alone, together)),
         ]
     return measures
@@ -72,21 +66,33 @@ def _score_batch(chats: list[tuple], scorer: Scorer, journal: Journal, options: 
     key = key_of("batch", chats, options)
     if key not in journal:
         prompts, responses = zip(*chats, strict=True)
-        journal.add(key, {"rewards": [s.reward for s in scorer.score(list(prompts), list(responses), **options)]})
+        scores = scorer.score(list(prompts), list(responses), **options)
+        journal.add(key, {"rewards": [score.reward for score in scores]})
     return journal[key]["rewards"]
 
 
 def _order_changes(rows: Sequence[ProbeRow], alone: np.ndarray, together: np.ndarray) -> Estimate:
     changes, start = [], 0
     for row in rows:
+        stop = start + len(row.row.responses)
+        before, after = alone[start:stop], together[start:stop]
         changes.append(
             [
-                float(
-                    np.sign(alone[start + right] - alone[start + wrong])
-                    != np.sign(together[start + right] - together[start + wrong])
-                )
+                float(np.sign(before[right] - before[wrong]) != np.sign(after[right] - after[wrong]))
                 for right, wrong in row.pairs()
             ]
         )
-        start += len(row.row.responses)
+        start = stop
     return share_of_rows(changes)
+
+
+BATCH_POSITION = Probe(
+    title="Position in the batch",
+    about=(
+        f"At most {MOST_ROWS} rows as they are, about equally many of each set, scored one chat at a time, then in batches in "
+        "their order, then in batches of shuffled chats. Differences are between the rewards in batches and those alone: 0 "
+        "within rounding, which is below 0.001 in float32 and more in bfloat16."
+    ),
+    rescore=probe_batches,
+    most_rows=MOST_ROWS,
+)

@@ -1,6 +1,7 @@
-"""Length bias: whether the longer response gets the higher reward, right or wrong."""
+"""Probe length bias: does the longer response get the higher reward, right or wrong?"""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy.stats import spearmanr
@@ -9,58 +10,64 @@ from ..stats import Estimate, percentile_interval
 from .probe import CORRELATION, SHARE, Measure, Probe, ProbedRow, share_of_rows
 
 
+# Fewer than elsewhere: each resample sorts all responses
 _RESAMPLES = 300
 
 
 def _measure(rows: Sequence[ProbedRow]) -> list[Measure]:
-    kinds = {"shorter": [], "longer": [], "as long": []}
-    preferred, is_right = [], []
-    for row in rows:
-        texts, rewards = row.row.row.responses, row.row.rewards
-        found = {name: [] for name in kinds}
-        longer_preferred, longer_right = [], []
-        for right, wrong in row.row.pairs():
-            excess = len(texts[right]) - len(texts[wrong])
-            kind = "longer" if excess > 0 else "shorter" if excess < 0 else "as long"
-            margin = rewards[right] - rewards[wrong]
-            found[kind].append(float(margin > 0))
-            if excess:
-                longer_preferred.append(float(margin * excess > 0))
-                longer_right.append(float(excess > 0))
-        for name, outcomes in found.items():
-            kinds[name].append(outcomes)
-        preferred.append(longer_preferred)
-        is_right.append(longer_right)
+    pairs = [_pairs(row) for row in rows]
+
+    def share_where(outcome: Callable[[float, int], bool], counts: Callable[[int], bool]):
+        return share_of_rows([[float(outcome(*pair)) for pair in of_row if counts(pair[1])] for of_row in pairs])
+
+    kinds = {
+        "shorter": lambda excess: excess < 0,
+        "longer": lambda excess: excess > 0,
+        "as long": lambda excess: not excess,
+    }
     return [
-        Measure(
-            "rank correlation of reward and length, within rows", CORRELATION, correlation(rows, within_rows=True)
-        ),
+        Measure("rank correlation of reward and length, within rows", CORRELATION, correlation(rows, within_rows=True)),
         Measure("rank correlation of reward and length, all responses", CORRELATION, correlation(rows)),
-        Measure("longer response has the higher reward", SHARE, share_of_rows(preferred)),
-        Measure("longer response is right", SHARE, share_of_rows(is_right)),
-        *(Measure(f"accuracy, right response {name}", SHARE, share_of_rows(found)) for name, found in kinds.items()),
+        Measure(
+            "longer response has the higher reward", SHARE, share_where(lambda margin, excess: margin * excess > 0, bool)
+        ),
+        Measure("longer response is right", SHARE, share_where(lambda margin, excess: excess > 0, bool)),
+        *(
+            Measure(f"accuracy, right response {name}", SHARE, share_where(lambda margin, excess: margin > 0, is_kind))
+            for name, is_kind in kinds.items()
+        ),
+    ]  # fmt: skip
+
+
+def _pairs(row: ProbedRow) -> list[tuple[float, int]]:
+    """For each right and wrong response, the reward margin and the excess length of the right one in characters."""
+    texts, rewards = row.row.row.responses, row.row.rewards
+    return [
+        (rewards[right] - rewards[wrong], len(texts[right]) - len(texts[wrong])) for right, wrong in row.row.pairs()
     ]
 
 
 def correlation(rows: Sequence[ProbedRow], within_rows: bool = False) -> Estimate:
     """
-    Spearman's correlation of rewards and lengths in characters, with a bootstrap over rows. It is NaN if either is the same
-    for all responses.
+    Compute Spearman's correlation of rewards and lengths in characters, with a bootstrap interval over rows.
 
     Args:
         rows (`Sequence[ProbedRow]`):
             The rows.
         within_rows (`bool`, *optional*, defaults to `False`):
-            Take each reward and each length as its difference from the mean of its row, so that prompts which call for long
-            answers, or get low rewards, do not count.
+            Subtract from each reward and length its row's mean, so that prompts that call for long answers, or get low
+            rewards, do not count.
+
+    Returns:
+        [`Estimate`]: NaN if all rewards or all lengths are equal.
     """
     if not rows:
-        return Estimate(float("nan"), 0)
+        return Estimate(math.nan, 0)
     parts = [np.array([[len(text) for text in row.row.row.responses], row.row.rewards], dtype=float) for row in rows]
     if within_rows:
         parts = [part - part.mean(1, keepdims=True) for part in parts]
     value = _spearman(parts)
-    if np.isnan(value):
+    if math.isnan(value):
         return Estimate(value, len(parts))
 
     def of_places(places: np.ndarray) -> np.ndarray:
@@ -73,8 +80,8 @@ def correlation(rows: Sequence[ProbedRow], within_rows: bool = False) -> Estimat
 def _spearman(parts: list[np.ndarray]) -> float:
     lengths, rewards = np.concatenate(parts, axis=1)
     if np.ptp(lengths) == 0 or np.ptp(rewards) == 0:
-        return float("nan")
-    return float(spearmanr(lengths, rewards).statistic)
+        return math.nan
+    return float(spearmanr(lengths, rewards).statistic)  # pyright: ignore[reportAttributeAccessIssue] (scipy has no types)
 
 
 LENGTH = Probe(

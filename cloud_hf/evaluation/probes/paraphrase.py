@@ -1,4 +1,4 @@
-"""Paraphrased prompts: the same question in other words must not change which response is better."""
+"""Probe paraphrased prompts: the same question in other words must not change which response is better."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ import numpy as np
 from ...conversation import read_prompt
 from ...critique_format import CritiqueFormat
 from ..stats import mean_estimate
-from .probe import REWARD, SHARE, Measure, Probe, ProbedRow, ProbeRow, Variant, labels_of, share_of_rows
+from .probe import REWARD, Measure, Probe, ProbedRow, ProbeRow, Variant, labels_of, shares
 
 
 # Frames that leave the question word for word
@@ -21,7 +21,7 @@ YOURS = "your paraphrases"
 
 
 def reword(prompt: Any, change: Callable[[str], str]) -> Any:
-    """The prompt with its last user message changed, in the form it came in. `None` if it has none with text."""
+    """Change the last user message of a prompt, in any of its forms. Return `None` if it has none with text."""
     if isinstance(prompt, str):
         return change(prompt)
     conversation = read_prompt(prompt, allow_empty=True)
@@ -35,7 +35,7 @@ def reword(prompt: Any, change: Callable[[str], str]) -> Any:
 
 def read_paraphrases(value: Any) -> tuple[str, ...]:
     """
-    The user's wordings of a prompt's last user message, as a column holds them: text, several, or none.
+    Read a column of paraphrases of a prompt's last user message: text, a list of texts, or nothing.
 
     Raises:
         `ValueError`: If it holds something else, or empty text.
@@ -47,15 +47,16 @@ def read_paraphrases(value: Any) -> tuple[str, ...]:
 
 
 def _alter(row: ProbeRow, critique_format: CritiqueFormat) -> list[Variant]:
-    wordings = {
-        label: reword(row.row.prompt, lambda text, frame=frame: frame.replace("{}", text))
-        for label, frame in FRAMES.items()
+    # A paraphrase may contain braces, so it is not formatted like a frame
+    changes: dict[str, Callable[[str], str]] = {
+        label: lambda text, frame=frame: frame.replace("{}", text) for label, frame in FRAMES.items()
     }
     for number, paraphrase in enumerate(row.paraphrases, 1):
-        wordings[f"{YOURS} {number}"] = reword(row.row.prompt, lambda text, paraphrase=paraphrase: paraphrase)
+        changes[f"{YOURS} {number}"] = lambda text, paraphrase=paraphrase: paraphrase
+    prompts = {label: reword(row.row.prompt, change) for label, change in changes.items()}
     return [
         Variant(label, place, prompt, response)
-        for label, prompt in wordings.items()
+        for label, prompt in prompts.items()
         if prompt is not None
         for place, response in enumerate(row.row.responses)
     ]
@@ -63,30 +64,29 @@ def _alter(row: ProbeRow, critique_format: CritiqueFormat) -> list[Variant]:
 
 def _measure(rows: Sequence[ProbedRow]) -> list[Measure]:
     labels = labels_of(rows)
-    measures = []
-    for label in labels:
-        whole = [row for row in rows if len(row.places(label)) == len(row.row.row.responses)]
-        changed = share_of_rows([_order_changed(row, label) for row in whole])
-        measures.append(Measure(f"order of a pair changes, {label}", SHARE, changed))
-    for label in labels:
-        whole = [row for row in rows if len(row.places(label)) == len(row.row.row.responses)]
-        moved = mean_estimate([np.mean([abs(change) for change in _margin_changes(row, label)]) for row in whole])
-        measures.append(Measure(f"margin moves by, {label}", REWARD, moved))
-    return measures
+    moves = [[float(np.mean(found)) for row in rows if (found := _margin_moves(row, label))] for label in labels]
+    figures = [
+        Measure(f"margin moves by, {label}", REWARD, mean_estimate(values))
+        for label, values in zip(labels, moves, strict=True)
+    ]
+    return [*shares(rows, "order of a pair changes, {}", labels, _order_changes), *figures]
 
 
-def _margins(row: ProbedRow, label: str) -> list[tuple[float, float]]:
-    """For each pair the margin before and after."""
-    before, after = row.row.rewards, [row.variants[label, place].reward for place in range(len(row.row.rewards))]
-    return [(before[right] - before[wrong], after[right] - after[wrong]) for right, wrong in row.row.pairs()]
-
-
-def _order_changed(row: ProbedRow, label: str) -> list[float]:
+def _order_changes(row: ProbedRow, label: str) -> list[float]:
     return [float(np.sign(before) != np.sign(after)) for before, after in _margins(row, label)]
 
 
-def _margin_changes(row: ProbedRow, label: str) -> list[float]:
-    return [after - before for before, after in _margins(row, label)]
+def _margin_moves(row: ProbedRow, label: str) -> list[float]:
+    return [abs(after - before) for before, after in _margins(row, label)]
+
+
+def _margins(row: ProbedRow, label: str) -> list[tuple[float, float]]:
+    """Return each pair's margin before and after; none unless all responses were scored with this prompt."""
+    before = row.row.rewards
+    if len(row.places(label)) < len(before):
+        return []
+    after = [row.variants[label, place].reward for place in range(len(before))]
+    return [(before[right] - before[wrong], after[right] - after[wrong]) for right, wrong in row.row.pairs()]
 
 
 PARAPHRASES = Probe(

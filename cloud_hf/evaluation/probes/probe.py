@@ -1,4 +1,4 @@
-"""What a probe is: how it alters rows, and what it counts in the rewards."""
+"""The types a probe is made of, and the measures that several probes share."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from ..stats import Estimate, mean_estimate, share
 
 @dataclass(frozen=True)
 class Unit:
-    """What a figure is measured in: the label of its axis, what its value is multiplied with there, and its digits."""
+    """The unit of an estimate: its axis label, the factor from value to axis, and the digits shown."""
 
     label: str
     scale: float
@@ -28,31 +28,31 @@ CORRELATION = Unit("rank correlation", 1.0, 3)
 
 @dataclass(frozen=True)
 class Measure:
-    """A figure of a probe: what it says, its unit, and the value with its interval over rows."""
+    """A labelled estimate of a probe, in its unit."""
 
     label: str
     unit: Unit
     estimate: Estimate
 
     def summary(self) -> dict[str, Any]:
-        """For JSON; shares are from 0 to 1."""
+        """Return the estimate for JSON; shares are from 0 to 1."""
         return {"label": self.label, "unit": self.unit.label, **self.estimate.summary()}
 
 
 @dataclass(frozen=True)
 class ProbeRow:
     """
-    A row as probes see it.
+    A row with the scores of its unaltered responses.
 
     Args:
         dataset (`str`):
             The set it belongs to.
         row ([`BenchmarkRow`]):
-            The row, its prompt perhaps shortened to fit the model.
+            The row, with the prompt that the model saw.
         scores (`list[Score]`):
-            How the model scored its responses.
+            One per response.
         paraphrases (`tuple[str, ...]`, *optional*):
-            Other wordings of the prompt that the user gave.
+            The user's paraphrases of the prompt.
     """
 
     dataset: str
@@ -62,17 +62,17 @@ class ProbeRow:
 
     @property
     def rewards(self) -> list[float]:
-        """The rewards of the responses."""
+        """One per response."""
         return [score.reward for score in self.scores]
 
     def pairs(self) -> Iterator[tuple[int, int]]:
-        """The places of each right and wrong response."""
+        """Yield the places of each right and wrong response."""
         for right in range(self.row.num_chosen):
             for wrong in range(self.row.num_chosen, len(self.row.responses)):
                 yield right, wrong
 
     def ordered_pairs(self) -> list[tuple[int, int]]:
-        """Those pairs that the model has in the right order."""
+        """Return the pairs that the model has in the right order."""
         return [(right, wrong) for right, wrong in self.pairs() if self.rewards[right] > self.rewards[wrong]]
 
 
@@ -83,11 +83,11 @@ class Variant:
 
     Args:
         label (`str`):
-            What was altered.
+            Names the alteration in reports.
         place (`int`):
-            Which of the row's responses it was made of; -1 if of none.
+            The response it was made from; -1 for none.
         prompt (`Any`):
-            The prompt.
+            A string, chat messages, or `{"messages": [...], "tools": [...]}`.
         response (`str`):
             The response.
     """
@@ -100,7 +100,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class ScoredVariant:
-    """An altered chat with its score; `stays_text` is false where text in it has become a control token."""
+    """An altered chat with its score; `stays_text` is false if some of its text became a control token."""
 
     variant: Variant
     score: Score
@@ -108,7 +108,7 @@ class ScoredVariant:
 
     @property
     def reward(self) -> float:
-        """The chat's reward."""
+        """The reward of the altered chat."""
         return self.score.reward
 
 
@@ -120,65 +120,91 @@ class ProbedRow:
     variants: dict[tuple[str, int], ScoredVariant]
 
     def places(self, label: str) -> list[int]:
-        """Which responses were altered so."""
+        """Return the places that have a variant with this label."""
         return [place for found, place in self.variants if found == label]
 
 
 @dataclass(frozen=True)
 class Probe:
     """
-    A way in which reward models fail.
+    A way in which reward models fail. A probe either alters rows, or measures them as they are, or scores them again.
 
     Args:
         title (`str`):
             Its name in reports.
         about (`str`):
-            What is altered and what is counted, for reports.
-        measure (`Callable`):
-            `measure(probed_rows)` gives its figures, the most important first.
+            Says in reports what is altered and counted.
+        measure (`Callable`, *optional*):
+            `measure(probed_rows)` returns the measures, the most important one first.
         alter (`Callable`, *optional*):
-            `alter(probe_row, critique_format)` gives altered chats. Without, the probe looks at the rows as they are, all of
-            them.
+            `alter(probe_row, critique_format)` returns altered chats of a row. Without it, `measure` gets all rows unaltered.
         checks_text (`bool`, *optional*, defaults to `False`):
-            Find out whether the altered chats have control tokens that the chat template did not write.
+            Check whether the altered chats contain control tokens that the chat template did not write.
+        rescore (`Callable`, *optional*):
+            `rescore(probe_rows, scorer, journal, batch_size, seed, options)` returns the measures instead of `measure`.
+        most_rows (`int`, *optional*):
+            Rows that `rescore` gets at most, spread evenly over the sets.
+
+    Examples:
+
+    ```python
+    >>> def alter(row, critique_format):
+    ...     return [Variant("upper case", place, row.row.prompt, text.upper()) for place, text in enumerate(row.row.responses)]
+    >>> def measure(rows):
+    ...     return [Measure("reward change, upper case", REWARD, reward_change(rows, "upper case"))]
+    >>> SHOUTING = Probe("Shouting", "Responses in upper case.", measure, alter)
+    ```
     """
 
     title: str
     about: str
-    measure: Callable[[Sequence[ProbedRow]], list[Measure]]
+    measure: Callable[[Sequence[ProbedRow]], list[Measure]] = lambda rows: []
     alter: Callable[[ProbeRow, CritiqueFormat], list[Variant]] | None = None
     checks_text: bool = False
+    rescore: Callable[..., list[Measure]] | None = None
+    most_rows: int | None = None
 
 
-# --------------------------------------------------------------------------------------------- figures that probes share
+# ------------------------------------------------------------------------------------------- measures that probes share
 
 
 def labels_of(rows: Sequence[ProbedRow]) -> list[str]:
-    """What was altered, in order of appearance."""
+    """List the labels of all variants in order of appearance."""
     return list(dict.fromkeys(label for row in rows for label, _ in row.variants))
 
 
+def shares(rows: Sequence[ProbedRow], title: str, labels: Sequence[str], outcomes: Callable) -> list[Measure]:
+    """Return one share per label; `{}` in the title is the label, and `outcomes(row, label)` gives a row's outcomes."""
+    return [
+        Measure(title.format(label), SHARE, share_of_rows([outcomes(row, label) for row in rows])) for label in labels
+    ]
+
+
+def share_of_rows(outcomes: Sequence[Sequence[float]]) -> Estimate:
+    """Average the mean outcomes of rows; rows without outcomes do not count."""
+    return share([float(np.mean(row)) for row in outcomes if len(row)])
+
+
+def reward_changes(rows: Sequence[ProbedRow], labels: Sequence[str]) -> list[Measure]:
+    """Return the mean reward change of each alteration."""
+    return [Measure(f"reward change, {label}", REWARD, reward_change(rows, label)) for label in labels]
+
+
 def reward_change(rows: Sequence[ProbedRow], label: str) -> Estimate:
-    """Mean over rows of the reward after the alteration minus the one before."""
-    return mean_estimate(
-        [
-            np.mean([row.variants[label, place].reward - row.row.rewards[place] for place in places])
-            for row in rows
-            if (places := row.places(label))
-        ]
-    )
+    """Average over rows the reward after the alteration minus the one before."""
+    changes = [
+        np.mean([row.variants[label, place].reward - row.row.rewards[place] for place in places])
+        for row in rows
+        if (places := row.places(label))
+    ]
+    return mean_estimate([float(change) for change in changes])
 
 
 def lost_pairs(row: ProbedRow, label: str) -> list[float]:
-    """For each pair that was in the right order, and whose wrong response was altered, whether it is lost: 0 or 1."""
+    """For each rightly ordered pair whose wrong response was altered, say whether the order is lost: 0 or 1."""
     altered = row.places(label)
     return [
         float(row.row.rewards[right] <= row.variants[label, wrong].reward)
         for right, wrong in row.row.ordered_pairs()
         if wrong in altered
     ]
-
-
-def share_of_rows(outcomes: Sequence[Sequence[float]]) -> Estimate:
-    """Mean over rows of their mean outcome; rows without outcomes do not count."""
-    return share([float(np.mean(row)) for row in outcomes if len(row)])

@@ -1,4 +1,4 @@
-"""Probes by name, and how they are run."""
+"""The list of probes, and the run that alters, scores and measures."""
 
 import difflib
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,7 @@ from ...critique_format import CritiqueFormat
 from ...scoring import Score
 from ..journaled_scorer import JournaledScorer
 from .answers import EMPTY_AND_REFUSALS, TRIVIAL_ANSWERS
-from .batch import ABOUT, MOST_ROWS, TITLE, probe_batches
+from .batch import BATCH_POSITION
 from .injection import FORGED_CRITIQUES, SPECIAL_TOKENS, stays_text
 from .length import LENGTH
 from .paraphrase import PARAPHRASES
@@ -20,7 +20,8 @@ from .style import STYLE
 
 
 BATCH = "batch"
-PROBES = {
+# To add a probe, write a module with a `Probe` and list it here: options, reports and files read this list
+PROBES: dict[str, Probe] = {
     "length": LENGTH,
     "style": STYLE,
     "special_tokens": SPECIAL_TOKENS,
@@ -28,30 +29,27 @@ PROBES = {
     "trivial_answers": TRIVIAL_ANSWERS,
     "empty_and_refusals": EMPTY_AND_REFUSALS,
     "paraphrases": PARAPHRASES,
+    BATCH: BATCH_POSITION,
 }
-NAMES = (*PROBES, BATCH)
+NAMES = tuple(PROBES)
 
 
 @dataclass(frozen=True)
 class ProbeResult:
     """
-    What a probe found of a model.
+    The figures of a probe for a model.
 
     Args:
-        name (`str`):
-            The probe.
-        title (`str`):
-            Its name in reports.
-        about (`str`):
-            What was altered and counted.
+        name, title, about (`str`):
+            The probe; see [`Probe`].
         rows (`int`):
-            Rows looked at.
+            Rows probed.
         left_out (`int`):
             Altered chats that were not scored, because they do not fit the model's context or its format refuses them.
         measures (`list[Measure]`):
-            Its figures over the rows of all sets.
+            Figures over the rows of all sets.
         by_dataset (`dict[str, list[Measure]]`):
-            The same for each set, if there are several.
+            The same for each set; empty if there is only one.
         probed (`list[ProbedRow]`):
             The altered chats with their scores.
     """
@@ -66,7 +64,7 @@ class ProbeResult:
     probed: list[ProbedRow]
 
     def summary(self) -> dict[str, Any]:
-        """The figures for JSON."""
+        """Return the figures for JSON."""
         return {
             "probe": self.name,
             "rows": self.rows,
@@ -78,7 +76,7 @@ class ProbeResult:
         }
 
     def table(self) -> Iterator[dict[str, Any]]:
-        """One row for each altered chat."""
+        """Yield one row for each altered chat."""
         for found in self.probed:
             for scored in found.variants.values():
                 yield {
@@ -95,7 +93,7 @@ class ProbeResult:
 
 def check_probes(names: Sequence[str]) -> list[str]:
     """
-    The names of probes, `"all"` spelt out.
+    Check names of probes, and replace `"all"` by all of them.
 
     Raises:
         `ValueError`: Naming the one that does not exist.
@@ -109,13 +107,19 @@ def check_probes(names: Sequence[str]) -> list[str]:
 
 
 def draw_rows(rows: Sequence[ProbeRow], count: int, seed: int) -> list[ProbeRow]:
-    """At most `count` rows of each set, drawn at random, in their order."""
+    """Draw at most `count` random rows of each set, and keep their order."""
     drawn = []
     for dataset in dict.fromkeys(row.dataset for row in rows):
         members = [row for row in rows if row.dataset == dataset]
         places = np.random.default_rng(seed).permutation(len(members))[:count]
         drawn += [members[place] for place in sorted(places)]
     return drawn
+
+
+def draw_few(rows: Sequence[ProbeRow], count: int, seed: int) -> list[ProbeRow]:
+    """Draw at most `count` random rows in all, about equally many of each set."""
+    num_sets = len({row.dataset for row in rows})
+    return draw_rows(rows, count // max(1, num_sets) or 1, seed)[:count]
 
 
 def run_probes(
@@ -133,11 +137,11 @@ def run_probes(
     **options,
 ) -> list[ProbeResult]:
     """
-    Probe a model.
+    Probe a model. The altered chats of all probes are scored in a single call.
 
     Args:
         names (`Sequence[str]`):
-            From [`check_probes`].
+            Keys of `PROBES`; see [`check_probes`].
         rows (`Sequence[ProbeRow]`):
             Rows that the model has scored.
         num_rows (`int`):
@@ -145,13 +149,13 @@ def run_probes(
         scorer ([`JournaledScorer`]):
             The model.
         critique_format ([`CritiqueFormat`]):
-            Its format.
+            The model's format.
         context_length (`int`, *optional*):
             Tokens the model may read, critique included. Altered chats that need more are left out and counted.
         max_new_tokens (`int`):
             Longest critique in tokens.
         batch_size (`int`):
-            Chats in a batch of the probe `"batch"`.
+            Chats per batch for probes that score in batches.
         draw_seed (`int`, *optional*, defaults to `0`):
             Seed of the draw of rows.
         sort_by_length (`bool`, *optional*, defaults to `False`):
@@ -164,44 +168,30 @@ def run_probes(
     """
     drawn = draw_rows(rows, num_rows, draw_seed)
     options["max_new_tokens"] = max_new_tokens
-    altering = {name: PROBES[name] for name in names if name != BATCH and PROBES[name].alter}
     reserve = max_new_tokens + 1 if critique_format.critique else 0
     limit = None if context_length is None else context_length - reserve
-    made = {name: [_alter(probe, row, critique_format, limit) for row in drawn] for name, probe in altering.items()}
-    chats = [(name, row, chat) for name, rows_of in made.items() for row in rows_of for chat in row.chats]
-    scores = iter(
-        scorer.score(
-            [chat.variant.prompt for _, _, chat in chats],
-            [chat.variant.response for _, _, chat in chats],
-            lengths=[chat.length for _, _, chat in chats] if sort_by_length else None,
-            names=[f"probe {name}, {row.row.dataset}, row {row.row.row.id!r}" for name, row, _ in chats],
-            **options,
-        )
-        if chats
-        else ()
-    )
+    altered = {
+        name: [_alter(PROBES[name], row, critique_format, limit) for row in drawn]
+        for name in names
+        if PROBES[name].alter
+    }
+    scores = _score(altered, scorer, sort_by_length, options)
     results = []
     for name in names:
-        if name == BATCH:
-            few = _batch_rows(drawn, draw_seed)
-            measures = probe_batches(few, scorer.scorer, scorer.journal, batch_size, draw_seed, options)
-            results.append(ProbeResult(name, TITLE, ABOUT, len(few), 0, measures, {}, []))
-            continue
-        altered = made[name] if name in made else [_AlteredRow(row, [], 0) for row in rows]
-        probed = [part.with_scores(scores) for part in altered]
-        results.append(_result(name, PROBES[name], probed, sum(part.left_out for part in altered)))
+        probe = PROBES[name]
+        if probe.rescore:
+            few = draw_few(drawn, probe.most_rows or len(drawn), draw_seed)
+            measures = probe.rescore(few, scorer.scorer, scorer.journal, batch_size, draw_seed, options)
+            results.append(ProbeResult(name, probe.title, probe.about, len(few), 0, measures, {}, []))
+        else:
+            parts = altered[name] if probe.alter else [_AlteredRow(row, [], 0) for row in rows]
+            results.append(_measure(name, probe, parts, scores))
     return results
 
 
-def _batch_rows(drawn: Sequence[ProbeRow], seed: int) -> list[ProbeRow]:
-    """At most `MOST_ROWS` rows, about equally many of each set."""
-    num_sets = len({row.dataset for row in drawn})
-    return draw_rows(drawn, MOST_ROWS // max(1, num_sets) or 1, seed)[:MOST_ROWS]
-
-
 @dataclass(frozen=True)
-class _Chat:
-    """An altered chat that is to be scored, and its tokens."""
+class _AlteredChat:
+    """An altered chat to be scored, and its length in tokens."""
 
     variant: Variant
     length: int
@@ -211,16 +201,13 @@ class _Chat:
 @dataclass(frozen=True)
 class _AlteredRow:
     row: ProbeRow
-    chats: list[_Chat]
+    chats: list[_AlteredChat]
     left_out: int
-
-    def with_scores(self, scores: Iterator[Score]) -> ProbedRow:
-        scored = [ScoredVariant(chat.variant, next(scores), chat.stays_text) for chat in self.chats]
-        return ProbedRow(self.row, {(found.variant.label, found.variant.place): found for found in scored})
 
 
 def _alter(probe: Probe, row: ProbeRow, critique_format: CritiqueFormat, limit: int | None) -> _AlteredRow:
-    """The altered chats of a row that the model can read."""
+    """Alter a row, and leave out the chats that the model cannot read."""
+    assert probe.alter is not None
     chats = []
     variants = probe.alter(row, critique_format)
     for variant in variants:
@@ -230,16 +217,45 @@ def _alter(probe: Probe, row: ProbeRow, critique_format: CritiqueFormat, limit: 
             continue
         if limit is None or len(ids) <= limit:
             is_text = not probe.checks_text or stays_text(critique_format, variant.prompt, ids)
-            chats.append(_Chat(variant, len(ids), is_text))
+            chats.append(_AlteredChat(variant, len(ids), is_text))
     return _AlteredRow(row, chats, len(variants) - len(chats))
 
 
-def _result(name: str, probe: Probe, probed: list[ProbedRow], left_out: int) -> ProbeResult:
-    datasets = dict.fromkeys(row.row.dataset for row in probed)
-    by_dataset = {
-        dataset: probe.measure([row for row in probed if row.row.dataset == dataset])
-        for dataset in (datasets if len(datasets) > 1 else ())
-    }
+def _score(
+    altered: dict[str, list[_AlteredRow]], scorer: JournaledScorer, sort_by_length: bool, options: dict[str, Any]
+) -> Iterator[Score]:
+    """Score the altered chats of all probes, and return the scores in their order."""
+    found = [(name, part.row, chat) for name, parts in altered.items() for part in parts for chat in part.chats]
+    if not found:
+        return iter(())
+    scores = scorer.score(
+        [chat.variant.prompt for _, _, chat in found],
+        [chat.variant.response for _, _, chat in found],
+        lengths=[chat.length for _, _, chat in found] if sort_by_length else None,
+        names=[f"probe {name}, {row.dataset}, row {row.row.id!r}" for name, row, _ in found],
+        **options,
+    )
+    return iter(scores)
+
+
+def _measure(name: str, probe: Probe, parts: Sequence[_AlteredRow], scores: Iterator[Score]) -> ProbeResult:
+    """Measure a probe's rows; takes the scores of its altered chats from `scores`."""
+    probed = []
+    for part in parts:
+        scored = [ScoredVariant(chat.variant, next(scores), chat.stays_text) for chat in part.chats]
+        probed.append(ProbedRow(part.row, {(found.variant.label, found.variant.place): found for found in scored}))
+    by_dataset: dict[str, list[ProbedRow]] = {}
+    for row in probed:
+        by_dataset.setdefault(row.row.dataset, []).append(row)
+    if len(by_dataset) == 1:
+        by_dataset = {}
     return ProbeResult(
-        name, probe.title, probe.about, len(probed), left_out, probe.measure(probed), by_dataset, probed
+        name,
+        probe.title,
+        probe.about,
+        len(probed),
+        sum(part.left_out for part in parts),
+        probe.measure(probed),
+        {dataset: probe.measure(members) for dataset, members in by_dataset.items()},
+        probed,
     )

@@ -1,21 +1,10 @@
-"""Style: markdown added or removed, with the words unchanged."""
+"""Probe style: markdown is added or removed, the words stay."""
 
 import re
 from collections.abc import Sequence
 
 from ...critique_format import CritiqueFormat
-from .probe import (
-    REWARD,
-    SHARE,
-    Measure,
-    Probe,
-    ProbedRow,
-    ProbeRow,
-    Variant,
-    lost_pairs,
-    reward_change,
-    share_of_rows,
-)
+from .probe import Measure, Probe, ProbedRow, ProbeRow, Variant, lost_pairs, reward_changes, shares
 
 
 ADDED, REMOVED = "markdown added", "markdown removed"
@@ -27,12 +16,12 @@ _CODE = re.compile(r"^(?: {4}|\t)|[;{}]\s*$|```", re.MULTILINE)
 
 
 def looks_like_code(text: str) -> bool:
-    """Whether a text has fenced or indented lines, or ones that end as code does: its marks are not markdown's."""
+    """Check for fenced or indented lines, or ones that end as code does: marks in such a text are not markdown's."""
     return _CODE.search(text) is not None
 
 
 def add_markdown(text: str) -> str:
-    """Each sentence becomes a bullet with its first word in bold. Lines that have markdown already stay."""
+    """Turn each sentence into a bullet with its first word in bold. Lines that already have markdown stay."""
     lines = []
     for line in text.split("\n"):
         if not line.strip() or remove_markdown(line) != line:
@@ -45,7 +34,7 @@ def add_markdown(text: str) -> str:
 
 
 def remove_markdown(text: str) -> str:
-    """Without headings' and bullets' marks, quotes, bold, italics and backticks. Numbers of lists are words and stay."""
+    """Remove the marks of headings, bullets, quotes, bold, italics and code. Numbers of lists are words and stay."""
     text = _LINE_MARKS.sub(r"\1", text)
     return _PAIRED_MARKS.sub(r"\2", text)
 
@@ -63,17 +52,8 @@ def _alter(row: ProbeRow, critique_format: CritiqueFormat) -> list[Variant]:
 
 def _measure(rows: Sequence[ProbedRow]) -> list[Measure]:
     labels = (ADDED, REMOVED)
-    return [
-        *(Measure(f"reward change, {label}", REWARD, reward_change(rows, label)) for label in labels),
-        *(
-            Measure(
-                f"right pairs lost, {label} (wrong response only)",
-                SHARE,
-                share_of_rows([lost_pairs(row, label) for row in rows]),
-            )
-            for label in labels
-        ),
-    ]
+    lost = shares(rows, "right pairs lost, {} (wrong response only)", labels, lost_pairs)
+    return [*reward_changes(rows, labels), *lost]
 
 
 STYLE = Probe(

@@ -10,8 +10,8 @@ from tokenizers_for_tests import make_tokenizer
 from cloud_hf.critique_format import CritiqueFormat
 from cloud_hf.data.journal import Journal
 from cloud_hf.evaluation.journaled_scorer import JournaledScorer
-from cloud_hf.evaluation.probes import ProbeRow, check_probes, draw_rows, run, run_probes
-from cloud_hf.evaluation.probes.run import NAMES
+from cloud_hf.evaluation.probes import PROBES, ProbeRow, check_probes, draw_rows, run_probes
+from cloud_hf.evaluation.probes.run import NAMES, draw_few
 from cloud_hf.evaluation.rows import BenchmarkRow
 from cloud_hf.scoring import TransformersScorer, context_length
 
@@ -89,20 +89,19 @@ def test_all_probes_on_a_model(scorer, tmp_path):
     assert len(table) == 4 * (3 if scorer.model.config.critique else 2) and {row["response"] for row in table} == {1}
 
 
-def test_a_killed_run_goes_on_to_the_same_figures(scorer, tmp_path):
-    expected = (
-        [found.summary() for found in probe(scorer, tmp_path / "whole")] if not (tmp_path / "whole").mkdir() else 0
-    )
-    folder = tmp_path / "killed"
-    folder.mkdir()
+def test_a_killed_run_resumes_to_the_same_figures(scorer, tmp_path):
+    folders = [tmp_path / name for name in ("complete", "killed")]
+    for folder in folders:
+        folder.mkdir()
+    complete, killed = folders
     total = Recorder(scorer)
-    probe(scorer, tmp_path, inner=total)
+    expected = [found.summary() for found in probe(scorer, complete, inner=total)]
     calls = len(total.sizes)
     for dies_at in (calls // 3, calls // 3):
         with pytest.raises(KeyboardInterrupt):
-            probe(scorer, folder, inner=Recorder(scorer, dies_at))
+            probe(scorer, killed, inner=Recorder(scorer, dies_at))
     last = Recorder(scorer)
-    results = probe(scorer, folder, inner=last)
+    results = probe(scorer, killed, inner=last)
     assert len(last.sizes) == calls - 2 * (calls // 3 - 1)
     assert [found.summary() for found in results] == expected
 
@@ -115,14 +114,14 @@ def test_batches_are_alone_in_order_and_shuffled(scorer, tmp_path):
 
 def test_batches_are_of_all_sets(scorer, tmp_path, monkeypatch):
     """Of few rows each set has its share, and the result says how many they are."""
-    monkeypatch.setattr(run, "MOST_ROWS", 5)
+    monkeypatch.setitem(PROBES, "batch", replace(PROBES["batch"], most_rows=5))
     rows = sorted(rows_of(scorer, 12), key=lambda row: row.dataset)
     recorder = Recorder(scorer)
     [found] = probe(scorer, tmp_path, ["batch"], recorder, rows=rows)
     assert found.rows == 4 and sum(recorder.sizes) == 3 * 4 * 2
-    assert Counter(row.dataset for row in run._batch_rows(rows, 0)) == {"one": 2, "two": 2}
+    assert Counter(row.dataset for row in draw_few(rows, 5, 0)) == {"one": 2, "two": 2}
     many = [replace(row, dataset=str(number)) for number, row in enumerate(rows)]
-    assert len(run._batch_rows(many, 0)) == 5 and run._batch_rows([], 0) == []
+    assert len(draw_few(many, 5, 0)) == 5 and draw_few([], 5, 0) == []
     assert "At most 32 rows" in found.about
 
 
