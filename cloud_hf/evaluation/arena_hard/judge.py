@@ -1,9 +1,9 @@
 """
-What ArenaHard's judge is told, and in which turn.
+Prompts and settings of ArenaHard's judge.
 
-Both versions' official code sends the judge a system message with its instructions, and a user message with the question and the
-two answers. Version 2.0 has another system message for creative writing, in which the judge does not answer the question first.
-The words here are our own.
+Like the official code of both versions, send the judge a system message with its instructions, and a user message with the question
+and the two answers. Like version 2.0, use another system message for creative writing, where the judge does not answer the question
+first. The wording is our own, so win rates are not comparable with the leaderboard's.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,7 +26,7 @@ from ...data.judge import (
 from ...data.run import JournaledClient
 
 
-# Names the system message of all categories that have none of their own
+# Key of the system message of all categories that have none
 ANY = ""
 CREATIVE_WRITING = "creative_writing"
 
@@ -53,23 +53,23 @@ SYSTEMS = {
 @dataclass(frozen=True)
 class Judging:
     """
-    How the judge is asked; see [`~cloud_hf.data.judge.Judge`].
+    Settings of the judge; see [`~cloud_hf.data.judge.Judge`].
 
     Args:
         template (`str`):
-            What it is told in the user's turn.
+            Prompt for the user's turn.
         temperature (`float`):
-            Temperature of its first try.
+            Temperature of the first try.
         max_tokens (`int`):
             Longest judgement in tokens.
         tries (`int`):
-            How often it is asked for one verdict.
+            Tries per verdict.
         seed (`int`):
-            Seed from which every request gets its own.
+            Each request derives its own seed from it.
         systems (`dict[str, str]`, *optional*):
-            Its instructions by category, `""` for all others; none if the template says everything.
+            Instructions by category, `""` for all others. Empty if the template holds everything.
         system_role (`bool`, *optional*, defaults to `True`):
-            Whether they are a system message; else they stand before the template.
+            Send the instructions as a system message instead of before the template.
     """
 
     template: str
@@ -81,19 +81,19 @@ class Judging:
     system_role: bool = True
 
     def texts(self, category: str) -> tuple[str, str | None]:
-        """What stands in the user's turn of a question of this category, and in the system message, if there is one."""
+        """Return the template of the user's turn and the system message, if any, for questions of a category."""
         if not self.systems:
             return self.template, None
         system = self.systems[category if category in self.systems else ANY]
         return (self.template, system) if self.system_role else (f"{system}\n\n{self.template}", None)
 
     def judge(self, client: JournaledClient, category: str) -> Judge:
-        """The judge of questions of this category."""
+        """Return the judge for questions of a category."""
         template, system = self.texts(category)
         return Judge(client, template, self.temperature, self.max_tokens, self.tries, self.seed, system)
 
     def settings(self) -> dict[str, Any]:
-        """All that verdicts depend on, for a journal."""
+        """Return all settings that verdicts depend on, for a journal."""
         settings = asdict(self) | {"retry_temperature": max(self.temperature, RETRY_TEMPERATURE)}
         if not self.systems:
             del settings["systems"], settings["system_role"]
@@ -104,21 +104,20 @@ def read_texts(
     prompt_file: str | None, system_files: Sequence[str], system_role: bool, categories: Sequence[str]
 ) -> tuple[str, dict[str, str]]:
     """
-    What the judge is told.
+    Read the judge's prompts, by default this package's.
 
     Args:
         prompt_file (`str`, *optional*):
-            The user's turn; alone, it says everything.
+            Template of the user's turn. Without `system_files` it holds everything.
         system_files (`Sequence[str]`):
-            Instructions; `CATEGORY=FILE` for those of one category.
+            Files with instructions; `CATEGORY=FILE` for those of one category.
         system_role (`bool`):
-            Whether the judge has a system role.
+            Whether the judge has a system role. If not, the default is a single text.
         categories (`Sequence[str]`):
-            The categories of the questions.
+            Categories of the questions.
 
     Returns:
-        `tuple[str, dict[str, str]]`: [`Judging`]'s `template` and `systems`. Without files, ours; for a judge without a system role
-        as one text.
+        `tuple[str, dict[str, str]]`: [`Judging`]'s `template` and `systems`.
 
     Raises:
         `ValueError`: If a text lacks a verdict or a placeholder, or a category has no file or two.
@@ -144,24 +143,17 @@ def _read_system(path: str) -> str:
     with open(path, encoding="utf-8") as file:
         text = file.read().strip()
     if mark := next((mark for mark in PLACEHOLDERS if mark in text), None):
-        raise ValueError(f"{path} holds {mark}, but the texts stand in the user's turn: see `judge_prompt_file`.")
+        raise ValueError(f"{path} holds {mark}, but the texts belong in the user's turn: see `judge_prompt_file`.")
     if not text:
-        raise ValueError(f"{path} is empty; write what the judge is told, or leave `judge_system_file` out.")
+        raise ValueError(f"{path} is empty; write the judge's instructions into it, or leave `judge_system_file` out.")
     return text
 
 
 def files_by_category(names: Iterable[str], categories: Sequence[str]) -> dict[str, list[str]]:
     """
-    Part `CATEGORY=FILE` from the files for all questions.
+    Group files by category; those without `CATEGORY=` are for all others, under `""`.
 
-    Args:
-        names (`Iterable[str]`):
-            What an option was given. Another word before a `=` than a category is part of a file's name.
-        categories (`Sequence[str]`):
-            The categories of the questions.
-
-    Returns:
-        `dict[str, list[str]]`: Files by category, `""` for all others.
+    Only a known category before `=` counts, since file names may contain `=`.
     """
     found: dict[str, list[str]] = {}
     for name in names:
@@ -172,7 +164,7 @@ def files_by_category(names: Iterable[str], categories: Sequence[str]) -> dict[s
 
 
 def files_of(option: str, found: Mapping[str, list[str]], category: str) -> list[str]:
-    """The files of a category. Raises `ValueError` if there are none."""
+    """Return the files of a category. Raises `ValueError` if there are none."""
     names = found.get(category) or found.get(ANY)
     if not names:
         raise ValueError(f"`{option}` names no file for the questions of the category {category!r}.")

@@ -1,18 +1,18 @@
-"""What ArenaHard asks of servers: candidates of a generator, and verdicts of a judge; nothing is asked for twice."""
+"""Let a generator write ArenaHard candidates and a judge compare them; journals keep every answer."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import Features, List, Value, load_from_disk
+from datasets import Dataset, Features, List, Value
 
 from ...conversation import read_prompt
 from ...data.completions import CompletionClient
 from ...data.folder import DatasetFolder
 from ...data.journal import key_of
 from ...data.judge import messages_for_judge
-from ...data.run import JournaledClient, all_of, build_dataset, check_rows, complete_build, seed_of
+from ...data.run import Dropped, JournaledClient, all_of, build_dataset, check_rows, complete_build, seed_of
 from ..metrics.best_of_n_curve import Problem
 from .judge import Judging
 from .win_rate import Question, Votes
@@ -41,17 +41,17 @@ _JUDGEMENTS = Features(
 @dataclass(frozen=True)
 class Generation:
     """
-    How candidates are written.
+    Sampling settings of the candidates.
 
     Args:
         num_candidates (`int`):
-            Candidates of each question.
+            Candidates per question.
         temperature, top_p (`float`):
-            Their sampling.
+            Sampling.
         max_tokens (`int`):
-            Longest candidate in tokens; a longer one is cut and stays a candidate.
+            Longest candidate in tokens; a longer one is cut and remains a candidate.
         seed (`int`):
-            Seed from which every request gets its own.
+            Each request derives its own seed from it.
     """
 
     num_candidates: int
@@ -65,24 +65,24 @@ def write_candidates(
     questions: Sequence[Question], client: CompletionClient, generation: Generation, folder: Path
 ) -> tuple[list[Problem], dict[str, int]]:
     """
-    Let a model answer each question several times.
+    Sample several answers to each question.
 
     Args:
         questions (`Sequence[Question]`):
             The questions.
         client ([`~cloud_hf.data.completions.CompletionClient`]):
-            The model.
+            The generator.
         generation ([`Generation`]):
-            How it samples. A later call may ask for more candidates.
+            Sampling settings. A later call may ask for more candidates.
         folder (`Path`):
-            Where the candidates and the journal are kept.
+            Folder of the candidates and their journal.
 
     Returns:
-        `tuple[list[Problem], dict[str, int]]`: The questions that got all their candidates, and counts: `failed` questions, and
-        `candidates_cut` at `max_tokens`.
+        `tuple[list[Problem], dict[str, int]]`: The questions that have all their candidates, and counts: `failed` questions,
+        and `candidates_cut` at `max_tokens`.
 
     Raises:
-        `SystemExit`: With a message, if the server is of no use. What it answered is kept.
+        `SystemExit`: If the server is unusable. What it answered is kept.
     """
     settings = {"builder": "arena_hard_candidates", **asdict(generation)}
     del settings["num_candidates"]
@@ -91,33 +91,25 @@ def write_candidates(
     check_rows(rows, lambda row: read_prompt(row["prompt"]))
 
     def make_work(gen: JournaledClient):
-        async def work(row: dict[str, Any]) -> list[dict[str, Any]]:
-            messages = [{"role": "user", "content": row["prompt"]}]
-            sampling = {"temperature": generation.temperature, "top_p": generation.top_p}
-            answers = await all_of(
-                *(
-                    gen.chat(
-                        [row["id"], number],
-                        messages,
-                        max_tokens=generation.max_tokens,
-                        seed=seed_of(generation.seed, "gen", row["id"], number),
-                        **sampling,
-                    )
-                    for number in range(generation.num_candidates)
-                )
+        def answer(row: dict[str, Any], number: int):
+            return gen.chat(
+                [row["id"], number],
+                [{"role": "user", "content": row["prompt"]}],
+                max_tokens=generation.max_tokens,
+                seed=seed_of(generation.seed, "gen", row["id"], number),
+                temperature=generation.temperature,
+                top_p=generation.top_p,
             )
-            return [
-                {
-                    **row,
-                    "responses": [answer.text for answer in answers],
-                    "finish_reasons": [answer.finish_reason for answer in answers],
-                }
-            ]
+
+        async def work(row: dict[str, Any]) -> list[dict[str, Any] | Dropped]:
+            answers = await all_of(*(answer(row, number) for number in range(generation.num_candidates)))
+            reasons = [found.finish_reason for found in answers]
+            return [{**row, "responses": [found.text for found in answers], "finish_reasons": reasons}]
 
         return work
 
     counts = complete_build(build_dataset(output, rows, _CANDIDATES, {"gen": client}, make_work), output)
-    found = load_from_disk(str(folder))
+    found = Dataset.load_from_disk(str(folder)).to_list()
     problems = [Problem(row["id"], row["prompt"], tuple(row["responses"])) for row in found]
     return problems, {"failed": counts["failed"], "candidates_cut": counts["gen_answers_cut"]}
 
@@ -125,14 +117,14 @@ def write_candidates(
 @dataclass(frozen=True)
 class Judged:
     """
-    What came of judging.
+    The judge's votes.
 
     Args:
         votes (`dict[tuple[str, str], Votes]`):
             By question and response.
         counts (`dict[str, int]`):
-            `judged` answers, those that were `like_the_baseline` and cost no question, those `without_verdict`, and those that
-            `failed` for want of an answer of the server.
+            `judged` responses; those `like_the_baseline`, which tie without a judge; those `without_verdict`; and those that
+            `failed` because a request did.
     """
 
     votes: dict[tuple[str, str], Votes]
@@ -155,24 +147,24 @@ def judge_candidates(
         problems (`Sequence[Problem]`):
             Questions with their candidates.
         chosen (`Sequence[Sequence[int]]`):
-            For each of them the places of the candidates to judge. Those of the same text are judged once; one that is the baseline's
-            text ties without a judge.
+            For each question the places of the candidates to judge. Equal texts are judged once; the baseline's text ties without
+            a judge.
         questions (`Mapping[str, Question]`):
-            By id; their categories say what the judge is told.
+            By id; the category selects the judge's prompt.
         baselines (`Mapping[str, str]`):
-            The baseline's answers by question.
+            The baseline's answers by id.
         client ([`~cloud_hf.data.completions.CompletionClient`]):
             The judge.
-        judging ([`~arena_hard_judge.Judging`]):
-            How it is asked.
+        judging ([`Judging`]):
+            The judge's settings.
         folder (`Path`):
-            Where its words and the journal are kept. A later call may judge other candidates.
+            Folder of the judgements and their journal. A later call may judge other candidates.
 
     Returns:
         [`Judged`]
 
     Raises:
-        `SystemExit`: With a message, if the server is of no use. What it answered is kept.
+        `SystemExit`: If the server is unusable. What it answered is kept.
     """
     pairs = _pairs_to_judge(problems, chosen, questions, baselines)
     alike = {(row["question"], row["response"]) for row in pairs if row["response"].strip() == row["baseline"].strip()}
@@ -192,7 +184,7 @@ def _pairs_to_judge(
     questions: Mapping[str, Question],
     baselines: Mapping[str, str],
 ) -> list[dict[str, Any]]:
-    """One row for each text that is to be judged, with the baseline's answer."""
+    """Return one row for each distinct text to judge, with the baseline's answer."""
     return [
         {
             "id": f"{problem.id}/{problem.responses.index(text)}",
@@ -209,14 +201,14 @@ def _pairs_to_judge(
 
 
 def _ask_judge(rows: list[dict[str, Any]], client: CompletionClient, judging: Judging, folder: Path) -> dict[str, int]:
-    """Ask for the verdicts that the journal does not hold, and write what was said on all rows."""
+    """Ask for the verdicts that the journal lacks, and write the judgements of all rows. Returns the builder's counts."""
     check_rows(rows, lambda row: messages_for_judge(row["prompt"], row["response"], row["baseline"]))
     settings = {"builder": "arena_hard_judgements", **judging.settings()}
     output = DatasetFolder(str(folder), "ArenaHard judgements", settings)
 
     def make_work(judge: JournaledClient):
-        async def work(row: dict[str, Any]) -> list[dict[str, Any]]:
-            # The text itself, since another run may have other candidates at this place
+        async def work(row: dict[str, Any]) -> list[dict[str, Any] | Dropped]:
+            # Keyed by the text, since another run may have another candidate in this place
             key = [row["question"], key_of(row["response"])]
             asked = judging.judge(judge, row["category"])
             games = await asked.compare(key, row["prompt"], row["baseline"], row["response"])
@@ -229,8 +221,8 @@ def _ask_judge(rows: list[dict[str, Any]], client: CompletionClient, judging: Ju
 
 
 def _read_votes(folder: Path) -> dict[tuple[str, str], Votes]:
-    """By question and response, from what the judge said."""
+    """Read the votes by question and response."""
     return {
         (row["question"], row["response"]): Votes.of(*(game["verdict"] for game in row["games"]))
-        for row in load_from_disk(str(folder))
+        for row in Dataset.load_from_disk(str(folder)).to_list()
     }

@@ -1,10 +1,10 @@
 """
 ArenaHard ([Li et al. 2024](https://arxiv.org/abs/2406.11939)): questions, recorded answers, and the win rate against a baseline.
 
-A judge compares an answer with the baseline's twice: in the first game the baseline stands first, in the second the answer.
-Each verdict is one vote, a strong one (`A>>B`) three; a tie is half a vote for each side. The win rate is the Bradley-Terry
-probability of beating the baseline. Version 0.1 has the baseline gpt-4-0314; version 2.0 has o3-mini-2025-01-31 for hard prompts and
-gemini-2.0-flash-001 for creative writing, which are reported apart.
+A judge compares an answer with the baseline's in two games: the baseline is A in the first, the answer in the second. Each verdict is
+one vote, a strong one (`A>>B`) three; a tie is half a vote for each side. The win rate is the Bradley-Terry probability of beating the
+baseline. Version 0.1 has the baseline gpt-4-0314. Version 2.0 has o3-mini-2025-01-31 for hard prompts and gemini-2.0-flash-001 for
+creative writing, reported separately.
 """
 
 from collections.abc import Sequence
@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from ...data.rows import load_rows, row_name
+from ...data.rows import row_name
 from ..metrics.best_of_n_curve import ratio
+from ..rows import read_sources
 
 
 # Votes of a strong verdict
 STRONG = 3
-# The official figures take 100, which leaves the ends of the interval a few tenths of a point of noise
+# The official code takes 100, which leaves a few tenths of a point of noise in the interval's ends
 ROUNDS = 1000
 
 
@@ -38,26 +39,28 @@ def load_questions(name: str, split: str = "train") -> list[Question]:
 
     Args:
         name (`str`):
-            What [`~cloud_hf.data.rows.load_rows`] takes, such as `"lmarena-ai/arena-hard-auto-v0.1"` or a file. An id is `id`,
-            `question_id` or `uid`; the text `prompt`, or `turns` with one turn.
+            A file or Hub id, such as `"lmarena-ai/arena-hard-auto-v0.1"`. The id is `id`, `question_id` or `uid`; the text is
+            `prompt`, or the only one of `turns`.
         split (`str`, *optional*, defaults to `"train"`):
-            Split of what has splits.
+            Split of a Hub dataset.
 
     Returns:
         `list[Question]`
 
     Raises:
-        `ValueError`: Naming the first row without a text or with an id that stood before.
+        `ValueError`: Naming the first row without a text or with an earlier row's id.
     """
     questions: dict[str, Question] = {}
-    for index, row in enumerate(load_rows(name, split)):
+    for _, index, row in read_sources([name], split):
         id_ = _id_of(name, index, row)
         turns = row.get("turns")
         prompt = turns[0].get("content") if turns and len(turns) == 1 else row.get("prompt")
         if not isinstance(prompt, str) or not prompt.strip():
             raise ValueError(f"{name}, {row_name(index, row)}: there is no `prompt` with text and no single turn.")
         if id_ in questions:
-            raise ValueError(f"{name}, row {index}: the id {id_!r} stood in an earlier row. Give each question once.")
+            raise ValueError(
+                f"{name}, row {index}: the id {id_!r} is that of an earlier row. Give each question once."
+            )
         questions[id_] = Question(id_, prompt, str(row.get("category") or ""))
     if not questions:
         raise ValueError(f"{name} holds no questions.")
@@ -72,37 +75,34 @@ def load_answers(
 
     Args:
         names (`Sequence[str]`):
-            Files or Hub ids. An answer is `answer`, `response`, the last of `messages`, the only turn of the only one of `choices`
-            (as ArenaHard's answer files have them), or `answers[model]`.
+            Files or Hub ids. An answer is `answer`, `response`, the content of the last of `messages`, the last turn of the only
+            one of `choices` (the layout of ArenaHard's answer files), or `answers[model]`.
         questions (`Sequence[Question]`):
-            The questions; answers to others are not read.
+            The questions; answers to others are ignored.
         model (`str`, *optional*):
-            Whose: rows with another `model` or `model_id` are not read. Where a row holds `answers` of several, that of this
-            model; by default that of the row's `baseline`.
+            Read only rows of this `model` or `model_id`, and this entry of `answers`, which defaults to the row's `baseline`.
         split (`str`, *optional*, defaults to `"train"`):
-            Split of what has splits.
+            Split of Hub datasets.
 
     Returns:
         `dict[str, str]`: The answers by the question's id.
 
     Raises:
-        `ValueError`: If a question has no answer or two, or an answer is no text.
+        `ValueError`: If a question has no answer or two, or an answer is not text.
     """
     wanted, answers = {question.id for question in questions}, {}
-    for name in names:
-        for index, row in enumerate(load_rows(name, split)):
-            id_ = _id_of(name, index, row)
-            if id_ not in wanted or (model and _model_of(row) not in (None, model)):
-                continue
-            answer = _answer_of(row, model)
-            if not isinstance(answer, str) or not answer.strip():
-                raise ValueError(f"{name}, {row_name(index, row)}: the answer is {answer!r:.60}; give a text.")
-            if id_ in answers:
-                raise ValueError(
-                    f"{name}, row {index}: question {id_!r} has a second answer. Name one model's file only, or whose "
-                    "answers are meant."
-                )
-            answers[id_] = answer
+    for name, index, row in read_sources(names, split):
+        id_ = _id_of(name, index, row)
+        if id_ not in wanted or (model and _model_of(row) not in (None, model)):
+            continue
+        answer = _answer_of(row, model)
+        if not isinstance(answer, str) or not answer.strip():
+            raise ValueError(f"{name}, {row_name(index, row)}: the answer is {answer!r:.60}; give a text.")
+        if id_ in answers:
+            raise ValueError(
+                f"{name}, row {index}: question {id_!r} has a second answer. Give one model's file only, or `baseline_model`."
+            )
+        answers[id_] = answer
     if missing := [question.id for question in questions if question.id not in answers]:
         by = f" of {model!r}" if model else ""
         raise ValueError(
@@ -120,7 +120,7 @@ def _id_of(name: str, index: int, row: dict[str, Any]) -> str:
 
 
 def _model_of(row: dict[str, Any]) -> str | None:
-    """Who answered, as both versions' answer files say it."""
+    """Return the author of an answer, in either version's column."""
     return row.get("model") or row.get("model_id")
 
 
@@ -146,7 +146,7 @@ def _answer_of(row: dict[str, Any], model: str | None) -> Any:
 @dataclass(frozen=True)
 class Votes:
     """
-    What two games say about an answer against the baseline's.
+    Votes of two games between an answer and the baseline's.
 
     Args:
         wins, ties, losses (`int`):
@@ -173,10 +173,10 @@ class Votes:
             baseline_first (`str`, *optional*):
                 Verdict of the game in which the baseline was A.
             answer_first (`str`, *optional*):
-                Verdict of the other.
+                Verdict of the game in which the answer was A.
 
         Returns:
-            [`Votes`]: None at all if one game has no verdict: the other alone would favour whoever stood first.
+            [`Votes`]: No votes if a verdict is missing, since the other one alone would favour the response in its position.
         """
         if baseline_first is None or answer_first is None:
             return cls()
@@ -188,30 +188,30 @@ class Votes:
 
     @property
     def number(self) -> int:
-        """How many votes there are."""
+        """All votes."""
         return self.wins + self.ties + self.losses
 
     @property
     def points(self) -> float:
-        """Votes for the answer, a tie half."""
+        """Votes for the answer, plus half of the ties."""
         return self.wins + self.ties / 2
 
 
 @dataclass(frozen=True)
 class WinRate:
     """
-    How often answers beat the baseline's, from 0.0 to 1.0.
+    Rate at which answers beat the baseline's, from 0.0 to 1.0.
 
     Args:
         value (`float`):
             Bradley-Terry probability of a win.
         ci95 (`tuple[float, float]`):
-            As the official figures of version 0.1 have it (those of version 2.0 are the middle 90 % of the same draws): votes
-            are drawn anew, each for itself. The votes of a question are not independent, so this is too narrow.
+            The interval of version 0.1's official figures, from resampled votes (version 2.0 has the middle 90 % of the same
+            resamples). It is too narrow, since the votes of a question are not independent.
         ci95_by_question (`tuple[float, float]`):
-            Questions are drawn anew, each with all its votes.
+            Interval from resampled questions, each with all its votes.
         standard_error (`float`):
-            Over questions. NaN for one question.
+            Standard error over questions; NaN for a single one.
         questions (`int`):
             Questions with votes.
         wins, ties, losses (`int`):
@@ -228,46 +228,44 @@ class WinRate:
     losses: int
 
     def summary(self) -> dict[str, Any]:
-        """For JSON, which has no NaN: an unknown error is `None`."""
+        """Return the fields for JSON; an unknown error is `None`."""
         error = None if np.isnan(self.standard_error) else self.standard_error
         return {**vars(self), "standard_error": error}
 
 
 def win_rate(votes: Sequence[Votes], rounds: int = ROUNDS, seed: int = 0) -> WinRate:
     """
-    The win rate of answers to several questions.
+    Compute the win rate of answers to several questions.
 
-    Between two sides, the likeliest Bradley-Terry strengths give the share of votes itself (ties count half for each side). That
-    holds for each of several models too, as long as each plays the baseline only.
+    Between two sides, the maximum-likelihood Bradley-Terry strengths give the share of votes itself, ties counted half. That also
+    holds for each of several models, as long as each plays only the baseline.
 
     Args:
         votes (`Sequence[Votes]`):
             One per question.
         rounds (`int`, *optional*, defaults to `1000`):
-            Draws of the bootstraps.
+            Resamples of each bootstrap.
         seed (`int`, *optional*, defaults to `0`):
-            Their seed.
+            Seed of the resampling.
 
     Returns:
         [`WinRate`]
 
     Raises:
-        [`~best_of_n_curve.NothingJudged`]: If there are no votes.
+        [`~best_of_n.NothingJudged`]: If there are no votes.
     """
     votes = [found for found in votes if found.number]
     value, error = ratio([(found.points, found.number) for found in votes])
     rng = np.random.default_rng(seed)
     sums = np.array([[found.wins, found.ties, found.losses] for found in votes])
-    wins, ties, losses = map(int, sums.sum(axis=0))
-    number = wins + ties + losses
-    drawn = rng.multinomial(number, np.array([wins, ties, losses]) / number, size=rounds)
-    official = (drawn[:, 0] + drawn[:, 1] / 2) / number
-    drawn = rng.multinomial(len(votes), np.full(len(votes), 1 / len(votes)), size=rounds) @ sums
-    by_question = (drawn[:, 0] + drawn[:, 1] / 2) / drawn.sum(axis=1)
-    return WinRate(value, _middle(official), _middle(by_question), error, len(votes), wins, ties, losses)
+    totals = sums.sum(axis=0)
+    by_vote = rng.multinomial(totals.sum(), totals / totals.sum(), size=rounds)
+    by_question = rng.multinomial(len(votes), np.full(len(votes), 1 / len(votes)), size=rounds) @ sums
+    return WinRate(value, _interval(by_vote), _interval(by_question), error, len(votes), *map(int, totals))
 
 
-def _middle(values: np.ndarray) -> tuple[float, float]:
-    """The middle 95 %."""
-    low, high = np.quantile(values, [0.025, 0.975])
+def _interval(counts_B3: np.ndarray) -> tuple[float, float]:
+    """Return the middle 95 % of the win rates of resampled wins, ties and losses."""
+    rates = (counts_B3[:, 0] + counts_B3[:, 1] / 2) / counts_B3.sum(axis=1)
+    low, high = np.quantile(rates, [0.025, 0.975])
     return float(low), float(high)
