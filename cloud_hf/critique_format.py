@@ -1,17 +1,18 @@
-"""Conversation + critique <-> token ids, labels and the position where the reward is read.
+"""Encode conversations and critiques as token ids, labels and the position of the reward, and decode critiques.
 
-Everything that trains, scores or serves a CLoud model asks this file for its ids, so that what a model is trained on and
-what it is scored on cannot drift apart (in the reference implementation it did: see reference_format.py). Layout of a sequence (the reward is read at the last token):
+Training, scoring and serving all get their ids from this module, so that they cannot drift apart (in the reference
+implementation they did, see [`ReferenceFormat`]). Layout of a sequence, whose reward is read at the last token:
 
     [prompt messages][assistant: response][user: critique prompt + " " + critique]<end-of-turn>      CLoud
     [prompt messages][assistant: response]<end-of-turn>                                              classic
 
-The turns come from the tokenizer's own chat template. Prompts, responses and critiques are untrusted: strings in them that
-equal an added token (`<|im_end|>`, `<think>`, …) are encoded as plain text.
+The tokenizer's chat template renders the turns. Prompts, responses and critiques are untrusted: strings in them that equal
+an added token (`<|im_end|>`, `<think>`, …) are encoded as plain text.
 """
 
 import re
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 from jinja2 import TemplateError
@@ -23,32 +24,37 @@ from .conversation import Conversation, change_texts, read_prompt
 
 IGNORE_INDEX = -100
 
-# A private-use character cuts untrusted text so that no added-token string survives in it; another stands for a critique
-# while a conversation is rendered. Neither occurs in the texts: `_check_text` refuses them.
+# Private-use characters, which `_check_text` refuses in input. The first cuts untrusted text so that no added-token string
+# survives in it; the second is the placeholder of a critique while a conversation is rendered.
 _CUT = "\uf8f0"
 _SLOT = "\uf8f1"
 
-# Stands where the start of a prompt was cut off.
+# Marks a prompt whose start was cut off
 _OMISSION = "…"
 
 _THINK_TAGS = ("<think>", "</think>")
+
+# Clean-up of spaces before punctuation that decoding did by default until transformers 5
+_SPACES_CLEANED_UP = {
+    " .": ".", " ?": "?", " !": "!", " ,": ",", " ' ": "'", " n't": "n't", " 'm": "'m", " 's": "'s", " 've": "'ve", " 're": "'re",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class EncodedPrefix:
     """
-    A judged response up to where the critique starts (classic: up to the reward's end-of-turn).
+    A conversation encoded up to where the critique starts (classic: up to the end of turn with the reward).
 
     Args:
         input_ids (`tuple[int, ...]`):
-            The ids of the context, from which a CLoud model goes on to write.
+            Ids of the context, which a CLoud model continues with its critique.
         response_changed (`bool`):
-            Whether the chat template shows the response otherwise than given, beyond outer white space: Qwen 3 drops
-            `<think>` blocks, so that two responses that differ only there look the same.
+            Whether the chat template changes more of the response than outer white space: Qwen 3 drops `<think>` blocks,
+            so that responses that differ only there look the same.
         text (`str`):
-            The rendered context; untrusted text in it is cut where it spells an added token.
+            The rendered context, with untrusted text cut where it spells an added token.
         reference (`str`):
-            The same with such texts replaced by "x": its added tokens are the template's own.
+            The same with "x" in place of texts that were cut: its added tokens are exactly the template's own.
     """
 
     input_ids: tuple[int, ...]
@@ -60,14 +66,14 @@ class EncodedPrefix:
 @dataclass(frozen=True)
 class EncodedCritique:
     """
-    One judged response with its critique as token ids.
+    A conversation with its critique as token ids.
 
     Args:
         input_ids (`tuple[int, ...]`):
-            The whole sequence, up to and including the end-of-turn at which the reward is read.
+            The entire sequence, up to and including the end of turn at which the reward is read.
         prefix_length (`int`):
-            Number of leading ids that are context. The rest is the critique and its end-of-turn (empty for a classic
-            model); what a [`ReferenceFormat`] trains on begins earlier.
+            Number of leading ids without labels: the context. The rest is the critique and its end of turn (nothing for a
+            classic model). For training in [`ReferenceFormat`], labels start with the critique prompt.
         response_changed (`bool`):
             See [`EncodedPrefix`].
     """
@@ -78,39 +84,39 @@ class EncodedCritique:
 
     @property
     def labels(self) -> list[int]:
-        """Labels of the critique LM loss, unshifted, `-100` on the context."""
+        """Unshifted labels of the critique LM loss, `-100` on the context."""
         return [IGNORE_INDEX] * self.prefix_length + list(self.input_ids[self.prefix_length :])
 
     @property
     def reward_position(self) -> int:
-        """Index of the token whose hidden state gives the reward."""
+        """Index of the token at whose hidden state the reward is read."""
         return len(self.input_ids) - 1
 
 
 class CritiqueFormat:
     r"""
-    Turns a prompt, a response and a critique into the token ids a CLoud model is trained on and scored on.
+    Encodes a prompt, a response and a critique as the token ids for training and scoring a CLoud model.
 
-    The pieces are found by rendering the tokenizer's chat template once, at construction; a template that does not close
-    the critique turn with a token of its own is refused then.
+    The constructor renders a probe with the tokenizer's chat template to find the end of turn, and refuses a template that
+    does not close the critique turn with a dedicated token.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             A fast tokenizer with a chat template.
         critique (`bool`, *optional*, defaults to `True`):
-            `False` for the classic reward model: no critique turn, the reward is read at the end of the response.
+            `False` for a classic reward model: no critique turn, and the reward is read at the end of the response.
         critique_prompt (`str`, *optional*):
-            Text that opens the critique turn. Defaults to the sentence of the published checkpoints.
+            Text that opens the critique turn. Defaults to the published checkpoints' sentence.
         critique_role (`str`, *optional*, defaults to `"user"`):
             Role of the critique turn.
         keep_thinking (`bool`, *optional*, defaults to `False`):
-            Show `<think>` blocks to the reward model where the chat template would drop them.
+            Keep `<think>` blocks that the chat template would drop.
         chat_template_kwargs (`dict[str, Any]`, *optional*):
             Variables for the chat template.
 
     Raises:
-        `ValueError`: If the tokenizer has no chat template, is not a fast one, or its template refuses the turn order or
-            leaves the critique turn without an end token.
+        `ValueError`: If the tokenizer has no chat template or is not fast, or if its template refuses the turn order or
+            does not close the critique turn with a dedicated token.
 
     Attributes:
         end_token_id (`int`): Id of the end-of-turn token at which the reward is read.
@@ -128,7 +134,7 @@ class CritiqueFormat:
     name = "cloud"
     repetition_penalty = 1.0
     allows_empty_prompts = False
-    # Whether the reward of a critique the model wrote is read from its text, in a pass of its own
+    # Whether the reward of a generated critique is read from its re-tokenised text, in a second pass
     rereads_critiques = False
 
     def __init__(
@@ -163,8 +169,8 @@ class CritiqueFormat:
         cls, config: CLoudConfig, tokenizer: PreTrainedTokenizerBase, critique_prompt: str | None = None
     ) -> "CritiqueFormat":
         """
-        The format a model was made with, perhaps with another critique prompt. Raises `ValueError` if the tokenizer is
-        not the model's.
+        Return the format that a config names; `critique_prompt` replaces the config's. Raises `ValueError` if the tokenizer
+        is not the model's.
         """
         critique_format = format_class(config.format)(
             tokenizer,
@@ -192,13 +198,13 @@ class CritiqueFormat:
 
     def encode_prefix(self, prompt, response: str) -> EncodedPrefix:
         """
-        Encode a judged response up to where the critique starts.
+        Encode a conversation up to where the critique starts.
 
         Args:
             prompt (`str` or `list[dict]` or `dict`):
                 A user message, a list of chat messages, or `{"messages": [...], "tools": [...]}`.
             response (`str`):
-                The answer to judge. It may be empty.
+                The response to judge. It may be empty.
 
         Returns:
             [`EncodedPrefix`]
@@ -211,20 +217,19 @@ class CritiqueFormat:
 
     def complete(self, prefix: EncodedPrefix, critique: str | list[int] | None = None) -> EncodedCritique:
         """
-        Append a critique and its end-of-turn to a prefix.
+        Append a critique and its end of turn to a prefix.
 
         Args:
             prefix ([`EncodedPrefix`]):
                 From [`CritiqueFormat.encode_prefix`].
             critique (`str` or `list[int]`, *optional*):
-                The critique's text, or the ids a model generated for it (without the end-of-turn, which is appended;
-                one at the end is accepted). `None` for a classic model.
+                The critique's text, or its ids as generated, with or without the end of turn. `None` for a classic model.
 
         Returns:
             [`EncodedCritique`]
 
         Raises:
-            `ValueError`: If the critique is missing, given to a classic model, or holds an end-of-turn id.
+            `ValueError`: If the critique is missing, is given to a classic model, or holds an end of turn before its end.
         """
         if self.critique != (critique is not None):
             needs = "A CLoud model needs a critique" if self.critique else "A classic model takes no critique"
@@ -236,30 +241,30 @@ class CritiqueFormat:
         return EncodedCritique((*context, *ids, self.end_token_id), len(context), prefix.response_changed)
 
     def complete_for_training(self, prefix: EncodedPrefix, critique: str | list[int] | None = None) -> EncodedCritique:
-        """As [`CritiqueFormat.complete`]: what a model is trained on is what it is scored on."""
+        """Append a critique for training: the same ids as [`CritiqueFormat.complete`] gives for scoring."""
         return self.complete(prefix, critique)
 
     def encode(self, prompt, response: str, critique: str | list[int] | None = None) -> EncodedCritique:
-        """[`CritiqueFormat.encode_prefix`] and [`CritiqueFormat.complete`] in one call, with their arguments."""
+        """Encode a complete sequence: [`CritiqueFormat.encode_prefix`], then [`CritiqueFormat.complete`]."""
         return self.complete(self.encode_prefix(prompt, response), critique)
 
     def decode(self, critique_ids: list[int]) -> str:
-        """The text of generated critique ids, without special tokens and outer white space."""
+        """Decode generated critique ids, without special tokens and outer white space."""
         return self.tokenizer.decode(critique_ids, skip_special_tokens=True).strip()
 
     def stop_ids(self, config: CLoudConfig) -> list[int]:
-        """Tokens by which the language model says that it is done, beside the end of turn."""
+        """Return the ids that end a critique in addition to the end of turn: the language model's end-of-sequence ids."""
         eos = config.text_config.eos_token_id
         eos_ids = eos if isinstance(eos, list) else [eos]
         return [token_id for token_id in eos_ids if token_id not in (None, self.end_token_id)]
 
     def banned_ids(self, config: CLoudConfig) -> list[int]:
-        """Tokens that are not written: engines that need a stand-in for the end of turn take the reward token."""
+        """Return the ids that are never generated: the reward token, which vLLM uses in place of the end of turn."""
         return [] if config.reward_token_id is None else [config.reward_token_id]
 
     def truncate_prompt(self, prompt, excess: int):
         """
-        Shorten a prompt by at least `excess` tokens, oldest text first; system messages and turns stay.
+        Shorten a prompt by at least `excess` tokens, oldest text first. System messages and the turns themselves stay.
 
         Args:
             prompt (`str` or `list[dict]` or `dict`):
@@ -268,7 +273,7 @@ class CritiqueFormat:
                 Number of tokens to remove.
 
         Returns:
-            The prompt in the form it came in, or `None` if its user and assistant texts do not hold that many tokens.
+            The prompt in its original form, or `None` if its messages do not hold that many tokens.
         """
         conversation = read_prompt(prompt, self.allows_empty_prompts)
         messages = []
@@ -290,7 +295,7 @@ class CritiqueFormat:
     # ----------------------------------------------------------------------------------------------------- rendering
 
     def _render(self, prompt, response: str) -> tuple[str, str, bool]:
-        """The `text`, `reference` and `response_changed` of an [`EncodedPrefix`]."""
+        """Return the `text`, `reference` and `response_changed` of an [`EncodedPrefix`]."""
         conversation = read_prompt(prompt, self.allows_empty_prompts)
         if not isinstance(response, str):
             raise ValueError(f"`response` is {type(response).__name__}, not text.")
@@ -334,7 +339,7 @@ class CritiqueFormat:
             roles = ", ".join(message["role"] for message in conversation.messages)
             raise ValueError(f"The chat template refuses this conversation (roles: {roles}): {error}") from error
         for index, message in enumerate(conversation.messages):
-            # Templates may drop an assistant's thoughts and reformat what tools say
+            # Templates may drop an assistant's thinking and reformat tool results
             if message["role"] not in ("assistant", "tool") and message.get("content", "").strip() not in text:
                 raise ValueError(
                     f"The chat template does not show message {index}, whose role is {message['role']!r} (misspelt?)."
@@ -342,7 +347,7 @@ class CritiqueFormat:
         return text
 
     def _without_dropped_text(self, conversation: Conversation) -> Conversation:
-        """Replace each assistant text that holds added-token strings by what the chat template keeps of it."""
+        """Replace each assistant text that holds added-token strings by the part that the chat template keeps."""
         messages = list(conversation.messages)
         for index, message in enumerate(messages):
             content = message.get("content")
@@ -365,7 +370,7 @@ class CritiqueFormat:
     # ------------------------------------------------------------------------------------------------ text to tokens
 
     def _encode_text(self, text: str, reference: str) -> list[int]:
-        """Encode a rendering piece by piece; its added tokens must be those of `reference`."""
+        """Encode a rendering piece by piece, and check that its added tokens are those of `reference`."""
         first, *pieces = text.split(_CUT)
         ids = self._encode(first)
         for piece in pieces:
@@ -383,15 +388,15 @@ class CritiqueFormat:
         ids = self._encode_text(f"{prefix.text} {critique}", prefix.reference)
         if ids[: len(context)] == context:
             return ids[len(context) :]
-        # The tokenizer merged the critique's first characters into the context. A model that writes its own critique
-        # never sees that merge, so the context stays as it is.
+        # The tokenizer merged the critique's first characters into the context's last token. A model that generates its
+        # critique never sees that merge, so the context is kept and the critique encoded separately.
         return [token_id for piece in f" {critique}".split(_CUT) for token_id in self._encode_after(piece)]
 
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
     def _encode_after(self, text: str) -> list[int]:
-        """Encode text that continues other text: alone, some tokenizers would put a space before it."""
+        """Encode text that continues other text; some tokenizers would put a space before text on its own."""
         for anchor in (":", "a", "\n", " ", "0"):
             ids, anchor_ids = self._encode(anchor + text), self._encode(anchor)
             if ids[: len(anchor_ids)] == anchor_ids:
@@ -399,7 +404,7 @@ class CritiqueFormat:
         raise ValueError(f"The tokenizer cannot encode {text!r:.40} apart from the text before it.")
 
     def _token_starts(self, text: str) -> list[int]:
-        """Where each token of a text starts, in characters."""
+        """Return the character at which each token of a text starts."""
         starts, position = [], 0
         for piece in self._plain(text).split(_CUT):
             offsets = self.tokenizer(piece, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
@@ -428,7 +433,7 @@ class CritiqueFormat:
             text = text[match.start() + 1 :]
         text = _CUT.join([*pieces, text])
         if self._normalizer and self._control_pattern.search(self._normalizer.normalize_str(text.replace(_CUT, "\n"))):
-            # Only normalisation makes it spell one (full-width letters, say): no single place to cut.
+            # It spells one only after normalisation (full-width letters, say), so cut between all characters
             return _CUT.join(text.replace(_CUT, ""))
         return text
 
@@ -444,19 +449,19 @@ class CritiqueFormat:
     # -------------------------------------------------------------------------------------------------- construction
 
     def _find_control_strings(self):
-        """Added tokens that text must not become. Runs of white space and single characters are ordinary text."""
+        """Collect the added tokens that text must not become. Those of white space or one character are ordinary text."""
         added = {
             token_id: token.content
             for token_id, token in self.tokenizer.added_tokens_decoder.items()
             if len(token.content.replace("▁", " ").strip()) > 1
         }
-        self._control_id_set = frozenset(added) - {self.tokenizer.unk_token_id}  # what unknown characters become
+        self._control_id_set = frozenset(added) - {self.tokenizer.unk_token_id}  # unknown characters may encode to it
         strings = sorted({*added.values(), *(_THINK_TAGS if self.keep_thinking else ())}, key=len, reverse=True)
         self._control_pattern = re.compile("|".join(map(re.escape, strings)) or r"(?!)")
         self._normalizer = self.tokenizer.backend_tokenizer.normalizer
 
     def _find_end_of_turn(self):
-        """Render a probe and see what closes the turn at which the reward is read."""
+        """Render a probe to find the token that closes the turn at whose end the reward is read."""
         probe = Conversation([{"role": "user", "content": "x"}, {"role": "assistant", "content": _SLOT}])
         if self.critique:
             probe.messages[1]["content"] = "x"
@@ -472,7 +477,7 @@ class CritiqueFormat:
             other = "assistant" if role == "user" else "user"
             hint = f" Try `critique_role={other!r}`, or a" if self.critique else " Use a"
             raise ValueError(
-                f"The chat template closes a {role} turn with {tail!r:.40}, which is no token of its own: there is no "
+                f"The chat template closes a {role} turn with {tail!r:.40}, which is not a dedicated token: there is no "
                 f"end-of-turn at which to read the reward.{hint} base model whose turns end with a special token."
             )
         self.end_token: str = end.group()
@@ -480,11 +485,152 @@ class CritiqueFormat:
         self._classic_tail = tail
 
 
-def format_class(name: str) -> type[CritiqueFormat]:
-    """The class of a `CLoudConfig.format`. Raises `ValueError` for another name."""
-    # Here, because the subclass is built on this file
-    from .reference_format import ReferenceFormat
+class ReferenceFormat(CritiqueFormat):
+    r"""
+    The [`CritiqueFormat`] of the authors' published checkpoints (`CLoudConfig(format="reference")`).
 
+    It reproduces their training and scoring, quirks included, because their rewards come out as published only with those.
+    The critique follows its prompt in two ways: in training one space joins them ("question: Good."), in scoring nothing
+    does ("question:Good."). And scoring does not read the reward from the generated ids but from their text: decoded, with
+    spaces before punctuation removed, stripped, and tokenised again. A control token that the model itself wrote stays one
+    then; other text never becomes one.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            A fast tokenizer with a chat template that ends user and assistant turns with the same token, as Llama 3 does.
+        critique (`bool`, *optional*, defaults to `True`):
+            `False` for a classic reward model.
+        critique_prompt (`str`, *optional*):
+            Text that opens the critique turn, including the trailing space that joins a critique in training.
+        critique_role, keep_thinking, chat_template_kwargs:
+            See [`CritiqueFormat`]; only the last can be changed.
+
+    Raises:
+        `ValueError`: As in [`CritiqueFormat`], and if user and assistant turns end differently.
+    """
+
+    name = "reference"
+    repetition_penalty = 1.01
+    allows_empty_prompts = True
+    rereads_critiques = True
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *args, **kwargs):
+        super().__init__(tokenizer, *args, **kwargs)
+        prefix = self.encode_prefix("x", "x")
+        turns = [{"role": role, "content": "x"} for role in ("user", "assistant", "user")]
+        more_ids = self.encode_prefix(turns, "x").input_ids
+        if more_ids.count(self.end_token_id) != prefix.input_ids.count(self.end_token_id) + 2:
+            raise ValueError(
+                "The chat template does not end user and assistant turns with the same token, as `format` 'reference' "
+                "needs."
+            )
+        # A template that trims turns also removes the critique prompt's trailing space; training restores it
+        turn = self._apply_template(Conversation([{"role": "user", "content": "x "}]))
+        self._trims = f"x {self.end_token}" not in turn
+        # Not the tokenizer's attribute: in transformers 4 the clean-up was on unless the tokenizer's config said no
+        self._cleans_up = tokenizer.init_kwargs.get("clean_up_tokenization_spaces", True)
+
+    def complete(self, prefix: EncodedPrefix, critique: str | list[int] | None = None) -> EncodedCritique:
+        """Append a critique for scoring: directly after its prompt, all tokenised again. See [`CritiqueFormat.complete`]."""
+        if not self.critique or critique is None:
+            return super().complete(prefix, critique)
+        if isinstance(critique, str):
+            return self._tokenize(prefix, *self._text_and_reference(critique.strip()))
+        ids = self._checked_ids(critique)
+        text = self.decode(ids)
+        if self._control_ids(self._encode(text)) == self._control_ids(ids):
+            return self._tokenize(prefix, text, text)
+        # Ordinary tokens spell a control token in the decoded text: keep only those the model wrote as such
+        texts, references = [], []
+        for is_control, group in groupby(ids, key=self._control_id_set.__contains__):
+            piece = self._decode_all(list(group))
+            text, reference = (piece, piece) if is_control else self._text_and_reference(piece)
+            texts.append(text)
+            references.append(reference)
+        return self._tokenize(prefix, "".join(texts).strip(), "".join(references).strip())
+
+    def complete_for_training(self, prefix: EncodedPrefix, critique: str | list[int] | None = None) -> EncodedCritique:
+        """
+        Append a critique for training, joined to its prompt by one space. Ids are decoded first, and nothing in their text
+        becomes a control token. `prefix_length` ends with the token that opens the critique turn: the reference trains on
+        the entire turn, including its fixed prompt.
+        """
+        if not self.critique or critique is None:
+            return super().complete(prefix, critique)
+        text = critique if isinstance(critique, str) else self.decode(self._checked_ids(critique))
+        if self._trims:
+            text = (self.critique_prompt[len(self.critique_prompt.rstrip()) :] + text).rstrip()
+        encoded = self._tokenize(prefix, *self._text_and_reference(text))
+        ids = encoded.input_ids
+        ends = [index for index, token_id in enumerate(ids) if token_id == self.end_token_id]
+        opening = next(index for index in range(ends[-2] + 1, len(ids)) if ids[index] in self._control_id_set)
+        return EncodedCritique(ids, opening + 1, prefix.response_changed)
+
+    def truncate_end(self, encoded: EncodedCritique, max_length: int) -> EncodedCritique:
+        """
+        Cut a sequence as the reference does in training: on the right, with the tokenizer's end of sequence in place of
+        the last token that fits, even if the sequence had exactly that length.
+
+        Args:
+            encoded ([`EncodedCritique`]):
+                Sequence to cut.
+            max_length (`int`):
+                Longest sequence in tokens.
+
+        Returns:
+            [`EncodedCritique`]: The same object if it is shorter than `max_length`.
+        """
+        if len(encoded.input_ids) < max_length:
+            return encoded
+        ids = (*encoded.input_ids[: max_length - 1], self.tokenizer.eos_token_id)
+        return EncodedCritique(ids, min(encoded.prefix_length, max_length), encoded.response_changed)
+
+    def decode(self, critique_ids: list[int]) -> str:
+        """Decode generated critique ids with special tokens, remove spaces before punctuation, and strip."""
+        return self._decode_all(critique_ids).strip()
+
+    def stop_ids(self, config: CLoudConfig) -> list[int]:
+        """Return the tokenizer's end of sequence, at which the reference ends a critique."""
+        eos = self.tokenizer.eos_token_id
+        return [] if eos in (None, self.end_token_id) else [eos]
+
+    def banned_ids(self, config: CLoudConfig) -> list[int]:
+        """Return no ids: the reference bans nothing."""
+        return []
+
+    def _render_turns(self, conversation):
+        if not self.critique:
+            return super()._render_turns(conversation)
+        turn = {"role": "user", "content": self.critique_prompt}
+        text = self._apply_template(replace(conversation, messages=[*conversation.messages, turn]))
+        return text[: text.rindex(self.end_token)]
+
+    def _decode_all(self, ids: list[int]) -> str:
+        text = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        for spaced, clean in _SPACES_CLEANED_UP.items() if self._cleans_up else ():
+            text = text.replace(spaced, clean)
+        # Remove this module's two marks, should a model ever write one
+        return text.replace(_CUT, "").replace(_SLOT, "")
+
+    def _text_and_reference(self, text: str) -> tuple[str, str]:
+        """Return the text cut so that it holds no control token, and its placeholder for counting control tokens."""
+        plain = self._plain(self._check_text(text, "critique"))
+        return plain, text if plain == text else "x"
+
+    def _tokenize(self, prefix: EncodedPrefix, text: str, reference: str) -> EncodedCritique:
+        ids = self._encode_text(
+            f"{prefix.text}{text}{self.end_token}", f"{prefix.reference}{reference}{self.end_token}"
+        )
+        # The critique starts at the first id that differs: its first characters may have merged with the prompt's last
+        start = next(
+            (index for index, pair in enumerate(zip(ids, prefix.input_ids, strict=False)) if pair[0] != pair[1]),
+            min(len(prefix.input_ids), len(ids) - 1),
+        )
+        return EncodedCritique(tuple(ids), start, prefix.response_changed)
+
+
+def format_class(name: str) -> type[CritiqueFormat]:
+    """Return the class of a `CLoudConfig.format`. Raises `ValueError` for other names."""
     classes = {kind.name: kind for kind in (CritiqueFormat, ReferenceFormat)}
     if name not in classes:
         raise ValueError(f"`format` is {name!r}; use {' or '.join(map(repr, classes))}.")
@@ -495,13 +641,13 @@ def pin_date(
     tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: dict[str, Any] | None = None
 ) -> dict[str, Any] | None:
     """
-    Template variables with a fixed date, for templates that would write today's: rewards must not change from day to day.
+    Add a fixed date to template variables, for templates that would write today's: rewards must not change from day to day.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer with the chat template.
         chat_template_kwargs (`dict[str, Any]`, *optional*):
-            Other variables. A `date_string` among them is kept.
+            Other variables. Their `date_string`, if any, is kept.
 
     Returns:
         `dict[str, Any]` or `None`

@@ -1,9 +1,8 @@
-"""The CLoud reward model: a causal language model that keeps its LM head, and a reward head beside it.
+"""The CLoud reward model: a causal language model with its LM head, and a reward head in addition.
 
 Shape suffixes: B batch, T tokens, H hidden, V vocabulary, P labelled positions, S segments, N tokens of a flattened batch.
 """
 
-import importlib
 import inspect
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,8 +40,8 @@ from .published import (
 from .scoring import Score, score_with_transformers
 
 
-# Unless told otherwise, the LM loss is computed in pieces whose logits are about as large as one piece with this
-# vocabulary. The number of pieces never depends on the batch, so that sharded ranks call the LM head equally often.
+# Vocabulary entries per piece of the LM loss, by default. The number of pieces must not depend on the batch: sharded ranks
+# have to call the LM head equally often.
 _VOCABULARY_PER_CHUNK = 16_384
 
 
@@ -53,13 +52,13 @@ class CLoudOutput(ModelOutput):
 
     Args:
         logits (`torch.Tensor` of shape `(B, 1)`):
-            The reward, fp32. It is called logits because every reward-model tool reads it there.
+            The reward, fp32, named `logits` because reward-model tools read it there.
         lm_loss (`torch.Tensor` of shape `()`, *optional*):
             Mean cross-entropy over the labelled tokens, when `labels` are given; 0 when none is labelled.
         lm_loss_sums (`torch.Tensor` of shape `(B,)`, *optional*):
-            Each sequence's summed cross-entropy, without gradient.
+            Summed cross-entropy of each sequence, without gradient.
         lm_loss_counts (`torch.Tensor` of shape `(B,)`, *optional*):
-            Each sequence's labelled tokens.
+            Number of labelled tokens of each sequence.
     """
 
     logits: torch.Tensor | None = None
@@ -69,7 +68,7 @@ class CLoudOutput(ModelOutput):
 
 
 class RewardProjection(nn.Linear):
-    """A linear layer that computes in fp32 whatever the model's dtype: rewards differ in small digits."""
+    """Linear layer that computes in fp32 whatever the model's dtype: bf16 would round small reward differences away."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         with torch.autocast(device_type=x.device.type, enabled=False):
@@ -78,7 +77,7 @@ class RewardProjection(nn.Linear):
 
 class RewardHead(nn.Module):
     """
-    Hidden state to reward: `out_proj(tanh(dense(h)))`, the shape of the published checkpoints.
+    Map a hidden state to a reward by `out_proj(tanh(dense(h)))`, as the published checkpoints do.
 
     Args:
         hidden_size (`int`):
@@ -100,7 +99,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
 
     Args:
         config ([`CLoudConfig`]):
-            Its `text_config` names the language model, which can be any causal LM of transformers.
+            Its `text_config` describes the language model, which can be any causal LM of transformers.
 
     Examples:
 
@@ -121,7 +120,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    # The trainer scales the loss itself
+    # The loss does not take `num_items_in_batch`: CLoudTrainer scales it
     accepts_loss_kwargs = False
 
     def __init__(self, config: CLoudConfig):
@@ -130,7 +129,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         self.reward_head = RewardHead(config.text_config.hidden_size)
         self._accepts_position_ids = "position_ids" in inspect.signature(self.trunk.forward).parameters
         self.generation_config = self.language_model.generation_config
-        # What the base model samples with is for `generate`; critiques are written with what the caller asks for
+        # The base's sampling defaults are for `generate`; critiques are written with what the caller asks for
         self.language_model.generation_config = GenerationConfig()
         self.post_init()
 
@@ -149,7 +148,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         **kwargs,
     ) -> "CLoudForRewardModeling":
         r"""
-        Make a reward model from a causal language model: its weights, and a fresh reward head.
+        Make a reward model from a causal language model's weights and a fresh reward head.
 
         Args:
             base (`str` or `Path`):
@@ -165,7 +164,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             [`CLoudForRewardModeling`]
 
         Raises:
-            `ValueError`: If `base` is a reward model already, or its chat template does not fit a critique.
+            `ValueError`: If `base` is already a reward model, or its chat template cannot hold a critique.
         """
         hub_kwargs = {key: kwargs[key] for key in ("revision", "trust_remote_code", "token") if key in kwargs}
         config = cls.config_from_base(
@@ -194,10 +193,10 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         format: str = "cloud",
         **hub_kwargs,
     ) -> CLoudConfig:
-        """The config of the model that [`from_base`] makes, without its weights; see there."""
+        """Make the config of [`CLoudForRewardModeling.from_base`] without loading weights; see there for the arguments."""
         text_config = read_config(base, **hub_kwargs)
         if isinstance(text_config, CLoudConfig):
-            raise ValueError(f"{base} is a CLoud model already; load it with `from_pretrained`.")
+            raise ValueError(f"{base} is already a CLoud model; load it with `from_pretrained`.")
         if tokenizer is None:
             tokenizer = AutoTokenizer.from_pretrained(base, **hub_kwargs)
         template_kwargs = pin_date(tokenizer, chat_template_kwargs)
@@ -216,14 +215,14 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_language_model(cls, base: str | Path, config: CLoudConfig, **kwargs) -> "CLoudForRewardModeling":
-        """The weights of a language model and a fresh head under a given config; [`from_base`] makes the config too."""
-        cls._keys_to_ignore_on_load_missing = [r"^reward_head\."]  # that the head is missing is no news here
+        """Load a language model's weights and a fresh head with a given config; [`from_base`] makes the config as well."""
+        cls._keys_to_ignore_on_load_missing = [r"^reward_head\."]  # a fresh head is expected here, so no warning
         try:
             model, loading = super().from_pretrained(base, config=config, output_loading_info=True, **kwargs)
         finally:
             cls._keys_to_ignore_on_load_missing = None
         _refuse_missing(base, loading["missing_keys"])
-        if not is_deepspeed_zero3_enabled():  # there the engine decides on data types
+        if not is_deepspeed_zero3_enabled():  # under ZeRO-3 the engine decides on data types
             model.reward_head.float()
             model.check_logits()
         return model
@@ -231,34 +230,33 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
         r"""
-        Load a reward model, ours or a published checkpoint of the authors as it is, which gets `format="reference"`. As in
-        transformers, but a checkpoint that lacks weights is an error: rewards from a head of random numbers look like any
-        others.
+        Load a reward model: a native one, a published checkpoint of the authors (with `format="reference"`), or an adapter.
+        Unlike in transformers, missing weights are an error: rewards from a random head look like any others.
 
         Args:
             pretrained_model_name_or_path (`str` or `Path`):
                 Hub id or folder.
             text_config (`PreTrainedConfig` or `dict`, *optional*):
-                The language model's architecture, where the base that a published checkpoint names cannot be reached.
+                Architecture of the language model, if the base that a published checkpoint names cannot be reached.
                 The weights are always the checkpoint's.
             base_model_name_or_path (`str`, *optional*):
-                Where to read that architecture instead.
+                Another place to read that architecture from.
             **kwargs:
                 As in transformers (`dtype`, `device_map`, `revision`, …).
 
         Raises:
-            `ValueError`: If weights are missing, the reward head's above all, do not fit, or are pickled.
+            `ValueError`: If weights are missing, do not fit, or are pickled.
         """
         name = pretrained_model_name_or_path
         hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
-        if (kwargs.get("adapter_kwargs") or {}).get("_adapter_model_path"):  # what Auto classes say of an adapter
-            return _load_adapter(name, kwargs, hub_kwargs)
+        if (kwargs.get("adapter_kwargs") or {}).get("_adapter_model_path"):  # set by the Auto classes
+            return cls._load_adapter(name, kwargs, hub_kwargs)
         published = name is not None and is_published(CLoudConfig.get_config_dict(name, **hub_kwargs)[0])
         if published:
             cls._prepare_published(name, kwargs, hub_kwargs)
         model, loading = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
         if published:
-            # Else transformers would write the published names again, beside a native config
+            # Otherwise `save_pretrained` would write the published names next to a native config
             model._weight_conversions = [
                 conversion
                 for conversion in model._weight_conversions
@@ -269,26 +267,38 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def _prepare_published(cls, name, kwargs: dict[str, Any], hub_kwargs: dict[str, Any]):
-        """Check a published checkpoint, and complete the options of `from_pretrained` by its config and its names."""
+        """Check a published checkpoint, and add its config and its weight names to the options of `from_pretrained`."""
         fields = {key: kwargs.pop(key) for key in CLoudConfig.__annotations__ if key in kwargs}
         if kwargs.get("config") is None:
             kwargs["config"] = CLoudConfig.from_pretrained(name, **fields, **hub_kwargs)
         cls.check_checkpoint(str(name), kwargs["config"], read_shapes(find_weights(name, **hub_kwargs)))
-        kwargs.pop("force_download", None)  # done
+        kwargs.pop("force_download", None)  # the line above has downloaded it
         kwargs["key_mapping"] = {f"^{PUBLISHED_PREFIX}": NATIVE_PREFIX}
 
     @classmethod
+    def _load_adapter(cls, name, kwargs: dict[str, Any], hub_kwargs: dict[str, Any]) -> "CLoudForRewardModeling":
+        """Load and merge an adapter. `name` is its folder, or what the Auto classes take for its base."""
+        # Absolute and in a `try`, so that transformers neither copies PEFT's side next to saved models nor requires it
+        try:
+            from cloud_hf.adapters import load_merged
+        except ImportError as error:
+            raise ImportError(f"{name} is an adapter; install the package cloud-hf to load adapters.") from error
+        adapter = kwargs.pop("adapter_kwargs")["_adapter_model_path"]
+        kwargs = {key: value for key, value in kwargs.items() if key not in ("config", *hub_kwargs)}
+        return load_merged(cls, str(adapter), **(hub_kwargs if adapter == name else {}), **kwargs)
+
+    @classmethod
     def without_weights(cls, config: CLoudConfig) -> "CLoudForRewardModeling":
-        """The architecture on the meta device."""
-        # The second context: under ZeRO-3 the language model inside would be partitioned
+        """Build the architecture on the meta device."""
+        # `set_zero3_state` switches ZeRO-3 off: it would partition the language model inside
         with torch.device("meta"), set_zero3_state():
             return cls(config)
 
     @classmethod
     def check_checkpoint(cls, name: str, config: CLoudConfig, shapes: dict[str, tuple[int, ...]]):
-        """Raise `ValueError` unless weights of these names (published or native) and shapes fit `config`."""
+        """Raise `ValueError` unless weights with these (published or native) names and shapes fit `config`."""
         model = cls.without_weights(config)
-        # By the names on disk: for some architectures transformers holds weights otherwise in memory
+        # Compare names as on disk: for some architectures transformers renames or fuses weights in memory
         weights = revert_weight_conversion(model, model.state_dict())
         expected = {key: tuple(weight.shape) for key, weight in weights.items()}
         found = {native_key(key): shape for key, shape in shapes.items()}
@@ -315,33 +325,33 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         **kwargs,
     ) -> CLoudOutput:
         r"""
-        One pass of the decoder; rewards and LM loss are computed only at the positions that need them.
+        Run the decoder once, and compute rewards and LM loss only at the positions that need them.
 
         Args:
             input_ids (`torch.LongTensor` of shape `(B, T)`, *optional*):
-                Sequences from [`CritiqueFormat.encode`], padded on either side. With `segments`, all of them in one row
-                of shape `(1, N)`, and so is whatever has their shape.
+                Sequences from [`CritiqueFormat.encode`], padded on either side. With `segments`, this and all tensors of
+                the same shape are flattened to `(1, N)`.
             attention_mask (`torch.Tensor` of shape `(B, T)`, *optional*):
-                1 on real tokens. Needed when sequences are padded.
+                1 on real tokens. Required if sequences are padded.
             position_ids (`torch.LongTensor` of shape `(B, T)`, *optional*):
-                Defaults to counting the real tokens. Needed with `segments`.
+                Default to counting the real tokens. Required with `segments`.
             inputs_embeds (`torch.Tensor` of shape `(B, T, H)`, *optional*):
-                Instead of `input_ids`.
+                Used instead of `input_ids`.
             labels (`torch.LongTensor` of shape `(B, T)`, *optional*):
-                Unshifted labels of the critique LM loss, `-100` elsewhere, and with `segments` also on the first token
-                of each.
+                Unshifted labels of the critique LM loss, `-100` elsewhere. With `segments`, the first token of each
+                segment must be `-100`, too.
             reward_positions (`torch.LongTensor` of shape `(B,)`, *optional*):
-                Where the reward is read. Defaults to the last real token. With `segments` these are positions in the
-                one row, at the last token of each sequence, in any order.
+                Where rewards are read. Default to the last real tokens. With `segments`, positions in the flattened row,
+                at the last token of each sequence, in any order.
             segments (`torch.LongTensor` of shape `(S, 2)`, *optional*):
                 Length and parent of each segment of a flattened batch, see [`~packed_attention.packed_arguments`]. A
                 sequence is a segment and its ancestors.
             lm_loss_chunks (`int`, *optional*):
-                In how many pieces the logits of the labelled tokens are computed. One is fastest; with more, only one
-                piece is in memory at a time, and each is computed again in the backward pass. Defaults to one for each
-                16,384 entries of the vocabulary.
+                Number of pieces in which the logits of the labelled tokens are computed. One is fastest; with more,
+                only one piece is in memory at a time, and the backward pass computes each again. Defaults to one piece
+                per 16,384 entries of the vocabulary.
             margin (`torch.Tensor`, *optional*):
-                Not used here: [`~trl.RewardTrainer`] hands its whole batch to the model.
+                Not used: [`~trl.RewardTrainer`] passes its entire batch to the model.
 
         Returns:
             [`CLoudOutput`]
@@ -351,7 +361,9 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         """
         if segments is not None:
             if position_ids is None or reward_positions is None:
-                raise ValueError("A flattened batch needs `position_ids` and `reward_positions` beside `segments`.")
+                raise ValueError(
+                    "A flattened batch needs `position_ids` and `reward_positions` in addition to `segments`."
+                )
             kwargs |= packed_arguments(self.trunk.config, segments)
         else:
             if position_ids is None and attention_mask is not None and self._accepts_position_ids:
@@ -378,13 +390,13 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         return output
 
     def reward_from_hidden(self, hidden_BH: torch.Tensor) -> torch.Tensor:
-        """The reward of shape `(B, 1)`, fp32, from final hidden states of shape `(B, H)`."""
+        """Compute rewards of shape `(B, 1)`, fp32, from final hidden states of shape `(B, H)`."""
         return (self.reward_head(hidden_BH) - self.config.reward_mean) / self.config.reward_std
 
     def _lm_losses(self, hidden_BTH: torch.Tensor, labels_BT: torch.Tensor, chunks: int | None) -> torch.Tensor:
         """
-        Cross-entropy at each labelled position, or one zero where there is none; vocabulary logits exist for one chunk of
-        positions at a time.
+        Compute the cross-entropy at each labelled position, or a single zero if there is none, with the logits of one
+        piece of the positions in memory at a time.
         """
         labelled_BT = labels_BT != IGNORE_INDEX
         hidden_PH, labels_P = hidden_BTH[labelled_BT], labels_BT[labelled_BT]
@@ -399,9 +411,9 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         head = self.language_model.get_output_embeddings()
         if chunks == 1:
             return self._loss_from_logits(head(hidden_PH), labels_P).to(hidden_PH.device)
-        # As it was made: not sharded, offloaded, quantized or adapted
-        is_whole = type(head) is nn.Linear and head.weight.shape == (head.out_features, head.in_features)
-        if is_whole and head.bias is None and head.weight.device == hidden_PH.device:
+        # A plain matrix: not sharded, offloaded, quantised or adapted
+        is_plain = type(head) is nn.Linear and head.weight.shape == (head.out_features, head.in_features)
+        if is_plain and head.bias is None and head.weight.device == hidden_PH.device:
             return ChunkedCrossEntropy.apply(hidden_PH, head.weight, labels_P, chunks, self._loss_from_logits)
         pieces = zip(hidden_PH.tensor_split(chunks), labels_P.tensor_split(chunks), strict=True)
         losses = [
@@ -416,7 +428,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         return F.cross_entropy(logits_PV, labels_P, ignore_index=IGNORE_INDEX, reduction="none")
 
     def _scale_logits(self, logits_PV: torch.Tensor) -> torch.Tensor:
-        """What some architectures do to their logits after the LM head, by the names their configs use."""
+        """Scale or cap logits after the LM head, as some architectures do, by the keys of their configs."""
         config = self.config.text_config.to_dict()
         if (scale := config.get("logit_scale") or config.get("lm_head_multiplier")) is not None:  # Cohere, Falcon-H1
             logits_PV = logits_PV * scale
@@ -429,8 +441,8 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
     @torch.no_grad()
     def check_logits(self):
         """
-        Raise `ValueError` if the language model does to its logits what [`CLoudForRewardModeling`] does not know of: its
-        critique loss would be wrong.
+        Raise `ValueError` if the language model changes its logits in a way unknown to `_scale_logits`: the critique loss
+        would be wrong.
         """
         ids = torch.tensor([[0, 1, 2]], device=self.device)
         theirs = self.language_model(ids, use_cache=False).logits.float()
@@ -451,12 +463,12 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
                 Whether segments will have parents.
 
         Raises:
-            `ValueError`: If sequences of a flattened batch would see each other in this model, or their prefixes not be
-            shared rightly.
+            `ValueError`: If sequences of a flattened batch would see each other in this model, or could not share a
+                prompt.
         """
         config, name = self.trunk.config, type(self.language_model).__name__
         option = "`shared_prompt`" if shared_prompt else "`padding_free`"
-        # Layers of other kinds carry something from token to token, or choose by place which tokens they look at
+        # Other layers carry a state from token to token, or choose by position which tokens they attend to
         others = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
         if self.trunk._is_stateful or others:
             kinds = ", ".join(sorted(others)) or "state-space layers"
@@ -464,7 +476,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         if not self._accepts_position_ids or not self.trunk._can_set_attn_implementation():
             raise ValueError(f"{option} cannot be used with {name}, which does not let positions or attention be set.")
         if is_flash_attention_requested(config) and not shared_prompt:
-            return  # transformers hands its kernels the lengths; they run on a GPU only, where the model may not be yet
+            return  # its kernels get the lengths; no check, because they need a GPU and the model may still be on the CPU
         if config._attn_implementation not in ("sdpa", PACKED_SDPA):
             usable = "'sdpa'" if shared_prompt else "'sdpa' or 'flash_attention_2'"
             raise ValueError(
@@ -476,9 +488,9 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
 
     @torch.no_grad()
     def _check_segments(self, shared_prompt: bool):
-        """Raise `ValueError` unless a few random sequences have the same hidden states in one row as one by one."""
+        """Raise `ValueError` unless random sequences get the same hidden states in a flattened batch as one by one."""
         if is_deepspeed_zero3_enabled() or self.device.type == "meta":
-            return  # the weights are not here yet
+            return  # no usable weights yet
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(self.config.text_config.vocab_size, (65,), generator=generator)
         prefix, *ends = ids.split([40, 8, 12, 5])
@@ -506,7 +518,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         self.train(was_training)
 
     def _init_weights(self, module: nn.Module):
-        # The language model initialises its own modules; only the head's are ours.
+        # The language model initialises its own modules
         if isinstance(module, RewardProjection):
             init.normal_(module.weight, mean=0.0, std=module.in_features**-0.5)
             init.zeros_(module.bias)
@@ -514,7 +526,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
     # ---------------------------------------------------------------------------------------------- use and delegation
 
     def score(self, prompts: list, responses: list[str], tokenizer: PreTrainedTokenizerBase, **kwargs) -> list[Score]:
-        """Judge responses. See [`score_with_transformers`] for arguments, returns and errors."""
+        """Judge responses. Arguments, returns and errors are those of [`score_with_transformers`]."""
         return score_with_transformers(self, tokenizer, prompts, responses, **kwargs)
 
     def predict_reward(
@@ -527,7 +539,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         max_tokens: int = 1024,
     ) -> tuple[list[float], list[str]]:
         r"""
-        Judge responses with the call of the reference implementation.
+        Judge responses by the reference implementation's call.
 
         Args:
             user_prompts (`list`):
@@ -537,7 +549,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
                 The model's tokenizer.
             critique_prompt (`str`, *optional*):
-                Opens the critique turn instead of the model's own.
+                Replaces the model's critique prompt.
             temp (`float`, *optional*, defaults to `0.0`):
                 Sampling temperature; 0 is greedy.
             max_tokens (`int`, *optional*, defaults to `1024`):
@@ -557,7 +569,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         return [score.reward for score in scores], [score.critique for score in scores]
 
     def generate(self, *args, **kwargs):
-        """Free generation with the language model; [`CLoudForRewardModeling.score`] is what writes critiques."""
+        """Generate with the language model. To write critiques, call [`CLoudForRewardModeling.score`]."""
         kwargs.setdefault("generation_config", self.generation_config)
         return self.language_model.generate(*args, **kwargs)
 
@@ -580,10 +592,10 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         return self.trunk
 
     def save_pretrained(self, *args, **kwargs):
-        """As in transformers; the folder also holds this code, so that it loads where the package is not installed."""
+        """Save as in transformers, with this code, so that the folder loads where the package is not installed."""
         self._add_to_auto_map()
         own_class = type(self)
-        # FSDP2 puts a class of torch's before it, whose file would be saved as the model's code
+        # FSDP2 replaces the class by a subclass of torch's making, whose file would be saved as the model's code
         self.__class__ = next(base for base in own_class.__mro__ if not issubclass(base, FSDPModule))
         try:
             super().save_pretrained(*args, **kwargs)
@@ -591,7 +603,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             self.__class__ = own_class
 
     def save_without_weights(self, folder: str | Path):
-        """Write what [`save_pretrained`] writes beside the weights: configs and code."""
+        """Write the configs and the code, as [`CLoudForRewardModeling.save_pretrained`] does, without the weights."""
         self.config.architectures = [type(self).__name__]
         self._add_to_auto_map()
         custom_object_save(self, folder, config=self.config)
@@ -606,15 +618,6 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         }
 
 
-def _load_adapter(name, kwargs: dict[str, Any], hub_kwargs: dict[str, Any]) -> CLoudForRewardModeling:
-    """An adapter, merged. `name` is its folder, or what the Auto classes take for its base."""
-    # Not a relative import: those are copied beside models, and an adapter's folder holds no code
-    loading = importlib.import_module("cloud_hf.loading")
-    adapter = kwargs.pop("adapter_kwargs")["_adapter_model_path"]
-    kwargs = {key: value for key, value in kwargs.items() if key not in ("config", *hub_kwargs)}
-    return loading.load_merged(str(adapter), **(hub_kwargs if adapter == name else {}), **kwargs)
-
-
 def _refuse_missing(name, missing_keys):
     if missing_keys:
         keys = ", ".join(sorted(missing_keys)[:4])
@@ -626,8 +629,8 @@ def _refuse_missing(name, missing_keys):
 
 def _labelled_sequences(labels_BT: torch.Tensor, reward_positions: torch.Tensor | None) -> torch.Tensor:
     """
-    The sequence of each labelled position, of shape `(P,)`: its row, or in a flattened batch the one whose reward is read
-    next after it.
+    Return the sequence of each labelled position, shape `(P,)`: its row, or in a flattened batch the sequence with the next
+    reward position.
     """
     row_P, position_P = (labels_BT != IGNORE_INDEX).nonzero().unbind(1)
     if reward_positions is None:
@@ -644,7 +647,7 @@ def _last_real_position(attention_mask: torch.Tensor | None, B: int, T: int, dev
 
 
 def unused_token_id(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> int | None:
-    """An id no text can have: a reserved token, else a padding row of the embeddings, else `None`."""
+    """Find an id that text never has: a reserved token, else a padding row of the embeddings, else `None`."""
     words = ("reserved", "unused", "placeholder", "dummy", "extra_id", "control_")
     spare = [
         token_id

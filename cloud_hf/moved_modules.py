@@ -60,6 +60,7 @@ MOVED = {
     "evaluation.self_consistency": "evaluation.metrics.self_consistency",
     "evaluation.tables": "evaluation.report.tables",
     "evaluation.uncertainty": "evaluation.metrics.uncertainty",
+    "reference_format": "critique_format",
     "serving.contracts": "serving.server.contracts",
     "serving.engine": "serving.server.engine",
     "serving.gate": "serving.server.middleware",

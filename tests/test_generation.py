@@ -121,10 +121,10 @@ def test_a_state_that_is_no_cache_is_not_shared(tmp_path, model_type):
 
 def test_a_repetition_penalty_sees_the_whole_prefix(tmp_path, monkeypatch):
     model = make_talker(tmp_path, format="reference")
-    monkeypatch.setattr("cloud_hf.reference_format.ReferenceFormat.repetition_penalty", 1.5)
+    monkeypatch.setattr("cloud_hf.critique_format.ReferenceFormat.repetition_penalty", 1.5)
     same(score(model, num_critiques=3), score_unshared(model, monkeypatch, num_critiques=3))
     penalised = score(model, num_critiques=3)
-    monkeypatch.setattr("cloud_hf.reference_format.ReferenceFormat.repetition_penalty", 1.0)
+    monkeypatch.setattr("cloud_hf.critique_format.ReferenceFormat.repetition_penalty", 1.0)
     assert [r.critique_ids for r in score(model, num_critiques=3)] != [r.critique_ids for r in penalised]
 
 

@@ -99,7 +99,7 @@ def test_from_base_takes_the_weights_and_makes_a_head(base_folder):
 
 def test_from_base_refuses_what_is_no_language_model(tmp_path, base_folder, model):
     model.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="CLoud model already"):
+    with pytest.raises(ValueError, match="already a CLoud model"):
         CLoudForRewardModeling.from_base(tmp_path)
     with pytest.raises(ValueError, match="make a reward model from it with"):
         CLoudForRewardModeling.from_pretrained(base_folder, config=CLoudConfig(text_config=model.config.text_config))

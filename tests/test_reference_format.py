@@ -5,7 +5,7 @@ from tokenizers_for_tests import make_tokenizer
 from transformers import AutoTokenizer
 
 from cloud_hf import CLoudConfig, CLoudForRewardModeling, CritiqueFormat
-from cloud_hf.reference_format import ReferenceFormat
+from cloud_hf.critique_format import ReferenceFormat
 
 
 BUDGET = 20
