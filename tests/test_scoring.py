@@ -200,7 +200,7 @@ def test_training_mode_is_left_as_it_was(talker):
         ({"prompts": [*PROMPTS[:3], None]}, "Row 3: `prompt` is None"),
         ({"responses": [*RESPONSES[:3], None]}, "Row 3: `response` is NoneType"),
         ({"num_critiques": 2}, "needs `temperature` above 0"),
-        ({"num_critiques": 0}, "`num_critiques` is 0; it must be a whole number"),
+        ({"num_critiques": 0}, "`num_critiques` is 0; it must be an integer"),
         ({"temperature": -1}, "`temperature` is .* it must be a finite number"),
         ({"temperature": float("nan")}, "`temperature` is .* it must be a finite number"),
         ({"batch_size": 0}, "`batch_size` must be at least 1"),
@@ -237,7 +237,7 @@ def test_a_context_of_another_name_is_a_limit_too(tmp_path):
 def test_dropped_thinking_is_warned_of(tmp_path, caplog):
     model = make_model(save_language_model(tmp_path, family="qwen3"))
     model.score(["x"], ["<think>a</think>b"], make_tokenizer("qwen3"), critiques=["ok"])
-    assert "shows 1 of 1 responses otherwise than given" in caplog.text
+    assert "changes 1 of 1 responses" in caplog.text
 
 
 def test_no_rows_give_no_scores(talker):

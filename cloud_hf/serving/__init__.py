@@ -1,4 +1,4 @@
-"""Critiques and rewards from vLLM and over HTTP. The names are imported when they are used: vLLM takes seconds."""
+"""Scorers over vLLM and over HTTP. Names are imported on first use: importing vLLM takes seconds."""
 
 from typing import TYPE_CHECKING
 

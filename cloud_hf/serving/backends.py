@@ -1,44 +1,47 @@
-"""Which backend a script scores with: transformers or vLLM in this process, or a reward server."""
+"""Open the backend that a script's options name: transformers or vLLM in this process, or a reward server."""
 
 import json
 import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from transformers import AutoTokenizer
 
+from ..arguments import documented
 from ..critique_format import CritiqueFormat
 from ..loading import check_reward_model, load_reward_model, read_model_config
-from ..scoring import Scorer, TransformersScorer, context_length
+from ..scores import Scorer
+from ..scoring import TransformersScorer, context_length
 
 
+@documented
 @dataclass
 class BackendArguments:
     """
-    How a model is run.
+    Options of the backend.
 
     Parameters:
         backend (`str`, *optional*, defaults to `"transformers"`):
-            `"transformers"`, `"vllm"` (in this process), or `"server"` (a reward server that runs elsewhere).
+            `"transformers"` or `"vllm"` (in this process), or `"server"` (a running reward server).
         batch_size (`int`, *optional*, defaults to `16`):
-            Sequences scored at once, with transformers.
+            Sequences per forward pass, with transformers.
         dtype (`str`, *optional*, defaults to `"auto"`):
-            Data type of the weights, with transformers or vLLM.
+            Data type of the weights, with transformers or vLLM. `"auto"` is the checkpoint's.
         vllm_options (`str`, *optional*):
-            More options of `vllm.LLM` as JSON, such as `{"max_model_len": 4096}`.
+            Options of `vllm.LLM` as JSON, such as `{"max_model_len": 4096}`.
         server_url (`str`, *optional*):
-            Address of the reward server. It must serve the model that is named: its tokenizer is read here.
+            Address of the reward server. It must serve the named model, whose tokenizer is read locally.
         api_key_env (`str`, *optional*, defaults to `"CLOUD_API_KEY"`):
-            Environment variable with the server's key, if it wants one.
+            Environment variable that holds the server's key, if it asks for one.
     """
 
-    backend: str = field(default="transformers", metadata={"help": "transformers, vllm or server."})
-    batch_size: int = field(default=16, metadata={"help": "Sequences scored at once, with transformers."})
-    dtype: str = field(default="auto", metadata={"help": "Data type of the weights."})
-    vllm_options: str | None = field(default=None, metadata={"help": "More options of vllm.LLM, as JSON."})
-    server_url: str | None = field(default=None, metadata={"help": "Address of the reward server."})
-    api_key_env: str = field(default="CLOUD_API_KEY", metadata={"help": "Variable with the server's key."})
+    backend: str = "transformers"
+    batch_size: int = 16
+    dtype: str = "auto"
+    vllm_options: str | None = None
+    server_url: str | None = None
+    api_key_env: str = "CLOUD_API_KEY"
 
     def __post_init__(self):
         if self.backend not in ("transformers", "vllm", "server"):
@@ -50,7 +53,7 @@ class BackendArguments:
         self.parsed_vllm_options()
 
     def parsed_vllm_options(self) -> dict:
-        """`vllm_options` as a dictionary. Raises `ValueError` if they are none."""
+        """Parse `vllm_options`. Raises `ValueError` if they are not a JSON object."""
         try:
             options = json.loads(self.vllm_options or "{}")
         except json.JSONDecodeError as error:
@@ -76,10 +79,10 @@ def open_backend(
             Show a progress bar for each call, with transformers or vLLM.
 
     Yields:
-        `tuple`: The scorer, the model's format, and the tokens that its context holds, critique included.
+        `tuple`: The scorer, the model's format, and its longest sequence in tokens, including the critique.
 
     Raises:
-        `ValueError`: If `name` is no reward model, or the server has one of the other kind.
+        `ValueError`: If `name` is not a reward model, or the server's model is of the other kind.
         `RewardServerError`: If the server cannot be reached.
     """
     if args.backend == "vllm":
@@ -88,7 +91,7 @@ def open_backend(
         scorer = CLoudVLLM(name, show_progress=show_progress, **{"dtype": args.dtype, **args.parsed_vllm_options()})
         with closing(scorer):
             yield scorer, scorer.critique_format, scorer.context_length
-    elif args.backend == "server":
+    elif args.server_url is not None:
         from .client import CLoudClient
 
         config = read_model_config(name)
@@ -100,7 +103,7 @@ def open_backend(
             kinds = {True: "a CLoud model", False: "a classic model"}
             raise ValueError(
                 f"{args.server_url} serves {served.name}, {kinds[served.critique]}, but {name} is {kinds[config.critique]}. Name the "
-                "model that the server has; with several, give the addresses in the order of the models."
+                "model that the server has; with several models, give their addresses in the same order."
             )
         yield client, critique_format, served.context_length
     else:

@@ -1,4 +1,4 @@
-"""A scorer whose model is behind HTTP: the client of the reward server."""
+"""Client of the reward server: a scorer over HTTP. Imports no torch."""
 
 import asyncio
 import json
@@ -11,10 +11,10 @@ from typing import Any
 
 import httpx
 
-from ..scoring import OnScore, Score
+from ..scores import OnScore, Score
 
 
-# Seconds before the first retry; they double up to the second figure
+# Seconds before the first retry; each further pause is twice as long, up to the longest
 _FIRST_WAIT = 1.0
 _LONGEST_WAIT = 30.0
 _CONNECT_TIMEOUT = 10.0
@@ -25,21 +25,21 @@ _RETRIED = (502, 503, 504)
 
 
 class RewardServerError(RuntimeError):
-    """The server could not be reached, failed, or refused the client."""
+    """The server cannot be reached, failed, or refused the request."""
 
 
 @dataclass(frozen=True)
 class ServedModel:
     """
-    What a server says of its model.
+    Properties of a server's model.
 
     Args:
         name (`str`):
-            Its name there.
+            Its name on the server.
         critique (`bool`):
             Whether it writes critiques.
         context_length (`int`, *optional*):
-            Tokens of the longest sequence, critique included; `None` if there is no limit.
+            Longest sequence in tokens, including the critique; `None` if there is no limit.
     """
 
     name: str
@@ -49,16 +49,16 @@ class ServedModel:
 
 @dataclass
 class _Pool:
-    """Connections of one event loop, shared by the calls that run on it."""
+    """Connections of one event loop, shared by all calls on it."""
 
     http: httpx.AsyncClient
-    places: asyncio.Semaphore
+    slots: asyncio.Semaphore
     users: int = 0
 
 
 @dataclass
 class _Row:
-    """A request for one response, and what became of it so far."""
+    """A request for one response, and its failed tries so far."""
 
     index: int
     body: bytes
@@ -71,21 +71,21 @@ class CLoudClient:
     r"""
     [`Scorer`] over a reward server (`python -m cloud_hf.serving.server`).
 
-    Each response is a request of its own, so that a failure costs little. Lost connections, time-outs and the statuses 502,
-    503 and 504 are tried again after 1, 2, 4, … seconds (at most 30, each shortened at random by up to half). A server whose
-    queue is full (429) is asked again for as long as `timeout` says.
+    It sends one request per response, so that a failure costs little. Lost connections, time-outs and the statuses 502, 503
+    and 504 are retried after 1, 2, 4, … seconds (at most 30, each shortened at random by up to half). A full queue (429) is
+    not a failure: the request is repeated until `timeout` has passed.
 
     Args:
         base_url (`str`):
             The server's address, such as `"http://127.0.0.1:8000"`.
         api_key (`str`, *optional*):
-            Its key.
+            The server's key, if it asks for one.
         max_concurrency (`int`, *optional*, defaults to `64`):
-            Requests that run at once, over all calls on one event loop.
+            Most requests at once, over all calls on one event loop.
         timeout (`float`, *optional*, defaults to `600.0`):
-            Seconds that one try may take.
+            Seconds per try.
         max_retries (`int`, *optional*, defaults to `5`):
-            Tries after the first. 5 outlast about half a minute without a server, 8 about two.
+            Tries after the first. 5 retries bridge about half a minute without a server, 8 about two minutes.
 
     Examples:
 
@@ -123,7 +123,7 @@ class CLoudClient:
         Ask the server which model it has.
 
         Raises:
-            `RewardServerError`: If the server cannot be reached, is not ready, or is no reward server.
+            `RewardServerError`: If the server cannot be reached, is not ready, or is not a reward server.
         """
         url = f"{self.base_url}/health"
         try:
@@ -140,13 +140,13 @@ class CLoudClient:
             raise RewardServerError(f"{url}: an answer that is not a reward server's: {error!r}") from error
 
     def score(self, prompts: list, responses: list[str], **options) -> list[Score]:
-        """[`CLoudClient.ascore`] for code that is not asynchronous."""
+        """Judge responses; the blocking form of [`CLoudClient.ascore`]."""
         work = self.ascore(prompts, responses, **options)
         try:
             asyncio.get_running_loop()
         except RuntimeError:
             return asyncio.run(work)
-        # A notebook has a loop of its own
+        # Inside a running loop, as in a notebook, `asyncio.run` needs another thread
         with ThreadPoolExecutor(1) as thread:
             return thread.submit(asyncio.run, work).result()
 
@@ -173,17 +173,17 @@ class CLoudClient:
             `list[Score]`: In input order.
 
         Raises:
-            `ValueError`: If the server finds an argument or a row not usable; the message names the row.
-            `RewardServerError`: If it cannot be reached or fails, after the retries. One row's failure ends the call.
+            `ValueError`: If the server refuses an argument or a row; the message names the row.
+            `RewardServerError`: If the server cannot be reached or fails, after all retries. One row's failure ends the call.
         """
         options = {"temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
         rows = _make_rows(prompts, responses, critiques, {**options, "num_critiques": num_critiques})
-        scores: list[Score | None] = [None] * len(rows)
+        scores: dict[int, Score] = {}
         waiting = iter(rows)
 
         async def work(pool: _Pool):
             for row in waiting:
-                async with pool.places:
+                async with pool.slots:
                     score = scores[row.index] = await self._score_row(pool.http, row)
                 if on_score is not None:
                     on_score(row.index, score)
@@ -196,7 +196,7 @@ class CLoudClient:
                 for worker in workers:
                     worker.cancel()
                 await asyncio.gather(*workers, return_exceptions=True)
-        return scores
+        return [scores[row.index] for row in rows]
 
     # -------------------------------------------------------------------------------------------------- one request
 
@@ -215,14 +215,14 @@ class CLoudClient:
             if response.status_code in _BAD_INPUT:
                 raise ValueError(self._describe(row, message))
             if response.status_code == _TOO_MANY_REQUESTS:
-                await self._wait_for_place(row, message, response)
+                await self._wait_for_slot(row, message, response)
             elif response.status_code in _RETRIED:
                 await self._wait(row, message, _retry_after(response))
             else:
                 raise RewardServerError(self._describe(row, message))
 
     async def _wait(self, row: _Row, what: str, at_least: float | None):
-        """Sleep before the next try, or raise if there is none."""
+        """Sleep before the next try, or raise after the last one."""
         if row.failures == self.max_retries:
             seconds = time.monotonic() - row.started
             tries = f"given up after {row.failures + 1} tries in {seconds:.1f} s"
@@ -230,8 +230,8 @@ class CLoudClient:
         await asyncio.sleep(max(_backoff(row.failures), at_least or 0.0))
         row.failures += 1
 
-    async def _wait_for_place(self, row: _Row, what: str, response: httpx.Response):
-        """A full queue is no failure: the server works."""
+    async def _wait_for_slot(self, row: _Row, what: str, response: httpx.Response):
+        """Sleep until the queue may have room. This counts no failure: the server works."""
         seconds = (_retry_after(response) or _FIRST_WAIT) * random.uniform(1.0, 1.5)
         if time.monotonic() - row.started + seconds > self.timeout:
             raise RewardServerError(self._describe(row, f"{what} (for {self.timeout:g} s)"))
@@ -266,12 +266,12 @@ class CLoudClient:
 
     @asynccontextmanager
     async def _pool(self):
-        """Connections of this event loop; the last call to leave closes them."""
+        """Share connections with the other calls on this event loop; the last call closes them."""
         loop = asyncio.get_running_loop()
         if loop not in self._pools:
             limits = httpx.Limits(max_connections=self.max_concurrency, max_keepalive_connections=self.max_concurrency)
             timeout = httpx.Timeout(self.timeout, connect=min(_CONNECT_TIMEOUT, self.timeout))
-            # Reading the certificates takes longer than a short request
+            # Loading certificates takes longer than a short request, so skip it for plain HTTP
             http = httpx.AsyncClient(limits=limits, timeout=timeout, verify=self.url.startswith("https://"))
             self._pools[loop] = _Pool(http, asyncio.Semaphore(self.max_concurrency))
         pool = self._pools[loop]
@@ -286,9 +286,9 @@ class CLoudClient:
 
 
 def _make_rows(prompts: list, responses: list[str], critiques: list | None, options: dict[str, Any]) -> list[_Row]:
-    """The requests; the server checks what they hold."""
+    """Make one request per response. The server checks prompts, responses and options."""
     for name, values in (("prompts", prompts), ("responses", responses), ("critiques", critiques)):
-        if values is None and name == "critiques":
+        if values is None:
             continue
         if isinstance(values, str | dict):
             raise ValueError(f"`{name}` is {values!r:.60}; give a list with one entry per response to judge.")

@@ -1,18 +1,19 @@
-"""A conversation as text, special tokens included -> its messages.
+"""Parse conversations that were rendered as text, including special tokens, back to messages.
 
-RL trainers decode a policy's prompt and response to one string and send that. Here it becomes messages again, which a
-reward model renders with its own chat template. How turns begin and end is found by rendering probes with the policy's
-template: what stands between two contents is their delimiter.
+RL trainers decode a policy's prompt and response to one string and send that. The reward model needs the messages, to render
+them with its own chat template. Probes rendered with the policy's template show how turns begin and end: the text between
+two contents is their delimiter.
 """
 
 import re
 from itertools import pairwise
+from typing import cast
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 
-# Probes: role by role, every turn order that templates commonly allow. A template that refuses one is not asked for it.
+# Probes: the turn orders that templates commonly allow. An order that a template refuses is skipped
 _ORDERS = (
     ("user",),
     ("user", "assistant", "user"),
@@ -22,7 +23,7 @@ _ORDERS = (
 )
 _START = "start"
 
-# Stands for a date the template writes, and the text that may stand there.
+# Placeholder for a date that the template writes, and the pattern of texts that may appear there
 _DATE = "99 Xyz 9999"
 _ANY_DATE = r"[^\n<]{0,40}"
 
@@ -33,7 +34,7 @@ class RenderedChats:
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            The tokenizer of the model that wrote the last turn, with its chat template.
+            Tokenizer of the policy, with its chat template.
 
     Raises:
         `ValueError`: If there is no chat template, or its turns cannot be told apart.
@@ -53,7 +54,7 @@ class RenderedChats:
             raise ValueError(
                 f"The tokenizer {tokenizer.name_or_path!r} has no chat template to read conversations by."
             )
-        outer = {token for token in (tokenizer.bos_token, tokenizer.pad_token, tokenizer.eos_token) if token}
+        outer = {str(token) for token in (tokenizer.bos_token, tokenizer.pad_token, tokenizer.eos_token) if token}
         self._outer_tokens = re.compile(rf"(?:(?:{_any_of(outer)})\s*)*" if outer else "")
         delimiters = self._find_delimiters()
         self._check(delimiters)
@@ -61,7 +62,7 @@ class RenderedChats:
             re.compile(_pattern(start)): role
             for start, role in sorted(delimiters.pop(_START), key=lambda delimiter: -len(delimiter[0]))
         }
-        # Per role: one pattern for all that can follow it, and the role that each alternative opens
+        # Per role: a pattern with all delimiters that can follow it, and the role that each of them opens
         self._next: dict[str, re.Pattern] = {}
         self._opens: dict[str, list[str]] = {}
         for role, followers in delimiters.items():
@@ -72,23 +73,23 @@ class RenderedChats:
 
     def parse(self, text: str, prompt: str | None = None) -> list[dict]:
         """
-        The messages of a rendered conversation.
+        Parse a rendered conversation.
 
         Args:
             text (`str`):
                 The conversation. A BOS and padding around it are ignored, the end of its last turn may be missing, and a
-                system turn that the template writes by itself is left out.
+                default system turn of the template is dropped.
             prompt (`str`, *optional*):
-                Rendered prompt that `text` starts with, up to where the response begins. With it, nothing in the response
-                is read as the start of another turn.
+                Rendered prompt that `text` starts with, up to the response. With it, nothing in the response is parsed as
+                another turn.
 
         Returns:
-            `list[dict]`: Messages with `role` and `content`. A text that ends where an answer should begin has an empty
-            last message of the assistant.
+            `list[dict]`: Messages with `role` and `content`. The last one is an empty assistant message if the text ends
+            where an answer should begin.
 
         Raises:
-            `ValueError`: If the text does not begin as the template's conversations do, or not with `prompt`, or `prompt`
-                does not end where an answer begins.
+            `ValueError`: If the text does not begin as the template's conversations do or does not begin with `prompt`, or if
+                `prompt` does not end where an answer begins.
         """
         if prompt is None:
             messages = self._turns(text)
@@ -111,43 +112,47 @@ class RenderedChats:
         messages = []
         while match := self._next[role].search(text, position):
             messages.append({"role": role, "content": text[position : match.start()]})
-            role, position = self._opens[role][match.lastindex - 1], match.end()
+            role, position = self._opens[role][(match.lastindex or 1) - 1], match.end()
         if role == "system":
             raise ValueError(f"The text holds no user turn in the policy's chat template: {text[:80]!r}.")
         return [*messages, {"role": role, "content": text[position:]}]
 
     def _read_start(self, text: str) -> tuple[str, int]:
-        position = self._outer_tokens.match(text).end()
+        position = self._outer_length(text)
         for start, role in self._starts.items():
             if match := start.match(text, position):
                 return role, match.end()
         expected = " or ".join(repr(start.pattern.replace("\\", "")[-60:]) for start in self._starts)
         raise ValueError(
-            f"The text begins with {text[:80]!r}, which is no conversation in the policy's chat template: that begins "
-            f"with {expected}."
+            f"The text begins with {text[:80]!r}, which is not a conversation in the policy's chat template: that "
+            f"begins with {expected}."
         )
 
     def _after_prompt(self, text: str, prompt: str) -> str:
-        """What follows the prompt. Decoding may have changed the prompt's text, so it is looked for as decoded too."""
-        start = self._outer_tokens.match(text).end()
+        """Return the text after the prompt. Decoding may have changed the prompt's text, so try it decoded, too."""
+        start = self._outer_length(text)
         for form in (prompt, self._decoded(prompt)):
-            form = form[self._outer_tokens.match(form).end() :]
+            form = form[self._outer_length(form) :]
             if text.startswith(form, start):
                 return text[start + len(form) :]
         raise ValueError(f"The text does not start with its prompt: {text[:80]!r} against {prompt[:80]!r}.")
+
+    def _outer_length(self, text: str) -> int:
+        match = self._outer_tokens.match(text)  # the pattern also matches nothing
+        return match.end() if match else 0
 
     def _without_end(self, content: str) -> str:
         return self._ends.sub("", content)
 
     def _decoded(self, text: str) -> str:
-        return self.tokenizer.decode(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return cast(str, self.tokenizer.decode(self.tokenizer(text, add_special_tokens=False)["input_ids"]))
 
     # ----------------------------------------------------------------------------------------------------- probing
 
     def _find_delimiters(self) -> dict[str, set[tuple[str, str]]]:
         """
-        Per role, or at the start: delimiters that may come next and the roles they open. Each is looked for as the
-        template writes it and as it reads when decoded, which for some tokenizers has other spaces.
+        Find the delimiters that can follow each role or begin a text, and the roles they open. Each is recorded as the
+        template writes it and as decoding returns it, which with some tokenizers differs in spaces.
         """
         delimiters: dict[str, set[tuple[str, str]]] = {_START: set(), "user": set(), "assistant": set()}
         for roles in _ORDERS:
@@ -165,35 +170,36 @@ class RenderedChats:
         if match is None:
             return
         start, *between, tail = match.groups()
-        start = start[self._outer_tokens.match(start).end() :]
+        start = start[self._outer_length(start) :]
         delimiters[_START].add((start, roles[0]))
         for (role, following), delimiter in zip(pairwise(roles), between, strict=True):
             delimiters.setdefault(role, set()).add((delimiter, following))
             closes_alike = roles[-1] == "assistant" and not generation and delimiter.startswith(tail)
             if (role, following) == ("assistant", "user") and closes_alike:
-                # Without the turn that some templates put before a conversation that has no system turn
+                # The start without the default system turn that some templates write
                 delimiters[_START].add((delimiter.removeprefix(tail), "user"))
         if generation and roles[-1] == "user" and tail.strip():
-            # A thinking block that the prompt opens is the answer's first text
+            # A thinking block that the generation prompt opens belongs to the answer
             delimiters["user"].add((re.sub(r"<think>\s*$", "", tail), "assistant"))
 
     def _render(self, roles: tuple[str, ...], generation: bool) -> str | None:
         messages = [{"role": role, "content": _slot(index)} for index, role in enumerate(roles)]
         try:
-            return self.tokenizer.apply_chat_template(
+            text = self.tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=generation, date_string=_DATE
             )
+            return cast(str, text)
         except TemplateError:
             return None
 
     def _check(self, delimiters: dict[str, set[tuple[str, str]]]):
-        """Refuse a template whose turns look alike; drop a system turn that cannot be told from the user's."""
+        """Refuse a template whose turns cannot be told apart; drop system turns that look like the user's."""
         user_starts = {start for start, role in delimiters[_START] if role == "user"}
         if any(start in user_starts for start, role in delimiters[_START] if role == "system"):
             delimiters[_START] = {(start, role) for start, role in delimiters[_START] if role != "system"}
             del delimiters["system"]
         shown = {(role, following) for role, followers in delimiters.items() for _, following in followers}
-        # A system turn may stand bare before the first user turn
+        # A system turn may come before the first user turn without a delimiter
         blank = [
             role
             for role, followers in delimiters.items()
@@ -206,7 +212,7 @@ class RenderedChats:
             )
 
     def _find_ends(self, delimiters: dict[str, set[tuple[str, str]]], outer: set[str]) -> re.Pattern:
-        """Tokens that may end a text: those that close an assistant's turn, and EOS and padding after them."""
+        """Match tokens that may end a text: those that close an assistant's turn, and EOS and padding after them."""
         added = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.content.strip()}
         leading = re.compile(rf"\s*({_any_of(added)})") if added else re.compile(r"(?!)")
         closing = {match.group(1) for text, _ in delimiters["assistant"] if (match := leading.match(text))}

@@ -156,7 +156,7 @@ def test_plain_text_markers_are_read_too():
 def test_what_cannot_be_parsed_is_refused():
     chats = RenderedChats(make_tokenizer("llama3"))
     for text in ("", "Hello", "<|im_start|>user\nHi<|im_end|>", "<|start_header_id|>tool<|end_header_id|>\n\nx"):
-        with pytest.raises(ValueError, match="no conversation in the policy's chat template"):
+        with pytest.raises(ValueError, match="not a conversation in the policy's chat template"):
             chats.parse(text)
     prompt = render(chats.tokenizer, [{"role": "user", "content": "Hi"}])
     with pytest.raises(ValueError, match="add_generation_prompt"):

@@ -7,7 +7,7 @@ __all__ = ["make_app", "make_server"]
 
 
 def __getattr__(name: str) -> Any:
-    # FastAPI and uvicorn load when they are used: the client shares this package's contracts without them
+    # On first use, so that the vLLM engine can share modules of this package without FastAPI and uvicorn
     from . import app
 
     try:

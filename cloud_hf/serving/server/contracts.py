@@ -1,14 +1,14 @@
-"""The bodies of requests and responses: ours, and those that OpenRLHF and LLaMA-Factory send to a reward server."""
+"""Bodies of requests and responses: ours, OpenRLHF's and LLaMA-Factory's."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
-from ...scoring import Score
+from ...scores import Sampling, Score
 
 
-# Deeper JSON is no conversation, and what walks it would run out of stack
+# No conversation is nested this deeply, and recursive code downstream would run out of stack
 MAX_DEPTH = 32
 
 _MESSAGES = {"type": "array", "items": {"type": "object"}, "minItems": 1}
@@ -17,7 +17,7 @@ _CHAT = {
     "properties": {"messages": _MESSAGES, "tools": {"type": "array", "items": {"type": "object"}}},
     "required": ["messages"],
 }
-# The engine checks prompts, by the same rules as everywhere else; these describe them
+# For `/docs` only: the engine checks prompts, by the same rules as every other backend
 Prompt = Annotated[Any, WithJsonSchema({"anyOf": [{"type": "string"}, _MESSAGES, _CHAT]})]
 Chat = Annotated[Any, WithJsonSchema({"anyOf": [_MESSAGES, _CHAT]})]
 
@@ -29,16 +29,6 @@ class Row:
     prompt: Any
     response: str
     critiques: list[str] | None = None
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to judge; `max_new_tokens=None` stands for the server's limit."""
-
-    num_critiques: int = 1
-    temperature: float = 0.0
-    max_new_tokens: int | None = None
-    seed: int | None = None
 
 
 class _Body(BaseModel):
@@ -57,16 +47,16 @@ class RewardInput(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     prompt: Prompt = Field(description="A user message, a list of chat messages, or `messages` with `tools`.")
-    response: str = Field(description="The answer to judge.")
+    response: str = Field(description="The response to judge.")
     critiques: list[str] | None = Field(None, min_length=1, description="Score these instead of writing critiques.")
 
 
 class RewardRequest(_Body):
-    """Responses to judge, as `inputs` or as `chats`, and how."""
+    """Responses to judge, as `inputs` or as `chats`, and options."""
 
     inputs: list[RewardInput] | None = Field(None, min_length=1)
     chats: list[Chat] | None = Field(
-        None, min_length=1, description="Whole conversations, each ending with the assistant's message to judge."
+        None, min_length=1, description="Complete conversations, each ending with the assistant's message to judge."
     )
     num_critiques: int = Field(1, ge=1, description="Critiques per response; the reward is their mean.")
     temperature: float = Field(0.0, ge=0, le=100, allow_inf_nan=False, description="0 is greedy.")
@@ -86,22 +76,22 @@ class RewardRequest(_Body):
             raise ValueError("`num_critiques` above 1 needs `temperature` above 0: greedy critiques are all the same")
         given = [row for row, item in enumerate(self.inputs or []) if item.critiques is not None]
         if given and self.num_critiques > 1:
-            raise ValueError(f"`inputs[{given[0]}].critiques` says what is scored; leave `num_critiques` out")
-        if self.stream and (len(self.inputs or self.chats) != 1 or self.num_critiques != 1 or given):
+            raise ValueError(f"`inputs[{given[0]}].critiques` are scored as given; leave `num_critiques` out")
+        if self.stream and (len(self.inputs or self.chats or []) != 1 or self.num_critiques != 1 or given):
             raise ValueError("`stream` takes one input, writes one critique and takes no `critiques`")
         if self.stream and not self.return_critiques:
             raise ValueError("`stream` sends critiques; leave `return_critiques` out")
         return self
 
     def rows(self) -> list[Row]:
-        """The responses to judge. Raises `ValueError` for a chat that does not end with one, naming it."""
+        """Return the rows to score. Raises `ValueError` for a chat that does not end with a response, naming it."""
         if self.inputs is not None:
             return [Row(item.prompt, item.response, item.critiques) for item in self.inputs]
-        return [_split_chat(chat, f"chats[{row}]") for row, chat in enumerate(self.chats)]
+        return [_split_chat(chat, f"chats[{row}]") for row, chat in enumerate(self.chats or [])]
 
-    def options(self) -> Options:
-        """How to judge them."""
-        return Options(self.num_critiques, self.temperature, self.max_new_tokens, self.seed)
+    def sampling(self, max_new_tokens: int) -> Sampling:
+        """Return the sampling options; `max_new_tokens` is the default."""
+        return Sampling(self.num_critiques, self.temperature, self.max_new_tokens or max_new_tokens, self.seed)
 
 
 class RewardResult(BaseModel):
@@ -117,7 +107,7 @@ class RewardResult(BaseModel):
 
     @classmethod
     def of(cls, score: Score, request: RewardRequest) -> "RewardResult":
-        """What of a score a request asked for."""
+        """Return the parts of a score that a request asked for."""
         return cls(
             reward=score.reward,
             rewards=list(score.rewards),
@@ -137,7 +127,7 @@ class RewardResponse(BaseModel):
 
 
 class HealthResponse(BaseModel):
-    """A server that is ready, and what its model is."""
+    """Properties of the model of a server that is ready."""
 
     status: Literal["ready"] = "ready"
     model: str
@@ -146,13 +136,13 @@ class HealthResponse(BaseModel):
 
 
 class ErrorResponse(BaseModel):
-    """Why a request was not answered."""
+    """The reason why a request failed."""
 
     error: str
 
 
 class OpenRLHFRequest(_Body):
-    """What OpenRLHF sends to its `--reward.remote_url`: decoded sequences, special tokens included."""
+    """Request of OpenRLHF to its `--reward.remote_url`: decoded sequences, special tokens included."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
@@ -168,7 +158,7 @@ class OpenRLHFRequest(_Body):
 
 
 class OpenRLHFResponse(BaseModel):
-    """What OpenRLHF reads; every list has one entry per query."""
+    """Response that OpenRLHF expects; every list has one entry per query."""
 
     rewards: list[float]
     scores: list[float]
@@ -176,17 +166,17 @@ class OpenRLHFResponse(BaseModel):
 
 
 class LlamaFactoryRequest(_Body):
-    """What LLaMA-Factory sends to a `reward_model` of type `api`."""
+    """Request of LLaMA-Factory to a `reward_model` of type `api`."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
     model: str = Field(description="Not used: the server has one model.")
-    messages: list[str] = Field(min_length=1, description="Whole conversations, in the policy's chat template.")
-    max_length: int | None = Field(None, description="Not used: what the model cannot hold is refused.")
+    messages: list[str] = Field(min_length=1, description="Complete conversations, in the policy's chat template.")
+    max_length: int | None = Field(None, description="Not used: over-long conversations are refused.")
 
 
 class LlamaFactoryResponse(BaseModel):
-    """What LLaMA-Factory reads."""
+    """Response that LLaMA-Factory expects."""
 
     id: str
     object: Literal["score.evaluation"] = "score.evaluation"
@@ -195,8 +185,8 @@ class LlamaFactoryResponse(BaseModel):
 
 
 def check_text(body: Any):
-    """Raise `ValueError`, naming the place, if a text in a JSON value is not Unicode or the value is too deep."""
-    waiting = [(body, ())]
+    """Raise `ValueError`, with the path, if a JSON value is nested too deeply or holds text that is not valid Unicode."""
+    waiting: list[tuple[Any, tuple[str | int, ...]]] = [(body, ())]
     while waiting:
         value, path = waiting.pop()
         if len(path) > MAX_DEPTH:
@@ -216,7 +206,7 @@ def check_text(body: Any):
 
 
 def spell_path(path: tuple[str | int, ...]) -> str:
-    """`("inputs", 3, "response")` -> `inputs[3].response`."""
+    """Spell a path as in JavaScript: `("inputs", 3, "response")` becomes `inputs[3].response`."""
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
 
 
@@ -226,12 +216,12 @@ def _split_chat(chat: Any, name: str) -> Row:
         raise ValueError(f"`{name}` holds no messages; give a list of messages that ends with the assistant's")
     last = messages[-1]
     if not isinstance(last, dict) or last.get("role") != "assistant":
-        raise ValueError(f"`{name}` does not end with a message of the assistant, which is what is judged")
+        raise ValueError(f"`{name}` does not end with a message of the assistant to judge")
     if unknown := sorted(set(last) - {"role", "content"}):
         raise ValueError(f"`{name}` ends with a message that has {', '.join(unknown)}; only `content` is judged")
     if not isinstance(last.get("content"), str):
-        raise ValueError(f"`{name}` ends with a message whose `content` is no text")
+        raise ValueError(f"`{name}` ends with a message whose `content` is not text")
     if len(messages) == 1:
-        raise ValueError(f"`{name}` holds nothing that the assistant answers")
+        raise ValueError(f"`{name}` holds nothing for the assistant to answer")
     before = messages[:-1]
     return Row({**chat, "messages": before} if isinstance(chat, dict) else before, last["content"])

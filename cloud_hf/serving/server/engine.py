@@ -1,35 +1,36 @@
-"""What the reward server needs of a backend, and the transformers backend behind that interface."""
+"""The reward server's interface to a backend, and the transformers backend."""
 
 import asyncio
 import copy
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
 from ...critique_format import CritiqueFormat
-from ...scoring import Score, context_length, score_with_transformers
-from .stable_prefix import SettledText
+from ...scores import Sampling, Score
+from ...scoring import context_length, score_with_transformers
+from .stable_prefix import StablePrefix
 
 
 class EngineDeadError(RuntimeError):
-    """The engine has stopped and will answer no further request."""
+    """The engine has stopped and answers no more requests."""
 
 
 class RewardEngine(Protocol):
     """
     A backend that serves many requests at once. Cancelling the task that awaits [`RewardEngine.score`], or closing the
-    iterator of [`RewardEngine.stream`], cancels the work. Both raise [`EngineDeadError`] once the engine has stopped.
+    generator of [`RewardEngine.stream`], cancels the work. Both raise [`EngineDeadError`] after the engine has stopped.
 
     Attributes:
         name (`str`): The model's name.
         critique (`bool`): Whether the model writes critiques.
-        context_length (`int`, *optional*): Tokens of its longest sequence, critique included; `None` if not known.
+        context_length (`int`, *optional*): Its longest sequence in tokens, including the critique; `None` if unknown.
     """
 
     name: str
@@ -38,81 +39,63 @@ class RewardEngine(Protocol):
 
     def check(self, prompt, response: str, max_new_tokens: int, critiques: list[str] | None = None) -> None:
         """
-        Refuse what cannot be scored, before it is queued. Called from threads, perhaps several at once.
+        Refuse a row that cannot be scored, before it is queued. Called from several threads.
 
         Raises:
-            `ValueError`: If the prompt, the response or a given critique is not usable, or the whole is longer than the
-                model's context; the message gives the lengths.
+            `ValueError`: If the prompt, the response or a given critique is not usable, or all together are longer than
+                the model's context; the message gives the lengths.
         """
         ...
 
-    async def score(
-        self,
-        prompt,
-        response: str,
-        *,
-        num_critiques: int = 1,
-        temperature: float = 0.0,
-        max_new_tokens: int = 1024,
-        critiques: list[str] | None = None,
-        seed: int | None = None,
-    ) -> Score:
-        """Judge one response; arguments as in [`~cloud_hf.scoring.Scorer`]."""
+    async def score(self, prompt, response: str, sampling: Sampling, critiques: list[str] | None = None) -> Score:
+        """Score one response. `critiques` are scored as given instead of writing some."""
         ...
 
-    def stream(
-        self,
-        prompt,
-        response: str,
-        *,
-        temperature: float = 0.0,
-        max_new_tokens: int = 1024,
-        seed: int | None = None,
-    ) -> AsyncIterator[str | Score]:
-        """Pieces of one critique as it is written, which joined are `Score.critique`, and then the `Score`."""
+    def stream(self, prompt, response: str, sampling: Sampling) -> AsyncGenerator[str | Score, None]:
+        """Yield one critique piece by piece as it is written, then its `Score`."""
         ...
 
     async def close(self) -> None:
-        """Stop. What still waits or runs gets [`EngineDeadError`]."""
+        """Stop. Requests that wait or run get [`EngineDeadError`]."""
         ...
 
 
 @dataclass(eq=False)
 class _Job:
-    """One response that waits to be judged."""
+    """A response to score."""
 
     prompt: Any
     response: str
     critiques: list[str] | None
-    options: dict[str, Any]
+    sampling: Sampling
     ids: tuple[int, ...]
     result: asyncio.Future
-    on_token: Callable[[int], None] | None = None
+    on_token: Callable[[int], Any] | None = None
     abandoned: threading.Event = field(default_factory=threading.Event)
 
     def fits(self, batch: list["_Job"]) -> bool:
-        """Whether it can be scored in one call with the jobs of `batch`."""
+        """Return whether it can be scored in one call with the jobs of `batch`."""
         if self.on_token or batch[0].on_token:
             return False
-        if self.options != batch[0].options or (self.critiques is None) != (batch[0].critiques is None):
+        if self.sampling != batch[0].sampling or (self.critiques is None) != (batch[0].critiques is None):
             return False
-        # In one call, equal texts get equal samples
-        sampled = self.options["temperature"] > 0 and self.options["seed"] is None
+        # Within one call, equal texts get equal samples
+        sampled = self.sampling.temperature > 0 and self.sampling.seed is None
         return not (sampled and any(self.ids == other.ids for other in batch))
 
     @property
     def sequences(self) -> int:
-        return self.options["num_critiques"] if self.critiques is None else len(self.critiques)
+        return self.sampling.num_critiques if self.critiques is None else len(self.critiques)
 
 
 class _AbandonedError(Exception):
-    """Nobody waits for the batch that is being computed."""
+    """All clients of the running batch have left."""
 
 
 class TransformersEngine:
     """
-    [`RewardEngine`] over a [`CLoudForRewardModeling`] in this process. Requests that wait are computed together, in one
-    worker thread; streamed ones are computed alone.
+    [`RewardEngine`] over a [`CLoudForRewardModeling`] in this process. A worker thread scores waiting requests in batches,
+    and streams one at a time.
 
     Args:
         model ([`CLoudForRewardModeling`]):
@@ -135,10 +118,10 @@ class TransformersEngine:
         self._model = model
         self._tokenizer = tokenizer
         self._batch_size = batch_size
-        # Checks run while the worker scores, and a tokenizer is not made for two threads
+        # A copy, because checks run while the worker scores, and tokenizers are not thread-safe
         self._format = CritiqueFormat.from_config(model.config, copy.deepcopy(tokenizer))
         self._format_lock = threading.Lock()
-        self._settled_text = SettledText(self._format, model.config.text_config.vocab_size)
+        self._stable_prefix = StablePrefix(self._format, model.config.text_config.vocab_size)
         self._waiting: deque[_Job] = deque()
         self._running: list[_Job] = []
         self._dispatcher: asyncio.Task | None = None
@@ -150,42 +133,23 @@ class TransformersEngine:
         """See [`RewardEngine`]."""
         self._encode(prompt, response, max_new_tokens, critiques)
 
-    async def score(
-        self,
-        prompt,
-        response: str,
-        *,
-        num_critiques: int = 1,
-        temperature: float = 0.0,
-        max_new_tokens: int = 1024,
-        critiques: list[str] | None = None,
-        seed: int | None = None,
-    ) -> Score:
+    async def score(self, prompt, response: str, sampling: Sampling, critiques: list[str] | None = None) -> Score:
         """See [`RewardEngine`]."""
-        options = {"num_critiques": num_critiques, "temperature": temperature, "max_new_tokens": max_new_tokens}
-        job = await self._make_job(prompt, response, critiques, {**options, "seed": seed})
+        job = await self._make_job(prompt, response, sampling, critiques)
         self._queue(job)
         return await job.result
 
-    async def stream(
-        self,
-        prompt,
-        response: str,
-        *,
-        temperature: float = 0.0,
-        max_new_tokens: int = 1024,
-        seed: int | None = None,
-    ) -> AsyncIterator[str | Score]:
+    async def stream(self, prompt, response: str, sampling: Sampling) -> AsyncGenerator[str | Score, None]:
         """See [`RewardEngine`]."""
-        options = {"num_critiques": 1, "temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
-        job = await self._make_job(prompt, response, None, options)
-        loop, tokens = asyncio.get_running_loop(), asyncio.Queue()
+        job = await self._make_job(prompt, response, sampling)
+        loop = asyncio.get_running_loop()
+        tokens: asyncio.Queue[int | None] = asyncio.Queue()
         job.on_token = lambda token_id: loop.call_soon_threadsafe(tokens.put_nowait, token_id)
         job.result.add_done_callback(lambda _: tokens.put_nowait(None))
         self._queue(job)
+        written = ""
         try:
             async with aclosing(self._pieces(tokens)) as pieces:
-                written = ""
                 async for piece in pieces:
                     written += piece
                     yield piece
@@ -215,7 +179,7 @@ class TransformersEngine:
     # ---------------------------------------------------------------------------------------------------- checking
 
     def _encode(self, prompt, response: str, max_new_tokens: int, critiques: list[str] | None) -> tuple[int, ...]:
-        """The ids of the context, once it is known to be usable."""
+        """Encode the context and check that everything fits. Returns the context's ids."""
         with self._format_lock:
             prefix = self._format.encode_prefix(prompt, response)
             if critiques is not None:
@@ -231,14 +195,14 @@ class TransformersEngine:
             )
         return prefix.input_ids
 
-    async def _make_job(self, prompt, response, critiques, options) -> _Job:
+    async def _make_job(self, prompt, response: str, sampling: Sampling, critiques: list[str] | None = None) -> _Job:
         if self._closed:
             raise EngineDeadError("The engine was closed.")
-        if options["temperature"] == 0:
-            options["seed"] = None  # greedy critiques of any seed can be written together
-        loop, budget = asyncio.get_running_loop(), options["max_new_tokens"]
+        if sampling.temperature == 0:
+            sampling = replace(sampling, seed=None)  # greedy jobs can share a batch whatever their seeds
+        loop, budget = asyncio.get_running_loop(), sampling.max_new_tokens
         ids = await loop.run_in_executor(self._encoder, self._encode, prompt, response, budget, critiques)
-        job = _Job(prompt, response, critiques, options, ids, loop.create_future())
+        job = _Job(prompt, response, critiques, sampling, ids, loop.create_future())
         job.result.add_done_callback(lambda result: job.abandoned.set() if result.cancelled() else None)
         return job
 
@@ -252,7 +216,7 @@ class TransformersEngine:
             self._dispatcher = asyncio.create_task(self._dispatch())
 
     async def _dispatch(self):
-        """Compute until nobody waits."""
+        """Score batches until no job waits."""
         loop = asyncio.get_running_loop()
         while batch := self._take_batch():
             self._running = batch
@@ -269,7 +233,7 @@ class TransformersEngine:
             self._running = []
 
     def _take_batch(self) -> list[_Job]:
-        """The job that has waited longest, and those that can be computed with it."""
+        """Take the job that has waited longest, and those that can be scored with it."""
         batch, others, sequences = [], deque(), 0
         while self._waiting:
             job = self._waiting.popleft()
@@ -293,12 +257,12 @@ class TransformersEngine:
                 [job.response for job in batch],
                 critiques=critiques,
                 batch_size=self._batch_size,
-                **batch[0].options,
+                **asdict(batch[0].sampling),
             )
 
     @contextmanager
     def _watching(self, batch: list[_Job]):
-        """Look at each step of the model: stop when nobody waits any more, and pass on the tokens of a stream."""
+        """Hook into each step of the model: stop it when all clients have left, and pass on the tokens of a stream."""
         on_token = batch[0].on_token
         passes = 0
 
@@ -307,6 +271,7 @@ class TransformersEngine:
             if all(job.abandoned.is_set() for job in batch):
                 raise _AbandonedError
             fed = kwargs["input_ids"] if "input_ids" in kwargs else args[0]  # GPT-2 passes it by position
+            # The first pass feeds the prompt, later ones the token that was sampled last
             if on_token and passes > 0 and fed.shape[1] == 1:
                 on_token(fed[0, 0].item())
             passes += 1
@@ -319,14 +284,14 @@ class TransformersEngine:
 
     # --------------------------------------------------------------------------------------------------- streaming
 
-    async def _pieces(self, tokens: asyncio.Queue) -> AsyncIterator[str]:
-        """What each token adds to the text that is settled."""
+    async def _pieces(self, tokens: asyncio.Queue[int | None]) -> AsyncGenerator[str, None]:
+        """Yield the text that each token adds to the stable prefix."""
         ids, written = [], ""
         while (token_id := await tokens.get()) is not None:
             if token_id == self._format.end_token_id:
                 continue
             ids.append(token_id)
-            text = self._settled_text(ids)
+            text = self._stable_prefix(ids)
             if len(text) > len(written):
                 yield text[len(written) :]
                 written = text

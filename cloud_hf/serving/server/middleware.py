@@ -1,4 +1,4 @@
-"""What every HTTP request passes: key, size, number, disconnection, shutdown; and what is logged and counted of it."""
+"""ASGI middleware of the reward server: authentication, limits, disconnects, graceful shutdown, access log, metrics."""
 
 import asyncio
 import hmac
@@ -10,37 +10,41 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 
 
 logger = logging.getLogger(__name__)
 
+# The only route that needs no key: load balancers ask it
 HEALTH_ROUTE = "/health"
-ROUTES = ("/v1/rewards", "/get_reward", "/v1/score/evaluation", HEALTH_ROUTE, "/metrics", "/docs", "/openapi.json")
 
-# Seconds that a body may take to arrive, and that is waited for a client to finish sending what is refused
+# Seconds for a body to arrive, and for a client to finish sending a body that is too large
 _BODY_TIMEOUT = 60.0
 _DISCARD_TIMEOUT = 1.0
 
-# In logs and metrics: the client went away before it was answered
-CLIENT_GONE = 499
+# Status in log and metrics of a request whose client disconnected before the answer, as in nginx
+CLIENT_CLOSED_REQUEST = 499
 
 
 @dataclass(frozen=True)
 class Limits:
     """
-    What a server accepts.
+    Limits on requests.
 
     Args:
         max_body_bytes (`int`, *optional*, defaults to 4 MiB):
             Largest request body.
         max_batch (`int`, *optional*, defaults to `256`):
-            Most critiques that one request may ask for, all its rows together.
+            Most critiques that one request may ask for, over all its rows.
         max_queue (`int`, *optional*, defaults to `1024`):
-            Most critiques, and most requests, that wait or run at once. Beyond it the answer is 429.
+            Most critiques, and most requests, that wait or run at once. Further requests get 429.
         max_new_tokens (`int`, *optional*, defaults to `1024`):
-            Longest critique in tokens that a request may ask for, and what it gets if it does not say.
+            Longest critique in tokens that a request may ask for, and the default of requests that give no length.
         request_timeout (`float`, *optional*, defaults to `600.0`):
-            Seconds after which a request is given up with 504.
+            Seconds after which a request is cancelled and gets 504.
 
     Raises:
         `ValueError`: If a limit is not above 0, or a request of `max_batch` would never fit into the queue.
@@ -58,42 +62,33 @@ class Limits:
                 raise ValueError(f"`{name}` is {value}; it must be above 0.")
         if self.max_batch > self.max_queue:
             raise ValueError(
-                f"`max_batch` is {self.max_batch} but `max_queue` {self.max_queue}: a full batch would never be taken."
+                f"`max_batch` is {self.max_batch} but `max_queue` {self.max_queue}: a full batch would never be accepted."
             )
 
 
-class Refusal(Exception):
-    """A request that is answered with an error: its status, and a sentence that says why."""
-
-    def __init__(self, status: int, error: str, headers: dict[str, str] | None = None):
-        super().__init__(error)
-        self.status = status
-        self.error = error
-        self.headers = headers or {}
-
-
 class Metrics:
-    """What `/metrics` shows. Each server has its own registry."""
+    """Prometheus metrics of `/metrics`, in a registry per server."""
 
     def __init__(self):
         self.registry = CollectorRegistry()
-        options = {"registry": self.registry}
-        self.requests = Counter("cloud_requests", "Requests answered.", ["route", "status"], **options)
+        self.requests = Counter("cloud_requests", "Requests answered.", ["route", "status"], registry=self.registry)
         self.seconds = Histogram(
             "cloud_request_seconds",
             "Seconds from a request's start to its answer's end.",
             ["route"],
             buckets=(0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600),
-            **options,
+            registry=self.registry,
         )
-        self.queue = Gauge("cloud_queue_length", "Critiques that wait or run.", **options)
-        self.tokens = Counter("cloud_critique_tokens", "Tokens of critiques in answers.", **options)
-        self.truncated = Counter("cloud_truncated_critiques", "Critiques cut at max_new_tokens.", **options)
+        self.queue = Gauge("cloud_queue_length", "Critiques that wait or run.", registry=self.registry)
+        self.tokens = Counter("cloud_critique_tokens", "Tokens of critiques in answers.", registry=self.registry)
+        self.truncated = Counter(
+            "cloud_truncated_critiques", "Critiques cut at max_new_tokens.", registry=self.registry
+        )
 
 
 @dataclass
 class RequestRecord:
-    """What is logged of a request, filled in on its way; `resources` are given back when it is over."""
+    """The log entry of a request, filled in while it is handled; `resources` are released at its end."""
 
     route: str
     started: float = field(default_factory=time.perf_counter)
@@ -104,14 +99,26 @@ class RequestRecord:
     resources: ExitStack = field(default_factory=ExitStack)
 
 
-def record_of(scope) -> RequestRecord:
-    """The record of the request of an ASGI scope."""
-    return scope["cloud_record"]
+class Lifecycle:
+    """Whether a server accepts requests, and the tasks of those that run."""
+
+    def __init__(self):
+        self.draining = False
+        self.engine_dead = False
+        self.tasks: set[asyncio.Task] = set()
+
+    def abort(self):
+        """Cancel the running requests, which are then answered with 503."""
+        for task in self.tasks:
+            task.cancel()
 
 
-class Gate:
+class RequestMiddleware:
     """
-    ASGI middleware around the routes.
+    ASGI middleware around all routes.
+
+    A framework's own middleware would come too late or too early here: the body limit has to act before the body is read,
+    and cancellation on disconnect has to reach JSON routes, which Starlette lets run to their end.
 
     Args:
         app:
@@ -119,14 +126,14 @@ class Gate:
         limits ([`Limits`]):
             Body size and number of requests.
         api_key (`str` or `None`):
-            Key that `Authorization: Bearer` must give, on every route but `/health`.
+            Key expected in `Authorization: Bearer`, on every route but `/health`.
         metrics ([`Metrics`]):
-            Counts and durations.
+            Where requests are counted and timed.
         lifecycle ([`Lifecycle`]):
-            Whether the server is shutting down, and which requests run.
+            Says whether the server is shutting down; gets the running requests.
     """
 
-    def __init__(self, app, limits: Limits, api_key: str | None, metrics: Metrics, lifecycle: "Lifecycle"):
+    def __init__(self, app, limits: Limits, api_key: str | None, metrics: Metrics, lifecycle: Lifecycle):
         self.app = app
         self.limits = limits
         self.api_key = api_key.encode() if api_key is not None else None
@@ -137,10 +144,11 @@ class Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        record = RequestRecord(scope["path"] if scope["path"] in ROUTES else "other")
-        scope["cloud_record"] = record
+        # Unknown paths share one label, or anyone could fill the metrics' memory
+        is_known = any(scope["path"] == getattr(route, "path", None) for route in scope["app"].routes)
+        record = scope["cloud_record"] = RequestRecord(scope["path"] if is_known else "other")
 
-        async def sending(message):
+        async def send_recorded(message):
             if message["type"] == "http.response.start":
                 record.status = message["status"]
                 if self.lifecycle.draining:
@@ -151,66 +159,72 @@ class Gate:
 
         with record.resources:
             try:
-                self._admit(scope)
-                body = await self._read_body(scope, receive)
-                await self._run(scope, body, receive, sending, record)
-            except _ClientGoneError:
-                record.status = CLIENT_GONE
-            except Refusal as refusal:
-                await _answer(sending, record, refusal)
-        self._report(scope, record)
+                headers = Headers(scope=scope)
+                self._admit(scope["path"], headers)
+                body = await self._read_body(headers, receive)
+                await self._run(scope, body, receive, send_recorded, record)
+            except ClientDisconnect:
+                record.status = CLIENT_CLOSED_REQUEST
+            except HTTPException as error:
+                await _answer_error(error, scope, receive, send_recorded, record)
+        self._report(scope["method"], record)
 
     # ---------------------------------------------------------------------------------------------------- admission
 
-    def _admit(self, scope):
+    def _admit(self, path: str, headers: Headers):
         if self.lifecycle.draining:
-            raise Refusal(503, "The server is shutting down.", {"Retry-After": "5"})
-        if scope["path"] == HEALTH_ROUTE:
+            raise HTTPException(503, "The server is shutting down.", {"Retry-After": "5"})
+        if path == HEALTH_ROUTE:
             return
-        self._check_key(scope)
+        self._check_key(headers)
+        # Uvicorn's own `limit_concurrency` counts idle connections, too, and answers 503 without `Retry-After`
         if len(self.lifecycle.tasks) >= self.limits.max_queue:
-            raise Refusal(429, f"{self.limits.max_queue} requests are waiting already.", {"Retry-After": "1"})
+            raise HTTPException(429, f"{self.limits.max_queue} requests are already waiting.", {"Retry-After": "1"})
 
-    def _check_key(self, scope):
+    def _check_key(self, headers: Headers):
         if self.api_key is None:
             return
-        given = _header(scope, b"authorization") or b""
+        given = headers.get("authorization", "").encode("latin-1")
         if not hmac.compare_digest(given, b"Bearer " + self.api_key):
-            raise Refusal(401, "Send the server's key as `Authorization: Bearer KEY`.", {"WWW-Authenticate": "Bearer"})
+            error = "Send the server's key as `Authorization: Bearer KEY`."
+            raise HTTPException(401, error, {"WWW-Authenticate": "Bearer"})
 
-    async def _read_body(self, scope, receive) -> bytes:
+    async def _read_body(self, headers: Headers, receive) -> bytes:
         limit = self.limits.max_body_bytes
-        declared = _header(scope, b"content-length") or b"0"
-        too_large = int(declared) > limit
-        chunks, size, more = [], 0, not (too_large and _header(scope, b"expect"))
+        too_large = int(headers.get("content-length", "0")) > limit
+        # A client that sent `Expect` waits for permission and can be refused at once
+        chunks, size, more = [], 0, not (too_large and "expect" in headers)
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + _BODY_TIMEOUT
         try:
-            async with asyncio.timeout(_BODY_TIMEOUT) as patience:
+            async with asyncio.timeout_at(deadline) as patience:
                 while more:
                     if too_large:
-                        # A client that is still sending would not read the answer
-                        discarding = asyncio.get_running_loop().time() + _DISCARD_TIMEOUT
-                        patience.reschedule(min(patience.when(), discarding))
+                        # Discard the rest for a moment: a client that is still sending would not read the answer
+                        patience.reschedule(min(deadline, clock() + _DISCARD_TIMEOUT))
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        raise _ClientGoneError
-                    size += len(message.get("body", b""))
+                        raise ClientDisconnect
+                    chunk = message.get("body", b"")
+                    size += len(chunk)
                     too_large = too_large or size > limit
                     if too_large:
                         chunks.clear()
                     else:
-                        chunks.append(message.get("body", b""))
+                        chunks.append(chunk)
                     more = message.get("more_body", False)
         except TimeoutError:
             if not too_large:
-                raise Refusal(408, "The body did not arrive in time.", {"Connection": "close"}) from None
+                raise HTTPException(408, "The body did not arrive in time.", {"Connection": "close"}) from None
         if too_large:
-            raise Refusal(413, f"The body is larger than {limit} bytes; send fewer rows.", {"Connection": "close"})
+            error = f"The body is larger than {limit} bytes; send fewer rows."
+            raise HTTPException(413, error, {"Connection": "close"})
         return b"".join(chunks)
 
     # ------------------------------------------------------------------------------------------------------ running
 
     async def _run(self, scope, body: bytes, receive, send, record: RequestRecord):
-        """Run the routes; stop them when the client goes away or the server must stop."""
+        """Run the routes; cancel them when the client disconnects or the server aborts."""
         gone = asyncio.Event()
         unread = [{"type": "http.request", "body": body, "more_body": False}]
 
@@ -221,36 +235,36 @@ class Gate:
             return {"type": "http.disconnect"}
 
         work = asyncio.create_task(self.app(scope, replay, send))
-        departure = asyncio.create_task(_departure(receive))
+        disconnect = asyncio.create_task(_wait_for_disconnect(receive))
         self.lifecycle.tasks.add(work)
         try:
-            await asyncio.wait({work, departure}, return_when=asyncio.FIRST_COMPLETED)
-            left = not work.done() and not record.answered
-            if left:
+            await asyncio.wait({work, disconnect}, return_when=asyncio.FIRST_COMPLETED)
+            has_left = not work.done() and not record.answered
+            if has_left:
                 gone.set()
                 work.cancel()
             await asyncio.wait({work})
         finally:
             self.lifecycle.tasks.discard(work)
             work.cancel()
-            departure.cancel()
-        if left:
-            raise _ClientGoneError
+            disconnect.cancel()
+        if has_left:
+            raise ClientDisconnect
         if work.cancelled():
-            raise Refusal(503, "The server is shutting down.", {"Retry-After": "5"})
+            raise HTTPException(503, "The server is shutting down.", {"Retry-After": "5"})
         if error := work.exception():
-            # Neither the message nor the values of an error are logged: they may hold text of the request
+            # Log neither the error's message nor its values: they may hold text of the request
             stack = "".join(traceback.format_tb(error.__traceback__))
             logger.error("Request failed: %s\n%s", type(error).__name__, stack)
-            raise Refusal(500, f"The server failed on this request ({type(error).__name__}).")
+            raise HTTPException(500, f"The server failed on this request ({type(error).__name__}).")
 
-    def _report(self, scope, record: RequestRecord):
+    def _report(self, method: str, record: RequestRecord):
         seconds = time.perf_counter() - record.started
         self.metrics.requests.labels(record.route, record.status).inc()
         self.metrics.seconds.labels(record.route).observe(seconds)
         fields = {
             "route": record.route,
-            "method": scope["method"],
+            "method": method,
             "status": record.status,
             "seconds": round(seconds, 4),
             "items": record.items,
@@ -259,22 +273,29 @@ class Gate:
         logger.info("request", extra={"fields": fields})
 
 
-class Lifecycle:
-    """Whether a server takes requests, and those that run."""
+async def _wait_for_disconnect(receive):
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
-    def __init__(self):
-        self.draining = False
-        self.engine_dead = False
-        self.tasks: set[asyncio.Task] = set()
 
-    def abort(self):
-        """Stop the requests that run; they are answered with 503."""
-        for task in self.tasks:
-            task.cancel()
+def error_response(status: int, error: str, headers=None) -> Response:
+    """The JSON body of every error."""
+    # ASCII escapes: the message may repeat a lone surrogate of the request, which UTF-8 cannot encode
+    return Response(json.dumps({"error": error}), status, headers, "application/json")
+
+
+async def _answer_error(error: HTTPException, scope, receive, send, record: RequestRecord):
+    with suppress(OSError):
+        if record.status is None:
+            await error_response(error.status_code, error.detail, error.headers)(scope, receive, send)
+        elif not record.answered:  # in the middle of an event stream
+            record.status = error.status_code
+            body = b"data: " + json.dumps({"error": error.detail}).encode() + b"\n\n"
+            await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line."""
+    """Formats a log record as one line of JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -285,31 +306,3 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line | getattr(record, "fields", {}))
-
-
-class _ClientGoneError(Exception):
-    """The client closed its connection."""
-
-
-async def _departure(receive):
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _answer(send, record: RequestRecord, refusal: Refusal):
-    body = json.dumps({"error": refusal.error}).encode()
-    if record.status is None:
-        headers = {"content-type": "application/json", "content-length": str(len(body)), **refusal.headers}
-        encoded = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-        await send({"type": "http.response.start", "status": refusal.status, "headers": encoded})
-    elif not record.answered:  # a stream that has begun
-        body = b"data: " + body + b"\n\n"
-        record.status = refusal.status
-    else:
-        return
-    with suppress(OSError):
-        await send({"type": "http.response.body", "body": body, "more_body": False})
-
-
-def _header(scope, name: bytes) -> bytes | None:
-    return next((value for key, value in scope["headers"] if key == name), None)

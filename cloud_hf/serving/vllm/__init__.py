@@ -1,1 +1,1 @@
-"""CLoud models in vLLM: the plugin, the scorer for this process, and the engine behind the reward server."""
+"""CLoud models in vLLM: the plugin, the scorer for this process, and the reward server's engine."""

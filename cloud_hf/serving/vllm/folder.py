@@ -1,4 +1,4 @@
-"""The folder of a model that vLLM can load: itself, or for a LoRA adapter a merged copy."""
+"""Folders that vLLM can load: the model's own, or a merged copy of a LoRA adapter and its base."""
 
 import tempfile
 from collections.abc import Iterator
@@ -12,15 +12,15 @@ from ...published import is_published
 @contextmanager
 def servable_model(name: str) -> Iterator[str]:
     """
-    A name under which vLLM loads a reward model. The reward head of an adapter is trained whole, which vLLM's LoRA
-    cannot apply, so an adapter is merged into a temporary folder.
+    Yield a name under which vLLM can load a reward model. An adapter is merged into a temporary folder: its reward head is
+    fully trained, which vLLM's LoRA cannot apply.
 
     Args:
         name (`str`):
-            Hub id or folder of a native model or of a LoRA adapter.
+            Hub id or folder of a native model, or of a LoRA adapter.
 
     Raises:
-        `ValueError`: If it is no CLoud model, or a published checkpoint that was not converted.
+        `ValueError`: If it is not a CLoud model, or is a published checkpoint that was not converted.
     """
     if not is_adapter(name) and is_published(CLoudConfig.get_config_dict(name)[0]):
         raise ValueError(

@@ -1,6 +1,6 @@
-"""The CLoud model inside vLLM: any causal LM that vLLM serves, and the reward head. See vllm_plugin.py for the idea.
+"""The CLoud model inside vLLM: any causal LM that vLLM serves, and the reward head. See `plugin.py` for the idea.
 
-Shape suffixes: N tokens of a batch, S sequences that are sampled, H hidden, F flag columns, V vocabulary.
+Shape suffixes: N tokens of a batch, S sampled sequences, H hidden, F flag columns, V vocabulary.
 """
 
 from collections.abc import Iterable
@@ -22,19 +22,19 @@ from vllm.sequence import IntermediateTensors
 from ...modeling_cloud import RewardHead
 
 
-# Hidden states carry a mark of the rows whose reward is to be read; so wide that rows stay aligned
+# Width of the flag columns, which mark rows whose reward is to be read. 16 bytes keep the rows aligned
 _FLAG_BYTES = 16
 
 
 class CLoudForVLLM(nn.Module, SupportsLoRA, SupportsPP):
     """
-    A causal LM of vLLM whose critiques end with the reward token, after which the end of turn has the reward as logit.
+    A causal LM of vLLM whose critiques end with the reward token; after it, the logit of the end of turn is the reward.
 
     Args:
         vllm_config (`VllmConfig`):
             vLLM's settings, with a [`CLoudConfig`] as `model_config.hf_config`.
         prefix (`str`, *optional*, defaults to `""`):
-            Of the weights' names.
+            Prefix of the weights' names.
     """
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
@@ -50,7 +50,7 @@ class CLoudForVLLM(nn.Module, SupportsLoRA, SupportsPP):
         self.hidden_size = vllm_config.model_config.get_hidden_size()
         self.end_id, self.reward_id = self.config.critique_end_token_id, self.config.reward_token_id
         eos = text_config.eos_token_id
-        # Tokens by which the language model says that it is done, as in `CritiqueFormat.stop_ids`
+        # End-of-sequence ids that also end a critique, as in `CritiqueFormat.stop_ids`
         self.stop_ids = [i for i in (eos if isinstance(eos, list) else [eos]) if i not in (None, self.end_id)]
         self.reward_head = PPMissingLayer()
         if get_pp_group().is_last_rank:
@@ -75,17 +75,18 @@ class CLoudForVLLM(nn.Module, SupportsLoRA, SupportsPP):
         inputs_embeds: torch.Tensor | None = None,
         **kwargs,
     ) -> torch.Tensor | IntermediateTensors:
-        """Hidden states of shape `(N, H + F)`; the flag columns are 1 where the reward token is fed."""
+        """Compute hidden states of shape `(N, H + F)`, whose flag columns are 1 where the reward token is fed."""
         hidden_NH = self.language_model(
             self._without_reward_token(input_ids), positions, intermediate_tensors, inputs_embeds, **kwargs
         )
         if isinstance(hidden_NH, IntermediateTensors):  # not the last stage of the pipeline
             return hidden_NH
+        # vLLM passes only hidden states on to `compute_logits`, so the flag travels in them
         flag_N = (input_ids == self.reward_id).to(hidden_NH.dtype)
         return torch.cat((hidden_NH, flag_N[:, None].expand(-1, self.flag_columns)), dim=-1)
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
-        """Logits of shape `(S, V)`, fp32: of the critique's next token, or in flagged rows the reward alone."""
+        """Compute fp32 logits of shape `(S, V)`: of the critique's next token, or in flagged rows only the reward."""
         hidden_SH = hidden_states[:, : self.hidden_size].contiguous()
         is_reward_S = hidden_states[:, self.hidden_size] > 0.5
         logits_SV = self.language_model.compute_logits(hidden_SH)
@@ -93,11 +94,12 @@ class CLoudForVLLM(nn.Module, SupportsLoRA, SupportsPP):
             return None
         logits_SV = logits_SV.float()
         ends = [self.end_id, *self.stop_ids]
+        # The likeliest way to end the critique becomes the reward token; the real end tokens are never sampled
         logits_SV[:, self.reward_id] = logits_SV[:, ends].amax(-1)
         logits_SV[:, ends] = -torch.inf
         if self.config.format == "cloud":
-            # The critique's logprobs are then true ones. (With a repetition penalty, which the reference's format needs,
-            # sampling would not be the same.)
+            # vLLM returns raw logits (see `plugin.py`); this makes them logprobs. Not with the reference's repetition
+            # penalty, which depends on the logits' sign
             logits_SV = logits_SV.log_softmax(-1)
         logits_SV.masked_fill_(is_reward_S[:, None], -torch.inf)
         reward_S = (self.reward_head(hidden_SH)[:, 0] - self.config.reward_mean) / self.config.reward_std

@@ -1,28 +1,28 @@
-"""Makes vLLM know CLoud models. vLLM calls `register` in each of its processes (entry point `vllm.general_plugins`).
+"""vLLM plugin for CLoud models. vLLM calls `register` in each of its processes (entry point `vllm.general_plugins`).
 
-How one request gives critique and reward: an unused vocabulary id, the config's `reward_token_id`, stands in for the end
-of turn that closes a critique, and only for that one.
+One request returns critique and reward. For that, an unused vocabulary id, the config's `reward_token_id`, replaces the end
+of turn that closes the critique, and no other end of turn.
 
-1. The model (vllm_model.py) never lets the end of turn itself be sampled, but the reward token in its place.
-2. When the reward token is fed, it is embedded as the end of turn: the hidden state is the one the reward is read from.
-3. After it, only the end of turn can follow; it stops the request, and its logit is the reward. vLLM returns it as that
-   token's logprob.
+1. The model (`model.py`) never samples the end of turn itself, but the reward token in its place.
+2. The reward token is embedded as the end of turn, so its hidden state is the one from which the reward is read.
+3. After it, only the end of turn can follow. It stops the request, and its logit, which vLLM returns as its logprob, is the
+   reward.
 
-A processor of logits (vllm_processor.py) closes critiques that run out of budget, so that each request has a reward.
+A logits processor (`processor.py`, `processor_v2.py`) closes critiques that run out of budget, so that each has a reward.
 """
 
 from vllm import ModelRegistry
 from vllm.config import ModelConfig, VllmConfig
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 
-import cloud_hf  # registers the config with transformers
+import cloud_hf  # also registers the config with transformers
 
 
 _ARCHITECTURE = cloud_hf.CLoudForRewardModeling.__name__
 
 
 class CLoudEngineConfig(VerifyAndUpdateConfig):
-    """Engine settings without which rewards would be wrong."""
+    """Engine settings on which the rewards depend."""
 
     @staticmethod
     def verify_and_update_model_config(model_config: ModelConfig) -> None:
@@ -32,10 +32,10 @@ class CLoudEngineConfig(VerifyAndUpdateConfig):
                 "This CLoud model has no `reward_token_id`: its vocabulary had no unused id, which vLLM needs to tell the "
                 "end of the critique from other ends of turn. Resize its embeddings by one and set it in the config."
             )
-        # A reward is a raw logit; the log-softmax over the one token that can be sampled there is 0
+        # The reward is a raw logit: after log-softmax, the only token that can be sampled there would have 0
         model_config.logprobs_mode = "raw_logits"
         if config.critique_end_token_id is not None:
-            # Bases often stop at another token than the one that closes the critique
+            # The base's generation config often stops at another token than the one that closes the critique
             model_config.override_generation_config = {
                 **model_config.override_generation_config,
                 "eos_token_id": config.critique_end_token_id,
@@ -46,13 +46,14 @@ class CLoudEngineConfig(VerifyAndUpdateConfig):
         model_config = vllm_config.model_config
         if vllm_config.speculative_config is not None:
             raise ValueError("A CLoud model cannot be served with speculative decoding: its rewards would be lost.")
-        module = "vllm_processor_v2" if vllm_config.use_v2_model_runner else "vllm_processor"
-        processor = f"cloud_hf.serving.{module}:CloseCritique"
+        # Two modules, because each runner has its own processor interface, in a package that the other may not import
+        module = "processor_v2" if vllm_config.use_v2_model_runner else "processor"
+        processor = f"cloud_hf.serving.vllm.{module}:CloseCritique"
         if processor not in (model_config.logits_processors or []):
             model_config.logits_processors = [*(model_config.logits_processors or []), processor]
 
 
 def register():
-    """Register the model with vLLM; it may be called more than once."""
+    """Register the model with vLLM. Calling it again does no harm."""
     ModelRegistry.register_model(_ARCHITECTURE, "cloud_hf.serving.vllm.model:CLoudForVLLM")
     MODELS_CONFIG_MAP[_ARCHITECTURE] = CLoudEngineConfig

@@ -10,7 +10,7 @@ from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, proces
 
 @dataclass(frozen=True)
 class _Request:
-    """Of one request: tokens it may write, its penalty on the end of turn, and what it has written (updated by vLLM)."""
+    """Limits of one request, and the ids it has generated, a list that vLLM appends to."""
 
     budget: int
     min_tokens: int
@@ -20,10 +20,10 @@ class _Request:
 
 def check_params(params: SamplingParams):
     """
-    Refuse what would lose the reward.
+    Refuse sampling options that would lose the reward.
 
     Raises:
-        `ValueError`: Naming the option.
+        `ValueError`: If there is one; the message names it.
     """
     unusable = {
         "structured outputs": params.structured_outputs is not None,
@@ -39,8 +39,8 @@ def check_params(params: SamplingParams):
 
 class CloseCritique(LogitsProcessor):
     """
-    Forces the reward token when only it and the token that carries the reward still fit, keeps it out before
-    `min_tokens`, and applies a repetition penalty to it as to the end of turn it stands for.
+    Forces the reward token when only it and the token with the reward still fit, bans it before `min_tokens`, and applies
+    the repetition penalty of the end of turn, which it replaces.
     """
 
     @classmethod
@@ -54,7 +54,7 @@ class CloseCritique(LogitsProcessor):
         self.requests: dict[int, _Request] = {}
 
     def is_argmax_invariant(self) -> bool:
-        return False
+        return False  # it may force a token, so vLLM must not skip it for greedy requests
 
     def update_state(self, batch_update: BatchUpdate | None):
         process_dict_updates(self.requests, batch_update, self._read_request)
@@ -62,8 +62,10 @@ class CloseCritique(LogitsProcessor):
     def _read_request(self, params: SamplingParams, prompt_ids: list[int] | None, output_ids: list[int]) -> _Request:
         prompt_ids = prompt_ids or []
         return _Request(
+            # vLLM also ends a request at the context's end, which would lose the reward just as well
             min(params.max_tokens, self.max_model_len - len(prompt_ids)),
             params.min_tokens,
+            # vLLM penalises ids that occur in the prompt. That is the end of turn, and never the reward token
             params.repetition_penalty if self.end_id in prompt_ids else 1.0,
             output_ids,
         )
@@ -72,15 +74,17 @@ class CloseCritique(LogitsProcessor):
         for row, request in self.requests.items():
             written = len(request.output_ids)
             if written and request.output_ids[-1] == self.reward_id:
-                continue  # the reward's own row
+                continue  # the row whose logit is the reward: any change would change the reward
+            # The same rule as vLLM's and transformers': divide positive logits, multiply negative ones
             if request.end_penalty != 1.0:
                 logit = logits[row, self.reward_id]
                 logits[row, self.reward_id] = torch.where(
                     logit > 0, logit / request.end_penalty, logit * request.end_penalty
                 )
+            # Two tokens are left: the reward token, and the end of turn with the reward
             if written == request.budget - 2:
                 logits[row] = -torch.inf
                 logits[row, self.reward_id] = 0.0
-            elif written + 1 < request.min_tokens:
+            elif written + 1 < request.min_tokens:  # vLLM would still mask the end of turn after it
                 logits[row, self.reward_id] = -torch.inf
         return logits

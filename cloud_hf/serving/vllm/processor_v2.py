@@ -1,4 +1,4 @@
-"""Closes critiques that run out of budget, in vLLM's V2 model runner, which is the default on GPUs."""
+"""Closes critiques that run out of budget, so that every request has a reward (vLLM's V2 model runner, GPUs' default)."""
 
 import torch
 from vllm import SamplingParams
@@ -9,7 +9,7 @@ from .processor import check_params
 
 
 class CloseCritique(LogitsProcessor):
-    """As the class of this name for the V1 runner, on rows of tensors."""
+    """Does the same as the V1 runner's `CloseCritique`, for all rows at once on the device."""
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams):
@@ -20,7 +20,7 @@ class CloseCritique(LogitsProcessor):
         self.reward_id, self.end_id = config.reward_token_id, config.critique_end_token_id
         self.max_model_len = vllm_config.model_config.max_model_len
         self.prompt_len = req_states.prompt_len
-        # Per request slot: max_tokens, min_tokens; staged on the host, copied once a step
+        # Per request slot: max_tokens and min_tokens. Written on the host, copied to the device once per step
         self.limits_cpu = torch.zeros(req_states.max_num_reqs, 2, dtype=torch.int64)
         self.penalty_cpu = torch.ones(req_states.max_num_reqs)
         self.limits = self.limits_cpu.to(req_states.device)
@@ -30,7 +30,7 @@ class CloseCritique(LogitsProcessor):
     def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
         self.limits_cpu[req_idx, 0] = sampling_params.max_tokens
         self.limits_cpu[req_idx, 1] = sampling_params.min_tokens
-        # Every conversation that is judged holds an end of turn
+        # No look at the prompt's ids: every judged conversation holds an end of turn, so the penalty always applies
         self.penalty_cpu[req_idx] = sampling_params.repetition_penalty
         self.is_staged = True
         return True
@@ -42,12 +42,14 @@ class CloseCritique(LogitsProcessor):
             self.is_staged = False
 
     def apply(self, logits: torch.Tensor, ctx) -> torch.Tensor:
+        # No Python branches on values: reading one would make the host wait for the device in every step
         slot = ctx.expanded_idx_mapping.long()
         prompt_len = self.prompt_len.gpu[slot].long()
         written = ctx.pos.long() + 1 - prompt_len
         budget = torch.minimum(self.limits[slot, 0], self.max_model_len - prompt_len)
         end = logits[:, self.reward_id]
         end = torch.where(end > 0, end / self.penalty[slot], end * self.penalty[slot])
+        # In reward rows, only the end of turn's logit is finite, which nothing below touches
         is_reward_row = ctx.input_ids == self.reward_id
         is_forced = (written == budget - 2) & ~is_reward_row
         is_early = (written + 1 < self.limits[slot, 1]) & ~is_forced

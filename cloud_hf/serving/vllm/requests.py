@@ -1,4 +1,4 @@
-"""What is asked of vLLM for a critique and its reward, and how the answer is read; used in-process and by the server."""
+"""vLLM requests for critiques and rewards, and how to read their outputs; shared by the scorer and the server's engine."""
 
 from dataclasses import dataclass
 
@@ -11,22 +11,23 @@ from vllm.sampling_params import RequestOutputKind
 from ...configuration_cloud import CLoudConfig
 from ...critique_format import CritiqueFormat, EncodedCritique, EncodedPrefix
 from ...generation import Sample, row_seed
+from ...scores import Sampling
 
 
 # The reward token that closes a critique, and the end of turn that carries the reward
 CLOSING_TOKENS = 2
-# vLLM refuses a prompt that leaves no place for a next token, from which a given sequence's reward is read
+# vLLM needs room for one generated token, from whose logprob the reward of a given sequence is read
 READING_TOKENS = 1
 
 
-def seed_for(seed: int | None, temperature: float, prefix: EncodedPrefix, vllm_config: VllmConfig) -> int | None:
+def seed_for(sampling: Sampling, prefix: EncodedPrefix, vllm_config: VllmConfig) -> int | None:
     """
-    The seed of a request: its own, by the text that is judged, so that neither order nor batch matters; `None` if greedy.
+    Derive a request's seed from the text it judges, so that neither order nor batch matters; `None` if greedy.
 
     Raises:
-        `ValueError`: Where the engine would die of it.
+        `ValueError`: If a seed would crash the engine.
     """
-    if seed is None or temperature == 0:
+    if sampling.seed is None or sampling.temperature == 0:
         return None
     if current_platform.is_cpu() and vllm_config.scheduler_config.enable_chunked_prefill:
         raise ValueError(
@@ -34,13 +35,13 @@ def seed_for(seed: int | None, temperature: float, prefix: EncodedPrefix, vllm_c
             "with `enable_chunked_prefill=False` (in scripts `--vllm_options '{\"enable_chunked_prefill\": false}'`), or leave "
             "`seed` out."
         )
-    return row_seed(seed, 0, prefix.input_ids) % 2**62
+    return row_seed(sampling.seed, 0, prefix.input_ids) % 2**62
 
 
 @dataclass(frozen=True)
 class VLLMRequests:
     """
-    Prompts, sampling parameters and answers of one model.
+    Makes the prompts and sampling parameters of one model, and reads its outputs.
 
     Args:
         critique_format ([`CritiqueFormat`]):
@@ -56,7 +57,7 @@ class VLLMRequests:
     config: CLoudConfig
 
     def __post_init__(self):
-        # The model inside vLLM knows the config's stop tokens alone
+        # The model inside vLLM only knows the config's stop tokens, not the tokenizer's
         if self.critique_format.stop_ids(self.config) != CritiqueFormat.stop_ids(self.critique_format, self.config):
             raise ValueError(
                 f"The tokenizer's end of sequence is token {self.critique_format.tokenizer.eos_token_id}, but the language "
@@ -66,22 +67,20 @@ class VLLMRequests:
 
     @property
     def reserved_tokens(self) -> int:
-        """Tokens that must fit behind a critique of full length."""
-        # Where the reward is read anew, one more token shows whether the critique would have ended
+        """Tokens that must fit after a critique of full length."""
+        # If the reward is read in a second pass, one more token shows whether the critique would have ended
         return CLOSING_TOKENS + self.critique_format.rereads_critiques
 
     def context_length(self, max_model_len: int) -> int:
-        """Tokens of a sequence that the engine takes, less those it needs to close a critique."""
+        """Longest sequence in tokens, without those the engine needs to close a critique."""
         return max_model_len - self.reserved_tokens + 1
 
-    def writing(
-        self, num_critiques: int, temperature: float, max_new_tokens: int, seed: int | None, **options
-    ) -> SamplingParams:
-        """Sampling parameters of a request that writes critiques of at most `max_new_tokens`."""
+    def writing(self, sampling: Sampling, seed: int | None, **options) -> SamplingParams:
+        """Make the parameters of a request that writes critiques; `seed` is that of [`seed_for`]."""
         return SamplingParams(
-            n=num_critiques,
-            temperature=temperature,
-            max_tokens=max_new_tokens + self.reserved_tokens,
+            n=sampling.num_critiques,
+            temperature=sampling.temperature,
+            max_tokens=sampling.max_new_tokens + self.reserved_tokens,
             repetition_penalty=self.critique_format.repetition_penalty,
             seed=seed,
             logprobs=0,
@@ -91,12 +90,12 @@ class VLLMRequests:
         )
 
     def prompt_of(self, prefix: EncodedPrefix) -> TokensInput:
-        """The prompt after which a critique is written."""
+        """Make the prompt that the critique continues."""
         return tokens_input(list(prefix.input_ids))
 
-    def samples(self, output: RequestOutput, max_new_tokens: int) -> list[Sample]:
-        """The critiques of a finished request, with their rewards."""
-        return [self._sample(completion, max_new_tokens) for completion in output.outputs]
+    def samples(self, output: RequestOutput, sampling: Sampling) -> list[Sample]:
+        """Read the critiques of a finished request, with their rewards."""
+        return [self._sample(completion, sampling.max_new_tokens) for completion in output.outputs]
 
     def _sample(self, completion: CompletionOutput, max_new_tokens: int) -> Sample:
         ids = list(completion.token_ids)
@@ -104,14 +103,14 @@ class VLLMRequests:
         length = ids.index(reward_id)
         is_cut = length > max_new_tokens
         if length == max_new_tokens and not self.critique_format.rereads_critiques:
-            # Closed there in any case: the model ended it itself if nothing else was more likely
+            # The processor closes it there in any case. The model would have ended it if no other token was more likely
             is_cut = completion.logprobs[length][reward_id].rank != 1
         critique_ids = tuple(ids[: min(length, max_new_tokens)])
         text = self.critique_format.decode(list(critique_ids))
         return Sample(completion.logprobs[-1][end_id].logprob, text, critique_ids, "length" if is_cut else "stop")
 
     def reading(self) -> SamplingParams:
-        """Sampling parameters of a request that reads the reward of a given sequence."""
+        """Make the parameters of a request that reads the reward of a given sequence."""
         return SamplingParams(
             max_tokens=1,
             temperature=0.0,
@@ -122,9 +121,9 @@ class VLLMRequests:
         )
 
     def sequence_of(self, encoded: EncodedCritique) -> TokensInput:
-        """The prompt whose reward is read: its last end of turn becomes the reward token."""
+        """Make the prompt whose reward is read: its last end of turn becomes the reward token."""
         return tokens_input([*encoded.input_ids[:-1], self.config.reward_token_id])
 
     def reward(self, output: RequestOutput) -> float:
-        """The reward of a finished request of [`VLLMRequests.reading`]."""
+        """Read the reward of a finished request of [`VLLMRequests.reading`]."""
         return output.outputs[0].logprobs[0][self.critique_format.end_token_id].logprob

@@ -1,4 +1,4 @@
-"""Scoring with a vLLM engine in this process: critique and reward from one request."""
+"""Score with a vLLM engine in this process: critique and reward from one request."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -13,14 +13,15 @@ from vllm.inputs import TokensInput
 from ...configuration_cloud import read_config
 from ...critique_format import CritiqueFormat, EncodedCritique
 from ...generation import Sample
-from ...scoring import OnScore, Score, read_request
+from ...scores import OnScore, Sampling, Score
+from ...scoring import read_request
 from .folder import servable_model
 from .requests import READING_TOKENS, VLLMRequests, seed_for
 
 
 class CLoudVLLM:
     r"""
-    [`Scorer`] over vLLM in this process.
+    [`Scorer`] over a vLLM engine in this process.
 
     Args:
         model (`str`):
@@ -29,10 +30,10 @@ class CLoudVLLM:
             Show a progress bar.
         **vllm_options:
             Passed to `vllm.LLM` (`dtype`, `max_model_len`, `tensor_parallel_size`, `enable_prefix_caching`, …). Rewards
-            equal those of transformers with `dtype="float32"`; the default, `"auto"`, takes the checkpoint's.
+            equal those of transformers with `dtype="float32"`; the default, `"auto"`, is the checkpoint's.
 
     Raises:
-        `ValueError`: If `model` is no CLoud model.
+        `ValueError`: If `model` is not a CLoud model.
 
     Examples:
 
@@ -55,7 +56,7 @@ class CLoudVLLM:
 
     @property
     def context_length(self) -> int:
-        """Tokens of a sequence that the engine takes, less those it needs to close a critique."""
+        """Longest sequence in tokens, without those the engine needs to close a critique."""
         return self._requests.context_length(self.llm.llm_engine.model_config.max_model_len)
 
     def score(
@@ -70,22 +71,21 @@ class CLoudVLLM:
         seed: int | None = None,
         on_score: OnScore | None = None,
     ) -> list[Score]:
-        """See [`Scorer`]. Sampled critiques are other ones than those transformers would sample with the same seed."""
+        """Judge responses. See [`Scorer`]. With the same seed, samples differ from those of transformers."""
+        sampling = Sampling(num_critiques, temperature, max_new_tokens, seed)
         request = read_request(
             self.critique_format,
             self.config,
             prompts,
             responses,
-            num_critiques=num_critiques,
-            temperature=temperature,
-            max_new_tokens=max_new_tokens,
-            critiques=critiques,
+            sampling,
+            critiques,
             context=self.llm.llm_engine.model_config.max_model_len,
             reserved_tokens=self._requests.reserved_tokens,
             reading_tokens=READING_TOKENS,
         )
-        scores: list[Score | None] = [None] * len(request.prefixes)
-        with _Run(self.llm.llm_engine) as run, tqdm(total=len(scores), disable=not self.show_progress) as bar:
+        scores: dict[int, Score] = {}
+        with _Run(self.llm.llm_engine) as run, tqdm(total=len(responses), disable=not self.show_progress) as bar:
 
             def end(row: int, samples: list[Sample]):
                 scores[row] = Score.of(samples)
@@ -94,7 +94,7 @@ class CLoudVLLM:
                     on_score(row, scores[row])
 
             def written(row: int, output: RequestOutput):
-                samples = self._requests.samples(output, max_new_tokens)
+                samples = self._requests.samples(output, sampling)
                 if self.critique_format.rereads_critiques:
                     self._read(run, samples, request.reread(row, samples), partial(end, row))
                 else:
@@ -105,16 +105,17 @@ class CLoudVLLM:
                     self._read(run, samples, request.given[row], partial(end, row))
             else:
                 vllm_config = self.llm.llm_engine.vllm_config
-                seeds = [seed_for(seed, temperature, prefix, vllm_config) for prefix in request.prefixes]
+                # Before the first request starts: an error must leave nothing behind in the engine
+                seeds = [seed_for(sampling, prefix, vllm_config) for prefix in request.prefixes]
                 for row, prefix in enumerate(request.prefixes):
-                    params = self._requests.writing(num_critiques, temperature, max_new_tokens, seeds[row])
+                    params = self._requests.writing(sampling, seeds[row])
                     run.add(self._requests.prompt_of(prefix), params, partial(written, row))
             run.finish()
-        return scores
+        return [scores[row] for row in range(len(responses))]
 
     def _read(self, run: "_Run", samples: list[Sample], sequences: list[EncodedCritique], end: Callable):
-        """Have the rewards of a row's samples read; `end` gets the samples with their rewards."""
-        rewards = {}
+        """Start reading the rewards of a row's samples; `end` gets the samples with their rewards."""
+        rewards: dict[int, float] = {}
 
         def keep(index: int, output: RequestOutput):
             rewards[index] = self._requests.reward(output)
@@ -132,10 +133,10 @@ class CLoudVLLM:
 
 class _Run:
     """
-    Requests of one call, each with what is done with its output as soon as it is there.
+    The requests of one call, each with a callback for its output.
 
-    `LLM.generate` would hold all outputs back until the last one has come. Leaving the block takes what is still under way off the
-    engine, which would else give it to the next call.
+    `LLM.generate` would return all outputs at the end, which delays `on_score`. Leaving the block aborts unfinished requests:
+    the engine would hand their outputs to the next call.
     """
 
     def __init__(self, engine: LLMEngine):
@@ -157,7 +158,7 @@ class _Run:
         self._ids.append(self._engine.add_request(name, prompt, params))
 
     def finish(self):
-        """Wait for all requests, those included that are started meanwhile."""
+        """Wait for all requests, including those that callbacks start."""
         while self._takers:
             for output in self._engine.step():
                 self._takers.pop(output.request_id)(output)

@@ -17,6 +17,7 @@ import pytest
 from models_for_tests import CRITIQUES, PROMPTS, RESPONSES, make_model, save_language_model
 from servers_for_tests import BUDGET, free_port, make_engine, make_talker, serving, tokenizer_of
 
+from cloud_hf.scores import Sampling
 from cloud_hf.serving.rendered_chats import RenderedChats
 from cloud_hf.serving.server.app import load_engine, parse_arguments
 from cloud_hf.serving.server.engine import EngineDeadError
@@ -189,8 +190,8 @@ def test_classic(classic_model):
         ({"chats": [[]]}, "`chats[0]` holds no messages"),
         ({"chats": ["x"]}, "`chats[0]` holds no messages"),
         ({"chats": [[{"role": "user", "content": "x"}]]}, "does not end with a message of the assistant"),
-        ({"chats": [[{"role": "assistant", "content": "x"}]]}, "nothing that the assistant answers"),
-        ({"chats": [[{"role": "user", "content": "x"}, {"role": "assistant", "content": None}]]}, "is no text"),
+        ({"chats": [[{"role": "assistant", "content": "x"}]]}, "nothing for the assistant to answer"),
+        ({"chats": [[{"role": "user", "content": "x"}, {"role": "assistant", "content": None}]]}, "is not text"),
     ],
 )
 def test_bad_bodies_are_refused_with_a_sentence(http, body, says):
@@ -487,7 +488,7 @@ def test_shutdown_finishes_what_runs_and_refuses_what_comes(talker):
         server.thread.join(timeout=10)
         assert not server.thread.is_alive()
         with pytest.raises(EngineDeadError):
-            asyncio.run(engine.score("x", "y", max_new_tokens=2))
+            asyncio.run(engine.score("x", "y", Sampling(max_new_tokens=2)))
         with pytest.raises(httpx.ConnectError):
             http.get("/health")
 

@@ -5,7 +5,7 @@ import pytest
 from models_for_tests import CRITIQUES, PROMPTS, RESPONSES, make_model, save_language_model
 from servers_for_tests import BUDGET, make_talker, tokenizer_of
 
-from cloud_hf.scoring import Score
+from cloud_hf.scores import Sampling, Score
 from cloud_hf.serving.server.engine import EngineDeadError, TransformersEngine
 
 
@@ -56,7 +56,7 @@ def test_many_at_once_get_what_each_gets_alone_in_few_batches(talker):
     async def together(engine):
         engine.go.clear()
         tasks = [
-            asyncio.create_task(engine.score(prompt, response, max_new_tokens=BUDGET))
+            asyncio.create_task(engine.score(prompt, response, Sampling(max_new_tokens=BUDGET)))
             for prompt, response in zip(prompts, responses, strict=True)
         ]
         await asyncio.sleep(0.2)
@@ -81,7 +81,10 @@ def test_requests_of_different_options_are_not_mixed_up(talker):
     ]
 
     async def ask(engine):
-        return await asyncio.gather(*(engine.score(PROMPTS[1], RESPONSES[1], **option) for option in options * 2))
+        def score(critiques=None, **option):
+            return engine.score(PROMPTS[1], RESPONSES[1], Sampling(**option), critiques)
+
+        return await asyncio.gather(*(score(**option) for option in options * 2))
 
     for option, score in zip(options * 2, run(talker, ask), strict=True):
         given = {"critiques": [option["critiques"]]} if "critiques" in option else option
@@ -93,7 +96,7 @@ def test_requests_of_different_options_are_not_mixed_up(talker):
 def test_unseeded_samples_of_one_text_differ(talker):
     async def ask(engine):
         options = {"temperature": 2.0, "max_new_tokens": BUDGET}
-        return await asyncio.gather(*(engine.score("x", "y", **options) for _ in range(4)))
+        return await asyncio.gather(*(engine.score("x", "y", Sampling(**options)) for _ in range(4)))
 
     assert len({score.critique for score in run(talker, ask)}) > 1
 
@@ -101,10 +104,10 @@ def test_unseeded_samples_of_one_text_differ(talker):
 def test_what_is_cancelled_in_the_queue_is_never_computed(talker):
     async def ask(engine):
         engine.go.clear()
-        first = asyncio.create_task(engine.score("first", "y", max_new_tokens=BUDGET))
+        first = asyncio.create_task(engine.score("first", "y", Sampling(max_new_tokens=BUDGET)))
         await asyncio.sleep(0.1)
-        second = asyncio.create_task(engine.score("second", "y", max_new_tokens=BUDGET))
-        third = asyncio.create_task(engine.score("third", "y", max_new_tokens=BUDGET))
+        second = asyncio.create_task(engine.score("second", "y", Sampling(max_new_tokens=BUDGET)))
+        third = asyncio.create_task(engine.score("third", "y", Sampling(max_new_tokens=BUDGET)))
         await asyncio.sleep(0.1)
         second.cancel()
         await asyncio.sleep(0)
@@ -121,11 +124,11 @@ def test_what_is_cancelled_while_it_runs_stops(talker):
     hook = talker.trunk.register_forward_hook(lambda *args: passes.append(1))
 
     async def ask(engine):
-        silent = asyncio.create_task(engine.score("x", "y", max_new_tokens=400, temperature=50.0, seed=0))
+        silent = asyncio.create_task(engine.score("x", "y", Sampling(max_new_tokens=400, temperature=50.0, seed=0)))
         while not passes:
             await asyncio.sleep(0.001)
         silent.cancel()
-        score = await engine.score("x", "y", max_new_tokens=2)
+        score = await engine.score("x", "y", Sampling(max_new_tokens=2))
         assert silent.cancelled()
         return score
 
@@ -139,14 +142,14 @@ def test_what_is_cancelled_while_it_runs_stops(talker):
 
 def test_a_bad_request_fails_alone(talker):
     async def ask(engine):
-        good = [engine.score(prompt, "y", max_new_tokens=BUDGET) for prompt in PROMPTS]
+        good = [engine.score(prompt, "y", Sampling(max_new_tokens=BUDGET)) for prompt in PROMPTS]
         bad = [
-            engine.score("", "y"),
-            engine.score("x", None),
-            engine.score("long " * 600, "y", max_new_tokens=BUDGET),
-            engine.score("x", "y", max_new_tokens=511),
-            engine.score("x", "y", critiques=["a \uf8f0"]),
-            engine.score("x", "y", critiques=["word " * 600]),
+            engine.score("", "y", Sampling()),
+            engine.score("x", None, Sampling()),
+            engine.score("long " * 600, "y", Sampling(max_new_tokens=BUDGET)),
+            engine.score("x", "y", Sampling(max_new_tokens=511)),
+            engine.score("x", "y", Sampling(), critiques=["a \uf8f0"]),
+            engine.score("x", "y", Sampling(), critiques=["word " * 600]),
         ]
         return await asyncio.gather(*good, *bad, return_exceptions=True)
 
@@ -163,9 +166,9 @@ def test_what_the_model_raises_reaches_those_who_wait(talker, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(talker, "reward_from_hidden", lambda hidden: 1 / 0)
             results = await asyncio.gather(
-                *(engine.score(prompt, "y", max_new_tokens=2) for prompt in PROMPTS), return_exceptions=True
+                *(engine.score(prompt, "y", Sampling(max_new_tokens=2)) for prompt in PROMPTS), return_exceptions=True
             )
-        return results, await engine.score("x", "y", max_new_tokens=2)
+        return results, await engine.score("x", "y", Sampling(max_new_tokens=2))
 
     results, later = run(talker, ask)
     assert all(isinstance(result, ZeroDivisionError) for result in results) and isinstance(later, Score)
@@ -174,13 +177,15 @@ def test_what_the_model_raises_reaches_those_who_wait(talker, monkeypatch):
 def test_a_closed_engine_says_so(talker):
     async def ask(engine):
         engine.go.clear()
-        tasks = [asyncio.create_task(engine.score(prompt, "y", max_new_tokens=2)) for prompt in PROMPTS]
+        tasks = [asyncio.create_task(engine.score(prompt, "y", Sampling(max_new_tokens=2))) for prompt in PROMPTS]
         await asyncio.sleep(0.2)
         closing = asyncio.create_task(engine.close())
         await asyncio.sleep(0)
         engine.go.set()
         await closing
-        results = await asyncio.gather(*tasks, engine.score("x", "y", max_new_tokens=2), return_exceptions=True)
+        results = await asyncio.gather(
+            *tasks, engine.score("x", "y", Sampling(max_new_tokens=2)), return_exceptions=True
+        )
         assert all(isinstance(result, EngineDeadError) for result in results)
 
     run(talker, ask)
@@ -193,10 +198,12 @@ def test_streamed_pieces_are_the_critique(tmp_path, family):
 
     async def ask(engine):
         sampled = [
-            engine.stream(prompt, "y", max_new_tokens=60, temperature=3.0, seed=seed)
+            engine.stream(prompt, "y", Sampling(max_new_tokens=60, temperature=3.0, seed=seed))
             for seed, prompt in enumerate(PROMPTS * 3)
         ]
-        return await collect(engine.stream("x", "y", max_new_tokens=30)), [await collect(one) for one in sampled]
+        return await collect(engine.stream("x", "y", Sampling(max_new_tokens=30))), [
+            await collect(one) for one in sampled
+        ]
 
     (pieces, score), sampled = run(model, ask, family=family)
     assert score == model.score(["x"], ["y"], tokenizer, max_new_tokens=30)[0]
@@ -212,7 +219,7 @@ def test_streaming_published_checkpoints(tmp_path):
 
     async def ask(engine):
         return [
-            await collect(engine.stream(prompt, "y", max_new_tokens=60, temperature=3.0, seed=seed))
+            await collect(engine.stream(prompt, "y", Sampling(max_new_tokens=60, temperature=3.0, seed=seed)))
             for seed, prompt in enumerate(PROMPTS * 4)
         ]
 
@@ -230,10 +237,10 @@ def test_closing_a_stream_stops_it(talker):
     hook = talker.trunk.register_forward_hook(lambda *args: passes.append(1))
 
     async def ask(engine):
-        stream = engine.stream("x", "y", max_new_tokens=400, temperature=50.0, seed=0)
+        stream = engine.stream("x", "y", Sampling(max_new_tokens=400, temperature=50.0, seed=0))
         first = await anext(stream)
         await stream.aclose()
-        await engine.score("x", "y", max_new_tokens=2)
+        await engine.score("x", "y", Sampling(max_new_tokens=2))
         return first
 
     assert run(talker, ask)
@@ -244,7 +251,7 @@ def test_closing_a_stream_stops_it(talker):
 def test_classic(classic_model):
     async def ask(engine):
         assert not engine.critique
-        return await engine.score("x", "y"), await collect(engine.stream("x", "y"))
+        return await engine.score("x", "y", Sampling()), await collect(engine.stream("x", "y", Sampling()))
 
     score, (pieces, streamed) = run(classic_model, ask)
     [expected] = classic_model.score(["x"], ["y"], tokenizer_of("llama3"))

@@ -1,0 +1,134 @@
+"""Scores, the options they are made with, and the interface that every backend shares. Imports no torch."""
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+
+if TYPE_CHECKING:
+    from .generation import Sample
+
+
+@dataclass(frozen=True)
+class Score:
+    """
+    The judgement of one response.
+
+    Args:
+        reward (`float`):
+            Mean of `rewards`.
+        critique (`str`):
+            The first critique; `""` for a classic model.
+        rewards (`tuple[float, ...]`):
+            One reward per critique.
+        critiques (`tuple[str, ...]`):
+            The critiques' texts.
+        reward_std (`float`):
+            Population standard deviation of `rewards`; 0.0 for one critique.
+        finish_reasons (`tuple[str, ...]`):
+            Per critique: `"stop"` if the model ended it, `"length"` if it was cut at `max_new_tokens`.
+        critique_ids (`tuple[tuple[int, ...], ...]`):
+            The critiques' token ids without the end token. Encoding their texts does not always give the same ids.
+    """
+
+    reward: float
+    critique: str
+    rewards: tuple[float, ...]
+    critiques: tuple[str, ...]
+    reward_std: float
+    finish_reasons: tuple[str, ...]
+    critique_ids: tuple[tuple[int, ...], ...] = ()
+
+    @classmethod
+    def of(cls, samples: "Sequence[Sample]") -> "Score":
+        """Gather the samples of one response. Mean and deviation are NaN if a reward is not a finite number."""
+        rewards = tuple(sample.reward for sample in samples)
+        finite = all(map(math.isfinite, rewards))
+        return cls(
+            reward=statistics.fmean(rewards) if finite else math.nan,
+            critique=samples[0].critique,
+            rewards=rewards,
+            critiques=tuple(sample.critique for sample in samples),
+            reward_std=statistics.pstdev(rewards) if finite else math.nan,
+            finish_reasons=tuple(sample.finish_reason for sample in samples),
+            critique_ids=tuple(sample.critique_ids for sample in samples),
+        )
+
+
+OnScore = Callable[[int, Score], None]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """
+    The options by which critiques are written.
+
+    Args:
+        num_critiques (`int`, *optional*, defaults to `1`):
+            Critiques per response.
+        temperature (`float`, *optional*, defaults to `0.0`):
+            Sampling temperature; 0 is greedy.
+        max_new_tokens (`int`, *optional*, defaults to `1024`):
+            Longest critique in tokens, not counting its end token.
+        seed (`int`, *optional*):
+            Makes sampling repeatable.
+
+    Raises:
+        `ValueError`: If a value is out of range.
+    """
+
+    num_critiques: int = 1
+    temperature: float = 0.0
+    max_new_tokens: int = 1024
+    seed: int | None = None
+
+    def __post_init__(self):
+        for name in ("num_critiques", "max_new_tokens"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"`{name}` is {value!r}; it must be an integer of at least 1.")
+        if not isinstance(self.temperature, int | float) or not 0 <= self.temperature < math.inf:
+            raise ValueError(f"`temperature` is {self.temperature!r}; it must be a finite number of at least 0.")
+
+
+class Scorer(Protocol):
+    """
+    Interface of all backends: evaluation, best-of-N, RL and the demo score with any of them.
+
+    Args:
+        prompts (`list`):
+            Strings, lists of chat messages, or `{"messages": [...], "tools": [...]}`.
+        responses (`list[str]`):
+            One response per prompt.
+        num_critiques (`int`, *optional*, defaults to `1`):
+            Critiques per response; their rewards are averaged. More than one needs `temperature > 0`.
+        temperature (`float`, *optional*, defaults to `0.0`):
+            Sampling temperature; 0 is greedy.
+        max_new_tokens (`int`, *optional*, defaults to `1024`):
+            Longest critique in tokens, not counting its end token. A longer one is cut there and scored.
+        critiques (`list[str]` or `list[list[str]]`, *optional*):
+            Score these critiques instead of writing some: one per response, or several.
+        seed (`int`, *optional*):
+            Makes sampling repeatable; in fp32, also between batches of different sizes.
+        on_score (`Callable[[int, Score], None]`, *optional*):
+            Called with the index and the score of each response as soon as it is known, so that a later failure does not
+            lose it. A server and vLLM report one by one, transformers at the end.
+
+    Returns:
+        `list[Score]`: In input order.
+    """
+
+    def score(
+        self,
+        prompts: list,
+        responses: list[str],
+        *,
+        num_critiques: int = 1,
+        temperature: float = 0.0,
+        max_new_tokens: int = 1024,
+        critiques: list | None = None,
+        seed: int | None = None,
+        on_score: OnScore | None = None,
+    ) -> list[Score]: ...
