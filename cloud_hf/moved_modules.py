@@ -33,7 +33,7 @@ MOVED = {
     "evaluation.benchmark_plots": "evaluation.report.benchmark_plots",
     "evaluation.benchmark_rows": "evaluation.rows",
     "evaluation.best_of_n": "evaluation.metrics.best_of_n",
-    "evaluation.best_of_n_curve": "evaluation.metrics.best_of_n_curve",
+    "evaluation.best_of_n_curve": "evaluation.metrics.best_of_n",
     "evaluation.best_of_n_plots": "evaluation.report.best_of_n_plots",
     "evaluation.best_of_n_report": "evaluation.report.best_of_n_text",
     "evaluation.best_of_n_results": "evaluation.report.best_of_n",

@@ -40,14 +40,14 @@ from cloud_hf.evaluation.arguments import (
     picture_name,
     short_names,
 )
+from cloud_hf.evaluation.fitting import FittedRows
 from cloud_hf.evaluation.journaled_scorer import (
     JournaledScorer,
     batches_by_length,
     default_chunk_size,
     open_score_journal,
 )
-from cloud_hf.evaluation.metrics.best_of_n_curve import Problem, load_problems
-from cloud_hf.evaluation.metrics.pairs import FittedRows
+from cloud_hf.evaluation.metrics.problems import Problem, load_problems
 from cloud_hf.evaluation.report.best_of_n import ScoredSet, Scores, arena_results, places_to_judge, replay_result
 from cloud_hf.evaluation.report.best_of_n_plots import plot_curves
 from cloud_hf.evaluation.report.best_of_n_text import SetResult

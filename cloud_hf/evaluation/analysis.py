@@ -9,7 +9,7 @@ from typing import Any
 
 from ..critique_format import CritiqueFormat
 from ..scoring import Score
-from .metrics.pairs import FittedRows
+from .fitting import FittedRows
 from .metrics.self_consistency import SelfConsistency, self_consistency
 from .metrics.uncertainty import Uncertainty, uncertainty
 from .probes import ProbeResult, ProbeRow, read_paraphrases

@@ -10,9 +10,10 @@ from huggingface_hub import EvalResult
 from ..scoring import Score
 from .analysis import Robustness
 from .evaluation_arguments import EvaluationArguments
+from .fitting import FittedRows
 from .journaled_scorer import JournaledScorer
 from .metrics.best_of_n import summarize_best_of_n
-from .metrics.pairs import FittedRows, PairEvaluation, summarize_pairs
+from .metrics.pairs import PairEvaluation, summarize_pairs
 from .report import report
 from .report.critiques import CritiqueResult
 from .sets import Sets, score_sets

@@ -14,12 +14,12 @@ from .analysis import read_length
 from .arguments import load_datasets, short_names
 from .benchmarks import LoadedBenchmark, load_benchmarks
 from .evaluation_arguments import EvaluationArguments
+from .fitting import FittedRows, fit_rows, score_rows
 from .journaled_scorer import JournaledScorer
 from .metrics import critique_quality
-from .metrics.best_of_n import PROBLEM_COLUMNS, candidates
-from .metrics.best_of_n_curve import load_problems
 from .metrics.critique_quality import CritiqueRow
-from .metrics.pairs import FittedRows, fit_rows, pair_responses, score_rows
+from .metrics.pairs import pair_responses
+from .metrics.problems import PROBLEM_COLUMNS, candidates, load_problems
 from .probes import read_paraphrases
 from .report.critiques import fittable
 
@@ -51,7 +51,7 @@ class Sets:
     def fit(self, critique_format: CritiqueFormat, **limits) -> dict[tuple[str, str], FittedRows]:
         """
         The rows of all sets that fit a model's context, by kind (`"benchmark"`, `"pairs"`, `"problems"`, `"critiques"`, in this
-        order) and name; the last for models that write critiques. `limits` are those of [`~pairs.fit_rows`].
+        order) and name; the last for models that write critiques. `limits` are those of [`~fitting.fit_rows`].
 
         Raises:
             `ValueError`: Naming the set and the row.
@@ -126,7 +126,7 @@ def _check_shares(name: str, args: EvaluationArguments):
 def fit_set(
     title: str, rows: Iterable[dict[str, Any]], responses_of: Callable, critique_format: CritiqueFormat, **limits
 ) -> FittedRows:
-    """[`~pairs.fit_rows`], whose errors name the set too."""
+    """[`~fitting.fit_rows`], whose errors name the set too."""
     try:
         return fit_rows(rows, responses_of, critique_format, **limits)
     except ValueError as error:

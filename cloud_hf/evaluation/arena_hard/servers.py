@@ -13,7 +13,7 @@ from ...data.folder import DatasetFolder
 from ...data.journal import key_of
 from ...data.judge import messages_for_judge
 from ...data.run import Dropped, JournaledClient, all_of, build_dataset, check_rows, complete_build, seed_of
-from ..metrics.best_of_n_curve import Problem
+from ..metrics.problems import Problem
 from .judge import Judging
 from .win_rate import Question, Votes
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ...data.rows import row_name
-from ..metrics.best_of_n_curve import ratio
+from ..metrics.best_of_n import ratio
 from ..rows import read_sources
 
 

@@ -1,8 +1,9 @@
-"""Best-of-N: how often the response with the highest reward is correct."""
+"""Best-of-N: value of the candidate with the highest reward, for every N, and the baselines to compare it with."""
 
 import math
+import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,10 +12,15 @@ from datasets import Dataset
 from ...critique_format import CritiqueFormat
 from ...data.rows import check_columns
 from ...scoring import Score, Scorer
-from .pairs import FittedRows, fit_rows, score_rows
-
-
-PROBLEM_COLUMNS = ("prompt", "responses", "correct")
+from ..fitting import FittedRows, fit_rows, score_rows
+from .problems import (  # noqa: F401 (some only for version 0.1's path)
+    PROBLEM_COLUMNS,
+    Problem,
+    candidate_counts,
+    candidates,
+    load_problems,
+    sizes_of,
+)
 
 
 @dataclass(frozen=True)
@@ -29,11 +35,11 @@ class BestOfN:
             For each n, the expected correctness of the best of n candidates drawn without replacement. Equal rewards
             share the choice. `rates[1]` is chance.
         standard_errors (`dict[int, float]`):
-            Standard error of each rate over problems.
+            Standard error of each rate over problems; NaN for a single problem.
         oracle (`dict[int, float]`):
-            The same for a choice that is never wrong when a correct candidate is among the n.
+            The rates of a perfect choice among the n.
         dropped (`int`):
-            Over-long problems that were left out.
+            Problems left out because they are too long.
     """
 
     problems: int
@@ -43,9 +49,8 @@ class BestOfN:
     dropped: int
 
     def summary(self) -> dict[str, Any]:
-        """The figures for JSON; an unknown standard error is `None`."""
-        errors = {n: None if math.isnan(error) else error for n, error in self.standard_errors.items()}
-        return asdict(self) | {"standard_errors": errors}
+        """Return the metrics for JSON; an unknown standard error is `None`."""
+        return asdict(self) | {"standard_errors": _known(self.standard_errors)}
 
 
 def evaluate_best_of_n(
@@ -83,63 +88,43 @@ def evaluate_best_of_n(
 
 def summarize_best_of_n(fitted: FittedRows, scores: Sequence[Sequence[Score]]) -> BestOfN:
     """
-    The figures of scored problems.
+    Compute best-of-N from scored problems: the curve of one seed, up to the fewest candidates of a problem.
 
     Args:
         fitted ([`FittedRows`]):
             The problems that fit.
         scores (`Sequence[Sequence[Score]]`):
-            For each of them the scores of its candidates.
+            For each problem the scores of its candidates.
 
     Returns:
         [`BestOfN`]
     """
-    problems = [
-        ([score.reward for score in row_scores], [float(value) for value in row.row["correct"]])
-        for row, row_scores in zip(fitted.rows, scores, strict=True)
-    ]
-    sizes = range(1, min(len(rewards) for rewards, _ in problems) + 1)
-    rates = {n: [expected_best_of(rewards, correct, n) for rewards, correct in problems] for n in sizes}
-    oracle = {n: [expected_best_of(correct, correct, n) for _, correct in problems] for n in sizes}
-    return BestOfN(
-        problems=len(problems),
-        rates={n: _mean(values) for n, values in rates.items()},
-        standard_errors={n: _standard_error(values) for n, values in rates.items()},
-        oracle={n: _mean(values) for n, values in oracle.items()},
-        dropped=fitted.dropped,
-    )
+    rewards = [[score.reward for score in row_scores] for row_scores in scores]
+    correct = [[float(value) for value in row.row["correct"]] for row in fitted.rows]
+    sizes = range(1, min(map(len, rewards)) + 1)
+    curve = best_of_n_curve([rewards], correct, sizes)
+    oracle = best_of_n_curve([correct], correct, sizes)
+    return BestOfN(len(rewards), curve.values, curve.standard_errors, oracle.values, fitted.dropped)
 
 
-def expected_best_of(rewards: list[float], correct: list[float], n: int) -> float:
-    """
-    Expected correctness of the highest-reward candidate among n drawn without replacement, in closed form.
+# --------------------------------------------------------------------------------------------------------- choosing
 
-    Args:
-        rewards (`list[float]`):
-            One per candidate.
-        correct (`list[float]`):
-            What a choice of that candidate is worth.
-        n (`int`):
-            Candidates drawn.
-
-    Returns:
-        `float`
-    """
-    return math.fsum(p * value for p, value in zip(choice_probabilities(rewards, n), correct, strict=True))
+# From the rewards of a problem's candidates and N to the probability of each candidate to be chosen
+Chooser = Callable[[Sequence[float], int], list[float]]
 
 
 def choice_probabilities(rewards: Sequence[float], n: int) -> list[float]:
     """
-    How often each candidate is the one with the highest reward among n drawn without replacement.
+    Compute how often each candidate has the highest reward among n drawn without replacement, in closed form.
 
     Args:
         rewards (`Sequence[float]`):
-            One per candidate, finite. Equal ones share the choice.
+            One per candidate, finite. Equal rewards share the choice.
         n (`int`):
             Candidates drawn, from 1 to all of them.
 
     Returns:
-        `list[float]`: One probability per candidate; they add up to 1.
+        `list[float]`: One probability per candidate; they sum to 1.
 
     Examples:
 
@@ -151,33 +136,193 @@ def choice_probabilities(rewards: Sequence[float], n: int) -> list[float]:
     draws, not_above = math.comb(len(rewards), n), len(rewards)
     probabilities = {}
     for reward, times in sorted(Counter(rewards).items(), reverse=True):
-        # The n come from the candidates that are not above, and not all of them from those below
+        # All n come from the candidates that are not above this reward, and not all of them from those below
         found = math.comb(not_above, n) - math.comb(not_above - times, n)
         probabilities[reward] = found / draws / times
         not_above -= times
     return [probabilities[reward] for reward in rewards]
 
 
-def candidates(row: dict[str, Any]) -> list[str]:
-    """The responses of a problem, checked together with what each is worth."""
-    responses, correct = row["responses"], row["correct"]
-    if not isinstance(responses, list) or not responses or not all(isinstance(text, str) for text in responses):
-        raise ValueError(f"`responses` is {responses!r:.60}; give a non-empty list of strings.")
-    if not isinstance(correct, list) or len(correct) != len(responses):
-        raise ValueError(f"`correct` is {correct!r:.60}; give one value for each of the {len(responses)} responses.")
-    if not all(isinstance(value, int | float) for value in correct):
-        raise ValueError(f"`correct` is {correct!r:.60}; give booleans or numbers.")
-    if bad := [value for value in correct if not math.isfinite(value)]:
-        raise ValueError(f"a candidate is worth {bad[0]}; give finite numbers.")
-    return responses
+def expected_best_of(rewards: Sequence[float], correct: Sequence[float], n: int) -> float:
+    """
+    Compute the expected correctness of the candidate with the highest reward among n drawn without replacement.
+
+    Args:
+        rewards (`Sequence[float]`):
+            One per candidate.
+        correct (`Sequence[float]`):
+            Value of each candidate when chosen.
+        n (`int`):
+            Candidates drawn.
+
+    Returns:
+        `float`
+    """
+    return math.fsum(p * value for p, value in zip(choice_probabilities(rewards, n), correct, strict=True))
 
 
-def _mean(values: list[float]) -> float:
-    return math.fsum(values) / len(values)
+def best_of_the_first(rewards: Sequence[float], n: int) -> list[float]:
+    """Choose among the first n candidates in the order they were written; the first of equal ones."""
+    best = max(range(n), key=lambda place: rewards[place])
+    return [float(place == best) for place in range(len(rewards))]
 
 
-def _standard_error(values: list[float]) -> float:
-    if len(values) < 2:
-        return math.nan
-    mean = _mean(values)
-    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
+# ----------------------------------------------------------------------------------------------------------- curves
+
+
+@dataclass(frozen=True)
+class Curve:
+    """
+    Value of the chosen candidate by N.
+
+    Args:
+        values (`dict[int, float]`):
+            Mean worth of the chosen candidate by N.
+        standard_errors (`dict[int, float]`):
+            Standard error over prompts. NaN for a single prompt.
+        standard_errors_over_seeds (`dict[int, float]`):
+            Standard error over seeds, that is, over other sampled critiques of the same candidates. NaN for a single seed.
+        of_all (`tuple[float, float]`):
+            Mean worth and standard error over prompts of a choice among all candidates of each problem, however many it has.
+    """
+
+    values: dict[int, float]
+    standard_errors: dict[int, float]
+    standard_errors_over_seeds: dict[int, float]
+    of_all: tuple[float, float]
+
+    def summary(self) -> dict[str, Any]:
+        """Return the curve for JSON, which has no NaN: an unknown error is `None`."""
+        return {
+            "rates": self.values,
+            "standard_errors": _known(self.standard_errors),
+            "standard_errors_over_seeds": _known(self.standard_errors_over_seeds),
+            "rate_of_all": self.of_all[0],
+            "standard_error_of_all": _known({0: self.of_all[1]})[0],
+        }
+
+
+def _known(errors: dict[int, float]) -> dict[int, float | None]:
+    return {n: None if math.isnan(error) else error for n, error in errors.items()}
+
+
+def best_of_n_curve(
+    rewards: Sequence[Sequence[Sequence[float]]],
+    worth: Sequence[Sequence[float]],
+    sizes: Sequence[int],
+    weights: Sequence[Sequence[float]] | None = None,
+    choose: Chooser = choice_probabilities,
+) -> Curve:
+    """
+    Compute the curve of a chooser.
+
+    Args:
+        rewards (`Sequence[Sequence[Sequence[float]]]`):
+            For each seed and problem the rewards of its candidates.
+        worth (`Sequence[Sequence[float]]`):
+            For each problem the worth of its candidates.
+        sizes (`Sequence[int]`):
+            The N, at most the fewest candidates of a problem.
+        weights (`Sequence[Sequence[float]]`, *optional*):
+            For each problem the weights of its candidates in the mean, such as the number of votes behind `worth`. Equal by
+            default.
+        choose (`Chooser`, *optional*, defaults to [`choice_probabilities`]):
+            The default gives the mean over all draws of N candidates.
+
+    Returns:
+        [`Curve`]
+
+    Raises:
+        [`NothingJudged`]: If nothing that is chosen has any weight.
+    """
+
+    def mean(n: int | None) -> tuple[float, float, float]:
+        """Return value, error over prompts and error over seeds for n candidates, or for all of them."""
+        by_seed = [
+            [
+                _weigh(choose(found, n or len(found)), worth[place], weights[place] if weights else None)
+                for place, found in enumerate(of_seed)
+            ]
+            for of_seed in rewards
+        ]
+        pooled = [
+            (statistics.fmean(above), statistics.fmean(below))
+            for above, below in (zip(*of_problem, strict=True) for of_problem in zip(*by_seed, strict=True))
+        ]
+        spread = statistics.stdev(ratio(sums)[0] for sums in by_seed) if len(by_seed) > 1 else math.nan
+        return *ratio(pooled), spread / math.sqrt(len(by_seed))
+
+    points = {n: mean(n) for n in sizes}
+    values, errors, errors_over_seeds = ({n: point[place] for n, point in points.items()} for place in range(3))
+    return Curve(values, errors, errors_over_seeds, of_all=mean(None)[:2])
+
+
+def _weigh(
+    probabilities: Sequence[float], worth: Sequence[float], weights: Sequence[float] | None
+) -> tuple[float, float]:
+    """Return the expected weighted worth of a problem's choice, and its expected weight."""
+    if weights is None:  # exactly 1, where the probabilities may sum to 1 - 1e-16
+        return math.fsum(p * value for p, value in zip(probabilities, worth, strict=True)), 1.0
+    shares = [p * weight for p, weight in zip(probabilities, weights, strict=True)]
+    return math.fsum(share * value for share, value in zip(shares, worth, strict=True)), math.fsum(shares)
+
+
+class NothingJudged(ValueError):
+    """Nothing that was chosen has any weight, so there is no mean."""
+
+
+def ratio(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """
+    Compute the ratio of two sums, and its standard error over the pairs.
+
+    Args:
+        pairs (`Sequence[tuple[float, float]]`):
+            For each prompt its terms of the numerator and of the denominator.
+
+    Returns:
+        `tuple[float, float]`: The error is the linearised one of a ratio, which is the ordinary error of a mean if all
+        denominators are 1. NaN for one pair.
+
+    Raises:
+        [`NothingJudged`]: If the denominators sum to 0.
+    """
+    total = math.fsum(below for _, below in pairs)
+    if not total:
+        raise NothingJudged("None of the chosen candidates was judged.")
+    value = math.fsum(above for above, _ in pairs) / total
+    if len(pairs) < 2:
+        return value, math.nan
+    residuals = math.fsum((above - value * below) ** 2 for above, below in pairs)
+    return value, math.sqrt(residuals * len(pairs) / (len(pairs) - 1)) / total
+
+
+def baselines(
+    problems: Sequence[Problem],
+    sizes: Sequence[int],
+    worth: Sequence[Sequence[float]] | None = None,
+    weights: Sequence[Sequence[float]] | None = None,
+) -> dict[str, Curve]:
+    """
+    Compute the curves to compare a model's with.
+
+    Args:
+        problems (`Sequence[Problem]`):
+            The problems.
+        sizes (`Sequence[int]`):
+            The N.
+        worth, weights:
+            See [`best_of_n_curve`]. `worth` defaults to that of the problems.
+
+    Returns:
+        `dict[str, Curve]`: `"random"` chooses any of the N, `"longest"` the one with the most characters, `"perfect"` the best.
+    """
+    worth = [problem.worth or () for problem in problems] if worth is None else worth
+    rewards: dict[str, Sequence[Sequence[float]]] = {
+        "random": [[0.0] * len(problem.responses) for problem in problems],
+        "longest": [[float(len(response)) for response in problem.responses] for problem in problems],
+        "perfect": worth,
+    }
+    return {name: best_of_n_curve([found], worth, sizes, weights) for name, found in rewards.items()}
+
+
+draw_curve, yardsticks = best_of_n_curve, baselines  # their names in version 0.1

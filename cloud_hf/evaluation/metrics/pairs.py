@@ -1,16 +1,16 @@
 """Accuracy on preference pairs."""
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from datasets import Dataset
 
 from ...critique_format import CritiqueFormat
-from ...data.rows import PAIR_COLUMNS, check_columns, check_policy, fit, prompt_of, response_of, row_name
+from ...data.rows import PAIR_COLUMNS, check_columns, response_of
 from ...scoring import Score, Scorer
-from ..stats import wilson
+from ..benchmarks.preference_pairs import score_preferences
+from ..fitting import FittedRow, FittedRows, fit_rows, score_rows, share_cut  # noqa: F401 (version 0.1's path)
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class PairEvaluation:
 
     Args:
         n (`int`):
-            Pairs that were scored.
+            Pairs scored.
         accuracy (`float`):
             Share with a strictly higher reward for the chosen response; a tie counts as wrong.
         ci95 (`tuple[float, float]`):
@@ -39,9 +39,9 @@ class PairEvaluation:
         ties (`int`):
             Pairs with equal rewards.
         dropped (`int`):
-            Over-long pairs that were left out.
+            Pairs left out because they are too long.
         shortened (`int`):
-            Pairs that were scored with a shortened prompt.
+            Pairs scored with a shortened prompt.
         critiques_cut (`float`):
             Share of critiques that were cut at the token budget.
         by_group (`dict[str, dict]`):
@@ -61,10 +61,10 @@ class PairEvaluation:
     pairs: list[ScoredPair] = field(default_factory=list, repr=False)
 
     def summary(self) -> dict[str, Any]:
-        """The figures without the single scores, for JSON."""
-        figures = asdict(replace(self, pairs=[]))
-        del figures["pairs"]
-        return figures
+        """Return the metrics for JSON, without the scores of single pairs."""
+        metrics = asdict(replace(self, pairs=[]))
+        del metrics["pairs"]
+        return metrics
 
 
 def evaluate_pairs(
@@ -87,7 +87,7 @@ def evaluate_pairs(
         rows (`Dataset`):
             Columns `prompt`, `chosen`, `rejected`, optional `tools`, `id`. Responses may be empty.
         critique_format ([`CritiqueFormat`]):
-            The model's format, to find over-long rows.
+            The model's format, which counts tokens.
         context_length (`int`, *optional*):
             Tokens the model may read, critique included.
         overlong_policy (`str`, *optional*, defaults to `"error"`):
@@ -103,7 +103,8 @@ def evaluate_pairs(
         [`PairEvaluation`]
 
     Raises:
-        `ValueError`: Before anything is scored, naming the first bad row and its field.
+        `ValueError`: Before anything is scored, naming the first bad row and its field. Afterwards, if a reward is not a finite
+            number.
     """
     check_columns(rows.column_names, PAIR_COLUMNS, "Evaluation of pairs")
     if group_column is not None:
@@ -114,16 +115,16 @@ def evaluate_pairs(
 
 
 def summarize_pairs(
-    fitted: "FittedRows", scores: Sequence[Sequence[Score]], group_column: str | None = None
+    fitted: FittedRows, scores: Sequence[Sequence[Score]], group_column: str | None = None
 ) -> PairEvaluation:
     """
-    The figures of scored pairs.
+    Compute accuracy from scored pairs; a view of [`score_preferences`].
 
     Args:
         fitted ([`FittedRows`]):
             The pairs that fit.
         scores (`Sequence[Sequence[Score]]`):
-            For each of them the scores of its chosen and its rejected response.
+            For each pair the scores of its chosen and its rejected response.
         group_column (`str`, *optional*):
             Column by whose values accuracy is also reported.
 
@@ -131,111 +132,29 @@ def summarize_pairs(
         [`PairEvaluation`]
     """
     pairs = [
-        ScoredPair(row.index, row.row.get("id"), row.row.get(group_column or ""), *row_scores)
-        for row, row_scores in zip(fitted.rows, scores, strict=True)
+        ScoredPair(row.index, row.row.get("id"), row.row.get(group_column or ""), chosen, rejected)
+        for row, (chosen, rejected) in zip(fitted.rows, scores, strict=True)
     ]
-    groups = defaultdict(list)
-    for pair in pairs:
-        groups[str(pair.group)].append(pair)
+    found = score_preferences(
+        [pair.chosen.reward for pair in pairs],
+        [pair.rejected.reward for pair in pairs],
+        [str(pair.group) for pair in pairs],
+    )
+    assert found.accuracy.ci95 is not None  # there are pairs, and each is right or wrong
+    groups = sorted(found.subsets.items()) if group_column else []
     return PairEvaluation(
-        **_accuracy(pairs),
-        ties=sum(pair.chosen.reward == pair.rejected.reward for pair in pairs),
+        n=found.accuracy.n,
+        accuracy=found.accuracy.value,
+        ci95=found.accuracy.ci95,
+        ties=found.ties,
         dropped=fitted.dropped,
         shortened=fitted.shortened,
         critiques_cut=share_cut(scores),
-        by_group={name: _accuracy(members) for name, members in sorted(groups.items())} if group_column else {},
+        by_group={name: {"n": part.n, "accuracy": part.value, "ci95": part.ci95} for name, part in groups},
         pairs=pairs,
     )
 
 
-def share_cut(scores: Sequence[Sequence[Score]]) -> float:
-    """Share of critiques that were cut at the token budget."""
-    reasons = [reason for row_scores in scores for score in row_scores for reason in score.finish_reasons]
-    return reasons.count("length") / len(reasons)
-
-
-def _accuracy(pairs: list[ScoredPair]) -> dict[str, Any]:
-    right = sum(pair.chosen.reward > pair.rejected.reward for pair in pairs)
-    accuracy = right / len(pairs)
-    return {"n": len(pairs), "accuracy": accuracy, "ci95": wilson(accuracy, len(pairs))}
-
-
-# ------------------------------------------------------------------------------------------------ rows that fit
-
-
-@dataclass(frozen=True)
-class FittedRow:
-    """A row whose sequences fit the model; `prompt` may be shortened. `lengths` are the tokens before each critique."""
-
-    index: int
-    row: dict[str, Any]
-    prompt: Any
-    responses: list[str]
-    lengths: list[int]
-
-
-@dataclass(frozen=True)
-class FittedRows:
-    """The rows that fit, and how many were dropped or shortened."""
-
-    rows: list[FittedRow]
-    dropped: int
-    shortened: int
-
-
 def pair_responses(row: dict[str, Any]) -> list[str]:
-    """The chosen and the rejected response of a row."""
+    """Return the chosen and the rejected response of a row, checked."""
     return [response_of(row, side, allow_empty=True) for side in ("chosen", "rejected")]
-
-
-def score_rows(scorer: Scorer, rows: Sequence[FittedRow], **options) -> list[list[Score]]:
-    """For each row the scores of its responses; `options` are those of [`Scorer`]."""
-    prompts = [row.prompt for row in rows for _ in row.responses]
-    responses = [response for row in rows for response in row.responses]
-    scores = iter(scorer.score(prompts, responses, **options))
-    return [[next(scores) for _ in row.responses] for row in rows]
-
-
-def fit_rows(
-    rows: Iterable[dict[str, Any]],
-    responses_of: Callable[[dict[str, Any]], list[str]],
-    critique_format: CritiqueFormat,
-    context_length: int | None,
-    overlong_policy: str,
-    max_new_tokens: int,
-) -> FittedRows:
-    """
-    Check all rows, and deal with those that are too long for the model. A prompt is shortened once for all its responses.
-
-    Raises:
-        `ValueError`: Naming the first bad row, or that no row is left.
-    """
-    check_policy(overlong_policy)
-    reserve = max_new_tokens + 1 if critique_format.critique else 0
-    fitted, dropped, shortened = [], 0, 0
-    for index, row in enumerate(rows):
-        try:
-            responses, prompt = responses_of(row), prompt_of(row)
-
-            def encode(prompt, responses=responses) -> list[int]:
-                return [len(critique_format.encode_prefix(prompt, response).input_ids) for response in responses]
-
-            new_prompt, lengths = fit(
-                prompt,
-                encode,
-                lambda lengths: max(lengths) + reserve,
-                context_length,
-                overlong_policy,
-                critique_format,
-            )
-        except ValueError as error:
-            raise ValueError(f"Row{row_name(index, row).removeprefix('row')}: {error}") from error
-        if lengths is None:
-            dropped += 1
-        else:
-            fitted.append(FittedRow(index, row, new_prompt, responses, lengths))
-            shortened += new_prompt is not prompt
-    if not fitted:
-        critique = f", of which the critique has {reserve}" if reserve else ""
-        raise ValueError(f"None of the {dropped} rows fits the model's context of {context_length} tokens{critique}.")
-    return FittedRows(fitted, dropped, shortened)

@@ -7,17 +7,9 @@ from typing import Any
 from ...scoring import Score
 from ..arena_hard.servers import Judged
 from ..arena_hard.win_rate import Question, Votes, win_rate
-from ..metrics.best_of_n import choice_probabilities
-from ..metrics.best_of_n_curve import (
-    NothingJudged,
-    Problem,
-    best_of_the_first,
-    candidate_counts,
-    draw_curve,
-    sizes_of,
-    yardsticks,
-)
-from ..metrics.pairs import FittedRows, share_cut
+from ..fitting import FittedRows, share_cut
+from ..metrics.best_of_n import NothingJudged, baselines, best_of_n_curve, best_of_the_first, choice_probabilities
+from ..metrics.problems import Problem, candidate_counts, sizes_of
 from .best_of_n_text import SetResult
 
 
@@ -169,8 +161,8 @@ def replay_result(found: ScoredSet, largest_n: int) -> SetResult:
         found.title,
         "correctness" if is_share else "recorded score",
         is_share,
-        {model: draw_curve(found.rewards(model), worth, sizes) for model in found.scores},
-        yardsticks(found.problems, sizes),
+        {model: best_of_n_curve(found.rewards(model), worth, sizes) for model in found.scores},
+        baselines(found.problems, sizes),
         found.counts(),
         found.seeds(),
         notes=found.notes(largest_n),
@@ -265,17 +257,17 @@ def _arena_result(
     sizes = sizes_of(found.problems, largest_n)
     choose = choice_probabilities if judge_all else best_of_the_first
     curves = {
-        model: draw_curve(found.rewards(model), worth, sizes, weights, choose) for model in found.scores
+        model: best_of_n_curve(found.rewards(model), worth, sizes, weights, choose) for model in found.scores
     }  # fmt: skip
     chosen = {
         model: win_rate([row[place] for row, place in zip(votes, found.chosen(model)[0], strict=True)])
         for model in found.scores
     }
     if judge_all:
-        measures = yardsticks(found.problems, sizes, worth, weights)
+        measures = baselines(found.problems, sizes, worth, weights)
     else:  # the other candidates are not judged
         none = [[[0.0] * len(row) for row in votes]]
-        measures = {"first": draw_curve(none, worth, sizes, weights, choose)}
+        measures = {"first": best_of_n_curve(none, worth, sizes, weights, choose)}
     kind = "the mean over all draws of N candidates" if judge_all else "of the first N candidates"
     return SetResult(
         found.name,

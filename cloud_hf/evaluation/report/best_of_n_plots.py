@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..metrics.best_of_n_curve import Curve
+from ..metrics.best_of_n import Curve
 from .plots import plt
 
 
@@ -22,7 +22,7 @@ def plot_curves(
         models (`Mapping[str, Curve]`):
             By name.
         yardsticks (`Mapping[str, Curve]`):
-            From [`~best_of_n_curve.yardsticks`], drawn in grey.
+            From [`~best_of_n.baselines`], drawn in grey.
         quality (`str`):
             What the curves show.
         is_share (`bool`):

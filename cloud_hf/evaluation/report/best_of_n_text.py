@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..arena_hard.win_rate import WinRate
-from ..metrics.best_of_n_curve import Curve
+from ..metrics.best_of_n import Curve
 from .tables import table_head, table_line
 
 
@@ -35,7 +35,7 @@ class SetResult:
         curves (`dict[str, Curve]`):
             By model.
         yardsticks (`dict[str, Curve]`):
-            See [`~best_of_n_curve.yardsticks`].
+            See [`~best_of_n.baselines`].
         counts (`dict[str, int]`):
             Problems, candidates, and what was left out.
         seeds (`dict[str, int]`):

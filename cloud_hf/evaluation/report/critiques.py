@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...scoring import Score, Scorer, TransformersScorer
+from ..fitting import FittedRows, share_cut
 from ..metrics.critique_quality import CritiqueQuality, CritiqueRow, ReferenceLoss, reference_losses, score_critiques
-from ..metrics.pairs import FittedRows, share_cut
 from .tables import table_head, table_line
 
 
 def fittable(rows: Sequence[CritiqueRow]) -> list[dict[str, Any]]:
-    """The rows as [`~pairs.fit_rows`] reads them."""
+    """The rows as [`~fitting.fit_rows`] reads them."""
     return [
         {"id": row.id, "prompt": row.prompt, "responses": [row.response], "critique": row.critique} for row in rows
     ]

@@ -13,7 +13,8 @@ from pyarrow import parquet
 from ...scoring import Score
 from ..benchmarks import preference_pairs
 from ..benchmarks.rm_bench import DOMAINS
-from ..metrics.pairs import FittedRows, PairEvaluation, share_cut
+from ..fitting import FittedRows, share_cut
+from ..metrics.pairs import PairEvaluation
 from ..rows import BenchmarkRow
 from ..stats import BenchmarkScores, Estimate, bootstrap_interval, share
 from .tables import table_head, table_line

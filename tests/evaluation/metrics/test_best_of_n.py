@@ -1,15 +1,27 @@
+"""Best-of-N: the arithmetic by hand and by enumeration, and the published values of recorded sets."""
+
 import itertools
+import math
 import random
 import statistics
 
 import pytest
 from datasets import Dataset
+from shared_data import shared_data
 from table_scorer import TableScorer
 from tokenizers_for_tests import make_tokenizer
 
 from cloud_hf import CritiqueFormat
 from cloud_hf.evaluation import evaluate_best_of_n
-from cloud_hf.evaluation.metrics.best_of_n import expected_best_of
+from cloud_hf.evaluation.metrics.best_of_n import (
+    baselines,
+    best_of_n_curve,
+    best_of_the_first,
+    choice_probabilities,
+    expected_best_of,
+    ratio,
+)
+from cloud_hf.evaluation.metrics.problems import Problem, candidate_counts, load_problems, sizes_of
 from cloud_hf.evaluation.report.plots import plot_accuracy_by_group, plot_best_of_n, plot_reward_distributions
 
 
@@ -54,6 +66,106 @@ def test_rates_chance_and_oracle():
 def test_bad_rows_are_named(row, says):
     with pytest.raises(ValueError, match=says):
         evaluate_best_of_n(TableScorer({}), Dataset.from_list([row]), CritiqueFormat(make_tokenizer("llama3")))
+
+
+# ----------------------------------------------------------------------------------------------------------- curves
+
+
+def problems_of(*worth):
+    return [
+        Problem(str(place), "p", tuple("x" * (number + 1) for number in range(len(values))), tuple(values))
+        for place, values in enumerate(worth)
+    ]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_probabilities_are_those_of_all_draws(seed):
+    rng = random.Random(seed)
+    rewards = [float(rng.randrange(4)) for _ in range(6)]
+    for n in range(1, 7):
+        counts = [0.0] * 6
+        draws = list(itertools.combinations(range(6), n))
+        for draw in draws:
+            best = [place for place in draw if rewards[place] == max(rewards[one] for one in draw)]
+            for place in best:
+                counts[place] += 1 / len(best) / len(draws)
+        assert choice_probabilities(rewards, n) == pytest.approx(counts)
+
+
+def test_curve_by_hand():
+    """Two problems of two candidates: one is chosen rightly, the other wrongly."""
+    curve = best_of_n_curve([[[2.0, 1.0], [2.0, 1.0]]], [[1.0, 0.0], [0.0, 1.0]], [1, 2])
+    assert curve.values == {1: 0.5, 2: 0.5}
+    # At N = 1 both problems are worth 1/2; at N = 2 they are worth 1 and 0, whose deviation is √½, over √2
+    assert curve.standard_errors == {1: 0.0, 2: pytest.approx(0.5)}
+    assert curve.of_all == (0.5, pytest.approx(0.5))
+    assert all(math.isnan(error) for error in curve.standard_errors_over_seeds.values())
+
+
+def test_error_over_seeds_by_hand():
+    """Three seeds choose rightly 2, 1 and 0 times of 2."""
+    right, wrong = [1.0, 0.0], [0.0, 1.0]
+    curve = best_of_n_curve([[right, right], [right, wrong], [wrong, wrong]], [right, right], [1, 2])
+    assert curve.values[2] == pytest.approx(0.5)
+    assert curve.standard_errors_over_seeds[2] == pytest.approx(0.5 / math.sqrt(3))
+    # Over prompts: the problems are right in 2/3 and in 1/3 of the seeds
+    assert curve.standard_errors[2] == pytest.approx(statistics.stdev([2 / 3, 1 / 3]) / math.sqrt(2))
+    assert curve.standard_errors_over_seeds[1] == 0.0
+
+
+def test_weights_make_a_ratio():
+    """A candidate with three votes counts three times; the error is that of votes scattered around the mean."""
+    curve = best_of_n_curve([[[1.0], [1.0]]], [[1.0], [0.0]], [1], weights=[[3.0], [1.0]])
+    assert curve.values[1] == 0.75
+    assert curve.standard_errors[1] == pytest.approx(math.sqrt(2 * (0.75**2 + 0.75**2)) / 4)
+    assert ratio([(1.0, 1.0), (0.0, 1.0), (1.0, 1.0)]) == pytest.approx((2 / 3, statistics.stdev([1, 0, 1]) / 3**0.5))
+    assert ratio([(1.0, 2.0)])[0] == 0.5 and math.isnan(ratio([(1.0, 2.0)])[1])
+    with pytest.raises(ValueError, match="None of the chosen candidates was judged"):
+        best_of_n_curve([[[1.0]]], [[1.0]], [1], weights=[[0.0]])
+
+
+def test_best_of_the_first():
+    assert best_of_the_first([1.0, 3.0, 3.0, 4.0], 3) == [0.0, 1.0, 0.0, 0.0]
+    assert best_of_the_first([1.0, 3.0, 3.0, 4.0], 4) == [0.0, 0.0, 0.0, 1.0]
+
+
+def test_unequal_and_repeated_candidates():
+    problems = problems_of([0, 1, 0], [1, 0])
+    assert sizes_of(problems, 16) == [1, 2] and sizes_of(problems, 1) == [1]
+    rewards = [[[1.0, 0.0, 2.0], [1.0, 0.0]]]
+    curve = best_of_n_curve(rewards, [problem.worth for problem in problems], [1, 2])
+    assert curve.values == {1: pytest.approx((1 / 3 + 1 / 2) / 2), 2: pytest.approx(0.5)}
+    assert curve.of_all[0] == 0.5
+    same = Problem("z", "p", ("a", "a", "b"), (1.0, 1.0, 0.0))
+    assert candidate_counts([*problems, same]) == {
+        "problems": 3,
+        "fewest_candidates": 2,
+        "most_candidates": 3,
+        "problems_with_more_than_the_fewest": 2,
+        "repeated_candidates": 1,
+    }
+
+
+def test_baselines():
+    found = baselines(problems_of([0, 1, 0], [1, 0, 0]), [1, 2, 3])
+    assert found["random"].values == pytest.approx({1: 1 / 3, 2: 1 / 3, 3: 1 / 3})
+    assert found["longest"].values[3] == 0.0 and found["perfect"].values == pytest.approx({1: 1 / 3, 2: 2 / 3, 3: 1})
+
+
+@pytest.mark.parametrize(
+    ("file", "known"),
+    [
+        ("eval/gsm8k_bon4.jsonl.gz", {"random": "45.8%", "longest": "54.5%", "perfect": "100.0%"}),
+        ("arena/arenabench_v1_bon.jsonl.gz", {"random": "5.71", "longest": "7.10", "perfect": "9.69"}),
+    ],
+)
+def test_recorded_sets(file, known):
+    """Two files with other columns; what the data's README says of them, to its last digit."""
+    problems = load_problems(str(shared_data() / file))
+    found = baselines(problems, [1])
+    shown = ".1%" if "%" in known["random"] else ".2f"
+    assert {name: f"{curve.of_all[0]:{shown}}" for name, curve in found.items()} == known
+    assert found["random"].values[1] == pytest.approx(found["perfect"].values[1])
 
 
 def test_plots_are_pictures(tmp_path):

@@ -6,8 +6,8 @@ import pytest
 from tokenizers_for_tests import make_tokenizer
 
 from cloud_hf import CritiqueFormat, Score, TransformersScorer
+from cloud_hf.evaluation.fitting import fit_rows
 from cloud_hf.evaluation.metrics.critique_quality import CritiqueRow, ReferenceLoss, reference_losses
-from cloud_hf.evaluation.metrics.pairs import fit_rows
 from cloud_hf.evaluation.report.critiques import (
     CritiqueResult,
     critique_section,

@@ -9,7 +9,8 @@ from pyarrow import parquet
 from cloud_hf.data.journal import key_of
 from cloud_hf.evaluation.analysis import assess_uncertainty, probe_rows
 from cloud_hf.evaluation.benchmarks import reward_bench, rm_bench
-from cloud_hf.evaluation.metrics.pairs import FittedRow, FittedRows, summarize_pairs
+from cloud_hf.evaluation.fitting import FittedRow, FittedRows
+from cloud_hf.evaluation.metrics.pairs import summarize_pairs
 from cloud_hf.evaluation.report.benchmark_plots import plot_benchmarks, plot_margins, plot_reliability
 from cloud_hf.evaluation.report.report import (
     Evaluation,
