@@ -1,5 +1,6 @@
 """The reward server: critiques and rewards over HTTP. Run it with `python -m cloud_hf.serving.server MODEL`."""
 
+from importlib import import_module
 from typing import Any
 
 
@@ -8,9 +9,6 @@ __all__ = ["make_app", "make_server"]
 
 def __getattr__(name: str) -> Any:
     # On first use, so that the vLLM engine can share modules of this package without FastAPI and uvicorn
-    from . import app
-
-    try:
-        return getattr(app, name)
-    except AttributeError:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    if name in __all__:
+        return getattr(import_module(".app", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
