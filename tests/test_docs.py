@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import inspect
+import itertools
 import json
 import os
 import re
@@ -33,7 +34,9 @@ NOT_RUN = {
     "--arena_hard lmarena-ai/arena-hard-auto-v0.1": "downloads ArenaHard; tests/examples/test_best_of_n_script.py runs it on files",
     "--mode oracle": "downloads the published data; tests/examples/test_build_official_ultra_llama.py runs it on files",
     "--mode self-gen": "downloads the published data, likewise",
+    "--base_url http://127.0.0.1:8002/v1": "needs vLLM's server; tests/examples/test_self_critiques_with_vllm.py starts one",
     "--ray_address auto": "needs a Ray cluster; tests/data/builders runs it on one node",
+    "grpo_with_cloud.py": "trains for minutes; tests/examples/test_grpo.py runs it with few rows",
     "app.py": "serves until it is stopped; tests/spaces runs the pages",
 }
 
@@ -49,10 +52,8 @@ SMALL = {
     "train_cloud.py": TRAINING,
     "train_classic.py": TRAINING,
     "build_self_critiques.py": "--max_new_tokens 8 --longer_tries 0 --truncated keep",
-    "evaluate_rewards.py": "--max_new_tokens 4 --probe_rows 4",
+    "evaluate_rewards.py": "--max_new_tokens 4 --probe_rows 4 --limit 4 --batch_size 64",
     "best_of_n.py": "--max_new_tokens 4",
-    "grpo_with_cloud.py": "--num_examples 96 --num_test 4 --max_critique_tokens 4 --max_steps 1 --logging_steps 1 "
-    "--per_device_train_batch_size 16 --num_generations 4",
 }
 
 # What a block needs from the text around it, and what makes it fit a CPU
@@ -113,6 +114,9 @@ def run(block: Block, command: list[str], servers: contextlib.ExitStack, address
         return check_setup(command)
     if program in LAUNCHERS:
         return None
+    if reason := not_run(command):
+        print(f"{block}: {reason}")
+        return check_options(command)
     command = [addressed(word, servers, addresses) for word in command]
     if is_server(command):
         addresses["http://127.0.0.1:8000"] = servers.enter_context(reward_server(command))
@@ -121,9 +125,6 @@ def run(block: Block, command: list[str], servers: contextlib.ExitStack, address
         done = subprocess.run([*command, "--silent", "--fail"], capture_output=True, text=True, check=True)
         assert json.loads(done.stdout)
         return None
-    if reason := not_run(command):
-        print(f"{block}: {reason}")
-        return check_options(command)
     if folder := option(command, "--output_dir"):
         shutil.rmtree(folder, ignore_errors=True)
     words = [*command[1:], *SMALL.get(Path(command[1]).name, "").split()]
@@ -158,12 +159,15 @@ def addressed(word: str, servers: contextlib.ExitStack, addresses: dict[str, str
 def completions():
     from completion_server import default_answer, serve_completions
 
+    numbers = itertools.count()
+
     def write(body):
+        """Answers that differ, and a judge that likes the longer response."""
         text, reason = default_answer(body)
-        judged = "messages" in body and "<response_a>" in body["messages"][-1]["content"]
-        return (
-            f"{text}\n[[A>B]]" if judged and text.count("fine") % 2 else f"{text}\n[[B>A]]" if judged else text
-        ), reason
+        if "messages" not in body or "<response_a>" not in (judged := body["messages"][-1]["content"]):
+            return f"{text} {10 ** (next(numbers) % 9)}", reason
+        first, second = (judged.split(f"<response_{side}>")[1].split("</response_")[0] for side in "ab")
+        return f"[[{'A>B' if len(first) > len(second) else 'B>A'}]]", reason
 
     with serve_completions(write=write, model="critic-sft") as server:
         yield server.url
@@ -231,7 +235,7 @@ def check_setup(command: list[str]):
     if command[0] == "pip" and (match := re.search(r"\[(.*)\]", " ".join(command))):
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         assert set(match[1].split(",")) <= extras.keys(), command
-    if command[0] == "make" and command[1] != "docs":
+    if command[0] == "make":
         assert re.search(rf"^{command[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), command
 
 

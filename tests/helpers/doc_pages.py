@@ -94,7 +94,7 @@ def _write_models(folder: Path):
     ):
         save_language_model(folder / name, **long)
     base = save_language_model(folder / "meta-llama/Meta-Llama-3-8B", **long)
-    save_published(folder / "ankner/Llama3-8B-CLoud-RM", base)
+    _end_critiques_soon(save_published(folder / "ankner/Llama3-8B-CLoud-RM", base), base)
     save_critic(folder / "critic-sft", **long)
     tokenizer = AutoTokenizer.from_pretrained(base)
     for seed, (name, critique) in enumerate({"cloud-rm": True, "classic-rm": False}.items()):
@@ -113,6 +113,18 @@ def _write_models(folder: Path):
         tokenizer.save_pretrained(run / name)
 
 
+def _end_critiques_soon(published: Path, base: Path):
+    from safetensors.torch import load_file, save_file
+
+    from cloud_hf import CLoudForRewardModeling
+
+    file = published / "model.safetensors"
+    weights = load_file(file)
+    end = CLoudForRewardModeling.config_from_base(base).critique_end_token_id
+    weights["reward_base_model.lm_head.weight"][end] *= 3
+    save_file(weights, file, metadata={"format": "pt"})
+
+
 def _write_data(folder: Path):
     from datasets import Dataset
 
@@ -123,7 +135,7 @@ def _write_data(folder: Path):
             "id": f"pair-{i}", "subset": "alpacaeval-easy", "prompt": f"What is {i} + 30?", "chosen": f"It is {i + 30}.",
             "rejected": f"It is {i}.", "chosen_feedback": "Right, and clear.", "rejected_feedback": "Wrong sum.",
         }
-        for i in range(6)
+        for i in range(8)
     ]  # fmt: skip
     for name in ("pairs.jsonl", "heldout.jsonl", "oracle.jsonl", "reward_bench.jsonl"):
         _write_rows(folder / name, pairs)
