@@ -1,10 +1,10 @@
-"""How far rewards, read as Bradley-Terry log-odds, can be believed."""
+"""Calibration of rewards read as Bradley-Terry log-odds."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar
 from scipy.special import expit
 
@@ -14,22 +14,22 @@ from ..stats import interval_over_rows
 @dataclass(frozen=True)
 class Calibration:
     """
-    Bradley-Terry probabilities against what is right.
+    Bradley-Terry probabilities compared with outcomes.
 
     Args:
         log_loss (`float`):
-            Mean of -ln sigmoid(reward of the right response - reward of the wrong one), in nats. Not knowing costs ln 2 =
+            Mean of -ln sigmoid(reward of the right response - reward of the wrong one), in nats. Equal rewards cost ln 2 =
             0.693.
         ece (`float`):
             Expected calibration error: mean distance, over bins of confidence, between confidence and accuracy, weighted by
             the pairs in a bin.
         bins (`tuple[tuple[float, float, int], ...]`):
-            For each bin that holds pairs their mean confidence, accuracy (ties count half) and number.
+            Mean confidence, accuracy (ties count half) and number of pairs of each bin that is not empty.
         temperature (`float`):
-            What reward differences must be divided by for the least log loss; below 1 where the model is too timid. NaN
-            where none is best: no pair is wrong, or the mean margin is not positive.
+            Divisor of reward differences that minimises the log loss; below 1 for an underconfident model. NaN if there is no
+            minimum: no pair is wrong, or the mean margin is not positive.
         log_loss_at_temperature (`float`):
-            The log loss then.
+            Log loss with that divisor.
     """
 
     log_loss: float
@@ -39,7 +39,7 @@ class Calibration:
     log_loss_at_temperature: float
 
 
-def calibrate(margins: Sequence[float], num_bins: int = 10) -> Calibration:
+def calibrate(margins: ArrayLike, num_bins: int = 10) -> Calibration:
     """
     Compare probabilities with outcomes.
 
@@ -58,7 +58,7 @@ def calibrate(margins: Sequence[float], num_bins: int = 10) -> Calibration:
     Raises:
         `ValueError`: If there are no margins, or no bins.
     """
-    margins = np.asarray(margins, dtype=float)
+    margins = np.array(margins, dtype=float)
     if not len(margins):
         raise ValueError("There are no pairs to calibrate on.")
     if num_bins < 1:
@@ -75,26 +75,26 @@ def calibrate(margins: Sequence[float], num_bins: int = 10) -> Calibration:
 
 
 def calibration_intervals(
-    margins: Sequence[float], rows: Sequence[int], num_bins: int = 10
+    margins: ArrayLike, rows: ArrayLike, num_bins: int = 10
 ) -> dict[str, tuple[float, float] | None]:
     """
-    95 % intervals of `log_loss` and `ece`, by a bootstrap over rows.
+    Compute 95 % intervals of `log_loss` and `ece` by a bootstrap over rows.
 
     Args:
         margins (`Sequence[float]`):
             See [`calibrate`].
         rows (`Sequence[int]`):
-            For each pair the row it belongs to, numbered from 0: pairs of a row are drawn together.
+            For each pair the number of its row, from 0: pairs of a row are drawn together.
         num_bins (`int`, *optional*, defaults to `10`):
             See [`calibrate`].
 
     Returns:
-        `dict`: `None` where there are fewer than two rows.
+        `dict`: `None` for fewer than two rows.
     """
-    margins, rows = np.asarray(margins, dtype=float), np.asarray(rows)
+    margins, rows = np.array(margins, dtype=float), np.array(rows)
     confidence, right, bins = _confidence(margins, num_bins)
     losses = np.logaddexp(0.0, -margins)
-    # A bin's part of the error is the distance between its sums of confidence and of outcomes
+    # A bin's share of the error is the distance between its sums of confidence and of outcomes
     excess_PC = (confidence - right)[:, None] * (bins[:, None] == np.arange(num_bins))
 
     def statistics(counts_BR: np.ndarray) -> np.ndarray:
@@ -110,7 +110,7 @@ def calibration_intervals(
 
 
 def _confidence(margins: np.ndarray, num_bins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each pair the probability of the preferred response, whether it is right, and its bin."""
+    """Return for each pair the probability of the preferred response, whether it is right, and its bin."""
     confidence = expit(np.abs(margins))
     right = np.where(margins == 0, 0.5, margins > 0)
     bins = np.minimum((2 * num_bins * (confidence - 0.5)).astype(int), num_bins - 1)
@@ -122,7 +122,7 @@ def _log_loss(margins: np.ndarray) -> float:
 
 
 def _best_temperature(margins: np.ndarray) -> float:
-    """The loss is convex in 1 / temperature; its minimum is at a positive one if the mean margin is, and finite if a pair is wrong."""
+    # The loss is convex in 1 / temperature; its minimum is positive if the mean margin is, and finite if a pair is wrong
     if not (margins < 0).any() or margins.mean() <= 0:
         return math.nan
     scale = np.abs(margins).mean()

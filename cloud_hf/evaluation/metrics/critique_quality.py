@@ -1,4 +1,4 @@
-"""Critiques against reference critiques: how likely the model finds the reference, and how near its own come."""
+"""Compare critiques with reference critiques: the language-model loss of the reference, and overlap with the model's own."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from ..rows import read_sources
 @dataclass(frozen=True)
 class CritiqueRow:
     """
-    A response with a critique of reference.
+    A response with a reference critique.
 
     Args:
         id (`str`):
@@ -27,7 +27,7 @@ class CritiqueRow:
         response (`str`):
             The response.
         critique (`str`):
-            The reference critique of it.
+            The reference critique.
     """
 
     id: str
@@ -38,12 +38,12 @@ class CritiqueRow:
 
 def load(names: Sequence[str], split: str = "test", config: str | None = None) -> list[CritiqueRow]:
     """
-    Rows with reference critiques.
+    Load rows with reference critiques.
 
     Args:
         names (`Sequence[str]`):
             Files or Hub ids with the columns `prompt`, `response`, `critique`; or with `prompt`, `chosen`, `rejected`,
-            `chosen_feedback`, `rejected_feedback`, which give two rows each (of several critiques, the first).
+            `chosen_feedback`, `rejected_feedback`, which give two rows each (with the first of several critiques).
         split (`str`, *optional*, defaults to `"test"`):
             Split of Hub datasets.
         config (`str`, *optional*):
@@ -88,9 +88,9 @@ class ReferenceLoss:
 
     Args:
         nats (`float`):
-            Summed cross-entropy of its tokens and of the end of turn.
+            Summed cross-entropy of its tokens, end of turn included.
         tokens (`int`):
-            Their number.
+            Number of these tokens.
     """
 
     nats: float
@@ -106,11 +106,11 @@ def reference_losses(
     overlong_policy: str = "error",
 ) -> list[ReferenceLoss]:
     """
-    How unlikely the model finds each reference critique; what stage 1 of the training lowers.
+    Compute the loss of each reference critique, which stage 1 of the training minimises.
 
     Args:
         model ([`CLoudForRewardModeling`]):
-            A CLoud model in this process: servers and vLLM give no such losses.
+            A CLoud model in this process: servers and vLLM return no such losses.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Its tokenizer.
         rows (`Sequence[CritiqueRow]`):
@@ -118,11 +118,11 @@ def reference_losses(
         batch_size (`int`, *optional*, defaults to `8`):
             Sequences per forward pass.
         overlong_policy (`str`, *optional*, defaults to `"error"`):
-            With another than `"error"`, rows that are longer than the model's context have a loss over no tokens.
+            With any other value, rows longer than the model's context get a loss over no tokens.
 
     Returns:
-        `list[ReferenceLoss]`: In input order. With `format="reference"` the fixed critique prompt counts too, as it does in
-            that format's training.
+        `list[ReferenceLoss]`: In input order. With `format="reference"` the fixed critique prompt counts too, as in that
+            format's training.
 
     Raises:
         `ValueError`: If the model is a classic one, or a row is longer than its context; before anything is computed.
@@ -170,25 +170,23 @@ def _right_padded(rows: Sequence[EncodedCritique], device: torch.device) -> dict
 @dataclass(frozen=True)
 class CritiqueQuality:
     """
-    Critiques that a model wrote against those of reference.
+    Written critiques compared with reference critiques.
 
     Args:
         n (`int`):
-            Critiques.
-        words (`float`):
-            Mean length of the written ones, in words.
-        reference_words (`float`):
-            Mean length of the reference ones.
+            Critiques compared.
+        words, reference_words (`float`):
+            Mean length of the written and of the reference critiques, in words.
         chrf (`float`):
             chrF2 of the set, 0 to 100: overlap of character n-grams (Popović 2015; sacrebleu).
         bleu (`float`):
             BLEU of the set, 0 to 100 (sacrebleu).
         empty (`int`):
-            Written critiques without any text.
+            Written critiques without text.
         loss_per_token (`float`, *optional*):
             Mean cross-entropy of the reference critiques' tokens, in nats.
         loss_tokens (`int`):
-            Tokens it rests on.
+            Number of these tokens.
     """
 
     n: int
@@ -201,7 +199,7 @@ class CritiqueQuality:
     loss_tokens: int = 0
 
     def summary(self) -> dict[str, Any]:
-        """The figures for JSON."""
+        """Return the metrics for JSON."""
         return asdict(self)
 
 
@@ -209,13 +207,13 @@ def score_critiques(
     written: Sequence[str], references: Sequence[str], losses: Sequence[ReferenceLoss] | None = None
 ) -> CritiqueQuality:
     """
-    Compare written critiques with those of reference.
+    Compare written critiques with reference critiques.
 
-    Overlap says how much the wording is alike, not whether a critique is right: two good critiques can share few words.
+    Overlap measures wording, not whether a critique is right: two good critiques can share few words.
 
     Args:
         written (`Sequence[str]`):
-            What the model wrote.
+            The model's critiques.
         references (`Sequence[str]`):
             The reference critiques.
         losses (`Sequence[ReferenceLoss]`, *optional*):
@@ -225,17 +223,18 @@ def score_critiques(
         [`CritiqueQuality`]
 
     Raises:
-        `ValueError`: If there are none, or the columns differ in length.
+        `ValueError`: If there are none, or their numbers differ.
     """
     import sacrebleu
 
     if not len(written) == len(references) or not written:
         raise ValueError(
-            f"{len(written)} written critiques and {len(references)} of reference: give as many, at least one."
+            f"{len(written)} written critiques and {len(references)} reference critiques: give equally many, at least one."
         )
     if losses is not None and len(losses) != len(references):
-        raise ValueError(f"{len(losses)} losses for {len(references)} reference critiques: give as many.")
-    tokens = sum(loss.tokens for loss in losses or [])
+        raise ValueError(f"{len(losses)} losses for {len(references)} reference critiques: give equally many.")
+    losses = losses or []
+    tokens = sum(loss.tokens for loss in losses)
     return CritiqueQuality(
         n=len(written),
         words=_mean_words(written),

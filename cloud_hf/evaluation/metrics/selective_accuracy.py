@@ -1,10 +1,11 @@
-"""Rejection: accuracy on the pairs that remain when the least certain ones are left undecided."""
+"""Selective accuracy (risk-coverage): accuracy on the pairs that remain when the least certain ones are left undecided."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ..stats import Estimate, interval_over_rows
 
@@ -13,17 +14,17 @@ FRACTIONS = tuple(step / 20 for step in range(20))
 
 
 @dataclass(frozen=True)
-class RejectionCurve:
+class SelectiveCurve:
     """
-    Accuracy by the rejected fraction.
+    Accuracy by the rejected fraction, 1 - coverage.
 
     Args:
         accuracy (`tuple[float, ...]`):
             Share of right pairs among those kept, when the fractions `FRACTIONS` of all pairs are rejected. Equally certain
             pairs are rejected in random order: the curve is its mean.
         area ([`Estimate`]):
-            Area under the curve, from no pair rejected to all but none; its interval is a bootstrap's over rows. There is
-            none if all pairs are right, or all wrong.
+            Area under the curve from rejecting no pair to rejecting almost all; 1 - area is the AURC. The interval is a
+            bootstrap's over rows; `None` if all pairs are right, or all wrong.
     """
 
     accuracy: tuple[float, ...]
@@ -31,71 +32,68 @@ class RejectionCurve:
 
 
 @dataclass(frozen=True)
-class Rejection:
+class SelectiveAccuracy:
     """
-    What a measure of certainty is worth.
+    Selective accuracy by several measures of certainty.
 
     Args:
-        curves (`dict[str, RejectionCurve]`):
+        curves (`dict[str, SelectiveCurve]`):
             By measure of certainty.
         random (`float`):
-            The area when pairs are rejected at random: the accuracy over all pairs.
-        oracle ([`RejectionCurve`]):
-            All wrong pairs are rejected first.
+            Area if pairs are rejected at random: the accuracy over all pairs.
+        oracle ([`SelectiveCurve`]):
+            Curve if all wrong pairs are rejected first.
     """
 
-    curves: dict[str, RejectionCurve]
+    curves: dict[str, SelectiveCurve]
     random: float
-    oracle: RejectionCurve
+    oracle: SelectiveCurve
 
-    def gain(self, name: str) -> float | None:
-        """How far the area is on the way from random rejection to the oracle: 0 to 1. `None` if no pair is wrong, or all."""
+    def normalised_aurc(self, name: str) -> float | None:
+        """Return where the area lies between random rejection (0) and the oracle (1). `None` if no pair is wrong, or all are."""
         reach = self.oracle.area.value - self.random
         return None if reach < 1e-12 else (self.curves[name].area.value - self.random) / reach
 
     def summary(self) -> dict[str, Any]:
-        """The curves for JSON."""
-        return {
-            "fractions": FRACTIONS,
-            "random": self.random,
-            "oracle": asdict(self.oracle),
-            "curves": {name: {**asdict(curve), "gain": self.gain(name)} for name, curve in self.curves.items()},
-        }
+        """Return the curves for JSON."""
+        curves = {name: {**asdict(curve), "gain": self.normalised_aurc(name)} for name, curve in self.curves.items()}
+        return {"fractions": FRACTIONS, "random": self.random, "oracle": asdict(self.oracle), "curves": curves}
 
 
-def rejection(right: Sequence[float], certainty: dict[str, Sequence[float]], rows: Sequence[int]) -> Rejection:
+def selective_accuracy(right: ArrayLike, certainty: Mapping[str, ArrayLike], rows: ArrayLike) -> SelectiveAccuracy:
     """
     Reject pairs by certainty.
 
     Args:
         right (`Sequence[float]`):
             For each pair whether it is in the right order: 0 or 1.
-        certainty (`dict[str, Sequence[float]]`):
+        certainty (`Mapping[str, Sequence[float]]`):
             For each measure a number per pair; the lowest are rejected first.
         rows (`Sequence[int]`):
-            For each pair the row it belongs to, numbered from 0: pairs of a row are drawn together for the intervals.
+            For each pair the number of its row, from 0: pairs of a row are drawn together for the intervals.
 
     Returns:
-        [`Rejection`]
+        [`SelectiveAccuracy`]
 
     Examples:
 
     ```python
-    >>> found = rejection([1, 0, 1, 1], {"margin": [2.0, 0.1, 1.0, 0.5]}, rows=range(4))
-    >>> found.curves["margin"].accuracy[5], found.gain("margin")  # a quarter rejected
+    >>> found = selective_accuracy([1, 0, 1, 1], {"margin": [2.0, 0.1, 1.0, 0.5]}, rows=range(4))
+    >>> found.curves["margin"].accuracy[5], found.normalised_aurc("margin")  # a quarter rejected
     (1.0, 1.0)
     ```
     """
-    right, rows = np.asarray(right, dtype=float), np.asarray(rows)
-    curves = {name: _curve(right, np.asarray(values, dtype=float), rows) for name, values in certainty.items()}
-    return Rejection(curves, float(right.mean()), _curve(right, right, rows))
+    right_P, rows_P = np.asarray(right, dtype=float), np.asarray(rows)
+    curves = {name: _curve(right_P, np.asarray(values, dtype=float), rows_P) for name, values in certainty.items()}
+    return SelectiveAccuracy(curves, float(right_P.mean()), _curve(right_P, right_P, rows_P))
 
 
-def _curve(right: np.ndarray, certainty: np.ndarray, rows: np.ndarray) -> RejectionCurve:
+def _curve(right: np.ndarray, certainty: np.ndarray, rows: np.ndarray) -> SelectiveCurve:
     order = np.argsort(-certainty, kind="stable")
     right, certainty, rows = right[order], certainty[order], rows[order]
     # Equally certain pairs make one step
     starts = np.flatnonzero(np.r_[True, certainty[1:] != certainty[:-1]])
+    num_rows = int(rows.max()) + 1
 
     def area(counts_BR: np.ndarray) -> np.ndarray:
         weights = counts_BR[:, rows].astype(float)
@@ -103,19 +101,19 @@ def _curve(right: np.ndarray, certainty: np.ndarray, rows: np.ndarray) -> Reject
         kept_right = np.add.reduceat(weights * right, starts, axis=1)
         return _area(kept, kept_right)
 
-    value = float(area(np.ones((1, rows.max() + 1)))[0])
-    # Where all pairs are alike, so are all resamples
-    interval = interval_over_rows(int(rows.max()) + 1, area) if np.ptp(right) else None
-    figure = Estimate(value, len(right), None if interval is None else tuple(interval.tolist()))
+    value = float(area(np.ones((1, num_rows)))[0])
+    # If all pairs are alike, so are all resamples
+    interval = interval_over_rows(num_rows, area) if np.ptp(right) else None
+    estimate = Estimate(value, len(right), None if interval is None else (float(interval[0]), float(interval[1])))
     sizes, rights = np.r_[0, np.add.reduceat(np.ones_like(right), starts)], np.r_[0, np.add.reduceat(right, starts)]
     kept = len(right) * (1 - np.array(FRACTIONS))
     accuracy = np.interp(kept, sizes.cumsum(), rights.cumsum()) / kept
-    return RejectionCurve(tuple(accuracy.tolist()), figure)
+    return SelectiveCurve(tuple(accuracy.tolist()), estimate)
 
 
 def _area(kept: np.ndarray, kept_right: np.ndarray) -> np.ndarray:
     """
-    Area under accuracy over the kept fraction, for each row of steps, the most certain first.
+    Integrate accuracy over the kept fraction, for each row of steps, the most certain first.
 
     Within a step of d pairs, b of them right, after c pairs, a of them right, accuracy is (a + t b) / (c + t d) for t from 0
     to 1; the integral of that, times d, is b + (a d - b c) / d ln((c + d) / c).

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ..stats import wilson
 
@@ -12,27 +13,27 @@ from ..stats import wilson
 ALL_ROWS = "all rows"
 DRAWS = 200
 _BUCKETS = 4
-_MOST_VALUES = 6  # with as many different lengths or fewer, each is a bucket of its own
+_MOST_VALUES = 6  # up to so many different lengths, each gets a bucket
 
 
 @dataclass(frozen=True)
-class Curve:
+class AccuracyCurve:
     """
     Accuracy over k = 1, 2, … critiques.
 
     Args:
         label (`str`):
-            Which rows: `"all rows"`, or the range of their lengths.
+            `"all rows"`, or the range of the rows' lengths.
         rows (`int`):
-            How many.
+            Number of rows.
         accuracy (`tuple[float, ...]`):
-            For each k the mean over draws. A draw takes k of the critiques of each response at random, without replacement.
+            For each k the mean over draws. A draw takes k random critiques of each response, without replacement.
         standard_errors (`tuple[float, ...]`):
-            Standard deviation over the draws: by how much other critiques would change the accuracy on these rows. All
-            critiques can be drawn in one way only, so it shrinks to 0 at the last k.
+            Standard deviation over draws: how much other critiques would change the accuracy on these rows. There is only one way
+            to draw all critiques, so it shrinks to 0 at the last k.
         intervals (`tuple[tuple[float, float], ...]`):
-            95 % interval over rows: Wilson's, as if each row were wholly right or wrong. A row's mean outcome varies less than
-            that, so the interval is rather too wide than too narrow, and it does not vanish where all rows are right.
+            95 % interval over rows: Wilson's, as if each row were entirely right or wrong. The mean outcome of a row varies less,
+            so the interval is wide rather than narrow, and does not vanish if all rows are right.
     """
 
     label: str
@@ -45,31 +46,31 @@ class Curve:
 @dataclass(frozen=True)
 class SelfConsistency:
     """
-    The curves of a model on a set.
+    Self-consistency of a model on a set.
 
     Args:
         temperature (`float`):
             Sampling temperature of the critiques.
         length_of (`str`):
-            What the buckets are made of.
-        everything ([`Curve`]):
+            Describes the lengths by which rows are split.
+        everything ([`AccuracyCurve`]):
             All rows.
-        buckets (`list[Curve]`):
+        buckets (`list[AccuracyCurve]`):
             Rows by length, the shortest first.
     """
 
     temperature: float
     length_of: str
-    everything: Curve
-    buckets: list[Curve]
+    everything: AccuracyCurve
+    buckets: list[AccuracyCurve]
 
     @property
     def num_critiques(self) -> int:
-        """The largest k."""
+        """Critiques per response, the largest k."""
         return len(self.everything.accuracy)
 
     def summary(self) -> dict[str, Any]:
-        """The curves for JSON."""
+        """Return the curves for JSON."""
         return asdict(self)
 
 
@@ -83,21 +84,21 @@ def self_consistency(
     seed: int = 0,
 ) -> SelfConsistency:
     """
-    Average the rewards of subsets of critiques that were sampled once.
+    Compute accuracy by the number of critiques averaged, from critiques that were sampled once.
 
     A row's outcome is the share of its right and wrong responses in the right order; a tie is wrong.
 
     Args:
         rewards (`Sequence[Sequence[Sequence[float]]]`):
-            For each row and each of its responses the rewards of its critiques, equally many everywhere.
+            For each row and response the rewards of its critiques, equally many everywhere.
         num_chosen (`Sequence[int]`):
-            For each row how many of its responses, the first ones, are right.
+            For each row the number of its right responses, which come first.
         lengths (`Sequence[float]`):
             For each row the length of its reasoning.
         temperature (`float`):
             Temperature of the critiques, for the result.
         length_of (`str`):
-            What `lengths` are, for the result.
+            Describes `lengths`, for the result.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the draws.
 
@@ -137,10 +138,10 @@ def self_consistency(
     groups = [np.arange(len(rewards)), *(places for _, places in buckets)]
     rng = np.random.default_rng(seed)
     rewards_RK = np.array(flat, dtype=float)
-    total, by_draw = 0.0, []
+    total, by_draw = np.zeros((len(rewards), rewards_RK.shape[1])), []
     for _ in range(DRAWS):
         outcomes = outcomes_of(rng.permuted(rewards_RK, axis=1))
-        total = total + outcomes
+        total += outcomes
         by_draw.append([outcomes[places].mean(0) for places in groups])
     expected, errors = total / DRAWS, np.std(by_draw, axis=0)
     labels = [ALL_ROWS, *(label for label, _ in buckets)]
@@ -150,14 +151,14 @@ def self_consistency(
     return SelfConsistency(temperature, length_of, curves[0], curves[1:])
 
 
-def length_buckets(lengths: Sequence[float]) -> list[tuple[str, np.ndarray]]:
+def length_buckets(lengths: ArrayLike) -> list[tuple[str, np.ndarray]]:
     """
-    Rows by length: a bucket for each value if they are few, else quarters.
+    Split rows by length: a bucket for each value if they are few, otherwise quarters.
 
     Returns:
         `list[tuple[str, np.ndarray]]`: The range of each bucket and the places of its rows, the shortest first.
     """
-    lengths = np.asarray(lengths, dtype=float)
+    lengths = np.array(lengths, dtype=float)
     values = np.unique(lengths)
     if len(values) <= _MOST_VALUES:
         return [(f"{value:g}", np.flatnonzero(lengths == value)) for value in values]
@@ -172,7 +173,7 @@ def length_buckets(lengths: Sequence[float]) -> list[tuple[str, np.ndarray]]:
     ]
 
 
-def _curve(label: str, outcomes_NK: np.ndarray, errors_K: np.ndarray) -> Curve:
+def _curve(label: str, outcomes_NK: np.ndarray, errors_K: np.ndarray) -> AccuracyCurve:
     accuracies = outcomes_NK.mean(0).tolist()
     intervals = tuple(wilson(accuracy, len(outcomes_NK)) for accuracy in accuracies)
-    return Curve(label, len(outcomes_NK), tuple(accuracies), tuple(errors_K.tolist()), intervals)
+    return AccuracyCurve(label, len(outcomes_NK), tuple(accuracies), tuple(errors_K.tolist()), intervals)

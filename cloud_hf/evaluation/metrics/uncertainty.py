@@ -1,4 +1,4 @@
-"""How far a model's certainty can be believed on a set: calibration, and accuracy when the least certain pairs are rejected."""
+"""Reliability of a model's certainty on a set: calibration and selective accuracy."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from ...scoring import Score
 from ..rows import BenchmarkRow
 from ..stats import Estimate
 from .calibration import Calibration, calibrate, calibration_intervals
-from .selective_accuracy import Rejection, rejection
+from .selective_accuracy import SelectiveAccuracy, selective_accuracy
 
 
 MARGIN, SPREAD = "margin", "spread"
@@ -20,30 +20,30 @@ MARGIN, SPREAD = "margin", "spread"
 @dataclass(frozen=True)
 class Uncertainty:
     """
-    The certainty of a model on a set.
+    Certainty of a model on a set.
 
     Args:
         critiques (`str`):
-            Which rewards were used, such as `"mean of 16, T = 0.5"`.
+            Label of the rewards, such as `"mean of 16, T = 0.5"`.
         log_loss ([`Estimate`]):
             Bradley-Terry log loss in nats, with its interval over rows.
         ece ([`Estimate`]):
             Expected calibration error, with its interval over rows.
         calibration ([`Calibration`]):
-            The bins, and the temperature that fits best.
-        rejection ([`Rejection`]):
-            By the size of the margin, and where responses have several critiques also by the spread of their rewards: a
-            pair is the more certain, the smaller the root of the sum of both rewards' variances over critiques.
+            The bins and the best temperature.
+        selective_accuracy ([`SelectiveAccuracy`]):
+            By the size of the margin; if responses have several critiques, also by the spread of their rewards: a pair is more
+            certain if the root of the sum of both rewards' variances over critiques is smaller.
     """
 
     critiques: str
     log_loss: Estimate
     ece: Estimate
     calibration: Calibration
-    rejection: Rejection
+    selective_accuracy: SelectiveAccuracy
 
     def summary(self) -> dict[str, Any]:
-        """For JSON; an unknown temperature is `None`."""
+        """Return the metrics for JSON; an unknown temperature is `None`."""
         calibration = {
             name: None if isinstance(value, float) and math.isnan(value) else value
             for name, value in asdict(self.calibration).items()
@@ -51,21 +51,21 @@ class Uncertainty:
         return {
             "critiques": self.critiques,
             "calibration": {**calibration, "log_loss": self.log_loss.summary(), "ece": self.ece.summary()},
-            "rejection": self.rejection.summary(),
+            "rejection": self.selective_accuracy.summary(),
         }
 
 
 def uncertainty(rows: Sequence[BenchmarkRow], row_scores: Sequence[Sequence[Score]], critiques: str) -> Uncertainty:
     """
-    The certainty of scored rows, over all pairs of a right and a wrong response.
+    Measure the certainty of scored rows, over all pairs of a right and a wrong response.
 
     Args:
         rows (`Sequence[BenchmarkRow]`):
             The rows.
         row_scores (`Sequence[Sequence[Score]]`):
-            For each of them the scores of its responses.
+            For each row the scores of its responses.
         critiques (`str`):
-            Which rewards these are, for the result.
+            Label of the rewards, for the result.
 
     Returns:
         [`Uncertainty`]
@@ -77,7 +77,7 @@ def uncertainty(rows: Sequence[BenchmarkRow], row_scores: Sequence[Sequence[Scor
                 margins.append(right.reward - wrong.reward)
                 spreads.append(math.hypot(right.reward_std, wrong.reward_std))
                 owners.append(place)
-    certainty = {MARGIN: np.abs(margins)}
+    certainty: dict[str, np.ndarray] = {MARGIN: np.abs(margins)}
     if any(len(score.rewards) > 1 for scores in row_scores for score in scores):
         certainty[SPREAD] = -np.array(spreads)
     calibration = calibrate(margins)
@@ -87,5 +87,5 @@ def uncertainty(rows: Sequence[BenchmarkRow], row_scores: Sequence[Sequence[Scor
         Estimate(calibration.log_loss, len(margins), intervals["log_loss"]),
         Estimate(calibration.ece, len(margins), intervals["ece"]),
         calibration,
-        rejection(np.array(margins) > 0, certainty, owners),
+        selective_accuracy(np.array(margins) > 0, certainty, owners),
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..analysis import Robustness
 from ..arguments import picture_name
-from ..metrics.self_consistency import DRAWS, Curve, SelfConsistency
+from ..metrics.self_consistency import DRAWS, AccuracyCurve, SelfConsistency
 from ..metrics.uncertainty import SPREAD, Uncertainty
 from ..probes import Measure, ProbeResult
 from ..stats import Estimate
@@ -105,7 +105,7 @@ def self_consistency_section(by_dataset: dict[str, dict[str, SelfConsistency]], 
     return lines
 
 
-def _curve_cell(curve: Curve, k: int) -> str:
+def _curve_cell(curve: AccuracyCurve, k: int) -> str:
     if k > len(curve.accuracy):
         return "–"
     low, high = curve.intervals[k - 1]
@@ -158,8 +158,8 @@ def uncertainty_sections(
 
 
 def _rejection_lines(name: str, model: str, part: Uncertainty) -> Iterator[str]:
-    for certainty, curve in part.rejection.curves.items():
-        gain = part.rejection.gain(certainty)
+    for certainty, curve in part.selective_accuracy.curves.items():
+        gain = part.selective_accuracy.normalised_aurc(certainty)
         yield table_line(
             [
                 name,
@@ -168,8 +168,8 @@ def _rejection_lines(name: str, model: str, part: Uncertainty) -> Iterator[str]:
                 "spread of the rewards" if certainty == SPREAD else "size of the margin",
                 curve.area.n,
                 _percent(curve.area),
-                f"{part.rejection.random:.1%}",
-                f"{part.rejection.oracle.area.value:.1%}",
+                f"{part.selective_accuracy.random:.1%}",
+                f"{part.selective_accuracy.oracle.area.value:.1%}",
                 "–" if gain is None else f"{gain:.0%}",
             ]
         )

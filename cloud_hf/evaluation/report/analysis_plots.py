@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ..metrics.selective_accuracy import FRACTIONS
-from ..metrics.self_consistency import Curve, SelfConsistency
+from ..metrics.self_consistency import AccuracyCurve, SelfConsistency
 from ..metrics.uncertainty import MARGIN, Uncertainty
 from ..probes import ProbeResult
 from .benchmark_plots import COLORS, GREY, LINES, MARKERS, pick
@@ -66,7 +66,7 @@ def plot_self_consistency(curves: dict[str, SelfConsistency], as_scored: dict[st
     _finish(figure, grid, path)
 
 
-def _draw_curve(axes, curve: Curve, number: int, label: str):
+def _draw_curve(axes, curve: AccuracyCurve, number: int, label: str):
     sizes = np.arange(1, 1 + len(curve.accuracy))
     values, errors = 100 * np.array(curve.accuracy), 100 * np.array(curve.standard_errors)
     color = pick(COLORS, number)
@@ -91,14 +91,16 @@ def plot_rejection(found: dict[str, Uncertainty], path: Path):
         axes.set_axis_off()
     percents = 100 * np.array(FRACTIONS)
     for axes, (label, part) in zip(grid.flat, found.items(), strict=False):
-        for number, (name, curve) in enumerate(part.rejection.curves.items()):
+        for number, (name, curve) in enumerate(part.selective_accuracy.curves.items()):
             axes.plot(
                 percents, 100 * np.array(curve.accuracy), linestyle=pick(LINES, number), color=pick(COLORS, number),
                 marker=pick(MARKERS, number), markersize=3.5,
                 label="by size of the margin" if name == MARGIN else "by spread of the rewards",
             )  # fmt: skip
-        axes.plot(percents, 100 * np.array(part.rejection.oracle.accuracy), ":", color="black", label="oracle")
-        axes.axhline(100 * part.rejection.random, color=GREY, linestyle="--", linewidth=1, label="random")
+        axes.plot(
+            percents, 100 * np.array(part.selective_accuracy.oracle.accuracy), ":", color="black", label="oracle"
+        )
+        axes.axhline(100 * part.selective_accuracy.random, color=GREY, linestyle="--", linewidth=1, label="random")
         axes.set_title(label, fontsize=9)
         axes.set_xlabel("pairs rejected (%)")
         axes.tick_params(labelleft=True)

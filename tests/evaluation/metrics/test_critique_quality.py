@@ -58,7 +58,7 @@ def test_overlap_and_length():
 
 
 def test_one_critique_of_reference_for_each():
-    with pytest.raises(ValueError, match="1 written critiques and 2 of reference"):
+    with pytest.raises(ValueError, match="1 written critiques and 2 reference critiques"):
         score_critiques(["a"], ["b", "c"])
     with pytest.raises(ValueError, match="1 losses for 2 reference critiques"):
         score_critiques(["a", "b"], ["b", "c"], [ReferenceLoss(1.0, 1)])

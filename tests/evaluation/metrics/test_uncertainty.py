@@ -21,14 +21,16 @@ def test_the_pair_that_spreads_most_is_rejected_first():
     """By margin the wrong pair is the more certain one; its critiques disagree."""
     scores = [[score(1.0, 1.0), score(0.5, 0.5)], [score(0.0, 4.0), score(3.0, 7.0)]]
     found = uncertainty(ROWS, scores, "mean of 2")
-    assert found.rejection.gain("spread") == pytest.approx(1) and found.rejection.gain("margin") == pytest.approx(-1)
+    assert found.selective_accuracy.normalised_aurc("spread") == pytest.approx(
+        1
+    ) and found.selective_accuracy.normalised_aurc("margin") == pytest.approx(-1)
     assert found.log_loss.value == pytest.approx((math.log1p(math.exp(-0.5)) + math.log1p(math.exp(3))) / 2)
     assert found.ece.n == 2 and found.ece.ci95 is not None and found.critiques == "mean of 2"
 
 
 def test_one_critique_has_no_spread():
     found = uncertainty(ROWS, [[score(1.0), score(0.0)]] * 2, "as scored")
-    assert set(found.rejection.curves) == {"margin"}
+    assert set(found.selective_accuracy.curves) == {"margin"}
     page = found.summary()
     assert page["calibration"]["temperature"] is None and page["rejection"]["random"] == 1.0
 
@@ -38,4 +40,4 @@ def test_all_pairs_of_a_row_count():
     found = uncertainty(
         [row, ROWS[0]], [[score(2.0), score(1.0), score(3.0), score(0.0)], [score(1.0), score(0.0)]], ""
     )
-    assert found.ece.n == 4 and found.rejection.random == 0.75
+    assert found.ece.n == 4 and found.selective_accuracy.random == 0.75
