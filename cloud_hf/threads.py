@@ -1,0 +1,150 @@
+"""Choose the number of OpenMP threads, which torch computes with on a CPU, by the CPUs that are free."""
+
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+
+# Less of a CPU in use by others than this is noise: daemons, or the end of the process before
+_NOISE = 0.3
+
+
+@dataclass(frozen=True)
+class Cpus:
+    """
+    CPUs of this process, in numbers of CPUs.
+
+    Args:
+        visible (`int`):
+            Size of its affinity mask. OpenMP starts as many threads unless told otherwise.
+        quota (`float`):
+            What its control group, such as a container's, may use at a time; at most `visible`.
+        free (`float`):
+            What no other process uses at present; at most `quota`.
+
+    Examples:
+
+    ```python
+    >>> Cpus(visible=8, quota=4.0, free=2.9).threads
+    3
+    ```
+    """
+
+    visible: int
+    quota: float
+    free: float
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other processes are computing, too."""
+        return self.free < self.quota - _NOISE
+
+    @property
+    def threads(self) -> int:
+        """Threads that each have a CPU to themselves; at least one."""
+        return max(1, math.floor(self.free + _NOISE if self.is_shared else self.quota))
+
+
+def thread_environment(environment: Mapping[str, str] = os.environ, cpus: Cpus | None = None) -> dict[str, str]:
+    """
+    Return the environment variables to start a computing process with. OpenMP reads them once, when torch is imported.
+
+    OpenMP threads wait for each other by spinning. That is fastest while each has a CPU to itself, and several times
+    slower than a single thread as soon as another process takes one of their CPUs.
+
+    Args:
+        environment (`Mapping[str, str]`, *optional*, defaults to `os.environ`):
+            Variables that are already set. If `OMP_NUM_THREADS` is one of them, nothing is changed.
+        cpus ([`Cpus`], *optional*):
+            Defaults to those of [`measure_cpus`].
+
+    Returns:
+        `dict[str, str]`: Empty on an idle machine without a quota, where OpenMP's own defaults are best.
+    """
+    if "OMP_NUM_THREADS" in environment or not hasattr(os, "sched_getaffinity"):  # only Linux has the latter
+        return {}
+    cpus = cpus or measure_cpus()
+    if cpus.threads == cpus.visible:
+        return {}
+    chosen = {"OMP_NUM_THREADS": str(cpus.threads)}
+    if cpus.is_shared:  # the load can grow while the process runs: threads that sleep while they wait lose less then
+        chosen["OMP_WAIT_POLICY"] = "PASSIVE"
+    return {**chosen, **{name: environment[name] for name in chosen if name in environment}}
+
+
+def measure_cpus(seconds: float = 0.3, root: Path = Path("/")) -> Cpus:
+    """
+    Read the limits of this process, and watch for a moment how much others compute.
+
+    Args:
+        seconds (`float`, *optional*, defaults to `0.3`):
+            How long to watch; the kernel counts in steps of 0.01 s.
+        root (`Path`, *optional*):
+            Folder with `proc` and `sys`.
+
+    Returns:
+        [`Cpus`]
+    """
+    mask = os.sched_getaffinity(0)
+    groups = list(_limited_groups(root))
+    before, used_before, start = _ticks(root), [_used_seconds(usage) for _, usage in groups], time.monotonic()
+    time.sleep(seconds)
+    after, elapsed = _ticks(root), time.monotonic() - start
+    quota = min([float(len(mask)), *(quota for quota, _ in groups)])
+    free = [sum(_idle_share(before[cpu], after[cpu]) for cpu in mask if cpu in before and cpu in after)]
+    for (group_quota, usage), used in zip(groups, used_before, strict=True):
+        free.append(group_quota - (_used_seconds(usage) - used) / elapsed)
+    return Cpus(len(mask), quota, max(0.0, min(quota, *free)))
+
+
+def _ticks(root: Path) -> dict[int, tuple[int, int]]:
+    """Idle and total time of each CPU since the machine started."""
+    ticks = {}
+    for line in (root / "proc/stat").read_text().splitlines():
+        name, *values = line.split()
+        if name.startswith("cpu") and name != "cpu":
+            # user, nice, system, idle, iowait, irq, softirq, steal; guests' time, which follows, is part of user
+            times = [int(value) for value in values[:8]]
+            ticks[int(name[3:])] = times[3] + times[4], sum(times)
+    return ticks
+
+
+def _idle_share(before: tuple[int, int], after: tuple[int, int]) -> float:
+    total = after[1] - before[1]
+    return (after[0] - before[0]) / total if total else 1.0
+
+
+def _limited_groups(root: Path) -> Iterator[tuple[float, Path]]:
+    """Quota in CPUs, and the file with the CPU time used, of this process's control groups and those above them."""
+    for line in (root / "proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        mount = root / "sys/fs/cgroup" / controllers  # version 2 has one tree, and no name in this place
+        accounts = mount if not controllers else root / "sys/fs/cgroup/cpuacct"
+        parts = Path(path).parts[1:]
+        # In a container the path can be the host's, while the container's own group is mounted at the root
+        for depth in range(len(parts), -1, -1):
+            group = mount.joinpath(*parts[:depth])
+            usage = accounts.joinpath(*parts[:depth]) / ("cpuacct.usage" if controllers else "cpu.stat")
+            quota = _quota(group)
+            if quota is not None and usage.is_file():
+                yield quota, usage
+
+
+def _quota(group: Path) -> float | None:
+    if (group / "cpu.max").is_file():  # version 2
+        limit, period = (group / "cpu.max").read_text().split()
+    elif (group / "cpu.cfs_quota_us").is_file():  # version 1
+        limit, period = ((group / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
+    else:
+        return None
+    return None if limit in ("max", "-1") else int(limit) / int(period)
+
+
+def _used_seconds(usage: Path) -> float:
+    text = usage.read_text().split()
+    return int(text[1]) / 1e6 if usage.name == "cpu.stat" else int(text[0]) / 1e9
