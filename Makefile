@@ -28,7 +28,7 @@ help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
 
 quickstart: $(VENV)/.ready  ## Run the method on the shell game: data, both arms, evaluation, report. SEED=1 for another seed.
-	$(BIN)/python examples/quickstart.py --output_dir runs/quickstart --seed $(SEED)
+	$(BIN)/python examples/quickstart.py --seed $(SEED)
 
 ifeq ($(AREA),)
 # Every part runs, whatever failed before it

@@ -1,0 +1,229 @@
+"""
+Run scripts one after another in one folder, each once: what finished with the same settings is kept.
+
+A stage counts as finished when its record, `stages/NAME.json`, is written. The record holds all that the stage's output
+depends on (command, recipe, code, packages, output of earlier stages) and a hash of each file of the output. A stage runs
+again, from an empty folder, if any of these is different now, or if it was interrupted.
+"""
+
+import fcntl
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from cloud_hf.threads import thread_environment
+
+
+EXAMPLES = Path(__file__).parent
+RECIPES = EXAMPLES / "configs" / "shell-game"
+RECORDS = "stages"
+PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "tokenizers")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """
+    One run of an example script.
+
+    Args:
+        name, title (`str`):
+            Its key in the report, and what is printed when it starts.
+        script, recipe (`str`):
+            File in `examples/` and in `examples/configs/shell-game/`.
+        options (`tuple[str, ...]`):
+            Command-line options, in which `{run}` is the folder of the run.
+        folders (`tuple[str, ...]`):
+            Folders in the run that it writes to.
+        inputs (`tuple[str, ...]`, *optional*):
+            Names of the stages whose output it reads.
+    """
+
+    name: str
+    title: str
+    script: str
+    recipe: str
+    options: tuple[str, ...]
+    folders: tuple[str, ...]
+    inputs: tuple[str, ...] = ()
+
+    def command(self, run: Path) -> list[str]:
+        options = [option.replace("{run}", str(run)) for option in self.options]
+        return [sys.executable, str(EXAMPLES / self.script), "--config", str(RECIPES / self.recipe), *options]
+
+    def settings(self, records: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        """Return what the output depends on, as JSON; `records` are those of the stages before."""
+        return {
+            "command": [self.script, *self.options],
+            "recipe": hash_file(RECIPES / self.recipe),
+            "code": hash_code(),
+            "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+            "inputs": {name: hash_text(json.dumps(records[name]["outputs"])) for name in self.inputs},
+        }
+
+
+def run_stages(
+    run: Path, stages: list[Stage], held: int, heading: Callable[[str], None]
+) -> dict[str, dict[str, float]]:
+    """
+    Run the stages that are not finished.
+
+    Args:
+        run (`Path`):
+            Folder of the run.
+        stages (`list[Stage]`):
+            In order; each reads only what earlier ones wrote.
+        held (`int`):
+            File descriptor of the folder's lock, from [`lock`].
+        heading (`Callable[[str], None]`):
+            Prints what happens.
+
+    Returns:
+        `dict[str, dict[str, float]]`: `wall_s`, `cpu_s` and `peak_gb` (the largest memory of any stage so far) of each
+        stage, from the time when it ran.
+    """
+    # SystemExit, unlike the signal alone, makes `subprocess` end the stage, too
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    records: dict[str, dict[str, Any]] = {}
+    for stage in stages:
+        path = run / RECORDS / f"{stage.name}.json"
+        settings = stage.settings(records)
+        record = json.loads(path.read_text()) if path.is_file() else None
+        again = why_again(run, record, settings) if record else None
+        if record is None or again:
+            heading(f"{stage.title} (again: {again})" if again else stage.title)
+            path.unlink(missing_ok=True)
+            record = run_one(stage, run, settings, records, held)
+            write_json(path, record)
+        else:
+            heading(f"{stage.title} (kept from an earlier run)")
+        records[stage.name] = record
+    return {name: record["usage"] for name, record in records.items()}
+
+
+def run_one(
+    stage: Stage, run: Path, settings: dict[str, Any], records: dict[str, dict[str, Any]], held: int
+) -> dict[str, Any]:
+    """Run a stage from its beginning, and return its record."""
+    of_others = {name for record in records.values() for name in record["outputs"]}
+    empty(run, stage, of_others)
+    usage = execute(stage, run, held)
+    usage["peak_gb"] = max([usage["peak_gb"], *(record["usage"]["peak_gb"] for record in records.values())])
+    print(f"   done in {usage['wall_s']:.0f} s", flush=True)
+    outputs = {name: hash_file(run / name) for name in files(run, stage) if name not in of_others}
+    return {"version": 1, "settings": settings, "outputs": outputs, "usage": usage}
+
+
+def claim(run: Path, stages: list[Stage], seed: int):
+    """
+    Mark a folder as that of a run with this seed.
+
+    Raises:
+        `ValueError`: If it is the folder of another run, or not of one at all.
+    """
+    mark = run / RECORDS / "run.json"
+    if mark.is_file():
+        written = json.loads(mark.read_text())["seed"]
+        if written != seed:
+            raise ValueError(
+                f"{run} holds a run with seed {written}, not {seed}: give another --output_dir, or delete it."
+            )
+        return
+    found = [name for stage in stages for name in stage.folders if (run / name).exists()]
+    if found:
+        raise ValueError(
+            f"{run} holds {found[0]}, but not {mark.relative_to(run)}, which says how it was made: give another "
+            "--output_dir, or delete it."
+        )
+    write_json(mark, {"version": 1, "seed": seed})
+
+
+def why_again(run: Path, record: dict[str, Any], settings: dict[str, Any]) -> str | None:
+    """Return what has changed since a stage finished, if anything."""
+    changed = [name for name, value in settings.items() if record["settings"].get(name) != value]
+    if changed:
+        return f"{' and '.join(changed)} changed"
+    for name, written in record["outputs"].items():
+        if not (run / name).is_file() or hash_file(run / name) != written:
+            return f"{name} changed"
+    return None
+
+
+def empty(run: Path, stage: Stage, of_others: set[str]):
+    """Delete what an earlier or interrupted run of the stage has left in its folders."""
+    for name in files(run, stage):
+        if name not in of_others:
+            (run / name).unlink()
+    for folder in stage.folders:
+        if not any(name.startswith(f"{folder}/") for name in of_others):
+            shutil.rmtree(run / folder, ignore_errors=True)
+
+
+def files(run: Path, stage: Stage) -> list[str]:
+    found = [path for folder in stage.folders for path in (run / folder).rglob("*") if path.is_file()]
+    return sorted(path.relative_to(run).as_posix() for path in found)
+
+
+def execute(stage: Stage, run: Path, held: int) -> dict[str, float]:
+    """Run a stage to its end; its wall and CPU seconds, and the largest memory of any stage of this process."""
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    # Measured for each stage: other work on the machine comes and goes
+    environment = {**os.environ, "HF_HUB_DISABLE_TELEMETRY": "1", **thread_environment()}
+    # A stage that outlives this process keeps the lock of its folder
+    done = subprocess.run(stage.command(run), env=environment, pass_fds=[held])
+    if done.returncode != 0:
+        sys.exit(f"{stage.script} failed with exit status {done.returncode}; see its messages above.")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"wall_s": time.monotonic() - start, "cpu_s": cpu, "peak_gb": after.ru_maxrss / 2**20}
+
+
+@contextmanager
+def lock(run: Path) -> Iterator[int]:
+    """Wait until no other process, nor a stage that one has left behind, works in this folder."""
+    (run / RECORDS).mkdir(parents=True, exist_ok=True)
+    with (run / RECORDS / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"Another process is at work in {run}; waiting for it.", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield file.fileno()
+
+
+def write_json(path: Path, value: dict[str, Any]):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(value, indent=2) + "\n")
+    part.replace(path)
+
+
+def hash_text(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+@cache
+def hash_code() -> str:
+    """Hash the library and the scripts, but not those that only show what the others wrote."""
+    [library] = importlib.util.find_spec("cloud_hf").submodule_search_locations
+    scripts = {*EXAMPLES.glob("*.py")} - {*EXAMPLES.glob("quickstart*.py"), EXAMPLES / "shell_game_report.py"}
+    paths = [*sorted(Path(library).rglob("*.py")), *sorted(scripts)]
+    return hash_text("".join(hash_file(path) for path in paths))
