@@ -1,10 +1,10 @@
 """
-How fast and how frugal a builder is, against a server on loopback that answers after 200 ms, 64 requests at a time.
+Measure speed and memory of a data builder against a loopback server that answers after 200 ms, 64 requests at a time.
 
 - builder: `build_dataset`, from the first request to the written dataset; `asking` is its part until the last answer.
 - client: a bare asyncio loop over the same client library, with the same requests.
 - aiohttp: a bare asyncio loop over aiohttp.
-- memory: a builder of 300,000 rows against a server that answers at once; its peak resident memory, and what a row costs in
+- memory: a builder of 300,000 rows against a server that answers at once; its peak resident memory, and the bytes per row in
   the journal.
 
 The physical limit is 64 / 0.2 s = 320 requests per second.
@@ -43,7 +43,7 @@ MEMORY_LIMIT_MB = 1000
 
 
 def serve(connection, latency: float):
-    """A server in a process of its own; sends its address."""
+    """Serve in a separate process; sends its address."""
 
     async def main():
         places = asyncio.Semaphore(CAPACITY)
@@ -119,7 +119,7 @@ def run_builder(rows: Dataset, url: str) -> dict[str, float]:
 
 
 def run_loop(rows: Dataset, open_asking) -> dict[str, float]:
-    """`CAPACITY` workers that do nothing but ask."""
+    """Send requests from `CAPACITY` workers that do nothing else."""
 
     async def main():
         indices = iter(range(len(rows)))
@@ -172,7 +172,7 @@ SIDES = {"builder": run_builder, "client": run_client, "aiohttp": run_aiohttp}
 
 
 def in_process(function, *args):
-    """The result of a function in a fresh process, so that no side warms another."""
+    """Return the result of a function in a fresh process, so that no side warms up another."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(function, args)
 

@@ -1,6 +1,6 @@
 """
-Memory and time of converting a published checkpoint shard by shard, beside loading and saving it whole, and beside the
-limits: the largest shard, and a plain copy of the files.
+Measure memory and time of converting a published checkpoint shard by shard, compared with loading and saving the complete model,
+and with the limits: the largest shard, and a plain copy of the files.
 
 python benchmarks/convert_memory.py --gigabytes 4.5 --shards 4
 """
@@ -72,7 +72,7 @@ AutoTokenizer.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[2])
 
 
 def measure(code: str, *args: str) -> dict[str, float]:
-    """Peak resident memory (GB) and seconds of a Python process of its own, mapped files included."""
+    """Return peak resident memory (GB, mapped files included) and seconds of a separate Python process."""
     start = time.perf_counter()
     with subprocess.Popen([sys.executable, "-c", code, *args], stderr=subprocess.DEVNULL) as process:
         _, status, usage = os.wait4(process.pid, 0)
@@ -93,7 +93,7 @@ def main():
         published = f"{folder}/published"
         sizes = [path.stat().st_size / 1e9 for path in Path(published).glob("*.safetensors")]
         libraries = measure(IMPORT)
-        # In this order each reads files that are in the page cache
+        # In this order each one reads files that are in the page cache
         start = time.perf_counter()
         shutil.copytree(published, f"{folder}/copy")
         copied = time.perf_counter() - start

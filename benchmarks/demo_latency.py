@@ -1,10 +1,10 @@
 """
-How soon the demo's page can be used, and how soon after a click the first words of a critique are seen, in Chromium.
+Measure how soon the demo's page can be used, and how soon after a click the first words of a critique appear, in Chromium.
 
 python benchmarks/demo_latency.py --model runs/quickstart/cloud --classic_model runs/quickstart/classic --repetitions 3
 
-Needs Debian's chromium and the Python packages gradio and playwright. Files are in the cache of the system after the first
-start; the first figures are those of a start that may have read them from disk.
+Needs Debian's chromium and the Python packages gradio and playwright. After the first start, files are in the page
+cache; the first numbers may include reading from disk.
 """
 
 import argparse
@@ -25,7 +25,7 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-backgroun
 PROMPT = "The ball starts under cup D. Swap cups 1: A and B. 2: D and B. Where is the ball now?"
 RESPONSE = "The answer is B."
 CLICKS = 5
-# The element is looked for at each frame in the page itself: asking from outside takes time of its own
+# Look for the element at each frame inside the page: polling from outside would add its own latency
 FIRST_WORDS = """
 () => new Promise((resolve, reject) => {
     const start = performance.now();
@@ -43,7 +43,7 @@ FIRST_WORDS = """
 
 
 def measure(browser, arguments: list[str]) -> dict:
-    """Seconds of one start and of a few clicks."""
+    """Return the seconds of one start and of a few clicks."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -52,7 +52,7 @@ def measure(browser, arguments: list[str]) -> dict:
     process = subprocess.Popen([sys.executable, str(APP), *arguments, "--port", str(port)], stdout=subprocess.DEVNULL)
     try:
         _open(page, port)
-        # It can be used: a text can be typed, and it arrives
+        # The page can be used: a typed text arrives
         page.get_by_label("Prompt").first.fill(PROMPT)
         page.get_by_label("Response", exact=True).first.fill(RESPONSE)
         page.locator("#score-run").click(trial=True)
@@ -71,7 +71,7 @@ def measure(browser, arguments: list[str]) -> dict:
 
 
 def _open(page: Page, port: int):
-    """Open the page as soon as somebody listens."""
+    """Open the page as soon as the server listens."""
     while True:
         try:
             socket.create_connection(("127.0.0.1", port)).close()

@@ -1,6 +1,6 @@
 """
-What an evaluation costs beside scoring the same chats directly with the same backend: `evaluate_rewards.py` checks and
-measures the rows, journals every score, and works out the figures. 256 chats of 250 ± 120 tokens (preference pairs with a
+Measure the overhead of an evaluation over scoring the same chats directly with the same backend: `evaluate_rewards.py` checks and
+measures the rows, journals every score, and computes the metrics. 256 chats of 250 ± 120 tokens (preference pairs with a
 prompt in common), 64 new tokens each, on the random model of `scoring_speed.py`, greedy, fp32; the model is loaded once.
 
 - direct: one call of the backend's `score` with all chats.
@@ -44,7 +44,7 @@ RESULTS = Path("benchmarks/results/evaluation_overhead.json")
 
 
 def make_pairs(critique_format: CritiqueFormat) -> list[dict[str, str]]:
-    """Pairs of random letters: chats of 250 ± 120 tokens, of which the prompt takes half."""
+    """Make pairs of random letters: chats of 250 ± 120 tokens, half of them prompt."""
     rng = random.Random(0)
     frame = len(critique_format.encode_prefix("x", "x").input_ids) - 2
 
@@ -60,7 +60,7 @@ def make_pairs(critique_format: CritiqueFormat) -> list[dict[str, str]]:
 
 
 def measure(backend: str, folder: str, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each part in each round, after one that warms up; from round to round another side begins."""
+    """Return the seconds of each part per round after a warm-up round; rounds alternate which side starts."""
     options = {"dtype": "float32", "enable_prefix_caching": False, "max_model_len": 2048, "disable_log_stats": True}
     args = evaluate_rewards.EvaluationArguments(
         models=[f"{folder}/reward"],
@@ -96,11 +96,11 @@ def measure(backend: str, folder: str, rounds: int) -> dict[str, list[float]]:
 
 
 def evaluated(args: evaluate_rewards.EvaluationArguments, opened: tuple) -> dict[str, float]:
-    """Seconds of the script with a model that is loaded, and of its report."""
+    """Return the seconds of the script with a loaded model, and of its report."""
 
     @contextmanager
     def loaded(*_, **__):
-        # The script takes the limits out of the options
+        # The script removes the limits from the options
         yield (*opened[:2], dict(opened[2]))
 
     report_seconds = []
@@ -129,7 +129,7 @@ def main():
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     if args.backend == "vllm":
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
-        # All cores: by itself vLLM keeps one free
+        # All cores: by default vLLM keeps one free
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, sorted(os.sched_getaffinity(0)))))
     with tempfile.TemporaryDirectory() as folder:
         save_model(folder)

@@ -1,13 +1,13 @@
 """
-Time and memory of one step of the joint loss, by the number of pieces in which its vocabulary logits are computed
+Measure time and memory of one step of the joint loss, by the number of pieces in which its vocabulary logits are computed
 (`lm_loss_chunks`): a random Llama of hidden size 512 with 8 layers and a vocabulary of 128,000, one pair of 2 x 1,024
-tokens, half of them labelled, fp32. Beside it
+tokens, half of them labelled, fp32. For comparison:
 
 - all_logits: the same decoder and losses, with the logits of all positions at once.
 - limit: the decoder forward and backward and the logits of the labelled positions, without rewards.
 
-Memory is the peak of a process of its own above what it holds with the parameters and their gradients. Seconds are of
-one process, the sides one after another in each round. Writes the numbers, and a plot of one against the other.
+Memory is the peak of a separate process above what it holds with parameters and gradients. Seconds are those of
+one process that runs the sides one after another in each round. Writes the numbers, and a plot of one against the other.
 
 python benchmarks/loss_memory.py
 """
@@ -41,7 +41,7 @@ Step = Callable[[], torch.Tensor]
 
 
 def make_model() -> CLoudForRewardModeling:
-    """The model, with gradients allocated."""
+    """Return the model, with gradients allocated."""
     torch.manual_seed(0)
     text_config = LlamaConfig(
         vocab_size=VOCABULARY,
@@ -86,7 +86,7 @@ def limit(model: CLoudForRewardModeling, batch: dict) -> torch.Tensor:
 
 
 def make_side(name: str, model: CLoudForRewardModeling, batch: dict) -> Step:
-    """The loss of a side by its name: `limit`, `all_logits` or `chunks_…`."""
+    """Return the loss of a side: `limit`, `all_logits` or `chunks_…`."""
     if name.startswith("chunks_"):
         return lambda: joint(model, batch, int(name.removeprefix("chunks_")))
     return lambda: {"limit": limit, "all_logits": all_logits}[name](model, batch)
@@ -96,13 +96,13 @@ def make_side(name: str, model: CLoudForRewardModeling, batch: dict) -> Step:
 
 
 def status_megabytes(field: str) -> float:
-    """`VmRSS` or `VmHWM` of this process."""
+    """Read `VmRSS` or `VmHWM` of this process."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
 
 
 def print_peak(name: str):
-    """Megabytes that a step takes above what is there before it."""
+    """Return the megabytes that a step takes above those in use before it."""
     model = make_model()
     make_side(name, model, make_batch(16))().backward()  # loads what is loaded on first use
     before = status_megabytes("VmRSS")
@@ -112,7 +112,7 @@ def print_peak(name: str):
 
 
 def peak_megabytes(name: str) -> float:
-    # Else freed blocks stay with the process, and count before the step but not in it
+    # Otherwise freed blocks stay with the process and count before the step but not in it
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     command = [sys.executable, __file__, "--peak", name]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
@@ -120,7 +120,7 @@ def peak_megabytes(name: str) -> float:
 
 
 def seconds_by_side(names: list[str], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each step of each side, after one that warms up; from round to round another side begins."""
+    """Return the seconds of each side per round after a warm-up round; rounds alternate which side starts."""
     model, batch = make_model(), make_batch(TOKENS)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds + 1):
@@ -136,7 +136,7 @@ def seconds_by_side(names: list[str], rounds: int) -> dict[str, list[float]]:
 
 
 def check_equal(names: list[str]):
-    """All sides but the limit have the same loss."""
+    """Check that all sides but the limit have the same loss."""
     model, batch = make_model(), make_batch(64)
     losses = [make_side(name, model, batch)().item() for name in names if name != "limit"]
     if max(losses) - min(losses) > 1e-4:
@@ -174,7 +174,7 @@ def summarise(seconds: dict[str, list[float]], megabytes: dict[str, float]) -> d
 
 
 def plot(result: dict, path: Path):
-    """Seconds against memory, one point for each number of pieces."""
+    """Plot seconds against memory, one point per number of pieces."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -223,7 +223,9 @@ def plot(result: dict, path: Path):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=2, help="steps of each side, after one that warms up")
-    parser.add_argument("--output", default="benchmarks/results/loss_memory.json", help="the plot is beside it")
+    parser.add_argument(
+        "--output", default="benchmarks/results/loss_memory.json", help="the plot is written next to it"
+    )
     args = parser.parse_args()
     names = ["limit", "all_logits", *(f"chunks_{chunks}" for chunks in CHUNKS)]
     check_equal(names)
@@ -254,7 +256,7 @@ def _rounded(value):
 
 
 def report(result: dict):
-    """Print what was measured beside the limits."""
+    """Print the measurements next to their limits."""
     print()
     for name, side in result["sides"].items():
         print(

@@ -1,6 +1,6 @@
 """
-The training log of a quickstart run: losses, rewards and accuracies of every stage, as one JSON file and a picture. The
-figures are read from the trainer_state.json that each stage saves with its model.
+Collect the training log of a quickstart run: losses, rewards and accuracies of every stage, as one JSON file and a plot. The
+numbers come from the trainer_state.json that each stage saves with its model.
 
 python benchmarks/quickstart_training_log.py --run runs/quickstart
 """
@@ -18,12 +18,12 @@ STAGES = {
     "cloud": "Stage 3: CLoud",
     "classic": "The classic arm",
 }
-# What is drawn, and what it is called
+# Keys of the log that are plotted, and their labels
 CURVES = {"loss": "loss", "pairwise_loss": "Bradley-Terry", "lm_loss": "critique LM", "accuracy": "accuracy"}
 
 
 def read_log(run: Path) -> dict[str, dict]:
-    """Of each stage the steps, and the entries of its log."""
+    """Read the number of steps and the log entries of each stage."""
     stages = {}
     for stage in STAGES:
         state = json.loads((run / stage / "trainer_state.json").read_text())
@@ -36,12 +36,12 @@ def read_log(run: Path) -> dict[str, dict]:
 
 
 def draw(stages: dict[str, dict], path: Path):
-    """One panel for each stage."""
+    """Plot one panel per stage."""
     figure, panels = plt.subplots(1, len(stages), figsize=(4 * len(stages), 3.2), layout="constrained")
     for panel, (stage, record) in zip(panels, stages.items(), strict=True):
         for key, label in CURVES.items():
             points = [(entry["step"], entry[key]) for entry in record["log_history"] if key in entry]
-            # A language model has one loss; where it has parts, these are drawn
+            # Where a loss has parts, plot the parts
             if points and not (key == "loss" and any("pairwise_loss" in entry for entry in record["log_history"])):
                 panel.plot(*zip(*points, strict=True), label=label)
         panel.set(title=STAGES[stage], xlabel="step", ylim=(0, None))

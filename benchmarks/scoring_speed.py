@@ -1,6 +1,6 @@
 """
-Speed of writing and scoring critiques, beside plain generation and the reference's way, on one fixed workload: a random
-Llama of 34 M parameters with a byte-level tokenizer, 64 chats of 250 ± 120 tokens, 128 new tokens each, greedy, fp32.
+Measure the speed of writing and scoring critiques, compared with plain generation and the reference implementation's steps, on one
+fixed workload: a random Llama of 34 M parameters with a byte-level tokenizer, 64 chats of 250 ± 120 tokens, 128 new tokens each, greedy, fp32.
 
 - reference: left-padded batches of 16 in the given order, `generate`, decode, tokenise again, and a second forward pass
   with all logits and all hidden states.
@@ -8,10 +8,10 @@ Llama of 34 M parameters with a byte-level tokenizer, 64 chats of 250 ± 120 tok
 - score: `CLoudForRewardModeling.score`.
 - vllm_plain: vLLM alone, for the same number of tokens.
 - vllm_score: `CLoudVLLM.score`.
-- cached, uncached: 16 sampled critiques of one response with vLLM: asked for at once with prefix caching, and as 16 rows
+- cached, uncached: 16 sampled critiques of one response with vLLM: in one request with prefix caching, and as 16 rows
   without it, on a chat eight times as long as the critique.
 
-Every side runs in a process of its own; in each round all sides run one after another.
+Each side runs in a separate process; in each round all sides run one after another.
 
 python benchmarks/scoring_speed.py --backends transformers vllm
 """
@@ -118,7 +118,7 @@ def save_model(folder: str):
 
 
 def make_chats(critique_format: CritiqueFormat, lengths: list[int], seed: int) -> tuple[list[str], list[str]]:
-    """Prompts and responses of random words whose prefixes have these lengths in tokens."""
+    """Make prompts and responses of random words whose prefixes have these lengths in tokens."""
     rng = random.Random(seed)
     frame = len(critique_format.encode_prefix("x", "x").input_ids) - 2
     prompts, responses = [], []
@@ -132,14 +132,14 @@ def make_chats(critique_format: CritiqueFormat, lengths: list[int], seed: int) -
 
 
 def chats(critique_format: CritiqueFormat) -> tuple[list[str], list[str]]:
-    """The 64 chats."""
+    """Make the 64 chats."""
     rng = random.Random(0)
     lengths = [rng.randint(MEAN_LENGTH - SPREAD, MEAN_LENGTH + SPREAD) for _ in range(NUM_CHATS)]
     return make_chats(critique_format, lengths, seed=1)
 
 
 def load(folder: str):
-    """Model, tokenizer, format and chats."""
+    """Load model, tokenizer, format and chats."""
     model = CLoudForRewardModeling.from_pretrained(f"{folder}/reward", dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(f"{folder}/reward")
     critique_format = CritiqueFormat.from_config(model.config, tokenizer)
@@ -147,7 +147,7 @@ def load(folder: str):
 
 
 # ----------------------------------------------------------------------------------------------------------- sides
-# Each makes a function of the round's number that does the work once and returns the number of tokens per critique.
+# Each returns a function of the round's number that does the work once and returns the number of tokens per critique.
 
 
 def reference(folder: str):
@@ -217,7 +217,7 @@ def score(folder: str):
 
 
 def vllm_options() -> dict:
-    """The same for every vLLM side."""
+    """Return the options that all vLLM sides share."""
     return {"dtype": "float32", "max_model_len": 2048, "disable_log_stats": True}
 
 
@@ -251,7 +251,7 @@ def _vllm_scorer(folder: str, enable_prefix_caching: bool):
 
 
 def vllm_score(folder: str):
-    # Without prefix caching as the plain side: the chats come again in every round
+    # Without prefix caching, like the plain side: the chats repeat in every round
     scorer, critique_format = _vllm_scorer(folder, enable_prefix_caching=False)
     prompts, responses = chats(critique_format)
 
@@ -265,7 +265,7 @@ def _critiques_of_one(folder: str, cached: bool):
     scorer, critique_format = _vllm_scorer(folder, enable_prefix_caching=cached)
 
     def run(number: int) -> list[int]:
-        # A new chat in each round, or the cache would hold it already
+        # A new chat in each round; otherwise it would be cached already
         prompts, responses = make_chats(critique_format, [LONG_LENGTH], seed=100 + number)
         options = {"temperature": 1.0, "max_new_tokens": NEW_TOKENS}
         if cached:
@@ -292,7 +292,7 @@ SIDES = {side.__name__: side for side in (reference, generate, score, vllm_plain
 
 
 def serve(name: str, folder: str, descriptor: int):
-    """Make a side, then run it whenever a round's number arrives."""
+    """Make a side, then run it whenever the number of a round arrives."""
     connection = Connection(descriptor)
     run = SIDES[name](folder)
     connection.send("ready")
@@ -306,7 +306,7 @@ def serve(name: str, folder: str, descriptor: int):
 
 
 class Side:
-    """A side in an interpreter of its own, which an engine needs to end as it should."""
+    """A side in a separate interpreter, which an engine needs to shut down cleanly."""
 
     def __init__(self, name: str, folder: str):
         self.connection, other = Pipe()
@@ -316,19 +316,19 @@ class Side:
         self.connection.recv()
 
     def run(self, number: int) -> float:
-        """Seconds of one run."""
+        """Return the seconds of one run."""
         self.connection.send(number)
         return self.connection.recv()
 
     def close(self):
-        """End the process; one that failed has ended already."""
+        """End the process, if it has not failed already."""
         if self.process.poll() is None:
             self.connection.send(None)
         self.process.wait()
 
 
 def measure(names: list[str], folder: str, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each run of each side, after one that warms up; from round to round another side begins."""
+    """Return the seconds of each side per round after a warm-up round; rounds alternate which side starts."""
     seconds: dict[str, list[float]] = {name: [] for name in names}
     with ExitStack() as stack:
         sides = {name: stack.enter_context(closing(Side(name, folder))) for name in names}
@@ -380,7 +380,7 @@ def _seconds(function) -> float:
 
 
 def summarise(seconds: dict[str, list[float]]) -> dict:
-    """Medians, spreads and ratios with their limits. A ratio is the median of the rounds' ratios."""
+    """Return medians, spreads, and ratios with their limits. A ratio is the median of the ratios per round."""
     sides = {
         name: {
             "seconds_median": statistics.median(values),
@@ -421,7 +421,7 @@ def main():
     parser.add_argument("--output", default="benchmarks/results/scoring_speed.json")
     args = parser.parse_args()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    # The transformers sides are what vLLM is compared with, so they run beside it too
+    # vLLM is compared with the transformers sides, so they run too
     names = ["reference", "generate", "score"]
     if args.backends == ["vllm"]:
         names = ["reference"]
@@ -431,7 +431,7 @@ def main():
         seconds = {}
         if "vllm" in args.backends:
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
-            # All cores, as the other sides: by itself vLLM keeps one free
+            # All cores, like the other sides: by default vLLM keeps one free
             cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", cores)
             seconds |= measure(["cached", "uncached"], folder, args.rounds)
@@ -463,7 +463,7 @@ def _rounded(value):
 
 
 def report(result: dict):
-    """Print what was measured beside the limits."""
+    """Print the measurements next to their limits."""
     limit = result["physical_limit"]
     print(
         f"\nPhysical limit: {limit['rewards_per_second']:.2f} rewards/s ({limit['copy_gb_per_second']:.1f} GB/s copied, "

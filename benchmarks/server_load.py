@@ -1,8 +1,7 @@
 """
-A reward server under load: requests of mixed sizes from many clients at once, some cancelled, some malformed, some over the
-limits. Every reward that is answered is compared with the reward its chat has alone, computed in this process; then the
-server's memory, and a shutdown under load in which no answer may be half-written. Writes a JSON summary, and fails if
-anything was wrong.
+Test a reward server under load: requests of mixed sizes from many clients at once, some cancelled, some malformed, some over the
+limits. Each reward is compared with the reward of its chat alone, computed in this process; then come the server's memory, and
+a shutdown under load that may leave no answer half-written. Writes a JSON summary, and fails if anything was wrong.
 
 python benchmarks/server_load.py --requests 5000 --backend transformers
 python benchmarks/server_load.py --requests 5000 --backend vllm
@@ -67,7 +66,7 @@ KINDS = {"single": 60, "batch": 10, "given": 5, "stream": 5, "cancelled": 8, "ma
 
 @dataclass(frozen=True)
 class Chat:
-    """One response to judge, what it scores alone, and with a given critique."""
+    """A response to judge, its reward alone, and its reward with a given critique."""
 
     prompt: object
     response: str
@@ -78,7 +77,7 @@ class Chat:
 
 @dataclass
 class Tally:
-    """What became of the requests."""
+    """Outcomes of the requests."""
 
     kinds: Counter = field(default_factory=Counter)
     statuses: Counter = field(default_factory=Counter)
@@ -105,7 +104,7 @@ class Tally:
 
 
 def make_model(folder: Path) -> CLoudForRewardModeling:
-    """A random model, its weights so wide that greedy choices and rewards differ by more than rounding."""
+    """Save a random model with wide weights, so that greedy choices and rewards differ by more than rounding."""
     tokenizer = build_tokenizer()
     config = build_model_config(tokenizer)
     config.initializer_range = 0.2
@@ -122,7 +121,7 @@ def make_model(folder: Path) -> CLoudForRewardModeling:
 
 
 def make_chats(model: CLoudForRewardModeling, tokenizer, count: int) -> list[Chat]:
-    """Chats of 5 to about 300 tokens, each scored alone."""
+    """Make chats of 5 to about 300 tokens, each scored alone."""
     generator = random.Random(0)
 
     def text(longest: int) -> str:
@@ -167,7 +166,7 @@ OVER_LIMITS = [
 
 
 class Server:
-    """The server in a process of its own."""
+    """The server in a separate process."""
 
     def __init__(self, folder: Path, args: argparse.Namespace):
         with socket.socket() as listener:
@@ -197,7 +196,7 @@ class Server:
         raise SystemExit("The server did not start in five minutes.")
 
     def memory_mb(self) -> float:
-        """Resident memory of the process and its children."""
+        """Return the resident memory of the process and its children."""
         root = psutil.Process(self.process.pid)
         return sum(process.memory_info().rss for process in (root, *root.children(recursive=True))) / 2**20
 
@@ -209,7 +208,7 @@ class Server:
 
 
 class Clients:
-    """Many clients at once, each with one request under way."""
+    """Many clients at once, each with one request in flight."""
 
     def __init__(self, server: Server, chats: list[Chat], args: argparse.Namespace):
         self.server = server
@@ -297,7 +296,7 @@ class Clients:
             self.tally.fault(f"status {response.status_code} for {content[:80]!r}")
 
     async def run_into_shutdown(self, seconds: float) -> Counter:
-        """Send until the server, which is told to stop after some seconds, takes no more connections."""
+        """Send until the server, which is told to stop after some seconds, accepts no more connections."""
         seen = Counter()
 
         async def client(http: httpx.AsyncClient, generator: random.Random):
@@ -384,7 +383,7 @@ def read_metric(server: Server, name: str) -> float:
 
 
 def problems(summary: dict) -> list[str]:
-    """What is wrong with a run."""
+    """Return the faults of a run."""
     found = []
     if summary["faults"]:
         found.append(f"{summary['faults']} faults, first {summary['first_faults'][0]}")
@@ -407,7 +406,7 @@ def main():
     parser.add_argument("--requests", type=int, default=5000)
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--chats", type=int, default=200, help="Different chats that the requests are made of.")
-    # A small KV cache: until all of it was written once, vLLM's memory grows
+    # A small KV cache: vLLM's memory grows until all of it has been written once
     parser.add_argument("--vllm_options", default='{"max_model_len": 2048, "num_gpu_blocks_override": 512}')
     parser.add_argument("--output", default="benchmarks/results/server_load.json")
     args = parser.parse_args()

@@ -1,6 +1,6 @@
 """
-Speed of training on flattened batches, beside padding and the reference's way, on one fixed workload: a random Llama of
-hidden size 512 with 8 layers and a vocabulary of 32,000, real pairs with critiques of less than 2,048 tokens, fp32.
+Measure training speed on flattened batches, compared with padding and the reference implementation's steps, on one fixed workload:
+a random Llama of hidden size 512 with 8 layers and a vocabulary of 32,000, real pairs with critiques of less than 2,048 tokens, fp32.
 
 - reference: every sequence padded to 2,048 tokens, and the logits of all positions.
 - padded: `CLoudTrainer`, every batch padded to its longest sequence.
@@ -63,7 +63,7 @@ def read_rows(data: str) -> list[dict]:
 
 
 def make_tokenizer(rows: list[dict]) -> PreTrainedTokenizerFast:
-    """BPE of the rows' own text, with as many tokens as the model has."""
+    """Train a BPE tokenizer on the rows' text, with as many tokens as the model has."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -112,7 +112,7 @@ def make_trainer(folder: str, tokenizer, rows: list[dict], **options) -> CLoudTr
 
 def with_history(rows: list[dict], num_tokens: Callable[[str], int]) -> list[dict]:
     """
-    Chats of several turns: before a row's prompt stand other rows with their chosen responses, until the prompt is half
+    Make chats of several turns: other rows with their chosen responses precede a row's prompt, until the prompt is half
     of the longer sequence or more.
     """
     chats = []
@@ -136,7 +136,7 @@ def with_history(rows: list[dict], num_tokens: Callable[[str], int]) -> list[dic
 
 
 # ----------------------------------------------------------------------------------------------------------- sides
-# Each makes a function that does the forward and backward passes of all batches once.
+# Each returns a function that does the forward and backward passes of all batches once.
 
 
 def batches(trainer: CLoudTrainer) -> list[list[dict]]:
@@ -145,7 +145,7 @@ def batches(trainer: CLoudTrainer) -> list[list[dict]]:
 
 
 def sequences(trainer: CLoudTrainer) -> list[tuple[list[int], int]]:
-    """Ids and prefix length of every sequence."""
+    """Return ids and prefix length of every sequence."""
     return [
         (row[f"{side}_ids"], row[f"{side}_prefix_length"])
         for row in trainer.train_dataset
@@ -203,7 +203,7 @@ def limit(trainer: CLoudTrainer) -> Run:
 
 
 def measure(sides: dict[str, Run], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each run of each side; from round to round another side begins."""
+    """Return the seconds of each side per round; rounds alternate which side starts."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     names = list(sides)
     for number in range(rounds):
@@ -223,7 +223,7 @@ def computed_tokens(trainer: CLoudTrainer) -> int:
 
 
 def matmul_limit(trainer: CLoudTrainer) -> float:
-    """Seconds of the multiplications of `limit`, without those of the attention, at the speed of a large one."""
+    """Return the seconds of the matrix products of `limit` at the speed of a large one, attention excluded."""
     model = trainer.model
     weights = sum(p.numel() for p in model.trunk.parameters()) - model.get_input_embeddings().weight.numel()
     labelled = sum(len(ids) - prefix_length for ids, prefix_length in sequences(trainer))
@@ -252,7 +252,7 @@ def summarise(seconds: dict[str, list[float]], useful: dict[str, int]) -> dict:
 
 
 def ratio(seconds: dict[str, list[float]], side: str, other: str, at_least: float) -> dict:
-    """How much faster a side is than another, by rounds."""
+    """Return the speed-up of one side over another, by rounds."""
     by_round = [theirs / ours for ours, theirs in zip(seconds[side], seconds[other], strict=True)]
     value = statistics.median(by_round)
     return {
@@ -272,7 +272,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = make_tokenizer(rows)
         save_base(f"{folder}/base", tokenizer)
-        # Every so many rows, so that they are as different as the file's; a few more, for those that are too long
+        # Evenly spaced rows, to cover the file; a few more, because some are too long
         chosen = rows[:: len(rows) // (2 * NUM_PAIRS)]
         short = list(make_trainer(folder, tokenizer, chosen).train_dataset)[:NUM_PAIRS]
         long = with_history(rows[1:], lambda text: len(tokenizer.encode(text)))
@@ -330,7 +330,7 @@ def describe(trainers_: dict[str, CLoudTrainer], rounds: int) -> dict:
 
 
 def prefix_shared(row: dict) -> float:
-    """The part of the longer sequence that both have in common."""
+    """Return the share of the longer sequence that both have in common."""
     common = next(i for i, (a, b) in enumerate(zip(row["chosen_ids"], row["rejected_ids"], strict=False)) if a != b)
     return common / max(len(row["chosen_ids"]), len(row["rejected_ids"]))
 
@@ -356,7 +356,7 @@ def _rounded(value):
 
 
 def report(result: dict):
-    """Print what was measured beside the limits."""
+    """Print the measurements next to their limits."""
     print()
     for name, side in result["sides"].items():
         print(
