@@ -22,6 +22,7 @@ from doc_pages import PAGES, ROOT, Block, blocks, copy_world, make_world, option
 
 SHELL = blocks("bash")
 PYTHON = blocks("python")
+EXTENDING = "docs/extending.md"
 SCRIPTS = ROOT / "examples"
 
 # Programs that set up an environment, and launchers whose SCRIPT and OPTIONS stand for others
@@ -113,7 +114,7 @@ def run(block: Block, command: list[str], servers: contextlib.ExitStack, address
     if program in SETUP:
         return check_setup(command)
     if program in LAUNCHERS:
-        return None
+        return check_launch(command)
     if reason := not_run(command):
         print(f"{block}: {reason}")
         return check_options(command)
@@ -209,6 +210,8 @@ def test_options_exist(block, world, monkeypatch):
     for command in block.commands():
         if Path(command[0]).name in SETUP:
             check_setup(command)
+        elif Path(command[0]).name in LAUNCHERS:
+            check_launch(command)
         elif command[0] == "python":
             check_options(command)
 
@@ -228,6 +231,24 @@ def check_options(command: list[str]):
         text += (ROOT / "cloud_hf/serving/backends.py").read_text(encoding="utf8")
         for word in command[2:]:
             assert not word.startswith("--") or re.search(rf"\b{word[2:]}\b", text), f"{path} has no option {word}"
+
+
+def check_launch(command: list[str]):
+    """A launcher's own parser reads its options, and the files that it is given exist."""
+    for word in command:
+        if re.fullmatch(r"(examples|ds_configs)/[\w./-]+", word):
+            assert (ROOT / word).exists(), word
+    command = ["0" if word.startswith("$") or word == "RANK" else word for word in command]
+    if command[0] == "srun":
+        command = command[1:]
+    if command[0] == "torchrun":
+        from torch.distributed.run import get_args_parser
+
+        get_args_parser().parse_args(command[1:])
+    elif command[:2] == ["accelerate", "launch"]:
+        from accelerate.commands.launch import launch_command_parser
+
+        launch_command_parser().parse_args(command[2:])
 
 
 def check_setup(command: list[str]):
@@ -251,7 +272,7 @@ def test_reasons_are_used():
 # ---------------------------------------------------------------------------------------------------------- Python code
 
 
-@pytest.mark.parametrize("page", sorted({block.page for block in PYTHON}))
+@pytest.mark.parametrize("page", sorted({block.page for block in PYTHON} - {EXTENDING}))
 def test_python_runs(page, page_folder):
     """The blocks of a page, one after another in one namespace, as a reader would run them."""
     namespace = {"__name__": "__main__"}
@@ -272,6 +293,64 @@ def server_of(page: str) -> list[str]:
     """The command on a page that starts a reward server."""
     commands = [command for block in SHELL if block.page == page for command in block.commands()]
     return next(filter(is_server, commands))
+
+
+# ----------------------------------------------------------------------------------------------------------- extensions
+
+
+def extension(name: str) -> dict:
+    """Run the block of the extending page that defines a name, and return its namespace."""
+    [block] = [block for block in PYTHON if block.page == EXTENDING and name in block.text]
+    namespace = {"__name__": "extension"}
+    exec(compile(block.text, str(block), "exec"), namespace)
+    return namespace
+
+
+def test_benchmark_of_the_page(page_folder):
+    benchmark = extension("HUB_ID =")
+    rows = benchmark["load"](["reward_bench.jsonl"])
+    scores = benchmark["score"](rows, [[2.0, 1.0]] * 7 + [[1.0, 1.0]])
+    assert scores.value == 7 / 8 and scores.ties == 1 and list(scores.subsets) == ["alpacaeval-easy"]
+
+
+def test_probe_of_the_page(page_folder):
+    from cloud_hf.evaluation.probes import ProbedRow, ProbeRow, ScoredVariant
+    from cloud_hf.scoring import Score
+
+    def score(reward: float) -> Score:
+        return Score(reward, "", (reward,), ("",), 0.0, ("stop",))
+
+    [row] = extension("HUB_ID =")["load"](["reward_bench.jsonl"])[:1]
+    probe, row = extension("SHOUTING =")["SHOUTING"], ProbeRow("set", row, [score(1.0), score(0.0)])
+    variants = probe.alter(row, None)
+    assert [variant.response for variant in variants] == ["IT IS 30.", "IT IS 0."]
+    scored = {(variant.label, variant.place): ScoredVariant(variant, score(2.0)) for variant in variants}
+    change, lost = probe.measure([ProbedRow(row, scored)])
+    assert change.estimate.value == 1.5 and lost.estimate.value == 1.0
+
+
+def test_builder_of_the_page(page_folder):
+    from datasets import load_from_disk
+
+    builder = extension("class TitleArguments")
+    with completions() as url:
+        builder["main"](builder["TitleArguments"](dataset_name="pairs.jsonl", output_dir="titles", base_url=[url]))
+    assert len(load_from_disk("titles")) == 8 and all(load_from_disk("titles")["title"])
+
+
+def test_route_of_the_page(model):
+    pytest.importorskip("fastapi")
+    from servers_for_tests import make_engine
+    from starlette.testclient import TestClient
+
+    from cloud_hf.serving.server import make_app
+
+    app = make_app(make_engine(model))
+    app.include_router(extension("/v1/best")["router"])
+    inputs = [{"prompt": "What is 2+2?", "response": response} for response in ("4", "5", "It is 4.")]
+    with TestClient(app) as client:
+        answer = client.post("/v1/best", json={"inputs": inputs, "max_new_tokens": 4}).json()
+    assert answer["rewards"][answer["best"]] == max(answer["rewards"]) and len(answer["rewards"]) == 3
 
 
 # --------------------------------------------------------------------------------------------------------------- pages
