@@ -40,6 +40,7 @@ from cloud_hf.evaluation.arguments import (
     picture_name,
     short_names,
 )
+from cloud_hf.evaluation.candidates import ScoredSet, Scores, SetResult, arena_results, places_to_judge, replay_result
 from cloud_hf.evaluation.fitting import FittedRows
 from cloud_hf.evaluation.journaled_scorer import (
     JournaledScorer,
@@ -48,9 +49,9 @@ from cloud_hf.evaluation.journaled_scorer import (
     open_score_journal,
 )
 from cloud_hf.evaluation.metrics.problems import Problem, load_problems
-from cloud_hf.evaluation.report.best_of_n import ScoredSet, Scores, arena_results, places_to_judge, replay_result
-from cloud_hf.evaluation.report.best_of_n_plots import plot_curves
-from cloud_hf.evaluation.report.best_of_n_text import SetResult
+from cloud_hf.evaluation.report import Section, best_of_n_section, render
+from cloud_hf.evaluation.report.files import write_json
+from cloud_hf.evaluation.report.plots import plot_curves
 from cloud_hf.evaluation.sets import fit_set, score_sets
 
 
@@ -221,19 +222,16 @@ def write_report(
 ):
     """Tables and pictures for people, JSON for programs; `unjudged` are notes on what has no result."""
     models = {shown: name for name, shown in short_names(args.models).items()}
-    lines = ["# Best-of-N", ""]
+    sections = [Section("Best-of-N", level=1)]
     for number, result in enumerate(results):
         picture = "best_of_n.png" if number == 0 else picture_name("best_of_n", result.title)
         plot_curves(result.curves, result.yardsticks, result.quality, result.is_share, output_dir / picture)
-        lines += [*result.markdown(), f"![{result.quality} of the chosen candidate, by N]({picture})", ""]
+        sections.append(best_of_n_section(result, picture))
     if unjudged:
-        lines += [*(f"- {note}" for note in unjudged), ""]
+        sections.append(Section(notes=unjudged))
     elif not results:
-        lines += [
-            "The candidates that each model chose are in selected_MODEL.jsonl; without a judge nobody says how good they are.",
-            "",
-        ]
-    lines += [SETTINGS_TEXT.format(**asdict(args))]
+        sections.append(Section(text=NOT_JUDGED))
+    sections.append(Section("Settings", SETTINGS_TEXT.format(**asdict(args))))
     page = {
         "version": VERSION,
         "arguments": asdict(args),
@@ -241,17 +239,19 @@ def write_report(
         "unjudged": unjudged,
         "results": [summary for result in results for summary in result.summaries(models)],
     }
-    (output_dir / "best_of_n.json").write_text(json.dumps(page, indent=2, allow_nan=False) + "\n")
-    (output_dir / "best_of_n.md").write_text("\n".join(lines), encoding="utf8")
+    write_json(page, output_dir / "best_of_n.json")
+    (output_dir / "best_of_n.md").write_text(render(sections), encoding="utf8")
     for result in results:
-        print("", *result.markdown(), sep="\n")
+        print("", render([best_of_n_section(result)]), sep="\n")
     for note in unjudged:
         print(note)
     print(f"Report in {output_dir / 'best_of_n.md'}")
 
 
-SETTINGS_TEXT = """## Settings
-
+NOT_JUDGED = (
+    "The candidates that each model chose are in selected_MODEL.jsonl; without a judge nobody says how good they are."
+)
+SETTINGS_TEXT = """\
 Critiques per response: {num_critiques}, temperature {temperature}, at most {max_new_tokens} tokens, {num_seeds} seed(s) from {seed}.
 Backend: {backend}, dtype {dtype}. Over-long rows: {overlong_policy}.
 """

@@ -43,10 +43,9 @@ from cloud_hf.evaluation.journaled_scorer import (
     default_chunk_size,
     open_score_journal,
 )
+from cloud_hf.evaluation.outcomes import CritiqueResult, losses_of_sets
 from cloud_hf.evaluation.probes import run_probes
-from cloud_hf.evaluation.report import report
-from cloud_hf.evaluation.report.critiques import CritiqueResult, losses_of_sets
-from cloud_hf.evaluation.report.files import write_report, write_results
+from cloud_hf.evaluation.report import headline_table, write_report, write_results
 from cloud_hf.evaluation.results import ModelResults, card_results, sample_critiques, summarize
 from cloud_hf.evaluation.sets import Sets, load_sets, score_sets
 
@@ -77,7 +76,7 @@ def main(args: EvaluationArguments):
             f"{len(found)} of {len(results[name].evaluations)} headline figures are in {card}; the others lack rows."
         )
     by_model = {shown[name]: found.evaluations for name, found in results.items()}
-    print("", *report.headline_table(by_model), f"\nReport in {output_dir}", sep="\n")
+    print("", *headline_table(by_model).lines(), f"\nReport in {output_dir}", sep="\n")
 
 
 def evaluate(

@@ -1,4 +1,4 @@
-"""What is found of a scored model beside its figures: uncertainty, self-consistency, probes."""
+"""Analysis of a scored model beyond its figures: uncertainty, self-consistency, rows for probes."""
 
 import math
 from collections.abc import Sequence
@@ -12,22 +12,22 @@ from ..scoring import Score
 from .fitting import FittedRows
 from .metrics.self_consistency import SelfConsistency, self_consistency
 from .metrics.uncertainty import Uncertainty, uncertainty
+from .outcomes import Evaluation
 from .probes import ProbeResult, ProbeRow, read_paraphrases
-from .report.report import Evaluation
 
 
 @dataclass(frozen=True)
 class Robustness:
     """
-    What was found of a model beside its figures.
+    Analysis of a model.
 
     Args:
         uncertainty (`dict[str, list[Uncertainty]]`):
-            By set, for the rewards as scored and for each self-consistent mean; empty for a set without known rows.
+            By set, for the rewards as scored and for each mean over sampled critiques; empty for a set without known rows.
         self_consistency (`dict[str, list[SelfConsistency]]`):
             By set, for each temperature; empty for a classic model.
         probes (`list[ProbeResult]`):
-            The probes.
+            Results of the probes.
     """
 
     uncertainty: dict[str, list[Uncertainty]]
@@ -35,7 +35,7 @@ class Robustness:
     probes: list[ProbeResult] = field(default_factory=list)
 
     def summary(self, model: str) -> dict[str, list[dict[str, Any]]]:
-        """The figures for JSON."""
+        """Return the figures for JSON."""
         found: dict[str, list[dict[str, Any]]] = {}
         for kind in ("uncertainty", "self_consistency"):
             found[kind] = [
@@ -47,7 +47,7 @@ class Robustness:
 
 
 def mean_label(num_critiques: int, temperature: float) -> str:
-    """How tables name the mean reward over sampled critiques."""
+    """Return the name of the mean reward over sampled critiques in tables."""
     return f"mean of {num_critiques}, T = {temperature:g}"
 
 
@@ -55,14 +55,14 @@ def assess_uncertainty(
     evaluations: Sequence[Evaluation], sampled: dict[float, list[Evaluation]]
 ) -> dict[str, list[Uncertainty]]:
     """
-    By set the uncertainty of the rewards as scored, and of the means over sampled critiques. Rows of subsets that are not part
-    of a benchmark are left out.
+    Compute the uncertainty of the rewards as scored and of the means over sampled critiques, by set. Rows of subsets that are
+    not part of a benchmark are left out.
 
     Args:
         evaluations (`Sequence[Evaluation]`):
             A model's evaluations.
         sampled (`dict[float, list[Evaluation]]`):
-            By temperature the same with the scores of self-consistency.
+            By temperature the same evaluations with the scores of self-consistency.
     """
     labelled = [("as scored", evaluation) for evaluation in evaluations]
     for temperature, means in sampled.items():
@@ -86,22 +86,22 @@ def assess_self_consistency(
     seed: int = 0,
 ) -> dict[str, list[SelfConsistency]]:
     """
-    By set the curves of each temperature. Rows of subsets that are not part of a benchmark are left out.
+    Compute the curves of each temperature, by set. Rows of subsets that are not part of a benchmark are left out.
 
     Args:
         sampled (`dict[float, list[Evaluation]]`):
             By temperature the evaluations with the scores of self-consistency.
         fitted (`Sequence[FittedRows]`):
-            For each evaluation its rows as they were read.
+            Rows of each evaluation as they were read.
         critique_format ([`CritiqueFormat`]):
-            The model's format, which counts tokens.
+            Format of the model, to count tokens.
         length_column (`str`, *optional*):
-            Column with the length of the reasoning, for the sets that have it.
+            Column with the length of the reasoning, in sets that have it.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the draws.
 
     Raises:
-        `ValueError`: If a length is no number.
+        `ValueError`: If a length is not a number.
     """
     found: dict[str, list[SelfConsistency]] = {}
     for temperature, evaluations in sampled.items():
@@ -128,7 +128,7 @@ def assess_self_consistency(
 
 
 def read_length(row: dict[str, Any], column: str) -> float:
-    """A row's length of reasoning. Raises `ValueError` if it is no finite number."""
+    """Return a row's length of reasoning. Raises `ValueError` if it is not a finite number."""
     value = row[column]
     if not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"`{column}` is {value!r:.60}; `length_column` needs numbers.")
@@ -136,7 +136,7 @@ def read_length(row: dict[str, Any], column: str) -> float:
 
 
 def critique_tokens(scores: Sequence[Score], critique_format: CritiqueFormat) -> float:
-    """Mean length of a row's critiques in tokens."""
+    """Return the mean length of a row's critiques in tokens."""
     texts = [text for score in scores for text in score.critiques]
     return fmean(map(len, critique_format.tokenizer(texts, add_special_tokens=False)["input_ids"]))
 
@@ -144,7 +144,7 @@ def critique_tokens(scores: Sequence[Score], critique_format: CritiqueFormat) ->
 def probe_rows(
     evaluations: Sequence[Evaluation], fitted: Sequence[FittedRows], paraphrase_column: str | None = None
 ) -> list[ProbeRow]:
-    """All known rows with their scores, the prompts that the model saw, and the user's paraphrases."""
+    """Return all known rows with their scores, the prompts that the model saw, and the user's paraphrases."""
     return [
         ProbeRow(
             evaluation.name,

@@ -1,7 +1,6 @@
 """Command-line arguments of everything that scores."""
 
 import math
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
@@ -14,6 +13,8 @@ from ..data.rows import check_columns, check_policy, load_rows
 from ..loading import check_reward_model, read_model_config
 from ..scoring import Scorer
 from ..serving.backends import BackendArguments, open_backend
+from .tables import file_name as file_name
+from .tables import picture_name as picture_name
 
 
 @dataclass(kw_only=True)
@@ -127,16 +128,6 @@ def short_names(names: list[str]) -> dict[str, str]:
         for name, own in parts.items()
     }
     return {name: "/".join(own[-length[name] :]).strip("/") for name, own in parts.items()}
-
-
-def file_name(kind: str, short_name: str, suffix: str) -> str:
-    """How the files of a model or a set are named; see [`short_names`]."""
-    return f"{kind}_{short_name}.{suffix}".replace("/", "-")
-
-
-def picture_name(kind: str, name: str) -> str:
-    """How a picture is named; markdown takes no other characters in links as they are."""
-    return re.sub(r"[^\w.-]+", "-", f"{kind}_{name}.png")
 
 
 @contextmanager

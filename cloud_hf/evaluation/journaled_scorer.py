@@ -1,4 +1,4 @@
-"""Scoring that can be killed: every score is in a journal as soon as its chunk is done."""
+"""Scoring that resumes after a crash: scores go into a journal as soon as their chunk is done."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,8 @@ from ..data.journal import Journal, key_of
 from ..generation import Sample
 from ..model_identity import identify_model
 from ..scoring import Score, Scorer
-from .arguments import ScoringArguments, file_name
+from .arguments import ScoringArguments
+from .tables import file_name
 
 
 # vLLM and servers fill their batches as they go, and run half empty at the end of a chunk
@@ -23,20 +24,20 @@ def open_score_journal(
     kind: str, name: str, short_name: str, args: ScoringArguments, settings: Sequence[str]
 ) -> Journal:
     """
-    The journal of a model's scores.
+    Open the journal of a model's scores.
 
     Args:
         kind (`str`):
-            How its file's name begins.
+            First part of its file's name.
         name, short_name (`str`):
             The model.
         args ([`ScoringArguments`]):
-            How it scores.
+            Arguments of the run.
         settings (`Sequence[str]`):
-            Which of these all scores of the journal depend on, beside the model.
+            Names of the arguments on which all scores of the journal depend, in addition to the model.
 
     Raises:
-        [`~cloud_hf.data.journal.JournalError`]: If it was begun with other settings, or another process writes to it.
+        [`~cloud_hf.data.journal.JournalError`]: If it was started with other settings, or another process is writing to it.
     """
     values = {setting: getattr(args, setting) for setting in settings}
     path = Path(args.output_dir) / file_name(kind, short_name, "jsonl")
@@ -44,31 +45,31 @@ def open_score_journal(
 
 
 def default_chunk_size(args: ScoringArguments) -> int:
-    """Responses that the backend is given at once."""
+    """Return the number of responses to give to the backend at once."""
     return BATCHES_PER_CHUNK * args.batch_size if batches_by_length(args) else LARGE_CHUNK
 
 
 def batches_by_length(args: ScoringArguments) -> bool:
-    """Whether the backend makes its batches by length."""
+    """Check whether the backend sorts its batches by length."""
     return args.backend == "transformers"
 
 
 @dataclass
 class JournaledScorer:
     """
-    A [`Scorer`] that goes on where a killed run was. Equal chats are scored once.
+    A [`Scorer`] that resumes where a killed run stopped. Equal chats are scored once.
 
     Args:
         scorer ([`Scorer`]):
             Any backend.
         journal ([`Journal`]):
-            Keeps the scores. Its settings should hold all that they depend on beside the chats and options.
+            Keeps the scores. Its settings should hold everything else that they depend on besides chats and options.
         chunk_size (`int`):
-            Chats that the backend is given at once. Whole batches of it, else it computes more padding; and many of them
-            where it refills its batches as it goes. With transformers a killed run loses them at most; vLLM and servers tell
-            each score as it comes, and those under way are lost.
+            Chats given to the backend at once. A multiple of its batch size avoids padding; backends that refill their
+            batches continuously need many. A killed run loses at most one chunk with transformers, and only the chats in
+            progress with vLLM and servers.
         title (`str`, *optional*, defaults to `"Scoring"`):
-            Names the progress bar.
+            Label of the progress bar.
 
     Examples:
 
@@ -93,25 +94,25 @@ class JournaledScorer:
         **options,
     ) -> list[Score]:
         """
-        Judge responses. Scores come without the ids of their critiques.
+        Score responses. The scores lack the ids of their critiques.
 
         Args:
             prompts, responses:
                 See [`Scorer`].
             lengths (`Sequence[int]`, *optional*):
-                Tokens of each chat. With them the longest are scored first, all in the batches that a backend makes which
-                sorts by length; without, the order stays.
+                Tokens of each chat. If given, the longest are scored first, in the same batches as a backend makes that sorts
+                by length. Otherwise chats keep their order.
             names (`Sequence[str]`, *optional*):
-                How errors name the chats; by default by their place.
+                Names of the chats in error messages, by default their indices.
             **options:
-                The options of [`Scorer`], but not `critiques`.
+                Options of [`Scorer`], except `critiques`.
 
         Returns:
             `list[Score]`: In input order.
 
         Raises:
-            `ValueError`: If a reward is not a finite number. All others are in the journal by then, unless none of a whole
-                chunk is finite, which ends the run at once.
+            `ValueError`: If a reward is not a finite number. All other scores are in the journal by then, unless an entire
+                chunk has no finite reward, which stops the run at once.
         """
         keys = [key_of(prompt, response, options) for prompt, response in zip(prompts, responses, strict=True)]
         places = {}
@@ -135,12 +136,12 @@ class JournaledScorer:
             raise ValueError(
                 f"{len(bad)} of {len(places)} responses have rewards that are not finite numbers. The first: {name} has "
                 f"{', '.join(map(str, rewards))}. The other scores are kept in {self.journal.path}; run the same again to "
-                "go on, or use another `dtype` (and output folder) if numbers overflow."
+                "continue, or use another `dtype` (and output folder) if numbers overflow."
             )
         return [_read_score(self.journal[key]) for key in keys]
 
     def _score_chunk(self, chunk, keys, prompts, responses, options, bar: tqdm) -> list[tuple[int, tuple[float, ...]]]:
-        """Score the chats at these places; those whose rewards cannot be kept come back."""
+        """Score the chats at these places, and return those whose rewards are not finite."""
         bad = []
 
         def keep(index: int, score: Score):

@@ -1,4 +1,4 @@
-"""What one model reached: from the scores of its sets to evaluations, and to the figures in its card."""
+"""Results of one model on all sets, and the figures in its card."""
 
 import math
 from collections.abc import Mapping
@@ -14,36 +14,35 @@ from .fitting import FittedRows
 from .journaled_scorer import JournaledScorer
 from .metrics.best_of_n import summarize_best_of_n
 from .metrics.pairs import PairEvaluation, summarize_pairs
-from .report import report
-from .report.critiques import CritiqueResult
+from .outcomes import CritiqueResult, Evaluation, evaluation_of_pairs
 from .sets import Sets, score_sets
 
 
 @dataclass(frozen=True)
 class ModelResults:
     """
-    What a model reached.
+    Results of a model.
 
     Args:
         evaluations (`list[Evaluation]`):
             On benchmarks and pairs.
         pairs (`dict[str, PairEvaluation]`):
-            The older summary of the latter.
+            Summaries of the preference sets for `results` in report.json.
         best_of_n (`dict[str, dict]`):
-            By best-of-N set.
+            Summary of each best-of-N set.
         robustness ([`Robustness`], *optional*):
-            What is found beside the figures.
+            Uncertainty, self-consistency and probes.
         sampled (`dict[float, list[Evaluation]]`, *optional*):
             By temperature the evaluations with the scores of self-consistency.
         critiques (`list[CritiqueResult]`, *optional*):
             On sets with reference critiques.
     """
 
-    evaluations: list[report.Evaluation]
+    evaluations: list[Evaluation]
     pairs: dict[str, PairEvaluation]
     best_of_n: dict[str, dict]
     robustness: Robustness = field(default_factory=lambda: Robustness({}))
-    sampled: dict[float, list[report.Evaluation]] = field(default_factory=dict)
+    sampled: dict[float, list[Evaluation]] = field(default_factory=dict)
     critiques: list[CritiqueResult] = field(default_factory=list)
 
 
@@ -55,15 +54,15 @@ def summarize(
     shown: Mapping[str, str],
 ) -> ModelResults:
     """
-    What a model reached on all sets.
+    Compute the results of a model from the scores of all sets.
 
     Args:
         sets ([`Sets`]):
             The sets.
         fitted, row_scores (`Mapping`):
-            By kind and name the rows that fit the model, and the scores of their responses.
+            By kind and name of the set, the rows that fit the model and the scores of their responses.
         group_column (`str`, *optional*):
-            Column of preference sets by whose values accuracy is also given.
+            Column of preference sets by whose values accuracy is also reported.
         shown (`Mapping[str, str]`):
             Short names of the sets.
     """
@@ -72,13 +71,13 @@ def summarize(
         part, scores = fitted["benchmark", found.name], row_scores["benchmark", found.name]
         rows = [found.rows[row.index] for row in part.rows]
         figures = found.benchmark.score(rows, [[score.reward for score in row] for row in scores])
-        title = found.benchmark.title
-        evaluations.append(report.Evaluation(found.name, title, figures, rows, scores, part.dropped, part.shortened))
+        counts = {"dropped": part.dropped, "shortened": part.shortened, "benchmark": found.benchmark}
+        evaluations.append(Evaluation(found.name, found.benchmark.title, figures, rows, scores, **counts))
     pairs = {}
     for name in sets.pairs:
         part = fitted["pairs", name]
         pairs[name] = summarize_pairs(part, row_scores["pairs", name], group_column)
-        evaluations.append(report.evaluation_of_pairs(shown[name], shown[name], part, pairs[name]))
+        evaluations.append(evaluation_of_pairs(shown[name], shown[name], part, pairs[name]))
     best_of_n = {
         name: summarize_best_of_n(fitted["problems", name], row_scores["problems", name]).summary()
         for name in sets.problems
@@ -88,13 +87,13 @@ def summarize(
 
 def sample_critiques(
     journaled: JournaledScorer,
-    evaluations: list[report.Evaluation],
+    evaluations: list[Evaluation],
     fitted: dict[tuple[str, str], FittedRows],
     by_length: bool,
     options: dict,
     args: EvaluationArguments,
-) -> dict[float, list[report.Evaluation]]:
-    """For each temperature the evaluations with the scores of self-consistency."""
+) -> dict[float, list[Evaluation]]:
+    """Sample critiques at each temperature, and return the evaluations with their scores."""
     count, sampled, titles = args.self_consistency, {}, {key: key[1] for key in fitted}
     for temperature in args.self_consistency_temperatures:
         title = f"{journaled.title}, {count} critiques at {temperature:g}"
@@ -107,8 +106,8 @@ def sample_critiques(
     return sampled
 
 
-def card_results(evaluations: list[report.Evaluation], sets: Sets) -> list[EvalResult]:
-    """The headline figures that are given. Those over files say so by the name of their dataset."""
+def card_results(evaluations: list[Evaluation], sets: Sets) -> list[EvalResult]:
+    """Return the headline figures for a model card, where rows suffice for one. The dataset's name tells local files."""
     sources = [(found.benchmark.hub_id, bool(found.files)) for found in sets.benchmarks]
     sources += [(name, Path(name).exists()) for name in sets.pairs]
     results = []

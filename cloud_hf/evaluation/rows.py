@@ -1,4 +1,4 @@
-"""Rows of a benchmark: what is to be scored, how files become rows, and the checks of rows and rewards."""
+"""Rows of benchmarks: reading them from files, and checks of rows and rewards."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -9,18 +9,18 @@ from ..conversation import read_prompt
 from ..data.rows import PAIR_COLUMNS, check_columns, load_rows, prompt_of, response_of, row_name
 
 
-# The rewards of one row: of its chosen responses and of its rejected ones
+# Rewards of the chosen and of the rejected responses of a row
 RowRewards = tuple[list[float], list[float]]
 
 
 @dataclass(frozen=True)
 class BenchmarkRow:
     """
-    One prompt of a benchmark and the responses that are to be scored.
+    A prompt of a benchmark with the responses to score.
 
     Args:
         id (`str`):
-            Unique in the benchmark, and the same in every run.
+            Unique in the benchmark and stable across runs.
         subset (`str`):
             The part of the benchmark it belongs to.
         prompt (`Any`):
@@ -28,9 +28,9 @@ class BenchmarkRow:
         responses (`tuple[str, ...]`):
             The right responses, then the wrong ones.
         num_chosen (`int`, *optional*, defaults to `1`):
-            How many are right.
+            How many of them, the first ones, are right.
         details (`dict[str, Any]`, *optional*):
-            What the benchmark's arithmetic needs besides.
+            Further columns that the benchmark's scoring needs.
 
     Examples:
 
@@ -60,7 +60,7 @@ class BenchmarkRow:
 
     @property
     def is_undecidable(self) -> bool:
-        """Whether a right and a wrong response are the same text, so that no reward tells them apart."""
+        """Whether a right and a wrong response are the same text, which no reward can tell apart."""
         return not set(self.chosen).isdisjoint(self.rejected)
 
 
@@ -68,18 +68,18 @@ def read_sources(
     names: Sequence[str], split: str, config: str | None = None
 ) -> Iterator[tuple[str, int, dict[str, Any]]]:
     """
-    Read files or Hub datasets one after the other.
+    Read files or Hub datasets in turn.
 
     Args:
         names (`Sequence[str]`):
-            What [`load_rows`] takes. A file is taken whole.
+            Anything that [`load_rows`] takes. A file is read to its end.
         split (`str`):
-            Split of what has splits.
+            Split of the sources that have splits.
         config (`str`, *optional*):
             Configuration of a Hub dataset.
 
     Yields:
-        `tuple`: The name of the source, the place of the row in it, and the row.
+        `tuple`: The source, the index of the row in it, and the row.
     """
     if not names:
         raise ValueError("Name at least one file or dataset to read.")
@@ -99,15 +99,15 @@ def make_row(
     **details,
 ) -> BenchmarkRow:
     """
-    A checked [`BenchmarkRow`].
+    Make a [`BenchmarkRow`] from checked values.
 
     Args:
         source (`str`):
-            File or dataset that the row comes from, for messages.
+            File or dataset of the row, for error messages.
         index (`int`):
-            The row's place in it.
+            Index of the row in it.
         row (`dict[str, Any]`):
-            The row; its `id` is used if it has one, else its place.
+            The row. Its `id` defaults to its index.
         subset (`str`):
             Its subset.
         chosen (`str` or `list[str]`):
@@ -115,7 +115,7 @@ def make_row(
         rejected (`str` or `list[str]`):
             The wrong ones.
         prompt (`Any`, *optional*):
-            Defaults to the `prompt` of the row, with its `tools`.
+            Defaults to the `prompt` of the row with its `tools`.
         **details:
             The row's `details`.
 
@@ -135,11 +135,11 @@ def make_row(
 
 def make_pair(title: str, source: str, index: int, row: dict[str, Any], subset: str | None = None) -> BenchmarkRow:
     """
-    A checked [`BenchmarkRow`] of columns `prompt`, `chosen`, `rejected`, and `subset` unless that is given.
+    Make a [`BenchmarkRow`] from the columns `prompt`, `chosen`, `rejected` and, unless it is given, `subset`.
 
     Args:
         title (`str`):
-            The benchmark, for messages.
+            The benchmark, for error messages.
         source, index, row, subset:
             See [`make_row`].
 
@@ -152,7 +152,7 @@ def make_pair(title: str, source: str, index: int, row: dict[str, Any], subset: 
 
 
 def _texts(name: str, value: Any) -> list[str]:
-    """A response or several. A list with one assistant message is one response."""
+    """Read one response or several. A list with an assistant message is one response."""
     is_list = isinstance(value, list) and not any(isinstance(item, dict) for item in value)
     values = value if is_list else [value]
     if not values:
@@ -161,7 +161,7 @@ def _texts(name: str, value: Any) -> list[str]:
 
 
 def text_of(source: str, index: int, row: dict[str, Any], column: str) -> str:
-    """A column that must hold text. Raises `ValueError` naming the file and the row."""
+    """Return a column that must hold text. Raises `ValueError` naming the file and the row."""
     if not isinstance(row[column], str) or not row[column]:
         raise ValueError(f"{source}, {row_name(index, row)}: `{column}` is {row[column]!r:.60}; give a string.")
     return row[column]
@@ -169,10 +169,10 @@ def text_of(source: str, index: int, row: dict[str, Any], column: str) -> str:
 
 def check_unique(rows: Sequence[BenchmarkRow]) -> list[BenchmarkRow]:
     """
-    The rows as a list, if there are any and their ids are unique.
+    Check that there are rows and that their ids are unique.
 
     Raises:
-        `ValueError`: Naming the first id that stands twice.
+        `ValueError`: Naming the first id that occurs twice.
     """
     rows, seen = list(rows), {}
     if not rows:
@@ -189,7 +189,7 @@ def check_unique(rows: Sequence[BenchmarkRow]) -> list[BenchmarkRow]:
 
 def check_pairs(rows: Sequence[BenchmarkRow]) -> list[BenchmarkRow]:
     """
-    [`check_unique`], and each row has one right and one wrong response.
+    [`check_unique`]; also check that each row has one right and one wrong response.
 
     Raises:
         `ValueError`: Naming the first row that has more.
@@ -205,7 +205,7 @@ def check_pairs(rows: Sequence[BenchmarkRow]) -> list[BenchmarkRow]:
 
 def split_rewards(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> list[RowRewards]:
     """
-    Check rewards, and part them into those of right and of wrong responses.
+    Check rewards and split them into those of right and of wrong responses.
 
     Args:
         rows (`Sequence[BenchmarkRow]`):
@@ -221,7 +221,7 @@ def split_rewards(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float
     """
     if len(rows) != len(rewards):
         raise ValueError(f"{len(rows)} rows but rewards for {len(rewards)}; give a list of rewards for each row.")
-    parted = []
+    split = []
     for row, values in zip(rows, rewards, strict=True):
         values = [float(value) for value in values]
         if len(values) != len(row.responses):
@@ -233,10 +233,10 @@ def split_rewards(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float
                 f"Row {row.id!r}: a reward is {bad[0]}. Rewards must be finite numbers: score the row again, in float32 if "
                 "its numbers overflowed."
             )
-        parted.append((values[: row.num_chosen], values[row.num_chosen :]))
-    return parted
+        split.append((values[: row.num_chosen], values[row.num_chosen :]))
+    return split
 
 
 def pair_rewards(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
-    """[`split_rewards`] of rows with one right and one wrong response: the rewards of both."""
+    """[`split_rewards`] of rows with one right and one wrong response."""
     return [(chosen[0], rejected[0]) for chosen, rejected in split_rewards(rows, rewards)]

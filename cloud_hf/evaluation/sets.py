@@ -1,4 +1,4 @@
-"""Sets of rows on their way to scores: loaded and checked, cut to what fits a model, and scored in one go."""
+"""Sets to score: loading and checking them, fitting them to a model's context, and scoring them together."""
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ from .metrics import critique_quality
 from .metrics.critique_quality import CritiqueRow
 from .metrics.pairs import pair_responses
 from .metrics.problems import PROBLEM_COLUMNS, candidates, load_problems
+from .outcomes import fittable
 from .probes import read_paraphrases
-from .report.critiques import fittable
 
 
 Key = TypeVar("Key", bound=Hashable)
@@ -30,7 +30,7 @@ Key = TypeVar("Key", bound=Hashable)
 @dataclass(frozen=True)
 class Sets:
     """
-    All that is scored.
+    All sets of a run.
 
     Args:
         benchmarks (`list[LoadedBenchmark]`):
@@ -50,8 +50,11 @@ class Sets:
 
     def fit(self, critique_format: CritiqueFormat, **limits) -> dict[tuple[str, str], FittedRows]:
         """
-        The rows of all sets that fit a model's context, by kind (`"benchmark"`, `"pairs"`, `"problems"`, `"critiques"`, in this
-        order) and name; the last for models that write critiques. `limits` are those of [`~fitting.fit_rows`].
+        Fit the rows of all sets to a model's context. `limits` are those of [`~fitting.fit_rows`].
+
+        Returns:
+            `dict[tuple[str, str], FittedRows]`: By kind (`"benchmark"`, `"pairs"`, `"problems"`, `"critiques"`, in this order;
+                the last only for models that write critiques) and name.
 
         Raises:
             `ValueError`: Naming the set and the row.
@@ -77,10 +80,10 @@ class Sets:
 
 def load_sets(args: EvaluationArguments) -> Sets:
     """
-    Load all that is scored.
+    Load and check all sets.
 
     Raises:
-        `ValueError`: Naming what is missing or wrong; in a column that is read only after scoring, too.
+        `ValueError`: Naming what is missing or wrong, even in columns that are read only after scoring.
     """
     columns = [name for name in (args.group_column, args.length_column, args.paraphrase_column) if name]
     sets = Sets(
@@ -114,7 +117,7 @@ def load_sets(args: EvaluationArguments) -> Sets:
 
 
 def _check_shares(name: str, args: EvaluationArguments):
-    """Raise `ValueError` if a problem is not usable, or its candidates are worth other than a share."""
+    """Raise `ValueError` if a problem is not usable, or if the worth of a candidate is not between 0 and 1."""
     for problem in load_problems(name, args.dataset_test_split, args.dataset_config, args.limit):
         if bad := [value for value in problem.worth if not 0 <= value <= 1]:
             raise ValueError(
@@ -126,7 +129,7 @@ def _check_shares(name: str, args: EvaluationArguments):
 def fit_set(
     title: str, rows: Iterable[dict[str, Any]], responses_of: Callable, critique_format: CritiqueFormat, **limits
 ) -> FittedRows:
-    """[`~fitting.fit_rows`], whose errors name the set too."""
+    """[`~fitting.fit_rows`] with errors that also name the set."""
     try:
         return fit_rows(rows, responses_of, critique_format, **limits)
     except ValueError as error:
@@ -142,7 +145,7 @@ def score_sets(
     one: str = "response",
 ) -> dict[Key, list[list[Score]]]:
     """
-    Score all sets in one go.
+    Score all sets together, so that equal chats are scored once and batches stay full.
 
     Args:
         journaled ([`JournaledScorer`]):
@@ -150,13 +153,13 @@ def score_sets(
         fitted (`Mapping[Key, FittedRows]`):
             The rows of each set.
         titles (`Mapping[Key, str]`):
-            How errors name the sets.
+            Names of the sets in error messages.
         by_length (`bool`):
-            Whether the backend makes its batches by length; see [`JournaledScorer.score`].
+            Whether the backend sorts its batches by length; see [`JournaledScorer.score`].
         options (`dict[str, Any]`):
-            The options of [`Scorer`].
+            Options of [`Scorer`].
         one (`str`, *optional*, defaults to `"response"`):
-            How errors name a response.
+            Name of a response in error messages.
 
     Returns:
         `dict[Key, list[list[Score]]]`: For each set the scores of its rows' responses.

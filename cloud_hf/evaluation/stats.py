@@ -2,8 +2,8 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
@@ -44,35 +44,25 @@ class Estimate:
     ci95: Interval | None = None
 
     def summary(self) -> dict[str, Any]:
-        """Return the estimate for JSON, which has no NaN: an unknown value is `None`."""
-        return {"value": None if math.isnan(self.value) else self.value, "n": self.n, "ci95": self.ci95}
+        """Return the estimate for JSON."""
+        return json_safe(self)
 
 
 Figure = Estimate  # its name in version 0.1
 
 
+def json_safe(value: Any) -> Any:
+    """Convert dataclasses and tuples to what JSON has; NaN, which it lacks, becomes `None`."""
+    if is_dataclass(value):
+        return {field.name: json_safe(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {key: json_safe(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_safe(part) for part in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
 # --------------------------------------------------------------------------------------------------------- bootstrap
-
-
-def draw_places(sizes: Sequence[int], resamples: int = RESAMPLES, seed: int = 0) -> Iterator[list[np.ndarray]]:
-    """
-    Draw rows with replacement, from each stratum as many as it has.
-
-    Args:
-        sizes (`Sequence[int]`):
-            Rows in each stratum.
-        resamples (`int`, *optional*, defaults to `2000`):
-            Resamples in total.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of the draws.
-
-    Yields:
-        `list[np.ndarray]`: For each stratum the places drawn, of shape (resamples, size), 100 resamples at a time.
-    """
-    rng = np.random.default_rng(seed)
-    for start in range(0, resamples, _AT_ONCE):
-        count = min(_AT_ONCE, resamples - start)
-        yield [rng.integers(size, size=(count, size)) for size in sizes]
 
 
 def percentile_interval(
@@ -83,7 +73,7 @@ def percentile_interval(
 
     Args:
         sizes (`Sequence[int]`):
-            Rows in each stratum.
+            Rows in each stratum, from which as many are drawn with replacement.
         statistic (`Callable`):
             Takes the places drawn from each stratum, of shape (resamples, size) each, and returns values of shape
             (resamples, …). NaN where a resample has none.
@@ -95,23 +85,14 @@ def percentile_interval(
     """
     if min(sizes) < 2:
         return None
-    values = np.concatenate([statistic(*places) for places in draw_places(sizes, resamples)])
-    return np.nanquantile(values, _ENDS, axis=0)
+    rng = np.random.default_rng(0)
+    counts = [min(_AT_ONCE, resamples - start) for start in range(0, resamples, _AT_ONCE)]
+    values = [statistic(*(rng.integers(size, size=(count, size)) for size in sizes)) for count in counts]
+    return np.nanquantile(np.concatenate(values), _ENDS, axis=0)
 
 
 def interval_over_rows(num_rows: int, statistic: Callable[[np.ndarray], np.ndarray]) -> np.ndarray | None:
-    """
-    95 % percentile interval of a statistic that takes the rows' weights, which is fast as a matrix product.
-
-    Args:
-        num_rows (`int`):
-            Rows to draw from.
-        statistic (`Callable`):
-            Takes how often each row was drawn, shape (resamples, num_rows), and returns values of shape (resamples, …).
-
-    Returns:
-        `np.ndarray` or `None`: See [`percentile_interval`].
-    """
+    """[`percentile_interval`] of a statistic that takes how often each row was drawn, shape (resamples, num_rows)."""
 
     def of_counts(places: np.ndarray) -> np.ndarray:
         return statistic(np.stack([np.bincount(drawn, minlength=num_rows) for drawn in places]))
@@ -121,13 +102,7 @@ def interval_over_rows(num_rows: int, statistic: Callable[[np.ndarray], np.ndarr
 
 def bootstrap_interval(samples: Sequence[np.ndarray], statistic: Callable[..., Any]) -> Interval | None:
     """
-    95 % percentile interval of a statistic of samples.
-
-    Args:
-        samples (`Sequence[np.ndarray]`):
-            Rows are drawn from each sample separately.
-        statistic (`Callable`):
-            Takes the samples and `axis`, as `np.mean` does.
+    [`percentile_interval`] of a statistic that takes samples and `axis`, as `np.mean` does.
 
     Returns:
         `tuple[float, float]` or `None`: `None` if a sample has fewer than two rows, or if no sample has rows that differ:
@@ -155,16 +130,7 @@ def wilson(share: float, n: int) -> Interval:
 
 
 def share(outcomes: Sequence[float]) -> Estimate:
-    """
-    Mean outcome of rows.
-
-    Args:
-        outcomes (`Sequence[float]`):
-            From 0 (wrong) to 1 (right).
-
-    Returns:
-        [`Estimate`]: With Wilson's interval if each outcome is 0 or 1, otherwise a bootstrap's.
-    """
+    """Return the mean outcome of rows, 0 to 1: with Wilson's interval if each is 0 or 1, otherwise with a bootstrap's."""
     n = len(outcomes)
     if n == 0:
         return Estimate(math.nan, 0)
@@ -253,36 +219,21 @@ class BenchmarkScores:
 
     def notes(self) -> list[str]:
         """Return caveats for readers of the figures, as sentences."""
-        notes = []
-        if self.missing:
-            notes.append(
-                f"No rows of {', '.join(self.missing)}: figures over several subsets rest on those with rows, or are not given."
-            )
-        if self.unknown:
-            parts = ", ".join(f"{name} ({count})" for name, count in self.unknown.items())
-            notes.append(
-                f"Rows of subsets that are not part of the benchmark, counted in none of its figures: {parts}."
-            )
-        if self.undecidable:
-            notes.append(f"Rows whose right and wrong responses are the same text: {self.undecidable}.")
-        if self.ties:
-            notes.append(f"Rows whose best right and best wrong responses have equal rewards: {self.ties}.")
-        return notes
+        missing = ", ".join(self.missing)
+        unknown = ", ".join(f"{name} ({count})" for name, count in self.unknown.items())
+        notes = {
+            f"No rows of {missing}: figures over several subsets rest on those with rows, or are not given.": self.missing,
+            f"Rows of subsets that are not part of the benchmark, counted in none of its figures: {unknown}.": self.unknown,
+            f"Rows whose right and wrong responses are the same text: {self.undecidable}.": self.undecidable,
+            f"Rows whose best right and best wrong responses have equal rewards: {self.ties}.": self.ties,
+        }
+        return [note for note, applies in notes.items() if applies]
 
     def summary(self) -> dict[str, Any]:
         """Return the scores for JSON."""
-        return {
-            "benchmark": self.benchmark,
-            "headline": self.headline,
-            "figures": {name: figure.summary() for name, figure in self.figures.items()},
-            "subsets": {name: figure.summary() for name, figure in self.subsets.items()},
-            "ties": self.ties,
-            "undecidable": self.undecidable,
-            "missing": list(self.missing),
-            "unknown": self.unknown,
-            "notes": self.notes(),
-            "details": self.details,
-        }
+        summary = json_safe(self)
+        details = summary.pop("details")
+        return {**summary, "notes": self.notes(), "details": details}
 
 
 def count_unknown(rows: "Iterable[BenchmarkRow]", known: Iterable[str]) -> dict[str, int]:

@@ -13,7 +13,7 @@ import evaluate
 import gradio as gr
 from PIL import Image
 
-from cloud_hf.evaluation.report.benchmark_plots import plot_margins, plot_reliability
+from cloud_hf.evaluation.report.plots import plot_margins, plot_reliability
 from cloud_hf.spaces_ui import analytics_wanted, in_our_words, launch_options, make_table, read_table, read_text
 
 

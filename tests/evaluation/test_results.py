@@ -3,7 +3,7 @@
 from benchmark_files import pair, write_rows
 
 from cloud_hf.evaluation.benchmarks import load_benchmarks, preference_pairs, rm_bench
-from cloud_hf.evaluation.report.report import Evaluation
+from cloud_hf.evaluation.outcomes import Evaluation
 from cloud_hf.evaluation.results import card_results
 from cloud_hf.evaluation.sets import Sets
 

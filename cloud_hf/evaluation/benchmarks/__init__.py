@@ -1,16 +1,22 @@
-"""The benchmarks by name: how each loads, and how its rewards become figures."""
+"""
+Benchmarks by name: loading their rows, and turning rewards into figures.
+
+To add one, write a module with `load` and `score` like those here, and add an entry to `BENCHMARKS`.
+"""
 
 import difflib
 import glob
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ...data.rows import READERS
 from ..rows import BenchmarkRow
 from ..stats import BenchmarkScores
+from ..tables import Table
 from . import judge_bench, llm_bar, reward_bench, reward_bench_2, rm_bench
 
 
@@ -30,6 +36,11 @@ class Benchmark:
             `load(names=None)` gives its rows: from files or datasets, or by default from the official dataset.
         score (`Callable`):
             `score(rows, rewards)` gives its figures; `rewards` holds, for each row, one reward per response.
+        tables (`Callable`, *optional*):
+            `tables(scores_by_model)` gives tables of its own for the report.
+        result_files (`Callable`, *optional*):
+            `result_files(scores, model)` gives the files that its leaderboard's tools read: their contents as JSON, by the
+            first part of their names.
 
     Examples:
 
@@ -46,16 +57,29 @@ class Benchmark:
     paper: str
     load: Callable[..., list[BenchmarkRow]]
     score: Callable[[Sequence[BenchmarkRow], Sequence[Sequence[float]]], BenchmarkScores]
+    tables: Callable[[Mapping[str, BenchmarkScores]], list[Table]] | None = None
+    result_files: Callable[[BenchmarkScores, str], dict[str, dict[str, Any]]] | None = None
 
 
 _REWARD_BENCH = ("RewardBench", reward_bench.HUB_ID, "https://arxiv.org/abs/2403.13787")
 _JUDGE_BENCH = (judge_bench.HUB_ID, "https://arxiv.org/abs/2410.12784")
 
-# Preference sets without arithmetic of their own are read and scored by preference_pairs.py.
+
+def _reward_bench_files(name: str) -> Callable[..., dict[str, dict[str, Any]]]:
+    parts = {name: reward_bench.OFFICIAL_COUNTS, "reward_bench_prior_sets": reward_bench.PRIOR_SETS}
+    return partial(reward_bench.result_files, parts=parts)
+
+
+# Preference sets without figures of their own are read and scored by preference_pairs.py
 BENCHMARKS = {
-    "reward_bench": Benchmark(*_REWARD_BENCH, reward_bench.load, reward_bench.score),
+    "reward_bench": Benchmark(
+        *_REWARD_BENCH, reward_bench.load, reward_bench.score, result_files=_reward_bench_files("reward_bench")
+    ),
     "reward_bench_with_prior_sets": Benchmark(
-        *_REWARD_BENCH, partial(reward_bench.load, prior_sets=True), reward_bench.score
+        *_REWARD_BENCH,
+        partial(reward_bench.load, prior_sets=True),
+        reward_bench.score,
+        result_files=_reward_bench_files("reward_bench_with_prior_sets"),
     ),
     "reward_bench_2": Benchmark(
         "RewardBench 2",
@@ -63,9 +87,15 @@ BENCHMARKS = {
         "https://arxiv.org/abs/2506.01937",
         reward_bench_2.load,
         reward_bench_2.score,
+        result_files=partial(reward_bench.result_files, parts={"reward_bench_2": reward_bench_2.SUBSETS}),
     ),
     "rm_bench": Benchmark(
-        "RM-Bench", rm_bench.HUB_ID, "https://arxiv.org/abs/2410.16184", rm_bench.load, rm_bench.score
+        "RM-Bench",
+        rm_bench.HUB_ID,
+        "https://arxiv.org/abs/2410.16184",
+        rm_bench.load,
+        rm_bench.score,
+        tables=rm_bench.tables,
     ),
     "judge_bench_gpt": Benchmark(
         "JudgeBench (GPT-4o)", *_JUDGE_BENCH, partial(judge_bench.load, split="gpt"), judge_bench.score

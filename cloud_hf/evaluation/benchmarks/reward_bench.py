@@ -1,7 +1,7 @@
 """RewardBench: the official scores, and those of the reference implementation (arXiv 2403.13787, allenai/reward-bench)."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -141,6 +141,27 @@ def leaderboard_results(
     values = {name: figure.value for name, figure in scores.subsets.items() if name in names}
     known = {name: value for name, value in values.items() if not math.isnan(value)}
     return {**known, "model": model, "model_type": model_type, "chat_template": chat_template}
+
+
+def result_files(
+    scores: BenchmarkScores, model: str, parts: Mapping[str, Collection[str]]
+) -> dict[str, dict[str, float | str]]:
+    """
+    [`leaderboard_results`] of each part of a benchmark that has rows.
+
+    Args:
+        scores ([`BenchmarkScores`]):
+            Of RewardBench or RewardBench 2.
+        model (`str`):
+            The model.
+        parts (`Mapping[str, Collection[str]]`):
+            The subsets of each part, by the first part of its file's name.
+    """
+    return {
+        name: leaderboard_results(scores, model, subsets)
+        for name, subsets in parts.items()
+        if not scores.subsets.keys().isdisjoint(subsets)
+    }
 
 
 @dataclass(frozen=True)

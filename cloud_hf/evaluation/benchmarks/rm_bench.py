@@ -1,6 +1,6 @@
 """RM-Bench: right against wrong responses in every combination of three styles (arXiv 2410.16184, THU-KEG/RM-Bench)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,6 +8,7 @@ import numpy as np
 from ...data.rows import check_columns
 from ..rows import BenchmarkRow, check_unique, make_row, read_sources, split_rewards, text_of
 from ..stats import BenchmarkScores, by_subset, count_unknown, share, weighted_mean
+from ..tables import Table, show
 
 
 HUB_ID = "THU-KEG/RM-Bench"
@@ -123,3 +124,15 @@ def _names() -> tuple[str, ...]:
 
 def _mean_matrices(matrices: dict[str, list[np.ndarray]]) -> dict[str, Any]:
     return {name: np.mean(members, axis=0).tolist() for name, members in matrices.items() if members}
+
+
+def tables(by_model: Mapping[str, BenchmarkScores]) -> list[Table]:
+    """Return the table of style matrices, domain by domain, for a report."""
+    rows = [
+        [f"{domain}, {model}, {style}", *map(show, shares)]
+        for domain in DOMAINS
+        for model, scores in by_model.items()
+        for style, shares in zip(STYLES, scores.details["matrices"].get(domain, []), strict=False)
+    ]
+    columns = ["right response", *(f"against {style}" for style in STYLES)]
+    return [Table(columns, rows, title="Right responses of each style against wrong ones of each:")]

@@ -1,3 +1,28 @@
 """Reports: report.md and report.json, their tables, pictures and files."""
 
-from .report import *  # noqa: F403
+from ..outcomes import Difference, Evaluation, compare, evaluation_of_pairs, headline_estimates
+from .best_of_n import best_of_n_section
+from .files import VERSION, write_report, write_results, write_scores
+from .markdown import Section, render
+from .sections import headline_table, markdown
+
+
+headline_figures = headline_estimates  # its name in version 0.1
+
+__all__ = [
+    "VERSION",
+    "Difference",
+    "Evaluation",
+    "Section",
+    "best_of_n_section",
+    "compare",
+    "evaluation_of_pairs",
+    "headline_estimates",
+    "headline_figures",
+    "headline_table",
+    "markdown",
+    "render",
+    "write_report",
+    "write_results",
+    "write_scores",
+]

@@ -1,75 +1,98 @@
-"""The files of an evaluation: scores with their critiques, RewardBench's own results, the report and its pictures."""
+"""Files of an evaluation: scores with their critiques, results of leaderboards, the report and its pictures."""
 
 import json
-from collections.abc import Collection
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from pyarrow import parquet
 
-from ..analysis import mean_label
-from ..arguments import file_name
-from ..benchmarks import reward_bench_2
-from ..benchmarks.reward_bench import OFFICIAL_COUNTS, PRIOR_SETS, leaderboard_results
+from ..analysis import Robustness, mean_label
 from ..evaluation_arguments import SETTINGS, EvaluationArguments
 from ..metrics.pairs import PairEvaluation
+from ..outcomes import Evaluation, compare
 from ..results import ModelResults
-from . import report
-from .analysis import write_robustness
-from .benchmark_plots import plot_benchmarks, plot_margins, plot_reliability
-from .critiques import critique_section
+from ..stats import json_safe
+from ..tables import file_name, picture_name
+from .markdown import Section, render
+from .plots import (
+    plot_benchmarks,
+    plot_margins,
+    plot_probe,
+    plot_rejection,
+    plot_reliability,
+    plot_self_consistency,
+)
+from .sections import (
+    critique_section,
+    probe_sections,
+    result_sections,
+    self_consistency_sections,
+    uncertainty_sections,
+)
 
 
-PICTURES = """## Pictures
+VERSION = 1
+_SCHEMA = pa.schema(
+    {
+        "benchmark": pa.string(),
+        "row": pa.string(),
+        "subset": pa.string(),
+        "response": pa.int32(),
+        "is_chosen": pa.bool_(),
+        "reward": pa.float64(),
+        "rewards": pa.list_(pa.float64()),
+        "critiques": pa.list_(pa.string()),
+        "finish_reasons": pa.list_(pa.string()),
+    }
+)
+_RELIABILITY = "reliability.png"
 
+PICTURES = """\
 ![headline figures with 95 % intervals](benchmarks.png)
 
 ![distribution of reward margins](margins.png)
 
-Margins, here and in the reliability diagram below, are over all pairs of a right and a wrong response of the rows above.
-"""
+Margins, here and in the reliability diagram below, are over all pairs of a right and a wrong response of the rows above."""
 
-SCORED = """## Settings
-
+SCORED = """\
 Critiques per response: {num_critiques}, temperature {temperature}, at most {max_new_tokens} tokens, seed {seed}. Backend:
-{backend}, dtype {dtype}. Over-long rows: {overlong_policy}.
-"""
+{backend}, dtype {dtype}. Over-long rows: {overlong_policy}."""
 
 
-def write_results(name: str, results: ModelResults, shown: dict[str, str], output_dir: Path):
-    """A model's scores, and RewardBench's own results files."""
-    report.write_scores(results.evaluations, output_dir / file_name("scores", shown[name], "parquet"))
+# ----------------------------------------------------------------------------------------------- the files of a model
+
+
+def write_results(name: str, results: ModelResults, shown: Mapping[str, str], output_dir: Path):
+    """Write the scores of a model, and what leaderboards' tools read; `shown` are short names of models and sets."""
+
+    def path(kind: str, suffix: str, part: str = "") -> Path:
+        return output_dir / file_name(kind, f"{shown[name]}_{part}" if part else shown[name], suffix)
+
+    write_scores(results.evaluations, path("scores", "parquet"))
     for temperature, evaluations in results.sampled.items():
-        file = file_name("self_consistency", f"{shown[name]}_{temperature:g}", "parquet")
-        report.write_scores(evaluations, output_dir / file)
-    if altered := [row for found in results.robustness.probes for row in found.table()]:
-        parquet.write_table(pa.Table.from_pylist(altered), output_dir / file_name("probes", shown[name], "parquet"))
-    if compared := [row for found in results.critiques for row in found.table()]:
-        parquet.write_table(
-            pa.Table.from_pylist(compared), output_dir / file_name("critiques", shown[name], "parquet")
-        )
+        write_scores(evaluations, path("self_consistency", "parquet", f"{temperature:g}"))
+    for kind, parts in (("probes", results.robustness.probes), ("critiques", results.critiques)):
+        if rows := [row for found in parts for row in found.table()]:
+            parquet.write_table(pa.Table.from_pylist(rows), path(kind, "parquet"))
     for dataset_name, result in results.pairs.items():
-        write_pairs(result, output_dir / file_name("scores", f"{shown[name]}_{shown[dataset_name]}", "jsonl"))
+        write_pairs(result, path("scores", "jsonl", shown[dataset_name]))
     for evaluation in results.evaluations:
         write_leaderboard_files(name, shown[name], evaluation, output_dir)
 
 
-def write_leaderboard_files(name: str, short_name: str, evaluation: report.Evaluation, output_dir: Path):
-    """The results files of RewardBench and RewardBench 2; no other set has any."""
-    files: dict[str, Collection[str]] = {}
-    if evaluation.scores.benchmark == "RewardBench":
-        files = {evaluation.name: OFFICIAL_COUNTS, "reward_bench_prior_sets": PRIOR_SETS}
-    elif evaluation.scores.benchmark == "RewardBench 2":
-        files = {evaluation.name: reward_bench_2.SUBSETS}
-    for kind, subsets in files.items():
-        if not evaluation.scores.subsets.keys().isdisjoint(subsets):
-            official = leaderboard_results(evaluation.scores, name, subsets)
-            path = output_dir / file_name(kind, short_name, "json")
-            path.write_text(json.dumps(official, indent=2, allow_nan=False) + "\n")
+def write_scores(evaluations: Sequence[Evaluation], path: Path):
+    """Write the scores of all responses, with their critiques, as Parquet."""
+    with parquet.ParquetWriter(path, _SCHEMA) as writer:
+        for evaluation in evaluations:
+            writer.write_table(pa.Table.from_pylist(list(evaluation.table()), schema=_SCHEMA))
 
 
 def write_pairs(result: PairEvaluation, path: Path):
+    """Write the scores of a preference set as JSON lines, one for each pair."""
     with path.open("w", encoding="utf8") as file:
         for pair in result.pairs:
             row = {"index": pair.index, "id": pair.id, "group": pair.group}
@@ -81,56 +104,140 @@ def write_pairs(result: PairEvaluation, path: Path):
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def write_report(results: dict[str, ModelResults], args: EvaluationArguments, shown: dict[str, str], output_dir: Path):
-    """The report of the models that are done."""
+def write_leaderboard_files(name: str, short_name: str, evaluation: Evaluation, output_dir: Path):
+    """Write the result files of a benchmark that has a format for them."""
+    if evaluation.benchmark is None or evaluation.benchmark.result_files is None:
+        return
+    for kind, content in evaluation.benchmark.result_files(evaluation.scores, name).items():
+        write_json(content, output_dir / file_name(kind, short_name, "json"))
+
+
+def write_json(page: Mapping[str, Any], path: Path):
+    """Write JSON for programs, with `null` for NaN."""
+    path.write_text(json.dumps(json_safe(page), indent=2, allow_nan=False) + "\n")
+
+
+# ----------------------------------------------------------------------------------------------- the report on models
+
+
+def write_report(
+    results: Mapping[str, ModelResults], args: EvaluationArguments, shown: Mapping[str, str], output_dir: Path
+):
+    """Write report.json, report.md and its pictures on the models that are done; `shown` are short names of models and sets."""
     by_model = {shown[name]: found.evaluations for name, found in results.items()}
-    differences = report.compare(by_model)
+    differences = compare(by_model)
     best_of_n = {
         shown[dataset]: {shown[name]: found.best_of_n[dataset] for name, found in results.items()}
         for dataset in args.best_of_n
     }
+
+    def entries(summaries_of) -> list[dict[str, Any]]:
+        return [{"model": name, **entry} for name, found in results.items() for entry in summaries_of(found)]
+
     page = {
-        "version": report.VERSION,
+        "version": VERSION,
         "arguments": asdict(args),
-        "results": [
-            {"model": name, "dataset": dataset, **result.summary()}
-            for name, found in results.items()
-            for dataset, result in found.pairs.items()
-        ],
-        "benchmarks": [
-            {"model": name, **evaluation.summary()}
-            for name, found in results.items()
-            for evaluation in found.evaluations
-        ],
-        "differences": [found.summary() for found in differences],
+        "results": entries(
+            lambda found: ({"dataset": name, **result.summary()} for name, result in found.pairs.items())
+        ),
+        "benchmarks": entries(lambda found: (evaluation.summary() for evaluation in found.evaluations)),
+        "differences": differences,
         "best_of_n": best_of_n,
-        "critique_quality": [
-            {"model": name, **part.summary()} for name, found in results.items() for part in found.critiques
-        ],
+        "critique_quality": entries(lambda found: (part.summary() for part in found.critiques)),
     }
     for name, found in results.items():
         for key, parts in found.robustness.summary(name).items():
             page.setdefault(key, []).extend(parts)
-    (output_dir / "report.json").write_text(json.dumps(page, indent=2, allow_nan=False) + "\n")
-    lines = ["# Reward models evaluated", "", report.markdown(by_model, differences, best_of_n), ""]
-    if margins := margins_of(by_model):
-        plot_benchmarks(by_model, output_dir / "benchmarks.png")
-        plot_margins(margins, output_dir / "margins.png")
-        sampled = {
-            f"{shown[name]}, {mean_label(args.self_consistency, temperature)}": evaluations
-            for name, found in results.items()
-            for temperature, evaluations in found.sampled.items()
-        }
-        plot_reliability(margins | margins_of(sampled), output_dir / "reliability.png")
-        robustness = {shown[name]: found.robustness for name, found in results.items()}
-        lines += [PICTURES, *write_robustness(robustness, by_model, output_dir)]
+    write_json(page, output_dir / "report.json")
+    sections = [
+        *result_sections(by_model, differences, best_of_n),
+        *_picture_sections(results, args, shown, output_dir),
+    ]
     if args.reference_critiques:
-        lines += critique_section({shown[name]: found.critiques for name, found in results.items()})
-    lines += [SCORED.format(**{name: getattr(args, name) for name in (*SETTINGS, "overlong_policy")})]
-    (output_dir / "report.md").write_text("\n".join(lines), encoding="utf8")
+        sections.append(critique_section({shown[name]: found.critiques for name, found in results.items()}))
+    settings = SCORED.format(**{name: getattr(args, name) for name in (*SETTINGS, "overlong_policy")})
+    text = render([Section("Reward models evaluated", level=1), *sections, Section("Settings", settings)])
+    (output_dir / "report.md").write_text(text, encoding="utf8")
 
 
-def margins_of(evaluations: dict[str, list[report.Evaluation]]) -> dict[str, list[float]]:
-    """The margins of all sets, for each model that has any."""
+def _picture_sections(
+    results: Mapping[str, ModelResults], args: EvaluationArguments, shown: Mapping[str, str], output_dir: Path
+) -> list[Section]:
+    """Draw the pictures of rows with right and wrong responses, if there are any, and make the sections that hold them."""
+    by_model = {shown[name]: found.evaluations for name, found in results.items()}
+    margins = margins_of(by_model)
+    if not margins:
+        return []
+    plot_benchmarks(by_model, output_dir / "benchmarks.png")
+    plot_margins(margins, output_dir / "margins.png")
+    sampled = {
+        f"{shown[name]}, {mean_label(args.self_consistency, temperature)}": evaluations
+        for name, found in results.items()
+        for temperature, evaluations in found.sampled.items()
+    }
+    plot_reliability(margins | margins_of(sampled), output_dir / _RELIABILITY)
+    robustness = {shown[name]: found.robustness for name, found in results.items()}
+    return [Section("Pictures", PICTURES), *robustness_sections(robustness, by_model, output_dir)]
+
+
+def margins_of(evaluations: Mapping[str, Iterable[Evaluation]]) -> dict[str, list[float]]:
+    """Return the margins over all sets of each model that has any."""
     margins = {name: [margin for part in parts for margin in part.margins()] for name, parts in evaluations.items()}
     return {name: values for name, values in margins.items() if values}
+
+
+# ------------------------------------------------------------------------ self-consistency, uncertainty and probes
+
+
+def robustness_sections(
+    results: Mapping[str, Robustness], evaluations: Mapping[str, list[Evaluation]], output_dir: Path
+) -> list[Section]:
+    """Draw the pictures on self-consistency, rejection and probes, and make the sections that hold them, by model."""
+    names = [evaluation.name for evaluation in next(iter(evaluations.values()))]
+    return [
+        *_self_consistency(results, evaluations, names, output_dir),
+        *_uncertainty(results, names, output_dir),
+        *_probes(results, output_dir),
+    ]
+
+
+def _self_consistency(
+    results: Mapping[str, Robustness],
+    evaluations: Mapping[str, list[Evaluation]],
+    names: Sequence[str],
+    output_dir: Path,
+) -> list[Section]:
+    curves, pictures = {}, {}
+    for place, name in enumerate(names):
+        parts = {
+            f"{model}, T = {part.temperature:g}": part
+            for model, found in results.items()
+            for part in found.self_consistency.get(name, [])
+        }
+        if parts:
+            curves[name], pictures[name] = parts, picture_name("self_consistency", name)
+            as_scored = {model: found[place].row_accuracy().value for model, found in evaluations.items()}
+            plot_self_consistency(parts, as_scored, output_dir / pictures[name])
+    return self_consistency_sections(curves, pictures) if curves else []
+
+
+def _uncertainty(results: Mapping[str, Robustness], names: Sequence[str], output_dir: Path) -> list[Section]:
+    certainties = {name: {model: found.uncertainty[name] for model, found in results.items()} for name in names}
+    pictures = {}
+    for name, models in certainties.items():
+        if last := {f"{model}, {parts[-1].critiques}": parts[-1] for model, parts in models.items() if parts}:
+            pictures[name] = picture_name("rejection", name)
+            plot_rejection(last, output_dir / pictures[name])
+    return uncertainty_sections(certainties, pictures, _RELIABILITY)
+
+
+def _probes(results: Mapping[str, Robustness], output_dir: Path) -> list[Section]:
+    probes = {model: found.probes for model, found in results.items()}
+    if not any(probes.values()):
+        return []
+    pictures = {}
+    for found in zip(*probes.values(), strict=True):
+        if any(not math.isnan(measure.estimate.value) for part in found for measure in part.measures):
+            pictures[found[0].name] = picture_name("probe", found[0].name)
+            plot_probe(dict(zip(probes, found, strict=True)), output_dir / pictures[found[0].name])
+    return probe_sections(probes, pictures)

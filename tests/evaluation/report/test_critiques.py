@@ -8,13 +8,9 @@ from tokenizers_for_tests import make_tokenizer
 from cloud_hf import CritiqueFormat, Score, TransformersScorer
 from cloud_hf.evaluation.fitting import fit_rows
 from cloud_hf.evaluation.metrics.critique_quality import CritiqueRow, ReferenceLoss, reference_losses
-from cloud_hf.evaluation.report.critiques import (
-    CritiqueResult,
-    critique_section,
-    fittable,
-    fitted_rows,
-    losses_of_sets,
-)
+from cloud_hf.evaluation.outcomes import CritiqueResult, fittable, fitted_rows, losses_of_sets
+from cloud_hf.evaluation.report.markdown import render
+from cloud_hf.evaluation.report.sections import critique_section
 
 
 ROWS = [
@@ -48,7 +44,7 @@ def test_figures_rows_and_notes():
         ("b", "It is", "It is wrong, since 2+3 is 5."),
     ]
     assert json.loads(json.dumps(result.summary(), allow_nan=False))["dataset"] == "set"
-    text = "\n".join(critique_section({"a|b": [result], "classic": []}))
+    text = render([critique_section({"a|b": [result], "classic": []})])
     assert "| set | a/b | 2 | 0.500 |" in text and "- a|b, set: Critiques cut at the token budget: 50.0%." in text
 
 
@@ -63,7 +59,7 @@ def test_losses_need_a_model_in_this_process(model):
     found = losses_of_sets(TransformersScorer(model, tokenizer), sets, "error", 2)
     assert found == {"set": reference_losses(model, tokenizer, ROWS, 2)}
     result = CritiqueResult.of("set", sets["set"], [[score_of("x")]] * 2, None)
-    assert result.quality.loss_per_token is None and "| – |" in "\n".join(critique_section({"m": [result]}))
+    assert result.quality.loss_per_token is None and "| – |" in render([critique_section({"m": [result]})])
 
 
 def test_reference_critiques_that_do_not_fit(model):

@@ -4,14 +4,14 @@ import json
 
 from benchmark_files import pair, write_rows
 
-from cloud_hf.evaluation.benchmarks import preference_pairs, reward_bench, reward_bench_2
+from cloud_hf.evaluation.benchmarks import BENCHMARKS, preference_pairs, reward_bench, reward_bench_2
+from cloud_hf.evaluation.outcomes import Evaluation
 from cloud_hf.evaluation.report.files import write_leaderboard_files
-from cloud_hf.evaluation.report.report import Evaluation
 
 
-def written(module, name, rows, rewards, tmp_path) -> dict[str, dict]:
+def written(module, name, rows, rewards, tmp_path, benchmark=None) -> dict[str, dict]:
     loaded = module.load([write_rows(tmp_path / "rows.jsonl", rows)])
-    evaluation = Evaluation(name, name, module.score(loaded, rewards), loaded, [], 0, 0)
+    evaluation = Evaluation(name, name, module.score(loaded, rewards), loaded, [], 0, 0, benchmark=benchmark)
     folder = tmp_path / "out"
     folder.mkdir()
     write_leaderboard_files("org/rm", "rm", evaluation, folder)
@@ -24,7 +24,9 @@ def scores(found: dict) -> dict:
 
 def test_prior_sets_have_a_file_of_their_own(tmp_path):
     rows = [pair("hep-go"), pair("shp"), pair("shp", 1), pair("made-up")]
-    found = written(reward_bench, "reward_bench", rows, [(1, 0), (1, 0), (0, 0), (1, 0)], tmp_path)
+    found = written(
+        reward_bench, "reward_bench", rows, [(1, 0), (1, 0), (0, 0), (1, 0)], tmp_path, BENCHMARKS["reward_bench"]
+    )
     assert {name: scores(part) for name, part in found.items()} == {
         "reward_bench_rm.json": {"hep-go": 1.0},
         "reward_bench_prior_sets_rm.json": {"shp": 0.5},
@@ -38,7 +40,9 @@ def test_the_second_version(tmp_path):
         {**pair("Math"), "chosen": ["a"], "rejected": ["b", "c", "d"]},
         {**pair("Ties"), "id": "ref:1", "chosen": ["a"], "rejected": ["b"]},
     ]
-    found = written(reward_bench_2, "reward_bench_2", rows, [(1, 1, 0, 0), (1, 0)], tmp_path)
+    found = written(
+        reward_bench_2, "reward_bench_2", rows, [(1, 1, 0, 0), (1, 0)], tmp_path, BENCHMARKS["reward_bench_2"]
+    )
     assert {name: scores(part) for name, part in found.items()} == {"reward_bench_2_rm.json": {"Math": 0.5}}
 
 

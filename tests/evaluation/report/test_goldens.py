@@ -16,8 +16,9 @@ from scripted_scorer import open_scripted_backend
 from cloud_hf.evaluation import arguments
 from cloud_hf.evaluation.arena_hard.servers import Judged
 from cloud_hf.evaluation.arena_hard.win_rate import Question, Votes
+from cloud_hf.evaluation.candidates import ScoredSet, arena_results
 from cloud_hf.evaluation.metrics.problems import Problem
-from cloud_hf.evaluation.report.best_of_n import ScoredSet, arena_results
+from cloud_hf.evaluation.report import best_of_n_section, render
 from cloud_hf.generation import Sample
 from cloud_hf.scoring import Score
 from examples import best_of_n, evaluate_rewards
@@ -209,4 +210,4 @@ def test_arena_hard(judge_all):
     name = "arena_hard_all" if judge_all else "arena_hard"
     page = {"unjudged": unjudged, "results": [part for result in results for part in result.summaries(models)]}
     compare(f"{name}.json", page)
-    compare(f"{name}.md", "\n".join(line for result in results for line in result.markdown()))
+    compare(f"{name}.md", render([best_of_n_section(result) for result in results]))

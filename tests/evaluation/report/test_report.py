@@ -8,11 +8,10 @@ from pyarrow import parquet
 
 from cloud_hf.data.journal import key_of
 from cloud_hf.evaluation.analysis import assess_uncertainty, probe_rows
-from cloud_hf.evaluation.benchmarks import reward_bench, rm_bench
+from cloud_hf.evaluation.benchmarks import BENCHMARKS, reward_bench, rm_bench
 from cloud_hf.evaluation.fitting import FittedRow, FittedRows
 from cloud_hf.evaluation.metrics.pairs import summarize_pairs
-from cloud_hf.evaluation.report.benchmark_plots import plot_benchmarks, plot_margins, plot_reliability
-from cloud_hf.evaluation.report.report import (
+from cloud_hf.evaluation.report import (
     Evaluation,
     compare,
     evaluation_of_pairs,
@@ -20,6 +19,7 @@ from cloud_hf.evaluation.report.report import (
     markdown,
     write_scores,
 )
+from cloud_hf.evaluation.report.plots import plot_benchmarks, plot_margins, plot_reliability
 from cloud_hf.scoring import Score
 
 
@@ -29,7 +29,16 @@ def score_of(reward: float, reason: str = "stop") -> Score:
 
 def evaluation(rows, rewards, module=reward_bench, dropped=0) -> Evaluation:
     scores = [[score_of(reward) for reward in row] for row in rewards]
-    return Evaluation("bench", "A bench", module.score(rows, rewards), rows, scores, dropped, shortened=1)
+    return Evaluation(
+        "bench",
+        "A bench",
+        module.score(rows, rewards),
+        rows,
+        scores,
+        dropped,
+        shortened=1,
+        benchmark=BENCHMARKS["rm_bench" if module is rm_bench else "reward_bench"],
+    )
 
 
 @pytest.fixture

@@ -1,0 +1,313 @@
+"""Best-of-N on sets of candidates: what each model chose, and its worth by recorded scores or by ArenaHard's judge."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ..scoring import Score
+from .arena_hard.servers import Judged
+from .arena_hard.win_rate import Question, Votes, WinRate, win_rate
+from .fitting import FittedRows, share_cut
+from .metrics.best_of_n import (
+    Curve,
+    NothingJudged,
+    baselines,
+    best_of_n_curve,
+    best_of_the_first,
+    choice_probabilities,
+)
+from .metrics.problems import Problem, candidate_counts, sizes_of
+
+
+# Scores of the candidates by seed and problem
+Scores = list[list[list[Score]]]
+
+
+@dataclass(frozen=True)
+class ScoredSet:
+    """
+    A set of problems as several models scored it.
+
+    Args:
+        name (`str`):
+            The set, as the command line names it.
+        title (`str`):
+            Its name in tables.
+        problems (`list[Problem]`):
+            Those that fit the context of every model, so that all models choose from the same candidates.
+        scores (`dict[str, Scores]`):
+            By model, for each seed and problem the scores of its candidates.
+        left_out (`list[str]`):
+            Ids of the problems that do not fit some model.
+        shortened (`dict[str, int]`):
+            By model, the number of problems whose prompt was shortened.
+    """
+
+    name: str
+    title: str
+    problems: list[Problem]
+    scores: dict[str, Scores]
+    left_out: list[str]
+    shortened: dict[str, int]
+
+    @classmethod
+    def of(
+        cls, name: str, title: str, problems: Sequence[Problem], fitted: Mapping[str, FittedRows], scores: dict[str, Scores]
+    ) -> "ScoredSet":  # fmt: skip
+        """
+        Keep the problems that fit every model.
+
+        Args:
+            name, title (`str`):
+                The set.
+            problems (`Sequence[Problem]`):
+                All problems.
+            fitted (`Mapping[str, FittedRows]`):
+                By model the problems that fit it.
+            scores (`dict[str, Scores]`):
+                By model the scores of those.
+
+        Raises:
+            `ValueError`: If no problem fits all models.
+        """
+        places = {model: [row.index for row in part.rows] for model, part in fitted.items()}
+        common = sorted(set.intersection(*map(set, places.values())))
+        if not common:
+            raise ValueError(f"{title}: no problem fits the context of every model; compare fewer of them at once.")
+        kept = {}
+        for model, of_model in scores.items():
+            where = {place: number for number, place in enumerate(places[model])}
+            kept[model] = [[of_seed[where[place]] for place in common] for of_seed in of_model]
+        shortened = {model: part.shortened for model, part in fitted.items()}
+        left_out = [problem.id for place, problem in enumerate(problems) if place not in set(common)]
+        return cls(name, title, [problems[place] for place in common], kept, left_out, shortened)
+
+    def rewards(self, model: str) -> list[list[list[float]]]:
+        """Return a model's rewards by seed, problem and candidate."""
+        return [[[score.reward for score in row] for row in of_seed] for of_seed in self.scores[model]]
+
+    def seeds(self) -> dict[str, int]:
+        """Return by model how often it scored the candidates."""
+        return {model: len(found) for model, found in self.scores.items()}
+
+    def counts(self) -> dict[str, int]:
+        """Count problems and candidates."""
+        return {**candidate_counts(self.problems), "dropped": len(self.left_out)}
+
+    def notes(self, largest_n: int) -> list[str]:
+        """Return caveats for readers of the figures, as sentences; curves end at `largest_n` or earlier."""
+        counts = self.counts()
+        fewest, more = counts["fewest_candidates"], counts["problems_with_more_than_the_fewest"]
+        each = f"{fewest} to {counts['most_candidates']} candidates" if more else f"{fewest} candidates each"
+        notes = [f"{counts['problems']} problems with {each}."]
+        if more:
+            notes.append(
+                f"{more} problems have more than {fewest} candidates. The curve ends at {min(largest_n, fewest)}, where all "
+                'problems still have as many; the column "all" chooses among all candidates of each.'
+            )
+        if counts["repeated_candidates"]:
+            notes.append(f"Candidates that repeat another of their problem: {counts['repeated_candidates']}.")
+        if self.left_out:
+            notes.append(f"Problems left out because they do not fit every model's context: {len(self.left_out)}.")
+        for model, number in self.shortened.items():
+            if number:
+                notes.append(f"{model}: {number} prompts were shortened to fit its context.")
+        for model, scores in self.scores.items():
+            if cut := share_cut([row for of_seed in scores for row in of_seed]):
+                notes.append(f"{model}: {cut:.1%} of the critiques were cut at the token budget.")
+        return notes
+
+    def chosen(self, model: str) -> list[list[int]]:
+        """Return by seed and problem the place of the candidate with the highest reward, the first of equal ones."""
+        return [[row.index(max(row)) for row in of_seed] for of_seed in self.rewards(model)]
+
+    def selected(self, model: str, judged: Judged | None = None) -> Iterator[dict[str, Any]]:
+        """Yield for JSON the candidate that a model chose among all of a problem, with its critiques, by seed and problem."""
+        for seed, places in enumerate(self.chosen(model)):
+            for problem, place, scores in zip(self.problems, places, self.scores[model][seed], strict=True):
+                score, response = scores[place], problem.responses[place]
+                votes = None if judged is None else judged.votes.get((problem.id, response), Votes())
+                yield {
+                    "dataset": self.name,
+                    "id": problem.id,
+                    "seed": seed,
+                    "candidates": len(problem.responses),
+                    "chosen": place,
+                    "response": response,
+                    "reward": score.reward,
+                    "rewards": score.rewards,
+                    "critiques": score.critiques,
+                    "finish_reasons": score.finish_reasons,
+                    "worth": None if problem.worth is None else problem.worth[place],
+                    "votes": None if votes is None else vars(votes),
+                }
+
+    def part(self, title: str, is_in: Callable[[str], bool]) -> "ScoredSet":
+        """Return the problems whose ids are in a part of the set."""
+        places = [place for place, problem in enumerate(self.problems) if is_in(problem.id)]
+        return replace(
+            self,
+            title=title,
+            problems=[self.problems[place] for place in places],
+            scores={
+                model: [[rows[place] for place in places] for rows in found] for model, found in self.scores.items()
+            },
+            left_out=list(filter(is_in, self.left_out)),
+        )
+
+
+@dataclass(frozen=True)
+class SetResult:
+    """
+    Best-of-N on one set.
+
+    Args:
+        scored ([`ScoredSet`]):
+            The set.
+        quality (`str`):
+            Name of what a choice is worth, such as `"correctness"`.
+        is_share (`bool`):
+            Whether that is a share from 0 to 1, shown in percent.
+        curves (`dict[str, Curve]`):
+            By model.
+        yardsticks (`dict[str, Curve]`):
+            Baselines; see [`~best_of_n.baselines`].
+        notes (`list[str]`):
+            Caveats for readers of the figures.
+        win_rates (`dict[str, WinRate]`, *optional*):
+            On ArenaHard: by model the win rate of the candidates it chose among all.
+        first_candidates ([`WinRate`], *optional*):
+            On ArenaHard: the win rate of the first candidates, chosen by nobody.
+    """
+
+    scored: ScoredSet
+    quality: str
+    is_share: bool
+    curves: dict[str, Curve]
+    yardsticks: dict[str, Curve]
+    notes: list[str]
+    win_rates: dict[str, WinRate] = field(default_factory=dict)
+    first_candidates: WinRate | None = None
+
+    @property
+    def title(self) -> str:
+        """The set's name in tables."""
+        return self.scored.title
+
+    def summaries(self, models: Mapping[str, str]) -> list[dict[str, Any]]:
+        """Return one entry for each model, for JSON. `models` maps the names of the curves to those of the command line."""
+        return [self._summary(name, model) for name, model in models.items()]
+
+    def _summary(self, name: str, model: str) -> dict[str, Any]:
+        summary = {"model": model, "dataset": self.scored.name, "title": self.title, "quality": self.quality}
+        summary |= {**self.scored.counts(), "seeds": self.scored.seeds()[name], **self.curves[name].summary()}
+        summary["notes"] = self.notes
+        summary["yardsticks"] = [{"name": key, **curve.summary()} for key, curve in self.yardsticks.items()]
+        if "perfect" in self.yardsticks:
+            summary["oracle"] = self.yardsticks["perfect"].values
+        if self.first_candidates is not None:
+            summary["win_rate"] = self.win_rates[name].summary()
+            summary["win_rate_of_first_candidates"] = self.first_candidates.summary()
+        return summary
+
+
+def replay_result(found: ScoredSet, largest_n: int) -> SetResult:
+    """Return the figures of a set whose candidates are judged already; the curves end at `largest_n` or earlier."""
+    worth = [problem.worth or () for problem in found.problems]
+    is_share = all(0 <= value <= 1 for values in worth for value in values)
+    quality, sizes = "correctness" if is_share else "recorded score", sizes_of(found.problems, largest_n)
+    curves = {model: best_of_n_curve(found.rewards(model), worth, sizes) for model in found.scores}
+    return SetResult(found, quality, is_share, curves, baselines(found.problems, sizes), found.notes(largest_n))
+
+
+# ------------------------------------------------------------------------------------------------------- ArenaHard
+
+
+def places_to_judge(found: ScoredSet, largest_n: int, judge_all: bool) -> list[list[int]]:
+    """
+    Choose the candidates that a judge must see.
+
+    Args:
+        found ([`ScoredSet`]):
+            The questions.
+        largest_n (`int`):
+            Largest N of the curves.
+        judge_all (`bool`):
+            Take all candidates.
+
+    Returns:
+        `list[list[int]]`: For each question the places of the best of the first N candidates for each N, of every model and
+        seed, and those chosen among all. The first candidate is always one of them.
+    """
+    if judge_all:
+        return [list(range(len(problem.responses))) for problem in found.problems]
+    sizes = sizes_of(found.problems, largest_n)
+    places: list[set[int]] = [set() for _ in found.problems]
+    for model in found.scores:
+        for of_seed, chosen in zip(found.rewards(model), found.chosen(model), strict=True):
+            for judged, rewards, place in zip(places, of_seed, chosen, strict=True):
+                judged |= {best_of_the_first(rewards, n).index(1.0) for n in sizes} | {place}
+    return [sorted(judged) for judged in places]
+
+
+def arena_results(
+    found: ScoredSet, questions: Mapping[str, Question], judged: Judged, largest_n: int, judge_all: bool, notes: Sequence[str]
+) -> tuple[list[SetResult], list[str]]:  # fmt: skip
+    """
+    Compute the win rates on ArenaHard.
+
+    Args:
+        found ([`ScoredSet`]):
+            The questions with their candidates.
+        questions (`Mapping[str, Question]`):
+            By id.
+        judged ([`Judged`]):
+            The votes.
+        largest_n, judge_all:
+            See [`places_to_judge`].
+        notes (`Sequence[str]`):
+            Further caveats for readers of the figures.
+
+    Returns:
+        `tuple[list[SetResult], list[str]]`: A result for each category; and notes on the categories without one, because the
+        judge gave no verdict on what was chosen.
+    """
+    results, unjudged = [], []
+    for category in dict.fromkeys(questions[problem.id].category for problem in found.problems):
+        title = f"{found.title}, {category}" if category else found.title
+        part = found.part(title, lambda name, category=category: questions[name].category == category)
+        try:
+            results.append(_arena_result(part, judged, largest_n, judge_all, notes))
+        except NothingJudged:
+            unjudged.append(
+                f"{title}: no win rate (questions: {len(part.problems)}), because for some N a model chose only candidates without a "
+                "verdict. What the judge wrote is in its folder."
+            )
+    return results, unjudged
+
+
+def _arena_result(
+    found: ScoredSet, judged: Judged, largest_n: int, judge_all: bool, notes: Sequence[str]
+) -> SetResult:
+    votes = [
+        [judged.votes.get((problem.id, response), Votes()) for response in problem.responses]
+        for problem in found.problems
+    ]
+    worth = [[one.points / (one.number or 1) for one in row] for row in votes]
+    weights = [[float(one.number) for one in row] for row in votes]
+    sizes = sizes_of(found.problems, largest_n)
+    if judge_all:
+        choose, kind = choice_probabilities, "the mean over all draws of N candidates"
+        compared = baselines(found.problems, sizes, worth, weights)
+    else:  # the other candidates are not judged
+        choose, kind = best_of_the_first, "of the first N candidates"
+        equal = [[[0.0] * len(row) for row in votes]]
+        compared = {"first": best_of_n_curve(equal, worth, sizes, weights, choose)}
+    curves = {model: best_of_n_curve(found.rewards(model), worth, sizes, weights, choose) for model in found.scores}
+    chosen = {
+        model: win_rate([row[place] for row, place in zip(votes, found.chosen(model)[0], strict=True)])
+        for model in found.scores
+    }
+    notes = [*found.notes(largest_n), f"The curve is {kind}.", *notes]
+    first = win_rate([row[0] for row in votes])
+    return SetResult(found, "win rate against the baseline", True, curves, compared, notes, chosen, first)

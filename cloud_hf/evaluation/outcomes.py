@@ -1,0 +1,309 @@
+"""Outcome of a model on one set: scores with their rows, critiques against references, and differences between models."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations, compress
+from typing import Any
+
+import numpy as np
+
+from ..scoring import Score, Scorer, TransformersScorer
+from .benchmarks import Benchmark, preference_pairs
+from .fitting import FittedRows, share_cut
+from .metrics.critique_quality import CritiqueQuality, CritiqueRow, ReferenceLoss, reference_losses, score_critiques
+from .metrics.pairs import PairEvaluation
+from .rows import BenchmarkRow
+from .stats import BenchmarkScores, Estimate, json_safe, mean_estimate, share
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """
+    A model on a benchmark or preference set.
+
+    Args:
+        name (`str`):
+            The set, as the command line names it.
+        title (`str`):
+            Its name in tables.
+        scores ([`BenchmarkScores`]):
+            The figures.
+        rows (`list[BenchmarkRow]`):
+            The rows that were scored.
+        row_scores (`list[list[Score]]`):
+            For each row the scores of its responses.
+        dropped (`int`):
+            Over-long rows that were left out.
+        shortened (`int`):
+            Rows that were scored with a shortened prompt.
+        repeated_ids (`int`, *optional*, defaults to `0`):
+            Rows of a preference set that repeat the `id` of an earlier row.
+        benchmark ([`Benchmark`], *optional*):
+            The benchmark, whose own tables and result files belong to the report. `None` for a preference set.
+    """
+
+    name: str
+    title: str
+    scores: BenchmarkScores
+    rows: list[BenchmarkRow]
+    row_scores: list[list[Score]]
+    dropped: int
+    shortened: int
+    repeated_ids: int = 0
+    benchmark: Benchmark | None = None
+
+    @property
+    def known(self) -> list[bool]:
+        """For each row whether its subset is part of the benchmark; other rows count only in their subset's figure."""
+        return [row.subset not in self.scores.unknown for row in self.rows]
+
+    def margins(self) -> list[float]:
+        """Return the rewards of right responses minus those of wrong ones, over all such pairs of the known rows."""
+        return [margin for row in self.margins_by_row().values() for margin in row]
+
+    def margins_by_row(self) -> dict[str, list[float]]:
+        """Return the margins of each known row, by its id."""
+        return {
+            row.id: [
+                right.reward - wrong.reward for right in scores[: row.num_chosen] for wrong in scores[row.num_chosen :]
+            ]
+            for row, scores in compress(zip(self.rows, self.row_scores, strict=True), self.known)
+        }
+
+    def row_outcomes(self) -> dict[str, float]:
+        """Return for each known row the share of its right/wrong pairs in the right order: 0 or 1 for preference pairs."""
+        return {row: float(np.mean(np.array(margins) > 0)) for row, margins in self.margins_by_row().items()}
+
+    def row_accuracy(self) -> Estimate:
+        """Return the mean outcome of the rows, all weighted equally."""
+        return share(list(self.row_outcomes().values()))
+
+    def notes(self) -> list[str]:
+        """Return caveats for readers of the figures, as sentences."""
+        return self.scores.notes() + _notes(
+            {
+                "Rows whose `id` an earlier row has, counted all the same": self.repeated_ids,
+                "Rows left out because they do not fit the model's context": self.dropped,
+                "Rows scored with a shortened prompt": self.shortened,
+            },
+            share_cut(self.row_scores),
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """Return the figures for JSON, without the scores of single rows."""
+        return {
+            "name": self.name,
+            **self.scores.summary(),
+            "rows": len(self.rows),
+            "row_accuracy": self.row_accuracy().summary(),
+            "dropped": self.dropped,
+            "shortened": self.shortened,
+            "repeated_ids": self.repeated_ids,
+            "critiques_cut": share_cut(self.row_scores),
+            "notes": self.notes(),
+        }
+
+    def table(self) -> Iterator[dict[str, Any]]:
+        """Yield one row for each response, with the columns of the Parquet file."""
+        for row, scores in zip(self.rows, self.row_scores, strict=True):
+            for place, score in enumerate(scores):
+                columns = {name: getattr(score, name) for name in ("reward", "rewards", "critiques", "finish_reasons")}
+                yield {
+                    "benchmark": self.name,
+                    "row": row.id,
+                    "subset": row.subset,
+                    "response": place,
+                    "is_chosen": place < row.num_chosen,
+                    **columns,
+                }
+
+
+def evaluation_of_pairs(name: str, title: str, fitted: FittedRows, result: PairEvaluation) -> Evaluation:
+    """Make the evaluation of a preference set, whose groups become subsets."""
+    rows = [
+        BenchmarkRow(
+            str(pair.index), "all" if pair.group is None else str(pair.group), row.prompt, tuple(row.responses)
+        )
+        for pair, row in zip(result.pairs, fitted.rows, strict=True)
+    ]
+    row_scores = [[pair.chosen, pair.rejected] for pair in result.pairs]
+    scores = preference_pairs.score(rows, [[score.reward for score in scores] for scores in row_scores])
+    ids = [str(pair.id) for pair in result.pairs if pair.id is not None]
+    repeated = len(ids) - len(set(ids))
+    return Evaluation(name, title, scores, rows, row_scores, result.dropped, result.shortened, repeated)
+
+
+def _notes(counted: Mapping[str, int], critiques_cut: float) -> list[str]:
+    notes = [f"{text}: {count}." for text, count in counted.items() if count]
+    return notes + ([f"Critiques cut at the token budget: {critiques_cut:.1%}."] if critiques_cut else [])
+
+
+def headline_estimates(evaluations: Sequence[Evaluation]) -> tuple[str, list[Estimate]]:
+    """
+    Choose the figure to quote of several models on one benchmark: its headline figure or, where rows are missing for that,
+    [`Evaluation.row_accuracy`].
+
+    Returns:
+        `tuple[str, list[Estimate]]`: Its label, and the value of each model.
+    """
+    headline = evaluations[0].scores.headline
+    estimates = [evaluation.scores.figures[headline] for evaluation in evaluations]
+    if any(np.isnan(estimate.value) for estimate in estimates):
+        headline, estimates = "all rows alike", [evaluation.row_accuracy() for evaluation in evaluations]
+    return f"{evaluations[0].title}, {headline}", estimates
+
+
+# ------------------------------------------------------------------------------------------------- model by model
+
+
+@dataclass(frozen=True)
+class Difference:
+    """
+    Difference between two models on the same rows of a benchmark.
+
+    All rows weigh the same, so this is not the difference of official figures, which weigh subsets.
+
+    Args:
+        benchmark (`str`):
+            The benchmark.
+        models (`tuple[str, str]`):
+            The two models.
+        difference ([`Estimate`]):
+            Mean over rows of the first model's minus the second's [`Evaluation.row_outcomes`], with the interval of a paired
+            bootstrap over rows.
+        first_better, second_better (`int`):
+            Rows in which one model has more pairs in the right order than the other.
+    """
+
+    benchmark: str
+    models: tuple[str, str]
+    difference: Estimate
+    first_better: int
+    second_better: int
+
+    def summary(self) -> dict[str, Any]:
+        """Return the difference for JSON."""
+        return json_safe(self)
+
+
+def compare(results: dict[str, list[Evaluation]]) -> list[Difference]:
+    """
+    Compare each pair of models on the rows that both scored.
+
+    Args:
+        results (`dict[str, list[Evaluation]]`):
+            For each model its evaluations, of the same benchmarks in the same order.
+
+    Returns:
+        `list[Difference]`
+    """
+    found = []
+    for first, second in combinations(results, 2):
+        for ours, theirs in zip(results[first], results[second], strict=True):
+            first_outcomes, second_outcomes = ours.row_outcomes(), theirs.row_outcomes()
+            gains = np.array(
+                [value - second_outcomes[row] for row, value in first_outcomes.items() if row in second_outcomes]
+            )
+            # Without a common row, each model dropped what the other one kept
+            if len(gains):
+                better = int((gains > 0).sum()), int((gains < 0).sum())
+                found.append(Difference(ours.name, (first, second), mean_estimate(gains), *better))
+    return found
+
+
+# ------------------------------------------------------------------------------------ critiques against references
+
+
+def fittable(rows: Sequence[CritiqueRow]) -> list[dict[str, Any]]:
+    """Convert rows to the input of [`~fitting.fit_rows`]."""
+    return [
+        {"id": row.id, "prompt": row.prompt, "responses": [row.response], "critique": row.critique} for row in rows
+    ]
+
+
+def fitted_rows(fitted: FittedRows) -> list[CritiqueRow]:
+    """Convert the rows that fit back, with the prompts that the model sees."""
+    return [CritiqueRow(row.row["id"], row.prompt, row.responses[0], row.row["critique"]) for row in fitted.rows]
+
+
+def losses_of_sets(
+    scorer: Scorer, sets: Mapping[str, FittedRows], overlong_policy: str, batch_size: int
+) -> Mapping[str, list[ReferenceLoss] | None]:
+    """
+    Compute the losses of reference critiques by set; `None` with vLLM and servers, which cannot give any.
+
+    Raises:
+        `ValueError`: With the policy `"error"`, if a row does not fit the model's context with its reference critique.
+    """
+    if not isinstance(scorer, TransformersScorer):
+        return dict.fromkeys(sets)
+    return {
+        name: reference_losses(scorer.model, scorer.tokenizer, fitted_rows(part), batch_size, overlong_policy)
+        for name, part in sets.items()
+    }
+
+
+@dataclass(frozen=True)
+class CritiqueResult:
+    """
+    Critiques of a model on a set with reference critiques.
+
+    Args:
+        name (`str`):
+            The set, as reports name it.
+        rows (`list[CritiqueRow]`):
+            The rows.
+        scores (`list[Score]`):
+            For each row the score with the model's own critiques, the first of which is compared.
+        quality ([`CritiqueQuality`]):
+            The figures.
+        dropped, shortened (`int`):
+            Rows left out because they do not fit the model's context, and rows with a shortened prompt.
+        without_loss (`int`):
+            Rows without a loss, because they do not fit the context with their reference critique.
+    """
+
+    name: str
+    rows: list[CritiqueRow]
+    scores: list[Score]
+    quality: CritiqueQuality
+    dropped: int
+    shortened: int
+    without_loss: int
+
+    @classmethod
+    def of(
+        cls, name: str, fitted: FittedRows, row_scores: Sequence[Sequence[Score]], losses: Sequence[ReferenceLoss] | None
+    ) -> "CritiqueResult":  # fmt: skip
+        """Make the result from the rows that fit, the scores of their responses and the losses of the references."""
+        rows, scores = fitted_rows(fitted), [score for [score] in row_scores]
+        quality = score_critiques([score.critique for score in scores], [row.critique for row in rows], losses)
+        without = sum(loss.tokens == 0 for loss in losses or [])
+        return cls(name, rows, scores, quality, fitted.dropped, fitted.shortened, without)
+
+    def notes(self) -> list[str]:
+        """Return caveats for readers of the figures, as sentences."""
+        without = "Rows without a loss, because they do not fit the model's context with their reference critique"
+        return _notes(
+            {
+                "Rows left out because they do not fit the model's context": self.dropped,
+                "Rows scored with a shortened prompt": self.shortened,
+                without: self.without_loss,
+            },
+            share_cut([self.scores]),
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """Return the figures for JSON."""
+        return {"dataset": self.name, **self.quality.summary(), "notes": self.notes()}
+
+    def table(self) -> Iterator[dict[str, Any]]:
+        """Yield one row for each response."""
+        for row, score in zip(self.rows, self.scores, strict=True):
+            yield {
+                "dataset": self.name,
+                "row": row.id,
+                "reward": score.reward,
+                "critique": score.critique,
+                "reference": row.critique,
+            }

@@ -1,0 +1,280 @@
+"""Sections of an evaluation report: benchmarks, differences, best-of-N, self-consistency, uncertainty, probes, critiques."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ..metrics.self_consistency import DRAWS, AccuracyCurve, SelfConsistency
+from ..metrics.uncertainty import SPREAD, Uncertainty
+from ..outcomes import CritiqueResult, Difference, Evaluation, headline_estimates
+from ..probes import Measure, ProbeResult, Unit
+from ..tables import NONE, NUMBER, PERCENT, POINTS, WHOLE_PERCENT, Form, Table, show, show_estimate
+from .markdown import Section, render
+
+
+# ------------------------------------------------------------------------------------------------------- benchmarks
+
+
+# By dataset and model, the summary of a `BestOfN`
+BestOfNSummaries = Mapping[str, Mapping[str, Mapping[str, Any]]]
+
+
+def markdown(
+    results: Mapping[str, list[Evaluation]], differences: Sequence[Difference], best_of_n: BestOfNSummaries
+) -> str:
+    """Return [`result_sections`] as Markdown."""
+    return render(result_sections(results, differences, best_of_n)).rstrip()
+
+
+def result_sections(
+    results: Mapping[str, list[Evaluation]], differences: Sequence[Difference], best_of_n: BestOfNSummaries
+) -> list[Section]:
+    """Make the sections on the evaluations of each model (of the same sets in the same order), and on best-of-N."""
+    sections = [Section(tables=[headline_table(results)])] if any(results.values()) else []
+    if differences:
+        sections.append(Section("Models on the same rows", tables=[_difference_table(differences)]))
+    for name, by_model in best_of_n.items():
+        sections.append(Section(f"Best-of-N: {name}", tables=[_best_of_n_table(by_model)]))
+    for evaluations in zip(*results.values(), strict=True):
+        sections.append(_benchmark_section(dict(zip(results, evaluations, strict=True))))
+    return sections
+
+
+def headline_table(results: Mapping[str, list[Evaluation]]) -> Table:
+    """Return the figures to quote with their 95 % intervals, benchmarks by models."""
+    quoted = [headline_estimates(evaluations) for evaluations in zip(*results.values(), strict=True)]
+    rows = [[label, *map(show_estimate, estimates)] for label, estimates in quoted]
+    return Table(["benchmark", *results], rows)
+
+
+def _benchmark_section(evaluations: Mapping[str, Evaluation]) -> Section:
+    """Show the figures of a benchmark that have rows, its subsets, its own tables, and the notes."""
+    by_model = {model: evaluation.scores for model, evaluation in evaluations.items()}
+    scores, first = list(by_model.values()), next(iter(evaluations.values()))
+    rows = [
+        [f"**{name}**", *(show_estimate(found.figures[name]) for found in scores)]
+        for name in scores[0].figures
+        if any(found.figures[name].n for found in scores)
+    ]
+    subsets = dict.fromkeys(name for found in scores for name in found.subsets if name not in found.figures)
+    if len(subsets) > 1:
+        rows += [[f"– {name}", *(show_estimate(found.subsets.get(name)) for found in scores)] for name in subsets]
+    tables = [Table(["", *evaluations], rows)]
+    if first.benchmark is not None and first.benchmark.tables is not None:
+        tables += first.benchmark.tables(by_model)
+    noted: dict[str, list[str]] = {}
+    for model, evaluation in evaluations.items():
+        for note in evaluation.notes():
+            noted.setdefault(note, []).append(model)
+    notes = [f"{', '.join(models)}: {note}" for note, models in noted.items()]
+    return Section(first.title, tables=tables, notes=notes)
+
+
+def _difference_table(differences: Sequence[Difference]) -> Table:
+    rows = [
+        [
+            found.benchmark,
+            " − ".join(found.models),
+            show_estimate(found.difference, POINTS, with_n=False),
+            found.difference.n,
+            found.first_better,
+            found.second_better,
+        ]
+        for found in differences
+    ]
+    return Table(
+        ["benchmark", "models", "difference", "rows", "first better", "second better"],
+        rows,
+        note="Mean share of right against wrong responses in the right order, all rows alike, with a paired bootstrap over rows.",
+    )
+
+
+def _best_of_n_table(by_model: Mapping[str, Mapping[str, Any]]) -> Table:
+    sizes = sorted({size for result in by_model.values() for size in result["rates"]})
+
+    def cell(result: Mapping[str, Any], n: int) -> str:
+        error = result["standard_errors"].get(n)
+        return show(result["rates"].get(n)) + ("" if error is None else f" ± {show(error)}")
+
+    return Table(
+        ["model", *(f"N = {size}" for size in sizes), "problems"],
+        [[model, *(cell(found, n) for n in sizes), found["problems"]] for model, found in by_model.items()],
+        note="Correctness of the candidate with the highest reward, ± one standard error over problems.",
+    )
+
+
+# ------------------------------------------------------------------------------------------------ self-consistency
+
+SELF_CONSISTENCY = f"""\
+The reward is the mean over k critiques, sampled once for all k. Each figure is the row accuracy (share of right and wrong
+responses in the right order), as the mean over {DRAWS} draws of k critiques of each response, ± the standard deviation over these
+draws: what other critiques would change. It shrinks to 0 at the largest k, which can be drawn in one way only. In
+brackets the 95 % interval over rows (Wilson's, as if each row were wholly right or wrong). Length of the reasoning:
+{{length_of}}; quarters of equal size, or each value where they are few."""
+
+
+def self_consistency_sections(
+    by_dataset: Mapping[str, Mapping[str, SelfConsistency]], pictures: Mapping[str, str]
+) -> list[Section]:
+    """Make the sections on self-consistency, by set and label of the curve; `pictures` are their names by set."""
+    lengths = dict.fromkeys(found.length_of for curves in by_dataset.values() for found in curves.values())
+    sections = [Section("Self-consistency", SELF_CONSISTENCY.format(length_of="; ".join(lengths)))]
+    for name, curves in by_dataset.items():
+        last = max(found.num_critiques for found in curves.values())
+        sizes = sorted({k for k in (1, 2, 4, 8, 16, 32, 64) if k <= last} | {last})
+        rows = [
+            [
+                label,
+                curve.label if curve is found.everything else f"length {curve.label}",
+                curve.rows,
+                *(_curve_cell(curve, k) for k in sizes),
+            ]
+            for label, found in curves.items()
+            for curve in (found.everything, *found.buckets)
+        ]
+        table = Table(["critiques of", "rows", "n", *(f"k = {k}" for k in sizes)], rows)
+        picture = {pictures[name]: "accuracy by the number of critiques"}
+        sections.append(Section(f"Self-consistency: {name}", tables=[table], pictures=picture, level=3))
+    return sections
+
+
+def _curve_cell(curve: AccuracyCurve, k: int) -> str:
+    if k > len(curve.accuracy):
+        return NONE
+    return show(curve.accuracy[k - 1], error=curve.standard_errors[k - 1], ci95=curve.intervals[k - 1])
+
+
+# ----------------------------------------------------------------------------------------------------- uncertainty
+
+REJECTION = """\
+Accuracy on the pairs kept when the least certain ones are left undecided: those with the smallest margin, or those whose rewards
+spread most over the critiques (root of the sum of both rewards' variances). The area under the curve of accuracy by rejected
+fraction is that of random rejection if the measure says nothing, and the oracle's if all wrong pairs go first; the gain says
+how far it is on that way. Intervals are a bootstrap's over rows; there is none where all pairs are right, or all wrong."""
+
+CALIBRATION = """\
+The reward margin read as Bradley-Terry log-odds, against the outcome. Log loss in nats: not knowing costs 0.693. ECE: mean
+distance between confidence and accuracy over ten bins. Temperature: what margins must be divided by for the least log
+loss, fitted on these very pairs; above 1 the model is too sure of itself. Intervals are a bootstrap's over rows; that of the ECE leans upwards, because
+resampling adds noise to a sum of absolute values."""
+
+
+def uncertainty_sections(
+    by_dataset: Mapping[str, Mapping[str, list[Uncertainty]]], pictures: Mapping[str, str], reliability: str
+) -> list[Section]:
+    """Make the sections on rejection and calibration, by set and model; `pictures` are those of the rejection curves by set."""
+    found = [(name, model, part) for name, models in by_dataset.items() for model in models for part in models[model]]
+    rejection = Table(
+        ["set", "model", "rewards", "rejected by", "pairs", "area", "random", "oracle", "gain"],
+        [row for name, model, part in found for row in _rejection_rows(name, model, part)],
+    )
+    calibration = Table(
+        ["set", "model", "rewards", "pairs", "log loss", "ECE", "temperature", "log loss then"],
+        [_calibration_row(*part) for part in found],
+    )
+    curves = {picture: f"accuracy by rejected fraction on {name}" for name, picture in pictures.items()}
+    diagram = {reliability: "reliability of the rewards as probabilities"}
+    return [
+        Section("Rejection of uncertain pairs", REJECTION, [rejection], pictures=curves),
+        Section("Calibration", CALIBRATION, [calibration], pictures=diagram),
+    ]
+
+
+def _rejection_rows(name: str, model: str, part: Uncertainty) -> Iterator[list[Any]]:
+    for certainty, curve in part.selective_accuracy.curves.items():
+        yield [
+            name,
+            model,
+            part.critiques,
+            "spread of the rewards" if certainty == SPREAD else "size of the margin",
+            curve.area.n,
+            show_estimate(curve.area, with_n=False),
+            show(part.selective_accuracy.random),
+            show(part.selective_accuracy.oracle.area.value),
+            show(part.selective_accuracy.normalised_aurc(certainty), WHOLE_PERCENT),
+        ]
+
+
+def _calibration_row(name: str, model: str, part: Uncertainty) -> list[Any]:
+    fitted = part.calibration
+    return [
+        name,
+        model,
+        part.critiques,
+        part.ece.n,
+        show_estimate(part.log_loss, NUMBER, with_n=False),
+        show_estimate(part.ece, NUMBER, with_n=False),
+        show(fitted.temperature, Form(digits=2)),
+        show(fitted.log_loss_at_temperature, NUMBER),
+    ]
+
+
+# ---------------------------------------------------------------------------------------------------------- probes
+
+PROBES = """\
+Each figure with its 95 % interval over rows and the number of rows it rests on. A right pair is one that the model had in the right
+order before; it is lost if it no longer is."""
+
+
+def probe_sections(results: Mapping[str, list[ProbeResult]], pictures: Mapping[str, str]) -> list[Section]:
+    """Make the sections on probes, the same for each model; `pictures` are by probe, for those that have figures."""
+    probes = zip(*results.values(), strict=True)
+    return [
+        Section("Probes", PROBES),
+        *(_probe_section(dict(zip(results, found, strict=True)), pictures) for found in probes),
+    ]
+
+
+def _probe_section(by_model: Mapping[str, ProbeResult], pictures: Mapping[str, str]) -> Section:
+    first, found = next(iter(by_model.values())), by_model.values()
+    if first.name not in pictures:
+        nothing = f"{first.about}\n\nThere is no figure: no row could be altered."
+        return Section(first.title, nothing, level=3)
+    rows = _measure_rows([part.measures for part in found], "**{}**")
+    for name in first.by_dataset:
+        # A probe's first measure sums it up
+        rows += _measure_rows([part.by_dataset.get(name, [])[:1] for part in found], f"– {name}: {{}}")
+    notes = [
+        f"{model}: altered chats that the model cannot read, left out: {part.left_out}."
+        for model, part in by_model.items()
+        if part.left_out
+    ]
+    picture = {pictures[first.name]: first.title}
+    return Section(first.title, first.about, [Table(["", *by_model], rows)], notes, picture, level=3)
+
+
+def _measure_rows(by_model: Sequence[Sequence[Measure]], form: str) -> list[list[str]]:
+    """Make a row for each measure that some model has."""
+    found = [{(part.label, part.unit): part.estimate for part in measures} for measures in by_model]
+    known = dict.fromkeys(key for part in found for key, estimate in part.items() if not math.isnan(estimate.value))
+    return [
+        [form.format(label), *(show_estimate(part.get((label, unit)), _form_of(unit)) for part in found)]
+        for label, unit in known
+    ]
+
+
+def _form_of(unit: Unit) -> Form:
+    return PERCENT if unit.scale == 100.0 else Form(unit.scale, unit.digits, exponent=True)
+
+
+# -------------------------------------------------------------------------------------------------------- critiques
+
+CRITIQUES = """\
+The model's own critique of each response (the first, where it writes several) beside the one of reference. Loss: mean
+cross-entropy of the reference critique's tokens after the response, in nats; the backend transformers alone gives it. Overlap
+(chrF2, BLEU: 0 to 100) says how much the wording is alike, not whether a critique is right."""
+
+
+def critique_section(results: Mapping[str, Sequence[CritiqueResult]]) -> Section:
+    """Make the section on critiques against references, by model."""
+    columns = ["set", "model", "critiques", "loss per token", "chrF", "BLEU", "words", "words, reference", "empty"]
+    rows, notes = [], []
+    for model, found in results.items():
+        for result in found:
+            quality = result.quality
+            means = (quality.chrf, quality.bleu, quality.words, quality.reference_words)
+            shown = (show(value, Form(digits=1)) for value in means)
+            loss = show(quality.loss_per_token, NUMBER)
+            rows.append([result.name, model, quality.n, loss, *shown, quality.empty])
+            notes += [f"{model}, {result.name}: {note}" for note in result.notes()]
+    return Section("Critiques against reference ones", CRITIQUES, [Table(columns, rows)], notes)

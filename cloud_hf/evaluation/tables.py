@@ -1,0 +1,133 @@
+"""Tables of reports: numbers with their uncertainty as text, Markdown tables, and names of files."""
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .stats import Estimate
+
+
+@dataclass(frozen=True)
+class Form:
+    """
+    Form of a number in a table: multiplied by `scale`, with `digits` after the point and `mark` behind it.
+
+    `sign="+"` shows the sign of positive numbers too. With `exponent`, numbers that would be rounded to 0 are powers of ten,
+    so that rounding errors show as such.
+    """
+
+    scale: float = 1.0
+    digits: int = 3
+    mark: str = ""
+    sign: str = ""
+    exponent: bool = False
+
+    def number(self, value: float) -> str:
+        """Format a number without the mark."""
+        return f"{self.scale * value:{self.sign}.{self.digits}f}"
+
+    def interval(self, ends: tuple[float, float]) -> str:
+        """Format the ends of an interval, without marks."""
+        return f"{self.number(ends[0])} to {self.number(ends[1])}"
+
+
+NUMBER = Form()
+PERCENT = Form(100.0, 1, "%")
+WHOLE_PERCENT = Form(100.0, 0, "%")
+POINTS = Form(100.0, 1, " points", "+")
+NONE = "–"
+
+
+def show(
+    value: float | None,
+    form: Form = PERCENT,
+    *,
+    error: float | None = None,
+    ci95: tuple[float, float] | None = None,
+    n: int | None = None,
+) -> str:
+    """
+    Format a number with its standard error, interval and number of rows; an unknown number (`None` or NaN) is a dash.
+
+    Examples:
+
+    ```python
+    >>> show(0.5, ci95=(0.25, 0.75), n=12)
+    '50.0% (25.0 to 75.0), n = 12'
+    ```
+    """
+    if value is None or math.isnan(value):
+        return NONE
+    is_tiny = form.exponent and 0 < abs(value) < 10**-form.digits
+    number = "{:.1e}".format if is_tiny else form.number
+    text = number(value) + form.mark
+    if error is not None and not math.isnan(error):
+        text += f" ± {number(error)}"
+    if ci95 is not None:
+        text += f" ({number(ci95[0])} to {number(ci95[1])})"
+    return text if n is None else f"{text}, n = {n}"
+
+
+def show_estimate(estimate: Estimate | None, form: Form = PERCENT, with_n: bool = True) -> str:
+    """Format an estimate with its interval and, unless `with_n` is false, its number of rows; a dash for `None`."""
+    if estimate is None:
+        return NONE
+    return show(estimate.value, form, ci95=estimate.ci95, n=estimate.n if with_n else None)
+
+
+# --------------------------------------------------------------------------------------------------------- markdown
+
+
+@dataclass(frozen=True)
+class Table:
+    """
+    A table of a report.
+
+    Args:
+        columns (`Sequence[str]`):
+            Heads of the columns.
+        rows (`Sequence[Sequence[Any]]`):
+            The cells of each row.
+        title (`str`, *optional*):
+            Text above the table.
+        note (`str`, *optional*):
+            Text below it.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    title: str = ""
+    note: str = ""
+
+    def lines(self) -> list[str]:
+        """Return the lines of the table alone, in Markdown."""
+        return [*table_head(self.columns), *map(table_line, self.rows)]
+
+    def markdown(self) -> str:
+        """Return the table with its texts, in Markdown."""
+        return "\n\n".join(filter(None, [self.title, "\n".join(self.lines()), self.note]))
+
+
+def table_head(cells: Sequence[str]) -> list[str]:
+    """Return the first two lines of a Markdown table."""
+    return [table_line(cells), "|---|" + "---:|" * (len(cells) - 1)]
+
+
+def table_line(cells: Iterable[Any]) -> str:
+    """Return a line of a Markdown table. Pipes and line breaks in cells are replaced, so that they cannot break it."""
+    return f"| {' | '.join(str(cell).replace('|', '/').replace(chr(10), ' ') for cell in cells)} |"
+
+
+# -------------------------------------------------------------------------------------------------- names of files
+
+
+def file_name(kind: str, short_name: str, suffix: str) -> str:
+    """Return the name of the file of a model or a set, whose short name may have slashes."""
+    return f"{kind}_{short_name}.{suffix}".replace("/", "-")
+
+
+def picture_name(kind: str, name: str) -> str:
+    """Return the name of a picture. Other characters than these would break links in Markdown."""
+    return re.sub(r"[^\w.-]+", "-", f"{kind}_{name}.png")
