@@ -11,7 +11,7 @@ import numpy as np
 
 
 if TYPE_CHECKING:
-    from .rows import BenchmarkRow
+    from .rows import BenchmarkRow, RowRewards
 
 
 RESAMPLES = 2000
@@ -248,3 +248,42 @@ def by_subset(rows: "Sequence[BenchmarkRow]", values: Sequence[Any]) -> dict[str
     for row, value in zip(rows, values, strict=True):
         gathered.setdefault(row.subset, []).append(value)
     return gathered
+
+
+def collect_scores(
+    rows: "Sequence[BenchmarkRow]",
+    rewards: "Sequence[RowRewards]",
+    outcomes: Mapping[str, Sequence[float]],
+    parts: Iterable[str],
+    other_parts: Iterable[str] = (),
+    **scores: Any,
+) -> BenchmarkScores:
+    """
+    Count what every benchmark reports in addition to its figures.
+
+    Args:
+        rows (`Sequence[BenchmarkRow]`):
+            The rows.
+        rewards (`Sequence[RowRewards]`):
+            From [`~rows.split_rewards`].
+        outcomes (`Mapping[str, Sequence[float]]`):
+            By subset the outcomes of its rows, from 0 (wrong) to 1 (right).
+        parts (`Iterable[str]`):
+            The subsets of the benchmark.
+        other_parts (`Iterable[str]`, *optional*):
+            Subsets that belong to the benchmark but may be absent.
+        **scores:
+            The other fields of [`BenchmarkScores`].
+
+    Returns:
+        [`BenchmarkScores`]
+    """
+    parts, present = tuple(parts), {row.subset for row in rows}
+    return BenchmarkScores(
+        subsets={name: share(values) for name, values in outcomes.items()},
+        ties=sum(max(chosen) == max(rejected) for chosen, rejected in rewards),
+        undecidable=sum(row.is_undecidable for row in rows),
+        missing=tuple(name for name in parts if name not in present),
+        unknown=count_unknown(rows, (*parts, *other_parts)),
+        **scores,
+    )

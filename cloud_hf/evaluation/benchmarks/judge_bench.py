@@ -1,16 +1,16 @@
-"""JudgeBench: responses whose correctness was checked, judged in one game or in both orders (arXiv 2410.12784, ScalerLab/JudgeBench)."""
+"""JudgeBench: responses with checked correctness, judged in one game or in both orders (arXiv 2410.12784, ScalerLab/JudgeBench)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...data.rows import check_columns
-from ..rows import BenchmarkRow, check_pairs, make_row, pair_rewards, read_sources, text_of
-from ..stats import BenchmarkScores, by_subset, count_unknown, share
+from ..rows import BenchmarkRow, check_pairs, make_row, read_sources, split_rewards, text_of
+from ..stats import BenchmarkScores, by_subset, collect_scores, share
 
 
 HUB_ID = "ScalerLab/JudgeBench"
 SPLITS = ("gpt", "claude")
-# The paper's categories, by how the names of their source datasets begin
+# The paper's categories, by the prefix of their source datasets' names
 CATEGORIES = {
     "mmlu-pro": "knowledge",
     "livebench-reasoning": "reasoning",
@@ -26,21 +26,21 @@ _OFFICIAL_COLUMNS = ("pair_id", "source", "question", "response_A", "response_B"
 
 def load(names: Sequence[str] | None = None, split: str = "gpt") -> list[BenchmarkRow]:
     """
-    Rows of JudgeBench.
+    Load JudgeBench.
 
     Args:
         names (`Sequence[str]`, *optional*):
             Files or datasets with the official columns (`pair_id`, `source`, `question`, `response_A`, `response_B`,
-            `label`), or with `prompt`, `chosen`, `rejected`, `subset` and `gold_position` (`"A"` or `"B"`: where the
-            chosen response stood). Defaults to `ScalerLab/JudgeBench`.
+            `label`), or with `prompt`, `chosen`, `rejected`, `subset` and `gold_position` (`"A"` or `"B"`, the original place
+            of the chosen response). Defaults to `ScalerLab/JudgeBench`.
         split (`str`, *optional*, defaults to `"gpt"`):
-            `"gpt"` or `"claude"`: whose responses are judged. The two are reported apart.
+            Responses of `"gpt"` or `"claude"`, which are reported separately.
 
     Returns:
-        `list[BenchmarkRow]`: `details["label"]` says which response of the original order is right.
+        `list[BenchmarkRow]`: `details["label"]` is the official label.
 
     Raises:
-        `ValueError`: Naming the file, the row and the field, the id that stands twice, or the row with several responses.
+        `ValueError`: Naming the file, the row and the field, the repeated id, or the row with several responses.
     """
     if split not in SPLITS:
         raise ValueError(f"`split` is {split!r}; JudgeBench has {' and '.join(SPLITS)}.")
@@ -55,16 +55,8 @@ def _read_row(source: str, index: int, row: dict) -> BenchmarkRow:
         _check_label(label, "label", _LABELS, source, index)
         chosen, rejected = ("response_A", "response_B") if label == "A>B" else ("response_B", "response_A")
         named = {"id": row["pair_id"]}
-        return make_row(
-            source,
-            index,
-            named,
-            _category(text_of(source, index, row, "source")),
-            row[chosen],
-            row[rejected],
-            row["question"],
-            label=label,
-        )
+        category = _category(text_of(source, index, row, "source"))
+        return make_row(source, index, named, category, row[chosen], row[rejected], row["question"], label=label)
     check_columns(list(row), ("prompt", "chosen", "rejected", "subset", "gold_position"), f"JudgeBench ({source})")
     _check_label(row["gold_position"], "gold_position", ("A", "B"), source, index)
     label = "A>B" if row["gold_position"] == "A" else "B>A"
@@ -87,15 +79,15 @@ def _check_label(value, name: str, known: tuple[str, ...], source: str, index: i
 @dataclass(frozen=True)
 class Games:
     """
-    One pair judged in the order A, B and in the order B, A.
+    A pair judged in the order A, B and in the order B, A.
 
     Args:
         label (`str`):
-            `"A>B"` or `"B>A"`, what is right.
+            The right verdict: `"A>B"` or `"B>A"`.
         first (`str`):
-            The verdict of the first game: `"A>B"`, `"B>A"`, `"A=B"`, or another string for none.
+            Verdict of the first game: `"A>B"`, `"B>A"`, `"A=B"`, or another string for none.
         second (`str`, *optional*):
-            The verdict of the second game in the names of the first: already turned round.
+            Verdict of the second game, in the first game's names.
     """
 
     label: str
@@ -104,34 +96,34 @@ class Games:
 
     @property
     def single_game_is_right(self) -> bool:
-        """The order-independent rule: the first verdict is the label."""
+        """Order-independent rule: the first verdict is the label."""
         return self.first == self.label
 
     @property
     def points(self) -> int:
-        """One for each game won, minus one for each lost, none for a tie or no verdict."""
+        """Games won minus games lost; a tie or a missing verdict is neither."""
         wrong = _LABELS[1 - _LABELS.index(self.label)]
         return sum((verdict == self.label) - (verdict == wrong) for verdict in (self.first, self.second))
 
     @property
     def is_consistent(self) -> bool:
-        """Whether both games have the same verdict."""
+        """Both games have the same verdict."""
         return self.first == self.second
 
 
 def games_of(label: str, first: tuple[float, float], second: tuple[float, float] | None = None) -> Games:
     """
-    The verdicts of a scorer, read as the repository reads those of reward models: in each game the second response wins
-    unless the first has the strictly higher reward.
+    Read a scorer's verdicts as the official code reads those of reward models: the second response of a game wins unless the
+    first has the strictly higher reward.
 
     Args:
         label (`str`):
             `"A>B"` or `"B>A"`.
         first (`tuple[float, float]`):
-            Rewards of the right and the wrong response in the first game, in which A stands first.
+            Rewards of the right and the wrong response in the first game, which shows A first.
         second (`tuple[float, float]`, *optional*):
-            The same of the second game, in which B stands first. Defaults to `first`: a scorer that does not see the
-            order repeats itself, unless it samples.
+            The same in the second game, which shows B first. Defaults to `first`: a scorer that does not see the order repeats
+            itself, unless it samples.
 
     Returns:
         [`Games`]
@@ -158,40 +150,31 @@ def score(
             Rewards of a second scoring, for scorers that sample their critiques. Defaults to the first.
 
     Returns:
-        [`BenchmarkScores`]: `"both orders"` is the repository's default: right where more games are won than lost. With one
-            reward per response it is the share of pairs whose right response has the strictly higher reward.
-            `"single game"` is its rule for judges that do not see the order; it gives ties to response B. Both are also
-            given by category.
+        [`BenchmarkScores`]: `"both orders"`, the official default, counts pairs with more games won than lost. With one reward
+            per response it is the share of pairs whose right response has the strictly higher reward. `"single game"`, the
+            official rule for judges that do not see the order, gives ties to response B. Both are also given by category.
 
     Raises:
         `ValueError`: If a reward is missing, not a number or infinite.
     """
-    first = pair_rewards(rows, rewards)
-    second = first if second_game is None else pair_rewards(rows, second_game)
+    first = split_rewards(rows, rewards)
+    second = first if second_game is None else split_rewards(rows, second_game)
     games = [
-        games_of(row.details["label"], *pair) for row, pair in zip(rows, zip(first, second, strict=True), strict=True)
+        games_of(row.details["label"], (right[0], wrong[0]), (right_again[0], wrong_again[0]))
+        for row, (right, wrong), (right_again, wrong_again) in zip(rows, first, second, strict=True)
     ]
     both = by_subset(rows, [float(game.points > 0) for game in games])
     single = by_subset(rows, [float(game.single_game_is_right) for game in games])
     categories = tuple(CATEGORIES.values())
+    rules = {"both orders": both, "single game": single}
     figures = {
-        "both orders": share([value for name in categories for value in both.get(name, [])]),
-        "single game": share([value for name in categories for value in single.get(name, [])]),
+        rule: share([value for name in categories for value in found.get(name, [])]) for rule, found in rules.items()
     }
     for name in categories:
-        figures[f"{name}, both orders"] = share(both.get(name, []))
-        figures[f"{name}, single game"] = share(single.get(name, []))
-    return BenchmarkScores(
-        benchmark="JudgeBench",
-        headline="both orders",
-        figures=figures,
-        subsets={name: share(values) for name, values in both.items()},
-        ties=sum(chosen == rejected for chosen, rejected in first),
-        undecidable=sum(row.is_undecidable for row in rows),
-        missing=tuple(name for name in categories if name not in both),
-        unknown=count_unknown(rows, categories),
-        details={
-            "games_won_and_lost_alike": sum(game.points == 0 for game in games),
-            "inconsistent": sum(not game.is_consistent for game in games),
-        },
-    )
+        figures |= {f"{name}, {rule}": share(found.get(name, [])) for rule, found in rules.items()}
+    details = {
+        "games_won_and_lost_alike": sum(game.points == 0 for game in games),
+        "inconsistent": sum(not game.is_consistent for game in games),
+    }
+    scores = {"benchmark": "JudgeBench", "headline": "both orders", "figures": figures, "details": details}
+    return collect_scores(rows, first, both, categories, **scores)

@@ -1,4 +1,4 @@
-"""LLMBar: responses that follow an instruction against ones that look better (arXiv 2310.07641, princeton-nlp/LLMBar)."""
+"""LLMBar: responses that follow an instruction against responses that look better (arXiv 2310.07641, princeton-nlp/LLMBar)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,17 +6,17 @@ from pathlib import Path
 from datasets import load_dataset
 
 from ...data.rows import check_columns
-from ..rows import BenchmarkRow, check_pairs, make_row, pair_rewards, read_sources, text_of
-from ..stats import BenchmarkScores, by_subset, count_unknown, share, weighted_mean
+from ..rows import BenchmarkRow, check_pairs, make_row, read_sources, split_rewards, text_of
+from ..stats import BenchmarkScores, by_subset, collect_scores, share, weighted_mean
 
 
 HUB_ID = "princeton-nlp/LLMBar"
-# The Hub repository holds a loading script alone, which datasets no longer runs; it fetched these files
+# The Hub repository has only a loading script, which datasets no longer runs; it fetched these files
 FILES = "https://raw.githubusercontent.com/princeton-nlp/LLMBar/main/Dataset/LLMBar"
 
 ADVERSARIAL = ("Neighbor", "GPTInst", "GPTOut", "Manual")
 SUBSETS = ("Natural", *ADVERSARIAL)
-# Section 4.6 of the paper; reported apart
+# Section 4.6 of the paper; reported separately
 CASE_STUDY = ("Constraint", "Negation", "Normal", "Base-9", "Base-10")
 
 # Other spellings: RewardBench's, and those of the Hub's splits
@@ -24,7 +24,7 @@ _SPELLINGS = {
     **{f"llmbar-adver-{name}".lower(): name for name in ADVERSARIAL},
     **{f"adversarial_{name}".lower(): name for name in ADVERSARIAL},
     **{f"llmbar-case-{name}".lower().replace("base-", "base_"): name for name in CASE_STUDY},
-    **{f"{name}".lower().replace("base-", "base_"): name for name in CASE_STUDY},
+    **{name.lower().replace("base-", "base_"): name for name in CASE_STUDY},
     **{name.lower(): name for name in (*SUBSETS, *CASE_STUDY)},
     "llmbar-natural": "Natural",
 }
@@ -35,26 +35,26 @@ _SPELLINGS = {
 
 def load(names: Sequence[str] | None = None) -> list[BenchmarkRow]:
     """
-    Rows of LLMBar.
+    Load LLMBar.
 
     Args:
         names (`Sequence[str]`, *optional*):
             The official `dataset.json` files (`input`, `output_1`, `output_2`, `label`), whose folders name their subset;
-            or files or datasets with `prompt`, `chosen`, `rejected`, `subset` and optional `id`. Defaults to the official
-            files of the five subsets, which are fetched.
+            or files or datasets with `prompt`, `chosen`, `rejected`, `subset` and optional `id`. By default, download the
+            official files of the five subsets.
 
     Returns:
         `list[BenchmarkRow]`
 
     Raises:
-        `ValueError`: Naming the file, the row and the field, the id that stands twice, or the row with several responses.
+        `ValueError`: Naming the file, the row and the field, the repeated id, or the row with several responses.
     """
     if names is not None:
         return check_pairs([_read_row(*item) for item in read_sources(names, "test")])
     rows = []
     for name in SUBSETS:
         source = f"{FILES}/{name if name == 'Natural' else f'Adversarial/{name}'}/dataset.json"
-        official = load_dataset("json", data_files=source, split="train")
+        official = load_dataset("json", data_files=source, split="train").to_list()
         rows += [_read_row(source, index, row) for index, row in enumerate(official)]
     return check_pairs(rows)
 
@@ -82,34 +82,24 @@ def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> B
     Score LLMBar. The better response must have the strictly higher reward.
 
     Args:
-        rows (`Sequence[BenchmarkRow]`):
-            From [`load`].
-        rewards (`Sequence[Sequence[float]]`):
-            For each row the rewards of its chosen and its rejected response.
+        rows, rewards:
+            See [`Benchmark`].
 
     Returns:
         [`BenchmarkScores`]: A figure for each of the five subsets, `"Adversarial"`, the plain mean of four of them, and
-            `"Average"`, the plain mean of all five, as table 2 of the paper has them. Subsets of the case study have figures
-            where they have rows.
+            `"Average"`, the plain mean of all five, as in table 2 of the paper. Subsets of the case study have figures if they
+            have rows.
 
     Raises:
         `ValueError`: If a reward is missing, not a number or infinite.
     """
-    pairs = pair_rewards(rows, rewards)
-    outcomes = by_subset(rows, [float(chosen > rejected) for chosen, rejected in pairs])
+    split = split_rewards(rows, rewards)
+    outcomes = by_subset(rows, [float(chosen > rejected) for [chosen], [rejected] in split])
     figures = {
         "Average": weighted_mean(outcomes, dict.fromkeys(SUBSETS, 1.0)),
         "Adversarial": weighted_mean(outcomes, dict.fromkeys(ADVERSARIAL, 1.0)),
         **{name: share(outcomes.get(name, [])) for name in SUBSETS},
         **{name: share(outcomes[name]) for name in CASE_STUDY if name in outcomes},
     }
-    return BenchmarkScores(
-        benchmark="LLMBar",
-        headline="Average",
-        figures=figures,
-        subsets={name: share(values) for name, values in outcomes.items()},
-        ties=sum(chosen == rejected for chosen, rejected in pairs),
-        undecidable=sum(row.is_undecidable for row in rows),
-        missing=tuple(name for name in SUBSETS if name not in outcomes),
-        unknown=count_unknown(rows, (*SUBSETS, *CASE_STUDY)),
-    )
+    scores = {"benchmark": "LLMBar", "headline": "Average", "figures": figures}
+    return collect_scores(rows, split, outcomes, SUBSETS, CASE_STUDY, **scores)

@@ -1,4 +1,4 @@
-"""Any set of preference pairs: accuracy, margins, and how far the rewards can be believed as probabilities."""
+"""Any set of preference pairs: accuracy, margins, and calibration of the rewards."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from ..stats import BenchmarkScores, Estimate, share
 
 def load(names: Sequence[str], split: str = "test", config: str | None = None) -> list[BenchmarkRow]:
     """
-    Rows of preference sets.
+    Load preference sets.
 
     Args:
         names (`Sequence[str]`):
@@ -30,7 +30,7 @@ def load(names: Sequence[str], split: str = "test", config: str | None = None) -
         `list[BenchmarkRow]`
 
     Raises:
-        `ValueError`: Naming the file, the row and the field, the id that stands twice, or the row with several responses.
+        `ValueError`: Naming the file, the row and the field, the repeated id, or the row with several responses.
     """
     return check_pairs(
         [
@@ -43,7 +43,7 @@ def load(names: Sequence[str], split: str = "test", config: str | None = None) -
 @dataclass(frozen=True)
 class PreferenceScores:
     """
-    How rewards treat preference pairs.
+    Metrics of rewards on preference pairs.
 
     Args:
         accuracy ([`Estimate`]):
@@ -52,12 +52,8 @@ class PreferenceScores:
             The same with ties counted half.
         ties (`int`):
             Pairs with equal rewards.
-        margin (`float`):
-            Mean of the chosen minus the rejected reward.
-        margin_median (`float`):
-            Its median.
-        margin_std (`float`):
-            Its population standard deviation.
+        margin, margin_median, margin_std (`float`):
+            Mean, median and population standard deviation of the chosen minus the rejected reward.
         calibration ([`Calibration`]):
             Bradley-Terry log loss and calibration.
         subsets (`dict[str, Estimate]`):
@@ -74,7 +70,7 @@ class PreferenceScores:
     subsets: dict[str, Estimate]
 
     def details(self) -> dict[str, Any]:
-        """What stands beside the accuracy, for JSON; what is unknown is `None`."""
+        """Return everything but accuracy and ties for JSON; unknown values are `None`."""
         calibration = {name: _none_for_nan(value) for name, value in asdict(self.calibration).items()}
         names = ("accuracy_ties_half", "margin", "margin_median", "margin_std")
         return {**{name: getattr(self, name) for name in names}, **calibration}
@@ -90,7 +86,7 @@ def score_preferences(
         chosen (`Sequence[float]`):
             Rewards of the chosen responses.
         rejected (`Sequence[float]`):
-            Rewards of the rejected ones.
+            Rewards of the rejected responses.
         subsets (`Sequence[str]`, *optional*):
             The subset of each pair.
         num_bins (`int`, *optional*, defaults to `10`):
@@ -105,16 +101,15 @@ def score_preferences(
     subsets = [""] * len(chosen) if subsets is None else subsets
     if not len(chosen) == len(rejected) == len(subsets):
         raise ValueError(
-            f"{len(chosen)} chosen and {len(rejected)} rejected rewards and {len(subsets)} subsets: give as many."
+            f"{len(chosen)} chosen and {len(rejected)} rejected rewards and {len(subsets)} subsets: give equally many."
         )
     if not len(chosen):
         raise ValueError("There are no pairs to score.")
-    chosen, rejected = np.asarray(chosen, dtype=float), np.asarray(rejected, dtype=float)
-    if (bad := ~(np.isfinite(chosen) & np.isfinite(rejected))).any():
+    better, worse = np.array(chosen, dtype=float), np.array(rejected, dtype=float)
+    if (bad := ~(np.isfinite(better) & np.isfinite(worse))).any():
         raise ValueError(f"Row {int(bad.argmax())}: a reward is not a number, or infinite.")
-    margins = chosen - rejected
-    right = chosen > rejected
-    ties = int((chosen == rejected).sum())
+    margins, right = better - worse, better > worse
+    ties = int((better == worse).sum())
     gathered: dict[str, list[float]] = {}
     for subset, outcome in zip(subsets, right, strict=True):
         gathered.setdefault(str(subset), []).append(float(outcome))
@@ -135,10 +130,8 @@ def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> B
     Score any preference set; see [`score_preferences`].
 
     Args:
-        rows (`Sequence[BenchmarkRow]`):
-            From [`load`].
-        rewards (`Sequence[Sequence[float]]`):
-            For each row the rewards of its chosen and its rejected response.
+        rows, rewards:
+            See [`Benchmark`].
 
     Returns:
         [`BenchmarkScores`]: The figure is `"accuracy"`; `details` holds margins and calibration.
@@ -146,8 +139,8 @@ def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> B
     Raises:
         `ValueError`: If a reward is missing, not a number or infinite.
     """
-    pairs = pair_rewards(rows, rewards)
-    scores = score_preferences(*zip(*pairs, strict=True), [row.subset for row in rows])
+    chosen, rejected = zip(*pair_rewards(rows, rewards), strict=True)
+    scores = score_preferences(chosen, rejected, [row.subset for row in rows])
     return BenchmarkScores(
         benchmark="Preference pairs",
         headline="accuracy",

@@ -1,14 +1,13 @@
-"""RewardBench: the official scores, and those of the reference implementation (arXiv 2403.13787, allenai/reward-bench)."""
+"""RewardBench: the leaderboard's scores, and those of the reference implementation (arXiv 2403.13787, allenai/reward-bench)."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 
-import pandas as pd
-
-from ..rows import BenchmarkRow, check_pairs, make_pair, pair_rewards, read_sources
-from ..stats import BenchmarkScores, Estimate, by_subset, count_unknown, share, weighted_mean
+from ..rows import BenchmarkRow, check_pairs, make_pair, read_sources, split_rewards
+from ..stats import BenchmarkScores, by_subset, collect_scores, share, weighted_mean
 
 
 HUB_ID = "allenai/reward-bench"
@@ -25,8 +24,7 @@ SECTIONS = {
     "Reasoning": ("math-prm", "hep-cpp", "hep-go", "hep-java", "hep-js", "hep-python", "hep-rust"),
 }  # fmt: skip
 
-
-# What each subset weighs in its section: its prompts, but math-prm as much as the six code subsets together
+# Weight of each subset in its section: its number of prompts, but math-prm weighs as much as the six code subsets together
 OFFICIAL_COUNTS = {
     "alpacaeval-easy": 100, "alpacaeval-length": 95, "alpacaeval-hard": 95, "mt-bench-easy": 28, "mt-bench-med": 40,
     "mt-bench-hard": 37, "llmbar-natural": 100, "llmbar-adver-neighbor": 134, "llmbar-adver-GPTInst": 92,
@@ -45,7 +43,7 @@ PRIOR_SETS_WEIGHT = 0.5
 
 def load(names: Sequence[str] | None = None, prior_sets: bool = False) -> list[BenchmarkRow]:
     """
-    Rows of RewardBench.
+    Load RewardBench.
 
     Args:
         names (`Sequence[str]`, *optional*):
@@ -59,7 +57,7 @@ def load(names: Sequence[str] | None = None, prior_sets: bool = False) -> list[B
         `list[BenchmarkRow]`
 
     Raises:
-        `ValueError`: Naming the file, the row and the field, the id that stands twice, or the row with several responses.
+        `ValueError`: Naming the file, the row and the field, the repeated id, or the row with several responses.
     """
     rows = []
     for source, index, row in read_sources([HUB_ID] if names is None else names, "filtered"):
@@ -80,41 +78,26 @@ def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> B
     Score RewardBench. The chosen response must have the strictly higher reward.
 
     Args:
-        rows (`Sequence[BenchmarkRow]`):
-            From [`load`].
-        rewards (`Sequence[Sequence[float]]`):
-            For each row the rewards of its chosen and its rejected response.
+        rows, rewards:
+            See [`Benchmark`].
 
     Returns:
-        [`BenchmarkScores`]: The four sections and `"Average"`, their plain mean. Where there are rows of prior sets, also
-            `"Prior Sets"`, the mean over those present, and `"Score"`, in which they count half a section. `"Chat, pooled"`
-            and so on are the sections as the reference implementation has them, and `"Average, pooled"` their plain mean.
+        [`BenchmarkScores`]: The four sections and `"Average"`, their plain mean. If there are rows of prior sets, also
+            `"Prior Sets"`, the mean over those present, and `"Score"`, in which they count as half a section. `"Chat, pooled"` and
+            so on are the sections of the reference implementation, and `"Average, pooled"` their plain mean.
 
     Raises:
         `ValueError`: If a reward is missing, not a number or infinite.
     """
-    pairs = pair_rewards(rows, rewards)
-    scores = score_reward_bench([row.subset for row in rows], *zip(*pairs, strict=True))
-    outcomes = by_subset(rows, [float(chosen > rejected) for chosen, rejected in pairs])
-    weights = _figure_weights(outcomes)
-    percents = {**scores.official, "Prior Sets": scores.prior_sets, "Score": scores.score}
-    figures = {name: _with_interval(percents[name], weights[name], outcomes) for name in weights}
-    pooled = {
-        section: [outcome for subset in members for outcome in outcomes.get(subset, [])]
-        for section, members in SECTIONS.items()
-    }
+    split = split_rewards(rows, rewards)
+    outcomes = by_subset(rows, [float(chosen > rejected) for [chosen], [rejected] in split])
+    figures = {name: weighted_mean(outcomes, weights) for name, weights in _figure_weights(outcomes).items()}
+    pooled = _pooled(outcomes)
     figures |= {f"{section}, pooled": share(values) for section, values in pooled.items()}
     figures["Average, pooled"] = weighted_mean(pooled, dict.fromkeys(SECTIONS, 1.0))
-    return BenchmarkScores(
-        benchmark="RewardBench",
-        headline="Score" if "Score" in figures else "Average",
-        figures=figures,
-        subsets={subset: share(values) for subset, values in outcomes.items()},
-        ties=sum(chosen == rejected for chosen, rejected in pairs),
-        undecidable=sum(row.is_undecidable for row in rows),
-        missing=scores.missing,
-        unknown=count_unknown(rows, (*OFFICIAL_COUNTS, *PRIOR_SETS)),
-    )
+    headline = "Score" if "Score" in figures else "Average"
+    scores = {"benchmark": "RewardBench", "headline": headline, "figures": figures}
+    return collect_scores(rows, split, outcomes, OFFICIAL_COUNTS, PRIOR_SETS, **scores)
 
 
 def leaderboard_results(
@@ -125,8 +108,8 @@ def leaderboard_results(
     chat_template: str = "tokenizer",
 ) -> dict[str, float | str]:
     """
-    RewardBench's own results file, as its repository keeps it and leaderboard tools read it: the score of each subset that
-    has one, beside `model`, `model_type` and `chat_template`.
+    Make the results file that RewardBench's repository keeps and leaderboard tools read: the score of each subset that has one,
+    with `model`, `model_type` and `chat_template`.
 
     Args:
         scores ([`BenchmarkScores`]):
@@ -134,9 +117,9 @@ def leaderboard_results(
         model (`str`):
             The model.
         names (`Collection[str]`, *optional*):
-            The subsets that belong into the file: by default RewardBench's own. Its prior sets have a file of their own.
+            Subsets of the file: by default RewardBench's own, since its prior sets have a separate file.
         model_type, chat_template (`str`, *optional*):
-            What the file says of the model.
+            Written to the file.
     """
     values = {name: figure.value for name, figure in scores.subsets.items() if name in names}
     known = {name: value for name, value in values.items() if not math.isnan(value)}
@@ -147,7 +130,7 @@ def result_files(
     scores: BenchmarkScores, model: str, parts: Mapping[str, Collection[str]]
 ) -> dict[str, dict[str, float | str]]:
     """
-    [`leaderboard_results`] of each part of a benchmark that has rows.
+    Make the [`leaderboard_results`] of each part of a benchmark that has rows.
 
     Args:
         scores ([`BenchmarkScores`]):
@@ -155,7 +138,7 @@ def result_files(
         model (`str`):
             The model.
         parts (`Mapping[str, Collection[str]]`):
-            The subsets of each part, by the first part of its file's name.
+            The subsets of each part, by the prefix of its file's name.
     """
     return {
         name: leaderboard_results(scores, model, subsets)
@@ -171,10 +154,10 @@ class RewardBenchScores:
 
     Args:
         official (`dict[str, float]`):
-            Percent right in each section as the leaderboard has it, subsets weighted by `OFFICIAL_COUNTS`, and `Average`,
-            the plain mean of the four. NaN where rows are missing.
+            Percent right in each section of the leaderboard, with subsets weighted by `OFFICIAL_COUNTS`, and `Average`, the plain
+            mean of the four. NaN if rows are missing.
         pooled (`dict[str, float]`):
-            The same as the reference implementation has it: all rows of a section weigh the same.
+            The same in the reference implementation, where all rows of a section weigh the same.
         subsets (`dict[str, float]`):
             Percent right in each subset.
         counts (`dict[str, int]`):
@@ -204,15 +187,15 @@ def score_reward_bench(
     subsets: Sequence[str], chosen: Sequence[float], rejected: Sequence[float]
 ) -> RewardBenchScores:
     """
-    Add up RewardBench. A tie counts as wrong.
+    Score RewardBench in percent. A tie counts as wrong.
 
     Args:
         subsets (`Sequence[str]`):
-            The `subset` of each row; prior sets by their split's name.
+            The `subset` of each row; the split's name for prior sets.
         chosen (`Sequence[float]`):
             Rewards of the chosen responses.
         rejected (`Sequence[float]`):
-            Rewards of the rejected ones.
+            Rewards of the rejected responses.
 
     Returns:
         [`RewardBenchScores`]
@@ -222,65 +205,59 @@ def score_reward_bench(
     """
     if not len(subsets) == len(chosen) == len(rejected):
         raise ValueError(
-            f"{len(subsets)} subsets, {len(chosen)} chosen and {len(rejected)} rejected rewards: give as many."
+            f"{len(subsets)} subsets, {len(chosen)} chosen and {len(rejected)} rejected rewards: give equally many."
         )
-    rows = pd.DataFrame({"subset": list(subsets), "chosen": list(chosen), "rejected": list(rejected)})
-    rewards = rows[["chosen", "rejected"]].astype(float)
-    if (bad := ~rewards.map(math.isfinite).all(axis=1)).any():
-        raise ValueError(f"Row {int(bad.argmax())}: a reward is not a number, or infinite.")
-    section_of = {subset: section for section, members in SECTIONS.items() for subset in members}
-    rows["right"] = 100.0 * (rewards["chosen"] > rewards["rejected"])
-    rows["section"] = rows["subset"].map(section_of)
-    known = rows.dropna(subset="section")
-    by_subset = known.groupby("subset")["right"].mean()
-    pooled = known.groupby("section")["right"].mean()
-    weights = pd.Series(OFFICIAL_COUNTS).loc[by_subset.index]
-    sections = by_subset.index.map(section_of)
-    official = _with_average((by_subset * weights).groupby(sections).sum() / weights.groupby(sections).sum())
-    counts = known["section"].value_counts()
-    priors = rows[rows["subset"].isin(PRIOR_SETS)].groupby("subset")["right"].mean()
+    outcomes: dict[str, list[float]] = {}
+    for place, (subset, right, wrong) in enumerate(zip(subsets, chosen, rejected, strict=True)):
+        if not (math.isfinite(right) and math.isfinite(wrong)):
+            raise ValueError(f"Row {place}: a reward is not a number, or infinite.")
+        outcomes.setdefault(subset, []).append(float(right > wrong))
+    official = {name: _percent(outcomes, weights) for name, weights in _figure_weights(outcomes).items()}
+    pooled = _pooled(outcomes)
+    prior_sets = official.pop("Prior Sets", math.nan)
     return RewardBenchScores(
+        score=official.pop("Score", official["Average"]),
         official=official,
-        pooled=_with_average(pooled),
-        subsets={**by_subset.to_dict(), **priors.to_dict()},
-        counts={section: int(counts.get(section, 0)) for section in SECTIONS},
-        ignored=len(rows) - len(known) - int(rows["subset"].isin(PRIOR_SETS).sum()),
-        prior_sets=float(priors.mean()),
-        score=_with_prior_sets(official["Average"], float(priors.mean())),
-        missing=tuple(subset for subset in OFFICIAL_COUNTS if subset not in by_subset.index),
+        pooled={section: _percent(pooled, {section: 1.0}) for section in SECTIONS}
+        | {"Average": _percent(pooled, dict.fromkeys(SECTIONS, 1.0))},
+        subsets={
+            name: _percent(outcomes, {name: 1.0}) for name in (*OFFICIAL_COUNTS, *PRIOR_SETS) if name in outcomes
+        },
+        counts={section: len(values) for section, values in pooled.items()},
+        ignored=sum(len(values) for name, values in outcomes.items() if name not in (*OFFICIAL_COUNTS, *PRIOR_SETS)),
+        prior_sets=prior_sets,
+        missing=tuple(subset for subset in OFFICIAL_COUNTS if subset not in outcomes),
     )
 
 
-def _with_average(scores: pd.Series) -> dict[str, float]:
-    sections = {section: float(scores.get(section, math.nan)) for section in SECTIONS}
-    return {**sections, "Average": sum(sections.values()) / len(sections)}
+def _pooled(outcomes: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
+    """Gather the outcomes of each section."""
+    return {
+        section: [outcome for subset in members for outcome in outcomes.get(subset, [])]
+        for section, members in SECTIONS.items()
+    }
 
 
-def _with_prior_sets(average: float, prior_sets: float) -> float:
-    if math.isnan(prior_sets):
-        return average
-    sections = len(SECTIONS)
-    return (sections * average + PRIOR_SETS_WEIGHT * prior_sets) / (sections + PRIOR_SETS_WEIGHT)
+def _percent(strata: Mapping[str, Sequence[float]], weights: Mapping[str, float]) -> float:
+    """Return the value of [`weighted_mean`] in percent, without its bootstrap."""
+    if not weights or not all(strata.get(name) for name in weights):
+        return math.nan
+    total = math.fsum(weight * fmean(strata[name]) for name, weight in weights.items())
+    return 100 * total / math.fsum(weights.values())
 
 
-def _figure_weights(outcomes: dict[str, list[float]]) -> dict[str, dict[str, float]]:
-    """What each subset weighs in each figure; nothing where rows that the figure needs are missing."""
-    sections = {
+def _figure_weights(outcomes: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
+    """Return the weights of subsets in each figure; none if rows that the figure needs are missing."""
+    weights = {
         section: {subset: float(OFFICIAL_COUNTS[subset]) for subset in members if subset in outcomes}
         for section, members in SECTIONS.items()
     }
     average = {}
-    if all(sections.values()):
-        for part in sections.values():
+    if all(weights.values()):
+        for part in weights.values():
             average |= {subset: weight / math.fsum(part.values()) for subset, weight in part.items()}
-    weights = {**sections, "Average": average}
+    weights["Average"] = average
     if priors := [name for name in PRIOR_SETS if name in outcomes]:
         weights["Prior Sets"] = dict.fromkeys(priors, 1.0)
         weights["Score"] = average and average | dict.fromkeys(priors, PRIOR_SETS_WEIGHT / len(priors))
     return weights
-
-
-def _with_interval(percent: float, weights: dict[str, float], outcomes: dict[str, list[float]]) -> Estimate:
-    """A figure whose value is known, with the interval of the weighted mean that it is."""
-    mean = weighted_mean(outcomes, weights)
-    return Estimate(percent / 100, mean.n, mean.ci95)

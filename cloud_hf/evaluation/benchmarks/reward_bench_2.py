@@ -1,14 +1,14 @@
-"""RewardBench 2: the best of four responses, and whether equally good ones are told from bad ones (arXiv 2506.01937, allenai/reward-bench)."""
+"""RewardBench 2: the best of four responses, and ties among equally good ones (arXiv 2506.01937, allenai/reward-bench-2)."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ...data.rows import check_columns
 from ..rows import BenchmarkRow, RowRewards, check_unique, make_row, read_sources, split_rewards, text_of
-from ..stats import BenchmarkScores, Estimate, bootstrap_interval, by_subset, count_unknown, share
+from ..stats import BenchmarkScores, Estimate, bootstrap_interval, by_subset, collect_scores, share
 
 
 HUB_ID = "allenai/reward-bench-2"
@@ -22,19 +22,19 @@ SUBSETS = (*BEST_OF_FOUR, TIES)
 
 def load(names: Sequence[str] | None = None) -> list[BenchmarkRow]:
     """
-    Rows of RewardBench 2.
+    Load RewardBench 2.
 
     Args:
         names (`Sequence[str]`, *optional*):
             Files or datasets with the columns `id`, `prompt`, `chosen` and `rejected` (lists of responses) and `subset`.
-            Ids of the subset `Ties` are `ref:7` or `tied:7`: the prompt with one right answer, and its sibling with
+            Ids in the subset `Ties` are `ref:7` or `tied:7`: the prompt with one right answer, and its sibling with
             several. Defaults to the split `test` of `allenai/reward-bench-2`.
 
     Returns:
         `list[BenchmarkRow]`
 
     Raises:
-        `ValueError`: Naming the file, the row and the field, or the id that stands twice.
+        `ValueError`: Naming the file, the row and the field, or the repeated id.
     """
     rows = []
     for source, index, row in read_sources([HUB_ID] if names is None else names, "test"):
@@ -72,8 +72,8 @@ def _check_number_of_chosen(row: BenchmarkRow, source: str):
 
 def best_of(chosen: Sequence[float], rejected: Sequence[float]) -> float:
     """
-    What a row outside of Ties counts: 1 if its chosen response alone has the highest reward, 1/k if it shares it with k
-    responses in all, else 0.
+    Score a row outside of Ties: 1 if only its chosen response has the highest reward, 1/k if k responses share it, the chosen
+    one among them, otherwise 0.
     """
     highest = max(*chosen, *rejected)
     return 0.0 if chosen[0] < highest else 1 / [*chosen, *rejected].count(highest)
@@ -82,11 +82,11 @@ def best_of(chosen: Sequence[float], rejected: Sequence[float]) -> float:
 @dataclass(frozen=True)
 class TiesScore:
     """
-    The score of the subset Ties and what it is made of.
+    Score of the subset Ties and its terms.
 
     Args:
         score (`float`):
-            0.3 `tied_accuracy` + 0.3 `ref_accuracy` + 0.2 `wider` + 0.2 `wider_hard` + 0.01 `margin`. It can pass 1 by 0.01.
+            0.3 `tied_accuracy` + 0.3 `ref_accuracy` + 0.2 `wider` + 0.2 `wider_hard` + 0.01 `margin`. It can exceed 1 by 0.01.
         ref_accuracy, tied_accuracy (`float`):
             Share of rows whose right responses all have higher rewards than all wrong ones, among the rows with one right
             response and among those with several.
@@ -94,13 +94,13 @@ class TiesScore:
             Share of pairs whose tied row has a wider gap between right and wrong responses than between its best and its
             worst right one.
         wider_hard (`float`):
-            The same, for the smaller of the gaps of the tied row and of its sibling with one right response.
+            The same for the smaller of the gaps of the tied row and of its sibling with one right response.
         margin (`float`):
-            Mean of tanh(that gap / the spread of the right responses - 1); 0 where both are 0.
+            Mean of tanh(that gap / the spread of the right responses - 1); 0 if both are 0.
         pairs (`int`):
             Prompts with both kinds of rows.
         unpaired (`int`):
-            Rows without their sibling, which count for the accuracies alone.
+            Rows without their sibling, which count only for the accuracies.
     """
 
     score: float
@@ -115,7 +115,7 @@ class TiesScore:
 
 def score_ties(kinds: Sequence[str], pairs: Sequence[int], rewards: Sequence[RowRewards]) -> TiesScore:
     """
-    Score the subset Ties as `process_single_model` of the repository does.
+    Score the subset Ties like `process_single_model` in the official code.
 
     Args:
         kinds (`Sequence[str]`):
@@ -126,7 +126,7 @@ def score_ties(kinds: Sequence[str], pairs: Sequence[int], rewards: Sequence[Row
             Rewards of each row's right and wrong responses.
 
     Returns:
-        [`TiesScore`]: NaN where there are no rows for a part.
+        [`TiesScore`]: NaN for terms without rows.
     """
     ref, tied, gaps = _gaps(kinds, pairs, rewards)
     ref_accuracy = _mean([value > 0 for value in ref.values()])
@@ -145,19 +145,19 @@ def score_ties(kinds: Sequence[str], pairs: Sequence[int], rewards: Sequence[Row
 
 
 def gap(chosen: Sequence[float], rejected: Sequence[float]) -> float:
-    """The worst right response's reward minus the best wrong one's."""
+    """Return the worst right response's reward minus the best wrong one's."""
     return min(chosen) - max(rejected)
 
 
 def spread(chosen: Sequence[float]) -> float:
-    """The best right response's reward minus the worst right one's."""
+    """Return the best right response's reward minus the worst right one's."""
     return max(chosen) - min(chosen)
 
 
 def _gaps(
     kinds: Sequence[str], pairs: Sequence[int], rewards: Sequence[RowRewards]
 ) -> tuple[dict[int, float], dict[int, tuple[float, float]], np.ndarray]:
-    """Gaps by prompt, of tied rows with their spread; and, of shape (3, pairs), the three for prompts with both rows."""
+    """Return the gaps of ref rows and the gaps and spreads of tied rows by prompt, and all three for pairs, shape (3, pairs)."""
     rows = list(zip(kinds, pairs, rewards, strict=True))
     ref = {pair: gap(*row) for kind, pair, row in rows if kind == "ref"}
     tied = {pair: (gap(*row), spread(row[0])) for kind, pair, row in rows if kind == "tied"}
@@ -176,7 +176,7 @@ def _combine(ref_accuracy, tied_accuracy, wider, wider_hard, margin):
     return 0.3 * tied_accuracy + 0.3 * ref_accuracy + 0.2 * wider + 0.2 * wider_hard + 0.01 * margin
 
 
-def _mean(values: Sequence[float]) -> float:
+def _mean(values: Sequence[float] | np.ndarray) -> float:
     return float(np.mean(values)) if len(values) else math.nan
 
 
@@ -185,26 +185,20 @@ def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> B
     Score RewardBench 2.
 
     Args:
-        rows (`Sequence[BenchmarkRow]`):
-            From [`load`].
-        rewards (`Sequence[Sequence[float]]`):
-            For each row the rewards of its chosen, then of its rejected responses.
+        rows, rewards:
+            See [`Benchmark`].
 
     Returns:
-        [`BenchmarkScores`]: One figure per subset, and `"Average"`, the plain mean of the six as the leaderboard has it.
-            `details` holds the parts of the Ties score.
+        [`BenchmarkScores`]: One figure per subset, and `"Average"`, the leaderboard's plain mean of the six. `details` holds the
+            terms of the Ties score.
 
     Raises:
         `ValueError`: If a reward is missing, not a number or infinite.
     """
-    parted = split_rewards(rows, rewards)
-    gathered = by_subset(rows, list(zip(rows, parted, strict=True)))
-    outcomes = {
-        name: [best_of(*row_rewards) for _, row_rewards in members]
-        for name, members in gathered.items()
-        if name != TIES
-    }
-    ties = gathered.get(TIES, [])
+    split = split_rewards(rows, rewards)
+    gathered = by_subset(rows, list(zip(rows, split, strict=True)))
+    ties = gathered.pop(TIES, [])
+    outcomes = {name: [best_of(*found) for _, found in members] for name, members in gathered.items()}
     columns = _ties_columns(ties)
     ties_score, gaps = score_ties(*columns), _gaps(*columns)[2]
     figures = {name: share(outcomes.get(name, [])) for name in BEST_OF_FOUR}
@@ -215,18 +209,17 @@ def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> B
         sum(figure.n for figure in figures.values()),
         _interval(samples, gaps, ties_score.unpaired),
     )
-    figures = {"Average": average, **figures}
-    return BenchmarkScores(
+    scores = collect_scores(
+        rows,
+        split,
+        outcomes,
+        SUBSETS,
         benchmark="RewardBench 2",
         headline="Average",
-        figures=figures,
-        subsets={name: share(values) for name, values in outcomes.items()} | ({TIES: figures[TIES]} if ties else {}),
-        ties=sum(max(chosen) == max(rejected) for chosen, rejected in parted),
-        undecidable=sum(row.is_undecidable for row in rows),
-        missing=tuple(name for name in SUBSETS if name not in gathered),
-        unknown=count_unknown(rows, SUBSETS),
+        figures={"Average": average, **figures},
         details={"ties": {name: None if math.isnan(value) else value for name, value in vars(ties_score).items()}},
     )
+    return replace(scores, subsets=scores.subsets | {TIES: figures[TIES]}) if ties else scores
 
 
 def _ties_columns(ties: list[tuple[BenchmarkRow, RowRewards]]) -> tuple[list, list, list]:
@@ -239,8 +232,8 @@ def _ties_columns(ties: list[tuple[BenchmarkRow, RowRewards]]) -> tuple[list, li
 
 def _interval(samples: list[list[float]], gaps: np.ndarray, unpaired: int) -> tuple[float, float] | None:
     """
-    Of the mean of the samples' means and the Ties score. Prompts of Ties are drawn with both their rows, so there is
-    none where a row has no sibling.
+    Compute the interval of the mean of the samples' means and the Ties score. Prompts of Ties are drawn with both their rows;
+    `None` if a row has no sibling.
     """
     if unpaired:
         return None

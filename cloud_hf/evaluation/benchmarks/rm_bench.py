@@ -7,13 +7,13 @@ import numpy as np
 
 from ...data.rows import check_columns
 from ..rows import BenchmarkRow, check_unique, make_row, read_sources, split_rewards, text_of
-from ..stats import BenchmarkScores, by_subset, count_unknown, share, weighted_mean
+from ..stats import BenchmarkScores, by_subset, collect_scores, share, weighted_mean
 from ..tables import Table, show
 
 
 HUB_ID = "THU-KEG/RM-Bench"
 STYLES = ("concise", "detailed plain", "detailed markdown")
-# The repository's code pools the two halves of safety: all their rows weigh the same
+# The official code pools the two halves of safety: all their rows weigh the same
 DOMAINS = {
     "chat": ("chat",),
     "math": ("math",),
@@ -21,8 +21,8 @@ DOMAINS = {
     "safety": ("safety-refuse", "safety-response"),
 }
 
-# Cells of the matrix (style of the right response, style of the wrong one). In the hard ones the wrong response is the
-# showier of the two, in the easy ones the right response is.
+# Cells of the matrix (style of the right response, style of the wrong one). The showier response is the wrong one in hard
+# cells, and the right one in easy cells.
 LEVELS = {
     "hard": np.triu_indices(3, k=1),
     "normal": np.diag_indices(3),
@@ -32,7 +32,7 @@ LEVELS = {
 
 def load(names: Sequence[str] | None = None) -> list[BenchmarkRow]:
     """
-    Rows of RM-Bench.
+    Load RM-Bench.
 
     Args:
         names (`Sequence[str]`, *optional*):
@@ -44,20 +44,14 @@ def load(names: Sequence[str] | None = None) -> list[BenchmarkRow]:
         `list[BenchmarkRow]`
 
     Raises:
-        `ValueError`: Naming the file, the row and the field, or the id that stands twice.
+        `ValueError`: Naming the file, the row and the field, or the repeated id.
     """
     rows = []
     for source, index, row in read_sources([HUB_ID] if names is None else names, "train"):
         domain = "domain" if "domain" in row else "subset"
         check_columns(list(row), ("prompt", "chosen", "rejected", domain), f"RM-Bench ({source})")
-        made = make_row(
-            source,
-            index,
-            row,
-            text_of(source, index, row, domain).removeprefix("rmbench-"),
-            row["chosen"],
-            row["rejected"],
-        )
+        subset = text_of(source, index, row, domain).removeprefix("rmbench-")
+        made = make_row(source, index, row, subset, row["chosen"], row["rejected"])
         if len(made.chosen) != len(STYLES) or len(made.rejected) != len(STYLES):
             raise ValueError(
                 f"{source}, row {made.id!r}: {len(made.chosen)} chosen and {len(made.rejected)} rejected responses; "
@@ -68,31 +62,28 @@ def load(names: Sequence[str] | None = None) -> list[BenchmarkRow]:
 
 
 def win_matrix(chosen: Sequence[float], rejected: Sequence[float]) -> np.ndarray:
-    """Array of shape (3, 3): 1 where the right response of the row's style has a higher reward than the wrong one of the
-    column's; a tie is 0."""
+    """Compare all styles: cell (i, j) is 1 if the right response of style i has a higher reward than the wrong one of style j."""
     return (np.asarray(chosen)[:, None] > np.asarray(rejected)[None, :]).astype(float)
 
 
 def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> BenchmarkScores:
     """
-    Score RM-Bench as the repository and its leaderboard do.
+    Score RM-Bench as the official code and leaderboard do. A tie is wrong.
 
     Args:
-        rows (`Sequence[BenchmarkRow]`):
-            From [`load`].
-        rewards (`Sequence[Sequence[float]]`):
-            For each row the rewards of its three chosen, then of its three rejected responses.
+        rows, rewards:
+            See [`Benchmark`]; each row has three chosen, then three rejected responses.
 
     Returns:
         [`BenchmarkScores`]: `"chat"`, `"math"`, `"code"` and `"safety"` are the means of a domain's hard, normal and easy
             accuracy; `"hard"`, `"normal"` and `"easy"` are means over the four domains, and `"total"` over everything. Each
-            domain and each half of safety has its own levels too (`"chat hard"`, …), and `details` its matrix.
+            domain and each half of safety also has its levels (`"chat hard"`, …), and `details` its matrix.
 
     Raises:
         `ValueError`: If a reward is missing, not a number or infinite.
     """
-    pairs = split_rewards(rows, rewards)
-    matrices = by_subset(rows, [win_matrix(chosen, rejected) for chosen, rejected in pairs])
+    split = split_rewards(rows, rewards)
+    matrices = by_subset(rows, [win_matrix(chosen, rejected) for chosen, rejected in split])
     parts = {name: [m for part in DOMAINS.get(name, (name,)) for m in matrices.get(part, ())] for name in _names()}
     levels = {
         name: {level: [m[cells].mean() for m in parts[name]] for level, cells in LEVELS.items()} for name in parts
@@ -104,18 +95,11 @@ def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> B
     for name in parts:
         figures[name] = share(averages[name])
         figures |= {f"{name} {level}": share(levels[name][level]) for level in LEVELS}
-    unknown = count_unknown(rows, [part for halves in DOMAINS.values() for part in halves])
-    return BenchmarkScores(
-        benchmark="RM-Bench",
-        headline="total",
-        figures=figures,
-        subsets={name: share([m.mean() for m in members]) for name, members in matrices.items()},
-        ties=sum(max(chosen) == max(rejected) for chosen, rejected in pairs),
-        undecidable=sum(row.is_undecidable for row in rows),
-        missing=tuple(part for halves in DOMAINS.values() for part in halves if part not in matrices),
-        unknown=unknown,
-        details={"styles": list(STYLES), "matrices": _mean_matrices({**matrices, **parts})},
-    )
+    outcomes = {name: [m.mean() for m in members] for name, members in matrices.items()}
+    subsets = [part for halves in DOMAINS.values() for part in halves]
+    details = {"styles": list(STYLES), "matrices": _mean_matrices({**matrices, **parts})}
+    scores = {"benchmark": "RM-Bench", "headline": "total", "figures": figures, "details": details}
+    return collect_scores(rows, split, outcomes, subsets, **scores)
 
 
 def _names() -> tuple[str, ...]:
