@@ -11,8 +11,9 @@ an added token (`<|im_end|>`, `<think>`, …) are encoded as plain text.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any
 
 from jinja2 import TemplateError
@@ -338,33 +339,70 @@ class CritiqueFormat:
         except (TemplateError, TypeError, KeyError) as error:
             roles = ", ".join(message["role"] for message in conversation.messages)
             raise ValueError(f"The chat template refuses this conversation (roles: {roles}): {error}") from error
-        for index, message in enumerate(conversation.messages):
+        self._check_shown(conversation.messages, text)
+        return text
+
+    @staticmethod
+    def _check_shown(messages: list[dict[str, Any]], text: str):
+        """Check that `text` holds the messages in their order. Some templates move the system message, so it has its own."""
+        position = {True: 0, False: 0}
+        for index, message in enumerate(messages):
             # Templates may drop an assistant's thinking and reformat tool results
-            if message["role"] not in ("assistant", "tool") and message.get("content", "").strip() not in text:
+            if message["role"] in ("assistant", "tool"):
+                continue
+            content, is_system = message.get("content", "").strip(), message["role"] in ("system", "developer")
+            found = text.find(content, position[is_system])
+            if found < 0:
                 raise ValueError(
                     f"The chat template does not show message {index}, whose role is {message['role']!r} (misspelt?)."
                 )
-        return text
+            position[is_system] = found + len(content)
 
     def _without_dropped_text(self, conversation: Conversation) -> Conversation:
-        """Replace each assistant text that holds added-token strings by the part that the chat template keeps."""
-        messages = list(conversation.messages)
-        for index, message in enumerate(messages):
-            content = message.get("content")
-            if message["role"] != "assistant" or not content or self._plain(content) == content:
-                continue
-            others = change_texts(conversation, self._plain).messages
+        """
+        Replace each assistant text that holds added-token strings by the part that the chat template keeps.
 
-            def rendered(text, others=others, index=index):
-                turns = [*others[:index], {**others[index], "content": text}, *others[index + 1 :]]
-                return self._render_turns(replace(conversation, messages=turns))
+        Every other such text is rendered as it is, between marks in place of its neighbours; then the rest. That takes
+        three renderings for any number of turns.
+        """
+        plain = change_texts(conversation, self._plain).messages
+        texts = {
+            index: message["content"]
+            for index, message in enumerate(conversation.messages)
+            if message["role"] == "assistant"
+            and message.get("content")
+            and message["content"] != plain[index]["content"]
+        }
 
-            before, _, after = rendered(_SLOT * 2).partition(_SLOT * 2)
-            text = rendered(content)
-            if text.startswith(before) and text.endswith(after) and len(text) >= len(before) + len(after):
-                kept = text[len(before) : len(text) - len(after)]
-                if kept.strip() != content.strip():
-                    messages[index] = {**message, "content": kept}
+        def rendered(as_they_are: Sequence[int]) -> tuple[str, dict[int, tuple[int, int]]]:
+            """Render with marks in place of the other texts, and return the marks' places by message."""
+            contents = {index: f"{_SLOT}{index}{_SLOT}" for index in texts} | {
+                index: texts[index] for index in as_they_are
+            }
+            turns = [{**turn, "content": contents[i]} if i in contents else turn for i, turn in enumerate(plain)]
+            text = self._render_turns(replace(conversation, messages=turns))
+            return text, {int(mark[1]): mark.span() for mark in re.finditer(f"{_SLOT}(\\d+){_SLOT}", text)}
+
+        frame, places = rendered(())
+        shown = [index for index in texts if index in places]
+        hidden = [index for index in texts if index not in places]
+        kept = dict.fromkeys(hidden if hidden and rendered(hidden)[0] == frame else (), "")
+        slots = [(0, 0), *(places[index] for index in shown), (len(frame), len(frame))]
+        for parity in (0, 1):
+            text, marks = rendered(shown[parity::2])
+            spans = [(0, 0), *(marks.get(index, (0, 0)) for index in shown), (len(text), len(text))]
+            for number, index in list(enumerate(shown, 1))[parity::2]:
+                before = frame[slots[number - 1][1] : slots[number][0]]
+                after = frame[slots[number][1] : slots[number + 1][0]]
+                part = text[spans[number - 1][1] : spans[number + 1][0]]
+                if part.startswith(before) and part.endswith(after) and len(part) >= len(before) + len(after):
+                    kept[index] = part[len(before) : len(part) - len(after)]
+        messages = [
+            {**message, "content": kept[index]}
+            if index in kept and kept[index].strip() != message["content"].strip()
+            else message
+            for index, message in enumerate(conversation.messages)
+        ]
         return replace(conversation, messages=messages)
 
     # ------------------------------------------------------------------------------------------------ text to tokens
@@ -372,9 +410,7 @@ class CritiqueFormat:
     def _encode_text(self, text: str, reference: str) -> list[int]:
         """Encode a rendering piece by piece, and check that its added tokens are those of `reference`."""
         first, *pieces = text.split(_CUT)
-        ids = self._encode(first)
-        for piece in pieces:
-            ids += self._encode_after(piece)
+        ids = [*self._encode(first), *self._encode_after(pieces)]
         if pieces and self._control_ids(ids) != self._control_ids(self._encode(reference)):
             raise ValueError(f"Text in this conversation would be read as control tokens: {text!r:.200}")
         return ids
@@ -390,27 +426,39 @@ class CritiqueFormat:
             return ids[len(context) :]
         # The tokenizer merged the critique's first characters into the context's last token. A model that generates its
         # critique never sees that merge, so the context is kept and the critique encoded separately.
-        return [token_id for piece in f" {critique}".split(_CUT) for token_id in self._encode_after(piece)]
+        return self._encode_after(f" {critique}".split(_CUT))
 
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
-    def _encode_after(self, text: str) -> list[int]:
-        """Encode text that continues other text; some tokenizers would put a space before text on its own."""
+    def _encode_after(self, pieces: list[str]) -> list[int]:
+        """Encode pieces that continue other text; some tokenizers would put a space before text on its own."""
+        found: dict[str, list[int]] = {}
+        left = list(dict.fromkeys(pieces))
         for anchor in (":", "a", "\n", " ", "0"):
-            ids, anchor_ids = self._encode(anchor + text), self._encode(anchor)
-            if ids[: len(anchor_ids)] == anchor_ids:
-                return ids[len(anchor_ids) :]
-        raise ValueError(f"The tokenizer cannot encode {text!r:.40} apart from the text before it.")
+            if not left:
+                break
+            anchor_ids = self._encode(anchor)
+            encoded = self._encode_all([anchor + piece for piece in left])
+            found |= {
+                piece: ids[len(anchor_ids) :]
+                for piece, ids in zip(left, encoded, strict=True)
+                if ids[: len(anchor_ids)] == anchor_ids
+            }
+            left = [piece for piece in left if piece not in found]
+        if left:
+            raise ValueError(f"The tokenizer cannot encode {left[0]!r:.40} apart from the text before it.")
+        return [token_id for piece in pieces for token_id in found[piece]]
+
+    def _encode_all(self, texts: list[str]) -> list[list[int]]:
+        return self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
 
     def _token_starts(self, text: str) -> list[int]:
         """Return the character at which each token of a text starts."""
-        starts, position = [], 0
-        for piece in self._plain(text).split(_CUT):
-            offsets = self.tokenizer(piece, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-            starts += [position + start for start, _ in offsets]
-            position += len(piece)
-        return starts
+        pieces = self._plain(text).split(_CUT)
+        offsets = self.tokenizer(pieces, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        places = accumulate(map(len, pieces), initial=0)
+        return [place + start for place, spans in zip(places, offsets, strict=False) for start, _ in spans]
 
     def _control_ids(self, ids: list[int]) -> list[int]:
         return [token_id for token_id in ids if token_id in self._control_id_set]
@@ -427,11 +475,11 @@ class CritiqueFormat:
 
     def _plain(self, text: str) -> str:
         """Cut `text` so that no piece of it spells an added token."""
-        pieces = []
-        while match := self._control_pattern.search(text):
-            pieces.append(text[: match.start() + 1])
-            text = text[match.start() + 1 :]
-        text = _CUT.join([*pieces, text])
+        pieces, start = [], 0
+        while match := self._control_pattern.search(text, start):
+            pieces.append(text[start : match.start() + 1])
+            start = match.start() + 1
+        text = _CUT.join([*pieces, text[start:]])
         if self._normalizer and self._control_pattern.search(self._normalizer.normalize_str(text.replace(_CUT, "\n"))):
             # It spells one only after normalisation (full-width letters, say), so cut between all characters
             return _CUT.join(text.replace(_CUT, ""))
