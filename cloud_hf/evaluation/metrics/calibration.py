@@ -1,6 +1,7 @@
 """Calibration of rewards read as Bradley-Terry log-odds."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +9,7 @@ from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar
 from scipy.special import expit
 
-from ..stats import interval_over_rows
+from ..stats import Estimate, interval_over_rows
 
 
 @dataclass(frozen=True)
@@ -68,45 +69,50 @@ def calibrate(margins: ArrayLike, num_bins: int = 10) -> Calibration:
         (float(confidence[bins == place].mean()), float(right[bins == place].mean()), int((bins == place).sum()))
         for place in np.unique(bins)
     ]
-    ece = math.fsum(abs(confidence - accuracy) * count for confidence, accuracy, count in filled) / len(margins)
+    distance = math.fsum(abs(confidence - accuracy) * count for confidence, accuracy, count in filled) / len(margins)
     temperature = _best_temperature(margins)
-    at_temperature = math.nan if math.isnan(temperature) else _log_loss(margins / temperature)
-    return Calibration(_log_loss(margins), ece, tuple(filled), temperature, at_temperature)
+    at_temperature = math.nan if math.isnan(temperature) else _mean_loss(margins / temperature)
+    return Calibration(_mean_loss(margins), distance, tuple(filled), temperature, at_temperature)
 
 
-def calibration_intervals(
-    margins: ArrayLike, rows: ArrayLike, num_bins: int = 10
-) -> dict[str, tuple[float, float] | None]:
-    """
-    Compute 95 % intervals of `log_loss` and `ece` by a bootstrap over rows.
+# ------------------------------------------------------------------------------- metrics of margins, with intervals
 
-    Args:
-        margins (`Sequence[float]`):
-            See [`calibrate`].
-        rows (`Sequence[int]`):
-            For each pair the number of its row, from 0: pairs of a row are drawn together.
-        num_bins (`int`, *optional*, defaults to `10`):
-            See [`calibrate`].
+# From the margins of P pairs and B resamples of their weights, shape (B, P), to one value per resample
+Statistic = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
-    Returns:
-        `dict`: `None` for fewer than two rows.
-    """
-    margins, rows = np.array(margins, dtype=float), np.array(rows)
+
+def log_loss(margins: np.ndarray, weights_BP: np.ndarray) -> np.ndarray:
+    """Compute [`Calibration`]'s log loss of weighted pairs."""
+    return weights_BP @ np.logaddexp(0.0, -margins) / weights_BP.sum(1)
+
+
+def ece(margins: np.ndarray, weights_BP: np.ndarray, num_bins: int = 10) -> np.ndarray:
+    """Compute [`Calibration`]'s expected calibration error of weighted pairs."""
     confidence, right, bins = _confidence(margins, num_bins)
-    losses = np.logaddexp(0.0, -margins)
     # A bin's share of the error is the distance between its sums of confidence and of outcomes
     excess_PC = (confidence - right)[:, None] * (bins[:, None] == np.arange(num_bins))
+    return np.abs(weights_BP @ excess_PC).sum(1) / weights_BP.sum(1)
 
-    def statistics(counts_BR: np.ndarray) -> np.ndarray:
-        weights = counts_BR[:, rows].astype(float)
-        total = weights.sum(1)
-        return np.stack([weights @ losses / total, np.abs(weights @ excess_PC).sum(1) / total], axis=1)
 
-    interval = interval_over_rows(int(rows.max()) + 1, statistics)
-    return {
-        name: None if interval is None else (float(interval[0, place]), float(interval[1, place]))
-        for place, name in enumerate(("log_loss", "ece"))
-    }
+def estimate(statistic: Statistic, margins: ArrayLike, rows: ArrayLike) -> Estimate:
+    """
+    Compute a metric of margins with its 95 % interval, a bootstrap's over rows.
+
+    Args:
+        statistic (`Callable`):
+            The metric, such as [`log_loss`].
+        margins (`Sequence[float]`):
+            For each pair the reward of the right response minus that of the wrong one.
+        rows (`Sequence[int]`):
+            For each pair the number of its row, from 0: pairs of a row are drawn together.
+
+    Returns:
+        [`Estimate`]: Without an interval for fewer than two rows.
+    """
+    margins, rows = np.array(margins, dtype=float), np.array(rows)
+    interval = interval_over_rows(int(rows.max()) + 1, lambda counts_BR: statistic(margins, counts_BR[:, rows]))
+    value = float(statistic(margins, np.ones((1, len(margins))))[0])
+    return Estimate(value, len(margins), None if interval is None else (float(interval[0]), float(interval[1])))
 
 
 def _confidence(margins: np.ndarray, num_bins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -117,7 +123,7 @@ def _confidence(margins: np.ndarray, num_bins: int) -> tuple[np.ndarray, np.ndar
     return confidence, right, bins
 
 
-def _log_loss(margins: np.ndarray) -> float:
+def _mean_loss(margins: np.ndarray) -> float:
     return float(np.logaddexp(0.0, -margins).mean())
 
 
@@ -127,6 +133,6 @@ def _best_temperature(margins: np.ndarray) -> float:
         return math.nan
     scale = np.abs(margins).mean()
     best = minimize_scalar(
-        lambda power: _log_loss(margins / scale * math.exp(power)), bounds=(-20, 20), method="bounded"
+        lambda power: _mean_loss(margins / scale * math.exp(power)), bounds=(-20, 20), method="bounded"
     )
     return float(scale * math.exp(-best.x))

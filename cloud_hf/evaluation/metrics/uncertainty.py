@@ -2,19 +2,26 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ...scoring import Score
 from ..rows import BenchmarkRow
-from ..stats import Estimate
-from .calibration import Calibration, calibrate, calibration_intervals
+from ..stats import Estimate, json_safe
+from .calibration import Calibration, Statistic, calibrate, ece, estimate, log_loss
 from .selective_accuracy import SelectiveAccuracy, selective_accuracy
 
 
 MARGIN, SPREAD = "margin", "spread"
+
+# To add a metric of reward margins, write a module with a `Statistic` and list it here by its key in report.json, with its
+# title: the calibration table and report.json show it with its interval.
+METRICS: dict[str, tuple[str, Statistic]] = {
+    "log_loss": ("log loss", log_loss),
+    "ece": ("ECE", ece),
+}
 
 
 @dataclass(frozen=True)
@@ -25,10 +32,8 @@ class Uncertainty:
     Args:
         critiques (`str`):
             Label of the rewards, such as `"mean of 16, T = 0.5"`.
-        log_loss ([`Estimate`]):
-            Bradley-Terry log loss in nats, with its interval over rows.
-        ece ([`Estimate`]):
-            Expected calibration error, with its interval over rows.
+        metrics (`dict[str, Estimate]`):
+            The `METRICS` over all pairs of a right and a wrong response.
         calibration ([`Calibration`]):
             The bins and the best temperature.
         selective_accuracy ([`SelectiveAccuracy`]):
@@ -37,20 +42,15 @@ class Uncertainty:
     """
 
     critiques: str
-    log_loss: Estimate
-    ece: Estimate
+    metrics: dict[str, Estimate]
     calibration: Calibration
     selective_accuracy: SelectiveAccuracy
 
     def summary(self) -> dict[str, Any]:
         """Return the metrics for JSON; an unknown temperature is `None`."""
-        calibration = {
-            name: None if isinstance(value, float) and math.isnan(value) else value
-            for name, value in asdict(self.calibration).items()
-        }
         return {
             "critiques": self.critiques,
-            "calibration": {**calibration, "log_loss": self.log_loss.summary(), "ece": self.ece.summary()},
+            "calibration": json_safe(self.calibration) | json_safe(self.metrics),
             "rejection": self.selective_accuracy.summary(),
         }
 
@@ -80,12 +80,6 @@ def uncertainty(rows: Sequence[BenchmarkRow], row_scores: Sequence[Sequence[Scor
     certainty: dict[str, np.ndarray] = {MARGIN: np.abs(margins)}
     if any(len(score.rewards) > 1 for scores in row_scores for score in scores):
         certainty[SPREAD] = -np.array(spreads)
-    calibration = calibrate(margins)
-    intervals = calibration_intervals(margins, owners)
-    return Uncertainty(
-        critiques,
-        Estimate(calibration.log_loss, len(margins), intervals["log_loss"]),
-        Estimate(calibration.ece, len(margins), intervals["ece"]),
-        calibration,
-        selective_accuracy(np.array(margins) > 0, certainty, owners),
-    )
+    metrics = {name: estimate(statistic, margins, owners) for name, (_, statistic) in METRICS.items()}
+    selective = selective_accuracy(np.array(margins) > 0, certainty, owners)
+    return Uncertainty(critiques, metrics, calibrate(margins), selective)

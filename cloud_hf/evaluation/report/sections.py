@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..metrics.self_consistency import DRAWS, AccuracyCurve, SelfConsistency
-from ..metrics.uncertainty import SPREAD, Uncertainty
+from ..metrics.uncertainty import METRICS, SPREAD, Uncertainty
 from ..outcomes import CritiqueResult, Difference, Evaluation, headline_estimates
 from ..probes import Measure, ProbeResult, Unit
 from ..tables import NONE, NUMBER, PERCENT, POINTS, WHOLE_PERCENT, Form, Table, show, show_estimate
@@ -169,7 +169,15 @@ def uncertainty_sections(
         [row for name, model, part in found for row in _rejection_rows(name, model, part)],
     )
     calibration = Table(
-        ["set", "model", "rewards", "pairs", "log loss", "ECE", "temperature", "log loss then"],
+        [
+            "set",
+            "model",
+            "rewards",
+            "pairs",
+            *(title for title, _ in METRICS.values()),
+            "temperature",
+            "log loss then",
+        ],
         [_calibration_row(*part) for part in found],
     )
     curves = {picture: f"accuracy by rejected fraction on {name}" for name, picture in pictures.items()}
@@ -201,9 +209,8 @@ def _calibration_row(name: str, model: str, part: Uncertainty) -> list[Any]:
         name,
         model,
         part.critiques,
-        part.ece.n,
-        show_estimate(part.log_loss, NUMBER, with_n=False),
-        show_estimate(part.ece, NUMBER, with_n=False),
+        part.metrics["ece"].n,
+        *(show_estimate(metric, NUMBER, with_n=False) for metric in part.metrics.values()),
         show(fitted.temperature, Form(digits=2)),
         show(fitted.log_loss_at_temperature, NUMBER),
     ]

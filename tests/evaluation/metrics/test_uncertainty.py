@@ -24,8 +24,8 @@ def test_the_pair_that_spreads_most_is_rejected_first():
     assert found.selective_accuracy.normalised_aurc("spread") == pytest.approx(
         1
     ) and found.selective_accuracy.normalised_aurc("margin") == pytest.approx(-1)
-    assert found.log_loss.value == pytest.approx((math.log1p(math.exp(-0.5)) + math.log1p(math.exp(3))) / 2)
-    assert found.ece.n == 2 and found.ece.ci95 is not None and found.critiques == "mean of 2"
+    assert found.metrics["log_loss"].value == pytest.approx((math.log1p(math.exp(-0.5)) + math.log1p(math.exp(3))) / 2)
+    assert found.metrics["ece"].n == 2 and found.metrics["ece"].ci95 is not None and found.critiques == "mean of 2"
 
 
 def test_one_critique_has_no_spread():
@@ -40,4 +40,4 @@ def test_all_pairs_of_a_row_count():
     found = uncertainty(
         [row, ROWS[0]], [[score(2.0), score(1.0), score(3.0), score(0.0)], [score(1.0), score(0.0)]], ""
     )
-    assert found.ece.n == 4 and found.selective_accuracy.random == 0.75
+    assert found.metrics["ece"].n == 4 and found.selective_accuracy.random == 0.75

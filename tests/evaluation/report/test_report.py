@@ -67,7 +67,7 @@ def test_rows_of_unknown_subsets_are_nowhere(rows):
     fitted = FittedRows([FittedRow(place, {}, row.prompt, [], []) for place, row in enumerate(rows)], 0, 0)
     assert found.known == [True, True, True, False] and found.margins() == [1, 2, 3]
     [certainty] = assess_uncertainty([found], {})["bench"]
-    assert certainty.ece.n == 3 and certainty.selective_accuracy.random == 1.0
+    assert certainty.metrics["ece"].n == 3 and certainty.selective_accuracy.random == 1.0
     assert [part.row.id for part in probe_rows([found], [fitted])] == [row.id for row in rows[:3]]
     alone = evaluation(rows[3:], [[0, 50]])
     assert alone.margins() == [] and assess_uncertainty([alone], {0.5: [alone]}) == {"bench": []}
