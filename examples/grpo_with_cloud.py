@@ -1,16 +1,16 @@
 """
 GRPO on the shell game with a CLoud model as the only reward.
 
-The policy starts from the quickstart's language model that has learned to work through swaps, and sees examples whose steps
-are right and whose answers are drawn at random: it can work and knows the form of an answer, and solves one problem in
-four. Then TRL's GRPOTrainer trains it on new problems by the rewards of the CLoud model, which judges the answer and does
-not see the working. Right answers only measure, before and after, how often the policy solves held-out problems.
+The policy starts from the quickstart's language model, which can work through swaps, and is fine-tuned on examples with
+correct steps and random answers: it knows the steps and the answer format, and solves one problem in four. TRL's GRPOTrainer
+then trains it on new problems with rewards from the CLoud model, which sees only the answer, not the steps. Correct answers
+are used only to measure how often the policy solves held-out problems, before and after.
 
 make quickstart
 python examples/grpo_with_cloud.py --config examples/configs/shell-game/grpo.yaml --reward_model runs/quickstart/cloud \
     --model_name_or_path runs/quickstart/critique-sft --output_dir runs/grpo
 
-With a reward server (python -m cloud_hf.serving.server runs/quickstart/cloud) instead of a model in this process:
+With a reward server (python -m cloud_hf.serving.server runs/quickstart/cloud) instead of an in-process model:
 
 python examples/grpo_with_cloud.py --config examples/configs/shell-game/grpo.yaml --backend server \
     --reward_model http://127.0.0.1:8000 --model_name_or_path runs/quickstart/critique-sft --output_dir runs/grpo
@@ -28,8 +28,10 @@ from datasets import Dataset
 from make_shell_game import encode_answers
 from scipy.stats import binomtest
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
-from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer, TrlParser
+from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
+from cloud_hf.arguments import documented
+from cloud_hf.cli import run
 from cloud_hf.data import shell_game
 from cloud_hf.data.shell_game import ShellGame
 from cloud_hf.loading import load_reward_model
@@ -37,35 +39,36 @@ from cloud_hf.rl.trl import cloud_reward
 from cloud_hf.scoring import Score, Scorer, TransformersScorer
 
 
+@documented
 @dataclass
 class PolicyArguments:
     """
-    The policy, its judge and its problems.
+    Policy, reward model and problems.
 
     Parameters:
         model_name_or_path (`str`):
-            Language model to start from: one that has learned to work through swaps.
+            Language model to start from; it must already know how to work through swaps.
         reward_model (`str`):
             Hub id or folder of the CLoud model; with `--backend server` the server's address.
         backend (`str`, *optional*, defaults to `"transformers"`):
-            What runs the reward model: transformers or vllm in this process, or a server.
+            Where the reward model runs: transformers or vllm in this process, or server.
         swaps (`list[int]`, *optional*, defaults to `[1, 2, 3]`):
-            Numbers of swaps of the problems, which take turns. The highest must be one whose problems can be held out.
+            Numbers of swaps per problem, used in turn. Problems with the highest number must be ones that can be held out.
         num_examples (`int`, *optional*, defaults to `5120`):
-            Worked examples, with random answers, that the policy starts with.
+            Worked examples with random answers that the policy is fine-tuned on first.
         num_test (`int`, *optional*, defaults to `400`):
-            Held-out problems, with the highest number of swaps.
+            Number of held-out problems, which have the highest number of swaps.
         max_critique_tokens (`int`, *optional*, defaults to `100`):
-            Longest critique.
+            Length limit of a critique in tokens.
     """
 
-    model_name_or_path: str = field(metadata={"help": "Language model to start from."})
-    reward_model: str = field(metadata={"help": "Hub id or folder of the CLoud model, or a server's address."})
+    model_name_or_path: str
+    reward_model: str
     backend: str = field(default="transformers", metadata={"choices": ["transformers", "vllm", "server"]})
-    swaps: list[int] = field(default_factory=lambda: [1, 2, 3], metadata={"help": "Numbers of swaps."})
-    num_examples: int = field(default=5120, metadata={"help": "Worked examples that the policy starts with."})
-    num_test: int = field(default=400, metadata={"help": "Held-out problems."})
-    max_critique_tokens: int = field(default=100, metadata={"help": "Longest critique."})
+    swaps: list[int] = field(default_factory=lambda: [1, 2, 3])
+    num_examples: int = 5120
+    num_test: int = 400
+    max_critique_tokens: int = 100
 
     def __post_init__(self):
         if max(self.swaps) < shell_game.HELD_OUT_FROM:
@@ -121,7 +124,7 @@ def load_scorer(args: PolicyArguments) -> Scorer:
 
 
 class OncePerAnswer:
-    """A scorer that judges a response once: there are four answers to a problem, and greedy critiques do not vary."""
+    """Cache scores: a problem has only four possible answers, and greedy critiques do not vary."""
 
     def __init__(self, scorer: Scorer):
         self.scorer = scorer
@@ -138,8 +141,11 @@ class OncePerAnswer:
 
 def final_answer(completion: str) -> str:
     """
-    What the judge sees of a completion. It knows no texts of another form: their rewards, better than those of wrong answers,
-    would teach the policy to write such texts. So they get none.
+    Extract the answer, the only part the reward model sees. Completions without one get no reward: the reward model was never
+    trained on such texts, scores them above wrong answers, and so would teach the policy to write them.
+
+    Raises:
+        `ValueError`: If the completion does not end with an answer.
     """
     match = re.search(rf"The answer is [{shell_game.CUPS}]\.$", completion)
     if match is None:
@@ -148,7 +154,7 @@ def final_answer(completion: str) -> str:
 
 
 def example_rows(args: PolicyArguments, seed: int) -> list[dict]:
-    """Problems with every swap worked out, and a cup drawn at random for an answer."""
+    """Problems with correct steps and a random cup as the answer."""
     rng = random.Random(f"{seed}/examples")
     rows = shell_game.direct_answer_rows(args.num_examples, "train", args.swaps, seed)
     for row in rows:
@@ -159,7 +165,7 @@ def example_rows(args: PolicyArguments, seed: int) -> list[dict]:
 
 
 def start_policy(args: PolicyArguments, training_args: GRPOConfig, folder: Path):
-    """Fine-tune the language model on the examples."""
+    """Fine-tune the language model on the worked examples."""
     tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path)
     rows = example_rows(args, training_args.seed)
     config = SFTConfig(
@@ -175,7 +181,7 @@ def start_policy(args: PolicyArguments, training_args: GRPOConfig, folder: Path)
 
 
 def problems(args: PolicyArguments, training_args: GRPOConfig) -> Dataset:
-    """New problems for every step, as prompts without answers."""
+    """Prompts for training, new ones in every step."""
     per_step = training_args.generation_batch_size // training_args.num_generations
     rows = shell_game.direct_answer_rows(
         training_args.max_steps * per_step, "train", args.swaps, training_args.seed + 1
@@ -185,7 +191,7 @@ def problems(args: PolicyArguments, training_args: GRPOConfig) -> Dataset:
 
 @torch.inference_mode()
 def solve_rates(trainer: GRPOTrainer, rows: list[dict], when: str) -> dict:
-    """Share of problems whose right answer the policy gives, drawn as in training and greedily."""
+    """Share of problems that the policy solves, sampled as in training and greedily."""
     model, tokenizer = trainer.model.eval(), trainer.processing_class
     chats = [[{"role": "user", "content": row["prompt"]}] for row in rows]
     inputs = tokenizer.apply_chat_template(
@@ -204,4 +210,4 @@ def solve_rates(trainer: GRPOTrainer, rows: list[dict], when: str) -> dict:
 
 
 if __name__ == "__main__":
-    main(*TrlParser(ARGUMENTS).parse_args_and_config())
+    run(__name__)

@@ -1,15 +1,17 @@
-"""Command-line arguments that the example scripts share."""
+"""Command-line arguments shared by the training commands."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 
 from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl import ModelConfig
 
+from ..arguments import documented
 from ..data.rows import load_rows
 from ..loading import tokenizer_source
 
 
+@documented
 @dataclass
 class DataArguments:
     """
@@ -23,25 +25,25 @@ class DataArguments:
         dataset_train_split (`str`, *optional*, defaults to `"train"`):
             Split to train on.
         dataset_test_split (`str`, *optional*, defaults to `"test"`):
-            Split to evaluate on while training, where `eval_strategy` asks for it.
+            Split to evaluate on during training, unless `eval_strategy` is "no".
         eval_dataset_name (`str`, *optional*):
-            Dataset to evaluate on. Needed where `dataset_name` has no such split; without splits it is taken whole.
+            Dataset to evaluate on, if `dataset_name` has no such split. A dataset without splits is used in full.
     """
 
-    dataset_name: str = field(metadata={"help": "Hub id, JSONL or Parquet file, or save_to_disk folder."})
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
-    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
-    dataset_test_split: str = field(default="test", metadata={"help": "Split for evaluation while training."})
-    eval_dataset_name: str | None = field(default=None, metadata={"help": "Dataset for evaluation while training."})
+    dataset_name: str
+    dataset_config: str | None = None
+    dataset_train_split: str = "train"
+    dataset_test_split: str = "test"
+    eval_dataset_name: str | None = None
 
     def load(self, eval_strategy: str) -> tuple[Dataset, Dataset | None]:
-        """The training rows, and the evaluation rows if `eval_strategy` asks for any."""
+        """Load the training rows, and the evaluation rows unless `eval_strategy` is "no"."""
         train = load_rows(self.dataset_name, self.dataset_train_split, self.dataset_config)
         if eval_strategy == "no":
             return train, None
         if self.eval_dataset_name is not None:
             return train, load_rows(self.eval_dataset_name, self.dataset_test_split, self.dataset_config)
-        # Never the training rows again
+        # Never fall back to the training rows
         return train, load_rows(self.dataset_name, self.dataset_test_split, self.dataset_config, needs_split=True)
 
 
@@ -53,7 +55,7 @@ _LORA_OPTIONS = (
 
 @dataclass
 class TrainedModelConfig(ModelConfig):
-    """[`~trl.ModelConfig`], in which options of an adapter need `use_peft`: without it TRL passes over them."""
+    """[`~trl.ModelConfig`] that refuses adapter options without `use_peft`; TRL ignores them."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -61,26 +63,27 @@ class TrainedModelConfig(ModelConfig):
         given = [name for name in _LORA_OPTIONS if getattr(self, name) != defaults[name]]
         if given and not self.use_peft:
             raise ValueError(
-                f"`{given[0]}` is {getattr(self, given[0])!r}, but without `use_peft` no adapter is made, and one that "
-                f"`model_name_or_path` names keeps its own options. Add `--use_peft True`, or leave `{given[0]}` out."
+                f"`{given[0]}` is {getattr(self, given[0])!r}, but without `use_peft` no adapter is created, and an "
+                f"existing adapter in `model_name_or_path` keeps its options. Add `--use_peft True` or drop `{given[0]}`."
             )
 
 
+@documented
 @dataclass
 class RewardModelConfig(TrainedModelConfig):
     """
-    [`TrainedModelConfig`] for reward training, where dropout is off (`disable_dropout`).
+    [`TrainedModelConfig`] for reward training, which disables dropout by default (`disable_dropout`).
 
     Parameters:
         lora_dropout (`float`, *optional*, defaults to `0.0`):
             Dropout of an adapter. Needs `--disable_dropout False`.
     """
 
-    lora_dropout: float = field(default=0.0, metadata={"help": "LoRA dropout. Needs --disable_dropout False."})
+    lora_dropout: float = 0.0
 
 
 def model_init_kwargs(model_args: ModelConfig, training_args) -> dict:
-    """What `from_pretrained` gets: the options of [`~trl.ModelConfig`], then those of `model_init_kwargs`."""
+    """Keyword arguments of `from_pretrained`; `training_args.model_init_kwargs` override [`~trl.ModelConfig`]."""
     return {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,
@@ -90,13 +93,13 @@ def model_init_kwargs(model_args: ModelConfig, training_args) -> dict:
 
 
 def checkpoint_to_resume(training_args) -> str | bool | None:
-    """`resume_from_checkpoint` as a path, or `True` for the last checkpoint of the output folder."""
+    """Return `resume_from_checkpoint` as a path, or `True` for the last checkpoint in the output folder."""
     value = training_args.resume_from_checkpoint
     return True if value is not None and value.lower() == "true" else value
 
 
 def load_tokenizer(model_args: ModelConfig, training_args) -> PreTrainedTokenizerBase:
-    """The model's or adapter's tokenizer, with the chat template of `chat_template_path` if that is given."""
+    """Load the tokenizer of the model or adapter, with the chat template from `chat_template_path` if given."""
     tokenizer = AutoTokenizer.from_pretrained(
         tokenizer_source(model_args.model_name_or_path, revision=model_args.model_revision),
         revision=model_args.model_revision,
@@ -109,10 +112,11 @@ def load_tokenizer(model_args: ModelConfig, training_args) -> PreTrainedTokenize
 
 def set_chat_template(tokenizer: PreTrainedTokenizerBase, path: str):
     """
-    Give a tokenizer the chat template of a Jinja file.
+    Set a tokenizer's chat template from a Jinja file.
 
     Raises:
-        `ValueError`: If `path` is not a Jinja file: tokens cannot be added once the critique format is built.
+        `ValueError`: If `path` is not a Jinja file. TRL also takes a model here and copies its special tokens, but tokens
+            cannot be added once the critique format is built.
     """
     if not path.endswith((".jinja", ".j2")):
         raise ValueError(f"`chat_template_path` is {path!r}; it must be a Jinja file here.")

@@ -1,0 +1,221 @@
+"""
+The `cloud-hf` command, and the runner shared with the scripts in `examples/`.
+
+A command is a module with `ARGUMENTS`, the dataclasses of its options, and `main`, which takes instances of them; or with a
+`main` that takes the command line. The module is imported when its command is chosen.
+"""
+
+import argparse
+import dataclasses
+import importlib
+import re
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from traceback import walk_tb
+from typing import Any
+
+
+# To add a command, list its module here
+COMMANDS = {
+    "score": ("cloud_hf.commands.score", "Score responses, given as options or JSON lines."),
+    "serve": ("cloud_hf.serving.server.app", "Serve a model over HTTP."),
+    "demo": ("cloud_hf.commands.demo", "Open the demo in a browser."),
+    "evaluate": ("cloud_hf.commands.evaluate_rewards", "Evaluate models on benchmarks, pairs and best-of-N."),
+    "best-of-n": ("cloud_hf.commands.best_of_n", "Choose among candidates and measure the choices."),
+    "train-classic": ("cloud_hf.commands.train_classic", "Train a reward model without critiques."),
+    "train-critique-sft": ("cloud_hf.commands.train_critique_sft", "Stage 1: fine-tune on oracle critiques."),
+    "train-cloud": ("cloud_hf.commands.train_cloud", "Stage 3: train a CLoud model on its own critiques."),
+    "merge-adapter": ("cloud_hf.commands.merge_adapter", "Merge a LoRA adapter into its base."),
+    "convert": ("cloud_hf.convert", "Convert published checkpoints to the native layout, and back."),
+    "plan": ("cloud_hf.training.plan", "Estimate the memory of a training run."),
+}
+
+_EPILOG = """Options of a command: cloud-hf COMMAND --help
+Every command takes --debug, which shows the traceback of an error."""
+
+# Also an option of transformers' TrainingArguments, with these values
+_DEBUG_VALUES = ("underflow_overflow", "tpu_metrics_debug")
+# A `ValueError` raised in these packages is about an argument or an input
+_CHECKED_INPUT = (
+    "accelerate", "argparse", "cloud_hf", "codecs", "datasets", "huggingface_hub", "json", "peft", "transformers", "trl",
+)  # fmt: skip
+
+
+class UsageError(Exception):
+    """The command line cannot be parsed."""
+
+
+def main(arguments: Sequence[str] | None = None):
+    """Run `cloud-hf`."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    name = next((argument for argument in arguments if argument != "--debug"), "--help")
+    if name in ("-h", "--help"):
+        print(overview())
+    elif name == "--version":
+        print(metadata.version("cloud-hf"))
+    elif name not in COMMANDS:
+        _fail("cloud-hf", f"`{name}` is not a command; it must be one of {', '.join(COMMANDS)}.")
+    else:
+        arguments.remove(name)
+        run(COMMANDS[name][0], arguments, f"cloud-hf {name}")
+
+
+def overview() -> str:
+    """The text of `cloud-hf --help`."""
+    width = max(map(len, COMMANDS))
+    commands = [f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items()]
+    return "\n".join(
+        ["Critique-out-loud reward models.", "", "usage: cloud-hf COMMAND ...", "", *commands, "", _EPILOG]
+    )
+
+
+def run(module: str, arguments: Sequence[str] | None = None, prog: str | None = None):
+    """
+    Run a command. Mistakes of the user become one sentence on stderr and exit status 2, unless `--debug` is given.
+
+    Args:
+        module (`str`):
+            Name of the command's module.
+        arguments (`Sequence[str]`, *optional*):
+            The command line. Defaults to that of the process.
+        prog (`str`, *optional*):
+            How the command is called, for messages. Defaults to the name of the script.
+    """
+    debug, arguments = _take_debug(sys.argv[1:] if arguments is None else arguments)
+    prog = prog or Path(sys.argv[0]).name
+    try:
+        _run(module, arguments, prog)
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        _fail(prog, "Interrupted.", status=130)
+    except SystemExit as end:
+        if not isinstance(end.code, str):
+            raise
+        _fail(prog, end.code)
+    except Exception as error:
+        sentence = explain(error)
+        if debug or sentence is None:
+            raise
+        _fail(prog, sentence)
+
+
+def _run(module: str, arguments: list[str], prog: str):
+    command: Any = importlib.import_module(module)
+    if types := getattr(command, "ARGUMENTS", None):
+        fixed = getattr(command, "FIXED_OPTIONS", ())
+        command.main(*parse(types, [*arguments, *fixed], prog=prog, description=command.__doc__))
+    else:
+        command.main(arguments)
+
+
+def _take_debug(arguments: Sequence[str]) -> tuple[bool, list[str]]:
+    """Remove `--debug`, and say whether it was there."""
+    following = [*arguments[1:], ""]
+    is_ours = [
+        word == "--debug" and after not in _DEBUG_VALUES for word, after in zip(arguments, following, strict=True)
+    ]
+    return any(is_ours), [word for word, ours in zip(arguments, is_ours, strict=True) if not ours]
+
+
+def _fail(prog: str, sentence: str, status: int = 2):
+    sys.stdout.flush()
+    print(f"{prog}: {' '.join(sentence.split())}", file=sys.stderr)
+    raise SystemExit(status) from None
+
+
+# --------------------------------------------------------------------------------------------------------- parsing
+
+
+def parse(types: Sequence[type], arguments: Sequence[str], **options: Any) -> tuple:
+    """
+    Parse a command line into dataclasses, as [`~trl.TrlParser`] does.
+
+    Args:
+        types (`Sequence[type]`):
+            The dataclasses.
+        arguments (`Sequence[str]`):
+            The command line. `--config FILE` reads defaults from a YAML file.
+        **options:
+            Passed to `argparse.ArgumentParser`.
+
+    Raises:
+        `UsageError`: If an option is unknown, missing or malformed.
+        `ValueError`: If a dataclass refuses its values.
+    """
+    if any(field.name == "config" for cls in types for field in dataclasses.fields(cls)):
+        # TrlParser would read the file itself
+        from transformers import HfArgumentParser
+
+        *parsed, unknown = _raising(HfArgumentParser)(types, **options).parse_args_into_dataclasses(
+            list(arguments), return_remaining_strings=True
+        )
+        unknown_keys: list[str] = []
+    else:
+        from trl import TrlParser
+
+        if "--config" in arguments[-1:]:
+            raise UsageError("`--config` needs the name of a YAML file.")
+        *parsed, unknown_keys, unknown = _raising(TrlParser)(types, **options).parse_args_and_config(
+            arguments, return_remaining_strings=True, separate_remaining_strings=True
+        )
+    if unknown:
+        raise UsageError(f"Unknown option `{unknown[0]}`. `--help` lists the options.")
+    if unknown_keys:
+        raise UsageError(f"Unknown key `{unknown_keys[0].removeprefix('--')}` in the file of `--config`.")
+    return tuple(parsed)
+
+
+def _raising(parser: type[argparse.ArgumentParser]) -> Any:
+    """A parser class that raises `UsageError` where argparse prints its usage, which is pages long, and exits."""
+
+    class Parser(parser):  # type: ignore[valid-type, misc]
+        def error(self, message: str):
+            raise UsageError(f"{message[:1].upper()}{message[1:]}.")
+
+    return Parser
+
+
+# ---------------------------------------------------------------------------------------------------------- errors
+
+
+def explain(error: BaseException) -> str | None:
+    """
+    Say in a sentence which mistake of the user an error shows; `None` for an error that needs its traceback.
+
+    Mistakes are `OSError`, errors that this package or YAML define, `ValueError` from code that checks input, and a missing
+    package of an extra.
+    """
+    if isinstance(error, ImportError):
+        return _explain_import(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}."
+    package = type(error).__module__.split(".")[0]
+    is_checked = isinstance(error, ValueError) and _raised_in(error) in _CHECKED_INPUT
+    if package in ("cloud_hf", "yaml") or isinstance(error, OSError) or is_checked:
+        return str(error) or type(error).__name__
+    return None
+
+
+def _raised_in(error: BaseException) -> str:
+    """The package whose code raised an error."""
+    *_, (frame, _) = walk_tb(error.__traceback__)
+    return frame.f_globals.get("__name__", "").split(".")[0]
+
+
+def _explain_import(error: ImportError) -> str | None:
+    if error.name is None:  # raised by a library for another one that it needs
+        return str(error)
+    package = error.name.split(".")[0]
+    for requirement in metadata.requires("cloud-hf") or ():
+        needed = re.match(r"[\w.-]+", requirement)
+        extra = re.search(r"extra == [\"'](\w+)", requirement)
+        if needed and extra and needed[0].replace("-", "_") == package and extra[1] != "dev":
+            return f"The package `{package}` is not installed. It comes with an extra: pip install 'cloud-hf[{extra[1]}]'."
+    return None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""One module per command of `cloud-hf`. The scripts in `examples/` run the same modules."""

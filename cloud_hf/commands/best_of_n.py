@@ -1,0 +1,238 @@
+"""Choose among candidates with reward models, and measure the quality of the choices by number of candidates."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+from ..arguments import check_bounds, documented
+from ..critique_format import CritiqueFormat
+from ..evaluation.arena_hard.arguments import Arena, ArenaHardArguments, gather_candidates, load_arena
+from ..evaluation.arena_hard.servers import Judged, judge_candidates
+from ..evaluation.arguments import (
+    ScoringArguments,
+    file_name,
+    load_datasets,
+    open_scorer,
+    picture_name,
+    short_names,
+)
+from ..evaluation.candidates import ScoredSet, Scores, SetResult, arena_results, places_to_judge, replay_result
+from ..evaluation.fitting import FittedRows
+from ..evaluation.journaled_scorer import (
+    JournaledScorer,
+    batches_by_length,
+    default_chunk_size,
+    open_score_journal,
+)
+from ..evaluation.metrics.problems import Problem, load_problems
+from ..evaluation.report import Section, best_of_n_section, render
+from ..evaluation.report.files import write_json
+from ..evaluation.report.plots import plot_curves
+from ..evaluation.sets import fit_set, score_sets
+
+
+VERSION = 2
+# Scores depend on these besides the model; the journal's keys cover the chat and the sampling options
+SETTINGS = ("backend", "dtype", "vllm_options")
+ARENA_HARD = "ArenaHard"
+
+
+@documented
+@dataclass(kw_only=True)
+class BestOfNArguments(ArenaHardArguments, ScoringArguments):
+    """
+    Candidates and curves. Extends [`ScoringArguments`] and [`ArenaHardArguments`].
+
+    Parameters:
+        dataset_name (`list[str]`, *optional*):
+            Sets of candidates with known quality: Hub ids, JSONL or Parquet files, or `save_to_disk` folders.
+        largest_n (`int`, *optional*, defaults to `16`):
+            Upper limit of N. Curves end earlier if a problem has fewer candidates.
+        num_seeds (`int`, *optional*, defaults to `1`):
+            Score with this many seeds, starting at `seed`, for a standard error over sampled critiques. Needs a
+            `temperature`. Classic models score once.
+    """
+
+    dataset_name: list[str] = field(default_factory=list)
+    largest_n: int = 16
+    num_seeds: int = 1
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not (self.dataset_name or self.arena_hard):
+            raise ValueError("There is nothing to choose from: give `dataset_name` or `arena_hard`.")
+        check_bounds(self, largest_n=1, num_seeds=1)
+        if self.num_seeds > 1 and not self.temperature > 0:
+            raise ValueError(
+                "`num_seeds` needs a `temperature` above 0: greedy critiques are identical for all seeds."
+            )
+        self.check_arena_hard()
+
+
+ARGUMENTS = (BestOfNArguments,)
+
+
+def main(args: BestOfNArguments):
+    load_datasets(args, (), [])  # checks the models
+    sets = {
+        name: load_problems(name, args.dataset_test_split, args.dataset_config, args.limit)
+        for name in args.dataset_name
+    }
+    arena = load_arena(args, args.limit, args.seed) if args.arena_hard else None
+    output_dir, counts = Path(args.output_dir), {}
+    output_dir.mkdir(parents=True, exist_ok=True)
+    if arena is not None:
+        folder = output_dir / "arena_hard_candidates"
+        sets[ARENA_HARD], counts = gather_candidates(args, arena, args.seed, folder)
+    scored = score_all(sets, args)
+    results = [replay_result(scored[name], args.largest_n) for name in args.dataset_name]
+    judged, unjudged = None, []
+    if arena is not None and arena.judging is not None:
+        judged = judge(scored[ARENA_HARD], arena, args, output_dir / "arena_hard_judgements")
+        counts |= judged.counts | {"failed": counts["failed"] + judged.counts["failed"]}
+        notes = arena_notes(counts, args)
+        by_category, unjudged = arena_results(
+            scored[ARENA_HARD], arena.questions, judged, args.largest_n, args.judge_all, notes
+        )
+        results += by_category
+    shown = short_names(args.models)
+    for name in shown.values():
+        write_selected(name, scored.values(), judged, output_dir / file_name("selected", name, "jsonl"))
+    write_report(results, unjudged, counts, args, output_dir)
+    if counts.get("failed"):
+        print(
+            f"{counts['failed']} question(s) or verdict(s) failed; see rejects.jsonl. Run the same command to retry."
+        )
+        raise SystemExit(3)
+
+
+# --------------------------------------------------------------------------------------------------------- scoring
+
+
+def score_all(sets: dict[str, list[Problem]], args: BestOfNArguments) -> dict[str, ScoredSet]:
+    """Score all datasets with all models."""
+    shown, titles = short_names(args.models), short_names(args.dataset_name)
+    fitted: dict[str, dict[str, FittedRows]] = {}
+    scores: dict[str, dict[str, Scores]] = {}
+    for name in args.models:
+        fitted[shown[name]], scores[shown[name]] = score_with(name, shown[name], sets, args)
+    return {
+        name: ScoredSet.of(
+            name,
+            titles.get(name, name),
+            problems,
+            {model: parts[name] for model, parts in fitted.items()},
+            {model: parts[name] for model, parts in scores.items()},
+        )
+        for name, problems in sets.items()
+    }
+
+
+def score_with(
+    name: str, shown: str, sets: dict[str, list[Problem]], args: BestOfNArguments
+) -> tuple[dict[str, FittedRows], dict[str, Scores]]:
+    """Score all datasets with one model. Return the rows that fit its context, and their scores, by dataset."""
+    with (
+        open_score_journal("best_of_n_journal", name, shown, args, SETTINGS) as journal,
+        open_scorer(name, args, show_progress=False) as (scorer, critique_format, options),
+    ):
+        limits = {key: options.pop(key) for key in ("context_length", "overlong_policy")}
+        limits["max_new_tokens"] = options["max_new_tokens"]
+        fitted = {key: fit(key, problems, critique_format, limits) for key, problems in sets.items()}
+        journaled = JournaledScorer(scorer, journal, default_chunk_size(args), shown)
+        titles, by_length = {key: key for key in fitted}, batches_by_length(args)
+        scores: dict[str, Scores] = {key: [] for key in sets}
+        for number in range(args.num_seeds if critique_format.critique else 1):
+            seeded = options | ({"seed": args.seed + number} if critique_format.critique else {})
+            for key, found in score_sets(journaled, fitted, titles, by_length, seeded, "candidate").items():
+                scores[key].append(found)
+    return fitted, scores
+
+
+def fit(name: str, problems: list[Problem], critique_format: CritiqueFormat, limits: dict[str, Any]) -> FittedRows:
+    """Fit problems to the model's context; errors name the dataset and the row."""
+    rows = [{"id": one.id, "prompt": one.prompt, "responses": list(one.responses)} for one in problems]
+    return fit_set(name, rows, itemgetter("responses"), critique_format, **limits)
+
+
+# ------------------------------------------------------------------------------------------------------- ArenaHard
+
+
+def judge(found: ScoredSet, arena: Arena, args: BestOfNArguments, folder: Path) -> Judged:
+    """Compare the chosen candidates with the baseline's answers."""
+    places = places_to_judge(found, args.largest_n, args.judge_all)
+    print(f"Judging {sum(map(len, places))} candidates of {len(places)} questions, each in both orders.")
+    return judge_candidates(
+        found.problems, places, arena.questions, arena.baselines, args.client("judge"), arena.judging, folder
+    )
+
+
+def arena_notes(counts: dict[str, int], args: BestOfNArguments) -> list[str]:
+    """Describe the judge's setup and count failed or skipped requests, one sentence each."""
+    said = {
+        "candidates_cut": f"Candidates cut at {args.gen_max_tokens} tokens",
+        "like_the_baseline": "Candidates identical to the baseline, counted as ties",
+        "without_verdict": f"Candidates without a readable verdict in both orders after {args.judge_tries} tries, excluded",
+        "failed": "Questions and verdicts excluded because requests failed",
+    }
+    notes = [f"{text}: {counts[name]}." for name, text in said.items() if counts[name]]
+    own = "that of this package, not Arena-Hard's, so win rates are not comparable with the leaderboard"
+    files = [*args.judge_system_file, *filter(None, [args.judge_prompt_file])]
+    has_system = args.judge_system_role and (args.judge_system_file or not args.judge_prompt_file)
+    turn = "a system message" if has_system else "the user's turn"
+    judge_text = f"Judge prompt: {', '.join(files) or own}. The instructions are in {turn}."
+    return [judge_text, f"Candidates judged, all categories: {counts['judged']}.", *notes]
+
+
+# --------------------------------------------------------------------------------------------------------- writing
+
+
+def write_selected(model: str, sets: Iterable[ScoredSet], judged: Judged | None, path: Path):
+    """Write the candidates that a model chose, as JSON lines."""
+    with path.open("w", encoding="utf8") as file:
+        for found in sets:
+            for row in found.selected(model, judged if found.name == ARENA_HARD else None):
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def write_report(
+    results: list[SetResult], unjudged: list[str], counts: dict[str, int], args: BestOfNArguments, output_dir: Path
+):
+    """Write report, plots and JSON; `unjudged` are notes on datasets without results."""
+    models = {shown: name for name, shown in short_names(args.models).items()}
+    sections = [Section("Best-of-N", level=1)]
+    for number, result in enumerate(results):
+        picture = "best_of_n.png" if number == 0 else picture_name("best_of_n", result.title)
+        plot_curves(result.curves, result.yardsticks, result.quality, result.is_share, output_dir / picture)
+        sections.append(best_of_n_section(result, picture))
+    if unjudged:
+        sections.append(Section(notes=unjudged))
+    elif not results:
+        sections.append(Section(text=NOT_JUDGED))
+    sections.append(Section("Settings", SETTINGS_TEXT.format(**asdict(args))))
+    page = {
+        "version": VERSION,
+        "arguments": asdict(args),
+        "arena_hard": counts,
+        "unjudged": unjudged,
+        "results": [summary for result in results for summary in result.summaries(models)],
+    }
+    write_json(page, output_dir / "best_of_n.json")
+    (output_dir / "best_of_n.md").write_text(render(sections), encoding="utf8")
+    for result in results:
+        print("", render([best_of_n_section(result)]), sep="\n")
+    for note in unjudged:
+        print(note)
+    print(f"Report in {output_dir / 'best_of_n.md'}")
+
+
+NOT_JUDGED = (
+    "The candidates that each model chose are in selected_MODEL.jsonl; without a judge their quality is unknown."
+)
+SETTINGS_TEXT = """\
+Critiques per response: {num_critiques}, temperature {temperature}, at most {max_new_tokens} tokens, {num_seeds} seed(s) from {seed}.
+Backend: {backend}, dtype {dtype}. Over-long rows: {overlong_policy}.
+"""

@@ -1,0 +1,94 @@
+"""Evaluate reward models on benchmarks, preference pairs and best-of-N, with analyses of their failures."""
+
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from ..cards import add_results
+from ..data.journal import Journal
+from ..evaluation.analysis import Robustness, assess_self_consistency, assess_uncertainty, probe_rows
+from ..evaluation.arguments import open_scorer, short_names
+from ..evaluation.evaluation_arguments import SETTINGS, EvaluationArguments
+from ..evaluation.journaled_scorer import (
+    JournaledScorer,
+    batches_by_length,
+    default_chunk_size,
+    open_score_journal,
+)
+from ..evaluation.outcomes import CritiqueResult, losses_of_sets
+from ..evaluation.probes import run_probes
+from ..evaluation.report import headline_table, write_report, write_results
+from ..evaluation.results import ModelResults, card_results, sample_critiques, summarize
+from ..evaluation.sets import Sets, load_sets, score_sets
+
+
+ARGUMENTS = (EvaluationArguments,)
+
+
+def main(args: EvaluationArguments):
+    sets = load_sets(args)
+    names = [*args.dataset_name, *args.best_of_n, *args.reference_critiques]
+    shown = short_names(args.models) | short_names(names)
+    output_dir = Path(args.output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    results = {}
+    with ExitStack() as stack:
+        journals = {
+            name: stack.enter_context(open_score_journal("journal", name, shown[name], args, SETTINGS))
+            for name in args.models
+        }
+        for name in args.models:
+            results[name] = evaluate(name, args, sets, journals[name], shown)
+            write_results(name, results[name], shown, output_dir)
+            write_report(results, args, shown, output_dir)
+    for name in args.models if args.update_card else ():
+        found, card = card_results(results[name].evaluations, sets), Path(name) / "README.md"
+        add_results(Path(name), found)
+        print(
+            f"Wrote {len(found)} of {len(results[name].evaluations)} headline metrics to {card}; the others lack rows."
+        )
+    by_model = {shown[name]: found.evaluations for name, found in results.items()}
+    print("", *headline_table(by_model).lines(), f"\nReport in {output_dir}", sep="\n")
+
+
+def evaluate(
+    name: str, args: EvaluationArguments, sets: Sets, journal: Journal, shown: dict[str, str]
+) -> ModelResults:
+    """Score all datasets with one model, then the critiques and rows of self-consistency and probes."""
+    with open_scorer(name, args, show_progress=False) as (scorer, critique_format, options):
+        limits = {key: options.pop(key) for key in ("context_length", "overlong_policy")}
+        fitted = sets.fit(critique_format, max_new_tokens=options["max_new_tokens"], **limits)
+        by_length = batches_by_length(args)
+        journaled = JournaledScorer(scorer, journal, args.chunk_size or default_chunk_size(args), shown[name])
+        # Before scoring, so that a row too long for its reference critique fails early
+        with_references = {key[1]: part for key, part in fitted.items() if key[0] == "critiques"}
+        losses = losses_of_sets(scorer, with_references, args.overlong_policy, args.batch_size)
+        row_scores = score_sets(journaled, fitted, {key: key[1] for key in fitted}, by_length, options)
+        results = summarize(sets, fitted, row_scores, args.group_column, shown)
+        critiques = [
+            CritiqueResult.of(shown[dataset], part, row_scores["critiques", dataset], losses[dataset])
+            for dataset, part in with_references.items()
+        ]
+        # Only these have right and wrong responses
+        with_sides = {key: part for key, part in fitted.items() if key[0] in ("benchmark", "pairs")}
+        sampled = {}
+        if args.self_consistency and critique_format.critique:
+            sampled = sample_critiques(journaled, results.evaluations, with_sides, by_length, options, args)
+        parts = list(with_sides.values())
+        robustness = Robustness(
+            assess_uncertainty(results.evaluations, sampled),
+            assess_self_consistency(sampled, parts, critique_format, args.length_column, args.seed),
+            run_probes(
+                args.probes,
+                probe_rows(results.evaluations, parts, args.paraphrase_column),
+                args.probe_rows,
+                replace(journaled, title=f"{shown[name]}, probes"),
+                critique_format,
+                context_length=limits["context_length"],
+                batch_size=args.batch_size,
+                draw_seed=args.seed,
+                sort_by_length=by_length,
+                **options,
+            ),
+        )
+    return replace(results, robustness=robustness, sampled=sampled, critiques=critiques)

@@ -1,0 +1,55 @@
+"""Merge a LoRA adapter into its base model, so that it loads without PEFT."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ..arguments import documented
+from ..configuration_cloud import CLoudConfig
+from ..loading import adapter_base, is_adapter, load_merged, read_model_config, tokenizer_source
+
+
+@documented
+@dataclass
+class MergeArguments:
+    """
+    The adapter, its base and the output folder.
+
+    Parameters:
+        model_name_or_path (`str`):
+            Hub id or folder of the adapter.
+        output_dir (`str`):
+            Folder for the merged model; must not exist.
+        base_model_name_or_path (`str`, *optional*):
+            Location of the base model, if it has moved since training. It is checked against the adapter's record.
+        dtype (`str`, *optional*, defaults to `"auto"`):
+            Data type of the merged weights, by default the base's. The reward head stays in float32.
+    """
+
+    model_name_or_path: str
+    output_dir: str
+    base_model_name_or_path: str | None = None
+    dtype: str = "auto"
+
+
+ARGUMENTS = (MergeArguments,)
+
+
+def main(args: MergeArguments):
+    name, output = args.model_name_or_path, Path(args.output_dir)
+    if not is_adapter(name):
+        raise ValueError(f"{name} has no adapter_config.json: it is not an adapter, so there is nothing to merge.")
+    if output.exists():
+        raise ValueError(f"`output_dir` {output} already exists. Give a new folder.")
+    base, revision = adapter_base(name, args.base_model_name_or_path)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_source(name, base))
+    if isinstance(read_model_config(name, base=base), CLoudConfig):
+        model = load_merged(name, base, dtype=args.dtype)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(base, revision=revision, dtype=args.dtype)
+        model = PeftModel.from_pretrained(model, name).merge_and_unload()
+    model.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+    print(f"Merged {name} into {base}: {output}")

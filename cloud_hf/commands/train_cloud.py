@@ -1,0 +1,35 @@
+"""Stage 3: train a CLoud reward model, Bradley-Terry loss plus λ times the critique LM loss."""
+
+from trl import get_peft_config, get_quantization_config
+
+from ..training import CLoudTrainer, CLoudTrainingConfig
+from ..training.arguments import (
+    DataArguments,
+    RewardModelConfig,
+    checkpoint_to_resume,
+    load_tokenizer,
+    model_init_kwargs,
+)
+
+
+ARGUMENTS = (DataArguments, CLoudTrainingConfig, RewardModelConfig)
+
+
+def main(data_args: DataArguments, training_args: CLoudTrainingConfig, model_args: RewardModelConfig):
+    training_args.model_init_kwargs = model_init_kwargs(model_args, training_args)
+    train_dataset, eval_dataset = data_args.load(training_args.eval_strategy)
+    trainer = CLoudTrainer(
+        model_args.model_name_or_path,
+        training_args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        processing_class=load_tokenizer(model_args, training_args),
+        quantization_config=get_quantization_config(model_args),
+        peft_config=get_peft_config(model_args),
+    )
+    trainer.train(resume_from_checkpoint=checkpoint_to_resume(training_args))
+    trainer.save_model()
+    trainer.save_state()
+    trainer.create_model_card(dataset_name=data_args.dataset_name)
+    if training_args.push_to_hub:
+        trainer.push_to_hub(dataset_name=data_args.dataset_name)

@@ -1,0 +1,103 @@
+"""Stage 1: teach a language model to write critiques, by supervised fine-tuning on oracle critiques."""
+
+from dataclasses import dataclass
+
+from accelerate.utils import is_peft_model
+from datasets import Dataset
+
+from ..arguments import documented
+from ..configuration_cloud import CLoudConfig
+from ..critique_format import format_class, pin_date
+from ..loading import read_model_config, record_base
+from ..training.arguments import (
+    DataArguments,
+    TrainedModelConfig,
+    checkpoint_to_resume,
+    load_tokenizer,
+    model_init_kwargs,
+)
+from ..training.encoding import encode_critiques
+from ..training.lora import model_for_sft
+from ..training.resume import check_launch
+from ..training.sft import CritiqueSFTConfig, CritiqueSFTTrainer
+
+
+@documented
+@dataclass
+class CritiqueArguments:
+    """
+    How the critique is requested. Use the same values in every stage.
+
+    Parameters:
+        critique_prompt (`str`, *optional*):
+            Text that opens the critique turn. Defaults to the sentence of the published checkpoints.
+        critique_role (`str`, *optional*, defaults to `"user"`):
+            Role of the critique turn: user or assistant.
+        keep_thinking (`bool`, *optional*, defaults to `False`):
+            Keep `<think>` blocks that the chat template would drop.
+        format (`str`, *optional*, defaults to `"cloud"`):
+            How conversations are rendered: cloud, or reference for the format of the published checkpoints.
+        overlong_policy (`str`, *optional*, defaults to `"error"`):
+            Rows that exceed `max_length`: error, drop, truncate_prompt or truncate_end.
+    """
+
+    critique_prompt: str | None = None
+    critique_role: str = "user"
+    keep_thinking: bool = False
+    format: str = "cloud"
+    overlong_policy: str = "error"
+
+
+ARGUMENTS = (DataArguments, CritiqueArguments, CritiqueSFTConfig, TrainedModelConfig)
+
+
+def main(
+    data_args: DataArguments,
+    critique_args: CritiqueArguments,
+    training_args: CritiqueSFTConfig,
+    model_args: TrainedModelConfig,
+):
+    check_launch(training_args)
+    config = read_model_config(model_args.model_name_or_path, revision=model_args.model_revision)
+    if isinstance(config, CLoudConfig):
+        raise ValueError(f"{model_args.model_name_or_path} is a CLoud model; this stage starts from a language model.")
+    tokenizer = load_tokenizer(model_args, training_args)
+    critique_format = format_class(critique_args.format)(
+        tokenizer,
+        critique_prompt=critique_args.critique_prompt,
+        critique_role=critique_args.critique_role,
+        keep_thinking=critique_args.keep_thinking,
+        chat_template_kwargs=pin_date(tokenizer),
+    )
+
+    limits = [training_args.max_length, getattr(config, "max_position_embeddings", None)]
+    limit = min((limit for limit in limits if limit), default=None)
+
+    def encode(rows: Dataset, name: str) -> Dataset:
+        policy, num_proc = critique_args.overlong_policy, training_args.dataset_num_proc
+        return encode_critiques(rows, critique_format, limit, policy, name, num_proc)
+
+    train_rows, eval_rows = data_args.load(training_args.eval_strategy)
+    train_dataset = encode(train_rows, "train")
+    eval_dataset = None if eval_rows is None else encode(eval_rows, "eval")
+    # All rows fit by now. SFTTrainer would silently truncate critiques
+    training_args.max_length = None
+    training_args.chat_template_path = None
+    training_args.model_init_kwargs = model_init_kwargs(model_args, training_args)
+    model_options = model_for_sft(model_args, config, training_args.model_init_kwargs)
+    if not isinstance(model_options["model"], str):
+        training_args.model_init_kwargs = None  # the model is already loaded
+    trainer = CritiqueSFTTrainer(
+        args=training_args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        processing_class=tokenizer,
+        **model_options,
+    )
+    trainer.train(resume_from_checkpoint=checkpoint_to_resume(training_args))
+    trainer.save_model()
+    if is_peft_model(trainer.model) and trainer.is_world_process_zero():
+        record_base(training_args.output_dir, trainer.model)
+    trainer.save_state()
+    if training_args.push_to_hub:
+        trainer.push_to_hub(dataset_name=data_args.dataset_name)
