@@ -33,7 +33,7 @@ from cloud_hf.evaluation.arguments import open_scorer
 
 
 sys.path.append(str(Path(__file__).parents[1]))
-from examples import evaluate_rewards
+from cloud_hf.commands import evaluate_rewards
 
 
 NUM_PAIRS = 128

@@ -36,6 +36,7 @@ from transformers.utils import (
 from transformers.utils.hub import get_checkpoint_shard_files
 
 from .cards import METHOD, hub_id, kind_of, usage
+from .cli import run
 from .configuration_cloud import CLoudConfig, spell_critique_prompt
 from .critique_format import CritiqueFormat
 from .modeling_cloud import CLoudForRewardModeling, unused_token_id
@@ -327,7 +328,8 @@ def _card(conversion: Conversion, folder: Path) -> ModelCard:
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}")
 
 
-def main():
+def main(arguments: list[str] | None = None):
+    """Convert as the command line says."""
     parser = argparse.ArgumentParser(
         prog="python -m cloud_hf.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -339,21 +341,18 @@ def main():
     parser.add_argument("--revision", help="branch, tag or commit of the checkpoint on the Hub")
     parser.add_argument("--from_pickle", action="store_true", help="read pickled weights (tensors only)")
     parser.add_argument("--dry_run", action="store_true", help="check, and say what would be written")
-    args = vars(parser.parse_args())
+    args = vars(parser.parse_args(arguments))
     source, destination, dry_run = args.pop("source"), args.pop("destination"), args.pop("dry_run")
-    try:
-        check_empty(Path(destination))  # before a download
-        conversion = plan(source, download=not dry_run, **args)
-        print(conversion)
-        if dry_run:
-            _check_room(Path(destination), conversion.num_bytes)
-            print(f"Nothing written: without --dry_run this goes to {destination}.")
-        else:
-            write(conversion, destination)
-            print(f"Written to {destination}.")
-    except (ValueError, OSError) as error:  # what is wrong with the checkpoint, the Hub or the disk: a sentence
-        parser.exit(1, f"{error}\n")
+    check_empty(Path(destination))  # before a download
+    conversion = plan(source, download=not dry_run, **args)
+    print(conversion)
+    if dry_run:
+        _check_room(Path(destination), conversion.num_bytes)
+        print(f"Nothing written: without --dry_run this goes to {destination}.")
+    else:
+        write(conversion, destination)
+        print(f"Written to {destination}.")
 
 
 if __name__ == "__main__":
-    main()
+    run("cloud_hf.convert")

@@ -130,7 +130,7 @@ def test_the_command_line(tmp_path, base_folder):
     assert "llama of 2 layers" in dry.stdout and "model-00002-of-00002.safetensors" in dry.stdout
     assert run(tmp_path / "native").returncode == 0
     again = run(tmp_path / "native")
-    assert again.returncode == 1 and "is not an empty folder" in again.stderr and "Traceback" not in again.stderr
+    assert again.returncode == 2 and "is not an empty folder" in again.stderr and "Traceback" not in again.stderr
 
 
 def test_what_the_published_layout_cannot_say_is_refused(tmp_path, base_folder):
@@ -252,5 +252,5 @@ def test_a_dry_run_of_a_hub_id_downloads_no_weights(hub, tmp_path):
 def test_a_base_that_is_not_there_is_named(hub, tmp_path):
     del hub.repos["org/base"]
     result = run_with_hub(hub, tmp_path / "cache", "-m", "cloud_hf.convert", "org/cloud", tmp_path / "native")
-    assert result.returncode == 1 and "'org/base'" in result.stderr and "--base_model_name_or_path" in result.stderr
+    assert result.returncode == 2 and "'org/base'" in result.stderr and "--base_model_name_or_path" in result.stderr
     assert not any(name.endswith(".safetensors") for name in hub.sent)

@@ -42,6 +42,7 @@ import torch
 import yaml
 from peft import LoraConfig
 
+from ..cli import run
 from ..configuration_cloud import CLoudConfig, read_config
 from .arguments import DataArguments, RewardModelConfig
 from .config import CLoudTrainingConfig
@@ -440,6 +441,9 @@ def table(args: PlanArguments, plan: Plan, largest: int) -> str:
     return "\n".join(lines)
 
 
+ARGUMENTS = (PlanArguments,)
+
+
 def main(args: PlanArguments):
     config = read_model(args)
     plan = make_plan(args, config)
@@ -447,6 +451,4 @@ def main(args: PlanArguments):
 
 
 if __name__ == "__main__":
-    from transformers import HfArgumentParser
-
-    main(*HfArgumentParser(PlanArguments).parse_args_into_dataclasses())
+    run("cloud_hf.training.plan")

@@ -16,11 +16,11 @@ from datasets import load_from_disk
 from models_for_tests import make_model, save_language_model
 from tokenizers_for_tests import make_tokenizer
 
+from cloud_hf.commands import best_of_n
 from cloud_hf.data.journal import JournalError
 from cloud_hf.evaluation.arena_hard.win_rate import Votes, win_rate
 from cloud_hf.loading import load_reward_model
 from cloud_hf.scoring import TransformersScorer
-from examples import best_of_n
 
 
 BUDGET = 6

@@ -3,17 +3,18 @@ import io
 import json
 import random
 import signal
-import sys
 import time
 import traceback
 
 import pytest
 from aiohttp import web
-from builders_for_tests import EXAMPLES, Builder, Ended, read_rejects, read_rows
+from builders_for_tests import Builder, Ended, read_rejects, read_rows
 from completion_server import serve_completions
 from critics_for_tests import make_pairs, save_critic, save_pairs, score_rows
+from scripts_for_tests import command_module
 from servers_for_tests import make_engine, serving
 from tokenizers_for_tests import make_tokenizer
+from trl import TrlParser
 
 from cloud_hf import CLoudForRewardModeling, CritiqueFormat
 from cloud_hf.loading import load_reward_model
@@ -44,20 +45,17 @@ def options(critic, pairs, out, *more):
 
 def run(script, *options) -> Ended:
     """Run a script in this process, where the libraries are loaded."""
-    sys.path.insert(0, str(EXAMPLES))
     output, status = io.StringIO(), 0
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         try:
-            module = __import__(script)
-            module.main(*module.TrlParser(module.ARGUMENTS).parse_args_and_config(list(map(str, options))))
+            module = command_module(script)
+            module.main(*TrlParser(module.ARGUMENTS).parse_args_and_config(list(map(str, options))))
         except SystemExit as error:
             status = error.code if isinstance(error.code, int) else 1
             print(error.code)
         except Exception:
             status = 1
             traceback.print_exc()
-        finally:
-            sys.path.remove(str(EXAMPLES))
     return Ended(status, output.getvalue())
 
 

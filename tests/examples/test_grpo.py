@@ -1,31 +1,23 @@
 """The GRPO example, small: it starts, trains and reports; and nothing but rewards tells its policy what is right."""
 
 import collections
-import importlib
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from models_for_tests import make_model
+from scripts_for_tests import EXAMPLES, command_module
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from trl import GRPOConfig
 
 from cloud_hf.data import shell_game
 
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
-
-
 @pytest.fixture(scope="module")
 def grpo():
-    sys.path.insert(0, str(EXAMPLES))
-    try:
-        return importlib.import_module("grpo_with_cloud")
-    finally:
-        sys.path.remove(str(EXAMPLES))
+    return command_module("grpo_with_cloud")
 
 
 @pytest.fixture

@@ -1,16 +1,15 @@
 """LoRA through all stages, script by script, and the adapter merged at the end."""
 
-import importlib
 import json
 import shutil
-import sys
 
 import pytest
 import torch
 from models_for_tests import PROMPTS, RESPONSES
-from scripts_for_tests import CPU, EXAMPLES, run
+from scripts_for_tests import CPU, run
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
+from cloud_hf.commands import merge_adapter
 from cloud_hf.loading import load_reward_model
 
 
@@ -38,12 +37,7 @@ def runs(base_folder, tmp_path_factory):
 
 
 def merge(**options):
-    sys.path.insert(0, str(EXAMPLES))
-    try:
-        script = importlib.import_module("merge_adapter")
-    finally:
-        sys.path.remove(str(EXAMPLES))
-    script.main(script.MergeArguments(**{key: str(value) for key, value in options.items()}))
+    merge_adapter.main(merge_adapter.MergeArguments(**{key: str(value) for key, value in options.items()}))
 
 
 def test_the_merged_checkpoint_is_a_plain_one(runs, base_folder):
@@ -72,9 +66,9 @@ def test_an_adapter_of_stage_1_becomes_a_language_model(runs, base_folder, tmp_p
 
 
 def test_merging_what_cannot_be_merged_is_refused(runs, base_folder, tmp_path):
-    with pytest.raises(ValueError, match="is no adapter, so there is nothing to merge"):
+    with pytest.raises(ValueError, match="is not an adapter, so there is nothing to merge"):
         merge(model_name_or_path=base_folder, output_dir=tmp_path / "out")
-    with pytest.raises(ValueError, match=r"exists already\. Give a new folder"):
+    with pytest.raises(ValueError, match=r"already exists\. Give a new folder"):
         merge(model_name_or_path=runs / "cloud", output_dir=tmp_path)
     lost = shutil.copytree(runs / "cloud", tmp_path / "lost")
     config = json.loads((lost / "adapter_config.json").read_text())

@@ -5,32 +5,23 @@ import dataclasses
 import importlib
 import inspect
 import json
-import sys
 from pathlib import Path
 
 import pytest
+from scripts_for_tests import EXAMPLES, command_module
 from transformers import HfArgumentParser
 from trl import TrlParser
 
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 OPTIONS = json.loads(Path(__file__).with_name("options.json").read_text())
 RECORDED, PARSERS = OPTIONS["dataclasses"], OPTIONS["parsers"]
 UPSTREAM = ("trl.", "transformers.")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def examples_are_importable():
-    """As in a process that `python examples/NAME.py` starts."""
-    sys.path.insert(0, str(EXAMPLES))
-    yield
-    sys.path.remove(str(EXAMPLES))
-
-
 def arguments_of(script: str) -> tuple:
     if script == "plan":
         return (importlib.import_module("cloud_hf.training.plan").PlanArguments,)
-    return importlib.import_module(script).ARGUMENTS
+    return command_module(script).ARGUMENTS
 
 
 def parser_of(script: str) -> argparse.ArgumentParser:
@@ -70,7 +61,8 @@ def test_options_are_the_recorded_ones(script):
 
 
 def test_every_script_with_options_is_recorded():
-    scripts = {path.stem for path in EXAMPLES.glob("*.py") if "ARGUMENTS" in path.read_text()}
+    files = [*EXAMPLES.glob("*.py"), *(EXAMPLES.parent / "cloud_hf/commands").glob("*.py")]
+    scripts = {path.stem for path in files if "ARGUMENTS" in path.read_text()}
     assert RECORDED.keys() == scripts | {"plan"}
 
 

@@ -1,14 +1,10 @@
-import importlib
-import sys
-from pathlib import Path
-
 import pytest
+from scripts_for_tests import EXAMPLES, command_module
 from trl import TrlParser, get_peft_config
 
 from cloud_hf.training.lora import check_dropout
 
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 SCRIPTS = {
     "base": "make_shell_game",
     "critique_sft": "train_critique_sft",
@@ -28,11 +24,7 @@ REQUIRED = {
 
 
 def parse(script, *options):
-    sys.path.insert(0, str(EXAMPLES))
-    try:
-        types = importlib.import_module(script).ARGUMENTS
-    finally:
-        sys.path.remove(str(EXAMPLES))
+    types = command_module(script).ARGUMENTS
     options = [*REQUIRED.get(script, ["--dataset_name", "d", "--output_dir", "o"]), *options]
     # A machine without a GPU cannot build the training arguments of a GPU recipe otherwise
     if script.startswith(("train", "make")):

@@ -1,7 +1,6 @@
 """Builder scripts in processes of their own that can be killed, and what must hold when they go on."""
 
 import contextlib
-import importlib
 import json
 import multiprocessing
 import os
@@ -15,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datasets import load_from_disk
+from scripts_for_tests import command_module
+from trl import TrlParser
 
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
 
 # Importing the libraries takes seconds: a server of forks does it once
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -31,11 +30,10 @@ def _run(script: str, options: list[str], log: str, environment: dict[str, str],
         sys.dont_write_bytecode = True  # it would be cut, too, and left to everybody
     with open(log, "w", buffering=1) as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         os.environ.update(environment)
-        sys.path.insert(0, str(EXAMPLES))
         sys.argv = [f"{script}.py", *options]
-        module = importlib.import_module(script)
+        module = command_module(script)
         try:
-            module.main(*module.TrlParser(module.ARGUMENTS).parse_args_and_config())
+            module.main(*TrlParser(module.ARGUMENTS).parse_args_and_config())
         except SystemExit as error:
             if isinstance(error.code, str):
                 print(error.code)

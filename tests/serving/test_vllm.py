@@ -369,7 +369,7 @@ async def end_the_engine_behind_a_server(engine):
 def test_the_scripts_take_the_backend(tmp_path, capsys):
     import json
 
-    from examples import evaluate_rewards
+    from cloud_hf.commands import evaluate_rewards
 
     save_talker(tmp_path, *LLAMA)
     rows = [

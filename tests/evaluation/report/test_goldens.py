@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from models_for_tests import make_model
 from scripted_scorer import open_scripted_backend
 
+from cloud_hf.commands import best_of_n, evaluate_rewards
 from cloud_hf.evaluation import arguments
 from cloud_hf.evaluation.arena_hard.servers import Judged
 from cloud_hf.evaluation.arena_hard.win_rate import Question, Votes
@@ -21,7 +22,6 @@ from cloud_hf.evaluation.metrics.problems import Problem
 from cloud_hf.evaluation.report import best_of_n_section, render
 from cloud_hf.generation import Sample
 from cloud_hf.scoring import Score
-from examples import best_of_n, evaluate_rewards
 
 
 GOLDENS = Path(__file__).parent / "goldens"
