@@ -1,23 +1,23 @@
 """Critique-out-loud reward models as ordinary Hugging Face parts.
 
 Importing the package registers [`CLoudConfig`] and [`CLoudForRewardModeling`] with transformers' Auto classes, and
-[`CLoudPipeline`] as the pipeline "critique-reward".
+[`CLoudPipeline`] as the pipeline "critique-reward". Names are imported when they are used: torch, transformers and TRL take
+seconds.
 """
 
+import importlib
 from typing import TYPE_CHECKING
 
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
-from transformers.pipelines import PIPELINE_REGISTRY
-
-from .configuration_cloud import CLoudConfig
-from .critique_format import CritiqueFormat
-from .modeling_cloud import CLoudForRewardModeling
-from .moved_modules import install as install_moved_modules
-from .pipeline import CLoudPipeline
-from .scoring import Score, Scorer, TransformersScorer
+from . import auto_classes, moved_modules
 
 
 if TYPE_CHECKING:
+    from .configuration_cloud import CLoudConfig
+    from .critique_format import CritiqueFormat
+    from .modeling_cloud import CLoudForRewardModeling
+    from .pipeline import CLoudPipeline
+    from .scores import Score, Scorer
+    from .scoring import TransformersScorer
     from .training import CLoudTrainer, CLoudTrainingConfig
 
 
@@ -35,15 +35,17 @@ __all__ = [
     "TransformersScorer",
 ]
 
-install_moved_modules()
-AutoConfig.register("cloud", CLoudConfig)
-AutoModel.register(CLoudConfig, CLoudForRewardModeling)
-AutoModelForSequenceClassification.register(CLoudConfig, CLoudForRewardModeling)
-CLoudConfig.register_for_auto_class()
-CLoudForRewardModeling.register_for_auto_class("AutoModel")
-PIPELINE_REGISTRY.register_pipeline(
-    "critique-reward", pipeline_class=CLoudPipeline, pt_model=AutoModelForSequenceClassification, type="text"
-)
+_MODULES = {
+    "CLoudConfig": "configuration_cloud",
+    "CLoudForRewardModeling": "modeling_cloud",
+    "CLoudPipeline": "pipeline",
+    "CLoudTrainer": "training",
+    "CLoudTrainingConfig": "training",
+    "CritiqueFormat": "critique_format",
+    "Score": "scores",
+    "Scorer": "scores",
+    "TransformersScorer": "scoring",
+}
 
 
 def __dir__() -> list[str]:
@@ -51,9 +53,10 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str):
-    # TRL takes seconds to import, and only training needs it
-    if name in ("CLoudTrainer", "CLoudTrainingConfig"):
-        from . import training
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
 
-        return getattr(training, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+moved_modules.install()
+auto_classes.install()

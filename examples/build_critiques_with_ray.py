@@ -17,10 +17,8 @@ python examples/build_critiques_with_ray.py --model_name_or_path critic-sft --da
     --output_dir self-critiques --ray_address local --use_cpu --vllm_options '{"max_model_len": 4096}'
 """
 
-from trl import TrlParser
-
-from cloud_hf.data.builders.ray import ARGUMENTS, main
+from cloud_hf.cli import run
 
 
 if __name__ == "__main__":
-    main(*TrlParser(ARGUMENTS).parse_args_and_config())
+    run("cloud_hf.data.builders.ray")

@@ -10,10 +10,8 @@ python examples/build_official_ultra_llama.py --mode oracle --output_dir data/ul
 python examples/build_official_ultra_llama.py --mode self-gen --model_size 8b --output_dir data/ultra-self-gen-8b
 """
 
-from trl import TrlParser
-
-from cloud_hf.data.builders.published import ARGUMENTS, main
+from cloud_hf.cli import run
 
 
 if __name__ == "__main__":
-    main(*TrlParser(ARGUMENTS).parse_args_and_config())
+    run("cloud_hf.data.builders.published")

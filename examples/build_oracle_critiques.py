@@ -9,10 +9,8 @@ python examples/build_oracle_critiques.py --dataset_name pairs.jsonl --output_di
     --base_url http://127.0.0.1:8000/v1 --model meta-llama/Llama-3.1-405B-Instruct
 """
 
-from trl import TrlParser
-
-from cloud_hf.data.builders.oracle import ARGUMENTS, main
+from cloud_hf.cli import run
 
 
 if __name__ == "__main__":
-    main(*TrlParser(ARGUMENTS).parse_args_and_config())
+    run("cloud_hf.data.builders.oracle")

@@ -12,10 +12,8 @@ python examples/build_preferences.py --dataset_name prompts.jsonl --output_dir p
     --judge_base_url http://127.0.0.1:8001/v1 --judge_model meta-llama/Llama-3.1-405B-Instruct
 """
 
-from trl import TrlParser
-
-from cloud_hf.data.builders.preferences import ARGUMENTS, main
+from cloud_hf.cli import run
 
 
 if __name__ == "__main__":
-    main(*TrlParser(ARGUMENTS).parse_args_and_config())
+    run("cloud_hf.data.builders.preferences")

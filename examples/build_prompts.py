@@ -16,10 +16,8 @@ python examples/build_prompts.py --dataset_name a.jsonl some/dataset --prompt_co
     --decontaminate_against heldout.jsonl
 """
 
-from trl import TrlParser
-
-from cloud_hf.data.builders.prompts import ARGUMENTS, main
+from cloud_hf.cli import run
 
 
 if __name__ == "__main__":
-    main(*TrlParser(ARGUMENTS).parse_args_and_config())
+    run("cloud_hf.data.builders.prompts")

@@ -19,10 +19,8 @@ python examples/build_self_critiques.py --model_name_or_path critic-sft --datase
     --output_dir self-critiques --max_new_tokens 1024 --base_url http://127.0.0.1:8000/v1
 """
 
-from trl import TrlParser
-
-from cloud_hf.data.builders.self_critiques import ARGUMENTS, main
+from cloud_hf.cli import run
 
 
 if __name__ == "__main__":
-    main(*TrlParser(ARGUMENTS).parse_args_and_config())
+    run("cloud_hf.data.builders.self_critiques")

@@ -14,10 +14,8 @@ A Slurm array with one shard a task; a task that was killed goes on when it is s
     sbatch --dependency=afterok:JOB --wrap "python examples/merge_shards.py --shards out-* --output_dir merged"
 """
 
-from trl import TrlParser
-
-from cloud_hf.data.shards import ARGUMENTS, main
+from cloud_hf.cli import run
 
 
 if __name__ == "__main__":
-    main(*TrlParser(ARGUMENTS).parse_args_and_config())
+    run("cloud_hf.data.shards")

@@ -1,6 +1,7 @@
 """Run an example script in its own process, or import its command."""
 
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,9 +22,9 @@ def run(script, *options, fails=False):
 
 
 def command_module(script):
-    """The module with a script's `ARGUMENTS` and `main`: its command, or itself if it has none."""
-    if (EXAMPLES.parent / f"cloud_hf/commands/{script}.py").exists():
-        return importlib.import_module(f"cloud_hf.commands.{script}")
+    """The module with a script's `ARGUMENTS` and `main`: the one it runs, or the script itself."""
+    if command := re.search(r'run\("([\w.]+)"\)', (EXAMPLES / f"{script}.py").read_text()):
+        return importlib.import_module(command[1])
     sys.path.insert(0, str(EXAMPLES))
     try:
         return importlib.import_module(script)
