@@ -62,7 +62,9 @@ def test_options_are_the_recorded_ones(script):
 
 
 def test_every_script_with_options_is_recorded():
-    scripts = {path.stem for path in EXAMPLES.glob("*.py") if re.search(r"\brun\(|ARGUMENTS", path.read_text())}
+    scripts = {
+        path.stem for path in EXAMPLES.glob("*.py") if re.search("cloud_hf.cli import run|ARGUMENTS", path.read_text())
+    }
     assert RECORDED.keys() == scripts | {"plan"}
 
 

@@ -1,0 +1,19 @@
+"""Open the demo of a checkout of the repository."""
+
+import runpy
+import sys
+from pathlib import Path
+
+
+APP = Path(__file__).parents[2] / "spaces" / "demo" / "app.py"
+
+
+def main(arguments: list[str]):
+    if not APP.is_file():
+        raise ValueError(
+            "The demo is not part of the installed package: clone the repository, run `pip install -e '.[demo]'` there, and "
+            "give the same command."
+        )
+    sys.argv = [str(APP), *arguments]
+    sys.path.insert(0, str(APP.parent))
+    runpy.run_path(str(APP), run_name="__main__")

@@ -1,0 +1,165 @@
+"""Score one response given as options, or many from JSON lines."""
+
+import contextlib
+import json
+import math
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from ..arguments import check_bounds, documented
+from ..conversation import read_prompt
+from ..critique_format import CritiqueFormat
+from ..loading import check_reward_model, read_model_config, tokenizer_source
+from ..scores import Score
+from ..scoring import read_request
+from ..serving.backends import BackendArguments, open_backend
+
+
+@documented
+@dataclass(kw_only=True)
+class ScoreArguments(BackendArguments):
+    """
+    Model, responses and sampling options. Extends [`BackendArguments`].
+
+    Parameters:
+        model (`str`):
+            Hub id or folder of a CLoud model, a classic model or a LoRA adapter.
+        prompt (`str`, *optional*):
+            The user's message. Needs `response`.
+        response (`str`, *optional*):
+            The response to score.
+        input (`str`, *optional*):
+            JSON-lines file with the keys `prompt` (text or chat messages) and `response`; `-` reads standard input.
+        output (`str`, *optional*, defaults to `"-"`):
+            JSON-lines file for the rows with their `reward` and `critique`; `-` writes to standard output.
+        num_critiques (`int`, *optional*, defaults to `1`):
+            Critiques per response; their rewards are averaged. More than one needs a `temperature`.
+        temperature (`float`, *optional*, defaults to `0.0`):
+            Sampling temperature; 0 is greedy.
+        max_new_tokens (`int`, *optional*, defaults to `1024`):
+            Length limit of a critique in tokens.
+        seed (`int`, *optional*, defaults to `0`):
+            Sampling seed.
+    """
+
+    model: str
+    prompt: str | None = None
+    response: str | None = None
+    input: str | None = None
+    output: str = "-"
+    num_critiques: int = 1
+    temperature: float = 0.0
+    max_new_tokens: int = 1024
+    seed: int = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_bounds(self, batch_size=1, num_critiques=1, max_new_tokens=1, seed=0)
+        if (self.prompt is None) != (self.response is None) or (self.prompt is None) == (self.input is None):
+            raise ValueError("Give `prompt` and `response`, or `input`.")
+
+    def backend_arguments(self) -> BackendArguments:
+        """The arguments that choose and configure the backend."""
+        return BackendArguments(**{option.name: getattr(self, option.name) for option in fields(BackendArguments)})
+
+
+ARGUMENTS = (ScoreArguments,)
+
+
+def main(args: ScoreArguments):
+    name = "the command line" if args.input is None else "standard input" if args.input == "-" else args.input
+    rows = [{"prompt": args.prompt, "response": args.response}] if args.input is None else read_rows(args.input, name)
+    if args.output != "-" and not Path(args.output).absolute().parent.is_dir():
+        raise ValueError(f"`output` is {args.output}, but its folder does not exist.")
+    options = sampling_options(args)
+    check_rows(rows, name, args, options)
+    with contextlib.redirect_stdout(sys.stderr), open_backend(args.model, args.backend_arguments()) as (scorer, *_):
+        scores = scorer.score([row["prompt"] for row in rows], [row["response"] for row in rows], **options)
+    given = [{}] if args.input is None else rows
+    write_rows(args.output, [{**row, **summary(score)} for row, score in zip(given, scores, strict=True)])
+
+
+def sampling_options(args: ScoreArguments) -> dict[str, Any]:
+    """The options of [`Scorer.score`]; a classic model takes no sampling options."""
+    options: dict[str, Any] = {"max_new_tokens": args.max_new_tokens}
+    config = read_model_config(args.model)
+    check_reward_model(args.model, config)
+    if config.critique:
+        options |= {"num_critiques": args.num_critiques, "temperature": args.temperature, "seed": args.seed}
+    return options
+
+
+def read_rows(path: str, name: str) -> list[dict[str, Any]]:
+    """
+    Read JSON lines.
+
+    Raises:
+        `ValueError`: If a line is not a JSON object with a usable `prompt` and a text `response`. The message names the
+            line.
+    """
+    with contextlib.nullcontext(sys.stdin) if path == "-" else open(path, encoding="utf8") as file:
+        rows = [_read_row(line, f"{name}, line {number}") for number, line in enumerate(file, 1) if line.strip()]
+    if not rows:
+        raise ValueError(f"{name} has no rows.")
+    return rows
+
+
+def _read_row(line: str, place: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{place} is not JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"{place} is {line.strip():.60}; give an object with the keys `prompt` and `response`.")
+    for key in ("prompt", "response"):
+        if key not in row:
+            raise ValueError(f"{place} has no `{key}`.")
+    if not isinstance(row["response"], str):
+        raise ValueError(f"{place}: `response` is {row['response']!r:.60}; it must be text.")
+    try:
+        read_prompt(row["prompt"])
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
+    return row
+
+
+def check_rows(rows: list[dict[str, Any]], name: str, args: ScoreArguments, options: dict[str, Any]):
+    """Check the rows and options with the tokenizer, so that a row that cannot be scored costs no loading of the model."""
+    config = read_model_config(args.model)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_source(args.model))
+    sampling = {"num_critiques": 1, "temperature": 0.0, **options}
+    sampling.pop("seed", None)
+    try:
+        read_request(
+            CritiqueFormat.from_config(config, tokenizer),
+            config,
+            [row["prompt"] for row in rows],
+            [row["response"] for row in rows],
+            critiques=None,
+            **sampling,
+        )
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def summary(score: Score) -> dict[str, Any]:
+    """A score as JSON: `reward` is `None` if it is not finite; details are included for several critiques only."""
+    found: dict[str, Any] = {"reward": score.reward if math.isfinite(score.reward) else None}
+    if score.critiques != ("",):
+        found |= {"critique": score.critique, "finish_reason": score.finish_reasons[0]}
+    if len(score.rewards) > 1:
+        rewards = [reward if math.isfinite(reward) else None for reward in score.rewards]
+        found |= {"rewards": rewards, "critiques": list(score.critiques)}
+    return found
+
+
+def write_rows(path: str, rows: Iterable[dict[str, Any]]):
+    """Write JSON lines to a file, or to standard output if `path` is `-`."""
+    with contextlib.nullcontext(sys.stdout) if path == "-" else open(path, "w", encoding="utf8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
