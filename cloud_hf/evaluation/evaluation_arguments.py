@@ -87,7 +87,7 @@ class EvaluationArguments(ScoringArguments):
         if self.self_consistency is not None:
             self._check_self_consistency()
         if self.update_card and self.limit is not None:
-            raise ValueError("`update_card` needs metrics over all rows; drop `limit`.")
+            raise ValueError("`update_card` needs metrics over all rows; leave `limit` out.")
         for name in self.models if self.update_card else ():
             if not (Path(name) / "README.md").is_file():
                 raise ValueError(f"{name} is not a folder with a README.md, so `update_card` has no card to update.")
@@ -105,7 +105,7 @@ class EvaluationArguments(ScoringArguments):
             if getattr(self, name) and getattr(self, needs) is None:
                 raise ValueError(f"`{name}` has no effect without `{needs}`: give that too.")
         if self.paraphrase_column and "paraphrases" not in self.probes:
-            raise ValueError("`paraphrase_column` is for the probe 'paraphrases': add it to `probes`.")
+            raise ValueError("`paraphrase_column` is for the probe 'paraphrases': name it in `probes`.")
 
     def _check_self_consistency(self):
         self.self_consistency_temperatures = self.self_consistency_temperatures or [self.temperature]
