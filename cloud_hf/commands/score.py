@@ -5,7 +5,7 @@ import json
 import math
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from ..arguments import check_bounds, documented
 from ..conversation import read_prompt
 from ..critique_format import CritiqueFormat
 from ..loading import check_reward_model, read_model_config, tokenizer_source
-from ..scores import Score
+from ..scores import Sampling, Score
 from ..scoring import read_request
 from ..serving.backends import BackendArguments, open_backend
 
@@ -76,22 +76,14 @@ def main(args: ScoreArguments):
     rows = [{"prompt": args.prompt, "response": args.response}] if args.input is None else read_rows(args.input, name)
     if args.output != "-" and not Path(args.output).absolute().parent.is_dir():
         raise ValueError(f"`output` is {args.output}, but its folder does not exist.")
-    options = sampling_options(args)
-    check_rows(rows, name, args, options)
+    sampling = Sampling(args.num_critiques, args.temperature, args.max_new_tokens, args.seed)
+    check_rows(rows, name, args.model, sampling)
+    prompts, responses = [row["prompt"] for row in rows], [row["response"] for row in rows]
+    # Standard output is for the scores alone
     with contextlib.redirect_stdout(sys.stderr), open_backend(args.model, args.backend_arguments()) as (scorer, *_):
-        scores = scorer.score([row["prompt"] for row in rows], [row["response"] for row in rows], **options)
+        scores = scorer.score(prompts, responses, **asdict(sampling))
     given = [{}] if args.input is None else rows
     write_rows(args.output, [{**row, **summary(score)} for row, score in zip(given, scores, strict=True)])
-
-
-def sampling_options(args: ScoreArguments) -> dict[str, Any]:
-    """The options of [`Scorer.score`]; a classic model takes no sampling options."""
-    options: dict[str, Any] = {"max_new_tokens": args.max_new_tokens}
-    config = read_model_config(args.model)
-    check_reward_model(args.model, config)
-    if config.critique:
-        options |= {"num_critiques": args.num_critiques, "temperature": args.temperature, "seed": args.seed}
-    return options
 
 
 def read_rows(path: str, name: str) -> list[dict[str, Any]]:
@@ -128,20 +120,14 @@ def _read_row(line: str, place: str) -> dict[str, Any]:
     return row
 
 
-def check_rows(rows: list[dict[str, Any]], name: str, args: ScoreArguments, options: dict[str, Any]):
-    """Check the rows and options with the tokenizer, so that a row that cannot be scored costs no loading of the model."""
-    config = read_model_config(args.model)
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_source(args.model))
-    sampling = {"num_critiques": 1, "temperature": 0.0, **options}
-    sampling.pop("seed", None)
+def check_rows(rows: list[dict[str, Any]], name: str, model: str, sampling: Sampling):
+    """Check model, rows and options with the config and the tokenizer only, which takes no time compared with loading weights."""
+    config = read_model_config(model)
+    check_reward_model(model, config)
+    critique_format = CritiqueFormat.from_config(config, AutoTokenizer.from_pretrained(tokenizer_source(model)))
     try:
         read_request(
-            CritiqueFormat.from_config(config, tokenizer),
-            config,
-            [row["prompt"] for row in rows],
-            [row["response"] for row in rows],
-            critiques=None,
-            **sampling,
+            critique_format, config, [row["prompt"] for row in rows], [row["response"] for row in rows], sampling
         )
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
