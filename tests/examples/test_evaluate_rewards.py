@@ -453,7 +453,7 @@ def test_critiques_are_compared_with_those_of_reference(models, data, tmp_path):
     ("options", "says"),
     [
         ({"benchmarks": ["reward_bnch"]}, "Did you mean 'reward_bench'"),
-        ({"benchmarks": ["rm_bench=absent.jsonl"]}, "'absent.jsonl' is no file"),
+        ({"benchmarks": ["rm_bench=absent.jsonl"]}, "'absent.jsonl' is not a file"),
         ({"benchmarks": ["rm_bench={data}/rb"]}, "RM-Bench has one of each style"),
         ({"dataset_name": ["absent.jsonl"]}, "absent.jsonl: no such file"),
         ({"best_of_n": ["{data}/pairs.jsonl"]}, "needs the column"),

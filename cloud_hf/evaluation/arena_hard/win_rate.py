@@ -16,6 +16,7 @@ import numpy as np
 from ...data.rows import row_name
 from ..metrics.best_of_n import ratio
 from ..rows import read_sources
+from ..stats import json_safe
 
 
 # Votes of a strong verdict
@@ -167,16 +168,9 @@ class Votes:
     @classmethod
     def of(cls, baseline_first: str | None, answer_first: str | None) -> "Votes":
         """
-        Count the votes of two games.
+        Count the votes of the game in which the baseline was A, and of the game in which the answer was A.
 
-        Args:
-            baseline_first (`str`, *optional*):
-                Verdict of the game in which the baseline was A.
-            answer_first (`str`, *optional*):
-                Verdict of the game in which the answer was A.
-
-        Returns:
-            [`Votes`]: No votes if a verdict is missing, since the other one alone would favour the response in its position.
+        There are none if a verdict is missing, since the other one alone would favour the response in its position.
         """
         if baseline_first is None or answer_first is None:
             return cls()
@@ -229,8 +223,7 @@ class WinRate:
 
     def summary(self) -> dict[str, Any]:
         """Return the fields for JSON; an unknown error is `None`."""
-        error = None if np.isnan(self.standard_error) else self.standard_error
-        return {**vars(self), "standard_error": error}
+        return json_safe(self)
 
 
 def win_rate(votes: Sequence[Votes], rounds: int = ROUNDS, seed: int = 0) -> WinRate:

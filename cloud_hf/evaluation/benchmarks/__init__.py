@@ -1,8 +1,4 @@
-"""
-Benchmarks by name: loading their rows, and turning rewards into figures.
-
-To add one, write a module with `load` and `score` like those here, and add an entry to `BENCHMARKS`.
-"""
+"""Benchmarks by name: load their rows, and compute metrics from rewards."""
 
 import difflib
 import glob
@@ -29,18 +25,19 @@ class Benchmark:
         title (`str`):
             Its name in reports.
         hub_id (`str`):
-            Its official dataset.
+            The official dataset.
         paper (`str`):
-            Where it is described.
+            Address of the paper.
         load (`Callable`):
-            `load(names=None)` gives its rows: from files or datasets, or by default from the official dataset.
+            `load(names=None)` returns the rows of files or datasets, by default of the official dataset.
         score (`Callable`):
-            `score(rows, rewards)` gives its figures; `rewards` holds, for each row, one reward per response.
+            `score(rows, rewards)` returns the scores; `rewards` holds, for each row, one reward per response: of its chosen, then
+            of its rejected ones.
         tables (`Callable`, *optional*):
-            `tables(scores_by_model)` gives tables of its own for the report.
+            `tables(scores_by_model)` returns further tables for the report.
         result_files (`Callable`, *optional*):
-            `result_files(scores, model)` gives the files that its leaderboard's tools read: their contents as JSON, by the
-            first part of their names.
+            `result_files(scores, model)` returns the files that the leaderboard's tools read: JSON values by the prefix of their
+            names.
 
     Examples:
 
@@ -70,7 +67,8 @@ def _reward_bench_files(name: str) -> Callable[..., dict[str, dict[str, Any]]]:
     return partial(reward_bench.result_files, parts=parts)
 
 
-# Preference sets without figures of their own are read and scored by preference_pairs.py
+# To add a benchmark, write a module with `load` and `score`, and list it here: options, demo and reports read this list.
+# A preference set whose metric is plain accuracy needs no entry: preference_pairs.py reads and scores it.
 BENCHMARKS = {
     "reward_bench": Benchmark(
         *_REWARD_BENCH, reward_bench.load, reward_bench.score, result_files=_reward_bench_files("reward_bench")
@@ -110,7 +108,7 @@ BENCHMARKS = {
 @dataclass(frozen=True)
 class LoadedBenchmark:
     """
-    A benchmark with the rows that are to be scored.
+    A benchmark with the rows to score.
 
     Args:
         name (`str`):
@@ -120,7 +118,7 @@ class LoadedBenchmark:
         rows (`list[BenchmarkRow]`):
             Its rows.
         files (`tuple[str, ...]`):
-            The files they come from; none if it is the official dataset.
+            Files of the rows; empty for the official dataset.
     """
 
     name: str
@@ -131,20 +129,20 @@ class LoadedBenchmark:
 
 def load_benchmarks(specs: Sequence[str], limit: int | None = None) -> list[LoadedBenchmark]:
     """
-    Load benchmarks as a command line names them.
+    Load benchmarks named on a command line.
 
     Args:
         specs (`Sequence[str]`):
-            For each benchmark its key in `BENCHMARKS`; or `NAME=FILES`, where files stand in for its official dataset:
-            paths, folders or patterns, with commas between them.
+            For each benchmark its key in `BENCHMARKS`; or `NAME=FILES` to replace its official dataset by files: paths, folders
+            or patterns, separated by commas.
         limit (`int`, *optional*):
-            Take the first rows of each subset only.
+            Load only the first rows of each subset.
 
     Returns:
         `list[LoadedBenchmark]`
 
     Raises:
-        `ValueError`: Naming the benchmark or the files that do not exist, or the row that is not usable.
+        `ValueError`: Naming the benchmark or the files that do not exist, or the first bad row.
 
     Examples:
 
@@ -161,7 +159,7 @@ def load_benchmarks(specs: Sequence[str], limit: int | None = None) -> list[Load
             raise ValueError(f"There is no benchmark {name!r}. {hint}Known are {', '.join(BENCHMARKS)}.")
         if count > 1:
             raise ValueError(
-                f"The benchmark {name!r} is named {count} times. Give all its files at once, with commas."
+                f"The benchmark {name!r} is named {count} times. Name it once, with commas between its files."
             )
     files = [tuple(_find_files(name, pattern)) if equals else () for name, equals, pattern in parts]
     loaded = []
@@ -182,7 +180,7 @@ def _find_files(name: str, patterns: str) -> list[str]:
         else:
             matches = glob.glob(pattern)
         if not matches:
-            raise ValueError(f"{name}={patterns}: {pattern!r} is no file, and no folder or pattern with files.")
+            raise ValueError(f"{name}={patterns}: {pattern!r} is not a file, nor a folder or pattern with files.")
         found += sorted(matches)
     return found
 

@@ -1,8 +1,7 @@
 """Any set of preference pairs: accuracy, margins, and calibration of the rewards."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from ..metrics.calibration import Calibration, calibrate
 from ..rows import BenchmarkRow, check_pairs, make_pair, pair_rewards, read_sources
-from ..stats import BenchmarkScores, Estimate, share
+from ..stats import BenchmarkScores, Estimate, json_safe, share
 
 
 def load(names: Sequence[str], split: str = "test", config: str | None = None) -> list[BenchmarkRow]:
@@ -71,9 +70,8 @@ class PreferenceScores:
 
     def details(self) -> dict[str, Any]:
         """Return everything but accuracy and ties for JSON; unknown values are `None`."""
-        calibration = {name: _none_for_nan(value) for name, value in asdict(self.calibration).items()}
         names = ("accuracy_ties_half", "margin", "margin_median", "margin_std")
-        return {**{name: getattr(self, name) for name in names}, **calibration}
+        return {name: getattr(self, name) for name in names} | json_safe(self.calibration)
 
 
 def score_preferences(
@@ -150,7 +148,3 @@ def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> B
         undecidable=sum(row.is_undecidable for row in rows),
         details=scores.details(),
     )
-
-
-def _none_for_nan(value: Any) -> Any:
-    return None if isinstance(value, float) and math.isnan(value) else value

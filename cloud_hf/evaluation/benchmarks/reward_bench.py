@@ -129,17 +129,7 @@ def leaderboard_results(
 def result_files(
     scores: BenchmarkScores, model: str, parts: Mapping[str, Collection[str]]
 ) -> dict[str, dict[str, float | str]]:
-    """
-    Make the [`leaderboard_results`] of each part of a benchmark that has rows.
-
-    Args:
-        scores ([`BenchmarkScores`]):
-            Of RewardBench or RewardBench 2.
-        model (`str`):
-            The model.
-        parts (`Mapping[str, Collection[str]]`):
-            The subsets of each part, by the prefix of its file's name.
-    """
+    """Make the [`leaderboard_results`] of each part that has rows; `parts` maps prefixes of file names to subsets."""
     return {
         name: leaderboard_results(scores, model, subsets)
         for name, subsets in parts.items()

@@ -8,7 +8,7 @@ import numpy as np
 
 from ...data.rows import check_columns
 from ..rows import BenchmarkRow, RowRewards, check_unique, make_row, read_sources, split_rewards, text_of
-from ..stats import BenchmarkScores, Estimate, bootstrap_interval, by_subset, collect_scores, share
+from ..stats import BenchmarkScores, Estimate, bootstrap_interval, by_subset, collect_scores, json_safe, share
 
 
 HUB_ID = "allenai/reward-bench-2"
@@ -115,7 +115,7 @@ class TiesScore:
 
 def score_ties(kinds: Sequence[str], pairs: Sequence[int], rewards: Sequence[RowRewards]) -> TiesScore:
     """
-    Score the subset Ties like `process_single_model` in the official code.
+    Score the subset Ties like `process_single_model` in the official code; terms without rows are NaN.
 
     Args:
         kinds (`Sequence[str]`):
@@ -124,9 +124,6 @@ def score_ties(kinds: Sequence[str], pairs: Sequence[int], rewards: Sequence[Row
             Number of each row's prompt.
         rewards (`Sequence[tuple[list[float], list[float]]]`):
             Rewards of each row's right and wrong responses.
-
-    Returns:
-        [`TiesScore`]: NaN for terms without rows.
     """
     ref, tied, gaps = _gaps(kinds, pairs, rewards)
     ref_accuracy = _mean([value > 0 for value in ref.values()])
@@ -217,7 +214,7 @@ def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> B
         benchmark="RewardBench 2",
         headline="Average",
         figures={"Average": average, **figures},
-        details={"ties": {name: None if math.isnan(value) else value for name, value in vars(ties_score).items()}},
+        details={"ties": json_safe(ties_score)},
     )
     return replace(scores, subsets=scores.subsets | {TIES: figures[TIES]}) if ties else scores
 

@@ -4,7 +4,7 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset
@@ -13,6 +13,7 @@ from ...critique_format import CritiqueFormat
 from ...data.rows import check_columns
 from ...scoring import Score, Scorer
 from ..fitting import FittedRows, fit_rows, score_rows
+from ..stats import json_safe
 from .problems import (  # noqa: F401 (some only for version 0.1's path)
     PROBLEM_COLUMNS,
     Problem,
@@ -50,7 +51,7 @@ class BestOfN:
 
     def summary(self) -> dict[str, Any]:
         """Return the metrics for JSON; an unknown standard error is `None`."""
-        return asdict(self) | {"standard_errors": _known(self.standard_errors)}
+        return json_safe(self)
 
 
 def evaluate_best_of_n(
@@ -87,18 +88,7 @@ def evaluate_best_of_n(
 
 
 def summarize_best_of_n(fitted: FittedRows, scores: Sequence[Sequence[Score]]) -> BestOfN:
-    """
-    Compute best-of-N from scored problems: the curve of one seed, up to the fewest candidates of a problem.
-
-    Args:
-        fitted ([`FittedRows`]):
-            The problems that fit.
-        scores (`Sequence[Sequence[Score]]`):
-            For each problem the scores of its candidates.
-
-    Returns:
-        [`BestOfN`]
-    """
+    """Compute best-of-N from the scores of fitted problems' candidates, up to the fewest candidates of a problem."""
     rewards = [[score.reward for score in row_scores] for row_scores in scores]
     correct = [[float(value) for value in row.row["correct"]] for row in fitted.rows]
     sizes = range(1, min(map(len, rewards)) + 1)
@@ -144,20 +134,7 @@ def choice_probabilities(rewards: Sequence[float], n: int) -> list[float]:
 
 
 def expected_best_of(rewards: Sequence[float], correct: Sequence[float], n: int) -> float:
-    """
-    Compute the expected correctness of the candidate with the highest reward among n drawn without replacement.
-
-    Args:
-        rewards (`Sequence[float]`):
-            One per candidate.
-        correct (`Sequence[float]`):
-            Value of each candidate when chosen.
-        n (`int`):
-            Candidates drawn.
-
-    Returns:
-        `float`
-    """
+    """Compute the expected correctness of the candidate with the highest reward among n drawn without replacement."""
     return math.fsum(p * value for p, value in zip(choice_probabilities(rewards, n), correct, strict=True))
 
 
@@ -192,18 +169,10 @@ class Curve:
     of_all: tuple[float, float]
 
     def summary(self) -> dict[str, Any]:
-        """Return the curve for JSON, which has no NaN: an unknown error is `None`."""
-        return {
-            "rates": self.values,
-            "standard_errors": _known(self.standard_errors),
-            "standard_errors_over_seeds": _known(self.standard_errors_over_seeds),
-            "rate_of_all": self.of_all[0],
-            "standard_error_of_all": _known({0: self.of_all[1]})[0],
-        }
-
-
-def _known(errors: dict[int, float]) -> dict[int, float | None]:
-    return {n: None if math.isnan(error) else error for n, error in errors.items()}
+        """Return the curve for JSON; an unknown error is `None`."""
+        curve = json_safe(self)
+        value, error = curve.pop("of_all")
+        return {"rates": curve.pop("values"), **curve, "rate_of_all": value, "standard_error_of_all": error}
 
 
 def best_of_n_curve(

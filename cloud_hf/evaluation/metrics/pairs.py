@@ -117,20 +117,7 @@ def evaluate_pairs(
 def summarize_pairs(
     fitted: FittedRows, scores: Sequence[Sequence[Score]], group_column: str | None = None
 ) -> PairEvaluation:
-    """
-    Compute accuracy from scored pairs; a view of [`score_preferences`].
-
-    Args:
-        fitted ([`FittedRows`]):
-            The pairs that fit.
-        scores (`Sequence[Sequence[Score]]`):
-            For each pair the scores of its chosen and its rejected response.
-        group_column (`str`, *optional*):
-            Column by whose values accuracy is also reported.
-
-    Returns:
-        [`PairEvaluation`]
-    """
+    """Compute accuracy from the scores of fitted pairs; a view of [`score_preferences`], by group instead of subset."""
     pairs = [
         ScoredPair(row.index, row.row.get("id"), row.row.get(group_column or ""), chosen, rejected)
         for row, (chosen, rejected) in zip(fitted.rows, scores, strict=True)
