@@ -1,4 +1,4 @@
-"""What the Spaces have in common: strings that stay text, errors in a sentence, and a look that needs nothing from outside. Tables that a person pastes or uploads: CSV, JSON lines or JSON, told apart by how they begin."""
+"""Parts that all Spaces share: theme, escaping, errors for the page, HTML tables, and tables that users paste or upload."""
 
 import csv
 import html
@@ -10,15 +10,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import gradio as gr
-import torch
+
+try:
+    import gradio as gr
+except ImportError as error:
+    raise ImportError("Gradio is not installed. Run: pip install 'cloud-hf[demo]'") from error
 
 
-_LONGEST_MESSAGE = 600
-# Gradio fills templates of two kinds: what opens a field there must not come from a text
-_TEMPLATE_SIGNS = str.maketrans({sign: f"&#{ord(sign)};" for sign in "{}$`\\@"})
-_LONGEST_CELL = 2000
-# Gradio's footer is too pale to read, and wide tables must not widen a narrow page
+# Gradio's own fonts come from Google
+_FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
+_MONOSPACE_FONTS = ["ui-monospace", "SFMono-Regular", "Consolas", "monospace"]
+# Gradio's footer is too pale to read, and a wide table must not widen a narrow page
 _CSS = """
 footer a, footer button, footer .divider { color: var(--body-text-color) !important; }
 .plain-table { overflow: auto; max-height: 45em; }
@@ -32,24 +34,30 @@ footer a, footer button, footer .divider { color: var(--body-text-color) !import
 .plain-table td.long { min-width: 14em; }
 .plain-table th, .plain-table td.short { white-space: nowrap; }
 """
+# Gradio expands two kinds of templates in HTML; a text must not open a field of either
+_TEMPLATE_SIGNS = str.maketrans({sign: f"&#{ord(sign)};" for sign in "{}$`\\@"})
+_LONGEST_MESSAGE = 600
+_LONGEST_CELL = 2000
+
+
+# ------------------------------------------------------------------------------------------------------------ launch
 
 
 def analytics_wanted() -> bool:
-    """Whether somebody asked for Gradio's analytics; without being asked they stay off."""
+    """Check whether the user turned Gradio's analytics on; they are off by default."""
     return os.environ.get("GRADIO_ANALYTICS_ENABLED") == "True"
 
 
 def launch_options() -> dict[str, Any]:
-    """What every Space is launched with: system fonts, colours that can be read, nothing shared, uploads up to 20 MB."""
-    theme = gr.themes.Default(
-        primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
-    ).set(
+    """Return the options of `launch` for every Space: system fonts, readable colors, no sharing, uploads up to 20 MB."""
+    theme = gr.themes.Default(primary_hue="blue", font=_FONTS, font_mono=_MONOSPACE_FONTS).set(
         body_text_color_subdued="*neutral_600",
-        # White on these can be read (WCAG AA), under the mouse and while colours change too
-        button_primary_background_fill="*primary_700",
-        button_primary_background_fill_dark="*primary_700",
-        button_primary_background_fill_hover="*primary_800",
-        button_primary_background_fill_hover_dark="*primary_800",
+        color_accent="*primary_600",
+        # White text on these meets WCAG AA, also under the mouse and in dark mode
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_dark="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_700",
         button_transition="none",
     )
     return {
@@ -62,33 +70,59 @@ def launch_options() -> dict[str, Any]:
     }
 
 
+# ------------------------------------------------------------------------------------------------------------ errors
+
+
 @contextmanager
-def in_our_words(*kinds: type[Exception]) -> Iterator[None]:
-    """Turn a `ValueError`, a lack of memory, or an error of `kinds` into a sentence on the page."""
+def user_errors(*kinds: type[Exception]) -> Iterator[None]:
+    """Show a `ValueError`, an error of `kinds` or a lack of memory as one sentence on the page."""
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise sentence(
-            "The memory does not suffice. Score fewer rows or shorter ones, or ask for fewer tokens."
-        ) from error
-    except (ValueError, *kinds) as error:
-        raise sentence(str(error)) from error
+    except Exception as error:
+        if is_out_of_memory(error):
+            message = "Out of memory. Score fewer or shorter rows, or lower max_new_tokens."
+            raise user_error(message) from error
+        if isinstance(error, (ValueError, *kinds)):
+            raise user_error(str(error)) from error
+        raise
 
 
-def sentence(message: str) -> gr.Error:
-    """An error for the page and for clients; Gradio shows messages as HTML."""
+def user_error(message: str, duration: float | None = None) -> gr.Error:
+    """
+    Make an error that the page and its clients show as plain text.
+
+    Args:
+        message (`str`):
+            One sentence; cut after 600 characters.
+        duration (`float`, *optional*):
+            Seconds the page shows it. By default it stays until it is closed.
+    """
     if len(message) > _LONGEST_MESSAGE:
         message = f"{message[:_LONGEST_MESSAGE]} …"
-    return gr.Error(html.escape(message, quote=False), duration=None, print_exception=False)
+    # Gradio renders messages as HTML
+    return gr.Error(html.escape(message, quote=False), duration=duration, print_exception=False)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Check whether the GPU or the machine ran out of memory."""
+    # By name: a page must not wait for torch. On the CPU torch raises a plain RuntimeError.
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
+    )
+
+
+# -------------------------------------------------------------------------------------------------------------- HTML
 
 
 def as_text(value: Any) -> str:
-    """A value as HTML that shows it as it is, whatever it spells; for the null character, which HTML lacks, stands U+FFFD."""
+    """Return HTML that shows a value literally. HTML has no null character; it becomes U+FFFD."""
     return html.escape(str(value).replace("\0", "\ufffd")).translate(_TEMPLATE_SIGNS)
 
 
 def make_table(caption: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """An HTML table of plain text, for `gr.HTML`. Long values are cut, and say so."""
+    """Return an HTML table for `gr.HTML`. Cells are plain text; long ones are cut and say so."""
     head = "".join(f'<th scope="col">{as_text(name)}</th>' for name in header)
     body = "".join(f"<tr>{''.join(map(_make_cell, row))}</tr>" for row in rows)
     return (
@@ -105,40 +139,43 @@ def _make_cell(value: Any) -> str:
     return f'<td class="{width}">{as_text(text)}</td>'
 
 
+# ---------------------------------------------------------------------------------------------------- pasted tables
+
+
 def read_text(path: str | Path) -> str:
     """
-    The text of an uploaded file.
+    Read an uploaded text file.
 
     Raises:
-        `ValueError`: If it is no text in UTF-8.
+        `ValueError`: If it is not UTF-8.
     """
     path = Path(path)
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{path.name} is no text in UTF-8. Save the table as CSV (UTF-8), JSON lines or JSON."
+            f"{path.name} is not UTF-8 text. Save the table as CSV (UTF-8), JSON lines or JSON."
         ) from error
 
 
 def read_table(text: str, required: Sequence[str], optional: Sequence[str] = ()) -> dict[str, list]:
     """
-    The columns of a table.
+    Read a table by columns. CSV and JSON are told apart by their first character.
 
     Args:
         text (`str`):
-            CSV whose first line names the columns (split at commas, semicolons or tabs), JSON lines with an object per row,
-            a JSON list of such objects, or one JSON object with a list per column.
+            CSV with a header (commas, semicolons or tabs), JSON lines with an object per row, a JSON list of such objects, or
+            one JSON object with a list per column.
         required (`Sequence[str]`):
-            Columns that must be there. The plural of a name is understood; other columns are passed over.
+            Columns that must exist. Their plurals are accepted; other columns are ignored.
         optional (`Sequence[str]`, *optional*):
-            Columns that are there for all rows or for none.
+            Columns that all rows have, or none.
 
     Returns:
-        `dict[str, list]`: One value per row for each column that is there. Values from CSV are text.
+        `dict[str, list]`: One value per row for each existing column. CSV values are strings.
 
     Raises:
-        `ValueError`: Saying in which row or line what is wrong.
+        `ValueError`: If the table is malformed; the message names the row or line.
 
     Examples:
 
@@ -164,13 +201,13 @@ def _gather(rows: list[dict[str, Any]], required: Sequence[str], optional: Seque
         if len(lacking) == len(rows) and name in optional:
             continue
         if len(lacking) == len(rows):
-            there = ", ".join(f"`{column}`" for column in rows[0])
+            found = ", ".join(f"`{column}`" for column in rows[0])
             raise ValueError(
-                f"There is no column `{name}`, only {there:.200}. The first line of CSV names the columns, as do the keys "
-                "of JSON."
+                f"There is no column `{name}`, only {found:.200}. Name the columns in the first line of CSV, or as the keys "
+                "of JSON objects."
             )
         if lacking:
-            raise ValueError(f"Row {lacking[0]}: `{name}` is missing, which other rows have.")
+            raise ValueError(f"Row {lacking[0]}: `{name}` is missing, but other rows have it.")
         columns[name] = [row[name] for row in rows]
     return columns
 
@@ -187,15 +224,17 @@ def _read_csv(text: str) -> list[dict[str, str]]:
             if len(fields) != len(header):
                 raise ValueError(
                     f"Row {len(rows)} (line {reader.line_num}): {len(fields)} fields, but the first line names "
-                    f"{len(header)} columns. Text that holds the delimiter must stand in quotes."
+                    f"{len(header)} columns. Quote text that contains the delimiter."
                 )
             rows.append(dict(zip(header, fields, strict=True)))
     except csv.Error as error:
-        raise ValueError(f"Line {reader.line_num} is not CSV: {error}. Is a quote not closed?") from error
+        raise ValueError(f"Line {reader.line_num} is not CSV: {error}. Is a quote left open?") from error
     if len(set(header)) < len(header):
         raise ValueError("The first line names a column twice.")
     if not rows:
-        raise ValueError("There are no rows below the first line, which names the columns (`chosen,rejected`, say).")
+        raise ValueError(
+            "There are no rows below the first line, which names the columns (such as `chosen,rejected`)."
+        )
     return rows
 
 
@@ -207,7 +246,7 @@ def _read_json(text: str) -> list[dict[str, Any]]:
             raise ValueError(f"This is not JSON: {error}.") from error
         return _read_json_lines(text)
     if isinstance(value, dict) and value and all(isinstance(column, list) for column in value.values()):
-        return _turn(value)
+        return _rows_of(value)
     rows = [value] if isinstance(value, dict) else value
     _check_objects(rows)
     return rows
@@ -240,12 +279,16 @@ def _check_objects(rows: list):
             raise ValueError(f"Row {index} is {row!r:.60}; give an object with the columns as keys.")
 
 
-def _turn(columns: dict[str, list]) -> list[dict[str, Any]]:
-    """Rows of a table that was given by columns."""
+def _rows_of(columns: dict[str, list]) -> list[dict[str, Any]]:
+    """Turn a table of columns into rows."""
     counts = {name: len(column) for name, column in columns.items()}
     if len(set(counts.values())) > 1:
         lengths = ", ".join(f"{count} of `{name}`" for name, count in counts.items())
-        raise ValueError(f"The columns differ in length ({lengths:.200}): give as many values of each.")
+        raise ValueError(f"The columns differ in length ({lengths:.200}): give the same number of values for each.")
     rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     _check_objects(rows)
     return rows
+
+
+# Names in version 0.1
+in_our_words, sentence = user_errors, user_error

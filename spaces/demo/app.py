@@ -11,7 +11,8 @@ On a Space the arguments are environment variables: `DEMO_MODEL`, `DEMO_CLASSIC_
 import os
 import sys
 
-from cloud_demo.arguments import DemoArguments, UnusableSettings, parse_arguments
+from cloud_demo import Problem
+from cloud_demo.arguments import DemoArguments, UnusableSettings, on_zero_gpu, parse_arguments
 
 
 # Seconds for a browser that opens the page at once
@@ -19,12 +20,12 @@ HEAD_START = 4.0
 
 
 def main():
-    """Open the demo, or on a Space that is not set up a page that says what is missing."""
+    """Open the demo or, on a Space that is not set up, a page that says what is missing."""
     try:
         args = parse_arguments(description=__doc__)
     except UnusableSettings as error:
         prepare_imports(analytics=False)
-        from cloud_demo.setup_page import launch_setup_page
+        from cloud_demo.page import launch_setup_page
 
         launch_setup_page(str(error))
     else:
@@ -33,19 +34,16 @@ def main():
 
 
 def prepare_imports(analytics: bool):
-    """What libraries read when they are imported."""
+    """Set what libraries read when they are imported."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = str(analytics)
     if not analytics:
         os.environ["HF_HUB_DISABLE_TELEMETRY"] = os.environ["VLLM_NO_USAGE_STATS"] = "1"
-        os.environ["HF_UPDATE_DOWNLOAD_COUNTS"] = "False"  # of datasets, which counts readers of JSON files too
+        # The Hub counts downloads of JSON files; readers of data sets would appear there
+        os.environ["HF_UPDATE_DOWNLOAD_COUNTS"] = "False"
     if on_zero_gpu():
-        # Before whatever asks torch for a GPU; and it wants functions that borrow one, whatever the page is
-        import cloud_demo.zero_gpu  # noqa: F401
+        import spaces  # noqa: F401  before torch
 
-
-def on_zero_gpu() -> bool:
-    """Whether this is a Space whose requests borrow a GPU."""
-    return os.environ.get("SPACES_ZERO_GPU") == "true"
+        import cloud_demo.engines  # noqa: F401  ZeroGPU asks for functions that borrow a GPU, whatever the page
 
 
 def open_demo(args: DemoArguments):
@@ -56,12 +54,12 @@ def open_demo(args: DemoArguments):
     backend = Backend(args)
     page = build(backend)
     if on_zero_gpu() or args.backend == "vllm":
-        # ZeroGPU wants the model before the page, vLLM the main thread
+        # ZeroGPU needs the model before the page, vLLM the main thread
         backend.load()
         launch(page, backend)
         return
     launch(page, backend, prevent_thread_lock=True)
-    # Imports would hold the page up: whoever opens it first begins them once it stands
+    # Imports would slow the page down: its first visitor starts them once it is shown, or this timer does
     backend.load_in_background(after=HEAD_START)
     page.block_thread()
 

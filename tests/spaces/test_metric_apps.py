@@ -159,7 +159,7 @@ def test_bad_rewards_get_a_sentence(chromium, preference_app, tmp_path):
         visit.page.locator("input[type=file]").first.set_input_files(workbook)
         visit.page.get_by_role("button", name="Clear").first.wait_for()
         visit.page.get_by_role("button", name="Compute", exact=True).click()
-        assert "is no text in UTF-8" in refused(visit.page)
+        assert "is not UTF-8 text" in refused(visit.page)
         visit.page.get_by_role("button", name="Clear").first.click()
         pairs = {"chosen": [1.25] * 100_000, "rejected": [0.75] * 100_000}
         compute(visit.page, json.dumps(pairs))  # 1.2 MB

@@ -1,42 +1,51 @@
-"""What the demo is told: on the command line, or on a Space by environment variables."""
+"""Options of the demo, from the command line or, on a Space, from environment variables."""
 
 import argparse
 import os
 import types
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
-from typing import get_args
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import NoReturn, get_args
+
+from cloud_hf.arguments import check_bounds, documented
 
 
 _VARIABLE_PREFIX = "DEMO_"
 
 
+def on_zero_gpu() -> bool:
+    """Check whether this is a Space whose requests borrow a GPU."""
+    return os.environ.get("SPACES_ZERO_GPU") == "true"
+
+
 class UnusableSettings(Exception):
-    """What is wrong with the variables of a Space."""
+    """The environment variables of a Space are unusable."""
 
 
 class _Parser(argparse.ArgumentParser):
-    """Ends the process where something is wrong. On a Space nobody would see why: there the error is for its page."""
+    """Parser that reports errors in one sentence. On a Space it raises them, because nobody reads its terminal."""
 
     on_space = False
 
-    def error(self, message: str):
-        """Raises [`UnusableSettings`] on a Space."""
+    def error(self, message: str) -> NoReturn:
+        """End the process with status 2, or raise [`UnusableSettings`] on a Space."""
         if self.on_space:
             raise UnusableSettings(message)
-        super().error(message)
+        self.exit(2, f"{self.prog}: {message}\n")
 
 
+@documented
 @dataclass
 class DemoArguments:
     """
-    Arguments of the demo. Each can also be given as an environment variable, such as `DEMO_MODEL`.
+    Options of the demo. Each is also an environment variable, such as `DEMO_MODEL`.
 
     Parameters:
         model (`str`, *optional*):
-            Hub id or folder of a CLoud or classic model, or of a LoRA adapter. Not needed with `backend` `"server"`.
+            Hub id or folder of a CLoud model, a classic model or a LoRA adapter. Required unless `backend` is `"server"`.
         classic_model (`str`, *optional*):
-            The classic model it is compared with.
+            Hub id or folder of a classic model to compare with.
         backend (`str`, *optional*, defaults to `"transformers"`):
             `"transformers"` or `"vllm"` in this process, or `"server"`: a reward server that runs elsewhere.
         server_url (`str`, *optional*):
@@ -44,7 +53,7 @@ class DemoArguments:
         classic_server_url (`str`, *optional*):
             Address of the classic model's reward server.
         api_key_env (`str`, *optional*, defaults to `"CLOUD_API_KEY"`):
-            Environment variable with the reward servers' key.
+            Environment variable that holds the key of the reward servers.
         batch_size (`int`, *optional*, defaults to `16`):
             Sequences computed at once, with transformers.
         dtype (`str`, *optional*, defaults to `"auto"`):
@@ -52,14 +61,14 @@ class DemoArguments:
         vllm_options (`str`, *optional*):
             More options of vLLM's engine as JSON, such as `{"max_model_len": 4096}`.
         rows (`str`, *optional*):
-            Preference pairs for examples, for the tab that compares both models, and for the reward distribution: a
-            benchmark of pairs (`reward_bench`, `llm_bar`, …, or `NAME=FILES`), or a file, folder or Hub id with the columns
-            prompt, chosen, rejected.
+            Preference pairs for examples, for the comparison of both models and for the reward distribution: a benchmark
+            of pairs (`reward_bench`, `llm_bar`, …, or `NAME=FILES`), or a file, folder or Hub id with the columns prompt,
+            chosen, rejected.
         rows_split (`str`, *optional*, defaults to `"test"`):
-            Split of `rows`, where it is no benchmark and has splits.
+            Split of `rows`, unless it is a benchmark or has no splits.
         reference_rows (`int`, *optional*, defaults to `24`):
-            Rows whose responses are judged after the start, while nobody waits, to know the model's reward distribution.
-            With fewer than 4 it is not measured.
+            Rows whose responses are scored while nobody waits, to measure the model's reward distribution. Fewer than 4
+            turn it off.
         max_new_tokens (`int`, *optional*, defaults to `512`):
             Longest critique in tokens.
         max_characters (`int`, *optional*, defaults to `20000`):
@@ -69,44 +78,44 @@ class DemoArguments:
         max_waiting_per_user (`int`, *optional*, defaults to `2`):
             Requests of one browser tab or client that may wait or run.
         concurrency (`int`, *optional*):
-            Requests that run at once. Defaults to 1 with transformers, else to 16.
+            Requests that run at once. Defaults to 1 with transformers, otherwise to 16.
         policy_url (`str`, *optional*):
             Address of an OpenAI-compatible server that writes candidates for best-of-N.
         policy_model (`str`, *optional*):
-            The model to ask there.
+            Name of its model.
         policy_key_env (`str`, *optional*, defaults to `"OPENAI_API_KEY"`):
-            Environment variable with its key, if it wants one.
+            Environment variable that holds its key, if it needs one.
         host (`str`, *optional*):
-            Address to listen on. Defaults to this machine only, and on a Space to what the Space says.
+            Address to listen on. Defaults to this machine only, and on a Space to its public address.
         port (`int`, *optional*):
             Port to listen on. Defaults to the first free one from 7860.
         analytics (`bool`, *optional*, defaults to `False`):
-            Let Gradio send its usage statistics.
+            Let Gradio send usage statistics.
     """
 
-    model: str | None = field(default=None, metadata={"help": "Hub id or folder of the reward model or adapter."})
-    classic_model: str | None = field(default=None, metadata={"help": "The classic model it is compared with."})
-    backend: str = field(default="transformers", metadata={"help": "transformers, vllm or server."})
-    server_url: str | None = field(default=None, metadata={"help": "Address of the reward server."})
-    classic_server_url: str | None = field(default=None, metadata={"help": "Address of the classic model's server."})
-    api_key_env: str = field(default="CLOUD_API_KEY", metadata={"help": "Variable with the reward servers' key."})
-    batch_size: int = field(default=16, metadata={"help": "Sequences computed at once, with transformers."})
-    dtype: str = field(default="auto", metadata={"help": "Data type of the weights."})
-    vllm_options: str | None = field(default=None, metadata={"help": "More options of vLLM's engine, as JSON."})
-    rows: str | None = field(default=None, metadata={"help": "Preference pairs: benchmark, file, folder or Hub id."})
-    rows_split: str = field(default="test", metadata={"help": "Split of the rows."})
-    reference_rows: int = field(default=24, metadata={"help": "Rows judged to know the reward distribution."})
-    max_new_tokens: int = field(default=512, metadata={"help": "Longest critique in tokens."})
-    max_characters: int = field(default=20_000, metadata={"help": "Longest text of a field."})
-    max_waiting: int = field(default=64, metadata={"help": "Requests that may wait."})
-    max_waiting_per_user: int = field(default=2, metadata={"help": "Requests of one tab that may wait or run."})
-    concurrency: int | None = field(default=None, metadata={"help": "Requests that run at once."})
-    policy_url: str | None = field(default=None, metadata={"help": "OpenAI-compatible server that writes candidates."})
-    policy_model: str | None = field(default=None, metadata={"help": "The model to ask there."})
-    policy_key_env: str = field(default="OPENAI_API_KEY", metadata={"help": "Variable with that server's key."})
-    host: str | None = field(default=None, metadata={"help": "Address to listen on."})
-    port: int | None = field(default=None, metadata={"help": "Port to listen on."})
-    analytics: bool = field(default=False, metadata={"help": "Let Gradio send its usage statistics."})
+    model: str | None = None
+    classic_model: str | None = None
+    backend: str = "transformers"
+    server_url: str | None = None
+    classic_server_url: str | None = None
+    api_key_env: str = "CLOUD_API_KEY"
+    batch_size: int = 16
+    dtype: str = "auto"
+    vllm_options: str | None = None
+    rows: str | None = None
+    rows_split: str = "test"
+    reference_rows: int = 24
+    max_new_tokens: int = 512
+    max_characters: int = 20_000
+    max_waiting: int = 64
+    max_waiting_per_user: int = 2
+    concurrency: int | None = None
+    policy_url: str | None = None
+    policy_model: str | None = None
+    policy_key_env: str = "OPENAI_API_KEY"
+    host: str | None = None
+    port: int | None = None
+    analytics: bool = False
 
     def __post_init__(self):
         if self.backend not in ("transformers", "vllm", "server"):
@@ -129,22 +138,26 @@ class DemoArguments:
             raise ValueError("`vllm_options` are for `backend` 'vllm'.")
         if (self.policy_url is None) != (self.policy_model is None):
             raise ValueError("`policy_url` and `policy_model` go together: give both or neither.")
-        for name in ("batch_size", "max_new_tokens", "max_characters", "max_waiting", "max_waiting_per_user"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 1.")
-        if self.reference_rows < 0:
-            raise ValueError(f"`reference_rows` is {self.reference_rows}; it must be at least 0.")
+        at_least_one = ("batch_size", "max_new_tokens", "max_characters", "max_waiting", "max_waiting_per_user")
+        check_bounds(self, reference_rows=0, concurrency=1, **dict.fromkeys(at_least_one, 1))
         if self.concurrency is None:
             self.concurrency = 1 if self.backend == "transformers" else 16
-        if self.concurrency < 1:
-            raise ValueError(f"`concurrency` is {self.concurrency}; it must be at least 1.")
+
+
+def check_folders(args: DemoArguments):
+    """Raise `ValueError` if a model is a path that does not exist. Whether a Hub id exists is found out when it is loaded."""
+    for name in ("model", "classic_model"):
+        value = getattr(args, name)
+        is_path = value is not None and (value.startswith(("/", ".", "~")) or value.count("/") > 1)
+        if is_path and not Path(value).exists():
+            raise ValueError(f"`{name}` is {value!r}, but there is no such folder.")
 
 
 def parse_arguments(
     arguments: list[str] | None = None, environment: Mapping[str, str] = os.environ, description: str | None = None
 ) -> DemoArguments:
     """
-    Read the command line over the environment. (TRL's parser would take seconds to import.)
+    Read the command line and, for what it leaves out, the environment. (TRL's parser would take seconds to import.)
 
     Args:
         arguments (`list[str]`, *optional*):
@@ -152,28 +165,27 @@ def parse_arguments(
         environment (`Mapping[str, str]`, *optional*):
             The environment variables.
         description (`str`, *optional*):
-            What `--help` says first.
+            First part of the `--help` text.
 
     Returns:
         [`DemoArguments`]
 
     Raises:
-        [`UnusableSettings`]: On a Space, if a setting is missing or not usable. Elsewhere the process ends with a message.
+        [`UnusableSettings`]: On a Space, if a setting is missing or unusable. Elsewhere the process ends with status 2.
     """
     parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.on_space = "SPACE_ID" in environment
     for argument in fields(DemoArguments):
-        assert argument.default is not MISSING
-        kind = _kind_of(argument.type)
-        default = argument.default
-        variable = _VARIABLE_PREFIX + argument.name.upper()
-        if environment.get(variable):
-            default = environment[variable]  # argparse reads a text as it reads the command line
-        parser.add_argument(f"--{argument.name}", type=kind, default=default, help=argument.metadata["help"])
+        # argparse parses a default that is text, as it parses the command line
+        default = environment.get(_VARIABLE_PREFIX + argument.name.upper()) or argument.default
+        help_text = argument.metadata.get("help")
+        parser.add_argument(f"--{argument.name}", type=_kind_of(argument.type), default=default, help=help_text)
     try:
-        return DemoArguments(**vars(parser.parse_args(arguments)))
+        args = DemoArguments(**vars(parser.parse_args(arguments)))
+        check_folders(args)
     except ValueError as error:
         parser.error(str(error))
+    return args
 
 
 def _kind_of(annotation):

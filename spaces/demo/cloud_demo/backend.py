@@ -1,33 +1,39 @@
-"""What the page's events share: models that load while the page is already up, the line before them, their rewards."""
+"""State behind the page: models that load in the background, the waiting line, and the distribution of rewards."""
 
 import asyncio
 import logging
 import math
 import os
+import statistics
 import threading
-from collections.abc import AsyncIterator
+from bisect import bisect_left, bisect_right
+from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from . import Problem
 from .arguments import DemoArguments
-from .policy import VISITORS_AT_ONCE
-from .problems import Problem
-from .reward_distribution import RewardDistribution
-from .waiting_line import HEARTBEAT, Ticket, WaitingLine
 
 
 if TYPE_CHECKING:
     from cloud_hf.evaluation.rows import BenchmarkRow
 
-    from .models import Models
+    from .engines import Models
 
 
 logger = logging.getLogger(__name__)
 
+# Seconds between two signs of life. Gradio notices that a visitor has left when something is sent to them.
+HEARTBEAT = 0.5
+# Visitors for whom the policy server writes at once
+_MOST_POLICY_REQUESTS = 4
+
 
 class Backend:
     """
-    Models, line, turns of the policy server and reward distribution of one demo.
+    Models, waiting line and reward distribution of one demo.
 
     Args:
         args ([`DemoArguments`]):
@@ -36,8 +42,8 @@ class Backend:
 
     def __init__(self, args: DemoArguments):
         self.args = args
-        self.line = WaitingLine(args.concurrency, args.max_waiting, args.max_waiting_per_user)
-        self.policy_turns = asyncio.Semaphore(VISITORS_AT_ONCE)
+        self.line = WaitingLine(args.concurrency or 1, args.max_waiting, args.max_waiting_per_user)
+        self.policy_requests = asyncio.Semaphore(_MOST_POLICY_REQUESTS)
         self.distribution = RewardDistribution(source="", wanted=0)
         self._models: Future[Models] = Future()
         self._begun = threading.Lock()
@@ -47,7 +53,7 @@ class Backend:
         """Open the models, unless that has begun already."""
         if not self._begun.acquire(blocking=False):
             return
-        from .models import open_models
+        from .engines import open_models  # takes seconds
 
         try:
             self._models.set_result(open_models(self.args))
@@ -56,7 +62,7 @@ class Backend:
             self._models.set_exception(problem)
         except Exception as error:
             logger.error("The models could not be opened", exc_info=error)
-            self._models.set_exception(Problem("The model could not be opened; the log of the demo says why."))
+            self._models.set_exception(Problem("The model could not be opened; see the log of the demo."))
 
     def load_in_background(self, after: float = 0.0):
         """Open the models in a thread, `after` so many seconds."""
@@ -66,7 +72,7 @@ class Backend:
 
     @property
     def is_loaded(self) -> bool:
-        """Whether the models are open, or could not be opened."""
+        """Whether loading has ended, in success or failure."""
         return self._models.done()
 
     @property
@@ -76,7 +82,7 @@ class Backend:
 
     @property
     def models(self) -> "Models":
-        """The models, once they are loaded. Raises `Problem` if they could not be opened."""
+        """The models, once loaded. Raises `Problem` if they could not be opened."""
         return self._models.result(timeout=0)
 
     async def loaded(self) -> "Models":
@@ -86,8 +92,8 @@ class Backend:
             self._measuring = asyncio.create_task(self._measure())
         return models
 
-    async def wait_for_turn(self, ticket: Ticket) -> AsyncIterator[str]:
-        """What a request waits for, in words, now and then, until its turn has come."""
+    async def wait_for_turn(self, ticket: "Ticket") -> AsyncIterator[str]:
+        """Say at every heartbeat why a request waits, until its turn comes."""
         loading = asyncio.ensure_future(self.loaded())
         try:
             while not loading.done():
@@ -100,8 +106,10 @@ class Backend:
         async for position, length in ticket.positions():
             yield f"In the queue: number {position} of {length}…"
 
+    # --------------------------------------------------------------------------------------- reward distribution
+
     async def _measure(self):
-        """Judge the first rows while nobody waits, to know the model's rewards."""
+        """Score the first rows while nobody waits."""
         if os.environ.get("SPACES_ZERO_GPU") == "true":
             self.distribution.problem = "On ZeroGPU the rewards of this model are not measured: GPUs are for visitors."
             return
@@ -113,10 +121,13 @@ class Backend:
                 f"it takes at least {RewardDistribution.FEWEST // 2}."
             )
             return
-        distribution = self.distribution = RewardDistribution(self.args.rows or "", 2 * len(rows))
+        self.distribution = RewardDistribution(self.args.rows or "", 2 * len(rows))
+        await self._measure_rows(rows, self.distribution)
+
+    async def _measure_rows(self, rows: Sequence["BenchmarkRow"], distribution: "RewardDistribution"):
         for row in rows:
             try:
-                rewards = await self._judge_row(row)
+                rewards = await self._score_row(row)
             except (ValueError, Problem) as error:
                 logger.warning("Row %s is left out of the reward distribution. %s", row.id, error)
                 distribution.wanted -= 2
@@ -128,17 +139,17 @@ class Backend:
                 for reward in rewards:
                     distribution.add(reward)
         if distribution.wanted < 2 * len(rows) and not distribution.is_usable:
-            distribution.problem = "This model's rewards could not be measured; the log of the demo says why."
+            distribution.problem = "This model's rewards could not be measured; see the log of the demo."
 
-    async def _judge_row(self, row: "BenchmarkRow") -> list[float]:
-        """The rewards of both responses. Raises `Problem` if one is no finite number."""
-        rewards = [await self._judge_while_idle(row.prompt, response) for response in row.responses]
+    async def _score_row(self, row: "BenchmarkRow") -> list[float]:
+        """Return the rewards of both responses. Raises `Problem` if one is not finite."""
+        rewards = [await self._score_while_idle(row.prompt, response) for response in row.responses]
         if not all(map(math.isfinite, rewards)):
             raise Problem(f"The model gave it the rewards {rewards}.")
         return rewards
 
-    async def _judge_while_idle(self, prompt, response: str) -> float:
-        """A reward; the work is given up for whoever comes, and begun again when they have gone."""
+    async def _score_while_idle(self, prompt, response: str) -> float:
+        """Score a response while the line is empty. A visitor interrupts it; it starts again when they have gone."""
         while True:
             await self.line.until(is_empty=True)
             engine, budget = self.models.cloud, self.args.max_new_tokens
@@ -152,3 +163,154 @@ class Backend:
                 work.cancel()
                 visitor.cancel()
                 await asyncio.wait({work, visitor})
+
+
+# ------------------------------------------------------------------------------------------------------ waiting line
+
+
+class WaitingLine:
+    """
+    Queue for the model, in which every request knows its position. It belongs to one event loop.
+
+    Args:
+        places (`int`):
+            Requests served at once.
+        max_waiting (`int`):
+            Requests that may wait.
+        max_per_user (`int`):
+            Requests of one user that may wait or be served.
+    """
+
+    def __init__(self, places: int, max_waiting: int, max_per_user: int):
+        self.places = places
+        self.max_waiting = max_waiting
+        self.max_per_user = max_per_user
+        self._waiting: list[Ticket] = []
+        self._served: list[Ticket] = []
+        self._changed = asyncio.Event()
+
+    @contextmanager
+    def join(self, user: str) -> Iterator["Ticket"]:
+        """
+        Queue a request for the duration of the block.
+
+        Raises:
+            `Problem`: If the line is full, or the user has reached their limit.
+        """
+        own = sum(ticket.user == user for ticket in (*self._waiting, *self._served))
+        if own >= self.max_per_user:
+            raise Problem(f"You have {own} requests under way, the limit for one visitor. Wait for one to end.")
+        if len(self._waiting) >= self.max_waiting:
+            raise Problem(f"{len(self._waiting)} requests are waiting, the limit. Try again in a minute.")
+        ticket = Ticket(self, user)
+        self._waiting.append(ticket)
+        self._move()
+        try:
+            yield ticket
+        finally:
+            (self._waiting if ticket in self._waiting else self._served).remove(ticket)
+            self._move()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no request waits or is served."""
+        return not self._waiting and not self._served
+
+    async def until(self, is_empty: bool):
+        """Wait until the line is empty, or until it is not."""
+        while self.is_empty != is_empty:
+            await self._changed.wait()
+
+    def _move(self):
+        while self._waiting and len(self._served) < self.places:
+            self._served.append(self._waiting.pop(0))
+        # A new event for each change: whoever looks now waits for the next one
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+class Ticket:
+    """One request in a [`WaitingLine`]."""
+
+    def __init__(self, line: WaitingLine, user: str):
+        self.user = user
+        self._line = line
+
+    async def positions(self) -> AsyncIterator[tuple[int, int]]:
+        """Yield the position (from 1) and the line's length at every heartbeat or change, until the turn comes."""
+        while self in self._line._waiting:
+            changed = self._line._changed
+            yield self._line._waiting.index(self) + 1, len(self._line._waiting)
+            # Not `wait_for`, which may swallow a cancellation (https://github.com/python/cpython/issues/86296)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(HEARTBEAT):
+                    await changed.wait()
+
+
+# ----------------------------------------------------------------------------------------------------------- rewards
+
+
+@dataclass
+class RewardDistribution:
+    """
+    Rewards of the reference rows, both responses each.
+
+    Args:
+        source (`str`):
+            Name of the rows.
+        wanted (`int`):
+            Number of rewards when complete: two per row.
+        rewards (`list[float]`):
+            Those known so far, in ascending order.
+        problem (`str`, *optional*):
+            Why no more will follow.
+    """
+
+    source: str
+    wanted: int
+    rewards: list[float] = field(default_factory=list)
+    problem: str | None = None
+
+    # Fewer say little about where another reward falls
+    FEWEST = 8
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether there are enough rewards to compare with."""
+        return len(self.rewards) >= self.FEWEST
+
+    def add(self, reward: float):
+        """Insert a reward."""
+        self.rewards.insert(bisect_left(self.rewards, reward), reward)
+
+    def percentile(self, reward: float) -> float:
+        """Return the percentage of lower rewards; equal ones count half."""
+        below, up_to = bisect_left(self.rewards, reward), bisect_right(self.rewards, reward)
+        return 100 * (below + up_to) / 2 / len(self.rewards)
+
+    def describe(self, reward: float) -> str:
+        """Say in a sentence where `reward` falls."""
+        if self.problem is not None:
+            return self.problem
+        if not self.is_usable:
+            if not self.wanted:
+                return "The rewards of this model are not known; name rows with --rows to compare with theirs."
+            return f"This model's rewards are still being measured ({len(self.rewards)} of {self.wanted})."
+        mean, std = statistics.fmean(self.rewards), statistics.pstdev(self.rewards)
+        unfinished = f" ({self.wanted} in the end)" if len(self.rewards) < self.wanted else ""
+        deviations = f", {(reward - mean) / std:+.1f} standard deviations from their mean" if std > 0 else ""
+        return (
+            f"Higher than {self.percentile(reward):.0f} % of {len(self.rewards)} rewards{unfinished} that this model gave "
+            f"to right and wrong responses of {self.wanted // 2} rows of {self.source}{deviations}."
+        )
+
+
+def preference(reward: float, other: float) -> float:
+    """Return the Bradley-Terry probability that the response with `reward` is preferred to the one with `other`."""
+    margin = reward - other
+    return 1 / (1 + math.exp(-margin)) if margin >= 0 else math.exp(margin) / (1 + math.exp(margin))
+
+
+def rank_of(rewards: Sequence[float], index: int) -> int:
+    """Return a reward's rank from 1; equal rewards share one."""
+    return 1 + sum(reward > rewards[index] for reward in rewards)

@@ -1,47 +1,106 @@
-"""Best-of-N: candidates that were pasted or generated, the best of them, and what more of them would bring."""
+"""Best-of-N: pasted or generated candidates, the best of them, and the reward that more candidates would bring."""
 
-import random
+import asyncio
 import re
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from . import Problem
 from .backend import Backend
-from .charts import curve
-from .choices import example_prompts, judging_options
-from .judgements import show_ranking
-from .judging import Judging, Options, Waiting, check_lengths, judge, read_prompt
-from .markup import note, paragraph, status
-from .policy import generate
-from .problems import Problem, in_words
-from .share_link import share_button
-from .stopping import Runs
+from .judging import Options, answers, check_texts, describe_score, is_whole, judge, read_prompt, read_texts
+from .score_html import curve, note, paragraph, show_ranking, status
+from .tab_parts import (
+    Runs,
+    example_and_link_buttons,
+    judging_options,
+    prompt_box,
+    random_example,
+    run_buttons,
+    updates_of,
+)
 
 
+if TYPE_CHECKING:
+    from cloud_hf.scoring import Score
+
+
+TAB, TITLE = "best-of-n", "Best-of-N"
 MOST = 32
-# Not dashes, which answers use as rules
+# Not dashes: answers use them as rules
 _SEPARATOR = re.compile(r"^={5,}\s*$", re.MULTILINE)
 _JOINT = "\n=====\n"
+_WORDS = (
+    "The highest reward that is to be expected when n of the candidates are drawn. It says what more candidates bring in "
+    "reward, not in quality: a reward model can be fooled."
+)
 
 
 def split_candidates(text: str) -> list[str]:
-    """Candidates with lines of five or more equals signs between them."""
+    """Split text at lines of five or more equals signs."""
     return [part.strip() for part in _SEPARATOR.split(text) if part.strip()]
 
 
 def check_candidates(backend: Backend, candidates: list[str]) -> list[str]:
-    """The candidates. Raises `Problem` if they are too few, too many or too long."""
+    """Check the candidates. Raises `Problem` if they are too few, too many or too long."""
     if not 2 <= len(candidates) <= MOST:
-        raise Problem(f"Give 2 to {MOST} candidates, with a line ===== between each two; there are {len(candidates)}.")
-    check_lengths(backend, {f"text of candidate {place}": text for place, text in enumerate(candidates, start=1)})
+        raise Problem(f"Give 2 to {MOST} candidates, separated by lines of =====; there are {len(candidates)}.")
+    check_texts(backend, {f"text of candidate {place}": text for place, text in enumerate(candidates, start=1)})
     return candidates
 
 
-def build(backend: Backend) -> dict[str, gr.Textbox]:
-    """The tab's content. Returns the texts that a link to it carries."""
+# --------------------------------------------------------------------------------------------------------- candidates
+
+
+async def write_candidates(backend: Backend, prompt: Any, count: int) -> list[str]:
+    """
+    Let the policy server write candidates, eight at a time.
+
+    Args:
+        backend ([`Backend`]):
+            Knows the server; lets few visitors ask at once.
+        prompt (`str` or `list[dict]`):
+            The prompt.
+        count (`int`):
+            Number of candidates.
+
+    Returns:
+        `list[str]`: Those that the server wrote: fewer than `count` where single requests failed.
+
+    Raises:
+        `Problem`: If fewer than two were written.
+    """
+    from cloud_hf.data.completions import CompletionClient, RequestFailed, ServerUnusable  # needs the extra `data`
+
     args = backend.args
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    options = {"api_key_env": args.policy_key_env, "max_concurrency": 8, "max_retries": 1, "request_timeout": 300.0}
+    async with (
+        backend.policy_requests,
+        CompletionClient([str(args.policy_url).rstrip("/")], args.policy_model, **options) as client,
+    ):
+        asked = [client.chat(messages, temperature=1.0, max_tokens=1024) for _ in range(count)]
+        found = await asyncio.gather(*asked, return_exceptions=True)
+    failures = [answer for answer in found if isinstance(answer, BaseException)]
+    for failure in failures:
+        if not isinstance(failure, RequestFailed | ServerUnusable):
+            raise failure
+    if len(found) - len(failures) < 2:
+        raise Problem(f"The server that writes candidates cannot be reached or failed: {failures[0]}")
+    return [answer.text.strip() for answer in found if not isinstance(answer, BaseException)]
+
+
+# --------------------------------------------------------------------------------------------------- tab and endpoints
+
+
+def build(backend: Backend) -> dict[str, gr.Textbox]:
+    """Make the tab's content. Returns the texts that a link to it carries."""
+    said = gr.HTML(elem_id="best-status", elem_classes="said", render=False)
+    runs = Runs(said)
     with gr.Row():
         with gr.Column():
-            prompt = gr.Textbox("", label="Prompt", lines=3, max_lines=12, placeholder="What the user asked")
+            prompt = prompt_box()
             candidates = gr.Textbox(
                 value="",
                 label="Candidates",
@@ -50,18 +109,16 @@ def build(backend: Backend) -> dict[str, gr.Textbox]:
                 max_lines=24,
                 placeholder="The first candidate\n=====\nThe second",
             )
-            with gr.Row(visible=args.policy_url is not None):
-                count = gr.Slider(2, MOST, value=8, step=1, label="Candidates to generate")
-                write = gr.Button("Generate candidates", elem_id="best-generate")
+            _generation_row(backend, runs, prompt, candidates)
             options = judging_options(backend)
-            with gr.Row():
-                run = gr.Button("Pick the best", variant="primary", elem_id="best-run")
-                stop = gr.Button("Stop", elem_id="best-stop")
-            with gr.Row():
-                example = gr.Button("Example", size="sm", elem_classes="narrow")
-                texts = {"prompt": prompt, "candidates": candidates}
-                said = gr.HTML(elem_id="best-status", elem_classes="said", render=False)
-                share_button("best-of-n", texts, said)
+            run = run_buttons("best", "Pick the best", runs)
+            texts = {"prompt": prompt, "candidates": candidates}
+
+            def fill_in():
+                asked, responses = random_example(backend)
+                return asked, _JOINT.join(responses)
+
+            example_and_link_buttons(TAB, texts, said, fill_in, [prompt, candidates])
         with gr.Column():
             said.render()
             result = gr.HTML(elem_id="best-result", elem_classes="result")
@@ -69,53 +126,90 @@ def build(backend: Backend) -> dict[str, gr.Textbox]:
     async def run_best(request: gr.Request, prompt, candidates, num_critiques, temperature, max_new_tokens):
         options = Options.of_page(backend, num_critiques, temperature, max_new_tokens)
         asked = read_prompt(backend, prompt)
-        candidates = check_candidates(backend, split_candidates(candidates))
+        given = check_candidates(backend, split_candidates(candidates))
         yield status("Asking the model…"), ""
-        async for step in judge(backend, request.session_hash, asked, candidates, options):
-            if isinstance(step, Waiting):
-                yield status(step.words), gr.skip()
-            elif isinstance(step, Judging):
-                yield status(f"The model judges: {step.done} of {step.of} done…"), gr.skip()
-            else:
-                yield status("Done."), _show_best(candidates, step)
+        steps = judge(backend, str(request.session_hash), asked, given, options)
+        async for update in updates_of(steps, lambda scores: _show_best(given, scores)):
+            yield update
 
-    async def run_generate(request: gr.Request, prompt, count):
-        asked = read_prompt(backend, prompt)
-        yield status(f"{args.policy_model} writes {int(count)} candidates…"), gr.skip()
-        written = await generate(args, backend.policy_turns, asked, int(count))
-        yield status(f"{len(written)} candidates were written."), _JOINT.join(written)
-
-    def fill_in():
-        asked, responses = random.choice(example_prompts(backend))
-        return asked, _JOINT.join(responses)
-
-    quiet = {"show_progress": "hidden", "api_visibility": "private"}
-    runs = Runs(said)
-    gr.on(
-        [run.click, candidates.submit],
-        in_words(runs.stoppable(run_best), said),
-        [prompt, candidates, *options],
-        [said, result],
-        trigger_mode="once",
-        **quiet,
-    )
-    generating = in_words(runs.stoppable(run_generate), said)
-    write.click(generating, [prompt, count], [said, candidates], **quiet)
-    stop.click(runs.stop, queue=False, api_visibility="private")
-    example.click(fill_in, None, [prompt, candidates], queue=False, **quiet)
+    runs.start_on([run.click, candidates.submit], run_best, [prompt, candidates, *options], [said, result])
     return texts
 
 
-def _show_best(candidates, scores) -> str:
-    from .models import expected_highest
+def _generation_row(backend: Backend, runs: Runs, prompt: gr.Textbox, candidates: gr.Textbox):
+    """Make slider and button that fill in candidates; hidden without a policy server."""
+    with gr.Row(visible=backend.args.policy_url is not None):
+        count = gr.Slider(2, MOST, value=8, step=1, label="Candidates to generate")
+        write = gr.Button("Generate candidates", elem_id="best-generate")
 
+    async def run_generate(request: gr.Request, prompt, count):
+        asked = read_prompt(backend, prompt)
+        yield status(f"{backend.args.policy_model} writes {int(count)} candidates…"), gr.skip()
+        written = await write_candidates(backend, asked, int(count))
+        yield status(f"{len(written)} candidates were written."), _JOINT.join(written)
+
+    runs.start_on([write.click], run_generate, [prompt, count], [runs.said, candidates])
+
+
+def _show_best(candidates: Sequence[str], scores: Sequence["Score"]) -> str:
     rewards = [score.reward for score in scores]
-    best = max(range(len(rewards)), key=rewards.__getitem__)
-    values = expected_highest(rewards)
-    words = "The highest reward that is to be expected when n of the candidates are drawn. It says what more candidates bring in reward, not in quality: a reward model can be fooled."
+    best = _best_of(rewards)
+    drawing = curve(_best_of_n_curve(rewards), "Expected highest reward by number of candidates")
     return (
         f"<h3>Best: candidate {best + 1} of {len(candidates)}, {rewards[best]:+.3f}</h3>"
         f"{paragraph(candidates[best])}"
-        f"<h3>Best of n</h3>{note(words)}{curve(values, 'Expected highest reward by number of candidates')}"
+        f"<h3>Best of n</h3>{note(_WORDS)}{drawing}"
         f"{show_ranking([f'Candidate {place}' for place in range(1, len(scores) + 1)], candidates, scores)}"
     )
+
+
+def endpoints(backend: Backend) -> list[Callable]:
+    """Make the endpoint `/best_of_n` and, with a policy server, `/generate`."""
+
+    async def best_of_n(
+        request: gr.Request,
+        prompt: str,
+        candidates: list[str],
+        num_critiques: int = 1,
+        temperature: float = 0.0,
+        max_new_tokens: int = backend.args.max_new_tokens,
+        seed: int | None = None,
+    ) -> dict:
+        """
+        Judge 2 to 32 candidates. Returns best (the index of the highest reward, from 0), scores, and curve: for n = 1, 2, …
+        the expected highest reward among n of them.
+        """
+        options = Options.read(backend, num_critiques, temperature, max_new_tokens, seed)
+        asked = read_prompt(backend, prompt)
+        check_candidates(backend, read_texts("candidates", candidates))
+        steps = judge(backend, str(request.session_hash), asked, candidates, options)
+        async for answer in answers(steps, lambda scores: _describe_best(backend, scores)):
+            yield answer
+
+    async def generate(prompt: str, count: int = 8) -> list[str]:
+        """Let the policy server write 2 to 32 candidates."""
+        if not is_whole(count) or not 2 <= count <= MOST:
+            raise Problem(f"Choose between 2 and {MOST} candidates.")
+        yield await write_candidates(backend, read_prompt(backend, prompt), int(count))
+
+    return [best_of_n] if backend.args.policy_url is None else [best_of_n, generate]
+
+
+def _describe_best(backend: Backend, scores: Sequence["Score"]) -> dict[str, Any]:
+    rewards = [score.reward for score in scores]
+    return {
+        "best": _best_of(rewards),
+        "curve": _best_of_n_curve(rewards),
+        "scores": [describe_score(backend, score) for score in scores],
+    }
+
+
+def _best_of(rewards: list[float]) -> int:
+    return max(range(len(rewards)), key=rewards.__getitem__)
+
+
+def _best_of_n_curve(rewards: list[float]) -> list[float]:
+    """Return the expected highest reward among n candidates, for each n."""
+    from cloud_hf.evaluation.metrics.best_of_n import expected_best_of  # loaded with the model
+
+    return [expected_best_of(rewards, rewards, n) for n in range(1, len(rewards) + 1)]

@@ -1,74 +1,111 @@
 """Compare: two to eight responses to one prompt, ranked."""
 
-import random
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from .backend import Backend
-from .choices import example_prompts, judging_options
-from .judgements import show_ranking
-from .judging import Judging, Options, Waiting, check_lengths, judge, read_prompt
-from .markup import status
-from .problems import Problem, in_words
-from .share_link import share_button
-from .stopping import Runs
+from . import Problem
+from .backend import Backend, preference, rank_of
+from .judging import Options, answers, check_texts, describe_score, judge, read_prompt, read_texts
+from .score_html import show_ranking, status
+from .tab_parts import (
+    QUIET,
+    Runs,
+    example_and_link_buttons,
+    judging_options,
+    prompt_box,
+    random_example,
+    run_buttons,
+    updates_of,
+)
 
 
+if TYPE_CHECKING:
+    from cloud_hf.scoring import Score
+
+
+TAB, TITLE = "compare", "Compare"
 FEWEST, MOST = 2, 8
 
 
 def check_responses(backend: Backend, responses: list[str]) -> list[str]:
-    """The responses. Raises `Problem` if they are too few, too many, empty or too long."""
+    """Check the responses. Raises `Problem` if they are too few, too many, empty or too long."""
     if not FEWEST <= len(responses) <= MOST:
         raise Problem(f"Give {FEWEST} to {MOST} responses; there are {len(responses)}.")
     for place, response in enumerate(responses, start=1):
         if not response.strip():
             raise Problem(f"Response {place} is empty.")
-    check_lengths(backend, {f"text of response {place}": text for place, text in enumerate(responses, start=1)})
+    check_texts(backend, {f"text of response {place}": text for place, text in enumerate(responses, start=1)})
     return responses
 
 
+# ----------------------------------------------------------------------------------------------------- response boxes
+
+
 def show(count: int) -> list:
-    """The number of boxes, and what shows so many of them."""
+    """Return the number of boxes, and updates that show that many."""
     return [count, *(gr.update(visible=place < count) for place in range(MOST))]
 
 
 def remove_last(count: int) -> list:
-    """As `show`, with one box less, but never fewer than two. What is hidden is emptied, so that no link carries it."""
+    """As `show`, with one box less but at least two. Hidden boxes are emptied, so that no link carries their text."""
     left = max(count - 1, FEWEST)
     hidden = gr.update(value="", visible=False)
     return [left, *(gr.update(visible=True) if place < left else hidden for place in range(MOST))]
 
 
+def show_filled(count: int, *values: str) -> list:
+    """As `show`, with all boxes that a link has filled."""
+    filled = max((place for place, value in enumerate(values, start=1) if value), default=0)
+    return show(max(count, filled, FEWEST))
+
+
+def _response_boxes() -> tuple[list[gr.Textbox], gr.State]:
+    """Make the boxes, and the state that holds how many are shown."""
+    boxes = [
+        gr.Textbox(
+            value="",
+            label=f"Response {place}",
+            lines=2,
+            max_lines=8,
+            visible=place <= FEWEST,
+            placeholder="Shift + Enter: compare",
+        )
+        for place in range(1, MOST + 1)
+    ]
+    shown = gr.State(FEWEST)
+    with gr.Row():
+        more = gr.Button("Add a response", size="sm", elem_classes="narrow")
+        fewer = gr.Button("Remove the last", size="sm", elem_classes="narrow")
+    more.click(lambda count: show(min(count + 1, MOST)), shown, [shown, *boxes], queue=False, **QUIET)
+    fewer.click(remove_last, shown, [shown, *boxes], queue=False, **QUIET)
+    boxes[FEWEST].change(show_filled, [shown, *boxes], [shown, *boxes], queue=False, **QUIET)
+    return boxes, shown
+
+
+# --------------------------------------------------------------------------------------------------- tab and endpoint
+
+
 def build(backend: Backend) -> dict[str, gr.Textbox]:
-    """The tab's content. Returns the texts that a link to it carries."""
+    """Make the tab's content. Returns the texts that a link to it carries."""
+    said = gr.HTML(elem_id="compare-status", elem_classes="said", render=False)
+    runs = Runs(said)
     with gr.Row():
         with gr.Column():
-            prompt = gr.Textbox("", label="Prompt", lines=3, max_lines=12, placeholder="What the user asked")
-            boxes = [
-                gr.Textbox(
-                    value="",
-                    label=f"Response {place}",
-                    lines=2,
-                    max_lines=8,
-                    visible=place <= FEWEST,
-                    placeholder="Shift + Enter: compare",
-                )
-                for place in range(1, MOST + 1)
-            ]
-            shown = gr.State(FEWEST)
-            with gr.Row():
-                more = gr.Button("Add a response", size="sm", elem_classes="narrow")
-                fewer = gr.Button("Remove the last", size="sm", elem_classes="narrow")
+            prompt = prompt_box()
+            boxes, shown = _response_boxes()
             options = judging_options(backend)
-            with gr.Row():
-                run = gr.Button("Compare", variant="primary", elem_id="compare-run")
-                stop = gr.Button("Stop", elem_id="compare-stop")
-            with gr.Row():
-                example = gr.Button("Example", size="sm", elem_classes="narrow")
-                texts = {"prompt": prompt} | {f"response {place}": box for place, box in enumerate(boxes, start=1)}
-                said = gr.HTML(elem_id="compare-status", elem_classes="said", render=False)
-                share_button("compare", texts, said)
+            run = run_buttons("compare", "Compare", runs)
+            texts = {"prompt": prompt} | {f"response {place}": box for place, box in enumerate(boxes, start=1)}
+
+            def fill_in():
+                asked, responses = random_example(backend)
+                values = [*responses, *[""] * MOST][:MOST]
+                count = max(FEWEST, len(responses))
+                return [asked, count, *(gr.update(value=text, visible=i < count) for i, text in enumerate(values))]
+
+            example_and_link_buttons(TAB, texts, said, fill_in, [prompt, shown, *boxes])
         with gr.Column():
             said.render()
             result = gr.HTML(elem_id="compare-result", elem_classes="result")
@@ -76,42 +113,48 @@ def build(backend: Backend) -> dict[str, gr.Textbox]:
     async def run_compare(request: gr.Request, prompt, count, num_critiques, temperature, max_new_tokens, *responses):
         options = Options.of_page(backend, num_critiques, temperature, max_new_tokens)
         asked = read_prompt(backend, prompt)
-        responses = check_responses(backend, list(responses[:count]))
+        given = check_responses(backend, list(responses[:count]))
+        names = [f"Response {place}" for place in range(1, len(given) + 1)]
         yield status("Asking the model…"), ""
-        async for step in judge(backend, request.session_hash, asked, responses, options):
-            if isinstance(step, Waiting):
-                yield status(step.words), gr.skip()
-            elif isinstance(step, Judging):
-                yield status(f"The model judges: {step.done} of {step.of} done…"), gr.skip()
-            else:
-                names = [f"Response {place}" for place in range(1, len(responses) + 1)]
-                yield status("Done."), show_ranking(names, responses, step)
+        steps = judge(backend, str(request.session_hash), asked, given, options)
+        async for update in updates_of(steps, lambda scores: show_ranking(names, given, scores)):
+            yield update
 
-    def fill_in():
-        asked, responses = random.choice(example_prompts(backend))
-        values = [*responses, *[""] * MOST][:MOST]
-        count = max(FEWEST, len(responses))
-        return [asked, count, *(gr.update(value=text, visible=i < count) for i, text in enumerate(values))]
-
-    def follow(count, *values):
-        """Show the boxes that a link has filled."""
-        filled = max((place for place, value in enumerate(values, start=1) if value), default=0)
-        return show(max(count, filled, FEWEST))
-
-    quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-    more.click(lambda count: show(min(count + 1, MOST)), shown, [shown, *boxes], **quick)
-    fewer.click(remove_last, shown, [shown, *boxes], **quick)
-    example.click(fill_in, None, [prompt, shown, *boxes], **quick)
-    boxes[FEWEST].change(follow, [shown, *boxes], [shown, *boxes], **quick)
-    runs = Runs(said)
-    gr.on(
-        [run.click, prompt.submit, *(box.submit for box in boxes)],
-        in_words(runs.stoppable(run_compare), said),
-        [prompt, shown, *options, *boxes],
-        [said, result],
-        show_progress="hidden",
-        trigger_mode="once",
-        api_visibility="private",
-    )
-    stop.click(runs.stop, queue=False, api_visibility="private")
+    triggers = [run.click, prompt.submit, *(box.submit for box in boxes)]
+    runs.start_on(triggers, run_compare, [prompt, shown, *options, *boxes], [said, result])
     return texts
+
+
+def endpoints(backend: Backend) -> list[Callable]:
+    """Make the endpoint `/compare`."""
+
+    async def compare(
+        request: gr.Request,
+        prompt: str,
+        responses: list[str],
+        num_critiques: int = 1,
+        temperature: float = 0.0,
+        max_new_tokens: int = backend.args.max_new_tokens,
+        seed: int | None = None,
+    ) -> dict:
+        """
+        Compare 2 to 8 responses. Returns scores, ranks (from 1; equal rewards share one), and preferences: in row i and
+        column j the Bradley-Terry probability that response i is preferred to response j.
+        """
+        options = Options.read(backend, num_critiques, temperature, max_new_tokens, seed)
+        asked = read_prompt(backend, prompt)
+        check_responses(backend, read_texts("responses", responses))
+        steps = judge(backend, str(request.session_hash), asked, responses, options)
+        async for answer in answers(steps, lambda scores: _describe_ranking(backend, scores)):
+            yield answer
+
+    return [compare]
+
+
+def _describe_ranking(backend: Backend, scores: Sequence["Score"]) -> dict[str, Any]:
+    rewards = [score.reward for score in scores]
+    return {
+        "scores": [describe_score(backend, score) for score in scores],
+        "ranks": [rank_of(rewards, index) for index in range(len(rewards))],
+        "preferences": [[preference(reward, other) for other in rewards] for reward in rewards],
+    }

@@ -1,16 +1,14 @@
-"""From a request to critiques and rewards, with what is to be seen on the way. All of it stops when it is closed."""
+"""Check what a visitor or program asks, and score it step by step. Closing a generator stops the model's work."""
 
 import asyncio
 import math
-import statistics
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from .backend import Backend
-from .problems import Problem
-from .waiting_line import HEARTBEAT
+from . import Problem
+from .backend import HEARTBEAT, Backend
 
 
 if TYPE_CHECKING:
@@ -18,16 +16,19 @@ if TYPE_CHECKING:
     from cloud_hf.serving.server.engine import RewardEngine
 
 
-# Seconds between two looks at a critique: often enough to read along, seldom enough for many readers
+# Seconds between two updates of a critique: often enough to read along, seldom enough for many readers
 _REFRESH = 0.04
 _MOST_CRITIQUES = 16
-# What the page samples several critiques with, unless somebody chooses
+# The page samples several critiques at this temperature, unless the visitor sets one
 SAMPLING_TEMPERATURE = 0.7
+
+
+# ------------------------------------------------------------------------------------------------------------- input
 
 
 @dataclass(frozen=True)
 class Options:
-    """How responses are judged."""
+    """Checked scoring options."""
 
     num_critiques: int
     temperature: float
@@ -37,10 +38,10 @@ class Options:
     @classmethod
     def read(cls, backend: Backend, num_critiques, temperature, max_new_tokens, seed=None) -> "Options":
         """
-        Check what a person or a program chose.
+        Check the options of a visitor or program.
 
         Raises:
-            `Problem`: Naming what is not usable.
+            `Problem`: If one is out of range.
         """
         limit = backend.args.max_new_tokens
         if not is_whole(num_critiques) or not 1 <= num_critiques <= _MOST_CRITIQUES:
@@ -57,78 +58,85 @@ class Options:
 
     @classmethod
     def of_page(cls, backend: Backend, num_critiques, temperature, max_new_tokens) -> "Options":
-        """What stands on the sliders: as `read`, and several critiques at temperature 0 are sampled at 0.7."""
+        """Check the sliders' values as `read` does. Several critiques at temperature 0 are sampled at 0.7."""
         if temperature == 0 and is_whole(num_critiques) and num_critiques > 1:
             temperature = SAMPLING_TEMPERATURE
         return cls.read(backend, num_critiques, temperature, max_new_tokens)
 
 
-@dataclass(frozen=True)
-class Waiting:
-    """Nothing is computed yet, for this reason."""
-
-    words: str
-
-
-@dataclass(frozen=True)
-class Writing:
-    """The first critique so far."""
-
-    critique: str
-
-
-@dataclass(frozen=True)
-class Judging:
-    """So many responses have been judged."""
-
-    done: int
-    of: int
-
-
-def read_prompt(backend: Backend, prompt: str, system: str = "", turns: Sequence[tuple[str, str]] = ()) -> Any:
-    """
-    What a response answers, as the models take it.
-
-    Args:
-        backend ([`Backend`]):
-            Knows the longest text.
-        prompt (`str`):
-            The user's last message.
-        system (`str`, *optional*):
-            A system message.
-        turns (`Sequence[tuple[str, str]]`, *optional*):
-            Earlier messages of the user, each with the assistant's answer. Pairs that are empty are left out.
-
-    Raises:
-        `Problem`: Naming the field.
-    """
-    if not prompt.strip():
-        raise Problem("The prompt is empty.")
-    check_lengths(backend, {"prompt": prompt, "system message": system})
-    messages = [{"role": "system", "content": system}] if system.strip() else []
-    for place, (user, assistant) in enumerate(turns, start=1):
-        if not user.strip() and not assistant.strip():
-            continue
-        if not user.strip() or not assistant.strip():
-            raise Problem(
-                f"Earlier turn {place} needs both the user's message and the assistant's answer, or neither."
-            )
-        check_lengths(backend, {f"user's message of turn {place}": user, f"answer of turn {place}": assistant})
-        messages += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
-    return [*messages, {"role": "user", "content": prompt}] if messages else prompt
-
-
 def is_whole(value: Any) -> bool:
-    """Whether a value of a slider or a program is a whole number, as which 3.0 counts too."""
+    """Check whether a value of a slider or program is a whole number; 3.0 is one."""
     if isinstance(value, float):
         return value.is_integer()
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def check_lengths(backend: Backend, texts: dict[str, str]):
-    """Raise `Problem`, naming the field, if a text is too long or is no text."""
+def read_prompt(backend: Backend, prompt: str, system: str = "", turns: Sequence[tuple[str, str]] = ()) -> Any:
+    """
+    Turn the fields of a chat into a prompt for the models.
+
+    Args:
+        backend ([`Backend`]):
+            Sets the longest text.
+        prompt (`str`):
+            The user's last message.
+        system (`str`, *optional*):
+            The system message.
+        turns (`Sequence[tuple[str, str]]`, *optional*):
+            Earlier pairs of a user's message and the assistant's answer. Empty pairs are left out.
+
+    Returns:
+        `str` or `list[dict]`: The prompt alone, or the messages of a chat.
+
+    Raises:
+        `Problem`: If a text is unusable; the message names the field.
+    """
+    check_texts(backend, {"prompt": prompt, "system message": system})
+    if not prompt.strip():
+        raise Problem("The prompt is empty.")
+    messages = [{"role": "system", "content": system}] if system.strip() else []
+    for number, (user, assistant) in enumerate(turns, start=1):
+        if not user.strip() and not assistant.strip():
+            continue
+        if not user.strip() or not assistant.strip():
+            raise Problem(
+                f"Earlier turn {number} needs both the user's message and the assistant's answer, or neither."
+            )
+        check_texts(backend, {f"user's message of turn {number}": user, f"answer of turn {number}": assistant})
+        messages += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
+    return [*messages, {"role": "user", "content": prompt}] if messages else prompt
+
+
+def read_response(backend: Backend, response: str) -> str:
+    """Check a response. Raises `Problem` if it is empty or too long."""
+    check_texts(backend, {"response": response})
+    if not response.strip():
+        raise Problem("The response is empty.")
+    return response
+
+
+def read_texts(name: str, value: Any) -> list[str]:
+    """Check a program's list of texts: a single string would be scored letter by letter."""
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise Problem(f"`{name}` must be a list of texts.")
+    return value
+
+
+def read_turns(value: Any) -> list[tuple[str, str]]:
+    """Check a program's earlier turns."""
+    if not isinstance(value, list) or not all(
+        isinstance(turn, list) and len(turn) == 2 and all(isinstance(text, str) for text in turn) for turn in value
+    ):
+        raise Problem("`turns` must be a list of pairs of texts: [user, assistant].")
+    return [(user, assistant) for user, assistant in value]
+
+
+def check_texts(backend: Backend, texts: dict[str, Any]):
+    """Raise `Problem`, naming the field, unless each value is text and not too long."""
     limit = backend.args.max_characters
     for name, value in texts.items():
+        if not isinstance(value, str):
+            raise Problem(f"Give text, not {type(value).__name__}, for prompts, system messages and responses.")
         if len(value) > limit:
             raise Problem(f"The {name} has {len(value):,} characters; this demo takes {limit:,}. Shorten it.")
         try:
@@ -137,70 +145,137 @@ def check_lengths(backend: Backend, texts: dict[str, str]):
             raise Problem(f"The {name} holds half a character (a lone surrogate). Paste it again.") from None
 
 
+# ----------------------------------------------------------------------------------------------------------- scoring
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A step before the scores: a status line, and the first critique so far if it is streamed."""
+
+    words: str
+    critique: str | None = None
+
+
 async def write(
     backend: Backend, user: str, prompt, response: str, options: Options
-) -> AsyncIterator["Waiting | Writing | Score"]:
-    """Judge one response; its first critique is shown as it is written. The last thing that comes is the `Score`."""
+) -> AsyncIterator["Progress | Score"]:
+    """Score one response and stream its first critique. The `Score` comes last."""
     with backend.line.join(user) as ticket:
         async for words in backend.wait_for_turn(ticket):
-            yield Waiting(words)
+            yield Progress(words)
         engine = backend.models.cloud
         await _check(engine, prompt, [response], options)
         written, score = "", None
-        budget = {"temperature": options.temperature, "max_new_tokens": options.max_new_tokens}
-        async with aclosing(_gathered(engine.stream(prompt, response, **budget))) as batches:
-            async for pieces in batches:
-                written += "".join(piece for piece in pieces if isinstance(piece, str))
-                score = next((piece for piece in pieces if not isinstance(piece, str)), score)
-                yield Writing(written)
+        pieces = engine.stream(
+            prompt, response, temperature=options.temperature, max_new_tokens=options.max_new_tokens
+        )
+        async with aclosing(_gathered(pieces)) as batches:
+            async for batch in batches:
+                written += "".join(piece for piece in batch if isinstance(piece, str))
+                score = next((piece for piece in batch if not isinstance(piece, str)), score)
+                yield Progress("The model writes…", written)
         if options.num_critiques > 1:
-            rest = engine.score(prompt, response, num_critiques=options.num_critiques - 1, **budget)
-            async with aclosing(_beating(rest)) as beats:
-                async for more in beats:
-                    if more is not None:
-                        score = _joined(score, more)
+            rest = replace(options, num_critiques=options.num_critiques - 1)
+            async with aclosing(_score_all(engine, prompt, [response], rest)) as steps:
+                async for step in steps:
+                    if isinstance(step, int):
+                        yield Progress("The model writes…", written)
                     else:
-                        yield Writing(written)
+                        score = _joined(score, *step)
         yield _checked(score)
 
 
 async def judge(
     backend: Backend, user: str, prompt, responses: Sequence[str], options: Options
-) -> AsyncIterator["Waiting | Judging | list[Score]"]:
-    """Judge responses to one prompt. The last thing that comes are the `Score`s."""
+) -> AsyncIterator["Progress | list[Score]"]:
+    """Score responses to one prompt. The list of `Score` comes last."""
     with backend.line.join(user) as ticket:
         async for words in backend.wait_for_turn(ticket):
-            yield Waiting(words)
-        async with aclosing(_judge_all(backend.models.cloud, prompt, responses, options)) as steps:
+            yield Progress(words)
+        engine = backend.models.cloud
+        await _check(engine, prompt, responses, options)
+        async with aclosing(_score_all(engine, prompt, responses, options)) as steps:
             async for step in steps:
-                yield step
+                if isinstance(step, int):
+                    yield Progress(f"The model judges: {step} of {len(responses)} done…")
+                else:
+                    yield step
 
 
 async def judge_pair(
     backend: Backend, user: str, prompt, responses: Sequence[str], options: Options
-) -> AsyncIterator["Waiting | Judging | tuple[list[Score], list[Score]]"]:
-    """Judge responses with both models. The last thing that comes are the `Score`s of both."""
+) -> AsyncIterator["Progress | tuple[list[Score], list[Score]]"]:
+    """Score responses with both models. The scores of the CLoud and of the classic model come last."""
     with backend.line.join(user) as ticket:
         async for words in backend.wait_for_turn(ticket):
-            yield Waiting(words)
+            yield Progress(words)
         cloud, classic = backend.models.cloud, backend.models.classic
         if classic is None:
             raise Problem("There is no classic model to compare with; start the demo with --classic_model.")
         found = []
         for engine, own in ((cloud, options), (classic, replace(options, num_critiques=1))):
-            async with aclosing(_judge_all(engine, prompt, responses, own)) as steps:
+            await _check(engine, prompt, responses, own)
+            async with aclosing(_score_all(engine, prompt, responses, own)) as steps:
                 async for step in steps:
-                    if isinstance(step, list):
-                        found.append(step)
+                    if isinstance(step, int):
+                        done, of = step + len(found) * len(responses), 2 * len(responses)
+                        yield Progress(f"The models judge: {done} of {of} done…")
                     else:
-                        yield Judging(step.done + len(found) * step.of, 2 * step.of)
-        yield tuple(found)
+                        found.append(step)
+        yield found[0], found[1]
 
 
-async def _judge_all(engine, prompt, responses, options) -> AsyncIterator["Judging | list[Score]"]:
-    await _check(engine, prompt, responses, options)
+async def answers(steps: AsyncIterator, describe: Callable[[Any], dict[str, Any]]) -> AsyncIterator[dict[str, Any]]:
+    """Turn steps into a program's answers: `{"status": …}` for progress, then `describe` of the scores."""
+    async with aclosing(steps):
+        async for step in steps:
+            yield {"status": step.words} if isinstance(step, Progress) else describe(step)
+
+
+def describe_score(backend: Backend, score: "Score", has_distribution: bool = True) -> dict[str, Any]:
+    """
+    Turn a score into a program's answer.
+
+    Args:
+        backend ([`Backend`]):
+            Holds the distribution of rewards.
+        score (`Score`):
+            The score.
+        has_distribution (`bool`, *optional*, defaults to `True`):
+            Whether the distribution is that of the model that scored.
+    """
+    known = has_distribution and backend.distribution.is_usable
+    return {
+        "reward": score.reward,
+        "rewards": list(score.rewards),
+        "reward_std": score.reward_std,
+        "critiques": list(score.critiques),
+        "finish_reasons": list(score.finish_reasons),
+        "percentile": backend.distribution.percentile(score.reward) if known else None,
+    }
+
+
+# ----------------------------------------------------------------------------------------------------------- engines
+
+
+async def _check(engine: "RewardEngine", prompt, responses: Sequence[str], options: Options):
+    """Raise `Problem` unless the engine can score the responses."""
+    try:
+        for response in responses:
+            # In a thread: encoding long texts would hold up the event loop
+            await asyncio.to_thread(engine.check, prompt, response, options.max_new_tokens)
+    except ValueError as error:
+        raise Problem(str(error).removeprefix("Row 0: ")) from error
+    if options.num_critiques > 1 and engine.critique is False:
+        raise Problem("This is a classic reward model: it writes no critiques. Ask for one judgement.")
+
+
+async def _score_all(
+    engine: "RewardEngine", prompt, responses: Sequence[str], options: Options
+) -> AsyncIterator["int | list[Score]"]:
+    """Yield the number of scored responses at every heartbeat, and then all scores."""
     asked = vars(options)
-    tasks = [asyncio.ensure_future(_speaking(engine.score(prompt, response, **asked))) for response in responses]
+    tasks = [asyncio.ensure_future(_alive(engine.score(prompt, response, **asked))) for response in responses]
     try:
         while True:
             done, waiting = await asyncio.wait(tasks, timeout=HEARTBEAT, return_when=asyncio.FIRST_EXCEPTION)
@@ -208,7 +283,7 @@ async def _judge_all(engine, prompt, responses, options) -> AsyncIterator["Judgi
                 task.result()
             if not waiting:
                 break
-            yield Judging(len(done), len(tasks))
+            yield len(done)
         yield [_checked(task.result()) for task in tasks]
     finally:
         for task in tasks:
@@ -216,46 +291,14 @@ async def _judge_all(engine, prompt, responses, options) -> AsyncIterator["Judgi
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _check(engine: "RewardEngine", prompt, responses: Sequence[str], options: Options):
-    """Beside the event loop: long texts take a while to encode."""
-    from .models import check
-
-    for response in responses:
-        await asyncio.to_thread(check, engine, prompt, response, options.max_new_tokens)
-    if options.num_critiques > 1 and engine.critique is False:
-        raise Problem("This is a classic reward model: it writes no critiques. Ask for one judgement.")
-
-
-async def _speaking(work: Awaitable):
-    """Await an engine's work; its errors become those that have words for people."""
-    from .models import problem_of
-
-    try:
-        return await work
-    except Exception as error:
-        raise problem_of(error) from error
-
-
-async def _beating(work: Awaitable) -> AsyncIterator:
-    """`None` now and then, and in the end what `work` gave."""
-    task = asyncio.ensure_future(_speaking(work))
-    try:
-        while not task.done():
-            await asyncio.wait({task}, timeout=HEARTBEAT)
-            yield task.result() if task.done() else None
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
 async def _gathered(pieces: AsyncIterator) -> AsyncIterator[list]:
-    """What came since the last look. The first piece comes at once, and something, if only an empty list, now and then."""
+    """Batch the pieces of a stream. The first comes at once; at every heartbeat comes a batch, even if empty."""
     loop, got, end = asyncio.get_running_loop(), [], object()
     step, look = None, loop.time()
     async with aclosing(pieces):
         try:
             while True:
-                step = step or asyncio.ensure_future(_speaking(anext(pieces, end)))
+                step = step or asyncio.ensure_future(_alive(anext(pieces, end)))
                 patience = max(look - loop.time(), 0.0) if got else HEARTBEAT
                 await asyncio.wait({step}, timeout=patience)
                 if step.done():
@@ -274,18 +317,27 @@ async def _gathered(pieces: AsyncIterator) -> AsyncIterator[list]:
                 await asyncio.gather(step, return_exceptions=True)
 
 
+async def _alive(work: Awaitable) -> Any:
+    """Await an engine. Raises `Problem` if it has died."""
+    from cloud_hf.serving.server.engine import EngineDeadError  # takes seconds, and is loaded with the model
+
+    try:
+        return await work
+    except EngineDeadError as error:
+        raise Problem("The model has stopped working. Whoever runs this demo must restart it.") from error
+
+
 def _joined(first: "Score", more: "Score") -> "Score":
-    rewards = (*first.rewards, *more.rewards)
-    finite = all(map(math.isfinite, rewards))
-    return replace(
-        first,
-        reward=statistics.fmean(rewards) if finite else math.nan,
-        rewards=rewards,
-        critiques=(*first.critiques, *more.critiques),
-        reward_std=statistics.pstdev(rewards) if finite else math.nan,
-        finish_reasons=(*first.finish_reasons, *more.finish_reasons),
-        critique_ids=(*first.critique_ids, *more.critique_ids),
-    )
+    """Combine two scores of one response. The token ids are left out: nothing here shows them."""
+    from cloud_hf.generation import Sample
+    from cloud_hf.scoring import Score
+
+    samples = [
+        Sample(reward, critique, finish_reason=reason)
+        for score in (first, more)
+        for reward, critique, reason in zip(score.rewards, score.critiques, score.finish_reasons, strict=True)
+    ]
+    return Score.of(samples)
 
 
 def _checked(score: "Score") -> "Score":

@@ -1,4 +1,4 @@
-"""The page: four tabs, and the endpoints for programs."""
+"""The page: the list of tabs, the endpoints for programs, and the page of a Space that is not set up."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -7,40 +7,49 @@ from typing import Any
 
 import gradio as gr
 
-from . import api, best_of_n_tab, compare_tab, score_tab, share_link, versus_tab
-from .backend import Backend
-from .markup import escape, note
-from .problems import sentence_of
+from cloud_hf.spaces_ui import as_text, launch_options
 
+from . import Problem, best_of_n_tab, compare_tab, score_tab, versus_tab
+from .backend import Backend
+from .score_html import note, paragraph
+from .tab_parts import in_words, open_links, sentence_of
+
+
+# To add a tab, write its module and list it here. A module has `TAB` (its id in links), `TITLE`, `build`, which makes its
+# content and returns the texts that a link carries, and `endpoints`, which makes functions for programs.
+TABS = [score_tab, compare_tab, versus_tab, best_of_n_tab]
 
 TITLE = "CLoud reward model"
 _STYLE = Path(__file__).parent / "style.css"
-# Gradio's own fonts come from Google
-_FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
-_FIXED_FONTS = ["ui-monospace", "SFMono-Regular", "Consolas", "monospace"]
-# Gradio itself computes nothing here; beyond these, requests wait in its own queue
+# Requests wait in the demo's own line; beyond those Gradio's queue holds a few more
 _SPARE_EVENTS = 32
+_SETUP = f"""
+# {TITLE}
+This Space cannot open its model yet. Its owner sets it up under *Settings*, *Variables and secrets*: each option of the demo is a
+variable, `DEMO_` with its name in capitals. `DEMO_MODEL` is needed, the id of a reward model on the Hub, such as
+`org/my-cloud-rm`; `DEMO_CLASSIC_MODEL` and `DEMO_ROWS` (such as `reward_bench`) are worth having. The Space restarts by itself
+when they are saved.
+
+What is wrong:
+"""
 
 
 def build(backend: Backend) -> gr.Blocks:
-    """The page over a backend."""
+    """Make the page over a backend."""
     with gr.Blocks(title=TITLE, analytics_enabled=backend.args.analytics) as page:
         gr.Markdown(f"# {TITLE}\nIt reads a response, writes a critique, and then gives a number.")
         about = gr.HTML(note("The model is being loaded…"), elem_id="about")
         texts = {}
         with gr.Tabs() as tabs:
-            with gr.Tab("Score", id="score"):
-                texts["score"] = score_tab.build(backend)
-            with gr.Tab("Compare", id="compare"):
-                texts["compare"] = compare_tab.build(backend)
-            with gr.Tab("CLoud vs classic", id="versus"):
-                versus_tab.build(backend)
-            with gr.Tab("Best-of-N", id="best-of-n"):
-                texts["best-of-n"] = best_of_n_tab.build(backend)
-        share_link.open_links(page, tabs, texts)
-        api.build(backend)
+            for tab in TABS:
+                with gr.Tab(tab.TITLE, id=tab.TAB):
+                    texts[tab.TAB] = tab.build(backend)
+        open_links(page, tabs, texts)
+        # Programs see the names, arguments and docstrings of the endpoints
+        for endpoint in [endpoint for tab in TABS for endpoint in tab.endpoints(backend)]:
+            gr.api(in_words(endpoint), api_name=endpoint.__name__)
 
-        async def say_what_is_open() -> AsyncIterator[str]:
+        async def describe_models() -> AsyncIterator[str]:
             backend.load_in_background()
             try:
                 models = await backend.loaded()
@@ -48,37 +57,11 @@ def build(backend: Backend) -> gr.Blocks:
                     await asyncio.to_thread(models.cloud.ask_kind)
                 yield note(_describe(backend, models))
             except Exception as error:
-                yield f'<p class="note bad" role="alert">{escape(sentence_of(error))}</p>'
+                yield f'<p class="note bad" role="alert">{as_text(sentence_of(error))}</p>'
 
-        page.load(say_what_is_open, None, about, show_progress="hidden", api_visibility="private")
-    # Who waits is shown where they stand by our own line; what comes on top of that waits in Gradio's
-    waiting = backend.args.max_waiting
-    page.queue(default_concurrency_limit=None, max_size=waiting + _SPARE_EVENTS)
+        page.load(describe_models, None, about, show_progress="hidden", api_visibility="private")
+    page.queue(default_concurrency_limit=None, max_size=backend.args.max_waiting + _SPARE_EVENTS)
     return page
-
-
-def look() -> dict[str, Any]:
-    """Options of `launch` for all our pages: colours that can be read, fonts of the machine, nothing shared."""
-    theme = gr.themes.Default(primary_hue="blue", font=_FONTS, font_mono=_FIXED_FONTS).set(
-        body_text_color_subdued="*neutral_600",
-        button_primary_background_fill="*primary_600",
-        button_primary_background_fill_hover="*primary_700",
-        color_accent="*primary_600",
-    )
-    return {"theme": theme, "css_paths": _STYLE, "share": False, "ssr_mode": False, "run_history": False}
-
-
-def launch(page: gr.Blocks, backend: Backend, prevent_thread_lock: bool = False):
-    """Serve the page. Blocks until the process is told to stop, unless `prevent_thread_lock`."""
-    args = backend.args
-    page.launch(
-        server_name=args.host,
-        server_port=args.port,
-        footer_links=["api", "settings"],
-        max_threads=args.max_waiting + args.concurrency + _SPARE_EVENTS,
-        prevent_thread_lock=prevent_thread_lock,
-        **look(),
-    )
 
 
 def _describe(backend: Backend, models) -> str:
@@ -89,3 +72,44 @@ def _describe(backend: Backend, models) -> str:
     if models.rows:
         words += f"; {len(models.rows)} rows of {backend.args.rows}"
     return words + (f". {models.rows_problem}" if models.rows_problem else ".")
+
+
+def build_setup_page(problem: str) -> gr.Blocks:
+    """Make the page that says what is wrong with a Space's variables."""
+    with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
+        gr.Markdown(_SETUP)
+        gr.HTML(paragraph(problem), elem_id="problem")
+    return page
+
+
+def launch(page: gr.Blocks, backend: Backend, prevent_thread_lock: bool = False):
+    """
+    Serve the page. Blocks until the process is told to stop, unless `prevent_thread_lock`.
+
+    Raises:
+        `Problem`: If the port is in use.
+    """
+    args = backend.args
+    try:
+        page.launch(
+            server_name=args.host,
+            server_port=args.port,
+            footer_links=["api", "settings"],
+            max_threads=args.max_waiting + (args.concurrency or 1) + _SPARE_EVENTS,
+            prevent_thread_lock=prevent_thread_lock,
+            **_look(),
+        )
+    except OSError as error:
+        if "Cannot find empty port" not in str(error):
+            raise
+        taken = "No port from 7860 is free" if args.port is None else f"Port {args.port} is in use"
+        raise Problem(f"{taken}; choose another with `--port`.") from error
+
+
+def launch_setup_page(problem: str):
+    """Serve the page of a Space that is not set up, until the process is told to stop."""
+    build_setup_page(problem).launch(footer_links=["settings"], **_look())
+
+
+def _look() -> dict[str, Any]:
+    return {**launch_options(), "css_paths": _STYLE}

@@ -1,28 +1,36 @@
-"""Score: one response, its critique as it is written, its reward and where that falls."""
+"""Score: one response, its critique as it is written, its reward, and where the reward falls."""
 
 import random
+from collections.abc import Callable
 
 import gradio as gr
 
 from .backend import Backend
-from .choices import example_prompts, judging_options
-from .judgements import show_judgement, show_writing
-from .judging import Options, Waiting, Writing, check_lengths, read_prompt, write
-from .markup import status
-from .problems import Problem, in_words
-from .share_link import share_button
-from .stopping import Runs
+from .judging import Options, Progress, answers, describe_score, judge, read_prompt, read_response, read_turns, write
+from .score_html import show_score, show_writing, status
+from .tab_parts import (
+    QUIET,
+    Runs,
+    example_and_link_buttons,
+    judging_options,
+    prompt_box,
+    random_example,
+    run_buttons,
+)
 
 
+TAB, TITLE = "score", "Score"
 _EARLIER_TURNS = 3
 _OPEN_IF_FILLED = '(text) => text ? {open: true, __type__: "update"} : {__type__: "update"}'
 
 
 def build(backend: Backend) -> dict[str, gr.Textbox]:
-    """The tab's content. Returns the texts that a link to it carries."""
+    """Make the tab's content. Returns the texts that a link to it carries."""
+    said = gr.HTML(elem_id="score-status", elem_classes="said", render=False)
+    runs = Runs(said)
     with gr.Row():
         with gr.Column():
-            prompt = gr.Textbox("", label="Prompt", lines=3, max_lines=12, placeholder="What the user asked")
+            prompt = prompt_box()
             response = gr.Textbox(
                 value="",
                 label="Response",
@@ -30,19 +38,16 @@ def build(backend: Backend) -> dict[str, gr.Textbox]:
                 max_lines=12,
                 placeholder="The answer to judge. Shift + Enter: judge it",
             )
-            with gr.Accordion("Chat: system message and earlier turns", open=False) as chat:
-                system = gr.Textbox("", label="System message", lines=1, max_lines=6)
-                names = [f"turn {i}: {role}" for i in range(1, _EARLIER_TURNS + 1) for role in ("user", "assistant")]
-                turns = {name: gr.Textbox("", label=name.capitalize(), lines=1, max_lines=6) for name in names}
+            system, turns = _chat_boxes()
             options = judging_options(backend)
-            with gr.Row():
-                run = gr.Button("Judge", variant="primary", elem_id="score-run")
-                stop = gr.Button("Stop", elem_id="score-stop")
-            with gr.Row():
-                example = gr.Button("Example", size="sm", elem_classes="narrow")
-                texts = {"prompt": prompt, "response": response, "system": system} | turns
-                said = gr.HTML(elem_id="score-status", elem_classes="said", render=False)
-                share_button("score", texts, said)
+            run = run_buttons("score", "Judge", runs)
+            texts = {"prompt": prompt, "response": response, "system": system} | turns
+
+            def fill_in():
+                asked, responses = random_example(backend)
+                return asked, random.choice(responses)
+
+            example_and_link_buttons(TAB, texts, said, fill_in, [prompt, response])
         with gr.Column():
             said.render()
             result = gr.HTML(elem_id="score-result", elem_classes="result")
@@ -52,36 +57,57 @@ def build(backend: Backend) -> dict[str, gr.Textbox]:
     ):
         options = Options.of_page(backend, num_critiques, temperature, max_new_tokens)
         asked = read_prompt(backend, prompt, system, list(zip(earlier[::2], earlier[1::2], strict=True)))
-        if not response.strip():
-            raise Problem("The response is empty.")
-        check_lengths(backend, {"response": response})
+        response = read_response(backend, response)
         yield status("Asking the model…"), ""
-        async for step in write(backend, request.session_hash, asked, response, options):
-            if isinstance(step, Waiting):
+        async for step in write(backend, str(request.session_hash), asked, response, options):
+            if not isinstance(step, Progress):
+                shown = show_score(step, backend.distribution, backend.models.cloud.critique)
+                yield status(f"Done: the reward is {step.reward:+.3f}."), shown
+            elif step.critique is None:
                 yield status(step.words), gr.skip()
-            elif isinstance(step, Writing):
-                yield status("The model writes…"), show_writing(step.critique)
             else:
-                judgement = show_judgement(step, backend.distribution, backend.models.cloud.critique)
-                yield status(f"Done: the reward is {step.reward:+.3f}."), judgement
+                yield status(step.words), show_writing(step.critique)
 
-    def fill_in():
-        asked, responses = random.choice(example_prompts(backend))
-        return asked, random.choice(responses)
-
-    runs = Runs(said)
-    gr.on(
-        [run.click, prompt.submit, response.submit],
-        in_words(runs.stoppable(run_score), said),
-        [prompt, response, system, *options, *turns.values()],
-        [said, result],
-        show_progress="hidden",
-        trigger_mode="once",
-        api_visibility="private",
-    )
-    stop.click(runs.stop, queue=False, api_visibility="private")
-    # What a link fills in is judged, so it must be seen
-    for box in (system, *turns.values()):
-        box.change(None, box, chat, js=_OPEN_IF_FILLED, show_progress="hidden", api_visibility="private")
-    example.click(fill_in, None, [prompt, response], queue=False, show_progress="hidden", api_visibility="private")
+    inputs = [prompt, response, system, *options, *turns.values()]
+    runs.start_on([run.click, prompt.submit, response.submit], run_score, inputs, [said, result])
     return texts
+
+
+def _chat_boxes() -> tuple[gr.Textbox, dict[str, gr.Textbox]]:
+    """Make the boxes of the system message and of earlier turns."""
+    with gr.Accordion("Chat: system message and earlier turns", open=False) as chat:
+        system = gr.Textbox("", label="System message", lines=1, max_lines=6)
+        names = [f"turn {i}: {role}" for i in range(1, _EARLIER_TURNS + 1) for role in ("user", "assistant")]
+        turns = {name: gr.Textbox("", label=name.capitalize(), lines=1, max_lines=6) for name in names}
+    # The model sees what a link fills in here, so the visitor must see it too
+    for box in (system, *turns.values()):
+        box.change(None, box, chat, js=_OPEN_IF_FILLED, **QUIET)
+    return system, turns
+
+
+def endpoints(backend: Backend) -> list[Callable]:
+    """Make the endpoint `/score`."""
+
+    async def score(
+        request: gr.Request,
+        prompt: str,
+        response: str,
+        system: str = "",
+        turns: list[list[str]] = [],  # noqa: B006
+        num_critiques: int = 1,
+        temperature: float = 0.0,
+        max_new_tokens: int = backend.args.max_new_tokens,
+        seed: int | None = None,
+    ) -> dict:
+        """
+        Judge one response. `turns` are earlier turns as pairs [user, assistant]. Returns reward, rewards, reward_std,
+        critiques, finish_reasons ("length": the critique was cut), and percentile: the percentage of this model's known
+        rewards that are lower, or null.
+        """
+        options = Options.read(backend, num_critiques, temperature, max_new_tokens, seed)
+        asked = read_prompt(backend, prompt, system, read_turns(turns))
+        steps = judge(backend, str(request.session_hash), asked, [read_response(backend, response)], options)
+        async for answer in answers(steps, lambda scores: describe_score(backend, scores[0])):
+            yield answer
+
+    return [score]

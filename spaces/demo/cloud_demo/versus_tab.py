@@ -1,25 +1,33 @@
 """CLoud vs classic: both models on the rows of a benchmark, with the running accuracy."""
 
 import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from cloud_hf.spaces_ui import as_text
+
+from . import Problem
 from .backend import Backend
-from .judgements import show_critiques
-from .judging import Judging, Options, Waiting, judge_pair
-from .markup import escape, note, paragraph, status
-from .problems import Problem, in_words
-from .stopping import Runs
+from .judging import Options, Progress, answers, describe_score, is_whole, judge_pair
+from .score_html import note, paragraph, show_critiques, status
+from .tab_parts import Runs, stop_button
 
 
 if TYPE_CHECKING:
     from cloud_hf.evaluation.rows import BenchmarkRow
     from cloud_hf.scoring import Score
 
+    PairOfScores = tuple[list[Score], list[Score]]
+
+
+TAB, TITLE = "versus", "CLoud vs classic"
+
 
 def row_at(backend: Backend, index: int) -> "BenchmarkRow":
-    """A row by its place, from 0. Raises `Problem` if it is not there."""
+    """Return a row by its index. Raises `Problem` if there is none."""
     models = backend.models
     if models.rows_problem is not None:
         raise Problem(models.rows_problem)
@@ -30,100 +38,121 @@ def row_at(backend: Backend, index: int) -> "BenchmarkRow":
     return models.rows[index]
 
 
-def is_right(scores: list["Score"]) -> bool:
-    """Whether the chosen response has the strictly higher reward."""
+def is_right(scores: Sequence["Score"]) -> bool:
+    """Check that the chosen response has the strictly higher reward."""
     return scores[0].reward > scores[1].reward
 
 
-def build(backend: Backend):
-    """The tab's content."""
+def judge_row(backend: Backend, user: str, row: "BenchmarkRow") -> AsyncIterator["Progress | PairOfScores"]:
+    """Score both responses of a row with both models, one critique each at temperature 0."""
+    options = Options(1, 0.0, backend.args.max_new_tokens)
+    return judge_pair(backend, user, row.prompt, row.responses, options)
+
+
+def build(backend: Backend) -> dict[str, gr.Textbox]:
+    """Make the tab's content. No link leads to it."""
     gr.Markdown("Both models judge the two responses of a benchmark row. The chosen one must get the higher reward.")
+    said = gr.HTML(elem_id="versus-status", elem_classes="said", render=False)
+    runs = Runs(said)
     with gr.Row():
         previous = gr.Button("Previous", elem_id="versus-previous")
         following = gr.Button("Next", variant="primary", elem_id="versus-next")
         anyone = gr.Button("Random", elem_id="versus-random")
-        stop = gr.Button("Stop", elem_id="versus-stop")
-    said = gr.HTML(elem_id="versus-status", elem_classes="said")
+        stop_button("versus", runs)
+    said.render()
     tally = gr.HTML(elem_id="versus-tally")
     result = gr.HTML(elem_id="versus-result", elem_classes="result")
-    # The place of the row that is shown, and for each row that was judged which models were right
+    # The index of the shown row, and for each judged row which models were right
     place, outcomes = gr.State(-1), gr.State({})
 
-    async def go(request: gr.Request, place, outcomes, index):
+    def go_to(index_of: Callable[[int, int], int]) -> Callable[..., AsyncIterator]:
+        async def go(request: gr.Request, place, outcomes):
+            count = len((await backend.loaded()).rows)
+            index = index_of(place, count) if count else 0
+            row = row_at(backend, index)
+            yield status("Asking the models…"), gr.skip(), _show_row(row, index, count), index, outcomes
+            async with aclosing(judge_row(backend, str(request.session_hash), row)) as steps:
+                async for step in steps:
+                    if isinstance(step, Progress):
+                        yield status(step.words), *[gr.skip()] * 4
+                    else:
+                        known = outcomes | {index: tuple(map(is_right, step))}
+                        yield status("Done."), _show_tally(known), _show_row(row, index, count, step), index, known
+
+        return go
+
+    for button, index_of in (
+        (previous, lambda place, count: (max(place, 0) - 1) % count),
+        (following, lambda place, count: (place + 1) % count),
+        (anyone, lambda place, count: random.randrange(count)),
+    ):
+        runs.start_on([button.click], go_to(index_of), [place, outcomes], [said, tally, result, place, outcomes])
+    return {}
+
+
+def endpoints(backend: Backend) -> list[Callable]:
+    """Make the endpoint `/versus`."""
+
+    async def versus(request: gr.Request, row: int = 1) -> dict:
+        """
+        Judge a row of the benchmark, from 1, with both models. Returns its id, prompt and responses (the chosen one first),
+        and for cloud and classic the scores and whether they are right.
+        """
+        if not is_whole(row):
+            raise Problem("`row` must be a whole number, from 1.")
         await backend.loaded()
-        row = row_at(backend, index)
-        options = Options(1, 0.0, backend.args.max_new_tokens)
-        yield status("Asking the models…"), gr.skip(), _show_row(row, index, len(backend.models.rows)), index, outcomes
-        async for step in judge_pair(backend, request.session_hash, row.prompt, row.responses, options):
-            if isinstance(step, Waiting):
-                yield status(step.words), *[gr.skip()] * 4
-            elif isinstance(step, Judging):
-                yield status(f"The models judge: {step.done} of {step.of} done…"), *[gr.skip()] * 4
-            else:
-                outcomes = outcomes | {index: tuple(map(is_right, step))}
-                shown = _show_row(row, index, len(backend.models.rows), step)
-                yield status("Done."), _show_tally(outcomes), shown, index, outcomes
+        shown = row_at(backend, int(row) - 1)
+        known = {"id": shown.id, "prompt": shown.prompt, "responses": list(shown.responses)}
+        steps = judge_row(backend, str(request.session_hash), shown)
+        async for answer in answers(steps, lambda found: known | _describe_pair(backend, found)):
+            yield answer
 
-    async def go_to_next(request: gr.Request, place, outcomes):
-        count = len((await backend.loaded()).rows)
-        async for update in go(request, place, outcomes, (place + 1) % count if count else 0):
-            yield update
-
-    async def go_to_previous(request: gr.Request, place, outcomes):
-        count = len((await backend.loaded()).rows)
-        async for update in go(request, place, outcomes, (max(place, 0) - 1) % count if count else 0):
-            yield update
-
-    async def go_anywhere(request: gr.Request, place, outcomes):
-        count = len((await backend.loaded()).rows)
-        async for update in go(request, place, outcomes, random.randrange(count) if count else 0):
-            yield update
-
-    runs = Runs(said)
-    for button, handler in ((previous, go_to_previous), (following, go_to_next), (anyone, go_anywhere)):
-        button.click(
-            in_words(runs.stoppable(handler), said),
-            [place, outcomes],
-            [said, tally, result, place, outcomes],
-            show_progress="hidden",
-            trigger_mode="once",
-            api_visibility="private",
-        )
-    stop.click(runs.stop, queue=False, api_visibility="private")
+    return [versus]
 
 
-def _show_row(
-    row: "BenchmarkRow", index: int, count: int, found: tuple[list["Score"], list["Score"]] | None = None
-) -> str:
-    judged = ""
-    if found is not None:
-        judged = "".join(
-            f'<section class="card"><h3>{name}: {_mark(is_right(scores), scores)}</h3>'
-            + "".join(
-                f"<h4>{side}: {score.reward:+.3f}</h4>{show_critiques(score) if score.critique else ''}"
-                for side, score in zip(("Chosen", "Rejected"), scores, strict=True)
-            )
-            + "</section>"
-            for name, scores in zip(("CLoud", "Classic"), found, strict=True)
-        )
-        judged = f'<div class="cards">{judged}</div>'
+def _describe_pair(backend: Backend, found: "PairOfScores") -> dict[str, Any]:
+    # The distribution is that of the first model
+    return {
+        name: {
+            "right": is_right(scores),
+            "scores": [describe_score(backend, score, name == "cloud") for score in scores],
+        }
+        for name, scores in zip(("cloud", "classic"), found, strict=True)
+    }
+
+
+# -------------------------------------------------------------------------------------------------------------- HTML
+
+
+def _show_row(row: "BenchmarkRow", index: int, count: int, found: "PairOfScores | None" = None) -> str:
     responses = "".join(
         f'<section class="card"><h3>{side}</h3>{paragraph(response) if response else note("(empty)")}</section>'
         for side, response in zip(("Chosen", "Rejected"), row.responses, strict=True)
     )
-    title = f"Row {index + 1} of {count} · {escape(row.id)}"
+    judged = (
+        "" if found is None else f'<div class="cards">{"".join(map(_show_model, ("CLoud", "Classic"), found))}</div>'
+    )
+    title = f"Row {index + 1} of {count} · {as_text(row.id)}"
     return f'<h3>{title}</h3>{_show_prompt(row.prompt)}<div class="cards">{responses}</div>{judged}'
+
+
+def _show_model(name: str, scores: Sequence["Score"]) -> str:
+    parts = [
+        f"<h4>{side}: {score.reward:+.3f}</h4>{show_critiques(score) if score.critique else ''}"
+        for side, score in zip(("Chosen", "Rejected"), scores, strict=True)
+    ]
+    return f'<section class="card"><h3>{name}: {_mark(scores)}</h3>{"".join(parts)}</section>'
 
 
 def _show_prompt(prompt: Any) -> str:
     if isinstance(prompt, str):
         return paragraph(prompt)
     messages = prompt["messages"] if isinstance(prompt, dict) else prompt
-    return "".join(f"<h4>{escape(turn['role'])}</h4>{paragraph(str(turn.get('content') or ''))}" for turn in messages)
+    return "".join(f"<h4>{as_text(turn['role'])}</h4>{paragraph(str(turn.get('content') or ''))}" for turn in messages)
 
 
-def _mark(right: bool, scores: list["Score"]) -> str:
-    if right:
+def _mark(scores: Sequence["Score"]) -> str:
+    if is_right(scores):
         return '<span class="good">✓ right</span>'
     tie = " (a tie)" if scores[0].reward == scores[1].reward else ""
     return f'<span class="bad">✗ wrong{tie}</span>'

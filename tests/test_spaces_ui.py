@@ -72,5 +72,5 @@ def test_uploads(tmp_path):
     path.write_bytes("chosen,rejected\n1.0,0.5\n2.0,3.0".encode("utf-8-sig"))
     assert read_table(read_text(path), ["chosen", "rejected"]) == PAIRS
     path.write_bytes(b"PK\x03\x04\xff\xfe\x00")
-    with pytest.raises(ValueError, match=r"pairs\.csv is no text in UTF-8"):
+    with pytest.raises(ValueError, match=r"pairs\.csv is not UTF-8 text"):
         read_text(path)

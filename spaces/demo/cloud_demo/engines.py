@@ -1,0 +1,278 @@
+"""
+The models and benchmark rows behind the page: in this process, on a ZeroGPU Space, or behind a reward server.
+
+Importing this takes seconds; `backend.py` does it in a thread. How ZeroGPU lends GPUs:
+https://huggingface.co/docs/hub/spaces-zerogpu
+"""
+
+import asyncio
+import json
+import os
+import re
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+from cloud_hf.evaluation.benchmarks import BENCHMARKS, load_benchmarks, preference_pairs
+from cloud_hf.evaluation.rows import BenchmarkRow
+from cloud_hf.loading import load_reward_model
+from cloud_hf.scoring import Score
+from cloud_hf.serving.client import CLoudClient, RewardServerError
+from cloud_hf.serving.server.engine import RewardEngine, TransformersEngine
+
+from . import Problem
+from .arguments import DemoArguments, on_zero_gpu
+
+
+_END = object()
+
+
+@dataclass
+class Models:
+    """
+    Open models and rows.
+
+    Args:
+        cloud (`RewardEngine`):
+            The model that the tabs show. It may be a classic one; then there are no critiques.
+        classic (`RewardEngine`, *optional*):
+            The classic model it is compared with.
+        rows (`list[BenchmarkRow]`, *optional*):
+            Preference pairs.
+        rows_problem (`str`, *optional*):
+            Why the requested rows could not be read.
+    """
+
+    cloud: RewardEngine
+    classic: RewardEngine | None = None
+    rows: list[BenchmarkRow] = field(default_factory=list)
+    rows_problem: str | None = None
+
+
+def open_models(args: DemoArguments) -> Models:
+    """
+    Load the models and rows of the arguments.
+
+    Raises:
+        `Problem`: If a model cannot be opened.
+    """
+    rows, rows_problem = [], None
+    try:
+        cloud = _open_engine(args.model, args.server_url, args)
+        has_classic = args.classic_model or args.classic_server_url
+        classic = _open_engine(args.classic_model, args.classic_server_url, args) if has_classic else None
+    except (ValueError, OSError, ImportError) as error:
+        raise Problem(f"The model cannot be opened. {error}") from error
+    if args.rows is not None:
+        try:
+            rows = load_pairs(args.rows, args.rows_split)
+        except (ValueError, OSError) as error:
+            rows_problem = f"The rows cannot be read. {error}"
+    return Models(cloud, classic, rows, rows_problem)
+
+
+def load_pairs(spec: str, split: str) -> list[BenchmarkRow]:
+    """
+    Load the rows that `DemoArguments.rows` names.
+
+    Raises:
+        `ValueError`: If they are unusable, or a row is not a pair of responses.
+    """
+    if spec.partition("=")[0] in BENCHMARKS:
+        [benchmark] = load_benchmarks([spec])
+        rows = benchmark.rows
+    else:
+        rows = preference_pairs.load([spec], split)
+    for row in rows:
+        if len(row.responses) != 2:
+            raise ValueError(f"{spec}: row {row.id} has {len(row.responses)} responses; the demo shows pairs.")
+    return rows
+
+
+def _open_engine(model: str | None, server_url: str | None, args: DemoArguments) -> RewardEngine:
+    if args.backend == "server":
+        engine = RemoteEngine(str(server_url), os.environ.get(args.api_key_env))
+        engine.ask_kind()
+        return engine
+    if args.backend == "vllm":
+        from cloud_hf.serving.vllm.engine import VLLMEngine
+
+        return VLLMEngine(str(model), **{"dtype": args.dtype, **json.loads(args.vllm_options or "{}")})
+    loaded, tokenizer = load_reward_model(str(model), dtype=args.dtype)
+    engine_class = ZeroGPUEngine if on_zero_gpu() else TransformersEngine
+    return engine_class(loaded, tokenizer, args.batch_size)
+
+
+# ----------------------------------------------------------------------------------------------------- reward server
+
+
+# A visitor waits: report failures soon
+_MAX_RETRIES = 1
+_CONNECT_SECONDS = 5.0
+_READ_SECONDS = 300.0
+_EVENT = "data: "
+
+
+class RemoteEngine:
+    """
+    `RewardEngine` over a reward server (`python -m cloud_hf.serving.server`). Closing a stream stops the server's work.
+
+    Args:
+        url (`str`):
+            The server's address.
+        api_key (`str`, *optional*):
+            Its key.
+
+    Attributes:
+        critique (`bool`, *optional*): Whether its model writes critiques; `None` until the server has answered.
+        context_length (`int`, *optional*): Tokens of its longest sequence; `None` until then, too.
+
+    Raises:
+        `ValueError`: If the address does not start with http:// or https://.
+    """
+
+    def __init__(self, url: str, api_key: str | None = None):
+        self.name = url
+        self.critique: bool | None = None
+        self.context_length: int | None = None
+        self._client = CLoudClient(url, api_key, timeout=_READ_SECONDS, max_retries=_MAX_RETRIES)
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key is not None else {}
+
+    def check(self, prompt, response: str, max_new_tokens: int, critiques: list[str] | None = None) -> None:
+        """Ask for the kind of model, if it is not known yet. The server itself checks requests."""
+        if self.critique is None:
+            self.ask_kind()
+
+    def ask_kind(self):
+        """Read `critique` from the server. A failure is left to the next request, which reports it."""
+        with suppress(RewardServerError):
+            served = self._client.served_model()
+            self.critique, self.context_length = served.critique, served.context_length
+
+    async def score(self, prompt, response: str, **options) -> Score:
+        """See `RewardEngine`."""
+        try:
+            [score] = await self._client.ascore([prompt], [response], **options)
+        except ValueError as error:  # the server's words about the request
+            raise Problem(f"The reward server refused this. {self._reason(error)}") from error
+        except RewardServerError as error:
+            raise Problem(f"The reward server cannot be reached or failed: {self._reason(error)}") from error
+        return score
+
+    async def stream(self, prompt, response: str, **options) -> AsyncIterator[str | Score]:
+        """See `RewardEngine`."""
+        asked = {key: value for key, value in options.items() if value is not None}
+        body = {"inputs": [{"prompt": prompt, "response": response}], "stream": True, "return_critique_ids": True}
+        try:
+            async with self._events({**body, **asked}) as events, aclosing(events):
+                async for event in events:
+                    if "error" in event:
+                        raise Problem(f"The reward server refused this. {event['error']}")
+                    yield event["critique"] if "critique" in event else _read_score(event["result"])
+        except httpx.TransportError as error:
+            raise Problem("The reward server cannot be reached or broke off. Try again later.") from error
+
+    async def close(self) -> None:
+        """Do nothing: connections are closed with each call."""
+
+    def _reason(self, error: Exception) -> str:
+        """`Row 0: http://…/v1/rewards: status 422: Row 0: the sentence` -> `the sentence`."""
+        return re.sub(r"^status 4\d\d: (Row 0: )?", "", str(error).partition(f"{self._client.url}: ")[2])
+
+    @asynccontextmanager
+    async def _events(self, body: dict):
+        timeout = httpx.Timeout(_READ_SECONDS, connect=_CONNECT_SECONDS)
+        async with (
+            httpx.AsyncClient(timeout=timeout, headers=self._headers, verify=self.name.startswith("https://")) as http,
+            http.stream("POST", self._client.url, json=body) as response,
+        ):
+            if response.status_code != 200:
+                await response.aread()
+                raise Problem(f"The reward server refused this. {_error_in(response)}")
+            yield _read_events(response)
+
+
+async def _read_events(response: httpx.Response) -> AsyncIterator[dict]:
+    async with aclosing(response.aiter_lines()) as lines:
+        async for line in lines:
+            if line.startswith(_EVENT) and line != f"{_EVENT}[DONE]":
+                yield json.loads(line.removeprefix(_EVENT))
+
+
+def _read_score(result: dict) -> Score:
+    return Score(
+        reward=result["reward"],
+        critique=result.get("critique") or "",
+        rewards=tuple(result["rewards"]),
+        critiques=tuple(result["critiques"]),
+        reward_std=result["reward_std"],
+        finish_reasons=tuple(result["finish_reasons"]),
+        critique_ids=tuple(map(tuple, result["critique_ids"])),
+    )
+
+
+def _error_in(response: httpx.Response) -> str:
+    try:
+        return f"{response.json()['error']}"
+    except (ValueError, KeyError, TypeError):
+        return f"Status {response.status_code}."
+
+
+# ----------------------------------------------------------------------------------------------------------- ZeroGPU
+
+
+def _borrow_gpu(function: Callable) -> Callable:
+    """Run a function in a process that has a GPU, for at most two minutes."""
+    if not on_zero_gpu():
+        return function
+    import spaces  # exists there only; `app.py` has imported it before torch
+
+    return spaces.GPU(duration=120)(function)
+
+
+# A borrowed process is a fork and sees this dictionary as it was; models cannot be sent to it
+_engines: dict[str, TransformersEngine] = {}
+
+
+@_borrow_gpu
+def _write(name: str, prompt, response: str, options: dict[str, Any]) -> Iterator[str | Score]:
+    pieces = _engines[name].stream(prompt, response, **options)
+    with asyncio.Runner() as runner:
+        while (piece := runner.run(_next(pieces))) is not _END:
+            yield piece
+
+
+@_borrow_gpu
+def _judge(name: str, prompt, response: str, options: dict[str, Any]) -> Score:
+    return asyncio.run(_engines[name].score(prompt, response, **options))
+
+
+async def _next(pieces: AsyncIterator):
+    return await anext(pieces, _END)
+
+
+class ZeroGPUEngine:
+    """
+    `RewardEngine` that borrows a GPU for each request, in a separate process. Arguments as for [`TransformersEngine`].
+
+    This process only checks requests: threads started here would be missing in the borrowed ones.
+    """
+
+    def __init__(self, model, tokenizer, batch_size: int = 16):
+        self._engine = engine = TransformersEngine(model, tokenizer, batch_size)
+        self.name, self.critique, self.context_length = engine.name, engine.critique, engine.context_length
+        self.check, self.close = engine.check, engine.close
+        _engines[self.name] = engine
+
+    async def score(self, prompt, response: str, **options) -> Score:
+        """See `RewardEngine`."""
+        return await asyncio.to_thread(_judge, self.name, prompt, response, options)
+
+    async def stream(self, prompt, response: str, **options) -> AsyncIterator[str | Score]:
+        """See `RewardEngine`."""
+        pieces = _write(self.name, prompt, response, options)
+        while (piece := await asyncio.to_thread(next, pieces, _END)) is not _END:
+            yield piece

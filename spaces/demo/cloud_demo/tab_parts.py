@@ -1,0 +1,295 @@
+"""Parts that the tabs share: sliders, examples, buttons, links to the texts, Stop, and errors in one sentence."""
+
+import asyncio
+import functools
+import json
+import logging
+import random
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing
+from typing import Any
+
+import gradio as gr
+
+from cloud_hf.spaces_ui import is_out_of_memory, user_error
+
+from . import Problem
+from .backend import Backend
+from .judging import SAMPLING_TEMPERATURE, Progress
+from .score_html import failure, status
+
+
+logger = logging.getLogger(__name__)
+
+# Handlers of the page: no endpoints, and no progress bar over what they fill
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+
+
+# ------------------------------------------------------------------------------------------------- input and examples
+
+
+def prompt_box() -> gr.Textbox:
+    """Make the box of the user's message."""
+    return gr.Textbox("", label="Prompt", lines=3, max_lines=12, placeholder="What the user asked")
+
+
+def judging_options(backend: Backend, most_critiques: int = 8) -> list[gr.Slider]:
+    """Make sliders for critiques, temperature and length, in the order of `Options.of_page`."""
+    limit = backend.args.max_new_tokens
+    with gr.Accordion("Options", open=False):
+        critiques = gr.Slider(1, most_critiques, value=1, step=1, label="Critiques per response")
+        temperature = gr.Slider(
+            minimum=0,
+            maximum=2,
+            value=0,
+            step=0.05,
+            label="Temperature",
+            info=f"At 0 one critique has the likeliest words, and several are sampled at {SAMPLING_TEMPERATURE}",
+        )
+        length = gr.Slider(min(8, limit), limit, value=limit, step=1, label="Longest critique in tokens")
+    return [critiques, temperature, length]
+
+
+def random_example(backend: Backend) -> tuple[str, list[str]]:
+    """Choose a prompt and responses to it."""
+    return random.choice(example_prompts(backend))
+
+
+def example_prompts(backend: Backend) -> list[tuple[str, list[str]]]:
+    """Return prompts with responses: those of the rows if there are any, otherwise a few of the demo's own."""
+    if backend.is_usable and (rows := [row for row in backend.models.rows if isinstance(row.prompt, str)]):
+        return [(row.prompt, list(row.responses)) for row in rows]
+    return _EXAMPLES
+
+
+_EXAMPLES = [
+    (
+        "What is 17 + 25? Show how you get there.",
+        ["17 + 25 = 10 + 20 + 7 + 5 = 30 + 12 = 42.", "17 + 25 is 43.", "It is 42."],
+    ),
+    (
+        "Name a river in Egypt, and say how long it is.",
+        ["The Nile. It is about 6,650 km long.", "The Amazon, about 6,400 km.", "The Nile."],
+    ),
+    (
+        "My train leaves in ten minutes, and the station is a walk of fifteen. What should I do?",
+        [
+            "Run or take a taxi now; if you cannot, look for the next train on the way.",
+            "Walk faster.",
+            "Trains are fun.",
+        ],
+    ),
+]
+
+
+# ---------------------------------------------------------------------------------------------------- runs and Stop
+
+
+class Runs:
+    """
+    What visitors have started in one tab: the status line that reports it, and Stop.
+
+    A run ends from within, so that "Stopped." is its last word. Gradio's own `cancels` would still show updates that
+    arrived before, and overwrite it.
+
+    Args:
+        said (`gr.HTML`):
+            The status line; an output of all handlers.
+    """
+
+    def __init__(self, said: gr.HTML):
+        self.said = said
+        self._stops: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+
+    def start_on(self, triggers: Sequence, handler: Callable[..., AsyncIterator], inputs: list, outputs: list):
+        """Run an event handler that Stop ends and whose errors become sentences. It gets the `gr.Request` first."""
+        run = in_words(self.stoppable(handler), self.said)
+        gr.on(triggers, run, inputs, outputs, trigger_mode="once", **QUIET)
+
+    def stoppable(self, handler: Callable[..., AsyncIterator]) -> Callable[..., AsyncIterator]:
+        """Make [`Runs.stop`] end an event handler, an async generator whose first argument is the `gr.Request`."""
+
+        @functools.wraps(handler)
+        async def run(request: gr.Request, *args):
+            visitor, stop = str(request.session_hash), asyncio.Event()
+            self._stops[visitor].add(stop)
+            try:
+                async with aclosing(_until(stop, handler(request, *args))) as updates:
+                    async for update in updates:
+                        yield update
+                if stop.is_set():
+                    yield {self.said: status("Stopped.")}
+            finally:
+                self._stops[visitor].remove(stop)
+                if not self._stops[visitor]:
+                    del self._stops[visitor]
+
+        return run
+
+    async def stop(self, request: gr.Request):
+        """End what a visitor has started."""
+        for stop in self._stops.get(str(request.session_hash), ()):
+            stop.set()
+
+
+async def _until(stop: asyncio.Event, updates: AsyncIterator) -> AsyncIterator:
+    """Pass updates on, and end wherever they are when `stop` is set."""
+    stopped, step, end = asyncio.ensure_future(stop.wait()), None, object()
+    async with aclosing(updates):
+        try:
+            while True:
+                step = asyncio.ensure_future(anext(updates, end))
+                await asyncio.wait({step, stopped}, return_when=asyncio.FIRST_COMPLETED)
+                if not step.done() or step.result() is end:
+                    break
+                yield step.result()
+        finally:
+            for task in (step, stopped):
+                task.cancel()
+            await asyncio.gather(step, stopped, return_exceptions=True)
+
+
+async def updates_of(steps: AsyncIterator, show: Callable[[Any], str]) -> AsyncIterator[tuple[str, Any]]:
+    """Turn steps into updates of status line and result: progress first, then `show` of the scores."""
+    async with aclosing(steps):
+        async for step in steps:
+            yield (status(step.words), gr.skip()) if isinstance(step, Progress) else (status("Done."), show(step))
+
+
+def run_buttons(tab: str, label: str, runs: Runs) -> gr.Button:
+    """Make the button that starts the tab's run, and the one that stops it. Returns the first."""
+    with gr.Row():
+        run = gr.Button(label, variant="primary", elem_id=f"{tab}-run")
+        stop_button(tab, runs)
+    return run
+
+
+def stop_button(tab: str, runs: Runs):
+    """Make the button that ends what the visitor has started in the tab."""
+    stop = gr.Button("Stop", elem_id=f"{tab}-stop")
+    stop.click(runs.stop, queue=False, api_visibility="private")
+
+
+# ------------------------------------------------------------------------------------------------------------ errors
+
+
+def in_words(handler: Callable[..., AsyncIterator], said: gr.HTML | None = None) -> Callable[..., AsyncIterator]:
+    """
+    Make an event handler, an async generator, fail with one sentence. Unexpected errors go to the log.
+
+    Args:
+        handler (`Callable`):
+            The event handler.
+        said (`gr.HTML`, *optional*):
+            The status line, one of its outputs. It shows the sentence too, until the next event.
+    """
+
+    @functools.wraps(handler)
+    async def speak(*args, **kwargs):
+        try:
+            async with aclosing(handler(*args, **kwargs)) as updates:
+                async for update in updates:
+                    yield update
+        except Exception as error:
+            sentence = sentence_of(error)
+            if said is not None:
+                yield {said: failure(sentence)}
+            raise user_error(sentence, duration=10) from None
+
+    return speak
+
+
+def sentence_of(error: Exception) -> str:
+    """Explain an error to the visitor."""
+    if isinstance(error, Problem):
+        return str(error)
+    if is_out_of_memory(error):
+        logger.error("Out of memory", exc_info=error)
+        return "The model ran out of memory. Try a shorter text, fewer critiques, or shorter ones."
+    logger.error("An event failed", exc_info=error)
+    return "Something unexpected went wrong; the log of the demo has the details. Your texts are still here."
+
+
+# ------------------------------------------------------------------------------------------------------------- links
+
+# A link holds the texts in its part after the #, which browsers do not send to any server
+
+_MAKE_LINK = """
+(...values) => {
+    const tab = TAB, names = NAMES;
+    const content = {tab};
+    names.forEach((name, place) => { content[name] = values[place]; });
+    const bytes = new TextEncoder().encode(JSON.stringify(content));
+    const packed = btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join(""));
+    window.history.replaceState(null, "", "#" + packed);
+    // Only pages from https or this machine have a clipboard
+    if (!navigator.clipboard) return IN_ADDRESS_BAR;
+    navigator.clipboard.writeText(window.location.href).catch(() => {});
+    return IN_BOTH;
+}
+"""
+_OPEN_LINK = """
+(...values) => {
+    const tabs = TABS;
+    // Opening a link to the page that is already open changes nothing but the part after the #
+    window.onhashchange = () => window.location.reload();
+    // What the link does not hold stays as it is: the visitor may have begun to type
+    const updates = values.map(() => ({__type__: "update"}));
+    let content;
+    try {
+        const bytes = Uint8Array.from(atob(window.location.hash.slice(1)), (sign) => sign.charCodeAt(0));
+        content = JSON.parse(new TextDecoder().decode(bytes));
+    } catch {
+        return updates;
+    }
+    if (!content || typeof content !== "object" || !(content.tab in tabs)) return updates;
+    const [place, names] = tabs[content.tab];
+    updates[0].selected = content.tab;
+    names.forEach((name, index) => {
+        if (typeof content[name] === "string") updates[place + index].value = content[name];
+    });
+    return updates;
+}
+"""
+
+
+def example_and_link_buttons(
+    tab: str, texts: dict[str, gr.Textbox], said: gr.HTML, fill_in: Callable, outputs: list
+) -> None:
+    """
+    Make the button that fills in an example, and the one that makes a link to the texts.
+
+    Args:
+        tab (`str`):
+            Id of the tab.
+        texts (`dict[str, gr.Textbox]`):
+            Boxes that the link carries, by their names in it.
+        said (`gr.HTML`):
+            The status line, which says where the link is.
+        fill_in (`Callable`):
+            Returns values for `outputs`.
+        outputs (`list`):
+            Components that the example fills.
+    """
+    script = (
+        _MAKE_LINK.replace("TAB", json.dumps(tab))
+        .replace("NAMES", json.dumps(list(texts)))
+        .replace("IN_ADDRESS_BAR", json.dumps(status("The address bar holds a link to these texts.")))
+        .replace("IN_BOTH", json.dumps(status("The address bar and the clipboard hold a link to these texts.")))
+    )
+    with gr.Row():
+        example = gr.Button("Example", size="sm", elem_classes="narrow")
+        link = gr.Button("Link to this", size="sm", variant="secondary", elem_classes="narrow")
+    example.click(fill_in, None, outputs, queue=False, **QUIET)
+    link.click(None, list(texts.values()), said, js=script, api_visibility="private")
+
+
+def open_links(page: gr.Blocks, tabs: gr.Tabs, texts_of_tabs: dict[str, dict[str, gr.Textbox]]):
+    """Fill in the texts of the link with which the page is opened."""
+    boxes, places = [], {}
+    for tab, texts in texts_of_tabs.items():
+        places[tab] = (1 + len(boxes), list(texts))
+        boxes += texts.values()
+    script = _OPEN_LINK.replace("TABS", json.dumps(places))
+    page.load(None, [tabs, *boxes], [tabs, *boxes], js=script, api_visibility="private")
