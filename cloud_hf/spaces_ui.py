@@ -10,11 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-
-try:
-    import gradio as gr
-except ImportError as error:
-    raise ImportError("Gradio is not installed. Run: pip install 'cloud-hf[demo]'") from error
+import gradio as gr
+from gradio.themes import Default
 
 
 # Gradio's own fonts come from Google
@@ -50,7 +47,7 @@ def analytics_wanted() -> bool:
 
 def launch_options() -> dict[str, Any]:
     """Return the options of `launch` for every Space: system fonts, readable colors, no sharing, uploads up to 20 MB."""
-    theme = gr.themes.Default(primary_hue="blue", font=_FONTS, font_mono=_MONOSPACE_FONTS).set(
+    theme = Default(primary_hue="blue", font=_FONTS, font_mono=_MONOSPACE_FONTS).set(
         body_text_color_subdued="*neutral_600",
         color_accent="*primary_600",
         # White text on these meets WCAG AA, also under the mouse and in dark mode

@@ -1,8 +1,15 @@
 import json
+import re
 
 import pytest
+from payloads import PAYLOADS
 
-from cloud_hf.spaces_ui import read_table, read_text
+
+pytest.importorskip("gradio", reason="Gradio is not installed.")
+
+import gradio as gr
+
+from cloud_hf.spaces_ui import as_text, is_out_of_memory, read_table, read_text, user_errors
 
 
 PAIRS = {"chosen": ["1.0", "2.0"], "rejected": ["0.5", "3.0"]}
@@ -74,3 +81,32 @@ def test_uploads(tmp_path):
     path.write_bytes(b"PK\x03\x04\xff\xfe\x00")
     with pytest.raises(ValueError, match=r"pairs\.csv is not UTF-8 text"):
         read_text(path)
+
+
+# ------------------------------------------------------------------------------------------------- text and errors
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_no_sign_of_a_template_or_a_tag_is_left(payload):
+    assert not re.search(r"[<>\"'{}$`\\\0]", as_text(payload))
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ValueError("Row 1: <b>"), "Row 1: &lt;b&gt;"),
+        (KeyError("x"), None),
+        (MemoryError(), "Out of memory"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "Out of memory"),
+    ],
+)
+def test_errors_become_sentences(error, message):
+    expected = pytest.raises(gr.Error, match=message) if message else pytest.raises(type(error))
+    with expected, user_errors():
+        raise error
+    assert is_out_of_memory(error) == (message == "Out of memory")
+
+
+def test_errors_of_other_kinds_are_named():
+    with pytest.raises(gr.Error, match="the server is down"), user_errors(OSError):
+        raise OSError("the server is down")

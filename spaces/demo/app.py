@@ -9,21 +9,22 @@ On a Space the arguments are environment variables: `DEMO_MODEL`, `DEMO_CLASSIC_
 """
 
 import os
-import sys
 
-from cloud_demo import Problem
-from cloud_demo.arguments import DemoArguments, UnusableSettings, on_zero_gpu, parse_arguments
+from cloud_demo.arguments import DemoArguments, on_zero_gpu, parse_arguments
+from cloud_hf.cli import UsageError, run
 
 
 # Seconds for a browser that opens the page at once
 HEAD_START = 4.0
 
 
-def main():
+def main(arguments: list[str] | None = None):
     """Open the demo or, on a Space that is not set up, a page that says what is missing."""
     try:
-        args = parse_arguments(description=__doc__)
-    except UnusableSettings as error:
+        args = parse_arguments(arguments, description=__doc__)
+    except UsageError as error:
+        if "SPACE_ID" not in os.environ:
+            raise
         prepare_imports(analytics=False)
         from cloud_demo.page import launch_setup_page
 
@@ -41,9 +42,9 @@ def prepare_imports(analytics: bool):
         # The Hub counts downloads of JSON files; readers of data sets would appear there
         os.environ["HF_UPDATE_DOWNLOAD_COUNTS"] = "False"
     if on_zero_gpu():
-        import spaces  # noqa: F401  before torch
-
         import cloud_demo.engines  # noqa: F401  ZeroGPU asks for functions that borrow a GPU, whatever the page
+
+        import spaces  # noqa: F401  before torch
 
 
 def open_demo(args: DemoArguments):
@@ -65,4 +66,4 @@ def open_demo(args: DemoArguments):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run("app")

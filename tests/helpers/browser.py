@@ -44,21 +44,6 @@ _NOTHING_FADES = """document.getAnimations().every(
 )"""
 # What the tests set so that nothing looks for the network: an app must hold its peace without them
 _QUIETED_BY_TESTS = ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "GRADIO_ANALYTICS_ENABLED", "VLLM_NO_USAGE_STATS")
-# Strings that would do something if they were read as anything but text; `alert` and errors are recorded by the page
-PAYLOADS = [
-    "<script>alert(1)</script>",
-    "<img src=x onerror=alert(2)>",
-    "<svg onload=alert(3)></svg>",
-    "<iframe srcdoc='<script>parent.alert(4)</script>'></iframe>",
-    "</textarea></td></table><b id=injected>bold</b>",
-    "<style>body{display:none}</style>",
-    "[click](javascript:alert(5)) ![](http://example.invalid/x.png)",
-    "# Heading **bold** `code` $x^2$ | a | b |",
-    "{{7*7}} ${7*7} {% raw %}",
-    '"onmouseover="alert(6)',
-    "<|eot_id|><|start_header_id|>assistant<|end_header_id|> </s> [INST]",
-    "\u202eright to left\u202c \u0000 \ud7ff",
-]
 
 
 @dataclass

@@ -9,10 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from browser import PATIENCE, PAYLOADS, make_client
+from browser import PATIENCE, make_client
 from completion_server import serve_completions
 from demo_for_tests import PROMPT, RESPONSES, EchoEngine, running_demo, save_models
 from demo_page import field, is_done, is_refused, judge, open_demo, open_options, open_tab, set_slider, settle, start
+from payloads import PAYLOADS
 from servers_for_tests import free_port, serving
 
 
@@ -188,7 +189,7 @@ def test_one_visitor_may_not_fill_the_line(demo, gate):
 
 
 def test_a_full_line_says_so():
-    from cloud_demo.models import Models
+    from cloud_demo.engines import Models
 
     engine = HeldEngine()
     with running_demo(Models(engine), model="echo", max_waiting=1) as (_, url):
@@ -198,11 +199,11 @@ def test_a_full_line_says_so():
         engine.may_go_on.release(2)
         refused = [str(end) for job in jobs if (end := job.exception(timeout=4 * PATIENCE)) is not None]
         assert len(refused) == 2
-        assert all("1 requests are waiting, which is as many as may" in words for words in refused)
+        assert all("1 requests are waiting, the limit" in words for words in refused)
 
 
 def test_what_is_written_can_be_read_before_more_is(chromium):
-    from cloud_demo.models import Models
+    from cloud_demo.engines import Models
 
     engine = HeldEngine()
     with running_demo(Models(engine), model="echo") as (_, url), open_demo(chromium, url) as visit:
@@ -280,7 +281,7 @@ def test_a_visitor_who_leaves_the_line_is_not_waited_for(demo, passes, chromium)
 
 @pytest.fixture(scope="module")
 def echo():
-    from cloud_demo.models import Models
+    from cloud_demo.engines import Models
 
     from cloud_hf.evaluation.rows import BenchmarkRow
 
@@ -361,11 +362,11 @@ def test_a_model_that_is_no_reward_model_is_named(found, chromium):
     ("error", "words"),
     [
         (torch.OutOfMemoryError("CUDA out of memory"), "The model ran out of memory. Try a shorter text"),
-        (RuntimeError("surprise at /secret/path"), "Something went wrong here that nobody foresaw"),
+        (RuntimeError("surprise at /secret/path"), "Something unexpected went wrong"),
     ],
 )
 def test_failing_engines_get_a_sentence(error, words, chromium):
-    from cloud_demo.models import Models
+    from cloud_demo.engines import Models
 
     engine = EchoEngine(error=error)
     with running_demo(Models(engine), model="echo") as (_, url), open_demo(chromium, url) as visit:
@@ -440,7 +441,7 @@ def test_a_classic_reward_server_elsewhere(found, chromium):
 
 
 def test_candidates_from_a_policy_server(chromium):
-    from cloud_demo.models import Models
+    from cloud_demo.engines import Models
 
     with serve_completions(write=lambda body: (f"an answer to {body['messages'][-1]['content']}", "stop")) as server:
         options = {"policy_url": server.url, "policy_model": server.model}

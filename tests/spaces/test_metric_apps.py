@@ -10,8 +10,9 @@ from pathlib import Path
 
 import evaluate
 import pytest
-from browser import PAYLOADS, SPACES, make_client, open_page, serious_faults, start_app
+from browser import SPACES, make_client, open_page, serious_faults, start_app
 from models_for_tests import make_model, save_language_model
+from payloads import PAYLOADS
 from servers_for_tests import free_port, make_engine, serving
 from tokenizers_for_tests import make_tokenizer
 
@@ -374,5 +375,5 @@ def test_out_of_memory(reward_script, scorer):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB.")
 
     judge = reward_script.Judge("model", Full(), True, 512, None, 20)
-    with pytest.raises(gr.Error, match="The memory does not suffice"):
+    with pytest.raises(gr.Error, match=r"Out of memory\. Score fewer or shorter rows, or lower max_new_tokens"):
         judge.compute(PROMPTS, ANSWERS)

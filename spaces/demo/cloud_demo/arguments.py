@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import NoReturn, get_args
 
+from cloud_hf.cli import UsageError
+
 from cloud_hf.arguments import check_bounds, documented
 
 
@@ -19,20 +21,10 @@ def on_zero_gpu() -> bool:
     return os.environ.get("SPACES_ZERO_GPU") == "true"
 
 
-class UnusableSettings(Exception):
-    """The environment variables of a Space are unusable."""
-
-
 class _Parser(argparse.ArgumentParser):
-    """Parser that reports errors in one sentence. On a Space it raises them, because nobody reads its terminal."""
-
-    on_space = False
-
     def error(self, message: str) -> NoReturn:
-        """End the process with status 2, or raise [`UnusableSettings`] on a Space."""
-        if self.on_space:
-            raise UnusableSettings(message)
-        self.exit(2, f"{self.prog}: {message}\n")
+        """Raise the error, where argparse would print it: on a Space it belongs on the page."""
+        raise UsageError(message)
 
 
 @documented
@@ -171,10 +163,9 @@ def parse_arguments(
         [`DemoArguments`]
 
     Raises:
-        [`UnusableSettings`]: On a Space, if a setting is missing or unusable. Elsewhere the process ends with status 2.
+        [`UsageError`]: If an option is unknown, missing or unusable.
     """
     parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.on_space = "SPACE_ID" in environment
     for argument in fields(DemoArguments):
         # argparse parses a default that is text, as it parses the command line
         default = environment.get(_VARIABLE_PREFIX + argument.name.upper()) or argument.default
@@ -184,7 +175,7 @@ def parse_arguments(
         args = DemoArguments(**vars(parser.parse_args(arguments)))
         check_folders(args)
     except ValueError as error:
-        parser.error(str(error))
+        raise UsageError(str(error)) from error
     return args
 
 

@@ -11,15 +11,7 @@ from . import Problem
 from .backend import Backend
 from .judging import Options, answers, check_texts, describe_score, is_whole, judge, read_prompt, read_texts
 from .score_html import curve, note, paragraph, show_ranking, status
-from .tab_parts import (
-    Runs,
-    example_and_link_buttons,
-    judging_options,
-    prompt_box,
-    random_example,
-    run_buttons,
-    updates_of,
-)
+from .tab_parts import Controls, judging_options, prompt_box, updates_of
 
 
 if TYPE_CHECKING:
@@ -96,8 +88,7 @@ async def write_candidates(backend: Backend, prompt: Any, count: int) -> list[st
 
 def build(backend: Backend) -> dict[str, gr.Textbox]:
     """Make the tab's content. Returns the texts that a link to it carries."""
-    said = gr.HTML(elem_id="best-status", elem_classes="said", render=False)
-    runs = Runs(said)
+    controls = Controls(backend, "best")
     with gr.Row():
         with gr.Column():
             prompt = prompt_box()
@@ -109,19 +100,15 @@ def build(backend: Backend) -> dict[str, gr.Textbox]:
                 max_lines=24,
                 placeholder="The first candidate\n=====\nThe second",
             )
-            _generation_row(backend, runs, prompt, candidates)
+            _generation_row(backend, controls, prompt, candidates)
             options = judging_options(backend)
-            run = run_buttons("best", "Pick the best", runs)
+            run = controls.run_button("Pick the best")
             texts = {"prompt": prompt, "candidates": candidates}
-
-            def fill_in():
-                asked, responses = random_example(backend)
-                return asked, _JOINT.join(responses)
-
-            example_and_link_buttons(TAB, texts, said, fill_in, [prompt, candidates])
+            controls.example_and_link(
+                TAB, texts, lambda asked, responses: (asked, _JOINT.join(responses)), [prompt, candidates]
+            )
         with gr.Column():
-            said.render()
-            result = gr.HTML(elem_id="best-result", elem_classes="result")
+            controls.show_results()
 
     async def run_best(request: gr.Request, prompt, candidates, num_critiques, temperature, max_new_tokens):
         options = Options.of_page(backend, num_critiques, temperature, max_new_tokens)
@@ -132,11 +119,11 @@ def build(backend: Backend) -> dict[str, gr.Textbox]:
         async for update in updates_of(steps, lambda scores: _show_best(given, scores)):
             yield update
 
-    runs.start_on([run.click, candidates.submit], run_best, [prompt, candidates, *options], [said, result])
+    controls.start_on([run.click, candidates.submit], run_best, [prompt, candidates, *options])
     return texts
 
 
-def _generation_row(backend: Backend, runs: Runs, prompt: gr.Textbox, candidates: gr.Textbox):
+def _generation_row(backend: Backend, controls: Controls, prompt: gr.Textbox, candidates: gr.Textbox):
     """Make slider and button that fill in candidates; hidden without a policy server."""
     with gr.Row(visible=backend.args.policy_url is not None):
         count = gr.Slider(2, MOST, value=8, step=1, label="Candidates to generate")
@@ -148,7 +135,7 @@ def _generation_row(backend: Backend, runs: Runs, prompt: gr.Textbox, candidates
         written = await write_candidates(backend, asked, int(count))
         yield status(f"{len(written)} candidates were written."), _JOINT.join(written)
 
-    runs.start_on([write.click], run_generate, [prompt, count], [runs.said, candidates])
+    controls.start_on([write.click], run_generate, [prompt, count], [controls.said, candidates])
 
 
 def _show_best(candidates: Sequence[str], scores: Sequence["Score"]) -> str:

@@ -9,16 +9,7 @@ from . import Problem
 from .backend import Backend, preference, rank_of
 from .judging import Options, answers, check_texts, describe_score, judge, read_prompt, read_texts
 from .score_html import show_ranking, status
-from .tab_parts import (
-    QUIET,
-    Runs,
-    example_and_link_buttons,
-    judging_options,
-    prompt_box,
-    random_example,
-    run_buttons,
-    updates_of,
-)
+from .tab_parts import QUIET, Controls, judging_options, prompt_box, updates_of
 
 
 if TYPE_CHECKING:
@@ -61,6 +52,13 @@ def show_filled(count: int, *values: str) -> list:
     return show(max(count, filled, FEWEST))
 
 
+def show_example(prompt: str, responses: list[str]) -> list:
+    """Return the prompt, and then as `show`, with the responses filled in."""
+    values = [*responses, *[""] * MOST][:MOST]
+    count = max(FEWEST, len(responses))
+    return [prompt, count, *(gr.update(value=text, visible=i < count) for i, text in enumerate(values))]
+
+
 def _response_boxes() -> tuple[list[gr.Textbox], gr.State]:
     """Make the boxes, and the state that holds how many are shown."""
     boxes = [
@@ -89,26 +87,17 @@ def _response_boxes() -> tuple[list[gr.Textbox], gr.State]:
 
 def build(backend: Backend) -> dict[str, gr.Textbox]:
     """Make the tab's content. Returns the texts that a link to it carries."""
-    said = gr.HTML(elem_id="compare-status", elem_classes="said", render=False)
-    runs = Runs(said)
+    controls = Controls(backend, "compare")
     with gr.Row():
         with gr.Column():
             prompt = prompt_box()
             boxes, shown = _response_boxes()
             options = judging_options(backend)
-            run = run_buttons("compare", "Compare", runs)
+            run = controls.run_button("Compare")
             texts = {"prompt": prompt} | {f"response {place}": box for place, box in enumerate(boxes, start=1)}
-
-            def fill_in():
-                asked, responses = random_example(backend)
-                values = [*responses, *[""] * MOST][:MOST]
-                count = max(FEWEST, len(responses))
-                return [asked, count, *(gr.update(value=text, visible=i < count) for i, text in enumerate(values))]
-
-            example_and_link_buttons(TAB, texts, said, fill_in, [prompt, shown, *boxes])
+            controls.example_and_link(TAB, texts, show_example, [prompt, shown, *boxes])
         with gr.Column():
-            said.render()
-            result = gr.HTML(elem_id="compare-result", elem_classes="result")
+            controls.show_results()
 
     async def run_compare(request: gr.Request, prompt, count, num_critiques, temperature, max_new_tokens, *responses):
         options = Options.of_page(backend, num_critiques, temperature, max_new_tokens)
@@ -121,7 +110,7 @@ def build(backend: Backend) -> dict[str, gr.Textbox]:
             yield update
 
     triggers = [run.click, prompt.submit, *(box.submit for box in boxes)]
-    runs.start_on(triggers, run_compare, [prompt, shown, *options, *boxes], [said, result])
+    controls.start_on(triggers, run_compare, [prompt, shown, *options, *boxes])
     return texts
 
 

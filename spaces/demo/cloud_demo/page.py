@@ -9,7 +9,7 @@ import gradio as gr
 
 from cloud_hf.spaces_ui import as_text, launch_options
 
-from . import Problem, best_of_n_tab, compare_tab, score_tab, versus_tab
+from . import best_of_n_tab, compare_tab, score_tab, versus_tab
 from .backend import Backend
 from .score_html import note, paragraph
 from .tab_parts import in_words, open_links, sentence_of
@@ -87,7 +87,7 @@ def launch(page: gr.Blocks, backend: Backend, prevent_thread_lock: bool = False)
     Serve the page. Blocks until the process is told to stop, unless `prevent_thread_lock`.
 
     Raises:
-        `Problem`: If the port is in use.
+        `OSError`: If the port is in use.
     """
     args = backend.args
     try:
@@ -103,7 +103,7 @@ def launch(page: gr.Blocks, backend: Backend, prevent_thread_lock: bool = False)
         if "Cannot find empty port" not in str(error):
             raise
         taken = "No port from 7860 is free" if args.port is None else f"Port {args.port} is in use"
-        raise Problem(f"{taken}; choose another with `--port`.") from error
+        raise OSError(f"{taken}; choose another with `--port`.") from error
 
 
 def launch_setup_page(problem: str):

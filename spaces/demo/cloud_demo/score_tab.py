@@ -8,15 +8,7 @@ import gradio as gr
 from .backend import Backend
 from .judging import Options, Progress, answers, describe_score, judge, read_prompt, read_response, read_turns, write
 from .score_html import show_score, show_writing, status
-from .tab_parts import (
-    QUIET,
-    Runs,
-    example_and_link_buttons,
-    judging_options,
-    prompt_box,
-    random_example,
-    run_buttons,
-)
+from .tab_parts import QUIET, Controls, judging_options, prompt_box
 
 
 TAB, TITLE = "score", "Score"
@@ -26,8 +18,7 @@ _OPEN_IF_FILLED = '(text) => text ? {open: true, __type__: "update"} : {__type__
 
 def build(backend: Backend) -> dict[str, gr.Textbox]:
     """Make the tab's content. Returns the texts that a link to it carries."""
-    said = gr.HTML(elem_id="score-status", elem_classes="said", render=False)
-    runs = Runs(said)
+    controls = Controls(backend, "score")
     with gr.Row():
         with gr.Column():
             prompt = prompt_box()
@@ -40,17 +31,13 @@ def build(backend: Backend) -> dict[str, gr.Textbox]:
             )
             system, turns = _chat_boxes()
             options = judging_options(backend)
-            run = run_buttons("score", "Judge", runs)
+            run = controls.run_button("Judge")
             texts = {"prompt": prompt, "response": response, "system": system} | turns
-
-            def fill_in():
-                asked, responses = random_example(backend)
-                return asked, random.choice(responses)
-
-            example_and_link_buttons(TAB, texts, said, fill_in, [prompt, response])
+            controls.example_and_link(
+                TAB, texts, lambda asked, responses: (asked, random.choice(responses)), [prompt, response]
+            )
         with gr.Column():
-            said.render()
-            result = gr.HTML(elem_id="score-result", elem_classes="result")
+            controls.show_results()
 
     async def run_score(
         request: gr.Request, prompt, response, system, num_critiques, temperature, max_new_tokens, *earlier
@@ -69,7 +56,7 @@ def build(backend: Backend) -> dict[str, gr.Textbox]:
                 yield status(step.words), show_writing(step.critique)
 
     inputs = [prompt, response, system, *options, *turns.values()]
-    runs.start_on([run.click, prompt.submit, response.submit], run_score, inputs, [said, result])
+    controls.start_on([run.click, prompt.submit, response.submit], run_score, inputs)
     return texts
 
 

@@ -1,4 +1,4 @@
-"""Parts that the tabs share: sliders, examples, buttons, links to the texts, Stop, and errors in one sentence."""
+"""Parts that the tabs share: sliders, examples, buttons and result, links to the texts, errors in one sentence."""
 
 import asyncio
 import functools
@@ -51,11 +51,6 @@ def judging_options(backend: Backend, most_critiques: int = 8) -> list[gr.Slider
     return [critiques, temperature, length]
 
 
-def random_example(backend: Backend) -> tuple[str, list[str]]:
-    """Choose a prompt and responses to it."""
-    return random.choice(example_prompts(backend))
-
-
 def example_prompts(backend: Backend) -> list[tuple[str, list[str]]]:
     """Return prompts with responses: those of the rows if there are any, otherwise a few of the demo's own."""
     if backend.is_usable and (rows := [row for row in backend.models.rows if isinstance(row.prompt, str)]):
@@ -83,32 +78,97 @@ _EXAMPLES = [
 ]
 
 
-# ---------------------------------------------------------------------------------------------------- runs and Stop
+# ------------------------------------------------------------------------------------------------ buttons and result
 
 
-class Runs:
+class Controls:
     """
-    What visitors have started in one tab: the status line that reports it, and Stop.
+    Status line, buttons and result of one tab.
 
-    A run ends from within, so that "Stopped." is its last word. Gradio's own `cancels` would still show updates that
+    Stop ends a run from within, so that "Stopped." is its last word. Gradio's own `cancels` would still show updates that
     arrived before, and overwrite it.
 
     Args:
-        said (`gr.HTML`):
-            The status line; an output of all handlers.
+        backend ([`Backend`]):
+            Has the rows of which examples are made.
+        tab (`str`):
+            Prefix of the ids of buttons, status line and result.
     """
 
-    def __init__(self, said: gr.HTML):
-        self.said = said
+    def __init__(self, backend: Backend, tab: str):
+        self.backend = backend
+        self.tab = tab
+        self.said = gr.HTML(elem_id=f"{tab}-status", elem_classes="said", render=False)
+        self.result = gr.HTML(elem_id=f"{tab}-result", elem_classes="result", render=False)
         self._stops: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
 
-    def start_on(self, triggers: Sequence, handler: Callable[..., AsyncIterator], inputs: list, outputs: list):
-        """Run an event handler that Stop ends and whose errors become sentences. It gets the `gr.Request` first."""
+    def run_button(self, label: str) -> gr.Button:
+        """Make a row with the button that starts a run and the one that stops it. Returns the first."""
+        with gr.Row():
+            run = gr.Button(label, variant="primary", elem_id=f"{self.tab}-run")
+            self.stop_button()
+        return run
+
+    def stop_button(self):
+        """Make the button that ends what the visitor has started in the tab."""
+        button = gr.Button("Stop", elem_id=f"{self.tab}-stop")
+        button.click(self.stop, queue=False, api_visibility="private")
+
+    def example_and_link(self, link: str, texts: dict[str, gr.Textbox], fill_in: Callable, outputs: list):
+        """
+        Make a row with the button that fills in an example and the one that makes a link to the texts.
+
+        Args:
+            link (`str`):
+                The tab's id in links.
+            texts (`dict[str, gr.Textbox]`):
+                Boxes that the link carries, by their names in it.
+            fill_in (`Callable`):
+                Makes values for `outputs` from a prompt and responses.
+            outputs (`list`):
+                Components that the example fills.
+        """
+        script = (
+            _MAKE_LINK.replace("TAB", json.dumps(link))
+            .replace("NAMES", json.dumps(list(texts)))
+            .replace("IN_ADDRESS_BAR", json.dumps(status("The address bar holds a link to these texts.")))
+            .replace("IN_BOTH", json.dumps(status("The address bar and the clipboard hold a link to these texts.")))
+        )
+        with gr.Row():
+            example = gr.Button("Example", size="sm", elem_classes="narrow")
+            button = gr.Button("Link to this", size="sm", variant="secondary", elem_classes="narrow")
+        example.click(
+            lambda: fill_in(*random.choice(example_prompts(self.backend))), None, outputs, queue=False, **QUIET
+        )
+        button.click(None, list(texts.values()), self.said, js=script, api_visibility="private")
+
+    def show_results(self):
+        """Put status line and result here."""
+        self.said.render()
+        self.result.render()
+
+    def start_on(
+        self, triggers: Sequence, handler: Callable[..., AsyncIterator], inputs: list, outputs: list | None = None
+    ):
+        """
+        Run an event handler that Stop ends and whose errors become sentences.
+
+        Args:
+            triggers (`Sequence`):
+                Events that start it.
+            handler (`Callable`):
+                An async generator whose first argument is the `gr.Request`.
+            inputs (`list`):
+                Components whose values it gets.
+            outputs (`list`, *optional*):
+                Components that it updates. Defaults to status line and result.
+        """
         run = in_words(self.stoppable(handler), self.said)
+        outputs = [self.said, self.result] if outputs is None else outputs
         gr.on(triggers, run, inputs, outputs, trigger_mode="once", **QUIET)
 
     def stoppable(self, handler: Callable[..., AsyncIterator]) -> Callable[..., AsyncIterator]:
-        """Make [`Runs.stop`] end an event handler, an async generator whose first argument is the `gr.Request`."""
+        """Make [`Controls.stop`] end an event handler, an async generator whose first argument is the `gr.Request`."""
 
         @functools.wraps(handler)
         async def run(request: gr.Request, *args):
@@ -155,20 +215,6 @@ async def updates_of(steps: AsyncIterator, show: Callable[[Any], str]) -> AsyncI
     async with aclosing(steps):
         async for step in steps:
             yield (status(step.words), gr.skip()) if isinstance(step, Progress) else (status("Done."), show(step))
-
-
-def run_buttons(tab: str, label: str, runs: Runs) -> gr.Button:
-    """Make the button that starts the tab's run, and the one that stops it. Returns the first."""
-    with gr.Row():
-        run = gr.Button(label, variant="primary", elem_id=f"{tab}-run")
-        stop_button(tab, runs)
-    return run
-
-
-def stop_button(tab: str, runs: Runs):
-    """Make the button that ends what the visitor has started in the tab."""
-    stop = gr.Button("Stop", elem_id=f"{tab}-stop")
-    stop.click(runs.stop, queue=False, api_visibility="private")
 
 
 # ------------------------------------------------------------------------------------------------------------ errors
@@ -252,37 +298,6 @@ _OPEN_LINK = """
     return updates;
 }
 """
-
-
-def example_and_link_buttons(
-    tab: str, texts: dict[str, gr.Textbox], said: gr.HTML, fill_in: Callable, outputs: list
-) -> None:
-    """
-    Make the button that fills in an example, and the one that makes a link to the texts.
-
-    Args:
-        tab (`str`):
-            Id of the tab.
-        texts (`dict[str, gr.Textbox]`):
-            Boxes that the link carries, by their names in it.
-        said (`gr.HTML`):
-            The status line, which says where the link is.
-        fill_in (`Callable`):
-            Returns values for `outputs`.
-        outputs (`list`):
-            Components that the example fills.
-    """
-    script = (
-        _MAKE_LINK.replace("TAB", json.dumps(tab))
-        .replace("NAMES", json.dumps(list(texts)))
-        .replace("IN_ADDRESS_BAR", json.dumps(status("The address bar holds a link to these texts.")))
-        .replace("IN_BOTH", json.dumps(status("The address bar and the clipboard hold a link to these texts.")))
-    )
-    with gr.Row():
-        example = gr.Button("Example", size="sm", elem_classes="narrow")
-        link = gr.Button("Link to this", size="sm", variant="secondary", elem_classes="narrow")
-    example.click(fill_in, None, outputs, queue=False, **QUIET)
-    link.click(None, list(texts.values()), said, js=script, api_visibility="private")
 
 
 def open_links(page: gr.Blocks, tabs: gr.Tabs, texts_of_tabs: dict[str, dict[str, gr.Textbox]]):

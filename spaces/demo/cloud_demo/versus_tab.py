@@ -13,7 +13,7 @@ from . import Problem
 from .backend import Backend
 from .judging import Options, Progress, answers, describe_score, is_whole, judge_pair
 from .score_html import note, paragraph, show_critiques, status
-from .tab_parts import Runs, stop_button
+from .tab_parts import Controls
 
 
 if TYPE_CHECKING:
@@ -52,18 +52,18 @@ def judge_row(backend: Backend, user: str, row: "BenchmarkRow") -> AsyncIterator
 def build(backend: Backend) -> dict[str, gr.Textbox]:
     """Make the tab's content. No link leads to it."""
     gr.Markdown("Both models judge the two responses of a benchmark row. The chosen one must get the higher reward.")
-    said = gr.HTML(elem_id="versus-status", elem_classes="said", render=False)
-    runs = Runs(said)
+    controls = Controls(backend, "versus")
     with gr.Row():
         previous = gr.Button("Previous", elem_id="versus-previous")
         following = gr.Button("Next", variant="primary", elem_id="versus-next")
         anyone = gr.Button("Random", elem_id="versus-random")
-        stop_button("versus", runs)
-    said.render()
+        controls.stop_button()
+    controls.said.render()
     tally = gr.HTML(elem_id="versus-tally")
-    result = gr.HTML(elem_id="versus-result", elem_classes="result")
+    controls.result.render()
     # The index of the shown row, and for each judged row which models were right
     place, outcomes = gr.State(-1), gr.State({})
+    outputs = [controls.said, tally, controls.result, place, outcomes]
 
     def go_to(index_of: Callable[[int, int], int]) -> Callable[..., AsyncIterator]:
         async def go(request: gr.Request, place, outcomes):
@@ -86,7 +86,7 @@ def build(backend: Backend) -> dict[str, gr.Textbox]:
         (following, lambda place, count: (place + 1) % count),
         (anyone, lambda place, count: random.randrange(count)),
     ):
-        runs.start_on([button.click], go_to(index_of), [place, outcomes], [said, tally, result, place, outcomes])
+        controls.start_on([button.click], go_to(index_of), [place, outcomes], outputs)
     return {}
 
 
