@@ -5,7 +5,7 @@ import html
 import io
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,26 @@ def launch_options() -> dict[str, Any]:
     }
 
 
+# -------------------------------------------------------------------------------------------------------- components
+
+
+def upload_box() -> gr.File:
+    """Make the box for a table as a file, which [`read_text`] reads."""
+    kinds = [".csv", ".tsv", ".txt", ".json", ".jsonl"]
+    return gr.File(label="Or a file, which is then read instead", file_types=kinds, height=150)
+
+
+def compute_on(triggers: Sequence, compute: Callable, inputs: list, outputs: list, **options):
+    """
+    Compute outputs when an event is triggered.
+
+    The first of `outputs` is the column of results. It is hidden first: old results must not appear next to a new error.
+    """
+    hide: Any = {"queue": False, "api_visibility": "private"}
+    hidden = gr.on(triggers, lambda: gr.Column(visible=False), None, outputs[0], **hide)
+    hidden.then(compute, inputs, outputs, api_visibility="private", **options)
+
+
 # ------------------------------------------------------------------------------------------------------------ errors
 
 
@@ -85,15 +105,7 @@ def user_errors(*kinds: type[Exception]) -> Iterator[None]:
 
 
 def user_error(message: str, duration: float | None = None) -> gr.Error:
-    """
-    Make an error that the page and its clients show as plain text.
-
-    Args:
-        message (`str`):
-            One sentence; cut after 600 characters.
-        duration (`float`, *optional*):
-            Seconds the page shows it. By default it stays until it is closed.
-    """
+    """Make an error that the page shows as plain text for `duration` seconds, by default until it is closed."""
     if len(message) > _LONGEST_MESSAGE:
         message = f"{message[:_LONGEST_MESSAGE]} …"
     # Gradio renders messages as HTML

@@ -1,48 +1,52 @@
 """
-CLoud reward in a browser: prompts and predictions in; the mean reward, each reward, its spread and its critiques out.
+CLoud reward in a browser: takes prompts and predictions, shows the mean reward, and each reward, its spread and critiques.
 
 python spaces/cloud_reward/app.py --model runs/quickstart/cloud
 python spaces/cloud_reward/app.py --model runs/quickstart/cloud --backend server --server_url http://127.0.0.1:8000
 
-Each option can also be an environment variable, as a Space wants it: CLOUD_MODEL, CLOUD_BACKEND, CLOUD_SERVER_URL, ...
+On a Space the options are environment variables: CLOUD_MODEL, CLOUD_BACKEND, CLOUD_SERVER_URL, ...
 """
 
 import json
 import math
 import os
-import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
+from typing import Any
 
 import evaluate
 import gradio as gr
 import httpx
 import pandas as pd
-from transformers import HfArgumentParser
+from cloud_hf.cli import parse, run
 
+from cloud_hf.arguments import documented
 from cloud_hf.scoring import Scorer
 from cloud_hf.serving.backends import BackendArguments, open_backend
 from cloud_hf.spaces_ui import (
     analytics_wanted,
     as_text,
-    in_our_words,
+    compute_on,
     launch_options,
     make_table,
     read_table,
     read_text,
+    upload_box,
+    user_errors,
 )
 
 
-# By its file: a Space's folder has another name than its module
+# The file, because a Space's folder is not named like its module
 MODULE = str(Path(__file__).with_name("cloud_reward.py"))
 TITLE = "CLoud reward"
 INTRODUCTION = """
 # CLoud reward
 
-What a reward model thinks of responses: it writes a critique of each, and reads the reward at the critique's end. With several
-critiques their rewards are averaged, and their spread says how sure the model is.
+A reward model judges responses: it writes a critique of each, and reads the reward at the critique's end. With several critiques
+their rewards are averaged, and their spread says how sure the model is.
 """
 EXAMPLES = [
     'prompt,prediction\nWhat is 2+2?,4\nWhat is 2+2?,5\nName a river in Egypt.,"The Nile, which flows north."',
@@ -53,55 +57,41 @@ EXAMPLES = [
 ]
 
 
+@documented
 @dataclass
 class SpaceArguments:
     """
-    What the Space shows.
+    Options of the Space.
 
-    Args:
+    Parameters:
         model (`str`, *optional*):
             Hub id or folder of a CLoud or classic model.
         max_rows (`int`, *optional*, defaults to `200`):
-            Most rows that one run may have.
+            Most rows of one run.
     """
 
-    model: str | None = field(default=None, metadata={"help": "Hub id or folder of a CLoud or classic model."})
-    max_rows: int = field(default=200, metadata={"help": "Most rows that one run may have."})
+    model: str | None = None
+    max_rows: int = 200
 
 
 ARGUMENTS = (SpaceArguments, BackendArguments)
 
 
-def read_arguments(command_line: list[str]) -> tuple[SpaceArguments, BackendArguments]:
-    """The options of the command line and, behind them, of the environment."""
+def read_arguments(command_line: Sequence[str]) -> tuple[SpaceArguments, BackendArguments]:
+    """Read the command line and, for what it leaves out, the environment."""
     names = [option.name for arguments in ARGUMENTS for option in fields(arguments)]
     given = {name: os.environ.get(f"CLOUD_{name.upper()}") for name in names}
     environment = [part for name, value in given.items() if value for part in (f"--{name}", value)]
-    return HfArgumentParser(ARGUMENTS).parse_args_into_dataclasses([*environment, *command_line])
+    space, backend = parse(ARGUMENTS, [*environment, *command_line], description=__doc__)
+    return space, backend
 
 
-# ------------------------------------------------------------------------------------------------------- the numbers
+# ------------------------------------------------------------------------------------------------------- scores
 
 
 @dataclass(frozen=True)
 class Judge:
-    """
-    A model that is open, and the limits of this Space.
-
-    Args:
-        name (`str`):
-            Hub id or folder.
-        scorer ([`~cloud_hf.scoring.Scorer`]):
-            Any backend.
-        writes_critiques (`bool`):
-            Whether it is a CLoud model, not a classic one.
-        context (`int`, *optional*):
-            Tokens it may read, critique included.
-        server_url (`str`, *optional*):
-            The reward server behind the scorer.
-        max_rows (`int`):
-            Most rows of a run.
-    """
+    """An open model, and the limits of this Space. `context` is its longest sequence in tokens, critique included."""
 
     name: str
     scorer: Scorer
@@ -112,7 +102,7 @@ class Judge:
 
     @property
     def usual_tokens(self) -> int:
-        """The longest critique that the page proposes."""
+        """Default of the longest critique."""
         return 1024 if self.context is None else min(1024, self.context // 2)
 
     def compute(
@@ -123,16 +113,16 @@ class Judge:
         temperature: float = 0.0,
         max_new_tokens: int | None = None,
         seed: int | None = None,
-    ) -> dict[str, object]:
+    ) -> dict[str, Any]:
         """
-        All that the module cloud_reward gives. prompts: strings, or chats of messages with role and content; predictions: one
-        response for each; num_critiques above 1 needs a temperature above 0; max_new_tokens: longest critique; seed
+        Compute the module cloud_reward. prompts: strings, or chats of messages with role and content; predictions: one
+        response to each; num_critiques above 1 needs a temperature above 0; max_new_tokens: longest critique; seed
         (optional): makes sampling repeatable.
         """
-        with in_our_words(RuntimeError):
+        with user_errors(RuntimeError):
             check_columns(prompts, predictions, self.max_rows)
             if seed is not None and not isinstance(seed, int):
-                raise ValueError(f"`seed` is {seed!r:.60}; it is a whole number, or left out.")
+                raise ValueError(f"`seed` is {seed!r:.60}; it must be a whole number, or left out.")
             if self.server_url is not None:
                 check_server(self.server_url)
             module = evaluate.load(MODULE, model=self.scorer, keep_in_memory=True)
@@ -147,12 +137,12 @@ class Judge:
 
 
 def check_columns(prompts: list, predictions: list, max_rows: int):
-    """Refuse what this Space does not take; the module checks each row."""
+    """Check the columns as a table; the module checks each row."""
     for name, values in (("prompts", prompts), ("predictions", predictions)):
         if not isinstance(values, list) or not values:
             raise ValueError(f"`{name}` is {values!r:.60}; give a list with one entry per response to judge.")
     if len(prompts) != len(predictions):
-        raise ValueError(f"{len(prompts)} prompts but {len(predictions)} predictions; give as many of each.")
+        raise ValueError(f"{len(prompts)} prompts but {len(predictions)} predictions; give the same number of both.")
     if len(predictions) > max_rows:
         raise ValueError(
             f"These are {len(predictions)} rows; this Space takes up to {max_rows} at a time (`max_rows`)."
@@ -160,7 +150,7 @@ def check_columns(prompts: list, predictions: list, max_rows: int):
 
 
 def check_server(url: str):
-    """Say at once that a server is down, before its client tries again and again."""
+    """Raise `ValueError` at once if a server is down: its client would retry for a while."""
     try:
         httpx.get(f"{url.rstrip('/')}/health", timeout=5).raise_for_status()
     except httpx.HTTPError as error:
@@ -180,8 +170,8 @@ def show(
     max_new_tokens: int,
     seed: int | None,
 ):
-    """What the button does: mean, table, histogram and download."""
-    with in_our_words():
+    """Score a table. Returns mean and rewards, histogram and download, in the order of the page's outputs."""
+    with user_errors():
         columns = read_table(text if file is None else read_text(file), ("prompt", "prediction"))
     prompts, predictions = columns["prompt"], columns["prediction"]
     results = judge.compute(prompts, predictions, num_critiques, temperature, max_new_tokens, seed)
@@ -194,27 +184,21 @@ def show(
 
 
 def list_rewards(prompts: list, predictions: list[str], results: dict) -> str:
-    """The mean, and a table with a row for each response."""
+    """Show the mean, and a table with a row per response."""
+    columns = ("rewards", "reward_stds", "critiques", "finish_reasons")
+    scores = zip(*(results[column] for column in columns), strict=True)
     rows = [
         (
             row,
             reward_text(reward),
-            reward_text(spread),
+            reward_text(std),
             critiques_text(critiques),
             ends_text(ends),
             prompt_text(prompt),
-            prediction,
+            text,
         )
-        for row, (prompt, prediction, reward, spread, critiques, ends) in enumerate(
-            zip(
-                prompts,
-                predictions,
-                results["rewards"],
-                results["reward_stds"],
-                results["critiques"],
-                results["finish_reasons"],
-                strict=True,
-            )
+        for row, (prompt, text, (reward, std, critiques, ends)) in enumerate(
+            zip(prompts, predictions, scores, strict=True)
         )
     ]
     header = ("Row", "Reward", "Spread", "Critique", "Ended", "Prompt", "Prediction")
@@ -225,26 +209,29 @@ def list_rewards(prompts: list, predictions: list[str], results: dict) -> str:
 
 
 def reward_text(reward: float) -> str:
+    """Format a reward with four digits."""
     return f"{reward:.4g}".replace("-", "−")
 
 
 def prompt_text(prompt: str | list[dict]) -> str:
+    """Format a prompt; the messages of a chat on lines."""
     return prompt if isinstance(prompt, str) else "\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)
 
 
 def critiques_text(critiques: list[str]) -> str:
+    """Show the first critique, and count the others."""
     more = f"\n(and {len(critiques) - 1} more, in the download)" if len(critiques) > 1 else ""
     return f"{critiques[0]}{more}"
 
 
 def ends_text(finish_reasons: list[str]) -> str:
-    """Whether critiques were cut at the token budget."""
+    """Count the critiques that were cut at the token budget."""
     cut = finish_reasons.count("length")
     return f"{cut} of {len(finish_reasons)} cut" if cut else "by itself"
 
 
 def plot_rewards(rewards: list[float]) -> gr.BarPlot:
-    """A histogram of about ten bars."""
+    """Draw a histogram of about ten bars."""
     finite = [reward for reward in rewards if math.isfinite(reward)]
     spread = max(finite, default=0.0) - min(finite, default=0.0)
     table = pd.DataFrame({"reward": finite, "responses": 1})
@@ -252,23 +239,19 @@ def plot_rewards(rewards: list[float]) -> gr.BarPlot:
 
 
 def write_download(downloads: Path, prompts: list, predictions: list[str], results: dict) -> str:
-    """All rows with all their critiques, as JSON lines; the path of the file."""
-    names = {
-        "rewards": "reward",
-        "reward_stds": "reward_std",
-        "critiques": "critiques",
-        "finish_reasons": "finish_reasons",
-    }
+    """Write all rows with all critiques as JSON lines. Returns the path."""
+    columns = {"reward": "rewards", "reward_std": "reward_stds", "critiques": "critiques"}
+    columns["finish_reasons"] = "finish_reasons"
     path = Path(mkdtemp(dir=downloads)) / "cloud_reward.jsonl"
     with path.open("w", encoding="utf8") as file:
         for row, (prompt, prediction) in enumerate(zip(prompts, predictions, strict=True)):
-            values = {name: results[column][row] for column, name in names.items()}
+            values = {name: results[column][row] for name, column in columns.items()}
             file.write(json.dumps({"prompt": prompt, "prediction": prediction, **values}, ensure_ascii=False) + "\n")
     return str(path)
 
 
 def build(judge: Judge, downloads: Path) -> gr.Blocks:
-    """The page; `downloads` is the folder of files that are offered."""
+    """Make the page; `downloads` is the folder for files to download."""
     with gr.Blocks(title=TITLE, analytics_enabled=analytics_wanted()) as page:
         gr.Markdown(INTRODUCTION)
         kind = "a CLoud model" if judge.writes_critiques else "a classic model, which writes no critiques"
@@ -284,51 +267,44 @@ def build(judge: Judge, downloads: Path) -> gr.Blocks:
                 )
                 gr.Examples(EXAMPLES, [text], label="Examples")
             with gr.Column(scale=1, min_width=300):
-                file = gr.File(
-                    label="Or a file, which is then read instead",
-                    file_types=[".csv", ".tsv", ".txt", ".json", ".jsonl"],
-                    height=150,
-                )
-                with gr.Group(visible=judge.writes_critiques):
-                    num_critiques = gr.Slider(1, 16, value=1, step=1, label="Critiques per response")
-                    temperature = gr.Slider(
-                        0, 2, value=0, step=0.1, label="Temperature", info="Several critiques need one above 0."
-                    )
-                    longest = judge.context or 8192
-                    max_new_tokens = gr.Slider(
-                        1, longest, value=judge.usual_tokens, step=1, label="Longest critique in tokens"
-                    )
-                    seed = gr.Number(0, label="Seed", precision=0)
+                file = upload_box()
+                sliders = sampling_options(judge)
                 button = gr.Button("Compute", variant="primary")
         status = gr.HTML(min_height=40)
         with gr.Column(visible=False) as results:
-            rewards = gr.HTML(label="Rewards", padding=False)
-            histogram = gr.BarPlot(
-                x="reward", y="responses", y_aggregate="sum", x_title="reward", y_title="responses", height=260
-            )
-            download = gr.DownloadButton("Download rewards and critiques (JSON lines)")
-        # What an earlier run found must not stand beside the error of this one
-        gr.on(
+            outputs = [
+                results,
+                gr.HTML(label="Rewards", padding=False),
+                gr.BarPlot(
+                    x="reward", y="responses", y_aggregate="sum", x_title="reward", y_title="responses", height=260
+                ),
+                gr.DownloadButton("Download rewards and critiques (JSON lines)"),
+            ]
+        compute_on(
             [button.click, text.submit],
-            lambda: gr.Column(visible=False),
-            None,
-            results,
-            queue=False,
-            api_visibility="private",
-        ).then(
             lambda *values: show(judge, downloads, *values),
-            [text, file, num_critiques, temperature, max_new_tokens, seed],
-            [results, rewards, histogram, download],
+            [text, file, *sliders],
+            outputs,
             show_progress_on=status,
             concurrency_id="judge",
-            api_visibility="private",
         )
         gr.api(judge.compute, api_name="compute", concurrency_id="judge")
     return page
 
 
+def sampling_options(judge: Judge) -> list[gr.components.Component]:
+    """Make the inputs for critiques, temperature, length and seed; hidden for a classic model."""
+    with gr.Group(visible=judge.writes_critiques):
+        return [
+            gr.Slider(1, 16, value=1, step=1, label="Critiques per response"),
+            gr.Slider(0, 2, value=0, step=0.1, label="Temperature", info="Several critiques need one above 0."),
+            gr.Slider(1, judge.context or 8192, value=judge.usual_tokens, step=1, label="Longest critique in tokens"),
+            gr.Number(0, label="Seed", precision=0),
+        ]
+
+
 def build_refusal(reason: str) -> gr.Blocks:
-    """A page that says why there is no judge."""
+    """Make a page that says why there is no judge."""
     with gr.Blocks(title=TITLE, analytics_enabled=analytics_wanted()) as page:
         gr.Markdown(INTRODUCTION)
         gr.HTML(
@@ -339,7 +315,7 @@ def build_refusal(reason: str) -> gr.Blocks:
 
 
 def open_page(stack: ExitStack, space: SpaceArguments, backend: BackendArguments) -> gr.Blocks:
-    """The page of the model that is asked for, or one that says why it cannot be had."""
+    """Make the page of the model, or one that says why the model cannot be opened."""
     downloads = Path(stack.enter_context(TemporaryDirectory()))
     if space.model is None:
         return build_refusal("No model is named.")
@@ -351,6 +327,11 @@ def open_page(stack: ExitStack, space: SpaceArguments, backend: BackendArguments
     return build(judge, downloads)
 
 
-if __name__ == "__main__":
+def main(arguments: Sequence[str]):
+    """Serve the page until the process is told to stop."""
     with ExitStack() as stack:
-        open_page(stack, *read_arguments(sys.argv[1:])).queue(max_size=20).launch(**launch_options())
+        open_page(stack, *read_arguments(arguments)).queue(max_size=20).launch(**launch_options())
+
+
+if __name__ == "__main__":
+    run("app")

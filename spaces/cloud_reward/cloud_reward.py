@@ -1,4 +1,4 @@
-"""CLoud reward: an evaluate module that judges responses with a reward model and its critiques."""
+"""CLoud reward: an `evaluate` module that scores responses with a reward model and its critiques."""
 
 import statistics
 
@@ -10,26 +10,26 @@ from cloud_hf.serving.backends import BackendArguments, open_backend
 
 _DESCRIPTION = """
 The mean reward that a reward model gives to responses. A CLoud model (critique-out-loud) first writes a critique of the
-response and reads the reward at its end; the critiques come with the numbers.
+response and reads the reward at its end; the critiques are returned too.
 """
 
 _KWARGS_DESCRIPTION = """
 Args:
     predictions (`list[str]`): The responses.
-    prompts (`list[str]` or `list[list[dict]]`): What they answer: strings, or chats of messages with `role` and `content`
-        that end on the user's turn. One kind in a run.
-    model (`str` or a scorer, *optional*): Hub id or folder of a CLoud or classic model, or a scorer of `cloud_hf` that is
-        open already. Defaults to the `model` that the module was loaded with.
+    prompts (`list[str]` or `list[list[dict]]`): The prompts: all strings, or all chats of messages with `role` and `content`
+        that end with the user's turn.
+    model (`str` or a scorer, *optional*): Hub id or folder of a CLoud or classic model, or a scorer of `cloud_hf`. Defaults to
+        the `model` with which the module was loaded.
     num_critiques (`int`, *optional*, defaults to 1): Critiques per response, whose rewards are averaged.
     temperature (`float`, *optional*, defaults to 0.0): Sampling temperature; 0 is greedy.
     max_new_tokens (`int`, *optional*, defaults to 1024): Longest critique in tokens.
     seed (`int`, *optional*): Makes sampling repeatable.
-    **backend (*optional*): How a named model is run: `backend` ("transformers", "vllm" or "server"), `batch_size`, `dtype`,
+    **backend (*optional*): For a model given by name: `backend` ("transformers", "vllm" or "server"), `batch_size`, `dtype`,
         `vllm_options`, `server_url`, `api_key_env`.
 Returns:
     mean_reward (`float`): Mean of the rewards.
     rewards (`list[float]`): The reward of each response.
-    reward_stds (`list[float]`): How far the rewards of its critiques spread (population standard deviation).
+    reward_stds (`list[float]`): Population standard deviation of the rewards of its critiques.
     critiques (`list[list[str]]`): The critiques of each response; `[""]` from a classic model.
     finish_reasons (`list[list[str]]`): For each critique "stop", or "length" if it was cut at `max_new_tokens`.
 Examples:
@@ -80,7 +80,7 @@ class CloudReward(evaluate.Metric):
         self.add_batch(**{name: [value] for name, value in row.items()})
 
     def add_batch(self, *, predictions=None, prompts=None, **others):
-        """Add responses and their prompts; checked here, since what is no text would be made one without a word."""
+        """Add responses and their prompts. They are checked here, because `datasets` would convert other types to text."""
         check_rows(prompts, predictions)
         super().add_batch(predictions=predictions, prompts=prompts, **others)
 
@@ -108,7 +108,7 @@ class CloudReward(evaluate.Metric):
             with open_backend(model, BackendArguments(**backend)) as (scorer, _, _):
                 scores = scorer.score(prompts, predictions, **options)
         elif backend:
-            raise ValueError(f"{', '.join(backend)}: these are for a model that is named, and `model` is a scorer.")
+            raise ValueError(f"{', '.join(backend)}: these are for a model given by name, but `model` is a scorer.")
         else:
             scores = model.score(prompts, predictions, **options)
         return {
@@ -138,12 +138,12 @@ def check_rows(prompts, predictions):
 
 
 def is_text(value):
-    """Whether a value is a string of whole characters: JSON can hold halves of them."""
+    """Check that a value is a string without lone surrogates, which JSON can contain."""
     return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def is_chat(value):
-    """Whether a value is a list of messages that hold nothing but text as `role` and `content`."""
+    """Check that a value is a list of messages with only `role` and `content`, both text."""
     return (
         isinstance(value, list)
         and len(value) > 0

@@ -8,6 +8,7 @@ python spaces/demo/app.py --backend server --server_url http://127.0.0.1:8000 --
 On a Space the arguments are environment variables: `DEMO_MODEL`, `DEMO_CLASSIC_MODEL`, `DEMO_ROWS`, …
 """
 
+import importlib
 import os
 
 from cloud_demo.arguments import DemoArguments, on_zero_gpu, parse_arguments
@@ -42,9 +43,8 @@ def prepare_imports(analytics: bool):
         # The Hub counts downloads of JSON files; readers of data sets would appear there
         os.environ["HF_UPDATE_DOWNLOAD_COUNTS"] = "False"
     if on_zero_gpu():
+        importlib.import_module("spaces")  # patches torch, so it comes first
         import cloud_demo.engines  # noqa: F401  ZeroGPU asks for functions that borrow a GPU, whatever the page
-
-        import spaces  # noqa: F401  before torch
 
 
 def open_demo(args: DemoArguments):

@@ -1,31 +1,43 @@
 """
-Pairwise preference in a browser: rewards of chosen and rejected responses in; accuracy, margins and calibration out.
+Pairwise preference in a browser: takes rewards of chosen and rejected responses, shows accuracy, margins and calibration.
 
 python spaces/pairwise_preference/app.py
 """
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
+from typing import Any
 
 import evaluate
 import gradio as gr
+from cloud_hf.cli import UsageError, run
 from PIL import Image
 
 from cloud_hf.evaluation.report.plots import plot_margins, plot_reliability
-from cloud_hf.spaces_ui import analytics_wanted, in_our_words, launch_options, make_table, read_table, read_text
+from cloud_hf.spaces_ui import (
+    analytics_wanted,
+    compute_on,
+    launch_options,
+    make_table,
+    read_table,
+    read_text,
+    upload_box,
+    user_errors,
+)
 
 
-# By its file: a Space's folder has another name than its module
+# The file, because a Space's folder is not named like its module
 MODULE = str(Path(__file__).with_name("pairwise_preference.py"))
 MOST_SUBSETS_SHOWN = 100
 LARGEST_REWARD = 1e100
 INTRODUCTION = """
 # Pairwise preference
 
-How a reward model treats preference pairs: how often the chosen response has the higher reward, by how much, and how far the
-rewards can be believed as Bradley-Terry log-odds.
+How often a reward model prefers the chosen response of a pair, by how much, and how well its rewards are calibrated as
+Bradley-Terry log-odds.
 """
 EXAMPLES = [
     "chosen,rejected\n1.0,0.0\n2.0,3.0\n0.5,0.5\n-1.0,-4.0\n0.3,-0.2\n1.7,0.9",
@@ -34,11 +46,11 @@ EXAMPLES = [
 ]
 
 
-# ------------------------------------------------------------------------------------------------------- the numbers
+# ------------------------------------------------------------------------------------------------------- metrics
 
 
 def read_pairs(text: str) -> tuple[list[float], list[float], list[str] | None]:
-    """Chosen and rejected rewards of a table, and the subsets if it has them."""
+    """Read chosen and rejected rewards from a table, and the subsets if it has them."""
     columns = read_table(text, ("chosen", "rejected"), ("subset",))
     subsets = columns.get("subset")
     return (
@@ -49,7 +61,7 @@ def read_pairs(text: str) -> tuple[list[float], list[float], list[str] | None]:
 
 
 def read_numbers(name: str, values: list) -> list[float]:
-    """Rewards as numbers; the module refuses those that are not finite."""
+    """Convert rewards to numbers. The module refuses those that are not finite."""
     if not isinstance(values, list):
         raise ValueError(f"`{name}` is {values!r:.60}; give a list of numbers.")
     numbers = []
@@ -65,21 +77,21 @@ def read_numbers(name: str, values: list) -> list[float]:
 
 def compute(
     chosen: list[float], rejected: list[float], subsets: list[str] | None = None, num_bins: int = 10
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """
-    All figures of the module pairwise_preference. chosen and rejected: rewards, one pair per place; subsets (optional): the
-    subset of each pair; num_bins: bins of the calibration error.
+    Compute the module pairwise_preference. chosen and rejected: the rewards of each pair; subsets (optional): the subset of
+    each pair; num_bins: bins of the calibration error.
     """
-    with in_our_words():
+    with user_errors():
         chosen, rejected = read_numbers("chosen", chosen), read_numbers("rejected", rejected)
         if not isinstance(num_bins, int) or not 1 <= num_bins <= 1000:
-            raise ValueError(f"`num_bins` is {num_bins!r:.60}; it is a whole number from 1 to 1000.")
+            raise ValueError(f"`num_bins` is {num_bins!r:.60}; it must be a whole number from 1 to 1000.")
         if subsets is not None and not (isinstance(subsets, list) and all(isinstance(name, str) for name in subsets)):
             raise ValueError(f"`subsets` is {subsets!r:.60}; give a list of names, or leave it out.")
         if not len(chosen) == len(rejected) == len(chosen if subsets is None else subsets):
             raise ValueError(
                 f"{len(chosen)} chosen and {len(rejected)} rejected rewards"
-                f"{'' if subsets is None else f' and {len(subsets)} subsets'}: give as many of each."
+                f"{'' if subsets is None else f' and {len(subsets)} subsets'}: give the same number of each."
             )
         module = evaluate.load(MODULE, keep_in_memory=True)
         return module.compute(chosen=chosen, rejected=rejected, subsets=subsets, num_bins=num_bins)
@@ -89,7 +101,7 @@ def compute(
 
 
 def list_figures(results: dict) -> str:
-    """The figures as tables."""
+    """Show the metrics as tables."""
     low, high = results["accuracy_ci95"]
     temperature, better = results["temperature"], results["log_loss_at_temperature"]
     rows = [
@@ -119,11 +131,12 @@ def list_figures(results: dict) -> str:
 
 
 def percent(share: float) -> str:
+    """Format a share as a percentage."""
     return f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
 
 
 def draw(plot, margins: list[float]) -> Image.Image:
-    """A picture of the library."""
+    """Draw one of the library's plots."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "plot.png"
         plot({"these pairs": margins}, path)
@@ -131,8 +144,8 @@ def draw(plot, margins: list[float]) -> Image.Image:
 
 
 def show(text: str, file: str | None, downloads: Path):
-    """What the button does: figures, both pictures and the download."""
-    with in_our_words():
+    """Compute a table. Returns metrics, both plots and the download, in the order of the page's outputs."""
+    with user_errors():
         chosen, rejected, subsets = read_pairs(text if file is None else read_text(file))
     results = compute(chosen, rejected, subsets)
     margins = [right - wrong for right, wrong in zip(chosen, rejected, strict=True)]
@@ -148,7 +161,7 @@ def show(text: str, file: str | None, downloads: Path):
 
 
 def build(downloads: Path) -> gr.Blocks:
-    """The page; `downloads` is the folder of files that are offered."""
+    """Make the page; `downloads` is the folder for files to download."""
     with gr.Blocks(title="Pairwise preference", analytics_enabled=analytics_wanted()) as page:
         gr.Markdown(INTRODUCTION)
         with gr.Row(equal_height=False):
@@ -161,45 +174,44 @@ def build(downloads: Path) -> gr.Blocks:
                     lines=8,
                     max_lines=20,
                 )
-                file = gr.File(
-                    label="Or a file, which is then read instead",
-                    file_types=[".csv", ".tsv", ".txt", ".json", ".jsonl"],
-                    height=150,
-                )
+                file = upload_box()
                 button = gr.Button("Compute", variant="primary")
                 gr.Examples(EXAMPLES, [text], label="Examples")
             with gr.Column(min_width=300):
                 status = gr.HTML(min_height=40)
                 with gr.Column(visible=False) as results:
-                    figures = gr.HTML(label="Figures", padding=False)
-                    margins = make_picture("Margins", "Histogram of the margins")
-                    reliability = make_picture("Reliability", "Reliability diagram: the bins are among the figures")
-                    download = gr.DownloadButton("Download the figures (JSON)")
-        # What an earlier run found must not stand beside the error of this one
-        gr.on(
+                    outputs = [
+                        results,
+                        gr.HTML(label="Figures", padding=False),
+                        make_picture("Margins", "Histogram of the margins"),
+                        make_picture("Reliability", "Reliability diagram: the bins are among the figures"),
+                        gr.DownloadButton("Download the figures (JSON)"),
+                    ]
+        compute_on(
             [button.click, text.submit],
-            lambda: gr.Column(visible=False),
-            None,
-            results,
-            queue=False,
-            api_visibility="private",
-        ).then(
             lambda *values: show(*values, downloads),
             [text, file],
-            [results, figures, margins, reliability, download],
+            outputs,
             show_progress_on=status,
-            api_visibility="private",
         )
         gr.api(compute, api_name="compute")
     return page
 
 
 def make_picture(label: str, alt_text: str) -> gr.Image:
+    """Make an image that can be downloaded."""
     return gr.Image(
         label=label, alt_text=alt_text, format="png", interactive=False, buttons=["download", "fullscreen"]
     )
 
 
-if __name__ == "__main__":
+def main(arguments: Sequence[str]):
+    """Serve the page until the process is told to stop."""
+    if arguments:
+        raise UsageError(f"Unknown option `{arguments[0]}`: this app takes none.")
     with TemporaryDirectory() as folder:
         build(Path(folder)).queue(max_size=20).launch(**launch_options())
+
+
+if __name__ == "__main__":
+    run("app")

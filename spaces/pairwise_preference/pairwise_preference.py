@@ -1,4 +1,4 @@
-"""Pairwise preference: an evaluate module over the rewards of chosen and rejected responses."""
+"""Pairwise preference: an `evaluate` module for rewards of chosen and rejected responses."""
 
 import math
 
@@ -10,16 +10,16 @@ from cloud_hf.evaluation.benchmarks.reward_bench import OFFICIAL_COUNTS, score_r
 
 
 _DESCRIPTION = """
-How a reward model treats preference pairs: how often the chosen response has the higher reward, by how much, and how far
-the rewards can be believed as Bradley-Terry log-odds.
+How often a reward model prefers the chosen response of a pair, by how much, and how well its rewards are calibrated as
+Bradley-Terry log-odds.
 """
 
 _KWARGS_DESCRIPTION = """
 Args:
     chosen (`list[float]`): Rewards of the chosen responses.
     rejected (`list[float]`): Rewards of the rejected responses, in the same order.
-    subsets (`list[str]`, *optional*): The subset of each pair. To hand subsets to `add` and `add_batch` too, load the
-        module with the configuration "subsets".
+    subsets (`list[str]`, *optional*): The subset of each pair. To pass subsets to `add` and `add_batch` too, load the module
+        with the configuration "subsets".
     num_bins (`int`, *optional*, defaults to 10): Bins of the calibration error.
 Returns:
     accuracy (`float`): Share of pairs whose chosen response has the strictly higher reward: a tie is wrong.
@@ -28,14 +28,14 @@ Returns:
     n (`int`): Pairs.
     ties (`int`): Pairs with equal rewards.
     margin, margin_median, margin_std (`float`): Mean, median and population standard deviation of chosen - rejected.
-    log_loss (`float`): Bradley-Terry log loss in nats; ln 2 = 0.693 is what not knowing costs.
+    log_loss (`float`): Bradley-Terry log loss in nats; a guess costs ln 2 = 0.693.
     ece (`float`): Expected calibration error over confidences from 0.5 to 1.
-    temperature (`float` or `None`): What margins must be divided by for the least log loss; `None` where none is best.
-    log_loss_at_temperature (`float` or `None`): The log loss then.
-    bins (`list`): Mean confidence, accuracy and number of pairs of each bin that holds any.
-    subset_accuracies (`dict[str, float]`): Accuracy by subset, where subsets were given.
+    temperature (`float` or `None`): The divisor of the margins that minimizes the log loss; `None` if there is none.
+    log_loss_at_temperature (`float` or `None`): The log loss with it.
+    bins (`list`): Mean confidence, accuracy and number of pairs of each nonempty bin.
+    subset_accuracies (`dict[str, float]`): Accuracy by subset, if subsets are given.
     section_scores (`dict[str, float]`): RewardBench's official section scores in percent and their average, for sections
-        that have rows, where subsets of RewardBench were given.
+        that have rows, if subsets of RewardBench are given.
 Examples:
     >>> import evaluate
     >>> preference = evaluate.load("spaces/pairwise_preference")
@@ -73,7 +73,7 @@ class PairwisePreference(evaluate.Metric):
         )
 
     def add_batch(self, **columns):
-        """Add pairs: `chosen`, `rejected`, and with the configuration "subsets" those too."""
+        """Add pairs: `chosen`, `rejected` and, with the configuration "subsets", `subsets`."""
         if missing := [name for name in self._feature_names() if columns.get(name) is None]:
             raise ValueError(f"`{missing[0]}` is missing; give a list with one entry for each pair.")
         super().add_batch(**columns)

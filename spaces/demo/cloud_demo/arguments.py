@@ -151,19 +151,7 @@ def parse_arguments(
     """
     Read the command line and, for what it leaves out, the environment. (TRL's parser would take seconds to import.)
 
-    Args:
-        arguments (`list[str]`, *optional*):
-            The command line. Defaults to that of the process.
-        environment (`Mapping[str, str]`, *optional*):
-            The environment variables.
-        description (`str`, *optional*):
-            First part of the `--help` text.
-
-    Returns:
-        [`DemoArguments`]
-
-    Raises:
-        [`UsageError`]: If an option is unknown, missing or unusable.
+    Raises [`UsageError`] if an option is unknown, missing or unusable. `description` comes first in the `--help` text.
     """
     parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     for argument in fields(DemoArguments):

@@ -32,13 +32,7 @@ _MOST_POLICY_REQUESTS = 4
 
 
 class Backend:
-    """
-    Models, waiting line and reward distribution of one demo.
-
-    Args:
-        args ([`DemoArguments`]):
-            What to open.
-    """
+    """Models, waiting line and reward distribution of one demo."""
 
     def __init__(self, args: DemoArguments):
         self.args = args
@@ -172,13 +166,7 @@ class WaitingLine:
     """
     Queue for the model, in which every request knows its position. It belongs to one event loop.
 
-    Args:
-        places (`int`):
-            Requests served at once.
-        max_waiting (`int`):
-            Requests that may wait.
-        max_per_user (`int`):
-            Requests of one user that may wait or be served.
+    At most `places` requests are served at once, `max_waiting` wait, and `max_per_user` of one user wait or are served.
     """
 
     def __init__(self, places: int, max_waiting: int, max_per_user: int):
@@ -252,23 +240,12 @@ class Ticket:
 
 @dataclass
 class RewardDistribution:
-    """
-    Rewards of the reference rows, both responses each.
-
-    Args:
-        source (`str`):
-            Name of the rows.
-        wanted (`int`):
-            Number of rewards when complete: two per row.
-        rewards (`list[float]`):
-            Those known so far, in ascending order.
-        problem (`str`, *optional*):
-            Why no more will follow.
-    """
+    """Rewards known so far of the reference rows, in ascending order. `wanted` is their final number, two per row."""
 
     source: str
     wanted: int
     rewards: list[float] = field(default_factory=list)
+    # Why no more will follow
     problem: str | None = None
 
     # Fewer say little about where another reward falls

@@ -49,19 +49,7 @@ async def write_candidates(backend: Backend, prompt: Any, count: int) -> list[st
     """
     Let the policy server write candidates, eight at a time.
 
-    Args:
-        backend ([`Backend`]):
-            Knows the server; lets few visitors ask at once.
-        prompt (`str` or `list[dict]`):
-            The prompt.
-        count (`int`):
-            Number of candidates.
-
-    Returns:
-        `list[str]`: Those that the server wrote: fewer than `count` where single requests failed.
-
-    Raises:
-        `Problem`: If fewer than two were written.
+    Returns fewer than `count` if some requests failed. Raises `Problem` if fewer than two succeeded.
     """
     from cloud_hf.data.completions import CompletionClient, RequestFailed, ServerUnusable  # needs the extra `data`
 

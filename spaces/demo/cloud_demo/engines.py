@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,19 +32,7 @@ _END = object()
 
 @dataclass
 class Models:
-    """
-    Open models and rows.
-
-    Args:
-        cloud (`RewardEngine`):
-            The model that the tabs show. It may be a classic one; then there are no critiques.
-        classic (`RewardEngine`, *optional*):
-            The classic model it is compared with.
-        rows (`list[BenchmarkRow]`, *optional*):
-            Preference pairs.
-        rows_problem (`str`, *optional*):
-            Why the requested rows could not be read.
-    """
+    """Open models and rows, or why the rows could not be read. `cloud` may be a classic model, without critiques."""
 
     cloud: RewardEngine
     classic: RewardEngine | None = None
@@ -120,18 +108,7 @@ class RemoteEngine:
     """
     `RewardEngine` over a reward server (`python -m cloud_hf.serving.server`). Closing a stream stops the server's work.
 
-    Args:
-        url (`str`):
-            The server's address.
-        api_key (`str`, *optional*):
-            Its key.
-
-    Attributes:
-        critique (`bool`, *optional*): Whether its model writes critiques; `None` until the server has answered.
-        context_length (`int`, *optional*): Tokens of its longest sequence; `None` until then, too.
-
-    Raises:
-        `ValueError`: If the address does not start with http:// or https://.
+    `critique` and `context_length` are `None` until the server has answered.
     """
 
     def __init__(self, url: str, api_key: str | None = None):
@@ -139,6 +116,8 @@ class RemoteEngine:
         self.critique: bool | None = None
         self.context_length: int | None = None
         self._client = CLoudClient(url, api_key, timeout=_READ_SECONDS, max_retries=_MAX_RETRIES)
+        # Reading the certificates takes longer than a short request
+        self._is_secure = url.startswith("https://")
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key is not None else {}
 
     def check(self, prompt, response: str, max_new_tokens: int, critiques: list[str] | None = None) -> None:
@@ -165,13 +144,20 @@ class RemoteEngine:
     async def stream(self, prompt, response: str, **options) -> AsyncIterator[str | Score]:
         """See `RewardEngine`."""
         asked = {key: value for key, value in options.items() if value is not None}
-        body = {"inputs": [{"prompt": prompt, "response": response}], "stream": True, "return_critique_ids": True}
+        body = {"inputs": [{"prompt": prompt, "response": response}], "stream": True, **asked}
+        timeout = httpx.Timeout(_READ_SECONDS, connect=_CONNECT_SECONDS)
         try:
-            async with self._events({**body, **asked}) as events, aclosing(events):
-                async for event in events:
-                    if "error" in event:
-                        raise Problem(f"The reward server refused this. {event['error']}")
-                    yield event["critique"] if "critique" in event else _read_score(event["result"])
+            async with (
+                httpx.AsyncClient(timeout=timeout, headers=self._headers, verify=self._is_secure) as http,
+                http.stream("POST", self._client.url, json=body) as answer,
+                aclosing(answer.aiter_lines()) as lines,
+            ):
+                if answer.status_code != 200:
+                    await answer.aread()
+                    raise Problem(f"The reward server refused this. {_error_in(answer)}")
+                async for line in lines:
+                    if line.startswith(_EVENT) and line != f"{_EVENT}[DONE]":
+                        yield _read_event(json.loads(line.removeprefix(_EVENT)))
         except httpx.TransportError as error:
             raise Problem("The reward server cannot be reached or broke off. Try again later.") from error
 
@@ -182,36 +168,16 @@ class RemoteEngine:
         """`Row 0: http://…/v1/rewards: status 422: Row 0: the sentence` -> `the sentence`."""
         return re.sub(r"^status 4\d\d: (Row 0: )?", "", str(error).partition(f"{self._client.url}: ")[2])
 
-    @asynccontextmanager
-    async def _events(self, body: dict):
-        timeout = httpx.Timeout(_READ_SECONDS, connect=_CONNECT_SECONDS)
-        async with (
-            httpx.AsyncClient(timeout=timeout, headers=self._headers, verify=self.name.startswith("https://")) as http,
-            http.stream("POST", self._client.url, json=body) as response,
-        ):
-            if response.status_code != 200:
-                await response.aread()
-                raise Problem(f"The reward server refused this. {_error_in(response)}")
-            yield _read_events(response)
 
-
-async def _read_events(response: httpx.Response) -> AsyncIterator[dict]:
-    async with aclosing(response.aiter_lines()) as lines:
-        async for line in lines:
-            if line.startswith(_EVENT) and line != f"{_EVENT}[DONE]":
-                yield json.loads(line.removeprefix(_EVENT))
-
-
-def _read_score(result: dict) -> Score:
-    return Score(
-        reward=result["reward"],
-        critique=result.get("critique") or "",
-        rewards=tuple(result["rewards"]),
-        critiques=tuple(result["critiques"]),
-        reward_std=result["reward_std"],
-        finish_reasons=tuple(result["finish_reasons"]),
-        critique_ids=tuple(map(tuple, result["critique_ids"])),
-    )
+def _read_event(event: dict) -> str | Score:
+    """Read a piece of the critique, or the score. Raises `Problem` if it is an error."""
+    if "error" in event:
+        raise Problem(f"The reward server refused this. {event['error']}")
+    if "critique" in event:
+        return event["critique"]
+    result = event["result"]
+    rewards, critiques, reasons = (tuple(result[key]) for key in ("rewards", "critiques", "finish_reasons"))
+    return Score(result["reward"], critiques[0], rewards, critiques, result["reward_std"], reasons)
 
 
 def _error_in(response: httpx.Response) -> str:

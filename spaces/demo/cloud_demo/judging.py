@@ -37,12 +37,7 @@ class Options:
 
     @classmethod
     def read(cls, backend: Backend, num_critiques, temperature, max_new_tokens, seed=None) -> "Options":
-        """
-        Check the options of a visitor or program.
-
-        Raises:
-            `Problem`: If one is out of range.
-        """
+        """Check the options of a visitor or program. Raises `Problem` if one is out of range."""
         limit = backend.args.max_new_tokens
         if not is_whole(num_critiques) or not 1 <= num_critiques <= _MOST_CRITIQUES:
             raise Problem(f"Choose between 1 and {_MOST_CRITIQUES} critiques.")
@@ -75,21 +70,8 @@ def read_prompt(backend: Backend, prompt: str, system: str = "", turns: Sequence
     """
     Turn the fields of a chat into a prompt for the models.
 
-    Args:
-        backend ([`Backend`]):
-            Sets the longest text.
-        prompt (`str`):
-            The user's last message.
-        system (`str`, *optional*):
-            The system message.
-        turns (`Sequence[tuple[str, str]]`, *optional*):
-            Earlier pairs of a user's message and the assistant's answer. Empty pairs are left out.
-
-    Returns:
-        `str` or `list[dict]`: The prompt alone, or the messages of a chat.
-
-    Raises:
-        `Problem`: If a text is unusable; the message names the field.
+    `turns` are earlier pairs of a user's message and the assistant's answer; empty pairs are left out. Returns `prompt` alone,
+    or the messages of a chat. Raises `Problem`, naming the field, if a text is unusable.
     """
     check_texts(backend, {"prompt": prompt, "system message": system})
     if not prompt.strip():
@@ -233,17 +215,7 @@ async def answers(steps: AsyncIterator, describe: Callable[[Any], dict[str, Any]
 
 
 def describe_score(backend: Backend, score: "Score", has_distribution: bool = True) -> dict[str, Any]:
-    """
-    Turn a score into a program's answer.
-
-    Args:
-        backend ([`Backend`]):
-            Holds the distribution of rewards.
-        score (`Score`):
-            The score.
-        has_distribution (`bool`, *optional*, defaults to `True`):
-            Whether the distribution is that of the model that scored.
-    """
+    """Turn a score into a program's answer; without a percentile if the distribution is another model's."""
     known = has_distribution and backend.distribution.is_usable
     return {
         "reward": score.reward,

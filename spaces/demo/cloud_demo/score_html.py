@@ -40,6 +40,16 @@ def failure(text: str) -> str:
     return f'<p class="status bad">{as_text(text)}</p>'
 
 
+def card(title: str, body: str) -> str:
+    """Frame HTML under a title."""
+    return f'<section class="card"><h3>{title}</h3>{body}</section>'
+
+
+def side_by_side(cards: Iterable[str]) -> str:
+    """Lay out cards in columns."""
+    return f'<div class="cards">{"".join(cards)}</div>'
+
+
 # ------------------------------------------------------------------------------------------------------------ scores
 
 
@@ -89,15 +99,17 @@ def show_ranking(names: Sequence[str], responses: Sequence[str], scores: Sequenc
     )
     if any(len(score.rewards) > 1 for score in scores):
         error_bars = "Error bars: one standard deviation over the critiques of a response, to each side."
-    cards = "".join(
-        f'<section class="card"><h3>{rank_of(rewards, i)}. {as_text(names[i])}: {rewards[i]:+.3f}</h3>'
-        f"{paragraph(responses[i])}{show_critiques(scores[i]) if any(scores[i].critiques) else ''}</section>"
+    cards = [
+        card(
+            f"{rank_of(rewards, i)}. {as_text(names[i])}: {rewards[i]:+.3f}",
+            paragraph(responses[i]) + (show_critiques(scores[i]) if any(scores[i].critiques) else ""),
+        )
         for i in order
-    )
+    ]
     return (
         f"<h3>Ranking</h3>{_ranking_table(names, scores, order)}{bars}{note(error_bars)}"
         f"{_preference_table(names, rewards) if len(names) <= _MOST_PREFERENCES else ''}"
-        f'<h3>Side by side</h3><div class="cards">{cards}</div>'
+        f"<h3>Side by side</h3>{side_by_side(cards)}"
     )
 
 

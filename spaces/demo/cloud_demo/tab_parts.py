@@ -86,13 +86,7 @@ class Controls:
     Status line, buttons and result of one tab.
 
     Stop ends a run from within, so that "Stopped." is its last word. Gradio's own `cancels` would still show updates that
-    arrived before, and overwrite it.
-
-    Args:
-        backend ([`Backend`]):
-            Has the rows of which examples are made.
-        tab (`str`):
-            Prefix of the ids of buttons, status line and result.
+    arrived before, and overwrite it. `tab` is the prefix of the elements' ids.
     """
 
     def __init__(self, backend: Backend, tab: str):
@@ -118,15 +112,7 @@ class Controls:
         """
         Make a row with the button that fills in an example and the one that makes a link to the texts.
 
-        Args:
-            link (`str`):
-                The tab's id in links.
-            texts (`dict[str, gr.Textbox]`):
-                Boxes that the link carries, by their names in it.
-            fill_in (`Callable`):
-                Makes values for `outputs` from a prompt and responses.
-            outputs (`list`):
-                Components that the example fills.
+        `link` is the tab's id in links. `fill_in` makes values for `outputs` from an example's prompt and responses.
         """
         script = (
             _MAKE_LINK.replace("TAB", json.dumps(link))
@@ -153,15 +139,7 @@ class Controls:
         """
         Run an event handler that Stop ends and whose errors become sentences.
 
-        Args:
-            triggers (`Sequence`):
-                Events that start it.
-            handler (`Callable`):
-                An async generator whose first argument is the `gr.Request`.
-            inputs (`list`):
-                Components whose values it gets.
-            outputs (`list`, *optional*):
-                Components that it updates. Defaults to status line and result.
+        It is an async generator; its first argument is the `gr.Request`. `outputs` default to status line and result.
         """
         run = in_words(self.stoppable(handler), self.said)
         outputs = [self.said, self.result] if outputs is None else outputs
@@ -224,11 +202,7 @@ def in_words(handler: Callable[..., AsyncIterator], said: gr.HTML | None = None)
     """
     Make an event handler, an async generator, fail with one sentence. Unexpected errors go to the log.
 
-    Args:
-        handler (`Callable`):
-            The event handler.
-        said (`gr.HTML`, *optional*):
-            The status line, one of its outputs. It shows the sentence too, until the next event.
+    The status line `said`, if it is one of the outputs, shows the sentence too, until the next event.
     """
 
     @functools.wraps(handler)

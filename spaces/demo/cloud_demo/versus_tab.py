@@ -12,7 +12,7 @@ from cloud_hf.spaces_ui import as_text
 from . import Problem
 from .backend import Backend
 from .judging import Options, Progress, answers, describe_score, is_whole, judge_pair
-from .score_html import note, paragraph, show_critiques, status
+from .score_html import card, note, paragraph, show_critiques, side_by_side, status
 from .tab_parts import Controls
 
 
@@ -125,15 +125,13 @@ def _describe_pair(backend: Backend, found: "PairOfScores") -> dict[str, Any]:
 
 
 def _show_row(row: "BenchmarkRow", index: int, count: int, found: "PairOfScores | None" = None) -> str:
-    responses = "".join(
-        f'<section class="card"><h3>{side}</h3>{paragraph(response) if response else note("(empty)")}</section>'
+    responses = [
+        card(side, paragraph(response) if response else note("(empty)"))
         for side, response in zip(("Chosen", "Rejected"), row.responses, strict=True)
-    )
-    judged = (
-        "" if found is None else f'<div class="cards">{"".join(map(_show_model, ("CLoud", "Classic"), found))}</div>'
-    )
+    ]
+    judged = "" if found is None else side_by_side(map(_show_model, ("CLoud", "Classic"), found))
     title = f"Row {index + 1} of {count} · {as_text(row.id)}"
-    return f'<h3>{title}</h3>{_show_prompt(row.prompt)}<div class="cards">{responses}</div>{judged}'
+    return f"<h3>{title}</h3>{_show_prompt(row.prompt)}{side_by_side(responses)}{judged}"
 
 
 def _show_model(name: str, scores: Sequence["Score"]) -> str:
@@ -141,7 +139,7 @@ def _show_model(name: str, scores: Sequence["Score"]) -> str:
         f"<h4>{side}: {score.reward:+.3f}</h4>{show_critiques(score) if score.critique else ''}"
         for side, score in zip(("Chosen", "Rejected"), scores, strict=True)
     ]
-    return f'<section class="card"><h3>{name}: {_mark(scores)}</h3>{"".join(parts)}</section>'
+    return card(f"{name}: {_mark(scores)}", "".join(parts))
 
 
 def _show_prompt(prompt: Any) -> str:
