@@ -33,16 +33,16 @@ _CHROMIUM_FLAGS = [
     "--disable-component-update",
     "--disable-sync",
     "--disable-quic",
-    # What a page asks of other hosts is recorded, and fails
+    # Requests of a page to other hosts fail, and are recorded
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 ]
-# For all that a page or an app may take: on two busy cores a model's first critique can be half a minute away
+# Limit of every wait: on two busy cores a model's first critique can take half a minute
 PATIENCE = 90.0
-# Half-faded colours would be called too pale
+# axe would find half-faded colors too pale
 _NOTHING_FADES = """document.getAnimations().every(
     ({ playState, effect }) => playState !== "running" || effect.getComputedTiming().endTime === Infinity
 )"""
-# What the tests set so that nothing looks for the network: an app must hold its peace without them
+# The tests set these to keep libraries off the network; an app must be quiet without them
 _QUIETED_BY_TESTS = ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "GRADIO_ANALYTICS_ENABLED", "VLLM_NO_USAGE_STATS")
 
 
@@ -55,14 +55,14 @@ class RunningApp:
     log_file: Path
     network_file: Path
     seconds: float
-    """From the start of the process to its first answer."""
+    """Time from the start of the process to its first answer."""
 
     def outgoing(self) -> list[str]:
-        """The connections and look-ups that left this machine, the app's children included."""
+        """Return the connections and look-ups that left this machine, those of child processes included."""
         return self.network_file.read_text().splitlines() if self.network_file.exists() else []
 
     def log(self) -> str:
-        """What it printed."""
+        """Return the output so far."""
         return self.log_file.read_text(errors="replace")
 
 
@@ -127,7 +127,7 @@ def _wait_until_it_answers(app: RunningApp, deadline: float):
 
 
 def _stop(process: subprocess.Popen):
-    """End the app with its children; by force if it does not listen."""
+    """End the app and its children, by force if needed."""
     os.killpg(process.pid, signal.SIGTERM)
     try:
         process.wait(timeout=10)
@@ -138,7 +138,7 @@ def _stop(process: subprocess.Popen):
 
 @contextmanager
 def start_chromium():
-    """Debian's Chromium without a window."""
+    """Start Debian's Chromium without a window."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -151,19 +151,19 @@ def start_chromium():
 
 @dataclass
 class Visit:
-    """A page in a fresh profile, with what went on behind it."""
+    """A page in a fresh profile, and a record of its requests and errors."""
 
     page: object
     outgoing: list[str] = field(default_factory=list)
-    """Addresses outside this machine that were asked for."""
+    """Requested addresses outside this machine."""
     problems: list[str] = field(default_factory=list)
-    """Errors that scripts raised, and dialogs: nothing opens one but an injected script."""
+    """Script errors and dialogs; only an injected script opens a dialog."""
 
 
 @contextmanager
 def open_page(browser, url: str, *, width: int = 1280, height: int = 900, dark: bool = False, **context) -> Iterator:
     """
-    Open an app as a person would, and wait until Gradio has drawn it.
+    Open an app and wait until Gradio has drawn it.
 
     Args:
         browser:
@@ -173,7 +173,7 @@ def open_page(browser, url: str, *, width: int = 1280, height: int = 900, dark: 
         width, height (`int`, *optional*):
             Size of the window in pixels.
         dark (`bool`, *optional*, defaults to `False`):
-            Whether the system asks for dark colours.
+            Whether the system prefers dark colors.
         **context:
             More options of Playwright's `new_context`.
 
@@ -211,10 +211,10 @@ def open_page(browser, url: str, *, width: int = 1280, height: int = 900, dark: 
 
 def settle(page):
     """
-    Wait until what has just been opened can be filled in.
+    Wait until the fields of a page, tab or accordion that was just opened can be filled in.
 
-    A page that is not drawn yet, a closed tab or accordion has no fields. When it is opened, Gradio puts them there and, in the next frame and thus before anybody
-    sees them, gives each the value it began with: a script that does not wait for frames may have filled them in between.
+    Gradio creates the fields on opening and sets their initial values in the next frame, before anybody sees them. A script that
+    does not wait for frames may fill them in between.
     """
     page.evaluate("""async () => {
         for (let frame = 0; frame < 3; frame++) await new Promise(requestAnimationFrame);
@@ -222,14 +222,14 @@ def settle(page):
 
 
 def make_client(url: str):
-    """A program that calls an app. Without being told, `gradio_client` gives up what takes 5 s to be accepted."""
+    """Make a program's client of an app. By default `gradio_client` gives up after 5 s without an answer."""
     from gradio_client import Client
 
     return Client(url, verbose=False, analytics_enabled=False, httpx_kwargs={"timeout": PATIENCE})
 
 
 def serious_faults(page) -> list[str]:
-    """What axe-core finds serious or critical on a page as it stands: rule, elements, and what is wrong with each."""
+    """Return the serious and critical findings of axe-core: rule, elements, and what is wrong with each."""
     from axe_playwright_python.sync_playwright import Axe
 
     page.wait_for_function(_NOTHING_FADES)

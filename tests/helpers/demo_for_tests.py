@@ -1,4 +1,4 @@
-"""The demo in this process, with models of the quickstart's shape that know nothing, or with engines that echo."""
+"""The demo in this process, with untrained models of the quickstart's shape, or with engines that echo."""
 
 import json
 import sys
@@ -20,14 +20,14 @@ RESPONSES = [f"The answer is {cup}." for cup in "ABCD"]
 
 
 def save_models(folder) -> dict[str, str]:
-    """A CLoud, a classic and a plain language model, and rows."""
+    """Save a CLoud, a classic and a plain language model, and rows."""
     torch.manual_seed(0)
     tokenizer = build_tokenizer()
     LlamaForCausalLM(build_model_config(tokenizer)).save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
     for name, critique in (("cloud", True), ("classic", False)):
         model = make_model(folder / "base", seed=critique, critique=critique)
-        with torch.no_grad():  # never the likeliest: a critique is as long as it may be
+        with torch.no_grad():  # never the likeliest token, so every critique reaches its longest length
             model.get_output_embeddings().weight[model.config.critique_end_token_id] = 0
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
@@ -38,7 +38,7 @@ def save_models(folder) -> dict[str, str]:
 
 @contextmanager
 def running_demo(models=None, **arguments):
-    """A demo that serves in this process; yields its backend and address. `models` stand in for those to be loaded."""
+    """Serve a demo in this process; yields its backend and address. `models` replace those to be loaded."""
     from cloud_demo.arguments import DemoArguments
     from cloud_demo.backend import Backend
     from cloud_demo.page import build, launch
@@ -57,7 +57,7 @@ def running_demo(models=None, **arguments):
 
 
 class EchoEngine:
-    """Its critique of a response is the response itself, a character at a time."""
+    """Engine whose critique of a response is the response itself, streamed by characters."""
 
     name = "<b>echo</b>"
 

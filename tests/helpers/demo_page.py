@@ -1,4 +1,4 @@
-"""What a person does on the demo's page, in words of the tests. Nothing here is quicker than the page, however slow it is."""
+"""Actions of a visitor on the demo's page. Each waits for the page, however slow it is."""
 
 import re
 import time
@@ -8,15 +8,15 @@ from contextlib import contextmanager
 from browser import PATIENCE, open_page, settle
 
 
-# Seconds until a click that did nothing is repeated
+# Seconds until a click without effect is repeated
 _REPEAT = 5
-# Where Gradio sends the answers of a page's events, as they come: one stream for all that are under way
+# Gradio streams the answers of all running events of a page from here
 _ANSWERS = "/gradio_api/queue/data"
 
 
 @contextmanager
 def open_demo(browser, url: str, **look) -> Iterator:
-    """As `open_page`, and wait until the page has heard which model is open: the stream that told it is not that of a click."""
+    """Open the page and wait until it shows the model: the stream that brings this must not be taken for a click's."""
     with open_page(browser, url, **look) as visit:
         visit.page.wait_for_function(
             "text => !document.querySelector('#about').textContent.includes(text)", arg="is being loaded"
@@ -26,12 +26,12 @@ def open_demo(browser, url: str, **look) -> Iterator:
 
 
 def field(page, name: str):
-    """The box of a name in the tab that is open."""
+    """Find a box by its label in the open tab."""
     return page.get_by_label(name, exact=True).locator("visible=true").first
 
 
 def slider(page, name: str):
-    """The number box of a slider in the tab that is open."""
+    """Find the number box of a slider in the open tab."""
     return page.get_by_label(f"number input for {name}").locator("visible=true")
 
 
@@ -42,7 +42,7 @@ def set_slider(page, name: str, value: float):
 
 
 def open_tab(page, name: str):
-    """On a narrow screen the last tabs are behind a button."""
+    """Open a tab; on a narrow screen the last ones are behind a button."""
     tab = page.get_by_role("tab", name=name)
     if tab.count() and tab.first.is_visible():
         tab.first.click()
@@ -54,7 +54,7 @@ def open_tab(page, name: str):
 
 
 def open_options(page):
-    """Unfold the sliders of the tab that is open."""
+    """Unfold the sliders of the open tab."""
     page.get_by_role("button", name="Options").locator("visible=true").click()
     slider(page, "Critiques per response").wait_for()
     settle(page)
@@ -62,10 +62,9 @@ def open_options(page):
 
 def judge(page, tab: str, button: str = "run"):
     """
-    Click, and wait for the end of what that starts.
+    Click, and wait for the end of the run.
 
-    The words on the page do not tell it: "Done" may be left from the last run, and Gradio writes words of its own around it. The stream
-    in which the answers come ends with the run.
+    The words on the page do not tell: "Done" may be left from the last run. But the stream of answers ends with the run.
     """
     ended = []
 
@@ -77,7 +76,7 @@ def judge(page, tab: str, button: str = "run"):
     stream = start(page, tab, button)
     end = time.monotonic() + PATIENCE
     while stream not in ended:
-        assert time.monotonic() < end, f"What the button {button} of {tab} has started does not end."
+        assert time.monotonic() < end, f"The run of the button {button} of {tab} does not end."
         page.wait_for_timeout(20)
     for event in ("requestfinished", "requestfailed"):
         page.remove_listener(event, hear)
@@ -89,7 +88,7 @@ def start(page, tab: str, button: str = "run"):
     """
     Click until the page asks for answers, and return the request that brings them.
 
-    A click before the page has heard of the last run's end is lost; one while a run goes on does nothing.
+    A click is lost before the page has heard of the last run's end, and does nothing during a run.
     """
     begun = []
 
@@ -112,17 +111,17 @@ def start(page, tab: str, button: str = "run"):
 
 
 def add_response(page, place: int):
-    """One more box in the tab Compare, which will be the one at this place."""
+    """Add a box in the tab Compare, the one with this number."""
     page.get_by_role("button", name="Add a response").click()
     field(page, f"Response {place}").wait_for()
     settle(page)
 
 
 def is_refused(page, tab: str, sentence: str):
-    """Wait until the status says this, in place of how far it has come."""
+    """Wait until the status line shows this error."""
     page.locator(f"#{tab}-status .bad", has_text=sentence).wait_for()
 
 
 def is_done(page, tab: str):
-    """Wait until the status says that it is done."""
+    """Wait until the status line says that the run is done."""
     page.locator(f"#{tab}-status .status", has_text=re.compile("^Done")).wait_for()

@@ -1,4 +1,4 @@
-"""The module is loaded by its folder, as a user does, without a network; the models are real, if tiny."""
+"""The module is loaded from its folder, as users do, without a network; the models are real but tiny."""
 
 import statistics
 from pathlib import Path
@@ -58,7 +58,7 @@ def test_a_classic_model(tmp_path, folders):
 
 
 def test_chats(tmp_path, folders):
-    """Several turns and a system message: what the scorer is given is what the module was given."""
+    """Several turns and a system message reach the scorer unchanged."""
     turns = [("system", "Be brief."), ("user", "Hi!"), ("assistant", "Hello."), ("user", "Name a river.")]
     chat = [{"role": role, "content": content} for role, content in turns]
     chats, answers = [chat, chat[1:2], chat[1:]], ANSWERS

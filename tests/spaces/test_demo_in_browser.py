@@ -1,4 +1,4 @@
-"""The demo as a person meets it: its own command, a real browser, every tab; and what it asks of the network."""
+"""The demo as visitors see it: its own command, a real browser, every tab; and its requests to the network."""
 
 import json
 import re
@@ -50,7 +50,7 @@ def visit(app, chromium):
 
 
 def choose_critiques(page, number: int):
-    """Several critiques; the temperature stays at 0."""
+    """Ask for several critiques; the temperature stays at 0."""
     open_options(page)
     set_slider(page, "Critiques per response", number)
     expect(slider(page, "Critiques per response")).to_have_value(str(number))
@@ -58,7 +58,7 @@ def choose_critiques(page, number: int):
 
 
 def wait_until_rewards_are_known(url: str):
-    """The demo measures its reference rows while nobody asks: so it is asked seldom."""
+    """The demo measures its reference rows while nobody asks, so ask rarely."""
     client = make_client(url)
     end = time.monotonic() + 2 * PATIENCE
     while client.predict(PROMPT, "x", max_new_tokens=1, api_name="/score")["percentile"] is None:
@@ -299,6 +299,6 @@ def test_a_space_that_is_not_set_up_says_what_is_missing(chromium, tmp_path):
 
 
 def test_nobody_outside_was_asked(app):
-    """Runs last: what the whole of this file made the server and its children do."""
+    """Runs last: covers everything that this file made the server and its children do."""
     assert app.outgoing() == []
     assert "Traceback" not in app.log()

@@ -169,7 +169,7 @@ def test_a_reader_who_leaves_closes_the_stream():
 
 
 def test_a_run_that_is_stopped_says_so_last():
-    """Only the visitor's own run ends, wherever it stands, and what it holds is freed."""
+    """Only the visitor's own run ends, wherever it is, and its resources are freed."""
     freed = []
     controls = Controls(Backend(DemoArguments(model="a")), "score")
 
@@ -268,7 +268,7 @@ def test_options_are_checked():
 
 
 def test_on_the_page_several_critiques_are_sampled():
-    """A program is told that temperature 0 makes no sense there; the page says beside the slider what it does."""
+    """Programs get an error at temperature 0; the page samples, and says so next to the slider."""
 
     class Backend:
         args = DemoArguments(model="a", max_new_tokens=10)
@@ -300,7 +300,7 @@ def test_without_a_classic_model_nothing_is_judged():
 
 @pytest.mark.parametrize("value", ["one text", None, 7, ["a", 7], ["a", None], {"a": "b"}])
 def test_programs_must_give_lists_of_texts(value):
-    """Not a text, whose signs would be judged one by one."""
+    """A single text would be judged letter by letter."""
     with pytest.raises(Problem, match="`responses` must be a list of texts"):
         read_texts("responses", value)
     assert read_texts("responses", ["a", "b"]) == ["a", "b"]
@@ -327,7 +327,7 @@ def test_where_a_reward_falls():
 
 
 class PickyEngine(EchoEngine):
-    """Refuses some responses, and gives others no finite reward."""
+    """Engine that refuses some responses and gives others a reward that is not finite."""
 
     async def score(self, prompt, response, **options):
         self.check(prompt, response, None)
@@ -336,7 +336,7 @@ class PickyEngine(EchoEngine):
 
 
 def measure(responses: list[str], engine: EchoEngine, reference_rows: int = 24) -> RewardDistribution:
-    """The rewards of rows with a right response each, and the wrong response `wrong`."""
+    """Measure rows that have these chosen responses, and the rejected response `wrong`."""
     rows = [BenchmarkRow(f"row {i}", "x", "p", (response, "wrong")) for i, response in enumerate(responses)]
     backend = Backend(DemoArguments(model="a", rows="x", reference_rows=reference_rows))
     backend._models.set_result(Models(engine, rows=rows))
@@ -367,7 +367,7 @@ def test_an_engine_that_fails_ends_the_measuring():
 
 @pytest.mark.parametrize(("there", "wanted"), [(6, 3), (6, 0), (3, 24), (1, 1)])
 def test_too_few_rows_are_not_measured(there, wanted):
-    """And nobody is told to wait for them."""
+    """The page does not ask visitors to wait for them."""
     distribution = measure(["a"] * there, EchoEngine(), reference_rows=wanted)
     assert distribution.rewards == [] and "it takes at least 4" in distribution.describe(0.0)
     assert f"`--reference_rows` is {wanted} and there are {there} rows" in distribution.describe(0.0)

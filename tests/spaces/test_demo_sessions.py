@@ -1,4 +1,4 @@
-"""Many visitors at once, those who leave, what goes wrong behind the page, and texts that would be more than text."""
+"""Many visitors at once, visitors who leave, failures behind the page, and texts that try to be more than text."""
 
 import asyncio
 import sys
@@ -22,9 +22,9 @@ expect = pytest.importorskip("playwright.sync_api", reason="Playwright is not in
 
 VISITORS = 16
 LONG = 1800
-"""Tokens of a critique that is not at its end before a visitor has left, however slow their browser is."""
+"""Tokens of a critique that outlasts a visitor's leaving, however slow their browser is."""
 PAUSE = 0.02
-"""Seconds between two of them."""
+"""Seconds between two tokens."""
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def demo(found):
 
 @pytest.fixture
 def passes(demo):
-    """Counts the steps of the model, and makes them slow."""
+    """Count the steps of the model, and slow them down."""
     backend, _ = demo
     count = [0]
 
@@ -57,7 +57,7 @@ def passes(demo):
 
 @pytest.fixture
 def gate(demo):
-    """While it is not set, the model does not work."""
+    """The model pauses while this event is not set."""
     backend, _ = demo
     opened = threading.Event()
     opened.set()
@@ -72,7 +72,7 @@ def gate(demo):
 
 
 class HeldEngine(EchoEngine):
-    """Writes a character, or gives a score, whenever it is let."""
+    """Engine that needs a permit for each character and each score."""
 
     def __init__(self):
         super().__init__()
@@ -101,7 +101,7 @@ def wait_until(condition, seconds: float = PATIENCE):
 
 
 def check_that_it_stopped(backend, passes):
-    """Nobody is in the line, and the model takes no further step."""
+    """Wait until the line is empty and the model takes no further step."""
     wait_until(lambda: backend.line.is_empty)
     wait_until(lambda: _is_still(passes))
     assert passes[0] < LONG
@@ -124,7 +124,7 @@ def begin(page, response: str = "The answer is A."):
 
 
 def write_and_wait(first, second):
-    """The model writes for the first page, and the second stands in the queue."""
+    """Let the model write for the first page, and the second page wait in the queue."""
     begin(first)
     first.locator("#score-result .writing:not(:empty)").wait_for()
     begin(second)
@@ -239,7 +239,7 @@ def test_closing_the_tab_while_several_are_compared_stops_the_model(demo, passes
 
 
 def test_the_stop_button_stops_the_model(demo, passes, chromium):
-    """And what the page still had to show does not hide that it did."""
+    """Updates that arrive late do not overwrite the status line."""
     backend, url = demo
     with open_demo(chromium, url) as visit:
         page = visit.page
@@ -294,7 +294,7 @@ def echo():
 
 
 def shown(text: str) -> str:
-    """What a browser makes of a text: no null characters."""
+    """Return a text as a browser shows it, without null characters."""
     return text.replace("\0", "\ufffd")
 
 
@@ -401,7 +401,7 @@ def test_odd_arguments_of_programs_get_a_sentence(demo):
 
 
 def test_a_reward_server_elsewhere(demo, found):
-    """It streams, gives the model's rewards, refuses in a sentence, and may come back."""
+    """It streams, returns the model's rewards, refuses in a sentence, and may restart."""
     from cloud_hf.loading import load_reward_model
     from cloud_hf.serving.server.engine import TransformersEngine
     from cloud_hf.serving.server.middleware import Limits
@@ -418,7 +418,7 @@ def test_a_reward_server_elsewhere(demo, found):
 
 
 def test_a_classic_reward_server_elsewhere(found, chromium):
-    """It is asked what it is, and asked again if it did not answer at first."""
+    """The demo asks it for its kind, and asks again if it did not answer at first."""
     from cloud_hf.loading import load_reward_model
     from cloud_hf.serving.server.engine import TransformersEngine
 
@@ -466,7 +466,7 @@ def test_candidates_from_a_policy_server(chromium):
 
 
 def test_on_zero_gpu_each_request_goes_through_its_decorator(found, monkeypatch):
-    """The real decorator lends a GPU; here it counts."""
+    """The real decorator lends a GPU; this one counts."""
     from cloud_hf.loading import load_reward_model
 
     borrowed = []
@@ -483,6 +483,7 @@ def test_on_zero_gpu_each_request_goes_through_its_decorator(found, monkeypatch)
 
     monkeypatch.setitem(sys.modules, "spaces", SimpleNamespace(GPU=lend))
     monkeypatch.setenv("SPACES_ZERO_GPU", "true")
+    monkeypatch.delitem(sys.modules, "cloud_demo.engines", raising=False)  # its functions are decorated at import
     model, tokenizer = load_reward_model(found["cloud"])
     [score] = model.score([PROMPT], RESPONSES[:1], tokenizer, max_new_tokens=30)
     with running_demo(model=found["cloud"], max_new_tokens=30) as (backend, url):

@@ -33,7 +33,7 @@ def json_lines(**columns) -> str:
 
 
 def box_of(page, label: str):
-    """A text box; its name holds its hint too."""
+    """Find a text box; its accessible name also contains its hint."""
     return page.get_by_role("textbox", name=re.compile(f"^{label}"))
 
 
@@ -43,7 +43,7 @@ def compute(page, text: str, label: str = "Rewards"):
 
 
 def cells(page, caption: str, column: int) -> list[str]:
-    """The texts of a column of a table."""
+    """Return the texts of a column of a table."""
     table = page.get_by_role("region", name=caption)
     table.wait_for()
     return table.locator(f"tbody tr td:nth-child({column})").all_text_contents()
@@ -58,7 +58,7 @@ def download(page, name: str, folder: Path) -> str:
 
 
 def refused(page) -> str:
-    """What the message on the page says; it is closed then."""
+    """Read the message on the page and close it."""
     toast = page.get_by_test_id("toast-body")
     text = toast.get_by_test_id("toast-text").inner_text()
     toast.get_by_test_id("toast-close").click()
@@ -67,12 +67,12 @@ def refused(page) -> str:
 
 
 def fits(page) -> bool:
-    """Whether nothing makes the page wider than its window."""
+    """Check that the page is not wider than its window."""
     return page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 
 def quiet(app, visit) -> bool:
-    """Nothing left this machine, no script failed or was injected, no traceback was printed."""
+    """Check that nothing left this machine, no script failed or was injected, and no traceback was printed."""
     assert visit.outgoing == [] and app.outgoing() == [] and visit.problems == []
     assert visit.page.locator("#injected").count() == 0 and "Traceback" not in app.log()
     return True
@@ -83,7 +83,7 @@ def quiet(app, visit) -> bool:
 
 @pytest.fixture(scope="module")
 def preference_app(chromium, tmp_path_factory):
-    """On the Hub the folder is called `app`: the app must find its module all the same."""
+    """On the Hub the folder is called `app`; the app must still find its module."""
     work = tmp_path_factory.mktemp("preference")
     shutil.copytree(SPACES / "pairwise_preference", work / "app", ignore=shutil.ignore_patterns("__pycache__"))
     with start_app(work / "app" / "app.py", workdir=work) as app:
@@ -211,7 +211,7 @@ def model_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def reward_app(chromium, model_folder, tmp_path_factory):
-    """The model comes by the environment, as on the Hub; an option of the command line goes before it."""
+    """The environment names the model, as on the Hub; an option of the command line takes precedence."""
     script, work = SPACES / "cloud_reward" / "app.py", tmp_path_factory.mktemp("reward")
     settings = {"CLOUD_MODEL": model_folder, "CLOUD_MAX_ROWS": "1"}
     with start_app(script, "--max_rows", "20", workdir=work, **settings) as app:
@@ -330,7 +330,7 @@ def test_rewards_for_programs(reward_app, scorer):
 
 @pytest.fixture(scope="module")
 def reward_script():
-    """The app as a module of this process."""
+    """Import the app into this process."""
     spec = importlib.util.spec_from_file_location("cloud_reward_app", SPACES / "cloud_reward" / "app.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
@@ -366,7 +366,7 @@ def test_behind_a_server_and_without_it(reward_script, model_folder, scorer):
 
 
 def test_out_of_memory(reward_script, scorer):
-    """The only fault that cannot be had on purpose: a scorer that stands in for one."""
+    """The only failure that cannot be provoked, so a scorer imitates it."""
     import gradio as gr
     import torch
 

@@ -1,4 +1,4 @@
-"""The module is loaded by its folder, as a user does, without a network."""
+"""The module is loaded from its folder, as users do, without a network."""
 
 import json
 import math
@@ -64,7 +64,7 @@ def test_batches_and_single_rows_add_up(tmp_path):
 
 
 def test_combined(tmp_path):
-    """Two modules side by side: what both call alike gets the name of its module."""
+    """Two modules together: metrics that both have get the name of their module."""
     both = evaluate.combine({"plain": load(tmp_path), "by_subset": load(tmp_path, "subsets")})
     both.add_batch(chosen=CHOSEN, rejected=REJECTED, subsets=SUBSETS)
     results = both.compute()

@@ -1,4 +1,4 @@
-"""Each folder can be pushed to Hugging Face as it is, and the examples in the modules' docstrings run."""
+"""Each folder can be pushed to Hugging Face unchanged, and the examples in the modules' docstrings run."""
 
 import ast
 import doctest
@@ -47,7 +47,7 @@ def test_front_matter(folder):
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_requirements_hold_what_the_files_import(folder):
-    """The Hub installs Gradio itself; the rest comes by `requirements.txt`."""
+    """The Hub installs Gradio; `requirements.txt` names the rest."""
     pytest.importorskip("gradio", reason="Gradio is not installed.")
     wanted = [Requirement(line) for line in (folder / "requirements.txt").read_text().split()]
     promised = names_of(PROJECT["dependencies"]) | names_of(importlib.metadata.requires("gradio")) | {"gradio"}
@@ -63,7 +63,7 @@ def test_requirements_hold_what_the_files_import(folder):
 
 
 def imported(script: Path) -> set[str]:
-    """Top-level packages that a script imports."""
+    """Return the top-level packages that a script imports."""
     nodes = list(ast.walk(ast.parse(script.read_text(encoding="utf8"))))
     names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     names += [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
