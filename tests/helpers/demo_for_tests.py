@@ -10,7 +10,7 @@ from models_for_tests import make_model
 from transformers import LlamaForCausalLM
 
 from cloud_hf.data.shell_game import build_model_config, build_tokenizer, preference_rows
-from cloud_hf.scoring import Score
+from cloud_hf.scores import Sampling, Score
 
 
 sys.path.insert(0, str(SPACES / "demo"))
@@ -69,21 +69,22 @@ class EchoEngine:
         if response.startswith("refuse"):
             raise ValueError(f"This is refused: {response}")
 
-    async def score(self, prompt, response, *, num_critiques=1, **options):
+    async def score(self, prompt, response, sampling=Sampling(), critiques=None):  # noqa: B008
         if self.error is not None:
             raise self.error
         critique = response if self.critique else ""
-        rewards = tuple(float(len(response) + place) for place in range(num_critiques))
+        count = sampling.num_critiques
+        rewards = tuple(float(len(response) + place) for place in range(count))
         return Score(
-            sum(rewards) / num_critiques,
+            sum(rewards) / count,
             critique,
             rewards,
-            (critique,) * num_critiques,
+            (critique,) * count,
             0.5,
-            ("stop",) * num_critiques,
+            ("stop",) * count,
         )
 
-    async def stream(self, prompt, response, **options):
+    async def stream(self, prompt, response, sampling):
         score = await self.score(prompt, response)
         for sign in response:
             yield sign

@@ -19,10 +19,11 @@ from cloud_demo.compare_tab import remove_last
 from cloud_demo.engines import Models
 from cloud_demo.judging import (
     SAMPLING_TEMPERATURE,
-    Options,
     _gathered,
     _joined,
     judge_pair,
+    read_sampling,
+    read_sliders,
     read_texts,
     read_turns,
 )
@@ -31,6 +32,7 @@ from cloud_demo.tab_parts import Controls, example_prompts
 from cloud_hf.cli import UsageError
 
 from cloud_hf.evaluation.rows import BenchmarkRow
+from cloud_hf.scores import Sampling
 
 
 # ------------------------------------------------------------------------------------------------------- arguments
@@ -221,7 +223,7 @@ def test_a_run_that_is_not_stopped_ends_as_it_does():
 def test_critiques_are_joined_with_their_spread():
     async def run():
         engine = EchoEngine()
-        first, more = await engine.score("p", "four"), await engine.score("p", "four", num_critiques=2)
+        first, more = await engine.score("p", "four"), await engine.score("p", "four", Sampling(num_critiques=2))
         return _joined(first, more)
 
     score = asyncio.run(run())
@@ -233,7 +235,7 @@ def test_critiques_are_joined_with_their_spread():
 def test_a_first_critique_without_words_hides_no_other():
     async def run():
         engine = EchoEngine()
-        return await engine.score("p", "a", num_critiques=2), await engine.score("p", "b")
+        return await engine.score("p", "a", Sampling(num_critiques=2)), await engine.score("p", "b")
 
     first, second = asyncio.run(run())
     first = replace(first, critique="", critiques=("", "It is right."))
@@ -244,7 +246,7 @@ def test_options_are_checked():
     class Backend:
         args = DemoArguments(model="a", max_new_tokens=10)
 
-    assert Options.read(Backend, 2.0, 1, 10.0) == Options(2, 1.0, 10, None)
+    assert read_sampling(Backend, 2.0, 1, 10.0) == Sampling(2, 1.0, 10, None)
     infinite, nan = float("inf"), float("nan")
     for options in (
         (1.5, 0, 10),
@@ -261,10 +263,10 @@ def test_options_are_checked():
         (1, 0, 10, 10**400),
     ):
         with pytest.raises(Problem):
-            Options.read(Backend, *options)
+            read_sampling(Backend, *options)
         if len(options) == 3 and options != (2, 0, 10):
             with pytest.raises(Problem):
-                Options.of_page(Backend, *options)
+                read_sliders(Backend, *options)
 
 
 def test_on_the_page_several_critiques_are_sampled():
@@ -275,21 +277,21 @@ def test_on_the_page_several_critiques_are_sampled():
 
     chosen = {(1, 0): 0.0, (2, 0): SAMPLING_TEMPERATURE, (8, 0.0): SAMPLING_TEMPERATURE, (2, 1.5): 1.5, (1, 0.3): 0.3}
     for (critiques, temperature), used in chosen.items():
-        assert Options.of_page(Backend, critiques, temperature, 10) == Options(critiques, used, 10)
+        assert read_sliders(Backend, critiques, temperature, 10) == Sampling(critiques, used, 10)
 
 
 def test_without_a_classic_model_nothing_is_judged():
     asked = []
 
     class CountingEngine(EchoEngine):
-        async def score(self, prompt, response, **options):
+        async def score(self, prompt, response, sampling):
             asked.append(response)
-            return await super().score(prompt, response, **options)
+            return await super().score(prompt, response, sampling)
 
     async def compare(classic):
         backend = Backend(DemoArguments(model="a"))
         backend._models.set_result(Models(CountingEngine(), classic))
-        return [step async for step in judge_pair(backend, "user", "p", ("a", "b"), Options(1, 0.0, 10))][-1]
+        return [step async for step in judge_pair(backend, "user", "p", ("a", "b"), Sampling(1, 0.0, 10))][-1]
 
     with pytest.raises(Problem, match="There is no classic model"):
         asyncio.run(compare(None))
@@ -329,9 +331,9 @@ def test_where_a_reward_falls():
 class PickyEngine(EchoEngine):
     """Engine that refuses some responses and gives others a reward that is not finite."""
 
-    async def score(self, prompt, response, **options):
+    async def score(self, prompt, response, sampling):
         self.check(prompt, response, None)
-        score = await super().score(prompt, response, **options)
+        score = await super().score(prompt, response, sampling)
         return replace(score, reward=float("nan")) if response == "odd" else score
 
 

@@ -16,6 +16,8 @@ from demo_page import field, is_done, is_refused, judge, open_demo, open_options
 from payloads import PAYLOADS
 from servers_for_tests import free_port, serving
 
+from cloud_hf.scores import Sampling
+
 
 pytest.importorskip("gradio", reason="Gradio is not installed: the apps of the Spaces are not tried.")
 expect = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: no browser tests.").expect
@@ -78,11 +80,11 @@ class HeldEngine(EchoEngine):
         super().__init__()
         self.may_go_on = threading.Semaphore(0)
 
-    async def score(self, prompt, response, **options):
+    async def score(self, prompt, response, *options):
         await self._permission()
-        return await super().score(prompt, response, **options)
+        return await super().score(prompt, response, *options)
 
-    async def stream(self, prompt, response, **options):
+    async def stream(self, prompt, response, sampling):
         for sign in response:
             await self._permission()
             yield sign
@@ -492,7 +494,9 @@ def test_on_zero_gpu_each_request_goes_through_its_decorator(found, monkeypatch)
         assert got["critiques"] == list(score.critiques)
 
         async def stream():
-            return [piece async for piece in backend.models.cloud.stream(PROMPT, RESPONSES[0], max_new_tokens=30)]
+            return [
+                piece async for piece in backend.models.cloud.stream(PROMPT, RESPONSES[0], Sampling(max_new_tokens=30))
+            ]
 
         with ThreadPoolExecutor(1) as thread:  # the browser's loop runs in this one
             *pieces, last = thread.submit(asyncio.run, stream()).result()

@@ -7,11 +7,13 @@ import os
 import statistics
 import threading
 from bisect import bisect_left, bisect_right
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from cloud_hf.scores import Sampling
 
 from . import Problem
 from .arguments import DemoArguments
@@ -86,7 +88,7 @@ class Backend:
             self._measuring = asyncio.create_task(self._measure())
         return models
 
-    async def wait_for_turn(self, ticket: "Ticket") -> AsyncIterator[str]:
+    async def wait_for_turn(self, ticket: "Ticket") -> AsyncGenerator[str, None]:
         """Say at every heartbeat why a request waits, until its turn comes."""
         loading = asyncio.ensure_future(self.loaded())
         try:
@@ -146,8 +148,8 @@ class Backend:
         """Score a response while the line is empty. A visitor interrupts it; it starts again when they have gone."""
         while True:
             await self.line.until(is_empty=True)
-            engine, budget = self.models.cloud, self.args.max_new_tokens
-            work = asyncio.ensure_future(engine.score(prompt, response, max_new_tokens=budget))
+            sampling = Sampling(max_new_tokens=self.args.max_new_tokens)
+            work = asyncio.ensure_future(self.models.cloud.score(prompt, response, sampling))
             visitor = asyncio.ensure_future(self.line.until(is_empty=False))
             try:
                 await asyncio.wait({work, visitor}, return_when=asyncio.FIRST_COMPLETED)
@@ -224,7 +226,7 @@ class Ticket:
         self.user = user
         self._line = line
 
-    async def positions(self) -> AsyncIterator[tuple[int, int]]:
+    async def positions(self) -> AsyncGenerator[tuple[int, int], None]:
         """Yield the position (from 1) and the line's length at every heartbeat or change, until the turn comes."""
         while self in self._line._waiting:
             changed = self._line._changed

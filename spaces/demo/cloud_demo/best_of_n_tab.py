@@ -3,19 +3,27 @@
 import asyncio
 import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio as gr
 
+from cloud_hf.scores import Score
+
 from . import Problem
 from .backend import Backend
-from .judging import Options, answers, check_texts, describe_score, is_whole, judge, read_prompt, read_texts
+from .judging import (
+    answers,
+    check_texts,
+    describe_score,
+    is_whole,
+    judge,
+    read_prompt,
+    read_sampling,
+    read_sliders,
+    read_texts,
+)
 from .score_html import curve, note, paragraph, show_ranking, status
 from .tab_parts import Controls, judging_options, prompt_box, updates_of
-
-
-if TYPE_CHECKING:
-    from cloud_hf.scoring import Score
 
 
 TAB, TITLE = "best-of-n", "Best-of-N"
@@ -99,11 +107,11 @@ def build(backend: Backend) -> dict[str, gr.Textbox]:
             controls.show_results()
 
     async def run_best(request: gr.Request, prompt, candidates, num_critiques, temperature, max_new_tokens):
-        options = Options.of_page(backend, num_critiques, temperature, max_new_tokens)
+        sampling = read_sliders(backend, num_critiques, temperature, max_new_tokens)
         asked = read_prompt(backend, prompt)
         given = check_candidates(backend, split_candidates(candidates))
         yield status("Asking the model…"), ""
-        steps = judge(backend, str(request.session_hash), asked, given, options)
+        steps = judge(backend, str(request.session_hash), asked, given, sampling)
         async for update in updates_of(steps, lambda scores: _show_best(given, scores)):
             yield update
 
@@ -126,7 +134,7 @@ def _generation_row(backend: Backend, controls: Controls, prompt: gr.Textbox, ca
     controls.start_on([write.click], run_generate, [prompt, count], [controls.said, candidates])
 
 
-def _show_best(candidates: Sequence[str], scores: Sequence["Score"]) -> str:
+def _show_best(candidates: Sequence[str], scores: Sequence[Score]) -> str:
     rewards = [score.reward for score in scores]
     best = _best_of(rewards)
     drawing = curve(_best_of_n_curve(rewards), "Expected highest reward by number of candidates")
@@ -154,10 +162,10 @@ def endpoints(backend: Backend) -> list[Callable]:
         Judge 2 to 32 candidates. Returns best (the index of the highest reward, from 0), scores, and curve: for n = 1, 2, …
         the expected highest reward among n of them.
         """
-        options = Options.read(backend, num_critiques, temperature, max_new_tokens, seed)
+        sampling = read_sampling(backend, num_critiques, temperature, max_new_tokens, seed)
         asked = read_prompt(backend, prompt)
         check_candidates(backend, read_texts("candidates", candidates))
-        steps = judge(backend, str(request.session_hash), asked, candidates, options)
+        steps = judge(backend, str(request.session_hash), asked, candidates, sampling)
         async for answer in answers(steps, lambda scores: _describe_best(backend, scores)):
             yield answer
 
@@ -170,7 +178,7 @@ def endpoints(backend: Backend) -> list[Callable]:
     return [best_of_n] if backend.args.policy_url is None else [best_of_n, generate]
 
 
-def _describe_best(backend: Backend, scores: Sequence["Score"]) -> dict[str, Any]:
+def _describe_best(backend: Backend, scores: Sequence[Score]) -> dict[str, Any]:
     rewards = [score.reward for score in scores]
     return {
         "best": _best_of(rewards),

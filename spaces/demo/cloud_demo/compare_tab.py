@@ -1,19 +1,17 @@
 """Compare: two to eight responses to one prompt, ranked."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio as gr
 
+from cloud_hf.scores import Score
+
 from . import Problem
 from .backend import Backend, preference, rank_of
-from .judging import Options, answers, check_texts, describe_score, judge, read_prompt, read_texts
+from .judging import answers, check_texts, describe_score, judge, read_prompt, read_sampling, read_sliders, read_texts
 from .score_html import show_ranking, status
 from .tab_parts import QUIET, Controls, judging_options, prompt_box, updates_of
-
-
-if TYPE_CHECKING:
-    from cloud_hf.scoring import Score
 
 
 TAB, TITLE = "compare", "Compare"
@@ -100,12 +98,12 @@ def build(backend: Backend) -> dict[str, gr.Textbox]:
             controls.show_results()
 
     async def run_compare(request: gr.Request, prompt, count, num_critiques, temperature, max_new_tokens, *responses):
-        options = Options.of_page(backend, num_critiques, temperature, max_new_tokens)
+        sampling = read_sliders(backend, num_critiques, temperature, max_new_tokens)
         asked = read_prompt(backend, prompt)
         given = check_responses(backend, list(responses[:count]))
         names = [f"Response {place}" for place in range(1, len(given) + 1)]
         yield status("Asking the model…"), ""
-        steps = judge(backend, str(request.session_hash), asked, given, options)
+        steps = judge(backend, str(request.session_hash), asked, given, sampling)
         async for update in updates_of(steps, lambda scores: show_ranking(names, given, scores)):
             yield update
 
@@ -130,17 +128,17 @@ def endpoints(backend: Backend) -> list[Callable]:
         Compare 2 to 8 responses. Returns scores, ranks (from 1; equal rewards share one), and preferences: in row i and
         column j the Bradley-Terry probability that response i is preferred to response j.
         """
-        options = Options.read(backend, num_critiques, temperature, max_new_tokens, seed)
+        sampling = read_sampling(backend, num_critiques, temperature, max_new_tokens, seed)
         asked = read_prompt(backend, prompt)
         check_responses(backend, read_texts("responses", responses))
-        steps = judge(backend, str(request.session_hash), asked, responses, options)
+        steps = judge(backend, str(request.session_hash), asked, responses, sampling)
         async for answer in answers(steps, lambda scores: _describe_ranking(backend, scores)):
             yield answer
 
     return [compare]
 
 
-def _describe_ranking(backend: Backend, scores: Sequence["Score"]) -> dict[str, Any]:
+def _describe_ranking(backend: Backend, scores: Sequence[Score]) -> dict[str, Any]:
     rewards = [score.reward for score in scores]
     return {
         "scores": [describe_score(backend, score) for score in scores],

@@ -9,17 +9,16 @@ import asyncio
 import json
 import os
 import re
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
 
 import httpx
 
 from cloud_hf.evaluation.benchmarks import BENCHMARKS, load_benchmarks, preference_pairs
 from cloud_hf.evaluation.rows import BenchmarkRow
 from cloud_hf.loading import load_reward_model
-from cloud_hf.scoring import Score
+from cloud_hf.scores import Sampling, Score
 from cloud_hf.serving.client import CLoudClient, RewardServerError
 from cloud_hf.serving.server.engine import RewardEngine, TransformersEngine
 
@@ -131,19 +130,20 @@ class RemoteEngine:
             served = self._client.served_model()
             self.critique, self.context_length = served.critique, served.context_length
 
-    async def score(self, prompt, response: str, **options) -> Score:
+    async def score(self, prompt, response: str, sampling: Sampling, critiques: list[str] | None = None) -> Score:
         """See `RewardEngine`."""
+        given = None if critiques is None else [critiques]
         try:
-            [score] = await self._client.ascore([prompt], [response], **options)
+            [score] = await self._client.ascore([prompt], [response], critiques=given, **asdict(sampling))
         except ValueError as error:  # the server's words about the request
             raise Problem(f"The reward server refused this. {self._reason(error)}") from error
         except RewardServerError as error:
             raise Problem(f"The reward server cannot be reached or failed: {self._reason(error)}") from error
         return score
 
-    async def stream(self, prompt, response: str, **options) -> AsyncIterator[str | Score]:
+    async def stream(self, prompt, response: str, sampling: Sampling) -> AsyncGenerator[str | Score, None]:
         """See `RewardEngine`."""
-        asked = {key: value for key, value in options.items() if value is not None}
+        asked = {key: value for key, value in asdict(sampling).items() if value is not None}
         body = {"inputs": [{"prompt": prompt, "response": response}], "stream": True, **asked}
         timeout = httpx.Timeout(_READ_SECONDS, connect=_CONNECT_SECONDS)
         try:
@@ -204,19 +204,19 @@ _engines: dict[str, TransformersEngine] = {}
 
 
 @_borrow_gpu
-def _write(name: str, prompt, response: str, options: dict[str, Any]) -> Iterator[str | Score]:
-    pieces = _engines[name].stream(prompt, response, **options)
+def _write(name: str, prompt, response: str, sampling: Sampling) -> Iterator[str | Score]:
+    pieces = _engines[name].stream(prompt, response, sampling)
     with asyncio.Runner() as runner:
         while (piece := runner.run(_next(pieces))) is not _END:
             yield piece
 
 
 @_borrow_gpu
-def _judge(name: str, prompt, response: str, options: dict[str, Any]) -> Score:
-    return asyncio.run(_engines[name].score(prompt, response, **options))
+def _judge(name: str, prompt, response: str, sampling: Sampling, critiques: list[str] | None) -> Score:
+    return asyncio.run(_engines[name].score(prompt, response, sampling, critiques))
 
 
-async def _next(pieces: AsyncIterator):
+async def _next(pieces: AsyncGenerator):
     return await anext(pieces, _END)
 
 
@@ -233,12 +233,12 @@ class ZeroGPUEngine:
         self.check, self.close = engine.check, engine.close
         _engines[self.name] = engine
 
-    async def score(self, prompt, response: str, **options) -> Score:
+    async def score(self, prompt, response: str, sampling: Sampling, critiques: list[str] | None = None) -> Score:
         """See `RewardEngine`."""
-        return await asyncio.to_thread(_judge, self.name, prompt, response, options)
+        return await asyncio.to_thread(_judge, self.name, prompt, response, sampling, critiques)
 
-    async def stream(self, prompt, response: str, **options) -> AsyncIterator[str | Score]:
+    async def stream(self, prompt, response: str, sampling: Sampling) -> AsyncGenerator[str | Score, None]:
         """See `RewardEngine`."""
-        pieces = _write(self.name, prompt, response, options)
+        pieces = _write(self.name, prompt, response, sampling)
         while (piece := await asyncio.to_thread(next, pieces, _END)) is not _END:
             yield piece

@@ -2,17 +2,18 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+from cloud_hf.scores import Sampling, Score
 
 from . import Problem
 from .backend import HEARTBEAT, Backend
 
 
 if TYPE_CHECKING:
-    from cloud_hf.scoring import Score
     from cloud_hf.serving.server.engine import RewardEngine
 
 
@@ -26,37 +27,28 @@ SAMPLING_TEMPERATURE = 0.7
 # ------------------------------------------------------------------------------------------------------------- input
 
 
-@dataclass(frozen=True)
-class Options:
-    """Checked scoring options."""
+def read_sampling(backend: Backend, num_critiques, temperature, max_new_tokens, seed=None) -> Sampling:
+    """Check the options of a visitor or program. Raises `Problem` if one is out of range."""
+    limit = backend.args.max_new_tokens
+    if not is_whole(num_critiques) or not 1 <= num_critiques <= _MOST_CRITIQUES:
+        raise Problem(f"Choose between 1 and {_MOST_CRITIQUES} critiques.")
+    if not is_whole(max_new_tokens) or not 1 <= max_new_tokens <= limit:
+        raise Problem(f"Choose between 1 and {limit} tokens for a critique.")
+    if not isinstance(temperature, int | float) or not (temperature == 0 or 0.01 <= temperature <= 5):
+        raise Problem("Choose a temperature of 0, or between 0.01 and 5.")
+    if num_critiques > 1 and temperature == 0:
+        raise Problem("Several critiques need a temperature above 0: at 0 they are all the same.")
+    if seed is not None and not (is_whole(seed) and -(2**63) <= seed < 2**63):
+        raise Problem("The seed must be a whole number that fits into 64 bits.")
+    seed = None if seed is None else int(seed)
+    return Sampling(int(num_critiques), float(temperature), int(max_new_tokens), seed)
 
-    num_critiques: int
-    temperature: float
-    max_new_tokens: int
-    seed: int | None = None
 
-    @classmethod
-    def read(cls, backend: Backend, num_critiques, temperature, max_new_tokens, seed=None) -> "Options":
-        """Check the options of a visitor or program. Raises `Problem` if one is out of range."""
-        limit = backend.args.max_new_tokens
-        if not is_whole(num_critiques) or not 1 <= num_critiques <= _MOST_CRITIQUES:
-            raise Problem(f"Choose between 1 and {_MOST_CRITIQUES} critiques.")
-        if not is_whole(max_new_tokens) or not 1 <= max_new_tokens <= limit:
-            raise Problem(f"Choose between 1 and {limit} tokens for a critique.")
-        if not isinstance(temperature, int | float) or not (temperature == 0 or 0.01 <= temperature <= 5):
-            raise Problem("Choose a temperature of 0, or between 0.01 and 5.")
-        if num_critiques > 1 and temperature == 0:
-            raise Problem("Several critiques need a temperature above 0: at 0 they are all the same.")
-        if seed is not None and not (is_whole(seed) and -(2**63) <= seed < 2**63):
-            raise Problem("The seed must be a whole number that fits into 64 bits.")
-        return cls(int(num_critiques), float(temperature), int(max_new_tokens), None if seed is None else int(seed))
-
-    @classmethod
-    def of_page(cls, backend: Backend, num_critiques, temperature, max_new_tokens) -> "Options":
-        """Check the sliders' values as `read` does. Several critiques at temperature 0 are sampled at 0.7."""
-        if temperature == 0 and is_whole(num_critiques) and num_critiques > 1:
-            temperature = SAMPLING_TEMPERATURE
-        return cls.read(backend, num_critiques, temperature, max_new_tokens)
+def read_sliders(backend: Backend, num_critiques, temperature, max_new_tokens) -> Sampling:
+    """Check the sliders' values as `read_sampling` does. Several critiques at temperature 0 are sampled at 0.7."""
+    if temperature == 0 and is_whole(num_critiques) and num_critiques > 1:
+        temperature = SAMPLING_TEMPERATURE
+    return read_sampling(backend, num_critiques, temperature, max_new_tokens)
 
 
 def is_whole(value: Any) -> bool:
@@ -139,25 +131,23 @@ class Progress:
 
 
 async def write(
-    backend: Backend, user: str, prompt, response: str, options: Options
-) -> AsyncIterator["Progress | Score"]:
+    backend: Backend, user: str, prompt, response: str, sampling: Sampling
+) -> AsyncGenerator[Progress | Score, None]:
     """Score one response and stream its first critique. The `Score` comes last."""
     with backend.line.join(user) as ticket:
         async for words in backend.wait_for_turn(ticket):
             yield Progress(words)
         engine = backend.models.cloud
-        await _check(engine, prompt, [response], options)
+        await _check(engine, prompt, [response], sampling)
         written, score = "", None
-        pieces = engine.stream(
-            prompt, response, temperature=options.temperature, max_new_tokens=options.max_new_tokens
-        )
+        pieces = engine.stream(prompt, response, replace(sampling, num_critiques=1))
         async with aclosing(_gathered(pieces)) as batches:
             async for batch in batches:
                 written += "".join(piece for piece in batch if isinstance(piece, str))
                 score = next((piece for piece in batch if not isinstance(piece, str)), score)
                 yield Progress("The model writes…", written)
-        if options.num_critiques > 1:
-            rest = replace(options, num_critiques=options.num_critiques - 1)
+        if sampling.num_critiques > 1:
+            rest = replace(sampling, num_critiques=sampling.num_critiques - 1)
             async with aclosing(_score_all(engine, prompt, [response], rest)) as steps:
                 async for step in steps:
                     if isinstance(step, int):
@@ -168,15 +158,15 @@ async def write(
 
 
 async def judge(
-    backend: Backend, user: str, prompt, responses: Sequence[str], options: Options
-) -> AsyncIterator["Progress | list[Score]"]:
+    backend: Backend, user: str, prompt, responses: Sequence[str], sampling: Sampling
+) -> AsyncGenerator[Progress | list[Score], None]:
     """Score responses to one prompt. The list of `Score` comes last."""
     with backend.line.join(user) as ticket:
         async for words in backend.wait_for_turn(ticket):
             yield Progress(words)
         engine = backend.models.cloud
-        await _check(engine, prompt, responses, options)
-        async with aclosing(_score_all(engine, prompt, responses, options)) as steps:
+        await _check(engine, prompt, responses, sampling)
+        async with aclosing(_score_all(engine, prompt, responses, sampling)) as steps:
             async for step in steps:
                 if isinstance(step, int):
                     yield Progress(f"The model judges: {step} of {len(responses)} done…")
@@ -185,8 +175,8 @@ async def judge(
 
 
 async def judge_pair(
-    backend: Backend, user: str, prompt, responses: Sequence[str], options: Options
-) -> AsyncIterator["Progress | tuple[list[Score], list[Score]]"]:
+    backend: Backend, user: str, prompt, responses: Sequence[str], sampling: Sampling
+) -> AsyncGenerator[Progress | tuple[list[Score], list[Score]], None]:
     """Score responses with both models. The scores of the CLoud and of the classic model come last."""
     with backend.line.join(user) as ticket:
         async for words in backend.wait_for_turn(ticket):
@@ -195,7 +185,7 @@ async def judge_pair(
         if classic is None:
             raise Problem("There is no classic model to compare with; start the demo with --classic_model.")
         found = []
-        for engine, own in ((cloud, options), (classic, replace(options, num_critiques=1))):
+        for engine, own in ((cloud, sampling), (classic, replace(sampling, num_critiques=1))):
             await _check(engine, prompt, responses, own)
             async with aclosing(_score_all(engine, prompt, responses, own)) as steps:
                 async for step in steps:
@@ -207,14 +197,16 @@ async def judge_pair(
         yield found[0], found[1]
 
 
-async def answers(steps: AsyncIterator, describe: Callable[[Any], dict[str, Any]]) -> AsyncIterator[dict[str, Any]]:
+async def answers(
+    steps: AsyncGenerator, describe: Callable[[Any], dict[str, Any]]
+) -> AsyncGenerator[dict[str, Any], None]:
     """Turn steps into a program's answers: `{"status": …}` for progress, then `describe` of the scores."""
     async with aclosing(steps):
         async for step in steps:
             yield {"status": step.words} if isinstance(step, Progress) else describe(step)
 
 
-def describe_score(backend: Backend, score: "Score", has_distribution: bool = True) -> dict[str, Any]:
+def describe_score(backend: Backend, score: Score, has_distribution: bool = True) -> dict[str, Any]:
     """Turn a score into a program's answer; without a percentile if the distribution is another model's."""
     known = has_distribution and backend.distribution.is_usable
     return {
@@ -230,24 +222,23 @@ def describe_score(backend: Backend, score: "Score", has_distribution: bool = Tr
 # ----------------------------------------------------------------------------------------------------------- engines
 
 
-async def _check(engine: "RewardEngine", prompt, responses: Sequence[str], options: Options):
+async def _check(engine: "RewardEngine", prompt, responses: Sequence[str], sampling: Sampling):
     """Raise `Problem` unless the engine can score the responses."""
     try:
         for response in responses:
             # In a thread: encoding long texts would hold up the event loop
-            await asyncio.to_thread(engine.check, prompt, response, options.max_new_tokens)
+            await asyncio.to_thread(engine.check, prompt, response, sampling.max_new_tokens)
     except ValueError as error:
         raise Problem(str(error).removeprefix("Row 0: ")) from error
-    if options.num_critiques > 1 and engine.critique is False:
+    if sampling.num_critiques > 1 and engine.critique is False:
         raise Problem("This is a classic reward model: it writes no critiques. Ask for one judgement.")
 
 
 async def _score_all(
-    engine: "RewardEngine", prompt, responses: Sequence[str], options: Options
-) -> AsyncIterator["int | list[Score]"]:
+    engine: "RewardEngine", prompt, responses: Sequence[str], sampling: Sampling
+) -> AsyncGenerator[int | list[Score], None]:
     """Yield the number of scored responses at every heartbeat, and then all scores."""
-    asked = vars(options)
-    tasks = [asyncio.ensure_future(_alive(engine.score(prompt, response, **asked))) for response in responses]
+    tasks = [asyncio.ensure_future(_alive(engine.score(prompt, response, sampling))) for response in responses]
     try:
         while True:
             done, waiting = await asyncio.wait(tasks, timeout=HEARTBEAT, return_when=asyncio.FIRST_EXCEPTION)
@@ -263,7 +254,7 @@ async def _score_all(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _gathered(pieces: AsyncIterator) -> AsyncIterator[list]:
+async def _gathered(pieces: AsyncGenerator) -> AsyncGenerator[list, None]:
     """Batch the pieces of a stream. The first comes at once; at every heartbeat comes a batch, even if empty."""
     loop, got, end = asyncio.get_running_loop(), [], object()
     step, look = None, loop.time()
@@ -299,10 +290,9 @@ async def _alive(work: Awaitable) -> Any:
         raise Problem("The model has stopped working. Whoever runs this demo must restart it.") from error
 
 
-def _joined(first: "Score", more: "Score") -> "Score":
+def _joined(first: Score, more: Score) -> Score:
     """Combine two scores of one response. The token ids are left out: nothing here shows them."""
-    from cloud_hf.generation import Sample
-    from cloud_hf.scoring import Score
+    from cloud_hf.generation import Sample  # imports torch
 
     samples = [
         Sample(reward, critique, finish_reason=reason)
@@ -312,7 +302,7 @@ def _joined(first: "Score", more: "Score") -> "Score":
     return Score.of(samples)
 
 
-def _checked(score: "Score") -> "Score":
+def _checked(score: Score) -> Score:
     if not all(map(math.isfinite, score.rewards)):
         raise Problem("The model gave a reward that is not a finite number. Loading it in float32 may help.")
     return score

@@ -1,7 +1,7 @@
 """The page: the list of tabs, the endpoints for programs, and the page of a Space that is not set up."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def build(backend: Backend) -> gr.Blocks:
         for endpoint in [endpoint for tab in TABS for endpoint in tab.endpoints(backend)]:
             gr.api(in_words(endpoint), api_name=endpoint.__name__)
 
-        async def describe_models() -> AsyncIterator[str]:
+        async def describe_models() -> AsyncGenerator[str, None]:
             backend.load_in_background()
             try:
                 models = await backend.loaded()

@@ -1,15 +1,11 @@
 """Scores as HTML: critiques, rankings and charts. Charts are inline SVG, which follows the page's colors and width."""
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
+from cloud_hf.scores import Score
 from cloud_hf.spaces_ui import as_text
 
 from .backend import RewardDistribution, preference, rank_of
-
-
-if TYPE_CHECKING:
-    from cloud_hf.scoring import Score
 
 
 # A matrix of all pairs is readable up to this size
@@ -58,7 +54,7 @@ def show_writing(critique: str) -> str:
     return f"<h3>Critique</h3>{paragraph(critique, 'critique writing')}"
 
 
-def show_score(score: "Score", distribution: RewardDistribution, writes_critiques: bool) -> str:
+def show_score(score: Score, distribution: RewardDistribution, writes_critiques: bool) -> str:
     """Show a reward, its place in the distribution, and the critiques."""
     spread = ""
     if len(score.rewards) > 1:
@@ -74,7 +70,7 @@ def show_score(score: "Score", distribution: RewardDistribution, writes_critique
     return f"<h3>Reward</h3>{''.join(parts)}"
 
 
-def show_critiques(score: "Score") -> str:
+def show_critiques(score: Score) -> str:
     """Show each critique with its reward, and mark those that were cut."""
     blocks = []
     for number, (critique, reward, reason) in enumerate(
@@ -89,7 +85,7 @@ def show_critiques(score: "Score") -> str:
     return "".join(blocks)
 
 
-def show_ranking(names: Sequence[str], responses: Sequence[str], scores: Sequence["Score"]) -> str:
+def show_ranking(names: Sequence[str], responses: Sequence[str], scores: Sequence[Score]) -> str:
     """Show responses by reward: table, bars, preference probabilities, and the critiques side by side."""
     rewards = [score.reward for score in scores]
     order = sorted(range(len(scores)), key=lambda index: -rewards[index])
@@ -113,7 +109,7 @@ def show_ranking(names: Sequence[str], responses: Sequence[str], scores: Sequenc
     )
 
 
-def _ranking_table(names: Sequence[str], scores: Sequence["Score"], order: Sequence[int]) -> str:
+def _ranking_table(names: Sequence[str], scores: Sequence[Score], order: Sequence[int]) -> str:
     rewards = [score.reward for score in scores]
     best = rewards[order[0]]
     rows = [
@@ -150,7 +146,7 @@ def _row_header(name: str) -> str:
     return f"<th scope='row'>{as_text(name)}</th>"
 
 
-def _std(score: "Score") -> str:
+def _std(score: Score) -> str:
     return f"{score.reward_std:.3f}" if len(score.rewards) > 1 else "—"
 
 

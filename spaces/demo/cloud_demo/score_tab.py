@@ -6,7 +6,18 @@ from collections.abc import Callable
 import gradio as gr
 
 from .backend import Backend
-from .judging import Options, Progress, answers, describe_score, judge, read_prompt, read_response, read_turns, write
+from .judging import (
+    Progress,
+    answers,
+    describe_score,
+    judge,
+    read_prompt,
+    read_response,
+    read_sampling,
+    read_sliders,
+    read_turns,
+    write,
+)
 from .score_html import show_score, show_writing, status
 from .tab_parts import QUIET, Controls, judging_options, prompt_box
 
@@ -42,11 +53,11 @@ def build(backend: Backend) -> dict[str, gr.Textbox]:
     async def run_score(
         request: gr.Request, prompt, response, system, num_critiques, temperature, max_new_tokens, *earlier
     ):
-        options = Options.of_page(backend, num_critiques, temperature, max_new_tokens)
+        sampling = read_sliders(backend, num_critiques, temperature, max_new_tokens)
         asked = read_prompt(backend, prompt, system, list(zip(earlier[::2], earlier[1::2], strict=True)))
         response = read_response(backend, response)
         yield status("Asking the model…"), ""
-        async for step in write(backend, str(request.session_hash), asked, response, options):
+        async for step in write(backend, str(request.session_hash), asked, response, sampling):
             if not isinstance(step, Progress):
                 shown = show_score(step, backend.distribution, backend.models.cloud.critique)
                 yield status(f"Done: the reward is {step.reward:+.3f}."), shown
@@ -91,9 +102,9 @@ def endpoints(backend: Backend) -> list[Callable]:
         critiques, finish_reasons ("length": the critique was cut), and percentile: the percentage of this model's known
         rewards that are lower, or null.
         """
-        options = Options.read(backend, num_critiques, temperature, max_new_tokens, seed)
+        sampling = read_sampling(backend, num_critiques, temperature, max_new_tokens, seed)
         asked = read_prompt(backend, prompt, system, read_turns(turns))
-        steps = judge(backend, str(request.session_hash), asked, [read_response(backend, response)], options)
+        steps = judge(backend, str(request.session_hash), asked, [read_response(backend, response)], sampling)
         async for answer in answers(steps, lambda scores: describe_score(backend, scores[0])):
             yield answer
 

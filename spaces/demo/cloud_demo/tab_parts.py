@@ -6,7 +6,7 @@ import json
 import logging
 import random
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -35,7 +35,7 @@ def prompt_box() -> gr.Textbox:
 
 
 def judging_options(backend: Backend, most_critiques: int = 8) -> list[gr.Slider]:
-    """Make sliders for critiques, temperature and length, in the order of `Options.of_page`."""
+    """Make sliders for critiques, temperature and length, in the order of `read_sliders`."""
     limit = backend.args.max_new_tokens
     with gr.Accordion("Options", open=False):
         critiques = gr.Slider(1, most_critiques, value=1, step=1, label="Critiques per response")
@@ -134,7 +134,7 @@ class Controls:
         self.result.render()
 
     def start_on(
-        self, triggers: Sequence, handler: Callable[..., AsyncIterator], inputs: list, outputs: list | None = None
+        self, triggers: Sequence, handler: Callable[..., AsyncGenerator], inputs: list, outputs: list | None = None
     ):
         """
         Run an event handler that Stop ends and whose errors become sentences.
@@ -145,7 +145,7 @@ class Controls:
         outputs = [self.said, self.result] if outputs is None else outputs
         gr.on(triggers, run, inputs, outputs, trigger_mode="once", **QUIET)
 
-    def stoppable(self, handler: Callable[..., AsyncIterator]) -> Callable[..., AsyncIterator]:
+    def stoppable(self, handler: Callable[..., AsyncGenerator]) -> Callable[..., AsyncGenerator]:
         """Make [`Controls.stop`] end an event handler, an async generator whose first argument is the `gr.Request`."""
 
         @functools.wraps(handler)
@@ -171,7 +171,7 @@ class Controls:
             stop.set()
 
 
-async def _until(stop: asyncio.Event, updates: AsyncIterator) -> AsyncIterator:
+async def _until(stop: asyncio.Event, updates: AsyncGenerator) -> AsyncGenerator:
     """Pass updates on, and end wherever they are when `stop` is set."""
     stopped, step, end = asyncio.ensure_future(stop.wait()), None, object()
     async with aclosing(updates):
@@ -188,7 +188,7 @@ async def _until(stop: asyncio.Event, updates: AsyncIterator) -> AsyncIterator:
             await asyncio.gather(step, stopped, return_exceptions=True)
 
 
-async def updates_of(steps: AsyncIterator, show: Callable[[Any], str]) -> AsyncIterator[tuple[str, Any]]:
+async def updates_of(steps: AsyncGenerator, show: Callable[[Any], str]) -> AsyncGenerator[tuple[str, Any], None]:
     """Turn steps into updates of status line and result: progress first, then `show` of the scores."""
     async with aclosing(steps):
         async for step in steps:
@@ -198,7 +198,7 @@ async def updates_of(steps: AsyncIterator, show: Callable[[Any], str]) -> AsyncI
 # ------------------------------------------------------------------------------------------------------------ errors
 
 
-def in_words(handler: Callable[..., AsyncIterator], said: gr.HTML | None = None) -> Callable[..., AsyncIterator]:
+def in_words(handler: Callable[..., AsyncGenerator], said: gr.HTML | None = None) -> Callable[..., AsyncGenerator]:
     """
     Make an event handler, an async generator, fail with one sentence. Unexpected errors go to the log.
 

@@ -1,27 +1,27 @@
 """CLoud vs classic: both models on the rows of a benchmark, with the running accuracy."""
 
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from cloud_hf.scores import Sampling, Score
 from cloud_hf.spaces_ui import as_text
 
 from . import Problem
 from .backend import Backend
-from .judging import Options, Progress, answers, describe_score, is_whole, judge_pair
+from .judging import Progress, answers, describe_score, is_whole, judge_pair
 from .score_html import card, note, paragraph, show_critiques, side_by_side, status
 from .tab_parts import Controls
 
 
 if TYPE_CHECKING:
     from cloud_hf.evaluation.rows import BenchmarkRow
-    from cloud_hf.scoring import Score
 
-    PairOfScores = tuple[list[Score], list[Score]]
 
+PairOfScores = tuple[list[Score], list[Score]]
 
 TAB, TITLE = "versus", "CLoud vs classic"
 
@@ -38,15 +38,15 @@ def row_at(backend: Backend, index: int) -> "BenchmarkRow":
     return models.rows[index]
 
 
-def is_right(scores: Sequence["Score"]) -> bool:
+def is_right(scores: Sequence[Score]) -> bool:
     """Check that the chosen response has the strictly higher reward."""
     return scores[0].reward > scores[1].reward
 
 
-def judge_row(backend: Backend, user: str, row: "BenchmarkRow") -> AsyncIterator["Progress | PairOfScores"]:
+def judge_row(backend: Backend, user: str, row: "BenchmarkRow") -> AsyncGenerator[Progress | PairOfScores, None]:
     """Score both responses of a row with both models, one critique each at temperature 0."""
-    options = Options(1, 0.0, backend.args.max_new_tokens)
-    return judge_pair(backend, user, row.prompt, row.responses, options)
+    sampling = Sampling(max_new_tokens=backend.args.max_new_tokens)
+    return judge_pair(backend, user, row.prompt, row.responses, sampling)
 
 
 def build(backend: Backend) -> dict[str, gr.Textbox]:
@@ -65,7 +65,7 @@ def build(backend: Backend) -> dict[str, gr.Textbox]:
     place, outcomes = gr.State(-1), gr.State({})
     outputs = [controls.said, tally, controls.result, place, outcomes]
 
-    def go_to(index_of: Callable[[int, int], int]) -> Callable[..., AsyncIterator]:
+    def go_to(index_of: Callable[[int, int], int]) -> Callable[..., AsyncGenerator]:
         async def go(request: gr.Request, place, outcomes):
             count = len((await backend.loaded()).rows)
             index = index_of(place, count) if count else 0
@@ -110,7 +110,7 @@ def endpoints(backend: Backend) -> list[Callable]:
     return [versus]
 
 
-def _describe_pair(backend: Backend, found: "PairOfScores") -> dict[str, Any]:
+def _describe_pair(backend: Backend, found: PairOfScores) -> dict[str, Any]:
     # The distribution is that of the first model
     return {
         name: {
@@ -124,7 +124,7 @@ def _describe_pair(backend: Backend, found: "PairOfScores") -> dict[str, Any]:
 # -------------------------------------------------------------------------------------------------------------- HTML
 
 
-def _show_row(row: "BenchmarkRow", index: int, count: int, found: "PairOfScores | None" = None) -> str:
+def _show_row(row: "BenchmarkRow", index: int, count: int, found: PairOfScores | None = None) -> str:
     responses = [
         card(side, paragraph(response) if response else note("(empty)"))
         for side, response in zip(("Chosen", "Rejected"), row.responses, strict=True)
@@ -134,7 +134,7 @@ def _show_row(row: "BenchmarkRow", index: int, count: int, found: "PairOfScores 
     return f"<h3>{title}</h3>{_show_prompt(row.prompt)}{side_by_side(responses)}{judged}"
 
 
-def _show_model(name: str, scores: Sequence["Score"]) -> str:
+def _show_model(name: str, scores: Sequence[Score]) -> str:
     parts = [
         f"<h4>{side}: {score.reward:+.3f}</h4>{show_critiques(score) if score.critique else ''}"
         for side, score in zip(("Chosen", "Rejected"), scores, strict=True)
@@ -149,7 +149,7 @@ def _show_prompt(prompt: Any) -> str:
     return "".join(f"<h4>{as_text(turn['role'])}</h4>{paragraph(str(turn.get('content') or ''))}" for turn in messages)
 
 
-def _mark(scores: Sequence["Score"]) -> str:
+def _mark(scores: Sequence[Score]) -> str:
     if is_right(scores):
         return '<span class="good">✓ right</span>'
     tie = " (a tie)" if scores[0].reward == scores[1].reward else ""
