@@ -1,11 +1,16 @@
 """The parts of the demo that need no model and no page."""
 
 import asyncio
+import os
 import re
+import socket
+import subprocess
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from browser import REPOSITORY, SPACES
 from demo_for_tests import EchoEngine
 
 
@@ -29,8 +34,8 @@ from cloud_demo.judging import (
 )
 from cloud_demo.score_html import curve, reward_bars, reward_histogram, show_ranking, status
 from cloud_demo.tab_parts import Controls, example_prompts
-from cloud_hf.cli import UsageError
 
+from cloud_hf.cli import UsageError
 from cloud_hf.evaluation.rows import BenchmarkRow
 from cloud_hf.scores import Sampling
 
@@ -71,6 +76,31 @@ def test_bad_variables_are_named():
     with pytest.raises(UsageError, match="argument --concurrency: invalid int value: 'many'"):
         parse_arguments([], {"SPACE_ID": "org/demo", "DEMO_MODEL": "org/a", "DEMO_CONCURRENCY": "many"})
     assert parse_arguments([], {"SPACE_ID": "org/demo", "DEMO_MODEL": "org/a"}).model == "org/a"
+
+
+def run_app(*arguments: str, before: str = "pass") -> subprocess.CompletedProcess:
+    """Run the command, in a process that first does `before`."""
+    app = SPACES / "demo" / "app.py"
+    code = f"import runpy, sys; sys.argv[0] = 'app.py'; sys.path[0] = {str(app.parent)!r}; {before}"
+    command = [sys.executable, "-c", f"{code}; runpy.run_path({str(app)!r}, run_name='__main__')", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_a_missing_package_is_named_with_its_extra():
+    ended = run_app("--model", "org/a", before="sys.modules['gradio'] = None")
+    assert ended.returncode == 2 and ended.stderr.count("\n") == 1
+    assert "`gradio`" in ended.stderr and "pip install 'cloud-hf[demo]'" in ended.stderr
+
+
+def test_a_port_in_use_is_named():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        ended = run_app("--model", "org/a", "--port", str(port))
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines()[-1] == f"app.py: Port {port} is in use; choose another with `--port`."
 
 
 def test_one_at_a_time_with_transformers_and_more_elsewhere():
