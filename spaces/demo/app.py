@@ -52,6 +52,9 @@ def open_demo(args: DemoArguments):
     from cloud_demo.backend import Backend
     from cloud_demo.page import build, launch
 
+    if args.policy_url is not None:
+        import openai  # noqa: F401  so that a missing extra is reported at once
+
     backend = Backend(args)
     page = build(backend)
     if on_zero_gpu() or args.backend == "vllm":

@@ -137,10 +137,10 @@ class DemoArguments:
 
 
 def check_folders(args: DemoArguments):
-    """Raise `ValueError` if a model is a path that does not exist. Whether a Hub id exists is found out when it is loaded."""
+    """Raise `ValueError` if a model is a path that does not exist. Hub ids are checked when they are loaded."""
     for name in ("model", "classic_model"):
-        value = getattr(args, name)
-        is_path = value is not None and (value.startswith(("/", ".", "~")) or value.count("/") > 1)
+        value: str = getattr(args, name) or ""
+        is_path = value.startswith(("/", ".", "~")) or value.count("/") > 1
         if is_path and not Path(value).exists():
             raise ValueError(f"`{name}` is {value!r}, but there is no such folder.")
 

@@ -15,7 +15,7 @@ from .judging import (
     answers,
     check_texts,
     describe_score,
-    is_whole,
+    is_integer,
     judge,
     read_prompt,
     read_sampling,
@@ -171,7 +171,7 @@ def endpoints(backend: Backend) -> list[Callable]:
 
     async def generate(prompt: str, count: int = 8) -> list[str]:
         """Let the policy server write 2 to 32 candidates."""
-        if not is_whole(count) or not 2 <= count <= MOST:
+        if not is_integer(count) or not 2 <= count <= MOST:
             raise Problem(f"Choose between 2 and {MOST} candidates.")
         yield await write_candidates(backend, read_prompt(backend, prompt), int(count))
 

@@ -30,15 +30,15 @@ SAMPLING_TEMPERATURE = 0.7
 def read_sampling(backend: Backend, num_critiques, temperature, max_new_tokens, seed=None) -> Sampling:
     """Check the options of a visitor or program. Raises `Problem` if one is out of range."""
     limit = backend.args.max_new_tokens
-    if not is_whole(num_critiques) or not 1 <= num_critiques <= _MOST_CRITIQUES:
+    if not is_integer(num_critiques) or not 1 <= num_critiques <= _MOST_CRITIQUES:
         raise Problem(f"Choose between 1 and {_MOST_CRITIQUES} critiques.")
-    if not is_whole(max_new_tokens) or not 1 <= max_new_tokens <= limit:
+    if not is_integer(max_new_tokens) or not 1 <= max_new_tokens <= limit:
         raise Problem(f"Choose between 1 and {limit} tokens for a critique.")
     if not isinstance(temperature, int | float) or not (temperature == 0 or 0.01 <= temperature <= 5):
         raise Problem("Choose a temperature of 0, or between 0.01 and 5.")
     if num_critiques > 1 and temperature == 0:
         raise Problem("Several critiques need a temperature above 0: at 0 they are all the same.")
-    if seed is not None and not (is_whole(seed) and -(2**63) <= seed < 2**63):
+    if seed is not None and not (is_integer(seed) and -(2**63) <= seed < 2**63):
         raise Problem("The seed must be a whole number that fits into 64 bits.")
     seed = None if seed is None else int(seed)
     return Sampling(int(num_critiques), float(temperature), int(max_new_tokens), seed)
@@ -46,13 +46,13 @@ def read_sampling(backend: Backend, num_critiques, temperature, max_new_tokens, 
 
 def read_sliders(backend: Backend, num_critiques, temperature, max_new_tokens) -> Sampling:
     """Check the sliders' values as `read_sampling` does. Several critiques at temperature 0 are sampled at 0.7."""
-    if temperature == 0 and is_whole(num_critiques) and num_critiques > 1:
+    if temperature == 0 and is_integer(num_critiques) and num_critiques > 1:
         temperature = SAMPLING_TEMPERATURE
     return read_sampling(backend, num_critiques, temperature, max_new_tokens)
 
 
-def is_whole(value: Any) -> bool:
-    """Check whether a value of a slider or program is a whole number; 3.0 is one."""
+def is_integer(value: Any) -> bool:
+    """Check whether a value of a slider or program is an integer; 3.0 is one."""
     if isinstance(value, float):
         return value.is_integer()
     return isinstance(value, int) and not isinstance(value, bool)

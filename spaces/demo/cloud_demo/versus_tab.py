@@ -12,7 +12,7 @@ from cloud_hf.spaces_ui import as_text
 
 from . import Problem
 from .backend import Backend
-from .judging import Progress, answers, describe_score, is_whole, judge_pair
+from .judging import Progress, answers, describe_score, is_integer, judge_pair
 from .score_html import card, note, paragraph, show_critiques, side_by_side, status
 from .tab_parts import Controls
 
@@ -98,7 +98,7 @@ def endpoints(backend: Backend) -> list[Callable]:
         Judge a row of the benchmark, from 1, with both models. Returns its id, prompt and responses (the chosen one first),
         and for cloud and classic the scores and whether they are right.
         """
-        if not is_whole(row):
+        if not is_integer(row):
             raise Problem("`row` must be a whole number, from 1.")
         await backend.loaded()
         shown = row_at(backend, int(row) - 1)
