@@ -124,7 +124,7 @@ def _run(module: str, arguments: list[str], prog: str):
 
 def _take_debug(arguments: Sequence[str]) -> tuple[bool, list[str]]:
     """Remove `--debug`, and say whether it was there."""
-    following = [*arguments[1:], ""]
+    following = [*arguments, ""][1:]
     is_ours = [
         word == "--debug" and after not in _DEBUG_VALUES for word, after in zip(arguments, following, strict=True)
     ]

@@ -21,9 +21,9 @@ import evaluate
 import gradio as gr
 import httpx
 import pandas as pd
-from cloud_hf.cli import parse, run
 
 from cloud_hf.arguments import documented
+from cloud_hf.cli import parse, run
 from cloud_hf.scoring import Scorer
 from cloud_hf.serving.backends import BackendArguments, open_backend
 from cloud_hf.spaces_ui import (

@@ -12,6 +12,7 @@ import importlib
 import os
 
 from cloud_demo.arguments import DemoArguments, on_zero_gpu, parse_arguments
+
 from cloud_hf.cli import UsageError, run
 
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import evaluate
 import gradio as gr
-from cloud_hf.cli import UsageError, run
 from PIL import Image
 
+from cloud_hf.cli import UsageError, run
 from cloud_hf.evaluation.report.plots import plot_margins, plot_reliability
 from cloud_hf.spaces_ui import (
     analytics_wanted,

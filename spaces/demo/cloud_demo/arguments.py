@@ -8,9 +8,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import NoReturn, get_args
 
-from cloud_hf.cli import UsageError
-
 from cloud_hf.arguments import check_bounds, documented
+from cloud_hf.cli import UsageError
 
 
 _VARIABLE_PREFIX = "DEMO_"
