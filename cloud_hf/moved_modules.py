@@ -76,7 +76,6 @@ MOVED = {
     "training.adapters": "training.lora",
     "training.batching": "training.sampler",
     "training.checkpoints": "training.resume",
-    "training.launch": "training.resume",
     "training.launch_checks": "training.resume",
     "training.saving": "training.resume",
     "training.sharding": "training.fsdp",

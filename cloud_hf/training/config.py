@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from trl import RewardConfig
 
 from ..data.rows import TRAINING_POLICIES, check_policy
-from .resume import check_machine
+from .launch import check_machine
 
 
 @dataclass

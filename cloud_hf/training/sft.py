@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from trl import SFTConfig, SFTTrainer
 
-from .resume import ExactResume, check_machine
+from .launch import check_machine
+from .resume import ExactResume
 from .throughput import LogsThroughput
 
 

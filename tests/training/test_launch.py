@@ -13,7 +13,7 @@ from trainers_for_tests import make_rows, make_trainer
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from cloud_hf import CLoudTrainer, CLoudTrainingConfig
-from cloud_hf.training import resume as launch_checks
+from cloud_hf.training import launch
 from cloud_hf.training.resume import check_launch
 from cloud_hf.training.sft import CritiqueSFTConfig
 
@@ -88,7 +88,7 @@ def test_deepspeed_is_not_installed(tmp_path, monkeypatch, config):
 
 @pytest.mark.parametrize("config", [CLoudTrainingConfig, CritiqueSFTConfig])
 def test_bf16_needs_a_gpu_that_can(tmp_path, monkeypatch, config):
-    monkeypatch.setattr(launch_checks, "is_torch_bf16_gpu_available", lambda: False)
+    monkeypatch.setattr(launch, "is_torch_bf16_gpu_available", lambda: False)
     with pytest.raises(ValueError, match=r"`bf16` is on.*--bf16 False"):
         config(str(tmp_path))
     assert config(str(tmp_path), use_cpu=True).bf16  # a CPU computes in bfloat16, slowly

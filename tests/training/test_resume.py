@@ -5,14 +5,16 @@ import os
 import shutil
 import subprocess
 
+import httpx
 import pytest
 import torch
+from huggingface_hub.errors import HfHubHTTPError
 from peft import LoraConfig
 from safetensors.torch import load_file
 from trainers_for_tests import make_rows, make_trainer
 from transformers import TrainerCallback
 
-from cloud_hf.training.resume import RECORD, NotSaved, whole_checkpoints
+from cloud_hf.training.resume import RECORD, NotSaved, explain_failure, whole_checkpoints
 
 
 OPTIONS = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6, "per_device_train_batch_size": 4}
@@ -36,7 +38,7 @@ def test_an_interrupted_checkpoint_is_passed_over(base_folder, run, caplog):
     (torn / "optimizer.pt").unlink()
     trainer = make_trainer(str(base_folder), run, **OPTIONS)
     with pytest.raises(
-        ValueError, match=r"checkpoint-6 is not a whole checkpoint.*The last whole one is checkpoint-4"
+        ValueError, match=r"checkpoint-6 is not a complete checkpoint.*The last complete one is checkpoint-4"
     ):
         trainer.train(resume_from_checkpoint=str(torn))
     steps = Steps()
@@ -69,7 +71,7 @@ def test_no_checkpoint_is_whole(base_folder, run):
     for folder in whole_checkpoints(run):
         (folder / RECORD).unlink()
     with pytest.raises(
-        ValueError, match="holds no whole checkpoint to resume from; checkpoint-2, checkpoint-4, checkpoint-6"
+        ValueError, match="holds no complete checkpoint to resume from; checkpoint-2, checkpoint-4, checkpoint-6"
     ):
         make_trainer(str(base_folder), run, **OPTIONS).train(resume_from_checkpoint=True)
 
@@ -86,6 +88,11 @@ def test_no_checkpoint_is_whole(base_folder, run):
         ({"optim": "sgd"}, 16, "`optim` was .*, is sgd"),
         ({"learning_rate": 0.5}, 16, "`learning_rate` was 0.001, is 0.5"),
         ({"lm_loss_weight": 0.1}, 16, "`lm_loss_weight` was 1.25, is 0.1"),
+        ({"center_rewards_coefficient": 0.1}, 16, "`center_rewards_coefficient` was None, is 0.1"),
+        ({"lr_scheduler_type": "cosine"}, 16, "`lr_scheduler_type` was linear, is cosine"),
+        ({"max_grad_norm": 0.5}, 16, "`max_grad_norm` was 1.0, is 0.5"),
+        ({"bf16": True}, 16, "`bf16` was False, is True"),
+        ({"neftune_noise_alpha": 5.0}, 16, "`neftune_noise_alpha` was None, is 5.0"),
         ({"peft_config": LoraConfig(r=4)}, 16, "`adapter` was None, is {'r': 4"),
     ],
 )
@@ -180,9 +187,19 @@ def test_a_save_that_fails_keeps_the_last_checkpoint(base_folder, tmp_path, monk
         save(folder)
 
     monkeypatch.setattr(trainer, "_save_rng_state", fail)
-    with pytest.raises(NotSaved, match=r"checkpoint-4 could not be written.*The last whole checkpoint, checkpoint-2"):
+    with pytest.raises(
+        NotSaved, match=r"checkpoint-4 could not be written.*The last complete checkpoint, checkpoint-2"
+    ):
         trainer.train()
     assert names(tmp_path) == ["checkpoint-2"]
+
+
+def test_a_refused_upload_is_not_taken_for_a_full_disk(tmp_path):
+    refused = httpx.Response(403, request=httpx.Request("POST", "https://hub"))
+    says = "The Hub refused the upload of model: 403 Forbidden"
+    with pytest.raises(NotSaved, match=says) as raised, explain_failure("model", tmp_path):
+        raise HfHubHTTPError("403 Forbidden", response=refused)
+    assert "MiB free" not in str(raised.value)
 
 
 def mounted(folder, size):
