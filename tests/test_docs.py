@@ -371,6 +371,12 @@ def test_readme_is_short():
     assert len((ROOT / "README.md").read_bytes()) <= 10_000
 
 
+def test_map_of_readme_has_every_folder():
+    text = (ROOT / "README.md").read_text(encoding="utf8")
+    for package in (ROOT / "cloud_hf").rglob("__init__.py"):
+        assert f"{package.parent.name}/" in text, package.parent
+
+
 @pytest.mark.parametrize("page", [*PAGES, "AGENTS.md", "SECURITY.md"])
 def test_links_to_files(page):
     """Links that do not leave the repository lead somewhere, also where no site is built."""
