@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import inspect
+import io
 import itertools
 import json
 import os
@@ -56,6 +57,9 @@ SMALL = {
     "evaluate_rewards.py": "--max_new_tokens 4 --probe_rows 4 --limit 4 --batch_size 64",
     "best_of_n.py": "--max_new_tokens 4",
 }
+
+# Modules of commands whose scripts have another name
+SCRIPT_OF = {"self_critiques": "build_self_critiques"}
 
 # What a block needs from the text around it, and what makes it fit a CPU
 BEFORE = {
@@ -128,8 +132,24 @@ def run(block: Block, command: list[str], servers: contextlib.ExitStack, address
         return None
     if folder := option(command, "--output_dir"):
         shutil.rmtree(folder, ignore_errors=True)
+    if program == "cloud-hf":
+        return run_cloud_hf(command[1:], monkeypatch)
     words = [*command[1:], *SMALL.get(Path(command[1]).name, "").split()]
     return run_python(words, monkeypatch)
+
+
+def run_cloud_hf(words: list[str], monkeypatch):
+    """`cloud-hf WORDS` in this process."""
+    from cloud_hf.cli import COMMANDS, main
+
+    if "<" in words:
+        *words, _, path = words
+        monkeypatch.setattr(sys, "stdin", io.StringIO(Path(path).read_text()))
+    script = COMMANDS.get(words[0], ("",))[0].rpartition(".")[2]
+    try:
+        main([*words, *SMALL.get(f"{SCRIPT_OF.get(script, script)}.py", "").split()])
+    except SystemExit as error:
+        assert not error.code, f"{' '.join(words)}: {error.code}"
 
 
 def run_python(words: list[str], monkeypatch):
@@ -221,10 +241,12 @@ def check_options(command: list[str]):
     if path.parts[0] == "examples":
         from trl import TrlParser
 
-        module = importlib.import_module(path.stem)
+        # A script runs a module of the package, or is one itself
+        runs = re.search(r'^    run\("([\w.]+)"\)', (ROOT / path).read_text(encoding="utf8"), re.MULTILINE)
+        module = importlib.import_module(runs[1] if runs else path.stem)
         words = command[2:] + (["--use_cpu", "True"] if path.stem.startswith("train") else [])
-        if hasattr(module, "ARGUMENTS"):
-            TrlParser(module.ARGUMENTS).parse_args_and_config(args=words, fail_with_unknown_args=True)
+        words += getattr(module, "FIXED_OPTIONS", ())
+        TrlParser(module.ARGUMENTS).parse_args_and_config(args=words, fail_with_unknown_args=True)
     elif path.parts[0] == "spaces":
         offered = (ROOT / path.parent).rglob("*.py")
         text = "".join(source.read_text(encoding="utf8") for source in offered)
@@ -293,6 +315,13 @@ def server_of(page: str) -> list[str]:
     """The command on a page that starts a reward server."""
     commands = [command for block in SHELL if block.page == page for command in block.commands()]
     return next(filter(is_server, commands))
+
+
+def test_page_lists_all_commands():
+    from cloud_hf.cli import COMMANDS
+
+    listed = re.findall(r"^\| `([\w-]+)` \|", (ROOT / "docs/cli.md").read_text(encoding="utf8"), re.MULTILINE)
+    assert listed == list(COMMANDS)
 
 
 # ----------------------------------------------------------------------------------------------------------- extensions

@@ -145,6 +145,8 @@ def _write_data(folder: Path):
         for row in pairs
     ]
     _write_rows(folder / "candidates.jsonl", candidates)
+    responses = [{"prompt": row["prompt"], "response": row[side]} for row in pairs for side in ("chosen", "rejected")]
+    _write_rows(folder / "responses.jsonl", responses)
     prompts = [{"question": f"Which of the numbers {i} and {i + 1} is larger, and why is that so?"} for i in range(6)]
     _write_rows(folder / "a.jsonl", prompts[:3])
     Dataset.from_list(prompts[3:]).save_to_disk(folder / "org/set")
