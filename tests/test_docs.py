@@ -336,10 +336,32 @@ def extension(name: str) -> dict:
 
 
 def test_benchmark_of_the_page(page_folder):
-    benchmark = extension("HUB_ID =")
+    benchmark = extension("def load(")
     rows = benchmark["load"](["reward_bench.jsonl"])
     scores = benchmark["score"](rows, [[2.0, 1.0]] * 7 + [[1.0, 1.0]])
-    assert scores.value == 7 / 8 and scores.ties == 1 and list(scores.subsets) == ["alpacaeval-easy"]
+    assert scores.value == 7 / 8 and scores.ties == 1
+    assert scores.missing == ("easy", "hard") and scores.unknown == {"alpacaeval-easy": 8}
+
+
+def test_metric_of_the_page():
+    import numpy as np
+
+    from cloud_hf.evaluation.metrics.calibration import estimate
+
+    brier = extension("def brier")["brier"]
+    assert estimate(brier, [0.0, 0.0], [0, 1]).value == 0.25
+    assert brier(np.array([0.0, 100.0]), np.array([[1.0, 1.0], [0.0, 2.0]])).round(6).tolist() == [0.125, 0.0]
+
+
+def test_lists_of_the_page():
+    """Each list is in the file that the page names."""
+    text = (ROOT / EXTENDING).read_text(encoding="utf8")
+    lists = re.findall(r"The list is `(\w+)` in `([\w./]+)`", text)
+    assert len(lists) == 5
+    for name, path in lists:
+        assert re.search(rf"^{name}\b.* = ", (ROOT / path).read_text(encoding="utf8"), re.MULTILINE), (
+            f"{name} in {path}"
+        )
 
 
 def test_probe_of_the_page(page_folder):
@@ -349,7 +371,7 @@ def test_probe_of_the_page(page_folder):
     def score(reward: float) -> Score:
         return Score(reward, "", (reward,), ("",), 0.0, ("stop",))
 
-    [row] = extension("HUB_ID =")["load"](["reward_bench.jsonl"])[:1]
+    [row] = extension("def load(")["load"](["reward_bench.jsonl"])[:1]
     probe, row = extension("SHOUTING =")["SHOUTING"], ProbeRow("set", row, [score(1.0), score(0.0)])
     variants = probe.alter(row, None)
     assert [variant.response for variant in variants] == ["IT IS 30.", "IT IS 0."]
