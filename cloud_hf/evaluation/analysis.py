@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import compress
 from statistics import fmean
 from typing import Any
 
@@ -70,10 +69,8 @@ def assess_uncertainty(
             labelled.append((mean_label(len(evaluation.row_scores[0][0].rewards), temperature), evaluation))
     found: dict[str, list[Uncertainty]] = {evaluation.name: [] for evaluation in evaluations}
     for label, evaluation in labelled:
-        rows, row_scores = (
-            list(compress(part, evaluation.known)) for part in (evaluation.rows, evaluation.row_scores)
-        )
-        if rows:
+        if known := list(evaluation.known_rows()):
+            rows, row_scores = [row for row, _ in known], [scores for _, scores in known]
             found[evaluation.name].append(uncertainty(rows, row_scores, label))
     return found
 
@@ -106,21 +103,21 @@ def assess_self_consistency(
     found: dict[str, list[SelfConsistency]] = {}
     for temperature, evaluations in sampled.items():
         for evaluation, part in zip(evaluations, fitted, strict=True):
-            has_column = length_column is not None and length_column in part.rows[0].row
-            kept = [
-                (row, scores, read_length(columns.row, length_column) if has_column else None)
-                for row, scores, columns in compress(
-                    zip(evaluation.rows, evaluation.row_scores, part.rows, strict=True), evaluation.known
-                )
-            ]
-            if not kept:
+            known = list(evaluation.known_rows(part.rows))
+            if not known:
                 continue
+            if length_column is not None and length_column in part.rows[0].row:
+                length_of = f"the column {length_column}"
+                lengths = [read_length(read.row, length_column) for _, _, read in known]
+            else:
+                length_of = "mean tokens of a row's critiques"
+                lengths = [critique_tokens(scores, critique_format) for _, scores, _ in known]
             curves = self_consistency(
-                [[score.rewards for score in scores] for _, scores, _ in kept],
-                [row.num_chosen for row, _, _ in kept],
-                [length if has_column else critique_tokens(scores, critique_format) for _, scores, length in kept],
+                [[score.rewards for score in scores] for _, scores, _ in known],
+                [row.num_chosen for row, _, _ in known],
+                lengths,
                 temperature=temperature,
-                length_of=f"the column {length_column}" if has_column else "mean tokens of a row's critiques",
+                length_of=length_of,
                 seed=seed,
             )
             found.setdefault(evaluation.name, []).append(curves)
@@ -153,7 +150,5 @@ def probe_rows(
             read_paraphrases(read.row.get(paraphrase_column)) if paraphrase_column else (),
         )
         for evaluation, part in zip(evaluations, fitted, strict=True)
-        for row, scores, read in compress(
-            zip(evaluation.rows, evaluation.row_scores, part.rows, strict=True), evaluation.known
-        )
+        for row, scores, read in evaluation.known_rows(part.rows)
     ]

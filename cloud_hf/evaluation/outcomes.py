@@ -57,6 +57,10 @@ class Evaluation:
         """For each row whether its subset is part of the benchmark; other rows count only in their subset's figure."""
         return [row.subset not in self.scores.unknown for row in self.rows]
 
+    def known_rows(self, *columns: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
+        """Yield each known row with its scores and its values in further columns."""
+        return compress(zip(self.rows, self.row_scores, *columns, strict=True), self.known)
+
     def margins(self) -> list[float]:
         """Return the rewards of right responses minus those of wrong ones, over all such pairs of the known rows."""
         return [margin for row in self.margins_by_row().values() for margin in row]
@@ -67,7 +71,7 @@ class Evaluation:
             row.id: [
                 right.reward - wrong.reward for right in scores[: row.num_chosen] for wrong in scores[row.num_chosen :]
             ]
-            for row, scores in compress(zip(self.rows, self.row_scores, strict=True), self.known)
+            for row, scores in self.known_rows()
         }
 
     def row_outcomes(self) -> dict[str, float]:
@@ -207,7 +211,7 @@ def compare(results: dict[str, list[Evaluation]]) -> list[Difference]:
             # Without a common row, each model dropped what the other one kept
             if len(gains):
                 better = int((gains > 0).sum()), int((gains < 0).sum())
-                found.append(Difference(ours.name, (first, second), mean_estimate(gains), *better))
+                found.append(Difference(ours.name, (first, second), mean_estimate(gains.tolist()), *better))
     return found
 
 

@@ -94,7 +94,7 @@ def sample_critiques(
     args: EvaluationArguments,
 ) -> dict[float, list[Evaluation]]:
     """Sample critiques at each temperature, and return the evaluations with their scores."""
-    count, sampled, titles = args.self_consistency, {}, {key: key[1] for key in fitted}
+    count, sampled, titles = args.self_consistency or 1, {}, {key: key[1] for key in fitted}
     for temperature in args.self_consistency_temperatures:
         title = f"{journaled.title}, {count} critiques at {temperature:g}"
         sampler = replace(journaled, title=title, chunk_size=max(1, journaled.chunk_size // count))

@@ -64,9 +64,7 @@ class BenchmarkRow:
         return not set(self.chosen).isdisjoint(self.rejected)
 
 
-def read_sources(
-    names: Sequence[str], split: str, config: str | None = None
-) -> Iterator[tuple[str, int, dict[str, Any]]]:
+def read_sources(names: Sequence[str], split: str, config: str | None = None) -> Iterator[tuple[str, int, Any]]:
     """
     Read files or Hub datasets in turn.
 

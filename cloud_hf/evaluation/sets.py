@@ -59,7 +59,7 @@ class Sets:
         Raises:
             `ValueError`: Naming the set and the row.
         """
-        parts: list[tuple[tuple[str, str], Iterable[dict[str, Any]], Callable]] = [
+        parts: list[tuple[tuple[str, str], Iterable[Any], Callable]] = [
             (
                 ("benchmark", found.name),
                 [{"id": row.id, "prompt": row.prompt, "responses": list(row.responses)} for row in found.rows],
@@ -105,21 +105,26 @@ def load_sets(args: EvaluationArguments) -> Sets:
     for name in sets.problems:
         _check_shares(name, args)
     for name, rows in sets.pairs.items():
-        for index, row in enumerate(rows):
-            try:
-                if args.length_column:
-                    read_length(row, args.length_column)
-                if args.paraphrase_column:
-                    read_paraphrases(row[args.paraphrase_column])
-            except ValueError as error:
-                raise ValueError(f"{name}, {row_name(index, row)}: {error}") from error
+        _check_columns(name, rows, args)
     return sets
+
+
+def _check_columns(name: str, rows: Iterable[Any], args: EvaluationArguments):
+    """Raise `ValueError` if a column that is read only after scoring holds a wrong value."""
+    for index, row in enumerate(rows):
+        try:
+            if args.length_column:
+                read_length(row, args.length_column)
+            if args.paraphrase_column:
+                read_paraphrases(row[args.paraphrase_column])
+        except ValueError as error:
+            raise ValueError(f"{name}, {row_name(index, row)}: {error}") from error
 
 
 def _check_shares(name: str, args: EvaluationArguments):
     """Raise `ValueError` if a problem is not usable, or if the worth of a candidate is not between 0 and 1."""
     for problem in load_problems(name, args.dataset_test_split, args.dataset_config, args.limit):
-        if bad := [value for value in problem.worth if not 0 <= value <= 1]:
+        if bad := [value for value in problem.worth or () if not 0 <= value <= 1]:
             raise ValueError(
                 f"{name}, row {problem.id!r}: `correct` holds {bad[0]:g}, and is shown as a share from 0 to 1. "
                 "best_of_n.py takes other scores."

@@ -1,7 +1,6 @@
 """Files of an evaluation: scores with their critiques, results of leaderboards, the report and its pictures."""
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -28,6 +27,8 @@ from .plots import (
 )
 from .sections import (
     critique_section,
+    has_measures,
+    probe_picture,
     probe_sections,
     result_sections,
     self_consistency_sections,
@@ -171,7 +172,7 @@ def _picture_sections(
     plot_benchmarks(by_model, output_dir / "benchmarks.png")
     plot_margins(margins, output_dir / "margins.png")
     sampled = {
-        f"{shown[name]}, {mean_label(args.self_consistency, temperature)}": evaluations
+        f"{shown[name]}, {mean_label(args.self_consistency or 1, temperature)}": evaluations
         for name, found in results.items()
         for temperature, evaluations in found.sampled.items()
     }
@@ -194,20 +195,7 @@ def robustness_sections(
 ) -> list[Section]:
     """Draw the pictures on self-consistency, rejection and probes, and make the sections that hold them, by model."""
     names = [evaluation.name for evaluation in next(iter(evaluations.values()))]
-    return [
-        *_self_consistency(results, evaluations, names, output_dir),
-        *_uncertainty(results, names, output_dir),
-        *_probes(results, output_dir),
-    ]
-
-
-def _self_consistency(
-    results: Mapping[str, Robustness],
-    evaluations: Mapping[str, list[Evaluation]],
-    names: Sequence[str],
-    output_dir: Path,
-) -> list[Section]:
-    curves, pictures = {}, {}
+    curves, rejections = {}, {}
     for place, name in enumerate(names):
         parts = {
             f"{model}, T = {part.temperature:g}": part
@@ -215,29 +203,22 @@ def _self_consistency(
             for part in found.self_consistency.get(name, [])
         }
         if parts:
-            curves[name], pictures[name] = parts, picture_name("self_consistency", name)
+            curves[name] = parts
             as_scored = {model: found[place].row_accuracy().value for model, found in evaluations.items()}
-            plot_self_consistency(parts, as_scored, output_dir / pictures[name])
-    return self_consistency_sections(curves, pictures) if curves else []
-
-
-def _uncertainty(results: Mapping[str, Robustness], names: Sequence[str], output_dir: Path) -> list[Section]:
+            plot_self_consistency(parts, as_scored, output_dir / picture_name("self_consistency", name))
+        # Of several, the mean over critiques at the last temperature
+        last = {model: found.uncertainty[name][-1:] for model, found in results.items()}
+        if shown := {f"{model}, {part.critiques}": part for model, parts in last.items() for part in parts}:
+            rejections[name] = picture_name("rejection", name)
+            plot_rejection(shown, output_dir / rejections[name])
     certainties = {name: {model: found.uncertainty[name] for model, found in results.items()} for name in names}
-    pictures = {}
-    for name, models in certainties.items():
-        if last := {f"{model}, {parts[-1].critiques}": parts[-1] for model, parts in models.items() if parts}:
-            pictures[name] = picture_name("rejection", name)
-            plot_rejection(last, output_dir / pictures[name])
-    return uncertainty_sections(certainties, pictures, _RELIABILITY)
-
-
-def _probes(results: Mapping[str, Robustness], output_dir: Path) -> list[Section]:
-    probes = {model: found.probes for model, found in results.items()}
-    if not any(probes.values()):
-        return []
-    pictures = {}
-    for found in zip(*probes.values(), strict=True):
-        if any(not math.isnan(measure.estimate.value) for part in found for measure in part.measures):
-            pictures[found[0].name] = picture_name("probe", found[0].name)
-            plot_probe(dict(zip(probes, found, strict=True)), output_dir / pictures[found[0].name])
-    return probe_sections(probes, pictures)
+    sections = self_consistency_sections(curves) if curves else []
+    sections += uncertainty_sections(certainties, rejections, _RELIABILITY)
+    probes = [
+        dict(zip(results, found, strict=True))
+        for found in zip(*(part.probes for part in results.values()), strict=True)
+    ]
+    for by_model in probes:
+        if has_measures(by_model):
+            plot_probe(by_model, output_dir / probe_picture(by_model))
+    return [*sections, *(probe_sections(probes) if probes else [])]

@@ -116,7 +116,7 @@ def plot_margins(margins: Mapping[str, Sequence[float]], path: Path):
     everything = np.concatenate([np.asarray(values, dtype=float) for values in margins.values()])
     # The few margins far out go into the last bins
     reach = float(np.quantile(np.abs(everything), 0.99)) or 1.0
-    bins = np.linspace(-reach, reach, 51)
+    bins = np.linspace(-reach, reach, 51).tolist()
     for number, (model, values) in enumerate(margins.items()):
         shares = np.full(len(values), 100 / len(values))
         clipped = np.clip(values, -reach, reach)

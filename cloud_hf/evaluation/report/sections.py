@@ -8,7 +8,7 @@ from ..metrics.self_consistency import DRAWS, AccuracyCurve, SelfConsistency
 from ..metrics.uncertainty import METRICS, SPREAD, Uncertainty
 from ..outcomes import CritiqueResult, Difference, Evaluation, headline_estimates
 from ..probes import Measure, ProbeResult, Unit
-from ..tables import NONE, NUMBER, PERCENT, POINTS, WHOLE_PERCENT, Form, Table, show, show_estimate
+from ..tables import NONE, NUMBER, PERCENT, POINTS, WHOLE_PERCENT, Form, Table, picture_name, show, show_estimate
 from .markdown import Section, render
 
 
@@ -113,10 +113,8 @@ brackets the 95 % interval over rows (Wilson's, as if each row were wholly right
 {{length_of}}; quarters of equal size, or each value where they are few."""
 
 
-def self_consistency_sections(
-    by_dataset: Mapping[str, Mapping[str, SelfConsistency]], pictures: Mapping[str, str]
-) -> list[Section]:
-    """Make the sections on self-consistency, by set and label of the curve; `pictures` are their names by set."""
+def self_consistency_sections(by_dataset: Mapping[str, Mapping[str, SelfConsistency]]) -> list[Section]:
+    """Make the sections on self-consistency, by set and label of the curve."""
     lengths = dict.fromkeys(found.length_of for curves in by_dataset.values() for found in curves.values())
     sections = [Section("Self-consistency", SELF_CONSISTENCY.format(length_of="; ".join(lengths)))]
     for name, curves in by_dataset.items():
@@ -133,7 +131,7 @@ def self_consistency_sections(
             for curve in (found.everything, *found.buckets)
         ]
         table = Table(["critiques of", "rows", "n", *(f"k = {k}" for k in sizes)], rows)
-        picture = {pictures[name]: "accuracy by the number of critiques"}
+        picture = {picture_name("self_consistency", name): "accuracy by the number of critiques"}
         sections.append(Section(f"Self-consistency: {name}", tables=[table], pictures=picture, level=3))
     return sections
 
@@ -223,18 +221,28 @@ Each figure with its 95 % interval over rows and the number of rows it rests on.
 order before; it is lost if it no longer is."""
 
 
-def probe_sections(results: Mapping[str, list[ProbeResult]], pictures: Mapping[str, str]) -> list[Section]:
-    """Make the sections on probes, the same for each model; `pictures` are by probe, for those that have figures."""
-    probes = zip(*results.values(), strict=True)
-    return [
-        Section("Probes", PROBES),
-        *(_probe_section(dict(zip(results, found, strict=True)), pictures) for found in probes),
-    ]
+# A probe's result by model
+ProbeResults = Mapping[str, ProbeResult]
 
 
-def _probe_section(by_model: Mapping[str, ProbeResult], pictures: Mapping[str, str]) -> Section:
+def has_measures(by_model: ProbeResults) -> bool:
+    """Check whether a probe could alter any row."""
+    return any(not math.isnan(part.estimate.value) for found in by_model.values() for part in found.measures)
+
+
+def probe_picture(by_model: ProbeResults) -> str:
+    """Return the name of a probe's picture."""
+    return picture_name("probe", next(iter(by_model.values())).name)
+
+
+def probe_sections(probes: Sequence[ProbeResults]) -> list[Section]:
+    """Make the sections on probes."""
+    return [Section("Probes", PROBES), *map(_probe_section, probes)]
+
+
+def _probe_section(by_model: ProbeResults) -> Section:
     first, found = next(iter(by_model.values())), by_model.values()
-    if first.name not in pictures:
+    if not has_measures(by_model):
         nothing = f"{first.about}\n\nThere is no figure: no row could be altered."
         return Section(first.title, nothing, level=3)
     rows = _measure_rows([part.measures for part in found], "**{}**")
@@ -246,8 +254,8 @@ def _probe_section(by_model: Mapping[str, ProbeResult], pictures: Mapping[str, s
         for model, part in by_model.items()
         if part.left_out
     ]
-    picture = {pictures[first.name]: first.title}
-    return Section(first.title, first.about, [Table(["", *by_model], rows)], notes, picture, level=3)
+    pictures = {probe_picture(by_model): first.title}
+    return Section(first.title, first.about, [Table(["", *by_model], rows)], notes, pictures, level=3)
 
 
 def _measure_rows(by_model: Sequence[Sequence[Measure]], form: str) -> list[list[str]]:
