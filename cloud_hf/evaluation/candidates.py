@@ -55,17 +55,7 @@ class ScoredSet:
         cls, name: str, title: str, problems: Sequence[Problem], fitted: Mapping[str, FittedRows], scores: dict[str, Scores]
     ) -> "ScoredSet":  # fmt: skip
         """
-        Keep the problems that fit every model.
-
-        Args:
-            name, title (`str`):
-                The set.
-            problems (`Sequence[Problem]`):
-                All problems.
-            fitted (`Mapping[str, FittedRows]`):
-                By model the problems that fit it.
-            scores (`dict[str, Scores]`):
-                By model the scores of those.
+        Keep the problems that fit every model; `fitted` and `scores` are by model, of the problems that fit it.
 
         Raises:
             `ValueError`: If no problem fits all models.
@@ -225,15 +215,7 @@ def replay_result(found: ScoredSet, largest_n: int) -> SetResult:
 
 def places_to_judge(found: ScoredSet, largest_n: int, judge_all: bool) -> list[list[int]]:
     """
-    Choose the candidates that a judge must see.
-
-    Args:
-        found ([`ScoredSet`]):
-            The questions.
-        largest_n (`int`):
-            Largest N of the curves.
-        judge_all (`bool`):
-            Take all candidates.
+    Choose the candidates that a judge must see: all, or what the curves up to `largest_n` need.
 
     Returns:
         `list[list[int]]`: For each question the places of the best of the first N candidates for each N, of every model and
@@ -254,19 +236,7 @@ def arena_results(
     found: ScoredSet, questions: Mapping[str, Question], judged: Judged, largest_n: int, judge_all: bool, notes: Sequence[str]
 ) -> tuple[list[SetResult], list[str]]:  # fmt: skip
     """
-    Compute the win rates on ArenaHard.
-
-    Args:
-        found ([`ScoredSet`]):
-            The questions with their candidates.
-        questions (`Mapping[str, Question]`):
-            By id.
-        judged ([`Judged`]):
-            The votes.
-        largest_n, judge_all:
-            See [`places_to_judge`].
-        notes (`Sequence[str]`):
-            Further caveats for readers of the figures.
+    Compute the win rates on ArenaHard from the judge's votes; `questions` are by id, `notes` are added to each result.
 
     Returns:
         `tuple[list[SetResult], list[str]]`: A result for each category; and notes on the categories without one, because the
