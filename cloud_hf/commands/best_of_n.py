@@ -13,10 +13,8 @@ from ..evaluation.arena_hard.arguments import Arena, ArenaHardArguments, gather_
 from ..evaluation.arena_hard.servers import Judged, judge_candidates
 from ..evaluation.arguments import (
     ScoringArguments,
-    file_name,
     load_datasets,
     open_scorer,
-    picture_name,
     short_names,
 )
 from ..evaluation.candidates import ScoredSet, Scores, SetResult, arena_results, places_to_judge, replay_result
@@ -32,6 +30,7 @@ from ..evaluation.report import Section, best_of_n_section, render
 from ..evaluation.report.files import write_json
 from ..evaluation.report.plots import plot_curves
 from ..evaluation.sets import fit_set, score_sets
+from ..evaluation.tables import file_name, picture_name
 
 
 VERSION = 2

@@ -14,8 +14,7 @@ from ..data.rows import check_columns, check_policy, load_rows
 from ..loading import check_reward_model, read_model_config
 from ..scoring import Scorer
 from ..serving.backends import BackendArguments, open_backend
-from .tables import file_name as file_name
-from .tables import picture_name as picture_name
+from .tables import file_name, picture_name  # noqa: F401 (their place in version 0.1)
 
 
 @documented

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cloud_hf.evaluation.arguments import ScoringArguments, file_name, picture_name, short_names
+from cloud_hf.evaluation.arguments import ScoringArguments, short_names
 
 
 @pytest.mark.parametrize(
@@ -25,9 +25,3 @@ def test_short_names_tell_names_apart():
         "data/x.jsonl": "x.jsonl",
         "./data/x.jsonl": "x.jsonl",
     }
-
-
-def test_file_names():
-    assert file_name("journal", "a/cloud", "jsonl") == "journal_a-cloud.jsonl"
-    assert picture_name("best_of_n", "ArenaHard, math") == "best_of_n_ArenaHard-math.png"
-    assert picture_name("rejection", "my (own) pairs.jsonl") == "rejection_my-own-pairs.jsonl.png"

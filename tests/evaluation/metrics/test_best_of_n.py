@@ -22,7 +22,6 @@ from cloud_hf.evaluation.metrics.best_of_n import (
     ratio,
 )
 from cloud_hf.evaluation.metrics.problems import Problem, candidate_counts, load_problems, sizes_of
-from cloud_hf.evaluation.report.plots import plot_accuracy_by_group, plot_best_of_n, plot_reward_distributions
 
 
 def enumerate_best_of(rewards, correct, n):
@@ -166,13 +165,3 @@ def test_recorded_sets(file, known):
     shown = ".1%" if "%" in known["random"] else ".2f"
     assert {name: f"{curve.of_all[0]:{shown}}" for name, curve in found.items()} == known
     assert found["random"].values[1] == pytest.approx(found["perfect"].values[1])
-
-
-def test_plots_are_pictures(tmp_path):
-    groups = {"3": {"accuracy": 0.5, "ci95": (0.4, 0.6)}, "4": {"accuracy": 1.0, "ci95": (0.9, 1.0)}}
-    plot_accuracy_by_group({"classic": groups, "cloud": groups}, "swaps", tmp_path / "a.png")
-    plot_reward_distributions({"classic": ([0.0, 1.0], [0.0, -1.0]), "cloud": ([1.0], [1.0])}, tmp_path / "b.png")
-    curve = {"rates": {1: 0.25, 2: 0.5}, "standard_errors": {1: 0.1, 2: 0.1}, "oracle": {1: 0.25, 2: 1.0}}
-    plot_best_of_n({"classic": curve, "cloud": curve}, tmp_path / "c.png")
-    for name in "abc":
-        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")

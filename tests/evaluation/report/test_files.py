@@ -3,10 +3,12 @@
 import json
 
 from benchmark_files import pair, write_rows
+from evaluations_for_tests import evaluation
+from pyarrow import parquet
 
 from cloud_hf.evaluation.benchmarks import BENCHMARKS, preference_pairs, reward_bench, reward_bench_2
 from cloud_hf.evaluation.outcomes import Evaluation
-from cloud_hf.evaluation.report.files import write_leaderboard_files
+from cloud_hf.evaluation.report.files import write_leaderboard_files, write_scores
 
 
 def written(module, name, rows, rewards, tmp_path, benchmark=None) -> dict[str, dict]:
@@ -49,3 +51,14 @@ def test_the_second_version(tmp_path):
 def test_other_sets_have_none(tmp_path):
     """Not even one with its name and its subsets."""
     assert written(preference_pairs, "reward_bench", [pair("hep-go")], [(1, 0)], tmp_path) == {}
+
+
+def test_all_scores_are_in_the_parquet_file(rows, tmp_path):
+    found = evaluation(rows, [[1, 0], [1, 0], [0.25, 1], [1, 0]])
+    write_scores([found, found], tmp_path / "scores.parquet")
+    table = parquet.read_table(tmp_path / "scores.parquet").to_pylist()
+    assert len(table) == 16
+    assert table[4] == {
+        "benchmark": "bench", "row": "hep-rust/2", "subset": "hep-rust", "response": 0, "is_chosen": True, "reward": 0.25,
+        "rewards": [0.25], "critiques": ["Fine."], "finish_reasons": ["stop"],
+    }  # fmt: skip

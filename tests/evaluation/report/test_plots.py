@@ -1,0 +1,48 @@
+"""Pictures: the words in them, and extreme results."""
+
+from evaluations_for_tests import evaluation
+
+from cloud_hf.data.journal import key_of
+from cloud_hf.evaluation.metrics.self_consistency import self_consistency
+from cloud_hf.evaluation.report import plots
+from cloud_hf.evaluation.report.plots import (
+    plot_accuracy_by_group,
+    plot_benchmarks,
+    plot_best_of_n,
+    plot_margins,
+    plot_reliability,
+    plot_reward_distributions,
+)
+
+
+def test_the_unit_of_lengths_is_in_the_picture(tmp_path, monkeypatch):
+    """The panels name numbers alone."""
+    figures = []
+    monkeypatch.setattr(plots.plt, "close", figures.append)
+    rewards = [[[2.0, 0.0], [1.0, 1.0]], [[1.0, 3.0], [0.0, 0.0]]]
+    found = self_consistency(rewards, [1, 1], [12, 40], temperature=0.5, length_of="the column swaps")
+    plots.plot_self_consistency({"cloud": found}, {"cloud": 0.5}, tmp_path / "curves.png")
+    [figure] = figures
+    assert figure.get_suptitle() == "length: the column swaps" and (tmp_path / "curves.png").stat().st_size > 5000
+    assert [axes.get_title() for axes in figure.axes] == ["all rows (n = 2)", "length 12 (n = 1)", "length 40 (n = 1)"]
+
+
+def test_pictures_of_extreme_results(rows, tmp_path):
+    """One row has no interval, equal rewards have no margin, and eight models outnumber the colours."""
+    results = {f"model {number}": [evaluation(rows[:1], [[1, 1]])] for number in range(8)}
+    margins = {name: found.margins() for name, [found] in results.items()}
+    plot_benchmarks(results, tmp_path / "benchmarks.png")
+    plot_margins(margins, tmp_path / "margins.png")
+    plot_reliability(margins, tmp_path / "reliability.png")
+    sizes = {key_of(path.read_bytes().hex()): path.stat().st_size for path in tmp_path.glob("*.png")}
+    assert len(sizes) == 3 and min(sizes.values()) > 5000
+
+
+def test_plots_are_pictures(tmp_path):
+    groups = {"3": {"accuracy": 0.5, "ci95": (0.4, 0.6)}, "4": {"accuracy": 1.0, "ci95": (0.9, 1.0)}}
+    plot_accuracy_by_group({"classic": groups, "cloud": groups}, "swaps", tmp_path / "a.png")
+    plot_reward_distributions({"classic": ([0.0, 1.0], [0.0, -1.0]), "cloud": ([1.0], [1.0])}, tmp_path / "b.png")
+    curve = {"rates": {1: 0.25, 2: 0.5}, "standard_errors": {1: 0.1, 2: 0.1}, "oracle": {1: 0.25, 2: 1.0}}
+    plot_best_of_n({"classic": curve, "cloud": curve}, tmp_path / "c.png")
+    for name in "abc":
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
