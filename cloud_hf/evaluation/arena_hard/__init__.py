@@ -1,3 +1,3 @@
-"""ArenaHard: best-of-N responses against the baseline's, before a judge."""
+"""ArenaHard: a judge compares best-of-N responses with a baseline's answers."""
 
 from .win_rate import *  # noqa: F403

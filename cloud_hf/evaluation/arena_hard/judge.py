@@ -120,8 +120,7 @@ def read_texts(
         `tuple[str, dict[str, str]]`: [`Judging`]'s `template` and `systems`.
 
     Raises:
-        `ValueError`: If a text lacks a verdict or a placeholder, or a category has no file or two.
-        `OSError`: If a file cannot be read.
+        `ValueError`, `OSError`: If a text lacks a verdict or a placeholder, a category has no file or two, or a file is unreadable.
     """
     if prompt_file and not system_files:
         return read_judge_prompt(prompt_file), {}

@@ -65,21 +65,11 @@ def write_candidates(
     questions: Sequence[Question], client: CompletionClient, generation: Generation, folder: Path
 ) -> tuple[list[Problem], dict[str, int]]:
     """
-    Sample several answers to each question.
-
-    Args:
-        questions (`Sequence[Question]`):
-            The questions.
-        client ([`~cloud_hf.data.completions.CompletionClient`]):
-            The generator.
-        generation ([`Generation`]):
-            Sampling settings. A later call may ask for more candidates.
-        folder (`Path`):
-            Folder of the candidates and their journal.
+    Sample several answers to each question, and keep them with their journal in a folder. A later call may ask for more.
 
     Returns:
-        `tuple[list[Problem], dict[str, int]]`: The questions that have all their candidates, and counts: `failed` questions,
-        and `candidates_cut` at `max_tokens`.
+        `tuple[list[Problem], dict[str, int]]`: The questions that have all their candidates, and counts: `failed` questions, and
+            `candidates_cut` at `max_tokens`.
 
     Raises:
         `SystemExit`: If the server is unusable. What it answered is kept.
@@ -147,21 +137,16 @@ def judge_candidates(
         problems (`Sequence[Problem]`):
             Questions with their candidates.
         chosen (`Sequence[Sequence[int]]`):
-            For each question the places of the candidates to judge. Equal texts are judged once; the baseline's text ties without
-            a judge.
-        questions (`Mapping[str, Question]`):
-            By id; the category selects the judge's prompt.
-        baselines (`Mapping[str, str]`):
-            The baseline's answers by id.
+            For each question the places of the candidates to judge. Equal texts are judged once; the baseline's text ties without a
+            judge.
+        questions, baselines (`Mapping`):
+            The questions, whose category selects the judge's prompt, and the baseline's answers, by id.
         client ([`~cloud_hf.data.completions.CompletionClient`]):
             The judge.
         judging ([`Judging`]):
             The judge's settings.
         folder (`Path`):
             Folder of the judgements and their journal. A later call may judge other candidates.
-
-    Returns:
-        [`Judged`]
 
     Raises:
         `SystemExit`: If the server is unusable. What it answered is kept.

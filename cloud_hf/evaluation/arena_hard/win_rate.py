@@ -36,17 +36,9 @@ class Question:
 
 def load_questions(name: str, split: str = "train") -> list[Question]:
     """
-    Load the questions.
+    Load the questions of a file or Hub dataset, such as `"lmarena-ai/arena-hard-auto-v0.1"`.
 
-    Args:
-        name (`str`):
-            A file or Hub id, such as `"lmarena-ai/arena-hard-auto-v0.1"`. The id is `id`, `question_id` or `uid`; the text is
-            `prompt`, or the only one of `turns`.
-        split (`str`, *optional*, defaults to `"train"`):
-            Split of a Hub dataset.
-
-    Returns:
-        `list[Question]`
+    The id is `id`, `question_id` or `uid`; the text is `prompt`, or the only one of `turns`.
 
     Raises:
         `ValueError`: Naming the first row without a text or with an earlier row's id.
@@ -76,8 +68,8 @@ def load_answers(
 
     Args:
         names (`Sequence[str]`):
-            Files or Hub ids. An answer is `answer`, `response`, the content of the last of `messages`, the last turn of the only
-            one of `choices` (the layout of ArenaHard's answer files), or `answers[model]`.
+            Files or Hub ids. An answer is `answer`, `response`, the content of the last of `messages`, the last turn of the only one
+            of `choices` (the layout of ArenaHard's answer files), or `answers[model]`.
         questions (`Sequence[Question]`):
             The questions; answers to others are ignored.
         model (`str`, *optional*):
@@ -240,9 +232,6 @@ def win_rate(votes: Sequence[Votes], rounds: int = ROUNDS, seed: int = 0) -> Win
             Resamples of each bootstrap.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the resampling.
-
-    Returns:
-        [`WinRate`]
 
     Raises:
         [`~best_of_n.NothingJudged`]: If there are no votes.

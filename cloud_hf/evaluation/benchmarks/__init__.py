@@ -29,10 +29,11 @@ class Benchmark:
         paper (`str`):
             Address of the paper.
         load (`Callable`):
-            `load(names=None)` returns the rows of files or datasets, by default of the official dataset.
+            `load(names=None)` returns the rows of files or datasets, by default of the official dataset. Raises `ValueError`
+            naming the file, the row and the field, the repeated id, or the row with too many responses.
         score (`Callable`):
             `score(rows, rewards)` returns the scores; `rewards` holds, for each row, one reward per response: of its chosen, then
-            of its rejected ones.
+            of its rejected ones. Raises `ValueError` naming the row whose rewards are missing, not numbers or infinite.
         tables (`Callable`, *optional*):
             `tables(scores_by_model)` returns further tables for the report.
         result_files (`Callable`, *optional*):
@@ -107,19 +108,7 @@ BENCHMARKS = {
 
 @dataclass(frozen=True)
 class LoadedBenchmark:
-    """
-    A benchmark with the rows to score.
-
-    Args:
-        name (`str`):
-            Its key in `BENCHMARKS`.
-        benchmark ([`Benchmark`]):
-            The benchmark.
-        rows (`list[BenchmarkRow]`):
-            Its rows.
-        files (`tuple[str, ...]`):
-            Files of the rows; empty for the official dataset.
-    """
+    """A benchmark with the rows to score, and the files they come from: none for the official dataset."""
 
     name: str
     benchmark: Benchmark

@@ -30,17 +30,11 @@ def load(names: Sequence[str] | None = None, split: str = "gpt") -> list[Benchma
 
     Args:
         names (`Sequence[str]`, *optional*):
-            Files or datasets with the official columns (`pair_id`, `source`, `question`, `response_A`, `response_B`,
-            `label`), or with `prompt`, `chosen`, `rejected`, `subset` and `gold_position` (`"A"` or `"B"`, the original place
-            of the chosen response). Defaults to `ScalerLab/JudgeBench`.
+            Files or datasets with the official columns (`pair_id`, `source`, `question`, `response_A`, `response_B`, `label`), or
+            with `prompt`, `chosen`, `rejected`, `subset` and `gold_position` (`"A"` or `"B"`, the original place of the chosen
+            response). Defaults to `ScalerLab/JudgeBench`. `details["label"]` of a row is the official label.
         split (`str`, *optional*, defaults to `"gpt"`):
             Responses of `"gpt"` or `"claude"`, which are reported separately.
-
-    Returns:
-        `list[BenchmarkRow]`: `details["label"]` is the official label.
-
-    Raises:
-        `ValueError`: Naming the file, the row and the field, the repeated id, or the row with several responses.
     """
     if split not in SPLITS:
         raise ValueError(f"`split` is {split!r}; JudgeBench has {' and '.join(SPLITS)}.")
@@ -113,20 +107,11 @@ class Games:
 
 def games_of(label: str, first: tuple[float, float], second: tuple[float, float] | None = None) -> Games:
     """
-    Read a scorer's verdicts as the official code reads those of reward models: the second response of a game wins unless the
-    first has the strictly higher reward.
+    Read a scorer's verdicts as the official code reads those of reward models: the second response of a game wins unless the first
+    has the strictly higher reward.
 
-    Args:
-        label (`str`):
-            `"A>B"` or `"B>A"`.
-        first (`tuple[float, float]`):
-            Rewards of the right and the wrong response in the first game, which shows A first.
-        second (`tuple[float, float]`, *optional*):
-            The same in the second game, which shows B first. Defaults to `first`: a scorer that does not see the order repeats
-            itself, unless it samples.
-
-    Returns:
-        [`Games`]
+    Each game holds the rewards of the right and the wrong response; the first game shows A first, the second one B. By default the
+    second game repeats the first: a scorer does not see the order, and only one that samples differs.
     """
     first_a, first_b = first if label == "A>B" else first[::-1]
     second_a, second_b = (second or first) if label == "A>B" else (second or first)[::-1]
@@ -142,20 +127,15 @@ def score(
     Score JudgeBench in one game and in both orders.
 
     Args:
-        rows (`Sequence[BenchmarkRow]`):
-            From [`load`].
-        rewards (`Sequence[Sequence[float]]`):
-            For each row the rewards of its chosen and its rejected response.
+        rows, rewards:
+            See [`Benchmark`].
         second_game (`Sequence[Sequence[float]]`, *optional*):
             Rewards of a second scoring, for scorers that sample their critiques. Defaults to the first.
 
     Returns:
-        [`BenchmarkScores`]: `"both orders"`, the official default, counts pairs with more games won than lost. With one reward
-            per response it is the share of pairs whose right response has the strictly higher reward. `"single game"`, the
-            official rule for judges that do not see the order, gives ties to response B. Both are also given by category.
-
-    Raises:
-        `ValueError`: If a reward is missing, not a number or infinite.
+        [`BenchmarkScores`]: `"both orders"`, the official default, counts pairs with more games won than lost. With one reward per
+            response it is the share of pairs whose right response has the strictly higher reward. `"single game"`, the official
+            rule for judges that do not see the order, gives ties to response B. Both are also given by category.
     """
     first = split_rewards(rows, rewards)
     second = first if second_game is None else split_rewards(rows, second_game)

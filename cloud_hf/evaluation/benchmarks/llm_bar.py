@@ -39,15 +39,9 @@ def load(names: Sequence[str] | None = None) -> list[BenchmarkRow]:
 
     Args:
         names (`Sequence[str]`, *optional*):
-            The official `dataset.json` files (`input`, `output_1`, `output_2`, `label`), whose folders name their subset;
-            or files or datasets with `prompt`, `chosen`, `rejected`, `subset` and optional `id`. By default, download the
-            official files of the five subsets.
-
-    Returns:
-        `list[BenchmarkRow]`
-
-    Raises:
-        `ValueError`: Naming the file, the row and the field, the repeated id, or the row with several responses.
+            The official `dataset.json` files (`input`, `output_1`, `output_2`, `label`), whose folders name their subset; or files or
+            datasets with `prompt`, `chosen`, `rejected`, `subset` and optional `id`. By default, download the official files of the
+            five subsets.
     """
     if names is not None:
         return check_pairs([_read_row(*item) for item in read_sources(names, "test")])
@@ -81,17 +75,9 @@ def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> B
     """
     Score LLMBar. The better response must have the strictly higher reward.
 
-    Args:
-        rows, rewards:
-            See [`Benchmark`].
-
     Returns:
-        [`BenchmarkScores`]: A figure for each of the five subsets, `"Adversarial"`, the plain mean of four of them, and
-            `"Average"`, the plain mean of all five, as in table 2 of the paper. Subsets of the case study have figures if they
-            have rows.
-
-    Raises:
-        `ValueError`: If a reward is missing, not a number or infinite.
+        [`BenchmarkScores`]: A figure for each of the five subsets, `"Adversarial"`, the plain mean of four of them, and `"Average"`,
+            the plain mean of all five, as in table 2 of the paper. Subsets of the case study have figures if they have rows.
     """
     split = split_rewards(rows, rewards)
     outcomes = by_subset(rows, [float(chosen > rejected) for [chosen], [rejected] in split])

@@ -18,18 +18,10 @@ def load(names: Sequence[str], split: str = "test", config: str | None = None) -
 
     Args:
         names (`Sequence[str]`):
-            Files, or Hub ids, with the columns `prompt`, `chosen`, `rejected`, optional `id`, `subset`, `tools`. Without a
-            `subset` column the source's name is the subset.
-        split (`str`, *optional*, defaults to `"test"`):
-            Split of Hub datasets.
-        config (`str`, *optional*):
-            Configuration of Hub datasets.
-
-    Returns:
-        `list[BenchmarkRow]`
-
-    Raises:
-        `ValueError`: Naming the file, the row and the field, the repeated id, or the row with several responses.
+            Files or Hub ids with the columns `prompt`, `chosen`, `rejected`, optional `id`, `subset`, `tools`. Without a `subset`
+            column the source's name is the subset.
+        split, config (`str`, *optional*):
+            Split and configuration of Hub datasets.
     """
     return check_pairs(
         [
@@ -78,20 +70,7 @@ def score_preferences(
     chosen: Sequence[float], rejected: Sequence[float], subsets: Sequence[str] | None = None, num_bins: int = 10
 ) -> PreferenceScores:
     """
-    Score preference pairs.
-
-    Args:
-        chosen (`Sequence[float]`):
-            Rewards of the chosen responses.
-        rejected (`Sequence[float]`):
-            Rewards of the rejected responses.
-        subsets (`Sequence[str]`, *optional*):
-            The subset of each pair.
-        num_bins (`int`, *optional*, defaults to `10`):
-            Bins of the calibration.
-
-    Returns:
-        [`PreferenceScores`]
+    Score preference pairs, from columns of rewards and optionally of subsets.
 
     Raises:
         `ValueError`: If there are no pairs, the columns differ in length, or a reward is not a finite number.
@@ -124,19 +103,7 @@ def score_preferences(
 
 
 def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> BenchmarkScores:
-    """
-    Score any preference set; see [`score_preferences`].
-
-    Args:
-        rows, rewards:
-            See [`Benchmark`].
-
-    Returns:
-        [`BenchmarkScores`]: The figure is `"accuracy"`; `details` holds margins and calibration.
-
-    Raises:
-        `ValueError`: If a reward is missing, not a number or infinite.
-    """
+    """Score any preference set; see [`score_preferences`]. The figure is `"accuracy"`; `details` holds margins and calibration."""
     chosen, rejected = zip(*pair_rewards(rows, rewards), strict=True)
     scores = score_preferences(chosen, rejected, [row.subset for row in rows])
     return BenchmarkScores(

@@ -47,17 +47,11 @@ def load(names: Sequence[str] | None = None, prior_sets: bool = False) -> list[B
 
     Args:
         names (`Sequence[str]`, *optional*):
-            Files or datasets with the columns `prompt`, `chosen`, `rejected`, `subset`, optional `id`. Defaults to the
-            split `filtered` of `allenai/reward-bench`. A file named after a prior set (`anthropic_hhh.jsonl`) holds
-            that set, whatever its `subset` column says.
+            Files or datasets with the columns `prompt`, `chosen`, `rejected`, `subset`, optional `id`. Defaults to the split
+            `filtered` of `allenai/reward-bench`. A file named after a prior set (`anthropic_hhh.jsonl`) holds that set, whatever
+            its `subset` column says.
         prior_sets (`bool`, *optional*, defaults to `False`):
             Add the four prior sets of `allenai/preference-test-sets`, which have about six times as many rows.
-
-    Returns:
-        `list[BenchmarkRow]`
-
-    Raises:
-        `ValueError`: Naming the file, the row and the field, the repeated id, or the row with several responses.
     """
     rows = []
     for source, index, row in read_sources([HUB_ID] if names is None else names, "filtered"):
@@ -77,17 +71,10 @@ def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> B
     """
     Score RewardBench. The chosen response must have the strictly higher reward.
 
-    Args:
-        rows, rewards:
-            See [`Benchmark`].
-
     Returns:
-        [`BenchmarkScores`]: The four sections and `"Average"`, their plain mean. If there are rows of prior sets, also
-            `"Prior Sets"`, the mean over those present, and `"Score"`, in which they count as half a section. `"Chat, pooled"` and
-            so on are the sections of the reference implementation, and `"Average, pooled"` their plain mean.
-
-    Raises:
-        `ValueError`: If a reward is missing, not a number or infinite.
+        [`BenchmarkScores`]: The four sections and `"Average"`, their plain mean. If there are rows of prior sets, also `"Prior Sets"`,
+            the mean over those present, and `"Score"`, in which they count as half a section. `"Chat, pooled"` and so on are the
+            sections of the reference implementation, and `"Average, pooled"` their plain mean.
     """
     split = split_rewards(rows, rewards)
     outcomes = by_subset(rows, [float(chosen > rejected) for [chosen], [rejected] in split])
@@ -108,18 +95,10 @@ def leaderboard_results(
     chat_template: str = "tokenizer",
 ) -> dict[str, float | str]:
     """
-    Make the results file that RewardBench's repository keeps and leaderboard tools read: the score of each subset that has one,
-    with `model`, `model_type` and `chat_template`.
+    Make the results file that RewardBench's repository keeps and leaderboard tools read: the score of each subset that has one, with
+    `model`, `model_type` and `chat_template`.
 
-    Args:
-        scores ([`BenchmarkScores`]):
-            Of RewardBench or RewardBench 2.
-        model (`str`):
-            The model.
-        names (`Collection[str]`, *optional*):
-            Subsets of the file: by default RewardBench's own, since its prior sets have a separate file.
-        model_type, chat_template (`str`, *optional*):
-            Written to the file.
+    `names` are the subsets of the file: by default RewardBench's own, since its prior sets have a separate file.
     """
     values = {name: figure.value for name, figure in scores.subsets.items() if name in names}
     known = {name: value for name, value in values.items() if not math.isnan(value)}
@@ -153,7 +132,7 @@ class RewardBenchScores:
         counts (`dict[str, int]`):
             Rows in each section.
         ignored (`int`):
-            Rows of subsets that belong to no section and are no prior set.
+            Rows of other subsets, which are neither in a section nor a prior set.
         prior_sets (`float`):
             Mean percent right over the prior sets that have rows; NaN if none has.
         score (`float`):
@@ -177,21 +156,10 @@ def score_reward_bench(
     subsets: Sequence[str], chosen: Sequence[float], rejected: Sequence[float]
 ) -> RewardBenchScores:
     """
-    Score RewardBench in percent. A tie counts as wrong.
-
-    Args:
-        subsets (`Sequence[str]`):
-            The `subset` of each row; the split's name for prior sets.
-        chosen (`Sequence[float]`):
-            Rewards of the chosen responses.
-        rejected (`Sequence[float]`):
-            Rewards of the rejected responses.
-
-    Returns:
-        [`RewardBenchScores`]
+    Score RewardBench in percent, from columns of subsets (the split's name for prior sets) and rewards. A tie counts as wrong.
 
     Raises:
-        `ValueError`: If the three differ in length, or a reward is not a finite number.
+        `ValueError`: If the columns differ in length, or a reward is not a finite number.
     """
     if not len(subsets) == len(chosen) == len(rejected):
         raise ValueError(

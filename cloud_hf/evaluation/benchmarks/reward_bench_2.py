@@ -26,15 +26,9 @@ def load(names: Sequence[str] | None = None) -> list[BenchmarkRow]:
 
     Args:
         names (`Sequence[str]`, *optional*):
-            Files or datasets with the columns `id`, `prompt`, `chosen` and `rejected` (lists of responses) and `subset`.
-            Ids in the subset `Ties` are `ref:7` or `tied:7`: the prompt with one right answer, and its sibling with
-            several. Defaults to the split `test` of `allenai/reward-bench-2`.
-
-    Returns:
-        `list[BenchmarkRow]`
-
-    Raises:
-        `ValueError`: Naming the file, the row and the field, or the repeated id.
+            Files or datasets with the columns `id`, `prompt`, `chosen` and `rejected` (lists of responses) and `subset`. Ids in the
+            subset `Ties` are `ref:7` or `tied:7`: the prompt with one right answer, and its sibling with several. Defaults to the
+            split `test` of `allenai/reward-bench-2`.
     """
     rows = []
     for source, index, row in read_sources([HUB_ID] if names is None else names, "test"):
@@ -117,13 +111,7 @@ def score_ties(kinds: Sequence[str], pairs: Sequence[int], rewards: Sequence[Row
     """
     Score the subset Ties like `process_single_model` in the official code; terms without rows are NaN.
 
-    Args:
-        kinds (`Sequence[str]`):
-            `"ref"` or `"tied"` for each row.
-        pairs (`Sequence[int]`):
-            Number of each row's prompt.
-        rewards (`Sequence[tuple[list[float], list[float]]]`):
-            Rewards of each row's right and wrong responses.
+    Each row has a kind, `"ref"` or `"tied"`, the number of its prompt, and the rewards of its right and wrong responses.
     """
     ref, tied, gaps = _gaps(kinds, pairs, rewards)
     ref_accuracy = _mean([value > 0 for value in ref.values()])
@@ -181,16 +169,9 @@ def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> B
     """
     Score RewardBench 2.
 
-    Args:
-        rows, rewards:
-            See [`Benchmark`].
-
     Returns:
-        [`BenchmarkScores`]: One figure per subset, and `"Average"`, the leaderboard's plain mean of the six. `details` holds the
-            terms of the Ties score.
-
-    Raises:
-        `ValueError`: If a reward is missing, not a number or infinite.
+        [`BenchmarkScores`]: One figure per subset, and `"Average"`, the leaderboard's plain mean of the six. `details` holds the terms
+            of the Ties score.
     """
     split = split_rewards(rows, rewards)
     gathered = by_subset(rows, list(zip(rows, split, strict=True)))

@@ -36,15 +36,8 @@ def load(names: Sequence[str] | None = None) -> list[BenchmarkRow]:
 
     Args:
         names (`Sequence[str]`, *optional*):
-            Files or datasets whose columns `chosen` and `rejected` are lists of three responses in the order of `STYLES`,
-            with `prompt`, the `domain` (or `subset`, as in `rmbench-chat`) and optional `id`. Defaults to
-            `THU-KEG/RM-Bench`.
-
-    Returns:
-        `list[BenchmarkRow]`
-
-    Raises:
-        `ValueError`: Naming the file, the row and the field, or the repeated id.
+            Files or datasets whose columns `chosen` and `rejected` are lists of three responses in the order of `STYLES`, with
+            `prompt`, the `domain` (or `subset`, as in `rmbench-chat`) and optional `id`. Defaults to `THU-KEG/RM-Bench`.
     """
     rows = []
     for source, index, row in read_sources([HUB_ID] if names is None else names, "train"):
@@ -70,17 +63,10 @@ def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> B
     """
     Score RM-Bench as the official code and leaderboard do. A tie is wrong.
 
-    Args:
-        rows, rewards:
-            See [`Benchmark`]; each row has three chosen, then three rejected responses.
-
     Returns:
-        [`BenchmarkScores`]: `"chat"`, `"math"`, `"code"` and `"safety"` are the means of a domain's hard, normal and easy
-            accuracy; `"hard"`, `"normal"` and `"easy"` are means over the four domains, and `"total"` over everything. Each
-            domain and each half of safety also has its levels (`"chat hard"`, …), and `details` its matrix.
-
-    Raises:
-        `ValueError`: If a reward is missing, not a number or infinite.
+        [`BenchmarkScores`]: `"chat"`, `"math"`, `"code"` and `"safety"` are the means of a domain's hard, normal and easy accuracy;
+            `"hard"`, `"normal"` and `"easy"` are means over the four domains, and `"total"` over everything. Each domain and each
+            half of safety also has its levels (`"chat hard"`, …), and `details` its matrix.
     """
     split = split_rewards(rows, rewards)
     matrices = by_subset(rows, [win_matrix(chosen, rejected) for chosen, rejected in split])

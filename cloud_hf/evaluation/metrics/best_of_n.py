@@ -242,15 +242,8 @@ class NothingJudged(ValueError):
 
 def ratio(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
     """
-    Compute the ratio of two sums, and its standard error over the pairs.
-
-    Args:
-        pairs (`Sequence[tuple[float, float]]`):
-            For each prompt its terms of the numerator and of the denominator.
-
-    Returns:
-        `tuple[float, float]`: The error is the linearised one of a ratio, which is the ordinary error of a mean if all
-        denominators are 1. NaN for one pair.
+    Compute the ratio of two sums, and its standard error over the pairs: for each prompt its terms of the numerator and of the
+    denominator. The error is the linearised one, which is the ordinary error of a mean if all denominators are 1; NaN for one pair.
 
     Raises:
         [`NothingJudged`]: If the denominators sum to 0.
@@ -272,18 +265,10 @@ def baselines(
     weights: Sequence[Sequence[float]] | None = None,
 ) -> dict[str, Curve]:
     """
-    Compute the curves to compare a model's with.
+    Compute the curves to compare a model's with: `"random"` chooses any of the N, `"longest"` the one with the most characters,
+    `"perfect"` the best.
 
-    Args:
-        problems (`Sequence[Problem]`):
-            The problems.
-        sizes (`Sequence[int]`):
-            The N.
-        worth, weights:
-            See [`best_of_n_curve`]. `worth` defaults to that of the problems.
-
-    Returns:
-        `dict[str, Curve]`: `"random"` chooses any of the N, `"longest"` the one with the most characters, `"perfect"` the best.
+    See [`best_of_n_curve`] for the arguments; `worth` defaults to that of the problems.
     """
     worth = [problem.worth or () for problem in problems] if worth is None else worth
     rewards: dict[str, Sequence[Sequence[float]]] = {

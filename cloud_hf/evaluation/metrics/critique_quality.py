@@ -44,13 +44,8 @@ def load(names: Sequence[str], split: str = "test", config: str | None = None) -
         names (`Sequence[str]`):
             Files or Hub ids with the columns `prompt`, `response`, `critique`; or with `prompt`, `chosen`, `rejected`,
             `chosen_feedback`, `rejected_feedback`, which give two rows each (with the first of several critiques).
-        split (`str`, *optional*, defaults to `"test"`):
-            Split of Hub datasets.
-        config (`str`, *optional*):
-            Configuration of Hub datasets.
-
-    Returns:
-        `list[CritiqueRow]`
+        split, config (`str`, *optional*):
+            Split and configuration of Hub datasets.
 
     Raises:
         `ValueError`: Naming the file, the row and the field.
@@ -106,23 +101,13 @@ def reference_losses(
     overlong_policy: str = "error",
 ) -> list[ReferenceLoss]:
     """
-    Compute the loss of each reference critique, which stage 1 of the training minimises.
-
-    Args:
-        model ([`CLoudForRewardModeling`]):
-            A CLoud model in this process: servers and vLLM return no such losses.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Its tokenizer.
-        rows (`Sequence[CritiqueRow]`):
-            The critiques.
-        batch_size (`int`, *optional*, defaults to `8`):
-            Sequences per forward pass.
-        overlong_policy (`str`, *optional*, defaults to `"error"`):
-            With any other value, rows longer than the model's context get a loss over no tokens.
+    Compute the loss of each reference critique, which stage 1 of the training minimises. Needs a CLoud model in this process: servers
+    and vLLM return no such losses.
 
     Returns:
-        `list[ReferenceLoss]`: In input order. With `format="reference"` the fixed critique prompt counts too, as in that
-            format's training.
+        `list[ReferenceLoss]`: In input order. With any other `overlong_policy` than `"error"`, rows longer than the model's context
+            get a loss over no tokens. With `format="reference"` the fixed critique prompt counts too, as in that format's
+            training.
 
     Raises:
         `ValueError`: If the model is a classic one, or a row is longer than its context; before anything is computed.
@@ -207,20 +192,9 @@ def score_critiques(
     written: Sequence[str], references: Sequence[str], losses: Sequence[ReferenceLoss] | None = None
 ) -> CritiqueQuality:
     """
-    Compare written critiques with reference critiques.
+    Compare written critiques with reference critiques, and average the losses of the latter.
 
     Overlap measures wording, not whether a critique is right: two good critiques can share few words.
-
-    Args:
-        written (`Sequence[str]`):
-            The model's critiques.
-        references (`Sequence[str]`):
-            The reference critiques.
-        losses (`Sequence[ReferenceLoss]`, *optional*):
-            From [`reference_losses`].
-
-    Returns:
-        [`CritiqueQuality`]
 
     Raises:
         `ValueError`: If there are none, or their numbers differ.

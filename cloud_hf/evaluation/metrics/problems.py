@@ -56,12 +56,8 @@ def load_problems(
         judged (`bool`, *optional*, defaults to `True`):
             Load the candidates' worth too.
 
-    Returns:
-        `list[Problem]`
-
     Raises:
-        `ValueError`: Naming the first row with missing candidates, a different number of values, a value that is not a finite
-            number, or an earlier row's id.
+        `ValueError`: Naming the first bad row, or two rows with the same id.
     """
     rows = load_rows(name, split, config)
     if "candidates" not in rows.column_names:

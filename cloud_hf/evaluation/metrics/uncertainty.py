@@ -56,20 +56,7 @@ class Uncertainty:
 
 
 def uncertainty(rows: Sequence[BenchmarkRow], row_scores: Sequence[Sequence[Score]], critiques: str) -> Uncertainty:
-    """
-    Measure the certainty of scored rows, over all pairs of a right and a wrong response.
-
-    Args:
-        rows (`Sequence[BenchmarkRow]`):
-            The rows.
-        row_scores (`Sequence[Sequence[Score]]`):
-            For each row the scores of its responses.
-        critiques (`str`):
-            Label of the rewards, for the result.
-
-    Returns:
-        [`Uncertainty`]
-    """
+    """Measure the certainty of scored rows, over all pairs of a right and a wrong response. `critiques` labels the rewards."""
     margins, spreads, owners = [], [], []
     for place, (row, scores) in enumerate(zip(rows, row_scores, strict=True)):
         for right in scores[: row.num_chosen]:

@@ -27,7 +27,7 @@ def _answers(texts: Sequence[str]):
 
 
 def beaten(row: ProbedRow, label: str, right: bool = True) -> list[float]:
-    """For each right (or wrong) response, say whether this answer has the strictly higher reward: 0 or 1."""
+    """Compare this answer with each right (or wrong) response: 1 if it has the strictly higher reward, otherwise 0."""
     count = row.row.row.num_chosen
     rewards = row.row.rewards[:count] if right else row.row.rewards[count:]
     return [float(row.variants[label, -1].reward > reward) for reward in rewards] if row.places(label) else []

@@ -17,24 +17,10 @@ def probe_batches(
     rows: Sequence[ProbeRow], scorer: Scorer, journal: Journal, batch_size: int, seed: int, options: dict
 ) -> list[Measure]:
     """
-    Score rows again, alone and in the company of other chats.
+    Score rows again, alone and in the company of other chats. See `Probe.rescore` for the arguments.
 
-    Args:
-        rows (`Sequence[ProbeRow]`):
-            The rows.
-        scorer ([`Scorer`]):
-            The backend itself: a [`JournaledScorer`] would return the rewards it already has.
-        journal ([`Journal`]):
-            Keeps complete batches, so that a resumed run finds the same differences.
-        batch_size (`int`):
-            Chats per batch.
-        seed (`int`):
-            Seed of the shuffling.
-        options (`dict`):
-            Options of [`Scorer`].
-
-    Returns:
-        `list[Measure]`: Empty without rows.
+    `scorer` is the backend itself, since a [`JournaledScorer`] would return the rewards it already has. `journal` keeps complete
+    batches, so that a resumed run finds the same differences.
     """
     if not rows:
         return []

@@ -40,7 +40,7 @@ def _measure(rows: Sequence[ProbedRow]) -> list[Measure]:
 
 
 def _pairs(row: ProbedRow) -> list[tuple[float, int]]:
-    """For each right and wrong response, the reward margin and the excess length of the right one in characters."""
+    """Return the reward margin and the excess length of the right response in characters, for each right and wrong one."""
     texts, rewards = row.row.row.responses, row.row.rewards
     return [
         (rewards[right] - rewards[wrong], len(texts[right]) - len(texts[wrong])) for right, wrong in row.row.pairs()
@@ -49,17 +49,11 @@ def _pairs(row: ProbedRow) -> list[tuple[float, int]]:
 
 def correlation(rows: Sequence[ProbedRow], within_rows: bool = False) -> Estimate:
     """
-    Compute Spearman's correlation of rewards and lengths in characters, with a bootstrap interval over rows.
+    Compute Spearman's correlation of rewards and lengths in characters, with a bootstrap interval over rows. It is NaN if all rewards
+    or all lengths are equal.
 
-    Args:
-        rows (`Sequence[ProbedRow]`):
-            The rows.
-        within_rows (`bool`, *optional*, defaults to `False`):
-            Subtract from each reward and length its row's mean, so that prompts that call for long answers, or get low
-            rewards, do not count.
-
-    Returns:
-        [`Estimate`]: NaN if all rewards or all lengths are equal.
+    `within_rows` subtracts from each reward and length its row's mean, so that prompts that call for long answers, or get low rewards,
+    do not count.
     """
     if not rows:
         return Estimate(math.nan, 0)

@@ -1,4 +1,4 @@
-"""The types a probe is made of, and the measures that several probes share."""
+"""Types of probes, and the measures that several of them share."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -133,7 +133,7 @@ class Probe:
         title (`str`):
             Its name in reports.
         about (`str`):
-            Says in reports what is altered and counted.
+            Text for reports: what is altered and counted.
         measure (`Callable`, *optional*):
             `measure(probed_rows)` returns the measures, the most important one first.
         alter (`Callable`, *optional*):
@@ -201,7 +201,7 @@ def reward_change(rows: Sequence[ProbedRow], label: str) -> Estimate:
 
 
 def lost_pairs(row: ProbedRow, label: str) -> list[float]:
-    """For each rightly ordered pair whose wrong response was altered, say whether the order is lost: 0 or 1."""
+    """Return 1 if the order is lost, otherwise 0, for each rightly ordered pair whose wrong response was altered."""
     altered = row.places(label)
     return [
         float(row.row.rewards[right] <= row.variants[label, wrong].reward)

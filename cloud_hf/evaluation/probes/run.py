@@ -1,4 +1,4 @@
-"""The list of probes, and the run that alters, scores and measures."""
+"""Run probes: alter rows, score them, and measure. Holds the list of all probes."""
 
 import difflib
 from collections.abc import Iterator, Sequence
@@ -37,7 +37,7 @@ NAMES = tuple(PROBES)
 @dataclass(frozen=True)
 class ProbeResult:
     """
-    The figures of a probe for a model.
+    Measures of a probe for a model.
 
     Args:
         name, title, about (`str`):
@@ -47,7 +47,7 @@ class ProbeResult:
         left_out (`int`):
             Altered chats that were not scored, because they do not fit the model's context or its format refuses them.
         measures (`list[Measure]`):
-            Figures over the rows of all sets.
+            Measures over the rows of all sets.
         by_dataset (`dict[str, list[Measure]]`):
             The same for each set; empty if there is only one.
         probed (`list[ProbedRow]`):
@@ -64,7 +64,7 @@ class ProbeResult:
     probed: list[ProbedRow]
 
     def summary(self) -> dict[str, Any]:
-        """Return the figures for JSON."""
+        """Return the measures for JSON."""
         return {
             "probe": self.name,
             "rows": self.rows,
