@@ -74,15 +74,15 @@ class SpaceArguments:
     max_rows: int = 200
 
 
-ARGUMENTS = (SpaceArguments, BackendArguments)
+OPTIONS = (SpaceArguments, BackendArguments)
 
 
 def read_arguments(command_line: Sequence[str]) -> tuple[SpaceArguments, BackendArguments]:
     """Read the command line and, for what it leaves out, the environment."""
-    names = [option.name for arguments in ARGUMENTS for option in fields(arguments)]
+    names = [option.name for arguments in OPTIONS for option in fields(arguments)]
     given = {name: os.environ.get(f"CLOUD_{name.upper()}") for name in names}
     environment = [part for name, value in given.items() if value for part in (f"--{name}", value)]
-    space, backend = parse(ARGUMENTS, [*environment, *command_line], description=__doc__)
+    space, backend = parse(OPTIONS, [*environment, *command_line], description=__doc__)
     return space, backend
 
 
