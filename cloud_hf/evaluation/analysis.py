@@ -134,6 +134,7 @@ def read_length(row: dict[str, Any], column: str) -> float:
 
 def critique_tokens(scores: Sequence[Score], critique_format: CritiqueFormat) -> float:
     """Return the mean length of a row's critiques in tokens."""
+    # Journals keep critiques as text, without their ids
     texts = [text for score in scores for text in score.critiques]
     return fmean(map(len, critique_format.tokenizer(texts, add_special_tokens=False)["input_ids"]))
 

@@ -64,6 +64,7 @@ class ScoredSet:
         common = sorted(set.intersection(*map(set, places.values())))
         if not common:
             raise ValueError(f"{title}: no problem fits the context of every model; compare fewer of them at once.")
+        # Each model scored its own selection of problems, so the same problem has another place in each
         kept = {}
         for model, of_model in scores.items():
             where = {place: number for number, place in enumerate(places[model])}
@@ -263,6 +264,7 @@ def _arena_result(
         [judged.votes.get((problem.id, response), Votes()) for response in problem.responses]
         for problem in found.problems
     ]
+    # A candidate counts as often as it has votes: strong verdicts have three, candidates without a verdict none
     worth = [[one.points / (one.number or 1) for one in row] for row in votes]
     weights = [[float(one.number) for one in row] for row in votes]
     sizes = sizes_of(found.problems, largest_n)

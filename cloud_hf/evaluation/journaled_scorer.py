@@ -120,6 +120,7 @@ class JournaledScorer:
             places.setdefault(key, place)
         waiting = [place for key, place in places.items() if key not in self.journal]
         if lengths is not None:
+            # The longest first, so that a lack of memory shows at once
             waiting.sort(key=lambda place: -lengths[place])
         bad = []
         done = len(places) - len(waiting)
@@ -128,6 +129,7 @@ class JournaledScorer:
                 chunk = waiting[start : start + self.chunk_size]
                 found = self._score_chunk(chunk, keys, prompts, responses, options, bar)
                 bad += found
+                # Probably the model itself overflows: the rest would fail as well
                 if len(found) == len(chunk):
                     break
         if bad:
@@ -135,7 +137,7 @@ class JournaledScorer:
             name = f"row {place}" if names is None else names[place]
             raise ValueError(
                 f"{len(bad)} of {len(places)} responses have rewards that are not finite numbers. The first: {name} has "
-                f"{', '.join(map(str, rewards))}. The other scores are kept in {self.journal.path}; run the same again to "
+                f"{', '.join(map(str, rewards))}. The other scores are kept in {self.journal.path}; run the same command again to "
                 "continue, or use another `dtype` (and output folder) if numbers overflow."
             )
         return [_read_score(self.journal[key]) for key in keys]
@@ -160,5 +162,6 @@ class JournaledScorer:
 
 def _read_score(value: dict) -> Score:
     parts = zip(value["rewards"], value["critiques"], value["finish_reasons"], strict=True)
+    # Without ids in all cases: scores must not depend on whether they come from the journal
     samples = [Sample(reward, critique, finish_reason=reason) for reward, critique, reason in parts]
     return replace(Score.of(samples), critique_ids=())

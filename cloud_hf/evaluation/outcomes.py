@@ -11,7 +11,7 @@ from ..scoring import Score, Scorer, TransformersScorer
 from .benchmarks import Benchmark, preference_pairs
 from .fitting import FittedRows, share_cut
 from .metrics.critique_quality import CritiqueQuality, CritiqueRow, ReferenceLoss, reference_losses, score_critiques
-from .metrics.pairs import PairEvaluation
+from .metrics.pairs import PairEvaluation, ScoredPair
 from .rows import BenchmarkRow
 from .stats import BenchmarkScores, Estimate, json_safe, mean_estimate, share
 
@@ -124,17 +124,21 @@ class Evaluation:
 
 def evaluation_of_pairs(name: str, title: str, fitted: FittedRows, result: PairEvaluation) -> Evaluation:
     """Make the evaluation of a preference set, whose groups become subsets."""
+    # Named by their index, since ids of preference sets need not be unique
     rows = [
-        BenchmarkRow(
-            str(pair.index), "all" if pair.group is None else str(pair.group), row.prompt, tuple(row.responses)
-        )
+        BenchmarkRow(str(pair.index), _group(pair), row.prompt, tuple(row.responses))
         for pair, row in zip(result.pairs, fitted.rows, strict=True)
     ]
     row_scores = [[pair.chosen, pair.rejected] for pair in result.pairs]
     scores = preference_pairs.score(rows, [[score.reward for score in scores] for scores in row_scores])
+    # An id may name a prompt with several pairs, so repetitions are reported, not refused
     ids = [str(pair.id) for pair in result.pairs if pair.id is not None]
     repeated = len(ids) - len(set(ids))
     return Evaluation(name, title, scores, rows, row_scores, result.dropped, result.shortened, repeated)
+
+
+def _group(pair: ScoredPair) -> str:
+    return "all" if pair.group is None else str(pair.group)
 
 
 def _notes(counted: Mapping[str, int], critiques_cut: float) -> list[str]:
@@ -204,11 +208,11 @@ def compare(results: dict[str, list[Evaluation]]) -> list[Difference]:
     found = []
     for first, second in combinations(results, 2):
         for ours, theirs in zip(results[first], results[second], strict=True):
+            # By id: each model may have dropped other rows as too long
             first_outcomes, second_outcomes = ours.row_outcomes(), theirs.row_outcomes()
             gains = np.array(
                 [value - second_outcomes[row] for row, value in first_outcomes.items() if row in second_outcomes]
             )
-            # Without a common row, each model dropped what the other one kept
             if len(gains):
                 better = int((gains > 0).sum()), int((gains < 0).sum())
                 found.append(Difference(ours.name, (first, second), mean_estimate(gains.tolist()), *better))

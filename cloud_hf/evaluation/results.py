@@ -97,6 +97,7 @@ def sample_critiques(
     count, sampled, titles = args.self_consistency or 1, {}, {key: key[1] for key in fitted}
     for temperature in args.self_consistency_temperatures:
         title = f"{journaled.title}, {count} critiques at {temperature:g}"
+        # Each chat is `count` sequences for the backend
         sampler = replace(journaled, title=title, chunk_size=max(1, journaled.chunk_size // count))
         sampling = {**options, "num_critiques": count, "temperature": temperature}
         scores = score_sets(sampler, fitted, titles, by_length, sampling)

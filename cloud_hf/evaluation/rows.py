@@ -60,7 +60,7 @@ class BenchmarkRow:
 
     @property
     def is_undecidable(self) -> bool:
-        """Whether a right and a wrong response are the same text, which no reward can tell apart."""
+        """A right and a wrong response are the same text, so no reward can tell them apart."""
         return not set(self.chosen).isdisjoint(self.rejected)
 
 
@@ -127,6 +127,7 @@ def make_row(
     except ValueError as error:
         raise ValueError(f"{source}, {row_name(index, row)}: {error}") from error
     id_ = str(index if row.get("id") is None else row["id"])
+    # Files of several subsets may number each from 0
     id_ = id_ if id_.startswith(f"{subset}/") else f"{subset}/{id_}"
     return BenchmarkRow(id_, subset, prompt, (*sides[0], *sides[1]), len(sides[0]), details)
 

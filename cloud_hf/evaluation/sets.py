@@ -102,6 +102,7 @@ def load_sets(args: EvaluationArguments) -> Sets:
                 f"A preference set is called {found.name!r} like the benchmark, so that the report could not tell them "
                 "apart. Rename the set."
             )
+    # A wrong value must fail here, not after hours of scoring
     for name in sets.problems:
         _check_shares(name, args)
     for name, rows in sets.pairs.items():
@@ -176,6 +177,7 @@ def score_sets(
         for row in part.rows
         for place in range(len(row.responses))
     ]
+    # Other backends order their work themselves, so sorting would only delay the first scores
     lengths = [length for row in rows for length in row.lengths] if by_length else None
     scores = iter(score_rows(journaled, rows, names=names, lengths=lengths, **options))
     return {key: [next(scores) for _ in part.rows] for key, part in fitted.items()}

@@ -85,6 +85,7 @@ def percentile_interval(
     """
     if min(sizes) < 2:
         return None
+    # A fixed seed: the same scores must give the same report, on any machine
     rng = np.random.default_rng(0)
     counts = [min(_AT_ONCE, resamples - start) for start in range(0, resamples, _AT_ONCE)]
     values = [statistic(*(rng.integers(size, size=(count, size)) for size in sizes)) for count in counts]
@@ -123,6 +124,7 @@ def bootstrap_interval(samples: Sequence[np.ndarray], statistic: Callable[..., A
 
 def wilson(share: float, n: int) -> Interval:
     """Return Wilson's 95 % interval of a share of `n` rows, where `share * n` need not be an integer."""
+    # Unlike the normal approximation, it has a width where all rows are right, or all wrong
     z = NormalDist().inv_cdf(_ENDS[1])
     middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
@@ -134,6 +136,7 @@ def share(outcomes: Sequence[float]) -> Estimate:
     n = len(outcomes)
     if n == 0:
         return Estimate(math.nan, 0)
+    # Rows with several pairs, or shared first places, have fractions as outcomes
     if all(outcome in (0, 1) for outcome in outcomes):
         value = round(sum(outcomes)) / n
         return Estimate(value, n, wilson(value, n))

@@ -20,6 +20,7 @@ _SCORE = Form(digits=2)
 def best_of_n_section(result: SetResult, picture: str | None = None) -> Section:
     """Make the section on a set of candidates; `picture` is the file with its curves."""
     sizes = list(next(iter(result.curves.values())).values)
+    # A wide table is hard to read; pictures and best_of_n.json have all sizes
     shown = sizes if len(sizes) <= 8 else [n for n in sizes if n & (n - 1) == 0 or n == sizes[-1]]
     tables = [_curve_table(result, shown)]
     if result.first_candidates is not None:

@@ -110,6 +110,7 @@ def write_leaderboard_files(name: str, short_name: str, evaluation: Evaluation, 
     if evaluation.benchmark is None or evaluation.benchmark.result_files is None:
         return
     for kind, content in evaluation.benchmark.result_files(evaluation.scores, name).items():
+        # Leaderboards read the files by these names
         write_json(content, output_dir / file_name(kind, short_name, "json"))
 
 
@@ -125,6 +126,7 @@ def write_report(
     results: Mapping[str, ModelResults], args: EvaluationArguments, shown: Mapping[str, str], output_dir: Path
 ):
     """Write report.json, report.md and its pictures on the models that are done; `shown` are short names of models and sets."""
+    # Written again after each model, so that an interrupted run leaves a report on the models that are done
     by_model = {shown[name]: found.evaluations for name, found in results.items()}
     differences = compare(by_model)
     best_of_n = {

@@ -89,6 +89,7 @@ def _draw_estimates(
         offset = (number - (len(by_model) - 1) / 2) * 0.65 / len(by_model)
         known = [(place, one) for place, one in enumerate(estimates) if one is not None and not math.isnan(one.value)]
         values = scale * np.array([one.value for _, one in known])
+        # An estimate without an interval is a point; the shape keeps `.T` valid for a model without any estimate
         ends = scale * np.array([one.ci95 or (one.value, one.value) for _, one in known]).reshape(-1, 2)
         places = [place + offset for place, _ in known]
         axes.errorbar(values, places, xerr=np.abs(ends.T - values), linestyle="none", label=model, **points(number))
@@ -236,6 +237,7 @@ def _panels(count: int, columns: int, width: float, height: float, **options) ->
     figure, grid = plt.subplots(
         lines, columns, figsize=size, sharey=True, squeeze=False, layout="constrained", **options
     )
+    # The last line of the grid may have panels to spare
     for axes in grid.flat[count:]:
         axes.set_axis_off()
     return figure, grid

@@ -56,12 +56,14 @@ def _benchmark_section(evaluations: Mapping[str, Evaluation]) -> Section:
         for name in scores[0].figures
         if any(found.figures[name].n for found in scores)
     ]
+    # A subset that is itself a figure, or the only one, would appear twice
     subsets = dict.fromkeys(name for found in scores for name in found.subsets if name not in found.figures)
     if len(subsets) > 1:
         rows += [[f"– {name}", *(show_estimate(found.subsets.get(name)) for found in scores)] for name in subsets]
     tables = [Table(["", *evaluations], rows)]
     if first.benchmark is not None and first.benchmark.tables is not None:
         tables += first.benchmark.tables(by_model)
+    # A note that holds for several models appears once
     noted: dict[str, list[str]] = {}
     for model, evaluation in evaluations.items():
         for note in evaluation.notes():
