@@ -54,14 +54,8 @@ def assess_uncertainty(
     evaluations: Sequence[Evaluation], sampled: dict[float, list[Evaluation]]
 ) -> dict[str, list[Uncertainty]]:
     """
-    Compute the uncertainty of the rewards as scored and of the means over sampled critiques, by set. Rows of subsets that are
-    not part of a benchmark are left out.
-
-    Args:
-        evaluations (`Sequence[Evaluation]`):
-            A model's evaluations.
-        sampled (`dict[float, list[Evaluation]]`):
-            By temperature the same evaluations with the scores of self-consistency.
+    Compute by set the uncertainty of the rewards as scored and, by temperature, of the means over sampled critiques. Rows of
+    subsets that are not part of a benchmark are left out.
     """
     labelled = [("as scored", evaluation) for evaluation in evaluations]
     for temperature, means in sampled.items():
@@ -83,7 +77,7 @@ def assess_self_consistency(
     seed: int = 0,
 ) -> dict[str, list[SelfConsistency]]:
     """
-    Compute the curves of each temperature, by set. Rows of subsets that are not part of a benchmark are left out.
+    Compute by set the curves of each temperature. Rows of subsets that are not part of a benchmark are left out.
 
     Args:
         sampled (`dict[float, list[Evaluation]]`):
@@ -93,7 +87,7 @@ def assess_self_consistency(
         critique_format ([`CritiqueFormat`]):
             Format of the model, to count tokens.
         length_column (`str`, *optional*):
-            Column with the length of the reasoning, in sets that have it.
+            Column with the length of the reasoning, in sets that have it; otherwise critiques are measured in tokens.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the draws.
 

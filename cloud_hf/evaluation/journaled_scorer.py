@@ -24,17 +24,7 @@ def open_score_journal(
     kind: str, name: str, short_name: str, args: ScoringArguments, settings: Sequence[str]
 ) -> Journal:
     """
-    Open the journal of a model's scores.
-
-    Args:
-        kind (`str`):
-            First part of its file's name.
-        name, short_name (`str`):
-            The model.
-        args ([`ScoringArguments`]):
-            Arguments of the run.
-        settings (`Sequence[str]`):
-            Names of the arguments on which all scores of the journal depend, in addition to the model.
+    Open the journal of a model's scores; `kind` is the first part of its file's name, and all its scores depend on `settings`.
 
     Raises:
         [`~cloud_hf.data.journal.JournalError`]: If it was started with other settings, or another process is writing to it.

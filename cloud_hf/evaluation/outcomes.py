@@ -148,11 +148,8 @@ def _notes(counted: Mapping[str, int], critiques_cut: float) -> list[str]:
 
 def headline_estimates(evaluations: Sequence[Evaluation]) -> tuple[str, list[Estimate]]:
     """
-    Choose the figure to quote of several models on one benchmark: its headline figure or, where rows are missing for that,
-    [`Evaluation.row_accuracy`].
-
-    Returns:
-        `tuple[str, list[Estimate]]`: Its label, and the value of each model.
+    Choose the figure to quote of several models on one benchmark, with its label: the headline figure or, where rows are missing
+    for that, [`Evaluation.row_accuracy`].
     """
     headline = evaluations[0].scores.headline
     estimates = [evaluation.scores.figures[headline] for evaluation in evaluations]
@@ -195,16 +192,7 @@ class Difference:
 
 
 def compare(results: dict[str, list[Evaluation]]) -> list[Difference]:
-    """
-    Compare each pair of models on the rows that both scored.
-
-    Args:
-        results (`dict[str, list[Evaluation]]`):
-            For each model its evaluations, of the same benchmarks in the same order.
-
-    Returns:
-        `list[Difference]`
-    """
+    """Compare each pair of models on the rows that both scored; each has evaluations of the same benchmarks in the same order."""
     found = []
     for first, second in combinations(results, 2):
         for ours, theirs in zip(results[first], results[second], strict=True):
@@ -265,10 +253,9 @@ class CritiqueResult:
             For each row the score with the model's own critiques, the first of which is compared.
         quality ([`CritiqueQuality`]):
             The figures.
-        dropped, shortened (`int`):
-            Rows left out because they do not fit the model's context, and rows with a shortened prompt.
-        without_loss (`int`):
-            Rows without a loss, because they do not fit the context with their reference critique.
+        dropped, shortened, without_loss (`int`):
+            Rows that do not fit the model's context: left out, with a shortened prompt, or without a loss because they do not fit
+            with their reference critique.
     """
 
     name: str

@@ -65,20 +65,7 @@ class BenchmarkRow:
 
 
 def read_sources(names: Sequence[str], split: str, config: str | None = None) -> Iterator[tuple[str, int, Any]]:
-    """
-    Read files or Hub datasets in turn.
-
-    Args:
-        names (`Sequence[str]`):
-            Anything that [`load_rows`] takes. A file is read to its end.
-        split (`str`):
-            Split of the sources that have splits.
-        config (`str`, *optional*):
-            Configuration of a Hub dataset.
-
-    Yields:
-        `tuple`: The source, the index of the row in it, and the row.
-    """
+    """Read files or Hub datasets in turn: yield the source, the index of the row in it, and the row. A file is read to its end."""
     if not names:
         raise ValueError("Name at least one file or dataset to read.")
     for name in names:
@@ -100,18 +87,12 @@ def make_row(
     Make a [`BenchmarkRow`] from checked values.
 
     Args:
-        source (`str`):
-            File or dataset of the row, for error messages.
-        index (`int`):
-            Index of the row in it.
-        row (`dict[str, Any]`):
-            The row. Its `id` defaults to its index.
+        source, index, row:
+            File or dataset, the index of the row in it, and the row. Its `id` defaults to the index.
         subset (`str`):
             Its subset.
-        chosen (`str` or `list[str]`):
-            The right response or responses.
-        rejected (`str` or `list[str]`):
-            The wrong ones.
+        chosen, rejected (`str` or `list[str]`):
+            The right and the wrong responses, one or several each.
         prompt (`Any`, *optional*):
             Defaults to the `prompt` of the row with its `tools`.
         **details:
@@ -134,13 +115,7 @@ def make_row(
 
 def make_pair(title: str, source: str, index: int, row: dict[str, Any], subset: str | None = None) -> BenchmarkRow:
     """
-    Make a [`BenchmarkRow`] from the columns `prompt`, `chosen`, `rejected` and, unless it is given, `subset`.
-
-    Args:
-        title (`str`):
-            The benchmark, for error messages.
-        source, index, row, subset:
-            See [`make_row`].
+    [`make_row`] from the columns `prompt`, `chosen`, `rejected` and, unless it is given, `subset`; `title` names the benchmark.
 
     Raises:
         `ValueError`: Naming the source, and the column or the row and the field.
@@ -167,12 +142,7 @@ def text_of(source: str, index: int, row: dict[str, Any], column: str) -> str:
 
 
 def check_unique(rows: Sequence[BenchmarkRow]) -> list[BenchmarkRow]:
-    """
-    Check that there are rows and that their ids are unique.
-
-    Raises:
-        `ValueError`: Naming the first id that occurs twice.
-    """
+    """Check that there are rows and that no id occurs twice. Raises `ValueError` naming the id."""
     rows, seen = list(rows), {}
     if not rows:
         raise ValueError("There are no rows to score.")
@@ -187,12 +157,7 @@ def check_unique(rows: Sequence[BenchmarkRow]) -> list[BenchmarkRow]:
 
 
 def check_pairs(rows: Sequence[BenchmarkRow]) -> list[BenchmarkRow]:
-    """
-    [`check_unique`]; also check that each row has one right and one wrong response.
-
-    Raises:
-        `ValueError`: Naming the first row that has more.
-    """
+    """[`check_unique`], and check that each row has one right and one wrong response. Raises `ValueError` naming the row."""
     rows = check_unique(rows)
     for row in rows:
         if len(row.responses) != 2:
@@ -204,16 +169,7 @@ def check_pairs(rows: Sequence[BenchmarkRow]) -> list[BenchmarkRow]:
 
 def split_rewards(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> list[RowRewards]:
     """
-    Check rewards and split them into those of right and of wrong responses.
-
-    Args:
-        rows (`Sequence[BenchmarkRow]`):
-            The rows.
-        rewards (`Sequence[Sequence[float]]`):
-            For each row one reward per response, in their order.
-
-    Returns:
-        `list[tuple[list[float], list[float]]]`
+    Check the rewards of each row's responses, and split them into those of right and of wrong responses.
 
     Raises:
         `ValueError`: If a reward is missing, not a number or infinite; the message names the row.

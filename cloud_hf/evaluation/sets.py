@@ -29,19 +29,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 @dataclass(frozen=True)
 class Sets:
-    """
-    All sets of a run.
-
-    Args:
-        benchmarks (`list[LoadedBenchmark]`):
-            Benchmarks.
-        pairs (`dict[str, Dataset]`):
-            Preference sets by name.
-        problems (`dict[str, Dataset]`):
-            Best-of-N sets by name.
-        critiques (`dict[str, list[CritiqueRow]]`):
-            Sets with reference critiques by name.
-    """
+    """All sets of a run; all but the benchmarks by name."""
 
     benchmarks: list[LoadedBenchmark]
     pairs: dict[str, Dataset]
@@ -159,13 +147,11 @@ def score_sets(
         fitted (`Mapping[Key, FittedRows]`):
             The rows of each set.
         titles (`Mapping[Key, str]`):
-            Names of the sets in error messages.
+            Names of the sets in error messages, where a response is called `one`.
         by_length (`bool`):
             Whether the backend sorts its batches by length; see [`JournaledScorer.score`].
         options (`dict[str, Any]`):
             Options of [`Scorer`].
-        one (`str`, *optional*, defaults to `"response"`):
-            Name of a response in error messages.
 
     Returns:
         `dict[Key, list[list[Score]]]`: For each set the scores of its rows' responses.

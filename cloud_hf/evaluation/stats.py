@@ -152,18 +152,7 @@ def mean_estimate(values: Sequence[float]) -> Estimate:
 
 
 def weighted_mean(strata: Mapping[str, Sequence[float]], weights: Mapping[str, float]) -> Estimate:
-    """
-    Weighted mean of the means of strata.
-
-    Args:
-        strata (`Mapping[str, Sequence[float]]`):
-            Outcomes of the rows of each stratum.
-        weights (`Mapping[str, float]`):
-            Weight of each stratum. The mean is undefined if one of them has no rows.
-
-    Returns:
-        [`Estimate`]: NaN if a stratum that `weights` names has no rows.
-    """
+    """Return the weighted mean of the means of strata: NaN if a stratum that `weights` names has no rows."""
     if not weights or any(not strata.get(name) for name in weights):
         return Estimate(math.nan, sum(len(strata.get(name, ())) for name in weights))
     samples = [np.asarray(strata[name], dtype=float) for name in weights]
@@ -262,13 +251,11 @@ def collect_scores(
     **scores: Any,
 ) -> BenchmarkScores:
     """
-    Count what every benchmark reports in addition to its figures.
+    Make [`BenchmarkScores`], and count what every benchmark reports in addition to its figures.
 
     Args:
-        rows (`Sequence[BenchmarkRow]`):
-            The rows.
-        rewards (`Sequence[RowRewards]`):
-            From [`~rows.split_rewards`].
+        rows, rewards:
+            The rows, and their rewards from [`~rows.split_rewards`].
         outcomes (`Mapping[str, Sequence[float]]`):
             By subset the outcomes of its rows, from 0 (wrong) to 1 (right).
         parts (`Iterable[str]`):
@@ -277,9 +264,6 @@ def collect_scores(
             Subsets that belong to the benchmark but may be absent.
         **scores:
             The other fields of [`BenchmarkScores`].
-
-    Returns:
-        [`BenchmarkScores`]
     """
     parts, present = tuple(parts), {row.subset for row in rows}
     return BenchmarkScores(

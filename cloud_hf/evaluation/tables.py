@@ -82,19 +82,7 @@ def show_estimate(estimate: Estimate | None, form: Form = PERCENT, with_n: bool 
 
 @dataclass(frozen=True)
 class Table:
-    """
-    A table of a report.
-
-    Args:
-        columns (`Sequence[str]`):
-            Heads of the columns.
-        rows (`Sequence[Sequence[Any]]`):
-            The cells of each row.
-        title (`str`, *optional*):
-            Text above the table.
-        note (`str`, *optional*):
-            Text below it.
-    """
+    """A table of a report: heads of the columns, the cells of each row, and texts above (`title`) and below (`note`)."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]

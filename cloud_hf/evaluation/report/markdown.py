@@ -11,21 +11,8 @@ from ..tables import Table
 @dataclass(frozen=True)
 class Section:
     """
-    A section of a report.
-
-    Args:
-        title (`str`, *optional*):
-            Its heading; none by default.
-        text (`str`, *optional*):
-            Paragraphs below the heading.
-        tables (`Sequence[Table]`, *optional*):
-            Tables below the text.
-        notes (`Sequence[str]`, *optional*):
-            Caveats, as a list below the tables.
-        pictures (`Mapping[str, str]`, *optional*):
-            By file name the descriptions of the pictures at the end.
-        level (`int`, *optional*, defaults to `2`):
-            Level of the heading.
+    A section of a report: a heading of some level (or none), paragraphs, tables, notes as a list, and pictures by file name with
+    their descriptions.
     """
 
     title: str = ""
