@@ -11,10 +11,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
-from peft import PeftConfig, PeftModel, PeftType, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import (
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from peft.utils.save_and_load import load_peft_weights
-from transformers.integrations import is_deepspeed_zero3_enabled
-from transformers.utils import cached_file
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.utils.hub import cached_file
 
 from .configuration_cloud import CLoudConfig, read_config
 from .model_identity import hash_of_weights
@@ -67,14 +74,14 @@ def load_adapter_base(
         base_config = read_config(base, **options)
         _check_architecture(name, config, base, base_config.text_config if is_cloud else base_config)
     if "quantization_config" not in base_dict and hasattr(config, "quantization_config"):
-        del config.quantization_config  # the base was quantised during training only
+        delattr(config, "quantization_config")  # the base was quantised during training only
     load = model_class.from_pretrained if is_cloud else model_class.from_language_model
     # The adapter's folder holds its model's config, including the architecture
     return load(base, config=config, **kwargs)
 
 
 def attach_adapter(
-    model: "CLoudForRewardModeling", name: str, peft_config: PeftConfig | None = None, trainable=False, **hub_kwargs
+    model: "CLoudForRewardModeling", name: str, peft_config: LoraConfig | None = None, trainable=False, **hub_kwargs
 ) -> PeftModel:
     """
     Attach an adapter to the model it was trained on. An adapter of a language model is attached to the language model inside
@@ -85,7 +92,7 @@ def attach_adapter(
             The base.
         name (`str`):
             Hub id or folder of the adapter.
-        peft_config (`PeftConfig`, *optional*):
+        peft_config (`LoraConfig`, *optional*):
             Replaces the adapter's own. Modules that only its `modules_to_save` names keep the base's weights.
         trainable (`bool`, *optional*, defaults to `False`):
             Whether to continue training.
@@ -94,8 +101,9 @@ def attach_adapter(
         `ValueError`: If names or shapes of the weights do not fit the model.
     """
     own_config = PeftConfig.from_pretrained(name, **hub_kwargs)
-    if own_config.peft_type != PeftType.LORA:
-        raise ValueError(f"{name} is a {own_config.peft_type.value} adapter; LoRA adapters can be used.")
+    if not isinstance(own_config, LoraConfig):
+        kind = getattr(own_config.peft_type, "value", own_config.peft_type)
+        raise ValueError(f"{name} is a {kind} adapter; LoRA adapters can be used.")
     peft_config = peft_config or own_config
     weights = load_peft_weights(name, device="cpu", **hub_kwargs)
     if not isinstance(read_model_config(name, **hub_kwargs), CLoudConfig):
@@ -174,7 +182,7 @@ def adapter_base(name: str, base: str | None = None, **hub_kwargs) -> tuple[str,
     return recorded, revision
 
 
-def read_model_config(name: str, base: str | None = None, **kwargs):
+def read_model_config(name: str, base: str | None = None, **kwargs) -> Any:
     """
     Read the config of a model. For an adapter, read the reward model's config in its folder if there is one, and otherwise
     the config of its base (of `base`, if given).

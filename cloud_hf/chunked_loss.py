@@ -1,4 +1,4 @@
-"""Cross-entropy of many positions without all their logits, and without a copy of the LM head's gradient per piece.
+"""Cross-entropy in pieces, without all logits or a copy of the LM head's gradient per piece in memory.
 
 Shape suffixes: P positions, H hidden, V vocabulary.
 """
@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 class ChunkedCrossEntropy(torch.autograd.Function):
     """
-    The loss at each position from an LM head that is one matrix, in pieces whose logits are computed again in the backward
-    pass. Autograd alone would add up the gradients of the matrix from all pieces with two of them in memory; here each
-    piece adds to the one that is returned.
+    Compute the loss at each position from an LM head that is a single matrix, in pieces whose logits the backward pass
+    computes again. Plain checkpointing would hold two gradients of the matrix in memory while autograd adds them up; here
+    each piece adds to the one that is returned.
     """
 
     @staticmethod
@@ -35,9 +35,9 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             labels_P (`torch.Tensor` of shape `(P,)`):
                 Labels.
             chunks (`int`):
-                Number of pieces.
+                Number of pieces, whose logits are in memory one at a time.
             loss_from_logits (`Callable`):
-                Loss of shape `(p,)` from logits `(p, V)` and labels `(p,)` of a piece.
+                Computes the loss of a piece, shape `(p,)`, from its logits `(p, V)` and labels `(p,)`.
 
         Returns:
             `torch.Tensor` of shape `(P,)`.
@@ -56,7 +56,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_P: torch.Tensor):
-        """Gradients of the hidden states, and of the LM head unless it is frozen."""
+        """Compute the gradients of the hidden states, and of the LM head unless it is frozen."""
         hidden_PH, weight_VH, labels_P = ctx.saved_tensors
         grad_hidden_PH = torch.empty_like(hidden_PH)
         grad_weight_VH = torch.zeros_like(weight_VH) if ctx.needs_input_grad[1] else None
@@ -73,5 +73,5 @@ class ChunkedCrossEntropy(torch.autograd.Function):
                 if grad_logits.dtype == hidden.dtype == weight_VH.dtype:
                     grad_weight_VH.addmm_(grad_logits.T, hidden)
                 else:
-                    grad_weight_VH += grad_logits.T @ hidden  # autocast
+                    grad_weight_VH += grad_logits.T @ hidden  # under autocast, dtypes differ
         return grad_hidden_PH, grad_weight_VH, None, None, None

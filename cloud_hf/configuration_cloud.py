@@ -1,27 +1,27 @@
-"""Configuration of a CLoud model: a language model's config, the critique's wording, the reward scale."""
+"""Configuration of a CLoud model: the language model's config, the critique's wording, the reward scale."""
 
 import logging
 import math
+from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
+from transformers import AutoConfig, GenerationConfig
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.generation import GenerationConfig
 
 from .published import HUB_KWARGS, is_published, native_config, unknown_keys
 
 
 logger = logging.getLogger(__name__)
 
-# The sentence the published CLoud checkpoints were trained with: models and data are interchangeable only if it is kept.
+# The sentence of the published CLoud checkpoints. Changing it would make models and data incompatible with them
 DEFAULT_CRITIQUE_PROMPT = (
     "The following is a break down on the correctness and usefulness of the assistant's response to my question:"
 )
 
-# The spellings of a conversation: ours, and that of the published checkpoints
+# Formats of a conversation: ours, and the published checkpoints'
 FORMATS = ("cloud", "reference")
 
-# What transformers itself writes into or hands to a composite config, beside the fields of its base class.
+# Keys that transformers writes into a composite config, in addition to the fields of its base class
 _LIBRARY_KEYS = {
     "attn_implementation",
     "auto_map",
@@ -50,34 +50,34 @@ class CLoudConfig(PreTrainedConfig):
         text_config (`PreTrainedConfig` or `dict`, *optional*):
             Config of the causal language model. A `dict` needs its `model_type`. Defaults to a Llama config.
         critique (`bool`, *optional*, defaults to `True`):
-            `True`: the model writes a critique and the reward is read at its end (arXiv 2408.11791, section 2).
-            `False`: the classic reward model, whose reward is read at the end of the response.
+            `True` for a model that writes a critique, at whose end the reward is read (arXiv 2408.11791, section 2).
+            `False` for a classic reward model, whose reward is read at the end of the response.
         critique_prompt (`str`, *optional*):
-            Text that opens the critique turn. It ends without white space; one space joins the critique to it. Defaults
-            to the sentence of the published checkpoints. (With `format="reference"` it is used as it is.)
+            Text that opens the critique turn. Trailing white space is removed; one space joins the critique to it.
+            Defaults to the published checkpoints' sentence. (With `format="reference"` it is used unchanged.)
         critique_role (`str`, *optional*, defaults to `"user"`):
-            Role of the turn that holds the critique, `"user"` or `"assistant"`. The latter is for chat templates that
-            close only assistant turns.
+            Role of the critique turn, `"user"` or `"assistant"`. The latter is for chat templates that close only
+            assistant turns.
         format (`str`, *optional*, defaults to `"cloud"`):
-            `"cloud"`: the same ids in training and in scoring. `"reference"`: the spelling and decoding of the authors'
-            published checkpoints, see [`ReferenceFormat`].
+            `"cloud"`, with the same ids in training and in scoring, or `"reference"`, the format of the authors' published
+            checkpoints, see [`ReferenceFormat`].
         keep_thinking (`bool`, *optional*, defaults to `False`):
-            Whether reasoning blocks (`<think>…</think>`) of the judged conversation are shown to the reward model where
-            its chat template would drop them.
+            Whether to keep reasoning blocks (`<think>…</think>`) of the judged conversation that the chat template would
+            drop.
         chat_template_kwargs (`dict[str, Any]`, *optional*):
-            Variables for the chat template, such as `{"date_string": "26 Jul 2024"}`. [`CLoudForRewardModeling.from_base`]
-            pins the date of templates that would write today's.
+            Variables for the chat template, such as `{"date_string": "26 Jul 2024"}`.
+            [`CLoudForRewardModeling.from_base`] sets the date for templates that would write today's.
         critique_end_token_id (`int`, *optional*):
-            Id of the end-of-turn token at which the reward is read. Set by [`CLoudForRewardModeling.from_base`].
+            Id of the end-of-turn token at which the reward is read. [`CLoudForRewardModeling.from_base`] sets it.
         reward_token_id (`int`, *optional*):
-            A vocabulary id that never occurs in text, for engines that need to tell the critique's end from other
-            ends of turn. `None` where the vocabulary has no spare id.
+            A vocabulary id that never occurs in text, by which vLLM tells the critique's end from other ends of turn.
+            `None` if the vocabulary has no spare id.
         reward_mean (`float`, *optional*, defaults to `0.0`):
             Subtracted from the head's output.
         reward_std (`float`, *optional*, defaults to `1.0`):
-            The centred output is divided by it.
+            Divides the centred output.
         base_model_name_or_path (`str`, *optional*):
-            The language model a published checkpoint names as its base; a record.
+            Base that a published checkpoint names. For the record only.
 
     Raises:
         `ValueError`: If a key is unknown or a value is not usable; the message names the key.
@@ -93,7 +93,7 @@ class CLoudConfig(PreTrainedConfig):
     """
 
     model_type = "cloud"
-    sub_configs = {"text_config": AutoConfig}
+    sub_configs = {"text_config": AutoConfig}  # pyright: ignore[reportAssignmentType]  # as transformers' own do
 
     text_config: Any = None
     critique: bool = True
@@ -125,23 +125,23 @@ class CLoudConfig(PreTrainedConfig):
             raise ValueError(
                 f"CLoudConfig: `num_labels` is {kwargs['num_labels']}, but a reward is one number: use 1."
             )
-        # transformers ties weights by the outermost config, and the language model's embeddings are the ones to tie
+        # transformers reads this from the outermost config, but it is the language model's embeddings that are tied
         kwargs["tie_word_embeddings"] = self.text_config.tie_word_embeddings
         super().__post_init__(**kwargs)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> "CLoudConfig":
         r"""
-        Read a config, native or that of a published checkpoint (recognised by its `feedback_method` and its missing
-        `text_config`), which becomes one with `format="reference"`.
+        Read a config. A published checkpoint's (it has a `feedback_method` and no `text_config`) becomes a config with
+        `format="reference"`.
 
         Args:
             pretrained_model_name_or_path (`str`):
                 Hub id or folder.
             text_config (`PreTrainedConfig` or `dict`, *optional*):
-                Of a published checkpoint: the language model's architecture, where the base cannot be reached.
+                For a published checkpoint: architecture of the language model, if the base cannot be reached.
             base_model_name_or_path (`str`, *optional*):
-                Of a published checkpoint: instead of the base that it names.
+                For a published checkpoint: replaces the base that it names.
             **kwargs:
                 As in transformers.
 
@@ -154,11 +154,11 @@ class CLoudConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> "CLoudConfig":
-        """As in transformers; the dictionary may be that of a published checkpoint, see `from_pretrained`."""
+        """Make a config from a dictionary, native or published; see [`CLoudConfig.from_pretrained`]."""
         hub_kwargs = kwargs.pop("hub_kwargs", {})
         if is_published(config_dict):
             if unknown := unknown_keys(config_dict):
-                logger.warning("Keys of the published config that are not used: %s.", ", ".join(unknown))
+                logger.warning("Unused keys of the published config: %s.", ", ".join(unknown))
             text_config, base = kwargs.pop("text_config", None), kwargs.pop("base_model_name_or_path", None)
             config_dict = native_config(config_dict, text_config, base, hub_kwargs)
         elif "text_config" not in config_dict and config_dict.get("model_type", "cloud") == "cloud":
@@ -182,8 +182,8 @@ class CLoudConfig(PreTrainedConfig):
         if self.format not in FORMATS:
             raise ValueError(f"CLoudConfig: `format` is {self.format!r}; use {' or '.join(map(repr, FORMATS))}.")
         if self.format == "reference" and (self.critique_role != "user" or self.keep_thinking):
-            raise ValueError("CLoudConfig: `format` 'reference' knows neither `critique_role` nor `keep_thinking`.")
-        if self.critique and not self.critique_prompt.strip():
+            raise ValueError("CLoudConfig: `format` 'reference' supports neither `critique_role` nor `keep_thinking`.")
+        if self.critique and not (self.critique_prompt or "").strip():
             raise ValueError("CLoudConfig: `critique_prompt` is empty; the critique turn needs words to open it.")
         if not 0 < self.reward_std < math.inf:
             raise ValueError(f"CLoudConfig: `reward_std` is {self.reward_std}; it must be above 0.")
@@ -196,14 +196,14 @@ _NEITHER_LAYOUT = (
 
 
 def spell_critique_prompt(critique_prompt: str | None, format: str) -> str:
-    """The critique prompt as a format uses it: the default, or with its trailing white space where that is kept."""
+    """Return the critique prompt in a format's spelling, by default the published sentence. Only `"reference"` keeps trailing white space."""
     if format == "reference":
         return f"{DEFAULT_CRITIQUE_PROMPT} " if critique_prompt is None else critique_prompt
     return DEFAULT_CRITIQUE_PROMPT if critique_prompt is None else critique_prompt.rstrip()
 
 
-def read_config(name: str, **kwargs):
-    """The config of any model by name: [`~transformers.AutoConfig`] does not know the published layout."""
+def read_config(name: str | Path, **kwargs) -> Any:
+    """Read any model's config, in the published layout too, which [`~transformers.AutoConfig`] cannot."""
     config_dict, _ = PreTrainedConfig.get_config_dict(name, **kwargs)
     if "model_type" not in config_dict and not is_published(config_dict):
         raise ValueError(f"{name}: {_NEITHER_LAYOUT}")

@@ -1,4 +1,4 @@
-"""A prompt as users give it -> checked chat messages whose contents are text."""
+"""Check prompts and bring them to one form: chat messages whose contents are text."""
 
 import re
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Conversation:
-    """A validated prompt and response, text parts only."""
+    """Validated chat messages with text contents, and tools."""
 
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None = None
@@ -16,16 +16,16 @@ class Conversation:
 
 def read_prompt(prompt, allow_empty: bool = False) -> Conversation:
     """
-    Check a prompt and bring it to messages whose contents are text.
+    Check a prompt and convert it to messages with text contents.
 
     Args:
         prompt (`str` or `list[dict]` or `dict`):
             A user message, a list of chat messages, or `{"messages": [...], "tools": [...]}`.
         allow_empty (`bool`, *optional*, defaults to `False`):
-            Whether the user may have said nothing.
+            Whether a user message may be empty.
 
     Raises:
-        `ValueError`: If it is not usable; the message says why.
+        `ValueError`: If the prompt is not usable; the message says why.
     """
     tools = None
     if isinstance(prompt, dict):
@@ -51,7 +51,7 @@ def _message(message, index: int, allow_empty: bool) -> dict[str, Any]:
     role = message.get("role") if isinstance(message, dict) else None
     if not isinstance(role, str) or not re.fullmatch(r"\w+", role):
         raise ValueError(f"`prompt` message {index} is {message!r:.60}; give a dict with `role` and `content`.")
-    # Arrow tables fill the keys a message does not have with None
+    # Arrow tables fill missing keys with None
     message = {key: value for key, value in message.items() if value is not None}
     content = message.get("content")
     if isinstance(content, list):
@@ -74,9 +74,9 @@ def _part_text(part, index: int) -> str:
 
 
 def change_texts(conversation: Conversation, change: Callable[[str], str]) -> Conversation:
-    """Apply `change` to every text in the messages and tools, names of arguments included; roles are not text."""
+    """Apply `change` to every text in messages and tools, including argument names, but not to roles."""
 
-    def visit(value):
+    def visit(value) -> Any:
         if isinstance(value, str):
             return change(value)
         if isinstance(value, dict):

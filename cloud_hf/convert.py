@@ -3,11 +3,11 @@ Convert a reward model between the authors' published layout and the native one,
 
 python -m cloud_hf.convert ankner/Llama3-8B-CLoud-RM llama3-8b-cloud
 
-The native folder describes its language model itself and loads with `AutoModel.from_pretrained`. `--dry_run` checks
-everything, of a Hub id without downloading the weights, and says what would be written. Given a native folder that was
-converted before, it writes the published layout.
+The native folder holds its language model's architecture and loads with `AutoModel.from_pretrained`. `--dry_run` checks
+everything (of a Hub id without downloading the weights) and prints what would be written. A native folder that was converted
+before is converted back to the published layout.
 
-No more than one shard of safetensors is in memory at a time.
+At most one shard of safetensors is in memory at a time.
 """
 
 import argparse
@@ -26,14 +26,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
-from transformers.utils import (
-    SAFE_WEIGHTS_INDEX_NAME,
-    SAFE_WEIGHTS_NAME,
-    WEIGHTS_INDEX_NAME,
-    WEIGHTS_NAME,
-    cached_file,
-)
-from transformers.utils.hub import get_checkpoint_shard_files
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
+from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 from .cards import METHOD, hub_id, kind_of, usage
 from .cli import run
@@ -43,7 +37,7 @@ from .modeling_cloud import CLoudForRewardModeling, unused_token_id
 from .published import FEEDBACK_METHODS, find_weights, is_published, native_key, published_key, read_shapes
 
 
-# Copied as they are: saved anew by another version of transformers, they could not be read by older ones
+# Copied unchanged: if this version of transformers saved them again, older versions could not read them
 _TOKENIZER_FILES = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.*",
 )  # fmt: skip
@@ -51,7 +45,7 @@ _TOKENIZER_FILES = (
 
 @dataclass(frozen=True)
 class Shard:
-    """A file of weights: where it is (`None`: on the Hub), its name in the new folder, its tensors' shapes, its size."""
+    """A file of weights: its path (`None` on the Hub), its name in the new folder, its tensors' shapes, its size."""
 
     path: Path | None
     new_name: str
@@ -59,7 +53,8 @@ class Shard:
     num_bytes: int
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The weights, mapped from disk."""
+        """Map the weights from disk."""
+        assert self.path is not None, "planned without download"
         if self.path.suffix == ".safetensors":
             with safe_open(self.path, "pt") as file:
                 return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
@@ -68,7 +63,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Conversion:
-    """What a conversion is about to do; `to` is `"native"` or `"published"`."""
+    """A checked plan of a conversion; `to` is `"native"` or `"published"`."""
 
     source: str
     to: str
@@ -91,7 +86,7 @@ class Conversion:
 
     @property
     def num_bytes(self) -> int:
-        """Size of all weights."""
+        """Size of all weights in bytes."""
         return sum(shard.num_bytes for shard in self.shards)
 
 
@@ -106,27 +101,27 @@ def plan(
     download: bool = True,
 ) -> Conversion:
     """
-    Read and check all that a conversion needs, but no weights.
+    Read and check everything that a conversion needs, except the weights themselves.
 
     Args:
         source (`str`):
-            Hub id or folder of a published checkpoint, or of a native one that came from one.
+            Hub id or folder of a published checkpoint, or of a native one that was converted before.
         base_model_name_or_path (`str`, *optional*):
-            Language model whose config gives the architecture, instead of the one the checkpoint names; to the
-            published layout, the name that is written.
+            Language model to read the architecture from, instead of the one that the checkpoint names. For a conversion to
+            the published layout, the name to write.
         text_config (`str`, *optional*):
             File or folder with that config.
         tokenizer (`str`, *optional*):
-            Hub id or folder of the tokenizer, where the checkpoint has none.
+            Hub id or folder of the tokenizer, if the checkpoint has none.
         revision (`str`, *optional*):
             Branch, tag or commit of `source` on the Hub.
         from_pickle (`bool`, *optional*, defaults to `False`):
-            Read pickled weights (`weights_only`).
+            Read pickled weights (tensors only).
         download (`bool`, *optional*, defaults to `True`):
-            `False` reads only the headers of weights on the Hub.
+            `False` to read only the headers of weights on the Hub.
 
     Raises:
-        `ValueError`: If the checkpoint is incomplete or does not fit, saying what to do.
+        `ValueError`: If the checkpoint is incomplete or does not fit its architecture; the message gives the cure.
     """
     published = is_published(CLoudConfig.get_config_dict(source, revision=revision)[0])
     options = {}
@@ -141,7 +136,7 @@ def plan(
     loaded_tokenizer = _load_tokenizer(tokenizer or source, folder, config)
     shards = _find_shards(source, revision, from_pickle, download)
     if len({shard.new_name for shard in shards}) < len(shards):
-        raise ValueError(f"{source} has shards of one name in several folders; give each a name of its own.")
+        raise ValueError(f"{source} has shards with the same name in several folders; rename them.")
     shapes = {key: shape for shard in shards for key, shape in shard.shapes.items()}
     CLoudForRewardModeling.check_checkpoint(source, config, shapes)
     if published:
@@ -153,7 +148,7 @@ def plan(
 
 def write(conversion: Conversion, destination: str | Path):
     """
-    Convert. The config comes last: a folder without it is one that was not finished.
+    Convert. The config is written last: a folder without it holds an unfinished conversion.
 
     Raises:
         `ValueError`: Before anything is written, if the folder is not empty or the disk has no room.
@@ -203,7 +198,7 @@ def _find_shards(source: str, revision: str | None, from_pickle: bool, download:
             for name, file in metadata.files_metadata.items()
         ]
     if not from_pickle:
-        # A header is some kilobytes
+        # Reading headers is cheap: each is a few kilobytes
         return [
             Shard(path, path.name, read_shapes([path]), path.stat().st_size)
             for path in find_weights(source, revision=revision)
@@ -221,7 +216,7 @@ def _find_pickles(source: str, revision: str | None) -> Iterator[Path]:
     options = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
     index = cached_file(source, WEIGHTS_INDEX_NAME, **options)
     if index is not None:
-        yield from map(Path, get_checkpoint_shard_files(source, index, revision=revision)[0])
+        yield from map(Path, get_checkpoint_shard_files(source, index, revision=revision)[0] or ())
         return
     single = cached_file(source, WEIGHTS_NAME, **options)
     if single is None:
@@ -230,11 +225,11 @@ def _find_pickles(source: str, revision: str | None) -> Iterator[Path]:
 
 
 def _load_pickle(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors only: with `weights_only`, torch refuses a pickle that would run code. Tied weights come once."""
+    """Load tensors; `weights_only` makes torch refuse a pickle that would run code. Tied weights are returned once."""
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        raise ValueError(f"{path} is damaged or holds more than tensors, and is not loaded.") from error
+        raise ValueError(f"{path} is damaged or holds more than tensors; it is not loaded.") from error
     names: dict[int, str] = {}
     for key, tensor in tensors.items():
         names.setdefault(tensor.data_ptr(), key)
@@ -264,10 +259,10 @@ def _load_tokenizer(name: str, folder: Path, config: CLoudConfig) -> PreTrainedT
 
 
 def _check_publishable(source: str, config: CLoudConfig):
-    """The published layout can say little, and whoever reads it scores with the reference's spelling."""
+    """Refuse models that the published layout cannot describe: its readers score in the reference format."""
     if config.format != "reference":
         raise ValueError(
-            f"{source} has `format` {config.format!r}. Read from the published layout it would be scored in a spelling it "
+            f"{source} has `format` {config.format!r}. Loaded from the published layout it would be scored in a format it "
             "was not trained with: only models with `format` 'reference' can be converted to it."
         )
     told = {
@@ -283,12 +278,12 @@ def _check_publishable(source: str, config: CLoudConfig):
 
 
 def check_empty(folder: Path):
-    """Raise `ValueError` unless the folder can be made or is empty."""
+    """Raise `ValueError` unless the folder is empty or does not exist yet."""
     if not folder.exists() and not folder.is_symlink():
         return
     if not folder.is_dir() or any(folder.iterdir()):
         is_partial = any(folder.glob("*.safetensors")) and not (folder / "config.json").exists()
-        what = "holds a conversion that was not finished; remove it" if is_partial else "is not an empty folder"
+        what = "holds an unfinished conversion; remove it" if is_partial else "is not an empty folder"
         raise ValueError(f"{folder} {what}, or name another.")
 
 
@@ -321,8 +316,8 @@ def _card(conversion: Conversion, folder: Path) -> ModelCard:
     )
     body = (
         f"# {folder.name}\n\nA {kind_of(config.critique)}: `{Path(source).name}`, its weights unchanged, in a layout that "
-        f"loads with `AutoModel`. Its base is `{config.base_model_name_or_path}`; the licences of both hold.\n\n"
-        "It is scored in the spelling of the reference implementation (`format` is `reference`), with which it was "
+        f"loads with `AutoModel`. Its base is `{config.base_model_name_or_path}`; both licences apply.\n\n"
+        "It is scored in the format of the reference implementation (`format` is `reference`), with which it was "
         f"trained.\n\n## Use\n\n```python\n{usage(folder.name, config.critique)}\n```\n\n{METHOD}\n"
     )
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}")

@@ -14,7 +14,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, groupby
-from typing import Any
+from typing import Any, cast
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -251,7 +251,7 @@ class CritiqueFormat:
 
     def decode(self, critique_ids: list[int]) -> str:
         """Decode generated critique ids, without special tokens and outer white space."""
-        return self.tokenizer.decode(critique_ids, skip_special_tokens=True).strip()
+        return cast(str, self.tokenizer.decode(critique_ids, skip_special_tokens=True)).strip()
 
     def stop_ids(self, config: CLoudConfig) -> list[int]:
         """Return the ids that end a critique in addition to the end of turn: the language model's end-of-sequence ids."""
@@ -326,9 +326,10 @@ class CritiqueFormat:
 
     def _apply_template(self, conversation: Conversation) -> str:
         def render(tools) -> str:
-            return self.tokenizer.apply_chat_template(
+            text = self.tokenizer.apply_chat_template(
                 conversation.messages, tools=tools, tokenize=False, **self.chat_template_kwargs
             )
+            return cast(str, text)
 
         try:
             text = render(conversation.tools)
@@ -503,10 +504,12 @@ class CritiqueFormat:
             for token_id, token in self.tokenizer.added_tokens_decoder.items()
             if len(token.content.replace("▁", " ").strip()) > 1
         }
-        self._control_id_set = frozenset(added) - {self.tokenizer.unk_token_id}  # unknown characters may encode to it
+        self._control_id_set = frozenset(added) - {
+            cast(int, self.tokenizer.unk_token_id)
+        }  # unknown characters may encode to it
         strings = sorted({*added.values(), *(_THINK_TAGS if self.keep_thinking else ())}, key=len, reverse=True)
         self._control_pattern = re.compile("|".join(map(re.escape, strings)) or r"(?!)")
-        self._normalizer = self.tokenizer.backend_tokenizer.normalizer
+        self._normalizer = cast(Any, self.tokenizer).backend_tokenizer.normalizer
 
     def _find_end_of_turn(self):
         """Render a probe to find the token that closes the turn at whose end the reward is read."""
@@ -630,7 +633,7 @@ class ReferenceFormat(CritiqueFormat):
         """
         if len(encoded.input_ids) < max_length:
             return encoded
-        ids = (*encoded.input_ids[: max_length - 1], self.tokenizer.eos_token_id)
+        ids = (*encoded.input_ids[: max_length - 1], cast(int, self.tokenizer.eos_token_id))
         return EncodedCritique(ids, min(encoded.prefix_length, max_length), encoded.response_changed)
 
     def decode(self, critique_ids: list[int]) -> str:
@@ -639,8 +642,8 @@ class ReferenceFormat(CritiqueFormat):
 
     def stop_ids(self, config: CLoudConfig) -> list[int]:
         """Return the tokenizer's end of sequence, at which the reference ends a critique."""
-        eos = self.tokenizer.eos_token_id
-        return [] if eos in (None, self.end_token_id) else [eos]
+        eos = cast(int | None, self.tokenizer.eos_token_id)
+        return [] if eos is None or eos == self.end_token_id else [eos]
 
     def banned_ids(self, config: CLoudConfig) -> list[int]:
         """Return no ids: the reference bans nothing."""
@@ -654,7 +657,7 @@ class ReferenceFormat(CritiqueFormat):
         return text[: text.rindex(self.end_token)]
 
     def _decode_all(self, ids: list[int]) -> str:
-        text = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        text = cast(str, self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
         for spaced, clean in _SPACES_CLEANED_UP.items() if self._cleans_up else ():
             text = text.replace(spaced, clean)
         # Remove this module's two marks, should a model ever write one

@@ -1,8 +1,8 @@
-"""Critiques and rewards with transformers, in one pass over one KV cache.
+"""Write critiques and read rewards with transformers, in one pass over one KV cache.
 
-The critique is written by `generate`, and the reward is read in that same pass: when a row's end of turn is fed, a hook
-keeps the hidden state. There is no second prefill, and no text is tokenised again. (Where a format reads the reward from
-the critique's text, as [`ReferenceFormat`], that is a second pass: see `rereads_critiques`.)
+`generate` writes the critique, and when it feeds a row's end of turn, a hook keeps the hidden state from which the reward is
+read. There is no second prefill, and no text is tokenised again. (A format that reads the reward from the critique's text, as
+[`ReferenceFormat`] does, needs a second pass: see `rereads_critiques`.)
 """
 
 import copy
@@ -42,7 +42,7 @@ class Sample:
 
 
 def read_rewards(model, rows: list[EncodedCritique], batch_size: int, show_progress: bool) -> list[float]:
-    """Rewards of whole sequences, by one forward pass each."""
+    """Read the rewards of complete sequences, without generation."""
     rewards = [0.0] * len(rows)
     for batch in _batches([len(row.input_ids) for row in rows], batch_size, show_progress):
         inputs = _left_padded([rows[index].input_ids for index in batch], model.device)
@@ -53,8 +53,8 @@ def read_rewards(model, rows: list[EncodedCritique], batch_size: int, show_progr
 
 def _left_padded(sequences: list[tuple[int, ...]], device: torch.device) -> dict[str, torch.Tensor]:
     """
-    Pads are masked. They repeat the row's first token, so that a repetition penalty, which looks at ids, sees no token
-    there that the row does not hold.
+    Pad on the left, with a mask. Pads repeat the row's first token, because a repetition penalty looks at ids alone and
+    must not see an id that the row does not hold.
     """
     width = max(map(len, sequences))
     pads = [width - len(sequence) for sequence in sequences]
@@ -67,7 +67,7 @@ def _left_padded(sequences: list[tuple[int, ...]], device: torch.device) -> dict
 
 
 def _batches(lengths: list[int], batch_size: int, show_progress: bool):
-    """Indices in batches, longest first: the first batch shows whether memory suffices."""
+    """Yield batches of indices, longest first: if memory is too small, the first batch fails."""
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     with tqdm(total=len(order), desc="Scoring", unit="seq", disable=not show_progress, dynamic_ncols=True) as bar:
@@ -91,11 +91,11 @@ class CritiqueWriter:
     show_progress: bool
 
     def write(self, prefixes: list[EncodedPrefix], num_critiques: int, seed: int | None) -> list[list[Sample]]:
-        """`num_critiques` samples for each prefix."""
+        """Write `num_critiques` critiques for each prefix."""
         if seed is None:
             seed = int(torch.randint(2**31, ()))  # follows torch.manual_seed
         shares = num_critiques > 1 and can_share_prefill(self.model.language_model)
-        # As many prefixes at once as make whole batches of critiques
+        # Prefixes per prefill, such that their critiques fill complete batches
         at_once = self.batch_size // math.gcd(self.batch_size, num_critiques)
         samples: list[list[Sample]] = [[] for _ in prefixes]
         for rows in _batches([len(prefix.input_ids) for prefix in prefixes], at_once, self.show_progress):
@@ -112,7 +112,7 @@ class CritiqueWriter:
         return samples
 
     def _prefill(self, inputs: dict[str, torch.Tensor]) -> Cache:
-        """The cache of prefixes without their last token, from whose logits `generate` goes on."""
+        """Fill a cache with the prefixes but for their last token, which `generate` needs for its first logits."""
         cache = _new_cache(self.model.language_model)
         all_but_last = {name: tensor[:, :-1] for name, tensor in inputs.items()}
         self.model(**all_but_last, past_key_values=cache, use_cache=True)
@@ -121,12 +121,12 @@ class CritiqueWriter:
     def _write_batch(
         self, inputs: dict[str, torch.Tensor], places: list[int], seeds: list[int], cache: Cache | None
     ) -> list[Sample]:
-        """One critique for each place in `inputs`; `cache` is used up."""
+        """Write a critique for each place in `inputs`. The call changes `cache`."""
         if places != list(range(len(inputs["input_ids"]))):
             index = torch.tensor(places, device=self.model.device)
             inputs = {name: tensor[index] for name, tensor in inputs.items()}
             if cache is not None:
-                cache.reorder_cache(index)
+                cache.reorder_cache(index)  # pyright: ignore[reportArgumentType]  # a long tensor
         width = inputs["input_ids"].shape[1]
         end = self.critique_format.end_token_id
         stop_ids, banned_ids = (
@@ -137,7 +137,7 @@ class CritiqueWriter:
         processors = [_GumbelSampler(self.temperature, seeds, reader)] if self.temperature > 0 else []
         hook = self.model.trunk.register_forward_hook(reader.read, with_kwargs=True)
         try:
-            # The language model inside a reward model has a neutral generation config
+            # The inner language model's generation config is neutral; the base's sampling defaults would apply otherwise
             output_ids = self.model.language_model.generate(
                 **inputs,
                 **({} if cache is None else {"past_key_values": cache}),
@@ -166,35 +166,35 @@ class CritiqueWriter:
 
 def can_share_prefill(language_model: PreTrainedModel) -> bool:
     """
-    Whether `generate` can go on from a prefill made before, in other rows and more of them. Where a model keeps its state
-    elsewhere than in a [`~transformers.DynamicCache`], each critique has a prefill of its own.
+    Return whether `generate` can continue from an earlier prefill, with its rows repeated. If a model keeps its state
+    elsewhere than in a [`~transformers.DynamicCache`], each critique gets its own prefill.
     """
     if "past_key_values" not in inspect.signature(language_model.forward).parameters:
-        return False  # Mamba, RWKV and xLSTM name their state otherwise
-    if not language_model._supports_default_dynamic_cache():
-        return False  # MiniMax has a cache class of its own
+        return False  # Mamba, RWKV and xLSTM name their state differently
+    if not language_model._supports_default_dynamic_cache():  # pyright: ignore[reportCallIssue]  # a method
+        return False  # MiniMax has its own cache class
     if not language_model._is_stateful:
         return True
-    # Hybrid models put their recurrent states into the cache, RecurrentGemma into its modules
+    # Hybrid models keep their recurrent states in the cache, RecurrentGemma in its modules
     return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in _new_cache(language_model).layers)
 
 
 def _new_cache(language_model: PreTrainedModel) -> DynamicCache:
-    """The cache that `generate` would make."""
+    """Make the cache that `generate` would make."""
     return DynamicCache(config=language_model.config.get_text_config(decoder=True))
 
 
 def row_seed(seed: int, sample: int, prefix_ids: tuple[int, ...]) -> int:
-    """A seed that depends on the text judged, not on its place: batches, order and shards do not change a sample."""
+    """Derive a seed from the judged text, not its place, so that batches, order and shards do not change a sample."""
     digest = hashlib.blake2b(f"{seed}/{sample}/{prefix_ids}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big")
 
 
 class _RewardReader(StoppingCriteria):
     """
-    Keeps the hidden state at each row's end of turn; a row has ended once that was fed.
+    Keeps the hidden state at each row's end of turn, and ends a row after that token was fed.
 
-    It stays on the device: what is read on the host in every step would make the host wait for it.
+    The state stays on the device: reading it on the host would make the host wait in every step.
     """
 
     def __init__(self, end_token_id: int):
@@ -203,10 +203,10 @@ class _RewardReader(StoppingCriteria):
         self.ended_B: torch.Tensor | None = None
 
     def read(self, module, args, kwargs, output):
-        """Forward hook on the trunk: sees the tokens that are fed and their hidden states."""
+        """Forward hook on the trunk, called with the tokens that are fed and their hidden states."""
         fed_BT = kwargs["input_ids"] if "input_ids" in kwargs else args[0]  # GPT-2 passes it by position
         hidden_BH = output.last_hidden_state[:, -1]
-        if self.hidden_BH is None:  # the prefix
+        if self.hidden_BH is None or self.ended_B is None:  # the prefix
             self.hidden_BH = torch.zeros_like(hidden_BH)
             self.ended_B = torch.zeros(len(hidden_BH), dtype=torch.bool, device=hidden_BH.device)
             return
@@ -214,29 +214,34 @@ class _RewardReader(StoppingCriteria):
         self.hidden_BH = torch.where(ends_B[:, None], hidden_BH, self.hidden_BH)
         self.ended_B = self.ended_B | ends_B
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs) -> torch.BoolTensor:
-        return self.ended_B.to(input_ids.device)
+    def __call__(self, input_ids, scores, **kwargs):
+        return self.ended().to(input_ids.device)
+
+    def ended(self) -> torch.Tensor:
+        """Return which rows have ended. The prefix must have been fed."""
+        assert self.ended_B is not None
+        return self.ended_B
 
 
 class _GumbelSampler(LogitsProcessor):
-    """Adds each row's own Gumbel noise, so that the arg max is a sample of the softmax at this temperature."""
+    """Adds each row's own Gumbel noise, which makes the arg max a sample of the softmax at this temperature."""
 
     def __init__(self, temperature: float, seeds: list[int], reader: _RewardReader):
         self.temperature = temperature
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self.reader = reader
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        # Drawn on the CPU, row by row: the noise depends neither on the device nor on the batch
+    def __call__(self, input_ids, scores):
+        # Drawn on the CPU, row by row, so that the noise depends neither on the device nor on the batch
         exponential = torch.ones(scores.shape)
-        for row, (generator, ended) in enumerate(zip(self.generators, self.reader.ended_B.tolist(), strict=True)):
+        for row, (generator, ended) in enumerate(zip(self.generators, self.reader.ended().tolist(), strict=True)):
             if not ended:
                 exponential[row].exponential_(generator=generator)
         return scores / self.temperature - exponential.log().to(scores.device)
 
 
 class _EndOfCritique(LogitsProcessor):
-    """Lets any stop token close the critique with the end of turn, and closes it when the budget is spent."""
+    """Turns any stop token into the end of turn, and forces the end of turn when the budget is used up."""
 
     def __init__(
         self, end_token_id: int, stop_ids: list[int], banned_ids: list[int], last_width: int, reader: _RewardReader
@@ -248,14 +253,14 @@ class _EndOfCritique(LogitsProcessor):
         self.reader = reader
         self.cut_B: torch.Tensor | None = None
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+    def __call__(self, input_ids, scores):
         if self.stop_ids:
             best = scores[:, [self.end_token_id, *self.stop_ids]].amax(-1)
             scores[:, self.stop_ids] = -torch.inf
             scores[:, self.end_token_id] = best
         scores[:, self.banned_ids] = -torch.inf
         if input_ids.shape[1] == self.last_width:
-            self.cut_B = ~self.reader.ended_B.to(scores.device) & (scores.argmax(-1) != self.end_token_id)
+            self.cut_B = ~self.reader.ended().to(scores.device) & (scores.argmax(-1) != self.end_token_id)
             scores.fill_(-torch.inf)
             scores[:, self.end_token_id] = 0.0
         return scores

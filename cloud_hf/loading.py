@@ -52,7 +52,7 @@ def load_reward_model(name: str, **kwargs) -> tuple[CLoudForRewardModeling, PreT
     check_reward_model(name, read_model_config(name, **architecture, **hub_kwargs))
     if "device_map" not in kwargs and torch.cuda.is_available():
         kwargs["device_map"] = "cuda"
-    load = load_merged if is_adapter(name, **hub_kwargs) else CLoudForRewardModeling.from_pretrained
+    load: Any = load_merged if is_adapter(name, **hub_kwargs) else CLoudForRewardModeling.from_pretrained
     model = load(name, **kwargs)
     return model.eval(), AutoTokenizer.from_pretrained(tokenizer_source(name, **hub_kwargs), **hub_kwargs)
 

@@ -6,22 +6,27 @@ Shape suffixes: B batch, T tokens, H hidden, V vocabulary, P labelled positions,
 import inspect
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers import initialization as init
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.dynamic_module_utils import custom_object_save
-from transformers.generation import GenerationConfig, GenerationMixin
-from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.modeling_utils import set_zero3_state
-from transformers.utils import ModelOutput
-from transformers.utils.generic import is_flash_attention_requested
+from transformers.utils.generic import ModelOutput, is_flash_attention_requested
 
 from .chunked_loss import ChunkedCrossEntropy
 from .configuration_cloud import CLoudConfig, read_config
@@ -111,10 +116,11 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
     ```
     """
 
+    config: CLoudConfig
     config_class = CLoudConfig
     # A plain language-model folder loads into the wrapper under this name, with only the head missing
     base_model_prefix = "language_model"
-    _keep_in_fp32_modules_strict = ("reward_head",)
+    _keep_in_fp32_modules_strict = ["reward_head"]
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -197,17 +203,15 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         text_config = read_config(base, **hub_kwargs)
         if isinstance(text_config, CLoudConfig):
             raise ValueError(f"{base} is already a CLoud model; load it with `from_pretrained`.")
-        if tokenizer is None:
-            tokenizer = AutoTokenizer.from_pretrained(base, **hub_kwargs)
-        template_kwargs = pin_date(tokenizer, chat_template_kwargs)
+        tokenizer = cast(PreTrainedTokenizerBase, tokenizer or AutoTokenizer.from_pretrained(base, **hub_kwargs))
         config = CLoudConfig(
             text_config=text_config,
             critique=critique,
+            critique_prompt=critique_prompt,
             critique_role=critique_role,
             keep_thinking=keep_thinking,
-            chat_template_kwargs=template_kwargs,
+            chat_template_kwargs=pin_date(tokenizer, chat_template_kwargs),
             format=format,
-            **({} if critique_prompt is None else {"critique_prompt": critique_prompt}),
         )
         config.critique_end_token_id = CritiqueFormat.from_config(config, tokenizer).end_token_id
         config.reward_token_id = unused_token_id(tokenizer, text_config.vocab_size)
@@ -218,9 +222,10 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         """Load a language model's weights and a fresh head with a given config; [`from_base`] makes the config as well."""
         cls._keys_to_ignore_on_load_missing = [r"^reward_head\."]  # a fresh head is expected here, so no warning
         try:
-            model, loading = super().from_pretrained(base, config=config, output_loading_info=True, **kwargs)
+            loaded: Any = super().from_pretrained(base, config=config, output_loading_info=True, **kwargs)
         finally:
             cls._keys_to_ignore_on_load_missing = None
+        model, loading = loaded
         _refuse_missing(base, loading["missing_keys"])
         if not is_deepspeed_zero3_enabled():  # under ZeRO-3 the engine decides on data types
             model.reward_head.float()
@@ -228,7 +233,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         return model
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs) -> Any:
         r"""
         Load a reward model: a native one, a published checkpoint of the authors (with `format="reference"`), or an adapter.
         Unlike in transformers, missing weights are an error: rewards from a random head look like any others.
@@ -254,7 +259,8 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         published = name is not None and is_published(CLoudConfig.get_config_dict(name, **hub_kwargs)[0])
         if published:
             cls._prepare_published(name, kwargs, hub_kwargs)
-        model, loading = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
+        loaded: Any = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
+        model, loading = loaded
         if published:
             # Otherwise `save_pretrained` would write the published names next to a native config
             model._weight_conversions = [
@@ -307,19 +313,19 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
     # ------------------------------------------------------------------------------------------------------- forward
 
     @property
-    def trunk(self) -> nn.Module:
+    def trunk(self) -> PreTrainedModel:
         """The decoder without its LM head."""
-        return self.language_model.base_model
+        return cast(PreTrainedModel, self.language_model.base_model)
 
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        labels: torch.LongTensor | None = None,
-        reward_positions: torch.LongTensor | None = None,
-        segments: torch.LongTensor | None = None,
+        labels: torch.Tensor | None = None,
+        reward_positions: torch.Tensor | None = None,
+        segments: torch.Tensor | None = None,
         lm_loss_chunks: int | None = None,
         margin: torch.Tensor | None = None,
         **kwargs,
@@ -606,7 +612,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         """Write the configs and the code, as [`CLoudForRewardModeling.save_pretrained`] does, without the weights."""
         self.config.architectures = [type(self).__name__]
         self._add_to_auto_map()
-        custom_object_save(self, folder, config=self.config)
+        custom_object_save(self, folder, config=self.config)  # pyright: ignore[reportArgumentType]  # annotated as a dict
         self.generation_config.save_pretrained(folder)
         self.config.save_pretrained(folder)
 

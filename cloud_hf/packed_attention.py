@@ -1,6 +1,6 @@
 """Attention over a batch that is flattened into one row of segments.
 
-Shape suffixes: S segments, N tokens of the whole batch, h heads, D head size.
+Shape suffixes: S segments, N tokens of the flattened batch, h heads, D head size.
 """
 
 from typing import Any
@@ -12,24 +12,23 @@ from transformers.masking_utils import sdpa_mask
 from transformers.utils.generic import is_flash_attention_requested
 
 
-# The attention implementation of a model that is trained on such batches. On all others it is `"sdpa"`.
+# Attention implementation for flattened batches. On ordinary batches it equals `"sdpa"`
 PACKED_SDPA = "packed_sdpa"
 
 
 def packed_arguments(config, segments_S2: torch.Tensor) -> dict[str, Any]:
     """
-    The arguments that tell a decoder of the segments.
+    Make the arguments by which a decoder's attention knows the segments.
 
     Args:
         config (`PreTrainedConfig`):
             Config of the decoder, whose attention implementation is `"packed_sdpa"` or a FlashAttention.
         segments_S2 (`torch.Tensor` of shape `(S, 2)`):
             Length and parent of each segment, in the order of their tokens. A token attends to the ancestors of its
-            segment and to the tokens before it in its own; a segment without ancestors has the parent -1, others an
-            earlier segment.
+            segment and to earlier tokens in its own. The parent is the index of an earlier segment, or -1 for none.
 
     Raises:
-        `ValueError`: If the attention implementation cannot do this.
+        `ValueError`: If the attention implementation cannot keep segments apart.
     """
     if is_flash_attention_requested(config):
         if (segments_S2[:, 1] >= 0).any():
@@ -46,8 +45,8 @@ def packed_arguments(config, segments_S2: torch.Tensor) -> dict[str, Any]:
             f"A flattened batch needs the attention implementation {PACKED_SDPA!r} (`model.set_attn_implementation`), "
             f"not {config._attn_implementation!r}, which would let its sequences see each other."
         )
-    # Every architecture hands a mask of four dimensions to its attention as it is, also when it checkpoints. On the CPU
-    # because lengths are read there.
+    # The table travels as the attention mask, because every architecture passes a 4-d mask on unchanged, also under
+    # gradient checkpointing. It stays on the CPU, where the lengths are read.
     return {"attention_mask": segments_S2.cpu()[None, None]}
 
 
@@ -61,14 +60,14 @@ def packed_sdpa_attention_forward(
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
     """
-    transformers' SDPA attention, segment by segment where `attention_mask` is the `(1, 1, S, 2)` table of
-    [`packed_arguments`], and as it is for an ordinary mask. No `N x N` mask is ever made.
+    Run transformers' SDPA attention segment by segment, if `attention_mask` is the `(1, 1, S, 2)` table of
+    [`packed_arguments`], and as usual for an ordinary mask. No `N x N` mask is built.
 
     Args:
         query, key, value (`torch.Tensor` of shape `(1, h, N, D)`):
-            Of the flattened batch.
+            States of the flattened batch.
         sliding_window (`int`, *optional*):
-            How many tokens back a token sees, itself included. (An ordinary mask has it already.)
+            Tokens that a token attends to, itself included. (An ordinary mask already respects it.)
 
     Returns:
         `tuple`: The output of shape `(1, N, h, D)`, and `None`.
@@ -76,7 +75,7 @@ def packed_sdpa_attention_forward(
     if attention_mask is None or attention_mask.is_floating_point() or attention_mask.dtype == torch.bool:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     lengths, parents = zip(*attention_mask.tolist()[0][0], strict=True)
-    # Split, not sliced: the gradient of each slice would be as large as the whole
+    # `split`, because the gradient of each slice would be as large as the full tensor
     queries, keys, values = (states.split(lengths, dim=2) for states in (query, key, value))
     seen: list[tuple[int, ...]] = []  # the ancestors of each segment, and itself
     outputs = []
@@ -95,12 +94,13 @@ def packed_sdpa_attention_forward(
 def _lower_right_mask(
     num_queries: int, num_keys: int, sliding_window: int | None, device: torch.device
 ) -> torch.Tensor | None:
-    """Which keys the last `num_queries` positions see; `None` where that is what SDPA does by itself."""
-    slides = sliding_window is not None and num_keys > sliding_window
-    if num_queries == num_keys and not slides:
+    """Mask of the keys that the last `num_queries` positions see; `None` if SDPA's own causal mask equals it."""
+    if sliding_window is None or num_keys <= sliding_window:
+        sliding_window = None
+    if num_queries == num_keys and sliding_window is None:
         return None
     seen = torch.ones(num_queries, num_keys, dtype=torch.bool, device=device).tril(num_keys - num_queries)
-    if slides:
+    if sliding_window is not None:
         seen = seen.triu(num_keys - num_queries - sliding_window + 1)
     return seen[None, None]
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 from transformers import Pipeline
 from transformers.utils.chat_template_utils import Chat
@@ -13,17 +13,17 @@ from .scoring import Score
 
 class CLoudPipeline(Pipeline):
     r"""
-    Writes critiques of responses and gives their rewards. `import cloud_hf` registers it as `"critique-reward"`.
+    Writes critiques of responses and returns their rewards. `import cloud_hf` registers it as `"critique-reward"`.
 
     Args:
         model ([`CLoudForRewardModeling`]):
             CLoud or classic.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            The model's tokenizer. It needs no pad token.
+            The model's tokenizer; no pad token is needed.
         batch_size (`int`, *optional*, defaults to `1`):
             Sequences per forward pass.
         num_critiques, temperature, max_new_tokens, seed, critique_prompt (*optional*):
-            See [`score_with_transformers`]; they may be given in each call, too.
+            See [`score_with_transformers`]. Calls can override them.
 
     Raises:
         `ValueError`: If the model is not a CLoud model.
@@ -51,16 +51,16 @@ class CLoudPipeline(Pipeline):
                 f"{type(self.model).__name__} is not a CLoud model. Make one with `CLoudForRewardModeling.from_base`."
             )
 
-    def __call__(self, inputs, **kwargs) -> dict[str, Any] | list[dict[str, Any]] | Iterator[dict[str, Any]]:
+    def __call__(self, inputs, **kwargs) -> Any:
         """
         Judge responses.
 
         Args:
             inputs (`dict` or `list` or generator or `Dataset`):
-                `{"messages": [...]}`, perhaps with `"tools"`, whose last message is the assistant's response; or
+                `{"messages": [...]}`, optionally with `"tools"`, whose last message is the assistant's response; or
                 `{"prompt": ..., "response": ...}` with a prompt as [`Scorer`] takes it; or a list of messages. Or
-                several of these: a list is judged at once, long and short ones apart; a generator or dataset is read
-                `batch_size` inputs at a time, as results are asked for.
+                several of these: a list is sorted by length and judged at once; a generator or dataset is read
+                `batch_size` inputs at a time, as results are consumed.
             **kwargs:
                 `batch_size` and the options of [`CLoudPipeline`].
 
@@ -93,7 +93,7 @@ class CLoudPipeline(Pipeline):
         return {}, {name: value for name, value in options.items() if value is not None}, {}
 
     def preprocess(self, inputs) -> dict[str, Any]:
-        """The prompt and the response of one input."""
+        """Split an input into prompt and response."""
         if isinstance(inputs, Chat):
             inputs = {"messages": inputs.messages}
         if isinstance(inputs, dict) and set(inputs) == {"prompt", "response"}:
@@ -108,7 +108,7 @@ class CLoudPipeline(Pipeline):
         *context, last = messages
         if last.get("role") != "assistant":
             raise ValueError(
-                f"The last message has the role {last.get('role')!r}; it must be the assistant's response, which is judged."
+                f"The last message has the role {last.get('role')!r}; it must be the assistant's response to judge."
             )
         prompt = {"messages": context, "tools": inputs["tools"]} if inputs.get("tools") else context
         return {"prompt": prompt, "response": last.get("content")}
@@ -116,10 +116,10 @@ class CLoudPipeline(Pipeline):
     def _forward(self, model_inputs: list[dict[str, Any]], **options) -> list[Score]:
         prompts = [row["prompt"] for row in model_inputs]
         responses = [row["response"] for row in model_inputs]
-        return self.model.score(prompts, responses, self.tokenizer, **options)
+        return cast(Any, self.model).score(prompts, responses, self.tokenizer, **options)
 
     def postprocess(self, score: Score) -> dict[str, Any]:
-        """A score as plain data."""
+        """Convert a score to plain data."""
         return {
             "reward": score.reward,
             "critique": score.critique,
@@ -131,14 +131,15 @@ class CLoudPipeline(Pipeline):
 
     def save_pretrained(self, save_directory, **kwargs):
         """
-        Save model and tokenizer as an ordinary model folder. transformers would name this class in the model's config, and
-        the folder then be refused without `trust_remote_code=True`.
+        Save model and tokenizer as an ordinary model folder. transformers' own method would add this class to the model's
+        config, and the folder would need `trust_remote_code=True`.
         """
         self.model.save_pretrained(save_directory, **kwargs)
-        self.tokenizer.save_pretrained(save_directory, **kwargs)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(save_directory, **kwargs)
 
     def run_single(self, inputs, preprocess_params, forward_params, postprocess_params) -> dict[str, Any]:
-        """One input."""
+        """Judge one input."""
         [output] = self.get_iterator([inputs], 0, 1, preprocess_params, forward_params, postprocess_params)
         return output
 
@@ -151,13 +152,13 @@ class CLoudPipeline(Pipeline):
         forward_params,
         postprocess_params,
     ) -> Iterator[dict[str, Any]]:
-        """Hands text to the model, whose scoring makes the batches; transformers' loader would pad tensors."""
+        """Judge inputs chunk by chunk. The model makes its own batches of texts; transformers' loader would pad tensors."""
         options = {**forward_params, "batch_size": batch_size}
         at_once = len(inputs) if isinstance(inputs, list) else batch_size
         stream, start = iter(inputs), 0
         while chunk := list(islice(stream, at_once)):
             try:
-                scores = self.forward([self._naming_row(row, item) for row, item in enumerate(chunk)], **options)
+                scores: Any = self.forward([self._naming_row(row, item) for row, item in enumerate(chunk)], **options)
             except ValueError as error:
                 raise ValueError(f"After {start} inputs: {error}" if start else str(error)) from error
             yield from map(self.postprocess, scores)

@@ -1,7 +1,7 @@
-"""The layout of the authors' published checkpoints, and how it differs from ours.
+"""Read the layout of the authors' published checkpoints, and map it to ours.
 
-Theirs: a config without the language model's architecture, which is named by `base_model_name_or_path`, and weights under
-`reward_base_model.*` and `reward_head.*`. Ours: the architecture inside the config, and weights under `language_model.*`.
+Their config does not hold the language model's architecture but names a base (`base_model_name_or_path`), and their weights
+are `reward_base_model.*` and `reward_head.*`. Our config holds the architecture, and our weights are `language_model.*`.
 """
 
 import json
@@ -11,30 +11,24 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.utils import (
-    SAFE_WEIGHTS_INDEX_NAME,
-    SAFE_WEIGHTS_NAME,
-    WEIGHTS_INDEX_NAME,
-    WEIGHTS_NAME,
-    cached_file,
-)
-from transformers.utils.hub import get_checkpoint_shard_files
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
+from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 
 PUBLISHED_PREFIX = "reward_base_model."
 NATIVE_PREFIX = "language_model."
 
-# Whether a model of that `feedback_method` writes critiques
+# Values of `feedback_method`, and whether such a model writes critiques
 FEEDBACK_METHODS = {"teacher": True, "vanilla": False}
 
 HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
-# Keys of published configs that say nothing a native config needs
+# Keys of published configs that a native config does not need
 _IGNORED_KEYS = {"_name_or_path", "architectures", "model_type", "torch_dtype", "dtype", "transformers_version"}
 
 
 def is_published(config: dict[str, Any]) -> bool:
-    """Whether a config dictionary is that of a published checkpoint: it has no `text_config` and a `feedback_method`."""
+    """Return whether a config dictionary is a published checkpoint's: it has a `feedback_method` and no `text_config`."""
     return "text_config" not in config and "feedback_method" in config
 
 
@@ -42,13 +36,13 @@ def native_config(
     config: dict[str, Any], text_config: PreTrainedConfig | dict | None, base: str | None, hub_kwargs: dict[str, Any]
 ) -> dict[str, Any]:
     """
-    The keys of a [`CLoudConfig`] for a published config.
+    Convert a published config to the keys of a [`CLoudConfig`].
 
     Args:
         config (`dict[str, Any]`):
             The published config.
         text_config (`PreTrainedConfig` or `dict`, *optional*):
-            Architecture of the language model. Else it is read from `base`.
+            Architecture of the language model. Defaults to that of `base`.
         base (`str`, *optional*):
             Hub id or folder with the language model's config. Defaults to the config's `base_model_name_or_path`.
         hub_kwargs (`dict[str, Any]`):
@@ -64,16 +58,16 @@ def native_config(
         )
     base = config.get("base_model_name_or_path") if base is None else str(base)
     if base is not None and not isinstance(base, str):
-        raise ValueError(f"The checkpoint's config has the `base_model_name_or_path` {base!r}, which is no name.")
+        raise ValueError(f"The checkpoint's config has the `base_model_name_or_path` {base!r}, which is not a name.")
     if text_config is None:
         text_config = _read_architecture(base, hub_kwargs)
     if not isinstance(text_config, dict | PreTrainedConfig):
         raise ValueError(f"`text_config` is {text_config!r:.60}; give a config or a dictionary.")
     text_config = dict(text_config) if isinstance(text_config, dict) else text_config.to_dict()
-    # That of a copy of the base: the weights are the checkpoint's, and whole
+    # `base` may be a quantised copy of the language model; the checkpoint's weights are not quantised
     text_config.pop("quantization_config", None)
     native = {"critique": FEEDBACK_METHODS[method], "format": "reference", "base_model_name_or_path": base}
-    # The checkpoint's data type, not the base's: it is the checkpoint's weights that are loaded
+    # The data type is also the checkpoint's, not the base's
     if dtype := config.get("dtype") or config.get("torch_dtype"):
         if not isinstance(getattr(torch, str(dtype), None), torch.dtype):
             raise ValueError(f"The checkpoint's config has the data type {dtype!r}, which torch does not know.")
@@ -82,7 +76,7 @@ def native_config(
 
 
 def unknown_keys(config: dict[str, Any]) -> list[str]:
-    """Keys of a published config that are not understood here."""
+    """Return the keys of a published config that are neither used nor known to be superfluous."""
     return sorted({*config} - _IGNORED_KEYS - {"feedback_method", "base_model_name_or_path"})
 
 
@@ -112,7 +106,7 @@ def _read_architecture(base: str | None, hub_kwargs: dict[str, Any]) -> PreTrain
 
 def find_weights(name: str, **hub_kwargs) -> list[Path]:
     """
-    The safetensors files of a checkpoint; a Hub id is downloaded.
+    Find the safetensors files of a checkpoint, and download them from the Hub.
 
     Args:
         name (`str`):
@@ -121,7 +115,7 @@ def find_weights(name: str, **hub_kwargs) -> list[Path]:
             `token`, `cache_dir`, ….
 
     Raises:
-        `ValueError`: If there are none, if a folder lacks one that its index names, or if the weights are pickled.
+        `ValueError`: If there are none, if a file of the index is missing, or if the weights are pickled.
         `OSError`: If a file cannot be downloaded.
     """
 
@@ -164,7 +158,7 @@ def _check_index(path: Path):
 
 def read_shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:
     """
-    The shape of every tensor in safetensors files, from their headers.
+    Read the shape of every tensor in safetensors files from their headers.
 
     Raises:
         `ValueError`: If a file is damaged.
@@ -175,43 +169,43 @@ def read_shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:
             with safe_open(file, "pt") as tensors:
                 found = {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
         except SafetensorError as error:
-            raise ValueError(f"{file} is not a whole safetensors file ({error}); download it again.") from error
+            raise ValueError(f"{file} is not a complete safetensors file ({error}); download it again.") from error
         if twice := sorted(set(found) & set(shapes)):
-            raise ValueError(f"{file} holds weights that an earlier shard holds, too: {', '.join(twice[:4])}.")
+            raise ValueError(f"{file} holds weights that an earlier shard already holds: {', '.join(twice[:4])}.")
         shapes |= found
     return shapes
 
 
 def native_key(key: str) -> str:
-    """The native name of a published weight; a native name stays as it is."""
+    """Convert a published weight's name to the native one. Native names are returned unchanged."""
     return NATIVE_PREFIX + key.removeprefix(PUBLISHED_PREFIX) if key.startswith(PUBLISHED_PREFIX) else key
 
 
 def published_key(key: str) -> str:
-    """The published name of a native weight."""
+    """Convert a native weight's name to the published one."""
     return PUBLISHED_PREFIX + key.removeprefix(NATIVE_PREFIX) if key.startswith(NATIVE_PREFIX) else key
 
 
 def check_shapes(name: str, shapes: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]], tied: set[str]):
     """
-    Compare a checkpoint's weights with those of the architecture it is to be loaded into.
+    Check that a checkpoint's weights are those of an architecture.
 
     Args:
         name (`str`):
             Name of the checkpoint, for messages.
         shapes (`dict[str, tuple[int, ...]]`):
-            What the checkpoint holds, by native names.
+            Shapes in the checkpoint, by native names.
         expected (`dict[str, tuple[int, ...]]`):
-            What the architecture has.
+            Shapes in the architecture.
         tied (`set[str]`):
-            Weights that may be missing because they are another's.
+            Weights that may be missing because they are tied to others.
 
     Raises:
-        `ValueError`: Saying what is missing, too much, or of another shape.
+        `ValueError`: If weights are missing, superfluous, or of another shape; the message names them.
     """
     missing = sorted(set(expected) - set(shapes) - tied)
     if head := [key for key in missing if key.startswith("reward_head.")]:
-        raise ValueError(f"{name} has no whole reward head: {', '.join(head)} missing. Is it a reward model?")
+        raise ValueError(f"{name} has no complete reward head: {', '.join(head)} missing. Is it a reward model?")
     other = sorted(key for key in set(expected) & set(shapes) if expected[key] != shapes[key])
     if other:
         key = other[0]

@@ -103,7 +103,7 @@ def test_pickles_are_read_on_request(tmp_path, base_folder):
     with pytest.raises(ValueError, match="leave `--from_pickle` out"):
         plan(str(native), from_pickle=True)
     torch.save({"code": print}, published / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="holds more than tensors, and is not loaded"):
+    with pytest.raises(ValueError, match="holds more than tensors; it is not loaded"):
         plan(str(published), from_pickle=True)
 
 
@@ -177,11 +177,11 @@ def test_what_cannot_be_written_is_said_before_anything_is(tmp_path, base_folder
         (published / old).rename(published / new)
     index["weight_map"] = {key: names[file] for key, file in index["weight_map"].items()}
     (published / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match="shards of one name in several folders"):
+    with pytest.raises(ValueError, match="shards with the same name in several folders"):
         plan(str(published))
     (tmp_path / "partial").mkdir()
     (tmp_path / "partial/model-00001-of-00002.safetensors").write_text("")
-    with pytest.raises(ValueError, match="was not finished; remove it"):
+    with pytest.raises(ValueError, match="holds an unfinished conversion; remove it"):
         check_empty(tmp_path / "partial")
 
 

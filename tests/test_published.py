@@ -103,7 +103,7 @@ def test_every_spelling_of_the_config(published, model_type, caplog):
     edit_config(published, model_type=model_type, architectures=["FeedbackRewardModel"], hidden_size=32)
     model = CLoudForRewardModeling.from_pretrained(published)
     assert model.config.format == "reference" and model.config.critique
-    assert "not used: hidden_size" in caplog.text
+    assert "Unused keys of the published config: hidden_size" in caplog.text
     assert isinstance(read_config(str(published)), CLoudConfig)
     if model_type == "cloud":
         assert isinstance(AutoModel.from_pretrained(published), CLoudForRewardModeling)
@@ -144,7 +144,7 @@ def test_a_base_that_samples_changes_nothing(tmp_path):
 
 def test_a_missing_or_misshapen_head_is_named(published):
     edit_weights(published, **{"reward_head.out_proj.bias": None})
-    with pytest.raises(ValueError, match=r"no whole reward head: reward_head\.out_proj\.bias missing"):
+    with pytest.raises(ValueError, match=r"no complete reward head: reward_head\.out_proj\.bias missing"):
         CLoudForRewardModeling.from_pretrained(published)
     edit_weights(published, **{"reward_head.out_proj.bias": torch.zeros(2)})
     with pytest.raises(ValueError, match=r"reward_head\.out_proj\.bias first: the checkpoint has the shape \(2,\)"):
@@ -173,7 +173,7 @@ def test_missing_and_damaged_shards_are_named(tmp_path, base_folder):
     shard = published / "model-00002-of-00003.safetensors"
     content = shard.read_bytes()
     shard.write_bytes(content[:-100])
-    with pytest.raises(ValueError, match=r"model-00002-of-00003\.safetensors is not a whole safetensors file"):
+    with pytest.raises(ValueError, match=r"model-00002-of-00003\.safetensors is not a complete safetensors file"):
         CLoudForRewardModeling.from_pretrained(published)
     shard.unlink()
     with pytest.raises(ValueError, match=r"lacks 1 of its 3 shards: model-00002-of-00003\.safetensors"):
@@ -213,7 +213,7 @@ def test_pickled_weights_are_refused(published):
         ({"feedback_method": "oracle"}, "`feedback_method` 'oracle'; known are teacher, vanilla"),
         ({"feedback_method": ["teacher"]}, "`feedback_method` .*known are teacher, vanilla"),
         ({"torch_dtype": "floaty"}, "data type 'floaty', which torch does not know"),
-        ({"base_model_name_or_path": 5}, "`base_model_name_or_path` 5, which is no name"),
+        ({"base_model_name_or_path": 5}, "`base_model_name_or_path` 5, which is not a name"),
         ({"feedback_method": None}, "neither that of a CLoud model .* nor that of a published checkpoint"),
         ({"feedback_method": None, "model_type": "cloud"}, "neither that of a CLoud model"),
         ({"base_model_name_or_path": None}, "names no `base_model_name_or_path`"),

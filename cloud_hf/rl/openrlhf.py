@@ -8,13 +8,13 @@ Environment variables:
     CLOUD_REWARD_URL          address of a reward server, or
     CLOUD_REWARD_MODEL        Hub id or folder of a reward model, loaded in every rollout process
     CLOUD_REWARD_API_KEY      key of the server, if it asks for one
-    CLOUD_POLICY_TOKENIZER    Hub id or folder of the policy: its chat template says where turns begin and end
+    CLOUD_POLICY_TOKENIZER    Hub id or folder of the policy: its chat template shows where turns begin and end
     CLOUD_REWARD_OPTIONS      JSON of `num_critiques`, `temperature`, `max_new_tokens` (512), `seed`
-    CLOUD_REWARD_UNJUDGEABLE  reward of responses that cannot be judged, such as over-long ones; an error by default, and
-                              always until one has been judged: then the settings are at fault, not a response
+    CLOUD_REWARD_UNJUDGEABLE  reward of responses that cannot be judged, such as over-long ones. By default they are an error,
+                              and until one response has been judged they always are: then the settings are at fault
 
 OpenRLHF runs this file by its path, calls `reward_func` from several threads with one response each, and swallows its
-errors; they are logged here.
+errors, so they are logged here.
 """
 
 import json
@@ -26,9 +26,10 @@ from functools import cache
 import torch
 from transformers import AutoTokenizer
 
-# By full name: OpenRLHF runs this file by its path, outside the package
+# Absolute imports, because OpenRLHF runs this file by its path, outside the package
 from cloud_hf.loading import load_reward_model
-from cloud_hf.scoring import Scorer, TransformersScorer
+from cloud_hf.scores import Scorer
+from cloud_hf.scoring import TransformersScorer
 from cloud_hf.serving.rendered_chats import RenderedChats
 
 
@@ -43,23 +44,23 @@ def reward_func(queries: list[str], prompts: list[str], labels: list, **kwargs) 
 
     Args:
         queries (`list[str]`):
-            Prompt and response each, rendered with the policy's chat template, special tokens included.
+            Prompts with their responses, rendered with the policy's chat template, including special tokens.
         prompts (`list[str]`):
-            The rendered prompts. What follows one in its query is the response, whatever it spells.
+            The rendered prompts. All text after the prompt is the response, even if it spells a turn.
         labels (`list`):
             Not used.
 
     Returns:
-        `dict`: `rewards` and `scores`, both the rewards (so a range for dynamic filtering is one of rewards, not of 0 to 1),
-        and `extra_logs`: spread and share of cut critiques, and whether a response could not be judged. Tensors of
-        shape (B,).
+        `dict`: `rewards` and `scores`, which are both the rewards (a range for dynamic filtering is therefore in rewards,
+        not from 0 to 1), and `extra_logs`: standard deviation, share of cut critiques, and whether the response could not
+        be judged. Tensors of shape (B,).
 
     Raises:
         `ValueError`: If an environment variable is missing or a response cannot be judged.
     """
     try:
-        judge = _judge()
-        rows = [judge.judge(query, prompt) for query, prompt in zip(queries, prompts, strict=True)]
+        model = _reward_model()
+        rows = [model.judge(query, prompt) for query, prompt in zip(queries, prompts, strict=True)]
     except Exception:
         logger.exception("No reward for %d responses.", len(queries))
         raise
@@ -70,8 +71,8 @@ def reward_func(queries: list[str], prompts: list[str], labels: list, **kwargs) 
     return {"rewards": rewards, "scores": rewards.clone(), "extra_logs": logs}
 
 
-class _Judge:
-    """What the environment variables name."""
+class _RewardModel:
+    """The scorer and the options that the environment variables name."""
 
     def __init__(self):
         self.chats = RenderedChats(AutoTokenizer.from_pretrained(_variable("CLOUD_POLICY_TOKENIZER")))
@@ -82,7 +83,7 @@ class _Judge:
         self.has_judged = False
 
     def judge(self, query: str, prompt: str) -> tuple[float, float, float, float]:
-        """Reward, spread, share of cut critiques, and whether the response could not be judged."""
+        """Return reward, standard deviation, share of cut critiques, and 1.0 if the response cannot be judged."""
         try:
             *messages, answer = self.chats.parse(query, prompt)
             [score] = self.scorer.score([messages], [answer["content"]], **self.options)
@@ -97,7 +98,7 @@ class _Judge:
 
 
 class _OneAtATime:
-    """A scorer for several threads; a model in this process takes one batch at a time."""
+    """Serialises calls of several threads: a model in this process scores one batch at a time."""
 
     def __init__(self, scorer: Scorer):
         self.scorer = scorer
@@ -108,25 +109,26 @@ class _OneAtATime:
             return self.scorer.score(*args, **kwargs)
 
 
-def _judge() -> _Judge:
+def _reward_model() -> _RewardModel:
+    # `cache` alone would let two threads load the model at the same time
     with _loading:
-        return _loaded_judge()
+        return _loaded_reward_model()
 
 
 @cache
-def _loaded_judge() -> _Judge:
-    return _Judge()
+def _loaded_reward_model() -> _RewardModel:
+    return _RewardModel()
 
 
 def _load_scorer() -> Scorer:
     url, model = os.environ.get("CLOUD_REWARD_URL"), os.environ.get("CLOUD_REWARD_MODEL")
-    if (url is None) == (model is None):
-        raise ValueError("Set either CLOUD_REWARD_URL (a reward server) or CLOUD_REWARD_MODEL (a model to load here).")
-    if url is not None:
+    if url is not None and model is None:
         from cloud_hf.serving.client import CLoudClient
 
         return CLoudClient(url, api_key=os.environ.get("CLOUD_REWARD_API_KEY"))
-    return _OneAtATime(TransformersScorer(*load_reward_model(model)))
+    if model is not None and url is None:
+        return _OneAtATime(TransformersScorer(*load_reward_model(model)))
+    raise ValueError("Set either CLOUD_REWARD_URL (a reward server) or CLOUD_REWARD_MODEL (a model to load here).")
 
 
 def _variable(name: str) -> str:

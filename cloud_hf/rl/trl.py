@@ -6,22 +6,22 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
-from ..scoring import Score, Scorer
+from ..scores import Score, Scorer
 
 
 logger = logging.getLogger(__name__)
 
-# A group whose rewards spread less is taken for equal: the same completion twice in a batch differs by float noise, and
-# dividing by that would make it a signal.
+# Groups with a smaller deviation count as equal: the same completion twice in a batch differs by float noise, which the
+# division would turn into a signal
 _LEAST_DEVIATION = 1e-4
 
 
 def cloud_reward(scorer: Scorer, **options) -> Callable[..., list[float | None]]:
     """
-    A reward function that judges completions with a reward model.
+    Make a reward function that judges completions with a reward model.
 
-    The critiques become a column of TRL's completions table (`log_completions=True`), and the shares of critiques that
-    were cut and of completions that could not be judged become metrics.
+    It adds the critiques to TRL's completions table (`log_completions=True`), and logs the share of critiques that were cut
+    and of completions that could not be judged.
 
     Args:
         scorer ([`Scorer`]):
@@ -29,25 +29,25 @@ def cloud_reward(scorer: Scorer, **options) -> Callable[..., list[float | None]]
         num_critiques, temperature, max_new_tokens, seed:
             See [`Scorer`]. `max_new_tokens` defaults to 512 here.
         normalize (`str`, *optional*):
-            `"group"` brings the rewards of one prompt's completions to mean 0 and standard deviation 1 (population); where
-            they are all equal, to 0. For several reward functions of different scales; TRL scales their sum by itself
+            `"group"` normalises the rewards of one prompt's completions to mean 0 and standard deviation 1 (population), or
+            to 0 if they are equal. Use it to combine reward functions of different scales; TRL scales only their sum
             (`scale_rewards`).
         num_generations (`int`, *optional*):
-            Size of a group. By default a group is a run of equal prompts, which is what TRL's sampler gives; name it where
-            a prompt may follow itself. A batch that does not consist of whole groups is then an error.
+            Size of a group. By default a group is a run of equal prompts, which TRL's sampler produces; give the size if
+            the same prompt may come twice in a row. A batch that does not consist of complete groups is then an error.
         on_unjudgeable (`str`, *optional*, defaults to `"error"`):
-            What happens when a completion cannot be judged, for instance because it does not fit the reward model's context
-            with a critique. `"error"` raises; `"none"` gives it the reward `None`, by which TRL leaves it out, and counts
-            it in a warning and a metric. Until some completion has been judged, `"none"` raises too: then the settings
-            are at fault, not a completion.
+            Policy for completions that cannot be judged, for instance because they do not fit the reward model's context.
+            `"error"` raises; `"none"` returns the reward `None`, which makes TRL skip the completion, and counts it in a
+            warning and a metric. Until some completion has been judged, `"none"` raises, too: then the settings are at
+            fault.
         judged_part (`Callable`, *optional*):
-            Gives the part of a completion's text that the reward model sees, for instance what follows a thinking block.
+            Returns the part of a completion's text to judge, for instance the text after a thinking block.
         name (`str`, *optional*, defaults to `"cloud_reward"`):
             Name of the function in TRL's logs.
 
     Returns:
-        `Callable`: A function for `reward_funcs`. A prompt is a string, which counts as a user's message, or a list of chat
-        messages. Of a completion in messages the last is judged, and those before it (tool calls) are its context.
+        `Callable`: A function for `reward_funcs`. A prompt is a string, taken as a user message, or a list of chat messages.
+        If a completion is a list of messages, the last one is judged, and those before it (tool calls) are its context.
 
     Raises:
         `ValueError`: If an option is not usable. The function raises it for a completion that cannot be judged.
@@ -60,30 +60,30 @@ def cloud_reward(scorer: Scorer, **options) -> Callable[..., list[float | None]]
     >>> trainer = GRPOTrainer("Qwen/Qwen3-0.6B", reward_funcs=reward, train_dataset=prompts)
     ```
     """
-    judge = _Judge(**options)
+    settings = _Settings(**options)
 
     def reward(prompts, completions, log_extra=None, log_metric=None, **columns):
-        batch = _Batch(prompts, completions, judge.judged_part)
+        batch = _Batch(prompts, completions, settings.judged_part)
         for rows in batch.untried():
             try:
-                scores = scorer.score(*batch.inputs(rows), **judge.score_options)
+                scores = scorer.score(*batch.inputs(rows), **settings.score_options)
             except ValueError as error:
-                judge.refuse(batch, rows, error)
+                settings.refuse(batch, rows, error)
             else:
                 batch.keep(rows, scores)
-        return judge.rewards(batch, log_extra, log_metric)
+        return settings.rewards(batch, log_extra, log_metric)
 
-    return judge.named(reward)
+    return settings.named(reward)
 
 
 def async_cloud_reward(client, **options) -> Callable:
     """
-    [`cloud_reward`] over a client's `ascore`, as an `async def` function: TRL awaits it together with its other async
-    reward functions.
+    Make an asynchronous [`cloud_reward`] over a client's `ascore`, which TRL awaits together with its other async reward
+    functions.
 
     Args:
         client ([`~serving.CLoudClient`]):
-            Anything with `ascore`, which takes the arguments of [`Scorer`].
+            An object whose `ascore` takes the arguments of [`Scorer`].
         **options:
             See [`cloud_reward`].
 
@@ -97,24 +97,24 @@ def async_cloud_reward(client, **options) -> Callable:
     >>> trainer = GRPOTrainer("Qwen/Qwen3-0.6B", reward_funcs=[reward, length_penalty], train_dataset=prompts)
     ```
     """
-    judge = _Judge(**options)
+    settings = _Settings(**options)
 
     async def reward(prompts, completions, log_extra=None, log_metric=None, **columns):
-        batch = _Batch(prompts, completions, judge.judged_part)
+        batch = _Batch(prompts, completions, settings.judged_part)
         for rows in batch.untried():
             try:
-                scores = await client.ascore(*batch.inputs(rows), **judge.score_options)
+                scores = await client.ascore(*batch.inputs(rows), **settings.score_options)
             except ValueError as error:
-                judge.refuse(batch, rows, error)
+                settings.refuse(batch, rows, error)
             else:
                 batch.keep(rows, scores)
-        return judge.rewards(batch, log_extra, log_metric)
+        return settings.rewards(batch, log_extra, log_metric)
 
-    return judge.named(reward)
+    return settings.named(reward)
 
 
 class _Batch:
-    """Completions and what became of them."""
+    """Completions, their scores, and the errors of those that cannot be judged."""
 
     def __init__(self, prompts: list, completions: list, judged_part: Callable[[str], str] | None):
         self.prompts = prompts
@@ -129,7 +129,7 @@ class _Batch:
             yield self._untried.pop()
 
     def inputs(self, rows: range) -> tuple[list, list[str]]:
-        """Prompts and responses for a scorer."""
+        """Return prompts and responses for a scorer."""
         read = [_read_row(row - rows.start, self.prompts[row], self.completions[row]) for row in rows]
         responses = [response if self.judged_part is None else self.judged_part(response) for _, response in read]
         return [prompt for prompt, _ in read], responses
@@ -139,7 +139,7 @@ class _Batch:
             self.scores[row] = score
 
     def refuse(self, rows: range, error: ValueError):
-        """Try both halves, until the bad row stands alone. Scorers refuse rows before they compute anything."""
+        """Try both halves, until the bad row is alone. This is cheap: scorers refuse rows before they compute anything."""
         if len(rows) == 1:
             self.errors.append(error)
             return
@@ -148,8 +148,8 @@ class _Batch:
 
 
 @dataclass
-class _Judge:
-    """The options of a reward function, and what it does with the scores."""
+class _Settings:
+    """The options of a reward function, and the rewards and metrics they make from scores."""
 
     num_critiques: int = 1
     temperature: float = 0.0
@@ -183,9 +183,7 @@ class _Judge:
 
     def refuse(self, batch: _Batch, rows: range, error: ValueError):
         if self.on_unjudgeable == "error":
-            raise ValueError(
-                f'Completions cannot be judged (`on_unjudgeable="none"` leaves such out): {error}'
-            ) from error
+            raise ValueError(f'Completions cannot be judged (`on_unjudgeable="none"` skips them): {error}') from error
         batch.refuse(rows, error)
 
     def rewards(self, batch: _Batch, log_extra: Callable | None, log_metric: Callable | None) -> list[float | None]:
@@ -224,22 +222,22 @@ def normalize_by_group(
     rewards: list[float | None], prompts: list, num_generations: int | None = None
 ) -> list[float | None]:
     """
-    Rewards with mean 0 and standard deviation 1 (population) in every group.
+    Normalise rewards to mean 0 and standard deviation 1 (population) in every group.
 
     Args:
         rewards (`list[float | None]`):
-            One per completion. `None` stays, and counts nowhere.
+            One per completion. `None` stays `None` and is not counted.
         prompts (`list`):
             The completions' prompts.
         num_generations (`int`, *optional*):
-            Size of a group. By default, a group is a run of equal prompts.
+            Size of a group. By default a group is a run of equal prompts.
 
     Returns:
-        `list[float | None]`: In input order. A group of one, or whose rewards are equal but for float noise (a deviation up
-        to 1e-4), gets 0.
+        `list[float | None]`: In input order. A group of one, or with equal rewards but for float noise (a deviation up to
+        1e-4), gets 0.
 
     Raises:
-        `ValueError`: If the batch does not consist of whole groups of `num_generations` equal prompts.
+        `ValueError`: If the batch does not consist of complete groups of `num_generations` equal prompts.
     """
     if num_generations is None:
         groups = [[row for row, _ in run] for _, run in groupby(enumerate(prompts), key=lambda pair: pair[1])]
@@ -250,15 +248,14 @@ def normalize_by_group(
     for rows in groups:
         if num_generations and (len(rows) < num_generations or any(prompts[row] != prompts[rows[0]] for row in rows)):
             raise ValueError(
-                f"Completions {rows[0]} to {rows[-1]} are no group of {num_generations} for one prompt. Let the batch size "
-                "of each process be a multiple of `num_generations`."
+                f"Completions {rows[0]} to {rows[-1]} are not a group of {num_generations} for one prompt. Make the batch "
+                "size of each process a multiple of `num_generations`."
             )
-        values = [rewards[row] for row in rows if rewards[row] is not None]
-        mean = statistics.fmean(values) if values else 0.0
-        deviation = statistics.pstdev(values) if values else 0.0
-        for row in rows:
-            if rewards[row] is not None:
-                normalized[row] = (rewards[row] - mean) / deviation if deviation > _LEAST_DEVIATION else 0.0
+        values = {row: reward for row in rows if (reward := rewards[row]) is not None}
+        mean = statistics.fmean(values.values()) if values else 0.0
+        deviation = statistics.pstdev(values.values()) if values else 0.0
+        for row, reward in values.items():
+            normalized[row] = (reward - mean) / deviation if deviation > _LEAST_DEVIATION else 0.0
     return normalized
 
 
@@ -266,14 +263,14 @@ def normalize_by_group(
 
 
 def _read_row(row: int, prompt, completion) -> tuple[str | list[dict], str]:
-    """A prompt and response for a scorer, from what TRL passes."""
+    """Convert TRL's prompt and completion to a prompt and response for a scorer."""
     if isinstance(completion, str):
         return prompt, completion
     *context, last = completion
     if last["role"] != "assistant" or not isinstance(last.get("content"), str):
-        raise ValueError(f"Row {row}: the completion ends with {last!r:.80}, which is no text of the assistant.")
+        raise ValueError(f"Row {row}: the completion ends with {last!r:.80}, which is not text of the assistant.")
     messages, response = [*prompt, *context], last["content"]
     if messages[-1]["role"] == "assistant":
-        # The prompt began the answer, and the policy went on
+        # The prompt ends with the start of the answer, which the policy continued
         response = messages.pop()["content"] + response
     return messages, response

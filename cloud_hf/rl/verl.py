@@ -4,16 +4,16 @@
         reward.custom_reward_function.name=compute_score \\
         +reward.custom_reward_function.reward_kwargs.max_new_tokens=512 ...
 
-(In older versions the options are `custom_reward_function.path` and so on.) The server is verl's own reward router, if it
-has one, or the one that CLOUD_REWARD_URL names; CLOUD_REWARD_API_KEY is its key. verl gives a reward function the decoded
-response but not the prompt, so every row of the data needs the prompt in `extra_info`.
+(Older versions name the options `custom_reward_function.path` and so on.) The server is verl's reward router, if there is one,
+or the one at CLOUD_REWARD_URL; CLOUD_REWARD_API_KEY is its key. verl passes the decoded response to a reward function but not
+the prompt, so every row of the data needs the prompt in `extra_info`.
 """
 
 import logging
 import os
 from functools import lru_cache
 
-# By full name: verl runs this file by its path, outside the package
+# Absolute import, because verl runs this file by its path, outside the package
 from cloud_hf.serving.client import CLoudClient
 
 
@@ -46,9 +46,9 @@ async def compute_score(
         solution_str (`str`):
             The response.
         ground_truth (`Any`):
-            Not used: the reward model sees no right answers.
+            Not used: the reward model does not need the right answer.
         extra_info (`dict`):
-            Holds the prompt, chat messages or a string, as `prompt`, `raw_prompt` or `question`.
+            Holds the prompt (chat messages or a string) as `prompt`, `raw_prompt` or `question`.
         reward_router_address (`str`, *optional*):
             Host and port of the reward server. Defaults to the address in CLOUD_REWARD_URL.
         reward_model_tokenizer (`Any`, *optional*):
@@ -59,8 +59,8 @@ async def compute_score(
             Reward of responses that the server refuses, such as over-long ones. By default they are an error.
 
     Returns:
-        `dict`: `score`, by which verl trains; `critique`, `reward_std`, `critique_cut` (share of critiques that were cut)
-        and `unjudgeable` (0 or 1), which it logs.
+        `dict`: `score`, the reward for training; and for logging `critique`, `reward_std`, `critique_cut` (share of critiques
+        that were cut) and `unjudgeable` (0 or 1).
 
     Raises:
         `ValueError`: If there is no server, `extra_info` holds no prompt, or the response cannot be judged.
@@ -109,15 +109,15 @@ def _address(router_address: str | None) -> str:
 
 @lru_cache(maxsize=8)
 def _client(url: str) -> CLoudClient:
-    """One per server, so that calls share its connections and its limit on them."""
+    """Return one client per server, so that calls share its connections and their limit."""
     return CLoudClient(url, api_key=os.environ.get("CLOUD_REWARD_API_KEY"))
 
 
 def _prompt(data_source: str, extra_info: dict | None) -> str | list[dict]:
     for key in PROMPT_KEYS:
-        if (extra_info or {}).get(key) is not None:
-            prompt = extra_info[key]
-            # Tables hold messages as arrays
+        prompt = (extra_info or {}).get(key)
+        if prompt is not None:
+            # Parquet files hold messages as arrays
             return prompt if isinstance(prompt, str) else [dict(message) for message in prompt]
     raise ValueError(
         f"A row of {data_source!r} has no prompt in `extra_info` (it has {sorted(extra_info or {})}). Put the chat messages "

@@ -186,7 +186,7 @@ def test_last_message_is_judged_in_its_context():
     began, went_on = {"role": "assistant", "content": "It "}, {"role": "assistant", "content": "shines."}
     call(cloud_reward(scorer), [[user], [user, began]], [[call_message, tool, went_on], [went_on]])
     assert seen == [([user, call_message, tool], "shines."), ([user], "It shines.")]
-    with pytest.raises(ValueError, match=r"Row 0.*no text of the assistant"):
+    with pytest.raises(ValueError, match=r"Row 0.*not text of the assistant"):
         call(cloud_reward(scorer), [[user]], [[call_message]])
 
 
@@ -268,7 +268,7 @@ def test_normalization_by_group():
     # A prompt that follows itself: only the size of a group tells
     assert normalize_by_group([1.0, 3.0, 10.0, 30.0], ["a"] * 4, 2) == [-1, 1, -1, 1]
     for size in (3, 4):
-        with pytest.raises(ValueError, match=f"no group of {size}"):
+        with pytest.raises(ValueError, match=f"not a group of {size}"):
             normalize_by_group([1.0] * 6, ["a", "a", "b", "b", "c", "c"], size)
 
 

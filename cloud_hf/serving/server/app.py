@@ -81,11 +81,11 @@ def _answer_invalid(request: Request, error) -> Response:
     if first["type"] == "json_invalid":
         return error_response(400, f"The body is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}.")
     path = spell_path(tuple(first["loc"][1:]))
-    message = first["msg"].removeprefix("Value error, ")
-    message = {"missing": "it is missing", "extra_forbidden": "there is no such field"}.get(first["type"], message)
+    ours = {"missing": "it is missing", "extra_forbidden": "there is no such field"}
+    message = ours.get(first["type"]) or first["msg"].removeprefix("Value error, ")
     more = f" ({len(others)} more errors)" if others else ""
-    error = f"`{path}`: {message}.{more}" if path else f"{message[:1].upper()}{message[1:]}.{more}"
-    return error_response(422, error)
+    sentence = f"`{path}`: {message}" if path else f"{message[:1].upper()}{message[1:]}"
+    return error_response(422, f"{sentence}.{more}")
 
 
 def _answer_http(request: Request, error) -> Response:

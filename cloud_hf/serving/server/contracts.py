@@ -114,7 +114,7 @@ class RewardResult(BaseModel):
             reward_std=score.reward_std,
             critique=score.critique if request.return_critiques else None,
             critiques=list(score.critiques) if request.return_critiques else None,
-            finish_reasons=list(score.finish_reasons),
+            finish_reasons=list(score.finish_reasons),  # pyright: ignore[reportArgumentType]  # checked by pydantic
             critique_ids=[list(ids) for ids in score.critique_ids] if request.return_critique_ids else None,
         )
 

@@ -4,6 +4,7 @@ import json
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -26,7 +27,10 @@ from .middleware import HEALTH_ROUTE, RequestRecord
 from .service import RewardService
 
 
-ERRORS = {status: {"model": ErrorResponse} for status in (400, 401, 413, 422, 429, 503, 504)}
+# Documentation of the errors that the middleware and the service may answer with
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorResponse} for status in (400, 401, 413, 422, 429, 503, 504)
+}
 
 own = APIRouter()
 trainers = APIRouter()

@@ -53,7 +53,7 @@ class VLLMEngine:
         self._stable_prefix = StablePrefix(self.critique_format, self.config.text_config.vocab_size)
         self._format_lock = threading.Lock()  # checks run in threads, and tokenizers are not thread-safe
         self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(model=folder, **vllm_options))
-        self.context_length = self._requests.context_length(self._llm.model_config.max_model_len)
+        self.context_length: int | None = self._requests.context_length(self._llm.model_config.max_model_len)
 
     def check(self, prompt, response: str, max_new_tokens: int, critiques: list[str] | None = None):
         """See [`RewardEngine`]."""

@@ -4,6 +4,7 @@ Shape suffixes: N tokens of a batch, S sampled sequences, H hidden, F flag colum
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -41,7 +42,7 @@ class CLoudForVLLM(nn.Module, SupportsLoRA, SupportsPP):
         super().__init__()
         self.config = vllm_config.model_config.hf_config
         text_config = self.config.text_config
-        self.language_model = init_vllm_registered_model(
+        self.language_model: Any = init_vllm_registered_model(
             vllm_config=vllm_config,
             prefix=maybe_prefix(prefix, "language_model"),
             hf_config=text_config,
@@ -58,8 +59,9 @@ class CLoudForVLLM(nn.Module, SupportsLoRA, SupportsPP):
         dtype = vllm_config.model_config.dtype
         self.flag_columns = _FLAG_BYTES // dtype.itemsize
         self.packed_modules_mapping = getattr(self.language_model, "packed_modules_mapping", {})
-        self.embedding_modules = getattr(self.language_model, "embedding_modules", {})
-        self.make_empty_intermediate_tensors = self.language_model.make_empty_intermediate_tensors
+        # vLLM declares the next two on classes; here they depend on the inner model
+        self.embedding_modules = getattr(self.language_model, "embedding_modules", {})  # pyright: ignore
+        self.make_empty_intermediate_tensors = self.language_model.make_empty_intermediate_tensors  # pyright: ignore
 
     def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
         return self.language_model.embed_input_ids(self._without_reward_token(input_ids))

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from vllm import SamplingParams
 from vllm.config import VllmConfig
-from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, process_dict_updates
+from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
+from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class CloseCritique(LogitsProcessor):
         prompt_ids = prompt_ids or []
         return _Request(
             # vLLM also ends a request at the context's end, which would lose the reward just as well
-            min(params.max_tokens, self.max_model_len - len(prompt_ids)),
+            min(params.max_tokens or self.max_model_len, self.max_model_len - len(prompt_ids)),
             params.min_tokens,
             # vLLM penalises ids that occur in the prompt. That is the end of turn, and never the reward token
             params.repetition_penalty if self.end_id in prompt_ids else 1.0,

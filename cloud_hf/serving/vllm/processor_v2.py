@@ -28,7 +28,7 @@ class CloseCritique(LogitsProcessor):
         self.is_staged = False
 
     def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
-        self.limits_cpu[req_idx, 0] = sampling_params.max_tokens
+        self.limits_cpu[req_idx, 0] = sampling_params.max_tokens or self.max_model_len
         self.limits_cpu[req_idx, 1] = sampling_params.min_tokens
         # No look at the prompt's ids: every judged conversation holds an end of turn, so the penalty always applies
         self.penalty_cpu[req_idx] = sampling_params.repetition_penalty

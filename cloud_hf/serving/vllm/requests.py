@@ -99,15 +99,16 @@ class VLLMRequests:
 
     def _sample(self, completion: CompletionOutput, max_new_tokens: int) -> Sample:
         ids = list(completion.token_ids)
-        reward_id, end_id = self.config.reward_token_id, self.critique_format.end_token_id
-        length = ids.index(reward_id)
+        end_id, logprobs = self.critique_format.end_token_id, completion.logprobs
+        assert logprobs is not None, "`writing` asks for them"
+        length = ids.index(self._reward_id)
         is_cut = length > max_new_tokens
         if length == max_new_tokens and not self.critique_format.rereads_critiques:
             # The processor closes it there in any case. The model would have ended it if no other token was more likely
-            is_cut = completion.logprobs[length][reward_id].rank != 1
+            is_cut = logprobs[length][self._reward_id].rank != 1
         critique_ids = tuple(ids[: min(length, max_new_tokens)])
         text = self.critique_format.decode(list(critique_ids))
-        return Sample(completion.logprobs[-1][end_id].logprob, text, critique_ids, "length" if is_cut else "stop")
+        return Sample(logprobs[-1][end_id].logprob, text, critique_ids, "length" if is_cut else "stop")
 
     def reading(self) -> SamplingParams:
         """Make the parameters of a request that reads the reward of a given sequence."""
@@ -122,8 +123,15 @@ class VLLMRequests:
 
     def sequence_of(self, encoded: EncodedCritique) -> TokensInput:
         """Make the prompt whose reward is read: its last end of turn becomes the reward token."""
-        return tokens_input([*encoded.input_ids[:-1], self.config.reward_token_id])
+        return tokens_input([*encoded.input_ids[:-1], self._reward_id])
 
     def reward(self, output: RequestOutput) -> float:
         """Read the reward of a finished request of [`VLLMRequests.reading`]."""
-        return output.outputs[0].logprobs[0][self.critique_format.end_token_id].logprob
+        logprobs = output.outputs[0].logprobs
+        assert logprobs is not None, "`reading` asks for them"
+        return logprobs[0][self.critique_format.end_token_id].logprob
+
+    @property
+    def _reward_id(self) -> int:
+        assert self.config.reward_token_id is not None, "the plugin refuses such models"
+        return self.config.reward_token_id

@@ -161,4 +161,5 @@ class _Run:
         """Wait for all requests, including those that callbacks start."""
         while self._takers:
             for output in self._engine.step():
+                assert isinstance(output, RequestOutput)  # pooling models return others
                 self._takers.pop(output.request_id)(output)
