@@ -23,14 +23,17 @@ from starlette.exceptions import HTTPException
 from transformers import AutoTokenizer
 
 from ..rendered_chats import RenderedChats
+from . import routes
 from .contracts import spell_path
 from .engine import RewardEngine, TransformersEngine
 from .middleware import JsonFormatter, Lifecycle, Limits, Metrics, RequestMiddleware, error_response
-from .routes import ROUTERS
 from .service import RewardService
 
 
 logger = logging.getLogger(__name__)
+
+# To add routes, put them on a router in a new file like routes.py, and list it here
+ROUTERS = [routes.router]
 
 
 def make_app(

@@ -1,4 +1,4 @@
-"""Routes of the reward server. A new route goes into a file with a router like these, which [`ROUTERS`] lists."""
+"""Routes of the reward server: our own, and those that OpenRLHF and LLaMA-Factory call."""
 
 import json
 import uuid
@@ -32,11 +32,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse} for status in (400, 401, 413, 422, 429, 503, 504)
 }
 
-own = APIRouter()
-trainers = APIRouter()
-
-# Every router of the server; add yours here
-ROUTERS = [own, trainers]
+router = APIRouter()
 
 
 def service_of(request: Request) -> RewardService:
@@ -52,7 +48,7 @@ def record_of(request: Request) -> RequestRecord:
 # -------------------------------------------------------------------------------------------------------- our routes
 
 
-@own.post("/v1/rewards", response_model=RewardResponse, response_model_exclude_none=True, responses=ERRORS)
+@router.post("/v1/rewards", response_model=RewardResponse, response_model_exclude_none=True, responses=ERRORS)
 async def rewards(body: RewardRequest, request: Request) -> RewardResponse | Response:
     """Score responses: rewards, critiques, their spread, and why they ended."""
     service, record = service_of(request), record_of(request)
@@ -106,7 +102,7 @@ def _event(data: dict) -> str:
     return f"data: {json.dumps(data)}\n\n"
 
 
-@own.get(HEALTH_ROUTE, responses={503: {"model": ErrorResponse}})
+@router.get(HEALTH_ROUTE, responses={503: {"model": ErrorResponse}})
 async def health(request: Request) -> HealthResponse:
     """200 and the model's properties when ready; 503 while shutting down or after the engine has stopped."""
     service = service_of(request)
@@ -116,7 +112,7 @@ async def health(request: Request) -> HealthResponse:
     return HealthResponse(model=engine.name, critique=engine.critique, context_length=engine.context_length)
 
 
-@own.get("/metrics")
+@router.get("/metrics")
 async def metrics(request: Request) -> Response:
     """Counts and durations for Prometheus."""
     registry = service_of(request).metrics.registry
@@ -126,7 +122,7 @@ async def metrics(request: Request) -> Response:
 # ---------------------------------------------------------------------------------------------- contracts of trainers
 
 
-@trainers.post("/get_reward", response_model=OpenRLHFResponse, responses=ERRORS)
+@router.post("/get_reward", response_model=OpenRLHFResponse, responses=ERRORS)
 async def get_reward(body: OpenRLHFRequest, request: Request) -> OpenRLHFResponse:
     """OpenRLHF's remote reward model."""
     scores = await service_of(request).score_texts(body.query, body.prompts, "query", record_of(request))
@@ -138,7 +134,7 @@ async def get_reward(body: OpenRLHFRequest, request: Request) -> OpenRLHFRespons
     return OpenRLHFResponse(rewards=rewards, scores=rewards, extra_logs=extra_logs)
 
 
-@trainers.post("/v1/score/evaluation", response_model=LlamaFactoryResponse, responses=ERRORS)
+@router.post("/v1/score/evaluation", response_model=LlamaFactoryResponse, responses=ERRORS)
 async def score_evaluation(body: LlamaFactoryRequest, request: Request) -> LlamaFactoryResponse:
     """LLaMA-Factory's reward model of type `api`."""
     service = service_of(request)

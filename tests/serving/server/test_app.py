@@ -14,14 +14,17 @@ from contextlib import suppress
 
 import httpx
 import pytest
+from fastapi import APIRouter, Request
 from models_for_tests import CRITIQUES, PROMPTS, RESPONSES, make_model, save_language_model
 from servers_for_tests import BUDGET, free_port, make_engine, make_talker, serving, tokenizer_of
 
 from cloud_hf.scores import Sampling
 from cloud_hf.serving.rendered_chats import RenderedChats
-from cloud_hf.serving.server.app import load_engine, parse_arguments
+from cloud_hf.serving.server import app as app_module
+from cloud_hf.serving.server.app import bind, load_engine, parse_arguments
 from cloud_hf.serving.server.engine import EngineDeadError
 from cloud_hf.serving.server.middleware import JsonFormatter, Limits
+from cloud_hf.serving.server.routes import service_of
 
 
 URL = "/v1/rewards"
@@ -250,6 +253,21 @@ def test_documentation_and_metrics(http):
     text = http.get("/metrics").text
     assert 'cloud_requests_total{route="/v1/rewards",status="200"}' in text
     assert "cloud_request_seconds_bucket" in text and "cloud_truncated_critiques_total" in text
+
+
+def test_a_router_in_the_list_is_all_that_a_new_route_needs(talker, monkeypatch):
+    router = APIRouter()
+
+    @router.get("/v1/name")
+    async def name(request: Request) -> str:
+        return service_of(request).engine.name
+
+    monkeypatch.setattr(app_module, "ROUTERS", [*app_module.ROUTERS, router])
+    with serving(make_engine(talker), api_key="sesame") as (_, http):
+        assert http.get("/v1/name").status_code == 401
+        headers = {"Authorization": "Bearer sesame"}
+        assert http.get("/v1/name", headers=headers).json() == talker.name_or_path
+        assert 'route="/v1/name",status="200"' in http.get("/metrics", headers=headers).text
 
 
 # ----------------------------------------------------------------------------------------------------------- limits
@@ -510,12 +528,21 @@ def test_what_does_not_finish_in_time_is_answered_all_the_same(talker):
 def test_arguments():
     args = parse_arguments(["m", "--backend", "vllm", "--vllm_options", '{"max_model_len": 64}', "--port", "1"])
     assert (args.model, args.host, args.port, args.vllm_options) == ("m", "127.0.0.1", 1, {"max_model_len": 64})
-    for wrong in (["m", "--vllm_options", "{"], ["m", "--vllm_options", '{"a": 1}'], ["m", "--api_key", ""], []):
-        with pytest.raises(SystemExit):
-            parse_arguments(wrong)
+    wrong = (["--vllm_options", "{"], ["--vllm_options", '{"a": 1}'], ["--vllm_options", "[]"], ["--api_key", ""])
+    for arguments in ([], *(["m", *options] for options in wrong), ["m", "--port", "65536"], ["m", "--ports", "1"]):
+        with pytest.raises(SystemExit) as exit:
+            parse_arguments(arguments)
+        assert exit.value.code == 2
     for limits in ({"max_batch": 0}, {"max_batch": 9, "max_queue": 8}, {"request_timeout": -1}):
         with pytest.raises(ValueError, match=r"max_batch|request_timeout"):
             Limits(**limits)
+
+
+def test_a_port_in_use_is_named():
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(OSError, match=rf"Cannot listen on 127\.0\.0\.1, port {port}: .*in use.*--port"):
+            bind("127.0.0.1", port)
 
 
 def test_a_language_model_is_not_served(base_folder):
