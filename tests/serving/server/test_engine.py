@@ -157,7 +157,7 @@ def test_a_bad_request_fails_alone(talker):
     results = run(talker, ask)
     assert all(isinstance(result, Score) for result in results[:4])
     said = [str(result) for result in results[4:] if isinstance(result, ValueError)]
-    expected = ["is empty", "NoneType", "context holds 512", "together, but", "U+F8F0", "its critique"]
+    expected = ["is empty", "NoneType", "context holds 512", "tokens with its critique, but", "U+F8F0", "its critique"]
     for message, words in zip(said, expected, strict=True):
         assert words in message
 
