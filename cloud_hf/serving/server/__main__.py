@@ -1,6 +1,6 @@
 """`python -m cloud_hf.serving.server`."""
 
-from .app import main
+from ...cli import run
 
 
-main()
+run("cloud_hf.serving.server.app", prog="python -m cloud_hf.serving.server")

@@ -22,6 +22,8 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from transformers import AutoTokenizer
 
+from ...cli import run
+from ...loading import check_reward_model, load_reward_model, read_model_config
 from ..rendered_chats import RenderedChats
 from . import routes
 from .contracts import spell_path
@@ -209,8 +211,6 @@ def load_engine(args: argparse.Namespace) -> RewardEngine:
         from ..vllm.engine import VLLMEngine
 
         return VLLMEngine(args.model, **{"dtype": args.dtype, **args.vllm_options})
-    from ...loading import load_reward_model
-
     model, tokenizer = load_reward_model(args.model, dtype=args.dtype)
     return TransformersEngine(model, tokenizer, args.batch_size)
 
@@ -250,14 +250,15 @@ def main(arguments: list[str] | None = None):
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("httpx").setLevel(logging.WARNING)
     limits = Limits(args.max_body_bytes, args.max_batch, args.max_queue, args.max_new_tokens, args.request_timeout)
-    # Before the model loads, which may take minutes
-    listener = bind(args.host, args.port)
-    chats = load_chats(args)
-    app = make_app(load_engine(args), limits, args.api_key, chats)
-    if args.host not in ("127.0.0.1", "::1", "localhost") and args.api_key is None:
-        logger.warning("Listening on %s without a key: anyone who reaches it can use it.", args.host)
-    make_server(app, args.host, args.port, args.shutdown_grace).run(sockets=[listener])
+    # Mistakes are reported before the model loads, which may take minutes
+    with bind(args.host, args.port) as listener:
+        check_reward_model(args.model, read_model_config(args.model))
+        chats = load_chats(args)
+        app = make_app(load_engine(args), limits, args.api_key, chats)
+        if args.host not in ("127.0.0.1", "::1", "localhost") and args.api_key is None:
+            logger.warning("Listening on %s without a key: anyone who reaches it can use it.", args.host)
+        make_server(app, args.host, args.port, args.shutdown_grace).run(sockets=[listener])
 
 
 if __name__ == "__main__":
-    main()
+    run("cloud_hf.serving.server.app", prog="python -m cloud_hf.serving.server")

@@ -18,10 +18,11 @@ from fastapi import APIRouter, Request
 from models_for_tests import CRITIQUES, PROMPTS, RESPONSES, make_model, save_language_model
 from servers_for_tests import BUDGET, free_port, make_engine, make_talker, serving, tokenizer_of
 
+from cloud_hf.cli import run
 from cloud_hf.scores import Sampling
 from cloud_hf.serving.rendered_chats import RenderedChats
 from cloud_hf.serving.server import app as app_module
-from cloud_hf.serving.server.app import bind, load_engine, parse_arguments
+from cloud_hf.serving.server.app import load_engine, parse_arguments
 from cloud_hf.serving.server.engine import EngineDeadError
 from cloud_hf.serving.server.middleware import JsonFormatter, Limits
 from cloud_hf.serving.server.routes import service_of
@@ -538,11 +539,25 @@ def test_arguments():
             Limits(**limits)
 
 
-def test_a_port_in_use_is_named():
+@pytest.fixture
+def used_port():
     with socket.create_server(("127.0.0.1", 0)) as other:
-        port = other.getsockname()[1]
-        with pytest.raises(OSError, match=rf"Cannot listen on 127\.0\.0\.1, port {port}: .*in use.*--port"):
-            bind("127.0.0.1", port)
+        yield other.getsockname()[1]
+
+
+def test_mistakes_are_one_sentence_and_status_2(base_folder, used_port, capsys):
+    missing = ["/no/such/model", "--port", str(free_port())]
+    language_model = [str(base_folder), "--port", str(free_port())]
+    for arguments, says in (
+        (["m", "--port", str(used_port)], f"Cannot listen on 127.0.0.1, port {used_port}: Address already in use."),
+        (missing, "There is no folder /no/such/model"),
+        (language_model, "is a llama model, not a CLoud model"),
+        (["m", "--max_batch", "2000"], "`max_batch` is 2000 but `max_queue` 1024"),
+    ):
+        with pytest.raises(SystemExit) as exit:
+            run("cloud_hf.serving.server.app", arguments)
+        [line] = capsys.readouterr().err.splitlines()
+        assert exit.value.code == 2 and says in line
 
 
 def test_a_language_model_is_not_served(base_folder):
@@ -563,7 +578,7 @@ def test_the_command_serves_and_stops_on_sigterm(tmp_path):
         reader = threading.Thread(target=lambda: lines.extend(process.stderr), daemon=True)
         reader.start()
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers={"Authorization": "Bearer sesame"}) as http:
-            for _ in range(600):
+            for _ in range(3000):
                 try:
                     http.get("/health")
                     break
