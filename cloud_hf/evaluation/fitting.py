@@ -52,6 +52,7 @@ def fit_rows(
         `ValueError`: Naming the first bad row, or that no row is left.
     """
     check_policy(overlong_policy)
+    # The critique, and the end of turn where the reward is read
     reserve = max_new_tokens + 1 if critique_format.critique else 0
     fitted, dropped, shortened = [], 0, 0
     for index, row in enumerate(rows):

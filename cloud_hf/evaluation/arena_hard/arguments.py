@@ -7,7 +7,7 @@ from pathlib import Path
 from ...arguments import check_bounds, documented
 from ...data.completions import CompletionClient
 from ..metrics.problems import Problem, load_problems
-from .judge import Judging, files_by_category, files_of, read_texts
+from .judge import JudgeSettings, files_by_category, files_of, read_texts
 from .servers import Generation, write_candidates
 from .win_rate import Question, load_answers, load_questions
 
@@ -142,7 +142,7 @@ class Arena:
 
     questions: dict[str, Question]
     baselines: dict[str, str]
-    judging: Judging | None
+    judging: JudgeSettings | None
 
 
 def load_arena(args: ArenaHardArguments, limit: int | None, seed: int) -> Arena:
@@ -162,7 +162,7 @@ def load_arena(args: ArenaHardArguments, limit: int | None, seed: int) -> Arena:
     args.client("judge")
     template, systems = read_texts(args.judge_prompt_file, args.judge_system_file, args.judge_system_role, categories)
     sampling = (args.judge_temperature, args.judge_max_tokens, args.judge_tries)
-    judging = Judging(template, *sampling, seed, systems, args.judge_system_role)
+    judging = JudgeSettings(template, *sampling, seed, systems, args.judge_system_role)
     return Arena(by_id, _load_baselines(args, questions, categories), judging)
 
 

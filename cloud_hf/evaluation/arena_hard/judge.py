@@ -51,7 +51,7 @@ SYSTEMS = {
 
 
 @dataclass(frozen=True)
-class Judging:
+class JudgeSettings:
     """
     Settings of the judge; see [`~cloud_hf.data.judge.Judge`].
 
@@ -117,7 +117,7 @@ def read_texts(
             Categories of the questions.
 
     Returns:
-        `tuple[str, dict[str, str]]`: [`Judging`]'s `template` and `systems`.
+        `tuple[str, dict[str, str]]`: [`JudgeSettings`]'s `template` and `systems`.
 
     Raises:
         `ValueError`, `OSError`: If a text lacks a verdict or a placeholder, a category has no file or two, or a file is unreadable.

@@ -14,7 +14,7 @@ from ...data.journal import key_of
 from ...data.judge import messages_for_judge
 from ...data.run import Dropped, JournaledClient, all_of, build_dataset, check_rows, complete_build, seed_of
 from ..metrics.problems import Problem
-from .judge import Judging
+from .judge import JudgeSettings
 from .win_rate import Question, Votes
 
 
@@ -127,7 +127,7 @@ def judge_candidates(
     questions: Mapping[str, Question],
     baselines: Mapping[str, str],
     client: CompletionClient,
-    judging: Judging,
+    judging: JudgeSettings,
     folder: Path,
 ) -> Judged:
     """
@@ -143,7 +143,7 @@ def judge_candidates(
             The questions, whose category selects the judge's prompt, and the baseline's answers, by id.
         client ([`~cloud_hf.data.completions.CompletionClient`]):
             The judge.
-        judging ([`Judging`]):
+        judging ([`JudgeSettings`]):
             The judge's settings.
         folder (`Path`):
             Folder of the judgements and their journal. A later call may judge other candidates.
@@ -185,7 +185,9 @@ def _pairs_to_judge(
     ]
 
 
-def _ask_judge(rows: list[dict[str, Any]], client: CompletionClient, judging: Judging, folder: Path) -> dict[str, int]:
+def _ask_judge(
+    rows: list[dict[str, Any]], client: CompletionClient, judging: JudgeSettings, folder: Path
+) -> dict[str, int]:
     """Ask for the verdicts that the journal lacks, and write the judgements of all rows. Returns the builder's counts."""
     check_rows(rows, lambda row: messages_for_judge(row["prompt"], row["response"], row["baseline"]))
     settings = {"builder": "arena_hard_judgements", **judging.settings()}

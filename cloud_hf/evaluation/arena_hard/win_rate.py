@@ -241,6 +241,7 @@ def win_rate(votes: Sequence[Votes], rounds: int = ROUNDS, seed: int = 0) -> Win
     rng = np.random.default_rng(seed)
     sums = np.array([[found.wins, found.ties, found.losses] for found in votes])
     totals = sums.sum(axis=0)
+    # Resampling n votes or questions with replacement is one multinomial draw of how often each is taken
     by_vote = rng.multinomial(totals.sum(), totals / totals.sum(), size=rounds)
     by_question = rng.multinomial(len(votes), np.full(len(votes), 1 / len(votes)), size=rounds) @ sums
     return WinRate(value, _interval(by_vote), _interval(by_question), error, len(votes), *map(int, totals))

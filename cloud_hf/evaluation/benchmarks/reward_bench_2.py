@@ -152,6 +152,7 @@ def _gaps(
 
 def _pair_terms(ref_gap: np.ndarray, tied_gap: np.ndarray, tied_spread: np.ndarray) -> tuple[np.ndarray, ...]:
     smaller = np.minimum(ref_gap, tied_gap)
+    # A spread of 0 gives tanh(±inf) = ±1, and 0 / 0 counts as 0, as in the official code
     with np.errstate(divide="ignore", invalid="ignore"):
         margin = np.nan_to_num(np.tanh(smaller / tied_spread - 1), nan=0.0)
     return tied_gap > tied_spread, smaller > tied_spread, margin

@@ -119,6 +119,7 @@ def _confidence(margins: np.ndarray, num_bins: int) -> tuple[np.ndarray, np.ndar
     """Return for each pair the probability of the preferred response, whether it is right, and its bin."""
     confidence = expit(np.abs(margins))
     right = np.where(margins == 0, 0.5, margins > 0)
+    # A confidence of 1 belongs to the last bin
     bins = np.minimum((2 * num_bins * (confidence - 0.5)).astype(int), num_bins - 1)
     return confidence, right, bins
 
@@ -132,6 +133,7 @@ def _best_temperature(margins: np.ndarray) -> float:
     if not (margins < 0).any() or margins.mean() <= 0:
         return math.nan
     scale = np.abs(margins).mean()
+    # Over the logarithm of 1 / temperature, relative to the mean size of margins: rewards of any scale fit the bounds
     best = minimize_scalar(
         lambda power: _mean_loss(margins / scale * math.exp(power)), bounds=(-20, 20), method="bounded"
     )

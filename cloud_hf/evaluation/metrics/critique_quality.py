@@ -129,6 +129,7 @@ def reference_losses(
                 "Leave the row out, or choose another `overlong_policy`."
             )
         losses[place] = ReferenceLoss(0.0, 0)
+    # The longest first: batches of similar length need little padding, and a lack of memory shows at once
     order = sorted(set(range(len(encoded))) - losses.keys(), key=lambda place: -len(encoded[place].input_ids))
     for start in range(0, len(order), batch_size):
         places = order[start : start + batch_size]
@@ -145,6 +146,7 @@ def _right_padded(rows: Sequence[EncodedCritique], device: torch.device) -> dict
     width = max(len(row.input_ids) for row in rows)
     pads = [width - len(row.input_ids) for row in rows]
     columns = {
+        # Any id serves as padding, since it is masked; some tokenizers have no padding token
         "input_ids": [[*row.input_ids, *[row.input_ids[0]] * pad] for row, pad in zip(rows, pads, strict=True)],
         "attention_mask": [[1] * len(row.input_ids) + [0] * pad for row, pad in zip(rows, pads, strict=True)],
         "labels": [row.labels + [IGNORE_INDEX] * pad for row, pad in zip(rows, pads, strict=True)],

@@ -96,6 +96,7 @@ def _curve(right: np.ndarray, certainty: np.ndarray, rows: np.ndarray) -> Select
     num_rows = int(rows.max()) + 1
 
     def area(counts_BR: np.ndarray) -> np.ndarray:
+        # B resamples of R rows; each pair counts as often as its row was drawn
         weights = counts_BR[:, rows].astype(float)
         kept = np.add.reduceat(weights, starts, axis=1)
         kept_right = np.add.reduceat(weights * right, starts, axis=1)
@@ -105,6 +106,7 @@ def _curve(right: np.ndarray, certainty: np.ndarray, rows: np.ndarray) -> Select
     # If all pairs are alike, so are all resamples
     interval = interval_over_rows(num_rows, area) if np.ptp(right) else None
     estimate = Estimate(value, len(right), None if interval is None else (float(interval[0]), float(interval[1])))
+    # Between two steps the mean over random orders of equally certain pairs is linear
     sizes, rights = np.r_[0, np.add.reduceat(np.ones_like(right), starts)], np.r_[0, np.add.reduceat(right, starts)]
     kept = len(right) * (1 - np.array(FRACTIONS))
     accuracy = np.interp(kept, sizes.cumsum(), rights.cumsum()) / kept
@@ -122,5 +124,6 @@ def _area(kept: np.ndarray, kept_right: np.ndarray) -> np.ndarray:
     right_before = kept_right.cumsum(1) - kept_right
     with np.errstate(divide="ignore", invalid="ignore"):
         bend = (right_before - kept_right * before / kept) * np.log1p(kept / before)
+    # The first step starts at an accuracy of 0 / 0 and has no bend; a resample may lack all pairs of a step
     inner = np.where((before > 0) & (kept > 0), bend, 0.0)
     return (kept_right + inner).sum(1) / kept.sum(1)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -119,14 +120,7 @@ def self_consistency(
     flat = [values for row in rewards for values in row]
     if not flat or len({len(values) for values in flat}) != 1:
         raise ValueError("Self-consistency needs rows, and equally many critiques for each response.")
-    right, wrong, starts, firsts = [], [], [], 0
-    for row, count in zip(rewards, num_chosen, strict=True):
-        starts.append(len(right))
-        for better in range(count):
-            for worse in range(count, len(row)):
-                right.append(firsts + better)
-                wrong.append(firsts + worse)
-        firsts += len(row)
+    right, wrong, starts = _pair_places([len(row) for row in rewards], num_chosen)
     pairs_in_row = np.diff([*starts, len(right)])[:, None]
 
     def outcomes_of(rewards_RK: np.ndarray) -> np.ndarray:
@@ -137,6 +131,8 @@ def self_consistency(
     buckets = length_buckets(lengths)
     groups = [np.arange(len(rewards)), *(places for _, places in buckets)]
     rng = np.random.default_rng(seed)
+    # R responses of all rows, K critiques each. The first k of a permutation are a draw of k without replacement, so one
+    # permutation serves all k.
     rewards_RK = np.array(flat, dtype=float)
     total, by_draw = np.zeros((len(rewards), rewards_RK.shape[1])), []
     for _ in range(DRAWS):
@@ -149,6 +145,18 @@ def self_consistency(
         _curve(label, expected[places], error) for label, places, error in zip(labels, groups, errors, strict=True)
     ]
     return SelfConsistency(temperature, length_of, curves[0], curves[1:])
+
+
+def _pair_places(sizes: Sequence[int], num_chosen: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
+    """Return the places of the right and the wrong response of each pair among all responses, and each row's first pair."""
+    right, wrong, starts, first = [], [], [], 0
+    for size, count in zip(sizes, num_chosen, strict=True):
+        starts.append(len(right))
+        for better, worse in product(range(first, first + count), range(first + count, first + size)):
+            right.append(better)
+            wrong.append(worse)
+        first += size
+    return right, wrong, starts
 
 
 def length_buckets(lengths: ArrayLike) -> list[tuple[str, np.ndarray]]:

@@ -62,6 +62,7 @@ def uncertainty(rows: Sequence[BenchmarkRow], row_scores: Sequence[Sequence[Scor
         for right in scores[: row.num_chosen]:
             for wrong in scores[row.num_chosen :]:
                 margins.append(right.reward - wrong.reward)
+                # Standard deviation of the margin over critiques, which are sampled independently for both responses
                 spreads.append(math.hypot(right.reward_std, wrong.reward_std))
                 owners.append(place)
     certainty: dict[str, np.ndarray] = {MARGIN: np.abs(margins)}

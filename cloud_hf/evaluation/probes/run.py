@@ -168,6 +168,7 @@ def run_probes(
     """
     drawn = draw_rows(rows, num_rows, draw_seed)
     options["max_new_tokens"] = max_new_tokens
+    # The critique, and the end of turn where the reward is read
     reserve = max_new_tokens + 1 if critique_format.critique else 0
     limit = None if context_length is None else context_length - reserve
     altered = {

@@ -3,7 +3,7 @@
 import pytest
 
 from cloud_hf.data.judge import JUDGE_PROMPT, JUDGED_TEXTS, PLACEHOLDERS, messages_for_judge
-from cloud_hf.evaluation.arena_hard.judge import SYSTEMS, Judging, files_by_category, read_texts
+from cloud_hf.evaluation.arena_hard.judge import SYSTEMS, JudgeSettings, files_by_category, read_texts
 
 
 CATEGORIES = ("hard_prompt", "creative_writing")
@@ -11,10 +11,10 @@ VERDICTS = ("A>>B", "A>B", "A=B", "B>A", "B>>A")
 
 
 def judging(template, systems, system_role=True):
-    return Judging(template, 0.0, 64, 3, 0, systems, system_role)
+    return JudgeSettings(template, 0.0, 64, 3, 0, systems, system_role)
 
 
-def asked(found: Judging, category: str) -> list[dict]:
+def asked(found: JudgeSettings, category: str) -> list[dict]:
     return messages_for_judge("1+1?", "2", "3", *found.texts(category))
 
 
