@@ -79,12 +79,11 @@ class WatchedModules:
 
 
 def _execute(exec_module, module: ModuleType):
-    name = module.__spec__.name
-    _executing.add(name)
+    _executing.add(module.__name__)
     try:
         exec_module(module)
     finally:
-        _executing.discard(name)
+        _executing.discard(module.__name__)
     register_loaded()
 
 

@@ -58,6 +58,19 @@ class UsageError(Exception):
     """The command line cannot be parsed."""
 
 
+def _raising(parser: type) -> Any:
+    """A parser class that raises `UsageError` where argparse prints its usage, which may be pages long, and exits."""
+
+    def error(self, message: str):
+        raise UsageError(f"{message[:1].upper()}{message[1:].rstrip('.')}.")
+
+    return type(parser.__name__, (parser,), {"error": error})
+
+
+# For commands with positional arguments
+ArgumentParser: type[argparse.ArgumentParser] = _raising(argparse.ArgumentParser)
+
+
 def main(arguments: Sequence[str] | None = None):
     """Run `cloud-hf`."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -95,9 +108,11 @@ def run(module: str, arguments: Sequence[str] | None = None, prog: str | None = 
             How the command is called, for messages. Defaults to the name of the script.
     """
     debug, arguments = _take_debug(sys.argv[1:] if arguments is None else arguments)
+    # Parsers take their name from it
+    sys.argv = [prog or sys.argv[0], *arguments]
     prog = prog or Path(sys.argv[0]).name
     try:
-        _run(module, arguments, prog)
+        _run(module, arguments)
     except KeyboardInterrupt:
         if debug:
             raise
@@ -113,22 +128,23 @@ def run(module: str, arguments: Sequence[str] | None = None, prog: str | None = 
         _fail(prog, sentence)
 
 
-def _run(module: str, arguments: list[str], prog: str):
+def _run(module: str, arguments: list[str]):
     command: Any = importlib.import_module(module)
     if types := getattr(command, "ARGUMENTS", None):
         fixed = getattr(command, "FIXED_OPTIONS", ())
-        command.main(*parse(types, [*arguments, *fixed], prog=prog, description=command.__doc__))
+        command.main(*parse(types, [*arguments, *fixed], description=command.__doc__))
     else:
         command.main(arguments)
 
 
 def _take_debug(arguments: Sequence[str]) -> tuple[bool, list[str]]:
     """Remove `--debug`, and say whether it was there."""
-    following = [*arguments, ""][1:]
-    is_ours = [
-        word == "--debug" and after not in _DEBUG_VALUES for word, after in zip(arguments, following, strict=True)
+    kept = [
+        word
+        for word, after in zip(arguments, [*arguments[1:], ""], strict=False)
+        if word != "--debug" or after in _DEBUG_VALUES
     ]
-    return any(is_ours), [word for word, ours in zip(arguments, is_ours, strict=True) if not ours]
+    return len(kept) < len(arguments), kept
 
 
 def _fail(prog: str, sentence: str, status: int = 2):
@@ -157,12 +173,11 @@ def parse(types: Sequence[type], arguments: Sequence[str], **options: Any) -> tu
         `ValueError`: If a dataclass refuses its values.
     """
     if any(field.name == "config" for cls in types for field in dataclasses.fields(cls)):
-        # TrlParser would read the file itself
+        # TrlParser would read that file itself
         from transformers import HfArgumentParser
 
-        *parsed, unknown = _raising(HfArgumentParser)(types, **options).parse_args_into_dataclasses(
-            list(arguments), return_remaining_strings=True
-        )
+        parser = _raising(HfArgumentParser)(types, **options)
+        *parsed, unknown = parser.parse_args_into_dataclasses(list(arguments), return_remaining_strings=True)
         unknown_keys: list[str] = []
     else:
         from trl import TrlParser
@@ -177,16 +192,6 @@ def parse(types: Sequence[type], arguments: Sequence[str], **options: Any) -> tu
     if unknown_keys:
         raise UsageError(f"Unknown key `{unknown_keys[0].removeprefix('--')}` in the file of `--config`.")
     return tuple(parsed)
-
-
-def _raising(parser: type[argparse.ArgumentParser]) -> Any:
-    """A parser class that raises `UsageError` where argparse prints its usage, which is pages long, and exits."""
-
-    class Parser(parser):  # type: ignore[valid-type, misc]
-        def error(self, message: str):
-            raise UsageError(f"{message[:1].upper()}{message[1:]}.")
-
-    return Parser
 
 
 # ---------------------------------------------------------------------------------------------------------- errors
@@ -226,7 +231,3 @@ def _explain_import(error: ImportError) -> str | None:
         if needed and extra and needed[0].replace("-", "_") == package and extra[1] != "dev":
             return f"The package `{package}` is not installed. It comes with an extra: pip install 'cloud-hf[{extra[1]}]'."
     return None
-
-
-if __name__ == "__main__":
-    main()

@@ -30,7 +30,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGH
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 from .cards import METHOD, hub_id, kind_of, usage
-from .cli import run
+from .cli import ArgumentParser, run
 from .configuration_cloud import CLoudConfig, spell_critique_prompt
 from .critique_format import CritiqueFormat
 from .modeling_cloud import CLoudForRewardModeling, unused_token_id
@@ -325,9 +325,7 @@ def _card(conversion: Conversion, folder: Path) -> ModelCard:
 
 def main(arguments: list[str] | None = None):
     """Convert as the command line says."""
-    parser = argparse.ArgumentParser(
-        prog="python -m cloud_hf.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", help="Hub id or folder of the checkpoint")
     parser.add_argument("destination", help="new folder")
     parser.add_argument("--base_model_name_or_path", help="language model to read the architecture from")

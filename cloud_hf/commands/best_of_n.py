@@ -162,6 +162,7 @@ def fit(name: str, problems: list[Problem], critique_format: CritiqueFormat, lim
 
 def judge(found: ScoredSet, arena: Arena, args: BestOfNArguments, folder: Path) -> Judged:
     """Compare the chosen candidates with the baseline's answers."""
+    assert arena.judging is not None  # checked by the caller
     places = places_to_judge(found, args.largest_n, args.judge_all)
     print(f"Judging {sum(map(len, places))} candidates of {len(places)} questions, each in both orders.")
     return judge_candidates(

@@ -12,6 +12,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from ..arguments import check_bounds, documented
+from ..configuration_cloud import CLoudConfig
 from ..conversation import read_prompt
 from ..critique_format import CritiqueFormat
 from ..loading import check_reward_model, read_model_config, tokenizer_source
@@ -73,7 +74,9 @@ ARGUMENTS = (ScoreArguments,)
 
 def main(args: ScoreArguments):
     name = "the command line" if args.input is None else "standard input" if args.input == "-" else args.input
-    rows = [{"prompt": args.prompt, "response": args.response}] if args.input is None else read_rows(args.input, name)
+    rows: list[dict[str, Any]] = [{"prompt": args.prompt, "response": args.response}]
+    if args.input is not None:
+        rows = read_rows(args.input, name)
     if args.output != "-" and not Path(args.output).absolute().parent.is_dir():
         raise ValueError(f"`output` is {args.output}, but its folder does not exist.")
     sampling = Sampling(args.num_critiques, args.temperature, args.max_new_tokens, args.seed)
@@ -92,10 +95,11 @@ def read_rows(path: str, name: str) -> list[dict[str, Any]]:
 
     Raises:
         `ValueError`: If a line is not a JSON object with a usable `prompt` and a text `response`. The message names the
-            line.
+            row, counted from 0 without blank lines.
     """
     with contextlib.nullcontext(sys.stdin) if path == "-" else open(path, encoding="utf8") as file:
-        rows = [_read_row(line, f"{name}, line {number}") for number, line in enumerate(file, 1) if line.strip()]
+        lines = [line for line in file if line.strip()]
+    rows = [_read_row(line, f"{name}: Row {index}") for index, line in enumerate(lines)]
     if not rows:
         raise ValueError(f"{name} has no rows.")
     return rows
@@ -124,6 +128,7 @@ def check_rows(rows: list[dict[str, Any]], name: str, model: str, sampling: Samp
     """Check model, rows and options with the config and the tokenizer only, which takes no time compared with loading weights."""
     config = read_model_config(model)
     check_reward_model(model, config)
+    assert isinstance(config, CLoudConfig)
     critique_format = CritiqueFormat.from_config(config, AutoTokenizer.from_pretrained(tokenizer_source(model)))
     try:
         read_request(

@@ -9,6 +9,7 @@ from ..training.arguments import (
     checkpoint_to_resume,
     load_tokenizer,
     model_init_kwargs,
+    model_name,
 )
 
 
@@ -19,7 +20,7 @@ def main(data_args: DataArguments, training_args: CLoudTrainingConfig, model_arg
     training_args.model_init_kwargs = model_init_kwargs(model_args, training_args)
     train_dataset, eval_dataset = data_args.load(training_args.eval_strategy)
     trainer = CLoudTrainer(
-        model_args.model_name_or_path,
+        model_name(model_args),
         training_args,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,

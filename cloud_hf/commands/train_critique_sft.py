@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from accelerate.utils import is_peft_model
 from datasets import Dataset
+from peft import PeftModel
 
 from ..arguments import documented
 from ..configuration_cloud import CLoudConfig
@@ -15,6 +15,7 @@ from ..training.arguments import (
     checkpoint_to_resume,
     load_tokenizer,
     model_init_kwargs,
+    model_name,
 )
 from ..training.encoding import encode_critiques
 from ..training.lora import model_for_sft
@@ -58,9 +59,10 @@ def main(
     model_args: TrainedModelConfig,
 ):
     check_launch(training_args)
-    config = read_model_config(model_args.model_name_or_path, revision=model_args.model_revision)
+    name = model_name(model_args)
+    config = read_model_config(name, revision=model_args.model_revision)
     if isinstance(config, CLoudConfig):
-        raise ValueError(f"{model_args.model_name_or_path} is a CLoud model; this stage starts from a language model.")
+        raise ValueError(f"{name} is a CLoud model; this stage starts from a language model.")
     tokenizer = load_tokenizer(model_args, training_args)
     critique_format = format_class(critique_args.format)(
         tokenizer,
@@ -73,9 +75,9 @@ def main(
     limits = [training_args.max_length, getattr(config, "max_position_embeddings", None)]
     limit = min((limit for limit in limits if limit), default=None)
 
-    def encode(rows: Dataset, name: str) -> Dataset:
+    def encode(rows: Dataset, split: str) -> Dataset:
         policy, num_proc = critique_args.overlong_policy, training_args.dataset_num_proc
-        return encode_critiques(rows, critique_format, limit, policy, name, num_proc)
+        return encode_critiques(rows, critique_format, limit, policy, split, num_proc)
 
     train_rows, eval_rows = data_args.load(training_args.eval_strategy)
     train_dataset = encode(train_rows, "train")
@@ -96,8 +98,8 @@ def main(
     )
     trainer.train(resume_from_checkpoint=checkpoint_to_resume(training_args))
     trainer.save_model()
-    if is_peft_model(trainer.model) and trainer.is_world_process_zero():
-        record_base(training_args.output_dir, trainer.model)
+    if isinstance(trainer.model, PeftModel) and trainer.is_world_process_zero():
+        record_base(str(training_args.output_dir), trainer.model)
     trainer.save_state()
     if training_args.push_to_hub:
         trainer.push_to_hub(dataset_name=data_args.dataset_name)

@@ -82,6 +82,13 @@ class RewardModelConfig(TrainedModelConfig):
     lora_dropout: float = 0.0
 
 
+def model_name(model_args: ModelConfig) -> str:
+    """Return the name of the model to train. Raises `ValueError` if there is none."""
+    if model_args.model_name_or_path is None:
+        raise ValueError("`model_name_or_path` is missing: name the model to start from.")
+    return model_args.model_name_or_path
+
+
 def model_init_kwargs(model_args: ModelConfig, training_args) -> dict:
     """Keyword arguments of `from_pretrained`; `training_args.model_init_kwargs` override [`~trl.ModelConfig`]."""
     return {
@@ -101,7 +108,7 @@ def checkpoint_to_resume(training_args) -> str | bool | None:
 def load_tokenizer(model_args: ModelConfig, training_args) -> PreTrainedTokenizerBase:
     """Load the tokenizer of the model or adapter, with the chat template from `chat_template_path` if given."""
     tokenizer = AutoTokenizer.from_pretrained(
-        tokenizer_source(model_args.model_name_or_path, revision=model_args.model_revision),
+        tokenizer_source(model_name(model_args), revision=model_args.model_revision),
         revision=model_args.model_revision,
         trust_remote_code=training_args.trust_remote_code,
     )

@@ -1,0 +1,99 @@
+"""`cloud-hf score`: options or JSON lines in, JSON lines out."""
+
+import io
+import json
+import sys
+
+import pytest
+from models_for_tests import make_model
+from tokenizers_for_tests import make_tokenizer
+
+from cloud_hf import cli
+from cloud_hf.loading import load_reward_model
+
+
+ROWS = [
+    {"id": "a", "prompt": "What is 2 + 2?", "response": "4", "critique": "replaced"},
+    {"id": "b", "prompt": [{"role": "user", "content": "Hi"}], "response": "Hello ü"},
+]
+
+
+@pytest.fixture(scope="module")
+def models(base_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    for name, options in (("cloud", {}), ("classic", {"critique": False})):
+        make_model(base_folder, **options).save_pretrained(folder / name)
+        make_tokenizer("llama3").save_pretrained(folder / name)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def keep_command_line(monkeypatch):
+    monkeypatch.setattr(sys, "argv", sys.argv)
+
+
+def run(capsys, *arguments) -> list[dict]:
+    cli.main(["score", *map(str, arguments)])
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def expected(models, name, **options):
+    model, tokenizer = load_reward_model(str(models / name))
+    prompts, responses = [row["prompt"] for row in ROWS], [row["response"] for row in ROWS]
+    return model.score(prompts, responses, tokenizer, **options)
+
+
+def test_one_response(models, capsys):
+    options = ("--prompt", ROWS[0]["prompt"], "--response", "4", "--max_new_tokens", 5)
+    [found] = run(capsys, "--model", models / "cloud", *options)
+    score, _ = expected(models, "cloud", max_new_tokens=5)
+    assert found.pop("reward") == pytest.approx(score.reward, abs=1e-5)
+    assert found == {"critique": score.critique, "finish_reason": score.finish_reasons[0]}
+    [found] = run(capsys, "--model", models / "classic", *options)
+    assert found == {"reward": pytest.approx(expected(models, "classic")[0].reward, abs=1e-5)}
+
+
+def test_json_lines_keep_their_keys(models, capsys, tmp_path, monkeypatch):
+    lines = "\n".join(map(json.dumps, ROWS)) + "\n\n"
+    (tmp_path / "in.jsonl").write_text(lines)
+    options = ("--model", models / "cloud", "--num_critiques", 2, "--temperature", 1, "--max_new_tokens", 5)
+    assert run(capsys, *options, "--input", tmp_path / "in.jsonl", "--output", tmp_path / "out.jsonl") == []
+    found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    assert run(capsys, *options, "--input", "-") == found
+    for row, again, score in zip(
+        ROWS, found, expected(models, "cloud", num_critiques=2, temperature=1.0, max_new_tokens=5, seed=0), strict=True
+    ):
+        assert {key: again[key] for key in ("id", "prompt", "response")} == {k: row[k] for k in row if k != "critique"}
+        assert again["critiques"] == list(score.critiques) and again["critique"] == score.critique
+        assert again["rewards"] == pytest.approx(score.rewards, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("[1]", "Row 1 is [1]; give an object"),
+        ("{", "Row 1 is not JSON"),
+        ('{"prompt": "x", "response": 1}', "Row 1: `response` is 1; it must be text"),
+        ('{"prompt": [], "response": "x"}', "Row 1: `prompt`"),
+        (json.dumps({"prompt": "x " * 4000, "response": "x"}), "Row 1: "),
+    ],
+)
+def test_rows_are_checked_before_the_model_loads(line, says, models, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("cloud_hf.commands.score.open_backend", None)
+    (tmp_path / "in.jsonl").write_text(f"{json.dumps(ROWS[0])}\n{line}\n")
+    with pytest.raises(SystemExit) as end:
+        cli.main(
+            ["score", "--model", str(models / "cloud"), "--input", str(tmp_path / "in.jsonl"), "--max_new_tokens", "9"]
+        )
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert end.value.code == 2 and "in.jsonl" in error and says in error
+
+
+def test_no_rows_and_no_folder_for_the_output(models, tmp_path, capsys):
+    (tmp_path / "in.jsonl").write_text("\n")
+    arguments = ["score", "--model", str(models / "cloud"), "--input", str(tmp_path / "in.jsonl")]
+    for more, says in (([], "has no rows"), (["--output", str(tmp_path / "no" / "out.jsonl")], "")):
+        with pytest.raises(SystemExit):
+            cli.main([*arguments, *more])
+        assert says in capsys.readouterr().err
