@@ -94,9 +94,13 @@ def check_bounds(arguments: typing.Any, **least: float):
     >>> check_bounds(self, batch_size=1, seed=0)
     ```
     """
-    types = {field.name: field.type for field in dataclasses.fields(arguments)}
     for name, bound in least.items():
         value = getattr(arguments, name)
         if value is not None and not value >= bound:
-            or_none = ", or None" if type(None) in typing.get_args(types[name]) else ""
+            or_none = ", or None" if type(None) in typing.get_args(_annotation(type(arguments), name)) else ""
             raise ValueError(f"`{name}` is {value}; it must be at least {bound}{or_none}.")
+
+
+def _annotation(cls: type, name: str) -> typing.Any:
+    # Not the field's type, from which transformers' parser removes None
+    return next(own[name] for own in map(inspect.get_annotations, cls.__mro__) if name in own)

@@ -6,6 +6,7 @@ from argparse import ArgumentParser
 from dataclasses import dataclass, field
 
 import pytest
+from trl import TrlParser
 
 from cloud_hf.arguments import check_bounds, documented, parameter_texts
 
@@ -111,6 +112,7 @@ def test_docstring_and_fields_must_agree(docstring, says):
 
 
 def test_bounds_name_argument_and_value():
+    TrlParser(Base)  # which changes the types of fields
     check_bounds(Base(limit=1, seed=0), limit=1, seed=0)
     check_bounds(Base(), limit=1)
     with pytest.raises(ValueError, match=r"^`seed` is -1; it must be at least 0\.$"):

@@ -30,10 +30,10 @@ def parser_of(script: str) -> argparse.ArgumentParser:
     return HfArgumentParser(arguments_of(script)) if script == "plan" else TrlParser(arguments_of(script))
 
 
-def own_fields(classes) -> list[dataclasses.Field]:
-    """Options that this package defines, or gives another default than the class upstream."""
+def own_fields(classes) -> list[tuple[type, dataclasses.Field]]:
+    """Options that this package defines, or gives another default than the class upstream, and their classes."""
     return [
-        field
+        (cls, field)
         for cls in classes
         for field in dataclasses.fields(cls)
         if field.init and not defining_class(cls, field.name).__module__.startswith(UPSTREAM)
@@ -44,8 +44,10 @@ def defining_class(cls: type, name: str) -> type:
     return next(parent for parent in cls.__mro__ if name in inspect.get_annotations(parent))
 
 
-def describe(field: dataclasses.Field) -> dict:
-    described = {"type": str(field.type) if not isinstance(field.type, type) else field.type.__name__}
+def describe(cls: type, field: dataclasses.Field) -> dict:
+    # Not the field's type, which a parser changes
+    annotation = inspect.get_annotations(defining_class(cls, field.name))[field.name]
+    described = {"type": annotation.__name__ if type(annotation) is type else str(annotation)}
     if field.default_factory is not dataclasses.MISSING:
         described["default"] = field.default_factory()
     elif field.default is not dataclasses.MISSING:
@@ -57,7 +59,7 @@ def describe(field: dataclasses.Field) -> dict:
 
 @pytest.mark.parametrize("script", RECORDED)
 def test_options_are_the_recorded_ones(script):
-    found = {field.name: describe(field) for field in own_fields(arguments_of(script))}
+    found = {field.name: describe(cls, field) for cls, field in own_fields(arguments_of(script))}
     assert json.loads(json.dumps(found)) == RECORDED[script]
 
 
@@ -71,7 +73,7 @@ def test_every_script_with_options_is_recorded():
 @pytest.mark.parametrize("script", RECORDED)
 def test_help_explains_every_option(script):
     parser = parser_of(script)
-    own = {field.name for field in own_fields(arguments_of(script))}
+    own = {field.name for _, field in own_fields(arguments_of(script))}
     actions = {action.dest: action for action in parser._actions if action.dest in own}
     assert actions.keys() == own
     page = " ".join(parser.format_help().split())
