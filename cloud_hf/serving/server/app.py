@@ -22,7 +22,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from transformers import AutoTokenizer
 
-from ...cli import run
+from ...cli import ArgumentParser, run
 from ...loading import check_reward_model, load_reward_model, read_model_config
 from ..rendered_chats import RenderedChats
 from . import routes
@@ -169,7 +169,7 @@ def make_server(app: FastAPI, host: str = "127.0.0.1", port: int = 8000, shutdow
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     defaults = Limits()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="Hub id or folder of a CLoud or classic model, or of a LoRA adapter.")
     parser.add_argument("--backend", choices=("transformers", "vllm"), default="transformers")
     parser.add_argument("--host", default="127.0.0.1", help="Address to listen on.")
