@@ -1,35 +1,34 @@
-"""What tells one model from another, for the settings of a journal."""
+"""Identify a model and its version, for the settings of a journal."""
 
 import hashlib
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import cached_file
-from transformers.utils.hub import extract_commit_hash
+from transformers.utils.hub import cached_file, extract_commit_hash
 
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin")
-# What a model computes depends on these files of its folder
+# The files that decide what a model computes
 _FILES = (
     "config.json", "adapter_config.json", *_WEIGHTS, "tokenizer*", "*.model", "vocab*", "merges.txt", "added_tokens.json",
     "special_tokens_map.json", "chat_template*",
 )  # fmt: skip
-# Weights are sampled: all of a training run's weights change, so that reading gigabytes would tell no more
+# Large files are sampled: training changes all weights, so reading gigabytes would detect no more
 _BLOCKS = 256
 _BLOCK_SIZE = 4096
 
 
 def identify_model(name: str) -> dict[str, Any]:
     """
-    The name and the version of a model.
+    Return the name and the version of a model.
 
     Args:
         name (`str`):
             Hub id or folder.
 
     Returns:
-        `dict[str, Any]`: `model` is the name. `model_version` is the commit of a Hub id, or a hash of a folder's files
-        that does not depend on where the folder lies; of large files it reads 1 MiB, spread evenly.
+        `dict[str, Any]`: `model` is the name. `model_version` is the commit of a Hub id, or a hash of a folder's files,
+        independent of the folder's path; it reads 1 MiB of a large file, spread evenly.
 
     Examples:
 
@@ -41,12 +40,12 @@ def identify_model(name: str) -> dict[str, Any]:
     if Path(name).is_dir():
         return {"model": name, "model_version": _hash_of_files(Path(name), _FILES)}
     config = cached_file(name, "config.json", _raise_exceptions_for_missing_entries=False)
-    file = config or cached_file(name, "adapter_config.json")  # an adapter of a language model has no other config
+    file = config or cached_file(name, "adapter_config.json")  # all that an adapter has
     return {"model": name, "model_version": extract_commit_hash(file, None)}
 
 
 def hash_of_weights(folder: str | Path) -> str:
-    """A hash of the weights in a folder, read as [`identify_model`] reads them."""
+    """Hash the weights in a folder as [`identify_model`] does."""
     return _hash_of_files(Path(folder), _WEIGHTS)
 
 

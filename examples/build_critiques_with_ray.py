@@ -1,17 +1,16 @@
 """
-Stage 2 over a cluster: what build_self_critiques.py does, with vLLM engines on the nodes of a Ray cluster (`ray.data.llm`).
+Stage 2 on a cluster: build_self_critiques.py with vLLM engines on the nodes of a Ray cluster (`ray.data.llm`).
 
-The dataset is the same: the old columns, with chosen_feedback, chosen_feedback_ids, chosen_finish_reason and so on, in the
-order of the rows. A run that was killed goes on when the same command is given again: answers are journaled in the output
-folder as they arrive, and rows whose requests failed are in rejects.jsonl and tried again. Every node needs this environment
-and sees the model under the same name.
+The dataset is the same: the input columns plus chosen_feedback, chosen_feedback_ids, chosen_finish_reason and so on, in the
+order of the rows. The output folder's journal keeps answers as they arrive: run the same command again to resume a killed run,
+and to try failed rows of rejects.jsonl again. Every node needs this environment and access to the model under the same name.
 
-On a cluster, started with `ray start` (--ray_address also takes the address of another one):
+On a cluster started with `ray start` (--ray_address also takes the address of another one):
 
 python examples/build_critiques_with_ray.py --model_name_or_path critic-sft --dataset_name pairs.jsonl \
     --output_dir self-critiques --ray_address auto --num_replicas 16 --tensor_parallel_size 1
 
-On this machine alone, without a GPU:
+On this machine only, without a GPU:
 
 python examples/build_critiques_with_ray.py --model_name_or_path critic-sft --dataset_name pairs.jsonl \
     --output_dir self-critiques --ray_address local --use_cpu --vllm_options '{"max_model_len": 4096}'

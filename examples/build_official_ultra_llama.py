@@ -1,9 +1,9 @@
 """
-The authors' published training data with their prompts put back: oracle critiques (--mode oracle), or those that their models of
-stage 1 wrote (--mode self-gen --model_size 8b or 70b). It has the splits train and test.
+Add the prompts to the authors' published training data: oracle critiques (--mode oracle), or critiques by their models after
+stage 1 (--mode self-gen --model_size 8b or 70b). The result has the splits train and test.
 
-The data is published without the prompts, which stand in UltraFeedback and UltraInteract_pair; the licences of all three apply to
-the result. It is read from the Hub, or from copies: --dataset_name, --feedback_name and --interact_name take Hub ids, files and
+The data is published without its prompts, which are in UltraFeedback and UltraInteract_pair; the licences of all three apply to
+the result. Data is read from the Hub or from copies: --dataset_name, --feedback_name and --interact_name take Hub ids, files and
 folders.
 
 python examples/build_official_ultra_llama.py --mode oracle --output_dir data/ultra-oracle

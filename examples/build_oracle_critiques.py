@@ -1,9 +1,9 @@
 """
-Critiques of both responses of every preference pair, by a strong model behind an OpenAI-compatible server: what stage 1
-trains on.
+Build the training data of stage 1: critiques of both responses of every preference pair, by a strong model behind an
+OpenAI-compatible server.
 
-The new dataset has the old columns, and chosen_feedback, rejected_feedback (lists with --num_critiques above 1). A run that
-was killed goes on when the same command is given again: every answer is in the output folder's journal.
+The dataset has the input columns plus chosen_feedback and rejected_feedback (lists with --num_critiques above 1). The output
+folder's journal keeps every answer: run the same command again to resume a killed run.
 
 python examples/build_oracle_critiques.py --dataset_name pairs.jsonl --output_dir oracle-critiques \
     --base_url http://127.0.0.1:8000/v1 --model meta-llama/Llama-3.1-405B-Instruct

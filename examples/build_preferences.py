@@ -1,11 +1,11 @@
 """
-Preference pairs from prompts: a generator writes several responses to each, and a judge compares them in both orders, both
-behind OpenAI-compatible servers.
+Build preference pairs from prompts: a generator writes several responses to each, and a judge compares them in both orders.
+Both are behind OpenAI-compatible servers.
 
-Each pair of responses is judged twice, with swapped places, by five verdicts from [[A>>B]] to [[B>>A]]. A slight verdict
-counts 1 for its side and a strong one 2; the response with more points is chosen. Ties, identical responses, responses that
-stay cut and pairs without a readable verdict are left out; rejects.jsonl holds them with the judge's words. A run that was
-killed goes on when the same command is given again: every answer is in the output folder's journal.
+Each pair of responses is judged twice, in both orders, with five verdicts from [[A>>B]] to [[B>>A]]. A slight verdict counts 1
+for its side and a strong one 2; the response with more points is chosen. Ties, identical responses, responses that stay cut
+and pairs without a readable verdict are left out; rejects.jsonl lists them with the judge's answers. The output folder's
+journal keeps every answer: run the same command again to resume a killed run.
 
 python examples/build_preferences.py --dataset_name prompts.jsonl --output_dir preferences \
     --gen_base_url http://127.0.0.1:8000/v1 --gen_model meta-llama/Meta-Llama-3-8B-Instruct \

@@ -1,11 +1,11 @@
 """
-The first stage of building data: prompts of one or several datasets, without duplicates and without evaluation prompts.
+Collect prompts from one or several datasets, without duplicates and without prompts of evaluation sets.
 
-Writes a `save_to_disk` folder (columns id, prompt, source) with a card, build.json (settings, counts) and rejects.jsonl: one line
-for every row that was read and left out, with the reason. An id depends on the source's name and the prompt's text alone.
-Needs `pip install -e '.[data]'`.
+Writes a `save_to_disk` folder (columns id, prompt, source) with a card, build.json (settings, counts) and rejects.jsonl (one line
+for every row that was left out, with the reason). An id depends only on the source's name and the prompt's text. Needs
+`pip install -e '.[data]'`.
 
-The prompts of the paper, UltraFeedback's and as many single-turn ones of UltraInteract:
+The prompts of the paper, those of UltraFeedback and as many single-turn ones of UltraInteract:
 
 python examples/build_prompts.py --sources ultrafeedback ultrainteract --output_dir prompts \
     --decontaminate_against allenai/reward-bench --decontaminate_split filtered

@@ -1,10 +1,10 @@
 r"""
-Join the outputs of a builder that ran with --shard 0/n, 1/n, … on several machines: the rows are those that one run would
-have written, in the same order.
+Merge the outputs of a builder that ran with --shard 0/n, 1/n, … on several machines. The rows are the ones that a single run
+would have written, in the same order.
 
 python examples/merge_shards.py --shards out-0 out-1 out-2 out-3 --output_dir merged
 
-A Slurm array with one shard a task; a task that was killed goes on when it is submitted again:
+A Slurm array with one shard per task; a killed task resumes when it is submitted again:
 
     #!/bin/bash
     #SBATCH --array=0-15 --gpus=1 --time=24:00:00 --requeue

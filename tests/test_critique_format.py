@@ -17,7 +17,7 @@ from tokenizers_for_tests import (
 )
 
 from cloud_hf import CritiqueFormat
-from cloud_hf.data.rows import fit
+from cloud_hf.data.rows import fit_to_context
 
 
 PROMPT, RESPONSE, CRITIQUE = "What is 12 + 30?", "It is 42.", "The answer is right."
@@ -257,7 +257,7 @@ def test_any_text_can_be_shortened(family, unit):
         return critique_format.encode(prompt, RESPONSE, CRITIQUE).input_ids
 
     for limit in (250, 300):
-        fitted, ids = fit(prompt, encode, len, limit, "truncate_prompt", critique_format)
+        fitted, ids = fit_to_context(prompt, encode, len, limit, "truncate_prompt", critique_format)
         assert fitted is not None and limit - 140 < len(ids) <= limit
         assert fitted.endswith("end")
 

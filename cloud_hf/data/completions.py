@@ -1,4 +1,4 @@
-"""Answers from OpenAI-compatible servers: bounded concurrency, retries, and failures that say what to do."""
+"""Client for OpenAI-compatible servers with bounded concurrency, retries, and errors that say what to do."""
 
 import asyncio
 import json
@@ -15,25 +15,25 @@ import httpx2
 from openai import APIConnectionError, APIStatusError, APITimeoutError, AsyncOpenAI, DefaultAioHttpClient
 
 
-# Seconds before the first retry; they double up to the second figure
+# Seconds before the first retry, which double for each further one up to the longest
 _FIRST_WAIT = 0.5
 _LONGEST_WAIT = 60.0
 _CONNECT_TIMEOUT = 10.0
-# Seconds that `Retry-After` may ask for
-_LONGEST_REST = 300.0
+# Upper limit of `Retry-After` in seconds
+_LONGEST_RETRY_AFTER = 300.0
 _TRANSIENT = (408, 409, 425, 429)
 _REFUSED_KEY = (401, 403)
 
 
 class RequestFailed(Exception):
     """
-    One request failed for good; others may succeed.
+    A request that failed permanently; others may succeed.
 
     Args:
         reason (`str`):
-            Why.
+            Reason, for messages.
         is_refusal (`bool`, *optional*, defaults to `False`):
-            Whether the server refuses the request as such, so that another try is of no use.
+            Whether the server refused the request itself, so that a retry is useless.
     """
 
     def __init__(self, reason: str, is_refusal: bool = False):
@@ -42,25 +42,25 @@ class RequestFailed(Exception):
 
 
 class ServerUnusable(Exception):
-    """No request can succeed: the server is down, refuses the key, or does not serve the model."""
+    """No request can succeed: the server is down, rejects the key, or does not serve the model."""
 
 
 class _BadAnswer(Exception):
-    """An answer that is none, though the server thinks it is; another try may give one."""
+    """An HTTP 200 without a usable completion; worth a retry."""
 
 
 @dataclass(frozen=True)
 class Answer:
     """
-    What a model wrote.
+    A completion.
 
     Args:
         text (`str`):
-            The text.
+            Generated text.
         finish_reason (`str`):
-            As the server names it: `"stop"` if the model ended it, `"length"` if it was cut, or another.
+            The server's reason: `"stop"` if the model ended the text, `"length"` if it was cut, or another.
         token_ids (`tuple[int, ...]`, *optional*):
-            The generated ids, where the server was asked for them.
+            Generated ids, if the request asked for them.
     """
 
     text: str
@@ -70,7 +70,7 @@ class Answer:
 
 @dataclass
 class RequestCounts:
-    """What became of the requests of one client."""
+    """Outcomes of the requests of one client."""
 
     answered: int = 0
     retried: int = 0
@@ -79,7 +79,7 @@ class RequestCounts:
 
 @dataclass
 class _Server:
-    """One address, how busy it is, and until when it wants no request."""
+    """An address, its requests in flight, and the time before which it accepts none."""
 
     url: str
     client: AsyncOpenAI
@@ -95,23 +95,23 @@ class CompletionClient:
     """
     Client of one model on one or several OpenAI-compatible servers.
 
-    Time-outs, lost connections, the statuses 408, 409, 425, 429 and 5xx, and answers without content are tried again, after
-    0.5, 1, 2, … seconds (at most 60, each shortened at random by up to half) or as long as `Retry-After` says (at most five
-    minutes), on whichever server is least busy. Other statuses fail at once.
+    Timeouts, lost connections, the statuses 408, 409, 425, 429 and 5xx, and answers without content are retried on the least
+    busy server, after 0.5, 1, 2, … seconds (at most 60, each shortened at random by up to half) or after `Retry-After` (at most
+    five minutes). Other statuses fail at once.
 
     Args:
         base_urls (`Sequence[str]`):
-            Addresses, such as `"http://127.0.0.1:8000/v1"`, that serve the same model.
+            Addresses of servers of the same model, such as `"http://127.0.0.1:8000/v1"`.
         model (`str`, *optional*):
-            Its name there; may be left out if the servers have only one.
+            Name of the model on the servers. Optional if they serve only one.
         api_key_env (`str`, *optional*, defaults to `"OPENAI_API_KEY"`):
-            Environment variable that holds the key. The key is in no message, journal or card.
+            Environment variable with the key, which never appears in messages, journals or cards.
         max_concurrency (`int`, *optional*, defaults to `64`):
-            Requests under way at once, over all servers.
+            Requests in flight at once, over all servers.
         max_retries (`int`, *optional*, defaults to `8`):
-            Tries after the first; the waits of 8 take about one and a half minutes.
+            Retries per request; the waits of 8 take about 1.5 minutes in total.
         request_timeout (`float`, *optional*, defaults to `600.0`):
-            Seconds one try may take.
+            Timeout of one try in seconds.
 
     Examples:
 
@@ -136,7 +136,7 @@ class CompletionClient:
         for url in base_urls:
             if "@" in url:
                 raise ValueError(
-                    "A `base_url` holds a user name or a password, which messages would show. Use the key."
+                    "A `base_url` contains a user name or a password, which messages would show. Use the key."
                 )
             if not url.startswith(("http://", "https://")):
                 raise ValueError(f"`base_url` {url!r} must start with http:// or https://.")
@@ -150,7 +150,7 @@ class CompletionClient:
         self.counts = RequestCounts()
         self._key = os.environ.get(api_key_env, "").strip() or None
         if self._key is not None and not (self._key.isascii() and self._key.isprintable()):
-            raise ValueError(f"The variable {api_key_env} holds characters that a key cannot have.")
+            raise ValueError(f"The variable {api_key_env} contains characters that a key cannot have.")
         self._key_name = api_key_env
         self._urls = list(base_urls)
         self._timeout = httpx2.Timeout(request_timeout, connect=min(_CONNECT_TIMEOUT, request_timeout))
@@ -165,6 +165,8 @@ class CompletionClient:
                 AsyncOpenAI(
                     base_url=url,
                     api_key=self._key or "none",
+                    # The client's own retries stay on one server, ignore a `Retry-After` above 60 s, and give up on a
+                    # busy server (429) even while it answers other requests
                     max_retries=0,
                     timeout=self._timeout,
                     http_client=DefaultAioHttpClient(limits=limits, timeout=self._timeout),
@@ -178,11 +180,11 @@ class CompletionClient:
         for server in self._servers:
             await server.client.close()
 
-    # ----------------------------------------------------------------------------------------------------- questions
+    # ------------------------------------------------------------------------------------------------------ requests
 
     async def chat(self, messages: list[dict[str, str]], **sampling) -> Answer:
         """
-        Let the model answer a chat.
+        Request an answer to a chat.
 
         Args:
             messages (`list[dict[str, str]]`):
@@ -194,7 +196,7 @@ class CompletionClient:
             [`Answer`]: Never empty.
 
         Raises:
-            `RequestFailed`: If this request is refused, or still fails after the retries.
+            `RequestFailed`: If the request is refused, or fails after all retries.
             `ServerUnusable`: If no request can succeed.
         """
         body = await self._ask("/chat/completions", {"messages": messages, **sampling})
@@ -203,16 +205,16 @@ class CompletionClient:
 
     async def complete(self, prompt_ids: Sequence[int], **sampling) -> Answer:
         """
-        Let the model go on after token ids.
+        Request a continuation of token ids.
 
         Args:
             prompt_ids (`Sequence[int]`):
-                The ids, begin-of-sequence token included if there is one: none is added.
+                Ids, including the begin-of-sequence token if the model has one; the server adds none.
             **sampling:
-                Fields of the request. vLLM gives ids back for `return_token_ids=True`.
+                Fields of the request. vLLM returns ids with `return_token_ids=True`.
 
         Returns:
-            [`Answer`]: Empty where the model ended at once.
+            [`Answer`]: Empty if the model ended at once.
 
         Raises:
             `RequestFailed`, `ServerUnusable`: As for [`CompletionClient.chat`].
@@ -228,15 +230,15 @@ class CompletionClient:
 
     async def check(self):
         """
-        Ask every server for its models, before any row is paid for. Settles `model` where it was not given.
+        Check every server before the first request, and set `model` if it was not given.
 
         Raises:
-            `ServerUnusable`: If a server does not answer, refuses the key, or does not serve the model.
+            `ServerUnusable`: If a server does not answer, rejects the key, or does not serve the model.
         """
         for server in self._servers:
             names = await self._models(server)
             if names is None:
-                print(f"{server.url} does not list its models: whether it serves {self.model!r} is not known.")
+                print(f"{server.url} does not list its models, so it may not serve {self.model!r}.")
                 if self.model is None:
                     raise ServerUnusable(f"{server.url} does not list its models; name one with `model`.")
                 continue
@@ -247,7 +249,7 @@ class CompletionClient:
                 raise ServerUnusable(f"{server.url} serves {', '.join(sorted(names)) or 'no model'}. {wanted}.")
 
     async def _models(self, server: _Server) -> list[str] | None:
-        """The models' names; `None` if the server does not tell."""
+        """Return the names of the models; `None` if the server does not list them."""
         try:
             response = await server.client.get("/models", cast_to=httpx2.Response)
             return [model["id"] for model in json.loads(response.content)["data"]]
@@ -276,8 +278,8 @@ class CompletionClient:
                     self.counts.answered += 1
                     return answer
                 except (APIConnectionError, APIStatusError, TimeoutError, _BadAnswer) as error:
-                    what = self._stop_if_final(server, error)
-                    # A busy server that answers others is no failure
+                    reason = self._stop_if_final(server, error)
+                    # A 429 does not count as a failure while the server answers other requests
                     busy = isinstance(error, APIStatusError) and error.status_code == 429
                     failures = 0 if busy and self.counts.answered > answered else failures + 1
                     answered = self.counts.answered
@@ -288,16 +290,16 @@ class CompletionClient:
                     server.in_flight -= 1
         self.counts.failed += 1
         await self._stop_if_all_are_down()
-        raise RequestFailed(f"{what} (given up after {self.max_retries + 1} tries)")
+        raise RequestFailed(f"{reason} (given up after {self.max_retries + 1} tries)")
 
     async def _free_server(self) -> _Server:
-        """The least busy server of those that take requests, or the first that will."""
+        """Return the least busy server that accepts requests, waiting until one does."""
         while (server := min(self._servers, key=lambda server: (server.wait > 0, server.in_flight))).wait > 0:
             await asyncio.sleep(min(server.wait for server in self._servers))
         return server
 
     async def _post(self, server: _Server, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        # A server that sends a byte now and then never runs into the time-outs of a connection
+        # A server that sends a byte now and then would never reach the timeouts of a connection
         async with asyncio.timeout(self._request_timeout):
             response = await server.client.post(path, cast_to=httpx2.Response, body=body)
         try:
@@ -306,13 +308,13 @@ class CompletionClient:
             text = choice["message"]["content"] if path == "/chat/completions" else choice["text"]
             reason = choice.get("finish_reason")
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
-            raise _BadAnswer(f"an answer that is no completion ({type(error).__name__}: {error})") from error
+            raise _BadAnswer(f"an answer that is not a completion ({type(error).__name__}: {error})") from error
         if not isinstance(reason, str | None) or not _is_unicode(reason or ""):
             raise _BadAnswer(f"an answer whose finish_reason is {reason!r:.60}")
         if not isinstance(text, str) or (path == "/chat/completions" and not text.strip()):
             raise _BadAnswer(f"an answer without content (finish_reason {reason!r:.60})")
         if not _is_unicode(text):
-            raise _BadAnswer("an answer with a lone surrogate, which is no text")
+            raise _BadAnswer("an answer with a lone surrogate, which is not valid text")
         if body.get("return_token_ids"):
             self._check_ids(server, choice.get("token_ids"), text)
         return answer
@@ -320,13 +322,13 @@ class CompletionClient:
     def _check_ids(self, server: _Server, ids: Any, text: str):
         if ids is None and text:
             raise ServerUnusable(
-                f"{server.url} gives no token ids back (`return_token_ids`), which are needed. vLLM's server does."
+                f"{server.url} does not return token ids (`return_token_ids`), which are needed. vLLM's server does."
             )
         if not isinstance(ids, list) or not all(type(token_id) is int and 0 <= token_id < 2**31 for token_id in ids):
             raise _BadAnswer(f"an answer whose token ids are {ids!r:.60}")
 
     def _stop_if_final(self, server: _Server, error: Exception) -> str:
-        """What went wrong, if another try may help."""
+        """Raise if a retry is useless, otherwise describe the error."""
         if isinstance(error, APIStatusError):
             what = self._describe(error)
             if error.status_code in _REFUSED_KEY:
@@ -344,9 +346,9 @@ class CompletionClient:
     async def _back_off(self, server: _Server, error: Exception, failures: int):
         seconds = min(_FIRST_WAIT * 2 ** max(failures - 1, 0), _LONGEST_WAIT) * random.uniform(0.5, 1.0)
         if isinstance(error, APIStatusError) and (asked := _retry_after(error.response)) is not None:
-            # The server speaks for all requests; they come back one after the other
+            # Applies to all requests to this server; the short random wait spreads their return
             if asked > _LONGEST_WAIT:
-                print(f"{server.url} asks for a rest of {asked:.0f} s.", flush=True)
+                print(f"{server.url} asks for a pause of {asked:.0f} s.", flush=True)
             server.not_before = max(server.not_before, time.monotonic() + asked)
             seconds = random.uniform(0.0, 0.1)
         elif isinstance(error, APIConnectionError) and len(self._servers) > 1:
@@ -355,7 +357,7 @@ class CompletionClient:
         await asyncio.sleep(seconds)
 
     async def _stop_if_all_are_down(self):
-        """A request that fails on a server that works is one row's trouble; without a server it is every row's."""
+        """Raise `ServerUnusable` if no server works; a failure on a working server concerns only its row."""
         problems = []
         for server in self._servers:
             try:
@@ -368,7 +370,7 @@ class CompletionClient:
     # ------------------------------------------------------------------------------------------------------ messages
 
     def _key_refused(self, server: _Server, error: APIStatusError) -> ServerUnusable:
-        key = "is not set" if self._key is None else "holds a key that is refused"
+        key = "is not set" if self._key is None else "contains a key that is rejected"
         return ServerUnusable(f"{server.url} answers {self._describe(error)}. The variable {self._key_name} {key}.")
 
     def _describe(self, error: APIStatusError) -> str:
@@ -386,7 +388,7 @@ def _cause(error: Exception) -> str:
 
 
 def _retry_after(response: httpx2.Response) -> float | None:
-    """Seconds to wait, if the server says so: a number, or a date. At most `_LONGEST_REST`."""
+    """Return the seconds to wait if the server gives a number or a date, at most `_LONGEST_RETRY_AFTER`."""
     value = response.headers.get("retry-after")
     if value is None:
         return None
@@ -394,7 +396,7 @@ def _retry_after(response: httpx2.Response) -> float | None:
         seconds = float(value) if re.fullmatch(r"\s*\d+(\.\d+)?\s*", value) else _seconds_until(value)
     except (ValueError, OverflowError):
         return None
-    return min(max(0.0, seconds), _LONGEST_REST)
+    return min(max(0.0, seconds), _LONGEST_RETRY_AFTER)
 
 
 def _seconds_until(date: str) -> float:

@@ -1,4 +1,4 @@
-"""How a strong model is asked for a critique of one response."""
+"""Ask a strong model for a critique of one response."""
 
 import json
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from ..conversation import read_prompt
 
 
-# Placeholders stand where `messages_for_critic` puts the texts
+# `messages_for_critic` replaces the placeholders
 CRITIC_PROMPT = """\
 Below are a conversation with an assistant and the assistant's last response. Write a critique of that response, addressed to \
 somebody who has to judge how good it is.
@@ -32,19 +32,19 @@ PLACEHOLDERS = ("{conversation}", "{response}")
 
 def messages_for_critic(prompt: Any, response: str, template: str = CRITIC_PROMPT) -> list[dict[str, str]]:
     """
-    The chat in which a critic is asked.
+    Return the chat that asks a critic.
 
     Args:
         prompt (`str` or `list[dict]` or `dict`):
-            What was asked; see [`~cloud_hf.conversation.read_prompt`].
+            Prompt, as [`~cloud_hf.conversation.read_prompt`] takes it.
         response (`str`):
-            The response to judge.
+            Response to criticise.
         template (`str`, *optional*):
-            What the critic is told; it holds `{conversation}` and `{response}` once each.
+            Instructions with `{conversation}` and `{response}` once each.
 
     Returns:
-        `list[dict[str, str]]`: One user message. A server encodes it as the text of a message, so nothing in it can end the
-        turn unless the server's own tokenizer lets it.
+        `list[dict[str, str]]`: One user message. Text in it cannot end the turn, unless the server's tokenizer encodes spelled-out
+        control tokens as such.
 
     Examples:
 
@@ -56,7 +56,7 @@ def messages_for_critic(prompt: Any, response: str, template: str = CRITIC_PROMP
 
 
 def fill(template: str, **texts: str) -> str:
-    """The template with its placeholders filled. What looks like a placeholder inside a text stays as it is."""
+    """Replace the placeholders of a template. Text that looks like a placeholder inside a replacement stays as it is."""
     pieces, rest = [], template
     while found := [(rest.find(mark), mark) for name in texts if (mark := f"{{{name}}}") in rest]:
         start, mark = min(found)
@@ -66,7 +66,7 @@ def fill(template: str, **texts: str) -> str:
 
 
 def conversation_text(prompt: Any) -> str:
-    """A prompt as text: itself, if it is one message of the user; else turn by turn."""
+    """Return a prompt as text: unchanged if it is one message of the user, otherwise turn by turn."""
     conversation = read_prompt(prompt)
     if conversation.tools is None and [message["role"] for message in conversation.messages] == ["user"]:
         return conversation.messages[0]["content"]
@@ -80,18 +80,18 @@ def conversation_text(prompt: Any) -> str:
 
 def read_template(path: str | None, default: str, placeholders: tuple[str, ...]) -> str:
     """
-    A template of the user's, or the default.
+    Read the user's template, or return the default.
 
     Args:
         path (`str`, *optional*):
-            The file.
+            File with the template.
         default (`str`):
-            The text used without a file.
+            Template without a file.
         placeholders (`tuple[str, ...]`):
-            What it must hold, once each.
+            Placeholders that the template must contain once each.
 
     Raises:
-        `ValueError`: If a placeholder is missing or comes twice.
+        `ValueError`: If a placeholder is missing or repeated.
         `OSError`: If the file cannot be read.
     """
     if path is None:
@@ -100,5 +100,7 @@ def read_template(path: str | None, default: str, placeholders: tuple[str, ...])
         text = file.read().strip()
     for placeholder in placeholders:
         if text.count(placeholder) != 1:
-            raise ValueError(f"{path} holds {placeholder} {text.count(placeholder)} times; it must hold it once.")
+            raise ValueError(
+                f"{path} contains {placeholder} {text.count(placeholder)} times; it must contain it once."
+            )
     return text

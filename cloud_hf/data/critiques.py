@@ -1,22 +1,25 @@
-"""Critiques that a model writes of both responses of a pair: what it is asked for, again if need be, and what is kept."""
+"""Critiques that a model writes about both responses of a pair: options, retries of cut ones, and the rows they make."""
 
 import logging
 import math
 from collections.abc import Awaitable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from datasets import Features, List, Value
 from tqdm import tqdm
 
-from ..critique_format import CritiqueFormat, EncodedPrefix
-from ..generation import row_seed
-from ..scoring import Score, Scorer
 from .completions import Answer
 from .journal import Journal, key_of
-from .rows import check_policy, fit, prompt_column, prompt_of, response_of
+from .rows import Rows, check_policy, fit_to_context, prompt_column, prompt_of, response_of
 from .run import Dropped, JournaledClient, RowRefused, all_of, check_rows
+
+
+if TYPE_CHECKING:
+    from ..configuration_cloud import CLoudConfig
+    from ..critique_format import CritiqueFormat, EncodedPrefix
+    from ..scoring import Score, Scorer
 
 
 SIDES = ("chosen", "rejected")
@@ -25,7 +28,7 @@ TRUNCATED = ("drop", "keep")
 
 @dataclass(frozen=True)
 class Critique:
-    """Generated token ids without the end token, and how they ended: `"stop"`, or `"length"` if they were cut."""
+    """Token ids of a critique without the end token. `finish_reason` is `"length"` if it was cut, otherwise `"stop"`."""
 
     ids: tuple[int, ...]
     finish_reason: str
@@ -34,7 +37,7 @@ class Critique:
 @dataclass(frozen=True)
 class CritiqueOptions:
     """
-    What critiques are asked for.
+    Number, length and sampling of critiques.
 
     Args:
         num_critiques (`int`):
@@ -42,18 +45,18 @@ class CritiqueOptions:
         temperature (`float`):
             Sampling temperature; 0 is greedy.
         max_new_tokens (`int`):
-            Longest critique in tokens.
+            Token limit of a critique.
         longer_tries (`int`):
-            How often a critique that was cut is written again, with twice the tokens each time.
+            Retries of a critique that was cut, each with twice the tokens.
         truncated (`str`):
-            What becomes of critiques that are cut even then: `"drop"` or `"keep"`.
+            Treatment of critiques that stay cut: `"drop"` or `"keep"`.
         overlong_policy (`str`):
-            What becomes of rows that do not fit the context: `"error"`, `"drop"` or `"truncate_prompt"`.
+            Treatment of rows that do not fit the context: `"error"`, `"drop"` or `"truncate_prompt"`.
         seed (`int`):
             Seed of the sampling.
 
     Raises:
-        `ValueError`: If a value makes no sense.
+        `ValueError`: If a value is invalid.
     """
 
     num_critiques: int = 1
@@ -68,111 +71,113 @@ class CritiqueOptions:
         if self.num_critiques < 1 or self.max_new_tokens < 1 or self.longer_tries < 0:
             raise ValueError("`num_critiques` and `max_new_tokens` must be at least 1, `longer_tries` at least 0.")
         if not 0 <= self.temperature < math.inf:
-            raise ValueError(f"`temperature` is {self.temperature}; it must be a finite number from 0 up.")
+            raise ValueError(f"`temperature` is {self.temperature}; it must be a finite number of at least 0.")
         if self.num_critiques > 1 and self.temperature == 0.0:
-            raise ValueError("`num_critiques` above 1 needs a `temperature` above 0, or all are the same.")
+            raise ValueError(
+                "`num_critiques` above 1 needs a `temperature` above 0; greedy critiques are all the same."
+            )
         if self.truncated not in TRUNCATED:
             raise ValueError(f"`truncated` is {self.truncated!r}; use {' or '.join(TRUNCATED)}.")
         check_policy(self.overlong_policy)
 
 
 @dataclass(frozen=True)
-class FittedRow:
-    """A row that fits the context; `prompt` may be shortened. Prefixes and responses are by side."""
+class CritiqueTask:
+    """A row that fits the context, possibly with a shortened prompt. Responses and prefixes are keyed by side."""
 
     row: dict[str, Any]
     prompt: Any
     is_shortened: bool
     responses: dict[str, str]
-    prefixes: dict[str, EncodedPrefix]
+    prefixes: "dict[str, EncodedPrefix]"
 
 
 class Ask(Protocol):
-    """Where critiques come from: critique `number` of a response, with at most `max_new_tokens`."""
+    """Source of critiques: returns critique `number` of the response on `side`, of at most `max_new_tokens` tokens."""
 
-    def __call__(self, row: FittedRow, side: str, number: int, max_new_tokens: int) -> Awaitable[Critique]: ...
+    def __call__(self, task: CritiqueTask, side: str, number: int, max_new_tokens: int) -> Awaitable[Critique]: ...
 
 
 @dataclass
 class CritiqueBuilder:
     """
-    Makes rows with critiques out of rows.
+    Adds critiques to rows.
 
     Args:
         critique_format ([`CritiqueFormat`]):
-            The model's format.
+            Format of the model.
         context (`int`, *optional*):
-            Tokens that the model may read, a critique included.
+            Context length of the model in tokens, critique included.
         options ([`CritiqueOptions`]):
-            What is asked for.
+            Number, length and sampling of critiques.
     """
 
-    critique_format: CritiqueFormat
+    critique_format: "CritiqueFormat"
     context: int | None
     options: CritiqueOptions
     _tallies: dict[Any, tuple[int, ...]] = field(default_factory=dict)
 
-    def fit(self, row: dict[str, Any]) -> FittedRow:
+    def fit(self, row: dict[str, Any]) -> CritiqueTask:
         """
-        Encode a row, its prompt shortened if that is the policy.
+        Encode a row, shortening its prompt if that is the policy.
 
         Raises:
             `ValueError`: If a text is not usable, or the row is too long and the policy is `"error"`.
-            `Dropped`: If it is too long otherwise.
+            `Dropped`: If the row is too long under another policy.
         """
-        # Empty responses are refused here: training would refuse them after all critiques are paid for
+        # Refuses empty responses, which training would only refuse after all critiques are written
         responses = {side: response_of(row, side) for side in SIDES}
         needed = 0
 
-        def encode(prompt: Any) -> dict[str, EncodedPrefix]:
+        def encode(prompt: Any) -> "dict[str, EncodedPrefix]":
             return {side: self.critique_format.encode_prefix(prompt, responses[side]) for side in SIDES}
 
-        def length(prefixes: dict[str, EncodedPrefix]) -> int:
+        def length(prefixes: "dict[str, EncodedPrefix]") -> int:
             nonlocal needed
             needed = max(len(prefix.input_ids) for prefix in prefixes.values()) + self.options.max_new_tokens + 1
             return needed
 
         given = prompt_of(row)
         policy = self.options.overlong_policy
-        prompt, prefixes = fit(given, encode, length, self.context, policy, self.critique_format)
+        prompt, prefixes = fit_to_context(given, encode, length, self.context, policy, self.critique_format)
         if prefixes is None:
             raise Dropped(f"{needed} tokens with its critique, but {self.context} fit")
-        return FittedRow(row, prompt, prompt is not given, responses, prefixes)
+        return CritiqueTask(row, prompt, prompt is not given, responses, prefixes)
 
     def lengths(self, row: dict[str, Any]) -> tuple[int, ...] | None:
-        """Tokens of a row's prefixes, by side; `None` if it is too long. Raises `ValueError` if it cannot be used."""
+        """Return the tokens before the critique on each side; `None` if the row is too long. Raises `ValueError` as [`fit`]."""
         try:
             return tuple(len(prefix.input_ids) for prefix in self.fit(row).prefixes.values())
         except Dropped:
             return None
 
     def has_room(self, prefix_length: int, max_new_tokens: int) -> bool:
-        """Whether the context holds a critique of so many tokens."""
+        """Return whether the context has room for a critique of `max_new_tokens` tokens."""
         return self.context is None or prefix_length + max_new_tokens + 1 <= self.context
 
     async def build(self, row: dict[str, Any], ask: Ask) -> list[dict[str, Any]]:
         """
-        The row with new critiques: `{side}_feedback`, `{side}_feedback_ids` and `{side}_finish_reason` of both responses.
+        Add `{side}_feedback`, `{side}_feedback_ids` and `{side}_finish_reason` of both sides to a row.
 
         Raises:
-            `Dropped`: If it is too long, or a critique stays cut.
+            `Dropped`: If the row is too long, or a critique stays cut.
         """
-        fitted = self.fit(row)
+        task = self.fit(row)
         counts = _Counts(
-            prompts_shortened=int(fitted.is_shortened),
-            responses_changed=sum(prefix.response_changed for prefix in fitted.prefixes.values()),
+            prompts_shortened=int(task.is_shortened),
+            responses_changed=sum(prefix.response_changed for prefix in task.prefixes.values()),
         )
         try:
             numbers = range(self.options.num_critiques)
             critiques = await all_of(
-                *(self._write(fitted, side, number, ask, counts) for side in SIDES for number in numbers)
+                *(self._write(task, side, number, ask, counts) for side in SIDES for number in numbers)
             )
-            written = dict(zip(SIDES, (critiques[: len(numbers)], critiques[len(numbers) :]), strict=True))
+            written = {"chosen": critiques[: len(numbers)], "rejected": critiques[len(numbers) :]}
             kept = self._keep(written, counts)
         finally:
-            # By id: a row is built twice where answers are first asked for and then read from the journal
+            # By id, because a row is built twice: to ask a server, and again from the journal
             self._tallies[row["id"]] = counts.as_tuple()
-        new = {**row, "prompt": prompt_column(fitted.prompt, row)}
+        new = {**row, "prompt": prompt_column(task.prompt, row)}
         for side, critiques in kept.items():
             values = {
                 f"{side}_feedback": [self.critique_format.decode(list(critique.ids)) for critique in critiques],
@@ -184,16 +189,16 @@ class CritiqueBuilder:
         return [new]
 
     def counts(self) -> dict[str, int]:
-        """Critiques in all rows built so far, and tokens read and written for them, cut ones included."""
+        """Return the totals of critiques and of their tokens, including cut ones, over all rows built so far."""
         totals = map(sum, zip(*self._tallies.values(), strict=True))
         return dict(zip(_Counts.__dataclass_fields__, totals, strict=True))
 
-    async def _write(self, row: FittedRow, side: str, number: int, ask: Ask, counts: "_Counts") -> Critique:
-        """A critique, written again with more tokens if it was cut and the context holds more."""
-        prefix_length = len(row.prefixes[side].input_ids)
+    async def _write(self, task: CritiqueTask, side: str, number: int, ask: Ask, counts: "_Counts") -> Critique:
+        """Ask for a critique, and again with twice the tokens while it is cut and the context has room."""
+        prefix_length = len(task.prefixes[side].input_ids)
         max_new_tokens = self.options.max_new_tokens
         for tries in range(self.options.longer_tries + 1):
-            critique = await ask(row, side, number, max_new_tokens)
+            critique = await ask(task, side, number, max_new_tokens)
             counts.prompt_tokens += prefix_length
             counts.critique_tokens += len(critique.ids) + 1
             counts.critiques_written_longer += tries == 1
@@ -203,15 +208,15 @@ class CritiqueBuilder:
         return critique
 
     def _keep(self, written: dict[str, list[Critique]], counts: "_Counts") -> dict[str, list[Critique]]:
-        """The critiques that go into the dataset: whole ones, equally many of both responses, unless cut ones may stay."""
+        """Select the critiques for the dataset: equally many complete ones of both sides, or all if cut ones may stay."""
         kept = written
         if self.options.truncated == "drop":
-            whole = {
+            complete = {
                 side: [critique for critique in critiques if critique.finish_reason != "length"]
                 for side, critiques in written.items()
             }
-            number = min(map(len, whole.values()))
-            kept = {side: critiques[:number] for side, critiques in whole.items()}
+            number = min(map(len, complete.values()))
+            kept = {side: critiques[:number] for side, critiques in complete.items()}
             cut = sum(critique.finish_reason == "length" for critiques in written.values() for critique in critiques)
             counts.critiques_dropped_as_cut += cut
             if number == 0:
@@ -225,7 +230,7 @@ class CritiqueBuilder:
 
 @dataclass
 class _Counts:
-    """Of one row."""
+    """Counts of one row."""
 
     critiques: int = 0
     critiques_cut: int = 0
@@ -241,7 +246,7 @@ class _Counts:
 
 
 def features_with_critiques(features: Features, num_critiques: int) -> Features:
-    """The columns of the new rows."""
+    """Return the columns of rows with critiques."""
     kinds = {"feedback": Value("string"), "feedback_ids": List(Value("int64")), "finish_reason": Value("string")}
     several = num_critiques > 1
     new = {
@@ -253,46 +258,44 @@ def features_with_critiques(features: Features, num_critiques: int) -> Features:
 # ---------------------------------------------------------------------------------------------- from a scorer
 
 
-class JournaledScorer:
+class ScorerCritic:
     """
-    Critiques of a [`Scorer`], which judges many responses at a time; each one's critiques are journaled by themselves.
-
-    A killed run loses no more than the chunk under way. Which critiques a response gets does not depend on the chunks:
-    scorers sample by seed and text.
+    Critiques by a [`Scorer`], in chunks. The critiques of each response are a journal entry, so a killed run loses at most
+    the chunk in progress. Chunks do not change critiques, because scorers sample by seed and text.
 
     Args:
         builder ([`CritiqueBuilder`]):
-            What is asked for.
+            Format, context and options.
         journal ([`Journal`]):
-            Where the critiques are kept.
+            Keeps the critiques.
     """
 
     def __init__(self, builder: CritiqueBuilder, journal: Journal):
         self.builder = builder
         self.journal = journal
 
-    async def ask(self, row: FittedRow, side: str, number: int, max_new_tokens: int) -> Critique:
-        """A critique from the journal; see [`Ask`]."""
-        ids, finish_reason = self.journal[self._key(row.row["id"], side, max_new_tokens)][number]
+    async def ask(self, task: CritiqueTask, side: str, number: int, max_new_tokens: int) -> Critique:
+        """Read a critique from the journal; see [`Ask`]."""
+        ids, finish_reason = self.journal[self._key(task.row["id"], side, max_new_tokens)][number]
         return Critique(tuple(ids), finish_reason)
 
-    def write_all(self, scorer: Scorer, rows: Sequence[dict[str, Any]], chunk_size: int, longest_first: bool):
+    def write_all(self, scorer: "Scorer", rows: Rows, chunk_size: int, longest_first: bool):
         """
-        Let the scorer write all critiques that are not in the journal, longer ones for those that were cut.
+        Write all critiques that are missing in the journal, then those that were cut again with more tokens.
 
         Args:
             scorer ([`Scorer`]):
                 Any backend.
-            rows (`Sequence[dict]`):
-                The rows.
+            rows ([`~cloud_hf.data.rows.Rows`]):
+                Rows to criticise.
             chunk_size (`int`):
-                Responses it judges in one call.
+                Responses per call of the scorer.
             longest_first (`bool`):
-                Sort by length, so that what is computed together is of one length. Else both responses to one prompt stay
-                together.
+                Sort by length, so that batches need little padding. Otherwise both responses to a prompt stay together, so
+                that a prefix cache can serve the second one.
 
         Raises:
-            `ValueError`: Before anything is computed, naming the first row that cannot be used.
+            `ValueError`: Names the first row that cannot be used, before anything is computed.
         """
         options = self.builder.options
         jobs = self._jobs(rows)
@@ -308,15 +311,15 @@ class JournaledScorer:
             title = "Critiques" if tries == 0 else f"Cut critiques again, up to {max_new_tokens} tokens"
             with (
                 tqdm(total=len(waiting), desc=title, unit=" responses", disable=not waiting) as progress,
-                _no_warnings_of_scoring(),
+                _without_scoring_warnings(),
             ):
                 for start in range(0, len(waiting), chunk_size):
                     chunk = waiting[start : start + chunk_size]
                     self._write_chunk(scorer, rows, chunk, max_new_tokens)
                     progress.update(len(chunk))
 
-    def _jobs(self, rows: Sequence[dict[str, Any]]) -> list["_Job"]:
-        """The responses of all rows that fit."""
+    def _jobs(self, rows: Rows) -> list["_Job"]:
+        """Return a job for each response of the rows that fit."""
         measured: list[tuple[Any, tuple[int, ...] | None]] = []
         check_rows(rows, lambda row: measured.append((row["id"], self.builder.lengths(row))))
         return [
@@ -326,17 +329,17 @@ class JournaledScorer:
             for side, length in zip(SIDES, lengths, strict=True)
         ]
 
-    def _write_chunk(self, scorer: Scorer, rows: Sequence[dict[str, Any]], chunk: list["_Job"], max_new_tokens: int):
+    def _write_chunk(self, scorer: "Scorer", rows: Rows, chunk: list["_Job"], max_new_tokens: int):
         options = self.builder.options
-        fitted = [self.builder.fit(rows[job.index]) for job in chunk]
+        tasks = [self.builder.fit(rows[job.index]) for job in chunk]
 
-        def keep(index: int, score: Score):
+        def keep(index: int, score: "Score"):
             critiques = list(zip(map(list, score.critique_ids), score.finish_reasons, strict=True))
             self.journal.add(self._key(chunk[index].id, chunk[index].side, max_new_tokens), critiques)
 
         scorer.score(
-            [row.prompt for row in fitted],
-            [row.responses[job.side] for row, job in zip(fitted, chunk, strict=True)],
+            [task.prompt for task in tasks],
+            [task.responses[job.side] for task, job in zip(tasks, chunk, strict=True)],
             num_critiques=options.num_critiques,
             temperature=options.temperature,
             max_new_tokens=max_new_tokens,
@@ -355,7 +358,7 @@ class JournaledScorer:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """A response to judge: its row's position and id, its side, and the tokens before its critique."""
+    """A response to criticise: position and id of its row, its side, and the tokens before its critique."""
 
     index: int
     id: Any
@@ -364,8 +367,8 @@ class _Job:
 
 
 @contextmanager
-def _no_warnings_of_scoring():
-    """It would say of each chunk what [`CritiqueBuilder.counts`] says of all."""
+def _without_scoring_warnings():
+    """Silence the scorer's warnings per chunk; [`CritiqueBuilder.counts`] reports the totals."""
     logger = logging.getLogger("cloud_hf.scoring")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -381,21 +384,21 @@ def _no_warnings_of_scoring():
 @dataclass(frozen=True)
 class ServedCritic:
     """
-    Critiques of a language model behind vLLM's OpenAI-compatible server, one request each.
+    Critiques by a language model behind vLLM's OpenAI-compatible server, one request each.
 
-    Prompts are sent as token ids, so that the server adds nothing to them and what they spell stays text.
+    Prompts are sent as token ids, so the server adds nothing, and spelled-out control tokens stay text.
 
     Args:
         client ([`JournaledClient`]):
-            Asks the server.
+            Client of the server.
         critique_format ([`CritiqueFormat`]):
-            The model's format.
+            Format of the model.
         stop_ids (`tuple[int, ...]`):
             Tokens that end a critique.
         banned_ids (`tuple[int, ...]`):
-            Tokens that are not written.
+            Tokens that are never sampled.
         vocab_size (`int`):
-            Tokens that the model has, padding rows included.
+            Vocabulary size of the model, padding rows included.
         temperature (`float`):
             Sampling temperature; 0 is greedy.
         seed (`int`):
@@ -403,7 +406,7 @@ class ServedCritic:
     """
 
     client: JournaledClient
-    critique_format: CritiqueFormat
+    critique_format: "CritiqueFormat"
     stop_ids: tuple[int, ...]
     banned_ids: tuple[int, ...]
     vocab_size: int
@@ -411,8 +414,14 @@ class ServedCritic:
     seed: int
 
     @classmethod
-    def of(cls, client: JournaledClient, critique_format: CritiqueFormat, config, options: CritiqueOptions):
-        """The critic of a model with this config."""
+    def of(
+        cls,
+        client: JournaledClient,
+        critique_format: "CritiqueFormat",
+        config: "CLoudConfig",
+        options: CritiqueOptions,
+    ) -> "ServedCritic":
+        """Return the critic of a model with this config."""
         return cls(
             client,
             critique_format,
@@ -423,20 +432,22 @@ class ServedCritic:
             options.seed,
         )
 
-    async def ask(self, row: FittedRow, side: str, number: int, max_new_tokens: int) -> Critique:
-        """See [`Ask`]."""
-        prefix_ids = row.prefixes[side].input_ids
+    async def ask(self, task: CritiqueTask, side: str, number: int, max_new_tokens: int) -> Critique:
+        """Request a critique; see [`Ask`]."""
+        prefix_ids = task.prefixes[side].input_ids
         sampling = self._sampling(number, prefix_ids)
-        # One more, so that a critique of full length can end
+        # One token more, so that a critique of full length can still end
         answer = await self.client.complete(
-            [row.row["id"], side, number], prefix_ids, max_tokens=max_new_tokens + 1, **sampling
+            [task.row["id"], side, number], prefix_ids, max_tokens=max_new_tokens + 1, **sampling
         )
         return self._critique(answer, max_new_tokens)
 
     def _sampling(self, number: int, prefix_ids: Sequence[int]) -> dict[str, Any]:
-        sampling = {
+        from ..generation import row_seed  # loads torch
+
+        sampling: dict[str, Any] = {
             "temperature": self.temperature,
-            # Said because the server would else take them from the model's generation config
+            # The server would otherwise take these from the model's generation config
             "top_p": 1.0,
             "top_k": 0,
             "min_p": 0.0,
@@ -455,9 +466,11 @@ class ServedCritic:
     def _critique(self, answer: Answer, max_new_tokens: int) -> Critique:
         if answer.finish_reason not in ("stop", "length"):
             raise Dropped(f"the server ended the critique with {answer.finish_reason!r}")
-        ids = answer.token_ids
+        ids = answer.token_ids or ()
         if any(token_id >= self.vocab_size for token_id in ids):
-            raise RowRefused(f"the server gave token {max(ids)}, but the model's last is {self.vocab_size - 1}")
+            raise RowRefused(
+                f"the server returned token {max(ids)}, but the model's last one is {self.vocab_size - 1}"
+            )
         if ids and ids[-1] in self.stop_ids:
             return Critique(ids[:-1], "stop")
         return Critique(ids[:max_new_tokens], answer.finish_reason)

@@ -1,17 +1,18 @@
-"""Texts as sequences of words, and those as n-grams. Texts that occur twice: exactly, or nearly, by the Jaccard similarity of their word 5-grams (MinHash and LSH). Which texts overlap with evaluation sets, by word n-grams."""
+"""Find exact duplicates, near-duplicates (Jaccard similarity of word 5-grams) and overlaps with evaluation sets."""
 
 import hashlib
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from datasketch import MinHash, MinHashLSH
 from tqdm import tqdm
 
 
-# Chinese and Japanese are written without spaces: each of their characters counts as a word
+# Chinese and Japanese are written without spaces, so each of their characters counts as a word
 _CJK = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _WORD = rf"[{_CJK}]|[^\W{_CJK}]+"
 _WORDS = re.compile(_WORD)
@@ -20,7 +21,7 @@ _WORDS_AND_MARKS = re.compile(rf"{_WORD}|[^\w\s.,;:!?]|[.,;:!?](?=\w)")
 
 def words(text: str) -> list[str]:
     """
-    The words of a text, upper and lower case alike.
+    Split a text into words, ignoring case.
 
     Examples:
 
@@ -34,8 +35,8 @@ def words(text: str) -> list[str]:
 
 def words_and_marks(text: str) -> list[str]:
     """
-    The words of a text and its other marks, except the punctuation that merely ends a word. "3 + 4" and "3 - 4" differ,
-    "why?" and "Why" do not.
+    Split a text into words and symbols, ignoring case and punctuation after a word: "3 + 4" and "3 - 4" differ, "why?" and
+    "Why" do not.
 
     Examples:
 
@@ -49,7 +50,7 @@ def words_and_marks(text: str) -> list[str]:
 
 def ngrams(tokens: list[str], n: int) -> list[str]:
     """
-    Every run of n tokens, joined by spaces, in order; all tokens as one where there are fewer; none of no tokens.
+    Return all runs of n tokens, joined by spaces. Fewer than n tokens make one run; no tokens make none.
 
     Examples:
 
@@ -65,22 +66,22 @@ def ngrams(tokens: list[str], n: int) -> list[str]:
 
 NGRAM = 5
 NUM_PERMUTATIONS = 128
-# By which 128 permutations are likely to underestimate a similarity
+# An estimate from 128 permutations may fall about this far below the similarity
 ESTIMATE_ERROR = 0.05
-# Prompts of one task share much of their wording: to compare each with all others would take days
+# Prompts of one task share much of their wording; comparing each with all others would take days
 MOST_COMPARED = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Duplicate:
     """
-    What a text duplicates.
+    The earlier text that a text duplicates.
 
     Attributes:
         of (`int`):
-            Position of an earlier text, which is kept.
+            Position of the earlier text, which is kept.
         similarity (`float`):
-            Jaccard similarity of the two; 1.0 for exact duplicates.
+            Jaccard similarity; 1.0 for exact duplicates.
     """
 
     of: int
@@ -93,10 +94,10 @@ def find_exact_duplicates(texts: Iterable[str]) -> dict[int, Duplicate]:
 
     Args:
         texts (`Iterable[str]`):
-            Texts in order; only a digest of each is kept in memory.
+            Texts; memory holds only a digest of each.
 
     Returns:
-        `dict[int, Duplicate]`: For the position of each duplicate, the first text that it equals.
+        `dict[int, Duplicate]`: The first equal text, by the position of the duplicate.
     """
     first: dict[bytes, int] = {}
     duplicates = {}
@@ -111,28 +112,28 @@ def find_near_duplicates(
     texts: Sequence[str], threshold: float = 0.8, groups: Sequence[str] | None = None
 ) -> dict[int, Duplicate]:
     """
-    Find texts that are nearly equal to an earlier one that is not itself such a duplicate.
+    Find texts that are nearly equal to an earlier text which is not itself a duplicate.
 
-    Candidates come from MinHash LSH, and the likeliest are compared in full: what is reported has the similarity. Some are
-    missed, nearly all of them close to the threshold. The result is the same in every run, and none are found among the
-    texts that remain. Memory beside the texts: about 4 kB for each.
+    MinHash LSH proposes candidates, and the most similar ones by estimate are compared exactly, so every reported pair
+    reaches the threshold. Some pairs are missed, nearly all of them close to the threshold. The result is the same in every
+    run. Besides the texts, memory holds about 4 kB for each.
 
     Args:
         texts (`Sequence[str]`):
-            Texts in order.
+            Texts; the first of several duplicates is kept.
         threshold (`float`, *optional*, defaults to `0.8`):
-            Jaccard similarity of the sets of word 5-grams from which on two texts count as one; in (0, 1].
+            Jaccard similarity of the sets of word 5-grams at which two texts are duplicates; in (0, 1].
         groups (`Sequence[str]`, *optional*):
-            A group for each text; texts of different groups are no duplicates.
+            Group of each text; only texts of one group can be duplicates.
 
     Returns:
-        `dict[int, Duplicate]`: For the position of each duplicate, a kept text before it, the likeliest by estimate.
+        `dict[int, Duplicate]`: An earlier, kept text, by the position of the duplicate.
 
     Raises:
-        `ValueError`: If the threshold is not a similarity.
+        `ValueError`: If the threshold is not in (0, 1].
     """
     if not 0 < threshold <= 1:
-        raise ValueError(f"`threshold` is {threshold}; a Jaccard similarity lies above 0 and is at most 1.")
+        raise ValueError(f"`threshold` is {threshold}; a Jaccard similarity is above 0 and at most 1.")
     index = MinHashLSH(num_perm=NUM_PERMUTATIONS, params=bands_and_rows(threshold), hashfunc=_short)
     sketches = np.zeros((len(texts), NUM_PERMUTATIONS), dtype=np.uint32)
     numbers: dict[str, int] = {}
@@ -143,7 +144,7 @@ def find_near_duplicates(
         sketch = _EMPTY.copy()
         sketch.update_batch(gram.encode() for gram in grams)
         sketches[position] = sketch.hashvalues
-        for candidate in _likeliest(index.query(sketch), sketches, position, threshold, group):
+        for candidate in _likeliest(cast(list[int], index.query(sketch)), sketches, position, threshold, group):
             similarity = jaccard(grams, shingles(texts[candidate]))
             if similarity >= threshold:
                 duplicates[position] = Duplicate(candidate, similarity)
@@ -154,10 +155,10 @@ def find_near_duplicates(
 
 
 def _likeliest(
-    found: list[int], sketches: np.ndarray, position: int, threshold: float, group: np.ndarray
+    found: Iterable[int], sketches: np.ndarray, position: int, threshold: float, group: np.ndarray
 ) -> list[int]:
-    """The candidates of the same group that may reach the threshold, the most similar by estimate first, and a few only."""
-    candidates = np.sort(np.array(found, dtype=np.int64))
+    """Return up to `MOST_COMPARED` candidates of the group that may reach the threshold, the most similar first."""
+    candidates = np.array(sorted(found), dtype=np.int64)
     candidates = candidates[group[candidates] == group[position]]
     estimates = (sketches[candidates] == sketches[position]).mean(axis=1)
     likely = estimates >= threshold - ESTIMATE_ERROR
@@ -167,11 +168,11 @@ def _likeliest(
 
 def bands_and_rows(threshold: float, recall: float = 0.75) -> tuple[int, int]:
     """
-    The most selective LSH index that still finds two texts whose similarity is just the threshold with probability
-    `recall`. Prompts of one task share much of their wording: an index that is less selective compares them all.
+    Return the most selective LSH index that still finds a pair at the threshold with probability `recall`. Prompts of one task
+    share much of their wording, and a less selective index would propose all of them.
 
     Returns:
-        `tuple[int, int]`: Number of bands, and of permutations in each.
+        `tuple[int, int]`: Number of bands, and of permutations per band.
     """
     rows = 1
     while (
@@ -183,12 +184,12 @@ def bands_and_rows(threshold: float, recall: float = 0.75) -> tuple[int, int]:
 
 
 def shingles(text: str) -> set[str]:
-    """The word 5-grams of a text, upper and lower case alike; of a shorter one, the whole. Never empty."""
+    """Return the word 5-grams of a text, ignoring case; a shorter text is one n-gram. Never empty."""
     return set(ngrams(words_and_marks(text) or [text], NGRAM))
 
 
 def jaccard(one: set[str], other: set[str]) -> float:
-    """The share of elements two sets, not both empty, have in common."""
+    """Return the Jaccard similarity of two sets that are not both empty."""
     common = len(one & other)
     return common / (len(one) + len(other) - common)
 
@@ -197,20 +198,20 @@ def _short(key: bytes) -> bytes:
     return hashlib.blake2b(key, digest_size=8).digest()
 
 
-# Copied, because making one draws its permutations anew
+# Copied for each text, because the constructor draws its permutations again
 _EMPTY = MinHash(NUM_PERMUTATIONS)
 
 
 class EvaluationNGrams:
     """
-    The word n-grams of evaluation sets.
+    Word n-grams of evaluation sets.
 
-    Case, punctuation and white space do not count. A text of fewer than n words is compared as a whole: it overlaps with a
-    text of the same words, not with a longer one that contains them. A text without words overlaps with nothing.
+    Case, punctuation and white space are ignored. A text of fewer than n words overlaps only with a text of exactly the same
+    words. A text without words overlaps with nothing.
 
     Args:
         n (`int`, *optional*, defaults to `13`):
-            Words in a row that two texts must share.
+            Consecutive words that two texts must share.
 
     Examples:
 
@@ -233,13 +234,13 @@ class EvaluationNGrams:
 
     def add(self, name: str, texts: Iterable[str]):
         """
-        Add texts of an evaluation set.
+        Add the texts of an evaluation set.
 
         Args:
             name (`str`):
                 Name of the set.
             texts (`Iterable[str]`):
-                Its texts, one for each prompt. N-grams do not run from one into the next.
+                One text for each prompt. N-grams do not span two texts.
         """
         for text in texts:
             for ngram in ngrams(words(text), self.n):
@@ -249,14 +250,14 @@ class EvaluationNGrams:
 
     def find(self, text: str) -> dict[str, str]:
         """
-        Find what a text shares with the evaluation sets.
+        Find overlaps of a text with the evaluation sets.
 
         Args:
             text (`str`):
-                A text.
+                Text to check.
 
         Returns:
-            `dict[str, str]`: For each set it overlaps with, the first n-gram they share. Empty if there is none.
+            `dict[str, str]`: The first shared n-gram, by the name of the set; empty without overlaps.
         """
         found: dict[str, str] = {}
         for ngram in ngrams(words(text), self.n):

@@ -1,4 +1,4 @@
-"""The folder a builder writes: a dataset, its card, what was left out and why, and how it was made. Join what the shards of a builder wrote into the dataset that one run would have written."""
+"""Write the output folder of a builder: dataset, card, rejected rows with reasons, and the record of settings and counts."""
 
 import json
 import re
@@ -25,23 +25,23 @@ VERSION = 1
 @dataclass(frozen=True)
 class Reject:
     """
-    A row that is not in the dataset.
+    A row that was left out of the dataset.
 
     Args:
         index (`int`):
-            Its position among the rows.
-        id (`str`):
-            Its id.
+            Position among the input rows.
+        id (`str` or `int`, *optional*):
+            Id of the row.
         kind (`str`):
-            `"dropped"`: the method leaves it out. `"failed"`: it could not be worked on.
+            `"dropped"`: left out by design, such as a tie. `"failed"`: could not be processed.
         reason (`str`):
-            Why.
+            Reason, as `rejects.jsonl` shows it.
         details (`dict[str, Any]`, *optional*):
-            What it would have held, as JSON.
+            Content of the row or of its problem, as JSON.
     """
 
     index: int
-    id: str
+    id: str | int | None
     kind: str
     reason: str
     details: dict[str, Any] = field(default_factory=dict, kw_only=True)
@@ -49,9 +49,9 @@ class Reject:
 
 class DatasetFolder:
     """
-    Writes the output of a builder: a `save_to_disk` dataset, its card `README.md`, `rejects.jsonl` and `build.json`.
+    Output folder of a builder: a `save_to_disk` dataset, its card `README.md`, `rejects.jsonl` and `build.json`.
 
-    The dataset appears only when it is whole; rows are streamed, so that its size does not matter.
+    Rows are streamed to a staging folder, so memory does not limit the dataset, and it appears only when it is complete.
 
     Args:
         output_dir (`str`):
@@ -59,7 +59,7 @@ class DatasetFolder:
         title (`str`):
             Heading of the card.
         settings (`dict[str, Any]`):
-            Sources, models, prompts and sampling, as JSON: what the rows depend on.
+            Everything the rows depend on, as JSON: sources, models, prompts, sampling.
     """
 
     def __init__(self, output_dir: str, title: str, settings: dict[str, Any]):
@@ -69,39 +69,39 @@ class DatasetFolder:
 
     def open_journal(self) -> Journal:
         """
-        The folder's journal, which keeps other writers out.
+        Open the folder's journal, and thereby lock the folder.
 
         Raises:
-            `JournalError`: See [`Journal`]; also if the folder holds something else.
+            `JournalError`: As for [`Journal`]; also if the folder has other content and no journal.
         """
         journal = self.path / JOURNAL
         if self.path.exists() and any(self.path.iterdir()) and not journal.exists():
             raise JournalError(f"`output_dir` {self.path} already holds something else; name another folder.")
-        return Journal(journal, self.settings, may_begin_anew=not (self.path / RECORD).exists())
+        return Journal(journal, self.settings, may_restart=not (self.path / RECORD).exists())
 
     async def write(
         self, results: AsyncIterator[dict[str, Any] | Reject], features: Features, counts: dict[str, Any]
     ) -> dict[str, Any]:
         """
-        Write everything.
+        Write the dataset and `rejects.jsonl`.
 
         Args:
             results (`AsyncIterator[dict | Reject]`):
-                Rows and rejects in order.
+                Rows and rejects, in the order in which they are written.
             features (`Features`):
                 Columns of the rows.
             counts (`dict[str, Any]`):
-                What else there is to say about the run.
+                Other counts of the run.
 
         Returns:
-            `dict[str, Any]`: `counts`, with `rows`, `dropped`, `failed` and the reasons.
+            `dict[str, Any]`: `counts` with `rows`, `dropped`, `failed` and `reasons` added.
         """
         staging = self.path / ".writing"
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
         try:
             counts = {**counts, **await self._stream(results, features, staging)}
-            # Without its record a folder is unfinished, whatever else it holds
+            # A folder without its record is unfinished, whatever else it contains
             (self.path / RECORD).unlink(missing_ok=True)
             self._move_in(staging)
             (staging / REJECTS).replace(self.path / REJECTS)
@@ -120,7 +120,7 @@ class DatasetFolder:
     def push(self, repo_id: str):
         """Upload dataset and card to the Hub."""
         load_from_disk(str(self.path)).push_to_hub(repo_id)
-        card = DatasetCard.load(repo_id)  # knows where the data lies
+        card = DatasetCard.load(repo_id)  # its metadata lists the data files that were just pushed
         card.text = DatasetCard((self.path / "README.md").read_text()).text
         card.push_to_hub(repo_id)
 
@@ -153,12 +153,12 @@ class DatasetFolder:
     def _save(staging: Path, features: Features, rows: int):
         if rows:
             Dataset.from_file(str(staging / "rows.arrow")).save_to_disk(str(staging / "dataset"))
-        else:  # a shard may keep none; by itself `datasets` writes a folder then that it cannot read
+        else:  # a shard may keep no row, and `datasets` cannot read the folder it then writes by default
             empty = Dataset.from_dict({name: [] for name in features}, features)
             empty.save_to_disk(str(staging / "dataset"), num_shards=1)
 
     def _move_in(self, staging: Path):
-        """The file that marks a folder as a dataset goes first and comes last."""
+        """Replace the dataset. The files that mark a folder as one are removed first and written last."""
         marks = ("state.json", "dataset_info.json")
         for name in marks:
             (self.path / name).unlink(missing_ok=True)
@@ -173,11 +173,11 @@ def read_record(folder: str | Path) -> dict[str, Any]:
     Read the `build.json` of a folder.
 
     Raises:
-        `ValueError`: If there is none: the run that writes it has not ended, or it is no builder's folder.
+        `ValueError`: If there is none: the folder is not a builder's output, or its run has not ended.
     """
     path = Path(folder) / RECORD
     if not path.is_file():
-        raise ValueError(f"{folder} has no {RECORD}: it is no builder's output, or its run has not ended.")
+        raise ValueError(f"{folder} has no {RECORD}: it is not a builder's output, or its run has not ended.")
     record = json.loads(path.read_text())
     if record["version"] != VERSION:
         raise ValueError(f"{path} has version {record['version']}; this code reads version {VERSION}.")
@@ -185,7 +185,7 @@ def read_record(folder: str | Path) -> dict[str, Any]:
 
 
 def make_card(title: str, settings: dict[str, Any], counts: dict[str, Any]) -> str:
-    """A dataset card: what went in, how it was made, and how much came out."""
+    """Write a dataset card with the settings, the counts and the statistics."""
     lines = ["---", "tags:", "- cloud_hf", "- preference", "---", "", f"# {title}", ""]
     statistics = counts.get("statistics", {})
     counts = {name: value for name, value in counts.items() if name != "statistics"}
@@ -199,7 +199,7 @@ def make_card(title: str, settings: dict[str, Any], counts: dict[str, Any]) -> s
 
 
 def _cell(value: Any) -> str:
-    """A value as text of a table: one line, and no markup of its own."""
+    """Format a value as one line of a table cell, its markup escaped."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     text = " ".join(text.split())
     text = text if len(text) <= 2000 else f"{text[:1999]}…"

@@ -1,4 +1,4 @@
-"""The journal of a long run: every answer that was paid for, so that a killed run goes on where it was."""
+"""Append-only journal of finished work, so that a killed run resumes without repeating any of it."""
 
 import fcntl
 import hashlib
@@ -10,33 +10,31 @@ from typing import Any
 
 FORMAT = "cloud_hf.journal"
 VERSION = 1
-# How the first line begins
+# Start of the first line; tells a torn journal from a foreign file
 _HEADER = b'{"format":"cloud_hf.journal"'
 
 
 class JournalError(RuntimeError):
-    """The journal cannot be used: other settings, another writer, or damage."""
+    """The journal cannot be used: different settings, another writer, or a damaged line."""
 
 
 class Journal:
     """
-    Append-only file of finished work, one JSON line per entry, in the order in which entries were finished.
+    Append-only file with one JSON line per finished entry.
 
-    An entry is in the file before [`Journal.add`] returns, so a killed process loses none; a line torn by a crash is
-    removed when the file is opened next, with a message. Only keys and offsets are held in memory, about 150 bytes an
-    entry.
+    [`Journal.add`] returns after the entry is in the file, so a killed process loses none. A line torn by a crash is removed,
+    with a message, when the file is next opened. Memory holds only keys and offsets, about 150 bytes per entry.
 
     Args:
         path (`str` or `Path`):
-            The file; it is made if it does not exist.
+            The file; created if missing.
         settings (`dict[str, Any]`):
-            All that answers depend on, as JSON. A journal with other settings is refused.
-        may_begin_anew (`bool`, *optional*, defaults to `True`):
-            Take other settings if there are no entries.
+            Everything the entries depend on, as JSON. A journal with different settings is refused.
+        may_restart (`bool`, *optional*, defaults to `True`):
+            Accept different settings while there are no entries.
 
     Raises:
-        `JournalError`: If another process writes to the file, if it was begun with other settings, or if it is damaged
-            elsewhere than at its end.
+        `JournalError`: If another process writes to the file, its settings differ, or a line before the last is damaged.
 
     Examples:
 
@@ -48,14 +46,14 @@ class Journal:
     ```
     """
 
-    def __init__(self, path: str | Path, settings: dict[str, Any], may_begin_anew: bool = True):
+    def __init__(self, path: str | Path, settings: dict[str, Any], may_restart: bool = True):
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._offsets: dict[bytes, int] = {}
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             self._lock()
-            self._open(json.loads(json.dumps(settings)), may_begin_anew)
+            self._open(json.loads(json.dumps(settings)), may_restart)
         except BaseException:
             os.close(self._file)
             raise
@@ -83,21 +81,21 @@ class Journal:
             key (`str`):
                 A key of [`key_of`].
             value (`Any`):
-                What JSON can hold.
+                A JSON value.
 
         Raises:
-            `OSError`: If the disk is full. What was recorded before stays whole.
+            `OSError`: If the disk is full. Earlier entries stay intact.
         """
         offset = self._size
         self._write({"key": key, "value": value})
         self._offsets[bytes.fromhex(key)] = offset
 
     def close(self):
-        """Bring the entries to the disk and let other processes write."""
-        if self._file is not None:
+        """Flush the entries to disk and release the lock."""
+        if self._file >= 0:
             os.fsync(self._file)
             os.close(self._file)
-            self._file = None
+            self._file = -1
 
     # ------------------------------------------------------------------------------------------------------ the file
 
@@ -109,12 +107,12 @@ class Journal:
                 f"Another process writes to {self.path}. Wait for it, or choose another output folder."
             ) from error
 
-    def _open(self, settings: dict[str, Any], may_begin_anew: bool):
+    def _open(self, settings: dict[str, Any], may_restart: bool):
         self._size = os.fstat(self._file).st_size
-        # A copy of the descriptor, since closing the reader closes what it reads
+        # A duplicate, because closing the reader closes its descriptor, and with it the lock
         with os.fdopen(os.dup(self._file), "rb") as lines:
             lines.seek(0)
-            number, whole, before = 0, 0, settings
+            number, end, before = 0, 0, settings
             for number, line in enumerate(lines, 1):
                 try:
                     entry = json.loads(line) if line.endswith(b"\n") else None
@@ -123,34 +121,34 @@ class Journal:
                 if entry is None:
                     if number == 1 and not _HEADER.startswith(line[: len(_HEADER)]):
                         raise self._foreign()
-                    self._heal(number, whole, is_last=whole + len(line) == self._size)
+                    self._heal(number, end, is_last=end + len(line) == self._size)
                     break
                 if number == 1:
                     before = self._settings_of(entry)
                 else:
-                    self._offsets[bytes.fromhex(entry["key"])] = whole
-                whole += len(line)
+                    self._offsets[bytes.fromhex(entry["key"])] = end
+                end += len(line)
         if before != settings:
-            # Nothing depends on the settings of a run that ended, over a mistake in them perhaps, before its first answer
-            if self._offsets or not may_begin_anew:
-                raise self._begun_otherwise(before, settings)
+            # A run that stopped before its first answer, perhaps over a wrong setting, leaves nothing that depends on it
+            if self._offsets or not may_restart:
+                raise self._other_settings(before, settings)
             self._cut(0)
         if self._size == 0:
             self._write({"format": FORMAT, "version": VERSION, "settings": settings})
         elif number > 1:
-            print(f"{self.path}: going on with {len(self)} entries of an earlier run.", flush=True)
+            print(f"{self.path}: resuming with {len(self)} entries of an earlier run.", flush=True)
 
-    def _heal(self, number: int, whole: int, is_last: bool):
+    def _heal(self, number: int, end: int, is_last: bool):
         if not is_last:
             raise JournalError(
-                f"{self.path}, line {number} is damaged, and lines follow it. Move the file away to begin anew, or remove "
-                "that line to keep the rest."
+                f"{self.path}, line {number} is damaged, and lines follow it. Remove that line to keep the others, or move "
+                "the file away to start over."
             )
         print(
-            f"{self.path}: line {number}, torn when an earlier run ended, was removed ({self._size - whole} bytes).",
+            f"{self.path}: line {number}, torn when an earlier run ended, was removed ({self._size - end} bytes).",
             flush=True,
         )
-        self._cut(whole)
+        self._cut(end)
 
     def _settings_of(self, header: Any) -> dict[str, Any]:
         if not isinstance(header, dict) or header.get("format") != FORMAT:
@@ -159,18 +157,18 @@ class Journal:
             raise JournalError(f"{self.path} has version {header['version']}; this code reads version {VERSION}.")
         return header["settings"]
 
-    def _begun_otherwise(self, before: dict[str, Any], settings: dict[str, Any]) -> JournalError:
+    def _other_settings(self, before: dict[str, Any], settings: dict[str, Any]) -> JournalError:
         changed = sorted(name for name in before.keys() | settings.keys() if before.get(name) != settings.get(name))
         differences = "; ".join(
             f"`{name}` was {_short(before.get(name))} and is {_short(settings.get(name))}" for name in changed
         )
         return JournalError(
-            f"{self.path} was begun with other settings: {differences}. Use the same ones to go on, or choose another "
+            f"{self.path} was begun with other settings: {differences}. Use those settings to resume, or choose another "
             "output folder."
         )
 
     def _foreign(self) -> JournalError:
-        return JournalError(f"{self.path} is no journal of this package. Choose another output folder.")
+        return JournalError(f"{self.path} is not a cloud_hf journal. Choose another output folder.")
 
     def _write(self, entry: dict[str, Any]):
         line = json.dumps(entry, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode() + b"\n"
@@ -196,11 +194,11 @@ class Journal:
 
 def key_of(*parts: Any) -> str:
     """
-    The key of a piece of work: a hash of all that makes it what it is.
+    Return the key of a piece of work: a hash of everything that defines it.
 
     Args:
         *parts (`Any`):
-            What JSON can hold.
+            JSON values.
 
     Returns:
         `str`: 32 hexadecimal digits.

@@ -1,4 +1,4 @@
-"""Prompts of any dataset in one form: an id that stays, the prompt, its source; or the reason why a row holds none."""
+"""Read the prompts of any dataset, with stable ids and sources, or the reasons why rows have no usable prompt."""
 
 import hashlib
 import json
@@ -21,13 +21,13 @@ class Prompt:
 
     Attributes:
         id (`str`):
-            See [`prompt_id`].
+            Id of [`prompt_id`].
         prompt (`str` or `list[dict[str, str]]`):
-            The text as it was read, or chat messages of `role` and `content`.
+            Text as it was read, or chat messages with `role` and `content`.
         source (`str`):
             Name of the source.
         row (`int`):
-            Position in the source, counted from 0.
+            Position in the source, from 0.
     """
 
     id: str
@@ -39,39 +39,39 @@ class Prompt:
 @dataclass(frozen=True)
 class PromptReject(Reject):
     """
-    A row that does not become a prompt. `index` is its position in its source, `id` the prompt's id or `None` if it holds no
-    prompt, `kind` `"dropped"` or, if it holds none, `"failed"`.
+    A row of a source that was left out. `index` is its position in the source. Without a usable prompt, `id` is `None` and `kind`
+    is `"failed"`.
 
     Args:
         source (`str`):
             Name of the source.
         details (`dict[str, Any]`, *optional*):
-            What it duplicates, what it shares with evaluation sets, or what is wrong with it.
+            The duplicated prompt, the shared n-grams, or the error.
     """
 
     source: str
 
     @classmethod
     def of(cls, prompt: Prompt, reason: str, **details) -> "PromptReject":
-        """The reject of a usable prompt."""
+        """Reject a usable prompt."""
         return cls(prompt.row, prompt.id, "dropped", reason, prompt.source, details=details)
 
 
 @dataclass(frozen=True)
 class PromptSource:
     """
-    A dataset that holds prompts.
+    A dataset with a column of prompts.
 
     Attributes:
         name (`str`):
-            Name of the source. It goes into the ids, so it should not depend on where the data lie.
+            Name of the source. It is part of the ids, so it should not depend on a path.
         rows (`Dataset`):
-            The dataset.
+            Rows of the source.
         column (`str`):
-            Column of the prompts.
+            Column of prompts.
         trajectories (`bool`, *optional*, defaults to `False`):
-            Whether the column holds UltraInteract's trajectories, lists of `{"from": ..., "value": ...}`, of which those
-            with a single turn are prompts.
+            Whether the column contains UltraInteract's trajectories, lists of `{"from": ..., "value": ...}`. Those with a
+            single turn are prompts.
     """
 
     name: str
@@ -80,7 +80,7 @@ class PromptSource:
     trajectories: bool = False
 
     def read(self) -> Iterator[Prompt | PromptReject]:
-        """Yield one [`Prompt`] or [`PromptReject`] for every row, in order."""
+        """Yield a [`Prompt`] or a [`PromptReject`] for each row, in order."""
         rows = self.rows.select_columns(self.column)
         for row in range(len(rows)):
             try:
@@ -105,18 +105,18 @@ class PromptSource:
 
 def plain_prompt(value: Any) -> str | list[dict[str, str]]:
     """
-    Check a prompt and reduce it to what a prompt dataset keeps.
+    Check a prompt and reduce it to the fields that a prompt dataset keeps.
 
     Args:
         value (`Any`):
             A string, or a list of chat messages.
 
     Returns:
-        `str` or `list[dict[str, str]]`: The string as it is, or messages of `role` and `content`.
+        `str` or `list[dict[str, str]]`: The unchanged string, or messages with `role` and `content`.
 
     Raises:
-        `ValueError`: If it is neither, is empty, does not end on a turn that asks for a response, or holds more than text
-            (tools, tool calls, names), which would be lost.
+        `ValueError`: If it is neither, is empty, does not end with a turn that asks for a response, or contains anything that
+            would be lost (tools, tool calls, names).
     """
     conversation = read_prompt(value)
     if isinstance(value, str):
@@ -130,14 +130,14 @@ def plain_prompt(value: Any) -> str | list[dict[str, str]]:
 
 
 def turns(prompt: str | list[dict[str, str]]) -> list[tuple[str, str]]:
-    """Role and text of every message. A string is one message of the user."""
+    """Return role and text of each message. A string is one message of the user."""
     return [("user", prompt)] if isinstance(prompt, str) else [(turn["role"], turn["content"]) for turn in prompt]
 
 
 def canonical(prompt: str | list[dict[str, str]]) -> str:
     """
-    One text for all spellings of a prompt that differ in white space or in Unicode composition only, or in whether the
-    user's only message stands in a list.
+    Return a text that is equal for prompts which differ only in white space, in Unicode composition, or in whether a single user
+    message is wrapped in a list.
 
     Examples:
 
@@ -152,8 +152,8 @@ def canonical(prompt: str | list[dict[str, str]]) -> str:
 
 def prompt_id(source: str, prompt: str | list[dict[str, str]]) -> str:
     """
-    An id that depends on the source's name and the [`canonical`] prompt alone: not on its position, on other rows, on the
-    run or on the machine.
+    Return an id that depends only on the source's name and the [`canonical`] prompt: not on the position, other rows, the run or
+    the machine.
 
     Returns:
         `str`: 16 hexadecimal digits.
@@ -164,30 +164,28 @@ def prompt_id(source: str, prompt: str | list[dict[str, str]]) -> str:
 
 def draw(prompts: list[Prompt], number: int, seed: int) -> list[Prompt]:
     """
-    Draw prompts at random, and keep their order.
-
-    Whether a prompt is drawn depends on its id, the seed and how many others are luckier, never on its position.
+    Draw prompts at random, keeping their order. The draw depends on ids and seed, not on positions.
 
     Args:
         prompts (`list[Prompt]`):
-            To draw from.
+            Prompts to draw from.
         number (`int`):
-            How many; all if there are no more.
+            Prompts to draw; all if there are fewer.
         seed (`int`):
-            Seed.
+            Seed of the draw.
     """
 
-    def luck(prompt: Prompt) -> bytes:
+    def rank(prompt: Prompt) -> bytes:
         return hashlib.sha256(f"{seed}:{prompt.id}".encode()).digest()
 
-    drawn = {prompt.id for prompt in sorted(prompts, key=luck)[:number]}
+    drawn = {prompt.id for prompt in sorted(prompts, key=rank)[:number]}
     return [prompt for prompt in prompts if prompt.id in drawn]
 
 
 def count_outcomes(
     sources: list[PromptSource], kept: list[Prompt], rejects: list[PromptReject]
 ) -> dict[str, dict[str, int]]:
-    """Rows read, rejected for each reason, and kept, for each source."""
+    """Count the rows of each source: read, rejected by reason, and kept."""
     rejected = Counter((reject.source, reject.reason) for reject in rejects)
     reasons = sorted({reason for _, reason in rejected})
     return {

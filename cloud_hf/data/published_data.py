@@ -1,16 +1,16 @@
 """
-The authors' published datasets, made whole again.
+Add the prompts to the authors' published datasets.
 
-They are published without prompts. An id says where a prompt stands: `feedback-12` is row 12 (from 0) of UltraFeedback, and any
-other, such as `interact-12`, row 12 of UltraInteract_pair. A prompt is found by its row's number alone, so the sources must be
-those that the authors had: their numbers of rows are checked.
+The data is published without prompts. Its ids give their rows: `feedback-12` is row 12 (from 0) of UltraFeedback, and any other
+id, such as `interact-12`, is row 12 of UltraInteract_pair. Because a row number is all there is, the sources must be the ones the
+authors used; the number of their rows is checked.
 """
 
 import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from datasets import Dataset
 
@@ -24,7 +24,7 @@ MODES = ("oracle", "self-gen")
 MODEL_SIZES = ("8b", "70b")
 SPLITS = ("train", "test")
 
-# Numbers of rows, as far as the Hub's pages tell: to three digits
+# Numbers of rows, rounded to three digits as on the Hub's pages
 PUBLISHED_ROWS = {"train": "117k", "test": "6.13k"}
 SOURCE_ROWS = {"feedback": "64k", "interact": "220k"}
 
@@ -35,13 +35,13 @@ _EXAMPLES = 3
 
 def published_name(mode: str, model_size: str | None) -> str:
     """
-    The Hub id of a published dataset.
+    Return the Hub id of a published dataset.
 
     Args:
         mode (`str`):
-            `"oracle"`: critiques by a strong model. `"self-gen"`: by the authors' own models of stage 1.
+            `"oracle"`: critiques by a strong model. `"self-gen"`: by the authors' models after stage 1.
         model_size (`str`, *optional*):
-            `"8b"` or `"70b"`: whose self-generated critiques.
+            Model of the self-generated critiques: `"8b"` or `"70b"`.
 
     Raises:
         `ValueError`: If there is no such dataset.
@@ -63,21 +63,21 @@ def check_number(rows: int, expected: str, name: str):
     half = 0.5 * 10 ** -len(expected.removesuffix("k").partition(".")[2])
     if not thousands - half <= rows / 1000 <= thousands + half:
         raise ValueError(
-            f"{name} has {rows} rows, but {expected} are expected: prompts found by row number would be other ones. For a part "
-            "of it, or another version, set `check_counts` to False."
+            f"{name} has {rows} rows instead of {expected}, so row numbers would lead to other prompts. To use a part or another "
+            "version of it, set `check_counts` to False."
         )
 
 
 @dataclass(frozen=True)
 class PromptSources:
     """
-    Where prompts stand.
+    Sources of the prompts.
 
     Args:
         feedback (`Dataset`):
-            UltraFeedback: its column `instruction`.
+            UltraFeedback, with prompts in the column `instruction`.
         interact (`Dataset`):
-            UltraInteract_pair: the first message of its column `trajectory`.
+            UltraInteract_pair, with prompts in the first message of the column `trajectory`.
     """
 
     feedback: Dataset
@@ -88,23 +88,23 @@ class PromptSources:
         check_columns(self.interact.column_names, ("trajectory",), "The source of `interact` prompts")
 
     def check_numbers(self):
-        """Raise `ValueError` if they have not as many rows as they had for the authors."""
+        """Raise `ValueError` if a source does not have as many rows as it had for the authors."""
         check_number(len(self.feedback), SOURCE_ROWS["feedback"], "The source of `feedback` prompts")
         check_number(len(self.interact), SOURCE_ROWS["interact"], "The source of `interact` prompts")
 
     def check_ids(self, splits: Mapping[str, Dataset]) -> dict[str, int]:
         """
-        See whether every id has a prompt.
+        Check that every id has a prompt.
 
         Args:
             splits (`Mapping[str, Dataset]`):
                 Published rows by split.
 
         Returns:
-            `dict[str, int]`: How many rows are from which source.
+            `dict[str, int]`: Number of rows from each source.
 
         Raises:
-            `ValueError`: If some have none, or an id comes twice, with how many and which.
+            `ValueError`: If an id has no prompt or is repeated. Gives numbers and examples.
         """
         found: Counter = Counter()
         bad: dict[str, list[str]] = {}
@@ -112,7 +112,7 @@ class PromptSources:
         for split, rows in splits.items():
             for index, name in enumerate(rows["id"]):
                 source, problem = self._look_up(name)
-                problem = "come twice" if name in seen else problem
+                problem = "are repeated" if name in seen else problem
                 seen.add(name)
                 found[source] += 1
                 if problem:
@@ -127,10 +127,10 @@ class PromptSources:
         return {f"rows_from_{name}": found[name] for name in ("feedback", "interact")}
 
     def prompts(self, ids: list[str]) -> list[str]:
-        """The prompts of ids that were checked, in their order."""
+        """Return the prompts of ids that [`PromptSources.check_ids`] accepted, in order."""
         places: dict[str, list[tuple[int, int]]] = {"feedback": [], "interact": []}
         for place, name in enumerate(ids):
-            source, number = _read_id(name)
+            source, number = cast(tuple[str, int], _read_id(name))  # checked before
             places[source].append((place, number))
         prompts: list[str] = [""] * len(ids)
         for source, found in places.items():
@@ -147,30 +147,30 @@ class PromptSources:
         return [trajectory[0]["value"] for trajectory in trajectories]
 
     def _look_up(self, name: Any) -> tuple[str | None, str | None]:
-        """The source of an id, and what is wrong with it."""
+        """Return the source of an id and the problem with it, each `None` if there is none."""
         read = _read_id(name)
         if read is None:
-            return None, "have another form than feedback-0 or interact-0"
+            return None, "do not look like feedback-0 or interact-0"
         source, number = read
         size = len({"feedback": self.feedback, "interact": self.interact}[source])
-        return source, None if number < size else f"lie beyond the {size} rows of the source of `{source}` prompts"
+        return source, None if number < size else f"are beyond the {size} rows of the source of `{source}` prompts"
 
 
 def _read_id(name: Any) -> tuple[str, int] | None:
-    """Source and row number of an id."""
+    """Return source and row number of an id, or `None` if it is malformed."""
     match = _ID.fullmatch(name) if isinstance(name, str) else None
     return match and ("feedback" if match[1] == "feedback" else "interact", int(match[2]))
 
 
 def add_prompts(rows: Dataset, sources: PromptSources) -> Dataset:
     """
-    Published rows with their prompts as the column `prompt`.
+    Add the prompts of published rows as the column `prompt`.
 
     Args:
         rows (`Dataset`):
-            One split.
+            Published rows of one split.
         sources ([`PromptSources`]):
-            Sources whose ids were checked.
+            Sources, after [`PromptSources.check_ids`].
     """
     check_columns(rows.column_names, ("id", "chosen", "rejected", *FEEDBACK_COLUMNS), "A published dataset")
     prompts = sources.prompts(rows["id"])

@@ -1,19 +1,31 @@
-"""Columns each stage expects, and the errors that say what is wrong with a dataset before anything expensive starts. Load a dataset by the name a user types: a Hub id, a JSONL or Parquet file, or a `save_to_disk` folder. What happens to rows that are longer than the model may read: an error, a counted drop, or a shortened prompt."""
+"""Load rows, check their columns, read prompts and responses from them, and fit long rows to the model's context."""
 
 import difflib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
 
-from ..critique_format import CritiqueFormat
+
+if TYPE_CHECKING:
+    from ..critique_format import CritiqueFormat
 
 
 PAIR_COLUMNS = ("prompt", "chosen", "rejected")
 FEEDBACK_COLUMNS = ("chosen_feedback", "rejected_feedback")
+
+
+class Rows(Protocol):
+    """Rows by position: a `datasets.Dataset`, or a list of dictionaries."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+    def __iter__(self) -> Iterator[Any]: ...
 
 
 def check_columns(columns: list[str], required: tuple[str, ...], purpose: str):
@@ -26,10 +38,10 @@ def check_columns(columns: list[str], required: tuple[str, ...], purpose: str):
         required (`tuple[str, ...]`):
             Columns the stage needs.
         purpose (`str`):
-            What they are needed for, for the message.
+            Start of the message, such as `"Critique SFT"`.
 
     Raises:
-        `ValueError`: Naming the missing columns, and the ones that look like misspelt ones.
+        `ValueError`: Names the missing columns, and columns that look like a misspelling of them.
     """
     missing = [name for name in required if name not in columns]
     if not missing:
@@ -46,12 +58,12 @@ def check_columns(columns: list[str], required: tuple[str, ...], purpose: str):
 
 
 def row_name(index: int, row: dict[str, Any]) -> str:
-    """How errors name a row: its position, and its `id` if it has one."""
+    """Return the name of a row in messages: its position, and its `id` if it has one."""
     return f"row {index}" + (f" (id {row['id']!r})" if row.get("id") is not None else "")
 
 
 def prompt_of(row: dict[str, Any]):
-    """The prompt of a row in the form [`CritiqueFormat`] takes: `tools` beside the messages are folded in."""
+    """Return the prompt of a row as [`CritiqueFormat`] takes it, with the column `tools` folded in."""
     tools = row.get("tools")
     if not tools:
         return row["prompt"]
@@ -65,7 +77,7 @@ def prompt_of(row: dict[str, Any]):
 
 
 def prompt_column(prompt: Any, row: dict[str, Any]) -> Any:
-    """What [`prompt_of`] gives, perhaps shortened, as the row's column holds it: a string stays one, tools stand apart."""
+    """Turn a prompt of [`prompt_of`], possibly shortened, back into the type of the row's column, without tools."""
     if not isinstance(prompt, dict):
         return prompt
     messages = prompt["messages"]
@@ -74,10 +86,10 @@ def prompt_column(prompt: Any, row: dict[str, Any]) -> Any:
 
 def response_of(row: dict[str, Any], column: str, allow_empty: bool = False) -> str:
     """
-    A response as text. TRL's form, a list with one assistant message, is unwrapped.
+    Return a response as text. A list with one assistant message, as in TRL, is unwrapped.
 
     Raises:
-        `ValueError`: If it is not text, or empty where that is not allowed.
+        `ValueError`: If it is not text, or is empty and `allow_empty` is `False`.
     """
     value = row[column]
     if isinstance(value, list) and len(value) == 1 and value[0].get("role") == "assistant":
@@ -89,18 +101,18 @@ def response_of(row: dict[str, Any], column: str, allow_empty: bool = False) -> 
     return value
 
 
-def critiques_of(row: dict[str, Any], column: str) -> list[str | list[int]]:
+def critiques_of(row: dict[str, Any], column: str) -> Sequence[str | list[int]]:
     """
-    The critiques of a response: the generated ids where `{column}_ids` keeps them, else the text.
+    Return the critiques of a response: token ids if the row has `{column}_ids`, otherwise texts.
 
     Args:
         row (`dict[str, Any]`):
-            A row with `column`, a string or a list of strings, and perhaps `{column}_ids`.
+            A row whose `column` is a string or a list of strings.
         column (`str`):
             `"chosen_feedback"` or `"rejected_feedback"`.
 
     Raises:
-        `ValueError`: If the critique is missing, not text, or empty, or if there are more ids than texts.
+        `ValueError`: If a critique is missing, not text, or empty, or texts and ids differ in number.
     """
     texts = row[column]
     texts = [texts] if isinstance(texts, str) else texts
@@ -117,8 +129,8 @@ def critiques_of(row: dict[str, Any], column: str) -> list[str | list[int]]:
     return texts
 
 
-def check_equal_critiques(row: dict[str, Any], chosen: list, rejected: list):
-    """Several critiques train in pairs, so both responses need equally many."""
+def check_equal_critiques(row: dict[str, Any], chosen: Sequence, rejected: Sequence):
+    """Check that both responses have equally many critiques, because training pairs them."""
     if len(chosen) != len(rejected):
         raise ValueError(
             f"`chosen_feedback` holds {len(chosen)} critique(s) but `rejected_feedback` {len(rejected)}; "
@@ -138,11 +150,11 @@ def load_rows(name: str, split: str = "train", config: str | None = None, needs_
             A Hub id, a `.jsonl`, `.json` or `.parquet` file (`.gz` allowed for JSON), or a folder written by
             `save_to_disk`.
         split (`str`, *optional*, defaults to `"train"`):
-            Split to load. A single file, or a folder that holds one dataset, has no splits and is taken whole.
+            Split to load. Ignored for a file, and for a folder that holds one dataset, because they have no splits.
         config (`str`, *optional*):
             Configuration of a Hub dataset.
         needs_split (`bool`, *optional*, defaults to `False`):
-            Refuse a dataset without splits instead of taking it whole.
+            Refuse a dataset without splits instead of ignoring `split`.
 
     Returns:
         `Dataset`
@@ -165,10 +177,10 @@ def load_rows(name: str, split: str = "train", config: str | None = None, needs_
     else:
         rows = load_dataset(name, config, split=split)
     if needs_split and not isinstance(rows, DatasetDict) and path.exists():
-        raise ValueError(f"{name} has no splits, so no {split!r} split either; name another dataset for it.")
+        raise ValueError(f"{name} has no splits, so it has no split {split!r}; name another dataset for it.")
     if isinstance(rows, DatasetDict):
         if split not in rows:
-            raise ValueError(f"{name} has no split {split!r}; it has {', '.join(rows)}.")
+            raise ValueError(f"{name} has no split {split!r}; it has {', '.join(map(str, rows))}.")
         rows = rows[split]
     return rows
 
@@ -176,7 +188,7 @@ def load_rows(name: str, split: str = "train", config: str | None = None, needs_
 def _read_folder(name: str) -> Dataset | DatasetDict:
     try:
         return load_from_disk(name)
-    except IndexError as error:  # how `datasets` meets a folder without data files
+    except IndexError as error:  # raised by `datasets` for a folder without data files
         raise ValueError(f"{name} holds no rows.") from error
 
 
@@ -190,43 +202,43 @@ def _read_file(name: str, kind: str) -> Dataset:
 
 
 OVERLONG_POLICIES = ("error", "drop", "truncate_prompt")
-# The last cuts critiques off, as the reference implementation does; for its format alone
+# "truncate_end" cuts critiques, as the reference implementation does, and is for its format only
 TRAINING_POLICIES = (*OVERLONG_POLICIES, "truncate_end")
 
-# Cutting text changes how it splits into tokens, so a cut can fall short by a few: each is more generous.
+# A cut changes how the rest of the text splits into tokens and may remove too few, so each attempt cuts more
 _ATTEMPTS = 8
 
 
 def check_policy(policy: str, known: tuple[str, ...] = OVERLONG_POLICIES):
-    """Raise `ValueError` unless `policy` is one of those `known`."""
+    """Raise `ValueError` unless `policy` is one of `known`."""
     if policy not in known:
         raise ValueError(f"`overlong_policy` is {policy!r}; use one of {', '.join(known)}.")
 
 
-def fit(
+def fit_to_context(
     prompt: Any, encode: Callable[[Any], Any], length: Callable[[Any], int], limit: int | None, policy: str,
-    critique_format: CritiqueFormat,
+    critique_format: "CritiqueFormat",
 ) -> tuple[Any, Any]:  # fmt: skip
     """
-    Encode a prompt, and deal with it by `policy` if the result is too long.
+    Encode a row, and apply `policy` if it is too long for the model's context.
 
     Args:
         prompt (`Any`):
             The row's prompt.
         encode (`Callable`):
-            Encodes the row with a given prompt.
+            Encodes the row with the prompt it is given.
         length (`Callable`):
-            Tokens that an encoded row needs.
+            Returns the number of tokens that an encoded row needs.
         limit (`int`, *optional*):
-            Tokens that fit; `None` for no limit.
+            Tokens that fit; `None` means no limit.
         policy (`str`):
             `"error"`, `"drop"` or `"truncate_prompt"`.
         critique_format ([`CritiqueFormat`]):
-            Shortens prompts.
+            Shortens the prompt.
 
     Returns:
-        `tuple`: The prompt that fits and the encoded row; `(None, None)` for a row that is dropped. The prompt is the
-        given object where nothing was shortened.
+        `tuple`: The prompt and the encoded row, or `(None, None)` for a dropped row. The prompt is the same object unless it
+        was shortened.
 
     Raises:
         `ValueError`: If the row is too long and the policy is `"error"`.
@@ -237,8 +249,8 @@ def fit(
         return prompt, encoded
     if policy == "error":
         raise ValueError(
-            f"{needed} tokens with its critique, but {limit} fit. Choose `overlong_policy` 'drop' or 'truncate_prompt', "
-            "or another limit (`max_length` in training, `max_new_tokens` for critiques still to be written)."
+            f"{needed} tokens with its critique, but {limit} fit. Set `overlong_policy` to 'drop' or 'truncate_prompt', or "
+            "change the limit (`max_length` in training, `max_new_tokens` for critiques still to be written)."
         )
     if policy == "truncate_prompt":
         for attempt in range(_ATTEMPTS):

@@ -1,9 +1,9 @@
-"""Run a builder: every row through its work, answers journaled, then one dataset in the order of the rows."""
+"""Run a builder: send every row through its work, journal the answers, and write one dataset in the order of the rows."""
 
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -14,24 +14,24 @@ from tqdm import tqdm
 from .completions import Answer, CompletionClient, RequestFailed, ServerUnusable
 from .folder import JOURNAL, REJECTS, DatasetFolder, Reject
 from .journal import Journal, JournalError, key_of
-from .rows import row_name
+from .rows import Rows, row_name
 
 
-# Rows that may fail before anything was answered at all
+# Rows that may fail before the first answer; more stop the run
 _MOST_FAILURES_AT_FIRST = 100
 
 
 class Dropped(Exception):
     """
-    The method leaves something out, such as a tie: raised, the whole row; among the new rows, one of them.
+    A row skipped by design, such as a tie. Raise it to skip the input row; return it in the list to skip one output row.
 
     Args:
         reason (`str`):
-            Why.
+            Reason for `rejects.jsonl`.
         id (`str`, *optional*):
-            Id of the new row that is left out; by default that of the row.
+            Id of the output row; defaults to that of the input row.
         details (`dict[str, Any]`, *optional*):
-            What it would have held, as JSON, for those who check.
+            Content of the skipped row, as JSON.
     """
 
     def __init__(self, reason: str, id: Any = None, details: dict[str, Any] | None = None):
@@ -41,50 +41,50 @@ class Dropped(Exception):
 
 
 class RowRefused(Exception):
-    """This row cannot be used. The message is the reason."""
+    """A row that cannot be used. The message is the reason."""
 
 
 class JournaledClient:
     """
-    A client that asks for nothing twice: what is in the journal is not requested.
+    A client that requests nothing twice: answers in the journal are read from there.
 
     Args:
         client ([`CompletionClient`]):
-            The client.
+            Client that sends the requests.
         journal ([`Journal`]):
-            Where its answers are kept.
+            Keeps the answers.
         role (`str`):
-            Tells the clients of one journal apart, such as `"judge"`.
+            Distinguishes the clients of one journal, such as `"judge"`.
     """
 
     def __init__(self, client: CompletionClient, journal: Journal, role: str):
         self.client = client
         self.journal = journal
         self.role = role
-        self.cut: set[str] = set()  # keys of the answers that ran out of tokens
+        self.cut: set[str] = set()  # keys of answers that ran out of tokens
 
     async def chat(self, key: Sequence[Any], messages: list[dict[str, str]], **sampling) -> Answer:
-        """[`CompletionClient.chat`]; `key` tells apart what else is the same: the row's id, and the number of the sample."""
+        """Answer as [`CompletionClient.chat`]. `key`, such as row id and sample number, distinguishes equal requests."""
         asked = self._key(key, messages, sampling)
         return await self._answer(asked, lambda: self.client.chat(messages, **sampling))
 
-    async def chat_whole(
+    async def chat_until_complete(
         self, key: Sequence[Any], messages: list[dict[str, str]], *, max_tokens: int, longer_tries: int, **sampling
     ) -> Answer:
         """
-        [`JournaledClient.chat`], and again with twice the tokens while the answer is cut.
+        Answer as [`JournaledClient.chat`], retrying with twice the tokens while the answer is cut.
 
         Args:
             key, messages, **sampling:
                 As for [`JournaledClient.chat`].
             max_tokens (`int`):
-                Tokens of the first try.
+                Token limit of the first try.
             longer_tries (`int`):
-                Tries after it.
+                Retries.
 
         Returns:
-            [`Answer`]: The first that is whole, or the last. Its `finish_reason` is `"length"` if that is cut still, or
-            `"no room"` (and its text empty) if the model's context does not hold more.
+            [`Answer`]: The first complete answer, otherwise the last one, with `finish_reason` `"length"` if it is cut, or
+            `"no room"` and an empty text if the model's context has no room for more tokens.
         """
         for doublings in range(longer_tries + 1):
             asked = {"max_tokens": max_tokens * 2**doublings, **sampling}
@@ -100,7 +100,7 @@ class JournaledClient:
         return answer
 
     async def complete(self, key: Sequence[Any], prompt_ids: Sequence[int], **sampling) -> Answer:
-        """[`CompletionClient.complete`], likewise."""
+        """Answer as [`CompletionClient.complete`], through the journal."""
         asked = self._key(key, list(prompt_ids), sampling)
         return await self._answer(asked, lambda: self.client.complete(prompt_ids, **sampling))
 
@@ -120,53 +120,54 @@ class JournaledClient:
         return key_of(self.role, list(key), self.client.model, prompt, sampling)
 
     def _keep(self, key: str, answer: Answer):
-        value = {"text": answer.text, "finish_reason": answer.finish_reason}
+        value: dict[str, Any] = {"text": answer.text, "finish_reason": answer.finish_reason}
         if answer.token_ids is not None:
             value["token_ids"] = answer.token_ids
         self.journal.add(key, value)
 
 
 def seed_of(seed: int, *parts: Any) -> int:
-    """A seed from 0 to 2^31 - 1 for one request: servers give equal texts for equal prompts and seeds."""
+    """Return a seed in [0, 2^31) for one request, because servers answer equal prompts and seeds with equal texts."""
     return int(key_of(seed, *parts)[:8], 16) >> 1
 
 
-Work = Callable[[dict[str, Any]], Awaitable[list[dict[str, Any] | Dropped]]]
+Work = Callable[[dict[str, Any]], Awaitable[Sequence[dict[str, Any] | Dropped]]]
 
 
 class Statistics(Protocol):
-    """What there is to say about a dataset as a whole."""
+    """Statistics of a dataset, collected row by row."""
 
     def add(self, result: dict[str, Any] | Reject):
-        """Take in the next row or reject."""
+        """Add the next row or reject."""
 
     def report(self) -> dict[str, Any]:
-        """The statistics by name, as JSON."""
+        """Return the statistics by name, as JSON."""
+        ...
 
 
 @dataclass
 class Run:
     """
-    A pass of rows through `work`, and what came of it.
+    Rows, the work to do on each, and the failures so far.
 
     Args:
-        rows (`Sequence[dict]`):
-            The rows, each with an `id`; a `datasets.Dataset` serves.
+        rows ([`~cloud_hf.data.rows.Rows`]):
+            Input rows, each with an `id`.
         work (`Callable`):
-            Coroutine function from a row to the rows of the new dataset that it becomes, and a [`Dropped`] for each that is
-            left out. It asks through [`JournaledClient`]s, and must depend on nothing but the row and their answers. It raises
-            [`Dropped`] or [`RowRefused`] for rows that become none.
+            Coroutine function from an input row to its output rows, with a [`Dropped`] in place of each that is left out. It
+            may depend only on the row and on answers of [`JournaledClient`]s, because it runs again to write the dataset. It
+            raises [`Dropped`] or [`RowRefused`] to leave out the input row.
         clients (`Sequence[CompletionClient]`):
-            The clients it uses, for their counts.
+            Clients that `work` uses, for their counts.
         max_concurrency (`int`):
-            Rows under way at once.
+            Rows in progress at once.
         failures (`dict[int, str]`):
-            Reasons by position, of the rows that failed.
+            Reasons, by position, for the rows that failed.
         journal ([`Journal`], *optional*):
-            Where answers are kept: while it is empty, many failures stop the run.
+            Journal of the answers. While it is empty, many failures stop the run.
     """
 
-    rows: Sequence[dict[str, Any]]
+    rows: Rows
     work: Work
     clients: Sequence[CompletionClient]
     max_concurrency: int
@@ -178,7 +179,7 @@ class Run:
         Work on all rows until every answer is in the journal.
 
         Raises:
-            `ServerUnusable`: If no row can succeed. What was answered before is in the journal.
+            `ServerUnusable`: If no row can succeed. The journal keeps the answers so far.
         """
         indices = iter(range(len(self.rows)))
         with tqdm(total=len(self.rows), unit=" rows", smoothing=0.05, file=sys.stderr, mininterval=1.0) as progress:
@@ -186,7 +187,7 @@ class Run:
                 async with asyncio.TaskGroup() as group:
                     for _ in range(min(self.max_concurrency, len(self.rows))):
                         group.create_task(self._work_through(indices, progress))
-            # Not `except*`: in Python 3.11.2, Debian 12's, what is raised there comes out in a group again
+            # Not `except*`: Python 3.11.2 (Debian 12) wraps an exception raised there in a group again
             except ExceptionGroup as errors:
                 if errors.split((ServerUnusable, OSError))[1] is not None:
                     raise
@@ -200,7 +201,7 @@ class Run:
                 self.failures[index] = str(error)
                 self._stop_if_nothing_works()
             except Dropped:
-                pass  # told by `results`, as all that the method leaves out
+                pass  # `results` reports it, as everything that is left out by design
             progress.set_postfix(
                 retries=sum(client.counts.retried for client in self.clients),
                 failed=len(self.failures),
@@ -214,7 +215,7 @@ class Run:
             raise ServerUnusable(f"The first {len(self.failures)} rows failed, the last with: {last}")
 
     async def results(self) -> AsyncIterator[dict[str, Any] | Reject]:
-        """The new rows and the rejects in the order of the rows, from the journal alone."""
+        """Yield output rows and rejects in the order of the input rows, from the journal alone."""
         for index, row in enumerate(self.rows):
             if index in self.failures:
                 yield Reject(index, row["id"], "failed", self.failures[index])
@@ -231,75 +232,75 @@ class Run:
                     yield new_row
 
 
-def check_rows(rows: Sequence[dict[str, Any]], check: Callable[[dict[str, Any]], Any]):
+def check_rows(rows: Rows, check: Callable[[dict[str, Any]], Any]):
     """
-    Try all rows before anything is paid for.
+    Check all rows before anything expensive starts.
 
     Args:
-        rows (`Sequence[dict]`):
-            The rows.
+        rows ([`~cloud_hf.data.rows.Rows`]):
+            Rows to check.
         check (`Callable`):
             Raises `ValueError` for a row that cannot be used.
 
     Raises:
-        `ValueError`: Naming the first bad row.
+        `ValueError`: Names the first bad row.
     """
     for index in range(len(rows)):
         try:
             row = rows[index]
         except UnicodeDecodeError as error:
-            raise ValueError(f"row {index} is not UTF-8 ({error}). Write the file anew in UTF-8.") from None
+            raise ValueError(f"row {index} is not UTF-8 ({error}). Save the file as UTF-8.") from None
         try:
             check(row)
             json.dumps(row, ensure_ascii=False, default=str).encode()
         except UnicodeEncodeError:
-            raise ValueError(f"{row_name(index, row)} holds a lone surrogate, which is no text.") from None
+            raise ValueError(f"{row_name(index, row)} holds a lone surrogate, which is not valid text.") from None
         except ValueError as error:
             raise ValueError(f"{row_name(index, row)}: {error}") from error
 
 
 async def all_of(*asked: Awaitable[Any]) -> list[Any]:
     """
-    The results of all, in order. Waits for all of them even if one fails, since each answer is worth keeping, and raises a
-    failure rather than a [`Dropped`].
+    Wait for all results and return them in order. If several fail, a failure is raised rather than a [`Dropped`].
     """
+    # Without `return_exceptions`, the first failure would discard answers that are paid for
     results = await asyncio.gather(*asked, return_exceptions=True)
     errors = [result for result in results if isinstance(result, BaseException)]
-    for error in sorted(errors, key=lambda error: isinstance(error, Dropped)):
-        raise error
+    if errors:
+        raise min(errors, key=lambda error: isinstance(error, Dropped))
     return results
 
 
 async def build_dataset(
     folder: DatasetFolder,
-    rows: Sequence[dict[str, Any]],
+    rows: Rows,
     features: Features,
     clients: dict[str, CompletionClient],
     make_work: Callable[..., Work],
     statistics: Statistics | None = None,
 ) -> dict[str, Any]:
     """
-    Build a dataset with the answers of servers, or go on with one.
+    Build a dataset from the answers of servers, or resume building it.
 
     Args:
         folder ([`DatasetFolder`]):
-            Where it is written. The models are added to its settings.
-        rows (`Sequence[dict]`):
-            The rows, each with an `id`.
+            Output folder. The names of the models are added to its settings.
+        rows ([`~cloud_hf.data.rows.Rows`]):
+            Input rows, each with an `id`.
         features (`Features`):
-            Columns of the new rows.
+            Columns of the output rows.
         clients (`dict[str, CompletionClient]`):
-            The models by role, such as `"judge"`.
+            Models by role, such as `"judge"`.
         make_work (`Callable`):
-            From a [`JournaledClient`] per role, as keywords, to the work of [`Run`].
+            Takes a [`JournaledClient`] per role, as keyword arguments, and returns the work of [`Run`].
         statistics ([`Statistics`], *optional*):
-            Sees all rows and rejects in order; its report becomes part of the counts.
+            Collects statistics of rows and rejects for the counts.
 
     Returns:
-        `dict[str, Any]`: Rows, rejects, answers, requests that were tried again.
+        `dict[str, Any]`: Counts of rows, rejects, answers and retries.
 
     Raises:
-        `ServerUnusable`, `JournalError`, `ValueError`, `OSError`: With all answers so far in the journal.
+        `ServerUnusable`, `JournalError`, `ValueError`, `OSError`: The journal keeps all answers so far.
     """
     async with AsyncExitStack() as stack:
         for role, client in clients.items():
@@ -329,61 +330,78 @@ async def build_dataset(
         counts |= {f"{role}_answers_cut": len(client.cut) for role, client in journaled.items()}
         if statistics is not None:
             counts["statistics"] = statistics.report()
-        folder.write_record(counts)  # while the journal keeps other writers out
+        folder.write_record(counts)  # before the journal releases the lock
     return counts
 
 
 async def seen(results: AsyncIterator[dict[str, Any] | Reject], statistics: Statistics):
-    """The same rows and rejects, shown to the statistics on their way."""
+    """Pass rows and rejects on, adding each to the statistics."""
     async for result in results:
         statistics.add(result)
         yield result
 
 
-def complete_build(build: Awaitable[dict[str, Any]], folder: DatasetFolder) -> dict[str, Any]:
+def complete_build(build: Coroutine[Any, Any, dict[str, Any]], folder: DatasetFolder) -> dict[str, Any]:
     """
-    Run a builder to its end.
+    Run a builder to the end.
 
     Returns:
-        `dict[str, Any]`: Its counts; rows may have failed.
+        `dict[str, Any]`: Its counts; some rows may have failed.
 
     Raises:
-        `SystemExit`: With status 1 and a message if the run had to stop.
+        `SystemExit`: With a message and status 1 if the run had to stop.
     """
     try:
         return asyncio.run(build)
     except (ServerUnusable, JournalError) as error:
-        raise SystemExit(f"{error}\n{_how_to_go_on(folder)}") from None
+        raise SystemExit(f"{error}\n{_resume_hint(folder)}") from None
     except OSError as error:
-        raise SystemExit(f"Stopped: {error}.\n{_how_to_go_on(folder)}") from None
+        raise SystemExit(f"Stopped: {error}.\n{_resume_hint(folder)}") from None
     except KeyboardInterrupt:
-        raise SystemExit(f"Interrupted.\n{_how_to_go_on(folder)}") from None
+        raise SystemExit(f"Interrupted.\n{_resume_hint(folder)}") from None
 
 
-def run_builder(build: Awaitable[dict[str, Any]], folder: DatasetFolder):
+def run_builder(build: Coroutine[Any, Any, dict[str, Any]], folder: DatasetFolder, push_to_hub: str | None = None):
     """
-    Run a builder to its end and say what came of it.
+    Run a builder to the end, print its counts, and upload the dataset.
+
+    Args:
+        build (`Coroutine`):
+            Returns the counts, such as [`build_dataset`].
+        folder ([`DatasetFolder`]):
+            Output folder.
+        push_to_hub (`str`, *optional*):
+            Hub id to upload the dataset to.
 
     Raises:
-        `SystemExit`: With status 3 if rows failed for good, and 1 with a message if the run had to stop or no row is left.
+        `SystemExit`: With status 3 if rows failed, or with a message and status 1 if the run had to stop or no row is left.
     """
     counts = complete_build(build, folder)
-    if not counts["rows"]:
-        raise SystemExit(f"No row is left; {folder.path / REJECTS} says why: {counts['reasons']}.")
+    check_not_empty(counts, folder)
     print(
         f"{counts['rows']} rows in {folder.path}, from {counts['rows_read']} ({counts['dropped']} dropped, {counts['failed']} "
         f"failed; {counts['answers']} answers, {counts['answers_of_earlier_runs']} of them from earlier runs; "
-        f"{counts['retries']} requests tried again)."
+        f"{counts['retries']} retries)."
     )
     for reason, number in counts["reasons"].items():
         print(f"  {number} x {reason}")
     for name, value in counts.get("statistics", {}).items():
         print(f"  {name}: {value}")
     if counts["failed"]:
-        print(f"{counts['failed']} row(s) failed: see {folder.path / REJECTS}. The same command tries them again.")
+        print(
+            f"{counts['failed']} row(s) failed: see {folder.path / REJECTS}. Run the same command to try them again."
+        )
         raise SystemExit(3)
+    if push_to_hub:
+        folder.push(push_to_hub)
 
 
-def _how_to_go_on(folder: DatasetFolder) -> str:
+def check_not_empty(counts: dict[str, Any], folder: DatasetFolder):
+    """Raise `SystemExit` with the reasons if every row was left out."""
+    if not counts["rows"]:
+        raise SystemExit(f"No row is left; {folder.path / REJECTS} has the reasons: {counts['reasons']}.")
+
+
+def _resume_hint(folder: DatasetFolder) -> str:
     journal = folder.path / JOURNAL
-    return f"What was answered is kept in {journal}: the same command goes on from there." if journal.exists() else ""
+    return f"{journal} keeps the answers so far; run the same command to resume." if journal.exists() else ""

@@ -1,16 +1,17 @@
-"""Join what the shards of a builder wrote into the dataset that one run would have written."""
+"""Merge the outputs of a builder's shards into the dataset that one run would have written."""
 
 import asyncio
 import json
 import os
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from datasets import Dataset, load_from_disk
 
+from ..arguments import documented
 from .folder import RECORD, REJECTS, DatasetFolder, Reject, read_record
 from .journal import JournalError
 from .judge import PreferenceStatistics
@@ -19,13 +20,13 @@ from .run import seen
 
 # Settings in which the shards of one run differ
 _OF_A_SHARD = ("shard", "rows", "hash")
-# Counts that are made anew of all rows
-_MADE_ANEW = ("rows", "dropped", "failed", "reasons", "statistics")
+# Counts that are computed again from all rows
+_RECOMPUTED = ("rows", "dropped", "failed", "reasons", "statistics")
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard's folder, and what its `build.json` says."""
+    """Folder of one shard, and the content of its `build.json`."""
 
     path: Path
     index: int
@@ -35,22 +36,22 @@ class Shard:
 
     @classmethod
     def read(cls, folder: str) -> "Shard":
-        """Raises `ValueError` if the folder is none, or its run has not ended."""
+        """Read a folder. Raises `ValueError` if it is not a shard, or its run has not ended."""
         record = read_record(folder)
         settings = record["settings"]
         if "shard" not in settings:
-            raise ValueError(f"{folder}: its {RECORD} names no `shard`; only outputs of builders can be merged.")
+            raise ValueError(f"{folder}: its {RECORD} has no `shard`; only outputs of builders can be merged.")
         index, count = map(int, settings["shard"].split("/"))
         return cls(Path(folder), index, count, settings, record["counts"])
 
     def check(self):
-        """Raise `ValueError` if the folder holds other rows or rejects than its `build.json` says."""
+        """Raise `ValueError` if the numbers of rows or rejects differ from those in `build.json`."""
         rejects = self.counts["dropped"] + self.counts["failed"]
         if len(self.dataset()) != self.counts["rows"] or len(self.rejects()) != rejects:
-            raise ValueError(f"{self.path}: rows or rejects are not those of its {RECORD}. Run this shard again.")
+            raise ValueError(f"{self.path}: rows or rejects differ from its {RECORD}. Run this shard again.")
 
     def dataset(self) -> Dataset:
-        return load_from_disk(str(self.path))
+        return cast(Dataset, load_from_disk(str(self.path)))
 
     def rejects(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (self.path / REJECTS).read_text().splitlines()]
@@ -58,14 +59,14 @@ class Shard:
 
 def read_shards(folders: Sequence[str]) -> list[Shard]:
     """
-    Read the shards of one run, in their order.
+    Read the shards of one run and return them in order.
 
     Args:
         folders (`Sequence[str]`):
-            Their folders, in any order.
+            Folders of the shards, in any order.
 
     Raises:
-        `ValueError`: If they are not shards of one run, if one is missing or comes twice, or if an id does.
+        `ValueError`: If they are not shards of one run, one is missing or repeated, or an id is repeated.
     """
     shards = sorted((Shard.read(folder) for folder in folders), key=lambda shard: shard.index)
     first = shards[0]
@@ -85,35 +86,35 @@ def read_shards(folders: Sequence[str]) -> list[Shard]:
         if one.index == other.index:
             raise ValueError(f"{one.path} and {other.path} are both shard {one.index} of {one.count}.")
         if one.dataset().features != other.dataset().features:
-            raise ValueError(f"{one.path} and {other.path} have other columns.")
+            raise ValueError(f"{one.path} and {other.path} have different columns.")
     _check_ids(shards)
     return shards
 
 
 async def merge(shards: Sequence[Shard], output_dir: str) -> dict[str, Any]:
     """
-    Write one folder: rows and rejects in the order of one run, counts added up.
+    Merge shards into one folder, with rows and rejects in the order of one run, and the sums of the counts.
 
     Args:
         shards (`Sequence[Shard]`):
-            From [`read_shards`].
+            Shards of [`read_shards`].
         output_dir (`str`):
-            The folder.
+            Output folder.
 
     Returns:
-        `dict[str, Any]`: The counts.
+        `dict[str, Any]`: Counts of the merged dataset.
     """
     settings = {**shards[0].settings, "shard": "0/1", "rows": sum(shard.settings["rows"] for shard in shards)}
     del settings["hash"]
     settings["merged_from"] = {"shards": len(shards), "hashes": [shard.settings["hash"] for shard in shards]}
     folder = DatasetFolder(output_dir, settings["builder"].capitalize(), settings)
-    with folder.open_journal():  # keeps a second writer out
+    with folder.open_journal():  # refuses a second writer
         return await _write(shards, folder)
 
 
 async def _write(shards: Sequence[Shard], folder: DatasetFolder) -> dict[str, Any]:
     counts = add_counts([shard.counts for shard in shards])
-    counts = {name: value for name, value in counts.items() if name not in _MADE_ANEW}
+    counts = {name: value for name, value in counts.items() if name not in _RECOMPUTED}
     statistics = PreferenceStatistics() if "statistics" in shards[0].counts else None
     results = _results(shards) if statistics is None else seen(_results(shards), statistics)
     counts = await folder.write(results, shards[0].dataset().features, counts)
@@ -125,9 +126,7 @@ async def _write(shards: Sequence[Shard], folder: DatasetFolder) -> dict[str, An
 
 def add_counts(counts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """
-    Add up the counts of several runs, dictionaries name by name.
-
-    What cannot be added, such as a share, becomes a list of all runs' values.
+    Add up the counts of several runs, recursively. Values that cannot be added, such as shares, become lists.
     """
     added = {}
     for name in dict.fromkeys(name for each in counts for name in each):
@@ -145,7 +144,7 @@ async def _results(shards: Sequence[Shard]) -> AsyncIterator[dict[str, Any] | Re
     rows_before = 0
     for shard in shards:
         for row in shard.dataset():
-            yield row
+            yield cast(dict[str, Any], row)
         for reject in shard.rejects():
             yield Reject(**{**reject, "index": reject["index"] + rows_before})
         rows_before += shard.counts["rows_read"]
@@ -160,20 +159,21 @@ def _check_ids(shards: Sequence[Shard]):
             seen[name] = shard.path
 
 
+@documented
 @dataclass(kw_only=True)
 class MergeArguments:
     """
-    What is joined.
+    Shards to merge.
 
     Parameters:
         shards (`list[str]`):
             Output folders of all shards, in any order.
         output_dir (`str`):
-            Folder for the joined dataset, its card, `rejects.jsonl` and `build.json`.
+            Folder for the merged dataset, its card, `rejects.jsonl` and `build.json`.
     """
 
-    shards: list[str] = field(metadata={"help": "Output folders of all shards."})
-    output_dir: str = field(metadata={"help": "Folder for the joined dataset."})
+    shards: list[str]
+    output_dir: str
 
     def __post_init__(self):
         if os.path.realpath(self.output_dir) in map(os.path.realpath, self.shards):

@@ -3,13 +3,13 @@
 A ball lies under one of four cups and k swaps move it. A response names the cup where the ball ends. Following k swaps
 in one forward pass is hard for a small transformer; writing them out one by one is easy, so a critique helps.
 
-Everything here is text made from a seed: rows for the base language model, preference pairs with oracle critiques,
-best-of-n rows, a tokenizer that spells the task in whole words, and the configuration of a tiny Llama.
+A seed determines everything: rows for the base language model, preference pairs with oracle critiques, best-of-n rows, a
+tokenizer with one token per word of the task, and the configuration of a tiny Llama.
 
 Problems with three swaps or more are split by their sequence of swaps ("A and B" and "B and A" being one swap): a
-sequence belongs to exactly one of `train`, `validation` and `test`, whatever the seed and the number of rows. All four
-starts of a sequence fall on the same side, so that every answer is equally likely in each split. One and two swaps
-have only 48 and 576 prompts; they cannot be held out and occur in every split.
+sequence belongs to exactly one of `train`, `validation` and `test`, for every seed and number of rows. All four starts of
+a sequence are in the same split, so every answer is equally likely in each split. One and two swaps have only 48 and 576
+prompts; they cannot be held out and occur in every split.
 """
 
 import random
@@ -17,6 +17,7 @@ import re
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
@@ -66,21 +67,21 @@ class ShellGame:
 
     @classmethod
     def from_prompt(cls, prompt: str) -> "ShellGame":
-        """The problem that `prompt` states."""
+        """Read the problem from its prompt."""
         start = re.search(r"under cup (\w)\.", prompt)
         if start is None:
             raise ValueError(f"Not a shell-game prompt: {prompt!r}")
-        return cls(start[1], tuple(re.findall(r"\d: (\w) and (\w)\.", prompt)))
+        return cls(start[1], tuple((a, b) for a, b in re.findall(r"\d: (\w) and (\w)\.", prompt)))
 
     @property
     def prompt(self) -> str:
-        """The question, as the user asks it."""
+        """Prompt of the user."""
         steps = " ".join(f"{i}: {a} and {b}." for i, (a, b) in enumerate(self.swaps, start=1))
         return f"The ball starts under cup {self.start}. Swap cups {steps} Where is the ball now?"
 
     @property
     def positions(self) -> list[str]:
-        """The cup that holds the ball after each swap."""
+        """Cup with the ball after each swap."""
         cup, positions = self.start, []
         for a, b in self.swaps:
             cup = {a: b, b: a}.get(cup, cup)
@@ -89,24 +90,24 @@ class ShellGame:
 
     @property
     def answer(self) -> str:
-        """The cup that holds the ball in the end."""
+        """Cup with the ball at the end."""
         return self.positions[-1]
 
     @property
     def difficulty(self) -> int:
-        """The number of swaps."""
+        """Number of swaps."""
         return len(self.swaps)
 
     def critique(self, response: str) -> str:
         """
-        The oracle's critique of `response`: every step, a verdict on each cup, the verdict on the cup it names.
+        Return the oracle's critique of `response`: every step, a verdict on each cup, and the verdict on the cup it names.
 
-        The verdict on the response is then a look-up in the line before it. A tiny model learns that at once, while it
-        learns to compare two cups only slowly.
+        With a verdict on each cup, the last one only needs a look-up, which a tiny model learns at once; comparing two cups
+        takes it much longer.
 
         Args:
             response (`str`):
-                Any text. One that names no cup in the form of [`response_text`] is wrong.
+                Any text. It is wrong if it names no cup as [`response_text`] does.
         """
         steps = " ".join(
             f"{i}: {a} and {b} gives {cup}."
@@ -119,7 +120,7 @@ class ShellGame:
 
     def belongs_to(self, split: str) -> bool:
         """
-        Whether the problem may occur in `split`.
+        Return whether the problem may occur in `split`.
 
         Args:
             split (`str`):
@@ -130,24 +131,24 @@ class ShellGame:
         if self.difficulty < HELD_OUT_FROM:
             return True
         unordered = " ".join("".join(sorted(swap)) for swap in self.swaps)
-        bucket = zlib.crc32(unordered.encode()) % 10  # a hash that is the same in every process
+        bucket = zlib.crc32(unordered.encode()) % 10  # the same in every process, unlike `hash`
         return split == ("test" if bucket < 2 else "validation" if bucket == 2 else "train")
 
 
 def response_text(cup: str) -> str:
-    """The response that names `cup`."""
+    """Return the response that names `cup`."""
     return f"The answer is {cup}."
 
 
 def named_cup(response: str) -> str | None:
-    """The cup that `response` names, or `None` when it names none."""
+    """Return the cup that `response` names, or `None`."""
     match = re.search(rf"answer is ([{CUPS}])\b", response)
     return match[1] if match else None
 
 
 def random_game(rng: random.Random, num_swaps: int, split: str = "train") -> ShellGame:
     """
-    A random problem of a split: every problem of that split and length is equally likely.
+    Draw a problem, uniformly among those of this length and split.
 
     Args:
         rng (`random.Random`):
@@ -158,20 +159,21 @@ def random_game(rng: random.Random, num_swaps: int, split: str = "train") -> She
             Split that the problem must belong to.
     """
     while True:
-        game = ShellGame(rng.choice(CUPS), tuple(tuple(rng.sample(CUPS, 2)) for _ in range(num_swaps)))
+        start, swaps = rng.choice(CUPS), tuple(rng.sample(CUPS, 2) for _ in range(num_swaps))
+        game = ShellGame(start, tuple((a, b) for a, b in swaps))
         if game.belongs_to(split):
             return game
 
 
 def wrong_cup(rng: random.Random, game: ShellGame) -> str:
-    """A wrong answer to `game`, uniform over the other cups, so that only the swaps tell it from the right one."""
+    """Draw a wrong answer uniformly, so that only the swaps distinguish it from the right one."""
     return rng.choice([cup for cup in CUPS if cup != game.answer])
 
 
 def _games(
     name: str, num_rows: int, split: str, num_swaps: Sequence[int], seed: int
 ) -> Iterator[tuple[str, ShellGame, random.Random]]:
-    """Row ids, problems and the stream of random numbers behind them; the numbers of swaps take turns."""
+    """Yield row ids, problems and their random generator; the numbers of swaps take turns."""
     rng = random.Random(f"{seed}/{name}/{split}")
     for i in range(num_rows):
         yield f"{name}-{split}-{seed}-{i}", random_game(rng, num_swaps[i % len(num_swaps)], split), rng
@@ -181,7 +183,7 @@ def direct_answer_rows(
     num_rows: int, split: str = "train", num_swaps: Sequence[int] = NUM_SWAPS, seed: int = 0
 ) -> list[dict]:
     """
-    Rows for the base language model, which answers at once, without steps.
+    Make rows for the base language model, which answers directly, without steps.
 
     Args:
         num_rows (`int`):
@@ -206,7 +208,7 @@ def preference_rows(
     num_rows: int, split: str = "train", num_swaps: Sequence[int] = NUM_SWAPS, seed: int = 0
 ) -> list[dict]:
     """
-    Preference pairs with oracle critiques: the chosen response is right, the rejected one names another cup.
+    Make preference pairs with oracle critiques. The chosen response is right; the rejected one names another cup.
 
     Args:
         num_rows (`int`):
@@ -243,7 +245,7 @@ def best_of_n_rows(
     num_rows: int, split: str = "test", num_swaps: Sequence[int] = NUM_SWAPS, seed: int = 0
 ) -> list[dict]:
     """
-    Problems with one response per cup, in random order; exactly one is right.
+    Make problems with one response per cup, in random order; exactly one is right.
 
     Args:
         num_rows (`int`):
@@ -274,7 +276,7 @@ def best_of_n_rows(
 
 
 def _vocabulary_texts(critique_prompt: str) -> list[str]:
-    """Text that holds every word, letter and digit of the task, in each spelling that occurs."""
+    """Return texts with every word, letter and digit of the task, in each spelling that occurs."""
     game = ShellGame("A", (("A", "B"), ("C", "D")))
     letters_and_digits = [*CUPS, *"0123456789"]
     return [
@@ -290,17 +292,17 @@ def _vocabulary_texts(critique_prompt: str) -> list[str]:
 
 def build_tokenizer(critique_prompt: str = DEFAULT_CRITIQUE_PROMPT) -> PreTrainedTokenizerFast:
     """
-    A byte-level BPE tokenizer in which every word of the task is one token, with a ChatML template.
+    Train a byte-level BPE tokenizer with a ChatML template, in which every word of the task is one token.
 
-    All 256 bytes are in the vocabulary, so any text is encoded without loss. Training merges until each word is whole,
-    which leaves no tie to chance: the same text gives the same tokenizer.
+    All 256 bytes are in the vocabulary, so any text is encoded without loss. Merging continues until each word is one token, so
+    ties between merges do not matter: the same text gives the same tokenizer.
 
     Args:
         critique_prompt (`str`, *optional*, defaults to that of the published checkpoints):
-            Sentence that asks for the critique; its words become tokens too.
+            Text that opens the critique turn; its words become tokens too.
     """
     tokenizer = Tokenizer(models.BPE())
-    # A word or a digit takes the space before it along, as in GPT-2; every digit stands alone.
+    # As in GPT-2, a word includes the space before it; every digit is a separate token
     words = Regex(r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]|\s+(?!\S)|\s+")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -310,7 +312,7 @@ def build_tokenizer(critique_prompt: str = DEFAULT_CRITIQUE_PROMPT) -> PreTraine
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=10_000,  # out of reach: training ends when every word is whole
+        vocab_size=10_000,  # never reached: merging ends when every word is one token
         min_frequency=1,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         special_tokens=list(SPECIAL_TOKENS),
@@ -329,11 +331,11 @@ def build_tokenizer(critique_prompt: str = DEFAULT_CRITIQUE_PROMPT) -> PreTraine
 
 def build_model_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
     """
-    A tiny Llama for [`build_tokenizer`]'s vocabulary.
+    Return the configuration of a tiny Llama for the vocabulary of [`build_tokenizer`].
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerFast`]):
-            Tokenizer that the model will read.
+            Tokenizer of the model.
     """
     return LlamaConfig(
         vocab_size=len(tokenizer),
@@ -347,6 +349,6 @@ def build_model_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
         max_position_embeddings=2048,
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=cast(int, tokenizer.eos_token_id),
+        pad_token_id=cast(int, tokenizer.pad_token_id),
     )

@@ -1,9 +1,9 @@
-"""What a judge who compared two responses said, and who won over two games with swapped places."""
+"""Read a judge's verdict, and decide who wins two games in which the responses swap places."""
 
 import re
 
 
-# From response A's side. Both games add up, so a strong verdict outweighs a weak one for the other side.
+# From the side of response A. The points of both games are added: a strong verdict outweighs a slight one against it.
 _POINTS = {"A>>B": 2, "A>B": 1, "A=B": 0, "B>A": -1, "B>>A": -2}
 
 _LABEL = re.compile(r"\[\[([AB<>=]+)\]\]")
@@ -11,17 +11,20 @@ _LABEL = re.compile(r"\[\[([AB<>=]+)\]\]")
 
 def read_verdict(judgement: str | None, rule: str = "last") -> str | None:
     """
-    Find the verdict, `[[A>>B]]` to `[[B>>A]]`, in what a judge wrote.
+    Find the verdict, `[[A>>B]]` to `[[B>>A]]`, in a judgement.
 
     Args:
         judgement (`str`, *optional*):
-            The judge's text; `None`, as servers answer where it was empty, holds no verdict.
+            The judge's text. `None`, which servers return for an empty message, has no verdict.
         rule (`str`, *optional*, defaults to `"last"`):
-            `"last"`: the last of the five verdicts in the text. `"agreed"`: what the reference implementation reads, the
-            one label that occurs, which may be one it does not know (`[[A<B]]`); two different ones are none.
+            `"last"`: the last of the five verdicts. `"agreed"`: as the reference implementation, the only label in the
+            text, even an unknown one (`[[A<B]]`); two different labels make no verdict.
 
     Returns:
-        `str` or `None`: `None` if there is no verdict, and the judge should be asked again.
+        `str` or `None`: `None` if there is no verdict; ask the judge again.
+
+    Raises:
+        `ValueError`: If `rule` is unknown.
 
     Examples:
 
@@ -42,29 +45,29 @@ def read_verdict(judgement: str | None, rule: str = "last") -> str | None:
 
 def points(game: str | None, swapped_game: str | None) -> int:
     """
-    How far response 1 is ahead after two games: it was A in the first and B in the second.
+    Return the lead of response 1 after two games. It is A in the first game and B in the second.
 
     Args:
         game (`str`, *optional*):
-            Verdict of the first game. `None` and labels other than the five count nothing.
+            Verdict of the first game. `None` and unknown labels count 0.
         swapped_game (`str`, *optional*):
-            Verdict of the second.
+            Verdict of the second game.
 
     Returns:
-        `int`: From -4 to 4; a slight verdict counts 1, a strong one 2.
+        `int`: From -4 to 4. A slight verdict counts 1, a strong one 2.
     """
-    return _POINTS.get(game, 0) - _POINTS.get(swapped_game, 0)
+    return _POINTS.get(game or "", 0) - _POINTS.get(swapped_game or "", 0)
 
 
 def winner(game: str | None, swapped_game: str | None) -> str:
     """
-    Who won two games, by [`points`].
+    Return the winner of two games by [`points`].
 
     Args:
         game (`str`, *optional*):
-            Verdict of the first game, where response 1 was A.
+            Verdict of the first game, in which response 1 is A.
         swapped_game (`str`, *optional*):
-            Verdict of the second, where it was B.
+            Verdict of the second game, in which it is B.
 
     Returns:
         `str`: `"response_1"`, `"response_2"` or `"tie"`.

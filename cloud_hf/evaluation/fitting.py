@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..critique_format import CritiqueFormat
-from ..data.rows import check_policy, fit, prompt_of, row_name
+from ..data.rows import check_policy, fit_to_context, prompt_of, row_name
 from ..scoring import Score, Scorer
 
 
@@ -62,7 +62,7 @@ def fit_rows(
             def encode(prompt, responses=responses) -> list[int]:
                 return [len(critique_format.encode_prefix(prompt, response).input_ids) for response in responses]
 
-            new_prompt, lengths = fit(
+            new_prompt, lengths = fit_to_context(
                 prompt,
                 encode,
                 lambda lengths: max(lengths) + reserve,

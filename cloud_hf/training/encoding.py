@@ -16,7 +16,7 @@ from ..data.rows import (
     check_equal_critiques,
     check_policy,
     critiques_of,
-    fit,
+    fit_to_context,
     prompt_of,
     response_of,
     row_name,
@@ -156,7 +156,7 @@ def _encode_row(
         return max(len(side.input_ids) for pair in pairs for side in pair)
 
     prompt = prompt_of(row)
-    fitted, pairs = fit(prompt, encode, length, max_length, overlong_policy, critique_format)
+    fitted, pairs = fit_to_context(prompt, encode, length, max_length, overlong_policy, critique_format)
     if pairs is None:
         return []
     extra = {"margin": float(row["margin"])} if "margin" in row else {}

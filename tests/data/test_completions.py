@@ -141,15 +141,15 @@ def test_a_quota_that_is_used_up_ends():
 @pytest.mark.parametrize(
     ("response", "message"),
     [
-        (lambda: web.json_response({"choices": []}), "no completion"),
-        (lambda: web.Response(text="<html>"), "no completion"),
-        (lambda: web.Response(body=b'{"choices": [{"text": "\xff\xfe"}]}'), "no completion"),
+        (lambda: web.json_response({"choices": []}), "not a completion"),
+        (lambda: web.Response(text="<html>"), "not a completion"),
+        (lambda: web.Response(body=b'{"choices": [{"text": "\xff\xfe"}]}'), "not a completion"),
         (lambda: (None, "content_filter"), "without content .finish_reason 'content_filter'"),
         (lambda: (" \n", "stop"), "without content"),
         (lambda: web.Response(text='{"choices": [{"message": {"content": "a\\ud800"}}]}'), "lone surrogate"),
         (lambda: web.json_response({"error": {"message": "oops"}}, status=500), "status 500: oops"),
-        (lambda: web.json_response({"choices": [{"text": "not of a chat"}]}), "no completion"),
-        (lambda: web.Response(text="[" * 100_000), "no completion"),
+        (lambda: web.json_response({"choices": [{"text": "not of a chat"}]}), "not a completion"),
+        (lambda: web.Response(text="[" * 100_000), "not a completion"),
         (lambda: ("x", "a\ud800"), "finish_reason"),
         (lambda: ("x", float("nan")), "finish_reason"),
     ],
@@ -186,7 +186,7 @@ def test_stalls_end_in_bounded_time():
 def test_a_wrong_key_is_said_once_and_never_shown(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-wrong")
     with serve_completions(key="sk-right") as server:
-        with pytest.raises(ServerUnusable, match="OPENAI_API_KEY holds a key that is refused") as error:
+        with pytest.raises(ServerUnusable, match="OPENAI_API_KEY contains a key that is rejected") as error:
             run([server.url], ask)
         assert "sk-wrong" not in str(error.value)
         monkeypatch.delenv("OPENAI_API_KEY")
@@ -286,7 +286,7 @@ def test_keys_and_addresses_that_cannot_be_used(monkeypatch):
         CompletionClient(["http://me:secret@127.0.0.1/v1"], "tiny")
     assert "secret" not in str(error.value)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-é")
-    with pytest.raises(ValueError, match="OPENAI_API_KEY holds characters") as error:
+    with pytest.raises(ValueError, match="OPENAI_API_KEY contains characters") as error:
         CompletionClient(["http://127.0.0.1/v1"], "tiny")
     assert "sk-" not in str(error.value)
 

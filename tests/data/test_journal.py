@@ -106,7 +106,7 @@ def test_a_second_writer_is_refused(tmp_path):
 def test_a_file_that_is_no_journal_is_left_alone(text, tmp_path):
     path = tmp_path / "journal.jsonl"
     path.write_text(text)
-    with pytest.raises(JournalError, match="no journal of this package"):
+    with pytest.raises(JournalError, match="not a cloud_hf journal"):
         Journal(path, SETTINGS)
     assert path.read_text() == text
 

@@ -63,7 +63,7 @@ def test_a_judge_prompt_of_the_user(tmp_path):
     with pytest.raises(ValueError, match="response_b} 0 times"):
         read_judge_prompt(str(path))
     path.write_text(whole.replace("[[B>A]]", "B"))
-    with pytest.raises(ValueError, match="does not tell the judge of the verdict"):
+    with pytest.raises(ValueError, match="does not mention the verdict"):
         read_judge_prompt(str(path))
 
 

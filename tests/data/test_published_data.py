@@ -18,5 +18,5 @@ def test_numbers_are_compared_to_the_digits_that_are_known(rows, expected, fits)
     if fits:
         check_number(rows, expected, "The source")
     else:
-        with pytest.raises(ValueError, match=f"The source has {rows} rows, but {expected} are expected"):
+        with pytest.raises(ValueError, match=f"The source has {rows} rows instead of {expected}"):
             check_number(rows, expected, "The source")

@@ -309,7 +309,7 @@ def test_a_full_disk_stops_cleanly_and_the_run_goes_on(pairs, tmp_path):
     with serve_completions() as server:
         arguments = options(server, pairs, tmp_path / "out", "--max_concurrency", 4)
         ended = run_script(SCRIPT, *arguments, log_dir=tmp_path, file_size_limit=6000)
-        assert ended.status == 1 and "File too large" in ended.output and "the same command goes on" in ended.output
+        assert ended.status == 1 and "File too large" in ended.output and "run the same command to resume" in ended.output
         assert "Traceback" not in ended.output
         assert 0 < server.requests.total() < 80
         ended = run_script(SCRIPT, *arguments, log_dir=tmp_path)
@@ -340,7 +340,7 @@ def test_no_rows(tmp_path):
     Dataset.from_list(make_rows(2)).filter(lambda row: False).save_to_disk(tmp_path / "rows")
     with serve_completions() as server:
         ended = run_script(SCRIPT, *options(server, tmp_path / "rows", tmp_path / "out"), log_dir=tmp_path)
-    assert ended.status == 1 and "holds no rows" in ended.output
+    assert ended.status == 1 and "has no rows" in ended.output
 
 
 def test_bytes_that_are_no_text(tmp_path):
@@ -355,7 +355,7 @@ def test_a_server_that_is_down_or_refuses_the_key(pairs, tmp_path):
     with serve_completions(key="sk-right") as server:
         arguments = options(server, pairs, tmp_path / "out")
         ended = run_script(SCRIPT, *arguments, log_dir=tmp_path, OPENAI_API_KEY="sk-wrong")
-        assert ended.status == 1 and "holds a key that is refused" in ended.output
+        assert ended.status == 1 and "contains a key that is rejected" in ended.output
         assert server.requests.total() == 0
         assert run_script(SCRIPT, *arguments, log_dir=tmp_path, OPENAI_API_KEY="sk-right").status == 0
     for path in [*tmp_path.glob("*.log"), *(tmp_path / "out").glob("*.json*"), tmp_path / "out" / "README.md"]:

@@ -208,12 +208,12 @@ def test_what_cannot_be_read_is_said_first(tmp_path):
     bad.write_bytes(b'{"prompt": "a"}\n{"prompt": "\xff"}')
     cases = [
         (["--dataset_name", tmp_path / "rows.jsonl"], "rename 'prompts' to 'prompt'"),
-        (["--dataset_name", tmp_path / "numbers.jsonl"], "the column 'prompt' holds int64"),
+        (["--dataset_name", tmp_path / "numbers.jsonl"], "the column 'prompt' contains int64"),
         (["--dataset_name", tmp_path / "surrogate.jsonl"], "surrogate"),
         (["--dataset_name", tmp_path / "absent.jsonl"], "no such file"),
         (["--sources", "ultrafeedback", "--feedback_name", fine], "column(s) instruction"),
         (["--dataset_name", fine, "--decontaminate_against", tmp_path / "rows.jsonl"], "--decontaminate_column"),
-        (["--sources", "ultrainteract", "--interact_name", flat], "does not hold lists of `from` and `value`"),
+        (["--sources", "ultrainteract", "--interact_name", flat], "does not contain lists of `from` and `value`"),
         (["--dataset_name", fine, "--decontaminate_against", bad], "row 1, column 'prompt'"),
         ([], "Nothing to read"),
         (["--sources", "ultra"], "`sources` names ultra"),

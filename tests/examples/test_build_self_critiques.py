@@ -355,7 +355,7 @@ def test_a_server_without_token_ids_is_refused(critic, pairs, critique_format, t
     with serve_completions(write=write_ids(critique_format, with_ids=False)) as server:
         more = ["--base_url", server.url]
         ended = run(SCRIPT, *options(critic, pairs, tmp_path / "out", *more))
-    assert ended.status == 1 and "gives no token ids" in ended.output and "Traceback" not in ended.output
+    assert ended.status == 1 and "does not return token ids" in ended.output and "Traceback" not in ended.output
 
 
 @pytest.mark.parametrize(
@@ -365,7 +365,7 @@ def test_a_server_without_token_ids_is_refused(critic, pairs, critique_format, t
         ({"prompt": []}, [], "row 1 (id 'p1'): "),
         ({"id": "p0"}, [], "row 1 (id 'p0'): row 0 has the same id"),
         ({}, ["--truncated", "cut"], "`truncated` is 'cut'; use drop or keep"),
-        ({}, ["--base_url", "http://x", "--backend", "vllm"], "instead of a `backend`"),
+        ({}, ["--base_url", "http://x", "--backend", "vllm"], "replaces a `backend`"),
         ({}, ["--model", "x"], "give that, too"),
         ({}, ["--num_critiques", 2], "needs a `temperature` above 0"),
         ({}, ["--backend", "server", "--server_url", "http://x"], "a reward server serves CLoud models"),

@@ -197,7 +197,7 @@ def test_killed_twice_it_ends_with_the_same_report(models, data, done, tmp_path)
         assert not (tmp_path / "results/report.md").exists()
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert f"going on with {kept} entries" in result.stdout
+    assert f"resuming with {kept} entries" in result.stdout
     report = json.loads((tmp_path / "results/report.json").read_text())
     folder, expected = done
     for part in (report, expected):
@@ -220,7 +220,7 @@ def test_further_benchmarks_join_those_that_are_done(models, data, tmp_path, cap
     before = (tmp_path / "journal_cloud.jsonl").read_bytes()
     report = evaluate(models, data, tmp_path, "cloud")
     assert (tmp_path / "journal_cloud.jsonl").read_bytes().startswith(before)
-    assert "going on with 8 entries" in capsys.readouterr().out
+    assert "resuming with 8 entries" in capsys.readouterr().out
     assert [part["name"] for part in report["benchmarks"]] == ["reward_bench", "rm_bench", "pairs.jsonl"]
 
 

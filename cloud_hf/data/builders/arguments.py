@@ -1,17 +1,13 @@
-"""Command-line arguments that the builders share, and what they mean. Command-line arguments of everything that lets a model write its own critiques."""
+"""Command-line arguments that the data builders share."""
 
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
-from transformers import AutoTokenizer
 
-from ...configuration_cloud import CLoudConfig
-from ...loading import adapter_base, is_adapter, read_model_config, tokenizer_source
-from ...model_identity import identify_model
-from ...modeling_cloud import CLoudForRewardModeling
+from ...arguments import check_bounds, documented
 from ..completions import CompletionClient
 from ..critiques import SIDES, CritiqueOptions
 from ..journal import key_of
@@ -19,40 +15,43 @@ from ..rows import PAIR_COLUMNS, check_columns, load_rows, response_of, row_name
 from ..run import check_rows
 
 
+if TYPE_CHECKING:
+    from ...configuration_cloud import CLoudConfig
+
+
+@documented
 @dataclass(kw_only=True)
 class BuilderArguments:
     """
-    What is built from what.
+    Input and output of a builder.
 
     Parameters:
         dataset_name (`str`):
             Hub id, JSONL or Parquet file, or `save_to_disk` folder, such as another builder's output.
         output_dir (`str`):
-            Folder for the dataset, its card, `rejects.jsonl`, `build.json` and the journal. A run that was killed goes on when the
-            same command is given again.
+            Folder for the dataset, its card, `rejects.jsonl`, `build.json` and the journal. Run the same command again to resume.
         dataset_config (`str`, *optional*):
             Configuration of a Hub dataset.
         dataset_split (`str`, *optional*, defaults to `"train"`):
             Split to read.
         limit (`int`, *optional*):
-            Read only so many rows.
+            Read only the first rows.
         shard (`str`, *optional*, defaults to `"0/1"`):
-            `i/n` with i from 0 to n - 1: work on the i-th of n parts only. `merge_shards.py` joins the outputs.
+            `i/n`, i from 0 to n - 1: process the i-th of n parts only. `merge_shards.py` joins the outputs.
         push_to_hub (`str`, *optional*):
             Hub id to upload the dataset to.
     """
 
-    dataset_name: str = field(metadata={"help": "Hub id, JSONL or Parquet file, or save_to_disk folder."})
-    output_dir: str = field(metadata={"help": "Folder for everything that is written."})
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
-    dataset_split: str = field(default="train", metadata={"help": "Split to read."})
-    limit: int | None = field(default=None, metadata={"help": "Read only so many rows."})
-    shard: str = field(default="0/1", metadata={"help": "i/n: work on the i-th (from 0) of n parts."})
-    push_to_hub: str | None = field(default=None, metadata={"help": "Hub id to upload the dataset to."})
+    dataset_name: str
+    output_dir: str
+    dataset_config: str | None = None
+    dataset_split: str = "train"
+    limit: int | None = None
+    shard: str = "0/1"
+    push_to_hub: str | None = None
 
     def __post_init__(self):
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"`limit` is {self.limit}; it must be at least 1.")
+        check_bounds(self, limit=1)
         self.parsed_shard()
         output, dataset = Path(self.output_dir).resolve(), Path(self.dataset_name).resolve()
         if dataset == output or dataset in output.parents:
@@ -61,7 +60,7 @@ class BuilderArguments:
             )
 
     def parsed_shard(self) -> tuple[int, int]:
-        """`(i, n)`. Raises `ValueError` if `shard` is none."""
+        """Return `(i, n)`. Raises `ValueError` if `shard` is malformed."""
         match = re.fullmatch(r"(\d+)/(\d+)", self.shard)
         if not match or not int(match[1]) < int(match[2]):
             raise ValueError(f"`shard` is {self.shard!r}; give i/n with i from 0 to n - 1, such as 0/4.")
@@ -69,25 +68,25 @@ class BuilderArguments:
 
     def load(self, *columns: str) -> Dataset:
         """
-        The rows of this shard, with ids.
+        Load the rows of this shard, with ids.
 
         Args:
             *columns (`str`):
-                Columns that must be there. Where there is no `id`, the position among all rows is one.
+                Required columns. Without a column `id`, the position among all rows becomes the id.
 
         Raises:
-            `ValueError`: If a column is missing, an id comes twice, or the shard is empty.
+            `ValueError`: If a column is missing, an id is repeated, or a shard would be empty.
         """
         rows = load_rows(self.dataset_name, self.dataset_split, self.dataset_config)
         check_columns(rows.column_names, columns, f"Building from {self.dataset_name}")
         if not len(rows):
-            raise ValueError(f"{self.dataset_name} holds no rows.")
+            raise ValueError(f"{self.dataset_name} has no rows.")
         if self.limit is not None:
             rows = rows.select(range(min(self.limit, len(rows))))
         if "id" not in rows.column_names:
             rows = rows.add_column("id", [str(index) for index in range(len(rows))])
         check_ids(rows)
-        self._whole = {"rows_of_all_shards": len(rows), "ids_of_all_shards": key_of(*rows["id"])}
+        self._all_shards = {"rows_of_all_shards": len(rows), "ids_of_all_shards": key_of(*rows["id"])}
         index, count = self.parsed_shard()
         if len(rows) < count:
             raise ValueError(f"`shard` {self.shard} of {len(rows)} row(s) leaves empty shards; use fewer.")
@@ -95,13 +94,13 @@ class BuilderArguments:
 
     def describe(self, rows: Dataset, columns: tuple[str, ...]) -> dict[str, Any]:
         """
-        What tells these rows from others, for the settings of a journal: where they are from, how many, and hashes.
+        Describe the rows for the settings of a journal: origin, numbers and hashes.
 
         Args:
             rows (`Dataset`):
-                The rows of [`BuilderArguments.load`].
+                Rows of [`BuilderArguments.load`].
             columns (`tuple[str, ...]`):
-                The columns that matter; `tools` do where they are there.
+                Columns to hash, next to `id` and `tools`.
         """
         digest = ""
         names = [name for name in ("id", *columns, "tools") if name in rows.column_names]
@@ -109,39 +108,40 @@ class BuilderArguments:
             digest = key_of(digest, row)
         path = Path(self.dataset_name)
         return {
-            # Not its place, which may change from machine to machine
+            # Without the folder, which may differ between machines
             "dataset": path.resolve().name if path.exists() else self.dataset_name,
             "split": self.dataset_split,
             "shard": self.shard,
-            **self._whole,
+            **self._all_shards,
             "rows": len(rows),
             "hash": digest,
         }
 
 
+@documented
 @dataclass(kw_only=True)
 class ServerArguments:
     """
-    How servers are asked.
+    Requests to servers.
 
     Parameters:
         api_key_env (`str`, *optional*, defaults to `"OPENAI_API_KEY"`):
-            Environment variable with the servers' key, if they want one.
+            Environment variable with the servers' key, if they need one.
         max_concurrency (`int`, *optional*, defaults to `64`):
-            Requests under way at once.
+            Requests in flight at once.
         max_retries (`int`, *optional*, defaults to `8`):
-            Tries after the first, for each request.
+            Retries per request.
         request_timeout (`float`, *optional*, defaults to `600.0`):
-            Seconds one try may take.
+            Timeout of one try in seconds.
     """
 
-    api_key_env: str = field(default="OPENAI_API_KEY", metadata={"help": "Variable with the servers' key."})
-    max_concurrency: int = field(default=64, metadata={"help": "Requests under way at once."})
-    max_retries: int = field(default=8, metadata={"help": "Tries after the first, for each request."})
-    request_timeout: float = field(default=600.0, metadata={"help": "Seconds one try may take."})
+    api_key_env: str = "OPENAI_API_KEY"
+    max_concurrency: int = 64
+    max_retries: int = 8
+    request_timeout: float = 600.0
 
     def client(self, base_urls: list[str], model: str | None, api_key_env: str | None = None) -> CompletionClient:
-        """A client with these settings, or another key. Raises `ValueError` if they make no sense."""
+        """Make a client with these settings, optionally with another key. Raises `ValueError` if they are invalid."""
         return CompletionClient(
             base_urls,
             model,
@@ -153,103 +153,123 @@ class ServerArguments:
 
 
 def check_ids(rows: Dataset):
-    """Raise `ValueError` if two rows have one id."""
+    """Raise `ValueError` if an id is repeated, or is neither a string nor an integer."""
     seen: dict[Any, int] = {}
     for index, name in enumerate(rows["id"]):
         if not isinstance(name, str | int):
             raise ValueError(
-                f"row {index}: `id` is {name!r:.60}. Give every row a string or a whole number, or leave the column out."
+                f"row {index}: `id` is {name!r:.60}. Give every row a string or an integer, or remove the column."
             )
         if name in seen:
             raise ValueError(
-                f"{row_name(index, {'id': name})}: row {seen[name]} has the same id. Give every row its own."
+                f"{row_name(index, {'id': name})}: row {seen[name]} has the same id. Give every row a different one."
             )
         seen[name] = index
 
 
-# How a language model is asked; a CLoud model knows
-_ASKED = {"critique_prompt": None, "critique_role": "user", "keep_thinking": False, "format": "cloud"}
+# Options that only a language model needs; a CLoud model's config has them
+_PROMPT_OPTIONS = {"critique_prompt": None, "critique_role": "user", "keep_thinking": False, "format": "cloud"}
 
 
+@documented
 @dataclass(kw_only=True)
 class CriticArguments(BuilderArguments):
     """
-    Which model criticises, and how much it may write. The arguments of [`BuilderArguments`], and
+    The model that writes critiques, and their number, length and sampling. Includes [`BuilderArguments`].
 
     Parameters:
         model_name_or_path (`str`):
-            The model of stage 1 (a language model, or a LoRA adapter of one), or a CLoud model.
-        critique_prompt, critique_role, keep_thinking, format:
-            How a critique is asked for; use the values of stage 1. A CLoud model knows its own.
+            Model of stage 1 (a language model or a LoRA adapter), or a CLoud model.
+        critique_prompt (`str`, *optional*):
+            Text that opens the critique turn; use that of stage 1. A CLoud model has its own.
+        critique_role (`str`, *optional*, defaults to `"user"`):
+            Role of the critique turn, `user` or `assistant`; use that of stage 1.
+        keep_thinking (`bool`, *optional*, defaults to `False`):
+            Show `<think>` blocks that the chat template would drop; use the value of stage 1.
+        format (`str`, *optional*, defaults to `"cloud"`):
+            Format of conversations, `cloud` or `reference`; use that of stage 1.
         num_critiques (`int`, *optional*, defaults to `1`):
-            Critiques per response; with several, the columns hold lists.
+            Critiques per response; with several, the columns contain lists.
         temperature (`float`, *optional*, defaults to `0.0`):
             Sampling temperature; 0 is greedy.
         max_new_tokens (`int`, *optional*, defaults to `1024`):
-            Longest critique in tokens.
+            Token limit of a critique.
         longer_tries (`int`, *optional*, defaults to `2`):
-            How often a critique that was cut is written again, with twice the tokens each time.
+            Retries of a critique that was cut, each with twice the tokens.
         truncated (`str`, *optional*, defaults to `"drop"`):
-            What becomes of critiques that are cut even then: drop (with the row, if it has no other ones), or keep.
+            Treatment of critiques that stay cut: drop (with the row, if it has no others) or keep.
         overlong_policy (`str`, *optional*, defaults to `"error"`):
-            What happens to rows that do not fit the model's context: error, drop or truncate_prompt.
+            Treatment of rows that do not fit the model's context: error, drop or truncate_prompt.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the sampling.
     """
 
-    model_name_or_path: str = field(metadata={"help": "The model of stage 1, or a CLoud model."})
-    critique_prompt: str | None = field(default=None, metadata={"help": "Text that opens the critique turn."})
-    critique_role: str = field(default="user", metadata={"help": "Role of the critique turn: user or assistant."})
-    keep_thinking: bool = field(default=False, metadata={"help": "Show <think> blocks the template would drop."})
-    format: str = field(default="cloud", metadata={"help": "Spelling of conversations: cloud or reference."})
-    num_critiques: int = field(default=1, metadata={"help": "Critiques per response."})
-    temperature: float = field(default=0.0, metadata={"help": "Sampling temperature; 0 is greedy."})
-    max_new_tokens: int = field(default=1024, metadata={"help": "Longest critique in tokens."})
-    longer_tries: int = field(default=2, metadata={"help": "Tries with twice the tokens for a critique that was cut."})
-    truncated: str = field(default="drop", metadata={"help": "Critiques that stay cut: drop or keep."})
-    overlong_policy: str = field(default="error", metadata={"help": "Over-long rows: error, drop or truncate_prompt."})
-    seed: int = field(default=0, metadata={"help": "Seed of the sampling."})
+    model_name_or_path: str
+    critique_prompt: str | None = None
+    critique_role: str = "user"
+    keep_thinking: bool = False
+    format: str = "cloud"
+    num_critiques: int = 1
+    temperature: float = 0.0
+    max_new_tokens: int = 1024
+    longer_tries: int = 2
+    truncated: str = "drop"
+    overlong_policy: str = "error"
+    seed: int = 0
 
     def __post_init__(self):
         super().__post_init__()
         self.critique_options()
 
     def critique_options(self) -> CritiqueOptions:
-        """What critiques are asked for. Raises `ValueError` if it makes no sense."""
+        """Return the options of the critiques. Raises `ValueError` if one is invalid."""
         return CritiqueOptions(**{each.name: getattr(self, each.name) for each in fields(CritiqueOptions)})
 
     def is_reward_model(self) -> bool:
-        """Whether the critic is a CLoud model already."""
+        """Return whether the critic is a CLoud model already."""
+        from ...configuration_cloud import CLoudConfig
+        from ...loading import read_model_config
+
         return isinstance(read_model_config(self.model_name_or_path), CLoudConfig)
 
-    def read_critic(self) -> CLoudConfig:
+    def read_critic(self) -> "CLoudConfig":
         """
-        The config that says how the critic is asked.
+        Read the config of a CLoud model, or make one for a language model.
 
         Raises:
-            `ValueError`: If the model writes no critiques, or knows better than the options how it is asked.
+            `ValueError`: If the model is a classic one, or is a CLoud model and options of a language model are given.
         """
+        from transformers import AutoTokenizer
+
+        from ...configuration_cloud import CLoudConfig
+        from ...loading import adapter_base, is_adapter, read_model_config, tokenizer_source
+        from ...modeling_cloud import CLoudForRewardModeling
+
         name = self.model_name_or_path
-        if not self.is_reward_model():
+        config = read_model_config(name)
+        if not isinstance(config, CLoudConfig):
             base, revision = adapter_base(name) if is_adapter(name) else (name, None)
             tokenizer = AutoTokenizer.from_pretrained(tokenizer_source(name))
-            asked = {option: getattr(self, option) for option in _ASKED}
-            return CLoudForRewardModeling.config_from_base(base, tokenizer, revision=revision, **asked)
-        config = read_model_config(name)
+            options = {option: getattr(self, option) for option in _PROMPT_OPTIONS}
+            return CLoudForRewardModeling.config_from_base(base, tokenizer, revision=revision, **options)
         if not config.critique:
-            raise ValueError(f"{name} is a classic reward model: it writes no critiques.")
-        if any(getattr(self, option) != default for option, default in _ASKED.items()):
-            raise ValueError("A CLoud model knows how it is asked for critiques: leave those options out.")
+            raise ValueError(f"{name} is a classic reward model: it does not write critiques.")
+        if any(getattr(self, option) != default for option, default in _PROMPT_OPTIONS.items()):
+            raise ValueError(
+                f"{name} is a CLoud model, whose config has {', '.join(_PROMPT_OPTIONS)}: leave these options out."
+            )
         return config
 
     def load_pairs(self) -> Dataset:
-        """The rows, both responses of each checked."""
+        """Load the rows and check both responses of each."""
         rows = self.load(*PAIR_COLUMNS)
         check_rows(rows, lambda row: [response_of(row, side) for side in SIDES])
         return rows
 
-    def settings(self, builder: str, rows: Dataset, config: CLoudConfig, **engine: Any) -> dict[str, Any]:
-        """All that the critiques depend on; `engine` is what runs the model."""
+    def settings(self, builder: str, rows: Dataset, config: "CLoudConfig", **engine: Any) -> dict[str, Any]:
+        """Return everything the critiques depend on; `engine` describes how the model is run."""
+        from ...model_identity import identify_model
+
         return {
             "builder": builder,
             **self.describe(rows, PAIR_COLUMNS),

@@ -1,4 +1,4 @@
-"""The first stage of building data: prompts of one or several datasets, without duplicates and evaluation prompts."""
+"""Collect prompts from one or several datasets, without duplicates and without prompts of evaluation sets."""
 
 import asyncio
 import hashlib
@@ -6,44 +6,48 @@ import os
 import re
 from collections import Counter
 from collections.abc import AsyncIterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import pyarrow as pa
 from datasets import Dataset, Features, LargeList, List, Value
 from tqdm import tqdm
 
+from ...arguments import check_bounds, documented
 from ...conversation import read_prompt
 from ..duplicates import Duplicate, EvaluationNGrams, find_exact_duplicates, find_near_duplicates
-from ..folder import REJECTS, DatasetFolder
+from ..folder import DatasetFolder
 from ..journal import JournalError
 from ..prompts import Prompt, PromptReject, PromptSource, canonical, count_outcomes, draw, turns
 from ..rows import check_columns, load_rows
+from ..run import check_not_empty
 
 
 FEEDBACK, INTERACT = "ultrafeedback", "ultrainteract"
 
 
+@documented
 @dataclass(kw_only=True)
 class PromptArguments:
     """
-    Which prompts, and what is left out.
+    Sources of the prompts, and rules for leaving prompts out.
 
     Parameters:
         output_dir (`str`):
-            Folder for everything that is written.
+            Folder for the dataset, its card, `rejects.jsonl` and `build.json`.
         sources (`list[str]`, *optional*):
-            `ultrafeedback`, `ultrainteract` or both. Prompts of UltraInteract are its single-turn trajectories; with both, as
-            many of them are drawn as UltraFeedback has prompts left.
+            `ultrafeedback`, `ultrainteract` or both. Single-turn trajectories of UltraInteract are its prompts; with both sources,
+            as many of them are drawn as UltraFeedback has prompts left.
         feedback_name (`str`, *optional*, defaults to `"openbmb/UltraFeedback"`):
-            Where UltraFeedback lies: Hub id, JSONL or Parquet file, or `save_to_disk` folder.
+            UltraFeedback: Hub id, JSONL or Parquet file, or `save_to_disk` folder.
         interact_name (`str`, *optional*, defaults to `"openbmb/UltraInteract_pair"`):
-            Where UltraInteract_pair lies, likewise.
+            UltraInteract_pair, likewise.
         dataset_name (`list[str]`, *optional*):
-            Other datasets, with a column of prompts (strings or lists of chat messages), likewise.
+            Other datasets with a column of prompts (strings or lists of chat messages), likewise.
         source_name (`list[str]`, *optional*):
-            What these are called in the column `source` and in ids, one name for each. By default the Hub id, or the name of
-            the file or folder without its place and ending.
+            Names of these datasets in the column `source` and in ids, one for each. Defaults to the Hub id, or to the name of the
+            file or folder without its path and extension.
         dataset_config (`str`, *optional*):
             Configuration of the Hub datasets in `dataset_name`.
         dataset_split (`str`, *optional*, defaults to `"train"`):
@@ -51,46 +55,44 @@ class PromptArguments:
         prompt_column (`str`, *optional*, defaults to `"prompt"`):
             Column of the prompts in `dataset_name`.
         near_duplicate_threshold (`float`, *optional*, defaults to `0.8`):
-            Jaccard similarity of word 5-grams from which on a prompt duplicates an earlier one; above 1, only exact
-            duplicates count.
+            Jaccard similarity of word 5-grams at which a prompt duplicates an earlier one; above 1, only exact duplicates
+            count.
         decontaminate_against (`list[str]`, *optional*):
-            Evaluation sets, named like datasets. Prompts that overlap with one of theirs are left out.
+            Evaluation sets, named like datasets. Prompts that overlap with one of their prompts are left out.
         decontaminate_config (`str`, *optional*):
-            Configuration of those on the Hub.
+            Configuration of evaluation sets on the Hub.
         decontaminate_split (`str`, *optional*, defaults to `"test"`):
-            Their split.
+            Split of the evaluation sets.
         decontaminate_column (`str`, *optional*, defaults to `"prompt"`):
-            Their column of prompts.
+            Column of prompts in the evaluation sets.
         ngram (`int`, *optional*, defaults to `13`):
-            Words in a row that make an overlap; a shorter prompt overlaps with one of the same words.
+            Consecutive words that make an overlap; a shorter prompt overlaps only with one of the same words.
         limit (`int`, *optional*):
-            Read only so many rows of each dataset.
+            Read only the first rows of each dataset.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the draw from UltraInteract.
         push_to_hub (`str`, *optional*):
             Hub id to upload the dataset to.
     """
 
-    output_dir: str = field(metadata={"help": "Folder for everything that is written."})
-    sources: list[str] | None = field(default=None, metadata={"help": "ultrafeedback, ultrainteract or both."})
-    feedback_name: str = field(default="openbmb/UltraFeedback", metadata={"help": "Where UltraFeedback lies."})
-    interact_name: str = field(default="openbmb/UltraInteract_pair", metadata={"help": "Where UltraInteract lies."})
-    dataset_name: list[str] | None = field(default=None, metadata={"help": "Other datasets with a column of prompts."})
-    source_name: list[str] | None = field(default=None, metadata={"help": "What these are called in ids."})
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the Hub datasets."})
-    dataset_split: str = field(default="train", metadata={"help": "Split to read."})
-    prompt_column: str = field(default="prompt", metadata={"help": "Column of the prompts in dataset_name."})
-    near_duplicate_threshold: float = field(
-        default=0.8, metadata={"help": "Jaccard similarity of duplicates; above 1: exact ones only."}
-    )
-    decontaminate_against: list[str] | None = field(default=None, metadata={"help": "Evaluation sets."})
-    decontaminate_config: str | None = field(default=None, metadata={"help": "Configuration of those on the Hub."})
-    decontaminate_split: str = field(default="test", metadata={"help": "Split of the evaluation sets."})
-    decontaminate_column: str = field(default="prompt", metadata={"help": "Their column of prompts."})
-    ngram: int = field(default=13, metadata={"help": "Words in a row that make an overlap."})
-    limit: int | None = field(default=None, metadata={"help": "Read only so many rows of each dataset."})
-    seed: int = field(default=0, metadata={"help": "Seed of the draw from UltraInteract."})
-    push_to_hub: str | None = field(default=None, metadata={"help": "Hub id to upload the dataset to."})
+    output_dir: str
+    sources: list[str] | None = None
+    feedback_name: str = "openbmb/UltraFeedback"
+    interact_name: str = "openbmb/UltraInteract_pair"
+    dataset_name: list[str] | None = None
+    source_name: list[str] | None = None
+    dataset_config: str | None = None
+    dataset_split: str = "train"
+    prompt_column: str = "prompt"
+    near_duplicate_threshold: float = 0.8
+    decontaminate_against: list[str] | None = None
+    decontaminate_config: str | None = None
+    decontaminate_split: str = "test"
+    decontaminate_column: str = "prompt"
+    ngram: int = 13
+    limit: int | None = None
+    seed: int = 0
+    push_to_hub: str | None = None
 
     def __post_init__(self):
         if unknown := sorted(set(self.sources or []) - {FEEDBACK, INTERACT}):
@@ -99,13 +101,10 @@ class PromptArguments:
             raise ValueError(f"Nothing to read: name `sources` ({FEEDBACK}, {INTERACT}) or datasets (`dataset_name`).")
         given = len(self.dataset_name or [])
         if self.source_name is not None and len(self.source_name) != given:
-            raise ValueError(f"`source_name` holds {len(self.source_name)} name(s) for {given} dataset(s).")
+            raise ValueError(f"`source_name` has {len(self.source_name)} name(s) for {given} dataset(s).")
         if self.near_duplicate_threshold <= 0:
             raise ValueError(f"`near_duplicate_threshold` is {self.near_duplicate_threshold}; it must be above 0.")
-        if self.ngram < 1:
-            raise ValueError(f"`ngram` is {self.ngram}; it must be at least 1.")
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"`limit` is {self.limit}; it must be at least 1.")
+        check_bounds(self, ngram=1, limit=1)
         labels = [label for label, *_ in self.places()]
         if repeated := [label for label, count in Counter(labels).items() if count > 1]:
             raise ValueError(f"Two sources are called {repeated[0]!r}; give each dataset a name with `source_name`.")
@@ -119,7 +118,7 @@ class PromptArguments:
             raise ValueError(f"`output_dir` is one of the datasets ({self.output_dir}); name another folder.")
 
     def places(self) -> list[tuple[str, str, str | None, str, bool]]:
-        """For each source in order: its name, the dataset, its configuration, the column, and whether that is trajectories."""
+        """Return name, dataset, configuration, column, and whether it contains trajectories, for each source in order."""
         labels = self.source_name or [dataset_label(name) for name in self.dataset_name or []]
         places = []
         if FEEDBACK in (self.sources or []):
@@ -139,12 +138,11 @@ def main(args: PromptArguments):
     evaluation = open_evaluation_sets(args)
     folder = DatasetFolder(args.output_dir, "Prompts", settings_of(args, sources))
     try:
-        with folder.open_journal():  # refuses other settings and a second writer
+        with folder.open_journal():  # refuses different settings and a second writer
             counts = build(args, sources, evaluation, folder)
     except (JournalError, OSError) as error:
         raise SystemExit(str(error)) from None
-    if not counts["rows"]:
-        raise SystemExit(f"No row is left; {folder.path / REJECTS} says why: {counts['reasons']}.")
+    check_not_empty(counts, folder)
     print(f"{counts['rows']} prompts in {args.output_dir}.")
     if args.push_to_hub:
         folder.push(args.push_to_hub)
@@ -153,7 +151,7 @@ def main(args: PromptArguments):
 def build(
     args: PromptArguments, sources: list[PromptSource], evaluation: EvaluationNGrams, folder: DatasetFolder
 ) -> dict[str, Any]:
-    """Read, leave out, write; the counts."""
+    """Read the prompts, leave out rejected ones, write the dataset, and return the counts."""
     rejects: list[PromptReject] = []
     prompts = read_sources(sources, rejects)
     prompts = remove_exact_duplicates(prompts, rejects)
@@ -175,8 +173,8 @@ def build(
 
 
 def settings_of(args: PromptArguments, sources: list[PromptSource]) -> dict[str, Any]:
-    """What the dataset depends on."""
-    left_out = (
+    """Return everything the dataset depends on."""
+    excluded = (
         "output_dir",
         "push_to_hub",
         "feedback_name",
@@ -189,15 +187,15 @@ def settings_of(args: PromptArguments, sources: list[PromptSource]) -> dict[str,
         label: {"dataset": name, "column": column, "rows": len(source.rows), "hash": hash_of(source.rows, column)}
         for (label, name, _, column, _), source in zip(args.places(), sources, strict=True)
     }
-    rest = {name: value for name, value in asdict(args).items() if name not in left_out}
+    rest = {name: value for name, value in asdict(args).items() if name not in excluded}
     return {"builder": "prompts", "sources": read, **rest}
 
 
 def hash_of(rows: Dataset, column: str) -> str:
-    """A hash of a column's bytes, which need not be text."""
+    """Hash the bytes of a column, which may be invalid UTF-8."""
     digest = hashlib.sha256()
     for table in rows.select_columns([column]).with_format("arrow").iter(batch_size=1000):
-        for batch in table.combine_chunks().to_batches():
+        for batch in cast(pa.Table, table).combine_chunks().to_batches():
             digest.update(batch.serialize())
     return digest.hexdigest()[:32]
 
@@ -206,13 +204,13 @@ def hash_of(rows: Dataset, column: str) -> str:
 
 
 def dataset_label(name: str) -> str:
-    """The Hub id, or the name of a file or folder without its place and ending: ids must not depend on where it lies."""
+    """Return the Hub id, or a file's or folder's name without path and extension, because ids must not depend on paths."""
     path = Path(name)
     return re.sub(r"(\.jsonl?|\.parquet)?(\.gz)?$", "", path.resolve().name) if path.exists() else name
 
 
 def open_sources(args: PromptArguments) -> list[PromptSource]:
-    """All sources in order, their columns checked."""
+    """Open all sources in order, and check their columns."""
     sources = []
     for label, name, config, column, trajectories in args.places():
         rows = load_rows(name, args.dataset_split, config)
@@ -225,7 +223,7 @@ def open_sources(args: PromptArguments) -> list[PromptSource]:
 
 
 def open_evaluation_sets(args: PromptArguments) -> EvaluationNGrams:
-    """The n-grams of all evaluation sets."""
+    """Read the n-grams of all evaluation sets."""
     evaluation = EvaluationNGrams(args.ngram)
     for name in args.decontaminate_against or []:
         rows = load_rows(name, args.decontaminate_split, args.decontaminate_config)
@@ -241,39 +239,42 @@ def open_evaluation_sets(args: PromptArguments) -> EvaluationNGrams:
 
 
 def user_text(messages: list[dict[str, Any]]) -> str:
-    """What the user says in a prompt, all turns in a row. A turn alone may be as short as "yes"."""
+    """Join the user's turns of a prompt, because a single turn may be as short as "yes"."""
     return "\n".join(message["content"] for message in messages if message["role"] == "user")
 
 
 def check_prompts(rows: Dataset, column: str, purpose: str):
-    """Refuse a missing column, and one of numbers or the like, before the rows are counted as unusable one by one."""
+    """Refuse a missing column and one that is neither text nor chats, instead of rejecting its rows one by one."""
     check_columns(rows.column_names, (column,), purpose)
     feature = rows.features[column]
     if isinstance(feature, Value) and feature.dtype not in ("string", "large_string"):
         raise ValueError(
-            f"{purpose}: the column {column!r} holds {feature.dtype}; prompts are strings or lists of chat messages."
+            f"{purpose}: the column {column!r} contains {feature.dtype}; prompts are strings or lists of chat messages."
         )
 
 
 def check_trajectories(rows: Dataset, column: str, purpose: str):
-    """Refuse another layout than UltraInteract's."""
+    """Refuse a layout that differs from UltraInteract's."""
     check_columns(rows.column_names, (column,), purpose)
     feature = rows.features[column]
     message = feature.feature if isinstance(feature, List | LargeList) else None
     if not isinstance(message, dict) or "value" not in message:
-        raise ValueError(f"{purpose}: the column {column!r} does not hold lists of `from` and `value`.")
+        raise ValueError(f"{purpose}: the column {column!r} does not contain lists of `from` and `value`.")
 
 
 def read_sources(sources: list[PromptSource], rejects: list[PromptReject]) -> list[Prompt]:
-    """The usable prompts of all sources, in order; the other rows are added to `rejects`."""
-    prompts = []
+    """Return the usable prompts of all sources in order, and add the other rows to `rejects`."""
+    prompts: list[Prompt] = []
     for source in sources:
         for outcome in tqdm(source.read(), total=len(source.rows), desc=f"Reading {source.name}", disable=None):
-            (prompts if isinstance(outcome, Prompt) else rejects).append(outcome)
+            if isinstance(outcome, Prompt):
+                prompts.append(outcome)
+            else:
+                rejects.append(outcome)
     return prompts
 
 
-# --------------------------------------------------------------------------------------------------------- leaving out
+# ----------------------------------------------------------------------------------------------------------- filters
 
 
 def remove_exact_duplicates(prompts: list[Prompt], rejects: list[PromptReject]) -> list[Prompt]:
@@ -282,7 +283,7 @@ def remove_exact_duplicates(prompts: list[Prompt], rejects: list[PromptReject]) 
 
 
 def remove_near_duplicates(prompts: list[Prompt], rejects: list[PromptReject], threshold: float) -> list[Prompt]:
-    """System prompts are often long and shared: prompts are compared by their other turns, and only under the same one."""
+    """Compare prompts by their turns, and only prompts with equal system prompts, which are often long and shared."""
     texts = ["\n".join(text for role, text in turns(prompt.prompt) if role != "system") for prompt in prompts]
     systems = ["\n".join(text for role, text in turns(prompt.prompt) if role == "system") for prompt in prompts]
     return remove_duplicates(prompts, find_near_duplicates(texts, threshold, systems), "near-duplicate", rejects)
@@ -313,7 +314,7 @@ def remove_contaminated(
 
 
 def draw_equally(prompts: list[Prompt], rejects: list[PromptReject], seed: int) -> list[Prompt]:
-    """As many prompts of UltraInteract as there are of UltraFeedback."""
+    """Draw as many prompts of UltraInteract as UltraFeedback has."""
     number = sum(prompt.source == FEEDBACK for prompt in prompts)
     pool = [prompt for prompt in prompts if prompt.source == INTERACT]
     undrawn = {prompt.id for prompt in pool} - {prompt.id for prompt in draw(pool, number, seed)}
@@ -321,11 +322,11 @@ def draw_equally(prompts: list[Prompt], rejects: list[PromptReject], seed: int) 
     return [prompt for prompt in prompts if prompt.id not in undrawn]
 
 
-# ------------------------------------------------------------------------------------------------- counting and writing
+# -------------------------------------------------------------------------------------------------- counts and output
 
 
 def count_overlaps(rejects: list[PromptReject], names: list[str]) -> dict[str, dict[str, Any]]:
-    """Prompts that overlap with each evaluation set, and the n-gram that most of them share with it."""
+    """Count the prompts that overlap with each evaluation set, and find the n-gram that most of them share."""
     found = [reject.details["ngrams"] for reject in rejects if "ngrams" in reject.details]
     overlaps = {}
     for name in names:
@@ -338,8 +339,8 @@ def print_counts(
     outcomes: dict[str, dict[str, int]], overlaps: dict[str, dict[str, Any]], rejects: list[PromptReject]
 ):
     """
-    What happened to the rows, and what a task's fixed wording would show in: many near-duplicates of one prompt, or many
-    overlaps in one n-gram.
+    Print the counts, the prompt with the most near-duplicates, and each evaluation set's most frequent n-gram. The latter two
+    show whether a task's fixed wording, rather than its content, caused the rejections.
     """
     for name, counts in outcomes.items():
         print(f"{name}: {', '.join(f'{number} {outcome}' for outcome, number in counts.items())}")
@@ -352,7 +353,7 @@ def print_counts(
 
 
 def features_of(prompts: list[Prompt]) -> Features:
-    """Strings, or chats if there is one."""
+    """Return the columns: prompts are strings, or all chats if one is."""
     chats = any(not isinstance(prompt.prompt, str) for prompt in prompts)
     text = Value("string")
     return Features(id=text, prompt=List({"role": text, "content": text}) if chats else text, source=text)

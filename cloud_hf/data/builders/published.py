@@ -1,10 +1,11 @@
-"""The authors' published training data with its prompts put back."""
+"""Add the prompts to the authors' published training data."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict
 
+from ...arguments import check_bounds, documented
 from ..folder import RECORD, DatasetFolder
 from ..journal import JournalError
 from ..published_data import (
@@ -20,55 +21,55 @@ from ..published_data import (
 from ..rows import load_rows
 
 
+@documented
 @dataclass(kw_only=True)
-class OfficialDataArguments:
+class PublishedDataArguments:
     """
-    Which data, from where.
+    Published data and the sources of its prompts.
 
     Parameters:
         mode (`str`):
-            `"oracle"` or `"self-gen"`.
+            Author of the critiques: `"oracle"` (a strong model) or `"self-gen"` (the authors' models after stage 1).
         output_dir (`str`):
             Folder for the dataset, its card and `build.json`.
         model_size (`str`, *optional*):
-            `"8b"` or `"70b"`, for `mode` `"self-gen"`.
+            Size of the model after stage 1, `"8b"` or `"70b"`; only for `"self-gen"`.
         dataset_name (`str`, *optional*):
-            The published data: Hub id, or a `save_to_disk` folder with both splits. Defaults to the authors' Hub id.
+            Published data: Hub id, or a `save_to_disk` folder with both splits. Defaults to the authors' Hub id.
         dataset_test_name (`str`, *optional*):
-            The published test split, where `dataset_name` is a file that holds the training split alone.
+            Published test split, if `dataset_name` is a file with the training split only.
         feedback_name (`str`, *optional*, defaults to `"openbmb/UltraFeedback"`):
             UltraFeedback: Hub id, file or folder.
         interact_name (`str`, *optional*, defaults to `"openbmb/UltraInteract_pair"`):
             UltraInteract_pair, likewise.
         check_counts (`bool`, *optional*, defaults to `True`):
-            Refuse data and sources with other numbers of rows than the published ones.
+            Refuse data and sources whose numbers of rows differ from the published ones.
         limit (`int`, *optional*):
-            Write only so many rows of each split.
+            Write only the first rows of each split.
         push_to_hub (`str`, *optional*):
             Hub id to upload the dataset to.
     """
 
-    mode: str = field(metadata={"help": "oracle or self-gen."})
-    output_dir: str = field(metadata={"help": "Folder for everything that is written."})
-    model_size: str | None = field(default=None, metadata={"help": "8b or 70b, for self-gen."})
-    dataset_name: str | None = field(default=None, metadata={"help": "The published data; the authors' by default."})
-    dataset_test_name: str | None = field(default=None, metadata={"help": "Its test split, if that is a file apart."})
-    feedback_name: str = field(default=ULTRA_FEEDBACK, metadata={"help": "UltraFeedback."})
-    interact_name: str = field(default=ULTRA_INTERACT, metadata={"help": "UltraInteract_pair."})
-    check_counts: bool = field(default=True, metadata={"help": "Refuse other numbers of rows."})
-    limit: int | None = field(default=None, metadata={"help": "Write only so many rows of each split."})
-    push_to_hub: str | None = field(default=None, metadata={"help": "Hub id to upload the dataset to."})
+    mode: str
+    output_dir: str
+    model_size: str | None = None
+    dataset_name: str | None = None
+    dataset_test_name: str | None = None
+    feedback_name: str = ULTRA_FEEDBACK
+    interact_name: str = ULTRA_INTERACT
+    check_counts: bool = True
+    limit: int | None = None
+    push_to_hub: str | None = None
 
     def __post_init__(self):
         published_name(self.mode, self.model_size)
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"`limit` is {self.limit}; it must be at least 1.")
+        check_bounds(self, limit=1)
         sources = [self.dataset_name, self.dataset_test_name, self.feedback_name, self.interact_name]
         if Path(self.output_dir).resolve() in {Path(name).resolve() for name in sources if name is not None}:
             raise ValueError(f"`output_dir` is one of the sources ({self.output_dir}); name another folder.")
 
     def load_splits(self) -> dict[str, Dataset]:
-        """The published rows by split."""
+        """Load the published rows by split."""
         name = self.dataset_name or published_name(self.mode, self.model_size)
         splits = {"train": load_rows(name, "train")}
         if self.dataset_test_name is None:
@@ -78,10 +79,10 @@ class OfficialDataArguments:
         return splits
 
 
-ARGUMENTS = (OfficialDataArguments,)
+ARGUMENTS = (PublishedDataArguments,)
 
 
-def main(args: OfficialDataArguments):
+def main(args: PublishedDataArguments):
     splits = args.load_splits()
     sources = PromptSources(load_rows(args.feedback_name), load_rows(args.interact_name))
     if args.check_counts:
@@ -100,13 +101,13 @@ def main(args: OfficialDataArguments):
     }
     if args.limit is not None:
         splits = {split: rows.select(range(min(args.limit, len(rows)))) for split, rows in splits.items()}
-    whole = DatasetDict({split: add_prompts(rows, sources) for split, rows in splits.items()})
-    counts["empty_prompts"] = sum(not prompt.strip() for rows in whole.values() for prompt in rows["prompt"])
+    complete = DatasetDict({split: add_prompts(rows, sources) for split, rows in splits.items()})
+    counts["empty_prompts"] = sum(not prompt.strip() for rows in complete.values() for prompt in rows["prompt"])
     folder = DatasetFolder(args.output_dir, "Published CLoud data with its prompts", settings)
     try:
-        with folder.open_journal():  # refuses other settings and a second writer
+        with folder.open_journal():  # refuses different settings and a second writer
             (folder.path / RECORD).unlink(missing_ok=True)
-            whole.save_to_disk(args.output_dir)
+            complete.save_to_disk(args.output_dir)
             folder.write_record(counts)
     except (JournalError, OSError) as error:
         raise SystemExit(str(error)) from None

@@ -1,16 +1,18 @@
-"""Stage 2: a model rewrites the critiques of a preference dataset itself, in this process or behind servers."""
+"""Stage 2: rewrite the critiques of a preference dataset with the model of stage 1, in this process or behind servers."""
 
 import json
 import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from datasets import Dataset
 from transformers import AutoTokenizer
 
+from ...arguments import check_bounds, documented
 from ...configuration_cloud import CLoudConfig
 from ...critique_format import CritiqueFormat
 from ...loading import load_critic, tokenizer_source
@@ -20,7 +22,7 @@ from ...serving.backends import BackendArguments, open_backend
 from ..completions import ServerUnusable
 from ..critiques import (
     CritiqueBuilder,
-    JournaledScorer,
+    ScorerCritic,
     ServedCritic,
     features_with_critiques,
 )
@@ -29,50 +31,50 @@ from ..run import JournaledClient, Run, build_dataset, check_rows, run_builder
 from .arguments import CriticArguments, ServerArguments
 
 
-# Sequences that vLLM and a reward server are given at once: enough to keep them busy. Each is kept as it ends.
-_AT_ONCE = {"vllm": 2048, "server": 512}
+# Sequences per call: enough to keep vLLM and a reward server busy. Each is journaled as soon as it ends.
+_SEQUENCES_PER_CALL = {"vllm": 2048, "server": 512}
 
 
+@documented
 @dataclass(kw_only=True)
 class SelfCritiqueArguments(CriticArguments, ServerArguments, BackendArguments):
     """
-    Which model criticises what. The arguments of [`CriticArguments`], [`ServerArguments`] and [`BackendArguments`], and
+    Servers of the model of stage 1. Includes [`CriticArguments`], [`ServerArguments`] and [`BackendArguments`].
 
     Parameters:
         base_url (`list[str]`, *optional*):
-            Addresses of vLLM servers of the language model, such as `http://127.0.0.1:8000/v1`, instead of a `backend`. Its
-            tokenizer and config are still read from `model_name_or_path`.
+            Addresses of vLLM servers of the language model, such as `http://127.0.0.1:8000/v1`, to use instead of a `backend`.
+            Tokenizer and config are still read from `model_name_or_path`.
         model (`str`, *optional*):
-            The model's name there; may be left out if the servers have only one.
+            Name of the model on the servers. Optional if they serve only one.
         context_length (`int`, *optional*):
-            Tokens that the servers at `base_url` accept, if fewer than the model.
+            Context length of the servers in tokens, if shorter than that of the model.
         api_key_env (`str`, *optional*):
-            Environment variable with a server's key. Defaults to `"OPENAI_API_KEY"` with `base_url`, else to
+            Environment variable with a server's key. Defaults to `"OPENAI_API_KEY"` with `base_url`, otherwise to
             `"CLOUD_API_KEY"`.
     """
 
-    base_url: list[str] | None = field(default=None, metadata={"help": "Addresses of vLLM servers of the model."})
-    model: str | None = field(default=None, metadata={"help": "The model's name there."})
-    context_length: int | None = field(default=None, metadata={"help": "Tokens that these servers accept."})
-    api_key_env: str | None = field(default=None, metadata={"help": "Variable with a server's key."})
+    base_url: list[str] | None = None
+    model: str | None = None
+    context_length: int | None = None
+    api_key_env: str | None = None
 
     def __post_init__(self):
         CriticArguments.__post_init__(self)
         BackendArguments.__post_init__(self)
         if self.base_url and self.backend != "transformers":
-            raise ValueError("`base_url` is given instead of a `backend`: leave one of them out.")
+            raise ValueError("`base_url` replaces a `backend`: leave one of them out.")
         if not self.base_url and (self.model is not None or self.context_length is not None):
-            raise ValueError("`model` and `context_length` are those of the servers at `base_url`: give that, too.")
-        if self.batch_size < 1:
-            raise ValueError("`batch_size` must be at least 1.")
+            raise ValueError("`model` and `context_length` describe the servers at `base_url`: give that, too.")
+        check_bounds(self, batch_size=1)
         if self.api_key_env is None:
             self.api_key_env = "OPENAI_API_KEY" if self.base_url else "CLOUD_API_KEY"
 
     def chunk_size(self) -> int:
-        """Responses that a scorer is given at once."""
-        if self.backend == "transformers":  # as many as make whole batches
+        """Return the responses per call of the scorer."""
+        if self.backend == "transformers":  # the fewest that fill complete batches
             return self.batch_size // math.gcd(self.batch_size, self.num_critiques)
-        return max(1, _AT_ONCE[self.backend] // self.num_critiques)
+        return max(1, _SEQUENCES_PER_CALL[self.backend] // self.num_critiques)
 
 
 ARGUMENTS = (SelfCritiqueArguments,)
@@ -80,20 +82,19 @@ ARGUMENTS = (SelfCritiqueArguments,)
 
 def main(args: SelfCritiqueArguments):
     config = args.read_critic()
-    check_who_writes(args)
+    check_servers(args)
     rows = args.load_pairs()
     if args.base_url:
-        engine = {"backend": "completions", "context_length": args.context_length}
+        engine: dict[str, Any] = {"backend": "completions", "context_length": args.context_length}
     else:
         engine = {"backend": args.backend, "dtype": args.dtype, "vllm_options": args.parsed_vllm_options()}
     folder = DatasetFolder(args.output_dir, "Self critiques", args.settings("self critiques", rows, config, **engine))
-    run_builder((write_with_servers if args.base_url else write_here)(args, rows, config, folder), folder)
-    if args.push_to_hub:
-        folder.push(args.push_to_hub)
+    write = write_with_servers if args.base_url else write_with_backend
+    run_builder(write(args, rows, config, folder), folder, args.push_to_hub)
 
 
-def check_who_writes(args: SelfCritiqueArguments):
-    """Raise `ValueError` if the kind of server does not fit the kind of model."""
+def check_servers(args: SelfCritiqueArguments):
+    """Raise `ValueError` if the kind of server does not match the kind of model."""
     name = args.model_name_or_path
     if args.base_url and args.is_reward_model():
         raise ValueError(f"{name} is a CLoud model, and `base_url` is for language models. Use a `backend`.")
@@ -103,14 +104,16 @@ def check_who_writes(args: SelfCritiqueArguments):
         )
 
 
-async def write_here(args: SelfCritiqueArguments, rows: Dataset, config: CLoudConfig, folder: DatasetFolder) -> dict:
-    """Critiques by a model in this process, or by a reward server."""
+async def write_with_backend(
+    args: SelfCritiqueArguments, rows: Dataset, config: CLoudConfig, folder: DatasetFolder
+) -> dict:
+    """Write critiques with a model in this process, or with a reward server."""
     options = args.critique_options()
     with folder.open_journal() as journal:
         kept = len(journal)
         with open_critic(args, config) as (scorer, critique_format, context):
             builder = CritiqueBuilder(critique_format, context, options)
-            critic = JournaledScorer(builder, journal)
+            critic = ScorerCritic(builder, journal)
             critic.write_all(scorer, rows, args.chunk_size(), longest_first=args.backend == "transformers")
         run = Run(rows, lambda row: builder.build(row, critic.ask), [], 1)
         counts = {"rows_read": len(rows), "answers": len(journal), "answers_of_earlier_runs": kept, "retries": 0}
@@ -123,7 +126,7 @@ async def write_here(args: SelfCritiqueArguments, rows: Dataset, config: CLoudCo
 async def write_with_servers(
     args: SelfCritiqueArguments, rows: Dataset, config: CLoudConfig, folder: DatasetFolder
 ) -> dict:
-    """Critiques by the language model behind OpenAI-compatible servers."""
+    """Write critiques with the language model behind OpenAI-compatible servers."""
     options = args.critique_options()
     critique_format = CritiqueFormat.from_config(
         config, AutoTokenizer.from_pretrained(tokenizer_source(args.model_name_or_path))
@@ -136,7 +139,7 @@ async def write_with_servers(
         return lambda row: builder.build(row, served.ask)
 
     features = features_with_critiques(rows.features, options.num_critiques)
-    clients = {"critic": args.client(args.base_url, args.model)}
+    clients = {"critic": args.client(args.base_url or [], args.model)}
     return report(folder, await build_dataset(folder, rows, features, clients, make_work), builder, config)
 
 
@@ -144,7 +147,7 @@ async def write_with_servers(
 def open_critic(
     args: SelfCritiqueArguments, config: CLoudConfig
 ) -> Iterator[tuple[Scorer, CritiqueFormat, int | None]]:
-    """The model of stage 1 has no reward head: one of random numbers does, as the rewards are not used."""
+    """Open the backend. A model of stage 1 gets a random reward head, because its rewards are not used."""
     name = args.model_name_or_path
     if args.is_reward_model():
         with open_backend(name, args, show_progress=False) as opened, stopped_by_reward_server(args):
@@ -167,7 +170,7 @@ def open_critic(
 
 @contextmanager
 def stopped_by_reward_server(args: SelfCritiqueArguments):
-    """A reward server that fails ends the run as other servers do."""
+    """Stop the run if a reward server fails, as [`CompletionClient`] does for other servers."""
     if args.backend != "server":
         yield
         return
@@ -180,7 +183,7 @@ def stopped_by_reward_server(args: SelfCritiqueArguments):
 
 
 def report(folder: DatasetFolder, counts: dict, builder: CritiqueBuilder, config: CLoudConfig) -> dict:
-    """Write what was counted: critiques, tokens, and the operations of a forward pass over these (2 per weight)."""
+    """Write the counts of critiques and tokens, and the FLOPs of a forward pass over the tokens (2 per weight)."""
     written = builder.counts()
     weights = CLoudForRewardModeling.without_weights(config).num_parameters(exclude_embeddings=True)
     written["flops"] = 2 * weights * (written["prompt_tokens"] + written["critique_tokens"])
@@ -189,12 +192,12 @@ def report(folder: DatasetFolder, counts: dict, builder: CritiqueBuilder, config
     folder.write_record(counts)
     print(
         f"{written['critiques']} critiques, {written['critiques_cut']} of them cut. {written['critiques_written_longer']} were "
-        f"written again with more tokens, {written['critiques_dropped_as_cut']} dropped because they stayed cut; "
+        f"retried with more tokens, {written['critiques_dropped_as_cut']} dropped because they stayed cut; "
         f"{written['prompts_shortened']} prompt(s) shortened."
     )
     if written["responses_changed"]:
         print(
-            f"The chat template shows {written['responses_changed']} response(s) otherwise than given (thinking blocks "
-            "dropped?). `keep_thinking` shows them whole."
+            f"The chat template changes {written['responses_changed']} response(s), perhaps by dropping thinking blocks. "
+            "`keep_thinking` shows them unchanged."
         )
     return counts

@@ -127,7 +127,7 @@ def test_critiques_are_those_of_transformers_failures_are_rejected_and_a_killed_
     capsys.readouterr()
     with pytest.raises(SystemExit):
         build(folder, tmp_path / "out", dataset, batch_size=5)
-    assert "going on with 29 entries" in capsys.readouterr().out
+    assert "resuming with 29 entries" in capsys.readouterr().out
     assert load_from_disk(str(tmp_path / "out")).to_list() == rows.to_list()
     assert journal.read_bytes().splitlines(keepends=True)[:30] == lines[:30]
     assert len(journal.read_bytes().splitlines()) == len(lines)

@@ -62,7 +62,7 @@ def test_words_of_the_user(tmp_path):
     assert template.endswith("[[B>A]]?") and systems == {}
     silent = write(tmp_path / "silent.txt", "Be fair.")
     assert read_texts(whole, [silent], True, CATEGORIES)[1] == {"": "Be fair."}
-    with pytest.raises(ValueError, match="does not tell the judge of the verdict"):
+    with pytest.raises(ValueError, match="does not mention the verdict"):
         read_texts(texts, [silent], True, CATEGORIES)
     with pytest.raises(ValueError, match="no file for the questions of the category 'hard_prompt'"):
         read_texts(None, [f"creative_writing={art}"], True, CATEGORIES)
