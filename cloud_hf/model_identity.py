@@ -1,8 +1,10 @@
 """Identify a model and its version, for the settings of a journal."""
 
 import hashlib
+import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from transformers.utils.hub import cached_file, extract_commit_hash
 
@@ -13,9 +15,11 @@ _FILES = (
     "config.json", "adapter_config.json", *_WEIGHTS, "tokenizer*", "*.model", "vocab*", "merges.txt", "added_tokens.json",
     "special_tokens_map.json", "chat_template*",
 )  # fmt: skip
-# Large files are sampled: training changes all weights, so reading gigabytes would detect no more
-_BLOCKS = 256
+# Large tensors are sampled: training changes all weights of a tensor, so reading gigabytes would detect no more. Small ones,
+# such as a reward head, are read completely, because a sample of the file could miss them.
 _BLOCK_SIZE = 4096
+_FILE_BLOCKS = 256
+_TENSOR_BLOCKS = 16
 
 
 def identify_model(name: str) -> dict[str, Any]:
@@ -28,7 +32,7 @@ def identify_model(name: str) -> dict[str, Any]:
 
     Returns:
         `dict[str, Any]`: `model` is the name. `model_version` is the commit of a Hub id, or a hash of a folder's files,
-        independent of the folder's path; it reads 1 MiB of a large file, spread evenly.
+        independent of the folder's path; it reads 64 KiB, spread evenly, of each large tensor.
 
     Examples:
 
@@ -38,27 +42,51 @@ def identify_model(name: str) -> dict[str, Any]:
     ```
     """
     if Path(name).is_dir():
-        return {"model": name, "model_version": _hash_of_files(Path(name), _FILES)}
+        return {"model": name, "model_version": _hash_of_files(Path(name), _FILES, by_tensor=True)}
     config = cached_file(name, "config.json", _raise_exceptions_for_missing_entries=False)
     file = config or cached_file(name, "adapter_config.json")  # all that an adapter has
     return {"model": name, "model_version": extract_commit_hash(file, None)}
 
 
 def hash_of_weights(folder: str | Path) -> str:
-    """Hash the weights in a folder as [`identify_model`] does."""
-    return _hash_of_files(Path(folder), _WEIGHTS)
+    """Hash a sample of the weights in a folder. Adapters record it for their base, so it must not change."""
+    return _hash_of_files(Path(folder), _WEIGHTS, by_tensor=False)
 
 
-def _hash_of_files(folder: Path, patterns: tuple[str, ...]) -> str:
+def _hash_of_files(folder: Path, patterns: tuple[str, ...], by_tensor: bool) -> str:
     digest = hashlib.sha256()
     for path in sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}):
         size = path.stat().st_size
         digest.update(f"{path.name} {size}\n".encode())
         with path.open("rb") as file:
-            if size <= _BLOCKS * _BLOCK_SIZE:
-                digest.update(file.read())
-                continue
-            for block in range(_BLOCKS):
-                file.seek((size - _BLOCK_SIZE) * block // (_BLOCKS - 1))
-                digest.update(file.read(_BLOCK_SIZE))
+            spans = list(_tensor_spans(file, size)) if by_tensor and path.suffix == ".safetensors" else []
+            blocks = _TENSOR_BLOCKS if spans else _FILE_BLOCKS
+            for start, length in spans or [(0, size)]:
+                for place, count in _sample(length, blocks):
+                    file.seek(start + place)
+                    digest.update(file.read(count))
     return digest.hexdigest()[:32]
+
+
+def _tensor_spans(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
+    """Yield start and length of the header and of each tensor of a safetensors file; nothing if the file is malformed."""
+    start = 8 + int.from_bytes(file.read(8), "little")
+    try:
+        header = json.loads(file.read(start - 8)) if 8 < start <= size else {}
+    except ValueError:
+        return
+    if header:
+        yield 0, start
+    for name, tensor in header.items():
+        if name != "__metadata__":
+            first, end = tensor["data_offsets"]
+            yield start + first, end - first
+
+
+def _sample(length: int, blocks: int) -> Iterator[tuple[int, int]]:
+    """Yield places and lengths of blocks, spread evenly over `length` bytes; all of it if the blocks would cover it."""
+    if length <= blocks * _BLOCK_SIZE:
+        yield 0, length
+        return
+    for block in range(blocks):
+        yield (length - _BLOCK_SIZE) * block // (blocks - 1), _BLOCK_SIZE

@@ -9,7 +9,9 @@ from typing import Any
 
 
 FORMAT = "cloud_hf.journal"
-VERSION = 1
+VERSION = 2
+# Version 1 hashed a smaller part of a model folder for these settings
+_MODEL_SETTINGS = {"model", "model_version"}
 # Start of the first line; tells a torn journal from a foreign file
 _HEADER = b'{"format":"cloud_hf.journal"'
 
@@ -112,7 +114,7 @@ class Journal:
         # A duplicate, because closing the reader closes its descriptor, and with it the lock
         with os.fdopen(os.dup(self._file), "rb") as lines:
             lines.seek(0)
-            number, end, before = 0, 0, settings
+            number, end, version, before = 0, 0, VERSION, settings
             for number, line in enumerate(lines, 1):
                 try:
                     entry = json.loads(line) if line.endswith(b"\n") else None
@@ -124,14 +126,14 @@ class Journal:
                     self._heal(number, end, is_last=end + len(line) == self._size)
                     break
                 if number == 1:
-                    before = self._settings_of(entry)
+                    version, before = self._read_header(entry)
                 else:
                     self._offsets[bytes.fromhex(entry["key"])] = end
                 end += len(line)
         if before != settings:
             # A run that stopped before its first answer, perhaps over a wrong setting, leaves nothing that depends on it
             if self._offsets or not may_restart:
-                raise self._other_settings(before, settings)
+                raise self._other_settings(before, settings, version)
             self._cut(0)
         if self._size == 0:
             self._write({"format": FORMAT, "version": VERSION, "settings": settings})
@@ -150,21 +152,27 @@ class Journal:
         )
         self._cut(end)
 
-    def _settings_of(self, header: Any) -> dict[str, Any]:
+    def _read_header(self, header: Any) -> tuple[int, dict[str, Any]]:
         if not isinstance(header, dict) or header.get("format") != FORMAT:
             raise self._foreign()
-        if header["version"] != VERSION:
-            raise JournalError(f"{self.path} has version {header['version']}; this code reads version {VERSION}.")
-        return header["settings"]
+        version = header.get("version")
+        if version not in (1, VERSION):
+            raise JournalError(f"{self.path} has version {version}; this code reads versions 1 and {VERSION}.")
+        return version, header["settings"]
 
-    def _other_settings(self, before: dict[str, Any], settings: dict[str, Any]) -> JournalError:
+    def _other_settings(self, before: dict[str, Any], settings: dict[str, Any], version: int) -> JournalError:
         changed = sorted(name for name in before.keys() | settings.keys() if before.get(name) != settings.get(name))
         differences = "; ".join(
             f"`{name}` was {_short(before.get(name))} and is {_short(settings.get(name))}" for name in changed
         )
+        hint = ""
+        if version == 1 and not _MODEL_SETTINGS.isdisjoint(changed):
+            hint = (
+                " The journal has version 1, which hashed model folders differently: to resume it, use cloud_hf 0.1."
+            )
         return JournalError(
             f"{self.path} was begun with other settings: {differences}. Use those settings to resume, or choose another "
-            "output folder."
+            f"output folder.{hint}"
         )
 
     def _foreign(self) -> JournalError:

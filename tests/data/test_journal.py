@@ -144,3 +144,16 @@ def test_keys_follow_from_their_parts():
     assert key_of("a", ["b"], {"x": 1, "y": 2}) == key_of("a", ["b"], {"y": 2, "x": 1})
     assert len({key_of("a", "b"), key_of("ab"), key_of(["a", "b"]), key_of("a", "b", None)}) == 4
     assert re.fullmatch("[0-9a-f]{32}", key_of("\ud800"))
+
+
+def test_a_journal_of_version_1_resumes_and_explains_another_hash_of_its_model(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    header = {"format": "cloud_hf.journal", "version": 1, "settings": {"model_version": "abc"}}
+    path.write_text(json.dumps(header) + "\n" + json.dumps({"key": key_of(1), "value": "x"}) + "\n")
+    path.write_text(path.read_text().replace('": ', '":').replace(', "', ',"'))
+    with Journal(path, {"model_version": "abc"}) as journal:
+        assert journal[key_of(1)] == "x"
+    with pytest.raises(
+        JournalError, match=r"`model_version` was .* version 1, which hashed model folders differently"
+    ):
+        Journal(path, {"model_version": "def"})
