@@ -15,6 +15,8 @@ import httpx2
 from openai import APIConnectionError, APIStatusError, APITimeoutError, AsyncOpenAI, DefaultAioHttpClient
 
 
+# Reasons that a complete, a cut and a filtered answer have; an answer with another one, or none, is retried
+FINISH_REASONS = ("stop", "length", "content_filter")
 # Seconds before the first retry, which double for each further one up to the longest
 _FIRST_WAIT = 0.5
 _LONGEST_WAIT = 60.0
@@ -58,7 +60,7 @@ class Answer:
         text (`str`):
             Generated text.
         finish_reason (`str`):
-            The server's reason: `"stop"` if the model ended the text, `"length"` if it was cut, or another.
+            `"stop"` if the answer is complete, `"length"` if it was cut, `"content_filter"` if the server withheld (part of) it.
         token_ids (`tuple[int, ...]`, *optional*):
             Generated ids, if the request asked for them.
     """
@@ -193,15 +195,13 @@ class CompletionClient:
                 Fields of the request: `max_tokens`, `temperature`, `seed`, ….
 
         Returns:
-            [`Answer`]: Never empty.
+            [`Answer`]: Empty only if it was cut or filtered before its first token.
 
         Raises:
             `RequestFailed`: If the request is refused, or fails after all retries.
             `ServerUnusable`: If no request can succeed.
         """
-        body = await self._ask("/chat/completions", {"messages": messages, **sampling})
-        message = body["choices"][0]["message"]
-        return self._answer(body, message.get("content"))
+        return await self._ask("/chat/completions", {"messages": messages, **sampling})
 
     async def complete(self, prompt_ids: Sequence[int], **sampling) -> Answer:
         """
@@ -219,14 +219,7 @@ class CompletionClient:
         Raises:
             `RequestFailed`, `ServerUnusable`: As for [`CompletionClient.chat`].
         """
-        body = await self._ask("/completions", {"prompt": list(prompt_ids), **sampling})
-        return self._answer(body, body["choices"][0]["text"])
-
-    @staticmethod
-    def _answer(body: dict[str, Any], text: str) -> Answer:
-        choice = body["choices"][0]
-        ids = choice.get("token_ids")
-        return Answer(text, choice.get("finish_reason") or "unknown", None if ids is None else tuple(ids))
+        return await self._ask("/completions", {"prompt": list(prompt_ids), **sampling})
 
     async def check(self):
         """
@@ -266,7 +259,7 @@ class CompletionClient:
 
     # --------------------------------------------------------------------------------------------------- one request
 
-    async def _ask(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    async def _ask(self, path: str, body: dict[str, Any]) -> Answer:
         body = {"model": self.model, **body}
         failures, answered = 0, self.counts.answered
         async with self._places:
@@ -298,7 +291,7 @@ class CompletionClient:
             await asyncio.sleep(min(server.wait for server in self._servers))
         return server
 
-    async def _post(self, server: _Server, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    async def _post(self, server: _Server, path: str, body: dict[str, Any]) -> Answer:
         # A server that sends a byte now and then would never reach the timeouts of a connection
         async with asyncio.timeout(self._request_timeout):
             response = await server.client.post(path, cast_to=httpx2.Response, body=body)
@@ -309,15 +302,18 @@ class CompletionClient:
             reason = choice.get("finish_reason")
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
             raise _BadAnswer(f"an answer that is not a completion ({type(error).__name__}: {error})") from error
-        if not isinstance(reason, str | None) or not _is_unicode(reason or ""):
-            raise _BadAnswer(f"an answer whose finish_reason is {reason!r:.60}")
-        if not isinstance(text, str) or (path == "/chat/completions" and not text.strip()):
-            raise _BadAnswer(f"an answer without content (finish_reason {reason!r:.60})")
-        if not _is_unicode(text):
+        if isinstance(text, str) and not _is_unicode(text):
             raise _BadAnswer("an answer with a lone surrogate, which is not valid text")
+        if reason not in FINISH_REASONS:
+            raise _BadAnswer(f"an answer whose finish_reason is {reason!r:.60}")
+        # A reasoning model that is cut while it thinks has no content yet
+        text = "" if text is None and reason != "stop" else text
+        if not isinstance(text, str) or (path == "/chat/completions" and reason == "stop" and not text.strip()):
+            raise _BadAnswer(f"an answer without content (finish_reason {reason!r:.60})")
+        ids = choice.get("token_ids")
         if body.get("return_token_ids"):
-            self._check_ids(server, choice.get("token_ids"), text)
-        return answer
+            self._check_ids(server, ids, text)
+        return Answer(text, reason, None if ids is None else tuple(ids))
 
     def _check_ids(self, server: _Server, ids: Any, text: str):
         if ids is None and text:

@@ -143,8 +143,8 @@ class Judge:
     """
     A judge and its sampling options.
 
-    An answer without a verdict is retried, and so is one that was cut, because its last verdict may be one the judge only
-    considered. Retries sample at 0.5 or the given temperature, whichever is higher. After an answer that was cut, they get twice
+    An answer without a verdict is retried, and so is one that was cut or filtered, because its last verdict may be one the judge
+    only considered. Retries sample at 0.5 or the given temperature, whichever is higher. After an answer that was cut, they get twice
     the tokens.
 
     Args:
@@ -203,7 +203,7 @@ class Judge:
                 sampling["seed"] = seed_of(self.seed, "judge", *key, number)
             answer = await self.client.chat([*key, number], messages, max_tokens=max_tokens, **sampling)
             cut = answer.finish_reason == "length"
-            verdict = None if cut else read_verdict(answer.text)
+            verdict = read_verdict(answer.text) if answer.finish_reason == "stop" else None
             if verdict is not None:
                 break
             if cut:

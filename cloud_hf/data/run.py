@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from datasets import Features
 from tqdm import tqdm
 
-from .completions import Answer, CompletionClient, RequestFailed, ServerUnusable
+from .completions import FINISH_REASONS, Answer, CompletionClient, RequestFailed, ServerUnusable
 from .folder import JOURNAL, REJECTS, DatasetFolder, Reject
 from .journal import Journal, JournalError, key_of
 from .rows import Rows, row_name
@@ -105,13 +105,10 @@ class JournaledClient:
         return await self._answer(asked, lambda: self.client.complete(prompt_ids, **sampling))
 
     async def _answer(self, key: str, ask: Callable[[], Awaitable[Answer]]) -> Answer:
-        if key not in self.journal:
+        answer = self._read(key)
+        if answer is None:
             answer = await ask()
             self._keep(key, answer)
-        else:
-            value = self.journal[key]
-            ids = value.get("token_ids")
-            answer = Answer(value["text"], value["finish_reason"], None if ids is None else tuple(ids))
         if answer.finish_reason == "length":
             self.cut.add(key)
         return answer
@@ -119,11 +116,30 @@ class JournaledClient:
     def _key(self, key: Sequence[Any], prompt: list, sampling: dict[str, Any]) -> str:
         return key_of(self.role, list(key), self.client.model, prompt, sampling)
 
+    def _read(self, key: str) -> Answer | None:
+        if key not in self.journal:
+            return None
+        value = self.journal[key]
+        # Version 0.1 journaled answers that the server had aborted
+        if value["finish_reason"] not in (*FINISH_REASONS, "no room"):
+            return None
+        ids = value.get("token_ids")
+        return Answer(value["text"], value["finish_reason"], None if ids is None else tuple(ids))
+
     def _keep(self, key: str, answer: Answer):
         value: dict[str, Any] = {"text": answer.text, "finish_reason": answer.finish_reason}
         if answer.token_ids is not None:
             value["token_ids"] = answer.token_ids
         self.journal.add(key, value)
+
+
+def why_incomplete(answer: Answer, name: str, longer_tries: int) -> str | None:
+    """Return the reason for `rejects.jsonl` if an answer of [`JournaledClient.chat_until_complete`] is not complete."""
+    if answer.finish_reason == "stop":
+        return None
+    if answer.finish_reason == "content_filter":
+        return f"{name} was withheld by the server's content filter"
+    return f"{name} is cut, after {longer_tries} longer tries"
 
 
 def seed_of(seed: int, *parts: Any) -> int:

@@ -8,7 +8,7 @@ from aiohttp import web
 from completion_server import FAULTS, default_answer, serve_completions
 
 from cloud_hf.data import completions
-from cloud_hf.data.completions import CompletionClient, RequestFailed, ServerUnusable
+from cloud_hf.data.completions import Answer, CompletionClient, RequestFailed, ServerUnusable
 
 
 MESSAGES = [{"role": "user", "content": "What is 2+2?"}]
@@ -144,7 +144,9 @@ def test_a_quota_that_is_used_up_ends():
         (lambda: web.json_response({"choices": []}), "not a completion"),
         (lambda: web.Response(text="<html>"), "not a completion"),
         (lambda: web.Response(body=b'{"choices": [{"text": "\xff\xfe"}]}'), "not a completion"),
-        (lambda: (None, "content_filter"), "without content .finish_reason 'content_filter'"),
+        (lambda: (None, "stop"), "without content .finish_reason 'stop'"),
+        (lambda: ("half an ans", "abort"), "finish_reason is 'abort'"),
+        (lambda: ("half an ans", None), "finish_reason is None"),
         (lambda: (" \n", "stop"), "without content"),
         (lambda: web.Response(text='{"choices": [{"message": {"content": "a\\ud800"}}]}'), "lone surrogate"),
         (lambda: web.json_response({"error": {"message": "oops"}}, status=500), "status 500: oops"),
@@ -161,6 +163,13 @@ def test_answers_that_are_none_are_asked_for_again_and_then_given_up(response, m
     ):
         run([server.url], ask, max_retries=2)
     assert server.requests.total() == 3
+
+
+@pytest.mark.parametrize("reason", ["length", "content_filter"])
+def test_an_answer_that_is_cut_or_filtered_before_its_first_word_is_no_failure(reason):
+    with serve_completions(write=lambda body: (None, reason)) as server:
+        answer, _ = run([server.url], ask)
+    assert answer == Answer("", reason) and server.requests.total() == 1
 
 
 def test_a_request_that_is_refused_is_not_repeated():

@@ -104,7 +104,9 @@ def test_what_fails_for_good_is_said(pairs, tmp_path):
         if "What is 3 + 30" in text:
             return web.json_response({"error": {"message": said}}, status=400)
         if "What is 5 + 30" in text and broken[0]:
-            return None, "content_filter"
+            return "half a crit", "abort"
+        if "What is 8 + 30" in text:
+            return "half a crit", "content_filter"
         return default_answer(body)
 
     with serve_completions(write=write) as server:
@@ -112,14 +114,16 @@ def test_what_fails_for_good_is_said(pairs, tmp_path):
         ended = run_script(SCRIPT, *arguments, log_dir=tmp_path)
         assert ended.status == 3 and "2 row(s) failed" in ended.output and said in ended.output
         rejects = read_rejects(tmp_path / "out")
-        assert [(reject["id"], reject["kind"]) for reject in rejects] == [("p3", "failed"), ("p5", "failed")]
-        assert said in rejects[0]["reason"] and "content_filter" in rejects[1]["reason"]
-        assert [row["id"] for row in read_rows(tmp_path / "out")] == [f"p{i}" for i in range(40) if i not in (3, 5)]
+        kinds = [("p3", "failed"), ("p5", "failed"), ("p8", "dropped")]
+        assert [(reject["id"], reject["kind"]) for reject in rejects] == kinds
+        assert said in rejects[0]["reason"] and "'abort'" in rejects[1]["reason"]
+        assert rejects[2]["reason"] == "a critique was withheld by the server's content filter"
+        assert [row["id"] for row in read_rows(tmp_path / "out")] == [f"p{i}" for i in range(40) if i not in (3, 5, 8)]
         broken[0] = False
         ended = run_script(SCRIPT, *arguments, log_dir=tmp_path)
         assert ended.status == 3 and "1 row(s) failed" in ended.output
-    assert [reject["id"] for reject in read_rejects(tmp_path / "out")] == ["p3"]
-    assert read_rows(tmp_path / "out") == [row for row in expected(make_rows(40)) if row["id"] != "p3"]
+    assert [reject["id"] for reject in read_rejects(tmp_path / "out")] == ["p3", "p8"]
+    assert read_rows(tmp_path / "out") == [row for row in expected(make_rows(40)) if row["id"] not in ("p3", "p8")]
 
 
 def test_cut_critiques_are_asked_for_longer(pairs, tmp_path):
@@ -309,7 +313,9 @@ def test_a_full_disk_stops_cleanly_and_the_run_goes_on(pairs, tmp_path):
     with serve_completions() as server:
         arguments = options(server, pairs, tmp_path / "out", "--max_concurrency", 4)
         ended = run_script(SCRIPT, *arguments, log_dir=tmp_path, file_size_limit=6000)
-        assert ended.status == 1 and "File too large" in ended.output and "run the same command to resume" in ended.output
+        assert (
+            ended.status == 1 and "File too large" in ended.output and "run the same command to resume" in ended.output
+        )
         assert "Traceback" not in ended.output
         assert 0 < server.requests.total() < 80
         ended = run_script(SCRIPT, *arguments, log_dir=tmp_path)

@@ -9,7 +9,7 @@ from ...arguments import check_bounds, documented
 from ..critique_prompt import CRITIC_PROMPT, PLACEHOLDERS, messages_for_critic, read_template
 from ..folder import DatasetFolder
 from ..rows import FEEDBACK_COLUMNS, PAIR_COLUMNS, prompt_of, response_of
-from ..run import Dropped, JournaledClient, all_of, build_dataset, check_rows, run_builder, seed_of
+from ..run import Dropped, JournaledClient, all_of, build_dataset, check_rows, run_builder, seed_of, why_incomplete
 from .arguments import BuilderArguments, ServerArguments
 
 
@@ -110,8 +110,8 @@ async def criticise(
         seed = {} if args.seed is None else {"seed": seed_of(args.seed, *key)}
         options = {"max_tokens": args.max_tokens, "longer_tries": args.longer_tries, **sampling, **seed}
         answer = await critic.chat_until_complete(key, messages, **options)
-        if answer.finish_reason in ("length", "no room"):
-            raise Dropped(f"a critique is cut, after {args.longer_tries} longer tries")
+        if reason := why_incomplete(answer, "a critique", args.longer_tries):
+            raise Dropped(reason)
         return answer.text.strip()
 
     critiques = await all_of(*(critique(side, number) for side in SIDES for number in range(args.num_critiques)))

@@ -9,10 +9,11 @@ from datasets import Dataset, Features, List, Value
 
 from ...arguments import check_bounds, documented
 from ...conversation import read_prompt
+from ..completions import Answer
 from ..folder import DatasetFolder
 from ..judge import RETRY_TEMPERATURE, Comparison, Judge, PreferenceStatistics, read_judge_prompt
 from ..rows import check_columns
-from ..run import Dropped, JournaledClient, all_of, build_dataset, check_rows, run_builder, seed_of
+from ..run import Dropped, JournaledClient, all_of, build_dataset, check_rows, run_builder, seed_of, why_incomplete
 from .arguments import BuilderArguments, ServerArguments
 
 
@@ -188,9 +189,11 @@ async def prefer(row: dict, gen: JournaledClient, judge: Judge, args: Preference
     """Return the rows of a prompt's pairs, with a [`Dropped`] for each pair that is left out."""
     responses = await all_of(*(respond(row, number, gen, args) for number in range(args.num_responses)))
     pairs = list(itertools.combinations(range(args.num_responses), 2))
-    compared = await all_of(*(compare(row, pair, responses[pair[0]], responses[pair[1]], judge) for pair in pairs))
-    comparisons: dict[Pair, Comparison | None] = dict(zip(pairs, compared, strict=True))
-    decided = {pair: each for pair, each in comparisons.items() if each is not None and not each.undecided}
+    compared = await all_of(
+        *(compare(row, pair, [responses[number] for number in pair], judge, args) for pair in pairs)
+    )
+    comparisons: dict[Pair, Comparison | str] = dict(zip(pairs, compared, strict=True))
+    decided = {pair: each for pair, each in comparisons.items() if not isinstance(each, str) and not each.undecided}
     if args.pairs == "best_worst" and decided:
         furthest = furthest_apart(decided)
         decided = {furthest: decided[furthest]}
@@ -200,20 +203,23 @@ async def prefer(row: dict, gen: JournaledClient, judge: Judge, args: Preference
     ]
 
 
-async def respond(row: dict, number: int, gen: JournaledClient, args: PreferenceArguments) -> str | None:
-    """Return a response, retried with more tokens while it is cut; `None` if it stays cut."""
+async def respond(row: dict, number: int, gen: JournaledClient, args: PreferenceArguments) -> Answer:
+    """Request a response, with more tokens while it is cut."""
     sampling: dict[str, Any] = {"temperature": args.gen_temperature, "top_p": args.gen_top_p}
     if args.seed is not None:
         sampling["seed"] = seed_of(args.seed, "gen", row["id"], number)
     options = {"max_tokens": args.gen_max_tokens, "longer_tries": args.longer_tries, **sampling}
-    answer = await gen.chat_until_complete([row["id"], number], messages_for_generator(row), **options)
-    return None if answer.finish_reason in ("length", "no room") else answer.text
+    return await gen.chat_until_complete([row["id"], number], messages_for_generator(row), **options)
 
 
-async def compare(row: dict, pair: Pair, first: str | None, second: str | None, judge: Judge) -> Comparison | None:
-    """Compare two responses; `None` if one is cut."""
-    if first is None or second is None:
-        return None
+async def compare(
+    row: dict, pair: Pair, responses: list[Answer], judge: Judge, args: PreferenceArguments
+) -> Comparison | str:
+    """Compare two responses, or return the reason why one of them is not complete."""
+    for response in responses:
+        if reason := why_incomplete(response, "a response", args.longer_tries):
+            return reason
+    first, second = (response.text for response in responses)
     if first.strip() == second.strip():
         return Comparison((first, second))
     judgements = await judge.compare([row["id"], *pair], row["prompt"], first, second)
@@ -244,11 +250,11 @@ def new_row(row: dict, pair: Pair, comparison: Comparison, args: PreferenceArgum
     return new
 
 
-def left_out(row: dict, pair: Pair, comparison: Comparison | None, args: PreferenceArguments) -> Dropped:
+def left_out(row: dict, pair: Pair, comparison: Comparison | str, args: PreferenceArguments) -> Dropped:
     """Return the reason why a pair is not in the dataset."""
     name = pair_id(row, pair) if args.num_responses > 2 else row["id"]
-    if comparison is None:
-        return Dropped(f"a response is cut, after {args.longer_tries} longer tries", name)
+    if isinstance(comparison, str):
+        return Dropped(comparison, name)
     reason = comparison.undecided or "other responses to the prompt are further apart"
     return Dropped(reason, name, comparison.record())
 

@@ -12,7 +12,16 @@ from ...data.completions import CompletionClient
 from ...data.folder import DatasetFolder
 from ...data.journal import key_of
 from ...data.judge import messages_for_judge
-from ...data.run import Dropped, JournaledClient, all_of, build_dataset, check_rows, complete_build, seed_of
+from ...data.run import (
+    Dropped,
+    JournaledClient,
+    RowRefused,
+    all_of,
+    build_dataset,
+    check_rows,
+    complete_build,
+    seed_of,
+)
 from ..metrics.problems import Problem
 from .judge import JudgeSettings
 from .win_rate import Question, Votes
@@ -93,6 +102,8 @@ def write_candidates(
 
         async def work(row: dict[str, Any]) -> list[dict[str, Any] | Dropped]:
             answers = await all_of(*(answer(row, number) for number in range(generation.num_candidates)))
+            if any(not found.text.strip() for found in answers):
+                raise RowRefused("a candidate is empty: it was cut or filtered before its first word")
             reasons = [found.finish_reason for found in answers]
             return [{**row, "responses": [found.text for found in answers], "finish_reasons": reasons}]
 
