@@ -7,6 +7,9 @@ import re
 _POINTS = {"A>>B": 2, "A>B": 1, "A=B": 0, "B>A": -1, "B>>A": -2}
 
 _LABEL = re.compile(r"\[\[([AB<>=]+)\]\]")
+# In upper case, as the second version of ArenaHard reads verdicts: single brackets only in texts without double ones
+_SPELLINGS = (re.compile(r"\[\[([AB][<>=]+[AB])\]\]"), re.compile(r"\[([AB][<>=]+[AB])\]"))
+_OTHER_SPELLING = {"A<B": "B>A", "A<<B": "B>>A", "B=A": "A=B", "B<A": "A>B", "B<<A": "A>>B"}
 
 
 def read_verdict(judgement: str | None, rule: str = "last") -> str | None:
@@ -17,8 +20,9 @@ def read_verdict(judgement: str | None, rule: str = "last") -> str | None:
         judgement (`str`, *optional*):
             The judge's text. `None`, which servers return for an empty message, has no verdict.
         rule (`str`, *optional*, defaults to `"last"`):
-            `"last"`: the last of the five verdicts. `"agreed"`: as the reference implementation, the only label in the
-            text, even an unknown one (`[[A<B]]`); two different labels make no verdict.
+            `"last"`: the last verdict, in any spelling of the second version of ArenaHard (`[[b>a]]`, `[[A<B]]`, `[B>A]`); a
+            last one in an unknown spelling is no verdict. `"agreed"`: as the reference implementation, the only label in
+            the text, even an unknown one (`[[A<B]]`); two different labels make no verdict.
 
     Returns:
         `str` or `None`: `None` if there is no verdict; ask the judge again.
@@ -35,12 +39,15 @@ def read_verdict(judgement: str | None, rule: str = "last") -> str | None:
     True
     ```
     """
-    labels = _LABEL.findall(judgement or "")
     if rule == "agreed":
+        labels = _LABEL.findall(judgement or "")
         return labels[0] if len(set(labels)) == 1 else None
     if rule != "last":
         raise ValueError(f"`rule` is {rule!r}; use 'last' or 'agreed'.")
-    return next((label for label in reversed(labels) if label in _POINTS), None)
+    text = (judgement or "").upper()
+    labels = next(filter(None, (spelling.findall(text) for spelling in _SPELLINGS)), [None])
+    last = _OTHER_SPELLING.get(labels[-1], labels[-1])
+    return last if last in _POINTS else None
 
 
 def points(game: str | None, swapped_game: str | None) -> int:

@@ -114,7 +114,7 @@ def test_both_orders_are_judged(tmp_path):
 def test_without_a_verdict_the_judge_is_asked_again_and_may_say_another_thing(tmp_path):
     def write(body):
         if is_first_game(body) or body["temperature"] == 0.0:
-            return f"I cannot say. [A>B] {default_answer(body)[0]}", "stop"
+            return f"I cannot say. [A or B] {default_answer(body)[0]}", "stop"
         return "Well then: [[B>A]]", "stop"
 
     judged, asked = ask(write, tmp_path)
