@@ -112,16 +112,17 @@ class DatasetFolder:
     def write_record(self, counts: dict[str, Any]):
         """Write `build.json` and the card."""
         record = {"version": VERSION, "settings": self.settings, "counts": counts}
-        (self.path / "README.md").write_text(make_card(self.title, self.settings, counts))
+        card = make_card(self.title, self.settings, counts)
+        (self.path / "README.md").write_text(card, encoding="utf-8")
         unfinished = self.path / f".{RECORD}"
-        unfinished.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        unfinished.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         unfinished.replace(self.path / RECORD)
 
     def push(self, repo_id: str):
         """Upload dataset and card to the Hub."""
         load_from_disk(str(self.path)).push_to_hub(repo_id)
         card = DatasetCard.load(repo_id)  # its metadata lists the data files that were just pushed
-        card.text = DatasetCard((self.path / "README.md").read_text()).text
+        card.text = DatasetCard((self.path / "README.md").read_text(encoding="utf-8")).text
         card.push_to_hub(repo_id)
 
     async def _stream(self, results, features: Features, staging: Path) -> dict[str, Any]:
@@ -130,7 +131,7 @@ class DatasetFolder:
         rows = 0
         with (
             ArrowWriter(features=features, path=str(staging / "rows.arrow")) as writer,
-            (staging / REJECTS).open("w") as rejects,
+            (staging / REJECTS).open("w", encoding="utf-8", newline="\n") as rejects,
         ):
             async for result in results:
                 if isinstance(result, Reject):
@@ -178,7 +179,7 @@ def read_record(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / RECORD
     if not path.is_file():
         raise ValueError(f"{folder} has no {RECORD}: it is not a builder's output, or its run has not ended.")
-    record = json.loads(path.read_text())
+    record = json.loads(path.read_text(encoding="utf-8"))
     if record["version"] != VERSION:
         raise ValueError(f"{path} has version {record['version']}; this code reads version {VERSION}.")
     return record

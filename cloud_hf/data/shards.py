@@ -54,7 +54,9 @@ class Shard:
         return cast(Dataset, load_from_disk(str(self.path)))
 
     def rejects(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.path / REJECTS).read_text().splitlines()]
+        # Not `splitlines`, which also splits at characters such as U+2028 inside a JSON string
+        lines = (self.path / REJECTS).read_text(encoding="utf-8").split("\n")
+        return [json.loads(line) for line in lines if line]
 
 
 def read_shards(folders: Sequence[str]) -> list[Shard]:

@@ -53,6 +53,14 @@ def write_shards(tmp_path, **settings):
     return folders
 
 
+def test_rejects_with_any_unicode_line_separator_are_read(tmp_path):
+    text = "one\u2028two\u0085three\x0bfour"
+    results = [Reject(0, "p0", "dropped", "tie", details={"text": text}), *make_results(1)]
+    folder = write(tmp_path / "out", results, 2)
+    [shard] = read_shards([folder])
+    assert [reject["details"]["text"] for reject in shard.rejects()] == [text]
+
+
 def test_the_result_is_that_of_one_run(tmp_path):
     whole = write(tmp_path / "whole", make_results(20), 20)
     folders = write_shards(tmp_path)
