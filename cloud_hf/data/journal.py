@@ -12,6 +12,8 @@ FORMAT = "cloud_hf.journal"
 VERSION = 2
 # Version 1 hashed a smaller part of a model folder for these settings
 _MODEL_SETTINGS = {"model", "model_version"}
+# A setting that version 1 lacks
+_NEW_SETTINGS = {"contents_of_all_shards"}
 # Start of the first line; tells a torn journal from a foreign file
 _HEADER = b'{"format":"cloud_hf.journal"'
 
@@ -130,6 +132,8 @@ class Journal:
                 else:
                     self._offsets[bytes.fromhex(entry["key"])] = end
                 end += len(line)
+        if version == 1:
+            before = {name: value for name, value in settings.items() if name in _NEW_SETTINGS} | before
         if before != settings:
             # A run that stopped before its first answer, perhaps over a wrong setting, leaves nothing that depends on it
             if self._offsets or not may_restart:

@@ -87,6 +87,7 @@ class BuilderArguments:
             rows = rows.add_column("id", [str(index) for index in range(len(rows))])
         check_ids(rows)
         self._all_shards = {"rows_of_all_shards": len(rows), "ids_of_all_shards": key_of(*rows["id"])}
+        self._rows_of_all_shards = rows
         index, count = self.parsed_shard()
         if len(rows) < count:
             raise ValueError(f"`shard` {self.shard} of {len(rows)} row(s) leaves empty shards; use fewer.")
@@ -102,20 +103,28 @@ class BuilderArguments:
             columns (`tuple[str, ...]`):
                 Columns to hash, next to `id` and `tools`.
         """
-        digest = ""
         names = [name for name in ("id", *columns, "tools") if name in rows.column_names]
-        for row in rows.select_columns(names):
-            digest = key_of(digest, row)
+        shared = dict(self._all_shards)
+        if self.parsed_shard()[1] > 1:
+            # Shards of two versions of a file with equal ids must not be merged
+            shared["contents_of_all_shards"] = _hash_of_rows(self._rows_of_all_shards.select_columns(names))
         path = Path(self.dataset_name)
         return {
             # Without the folder, which may differ between machines
             "dataset": path.resolve().name if path.exists() else self.dataset_name,
             "split": self.dataset_split,
             "shard": self.shard,
-            **self._all_shards,
+            **shared,
             "rows": len(rows),
-            "hash": digest,
+            "hash": _hash_of_rows(rows.select_columns(names)),
         }
+
+
+def _hash_of_rows(rows: Dataset) -> str:
+    digest = ""
+    for row in rows:
+        digest = key_of(digest, row)
+    return digest
 
 
 @documented
