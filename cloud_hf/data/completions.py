@@ -7,7 +7,7 @@ import random
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -25,6 +25,9 @@ _CONNECT_TIMEOUT = 10.0
 _LONGEST_RETRY_AFTER = 300.0
 _TRANSIENT = (408, 409, 425, 429)
 _REFUSED_KEY = (401, 403)
+# How servers refuse a request that does not fit the model's context
+_TOO_LARGE = (400, 413, 422)
+_SPEAKS_OF_LENGTH = re.compile(r"context|length|too (long|large)|max\w*_tokens", re.IGNORECASE)
 
 
 class RequestFailed(Exception):
@@ -34,13 +37,13 @@ class RequestFailed(Exception):
     Args:
         reason (`str`):
             Reason, for messages.
-        is_refusal (`bool`, *optional*, defaults to `False`):
-            Whether the server refused the request itself, so that a retry is useless.
+        exceeds_context (`bool`, *optional*, defaults to `False`):
+            Whether the server refused it because it does not fit the model's context.
     """
 
-    def __init__(self, reason: str, is_refusal: bool = False):
+    def __init__(self, reason: str, exceeds_context: bool = False):
         super().__init__(reason)
-        self.is_refusal = is_refusal
+        self.exceeds_context = exceeds_context
 
 
 class ServerUnusable(Exception):
@@ -63,11 +66,14 @@ class Answer:
             `"stop"` if the answer is complete, `"length"` if it was cut, `"content_filter"` if the server withheld (part of) it.
         token_ids (`tuple[int, ...]`, *optional*):
             Generated ids, if the request asked for them.
+        model (`str`, *optional*):
+            Name of the model, as the server gives it with the answer.
     """
 
     text: str
     finish_reason: str
     token_ids: tuple[int, ...] | None = None
+    model: str | None = field(default=None, compare=False)
 
 
 @dataclass
@@ -297,7 +303,8 @@ class CompletionClient:
             response = await server.client.post(path, cast_to=httpx2.Response, body=body)
         try:
             answer = json.loads(response.content)
-            choice = answer["choices"][0]
+            # Servers may list choices in any order
+            choice = min(answer["choices"], key=lambda choice: choice.get("index") or 0)
             text = choice["message"]["content"] if path == "/chat/completions" else choice["text"]
             reason = choice.get("finish_reason")
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
@@ -310,10 +317,12 @@ class CompletionClient:
         text = "" if text is None and reason != "stop" else text
         if not isinstance(text, str) or (path == "/chat/completions" and reason == "stop" and not text.strip()):
             raise _BadAnswer(f"an answer without content (finish_reason {reason!r:.60})")
+        model = answer.get("model")
+        model = model if isinstance(model, str) and _is_unicode(model) else None
         ids = choice.get("token_ids")
         if body.get("return_token_ids"):
             self._check_ids(server, ids, text)
-        return Answer(text, reason, None if ids is None else tuple(ids))
+        return Answer(text, reason, None if ids is None else tuple(ids), model)
 
     def _check_ids(self, server: _Server, ids: Any, text: str):
         if ids is None and text:
@@ -333,7 +342,8 @@ class CompletionClient:
                 raise ServerUnusable(f"{server.url} answers {what}. Is `model` {self.model!r} right?")
             if error.status_code not in _TRANSIENT and error.status_code < 500:
                 self.counts.failed += 1
-                raise RequestFailed(what, is_refusal=True)
+                too_large = error.status_code in _TOO_LARGE and _SPEAKS_OF_LENGTH.search(what) is not None
+                raise RequestFailed(what, exceeds_context=too_large)
             return what
         if isinstance(error, TimeoutError | APITimeoutError):
             return f"no answer within {self._request_timeout:g} s"

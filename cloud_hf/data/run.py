@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -62,6 +63,8 @@ class JournaledClient:
         self.journal = journal
         self.role = role
         self.cut: set[str] = set()  # keys of answers that ran out of tokens
+        # By key, names that servers give with answers of another model than the one that was asked for, or of a version of it
+        self.other_models: dict[str, str] = {}
 
     async def chat(self, key: Sequence[Any], messages: list[dict[str, str]], **sampling) -> Answer:
         """Answer as [`CompletionClient.chat`]. `key`, such as row id and sample number, distinguishes equal requests."""
@@ -91,7 +94,7 @@ class JournaledClient:
             try:
                 answer = await self.chat(key, messages, **asked)
             except RequestFailed as error:
-                if doublings == 0 or not error.is_refusal:
+                if doublings == 0 or not error.exceeds_context:
                     raise
                 answer = Answer("", "no room")
                 self._keep(self._key(key, messages, asked), answer)
@@ -111,6 +114,8 @@ class JournaledClient:
             self._keep(key, answer)
         if answer.finish_reason == "length":
             self.cut.add(key)
+        if answer.model not in (None, self.client.model):
+            self.other_models[key] = answer.model
         return answer
 
     def _key(self, key: Sequence[Any], prompt: list, sampling: dict[str, Any]) -> str:
@@ -124,12 +129,14 @@ class JournaledClient:
         if value["finish_reason"] not in (*FINISH_REASONS, "no room"):
             return None
         ids = value.get("token_ids")
-        return Answer(value["text"], value["finish_reason"], None if ids is None else tuple(ids))
+        return Answer(value["text"], value["finish_reason"], None if ids is None else tuple(ids), value.get("model"))
 
     def _keep(self, key: str, answer: Answer):
         value: dict[str, Any] = {"text": answer.text, "finish_reason": answer.finish_reason}
         if answer.token_ids is not None:
             value["token_ids"] = answer.token_ids
+        if answer.model not in (None, self.client.model):
+            value["model"] = answer.model
         self.journal.add(key, value)
 
 
@@ -343,7 +350,10 @@ async def build_dataset(
         }
         results = run.results() if statistics is None else seen(run.results(), statistics)
         counts = await folder.write(results, features, counts)
-        counts |= {f"{role}_answers_cut": len(client.cut) for role, client in journaled.items()}
+        for role, client in journaled.items():
+            counts[f"{role}_answers_cut"] = len(client.cut)
+            if client.other_models:
+                counts[f"{role}_answers_of_other_models"] = dict(Counter(client.other_models.values()))
         if statistics is not None:
             counts["statistics"] = statistics.report()
         folder.write_record(counts)  # before the journal releases the lock

@@ -51,6 +51,18 @@ def test_an_answer():
     assert (answer.text, answer.finish_reason) == default_answer(body)
 
 
+def test_the_first_choice_is_the_one_of_index_0_and_the_model_is_named():
+    def write(body):
+        choices = [
+            {"index": number, "finish_reason": "stop", "message": {"content": f"choice {number}"}} for number in (1, 0)
+        ]
+        return web.json_response({"model": "tiny-2026", "choices": choices})
+
+    with serve_completions(write=write) as server:
+        answer, _ = run([server.url], ask)
+    assert answer.text == "choice 0" and answer.model == "tiny-2026"
+
+
 def test_ids_go_out_and_come_back():
     def write(body):
         assert body["prompt"] == [5, 6, 7] and body["return_token_ids"] is True
@@ -181,6 +193,25 @@ def test_a_request_that_is_refused_is_not_repeated():
     with serve_completions(write=write) as server, pytest.raises(RequestFailed, match=message):
         run([server.url], ask)
     assert server.requests.total() == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "exceeds_context"),
+    [
+        (400, "This model's maximum context length is 4096 tokens.", True),
+        (422, "`inputs` tokens + `max_new_tokens` must be <= 4096", True),
+        (400, "Unknown parameter: seed", False),
+        (402, "You requested 8192 max_tokens, but can only afford 1000. Add credits.", False),
+    ],
+)
+def test_only_a_refusal_that_speaks_of_length_says_that_the_context_is_full(status, message, exceeds_context):
+    response = {"error": {"message": message}}
+    with (
+        serve_completions(write=lambda body: web.json_response(response, status=status)) as server,
+        pytest.raises(RequestFailed) as error,
+    ):
+        run([server.url], ask)
+    assert error.value.exceeds_context == exceeds_context
 
 
 def test_stalls_end_in_bounded_time():

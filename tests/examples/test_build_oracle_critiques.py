@@ -126,6 +126,20 @@ def test_what_fails_for_good_is_said(pairs, tmp_path):
     assert read_rows(tmp_path / "out") == [row for row in expected(make_rows(40)) if row["id"] not in ("p3", "p8")]
 
 
+def test_answers_of_another_model_are_counted(pairs, tmp_path):
+    def write(body):
+        text, reason = default_answer(body)
+        choice = {"index": 0, "finish_reason": reason, "message": {"content": text}}
+        name = "small" if "What is 3 + 30" in body["messages"][0]["content"] else "tiny"
+        return web.json_response({"model": name, "choices": [choice]})
+
+    with serve_completions(write=write) as server:
+        for _ in range(2):  # again from the journal
+            assert run_script(SCRIPT, *options(server, pairs, tmp_path / "out"), log_dir=tmp_path).status == 0
+            counts = json.loads((tmp_path / "out" / "build.json").read_text())["counts"]
+            assert counts["critic_answers_of_other_models"] == {"small": 2}
+
+
 def test_cut_critiques_are_asked_for_longer(pairs, tmp_path):
     def write(body):
         text = body["messages"][0]["content"]
