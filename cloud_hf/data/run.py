@@ -375,7 +375,7 @@ def complete_build(build: Coroutine[Any, Any, dict[str, Any]], folder: DatasetFo
         `dict[str, Any]`: Its counts; some rows may have failed.
 
     Raises:
-        `SystemExit`: With a message and status 1 if the run had to stop.
+        `SystemExit`: With a message if the run had to stop.
     """
     try:
         return asyncio.run(build)
@@ -400,7 +400,7 @@ def run_builder(build: Coroutine[Any, Any, dict[str, Any]], folder: DatasetFolde
             Hub id to upload the dataset to.
 
     Raises:
-        `SystemExit`: With status 3 if rows failed, or with a message and status 1 if the run had to stop or no row is left.
+        `SystemExit`: With status 3 if rows failed, or with a message if the run had to stop or no row is left.
     """
     counts = complete_build(build, folder)
     check_not_empty(counts, folder)
