@@ -62,7 +62,10 @@ def test_shards_of_different_rows_and_unfinished_ones_are_refused(tmp_path):
         build(server, 30, "b", "--shard", "1/2")
         build(server, 10, "c", "--shard", "1/2")
     ended = merge("a", "b")
-    assert ended.status == 1 and "they differ in `contents_of_all_shards`, `ids_of_all_shards`, `rows_of_all_shards`" in ended.output
+    assert (
+        ended.status == 1
+        and "they differ in `contents_of_all_shards`, `ids_of_all_shards`, `rows_of_all_shards`" in ended.output
+    )
     assert merge("a", "c").status == 0
     ended = merge("a", "c", out="b")
     assert ended.status == 1 and "begun with other settings" in ended.output
