@@ -1,7 +1,7 @@
 """Any set of preference pairs: accuracy, margins, and calibration of the rewards."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from ..metrics.calibration import Calibration, calibrate
 from ..rows import BenchmarkRow, check_pairs, make_pair, pair_rewards, read_sources
-from ..stats import BenchmarkScores, Estimate, json_safe, share
+from ..stats import BenchmarkScores, Estimate, share
 
 
 def load(names: Sequence[str], split: str = "test", config: str | None = None) -> list[BenchmarkRow]:
@@ -63,7 +63,9 @@ class PreferenceScores:
     def details(self) -> dict[str, Any]:
         """Return everything but accuracy and ties for JSON; unknown values are `None`."""
         names = ("accuracy_ties_half", "margin", "margin_median", "margin_std")
-        return {name: getattr(self, name) for name in names} | json_safe(self.calibration)
+        calibration = asdict(self.calibration)
+        unknown = {name: None for name, value in calibration.items() if value != value}  # NaN
+        return {name: getattr(self, name) for name in names} | calibration | unknown
 
 
 def score_preferences(
