@@ -44,6 +44,7 @@ NOT_RUN = {
 
 # Python blocks that are compiled only, by a part of them: why
 COMPILED_ONLY = {
+    "gradio_client": "needs a running demo; tests/spaces/test_demo_sessions.py has one",
     "CLoudVLLM(": "needs vLLM; tests/serving/test_vllm.py makes the same calls",
 }
 
