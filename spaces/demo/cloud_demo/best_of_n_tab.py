@@ -57,7 +57,7 @@ async def write_candidates(backend: Backend, prompt: Any, count: int) -> list[st
     """
     Let the policy server write candidates, eight at a time.
 
-    Returns fewer than `count` if some requests failed. Raises `Problem` if fewer than two succeeded.
+    Returns fewer than `count` if requests failed or answers are empty. Raises `Problem` if fewer than two are left.
     """
     from cloud_hf.data.completions import CompletionClient, RequestFailed, ServerUnusable  # needs the extra `data`
 
@@ -74,9 +74,11 @@ async def write_candidates(backend: Backend, prompt: Any, count: int) -> list[st
     for failure in failures:
         if not isinstance(failure, RequestFailed | ServerUnusable):
             raise failure
-    if len(found) - len(failures) < 2:
-        raise Problem(f"The server that writes candidates cannot be reached or failed: {failures[0]}")
-    return [answer.text.strip() for answer in found if not isinstance(answer, BaseException)]
+    written = [text for answer in found if not isinstance(answer, BaseException) and (text := answer.text.strip())]
+    if len(written) < 2:
+        why = failures[0] if failures else f"{len(written)} of {count} answers have text; 2 are needed."
+        raise Problem(f"The server that writes candidates cannot be reached or failed: {why}")
+    return written
 
 
 # --------------------------------------------------------------------------------------------------- tab and endpoints
