@@ -1,13 +1,14 @@
 """Reports: report.md and report.json, their tables, pictures and files."""
 
 from ..outcomes import Difference, Evaluation, compare, evaluation_of_pairs, headline_estimates
+from ..tables import show_estimate
 from .best_of_n import best_of_n_section
 from .files import VERSION, write_report, write_results, write_scores
 from .markdown import Section, render
 from .sections import headline_table, markdown
 
 
-headline_figures = headline_estimates  # its name in version 0.1
+headline_figures, cell = headline_estimates, show_estimate  # their names in version 0.1
 
 __all__ = [
     "VERSION",
