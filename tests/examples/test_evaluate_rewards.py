@@ -259,7 +259,7 @@ def test_servers_score_the_same(models, data, done, servers, tmp_path):
 
 def test_servers_of_other_models_are_refused(models, data, servers, tmp_path):
     with pytest.raises(
-        ValueError, match=r"serves .*classic, a classic model, but .*cloud is a CLoud model.*in the order"
+        ValueError, match=r"serves .*classic, a classic model, but .*cloud is a CLoud model.*in the same order"
     ):
         evaluate(models, data, tmp_path, backend="server", server_url=servers[::-1])
     with pytest.raises(ValueError, match="1 addresses and `models` 2 models"):
