@@ -1,4 +1,4 @@
-"""What the card of any reward model says: what it is made from, and how to use it."""
+"""Parts of model cards shared by training, conversion and evaluation."""
 
 import re
 from pathlib import Path
@@ -10,17 +10,17 @@ METHOD = "Method: Ankner et al., *Critique-out-Loud Reward Models*, arXiv 2408.1
 
 
 def hub_id(name: str | None) -> str | None:
-    """The name, if it is one of the Hub and not a path here."""
+    """Return `name` if it is a Hub id and not a local path."""
     return name if name and re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists() else None
 
 
 def kind_of(critique: bool) -> str:
-    """What a model is called."""
+    """Name the kind of a reward model."""
     return "CLoud (critique-out-loud) reward model" if critique else "classic reward model"
 
 
 def usage(name: str, critique: bool, adapter: bool = False) -> str:
-    """Python lines that load a model and score a response."""
+    """Return Python code that loads a model and scores a response."""
     load = (
         "from transformers import AutoModel, AutoTokenizer\n\n"
         f"model = AutoModel.from_pretrained({name!r}, trust_remote_code=True)\n"
@@ -34,7 +34,7 @@ def usage(name: str, critique: bool, adapter: bool = False) -> str:
 
 def add_results(folder: Path, results: list[EvalResult]):
     """
-    Put results into the metadata of a model's card (`model-index`). They replace those of the same dataset and metric.
+    Add results to the metadata of a model's card (`model-index`), replacing those of the same dataset and metric.
 
     Args:
         folder (`Path`):

@@ -1,4 +1,4 @@
-"""Batches of encoded pairs."""
+"""Collate encoded pairs into padded or concatenated batches."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -21,19 +21,19 @@ class DataCollatorForCLoud(DataCollatorForPreference):
 
     Examples must have `chosen_ids`, `rejected_ids`, `chosen_prefix_length` and `rejected_prefix_length`, as
     [`encode_pairs`] makes them. The returned dictionary has `input_ids`, `attention_mask` and, if `critique` is set,
-    `labels`, all of shape `(2 * pairs, T)`, and where the examples have them `margin` and `cut` (critiques of the pair
-    that were cut at the token budget), of shape `(pairs,)`.
+    `labels`, all of shape `(2 * pairs, T)`; and, if the examples have them, `margin` and `cut` (number of critiques of the
+    pair that were cut off at the token budget), of shape `(pairs,)`.
 
-    With `padding_free` or `shared_prompt`, the sequences lie one after another in one row; the dictionary then has what
-    [`Packing.tensors`] returns instead, and its `reward_positions` are in the order all chosen, all rejected.
+    With `padding_free` or `shared_prompt`, the sequences are concatenated into one row. The dictionary then has the tensors
+    of [`Packing.tensors`] instead, with `reward_positions` in the same order: all chosen, then all rejected.
 
     Args:
         critique (`bool`, *optional*, defaults to `True`):
-            Whether to return labels. A classic model has nothing to write.
+            Whether to return labels. Classic models write no critiques.
         padding_free (`bool`, *optional*, defaults to `False`):
             Whether to flatten the batch.
         shared_prompt (`bool`, *optional*, defaults to `False`):
-            Whether to flatten the batch with one copy of each prefix that several of its sequences have in common.
+            Whether to flatten the batch, with one copy of each prefix that several sequences share.
     """
 
     critique: bool = True
@@ -46,7 +46,7 @@ class DataCollatorForCLoud(DataCollatorForPreference):
         return self.padding_free or self.shared_prompt
 
     def num_tokens(self, examples: list[dict[str, Any]]) -> int:
-        """How many tokens the batch of these examples has, padding included."""
+        """Count the tokens of the batch of these examples, padding included."""
         if self.flattens:
             return Packing(_sequences(examples), self.shared_prompt).num_tokens
         multiple = self.pad_to_multiple_of or 1
@@ -74,7 +74,7 @@ class DataCollatorForCLoud(DataCollatorForPreference):
 
 
 def _sequences(examples: list[dict[str, Any]]) -> list[TokenSequence]:
-    """All chosen sequences, then all rejected ones."""
+    """Return all chosen sequences, then all rejected ones."""
     return [
         TokenSequence(np.asarray(example[f"{side}_ids"]), example[f"{side}_prefix_length"])
         for side in SIDES

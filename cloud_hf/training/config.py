@@ -1,14 +1,16 @@
 """Options of [`CLoudTrainer`]: TRL's reward options and the joint loss."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from trl import RewardConfig
 
+from ..arguments import check_bounds, documented
 from ..data.rows import TRAINING_POLICIES, check_policy
 from .launch import check_machine
 
 
+@documented
 @dataclass
 class CLoudTrainingConfig(RewardConfig):
     r"""
@@ -17,40 +19,41 @@ class CLoudTrainingConfig(RewardConfig):
     This class includes only the parameters that are added to [`~trl.RewardConfig`].
 
     Parameters:
-        > Parameters that control the model, used when it is made from a plain language model
+        > Parameters that control the model, used when it is created from a plain language model
 
         critique (`bool`, *optional*, defaults to `True`):
-            Whether the model critiques before it scores. `False` trains a classic reward model.
+            Critique before scoring. `False` trains a classic reward model.
         critique_prompt (`str`, *optional*):
             Text that opens the critique turn. Defaults to the sentence of the published checkpoints.
         critique_role (`str`, *optional*, defaults to `"user"`):
             Role of the critique turn.
         keep_thinking (`bool`, *optional*, defaults to `False`):
-            Whether `<think>` blocks are shown to the reward model where the chat template would drop them.
+            Show `<think>` blocks to the reward model even if the chat template drops them.
         format (`str`, *optional*, defaults to `"cloud"`):
-            `"reference"` spells conversations as the authors' published checkpoints do, see [`ReferenceFormat`].
+            Layout of conversations: `"cloud"`, or `"reference"` for that of the authors' published checkpoints (see
+            [`ReferenceFormat`]).
 
         > Parameters that control the data preprocessing
 
         max_length (`int`, *optional*, defaults to `4096`):
-            Longest sequence in tokens, critique included. The model's context is the limit if it is smaller or this is
+            Longest sequence in tokens, critique included. The model's context applies if it is smaller, or if this is
             `None`.
         overlong_policy (`str`, *optional*, defaults to `"error"`):
-            What happens to pairs with a longer sequence: `"error"` stops before training, `"drop"` leaves them out and
-            says how many, `"truncate_prompt"` removes the oldest text of their prompt. `"truncate_end"` cuts the critique
-            as the reference implementation does, for `format="reference"` only.
+            Treatment of pairs with a longer sequence: `"error"` stops before training, `"drop"` skips them and reports
+            how many, `"truncate_prompt"` removes the oldest text of their prompt. `"truncate_end"` cuts the critique as
+            the reference implementation does; only with `format="reference"`.
 
         > Parameters that control the batches
 
         padding_free (`bool`, *optional*, defaults to `False`):
-            Whether the sequences of a batch lie one after another in one row instead of being padded. Losses and
-            gradients are the same. With `attn_implementation` `"sdpa"` or FlashAttention.
+            Concatenate the sequences of a batch into one row instead of padding them. Losses and gradients are the same.
+            Needs `attn_implementation` `"sdpa"` or FlashAttention.
         shared_prompt (`bool`, *optional*, defaults to `False`):
-            Whether, in such a row, the prefix that chosen and rejected (and several critiques of a response) have in
-            common is there once. Losses and gradients are the same. With `attn_implementation` `"sdpa"`.
+            Concatenate them, and compute a prefix that chosen and rejected (or several critiques of a response) share
+            only once. Losses and gradients are the same. Needs `attn_implementation` `"sdpa"`.
         token_budget (`int`, *optional*):
-            Most tokens of a training batch on one device, padding included. Pairs of about equal length then share a
-            batch, as many as the budget allows and at most `per_device_train_batch_size`.
+            Largest number of tokens in a training batch on one device, padding included. Batches then hold pairs of
+            similar length, as many as the budget allows and at most `per_device_train_batch_size`.
 
         > Parameters that control the loss
 
@@ -60,57 +63,39 @@ class CLoudTrainingConfig(RewardConfig):
         bradley_terry_weight (`float`, *optional*, defaults to `1.0`):
             Weight of the Bradley-Terry loss.
         lm_loss_chunks (`int`, *optional*):
-            In how many pieces the vocabulary logits of a batch's critiques are computed. One is fastest; more take less
-            memory and compute the logits twice. Defaults to one for each 16,384 entries of the vocabulary.
+            Pieces in which the vocabulary logits of a batch's critiques are computed. One is fastest; more take less
+            memory but compute the logits twice. Defaults to one for every 16,384 entries of the vocabulary.
     """
 
-    critique: bool = field(
-        default=True, metadata={"help": "Critique before scoring; False trains a classic reward model."}
-    )
-    critique_prompt: str | None = field(default=None, metadata={"help": "Text that opens the critique turn."})
-    critique_role: str = field(default="user", metadata={"help": "Role of the critique turn: user or assistant."})
-    keep_thinking: bool = field(
-        default=False, metadata={"help": "Show <think> blocks that the chat template would drop."}
-    )
-    format: str = field(default="cloud", metadata={"help": "Spelling of conversations: cloud or reference."})
-    max_length: int | None = field(
-        default=4096, metadata={"help": "Longest sequence in tokens; None for the model's context."}
-    )
-    overlong_policy: str = field(
-        default="error", metadata={"help": "Over-long pairs: error, drop, truncate_prompt or truncate_end."}
-    )
-    padding_free: bool = field(
-        default=False, metadata={"help": "Lay the sequences of a batch one after another instead of padding them."}
-    )
-    shared_prompt: bool = field(
-        default=False, metadata={"help": "Flatten the batch with one copy of the prefixes that its sequences share."}
-    )
-    token_budget: int | None = field(
-        default=None, metadata={"help": "Most tokens of a training batch on one device; groups by length."}
-    )
-    lm_loss_weight: float = field(default=1.25, metadata={"help": "Weight λ of the critique LM loss."})
-    bradley_terry_weight: float = field(default=1.0, metadata={"help": "Weight of the Bradley-Terry loss."})
-    lm_loss_chunks: int | None = field(
-        default=None, metadata={"help": "Pieces in which the logits of critiques are computed; more take less memory."}
-    )
+    critique: bool = True
+    critique_prompt: str | None = None
+    critique_role: str = "user"
+    keep_thinking: bool = False
+    format: str = "cloud"
+    max_length: int | None = 4096
+    overlong_policy: str = "error"
+    padding_free: bool = False
+    shared_prompt: bool = False
+    token_budget: int | None = None
+    lm_loss_weight: float = 1.25
+    bradley_terry_weight: float = 1.0
+    lm_loss_chunks: int | None = None
 
     def __post_init__(self):
         check_policy(self.overlong_policy, TRAINING_POLICIES)
         for name in ("lm_loss_weight", "bradley_terry_weight"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it must be a number from 0 up.")
-        for name in ("max_length", "token_budget", "lm_loss_chunks"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 1, or None.")
+        check_bounds(self, max_length=1, token_budget=1, lm_loss_chunks=1)
         if self.token_budget is not None and self.train_sampling_strategy != "random":
             raise ValueError(
-                f"`token_budget` groups pairs by length itself: `train_sampling_strategy` is "
-                f"{self.train_sampling_strategy!r}, leave it 'random'."
+                f"`token_budget` groups pairs by length itself, but `train_sampling_strategy` is "
+                f"{self.train_sampling_strategy!r}; leave it at 'random'."
             )
         if self.train_sampling_strategy == "group_by_length":
             raise ValueError(
-                "`train_sampling_strategy` 'group_by_length' goes by one sequence a row, and pairs have two. `token_budget` "
-                "groups pairs by length."
+                "`train_sampling_strategy` 'group_by_length' needs one sequence per row, and pairs have two. Use "
+                "`token_budget` to group pairs by length."
             )
         if self.token_budget is not None and self.auto_find_batch_size:
             raise ValueError(

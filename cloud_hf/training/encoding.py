@@ -1,4 +1,4 @@
-"""Datasets of text -> datasets of token ids, with every row checked before training starts."""
+"""Encode datasets of text into token ids, and check every row before training starts."""
 
 import logging
 import math
@@ -40,26 +40,26 @@ def encode_pairs(
     Args:
         rows (`Dataset`):
             Columns `prompt`, `chosen`, `rejected`; for a CLoud model `chosen_feedback` and `rejected_feedback` (text, or
-            several), whose `…_ids` are used where present; optional `margin`, `tools`, `id`, `chosen_finish_reason` and
+            several), whose `…_ids` take precedence if present; optional `margin`, `tools`, `id`, `chosen_finish_reason` and
             `rejected_finish_reason`. Several critiques train in pairs: the first of chosen with the first of rejected,
             and so on.
         critique_format ([`CritiqueFormat`]):
             The model's format.
         max_length (`int`, *optional*):
-            Longest sequence in tokens.
+            Longest sequence, in tokens.
         overlong_policy (`str`):
             `"error"`, `"drop"`, `"truncate_prompt"`, or with a [`ReferenceFormat`] `"truncate_end"`.
         name (`str`, *optional*, defaults to `"train"`):
             Name of the dataset in messages.
         num_proc (`int`, *optional*):
-            Processes to use.
+            Number of processes.
 
     Returns:
         `Dataset`: Columns `chosen_ids`, `rejected_ids`, `chosen_prefix_length`, `rejected_prefix_length`, and `margin`
-        where the rows have it, and `cut` (how many critiques of the pair were cut) where they have finish reasons.
+        if the rows have it, and `cut` (number of critiques of the pair that were cut off) if they have finish reasons.
 
     Raises:
-        `ValueError`: Naming the first bad row and its field.
+        `ValueError`: Names the first bad row and its field.
     """
     check_policy(overlong_policy, TRAINING_POLICIES if critique_format.name == "reference" else OVERLONG_POLICIES)
     if len(rows) == 0:
@@ -92,7 +92,7 @@ def encode_critiques(
     """
     Encode the critiques of both responses of each pair for supervised fine-tuning, with labels on the critiques alone.
 
-    Args, errors and the treatment of over-long rows are those of [`encode_pairs`].
+    Arguments, errors and over-long rows are as in [`encode_pairs`].
 
     Returns:
         `Dataset`: Columns `input_ids` and `labels`, one row per critique.
@@ -129,10 +129,10 @@ def _encode_batch(batch: dict[str, list], indices: list[int], name: str, **kwarg
 def _encode_row(
     row: dict[str, Any], critique_format: CritiqueFormat, max_length: int | None, overlong_policy: str
 ) -> list[dict[str, Any]]:
-    """The pairs of one row, one per critique; none if it is over-long and dropped."""
+    """Encode one row into pairs, one per critique; none if the row is over-long and dropped."""
     margin = row.get("margin", 0.0)
     if not isinstance(margin, int | float) or not math.isfinite(margin):
-        raise ValueError(f"`margin` is {margin!r}; give a number, or leave the column out.")
+        raise ValueError(f"`margin` is {margin!r}; give a number, or omit the column.")
     responses = [response_of(row, side) for side in SIDES]
     critiques: list[list] = [[None], [None]]
     if critique_format.critique:
@@ -177,7 +177,7 @@ def _encode_row(
 
 
 def _check_ids(row: dict[str, Any], critique_format: CritiqueFormat):
-    """Generated ids are of use only to the tokenizer they were generated with."""
+    """Check that generated ids come from this tokenizer."""
     for column in FEEDBACK_COLUMNS:
         if row.get(f"{column}_ids") is None:
             continue
@@ -185,13 +185,13 @@ def _check_ids(row: dict[str, Any], critique_format: CritiqueFormat):
         for ids, text in zip(critiques_of(row, column), texts, strict=True):
             if critique_format.decode(ids) != text.strip():
                 raise ValueError(
-                    f"`{column}_ids` do not decode to `{column}`: they were made with another tokenizer, or the text "
+                    f"`{column}_ids` do not decode to `{column}`: they come from another tokenizer, or the text "
                     "was edited. Drop the column to train on the text."
                 )
 
 
 def _cut_critiques(row: dict[str, Any], num_pairs: int) -> list[int | None]:
-    """Per pair, how many of its two critiques were cut at the token budget; `None` where the row does not say."""
+    """Count the critiques of each pair that were cut off at the token budget; `None` without finish reasons."""
     if "chosen_finish_reason" not in row:
         return [None] * num_pairs
     reasons = [row.get(f"{side}_finish_reason") for side in SIDES]
@@ -205,7 +205,7 @@ def _cut_critiques(row: dict[str, Any], num_pairs: int) -> list[int | None]:
 
 
 def _report(encoded: Dataset, num_rows: int, name: str):
-    """Say what did not go in as it came."""
+    """Log rows that were shortened, dropped or changed by the chat template."""
     if len(encoded) == 0:
         raise ValueError(f"The {name} dataset has no row left: all {num_rows} are over-long.")
     kept = len(set(encoded["row"]))
@@ -215,6 +215,6 @@ def _report(encoded: Dataset, num_rows: int, name: str):
         logger.warning("The %s dataset: %d of %d rows are over-long and dropped.", name, num_rows - kept, num_rows)
     if changed := sum(encoded["changed"]):
         logger.warning(
-            "The %s dataset: the chat template shows %d response(s) otherwise than given (thinking blocks dropped?). "
-            "`keep_thinking` shows them whole.", name, changed,
+            "The %s dataset: the chat template changes %d response(s) (thinking blocks dropped?). "
+            "`keep_thinking` shows them in full.", name, changed,
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""FSDP2 with a reward head that computes in fp32."""
+"""FSDP2 settings that keep the reward head in fp32."""
 
 import torch
 from accelerate import Accelerator
@@ -11,10 +11,10 @@ from torch.distributed.tensor import Shard
 
 def check_fsdp(accelerator: Accelerator):
     """
-    Check how FSDP is configured.
+    Check the FSDP configuration.
 
     Raises:
-        `ValueError`: If it is not FSDP2, no model would be saved, or weights would be read by one process alone.
+        `ValueError`: If it is not FSDP2, no model would be saved, or only one process would read the weights.
     """
     if accelerator.distributed_type != DistributedType.FSDP:
         return
@@ -26,24 +26,24 @@ def check_fsdp(accelerator: Accelerator):
         )
     if plugin.state_dict_type != StateDictType.FULL_STATE_DICT:
         raise ValueError(
-            f"FSDP's `fsdp_state_dict_type` is {plugin.state_dict_type.name}: every process would write a part of the "
+            f"FSDP's `fsdp_state_dict_type` is {plugin.state_dict_type.name}: each process would write a part of the "
             "weights and no model would be saved. Set it to FULL_STATE_DICT, as ds_configs/accelerate_fsdp2.yaml does."
         )
     if plugin.cpu_ram_efficient_loading:
         raise ValueError(
-            "FSDP's `fsdp_cpu_ram_efficient_loading` is on, but the reward head is sharded before accelerate would send "
-            "the weights around. Set it to false; where the weights do not fit into CPU memory once per GPU, use "
+            "FSDP's `fsdp_cpu_ram_efficient_loading` is on, but the reward head is sharded before accelerate would "
+            "broadcast the weights. Set it to false; if CPU memory cannot hold one copy of the weights per GPU, use "
             "ds_configs/zero3.json."
         )
 
 
 def prepare_fsdp2(accelerator: Accelerator, model: nn.Module):
     """
-    Shard the reward head under FSDP2, and set up mixed precision, before accelerate shards the rest; nothing elsewhere.
+    Shard the reward head and set up mixed precision under FSDP2, before accelerate shards the rest. A no-op elsewhere.
 
-    The head is a unit of its own that stays in fp32: FSDP2 takes parameters of one dtype per unit. With bf16 the language
-    model computes in bf16 on fp32 weights, gradients are summed in fp32, and outputs are left as they are, where accelerate
-    would round rewards and losses to bf16.
+    The head becomes a separate fp32 unit, since FSDP2 allows one dtype per unit. With bf16 the language model computes in
+    bf16 on fp32 weights and gradients are summed in fp32. Outputs are not cast: accelerate would round rewards and losses
+    to bf16.
     """
     if not accelerator.is_fsdp2:
         return
@@ -59,14 +59,14 @@ def prepare_fsdp2(accelerator: Accelerator, model: nn.Module):
 
 
 def _shard_of_head(parameter: nn.Parameter) -> Shard | None:
-    # The one row of `out_proj` goes by columns: accelerate finds the optimizer's parameters by the address of their shards,
-    # and two empty shards (the bias is the other) have the same
+    # `out_proj` has one row, so it is sharded by columns. By rows, all ranks but one would hold an empty shard of it and of its
+    # bias, with the same address, and accelerate matches optimizer parameters to shards by address
     return Shard(1) if parameter.ndim == 2 and parameter.shape[0] == 1 else None
 
 
 def _check_divides(hidden_size: int, num_processes: int):
     if hidden_size % num_processes:
         raise ValueError(
-            f"FSDP2 shards the reward head by its {hidden_size} columns, which {num_processes} processes do not divide. Take "
-            "another number of processes, or ds_configs/zero3.json."
+            f"FSDP2 shards the reward head by its {hidden_size} columns, which are not divisible by {num_processes} processes. "
+            "Use another number of processes, or ds_configs/zero3.json."
         )

@@ -1,4 +1,4 @@
-"""LoRA and QLoRA: what is adapted, the reward head that is trained whole, and adapters that training goes on with."""
+"""LoRA and QLoRA: choose layers, train the reward head in full, continue training an adapter."""
 
 from typing import Any
 
@@ -24,16 +24,16 @@ _SHAPE_OPTIONS = ("r", "lora_alpha", "use_rslora", "use_dora")
 
 def complete_lora(peft_config: PeftConfig, model: CLoudForRewardModeling):
     """
-    Train and save the reward head whole, and adapt the layers that PEFT would choose for the language model.
+    Train and save the reward head in full, and choose target layers as PEFT does for the language model.
 
     Raises:
-        `ValueError`: If the head is left out, or a target is no layer of the model.
+        `ValueError`: If the head is left out, or a target is not a layer of the model.
     """
     saved = peft_config.modules_to_save
     if saved is not None and HEAD not in saved:
         raise ValueError(
-            f"`modules_to_save` (`lora_modules_to_save`) is {list(saved)}, which leaves the reward head out: it would stay "
-            f"random and not be saved. Add {HEAD!r}, or leave the option out."
+            f"`modules_to_save` (`lora_modules_to_save`) is {list(saved)}, which leaves out the reward head: it would stay "
+            f"random and not be saved. Add {HEAD!r}, or omit the option."
         )
     peft_config.modules_to_save = sorted({*(saved or []), HEAD})
     choose_targets(peft_config, model)
@@ -41,17 +41,17 @@ def complete_lora(peft_config: PeftConfig, model: CLoudForRewardModeling):
 
 def choose_targets(peft_config: PeftConfig, model: PreTrainedModel):
     """
-    Adapt the layers that PEFT would choose for this language model, if none are named.
+    Choose target layers as PEFT does for this language model, unless some are named.
 
     Raises:
-        `ValueError`: If a layer that is named does not exist; PEFT minds only if none does.
+        `ValueError`: If a named layer does not exist; PEFT complains only if none of them does.
     """
     targets = peft_config.target_modules
     if isinstance(peft_config, LoraConfig) and targets is None:
         known = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
         peft_config.target_modules = known.get(model.config.get_text_config().model_type, "all-linear")
         return
-    if targets is None or isinstance(targets, str):  # a pattern: PEFT says so if it matches nothing
+    if targets is None or isinstance(targets, str):  # a pattern: PEFT raises if it matches nothing
         return
     linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     names = {name for name, _ in model.named_modules()}
@@ -65,21 +65,21 @@ def choose_targets(peft_config: PeftConfig, model: PreTrainedModel):
 
 
 def check_dropout(peft_config: PeftConfig | None, disable_dropout: bool):
-    """Raise `ValueError` if an adapter is asked for with dropout that `disable_dropout` would turn off."""
+    """Raise `ValueError` if an adapter has dropout that `disable_dropout` would turn off."""
     if disable_dropout and isinstance(peft_config, LoraConfig) and peft_config.lora_dropout > 0:
         raise ValueError(
-            f"`lora_dropout` is {peft_config.lora_dropout}, but `disable_dropout` is on, as it is in reward training unless "
-            "something else is said, and would turn it off. Pass `--disable_dropout False`, which leaves the language "
-            "model's own dropout on as well, or `--lora_dropout 0`."
+            f"`lora_dropout` is {peft_config.lora_dropout}, but `disable_dropout` is on, the default in reward training, and "
+            "would turn it off. Pass `--disable_dropout False`, which also keeps the language model's own dropout, or "
+            "`--lora_dropout 0`."
         )
 
 
 def check_quantization(quantization_config: BitsAndBytesConfig | None, has_adapter: bool):
-    """Raise `ValueError` if a model is to be quantised and there is no adapter over it to train."""
+    """Raise `ValueError` if a model is quantised without an adapter to train."""
     if quantization_config is not None and not has_adapter:
         raise ValueError(
-            "Quantised weights (`load_in_4bit`, `load_in_8bit`) cannot be trained themselves: add `--use_peft True` for an "
-            "adapter over them, or leave the option out."
+            "Quantised weights (`load_in_4bit`, `load_in_8bit`) cannot be trained themselves: add `--use_peft True` to "
+            "train an adapter on them, or omit the option."
         )
 
 
@@ -87,13 +87,13 @@ def check_head(model: PeftModel):
     """Raise `ValueError` if an adapter given as a model does not train the reward head."""
     if not any(parameter.requires_grad for name, parameter in model.named_parameters() if HEAD in name):
         raise ValueError(
-            f"The adapter leaves the reward head out: it would not be trained. Make it with `modules_to_save=[{HEAD!r}]`, "
+            f"The adapter leaves out the reward head: it would not be trained. Create it with `modules_to_save=[{HEAD!r}]`, "
             "and load it with `is_trainable=True`."
         )
 
 
 def spare_head(quantization_config: BitsAndBytesConfig | None, config: CLoudConfig) -> BitsAndBytesConfig | None:
-    """Keep the reward head from being quantised, beside what transformers spares (the LM head)."""
+    """Exclude the reward head from quantisation, in addition to what transformers excludes (the LM head)."""
     if quantization_config is not None and quantization_config.llm_int8_skip_modules is None:
         spared = get_keys_to_not_convert(CLoudForRewardModeling.without_weights(config))
         quantization_config.llm_int8_skip_modules = sorted({*spared, HEAD})
@@ -102,18 +102,18 @@ def spare_head(quantization_config: BitsAndBytesConfig | None, config: CLoudConf
 
 def read_lora(name: str, model: CLoudForRewardModeling, asked: PeftConfig | None, **hub_kwargs) -> PeftConfig:
     """
-    The options with which training goes on with an adapter: its own, and the reward head.
+    Read the options to continue training an adapter with: its own, plus the reward head.
 
     Args:
         name (`str`):
             Hub id or folder of the adapter.
         model ([`CLoudForRewardModeling`]):
-            Its base.
+            Base model of the adapter.
         asked (`PeftConfig`, *optional*):
-            What was asked for. Its dropout is used; what shapes the adapter must be the adapter's own.
+            Requested options. Dropout is taken from them; rank, scaling and targets must match the adapter's.
 
     Raises:
-        `ValueError`: If another adapter was asked for.
+        `ValueError`: If the requested options describe another adapter.
     """
     peft_config = PeftConfig.from_pretrained(name, **hub_kwargs)
     if asked is not None:
@@ -125,21 +125,23 @@ def read_lora(name: str, model: CLoudForRewardModeling, asked: PeftConfig | None
 
 
 def check_same_lora(name: str, own: PeftConfig, asked: PeftConfig):
-    """Raise `ValueError` if another adapter is asked for than the one that training goes on with."""
+    """Raise `ValueError` if the requested options describe another adapter than the existing one."""
     for option in _SHAPE_OPTIONS:
         if getattr(asked, option) != getattr(own, option):
             raise ValueError(
-                f"{name} is an adapter with {option}={getattr(own, option)}, and training goes on with it, but "
-                f"{option}={getattr(asked, option)} was asked for. Leave `use_peft` out, or give the same; for a new "
-                "adapter merge this one first (`examples/merge_adapter.py`)."
+                f"{name} is an adapter with {option}={getattr(own, option)}, and training continues with it, but "
+                f"{option}={getattr(asked, option)} was requested. Omit `use_peft`, or request the same; for a new "
+                "adapter, merge this one first (`examples/merge_adapter.py`)."
             )
     targets = [asked.target_modules, own.target_modules]
     if targets[0] is not None and targets[0] != targets[1] and "all-linear" not in targets:
-        raise ValueError(f"{name} adapts {targets[1]}, and training goes on with it, but {targets[0]} was asked for.")
+        raise ValueError(
+            f"{name} adapts {targets[1]}, and training continues with it, but {targets[0]} was requested."
+        )
 
 
 def shape_of_adapter(model: PreTrainedModel | PeftModel) -> dict[str, Any] | None:
-    """What makes a LoRA adapter's weights fit another, as JSON has it; `None` for a model without an adapter."""
+    """Return the options that two LoRA adapters must share to exchange weights, as JSON; `None` without an adapter."""
     if not isinstance(model, PeftModel):
         return None
     own = model.peft_config["default"].to_dict()
@@ -155,33 +157,33 @@ def go_on_with_adapter(
     asked: PeftConfig | None,
     **hub_kwargs,
 ) -> PeftModel:
-    """An adapter of stage 1 or of a reward model, around its base, to be trained further with the reward head."""
+    """Attach an adapter of stage 1 or of a reward model to its base, to train it further together with the reward head."""
     vocabulary = base_model.config.text_config.vocab_size
     if len(tokenizer) > vocabulary:
         raise ValueError(
-            f"{name} was trained over another base: its tokenizer has {len(tokenizer)} tokens, its base only {vocabulary}."
+            f"{name} was trained on another base: its tokenizer has {len(tokenizer)} tokens, this base only {vocabulary}."
         )
     peft_config = read_lora(name, base_model, asked, **hub_kwargs)
-    print(f"{name} is a LoRA adapter: training goes on with it, and with the reward head.")
+    print(f"{name} is a LoRA adapter: training continues with it and the reward head.")
     return attach_adapter(base_model, name, peft_config, trainable=True, **hub_kwargs)
 
 
 def model_for_sft(model_args: ModelConfig, config: PreTrainedConfig, init_kwargs: dict[str, Any]) -> dict[str, Any]:
     """
-    The arguments of [`~trl.SFTTrainer`] that say what is trained: a language model by name, with an adapter if asked for,
-    or the adapter of that name around its base.
+    Return the arguments of [`~trl.SFTTrainer`] for the model: a language model by name, with a new adapter if requested, or
+    an existing adapter on its base.
 
     Args:
         model_args ([`~trl.ModelConfig`]):
-            The model, and the adapter.
+            Model and adapter options.
         config (`PreTrainedConfig`):
-            The language model's.
+            Config of the language model.
         init_kwargs (`dict`):
             Passed to `from_pretrained`.
 
     Raises:
-        `ValueError`: If a layer that is to be adapted does not exist, another adapter than the one named was asked for, or
-            the model is to be quantised without any.
+        `ValueError`: If a target layer does not exist, the requested adapter differs from the existing one, or the model
+            is quantised without an adapter.
     """
     name, revision = model_args.model_name_or_path, model_args.model_revision
     peft_config, quantization_config = get_peft_config(model_args), get_quantization_config(model_args)
@@ -199,5 +201,5 @@ def model_for_sft(model_args: ModelConfig, config: PreTrainedConfig, init_kwargs
     base, base_revision = adapter_base(name, revision=revision)
     init_kwargs = {**init_kwargs, "revision": base_revision, "quantization_config": quantization_config}
     model = AutoModelForCausalLM.from_pretrained(base, **init_kwargs)
-    print(f"{name} is a LoRA adapter: training goes on with it.")
+    print(f"{name} is a LoRA adapter: training continues with it.")
     return {"model": PeftModel.from_pretrained(model, name, is_trainable=True, config=own, revision=revision)}

@@ -1,6 +1,6 @@
 """
-What a training step keeps in memory: a step of the real model on fake tensors, which have shapes but no storage, while
-every allocation is counted. It takes seconds for 70B and needs the config alone.
+Measure the memory of a training step without running it: the actual model runs on fake tensors, which have shapes but no
+storage, and every allocation is counted. Takes seconds for 70B and needs only the config.
 """
 
 import weakref
@@ -31,13 +31,13 @@ class StepMemory:
 
     Args:
         parameters, trained (`int`):
-            Numbers of parameters, and of those that are trained.
+            Number of parameters, and of trained ones.
         linear (`int`):
-            Numbers of parameters that 4-bit loading quantises.
+            Number of parameters that 4-bit loading quantises.
         largest (`int`):
             Size of the largest parameter.
         saved (`int`):
-            Bytes kept between forward and backward pass.
+            Bytes kept between the forward and the backward pass.
         peaks (`list[tuple[int, int]]`):
             Bytes besides parameters and gradients, and bytes of gradients, at every moment that can be the largest for some
             way to store gradients.
@@ -73,7 +73,12 @@ class StepMemory:
 
 
 class _Allocations(TorchDispatchMode):
-    """Counts the storages that operations make, until they are freed."""
+    """
+    Count the storages that operations allocate, until they are freed.
+
+    torch's own `MemTracker` reports one peak. How large gradients are on a GPU depends on how they are sharded, and so does the
+    moment of the peak; this keeps all candidates.
+    """
 
     def __init__(self, kept: set[int]):
         super().__init__()
@@ -103,7 +108,7 @@ class _Allocations(TorchDispatchMode):
         self.live -= self._sizes.pop(key)[1]
 
     def add_gradient(self, parameter: torch.Tensor):
-        """A gradient is complete: from here on it counts as one."""
+        """Count a complete gradient as such, no longer as a temporary."""
         storage = parameter.grad.untyped_storage()
         self._count(storage)
         self.gradients += storage.nbytes()
@@ -112,7 +117,7 @@ class _Allocations(TorchDispatchMode):
     def _note(self):
         moment = (self.live - self.gradients, self.gradients)
         if moment[0] > self.peaks[-1][0] or moment[1] > self.peaks[-1][1]:
-            # Earlier moments with as much of both can never be the largest
+            # Drop earlier moments that have no more of either: they cannot be the peak for any sharding
             while self.peaks and self.peaks[-1][0] <= moment[0] and self.peaks[-1][1] <= moment[1]:
                 self.peaks.pop()
             self.peaks.append(moment)
@@ -135,7 +140,7 @@ def simulate_step(
     lora: LoraConfig | None = None,
 ) -> StepMemory:
     """
-    One forward and backward pass of the joint loss.
+    Simulate one forward and backward pass of the joint loss.
 
     Args:
         config ([`CLoudConfig`]):
@@ -145,24 +150,24 @@ def simulate_step(
         length (`int`):
             Tokens of each sequence.
         labelled_share (`float`, *optional*, defaults to `0.5`):
-            Share of the tokens that are critique.
+            Share of the tokens that belong to the critique.
         dtype (`torch.dtype`, *optional*, defaults to `torch.float32`):
             Data type of the weights.
         autocast (`bool`, *optional*, defaults to `False`):
-            Whether matrix products are computed in bf16, over weights of another type.
+            Whether matrix products run in bf16 on weights of another type.
         gradient_checkpointing (`bool`, *optional*, defaults to `True`):
-            Whether layers are computed again in the backward pass.
+            Whether layers are recomputed in the backward pass.
         padding_free (`bool`, *optional*, defaults to `False`):
-            Whether the batch is one row.
+            Whether the batch is concatenated into one row.
         shared_prompt (`bool`, *optional*, defaults to `False`):
-            Whether it is, and holds what the sequences of a pair have in common once.
+            Whether it is, with one copy of what the sequences of a pair share.
         prompt_share (`float`, *optional*, defaults to `0.25`):
-            Share of a sequence's tokens that the other one of its pair has, too.
+            Share of a sequence's tokens that the other sequence of its pair shares.
         lm_loss_chunks (`int`, *optional*):
             Pieces of the critique loss, as in [`CLoudTrainingConfig`].
         head_is_sharded (`bool`, *optional*, defaults to `False`):
-            Whether the LM head's weight is there only while the layer computes, as under ZeRO-3. Each piece of the critique
-            loss then has a gradient of its own.
+            Whether the LM head's weight is gathered only while the layer computes, as under ZeRO-3. Each piece of the
+            critique loss then allocates a separate gradient.
         lora (`LoraConfig`, *optional*):
             An adapter.
 
@@ -177,7 +182,7 @@ def simulate_step(
     shape_BT, attention = (2 * pairs, length), {}
     if padding_free or shared_prompt:
         shape_BT, attention = _lay_out(model, pairs, length, labelled, shared)
-    with FakeTensorMode(allow_non_fake_inputs=True):  # lengths of segments are real: fake tensors have no values
+    with FakeTensorMode(allow_non_fake_inputs=True):  # segment lengths are real tensors: fake ones have no values
         _pretend_to_be_on_cpu(model)
         parameters = list(model.parameters())
         tracker = _Allocations({parameter.untyped_storage()._cdata for parameter in parameters})
@@ -216,7 +221,7 @@ def _make_model(config, dtype, lora, gradient_checkpointing):
     finally:
         torch.set_default_dtype(before)
     with torch.device("meta"):
-        model.reward_head = RewardHead(config.text_config.hidden_size)  # in fp32, as it always is
+        model.reward_head = RewardHead(config.text_config.hidden_size)  # always in fp32
     if not config.critique and not config.tie_word_embeddings:
         model.get_output_embeddings().requires_grad_(False)
     if gradient_checkpointing:
@@ -231,7 +236,7 @@ def _make_model(config, dtype, lora, gradient_checkpointing):
 
 
 def _pretend_to_be_on_cpu(model: nn.Module):
-    """Fake tensors in place of those on the meta device, for which attention would take another path."""
+    """Replace meta tensors by fake CPU tensors: attention would take another path on the meta device."""
     made: dict[int, torch.Tensor] = {}
     for module in model.modules():
         for tensors in (module._parameters, module._buffers):
@@ -246,13 +251,13 @@ def _pretend_to_be_on_cpu(model: nn.Module):
 
 
 class _ShardedHead(nn.Linear):
-    """An LM head that [`CLoudForRewardModeling`] does not take for one that is whole."""
+    """An LM head that [`CLoudForRewardModeling`] treats as sharded, since its class is not `nn.Linear`."""
 
 
 def _lay_out(
     model: CLoudForRewardModeling, pairs: int, length: int, labelled: int, shared: int
 ) -> tuple[tuple[int, int], dict[str, Any]]:
-    """Shape of pairs in one row, whose sequences have their first `shared` tokens in common, and what attention is told."""
+    """Return the shape of pairs in one row, whose sequences share their first `shared` tokens, and the arguments of attention."""
     model.prepare_for_segments(shared > 0)
     rows = np.arange(2 * pairs)[:, None].repeat(length, axis=1)
     rows[1::2, :shared] = rows[::2, :shared]
@@ -268,7 +273,7 @@ def _joint_loss(
     P: int,
     chunks: int | None,
 ) -> torch.Tensor:
-    """The loss of `CLoudTrainer`, with the labelled positions given by number: fake tensors have no values to find them by."""
+    """Compute the loss of `CLoudTrainer` for `P` labelled positions: fake tensors have no values to find them by."""
     ids_BT = torch.zeros(shape_BT, dtype=torch.long)
     options = {"attention_mask": torch.ones_like(ids_BT), **attention}
     if model._accepts_position_ids:

@@ -1,25 +1,20 @@
 """The model card of a trained reward model."""
 
-from typing import TYPE_CHECKING
-
 import transformers
 import trl
 from accelerate.utils import is_peft_model
 from huggingface_hub import ModelCard, ModelCardData
+from trl import RewardTrainer
 
 from ..cards import METHOD, hub_id, kind_of, usage
-
-
-if TYPE_CHECKING:
-    from .trainer import CLoudTrainer
 
 
 _SHOWN_METRICS = ("loss", "pairwise_loss", "lm_loss", "accuracy", "margin", "mean_reward", "reward_std")
 
 
-def make_model_card(trainer: "CLoudTrainer", model_name: str, dataset_name: str | None, tags=None) -> ModelCard:
+def make_model_card(trainer: RewardTrainer, model_name: str, dataset_name: str | None, tags=None) -> ModelCard:
     """
-    Describe a model: kind, base model, λ, data, metrics, how to load it.
+    Describe a trained model: kind, base model, λ, data, metrics, usage.
 
     Args:
         trainer ([`CLoudTrainer`]):
@@ -68,7 +63,7 @@ def make_model_card(trainer: "CLoudTrainer", model_name: str, dataset_name: str 
 
 
 def _metric_lines(log_history: list[dict]) -> list[str]:
-    """The last value of each metric, training and evaluation."""
+    """Return a table with the last value of each metric, of training and of evaluation."""
     last: dict[str, float] = {}
     for entry in log_history:
         last.update({key: value for key, value in entry.items() if key.removeprefix("eval_") in _SHOWN_METRICS})

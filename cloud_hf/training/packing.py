@@ -1,4 +1,4 @@
-"""Sequences of any lengths in one row without padding, with one copy of the prefixes they share.
+"""Pack sequences of any length into one row without padding, with one copy of shared prefixes.
 
 Shape suffixes: B sequences, S segments, N tokens of the row.
 """
@@ -12,7 +12,7 @@ import torch
 from ..critique_format import IGNORE_INDEX
 
 
-# A shorter prefix is computed once for each sequence: one more segment costs more than it saves
+# Shorter prefixes are computed once per sequence: another segment would cost more attention calls than it saves tokens
 MIN_SHARED_TOKENS = 32
 
 
@@ -25,8 +25,8 @@ class TokenSequence:
         ids (`np.ndarray` of shape `(T,)`):
             Its token ids.
         prefix_length (`int`):
-            How many of them come before the critique. All but the last of these can be shared, so that what predicts the
-            critique's first token, and where a classic reward is read, are the sequence's own.
+            Number of tokens before the critique. All but the last of these can be shared. The last one predicts the
+            critique's first token, and a classic reward is read there, so each sequence keeps it.
 
     Examples:
 
@@ -41,7 +41,7 @@ class TokenSequence:
 
 @dataclass(frozen=True)
 class Segment:
-    """Tokens `start` to `end` of a sequence, which follow those of the segment number `parent`, or of none if it is -1."""
+    """Tokens `start` to `end` of a sequence, preceded by those of segment number `parent` (-1 for a root)."""
 
     sequence: int
     start: int
@@ -55,13 +55,13 @@ class Segment:
 @dataclass
 class Packing:
     """
-    How sequences lie in one row: a tree of segments, whose leaves are the ends of the sequences.
+    Layout of sequences in one row: a tree of segments, whose leaves are the ends of the sequences.
 
     Args:
         sequences (`list[TokenSequence]`):
-            What to pack.
+            Sequences to pack.
         shared_prompt (`bool`):
-            Whether prefixes that several sequences have in common are there once.
+            Whether to store a prefix that several sequences share only once.
 
     Examples:
 
@@ -82,11 +82,11 @@ class Packing:
 
     @property
     def num_tokens(self) -> int:
-        """N, how many tokens are computed."""
+        """N, the number of tokens to compute."""
         return sum(map(len, self.segments))
 
     def _add(self, members: list[int], start: int, parent: int):
-        """Add the segments of sequences that have their first `start` tokens in common, which end at `parent`."""
+        """Add the segments of sequences that share their first `start` tokens, up to the end of segment `parent`."""
         for group in self._groups(members, start):
             segment = len(self.segments)
             if len(group) == 1:
@@ -98,7 +98,7 @@ class Packing:
                 self._add(group, end, segment)
 
     def _groups(self, members: list[int], start: int) -> list[list[int]]:
-        """Those whose next tokens are the same, enough of them to be shared, together."""
+        """Group the members by their next `MIN_SHARED_TOKENS` tokens; one too short to share is alone."""
         if not self.shared_prompt:
             return [[member] for member in members]
         groups: dict[bytes | int, list[int]] = defaultdict(list)
@@ -115,11 +115,11 @@ class Packing:
         return int(differ.argmax()) if differ.any() else shortest
 
     def _shareable(self, member: int) -> int:
-        return self.sequences[member].prefix_length - 1  # so that every sequence has tokens of its own
+        return self.sequences[member].prefix_length - 1  # so that every sequence ends in its own leaf
 
     def tensors(self, labels: bool) -> dict[str, torch.Tensor]:
         """
-        The batch for [`CLoudForRewardModeling`].
+        Build the batch for [`CLoudForRewardModeling`].
 
         Args:
             labels (`bool`):
@@ -131,7 +131,7 @@ class Packing:
         """
         ends = np.cumsum([len(segment) for segment in self.segments])
         ids = np.concatenate([self.sequences[s.sequence].ids[s.start : s.end] for s in self.segments])
-        # First, because the Trainer takes the first tensor's length for the size of the batch
+        # First, because the Trainer takes the length of the first tensor as the batch size
         batch = {"reward_positions": torch.tensor([ends[self.leaves[i]] - 1 for i in range(len(self.sequences))])}
         batch["input_ids"] = torch.from_numpy(ids)[None].long()
         batch["position_ids"] = torch.cat([torch.arange(s.start, s.end) for s in self.segments])[None]
@@ -142,7 +142,7 @@ class Packing:
         return batch
 
     def _labels(self, segment: Segment) -> torch.Tensor:
-        """Unshifted: a shared segment ends before the first label."""
+        """Labels of a segment, not shifted. Shared segments have none: they end before the critique."""
         sequence = self.sequences[segment.sequence]
         labels = torch.from_numpy(sequence.ids).long().clone()
         labels[: sequence.prefix_length] = IGNORE_INDEX

@@ -1,26 +1,28 @@
 r"""
-How much memory training takes on each GPU, and the largest micro-batch that fits, from a model's config alone.
+Estimate the memory of training on each GPU, and the largest micro-batch that fits, from a model's config alone.
 
 python -m cloud_hf.training.plan --model meta-llama/Meta-Llama-3-70B --gpus 8 --zero 3 --max_length 2048
 python -m cloud_hf.training.plan --config examples/configs/llama3-8b/cloud.yaml --model meta-llama/Meta-Llama-3-8B \
     --gpus 8 --zero 3
 
-P are all parameters, T the trained ones (all; or those of an adapter and the reward head), N the GPUs. Bytes per GPU:
+P is the number of parameters, T that of the trained ones (all, or an adapter's and the reward head's), N that of GPUs.
+Bytes per GPU:
 
 - Parameters: P x 4 in fp32. DeepSpeed and FSDP2 compute in bf16: 2 x P. ZeRO-3 and FSDP2 store P / N of them, and gather
   what a layer needs for as long as it computes (see "gathered"). Over a 4-bit base the layers' weights take 0.5 bytes and
   one fp32 scale for 64 of them, 0.5625 in all, and the rest is not quantised.
 - Gradients: as wide as the parameters that are trained. ZeRO-2, ZeRO-3 and FSDP2 store T / N of them. Without
   accumulation they appear while activations go, so that only the largest sum of both counts; with it they are there.
-- Optimizer: AdamW has two fp32 moments, 8 x T; with 8-bit moments 2 x T. With bf16 parameters it also has their fp32
-  master copy, 4 x T. (Trained in bf16 without DeepSpeed or FSDP2 the moments are bf16, too.) Every ZeRO stage and FSDP2
+- Optimizer: AdamW has two fp32 moments, 8 x T; with 8-bit moments 2 x T. DeepSpeed adds an fp32 master copy of bf16
+  parameters, 4 x T. (Trained in bf16 without DeepSpeed or FSDP2, the moments are bf16, too.) Every ZeRO stage and FSDP2
   store 1 / N of it.
-- Offload (`ds_configs/zero3_offload.json`) puts what is stored of gradients and optimizer into the memory of the CPU, and
-  under ZeRO-3 of parameters, too. Gradients are there twice, as wide as the parameters and in fp32.
-- Step: when activations are gone, adamw_torch makes the square roots of all its second moments, 4 x T (adamw_torch_fused
-  makes none), and DeepSpeed fp32 gradients, 4 x T; of its part each GPU, under ZeRO-3 for 1e9 parameters at a time.
-- Activations: what the forward pass keeps, and what the backward pass needs on top. They are not computed by formula: a
-  step of the very model runs on fake tensors, and its allocations are counted. With gradient checkpointing that is about
+- Offload (`ds_configs/zero3_offload.json`) moves the stored gradients and optimizer states to CPU memory, under ZeRO-3 the
+  parameters, too. Gradients are stored twice there: as wide as the parameters, and in fp32.
+- Step: once activations are freed, adamw_torch allocates the square roots of all its second moments, 4 x T
+  (adamw_torch_fused does not), and DeepSpeed fp32 gradients, 4 x T; each GPU for its share, under ZeRO-3 for 1e9 parameters
+  at a time.
+- Activations: what the forward pass keeps, and what the backward pass needs on top. There is no formula: a step of the
+  actual model runs on fake tensors, and its allocations are counted. With gradient checkpointing that is about
   layers x tokens x hidden, and one layer's own. With autocast the bf16 copies of fp32 weights are among them. With
   `shared_prompt` the prompts of pairs (`prompt_share` of a sequence) count once.
 - LM loss: the fp32 logits of one piece of the labelled tokens and what cross-entropy makes of them, about
@@ -42,6 +44,7 @@ import torch
 import yaml
 from peft import LoraConfig
 
+from ..arguments import check_bounds, documented
 from ..cli import run
 from ..configuration_cloud import CLoudConfig, read_config
 from .arguments import DataArguments, RewardModelConfig
@@ -56,32 +59,23 @@ _LIVE_PARAMETERS = _SUB_GROUP = 1e9
 _BUCKET = 5e8
 # Bytes of a 4-bit weight with its share of a scale for 64 of them
 _FOUR_BITS = 0.5 + 4 / 64
-# Keys of recipes that the plan depends on, and what they are here
-_RECIPE_KEYS = {
-    "max_length": "max_length",
-    "per_device_train_batch_size": "micro_batch",
-    "gradient_accumulation_steps": "gradient_accumulation_steps",
-    "gradient_checkpointing": "gradient_checkpointing",
-    "padding_free": "padding_free",
-    "shared_prompt": "shared_prompt",
-    "lm_loss_chunks": "lm_loss_chunks",
-    "optim": "optim",
-    "bf16": "bf16",
-    "dtype": "dtype",
-    "lora_r": "lora_r",
-    "lora_target_modules": "lora_target_modules",
-    "load_in_4bit": "load_in_4bit",
-}
-
-
-# Keys that change what a step takes in ways that are not worked out
+# Recipe keys that the plan depends on, and the options they set
+_RECIPE_KEYS = {"per_device_train_batch_size": "micro_batch"} | {
+    name: name
+    for name in (
+        "max_length", "gradient_accumulation_steps", "gradient_checkpointing", "padding_free", "shared_prompt",
+        "lm_loss_chunks", "optim", "bf16", "dtype", "lora_r", "lora_target_modules", "load_in_4bit",
+    )
+}  # fmt: skip
+# Keys that change a step's memory in ways that the plan does not model
 _UNPLANNED_KEYS = ("token_budget", "load_in_8bit", "fp16", "use_dora", "lora_modules_to_save", "activation_offloading")
 
 
+@documented
 @dataclass
 class PlanArguments:
     """
-    What is trained on what.
+    Model, recipe and GPUs of a plan.
 
     Parameters:
         model (`str`, *optional*):
@@ -96,65 +90,79 @@ class PlanArguments:
         gpu_memory_gb (`float`, *optional*, defaults to `80.0`):
             Memory of each, in GiB.
         reserve_gb (`float`, *optional*, defaults to `4.0`):
-            What is left free of it for CUDA, NCCL and fragmentation.
+            Part of it left free for CUDA, NCCL and fragmentation.
         zero (`str`, *optional*, defaults to `"0"`):
             DeepSpeed stage 1, 2 or 3, `fsdp`, or 0 for DDP.
         offload (`bool`, *optional*, defaults to `False`):
-            Whether optimizer and gradients, and under ZeRO-3 parameters, are in the memory of the CPU (ZeRO only).
+            Keep optimizer and gradients, under ZeRO-3 also parameters, in CPU memory (ZeRO only).
         micro_batch (`int`, *optional*):
             Pairs on each GPU. Defaults to the recipe's, else 1.
         max_length (`int`, *optional*):
-            Tokens of each sequence; with `padding_free` or `shared_prompt` their mean. Defaults to the recipe's, else 2048.
+            Tokens of each sequence; with `padding_free` or `shared_prompt` the mean. Defaults to the recipe's, else 2048.
         labelled_share (`float`, *optional*, defaults to `0.5`):
             Share of the tokens that are critique.
         prompt_share (`float`, *optional*):
-            Share of the tokens that chosen and rejected have in common, of which `shared_prompt` computes one copy.
-            Defaults to half of what is not critique.
-        gradient_accumulation_steps, gradient_checkpointing, padding_free, shared_prompt, lm_loss_chunks, optim, bf16, dtype, lora_r, lora_target_modules, load_in_4bit:
-            As in training; they default to the recipe's, else to training's.
+            Share of the tokens that chosen and rejected have in common, which `shared_prompt` computes once. Defaults to
+            half of what is not critique.
+        gradient_accumulation_steps (`int`, *optional*):
+            Micro-batches of an optimizer step. This and all that follows defaults to the recipe's value, else training's.
+        gradient_checkpointing (`bool`, *optional*):
+            Compute layers again in the backward pass instead of keeping their activations.
+        padding_free (`bool`, *optional*):
+            Concatenate a batch into one row instead of padding it.
+        shared_prompt (`bool`, *optional*):
+            Concatenate it, with one copy of shared prefixes.
+        lm_loss_chunks (`int`, *optional*):
+            Pieces of the critique loss.
+        optim (`str`, *optional*):
+            `adamw_torch`, `adamw_torch_fused` or `adamw_bnb_8bit`.
+        bf16 (`bool`, *optional*):
+            Mixed precision.
+        dtype (`str`, *optional*):
+            Data type of the weights as loaded: `float32` or `bfloat16`.
+        lora_r (`int`, *optional*):
+            Rank of an adapter. Without it all weights are trained.
+        lora_target_modules (`list[str]`, *optional*):
+            Layers that the adapter covers.
+        load_in_4bit (`bool`, *optional*):
+            QLoRA: an adapter over 4-bit weights.
     """
 
-    model: str | None = field(default=None, metadata={"help": "Hub id or folder; only its config is read."})
-    config: str | None = field(default=None, metadata={"help": "Recipe (YAML) to take options from."})
-    classic: bool = field(default=False, metadata={"help": "The classic arm, without a critique loss."})
-    gpus: int = field(default=1, metadata={"help": "GPUs, over all nodes."})
-    gpu_memory_gb: float = field(default=80.0, metadata={"help": "Memory of each, in GiB."})
-    reserve_gb: float = field(default=4.0, metadata={"help": "Left free for CUDA, NCCL and fragmentation."})
-    zero: str = field(
-        default="0", metadata={"help": "0 (DDP), 1, 2, 3 or fsdp.", "choices": ["0", "1", "2", "3", "fsdp"]}
-    )
-    offload: bool = field(
-        default=False, metadata={"help": "Optimizer, gradients, with ZeRO-3 parameters in CPU memory."}
-    )
-    micro_batch: int | None = field(default=None, metadata={"help": "Pairs on each GPU."})
-    max_length: int | None = field(default=None, metadata={"help": "Tokens of each sequence."})
-    labelled_share: float = field(default=0.5, metadata={"help": "Share of the tokens that are critique."})
-    prompt_share: float | None = field(
-        default=None, metadata={"help": "Share of the tokens that a pair has in common."}
-    )
-    gradient_accumulation_steps: int | None = field(default=None, metadata={"help": "Micro-batches of a step."})
-    gradient_checkpointing: bool | None = field(default=None, metadata={"help": "Compute layers again in backward."})
-    padding_free: bool | None = field(default=None, metadata={"help": "One row instead of a padded batch."})
-    shared_prompt: bool | None = field(default=None, metadata={"help": "One copy of common prefixes in that row."})
-    lm_loss_chunks: int | None = field(default=None, metadata={"help": "Pieces of the critique loss."})
-    optim: str | None = field(default=None, metadata={"help": "adamw_torch, adamw_torch_fused or adamw_bnb_8bit."})
-    bf16: bool | None = field(default=None, metadata={"help": "Mixed precision."})
-    dtype: str | None = field(default=None, metadata={"help": "Data type of the weights that are loaded."})
-    lora_r: int | None = field(default=None, metadata={"help": "Rank of an adapter."})
-    lora_target_modules: list[str] | None = field(default=None, metadata={"help": "Layers it adapts."})
-    load_in_4bit: bool | None = field(default=None, metadata={"help": "QLoRA."})
+    model: str | None = None
+    config: str | None = None
+    classic: bool = False
+    gpus: int = 1
+    gpu_memory_gb: float = 80.0
+    reserve_gb: float = 4.0
+    zero: str = field(default="0", metadata={"choices": ["0", "1", "2", "3", "fsdp"]})
+    offload: bool = False
+    micro_batch: int | None = None
+    max_length: int | None = None
+    labelled_share: float = 0.5
+    prompt_share: float | None = None
+    gradient_accumulation_steps: int | None = None
+    gradient_checkpointing: bool | None = None
+    padding_free: bool | None = None
+    shared_prompt: bool | None = None
+    lm_loss_chunks: int | None = None
+    optim: str | None = None
+    bf16: bool | None = None
+    dtype: str | None = None
+    lora_r: int | None = None
+    lora_target_modules: list[str] | None = None
+    load_in_4bit: bool | None = None
 
     def __post_init__(self):
         stage = Path(self.config or "").stem
         if stage == "critique_sft":
             raise ValueError(
-                f"{self.config} counts critiques, and the plan pairs, which have two: plan the recipe of stage 3 with half "
-                "as many as `micro_batch`."
+                f"{self.config} counts critiques, but the plan counts pairs, which have two: plan the recipe of stage 3 with "
+                "half as many as `micro_batch`."
             )
         recipe = _read_recipe(self.config) if self.config else {}
         self.model = self.model or recipe.get("model_name_or_path")
         if self.model is None:
-            raise ValueError("Name a `model`, or a `config` that has one.")
+            raise ValueError("Give a `model`, or a `config` that names one.")
         self.classic = self.classic or stage == "classic" or recipe.get("critique") is False
         uses_lora = recipe.get("use_peft", False)
         for key, name in _RECIPE_KEYS.items():
@@ -173,10 +181,8 @@ class PlanArguments:
         self._check()
 
     def _check(self):
-        for name in ("gpus", "micro_batch", "max_length", "gradient_accumulation_steps", "lm_loss_chunks", "lora_r"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` is {value}; it must be at least 1.")
+        names = ("gpus", "micro_batch", "max_length", "gradient_accumulation_steps", "lm_loss_chunks", "lora_r")
+        check_bounds(self, **dict.fromkeys(names, 1))
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"`dtype` is {self.dtype!r}; float32 and bfloat16 can be planned.")
         if self.prompt_share is not None and not self.shared_prompt:
@@ -201,7 +207,7 @@ class PlanArguments:
 
     @property
     def sharded(self) -> bool:
-        """Whether DeepSpeed or FSDP2 hold the model, which then computes in bf16 without autocast."""
+        """Whether DeepSpeed or FSDP2 holds the model, which then computes in bf16 without autocast."""
         return self.zero != "0"
 
 
@@ -214,13 +220,13 @@ class Plan:
         parameters, gradients, optimizer, gathered, buckets (`float`):
             See the top of this file. `gradients` are those at the largest moment.
         activations (`float`):
-            All else at the largest moment, `lm_loss` left out.
+            Everything else at the largest moment, except `lm_loss`.
         lm_loss (`float`):
             What the critique loss adds to that moment.
         host (`float`):
-            What is offloaded, in the memory of the CPU, for each GPU.
+            Offloaded bytes in CPU memory, for each GPU.
         step (`float`):
-            Bytes at the optimizer's step, when activations are gone.
+            Bytes at the optimizer's step, once activations are freed.
 
     Examples:
 
@@ -281,7 +287,7 @@ def make_plan(args: PlanArguments, config: CLoudConfig | None = None, micro_batc
 
 def largest_micro_batch(args: PlanArguments, config: CLoudConfig, plan: Plan) -> int:
     """
-    Pairs on each GPU that fit, 0 if none do.
+    Find the largest number of pairs that fits on each GPU; 0 if not even one does.
 
     Args:
         args ([`PlanArguments`]):
@@ -309,7 +315,7 @@ def largest_micro_batch(args: PlanArguments, config: CLoudConfig, plan: Plan) ->
 
 
 def read_model(args: PlanArguments) -> CLoudConfig:
-    """The config of the reward model that is trained."""
+    """Read the config of the reward model to train."""
     config = read_config(args.model)
     if not isinstance(config, CLoudConfig):
         config = CLoudConfig(text_config=config)
@@ -340,7 +346,7 @@ def _simulate(args: PlanArguments, config: CLoudConfig, pairs: int) -> StepMemor
 
 
 def _lm_loss_bytes(args: PlanArguments, config: CLoudConfig, pairs: int) -> float:
-    """Logits, their log-softmax and its gradient in fp32, for the labelled tokens of one piece."""
+    """Return the bytes of logits, their log-softmax and its gradient in fp32, for the labelled tokens of one piece."""
     if not config.critique:
         return 0.0
     from ..modeling_cloud import _VOCABULARY_PER_CHUNK
@@ -413,21 +419,21 @@ def _divide(args: PlanArguments, config: CLoudConfig, step: StepMemory, lm_loss:
 def _read_recipe(path: str) -> dict:
     recipe = yaml.safe_load(Path(path).read_text())
     if not isinstance(recipe, dict):
-        raise ValueError(f"`config` {path} is not a recipe: it holds no keys.")
+        raise ValueError(f"`config` {path} is not a recipe: it has no keys.")
     arguments = (DataArguments, CLoudTrainingConfig, RewardModelConfig)
     known = {"env", *(option.name for kind in arguments for option in dataclasses.fields(kind))}
     if unknown := sorted(recipe.keys() - known):
-        raise ValueError(f"{path} has {', '.join(unknown)}: no option of train_cloud.py or train_classic.py.")
+        raise ValueError(f"{path} has {', '.join(unknown)}: not options of train_cloud.py or train_classic.py.")
     if unplanned := [key for key in _UNPLANNED_KEYS if recipe.get(key)]:
         raise ValueError(
-            f"{path} has `{unplanned[0]}`, which cannot be planned: give a file without it (for a `token_budget` with the "
+            f"{path} has `{unplanned[0]}`, which cannot be planned: use a file without it (for a `token_budget` with the "
             "`micro_batch` and `max_length` of its largest batch)."
         )
     return recipe
 
 
 def table(args: PlanArguments, plan: Plan, largest: int) -> str:
-    """A plan as text."""
+    """Format a plan as text."""
     pairs = f"{args.micro_batch} pair{'s' if args.micro_batch > 1 else ''}"
     rows = [
         (part.name, getattr(plan, part.name)) for part in dataclasses.fields(plan) if part.name not in ("host", "step")

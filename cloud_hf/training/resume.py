@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub.errors import HfHubHTTPError
@@ -22,6 +22,12 @@ from .fsdp import check_fsdp, prepare_fsdp2
 from .launch import Launch, check_dataset_size, check_deepspeed
 from .launch import check_machine as check_machine  # version 0.1 had it here
 from .lora import shape_of_adapter
+
+
+if TYPE_CHECKING:
+    from transformers import Trainer as _Trainer
+else:
+    _Trainer = object  # a mixin; type checkers see the class that it is mixed into
 
 
 logger = logging.getLogger(__name__)
@@ -49,7 +55,7 @@ def check_launch(args: TrainingArguments):
         find_checkpoint(args, args.resume_from_checkpoint)
 
 
-class ExactResume:
+class ExactResume(_Trainer):
     """
     Mixin for TRL's trainers: a run that is resumed ends with the same weights, metrics and logs as one that was never
     interrupted. It also checks the launch.

@@ -1,4 +1,4 @@
-"""Which pairs go into a batch: as many as a number of tokens allows, and those of one row together."""
+"""Samplers that fill batches up to a token budget and keep the pairs of one row together."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -16,13 +16,13 @@ from .encoding import SIDES
 @dataclass(frozen=True)
 class PairGroup:
     """
-    Pairs that stay together, because they share a prompt.
+    Pairs that stay in one batch, because they share a prompt.
 
     Args:
         pairs (`tuple[int, ...]`):
             Their indices in the dataset.
         tokens (`int`):
-            Tokens of a batch of nothing else, padding included.
+            Tokens of a batch with only these pairs, padding included.
 
     Examples:
 
@@ -39,17 +39,17 @@ def group_pairs(
     dataset: Dataset, collator: DataCollatorForCLoud, max_pairs: int, token_budget: int | None = None
 ) -> list[PairGroup]:
     """
-    The pairs of an encoded dataset; those of one row together where the collator shares prompts.
+    Group the pairs of an encoded dataset: those of one row together if the collator shares prompts, else one by one.
 
     Args:
         dataset (`Dataset`):
             From [`~training.encoding.encode_pairs`].
         collator ([`DataCollatorForCLoud`]):
-            What makes the batches.
+            Collator that makes the batches.
         max_pairs (`int`):
-            Most pairs of a group.
+            Largest number of pairs in a group.
         token_budget (`int`, *optional*):
-            Most tokens of a group; pairs of one row that exceed it together are taken one by one.
+            Largest number of tokens in a group; pairs of one row that exceed it together are split up.
 
     Returns:
         `list[PairGroup]`: In the order of the dataset.
@@ -95,26 +95,25 @@ class TokenBudgetSampler(Sampler[list[int]]):
     r"""
     Batches of pairs of about equal length that hold at most `token_budget` tokens and `max_pairs` pairs.
 
-    Batches come in turns of `num_processes`, one for each process, with equally many pairs in all batches of a turn.
-    Seed and epoch alone decide which pairs meet and in which order the turns come. How many turns there are depends on
-    neither: lengths are rounded up by at most a sixteenth, and pairs of the same rounded length trade places.
+    Batches come in rounds of `num_processes`, one per process, with the same number of pairs in all batches of a round.
+    Seed and epoch decide which pairs meet and the order of the rounds, but not the number of rounds, so that all epochs have
+    as many steps: lengths are rounded up by at most a sixteenth, and pairs of the same rounded length trade places.
 
     Args:
         groups (`list[PairGroup]`):
             From [`group_pairs`], with the same limits.
         token_budget (`int`):
-            Most tokens of a batch.
+            Largest number of tokens in a batch.
         max_pairs (`int`):
-            Most pairs of a batch.
+            Largest number of pairs in a batch.
         padded (`bool`):
-            Whether all sequences take the place of the longest of their batch.
+            Whether sequences are padded to the longest of their batch.
         num_processes (`int`, *optional*, defaults to `1`):
             Data-parallel processes.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the order.
         drop_last (`bool`, *optional*, defaults to `False`):
-            Whether the few shortest pairs that do not go round the processes are left out, instead of being filled up
-            with one that comes again.
+            Whether to drop the few shortest pairs that do not fill a round, instead of repeating one to fill it.
 
     Raises:
         `ValueError`: If `drop_last` leaves nothing.
@@ -141,7 +140,7 @@ class TokenBudgetSampler(Sampler[list[int]]):
         self.token_budget, self.max_pairs, self.padded = token_budget, max_pairs, padded
         self.num_processes, self.seed = num_processes, seed
         self.epoch = 0
-        # Groups of the same number of pairs and the same rounded length, and for each batch those it draws from
+        # Groups by number of pairs and rounded length; and for each batch the keys of the groups it draws
         self.alike: dict[tuple[int, int], list[PairGroup]] = defaultdict(list)
         self.turns: list[list[list[tuple[int, int]]]] = []
         for members in self._by_size(groups, drop_last):
@@ -153,7 +152,7 @@ class TokenBudgetSampler(Sampler[list[int]]):
             )
 
     def _by_size(self, groups: list[PairGroup], drop_last: bool) -> Iterator[list[PairGroup]]:
-        """Groups with the same number of pairs, longest first, as many as go round the processes."""
+        """Yield groups with the same number of pairs, longest first, in a multiple of the number of processes."""
         by_size: dict[int, list[PairGroup]] = defaultdict(list, {1: []})
         for group in groups:
             by_size[len(group.pairs)].append(group)
@@ -170,14 +169,14 @@ class TokenBudgetSampler(Sampler[list[int]]):
             yield members
 
     def _plan_turns(self, members: list[PairGroup]):
-        """Cut groups of one size into turns, as long as they fit; a process takes every `num_processes`th of a turn."""
+        """Cut groups of one size into rounds, each as long as it fits; process `i` takes every `num_processes`th from `i` on."""
         keys = [(len(group.pairs), self._rounded(group.tokens)) for group in members]
         for key, group in zip(keys, members, strict=True):
             self.alike[key].append(group)
         step, start = self.num_processes, 0
         while start < len(keys):
             end = start + step
-            # The first process has the longest of each round
+            # The first process has the longest group of each stride, so if its batch fits, all do
             while end < len(keys) and self._fits(keys[start : end + step : step]):
                 end += step
             self.turns.append([keys[first:end:step] for first in range(start, start + step)])
@@ -210,7 +209,7 @@ class TokenBudgetSampler(Sampler[list[int]]):
 
 class GroupSampler(Sampler[int]):
     """
-    Pairs in random order, those of one group one after another.
+    Pairs in random order, those of a group consecutively.
 
     Args:
         groups (`list[PairGroup]`):

@@ -1,4 +1,4 @@
-"""TRL's supervised fine-tuning with our launch checks, checkpoints and log."""
+"""TRL's supervised fine-tuning with launch checks, exact resume and throughput logs."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from .throughput import LogsThroughput
 
 @dataclass
 class CritiqueSFTConfig(SFTConfig):
-    """[`~trl.SFTConfig`]; what the machine cannot do is said first."""
+    """[`~trl.SFTConfig`] that checks the machine first, with clearer messages."""
 
     def __post_init__(self):
         if self.max_length is not None and self.max_length < 1:
@@ -21,4 +21,4 @@ class CritiqueSFTConfig(SFTConfig):
 
 
 class CritiqueSFTTrainer(LogsThroughput, ExactResume, SFTTrainer):
-    """[`~trl.SFTTrainer`] that resumes exactly and whose log says how fast it is."""
+    """[`~trl.SFTTrainer`] with exact resume and throughput in its log."""

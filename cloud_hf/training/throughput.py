@@ -1,12 +1,19 @@
-"""Tokens per second, the share of the device's peak (MFU), and the time that is left, in the log of a run."""
+"""Trainer mixin that logs tokens per second, model FLOPs utilisation (MFU) and the time left."""
 
 import time
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 
-# Dense bf16 operations per second of one device, from the vendors' data sheets, by what its name contains
+if TYPE_CHECKING:
+    from transformers import Trainer as _Trainer
+else:
+    _Trainer = object  # a mixin; type checkers see the class that it is mixed into
+
+
+# Dense bf16 operations per second of one device, from the vendors' data sheets, by a part of its name
 PEAK_FLOPS = {
     "H200": 989e12,
     "H100 PCIe": 756e12,
@@ -27,14 +34,14 @@ PEAK_FLOPS = {
 
 def peak_flops(device_name: str) -> float | None:
     """
-    Dense bf16 operations per second of a device.
+    Look up the dense bf16 operations per second of a device.
 
     Args:
         device_name (`str`):
-            As `torch.cuda.get_device_name` says it.
+            Name from `torch.cuda.get_device_name`.
 
     Returns:
-        `float` or `None`: `None` if it is not known.
+        `float` or `None`: `None` for an unknown device.
 
     Examples:
 
@@ -46,11 +53,10 @@ def peak_flops(device_name: str) -> float | None:
     return next((flops for name, flops in PEAK_FLOPS.items() if name.lower() in device_name.lower()), None)
 
 
-class LogsThroughput:
+class LogsThroughput(_Trainer):
     """
-    Mixin for TRL's trainers: each log of the training has `tokens_per_second` (real tokens of all devices, without
-    padding), `eta_hours`, and `mfu` where the device's peak is known. A log covers the steps since the one before, without
-    evaluation and saving.
+    Mixin for TRL's trainers: each training log has `tokens_per_second` (over all devices, without padding), `eta_hours`,
+    and `mfu` if the device's peak is known. A log covers the steps since the previous one, without evaluation and saving.
 
     MFU counts 6 operations for each token and parameter that is not an input embedding (forward and backward pass), and 4
     for frozen ones (an adapter's base, which needs no gradients of its own). The LM head of a model that never writes, the
@@ -99,13 +105,13 @@ class LogsThroughput:
 
 
 def _size(weight: torch.nn.Parameter) -> int:
-    """Numbers in a weight; ZeRO-3 leaves none in those it has divided, and 4-bit ones are packed."""
-    size = getattr(weight, "ds_numel", weight.numel())  # an adapter's are divided when training begins
+    """Return the number of elements: ZeRO-3 leaves none in weights it has sharded, and 4-bit ones are packed."""
+    size = getattr(weight, "ds_numel", weight.numel())  # an adapter's weights are sharded when training begins
     return 2 * size * weight.element_size() if type(weight).__name__ == "Params4bit" else size
 
 
 class _TrainingClock(TrainerCallback):
-    """Seconds between the beginning of a step and its end or the beginning of the next, evaluation and saving left out."""
+    """Measure the seconds of training steps and data loading, without evaluation and saving."""
 
     def __init__(self, trainer: LogsThroughput):
         self._trainer = trainer
@@ -117,7 +123,7 @@ class _TrainingClock(TrainerCallback):
         self._seconds, self._started, self._begins = 0.0, time.perf_counter(), True
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        if self._begins:  # a run that is resumed has restored its counts by now
+        if self._begins:  # a resumed run has restored its counts by now
             self._trainer._measured = (self._trainer._total_train_tokens, state.global_step)
             self._begins = False
         if self._started is None:
@@ -133,7 +139,7 @@ class _TrainingClock(TrainerCallback):
             self._started = None
 
     def take(self) -> float:
-        """Seconds since the last call."""
+        """Return the seconds since the last call."""
         self._stop()
         seconds, self._seconds = self._seconds, 0.0
         return seconds

@@ -42,13 +42,13 @@ class CLoudTrainer(LogsThroughput, ExactResume, RewardTrainer):
         bradley_terry_weight * mean over pairs of -log sigmoid(r(chosen) - r(rejected) - margin)
         + lm_loss_weight * mean over labelled tokens of the cross-entropy of the critiques
 
-    Both means run over the whole step, all micro-batches and ranks, so that gradient accumulation and sharding change
-    nothing. TRL's `margin` column and `center_rewards_coefficient` work as in [`~trl.RewardTrainer`].
+    Both means are taken over the complete step, all micro-batches and ranks, so that gradient accumulation and data
+    parallelism change nothing. TRL's `margin` column and `center_rewards_coefficient` work as in [`~trl.RewardTrainer`].
 
     Args:
         model (`str` or [`CLoudForRewardModeling`] or [`~peft.PeftModel`]):
-            A CLoud model, or the name of one, or the name of a plain language model to make one from with the critique
-            options of `args`, or of a LoRA adapter of either, with which training then goes on.
+            A CLoud model or its name; or the name of a plain language model, which becomes one with the critique options of
+            `args`; or the name of a LoRA adapter of either, which is trained further.
         args ([`CLoudTrainingConfig`], *optional*):
             Configuration for this trainer.
         data_collator (`DataCollator`, *optional*):
@@ -56,7 +56,7 @@ class CLoudTrainer(LogsThroughput, ExactResume, RewardTrainer):
         train_dataset (`Dataset`):
             Preference pairs with critiques; see [`~training.encoding.encode_pairs`] for the columns.
         eval_dataset (`Dataset` or `dict[str, Dataset]`, *optional*):
-            One or several datasets of the same kind.
+            One or several datasets with the same columns.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Tokenizer. Defaults to the model's.
         **kwargs:
@@ -71,7 +71,7 @@ class CLoudTrainer(LogsThroughput, ExactResume, RewardTrainer):
     ```
     """
 
-    # compute_loss divides by the counts of the whole step
+    # Tells the Trainer not to divide the loss by the number of micro-batches: compute_loss divides by the step's counts
     loss_is_scaled_for_ga = True
 
     _tag_names = ["cloud-hf", "critique-out-loud", "reward-model"]
@@ -95,7 +95,7 @@ class CLoudTrainer(LogsThroughput, ExactResume, RewardTrainer):
         revision = (args.model_init_kwargs or {}).get("revision")
         if isinstance(model, str):
             model = load_model(model, args, processing_class, quantization_config, peft_config)
-            args.model_init_kwargs = None  # used; TRL warns of ones it cannot use
+            args.model_init_kwargs = None  # already used; TRL warns about them for a model instance
         else:
             _check_model(model, quantization_config, peft_config)
         self.critique_format = CritiqueFormat.from_config(model.config, processing_class)
@@ -106,10 +106,10 @@ class CLoudTrainer(LogsThroughput, ExactResume, RewardTrainer):
         self._sums: dict[str, dict[str, float]] = {"train": defaultdict(float), "eval": defaultdict(float)}
         data_collator = _prepare_batches(data_collator, model, args, self.critique_format.end_token_id)
         model = _prepare_adapter(model, peft_config, revision)
-        # TRL rounds all that QLoRA trains to bf16, which is coarse for rewards
+        # TRL casts all trained weights of QLoRA to bf16, too coarse for rewards: keep the head's to put them back below
         head = {name: weight.detach().clone() for name, weight in model.named_parameters() if HEAD in name}
         if not model.config.critique and not model.config.tie_word_embeddings:
-            # A classic model never writes: its LM head gets no gradient, which distributed training must know
+            # A classic model never writes, so its LM head gets no gradient; DDP would wait for one
             model.get_output_embeddings().requires_grad_(False)
         super().__init__(
             model,
@@ -133,7 +133,7 @@ class CLoudTrainer(LogsThroughput, ExactResume, RewardTrainer):
             )
         if "chosen_ids" in dataset.column_names:
             check_columns(dataset.column_names, ENCODED_COLUMNS, f"The encoded {dataset_name} dataset")
-            return dataset  # it has been through `encode_pairs`
+            return dataset  # already encoded by `encode_pairs`
         limits = [limit for limit in (args.max_length, self._context_length) if limit]
         with global_then_local_main_first():
             return encode_pairs(
@@ -165,7 +165,7 @@ class CLoudTrainer(LogsThroughput, ExactResume, RewardTrainer):
     # ------------------------------------------------------------------------------------------------------- batches
 
     def _make_train_sampler(self) -> Sampler | None:
-        """What puts pairs together, if an option asks for more than chance."""
+        """Make the sampler that groups pairs, if an option needs one; otherwise TRL's is used."""
         args = self.args
         shares = args.shared_prompt and args.train_sampling_strategy == "random"
         if self.train_dataset is None or (args.token_budget is None and not shares):
@@ -204,14 +204,14 @@ class CLoudTrainer(LogsThroughput, ExactResume, RewardTrainer):
 
     def _run_epoch(self, *args, epoch: int, **kwargs):
         if self._train_sampler is not None:
-            # When a run is resumed, it lies behind more wrappers than the Trainer looks into
+            # The Trainer sets the epoch of the dataloader's sampler, but in a resumed run further wrappers hide it
             self._train_sampler.set_epoch(epoch)
         return super()._run_epoch(*args, epoch=epoch, **kwargs)
 
     # ---------------------------------------------------------------------------------------------------------- loss
 
     def _get_num_items_in_batch(self, batch_samples: list[dict], device: torch.device) -> torch.Tensor | None:
-        """Pairs and labelled tokens of the optimizer step, over its micro-batches and all ranks: shape `(2,)`."""
+        """Count pairs and labelled tokens of the optimizer step, over its micro-batches and all ranks: shape `(2,)`."""
         if not batch_samples:
             return None
         counts = sum(_counts(batch).to(device) for batch in batch_samples)
@@ -227,7 +227,7 @@ class CLoudTrainer(LogsThroughput, ExactResume, RewardTrainer):
         if num_items_in_batch is None:
             share = torch.ones(2, device=pairwise_loss.device)
         else:
-            # Ranks are averaged afterwards, so each gives its part of the sum times their number
+            # DDP, DeepSpeed and FSDP average gradients over ranks; times their number the average becomes the sum
             share = _counts(inputs) / num_items_in_batch.clamp(min=1) * self.accelerator.num_processes
         loss = (
             self.args.bradley_terry_weight * pairwise_loss * share[0] + self.args.lm_loss_weight * lm_loss * share[1]
@@ -238,7 +238,7 @@ class CLoudTrainer(LogsThroughput, ExactResume, RewardTrainer):
 
     @torch.no_grad()
     def _add_metrics(self, inputs: dict[str, torch.Tensor], cut: torch.Tensor | None, outputs: CLoudOutput):
-        """Add to sums from which `_take_means` makes means over pairs, tokens and responses, whatever the batches."""
+        """Add to the sums behind `_take_means`. Sums, unlike means of means, do not depend on the size of batches."""
         chosen, rejected = outputs.logits[:, 0].detach().chunk(2)
         columns = {
             "pairs": torch.ones_like(chosen),
@@ -265,14 +265,14 @@ class CLoudTrainer(LogsThroughput, ExactResume, RewardTrainer):
             totals["max_reward"] = max(totals.get("max_reward", -math.inf), rewards.max().item())
 
     def _real_pairs(self, pairs: int) -> int:
-        """How many pairs of this rank's batch are its own: the last batch of an evaluation is filled up with others."""
+        """Count the pairs of this rank's batch that are not duplicates: accelerate fills the last batch with earlier rows."""
         state = self.accelerator.gradient_state
         if self.model.training or not state.end_of_dataloader or state.remainder <= 0:
             return pairs
         return max(0, min(pairs, state.remainder - self.accelerator.process_index * pairs))
 
     def _take_means(self, mode: str) -> dict[str, float]:
-        """The metrics since the last call, over all ranks."""
+        """Return the metrics since the last call, over all ranks."""
         ranks = gather_object([dict(self._sums[mode])])
         self._sums[mode].clear()
         combine = {"min_reward": min, "max_reward": max}
@@ -288,8 +288,8 @@ class CLoudTrainer(LogsThroughput, ExactResume, RewardTrainer):
         super().log(logs, start_time)
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
-        # Among the returned metrics, each evaluation set under its own name: TRL logs them all under one and
-        # `metric_for_best_model` cannot see them
+        # TRL only logs these metrics, under the same names for every evaluation set. Returned under the set's prefix,
+        # `metric_for_best_model` sees them
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         output.metrics.update({f"{metric_key_prefix}_{name}": v for name, v in self._take_means("eval").items()})
         self._metrics["eval"].clear()
@@ -307,13 +307,13 @@ class CLoudTrainer(LogsThroughput, ExactResume, RewardTrainer):
     def _save(self, output_dir: str | None = None, state_dict=None):
         super()._save(output_dir, state_dict)
         folder, model = output_dir or self.args.output_dir, self.accelerator.unwrap_model(self.model)
-        # An adapter's folder then says what kind of reward model it adapts
+        # For adapters, too: their folder must say which kind of reward model they adapt
         model.config.save_pretrained(folder)
         if is_peft_model(model):
             record_base(folder, model)
 
     def create_model_card(self, model_name: str | None = None, dataset_name: str | None = None, tags=None):
-        """Write the model card: base model, λ, data, metrics, how to load. See [`~trl.RewardTrainer`] for arguments."""
+        """Write the model card: base model, λ, data, metrics, usage. Arguments are those of [`~trl.RewardTrainer`]."""
         if self.is_world_process_zero():
             model_name = model_name or Path(self.args.output_dir).name
             make_model_card(self, model_name, dataset_name, tags).save(f"{self.args.output_dir}/README.md")
@@ -322,24 +322,24 @@ class CLoudTrainer(LogsThroughput, ExactResume, RewardTrainer):
 def _prepare_tokenizer(
     tokenizer: PreTrainedTokenizerBase | None, model: Any, args: CLoudTrainingConfig
 ) -> PreTrainedTokenizerBase:
-    """The model's tokenizer unless one is given, with the chat template of `args`."""
+    """Load the model's tokenizer unless one is given, and set the chat template of `args`."""
     name = model if isinstance(model, str) else get_config_model_id(model.config)
     if tokenizer is None:
         if not name:
             raise ValueError("The model was not loaded by name: pass its tokenizer as `processing_class`.")
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
     if args.chat_template_path is not None:
-        # Read now: the critique format is built on the template before TRL would set it
+        # TRL would set it later, but the critique format is built on the template before that
         set_chat_template(tokenizer, args.chat_template_path)
     return tokenizer
 
 
 def _check_model(model: Any, quantization_config, peft_config):
-    """Raise `ValueError` if a model that is given is none to train, or options are for another kind."""
+    """Check that a model instance can be trained with these options."""
     if quantization_config is not None:
-        raise ValueError("`quantization_config` is for a model that is loaded by name: load yours with it instead.")
+        raise ValueError("`quantization_config` applies to models loaded by name: load yours with it instead.")
     if peft_config is not None and is_peft_model(model):
-        raise ValueError("`model` is an adapter already: leave `peft_config` out, or merge it first.")
+        raise ValueError("`model` already is an adapter: omit `peft_config`, or merge it first.")
     if not isinstance(model.config, CLoudConfig):
         raise ValueError(
             f"`model` is a {type(model).__name__}. Pass a CLoudForRewardModeling (`from_base` makes one), or a name."
@@ -349,13 +349,13 @@ def _check_model(model: Any, quantization_config, peft_config):
 def _prepare_batches(
     data_collator: DataCollator | None, model: CLoudForRewardModeling | PeftModel, args: CLoudTrainingConfig, pad: int
 ) -> DataCollator:
-    """What makes the batches that `args` asks for, and the attention they need."""
+    """Make the data collator for `args`, and prepare the model's attention for its batches."""
     if args.padding_free or args.shared_prompt or args.token_budget is not None:
         _check_batches(args, data_collator)
     if args.padding_free or args.shared_prompt:
         model.prepare_for_segments(args.shared_prompt)
     return data_collator or DataCollatorForCLoud(
-        pad_token_id=pad,  # masked; any id of the model's vocabulary would do
+        pad_token_id=pad,  # masked, so any id of the vocabulary works
         pad_to_multiple_of=args.pad_to_multiple_of,
         critique=model.config.critique,
         padding_free=args.padding_free,
@@ -366,7 +366,7 @@ def _prepare_batches(
 def _prepare_adapter(
     model: CLoudForRewardModeling | PeftModel, peft_config, revision: str | None
 ) -> CLoudForRewardModeling | PeftModel:
-    """The model with the adapter that is asked for, unless it is one already, and whose head is trained."""
+    """Wrap the model in the adapter, if one is requested, and check that the reward head is trained."""
     if peft_config is not None and not is_peft_model(model):
         complete_lora(peft_config, model)
         peft_config.revision = revision
@@ -384,8 +384,8 @@ def load_model(
     peft_config=None,
 ) -> CLoudForRewardModeling | PeftModel:
     """
-    A CLoud model by name, or one made from the plain language model of that name, for training; or the adapter of that
-    name, of either, around its base.
+    Load a model for training by name: a CLoud model, a plain language model (which becomes one), or a LoRA adapter of
+    either on its base.
     """
     kwargs = dict(args.model_init_kwargs or {})
     kwargs.setdefault("dtype", "float32")
@@ -412,7 +412,7 @@ def load_model(
 def _make_model(
     name: str, args: CLoudTrainingConfig, tokenizer, quantization_config, kwargs
 ) -> CLoudForRewardModeling:
-    """A fresh reward model from a plain language model."""
+    """Make a reward model from a plain language model, with a new reward head."""
     config = CLoudForRewardModeling.config_from_base(
         name,
         tokenizer,
@@ -430,7 +430,7 @@ def _make_model(
 
 
 def _check_options(name: str, config: CLoudConfig, args: CLoudTrainingConfig):
-    """A model is trained as it was made."""
+    """Check that a CLoud model is trained with the options it was made with."""
     asked = {"critique": args.critique}
     for option, default in (
         ("critique_prompt", None),
@@ -449,19 +449,19 @@ def _check_options(name: str, config: CLoudConfig, args: CLoudTrainingConfig):
 
 
 def _check_batches(args: CLoudTrainingConfig, data_collator: DataCollator | None):
-    """Batches that are put together here, for this training."""
+    """Check that batches can be assembled as `args` requires."""
     options = [name for name in ("padding_free", "shared_prompt", "token_budget") if getattr(args, name)]
     if data_collator is not None:
-        raise ValueError(f"`{options[0]}` makes the batches itself: leave `data_collator` out.")
+        raise ValueError(f"`{options[0]}` assembles the batches itself: omit `data_collator`.")
     if args.n_gpu > 1:
         raise ValueError(
-            f"`{options[0]}`: this process sees {args.n_gpu} GPUs, among which such batches cannot be split. Start one "
-            "process for each with `accelerate launch`, or show it one with CUDA_VISIBLE_DEVICES."
+            f"`{options[0]}`: this process sees {args.n_gpu} GPUs, and such batches cannot be split among them. Start one "
+            "process per GPU with `accelerate launch`, or expose a single one with CUDA_VISIBLE_DEVICES."
         )
 
 
 def _counts(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Pairs and labelled tokens of a micro-batch."""
+    """Count pairs and labelled tokens of a micro-batch."""
     tokens = (batch["labels"][:, 1:] != IGNORE_INDEX).sum() if "labels" in batch else batch["input_ids"].new_zeros(())
     sequences = batch["reward_positions"] if "segments" in batch else batch["input_ids"]
     return torch.stack([tokens.new_tensor(len(sequences) // 2), tokens])
@@ -475,5 +475,5 @@ def _means(totals: dict[str, float]) -> dict[str, float]:
     metrics["reward_std"] = max(square_reward / pairs - metrics["mean_reward"] ** 2, 0.0) ** 0.5
     if tokens:
         metrics["lm_loss"] = lm_loss / tokens
-        metrics["critique_length"] = tokens / (2 * pairs) - 1  # the end of turn is not part of the critique
+        metrics["critique_length"] = tokens / (2 * pairs) - 1  # without the end of turn
     return metrics

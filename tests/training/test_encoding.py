@@ -148,4 +148,4 @@ def test_dropped_thinking_is_counted(caplog):
     row = {**ROW, "chosen": "<think>hm</think>It is 42."}
     with caplog.at_level(logging.WARNING):
         encode_pairs(Dataset.from_list([row]), CritiqueFormat(make_tokenizer("qwen3")), None, "error")
-    assert "shows 1 response(s) otherwise than given" in caplog.text
+    assert "the chat template changes 1 response(s)" in caplog.text

@@ -181,7 +181,7 @@ def test_qlora_trains_the_head_in_fp32_over_four_bits(tmp_path, start):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"modules_to_save": ["lm_head"]}, "leaves the reward head out"),
+        ({"modules_to_save": ["lm_head"]}, "leaves out the reward head"),
         ({"target_modules": ["q_proj", "v_prj"]}, "has 'v_prj', but the model has no such layer.*k_proj"),
         ({"target_modules": "nothing.*"}, "No modules were targeted"),
     ],
@@ -221,7 +221,7 @@ def test_quantised_weights_without_an_adapter_are_refused_before_they_load(base_
 
 def test_a_peft_model_without_the_head_is_refused(base_folder, tmp_path):
     adapted = get_peft_model(make_model(base_folder), LoraConfig(r=4, target_modules=["q_proj"]))
-    with pytest.raises(ValueError, match="leaves the reward head out"):
+    with pytest.raises(ValueError, match="leaves out the reward head"):
         make_trainer(adapted, tmp_path, make_rows(4))
 
 
@@ -229,7 +229,7 @@ def test_options_for_another_kind_of_model_are_refused(base_folder, tmp_path):
     adapted = get_peft_model(
         make_model(base_folder), LoraConfig(target_modules=["q_proj"], modules_to_save=["reward_head"])
     )
-    with pytest.raises(ValueError, match="is an adapter already"):
+    with pytest.raises(ValueError, match="already is an adapter"):
         make_trainer(adapted, tmp_path, peft_config=LoraConfig())
     with pytest.raises(ValueError, match="for a model that is loaded by name"):
         make_trainer(make_model(base_folder), tmp_path, quantization_config=BitsAndBytesConfig(load_in_8bit=True))

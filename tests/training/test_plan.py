@@ -189,7 +189,7 @@ def test_a_recipe_at_full_size_is_planned_from_its_config_alone(tmp_path):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"model": None}, "Name a `model`"),
+        ({"model": None}, "Give a `model`"),
         ({"offload": True}, "`offload` needs `zero`"),
         ({"load_in_4bit": True}, "needs an adapter"),
         ({"optim": "sgd"}, "`optim` is 'sgd'"),
@@ -209,7 +209,7 @@ def test_settings_that_cannot_be_planned_are_refused(options, says):
 @pytest.mark.parametrize(
     ("recipe", "says"),
     [
-        ("max_lenght: 512", "has max_lenght: no option of train_cloud.py"),
+        ("max_lenght: 512", "has max_lenght: not options of train_cloud.py"),
         ("load_in_8bit: true\nuse_peft: true", "has `load_in_8bit`, which cannot be planned"),
         ("lora_modules_to_save: [lm_head]", "has `lora_modules_to_save`, which cannot be planned"),
         ("token_budget: 4096", "has `token_budget`, which cannot be planned"),
