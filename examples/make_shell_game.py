@@ -15,40 +15,43 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerBase, set_seed
 from trl import SFTConfig, SFTTrainer, TrlParser
 
 from cloud_hf import CritiqueFormat
+from cloud_hf.arguments import documented
 from cloud_hf.data import shell_game
 
 
+@documented
 @dataclass
 class ShellGameArguments:
     """
-    Sizes of the data.
+    Sizes of the datasets.
 
     Parameters:
         data_dir (`str`):
-            Folder for the data.
+            Folder for the datasets.
         num_answers (`int`):
             Problems with direct answers, for the base model.
-        answer_swaps (`list[int]`):
-            Their numbers of swaps, which take turns.
         num_pairs (`int`):
             Preference pairs with oracle critiques, for critique SFT and the classic arm.
         num_stage3_pairs (`int`):
-            How many of them the last stage uses.
-        num_test_pairs, num_best_of_n (`int`):
-            Held-out pairs and problems.
+            Number of these pairs that stage 3 uses.
+        num_test_pairs (`int`):
+            Held-out pairs.
+        num_best_of_n (`int`):
+            Held-out problems for best-of-N.
+        answer_swaps (`list[int]`, *optional*, defaults to `[1, 2, 3, 4]`):
+            Numbers of swaps of the problems with direct answers, in rotation.
         blank_prompts (`bool`, *optional*, defaults to `False`):
-            Control experiment: pairs without their question. Nothing then tells right from wrong, and a reward model
-            must stay at chance.
+            Control experiment: pairs without their question, on which a reward model must stay at chance.
     """
 
-    data_dir: str = field(metadata={"help": "Folder for the data."})
-    num_answers: int = field(metadata={"help": "Problems with direct answers, for the base model."})
-    num_pairs: int = field(metadata={"help": "Preference pairs for critique SFT and the classic arm."})
-    num_stage3_pairs: int = field(metadata={"help": "How many of them the last stage uses."})
-    num_test_pairs: int = field(metadata={"help": "Held-out pairs."})
-    num_best_of_n: int = field(metadata={"help": "Held-out problems for best-of-N."})
-    answer_swaps: list[int] = field(default_factory=lambda: [1, 2, 3, 4], metadata={"help": "Swaps of the answers."})
-    blank_prompts: bool = field(default=False, metadata={"help": "Control: pairs without their question."})
+    data_dir: str
+    num_answers: int
+    num_pairs: int
+    num_stage3_pairs: int
+    num_test_pairs: int
+    num_best_of_n: int
+    answer_swaps: list[int] = field(default_factory=lambda: [1, 2, 3, 4])
+    blank_prompts: bool = False
 
 
 ARGUMENTS = (ShellGameArguments, SFTConfig)
@@ -85,8 +88,8 @@ def pair_dataset(args: ShellGameArguments, seed: int) -> DatasetDict:
 
 
 def encode_answers(rows: list[dict], tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    """Questions with direct answers; the answer and its end of turn carry loss."""
-    # A classic format ends where the response ends
+    """Encode questions with direct answers, with labels on the answer and its end of turn."""
+    # The classic format ends at the end of the response
     critique_format = CritiqueFormat(tokenizer, critique=False)
     encoded = []
     for row in rows:

@@ -9,7 +9,6 @@ again, from an empty folder, if any of these is different now, or if it was inte
 import fcntl
 import hashlib
 import importlib.metadata
-import importlib.util
 import json
 import os
 import resource
@@ -25,7 +24,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from cloud_hf.threads import thread_environment
+import cloud_hf.threads
 
 
 EXAMPLES = Path(__file__).parent
@@ -181,7 +180,7 @@ def execute(stage: Stage, run: Path, held: int) -> dict[str, float]:
     """Run a stage to its end; its wall and CPU seconds, and the largest memory of any stage of this process."""
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     # Measured for each stage: other work on the machine comes and goes
-    environment = {**os.environ, "HF_HUB_DISABLE_TELEMETRY": "1", **thread_environment()}
+    environment = {**os.environ, "HF_HUB_DISABLE_TELEMETRY": "1", **cloud_hf.threads.thread_environment()}
     # A stage that outlives this process keeps the lock of its folder
     done = subprocess.run(stage.command(run), env=environment, pass_fds=[held])
     if done.returncode != 0:
@@ -223,7 +222,7 @@ def hash_file(path: Path) -> str:
 @cache
 def hash_code() -> str:
     """Hash the library and the scripts, but not those that only show what the others wrote."""
-    [library] = importlib.util.find_spec("cloud_hf").submodule_search_locations
+    library = Path(cloud_hf.threads.__file__).parent
     scripts = {*EXAMPLES.glob("*.py")} - {*EXAMPLES.glob("quickstart*.py"), EXAMPLES / "shell_game_report.py"}
-    paths = [*sorted(Path(library).rglob("*.py")), *sorted(scripts)]
+    paths = [*sorted(library.rglob("*.py")), *sorted(scripts)]
     return hash_text("".join(hash_file(path) for path in paths))

@@ -1,5 +1,5 @@
 """
-The report of a quickstart run: a table in the terminal, report.md with pictures, report.json.
+Write the report of a quickstart run: a table in the terminal, report.md with plots, report.json.
 
 python examples/shell_game_report.py runs/quickstart
 """
@@ -13,7 +13,7 @@ from cloud_hf.evaluation.report.plots import plot_accuracy_by_group, plot_best_o
 
 def write_report(run: Path, usage: dict[str, dict], stages: dict[str, tuple[str, ...]], seed: int):
     """
-    Gather what the scripts wrote.
+    Combine the results of all stages into one report.
 
     Args:
         run (`Path`):
@@ -21,7 +21,7 @@ def write_report(run: Path, usage: dict[str, dict], stages: dict[str, tuple[str,
         usage (`dict[str, dict]`):
             `wall_s`, `cpu_s` and `peak_gb` of each stage.
         stages (`dict[str, tuple[str, ...]]`):
-            The stages after the shared base, by arm.
+            Stages of each arm after the shared base.
         seed (`int`):
             Seed of the run.
     """
@@ -59,7 +59,7 @@ def by_arm(results: list[dict]) -> dict[str, dict]:
 
 
 def stage_flops(run: Path, stage: str) -> float:
-    """Training: the trainer's count, 6 per weight and token. Generation: 2 per weight and token."""
+    """Read the FLOPs of a stage: 6 per weight and token in training (counted by the trainer), 2 in generation."""
     if stage == "self_critiques":
         return json.loads((run / "self-critiques" / "generation.json").read_text())["flops"]
     folder = run / stage.replace("_", "-")
@@ -67,7 +67,7 @@ def stage_flops(run: Path, stage: str) -> float:
 
 
 def pooled(groups: dict[str, dict], wanted) -> float:
-    """Accuracy over the groups whose number of swaps is wanted."""
+    """Pool the accuracy over the groups whose number of swaps is wanted."""
     chosen = [group for swaps, group in groups.items() if wanted(int(swaps))]
     return sum(group["accuracy"] * group["n"] for group in chosen) / sum(group["n"] for group in chosen)
 
@@ -116,7 +116,7 @@ def stage_table(usage: dict[str, dict]) -> str:
 
 
 def three_critiques(run: Path, scores: list[dict]) -> str:
-    """Held-out critiques with their rewards: of right answers, of wrong ones, of the most swaps."""
+    """Format held-out critiques with their rewards, of right and wrong answers to the problems with most swaps."""
     from datasets import load_from_disk
 
     pairs = load_from_disk(str(run / "data" / "pairs"))["test"]

@@ -281,8 +281,8 @@ def make_plan(args: PlanArguments, config: CLoudConfig | None = None, micro_batc
         [`Plan`]
     """
     config = config or read_model(args)
-    step = _simulate(args, config, micro_batch or args.micro_batch)
-    return _divide(args, config, step, _lm_loss_bytes(args, config, micro_batch or args.micro_batch))
+    pairs = micro_batch or args.micro_batch
+    return _divide(args, config, _simulate(args, config, pairs), _lm_loss_bytes(args, config, pairs))
 
 
 def largest_micro_batch(args: PlanArguments, config: CLoudConfig, plan: Plan) -> int:

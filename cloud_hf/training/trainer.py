@@ -252,6 +252,8 @@ class CLoudTrainer(LogsThroughput, ExactResume, RewardTrainer):
         if outputs.lm_loss is not None:
             columns["lm_loss"] = sum(outputs.lm_loss_sums.chunk(2))
             columns["tokens"] = sum(outputs.lm_loss_counts.chunk(2))
+        if self.args.center_rewards_coefficient is not None:
+            columns["centring"] = (chosen + rejected).square()
         if cut is not None:
             columns["critiques_cut"] = cut.float() / 2
         real = self._real_pairs(len(chosen))
@@ -279,19 +281,30 @@ class CLoudTrainer(LogsThroughput, ExactResume, RewardTrainer):
         names = dict.fromkeys(name for rank in ranks for name in rank)
         return _means({n: combine.get(n, sum)(rank[n] for rank in ranks if n in rank) for n in names})
 
+    def _joint_loss(self, means: dict[str, float]) -> float:
+        """Weight the means over pairs and tokens of an evaluation, as training does; removes `centring` from them."""
+        centring = (self.args.center_rewards_coefficient or 0.0) * means.pop("centring", 0.0)
+        lm_loss = self.args.lm_loss_weight * means.get("lm_loss", 0.0)
+        return self.args.bradley_terry_weight * (means["pairwise_loss"] + centring) + lm_loss
+
     def _uses_lm_head(self) -> bool:
         return self.model.config.critique
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self.model.training and self._sums["train"]:
-            self._metrics["train"].update({name: [value] for name, value in self._take_means("train").items()})
+            means = self._take_means("train")
+            means.pop("centring", None)
+            self._metrics["train"].update({name: [value] for name, value in means.items()})
         super().log(logs, start_time)
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
         # TRL only logs these metrics, under the same names for every evaluation set. Returned under the set's prefix,
         # `metric_for_best_model` sees them
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        output.metrics.update({f"{metric_key_prefix}_{name}": v for name, v in self._take_means("eval").items()})
+        means = self._take_means("eval")
+        # The Trainer's is a mean of batches' losses, which depends on how tokens are spread over them
+        means["loss"] = self._joint_loss(means)
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
         self._metrics["eval"].clear()
         return output
 

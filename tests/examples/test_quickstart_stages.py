@@ -44,7 +44,8 @@ STAGES = {"base": ("base", ()), "left": ("left", ("base",)), "right": ("right", 
 DRIVER = """
 import pathlib, sys, types
 # Choosing threads takes 0.3 s a stage
-sys.modules["cloud_hf"] = sys.modules["cloud_hf.threads"] = types.SimpleNamespace(thread_environment=dict)
+threads = sys.modules["cloud_hf.threads"] = types.SimpleNamespace(thread_environment=dict)
+sys.modules["cloud_hf"] = types.SimpleNamespace(threads=threads)
 sys.path.insert(0, {examples!r})
 import quickstart_stages as q
 q.EXAMPLES = q.RECIPES = pathlib.Path({scripts!r})

@@ -115,6 +115,27 @@ def test_training_learns_and_says_so(base_folder, tmp_path):
         assert again[name] == pytest.approx(exact[name], abs=1e-5)
 
 
+@pytest.mark.parametrize("center", [None, 0.1])
+def test_evaluation_loss_is_the_joint_loss_whatever_the_batches(base_folder, tmp_path, center):
+    rows = make_rows(6)
+    rows = rows.map(
+        lambda row, i: {"chosen_feedback": row["chosen_feedback"] + " good" * (i == 5) * 40}, with_indices=True
+    )
+    trainer = make_trainer(
+        make_model(base_folder), tmp_path, eval_dataset=rows, lm_loss_weight=0.5, center_rewards_coefficient=center,
+        per_device_eval_batch_size=6,
+    )  # fmt: skip
+    at_once = trainer.evaluate()
+    trainer.args.per_device_eval_batch_size = 4
+    in_two = trainer.evaluate()
+    assert in_two["eval_loss"] == pytest.approx(at_once["eval_loss"], abs=1e-5)
+    expected = at_once["eval_pairwise_loss"] + 0.5 * at_once["eval_lm_loss"]
+    if center is None:
+        assert at_once["eval_loss"] == pytest.approx(expected, abs=1e-6)
+    else:
+        assert at_once["eval_loss"] > expected and "eval_centring" not in at_once
+
+
 def test_saved_model_scores_like_the_trained_one(base_folder, tmp_path):
     trainer = make_trainer(str(base_folder), tmp_path)
     trainer.train()
