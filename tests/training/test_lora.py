@@ -207,7 +207,7 @@ def test_options_of_an_adapter_need_one(kind):
     """TRL would pass over them and train all weights."""
     for options in ({"lora_r": 8}, {"lora_target_modules": ["q_proj"]}, {"use_dora": True}, {"lora_dropout": 0.2}):
         assert kind(use_peft=True, **options).use_peft
-        with pytest.raises(ValueError, match=f"`{next(iter(options))}` is .*without `use_peft` no adapter is made"):
+        with pytest.raises(ValueError, match=f"`{next(iter(options))}` is .*without `use_peft` no adapter is created"):
             kind(**options)
 
 
@@ -231,7 +231,7 @@ def test_options_for_another_kind_of_model_are_refused(base_folder, tmp_path):
     )
     with pytest.raises(ValueError, match="already is an adapter"):
         make_trainer(adapted, tmp_path, peft_config=LoraConfig())
-    with pytest.raises(ValueError, match="for a model that is loaded by name"):
+    with pytest.raises(ValueError, match="applies to models loaded by name"):
         make_trainer(make_model(base_folder), tmp_path, quantization_config=BitsAndBytesConfig(load_in_8bit=True))
 
 

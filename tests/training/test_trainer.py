@@ -217,7 +217,7 @@ def test_models_that_do_not_fit_are_refused(base_folder, tmp_path, model, classi
         ({"lm_loss_weight": -1.0}, "`lm_loss_weight` is -1.0"),
         ({"lm_loss_chunks": 0}, "`lm_loss_chunks` is 0"),
         ({"max_length": 0}, "`max_length` is 0"),
-        ({"train_sampling_strategy": "group_by_length"}, "`token_budget` groups pairs by length"),
+        ({"train_sampling_strategy": "group_by_length"}, "`token_budget` to group pairs by length"),
     ],
 )
 def test_unusable_options_are_refused(tmp_path, options, says):
