@@ -49,7 +49,8 @@ class Launch:
     @classmethod
     def of(cls, args: TrainingArguments) -> "Launch":
         """Read the settings of the present run."""
-        settings: dict[str, Any] = args.to_dict() | {"world_size": args.world_size}  # stage 1 has no token budget and no λ
+        # Stage 1 has no token budget and no λ
+        settings: dict[str, Any] = args.to_dict() | {"world_size": args.world_size}
         return cls(strategy_of(args), *(settings.get(field.name) for field in fields(cls)[1:]))
 
     @property
