@@ -87,12 +87,12 @@ def _write_models(folder: Path):
 
     long = {"max_position_embeddings": 4096}
     for name in (
-        "HuggingFaceTB/SmolLM2-135M-Instruct",
         "Qwen/Qwen3-0.6B",
         "Qwen/Qwen3-1.7B",
         "meta-llama/Meta-Llama-3-70B",
     ):
         save_language_model(folder / name, **long)
+    save_language_model(folder / "HuggingFaceTB/SmolLM2-135M-Instruct", family="chatml", **long)
     base = save_language_model(folder / "meta-llama/Meta-Llama-3-8B", **long)
     _end_critiques_soon(save_published(folder / "ankner/Llama3-8B-CLoud-RM", base), base)
     save_critic(folder / "critic-sft", **long)
