@@ -264,7 +264,7 @@ def test_arena_hard(models, data, tmp_path):
         assert Votes(**line["votes"]) == expected_votes(line["id"], line["response"]) and line["worth"] is None
     text = (tmp_path / "best_of_n.md").read_text()
     assert "## ArenaHard, math" in text and "without a readable verdict" in text and "95 %, official" in text
-    assert "this package's own, not Arena-Hard's: win rates are not comparable with the leaderboard's." in text
+    assert "that of this package, not Arena-Hard's, so win rates are not comparable with the leaderboard." in text
 
 
 def test_all_draws_are_the_mean_over_them(models, data, tmp_path):
@@ -313,12 +313,12 @@ def test_the_report_names_the_judges_text(models, data, tmp_path):
         (system, "system.txt", "a system message"),
         ({**prompt, **system}, "system.txt, judge.txt", "a system message"),
         ({**system, "judge_system_role": False}, "system.txt", "the user's turn"),
-        ({"judge_system_role": False}, "not comparable with the leaderboard's", "the user's turn"),
-        ({}, "not comparable with the leaderboard's", "a system message"),
+        ({"judge_system_role": False}, "not comparable with the leaderboard", "the user's turn"),
+        ({}, "not comparable with the leaderboard", "a system message"),
     ):
         with_judge = {"judge_base_url": ["x"], "baseline_answers": ["x"], **options}
         args = arguments(models, tmp_path, "classic", arena_hard="x", candidates="x", **with_judge)
-        assert best_of_n.arena_notes(counts, args)[0].endswith(f"{words}. Its instructions are in {turn}.")
+        assert best_of_n.arena_notes(counts, args)[0].endswith(f"{words}. The instructions are in {turn}.")
 
 
 def test_where_the_judge_is_told_what_to_do(models, data, tmp_path):
