@@ -537,7 +537,7 @@ def test_figures_go_into_the_card(models, data, tmp_path, capsys):
     folder = models / "classic"
     for _ in range(2):
         report = evaluate(models, data, tmp_path, "classic", update_card=True)
-        assert "1 of 3 headline figures are in" in capsys.readouterr().out
+        assert "1 of 3 headline metrics to" in capsys.readouterr().out
     card = ModelCard.load(folder / "README.md")
     [result] = card.data.eval_results
     assert card.data.license == "mit" and "# A card" in card.text
