@@ -33,7 +33,7 @@ LAUNCHERS = {"torchrun", "accelerate", "srun", "export"}
 # Commands that are not run, by a part of the command: why. Their options are checked all the same.
 NOT_RUN = {
     "--benchmarks reward_bench reward_bench_2": "downloads the official benchmarks",
-    "--arena_hard lmarena-ai/arena-hard-auto-v0.1": "downloads ArenaHard; tests/examples/test_best_of_n_script.py runs it on files",
+    "--arena_hard lmarena-ai/arena-hard-auto-v0.1": "downloads ArenaHard; tests/commands/test_best_of_n_command.py runs it on files",
     "--mode oracle": "downloads the published data; tests/examples/test_build_official_ultra_llama.py runs it on files",
     "--mode self-gen": "downloads the published data, likewise",
     "--base_url http://127.0.0.1:8002/v1": "needs vLLM's server; tests/examples/test_self_critiques_with_vllm.py starts one",
