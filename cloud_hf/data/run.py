@@ -367,7 +367,11 @@ async def seen(results: AsyncIterator[dict[str, Any] | Reject], statistics: Stat
         yield result
 
 
-def complete_build(build: Coroutine[Any, Any, dict[str, Any]], folder: DatasetFolder) -> dict[str, Any]:
+# Blocking work is a function: under `asyncio.run`, Ctrl-C cancels a coroutine at its next `await`, which may be hours away
+Build = Coroutine[Any, Any, dict[str, Any]] | Callable[[], dict[str, Any]]
+
+
+def complete_build(build: Build, folder: DatasetFolder) -> dict[str, Any]:
     """
     Run a builder to the end.
 
@@ -378,7 +382,7 @@ def complete_build(build: Coroutine[Any, Any, dict[str, Any]], folder: DatasetFo
         `SystemExit`: With a message if the run had to stop.
     """
     try:
-        return asyncio.run(build)
+        return build() if callable(build) else asyncio.run(build)
     except (ServerUnusable, JournalError) as error:
         raise SystemExit(f"{error}\n{_resume_hint(folder)}") from None
     except OSError as error:
@@ -387,13 +391,13 @@ def complete_build(build: Coroutine[Any, Any, dict[str, Any]], folder: DatasetFo
         raise SystemExit(f"Interrupted.\n{_resume_hint(folder)}") from None
 
 
-def run_builder(build: Coroutine[Any, Any, dict[str, Any]], folder: DatasetFolder, push_to_hub: str | None = None):
+def run_builder(build: Build, folder: DatasetFolder, push_to_hub: str | None = None):
     """
     Run a builder to the end, print its counts, and upload the dataset.
 
     Args:
-        build (`Coroutine`):
-            Returns the counts, such as [`build_dataset`].
+        build (`Coroutine` or `Callable`):
+            Returns the counts, such as [`build_dataset`]; a function if its work blocks.
         folder ([`DatasetFolder`]):
             Output folder.
         push_to_hub (`str`, *optional*):

@@ -1,8 +1,10 @@
 """Write critiques on a Ray cluster: Ray Data sends token ids to vLLM engines, and this process journals the answers."""
 
+import asyncio
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any, cast
 
@@ -302,10 +304,11 @@ def main(args: RayCritiqueArguments):
     # Cluster and batch size are not settings, because they do not change critiques
     settings = args.settings("self critiques with Ray", rows, config, vllm_options=args.parsed_vllm_options())
     folder = DatasetFolder(args.output_dir, "Self critiques", settings)
-    run_builder(write_with_ray(args, rows, config, args.is_reward_model(), folder), folder, args.push_to_hub)
+    build = partial(write_with_ray, args, rows, config, args.is_reward_model(), folder)
+    run_builder(build, folder, args.push_to_hub)
 
 
-async def write_with_ray(
+def write_with_ray(
     args: RayCritiqueArguments, rows: Dataset, config: CLoudConfig, is_reward_model: bool, folder: DatasetFolder
 ) -> dict[str, Any]:
     """Write critiques into the journal with the cluster's engines, then the dataset from the journal."""
@@ -327,7 +330,7 @@ async def write_with_ray(
         counts = {"rows_read": len(rows), "answers": len(journal), "answers_of_earlier_runs": kept, "retries": 0}
         run = Run(rows, lambda row: builder.build(row, critic.ask), [], 1, failures)
         features = features_with_critiques(rows.features, args.num_critiques)
-        counts = await folder.write(run.results(), features, counts)
+        counts = asyncio.run(folder.write(run.results(), features, counts))
     counts |= {name: count for name, count in builder.counts().items() if not name.endswith("_tokens")}
     folder.write_record(counts)
     return counts

@@ -1,11 +1,13 @@
 """Stage 2: rewrite the critiques of a preference dataset with the model of stage 1, in this process or behind servers."""
 
+import asyncio
 import json
 import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -89,8 +91,11 @@ def main(args: SelfCritiqueArguments):
     else:
         engine = {"backend": args.backend, "dtype": args.dtype, "vllm_options": args.parsed_vllm_options()}
     folder = DatasetFolder(args.output_dir, "Self critiques", args.settings("self critiques", rows, config, **engine))
-    write = write_with_servers if args.base_url else write_with_backend
-    run_builder(write(args, rows, config, folder), folder, args.push_to_hub)
+    if args.base_url:
+        build = write_with_servers(args, rows, config, folder)
+    else:
+        build = partial(write_with_backend, args, rows, config, folder)
+    run_builder(build, folder, args.push_to_hub)
 
 
 def check_servers(args: SelfCritiqueArguments):
@@ -104,9 +109,7 @@ def check_servers(args: SelfCritiqueArguments):
         )
 
 
-async def write_with_backend(
-    args: SelfCritiqueArguments, rows: Dataset, config: CLoudConfig, folder: DatasetFolder
-) -> dict:
+def write_with_backend(args: SelfCritiqueArguments, rows: Dataset, config: CLoudConfig, folder: DatasetFolder) -> dict:
     """Write critiques with a model in this process, or with a reward server."""
     options = args.critique_options()
     with folder.open_journal() as journal:
@@ -117,9 +120,8 @@ async def write_with_backend(
             critic.write_all(scorer, rows, args.chunk_size(), longest_first=args.backend == "transformers")
         run = Run(rows, lambda row: builder.build(row, critic.ask), [], 1)
         counts = {"rows_read": len(rows), "answers": len(journal), "answers_of_earlier_runs": kept, "retries": 0}
-        counts = await folder.write(
-            run.results(), features_with_critiques(rows.features, options.num_critiques), counts
-        )
+        features = features_with_critiques(rows.features, options.num_critiques)
+        counts = asyncio.run(folder.write(run.results(), features, counts))
     return report(folder, counts, builder, config)
 
 
