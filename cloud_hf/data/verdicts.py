@@ -45,7 +45,7 @@ def read_verdict(judgement: str | None, rule: str = "last") -> str | None:
     if rule != "last":
         raise ValueError(f"`rule` is {rule!r}; use 'last' or 'agreed'.")
     text = (judgement or "").upper()
-    labels = next(filter(None, (spelling.findall(text) for spelling in _SPELLINGS)), [None])
+    labels = next(filter(None, (spelling.findall(text) for spelling in _SPELLINGS)), [""])
     last = _OTHER_SPELLING.get(labels[-1], labels[-1])
     return last if last in _POINTS else None
 
