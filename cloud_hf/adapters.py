@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 from peft import (
     LoraConfig,
     PeftConfig,
@@ -23,7 +21,7 @@ from peft.utils.save_and_load import load_peft_weights
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils.hub import cached_file
 
-from .configuration_cloud import CLoudConfig, read_config
+from .configuration_cloud import CLoudConfig, check_name, read_config
 from .model_identity import hash_of_weights
 from .published import HUB_KWARGS, is_published
 
@@ -190,7 +188,7 @@ def read_model_config(name: str, base: str | None = None, **kwargs) -> Any:
     Raises:
         `FileNotFoundError`: If `name` is neither a folder nor a possible Hub id.
     """
-    _check_name(name)
+    check_name(name)
     hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
     if not is_adapter(name, **hub_kwargs):
         return read_config(name, **kwargs)
@@ -205,16 +203,6 @@ def read_model_config(name: str, base: str | None = None, **kwargs) -> Any:
             f"{name} adapts the CLoud model {base}, but holds no config.json: it was not saved by CLoudTrainer."
         )
     return config
-
-
-def _check_name(name: str):
-    if not Path(name).exists():
-        try:
-            validate_repo_id(name)
-        except HFValidationError:
-            raise FileNotFoundError(
-                f"There is no folder {name}, and a model on the Hub cannot have that name."
-            ) from None
 
 
 def record_base(folder: str | Path, model: PeftModel):

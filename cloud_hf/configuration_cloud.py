@@ -5,6 +5,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from transformers import AutoConfig, GenerationConfig
 from transformers.configuration_utils import PreTrainedConfig
 
@@ -208,3 +210,14 @@ def read_config(name: str | Path, **kwargs) -> Any:
     if "model_type" not in config_dict and not is_published(config_dict):
         raise ValueError(f"{name}: {_NEITHER_LAYOUT}")
     return (CLoudConfig if is_published(config_dict) else AutoConfig).from_pretrained(name, **kwargs)
+
+
+def check_name(name: str):
+    """Raise `FileNotFoundError` if `name` is neither a folder nor a possible Hub id."""
+    if not Path(name).exists():
+        try:
+            validate_repo_id(name)
+        except HFValidationError:
+            raise FileNotFoundError(
+                f"There is no folder {name}, and a model on the Hub cannot have that name."
+            ) from None

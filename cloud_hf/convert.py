@@ -31,7 +31,7 @@ from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 from .cards import METHOD, hub_id, kind_of, usage
 from .cli import ArgumentParser, run
-from .configuration_cloud import CLoudConfig, spell_critique_prompt
+from .configuration_cloud import CLoudConfig, check_name, spell_critique_prompt
 from .critique_format import CritiqueFormat
 from .modeling_cloud import CLoudForRewardModeling, unused_token_id
 from .published import FEEDBACK_METHODS, find_weights, is_published, native_key, published_key, read_shapes
@@ -121,8 +121,10 @@ def plan(
             `False` to read only the headers of weights on the Hub.
 
     Raises:
+        `FileNotFoundError`: If `source` is neither a folder nor a possible Hub id.
         `ValueError`: If the checkpoint is incomplete or does not fit its architecture; the message gives the cure.
     """
+    check_name(source)
     published = is_published(CLoudConfig.get_config_dict(source, revision=revision)[0])
     options = {}
     if base_model_name_or_path is not None:

@@ -129,6 +129,8 @@ def test_the_command_line(tmp_path, base_folder):
     assert dry.returncode == 0 and not (tmp_path / "native").exists()
     assert "llama of 2 layers" in dry.stdout and "model-00002-of-00002.safetensors" in dry.stdout
     assert run(tmp_path / "native").returncode == 0
+    with pytest.raises(FileNotFoundError, match="There is no folder /no/such/model"):
+        plan("/no/such/model")
     again = run(tmp_path / "native")
     assert again.returncode == 2 and "is not an empty folder" in again.stderr and "Traceback" not in again.stderr
 
