@@ -350,13 +350,21 @@ async def build_dataset(
         }
         results = run.results() if statistics is None else seen(run.results(), statistics)
         counts = await folder.write(results, features, counts)
-        for role, client in journaled.items():
-            counts[f"{role}_answers_cut"] = len(client.cut)
-            if client.other_models:
-                counts[f"{role}_answers_of_other_models"] = dict(Counter(client.other_models.values()))
+        counts |= _count_answers(journaled)
         if statistics is not None:
             counts["statistics"] = statistics.report()
         folder.write_record(counts)  # before the journal releases the lock
+    return counts
+
+
+def _count_answers(clients: dict[str, JournaledClient]) -> dict[str, Any]:
+    """Count cut answers and answers of other models, by the clients' roles."""
+    counts: dict[str, Any] = {}
+    for role, client in clients.items():
+        counts[f"{role}_answers_cut"] = len(client.cut)
+        # A server may pass requests on to another model than the one it lists
+        if client.other_models:
+            counts[f"{role}_answers_of_other_models"] = dict(Counter(client.other_models.values()))
     return counts
 
 
