@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
 
@@ -43,12 +44,13 @@ def add_results(folder: Path, results: list[EvalResult]):
             The results.
     """
     card = ModelCard.load(folder / "README.md")
+    data: Any = card.data
     new = {(result.dataset_type, result.dataset_name, result.metric_name) for result in results}
     kept = [
         result
-        for result in card.data.eval_results or []
+        for result in data.eval_results or []
         if (result.dataset_type, result.dataset_name, result.metric_name) not in new
     ]
-    card.data.model_name = card.data.model_name or folder.resolve().name
-    card.data.eval_results = kept + results
+    data.model_name = data.model_name or folder.resolve().name
+    data.eval_results = kept + results
     card.save(folder / "README.md")

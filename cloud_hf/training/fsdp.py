@@ -1,5 +1,7 @@
 """FSDP2 settings that keep the reward head in fp32."""
 
+from typing import Any
+
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
@@ -18,7 +20,7 @@ def check_fsdp(accelerator: Accelerator):
     """
     if accelerator.distributed_type != DistributedType.FSDP:
         return
-    plugin = accelerator.state.fsdp_plugin
+    plugin: Any = accelerator.state.fsdp_plugin
     if not accelerator.is_fsdp2:
         raise ValueError(
             f"FSDP's `fsdp_version` is {plugin.fsdp_version}, which would not keep the reward head in fp32. Set it to 2, as "
@@ -48,12 +50,13 @@ def prepare_fsdp2(accelerator: Accelerator, model: nn.Module):
     if not accelerator.is_fsdp2:
         return
     if accelerator.mixed_precision != "no":
-        plugin = accelerator.state.fsdp_plugin
+        plugin: Any = accelerator.state.fsdp_plugin
         dtype = plugin.mixed_precision_policy.param_dtype
         plugin.mixed_precision_policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     for name, module in model.named_modules():
         if name.endswith("reward_head"):
-            _check_divides(module.out_proj.in_features, accelerator.num_processes)
+            head: Any = module
+            _check_divides(head.out_proj.in_features, accelerator.num_processes)
             policy = MixedPrecisionPolicy(cast_forward_inputs=False)
             fully_shard(module.float(), mp_policy=policy, shard_placement_fn=_shard_of_head)
 

@@ -51,7 +51,8 @@ class Launch:
         """Read the settings of the present run."""
         # Stage 1 has no token budget and no λ
         settings: dict[str, Any] = args.to_dict() | {"world_size": args.world_size}
-        return cls(strategy_of(args), *(settings.get(field.name) for field in fields(cls)[1:]))
+        values: dict[str, Any] = {field.name: settings.get(field.name) for field in fields(cls)[1:]}
+        return cls(strategy_of(args), **values)
 
     @property
     def batch(self) -> int:
@@ -71,14 +72,16 @@ def strategy_of(args: TrainingArguments) -> str:
     """Return `"zero1"` to `"zero3"`, `"fsdp"`, `"ddp"` or `"single"`."""
     if args.deepspeed_plugin is not None:
         return f"zero{deepspeed_config(args).get('zero_optimization', {}).get('stage', 0)}"
-    if args.fsdp_plugin_args is not None or str(args.distributed_state.distributed_type) == "DistributedType.FSDP":
+    state: Any = args.distributed_state
+    if args.fsdp_plugin_args is not None or str(state.distributed_type) == "DistributedType.FSDP":
         return "fsdp"
     return "ddp" if args.world_size > 1 else "single"
 
 
 def deepspeed_config(args: TrainingArguments) -> dict[str, Any]:
     """Return the DeepSpeed config of a run that has one."""
-    return args.deepspeed_plugin.hf_ds_config.config
+    plugin: Any = args.deepspeed_plugin
+    return plugin.hf_ds_config.config
 
 
 def check_machine(args: TrainingArguments):

@@ -1,5 +1,7 @@
 """The model card of a trained reward model."""
 
+from typing import Any
+
 import transformers
 import trl
 from accelerate.utils import is_peft_model
@@ -29,7 +31,10 @@ def make_model_card(trainer: RewardTrainer, model_name: str, dataset_name: str |
     Returns:
         `ModelCard`
     """
-    config, args = trainer.model.config, trainer.args
+    model: Any = trainer.model
+    args: Any = trainer.args
+    rows: Any = trainer.train_dataset
+    config = model.config
     base = config.name_or_path
     kind = kind_of(config.critique)
     name = trainer.hub_model_id or args.output_dir
@@ -37,13 +42,13 @@ def make_model_card(trainer: RewardTrainer, model_name: str, dataset_name: str |
         library_name="transformers",
         pipeline_tag="text-classification",
         base_model=hub_id(base),
-        datasets=[dataset_name] if hub_id(dataset_name) else None,
+        datasets=[source] if (source := hub_id(dataset_name)) else None,
         tags=[*trainer._tag_names, *([tags] if isinstance(tags, str) else tags or [])],
     )
     facts = {
         "Kind": kind,
         "Base model": f"`{base}`" if base else "made from a config",
-        "Training data": f"{dataset_name or 'not named'}, {len(trainer.train_dataset)} pairs",
+        "Training data": f"{dataset_name or 'not named'}, {len(rows)} pairs",
         "Bradley-Terry weight": args.bradley_terry_weight,
         "λ (weight of the critique LM loss)": args.lm_loss_weight
         if config.critique
@@ -57,7 +62,7 @@ def make_model_card(trainer: RewardTrainer, model_name: str, dataset_name: str |
         lines[-1] += " First it writes a critique, then a head reads the reward at the critique's end."
     lines += ["", "| | |", "|---|---|", *[f"| {name} | {value} |" for name, value in facts.items()]]
     lines += ["", "## Metrics", "", *_metric_lines(trainer.state.log_history)]
-    lines += ["", "## Use", "", "```python", usage(name, config.critique, is_peft_model(trainer.model)), "```"]
+    lines += ["", "## Use", "", "```python", usage(name, config.critique, bool(is_peft_model(model))), "```"]
     lines += ["", METHOD, ""]
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines))
 

@@ -25,9 +25,19 @@ from .lora import shape_of_adapter
 
 
 if TYPE_CHECKING:
-    from transformers import Trainer as _Trainer
+    from transformers import Trainer
+
+    class _Trainer(Trainer):
+        """What the mixin is mixed into; transformers declares these more loosely than they are, TRL adds the last two."""
+
+        args: Any
+        model: Any
+        train_dataset: Any
+        accelerator: Any
+        _metrics: Any
+        _total_train_tokens: Any
 else:
-    _Trainer = object  # a mixin; type checkers see the class that it is mixed into
+    _Trainer = object
 
 
 logger = logging.getLogger(__name__)

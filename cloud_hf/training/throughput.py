@@ -1,16 +1,24 @@
 """Trainer mixin that logs tokens per second, model FLOPs utilisation (MFU) and the time left."""
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 
 if TYPE_CHECKING:
-    from transformers import Trainer as _Trainer
+    from transformers import Trainer
+
+    class _Trainer(Trainer):
+        """What the mixin is mixed into; transformers declares these more loosely than they are, TRL adds the last one."""
+
+        args: Any
+        model: Any
+        accelerator: Any
+        _total_train_tokens: Any
 else:
-    _Trainer = object  # a mixin; type checkers see the class that it is mixed into
+    _Trainer = object
 
 
 # Dense bf16 operations per second of one device, from the vendors' data sheets, by a part of its name
