@@ -115,7 +115,7 @@ def read_lora(name: str, model: CLoudForRewardModeling, asked: PeftConfig | None
     Raises:
         `ValueError`: If the requested options describe another adapter.
     """
-    peft_config = PeftConfig.from_pretrained(name, **hub_kwargs)
+    peft_config: Any = PeftConfig.from_pretrained(name, **hub_kwargs)
     if asked is not None:
         check_same_lora(name, peft_config, asked)
         complete_lora(asked, model)
@@ -194,7 +194,7 @@ def model_for_sft(model_args: ModelConfig, config: PreTrainedConfig, init_kwargs
                 choose_targets(peft_config, AutoModelForCausalLM.from_config(config))
             peft_config.revision = revision
         return {"model": name, "quantization_config": quantization_config, "peft_config": peft_config}
-    own = PeftConfig.from_pretrained(name, revision=revision)
+    own: Any = PeftConfig.from_pretrained(name, revision=revision)
     if peft_config is not None:
         check_same_lora(name, own, peft_config)
         own.lora_dropout = peft_config.lora_dropout

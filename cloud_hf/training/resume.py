@@ -221,7 +221,8 @@ def find_checkpoint(args: TrainingArguments, asked: str | bool, **trained) -> Pa
     Raises:
         `ValueError`: If there is none, it is incomplete or has lost a file, or it was written with other settings.
     """
-    folder = _last_whole(args.output_dir) if str(asked).lower() == "true" else Path(asked)
+    output_dir: Any = args.output_dir
+    folder = _last_whole(output_dir) if str(asked).lower() == "true" else Path(str(asked))
     if not is_whole(folder):
         raise ValueError(
             f"{folder} is not a complete checkpoint: {RECORD}, which is written last, is missing. The last complete one is "

@@ -400,7 +400,8 @@ def load_model(
     Load a model for training by name: a CLoud model, a plain language model (which becomes one), or a LoRA adapter of
     either on its base.
     """
-    kwargs = dict(args.model_init_kwargs or {})
+    given: Any = args.model_init_kwargs or {}  # TRL also allows a string, which it has parsed by now
+    kwargs: dict[str, Any] = dict(given)
     kwargs.setdefault("dtype", "float32")
     hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
     config_kwargs = {key: kwargs[key] for key in ("base_model_name_or_path", "text_config") if key in kwargs}
