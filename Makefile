@@ -21,6 +21,7 @@ SERIAL := -m "serial and not full"
 export HF_HUB_DISABLE_TELEMETRY = 1
 export VLLM_NO_USAGE_STATS = 1
 export TOKENIZERS_PARALLELISM = false
+export NO_MKDOCS_2_WARNING = 1
 
 .PHONY: help quickstart test test-full coverage lint docs clean
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .training import CLoudTrainer, CLoudTrainingConfig
 
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "CLoudConfig",
