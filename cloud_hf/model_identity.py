@@ -24,15 +24,10 @@ _TENSOR_BLOCKS = 16
 
 def identify_model(name: str) -> dict[str, Any]:
     """
-    Return the name and the version of a model.
+    Return the name (`model`) and the version (`model_version`) of a Hub id or folder.
 
-    Args:
-        name (`str`):
-            Hub id or folder.
-
-    Returns:
-        `dict[str, Any]`: `model` is the name. `model_version` is the commit of a Hub id, or a hash of a folder's files,
-        independent of the folder's path; it reads 64 KiB, spread evenly, of each large tensor.
+    The version is the commit of a Hub id, or a hash of a folder's files, independent of the folder's path; it reads 64 KiB, spread
+    evenly, of each large tensor.
 
     Examples:
 

@@ -32,13 +32,8 @@ _SPEAKS_OF_LENGTH = re.compile(r"context|length|too (long|large)|max\w*_tokens",
 
 class RequestFailed(Exception):
     """
-    A request that failed permanently; others may succeed.
-
-    Args:
-        reason (`str`):
-            Reason, for messages.
-        exceeds_context (`bool`, *optional*, defaults to `False`):
-            Whether the server refused it because it does not fit the model's context.
+    A request that failed permanently; others may succeed. `exceeds_context`: the server refused it because it does not fit the model's
+    context.
     """
 
     def __init__(self, reason: str, exceeds_context: bool = False):
@@ -59,15 +54,8 @@ class Answer:
     """
     A completion.
 
-    Args:
-        text (`str`):
-            Generated text.
-        finish_reason (`str`):
-            `"stop"` if the answer is complete, `"length"` if it was cut, `"content_filter"` if the server withheld (part of) it.
-        token_ids (`tuple[int, ...]`, *optional*):
-            Generated ids, if the request asked for them.
-        model (`str`, *optional*):
-            Name of the model, as the server gives it with the answer.
+    `finish_reason` is `"stop"` if it is complete, `"length"` if it was cut, `"content_filter"` if the server withheld (part of) it.
+    `token_ids` are there if the request asked for them. `model` is the name that the server gives.
     """
 
     text: str

@@ -32,25 +32,9 @@ PLACEHOLDERS = ("{conversation}", "{response}")
 
 def messages_for_critic(prompt: Any, response: str, template: str = CRITIC_PROMPT) -> list[dict[str, str]]:
     """
-    Return the chat that asks a critic.
+    Return the chat that asks a critic: one user message, from a template with `{conversation}` and `{response}` once each.
 
-    Args:
-        prompt (`str` or `list[dict]` or `dict`):
-            Prompt, as [`~cloud_hf.conversation.read_prompt`] takes it.
-        response (`str`):
-            Response to criticise.
-        template (`str`, *optional*):
-            Instructions with `{conversation}` and `{response}` once each.
-
-    Returns:
-        `list[dict[str, str]]`: One user message. Text in it cannot end the turn, unless the server's tokenizer encodes spelled-out
-        control tokens as such.
-
-    Examples:
-
-    ```python
-    >>> [message] = messages_for_critic("What is 2+2?", "5")
-    ```
+    Text in it cannot end the turn, unless the server's tokenizer encodes spelled-out control tokens as such.
     """
     return [{"role": "user", "content": fill(template, conversation=conversation_text(prompt), response=response)}]
 
@@ -80,19 +64,9 @@ def conversation_text(prompt: Any) -> str:
 
 def read_template(path: str | None, default: str, placeholders: tuple[str, ...]) -> str:
     """
-    Read the user's template, or return the default.
+    Read the user's template, or return the default without a `path`.
 
-    Args:
-        path (`str`, *optional*):
-            File with the template.
-        default (`str`):
-            Template without a file.
-        placeholders (`tuple[str, ...]`):
-            Placeholders that the template must contain once each.
-
-    Raises:
-        `ValueError`: If a placeholder is missing or repeated.
-        `OSError`: If the file cannot be read.
+    Raises `ValueError` unless each placeholder occurs exactly once.
     """
     if path is None:
         return default

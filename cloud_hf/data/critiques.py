@@ -37,26 +37,9 @@ class Critique:
 @dataclass(frozen=True)
 class CritiqueOptions:
     """
-    Number, length and sampling of critiques.
+    Number, length and sampling of critiques, as in [`~cloud_hf.data.builders.arguments.CriticArguments`].
 
-    Args:
-        num_critiques (`int`):
-            Critiques per response.
-        temperature (`float`):
-            Sampling temperature; 0 is greedy.
-        max_new_tokens (`int`):
-            Token limit of a critique.
-        longer_tries (`int`):
-            Retries of a critique that was cut, each with twice the tokens.
-        truncated (`str`):
-            Treatment of critiques that stay cut: `"drop"` or `"keep"`.
-        overlong_policy (`str`):
-            Treatment of rows that do not fit the context: `"error"`, `"drop"` or `"truncate_prompt"`.
-        seed (`int`):
-            Seed of the sampling.
-
-    Raises:
-        `ValueError`: If a value is invalid.
+    Raises `ValueError` if a value is invalid.
     """
 
     num_critiques: int = 1
@@ -100,17 +83,7 @@ class Ask(Protocol):
 
 @dataclass
 class CritiqueBuilder:
-    """
-    Adds critiques to rows.
-
-    Args:
-        critique_format ([`CritiqueFormat`]):
-            Format of the model.
-        context (`int`, *optional*):
-            Context length of the model in tokens, critique included.
-        options ([`CritiqueOptions`]):
-            Number, length and sampling of critiques.
-    """
+    """Adds critiques to rows. `context` is the context length of the model in tokens, critique included."""
 
     critique_format: "CritiqueFormat"
     context: int | None
@@ -121,9 +94,8 @@ class CritiqueBuilder:
         """
         Encode a row, shortening its prompt if that is the policy.
 
-        Raises:
-            `ValueError`: If a text is not usable, or the row is too long and the policy is `"error"`.
-            `Dropped`: If the row is too long under another policy.
+        Raises `ValueError` if a text is not usable, or the row is too long and the policy is `"error"`; [`Dropped`] if it is too long under
+        another policy.
         """
         # Refuses empty responses, which training would only refuse after all critiques are written
         responses = {side: response_of(row, side) for side in SIDES}
@@ -159,8 +131,7 @@ class CritiqueBuilder:
         """
         Add `{side}_feedback`, `{side}_feedback_ids` and `{side}_finish_reason` of both sides to a row.
 
-        Raises:
-            `Dropped`: If the row is too long, or a critique stays cut.
+        Raises [`Dropped`] if the row is too long, or a critique stays cut.
         """
         task = self.fit(row)
         counts = _Counts(
@@ -262,12 +233,6 @@ class ScorerCritic:
     """
     Critiques by a [`Scorer`], in chunks. The critiques of each response are a journal entry, so a killed run loses at most
     the chunk in progress. Chunks do not change critiques, because scorers sample by seed and text.
-
-    Args:
-        builder ([`CritiqueBuilder`]):
-            Format, context and options.
-        journal ([`Journal`]):
-            Keeps the critiques.
     """
 
     def __init__(self, builder: CritiqueBuilder, journal: Journal):
@@ -283,19 +248,10 @@ class ScorerCritic:
         """
         Write all critiques that are missing in the journal, then those that were cut again with more tokens.
 
-        Args:
-            scorer ([`Scorer`]):
-                Any backend.
-            rows ([`~cloud_hf.data.rows.Rows`]):
-                Rows to criticise.
-            chunk_size (`int`):
-                Responses per call of the scorer.
-            longest_first (`bool`):
-                Sort by length, so that batches need little padding. Otherwise both responses to a prompt stay together, so
-                that a prefix cache can serve the second one.
+        A chunk is the responses of one call of the scorer. `longest_first` sorts by length, so that batches need little padding. Otherwise
+        both responses to a prompt stay together, so that a prefix cache can serve the second one.
 
-        Raises:
-            `ValueError`: Names the first row that cannot be used, before anything is computed.
+        Raises `ValueError` naming the first row that cannot be used, before anything is computed.
         """
         options = self.builder.options
         jobs = self._jobs(rows)
@@ -387,29 +343,13 @@ class ServedCritic:
     Critiques by a language model behind vLLM's OpenAI-compatible server, one request each.
 
     Prompts are sent as token ids, so the server adds nothing, and spelled-out control tokens stay text.
-
-    Args:
-        client ([`JournaledClient`]):
-            Client of the server.
-        critique_format ([`CritiqueFormat`]):
-            Format of the model.
-        stop_ids (`tuple[int, ...]`):
-            Tokens that end a critique.
-        banned_ids (`tuple[int, ...]`):
-            Tokens that are never sampled.
-        vocab_size (`int`):
-            Vocabulary size of the model, padding rows included.
-        temperature (`float`):
-            Sampling temperature; 0 is greedy.
-        seed (`int`):
-            Seed of the sampling.
     """
 
     client: JournaledClient
     critique_format: "CritiqueFormat"
     stop_ids: tuple[int, ...]
     banned_ids: tuple[int, ...]
-    vocab_size: int
+    vocab_size: int  # padding rows included
     temperature: float
     seed: int
 

@@ -74,15 +74,7 @@ MOST_COMPARED = 20
 
 @dataclass(frozen=True, slots=True)
 class Duplicate:
-    """
-    The earlier text that a text duplicates.
-
-    Attributes:
-        of (`int`):
-            Position of the earlier text, which is kept.
-        similarity (`float`):
-            Jaccard similarity; 1.0 for exact duplicates.
-    """
+    """Position of the earlier text, which is kept, and the Jaccard similarity; 1.0 for exact duplicates."""
 
     of: int
     similarity: float
@@ -90,14 +82,7 @@ class Duplicate:
 
 def find_exact_duplicates(texts: Iterable[str]) -> dict[int, Duplicate]:
     """
-    Find texts that are equal to an earlier one.
-
-    Args:
-        texts (`Iterable[str]`):
-            Texts; memory holds only a digest of each.
-
-    Returns:
-        `dict[int, Duplicate]`: The first equal text, by the position of the duplicate.
+    Return the first equal text, by the position of each text that equals an earlier one. Memory holds only a digest of each text.
     """
     first: dict[bytes, int] = {}
     duplicates = {}
@@ -112,25 +97,12 @@ def find_near_duplicates(
     texts: Sequence[str], threshold: float = 0.8, groups: Sequence[str] | None = None
 ) -> dict[int, Duplicate]:
     """
-    Find texts that are nearly equal to an earlier text which is not itself a duplicate.
+    Find texts that are nearly equal to an earlier text of their group which is not itself a duplicate, and return that text by the
+    position of the duplicate.
 
     MinHash LSH proposes candidates, and the most similar ones by estimate are compared exactly, so every reported pair
-    reaches the threshold. Some pairs are missed, nearly all of them close to the threshold. The result is the same in every
-    run. Besides the texts, memory holds about 4 kB for each.
-
-    Args:
-        texts (`Sequence[str]`):
-            Texts; the first of several duplicates is kept.
-        threshold (`float`, *optional*, defaults to `0.8`):
-            Jaccard similarity of the sets of word 5-grams at which two texts are duplicates; in (0, 1].
-        groups (`Sequence[str]`, *optional*):
-            Group of each text; only texts of one group can be duplicates.
-
-    Returns:
-        `dict[int, Duplicate]`: An earlier, kept text, by the position of the duplicate.
-
-    Raises:
-        `ValueError`: If the threshold is not in (0, 1].
+    reaches the threshold, a Jaccard similarity of word 5-grams in (0, 1]. Some pairs are missed, nearly all of them close to the
+    threshold. The result is the same in every run. Besides the texts, memory holds about 4 kB for each.
     """
     if not 0 < threshold <= 1:
         raise ValueError(f"`threshold` is {threshold}; a Jaccard similarity is above 0 and at most 1.")
@@ -168,11 +140,8 @@ def _likeliest(
 
 def bands_and_rows(threshold: float, recall: float = 0.75) -> tuple[int, int]:
     """
-    Return the most selective LSH index that still finds a pair at the threshold with probability `recall`. Prompts of one task
-    share much of their wording, and a less selective index would propose all of them.
-
-    Returns:
-        `tuple[int, int]`: Number of bands, and of permutations per band.
+    Return the bands, and the permutations per band, of the most selective LSH index that still finds a pair at the threshold with
+    probability `recall`. Prompts of one task share much of their wording, and a less selective index would propose all of them.
     """
     rows = 1
     while (
@@ -209,10 +178,6 @@ class EvaluationNGrams:
     Case, punctuation and white space are ignored. A text of fewer than n words overlaps only with a text of exactly the same
     words. A text without words overlaps with nothing.
 
-    Args:
-        n (`int`, *optional*, defaults to `13`):
-            Consecutive words that two texts must share.
-
     Examples:
 
     ```python
@@ -233,15 +198,7 @@ class EvaluationNGrams:
         return len(self._sets)
 
     def add(self, name: str, texts: Iterable[str]):
-        """
-        Add the texts of an evaluation set.
-
-        Args:
-            name (`str`):
-                Name of the set.
-            texts (`Iterable[str]`):
-                One text for each prompt. N-grams do not span two texts.
-        """
+        """Add the texts of an evaluation set. N-grams do not span two texts."""
         for text in texts:
             for ngram in ngrams(words(text), self.n):
                 names = self._sets.get(ngram, ())
@@ -249,16 +206,7 @@ class EvaluationNGrams:
                     self._sets[ngram] = (*names, name)
 
     def find(self, text: str) -> dict[str, str]:
-        """
-        Find overlaps of a text with the evaluation sets.
-
-        Args:
-            text (`str`):
-                Text to check.
-
-        Returns:
-            `dict[str, str]`: The first shared n-gram, by the name of the set; empty without overlaps.
-        """
+        """Return the first n-gram that a text shares with each set, by the set's name; empty without overlaps."""
         found: dict[str, str] = {}
         for ngram in ngrams(words(text), self.n):
             for name in self._sets.get(ngram, ()):

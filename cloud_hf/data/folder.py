@@ -25,19 +25,10 @@ VERSION = 1
 @dataclass(frozen=True)
 class Reject:
     """
-    A row that was left out of the dataset.
+    A row that was left out of the dataset. `index` is its position among the input rows.
 
-    Args:
-        index (`int`):
-            Position among the input rows.
-        id (`str` or `int`, *optional*):
-            Id of the row.
-        kind (`str`):
-            `"dropped"`: left out by design, such as a tie. `"failed"`: could not be processed.
-        reason (`str`):
-            Reason, as `rejects.jsonl` shows it.
-        details (`dict[str, Any]`, *optional*):
-            Content of the row or of its problem, as JSON.
+    `kind` is `"dropped"` for a row left out by design, such as a tie, and `"failed"` for one that could not be processed. `details` is
+    the content of the row or of its problem, as JSON.
     """
 
     index: int
@@ -170,12 +161,7 @@ class DatasetFolder:
 
 
 def read_record(folder: str | Path) -> dict[str, Any]:
-    """
-    Read the `build.json` of a folder.
-
-    Raises:
-        `ValueError`: If there is none: the folder is not a builder's output, or its run has not ended.
-    """
+    """Read the `build.json` of a folder. Raises `ValueError` if there is none, or it has another version."""
     path = Path(folder) / RECORD
     if not path.is_file():
         raise ValueError(f"{folder} has no {RECORD}: it is not a builder's output, or its run has not ended.")

@@ -205,16 +205,7 @@ class Journal:
 
 
 def key_of(*parts: Any) -> str:
-    """
-    Return the key of a piece of work: a hash of everything that defines it.
-
-    Args:
-        *parts (`Any`):
-            JSON values.
-
-    Returns:
-        `str`: 32 hexadecimal digits.
-    """
+    """Return the key of a piece of work: 32 hexadecimal digits, a hash of the JSON values that define it."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 

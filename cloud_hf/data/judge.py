@@ -65,13 +65,7 @@ def read_judge_prompt(path: str | None) -> str:
     """
     Read the user's instructions for the judge, or return the default ones.
 
-    Args:
-        path (`str`, *optional*):
-            File with a text that contains `{conversation}`, `{response_a}` and `{response_b}` once each, and names the verdicts.
-
-    Raises:
-        `ValueError`: If a placeholder or a verdict is missing.
-        `OSError`: If the file cannot be read.
+    Raises `ValueError` unless the file contains `{conversation}`, `{response_a}` and `{response_b}` once each, and names the verdicts.
     """
     template = read_template(path, JUDGE_PROMPT, PLACEHOLDERS)
     check_verdicts(template, path)
@@ -91,28 +85,8 @@ def messages_for_judge(
     prompt: Any, response_a: str, response_b: str, template: str = JUDGE_PROMPT, system: str | None = None
 ) -> list[dict[str, str]]:
     """
-    Return the chat that asks a judge.
-
-    Args:
-        prompt (`str` or `list[dict]` or `dict`):
-            Prompt, as [`~cloud_hf.conversation.read_prompt`] takes it.
-        response_a (`str`):
-            Response shown first.
-        response_b (`str`):
-            Response shown second.
-        template (`str`, *optional*):
-            Instructions with `{conversation}`, `{response_a}` and `{response_b}` once each.
-        system (`str`, *optional*):
-            System message.
-
-    Returns:
-        `list[dict[str, str]]`: The system message, if given, and one user message.
-
-    Examples:
-
-    ```python
-    >>> [message] = messages_for_judge("What is 2+2?", "4", "5")
-    ```
+    Return the chat that asks a judge: the system message, if given, and one user message, from a template with `{conversation}`,
+    `{response_a}` and `{response_b}` once each.
     """
     texts = {"conversation": conversation_text(prompt), "response_a": response_a, "response_b": response_b}
     before = [] if system is None else [{"role": "system", "content": system}]
@@ -121,17 +95,7 @@ def messages_for_judge(
 
 @dataclass(frozen=True)
 class Judgement:
-    """
-    The judge's answer about two responses in one order.
-
-    Args:
-        verdict (`str`, *optional*):
-            `"A>>B"`, `"A>B"`, `"A=B"`, `"B>A"` or `"B>>A"`; A was shown first. `None` if no try had one.
-        text (`str`):
-            Complete answer of the last try.
-        tries (`int`):
-            Number of tries.
-    """
+    """The judge's complete last answer about two responses in one order, and its verdict; `None` if no try had one."""
 
     verdict: str | None
     text: str
@@ -214,13 +178,8 @@ class Judge:
 @dataclass(frozen=True)
 class Comparison:
     """
-    Two responses to a prompt and the judgements about them.
-
-    Args:
-        responses (`tuple[str, str]`):
-            Response 1 and response 2.
-        judgements (`tuple[Judgement, ...]`, *optional*):
-            Of the game that shows response 1 first, and of the other game; empty if the responses are identical.
+    Two responses to a prompt and the judgements about them: of the game that shows response 1 first, and of the other game; none if
+    the responses are identical.
 
     Examples:
 
@@ -256,11 +215,8 @@ class Comparison:
 
     def record(self) -> dict[str, Any]:
         """
-        Return the comparison as JSON.
-
-        Returns:
-            `dict[str, Any]`: The responses as `chosen` and `rejected`, or as `response_1` and `response_2` if there is no
-            winner; and `judgements`, each with the name of the response shown `first`, `verdict`, `text` and `tries`.
+        Return the responses as `chosen` and `rejected`, or as `response_1` and `response_2` if there is no winner; and `judgements`, each
+        with the name of the response shown `first`, `verdict`, `text` and `tries`.
         """
         names = ("chosen", "rejected") if self.points > 0 else ("rejected", "chosen")
         if self.undecided is not None:

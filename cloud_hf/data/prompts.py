@@ -16,19 +16,7 @@ from .folder import Reject
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """
-    A usable prompt.
-
-    Attributes:
-        id (`str`):
-            Id of [`prompt_id`].
-        prompt (`str` or `list[dict[str, str]]`):
-            Text as it was read, or chat messages with `role` and `content`.
-        source (`str`):
-            Name of the source.
-        row (`int`):
-            Position in the source, from 0.
-    """
+    """A usable prompt, as text or as messages with `role` and `content`. `row` is its position in the source, from 0."""
 
     id: str
     prompt: str | list[dict[str, str]]
@@ -40,13 +28,7 @@ class Prompt:
 class PromptReject(Reject):
     """
     A row of a source that was left out. `index` is its position in the source. Without a usable prompt, `id` is `None` and `kind`
-    is `"failed"`.
-
-    Args:
-        source (`str`):
-            Name of the source.
-        details (`dict[str, Any]`, *optional*):
-            The duplicated prompt, the shared n-grams, or the error.
+    is `"failed"`. `details` holds the duplicated prompt, the shared n-grams, or the error.
     """
 
     source: str
@@ -60,18 +42,10 @@ class PromptReject(Reject):
 @dataclass(frozen=True)
 class PromptSource:
     """
-    A dataset with a column of prompts.
+    A dataset with a column of prompts. The name is part of the ids, so it should not depend on a path.
 
-    Attributes:
-        name (`str`):
-            Name of the source. It is part of the ids, so it should not depend on a path.
-        rows (`Dataset`):
-            Rows of the source.
-        column (`str`):
-            Column of prompts.
-        trajectories (`bool`, *optional*, defaults to `False`):
-            Whether the column contains UltraInteract's trajectories, lists of `{"from": ..., "value": ...}`. Those with a
-            single turn are prompts.
+    With `trajectories`, the column contains UltraInteract's trajectories, lists of `{"from": ..., "value": ...}`. Those with a single
+    turn are prompts.
     """
 
     name: str
@@ -105,18 +79,10 @@ class PromptSource:
 
 def plain_prompt(value: Any) -> str | list[dict[str, str]]:
     """
-    Check a prompt and reduce it to the fields that a prompt dataset keeps.
+    Check a prompt, and reduce chat messages to `role` and `content`; a string stays as it is.
 
-    Args:
-        value (`Any`):
-            A string, or a list of chat messages.
-
-    Returns:
-        `str` or `list[dict[str, str]]`: The unchanged string, or messages with `role` and `content`.
-
-    Raises:
-        `ValueError`: If it is neither, is empty, does not end with a turn that asks for a response, or contains anything that
-            would be lost (tools, tool calls, names).
+    Raises `ValueError` if it is empty, does not end with a turn that asks for a response, or contains anything that would be lost
+    (tools, tool calls, names).
     """
     conversation = read_prompt(value)
     if isinstance(value, str):
@@ -152,11 +118,8 @@ def canonical(prompt: str | list[dict[str, str]]) -> str:
 
 def prompt_id(source: str, prompt: str | list[dict[str, str]]) -> str:
     """
-    Return an id that depends only on the source's name and the [`canonical`] prompt: not on the position, other rows, the run or
-    the machine.
-
-    Returns:
-        `str`: 16 hexadecimal digits.
+    Return an id of 16 hexadecimal digits that depends only on the source's name and the [`canonical`] prompt: not on the position,
+    other rows, the run or the machine.
     """
     text = json.dumps([source, canonical(prompt)], ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -164,15 +127,8 @@ def prompt_id(source: str, prompt: str | list[dict[str, str]]) -> str:
 
 def draw(prompts: list[Prompt], number: int, seed: int) -> list[Prompt]:
     """
-    Draw prompts at random, keeping their order. The draw depends on ids and seed, not on positions.
-
-    Args:
-        prompts (`list[Prompt]`):
-            Prompts to draw from.
-        number (`int`):
-            Prompts to draw; all if there are fewer.
-        seed (`int`):
-            Seed of the draw.
+    Draw prompts at random, keeping their order; all if there are fewer than `number`. The draw depends on ids and seed, not on
+    positions.
     """
 
     def rank(prompt: Prompt) -> bytes:

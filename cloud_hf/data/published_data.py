@@ -35,16 +35,8 @@ _EXAMPLES = 3
 
 def published_name(mode: str, model_size: str | None) -> str:
     """
-    Return the Hub id of a published dataset.
-
-    Args:
-        mode (`str`):
-            `"oracle"`: critiques by a strong model. `"self-gen"`: by the authors' models after stage 1.
-        model_size (`str`, *optional*):
-            Model of the self-generated critiques: `"8b"` or `"70b"`.
-
-    Raises:
-        `ValueError`: If there is no such dataset.
+    Return the Hub id of a published dataset: critiques by a strong model (`"oracle"`), or by the authors' `"8b"` or `"70b"` model after
+    stage 1 (`"self-gen"`). Raises `ValueError` if there is no such dataset.
     """
     if mode not in MODES:
         raise ValueError(f"`mode` is {mode!r}; use {' or '.join(MODES)}.")
@@ -71,13 +63,8 @@ def check_number(rows: int, expected: str, name: str):
 @dataclass(frozen=True)
 class PromptSources:
     """
-    Sources of the prompts.
-
-    Args:
-        feedback (`Dataset`):
-            UltraFeedback, with prompts in the column `instruction`.
-        interact (`Dataset`):
-            UltraInteract_pair, with prompts in the first message of the column `trajectory`.
+    UltraFeedback, with prompts in the column `instruction`, and UltraInteract_pair, with prompts in the first message of the column
+    `trajectory`.
     """
 
     feedback: Dataset
@@ -94,17 +81,9 @@ class PromptSources:
 
     def check_ids(self, splits: Mapping[str, Dataset]) -> dict[str, int]:
         """
-        Check that every id has a prompt.
+        Check that every id of the published rows (by split) has a prompt, and count the rows from each source.
 
-        Args:
-            splits (`Mapping[str, Dataset]`):
-                Published rows by split.
-
-        Returns:
-            `dict[str, int]`: Number of rows from each source.
-
-        Raises:
-            `ValueError`: If an id has no prompt or is repeated. Gives numbers and examples.
+        Raises `ValueError` with numbers and examples if an id has no prompt or is repeated.
         """
         found: Counter = Counter()
         bad: dict[str, list[str]] = {}
@@ -163,15 +142,7 @@ def _read_id(name: Any) -> tuple[str, int] | None:
 
 
 def add_prompts(rows: Dataset, sources: PromptSources) -> Dataset:
-    """
-    Add the prompts of published rows as the column `prompt`.
-
-    Args:
-        rows (`Dataset`):
-            Published rows of one split.
-        sources ([`PromptSources`]):
-            Sources, after [`PromptSources.check_ids`].
-    """
+    """Add the prompts of published rows, after [`PromptSources.check_ids`], as the column `prompt`."""
     check_columns(rows.column_names, ("id", "chosen", "rejected", *FEEDBACK_COLUMNS), "A published dataset")
     prompts = sources.prompts(rows["id"])
     if "prompt" in rows.column_names:

@@ -30,18 +30,8 @@ class Rows(Protocol):
 
 def check_columns(columns: list[str], required: tuple[str, ...], purpose: str):
     """
-    Check that a dataset has the columns a stage needs.
-
-    Args:
-        columns (`list[str]`):
-            Columns of the dataset.
-        required (`tuple[str, ...]`):
-            Columns the stage needs.
-        purpose (`str`):
-            Start of the message, such as `"Critique SFT"`.
-
-    Raises:
-        `ValueError`: Names the missing columns, and columns that look like a misspelling of them.
+    Raise `ValueError` for missing columns, naming also those that look like a misspelling of them. `purpose` starts the message, such as
+    `"Critique SFT"`.
     """
     missing = [name for name in required if name not in columns]
     if not missing:
@@ -88,8 +78,7 @@ def response_of(row: dict[str, Any], column: str, allow_empty: bool = False) -> 
     """
     Return a response as text. A list with one assistant message, as in TRL, is unwrapped.
 
-    Raises:
-        `ValueError`: If it is not text, or is empty and `allow_empty` is `False`.
+    Raises `ValueError` if it is not text, or is empty and `allow_empty` is `False`.
     """
     value = row[column]
     if isinstance(value, list) and len(value) == 1 and value[0].get("role") == "assistant":
@@ -103,16 +92,9 @@ def response_of(row: dict[str, Any], column: str, allow_empty: bool = False) -> 
 
 def critiques_of(row: dict[str, Any], column: str) -> Sequence[str | list[int]]:
     """
-    Return the critiques of a response: token ids if the row has `{column}_ids`, otherwise texts.
+    Return the critiques of a response: token ids if the row has `{column}_ids`, otherwise texts. A single string is one critique.
 
-    Args:
-        row (`dict[str, Any]`):
-            A row whose `column` is a string or a list of strings.
-        column (`str`):
-            `"chosen_feedback"` or `"rejected_feedback"`.
-
-    Raises:
-        `ValueError`: If a critique is missing, not text, or empty, or texts and ids differ in number.
+    Raises `ValueError` if a critique is missing, not text, or empty, or texts and ids differ in number.
     """
     texts = row[column]
     texts = [texts] if isinstance(texts, str) else texts
@@ -143,24 +125,11 @@ READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
 def load_rows(name: str, split: str = "train", config: str | None = None, needs_split: bool = False) -> Dataset:
     """
-    Load one split.
+    Load one split of a Hub id, a `.jsonl`, `.json` or `.parquet` file (`.gz` allowed for JSON), or a `save_to_disk` folder.
 
-    Args:
-        name (`str`):
-            A Hub id, a `.jsonl`, `.json` or `.parquet` file (`.gz` allowed for JSON), or a folder written by
-            `save_to_disk`.
-        split (`str`, *optional*, defaults to `"train"`):
-            Split to load. Ignored for a file, and for a folder that holds one dataset, because they have no splits.
-        config (`str`, *optional*):
-            Configuration of a Hub dataset.
-        needs_split (`bool`, *optional*, defaults to `False`):
-            Refuse a dataset without splits instead of ignoring `split`.
+    Files, and folders that hold one dataset, have no splits: `split` is ignored for them, or with `needs_split` refused.
 
-    Returns:
-        `Dataset`
-
-    Raises:
-        `ValueError`: If the path does not exist, cannot be read, or the split is absent.
+    Raises `ValueError` if the path does not exist, cannot be read, or the split is absent.
     """
     path = Path(name)
     if path.is_dir() and ((path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists()):
@@ -220,7 +189,7 @@ def fit_to_context(
     critique_format: "CritiqueFormat",
 ) -> tuple[Any, Any]:  # fmt: skip
     """
-    Encode a row, and apply `policy` if it is too long for the model's context.
+    Encode a row, and apply `policy` (`"error"`, `"drop"` or `"truncate_prompt"`) if it needs more than `limit` tokens.
 
     Args:
         prompt (`Any`):
@@ -231,10 +200,6 @@ def fit_to_context(
             Returns the number of tokens that an encoded row needs.
         limit (`int`, *optional*):
             Tokens that fit; `None` means no limit.
-        policy (`str`):
-            `"error"`, `"drop"` or `"truncate_prompt"`.
-        critique_format ([`CritiqueFormat`]):
-            Shortens the prompt.
 
     Returns:
         `tuple`: The prompt and the encoded row, or `(None, None)` for a dropped row. The prompt is the same object unless it

@@ -47,15 +47,8 @@ class RowRefused(Exception):
 
 class JournaledClient:
     """
-    A client that requests nothing twice: answers in the journal are read from there.
-
-    Args:
-        client ([`CompletionClient`]):
-            Client that sends the requests.
-        journal ([`Journal`]):
-            Keeps the answers.
-        role (`str`):
-            Distinguishes the clients of one journal, such as `"judge"`.
+    A client that requests nothing twice: answers in the journal are read from there. `role`, such as `"judge"`, distinguishes the
+    clients of one journal.
     """
 
     def __init__(self, client: CompletionClient, journal: Journal, role: str):
@@ -75,19 +68,10 @@ class JournaledClient:
         self, key: Sequence[Any], messages: list[dict[str, str]], *, max_tokens: int, longer_tries: int, **sampling
     ) -> Answer:
         """
-        Answer as [`JournaledClient.chat`], retrying with twice the tokens while the answer is cut.
+        Answer as [`JournaledClient.chat`], retrying up to `longer_tries` times with twice the tokens while the answer is cut.
 
-        Args:
-            key, messages, **sampling:
-                As for [`JournaledClient.chat`].
-            max_tokens (`int`):
-                Token limit of the first try.
-            longer_tries (`int`):
-                Retries.
-
-        Returns:
-            [`Answer`]: The first complete answer, otherwise the last one, with `finish_reason` `"length"` if it is cut, or
-            `"no room"` and an empty text if the model's context has no room for more tokens.
+        Returns the first complete answer, otherwise the last one, with `finish_reason` `"length"` if it is cut, or `"no room"` and an empty
+        text if the model's context has no room for more tokens.
         """
         for doublings in range(longer_tries + 1):
             asked = {"max_tokens": max_tokens * 2**doublings, **sampling}
@@ -171,11 +155,9 @@ class Statistics(Protocol):
 @dataclass
 class Run:
     """
-    Rows, the work to do on each, and the failures so far.
+    Rows, the work to do on each, and the reasons, by position, for the rows that failed.
 
     Args:
-        rows ([`~cloud_hf.data.rows.Rows`]):
-            Input rows, each with an `id`.
         work (`Callable`):
             Coroutine function from an input row to its output rows, with a [`Dropped`] in place of each that is left out. It
             may depend only on the row and on answers of [`JournaledClient`]s, because it runs again to write the dataset. It
@@ -184,8 +166,6 @@ class Run:
             Clients that `work` uses, for their counts.
         max_concurrency (`int`):
             Rows in progress at once.
-        failures (`dict[int, str]`):
-            Reasons, by position, for the rows that failed.
         journal ([`Journal`], *optional*):
             Journal of the answers. While it is empty, many failures stop the run.
     """
@@ -199,10 +179,8 @@ class Run:
 
     async def ask(self):
         """
-        Work on all rows until every answer is in the journal.
-
-        Raises:
-            `ServerUnusable`: If no row can succeed. The journal keeps the answers so far.
+        Work on all rows until every answer is in the journal. Raises `ServerUnusable` if no row can succeed; the journal keeps the answers
+        so far.
         """
         indices = iter(range(len(self.rows)))
         with tqdm(total=len(self.rows), unit=" rows", smoothing=0.05, file=sys.stderr, mininterval=1.0) as progress:
@@ -257,16 +235,8 @@ class Run:
 
 def check_rows(rows: Rows, check: Callable[[dict[str, Any]], Any]):
     """
-    Check all rows before anything expensive starts.
-
-    Args:
-        rows ([`~cloud_hf.data.rows.Rows`]):
-            Rows to check.
-        check (`Callable`):
-            Raises `ValueError` for a row that cannot be used.
-
-    Raises:
-        `ValueError`: Names the first bad row.
+    Check all rows before anything expensive starts. Raises `ValueError` naming the first row for which `check` raises one, or whose
+    text is not valid.
     """
     for index in range(len(rows)):
         try:
@@ -283,9 +253,7 @@ def check_rows(rows: Rows, check: Callable[[dict[str, Any]], Any]):
 
 
 async def all_of(*asked: Awaitable[Any]) -> list[Any]:
-    """
-    Wait for all results and return them in order. If several fail, a failure is raised rather than a [`Dropped`].
-    """
+    """Wait for all results and return them in order. If several fail, a failure is raised rather than a [`Dropped`]."""
     # Without `return_exceptions`, the first failure would discard answers that are paid for
     results = await asyncio.gather(*asked, return_exceptions=True)
     errors = [result for result in results if isinstance(result, BaseException)]
@@ -380,15 +348,7 @@ Build = Coroutine[Any, Any, dict[str, Any]] | Callable[[], dict[str, Any]]
 
 
 def complete_build(build: Build, folder: DatasetFolder) -> dict[str, Any]:
-    """
-    Run a builder to the end.
-
-    Returns:
-        `dict[str, Any]`: Its counts; some rows may have failed.
-
-    Raises:
-        `SystemExit`: With a message if the run had to stop.
-    """
+    """Run a builder to the end and return its counts. Raises `SystemExit` with a message if the run had to stop."""
     try:
         return build() if callable(build) else asyncio.run(build)
     except (ServerUnusable, JournalError) as error:

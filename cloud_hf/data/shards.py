@@ -63,12 +63,7 @@ def read_shards(folders: Sequence[str]) -> list[Shard]:
     """
     Read the shards of one run and return them in order.
 
-    Args:
-        folders (`Sequence[str]`):
-            Folders of the shards, in any order.
-
-    Raises:
-        `ValueError`: If they are not shards of one run, one is missing or repeated, or an id is repeated.
+    Raises `ValueError` if they are not shards of one run, one is missing or repeated, or an id is repeated.
     """
     shards = sorted((Shard.read(folder) for folder in folders), key=lambda shard: shard.index)
     first = shards[0]
@@ -95,16 +90,8 @@ def read_shards(folders: Sequence[str]) -> list[Shard]:
 
 async def merge(shards: Sequence[Shard], output_dir: str) -> dict[str, Any]:
     """
-    Merge shards into one folder, with rows and rejects in the order of one run, and the sums of the counts.
-
-    Args:
-        shards (`Sequence[Shard]`):
-            Shards of [`read_shards`].
-        output_dir (`str`):
-            Output folder.
-
-    Returns:
-        `dict[str, Any]`: Counts of the merged dataset.
+    Merge the shards of [`read_shards`] into one folder, with rows and rejects in the order of one run, and return the summed
+    counts.
     """
     settings = {**shards[0].settings, "shard": "0/1", "rows": sum(shard.settings["rows"] for shard in shards)}
     del settings["hash"]
@@ -127,9 +114,7 @@ async def _write(shards: Sequence[Shard], folder: DatasetFolder) -> dict[str, An
 
 
 def add_counts(counts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """
-    Add up the counts of several runs, recursively. Values that cannot be added, such as shares, become lists.
-    """
+    """Add up the counts of several runs, recursively. Values that cannot be added, such as shares, become lists."""
     added = {}
     for name in dict.fromkeys(name for each in counts for name in each):
         values = [each[name] for each in counts if name in each]

@@ -14,21 +14,11 @@ _OTHER_SPELLING = {"A<B": "B>A", "A<<B": "B>>A", "B=A": "A=B", "B<A": "A>B", "B<
 
 def read_verdict(judgement: str | None, rule: str = "last") -> str | None:
     """
-    Find the verdict, `[[A>>B]]` to `[[B>>A]]`, in a judgement.
+    Find the verdict, `[[A>>B]]` to `[[B>>A]]`, in a judgement; `None` if there is none, and the judge should be asked again.
 
-    Args:
-        judgement (`str`, *optional*):
-            The judge's text. `None`, which servers return for an empty message, has no verdict.
-        rule (`str`, *optional*, defaults to `"last"`):
-            `"last"`: the last verdict, in any spelling of the second version of ArenaHard (`[[b>a]]`, `[[A<B]]`, `[B>A]`); a
-            last one in an unknown spelling is no verdict. `"agreed"`: as the reference implementation, the only label in
-            the text, even an unknown one (`[[A<B]]`); two different labels make no verdict.
-
-    Returns:
-        `str` or `None`: `None` if there is no verdict; ask the judge again.
-
-    Raises:
-        `ValueError`: If `rule` is unknown.
+    `rule` `"last"`: the last verdict, in any spelling of the second version of ArenaHard (`[[b>a]]`, `[[A<B]]`, `[B>A]`); a last one
+    in an unknown spelling is not a verdict. `"agreed"`: as the reference implementation, the only label in the text, even an unknown
+    one (`[[A<B]]`); two different labels make no verdict.
 
     Examples:
 
@@ -52,32 +42,13 @@ def read_verdict(judgement: str | None, rule: str = "last") -> str | None:
 
 def points(game: str | None, swapped_game: str | None) -> int:
     """
-    Return the lead of response 1 after two games. It is A in the first game and B in the second.
-
-    Args:
-        game (`str`, *optional*):
-            Verdict of the first game. `None` and unknown labels count 0.
-        swapped_game (`str`, *optional*):
-            Verdict of the second game.
-
-    Returns:
-        `int`: From -4 to 4. A slight verdict counts 1, a strong one 2.
+    Return the lead of response 1, from -4 to 4, after two games: it is A in the first game and B in the second. A slight verdict
+    counts 1, a strong one 2, `None` and unknown labels 0.
     """
     return _POINTS.get(game or "", 0) - _POINTS.get(swapped_game or "", 0)
 
 
 def winner(game: str | None, swapped_game: str | None) -> str:
-    """
-    Return the winner of two games by [`points`].
-
-    Args:
-        game (`str`, *optional*):
-            Verdict of the first game, in which response 1 is A.
-        swapped_game (`str`, *optional*):
-            Verdict of the second game, in which it is B.
-
-    Returns:
-        `str`: `"response_1"`, `"response_2"` or `"tie"`.
-    """
+    """Return the winner of two games by [`points`]: `"response_1"`, `"response_2"` or `"tie"`."""
     ahead = points(game, swapped_game)
     return "tie" if ahead == 0 else "response_1" if ahead > 0 else "response_2"

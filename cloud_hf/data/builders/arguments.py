@@ -68,14 +68,9 @@ class BuilderArguments:
 
     def load(self, *columns: str) -> Dataset:
         """
-        Load the rows of this shard, with ids.
+        Load the rows of this shard. Without a column `id`, the position among all rows becomes the id.
 
-        Args:
-            *columns (`str`):
-                Required columns. Without a column `id`, the position among all rows becomes the id.
-
-        Raises:
-            `ValueError`: If a column is missing, an id is repeated, or a shard would be empty.
+        Raises `ValueError` if one of the columns is missing, an id is repeated, or a shard would be empty.
         """
         rows = load_rows(self.dataset_name, self.dataset_split, self.dataset_config)
         check_columns(rows.column_names, columns, f"Building from {self.dataset_name}")
@@ -95,13 +90,8 @@ class BuilderArguments:
 
     def describe(self, rows: Dataset, columns: tuple[str, ...]) -> dict[str, Any]:
         """
-        Describe the rows for the settings of a journal: origin, numbers and hashes.
-
-        Args:
-            rows (`Dataset`):
-                Rows of [`BuilderArguments.load`].
-            columns (`tuple[str, ...]`):
-                Columns to hash, next to `id` and `tools`.
+        Describe the rows of [`BuilderArguments.load`] for the settings of a journal: origin, numbers, and hashes of `columns`, `id` and
+        `tools`.
         """
         names = [name for name in ("id", *columns, "tools") if name in rows.column_names]
         shared = dict(self._all_shards)
@@ -245,8 +235,7 @@ class CriticArguments(BuilderArguments):
         """
         Read the config of a CLoud model, or make one for a language model.
 
-        Raises:
-            `ValueError`: If the model is a classic one, or is a CLoud model and options of a language model are given.
+        Raises `ValueError` for a classic reward model, and for options of a language model given with a CLoud model.
         """
         from transformers import AutoTokenizer
 

@@ -39,10 +39,8 @@ def connect(address: str | None = None):
     """
     Connect to a Ray cluster, or start one on this machine only, without dashboard and usage statistics.
 
-    Args:
-        address (`str`, *optional*):
-            Address such as `"auto"` or `"head:6379"`; `"local"` starts a new cluster. By default Ray uses `RAY_ADDRESS` or a
-            cluster on this machine, or starts one.
+    `address` is `"auto"` or such as `"head:6379"`; `"local"` starts a new cluster. By default Ray uses `RAY_ADDRESS` or a cluster on
+    this machine, or starts one.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray.init(address=address, include_dashboard=False, ignore_reinit_error=True)
@@ -51,22 +49,10 @@ def connect(address: str | None = None):
 @dataclass(frozen=True)
 class RayEngines:
     """
-    vLLM engines on the nodes of the connected Ray cluster.
+    vLLM engines on the nodes of the connected Ray cluster, with a model that every node can read, and options of `vllm.AsyncEngineArgs`.
 
-    Args:
-        model (`str`):
-            Hub id, or a folder that every node can read.
-        num_replicas (`int`, *optional*, defaults to `1`):
-            Number of engines.
-        tensor_parallel_size (`int`, *optional*, defaults to `1`):
-            GPUs per engine.
-        batch_size (`int`, *optional*, defaults to `32`):
-            Requests per batch. The answers of a batch arrive together and an engine works on eight batches at once, so a killed
-            run loses up to eight batches per engine.
-        use_cpu (`bool`, *optional*, defaults to `False`):
-            Run on nodes without GPUs: each worker then uses one of Ray's CPUs.
-        vllm_options (`dict[str, Any]`, *optional*):
-            Options of `vllm.AsyncEngineArgs`.
+    The answers of a batch arrive together and an engine works on eight batches at once, so a killed run loses up to eight batches per
+    engine. With `use_cpu`, each worker uses one of Ray's CPUs.
     """
 
     model: str
@@ -78,16 +64,11 @@ class RayEngines:
 
     def generate(self, requests: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """
-        Generate tokens.
+        Generate tokens, and yield answers as they finish.
 
-        Args:
-            requests (`Iterable[dict]`):
-                Requests with `tokenized_prompt` and `sampling_params`, and with `row`, `key` and `max_new_tokens` for the reader
-                of the answer. All are read before an engine starts, and wait in Ray's object store.
-
-        Yields:
-            `dict`: `row`, `key`, `max_new_tokens` and `generated_tokens`, or `__inference_error__` with the reason for a failure,
-            in the order in which answers finish.
+        Requests have `tokenized_prompt` and `sampling_params`, and `row`, `key` and `max_new_tokens` for the reader of the answer. All are
+        read before an engine starts, and wait in Ray's object store. Answers have `row`, `key`, `max_new_tokens` and `generated_tokens`, or
+        `__inference_error__` with the reason for a failure.
         """
         blocks = [ray.put(table) for table in _tables(requests, self.batch_size)]
         if not blocks:
@@ -133,20 +114,10 @@ def _tables(requests: Iterable[dict[str, Any]], size: int) -> Iterator[pa.Table]
 
 class RayCritic:
     """
-    Critiques by a language model or a CLoud model on [`RayEngines`].
+    Critiques by a language model, or a CLoud model (`is_reward_model`), on [`RayEngines`].
 
     A critique is requested once, with the token limit of the last try of [`CritiqueOptions`]. A retry would have to start the
     engines again, and would begin with the same tokens as the critique that was cut.
-
-    Args:
-        builder ([`CritiqueBuilder`]):
-            Format, context and options.
-        config ([`CLoudConfig`]):
-            Config of the critic.
-        journal ([`Journal`]):
-            Keeps the critiques.
-        is_reward_model (`bool`):
-            Whether the engines run a CLoud model rather than a language model.
     """
 
     def __init__(self, builder: CritiqueBuilder, config: CLoudConfig, journal: Journal, is_reward_model: bool):
@@ -178,19 +149,9 @@ class RayCritic:
 
     def write_all(self, engines: RayEngines, rows: Rows) -> dict[int, str]:
         """
-        Write all critiques that are missing in the journal.
+        Write all critiques that are missing in the journal, and return the reasons, by position, for the rows that failed.
 
-        Args:
-            engines ([`RayEngines`]):
-                Engines that run the critic.
-            rows ([`~cloud_hf.data.rows.Rows`]):
-                Rows to criticise.
-
-        Returns:
-            `dict[int, str]`: Reasons, by position, for the rows that failed.
-
-        Raises:
-            `ValueError`: Names the first row that cannot be used, before an engine starts.
+        Raises `ValueError` naming the first row that cannot be used, before an engine starts.
         """
         failures: dict[int, str] = {}
         for answer in engines.generate(self._requests(rows)):
