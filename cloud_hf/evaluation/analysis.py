@@ -17,19 +17,11 @@ from .probes import ProbeResult, ProbeRow, read_paraphrases
 
 @dataclass(frozen=True)
 class Robustness:
-    """
-    Analysis of a model.
+    """Analysis of a model; dictionaries are by set."""
 
-    Args:
-        uncertainty (`dict[str, list[Uncertainty]]`):
-            By set, for the rewards as scored and for each mean over sampled critiques; empty for a set without known rows.
-        self_consistency (`dict[str, list[SelfConsistency]]`):
-            By set, for each temperature; empty for a classic model.
-        probes (`list[ProbeResult]`):
-            Results of the probes.
-    """
-
+    # As scored, then each mean over sampled critiques; empty for a set without known rows
     uncertainty: dict[str, list[Uncertainty]]
+    # One per temperature; empty for a classic model
     self_consistency: dict[str, list[SelfConsistency]] = field(default_factory=dict)
     probes: list[ProbeResult] = field(default_factory=list)
 
@@ -79,20 +71,8 @@ def assess_self_consistency(
     """
     Compute by set the curves of each temperature. Rows of subsets that are not part of a benchmark are left out.
 
-    Args:
-        sampled (`dict[float, list[Evaluation]]`):
-            By temperature the evaluations with the scores of self-consistency.
-        fitted (`Sequence[FittedRows]`):
-            Rows of each evaluation as they were read.
-        critique_format ([`CritiqueFormat`]):
-            Format of the model, to count tokens.
-        length_column (`str`, *optional*):
-            Column with the length of the reasoning, in sets that have it; otherwise critiques are measured in tokens.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of the draws.
-
-    Raises:
-        `ValueError`: If a length is not a number.
+    `sampled` holds the evaluations by temperature, `fitted` the rows of each evaluation as they were read. Length is that of
+    `length_column` in sets that have it (`ValueError` if it is not a number), otherwise that of the critiques in tokens.
     """
     found: dict[str, list[SelfConsistency]] = {}
     for temperature, evaluations in sampled.items():

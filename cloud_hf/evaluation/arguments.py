@@ -95,18 +95,8 @@ def load_datasets(
     args: ScoringArguments, columns: tuple[str, ...], names: list[str] | None = None
 ) -> dict[str, Dataset]:
     """
-    Load and check datasets, and check that all models are reward models.
-
-    Args:
-        args ([`ScoringArguments`]):
-            Names, split and `limit`.
-        columns (`tuple[str, ...]`):
-            Required columns.
-        names (`list[str]`, *optional*):
-            Datasets to load. Defaults to `args.dataset_name`.
-
-    Returns:
-        `dict[str, Dataset]`: The first `limit` rows of each dataset, by name.
+    Load the first `limit` rows of datasets (by default `args.dataset_name`), check that they have the columns, and that all
+    models are reward models.
     """
     names = args.dataset_name if names is None else names
     datasets = {name: load_rows(name, args.dataset_test_split, args.dataset_config) for name in names}

@@ -25,40 +25,22 @@ Scores = list[list[list[Score]]]
 
 @dataclass(frozen=True)
 class ScoredSet:
-    """
-    A set of problems as several models scored it.
-
-    Args:
-        name (`str`):
-            The set, as the command line names it.
-        title (`str`):
-            Its name in tables.
-        problems (`list[Problem]`):
-            Those that fit the context of every model, so that all models choose from the same candidates.
-        scores (`dict[str, Scores]`):
-            By model, for each seed and problem the scores of its candidates.
-        left_out (`list[str]`):
-            Ids of the problems that do not fit some model.
-        shortened (`dict[str, int]`):
-            By model, the number of problems whose prompt was shortened.
-    """
+    """A set of problems as several models scored it; dictionaries are by model."""
 
     name: str
     title: str
-    problems: list[Problem]
+    problems: list[Problem]  # those that fit the context of every model, so that all choose from the same candidates
     scores: dict[str, Scores]
-    left_out: list[str]
-    shortened: dict[str, int]
+    left_out: list[str]  # ids of the problems that do not fit some model
+    shortened: dict[str, int]  # problems whose prompt was shortened
 
     @classmethod
     def of(
         cls, name: str, title: str, problems: Sequence[Problem], fitted: Mapping[str, FittedRows], scores: dict[str, Scores]
     ) -> "ScoredSet":  # fmt: skip
         """
-        Keep the problems that fit every model; `fitted` and `scores` are by model, of the problems that fit it.
-
-        Raises:
-            `ValueError`: If no problem fits all models.
+        Keep the problems that fit every model; `fitted` and `scores` are by model, of the problems that fit it. Raises
+        `ValueError` if there are none.
         """
         places = {model: [row.index for row in part.rows] for model, part in fitted.items()}
         common = sorted(set.intersection(*map(set, places.values())))
@@ -149,36 +131,16 @@ class ScoredSet:
 
 @dataclass(frozen=True)
 class SetResult:
-    """
-    Best-of-N on one set.
-
-    Args:
-        scored ([`ScoredSet`]):
-            The set.
-        quality (`str`):
-            Name of what a choice is worth, such as `"correctness"`.
-        is_share (`bool`):
-            Whether that is a share from 0 to 1, shown in percent.
-        curves (`dict[str, Curve]`):
-            By model.
-        yardsticks (`dict[str, Curve]`):
-            Baselines; see [`~best_of_n.baselines`].
-        notes (`list[str]`):
-            Caveats for readers of the figures.
-        win_rates (`dict[str, WinRate]`, *optional*):
-            On ArenaHard: by model the win rate of the candidates it chose among all.
-        first_candidates ([`WinRate`], *optional*):
-            On ArenaHard: the win rate of the first candidates, chosen by nobody.
-    """
+    """Best-of-N on one set; dictionaries are by model, except for the baselines."""
 
     scored: ScoredSet
-    quality: str
-    is_share: bool
+    quality: str  # what a choice is worth, such as "correctness"
+    is_share: bool  # a share from 0 to 1, shown in percent
     curves: dict[str, Curve]
-    yardsticks: dict[str, Curve]
+    yardsticks: dict[str, Curve]  # see `baselines`
     notes: list[str]
-    win_rates: dict[str, WinRate] = field(default_factory=dict)
-    first_candidates: WinRate | None = None
+    win_rates: dict[str, WinRate] = field(default_factory=dict)  # on ArenaHard, of the candidates chosen among all
+    first_candidates: WinRate | None = None  # on ArenaHard, of the first candidates, chosen by nobody
 
     @property
     def title(self) -> str:
@@ -216,11 +178,8 @@ def replay_result(found: ScoredSet, largest_n: int) -> SetResult:
 
 def places_to_judge(found: ScoredSet, largest_n: int, judge_all: bool) -> list[list[int]]:
     """
-    Choose the candidates that a judge must see: all, or what the curves up to `largest_n` need.
-
-    Returns:
-        `list[list[int]]`: For each question the places of the best of the first N candidates for each N, of every model and
-        seed, and those chosen among all. The first candidate is always one of them.
+    Choose the candidates that a judge must see for each question: all with `judge_all`, otherwise the best of the first N for
+    each N up to `largest_n`, of every model and seed, and those chosen among all. The first candidate is always one of them.
     """
     if judge_all:
         return [list(range(len(problem.responses))) for problem in found.problems]
@@ -239,9 +198,8 @@ def arena_results(
     """
     Compute the win rates on ArenaHard from the judge's votes; `questions` are by id, `notes` are added to each result.
 
-    Returns:
-        `tuple[list[SetResult], list[str]]`: A result for each category; and notes on the categories without one, because the
-        judge gave no verdict on what was chosen.
+    Returns a result for each category, and notes on the categories without one, because the judge gave no verdict on what was
+    chosen.
     """
     results, unjudged = [], []
     for category in dict.fromkeys(questions[problem.id].category for problem in found.problems):

@@ -40,16 +40,8 @@ def fit_rows(
     """
     Check all rows, and shorten or drop those that are too long for the model. All responses of a row share its prompt.
 
-    Args:
-        rows (`Iterable[dict[str, Any]]`):
-            Rows with a `prompt`, optional `tools` and `id`.
-        responses_of (`Callable`):
-            Returns the checked responses of a row.
-        critique_format, context_length, overlong_policy, max_new_tokens:
-            See [`evaluate_pairs`].
-
-    Raises:
-        `ValueError`: Naming the first bad row, or that no row is left.
+    `responses_of` returns the checked responses of a row; for the other arguments see [`evaluate_pairs`]. Raises `ValueError`,
+    naming the first bad row, or if no row is left.
     """
     check_policy(overlong_policy)
     # The critique, and the end of turn where the reward is read

@@ -25,9 +25,7 @@ def open_score_journal(
 ) -> Journal:
     """
     Open the journal of a model's scores; `kind` is the first part of its file's name, and all its scores depend on `settings`.
-
-    Raises:
-        [`~cloud_hf.data.journal.JournalError`]: If it was started with other settings, or another process is writing to it.
+    Raises [`~cloud_hf.data.journal.JournalError`] if it was started with other settings, or another process is writing to it.
     """
     values = {setting: getattr(args, setting) for setting in settings}
     path = Path(args.output_dir) / file_name(kind, short_name, "jsonl")
@@ -49,30 +47,15 @@ class JournaledScorer:
     """
     A [`Scorer`] that resumes where a killed run stopped. Equal chats are scored once.
 
-    Args:
-        scorer ([`Scorer`]):
-            Any backend.
-        journal ([`Journal`]):
-            Keeps the scores. Its settings should hold everything else that they depend on besides chats and options.
-        chunk_size (`int`):
-            Chats given to the backend at once. A multiple of its batch size avoids padding; backends that refill their
-            batches continuously need many. A killed run loses at most one chunk with transformers, and only the chats in
-            progress with vLLM and servers.
-        title (`str`, *optional*, defaults to `"Scoring"`):
-            Label of the progress bar.
-
-    Examples:
-
-    ```python
-    >>> with Journal("results/journal.jsonl", identify_model("my-cloud-rm")) as journal:
-    ...     scores = JournaledScorer(scorer, journal, chunk_size=128).score(prompts, responses, max_new_tokens=512)
-    ```
+    The journal's settings should hold everything that scores depend on besides chats and options. A multiple of the batch size
+    as `chunk_size` avoids padding; backends that refill their batches continuously need many. A killed run loses at most one
+    chunk with transformers, and only the chats in progress with vLLM and servers.
     """
 
     scorer: Scorer
     journal: Journal
-    chunk_size: int
-    title: str = "Scoring"
+    chunk_size: int  # chats given to the backend at once
+    title: str = "Scoring"  # label of the progress bar
 
     def score(
         self,
@@ -84,25 +67,13 @@ class JournaledScorer:
         **options,
     ) -> list[Score]:
         """
-        Score responses. The scores lack the ids of their critiques.
+        Score responses; `options` are those of [`Scorer`], except `critiques`. The scores lack the ids of their critiques.
 
-        Args:
-            prompts, responses:
-                See [`Scorer`].
-            lengths (`Sequence[int]`, *optional*):
-                Tokens of each chat. If given, the longest are scored first, in the same batches as a backend makes that sorts
-                by length. Otherwise chats keep their order.
-            names (`Sequence[str]`, *optional*):
-                Names of the chats in error messages, by default their indices.
-            **options:
-                Options of [`Scorer`], except `critiques`.
+        With `lengths`, the tokens of each chat, the longest are scored first, in the same batches as a backend makes that sorts
+        by length. Otherwise chats keep their order. `names` stand for the chats in error messages, by default their indices.
 
-        Returns:
-            `list[Score]`: In input order.
-
-        Raises:
-            `ValueError`: If a reward is not a finite number. All other scores are in the journal by then, unless an entire
-                chunk has no finite reward, which stops the run at once.
+        Raises `ValueError` if a reward is not a finite number. All other scores are in the journal by then, unless an entire
+        chunk has no finite reward, which stops the run at once.
         """
         keys = [key_of(prompt, response, options) for prompt, response in zip(prompts, responses, strict=True)]
         places = {}

@@ -164,9 +164,8 @@ def headline_estimates(evaluations: Sequence[Evaluation]) -> tuple[str, list[Est
 @dataclass(frozen=True)
 class Difference:
     """
-    Difference between two models on the same rows of a benchmark.
-
-    All rows weigh the same, so this is not the difference of official figures, which weigh subsets.
+    Difference between two models on the same rows of a benchmark. All rows weigh the same, so this is not the difference of official
+    figures, which weigh subsets.
 
     Args:
         benchmark (`str`):
@@ -174,8 +173,7 @@ class Difference:
         models (`tuple[str, str]`):
             The two models.
         difference ([`Estimate`]):
-            Mean over rows of the first model's minus the second's [`Evaluation.row_outcomes`], with the interval of a paired
-            bootstrap over rows.
+            Mean over rows of the first model's minus the second's [`Evaluation.row_outcomes`], with a paired bootstrap's interval.
         first_better, second_better (`int`):
             Rows in which one model has more pairs in the right order than the other.
     """
@@ -228,8 +226,7 @@ def losses_of_sets(
     """
     Compute the losses of reference critiques by set; `None` with vLLM and servers, which cannot give any.
 
-    Raises:
-        `ValueError`: With the policy `"error"`, if a row does not fit the model's context with its reference critique.
+    With the policy `"error"`, raises `ValueError` if a row does not fit the model's context with its reference critique.
     """
     if not isinstance(scorer, TransformersScorer):
         return dict.fromkeys(sets)
@@ -241,30 +238,15 @@ def losses_of_sets(
 
 @dataclass(frozen=True)
 class CritiqueResult:
-    """
-    Critiques of a model on a set with reference critiques.
-
-    Args:
-        name (`str`):
-            The set, as reports name it.
-        rows (`list[CritiqueRow]`):
-            The rows.
-        scores (`list[Score]`):
-            For each row the score with the model's own critiques, the first of which is compared.
-        quality ([`CritiqueQuality`]):
-            The figures.
-        dropped, shortened, without_loss (`int`):
-            Rows that do not fit the model's context: left out, with a shortened prompt, or without a loss because they do not fit
-            with their reference critique.
-    """
+    """Critiques of a model on a set with reference critiques."""
 
     name: str
     rows: list[CritiqueRow]
-    scores: list[Score]
+    scores: list[Score]  # with the model's own critiques, the first of which is compared
     quality: CritiqueQuality
-    dropped: int
-    shortened: int
-    without_loss: int
+    dropped: int  # rows that do not fit the model's context
+    shortened: int  # rows with a shortened prompt
+    without_loss: int  # rows that do not fit with their reference critique
 
     @classmethod
     def of(

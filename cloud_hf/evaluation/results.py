@@ -20,28 +20,13 @@ from .sets import Sets, score_sets
 
 @dataclass(frozen=True)
 class ModelResults:
-    """
-    Results of a model.
-
-    Args:
-        evaluations (`list[Evaluation]`):
-            On benchmarks and pairs.
-        pairs (`dict[str, PairEvaluation]`):
-            Summaries of the preference sets for `results` in report.json.
-        best_of_n (`dict[str, dict]`):
-            Summary of each best-of-N set.
-        robustness ([`Robustness`], *optional*):
-            Uncertainty, self-consistency and probes.
-        sampled (`dict[float, list[Evaluation]]`, *optional*):
-            By temperature the evaluations with the scores of self-consistency.
-        critiques (`list[CritiqueResult]`, *optional*):
-            On sets with reference critiques.
-    """
+    """Results of a model on all sets."""
 
     evaluations: list[Evaluation]
-    pairs: dict[str, PairEvaluation]
-    best_of_n: dict[str, dict]
+    pairs: dict[str, PairEvaluation]  # by preference set, for `results` in report.json
+    best_of_n: dict[str, dict]  # by set, `BestOfN.summary`
     robustness: Robustness = field(default_factory=lambda: Robustness({}))
+    # By temperature, with the scores of self-consistency
     sampled: dict[float, list[Evaluation]] = field(default_factory=dict)
     critiques: list[CritiqueResult] = field(default_factory=list)
 
@@ -54,17 +39,8 @@ def summarize(
     shown: Mapping[str, str],
 ) -> ModelResults:
     """
-    Compute the results of a model from the scores of all sets.
-
-    Args:
-        sets ([`Sets`]):
-            The sets.
-        fitted, row_scores (`Mapping`):
-            By kind and name of the set, the rows that fit the model and the scores of their responses.
-        group_column (`str`, *optional*):
-            Column of preference sets by whose values accuracy is also reported.
-        shown (`Mapping[str, str]`):
-            Short names of the sets.
+    Compute the results of a model from the scores of all sets. `fitted` and `row_scores` are by kind and name of the set;
+    `shown` are short names.
     """
     evaluations = []
     for found in sets.benchmarks:

@@ -18,20 +18,6 @@ class BenchmarkRow:
     """
     A prompt of a benchmark with the responses to score.
 
-    Args:
-        id (`str`):
-            Unique in the benchmark and stable across runs.
-        subset (`str`):
-            The part of the benchmark it belongs to.
-        prompt (`Any`):
-            A string, chat messages, or `{"messages": [...], "tools": [...]}`.
-        responses (`tuple[str, ...]`):
-            The right responses, then the wrong ones.
-        num_chosen (`int`, *optional*, defaults to `1`):
-            How many of them, the first ones, are right.
-        details (`dict[str, Any]`, *optional*):
-            Further columns that the benchmark's scoring needs.
-
     Examples:
 
     ```python
@@ -41,12 +27,12 @@ class BenchmarkRow:
     ```
     """
 
-    id: str
+    id: str  # unique in the benchmark and stable across runs
     subset: str
-    prompt: Any
-    responses: tuple[str, ...]
-    num_chosen: int = 1
-    details: dict[str, Any] = field(default_factory=dict)
+    prompt: Any  # a string, chat messages, or {"messages": [...], "tools": [...]}
+    responses: tuple[str, ...]  # the right ones, then the wrong ones
+    num_chosen: int = 1  # right ones
+    details: dict[str, Any] = field(default_factory=dict)  # further columns that the benchmark's scoring needs
 
     @property
     def chosen(self) -> tuple[str, ...]:
@@ -84,22 +70,10 @@ def make_row(
     **details,
 ) -> BenchmarkRow:
     """
-    Make a [`BenchmarkRow`] from checked values.
+    Make a [`BenchmarkRow`] from a row of a file or dataset; `chosen` and `rejected` are one response or several each.
 
-    Args:
-        source, index, row:
-            File or dataset, the index of the row in it, and the row. Its `id` defaults to the index.
-        subset (`str`):
-            Its subset.
-        chosen, rejected (`str` or `list[str]`):
-            The right and the wrong responses, one or several each.
-        prompt (`Any`, *optional*):
-            Defaults to the `prompt` of the row with its `tools`.
-        **details:
-            The row's `details`.
-
-    Raises:
-        `ValueError`: Naming the row and the field.
+    The id defaults to the index, and `prompt` to the row's `prompt` with its `tools`; `details` are the row's. Raises
+    `ValueError` naming the row and the field.
     """
     try:
         sides = [_texts(name, value) for name, value in (("chosen", chosen), ("rejected", rejected))]
@@ -115,10 +89,8 @@ def make_row(
 
 def make_pair(title: str, source: str, index: int, row: dict[str, Any], subset: str | None = None) -> BenchmarkRow:
     """
-    [`make_row`] from the columns `prompt`, `chosen`, `rejected` and, unless it is given, `subset`; `title` names the benchmark.
-
-    Raises:
-        `ValueError`: Naming the source, and the column or the row and the field.
+    [`make_row`] from the columns `prompt`, `chosen`, `rejected` and, unless it is given, `subset`; `title` names the
+    benchmark.
     """
     check_columns(list(row), (*PAIR_COLUMNS, "subset") if subset is None else PAIR_COLUMNS, f"{title} ({source})")
     subset = text_of(source, index, row, "subset") if subset is None else subset
@@ -169,10 +141,8 @@ def check_pairs(rows: Sequence[BenchmarkRow]) -> list[BenchmarkRow]:
 
 def split_rewards(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> list[RowRewards]:
     """
-    Check the rewards of each row's responses, and split them into those of right and of wrong responses.
-
-    Raises:
-        `ValueError`: If a reward is missing, not a number or infinite; the message names the row.
+    Split the rewards of each row's responses into those of right and of wrong responses. Raises `ValueError` naming the row if
+    a reward is missing, not a number or infinite.
     """
     if len(rows) != len(rewards):
         raise ValueError(f"{len(rows)} rows but rewards for {len(rewards)}; give a list of rewards for each row.")

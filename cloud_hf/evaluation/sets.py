@@ -38,14 +38,10 @@ class Sets:
 
     def fit(self, critique_format: CritiqueFormat, **limits) -> dict[tuple[str, str], FittedRows]:
         """
-        Fit the rows of all sets to a model's context. `limits` are those of [`~fitting.fit_rows`].
+        Fit the rows of all sets to a model's context; `limits` are those of [`~fitting.fit_rows`], errors also name the set.
 
-        Returns:
-            `dict[tuple[str, str], FittedRows]`: By kind (`"benchmark"`, `"pairs"`, `"problems"`, `"critiques"`, in this order;
-                the last only for models that write critiques) and name.
-
-        Raises:
-            `ValueError`: Naming the set and the row.
+        Returns the rows by kind (`"benchmark"`, `"pairs"`, `"problems"`, `"critiques"`, in this order; the last only for models
+        that write critiques) and name.
         """
         parts: list[tuple[tuple[str, str], Iterable[Any], Callable]] = [
             (
@@ -68,10 +64,8 @@ class Sets:
 
 def load_sets(args: EvaluationArguments) -> Sets:
     """
-    Load and check all sets.
-
-    Raises:
-        `ValueError`: Naming what is missing or wrong, even in columns that are read only after scoring.
+    Load and check all sets. Raises `ValueError` naming what is missing or wrong, even in columns that are read only after
+    scoring.
     """
     columns = [name for name in (args.group_column, args.length_column, args.paraphrase_column) if name]
     sets = Sets(
@@ -139,22 +133,10 @@ def score_sets(
     one: str = "response",
 ) -> dict[Key, list[list[Score]]]:
     """
-    Score all sets together, so that equal chats are scored once and batches stay full.
+    Score all sets together, so that equal chats are scored once and batches stay full; return the scores of each set's rows.
 
-    Args:
-        journaled ([`JournaledScorer`]):
-            The scorer.
-        fitted (`Mapping[Key, FittedRows]`):
-            The rows of each set.
-        titles (`Mapping[Key, str]`):
-            Names of the sets in error messages, where a response is called `one`.
-        by_length (`bool`):
-            Whether the backend sorts its batches by length; see [`JournaledScorer.score`].
-        options (`dict[str, Any]`):
-            Options of [`Scorer`].
-
-    Returns:
-        `dict[Key, list[list[Score]]]`: For each set the scores of its rows' responses.
+    `titles` name the sets in error messages, where a response is called `one`. `by_length` says whether the backend sorts its
+    batches by length; `options` are those of [`Scorer`].
     """
     rows = [row for part in fitted.values() for row in part.rows]
     names = [

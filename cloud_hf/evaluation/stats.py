@@ -25,22 +25,11 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Estimate:
-    """
-    A number with its uncertainty.
+    """A number with its uncertainty."""
 
-    Args:
-        value (`float`):
-            A share from 0 to 1 unless said otherwise; NaN where rows are missing.
-        n (`int`):
-            Number of rows behind it.
-        ci95 (`tuple[float, float]`, *optional*):
-            95 % interval over rows: Wilson's for a share of right rows, otherwise percentiles of a bootstrap with a fixed
-            seed that draws rows within each subset. `None` if a subset has fewer than two rows, or if the rows of each
-            subset are all alike, which makes all draws alike.
-    """
-
-    value: float
-    n: int
+    value: float  # a share from 0 to 1 unless said otherwise; NaN where rows are missing
+    n: int  # rows behind it
+    # Wilson's for a share of right rows, otherwise a bootstrap's within subsets; None if draws cannot differ
     ci95: Interval | None = None
 
     def summary(self) -> dict[str, Any]:
@@ -69,19 +58,12 @@ def percentile_interval(
     sizes: Sequence[int], statistic: Callable[..., np.ndarray], resamples: int = RESAMPLES
 ) -> np.ndarray | None:
     """
-    95 % percentile interval of any statistic of drawn rows; the same in every run.
+    Compute the 95 % percentile interval of any statistic of drawn rows; the same in every run.
 
-    Args:
-        sizes (`Sequence[int]`):
-            Rows in each stratum, from which as many are drawn with replacement.
-        statistic (`Callable`):
-            Takes the places drawn from each stratum, of shape (resamples, size) each, and returns values of shape
-            (resamples, …). NaN where a resample has none.
-        resamples (`int`, *optional*, defaults to `2000`):
-            Resamples in total.
+    As many rows as a stratum has (`sizes`) are drawn from it with replacement. `statistic` takes the places drawn from each
+    stratum, of shape (resamples, size) each, and returns values of shape (resamples, …), NaN where a resample has none.
 
-    Returns:
-        `np.ndarray` or `None`: Lower and upper ends, shape (2, …); `None` if a stratum has fewer than two rows.
+    Returns lower and upper ends, shape (2, …); `None` if a stratum has fewer than two rows.
     """
     if min(sizes) < 2:
         return None
@@ -103,11 +85,8 @@ def interval_over_rows(num_rows: int, statistic: Callable[[np.ndarray], np.ndarr
 
 def bootstrap_interval(samples: Sequence[np.ndarray], statistic: Callable[..., Any]) -> Interval | None:
     """
-    [`percentile_interval`] of a statistic that takes samples and `axis`, as `np.mean` does.
-
-    Returns:
-        `tuple[float, float]` or `None`: `None` if a sample has fewer than two rows, or if no sample has rows that differ:
-            an interval without width would claim certainty.
+    [`percentile_interval`] of a statistic that takes samples and `axis`, as `np.mean` does. `None` also if no sample has rows
+    that differ: an interval without width would claim certainty.
     """
     if not any(len(sample) and np.ptp(sample) for sample in samples):
         return None
@@ -169,40 +148,19 @@ def weighted_mean(strata: Mapping[str, Sequence[float]], weights: Mapping[str, f
 
 @dataclass(frozen=True)
 class BenchmarkScores:
-    """
-    Scores of a model on a benchmark.
-
-    Args:
-        benchmark (`str`):
-            Its name.
-        headline (`str`):
-            Key of the figure to quote.
-        figures (`dict[str, Estimate]`):
-            The official figures.
-        subsets (`dict[str, Estimate]`):
-            Share of right rows in each subset, including unknown subsets.
-        ties (`int`):
-            Rows in which the best right and the best wrong response have equal rewards.
-        undecidable (`int`):
-            Rows in which a right and a wrong response are the same text.
-        missing (`tuple[str, ...]`):
-            Subsets of the benchmark without rows. A section is computed from the subsets that have rows; a mean that lacks
-            an entire part is not given.
-        unknown (`dict[str, int]`):
-            Row counts of subsets that do not belong to the benchmark; no figure includes them.
-        details (`dict[str, Any]`):
-            Results specific to the benchmark, ready for JSON.
-    """
+    """Scores of a model on a benchmark."""
 
     benchmark: str
-    headline: str
-    figures: dict[str, Estimate]
-    subsets: dict[str, Estimate]
-    ties: int
-    undecidable: int
+    headline: str  # key of the figure to quote
+    figures: dict[str, Estimate]  # the official ones
+    subsets: dict[str, Estimate]  # share of right rows, unknown subsets included
+    ties: int  # rows whose best right and best wrong response have equal rewards
+    undecidable: int  # rows with a right and a wrong response of the same text
+    # Subsets without rows; a section rests on those with rows, a mean that lacks an entire part is not given
     missing: tuple[str, ...] = ()
+    # Rows of subsets that are not part of the benchmark; no figure includes them
     unknown: dict[str, int] = field(default_factory=dict)
-    details: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)  # specific to the benchmark, ready for JSON
 
     @property
     def value(self) -> float:
@@ -251,19 +209,10 @@ def collect_scores(
     **scores: Any,
 ) -> BenchmarkScores:
     """
-    Make [`BenchmarkScores`], and count what every benchmark reports in addition to its figures.
+    Make [`BenchmarkScores`] from `outcomes` by subset, from 0 (wrong) to 1 (right), and count what every benchmark reports in
+    addition.
 
-    Args:
-        rows, rewards:
-            The rows, and their rewards from [`~rows.split_rewards`].
-        outcomes (`Mapping[str, Sequence[float]]`):
-            By subset the outcomes of its rows, from 0 (wrong) to 1 (right).
-        parts (`Iterable[str]`):
-            The subsets of the benchmark.
-        other_parts (`Iterable[str]`, *optional*):
-            Subsets that belong to the benchmark but may be absent.
-        **scores:
-            The other fields of [`BenchmarkScores`].
+    `parts` are the subsets of the benchmark, `other_parts` those that may be absent; `scores` are the other fields.
     """
     parts, present = tuple(parts), {row.subset for row in rows}
     return BenchmarkScores(

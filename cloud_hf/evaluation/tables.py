@@ -11,18 +11,13 @@ from .stats import Estimate
 
 @dataclass(frozen=True)
 class Form:
-    """
-    Form of a number in a table: multiplied by `scale`, with `digits` after the point and `mark` behind it.
-
-    `sign="+"` shows the sign of positive numbers too. With `exponent`, numbers that would be rounded to 0 are powers of ten,
-    so that rounding errors show as such.
-    """
+    """Form of a number in a table: multiplied by `scale`, with `digits` after the point and `mark` behind it."""
 
     scale: float = 1.0
     digits: int = 3
     mark: str = ""
-    sign: str = ""
-    exponent: bool = False
+    sign: str = ""  # "+" shows the sign of positive numbers too
+    exponent: bool = False  # powers of ten instead of numbers rounded to 0, so that rounding errors show as such
 
     def number(self, value: float) -> str:
         """Format a number without the mark."""

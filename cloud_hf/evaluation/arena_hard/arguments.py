@@ -147,10 +147,8 @@ class Arena:
 
 def load_arena(args: ArenaHardArguments, limit: int | None, seed: int) -> Arena:
     """
-    Load and check everything before anything is paid for.
-
-    Raises:
-        `ValueError`, `OSError`: Naming the question, answer or judge prompt that is missing or wrong.
+    Load and check everything before anything is paid for. Raises `ValueError` or `OSError` naming the question, answer or judge
+    prompt that is missing or wrong.
     """
     assert args.arena_hard is not None
     questions = load_questions(args.arena_hard)
@@ -180,14 +178,11 @@ def gather_candidates(
     args: ArenaHardArguments, arena: Arena, seed: int, folder: Path
 ) -> tuple[list[Problem], dict[str, int]]:
     """
-    Load the candidates of all questions from a file, or let a server write them into `folder`.
+    Load the candidates of all questions from a file, or let a server write them into `folder`; see
+    [`~servers.write_candidates`].
 
-    Returns:
-        `tuple[list[Problem], dict[str, int]]`: See [`~servers.write_candidates`].
-
-    Raises:
-        `ValueError`: If the file lacks the candidates of a question.
-        `SystemExit`: If the server is unusable, or no question has all its candidates.
+    Raises `ValueError` if the file lacks the candidates of a question, `SystemExit` if the server is unusable or no question
+    has all its candidates.
     """
     if args.candidates is None:
         sampling = (args.gen_temperature, args.gen_top_p, args.gen_max_tokens)

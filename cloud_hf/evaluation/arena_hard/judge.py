@@ -52,33 +52,16 @@ SYSTEMS = {
 
 @dataclass(frozen=True)
 class JudgeSettings:
-    """
-    Settings of the judge; see [`~cloud_hf.data.judge.Judge`].
+    """Settings of the judge; see [`~cloud_hf.data.judge.Judge`]."""
 
-    Args:
-        template (`str`):
-            Prompt for the user's turn.
-        temperature (`float`):
-            Temperature of the first try.
-        max_tokens (`int`):
-            Longest judgement in tokens.
-        tries (`int`):
-            Tries per verdict.
-        seed (`int`):
-            Each request derives its own seed from it.
-        systems (`dict[str, str]`, *optional*):
-            Instructions by category, `""` for all others. Empty if the template holds everything.
-        system_role (`bool`, *optional*, defaults to `True`):
-            Send the instructions as a system message instead of before the template.
-    """
-
-    template: str
-    temperature: float
-    max_tokens: int
-    tries: int
-    seed: int
+    template: str  # of the user's turn
+    temperature: float  # of the first try
+    max_tokens: int  # of a judgement
+    tries: int  # per verdict
+    seed: int  # each request derives its own seed from it
+    # Instructions by category, "" for all others; empty if the template holds everything
     systems: dict[str, str] = field(default_factory=dict)
-    system_role: bool = True
+    system_role: bool = True  # send them as a system message instead of before the template
 
     def texts(self, category: str) -> tuple[str, str | None]:
         """Return the template of the user's turn and the system message, if any, for questions of a category."""
@@ -104,23 +87,11 @@ def read_texts(
     prompt_file: str | None, system_files: Sequence[str], system_role: bool, categories: Sequence[str]
 ) -> tuple[str, dict[str, str]]:
     """
-    Read the judge's prompts, by default this package's.
+    Read the judge's prompts, by default this package's: [`JudgeSettings`]'s `template` and `systems`.
 
-    Args:
-        prompt_file (`str`, *optional*):
-            Template of the user's turn. Without `system_files` it holds everything.
-        system_files (`Sequence[str]`):
-            Files with instructions; `CATEGORY=FILE` for those of one category.
-        system_role (`bool`):
-            Whether the judge has a system role. If not, the default is a single text.
-        categories (`Sequence[str]`):
-            Categories of the questions.
-
-    Returns:
-        `tuple[str, dict[str, str]]`: [`JudgeSettings`]'s `template` and `systems`.
-
-    Raises:
-        `ValueError`, `OSError`: If a text lacks a verdict or a placeholder, a category has no file or two, or a file is unreadable.
+    Without `system_files` (`CATEGORY=FILE` for those of one category) `prompt_file` holds everything; without `system_role` the
+    default is a single text. Raises `ValueError` or `OSError` if a text lacks a verdict or a placeholder, a category has no
+    file or two, or a file is unreadable.
     """
     if prompt_file and not system_files:
         return read_judge_prompt(prompt_file), {}
@@ -150,9 +121,8 @@ def _read_system(path: str) -> str:
 
 def files_by_category(names: Iterable[str], categories: Sequence[str]) -> dict[str, list[str]]:
     """
-    Group files by category; those without `CATEGORY=` are for all others, under `""`.
-
-    Only a known category before `=` counts, since file names may contain `=`.
+    Group files by category; those without `CATEGORY=` are for all others, under `""`. Only a known category before `=` counts,
+    since file names may contain `=`.
     """
     found: dict[str, list[str]] = {}
     for name in names:

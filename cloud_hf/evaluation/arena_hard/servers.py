@@ -49,25 +49,13 @@ _JUDGEMENTS = Features(
 
 @dataclass(frozen=True)
 class Generation:
-    """
-    Sampling settings of the candidates.
-
-    Args:
-        num_candidates (`int`):
-            Candidates per question.
-        temperature, top_p (`float`):
-            Sampling.
-        max_tokens (`int`):
-            Longest candidate in tokens; a longer one is cut and remains a candidate.
-        seed (`int`):
-            Each request derives its own seed from it.
-    """
+    """Sampling settings of the candidates."""
 
     num_candidates: int
     temperature: float
     top_p: float
-    max_tokens: int
-    seed: int
+    max_tokens: int  # a longer candidate is cut and remains one
+    seed: int  # each request derives its own seed from it
 
 
 def write_candidates(
@@ -76,12 +64,8 @@ def write_candidates(
     """
     Sample several answers to each question, and keep them with their journal in a folder. A later call may ask for more.
 
-    Returns:
-        `tuple[list[Problem], dict[str, int]]`: The questions that have all their candidates, and counts: `failed` questions, and
-            `candidates_cut` at `max_tokens`.
-
-    Raises:
-        `SystemExit`: If the server is unusable. What it answered is kept.
+    Returns the questions that have all their candidates, and counts: `failed` questions, and `candidates_cut` at `max_tokens`.
+    Raises `SystemExit` if the server is unusable; what it answered is kept.
     """
     settings = {"builder": "arena_hard_candidates", **asdict(generation)}
     del settings["num_candidates"]
@@ -117,18 +101,10 @@ def write_candidates(
 
 @dataclass(frozen=True)
 class Judged:
-    """
-    The judge's votes.
+    """The judge's votes."""
 
-    Args:
-        votes (`dict[tuple[str, str], Votes]`):
-            By question and response.
-        counts (`dict[str, int]`):
-            `judged` responses; those `like_the_baseline`, which tie without a judge; those `without_verdict`; and those that
-            `failed` because a request did.
-    """
-
-    votes: dict[tuple[str, str], Votes]
+    votes: dict[tuple[str, str], Votes]  # by question and response
+    # `judged`, `like_the_baseline` (ties without a judge), `without_verdict` and `failed` responses
     counts: dict[str, int]
 
 
@@ -142,25 +118,11 @@ def judge_candidates(
     folder: Path,
 ) -> Judged:
     """
-    Compare candidates with the baseline's answers, in both orders.
+    Compare candidates with the baseline's answers, in both orders. A later call may judge other candidates.
 
-    Args:
-        problems (`Sequence[Problem]`):
-            Questions with their candidates.
-        chosen (`Sequence[Sequence[int]]`):
-            For each question the places of the candidates to judge. Equal texts are judged once; the baseline's text ties without a
-            judge.
-        questions, baselines (`Mapping`):
-            The questions, whose category selects the judge's prompt, and the baseline's answers, by id.
-        client ([`~cloud_hf.data.completions.CompletionClient`]):
-            The judge.
-        judging ([`JudgeSettings`]):
-            The judge's settings.
-        folder (`Path`):
-            Folder of the judgements and their journal. A later call may judge other candidates.
-
-    Raises:
-        `SystemExit`: If the server is unusable. What it answered is kept.
+    `chosen` holds for each question the places of the candidates to judge. Equal texts are judged once; the baseline's text
+    ties without a judge. `folder` keeps the judgements and their journal. Raises `SystemExit` if the server is unusable; what
+    it answered is kept.
     """
     pairs = _pairs_to_judge(problems, chosen, questions, baselines)
     alike = {(row["question"], row["response"]) for row in pairs if row["response"].strip() == row["baseline"].strip()}

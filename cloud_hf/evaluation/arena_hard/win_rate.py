@@ -38,10 +38,8 @@ def load_questions(name: str, split: str = "train") -> list[Question]:
     """
     Load the questions of a file or Hub dataset, such as `"lmarena-ai/arena-hard-auto-v0.1"`.
 
-    The id is `id`, `question_id` or `uid`; the text is `prompt`, or the only one of `turns`.
-
-    Raises:
-        `ValueError`: Naming the first row without a text or with an earlier row's id.
+    The id is `id`, `question_id` or `uid`; the text is `prompt`, or the only one of `turns`. Raises `ValueError` naming the
+    first row without a text or with an earlier row's id.
     """
     questions: dict[str, Question] = {}
     for _, index, row in read_sources([name], split):
@@ -64,24 +62,12 @@ def load_answers(
     names: Sequence[str], questions: Sequence[Question], model: str | None = None, split: str = "train"
 ) -> dict[str, str]:
     """
-    Load one recorded answer to each question.
+    Load one recorded answer to each question, by the question's id; answers to other questions are ignored.
 
-    Args:
-        names (`Sequence[str]`):
-            Files or Hub ids. An answer is `answer`, `response`, the content of the last of `messages`, the last turn of the only one
-            of `choices` (the layout of ArenaHard's answer files), or `answers[model]`.
-        questions (`Sequence[Question]`):
-            The questions; answers to others are ignored.
-        model (`str`, *optional*):
-            Read only rows of this `model` or `model_id`, and this entry of `answers`, which defaults to the row's `baseline`.
-        split (`str`, *optional*, defaults to `"train"`):
-            Split of Hub datasets.
-
-    Returns:
-        `dict[str, str]`: The answers by the question's id.
-
-    Raises:
-        `ValueError`: If a question has no answer or two, or an answer is not text.
+    An answer is `answer`, `response`, the content of the last of `messages`, the last turn of the only one of `choices` (the
+    layout of ArenaHard's answer files), or `answers[model]`. With `model`, only rows of this `model` or `model_id` are read,
+    and this entry of `answers`, which defaults to the row's `baseline`. Raises `ValueError` if a question has no answer or two,
+    or an answer is not text.
     """
     wanted, answers = {question.id for question in questions}, {}
     for name, index, row in read_sources(names, split):
@@ -139,11 +125,7 @@ def _answer_of(row: dict[str, Any], model: str | None) -> Any:
 @dataclass(frozen=True)
 class Votes:
     """
-    Votes of two games between an answer and the baseline's.
-
-    Args:
-        wins, ties, losses (`int`):
-            Votes for the answer, for neither, and for the baseline.
+    Votes of two games between an answer and the baseline's: for the answer, for neither, and for the baseline.
 
     Examples:
 
@@ -160,9 +142,8 @@ class Votes:
     @classmethod
     def of(cls, baseline_first: str | None, answer_first: str | None) -> "Votes":
         """
-        Count the votes of the game in which the baseline was A, and of the game in which the answer was A.
-
-        There are none if a verdict is missing, since the other one alone would favour the response in its position.
+        Count the votes of the game in which the baseline was A, and of the game in which the answer was A. There are none if a
+        verdict is missing, since the other one alone would favour the response in its position.
         """
         if baseline_first is None or answer_first is None:
             return cls()
@@ -188,27 +169,15 @@ class WinRate:
     """
     Rate at which answers beat the baseline's, from 0.0 to 1.0.
 
-    Args:
-        value (`float`):
-            Bradley-Terry probability of a win.
-        ci95 (`tuple[float, float]`):
-            The interval of version 0.1's official figures, from resampled votes (version 2.0 has the middle 90 % of the same
-            resamples). It is too narrow, since the votes of a question are not independent.
-        ci95_by_question (`tuple[float, float]`):
-            Interval from resampled questions, each with all its votes.
-        standard_error (`float`):
-            Standard error over questions; NaN for a single one.
-        questions (`int`):
-            Questions with votes.
-        wins, ties, losses (`int`):
-            All votes.
+    `ci95` is the interval of version 0.1's official figures, from resampled votes (version 2.0 has the middle 90 % of the same
+    resamples). It is too narrow, since the votes of a question are not independent.
     """
 
-    value: float
+    value: float  # Bradley-Terry probability of a win
     ci95: tuple[float, float]
-    ci95_by_question: tuple[float, float]
-    standard_error: float
-    questions: int
+    ci95_by_question: tuple[float, float]  # from resampled questions, each with all its votes
+    standard_error: float  # over questions; NaN for a single one
+    questions: int  # those with votes
     wins: int
     ties: int
     losses: int
@@ -220,21 +189,11 @@ class WinRate:
 
 def win_rate(votes: Sequence[Votes], rounds: int = ROUNDS, seed: int = 0) -> WinRate:
     """
-    Compute the win rate of answers to several questions.
+    Compute the win rate of answers from the votes on each question, with bootstraps of `rounds` resamples.
 
-    Between two sides, the maximum-likelihood Bradley-Terry strengths give the share of votes itself, ties counted half. That also
-    holds for each of several models, as long as each plays only the baseline.
-
-    Args:
-        votes (`Sequence[Votes]`):
-            One per question.
-        rounds (`int`, *optional*, defaults to `1000`):
-            Resamples of each bootstrap.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of the resampling.
-
-    Raises:
-        [`~best_of_n.NothingJudged`]: If there are no votes.
+    Between two sides, the maximum-likelihood Bradley-Terry strengths give the share of votes itself, ties counted half. That
+    also holds for each of several models, as long as each plays only the baseline. Raises [`~best_of_n.NothingJudged`] if there
+    are no votes.
     """
     votes = [found for found in votes if found.number]
     value, error = ratio([(found.points, found.number) for found in votes])

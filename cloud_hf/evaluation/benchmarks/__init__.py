@@ -118,20 +118,10 @@ class LoadedBenchmark:
 
 def load_benchmarks(specs: Sequence[str], limit: int | None = None) -> list[LoadedBenchmark]:
     """
-    Load benchmarks named on a command line.
+    Load benchmarks named on a command line, and of each subset only the first `limit` rows.
 
-    Args:
-        specs (`Sequence[str]`):
-            For each benchmark its key in `BENCHMARKS`; or `NAME=FILES` to replace its official dataset by files: paths, folders
-            or patterns, separated by commas.
-        limit (`int`, *optional*):
-            Load only the first rows of each subset.
-
-    Returns:
-        `list[LoadedBenchmark]`
-
-    Raises:
-        `ValueError`: Naming the benchmark or the files that do not exist, or the first bad row.
+    A spec is a key of `BENCHMARKS`, or `NAME=FILES` to replace the official dataset by files: paths, folders or patterns,
+    separated by commas. Raises `ValueError` naming the benchmark or the files that do not exist, or the first bad row.
 
     Examples:
 

@@ -26,15 +26,11 @@ _OFFICIAL_COLUMNS = ("pair_id", "source", "question", "response_A", "response_B"
 
 def load(names: Sequence[str] | None = None, split: str = "gpt") -> list[BenchmarkRow]:
     """
-    Load JudgeBench.
+    Load JudgeBench, by default `ScalerLab/JudgeBench`; `split` is `"gpt"` or `"claude"`, whose responses are reported
+    separately.
 
-    Args:
-        names (`Sequence[str]`, *optional*):
-            Files or datasets with the official columns (`pair_id`, `source`, `question`, `response_A`, `response_B`, `label`), or
-            with `prompt`, `chosen`, `rejected`, `subset` and `gold_position` (`"A"` or `"B"`, the original place of the chosen
-            response). Defaults to `ScalerLab/JudgeBench`. `details["label"]` of a row is the official label.
-        split (`str`, *optional*, defaults to `"gpt"`):
-            Responses of `"gpt"` or `"claude"`, which are reported separately.
+    Files have the official columns, or `prompt`, `chosen`, `rejected`, `subset` and `gold_position` (`"A"` or `"B"`, the
+    original place of the chosen response). `details["label"]` of a row is the official label.
     """
     if split not in SPLITS:
         raise ValueError(f"`split` is {split!r}; JudgeBench has {' and '.join(SPLITS)}.")
@@ -72,21 +68,11 @@ def _check_label(value, name: str, known: tuple[str, ...], source: str, index: i
 
 @dataclass(frozen=True)
 class Games:
-    """
-    A pair judged in the order A, B and in the order B, A.
+    """A pair judged in the order A, B and in the order B, A."""
 
-    Args:
-        label (`str`):
-            The right verdict: `"A>B"` or `"B>A"`.
-        first (`str`):
-            Verdict of the first game: `"A>B"`, `"B>A"`, `"A=B"`, or another string for none.
-        second (`str`, *optional*):
-            Verdict of the second game, in the first game's names.
-    """
-
-    label: str
-    first: str
-    second: str | None = None
+    label: str  # the right verdict: "A>B" or "B>A"
+    first: str  # "A>B", "B>A", "A=B", or another string for none
+    second: str | None = None  # in the first game's names
 
     @property
     def single_game_is_right(self) -> bool:
@@ -124,18 +110,11 @@ def score(
     second_game: Sequence[Sequence[float]] | None = None,
 ) -> BenchmarkScores:
     """
-    Score JudgeBench in one game and in both orders.
+    Score JudgeBench in one game and in both orders, for which scorers that sample their critiques may give a `second_game`.
 
-    Args:
-        rows, rewards:
-            See [`Benchmark`].
-        second_game (`Sequence[Sequence[float]]`, *optional*):
-            Rewards of a second scoring, for scorers that sample their critiques. Defaults to the first.
-
-    Returns:
-        [`BenchmarkScores`]: `"both orders"`, the official default, counts pairs with more games won than lost. With one reward per
-            response it is the share of pairs whose right response has the strictly higher reward. `"single game"`, the official
-            rule for judges that do not see the order, gives ties to response B. Both are also given by category.
+    `"both orders"`, the official default, counts pairs with more games won than lost. With one reward per response it is the
+    share of pairs whose right response has the strictly higher reward. `"single game"`, the official rule for judges that do
+    not see the order, gives ties to response B. Both are also given by category.
     """
     first = split_rewards(rows, rewards)
     second = first if second_game is None else split_rewards(rows, second_game)

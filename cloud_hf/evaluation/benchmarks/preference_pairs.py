@@ -14,14 +14,8 @@ from ..stats import BenchmarkScores, Estimate, share
 
 def load(names: Sequence[str], split: str = "test", config: str | None = None) -> list[BenchmarkRow]:
     """
-    Load preference sets.
-
-    Args:
-        names (`Sequence[str]`):
-            Files or Hub ids with the columns `prompt`, `chosen`, `rejected`, optional `id`, `subset`, `tools`. Without a `subset`
-            column the source's name is the subset.
-        split, config (`str`, *optional*):
-            Split and configuration of Hub datasets.
+    Load files or Hub ids with the columns `prompt`, `chosen`, `rejected`, optional `id`, `subset`, `tools`. Without a `subset`
+    column the source's name is the subset.
     """
     return check_pairs(
         [
@@ -33,30 +27,14 @@ def load(names: Sequence[str], split: str = "test", config: str | None = None) -
 
 @dataclass(frozen=True)
 class PreferenceScores:
-    """
-    Metrics of rewards on preference pairs.
+    """Metrics of rewards on preference pairs."""
 
-    Args:
-        accuracy ([`Estimate`]):
-            Share of pairs whose chosen response has the strictly higher reward.
-        accuracy_ties_half (`float`):
-            The same with ties counted half.
-        ties (`int`):
-            Pairs with equal rewards.
-        margin, margin_median, margin_std (`float`):
-            Mean, median and population standard deviation of the chosen minus the rejected reward.
-        calibration ([`Calibration`]):
-            Bradley-Terry log loss and calibration.
-        subsets (`dict[str, Estimate]`):
-            Accuracy by subset.
-    """
-
-    accuracy: Estimate
+    accuracy: Estimate  # pairs whose chosen response has the strictly higher reward
     accuracy_ties_half: float
-    ties: int
-    margin: float
+    ties: int  # pairs with equal rewards
+    margin: float  # mean of the chosen minus the rejected reward
     margin_median: float
-    margin_std: float
+    margin_std: float  # of the population
     calibration: Calibration
     subsets: dict[str, Estimate]
 
@@ -72,10 +50,8 @@ def score_preferences(
     chosen: Sequence[float], rejected: Sequence[float], subsets: Sequence[str] | None = None, num_bins: int = 10
 ) -> PreferenceScores:
     """
-    Score preference pairs, from columns of rewards and optionally of subsets.
-
-    Raises:
-        `ValueError`: If there are no pairs, the columns differ in length, or a reward is not a finite number.
+    Score preference pairs, from columns of rewards and optionally of subsets. Raises `ValueError` if there are no pairs, the
+    columns differ in length, or a reward is not a finite number.
     """
     subsets = [""] * len(chosen) if subsets is None else subsets
     if not len(chosen) == len(rejected) == len(subsets):

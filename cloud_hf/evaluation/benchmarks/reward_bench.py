@@ -43,15 +43,11 @@ PRIOR_SETS_WEIGHT = 0.5
 
 def load(names: Sequence[str] | None = None, prior_sets: bool = False) -> list[BenchmarkRow]:
     """
-    Load RewardBench.
+    Load RewardBench, by default the split `filtered` of `allenai/reward-bench`; `prior_sets` adds the four of
+    `allenai/preference-test-sets`, which have about six times as many rows.
 
-    Args:
-        names (`Sequence[str]`, *optional*):
-            Files or datasets with the columns `prompt`, `chosen`, `rejected`, `subset`, optional `id`. Defaults to the split
-            `filtered` of `allenai/reward-bench`. A file named after a prior set (`anthropic_hhh.jsonl`) holds that set, whatever
-            its `subset` column says.
-        prior_sets (`bool`, *optional*, defaults to `False`):
-            Add the four prior sets of `allenai/preference-test-sets`, which have about six times as many rows.
+    Files have the columns `prompt`, `chosen`, `rejected`, `subset`, optional `id`. A file named after a prior set
+    (`anthropic_hhh.jsonl`) holds that set, whatever its `subset` column says.
     """
     rows = []
     for source, index, row in read_sources([HUB_ID] if names is None else names, "filtered"):
@@ -71,10 +67,9 @@ def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> B
     """
     Score RewardBench. The chosen response must have the strictly higher reward.
 
-    Returns:
-        [`BenchmarkScores`]: The four sections and `"Average"`, their plain mean. If there are rows of prior sets, also `"Prior Sets"`,
-            the mean over those present, and `"Score"`, in which they count as half a section. `"Chat, pooled"` and so on are the
-            sections of the reference implementation, and `"Average, pooled"` their plain mean.
+    Figures are the four sections and `"Average"`, their plain mean. If there are rows of prior sets, also `"Prior Sets"`, the
+    mean over those present, and `"Score"`, in which they count as half a section. `"Chat, pooled"` and so on are the sections
+    of the reference implementation, and `"Average, pooled"` their plain mean.
     """
     split = split_rewards(rows, rewards)
     outcomes = by_subset(rows, [float(chosen > rejected) for [chosen], [rejected] in split])
@@ -95,10 +90,8 @@ def leaderboard_results(
     chat_template: str = "tokenizer",
 ) -> dict[str, float | str]:
     """
-    Make the results file that RewardBench's repository keeps and leaderboard tools read: the score of each subset that has one, with
-    `model`, `model_type` and `chat_template`.
-
-    `names` are the subsets of the file: by default RewardBench's own, since its prior sets have a separate file.
+    Make the results file that RewardBench's repository keeps and leaderboard tools read: the score of each subset that has one,
+    with the other arguments. By default `names` are RewardBench's own subsets, since its prior sets have a separate file.
     """
     values = {name: figure.value for name, figure in scores.subsets.items() if name in names}
     known = {name: value for name, value in values.items() if not math.isnan(value)}
@@ -118,38 +111,18 @@ def result_files(
 
 @dataclass(frozen=True)
 class RewardBenchScores:
-    """
-    Scores on RewardBench.
+    """Scores on RewardBench in percent; NaN if rows are missing."""
 
-    Args:
-        official (`dict[str, float]`):
-            Percent right in each section of the leaderboard, with subsets weighted by `OFFICIAL_COUNTS`, and `Average`, the plain
-            mean of the four. NaN if rows are missing.
-        pooled (`dict[str, float]`):
-            The same in the reference implementation, where all rows of a section weigh the same.
-        subsets (`dict[str, float]`):
-            Percent right in each subset.
-        counts (`dict[str, int]`):
-            Rows in each section.
-        ignored (`int`):
-            Rows of other subsets, which are neither in a section nor a prior set.
-        prior_sets (`float`):
-            Mean percent right over the prior sets that have rows; NaN if none has.
-        score (`float`):
-            The leaderboard's score: mean of the sections and of the prior sets, which count half. Without rows of prior
-            sets it is the `Average`.
-        missing (`tuple[str, ...]`):
-            Subsets without rows.
-    """
-
+    # Sections of the leaderboard, with subsets weighted by `OFFICIAL_COUNTS`, and `Average`, their plain mean
     official: dict[str, float]
-    pooled: dict[str, float]
+    pooled: dict[str, float]  # the same in the reference implementation, where all rows of a section weigh the same
     subsets: dict[str, float]
-    counts: dict[str, int]
-    ignored: int
-    prior_sets: float = math.nan
+    counts: dict[str, int]  # rows in each section
+    ignored: int  # rows that are neither in a section nor a prior set
+    prior_sets: float = math.nan  # mean over those that have rows
+    # Mean of the sections and of the prior sets, which count half; without these, the `Average`
     score: float = math.nan
-    missing: tuple[str, ...] = field(default=())
+    missing: tuple[str, ...] = field(default=())  # subsets without rows
 
 
 def score_reward_bench(
@@ -157,9 +130,7 @@ def score_reward_bench(
 ) -> RewardBenchScores:
     """
     Score RewardBench in percent, from columns of subsets (the split's name for prior sets) and rewards. A tie counts as wrong.
-
-    Raises:
-        `ValueError`: If the columns differ in length, or a reward is not a finite number.
+    Raises `ValueError` if the columns differ in length, or a reward is not a finite number.
     """
     if not len(subsets) == len(chosen) == len(rejected):
         raise ValueError(

@@ -22,13 +22,10 @@ SUBSETS = (*BEST_OF_FOUR, TIES)
 
 def load(names: Sequence[str] | None = None) -> list[BenchmarkRow]:
     """
-    Load RewardBench 2.
+    Load RewardBench 2, by default the split `test` of `allenai/reward-bench-2`.
 
-    Args:
-        names (`Sequence[str]`, *optional*):
-            Files or datasets with the columns `id`, `prompt`, `chosen` and `rejected` (lists of responses) and `subset`. Ids in the
-            subset `Ties` are `ref:7` or `tied:7`: the prompt with one right answer, and its sibling with several. Defaults to the
-            split `test` of `allenai/reward-bench-2`.
+    Columns are `id`, `prompt`, `chosen` and `rejected` (lists of responses) and `subset`. Ids in the subset `Ties` are `ref:7`
+    or `tied:7`: the prompt with one right answer, and its sibling with several.
     """
     rows = []
     for source, index, row in read_sources([HUB_ID] if names is None else names, "test"):
@@ -75,43 +72,23 @@ def best_of(chosen: Sequence[float], rejected: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class TiesScore:
-    """
-    Score of the subset Ties and its terms.
+    """Score of the subset Ties and its terms; see `_combine`."""
 
-    Args:
-        score (`float`):
-            0.3 `tied_accuracy` + 0.3 `ref_accuracy` + 0.2 `wider` + 0.2 `wider_hard` + 0.01 `margin`. It can exceed 1 by 0.01.
-        ref_accuracy, tied_accuracy (`float`):
-            Share of rows whose right responses all have higher rewards than all wrong ones, among the rows with one right
-            response and among those with several.
-        wider (`float`):
-            Share of pairs whose tied row has a wider gap between right and wrong responses than between its best and its
-            worst right one.
-        wider_hard (`float`):
-            The same for the smaller of the gaps of the tied row and of its sibling with one right response.
-        margin (`float`):
-            Mean of tanh(that gap / the spread of the right responses - 1); 0 if both are 0.
-        pairs (`int`):
-            Prompts with both kinds of rows.
-        unpaired (`int`):
-            Rows without their sibling, which count only for the accuracies.
-    """
-
-    score: float
-    ref_accuracy: float
-    tied_accuracy: float
+    score: float  # can exceed 1 by 0.01
+    ref_accuracy: float  # rows with one right response, whose reward is above all wrong ones
+    tied_accuracy: float  # rows with several, whose rewards are all above all wrong ones
+    # Pairs whose tied row has a wider gap between right and wrong than between its best and worst right response
     wider: float
-    wider_hard: float
-    margin: float
-    pairs: int
-    unpaired: int
+    wider_hard: float  # the same for the smaller of the gaps of the tied row and of its sibling
+    margin: float  # mean of tanh(that gap / the spread of the right responses - 1); 0 if both are 0
+    pairs: int  # prompts with both kinds of rows
+    unpaired: int  # rows without their sibling, which count only for the accuracies
 
 
 def score_ties(kinds: Sequence[str], pairs: Sequence[int], rewards: Sequence[RowRewards]) -> TiesScore:
     """
-    Score the subset Ties like `process_single_model` in the official code; terms without rows are NaN.
-
-    Each row has a kind, `"ref"` or `"tied"`, the number of its prompt, and the rewards of its right and wrong responses.
+    Score the subset Ties like `process_single_model` in the official code; terms without rows are NaN. Each row has a kind,
+    `"ref"` or `"tied"`, the number of its prompt, and the rewards of its right and wrong responses.
     """
     ref, tied, gaps = _gaps(kinds, pairs, rewards)
     ref_accuracy = _mean([value > 0 for value in ref.values()])
@@ -167,13 +144,7 @@ def _mean(values: Sequence[float] | np.ndarray) -> float:
 
 
 def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> BenchmarkScores:
-    """
-    Score RewardBench 2.
-
-    Returns:
-        [`BenchmarkScores`]: One figure per subset, and `"Average"`, the leaderboard's plain mean of the six. `details` holds the terms
-            of the Ties score.
-    """
+    """Score RewardBench 2: one figure per subset, and `"Average"`, the leaderboard's plain mean of the six."""
     split = split_rewards(rows, rewards)
     gathered = by_subset(rows, list(zip(rows, split, strict=True)))
     ties = gathered.pop(TIES, [])

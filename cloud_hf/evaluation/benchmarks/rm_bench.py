@@ -32,12 +32,10 @@ LEVELS = {
 
 def load(names: Sequence[str] | None = None) -> list[BenchmarkRow]:
     """
-    Load RM-Bench.
+    Load RM-Bench, by default `THU-KEG/RM-Bench`.
 
-    Args:
-        names (`Sequence[str]`, *optional*):
-            Files or datasets whose columns `chosen` and `rejected` are lists of three responses in the order of `STYLES`, with
-            `prompt`, the `domain` (or `subset`, as in `rmbench-chat`) and optional `id`. Defaults to `THU-KEG/RM-Bench`.
+    The columns `chosen` and `rejected` are lists of three responses in the order of `STYLES`; `prompt`, `domain` (or `subset`,
+    as in `rmbench-chat`) and optional `id` are the others.
     """
     rows = []
     for source, index, row in read_sources([HUB_ID] if names is None else names, "train"):
@@ -63,10 +61,9 @@ def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> B
     """
     Score RM-Bench as the official code and leaderboard do. A tie is wrong.
 
-    Returns:
-        [`BenchmarkScores`]: `"chat"`, `"math"`, `"code"` and `"safety"` are the means of a domain's hard, normal and easy accuracy;
-            `"hard"`, `"normal"` and `"easy"` are means over the four domains, and `"total"` over everything. Each domain and each
-            half of safety also has its levels (`"chat hard"`, …), and `details` its matrix.
+    `"chat"`, `"math"`, `"code"` and `"safety"` are the means of a domain's hard, normal and easy accuracy; `"hard"`, `"normal"`
+    and `"easy"` are means over the four domains, and `"total"` over everything. Each domain and each half of safety also has
+    its levels (`"chat hard"`, …), and `details` its matrix.
     """
     split = split_rewards(rows, rewards)
     matrices = by_subset(rows, [win_matrix(chosen, rejected) for chosen, rejected in split])

@@ -105,16 +105,8 @@ Chooser = Callable[[Sequence[float], int], list[float]]
 
 def choice_probabilities(rewards: Sequence[float], n: int) -> list[float]:
     """
-    Compute how often each candidate has the highest reward among n drawn without replacement, in closed form.
-
-    Args:
-        rewards (`Sequence[float]`):
-            One per candidate, finite. Equal rewards share the choice.
-        n (`int`):
-            Candidates drawn, from 1 to all of them.
-
-    Returns:
-        `list[float]`: One probability per candidate; they sum to 1.
+    Compute how often each candidate has the highest reward among n drawn without replacement, in closed form. Equal rewards
+    share the choice.
 
     Examples:
 
@@ -149,23 +141,13 @@ def best_of_the_first(rewards: Sequence[float], n: int) -> list[float]:
 
 @dataclass(frozen=True)
 class Curve:
-    """
-    Value of the chosen candidate by N.
-
-    Args:
-        values (`dict[int, float]`):
-            Mean worth of the chosen candidate by N.
-        standard_errors (`dict[int, float]`):
-            Standard error over prompts. NaN for a single prompt.
-        standard_errors_over_seeds (`dict[int, float]`):
-            Standard error over seeds, that is, over other sampled critiques of the same candidates. NaN for a single seed.
-        of_all (`tuple[float, float]`):
-            Mean worth and standard error over prompts of a choice among all candidates of each problem, however many it has.
-    """
+    """Worth of the chosen candidate by N."""
 
     values: dict[int, float]
-    standard_errors: dict[int, float]
+    standard_errors: dict[int, float]  # over prompts; NaN for a single one
+    # Over other sampled critiques of the same candidates; NaN for a single seed
     standard_errors_over_seeds: dict[int, float]
+    # Worth and error over prompts of a choice among all candidates of each problem, however many it has
     of_all: tuple[float, float]
 
     def summary(self) -> dict[str, Any]:
@@ -183,26 +165,11 @@ def best_of_n_curve(
     choose: Chooser = choice_probabilities,
 ) -> Curve:
     """
-    Compute the curve of a chooser.
+    Compute the curve of a chooser, by default the mean over all draws of N candidates.
 
-    Args:
-        rewards (`Sequence[Sequence[Sequence[float]]]`):
-            For each seed and problem the rewards of its candidates.
-        worth (`Sequence[Sequence[float]]`):
-            For each problem the worth of its candidates.
-        sizes (`Sequence[int]`):
-            The N, at most the fewest candidates of a problem.
-        weights (`Sequence[Sequence[float]]`, *optional*):
-            For each problem the weights of its candidates in the mean, such as the number of votes behind `worth`. Equal by
-            default.
-        choose (`Chooser`, *optional*, defaults to [`choice_probabilities`]):
-            The default gives the mean over all draws of N candidates.
-
-    Returns:
-        [`Curve`]
-
-    Raises:
-        [`NothingJudged`]: If nothing that is chosen has any weight.
+    `rewards` are by seed, problem and candidate; `worth` and `weights`, such as the number of votes behind it, by problem and
+    candidate. `sizes` are the N, at most the fewest candidates of a problem. Raises [`NothingJudged`] if nothing that is chosen
+    has any weight.
     """
 
     def mean(n: int | None) -> tuple[float, float, float]:
@@ -243,10 +210,8 @@ class NothingJudged(ValueError):
 def ratio(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
     """
     Compute the ratio of two sums, and its standard error over the pairs: for each prompt its terms of the numerator and of the
-    denominator. The error is the linearised one, which is the ordinary error of a mean if all denominators are 1; NaN for one pair.
-
-    Raises:
-        [`NothingJudged`]: If the denominators sum to 0.
+    denominator. The error is the linearised one, which is the ordinary error of a mean if all denominators are 1; NaN for one
+    pair. Raises [`NothingJudged`] if the denominators sum to 0.
     """
     total = math.fsum(below for _, below in pairs)
     if not total:
@@ -266,9 +231,7 @@ def baselines(
 ) -> dict[str, Curve]:
     """
     Compute the curves to compare a model's with: `"random"` chooses any of the N, `"longest"` the one with the most characters,
-    `"perfect"` the best.
-
-    See [`best_of_n_curve`] for the arguments; `worth` defaults to that of the problems.
+    `"perfect"` the best. `worth` defaults to that of the problems; see [`best_of_n_curve`].
     """
     worth = [problem.worth or () for problem in problems] if worth is None else worth
     rewards: dict[str, Sequence[Sequence[float]]] = {

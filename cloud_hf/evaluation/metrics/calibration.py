@@ -14,50 +14,26 @@ from ..stats import Estimate, interval_over_rows
 
 @dataclass(frozen=True)
 class Calibration:
-    """
-    Bradley-Terry probabilities compared with outcomes.
+    """Bradley-Terry probabilities compared with outcomes."""
 
-    Args:
-        log_loss (`float`):
-            Mean of -ln sigmoid(reward of the right response - reward of the wrong one), in nats. Equal rewards cost ln 2 =
-            0.693.
-        ece (`float`):
-            Expected calibration error: mean distance, over bins of confidence, between confidence and accuracy, weighted by
-            the pairs in a bin.
-        bins (`tuple[tuple[float, float, int], ...]`):
-            Mean confidence, accuracy (ties count half) and number of pairs of each bin that is not empty.
-        temperature (`float`):
-            Divisor of reward differences that minimises the log loss; below 1 for an underconfident model. NaN if there is no
-            minimum: no pair is wrong, or the mean margin is not positive.
-        log_loss_at_temperature (`float`):
-            Log loss with that divisor.
-    """
-
-    log_loss: float
+    log_loss: float  # mean of -ln sigmoid(margin), in nats; equal rewards cost ln 2 = 0.693
+    # Mean distance, over bins of confidence, between confidence and accuracy, weighted by the pairs in a bin
     ece: float
+    # Mean confidence, accuracy (ties count half) and pairs of each bin that is not empty
     bins: tuple[tuple[float, float, int], ...]
+    # Divisor of margins that minimises the log loss; NaN if no pair is wrong or the mean margin is not positive
     temperature: float
     log_loss_at_temperature: float
 
 
 def calibrate(margins: ArrayLike, num_bins: int = 10) -> Calibration:
     """
-    Compare probabilities with outcomes.
+    Compare probabilities with outcomes, from the margin of each pair: the reward of its right response minus that of its wrong
+    one.
 
-    The confidence of a pair is the probability of the response with the higher reward, from 0.5 to 1, so that the order
-    of a pair does not matter (Guo et al. 2017, arXiv 1706.04599, for two classes).
-
-    Args:
-        margins (`Sequence[float]`):
-            For each pair the reward of the right response minus that of the wrong one.
-        num_bins (`int`, *optional*, defaults to `10`):
-            Bins of equal width between 0.5 and 1.
-
-    Returns:
-        [`Calibration`]
-
-    Raises:
-        `ValueError`: If there are no margins, or no bins.
+    The confidence of a pair is the probability of the response with the higher reward, from 0.5 to 1, so that the order of a
+    pair does not matter (Guo et al. 2017, arXiv 1706.04599, for two classes). Bins have equal width. Raises `ValueError` if
+    there are no margins, or no bins.
     """
     margins = np.array(margins, dtype=float)
     if not len(margins):
@@ -96,18 +72,10 @@ def ece(margins: np.ndarray, weights_BP: np.ndarray, num_bins: int = 10) -> np.n
 
 def estimate(statistic: Statistic, margins: ArrayLike, rows: ArrayLike) -> Estimate:
     """
-    Compute a metric of margins with its 95 % interval, a bootstrap's over rows.
+    Compute a metric of margins, such as [`log_loss`], with the 95 % interval of a bootstrap over rows.
 
-    Args:
-        statistic (`Callable`):
-            The metric, such as [`log_loss`].
-        margins (`Sequence[float]`):
-            For each pair the reward of the right response minus that of the wrong one.
-        rows (`Sequence[int]`):
-            For each pair the number of its row, from 0: pairs of a row are drawn together.
-
-    Returns:
-        [`Estimate`]: Without an interval for fewer than two rows.
+    `rows` holds for each pair the number of its row, from 0: pairs of a row are drawn together. Fewer than two rows have no
+    interval.
     """
     margins, rows = np.array(margins, dtype=float), np.array(rows)
     interval = interval_over_rows(int(rows.max()) + 1, lambda counts_BR: statistic(margins, counts_BR[:, rows]))

@@ -16,19 +16,7 @@ from ..rows import read_sources
 
 @dataclass(frozen=True)
 class CritiqueRow:
-    """
-    A response with a reference critique.
-
-    Args:
-        id (`str`):
-            Unique in the set.
-        prompt (`Any`):
-            A string, chat messages, or `{"messages": [...], "tools": [...]}`.
-        response (`str`):
-            The response.
-        critique (`str`):
-            The reference critique.
-    """
+    """A response with a reference critique; `id` is unique in the set."""
 
     id: str
     prompt: Any
@@ -38,17 +26,10 @@ class CritiqueRow:
 
 def load(names: Sequence[str], split: str = "test", config: str | None = None) -> list[CritiqueRow]:
     """
-    Load rows with reference critiques.
+    Load rows with reference critiques. Raises `ValueError` naming the file, the row and the field.
 
-    Args:
-        names (`Sequence[str]`):
-            Files or Hub ids with the columns `prompt`, `response`, `critique`; or with `prompt`, `chosen`, `rejected`,
-            `chosen_feedback`, `rejected_feedback`, which give two rows each (with the first of several critiques).
-        split, config (`str`, *optional*):
-            Split and configuration of Hub datasets.
-
-    Raises:
-        `ValueError`: Naming the file, the row and the field.
+    Columns are `prompt`, `response`, `critique`; or `prompt`, `chosen`, `rejected`, `chosen_feedback`, `rejected_feedback`,
+    which give two rows each (with the first of several critiques).
     """
     rows = []
     for source, index, row in read_sources(names, split, config):
@@ -78,17 +59,9 @@ def _critique_of(row: dict[str, Any], column: str) -> str:
 
 @dataclass(frozen=True)
 class ReferenceLoss:
-    """
-    Language-model loss of a reference critique.
+    """Language-model loss of a reference critique."""
 
-    Args:
-        nats (`float`):
-            Summed cross-entropy of its tokens, end of turn included.
-        tokens (`int`):
-            Number of these tokens.
-    """
-
-    nats: float
+    nats: float  # summed cross-entropy of its tokens, end of turn included
     tokens: int
 
 
@@ -101,16 +74,12 @@ def reference_losses(
     overlong_policy: str = "error",
 ) -> list[ReferenceLoss]:
     """
-    Compute the loss of each reference critique, which stage 1 of the training minimises. Needs a CLoud model in this process: servers
-    and vLLM return no such losses.
+    Compute the loss of each reference critique, which stage 1 of the training minimises. Needs a CLoud model in this process:
+    servers and vLLM return no such losses.
 
-    Returns:
-        `list[ReferenceLoss]`: In input order. With any other `overlong_policy` than `"error"`, rows longer than the model's context
-            get a loss over no tokens. With `format="reference"` the fixed critique prompt counts too, as in that format's
-            training.
-
-    Raises:
-        `ValueError`: If the model is a classic one, or a row is longer than its context; before anything is computed.
+    With any other `overlong_policy` than `"error"`, rows longer than the model's context get a loss over no tokens. With
+    `format="reference"` the fixed critique prompt counts too, as in that format's training. Raises `ValueError` if the model is
+    a classic one, or a row is longer than its context; before anything is computed.
     """
     if not model.config.critique:
         raise ValueError("This is a classic reward model: it writes no critiques, so they have no loss.")
@@ -156,33 +125,15 @@ def _right_padded(rows: Sequence[EncodedCritique], device: torch.device) -> dict
 
 @dataclass(frozen=True)
 class CritiqueQuality:
-    """
-    Written critiques compared with reference critiques.
-
-    Args:
-        n (`int`):
-            Critiques compared.
-        words, reference_words (`float`):
-            Mean length of the written and of the reference critiques, in words.
-        chrf (`float`):
-            chrF2 of the set, 0 to 100: overlap of character n-grams (Popović 2015; sacrebleu).
-        bleu (`float`):
-            BLEU of the set, 0 to 100 (sacrebleu).
-        empty (`int`):
-            Written critiques without text.
-        loss_per_token (`float`, *optional*):
-            Mean cross-entropy of the reference critiques' tokens, in nats.
-        loss_tokens (`int`):
-            Number of these tokens.
-    """
+    """Written critiques compared with reference critiques."""
 
     n: int
-    words: float
-    reference_words: float
-    chrf: float
-    bleu: float
-    empty: int
-    loss_per_token: float | None = None
+    words: float  # mean
+    reference_words: float  # mean
+    chrf: float  # chrF2 of the set, 0 to 100: overlap of character n-grams (Popović 2015; sacrebleu)
+    bleu: float  # of the set, 0 to 100 (sacrebleu)
+    empty: int  # written critiques without text
+    loss_per_token: float | None = None  # mean cross-entropy of the reference critiques' tokens, in nats
     loss_tokens: int = 0
 
     def summary(self) -> dict[str, Any]:
@@ -194,12 +145,10 @@ def score_critiques(
     written: Sequence[str], references: Sequence[str], losses: Sequence[ReferenceLoss] | None = None
 ) -> CritiqueQuality:
     """
-    Compare written critiques with reference critiques, and average the losses of the latter.
+    Compare written critiques with reference critiques, and average the losses of the latter. Raises `ValueError` if there are
+    none, or their numbers differ.
 
     Overlap measures wording, not whether a critique is right: two good critiques can share few words.
-
-    Raises:
-        `ValueError`: If there are none, or their numbers differ.
     """
     import sacrebleu
 

@@ -14,24 +14,12 @@ PROBLEM_COLUMNS = ("prompt", "responses", "correct")
 
 @dataclass(frozen=True)
 class Problem:
-    """
-    A prompt with its candidates.
-
-    Args:
-        id (`str`):
-            Unique in its set.
-        prompt (`Any`):
-            A string, chat messages, or `{"messages": [...], "tools": [...]}`.
-        responses (`tuple[str, ...]`):
-            The candidates.
-        worth (`tuple[float, ...]`, *optional*):
-            Value of each candidate when chosen; `None` if they are not judged.
-    """
+    """A prompt with its candidates; `id` is unique in its set."""
 
     id: str
     prompt: Any
     responses: tuple[str, ...]
-    worth: tuple[float, ...] | None = None
+    worth: tuple[float, ...] | None = None  # value of each candidate when chosen; None if they are not judged
 
     @property
     def repeated(self) -> int:
@@ -43,21 +31,11 @@ def load_problems(
     name: str, split: str = "test", config: str | None = None, limit: int | None = None, judged: bool = True
 ) -> list[Problem]:
     """
-    Load problems with existing candidates.
+    Load problems with existing candidates, with their worth if `judged`. Raises `ValueError` naming the first bad row, or two
+    rows with the same id.
 
-    Args:
-        name (`str`):
-            What [`~cloud_hf.data.rows.load_rows`] takes. Columns: `prompt`; `responses` (list of strings) with `correct` (list of
-            booleans or scores), or `candidates` (list of `{"response": ..., "judge_score": ...}`); optional `id`, `tools`.
-        split, config (`str`, *optional*):
-            Split and configuration of a Hub dataset.
-        limit (`int`, *optional*):
-            Load only the first rows.
-        judged (`bool`, *optional*, defaults to `True`):
-            Load the candidates' worth too.
-
-    Raises:
-        `ValueError`: Naming the first bad row, or two rows with the same id.
+    Columns are `prompt`; `responses` (list of strings) with `correct` (list of booleans or scores), or `candidates` (list of
+    `{"response": ..., "judge_score": ...}`); optional `id`, `tools`.
     """
     rows = load_rows(name, split, config)
     if "candidates" not in rows.column_names:
@@ -98,10 +76,8 @@ def _read_problem(index: int, row: dict[str, Any], judged: bool) -> Problem:
 
 def candidates(row: dict[str, Any]) -> list[str]:
     """
-    Return the candidates of a row.
-
-    Raises:
-        `ValueError`: If they are not text, or their worth is not one finite number each.
+    Return the candidates of a row. Raises `ValueError` if they are not text, or their worth is not one finite number
+    each.
     """
     responses, correct = row["responses"], row["correct"]
     if not isinstance(responses, list) or not responses or not all(isinstance(text, str) for text in responses):

@@ -15,39 +15,21 @@ FRACTIONS = tuple(step / 20 for step in range(20))
 
 @dataclass(frozen=True)
 class SelectiveCurve:
-    """
-    Accuracy by the rejected fraction, 1 - coverage.
+    """Accuracy by the rejected fraction, 1 - coverage."""
 
-    Args:
-        accuracy (`tuple[float, ...]`):
-            Share of right pairs among those kept, when the fractions `FRACTIONS` of all pairs are rejected. Equally certain
-            pairs are rejected in random order: the curve is its mean.
-        area ([`Estimate`]):
-            Area under the curve from rejecting no pair to rejecting almost all; 1 - area is the AURC. The interval is a
-            bootstrap's over rows; `None` if all pairs are right, or all wrong.
-    """
-
+    # At each of `FRACTIONS`; equally certain pairs are rejected in random order, and the curve is its mean
     accuracy: tuple[float, ...]
+    # From rejecting no pair to almost all, 1 - AURC; without an interval if all pairs are right, or all wrong
     area: Estimate
 
 
 @dataclass(frozen=True)
 class SelectiveAccuracy:
-    """
-    Selective accuracy by several measures of certainty.
-
-    Args:
-        curves (`dict[str, SelectiveCurve]`):
-            By measure of certainty.
-        random (`float`):
-            Area if pairs are rejected at random: the accuracy over all pairs.
-        oracle ([`SelectiveCurve`]):
-            Curve if all wrong pairs are rejected first.
-    """
+    """Selective accuracy by several measures of certainty."""
 
     curves: dict[str, SelectiveCurve]
-    random: float
-    oracle: SelectiveCurve
+    random: float  # area if pairs are rejected at random: the accuracy over all pairs
+    oracle: SelectiveCurve  # if all wrong pairs are rejected first
 
     def normalised_aurc(self, name: str) -> float | None:
         """Return where the area lies between random rejection (0) and the oracle (1). `None` if no pair is wrong, or all are."""
@@ -62,18 +44,10 @@ class SelectiveAccuracy:
 
 def selective_accuracy(right: ArrayLike, certainty: Mapping[str, ArrayLike], rows: ArrayLike) -> SelectiveAccuracy:
     """
-    Reject pairs by certainty.
+    Reject pairs by each measure of certainty, the lowest first.
 
-    Args:
-        right (`Sequence[float]`):
-            For each pair whether it is in the right order: 0 or 1.
-        certainty (`Mapping[str, Sequence[float]]`):
-            For each measure a number per pair; the lowest are rejected first.
-        rows (`Sequence[int]`):
-            For each pair the number of its row, from 0: pairs of a row are drawn together for the intervals.
-
-    Returns:
-        [`SelectiveAccuracy`]
+    `right` holds 0 or 1 for each pair, `rows` the number of its row, from 0: pairs of a row are drawn together for the
+    intervals.
 
     Examples:
 

@@ -19,51 +19,25 @@ _MOST_VALUES = 6  # up to so many different lengths, each gets a bucket
 
 @dataclass(frozen=True)
 class AccuracyCurve:
-    """
-    Accuracy over k = 1, 2, … critiques.
+    """Accuracy over k = 1, 2, … critiques."""
 
-    Args:
-        label (`str`):
-            `"all rows"`, or the range of the rows' lengths.
-        rows (`int`):
-            Number of rows.
-        accuracy (`tuple[float, ...]`):
-            For each k the mean over draws. A draw takes k random critiques of each response, without replacement.
-        standard_errors (`tuple[float, ...]`):
-            Standard deviation over draws: how much other critiques would change the accuracy on these rows. There is only one way
-            to draw all critiques, so it shrinks to 0 at the last k.
-        intervals (`tuple[tuple[float, float], ...]`):
-            95 % interval over rows: Wilson's, as if each row were entirely right or wrong. The mean outcome of a row varies less,
-            so the interval is wide rather than narrow, and does not vanish if all rows are right.
-    """
-
-    label: str
+    label: str  # "all rows", or the range of the rows' lengths
     rows: int
-    accuracy: tuple[float, ...]
+    accuracy: tuple[float, ...]  # mean over draws of k critiques of each response, without replacement
+    # Over draws: what other critiques would change. All can be drawn in one way only: 0 at the last k
     standard_errors: tuple[float, ...]
+    # Wilson's, as if each row were entirely right or wrong: rather wide, and not 0 if all rows are right
     intervals: tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True)
 class SelfConsistency:
-    """
-    Self-consistency of a model on a set.
+    """Self-consistency of a model on a set."""
 
-    Args:
-        temperature (`float`):
-            Sampling temperature of the critiques.
-        length_of (`str`):
-            Describes the lengths by which rows are split.
-        everything ([`AccuracyCurve`]):
-            All rows.
-        buckets (`list[AccuracyCurve]`):
-            Rows by length, the shortest first.
-    """
-
-    temperature: float
-    length_of: str
+    temperature: float  # of the sampled critiques
+    length_of: str  # describes the lengths by which rows are split
     everything: AccuracyCurve
-    buckets: list[AccuracyCurve]
+    buckets: list[AccuracyCurve]  # rows by length, the shortest first
 
     @property
     def num_critiques(self) -> int:
@@ -87,27 +61,9 @@ def self_consistency(
     """
     Compute accuracy by the number of critiques averaged, from critiques that were sampled once.
 
-    A row's outcome is the share of its right and wrong responses in the right order; a tie is wrong.
-
-    Args:
-        rewards (`Sequence[Sequence[Sequence[float]]]`):
-            For each row and response the rewards of its critiques, equally many everywhere.
-        num_chosen (`Sequence[int]`):
-            For each row the number of its right responses, which come first.
-        lengths (`Sequence[float]`):
-            For each row the length of its reasoning.
-        temperature (`float`):
-            Temperature of the critiques, for the result.
-        length_of (`str`):
-            Describes `lengths`, for the result.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of the draws.
-
-    Returns:
-        [`SelfConsistency`]
-
-    Raises:
-        `ValueError`: If there are no rows, or responses differ in their number of critiques.
+    A row's outcome is the share of its right and wrong responses in the right order; a tie is wrong. `rewards` are by row,
+    response and critique, equally many everywhere; `lengths` are those of each row's reasoning; `temperature` and `length_of`
+    describe the result. Raises `ValueError` if there are no rows, or responses differ in their number of critiques.
 
     Examples:
 
@@ -161,10 +117,8 @@ def _pair_places(sizes: Sequence[int], num_chosen: Sequence[int]) -> tuple[list[
 
 def length_buckets(lengths: ArrayLike) -> list[tuple[str, np.ndarray]]:
     """
-    Split rows by length: a bucket for each value if they are few, otherwise quarters.
-
-    Returns:
-        `list[tuple[str, np.ndarray]]`: The range of each bucket and the places of its rows, the shortest first.
+    Split rows by length: a bucket for each value if they are few, otherwise quarters. Return the range of each bucket and the
+    places of its rows, the shortest first.
     """
     lengths = np.array(lengths, dtype=float)
     values = np.unique(lengths)

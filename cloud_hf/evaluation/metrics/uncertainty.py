@@ -29,20 +29,12 @@ class Uncertainty:
     """
     Certainty of a model on a set.
 
-    Args:
-        critiques (`str`):
-            Label of the rewards, such as `"mean of 16, T = 0.5"`.
-        metrics (`dict[str, Estimate]`):
-            The `METRICS` over all pairs of a right and a wrong response.
-        calibration ([`Calibration`]):
-            The bins and the best temperature.
-        selective_accuracy ([`SelectiveAccuracy`]):
-            By the size of the margin; if responses have several critiques, also by the spread of their rewards: a pair is more
-            certain if the root of the sum of both rewards' variances over critiques is smaller.
+    Pairs are rejected by the size of their margin; if responses have several critiques, also by the spread of their rewards: a
+    pair is more certain if the root of the sum of both rewards' variances over critiques is smaller.
     """
 
-    critiques: str
-    metrics: dict[str, Estimate]
+    critiques: str  # label of the rewards, such as "mean of 16, T = 0.5"
+    metrics: dict[str, Estimate]  # `METRICS` over all pairs of a right and a wrong response
     calibration: Calibration
     selective_accuracy: SelectiveAccuracy
 

@@ -19,8 +19,8 @@ def probe_batches(
     """
     Score rows again, alone and in the company of other chats. See `Probe.rescore` for the arguments.
 
-    `scorer` is the backend itself, since a [`JournaledScorer`] would return the rewards it already has. `journal` keeps complete
-    batches, so that a resumed run finds the same differences.
+    `scorer` is the backend itself, since a [`JournaledScorer`] would return the rewards it already has. `journal` keeps
+    complete batches, so that a resumed run finds the same differences.
     """
     if not rows:
         return []

@@ -49,11 +49,11 @@ def _pairs(row: ProbedRow) -> list[tuple[float, int]]:
 
 def correlation(rows: Sequence[ProbedRow], within_rows: bool = False) -> Estimate:
     """
-    Compute Spearman's correlation of rewards and lengths in characters, with a bootstrap interval over rows. It is NaN if all rewards
-    or all lengths are equal.
+    Compute Spearman's correlation of rewards and lengths in characters, with a bootstrap interval over rows. It is NaN if all
+    rewards or all lengths are equal.
 
-    `within_rows` subtracts from each reward and length its row's mean, so that prompts that call for long answers, or get low rewards,
-    do not count.
+    `within_rows` subtracts from each reward and length its row's mean, so that prompts that call for long answers, or get low
+    rewards, do not count.
     """
     if not rows:
         return Estimate(math.nan, 0)
