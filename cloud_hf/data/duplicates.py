@@ -1,22 +1,30 @@
 """Find exact duplicates, near-duplicates (Jaccard similarity of word 5-grams) and overlaps with evaluation sets."""
 
 import hashlib
-import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
+import regex
 from datasketch import MinHash, MinHashLSH
 from tqdm import tqdm
 
 
 # Chinese and Japanese are written without spaces, so each of their characters counts as a word
 _CJK = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_WORD = rf"[{_CJK}]|[^\W{_CJK}]+"
-_WORDS = re.compile(_WORD)
-_WORDS_AND_MARKS = re.compile(rf"{_WORD}|[^\w\s.,;:!?]|[.,;:!?](?=\w)")
+# Vowel signs and accents that do not compose are marks (\p{M}). They continue a word, which `re` would split there.
+_LETTER = r"\p{L}\p{N}_"
+_WORD = rf"[{_CJK}]\p{{M}}*|[[{_LETTER}]--[{_CJK}]][[{_LETTER}\p{{M}}]--[{_CJK}]]*"
+_WORDS = regex.compile(_WORD, regex.V1)
+_WORDS_AND_MARKS = regex.compile(rf"{_WORD}|[^{_LETTER}\s\x1c-\x1f.,;:!?]|[.,;:!?](?=[{_LETTER}])", regex.V1)
+# Soft hyphens, zero-width characters and the like are not seen, so they must not make two texts differ
+_INVISIBLE = regex.compile(r"\p{Default_Ignorable_Code_Point}+")
+
+
+def _normalize(text: str) -> str:
+    return unicodedata.normalize("NFKC", _INVISIBLE.sub("", text)).casefold()
 
 
 def words(text: str) -> list[str]:
@@ -30,7 +38,7 @@ def words(text: str) -> list[str]:
     ['why', 'not', '3', '4']
     ```
     """
-    return _WORDS.findall(unicodedata.normalize("NFKC", text).casefold())
+    return _WORDS.findall(_normalize(text))
 
 
 def words_and_marks(text: str) -> list[str]:
@@ -45,7 +53,7 @@ def words_and_marks(text: str) -> list[str]:
     ['why', 'not', '3', '+', '4', '.', '5']
     ```
     """
-    return _WORDS_AND_MARKS.findall(unicodedata.normalize("NFKC", text).casefold())
+    return _WORDS_AND_MARKS.findall(_normalize(text))
 
 
 def ngrams(tokens: list[str], n: int) -> list[str]:

@@ -32,6 +32,22 @@ def test_scripts_without_spaces_have_words_too():
     assert words("où est la balle") == ["où", "est", "la", "balle"]
 
 
+def test_combining_marks_belong_to_their_word():
+    assert words("हिन्दी में पाँच शब्द हैं") == ["हिन्दी", "में", "पाँच", "शब्द", "हैं"]
+    assert words_and_marks("हिन्दी में") == ["हिन्दी", "में"]
+    assert words("q\u0303a x\u0323") == ["q\u0303a", "x\u0323"]
+
+
+def test_invisible_characters_do_not_hide_an_overlap():
+    evaluation = EvaluationNGrams(13)
+    sentence = " ".join(f"word{number}" for number in range(13))
+    evaluation.add("eval", [sentence])
+    for invisible in ("\u00ad", "\u200b", "\u200d", "\u2060", "\ufeff"):
+        hidden = sentence.replace("word7", f"wo{invisible}rd7")
+        assert evaluation.find(f"Please: {hidden}!") == {"eval": sentence}
+        assert words_and_marks(hidden) == words_and_marks(sentence)
+
+
 def test_ngrams_of_short_texts():
     assert ngrams(["a", "b", "c", "d"], 3) == ["a b c", "b c d"]
     assert ngrams(["a"], 3) == ["a"]
