@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,7 @@ class Journal:
                 if number == 1:
                     version, before = self._read_header(entry)
                 else:
-                    self._offsets[bytes.fromhex(entry["key"])] = end
+                    self._offsets[self._read_key(entry, number)] = end
                 end += len(line)
         if version == 1:
             before = {name: value for name, value in settings.items() if name in _NEW_SETTINGS} | before
@@ -159,10 +160,22 @@ class Journal:
     def _read_header(self, header: Any) -> tuple[int, dict[str, Any]]:
         if not isinstance(header, dict) or header.get("format") != FORMAT:
             raise self._foreign()
-        version = header.get("version")
+        if missing := [name for name in ("version", "settings") if name not in header]:
+            raise JournalError(
+                f"{self.path} is damaged: the first line lacks `{missing[0]}`. Move the file away to start over."
+            )
+        version = header["version"]
         if version not in (1, VERSION):
             raise JournalError(f"{self.path} has version {version}; this code reads versions 1 and {VERSION}.")
         return version, header["settings"]
+
+    def _read_key(self, entry: Any, number: int) -> bytes:
+        where = f"{self.path}, line {number}"
+        if isinstance(entry, dict) and entry.get("format") == FORMAT:
+            raise JournalError(f"{where} is the first line of another journal. Separate the two, and keep one.")
+        if isinstance(entry, dict) and "value" in entry and re.fullmatch(r"([0-9a-fA-F]{2})+", str(entry.get("key"))):
+            return bytes.fromhex(entry["key"])
+        raise JournalError(f"{where} is not an entry with `key` and `value`. Remove that line to keep the others.")
 
     def _other_settings(self, before: dict[str, Any], settings: dict[str, Any], version: int) -> JournalError:
         changed = sorted(name for name in before.keys() | settings.keys() if before.get(name) != settings.get(name))

@@ -111,6 +111,36 @@ def test_a_file_that_is_no_journal_is_left_alone(text, tmp_path):
     assert path.read_text() == text
 
 
+def test_two_journals_in_one_file_are_refused(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    write(path)
+    content = path.read_bytes() * 2
+    path.write_bytes(content)
+    with pytest.raises(JournalError, match=r"line 7 is the first line of another journal.*Separate"):
+        Journal(path, SETTINGS)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("line", ['{"value": 1}', '{"key": "xyz", "value": 1}', '{"key": "00ff"}', "[]", "5"])
+def test_a_line_that_is_not_an_entry_is_refused(line, tmp_path):
+    path = tmp_path / "journal.jsonl"
+    write(path)
+    path.write_text(path.read_text() + line + "\n")
+    with pytest.raises(JournalError, match=r"line 7 is not an entry with `key` and `value`"):
+        Journal(path, SETTINGS)
+
+
+@pytest.mark.parametrize("missing", ["version", "settings"])
+def test_a_header_that_lacks_a_field_is_refused(missing, tmp_path):
+    path = tmp_path / "journal.jsonl"
+    write(path, keys=[])
+    header = json.loads(path.read_text())
+    del header[missing]
+    path.write_text(json.dumps(header) + "\n")
+    with pytest.raises(JournalError, match=f"the first line lacks `{missing}`"):
+        Journal(path, SETTINGS)
+
+
 FULL = """
 import signal, sys
 from cloud_hf.data.journal import Journal, key_of
