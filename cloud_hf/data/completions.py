@@ -291,6 +291,8 @@ class CompletionClient:
             response = await server.client.post(path, cast_to=httpx2.Response, body=body)
         try:
             answer = json.loads(response.content)
+            if message := _error_message(answer):
+                raise _BadAnswer(f"an error: {self._show(message)}")
             # Servers may list choices in any order
             choice = min(answer["choices"], key=lambda choice: choice.get("index") or 0)
             text = choice["message"]["content"] if path == "/chat/completions" else choice["text"]
@@ -370,10 +372,21 @@ class CompletionClient:
     def _describe(self, error: APIStatusError) -> str:
         body = error.body
         message = body.get("message") if isinstance(body, dict) else None
-        text = str(message or body or "no reason given")
-        if self._key:
-            text = text.replace(self._key, "[key]")
-        return f"status {error.status_code}: {text:.500}"
+        return f"status {error.status_code}: {self._show(str(message or body or 'no reason given'))}"
+
+    def _show(self, text: str) -> str:
+        """Shorten a server's message, without the key and without characters that no file can hold."""
+        text = text.replace(self._key, "[key]") if self._key else text
+        return text.encode(errors="replace").decode()[:500]
+
+
+def _error_message(answer: Any) -> str | None:
+    """Return the message of an error object. Some servers and proxies send one with status 200."""
+    if not isinstance(answer, dict) or answer.get("choices"):
+        return None
+    error = answer.get("error") or answer
+    message = error.get("message") if isinstance(error, dict) else error
+    return message if isinstance(message, str) else None
 
 
 def _cause(error: Exception) -> str:

@@ -163,6 +163,9 @@ def test_a_quota_that_is_used_up_ends():
         (lambda: web.Response(text='{"choices": [{"message": {"content": "a\\ud800"}}]}'), "lone surrogate"),
         (lambda: web.json_response({"error": {"message": "oops"}}, status=500), "status 500: oops"),
         (lambda: web.json_response({"choices": [{"text": "not of a chat"}]}), "not a completion"),
+        (lambda: web.json_response({"error": {"message": "no GPU is free", "code": 503}}), "an error: no GPU is free"),
+        (lambda: web.json_response({"error": "overloaded \ud800", "choices": []}), "an error: overloaded"),
+        (lambda: web.json_response({"object": "error", "message": "it restarts"}), "an error: it restarts"),
         (lambda: web.Response(text="[" * 100_000), "not a completion"),
         (lambda: ("x", "a\ud800"), "finish_reason"),
         (lambda: ("x", float("nan")), "finish_reason"),
@@ -319,6 +322,15 @@ def test_a_key_is_not_shown_in_part_either(monkeypatch):
     with serve_completions(write=write, key=key) as server, pytest.raises(RequestFailed) as error:
         run([server.url], ask)
     assert "sk-" not in str(error.value)
+
+
+def test_a_key_is_not_shown_in_an_error_with_status_200(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    with (
+        serve_completions(write=lambda body: web.json_response({"error": {"message": "key sk-secret"}})) as server,
+        pytest.raises(RequestFailed, match=r"an error: key \[key\]"),
+    ):
+        run([server.url], ask, max_retries=0)
 
 
 def test_keys_and_addresses_that_cannot_be_used(monkeypatch):
