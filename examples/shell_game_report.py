@@ -9,21 +9,13 @@ import json
 from pathlib import Path
 
 from cloud_hf.evaluation.report.plots import plot_accuracy_by_group, plot_best_of_n, plot_reward_distributions
+from cloud_hf.evaluation.tables import Table, show
 
 
 def write_report(run: Path, usage: dict[str, dict], stages: dict[str, tuple[str, ...]], seed: int):
     """
-    Combine the results of all stages into one report.
-
-    Args:
-        run (`Path`):
-            Folder of the run.
-        usage (`dict[str, dict]`):
-            `wall_s`, `cpu_s` and `peak_gb` of each stage.
-        stages (`dict[str, tuple[str, ...]]`):
-            Stages of each arm after the shared base.
-        seed (`int`):
-            Seed of the run.
+    Combine the results of all stages into one report. `usage` holds `wall_s`, `cpu_s` and `peak_gb` of each stage, `stages` those of
+    each arm after the shared base.
     """
     accuracy = by_arm(json.loads((run / "evaluation/report.json").read_text())["results"])
     best_of_n = by_arm(json.loads((run / "evaluation/best_of_n.json").read_text())["results"])
@@ -48,7 +40,7 @@ def write_report(run: Path, usage: dict[str, dict], stages: dict[str, tuple[str,
     plot_best_of_n({arm: with_int_keys(best_of_n[arm]) for arm in stages}, run / "best_of_n.png")
     report = {"version": 1, "seed": seed, "arms": arms, "stages": usage}
     (run / "report.json").write_text(json.dumps(report, indent=2))
-    table = markdown_table(arms)
+    table = results_table(arms)
     critiques = three_critiques(run, scores["cloud"])
     (run / "report.md").write_text(PAGE.format(table=table, critiques=critiques, run=run, stages=stage_table(usage)))
     print(f"\n{table}\n\n{critiques}\n\nReport: {run / 'report.md'}")
@@ -88,31 +80,27 @@ def with_int_keys(result: dict) -> dict:
     }
 
 
-def markdown_table(arms: dict[str, dict]) -> str:
+def results_table(arms: dict[str, dict]) -> str:
+    """Return the table of the results, in Markdown, with a column for each arm."""
     swaps = sorted({k for arm in arms.values() for k in arm["by_difficulty"]})
     sizes = sorted(next(iter(arms.values()))["best_of_n"], key=int)
-    rows = [
-        (
-            "held-out pairs, accuracy",
-            lambda arm: f"{arm['accuracy']:.1%} ({arm['ci95'][0]:.1%} to {arm['ci95'][1]:.1%})",
-        )
-    ]
-    rows += [(f"– {k} swaps", lambda arm, k=k: f"{arm['by_difficulty'][k]:.1%}") for k in swaps]
-    rows += [("pairs, ties", lambda arm: f"{arm['n']}, {arm['ties']}")]
-    rows += [(f"best of {n}", lambda arm, n=n: f"{arm['best_of_n'][n]:.1%}") for n in sizes]
-    rows += [("training FLOPs", lambda arm: f"{arm['train_flops']:.2e}")]
-    rows += [("training CPU time", lambda arm: f"{arm['train_cpu_s']:.0f} s")]
-    lines = [f"| | {' | '.join(arms)} |", "|---|" + "---:|" * len(arms)]
-    return "\n".join(
-        [*lines, *[f"| {name} | {' | '.join(cell(arm) for arm in arms.values())} |" for name, cell in rows]]
-    )
+    cells = {
+        "held-out pairs, accuracy": lambda arm: show(arm["accuracy"], ci95=arm["ci95"]),
+        **{f"– {k} swaps": lambda arm, k=k: show(arm["by_difficulty"][k]) for k in swaps},
+        "pairs, ties": lambda arm: f"{arm['n']}, {arm['ties']}",
+        **{f"best of {n}": lambda arm, n=n: show(arm["best_of_n"][n]) for n in sizes},
+        "training FLOPs": lambda arm: f"{arm['train_flops']:.2e}",
+        "training CPU time": lambda arm: f"{arm['train_cpu_s']:.0f} s",
+    }
+    return Table(["", *arms], [[name, *map(cell, arms.values())] for name, cell in cells.items()]).markdown()
 
 
 def stage_table(usage: dict[str, dict]) -> str:
-    lines = ["| stage | wall | CPU | peak memory so far |", "|---|---:|---:|---:|"]
-    for name, used in usage.items():
-        lines.append(f"| {name} | {used['wall_s']:.0f} s | {used['cpu_s']:.0f} s | {used['peak_gb']:.1f} GB |")
-    return "\n".join(lines)
+    rows = [
+        [name, f"{used['wall_s']:.0f} s", f"{used['cpu_s']:.0f} s", f"{used['peak_gb']:.1f} GB"]
+        for name, used in usage.items()
+    ]
+    return Table(["stage", "wall", "CPU", "peak memory so far"], rows).markdown()
 
 
 def three_critiques(run: Path, scores: list[dict]) -> str:
@@ -169,4 +157,4 @@ First `source .venv/bin/activate`.
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Print the table of a finished quickstart run.")
     parser.add_argument("run", type=Path, help="folder of the run")
-    print(markdown_table(json.loads((parser.parse_args().run / "report.json").read_text())["arms"]))
+    print(results_table(json.loads((parser.parse_args().run / "report.json").read_text())["arms"]))

@@ -25,7 +25,7 @@ from ..evaluation.journaled_scorer import (
     default_chunk_size,
     open_score_journal,
 )
-from ..evaluation.metrics.problems import Problem, load_problems
+from ..evaluation.metrics.best_of_n import Problem, load_problems
 from ..evaluation.report import Section, best_of_n_section, render
 from ..evaluation.report.files import write_json
 from ..evaluation.report.plots import plot_curves

@@ -18,8 +18,7 @@ from ..evaluation.journaled_scorer import (
 from ..evaluation.outcomes import CritiqueResult, losses_of_sets
 from ..evaluation.probes import run_probes
 from ..evaluation.report import headline_table, write_report, write_results
-from ..evaluation.results import ModelResults, card_results, sample_critiques, summarize
-from ..evaluation.sets import Sets, load_sets, score_sets
+from ..evaluation.sets import ModelResults, Sets, card_results, load_sets, sample_critiques, score_sets, summarize
 
 
 ARGUMENTS = (EvaluationArguments,)

@@ -11,12 +11,14 @@ from .fitting import FittedRows, share_cut
 from .metrics.best_of_n import (
     Curve,
     NothingJudged,
+    Problem,
     baselines,
     best_of_n_curve,
     best_of_the_first,
+    candidate_counts,
     choice_probabilities,
+    sizes_of,
 )
-from .metrics.problems import Problem, candidate_counts, sizes_of
 
 
 # Scores of the candidates by seed and problem

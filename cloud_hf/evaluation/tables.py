@@ -1,10 +1,12 @@
-"""Tables of reports: numbers with their uncertainty as text, Markdown tables, and names of files."""
+"""Reports in Markdown: numbers with their uncertainty as text, tables, sections with their template, and names of files."""
 
 import math
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
+
+from jinja2 import Environment, StrictUndefined
 
 from .stats import Estimate
 
@@ -101,6 +103,54 @@ def table_head(cells: Sequence[str]) -> list[str]:
 def table_line(cells: Iterable[Any]) -> str:
     """Return a line of a Markdown table. Pipes and line breaks in cells are replaced, so that they cannot break it."""
     return f"| {' | '.join(str(cell).replace('|', '/').replace(chr(10), ' ') for cell in cells)} |"
+
+
+@dataclass(frozen=True)
+class Section:
+    """
+    A section of a report: a heading of some level (or none), paragraphs, tables, notes as a list, and pictures by file name with
+    their descriptions.
+    """
+
+    title: str = ""
+    text: str = ""
+    tables: Sequence[Table] = ()
+    notes: Sequence[str] = ()
+    pictures: Mapping[str, str] = field(default_factory=dict)
+    level: int = 2
+
+
+_TEMPLATE = """\
+{% for section in sections %}
+{% if section.title %}
+{{ '#' * section.level }} {{ section.title }}
+
+{% endif %}
+{% if section.text %}
+{{ section.text }}
+
+{% endif %}
+{% for table in section.tables %}
+{{ table.markdown() }}
+
+{% endfor %}
+{% for note in section.notes %}
+- {{ note }}
+{{ '\n' if loop.last }}
+{%- endfor %}
+{% for file, description in section.pictures.items() %}
+![{{ description }}]({{ file }})
+
+{% endfor %}
+{% endfor %}
+"""
+# Markdown, not HTML: nothing is escaped. Cells of tables replace the characters that would break them.
+_ENVIRONMENT = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, autoescape=False)
+
+
+def render(sections: Sequence[Section]) -> str:
+    """Return sections as Markdown that ends in one line break."""
+    return _ENVIRONMENT.from_string(_TEMPLATE).render(sections=sections).rstrip() + "\n"
 
 
 # -------------------------------------------------------------------------------------------------- names of files

@@ -23,8 +23,8 @@ from cloud_hf.evaluation.outcomes import (
     headline_estimates,
     losses_of_sets,
 )
-from cloud_hf.evaluation.report.markdown import render
 from cloud_hf.evaluation.report.sections import critique_section
+from cloud_hf.evaluation.tables import render
 
 
 def test_models_are_compared_row_by_row(rows):

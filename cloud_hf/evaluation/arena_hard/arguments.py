@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ...arguments import check_bounds, documented
 from ...data.completions import CompletionClient
-from ..metrics.problems import Problem, load_problems
+from ..metrics.best_of_n import Problem, load_problems
 from .judge import JudgeSettings, files_by_category, files_of, read_texts
 from .servers import Generation, write_candidates
 from .win_rate import Question, load_answers, load_questions

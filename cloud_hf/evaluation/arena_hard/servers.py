@@ -22,7 +22,7 @@ from ...data.run import (
     complete_build,
     seed_of,
 )
-from ..metrics.problems import Problem
+from ..metrics.best_of_n import Problem
 from .judge import JudgeSettings
 from .win_rate import Question, Votes
 

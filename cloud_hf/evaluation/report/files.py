@@ -13,10 +13,9 @@ from ..analysis import Robustness, mean_label
 from ..evaluation_arguments import SETTINGS, EvaluationArguments
 from ..metrics.pairs import PairEvaluation
 from ..outcomes import Evaluation, compare
-from ..results import ModelResults
+from ..sets import ModelResults
 from ..stats import json_safe
-from ..tables import file_name, picture_name
-from .markdown import Section, render
+from ..tables import Section, file_name, picture_name, render
 from .plots import (
     plot_benchmarks,
     plot_margins,

@@ -15,11 +15,11 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..analysis import MARGIN, Uncertainty
 from ..metrics.best_of_n import Curve
 from ..metrics.calibration import calibrate
 from ..metrics.selective_accuracy import FRACTIONS
 from ..metrics.self_consistency import AccuracyCurve, SelfConsistency
-from ..metrics.uncertainty import MARGIN, Uncertainty
 from ..outcomes import Evaluation, headline_estimates
 from ..probes import ProbeResult
 from ..stats import Estimate

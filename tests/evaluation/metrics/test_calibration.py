@@ -3,9 +3,9 @@ import math
 import numpy as np
 import pytest
 
+from cloud_hf.evaluation.analysis import METRICS
 from cloud_hf.evaluation.metrics import calibration
 from cloud_hf.evaluation.metrics.calibration import calibrate, estimate
-from cloud_hf.evaluation.metrics.uncertainty import METRICS
 
 
 def test_log_loss_by_hand():

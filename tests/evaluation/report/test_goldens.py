@@ -18,7 +18,7 @@ from cloud_hf.evaluation import arguments
 from cloud_hf.evaluation.arena_hard.servers import Judged
 from cloud_hf.evaluation.arena_hard.win_rate import Question, Votes
 from cloud_hf.evaluation.candidates import ScoredSet, arena_results
-from cloud_hf.evaluation.metrics.problems import Problem
+from cloud_hf.evaluation.metrics.best_of_n import Problem
 from cloud_hf.evaluation.report import best_of_n_section, render
 from cloud_hf.generation import Sample
 from cloud_hf.scoring import Score

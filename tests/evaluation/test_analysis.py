@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from cloud_hf.evaluation.metrics.uncertainty import uncertainty
+from cloud_hf.evaluation.analysis import uncertainty
 from cloud_hf.evaluation.rows import BenchmarkRow
 from cloud_hf.generation import Sample
 from cloud_hf.scoring import Score

@@ -4,8 +4,7 @@ from benchmark_files import pair, write_rows
 
 from cloud_hf.evaluation.benchmarks import load_benchmarks, preference_pairs, rm_bench
 from cloud_hf.evaluation.outcomes import Evaluation
-from cloud_hf.evaluation.results import card_results
-from cloud_hf.evaluation.sets import Sets
+from cloud_hf.evaluation.sets import Sets, card_results
 
 
 def test_cards_say_where_the_rows_are_from(tmp_path):
