@@ -3,9 +3,10 @@
 import json
 
 import pytest
-from builders_for_tests import EXAMPLES, run_script
+from builders_for_tests import run_script
 from datasets import Dataset, DatasetDict, load_from_disk
 from hub_for_tests import run_with_hub, serve_hub
+from scripts_for_tests import EXAMPLES
 
 from cloud_hf.data.rows import load_rows
 
