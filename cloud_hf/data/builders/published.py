@@ -1,24 +1,157 @@
-"""Add the prompts to the authors' published training data."""
+"""
+Add the prompts to the authors' published training data.
 
+The data is published without prompts. Its ids give their rows: `feedback-12` is row 12 (from 0) of UltraFeedback, and any other
+id, such as `interact-12`, is row 12 of UltraInteract_pair. Because a row number is all there is, the sources must be the ones the
+authors used; the number of their rows is checked.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 from datasets import Dataset, DatasetDict
 
 from ...arguments import check_bounds, documented
 from ..folder import RECORD, DatasetFolder
 from ..journal import JournalError
-from ..published_data import (
-    PUBLISHED_ROWS,
-    SPLITS,
-    ULTRA_FEEDBACK,
-    ULTRA_INTERACT,
-    PromptSources,
-    add_prompts,
-    check_number,
-    published_name,
-)
-from ..rows import load_rows
+from ..rows import FEEDBACK_COLUMNS, check_columns, load_rows
+
+
+PUBLISHED = "ankner/Llama3-8b-ultra-{}"
+ULTRA_FEEDBACK = "openbmb/UltraFeedback"
+ULTRA_INTERACT = "openbmb/UltraInteract_pair"
+MODES = ("oracle", "self-gen")
+MODEL_SIZES = ("8b", "70b")
+SPLITS = ("train", "test")
+
+# Numbers of rows, rounded to three digits as on the Hub's pages
+PUBLISHED_ROWS = {"train": "117k", "test": "6.13k"}
+SOURCE_ROWS = {"feedback": "64k", "interact": "220k"}
+
+_ID = re.compile(r"([^-]+)-(\d+)")
+_ROWS_AT_ONCE = 1000
+_EXAMPLES = 3
+
+
+def published_name(mode: str, model_size: str | None) -> str:
+    """
+    Return the Hub id of a published dataset: critiques by a strong model (`"oracle"`), or by the authors' `"8b"` or `"70b"` model after
+    stage 1 (`"self-gen"`). Raises `ValueError` if there is no such dataset.
+    """
+    if mode not in MODES:
+        raise ValueError(f"`mode` is {mode!r}; use {' or '.join(MODES)}.")
+    if mode == "oracle":
+        if model_size is not None:
+            raise ValueError("`model_size` is for `mode` 'self-gen': oracle critiques are the same for both sizes.")
+        return PUBLISHED.format(mode)
+    if model_size not in MODEL_SIZES:
+        raise ValueError(f"`model_size` is {model_size!r}; use {' or '.join(MODEL_SIZES)}.")
+    return PUBLISHED.format(f"{mode}-{model_size}")
+
+
+def check_number(rows: int, expected: str, name: str):
+    """Raise `ValueError` unless a number of rows rounds to the expected one, such as `"6.13k"`."""
+    thousands = float(expected.removesuffix("k"))
+    half = 0.5 * 10 ** -len(expected.removesuffix("k").partition(".")[2])
+    if not thousands - half <= rows / 1000 <= thousands + half:
+        raise ValueError(
+            f"{name} has {rows} rows instead of {expected}, so row numbers would lead to other prompts. To use a part or another "
+            "version of it, set `check_counts` to False."
+        )
+
+
+@dataclass(frozen=True)
+class PromptSources:
+    """
+    UltraFeedback, with prompts in the column `instruction`, and UltraInteract_pair, with prompts in the first message of the column
+    `trajectory`.
+    """
+
+    feedback: Dataset
+    interact: Dataset
+
+    def __post_init__(self):
+        check_columns(self.feedback.column_names, ("instruction",), "The source of `feedback` prompts")
+        check_columns(self.interact.column_names, ("trajectory",), "The source of `interact` prompts")
+
+    def check_numbers(self):
+        """Raise `ValueError` if a source does not have as many rows as it had for the authors."""
+        for source, rows in SOURCE_ROWS.items():
+            check_number(len(getattr(self, source)), rows, f"The source of `{source}` prompts")
+
+    def check_ids(self, splits: Mapping[str, Dataset]) -> dict[str, int]:
+        """
+        Check that every id of the published rows (by split) has a prompt, and count the rows from each source.
+
+        Raises `ValueError` with numbers and examples if an id has no prompt or is repeated.
+        """
+        found: Counter = Counter()
+        bad: dict[str, list[str]] = {}
+        seen: set[str] = set()
+        for split, rows in splits.items():
+            for index, name in enumerate(rows["id"]):
+                source, problem = self._look_up(name)
+                problem = "are repeated" if name in seen else problem
+                seen.add(name)
+                found[source] += 1
+                if problem:
+                    bad.setdefault(problem, []).append(f"{name!r} ({split} row {index})")
+        if bad:
+            total = sum(map(len, splits.values()))
+            what = "; ".join(
+                f"{len(names)} of {total} ids {problem}, such as {', '.join(names[:_EXAMPLES])}"
+                for problem, names in bad.items()
+            )
+            raise ValueError(f"Not every prompt can be found: {what}.")
+        return {f"rows_from_{name}": found[name] for name in ("feedback", "interact")}
+
+    def prompts(self, ids: list[str]) -> list[str]:
+        """Return the prompts of ids that [`PromptSources.check_ids`] accepted, in order."""
+        places: dict[str, list[tuple[int, int]]] = {"feedback": [], "interact": []}
+        for place, name in enumerate(ids):
+            source, number = cast(tuple[str, int], _read_id(name))  # checked before
+            places[source].append((place, number))
+        prompts: list[str] = [""] * len(ids)
+        for source, found in places.items():
+            for start in range(0, len(found), _ROWS_AT_ONCE):
+                some = found[start : start + _ROWS_AT_ONCE]
+                for (place, _), prompt in zip(some, self._read(source, [number for _, number in some]), strict=True):
+                    prompts[place] = prompt
+        return prompts
+
+    def _read(self, source: str, numbers: list[int]) -> list[str]:
+        if source == "feedback":
+            return self.feedback.select_columns("instruction")[numbers]["instruction"]
+        trajectories = self.interact.select_columns("trajectory")[numbers]["trajectory"]
+        return [trajectory[0]["value"] for trajectory in trajectories]
+
+    def _look_up(self, name: Any) -> tuple[str | None, str | None]:
+        """Return the source of an id and the problem with it, each `None` if there is none."""
+        read = _read_id(name)
+        if read is None:
+            return None, "do not look like feedback-0 or interact-0"
+        source, number = read
+        size = len(getattr(self, source))
+        return source, None if number < size else f"are beyond the {size} rows of the source of `{source}` prompts"
+
+
+def _read_id(name: Any) -> tuple[str, int] | None:
+    """Return source and row number of an id, or `None` if it is malformed."""
+    match = _ID.fullmatch(name) if isinstance(name, str) else None
+    return match and ("feedback" if match[1] == "feedback" else "interact", int(match[2]))
+
+
+def add_prompts(rows: Dataset, sources: PromptSources) -> Dataset:
+    """Add the prompts of published rows, after [`PromptSources.check_ids`], as the column `prompt`."""
+    check_columns(rows.column_names, ("id", "chosen", "rejected", *FEEDBACK_COLUMNS), "A published dataset")
+    prompts = sources.prompts(rows["id"])
+    if "prompt" in rows.column_names:
+        rows = rows.remove_columns("prompt")
+    return rows.add_column("prompt", prompts)
 
 
 @documented

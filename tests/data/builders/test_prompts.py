@@ -1,7 +1,7 @@
 import pytest
 from datasets import Dataset
 
-from cloud_hf.data.prompts import (
+from cloud_hf.data.builders.prompts import (
     Prompt,
     PromptReject,
     PromptSource,

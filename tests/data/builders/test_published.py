@@ -1,6 +1,6 @@
 import pytest
 
-from cloud_hf.data.published_data import check_number, published_name
+from cloud_hf.data.builders.published import check_number, published_name
 
 
 def test_names_of_the_published_data():
