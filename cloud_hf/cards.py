@@ -36,12 +36,6 @@ def usage(name: str, critique: bool, adapter: bool = False) -> str:
 def add_results(folder: Path, results: list[EvalResult]):
     """
     Add results to the metadata of a model's card (`model-index`), replacing those of the same dataset and metric.
-
-    Args:
-        folder (`Path`):
-            The model, with its `README.md`.
-        results (`list[EvalResult]`):
-            The results.
     """
     card = ModelCard.load(folder / "README.md")
     data: Any = card.data

@@ -27,20 +27,8 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         loss_from_logits: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     ) -> torch.Tensor:
         """
-        Args:
-            hidden_PH (`torch.Tensor` of shape `(P, H)`):
-                Final hidden states.
-            weight_VH (`torch.Tensor` of shape `(V, H)`):
-                The LM head.
-            labels_P (`torch.Tensor` of shape `(P,)`):
-                Labels.
-            chunks (`int`):
-                Number of pieces, whose logits are in memory one at a time.
-            loss_from_logits (`Callable`):
-                Computes the loss of a piece, shape `(p,)`, from its logits `(p, V)` and labels `(p,)`.
-
-        Returns:
-            `torch.Tensor` of shape `(P,)`.
+        Return the losses, shape `(P,)`. `loss_from_logits` computes those of a piece, shape `(p,)`, from its logits `(p, V)` and
+        labels `(p,)`; one of the `chunks` pieces has its logits in memory at a time.
         """
         ctx.save_for_backward(hidden_PH, weight_VH, labels_P)
         ctx.chunks, ctx.loss_from_logits = chunks, loss_from_logits

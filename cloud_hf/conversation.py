@@ -16,16 +16,8 @@ class Conversation:
 
 def read_prompt(prompt, allow_empty: bool = False) -> Conversation:
     """
-    Check a prompt and convert it to messages with text contents.
-
-    Args:
-        prompt (`str` or `list[dict]` or `dict`):
-            A user message, a list of chat messages, or `{"messages": [...], "tools": [...]}`.
-        allow_empty (`bool`, *optional*, defaults to `False`):
-            Whether a user message may be empty.
-
-    Raises:
-        `ValueError`: If the prompt is not usable; the message says why.
+    Convert a prompt (a user message, a list of chat messages, or `{"messages": [...], "tools": [...]}`) to messages with text
+    contents. Raises `ValueError`, saying why, if it is not usable; `allow_empty` accepts empty user messages.
     """
     tools = None
     if isinstance(prompt, dict):

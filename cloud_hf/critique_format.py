@@ -43,43 +43,26 @@ _SPACES_CLEANED_UP = {
 
 @dataclass(frozen=True)
 class EncodedPrefix:
-    """
-    A conversation encoded up to where the critique starts (classic: up to the end of turn with the reward).
-
-    Args:
-        input_ids (`tuple[int, ...]`):
-            Ids of the context, which a CLoud model continues with its critique.
-        response_changed (`bool`):
-            Whether the chat template changes more of the response than outer white space: Qwen 3 drops `<think>` blocks,
-            so that responses that differ only there look the same.
-        text (`str`):
-            The rendered context, with untrusted text cut where it spells an added token.
-        reference (`str`):
-            The same with "x" in place of texts that were cut: its added tokens are exactly the template's own.
-    """
+    """A conversation encoded up to where the critique starts (classic: up to the end of turn with the reward)."""
 
     input_ids: tuple[int, ...]
+    # Whether the chat template changes more of the response than outer white space: Qwen 3 drops `<think>` blocks, so that
+    # responses that differ only there look the same
     response_changed: bool
+    # The rendered context, with untrusted text cut where it spells an added token
     text: str
+    # The same with "x" in place of texts that were cut: its added tokens are exactly the template's own
     reference: str
 
 
 @dataclass(frozen=True)
 class EncodedCritique:
-    """
-    A conversation with its critique as token ids.
+    """A conversation with its critique as token ids."""
 
-    Args:
-        input_ids (`tuple[int, ...]`):
-            The entire sequence, up to and including the end of turn at which the reward is read.
-        prefix_length (`int`):
-            Number of leading ids without labels: the context. The rest is the critique and its end of turn (nothing for a
-            classic model). For training in [`ReferenceFormat`], labels start with the critique prompt.
-        response_changed (`bool`):
-            See [`EncodedPrefix`].
-    """
-
+    # Up to and including the end of turn at which the reward is read
     input_ids: tuple[int, ...]
+    # Number of leading ids without labels: the context. For training in `ReferenceFormat`, labels start with the critique
+    # prompt
     prefix_length: int
     response_changed: bool = False
 
@@ -199,16 +182,7 @@ class CritiqueFormat:
 
     def encode_prefix(self, prompt, response: str) -> EncodedPrefix:
         """
-        Encode a conversation up to where the critique starts.
-
-        Args:
-            prompt (`str` or `list[dict]` or `dict`):
-                A user message, a list of chat messages, or `{"messages": [...], "tools": [...]}`.
-            response (`str`):
-                The response to judge. It may be empty.
-
-        Returns:
-            [`EncodedPrefix`]
+        Encode a conversation up to where the critique starts. Prompts are those of [`Scorer`]; the response may be empty.
 
         Raises:
             `ValueError`: If the prompt or response is not usable; the message says why.
@@ -225,9 +199,6 @@ class CritiqueFormat:
                 From [`CritiqueFormat.encode_prefix`].
             critique (`str` or `list[int]`, *optional*):
                 The critique's text, or its ids as generated, with or without the end of turn. `None` for a classic model.
-
-        Returns:
-            [`EncodedCritique`]
 
         Raises:
             `ValueError`: If the critique is missing, is given to a classic model, or holds an end of turn before its end.
@@ -266,12 +237,6 @@ class CritiqueFormat:
     def truncate_prompt(self, prompt, excess: int):
         """
         Shorten a prompt by at least `excess` tokens, oldest text first. System messages and the turns themselves stay.
-
-        Args:
-            prompt (`str` or `list[dict]` or `dict`):
-                The prompt to shorten.
-            excess (`int`):
-                Number of tokens to remove.
 
         Returns:
             The prompt in its original form, or `None` if its messages do not hold that many tokens.
@@ -620,16 +585,7 @@ class ReferenceFormat(CritiqueFormat):
     def truncate_end(self, encoded: EncodedCritique, max_length: int) -> EncodedCritique:
         """
         Cut a sequence as the reference does in training: on the right, with the tokenizer's end of sequence in place of
-        the last token that fits, even if the sequence had exactly that length.
-
-        Args:
-            encoded ([`EncodedCritique`]):
-                Sequence to cut.
-            max_length (`int`):
-                Longest sequence in tokens.
-
-        Returns:
-            [`EncodedCritique`]: The same object if it is shorter than `max_length`.
+        the last token that fits, even if the sequence had exactly that length. A shorter one is returned as it is.
         """
         if len(encoded.input_ids) < max_length:
             return encoded
@@ -692,16 +648,8 @@ def pin_date(
     tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: dict[str, Any] | None = None
 ) -> dict[str, Any] | None:
     """
-    Add a fixed date to template variables, for templates that would write today's: rewards must not change from day to day.
-
-    Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Tokenizer with the chat template.
-        chat_template_kwargs (`dict[str, Any]`, *optional*):
-            Other variables. Their `date_string`, if any, is kept.
-
-    Returns:
-        `dict[str, Any]` or `None`
+    Add a fixed `date_string` to template variables that have none, for templates that would write today's: rewards must not
+    change from day to day.
     """
     variables = dict(chat_template_kwargs or {})
     if "strftime_now" in str(tokenizer.chat_template) and "date_string" in str(tokenizer.chat_template):

@@ -81,13 +81,7 @@ class RewardProjection(nn.Linear):
 
 
 class RewardHead(nn.Module):
-    """
-    Map a hidden state to a reward by `out_proj(tanh(dense(h)))`, as the published checkpoints do.
-
-    Args:
-        hidden_size (`int`):
-            Width H of the language model.
-    """
+    """Map a hidden state to a reward by `out_proj(tanh(dense(h)))`, as the published checkpoints do."""
 
     def __init__(self, hidden_size: int):
         super().__init__()
@@ -286,12 +280,12 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         """Load and merge an adapter. `name` is its folder, or what the Auto classes take for its base."""
         # Absolute and in a `try`, so that transformers neither copies PEFT's side next to saved models nor requires it
         try:
-            from cloud_hf.adapters import load_merged
+            from cloud_hf.loading import load_merged
         except ImportError as error:
             raise ImportError(f"{name} is an adapter; install the package cloud-hf to load adapters.") from error
         adapter = kwargs.pop("adapter_kwargs")["_adapter_model_path"]
         kwargs = {key: value for key, value in kwargs.items() if key not in ("config", *hub_kwargs)}
-        return load_merged(cls, str(adapter), **(hub_kwargs if adapter == name else {}), **kwargs)
+        return load_merged(str(adapter), model_class=cls, **(hub_kwargs if adapter == name else {}), **kwargs)
 
     @classmethod
     def without_weights(cls, config: CLoudConfig) -> "CLoudForRewardModeling":
@@ -447,8 +441,8 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
     @torch.no_grad()
     def check_logits(self):
         """
-        Raise `ValueError` if the language model changes its logits in a way unknown to `_scale_logits`: the critique loss
-        would be wrong.
+        Raise `ValueError` if the language model changes its logits in a way unknown to `_scale_logits`, which would falsify the
+        critique loss.
         """
         ids = torch.tensor([[0, 1, 2]], device=self.device)
         theirs = self.language_model(ids, use_cache=False).logits.float()
@@ -462,15 +456,11 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
 
     def prepare_for_segments(self, shared_prompt: bool):
         """
-        Set the attention implementation that flattened batches need, unless the model has FlashAttention.
-
-        Args:
-            shared_prompt (`bool`):
-                Whether segments will have parents.
+        Set the attention implementation that flattened batches need, unless the model has FlashAttention. With `shared_prompt`,
+        segments have parents.
 
         Raises:
-            `ValueError`: If sequences of a flattened batch would see each other in this model, or could not share a
-                prompt.
+            `ValueError`: If sequences of a flattened batch would see each other in this model, or could not share a prompt.
         """
         config, name = self.trunk.config, type(self.language_model).__name__
         option = "`shared_prompt`" if shared_prompt else "`padding_free`"
@@ -545,24 +535,8 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         max_tokens: int = 1024,
     ) -> tuple[list[float], list[str]]:
         r"""
-        Judge responses by the reference implementation's call.
-
-        Args:
-            user_prompts (`list`):
-                Prompts, as in [`CLoudForRewardModeling.score`].
-            assistant_responses (`list[str]`):
-                One response per prompt.
-            tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-                The model's tokenizer.
-            critique_prompt (`str`, *optional*):
-                Replaces the model's critique prompt.
-            temp (`float`, *optional*, defaults to `0.0`):
-                Sampling temperature; 0 is greedy.
-            max_tokens (`int`, *optional*, defaults to `1024`):
-                Longest critique in tokens.
-
-        Returns:
-            `tuple[list[float], list[str]]`: Rewards and critiques (`""` for a classic model), in input order.
+        Judge responses by the reference implementation's call. Returns rewards and critiques (`""` for a classic model), in input
+        order; arguments are those of [`CLoudForRewardModeling.score`], `temp` and `max_tokens` under the reference's names.
         """
         scores = self.score(
             user_prompts,

@@ -5,6 +5,7 @@ import sys
 import warnings
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 
 # Old and new path below `cloud_hf`
@@ -64,11 +65,11 @@ MOVED = {
     "serving.contracts": "serving.server.contracts",
     "serving.engine": "serving.server.engine",
     "serving.gate": "serving.server.middleware",
-    "serving.settled_text": "serving.server.stable_prefix",
+    "serving.settled_text": "serving.server.engine",
     "serving.space_manners": "spaces_ui",
     "serving.vllm_engine": "serving.vllm.engine",
     "serving.vllm_model": "serving.vllm.model",
-    "serving.vllm_model_folder": "serving.vllm.folder",
+    "serving.vllm_model_folder": "serving.vllm.requests",
     "serving.vllm_plugin": "serving.vllm.plugin",
     "serving.vllm_processor": "serving.vllm.processor",
     "serving.vllm_processor_v2": "serving.vllm.processor_v2",
@@ -89,7 +90,8 @@ class MovedModules:
     @staticmethod
     def find_spec(name: str, path=None, target=None) -> ModuleSpec | None:
         is_moved = name.startswith("cloud_hf.") and name.removeprefix("cloud_hf.") in MOVED
-        return ModuleSpec(name, MovedModules) if is_moved else None
+        loader: Any = MovedModules  # a class with the methods of a loader
+        return ModuleSpec(name, loader) if is_moved else None
 
     @staticmethod
     def create_module(spec: ModuleSpec) -> None:

@@ -18,17 +18,12 @@ PACKED_SDPA = "packed_sdpa"
 
 def packed_arguments(config, segments_S2: torch.Tensor) -> dict[str, Any]:
     """
-    Make the arguments by which a decoder's attention knows the segments.
-
-    Args:
-        config (`PreTrainedConfig`):
-            Config of the decoder, whose attention implementation is `"packed_sdpa"` or a FlashAttention.
-        segments_S2 (`torch.Tensor` of shape `(S, 2)`):
-            Length and parent of each segment, in the order of their tokens. A token attends to the ancestors of its
-            segment and to earlier tokens in its own. The parent is the index of an earlier segment, or -1 for none.
+    Make the arguments by which a decoder's attention knows the segments. `segments_S2` holds length and parent of each, in
+    the order of their tokens; the parent is the index of an earlier segment, or -1. A token attends to the ancestors of its
+    segment and to earlier tokens in its own.
 
     Raises:
-        `ValueError`: If the attention implementation cannot keep segments apart.
+        `ValueError`: If the attention implementation of `config` cannot keep segments apart.
     """
     if is_flash_attention_requested(config):
         if (segments_S2[:, 1] >= 0).any():
@@ -61,16 +56,8 @@ def packed_sdpa_attention_forward(
 ) -> tuple[torch.Tensor, None]:
     """
     Run transformers' SDPA attention segment by segment, if `attention_mask` is the `(1, 1, S, 2)` table of
-    [`packed_arguments`], and as usual for an ordinary mask. No `N x N` mask is built.
-
-    Args:
-        query, key, value (`torch.Tensor` of shape `(1, h, N, D)`):
-            States of the flattened batch.
-        sliding_window (`int`, *optional*):
-            Tokens that a token attends to, itself included. (An ordinary mask already respects it.)
-
-    Returns:
-        `tuple`: The output of shape `(1, N, h, D)`, and `None`.
+    [`packed_arguments`], and as usual for an ordinary mask (which already respects `sliding_window`). Query, key and value
+    have the shape `(1, h, N, D)`, the output `(1, N, h, D)`. No `N x N` mask is built.
     """
     if attention_mask is None or attention_mask.is_floating_point() or attention_mask.dtype == torch.bool:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)

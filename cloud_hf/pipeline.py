@@ -131,8 +131,8 @@ class CLoudPipeline(Pipeline):
 
     def save_pretrained(self, save_directory, **kwargs):
         """
-        Save model and tokenizer as an ordinary model folder. transformers' own method would add this class to the model's
-        config, and the folder would need `trust_remote_code=True`.
+        Save model and tokenizer as an ordinary model folder. transformers' own method would add this class to the config, and the
+        folder would need `trust_remote_code=True`.
         """
         self.model.save_pretrained(save_directory, **kwargs)
         if self.tokenizer is not None:

@@ -36,17 +36,8 @@ def native_config(
     config: dict[str, Any], text_config: PreTrainedConfig | dict | None, base: str | None, hub_kwargs: dict[str, Any]
 ) -> dict[str, Any]:
     """
-    Convert a published config to the keys of a [`CLoudConfig`].
-
-    Args:
-        config (`dict[str, Any]`):
-            The published config.
-        text_config (`PreTrainedConfig` or `dict`, *optional*):
-            Architecture of the language model. Defaults to that of `base`.
-        base (`str`, *optional*):
-            Hub id or folder with the language model's config. Defaults to the config's `base_model_name_or_path`.
-        hub_kwargs (`dict[str, Any]`):
-            Options for reading `base` (`token`, `cache_dir`, …).
+    Convert a published config to the keys of a [`CLoudConfig`]. `text_config` defaults to that of `base`, and `base` to the
+    config's `base_model_name_or_path`.
 
     Raises:
         `ValueError`: If the config cannot be understood, or `base` cannot be read.
@@ -108,15 +99,8 @@ def find_weights(name: str, **hub_kwargs) -> list[Path]:
     """
     Find the safetensors files of a checkpoint, and download them from the Hub.
 
-    Args:
-        name (`str`):
-            Hub id or folder.
-        **hub_kwargs:
-            `token`, `cache_dir`, ….
-
     Raises:
         `ValueError`: If there are none, if a file of the index is missing, or if the weights are pickled.
-        `OSError`: If a file cannot be downloaded.
     """
 
     def find(file: str) -> str | None:
@@ -129,7 +113,7 @@ def find_weights(name: str, **hub_kwargs) -> list[Path]:
         )
     if index is not None:
         _check_index(Path(index))
-        shards = [Path(path) for path in get_checkpoint_shard_files(name, index, **hub_kwargs)[0]]
+        shards = [Path(path) for path in get_checkpoint_shard_files(name, index, **hub_kwargs)[0] or ()]
         if missing := [path.name for path in shards if not path.exists()]:
             raise ValueError(f"{name} lacks {len(missing)} of its {len(shards)} shards: {', '.join(missing)}.")
         return shards
@@ -158,10 +142,7 @@ def _check_index(path: Path):
 
 def read_shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:
     """
-    Read the shape of every tensor in safetensors files from their headers.
-
-    Raises:
-        `ValueError`: If a file is damaged.
+    Read the shape of every tensor in safetensors files from their headers. Raises `ValueError` if one is damaged.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
@@ -188,20 +169,8 @@ def published_key(key: str) -> str:
 
 def check_shapes(name: str, shapes: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]], tied: set[str]):
     """
-    Check that a checkpoint's weights are those of an architecture.
-
-    Args:
-        name (`str`):
-            Name of the checkpoint, for messages.
-        shapes (`dict[str, tuple[int, ...]]`):
-            Shapes in the checkpoint, by native names.
-        expected (`dict[str, tuple[int, ...]]`):
-            Shapes in the architecture.
-        tied (`set[str]`):
-            Weights that may be missing because they are tied to others.
-
-    Raises:
-        `ValueError`: If weights are missing, superfluous, or of another shape; the message names them.
+    Raise `ValueError`, naming the weights, unless the shapes in a checkpoint (by native names) are those `expected` of its
+    architecture. Weights in `tied` may be missing.
     """
     missing = sorted(set(expected) - set(shapes) - tied)
     if head := [key for key in missing if key.startswith("reward_head.")]:

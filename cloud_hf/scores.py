@@ -62,22 +62,7 @@ OnScore = Callable[[int, Score], None]
 
 @dataclass(frozen=True)
 class Sampling:
-    """
-    The options by which critiques are written.
-
-    Args:
-        num_critiques (`int`, *optional*, defaults to `1`):
-            Critiques per response.
-        temperature (`float`, *optional*, defaults to `0.0`):
-            Sampling temperature; 0 is greedy.
-        max_new_tokens (`int`, *optional*, defaults to `1024`):
-            Longest critique in tokens, not counting its end token.
-        seed (`int`, *optional*):
-            Makes sampling repeatable.
-
-    Raises:
-        `ValueError`: If a value is out of range.
-    """
+    """The options by which critiques are written; see [`Scorer`]. Raises `ValueError` if a value is out of range."""
 
     num_critiques: int = 1
     temperature: float = 0.0

@@ -83,13 +83,9 @@ def score_with_transformers(
     show_progress: bool = False,
 ) -> list[Score]:
     """
-    Judge responses with a model in this process.
+    Judge responses with a CLoud or classic model in this process.
 
     Args:
-        model ([`CLoudForRewardModeling`]):
-            CLoud or classic.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            The model's tokenizer; no pad token is needed.
         prompts, responses, num_critiques, temperature, max_new_tokens, critiques, seed, on_score:
             See [`Scorer`].
         critique_prompt (`str`, *optional*):
@@ -136,22 +132,11 @@ def score_with_transformers(
 
 @dataclass(frozen=True)
 class ScoringRequest:
-    """
-    The checked and encoded arguments of [`Scorer.score`].
-
-    Args:
-        critique_format ([`CritiqueFormat`]):
-            The model's format.
-        prefixes (`list[EncodedPrefix]`):
-            One per response.
-        given (`list[list[EncodedCritique]]`, *optional*):
-            Per response, the sequences to read rewards from; `None` if critiques are to be written.
-        texts (`list[list[str]]`, *optional*):
-            The texts of the critiques in `given`.
-    """
+    """The checked and encoded arguments of [`Scorer.score`]."""
 
     critique_format: CritiqueFormat
     prefixes: list[EncodedPrefix]
+    # Per response, the sequences to read rewards from; `None` if critiques are to be written
     given: list[list[EncodedCritique]] | None = None
     texts: list[list[str]] | None = None
 
@@ -188,14 +173,8 @@ def read_request(
     Check and encode the arguments of [`Scorer.score`].
 
     Args:
-        critique_format ([`CritiqueFormat`]):
-            The model's format.
-        config ([`CLoudConfig`]):
-            The model's config.
-        prompts, responses, critiques:
-            See [`Scorer`].
-        sampling ([`Sampling`]):
-            The other options.
+        critique_format, config, prompts, responses, sampling, critiques:
+            The model's, and those of [`Scorer`].
         has_critique_prompt (`bool`, *optional*, defaults to `False`):
             Whether the caller gave a critique prompt, which a classic model cannot use.
         context (`int`, *optional*):
@@ -204,9 +183,6 @@ def read_request(
             Tokens that the backend needs after a written critique.
         reading_tokens (`int`, *optional*, defaults to `0`):
             Tokens that it needs after a sequence whose reward it reads.
-
-    Returns:
-        [`ScoringRequest`]
 
     Raises:
         `ValueError`: If an argument or a row is not usable; the message names the row.

@@ -78,9 +78,8 @@ def upload_box() -> gr.File:
 
 def compute_on(triggers: Sequence, compute: Callable, inputs: list, outputs: list, **options):
     """
-    Compute outputs when an event is triggered.
-
-    The first of `outputs` is the column of results. It is hidden first: old results must not appear next to a new error.
+    Compute outputs when an event is triggered. The first of `outputs` is the column of results, which is hidden first: old
+    results must not appear next to a new error.
     """
     hide: Any = {"queue": False, "api_visibility": "private"}
     hidden = gr.on(triggers, lambda: gr.Column(visible=False), None, outputs[0], **hide)
@@ -152,12 +151,7 @@ def _make_cell(value: Any) -> str:
 
 
 def read_text(path: str | Path) -> str:
-    """
-    Read an uploaded text file.
-
-    Raises:
-        `ValueError`: If it is not UTF-8.
-    """
+    """Read an uploaded text file. Raises `ValueError` if it is not UTF-8."""
     path = Path(path)
     try:
         return path.read_bytes().decode("utf-8-sig")
@@ -185,13 +179,6 @@ def read_table(text: str, required: Sequence[str], optional: Sequence[str] = ())
 
     Raises:
         `ValueError`: If the table is malformed; the message names the row or line.
-
-    Examples:
-
-    ```python
-    >>> read_table("chosen,rejected\\n1.0,0.5\\n2.0,3.0", ["chosen", "rejected"])
-    {'chosen': ['1.0', '2.0'], 'rejected': ['0.5', '3.0']}
-    ```
     """
     text = text.removeprefix("\ufeff").strip("\r\n")
     if not text.strip():

@@ -66,7 +66,6 @@ CONTRACTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "transformers.utils.SAFE_WEIGHTS_NAME": ("file name", ()),
     "transformers.utils.WEIGHTS_INDEX_NAME": ("file name", ()),
     "transformers.utils.WEIGHTS_NAME": ("file name", ()),
-    "transformers.utils.cached_file": ("finds a file of a folder or the Hub", ("path_or_repo_id", "filename")),
     "transformers.utils.chat_template_utils.Chat": ("what `pipeline` makes of chat messages", ()),
     "transformers.utils.generic.ModelOutput": ("base of CLoudOutput", ()),
     "transformers.utils.generic.is_flash_attention_requested": ("padding-free batches depend on the kernel", ("config",)),

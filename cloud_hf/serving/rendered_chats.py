@@ -30,14 +30,8 @@ _ANY_DATE = r"[^\n<]{0,40}"
 
 class RenderedChats:
     """
-    Parses conversations that were rendered with a tokenizer's chat template.
-
-    Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Tokenizer of the policy, with its chat template.
-
-    Raises:
-        `ValueError`: If there is no chat template, or its turns cannot be told apart.
+    Parses conversations that were rendered with the chat template of a policy's tokenizer. Raises `ValueError` if there is no
+    chat template, or its turns cannot be told apart.
 
     Examples:
 
@@ -73,12 +67,10 @@ class RenderedChats:
 
     def parse(self, text: str, prompt: str | None = None) -> list[dict]:
         """
-        Parse a rendered conversation.
+        Parse a rendered conversation. A BOS and padding around it are ignored, the end of its last turn may be missing, and a
+        default system turn of the template is dropped.
 
         Args:
-            text (`str`):
-                The conversation. A BOS and padding around it are ignored, the end of its last turn may be missing, and a
-                default system turn of the template is dropped.
             prompt (`str`, *optional*):
                 Rendered prompt that `text` starts with, up to the response. With it, nothing in the response is parsed as
                 another turn.

@@ -6,9 +6,14 @@ from typing import Any
 
 __all__ = ["make_app", "make_server"]
 
+# The other names of the single module that version 0.1 had
+_MODULES = dict.fromkeys(
+    (*__all__, "RewardServer", "load_chats", "load_engine", "main", "parse_arguments"), ".app"
+) | {"EventStream": ".routes"}
+
 
 def __getattr__(name: str) -> Any:
     # On first use, so that the vLLM engine can share modules of this package without FastAPI and uvicorn
-    if name in __all__:
-        return getattr(import_module(".app", __name__), name)
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

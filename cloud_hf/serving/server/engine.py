@@ -1,7 +1,8 @@
-"""The reward server's interface to a backend, and the transformers backend."""
+"""The reward server's interface to a backend, the transformers backend, and the decoding of unfinished critiques."""
 
 import asyncio
 import copy
+import re
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
@@ -15,7 +16,6 @@ from transformers import PreTrainedTokenizerBase
 from ...critique_format import CritiqueFormat
 from ...scores import Sampling, Score
 from ...scoring import context_length, read_request, score_with_transformers
-from .stable_prefix import StablePrefix
 
 
 class EngineDeadError(RuntimeError):
@@ -39,11 +39,8 @@ class RewardEngine(Protocol):
 
     def check(self, prompt, response: str, max_new_tokens: int, critiques: list[str] | None = None) -> None:
         """
-        Refuse a row that cannot be scored, before it is queued. Called from several threads.
-
-        Raises:
-            `ValueError`: If the prompt, the response or a given critique is not usable, or all together are longer than
-                the model's context; the message gives the lengths.
+        Raise `ValueError`, before a row is queued, if its prompt, response or given critiques are not usable, or do not fit
+        the model's context (the message gives the lengths). Called from several threads.
         """
         ...
 
@@ -58,6 +55,33 @@ class RewardEngine(Protocol):
     async def close(self) -> None:
         """Stop. Requests that wait or run get [`EngineDeadError`]."""
         ...
+
+
+class StablePrefix:
+    """
+    Decodes the first ids of an unfinished critique to the part of its text that no later token can change. `vocab_size` counts
+    all ids that the model can generate, including those without a token.
+    """
+
+    def __init__(self, critique_format: CritiqueFormat, vocab_size: int):
+        self._format = critique_format
+        tokenizer = critique_format.tokenizer
+        tokens = dict.fromkeys(range(vocab_size), "") | {id: token for token, id in tokenizer.get_vocab().items()}
+        # Byte tokens decode together, once their run has ended; ids without a text do not end it
+        byte_ids = {id for id, token in tokens.items() if re.fullmatch(r"<0x[0-9A-F]{2}>", token)}
+        silent_ids = {id for id, token in tokens.items() if not token} | set(tokenizer.all_special_ids)
+        self._unstable_ids = frozenset(byte_ids | silent_ids) if byte_ids else frozenset()
+
+    def __call__(self, critique_ids: list[int]) -> str:
+        """Decode the first ids of a critique, without text that may still change."""
+        length = len(critique_ids)
+        while length and critique_ids[length - 1] in self._unstable_ids:
+            length -= 1
+        text = self._format.decode(critique_ids[:length]).rstrip("\ufffd")  # possibly the first bytes of a character
+        if self._format.rereads_critiques:
+            # Spaces before punctuation are cleaned up: the last word may still lose the space before it
+            text = text[: max(text.rfind(" "), 0)]
+        return text.rstrip()
 
 
 @dataclass(eq=False)
@@ -94,19 +118,8 @@ class _AbandonedError(Exception):
 
 class TransformersEngine:
     """
-    [`RewardEngine`] over a [`CLoudForRewardModeling`] in this process. A worker thread scores waiting requests in batches,
-    and streams one at a time.
-
-    Args:
-        model ([`CLoudForRewardModeling`]):
-            CLoud or classic.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            The model's tokenizer.
-        batch_size (`int`, *optional*, defaults to `16`):
-            Sequences computed at once.
-
-    Raises:
-        `ValueError`: If the tokenizer does not fit the model.
+    [`RewardEngine`] over a [`CLoudForRewardModeling`] in this process. A worker thread scores waiting requests in batches of
+    `batch_size` sequences, and streams one at a time. Raises `ValueError` if the tokenizer does not fit the model.
     """
 
     def __init__(self, model, tokenizer: PreTrainedTokenizerBase, batch_size: int = 16):

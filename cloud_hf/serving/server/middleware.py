@@ -32,29 +32,14 @@ CLIENT_CLOSED_REQUEST = 499
 @dataclass(frozen=True)
 class Limits:
     """
-    Limits on requests.
-
-    Args:
-        max_body_bytes (`int`, *optional*, defaults to 4 MiB):
-            Largest request body.
-        max_batch (`int`, *optional*, defaults to `256`):
-            Most critiques that one request may ask for, over all its rows.
-        max_queue (`int`, *optional*, defaults to `1024`):
-            Most critiques, and most requests, that wait or run at once. Further requests get 429.
-        max_new_tokens (`int`, *optional*, defaults to `1024`):
-            Longest critique in tokens that a request may ask for, and the default of requests that give no length.
-        request_timeout (`float`, *optional*, defaults to `600.0`):
-            Seconds after which a request is cancelled and gets 504.
-
-    Raises:
-        `ValueError`: If a limit is not above 0, or a request of `max_batch` would never fit into the queue.
+    Limits on requests. Raises `ValueError` if one is not above 0, or if a request of `max_batch` would never fit into the queue.
     """
 
     max_body_bytes: int = 4 * 2**20
-    max_batch: int = 256
-    max_queue: int = 1024
-    max_new_tokens: int = 1024
-    request_timeout: float = 600.0
+    max_batch: int = 256  # critiques of one request, over all its rows
+    max_queue: int = 1024  # critiques, and requests, that wait or run at once; further requests get 429
+    max_new_tokens: int = 1024  # also the default of requests that give no length
+    request_timeout: float = 600.0  # seconds; then a request is cancelled and gets 504
 
     def __post_init__(self):
         for name, value in vars(self).items():
@@ -119,18 +104,6 @@ class RequestMiddleware:
 
     A framework's own middleware would come too late or too early here: the body limit has to act before the body is read,
     and cancellation on disconnect has to reach JSON routes, which Starlette lets run to their end.
-
-    Args:
-        app:
-            The ASGI application.
-        limits ([`Limits`]):
-            Body size and number of requests.
-        api_key (`str` or `None`):
-            Key expected in `Authorization: Bearer`, on every route but `/health`.
-        metrics ([`Metrics`]):
-            Where requests are counted and timed.
-        lifecycle ([`Lifecycle`]):
-            Says whether the server is shutting down; gets the running requests.
     """
 
     def __init__(self, app, limits: Limits, api_key: str | None, metrics: Metrics, lifecycle: Lifecycle):

@@ -17,21 +17,7 @@ from .middleware import Lifecycle, Limits, Metrics, RequestRecord
 
 
 class RewardService:
-    """
-    Scores the rows of requests with an engine, within limits. Its methods raise `HTTPException`.
-
-    Args:
-        engine ([`RewardEngine`]):
-            The backend.
-        limits ([`Limits`]):
-            Limits on critiques, their length, and time.
-        metrics ([`Metrics`]):
-            Where queue length and critique tokens are counted.
-        lifecycle ([`Lifecycle`]):
-            Is told when the engine dies.
-        chats ([`RenderedChats`], *optional*):
-            Reads the policy's chat template.
-    """
+    """Scores the rows of requests with an engine, within limits. Its methods raise `HTTPException`."""
 
     def __init__(
         self,

@@ -18,10 +18,8 @@ from ...critique_format import CritiqueFormat, EncodedCritique
 from ...generation import Sample
 from ...scores import Sampling, Score
 from ...scoring import ScoringRequest, read_request, with_rewards
-from ..server.engine import EngineDeadError
-from ..server.stable_prefix import StablePrefix
-from .folder import servable_model
-from .requests import READING_TOKENS, VLLMRequests, seed_for
+from ..server.engine import EngineDeadError, StablePrefix
+from .requests import READING_TOKENS, VLLMRequests, seed_for, servable_model
 
 
 # Seconds between a request's checks that the engine is alive
@@ -30,16 +28,8 @@ _SECONDS_BETWEEN_CHECKS = 1.0
 
 class VLLMEngine:
     """
-    [`RewardEngine`] over vLLM's asynchronous engine.
-
-    Args:
-        model (`str`):
-            Hub id or folder of a CLoud or classic model, or of a LoRA adapter.
-        **vllm_options:
-            Passed to `vllm.AsyncEngineArgs` (`dtype`, `max_model_len`, `tensor_parallel_size`, …).
-
-    Raises:
-        `ValueError`: If `model` is not a CLoud model.
+    [`RewardEngine`] over vLLM's asynchronous engine; `vllm_options` are passed to `vllm.AsyncEngineArgs`. Raises `ValueError`
+    if `model` is not a CLoud model.
     """
 
     def __init__(self, model: str, **vllm_options):

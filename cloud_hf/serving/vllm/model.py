@@ -30,12 +30,6 @@ _FLAG_BYTES = 16
 class CLoudForVLLM(nn.Module, SupportsLoRA, SupportsPP):
     """
     A causal LM of vLLM whose critiques end with the reward token; after it, the logit of the end of turn is the reward.
-
-    Args:
-        vllm_config (`VllmConfig`):
-            vLLM's settings, with a [`CLoudConfig`] as `model_config.hf_config`.
-        prefix (`str`, *optional*, defaults to `""`):
-            Prefix of the weights' names.
     """
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):

@@ -20,12 +20,7 @@ class _Request:
 
 
 def check_params(params: SamplingParams):
-    """
-    Refuse sampling options that would lose the reward.
-
-    Raises:
-        `ValueError`: If there is one; the message names it.
-    """
+    """Raise `ValueError`, naming the option, if a sampling option would lose the reward."""
     unusable = {
         "structured outputs": params.structured_outputs is not None,
         "`bad_words`": bool(params.bad_words),

@@ -1,5 +1,8 @@
-"""vLLM requests for critiques and rewards, and how to read their outputs; shared by the scorer and the server's engine."""
+"""Models for vLLM, and its requests for critiques and rewards; shared by the scorer and the server's engine."""
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from vllm import CompletionOutput, RequestOutput, SamplingParams
@@ -11,6 +14,8 @@ from vllm.sampling_params import RequestOutputKind
 from ...configuration_cloud import CLoudConfig
 from ...critique_format import CritiqueFormat, EncodedCritique, EncodedPrefix
 from ...generation import Sample, row_seed
+from ...loading import check_reward_model, is_adapter, load_reward_model, read_model_config
+from ...published import is_published
 from ...scores import Sampling
 
 
@@ -20,12 +25,33 @@ CLOSING_TOKENS = 2
 READING_TOKENS = 1
 
 
+@contextmanager
+def servable_model(name: str) -> Iterator[str]:
+    """
+    Yield a name under which vLLM can load a reward model. An adapter is merged into a temporary folder: its reward head is
+    fully trained, which vLLM's LoRA cannot apply. Raises `ValueError` if `name` is not a CLoud model, or is a published
+    checkpoint that was not converted.
+    """
+    if not is_adapter(name) and is_published(CLoudConfig.get_config_dict(name)[0]):
+        raise ValueError(
+            f"{name} has the authors' layout, which vLLM cannot load. Convert it once: "
+            f"`python -m cloud_hf.convert {name} DST`, and serve DST."
+        )
+    check_reward_model(name, read_model_config(name))
+    if not is_adapter(name):
+        yield name
+        return
+    with tempfile.TemporaryDirectory(prefix="cloud-merged-") as folder:
+        model, tokenizer = load_reward_model(name, device_map="cpu")
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        yield folder
+
+
 def seed_for(sampling: Sampling, prefix: EncodedPrefix, vllm_config: VllmConfig) -> int | None:
     """
-    Derive a request's seed from the text it judges, so that neither order nor batch matters; `None` if greedy.
-
-    Raises:
-        `ValueError`: If a seed would crash the engine.
+    Derive a request's seed from the text it judges, so that neither order nor batch matters; `None` if greedy. Raises
+    `ValueError` if a seed would crash the engine.
     """
     if sampling.seed is None or sampling.temperature == 0:
         return None
@@ -41,16 +67,8 @@ def seed_for(sampling: Sampling, prefix: EncodedPrefix, vllm_config: VllmConfig)
 @dataclass(frozen=True)
 class VLLMRequests:
     """
-    Makes the prompts and sampling parameters of one model, and reads its outputs.
-
-    Args:
-        critique_format ([`CritiqueFormat`]):
-            The model's format.
-        config ([`CLoudConfig`]):
-            Its config.
-
-    Raises:
-        `ValueError`: If the tokenizer and the config of a reference-format model name different stop tokens.
+    Makes the prompts and sampling parameters of one model, and reads its outputs. Raises `ValueError` if the tokenizer and the
+    config of a reference-format model name different stop tokens.
     """
 
     critique_format: CritiqueFormat

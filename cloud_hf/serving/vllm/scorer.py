@@ -15,8 +15,7 @@ from ...critique_format import CritiqueFormat, EncodedCritique
 from ...generation import Sample
 from ...scores import OnScore, Sampling, Score
 from ...scoring import read_request
-from .folder import servable_model
-from .requests import READING_TOKENS, VLLMRequests, seed_for
+from .requests import READING_TOKENS, VLLMRequests, seed_for, servable_model
 
 
 class CLoudVLLM:
