@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from datasets import Dataset, Features, load_from_disk
 from datasets.arrow_writer import ArrowWriter
@@ -36,6 +36,17 @@ class Reject:
     kind: str
     reason: str
     details: dict[str, Any] = field(default_factory=dict, kw_only=True)
+
+
+class Statistics(Protocol):
+    """Statistics of a dataset, collected row by row."""
+
+    def add(self, result: dict[str, Any] | Reject):
+        """Add the next row or reject."""
+
+    def report(self) -> dict[str, Any]:
+        """Return the statistics by name, as JSON."""
+        ...
 
 
 class DatasetFolder:
@@ -71,7 +82,11 @@ class DatasetFolder:
         return Journal(journal, self.settings, may_restart=not (self.path / RECORD).exists())
 
     async def write(
-        self, results: AsyncIterator[dict[str, Any] | Reject], features: Features, counts: dict[str, Any]
+        self,
+        results: AsyncIterator[dict[str, Any] | Reject],
+        features: Features,
+        counts: dict[str, Any],
+        statistics: Statistics | None = None,
     ) -> dict[str, Any]:
         """
         Write the dataset and `rejects.jsonl`.
@@ -83,15 +98,17 @@ class DatasetFolder:
                 Columns of the rows.
             counts (`dict[str, Any]`):
                 Other counts of the run.
+            statistics ([`Statistics`], *optional*):
+                Collects statistics of the rows and rejects.
 
         Returns:
-            `dict[str, Any]`: `counts` with `rows`, `dropped`, `failed` and `reasons` added.
+            `dict[str, Any]`: `counts` with `rows`, `dropped`, `failed`, `reasons` and any `statistics` added.
         """
         staging = self.path / ".writing"
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
         try:
-            counts = {**counts, **await self._stream(results, features, staging)}
+            counts = {**counts, **await self._stream(results, features, staging, statistics)}
             # A folder without its record is unfinished, whatever else it contains
             (self.path / RECORD).unlink(missing_ok=True)
             self._move_in(staging)
@@ -116,7 +133,9 @@ class DatasetFolder:
         card.text = DatasetCard((self.path / "README.md").read_text(encoding="utf-8")).text
         card.push_to_hub(repo_id)
 
-    async def _stream(self, results, features: Features, staging: Path) -> dict[str, Any]:
+    async def _stream(
+        self, results, features: Features, staging: Path, statistics: Statistics | None
+    ) -> dict[str, Any]:
         kinds: Counter = Counter()
         reasons: Counter = Counter()
         rows = 0
@@ -125,6 +144,8 @@ class DatasetFolder:
             (staging / REJECTS).open("w", encoding="utf-8", newline="\n") as rejects,
         ):
             async for result in results:
+                if statistics is not None:
+                    statistics.add(result)
                 if isinstance(result, Reject):
                     kinds[result.kind] += 1
                     reasons[f"{result.kind}: {result.reason:.80}"] += 1
@@ -139,6 +160,7 @@ class DatasetFolder:
             "dropped": kinds["dropped"],
             "failed": kinds["failed"],
             "reasons": dict(reasons.most_common(20)),
+            **({} if statistics is None else {"statistics": statistics.report()}),
         }
 
     @staticmethod

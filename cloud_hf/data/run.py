@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from datasets import Features
 from tqdm import tqdm
 
 from .completions import FINISH_REASONS, Answer, CompletionClient, RequestFailed, ServerUnusable
-from .folder import JOURNAL, REJECTS, DatasetFolder, Reject
+from .folder import JOURNAL, REJECTS, DatasetFolder, Reject, Statistics
 from .journal import Journal, JournalError, key_of
 from .rows import Rows, row_name
 
@@ -139,17 +139,6 @@ def seed_of(seed: int, *parts: Any) -> int:
 
 
 Work = Callable[[dict[str, Any]], Awaitable[Sequence[dict[str, Any] | Dropped]]]
-
-
-class Statistics(Protocol):
-    """Statistics of a dataset, collected row by row."""
-
-    def add(self, result: dict[str, Any] | Reject):
-        """Add the next row or reject."""
-
-    def report(self) -> dict[str, Any]:
-        """Return the statistics by name, as JSON."""
-        ...
 
 
 @dataclass
@@ -316,11 +305,8 @@ async def build_dataset(
             "answers_of_earlier_runs": kept,
             "retries": sum(client.counts.retried for client in clients.values()),
         }
-        results = run.results() if statistics is None else seen(run.results(), statistics)
-        counts = await folder.write(results, features, counts)
+        counts = await folder.write(run.results(), features, counts, statistics)
         counts |= _count_answers(journaled)
-        if statistics is not None:
-            counts["statistics"] = statistics.report()
         folder.write_record(counts)  # before the journal releases the lock
     return counts
 
@@ -334,13 +320,6 @@ def _count_answers(clients: dict[str, JournaledClient]) -> dict[str, Any]:
         if client.other_models:
             counts[f"{role}_answers_of_other_models"] = dict(Counter(client.other_models.values()))
     return counts
-
-
-async def seen(results: AsyncIterator[dict[str, Any] | Reject], statistics: Statistics):
-    """Pass rows and rejects on, adding each to the statistics."""
-    async for result in results:
-        statistics.add(result)
-        yield result
 
 
 # Blocking work is a function: under `asyncio.run`, Ctrl-C cancels a coroutine at its next `await`, which may be hours away

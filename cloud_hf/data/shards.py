@@ -15,7 +15,6 @@ from ..arguments import documented
 from .folder import RECORD, REJECTS, DatasetFolder, Reject, read_record
 from .journal import JournalError
 from .judge import PreferenceStatistics
-from .run import seen
 
 
 # Settings in which the shards of one run differ
@@ -105,10 +104,7 @@ async def _write(shards: Sequence[Shard], folder: DatasetFolder) -> dict[str, An
     counts = add_counts([shard.counts for shard in shards])
     counts = {name: value for name, value in counts.items() if name not in _RECOMPUTED}
     statistics = PreferenceStatistics() if "statistics" in shards[0].counts else None
-    results = _results(shards) if statistics is None else seen(_results(shards), statistics)
-    counts = await folder.write(results, shards[0].dataset().features, counts)
-    if statistics is not None:
-        counts["statistics"] = statistics.report()
+    counts = await folder.write(_results(shards), shards[0].dataset().features, counts, statistics)
     folder.write_record(counts)
     return counts
 

@@ -211,14 +211,8 @@ def preference_rows(
     Make preference pairs with oracle critiques. The chosen response is right; the rejected one names another cup.
 
     Args:
-        num_rows (`int`):
-            Number of rows.
-        split (`str`, *optional*, defaults to `"train"`):
-            One of `"train"`, `"validation"`, `"test"`.
-        num_swaps (`Sequence[int]`, *optional*, defaults to `(1, 2, 3, 4)`):
-            Numbers of swaps, which take turns from row to row.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of the rows.
+        num_rows, split, num_swaps, seed:
+            As for [`direct_answer_rows`].
 
     Returns:
         `list[dict]`: Rows with the columns `id`, `prompt`, `chosen`, `rejected`, `chosen_feedback`,
@@ -248,14 +242,8 @@ def best_of_n_rows(
     Make problems with one response per cup, in random order; exactly one is right.
 
     Args:
-        num_rows (`int`):
-            Number of rows.
-        split (`str`, *optional*, defaults to `"test"`):
-            One of `"train"`, `"validation"`, `"test"`.
-        num_swaps (`Sequence[int]`, *optional*, defaults to `(1, 2, 3, 4)`):
-            Numbers of swaps, which take turns from row to row.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of the rows.
+        num_rows, split, num_swaps, seed:
+            As for [`direct_answer_rows`], but `split` defaults to `"test"`.
 
     Returns:
         `list[dict]`: Rows with the columns `id`, `prompt`, `responses`, `correct`, `difficulty`.
