@@ -5,26 +5,14 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
 
 from ..arguments import check_bounds, documented
-from ..critique_format import CritiqueFormat
 from ..evaluation.arena_hard.arguments import Arena, ArenaHardArguments, gather_candidates, load_arena
 from ..evaluation.arena_hard.servers import Judged, judge_candidates
-from ..evaluation.arguments import (
-    ScoringArguments,
-    load_datasets,
-    open_scorer,
-    short_names,
-)
+from ..evaluation.arguments import ScoringArguments, load_datasets, open_scorer, short_names
 from ..evaluation.candidates import ScoredSet, Scores, SetResult, arena_results, places_to_judge, replay_result
 from ..evaluation.fitting import FittedRows
-from ..evaluation.journaled_scorer import (
-    JournaledScorer,
-    batches_by_length,
-    default_chunk_size,
-    open_score_journal,
-)
+from ..evaluation.journaled_scorer import JournaledScorer, batches_by_length, default_chunk_size, open_score_journal
 from ..evaluation.metrics.best_of_n import Problem, load_problems
 from ..evaluation.report import Section, best_of_n_section, render
 from ..evaluation.report.files import write_json
@@ -140,7 +128,16 @@ def score_with(
     ):
         limits = {key: options.pop(key) for key in ("context_length", "overlong_policy")}
         limits["max_new_tokens"] = options["max_new_tokens"]
-        fitted = {key: fit(key, problems, critique_format, limits) for key, problems in sets.items()}
+        fitted = {
+            key: fit_set(
+                key,
+                [{"id": one.id, "prompt": one.prompt, "responses": list(one.responses)} for one in problems],
+                itemgetter("responses"),
+                critique_format,
+                **limits,
+            )
+            for key, problems in sets.items()
+        }
         journaled = JournaledScorer(scorer, journal, default_chunk_size(args), shown)
         titles, by_length = {key: key for key in fitted}, batches_by_length(args)
         scores: dict[str, Scores] = {key: [] for key in sets}
@@ -149,12 +146,6 @@ def score_with(
             for key, found in score_sets(journaled, fitted, titles, by_length, seeded, "candidate").items():
                 scores[key].append(found)
     return fitted, scores
-
-
-def fit(name: str, problems: list[Problem], critique_format: CritiqueFormat, limits: dict[str, Any]) -> FittedRows:
-    """Fit problems to the model's context; errors name the dataset and the row."""
-    rows = [{"id": one.id, "prompt": one.prompt, "responses": list(one.responses)} for one in problems]
-    return fit_set(name, rows, itemgetter("responses"), critique_format, **limits)
 
 
 # ------------------------------------------------------------------------------------------------------- ArenaHard

@@ -98,12 +98,9 @@ class EvaluationArguments(ScoringArguments):
                 "`self_consistency` and `probes` need rows with right and wrong responses: give `dataset_name` or "
                 "`benchmarks`."
             )
-        for name, needs in (
-            ("length_column", "self_consistency"),
-            ("self_consistency_temperatures", "self_consistency"),
-        ):
-            if getattr(self, name) and getattr(self, needs) is None:
-                raise ValueError(f"`{name}` has no effect without `{needs}`: give that too.")
+        for name in ("length_column", "self_consistency_temperatures"):
+            if getattr(self, name) and self.self_consistency is None:
+                raise ValueError(f"`{name}` has no effect without `self_consistency`: give that too.")
         if self.paraphrase_column and "paraphrases" not in self.probes:
             raise ValueError("`paraphrase_column` is for the probe 'paraphrases': name it in `probes`.")
 

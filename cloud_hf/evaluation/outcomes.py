@@ -11,7 +11,7 @@ from ..scoring import Score, Scorer, TransformersScorer
 from .benchmarks import Benchmark, preference_pairs
 from .fitting import FittedRows, share_cut
 from .metrics.critique_quality import CritiqueQuality, CritiqueRow, ReferenceLoss, reference_losses, score_critiques
-from .metrics.pairs import PairEvaluation, ScoredPair
+from .metrics.pairs import PairEvaluation
 from .rows import BenchmarkRow
 from .stats import BenchmarkScores, Estimate, json_safe, mean_estimate, share
 
@@ -22,20 +22,16 @@ class Evaluation:
     A model on a benchmark or preference set.
 
     Args:
-        name (`str`):
-            The set, as the command line names it.
-        title (`str`):
-            Its name in tables.
+        name, title (`str`):
+            The set, as the command line and as tables name it.
         scores ([`BenchmarkScores`]):
             The figures.
         rows (`list[BenchmarkRow]`):
             The rows that were scored.
         row_scores (`list[list[Score]]`):
             For each row the scores of its responses.
-        dropped (`int`):
-            Over-long rows that were left out.
-        shortened (`int`):
-            Rows that were scored with a shortened prompt.
+        dropped, shortened (`int`):
+            Over-long rows that were left out, and rows with a shortened prompt.
         repeated_ids (`int`, *optional*, defaults to `0`):
             Rows of a preference set that repeat the `id` of an earlier row.
         benchmark ([`Benchmark`], *optional*):
@@ -126,7 +122,9 @@ def evaluation_of_pairs(name: str, title: str, fitted: FittedRows, result: PairE
     """Make the evaluation of a preference set, whose groups become subsets."""
     # Named by their index, since ids of preference sets need not be unique
     rows = [
-        BenchmarkRow(str(pair.index), _group(pair), row.prompt, tuple(row.responses))
+        BenchmarkRow(
+            str(pair.index), "all" if pair.group is None else str(pair.group), row.prompt, tuple(row.responses)
+        )
         for pair, row in zip(result.pairs, fitted.rows, strict=True)
     ]
     row_scores = [[pair.chosen, pair.rejected] for pair in result.pairs]
@@ -135,10 +133,6 @@ def evaluation_of_pairs(name: str, title: str, fitted: FittedRows, result: PairE
     ids = [str(pair.id) for pair in result.pairs if pair.id is not None]
     repeated = len(ids) - len(set(ids))
     return Evaluation(name, title, scores, rows, row_scores, result.dropped, result.shortened, repeated)
-
-
-def _group(pair: ScoredPair) -> str:
-    return "all" if pair.group is None else str(pair.group)
 
 
 def _notes(counted: Mapping[str, int], critiques_cut: float) -> list[str]:

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from ..conversation import read_prompt
 from ..data.rows import PAIR_COLUMNS, check_columns, load_rows, prompt_of, response_of, row_name
 
@@ -160,6 +162,14 @@ def split_rewards(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float
             )
         split.append((values[: row.num_chosen], values[row.num_chosen :]))
     return split
+
+
+def finite_rewards(chosen: Sequence[float], rejected: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Return columns of rewards as arrays. Raises `ValueError` naming the row if one is missing, not a number or infinite."""
+    better, worse = np.array(chosen, dtype=float), np.array(rejected, dtype=float)
+    if (bad := ~(np.isfinite(better) & np.isfinite(worse))).any():
+        raise ValueError(f"Row {int(bad.argmax())}: a reward is not a number, or infinite.")
+    return better, worse
 
 
 def pair_rewards(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> list[tuple[float, float]]:

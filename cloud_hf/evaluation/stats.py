@@ -56,14 +56,13 @@ def json_safe(value: Any) -> Any:
 
 def percentile_interval(
     sizes: Sequence[int], statistic: Callable[..., np.ndarray], resamples: int = RESAMPLES
-) -> np.ndarray | None:
+) -> Interval | None:
     """
     Compute the 95 % percentile interval of any statistic of drawn rows; the same in every run.
 
     As many rows as a stratum has (`sizes`) are drawn from it with replacement. `statistic` takes the places drawn from each
-    stratum, of shape (resamples, size) each, and returns values of shape (resamples, …), NaN where a resample has none.
-
-    Returns lower and upper ends, shape (2, …); `None` if a stratum has fewer than two rows.
+    stratum, of shape (resamples, size) each, and returns a value per resample, NaN where it has none. `None` if a stratum has
+    fewer than two rows.
     """
     if min(sizes) < 2:
         return None
@@ -71,10 +70,11 @@ def percentile_interval(
     rng = np.random.default_rng(0)
     counts = [min(_AT_ONCE, resamples - start) for start in range(0, resamples, _AT_ONCE)]
     values = [statistic(*(rng.integers(size, size=(count, size)) for size in sizes)) for count in counts]
-    return np.nanquantile(np.concatenate(values), _ENDS, axis=0)
+    low, high = np.nanquantile(np.concatenate(values), _ENDS)
+    return float(low), float(high)
 
 
-def interval_over_rows(num_rows: int, statistic: Callable[[np.ndarray], np.ndarray]) -> np.ndarray | None:
+def interval_over_rows(num_rows: int, statistic: Callable[[np.ndarray], np.ndarray]) -> Interval | None:
     """[`percentile_interval`] of a statistic that takes how often each row was drawn, shape (resamples, num_rows)."""
 
     def of_counts(places: np.ndarray) -> np.ndarray:
@@ -94,8 +94,7 @@ def bootstrap_interval(samples: Sequence[np.ndarray], statistic: Callable[..., A
     def of_places(*places: np.ndarray) -> np.ndarray:
         return statistic(*(sample[drawn] for sample, drawn in zip(samples, places, strict=True)), axis=-1)
 
-    interval = percentile_interval([len(sample) for sample in samples], of_places)
-    return None if interval is None else (float(interval[0]), float(interval[1]))
+    return percentile_interval([len(sample) for sample in samples], of_places)
 
 
 # ------------------------------------------------------------------------------------------------- shares and means
@@ -194,9 +193,14 @@ def count_unknown(rows: "Iterable[BenchmarkRow]", known: Iterable[str]) -> dict[
 
 def by_subset(rows: "Sequence[BenchmarkRow]", values: Sequence[Any]) -> dict[str, list]:
     """Group the values of rows by subset, in order of appearance."""
+    return group([row.subset for row in rows], values)
+
+
+def group(names: Iterable[str], values: Iterable[Any]) -> dict[str, list]:
+    """Group values by name, in order of appearance."""
     gathered: dict[str, list] = {}
-    for row, value in zip(rows, values, strict=True):
-        gathered.setdefault(row.subset, []).append(value)
+    for name, value in zip(names, values, strict=True):
+        gathered.setdefault(name, []).append(value)
     return gathered
 
 

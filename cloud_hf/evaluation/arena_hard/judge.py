@@ -83,6 +83,9 @@ class JudgeSettings:
         return settings
 
 
+Judging = JudgeSettings  # its name in version 0.1
+
+
 def read_texts(
     prompt_file: str | None, system_files: Sequence[str], system_role: bool, categories: Sequence[str]
 ) -> tuple[str, dict[str, str]]:

@@ -119,9 +119,6 @@ def _answer_of(row: dict[str, Any], model: str | None) -> Any:
     return row.get("answer", row.get("response"))
 
 
-# -------------------------------------------------------------------------------------------------------- win rate
-
-
 @dataclass(frozen=True)
 class Votes:
     """

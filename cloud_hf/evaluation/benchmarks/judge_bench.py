@@ -21,9 +21,6 @@ _LABELS = ("A>B", "B>A")
 _OFFICIAL_COLUMNS = ("pair_id", "source", "question", "response_A", "response_B", "label")
 
 
-# --------------------------------------------------------------------------------------------------------- the rows
-
-
 def load(names: Sequence[str] | None = None, split: str = "gpt") -> list[BenchmarkRow]:
     """
     Load JudgeBench, by default `ScalerLab/JudgeBench`; `split` is `"gpt"` or `"claude"`, whose responses are reported
@@ -61,9 +58,6 @@ def _category(source: str) -> str:
 def _check_label(value, name: str, known: tuple[str, ...], source: str, index: int):
     if value not in known:
         raise ValueError(f"{source}, row {index}: `{name}` is {value!r}; it must be {' or '.join(known)}.")
-
-
-# --------------------------------------------------------------------------------------------------- the arithmetic
 
 
 @dataclass(frozen=True)

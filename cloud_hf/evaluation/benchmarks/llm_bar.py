@@ -30,9 +30,6 @@ _SPELLINGS = {
 }
 
 
-# --------------------------------------------------------------------------------------------------------- the rows
-
-
 def load(names: Sequence[str] | None = None) -> list[BenchmarkRow]:
     """
     Load LLMBar, by default the official files of the five subsets.
@@ -63,9 +60,6 @@ def _read_row(source: str, index: int, row: dict) -> BenchmarkRow:
 
 def _subset(name: str) -> str:
     return _SPELLINGS.get(name.lower(), name)
-
-
-# --------------------------------------------------------------------------------------------------- the arithmetic
 
 
 def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> BenchmarkScores:

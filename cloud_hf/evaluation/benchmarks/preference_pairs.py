@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from ..metrics.calibration import Calibration, calibrate
-from ..rows import BenchmarkRow, check_pairs, make_pair, pair_rewards, read_sources
-from ..stats import BenchmarkScores, Estimate, share
+from ..rows import BenchmarkRow, check_pairs, finite_rewards, make_pair, pair_rewards, read_sources
+from ..stats import BenchmarkScores, Estimate, group, share
 
 
 def load(names: Sequence[str], split: str = "test", config: str | None = None) -> list[BenchmarkRow]:
@@ -60,23 +60,19 @@ def score_preferences(
         )
     if not len(chosen):
         raise ValueError("There are no pairs to score.")
-    better, worse = np.array(chosen, dtype=float), np.array(rejected, dtype=float)
-    if (bad := ~(np.isfinite(better) & np.isfinite(worse))).any():
-        raise ValueError(f"Row {int(bad.argmax())}: a reward is not a number, or infinite.")
+    better, worse = finite_rewards(chosen, rejected)
     margins, right = better - worse, better > worse
     ties = int((better == worse).sum())
-    gathered: dict[str, list[float]] = {}
-    for subset, outcome in zip(subsets, right, strict=True):
-        gathered.setdefault(str(subset), []).append(float(outcome))
+    outcomes = right.astype(float).tolist()
     return PreferenceScores(
-        accuracy=share(right.astype(float).tolist()),
+        accuracy=share(outcomes),
         accuracy_ties_half=float((right.sum() + ties / 2) / len(right)),
         ties=ties,
         margin=float(margins.mean()),
         margin_median=float(np.median(margins)),
         margin_std=float(margins.std()),
         calibration=calibrate(margins, num_bins),
-        subsets={name: share(outcomes) for name, outcomes in gathered.items()},
+        subsets={name: share(values) for name, values in group(map(str, subsets), outcomes).items()},
     )
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 
-from ..rows import BenchmarkRow, check_pairs, make_pair, read_sources, split_rewards
-from ..stats import BenchmarkScores, by_subset, collect_scores, share, weighted_mean
+from ..rows import BenchmarkRow, check_pairs, finite_rewards, make_pair, read_sources, split_rewards
+from ..stats import BenchmarkScores, by_subset, collect_scores, group, share, weighted_mean
 
 
 HUB_ID = "allenai/reward-bench"
@@ -38,9 +38,6 @@ PRIOR_SETS = ("anthropic_helpful", "anthropic_hhh", "shp", "summarize")
 PRIOR_SETS_WEIGHT = 0.5
 
 
-# --------------------------------------------------------------------------------------------------------- the rows
-
-
 def load(names: Sequence[str] | None = None, prior_sets: bool = False) -> list[BenchmarkRow]:
     """
     Load RewardBench, by default the split `filtered` of `allenai/reward-bench`; `prior_sets` adds the four of
@@ -58,9 +55,6 @@ def load(names: Sequence[str] | None = None, prior_sets: bool = False) -> list[B
             for source, index, row in read_sources([PRIOR_SETS_HUB_ID], name):
                 rows.append(make_pair("Prior sets", source, index, row, name))
     return check_pairs(rows)
-
-
-# --------------------------------------------------------------------------------------------------- the arithmetic
 
 
 def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> BenchmarkScores:
@@ -136,11 +130,8 @@ def score_reward_bench(
         raise ValueError(
             f"{len(subsets)} subsets, {len(chosen)} chosen and {len(rejected)} rejected rewards: give equally many."
         )
-    outcomes: dict[str, list[float]] = {}
-    for place, (subset, right, wrong) in enumerate(zip(subsets, chosen, rejected, strict=True)):
-        if not (math.isfinite(right) and math.isfinite(wrong)):
-            raise ValueError(f"Row {place}: a reward is not a number, or infinite.")
-        outcomes.setdefault(subset, []).append(float(right > wrong))
+    better, worse = finite_rewards(chosen, rejected)
+    outcomes = group(subsets, (better > worse).astype(float).tolist())
     official = {name: _percent(outcomes, weights) for name, weights in _figure_weights(outcomes).items()}
     pooled = _pooled(outcomes)
     prior_sets = official.pop("Prior Sets", math.nan)

@@ -17,9 +17,6 @@ TIES = "Ties"
 SUBSETS = (*BEST_OF_FOUR, TIES)
 
 
-# --------------------------------------------------------------------------------------------------------- the rows
-
-
 def load(names: Sequence[str] | None = None) -> list[BenchmarkRow]:
     """
     Load RewardBench 2, by default the split `test` of `allenai/reward-bench-2`.
@@ -56,9 +53,6 @@ def _check_number_of_chosen(row: BenchmarkRow, source: str):
             )
     elif chosen != 1:
         raise ValueError(f"{source}, row {row.id!r}: {chosen} chosen responses; rows of {row.subset} have one.")
-
-
-# --------------------------------------------------------------------------------------------------- the arithmetic
 
 
 def best_of(chosen: Sequence[float], rejected: Sequence[float]) -> float:

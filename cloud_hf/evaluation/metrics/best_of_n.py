@@ -124,8 +124,8 @@ class BestOfN:
     Best-of-N by reward.
 
     Args:
-        problems (`int`):
-            Problems scored.
+        problems, dropped (`int`):
+            Problems scored, and problems left out because they are too long.
         rates (`dict[int, float]`):
             For each n, the expected correctness of the best of n candidates drawn without replacement. Equal rewards
             share the choice. `rates[1]` is chance.
@@ -133,8 +133,6 @@ class BestOfN:
             Standard error of each rate over problems; NaN for a single problem.
         oracle (`dict[int, float]`):
             The rates of a perfect choice among the n.
-        dropped (`int`):
-            Problems left out because they are too long.
     """
 
     problems: int

@@ -51,8 +51,6 @@ def calibrate(margins: ArrayLike, num_bins: int = 10) -> Calibration:
     return Calibration(_mean_loss(margins), distance, tuple(filled), temperature, at_temperature)
 
 
-# ------------------------------------------------------------------------------- metrics of margins, with intervals
-
 # From the margins of P pairs and B resamples of their weights, shape (B, P), to one value per resample
 Statistic = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -80,7 +78,7 @@ def estimate(statistic: Statistic, margins: ArrayLike, rows: ArrayLike) -> Estim
     margins, rows = np.array(margins, dtype=float), np.array(rows)
     interval = interval_over_rows(int(rows.max()) + 1, lambda counts_BR: statistic(margins, counts_BR[:, rows]))
     value = float(statistic(margins, np.ones((1, len(margins))))[0])
-    return Estimate(value, len(margins), None if interval is None else (float(interval[0]), float(interval[1])))
+    return Estimate(value, len(margins), interval)
 
 
 def _confidence(margins: np.ndarray, num_bins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -30,18 +30,14 @@ class PairEvaluation:
     How often a model prefers the chosen response.
 
     Args:
-        n (`int`):
-            Pairs scored.
+        n, ties (`int`):
+            Pairs scored, and those with equal rewards.
         accuracy (`float`):
             Share with a strictly higher reward for the chosen response; a tie counts as wrong.
         ci95 (`tuple[float, float]`):
             Wilson interval of the accuracy at 95 %.
-        ties (`int`):
-            Pairs with equal rewards.
-        dropped (`int`):
-            Pairs left out because they are too long.
-        shortened (`int`):
-            Pairs scored with a shortened prompt.
+        dropped, shortened (`int`):
+            Pairs left out because they are too long, and pairs scored with a shortened prompt.
         critiques_cut (`float`):
             Share of critiques that were cut at the token budget.
         by_group (`dict[str, dict]`):

@@ -36,6 +36,8 @@ class SelectiveAccuracy:
         reach = self.oracle.area.value - self.random
         return None if reach < 1e-12 else (self.curves[name].area.value - self.random) / reach
 
+    gain = normalised_aurc  # its name in version 0.1
+
     def summary(self) -> dict[str, Any]:
         """Return the curves for JSON."""
         curves = {name: {**asdict(curve), "gain": self.normalised_aurc(name)} for name, curve in self.curves.items()}
@@ -79,12 +81,11 @@ def _curve(right: np.ndarray, certainty: np.ndarray, rows: np.ndarray) -> Select
     value = float(area(np.ones((1, num_rows)))[0])
     # If all pairs are alike, so are all resamples
     interval = interval_over_rows(num_rows, area) if np.ptp(right) else None
-    estimate = Estimate(value, len(right), None if interval is None else (float(interval[0]), float(interval[1])))
     # Between two steps the mean over random orders of equally certain pairs is linear
     sizes, rights = np.r_[0, np.add.reduceat(np.ones_like(right), starts)], np.r_[0, np.add.reduceat(right, starts)]
     kept = len(right) * (1 - np.array(FRACTIONS))
     accuracy = np.interp(kept, sizes.cumsum(), rights.cumsum()) / kept
-    return SelectiveCurve(tuple(accuracy.tolist()), estimate)
+    return SelectiveCurve(tuple(accuracy.tolist()), Estimate(value, len(right), interval))
 
 
 def _area(kept: np.ndarray, kept_right: np.ndarray) -> np.ndarray:
@@ -101,3 +102,7 @@ def _area(kept: np.ndarray, kept_right: np.ndarray) -> np.ndarray:
     # The first step starts at an accuracy of 0 / 0 and has no bend; a resample may lack all pairs of a step
     inner = np.where((before > 0) & (kept > 0), bend, 0.0)
     return (kept_right + inner).sum(1) / kept.sum(1)
+
+
+# Their names in version 0.1
+RejectionCurve, Rejection, rejection = SelectiveCurve, SelectiveAccuracy, selective_accuracy

@@ -30,6 +30,9 @@ class AccuracyCurve:
     intervals: tuple[tuple[float, float], ...]
 
 
+Curve = AccuracyCurve  # its name in version 0.1
+
+
 @dataclass(frozen=True)
 class SelfConsistency:
     """Self-consistency of a model on a set."""

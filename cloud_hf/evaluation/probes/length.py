@@ -67,8 +67,7 @@ def correlation(rows: Sequence[ProbedRow], within_rows: bool = False) -> Estimat
     def of_places(places: np.ndarray) -> np.ndarray:
         return np.array([_spearman([parts[place] for place in drawn]) for drawn in places])
 
-    interval = percentile_interval([len(parts)], of_places, _RESAMPLES)
-    return Estimate(value, len(parts), None if interval is None else (float(interval[0]), float(interval[1])))
+    return Estimate(value, len(parts), percentile_interval([len(parts)], of_places, _RESAMPLES))
 
 
 def _spearman(parts: list[np.ndarray]) -> float:

@@ -165,9 +165,6 @@ class Probe:
     most_rows: int | None = None
 
 
-# ------------------------------------------------------------------------------------------- measures that probes share
-
-
 def labels_of(rows: Sequence[ProbedRow]) -> list[str]:
     """List the labels of all variants in order of appearance."""
     return list(dict.fromkeys(label for row in rows for label, _ in row.variants))

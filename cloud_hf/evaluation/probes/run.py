@@ -10,6 +10,7 @@ import numpy as np
 from ...critique_format import CritiqueFormat
 from ...scoring import Score
 from ..journaled_scorer import JournaledScorer
+from ..stats import group
 from .answers import EMPTY_AND_REFUSALS, TRIVIAL_ANSWERS
 from .batch import BATCH_POSITION
 from .injection import FORGED_CRITIQUES, SPECIAL_TOKENS, stays_text
@@ -42,10 +43,8 @@ class ProbeResult:
     Args:
         name, title, about (`str`):
             The probe; see [`Probe`].
-        rows (`int`):
-            Rows probed.
-        left_out (`int`):
-            Altered chats that were not scored, because they do not fit the model's context or its format refuses them.
+        rows, left_out (`int`):
+            Rows probed, and altered chats that do not fit the model's context or that its format refuses.
         measures (`list[Measure]`):
             Measures over the rows of all sets.
         by_dataset (`dict[str, list[Measure]]`):
@@ -162,9 +161,6 @@ def run_probes(
             Tell the scorer the chats' lengths; see [`JournaledScorer.score`].
         **options:
             Further options of [`Scorer`].
-
-    Returns:
-        `list[ProbeResult]`
     """
     drawn = draw_rows(rows, num_rows, draw_seed)
     options["max_new_tokens"] = max_new_tokens
@@ -245,9 +241,7 @@ def _measure(name: str, probe: Probe, parts: Sequence[_AlteredRow], scores: Iter
     for part in parts:
         scored = [ScoredVariant(chat.variant, next(scores), chat.stays_text) for chat in part.chats]
         probed.append(ProbedRow(part.row, {(found.variant.label, found.variant.place): found for found in scored}))
-    by_dataset: dict[str, list[ProbedRow]] = {}
-    for row in probed:
-        by_dataset.setdefault(row.row.dataset, []).append(row)
+    by_dataset = group([row.row.dataset for row in probed], probed)
     if len(by_dataset) == 1:
         by_dataset = {}
     return ProbeResult(

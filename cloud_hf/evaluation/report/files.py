@@ -16,14 +16,7 @@ from ..outcomes import Evaluation, compare
 from ..sets import ModelResults
 from ..stats import json_safe
 from ..tables import Section, file_name, picture_name, render
-from .plots import (
-    plot_benchmarks,
-    plot_margins,
-    plot_probe,
-    plot_rejection,
-    plot_reliability,
-    plot_self_consistency,
-)
+from .plots import plot_benchmarks, plot_margins, plot_probe, plot_rejection, plot_reliability, plot_self_consistency
 from .sections import (
     critique_section,
     has_measures,

@@ -181,11 +181,7 @@ def plot_reward_distributions(arms: Mapping[str, tuple[list[float], list[float]]
 
 
 def plot_curves(
-    models: Mapping[str, Curve],
-    yardsticks: Mapping[str, Curve],
-    quality: str,
-    is_share: bool,
-    path: Path,
+    models: Mapping[str, Curve], yardsticks: Mapping[str, Curve], quality: str, is_share: bool, path: Path
 ):
     """
     Draw best-of-N curves with one standard error over prompts, and baselines in grey.
