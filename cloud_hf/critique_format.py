@@ -488,7 +488,7 @@ class CritiqueFormat:
             raise ValueError(f"The chat template does not show the text of the last {role} turn.")
         tail = text[text.rindex(_SLOT) + 1 :]
         end = self._control_pattern.match(tail)
-        token_id = self.tokenizer.convert_tokens_to_ids(end.group()) if end else None
+        token_id = self.tokenizer.convert_tokens_to_ids(end.group()) if end else -1
         if end is None or token_id not in self._control_id_set:
             other = "assistant" if role == "user" else "user"
             hint = f" Try `critique_role={other!r}`, or a" if self.critique else " Use a"

@@ -148,14 +148,14 @@ def attach_adapter(
     if not isinstance(own_config, LoraConfig):
         kind = getattr(own_config.peft_type, "value", own_config.peft_type)
         raise ValueError(f"{name} is a {kind} adapter; LoRA adapters can be used.")
-    peft_config = peft_config or own_config
+    config = own_config if peft_config is None else peft_config
     weights = load_peft_weights(name, device="cpu", **hub_kwargs)
     if not isinstance(read_model_config(name, **hub_kwargs), CLoudConfig):
-        if isinstance(peft_config.target_modules, str):  # a pattern that matches complete module names
-            peft_config.target_modules = rf"language_model\.(?:{peft_config.target_modules})"
+        if isinstance(config.target_modules, str):  # a pattern that matches complete module names
+            config.target_modules = rf"language_model\.(?:{config.target_modules})"
         weights = {_NESTED + key.removeprefix(_PLAIN): weight for key, weight in weights.items()}
-    peft_config.inference_mode = not trainable
-    adapted = adapt(model, peft_config)
+    config.inference_mode = not trainable
+    adapted = adapt(model, config)
     own_weights = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     if not is_deepspeed_zero3_enabled():  # partitioned parameters have placeholder shapes
         _check_weights(name, weights, own_weights)

@@ -374,17 +374,16 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         hidden_BTH = self.trunk(input_ids=input_ids, inputs_embeds=inputs_embeds, **kwargs).last_hidden_state
         B, T, _ = hidden_BTH.shape
         device = hidden_BTH.device  # with a device_map, the trunk can end on another device than it starts on
-        if reward_positions is None:
-            reward_positions = _last_real_position(attention_mask, B, T, device)
-        reward_positions = reward_positions.to(device)
-        rows_B = torch.arange(B, device=device) if segments is None else torch.zeros_like(reward_positions)
-        output = CLoudOutput(logits=self.reward_from_hidden(hidden_BTH[rows_B, reward_positions]))
+        found = _last_real_position(attention_mask, B, T, device) if reward_positions is None else reward_positions
+        positions_B = found.to(device)
+        rows_B = torch.arange(B, device=device) if segments is None else torch.zeros_like(positions_B)
+        output = CLoudOutput(logits=self.reward_from_hidden(hidden_BTH[rows_B, positions_B]))
         if labels is not None:
             labels_BT = labels[:, 1:].to(device)
-            sequence_P = _labelled_sequences(labels_BT, None if segments is None else reward_positions)
+            sequence_P = _labelled_sequences(labels_BT, None if segments is None else positions_B)
             loss_P = self._lm_losses(hidden_BTH[:, :-1], labels_BT, lm_loss_chunks)
             output.lm_loss = loss_P.sum() / max(1, len(sequence_P))
-            zeros_B = loss_P.new_zeros(len(reward_positions))
+            zeros_B = loss_P.new_zeros(len(positions_B))
             output.lm_loss_sums = zeros_B.index_add(0, sequence_P, loss_P.detach()[: len(sequence_P)])
             output.lm_loss_counts = zeros_B.index_add(0, sequence_P, torch.ones_like(sequence_P, dtype=zeros_B.dtype))
         return output

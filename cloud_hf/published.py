@@ -50,11 +50,10 @@ def native_config(
     base = config.get("base_model_name_or_path") if base is None else str(base)
     if base is not None and not isinstance(base, str):
         raise ValueError(f"The checkpoint's config has the `base_model_name_or_path` {base!r}, which is not a name.")
-    if text_config is None:
-        text_config = _read_architecture(base, hub_kwargs)
-    if not isinstance(text_config, dict | PreTrainedConfig):
+    architecture = _read_architecture(base, hub_kwargs) if text_config is None else text_config
+    if not isinstance(architecture, dict | PreTrainedConfig):
         raise ValueError(f"`text_config` is {text_config!r:.60}; give a config or a dictionary.")
-    text_config = dict(text_config) if isinstance(text_config, dict) else text_config.to_dict()
+    text_config = dict(architecture) if isinstance(architecture, dict) else architecture.to_dict()
     # `base` may be a quantised copy of the language model; the checkpoint's weights are not quantised
     text_config.pop("quantization_config", None)
     native = {"critique": FEEDBACK_METHODS[method], "format": "reference", "base_model_name_or_path": base}

@@ -267,7 +267,7 @@ class CompletionClient:
                 except (APIConnectionError, APIStatusError, TimeoutError, _BadAnswer) as error:
                     reason = self._stop_if_final(server, error)
                     # A 429 does not count as a failure while the server answers other requests
-                    busy = isinstance(error, APIStatusError) and error.status_code == 429
+                    busy = getattr(error, "status_code", None) == 429
                     failures = 0 if busy and self.counts.answered > answered else failures + 1
                     answered = self.counts.answered
                     if failures <= self.max_retries:
@@ -322,7 +322,7 @@ class CompletionClient:
         if not isinstance(ids, list) or not all(type(token_id) is int and 0 <= token_id < 2**31 for token_id in ids):
             raise _BadAnswer(f"an answer whose token ids are {ids!r:.60}")
 
-    def _stop_if_final(self, server: _Server, error: Exception) -> str:
+    def _stop_if_final(self, server: _Server, error: Any) -> str:
         """Raise if a retry is useless, otherwise describe the error."""
         if isinstance(error, APIStatusError):
             what = self._describe(error)
@@ -339,7 +339,7 @@ class CompletionClient:
             return f"no answer within {self._request_timeout:g} s"
         return _cause(error) if isinstance(error, APIConnectionError) else str(error)
 
-    async def _back_off(self, server: _Server, error: Exception, failures: int):
+    async def _back_off(self, server: _Server, error: Any, failures: int):
         seconds = min(_FIRST_WAIT * 2 ** max(failures - 1, 0), _LONGEST_WAIT) * random.uniform(0.5, 1.0)
         if isinstance(error, APIStatusError) and (asked := _retry_after(error.response)) is not None:
             # Applies to all requests to this server; the short random wait spreads their return

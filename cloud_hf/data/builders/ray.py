@@ -43,7 +43,9 @@ def connect(address: str | None = None):
     this machine, or starts one.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(address=address, include_dashboard=False, ignore_reinit_error=True)
+    ray.init(  # pyright: ignore[reportAttributeAccessIssue]  # without Ray, pyright takes this file for it
+        address=address, include_dashboard=False, ignore_reinit_error=True
+    )
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class RayEngines:
         read before an engine starts, and wait in Ray's object store. Answers have `row`, `key`, `max_new_tokens` and `generated_tokens`, or
         `__inference_error__` with the reason for a failure.
         """
-        blocks = [ray.put(table) for table in _tables(requests, self.batch_size)]
+        blocks = [ray.put(table) for table in _tables(requests, self.batch_size)]  # pyright: ignore[reportAttributeAccessIssue]
         if not blocks:
             return
         kept = (*_PASSED_ON, "generated_tokens")

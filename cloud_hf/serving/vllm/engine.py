@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from contextlib import ExitStack, aclosing
 
 from transformers import AutoTokenizer
-from vllm import AsyncEngineArgs, RequestOutput
+from vllm import AsyncEngineArgs, RequestOutput  # pyright: ignore[reportAttributeAccessIssue]
 from vllm.inputs import TokensInput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM

@@ -11,7 +11,7 @@ of turn that closes the critique, and no other end of turn.
 A logits processor (`processor.py`, `processor_v2.py`) closes critiques that run out of budget, so that each has a reward.
 """
 
-from vllm import ModelRegistry
+from vllm import ModelRegistry  # pyright: ignore[reportAttributeAccessIssue]
 from vllm.config import ModelConfig, VllmConfig
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 

@@ -1,7 +1,7 @@
 """Closes critiques that run out of budget, so that every request has a reward (vLLM's V2 model runner, GPUs' default)."""
 
 import torch
-from vllm import SamplingParams
+from vllm import SamplingParams  # pyright: ignore[reportAttributeAccessIssue]
 from vllm.config import VllmConfig
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from vllm import CompletionOutput, RequestOutput, SamplingParams
+from vllm import CompletionOutput, RequestOutput, SamplingParams  # pyright: ignore[reportAttributeAccessIssue]
 from vllm.config import VllmConfig
 from vllm.inputs import TokensInput, tokens_input
 from vllm.platforms import current_platform

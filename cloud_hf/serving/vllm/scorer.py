@@ -7,7 +7,7 @@ from functools import partial
 
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer
-from vllm import LLM, LLMEngine, RequestOutput, SamplingParams
+from vllm import LLM, LLMEngine, RequestOutput, SamplingParams  # pyright: ignore[reportAttributeAccessIssue]
 from vllm.inputs import TokensInput
 
 from ...configuration_cloud import read_config
