@@ -486,7 +486,7 @@ def test_arguments_that_do_not_go_together(options, says, models, tmp_path):
         ({"baseline_answers": ["math={data}/math.jsonl"]}, "no file for the questions of the category 'poem'"),
         ({"baseline_answers": ["{data}/math.jsonl", "{data}/poem.jsonl"]}, "'q0' has a second answer"),
         ({"arena_hard": "{data}/absent.jsonl"}, "no such file"),
-        ({"judge_prompt_file": "{data}/math.jsonl"}, "must hold it once"),
+        ({"judge_prompt_file": "{data}/math.jsonl"}, "must contain it once"),
         ({"judge_system_file": ["{data}/math.jsonl"]}, "does not mention the verdict"),
         ({"judge_base_url": ["nowhere"]}, "must start with http"),
     ],
