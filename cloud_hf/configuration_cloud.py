@@ -135,17 +135,7 @@ class CLoudConfig(PreTrainedConfig):
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> "CLoudConfig":
         r"""
         Read a config. A published checkpoint's (it has a `feedback_method` and no `text_config`) becomes a config with
-        `format="reference"`.
-
-        Args:
-            pretrained_model_name_or_path (`str`):
-                Hub id or folder.
-            text_config (`PreTrainedConfig` or `dict`, *optional*):
-                For a published checkpoint: architecture of the language model, if the base cannot be reached.
-            base_model_name_or_path (`str`, *optional*):
-                For a published checkpoint: replaces the base that it names.
-            **kwargs:
-                As in transformers.
+        `format="reference"`; `text_config` and `base_model_name_or_path` are as in [`CLoudForRewardModeling.from_pretrained`].
 
         Raises:
             `ValueError`: If the config has neither layout, or the base of a published one cannot be reached.
@@ -198,7 +188,9 @@ _NEITHER_LAYOUT = (
 
 
 def spell_critique_prompt(critique_prompt: str | None, format: str) -> str:
-    """Return the critique prompt in a format's spelling, by default the published sentence. Only `"reference"` keeps trailing white space."""
+    """
+    Spell a critique prompt, by default the published sentence, as a format does: only `"reference"` keeps trailing white space.
+    """
     if format == "reference":
         return f"{DEFAULT_CRITIQUE_PROMPT} " if critique_prompt is None else critique_prompt
     return DEFAULT_CRITIQUE_PROMPT if critique_prompt is None else critique_prompt.rstrip()

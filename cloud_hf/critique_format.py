@@ -514,12 +514,10 @@ class ReferenceFormat(CritiqueFormat):
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             A fast tokenizer with a chat template that ends user and assistant turns with the same token, as Llama 3 does.
-        critique (`bool`, *optional*, defaults to `True`):
-            `False` for a classic reward model.
         critique_prompt (`str`, *optional*):
             Text that opens the critique turn, including the trailing space that joins a critique in training.
-        critique_role, keep_thinking, chat_template_kwargs:
-            See [`CritiqueFormat`]; only the last can be changed.
+        critique, critique_role, keep_thinking, chat_template_kwargs:
+            See [`CritiqueFormat`]; the role and `keep_thinking` cannot be changed.
 
     Raises:
         `ValueError`: As in [`CritiqueFormat`], and if user and assistant turns end differently.

@@ -160,9 +160,6 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             **kwargs:
                 Passed to `from_pretrained` (`dtype`, `attn_implementation`, `device_map`, `revision`, …).
 
-        Returns:
-            [`CLoudForRewardModeling`]
-
         Raises:
             `ValueError`: If `base` is already a reward model, or its chat template cannot hold a critique.
         """
@@ -233,8 +230,6 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         Unlike in transformers, missing weights are an error: rewards from a random head look like any others.
 
         Args:
-            pretrained_model_name_or_path (`str` or `Path`):
-                Hub id or folder.
             text_config (`PreTrainedConfig` or `dict`, *optional*):
                 Architecture of the language model, if the base that a published checkpoint names cannot be reached.
                 The weights are always the checkpoint's.

@@ -16,10 +16,6 @@ class CLoudPipeline(Pipeline):
     Writes critiques of responses and returns their rewards. `import cloud_hf` registers it as `"critique-reward"`.
 
     Args:
-        model ([`CLoudForRewardModeling`]):
-            CLoud or classic.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            The model's tokenizer; no pad token is needed.
         batch_size (`int`, *optional*, defaults to `1`):
             Sequences per forward pass.
         num_critiques, temperature, max_new_tokens, seed, critique_prompt (*optional*):
@@ -31,8 +27,6 @@ class CLoudPipeline(Pipeline):
     Examples:
 
     ```python
-    >>> import cloud_hf
-    >>> from transformers import pipeline
     >>> judge = pipeline("critique-reward", model="org/my-cloud-rm")
     >>> messages = [{"role": "user", "content": "What is 2+2?"}, {"role": "assistant", "content": "4"}]
     >>> judge({"messages": messages}, max_new_tokens=256)
@@ -65,8 +59,7 @@ class CLoudPipeline(Pipeline):
                 `batch_size` and the options of [`CLoudPipeline`].
 
         Returns:
-            `dict`, a `list` or an iterator of them: `reward`, `critique`, `rewards`, `critiques`, `reward_std` and
-            `finish_reasons`, as in [`Score`].
+            `dict`, a `list` or an iterator of them: the fields of [`Score`] but `critique_ids`.
 
         Raises:
             `ValueError`: If an input or option is not usable; the message names the row, counted from 0.

@@ -40,13 +40,9 @@ _T = TypeVar("_T")
 
 class TransformersScorer:
     """
-    [`Scorer`] over a [`CLoudForRewardModeling`] in this process.
+    [`Scorer`] over a [`CLoudForRewardModeling`], or a PEFT model around it, in this process.
 
     Args:
-        model ([`CLoudForRewardModeling`]):
-            CLoud or classic, or a PEFT model around it.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            The model's tokenizer.
         batch_size (`int`, *optional*, defaults to `16`):
             Sequences per forward pass.
         show_progress (`bool`, *optional*, defaults to `False`):

@@ -47,8 +47,6 @@ def reward_func(queries: list[str], prompts: list[str], labels: list, **kwargs) 
             Prompts with their responses, rendered with the policy's chat template, including special tokens.
         prompts (`list[str]`):
             The rendered prompts. All text after the prompt is the response, even if it spells a turn.
-        labels (`list`):
-            Not used.
 
     Returns:
         `dict`: `rewards` and `scores`, which are both the rewards (a range for dynamic filtering is therefore in rewards,

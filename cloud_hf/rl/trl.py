@@ -78,17 +78,8 @@ def cloud_reward(scorer: Scorer, **options) -> Callable[..., list[float | None]]
 
 def async_cloud_reward(client, **options) -> Callable:
     """
-    Make an asynchronous [`cloud_reward`] over a client's `ascore`, which TRL awaits together with its other async reward
-    functions.
-
-    Args:
-        client ([`~serving.CLoudClient`]):
-            An object whose `ascore` takes the arguments of [`Scorer`].
-        **options:
-            See [`cloud_reward`].
-
-    Returns:
-        `Callable`: An async function for `reward_funcs`.
+    Make an asynchronous [`cloud_reward`] over an object with an `ascore`, such as [`~serving.CLoudClient`]. TRL awaits it
+    together with its other async reward functions. `options` are those of [`cloud_reward`].
 
     Examples:
 

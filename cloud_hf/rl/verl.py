@@ -41,18 +41,14 @@ async def compute_score(
     Judge one response.
 
     Args:
-        data_source (`str`):
-            Not used.
+        data_source, ground_truth, reward_model_tokenizer:
+            Passed by verl and not used.
         solution_str (`str`):
             The response.
-        ground_truth (`Any`):
-            Not used: the reward model does not need the right answer.
         extra_info (`dict`):
             Holds the prompt (chat messages or a string) as `prompt`, `raw_prompt` or `question`.
         reward_router_address (`str`, *optional*):
             Host and port of the reward server. Defaults to the address in CLOUD_REWARD_URL.
-        reward_model_tokenizer (`Any`, *optional*):
-            Not used: the server has the model's tokenizer.
         num_critiques, temperature, max_new_tokens, seed:
             See [`Scorer`]; set them with `reward_kwargs`.
         unjudgeable_reward (`float`, *optional*):

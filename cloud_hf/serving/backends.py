@@ -83,7 +83,6 @@ def open_backend(
 
     Raises:
         `ValueError`: If `name` is not a reward model, or the server's model is of the other kind.
-        `RewardServerError`: If the server cannot be reached.
     """
     if args.backend == "vllm":
         from .vllm.scorer import CLoudVLLM

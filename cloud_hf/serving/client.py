@@ -31,15 +31,8 @@ class RewardServerError(RuntimeError):
 @dataclass(frozen=True)
 class ServedModel:
     """
-    Properties of a server's model.
-
-    Args:
-        name (`str`):
-            Its name on the server.
-        critique (`bool`):
-            Whether it writes critiques.
-        context_length (`int`, *optional*):
-            Longest sequence in tokens, including the critique; `None` if there is no limit.
+    Properties of a server's model; `context_length` is its longest sequence in tokens, including the critique, or `None` if
+    there is no limit.
     """
 
     name: str
@@ -120,10 +113,8 @@ class CLoudClient:
 
     def served_model(self) -> ServedModel:
         """
-        Ask the server which model it has.
-
-        Raises:
-            `RewardServerError`: If the server cannot be reached, is not ready, or is not a reward server.
+        Ask the server which model it has. Raises [`RewardServerError`] if the server cannot be reached, is not ready, or is not a
+        reward server.
         """
         url = f"{self.base_url}/health"
         try:
@@ -163,14 +154,7 @@ class CLoudClient:
         on_score: OnScore | None = None,
     ) -> list[Score]:
         """
-        Judge responses.
-
-        Args:
-            prompts, responses, num_critiques, temperature, max_new_tokens, critiques, seed, on_score:
-                See [`~cloud_hf.scoring.Scorer`].
-
-        Returns:
-            `list[Score]`: In input order.
+        Judge responses; see [`~cloud_hf.scores.Scorer`].
 
         Raises:
             `ValueError`: If the server refuses an argument or a row; the message names the row.

@@ -57,9 +57,6 @@ def make_app(
         chats ([`RenderedChats`], *optional*):
             Reads the chat template of the policy whose rollouts OpenRLHF or LLaMA-Factory send. Without it their routes
             answer 501.
-
-    Returns:
-        `FastAPI`
     """
     limits, metrics, lifecycle = limits or Limits(), Metrics(), Lifecycle()
     service = RewardService(engine, limits, metrics, lifecycle, chats)
@@ -106,15 +103,9 @@ _IDLE_TICKS = 3
 
 class RewardServer(uvicorn.Server):
     """
-    Uvicorn with a graceful shutdown: on SIGTERM or SIGINT it finishes running requests and answers new ones with 503.
-    A second signal stops it at once. (Uvicorn alone would close its socket first, and new clients could not tell a server
-    that restarts from one that crashed.)
-
-    Args:
-        config ([`~uvicorn.Config`]):
-            Config of an app of [`make_app`].
-        shutdown_grace (`float`, *optional*, defaults to `30.0`):
-            Seconds that running requests have to finish, before they are cancelled and answered with 503, too.
+    Uvicorn with a graceful shutdown: on SIGTERM or SIGINT it finishes running requests and answers new ones with 503. After
+    `shutdown_grace` seconds it cancels the running ones, too; a second signal stops it at once. (Uvicorn alone would close its
+    socket first, and new clients could not tell a server that restarts from one that crashed.)
     """
 
     def __init__(self, config: uvicorn.Config, shutdown_grace: float = 30.0):

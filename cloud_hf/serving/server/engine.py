@@ -26,16 +26,11 @@ class RewardEngine(Protocol):
     """
     A backend that serves many requests at once. Cancelling the task that awaits [`RewardEngine.score`], or closing the
     generator of [`RewardEngine.stream`], cancels the work. Both raise [`EngineDeadError`] after the engine has stopped.
-
-    Attributes:
-        name (`str`): The model's name.
-        critique (`bool`): Whether the model writes critiques.
-        context_length (`int`, *optional*): Its longest sequence in tokens, including the critique; `None` if unknown.
     """
 
     name: str
     critique: bool
-    context_length: int | None
+    context_length: int | None  # in tokens, including the critique; `None` if unknown
 
     def check(self, prompt, response: str, max_new_tokens: int, critiques: list[str] | None = None) -> None:
         """

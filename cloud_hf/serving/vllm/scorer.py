@@ -37,7 +37,6 @@ class CLoudVLLM:
     Examples:
 
     ```python
-    >>> from cloud_hf.serving import CLoudVLLM
     >>> scorer = CLoudVLLM("my-cloud-rm", max_model_len=4096)
     >>> [score] = scorer.score(["What is 2+2?"], ["4"], num_critiques=8, temperature=0.7)
     ```
