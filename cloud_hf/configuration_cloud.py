@@ -25,23 +25,10 @@ FORMATS = ("cloud", "reference")
 
 # Keys that transformers writes into a composite config, in addition to the fields of its base class
 _LIBRARY_KEYS = {
-    "attn_implementation",
-    "auto_map",
-    "bos_token_id",
-    "eos_token_id",
-    "experts_implementation",
-    "model_type",
-    "name_or_path",
-    "num_labels",
-    "output_attentions",
-    "pad_token_id",
-    "per_layer_config",
-    "quantization_config",
-    "tie_word_embeddings",
-    "torch_dtype",
-    "use_cache",
-    *GenerationConfig._get_default_generation_params(),
-}
+    "attn_implementation", "auto_map", "bos_token_id", "eos_token_id", "experts_implementation", "model_type", "name_or_path",
+    "num_labels", "output_attentions", "pad_token_id", "per_layer_config", "quantization_config", "tie_word_embeddings",
+    "torch_dtype", "use_cache", *GenerationConfig._get_default_generation_params(),
+}  # fmt: skip
 
 
 class CLoudConfig(PreTrainedConfig):

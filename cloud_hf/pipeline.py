@@ -8,7 +8,7 @@ from transformers import Pipeline
 from transformers.utils.chat_template_utils import Chat
 
 from .configuration_cloud import CLoudConfig
-from .scoring import Score
+from .scoring import Score, naming_row
 
 
 class CLoudPipeline(Pipeline):
@@ -113,14 +113,9 @@ class CLoudPipeline(Pipeline):
 
     def postprocess(self, score: Score) -> dict[str, Any]:
         """Convert a score to plain data."""
-        return {
-            "reward": score.reward,
-            "critique": score.critique,
-            "rewards": list(score.rewards),
-            "critiques": list(score.critiques),
-            "reward_std": score.reward_std,
-            "finish_reasons": list(score.finish_reasons),
-        }
+        fields = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(score).items()}
+        del fields["critique_ids"]
+        return fields
 
     def save_pretrained(self, save_directory, **kwargs):
         """
@@ -151,14 +146,10 @@ class CLoudPipeline(Pipeline):
         stream, start = iter(inputs), 0
         while chunk := list(islice(stream, at_once)):
             try:
-                scores: Any = self.forward([self._naming_row(row, item) for row, item in enumerate(chunk)], **options)
+                scores: Any = self.forward(
+                    [naming_row(row, self.preprocess, item) for row, item in enumerate(chunk)], **options
+                )
             except ValueError as error:
                 raise ValueError(f"After {start} inputs: {error}" if start else str(error)) from error
             yield from map(self.postprocess, scores)
             start += len(chunk)
-
-    def _naming_row(self, row: int, item) -> dict[str, Any]:
-        try:
-            return self.preprocess(item)
-        except ValueError as error:
-            raise ValueError(f"Row {row}: {error}") from error

@@ -27,6 +27,7 @@ __all__ = [
     "ScoringRequest",
     "TransformersScorer",
     "context_length",
+    "naming_row",
     "read_request",
     "report_scores",
     "score_with_transformers",
@@ -149,7 +150,7 @@ class ScoringRequest:
     def reread(self, row: int, samples: list[Sample]) -> list[EncodedCritique]:
         """Encode a row's written critiques again, for formats that read rewards from the re-tokenised text."""
         complete, prefix = self.critique_format.complete, self.prefixes[row]
-        return [_naming_row(row, complete, prefix, sample.critique_ids) for sample in samples]
+        return [naming_row(row, complete, prefix, sample.critique_ids) for sample in samples]
 
 
 def read_request(
@@ -191,7 +192,7 @@ def read_request(
         )
     context = context_length(config) if context is None else context
     prefixes = [
-        _naming_row(row, critique_format.encode_prefix, prompt, response)
+        naming_row(row, critique_format.encode_prefix, prompt, response)
         for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True))
     ]
     if changed := sum(prefix.response_changed for prefix in prefixes):
@@ -206,7 +207,7 @@ def read_request(
     if critiques is not None:
         texts = [[given] if isinstance(given, str) else list(given) for given in critiques]
         rows = [
-            [_naming_row(row, critique_format.complete, prefix, text) for text in row_texts]
+            [naming_row(row, critique_format.complete, prefix, text) for text in row_texts]
             for row, (prefix, row_texts) in enumerate(zip(prefixes, texts, strict=True))
         ]
         texts = [[text.strip() for text in row_texts] for row_texts in texts]
@@ -267,7 +268,8 @@ def _check_arguments(prompts, responses, sampling: Sampling, critiques):
             raise ValueError(f"Row {row}: `critiques` is {texts!r:.60}; give a string or a non-empty list of strings.")
 
 
-def _naming_row(row: int, function: Callable[..., _T], *args) -> _T:
+def naming_row(row: int, function: Callable[..., _T], *args) -> _T:
+    """Call `function`, and name the row in its `ValueError`."""
     try:
         return function(*args)
     except ValueError as error:

@@ -107,15 +107,13 @@ class _OneAtATime:
             return self.scorer.score(*args, **kwargs)
 
 
+_loaded = cache(_RewardModel)
+
+
 def _reward_model() -> _RewardModel:
     # `cache` alone would let two threads load the model at the same time
     with _loading:
-        return _loaded_reward_model()
-
-
-@cache
-def _loaded_reward_model() -> _RewardModel:
-    return _RewardModel()
+        return _loaded()
 
 
 def _load_scorer() -> Scorer:

@@ -197,20 +197,20 @@ class CLoudClient:
                 return self._read(row, response)
             message = f"status {response.status_code}: {_error_message(response)}"
             if response.status_code in _BAD_INPUT:
-                raise ValueError(self._describe(row, message))
+                raise self._error(row, message, ValueError)
             if response.status_code == _TOO_MANY_REQUESTS:
                 await self._wait_for_slot(row, message, response)
             elif response.status_code in _RETRIED:
                 await self._wait(row, message, _retry_after(response))
             else:
-                raise RewardServerError(self._describe(row, message))
+                raise self._error(row, message)
 
     async def _wait(self, row: _Row, what: str, at_least: float | None):
         """Sleep before the next try, or raise after the last one."""
         if row.failures == self.max_retries:
             seconds = time.monotonic() - row.started
             tries = f"given up after {row.failures + 1} tries in {seconds:.1f} s"
-            raise RewardServerError(self._describe(row, f"{what} ({tries})"))
+            raise self._error(row, f"{what} ({tries})")
         await asyncio.sleep(max(_backoff(row.failures), at_least or 0.0))
         row.failures += 1
 
@@ -218,7 +218,7 @@ class CLoudClient:
         """Sleep until the queue may have room. This counts no failure: the server works."""
         seconds = (_retry_after(response) or _FIRST_WAIT) * random.uniform(1.0, 1.5)
         if time.monotonic() - row.started + seconds > self.timeout:
-            raise RewardServerError(self._describe(row, f"{what} (for {self.timeout:g} s)"))
+            raise self._error(row, f"{what} (for {self.timeout:g} s)")
         await asyncio.sleep(seconds)
 
     def _read(self, row: _Row, response: httpx.Response) -> Score:
@@ -234,17 +234,13 @@ class CLoudClient:
                 critique_ids=tuple(map(tuple, result["critique_ids"])),
             )
         except (ValueError, KeyError, TypeError) as error:
-            raise RewardServerError(
-                self._describe(row, f"an answer that is not a reward server's: {error!r}")
-            ) from error
+            raise self._error(row, f"an answer that is not a reward server's: {error!r}") from error
         if len(score.rewards) != row.num_critiques:
-            raise RewardServerError(
-                self._describe(row, f"{len(score.rewards)} rewards for {row.num_critiques} critiques")
-            )
+            raise self._error(row, f"{len(score.rewards)} rewards for {row.num_critiques} critiques")
         return score
 
-    def _describe(self, row: _Row, what: str) -> str:
-        return f"Row {row.index}: {self.url}: {what}"
+    def _error(self, row: _Row, what: str, kind: type[Exception] = RewardServerError) -> Exception:
+        return kind(f"Row {row.index}: {self.url}: {what}")
 
     # -------------------------------------------------------------------------------------------------- connections
 

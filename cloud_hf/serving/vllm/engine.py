@@ -17,9 +17,9 @@ from ...configuration_cloud import read_config
 from ...critique_format import CritiqueFormat, EncodedCritique
 from ...generation import Sample
 from ...scores import Sampling, Score
-from ...scoring import ScoringRequest, read_request, with_rewards
+from ...scoring import ScoringRequest, with_rewards
 from ..server.engine import EngineDeadError, StablePrefix
-from .requests import READING_TOKENS, VLLMRequests, seed_for, servable_model
+from .requests import VLLMRequests, seed_for, servable_model
 
 
 # Seconds between a request's checks that the engine is alive
@@ -94,17 +94,8 @@ class VLLMEngine:
 
     def _read(self, prompt, response: str, sampling: Sampling, critiques: list[str] | None = None) -> ScoringRequest:
         with self._format_lock:
-            return read_request(
-                self.critique_format,
-                self.config,
-                [prompt],
-                [response],
-                sampling,
-                None if critiques is None else [critiques],
-                context=self._llm.model_config.max_model_len,
-                reserved_tokens=self._requests.reserved_tokens,
-                reading_tokens=READING_TOKENS,
-            )
+            given = None if critiques is None else [critiques]
+            return self._requests.read([prompt], [response], sampling, given, self._llm.model_config.max_model_len)
 
     def _writing(self, request: ScoringRequest, sampling: Sampling, **options) -> SamplingParams:
         seed = seed_for(sampling, request.prefixes[0], self._llm.vllm_config)

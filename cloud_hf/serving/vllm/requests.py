@@ -17,6 +17,7 @@ from ...generation import Sample, row_seed
 from ...loading import check_reward_model, is_adapter, load_reward_model, read_model_config
 from ...published import is_published
 from ...scores import Sampling
+from ...scoring import ScoringRequest, read_request
 
 
 # The reward token that closes a critique, and the end of turn that carries the reward
@@ -88,6 +89,22 @@ class VLLMRequests:
         """Tokens that must fit after a critique of full length."""
         # If the reward is read in a second pass, one more token shows whether the critique would have ended
         return CLOSING_TOKENS + self.critique_format.rereads_critiques
+
+    def read(
+        self, prompts: list, responses: list[str], sampling: Sampling, critiques: list | None, max_model_len: int
+    ) -> ScoringRequest:
+        """Check and encode the arguments of [`Scorer.score`]."""
+        return read_request(
+            self.critique_format,
+            self.config,
+            prompts,
+            responses,
+            sampling,
+            critiques,
+            context=max_model_len,
+            reserved_tokens=self.reserved_tokens,
+            reading_tokens=READING_TOKENS,
+        )
 
     def context_length(self, max_model_len: int) -> int:
         """Longest sequence in tokens, without those the engine needs to close a critique."""

@@ -14,8 +14,7 @@ from ...configuration_cloud import read_config
 from ...critique_format import CritiqueFormat, EncodedCritique
 from ...generation import Sample
 from ...scores import OnScore, Sampling, Score
-from ...scoring import read_request
-from .requests import READING_TOKENS, VLLMRequests, seed_for, servable_model
+from .requests import VLLMRequests, seed_for, servable_model
 
 
 class CLoudVLLM:
@@ -71,17 +70,8 @@ class CLoudVLLM:
     ) -> list[Score]:
         """Judge responses. See [`Scorer`]. With the same seed, samples differ from those of transformers."""
         sampling = Sampling(num_critiques, temperature, max_new_tokens, seed)
-        request = read_request(
-            self.critique_format,
-            self.config,
-            prompts,
-            responses,
-            sampling,
-            critiques,
-            context=self.llm.llm_engine.model_config.max_model_len,
-            reserved_tokens=self._requests.reserved_tokens,
-            reading_tokens=READING_TOKENS,
-        )
+        max_model_len = self.llm.llm_engine.model_config.max_model_len
+        request = self._requests.read(prompts, responses, sampling, critiques, max_model_len)
         scores: dict[int, Score] = {}
         with _Run(self.llm.llm_engine) as run, tqdm(total=len(responses), disable=not self.show_progress) as bar:
 
