@@ -338,9 +338,6 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             margin (`torch.Tensor`, *optional*):
                 Not used: [`~trl.RewardTrainer`] passes its entire batch to the model.
 
-        Returns:
-            [`CLoudOutput`]
-
         Raises:
             `ValueError`: If there are `segments` and the model's attention implementation cannot tell them apart.
         """

@@ -20,6 +20,7 @@ from servers_for_tests import BUDGET, free_port, make_engine, make_talker, servi
 
 from cloud_hf.cli import UsageError, run
 from cloud_hf.scores import Sampling
+from cloud_hf.serving import server as server_package
 from cloud_hf.serving.rendered_chats import RenderedChats
 from cloud_hf.serving.server import app as app_module
 from cloud_hf.serving.server.app import load_engine, parse_arguments
@@ -592,3 +593,9 @@ def test_the_command_serves_and_stops_on_sigterm(tmp_path):
     assert result["reward"] == pytest.approx(expected.reward, abs=1e-4)
     logged = [json.loads(line) for line in lines if line.startswith("{")]
     assert {"/health", URL} <= {line.get("route") for line in logged}
+
+
+def test_the_package_has_the_names_of_version_0_1():
+    names = ["RewardServer", "load_chats", "load_engine", "main", "make_app", "make_server", "parse_arguments"]
+    assert all(getattr(server_package, name) is getattr(app_module, name) for name in names)
+    assert server_package.EventStream
