@@ -31,7 +31,7 @@ MOVED = {
     "data.self_critiques": "data.critiques",
     "evaluation.arena_hard_arguments": "evaluation.arena_hard.arguments",
     "evaluation.arena_hard_judge": "evaluation.arena_hard.judge",
-    "evaluation.arena_hard_servers": "evaluation.arena_hard.servers",
+    "evaluation.arena_hard_servers": "evaluation.arena_hard.judge",
     "evaluation.benchmark_plots": "evaluation.report.plots",
     "evaluation.benchmark_rows": "evaluation.rows",
     "evaluation.best_of_n": "evaluation.metrics.best_of_n",

@@ -1,21 +1,19 @@
 """Choose among candidates with reward models, and measure the quality of the choices by number of candidates."""
 
-import json
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from operator import itemgetter
 from pathlib import Path
 
 from ..arguments import check_bounds, documented
 from ..evaluation.arena_hard.arguments import Arena, ArenaHardArguments, gather_candidates, load_arena
-from ..evaluation.arena_hard.servers import Judged, judge_candidates
+from ..evaluation.arena_hard.judge import Judged, judge_candidates
 from ..evaluation.arguments import ScoringArguments, load_datasets, open_scorer, short_names
 from ..evaluation.candidates import ScoredSet, Scores, SetResult, arena_results, places_to_judge, replay_result
 from ..evaluation.fitting import FittedRows
 from ..evaluation.journaled_scorer import JournaledScorer, batches_by_length, default_chunk_size, open_score_journal
 from ..evaluation.metrics.best_of_n import Problem, load_problems
 from ..evaluation.report import Section, best_of_n_section, render
-from ..evaluation.report.files import write_json
+from ..evaluation.report.files import write_json, write_json_lines
 from ..evaluation.report.plots import plot_curves
 from ..evaluation.sets import fit_set, score_sets
 from ..evaluation.tables import file_name, picture_name
@@ -87,16 +85,15 @@ def main(args: BestOfNArguments):
         results += by_category
     shown = short_names(args.models)
     for name in shown.values():
-        write_selected(name, scored.values(), judged, output_dir / file_name("selected", name, "jsonl"))
+        votes = {ARENA_HARD: judged}
+        selected = [row for found in scored.values() for row in found.selected(name, votes.get(found.name))]
+        write_json_lines(selected, output_dir / file_name("selected", name, "jsonl"))
     write_report(results, unjudged, counts, args, output_dir)
     if counts.get("failed"):
         print(
             f"{counts['failed']} question(s) or verdict(s) failed; see rejects.jsonl. Run the same command to retry."
         )
         raise SystemExit(3)
-
-
-# --------------------------------------------------------------------------------------------------------- scoring
 
 
 def score_all(sets: dict[str, list[Problem]], args: BestOfNArguments) -> dict[str, ScoredSet]:
@@ -148,9 +145,6 @@ def score_with(
     return fitted, scores
 
 
-# ------------------------------------------------------------------------------------------------------- ArenaHard
-
-
 def judge(found: ScoredSet, arena: Arena, args: BestOfNArguments, folder: Path) -> Judged:
     """Compare the chosen candidates with the baseline's answers."""
     assert arena.judging is not None  # checked by the caller
@@ -176,17 +170,6 @@ def arena_notes(counts: dict[str, int], args: BestOfNArguments) -> list[str]:
     turn = "a system message" if has_system else "the user's turn"
     judge_text = f"Judge prompt: {', '.join(files) or own}. The instructions are in {turn}."
     return [judge_text, f"Candidates judged, all categories: {counts['judged']}.", *notes]
-
-
-# --------------------------------------------------------------------------------------------------------- writing
-
-
-def write_selected(model: str, sets: Iterable[ScoredSet], judged: Judged | None, path: Path):
-    """Write the candidates that a model chose, as JSON lines."""
-    with path.open("w", encoding="utf8") as file:
-        for found in sets:
-            for row in found.selected(model, judged if found.name == ARENA_HARD else None):
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def write_report(

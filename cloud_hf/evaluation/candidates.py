@@ -5,9 +5,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..scoring import Score
-from .arena_hard.servers import Judged
+from .arena_hard.judge import Judged
 from .arena_hard.win_rate import Question, Votes, WinRate, win_rate
-from .fitting import FittedRows, share_cut
+from .fitting import FittedRows, score_columns, share_cut
 from .metrics.best_of_n import (
     Curve,
     NothingJudged,
@@ -100,7 +100,7 @@ class ScoredSet:
         """Yield for JSON the candidate that a model chose among all of a problem, with its critiques, by seed and problem."""
         for seed, places in enumerate(self.chosen(model)):
             for problem, place, scores in zip(self.problems, places, self.scores[model][seed], strict=True):
-                score, response = scores[place], problem.responses[place]
+                response = problem.responses[place]
                 votes = None if judged is None else judged.votes.get((problem.id, response), Votes())
                 yield {
                     "dataset": self.name,
@@ -109,10 +109,7 @@ class ScoredSet:
                     "candidates": len(problem.responses),
                     "chosen": place,
                     "response": response,
-                    "reward": score.reward,
-                    "rewards": score.rewards,
-                    "critiques": score.critiques,
-                    "finish_reasons": score.finish_reasons,
+                    **score_columns(scores[place]),
                     "worth": None if problem.worth is None else problem.worth[place],
                     "votes": None if votes is None else vars(votes),
                 }
@@ -173,9 +170,6 @@ def replay_result(found: ScoredSet, largest_n: int) -> SetResult:
     quality, sizes = "correctness" if is_share else "recorded score", sizes_of(found.problems, largest_n)
     curves = {model: best_of_n_curve(found.rewards(model), worth, sizes) for model in found.scores}
     return SetResult(found, quality, is_share, curves, baselines(found.problems, sizes), found.notes(largest_n))
-
-
-# ------------------------------------------------------------------------------------------------------- ArenaHard
 
 
 def places_to_judge(found: ScoredSet, largest_n: int, judge_all: bool) -> list[list[int]]:

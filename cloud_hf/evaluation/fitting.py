@@ -83,6 +83,11 @@ def score_rows(scorer: Scorer, rows: Sequence[FittedRow], **options) -> list[lis
     return [[next(scores) for _ in row.responses] for row in rows]
 
 
+def score_columns(score: Score) -> dict[str, Any]:
+    """Return a score's columns in files."""
+    return {name: getattr(score, name) for name in ("reward", "rewards", "critiques", "finish_reasons")}
+
+
 def share_cut(scores: Sequence[Sequence[Score]]) -> float:
     """Return the share of critiques that were cut at the token budget."""
     reasons = [reason for row_scores in scores for score in row_scores for reason in score.finish_reasons]

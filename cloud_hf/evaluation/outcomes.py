@@ -9,7 +9,7 @@ import numpy as np
 
 from ..scoring import Score, Scorer, TransformersScorer
 from .benchmarks import Benchmark, preference_pairs
-from .fitting import FittedRows, share_cut
+from .fitting import FittedRows, score_columns, share_cut
 from .metrics.critique_quality import CritiqueQuality, CritiqueRow, ReferenceLoss, reference_losses, score_critiques
 from .metrics.pairs import PairEvaluation
 from .rows import BenchmarkRow
@@ -107,14 +107,13 @@ class Evaluation:
         """Yield one row for each response, with the columns of the Parquet file."""
         for row, scores in zip(self.rows, self.row_scores, strict=True):
             for place, score in enumerate(scores):
-                columns = {name: getattr(score, name) for name in ("reward", "rewards", "critiques", "finish_reasons")}
                 yield {
                     "benchmark": self.name,
                     "row": row.id,
                     "subset": row.subset,
                     "response": place,
                     "is_chosen": place < row.num_chosen,
-                    **columns,
+                    **score_columns(score),
                 }
 
 

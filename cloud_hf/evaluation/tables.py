@@ -74,9 +74,6 @@ def show_estimate(estimate: Estimate | None, form: Form = PERCENT, with_n: bool 
     return show(estimate.value, form, ci95=estimate.ci95, n=estimate.n if with_n else None)
 
 
-# --------------------------------------------------------------------------------------------------------- markdown
-
-
 @dataclass(frozen=True)
 class Table:
     """A table of a report: heads of the columns, the cells of each row, and texts above (`title`) and below (`note`)."""
@@ -151,9 +148,6 @@ _ENVIRONMENT = Environment(trim_blocks=True, lstrip_blocks=True, undefined=Stric
 def render(sections: Sequence[Section]) -> str:
     """Return sections as Markdown that ends in one line break."""
     return _ENVIRONMENT.from_string(_TEMPLATE).render(sections=sections).rstrip() + "\n"
-
-
-# -------------------------------------------------------------------------------------------------- names of files
 
 
 def file_name(kind: str, short_name: str, suffix: str) -> str:

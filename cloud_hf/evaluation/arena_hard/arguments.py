@@ -7,8 +7,7 @@ from pathlib import Path
 from ...arguments import check_bounds, documented
 from ...data.completions import CompletionClient
 from ..metrics.best_of_n import Problem, load_problems
-from .judge import JudgeSettings, files_by_category, files_of, read_texts
-from .servers import Generation, write_candidates
+from .judge import Generation, JudgeSettings, files_by_category, files_of, read_texts, write_candidates
 from .win_rate import Question, load_answers, load_questions
 
 
@@ -179,7 +178,7 @@ def gather_candidates(
 ) -> tuple[list[Problem], dict[str, int]]:
     """
     Load the candidates of all questions from a file, or let a server write them into `folder`; see
-    [`~servers.write_candidates`].
+    [`~judge.write_candidates`].
 
     Raises `ValueError` if the file lacks the candidates of a question, `SystemExit` if the server is unusable or no question
     has all its candidates.

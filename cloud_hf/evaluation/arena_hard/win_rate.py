@@ -72,7 +72,9 @@ def load_answers(
     wanted, answers = {question.id for question in questions}, {}
     for name, index, row in read_sources(names, split):
         id_ = _id_of(name, index, row)
-        if id_ not in wanted or (model and _model_of(row) not in (None, model)):
+        # The author's column, in either version
+        author = row.get("model") or row.get("model_id")
+        if id_ not in wanted or (model and author not in (None, model)):
             continue
         answer = _answer_of(row, model)
         if not isinstance(answer, str) or not answer.strip():
@@ -96,11 +98,6 @@ def _id_of(name: str, index: int, row: dict[str, Any]) -> str:
         if row.get(column) is not None:
             return str(row[column])
     raise ValueError(f"{name}, row {index} has no `id`, `question_id` or `uid`.")
-
-
-def _model_of(row: dict[str, Any]) -> str | None:
-    """Return the author of an answer, in either version's column."""
-    return row.get("model") or row.get("model_id")
 
 
 def _answer_of(row: dict[str, Any], model: str | None) -> Any:

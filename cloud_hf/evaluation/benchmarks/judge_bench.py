@@ -42,17 +42,14 @@ def _read_row(source: str, index: int, row: dict) -> BenchmarkRow:
         _check_label(label, "label", _LABELS, source, index)
         chosen, rejected = ("response_A", "response_B") if label == "A>B" else ("response_B", "response_A")
         named = {"id": row["pair_id"]}
-        category = _category(text_of(source, index, row, "source"))
+        dataset = text_of(source, index, row, "source")
+        category = next((name for start, name in CATEGORIES.items() if dataset.startswith(start)), dataset)
         return make_row(source, index, named, category, row[chosen], row[rejected], row["question"], label=label)
     check_columns(list(row), ("prompt", "chosen", "rejected", "subset", "gold_position"), f"JudgeBench ({source})")
     _check_label(row["gold_position"], "gold_position", ("A", "B"), source, index)
     label = "A>B" if row["gold_position"] == "A" else "B>A"
     subset = text_of(source, index, row, "subset").removeprefix("judgebench-")
     return make_row(source, index, row, subset, row["chosen"], row["rejected"], label=label)
-
-
-def _category(source: str) -> str:
-    return next((category for start, category in CATEGORIES.items() if source.startswith(start)), source)
 
 
 def _check_label(value, name: str, known: tuple[str, ...], source: str, index: int):

@@ -143,7 +143,11 @@ def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> B
     gathered = by_subset(rows, list(zip(rows, split, strict=True)))
     ties = gathered.pop(TIES, [])
     outcomes = {name: [best_of(*found) for _, found in members] for name, members in gathered.items()}
-    columns = _ties_columns(ties)
+    columns = (
+        [row.details["kind"] for row, _ in ties],
+        [row.details["pair"] for row, _ in ties],
+        [found for _, found in ties],
+    )
     ties_score, gaps = score_ties(*columns), _gaps(*columns)[2]
     figures = {name: share(outcomes.get(name, [])) for name in BEST_OF_FOUR}
     figures[TIES] = Estimate(ties_score.score, len(ties), _interval([], gaps, ties_score.unpaired))
@@ -164,14 +168,6 @@ def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> B
         details={"ties": json_safe(ties_score)},
     )
     return replace(scores, subsets=scores.subsets | {TIES: figures[TIES]}) if ties else scores
-
-
-def _ties_columns(ties: list[tuple[BenchmarkRow, RowRewards]]) -> tuple[list, list, list]:
-    return (
-        [row.details["kind"] for row, _ in ties],
-        [row.details["pair"] for row, _ in ties],
-        [rewards for _, rewards in ties],
-    )
 
 
 def _interval(samples: list[list[float]], gaps: np.ndarray, unpaired: int) -> tuple[float, float] | None:

@@ -1,7 +1,6 @@
 """RM-Bench: right against wrong responses in every combination of three styles (arXiv 2410.16184, THU-KEG/RM-Bench)."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -67,7 +66,8 @@ def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> B
     """
     split = split_rewards(rows, rewards)
     matrices = by_subset(rows, [win_matrix(chosen, rejected) for chosen, rejected in split])
-    parts = {name: [m for part in DOMAINS.get(name, (name,)) for m in matrices.get(part, ())] for name in _names()}
+    names = (*DOMAINS, *DOMAINS["safety"])
+    parts = {name: [m for part in DOMAINS.get(name, (name,)) for m in matrices.get(part, ())] for name in names}
     levels = {
         name: {level: [m[cells].mean() for m in parts[name]] for level, cells in LEVELS.items()} for name in parts
     }
@@ -80,17 +80,10 @@ def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> B
         figures |= {f"{name} {level}": share(levels[name][level]) for level in LEVELS}
     outcomes = {name: [m.mean() for m in members] for name, members in matrices.items()}
     subsets = [part for halves in DOMAINS.values() for part in halves]
-    details = {"styles": list(STYLES), "matrices": _mean_matrices({**matrices, **parts})}
+    means = {name: np.mean(found, axis=0).tolist() for name, found in {**matrices, **parts}.items() if found}
+    details = {"styles": list(STYLES), "matrices": means}
     scores = {"benchmark": "RM-Bench", "headline": "total", "figures": figures, "details": details}
     return collect_scores(rows, split, outcomes, subsets, **scores)
-
-
-def _names() -> tuple[str, ...]:
-    return (*DOMAINS, *DOMAINS["safety"])
-
-
-def _mean_matrices(matrices: dict[str, list[np.ndarray]]) -> dict[str, Any]:
-    return {name: np.mean(members, axis=0).tolist() for name, members in matrices.items() if members}
 
 
 def tables(by_model: Mapping[str, BenchmarkScores]) -> list[Table]:

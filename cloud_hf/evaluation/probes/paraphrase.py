@@ -64,7 +64,14 @@ def _alter(row: ProbeRow, critique_format: CritiqueFormat) -> list[Variant]:
 
 def _measure(rows: Sequence[ProbedRow]) -> list[Measure]:
     labels = labels_of(rows)
-    moves = [[float(np.mean(found)) for row in rows if (found := _margin_moves(row, label))] for label in labels]
+    moves = [
+        [
+            float(np.mean([abs(after - before) for before, after in found]))
+            for row in rows
+            if (found := _margins(row, label))
+        ]
+        for label in labels
+    ]
     figures = [
         Measure(f"margin moves by, {label}", REWARD, mean_estimate(values))
         for label, values in zip(labels, moves, strict=True)
@@ -74,10 +81,6 @@ def _measure(rows: Sequence[ProbedRow]) -> list[Measure]:
 
 def _order_changes(row: ProbedRow, label: str) -> list[float]:
     return [float(np.sign(before) != np.sign(after)) for before, after in _margins(row, label)]
-
-
-def _margin_moves(row: ProbedRow, label: str) -> list[float]:
-    return [abs(after - before) for before, after in _margins(row, label)]
 
 
 def _margins(row: ProbedRow, label: str) -> list[tuple[float, float]]:

@@ -182,6 +182,9 @@ def share_of_rows(outcomes: Sequence[Sequence[float]]) -> Estimate:
     return share([float(np.mean(row)) for row in outcomes if len(row)])
 
 
+mean_figure = mean_estimate  # its name in version 0.1
+
+
 def reward_changes(rows: Sequence[ProbedRow], labels: Sequence[str]) -> list[Measure]:
     """Return the mean reward change of each alteration."""
     return [Measure(f"reward change, {label}", REWARD, reward_change(rows, label)) for label in labels]

@@ -11,6 +11,7 @@ from pyarrow import parquet
 
 from ..analysis import Robustness, mean_label
 from ..evaluation_arguments import SETTINGS, EvaluationArguments
+from ..fitting import score_columns
 from ..metrics.pairs import PairEvaluation
 from ..outcomes import Evaluation, compare
 from ..sets import ModelResults
@@ -56,9 +57,6 @@ Critiques per response: {num_critiques}, temperature {temperature}, at most {max
 {backend}, dtype {dtype}. Over-long rows: {overlong_policy}."""
 
 
-# ----------------------------------------------------------------------------------------------- the files of a model
-
-
 def write_results(name: str, results: ModelResults, shown: Mapping[str, str], output_dir: Path):
     """Write the scores of a model, and what leaderboards' tools read; `shown` are short names of models and sets."""
 
@@ -86,15 +84,13 @@ def write_scores(evaluations: Sequence[Evaluation], path: Path):
 
 def write_pairs(result: PairEvaluation, path: Path):
     """Write the scores of a preference set as JSON lines, one for each pair."""
-    with path.open("w", encoding="utf8") as file:
-        for pair in result.pairs:
-            row = {"index": pair.index, "id": pair.id, "group": pair.group}
-            for side, score in (("chosen", pair.chosen), ("rejected", pair.rejected)):
-                row[f"{side}_reward"] = score.reward
-                row[f"{side}_rewards"] = score.rewards
-                row[f"{side}_critiques"] = score.critiques
-                row[f"{side}_finish_reasons"] = score.finish_reasons
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    rows = []
+    for pair in result.pairs:
+        row = {"index": pair.index, "id": pair.id, "group": pair.group}
+        for side, score in (("chosen", pair.chosen), ("rejected", pair.rejected)):
+            row |= {f"{side}_{name}": value for name, value in score_columns(score).items()}
+        rows.append(row)
+    write_json_lines(rows, path)
 
 
 def write_leaderboard_files(name: str, short_name: str, evaluation: Evaluation, output_dir: Path):
@@ -106,12 +102,16 @@ def write_leaderboard_files(name: str, short_name: str, evaluation: Evaluation, 
         write_json(content, output_dir / file_name(kind, short_name, "json"))
 
 
+def write_json_lines(rows: Iterable[dict[str, Any]], path: Path):
+    """Write rows as JSON lines."""
+    with path.open("w", encoding="utf8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
 def write_json(page: Mapping[str, Any], path: Path):
     """Write JSON for programs, with `null` for NaN."""
     path.write_text(json.dumps(json_safe(page), indent=2, allow_nan=False) + "\n")
-
-
-# ----------------------------------------------------------------------------------------------- the report on models
 
 
 def write_report(
@@ -179,9 +179,6 @@ def margins_of(evaluations: Mapping[str, Iterable[Evaluation]]) -> dict[str, lis
     """Return the margins over all sets of each model that has any."""
     margins = {name: [margin for part in parts for margin in part.margins()] for name, parts in evaluations.items()}
     return {name: values for name, values in margins.items() if values}
-
-
-# ------------------------------------------------------------------------ self-consistency, uncertainty and probes
 
 
 def robustness_sections(

@@ -15,7 +15,7 @@ from scripted_scorer import open_scripted_backend
 
 from cloud_hf.commands import best_of_n, evaluate_rewards
 from cloud_hf.evaluation import arguments
-from cloud_hf.evaluation.arena_hard.servers import Judged
+from cloud_hf.evaluation.arena_hard.judge import Judged
 from cloud_hf.evaluation.arena_hard.win_rate import Question, Votes
 from cloud_hf.evaluation.candidates import ScoredSet, arena_results
 from cloud_hf.evaluation.metrics.best_of_n import Problem
