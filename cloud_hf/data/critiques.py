@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from datasets import Features, List, Value
 from tqdm import tqdm
 
+from ..arguments import documented
 from .completions import Answer
 from .journal import Journal, key_of
 from .rows import Rows, check_policy, fit_to_context, prompt_column, prompt_of, response_of
@@ -34,12 +35,27 @@ class Critique:
     finish_reason: str
 
 
-@dataclass(frozen=True)
+@documented
+@dataclass(kw_only=True)
 class CritiqueOptions:
     """
-    Number, length and sampling of critiques, as in [`~cloud_hf.data.builders.arguments.CriticArguments`].
+    Number, length and sampling of critiques.
 
-    Raises `ValueError` if a value is invalid.
+    Parameters:
+        num_critiques (`int`, *optional*, defaults to `1`):
+            Critiques per response; with several, the columns contain lists.
+        temperature (`float`, *optional*, defaults to `0.0`):
+            Sampling temperature; 0 is greedy.
+        max_new_tokens (`int`, *optional*, defaults to `1024`):
+            Token limit of a critique.
+        longer_tries (`int`, *optional*, defaults to `2`):
+            Retries of a critique that was cut, each with twice the tokens.
+        truncated (`str`, *optional*, defaults to `"drop"`):
+            Treatment of critiques that stay cut: drop (with the row, if it has no others) or keep.
+        overlong_policy (`str`, *optional*, defaults to `"error"`):
+            Treatment of rows that do not fit the model's context: error, drop or truncate_prompt.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the sampling.
     """
 
     num_critiques: int = 1

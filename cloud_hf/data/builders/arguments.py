@@ -172,9 +172,9 @@ _PROMPT_OPTIONS = {"critique_prompt": None, "critique_role": "user", "keep_think
 
 @documented
 @dataclass(kw_only=True)
-class CriticArguments(BuilderArguments):
+class CriticArguments(CritiqueOptions, BuilderArguments):
     """
-    The model that writes critiques, and their number, length and sampling. Includes [`BuilderArguments`].
+    The model that writes critiques. Includes [`BuilderArguments`] and the number, length and sampling of the critiques.
 
     Parameters:
         model_name_or_path (`str`):
@@ -187,20 +187,6 @@ class CriticArguments(BuilderArguments):
             Show `<think>` blocks that the chat template would drop; use the value of stage 1.
         format (`str`, *optional*, defaults to `"cloud"`):
             Format of conversations, `cloud` or `reference`; use that of stage 1.
-        num_critiques (`int`, *optional*, defaults to `1`):
-            Critiques per response; with several, the columns contain lists.
-        temperature (`float`, *optional*, defaults to `0.0`):
-            Sampling temperature; 0 is greedy.
-        max_new_tokens (`int`, *optional*, defaults to `1024`):
-            Token limit of a critique.
-        longer_tries (`int`, *optional*, defaults to `2`):
-            Retries of a critique that was cut, each with twice the tokens.
-        truncated (`str`, *optional*, defaults to `"drop"`):
-            Treatment of critiques that stay cut: drop (with the row, if it has no others) or keep.
-        overlong_policy (`str`, *optional*, defaults to `"error"`):
-            Treatment of rows that do not fit the model's context: error, drop or truncate_prompt.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of the sampling.
     """
 
     model_name_or_path: str
@@ -208,21 +194,10 @@ class CriticArguments(BuilderArguments):
     critique_role: str = "user"
     keep_thinking: bool = False
     format: str = "cloud"
-    num_critiques: int = 1
-    temperature: float = 0.0
-    max_new_tokens: int = 1024
-    longer_tries: int = 2
-    truncated: str = "drop"
-    overlong_policy: str = "error"
-    seed: int = 0
 
     def __post_init__(self):
-        super().__post_init__()
-        self.critique_options()
-
-    def critique_options(self) -> CritiqueOptions:
-        """Return the options of the critiques. Raises `ValueError` if one is invalid."""
-        return CritiqueOptions(**{each.name: getattr(self, each.name) for each in fields(CritiqueOptions)})
+        BuilderArguments.__post_init__(self)
+        CritiqueOptions.__post_init__(self)
 
     def is_reward_model(self) -> bool:
         """Return whether the critic is a CLoud model already."""
@@ -278,5 +253,5 @@ class CriticArguments(BuilderArguments):
             "keep_thinking": config.keep_thinking,
             "format": config.format,
             "chat_template_kwargs": config.chat_template_kwargs,
-            **vars(self.critique_options()),
+            **{option.name: getattr(self, option.name) for option in fields(CritiqueOptions)},
         }

@@ -111,16 +111,15 @@ def check_servers(args: SelfCritiqueArguments):
 
 def write_with_backend(args: SelfCritiqueArguments, rows: Dataset, config: CLoudConfig, folder: DatasetFolder) -> dict:
     """Write critiques with a model in this process, or with a reward server."""
-    options = args.critique_options()
     with folder.open_journal() as journal:
         kept = len(journal)
         with open_critic(args, config) as (scorer, critique_format, context):
-            builder = CritiqueBuilder(critique_format, context, options)
+            builder = CritiqueBuilder(critique_format, context, args)
             critic = ScorerCritic(builder, journal)
             critic.write_all(scorer, rows, args.chunk_size(), longest_first=args.backend == "transformers")
         run = Run(rows, lambda row: builder.build(row, critic.ask), [], 1)
         counts = {"rows_read": len(rows), "answers": len(journal), "answers_of_earlier_runs": kept, "retries": 0}
-        features = features_with_critiques(rows.features, options.num_critiques)
+        features = features_with_critiques(rows.features, args.num_critiques)
         counts = asyncio.run(folder.write(run.results(), features, counts))
     return report(folder, counts, builder, config)
 
@@ -129,18 +128,17 @@ async def write_with_servers(
     args: SelfCritiqueArguments, rows: Dataset, config: CLoudConfig, folder: DatasetFolder
 ) -> dict:
     """Write critiques with the language model behind OpenAI-compatible servers."""
-    options = args.critique_options()
     critique_format = CritiqueFormat.from_config(
         config, AutoTokenizer.from_pretrained(tokenizer_source(args.model_name_or_path))
     )
-    builder = CritiqueBuilder(critique_format, args.context_length or context_length(config), options)
+    builder = CritiqueBuilder(critique_format, args.context_length or context_length(config), args)
     check_rows(rows, builder.lengths)
 
     def make_work(critic: JournaledClient):
-        served = ServedCritic.of(critic, critique_format, config, options)
+        served = ServedCritic.of(critic, critique_format, config, args)
         return lambda row: builder.build(row, served.ask)
 
-    features = features_with_critiques(rows.features, options.num_critiques)
+    features = features_with_critiques(rows.features, args.num_critiques)
     clients = {"critic": args.client(args.base_url or [], args.model)}
     return report(folder, await build_dataset(folder, rows, features, clients, make_work), builder, config)
 
