@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from datasets import Dataset
@@ -134,7 +135,7 @@ def _encode_row(
     if not isinstance(margin, int | float) or not math.isfinite(margin):
         raise ValueError(f"`margin` is {margin!r}; give a number, or omit the column.")
     responses = [response_of(row, side) for side in SIDES]
-    critiques: list[list] = [[None], [None]]
+    critiques: list[Sequence] = [[None], [None]]
     if critique_format.critique:
         critiques = [critiques_of(row, column) for column in FEEDBACK_COLUMNS]
         check_equal_critiques(row, *critiques)
@@ -142,8 +143,10 @@ def _encode_row(
 
     def complete(prefix, critique) -> EncodedCritique:
         encoded = critique_format.complete_for_training(prefix, critique)
-        cuts = overlong_policy == "truncate_end" and max_length is not None
-        return critique_format.truncate_end(encoded, max_length) if cuts else encoded
+        if overlong_policy == "truncate_end" and max_length is not None:
+            reference: Any = critique_format  # other formats refuse this policy
+            return reference.truncate_end(encoded, max_length)
+        return encoded
 
     def encode(prompt) -> list[tuple[EncodedCritique, EncodedCritique]]:
         prefixes = [critique_format.encode_prefix(prompt, response) for response in responses]
@@ -182,7 +185,8 @@ def _check_ids(row: dict[str, Any], critique_format: CritiqueFormat):
         if row.get(f"{column}_ids") is None:
             continue
         texts = [row[column]] if isinstance(row[column], str) else row[column]
-        for ids, text in zip(critiques_of(row, column), texts, strict=True):
+        generated: Any = critiques_of(row, column)  # token ids, since the row has them
+        for ids, text in zip(generated, texts, strict=True):
             if critique_format.decode(ids) != text.strip():
                 raise ValueError(
                     f"`{column}_ids` do not decode to `{column}`: they come from another tokenizer, or the text "

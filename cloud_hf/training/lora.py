@@ -15,6 +15,7 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 from ..configuration_cloud import CLoudConfig
 from ..loading import adapter_base, attach_adapter, is_adapter
 from ..modeling_cloud import CLoudForRewardModeling
+from .arguments import model_name
 
 
 HEAD = "reward_head"
@@ -22,7 +23,7 @@ HEAD = "reward_head"
 _SHAPE_OPTIONS = ("r", "lora_alpha", "use_rslora", "use_dora")
 
 
-def complete_lora(peft_config: PeftConfig, model: CLoudForRewardModeling):
+def complete_lora(peft_config: LoraConfig, model: CLoudForRewardModeling):
     """
     Train and save the reward head in full, and choose target layers as PEFT does for the language model.
 
@@ -39,7 +40,7 @@ def complete_lora(peft_config: PeftConfig, model: CLoudForRewardModeling):
     choose_targets(peft_config, model)
 
 
-def choose_targets(peft_config: PeftConfig, model: PreTrainedModel):
+def choose_targets(peft_config: LoraConfig, model: PreTrainedModel):
     """
     Choose target layers as PEFT does for this language model, unless some are named.
 
@@ -64,7 +65,7 @@ def choose_targets(peft_config: PeftConfig, model: PreTrainedModel):
             )
 
 
-def check_dropout(peft_config: PeftConfig | None, disable_dropout: bool):
+def check_dropout(peft_config: Any, disable_dropout: bool):
     """Raise `ValueError` if an adapter has dropout that `disable_dropout` would turn off."""
     if disable_dropout and isinstance(peft_config, LoraConfig) and peft_config.lora_dropout > 0:
         raise ValueError(
@@ -100,7 +101,7 @@ def spare_head(quantization_config: BitsAndBytesConfig | None, config: CLoudConf
     return quantization_config
 
 
-def read_lora(name: str, model: CLoudForRewardModeling, asked: PeftConfig | None, **hub_kwargs) -> PeftConfig:
+def read_lora(name: str, model: CLoudForRewardModeling, asked: LoraConfig | None, **hub_kwargs) -> LoraConfig:
     """
     Read the options to continue training an adapter with: its own, plus the reward head.
 
@@ -124,7 +125,7 @@ def read_lora(name: str, model: CLoudForRewardModeling, asked: PeftConfig | None
     return peft_config
 
 
-def check_same_lora(name: str, own: PeftConfig, asked: PeftConfig):
+def check_same_lora(name: str, own: LoraConfig, asked: LoraConfig):
     """Raise `ValueError` if the requested options describe another adapter than the existing one."""
     for option in _SHAPE_OPTIONS:
         if getattr(asked, option) != getattr(own, option):
@@ -154,7 +155,7 @@ def go_on_with_adapter(
     name: str,
     base_model: CLoudForRewardModeling,
     tokenizer: PreTrainedTokenizerBase,
-    asked: PeftConfig | None,
+    asked: LoraConfig | None,
     **hub_kwargs,
 ) -> PeftModel:
     """Attach an adapter of stage 1 or of a reward model to its base, to train it further together with the reward head."""
@@ -185,8 +186,9 @@ def model_for_sft(model_args: ModelConfig, config: PreTrainedConfig, init_kwargs
         `ValueError`: If a target layer does not exist, the requested adapter differs from the existing one, or the model
             is quantised without an adapter.
     """
-    name, revision = model_args.model_name_or_path, model_args.model_revision
-    peft_config, quantization_config = get_peft_config(model_args), get_quantization_config(model_args)
+    name, revision = model_name(model_args), model_args.model_revision
+    peft_config: Any = get_peft_config(model_args)
+    quantization_config = get_quantization_config(model_args)
     if not is_adapter(name, revision=revision):
         check_quantization(quantization_config, peft_config is not None)
         if peft_config is not None:

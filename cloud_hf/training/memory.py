@@ -109,6 +109,7 @@ class _Allocations(TorchDispatchMode):
 
     def add_gradient(self, parameter: torch.Tensor):
         """Count a complete gradient as such, no longer as a temporary."""
+        assert parameter.grad is not None  # the hook runs once it has accumulated
         storage = parameter.grad.untyped_storage()
         self._count(storage)
         self.gradients += storage.nbytes()
@@ -239,7 +240,8 @@ def _pretend_to_be_on_cpu(model: nn.Module):
     """Replace meta tensors by fake CPU tensors: attention would take another path on the meta device."""
     made: dict[int, torch.Tensor] = {}
     for module in model.modules():
-        for tensors in (module._parameters, module._buffers):
+        stores: Any = (module._parameters, module._buffers)
+        for tensors in stores:
             for name, tensor in tensors.items():
                 if tensor is None:
                     continue

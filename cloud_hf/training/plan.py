@@ -39,6 +39,7 @@ import dataclasses
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -202,7 +203,7 @@ class PlanArguments:
             raise ValueError("`load_in_4bit` needs an adapter: give `lora_r`.")
         if self.lora_target_modules is not None and self.lora_r is None:
             raise ValueError("`lora_target_modules` needs an adapter: give `lora_r`.")
-        if not self.optim.startswith(("adamw_torch", "adamw_bnb_8bit", "adamw_8bit", "paged_adamw_8bit")):
+        if not str(self.optim).startswith(("adamw_torch", "adamw_bnb_8bit", "adamw_8bit", "paged_adamw_8bit")):
             raise ValueError(f"`optim` is {self.optim!r}; AdamW, of torch or with 8-bit moments, can be planned.")
 
     @property
@@ -281,11 +282,12 @@ def make_plan(args: PlanArguments, config: CLoudConfig | None = None, micro_batc
         [`Plan`]
     """
     config = config or read_model(args)
-    pairs = micro_batch or args.micro_batch
-    return _divide(args, config, _simulate(args, config, pairs), _lm_loss_bytes(args, config, pairs))
+    setting: Any = args  # its checks have filled in every option
+    pairs = micro_batch or setting.micro_batch
+    return _divide(setting, config, _simulate(setting, config, pairs), _lm_loss_bytes(setting, config, pairs))
 
 
-def largest_micro_batch(args: PlanArguments, config: CLoudConfig, plan: Plan) -> int:
+def largest_micro_batch(args: Any, config: CLoudConfig, plan: Plan) -> int:
     """
     Find the largest number of pairs that fits on each GPU; 0 if not even one does.
 
@@ -314,7 +316,7 @@ def largest_micro_batch(args: PlanArguments, config: CLoudConfig, plan: Plan) ->
     return fits
 
 
-def read_model(args: PlanArguments) -> CLoudConfig:
+def read_model(args: Any) -> CLoudConfig:
     """Read the config of the reward model to train."""
     config = read_config(args.model)
     if not isinstance(config, CLoudConfig):
@@ -323,7 +325,7 @@ def read_model(args: PlanArguments) -> CLoudConfig:
     return config
 
 
-def _simulate(args: PlanArguments, config: CLoudConfig, pairs: int) -> StepMemory:
+def _simulate(args: Any, config: CLoudConfig, pairs: int) -> StepMemory:
     bf16_weights = args.dtype == "bfloat16" or (args.bf16 and (args.sharded or args.load_in_4bit))
     lora = None
     if args.lora_r is not None:
@@ -345,7 +347,7 @@ def _simulate(args: PlanArguments, config: CLoudConfig, pairs: int) -> StepMemor
     )
 
 
-def _lm_loss_bytes(args: PlanArguments, config: CLoudConfig, pairs: int) -> float:
+def _lm_loss_bytes(args: Any, config: CLoudConfig, pairs: int) -> float:
     """Return the bytes of logits, their log-softmax and its gradient in fp32, for the labelled tokens of one piece."""
     if not config.critique:
         return 0.0
@@ -356,7 +358,7 @@ def _lm_loss_bytes(args: PlanArguments, config: CLoudConfig, pairs: int) -> floa
     return 3 * 4 * vocabulary * args.labelled_share * 2 * pairs * args.max_length / chunks
 
 
-def _divide(args: PlanArguments, config: CLoudConfig, step: StepMemory, lm_loss: float) -> Plan:
+def _divide(args: Any, config: CLoudConfig, step: StepMemory, lm_loss: float) -> Plan:
     shards = args.gpus
     loaded = 2 if args.dtype == "bfloat16" else 4
     weight = 2 if loaded == 2 or (args.bf16 and args.sharded) else 4
@@ -432,7 +434,7 @@ def _read_recipe(path: str) -> dict:
     return recipe
 
 
-def table(args: PlanArguments, plan: Plan, largest: int) -> str:
+def table(args: Any, plan: Plan, largest: int) -> str:
     """Format a plan as text."""
     pairs = f"{args.micro_batch} pair{'s' if args.micro_batch > 1 else ''}"
     rows = [

@@ -74,7 +74,7 @@ def group_pairs(
     return groups
 
 
-def _rows(dataset: Dataset, max_pairs: int) -> Iterator[tuple[list[int], list[dict[str, Any]]]]:
+def _rows(dataset: Any, max_pairs: int) -> Iterator[tuple[list[int], list[dict[str, Any]]]]:
     """Up to `max_pairs` neighbours with the same prompt and responses, which are those of one row."""
     indices: list[int] = []
     examples: list[dict[str, Any]] = []

@@ -19,7 +19,7 @@ from ..configuration_cloud import CLoudConfig
 from ..critique_format import IGNORE_INDEX, CritiqueFormat
 from ..data.rows import check_columns
 from ..loading import adapt, adapter_base, is_adapter, load_adapter_base, read_model_config, record_base
-from ..modeling_cloud import CLoudForRewardModeling, CLoudOutput, unused_token_id
+from ..modeling_cloud import CLoudForRewardModeling, unused_token_id
 from ..published import HUB_KWARGS
 from ..scoring import context_length
 from .arguments import set_chat_template
@@ -74,6 +74,12 @@ class CLoudTrainer(LogsThroughput, ExactResume, RewardTrainer):
     # Tells the Trainer not to divide the loss by the number of micro-batches: compute_loss divides by the step's counts
     loss_is_scaled_for_ga = True
 
+    # Declared more loosely by the Trainer
+    args: CLoudTrainingConfig
+    data_collator: Any
+    train_dataset: Any
+    _train_sampler: Any
+
     _tag_names = ["cloud-hf", "critique-out-loud", "reward-model"]
     _name = "CLoud"
 
@@ -92,7 +98,8 @@ class CLoudTrainer(LogsThroughput, ExactResume, RewardTrainer):
         check_launch(args)
         check_dropout(peft_config, args.disable_dropout)
         processing_class = _prepare_tokenizer(processing_class, model, args)
-        revision = (args.model_init_kwargs or {}).get("revision")
+        init_kwargs: Any = args.model_init_kwargs or {}  # TRL also allows a string, which it has parsed by now
+        revision = init_kwargs.get("revision")
         if isinstance(model, str):
             model = load_model(model, args, processing_class, quantization_config, peft_config)
             args.model_init_kwargs = None  # already used; TRL warns about them for a model instance
@@ -125,7 +132,7 @@ class CLoudTrainer(LogsThroughput, ExactResume, RewardTrainer):
                 weight.data = head[name]
         self._train_sampler = self._make_train_sampler()
 
-    def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
+    def _prepare_dataset(self, dataset: Any, processing_class, args: Any, dataset_name: str):
         if not isinstance(dataset, Dataset):
             raise ValueError(
                 f"The {dataset_name} dataset is a {type(dataset).__name__}. Every row is checked before training starts, "
@@ -186,13 +193,17 @@ class CLoudTrainer(LogsThroughput, ExactResume, RewardTrainer):
         )
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
-        return super()._get_train_sampler(train_dataset) if self._train_sampler is None else self._train_sampler
+        if self._train_sampler is None:
+            dataset: Any = train_dataset
+            return super()._get_train_sampler(dataset)
+        return self._train_sampler
 
     def get_train_dataloader(self) -> DataLoader:
         if self.args.token_budget is None:
             return super().get_train_dataloader()
+        dataset: Any = self._remove_unused_columns(self.train_dataset, description="Training")
         dataloader = DataLoader(
-            self._remove_unused_columns(self.train_dataset, description="Training"),
+            dataset,
             batch_sampler=self._train_sampler,
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
@@ -214,14 +225,15 @@ class CLoudTrainer(LogsThroughput, ExactResume, RewardTrainer):
         """Count pairs and labelled tokens of the optimizer step, over its micro-batches and all ranks: shape `(2,)`."""
         if not batch_samples:
             return None
-        counts = sum(_counts(batch).to(device) for batch in batch_samples)
+        counts = torch.stack([_counts(batch).to(device) for batch in batch_samples]).sum(0)
         return self.accelerator.gather(counts[None]).sum(0)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         cut = inputs.pop("cut", None)
         if self.args.lm_loss_chunks is not None:
             inputs["lm_loss_chunks"] = self.args.lm_loss_chunks
-        pairwise_loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+        result: Any = super().compute_loss(model, inputs, return_outputs=True)
+        pairwise_loss, outputs = result
         lm_loss = pairwise_loss.new_zeros(()) if outputs.lm_loss is None else outputs.lm_loss
         self._add_metrics(inputs, cut, outputs)
         if num_items_in_batch is None:
@@ -237,7 +249,7 @@ class CLoudTrainer(LogsThroughput, ExactResume, RewardTrainer):
     # ------------------------------------------------------------------------------------------------------- metrics
 
     @torch.no_grad()
-    def _add_metrics(self, inputs: dict[str, torch.Tensor], cut: torch.Tensor | None, outputs: CLoudOutput):
+    def _add_metrics(self, inputs: dict[str, torch.Tensor], cut: torch.Tensor | None, outputs: Any):
         """Add to the sums behind `_take_means`. Sums, unlike means of means, do not depend on the size of batches."""
         chosen, rejected = outputs.logits[:, 0].detach().chunk(2)
         columns = {
@@ -300,7 +312,7 @@ class CLoudTrainer(LogsThroughput, ExactResume, RewardTrainer):
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
         # TRL only logs these metrics, under the same names for every evaluation set. Returned under the set's prefix,
         # `metric_for_best_model` sees them
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        output: Any = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         means = self._take_means("eval")
         # The Trainer's is a mean of batches' losses, which depends on how tokens are spread over them
         means["loss"] = self._joint_loss(means)
@@ -319,7 +331,7 @@ class CLoudTrainer(LogsThroughput, ExactResume, RewardTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict=None):
         super()._save(output_dir, state_dict)
-        folder, model = output_dir or self.args.output_dir, self.accelerator.unwrap_model(self.model)
+        folder, model = str(output_dir or self.args.output_dir), self.accelerator.unwrap_model(self.model)
         # For adapters, too: their folder must say which kind of reward model they adapt
         model.config.save_pretrained(folder)
         if is_peft_model(model):
@@ -328,15 +340,16 @@ class CLoudTrainer(LogsThroughput, ExactResume, RewardTrainer):
     def create_model_card(self, model_name: str | None = None, dataset_name: str | None = None, tags=None):
         """Write the model card: base model, λ, data, metrics, usage. Arguments are those of [`~trl.RewardTrainer`]."""
         if self.is_world_process_zero():
-            model_name = model_name or Path(self.args.output_dir).name
+            model_name = model_name or Path(str(self.args.output_dir)).name
             make_model_card(self, model_name, dataset_name, tags).save(f"{self.args.output_dir}/README.md")
 
 
 def _prepare_tokenizer(
-    tokenizer: PreTrainedTokenizerBase | None, model: Any, args: CLoudTrainingConfig
+    given: PreTrainedTokenizerBase | None, model: Any, args: CLoudTrainingConfig
 ) -> PreTrainedTokenizerBase:
     """Load the model's tokenizer unless one is given, and set the chat template of `args`."""
     name = model if isinstance(model, str) else get_config_model_id(model.config)
+    tokenizer: Any = given
     if tokenizer is None:
         if not name:
             raise ValueError("The model was not loaded by name: pass its tokenizer as `processing_class`.")
@@ -360,25 +373,24 @@ def _check_model(model: Any, quantization_config, peft_config):
 
 
 def _prepare_batches(
-    data_collator: DataCollator | None, model: CLoudForRewardModeling | PeftModel, args: CLoudTrainingConfig, pad: int
+    data_collator: DataCollator | None, model: Any, args: CLoudTrainingConfig, pad: int
 ) -> DataCollator:
     """Make the data collator for `args`, and prepare the model's attention for its batches."""
+    pad_to_multiple_of: Any = args.pad_to_multiple_of  # a number or `None`: the config has parsed strings
     if args.padding_free or args.shared_prompt or args.token_budget is not None:
         _check_batches(args, data_collator)
     if args.padding_free or args.shared_prompt:
         model.prepare_for_segments(args.shared_prompt)
     return data_collator or DataCollatorForCLoud(
         pad_token_id=pad,  # masked, so any id of the vocabulary works
-        pad_to_multiple_of=args.pad_to_multiple_of,
+        pad_to_multiple_of=pad_to_multiple_of,
         critique=model.config.critique,
         padding_free=args.padding_free,
         shared_prompt=args.shared_prompt,
     )
 
 
-def _prepare_adapter(
-    model: CLoudForRewardModeling | PeftModel, peft_config, revision: str | None
-) -> CLoudForRewardModeling | PeftModel:
+def _prepare_adapter(model: Any, peft_config, revision: str | None) -> Any:
     """Wrap the model in the adapter, if one is requested, and check that the reward head is trained."""
     if peft_config is not None and not is_peft_model(model):
         complete_lora(peft_config, model)
