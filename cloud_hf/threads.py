@@ -14,28 +14,11 @@ _NOISE = 0.3
 
 @dataclass(frozen=True)
 class Cpus:
-    """
-    CPUs of this process, in numbers of CPUs.
+    """CPUs of this process, in numbers of CPUs; `quota` is at most `visible`, `free` at most `quota`."""
 
-    Args:
-        visible (`int`):
-            Size of its affinity mask. OpenMP starts as many threads unless told otherwise.
-        quota (`float`):
-            What its control group, such as a container's, may use at a time; at most `visible`.
-        free (`float`):
-            What no other process uses at present; at most `quota`.
-
-    Examples:
-
-    ```python
-    >>> Cpus(visible=8, quota=4.0, free=2.9).threads
-    3
-    ```
-    """
-
-    visible: int
-    quota: float
-    free: float
+    visible: int  # size of the affinity mask: OpenMP starts as many threads unless told otherwise
+    quota: float  # what the control group, such as a container's, may use at a time
+    free: float  # what no other process uses at present
 
     @property
     def is_shared(self) -> bool:
@@ -52,17 +35,9 @@ def thread_environment(environment: Mapping[str, str] = os.environ, cpus: Cpus |
     """
     Return the environment variables to start a computing process with. OpenMP reads them once, when torch is imported.
 
-    OpenMP threads wait for each other by spinning. That is fastest while each has a CPU to itself, and several times
-    slower than a single thread as soon as another process takes one of their CPUs.
-
-    Args:
-        environment (`Mapping[str, str]`, *optional*, defaults to `os.environ`):
-            Variables that are already set. If `OMP_NUM_THREADS` is one of them, nothing is changed.
-        cpus ([`Cpus`], *optional*):
-            Defaults to those of [`measure_cpus`].
-
-    Returns:
-        `dict[str, str]`: Empty on an idle machine without a quota, where OpenMP's own defaults are best.
+    Variables that `environment` sets win. The result is empty on an idle machine without a quota, where OpenMP's own defaults
+    are best, and if `OMP_NUM_THREADS` is set. OpenMP threads wait for each other by spinning: the fastest way while each has a
+    CPU to itself, and several times slower than a single thread as soon as another process takes one of their CPUs.
     """
     if "OMP_NUM_THREADS" in environment or not hasattr(os, "sched_getaffinity"):  # only Linux has the latter
         return {}
@@ -77,16 +52,8 @@ def thread_environment(environment: Mapping[str, str] = os.environ, cpus: Cpus |
 
 def measure_cpus(seconds: float = 0.3, root: Path = Path("/")) -> Cpus:
     """
-    Read the limits of this process, and watch for a moment how much others compute.
-
-    Args:
-        seconds (`float`, *optional*, defaults to `0.3`):
-            How long to watch; the kernel counts in steps of 0.01 s.
-        root (`Path`, *optional*):
-            Folder with `proc` and `sys`.
-
-    Returns:
-        [`Cpus`]
+    Read the limits of this process, and watch for `seconds` how much others compute; the kernel counts in steps of 0.01 s.
+    `root` is the folder with `proc` and `sys`.
     """
     mask = os.sched_getaffinity(0)
     groups = list(_limited_groups(root))
@@ -101,7 +68,7 @@ def measure_cpus(seconds: float = 0.3, root: Path = Path("/")) -> Cpus:
 
 
 def _ticks(root: Path) -> dict[int, tuple[int, int]]:
-    """Idle and total time of each CPU since the machine started."""
+    """Return the idle and total time of each CPU since the machine started."""
     ticks = {}
     for line in (root / "proc/stat").read_text().splitlines():
         name, *values = line.split()
@@ -118,7 +85,7 @@ def _idle_share(before: tuple[int, int], after: tuple[int, int]) -> float:
 
 
 def _limited_groups(root: Path) -> Iterator[tuple[float, Path]]:
-    """Quota in CPUs, and the file with the CPU time used, of this process's control groups and those above them."""
+    """Yield the quota in CPUs, and the file with the CPU time used, of this process's control groups and those above them."""
     for line in (root / "proc/self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and "cpu" not in controllers.split(","):

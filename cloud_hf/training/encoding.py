@@ -36,7 +36,7 @@ def encode_pairs(
     name: str = "train", num_proc: int | None = None,
 ) -> Dataset:  # fmt: skip
     """
-    Encode preference pairs for [`CLoudTrainer`].
+    Encode preference pairs for [`CLoudTrainer`], and check every row.
 
     Args:
         rows (`Dataset`):
@@ -44,20 +44,16 @@ def encode_pairs(
             several), whose `…_ids` take precedence if present; optional `margin`, `tools`, `id`, `chosen_finish_reason` and
             `rejected_finish_reason`. Several critiques train in pairs: the first of chosen with the first of rejected,
             and so on.
-        critique_format ([`CritiqueFormat`]):
-            The model's format.
         max_length (`int`, *optional*):
             Longest sequence, in tokens.
         overlong_policy (`str`):
             `"error"`, `"drop"`, `"truncate_prompt"`, or with a [`ReferenceFormat`] `"truncate_end"`.
         name (`str`, *optional*, defaults to `"train"`):
             Name of the dataset in messages.
-        num_proc (`int`, *optional*):
-            Number of processes.
 
     Returns:
-        `Dataset`: Columns `chosen_ids`, `rejected_ids`, `chosen_prefix_length`, `rejected_prefix_length`, and `margin`
-        if the rows have it, and `cut` (number of critiques of the pair that were cut off) if they have finish reasons.
+        `Dataset`: The columns `ENCODED_COLUMNS`, and `margin` if the rows have it, and `cut` (number of critiques of the
+        pair that were cut off) if they have finish reasons.
 
     Raises:
         `ValueError`: Names the first bad row and its field.
@@ -67,6 +63,10 @@ def encode_pairs(
         raise ValueError(f"The {name} dataset has no rows.")
     required = PAIR_COLUMNS + (FEEDBACK_COLUMNS if critique_format.critique else ())
     check_columns(rows.column_names, required, f"The {name} dataset")
+    options = {
+        "critique_format": critique_format, "max_length": max_length, "overlong_policy": overlong_policy, "name": name,
+    }  # fmt: skip
+    # In batches, because a row gives several pairs or none
     encoded = rows.map(
         _encode_batch,
         batched=True,
@@ -74,12 +74,7 @@ def encode_pairs(
         with_indices=True,
         num_proc=num_proc,
         remove_columns=rows.column_names,
-        fn_kwargs={
-            "critique_format": critique_format,
-            "max_length": max_length,
-            "overlong_policy": overlong_policy,
-            "name": name,
-        },
+        fn_kwargs=options,
         desc=f"Encoding {name} dataset",
     )
     _report(encoded, len(rows), name)
@@ -91,12 +86,8 @@ def encode_critiques(
     name: str = "train", num_proc: int | None = None,
 ) -> Dataset:  # fmt: skip
     """
-    Encode the critiques of both responses of each pair for supervised fine-tuning, with labels on the critiques alone.
-
-    Arguments, errors and over-long rows are as in [`encode_pairs`].
-
-    Returns:
-        `Dataset`: Columns `input_ids` and `labels`, one row per critique.
+    Encode the critiques of both responses of each pair for supervised fine-tuning: columns `input_ids` and `labels` (on the
+    critique alone), one row per critique. Arguments, errors and over-long rows are as in [`encode_pairs`].
     """
     pairs = encode_pairs(rows, critique_format, max_length, overlong_policy, name, num_proc)
     return pairs.map(_split_pairs, batched=True, num_proc=num_proc, remove_columns=pairs.column_names)

@@ -12,12 +12,7 @@ from torch.distributed.tensor import Shard
 
 
 def check_fsdp(accelerator: Accelerator):
-    """
-    Check the FSDP configuration.
-
-    Raises:
-        `ValueError`: If it is not FSDP2, no model would be saved, or only one process would read the weights.
-    """
+    """Raise `ValueError` if the setup is not FSDP2, would save no model, or would load the weights in one process only."""
     if accelerator.distributed_type != DistributedType.FSDP:
         return
     plugin: Any = accelerator.state.fsdp_plugin

@@ -15,8 +15,6 @@ class Launch:
 
     Optimizer states and the order of the data depend on some of them; others the optimizer's state would bring back
     silently; the rest decide the loss and its gradient. Options that a stage does not have are `None`.
-
-    Example: `Launch.of(CLoudTrainingConfig("cloud-rm"))`
     """
 
     strategy: str
@@ -86,11 +84,8 @@ def deepspeed_config(args: TrainingArguments) -> dict[str, Any]:
 
 def check_machine(args: TrainingArguments):
     """
-    Check what `TrainingArguments` needs; call it before its `__post_init__`, whose messages are less helpful.
-
-    Raises:
-        `ImportError`: If `deepspeed` is given and DeepSpeed is not installed.
-        `ValueError`: If bf16 is requested and no GPU supports it.
+    Check that DeepSpeed is installed and a GPU supports bf16, if requested; otherwise raise `ImportError` or `ValueError`. Call
+    it before the `__post_init__` of `TrainingArguments`, whose messages are less helpful.
     """
     if args.deepspeed and importlib.util.find_spec("deepspeed") is None:
         raise ImportError(
@@ -108,12 +103,8 @@ def check_machine(args: TrainingArguments):
 
 def check_dataset_size(args: TrainingArguments, rows: int):
     """
-    Check that the data fill at least one optimizer step.
-
-    Fewer rows would train on a smaller batch than requested; on several processes some rows would count twice.
-
-    Raises:
-        `ValueError`: If there are fewer rows than a step takes.
+    Raise `ValueError` if there are fewer rows than one optimizer step takes: it would train on a smaller batch than requested,
+    and on several processes some rows would count twice.
     """
     launch = Launch.of(args)
     if rows < launch.batch:
@@ -125,12 +116,7 @@ def check_dataset_size(args: TrainingArguments, rows: int):
 
 
 def check_deepspeed(args: TrainingArguments):
-    """
-    Check the DeepSpeed config of a run that has one.
-
-    Raises:
-        `ValueError`: If it contradicts the training arguments, or no model would be saved.
-    """
+    """Raise `ValueError` if the DeepSpeed config contradicts the training arguments, or no model would be saved."""
     if args.deepspeed_plugin is None:
         return
     name = args.deepspeed if isinstance(args.deepspeed, str) else "The DeepSpeed config"

@@ -25,10 +25,8 @@ _SHAPE_OPTIONS = ("r", "lora_alpha", "use_rslora", "use_dora")
 
 def complete_lora(peft_config: LoraConfig, model: CLoudForRewardModeling):
     """
-    Train and save the reward head in full, and choose target layers as PEFT does for the language model.
-
-    Raises:
-        `ValueError`: If the head is left out, or a target is not a layer of the model.
+    Train and save the reward head in full, and choose target layers with [`choose_targets`]. Raises `ValueError` if
+    `modules_to_save` leaves the head out.
     """
     saved = peft_config.modules_to_save
     if saved is not None and HEAD not in saved:
@@ -42,10 +40,8 @@ def complete_lora(peft_config: LoraConfig, model: CLoudForRewardModeling):
 
 def choose_targets(peft_config: LoraConfig, model: PreTrainedModel):
     """
-    Choose target layers as PEFT does for this language model, unless some are named.
-
-    Raises:
-        `ValueError`: If a named layer does not exist; PEFT complains only if none of them does.
+    Choose target layers as PEFT does for this language model, unless some are named. Raises `ValueError` if a named layer does
+    not exist; PEFT complains only if none of them does.
     """
     targets = peft_config.target_modules
     if isinstance(peft_config, LoraConfig) and targets is None:
@@ -102,20 +98,7 @@ def spare_head(quantization_config: BitsAndBytesConfig | None, config: CLoudConf
 
 
 def read_lora(name: str, model: CLoudForRewardModeling, asked: LoraConfig | None, **hub_kwargs) -> LoraConfig:
-    """
-    Read the options to continue training an adapter with: its own, plus the reward head.
-
-    Args:
-        name (`str`):
-            Hub id or folder of the adapter.
-        model ([`CLoudForRewardModeling`]):
-            Base model of the adapter.
-        asked (`PeftConfig`, *optional*):
-            Requested options. Dropout is taken from them; rank, scaling and targets must match the adapter's.
-
-    Raises:
-        `ValueError`: If the requested options describe another adapter.
-    """
+    """Read the options to continue training an adapter with: its own, plus the reward head, and dropout from the requested options."""
     peft_config: Any = PeftConfig.from_pretrained(name, **hub_kwargs)
     if asked is not None:
         check_same_lora(name, peft_config, asked)
@@ -173,14 +156,6 @@ def model_for_sft(model_args: ModelConfig, config: PreTrainedConfig, init_kwargs
     """
     Return the arguments of [`~trl.SFTTrainer`] for the model: a language model by name, with a new adapter if requested, or
     an existing adapter on its base.
-
-    Args:
-        model_args ([`~trl.ModelConfig`]):
-            Model and adapter options.
-        config (`PreTrainedConfig`):
-            Config of the language model.
-        init_kwargs (`dict`):
-            Passed to `from_pretrained`.
 
     Raises:
         `ValueError`: If a target layer does not exist, the requested adapter differs from the existing one, or the model

@@ -26,46 +26,23 @@ from .packing import Packing, TokenSequence
 
 @dataclass(frozen=True)
 class StepMemory:
-    """
-    Memory of one micro-batch.
-
-    Args:
-        parameters, trained (`int`):
-            Number of parameters, and of trained ones.
-        linear (`int`):
-            Number of parameters that 4-bit loading quantises.
-        largest (`int`):
-            Size of the largest parameter.
-        saved (`int`):
-            Bytes kept between the forward and the backward pass.
-        peaks (`list[tuple[int, int]]`):
-            Bytes besides parameters and gradients, and bytes of gradients, at every moment that can be the largest for some
-            way to store gradients.
-
-    Examples:
-
-    ```python
-    >>> step = simulate_step(config, pairs=2, length=2048)
-    >>> step.peak(gradient_share=1 / 8) / 2**30
-    ```
-    """
+    """Memory of one micro-batch; parameters are counted, the rest is in bytes."""
 
     parameters: int
     trained: int
-    linear: int
-    largest: int
-    saved: int
+    linear: int  # of the layers that 4-bit loading quantises
+    largest: int  # of all parameters
+    saved: int  # between the forward and the backward pass
+    # Bytes other than parameters and gradients, and bytes of gradients, at every moment that can be the largest for some way
+    # to store gradients
     peaks: list[tuple[int, int]]
 
     def peak(self, gradient_share: float, accumulated: bool = False) -> tuple[float, float]:
         """
-        The largest moment: bytes of activations, and of gradients.
+        Return the bytes of activations and of gradients at the largest moment.
 
-        Args:
-            gradient_share (`float`):
-                Stored bytes of gradients over those of the simulation, such as 1/8 on 8 GPUs under ZeRO-2.
-            accumulated (`bool`, *optional*, defaults to `False`):
-                Whether an earlier micro-batch has left all gradients already.
+        `gradient_share` is stored bytes of gradients over those of the simulation, such as 1/8 on 8 GPUs under ZeRO-2;
+        `accumulated`, whether an earlier micro-batch has already left all gradients.
         """
         full = max(gradients for _, gradients in self.peaks)
         moments = [(other, (full if accumulated else gradients) * gradient_share) for other, gradients in self.peaks]
@@ -141,39 +118,11 @@ def simulate_step(
     lora: LoraConfig | None = None,
 ) -> StepMemory:
     """
-    Simulate one forward and backward pass of the joint loss.
+    Simulate one forward and backward pass of the joint loss on pairs whose sequences have `length` tokens each.
 
-    Args:
-        config ([`CLoudConfig`]):
-            The model.
-        pairs (`int`):
-            Pairs of the micro-batch.
-        length (`int`):
-            Tokens of each sequence.
-        labelled_share (`float`, *optional*, defaults to `0.5`):
-            Share of the tokens that belong to the critique.
-        dtype (`torch.dtype`, *optional*, defaults to `torch.float32`):
-            Data type of the weights.
-        autocast (`bool`, *optional*, defaults to `False`):
-            Whether matrix products run in bf16 on weights of another type.
-        gradient_checkpointing (`bool`, *optional*, defaults to `True`):
-            Whether layers are recomputed in the backward pass.
-        padding_free (`bool`, *optional*, defaults to `False`):
-            Whether the batch is concatenated into one row.
-        shared_prompt (`bool`, *optional*, defaults to `False`):
-            Whether it is, with one copy of what the sequences of a pair share.
-        prompt_share (`float`, *optional*, defaults to `0.25`):
-            Share of a sequence's tokens that the other sequence of its pair shares.
-        lm_loss_chunks (`int`, *optional*):
-            Pieces of the critique loss, as in [`CLoudTrainingConfig`].
-        head_is_sharded (`bool`, *optional*, defaults to `False`):
-            Whether the LM head's weight is gathered only while the layer computes, as under ZeRO-3. Each piece of the
-            critique loss then allocates a separate gradient.
-        lora (`LoraConfig`, *optional*):
-            An adapter.
-
-    Returns:
-        [`StepMemory`]
+    Of these, `labelled_share` are critique and, with `shared_prompt`, `prompt_share` are computed once for both sequences.
+    `autocast` computes in bf16 on weights of `dtype`. `head_is_sharded` is for ZeRO-3, which gathers the LM head's weight
+    only while the layer computes, so that each piece of the critique loss allocates a separate gradient.
     """
     model = _make_model(config, dtype, lora, gradient_checkpointing)
     if head_is_sharded:

@@ -19,20 +19,10 @@ MIN_SHARED_TOKENS = 32
 @dataclass(frozen=True)
 class TokenSequence:
     """
-    A sequence to pack.
+    Token ids of shape `(T,)`, of which the critique starts at `prefix_length`.
 
-    Args:
-        ids (`np.ndarray` of shape `(T,)`):
-            Its token ids.
-        prefix_length (`int`):
-            Number of tokens before the critique. All but the last of these can be shared. The last one predicts the
-            critique's first token, and a classic reward is read there, so each sequence keeps it.
-
-    Examples:
-
-    ```python
-    >>> TokenSequence(np.array([5, 6, 7, 8]), prefix_length=2)
-    ```
+    All but the last token of the prefix can be shared. The last one predicts the critique's first token, and a classic reward
+    is read there, so each sequence keeps it.
     """
 
     ids: np.ndarray
@@ -55,13 +45,8 @@ class Segment:
 @dataclass
 class Packing:
     """
-    Layout of sequences in one row: a tree of segments, whose leaves are the ends of the sequences.
-
-    Args:
-        sequences (`list[TokenSequence]`):
-            Sequences to pack.
-        shared_prompt (`bool`):
-            Whether to store a prefix that several sequences share only once.
+    Layout of sequences in one row: a tree of segments, whose leaves are the ends of the sequences. With `shared_prompt`, a
+    prefix that several sequences share is stored once.
 
     Examples:
 
@@ -85,6 +70,7 @@ class Packing:
         """N, the number of tokens to compute."""
         return sum(map(len, self.segments))
 
+    # Recursive: sequences that part after a prefix may share a longer one in smaller groups, such as a response's critiques
     def _add(self, members: list[int], start: int, parent: int):
         """Add the segments of sequences that share their first `start` tokens, up to the end of segment `parent`."""
         for group in self._groups(members, start):
@@ -119,21 +105,15 @@ class Packing:
 
     def tensors(self, labels: bool) -> dict[str, torch.Tensor]:
         """
-        Build the batch for [`CLoudForRewardModeling`].
-
-        Args:
-            labels (`bool`):
-                Whether to return labels.
-
-        Returns:
-            `dict`: `reward_positions` of shape `(B,)`; `input_ids`, `position_ids`, `attention_mask` (all ones) and
-            `labels` of shape `(1, N)`; `segments` of shape `(S, 2)`.
+        Build the batch for [`CLoudForRewardModeling`]: `reward_positions` of shape `(B,)`; `input_ids`, `position_ids`,
+        `attention_mask` (all ones) and, if asked for, `labels` of shape `(1, N)`; `segments` of shape `(S, 2)`.
         """
         ends = np.cumsum([len(segment) for segment in self.segments])
         ids = np.concatenate([self.sequences[s.sequence].ids[s.start : s.end] for s in self.segments])
         # First, because the Trainer takes the length of the first tensor as the batch size
         batch = {"reward_positions": torch.tensor([ends[self.leaves[i]] - 1 for i in range(len(self.sequences))])}
         batch["input_ids"] = torch.from_numpy(ids)[None].long()
+        # Positions restart in each segment where its parent ended, as if the sequences were apart
         batch["position_ids"] = torch.cat([torch.arange(s.start, s.end) for s in self.segments])[None]
         batch["attention_mask"] = torch.ones_like(batch["input_ids"])
         if labels:
@@ -142,7 +122,7 @@ class Packing:
         return batch
 
     def _labels(self, segment: Segment) -> torch.Tensor:
-        """Labels of a segment, not shifted. Shared segments have none: they end before the critique."""
+        """Return the labels of a segment, not shifted. Shared segments have none: they end before the critique."""
         sequence = self.sequences[segment.sequence]
         labels = torch.from_numpy(sequence.ids).long().clone()
         labels[: sequence.prefix_length] = IGNORE_INDEX

@@ -288,17 +288,7 @@ def make_plan(args: PlanArguments, config: CLoudConfig | None = None, micro_batc
 
 
 def largest_micro_batch(args: Any, config: CLoudConfig, plan: Plan) -> int:
-    """
-    Find the largest number of pairs that fits on each GPU; 0 if not even one does.
-
-    Args:
-        args ([`PlanArguments`]):
-            The setting.
-        config ([`CLoudConfig`]):
-            The model.
-        plan ([`Plan`]):
-            That of `args.micro_batch`.
-    """
+    """Find the largest number of pairs that fits on each GPU; 0 if not even one does. `plan` is that of `args.micro_batch`."""
     limit = (args.gpu_memory_gb - args.reserve_gb) * GB
     totals = {args.micro_batch: plan.total}
     fits, exceeds = (args.micro_batch, None) if plan.total <= limit else (0, args.micro_batch)

@@ -54,11 +54,8 @@ class NotSaved(RuntimeError):
 
 def check_launch(args: TrainingArguments):
     """
-    Check how the run was launched and configured, before the model loads.
-
-    Raises:
-        `ValueError`: If the DeepSpeed config contradicts the training arguments or would save no model, or if the
-            checkpoint to resume from is incomplete or was written with other settings.
+    Check before the model loads that the DeepSpeed config fits the training arguments, and the checkpoint to resume from is
+    complete and was written with the same settings. Raises `ValueError` otherwise.
     """
     check_deepspeed(args)
     if args.resume_from_checkpoint is not None:
@@ -210,13 +207,8 @@ def find_checkpoint(args: TrainingArguments, asked: str | bool, **trained) -> Pa
     """
     Find the checkpoint to resume from, and check it.
 
-    Args:
-        args ([`~transformers.TrainingArguments`]):
-            Arguments of the run that resumes.
-        asked (`str` or `bool`):
-            Its folder; `True` or `"true"` for the last complete one in `args.output_dir`.
-        **trained:
-            `train_dataset_rows` and `adapter` once they are known, as [`write_record`] notes them.
+    `asked` is its folder, or `True` or `"true"` for the last complete one in `args.output_dir`. `trained` has
+    `train_dataset_rows` and `adapter`, as [`write_record`] notes them, once they are known.
 
     Raises:
         `ValueError`: If there is none, it is incomplete or has lost a file, or it was written with other settings.
@@ -271,12 +263,7 @@ def _check_files(folder: Path, written: dict[str, int]):
 
 @contextmanager
 def explain_failure(folder: Path, output_dir: str | Path) -> Iterator[None]:
-    """
-    Explain a failure to write or upload `folder`: the cause, and which checkpoint is left.
-
-    Raises:
-        `NotSaved`: From the error, such as a full disk or a refused upload.
-    """
+    """Turn a failure to write or upload `folder` into `NotSaved`, with the cause and the checkpoint that is left."""
     try:
         yield
     except HfHubHTTPError as error:  # an OSError, too

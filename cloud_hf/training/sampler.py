@@ -15,21 +15,7 @@ from .encoding import SIDES
 
 @dataclass(frozen=True)
 class PairGroup:
-    """
-    Pairs that stay in one batch, because they share a prompt.
-
-    Args:
-        pairs (`tuple[int, ...]`):
-            Their indices in the dataset.
-        tokens (`int`):
-            Tokens of a batch with only these pairs, padding included.
-
-    Examples:
-
-    ```python
-    >>> PairGroup(pairs=(4, 5), tokens=1200)
-    ```
-    """
+    """Pairs, by index, that stay in one batch because they share a prompt; `tokens` of a batch of only these, with padding."""
 
     pairs: tuple[int, ...]
     tokens: int
@@ -39,20 +25,8 @@ def group_pairs(
     dataset: Dataset, collator: DataCollatorForCLoud, max_pairs: int, token_budget: int | None = None
 ) -> list[PairGroup]:
     """
-    Group the pairs of an encoded dataset: those of one row together if the collator shares prompts, else one by one.
-
-    Args:
-        dataset (`Dataset`):
-            From [`~training.encoding.encode_pairs`].
-        collator ([`DataCollatorForCLoud`]):
-            Collator that makes the batches.
-        max_pairs (`int`):
-            Largest number of pairs in a group.
-        token_budget (`int`, *optional*):
-            Largest number of tokens in a group; pairs of one row that exceed it together are split up.
-
-    Returns:
-        `list[PairGroup]`: In the order of the dataset.
+    Group the pairs of an encoded dataset, in its order: those of one row together if the collator shares prompts and they fit
+    `max_pairs` and `token_budget`, else one by one.
 
     Raises:
         `ValueError`: If one pair alone exceeds the budget.
@@ -75,7 +49,7 @@ def group_pairs(
 
 
 def _rows(dataset: Any, max_pairs: int) -> Iterator[tuple[list[int], list[dict[str, Any]]]]:
-    """Up to `max_pairs` neighbours with the same prompt and responses, which are those of one row."""
+    """Yield up to `max_pairs` neighbours with the same prompt and responses, which are those of one row."""
     indices: list[int] = []
     examples: list[dict[str, Any]] = []
     for index, example in enumerate(dataset):
@@ -92,31 +66,15 @@ def _prefixes(example: dict[str, Any]) -> list[list[int]]:
 
 
 class TokenBudgetSampler(Sampler[list[int]]):
-    r"""
+    """
     Batches of pairs of about equal length that hold at most `token_budget` tokens and `max_pairs` pairs.
 
     Batches come in rounds of `num_processes`, one per process, with the same number of pairs in all batches of a round.
     Seed and epoch decide which pairs meet and the order of the rounds, but not the number of rounds, so that all epochs have
     as many steps: lengths are rounded up by at most a sixteenth, and pairs of the same rounded length trade places.
 
-    Args:
-        groups (`list[PairGroup]`):
-            From [`group_pairs`], with the same limits.
-        token_budget (`int`):
-            Largest number of tokens in a batch.
-        max_pairs (`int`):
-            Largest number of pairs in a batch.
-        padded (`bool`):
-            Whether sequences are padded to the longest of their batch.
-        num_processes (`int`, *optional*, defaults to `1`):
-            Data-parallel processes.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of the order.
-        drop_last (`bool`, *optional*, defaults to `False`):
-            Whether to drop the few shortest pairs that do not fill a round, instead of repeating one to fill it.
-
-    Raises:
-        `ValueError`: If `drop_last` leaves nothing.
+    If the shortest pairs do not fill a round, one is repeated; `drop_last` drops them instead, and raises `ValueError` if
+    nothing is left.
 
     Examples:
 
@@ -140,7 +98,8 @@ class TokenBudgetSampler(Sampler[list[int]]):
         self.token_budget, self.max_pairs, self.padded = token_budget, max_pairs, padded
         self.num_processes, self.seed = num_processes, seed
         self.epoch = 0
-        # Groups by number of pairs and rounded length; and for each batch the keys of the groups it draws
+        # Groups by number of pairs and rounded length; and for each batch the keys of the groups it draws. Keys, not groups,
+        # since each epoch draws other groups of the same size: batches stay within the budget in all of them
         self.alike: dict[tuple[int, int], list[PairGroup]] = defaultdict(list)
         self.turns: list[list[list[tuple[int, int]]]] = []
         for members in self._by_size(groups, drop_last):
@@ -159,7 +118,7 @@ class TokenBudgetSampler(Sampler[list[int]]):
         for size in sorted(by_size, reverse=True):
             members = sorted(by_size[size], key=lambda group: group.tokens, reverse=True)
             left = len(members) % self.num_processes
-            if left and size > 1:
+            if left and size > 1:  # all processes need as many groups: split up those that remain
                 members, rest = members[:-left], members[-left:]
                 by_size[1] += [PairGroup((pair,), group.tokens) for group in rest for pair in group.pairs]
             elif left and drop_last:
@@ -183,6 +142,7 @@ class TokenBudgetSampler(Sampler[list[int]]):
             start = end
 
     def _rounded(self, tokens: int) -> int:
+        # To five significant bits: coarse enough that groups of about equal length are alike, fine enough to fill batches
         unit = 2 ** max(0, tokens.bit_length() - 5)
         return min(-(-tokens // unit) * unit, self.token_budget)
 
@@ -208,15 +168,7 @@ class TokenBudgetSampler(Sampler[list[int]]):
 
 
 class GroupSampler(Sampler[int]):
-    """
-    Pairs in random order, those of a group consecutively.
-
-    Args:
-        groups (`list[PairGroup]`):
-            From [`group_pairs`].
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of the order.
-    """
+    """Pairs in random order, those of a group consecutively."""
 
     def __init__(self, groups: list[PairGroup], seed: int = 0):
         self.groups, self.seed = groups, seed

@@ -41,23 +41,7 @@ PEAK_FLOPS = {
 
 
 def peak_flops(device_name: str) -> float | None:
-    """
-    Look up the dense bf16 operations per second of a device.
-
-    Args:
-        device_name (`str`):
-            Name from `torch.cuda.get_device_name`.
-
-    Returns:
-        `float` or `None`: `None` for an unknown device.
-
-    Examples:
-
-    ```python
-    >>> peak_flops("NVIDIA A100-SXM4-80GB")
-    312000000000000.0
-    ```
-    """
+    """Return the dense bf16 operations per second of a device named as `torch.cuda.get_device_name` does; `None` if unknown."""
     return next((flops for name, flops in PEAK_FLOPS.items() if name.lower() in device_name.lower()), None)
 
 
