@@ -1,13 +1,15 @@
-"""Parts of model cards shared by training, conversion and evaluation."""
+"""Model cards: that of a trained model, and the parts shared with conversion and evaluation."""
 
 import re
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 
 METHOD = "Method: Ankner et al., *Critique-out-Loud Reward Models*, arXiv 2408.11791."
+_SHOWN_METRICS = ("loss", "pairwise_loss", "lm_loss", "accuracy", "margin", "mean_reward", "reward_std")
 
 
 def hub_id(name: str | None) -> str | None:
@@ -48,3 +50,46 @@ def add_results(folder: Path, results: list[EvalResult]):
     data.model_name = data.model_name or folder.resolve().name
     data.eval_results = kept + results
     card.save(folder / "README.md")
+
+
+def make_model_card(trainer: Any, is_adapter: bool, model_name: str, dataset_name: str | None, tags=None) -> ModelCard:
+    """Describe a model that a [`CLoudTrainer`] trained: kind, base model, λ, data, metrics, usage."""
+    args, config = trainer.args, trainer.model.config
+    base, kind = config.name_or_path, kind_of(config.critique)
+    name = trainer.hub_model_id or args.output_dir
+    lm_loss_weight = args.lm_loss_weight if config.critique else "none: it writes no critiques"
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-classification",
+        base_model=hub_id(base),
+        datasets=[source] if (source := hub_id(dataset_name)) else None,
+        tags=[*trainer._tag_names, *([tags] if isinstance(tags, str) else tags or [])],
+    )
+    facts = {
+        "Kind": kind,
+        "Base model": f"`{base}`" if base else "made from a config",
+        "Training data": f"{dataset_name or 'not named'}, {len(trainer.train_dataset)} pairs",
+        "Bradley-Terry weight": args.bradley_terry_weight,
+        "λ (weight of the critique LM loss)": lm_loss_weight,
+        "Learning rate": f"{args.learning_rate}, {args.lr_scheduler_type}",
+        "Epochs": args.num_train_epochs if args.max_steps < 0 else f"{args.max_steps} steps",
+        "Versions": f"transformers {version('transformers')}, trl {version('trl')}",
+    }
+    lines = [f"# {model_name}", "", f"A {kind}. It gives a response a number."]
+    if config.critique:
+        lines[-1] += " First it writes a critique, then a head reads the reward at the critique's end."
+    lines += ["", "| | |", "|---|---|", *[f"| {name} | {value} |" for name, value in facts.items()]]
+    lines += ["", "## Metrics", "", *_metric_lines(trainer.state.log_history)]
+    lines += ["", "## Use", "", "```python", usage(name, config.critique, is_adapter), "```"]
+    lines += ["", METHOD, ""]
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines))
+
+
+def _metric_lines(log_history: list[dict]) -> list[str]:
+    """Return a table with the last value of each metric, of training and of evaluation."""
+    last: dict[str, float] = {}
+    for entry in log_history:
+        last.update({key: value for key, value in entry.items() if key.removeprefix("eval_") in _SHOWN_METRICS})
+    if not last:
+        return ["Not measured yet."]
+    return ["| metric | value |", "|---|---|", *[f"| {key} | {value:.4g} |" for key, value in last.items()]]

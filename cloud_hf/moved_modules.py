@@ -79,7 +79,9 @@ MOVED = {
     "training.batching": "training.sampler",
     "training.checkpoints": "training.resume",
     "training.launch_checks": "training.resume",
+    "training.model_card": "cards",
     "training.saving": "training.resume",
+    "training.sft": "commands.train_critique_sft",
     "training.sharding": "training.fsdp",
 }
 

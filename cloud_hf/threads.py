@@ -85,7 +85,7 @@ def _idle_share(before: tuple[int, int], after: tuple[int, int]) -> float:
 
 
 def _limited_groups(root: Path) -> Iterator[tuple[float, Path]]:
-    """Yield the quota in CPUs, and the file with the CPU time used, of this process's control groups and those above them."""
+    """Yield quota in CPUs and file with the CPU time used of this process's control groups and those above them."""
     for line in (root / "proc/self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and "cpu" not in controllers.split(","):

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 from datasets import Dataset
 from peft import PeftModel
+from trl import SFTConfig, SFTTrainer
 
-from ..arguments import documented
+from ..arguments import check_bounds, documented
 from ..configuration_cloud import CLoudConfig
 from ..critique_format import format_class, pin_date
 from ..loading import read_model_config, record_base
@@ -18,9 +19,10 @@ from ..training.arguments import (
     model_name,
 )
 from ..training.encoding import encode_critiques
+from ..training.launch import check_machine
 from ..training.lora import model_for_sft
-from ..training.resume import check_launch
-from ..training.sft import CritiqueSFTConfig, CritiqueSFTTrainer
+from ..training.resume import ExactResume, check_launch
+from ..training.throughput import LogsThroughput
 
 
 @documented
@@ -47,6 +49,20 @@ class CritiqueArguments:
     keep_thinking: bool = False
     format: str = "cloud"
     overlong_policy: str = "error"
+
+
+@dataclass
+class CritiqueSFTConfig(SFTConfig):
+    """[`~trl.SFTConfig`] that checks the machine first, with clearer messages."""
+
+    def __post_init__(self):
+        check_bounds(self, max_length=1)
+        check_machine(self)
+        super().__post_init__()
+
+
+class CritiqueSFTTrainer(LogsThroughput, ExactResume, SFTTrainer):
+    """[`~trl.SFTTrainer`] with exact resume and throughput in its log."""
 
 
 ARGUMENTS = (DataArguments, CritiqueArguments, CritiqueSFTConfig, TrainedModelConfig)

@@ -1,69 +1,35 @@
 """Settings that a training run was launched with, and checks of them before the model loads."""
 
 import importlib.util
-from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from transformers import TrainingArguments
 from transformers.utils import is_torch_bf16_gpu_available
 
 
-@dataclass(frozen=True)
-class Launch:
+# Optimizer states and the order of the data depend on some of these settings; others the optimizer's state would bring back
+# silently; the rest decide the loss and its gradient
+_SETTINGS = (
+    "strategy", "world_size", "per_device_train_batch_size", "gradient_accumulation_steps", "seed", "data_seed",
+    "token_budget", "padding_free", "shared_prompt", "dataloader_drop_last", "train_sampling_strategy", "optim",
+    "learning_rate", "lr_scheduler_type", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm",
+    "bf16", "fp16", "neftune_noise_alpha", "critique", "lm_loss_weight", "bradley_terry_weight",
+    "center_rewards_coefficient",
+)  # fmt: skip
+
+
+def launch_settings(args: TrainingArguments) -> dict[str, Any]:
     """
-    Settings that a resumed run must share with the one that wrote the checkpoint.
-
-    Optimizer states and the order of the data depend on some of them; others the optimizer's state would bring back
-    silently; the rest decide the loss and its gradient. Options that a stage does not have are `None`.
+    Return the settings that a resumed run must share with the one that wrote the checkpoint. Those that a stage does not
+    have are `None`: stage 1 has no token budget and no λ.
     """
+    settings = {**args.to_dict(), "strategy": strategy_of(args), "world_size": args.world_size}
+    return {name: settings.get(name) for name in _SETTINGS}
 
-    strategy: str
-    world_size: int
-    per_device_train_batch_size: int
-    gradient_accumulation_steps: int
-    seed: int
-    data_seed: int | None
-    token_budget: int | None
-    padding_free: bool | None
-    shared_prompt: bool | None
-    dataloader_drop_last: bool
-    train_sampling_strategy: str
-    optim: str
-    learning_rate: float
-    lr_scheduler_type: str
-    weight_decay: float
-    adam_beta1: float
-    adam_beta2: float
-    adam_epsilon: float
-    max_grad_norm: float
-    bf16: bool
-    fp16: bool
-    neftune_noise_alpha: float | None
-    critique: bool | None
-    lm_loss_weight: float | None
-    bradley_terry_weight: float | None
-    center_rewards_coefficient: float | None
 
-    @classmethod
-    def of(cls, args: TrainingArguments) -> "Launch":
-        """Read the settings of the present run."""
-        # Stage 1 has no token budget and no λ
-        settings: dict[str, Any] = args.to_dict() | {"world_size": args.world_size}
-        values: dict[str, Any] = {field.name: settings.get(field.name) for field in fields(cls)[1:]}
-        return cls(strategy_of(args), **values)
-
-    @property
-    def batch(self) -> int:
-        """Rows of an optimizer step, over all processes and micro-batches."""
-        return self.world_size * self.per_device_train_batch_size * self.gradient_accumulation_steps
-
-    def differences(self, written: dict[str, Any]) -> list[str]:
-        """Return the settings that differ from a checkpoint's, as text. Version 0.1 did not write all of them."""
-        return [
-            f"`{name}` was {written[name]}, is {value}"
-            for name, value in asdict(self).items()
-            if name in written and written[name] != value
-        ]
+def rows_per_step(args: TrainingArguments) -> int:
+    """Return the rows of an optimizer step, over all processes and micro-batches."""
+    return args.world_size * args.per_device_train_batch_size * args.gradient_accumulation_steps
 
 
 def strategy_of(args: TrainingArguments) -> str:
@@ -106,12 +72,12 @@ def check_dataset_size(args: TrainingArguments, rows: int):
     Raise `ValueError` if there are fewer rows than one optimizer step takes: it would train on a smaller batch than requested,
     and on several processes some rows would count twice.
     """
-    launch = Launch.of(args)
-    if rows < launch.batch:
+    needed = rows_per_step(args)
+    if rows < needed:
         raise ValueError(
-            f"The train dataset has {rows} rows, but one optimizer step takes {launch.batch} "
-            f"(`per_device_train_batch_size` {launch.per_device_train_batch_size} x `gradient_accumulation_steps` "
-            f"{launch.gradient_accumulation_steps} x {launch.world_size} processes). Lower one of them, or add rows."
+            f"The train dataset has {rows} rows, but one optimizer step takes {needed} "
+            f"(`per_device_train_batch_size` {args.per_device_train_batch_size} x `gradient_accumulation_steps` "
+            f"{args.gradient_accumulation_steps} x {args.world_size} processes). Lower one of them, or add rows."
         )
 
 
@@ -128,18 +94,18 @@ def check_deepspeed(args: TrainingArguments):
             f"{name} has stage 3 without `{gathers}`: every process would hold a part of the weights and no model would "
             "be saved. Set it to true in `zero_optimization`, as ds_configs/zero3.json does."
         )
-    launch = Launch.of(args)
+    batch = rows_per_step(args)
     expected = {
-        "train_micro_batch_size_per_gpu": launch.per_device_train_batch_size,
-        "gradient_accumulation_steps": launch.gradient_accumulation_steps,
-        "train_batch_size": launch.batch,
+        "train_micro_batch_size_per_gpu": args.per_device_train_batch_size,
+        "gradient_accumulation_steps": args.gradient_accumulation_steps,
+        "train_batch_size": batch,
     }
     for key, value in expected.items():
         if config.get(key, "auto") not in ("auto", value):
             raise ValueError(
-                f"{name} has `{key}` {config[key]}, but the training arguments make it {value}: a step of {launch.batch} "
-                f"rows is {launch.per_device_train_batch_size} per device x {launch.gradient_accumulation_steps} "
-                f'accumulated x {launch.world_size} processes. Set it to "auto", or change the arguments.'
+                f"{name} has `{key}` {config[key]}, but the training arguments make it {value}: a step of {batch} "
+                f"rows is {args.per_device_train_batch_size} per device x {args.gradient_accumulation_steps} "
+                f'accumulated x {args.world_size} processes. Set it to "auto", or change the arguments.'
             )
     # transformers collects the other contradictions
     if args.deepspeed and args.hf_deepspeed_config.mismatches:

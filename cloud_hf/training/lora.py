@@ -98,7 +98,7 @@ def spare_head(quantization_config: BitsAndBytesConfig | None, config: CLoudConf
 
 
 def read_lora(name: str, model: CLoudForRewardModeling, asked: LoraConfig | None, **hub_kwargs) -> LoraConfig:
-    """Read the options to continue training an adapter with: its own, plus the reward head, and dropout from the requested options."""
+    """Read the options to continue training an adapter with: its own, the reward head, and the requested dropout."""
     peft_config: Any = PeftConfig.from_pretrained(name, **hub_kwargs)
     if asked is not None:
         check_same_lora(name, peft_config, asked)

@@ -72,6 +72,10 @@ _RECIPE_KEYS = {"per_device_train_batch_size": "micro_batch"} | {
 _UNPLANNED_KEYS = ("token_budget", "load_in_8bit", "fp16", "use_dora", "lora_modules_to_save", "activation_offloading")
 
 
+# Fields of a plan that add up to the memory of the forward and backward pass, in the order of the printed table
+_PARTS = ("parameters", "gradients", "optimizer", "activations", "lm_loss", "gathered", "buckets")
+
+
 @documented
 @dataclass
 class PlanArguments:
@@ -250,15 +254,7 @@ class Plan:
     @property
     def backward(self) -> float:
         """Bytes at the largest moment of the forward and backward pass."""
-        return (
-            self.parameters
-            + self.gradients
-            + self.optimizer
-            + self.activations
-            + self.lm_loss
-            + self.gathered
-            + self.buckets
-        )
+        return sum(getattr(self, part) for part in _PARTS)
 
     @property
     def total(self) -> float:
@@ -288,7 +284,7 @@ def make_plan(args: PlanArguments, config: CLoudConfig | None = None, micro_batc
 
 
 def largest_micro_batch(args: Any, config: CLoudConfig, plan: Plan) -> int:
-    """Find the largest number of pairs that fits on each GPU; 0 if not even one does. `plan` is that of `args.micro_batch`."""
+    """Return the largest number of pairs that fits on each GPU, 0 if none does, given the plan of `args.micro_batch`."""
     limit = (args.gpu_memory_gb - args.reserve_gb) * GB
     totals = {args.micro_batch: plan.total}
     fits, exceeds = (args.micro_batch, None) if plan.total <= limit else (0, args.micro_batch)
@@ -427,9 +423,7 @@ def _read_recipe(path: str) -> dict:
 def table(args: Any, plan: Plan, largest: int) -> str:
     """Format a plan as text."""
     pairs = f"{args.micro_batch} pair{'s' if args.micro_batch > 1 else ''}"
-    rows = [
-        (part.name, getattr(plan, part.name)) for part in dataclasses.fields(plan) if part.name not in ("host", "step")
-    ]
+    rows = [(part, getattr(plan, part)) for part in _PARTS]
     lines = [f"{args.model}: {pairs} of up to {args.max_length} tokens each on one of {args.gpus} GPU(s), GiB per GPU"]
     lines += [f"  {name.replace('_', ' '):<12} {size / GB:9.2f}" for name, size in rows if size]
     lines += [f"  {'total':<12} {plan.total / GB:9.2f} of {args.gpu_memory_gb - args.reserve_gb:.0f} usable"]

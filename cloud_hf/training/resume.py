@@ -2,13 +2,11 @@
 
 import json
 import logging
-import os
 import shutil
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +17,7 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints, sort_checkpoints
 
 from .fsdp import check_fsdp, prepare_fsdp2
-from .launch import Launch, check_dataset_size, check_deepspeed
+from .launch import check_dataset_size, check_deepspeed, launch_settings
 from .launch import check_machine as check_machine  # version 0.1 had it here
 from .lora import shape_of_adapter
 
@@ -27,8 +25,8 @@ from .lora import shape_of_adapter
 if TYPE_CHECKING:
     from transformers import Trainer
 
-    class _Trainer(Trainer):
-        """What the mixin is mixed into; transformers declares these more loosely than they are, TRL adds the last two."""
+    class MixedTrainer(Trainer):
+        """TRL's trainers, as their mixins see them: transformers declares these loosely, TRL adds the last two."""
 
         args: Any
         model: Any
@@ -37,7 +35,7 @@ if TYPE_CHECKING:
         _metrics: Any
         _total_train_tokens: Any
 else:
-    _Trainer = object
+    MixedTrainer = object
 
 
 logger = logging.getLogger(__name__)
@@ -62,7 +60,7 @@ def check_launch(args: TrainingArguments):
         find_checkpoint(args, args.resume_from_checkpoint)
 
 
-class ExactResume(_Trainer):
+class ExactResume(MixedTrainer):
     """
     Mixin for TRL's trainers: a run that is resumed ends with the same weights, metrics and logs as one that was never
     interrupted. It also checks the launch.
@@ -83,7 +81,9 @@ class ExactResume(_Trainer):
         checkpoint = find_checkpoint(self.args, resume_from_checkpoint, **trained)
         self.accelerator.wait_for_everyone()  # every process has looked before any checkpoint is removed
         if self.args.should_save:
-            remove_interrupted(self.args.output_dir)
+            for interrupted in interrupted_checkpoints(self.args.output_dir):
+                logger.warning("%s was not written to its end, and is removed.", interrupted)
+                shutil.rmtree(interrupted)
         restore = _RestoreRunningMetrics(self, checkpoint)
         self.add_callback(restore)
         try:
@@ -115,15 +115,17 @@ class ExactResume(_Trainer):
 
     def _save_checkpoint(self, model, trial):
         output_dir = self._get_output_dir(trial)
-        folder = checkpoint_folder(output_dir, self.state.global_step)
+        folder = Path(output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
         # transformers deletes older checkpoints before this one is complete; a full disk or a kill would then leave none
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             with explain_failure(folder, output_dir):
                 if self.args.should_save:
-                    unmark(folder)
+                    # An earlier checkpoint of this step, left by a run from an older one, is incomplete from here on
+                    (folder / RECORD).unlink(missing_ok=True)
                 super()._save_checkpoint(model, trial)
-                write_rank_state(folder, self.args.process_index, self._running_metrics())
+                folder.mkdir(parents=True, exist_ok=True)  # with `save_only_model`, only the first process has made it
+                _rank_file(folder, self.args.process_index).write_text(json.dumps(self._running_metrics()))
                 self.accelerator.wait_for_everyone()
                 if self.args.should_save:
                     write_record(folder, self.args, len(self.train_dataset), shape_of_adapter(self.model))
@@ -165,13 +167,14 @@ class ExactResume(_Trainer):
 
 
 class _RestoreRunningMetrics(TrainerCallback):
-    """Restores when training begins: by then the training loop has reset its own sums."""
+    """Restore the sums when training begins: by then the training loop has reset its own."""
 
     def __init__(self, trainer: ExactResume, checkpoint: Path):
         self.trainer, self.checkpoint = trainer, checkpoint
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.trainer._restore_running_metrics(read_rank_state(self.checkpoint, args.process_index))
+        state = _rank_file(self.checkpoint, args.process_index).read_text()
+        self.trainer._restore_running_metrics(json.loads(state))
 
 
 # ------------------------------------------------------------------------------------------------ checkpoints on disk
@@ -180,7 +183,7 @@ class _RestoreRunningMetrics(TrainerCallback):
 def write_record(folder: Path, args: TrainingArguments, rows: int, adapter: dict[str, Any] | None):
     """Mark a checkpoint as complete: note its files, the settings of its run, and the number of training rows."""
     record = {
-        "version": VERSION, "launch": asdict(Launch.of(args)), "train_dataset_rows": rows, "adapter": adapter,
+        "version": VERSION, "launch": launch_settings(args), "train_dataset_rows": rows, "adapter": adapter,
         "only_model": args.save_only_model, "files": _sizes(folder),
     }  # fmt: skip
     part = folder / f"{RECORD}.part"
@@ -232,8 +235,12 @@ def find_checkpoint(args: TrainingArguments, asked: str | bool, **trained) -> Pa
             f"new run {new_run}"
         )
     _check_files(folder, record["files"])
-    differences = Launch.of(args).differences(record["launch"])
-    differences += [f"`{name}` was {record[name]}, is {now}" for name, now in trained.items() if now != record[name]]
+    written = {**record, **record["launch"]}
+    differences = [
+        f"`{name}` was {written[name]}, is {value}"
+        for name, value in {**launch_settings(args), **trained}.items()
+        if name in written and written[name] != value  # version 0.1 did not write all of them
+    ]
     if differences:
         raise ValueError(
             f"{folder} was written with other settings: {'; '.join(differences)}. Its optimizer states and its place in the "
@@ -279,13 +286,6 @@ def explain_failure(folder: Path, output_dir: str | Path) -> Iterator[None]:
         ) from error
 
 
-def remove_interrupted(output_dir: str | Path):
-    """Delete incomplete checkpoints, with a warning."""
-    for folder in interrupted_checkpoints(output_dir):
-        logger.warning("%s was not written to its end, and is removed.", folder)
-        shutil.rmtree(folder)
-
-
 def _last_whole(output_dir: str | Path) -> Path:
     whole = whole_checkpoints(output_dir)
     if not whole:
@@ -306,23 +306,6 @@ def _name_last(output_dir: str | Path) -> str:
     return next((folder.name for folder in reversed(whole_checkpoints(output_dir))), "none")
 
 
-def write_rank_state(folder: Path, rank: int, state: dict[str, Any]):
-    """Write the running sums of one process."""
-    folder.mkdir(parents=True, exist_ok=True)  # with `save_only_model`, only the first process has made it
-    (folder / f"running_metrics_{rank}.json").write_text(json.dumps(state))
-
-
-def read_rank_state(folder: Path, rank: int) -> dict[str, Any]:
-    """Read the running sums that [`write_rank_state`] wrote."""
-    return json.loads((folder / f"running_metrics_{rank}.json").read_text())
-
-
-def checkpoint_folder(output_dir: str | Path, step: int) -> Path:
-    """Return the folder that transformers writes the checkpoint of a step to."""
-    return Path(output_dir, f"{PREFIX_CHECKPOINT_DIR}-{step}")
-
-
-def unmark(folder: Path):
-    """Mark a checkpoint as incomplete, before it is written again."""
-    if is_whole(folder):
-        os.unlink(folder / RECORD)
+def _rank_file(folder: Path, rank: int) -> Path:
+    """Return the file with the running sums of one process."""
+    return folder / f"running_metrics_{rank}.json"

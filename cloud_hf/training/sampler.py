@@ -15,7 +15,7 @@ from .encoding import SIDES
 
 @dataclass(frozen=True)
 class PairGroup:
-    """Pairs, by index, that stay in one batch because they share a prompt; `tokens` of a batch of only these, with padding."""
+    """Pairs, by index, that stay in one batch because they share a prompt; `tokens` of a batch of them alone, padded."""
 
     pairs: tuple[int, ...]
     tokens: int

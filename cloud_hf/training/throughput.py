@@ -1,24 +1,11 @@
 """Trainer mixin that logs tokens per second, model FLOPs utilisation (MFU) and the time left."""
 
 import time
-from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-
-if TYPE_CHECKING:
-    from transformers import Trainer
-
-    class _Trainer(Trainer):
-        """What the mixin is mixed into; transformers declares these more loosely than they are, TRL adds the last one."""
-
-        args: Any
-        model: Any
-        accelerator: Any
-        _total_train_tokens: Any
-else:
-    _Trainer = object
+from .resume import MixedTrainer
 
 
 # Dense bf16 operations per second of one device, from the vendors' data sheets, by a part of its name
@@ -41,11 +28,11 @@ PEAK_FLOPS = {
 
 
 def peak_flops(device_name: str) -> float | None:
-    """Return the dense bf16 operations per second of a device named as `torch.cuda.get_device_name` does; `None` if unknown."""
+    """Look up the dense bf16 operations per second of a device by its name from `torch.cuda.get_device_name`."""
     return next((flops for name, flops in PEAK_FLOPS.items() if name.lower() in device_name.lower()), None)
 
 
-class LogsThroughput(_Trainer):
+class LogsThroughput(MixedTrainer):
     """
     Mixin for TRL's trainers: each training log has `tokens_per_second` (over all devices, without padding), `eta_hours`,
     and `mfu` if the device's peak is known. A log covers the steps since the previous one, without evaluation and saving.
@@ -114,6 +101,7 @@ class _TrainingClock(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self._seconds, self._started, self._begins = 0.0, time.perf_counter(), True
 
+    # Evaluation and saving follow the step that asks for them, so the clock stops at its end and starts with the next one
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         if self._begins:  # a resumed run has restored its counts by now
             self._trainer._measured = (self._trainer._total_train_tokens, state.global_step)

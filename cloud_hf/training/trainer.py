@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, DataCollator, PreTrainedTokenizerBase
 from trl import RewardTrainer
 from trl.trainer.utils import get_config_model_id, global_then_local_main_first
 
+from ..cards import make_model_card
 from ..configuration_cloud import CLoudConfig
 from ..critique_format import IGNORE_INDEX, CritiqueFormat
 from ..data.rows import check_columns
@@ -27,7 +28,6 @@ from .collator import DataCollatorForCLoud
 from .config import CLoudTrainingConfig
 from .encoding import ENCODED_COLUMNS, encode_pairs
 from .lora import HEAD, check_dropout, check_head, check_quantization, complete_lora, go_on_with_adapter, spare_head
-from .model_card import make_model_card
 from .resume import ExactResume, check_launch
 from .sampler import GroupSampler, TokenBudgetSampler, group_pairs
 from .throughput import LogsThroughput
@@ -341,15 +341,13 @@ class CLoudTrainer(LogsThroughput, ExactResume, RewardTrainer):
         """Write the model card: base model, λ, data, metrics, usage. Arguments are those of [`~trl.RewardTrainer`]."""
         if self.is_world_process_zero():
             model_name = model_name or Path(str(self.args.output_dir)).name
-            make_model_card(self, model_name, dataset_name, tags).save(f"{self.args.output_dir}/README.md")
+            card = make_model_card(self, bool(is_peft_model(self.model)), model_name, dataset_name, tags)
+            card.save(f"{self.args.output_dir}/README.md")
 
 
-def _prepare_tokenizer(
-    given: PreTrainedTokenizerBase | None, model: Any, args: CLoudTrainingConfig
-) -> PreTrainedTokenizerBase:
+def _prepare_tokenizer(tokenizer: Any, model: Any, args: CLoudTrainingConfig) -> PreTrainedTokenizerBase:
     """Load the model's tokenizer unless one is given, and set the chat template of `args`."""
     name = model if isinstance(model, str) else get_config_model_id(model.config)
-    tokenizer: Any = given
     if tokenizer is None:
         if not name:
             raise ValueError("The model was not loaded by name: pass its tokenizer as `processing_class`.")
@@ -377,8 +375,14 @@ def _prepare_batches(
 ) -> DataCollator:
     """Make the data collator for `args`, and prepare the model's attention for its batches."""
     pad_to_multiple_of: Any = args.pad_to_multiple_of  # a number or `None`: the config has parsed strings
-    if args.padding_free or args.shared_prompt or args.token_budget is not None:
-        _check_batches(args, data_collator)
+    options = [name for name in ("padding_free", "shared_prompt", "token_budget") if getattr(args, name)]
+    if options and data_collator is not None:
+        raise ValueError(f"`{options[0]}` assembles the batches itself: omit `data_collator`.")
+    if options and args.n_gpu > 1:
+        raise ValueError(
+            f"`{options[0]}`: this process sees {args.n_gpu} GPUs, and such batches cannot be split among them. Start one "
+            "process per GPU with `accelerate launch`, or expose a single one with CUDA_VISIBLE_DEVICES."
+        )
     if args.padding_free or args.shared_prompt:
         model.prepare_for_segments(args.shared_prompt)
     return data_collator or DataCollatorForCLoud(
@@ -457,33 +461,15 @@ def _make_model(
 
 def _check_options(name: str, config: CLoudConfig, args: CLoudTrainingConfig):
     """Check that a CLoud model is trained with the options it was made with."""
-    asked = {"critique": args.critique}
-    for option, default in (
-        ("critique_prompt", None),
-        ("critique_role", "user"),
-        ("keep_thinking", False),
-        ("format", "cloud"),
-    ):
-        if getattr(args, option) != default:
-            asked[option] = getattr(args, option)
-    for option, value in asked.items():
-        if getattr(config, option) != value:
+    for option in ("critique", "critique_prompt", "critique_role", "keep_thinking", "format"):
+        value = getattr(args, option)
+        # Left at its default, an option follows the model; `critique` never does, since it chooses the loss
+        follows = option != "critique" and value == getattr(CLoudTrainingConfig, option)
+        if not follows and getattr(config, option) != value:
             raise ValueError(
                 f"{name} was made with {option}={getattr(config, option)!r}, but `{option}` is {value!r}. Start from its "
                 "base model, or change the option."
             )
-
-
-def _check_batches(args: CLoudTrainingConfig, data_collator: DataCollator | None):
-    """Check that batches can be assembled as `args` requires."""
-    options = [name for name in ("padding_free", "shared_prompt", "token_budget") if getattr(args, name)]
-    if data_collator is not None:
-        raise ValueError(f"`{options[0]}` assembles the batches itself: omit `data_collator`.")
-    if args.n_gpu > 1:
-        raise ValueError(
-            f"`{options[0]}`: this process sees {args.n_gpu} GPUs, and such batches cannot be split among them. Start one "
-            "process per GPU with `accelerate launch`, or expose a single one with CUDA_VISIBLE_DEVICES."
-        )
 
 
 def _counts(batch: dict[str, torch.Tensor]) -> torch.Tensor:

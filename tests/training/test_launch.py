@@ -13,9 +13,9 @@ from trainers_for_tests import make_rows, make_trainer
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from cloud_hf import CLoudTrainer, CLoudTrainingConfig
+from cloud_hf.commands.train_critique_sft import CritiqueSFTConfig
 from cloud_hf.training import launch
 from cloud_hf.training.resume import check_launch
-from cloud_hf.training.sft import CritiqueSFTConfig
 
 
 DS_CONFIGS = Path(__file__).parents[2] / "ds_configs"
