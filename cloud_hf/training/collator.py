@@ -61,6 +61,7 @@ class DataCollatorForCLoud(DataCollatorForPreference):
         else:
             batch = super().torch_call(examples)
             if self.critique:
+                # Not shifted: the model shifts them. Padding has no label
                 labels = [_labels(example, side) for side in SIDES for example in examples]
                 batch["labels"] = pad(
                     labels,

@@ -107,6 +107,7 @@ class CLoudTrainingConfig(RewardConfig):
             )
         check_machine(self)
         super().__post_init__()
+        # Only now: TRL's "auto" has become a number or `None`
         flattened = [name for name in ("padding_free", "shared_prompt") if getattr(self, name)]
         if flattened and self.pad_to_multiple_of is not None:
             raise ValueError(f"`pad_to_multiple_of` is set, but with `{flattened[0]}` nothing is padded. Drop one.")

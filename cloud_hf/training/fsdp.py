@@ -51,7 +51,12 @@ def prepare_fsdp2(accelerator: Accelerator, model: nn.Module):
     for name, module in model.named_modules():
         if name.endswith("reward_head"):
             head: Any = module
-            _check_divides(head.out_proj.in_features, accelerator.num_processes)
+            columns, processes = head.out_proj.in_features, accelerator.num_processes
+            if columns % processes:
+                raise ValueError(
+                    f"FSDP2 shards the reward head by its {columns} columns, which are not divisible by {processes} "
+                    "processes. Use another number of processes, or ds_configs/zero3.json."
+                )
             policy = MixedPrecisionPolicy(cast_forward_inputs=False)
             fully_shard(module.float(), mp_policy=policy, shard_placement_fn=_shard_of_head)
 
@@ -60,11 +65,3 @@ def _shard_of_head(parameter: nn.Parameter) -> Shard | None:
     # `out_proj` has one row, so it is sharded by columns. By rows, all ranks but one would hold an empty shard of it and of its
     # bias, with the same address, and accelerate matches optimizer parameters to shards by address
     return Shard(1) if parameter.ndim == 2 and parameter.shape[0] == 1 else None
-
-
-def _check_divides(hidden_size: int, num_processes: int):
-    if hidden_size % num_processes:
-        raise ValueError(
-            f"FSDP2 shards the reward head by its {hidden_size} columns, which are not divisible by {num_processes} processes. "
-            "Use another number of processes, or ds_configs/zero3.json."
-        )

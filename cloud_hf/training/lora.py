@@ -19,7 +19,7 @@ from .arguments import model_name
 
 
 HEAD = "reward_head"
-# What makes two LoRA adapters incompatible
+# Options that decide the shape or scale of an adapter's weights
 _SHAPE_OPTIONS = ("r", "lora_alpha", "use_rslora", "use_dora")
 
 
@@ -97,15 +97,13 @@ def spare_head(quantization_config: BitsAndBytesConfig | None, config: CLoudConf
     return quantization_config
 
 
-def read_lora(name: str, model: CLoudForRewardModeling, asked: LoraConfig | None, **hub_kwargs) -> LoraConfig:
-    """Read the options to continue training an adapter with: its own, the reward head, and the requested dropout."""
-    peft_config: Any = PeftConfig.from_pretrained(name, **hub_kwargs)
+def read_lora(name: str, asked: LoraConfig | None, **hub_kwargs) -> LoraConfig:
+    """Read the options to continue training an adapter with: its own, and the requested dropout."""
+    own: Any = PeftConfig.from_pretrained(name, **hub_kwargs)
     if asked is not None:
-        check_same_lora(name, peft_config, asked)
-        complete_lora(asked, model)
-        peft_config.lora_dropout = asked.lora_dropout
-    peft_config.modules_to_save = sorted({*(peft_config.modules_to_save or []), HEAD})
-    return peft_config
+        check_same_lora(name, own, asked)
+        own.lora_dropout = asked.lora_dropout
+    return own
 
 
 def check_same_lora(name: str, own: LoraConfig, asked: LoraConfig):
@@ -135,19 +133,20 @@ def shape_of_adapter(model: PreTrainedModel | PeftModel) -> dict[str, Any] | Non
 
 
 def go_on_with_adapter(
-    name: str,
-    base_model: CLoudForRewardModeling,
-    tokenizer: PreTrainedTokenizerBase,
-    asked: LoraConfig | None,
+    name: str, base_model: CLoudForRewardModeling, tokenizer: PreTrainedTokenizerBase, asked: LoraConfig | None,
     **hub_kwargs,
-) -> PeftModel:
+) -> PeftModel:  # fmt: skip
     """Attach an adapter of stage 1 or of a reward model to its base, to train it further together with the reward head."""
     vocabulary = base_model.config.text_config.vocab_size
     if len(tokenizer) > vocabulary:
         raise ValueError(
             f"{name} was trained on another base: its tokenizer has {len(tokenizer)} tokens, this base only {vocabulary}."
         )
-    peft_config = read_lora(name, base_model, asked, **hub_kwargs)
+    peft_config = read_lora(name, asked, **hub_kwargs)
+    if asked is not None:
+        complete_lora(asked, base_model)  # refuses options that leave the head out
+    # An adapter of stage 1 has no head yet
+    peft_config.modules_to_save = sorted({*(peft_config.modules_to_save or []), HEAD})
     print(f"{name} is a LoRA adapter: training continues with it and the reward head.")
     return attach_adapter(base_model, name, peft_config, trainable=True, **hub_kwargs)
 
@@ -167,14 +166,12 @@ def model_for_sft(model_args: ModelConfig, config: PreTrainedConfig, init_kwargs
     if not is_adapter(name, revision=revision):
         check_quantization(quantization_config, peft_config is not None)
         if peft_config is not None:
+            # Without weights: only the names of layers are needed
             with torch.device("meta"), set_zero3_state():
                 choose_targets(peft_config, AutoModelForCausalLM.from_config(config))
             peft_config.revision = revision
         return {"model": name, "quantization_config": quantization_config, "peft_config": peft_config}
-    own: Any = PeftConfig.from_pretrained(name, revision=revision)
-    if peft_config is not None:
-        check_same_lora(name, own, peft_config)
-        own.lora_dropout = peft_config.lora_dropout
+    own = read_lora(name, peft_config, revision=revision)
     base, base_revision = adapter_base(name, revision=revision)
     init_kwargs = {**init_kwargs, "revision": base_revision, "quantization_config": quantization_config}
     model = AutoModelForCausalLM.from_pretrained(base, **init_kwargs)

@@ -73,6 +73,7 @@ class _Allocations(TorchDispatchMode):
         return result
 
     def _count(self, storage: torch.UntypedStorage):
+        # By storage, not tensor: views share one. Parameters (`kept`) are counted apart
         key = storage._cdata
         if key in self._sizes or key in self._kept:
             return
@@ -144,7 +145,7 @@ def simulate_step(
             with torch.autocast("cpu", dtype=torch.bfloat16) if autocast else nullcontext():
                 P = max(1, 2 * pairs * labelled)
                 loss = _joint_loss(model, 2 * pairs, shape_BT, attention, P, lm_loss_chunks)
-            saved = tracker.live
+            saved = tracker.live  # what autograd keeps alive: all temporaries of the forward pass are freed
             loss.backward()
         peaks = tracker.peaks
     spared = {id(model.get_output_embeddings())}
@@ -164,6 +165,7 @@ def simulate_step(
 
 
 def _make_model(config, dtype, lora, gradient_checkpointing):
+    # Without weights, layers have the default data type
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -217,13 +219,9 @@ def _lay_out(
 
 
 def _joint_loss(
-    model: CLoudForRewardModeling,
-    sequences: int,
-    shape_BT: tuple[int, int],
-    attention: dict[str, Any],
-    P: int,
-    chunks: int | None,
-) -> torch.Tensor:
+    model: CLoudForRewardModeling, sequences: int, shape_BT: tuple[int, int], attention: dict[str, Any],
+    P: int, chunks: int | None,
+) -> torch.Tensor:  # fmt: skip
     """Compute the loss of `CLoudTrainer` for `P` labelled positions: fake tensors have no values to find them by."""
     ids_BT = torch.zeros(shape_BT, dtype=torch.long)
     options = {"attention_mask": torch.ones_like(ids_BT), **attention}

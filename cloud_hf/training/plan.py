@@ -12,26 +12,26 @@ Bytes per GPU:
   what a layer needs for as long as it computes (see "gathered"). Over a 4-bit base the layers' weights take 0.5 bytes and
   one fp32 scale for 64 of them, 0.5625 in all, and the rest is not quantised.
 - Gradients: as wide as the parameters that are trained. ZeRO-2, ZeRO-3 and FSDP2 store T / N of them. Without
-  accumulation they appear while activations go, so that only the largest sum of both counts; with it they are there.
+  accumulation they appear while activations are freed, so that only the largest sum of both counts; with it they remain.
 - Optimizer: AdamW has two fp32 moments, 8 x T; with 8-bit moments 2 x T. DeepSpeed adds an fp32 master copy of bf16
   parameters, 4 x T. (Trained in bf16 without DeepSpeed or FSDP2, the moments are bf16, too.) Every ZeRO stage and FSDP2
   store 1 / N of it.
-- Offload (`ds_configs/zero3_offload.json`) moves the stored gradients and optimizer states to CPU memory, under ZeRO-3 the
-  parameters, too. Gradients are stored twice there: as wide as the parameters, and in fp32.
+- Offload (`ds_configs/zero3_offload.json`) moves stored gradients and optimizer states to CPU memory, under ZeRO-3 also
+  parameters. Gradients are stored twice there: as wide as the parameters, and in fp32.
 - Step: once activations are freed, adamw_torch allocates the square roots of all its second moments, 4 x T
   (adamw_torch_fused does not), and DeepSpeed fp32 gradients, 4 x T; each GPU for its share, under ZeRO-3 for 1e9 parameters
   at a time.
 - Activations: what the forward pass keeps, and what the backward pass needs on top. There is no formula: a step of the
   actual model runs on fake tensors, and its allocations are counted. With gradient checkpointing that is about
-  layers x tokens x hidden, and one layer's own. With autocast the bf16 copies of fp32 weights are among them. With
-  `shared_prompt` the prompts of pairs (`prompt_share` of a sequence) count once.
+  layers x tokens x hidden, and those of one layer. Autocast adds bf16 copies of fp32 weights. With `shared_prompt` the
+  prompts of pairs (`prompt_share` of a sequence) count once.
 - LM loss: the fp32 logits of one piece of the labelled tokens and what cross-entropy makes of them, about
-  3 x 4 x vocabulary x labelled tokens / pieces; part of the activations, shown apart. Under ZeRO-3, where the LM head is
-  whole only while it computes, its gradient is there three times: the sum of the pieces, the next one's and the new sum.
+  3 x 4 x vocabulary x labelled tokens / pieces; part of the activations, shown separately. Under ZeRO-3, where the LM head is
+  complete only while it computes, its gradient exists three times: the sum of the pieces, the next one's and the new sum.
 - Gathered: ZeRO-3 keeps up to 1e9 gathered parameters (`stage3_max_live_parameters`), FSDP2 two layers; and a 4-bit layer
   is unpacked to be used.
-- Buckets: DDP copies gradients into buckets, once more all of them. ZeRO-1 and ZeRO-2 take 4 bytes x 5e8 (our configs), ZeRO-3 and
-  FSDP2 about 4 x hidden x hidden.
+- Buckets: DDP copies all gradients into buckets. ZeRO-1 and ZeRO-2 take 4 bytes x 5e8 (our configs), ZeRO-3 and FSDP2
+  about 4 x hidden x hidden.
 - Reserve: what CUDA, NCCL and fragmentation take; `reserve_gb`.
 """
 
@@ -48,6 +48,7 @@ from peft import LoraConfig
 from ..arguments import check_bounds, documented
 from ..cli import run
 from ..configuration_cloud import CLoudConfig, read_config
+from ..modeling_cloud import _VOCABULARY_PER_CHUNK
 from .arguments import DataArguments, RewardModelConfig
 from .config import CLoudTrainingConfig
 from .memory import StepMemory, simulate_step
@@ -70,8 +71,6 @@ _RECIPE_KEYS = {"per_device_train_batch_size": "micro_batch"} | {
 }  # fmt: skip
 # Keys that change a step's memory in ways that the plan does not model
 _UNPLANNED_KEYS = ("token_budget", "load_in_8bit", "fp16", "use_dora", "lora_modules_to_save", "activation_offloading")
-
-
 # Fields of a plan that add up to the memory of the forward and backward pass, in the order of the printed table
 _PARTS = ("parameters", "gradients", "optimizer", "activations", "lm_loss", "gathered", "buckets")
 
@@ -174,7 +173,7 @@ class PlanArguments:
             if getattr(self, name) is None and key in recipe and (uses_lora or not key.startswith("lora")):
                 setattr(self, name, recipe[key])
         if uses_lora and self.lora_r is None:
-            self.lora_r = 16
+            self.lora_r = 16  # TRL's default
         defaults = {
             "micro_batch": 1, "max_length": 2048, "gradient_accumulation_steps": 1, "gradient_checkpointing": True,
             "padding_free": False, "shared_prompt": False, "optim": "adamw_torch_fused", "bf16": True, "dtype": "float32",
@@ -288,7 +287,7 @@ def largest_micro_batch(args: Any, config: CLoudConfig, plan: Plan) -> int:
     limit = (args.gpu_memory_gb - args.reserve_gb) * GB
     totals = {args.micro_batch: plan.total}
     fits, exceeds = (args.micro_batch, None) if plan.total <= limit else (0, args.micro_batch)
-    # Memory is the largest of several straight lines: it never grows slower than between the last two batches
+    # Double until it no longer fits, then interpolate. Memory is the largest of several straight lines: it never grows slower than between the last two batches
     while exceeds is None or exceeds - fits > 1:
         if exceeds is None:
             pairs = 2 * fits
@@ -337,24 +336,41 @@ def _lm_loss_bytes(args: Any, config: CLoudConfig, pairs: int) -> float:
     """Return the bytes of logits, their log-softmax and its gradient in fp32, for the labelled tokens of one piece."""
     if not config.critique:
         return 0.0
-    from ..modeling_cloud import _VOCABULARY_PER_CHUNK
-
     vocabulary = config.text_config.vocab_size
     chunks = args.lm_loss_chunks or max(1, vocabulary // _VOCABULARY_PER_CHUNK)
     return 3 * 4 * vocabulary * args.labelled_share * 2 * pairs * args.max_length / chunks
 
 
-def _divide(args: Any, config: CLoudConfig, step: StepMemory, lm_loss: float) -> Plan:
-    shards = args.gpus
+def _bytes_of_weights(args: Any) -> tuple[int, int]:
+    """Return the bytes of a frozen parameter outside of 4-bit layers, and of a trained one."""
     loaded = 2 if args.dtype == "bfloat16" else 4
-    weight = 2 if loaded == 2 or (args.bf16 and args.sharded) else 4
-    # An adapter is fp32 except under DeepSpeed and over 4 bits
-    trained = weight
     if args.zero == "fsdp":  # stores what was loaded, and trains in fp32 under bf16
-        trained, weight = 4 if args.bf16 else loaded, loaded
-    frozen = step.parameters - step.trained
+        return loaded, 4 if args.bf16 else loaded
+    weight = 2 if loaded == 2 or (args.bf16 and args.sharded) else 4
     if args.lora_r is not None and not args.sharded:
-        trained = 2 if args.load_in_4bit else 4
+        # PEFT keeps an adapter in fp32 except under DeepSpeed, and TRL casts it to bf16 over 4 bits
+        return weight, 2 if args.load_in_4bit else 4
+    return weight, weight
+
+
+def _gathered_bytes(args: Any, config: CLoudConfig, step: StepMemory) -> float:
+    """Return the bytes of parameters that exist in full or unpacked only while their layer computes."""
+    layers = config.text_config.num_hidden_layers
+    gathered = 0.0
+    if args.zero in ("3", "fsdp"):
+        # FSDP2 prefetches the next layer while one computes
+        live = _LIVE_PARAMETERS if args.zero == "3" else max(step.largest, 2 * step.linear / layers)
+        gathered = min(max(live, step.largest), step.parameters) * (2 if args.bf16 else 4)
+    if args.load_in_4bit:
+        gathered += 2 * step.linear / layers / 2  # the largest of a layer's seven
+    return gathered
+
+
+def _divide(args: Any, config: CLoudConfig, step: StepMemory, lm_loss: float) -> Plan:
+    """Divide the memory of a step among GPUs, as the formulas at the top of this file say."""
+    shards = args.gpus
+    weight, trained = _bytes_of_weights(args)
+    frozen = step.parameters - step.trained
     frozen_bytes = frozen * weight
     if args.load_in_4bit:
         frozen_bytes = step.linear * _FOUR_BITS + (frozen - step.linear) * (2 if args.bf16 else 4)
@@ -362,8 +378,9 @@ def _divide(args: Any, config: CLoudConfig, step: StepMemory, lm_loss: float) ->
     moments = 2 if "8bit" in args.optim else 4 if trained == 2 and args.zero == "0" else 8
     master = 4 if trained == 2 and args.zero in ("1", "2", "3") else 0
     optimizer = step.trained * (moments + master)
+    # The simulation has gradients of another width, and all of them on one GPU
     gradient_share = (trained * step.trained) / max(1, max(gradients for _, gradients in step.peaks))
-    host = gathered = buckets = 0.0
+    host = buckets = 0.0
     if args.zero == "0":
         buckets = trained * step.trained if args.gpus > 1 else 0.0
     else:
@@ -375,12 +392,8 @@ def _divide(args: Any, config: CLoudConfig, step: StepMemory, lm_loss: float) ->
         buckets = 4 * _BUCKET
     if args.zero in ("3", "fsdp"):
         parameters /= shards
-        layers = config.text_config.num_hidden_layers
-        live = _LIVE_PARAMETERS if args.zero == "3" else max(step.largest, 2 * step.linear / layers)
-        gathered = min(max(live, step.largest), step.parameters) * (2 if args.bf16 else 4)
-    if args.load_in_4bit:
-        gathered += 2 * step.linear / config.text_config.num_hidden_layers / 2  # the largest of a layer's seven
     if args.offload:
+        # DeepSpeed keeps gradients in CPU memory twice: as wide as the parameters, and in fp32
         host, optimizer, gradient_share = optimizer + (trained + 4) * step.trained / shards, 0.0, 0.0
         if args.zero == "3":
             host, parameters = host + parameters, 0.0
@@ -397,7 +410,7 @@ def _divide(args: Any, config: CLoudConfig, step: StepMemory, lm_loss: float) ->
         optimizer=optimizer,
         activations=activations - min(lm_loss, activations),
         lm_loss=min(lm_loss, activations),
-        gathered=gathered,
+        gathered=_gathered_bytes(args, config, step),
         buckets=buckets,
         host=host,
         step=parameters + all_gradients + optimizer + buckets + (0 if args.offload else made),

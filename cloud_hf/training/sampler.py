@@ -86,15 +86,9 @@ class TokenBudgetSampler(Sampler[list[int]]):
     """
 
     def __init__(
-        self,
-        groups: list[PairGroup],
-        token_budget: int,
-        max_pairs: int,
-        padded: bool,
-        num_processes: int = 1,
-        seed: int = 0,
-        drop_last: bool = False,
-    ):
+        self, groups: list[PairGroup], token_budget: int, max_pairs: int, padded: bool,
+        num_processes: int = 1, seed: int = 0, drop_last: bool = False,
+    ):  # fmt: skip
         self.token_budget, self.max_pairs, self.padded = token_budget, max_pairs, padded
         self.num_processes, self.seed = num_processes, seed
         self.epoch = 0

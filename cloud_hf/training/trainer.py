@@ -141,16 +141,11 @@ class CLoudTrainer(LogsThroughput, ExactResume, RewardTrainer):
         if "chosen_ids" in dataset.column_names:
             check_columns(dataset.column_names, ENCODED_COLUMNS, f"The encoded {dataset_name} dataset")
             return dataset  # already encoded by `encode_pairs`
-        limits = [limit for limit in (args.max_length, self._context_length) if limit]
+        max_length = min((limit for limit in (args.max_length, self._context_length) if limit), default=None)
+        policy, num_proc = args.overlong_policy, args.dataset_num_proc
+        # The first process encodes and the others read its cache
         with global_then_local_main_first():
-            return encode_pairs(
-                dataset,
-                self.critique_format,
-                min(limits, default=None),
-                args.overlong_policy,
-                dataset_name,
-                args.dataset_num_proc,
-            )
+            return encode_pairs(dataset, self.critique_format, max_length, policy, dataset_name, num_proc)
 
     def _check_dataset_size(self, rows: int):
         if self.args.token_budget is None:
@@ -165,6 +160,7 @@ class CLoudTrainer(LogsThroughput, ExactResume, RewardTrainer):
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
+        # The Trainer drops all columns that are not listed here before it collates
         for column in (*ENCODED_COLUMNS, "cut"):
             if column not in self._signature_columns:
                 self._signature_columns.append(column)
@@ -201,6 +197,7 @@ class CLoudTrainer(LogsThroughput, ExactResume, RewardTrainer):
     def get_train_dataloader(self) -> DataLoader:
         if self.args.token_budget is None:
             return super().get_train_dataloader()
+        # The Trainer's own takes only samplers of single rows, not of batches
         dataset: Any = self._remove_unused_columns(self.train_dataset, description="Training")
         dataloader = DataLoader(
             dataset,
@@ -229,7 +226,7 @@ class CLoudTrainer(LogsThroughput, ExactResume, RewardTrainer):
         return self.accelerator.gather(counts[None]).sum(0)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        cut = inputs.pop("cut", None)
+        cut = inputs.pop("cut", None)  # for the metrics: the model does not take it
         if self.args.lm_loss_chunks is not None:
             inputs["lm_loss_chunks"] = self.args.lm_loss_chunks
         result: Any = super().compute_loss(model, inputs, return_outputs=True)
@@ -304,6 +301,7 @@ class CLoudTrainer(LogsThroughput, ExactResume, RewardTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self.model.training and self._sums["train"]:
+            # The joint loss, with centring, is in the log already, as `loss`
             means = self._take_means("train")
             means.pop("centring", None)
             self._metrics["train"].update({name: [value] for name, value in means.items()})
@@ -418,7 +416,7 @@ def load_model(
     """
     given: Any = args.model_init_kwargs or {}  # TRL also allows a string, which it has parsed by now
     kwargs: dict[str, Any] = dict(given)
-    kwargs.setdefault("dtype", "float32")
+    kwargs.setdefault("dtype", "float32")  # the steps of training are too small for weights in bf16
     hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
     config_kwargs = {key: kwargs[key] for key in ("base_model_name_or_path", "text_config") if key in kwargs}
     config = read_model_config(name, **hub_kwargs, **config_kwargs)
@@ -430,6 +428,7 @@ def load_model(
             kwargs["quantization_config"] = spare_head(quantization_config, config)
         if adapter is None:
             return CLoudForRewardModeling.from_pretrained(name, **kwargs)
+        # Hub options, such as a revision, are the adapter's: the base has its own
         own = {key: value for key, value in kwargs.items() if key not in HUB_KWARGS}
         model = load_adapter_base(adapter, config, None, hub_kwargs, **own)
     else:
@@ -455,7 +454,7 @@ def _make_model(
     )
     if quantization_config is not None:
         kwargs["quantization_config"] = spare_head(quantization_config, config)
-    torch.manual_seed(args.seed)
+    torch.manual_seed(args.seed)  # the Trainer seeds later, and the reward head is random
     return CLoudForRewardModeling.from_language_model(name, config, **kwargs)
 
 
@@ -474,6 +473,7 @@ def _check_options(name: str, config: CLoudConfig, args: CLoudTrainingConfig):
 
 def _counts(batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Count pairs and labelled tokens of a micro-batch."""
+    # The first token of a row has no prediction, so its label does not count
     tokens = (batch["labels"][:, 1:] != IGNORE_INDEX).sum() if "labels" in batch else batch["input_ids"].new_zeros(())
     sequences = batch["reward_positions"] if "segments" in batch else batch["input_ids"]
     return torch.stack([tokens.new_tensor(len(sequences) // 2), tokens])
