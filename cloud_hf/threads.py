@@ -22,12 +22,12 @@ class Cpus:
 
     @property
     def is_shared(self) -> bool:
-        """Whether other processes are computing, too."""
+        """Return whether other processes are computing, too."""
         return self.free < self.quota - _NOISE
 
     @property
     def threads(self) -> int:
-        """Threads that each have a CPU to themselves; at least one."""
+        """Return how many threads each have a CPU to themselves; at least one."""
         return max(1, math.floor(self.free + _NOISE if self.is_shared else self.quota))
 
 

@@ -90,7 +90,7 @@ def model_name(model_args: ModelConfig) -> str:
 
 
 def model_init_kwargs(model_args: ModelConfig, training_args) -> dict:
-    """Keyword arguments of `from_pretrained`; `training_args.model_init_kwargs` override [`~trl.ModelConfig`]."""
+    """Return the options of `from_pretrained`; `training_args.model_init_kwargs` override [`~trl.ModelConfig`]."""
     return {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,
@@ -119,11 +119,8 @@ def load_tokenizer(model_args: ModelConfig, training_args) -> PreTrainedTokenize
 
 def set_chat_template(tokenizer: PreTrainedTokenizerBase, path: str):
     """
-    Set a tokenizer's chat template from a Jinja file.
-
-    Raises:
-        `ValueError`: If `path` is not a Jinja file. TRL also takes a model here and copies its special tokens, but tokens
-            cannot be added once the critique format is built.
+    Set a tokenizer's chat template from a Jinja file, and refuse other files with `ValueError`. TRL also takes a model here
+    and copies its special tokens, but tokens cannot be added once the critique format is built.
     """
     if not path.endswith((".jinja", ".j2")):
         raise ValueError(f"`chat_template_path` is {path!r}; it must be a Jinja file here.")

@@ -42,7 +42,7 @@ class DataCollatorForCLoud(DataCollatorForPreference):
 
     @property
     def flattens(self) -> bool:
-        """Whether batches are one row without padding."""
+        """Return whether batches are one row without padding."""
         return self.padding_free or self.shared_prompt
 
     def num_tokens(self, examples: list[dict[str, Any]]) -> int:

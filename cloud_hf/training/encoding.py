@@ -44,19 +44,16 @@ def encode_pairs(
             several), whose `…_ids` take precedence if present; optional `margin`, `tools`, `id`, `chosen_finish_reason` and
             `rejected_finish_reason`. Several critiques train in pairs: the first of chosen with the first of rejected,
             and so on.
-        max_length (`int`, *optional*):
-            Longest sequence, in tokens.
         overlong_policy (`str`):
-            `"error"`, `"drop"`, `"truncate_prompt"`, or with a [`ReferenceFormat`] `"truncate_end"`.
-        name (`str`, *optional*, defaults to `"train"`):
-            Name of the dataset in messages.
+            `"error"`, `"drop"`, `"truncate_prompt"`, or with a [`ReferenceFormat`] `"truncate_end"`, for sequences of more
+            than `max_length` tokens.
 
     Returns:
         `Dataset`: The columns `ENCODED_COLUMNS`, and `margin` if the rows have it, and `cut` (number of critiques of the
         pair that were cut off) if they have finish reasons.
 
     Raises:
-        `ValueError`: Names the first bad row and its field.
+        `ValueError`: Names the first bad row and its field, and the dataset as `name`.
     """
     check_policy(overlong_policy, TRAINING_POLICIES if critique_format.name == "reference" else OVERLONG_POLICIES)
     if len(rows) == 0:

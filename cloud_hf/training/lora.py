@@ -132,7 +132,7 @@ def shape_of_adapter(model: PreTrainedModel | PeftModel) -> dict[str, Any] | Non
     return {**shape, "target_modules": targets if isinstance(targets, str) else sorted(targets or [])}
 
 
-def go_on_with_adapter(
+def continue_adapter(
     name: str, base_model: CLoudForRewardModeling, tokenizer: PreTrainedTokenizerBase, asked: LoraConfig | None,
     **hub_kwargs,
 ) -> PeftModel:  # fmt: skip

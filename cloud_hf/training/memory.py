@@ -53,8 +53,8 @@ class _Allocations(TorchDispatchMode):
     """
     Count the storages that operations allocate, until they are freed.
 
-    torch's own `MemTracker` reports one peak. How large gradients are on a GPU depends on how they are sharded, and so does the
-    moment of the peak; this keeps all candidates.
+    torch's `MemTracker` reports one peak. Gradients are smaller on a GPU if they are sharded, which can move the peak to
+    another moment; this keeps all candidates.
     """
 
     def __init__(self, kept: set[int]):

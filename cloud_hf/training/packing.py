@@ -67,7 +67,7 @@ class Packing:
 
     @property
     def num_tokens(self) -> int:
-        """N, the number of tokens to compute."""
+        """Return N, the number of tokens to compute."""
         return sum(map(len, self.segments))
 
     # Recursive: sequences that part after a prefix may share a longer one in smaller groups, such as a response's critiques

@@ -211,7 +211,7 @@ class PlanArguments:
 
     @property
     def sharded(self) -> bool:
-        """Whether DeepSpeed or FSDP2 holds the model, which then computes in bf16 without autocast."""
+        """Return whether DeepSpeed or FSDP2 holds the model, which then computes in bf16 without autocast."""
         return self.zero != "0"
 
 

@@ -38,7 +38,7 @@ class LogsThroughput(MixedTrainer):
     and `mfu` if the device's peak is known. A log covers the steps since the previous one, without evaluation and saving.
 
     MFU counts 6 operations for each token and parameter that is not an input embedding (forward and backward pass), and 4
-    for frozen ones (an adapter's base, which needs no gradients of its own). The LM head of a model that never writes, the
+    for frozen ones (an adapter's base, which needs no gradients). The LM head of a model that never writes, the
     second forward pass of gradient checkpointing and attention scores are not counted.
     """
 
@@ -57,7 +57,7 @@ class LogsThroughput(MixedTrainer):
         self._measured = (0, 0)  # tokens and steps at the last log
 
     def _uses_lm_head(self) -> bool:
-        """Whether the loss needs logits."""
+        """Return whether the loss needs logits."""
         return True
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -27,10 +27,14 @@ from .arguments import set_chat_template
 from .collator import DataCollatorForCLoud
 from .config import CLoudTrainingConfig
 from .encoding import ENCODED_COLUMNS, encode_pairs
-from .lora import HEAD, check_dropout, check_head, check_quantization, complete_lora, go_on_with_adapter, spare_head
+from .lora import HEAD, check_dropout, check_head, check_quantization, complete_lora, continue_adapter, spare_head
 from .resume import ExactResume, check_launch
 from .sampler import GroupSampler, TokenBudgetSampler, group_pairs
 from .throughput import LogsThroughput
+
+
+# Options that are stored in the model's config, and must not change once it is made
+_MODEL_OPTIONS = ("critique", "critique_prompt", "critique_role", "keep_thinking", "format")
 
 
 class CLoudTrainer(LogsThroughput, ExactResume, RewardTrainer):
@@ -435,7 +439,7 @@ def load_model(
         if adapter is not None:
             name, kwargs["revision"] = adapter_base(adapter, **hub_kwargs)
         model = _make_model(name, args, tokenizer, quantization_config, kwargs)
-    return model if adapter is None else go_on_with_adapter(adapter, model, tokenizer, peft_config, **hub_kwargs)
+    return model if adapter is None else continue_adapter(adapter, model, tokenizer, peft_config, **hub_kwargs)
 
 
 def _make_model(
@@ -445,11 +449,7 @@ def _make_model(
     config = CLoudForRewardModeling.config_from_base(
         name,
         tokenizer,
-        critique=args.critique,
-        critique_prompt=args.critique_prompt,
-        critique_role=args.critique_role,
-        keep_thinking=args.keep_thinking,
-        format=args.format,
+        **{option: getattr(args, option) for option in _MODEL_OPTIONS},
         **{key: kwargs[key] for key in ("revision", "trust_remote_code", "token") if key in kwargs},
     )
     if quantization_config is not None:
@@ -460,7 +460,7 @@ def _make_model(
 
 def _check_options(name: str, config: CLoudConfig, args: CLoudTrainingConfig):
     """Check that a CLoud model is trained with the options it was made with."""
-    for option in ("critique", "critique_prompt", "critique_role", "keep_thinking", "format"):
+    for option in _MODEL_OPTIONS:
         value = getattr(args, option)
         # Left at its default, an option follows the model; `critique` never does, since it chooses the loss
         follows = option != "critique" and value == getattr(CLoudTrainingConfig, option)
