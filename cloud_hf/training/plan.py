@@ -61,13 +61,11 @@ _LIVE_PARAMETERS = _SUB_GROUP = 1e9
 _BUCKET = 5e8
 # Bytes of a 4-bit weight with its share of a scale for 64 of them
 _FOUR_BITS = 0.5 + 4 / 64
-# Recipe keys that the plan depends on, and the options they set
-_RECIPE_KEYS = {"per_device_train_batch_size": "micro_batch"} | {
-    name: name
-    for name in (
-        "max_length", "gradient_accumulation_steps", "gradient_checkpointing", "padding_free", "shared_prompt",
-        "lm_loss_chunks", "optim", "bf16", "dtype", "lora_r", "lora_target_modules", "load_in_4bit",
-    )
+# Options that default to the recipe's value, and their values without one
+_RECIPE_OPTIONS = {
+    "micro_batch": 1, "max_length": 2048, "gradient_accumulation_steps": 1, "gradient_checkpointing": True,
+    "padding_free": False, "shared_prompt": False, "lm_loss_chunks": None, "optim": "adamw_torch_fused", "bf16": True,
+    "dtype": "float32", "lora_r": None, "lora_target_modules": None, "load_in_4bit": False,
 }  # fmt: skip
 # Keys that change a step's memory in ways that the plan does not model
 _UNPLANNED_KEYS = ("token_budget", "load_in_8bit", "fp16", "use_dora", "lora_modules_to_save", "activation_offloading")
@@ -169,19 +167,13 @@ class PlanArguments:
             raise ValueError("Give a `model`, or a `config` that names one.")
         self.classic = self.classic or stage == "classic" or recipe.get("critique") is False
         uses_lora = recipe.get("use_peft", False)
-        for key, name in _RECIPE_KEYS.items():
-            if getattr(self, name) is None and key in recipe and (uses_lora or not key.startswith("lora")):
-                setattr(self, name, recipe[key])
+        for name, default in _RECIPE_OPTIONS.items():
+            key = "per_device_train_batch_size" if name == "micro_batch" else name
+            value = recipe.get(key) if uses_lora or not name.startswith("lora") else None
+            if getattr(self, name) is None:
+                setattr(self, name, default if value is None else value)
         if uses_lora and self.lora_r is None:
             self.lora_r = 16  # TRL's default
-        defaults = {
-            "micro_batch": 1, "max_length": 2048, "gradient_accumulation_steps": 1, "gradient_checkpointing": True,
-            "padding_free": False, "shared_prompt": False, "optim": "adamw_torch_fused", "bf16": True, "dtype": "float32",
-            "load_in_4bit": False,
-        }  # fmt: skip
-        for name, value in defaults.items():
-            if getattr(self, name) is None:
-                setattr(self, name, value)
         self._check()
 
     def _check(self):
