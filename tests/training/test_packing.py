@@ -221,7 +221,7 @@ def test_flash_attention_is_given_the_lengths():
         ({"lm_loss_chunks": 0}, "`lm_loss_chunks` is 0"),
         ({"critique": False, "lm_loss_chunks": 2}, "a classic model has no critique loss"),
         ({"token_budget": 0}, "`token_budget` is 0"),
-        ({"token_budget": 100, "train_sampling_strategy": "sequential"}, "leave it 'random'"),
+        ({"token_budget": 100, "train_sampling_strategy": "sequential"}, "leave it at 'random'"),
         ({"token_budget": 100, "auto_find_batch_size": True}, "`token_budget` counts tokens"),
     ],
 )
