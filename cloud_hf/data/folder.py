@@ -122,6 +122,7 @@ class DatasetFolder:
         record = {"version": VERSION, "settings": self.settings, "counts": counts}
         card = make_card(self.title, self.settings, counts)
         (self.path / "README.md").write_text(card, encoding="utf-8")
+        # Renaming is atomic: the record is complete or absent
         unfinished = self.path / f".{RECORD}"
         unfinished.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         unfinished.replace(self.path / RECORD)

@@ -106,6 +106,7 @@ class Journal:
 
     def _lock(self):
         try:
+            # Released by the kernel if the process dies, unlike a lock file
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise JournalError(
@@ -202,6 +203,7 @@ class Journal:
             while rest:
                 rest = rest[os.write(self._file, rest) :]
         except OSError:
+            # Half a line would damage the entries that follow it
             self._cut(self._size)
             raise
         self._size += len(line)

@@ -153,6 +153,7 @@ class Judge:
         Returns:
             `list[Judgement]`: Judgements of the first and the second game.
         """
+        # Both orders, because judges favour one place
         instructions = (self.template, self.system)
         return await all_of(
             self._judge([*key, 0], messages_for_judge(prompt, response_1, response_2, *instructions)),
@@ -265,6 +266,7 @@ class PreferenceStatistics:
         if not verdicts or None in verdicts:
             return
         self._verdicts.update(verdicts)
+        # 1: the response shown first wins the game. Games swap places, so orders agree if the signs are opposite.
         signs = [_sign(points(verdict, None)) for verdict in verdicts]
         self._counts.update(
             {

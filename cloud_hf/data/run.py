@@ -61,6 +61,7 @@ class JournaledClient:
 
     async def chat(self, key: Sequence[Any], messages: list[dict[str, str]], **sampling) -> Answer:
         """Answer as [`CompletionClient.chat`]. `key`, such as row id and sample number, distinguishes equal requests."""
+        # Everything that defines the request is in the key, so a changed prompt or option is asked again
         asked = self._key(key, messages, sampling)
         return await self._answer(asked, lambda: self.client.chat(messages, **sampling))
 
@@ -80,6 +81,7 @@ class JournaledClient:
             except RequestFailed as error:
                 if doublings == 0 or not error.exceeds_context:
                     raise
+                # Journaled, so that a resumed run does not ask what must be refused again
                 answer = Answer("", "no room")
                 self._keep(self._key(key, messages, asked), answer)
             if answer.finish_reason != "length":

@@ -93,6 +93,7 @@ async def merge(shards: Sequence[Shard], output_dir: str) -> dict[str, Any]:
     counts.
     """
     settings = {**shards[0].settings, "shard": "0/1", "rows": sum(shard.settings["rows"] for shard in shards)}
+    # A hash of all rows would need the input; those of the shards identify it as well
     del settings["hash"]
     settings["merged_from"] = {"shards": len(shards), "hashes": [shard.settings["hash"] for shard in shards]}
     folder = DatasetFolder(output_dir, settings["builder"].capitalize(), settings)

@@ -86,6 +86,7 @@ class BuilderArguments:
         index, count = self.parsed_shard()
         if len(rows) < count:
             raise ValueError(f"`shard` {self.shard} of {len(rows)} row(s) leaves empty shards; use fewer.")
+        # Contiguous parts, so that merged shards have the order of one run
         return rows.shard(count, index, contiguous=True)
 
     def describe(self, rows: Dataset, columns: tuple[str, ...]) -> dict[str, Any]:
@@ -111,6 +112,7 @@ class BuilderArguments:
 
 
 def _hash_of_rows(rows: Dataset) -> str:
+    # A chain of row hashes, because the rows may not fit into memory as one text
     digest = ""
     for row in rows:
         digest = key_of(digest, row)

@@ -188,6 +188,7 @@ def new_features(rows: Dataset, args: PreferenceArguments) -> Features:
 async def prefer(row: dict, gen: JournaledClient, judge: Judge, args: PreferenceArguments) -> list[dict | Dropped]:
     """Return the rows of a prompt's pairs, with a [`Dropped`] for each pair that is left out."""
     responses = await all_of(*(respond(row, number, gen, args) for number in range(args.num_responses)))
+    # All pairs are judged even for "best_worst", whose points are sums over all games of a response
     pairs = list(itertools.combinations(range(args.num_responses), 2))
     compared = await all_of(
         *(compare(row, pair, [responses[number] for number in pair], judge, args) for pair in pairs)
@@ -220,6 +221,7 @@ async def compare(
         if reason := why_incomplete(response, "a response", args.longer_tries):
             return reason
     first, second = (response.text for response in responses)
+    # Not worth a judgement, which could only be a tie
     if first.strip() == second.strip():
         return Comparison((first, second))
     judgements = await judge.compare([row["id"], *pair], row["prompt"], first, second)

@@ -302,9 +302,11 @@ def build(
     rejects: list[PromptReject] = []
     prompts = read_sources(sources, rejects)
     prompts = remove_exact_duplicates(prompts, rejects)
+    # After the cheap filter, so that fewer prompts are compared
     if args.near_duplicate_threshold <= 1:
         prompts = remove_near_duplicates(prompts, rejects, args.near_duplicate_threshold)
     prompts = remove_contaminated(prompts, rejects, evaluation)
+    # Last, so that both sources are equally large in the dataset
     if {FEEDBACK, INTERACT} <= set(args.sources or []):
         prompts = draw_equally(prompts, rejects, args.seed)
 
@@ -314,27 +316,22 @@ def build(
     counts = {"rows_read": sum(len(source.rows) for source in sources), "sources": outcomes, "overlaps": overlaps}
     order = [source.name for source in sources]
     rejects.sort(key=lambda reject: (order.index(reject.source), reject.index))
-    counts = asyncio.run(folder.write(results(prompts, rejects), features_of(prompts), counts))
+    chats = any(not isinstance(prompt.prompt, str) for prompt in prompts)
+    counts = asyncio.run(folder.write(results(prompts, rejects, chats), features_of(chats), counts))
     folder.write_record(counts)
     return counts
 
 
 def settings_of(args: PromptArguments, sources: list[PromptSource]) -> dict[str, Any]:
     """Return everything the dataset depends on."""
-    excluded = (
-        "output_dir",
-        "push_to_hub",
-        "feedback_name",
-        "interact_name",
-        "dataset_name",
-        "source_name",
-        "sources",
-    )
+    # Destinations do not change the dataset, and `read` describes the sources
+    destinations = {"output_dir", "push_to_hub"}
+    described = {"feedback_name", "interact_name", "dataset_name", "source_name", "sources"}
     read = {
         label: {"dataset": name, "column": column, "rows": len(source.rows), "hash": hash_of(source.rows, column)}
         for (label, name, _, column, _), source in zip(args.places(), sources, strict=True)
     }
-    rest = {name: value for name, value in asdict(args).items() if name not in excluded}
+    rest = {name: value for name, value in asdict(args).items() if name not in destinations | described}
     return {"builder": "prompts", "sources": read, **rest}
 
 
@@ -499,15 +496,15 @@ def print_counts(
         print(f"{overlap['prompts']} prompt(s) overlap with {name}{shown}")
 
 
-def features_of(prompts: list[Prompt]) -> Features:
+def features_of(chats: bool) -> Features:
     """Return the columns: prompts are strings, or all chats if one is."""
-    chats = any(not isinstance(prompt.prompt, str) for prompt in prompts)
     text = Value("string")
     return Features(id=text, prompt=List({"role": text, "content": text}) if chats else text, source=text)
 
 
-async def results(prompts: list[Prompt], rejects: list[PromptReject]) -> AsyncIterator[dict[str, Any] | PromptReject]:
-    chats = any(not isinstance(prompt.prompt, str) for prompt in prompts)
+async def results(
+    prompts: list[Prompt], rejects: list[PromptReject], chats: bool
+) -> AsyncIterator[dict[str, Any] | PromptReject]:
     for prompt in prompts:
         messages = [{"role": role, "content": text} for role, text in turns(prompt.prompt)]
         yield {"id": prompt.id, "prompt": messages if chats else prompt.prompt, "source": prompt.source}
