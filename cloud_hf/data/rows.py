@@ -191,22 +191,9 @@ def fit_to_context(
     """
     Encode a row, and apply `policy` (`"error"`, `"drop"` or `"truncate_prompt"`) if it needs more than `limit` tokens.
 
-    Args:
-        prompt (`Any`):
-            The row's prompt.
-        encode (`Callable`):
-            Encodes the row with the prompt it is given.
-        length (`Callable`):
-            Returns the number of tokens that an encoded row needs.
-        limit (`int`, *optional*):
-            Tokens that fit; `None` means no limit.
-
-    Returns:
-        `tuple`: The prompt and the encoded row, or `(None, None)` for a dropped row. The prompt is the same object unless it
-        was shortened.
-
-    Raises:
-        `ValueError`: If the row is too long and the policy is `"error"`.
+    `encode` encodes the row with the prompt it is given, and `length` counts the tokens that an encoded row needs. Returns the prompt,
+    which is the same object unless it was shortened, and the encoded row; `(None, None)` for a dropped row. Raises `ValueError` if the
+    row is too long and the policy is `"error"`.
     """
     encoded = encode(prompt)
     needed = length(encoded)

@@ -148,23 +148,15 @@ class Run:
     """
     Rows, the work to do on each, and the reasons, by position, for the rows that failed.
 
-    Args:
-        work (`Callable`):
-            Coroutine function from an input row to its output rows, with a [`Dropped`] in place of each that is left out. It
-            may depend only on the row and on answers of [`JournaledClient`]s, because it runs again to write the dataset. It
-            raises [`Dropped`] or [`RowRefused`] to leave out the input row.
-        clients (`Sequence[CompletionClient]`):
-            Clients that `work` uses, for their counts.
-        max_concurrency (`int`):
-            Rows in progress at once.
-        journal ([`Journal`], *optional*):
-            Journal of the answers. While it is empty, many failures stop the run.
+    `work` is a coroutine function from an input row to its output rows, with a [`Dropped`] in place of each that is left out. It may
+    depend only on the row and on answers of [`JournaledClient`]s, because it runs again to write the dataset. It raises [`Dropped`] or
+    [`RowRefused`] to leave out the input row. While the journal is empty, many failures stop the run.
     """
 
     rows: Rows
     work: Work
-    clients: Sequence[CompletionClient]
-    max_concurrency: int
+    clients: Sequence[CompletionClient]  # for their counts
+    max_concurrency: int  # rows in progress at once
     failures: dict[int, str] = field(default_factory=dict)
     journal: Journal | None = None
 
