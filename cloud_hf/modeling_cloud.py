@@ -265,12 +265,12 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         """Load and merge an adapter. `name` is its folder, or what the Auto classes take for its base."""
         # Absolute and in a `try`, so that transformers neither copies PEFT's side next to saved models nor requires it
         try:
-            from cloud_hf.loading import load_merged
+            from cloud_hf.adapters import load_merged
         except ImportError as error:
             raise ImportError(f"{name} is an adapter; install the package cloud-hf to load adapters.") from error
         adapter = kwargs.pop("adapter_kwargs")["_adapter_model_path"]
         kwargs = {key: value for key, value in kwargs.items() if key not in ("config", *hub_kwargs)}
-        return load_merged(str(adapter), model_class=cls, **(hub_kwargs if adapter == name else {}), **kwargs)
+        return load_merged(cls, str(adapter), **(hub_kwargs if adapter == name else {}), **kwargs)
 
     @classmethod
     def without_weights(cls, config: CLoudConfig) -> "CLoudForRewardModeling":

@@ -1,0 +1,219 @@
+"""
+LoRA adapters: find and check their base, attach and merge them.
+
+The model class is an argument: the model imports this module to load an adapter by name, and a model folder's own copy of
+the class passes itself.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import (
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
+from peft.utils.save_and_load import load_peft_weights
+from transformers import PreTrainedModel
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.utils.hub import cached_file
+
+from .configuration_cloud import CLoudConfig, check_name, read_config
+from .model_identity import hash_of_weights
+from .published import HUB_KWARGS, is_published
+
+
+# File in an adapter's folder that records which base it was trained on
+BASE_RECORD = "base_model.json"
+# Config fields in which an adapter's base must agree with the base it was trained on
+_ARCHITECTURE = (
+    "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads",
+)  # fmt: skip
+# Prefixes of PEFT's weight names: in a language model, and in the reward model around it
+_PLAIN, _NESTED = "base_model.model.", "base_model.model.language_model."
+
+
+def load_merged(model_class: Any, name: str, base: str | None = None, **kwargs) -> Any:
+    """Load an adapter and merge it into its base, a `model_class`; see [`loading.load_merged`]."""
+    hub_kwargs = {key: kwargs.pop(key) for key in HUB_KWARGS if key in kwargs}
+    config = read_model_config(name, **hub_kwargs)
+    model = load_adapter_base(model_class, name, config, base, hub_kwargs, **kwargs)
+    return attach_adapter(model, name, **hub_kwargs).merge_and_unload()
+
+
+def load_adapter_base(
+    model_class: Any, name: str, config: CLoudConfig, base: str | None = None, hub_kwargs: dict[str, Any] | None = None,
+    **kwargs,
+) -> Any:  # fmt: skip
+    """Load the reward model that an adapter adapts, with the adapter's `config`; `base` replaces the recorded base."""
+    base, revision = adapter_base(name, base, **(hub_kwargs or {}))
+    kwargs = {"revision": revision, **_of_base(hub_kwargs or {}), **kwargs}
+    options = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
+    base_dict, _ = CLoudConfig.get_config_dict(base, **options)
+    is_cloud = is_published(base_dict) or base_dict.get("model_type") == CLoudConfig.model_type
+    if not is_published(base_dict):
+        base_config = read_config(base, **options)
+        _check_architecture(name, config, base, base_config.text_config if is_cloud else base_config)
+    if "quantization_config" not in base_dict and hasattr(config, "quantization_config"):
+        delattr(config, "quantization_config")  # the base was quantised during training only
+    load = model_class.from_pretrained if is_cloud else model_class.from_language_model
+    # The adapter's folder holds its model's config, including the architecture
+    return load(base, config=config, **kwargs)
+
+
+def attach_adapter(
+    model: PreTrainedModel, name: str, peft_config: LoraConfig | None = None, trainable=False, **hub_kwargs
+) -> PeftModel:
+    """
+    Attach an adapter to the model it was trained on. An adapter of a language model is attached to the language model inside
+    the reward model.
+
+    Args:
+        peft_config (`LoraConfig`, *optional*):
+            Replaces the adapter's own. Modules that only its `modules_to_save` names keep the base's weights.
+        trainable (`bool`, *optional*, defaults to `False`):
+            Whether to continue training.
+
+    Raises:
+        `ValueError`: If names or shapes of the weights do not fit the model.
+    """
+    own_config = PeftConfig.from_pretrained(name, **hub_kwargs)
+    if not isinstance(own_config, LoraConfig):
+        kind = getattr(own_config.peft_type, "value", own_config.peft_type)
+        raise ValueError(f"{name} is a {kind} adapter; LoRA adapters can be used.")
+    config = own_config if peft_config is None else peft_config
+    weights = load_peft_weights(name, device="cpu", **hub_kwargs)
+    if not isinstance(read_model_config(name, **hub_kwargs), CLoudConfig):
+        if isinstance(config.target_modules, str):  # a pattern that matches complete module names
+            config.target_modules = rf"language_model\.(?:{config.target_modules})"
+        weights = {_NESTED + key.removeprefix(_PLAIN): weight for key, weight in weights.items()}
+    config.inference_mode = not trainable
+    adapted = adapt(model, config)
+    own_weights = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    if not is_deepspeed_zero3_enabled():  # partitioned parameters have placeholder shapes
+        _check_weights(name, weights, own_weights)
+    set_peft_model_state_dict(adapted, {**own_weights, **weights})
+    return adapted
+
+
+def adapt(model: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
+    """Attach a new adapter to a model."""
+    # ZeRO-3 gathers parameters of one data type only, see https://github.com/huggingface/trl/issues/6089
+    one_dtype = is_deepspeed_zero3_enabled() and not getattr(model, "is_quantized", False)
+    adapted = get_peft_model(model, peft_config, autocast_adapter_dtype=not one_dtype)
+    assert isinstance(adapted, PeftModel)  # a PeftMixedModel only with `mixed=True`
+    return adapted
+
+
+def _check_weights(name: str, weights: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]):
+    for key, weight in weights.items():
+        if key not in expected:
+            raise ValueError(f"{name} was trained over another base: this one has no {key}.")
+        if weight.shape != expected[key].shape:
+            shape, needed = tuple(weight.shape), tuple(expected[key].shape)
+            raise ValueError(f"{name} was trained over another base: {key} has shape {shape}, but {needed} is needed.")
+    # A missing reward head is fine: the adapter of a language model has none and keeps the fresh one
+    missing = [key for key in expected if key not in weights and "lora_" in key]
+    if missing:
+        raise ValueError(f"{name} lacks {len(missing)} weights that its base needs, such as {missing[0]}.")
+
+
+# ------------------------------------------------------------------------------------------------ configs and bases
+
+
+def is_adapter(name: str, **hub_kwargs) -> bool:
+    """Return whether `name` is a PEFT adapter."""
+    return has_file(name, "adapter_config.json", **hub_kwargs)
+
+
+def adapter_base(name: str, base: str | None = None, **hub_kwargs) -> tuple[str, str | None]:
+    """
+    Find the Hub id or folder of an adapter's base, and its revision. `base` is its place if it has moved since training.
+
+    Raises:
+        `ValueError`: If it is missing, is itself an adapter, or is not the model that the adapter was trained on.
+    """
+    peft_config = PeftConfig.from_pretrained(name, **hub_kwargs)
+    recorded, revision = base or peft_config.base_model_name_or_path, None if base else peft_config.revision
+    moved = "If it has moved, give its place to `examples/merge_adapter.py --base_model_name_or_path`."
+    if not recorded:
+        raise ValueError(f"{name} does not say which model it adapts. {moved}")
+    try:
+        found = has_file(recorded, "config.json", revision=revision, **_of_base(hub_kwargs))
+    except OSError as error:
+        raise ValueError(f"{name} adapts {recorded}, which cannot be read: {error} {moved}") from error
+    if is_adapter(recorded, revision=revision, **_of_base(hub_kwargs)):
+        raise ValueError(f"{name} adapts {recorded}, which is an adapter itself. Merge that one first.")
+    if not found:
+        raise ValueError(f"{name} adapts {recorded}, where there is no model. {moved}")
+    _check_identity(name, recorded, **hub_kwargs)
+    return recorded, revision
+
+
+def read_model_config(name: str, base: str | None = None, **kwargs) -> Any:
+    """
+    Read the config of a model. For an adapter, read the reward model's config in its folder if there is one, and otherwise
+    the config of its base (of `base`, if given). Raises `FileNotFoundError` if `name` is neither a folder nor a possible Hub id.
+    """
+    check_name(name)
+    hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
+    if not is_adapter(name, **hub_kwargs):
+        return read_config(name, **kwargs)
+    if has_file(name, "config.json", **hub_kwargs):
+        config = read_config(name, **kwargs)
+        if isinstance(config, CLoudConfig):
+            return config
+    base, revision = adapter_base(name, base, **hub_kwargs)
+    config = read_config(base, revision=revision, **_of_base(hub_kwargs))
+    if isinstance(config, CLoudConfig):
+        raise ValueError(
+            f"{name} adapts the CLoud model {base}, but holds no config.json: it was not saved by CLoudTrainer."
+        )
+    return config
+
+
+def record_base(folder: str | Path, model: PeftModel):
+    """
+    Write a hash of the base's weights into an adapter's folder, for [`adapter_base`] to compare. A base on the Hub needs no
+    hash: its name identifies it.
+    """
+    base = model.peft_config["default"].base_model_name_or_path
+    if base and Path(base).is_dir():
+        record = {"version": 1, "model": base, "weights": hash_of_weights(base)}
+        (Path(folder) / BASE_RECORD).write_text(json.dumps(record, indent=2) + "\n")
+
+
+def _check_identity(name: str, base: str, **hub_kwargs):
+    path = cached_file(name, BASE_RECORD, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
+    if path is None or not Path(base).is_dir():
+        return  # names and shapes are compared later
+    recorded = json.loads(Path(path).read_text())
+    if hash_of_weights(base) != recorded["weights"]:
+        raise ValueError(
+            f"{name} was trained over another base: the weights in {base} are not those that {recorded['model']} had then."
+        )
+
+
+def _of_base(hub_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Keep the Hub options of an adapter's repository that also apply to its base's."""
+    return {key: value for key, value in hub_kwargs.items() if key not in ("revision", "subfolder")}
+
+
+def _check_architecture(name: str, config: CLoudConfig, base: str, base_config):
+    for field in _ARCHITECTURE:
+        ours, theirs = getattr(config.text_config, field, None), getattr(base_config, field, None)
+        if ours != theirs:
+            raise ValueError(
+                f"{name} was trained over another base: `{field}` was {ours!r} there, but is {theirs!r} in {base}."
+            )
+
+
+def has_file(name: str, file: str, **hub_kwargs) -> bool:
+    """Return whether a folder or a Hub repository holds a file."""
+    return cached_file(name, file, _raise_exceptions_for_missing_entries=False, **hub_kwargs) is not None
