@@ -80,7 +80,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 def save_model(folder: str):
     """
-    A random reward model whose critiques are letters without end: only the budget ends them, greedy or sampled.
+    Save a random reward model whose critiques are endless letters: only the budget ends them, greedy or sampled.
 
     One hidden dimension is the same positive number at every position, and the LM head reads from it that nothing but
     letters may come. So decoded critiques encode back to as many tokens, for every side alike.

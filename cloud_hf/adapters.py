@@ -114,10 +114,10 @@ def adapt(model: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
 def _check_weights(name: str, weights: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]):
     for key, weight in weights.items():
         if key not in expected:
-            raise ValueError(f"{name} was trained over another base: this one has no {key}.")
+            raise ValueError(f"{name} was trained on another base: this one has no {key}.")
         if weight.shape != expected[key].shape:
             shape, needed = tuple(weight.shape), tuple(expected[key].shape)
-            raise ValueError(f"{name} was trained over another base: {key} has shape {shape}, but {needed} is needed.")
+            raise ValueError(f"{name} was trained on another base: {key} has shape {shape}, but {needed} is needed.")
     # A missing reward head is fine: the adapter of a language model has none and keeps the fresh one
     missing = [key for key in expected if key not in weights and "lora_" in key]
     if missing:
@@ -141,7 +141,7 @@ def adapter_base(name: str, base: str | None = None, **hub_kwargs) -> tuple[str,
     """
     peft_config = PeftConfig.from_pretrained(name, **hub_kwargs)
     recorded, revision = base or peft_config.base_model_name_or_path, None if base else peft_config.revision
-    moved = "If it has moved, give its place to `examples/merge_adapter.py --base_model_name_or_path`."
+    moved = "If it has moved, pass its location to `examples/merge_adapter.py --base_model_name_or_path`."
     if not recorded:
         raise ValueError(f"{name} does not say which model it adapts. {moved}")
     try:
@@ -151,7 +151,7 @@ def adapter_base(name: str, base: str | None = None, **hub_kwargs) -> tuple[str,
     if is_adapter(recorded, revision=revision, **_of_base(hub_kwargs)):
         raise ValueError(f"{name} adapts {recorded}, which is an adapter itself. Merge that one first.")
     if not found:
-        raise ValueError(f"{name} adapts {recorded}, where there is no model. {moved}")
+        raise ValueError(f"{name} adapts {recorded}, which does not contain a model. {moved}")
     _check_identity(name, recorded, **hub_kwargs)
     return recorded, revision
 
@@ -196,7 +196,7 @@ def _check_identity(name: str, base: str, **hub_kwargs):
     recorded = json.loads(Path(path).read_text())
     if hash_of_weights(base) != recorded["weights"]:
         raise ValueError(
-            f"{name} was trained over another base: the weights in {base} are not those that {recorded['model']} had then."
+            f"{name} was trained on another base: the weights in {base} are not those that {recorded['model']} had then."
         )
 
 
@@ -210,7 +210,7 @@ def _check_architecture(name: str, config: CLoudConfig, base: str, base_config):
         ours, theirs = getattr(config.text_config, field, None), getattr(base_config, field, None)
         if ours != theirs:
             raise ValueError(
-                f"{name} was trained over another base: `{field}` was {ours!r} there, but is {theirs!r} in {base}."
+                f"{name} was trained on another base: `{field}` was {ours!r} there, but is {theirs!r} in {base}."
             )
 
 

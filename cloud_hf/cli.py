@@ -59,7 +59,7 @@ class UsageError(Exception):
 
 
 def _raising(parser: type) -> Any:
-    """A parser class that raises `UsageError` where argparse prints its usage, which may be pages long, and exits."""
+    """Return a parser class that raises `UsageError` where argparse prints its usage, which may be pages long, and exits."""
 
     def error(self, message: str):
         raise UsageError(f"{message[:1].upper()}{message[1:].rstrip('.')}.")
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None):
 
 
 def overview() -> str:
-    """The text of `cloud-hf --help`."""
+    """Return the text of `cloud-hf --help`."""
     width = max(map(len, COMMANDS))
     commands = [f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items()]
     return "\n".join(
@@ -216,7 +216,7 @@ def explain(error: BaseException) -> str | None:
 
 
 def _raised_in(error: BaseException) -> str:
-    """The package whose code raised an error."""
+    """Return the package whose code raised an error."""
     *_, (frame, _) = walk_tb(error.__traceback__)
     return frame.f_globals.get("__name__", "").split(".")[0]
 

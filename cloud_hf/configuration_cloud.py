@@ -66,7 +66,7 @@ class CLoudConfig(PreTrainedConfig):
         reward_std (`float`, *optional*, defaults to `1.0`):
             Divides the centred output.
         base_model_name_or_path (`str`, *optional*):
-            Base that a published checkpoint names. For the record only.
+            Base model named by a published checkpoint. Informational only.
 
     Raises:
         `ValueError`: If a key is unknown or a value is not usable; the message names the key.

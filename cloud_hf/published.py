@@ -78,7 +78,7 @@ def _read_architecture(base: str | None, hub_kwargs: dict[str, Any]) -> PreTrain
         "neither."
     )
     if not base:
-        raise ValueError(f"The checkpoint's config names no `base_model_name_or_path`. {help_text}")
+        raise ValueError(f"The checkpoint's config has no `base_model_name_or_path`. {help_text}")
     shared = {
         key: hub_kwargs[key] for key in ("cache_dir", "local_files_only", "proxies", "token") if key in hub_kwargs
     }

@@ -56,9 +56,9 @@ def scoring_speed(result: dict) -> str:
         f"250 ± 120 tokens, {work['new_tokens']} new tokens each, fp32; medians of {work['rounds']} alternating rounds. No method "
         f"could exceed about {limit['rewards_per_second']:.1f} rewards/s on that machine.\n\n"
         + table(["", "rewards/s", ""], rows)
-        + f"\n\n{work['critiques_of_one_response']} sampled critiques of one response take "
-        f"{ratios['seconds cached / uncached']['value']:.2f} of the time with prefix caching that "
-        f"{work['critiques_of_one_response']} requests take without it.\n\nMeasured by `benchmarks/scoring_speed.py`."
+        + f"\n\nSampling {work['critiques_of_one_response']} critiques of one response with prefix caching takes "
+        f"{ratios['seconds cached / uncached']['value']:.2f} times as long as "
+        f"{work['critiques_of_one_response']} requests without it.\n\nMeasured by `benchmarks/scoring_speed.py`."
     )
 
 

@@ -29,7 +29,7 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown: str, page, **kwargs) -> str:
-    """Show the file a page stands for, and make links to files of the repository links to pages and pictures."""
+    """Show the file that a page represents, and make links to files of the repository links to pages and pictures."""
     if source := PAGES.get(page.file.src_uri):
         markdown = (ROOT / source).read_text(encoding="utf8")
     if page.file.src_uri == "modules.md":

@@ -26,7 +26,7 @@ ARMS = {"classic": ("classic",), "cloud": ("critique_sft", "self_critiques", "cl
 
 
 def stages(seed: int) -> list[Stage]:
-    """The commands of the method, in order."""
+    """Return the commands of all stages, in order."""
 
     def options(model: str | None, dataset: str | None, output: str) -> tuple[str, ...]:
         named = {"--model_name_or_path": model, "--dataset_name": dataset, "--output_dir": output}

@@ -138,7 +138,7 @@ def test_text_parts_are_text_and_arrow_nones_are_absent():
 
 
 def hostile_texts(family, count=200):
-    """Added-token strings whole, split, nested, at the edges, beside template fragments and odd characters."""
+    """Added-token strings whole, split, nested, at the edges, next to template fragments and odd characters."""
     rng = random.Random(f"hostile/{family}")
     tokenizer = make_tokenizer(family)
     tokens = [token.content for token in tokenizer.added_tokens_decoder.values()]

@@ -24,7 +24,7 @@ SHARING = {
     "bamba": {"attn_layer_indices": [1], "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 16, "mamba_n_groups": 1},
 }  # fmt: skip
 
-# Their state lies under another name, in a cache class of their own, in the modules
+# Their state has another name, in their own cache class, in the modules
 NOT_SHARING = {
     "mamba": {"state_size": 8},
     "minimax": {"num_local_experts": 2, "num_experts_per_tok": 1, "head_dim": 8},

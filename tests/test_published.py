@@ -216,7 +216,7 @@ def test_pickled_weights_are_refused(published):
         ({"base_model_name_or_path": 5}, "`base_model_name_or_path` 5, which is not a name"),
         ({"feedback_method": None}, "neither that of a CLoud model .* nor that of a published checkpoint"),
         ({"feedback_method": None, "model_type": "cloud"}, "neither that of a CLoud model"),
-        ({"base_model_name_or_path": None}, "names no `base_model_name_or_path`"),
+        ({"base_model_name_or_path": None}, "has no `base_model_name_or_path`"),
     ],
 )
 def test_configs_of_neither_layout_say_what_they_lack(published, change, says):

@@ -122,7 +122,7 @@ CONTRACTS: dict[str, tuple[str, tuple[str, ...]]] = {
         "builds the language model inside ours", ("vllm_config", "hf_config", "prefix"),
     ),
     "vllm.model_executor.models.utils.maybe_prefix": ("names of weights", ("prefix", "name")),
-    "vllm.platforms.current_platform": ("the CPU wheel has limits of its own", ()),
+    "vllm.platforms.current_platform": ("the CPU wheel has its own limits", ()),
     "vllm.sampling_params.RequestOutputKind": ("streams deltas", ()),
     "vllm.sampling_params.SamplingParams": ("documented under vllm", ("logprobs", "stop_token_ids")),
     "vllm.sequence.IntermediateTensors": ("passed between pipeline stages", ()),

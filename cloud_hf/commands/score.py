@@ -65,7 +65,7 @@ class ScoreArguments(BackendArguments):
             raise ValueError("Give `prompt` and `response`, or `input`.")
 
     def backend_arguments(self) -> BackendArguments:
-        """The arguments that choose and configure the backend."""
+        """Return the arguments that choose and configure the backend."""
         return BackendArguments(**{option.name: getattr(self, option.name) for option in fields(BackendArguments)})
 
 
@@ -139,7 +139,7 @@ def check_rows(rows: list[dict[str, Any]], name: str, model: str, sampling: Samp
 
 
 def summary(score: Score) -> dict[str, Any]:
-    """A score as JSON: `reward` is `None` if it is not finite; details are included for several critiques only."""
+    """Return a score in JSON form: `reward` is `None` if it is not finite; details are included for several critiques only."""
     found: dict[str, Any] = {"reward": score.reward if math.isfinite(score.reward) else None}
     if score.critiques != ("",):
         found |= {"critique": score.critique, "finish_reason": score.finish_reasons[0]}

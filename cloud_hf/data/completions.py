@@ -245,7 +245,7 @@ class CompletionClient:
                 raise self._key_refused(server, error) from None
             if error.status_code in (404, 405, 501):
                 return None
-            raise ServerUnusable(f"{server.url} answers {self._describe(error)}.") from None
+            raise ServerUnusable(f"{server.url} returned {self._describe(error)}.") from None
         except APIConnectionError as error:
             raise ServerUnusable(f"{server.url} does not answer ({_cause(error)}). Is it running?") from None
         except (ValueError, KeyError, TypeError):
@@ -367,7 +367,7 @@ class CompletionClient:
 
     def _key_refused(self, server: _Server, error: APIStatusError) -> ServerUnusable:
         key = "is not set" if self._key is None else "contains a key that is rejected"
-        return ServerUnusable(f"{server.url} answers {self._describe(error)}. The variable {self._key_name} {key}.")
+        return ServerUnusable(f"{server.url} returned {self._describe(error)}. The variable {self._key_name} {key}.")
 
     def _describe(self, error: APIStatusError) -> str:
         body = error.body

@@ -45,7 +45,7 @@ class Uncertainty:
     selective_accuracy: SelectiveAccuracy
 
     def summary(self) -> dict[str, Any]:
-        """Return the metrics for JSON; an unknown temperature is `None`."""
+        """Return the metrics in JSON form; an unknown temperature is `None`."""
         return {
             "critiques": self.critiques,
             "calibration": json_safe(self.calibration) | json_safe(self.metrics),
@@ -85,7 +85,7 @@ class Robustness:
     probes: list[ProbeResult] = field(default_factory=list)
 
     def summary(self, model: str) -> dict[str, list[dict[str, Any]]]:
-        """Return the figures for JSON."""
+        """Return the results in JSON form."""
         found: dict[str, list[dict[str, Any]]] = {}
         for kind in ("uncertainty", "self_consistency"):
             found[kind] = [

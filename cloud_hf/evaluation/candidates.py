@@ -93,11 +93,11 @@ class ScoredSet:
         return notes
 
     def chosen(self, model: str) -> list[list[int]]:
-        """Return by seed and problem the place of the candidate with the highest reward, the first of equal ones."""
+        """Return the index of the highest-reward candidate, by seed and problem; of tied ones, the first."""
         return [[row.index(max(row)) for row in of_seed] for of_seed in self.rewards(model)]
 
     def selected(self, model: str, judged: Judged | None = None) -> Iterator[dict[str, Any]]:
-        """Yield for JSON the candidate that a model chose among all of a problem, with its critiques, by seed and problem."""
+        """Yield, in JSON form, the candidate a model chose for each seed and problem, with its critiques."""
         for seed, places in enumerate(self.chosen(model)):
             for problem, place, scores in zip(self.problems, places, self.scores[model][seed], strict=True):
                 response = problem.responses[place]
@@ -147,7 +147,7 @@ class SetResult:
         return self.scored.title
 
     def summaries(self, models: Mapping[str, str]) -> list[dict[str, Any]]:
-        """Return one entry for each model, for JSON. `models` maps the names of the curves to those of the command line."""
+        """Return one entry for each model, in JSON form. `models` maps the names of the curves to those of the command line."""
         return [self._summary(name, model) for name, model in models.items()]
 
     def _summary(self, name: str, model: str) -> dict[str, Any]:

@@ -69,8 +69,8 @@ class JournaledScorer:
         """
         Score responses; `options` are those of [`Scorer`], except `critiques`. The scores lack the ids of their critiques.
 
-        With `lengths`, the tokens of each chat, the longest are scored first, in the same batches as a backend makes that sorts
-        by length. Otherwise chats keep their order. `names` stand for the chats in error messages, by default their indices.
+        With `lengths`, the tokens of each chat, the longest are scored first, in the same batches as those of a backend that sorts
+        by length. Otherwise chats keep their order. `names` identify the chats in error messages; they default to indices.
 
         Raises `ValueError` if a reward is not a finite number. All other scores are in the journal by then, unless an entire
         chunk has no finite reward, which stops the run at once.

@@ -90,7 +90,7 @@ class Evaluation:
         )
 
     def summary(self) -> dict[str, Any]:
-        """Return the figures for JSON, without the scores of single rows."""
+        """Return the results in JSON form, without the scores of single rows."""
         return {
             "name": self.name,
             **self.scores.summary(),
@@ -178,7 +178,7 @@ class Difference:
     second_better: int
 
     def summary(self) -> dict[str, Any]:
-        """Return the difference for JSON."""
+        """Return the difference in JSON form."""
         return json_safe(self)
 
 
@@ -264,7 +264,7 @@ class CritiqueResult:
         )
 
     def summary(self) -> dict[str, Any]:
-        """Return the figures for JSON."""
+        """Return the results in JSON form."""
         return {"dataset": self.name, **self.quality.summary(), "notes": self.notes()}
 
     def table(self) -> Iterator[dict[str, Any]]:

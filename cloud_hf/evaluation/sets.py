@@ -32,7 +32,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 @dataclass(frozen=True)
 class Sets:
-    """All sets of a run; all but the benchmarks by name."""
+    """All sets of a run. Every kind except the benchmarks is keyed by name."""
 
     benchmarks: list[LoadedBenchmark]
     pairs: dict[str, Dataset]

@@ -33,7 +33,7 @@ class Estimate:
     ci95: Interval | None = None
 
     def summary(self) -> dict[str, Any]:
-        """Return the estimate for JSON."""
+        """Return the estimate in JSON form."""
         return json_safe(self)
 
 
@@ -41,7 +41,7 @@ Figure = Estimate  # its name in version 0.1
 
 
 def json_safe(value: Any) -> Any:
-    """Convert dataclasses and tuples to what JSON has; NaN, which it lacks, becomes `None`."""
+    """Convert dataclasses and tuples to JSON types; NaN, which JSON lacks, becomes `None`."""
     if is_dataclass(value):
         return {field.name: json_safe(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
@@ -179,7 +179,7 @@ class BenchmarkScores:
         return [note for note, applies in notes.items() if applies]
 
     def summary(self) -> dict[str, Any]:
-        """Return the scores for JSON."""
+        """Return the scores in JSON form."""
         summary = json_safe(self)
         details = summary.pop("details")
         return {**summary, "notes": self.notes(), "details": details}

@@ -46,7 +46,7 @@ class DataCollatorForCLoud(DataCollatorForPreference):
         return self.padding_free or self.shared_prompt
 
     def num_tokens(self, examples: list[dict[str, Any]]) -> int:
-        """Count the tokens of the batch of these examples, padding included."""
+        """Count the tokens in a batch made of `examples`, padding included."""
         if self.flattens:
             return Packing(_sequences(examples), self.shared_prompt).num_tokens
         multiple = self.pad_to_multiple_of or 1

@@ -194,7 +194,7 @@ def verdict(first, second):
 
 
 def write(body):
-    """Candidates, and a judge with a taste of its own that never decides about question 5 and hesitates elsewhere."""
+    """Candidates, and a judge with its own taste that never decides about question 5 and hesitates elsewhere."""
     text, _ = default_answer(body)
     if not is_judged(body):
         return text, "stop"

@@ -1,4 +1,4 @@
-"""One command evaluates models on benchmarks, pairs and best-of-N; killed, it goes on."""
+"""One command evaluates models on benchmarks, pairs and best-of-N; after being killed, it resumes."""
 
 import json
 import subprocess
@@ -155,7 +155,7 @@ def test_all_files_of_a_report(done):
     by_response = {(row["benchmark"], row["row"], row["response"]): row for row in table}
     row = by_response["pairs.jsonl", "0", 0]
     assert row["reward"] == row["rewards"][0] and row["is_chosen"] and len(row["critiques"]) == 1
-    # Equal chats are scored once: the first pair stands in RewardBench three times, and "Alike" twice in one row
+    # Equal chats are scored once: the first pair occurs in RewardBench three times, and "Alike" twice in one row
     assert row["reward"] == by_response["reward_bench", "hep-go/2", 0]["reward"]
     with (folder / "journal_cloud.jsonl").open() as file:
         assert len(list(file)) - 1 == 2 * 3 + 1 + 6 * 3 + 2 * 3 + 3

@@ -72,7 +72,7 @@ def test_the_rubric_names_every_verdict_once():
 
 
 def test_the_judge_prompt_is_that_of_earlier_journals():
-    """Another text is another setting, with which no journal that was begun before goes on."""
+    """A changed prompt is a changed setting, with which no earlier journal can be resumed."""
     assert hashlib.sha256(JUDGE_PROMPT.encode()).hexdigest().startswith("8c83a7cd080f8abe")
 
 

@@ -17,7 +17,7 @@ from cloud_hf.training.resume import find_checkpoint, whole_checkpoints
 
 
 STEPS = 24
-# The last optimizer step of an epoch is cut to one micro-batch, in which one process has a row of its own and the other none
+# The last optimizer step of an epoch is cut to one micro-batch, in which one process has a row and the other has none
 ROWS = 33
 # Checkpoints fall between two lines of the log and two evaluations; dropout needs the state of the random numbers
 OPTIONS = {

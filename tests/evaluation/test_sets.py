@@ -8,7 +8,7 @@ from cloud_hf.evaluation.sets import Sets, card_results
 
 
 def test_cards_say_where_the_rows_are_from(tmp_path):
-    """A preference set of the Hub is no local file, and its whole id is named."""
+    """A preference set on the Hub is not a local file, and its whole id is named."""
     local = write_rows(tmp_path / "own.jsonl", [pair("x")])
     [row] = preference_pairs.load([local])
     scores = preference_pairs.score([row], [(1, 0)])

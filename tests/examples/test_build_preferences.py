@@ -49,7 +49,7 @@ def shown(body):
 
 
 def write(body):
-    """Answers that are unlike all others, and a judge of its own taste: some ties, some answers without a verdict."""
+    """Answers that all differ, and a judge with its own taste: some ties, some answers without a verdict."""
     text, _ = default_answer(body)
     if not is_judged(body):
         return text, "stop"

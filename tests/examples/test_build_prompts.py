@@ -166,7 +166,7 @@ def test_chats_and_strings_together(tmp_path):
 
 
 def test_chats_overlap_by_all_that_the_user_says(tmp_path):
-    """A short turn, such as "yes", is no overlap."""
+    """A short turn, such as "yes", does not count as an overlap."""
 
     def chat(*turns):
         return [{"role": ("user", "assistant")[i % 2], "content": turn} for i, turn in enumerate(turns)]

@@ -26,7 +26,7 @@ def arguments_of(script: str) -> tuple:
 
 
 def parser_of(script: str) -> argparse.ArgumentParser:
-    # A recipe of `plan` is an option of its own, which TRL's parser keeps for itself
+    # `plan` takes its recipe as its own option, which TRL's parser keeps for itself
     return HfArgumentParser(arguments_of(script)) if script == "plan" else TrlParser(arguments_of(script))
 
 

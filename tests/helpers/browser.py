@@ -1,5 +1,5 @@
 """
-Spaces as a person meets them: the app in a process of its own, a real Chromium, and what either asks of the network.
+Spaces as a person meets them: the app in its own process, a real Chromium, and what either asks of the network.
 
 with start_app(SPACES / "demo" / "app.py", "--model", folder, workdir=tmp_path) as app, open_page(chromium, app.url) as visit:
     visit.page.get_by_label("Prompt").fill("What is 2+2?")

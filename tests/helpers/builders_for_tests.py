@@ -1,4 +1,4 @@
-"""Builder scripts in processes of their own that can be killed, and what must hold when they go on."""
+"""Builder scripts in separate processes that can be killed, and what must hold when they resume."""
 
 import contextlib
 import json

@@ -1,7 +1,7 @@
 """
 An OpenAI-compatible server on loopback whose answers follow from the request alone, and which fails on demand.
 
-It stands beside the real engine in tests: what it can do that no real server does is fail at will, and count.
+Tests use it next to the real engine: unlike a real server, it fails on request and counts its requests.
 """
 
 import asyncio
@@ -115,7 +115,7 @@ def default_answer(body: dict) -> tuple[str, str]:
 
 @contextmanager
 def serve_completions(**options):
-    """A [`CompletionServer`] in a thread of its own."""
+    """A [`CompletionServer`] in its own thread."""
     server = CompletionServer(**options)
     loop = asyncio.new_event_loop()
     started = threading.Event()

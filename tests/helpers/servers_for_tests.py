@@ -102,7 +102,7 @@ def serving(engine, *, port=None, shutdown_grace=30.0, **options):
 
 
 def start_process(folder, port: int, seconds: float) -> subprocess.Popen:
-    """A server in a process of its own, which loads its model at once."""
+    """A server in its own process, which loads its model at once."""
     command = [sys.executable, __file__, str(folder), str(port), str(seconds)]
     return subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=subprocess.DEVNULL, text=True)
 

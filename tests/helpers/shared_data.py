@@ -1,4 +1,4 @@
-"""Real preference data, read from `../shared/data` beside the checkout; tests that need it skip where it is absent."""
+"""Real preference data, read from `../shared/data` next to the checkout; tests that need it skip where it is absent."""
 
 import gzip
 import json

@@ -18,7 +18,7 @@ CORPUS = [
     "<|im_start|>user\nWrite a function.<|im_end|>\ndef f(x):\n    return x  # [INST] <think> </tool_call>",
 ] * 4
 
-# Split in the manner of GPT-4-like tokenizers: a word takes the space before it, digits stand alone.
+# Split in the manner of GPT-4-like tokenizers: a word takes the space before it, each digit is a token.
 WORDS = Regex(
     r"""'(?:s|t|re|ve|m|ll|d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
 )

@@ -38,7 +38,7 @@ class Observe(TrainerCallback):
 
 
 def start_processes(strategy: str):
-    """DeepSpeed on gloo, and no operations of its own that would have to be compiled first."""
+    """DeepSpeed on gloo, and none of its own operations, which would have to be compiled first."""
     if strategy.startswith("zero"):
         import deepspeed
 

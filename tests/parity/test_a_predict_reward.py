@@ -27,7 +27,7 @@ def compare_sample(compare, sample, score):
     compare.close(score.reward, sample["reward"], sample)
     if "finish" in sample:
         compare.exact(score.finish_reasons[0], FINISH_REASONS[sample["finish"]])
-        # The reference goes on writing after an end of sequence, where it cuts the critique later
+        # The reference keeps generating after an end of sequence, and cuts the critique there later
         ids = score.critique_ids[0]
         compare.exact(list(ids), sample["generated_ids"][: len(ids)])
 

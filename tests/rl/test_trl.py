@@ -213,7 +213,7 @@ def test_only_bad_completions_lose_their_reward(bad, caplog):
         assert [text is None for text in extra["cloud_reward_critique"]] == [row in bad for row in range(8)]
         assert metrics["cloud_reward/unjudgeable"] == len(bad) / 8
         assert f"{len(bad)} of 8 completions" in caplog.text
-        # Once something has been judged, a batch of nothing but bad completions is no reason to stop
+        # Once something has been judged, a batch of only bad completions does not stop the run
         assert call(function, ["p"] * 2, ["y" * 30] * 2)[0] == [None, None]
 
 
@@ -230,7 +230,7 @@ def test_errors_name_the_completion_by_default():
 
 
 def test_wrong_settings_are_not_taken_for_bad_completions(scorer):
-    """A critique that can never fit: every completion fails, and the run must not go on without rewards."""
+    """A critique that can never fit: every completion fails, and the run must not continue without rewards."""
     for function in both(scorer, max_new_tokens=5000, on_unjudgeable="none"):
         with pytest.raises(ValueError, match=r"No completion could be judged yet.*context holds 512"):
             call(function, PROMPTS, RESPONSES)

@@ -60,7 +60,7 @@ def test_scores_are_the_models_own(compute_score, reward_server, scorer):
 
 
 def test_address_from_the_environment(compute_score, reward_server, scorer, monkeypatch):
-    """Without a reward model of its own, verl passes neither router address nor tokenizer."""
+    """Without its own reward model, verl passes neither router address nor tokenizer."""
     [row] = rows(None, PROMPTS[:1], RESPONSES[:1])
     del row["reward_router_address"], row["reward_model_tokenizer"]
     with pytest.raises(ValueError, match="CLOUD_REWARD_URL is not set"):

@@ -75,7 +75,7 @@ def generation_prompt(tokenizer, family, turns):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("response", ["4", " 4", "\n4\n\n", "", "  a\n b "])
 def test_response_after_a_generation_prompt(family, response):
-    """A response stands as the policy wrote it, whether its turn was ended or cut."""
+    """A response is kept as the policy wrote it, whether its turn was ended or cut."""
     tokenizer = make_tokenizer(family)
     chats = RenderedChats(tokenizer)
     turns = [{"role": "user", "content": "What is 2+2?"}]

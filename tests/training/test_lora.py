@@ -251,9 +251,9 @@ def test_an_adapter_over_another_base_is_refused(sft, cloud, base_folder, tmp_pa
 
     other = save_language_model(tmp_path / "other", seed=1)
     wide = save_language_model(tmp_path / "wide", hidden_size=64)
-    with pytest.raises(ValueError, match="trained over another base: the weights"):
+    with pytest.raises(ValueError, match="trained on another base: the weights"):
         load_reward_model(with_base(cloud[0], other, "a"))
-    with pytest.raises(ValueError, match="trained over another base: the weights"):
+    with pytest.raises(ValueError, match="trained on another base: the weights"):
         make_trainer(with_base(sft[0], other, "b"), tmp_path / "out")
     for adapter, name in ((cloud[0], "c"), (sft[0], "d")):
         moved = with_base(adapter, wide, name)

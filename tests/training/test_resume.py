@@ -117,7 +117,7 @@ def test_a_checkpoint_of_another_adapter(base_folder, tmp_path):
 
 
 def test_a_checkpoint_that_lost_something_since(run):
-    """Without optimizer or random states transformers would go on as if nothing was."""
+    """Without optimizer or random states transformers would resume as if nothing had happened."""
     for name in ("optimizer.pt", "rng_state.pth", "model.safetensors", "running_metrics_0.json"):
         file = run / "checkpoint-6" / name
         content = file.read_bytes()
@@ -212,7 +212,7 @@ def mounted(folder, size):
 
 
 def test_a_full_disk(base_folder, tmp_path):
-    """A real one: the second checkpoint does not fit beside the first."""
+    """A real one: the second checkpoint does not fit next to the first."""
     first = tmp_path / "first"
     make_trainer(str(base_folder), first, **{**OPTIONS, "max_steps": 2}).train()
     size = sum(file.stat().st_size for file in first.rglob("*") if file.is_file())

@@ -125,7 +125,9 @@ def read_texts(
         files_of("judge_system_file", found, category)
     for category, files in found.items():
         if len(files) > 1:
-            raise ValueError(f"`judge_system_file` names {', '.join(files)} for the same questions; give one of them.")
+            raise ValueError(
+                f"`judge_system_file` gives several files for the same questions: {', '.join(files)}. Keep one of them."
+            )
         systems[category] = _read_system(files[0])
         check_verdicts(systems[category] + template, files[0])
     return template, systems
@@ -158,7 +160,7 @@ def files_of(option: str, found: Mapping[str, list[str]], category: str) -> list
     """Return the files of a category. Raises `ValueError` if there are none."""
     names = found.get(category) or found.get(ANY)
     if not names:
-        raise ValueError(f"`{option}` names no file for the questions of the category {category!r}.")
+        raise ValueError(f"`{option}` has no file for the questions of the category {category!r}.")
     return names
 
 

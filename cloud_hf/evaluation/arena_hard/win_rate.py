@@ -177,7 +177,7 @@ class WinRate:
     losses: int
 
     def summary(self) -> dict[str, Any]:
-        """Return the fields for JSON; an unknown error is `None`."""
+        """Return the fields in JSON form; an unknown error is `None`."""
         return json_safe(self)
 
 

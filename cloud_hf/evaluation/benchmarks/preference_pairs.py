@@ -39,7 +39,7 @@ class PreferenceScores:
     subsets: dict[str, Estimate]
 
     def details(self) -> dict[str, Any]:
-        """Return everything but accuracy and ties for JSON; unknown values are `None`."""
+        """Return everything but accuracy and ties in JSON form; unknown values are `None`."""
         names = ("accuracy_ties_half", "margin", "margin_median", "margin_std")
         calibration = asdict(self.calibration)
         unknown = {name: None for name, value in calibration.items() if value != value}  # NaN

@@ -123,7 +123,8 @@ def score_reward_bench(
     subsets: Sequence[str], chosen: Sequence[float], rejected: Sequence[float]
 ) -> RewardBenchScores:
     """
-    Score RewardBench in percent, from columns of subsets (the split's name for prior sets) and rewards. A tie counts as wrong.
+    Compute RewardBench scores in percent from columns of rewards and of subset names (for prior sets, the name of the split).
+    A tie counts as wrong.
     Raises `ValueError` if the columns differ in length, or a reward is not a finite number.
     """
     if not len(subsets) == len(chosen) == len(rejected):

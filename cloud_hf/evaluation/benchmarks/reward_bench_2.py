@@ -40,7 +40,9 @@ def load(names: Sequence[str] | None = None) -> list[BenchmarkRow]:
 def _ties_id(id_: str, source: str) -> tuple[str, int]:
     kind, _, number = str(id_).partition(":")
     if kind not in ("ref", "tied") or not number.isdigit():
-        raise ValueError(f"{source}: the id {id_!r} of a row of Ties is not of the form 'ref:7' or 'tied:7'.")
+        raise ValueError(
+            f"{source}: a row of the subset Ties has the id {id_!r}, which does not have the form 'ref:7' or 'tied:7'."
+        )
     return kind, int(number)
 
 

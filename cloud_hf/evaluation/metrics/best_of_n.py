@@ -142,7 +142,7 @@ class BestOfN:
     dropped: int
 
     def summary(self) -> dict[str, Any]:
-        """Return the metrics for JSON; an unknown standard error is `None`."""
+        """Return the metrics in JSON form; an unknown standard error is `None`."""
         return json_safe(self)
 
 
@@ -243,7 +243,7 @@ class Curve:
     of_all: tuple[float, float]
 
     def summary(self) -> dict[str, Any]:
-        """Return the curve for JSON; an unknown error is `None`."""
+        """Return the curve in JSON form; an unknown error is `None`."""
         curve = json_safe(self)
         value, error = curve.pop("of_all")
         return {"rates": curve.pop("values"), **curve, "rate_of_all": value, "standard_error_of_all": error}
@@ -296,7 +296,7 @@ def _weigh(
 
 
 class NothingJudged(ValueError):
-    """Nothing that was chosen has any weight, so there is no mean."""
+    """The chosen candidates have no weight, so their mean is undefined."""
 
 
 def ratio(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:

@@ -137,7 +137,7 @@ class CritiqueQuality:
     loss_tokens: int = 0
 
     def summary(self) -> dict[str, Any]:
-        """Return the metrics for JSON."""
+        """Return the metrics in JSON form."""
         return asdict(self)
 
 

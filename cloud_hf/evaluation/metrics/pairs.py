@@ -57,7 +57,7 @@ class PairEvaluation:
     pairs: list[ScoredPair] = field(default_factory=list, repr=False)
 
     def summary(self) -> dict[str, Any]:
-        """Return the metrics for JSON, without the scores of single pairs."""
+        """Return the metrics in JSON form, without the scores of single pairs."""
         metrics = asdict(replace(self, pairs=[]))
         del metrics["pairs"]
         return metrics

@@ -39,7 +39,7 @@ class SelectiveAccuracy:
     gain = normalised_aurc  # its name in version 0.1
 
     def summary(self) -> dict[str, Any]:
-        """Return the curves for JSON."""
+        """Return the curves in JSON form."""
         curves = {name: {**asdict(curve), "gain": self.normalised_aurc(name)} for name, curve in self.curves.items()}
         return {"fractions": FRACTIONS, "random": self.random, "oracle": asdict(self.oracle), "curves": curves}
 

@@ -48,7 +48,7 @@ class SelfConsistency:
         return len(self.everything.accuracy)
 
     def summary(self) -> dict[str, Any]:
-        """Return the curves for JSON."""
+        """Return the curves in JSON form."""
         return asdict(self)
 
 

@@ -35,7 +35,7 @@ class Measure:
     estimate: Estimate
 
     def summary(self) -> dict[str, Any]:
-        """Return the estimate for JSON; shares are from 0 to 1."""
+        """Return the estimate in JSON form; shares are from 0 to 1."""
         return {"label": self.label, "unit": self.unit.label, **self.estimate.summary()}
 
 

@@ -63,7 +63,7 @@ class ProbeResult:
     probed: list[ProbedRow]
 
     def summary(self) -> dict[str, Any]:
-        """Return the measures for JSON."""
+        """Return the measures in JSON form."""
         return {
             "probe": self.name,
             "rows": self.rows,

@@ -252,7 +252,7 @@ async def _wait_for_disconnect(receive):
 
 
 def error_response(status: int, error: str, headers=None) -> Response:
-    """The JSON body of every error."""
+    """Return an error response with the JSON body that all errors share."""
     # ASCII escapes: the message may repeat a lone surrogate of the request, which UTF-8 cannot encode
     return Response(json.dumps({"error": error}), status, headers, "application/json")
 

@@ -104,7 +104,7 @@ def _event(data: dict) -> str:
 
 @router.get(HEALTH_ROUTE, responses={503: {"model": ErrorResponse}})
 async def health(request: Request) -> HealthResponse:
-    """200 and the model's properties when ready; 503 while shutting down or after the engine has stopped."""
+    """Return 200 and the model's properties when ready, 503 while shutting down or after the engine has stopped."""
     service = service_of(request)
     if service.lifecycle.engine_dead:
         raise HTTPException(503, "The engine has stopped.")
@@ -114,7 +114,7 @@ async def health(request: Request) -> HealthResponse:
 
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
-    """Counts and durations for Prometheus."""
+    """Return counts and durations for Prometheus."""
     registry = service_of(request).metrics.registry
     return Response(generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
@@ -124,7 +124,7 @@ async def metrics(request: Request) -> Response:
 
 @router.post("/get_reward", response_model=OpenRLHFResponse, responses=ERRORS)
 async def get_reward(body: OpenRLHFRequest, request: Request) -> OpenRLHFResponse:
-    """OpenRLHF's remote reward model."""
+    """Score responses as OpenRLHF's remote reward model."""
     scores = await service_of(request).score_texts(body.query, body.prompts, "query", record_of(request))
     rewards = [score.reward for score in scores]
     extra_logs = {
@@ -136,7 +136,7 @@ async def get_reward(body: OpenRLHFRequest, request: Request) -> OpenRLHFRespons
 
 @router.post("/v1/score/evaluation", response_model=LlamaFactoryResponse, responses=ERRORS)
 async def score_evaluation(body: LlamaFactoryRequest, request: Request) -> LlamaFactoryResponse:
-    """LLaMA-Factory's reward model of type `api`."""
+    """Score responses as LLaMA-Factory's reward model of type `api`."""
     service = service_of(request)
     scores = await service.score_texts(body.messages, None, "messages", record_of(request))
     rewards = [score.reward for score in scores]

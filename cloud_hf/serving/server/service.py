@@ -33,7 +33,7 @@ class RewardService:
         self.lifecycle = lifecycle
         self.chats = chats
         self.queued = 0
-        # Tokenising a large request would block the event loop. Two threads, because each keeps memory of its own
+        # Tokenising a large request would block the event loop. Two threads, because each keeps its own memory
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="checking")
 
     async def close(self):

@@ -1,4 +1,4 @@
-"""Models for vLLM, and its requests for critiques and rewards; shared by the scorer and the server's engine."""
+"""Prepare models for vLLM and build its requests for critiques and rewards; shared by the scorer and the server's engine."""
 
 import tempfile
 from collections.abc import Iterator

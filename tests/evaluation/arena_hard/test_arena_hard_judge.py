@@ -37,7 +37,7 @@ def test_by_default_as_the_official_protocol_has_it():
 
 
 def test_a_judge_without_a_system_role():
-    """Our words are the one text of old; words of the user's stand before the texts."""
+    """Our instructions are the single text of earlier versions; the user's come before the texts."""
     assert read_texts(None, [], False, CATEGORIES) == (JUDGE_PROMPT, {})
     found = judging(JUDGED_TEXTS, {"": "Be fair."}, system_role=False)
     [message] = asked(found, "hard_prompt")

@@ -21,7 +21,7 @@ VERDICTS = ("A>>B", "A>B", "A=B", "B>A", "B>>A")
 @pytest.mark.parametrize(
     ("baseline_first", "answer_first", "expected"),
     [
-        ("A>>B", "A>>B", (3, 0, 3)),  # whoever stands first
+        ("A>>B", "A>>B", (3, 0, 3)),  # whichever comes first
         ("B>>A", "A>>B", (6, 0, 0)),
         ("A>>B", "B>>A", (0, 0, 6)),
         ("B>A", "A>B", (2, 0, 0)),

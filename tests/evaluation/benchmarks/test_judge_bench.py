@@ -33,11 +33,11 @@ def test_one_reward_per_response_gives_the_same_verdict_in_both_orders_but_for_t
 
 @pytest.mark.parametrize("label", ["A>B", "B>A"])
 def test_two_games(label):
-    """Critiques that are sampled anew can turn a verdict round."""
+    """Resampled critiques can reverse a verdict."""
     assert games_of(label, (2.0, 1.0), (1.0, 2.0)).points == 0
     assert games_of(label, (1.0, 2.0), (2.0, 1.0)).points == 0
     assert games_of(label, (2.0, 1.0), (3.0, 1.0)).points == 2
-    # a tie in the second game goes to A, which stands second there
+    # a tie in the second game goes to A, which comes second there
     assert games_of(label, (2.0, 1.0), (1.0, 1.0)).points == (2 if label == "A>B" else 0)
 
 

@@ -100,7 +100,7 @@ def test_the_benchmark_gives_the_same_numbers(tmp_path):
 
 
 def test_the_score_with_prior_sets(tmp_path):
-    """A file that is named after a prior set holds it, with subsets of its own."""
+    """A file that is named after a prior set holds it, with its own subsets."""
     core = [pair(name, n) for names in SECTIONS.values() for name in names[:1] for n in range(2)]
     path = write_rows(tmp_path / "core.jsonl", core)
     priors = [write_rows(tmp_path / f"{name}.jsonl.gz", [pair("x"), pair("y")]) for name in ("anthropic_hhh", "shp")]

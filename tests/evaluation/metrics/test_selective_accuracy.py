@@ -52,7 +52,7 @@ def test_all_right_leaves_nothing_to_gain():
 
 
 def test_pairs_of_one_row_are_drawn_together():
-    """The same pairs as rows of their own have the narrower interval."""
+    """The same pairs have a narrower interval when each is its own row."""
     rng = np.random.default_rng(0)
     right = np.repeat(rng.random(20) < 0.6, 9)
     certainty = np.repeat(rng.random(20), 9)

@@ -31,7 +31,7 @@ class CountingEngine(TransformersEngine):
 
 
 def run(model, function, batch_size=16, family="llama3", engine_class=CountingEngine):
-    """Run `function(engine)` on a loop of its own, and close the engine."""
+    """Run `function(engine)` on its own loop, and close the engine."""
 
     async def main():
         engine = engine_class(model, tokenizer_of(family), batch_size)
