@@ -29,7 +29,7 @@ import torch
 from scoring_speed import save_model
 
 from cloud_hf import CritiqueFormat
-from cloud_hf.evaluation.arguments import open_scorer
+from cloud_hf.evaluation.scoring_arguments import open_scorer
 
 
 sys.path.append(str(Path(__file__).parents[1]))

@@ -16,6 +16,8 @@ from pathlib import Path
 from traceback import walk_tb
 from typing import Any
 
+from .data.builders import BUILDERS
+
 
 # To add a command, list its module here
 COMMANDS = {
@@ -24,17 +26,8 @@ COMMANDS = {
     "demo": ("cloud_hf.commands.demo", "Open the demo in a browser."),
     "evaluate": ("cloud_hf.commands.evaluate_rewards", "Evaluate models on benchmarks, pairs and best-of-N."),
     "best-of-n": ("cloud_hf.commands.best_of_n", "Choose among candidates and measure the choices."),
-    "build-prompts": ("cloud_hf.data.builders.prompts", "Collect prompts from datasets, without duplicates."),
-    "build-preferences": (
-        "cloud_hf.data.builders.preferences",
-        "Sample responses and pair them by a judge's verdicts.",
-    ),
-    "oracle-critiques": ("cloud_hf.data.builders.oracle", "Let a strong model write the critiques of stage 1."),
+    **BUILDERS,
     "train-critique-sft": ("cloud_hf.commands.train_critique_sft", "Stage 1: fine-tune on oracle critiques."),
-    "self-critiques": (
-        "cloud_hf.data.builders.self_critiques",
-        "Stage 2: let the stage 1 model write its own critiques.",
-    ),
     "train-cloud": ("cloud_hf.commands.train_cloud", "Stage 3: train a CLoud model on its own critiques."),
     "train-classic": ("cloud_hf.commands.train_classic", "Train a reward model without critiques."),
     "merge-shards": ("cloud_hf.data.shards", "Merge the outputs of sharded builders."),

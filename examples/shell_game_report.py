@@ -8,8 +8,8 @@ import argparse
 import json
 from pathlib import Path
 
+from cloud_hf.evaluation.formatting import Table, show
 from cloud_hf.evaluation.report.plots import plot_accuracy_by_group, plot_best_of_n, plot_reward_distributions
-from cloud_hf.evaluation.tables import Table, show
 
 
 def write_report(run: Path, usage: dict[str, dict], stages: dict[str, tuple[str, ...]], seed: int):

@@ -17,7 +17,7 @@ from tokenizers_for_tests import (
 )
 
 from cloud_hf import CritiqueFormat
-from cloud_hf.data.rows import fit_to_context
+from cloud_hf.data.fit_to_context import fit_to_context
 
 
 PROMPT, RESPONSE, CRITIQUE = "What is 12 + 30?", "It is 42.", "The answer is right."

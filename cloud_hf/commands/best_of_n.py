@@ -7,16 +7,16 @@ from pathlib import Path
 from ..arguments import check_bounds, documented
 from ..evaluation.arena_hard.arguments import Arena, ArenaHardArguments, gather_candidates, load_arena
 from ..evaluation.arena_hard.judge import Judged, judge_candidates
-from ..evaluation.arguments import ScoringArguments, load_datasets, open_scorer, short_names
 from ..evaluation.candidates import ScoredSet, Scores, SetResult, arena_results, places_to_judge, replay_result
 from ..evaluation.fitting import FittedRows
+from ..evaluation.formatting import file_name, picture_name
 from ..evaluation.journaled_scorer import JournaledScorer, batches_by_length, default_chunk_size, open_score_journal
 from ..evaluation.metrics.best_of_n import Problem, load_problems
 from ..evaluation.report import Section, best_of_n_section, render
 from ..evaluation.report.files import write_json, write_json_lines
 from ..evaluation.report.plots import plot_curves
+from ..evaluation.scoring_arguments import ScoringArguments, load_datasets, open_scorer, short_names
 from ..evaluation.sets import fit_set, score_sets
-from ..evaluation.tables import file_name, picture_name
 
 
 VERSION = 2

@@ -7,12 +7,12 @@ from pathlib import Path
 from ..cards import add_results
 from ..data.journal import Journal
 from ..evaluation.analysis import Robustness, assess_self_consistency, assess_uncertainty, probe_rows
-from ..evaluation.arguments import open_scorer, short_names
 from ..evaluation.evaluation_arguments import SETTINGS, EvaluationArguments
 from ..evaluation.journaled_scorer import JournaledScorer, batches_by_length, default_chunk_size, open_score_journal
 from ..evaluation.outcomes import CritiqueResult, losses_of_sets
 from ..evaluation.probes import run_probes
 from ..evaluation.report import headline_table, write_report, write_results
+from ..evaluation.scoring_arguments import open_scorer, short_names
 from ..evaluation.sets import ModelResults, Sets, card_results, load_sets, sample_critiques, score_sets, summarize
 
 

@@ -12,8 +12,9 @@ from tqdm import tqdm
 
 from ..arguments import documented
 from .completions import Answer
+from .fit_to_context import check_policy, fit_to_context
 from .journal import Journal, key_of
-from .rows import Rows, check_policy, fit_to_context, prompt_column, prompt_of, response_of
+from .rows import Rows, prompt_column, prompt_of, response_of
 from .run import Dropped, JournaledClient, RowRefused, all_of, check_rows
 
 

@@ -1,8 +1,8 @@
-"""Load rows, check their columns, read prompts and responses from them, and fit long rows to the model's context."""
+"""Load rows, check their columns, and read prompts and responses from them."""
 
 import difflib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -11,7 +11,7 @@ from datasets.exceptions import DatasetGenerationError
 
 
 if TYPE_CHECKING:
-    from ..critique_format import CritiqueFormat
+    pass
 
 
 PAIR_COLUMNS = ("prompt", "chosen", "rejected")
@@ -168,49 +168,3 @@ def _read_file(name: str, kind: str) -> Dataset:
         raise ValueError(
             f"{name} cannot be read as {kind}: {str(error.__cause__ or error) or 'it is empty'}"
         ) from error
-
-
-OVERLONG_POLICIES = ("error", "drop", "truncate_prompt")
-# "truncate_end" cuts critiques, as the reference implementation does, and is for its format only
-TRAINING_POLICIES = (*OVERLONG_POLICIES, "truncate_end")
-
-# A cut changes how the rest of the text splits into tokens and may remove too few, so each attempt cuts more
-_ATTEMPTS = 8
-
-
-def check_policy(policy: str, known: tuple[str, ...] = OVERLONG_POLICIES):
-    """Raise `ValueError` unless `policy` is one of `known`."""
-    if policy not in known:
-        raise ValueError(f"`overlong_policy` is {policy!r}; use one of {', '.join(known)}.")
-
-
-def fit_to_context(
-    prompt: Any, encode: Callable[[Any], Any], length: Callable[[Any], int], limit: int | None, policy: str,
-    critique_format: "CritiqueFormat",
-) -> tuple[Any, Any]:  # fmt: skip
-    """
-    Encode a row, and apply `policy` (`"error"`, `"drop"` or `"truncate_prompt"`) if it needs more than `limit` tokens.
-
-    `encode` encodes the row with the prompt it is given, and `length` counts the tokens that an encoded row needs. Returns the prompt,
-    which is the same object unless it was shortened, and the encoded row; `(None, None)` for a dropped row. Raises `ValueError` if the
-    row is too long and the policy is `"error"`.
-    """
-    encoded = encode(prompt)
-    needed = length(encoded)
-    if limit is None or needed <= limit:
-        return prompt, encoded
-    if policy == "error":
-        raise ValueError(
-            f"{needed} tokens with its critique, but {limit} fit. Set `overlong_policy` to 'drop' or 'truncate_prompt', or "
-            "change the limit (`max_length` in training, `max_new_tokens` for critiques still to be written)."
-        )
-    if policy == "truncate_prompt":
-        for attempt in range(_ATTEMPTS):
-            prompt = critique_format.truncate_prompt(prompt, needed - limit + 2**attempt - 1)
-            if prompt is None:
-                break
-            encoded = encode(prompt)
-            needed = length(encoded)
-            if needed <= limit:
-                return prompt, encoded
-    return None, None

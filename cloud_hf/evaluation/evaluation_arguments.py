@@ -6,8 +6,8 @@ from pathlib import Path
 
 from ..arguments import check_bounds, documented
 from ..loading import read_model_config
-from .arguments import ScoringArguments, check_named_once
 from .probes import check_probes
+from .scoring_arguments import ScoringArguments, check_named_once
 
 
 # Scores depend on these besides the model; a journal written with other values is refused

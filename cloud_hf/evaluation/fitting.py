@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..critique_format import CritiqueFormat
-from ..data.rows import check_policy, fit_to_context, prompt_of, row_name
+from ..data.fit_to_context import check_policy, fit_to_context
+from ..data.rows import prompt_of, row_name
 from ..scoring import Score, Scorer
 
 

@@ -11,8 +11,8 @@ from ..data.journal import Journal, key_of
 from ..generation import Sample
 from ..model_identity import identify_model
 from ..scoring import Score, Scorer
-from .arguments import ScoringArguments
-from .tables import file_name
+from .formatting import file_name
+from .scoring_arguments import ScoringArguments
 
 
 # vLLM and servers fill their batches as they go, and run half empty at the end of a chunk

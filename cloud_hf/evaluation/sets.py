@@ -14,7 +14,6 @@ from ..critique_format import CritiqueFormat
 from ..data.rows import PAIR_COLUMNS, row_name
 from ..scoring import Score
 from .analysis import Robustness, read_length
-from .arguments import load_datasets, short_names
 from .benchmarks import LoadedBenchmark, load_benchmarks
 from .evaluation_arguments import EvaluationArguments
 from .fitting import FittedRows, fit_rows, score_rows
@@ -25,6 +24,7 @@ from .metrics.critique_quality import CritiqueRow
 from .metrics.pairs import PairEvaluation, pair_responses, summarize_pairs
 from .outcomes import CritiqueResult, Evaluation, evaluation_of_pairs, fittable
 from .probes import read_paraphrases
+from .scoring_arguments import load_datasets, short_names
 
 
 Key = TypeVar("Key", bound=Hashable)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from trl import RewardConfig
 
 from ..arguments import check_bounds, documented
-from ..data.rows import TRAINING_POLICIES, check_policy
+from ..data.fit_to_context import TRAINING_POLICIES, check_policy
 from .launch import check_machine
 
 

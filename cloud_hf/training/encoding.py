@@ -8,16 +8,13 @@ from typing import Any
 from datasets import Dataset
 
 from ..critique_format import IGNORE_INDEX, CritiqueFormat, EncodedCritique
+from ..data.fit_to_context import OVERLONG_POLICIES, TRAINING_POLICIES, check_policy, fit_to_context
 from ..data.rows import (
     FEEDBACK_COLUMNS,
-    OVERLONG_POLICIES,
     PAIR_COLUMNS,
-    TRAINING_POLICIES,
     check_columns,
     check_equal_critiques,
-    check_policy,
     critiques_of,
-    fit_to_context,
     prompt_of,
     response_of,
     row_name,

@@ -275,7 +275,7 @@ def test_every_backend_gets_its_arguments(backend, models, data, tmp_path, monke
         seen.append((name, args.backend, args.vllm_options, args.server_url, show_progress))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cloud_hf.evaluation.arguments.open_backend", open_backend)
+    monkeypatch.setattr("cloud_hf.evaluation.scoring_arguments.open_backend", open_backend)
     url = "http://127.0.0.1:1" if backend == "server" else None
     addresses = [url] if url else None
     options = "{}" if backend == "vllm" else None
@@ -487,7 +487,7 @@ def test_critiques_are_compared_with_those_of_reference(models, data, tmp_path):
     ],
 )
 def test_mistakes_are_named_before_a_model_is_loaded(options, says, models, data, tmp_path, monkeypatch):
-    monkeypatch.setattr("cloud_hf.evaluation.arguments.open_backend", None)
+    monkeypatch.setattr("cloud_hf.evaluation.scoring_arguments.open_backend", None)
     options = {
         key: [item.format(data=data) if isinstance(item, str) else item for item in value]
         if isinstance(value, list)

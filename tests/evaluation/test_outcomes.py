@@ -12,6 +12,7 @@ from cloud_hf import CritiqueFormat, Score, TransformersScorer
 from cloud_hf.evaluation.analysis import assess_uncertainty, probe_rows
 from cloud_hf.evaluation.benchmarks import rm_bench
 from cloud_hf.evaluation.fitting import FittedRow, FittedRows, fit_rows
+from cloud_hf.evaluation.formatting import render
 from cloud_hf.evaluation.metrics.critique_quality import CritiqueRow, ReferenceLoss, reference_losses
 from cloud_hf.evaluation.metrics.pairs import summarize_pairs
 from cloud_hf.evaluation.outcomes import (
@@ -23,8 +24,7 @@ from cloud_hf.evaluation.outcomes import (
     headline_estimates,
     losses_of_sets,
 )
-from cloud_hf.evaluation.report.sections import critique_section
-from cloud_hf.evaluation.tables import render
+from cloud_hf.evaluation.report.tables import critique_section
 
 
 def test_models_are_compared_row_by_row(rows):

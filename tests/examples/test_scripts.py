@@ -9,7 +9,7 @@ from models_for_tests import save_language_model
 from scripts_for_tests import CPU, run
 from shared_data import shared_data
 
-from cloud_hf.evaluation.arguments import short_names
+from cloud_hf.evaluation.scoring_arguments import short_names
 from cloud_hf.loading import load_reward_model
 
 

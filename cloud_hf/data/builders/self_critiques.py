@@ -22,12 +22,7 @@ from ...modeling_cloud import CLoudForRewardModeling
 from ...scoring import Scorer, TransformersScorer, context_length
 from ...serving.backends import BackendArguments, open_backend
 from ..completions import ServerUnusable
-from ..critiques import (
-    CritiqueBuilder,
-    ScorerCritic,
-    ServedCritic,
-    features_with_critiques,
-)
+from ..critiques import CritiqueBuilder, ScorerCritic, ServedCritic, features_with_critiques
 from ..folder import DatasetFolder
 from ..run import JournaledClient, Run, build_dataset, check_rows, run_builder
 from .arguments import CriticArguments, ServerArguments

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ...data.rows import READERS
+from ..formatting import Table
 from ..rows import BenchmarkRow
 from ..stats import BenchmarkScores
-from ..tables import Table
 from . import judge_bench, llm_bar, reward_bench, reward_bench_2, rm_bench
 
 

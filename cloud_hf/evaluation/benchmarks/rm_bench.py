@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ...data.rows import check_columns
+from ..formatting import Table, show
 from ..rows import BenchmarkRow, check_unique, make_row, read_sources, split_rewards, text_of
 from ..stats import BenchmarkScores, by_subset, collect_scores, share, weighted_mean
-from ..tables import Table, show
 
 
 HUB_ID = "THU-KEG/RM-Bench"

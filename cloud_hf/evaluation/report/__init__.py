@@ -1,9 +1,9 @@
 """Reports: report.md and report.json, their tables, pictures and files."""
 
+from ..formatting import Section, render, show_estimate
 from ..outcomes import Difference, Evaluation, compare, evaluation_of_pairs, headline_estimates
-from ..tables import Section, render, show_estimate
 from .files import VERSION, write_report, write_results, write_scores
-from .sections import best_of_n_section, headline_table, markdown
+from .tables import best_of_n_section, headline_table, markdown
 
 
 headline_figures, cell = headline_estimates, show_estimate  # their names in version 0.1

@@ -12,13 +12,13 @@ from pyarrow import parquet
 from ..analysis import Robustness, mean_label
 from ..evaluation_arguments import SETTINGS, EvaluationArguments
 from ..fitting import score_columns
+from ..formatting import Section, file_name, picture_name, render
 from ..metrics.pairs import PairEvaluation
 from ..outcomes import Evaluation, compare
 from ..sets import ModelResults
 from ..stats import json_safe
-from ..tables import Section, file_name, picture_name, render
 from .plots import plot_benchmarks, plot_margins, plot_probe, plot_rejection, plot_reliability, plot_self_consistency
-from .sections import (
+from .tables import (
     critique_section,
     has_measures,
     probe_picture,

@@ -14,7 +14,7 @@ from models_for_tests import make_model
 from scripted_scorer import open_scripted_backend
 
 from cloud_hf.commands import best_of_n, evaluate_rewards
-from cloud_hf.evaluation import arguments
+from cloud_hf.evaluation import scoring_arguments
 from cloud_hf.evaluation.arena_hard.judge import Judged
 from cloud_hf.evaluation.arena_hard.win_rate import Question, Votes
 from cloud_hf.evaluation.candidates import ScoredSet, arena_results
@@ -63,7 +63,7 @@ def folder(base_folder, tmp_path, monkeypatch):
         make_model(base_folder, critique=critique).config.save_pretrained(tmp_path / "models" / name)
     _write_sets(tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(arguments, "open_backend", open_scripted_backend)
+    monkeypatch.setattr(scoring_arguments, "open_backend", open_scripted_backend)
     # Drawing takes most of the time, and other tests look at pictures
     monkeypatch.setattr(Figure, "savefig", lambda figure, path, **options: Path(path).touch())
     return tmp_path

@@ -10,11 +10,12 @@ from datasets import Dataset
 
 from ..arguments import check_bounds, documented
 from ..critique_format import CritiqueFormat
-from ..data.rows import check_columns, check_policy, load_rows
+from ..data.fit_to_context import check_policy
+from ..data.rows import check_columns, load_rows
 from ..loading import check_reward_model, read_model_config
 from ..scoring import Scorer
 from ..serving.backends import BackendArguments, open_backend
-from .tables import file_name, picture_name  # noqa: F401 (their place in version 0.1)
+from .formatting import file_name, picture_name  # noqa: F401 (their place in version 0.1)
 
 
 @documented

@@ -7,10 +7,7 @@ from typing import Any
 from ..analysis import METRICS, SPREAD, Uncertainty
 from ..arena_hard.win_rate import WinRate
 from ..candidates import SetResult
-from ..metrics.self_consistency import DRAWS, AccuracyCurve, SelfConsistency
-from ..outcomes import CritiqueResult, Difference, Evaluation, headline_estimates
-from ..probes import Measure, ProbeResult, Unit
-from ..tables import (
+from ..formatting import (
     NONE,
     NUMBER,
     PERCENT,
@@ -24,6 +21,9 @@ from ..tables import (
     show,
     show_estimate,
 )
+from ..metrics.self_consistency import DRAWS, AccuracyCurve, SelfConsistency
+from ..outcomes import CritiqueResult, Difference, Evaluation, headline_estimates
+from ..probes import Measure, ProbeResult, Unit
 
 
 # ------------------------------------------------------------------------------------------------------- benchmarks

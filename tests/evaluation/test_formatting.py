@@ -4,8 +4,8 @@ import math
 
 import pytest
 
+from cloud_hf.evaluation.formatting import NUMBER, POINTS, Form, Table, file_name, picture_name, show, show_estimate
 from cloud_hf.evaluation.stats import Estimate, json_safe
-from cloud_hf.evaluation.tables import NUMBER, POINTS, Form, Table, file_name, picture_name, show, show_estimate
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cloud_hf.evaluation.arguments import ScoringArguments, short_names
+from cloud_hf.evaluation.scoring_arguments import ScoringArguments, short_names
 
 
 @pytest.mark.parametrize(
