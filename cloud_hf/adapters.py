@@ -86,7 +86,7 @@ def attach_adapter(
     own_config = PeftConfig.from_pretrained(name, **hub_kwargs)
     if not isinstance(own_config, LoraConfig):
         kind = getattr(own_config.peft_type, "value", own_config.peft_type)
-        raise ValueError(f"{name} is a {kind} adapter; LoRA adapters can be used.")
+        raise ValueError(f"{name} is a {kind} adapter; only LoRA adapters can be used.")
     config = own_config if peft_config is None else peft_config
     weights = load_peft_weights(name, device="cpu", **hub_kwargs)
     if not isinstance(read_model_config(name, **hub_kwargs), CLoudConfig):
@@ -134,7 +134,7 @@ def is_adapter(name: str, **hub_kwargs) -> bool:
 
 def adapter_base(name: str, base: str | None = None, **hub_kwargs) -> tuple[str, str | None]:
     """
-    Find the Hub id or folder of an adapter's base, and its revision. `base` is its place if it has moved since training.
+    Find the Hub id or folder of an adapter's base, and its revision. `base` is its location if it has moved since training.
 
     Raises:
         `ValueError`: If it is missing, is itself an adapter, or is not the model that the adapter was trained on.

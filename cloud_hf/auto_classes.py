@@ -55,7 +55,7 @@ _registered: set[str] = set()
 
 
 def register_loaded():
-    """Register the classes whose registry is loaded, unless their module is being imported: then this is called again."""
+    """Register the classes whose registry is loaded, unless their module is being imported; then this is called again later."""
     for registry, (ours, register) in _REGISTRIES.items():
         if registry in sys.modules and not _executing & {registry, ours} and registry not in _registered:
             importlib.import_module(ours)  # may register the class, too

@@ -1,4 +1,4 @@
-"""Model cards: that of a trained model, and the parts shared with conversion and evaluation."""
+"""Model cards: the card of a trained model, and the parts that conversion and evaluation share with it."""
 
 import re
 from importlib.metadata import version

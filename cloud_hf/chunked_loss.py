@@ -1,4 +1,4 @@
-"""Cross-entropy in pieces, without all logits or a copy of the LM head's gradient per piece in memory.
+"""Cross-entropy in pieces, without holding all logits, or a copy of the LM head's gradient per piece, in memory.
 
 Shape suffixes: P positions, H hidden, V vocabulary.
 """

@@ -90,7 +90,7 @@ def overview() -> str:
 
 def run(module: str, arguments: Sequence[str] | None = None, prog: str | None = None):
     """
-    Run a command. Mistakes of the user become one sentence on stderr and exit status 2, unless `--debug` is given.
+    Run a command. The user's mistakes become one sentence on stderr and exit status 2, unless `--debug` is given.
 
     Args:
         module (`str`):
@@ -131,7 +131,7 @@ def _run(module: str, arguments: list[str]):
 
 
 def _take_debug(arguments: Sequence[str]) -> tuple[bool, list[str]]:
-    """Remove `--debug`, and say whether it was there."""
+    """Remove `--debug`, and return whether it was there."""
     kept = [
         word
         for word, after in zip(arguments, [*arguments[1:], ""], strict=False)
@@ -192,7 +192,7 @@ def parse(types: Sequence[type], arguments: Sequence[str], **options: Any) -> tu
 
 def explain(error: BaseException) -> str | None:
     """
-    Say in a sentence which mistake of the user an error shows; `None` for an error that needs its traceback.
+    Explain in one sentence the user's mistake behind an error; `None` for an error that needs its traceback.
 
     Mistakes are `OSError`, errors that this package or YAML define, `ValueError` from code that checks input, and a missing
     package of an extra.

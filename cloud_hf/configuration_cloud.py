@@ -176,7 +176,7 @@ _NEITHER_LAYOUT = (
 
 def spell_critique_prompt(critique_prompt: str | None, format: str) -> str:
     """
-    Spell a critique prompt, by default the published sentence, as a format does: only `"reference"` keeps trailing white space.
+    Return a critique prompt, by default the published one, as a format spells it: only `"reference"` keeps trailing white space.
     """
     if format == "reference":
         return f"{DEFAULT_CRITIQUE_PROMPT} " if critique_prompt is None else critique_prompt

@@ -142,8 +142,8 @@ class CritiqueFormat:
             )
         if not tokenizer.chat_template:
             raise ValueError(
-                f"The tokenizer {tokenizer.name_or_path!r} has no chat template, and the critique format is built on it. "
-                "Set `tokenizer.chat_template` (or `--chat_template_path`) to the one of your base model."
+                f"The tokenizer {tokenizer.name_or_path!r} has no chat template, which the critique format needs. "
+                "Set `tokenizer.chat_template` (or `--chat_template_path`) to that of your base model."
             )
         self._find_control_strings()
         self._find_end_of_turn()
@@ -221,7 +221,7 @@ class CritiqueFormat:
         return self.complete(self.encode_prefix(prompt, response), critique)
 
     def decode(self, critique_ids: list[int]) -> str:
-        """Decode generated critique ids, without special tokens and outer white space."""
+        """Decode generated critique ids, without special tokens and surrounding white space."""
         return cast(str, self.tokenizer.decode(critique_ids, skip_special_tokens=True)).strip()
 
     def stop_ids(self, config: CLoudConfig) -> list[int]:
@@ -282,7 +282,7 @@ class CritiqueFormat:
             text = self._apply_template(conversation)
             if not text.endswith(self._classic_tail):
                 raise ValueError(
-                    "The chat template ends this conversation unlike others; its reward has no fixed place."
+                    "The chat template ends this conversation differently from others: its reward has no fixed place."
                 )
             return text[: len(text) - len(self._classic_tail)] + self.end_token
         turn = {"role": self.critique_role, "content": f"{self.critique_prompt} {_SLOT}"}
@@ -310,7 +310,7 @@ class CritiqueFormat:
 
     @staticmethod
     def _check_shown(messages: list[dict[str, Any]], text: str):
-        """Check that `text` holds the messages in their order. Some templates move the system message, so it has its own."""
+        """Check that `text` holds the messages in their order. Some templates move the system message, so it has its own order."""
         position = {True: 0, False: 0}
         for index, message in enumerate(messages):
             # Templates may drop an assistant's thinking and reformat tool results
@@ -326,7 +326,7 @@ class CritiqueFormat:
 
     def _without_dropped_text(self, conversation: Conversation) -> Conversation:
         """
-        Replace each assistant text that holds added-token strings by the part that the chat template keeps.
+        Replace each assistant text that holds added-token strings with the part that the chat template keeps.
 
         Every other such text is rendered as it is, between marks in place of its neighbours; then the rest. That takes
         three renderings for any number of turns.
@@ -463,7 +463,7 @@ class CritiqueFormat:
     # -------------------------------------------------------------------------------------------------- construction
 
     def _find_control_strings(self):
-        """Collect the added tokens that text must not become. Those of white space or one character are ordinary text."""
+        """Collect the added tokens that text must not become. White space and single characters are ordinary text."""
         added = {
             token_id: token.content
             for token_id, token in self.tokenizer.added_tokens_decoder.items()

@@ -112,7 +112,7 @@ class CritiqueWriter:
         return samples
 
     def _prefill(self, inputs: dict[str, torch.Tensor]) -> Cache:
-        """Fill a cache with the prefixes but for their last token, which `generate` needs for its first logits."""
+        """Fill a cache with the prefixes except for their last token, which `generate` needs for its first logits."""
         cache = _new_cache(self.model.language_model)
         all_but_last = {name: tensor[:, :-1] for name, tensor in inputs.items()}
         self.model(**all_but_last, past_key_values=cache, use_cache=True)
@@ -192,7 +192,7 @@ def row_seed(seed: int, sample: int, prefix_ids: tuple[int, ...]) -> int:
 
 class _RewardReader(StoppingCriteria):
     """
-    Keeps the hidden state at each row's end of turn, and ends a row after that token was fed.
+    Keeps the hidden state at each row's end of turn, and ends a row after that token has been fed.
 
     The state stays on the device: reading it on the host would make the host wait in every step.
     """
@@ -203,7 +203,7 @@ class _RewardReader(StoppingCriteria):
         self.ended_B: torch.Tensor | None = None
 
     def read(self, module, args, kwargs, output):
-        """Forward hook on the trunk, called with the tokens that are fed and their hidden states."""
+        """Act as a forward hook on the trunk, which gets the tokens that are fed and their hidden states."""
         fed_BT = kwargs["input_ids"] if "input_ids" in kwargs else args[0]  # GPT-2 passes it by position
         hidden_BH = output.last_hidden_state[:, -1]
         if self.hidden_BH is None or self.ended_B is None:  # the prefix

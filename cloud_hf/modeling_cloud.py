@@ -1,4 +1,4 @@
-"""The CLoud reward model: a causal language model with its LM head, and a reward head in addition.
+"""The CLoud reward model: a causal language model with its LM head, plus a reward head.
 
 Shape suffixes: B batch, T tokens, H hidden, V vocabulary, P labelled positions, S segments, N tokens of a flattened batch.
 """
@@ -516,7 +516,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         max_tokens: int = 1024,
     ) -> tuple[list[float], list[str]]:
         r"""
-        Judge responses by the reference implementation's call. Returns rewards and critiques (`""` for a classic model), in input
+        Judge responses with the reference's signature. Returns rewards and critiques (`""` for a classic model), in input
         order; arguments are those of [`CLoudForRewardModeling.score`], `temp` and `max_tokens` under the reference's names.
         """
         scores = self.score(

@@ -81,7 +81,7 @@ def packed_sdpa_attention_forward(
 def _lower_right_mask(
     num_queries: int, num_keys: int, sliding_window: int | None, device: torch.device
 ) -> torch.Tensor | None:
-    """Mask of the keys that the last `num_queries` positions see; `None` if SDPA's own causal mask equals it."""
+    """Return the mask of the keys that the last `num_queries` positions see; `None` if SDPA's own causal mask equals it."""
     if sliding_window is None or num_keys <= sliding_window:
         sliding_window = None
     if num_queries == num_keys and sliding_window is None:

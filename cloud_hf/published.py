@@ -108,7 +108,7 @@ def find_weights(name: str, **hub_kwargs) -> list[Path]:
     index, single = find(SAFE_WEIGHTS_INDEX_NAME), find(SAFE_WEIGHTS_NAME)
     if index is not None and single is not None:
         raise ValueError(
-            f"{name} holds both {SAFE_WEIGHTS_NAME} and {SAFE_WEIGHTS_INDEX_NAME}: remove the one that is not meant."
+            f"{name} holds both {SAFE_WEIGHTS_NAME} and {SAFE_WEIGHTS_INDEX_NAME}: remove the one that is wrong."
         )
     if index is not None:
         _check_index(Path(index))

@@ -1,4 +1,4 @@
-"""Scores, the options they are made with, and the interface that every backend shares. Imports no torch."""
+"""Scores, the options that produce them, and the interface that every backend shares. Does not import torch."""
 
 import math
 import statistics

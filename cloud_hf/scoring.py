@@ -218,7 +218,7 @@ def read_request(
 
 
 def with_rewards(samples: list[list[Sample]], rewards: Sequence[float]) -> list[Score]:
-    """Return the scores of samples whose rewards, in the samples' order, were read separately."""
+    """Return the scores of samples whose rewards were read separately, in the same order."""
     remaining = iter(rewards)
     return [Score.of([replace(sample, reward=next(remaining)) for sample in row]) for row in samples]
 

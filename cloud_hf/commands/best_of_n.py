@@ -1,4 +1,4 @@
-"""Choose among candidates with reward models, and measure the quality of the choices by number of candidates."""
+"""Choose among candidates with reward models, and measure the quality of the choices by the number of candidates."""
 
 from dataclasses import asdict, dataclass, field
 from operator import itemgetter

@@ -1,4 +1,4 @@
-"""Open the demo of a checkout of the repository."""
+"""Open the demo from a checkout of the repository."""
 
 import runpy
 import sys
@@ -12,7 +12,7 @@ def main(arguments: list[str]):
     if not APP.is_file():
         raise ValueError(
             "The demo is not part of the installed package: clone the repository, run `pip install -e '.[demo]'` there, and "
-            "give the same command."
+            "run the same command again."
         )
     sys.argv = [str(APP), *arguments]
     sys.path.insert(0, str(APP.parent))

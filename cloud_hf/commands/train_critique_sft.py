@@ -29,7 +29,7 @@ from ..training.throughput import LogsThroughput
 @dataclass
 class CritiqueArguments:
     """
-    How the critique is requested. Use the same values in every stage.
+    Options of the request for a critique. Use the same values in every stage.
 
     Parameters:
         critique_prompt (`str`, *optional*):

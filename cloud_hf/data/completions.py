@@ -132,7 +132,7 @@ class CompletionClient:
         for url in base_urls:
             if "@" in url:
                 raise ValueError(
-                    "A `base_url` contains a user name or a password, which messages would show. Use the key."
+                    "A `base_url` contains a user name or a password, which messages would show. Use an API key instead."
                 )
             if not url.startswith(("http://", "https://")):
                 raise ValueError(f"`base_url` {url!r} must start with http:// or https://.")

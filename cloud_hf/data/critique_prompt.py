@@ -32,7 +32,7 @@ PLACEHOLDERS = ("{conversation}", "{response}")
 
 def messages_for_critic(prompt: Any, response: str, template: str = CRITIC_PROMPT) -> list[dict[str, str]]:
     """
-    Return the chat that asks a critic: one user message, from a template with `{conversation}` and `{response}` once each.
+    Return the chat that asks for a critique: one user message, from a template with `{conversation}` and `{response}` once each.
 
     Text in it cannot end the turn, unless the server's tokenizer encodes spelled-out control tokens as such.
     """
@@ -50,7 +50,7 @@ def fill(template: str, **texts: str) -> str:
 
 
 def conversation_text(prompt: Any) -> str:
-    """Return a prompt as text: unchanged if it is one message of the user, otherwise turn by turn."""
+    """Return a prompt as text: unchanged if it is one user message, otherwise turn by turn."""
     conversation = read_prompt(prompt)
     if conversation.tools is None and [message["role"] for message in conversation.messages] == ["user"]:
         return conversation.messages[0]["content"]
@@ -64,7 +64,7 @@ def conversation_text(prompt: Any) -> str:
 
 def read_template(path: str | None, default: str, placeholders: tuple[str, ...]) -> str:
     """
-    Read the user's template, or return the default without a `path`.
+    Read the user's template, or, without a `path`, return the default.
 
     Raises `ValueError` unless each placeholder occurs exactly once.
     """

@@ -134,7 +134,7 @@ class CritiqueBuilder:
         return CritiqueTask(row, prompt, prompt is not given, responses, prefixes)
 
     def lengths(self, row: dict[str, Any]) -> tuple[int, ...] | None:
-        """Return the tokens before the critique on each side; `None` if the row is too long. Raises `ValueError` as [`fit`]."""
+        """Count the tokens before the critique on each side; `None` if the row is too long. Raises `ValueError` as [`fit`] does."""
         try:
             return tuple(len(prefix.input_ids) for prefix in self.fit(row).prefixes.values())
         except Dropped:
@@ -148,7 +148,7 @@ class CritiqueBuilder:
         """
         Add `{side}_feedback`, `{side}_feedback_ids` and `{side}_finish_reason` of both sides to a row.
 
-        Raises [`Dropped`] if the row is too long, or a critique stays cut.
+        Raises [`Dropped`] if the row is too long, or a critique is still cut after all tries.
         """
         task = self.fit(row)
         counts = _Counts(
@@ -196,7 +196,7 @@ class CritiqueBuilder:
         return critique
 
     def _keep(self, written: dict[str, list[Critique]], counts: "_Counts") -> dict[str, list[Critique]]:
-        """Select the critiques for the dataset: equally many complete ones of both sides, or all if cut ones may stay."""
+        """Select the critiques for the dataset: equally many complete ones for both sides, or all if cut ones may stay."""
         kept = written
         if self.options.truncated == "drop":
             complete = {
@@ -263,7 +263,7 @@ class ScorerCritic:
 
     def write_all(self, scorer: "Scorer", rows: Rows, chunk_size: int, longest_first: bool):
         """
-        Write all critiques that are missing in the journal, then those that were cut again with more tokens.
+        Write all critiques that are missing from the journal, then those that were cut again with more tokens.
 
         A chunk is the responses of one call of the scorer. `longest_first` sorts by length, so that batches need little padding. Otherwise
         both responses to a prompt stay together, so that a prefix cache can serve the second one.

@@ -90,7 +90,8 @@ class Duplicate:
 
 def find_exact_duplicates(texts: Iterable[str]) -> dict[int, Duplicate]:
     """
-    Return the first equal text, by the position of each text that equals an earlier one. Memory holds only a digest of each text.
+    Return the first equal text for each text that equals an earlier one, keyed by the position of the latter. Memory holds only a
+    digest of each text.
     """
     first: dict[bytes, int] = {}
     duplicates = {}
@@ -105,8 +106,8 @@ def find_near_duplicates(
     texts: Sequence[str], threshold: float = 0.8, groups: Sequence[str] | None = None
 ) -> dict[int, Duplicate]:
     """
-    Find texts that are nearly equal to an earlier text of their group which is not itself a duplicate, and return that text by the
-    position of the duplicate.
+    Find texts that are nearly equal to an earlier text of their group which is not itself a duplicate, and return that text, keyed
+    by the position of the duplicate.
 
     MinHash LSH proposes candidates, and the most similar ones by estimate are compared exactly, so every reported pair
     reaches the threshold, a Jaccard similarity of word 5-grams in (0, 1]. Some pairs are missed, nearly all of them close to the

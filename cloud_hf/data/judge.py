@@ -85,8 +85,8 @@ def messages_for_judge(
     prompt: Any, response_a: str, response_b: str, template: str = JUDGE_PROMPT, system: str | None = None
 ) -> list[dict[str, str]]:
     """
-    Return the chat that asks a judge: the system message, if given, and one user message, from a template with `{conversation}`,
-    `{response_a}` and `{response_b}` once each.
+    Return the chat that asks for a verdict: the system message, if given, and one user message, from a template with
+    `{conversation}`, `{response_a}` and `{response_b}` once each.
     """
     texts = {"conversation": conversation_text(prompt), "response_a": response_a, "response_b": response_b}
     before = [] if system is None else [{"role": "system", "content": system}]

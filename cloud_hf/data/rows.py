@@ -30,7 +30,7 @@ class Rows(Protocol):
 
 def check_columns(columns: list[str], required: tuple[str, ...], purpose: str):
     """
-    Raise `ValueError` for missing columns, naming also those that look like a misspelling of them. `purpose` starts the message, such as
+    Raise `ValueError` for missing columns, also naming likely misspellings of them. `purpose` starts the message, such as
     `"Critique SFT"`.
     """
     missing = [name for name in required if name not in columns]
@@ -116,7 +116,7 @@ def check_equal_critiques(row: dict[str, Any], chosen: Sequence, rejected: Seque
     if len(chosen) != len(rejected):
         raise ValueError(
             f"`chosen_feedback` holds {len(chosen)} critique(s) but `rejected_feedback` {len(rejected)}; "
-            "give equally many."
+            "give the same number of each."
         )
 
 
@@ -146,7 +146,7 @@ def load_rows(name: str, split: str = "train", config: str | None = None, needs_
     else:
         rows = load_dataset(name, config, split=split)
     if needs_split and not isinstance(rows, DatasetDict) and path.exists():
-        raise ValueError(f"{name} has no splits, so it has no split {split!r}; name another dataset for it.")
+        raise ValueError(f"{name} has no splits, so there is no {split!r}; name another dataset for it.")
     if isinstance(rows, DatasetDict):
         if split not in rows:
             raise ValueError(f"{name} has no split {split!r}; it has {', '.join(map(str, rows))}.")

@@ -60,7 +60,7 @@ class JournaledClient:
         self.other_models: dict[str, str] = {}
 
     async def chat(self, key: Sequence[Any], messages: list[dict[str, str]], **sampling) -> Answer:
-        """Answer as [`CompletionClient.chat`]. `key`, such as row id and sample number, distinguishes equal requests."""
+        """Answer as [`CompletionClient.chat`] does. `key`, such as row id and sample number, distinguishes equal requests."""
         # Everything that defines the request is in the key, so a changed prompt or option is asked again
         asked = self._key(key, messages, sampling)
         return await self._answer(asked, lambda: self.client.chat(messages, **sampling))
@@ -69,7 +69,7 @@ class JournaledClient:
         self, key: Sequence[Any], messages: list[dict[str, str]], *, max_tokens: int, longer_tries: int, **sampling
     ) -> Answer:
         """
-        Answer as [`JournaledClient.chat`], retrying up to `longer_tries` times with twice the tokens while the answer is cut.
+        Answer as [`JournaledClient.chat`] does, retrying up to `longer_tries` times with twice the tokens while the answer is cut.
 
         Returns the first complete answer, otherwise the last one, with `finish_reason` `"length"` if it is cut, or `"no room"` and an empty
         text if the model's context has no room for more tokens.
@@ -89,7 +89,7 @@ class JournaledClient:
         return answer
 
     async def complete(self, key: Sequence[Any], prompt_ids: Sequence[int], **sampling) -> Answer:
-        """Answer as [`CompletionClient.complete`], through the journal."""
+        """Answer as [`CompletionClient.complete`] does, through the journal."""
         asked = self._key(key, list(prompt_ids), sampling)
         return await self._answer(asked, lambda: self.client.complete(prompt_ids, **sampling))
 

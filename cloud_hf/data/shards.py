@@ -71,7 +71,7 @@ def read_shards(folders: Sequence[str]) -> list[Shard]:
         differences = [name for name in names if first.settings.get(name) != shard.settings.get(name)]
         if differences or shard.count != first.count:
             what = ", ".join(f"`{name}`" for name in differences) or f"`shard` ({first.count} and {shard.count} parts)"
-            raise ValueError(f"{first.path} and {shard.path} are not of one run: they differ in {what}.")
+            raise ValueError(f"{first.path} and {shard.path} are not from the same run: they differ in {what}.")
     for shard in shards:
         shard.check()
     indices = [shard.index for shard in shards]

@@ -173,7 +173,7 @@ def wrong_cup(rng: random.Random, game: ShellGame) -> str:
 def _games(
     name: str, num_rows: int, split: str, num_swaps: Sequence[int], seed: int
 ) -> Iterator[tuple[str, ShellGame, random.Random]]:
-    """Yield row ids, problems and their random generator; the numbers of swaps take turns."""
+    """Yield row ids, problems and their random generator, cycling through the numbers of swaps."""
     rng = random.Random(f"{seed}/{name}/{split}")
     for i in range(num_rows):
         yield f"{name}-{split}-{seed}-{i}", random_game(rng, num_swaps[i % len(num_swaps)], split), rng

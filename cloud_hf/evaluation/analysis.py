@@ -33,7 +33,7 @@ METRICS: dict[str, tuple[str, Statistic]] = {
 @dataclass(frozen=True)
 class Uncertainty:
     """
-    Certainty of a model on a set.
+    Uncertainty of a model on a set.
 
     Pairs are rejected by the size of their margin; if responses have several critiques, also by the spread of their rewards: a
     pair is more certain if the root of the sum of both rewards' variances over critiques is smaller.
@@ -54,7 +54,7 @@ class Uncertainty:
 
 
 def uncertainty(rows: Sequence[BenchmarkRow], row_scores: Sequence[Sequence[Score]], critiques: str) -> Uncertainty:
-    """Measure the certainty of scored rows, over all pairs of a right and a wrong response. `critiques` labels the rewards."""
+    """Measure the uncertainty of scored rows, over all pairs of a right and a wrong response. `critiques` labels the rewards."""
     margins, spreads, owners = [], [], []
     for place, (row, scores) in enumerate(zip(rows, row_scores, strict=True)):
         for right in scores[: row.num_chosen]:
@@ -76,7 +76,7 @@ def uncertainty(rows: Sequence[BenchmarkRow], row_scores: Sequence[Sequence[Scor
 
 @dataclass(frozen=True)
 class Robustness:
-    """Analysis of a model; dictionaries are by set."""
+    """Analysis of a model; dictionaries are keyed by set."""
 
     # As scored, then each mean over sampled critiques; empty for a set without known rows
     uncertainty: dict[str, list[Uncertainty]]

@@ -27,7 +27,7 @@ Scores = list[list[list[Score]]]
 
 @dataclass(frozen=True)
 class ScoredSet:
-    """A set of problems as several models scored it; dictionaries are by model."""
+    """A set of problems as several models scored it; dictionaries are keyed by model."""
 
     name: str
     title: str
@@ -62,7 +62,7 @@ class ScoredSet:
         return [[[score.reward for score in row] for row in of_seed] for of_seed in self.scores[model]]
 
     def seeds(self) -> dict[str, int]:
-        """Return by model how often it scored the candidates."""
+        """Return how often each model scored the candidates."""
         return {model: len(found) for model, found in self.scores.items()}
 
     def counts(self) -> dict[str, int]:
@@ -130,7 +130,7 @@ class ScoredSet:
 
 @dataclass(frozen=True)
 class SetResult:
-    """Best-of-N on one set; dictionaries are by model, except for the baselines."""
+    """Best-of-N on one set; dictionaries are keyed by model, except for the baselines."""
 
     scored: ScoredSet
     quality: str  # what a choice is worth, such as "correctness"

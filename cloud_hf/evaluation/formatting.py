@@ -1,4 +1,4 @@
-"""Reports in Markdown: numbers with their uncertainty as text, tables, sections with their template, and names of files."""
+"""Reports in Markdown: numbers with their uncertainty as text, tables, sections with their template, and file names."""
 
 import math
 import re
@@ -13,7 +13,7 @@ from .stats import Estimate
 
 @dataclass(frozen=True)
 class Form:
-    """Form of a number in a table: multiplied by `scale`, with `digits` after the point and `mark` behind it."""
+    """Form of a number in a table: multiplied by `scale`, with `digits` after the decimal point, then `mark`."""
 
     scale: float = 1.0
     digits: int = 3
@@ -76,7 +76,7 @@ def show_estimate(estimate: Estimate | None, form: Form = PERCENT, with_n: bool 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of a report: heads of the columns, the cells of each row, and texts above (`title`) and below (`note`)."""
+    """A table of a report: column headings, the cells of each row, and texts above (`title`) and below (`note`)."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]
@@ -151,7 +151,7 @@ def render(sections: Sequence[Section]) -> str:
 
 
 def file_name(kind: str, short_name: str, suffix: str) -> str:
-    """Return the name of the file of a model or a set, whose short name may have slashes."""
+    """Return a file name for a model or a set, whose short name may have slashes."""
     return f"{kind}_{short_name}.{suffix}".replace("/", "-")
 
 

@@ -50,7 +50,7 @@ class Evaluation:
 
     @property
     def known(self) -> list[bool]:
-        """For each row whether its subset is part of the benchmark; other rows count only in their subset's figure."""
+        """Whether the subset of each row is part of the benchmark; other rows count only in their subset's figure."""
         return [row.subset not in self.scores.unknown for row in self.rows]
 
     def known_rows(self, *columns: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
@@ -141,7 +141,7 @@ def _notes(counted: Mapping[str, int], critiques_cut: float) -> list[str]:
 
 def headline_estimates(evaluations: Sequence[Evaluation]) -> tuple[str, list[Estimate]]:
     """
-    Choose the figure to quote of several models on one benchmark, with its label: the headline figure or, where rows are missing
+    Choose the figure to quote for several models on one benchmark, with its label: the headline figure or, where rows are missing
     for that, [`Evaluation.row_accuracy`].
     """
     headline = evaluations[0].scores.headline

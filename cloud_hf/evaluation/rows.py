@@ -48,7 +48,7 @@ class BenchmarkRow:
 
     @property
     def is_undecidable(self) -> bool:
-        """A right and a wrong response are the same text, so no reward can tell them apart."""
+        """Whether a right and a wrong response are the same text, which no reward can tell apart."""
         return not set(self.chosen).isdisjoint(self.rejected)
 
 
@@ -91,7 +91,7 @@ def make_row(
 
 def make_pair(title: str, source: str, index: int, row: dict[str, Any], subset: str | None = None) -> BenchmarkRow:
     """
-    [`make_row`] from the columns `prompt`, `chosen`, `rejected` and, unless it is given, `subset`; `title` names the
+    Call [`make_row`] with the columns `prompt`, `chosen`, `rejected` and, unless it is given, `subset`; `title` names the
     benchmark.
     """
     check_columns(list(row), (*PAIR_COLUMNS, "subset") if subset is None else PAIR_COLUMNS, f"{title} ({source})")
@@ -131,7 +131,7 @@ def check_unique(rows: Sequence[BenchmarkRow]) -> list[BenchmarkRow]:
 
 
 def check_pairs(rows: Sequence[BenchmarkRow]) -> list[BenchmarkRow]:
-    """[`check_unique`], and check that each row has one right and one wrong response. Raises `ValueError` naming the row."""
+    """Apply [`check_unique`], and check that each row has one right and one wrong response. Raises `ValueError` naming the row."""
     rows = check_unique(rows)
     for row in rows:
         if len(row.responses) != 2:
@@ -153,7 +153,7 @@ def split_rewards(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float
         values = [float(value) for value in values]
         if len(values) != len(row.responses):
             raise ValueError(
-                f"Row {row.id!r}: {len(values)} rewards for {len(row.responses)} responses; give as many."
+                f"Row {row.id!r}: {len(values)} rewards for {len(row.responses)} responses; give one for each."
             )
         if bad := [value for value in values if not math.isfinite(value)]:
             raise ValueError(
@@ -173,5 +173,5 @@ def finite_rewards(chosen: Sequence[float], rejected: Sequence[float]) -> tuple[
 
 
 def pair_rewards(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
-    """[`split_rewards`] of rows with one right and one wrong response."""
+    """Apply [`split_rewards`] to rows with one right and one wrong response."""
     return [(chosen[0], rejected[0]) for chosen, rejected in split_rewards(rows, rewards)]

@@ -80,12 +80,12 @@ class ScoringArguments(BackendArguments):
     def _check_sampling(self):
         # The scorer checks this too, but only after the model is loaded
         if not 0 <= self.temperature < math.inf:
-            raise ValueError(f"`temperature` is {self.temperature}; it must be a finite number from 0 up.")
+            raise ValueError(f"`temperature` is {self.temperature}; it must be a finite number of at least 0.")
         if self.num_critiques > 1 and self.temperature == 0:
             raise ValueError("`num_critiques` above 1 needs `temperature` above 0: greedy critiques are identical.")
 
     def backend_of(self, name: str) -> BackendArguments:
-        """Backend arguments for one of `models`, with its server."""
+        """Return the backend arguments for one of `models`, with its server."""
         options = {option.name: getattr(self, option.name) for option in fields(BackendArguments)}
         if self.server_url is not None:
             options["server_url"] = self.server_url[self.models.index(name)]

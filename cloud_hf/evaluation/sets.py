@@ -84,7 +84,7 @@ def load_sets(args: EvaluationArguments) -> Sets:
     for found in sets.benchmarks:
         if found.name in shown.values():
             raise ValueError(
-                f"A preference set is called {found.name!r} like the benchmark, so that the report could not tell them "
+                f"A preference set is called {found.name!r} like the benchmark, and the report could not tell them "
                 "apart. Rename the set."
             )
     # A wrong value must fail here, not after hours of scoring
@@ -112,7 +112,7 @@ def _check_shares(name: str, args: EvaluationArguments):
     for problem in load_problems(name, args.dataset_test_split, args.dataset_config, args.limit):
         if bad := [value for value in problem.worth or () if not 0 <= value <= 1]:
             raise ValueError(
-                f"{name}, row {problem.id!r}: `correct` holds {bad[0]:g}, and is shown as a share from 0 to 1. "
+                f"{name}, row {problem.id!r}: `correct` holds {bad[0]:g}, but is shown as a share from 0 to 1. "
                 "best_of_n.py takes other scores."
             )
 
@@ -120,7 +120,7 @@ def _check_shares(name: str, args: EvaluationArguments):
 def fit_set(
     title: str, rows: Iterable[dict[str, Any]], responses_of: Callable, critique_format: CritiqueFormat, **limits
 ) -> FittedRows:
-    """[`~fitting.fit_rows`] with errors that also name the set."""
+    """Apply [`~fitting.fit_rows`], with errors that also name the set."""
     try:
         return fit_rows(rows, responses_of, critique_format, **limits)
     except ValueError as error:
@@ -223,7 +223,7 @@ def sample_critiques(
 
 
 def card_results(evaluations: list[Evaluation], sets: Sets) -> list[EvalResult]:
-    """Return the headline figures for a model card, where rows suffice for one. The dataset's name tells local files."""
+    """Return the headline figures for a model card, where there are enough rows. Dataset names show which rows came from local files."""
     sources = [(found.benchmark.hub_id, bool(found.files)) for found in sets.benchmarks]
     sources += [(name, Path(name).exists()) for name in sets.pairs]
     results = []

@@ -1,4 +1,4 @@
-"""Estimates with 95 % intervals: shares, weighted means, and bootstraps over rows. Also the form in which benchmarks give scores."""
+"""Estimates with 95 % intervals: shares, weighted means, bootstraps over rows; and the form in which benchmarks return scores."""
 
 import math
 from collections import Counter
@@ -75,7 +75,7 @@ def percentile_interval(
 
 
 def interval_over_rows(num_rows: int, statistic: Callable[[np.ndarray], np.ndarray]) -> Interval | None:
-    """[`percentile_interval`] of a statistic that takes how often each row was drawn, shape (resamples, num_rows)."""
+    """Apply [`percentile_interval`] to a statistic that takes how often each row was drawn, shape (resamples, num_rows)."""
 
     def of_counts(places: np.ndarray) -> np.ndarray:
         return statistic(np.stack([np.bincount(drawn, minlength=num_rows) for drawn in places]))
@@ -85,7 +85,7 @@ def interval_over_rows(num_rows: int, statistic: Callable[[np.ndarray], np.ndarr
 
 def bootstrap_interval(samples: Sequence[np.ndarray], statistic: Callable[..., Any]) -> Interval | None:
     """
-    [`percentile_interval`] of a statistic that takes samples and `axis`, as `np.mean` does. `None` also if no sample has rows
+    Apply [`percentile_interval`] to a statistic that takes samples and `axis`, as `np.mean` does. `None` also if no sample has rows
     that differ: an interval without width would claim certainty.
     """
     if not any(len(sample) and np.ptp(sample) for sample in samples):

@@ -11,7 +11,7 @@ Environment variables:
     CLOUD_POLICY_TOKENIZER    Hub id or folder of the policy: its chat template shows where turns begin and end
     CLOUD_REWARD_OPTIONS      JSON of `num_critiques`, `temperature`, `max_new_tokens` (512), `seed`
     CLOUD_REWARD_UNJUDGEABLE  reward of responses that cannot be judged, such as over-long ones. By default they are an error,
-                              and until one response has been judged they always are: then the settings are at fault
+                              and until one response has been judged they always are, because the settings are probably at fault
 
 OpenRLHF runs this file by its path, calls `reward_func` from several threads with one response each, and swallows its
 errors, so they are logged here.

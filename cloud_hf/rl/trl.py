@@ -259,7 +259,7 @@ def _read_row(row: int, prompt, completion) -> tuple[str | list[dict], str]:
         return prompt, completion
     *context, last = completion
     if last["role"] != "assistant" or not isinstance(last.get("content"), str):
-        raise ValueError(f"Row {row}: the completion ends with {last!r:.80}, which is not text of the assistant.")
+        raise ValueError(f"Row {row}: the completion ends with {last!r:.80}, which is not assistant text.")
     messages, response = [*prompt, *context], last["content"]
     if messages[-1]["role"] == "assistant":
         # The prompt ends with the start of the answer, which the policy continued

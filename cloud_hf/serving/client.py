@@ -1,4 +1,4 @@
-"""Client of the reward server: a scorer over HTTP. Imports no torch."""
+"""Client of the reward server: a scorer over HTTP. Does not import torch."""
 
 import asyncio
 import json
@@ -215,7 +215,7 @@ class CLoudClient:
         row.failures += 1
 
     async def _wait_for_slot(self, row: _Row, what: str, response: httpx.Response):
-        """Sleep until the queue may have room. This counts no failure: the server works."""
+        """Sleep until the queue may have room. This does not count as a failure: the server works."""
         seconds = (_retry_after(response) or _FIRST_WAIT) * random.uniform(1.0, 1.5)
         if time.monotonic() - row.started + seconds > self.timeout:
             raise self._error(row, f"{what} (for {self.timeout:g} s)")

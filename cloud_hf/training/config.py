@@ -85,7 +85,7 @@ class CLoudTrainingConfig(RewardConfig):
         check_policy(self.overlong_policy, TRAINING_POLICIES)
         for name in ("lm_loss_weight", "bradley_terry_weight"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be a number from 0 up.")
+                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be a number of at least 0.")
         check_bounds(self, max_length=1, token_budget=1, lm_loss_chunks=1)
         if self.token_budget is not None and self.train_sampling_strategy != "random":
             raise ValueError(
@@ -99,7 +99,7 @@ class CLoudTrainingConfig(RewardConfig):
             )
         if self.token_budget is not None and self.auto_find_batch_size:
             raise ValueError(
-                "`auto_find_batch_size` changes a number of pairs, but `token_budget` counts tokens. Drop one."
+                "`auto_find_batch_size` changes the number of pairs, but `token_budget` counts tokens. Drop one."
             )
         if not self.critique and self.lm_loss_chunks is not None:
             raise ValueError(

@@ -107,7 +107,7 @@ def read_lora(name: str, asked: LoraConfig | None, **hub_kwargs) -> LoraConfig:
 
 
 def check_same_lora(name: str, own: LoraConfig, asked: LoraConfig):
-    """Raise `ValueError` if the requested options describe another adapter than the existing one."""
+    """Raise `ValueError` if the requested options describe a different adapter from the existing one."""
     for option in _SHAPE_OPTIONS:
         if getattr(asked, option) != getattr(own, option):
             raise ValueError(

@@ -86,7 +86,7 @@ class _Allocations(TorchDispatchMode):
         self.live -= self._sizes.pop(key)[1]
 
     def add_gradient(self, parameter: torch.Tensor):
-        """Count a complete gradient as such, no longer as a temporary."""
+        """Count a complete gradient as a gradient, and no longer as a temporary."""
         assert parameter.grad is not None  # the hook runs once it has accumulated
         storage = parameter.grad.untyped_storage()
         self._count(storage)
@@ -188,7 +188,7 @@ def _make_model(config, dtype, lora, gradient_checkpointing):
 
 
 def _pretend_to_be_on_cpu(model: nn.Module):
-    """Replace meta tensors by fake CPU tensors: attention would take another path on the meta device."""
+    """Replace meta tensors with fake CPU tensors: attention would take another path on the meta device."""
     made: dict[int, torch.Tensor] = {}
     for module in model.modules():
         stores: Any = (module._parameters, module._buffers)

@@ -180,7 +180,7 @@ class PlanArguments:
         names = ("gpus", "micro_batch", "max_length", "gradient_accumulation_steps", "lm_loss_chunks", "lora_r")
         check_bounds(self, **dict.fromkeys(names, 1))
         if self.dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"`dtype` is {self.dtype!r}; float32 and bfloat16 can be planned.")
+            raise ValueError(f"`dtype` is {self.dtype!r}; only float32 and bfloat16 can be planned.")
         if self.prompt_share is not None and not self.shared_prompt:
             raise ValueError("`prompt_share` matters with `shared_prompt` only: give both or neither.")
         if not 0 <= self.labelled_share <= 1:
@@ -199,7 +199,7 @@ class PlanArguments:
         if self.lora_target_modules is not None and self.lora_r is None:
             raise ValueError("`lora_target_modules` needs an adapter: give `lora_r`.")
         if not str(self.optim).startswith(("adamw_torch", "adamw_bnb_8bit", "adamw_8bit", "paged_adamw_8bit")):
-            raise ValueError(f"`optim` is {self.optim!r}; AdamW, of torch or with 8-bit moments, can be planned.")
+            raise ValueError(f"`optim` is {self.optim!r}; only AdamW (torch's, or with 8-bit moments) can be planned.")
 
     @property
     def sharded(self) -> bool:

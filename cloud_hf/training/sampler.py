@@ -15,7 +15,7 @@ from .encoding import SIDES
 
 @dataclass(frozen=True)
 class PairGroup:
-    """Pairs, by index, that stay in one batch because they share a prompt; `tokens` of a batch of them alone, padded."""
+    """Pairs, by index, that stay in one batch because they share a prompt; `tokens` counts a batch of them alone, padded."""
 
     pairs: tuple[int, ...]
     tokens: int
@@ -122,7 +122,7 @@ class TokenBudgetSampler(Sampler[list[int]]):
             yield members
 
     def _plan_turns(self, members: list[PairGroup]):
-        """Cut groups of one size into rounds, each as long as it fits; process `i` takes every `num_processes`th from `i` on."""
+        """Cut groups of one size into rounds, each as long as it fits; process `i` takes every `num_processes`th from `i`."""
         keys = [(len(group.pairs), self._rounded(group.tokens)) for group in members]
         for key, group in zip(keys, members, strict=True):
             self.alike[key].append(group)

@@ -186,7 +186,7 @@ def test_last_message_is_judged_in_its_context():
     began, went_on = {"role": "assistant", "content": "It "}, {"role": "assistant", "content": "shines."}
     call(cloud_reward(scorer), [[user], [user, began]], [[call_message, tool, went_on], [went_on]])
     assert seen == [([user, call_message, tool], "shines."), ([user], "It shines.")]
-    with pytest.raises(ValueError, match=r"Row 0.*not text of the assistant"):
+    with pytest.raises(ValueError, match=r"Row 0.*not assistant text"):
         call(cloud_reward(scorer), [[user]], [[call_message]])
 
 

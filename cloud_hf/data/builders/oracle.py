@@ -1,4 +1,4 @@
-"""Build critiques of preference pairs by a strong model behind an OpenAI-compatible server, for stage 1."""
+"""Build critiques of preference pairs with a strong model behind an OpenAI-compatible server, for stage 1."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -163,7 +163,7 @@ def messages_for_generator(row: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the prompt as chat messages. Raises `ValueError` if its response may not be text."""
     if row.get("tools"):
         raise ValueError(
-            "`tools` are given, but the response to such a prompt may be a call instead of text. Remove the row."
+            "`tools` are given, but the response to such a prompt may be a tool call instead of text. Remove the row."
         )
     return read_prompt(row["prompt"]).messages
 
@@ -205,7 +205,7 @@ async def prefer(row: dict, gen: JournaledClient, judge: Judge, args: Preference
 
 
 async def respond(row: dict, number: int, gen: JournaledClient, args: PreferenceArguments) -> Answer:
-    """Request a response, with more tokens while it is cut."""
+    """Request a response, and request it again with more tokens while it is cut."""
     sampling: dict[str, Any] = {"temperature": args.gen_temperature, "top_p": args.gen_top_p}
     if args.seed is not None:
         sampling["seed"] = seed_of(args.seed, "gen", row["id"], number)
@@ -229,7 +229,7 @@ async def compare(
 
 
 def furthest_apart(decided: dict[Pair, Comparison]) -> Pair:
-    """Return the pair whose winner leads most in points over all pairs with a winner."""
+    """Return the pair whose winner has the largest lead in points, among all pairs with a winner."""
     totals: Counter[int] = Counter()
     for (first, second), comparison in decided.items():
         totals[first] += comparison.points

@@ -113,7 +113,7 @@ def plain_prompt(value: Any) -> str | list[dict[str, str]]:
 
 
 def turns(prompt: str | list[dict[str, str]]) -> list[tuple[str, str]]:
-    """Return role and text of each message. A string is one message of the user."""
+    """Return the role and text of each message. A string is one user message."""
     return [("user", prompt)] if isinstance(prompt, str) else [(turn["role"], turn["content"]) for turn in prompt]
 
 
@@ -265,7 +265,7 @@ class PromptArguments:
             raise ValueError(f"`output_dir` is one of the datasets ({self.output_dir}); name another folder.")
 
     def places(self) -> list[tuple[str, str, str | None, str, bool]]:
-        """Return name, dataset, configuration, column, and whether it contains trajectories, for each source in order."""
+        """Return for each source, in order, its name, dataset, configuration, column, and whether it contains trajectories."""
         labels = self.source_name or [dataset_label(name) for name in self.dataset_name or []]
         places = []
         if FEEDBACK in (self.sources or []):
@@ -383,7 +383,7 @@ def open_evaluation_sets(args: PromptArguments) -> EvaluationNGrams:
 
 
 def user_text(messages: list[dict[str, Any]]) -> str:
-    """Join the user's turns of a prompt, because a single turn may be as short as "yes"."""
+    """Join the user turns of a prompt, because a single turn may be as short as "yes"."""
     return "\n".join(message["content"] for message in messages if message["role"] == "user")
 
 

@@ -1,9 +1,9 @@
 """
 Add the prompts to the authors' published training data.
 
-The data is published without prompts. Its ids give their rows: `feedback-12` is row 12 (from 0) of UltraFeedback, and any other
-id, such as `interact-12`, is row 12 of UltraInteract_pair. Because a row number is all there is, the sources must be the ones the
-authors used; the number of their rows is checked.
+The data is published without prompts. Each id names a row: `feedback-12` is row 12 (from 0) of UltraFeedback, and any other
+id, such as `interact-12`, is row 12 of UltraInteract_pair. Because a row number says nothing about content, the sources must be
+the ones the authors used; their row counts are checked.
 """
 
 import re
@@ -140,7 +140,7 @@ class PromptSources:
 
 
 def _read_id(name: Any) -> tuple[str, int] | None:
-    """Return source and row number of an id, or `None` if it is malformed."""
+    """Return the source and row number of an id, or `None` if it is malformed."""
     match = _ID.fullmatch(name) if isinstance(name, str) else None
     return match and ("feedback" if match[1] == "feedback" else "interact", int(match[2]))
 

@@ -37,7 +37,7 @@ _PASSED_ON = ("row", "key", "max_new_tokens")
 
 def connect(address: str | None = None):
     """
-    Connect to a Ray cluster, or start one on this machine only, without dashboard and usage statistics.
+    Connect to a Ray cluster, or start one on this machine only, without a dashboard or usage statistics.
 
     `address` is `"auto"` or such as `"head:6379"`; `"local"` starts a new cluster. By default Ray uses `RAY_ADDRESS` or a cluster on
     this machine, or starts one.
@@ -151,7 +151,7 @@ class RayCritic:
 
     def write_all(self, engines: RayEngines, rows: Rows) -> dict[int, str]:
         """
-        Write all critiques that are missing in the journal, and return the reasons, by position, for the rows that failed.
+        Write all critiques that are missing from the journal, and return the reasons, by position, for the rows that failed.
 
         Raises `ValueError` naming the first row that cannot be used, before an engine starts.
         """

@@ -1,4 +1,4 @@
-"""Command-line arguments of ArenaHard, and loading of all they name."""
+"""Command-line arguments of ArenaHard, and loading of everything they name."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -105,7 +105,7 @@ class ArenaHardArguments:
             if getattr(self, name) and not self.arena_hard:
                 raise ValueError(f"`{name}` is for `arena_hard`, which is not given.")
         if self.arena_hard and bool(self.gen_base_url) == bool(self.candidates):
-            raise ValueError("`arena_hard` needs `gen_base_url` or `candidates`, one of the two.")
+            raise ValueError("`arena_hard` needs either `gen_base_url` or `candidates`.")
         if bool(self.judge_base_url) != bool(self.baseline_answers):
             raise ValueError("`judge_base_url` and `baseline_answers` go together: give both or neither.")
         for name in ("judge_model", "judge_all", "judge_prompt_file", "judge_system_file", "baseline_model"):
@@ -113,8 +113,8 @@ class ArenaHardArguments:
         self._check_for_judge("judge_system_role", not self.judge_system_role)
         if not self.judge_system_role and self.judge_prompt_file and not self.judge_system_file:
             raise ValueError(
-                "`judge_prompt_file` alone is all that the judge reads, in the user's turn: `judge_system_role` changes "
-                "nothing, leave it out."
+                "The judge reads only `judge_prompt_file`, in the user's turn, so `judge_system_role` has no effect: "
+                "leave it out."
             )
         if self.gen_base_url and self.num_candidates > 1 and not self.gen_temperature > 0:
             raise ValueError("`gen_temperature` must be above 0, or the candidates of a question are all the same.")

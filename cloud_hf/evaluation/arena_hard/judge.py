@@ -1,5 +1,5 @@
 """
-ArenaHard's judge and generator: prompts, settings, and requests to their servers, whose answers journals keep.
+ArenaHard's judge and generator: prompts, settings, and requests to their servers, whose answers are journaled.
 
 Like the official code of both versions, send the judge a system message with its instructions, and a user message with the question
 and the two answers. Like version 2.0, use another system message for creative writing, where the judge does not answer the question

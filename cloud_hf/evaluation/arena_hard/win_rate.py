@@ -47,7 +47,9 @@ def load_questions(name: str, split: str = "train") -> list[Question]:
         turns = row.get("turns")
         prompt = turns[0].get("content") if turns and len(turns) == 1 else row.get("prompt")
         if not isinstance(prompt, str) or not prompt.strip():
-            raise ValueError(f"{name}, {row_name(index, row)}: there is no `prompt` with text and no single turn.")
+            raise ValueError(
+                f"{name}, {row_name(index, row)}: there is neither a `prompt` with text nor a single turn."
+            )
         if id_ in questions:
             raise ValueError(
                 f"{name}, row {index}: the id {id_!r} is that of an earlier row. Give each question once."
@@ -78,7 +80,7 @@ def load_answers(
             continue
         answer = _answer_of(row, model)
         if not isinstance(answer, str) or not answer.strip():
-            raise ValueError(f"{name}, {row_name(index, row)}: the answer is {answer!r:.60}; give a text.")
+            raise ValueError(f"{name}, {row_name(index, row)}: the answer is {answer!r:.60}; give text.")
         if id_ in answers:
             raise ValueError(
                 f"{name}, row {index}: question {id_!r} has a second answer. Give one model's file only, or `baseline_model`."
@@ -149,7 +151,7 @@ class Votes:
 
     @property
     def number(self) -> int:
-        """All votes."""
+        """Number of all votes."""
         return self.wins + self.ties + self.losses
 
     @property

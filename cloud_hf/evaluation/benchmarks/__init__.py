@@ -118,9 +118,9 @@ class LoadedBenchmark:
 
 def load_benchmarks(specs: Sequence[str], limit: int | None = None) -> list[LoadedBenchmark]:
     """
-    Load benchmarks named on a command line, and of each subset only the first `limit` rows.
+    Load benchmarks named on a command line, but of each subset only the first `limit` rows.
 
-    A spec is a key of `BENCHMARKS`, or `NAME=FILES` to replace the official dataset by files: paths, folders or patterns,
+    A spec is a key of `BENCHMARKS`, or `NAME=FILES` to replace the official dataset with files: paths, folders or patterns,
     separated by commas. Raises `ValueError` naming the benchmark or the files that do not exist, or the first bad row.
 
     Examples:
@@ -159,7 +159,7 @@ def _find_files(name: str, patterns: str) -> list[str]:
         else:
             matches = glob.glob(pattern)
         if not matches:
-            raise ValueError(f"{name}={patterns}: {pattern!r} is not a file, nor a folder or pattern with files.")
+            raise ValueError(f"{name}={patterns}: {pattern!r} is neither a file nor a folder or pattern with files.")
         found += sorted(matches)
     return found
 

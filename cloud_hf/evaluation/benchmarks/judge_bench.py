@@ -67,7 +67,7 @@ class Games:
 
     @property
     def single_game_is_right(self) -> bool:
-        """Order-independent rule: the first verdict is the label."""
+        """Whether the first verdict is the label, a rule in which the order does not matter."""
         return self.first == self.label
 
     @property
@@ -78,7 +78,7 @@ class Games:
 
     @property
     def is_consistent(self) -> bool:
-        """Both games have the same verdict."""
+        """Whether both games have the same verdict."""
         return self.first == self.second
 
 
@@ -88,7 +88,7 @@ def games_of(label: str, first: tuple[float, float], second: tuple[float, float]
     has the strictly higher reward.
 
     Each game holds the rewards of the right and the wrong response; the first game shows A first, the second one B. By default the
-    second game repeats the first: a scorer does not see the order, and only one that samples differs.
+    second game repeats the first: a scorer does not see the order, so only one that samples could give other rewards.
     """
     first_a, first_b = first if label == "A>B" else first[::-1]
     second_a, second_b = (second or first) if label == "A>B" else (second or first)[::-1]

@@ -56,7 +56,7 @@ def score_preferences(
     subsets = [""] * len(chosen) if subsets is None else subsets
     if not len(chosen) == len(rejected) == len(subsets):
         raise ValueError(
-            f"{len(chosen)} chosen and {len(rejected)} rejected rewards and {len(subsets)} subsets: give equally many."
+            f"{len(chosen)} chosen and {len(rejected)} rejected rewards and {len(subsets)} subsets: give the same number of each."
         )
     if not len(chosen):
         raise ValueError("There are no pairs to score.")

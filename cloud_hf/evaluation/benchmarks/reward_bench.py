@@ -129,7 +129,7 @@ def score_reward_bench(
     """
     if not len(subsets) == len(chosen) == len(rejected):
         raise ValueError(
-            f"{len(subsets)} subsets, {len(chosen)} chosen and {len(rejected)} rejected rewards: give equally many."
+            f"{len(subsets)} subsets, {len(chosen)} chosen and {len(rejected)} rejected rewards: give the same number of each."
         )
     better, worse = finite_rewards(chosen, rejected)
     outcomes = group(subsets, (better > worse).astype(float).tolist())

@@ -51,7 +51,7 @@ def _check_number_of_chosen(row: BenchmarkRow, source: str):
     if row.details.get("kind") == "tied":
         if chosen < 2:
             raise ValueError(
-                f"{source}, row {row.id!r}: a tied row has several chosen responses, this one has {chosen}."
+                f"{source}, row {row.id!r}: a tied row has several chosen responses; this one has {chosen}."
             )
     elif chosen != 1:
         raise ValueError(f"{source}, row {row.id!r}: {chosen} chosen responses; rows of {row.subset} have one.")

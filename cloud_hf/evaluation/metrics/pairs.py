@@ -27,7 +27,7 @@ class ScoredPair:
 @dataclass(frozen=True)
 class PairEvaluation:
     """
-    How often a model prefers the chosen response.
+    Accuracy of a model on preference pairs.
 
     Args:
         n, ties (`int`):

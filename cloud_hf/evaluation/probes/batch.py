@@ -17,7 +17,7 @@ def probe_batches(
     rows: Sequence[ProbeRow], scorer: Scorer, journal: Journal, batch_size: int, seed: int, options: dict
 ) -> list[Measure]:
     """
-    Score rows again, alone and in the company of other chats. See `Probe.rescore` for the arguments.
+    Score rows again, alone and together with other chats. See `Probe.rescore` for the arguments.
 
     `scorer` is the backend itself, since a [`JournaledScorer`] would return the rewards it already has. `journal` keeps
     complete batches, so that a resumed run finds the same differences.

@@ -62,7 +62,7 @@ class ProbeRow:
 
     @property
     def rewards(self) -> list[float]:
-        """One per response."""
+        """Rewards, one per response."""
         return [score.reward for score in self.scores]
 
     def pairs(self) -> Iterator[tuple[int, int]]:

@@ -92,7 +92,7 @@ class ProbeResult:
 
 def check_probes(names: Sequence[str]) -> list[str]:
     """
-    Check names of probes, and replace `"all"` by all of them.
+    Check names of probes, and replace `"all"` with all of them.
 
     Raises:
         `ValueError`: Naming the one that does not exist.
@@ -106,7 +106,7 @@ def check_probes(names: Sequence[str]) -> list[str]:
 
 
 def draw_rows(rows: Sequence[ProbeRow], count: int, seed: int) -> list[ProbeRow]:
-    """Draw at most `count` random rows of each set, and keep their order."""
+    """Draw at most `count` random rows from each set, and keep their order."""
     drawn = []
     for dataset in dict.fromkeys(row.dataset for row in rows):
         members = [row for row in rows if row.dataset == dataset]
@@ -116,7 +116,7 @@ def draw_rows(rows: Sequence[ProbeRow], count: int, seed: int) -> list[ProbeRow]
 
 
 def draw_few(rows: Sequence[ProbeRow], count: int, seed: int) -> list[ProbeRow]:
-    """Draw at most `count` random rows in all, about equally many of each set."""
+    """Draw at most `count` random rows in all, about equally many from each set."""
     num_sets = len({row.dataset for row in rows})
     return draw_rows(rows, count // max(1, num_sets) or 1, seed)[:count]
 

@@ -1,4 +1,4 @@
-"""Probe style: markdown is added or removed, the words stay."""
+"""Probe style: markdown is added or removed, while the words stay."""
 
 import re
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ def add_markdown(text: str) -> str:
 
 
 def remove_markdown(text: str) -> str:
-    """Remove the marks of headings, bullets, quotes, bold, italics and code. Numbers of lists are words and stay."""
+    """Remove the marks of headings, bullets, quotes, bold, italics and code. List numbers count as words and stay."""
     text = _LINE_MARKS.sub(r"\1", text)
     return _PAIRED_MARKS.sub(r"\2", text)
 

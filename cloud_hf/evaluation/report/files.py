@@ -1,4 +1,4 @@
-"""Files of an evaluation: scores with their critiques, results of leaderboards, the report and its pictures."""
+"""Files of an evaluation: scores with their critiques, leaderboard results, the report and its pictures."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -58,7 +58,7 @@ Critiques per response: {num_critiques}, temperature {temperature}, at most {max
 
 
 def write_results(name: str, results: ModelResults, shown: Mapping[str, str], output_dir: Path):
-    """Write the scores of a model, and what leaderboards' tools read; `shown` are short names of models and sets."""
+    """Write the scores of a model, and what leaderboard tools read; `shown` are short names of models and sets."""
 
     def path(kind: str, suffix: str, part: str = "") -> Path:
         return output_dir / file_name(kind, f"{shown[name]}_{part}" if part else shown[name], suffix)

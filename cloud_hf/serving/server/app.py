@@ -117,7 +117,7 @@ class RewardServer(uvicorn.Server):
         self._idle_ticks = 0
 
     def handle_exit(self, sig, frame):
-        """Called on a signal."""
+        """Stop on a signal, at once if it is the second one."""
         if self._stopped_at is None:
             self.stop()
         else:
@@ -130,12 +130,12 @@ class RewardServer(uvicorn.Server):
         logger.info("Stopping: %d requests are running.", len(self.lifecycle.tasks))
 
     async def on_tick(self, counter: int) -> bool:
-        """Called ten times a second; returns whether to exit."""
+        """Return whether to exit; called ten times a second."""
         if self._stopped_at is not None:
             if time.monotonic() - self._stopped_at > self.shutdown_grace:
                 self.lifecycle.abort()
                 self.should_exit = True
-            # Wait a little: a client that has just connected may be about to send its request, and shall get its 503
+            # Wait a little: a client that has just connected may be about to send its request, and should get its 503
             self._idle_ticks = 0 if self.lifecycle.tasks else self._idle_ticks + 1
             if self._idle_ticks >= _IDLE_TICKS:
                 self.should_exit = True
@@ -208,8 +208,8 @@ def load_engine(args: argparse.Namespace) -> RewardEngine:
 
 def load_chats(args: argparse.Namespace) -> RenderedChats | None:
     """
-    Load the reader of the policy's chat template, by default the reward model's. `None` if that one cannot be read back
-    from text.
+    Load the reader of the policy's chat template, by default the reward model's. `None` if its conversations cannot be
+    read back from text.
     """
     if args.policy_tokenizer is not None:
         return RenderedChats(AutoTokenizer.from_pretrained(args.policy_tokenizer))

@@ -216,7 +216,7 @@ def _split_chat(chat: Any, name: str) -> Row:
         raise ValueError(f"`{name}` holds no messages; give a list of messages that ends with the assistant's")
     last = messages[-1]
     if not isinstance(last, dict) or last.get("role") != "assistant":
-        raise ValueError(f"`{name}` does not end with a message of the assistant to judge")
+        raise ValueError(f"`{name}` does not end with an assistant message to judge")
     if unknown := sorted(set(last) - {"role", "content"}):
         raise ValueError(f"`{name}` ends with a message that has {', '.join(unknown)}; only `content` is judged")
     if not isinstance(last.get("content"), str):

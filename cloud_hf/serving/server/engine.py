@@ -40,7 +40,7 @@ class RewardEngine(Protocol):
         ...
 
     async def score(self, prompt, response: str, sampling: Sampling, critiques: list[str] | None = None) -> Score:
-        """Score one response. `critiques` are scored as given instead of writing some."""
+        """Score one response. `critiques` are scored as given instead of new ones."""
         ...
 
     def stream(self, prompt, response: str, sampling: Sampling) -> AsyncGenerator[str | Score, None]:

@@ -85,7 +85,7 @@ class RequestRecord:
 
 
 class Lifecycle:
-    """Whether a server accepts requests, and the tasks of those that run."""
+    """State of a server: whether it accepts requests, and the tasks of those that run."""
 
     def __init__(self):
         self.draining = False

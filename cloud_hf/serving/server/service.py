@@ -166,7 +166,7 @@ def _read_chats(chats: RenderedChats, texts: list[str], prompts: list[str] | Non
         try:
             *messages, last = chats.parse(text, None if prompts is None else prompts[index])
             if last["role"] != "assistant":
-                raise ValueError(f"It ends on a turn of the {last['role']}, but the assistant's is judged.")
+                raise ValueError(f"It ends with a {last['role']} turn, but an assistant turn is judged.")
         except ValueError as error:
             raise HTTPException(422, f"Row {index}: `{field}` cannot be read as a conversation: {error}") from error
         rows.append(Row(messages, last["content"]))

@@ -131,7 +131,7 @@ def test_missing_and_unknown_subsets_and_rows_without_sibling(tmp_path):
     ("bad", "says"),
     [
         (row("Math", num_chosen=2), "2 chosen responses; rows of Math have one"),
-        (row("Ties", "tied:1"), "a tied row has several chosen responses, this one has 1"),
+        (row("Ties", "tied:1"), "a tied row has several chosen responses; this one has 1"),
         (row("Ties", "ref:1", num_chosen=2), "2 chosen responses; rows of Ties have one"),
         (row("Ties", "7"), "has the id '7', which does not have the form"),
         (row("Math", num_rejected=0), "`rejected` is an empty list"),

@@ -194,7 +194,7 @@ def test_classic(classic_model):
         ({"inputs": [{"prompt": "x", "response": "y", "critiques": ["a " * 600]}]}, "its critique"),
         ({"chats": [[]]}, "`chats[0]` holds no messages"),
         ({"chats": ["x"]}, "`chats[0]` holds no messages"),
-        ({"chats": [[{"role": "user", "content": "x"}]]}, "does not end with a message of the assistant"),
+        ({"chats": [[{"role": "user", "content": "x"}]]}, "does not end with an assistant message"),
         ({"chats": [[{"role": "assistant", "content": "x"}]]}, "nothing for the assistant to answer"),
         ({"chats": [[{"role": "user", "content": "x"}, {"role": "assistant", "content": None}]]}, "is not text"),
     ],
