@@ -174,7 +174,8 @@ class RequestMiddleware:
                 while more:
                     if too_large:
                         # Discard the rest for a moment: a client that is still sending would not read the answer
-                        patience.reschedule(min(deadline, clock() + _DISCARD_TIMEOUT))
+                        deadline = min(deadline, clock() + _DISCARD_TIMEOUT)  # counted from the first piece too many
+                        patience.reschedule(deadline)
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise ClientDisconnect
