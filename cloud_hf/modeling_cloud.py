@@ -182,18 +182,29 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         base: str | Path,
         tokenizer: PreTrainedTokenizerBase | None = None,
         *,
+        critique: bool = True,
+        critique_prompt: str | None = None,
+        critique_role: str = "user",
+        keep_thinking: bool = False,
         chat_template_kwargs: dict[str, Any] | None = None,
-        **kwargs,
+        format: str = "cloud",
+        **hub_kwargs,
     ) -> CLoudConfig:
         """Make the config of [`CLoudForRewardModeling.from_base`] without loading weights; see there for the arguments."""
-        fields = {key: kwargs[key] for key in CLoudConfig.__annotations__ if key in kwargs}
-        hub_kwargs = {key: value for key, value in kwargs.items() if key not in fields}
         text_config = read_config(base, **hub_kwargs)
         if isinstance(text_config, CLoudConfig):
             raise ValueError(f"{base} is already a CLoud model; load it with `from_pretrained`.")
         tokenizer = cast(PreTrainedTokenizerBase, tokenizer or AutoTokenizer.from_pretrained(base, **hub_kwargs))
         template_kwargs = pin_date(tokenizer, chat_template_kwargs)
-        config = CLoudConfig(text_config=text_config, chat_template_kwargs=template_kwargs, **fields)
+        config = CLoudConfig(
+            text_config=text_config,
+            critique=critique,
+            critique_role=critique_role,
+            keep_thinking=keep_thinking,
+            chat_template_kwargs=template_kwargs,
+            format=format,
+            **({} if critique_prompt is None else {"critique_prompt": critique_prompt}),
+        )
         config.critique_end_token_id = CritiqueFormat.from_config(config, tokenizer).end_token_id
         config.reward_token_id = unused_token_id(tokenizer, text_config.vocab_size)
         return config

@@ -61,6 +61,7 @@ MOVED = {
     "evaluation.robustness_report": "evaluation.report.tables",
     "evaluation.scored_sets": "evaluation.sets",
     "evaluation.self_consistency": "evaluation.metrics.self_consistency",
+    "evaluation.tables": "evaluation.formatting",
     "evaluation.uncertainty": "evaluation.analysis",
     "reference_format": "critique_format",
     "serving.contracts": "serving.server.contracts",
