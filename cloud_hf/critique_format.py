@@ -20,7 +20,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from .configuration_cloud import CLoudConfig, spell_critique_prompt
-from .conversation import Conversation, change_texts, read_prompt
+from .prompts import Conversation, change_texts, read_prompt
 
 
 IGNORE_INDEX = -100

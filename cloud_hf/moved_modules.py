@@ -10,6 +10,7 @@ from typing import Any
 
 # Old and new path below `cloud_hf`
 MOVED = {
+    "conversation": "prompts",
     "data.builder_arguments": "data.builders.arguments",
     "data.building": "data.run",
     "data.critic_arguments": "data.builders.arguments",

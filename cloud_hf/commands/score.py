@@ -13,9 +13,9 @@ from transformers import AutoTokenizer
 
 from ..arguments import check_bounds, documented
 from ..configuration_cloud import CLoudConfig
-from ..conversation import read_prompt
 from ..critique_format import CritiqueFormat
 from ..loading import check_reward_model, read_model_config, tokenizer_source
+from ..prompts import read_prompt
 from ..scores import Sampling, Score
 from ..scoring import read_request
 from ..serving.backends import BackendArguments, open_backend

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from ..conversation import read_prompt
+from ..prompts import read_prompt
 
 
 # `messages_for_critic` replaces the placeholders

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..conversation import read_prompt
 from ..data.rows import PAIR_COLUMNS, check_columns, load_rows, prompt_of, response_of, row_name
+from ..prompts import read_prompt
 
 
 # Rewards of the chosen and of the rejected responses of a row

@@ -25,7 +25,7 @@ from cloud_hf import CritiqueFormat, TransformersScorer
 from cloud_hf.evaluation import evaluate_pairs
 from cloud_hf.serving import client as client_module
 from cloud_hf.serving.client import CLoudClient, RewardServerError, ServedModel
-from cloud_hf.serving.server.middleware import Limits
+from cloud_hf.serving.server.limits import Limits
 
 
 @pytest.fixture(scope="module")

@@ -406,7 +406,7 @@ def test_a_reward_server_elsewhere(demo, found):
     """It streams, returns the model's rewards, refuses in a sentence, and may restart."""
     from cloud_hf.loading import load_reward_model
     from cloud_hf.serving.server.engine import TransformersEngine
-    from cloud_hf.serving.server.middleware import Limits
+    from cloud_hf.serving.server.limits import Limits
 
     model, tokenizer = load_reward_model(found["cloud"])
     port = free_port()

@@ -8,7 +8,7 @@ from typing import Any
 from datasets import Dataset, Features, List, Value
 
 from ...arguments import check_bounds, documented
-from ...conversation import read_prompt
+from ...prompts import read_prompt
 from ..completions import Answer
 from ..folder import DatasetFolder
 from ..judge import RETRY_TEMPERATURE, Comparison, Judge, PreferenceStatistics, read_judge_prompt

@@ -17,7 +17,7 @@ from datasets import Dataset, Features, LargeList, List, Value
 from tqdm import tqdm
 
 from ...arguments import check_bounds, documented
-from ...conversation import read_prompt
+from ...prompts import read_prompt
 from ..duplicates import Duplicate, EvaluationNGrams, find_exact_duplicates, find_near_duplicates
 from ..folder import DatasetFolder, Reject
 from ..journal import JournalError

@@ -13,7 +13,6 @@ from typing import Any
 
 from datasets import Dataset, Features, List, Value
 
-from ...conversation import read_prompt
 from ...data.completions import CompletionClient
 from ...data.critique_prompt import read_template
 from ...data.folder import DatasetFolder
@@ -41,6 +40,7 @@ from ...data.run import (
     complete_build,
     seed_of,
 )
+from ...prompts import read_prompt
 from ..metrics.best_of_n import Problem
 from .win_rate import Question, Votes
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from ...conversation import read_prompt
 from ...critique_format import CritiqueFormat
+from ...prompts import read_prompt
 from ..stats import mean_estimate
 from .probe import REWARD, Measure, Probe, ProbedRow, ProbeRow, Variant, labels_of, shares
 

@@ -28,7 +28,8 @@ from ..rendered_chats import RenderedChats
 from . import routes
 from .contracts import spell_path
 from .engine import RewardEngine, TransformersEngine
-from .middleware import JsonFormatter, Lifecycle, Limits, Metrics, RequestMiddleware, error_response
+from .limits import Limits
+from .middleware import JsonFormatter, Lifecycle, Metrics, RequestMiddleware, error_response
 from .service import RewardService
 
 

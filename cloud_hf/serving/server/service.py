@@ -13,7 +13,8 @@ from ...scores import Sampling, Score
 from ..rendered_chats import RenderedChats
 from .contracts import Row
 from .engine import EngineDeadError, RewardEngine
-from .middleware import Lifecycle, Limits, Metrics, RequestRecord
+from .limits import Limits
+from .middleware import Lifecycle, Metrics, RequestRecord
 
 
 class RewardService:

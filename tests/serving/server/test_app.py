@@ -25,7 +25,8 @@ from cloud_hf.serving.rendered_chats import RenderedChats
 from cloud_hf.serving.server import app as app_module
 from cloud_hf.serving.server.app import load_engine, parse_arguments
 from cloud_hf.serving.server.engine import EngineDeadError
-from cloud_hf.serving.server.middleware import JsonFormatter, Limits
+from cloud_hf.serving.server.limits import Limits
+from cloud_hf.serving.server.middleware import JsonFormatter
 from cloud_hf.serving.server.routes import service_of
 
 
