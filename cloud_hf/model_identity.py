@@ -26,8 +26,8 @@ def identify_model(name: str) -> dict[str, Any]:
     """
     Return the name (`model`) and the version (`model_version`) of a Hub id or folder.
 
-    The version is the commit of a Hub id, or a hash of a folder's files, independent of the folder's path; it reads 64 KiB, spread
-    evenly, of each large tensor.
+    The version is the commit of a Hub id, or a hash of a folder's files that does not depend on the folder's path. Of each large
+    tensor, the hash covers only 64 KiB, spread evenly.
 
     Examples:
 

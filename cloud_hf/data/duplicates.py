@@ -90,7 +90,7 @@ class Duplicate:
 
 def find_exact_duplicates(texts: Iterable[str]) -> dict[int, Duplicate]:
     """
-    Return the first equal text for each text that equals an earlier one, keyed by the position of the latter. Memory holds only a
+    Map the position of each text that equals an earlier one to the first such text. Memory holds only a
     digest of each text.
     """
     first: dict[bytes, int] = {}
@@ -106,8 +106,8 @@ def find_near_duplicates(
     texts: Sequence[str], threshold: float = 0.8, groups: Sequence[str] | None = None
 ) -> dict[int, Duplicate]:
     """
-    Find texts that are nearly equal to an earlier text of their group which is not itself a duplicate, and return that text, keyed
-    by the position of the duplicate.
+    Find texts that are nearly equal to an earlier text of their group, and map the position of each to that earlier text.
+    Earlier texts that are themselves duplicates are not compared.
 
     MinHash LSH proposes candidates, and the most similar ones by estimate are compared exactly, so every reported pair
     reaches the threshold, a Jaccard similarity of word 5-grams in (0, 1]. Some pairs are missed, nearly all of them close to the
@@ -149,8 +149,9 @@ def _likeliest(
 
 def bands_and_rows(threshold: float, recall: float = 0.75) -> tuple[int, int]:
     """
-    Return the bands, and the permutations per band, of the most selective LSH index that still finds a pair at the threshold with
-    probability `recall`. Prompts of one task share much of their wording, and a less selective index would propose all of them.
+    Return the number of bands, and of permutations per band, for the most selective LSH index that still finds a pair at the
+    threshold with probability `recall`. Prompts of one task share much of their wording, and a less selective index would
+    propose all of them.
     """
     rows = 1
     while (

@@ -1,4 +1,4 @@
-"""Best-of-N on sets of candidates: what each model chose, and its worth by recorded scores or by ArenaHard's judge."""
+"""Best-of-N on sets of candidates: what each model chose, and how good that was."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace

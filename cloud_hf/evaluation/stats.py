@@ -213,8 +213,8 @@ def collect_scores(
     **scores: Any,
 ) -> BenchmarkScores:
     """
-    Make [`BenchmarkScores`] from `outcomes` by subset, from 0 (wrong) to 1 (right), and count what every benchmark reports in
-    addition.
+    Make [`BenchmarkScores`] from `outcomes`, which are keyed by subset and lie between 0 (wrong) and 1 (right). Also count what
+    every benchmark reports: ties, undecidable rows, and missing and unknown subsets.
 
     `parts` are the subsets of the benchmark, `other_parts` those that may be absent; `scores` are the other fields.
     """

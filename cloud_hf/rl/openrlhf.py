@@ -46,11 +46,11 @@ def reward_func(queries: list[str], prompts: list[str], labels: list, **kwargs) 
         queries (`list[str]`):
             Prompts with their responses, rendered with the policy's chat template, including special tokens.
         prompts (`list[str]`):
-            The rendered prompts. All text after the prompt is the response, even if it spells a turn.
+            The rendered prompts. All text after the prompt is the response, even if it contains turn markers.
 
     Returns:
-        `dict`: `rewards` and `scores`, which are both the rewards (a range for dynamic filtering is therefore in rewards,
-        not from 0 to 1), and `extra_logs`: standard deviation, share of cut critiques, and whether the response could not
+        `dict`: `rewards` and `scores`, which both hold the rewards (so give the range for dynamic filtering on the reward
+        scale, not from 0 to 1), and `extra_logs`: standard deviation, share of cut critiques, and whether the response could not
         be judged. Tensors of shape (B,).
 
     Raises:

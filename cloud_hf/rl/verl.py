@@ -117,5 +117,5 @@ def _prompt(data_source: str, extra_info: dict | None) -> str | list[dict]:
             return prompt if isinstance(prompt, str) else [dict(message) for message in prompt]
     raise ValueError(
         f"A row of {data_source!r} has no prompt in `extra_info` (it has {sorted(extra_info or {})}). Put the chat messages "
-        "there as `prompt` when you make the data: verl passes nothing else of the prompt to a reward function."
+        "there as `prompt` when you build the dataset: verl gives a reward function no other access to the prompt."
     )

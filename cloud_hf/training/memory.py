@@ -39,7 +39,7 @@ class StepMemory:
 
     def peak(self, gradient_share: float, accumulated: bool = False) -> tuple[float, float]:
         """
-        Return the bytes of activations and of gradients at the largest moment.
+        Return the bytes of activations and of gradients at the peak of their sum.
 
         `gradient_share` is stored bytes of gradients over those of the simulation, such as 1/8 on 8 GPUs under ZeRO-2;
         `accumulated`, whether an earlier micro-batch has already left all gradients.

@@ -214,11 +214,11 @@ class Plan:
 
     Args:
         parameters, gradients, optimizer, gathered, buckets (`float`):
-            See the top of this file. `gradients` are those at the largest moment.
+            See the top of this file. `gradients` are those held at the peak of the forward and backward pass.
         activations (`float`):
-            Everything else at the largest moment, except `lm_loss`.
+            Everything else held at that peak, except `lm_loss`.
         lm_loss (`float`):
-            What the critique loss adds to that moment.
+            What the critique loss adds to that peak.
         host (`float`):
             Offloaded bytes in CPU memory, for each GPU.
         step (`float`):
@@ -244,12 +244,12 @@ class Plan:
 
     @property
     def backward(self) -> float:
-        """Bytes at the largest moment of the forward and backward pass."""
+        """Peak bytes during the forward and backward pass."""
         return sum(getattr(self, part) for part in _PARTS)
 
     @property
     def total(self) -> float:
-        """Bytes at the largest moment of a training step."""
+        """Peak bytes during a training step."""
         return max(self.backward, self.step)
 
 

@@ -212,7 +212,7 @@ class CriticArguments(CritiqueOptions, BuilderArguments):
         """
         Read the config of a CLoud model, or make one for a language model.
 
-        Raises `ValueError` for a classic reward model, and for options of a language model given with a CLoud model.
+        Raises `ValueError` for a classic reward model, or if a CLoud model is given options that only a language model takes.
         """
         from transformers import AutoTokenizer
 

@@ -223,7 +223,7 @@ def expected_best_of(rewards: Sequence[float], correct: Sequence[float], n: int)
 
 
 def best_of_the_first(rewards: Sequence[float], n: int) -> list[float]:
-    """Choose among the first n candidates in the order they were written; the first of equal ones."""
+    """Choose the candidate with the highest reward among the first n written; the earliest wins a tie."""
     best = max(range(n), key=lambda place: rewards[place])
     return [float(place == best) for place in range(len(rewards))]
 
