@@ -196,6 +196,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             raise ValueError(f"{base} is already a CLoud model; load it with `from_pretrained`.")
         tokenizer = cast(PreTrainedTokenizerBase, tokenizer or AutoTokenizer.from_pretrained(base, **hub_kwargs))
         template_kwargs = pin_date(tokenizer, chat_template_kwargs)
+        wording: dict[str, Any] = {} if critique_prompt is None else {"critique_prompt": critique_prompt}
         config = CLoudConfig(
             text_config=text_config,
             critique=critique,
@@ -203,7 +204,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             keep_thinking=keep_thinking,
             chat_template_kwargs=template_kwargs,
             format=format,
-            **({} if critique_prompt is None else {"critique_prompt": critique_prompt}),
+            **wording,
         )
         config.critique_end_token_id = CritiqueFormat.from_config(config, tokenizer).end_token_id
         config.reward_token_id = unused_token_id(tokenizer, text_config.vocab_size)
