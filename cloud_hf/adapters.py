@@ -118,10 +118,10 @@ def _check_weights(name: str, weights: dict[str, torch.Tensor], expected: dict[s
         if weight.shape != expected[key].shape:
             shape, needed = tuple(weight.shape), tuple(expected[key].shape)
             raise ValueError(f"{name} was trained on another base: {key} has shape {shape}, but {needed} is needed.")
-    # A missing reward head is fine: the adapter of a language model has none and keeps the fresh one
+    # A missing reward head is allowed: a language model's adapter has none, and the new head is kept
     missing = [key for key in expected if key not in weights and "lora_" in key]
     if missing:
-        raise ValueError(f"{name} lacks {len(missing)} weights that its base needs, such as {missing[0]}.")
+        raise ValueError(f"{name} lacks {len(missing)} weights that its base needs, the first of them {missing[0]}.")
 
 
 # ------------------------------------------------------------------------------------------------ configs and bases
@@ -143,13 +143,13 @@ def adapter_base(name: str, base: str | None = None, **hub_kwargs) -> tuple[str,
     recorded, revision = base or peft_config.base_model_name_or_path, None if base else peft_config.revision
     moved = "If it has moved, pass its location to `examples/merge_adapter.py --base_model_name_or_path`."
     if not recorded:
-        raise ValueError(f"{name} does not say which model it adapts. {moved}")
+        raise ValueError(f"{name} does not name its base model. {moved}")
     try:
         found = has_file(recorded, "config.json", revision=revision, **_of_base(hub_kwargs))
     except OSError as error:
         raise ValueError(f"{name} adapts {recorded}, which cannot be read: {error} {moved}") from error
     if is_adapter(recorded, revision=revision, **_of_base(hub_kwargs)):
-        raise ValueError(f"{name} adapts {recorded}, which is an adapter itself. Merge that one first.")
+        raise ValueError(f"{name} adapts {recorded}, which is itself an adapter. Merge that one first.")
     if not found:
         raise ValueError(f"{name} adapts {recorded}, which does not contain a model. {moved}")
     _check_identity(name, recorded, **hub_kwargs)
@@ -173,7 +173,7 @@ def read_model_config(name: str, base: str | None = None, **kwargs) -> Any:
     config = read_config(base, revision=revision, **_of_base(hub_kwargs))
     if isinstance(config, CLoudConfig):
         raise ValueError(
-            f"{name} adapts the CLoud model {base}, but holds no config.json: it was not saved by CLoudTrainer."
+            f"{name} adapts the CLoud model {base}, but has no config.json: it was not saved by CLoudTrainer."
         )
     return config
 
@@ -196,7 +196,7 @@ def _check_identity(name: str, base: str, **hub_kwargs):
     recorded = json.loads(Path(path).read_text())
     if hash_of_weights(base) != recorded["weights"]:
         raise ValueError(
-            f"{name} was trained on another base: the weights in {base} are not those that {recorded['model']} had then."
+            f"{name} was trained on another base: the weights in {base} differ from those of {recorded['model']} at that time."
         )
 
 
@@ -215,5 +215,5 @@ def _check_architecture(name: str, config: CLoudConfig, base: str, base_config):
 
 
 def has_file(name: str, file: str, **hub_kwargs) -> bool:
-    """Return whether a folder or a Hub repository holds a file."""
+    """Return whether a folder or a Hub repository contains a file."""
     return cached_file(name, file, _raise_exceptions_for_missing_entries=False, **hub_kwargs) is not None

@@ -57,7 +57,7 @@ def documented(cls: type[T]) -> type[T]:
 
 
 def parameter_texts(docstring: str) -> dict[str, str]:
-    """Read the `Parameters` section of a docstring: each parameter's description as one line, without markup for links."""
+    """Read the `Parameters` section of a docstring: each parameter's description on one line, with link markup removed."""
     lines = inspect.cleandoc(docstring).splitlines()
     texts: dict[str, list[str]] = {}
     names: list[str] = []
@@ -102,5 +102,5 @@ def check_bounds(arguments: typing.Any, **least: float):
 
 
 def _annotation(cls: type, name: str) -> typing.Any:
-    # Not the field's type, from which transformers' parser removes None
+    # Not `field.type`: transformers' parser removes None from it
     return next(own[name] for own in map(inspect.get_annotations, cls.__mro__) if name in own)

@@ -1,8 +1,8 @@
 """
 Registration of the model, its config and the pipeline with transformers, without importing transformers.
 
-Pure modules of this package must load fast, and importing transformers takes seconds. So each class is registered as soon
-as both the transformers module with its registry and our module that defines it are loaded, whichever comes last.
+`import cloud_hf` must be fast, and importing transformers takes seconds. So each class is registered once two modules are
+loaded, in either order: the transformers module with its registry, and our module that defines it.
 """
 
 import functools
@@ -43,7 +43,7 @@ def _register_pipeline():
     )
 
 
-# Module with the registry: our module, and what registers its class
+# transformers' module with the registry: our module, and the function that registers its class
 _REGISTRIES = {
     "transformers.models.auto.configuration_auto": ("cloud_hf.configuration_cloud", _register_config),
     "transformers.models.auto.modeling_auto": ("cloud_hf.modeling_cloud", _register_model),
@@ -55,7 +55,7 @@ _registered: set[str] = set()
 
 
 def register_loaded():
-    """Register the classes whose registry is loaded, unless their module is being imported; then this is called again later."""
+    """Register each class whose registry is loaded. A module that is still being imported is left to a later call."""
     for registry, (ours, register) in _REGISTRIES.items():
         if registry in sys.modules and not _executing & {registry, ours} and registry not in _registered:
             importlib.import_module(ours)  # may register the class, too
@@ -73,7 +73,7 @@ class WatchedModules:
             return None
         spec = PathFinder.find_spec(name, path, target)
         if spec is not None and spec.loader is not None:
-            # On the instance: the loader keeps its type, by which inspect and importlib.resources find the source
+            # Patch the instance, not its class: inspect and importlib.resources find the source by the loader's type
             spec.loader.exec_module = functools.partial(_execute, spec.loader.exec_module)  # type: ignore[method-assign]
         return spec
 

@@ -67,7 +67,7 @@ def make_model_card(trainer: Any, is_adapter: bool, model_name: str, dataset_nam
     )
     facts = {
         "Kind": kind,
-        "Base model": f"`{base}`" if base else "made from a config",
+        "Base model": f"`{base}`" if base else "initialised from a config",
         "Training data": f"{dataset_name or 'not named'}, {len(trainer.train_dataset)} pairs",
         "Bradley-Terry weight": args.bradley_terry_weight,
         "λ (weight of the critique LM loss)": lm_loss_weight,
@@ -75,9 +75,9 @@ def make_model_card(trainer: Any, is_adapter: bool, model_name: str, dataset_nam
         "Epochs": args.num_train_epochs if args.max_steps < 0 else f"{args.max_steps} steps",
         "Versions": f"transformers {version('transformers')}, trl {version('trl')}",
     }
-    lines = [f"# {model_name}", "", f"A {kind}. It gives a response a number."]
+    lines = [f"# {model_name}", "", f"A {kind}. It assigns a scalar reward to a response."]
     if config.critique:
-        lines[-1] += " First it writes a critique, then a head reads the reward at the critique's end."
+        lines[-1] += " It first writes a critique; a head then reads the reward at the critique's end."
     lines += ["", "| | |", "|---|---|", *[f"| {name} | {value} |" for name, value in facts.items()]]
     lines += ["", "## Metrics", "", *_metric_lines(trainer.state.log_history)]
     lines += ["", "## Use", "", "```python", usage(name, config.critique, is_adapter), "```"]

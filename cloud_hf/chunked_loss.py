@@ -1,4 +1,4 @@
-"""Cross-entropy in pieces, without holding all logits, or a copy of the LM head's gradient per piece, in memory.
+"""Chunked cross-entropy that holds neither all logits nor one LM-head gradient per piece in memory.
 
 Shape suffixes: P positions, H hidden, V vocabulary.
 """
@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 class ChunkedCrossEntropy(torch.autograd.Function):
     """
-    Compute the loss at each position from an LM head that is a single matrix, in pieces whose logits the backward pass
-    computes again. Plain checkpointing would hold two gradients of the matrix in memory while autograd adds them up; here
-    each piece adds to the one that is returned.
+    Compute the loss at each position piece by piece, from an LM head that is a single matrix. The backward pass recomputes
+    each piece's logits. Plain checkpointing would hold two gradients of the matrix in memory while autograd adds them up;
+    here every piece accumulates into the gradient that is returned.
     """
 
     @staticmethod
@@ -28,7 +28,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     ) -> torch.Tensor:
         """
         Return the losses, shape `(P,)`. `loss_from_logits` computes those of a piece, shape `(p,)`, from its logits `(p, V)` and
-        labels `(p,)`; one of the `chunks` pieces has its logits in memory at a time.
+        labels `(p,)`. Only one of the `chunks` pieces has its logits in memory at a time.
         """
         ctx.save_for_backward(hidden_PH, weight_VH, labels_P)
         ctx.chunks, ctx.loss_from_logits = chunks, loss_from_logits

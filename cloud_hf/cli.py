@@ -39,7 +39,7 @@ COMMANDS = {
 _EPILOG = """Options of a command: cloud-hf COMMAND --help
 Every command takes --debug, which shows the traceback of an error."""
 
-# Also an option of transformers' TrainingArguments, with these values
+# `--debug` is also an option of transformers' TrainingArguments, with these values
 _DEBUG_VALUES = ("underflow_overflow", "tpu_metrics_debug")
 # A `ValueError` raised in these packages is about an argument or an input
 _CHECKED_INPUT = (
@@ -52,7 +52,7 @@ class UsageError(Exception):
 
 
 def _raising(parser: type) -> Any:
-    """Return a parser class that raises `UsageError` where argparse prints its usage, which may be pages long, and exits."""
+    """Return a parser class that raises `UsageError`. argparse would print its usage, often pages long, and exit."""
 
     def error(self, message: str):
         raise UsageError(f"{message[:1].upper()}{message[1:].rstrip('.')}.")
@@ -98,10 +98,10 @@ def run(module: str, arguments: Sequence[str] | None = None, prog: str | None = 
         arguments (`Sequence[str]`, *optional*):
             The command line. Defaults to that of the process.
         prog (`str`, *optional*):
-            How the command is called, for messages. Defaults to the name of the script.
+            Program name to show in messages. Defaults to the script's.
     """
     debug, arguments = _take_debug(sys.argv[1:] if arguments is None else arguments)
-    # Parsers take their name from it
+    # Parsers read their program name from here
     sys.argv = [prog or sys.argv[0], *arguments]
     prog = prog or Path(sys.argv[0]).name
     try:
@@ -166,7 +166,7 @@ def parse(types: Sequence[type], arguments: Sequence[str], **options: Any) -> tu
         `ValueError`: If a dataclass refuses its values.
     """
     if any(field.name == "config" for cls in types for field in dataclasses.fields(cls)):
-        # TrlParser would read that file itself
+        # TrlParser would take `--config` for its own YAML file
         from transformers import HfArgumentParser
 
         parser = _raising(HfArgumentParser)(types, **options)
@@ -183,7 +183,7 @@ def parse(types: Sequence[type], arguments: Sequence[str], **options: Any) -> tu
     if unknown:
         raise UsageError(f"Unknown option `{unknown[0]}`. `--help` lists the options.")
     if unknown_keys:
-        raise UsageError(f"Unknown key `{unknown_keys[0].removeprefix('--')}` in the file of `--config`.")
+        raise UsageError(f"Unknown key `{unknown_keys[0].removeprefix('--')}` in the `--config` file.")
     return tuple(parsed)
 
 
@@ -192,7 +192,7 @@ def parse(types: Sequence[type], arguments: Sequence[str], **options: Any) -> tu
 
 def explain(error: BaseException) -> str | None:
     """
-    Explain in one sentence the user's mistake behind an error; `None` for an error that needs its traceback.
+    Return one sentence that explains the user's mistake behind an error, or `None` if the error needs its traceback.
 
     Mistakes are `OSError`, errors that this package or YAML define, `ValueError` from code that checks input, and a missing
     package of an extra.
@@ -215,7 +215,7 @@ def _raised_in(error: BaseException) -> str:
 
 
 def _explain_import(error: ImportError) -> str | None:
-    if error.name is None:  # raised by a library for another one that it needs
+    if error.name is None:  # raised by a library that misses an optional dependency
         return str(error)
     package = error.name.split(".")[0]
     for requirement in metadata.requires("cloud-hf") or ():

@@ -66,7 +66,7 @@ class CLoudConfig(PreTrainedConfig):
         reward_std (`float`, *optional*, defaults to `1.0`):
             Divides the centred output.
         base_model_name_or_path (`str`, *optional*):
-            Base model named by a published checkpoint. Informational only.
+            Base model that a published checkpoint names. Informational only.
 
     Raises:
         `ValueError`: If a key is unknown or a value is not usable; the message names the key.
@@ -147,7 +147,7 @@ class CLoudConfig(PreTrainedConfig):
     def _refuse_unknown_keys(self, kwargs: dict[str, Any]):
         if kwargs.get("model_type", "cloud") != "cloud":
             raise ValueError(
-                f"This is the config of a {kwargs['model_type']} model, not of a CLoud model. Make one from it with "
+                f"This is the config of a {kwargs['model_type']} model, not of a CLoud model. Make a CLoud model from it with "
                 "`CLoudForRewardModeling.from_base`."
             )
         unknown = sorted(key for key in kwargs if key not in _LIBRARY_KEYS and not key.startswith("_"))
@@ -163,20 +163,20 @@ class CLoudConfig(PreTrainedConfig):
         if self.format == "reference" and (self.critique_role != "user" or self.keep_thinking):
             raise ValueError("CLoudConfig: `format` 'reference' supports neither `critique_role` nor `keep_thinking`.")
         if self.critique and not (self.critique_prompt or "").strip():
-            raise ValueError("CLoudConfig: `critique_prompt` is empty; the critique turn needs words to open it.")
+            raise ValueError("CLoudConfig: `critique_prompt` is empty; the critique turn needs text to open it.")
         if not 0 < self.reward_std < math.inf:
             raise ValueError(f"CLoudConfig: `reward_std` is {self.reward_std}; it must be above 0.")
 
 
 _NEITHER_LAYOUT = (
-    "There is no config here, or one that is neither that of a CLoud model (it has no `text_config`) nor that of a "
-    "published checkpoint (it has no `feedback_method`)."
+    "Found no config of a CLoud model (it would have a `text_config`) or of a published checkpoint (it would have a "
+    "`feedback_method`)."
 )
 
 
 def spell_critique_prompt(critique_prompt: str | None, format: str) -> str:
     """
-    Return a critique prompt, by default the published one, as a format spells it: only `"reference"` keeps trailing white space.
+    Return a critique prompt, by default the published one, as `format` uses it. Only `"reference"` keeps trailing white space.
     """
     if format == "reference":
         return f"{DEFAULT_CRITIQUE_PROMPT} " if critique_prompt is None else critique_prompt
@@ -184,7 +184,7 @@ def spell_critique_prompt(critique_prompt: str | None, format: str) -> str:
 
 
 def read_config(name: str | Path, **kwargs) -> Any:
-    """Read any model's config, in the published layout too, which [`~transformers.AutoConfig`] cannot."""
+    """Read any model's config, including the published layout, which [`~transformers.AutoConfig`] cannot read."""
     config_dict, _ = PreTrainedConfig.get_config_dict(name, **kwargs)
     if "model_type" not in config_dict and not is_published(config_dict):
         raise ValueError(f"{name}: {_NEITHER_LAYOUT}")

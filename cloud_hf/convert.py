@@ -110,7 +110,7 @@ def plan(
             Language model to read the architecture from, instead of the one that the checkpoint names. For a conversion to
             the published layout, the name to write.
         text_config (`str`, *optional*):
-            File or folder with that config.
+            File or folder with the config of that language model.
         tokenizer (`str`, *optional*):
             Hub id or folder of the tokenizer, if the checkpoint has none.
         revision (`str`, *optional*):
@@ -122,7 +122,7 @@ def plan(
 
     Raises:
         `FileNotFoundError`: If `source` is neither a folder nor a possible Hub id.
-        `ValueError`: If the checkpoint is incomplete or does not fit its architecture; the message gives the cure.
+        `ValueError`: If the checkpoint is incomplete or does not fit its architecture; the message says how to fix it.
     """
     check_name(source)
     published = is_published(CLoudConfig.get_config_dict(source, revision=revision)[0])
@@ -150,7 +150,7 @@ def plan(
 
 def write(conversion: Conversion, destination: str | Path):
     """
-    Convert. The config is written last: a folder without it holds an unfinished conversion.
+    Carry out a conversion. The config is written last: a folder without one holds an unfinished conversion.
 
     Raises:
         `ValueError`: Before anything is written, if the folder is not empty or the disk has no room.
@@ -188,7 +188,7 @@ def _find_shards(source: str, revision: str | None, from_pickle: bool, download:
             metadata = get_safetensors_metadata(source, revision=revision)
         except NotASafetensorsRepoError as error:
             raise ValueError(
-                f"{source} has no safetensors on the Hub. Pickled weights are read without --dry_run and with --from_pickle."
+                f"{source} has no safetensors on the Hub. To read pickled weights, pass --from_pickle and omit --dry_run."
             ) from error
         return [
             Shard(
@@ -222,7 +222,7 @@ def _find_pickles(source: str, revision: str | None) -> Iterator[Path]:
         return
     single = cached_file(source, WEIGHTS_NAME, **options)
     if single is None:
-        raise ValueError(f"{source} holds no pickled weights; leave `--from_pickle` out.")
+        raise ValueError(f"{source} has no pickled weights; omit `--from_pickle`.")
     yield Path(single)
 
 
@@ -231,7 +231,7 @@ def _load_pickle(path: Path) -> dict[str, torch.Tensor]:
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        raise ValueError(f"{path} is damaged or holds more than tensors; it is not loaded.") from error
+        raise ValueError(f"{path} is damaged or contains more than tensors, so it was not loaded.") from error
     names: dict[int, str] = {}
     for key, tensor in tensors.items():
         names.setdefault(tensor.data_ptr(), key)
@@ -248,11 +248,13 @@ def _load_tokenizer(name: str, folder: Path, config: CLoudConfig) -> PreTrainedT
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{name} holds no tokenizer that loads; name one with `--tokenizer`: {error}") from error
+        raise ValueError(
+            f"{name} has no tokenizer that can be loaded; name one with `--tokenizer`: {error}"
+        ) from error
     if len(tokenizer) > config.text_config.vocab_size:
         raise ValueError(
-            f"The tokenizer of {name} has {len(tokenizer)} tokens, but the model's vocabulary only "
-            f"{config.text_config.vocab_size}: it belongs to another model. Name the right one with `--tokenizer`."
+            f"The tokenizer of {name} has {len(tokenizer)} tokens, but the model's vocabulary has only "
+            f"{config.text_config.vocab_size}, so it belongs to another model. Name the right one with `--tokenizer`."
         )
     return tokenizer
 
@@ -264,8 +266,8 @@ def _check_publishable(source: str, config: CLoudConfig):
     """Refuse models that the published layout cannot describe: its readers score in the reference format."""
     if config.format != "reference":
         raise ValueError(
-            f"{source} has `format` {config.format!r}. Loaded from the published layout it would be scored in a format it "
-            "was not trained with: only models with `format` 'reference' can be converted to it."
+            f"{source} has `format` {config.format!r}, but only models with `format` 'reference' can be converted to the "
+            "published layout: loaded from there, it would be scored in a format that it was not trained with."
         )
     told = {
         "critique_prompt": spell_critique_prompt(None, "reference"), "chat_template_kwargs": None, "reward_mean": 0.0, "reward_std": 1.0,
@@ -273,7 +275,7 @@ def _check_publishable(source: str, config: CLoudConfig):
     for key, default in told.items():
         if getattr(config, key) != default:
             raise ValueError(
-                f"{source}: the published layout has no place for `{key}`, which is {getattr(config, key)!r}."
+                f"{source}: the published layout cannot store `{key}`, which is {getattr(config, key)!r}."
             )
     if not config.base_model_name_or_path:
         raise ValueError("The published layout names a base model: pass `--base_model_name_or_path`.")
@@ -317,7 +319,7 @@ def _card(conversion: Conversion, folder: Path) -> ModelCard:
         tags=["cloud-hf", *(["critique-out-loud"] if config.critique else []), "reward-model"],
     )
     body = (
-        f"# {folder.name}\n\nA {kind_of(config.critique)}: `{Path(source).name}`, its weights unchanged, in a layout that "
+        f"# {folder.name}\n\nA {kind_of(config.critique)}: `{Path(source).name}` with unchanged weights, in a layout that "
         f"loads with `AutoModel`. Its base is `{config.base_model_name_or_path}`; both licences apply.\n\n"
         "It is scored in the format of the reference implementation (`format` is `reference`), with which it was "
         f"trained.\n\n## Use\n\n```python\n{usage(folder.name, config.critique)}\n```\n\n{METHOD}\n"
@@ -326,12 +328,12 @@ def _card(conversion: Conversion, folder: Path) -> ModelCard:
 
 
 def main(arguments: list[str] | None = None):
-    """Convert as the command line says."""
+    """Run the conversion that the command line describes."""
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", help="Hub id or folder of the checkpoint")
     parser.add_argument("destination", help="new folder")
     parser.add_argument("--base_model_name_or_path", help="language model to read the architecture from")
-    parser.add_argument("--text_config", help="file or folder with that config")
+    parser.add_argument("--text_config", help="file or folder with the config of that language model")
     parser.add_argument("--tokenizer", help="Hub id or folder of the tokenizer, if the checkpoint has none")
     parser.add_argument("--revision", help="branch, tag or commit of the checkpoint on the Hub")
     parser.add_argument("--from_pickle", action="store_true", help="read pickled weights (tensors only)")
@@ -343,7 +345,7 @@ def main(arguments: list[str] | None = None):
     print(conversion)
     if dry_run:
         _check_room(Path(destination), conversion.num_bytes)
-        print(f"Nothing written: without --dry_run this goes to {destination}.")
+        print(f"Nothing was written. Without --dry_run, the result goes to {destination}.")
     else:
         write(conversion, destination)
         print(f"Written to {destination}.")

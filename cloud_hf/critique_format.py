@@ -1,7 +1,7 @@
 """Encode conversations and critiques as token ids, labels and the position of the reward, and decode critiques.
 
-Training, scoring and serving all get their ids from this module, so that they cannot drift apart (in the reference
-implementation they did, see [`ReferenceFormat`]). Layout of a sequence, whose reward is read at the last token:
+Training, scoring and serving all get their ids from this module, so they cannot diverge (in the reference implementation
+they do, see [`ReferenceFormat`]). Layout of a sequence; the reward is read at its last token:
 
     [prompt messages][assistant: response][user: critique prompt + " " + critique]<end-of-turn>      CLoud
     [prompt messages][assistant: response]<end-of-turn>                                              classic
@@ -43,11 +43,11 @@ _SPACES_CLEANED_UP = {
 
 @dataclass(frozen=True)
 class EncodedPrefix:
-    """A conversation encoded up to where the critique starts (classic: up to the end of turn with the reward)."""
+    """A conversation encoded up to where the critique starts (classic: through the end of turn at which the reward is read)."""
 
     input_ids: tuple[int, ...]
-    # Whether the chat template changes more of the response than outer white space: Qwen 3 drops `<think>` blocks, so that
-    # responses that differ only there look the same
+    # Whether the chat template changes more of the response than outer white space. Qwen 3 drops `<think>` blocks, so
+    # responses that differ only there get the same ids
     response_changed: bool
     # The rendered context, with untrusted text cut where it spells an added token
     text: str
@@ -182,7 +182,7 @@ class CritiqueFormat:
 
     def encode_prefix(self, prompt, response: str) -> EncodedPrefix:
         """
-        Encode a conversation up to where the critique starts. Prompts are those of [`Scorer`]; the response may be empty.
+        Encode a conversation up to where the critique starts. `prompt` is as in [`Scorer`]; the response may be empty.
 
         Raises:
             `ValueError`: If the prompt or response is not usable; the message says why.
@@ -213,7 +213,7 @@ class CritiqueFormat:
         return EncodedCritique((*context, *ids, self.end_token_id), len(context), prefix.response_changed)
 
     def complete_for_training(self, prefix: EncodedPrefix, critique: str | list[int] | None = None) -> EncodedCritique:
-        """Append a critique for training: the same ids as [`CritiqueFormat.complete`] gives for scoring."""
+        """Append a critique for training: the same ids as [`CritiqueFormat.complete`] returns for scoring."""
         return self.complete(prefix, critique)
 
     def encode(self, prompt, response: str, critique: str | list[int] | None = None) -> EncodedCritique:
@@ -221,7 +221,7 @@ class CritiqueFormat:
         return self.complete(self.encode_prefix(prompt, response), critique)
 
     def decode(self, critique_ids: list[int]) -> str:
-        """Decode generated critique ids, without special tokens and surrounding white space."""
+        """Decode generated critique ids, without special tokens or surrounding white space."""
         return cast(str, self.tokenizer.decode(critique_ids, skip_special_tokens=True)).strip()
 
     def stop_ids(self, config: CLoudConfig) -> list[int]:
@@ -231,7 +231,7 @@ class CritiqueFormat:
         return [token_id for token_id in eos_ids if token_id not in (None, self.end_token_id)]
 
     def banned_ids(self, config: CLoudConfig) -> list[int]:
-        """Return the ids that are never generated: the reward token, which vLLM uses in place of the end of turn."""
+        """Return the ids that must not be generated: the reward token, which vLLM uses in place of the end of turn."""
         return [] if config.reward_token_id is None else [config.reward_token_id]
 
     def truncate_prompt(self, prompt, excess: int):
@@ -282,7 +282,7 @@ class CritiqueFormat:
             text = self._apply_template(conversation)
             if not text.endswith(self._classic_tail):
                 raise ValueError(
-                    "The chat template ends this conversation differently from others: its reward has no fixed place."
+                    "The chat template ends this conversation differently from others: the reward has no fixed position."
                 )
             return text[: len(text) - len(self._classic_tail)] + self.end_token
         turn = {"role": self.critique_role, "content": f"{self.critique_prompt} {_SLOT}"}
@@ -310,7 +310,7 @@ class CritiqueFormat:
 
     @staticmethod
     def _check_shown(messages: list[dict[str, Any]], text: str):
-        """Check that `text` holds the messages in their order. Some templates move the system message, so it has its own order."""
+        """Check that `text` shows all messages in order; system messages separately, because some templates move them."""
         position = {True: 0, False: 0}
         for index, message in enumerate(messages):
             # Templates may drop an assistant's thinking and reformat tool results
@@ -328,8 +328,8 @@ class CritiqueFormat:
         """
         Replace each assistant text that holds added-token strings with the part that the chat template keeps.
 
-        Every other such text is rendered as it is, between marks in place of its neighbours; then the rest. That takes
-        three renderings for any number of turns.
+        One rendering has marks in place of all such texts, and one checks those whose turns the template drops. Two more
+        show every second text as it is, between the marks of its neighbours: at most four for any number of turns.
         """
         plain = change_texts(conversation, self._plain).messages
         texts = {
@@ -398,7 +398,7 @@ class CritiqueFormat:
         return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
     def _encode_after(self, pieces: list[str]) -> list[int]:
-        """Encode pieces that continue other text; some tokenizers would put a space before text on its own."""
+        """Encode pieces that continue other text; some tokenizers would prepend a space to text on its own."""
         found: dict[str, list[int]] = {}
         left = list(dict.fromkeys(pieces))
         for anchor in (":", "a", "\n", " ", "0"):
@@ -434,7 +434,7 @@ class CritiqueFormat:
         if ids and ids[-1] == self.end_token_id:
             ids.pop()
         if self.end_token_id in ids:
-            raise ValueError(f"The critique's ids hold the end-of-turn {self.end_token_id} before their end.")
+            raise ValueError(f"The critique's ids contain the end-of-turn token {self.end_token_id} before their end.")
         return ids
 
     # ----------------------------------------------------------------------------------------------- untrusted text
@@ -455,9 +455,13 @@ class CritiqueFormat:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise ValueError(f"The {field} holds half of a surrogate pair at {error.start}: {text!r:.80}") from error
+            raise ValueError(
+                f"The {field} contains half of a surrogate pair at character {error.start}: {text!r:.80}"
+            ) from error
         if _CUT in text or _SLOT in text:
-            raise ValueError(f"The {field} holds the private-use character U+F8F0 or U+F8F1; remove it: {text!r:.80}")
+            raise ValueError(
+                f"The {field} contains the private-use character U+F8F0 or U+F8F1; remove it: {text!r:.80}"
+            )
         return text
 
     # -------------------------------------------------------------------------------------------------- construction
@@ -494,7 +498,7 @@ class CritiqueFormat:
             hint = f" Try `critique_role={other!r}`, or a" if self.critique else " Use a"
             raise ValueError(
                 f"The chat template closes a {role} turn with {tail!r:.40}, which is not a dedicated token: there is no "
-                f"end-of-turn at which to read the reward.{hint} base model whose turns end with a special token."
+                f"end-of-turn token at which to read the reward.{hint} base model whose turns end with a special token."
             )
         self.end_token: str = end.group()
         self.end_token_id: int = token_id
@@ -505,11 +509,11 @@ class ReferenceFormat(CritiqueFormat):
     r"""
     The [`CritiqueFormat`] of the authors' published checkpoints (`CLoudConfig(format="reference")`).
 
-    It reproduces their training and scoring, quirks included, because their rewards come out as published only with those.
-    The critique follows its prompt in two ways: in training one space joins them ("question: Good."), in scoring nothing
-    does ("question:Good."). And scoring does not read the reward from the generated ids but from their text: decoded, with
-    spaces before punctuation removed, stripped, and tokenised again. A control token that the model itself wrote stays one
-    then; other text never becomes one.
+    It reproduces their training and scoring, quirks included, because only those reproduce the published rewards. In
+    training, one space joins the critique to its prompt ("question: Good."); in scoring, nothing does ("question:Good.").
+    And scoring reads the reward not from the generated ids but from their text: decoded, with spaces before punctuation
+    removed, stripped, and tokenised again. A control token that the model itself wrote remains a control token; other text
+    never becomes one.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
@@ -541,11 +545,11 @@ class ReferenceFormat(CritiqueFormat):
         # A template that trims turns also removes the critique prompt's trailing space; training restores it
         turn = self._apply_template(Conversation([{"role": "user", "content": "x "}]))
         self._trims = f"x {self.end_token}" not in turn
-        # Not the tokenizer's attribute: in transformers 4 the clean-up was on unless the tokenizer's config said no
+        # Not the tokenizer's attribute: transformers 4 cleaned up unless the tokenizer's config turned it off
         self._cleans_up = tokenizer.init_kwargs.get("clean_up_tokenization_spaces", True)
 
     def complete(self, prefix: EncodedPrefix, critique: str | list[int] | None = None) -> EncodedCritique:
-        """Append a critique for scoring: directly after its prompt, all tokenised again. See [`CritiqueFormat.complete`]."""
+        """Append a critique for scoring: directly after its prompt, and tokenise both again. See [`CritiqueFormat.complete`]."""
         if not self.critique or critique is None:
             return super().complete(prefix, critique)
         if isinstance(critique, str):
@@ -583,7 +587,7 @@ class ReferenceFormat(CritiqueFormat):
     def truncate_end(self, encoded: EncodedCritique, max_length: int) -> EncodedCritique:
         """
         Cut a sequence as the reference does in training: on the right, with the tokenizer's end of sequence in place of
-        the last token that fits, even if the sequence had exactly that length. A shorter one is returned as it is.
+        the last token that fits, even if the sequence had exactly that length. A shorter sequence is returned unchanged.
         """
         if len(encoded.input_ids) < max_length:
             return encoded
@@ -614,7 +618,7 @@ class ReferenceFormat(CritiqueFormat):
         text = cast(str, self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
         for spaced, clean in _SPACES_CLEANED_UP.items() if self._cleans_up else ():
             text = text.replace(spaced, clean)
-        # Remove this module's two marks, should a model ever write one
+        # Remove this module's two marks, in case a model writes one
         return text.replace(_CUT, "").replace(_SLOT, "")
 
     def _text_and_reference(self, text: str) -> tuple[str, str]:

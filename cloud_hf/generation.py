@@ -1,7 +1,7 @@
 """Write critiques and read rewards with transformers, in one pass over one KV cache.
 
-`generate` writes the critique, and when it feeds a row's end of turn, a hook keeps the hidden state from which the reward is
-read. There is no second prefill, and no text is tokenised again. (A format that reads the reward from the critique's text, as
+`generate` writes the critique. When it feeds a row's end of turn, a hook keeps the hidden state from which the reward is
+read, so there is no second prefill, and no text is tokenised again. (A format that reads the reward from the critique's text, as
 [`ReferenceFormat`] does, needs a second pass: see `rereads_critiques`.)
 """
 
@@ -67,7 +67,7 @@ def _left_padded(sequences: list[tuple[int, ...]], device: torch.device) -> dict
 
 
 def _batches(lengths: list[int], batch_size: int, show_progress: bool):
-    """Yield batches of indices, longest first: if memory is too small, the first batch fails."""
+    """Yield batches of indices, longest first, so that a lack of memory shows in the first batch."""
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     with tqdm(total=len(order), desc="Scoring", unit="seq", disable=not show_progress, dynamic_ncols=True) as bar:
@@ -95,7 +95,7 @@ class CritiqueWriter:
         if seed is None:
             seed = int(torch.randint(2**31, ()))  # follows torch.manual_seed
         shares = num_critiques > 1 and can_share_prefill(self.model.language_model)
-        # Prefixes per prefill, such that their critiques fill complete batches
+        # Prefixes per prefill, chosen so that their critiques fill complete batches
         at_once = self.batch_size // math.gcd(self.batch_size, num_critiques)
         samples: list[list[Sample]] = [[] for _ in prefixes]
         for rows in _batches([len(prefix.input_ids) for prefix in prefixes], at_once, self.show_progress):
@@ -112,7 +112,7 @@ class CritiqueWriter:
         return samples
 
     def _prefill(self, inputs: dict[str, torch.Tensor]) -> Cache:
-        """Fill a cache with the prefixes except for their last token, which `generate` needs for its first logits."""
+        """Fill a cache with all but the last token of the prefixes, which `generate` needs for its first logits."""
         cache = _new_cache(self.model.language_model)
         all_but_last = {name: tensor[:, :-1] for name, tensor in inputs.items()}
         self.model(**all_but_last, past_key_values=cache, use_cache=True)
@@ -166,8 +166,8 @@ class CritiqueWriter:
 
 def can_share_prefill(language_model: PreTrainedModel) -> bool:
     """
-    Return whether `generate` can continue from an earlier prefill, with its rows repeated. If a model keeps its state
-    elsewhere than in a [`~transformers.DynamicCache`], each critique gets its own prefill.
+    Return whether `generate` can continue from an earlier prefill, with its rows repeated. If a model keeps
+    state outside a [`~transformers.DynamicCache`], each critique gets its own prefill.
     """
     if "past_key_values" not in inspect.signature(language_model.forward).parameters:
         return False  # Mamba, RWKV and xLSTM name their state differently
@@ -185,7 +185,7 @@ def _new_cache(language_model: PreTrainedModel) -> DynamicCache:
 
 
 def row_seed(seed: int, sample: int, prefix_ids: tuple[int, ...]) -> int:
-    """Derive a seed from the judged text, not its place, so that batches, order and shards do not change a sample."""
+    """Derive a seed from the judged text, not its position, so that batches, order and shards do not change a sample."""
     digest = hashlib.blake2b(f"{seed}/{sample}/{prefix_ids}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big")
 
@@ -194,7 +194,7 @@ class _RewardReader(StoppingCriteria):
     """
     Keeps the hidden state at each row's end of turn, and ends a row after that token has been fed.
 
-    The state stays on the device: reading it on the host would make the host wait in every step.
+    The state stays on the device: copying it to the host would synchronise the two in every step.
     """
 
     def __init__(self, end_token_id: int):
@@ -203,7 +203,7 @@ class _RewardReader(StoppingCriteria):
         self.ended_B: torch.Tensor | None = None
 
     def read(self, module, args, kwargs, output):
-        """Act as a forward hook on the trunk, which gets the tokens that are fed and their hidden states."""
+        """Keep the hidden states of rows that end. A forward hook of the trunk, which sees the tokens that are fed."""
         fed_BT = kwargs["input_ids"] if "input_ids" in kwargs else args[0]  # GPT-2 passes it by position
         hidden_BH = output.last_hidden_state[:, -1]
         if self.hidden_BH is None or self.ended_B is None:  # the prefix

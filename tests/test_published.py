@@ -214,7 +214,7 @@ def test_pickled_weights_are_refused(published):
         ({"feedback_method": ["teacher"]}, "`feedback_method` .*known are teacher, vanilla"),
         ({"torch_dtype": "floaty"}, "data type 'floaty', which torch does not know"),
         ({"base_model_name_or_path": 5}, "`base_model_name_or_path` 5, which is not a name"),
-        ({"feedback_method": None}, "neither that of a CLoud model .* nor that of a published checkpoint"),
+        ({"feedback_method": None}, "no config of a CLoud model .* or of a published checkpoint"),
         ({"feedback_method": None, "model_type": "cloud"}, "neither that of a CLoud model"),
         ({"base_model_name_or_path": None}, "has no `base_model_name_or_path`"),
     ],

@@ -262,8 +262,8 @@ def test_an_adapter_over_another_base_is_refused(sft, cloud, base_folder, tmp_pa
             make_trainer(moved, tmp_path / "out")
     for base, says in (
         (tmp_path / "absent", "cannot be read|no model"),
-        (sft[0], "an adapter itself"),
-        ("", "does not say"),
+        (sft[0], "itself an adapter"),
+        ("", "does not name its base model"),
     ):
         moved = with_base(cloud[0], base, f"e{says[:4]}")
         with pytest.raises(ValueError, match=says):
