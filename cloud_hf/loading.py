@@ -45,7 +45,7 @@ def load_reward_model(name: str, **kwargs) -> tuple[CLoudForRewardModeling, PreT
         `tuple`: The model in evaluation mode and its tokenizer.
 
     Raises:
-        `ValueError`: If `name` is not a CLoud model, or an adapter's base is missing or not the one it was trained on.
+        `ValueError`: If `name` is not a CLoud model, or an adapter's base is missing or is not the one it was trained on.
     """
     hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
     architecture = {key: kwargs[key] for key in ("base_model_name_or_path", "text_config") if key in kwargs}
@@ -65,12 +65,12 @@ def load_merged(name: str, base: str | None = None, **kwargs) -> CLoudForRewardM
         name (`str`):
             Hub id or folder of the adapter.
         base (`str`, *optional*):
-            Where the base is, if it has moved since training.
+            Location of the base, if it has moved since training.
         **kwargs:
             Passed to `from_pretrained` of the base; `revision`, `subfolder` and `token` are the adapter's.
 
     Raises:
-        `ValueError`: If the base is missing, or is not the one of training.
+        `ValueError`: If the base is missing, or is not the one that the adapter was trained on.
     """
     return adapters.load_merged(CLoudForRewardModeling, name, base, **kwargs)
 
@@ -99,7 +99,7 @@ def check_reward_model(name: str, config):
     if not isinstance(config, CLoudConfig):
         raise ValueError(
             f"{name} is a {config.model_type} model, not a CLoud model. Train it with `examples/train_cloud.py` or "
-            "`examples/train_classic.py`, or make a fresh one with `CLoudForRewardModeling.from_base`."
+            "`examples/train_classic.py`, or make a reward model from it with `CLoudForRewardModeling.from_base`."
         )
 
 

@@ -1,4 +1,4 @@
-"""Identify a model and its version, for the settings of a journal."""
+"""Identify a model and its version, for the settings that a journal records."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ _FILES = (
     "special_tokens_map.json", "chat_template*",
 )  # fmt: skip
 # Large tensors are sampled: training changes all weights of a tensor, so reading gigabytes would detect no more. Small ones,
-# such as a reward head, are read completely, because a sample of the file could miss them.
+# such as the reward head's, are read completely, because a sample of the file could miss them.
 _BLOCK_SIZE = 4096
 _FILE_BLOCKS = 256
 _TENSOR_BLOCKS = 16
@@ -39,12 +39,12 @@ def identify_model(name: str) -> dict[str, Any]:
     if Path(name).is_dir():
         return {"model": name, "model_version": _hash_of_files(Path(name), _FILES, by_tensor=True)}
     config = cached_file(name, "config.json", _raise_exceptions_for_missing_entries=False)
-    file = config or cached_file(name, "adapter_config.json")  # all that an adapter has
+    file = config or cached_file(name, "adapter_config.json")  # an adapter has only this one
     return {"model": name, "model_version": extract_commit_hash(file, None)}
 
 
 def hash_of_weights(folder: str | Path) -> str:
-    """Hash a sample of the weights in a folder. Adapters record it for their base, so it must not change."""
+    """Hash a sample of the weights in a folder. Adapters record this hash of their base, so its definition must not change."""
     return _hash_of_files(Path(folder), _WEIGHTS, by_tensor=False)
 
 
@@ -64,7 +64,7 @@ def _hash_of_files(folder: Path, patterns: tuple[str, ...], by_tensor: bool) -> 
 
 
 def _tensor_spans(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
-    """Yield start and length of the header and of each tensor of a safetensors file; nothing if the file is malformed."""
+    """Yield start and length of the header and of each tensor of a safetensors file; yield nothing if the file is malformed."""
     start = 8 + int.from_bytes(file.read(8), "little")
     try:
         header = json.loads(file.read(start - 8)) if 8 < start <= size else {}
@@ -79,7 +79,7 @@ def _tensor_spans(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
 
 
 def _sample(length: int, blocks: int) -> Iterator[tuple[int, int]]:
-    """Yield places and lengths of blocks, spread evenly over `length` bytes; all of it if the blocks would cover it."""
+    """Yield offsets and lengths of blocks, spread evenly over `length` bytes, or one block if they would cover it all."""
     if length <= blocks * _BLOCK_SIZE:
         yield 0, length
         return

@@ -57,9 +57,9 @@ class CLoudOutput(ModelOutput):
 
     Args:
         logits (`torch.Tensor` of shape `(B, 1)`):
-            The reward, fp32, named `logits` because reward-model tools read it there.
+            The reward in fp32, named `logits` because tools for reward models read it there.
         lm_loss (`torch.Tensor` of shape `()`, *optional*):
-            Mean cross-entropy over the labelled tokens, when `labels` are given; 0 when none is labelled.
+            Mean cross-entropy over the labelled tokens, if `labels` are given; 0 if no token is labelled.
         lm_loss_sums (`torch.Tensor` of shape `(B,)`, *optional*):
             Summed cross-entropy of each sequence, without gradient.
         lm_loss_counts (`torch.Tensor` of shape `(B,)`, *optional*):
@@ -129,7 +129,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         self.reward_head = RewardHead(config.text_config.hidden_size)
         self._accepts_position_ids = "position_ids" in inspect.signature(self.trunk.forward).parameters
         self.generation_config = self.language_model.generation_config
-        # The base's sampling defaults are for `generate`; critiques are written with what the caller asks for
+        # The base's sampling defaults apply to `generate` only; critiques are sampled as the caller requests
         self.language_model.generation_config = GenerationConfig()
         self.post_init()
 
@@ -148,7 +148,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         **kwargs,
     ) -> "CLoudForRewardModeling":
         r"""
-        Make a reward model from a causal language model's weights and a fresh reward head.
+        Make a reward model from a causal language model's weights and a new, random reward head.
 
         Args:
             base (`str` or `Path`):
@@ -190,7 +190,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         format: str = "cloud",
         **hub_kwargs,
     ) -> CLoudConfig:
-        """Make the config of [`CLoudForRewardModeling.from_base`] without loading weights; see there for the arguments."""
+        """Make the config of [`CLoudForRewardModeling.from_base`] without loading weights; it documents the arguments."""
         text_config = read_config(base, **hub_kwargs)
         if isinstance(text_config, CLoudConfig):
             raise ValueError(f"{base} is already a CLoud model; load it with `from_pretrained`.")
@@ -212,8 +212,10 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_language_model(cls, base: str | Path, config: CLoudConfig, **kwargs) -> "CLoudForRewardModeling":
-        """Load a language model's weights and a fresh head with a given config; [`from_base`] makes the config as well."""
-        cls._keys_to_ignore_on_load_missing = [r"^reward_head\."]  # a fresh head is expected here, so no warning
+        """Load a language model's weights and add a new head, with a given config; [`from_base`] also makes the config."""
+        cls._keys_to_ignore_on_load_missing = [
+            r"^reward_head\."
+        ]  # the new head is expected to be missing, so no warning
         try:
             loaded: Any = super().from_pretrained(base, config=config, output_loading_info=True, **kwargs)
         finally:
@@ -229,14 +231,14 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs) -> Any:
         r"""
         Load a reward model: a native one, a published checkpoint of the authors (with `format="reference"`), or an adapter.
-        Unlike in transformers, missing weights are an error: rewards from a random head look like any others.
+        Unlike in transformers, missing weights are an error: rewards of a random head look like any others.
 
         Args:
             text_config (`PreTrainedConfig` or `dict`, *optional*):
                 Architecture of the language model, if the base that a published checkpoint names cannot be reached.
                 The weights are always the checkpoint's.
             base_model_name_or_path (`str`, *optional*):
-                Another place to read that architecture from.
+                Hub id or folder to read the architecture from instead of the named base.
             **kwargs:
                 As in transformers (`dtype`, `device_map`, `revision`, …).
 
@@ -275,7 +277,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
     @classmethod
     def _load_adapter(cls, name, kwargs: dict[str, Any], hub_kwargs: dict[str, Any]) -> "CLoudForRewardModeling":
         """Load and merge an adapter. `name` is its folder, or what the Auto classes take for its base."""
-        # Absolute and in a `try`, so that transformers neither copies PEFT's side next to saved models nor requires it
+        # An absolute import in a `try`, so that transformers neither copies `adapters.py` next to saved models nor demands PEFT
         try:
             from cloud_hf.adapters import load_merged
         except ImportError as error:
@@ -287,7 +289,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
     @classmethod
     def without_weights(cls, config: CLoudConfig) -> "CLoudForRewardModeling":
         """Build the architecture on the meta device."""
-        # `set_zero3_state` switches ZeRO-3 off: it would partition the language model inside
+        # `set_zero3_state` switches ZeRO-3 off, which would partition the inner language model
         with torch.device("meta"), set_zero3_state():
             return cls(config)
 
@@ -338,14 +340,14 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
                 Unshifted labels of the critique LM loss, `-100` elsewhere. With `segments`, the first token of each
                 segment must be `-100`, too.
             reward_positions (`torch.LongTensor` of shape `(B,)`, *optional*):
-                Where rewards are read. Default to the last real tokens. With `segments`, positions in the flattened row,
-                at the last token of each sequence, in any order.
+                Positions at which rewards are read. Default to the last real tokens. With `segments`, positions in the
+                flattened row of each sequence's last token, in any order.
             segments (`torch.LongTensor` of shape `(S, 2)`, *optional*):
                 Length and parent of each segment of a flattened batch, see [`~packed_attention.packed_arguments`]. A
                 sequence is a segment and its ancestors.
             lm_loss_chunks (`int`, *optional*):
                 Number of pieces in which the logits of the labelled tokens are computed. One is fastest; with more,
-                only one piece is in memory at a time, and the backward pass computes each again. Defaults to one piece
+                only one piece is in memory at a time, and the backward pass recomputes each. Defaults to one piece
                 per 16,384 entries of the vocabulary.
             margin (`torch.Tensor`, *optional*):
                 Not used: [`~trl.RewardTrainer`] passes its entire batch to the model.
@@ -434,8 +436,8 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
     @torch.no_grad()
     def check_logits(self):
         """
-        Raise `ValueError` if the language model changes its logits in a way unknown to `_scale_logits`, which would falsify the
-        critique loss.
+        Raise `ValueError` if the language model changes its logits in a way that `_scale_logits` does not know: the critique
+        loss would be wrong.
         """
         ids = torch.tensor([[0, 1, 2]], device=self.device)
         theirs = self.language_model(ids, use_cache=False).logits.float()
@@ -443,8 +445,8 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         ours = self._scale_logits(self.language_model.get_output_embeddings()(hidden_BTH).float())
         if (ours.to(theirs.device) - theirs).abs().max() > 0.02 * theirs.abs().max() + 1e-4:
             raise ValueError(
-                f"{type(self.language_model).__name__} changes its logits after the LM head in a way that is not known "
-                "here, so that the loss on critiques would be wrong. It cannot be made a CLoud model yet."
+                f"{type(self.language_model).__name__} changes its logits after the LM head in an unsupported way, "
+                "which would make the critique loss wrong. It cannot become a CLoud model yet."
             )
 
     def prepare_for_segments(self, shared_prompt: bool):
@@ -457,15 +459,17 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         """
         config, name = self.trunk.config, type(self.language_model).__name__
         option = "`shared_prompt`" if shared_prompt else "`padding_free`"
-        # Other layers carry a state from token to token, or choose by position which tokens they attend to
+        # Other layer types carry state from token to token, or choose the tokens to attend to by position
         others = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
         if self.trunk._is_stateful or others:
             kinds = ", ".join(sorted(others)) or "state-space layers"
             raise ValueError(f"{option} cannot be used with {name}: its {kinds} would mix the sequences of a batch.")
         if not self._accepts_position_ids or not self.trunk._can_set_attn_implementation():
-            raise ValueError(f"{option} cannot be used with {name}, which does not let positions or attention be set.")
+            raise ValueError(
+                f"{option} cannot be used with {name}, which allows setting neither positions nor attention."
+            )
         if is_flash_attention_requested(config) and not shared_prompt:
-            return  # its kernels get the lengths; no check, because they need a GPU and the model may still be on the CPU
+            return  # its kernels get the lengths; not checked, because they need a GPU and the model may still be on the CPU
         if config._attn_implementation not in ("sdpa", PACKED_SDPA):
             usable = "'sdpa'" if shared_prompt else "'sdpa' or 'flash_attention_2'"
             raise ValueError(
@@ -477,7 +481,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
 
     @torch.no_grad()
     def _check_segments(self, shared_prompt: bool):
-        """Raise `ValueError` unless random sequences get the same hidden states in a flattened batch as one by one."""
+        """Raise `ValueError` unless random sequences get the same hidden states in a flattened batch as alone."""
         if is_deepspeed_zero3_enabled() or self.device.type == "meta":
             return  # no usable weights yet
         generator = torch.Generator().manual_seed(0)
@@ -529,7 +533,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
     ) -> tuple[list[float], list[str]]:
         r"""
         Judge responses with the reference's signature. Returns rewards and critiques (`""` for a classic model), in input
-        order; arguments are those of [`CLoudForRewardModeling.score`], `temp` and `max_tokens` under the reference's names.
+        order. See [`CLoudForRewardModeling.score`] for the arguments; `temp` and `max_tokens` are the reference's names.
         """
         scores = self.score(
             user_prompts,
@@ -565,10 +569,10 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         return self.trunk
 
     def save_pretrained(self, *args, **kwargs):
-        """Save as in transformers, with this code, so that the folder loads where the package is not installed."""
+        """Save as in transformers, together with this code, so that the folder loads without this package."""
         self._add_to_auto_map()
         own_class = type(self)
-        # FSDP2 replaces the class by a subclass of torch's making, whose file would be saved as the model's code
+        # FSDP2 replaces the class with a generated subclass, whose file would be saved as the model's code
         self.__class__ = next(base for base in own_class.__mro__ if not issubclass(base, FSDPModule))
         try:
             super().save_pretrained(*args, **kwargs)
@@ -602,8 +606,8 @@ def _refuse_missing(name, missing_keys):
 
 def _labelled_sequences(labels_BT: torch.Tensor, reward_positions: torch.Tensor | None) -> torch.Tensor:
     """
-    Return the sequence of each labelled position, shape `(P,)`: its row, or in a flattened batch the sequence with the next
-    reward position.
+    Return the sequence of each labelled position, shape `(P,)`: its row or, in a flattened batch, the sequence whose
+    reward position comes next.
     """
     row_P, position_P = (labels_BT != IGNORE_INDEX).nonzero().unbind(1)
     if reward_positions is None:
@@ -620,7 +624,7 @@ def _last_real_position(attention_mask: torch.Tensor | None, B: int, T: int, dev
 
 
 def unused_token_id(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> int | None:
-    """Find an id that text never has: a reserved token, else a padding row of the embeddings, else `None`."""
+    """Find an id that never encodes text: a reserved token, else a padding row of the embeddings, else `None`."""
     words = ("reserved", "unused", "placeholder", "dummy", "extra_id", "control_")
     spare = [
         token_id

@@ -90,7 +90,7 @@ MOVED = {
 
 
 class MovedModules:
-    """Finder and loader of the old paths: a module whose names are those of the new one."""
+    """Finder and loader of the old paths. It makes a module that takes its names from the new one."""
 
     @staticmethod
     def find_spec(name: str, path=None, target=None) -> ModuleSpec | None:

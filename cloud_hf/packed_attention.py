@@ -18,9 +18,9 @@ PACKED_SDPA = "packed_sdpa"
 
 def packed_arguments(config, segments_S2: torch.Tensor) -> dict[str, Any]:
     """
-    Make the arguments by which a decoder's attention knows the segments. `segments_S2` holds length and parent of each, in
-    the order of their tokens; the parent is the index of an earlier segment, or -1. A token attends to the ancestors of its
-    segment and to earlier tokens in its own.
+    Make the arguments that tell a decoder's attention where the segments are. `segments_S2` holds the length and parent of
+    each, in the order of their tokens; the parent is the index of an earlier segment, or -1. A token attends to the
+    ancestors of its segment, to earlier tokens of that segment, and to itself.
 
     Raises:
         `ValueError`: If the attention implementation of `config` cannot keep segments apart.
@@ -40,7 +40,7 @@ def packed_arguments(config, segments_S2: torch.Tensor) -> dict[str, Any]:
             f"A flattened batch needs the attention implementation {PACKED_SDPA!r} (`model.set_attn_implementation`), "
             f"not {config._attn_implementation!r}, which would let its sequences see each other."
         )
-    # The table travels as the attention mask, because every architecture passes a 4-d mask on unchanged, also under
+    # The table is passed as the attention mask, because every architecture passes on a 4-d mask unchanged, even under
     # gradient checkpointing. It stays on the CPU, where the lengths are read.
     return {"attention_mask": segments_S2.cpu()[None, None]}
 
@@ -81,8 +81,8 @@ def packed_sdpa_attention_forward(
 def _lower_right_mask(
     num_queries: int, num_keys: int, sliding_window: int | None, device: torch.device
 ) -> torch.Tensor | None:
-    """Return the mask of the keys that the last `num_queries` positions see; `None` if SDPA's own causal mask equals it."""
-    if sliding_window is None or num_keys <= sliding_window:
+    """Return the mask of the keys that the last `num_queries` positions see; `None` if it equals SDPA's own causal mask."""
+    if sliding_window is None or num_keys <= sliding_window:  # the window covers all keys
         sliding_window = None
     if num_queries == num_keys and sliding_window is None:
         return None

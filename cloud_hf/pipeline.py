@@ -52,14 +52,14 @@ class CLoudPipeline(Pipeline):
         Args:
             inputs (`dict` or `list` or generator or `Dataset`):
                 `{"messages": [...]}`, optionally with `"tools"`, whose last message is the assistant's response; or
-                `{"prompt": ..., "response": ...}` with a prompt as [`Scorer`] takes it; or a list of messages. Or
+                `{"prompt": ..., "response": ...}` with a prompt as in [`Scorer`]; or a list of messages. Or
                 several of these: a list is sorted by length and judged at once; a generator or dataset is read
                 `batch_size` inputs at a time, as results are consumed.
             **kwargs:
                 `batch_size` and the options of [`CLoudPipeline`].
 
         Returns:
-            `dict`, a `list` or an iterator of them: the fields of [`Score`] but `critique_ids`.
+            `dict`, a `list` or an iterator of them: the fields of [`Score`] except `critique_ids`.
 
         Raises:
             `ValueError`: If an input or option is not usable; the message names the row, counted from 0.

@@ -17,7 +17,7 @@ class Conversation:
 def read_prompt(prompt, allow_empty: bool = False) -> Conversation:
     """
     Convert a prompt (a user message, a list of chat messages, or `{"messages": [...], "tools": [...]}`) to messages with text
-    contents. Raises `ValueError`, saying why, if it is not usable; `allow_empty` accepts empty user messages.
+    contents. Raises `ValueError`, with the reason, if it is not usable; `allow_empty` accepts empty user messages.
     """
     tools = None
     if isinstance(prompt, dict):
@@ -34,7 +34,7 @@ def read_prompt(prompt, allow_empty: bool = False) -> Conversation:
     if messages[-1]["role"] not in ("user", "tool"):
         raise ValueError(
             f"`prompt` ends on a {messages[-1]['role']!r} turn. Its last message must be the user's (or a tool's): the "
-            "response that is judged comes after it."
+            "response to judge comes after it."
         )
     return Conversation(messages, tools)
 

@@ -1,7 +1,8 @@
-"""Read the layout of the authors' published checkpoints, and map it to ours.
+"""Read the authors' published checkpoints, and map their layout to ours.
 
-Their config does not hold the language model's architecture but names a base (`base_model_name_or_path`), and their weights
-are `reward_base_model.*` and `reward_head.*`. Our config holds the architecture, and our weights are `language_model.*`.
+Their config does not contain the language model's architecture but names a base (`base_model_name_or_path`), and their
+weights are `reward_base_model.*` and `reward_head.*`. Our config contains the architecture; our weights are
+`language_model.*` and `reward_head.*`.
 """
 
 import json
@@ -45,7 +46,7 @@ def native_config(
     method = config["feedback_method"]
     if not isinstance(method, str) or method not in FEEDBACK_METHODS:
         raise ValueError(
-            f"The checkpoint's config has `feedback_method` {method!r}; known are {', '.join(FEEDBACK_METHODS)}."
+            f"The checkpoint's config has `feedback_method` {method!r}; use {' or '.join(FEEDBACK_METHODS)}."
         )
     base = config.get("base_model_name_or_path") if base is None else str(base)
     if base is not None and not isinstance(base, str):
@@ -60,20 +61,20 @@ def native_config(
     # The data type is also the checkpoint's, not the base's
     if dtype := config.get("dtype") or config.get("torch_dtype"):
         if not isinstance(getattr(torch, str(dtype), None), torch.dtype):
-            raise ValueError(f"The checkpoint's config has the data type {dtype!r}, which torch does not know.")
+            raise ValueError(f"The checkpoint's config has the data type {dtype!r}, which torch does not have.")
         native["dtype"] = dtype
     return {**native, "text_config": {**text_config, "dtype": native.get("dtype")}}
 
 
 def unknown_keys(config: dict[str, Any]) -> list[str]:
-    """Return the keys of a published config that are neither used nor known to be superfluous."""
+    """Return the keys of a published config that are neither used nor known to be redundant."""
     return sorted({*config} - _IGNORED_KEYS - {"feedback_method", "base_model_name_or_path"})
 
 
 def _read_architecture(base: str | None, hub_kwargs: dict[str, Any]) -> PreTrainedConfig:
     help_text = (
-        "A published checkpoint holds no description of its language model. Pass `base_model_name_or_path=` with the "
-        "Hub id or folder of that model, or of any copy of it (its config alone is read), or `text_config=` with the "
+        "A published checkpoint does not describe its language model. Pass `base_model_name_or_path=` with the "
+        "Hub id or folder of that model or of a copy (only the config is read), or `text_config=` with the "
         "config itself; `python -m cloud_hf.convert SRC DST --base_model_name_or_path BASE` writes a folder that needs "
         "neither."
     )
@@ -86,9 +87,7 @@ def _read_architecture(base: str | None, hub_kwargs: dict[str, Any]) -> PreTrain
         return AutoConfig.from_pretrained(base, **shared)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"The language model {base!r}, on which the checkpoint is built, cannot be reached: {reason} {help_text}"
-        ) from error
+        raise ValueError(f"The checkpoint's base model {base!r} cannot be reached: {reason} {help_text}") from error
 
 
 # ---------------------------------------------------------------------------------------------------------- weights
@@ -107,9 +106,7 @@ def find_weights(name: str, **hub_kwargs) -> list[Path]:
 
     index, single = find(SAFE_WEIGHTS_INDEX_NAME), find(SAFE_WEIGHTS_NAME)
     if index is not None and single is not None:
-        raise ValueError(
-            f"{name} holds both {SAFE_WEIGHTS_NAME} and {SAFE_WEIGHTS_INDEX_NAME}: remove the one that is wrong."
-        )
+        raise ValueError(f"{name} has both {SAFE_WEIGHTS_NAME} and {SAFE_WEIGHTS_INDEX_NAME}; remove the wrong one.")
     if index is not None:
         _check_index(Path(index))
         shards = [Path(path) for path in get_checkpoint_shard_files(name, index, **hub_kwargs)[0] or ()]
@@ -120,10 +117,10 @@ def find_weights(name: str, **hub_kwargs) -> list[Path]:
         return [Path(single)]
     if find(WEIGHTS_INDEX_NAME) or find(WEIGHTS_NAME):
         raise ValueError(
-            f"The weights of {name} are pickled, and loading a pickle can run code: only safetensors are loaded. If you "
+            f"The weights of {name} are pickled, and loading a pickle can run code, so only safetensors are loaded. If you "
             f"trust them, `python -m cloud_hf.convert {name} DST --from_pickle` writes safetensors."
         )
-    raise ValueError(f"{name} holds no weights: neither {SAFE_WEIGHTS_NAME} nor {SAFE_WEIGHTS_INDEX_NAME}.")
+    raise ValueError(f"{name} has no weights: neither {SAFE_WEIGHTS_NAME} nor {SAFE_WEIGHTS_INDEX_NAME}.")
 
 
 def _check_index(path: Path):
@@ -151,7 +148,7 @@ def read_shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:
         except SafetensorError as error:
             raise ValueError(f"{file} is not a complete safetensors file ({error}); download it again.") from error
         if twice := sorted(set(found) & set(shapes)):
-            raise ValueError(f"{file} holds weights that an earlier shard already holds: {', '.join(twice[:4])}.")
+            raise ValueError(f"{file} repeats weights of an earlier shard: {', '.join(twice[:4])}.")
         shapes |= found
     return shapes
 
@@ -168,12 +165,12 @@ def published_key(key: str) -> str:
 
 def check_shapes(name: str, shapes: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]], tied: set[str]):
     """
-    Raise `ValueError`, naming the weights, unless the shapes in a checkpoint (by native names) are those `expected` of its
+    Raise `ValueError`, naming the weights, unless a checkpoint's shapes (by native names) are the `expected` ones of its
     architecture. Weights in `tied` may be missing.
     """
     missing = sorted(set(expected) - set(shapes) - tied)
     if head := [key for key in missing if key.startswith("reward_head.")]:
-        raise ValueError(f"{name} has no complete reward head: {', '.join(head)} missing. Is it a reward model?")
+        raise ValueError(f"{name} has no complete reward head: it lacks {', '.join(head)}. Is it a reward model?")
     other = sorted(key for key in set(expected) & set(shapes) if expected[key] != shapes[key])
     if other:
         key = other[0]
@@ -181,11 +178,11 @@ def check_shapes(name: str, shapes: dict[str, tuple[int, ...]], expected: dict[s
         if "embed" in key or "lm_head" in key:
             hint = f"a vocabulary of {shapes[key][0]} where the architecture has {expected[key][0]}"
         raise ValueError(
-            f"{name}: {len(other)} weight(s) do not fit the architecture, {key} first: the checkpoint has the shape "
-            f"{shapes[key]}, the architecture {expected[key]} ({hint})."
+            f"{name}: {len(other)} weight(s) do not fit the architecture. {key} has the shape "
+            f"{shapes[key]} in the checkpoint and {expected[key]} in the architecture ({hint})."
         )
     unexpected = sorted(set(shapes) - set(expected))
-    for keys, what in ((missing, "lacks"), (unexpected, "holds more than the architecture has:")):
+    for keys, what in ((missing, "lacks"), (unexpected, "has more than the architecture:")):
         if keys:
             raise ValueError(
                 f"{name} {what} {len(keys)} weight(s): {', '.join(keys[:4])}. Is the base model the one it was trained "

@@ -62,7 +62,7 @@ OnScore = Callable[[int, Score], None]
 
 @dataclass(frozen=True)
 class Sampling:
-    """The options by which critiques are written; see [`Scorer`]. Raises `ValueError` if a value is out of range."""
+    """The options for writing critiques; see [`Scorer`]. Raises `ValueError` if a value is out of range."""
 
     num_critiques: int = 1
     temperature: float = 0.0
@@ -98,8 +98,8 @@ class Scorer(Protocol):
         seed (`int`, *optional*):
             Makes sampling repeatable; in fp32, also between batches of different sizes.
         on_score (`Callable[[int, Score], None]`, *optional*):
-            Called with the index and the score of each response as soon as it is known, so that a later failure does not
-            lose it. A server and vLLM report one by one, transformers at the end.
+            Called with each response's index and score as soon as the score is known, so that a later failure does not
+            lose it. A server and vLLM report one at a time, transformers all at the end.
 
     Returns:
         `list[Score]`: In input order.

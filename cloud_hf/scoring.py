@@ -96,7 +96,7 @@ def score_with_transformers(
         `list[Score]`: In input order.
 
     Raises:
-        `ValueError`: If an argument or a row is not usable; the message names the row. Nothing has been computed then.
+        `ValueError`: If an argument or a row is not usable; the message names the row. Raised before anything is computed.
     """
     if batch_size < 1:
         raise ValueError("`batch_size` must be at least 1.")
@@ -138,7 +138,7 @@ class ScoringRequest:
     texts: list[list[str]] | None = None
 
     def given_samples(self) -> list[list[Sample]]:
-        """Return samples of the given critiques, with NaN for rewards that are still to be read."""
+        """Return samples of the given critiques, with NaN for the rewards, which are read later."""
         return [
             [
                 Sample(math.nan, text, encoded.input_ids[encoded.prefix_length : -1])
@@ -171,7 +171,7 @@ def read_request(
 
     Args:
         critique_format, config, prompts, responses, sampling, critiques:
-            The model's, and those of [`Scorer`].
+            The model's format and config, and the arguments of [`Scorer`].
         has_critique_prompt (`bool`, *optional*, defaults to `False`):
             Whether the caller gave a critique prompt, which a classic model cannot use.
         context (`int`, *optional*):
@@ -179,7 +179,7 @@ def read_request(
         reserved_tokens (`int`, *optional*, defaults to `1`):
             Tokens that the backend needs after a written critique.
         reading_tokens (`int`, *optional*, defaults to `0`):
-            Tokens that it needs after a sequence whose reward it reads.
+            Tokens that the backend needs after a sequence whose reward it reads.
 
     Raises:
         `ValueError`: If an argument or a row is not usable; the message names the row.
@@ -187,7 +187,7 @@ def read_request(
     _check_arguments(prompts, responses, sampling, critiques)
     if not config.critique and (sampling.num_critiques > 1 or critiques is not None or has_critique_prompt):
         raise ValueError(
-            "This is a classic reward model: it writes no critiques. Drop `num_critiques`, `critiques` and "
+            "This is a classic reward model, which writes no critiques. Drop `num_critiques`, `critiques` and "
             "`critique_prompt`."
         )
     context = context_length(config) if context is None else context
@@ -258,7 +258,7 @@ def _check_arguments(prompts, responses, sampling: Sampling, critiques):
         raise ValueError(f"`critiques` is {critiques!r:.60}; give a list with one entry per response.")
     if sampling.num_critiques > 1:
         raise ValueError(
-            "`critiques` are scored as given; leave `num_critiques` out, and give lists to score several per response."
+            "`critiques` are scored as given; omit `num_critiques`, and give lists to score several per response."
         )
     if len(critiques) != len(responses):
         raise ValueError(f"{len(critiques)} critiques but {len(responses)} responses; give one entry per response.")
@@ -269,7 +269,7 @@ def _check_arguments(prompts, responses, sampling: Sampling, critiques):
 
 
 def naming_row(row: int, function: Callable[..., _T], *args) -> _T:
-    """Call `function`, and name the row in its `ValueError`."""
+    """Call `function`, and prefix its `ValueError` with the row."""
     try:
         return function(*args)
     except ValueError as error:
@@ -277,7 +277,7 @@ def naming_row(row: int, function: Callable[..., _T], *args) -> _T:
 
 
 def _check_lengths(context: int | None, lengths: list[int]):
-    """Refuse rows that the context cannot hold."""
+    """Refuse rows that do not fit the context."""
     too_long = [row for row, length in enumerate(lengths) if context is not None and length > context]
     if too_long:
         raise ValueError(

@@ -14,7 +14,7 @@ import gradio as gr
 from gradio.themes import Default
 
 
-# Gradio's own fonts come from Google
+# Gradio's own fonts are loaded from Google
 _FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 _MONOSPACE_FONTS = ["ui-monospace", "SFMono-Regular", "Consolas", "monospace"]
 # Gradio's footer is too pale to read, and a wide table must not widen a narrow page
@@ -71,15 +71,15 @@ def launch_options() -> dict[str, Any]:
 
 
 def upload_box() -> gr.File:
-    """Make the box for a table as a file, which [`read_text`] reads."""
+    """Make the upload box for a table, whose file [`read_text`] reads."""
     kinds = [".csv", ".tsv", ".txt", ".json", ".jsonl"]
-    return gr.File(label="Or a file, which is then read instead", file_types=kinds, height=150)
+    return gr.File(label="Or a file, which replaces the text", file_types=kinds, height=150)
 
 
 def compute_on(triggers: Sequence, compute: Callable, inputs: list, outputs: list, **options):
     """
-    Compute outputs when an event is triggered. The first of `outputs` is the column of results, which is hidden first: old
-    results must not appear next to a new error.
+    Compute outputs when an event is triggered. The first of `outputs` is the column of results. It is hidden before the
+    computation: old results must not appear next to a new error.
     """
     hide: Any = {"queue": False, "api_visibility": "private"}
     hidden = gr.on(triggers, lambda: gr.Column(visible=False), None, outputs[0], **hide)
@@ -113,7 +113,7 @@ def user_error(message: str, duration: float | None = None) -> gr.Error:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Check whether the GPU or the machine ran out of memory."""
-    # By name: a page must not wait for torch. On the CPU torch raises a plain RuntimeError.
+    # Compared by name, because a page must not wait for torch. On the CPU, torch raises a plain RuntimeError.
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
@@ -130,7 +130,7 @@ def as_text(value: Any) -> str:
 
 
 def make_table(caption: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Return an HTML table for `gr.HTML`. Cells are plain text; long ones are cut and say so."""
+    """Return an HTML table for `gr.HTML`. Cells are plain text; long ones are cut, with a note."""
     head = "".join(f'<th scope="col">{as_text(name)}</th>' for name in header)
     body = "".join(f"<tr>{''.join(map(_make_cell, row))}</tr>" for row in rows)
     return (
@@ -163,7 +163,7 @@ def read_text(path: str | Path) -> str:
 
 def read_table(text: str, required: Sequence[str], optional: Sequence[str] = ()) -> dict[str, list]:
     """
-    Read a table by columns. CSV and JSON are told apart by their first character.
+    Read a table by columns. The first character tells JSON from CSV.
 
     Args:
         text (`str`):
@@ -172,7 +172,7 @@ def read_table(text: str, required: Sequence[str], optional: Sequence[str] = ())
         required (`Sequence[str]`):
             Columns that must exist. Their plurals are accepted; other columns are ignored.
         optional (`Sequence[str]`, *optional*):
-            Columns that all rows have, or none.
+            Columns that either all rows have or none.
 
     Returns:
         `dict[str, list]`: One value per row for each existing column. CSV values are strings.

@@ -1,4 +1,4 @@
-"""Choose the number of OpenMP threads, which torch computes with on a CPU, by the CPUs that are free."""
+"""Choose the number of OpenMP threads, which torch uses on a CPU, by the number of free CPUs."""
 
 import math
 import os
@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
-# Less of a CPU in use by others than this is noise: daemons, or the end of the process before
+# CPUs in use by others up to this are noise: daemons, or a previous process that is still exiting
 _NOISE = 0.3
 
 
 @dataclass(frozen=True)
 class Cpus:
-    """CPUs of this process, in numbers of CPUs; `quota` is at most `visible`, `free` at most `quota`."""
+    """Numbers of CPUs of this process; `quota` is at most `visible`, and `free` at most `quota`."""
 
     visible: int  # size of the affinity mask: OpenMP starts as many threads unless told otherwise
-    quota: float  # what the control group, such as a container's, may use at a time
-    free: float  # what no other process uses at present
+    quota: float  # how many the control group, such as a container's, may use at a time
+    free: float  # how many no other process uses at present
 
     @property
     def is_shared(self) -> bool:
@@ -27,7 +27,7 @@ class Cpus:
 
     @property
     def threads(self) -> int:
-        """Return how many threads each have a CPU to themselves; at least one."""
+        """Return how many threads can have a CPU to themselves; at least one."""
         return max(1, math.floor(self.free + _NOISE if self.is_shared else self.quota))
 
 
@@ -36,8 +36,8 @@ def thread_environment(environment: Mapping[str, str] = os.environ, cpus: Cpus |
     Return the environment variables to start a computing process with. OpenMP reads them once, when torch is imported.
 
     Variables that `environment` sets win. The result is empty on an idle machine without a quota, where OpenMP's own defaults
-    are best, and if `OMP_NUM_THREADS` is set. OpenMP threads wait for each other by spinning: the fastest way while each has a
-    CPU to itself, and several times slower than a single thread as soon as another process takes one of their CPUs.
+    are best, and if `OMP_NUM_THREADS` is set. OpenMP threads wait for each other by spinning, which is fastest while each
+    has a CPU to itself, but several times slower than a single thread once another process takes one of those CPUs.
     """
     if "OMP_NUM_THREADS" in environment or not hasattr(os, "sched_getaffinity"):  # only Linux has the latter
         return {}
@@ -45,14 +45,14 @@ def thread_environment(environment: Mapping[str, str] = os.environ, cpus: Cpus |
     if cpus.threads == cpus.visible:
         return {}
     chosen = {"OMP_NUM_THREADS": str(cpus.threads)}
-    if cpus.is_shared:  # the load can grow while the process runs: threads that sleep while they wait lose less then
+    if cpus.is_shared:  # the load may grow later, and then threads lose less time if they sleep while they wait
         chosen["OMP_WAIT_POLICY"] = "PASSIVE"
     return {**chosen, **{name: environment[name] for name in chosen if name in environment}}
 
 
 def measure_cpus(seconds: float = 0.3, root: Path = Path("/")) -> Cpus:
     """
-    Read the limits of this process, and watch for `seconds` how much others compute; the kernel counts in steps of 0.01 s.
+    Read the limits of this process, and measure for `seconds` how much others compute; the kernel counts in steps of 0.01 s.
     `root` is the folder with `proc` and `sys`.
     """
     mask = os.sched_getaffinity(0)
@@ -85,12 +85,12 @@ def _idle_share(before: tuple[int, int], after: tuple[int, int]) -> float:
 
 
 def _limited_groups(root: Path) -> Iterator[tuple[float, Path]]:
-    """Yield quota in CPUs and file with the CPU time used of this process's control groups and those above them."""
+    """Yield the quota in CPUs and the usage file of each of this process's control groups and of those above them."""
     for line in (root / "proc/self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and "cpu" not in controllers.split(","):
             continue
-        mount = root / "sys/fs/cgroup" / controllers  # version 2 has one tree, and no name in this place
+        mount = root / "sys/fs/cgroup" / controllers  # version 2 has a single tree, without controller names
         accounts = mount if not controllers else root / "sys/fs/cgroup/cpuacct"
         parts = Path(path).parts[1:]
         # In a container the path can be the host's, while the container's own group is mounted at the root

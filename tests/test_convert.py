@@ -100,7 +100,7 @@ def test_pickles_are_read_on_request(tmp_path, base_folder):
         plan(str(published))
     native = convert(published, tmp_path / "native", from_pickle=True)
     assert_same_scores(scores(native), expected)
-    with pytest.raises(ValueError, match="leave `--from_pickle` out"):
+    with pytest.raises(ValueError, match="omit `--from_pickle`"):
         plan(str(native), from_pickle=True)
     torch.save({"code": print}, published / "pytorch_model.bin")
     with pytest.raises(ValueError, match="contains more than tensors, so it was not loaded"):

@@ -207,7 +207,7 @@ def test_training_mode_is_left_as_it_was(talker):
         ({"temperature": float("nan")}, "`temperature` is .* it must be a finite number"),
         ({"batch_size": 0}, "`batch_size` must be at least 1"),
         ({"critiques": "abcd"}, "`critiques` is 'abcd'"),
-        ({"critiques": CRITIQUES, "num_critiques": 2, "temperature": 1.0}, "leave `num_critiques` out"),
+        ({"critiques": CRITIQUES, "num_critiques": 2, "temperature": 1.0}, "omit `num_critiques`"),
         ({"critiques": ["only one"]}, "1 critiques but 4 responses"),
         ({"critiques": ["a", "b", "c", None]}, "Row 3: `critiques` is"),
         ({"critiques": ["a", "b", "c", []]}, "Row 3: `critiques` is"),
