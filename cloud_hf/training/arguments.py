@@ -85,7 +85,7 @@ class RewardModelConfig(TrainedModelConfig):
 def model_name(model_args: ModelConfig) -> str:
     """Return the name of the model to train. Raises `ValueError` if there is none."""
     if model_args.model_name_or_path is None:
-        raise ValueError("`model_name_or_path` is missing: name the model to start from.")
+        raise ValueError("`model_name_or_path` is missing; name the model to start from.")
     return model_args.model_name_or_path
 
 
@@ -119,10 +119,10 @@ def load_tokenizer(model_args: ModelConfig, training_args) -> PreTrainedTokenize
 
 def set_chat_template(tokenizer: PreTrainedTokenizerBase, path: str):
     """
-    Set a tokenizer's chat template from a Jinja file, and refuse other files with `ValueError`. TRL also takes a model here
-    and copies its special tokens, but tokens cannot be added once the critique format is built.
+    Set a tokenizer's chat template from a Jinja file; other files raise `ValueError`. TRL also accepts a model here and
+    copies its special tokens, but no tokens can be added once the critique format is built.
     """
     if not path.endswith((".jinja", ".j2")):
-        raise ValueError(f"`chat_template_path` is {path!r}; it must be a Jinja file here.")
+        raise ValueError(f"`chat_template_path` is {path!r}; it must name a Jinja file (.jinja or .j2).")
     with open(path, encoding="utf8") as file:
         tokenizer.chat_template = file.read()

@@ -46,7 +46,7 @@ class DataCollatorForCLoud(DataCollatorForPreference):
         return self.padding_free or self.shared_prompt
 
     def num_tokens(self, examples: list[dict[str, Any]]) -> int:
-        """Count the tokens in a batch made of `examples`, padding included."""
+        """Count the tokens in the batch that `examples` make, padding included."""
         if self.flattens:
             return Packing(_sequences(examples), self.shared_prompt).num_tokens
         multiple = self.pad_to_multiple_of or 1
@@ -61,7 +61,7 @@ class DataCollatorForCLoud(DataCollatorForPreference):
         else:
             batch = super().torch_call(examples)
             if self.critique:
-                # Not shifted: the model shifts them. Padding has no label
+                # Unshifted, because the model shifts them. Padding has no label
                 labels = [_labels(example, side) for side in SIDES for example in examples]
                 batch["labels"] = pad(
                     labels,

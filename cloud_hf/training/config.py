@@ -16,7 +16,7 @@ class CLoudTrainingConfig(RewardConfig):
     r"""
     Configuration class for the [`CLoudTrainer`].
 
-    This class includes only the parameters that are added to [`~trl.RewardConfig`].
+    This class lists only the parameters that it adds to [`~trl.RewardConfig`].
 
     Parameters:
         > Parameters that control the model, used when it is created from a plain language model
@@ -49,8 +49,8 @@ class CLoudTrainingConfig(RewardConfig):
             Concatenate the sequences of a batch into one row instead of padding them. Losses and gradients are the same.
             Needs `attn_implementation` `"sdpa"` or FlashAttention.
         shared_prompt (`bool`, *optional*, defaults to `False`):
-            Concatenate them, and compute a prefix that chosen and rejected (or several critiques of a response) share
-            only once. Losses and gradients are the same. Needs `attn_implementation` `"sdpa"`.
+            Concatenate them, and compute only once a prefix that chosen and rejected (or several critiques of a
+            response) share. Losses and gradients are the same. Needs `attn_implementation` `"sdpa"`.
         token_budget (`int`, *optional*):
             Largest number of tokens in a training batch on one device, padding included. Batches then hold pairs of
             similar length, as many as the budget allows and at most `per_device_train_batch_size`.
@@ -63,8 +63,8 @@ class CLoudTrainingConfig(RewardConfig):
         bradley_terry_weight (`float`, *optional*, defaults to `1.0`):
             Weight of the Bradley-Terry loss.
         lm_loss_chunks (`int`, *optional*):
-            Pieces in which the vocabulary logits of a batch's critiques are computed. One is fastest; more take less
-            memory but compute the logits twice. Defaults to one for every 16,384 entries of the vocabulary.
+            Number of pieces in which the logits of a batch's critiques are computed. One is fastest; more take less
+            memory but compute the logits twice. Defaults to one piece per 16,384 entries of the vocabulary.
     """
 
     critique: bool = True
@@ -89,7 +89,7 @@ class CLoudTrainingConfig(RewardConfig):
         check_bounds(self, max_length=1, token_budget=1, lm_loss_chunks=1)
         if self.token_budget is not None and self.train_sampling_strategy != "random":
             raise ValueError(
-                f"`token_budget` groups pairs by length itself, but `train_sampling_strategy` is "
+                f"`token_budget` already groups pairs by length, but `train_sampling_strategy` is "
                 f"{self.train_sampling_strategy!r}; leave it at 'random'."
             )
         if self.train_sampling_strategy == "group_by_length":
@@ -107,7 +107,7 @@ class CLoudTrainingConfig(RewardConfig):
             )
         check_machine(self)
         super().__post_init__()
-        # Only now: TRL's "auto" has become a number or `None`
+        # Checked only now, because TRL has just turned "auto" into a number or `None`
         flattened = [name for name in ("padding_free", "shared_prompt") if getattr(self, name)]
         if flattened and self.pad_to_multiple_of is not None:
-            raise ValueError(f"`pad_to_multiple_of` is set, but with `{flattened[0]}` nothing is padded. Drop one.")
+            raise ValueError(f"`pad_to_multiple_of` is set, but `{flattened[0]}` pads nothing. Drop one.")

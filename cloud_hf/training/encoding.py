@@ -60,7 +60,7 @@ def encode_pairs(
     options = {
         "critique_format": critique_format, "max_length": max_length, "overlong_policy": overlong_policy, "name": name,
     }  # fmt: skip
-    # In batches, because a row gives several pairs or none
+    # In batches, because a row may yield several pairs or none
     encoded = rows.map(
         _encode_batch,
         batched=True,
@@ -80,8 +80,8 @@ def encode_critiques(
     name: str = "train", num_proc: int | None = None,
 ) -> Dataset:  # fmt: skip
     """
-    Encode the critiques of both responses of each pair for supervised fine-tuning: columns `input_ids` and `labels` (on the
-    critique alone), one row per critique. Arguments, errors and over-long rows are as in [`encode_pairs`].
+    Encode the critiques of both responses of each pair for supervised fine-tuning: one row per critique, with the columns
+    `input_ids` and `labels` (on the critique alone). Arguments, errors and over-long rows are as in [`encode_pairs`].
     """
     pairs = encode_pairs(rows, critique_format, max_length, overlong_policy, name, num_proc)
     return pairs.map(_split_pairs, batched=True, num_proc=num_proc, remove_columns=pairs.column_names)
@@ -129,7 +129,7 @@ def _encode_row(
     def complete(prefix, critique) -> EncodedCritique:
         encoded = critique_format.complete_for_training(prefix, critique)
         if overlong_policy == "truncate_end" and max_length is not None:
-            reference: Any = critique_format  # other formats refuse this policy
+            reference: Any = critique_format  # `encode_pairs` refuses this policy for other formats
             return reference.truncate_end(encoded, max_length)
         return encoded
 
@@ -175,7 +175,7 @@ def _check_ids(row: dict[str, Any], critique_format: CritiqueFormat):
             if critique_format.decode(ids) != text.strip():
                 raise ValueError(
                     f"`{column}_ids` do not decode to `{column}`: they come from another tokenizer, or the text "
-                    "was edited. Drop the column to train on the text."
+                    "was edited. Drop the `_ids` column to train on the text."
                 )
 
 
@@ -187,8 +187,8 @@ def _cut_critiques(row: dict[str, Any], num_pairs: int) -> list[int | None]:
     reasons = [[reason] if isinstance(reason, str) else reason for reason in reasons]
     if any(reason is None or len(reason) != num_pairs for reason in reasons):
         raise ValueError(
-            f"`chosen_finish_reason` and `rejected_finish_reason` are {reasons!r:.80}; give one for each critique of "
-            "both, or neither column."
+            f"`chosen_finish_reason` and `rejected_finish_reason` are {reasons!r:.80}; give one per critique "
+            "in both columns, or neither column."
         )
     return [sum(reason == "length" for reason in pair) for pair in zip(*reasons, strict=True)]
 
@@ -196,12 +196,12 @@ def _cut_critiques(row: dict[str, Any], num_pairs: int) -> list[int | None]:
 def _report(encoded: Dataset, num_rows: int, name: str):
     """Log rows that were shortened, dropped or changed by the chat template."""
     if len(encoded) == 0:
-        raise ValueError(f"The {name} dataset has no row left: all {num_rows} are over-long.")
+        raise ValueError(f"The {name} dataset has no rows left: all {num_rows} are over-long.")
     kept = len(set(encoded["row"]))
     if shortened := sum(encoded["shortened"]):
-        logger.warning("The %s dataset: %d pair(s) are trained with a shortened prompt.", name, shortened)
+        logger.warning("The %s dataset: training uses a shortened prompt in %d pair(s).", name, shortened)
     if kept < num_rows:
-        logger.warning("The %s dataset: %d of %d rows are over-long and dropped.", name, num_rows - kept, num_rows)
+        logger.warning("The %s dataset: dropped %d of %d rows, which are over-long.", name, num_rows - kept, num_rows)
     if changed := sum(encoded["changed"]):
         logger.warning(
             "The %s dataset: the chat template changes %d response(s) (thinking blocks dropped?). "

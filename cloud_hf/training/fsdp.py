@@ -12,7 +12,7 @@ from torch.distributed.tensor import Shard
 
 
 def check_fsdp(accelerator: Accelerator):
-    """Raise `ValueError` if the setup is not FSDP2, would save no model, or would load the weights in one process only."""
+    """Raise `ValueError` if FSDP is not version 2, would save no model, or would load the weights in one process only."""
     if accelerator.distributed_type != DistributedType.FSDP:
         return
     plugin: Any = accelerator.state.fsdp_plugin
@@ -36,10 +36,10 @@ def check_fsdp(accelerator: Accelerator):
 
 def prepare_fsdp2(accelerator: Accelerator, model: nn.Module):
     """
-    Shard the reward head and set up mixed precision under FSDP2, before accelerate shards the rest. A no-op elsewhere.
+    Shard the reward head and set up mixed precision under FSDP2, before accelerate shards the rest. A no-op without FSDP2.
 
-    The head becomes a separate fp32 unit, since FSDP2 allows one dtype per unit. With bf16 the language model computes in
-    bf16 on fp32 weights and gradients are summed in fp32. Outputs are not cast: accelerate would round rewards and losses
+    The head becomes a separate fp32 unit, since FSDP2 allows one dtype per unit. With bf16, the language model computes in
+    bf16 on fp32 weights, and gradients are summed in fp32. Outputs are not cast: accelerate would round rewards and losses
     to bf16.
     """
     if not accelerator.is_fsdp2:
@@ -62,6 +62,6 @@ def prepare_fsdp2(accelerator: Accelerator, model: nn.Module):
 
 
 def _shard_of_head(parameter: nn.Parameter) -> Shard | None:
-    # `out_proj` has one row, so it is sharded by columns. By rows, all ranks but one would hold an empty shard of it and of its
-    # bias, with the same address, and accelerate matches optimizer parameters to shards by address
+    # `out_proj` has one row, so shard it by columns. By rows, all ranks but one would hold empty shards of it and of its bias,
+    # both with the same address, and accelerate matches optimizer parameters to shards by address
     return Shard(1) if parameter.ndim == 2 and parameter.shape[0] == 1 else None

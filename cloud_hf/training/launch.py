@@ -7,8 +7,8 @@ from transformers import TrainingArguments
 from transformers.utils import is_torch_bf16_gpu_available
 
 
-# Optimizer states and the order of the data depend on some of these settings; others the optimizer's state would bring back
-# silently; the rest decide the loss and its gradient
+# Some of these settings determine the optimizer states and the order of the data; some would be overwritten silently by the
+# restored optimizer state; the rest determine the loss and its gradient
 _SETTINGS = (
     "strategy", "world_size", "per_device_train_batch_size", "gradient_accumulation_steps", "seed", "data_seed",
     "token_budget", "padding_free", "shared_prompt", "dataloader_drop_last", "train_sampling_strategy", "optim",
@@ -20,15 +20,15 @@ _SETTINGS = (
 
 def launch_settings(args: TrainingArguments) -> dict[str, Any]:
     """
-    Return the settings that a resumed run must share with the one that wrote the checkpoint. Those that a stage does not
-    have are `None`: stage 1 has no token budget and no λ.
+    Return the settings that a resumed run must share with the run that wrote the checkpoint. Settings that a stage does
+    not have are `None`: stage 1 has neither a token budget nor λ.
     """
     settings = {**args.to_dict(), "strategy": strategy_of(args), "world_size": args.world_size}
     return {name: settings.get(name) for name in _SETTINGS}
 
 
 def rows_per_step(args: TrainingArguments) -> int:
-    """Return the rows of an optimizer step, over all processes and micro-batches."""
+    """Return the number of rows per optimizer step, over all processes and micro-batches."""
     return args.world_size * args.per_device_train_batch_size * args.gradient_accumulation_steps
 
 
@@ -50,8 +50,8 @@ def deepspeed_config(args: TrainingArguments) -> dict[str, Any]:
 
 def check_machine(args: TrainingArguments):
     """
-    Check that DeepSpeed is installed and a GPU supports bf16, if requested; otherwise raise `ImportError` or `ValueError`. Call
-    it before the `__post_init__` of `TrainingArguments`, whose messages are less helpful.
+    Raise `ImportError` if DeepSpeed is requested but not installed, and `ValueError` if bf16 is requested but no GPU supports
+    it. Call it before the `__post_init__` of `TrainingArguments`, whose messages are less helpful.
     """
     if args.deepspeed and importlib.util.find_spec("deepspeed") is None:
         raise ImportError(
@@ -62,15 +62,15 @@ def check_machine(args: TrainingArguments):
     bf16 = args.bf16 or (args.bf16 is None and not args.fp16)  # TRL's default
     if bf16 and not args.use_cpu and not is_torch_bf16_gpu_available():
         raise ValueError(
-            "`bf16` is on, which is the default, but there is no GPU that computes in bfloat16. Pass `--bf16 False`; on a "
+            "`bf16` is on (the default), but no GPU supports bfloat16. Pass `--bf16 False`; on a "
             "machine without a GPU, `--use_cpu --bf16 False`."
         )
 
 
 def check_dataset_size(args: TrainingArguments, rows: int):
     """
-    Raise `ValueError` if there are fewer rows than one optimizer step takes: it would train on a smaller batch than requested,
-    and on several processes some rows would count twice.
+    Raise `ValueError` if there are fewer rows than one optimizer step takes. The step would train on a smaller batch than
+    requested, and with several processes some rows would count twice.
     """
     needed = rows_per_step(args)
     if rows < needed:
@@ -107,7 +107,7 @@ def check_deepspeed(args: TrainingArguments):
                 f"rows is {args.per_device_train_batch_size} per device x {args.gradient_accumulation_steps} "
                 f'accumulated x {args.world_size} processes. Set it to "auto", or change the arguments.'
             )
-    # transformers collects the other contradictions
+    # transformers has collected the other contradictions
     if args.deepspeed and args.hf_deepspeed_config.mismatches:
         lines = "; ".join(line.removeprefix("- ") for line in args.hf_deepspeed_config.mismatches)
         raise ValueError(f'{name} contradicts the training arguments: {lines}. Set these keys to "auto".')

@@ -40,8 +40,8 @@ def complete_lora(peft_config: LoraConfig, model: CLoudForRewardModeling):
 
 def choose_targets(peft_config: LoraConfig, model: PreTrainedModel):
     """
-    Choose target layers as PEFT does for this language model, unless some are named. Raises `ValueError` if a named layer does
-    not exist; PEFT complains only if none of them does.
+    Choose target layers as PEFT does for this language model, unless the config names some. Raises `ValueError` if a named
+    layer does not exist; PEFT raises only if none of them exists.
     """
     targets = peft_config.target_modules
     if isinstance(peft_config, LoraConfig) and targets is None:
@@ -66,7 +66,7 @@ def check_dropout(peft_config: Any, disable_dropout: bool):
     if disable_dropout and isinstance(peft_config, LoraConfig) and peft_config.lora_dropout > 0:
         raise ValueError(
             f"`lora_dropout` is {peft_config.lora_dropout}, but `disable_dropout` is on, the default in reward training, and "
-            "would turn it off. Pass `--disable_dropout False`, which also keeps the language model's own dropout, or "
+            "would turn it off. Pass `--disable_dropout False`, which also keeps the language model's dropout, or "
             "`--lora_dropout 0`."
         )
 
@@ -75,7 +75,7 @@ def check_quantization(quantization_config: BitsAndBytesConfig | None, has_adapt
     """Raise `ValueError` if a model is quantised without an adapter to train."""
     if quantization_config is not None and not has_adapter:
         raise ValueError(
-            "Quantised weights (`load_in_4bit`, `load_in_8bit`) cannot be trained themselves: add `--use_peft True` to "
+            "Quantised weights (`load_in_4bit`, `load_in_8bit`) cannot be trained: add `--use_peft True` to "
             "train an adapter on them, or omit the option."
         )
 
@@ -111,19 +111,20 @@ def check_same_lora(name: str, own: LoraConfig, asked: LoraConfig):
     for option in _SHAPE_OPTIONS:
         if getattr(asked, option) != getattr(own, option):
             raise ValueError(
-                f"{name} is an adapter with {option}={getattr(own, option)}, and training continues with it, but "
-                f"{option}={getattr(asked, option)} was requested. Omit `use_peft`, or request the same; for a new "
+                f"{name} is an adapter with {option}={getattr(own, option)}, which training continues, but "
+                f"{option}={getattr(asked, option)} was requested. Omit `use_peft`, or request the same value; for a new "
                 "adapter, merge this one first (`examples/merge_adapter.py`)."
             )
     targets = [asked.target_modules, own.target_modules]
     if targets[0] is not None and targets[0] != targets[1] and "all-linear" not in targets:
         raise ValueError(
-            f"{name} adapts {targets[1]}, and training continues with it, but {targets[0]} was requested."
+            f"{name} adapts {targets[1]}, which training continues, but {targets[0]} were requested. Omit `use_peft`, or "
+            "request the same layers."
         )
 
 
 def shape_of_adapter(model: PreTrainedModel | PeftModel) -> dict[str, Any] | None:
-    """Return the options that two LoRA adapters must share to exchange weights, as JSON; `None` without an adapter."""
+    """Return the options that two LoRA adapters must share to exchange weights, ready for JSON; `None` without an adapter."""
     if not isinstance(model, PeftModel):
         return None
     own = model.peft_config["default"].to_dict()
@@ -140,14 +141,14 @@ def continue_adapter(
     vocabulary = base_model.config.text_config.vocab_size
     if len(tokenizer) > vocabulary:
         raise ValueError(
-            f"{name} was trained on another base: its tokenizer has {len(tokenizer)} tokens, this base only {vocabulary}."
+            f"{name} was trained on another base: its tokenizer has {len(tokenizer)} tokens, but this base has only {vocabulary}."
         )
     peft_config = read_lora(name, asked, **hub_kwargs)
     if asked is not None:
-        complete_lora(asked, base_model)  # refuses options that leave the head out
+        complete_lora(asked, base_model)  # raises if the options leave the head out
     # An adapter of stage 1 has no head yet
     peft_config.modules_to_save = sorted({*(peft_config.modules_to_save or []), HEAD})
-    print(f"{name} is a LoRA adapter: training continues with it and the reward head.")
+    print(f"{name} is a LoRA adapter: training continues it, together with the reward head.")
     return attach_adapter(base_model, name, peft_config, trainable=True, **hub_kwargs)
 
 
@@ -175,5 +176,5 @@ def model_for_sft(model_args: ModelConfig, config: PreTrainedConfig, init_kwargs
     base, base_revision = adapter_base(name, revision=revision)
     init_kwargs = {**init_kwargs, "revision": base_revision, "quantization_config": quantization_config}
     model = AutoModelForCausalLM.from_pretrained(base, **init_kwargs)
-    print(f"{name} is a LoRA adapter: training continues with it.")
+    print(f"{name} is a LoRA adapter: training continues it.")
     return {"model": PeftModel.from_pretrained(model, name, is_trainable=True, config=own, revision=revision)}

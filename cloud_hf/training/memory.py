@@ -1,6 +1,6 @@
 """
-Measure the memory of a training step without running it: the actual model runs on fake tensors, which have shapes but no
-storage, and every allocation is counted. Takes seconds for 70B and needs only the config.
+Measure the memory of a training step without executing it: the actual model runs on fake tensors, which have shapes but no
+storage, and every allocation is counted. It takes seconds for 70B and needs only the config.
 """
 
 import weakref
@@ -33,16 +33,16 @@ class StepMemory:
     linear: int  # of the layers that 4-bit loading quantises
     largest: int  # of all parameters
     saved: int  # between the forward and the backward pass
-    # Bytes other than parameters and gradients, and bytes of gradients, at every moment that can be the largest for some way
-    # to store gradients
+    # Per moment: bytes other than parameters and gradients, and bytes of gradients. Kept are the moments that can be the peak
+    # for some way to store gradients
     peaks: list[tuple[int, int]]
 
     def peak(self, gradient_share: float, accumulated: bool = False) -> tuple[float, float]:
         """
         Return the bytes of activations and of gradients at the peak of their sum.
 
-        `gradient_share` is stored bytes of gradients over those of the simulation, such as 1/8 on 8 GPUs under ZeRO-2;
-        `accumulated`, whether an earlier micro-batch has already left all gradients.
+        `gradient_share` is the ratio of stored gradient bytes to simulated ones, such as 1/8 on 8 GPUs under ZeRO-2.
+        `accumulated` says whether all gradients of an earlier micro-batch are already stored.
         """
         full = max(gradients for _, gradients in self.peaks)
         moments = [(other, (full if accumulated else gradients) * gradient_share) for other, gradients in self.peaks]
@@ -73,7 +73,7 @@ class _Allocations(TorchDispatchMode):
         return result
 
     def _count(self, storage: torch.UntypedStorage):
-        # By storage, not tensor: views share one. Parameters (`kept`) are counted apart
+        # By storage, not by tensor, because views share storage. Parameters (`kept`) are counted separately
         key = storage._cdata
         if key in self._sizes or key in self._kept:
             return
@@ -87,7 +87,7 @@ class _Allocations(TorchDispatchMode):
 
     def add_gradient(self, parameter: torch.Tensor):
         """Count a complete gradient as a gradient, and no longer as a temporary."""
-        assert parameter.grad is not None  # the hook runs once it has accumulated
+        assert parameter.grad is not None  # the hook runs after accumulation
         storage = parameter.grad.untyped_storage()
         self._count(storage)
         self.gradients += storage.nbytes()
@@ -96,7 +96,7 @@ class _Allocations(TorchDispatchMode):
     def _note(self):
         moment = (self.live - self.gradients, self.gradients)
         if moment[0] > self.peaks[-1][0] or moment[1] > self.peaks[-1][1]:
-            # Drop earlier moments that have no more of either: they cannot be the peak for any sharding
+            # Drop earlier moments with no more of either kind: they cannot be the peak under any sharding
             while self.peaks and self.peaks[-1][0] <= moment[0] and self.peaks[-1][1] <= moment[1]:
                 self.peaks.pop()
             self.peaks.append(moment)
@@ -121,9 +121,10 @@ def simulate_step(
     """
     Simulate one forward and backward pass of the joint loss on pairs whose sequences have `length` tokens each.
 
-    Of these, `labelled_share` are critique and, with `shared_prompt`, `prompt_share` are computed once for both sequences.
+    Of these tokens, the share `labelled_share` is critique; with `shared_prompt`, the share `prompt_share` is computed once
+    for both sequences.
     `autocast` computes in bf16 on weights of `dtype`. `head_is_sharded` is for ZeRO-3, which gathers the LM head's weight
-    only while the layer computes, so that each piece of the critique loss allocates a separate gradient.
+    only while the layer computes, so each piece of the critique loss allocates a separate gradient.
     """
     model = _make_model(config, dtype, lora, gradient_checkpointing)
     if head_is_sharded:
@@ -165,7 +166,7 @@ def simulate_step(
 
 
 def _make_model(config, dtype, lora, gradient_checkpointing):
-    # Without weights, layers have the default data type
+    # Layers made without weights have torch's default data type
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -210,7 +211,7 @@ class _ShardedHead(nn.Linear):
 def _lay_out(
     model: CLoudForRewardModeling, pairs: int, length: int, labelled: int, shared: int
 ) -> tuple[tuple[int, int], dict[str, Any]]:
-    """Return the shape of pairs in one row, whose sequences share their first `shared` tokens, and the arguments of attention."""
+    """Return the shape of pairs flattened to one row, which share their first `shared` tokens, and the attention arguments."""
     model.prepare_for_segments(shared > 0)
     rows = np.arange(2 * pairs)[:, None].repeat(length, axis=1)
     rows[1::2, :shared] = rows[::2, :shared]
@@ -222,7 +223,7 @@ def _joint_loss(
     model: CLoudForRewardModeling, sequences: int, shape_BT: tuple[int, int], attention: dict[str, Any],
     P: int, chunks: int | None,
 ) -> torch.Tensor:  # fmt: skip
-    """Compute the loss of `CLoudTrainer` for `P` labelled positions: fake tensors have no values to find them by."""
+    """Compute the loss of `CLoudTrainer` for `P` labelled positions, given as a number: fake tensors have no values to find them by."""
     ids_BT = torch.zeros(shape_BT, dtype=torch.long)
     options = {"attention_mask": torch.ones_like(ids_BT), **attention}
     if model._accepts_position_ids:

@@ -19,10 +19,10 @@ MIN_SHARED_TOKENS = 32
 @dataclass(frozen=True)
 class TokenSequence:
     """
-    Token ids of shape `(T,)`, of which the critique starts at `prefix_length`.
+    Token ids of shape `(T,)`, with the critique starting at index `prefix_length`.
 
-    All but the last token of the prefix can be shared. The last one predicts the critique's first token, and a classic reward
-    is read there, so each sequence keeps it.
+    All but the last token of the prefix can be shared. The last one predicts the critique's first token, and a classic
+    model's reward is read there, so each sequence keeps its own.
     """
 
     ids: np.ndarray
@@ -31,7 +31,7 @@ class TokenSequence:
 
 @dataclass(frozen=True)
 class Segment:
-    """Tokens `start` to `end` of a sequence, preceded by those of segment number `parent` (-1 for a root)."""
+    """Tokens `start` to `end` of a sequence, which follow those of segment number `parent` (-1 for a root)."""
 
     sequence: int
     start: int
@@ -70,7 +70,7 @@ class Packing:
         """Return N, the number of tokens to compute."""
         return sum(map(len, self.segments))
 
-    # Recursive: sequences that part after a prefix may share a longer one in smaller groups, such as a response's critiques
+    # Recursive: sequences that diverge after a prefix may share a longer one in smaller groups, such as a response's critiques
     def _add(self, members: list[int], start: int, parent: int):
         """Add the segments of sequences that share their first `start` tokens, up to the end of segment `parent`."""
         for group in self._groups(members, start):
@@ -84,13 +84,14 @@ class Packing:
                 self._add(group, end, segment)
 
     def _groups(self, members: list[int], start: int) -> list[list[int]]:
-        """Group the members by their next `MIN_SHARED_TOKENS` tokens; one too short to share is alone."""
+        """Group the members by their next `MIN_SHARED_TOKENS` tokens; a member too short to share is alone."""
         if not self.shared_prompt:
             return [[member] for member in members]
         groups: dict[bytes | int, list[int]] = defaultdict(list)
         for member in members:
             end = start + MIN_SHARED_TOKENS
             is_short = end > self._shareable(member)
+            # The key of a short member is its number, so that it gets a group of its own
             groups[member if is_short else self.sequences[member].ids[start:end].tobytes()].append(member)
         return list(groups.values())
 
@@ -106,14 +107,14 @@ class Packing:
     def tensors(self, labels: bool) -> dict[str, torch.Tensor]:
         """
         Build the batch for [`CLoudForRewardModeling`]: `reward_positions` of shape `(B,)`; `input_ids`, `position_ids`,
-        `attention_mask` (all ones) and, if asked for, `labels` of shape `(1, N)`; `segments` of shape `(S, 2)`.
+        `attention_mask` (all ones) and, if requested, `labels` of shape `(1, N)`; `segments` of shape `(S, 2)`.
         """
         ends = np.cumsum([len(segment) for segment in self.segments])
         ids = np.concatenate([self.sequences[s.sequence].ids[s.start : s.end] for s in self.segments])
         # First, because the Trainer takes the length of the first tensor as the batch size
         batch = {"reward_positions": torch.tensor([ends[self.leaves[i]] - 1 for i in range(len(self.sequences))])}
         batch["input_ids"] = torch.from_numpy(ids)[None].long()
-        # Positions restart in each segment where its parent ended, as if the sequences were apart
+        # Each segment's positions continue from its parent's end, as if the sequences were separate
         batch["position_ids"] = torch.cat([torch.arange(s.start, s.end) for s in self.segments])[None]
         batch["attention_mask"] = torch.ones_like(batch["input_ids"])
         if labels:
@@ -124,6 +125,6 @@ class Packing:
     def _labels(self, segment: Segment) -> torch.Tensor:
         """Return the labels of a segment, not shifted. Shared segments have none: they end before the critique."""
         sequence = self.sequences[segment.sequence]
-        labels = torch.from_numpy(sequence.ids).long().clone()
+        labels = torch.from_numpy(sequence.ids).long().clone()  # `long` does not copy int64 ids
         labels[: sequence.prefix_length] = IGNORE_INDEX
         return labels[segment.start : segment.end]

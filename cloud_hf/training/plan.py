@@ -5,34 +5,35 @@ python -m cloud_hf.training.plan --model meta-llama/Meta-Llama-3-70B --gpus 8 --
 python -m cloud_hf.training.plan --config examples/configs/llama3-8b/cloud.yaml --model meta-llama/Meta-Llama-3-8B \
     --gpus 8 --zero 3
 
-P is the number of parameters, T that of the trained ones (all, or an adapter's and the reward head's), N that of GPUs.
-Bytes per GPU:
+P is the number of parameters, T the number of trained ones (all, or an adapter's and the reward head's), and N the number
+of GPUs. Bytes per GPU:
 
-- Parameters: P x 4 in fp32. DeepSpeed and FSDP2 compute in bf16: 2 x P. ZeRO-3 and FSDP2 store P / N of them, and gather
-  what a layer needs for as long as it computes (see "gathered"). Over a 4-bit base the layers' weights take 0.5 bytes and
-  one fp32 scale for 64 of them, 0.5625 in all, and the rest is not quantised.
-- Gradients: as wide as the parameters that are trained. ZeRO-2, ZeRO-3 and FSDP2 store T / N of them. Without
-  accumulation they appear while activations are freed, so that only the largest sum of both counts; with it they remain.
-- Optimizer: AdamW has two fp32 moments, 8 x T; with 8-bit moments 2 x T. DeepSpeed adds an fp32 master copy of bf16
-  parameters, 4 x T. (Trained in bf16 without DeepSpeed or FSDP2, the moments are bf16, too.) Every ZeRO stage and FSDP2
-  store 1 / N of it.
-- Offload (`ds_configs/zero3_offload.json`) moves stored gradients and optimizer states to CPU memory, under ZeRO-3 also
-  parameters. Gradients are stored twice there: as wide as the parameters, and in fp32.
+- Parameters: 4 x P in fp32. DeepSpeed and FSDP2 compute in bf16: 2 x P. ZeRO-3 and FSDP2 store P / N of them, and gather
+  a layer's weights while it computes (see "Gathered"). In a 4-bit base, each weight of a layer takes 0.5 bytes plus its
+  share of one fp32 scale per 64 weights, 0.5625 bytes in total; the other weights are not quantised.
+- Gradients: as wide as the trained parameters. ZeRO-2, ZeRO-3 and FSDP2 store T / N of them. Without gradient
+  accumulation, they appear while activations are freed, so only the largest sum of both counts; with it, they remain.
+- Optimizer: AdamW has two fp32 moments, 8 x T; 8-bit moments take 2 x T. DeepSpeed adds an fp32 master copy of bf16
+  parameters, 4 x T. (If parameters are trained in bf16 without DeepSpeed or FSDP2, the moments are bf16, too.) Every ZeRO
+  stage and FSDP2 store 1 / N of this.
+- Offload (`ds_configs/zero3_offload.json`) moves stored gradients and optimizer states, and under ZeRO-3 also parameters,
+  to CPU memory. It stores gradients twice there: as wide as the parameters, and in fp32.
 - Step: once activations are freed, adamw_torch allocates the square roots of all its second moments, 4 x T
-  (adamw_torch_fused does not), and DeepSpeed fp32 gradients, 4 x T; each GPU for its share, under ZeRO-3 for 1e9 parameters
-  at a time.
-- Activations: what the forward pass keeps, and what the backward pass needs on top. There is no formula: a step of the
-  actual model runs on fake tensors, and its allocations are counted. With gradient checkpointing that is about
-  layers x tokens x hidden, and those of one layer. Autocast adds bf16 copies of fp32 weights. With `shared_prompt` the
-  prompts of pairs (`prompt_share` of a sequence) count once.
-- LM loss: the fp32 logits of one piece of the labelled tokens and what cross-entropy makes of them, about
-  3 x 4 x vocabulary x labelled tokens / pieces; part of the activations, shown separately. Under ZeRO-3, where the LM head is
-  complete only while it computes, its gradient exists three times: the sum of the pieces, the next one's and the new sum.
-- Gathered: ZeRO-3 keeps up to 1e9 gathered parameters (`stage3_max_live_parameters`), FSDP2 two layers; and a 4-bit layer
-  is unpacked to be used.
+  (adamw_torch_fused does not), and DeepSpeed allocates fp32 gradients, 4 x T. Each GPU does so for its share; ZeRO-3, for
+  1e9 parameters at a time.
+- Activations: the tensors that the forward pass keeps, and those that the backward pass adds. They have no formula: a step
+  of the actual model runs on fake tensors, and its allocations are counted. With gradient checkpointing, that is about
+  layers x tokens x hidden, plus the activations of one layer. Autocast adds bf16 copies of fp32 weights. With
+  `shared_prompt`, the prompt of a pair (`prompt_share` of a sequence) counts once.
+- LM loss: the fp32 logits of one piece of the labelled tokens, with their log-softmax and its gradient, about
+  3 x 4 x vocabulary x labelled tokens / pieces. It is part of the activations, but shown separately. Under ZeRO-3, which
+  gathers the LM head only while it computes, the head's gradient exists three times: the sum so far, the next piece's, and
+  the new sum.
+- Gathered: ZeRO-3 keeps up to 1e9 gathered parameters (`stage3_max_live_parameters`), FSDP2 keeps two layers, and a 4-bit
+  layer is unpacked while it computes.
 - Buckets: DDP copies all gradients into buckets. ZeRO-1 and ZeRO-2 take 4 bytes x 5e8 (our configs), ZeRO-3 and FSDP2
   about 4 x hidden x hidden.
-- Reserve: what CUDA, NCCL and fragmentation take; `reserve_gb`.
+- Reserve: memory for CUDA, NCCL and fragmentation; `reserve_gb`.
 """
 
 import dataclasses
@@ -59,9 +60,9 @@ GB = 2**30
 _LIVE_PARAMETERS = _SUB_GROUP = 1e9
 # Elements of `reduce_bucket_size` in zero1.json and zero2.json
 _BUCKET = 5e8
-# Bytes of a 4-bit weight with its share of a scale for 64 of them
+# Bytes of a 4-bit weight, including its share of one fp32 scale per 64 weights
 _FOUR_BITS = 0.5 + 4 / 64
-# Options that default to the recipe's value, and their values without one
+# Options that default to the recipe's value, and their defaults without a recipe
 _RECIPE_OPTIONS = {
     "micro_batch": 1, "max_length": 2048, "gradient_accumulation_steps": 1, "gradient_checkpointing": True,
     "padding_free": False, "shared_prompt": False, "lm_loss_chunks": None, "optim": "adamw_torch_fused", "bf16": True,
@@ -83,39 +84,39 @@ class PlanArguments:
         model (`str`, *optional*):
             Hub id or folder of a language or reward model; only its config is read. Defaults to the recipe's.
         config (`str`, *optional*):
-            Recipe (YAML) to take options from. Options of the command line come first.
+            Recipe (YAML) to take options from. Options on the command line override it.
         classic (`bool`, *optional*, defaults to `False`):
             Plan the classic arm, which has no critique loss. A recipe named `classic.yaml`, or with `critique: false`, implies
             it.
         gpus (`int`, *optional*, defaults to `1`):
-            GPUs, over all nodes.
+            Number of GPUs, over all nodes.
         gpu_memory_gb (`float`, *optional*, defaults to `80.0`):
-            Memory of each, in GiB.
+            Memory of each GPU, in GiB.
         reserve_gb (`float`, *optional*, defaults to `4.0`):
-            Part of it left free for CUDA, NCCL and fragmentation.
+            Part of that memory to leave free for CUDA, NCCL and fragmentation, in GiB.
         zero (`str`, *optional*, defaults to `"0"`):
             DeepSpeed stage 1, 2 or 3, `fsdp`, or 0 for DDP.
         offload (`bool`, *optional*, defaults to `False`):
-            Keep optimizer and gradients, under ZeRO-3 also parameters, in CPU memory (ZeRO only).
+            Keep optimizer states and gradients, and under ZeRO-3 also parameters, in CPU memory (ZeRO only).
         micro_batch (`int`, *optional*):
             Pairs on each GPU. Defaults to the recipe's, else 1.
         max_length (`int`, *optional*):
-            Tokens of each sequence; with `padding_free` or `shared_prompt` the mean. Defaults to the recipe's, else 2048.
+            Tokens of each sequence; with `padding_free` or `shared_prompt`, their mean. Defaults to the recipe's, else 2048.
         labelled_share (`float`, *optional*, defaults to `0.5`):
-            Share of the tokens that are critique.
+            Share of a sequence's tokens that are critique.
         prompt_share (`float`, *optional*):
             Share of the tokens that chosen and rejected have in common, which `shared_prompt` computes once. Defaults to
             half of what is not critique.
         gradient_accumulation_steps (`int`, *optional*):
-            Micro-batches of an optimizer step. This and all that follows defaults to the recipe's value, else training's.
+            Micro-batches per optimizer step. This option and those below default to the recipe's value, else training's.
         gradient_checkpointing (`bool`, *optional*):
-            Compute layers again in the backward pass instead of keeping their activations.
+            Recompute layers in the backward pass instead of keeping their activations.
         padding_free (`bool`, *optional*):
             Concatenate a batch into one row instead of padding it.
         shared_prompt (`bool`, *optional*):
-            Concatenate it, with one copy of shared prefixes.
+            Concatenate a batch into one row, with one copy of each shared prefix.
         lm_loss_chunks (`int`, *optional*):
-            Pieces of the critique loss.
+            Number of pieces of the critique loss.
         optim (`str`, *optional*):
             `adamw_torch`, `adamw_torch_fused` or `adamw_bnb_8bit`.
         bf16 (`bool`, *optional*):
@@ -123,7 +124,7 @@ class PlanArguments:
         dtype (`str`, *optional*):
             Data type of the weights as loaded: `float32` or `bfloat16`.
         lora_r (`int`, *optional*):
-            Rank of an adapter. Without it all weights are trained.
+            Rank of an adapter. Without it, all weights are trained.
         lora_target_modules (`list[str]`, *optional*):
             Layers that the adapter covers.
         load_in_4bit (`bool`, *optional*):
@@ -158,8 +159,8 @@ class PlanArguments:
         stage = Path(self.config or "").stem
         if stage == "critique_sft":
             raise ValueError(
-                f"{self.config} counts critiques, but the plan counts pairs, which have two: plan the recipe of stage 3 with "
-                "half as many as `micro_batch`."
+                f"{self.config} counts critiques, but the plan counts pairs, which have two critiques. Plan the recipe of stage 3, with "
+                "half its `per_device_train_batch_size` as `micro_batch`."
             )
         recipe = _read_recipe(self.config) if self.config else {}
         self.model = self.model or recipe.get("model_name_or_path")
@@ -182,7 +183,7 @@ class PlanArguments:
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"`dtype` is {self.dtype!r}; only float32 and bfloat16 can be planned.")
         if self.prompt_share is not None and not self.shared_prompt:
-            raise ValueError("`prompt_share` matters with `shared_prompt` only: give both or neither.")
+            raise ValueError("`prompt_share` matters only with `shared_prompt`: give both or neither.")
         if not 0 <= self.labelled_share <= 1:
             raise ValueError(f"`labelled_share` is {self.labelled_share}; it must be from 0 to 1.")
         not_critique = 1.0 if self.classic else 1 - self.labelled_share
@@ -203,7 +204,7 @@ class PlanArguments:
 
     @property
     def sharded(self) -> bool:
-        """Return whether DeepSpeed or FSDP2 holds the model, which then computes in bf16 without autocast."""
+        """Return whether DeepSpeed or FSDP2 wraps the model, which then computes in bf16 without autocast."""
         return self.zero != "0"
 
 
@@ -216,11 +217,11 @@ class Plan:
         parameters, gradients, optimizer, gathered, buckets (`float`):
             See the top of this file. `gradients` are those held at the peak of the forward and backward pass.
         activations (`float`):
-            Everything else held at that peak, except `lm_loss`.
+            All other bytes held at that peak, except `lm_loss`.
         lm_loss (`float`):
-            What the critique loss adds to that peak.
+            Bytes that the critique loss adds to that peak.
         host (`float`):
-            Offloaded bytes in CPU memory, for each GPU.
+            Offloaded bytes in CPU memory, per GPU.
         step (`float`):
             Bytes at the optimizer's step, once activations are freed.
 
@@ -261,9 +262,9 @@ def make_plan(args: PlanArguments, config: CLoudConfig | None = None, micro_batc
         args ([`PlanArguments`]):
             The setting.
         config ([`CLoudConfig`], *optional*):
-            Instead of reading that of `args.model`.
+            Config to use instead of reading that of `args.model`.
         micro_batch (`int`, *optional*):
-            Instead of `args.micro_batch`.
+            Pairs per GPU, instead of `args.micro_batch`.
 
     Returns:
         [`Plan`]
@@ -279,7 +280,8 @@ def largest_micro_batch(args: Any, config: CLoudConfig, plan: Plan) -> int:
     limit = (args.gpu_memory_gb - args.reserve_gb) * GB
     totals = {args.micro_batch: plan.total}
     fits, exceeds = (args.micro_batch, None) if plan.total <= limit else (0, args.micro_batch)
-    # Double until it no longer fits, then interpolate. Memory is the largest of several straight lines: it never grows slower than between the last two batches
+    # Double until the batch no longer fits, then interpolate. Memory is the maximum of several linear functions of the batch,
+    # hence convex, so interpolation never underestimates it
     while exceeds is None or exceeds - fits > 1:
         if exceeds is None:
             pairs = 2 * fits
@@ -334,9 +336,9 @@ def _lm_loss_bytes(args: Any, config: CLoudConfig, pairs: int) -> float:
 
 
 def _bytes_of_weights(args: Any) -> tuple[int, int]:
-    """Return the bytes of a frozen parameter outside of 4-bit layers, and of a trained one."""
+    """Return the bytes of a frozen parameter outside 4-bit layers, and of a trained parameter."""
     loaded = 2 if args.dtype == "bfloat16" else 4
-    if args.zero == "fsdp":  # stores what was loaded, and trains in fp32 under bf16
+    if args.zero == "fsdp":  # stores frozen weights as loaded, and trained ones in fp32 under bf16
         return loaded, 4 if args.bf16 else loaded
     weight = 2 if loaded == 2 or (args.bf16 and args.sharded) else 4
     if args.lora_r is not None and not args.sharded:
@@ -354,12 +356,14 @@ def _gathered_bytes(args: Any, config: CLoudConfig, step: StepMemory) -> float:
         live = _LIVE_PARAMETERS if args.zero == "3" else max(step.largest, 2 * step.linear / layers)
         gathered = min(max(live, step.largest), step.parameters) * (2 if args.bf16 else 4)
     if args.load_in_4bit:
-        gathered += 2 * step.linear / layers / 2  # the largest of a layer's seven
+        gathered += (
+            2 * step.linear / layers / 2
+        )  # in bf16; half a layer bounds the largest of its seven linear modules
     return gathered
 
 
 def _divide(args: Any, config: CLoudConfig, step: StepMemory, lm_loss: float) -> Plan:
-    """Divide the memory of a step among GPUs, as the formulas at the top of this file say."""
+    """Divide the memory of a step among GPUs by the formulas at the top of this file."""
     shards = args.gpus
     weight, trained = _bytes_of_weights(args)
     frozen = step.parameters - step.trained
@@ -370,7 +374,7 @@ def _divide(args: Any, config: CLoudConfig, step: StepMemory, lm_loss: float) ->
     moments = 2 if "8bit" in args.optim else 4 if trained == 2 and args.zero == "0" else 8
     master = 4 if trained == 2 and args.zero in ("1", "2", "3") else 0
     optimizer = step.trained * (moments + master)
-    # The simulation has gradients of another width, and all of them on one GPU
+    # The simulation's gradients have another width, and are all on one GPU
     gradient_share = (trained * step.trained) / max(1, max(gradients for _, gradients in step.peaks))
     host = buckets = 0.0
     if args.zero == "0":
@@ -390,7 +394,7 @@ def _divide(args: Any, config: CLoudConfig, step: StepMemory, lm_loss: float) ->
         if args.zero == "3":
             host, parameters = host + parameters, 0.0
     activations, gradients = step.peak(gradient_share, accumulated=args.gradient_accumulation_steps > 1)
-    # What the step makes: square roots of all moments (not if fused), and DeepSpeed's fp32 gradients
+    # The step allocates square roots of all second moments (unless fused), and DeepSpeed's fp32 gradients
     stepped = step.trained / (shards if args.sharded else 1)
     if args.zero == "3":
         stepped = min(stepped, _SUB_GROUP)
@@ -412,14 +416,14 @@ def _divide(args: Any, config: CLoudConfig, step: StepMemory, lm_loss: float) ->
 def _read_recipe(path: str) -> dict:
     recipe = yaml.safe_load(Path(path).read_text())
     if not isinstance(recipe, dict):
-        raise ValueError(f"`config` {path} is not a recipe: it has no keys.")
+        raise ValueError(f"`config` {path} is not a recipe: a recipe is a YAML mapping of options.")
     arguments = (DataArguments, CLoudTrainingConfig, RewardModelConfig)
     known = {"env", *(option.name for kind in arguments for option in dataclasses.fields(kind))}
     if unknown := sorted(recipe.keys() - known):
-        raise ValueError(f"{path} has {', '.join(unknown)}: not options of train_cloud.py or train_classic.py.")
+        raise ValueError(f"{path} has {', '.join(unknown)}, which train_cloud.py and train_classic.py do not take.")
     if unplanned := [key for key in _UNPLANNED_KEYS if recipe.get(key)]:
         raise ValueError(
-            f"{path} has `{unplanned[0]}`, which cannot be planned: use a file without it (for a `token_budget` with the "
+            f"{path} has `{unplanned[0]}`, which cannot be planned. Use a file without it (for a `token_budget`, with the "
             "`micro_batch` and `max_length` of its largest batch)."
         )
     return recipe

@@ -52,8 +52,8 @@ class NotSaved(RuntimeError):
 
 def check_launch(args: TrainingArguments):
     """
-    Check before the model loads that the DeepSpeed config fits the training arguments, and the checkpoint to resume from is
-    complete and was written with the same settings. Raises `ValueError` otherwise.
+    Check, before the model loads, that the DeepSpeed config fits the training arguments, and that the checkpoint to resume
+    from is complete and was written with the same settings. Raises `ValueError` otherwise.
     """
     check_deepspeed(args)
     if args.resume_from_checkpoint is not None:
@@ -65,12 +65,12 @@ class ExactResume(MixedTrainer):
     Mixin for TRL's trainers: a run that is resumed ends with the same weights, metrics and logs as one that was never
     interrupted. It also checks the launch.
 
-    transformers restores weights, optimizer, scheduler, random states and the place in the data, but not the sums behind
-    the next line of the log, and it takes an interrupted checkpoint for a complete one.
+    transformers restores weights, optimizer, scheduler, random states and the position in the data, but not the running
+    sums for the next log entry, and it accepts an interrupted checkpoint as complete.
     """
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
-        """See [`~transformers.Trainer.train`]; `True` is the last complete checkpoint."""
+        """See [`~transformers.Trainer.train`]; `True` resumes from the last complete checkpoint."""
         rows = len(self.train_dataset)
         self._check_dataset_size(rows)
         check_fsdp(self.accelerator)
@@ -79,7 +79,7 @@ class ExactResume(MixedTrainer):
             return super().train(**kwargs)
         trained = {"train_dataset_rows": rows, "adapter": shape_of_adapter(self.model)}
         checkpoint = find_checkpoint(self.args, resume_from_checkpoint, **trained)
-        self.accelerator.wait_for_everyone()  # every process has looked before any checkpoint is removed
+        self.accelerator.wait_for_everyone()  # every process has found it before any checkpoint is removed
         if self.args.should_save:
             for interrupted in interrupted_checkpoints(self.args.output_dir):
                 logger.warning("%s was not written to its end, and is removed.", interrupted)
@@ -99,8 +99,8 @@ class ExactResume(MixedTrainer):
         return super().create_optimizer(*args, **kwargs)
 
     def _run_epoch(self, **kwargs):
-        # transformers compares steps with `max_steps` only after each step: a run that was killed after its last step
-        # would make one more
+        # transformers compares steps with `max_steps` only after each step, so a run that was killed after its last step
+        # would take one more
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
         else:
@@ -108,8 +108,8 @@ class ExactResume(MixedTrainer):
 
     def get_batch_samples(self, *args, **kwargs):
         samples = super().get_batch_samples(*args, **kwargs)
-        # TRL gathers sums of each rank's micro-batch for metrics, not rows. accelerate would cut them to the rows left at the
-        # end of the epoch, and does so only in an epoch that is not resumed
+        # TRL gathers sums of each rank's micro-batch for metrics, not rows. At the end of an epoch, accelerate would cut
+        # them to the number of remaining rows, but not in a resumed epoch
         self.accelerator.gradient_state.active_dataloader.remainder = 0
         return samples
 
@@ -121,10 +121,12 @@ class ExactResume(MixedTrainer):
         try:
             with explain_failure(folder, output_dir):
                 if self.args.should_save:
-                    # An earlier checkpoint of this step, left by a run from an older one, is incomplete from here on
+                    # If an earlier run left a checkpoint of this step, it is incomplete from here on
                     (folder / RECORD).unlink(missing_ok=True)
                 super()._save_checkpoint(model, trial)
-                folder.mkdir(parents=True, exist_ok=True)  # with `save_only_model`, only the first process has made it
+                folder.mkdir(
+                    parents=True, exist_ok=True
+                )  # with `save_only_model`, only the first process has created it
                 _rank_file(folder, self.args.process_index).write_text(json.dumps(self._running_metrics()))
                 self.accelerator.wait_for_everyone()
                 if self.args.should_save:
@@ -142,11 +144,11 @@ class ExactResume(MixedTrainer):
             return super().save_model(output_dir, _internal_call)
 
     def _finalize_training(self, trial, num_train_samples, start_time):
-        # Loss, time and speed of the complete run, not only of the part since it was resumed
+        # Loss, time and speed cover the complete run, not only the part since it was resumed
         return super()._finalize_training(trial, num_train_samples, start_time - self._seconds_before)
 
     def _running_metrics(self) -> dict[str, Any]:
-        """Return the sums between two lines of the log, and over the run."""
+        """Return the running sums since the last log entry, and over the run."""
         return {
             "loss": self._tr_loss.item(),
             "total_loss": self._total_loss_scalar,
@@ -160,14 +162,16 @@ class ExactResume(MixedTrainer):
         self._tr_loss = torch.full_like(self._tr_loss, state["loss"])
         self._total_loss_scalar = state["total_loss"]
         self._globalstep_last_logged = state["last_logged"]
-        self._initial_global_step = 0
+        self._initial_global_step = (
+            0  # the totals above cover the complete run, so the final means divide by all its steps
+        )
         self._metrics["train"] = defaultdict(list, state["metrics"])
         self._total_train_tokens = state["tokens"]
         self._seconds_before = state["seconds"]
 
 
 class _RestoreRunningMetrics(TrainerCallback):
-    """Restore the sums when training begins: by then the training loop has reset its own."""
+    """Restore the running sums when training begins: by then, the training loop has reset them."""
 
     def __init__(self, trainer: ExactResume, checkpoint: Path):
         self.trainer, self.checkpoint = trainer, checkpoint
@@ -192,7 +196,7 @@ def write_record(folder: Path, args: TrainingArguments, rows: int, adapter: dict
 
 
 def is_whole(folder: Path) -> bool:
-    """Check whether a checkpoint was written to its end."""
+    """Return whether a checkpoint is complete."""
     return (folder / RECORD).is_file()
 
 
@@ -211,7 +215,7 @@ def find_checkpoint(args: TrainingArguments, asked: str | bool, **trained) -> Pa
     Find the checkpoint to resume from, and check it.
 
     `asked` is its folder, or `True` or `"true"` for the last complete one in `args.output_dir`. `trained` has
-    `train_dataset_rows` and `adapter`, as [`write_record`] notes them, once they are known.
+    `train_dataset_rows` and `adapter`, as [`write_record`] records them, once they are known.
 
     Raises:
         `ValueError`: If there is none, it is incomplete or has lost a file, or it was written with other settings.
@@ -220,7 +224,7 @@ def find_checkpoint(args: TrainingArguments, asked: str | bool, **trained) -> Pa
     folder = _last_whole(output_dir) if str(asked).lower() == "true" else Path(str(asked))
     if not is_whole(folder):
         raise ValueError(
-            f"{folder} is not a complete checkpoint: {RECORD}, which is written last, is missing. The last complete one is "
+            f"{folder} is not a complete checkpoint: it lacks {RECORD}, which is written last. The last complete one is "
             f"{_name_last(folder.parent)}."
         )
     record = json.loads((folder / RECORD).read_text())
@@ -231,7 +235,7 @@ def find_checkpoint(args: TrainingArguments, asked: str | bool, **trained) -> Pa
         )
     if record["only_model"]:
         raise ValueError(
-            f"{folder} holds the model alone (`save_only_model`), without the optimizer states needed to resume. Start a "
+            f"{folder} has only the model (`save_only_model`), not the optimizer states needed to resume. Start a "
             f"new run {new_run}"
         )
     _check_files(folder, record["files"])
@@ -243,7 +247,7 @@ def find_checkpoint(args: TrainingArguments, asked: str | bool, **trained) -> Pa
     ]
     if differences:
         raise ValueError(
-            f"{folder} was written with other settings: {'; '.join(differences)}. Its optimizer states and its place in the "
+            f"{folder} was written with other settings: {'; '.join(differences)}. Its optimizer states and its position in the "
             f"data fit that run only. Use the same settings, or start a new run {new_run}"
         )
     return folder
@@ -263,26 +267,26 @@ def _check_files(folder: Path, written: dict[str, int]):
     ]
     if damaged:
         raise ValueError(
-            f"{folder} is not what was written: {', '.join(damaged)}. Copy it again, or resume from another checkpoint: "
+            f"{folder} has changed since it was written: {', '.join(damaged)}. Copy it again, or resume from another checkpoint: "
             "`--resume_from_checkpoint FOLDER`."
         )
 
 
 @contextmanager
 def explain_failure(folder: Path, output_dir: str | Path) -> Iterator[None]:
-    """Turn a failure to write or upload `folder` into `NotSaved`, with the cause and the checkpoint that is left."""
+    """Turn a failure to write or upload `folder` into `NotSaved`, with the cause and the last complete checkpoint."""
     try:
         yield
     except HfHubHTTPError as error:  # an OSError, too
         raise NotSaved(
-            f"The Hub refused the upload of {folder}: {error}. Its files are on the disk, where the last complete checkpoint "
-            f"is {_name_last(output_dir)}: check the token and `--hub_model_id`, or leave `--push_to_hub` out."
+            f"The Hub refused the upload of {folder}: {error}. Its files are on disk, where the last complete checkpoint "
+            f"is {_name_last(output_dir)}. Check the token and `--hub_model_id`, or omit `--push_to_hub`."
         ) from error
     except (OSError, RuntimeError, SafetensorError) as error:
         free = shutil.disk_usage(output_dir).free / 2**20
         raise NotSaved(
             f"{folder} could not be written, with {free:,.0f} MiB free on its disk: {error}. The last complete checkpoint, "
-            f"{_name_last(output_dir)}, was not touched: make room and resume with `--resume_from_checkpoint true`."
+            f"{_name_last(output_dir)}, was not touched. Free disk space and resume with `--resume_from_checkpoint true`."
         ) from error
 
 
@@ -291,8 +295,8 @@ def _last_whole(output_dir: str | Path) -> Path:
     if not whole:
         torn = ", ".join(folder.name for folder in interrupted_checkpoints(output_dir))
         raise ValueError(
-            f"{output_dir} holds no complete checkpoint to resume from"
-            + (f"; {torn} was not written to its end." if torn else ".")
+            f"{output_dir} has no complete checkpoint to resume from"
+            + (f"; {torn} is incomplete." if torn else ".")
             + " Omit `resume_from_checkpoint` to start a new run."
         )
     return whole[-1]

@@ -15,7 +15,7 @@ from .encoding import SIDES
 
 @dataclass(frozen=True)
 class PairGroup:
-    """Pairs, by index, that stay in one batch because they share a prompt; `tokens` counts a batch of them alone, padded."""
+    """Indices of pairs that stay in one batch because they share a prompt; `tokens` is the padded size of a batch of them alone."""
 
     pairs: tuple[int, ...]
     tokens: int
@@ -25,8 +25,8 @@ def group_pairs(
     dataset: Dataset, collator: DataCollatorForCLoud, max_pairs: int, token_budget: int | None = None
 ) -> list[PairGroup]:
     """
-    Group the pairs of an encoded dataset, in its order: those of one row together if the collator shares prompts and they fit
-    `max_pairs` and `token_budget`, else one by one.
+    Group the pairs of an encoded dataset, in its order. The pairs of one row form a group if the collator shares prompts and
+    they fit `max_pairs` and `token_budget`; otherwise each pair is its own group.
 
     Raises:
         `ValueError`: If one pair alone exceeds the budget.
@@ -41,7 +41,7 @@ def group_pairs(
             tokens = collator.num_tokens([example])
             if tokens > token_budget:
                 raise ValueError(
-                    f"The train dataset, pair {index}: its two sequences take {tokens} tokens, but `token_budget` is "
+                    f"The train dataset, pair {index}: its two sequences have {tokens} tokens, but `token_budget` is "
                     f"{token_budget}. Raise it, or lower `max_length`."
                 )
             groups.append(PairGroup((index,), tokens))
@@ -49,7 +49,7 @@ def group_pairs(
 
 
 def _rows(dataset: Any, max_pairs: int) -> Iterator[tuple[list[int], list[dict[str, Any]]]]:
-    """Yield up to `max_pairs` neighbours with the same prompt and responses, which are those of one row."""
+    """Yield up to `max_pairs` neighbours with the same prompt and responses: the pairs of one row."""
     indices: list[int] = []
     examples: list[dict[str, Any]] = []
     for index, example in enumerate(dataset):
@@ -70,8 +70,8 @@ class TokenBudgetSampler(Sampler[list[int]]):
     Batches of pairs of about equal length that hold at most `token_budget` tokens and `max_pairs` pairs.
 
     Batches come in rounds of `num_processes`, one per process, with the same number of pairs in all batches of a round.
-    Seed and epoch decide which pairs meet and the order of the rounds, but not the number of rounds, so that all epochs have
-    as many steps: lengths are rounded up by at most a sixteenth, and pairs of the same rounded length trade places.
+    Seed and epoch decide which pairs meet and the order of the rounds, but not the number of rounds, so all epochs have the
+    same number of steps: lengths are rounded up by at most a sixteenth, and pairs of the same rounded length trade places.
 
     If the shortest pairs do not fill a round, one is repeated; `drop_last` drops them instead, and raises `ValueError` if
     nothing is left.
@@ -92,8 +92,8 @@ class TokenBudgetSampler(Sampler[list[int]]):
         self.token_budget, self.max_pairs, self.padded = token_budget, max_pairs, padded
         self.num_processes, self.seed = num_processes, seed
         self.epoch = 0
-        # Groups by number of pairs and rounded length; and for each batch the keys of the groups it draws. Keys, not groups,
-        # since each epoch draws other groups of the same size: batches stay within the budget in all of them
+        # Groups by number of pairs and rounded length; and, for each batch, the keys of the groups to draw. Keys instead of
+        # groups, since each epoch draws different groups of the same size: batches stay within the budget in every epoch
         self.alike: dict[tuple[int, int], list[PairGroup]] = defaultdict(list)
         self.turns: list[list[list[tuple[int, int]]]] = []
         for members in self._by_size(groups, drop_last):
@@ -106,13 +106,14 @@ class TokenBudgetSampler(Sampler[list[int]]):
 
     def _by_size(self, groups: list[PairGroup], drop_last: bool) -> Iterator[list[PairGroup]]:
         """Yield groups with the same number of pairs, longest first, in a multiple of the number of processes."""
+        # Size 1 always exists and comes last, since groups of larger sizes may be split into it
         by_size: dict[int, list[PairGroup]] = defaultdict(list, {1: []})
         for group in groups:
             by_size[len(group.pairs)].append(group)
         for size in sorted(by_size, reverse=True):
             members = sorted(by_size[size], key=lambda group: group.tokens, reverse=True)
             left = len(members) % self.num_processes
-            if left and size > 1:  # all processes need as many groups: split up those that remain
+            if left and size > 1:  # all processes need equally many groups: split those left over
                 members, rest = members[:-left], members[-left:]
                 by_size[1] += [PairGroup((pair,), group.tokens) for group in rest for pair in group.pairs]
             elif left and drop_last:
@@ -122,7 +123,7 @@ class TokenBudgetSampler(Sampler[list[int]]):
             yield members
 
     def _plan_turns(self, members: list[PairGroup]):
-        """Cut groups of one size into rounds, each as long as it fits; process `i` takes every `num_processes`th from `i`."""
+        """Cut groups of one size into rounds, each as large as fits; process `i` takes every `num_processes`th group from `i`."""
         keys = [(len(group.pairs), self._rounded(group.tokens)) for group in members]
         for key, group in zip(keys, members, strict=True):
             self.alike[key].append(group)
@@ -136,7 +137,7 @@ class TokenBudgetSampler(Sampler[list[int]]):
             start = end
 
     def _rounded(self, tokens: int) -> int:
-        # To five significant bits: coarse enough that groups of about equal length are alike, fine enough to fill batches
+        # To five significant bits: coarse enough to make groups of similar length interchangeable, fine enough to fill batches
         unit = 2 ** max(0, tokens.bit_length() - 5)
         return min(-(-tokens // unit) * unit, self.token_budget)
 

@@ -8,7 +8,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from .resume import MixedTrainer
 
 
-# Dense bf16 operations per second of one device, from the vendors' data sheets, by a part of its name
+# Dense bf16 operations per second of one device, from the vendors' data sheets, by a substring of its name
 PEAK_FLOPS = {
     "H200": 989e12,
     "H100 PCIe": 756e12,
@@ -38,8 +38,8 @@ class LogsThroughput(MixedTrainer):
     and `mfu` if the device's peak is known. A log covers the steps since the previous one, without evaluation and saving.
 
     MFU counts 6 operations for each token and parameter that is not an input embedding (forward and backward pass), and 4
-    for frozen ones (an adapter's base, which needs no gradients). The LM head of a model that never writes, the
-    second forward pass of gradient checkpointing and attention scores are not counted.
+    for frozen ones (an adapter's base, which needs no weight gradients). It does not count the LM head of a model that writes
+    no critiques, the second forward pass of gradient checkpointing, or attention scores.
     """
 
     def __init__(self, *args, **kwargs):
@@ -52,7 +52,8 @@ class LogsThroughput(MixedTrainer):
         self._flops_per_token = sum(
             (6 if weight.requires_grad else 4) * _size(weight)
             for name, weight in self.model.named_parameters()
-            if id(weight) not in idle and "original_module" not in name  # PEFT keeps those it trains copies of
+            if id(weight) not in idle
+            and "original_module" not in name  # PEFT keeps the originals of modules that it trains as copies
         )
         self._measured = (0, 0)  # tokens and steps at the last log
 
@@ -84,7 +85,7 @@ class LogsThroughput(MixedTrainer):
 
 
 def _size(weight: torch.nn.Parameter) -> int:
-    """Return the number of elements: ZeRO-3 leaves none in weights it has sharded, and 4-bit ones are packed."""
+    """Return the number of elements: ZeRO-3 empties the weights that it shards, and 4-bit weights are packed."""
     size = getattr(weight, "ds_numel", weight.numel())  # an adapter's weights are sharded when training begins
     return 2 * size * weight.element_size() if type(weight).__name__ == "Params4bit" else size
 
@@ -101,9 +102,9 @@ class _TrainingClock(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self._seconds, self._started, self._begins = 0.0, time.perf_counter(), True
 
-    # Evaluation and saving follow the step that asks for them, so the clock stops at its end and starts with the next one
+    # Evaluation and saving follow the step that triggers them, so the clock stops at that step's end and starts with the next
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        if self._begins:  # a resumed run has restored its counts by now
+        if self._begins:  # by now, a resumed run has restored its counts
             self._trainer._measured = (self._trainer._total_train_tokens, state.global_step)
             self._begins = False
         if self._started is None:

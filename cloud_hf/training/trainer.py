@@ -33,7 +33,7 @@ from .sampler import GroupSampler, TokenBudgetSampler, group_pairs
 from .throughput import LogsThroughput
 
 
-# Options that are stored in the model's config, and must not change once it is made
+# Options that are stored in the model's config, and must not change once the model exists
 _MODEL_OPTIONS = ("critique", "critique_prompt", "critique_role", "keep_thinking", "format")
 
 
@@ -46,8 +46,8 @@ class CLoudTrainer(LogsThroughput, ExactResume, RewardTrainer):
         bradley_terry_weight * mean over pairs of -log sigmoid(r(chosen) - r(rejected) - margin)
         + lm_loss_weight * mean over labelled tokens of the cross-entropy of the critiques
 
-    Both means are taken over the complete step, all micro-batches and ranks, so that gradient accumulation and data
-    parallelism change nothing. TRL's `margin` column and `center_rewards_coefficient` work as in [`~trl.RewardTrainer`].
+    Both means are taken over the complete step, across all micro-batches and ranks, so gradient accumulation and data
+    parallelism do not change the loss. TRL's `margin` column and `center_rewards_coefficient` work as in [`~trl.RewardTrainer`].
 
     Args:
         model (`str` or [`CLoudForRewardModeling`] or [`~peft.PeftModel`]):
@@ -75,10 +75,10 @@ class CLoudTrainer(LogsThroughput, ExactResume, RewardTrainer):
     ```
     """
 
-    # Tells the Trainer not to divide the loss by the number of micro-batches: compute_loss divides by the step's counts
+    # Tell the Trainer not to divide the loss by the number of micro-batches: compute_loss divides by the step's counts
     loss_is_scaled_for_ga = True
 
-    # Declared more loosely by the Trainer
+    # The Trainer declares these more loosely
     args: CLoudTrainingConfig
     data_collator: Any
     train_dataset: Any
@@ -102,7 +102,7 @@ class CLoudTrainer(LogsThroughput, ExactResume, RewardTrainer):
         check_launch(args)
         check_dropout(peft_config, args.disable_dropout)
         processing_class = _prepare_tokenizer(processing_class, model, args)
-        init_kwargs: Any = args.model_init_kwargs or {}  # TRL also allows a string, which it has parsed by now
+        init_kwargs: Any = args.model_init_kwargs or {}  # TRL also accepts a string, which it has parsed by now
         revision = init_kwargs.get("revision")
         if isinstance(model, str):
             model = load_model(model, args, processing_class, quantization_config, peft_config)
@@ -110,17 +110,17 @@ class CLoudTrainer(LogsThroughput, ExactResume, RewardTrainer):
         else:
             _check_model(model, quantization_config, peft_config)
         self.critique_format = CritiqueFormat.from_config(model.config, processing_class)
-        if model.config.critique_end_token_id is None:  # a published checkpoint, which knows no tokenizer
+        if model.config.critique_end_token_id is None:  # a published checkpoint, whose config has no token ids
             model.config.critique_end_token_id = self.critique_format.end_token_id
             model.config.reward_token_id = unused_token_id(processing_class, model.config.text_config.vocab_size)
         self._context_length = context_length(model.config)
         self._sums: dict[str, dict[str, float]] = {"train": defaultdict(float), "eval": defaultdict(float)}
         data_collator = _prepare_batches(data_collator, model, args, self.critique_format.end_token_id)
         model = _prepare_adapter(model, peft_config, revision)
-        # TRL casts all trained weights of QLoRA to bf16, too coarse for rewards: keep the head's to put them back below
+        # TRL casts all trained weights of QLoRA to bf16, which is too coarse for rewards: keep the head's, and restore them below
         head = {name: weight.detach().clone() for name, weight in model.named_parameters() if HEAD in name}
         if not model.config.critique and not model.config.tie_word_embeddings:
-            # A classic model never writes, so its LM head gets no gradient; DDP would wait for one
+            # A classic model never writes, so its LM head gets no gradient, and DDP would wait for one
             model.get_output_embeddings().requires_grad_(False)
         super().__init__(
             model,
@@ -147,7 +147,7 @@ class CLoudTrainer(LogsThroughput, ExactResume, RewardTrainer):
             return dataset  # already encoded by `encode_pairs`
         max_length = min((limit for limit in (args.max_length, self._context_length) if limit), default=None)
         policy, num_proc = args.overlong_policy, args.dataset_num_proc
-        # The first process encodes and the others read its cache
+        # The first process encodes, and the others read its cache
         with global_then_local_main_first():
             return encode_pairs(dataset, self.critique_format, max_length, policy, dataset_name, num_proc)
 
@@ -201,7 +201,7 @@ class CLoudTrainer(LogsThroughput, ExactResume, RewardTrainer):
     def get_train_dataloader(self) -> DataLoader:
         if self.args.token_budget is None:
             return super().get_train_dataloader()
-        # The Trainer's own takes only samplers of single rows, not of batches
+        # The Trainer's dataloader takes only samplers of rows, not of batches
         dataset: Any = self._remove_unused_columns(self.train_dataset, description="Training")
         dataloader = DataLoader(
             dataset,
@@ -216,7 +216,7 @@ class CLoudTrainer(LogsThroughput, ExactResume, RewardTrainer):
 
     def _run_epoch(self, *args, epoch: int, **kwargs):
         if self._train_sampler is not None:
-            # The Trainer sets the epoch of the dataloader's sampler, but in a resumed run further wrappers hide it
+            # The Trainer sets the epoch on the dataloader's sampler, but in a resumed run further wrappers hide that sampler
             self._train_sampler.set_epoch(epoch)
         return super()._run_epoch(*args, epoch=epoch, **kwargs)
 
@@ -230,17 +230,17 @@ class CLoudTrainer(LogsThroughput, ExactResume, RewardTrainer):
         return self.accelerator.gather(counts[None]).sum(0)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        cut = inputs.pop("cut", None)  # for the metrics: the model does not take it
+        cut = inputs.pop("cut", None)  # for the metrics only: the model does not take it
         if self.args.lm_loss_chunks is not None:
             inputs["lm_loss_chunks"] = self.args.lm_loss_chunks
         result: Any = super().compute_loss(model, inputs, return_outputs=True)
         pairwise_loss, outputs = result
         lm_loss = pairwise_loss.new_zeros(()) if outputs.lm_loss is None else outputs.lm_loss
         self._add_metrics(inputs, cut, outputs)
-        if num_items_in_batch is None:
+        if num_items_in_batch is None:  # called outside the Trainer's loops: means over this batch
             share = torch.ones(2, device=pairwise_loss.device)
         else:
-            # DDP, DeepSpeed and FSDP average gradients over ranks; times their number the average becomes the sum
+            # DDP, DeepSpeed and FSDP average gradients over ranks; multiplying by the number of ranks makes that a sum
             share = _counts(inputs) / num_items_in_batch.clamp(min=1) * self.accelerator.num_processes
         loss = (
             self.args.bradley_terry_weight * pairwise_loss * share[0] + self.args.lm_loss_weight * lm_loss * share[1]
@@ -251,7 +251,7 @@ class CLoudTrainer(LogsThroughput, ExactResume, RewardTrainer):
 
     @torch.no_grad()
     def _add_metrics(self, inputs: dict[str, torch.Tensor], cut: torch.Tensor | None, outputs: Any):
-        """Add to the sums behind `_take_means`. Sums, unlike means of means, do not depend on the size of batches."""
+        """Add to the sums behind `_take_means`. Sums, unlike means of means, do not depend on the batch size."""
         chosen, rejected = outputs.logits[:, 0].detach().chunk(2)
         columns = {
             "pairs": torch.ones_like(chosen),
@@ -260,7 +260,7 @@ class CLoudTrainer(LogsThroughput, ExactResume, RewardTrainer):
             "ties": (chosen == rejected).float(),
             "margin": chosen - rejected,
             "mean_reward": (chosen + rejected) / 2,
-            "square_reward": (chosen.square() + rejected.square()) / 2,
+            "square_reward": (chosen.square() + rejected.square()) / 2,  # for `reward_std`
         }
         if outputs.lm_loss is not None:
             columns["lm_loss"] = sum(outputs.lm_loss_sums.chunk(2))
@@ -295,7 +295,7 @@ class CLoudTrainer(LogsThroughput, ExactResume, RewardTrainer):
         return _means({n: combine.get(n, sum)(rank[n] for rank in ranks if n in rank) for n in names})
 
     def _joint_loss(self, means: dict[str, float]) -> float:
-        """Weight the means over pairs and tokens of an evaluation, as training does; removes `centring` from them."""
+        """Weight an evaluation's means over pairs and tokens as training does; remove `centring` from them."""
         centring = (self.args.center_rewards_coefficient or 0.0) * means.pop("centring", 0.0)
         lm_loss = self.args.lm_loss_weight * means.get("lm_loss", 0.0)
         return self.args.bradley_terry_weight * (means["pairwise_loss"] + centring) + lm_loss
@@ -305,18 +305,18 @@ class CLoudTrainer(LogsThroughput, ExactResume, RewardTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self.model.training and self._sums["train"]:
-            # The joint loss, with centring, is in the log already, as `loss`
+            # The log already has the joint loss, including centring, as `loss`
             means = self._take_means("train")
             means.pop("centring", None)
             self._metrics["train"].update({name: [value] for name, value in means.items()})
         super().log(logs, start_time)
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
-        # TRL only logs these metrics, under the same names for every evaluation set. Returned under the set's prefix,
-        # `metric_for_best_model` sees them
+        # TRL only logs these metrics, under the same names for every evaluation set. Return them under the set's prefix, so
+        # that `metric_for_best_model` can use them
         output: Any = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         means = self._take_means("eval")
-        # The Trainer's is a mean of batches' losses, which depends on how tokens are spread over them
+        # The Trainer's loss is a mean over batches, which depends on how tokens are distributed among them
         means["loss"] = self._joint_loss(means)
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
         self._metrics["eval"].clear()
@@ -334,7 +334,7 @@ class CLoudTrainer(LogsThroughput, ExactResume, RewardTrainer):
     def _save(self, output_dir: str | None = None, state_dict=None):
         super()._save(output_dir, state_dict)
         folder, model = str(output_dir or self.args.output_dir), self.accelerator.unwrap_model(self.model)
-        # For adapters, too: their folder must say which kind of reward model they adapt
+        # For adapters, too: their folder must identify the kind of reward model that they adapt
         model.config.save_pretrained(folder)
         if is_peft_model(model):
             record_base(folder, model)
@@ -355,7 +355,7 @@ def _prepare_tokenizer(tokenizer: Any, model: Any, args: CLoudTrainingConfig) ->
             raise ValueError("The model was not loaded by name: pass its tokenizer as `processing_class`.")
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
     if args.chat_template_path is not None:
-        # TRL would set it later, but the critique format is built on the template before that
+        # TRL would set the template later, but the critique format is built from it before that
         set_chat_template(tokenizer, args.chat_template_path)
     return tokenizer
 
@@ -363,9 +363,9 @@ def _prepare_tokenizer(tokenizer: Any, model: Any, args: CLoudTrainingConfig) ->
 def _check_model(model: Any, quantization_config, peft_config):
     """Check that a model instance can be trained with these options."""
     if quantization_config is not None:
-        raise ValueError("`quantization_config` applies to models loaded by name: load yours with it instead.")
+        raise ValueError("`quantization_config` applies only to models loaded by name; load `model` with it instead.")
     if peft_config is not None and is_peft_model(model):
-        raise ValueError("`model` already is an adapter: omit `peft_config`, or merge it first.")
+        raise ValueError("`model` is already an adapter; omit `peft_config`, or merge the adapter first.")
     if not isinstance(model.config, CLoudConfig):
         raise ValueError(
             f"`model` is a {type(model).__name__}. Pass a CLoudForRewardModeling (`from_base` makes one), or a name."
@@ -388,7 +388,7 @@ def _prepare_batches(
     if args.padding_free or args.shared_prompt:
         model.prepare_for_segments(args.shared_prompt)
     return data_collator or DataCollatorForCLoud(
-        pad_token_id=pad,  # masked, so any id of the vocabulary works
+        pad_token_id=pad,  # padding is masked, so any id of the vocabulary works
         pad_to_multiple_of=pad_to_multiple_of,
         critique=model.config.critique,
         padding_free=args.padding_free,
@@ -420,7 +420,7 @@ def load_model(
     """
     given: Any = args.model_init_kwargs or {}  # TRL also allows a string, which it has parsed by now
     kwargs: dict[str, Any] = dict(given)
-    kwargs.setdefault("dtype", "float32")  # the steps of training are too small for weights in bf16
+    kwargs.setdefault("dtype", "float32")  # updates are too small for weights in bf16
     hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
     config_kwargs = {key: kwargs[key] for key in ("base_model_name_or_path", "text_config") if key in kwargs}
     config = read_model_config(name, **hub_kwargs, **config_kwargs)
@@ -432,7 +432,7 @@ def load_model(
             kwargs["quantization_config"] = spare_head(quantization_config, config)
         if adapter is None:
             return CLoudForRewardModeling.from_pretrained(name, **kwargs)
-        # Hub options, such as a revision, are the adapter's: the base has its own
+        # Hub options, such as a revision, belong to the adapter; the base has its own
         own = {key: value for key, value in kwargs.items() if key not in HUB_KWARGS}
         model = load_adapter_base(adapter, config, None, hub_kwargs, **own)
     else:
@@ -454,7 +454,7 @@ def _make_model(
     )
     if quantization_config is not None:
         kwargs["quantization_config"] = spare_head(quantization_config, config)
-    torch.manual_seed(args.seed)  # the Trainer seeds later, and the reward head is random
+    torch.manual_seed(args.seed)  # the Trainer seeds later than this, and the reward head is random
     return CLoudForRewardModeling.from_language_model(name, config, **kwargs)
 
 
@@ -462,7 +462,7 @@ def _check_options(name: str, config: CLoudConfig, args: CLoudTrainingConfig):
     """Check that a CLoud model is trained with the options it was made with."""
     for option in _MODEL_OPTIONS:
         value = getattr(args, option)
-        # Left at its default, an option follows the model; `critique` never does, since it chooses the loss
+        # An option left at its default follows the model; `critique` never does, since it selects the loss
         follows = option != "critique" and value == getattr(CLoudTrainingConfig, option)
         if not follows and getattr(config, option) != value:
             raise ValueError(
@@ -473,7 +473,7 @@ def _check_options(name: str, config: CLoudConfig, args: CLoudTrainingConfig):
 
 def _counts(batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Count pairs and labelled tokens of a micro-batch."""
-    # The first token of a row has no prediction, so its label does not count
+    # No position predicts the first token of a row, so its label does not count
     tokens = (batch["labels"][:, 1:] != IGNORE_INDEX).sum() if "labels" in batch else batch["input_ids"].new_zeros(())
     sequences = batch["reward_positions"] if "segments" in batch else batch["input_ids"]
     return torch.stack([tokens.new_tensor(len(sequences) // 2), tokens])

@@ -105,7 +105,7 @@ def test_bad_rows_are_named(change, says):
         ({"chosen_feedback": ["A.", "B."], "rejected_feedback": ["C."]}, "holds 2 critique.* but `rejected_feedback` 1"),
         ({"chosen_feedback": ["A.", "B."], "rejected_feedback": ["C.", "D."], "chosen_feedback_ids": [[5]]}, "2 critique.* but `chosen_feedback_ids` 1"),
         ({"chosen_feedback": [], "rejected_feedback": []}, "non-empty list"),
-        ({"chosen_finish_reason": "stop"}, "give one for each critique of both"),
+        ({"chosen_finish_reason": "stop"}, "give one per critique in both columns"),
         ({"chosen_feedback_ids": [5, 6, 7]}, "do not decode to"),
         ({"prompt": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}, "ends on a 'assistant'"),
     ],
@@ -133,14 +133,14 @@ def test_overlong_rows(caplog):
         encode(ROW, LONG, max_length=150)
     with caplog.at_level(logging.WARNING):
         assert len(encode(ROW, LONG, max_length=150, policy="drop")) == 1
-        assert "1 of 2 rows are over-long and dropped" in caplog.text
+        assert "dropped 1 of 2 rows, which are over-long" in caplog.text
         pairs = encode(ROW, LONG, max_length=150, policy="truncate_prompt")
-        assert "1 pair(s) are trained with a shortened prompt" in caplog.text
+        assert "training uses a shortened prompt in 1 pair(s)" in caplog.text
     assert len(pairs) == 2 and 130 < max(map(len, pairs["rejected_ids"])) <= 150
     contexts = [pairs[1][f"{side}_ids"][: pairs[1][f"{side}_prefix_length"]] for side in ("chosen", "rejected")]
     shared = sum(a == b for a, b in zip(*contexts, strict=False))
     assert shared > 50  # both responses see the same shortened prompt
-    with pytest.raises(ValueError, match="no row left: all 1 are over-long"):
+    with pytest.raises(ValueError, match="no rows left: all 1 are over-long"):
         encode({**ROW, "chosen": "word " * 300}, max_length=150, policy="truncate_prompt")
 
 

@@ -212,10 +212,10 @@ def test_options_of_an_adapter_need_one(kind):
 
 
 def test_quantised_weights_without_an_adapter_are_refused_before_they_load(base_folder, tmp_path):
-    with pytest.raises(ValueError, match="cannot be trained themselves: add `--use_peft"):
+    with pytest.raises(ValueError, match="cannot be trained: add `--use_peft"):
         make_trainer(str(base_folder), tmp_path, quantization_config=BitsAndBytesConfig(load_in_8bit=True))
     model_args = TrainedModelConfig(model_name_or_path=str(base_folder), load_in_4bit=True)
-    with pytest.raises(ValueError, match="cannot be trained themselves: add `--use_peft"):
+    with pytest.raises(ValueError, match="cannot be trained: add `--use_peft"):
         model_for_sft(model_args, AutoConfig.from_pretrained(base_folder), {})
 
 
@@ -229,9 +229,9 @@ def test_options_for_another_kind_of_model_are_refused(base_folder, tmp_path):
     adapted = get_peft_model(
         make_model(base_folder), LoraConfig(target_modules=["q_proj"], modules_to_save=["reward_head"])
     )
-    with pytest.raises(ValueError, match="already is an adapter"):
+    with pytest.raises(ValueError, match="is already an adapter"):
         make_trainer(adapted, tmp_path, peft_config=LoraConfig())
-    with pytest.raises(ValueError, match="applies to models loaded by name"):
+    with pytest.raises(ValueError, match="applies only to models loaded by name"):
         make_trainer(make_model(base_folder), tmp_path, quantization_config=BitsAndBytesConfig(load_in_8bit=True))
 
 

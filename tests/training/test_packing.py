@@ -217,7 +217,10 @@ def test_flash_attention_is_given_the_lengths():
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"padding_free": True, "pad_to_multiple_of": 8}, "`pad_to_multiple_of` is set, but with `padding_free`"),
+        (
+            {"padding_free": True, "pad_to_multiple_of": 8},
+            "`pad_to_multiple_of` is set, but `padding_free` pads nothing",
+        ),
         ({"lm_loss_chunks": 0}, "`lm_loss_chunks` is 0"),
         ({"critique": False, "lm_loss_chunks": 2}, "a classic model has no critique loss"),
         ({"token_budget": 0}, "`token_budget` is 0"),

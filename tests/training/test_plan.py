@@ -197,7 +197,7 @@ def test_a_recipe_at_full_size_is_planned_from_its_config_alone(tmp_path):
         ({"lm_loss_chunks": 0}, "`lm_loss_chunks` is 0"),
         ({"dtype": "float16"}, "`dtype` is 'float16'"),
         ({"lora_target_modules": ["q_proj"]}, "`lora_target_modules` needs an adapter"),
-        ({"prompt_share": 0.3}, "`prompt_share` matters with `shared_prompt` only"),
+        ({"prompt_share": 0.3}, "`prompt_share` matters only with `shared_prompt`"),
         ({"shared_prompt": True, "prompt_share": 0.6}, "`prompt_share` is 0.6; it must be from 0 to 0.5"),
     ],
 )
@@ -209,7 +209,7 @@ def test_settings_that_cannot_be_planned_are_refused(options, says):
 @pytest.mark.parametrize(
     ("recipe", "says"),
     [
-        ("max_lenght: 512", "has max_lenght: not options of train_cloud.py"),
+        ("max_lenght: 512", "has max_lenght, which train_cloud.py"),
         ("load_in_8bit: true\nuse_peft: true", "has `load_in_8bit`, which cannot be planned"),
         ("lora_modules_to_save: [lm_head]", "has `lora_modules_to_save`, which cannot be planned"),
         ("token_budget: 4096", "has `token_budget`, which cannot be planned"),

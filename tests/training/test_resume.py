@@ -71,7 +71,7 @@ def test_no_checkpoint_is_whole(base_folder, run):
     for folder in whole_checkpoints(run):
         (folder / RECORD).unlink()
     with pytest.raises(
-        ValueError, match="holds no complete checkpoint to resume from; checkpoint-2, checkpoint-4, checkpoint-6"
+        ValueError, match="has no complete checkpoint to resume from; checkpoint-2, checkpoint-4, checkpoint-6"
     ):
         make_trainer(str(base_folder), run, **OPTIONS).train(resume_from_checkpoint=True)
 
@@ -123,7 +123,7 @@ def test_a_checkpoint_that_lost_something_since(run):
         content = file.read_bytes()
         for part in (content[:-1], b""):
             file.write_bytes(part) if part else file.unlink()
-            says = rf"checkpoint-6 is not what was written: {name} \({len(part)} of {len(content)} bytes"
+            says = rf"checkpoint-6 has changed since it was written: {name} \({len(part)} of {len(content)} bytes"
             with pytest.raises(ValueError, match=says):
                 make_trainer("no such model", run, resume_from_checkpoint="true", **OPTIONS)
         file.write_bytes(content)
@@ -153,7 +153,7 @@ def test_a_checkpoint_of_another_world_is_refused_before_the_model_loads(run, la
 def test_a_checkpoint_of_the_model_alone(base_folder, tmp_path):
     trainer = make_trainer(str(base_folder), tmp_path, save_only_model=True, **OPTIONS)
     trainer.train()
-    with pytest.raises(ValueError, match=r"checkpoint-6 holds the model alone.*--model_name_or_path .*checkpoint-6"):
+    with pytest.raises(ValueError, match=r"checkpoint-6 has only the model.*--model_name_or_path .*checkpoint-6"):
         trainer.train(resume_from_checkpoint=True)
     again = make_trainer(str(tmp_path / "checkpoint-6"), tmp_path / "again", **OPTIONS)  # as the message says
     for name, weight in trainer.model.named_parameters():

@@ -85,7 +85,7 @@ def test_groups_are_the_rows(base_folder, tmp_path):
     groups = group_pairs(rows, padded, max_pairs=8)
     assert [group.pairs for group in groups] == [(i,) for i in range(12)]
     assert groups[4].tokens == padded([rows[4]])["input_ids"].numel()
-    with pytest.raises(ValueError, match=r"pair 0: its two sequences take \d+ tokens, but `token_budget` is 10"):
+    with pytest.raises(ValueError, match=r"pair 0: its two sequences have \d+ tokens, but `token_budget` is 10"):
         group_pairs(rows, padded, max_pairs=8, token_budget=10)
 
 
