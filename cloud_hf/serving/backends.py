@@ -27,13 +27,13 @@ class BackendArguments:
         batch_size (`int`, *optional*, defaults to `16`):
             Sequences per forward pass, with transformers.
         dtype (`str`, *optional*, defaults to `"auto"`):
-            Data type of the weights, with transformers or vLLM. `"auto"` is the checkpoint's.
+            Data type of the weights, with transformers or vLLM. `"auto"` uses the checkpoint's.
         vllm_options (`str`, *optional*):
             Options of `vllm.LLM` as JSON, such as `{"max_model_len": 4096}`.
         server_url (`str`, *optional*):
             Address of the reward server. It must serve the named model, whose tokenizer is read locally.
         api_key_env (`str`, *optional*, defaults to `"CLOUD_API_KEY"`):
-            Environment variable that holds the server's key, if it asks for one.
+            Environment variable with the server's key, if the server requires one.
     """
 
     backend: str = "transformers"

@@ -14,7 +14,7 @@ import httpx
 from ..scores import OnScore, Score
 
 
-# Seconds before the first retry; each further pause is twice as long, up to the longest
+# Seconds before the first retry; the pause then doubles, up to the longest
 _FIRST_WAIT = 1.0
 _LONGEST_WAIT = 30.0
 _CONNECT_TIMEOUT = 10.0
@@ -51,7 +51,7 @@ class _Pool:
 
 @dataclass
 class _Row:
-    """A request for one response, and its failed tries so far."""
+    """A request for one response, and its failed attempts so far."""
 
     index: int
     body: bytes
@@ -64,21 +64,21 @@ class CLoudClient:
     r"""
     [`Scorer`] over a reward server (`python -m cloud_hf.serving.server`).
 
-    It sends one request per response, so that a failure costs little. Lost connections, time-outs and the statuses 502, 503
-    and 504 are retried after 1, 2, 4, … seconds (at most 30, each shortened at random by up to half). A full queue (429) is
-    not a failure: the request is repeated until `timeout` has passed.
+    It sends one request per response, so a failure costs little. Lost connections, time-outs and the statuses 502, 503 and
+    504 are retried after 1, 2, 4, … seconds (at most 30, each shortened at random by up to half). A full queue (429) does
+    not count as a failure: the request is repeated until `timeout` has passed.
 
     Args:
         base_url (`str`):
             The server's address, such as `"http://127.0.0.1:8000"`.
         api_key (`str`, *optional*):
-            The server's key, if it asks for one.
+            The server's key, if the server requires one.
         max_concurrency (`int`, *optional*, defaults to `64`):
-            Most requests at once, over all calls on one event loop.
+            Maximum number of concurrent requests, over all calls on one event loop.
         timeout (`float`, *optional*, defaults to `600.0`):
-            Seconds per try.
+            Seconds per attempt.
         max_retries (`int`, *optional*, defaults to `5`):
-            Tries after the first. 5 retries bridge about half a minute without a server, 8 about two minutes.
+            Attempts after the first. 5 retries survive about half a minute without a server, 8 about two minutes.
 
     Examples:
 
@@ -113,7 +113,7 @@ class CLoudClient:
 
     def served_model(self) -> ServedModel:
         """
-        Ask the server which model it has. Raises [`RewardServerError`] if the server cannot be reached, is not ready, or is not a
+        Ask the server for its model. Raises [`RewardServerError`] if the server cannot be reached, is not ready, or is not a
         reward server.
         """
         url = f"{self.base_url}/health"
@@ -128,7 +128,7 @@ class CLoudClient:
         except (httpx.TransportError, httpx.InvalidURL) as error:
             raise RewardServerError(f"{url}: {type(error).__name__} {error}. Is the server running there?") from error
         except (ValueError, KeyError, TypeError) as error:
-            raise RewardServerError(f"{url}: an answer that is not a reward server's: {error!r}") from error
+            raise RewardServerError(f"{url}: this is not a reward server's response: {error!r}") from error
 
     def score(self, prompts: list, responses: list[str], **options) -> list[Score]:
         """Judge responses; the blocking form of [`CLoudClient.ascore`]."""
@@ -158,7 +158,7 @@ class CLoudClient:
 
         Raises:
             `ValueError`: If the server refuses an argument or a row; the message names the row.
-            `RewardServerError`: If the server cannot be reached or fails, after all retries. One row's failure ends the call.
+            `RewardServerError`: If the server cannot be reached or fails, after all retries. The first failed row ends the call.
         """
         options = {"temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
         rows = _make_rows(prompts, responses, critiques, {**options, "num_critiques": num_critiques})
@@ -206,7 +206,7 @@ class CLoudClient:
                 raise self._error(row, message)
 
     async def _wait(self, row: _Row, what: str, at_least: float | None):
-        """Sleep before the next try, or raise after the last one."""
+        """Sleep before the next attempt, or raise after the last one."""
         if row.failures == self.max_retries:
             seconds = time.monotonic() - row.started
             tries = f"given up after {row.failures + 1} tries in {seconds:.1f} s"
@@ -215,7 +215,7 @@ class CLoudClient:
         row.failures += 1
 
     async def _wait_for_slot(self, row: _Row, what: str, response: httpx.Response):
-        """Sleep until the queue may have room. This does not count as a failure: the server works."""
+        """Sleep until the queue may have room. This does not count as a failure: the server is working."""
         seconds = (_retry_after(response) or _FIRST_WAIT) * random.uniform(1.0, 1.5)
         if time.monotonic() - row.started + seconds > self.timeout:
             raise self._error(row, f"{what} (for {self.timeout:g} s)")
@@ -234,9 +234,9 @@ class CLoudClient:
                 critique_ids=tuple(map(tuple, result["critique_ids"])),
             )
         except (ValueError, KeyError, TypeError) as error:
-            raise self._error(row, f"an answer that is not a reward server's: {error!r}") from error
+            raise self._error(row, f"this is not a reward server's response: {error!r}") from error
         if len(score.rewards) != row.num_critiques:
-            raise self._error(row, f"{len(score.rewards)} rewards for {row.num_critiques} critiques")
+            raise self._error(row, f"the response has {len(score.rewards)} rewards for {row.num_critiques} critiques")
         return score
 
     def _error(self, row: _Row, what: str, kind: type[Exception] = RewardServerError) -> Exception:
@@ -285,7 +285,7 @@ def _make_rows(prompts: list, responses: list[str], critiques: list | None, opti
         try:
             body = json.dumps({"inputs": [item], **options}, allow_nan=False)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"Row {index}: this cannot be sent as JSON: {error}") from error
+            raise ValueError(f"Row {index}: cannot be sent as JSON: {error}") from error
         rows.append(_Row(index, body.encode(), count))
     return rows
 

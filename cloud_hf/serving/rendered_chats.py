@@ -1,8 +1,8 @@
 """Parse conversations that were rendered as text, including special tokens, back to messages.
 
-RL trainers decode a policy's prompt and response to one string and send that. The reward model needs the messages, to render
-them with its own chat template. Probes rendered with the policy's template show how turns begin and end: the text between
-two contents is their delimiter.
+RL trainers decode a policy's prompt and response to a single string and send it. The reward model needs the messages, to
+render them with its own chat template. Probes rendered with the policy's template show how turns begin and end: the text
+between two contents is their delimiter.
 """
 
 import re
@@ -13,7 +13,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 
-# Probes: the turn orders that templates commonly allow. An order that a template refuses is skipped
+# Orders of turns to probe, which templates commonly allow. Orders that a template refuses are skipped
 _ORDERS = (
     ("user",),
     ("user", "assistant", "user"),
@@ -23,7 +23,7 @@ _ORDERS = (
 )
 _START = "start"
 
-# Placeholder for a date that the template writes, and the pattern of texts that may appear there
+# Placeholder for a date that the template writes, and the pattern of the texts that may replace it
 _DATE = "99 Xyz 9999"
 _ANY_DATE = r"[^\n<]{0,40}"
 
@@ -46,7 +46,7 @@ class RenderedChats:
         self.tokenizer = tokenizer
         if not tokenizer.chat_template:
             raise ValueError(
-                f"The tokenizer {tokenizer.name_or_path!r} has no chat template to read conversations by."
+                f"The tokenizer {tokenizer.name_or_path!r} has no chat template, so it cannot be used to read conversations."
             )
         outer = {str(token) for token in (tokenizer.bos_token, tokenizer.pad_token, tokenizer.eos_token) if token}
         self._outer_tokens = re.compile(rf"(?:(?:{_any_of(outer)})\s*)*" if outer else "")
@@ -67,8 +67,8 @@ class RenderedChats:
 
     def parse(self, text: str, prompt: str | None = None) -> list[dict]:
         """
-        Parse a rendered conversation. A BOS and padding around it are ignored, the end of its last turn may be missing, and a
-        default system turn of the template is dropped.
+        Parse a rendered conversation. A BOS token and padding around it are ignored, the end of the last turn may be missing,
+        and the template's default system turn is dropped.
 
         Args:
             prompt (`str`, *optional*):
@@ -80,8 +80,8 @@ class RenderedChats:
             where an answer should begin.
 
         Raises:
-            `ValueError`: If the text does not begin as the template's conversations do or does not begin with `prompt`, or if
-                `prompt` does not end where an answer begins.
+            `ValueError`: If the text does not begin like a conversation in the template, if it does not begin with `prompt`, or
+                if `prompt` does not end where an answer begins.
         """
         if prompt is None:
             messages = self._turns(text)
@@ -91,7 +91,7 @@ class RenderedChats:
         messages = self._turns(prompt)
         if messages[-1]["role"] != "assistant":
             raise ValueError(
-                f"The prompt ends on a {messages[-1]['role']} turn: {prompt[-80:]!r}. Render it with "
+                f"The prompt ends with a {messages[-1]['role']} turn: {prompt[-80:]!r}. Render it with "
                 "`add_generation_prompt=True`."
             )
         messages[-1]["content"] += self._without_end(response)
@@ -106,7 +106,7 @@ class RenderedChats:
             messages.append({"role": role, "content": text[position : match.start()]})
             role, position = self._opens[role][(match.lastindex or 1) - 1], match.end()
         if role == "system":
-            raise ValueError(f"The text holds no user turn in the policy's chat template: {text[:80]!r}.")
+            raise ValueError(f"The text has no user turn in the policy's chat template: {text[:80]!r}.")
         return [*messages, {"role": role, "content": text[position:]}]
 
     def _read_start(self, text: str) -> tuple[str, int]:
@@ -116,8 +116,8 @@ class RenderedChats:
                 return role, match.end()
         expected = " or ".join(repr(start.pattern.replace("\\", "")[-60:]) for start in self._starts)
         raise ValueError(
-            f"The text begins with {text[:80]!r}, which is not a conversation in the policy's chat template: that "
-            f"begins with {expected}."
+            f"The text begins with {text[:80]!r}, which is not a conversation in the policy's chat template. Such a "
+            f"conversation begins with {expected}."
         )
 
     def _after_prompt(self, text: str, prompt: str) -> str:
@@ -127,7 +127,7 @@ class RenderedChats:
             form = form[self._outer_length(form) :]
             if text.startswith(form, start):
                 return text[start + len(form) :]
-        raise ValueError(f"The text does not start with its prompt: {text[:80]!r} against {prompt[:80]!r}.")
+        raise ValueError(f"The text does not start with its prompt: {text[:80]!r} instead of {prompt[:80]!r}.")
 
     def _outer_length(self, text: str) -> int:
         match = self._outer_tokens.match(text)  # the pattern also matches nothing
@@ -185,7 +185,7 @@ class RenderedChats:
             return None
 
     def _check(self, delimiters: dict[str, set[tuple[str, str]]]):
-        """Refuse a template whose turns cannot be told apart; drop system turns that look like the user's."""
+        """Refuse a template whose turns cannot be told apart; drop a system start that equals the user's."""
         user_starts = {start for start, role in delimiters[_START] if role == "user"}
         if any(start in user_starts for start, role in delimiters[_START] if role == "system"):
             delimiters[_START] = {(start, role) for start, role in delimiters[_START] if role != "system"}
@@ -200,7 +200,7 @@ class RenderedChats:
         if blank or not {(_START, "user"), ("user", "assistant"), ("assistant", "user")} <= shown:
             raise ValueError(
                 f"The chat template of {self.tokenizer.name_or_path!r} does not mark where turns of user and assistant "
-                "begin and end, so that its conversations cannot be read back from text."
+                "begin and end, so its conversations cannot be read back from text."
             )
 
     def _find_ends(self, delimiters: dict[str, set[tuple[str, str]]], outer: set[str]) -> re.Pattern:

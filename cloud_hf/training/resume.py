@@ -162,9 +162,8 @@ class ExactResume(MixedTrainer):
         self._tr_loss = torch.full_like(self._tr_loss, state["loss"])
         self._total_loss_scalar = state["total_loss"]
         self._globalstep_last_logged = state["last_logged"]
-        self._initial_global_step = (
-            0  # the totals above cover the complete run, so the final means divide by all its steps
-        )
+        # The totals cover the complete run, so `_finalize_training` must divide them by all its steps
+        self._initial_global_step = 0
         self._metrics["train"] = defaultdict(list, state["metrics"])
         self._total_train_tokens = state["tokens"]
         self._seconds_before = state["seconds"]

@@ -140,7 +140,7 @@ def test_a_key(talker):
         (["x"], ["y"], {"max_new_tokens": 5000}, r"limit is 1024"),
         (["x"], ["y"], {"num_critiques": 2}, r"needs `temperature` above 0"),
         (["x"], ["y"], {"temperature": float("nan")}, r"cannot be sent as JSON"),
-        (["x", object()], ["y"] * 2, {}, r"Row 1: this cannot be sent as JSON"),
+        (["x", object()], ["y"] * 2, {}, r"Row 1: cannot be sent as JSON"),
         (["x"], ["y", "z"], {}, r"1 prompts but 2 responses"),
         ("x", ["y"], {}, r"`prompts` is 'x'"),
         (["x"], ["y"], {"critiques": []}, r"0 critiques but 1 responses"),

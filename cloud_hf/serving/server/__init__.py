@@ -6,7 +6,7 @@ from typing import Any
 
 __all__ = ["make_app", "make_server"]
 
-# The other names of the single module that version 0.1 had
+# Version 0.1 had a single module, with these names in addition
 _MODULES = dict.fromkeys(
     (*__all__, "RewardServer", "load_chats", "load_engine", "main", "parse_arguments"), ".app"
 ) | {"EventStream": ".routes"}

@@ -4,7 +4,7 @@ The reward server: critiques and rewards over HTTP.
 python -m cloud_hf.serving.server runs/quickstart/cloud --port 8000
 python -m cloud_hf.serving.server org/my-cloud-rm --backend vllm --vllm_options '{"max_model_len": 4096}'
 
-It listens on this machine only, unless `--host` says otherwise; then give it a key (`CLOUD_API_KEY`). `/docs` describes its
+By default, it listens on this machine only. If `--host` opens it to others, set a key (`CLOUD_API_KEY`). `/docs` describes its
 routes: our `/v1/rewards`, OpenRLHF's `/get_reward`, LLaMA-Factory's `/v1/score/evaluation`, `/health` and `/metrics`.
 """
 
@@ -46,7 +46,7 @@ def make_app(
     chats: RenderedChats | None = None,
 ) -> FastAPI:
     r"""
-    Make the server's ASGI application. `app.state.lifecycle` says whether it accepts requests.
+    Make the server's ASGI application. `app.state.lifecycle` records whether it accepts requests.
 
     Args:
         engine ([`RewardEngine`]):
@@ -54,10 +54,10 @@ def make_app(
         limits ([`Limits`], *optional*):
             Limits on requests.
         api_key (`str`, *optional*):
-            Key that every route but `/health` asks for.
+            Key that all routes except `/health` require.
         chats ([`RenderedChats`], *optional*):
-            Reads the chat template of the policy whose rollouts OpenRLHF or LLaMA-Factory send. Without it their routes
-            answer 501.
+            Parser for the chat template of the policy whose rollouts OpenRLHF or LLaMA-Factory send. Without it, their
+            routes return 501.
     """
     limits, metrics, lifecycle = limits or Limits(), Metrics(), Lifecycle()
     service = RewardService(engine, limits, metrics, lifecycle, chats)
@@ -79,7 +79,7 @@ def make_app(
 
 
 def _answer_invalid(request: Request, error) -> Response:
-    """Report a body's first error and the number of others, without repeating any of its text."""
+    """Report a body's first error and the number of further ones, without repeating any of its text."""
     first, *others = error.errors()
     if first["type"] == "json_invalid":
         return error_response(400, f"The body is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}.")
@@ -106,7 +106,7 @@ class RewardServer(uvicorn.Server):
     """
     Uvicorn with a graceful shutdown: on SIGTERM or SIGINT it finishes running requests and answers new ones with 503. After
     `shutdown_grace` seconds it cancels the running ones, too; a second signal stops it at once. (Uvicorn alone would close its
-    socket first, and new clients could not tell a server that restarts from one that crashed.)
+    socket first, and new clients could not tell a restarting server from a crashed one.)
     """
 
     def __init__(self, config: uvicorn.Config, shutdown_grace: float = 30.0):
@@ -136,7 +136,7 @@ class RewardServer(uvicorn.Server):
             if time.monotonic() - self._stopped_at > self.shutdown_grace:
                 self.lifecycle.abort()
                 self.should_exit = True
-            # Wait a little: a client that has just connected may be about to send its request, and should get its 503
+            # Wait a little: a client that has just connected may be about to send its request, and should get a 503
             self._idle_ticks = 0 if self.lifecycle.tasks else self._idle_ticks + 1
             if self._idle_ticks >= _IDLE_TICKS:
                 self.should_exit = True
@@ -166,15 +166,27 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--backend", choices=("transformers", "vllm"), default="transformers")
     parser.add_argument("--host", default="127.0.0.1", help="Address to listen on.")
     parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--api_key", default=os.environ.get("CLOUD_API_KEY"), help="Better set CLOUD_API_KEY.")
-    parser.add_argument("--max_body_bytes", type=int, default=defaults.max_body_bytes, help="Largest request.")
-    parser.add_argument("--max_batch", type=int, default=defaults.max_batch, help="Most critiques per request.")
-    parser.add_argument("--max_queue", type=int, default=defaults.max_queue, help="Most critiques that wait or run.")
-    parser.add_argument("--max_new_tokens", type=int, default=defaults.max_new_tokens, help="Longest critique.")
-    parser.add_argument("--request_timeout", type=float, default=defaults.request_timeout, help="In seconds.")
-    parser.add_argument("--shutdown_grace", type=float, default=30.0, help="Seconds to finish running requests.")
+    parser.add_argument(
+        "--api_key",
+        default=os.environ.get("CLOUD_API_KEY"),
+        help="Key that clients must send. Prefer to set CLOUD_API_KEY.",
+    )
+    parser.add_argument("--max_body_bytes", type=int, default=defaults.max_body_bytes, help="Largest request body.")
+    parser.add_argument(
+        "--max_batch", type=int, default=defaults.max_batch, help="Maximum number of critiques per request."
+    )
+    parser.add_argument(
+        "--max_queue", type=int, default=defaults.max_queue, help="Maximum number of waiting and running critiques."
+    )
+    parser.add_argument(
+        "--max_new_tokens", type=int, default=defaults.max_new_tokens, help="Longest critique in tokens."
+    )
+    parser.add_argument(
+        "--request_timeout", type=float, default=defaults.request_timeout, help="Seconds until a request is cancelled."
+    )
+    parser.add_argument("--shutdown_grace", type=float, default=30.0, help="Seconds to let running requests finish.")
     parser.add_argument("--policy_tokenizer", help="Model whose chat template OpenRLHF or LLaMA-Factory send.")
-    parser.add_argument("--batch_size", type=int, default=16, help="Sequences computed at once (transformers).")
+    parser.add_argument("--batch_size", type=int, default=16, help="Sequences per forward pass (transformers).")
     parser.add_argument("--dtype", default="auto", help="Data type of the weights.")
     parser.add_argument("--vllm_options", type=_json_object, default={}, help="JSON with options of vLLM's engine.")
     args = parser.parse_args(arguments)
@@ -209,7 +221,7 @@ def load_engine(args: argparse.Namespace) -> RewardEngine:
 
 def load_chats(args: argparse.Namespace) -> RenderedChats | None:
     """
-    Load the reader of the policy's chat template, by default the reward model's. `None` if its conversations cannot be
+    Load the parser for the policy's chat template, by default the reward model's. `None` if conversations in it cannot be
     read back from text.
     """
     if args.policy_tokenizer is not None:
@@ -224,7 +236,7 @@ def load_chats(args: argparse.Namespace) -> RenderedChats | None:
 def bind(host: str, port: int) -> socket.socket:
     """Reserve an address without listening yet. Raises `OSError` with a sentence if it is taken."""
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    # A restarted server must not wait for the old connections' TIME_WAIT
+    # A restarted server must not wait until old connections leave TIME_WAIT
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
@@ -242,13 +254,13 @@ def main(arguments: list[str] | None = None):
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("httpx").setLevel(logging.WARNING)
     limits = Limits(args.max_body_bytes, args.max_batch, args.max_queue, args.max_new_tokens, args.request_timeout)
-    # Mistakes are reported before the model loads, which may take minutes
+    # Report mistakes before the model loads, which may take minutes
     with bind(args.host, args.port) as listener:
         check_reward_model(args.model, read_model_config(args.model))
         chats = load_chats(args)
         app = make_app(load_engine(args), limits, args.api_key, chats)
         if args.host not in ("127.0.0.1", "::1", "localhost") and args.api_key is None:
-            logger.warning("Listening on %s without a key: anyone who reaches it can use it.", args.host)
+            logger.warning("Listening on %s without a key: anyone who can reach it can use it.", args.host)
         make_server(app, args.host, args.port, args.shutdown_grace).run(sockets=[listener])
 
 

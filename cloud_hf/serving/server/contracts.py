@@ -17,7 +17,7 @@ _CHAT = {
     "properties": {"messages": _MESSAGES, "tools": {"type": "array", "items": {"type": "object"}}},
     "required": ["messages"],
 }
-# For `/docs` only: the engine checks prompts, by the same rules as every other backend
+# These schemas are for `/docs` only: the engine checks prompts, by the same rules as every other backend
 Prompt = Annotated[Any, WithJsonSchema({"anyOf": [{"type": "string"}, _MESSAGES, _CHAT]})]
 Chat = Annotated[Any, WithJsonSchema({"anyOf": [_MESSAGES, _CHAT]})]
 
@@ -48,7 +48,7 @@ class RewardInput(BaseModel):
 
     prompt: Prompt = Field(description="A user message, a list of chat messages, or `messages` with `tools`.")
     response: str = Field(description="The response to judge.")
-    critiques: list[str] | None = Field(None, min_length=1, description="Score these instead of writing critiques.")
+    critiques: list[str] | None = Field(None, min_length=1, description="Critiques to score instead of writing some.")
 
 
 class RewardRequest(_Body):
@@ -56,15 +56,15 @@ class RewardRequest(_Body):
 
     inputs: list[RewardInput] | None = Field(None, min_length=1)
     chats: list[Chat] | None = Field(
-        None, min_length=1, description="Complete conversations, each ending with the assistant's message to judge."
+        None, min_length=1, description="Complete conversations, each ending with the assistant message to judge."
     )
     num_critiques: int = Field(1, ge=1, description="Critiques per response; the reward is their mean.")
     temperature: float = Field(0.0, ge=0, le=100, allow_inf_nan=False, description="0 is greedy.")
     max_new_tokens: int | None = Field(None, ge=1, description="Longest critique. Defaults to the server's limit.")
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    return_critiques: bool = Field(True, description="Whether the results hold the critiques' texts.")
-    return_critique_ids: bool = Field(False, description="Whether the results hold the critiques' token ids.")
-    stream: bool = Field(False, description="Send one critique as it is written, as server-sent events.")
+    return_critiques: bool = Field(True, description="Whether to include the critiques' texts.")
+    return_critique_ids: bool = Field(False, description="Whether to include the critiques' token ids.")
+    stream: bool = Field(False, description="Send one critique while it is written, as server-sent events.")
 
     @model_validator(mode="after")
     def _check_together(self) -> "RewardRequest":
@@ -76,11 +76,11 @@ class RewardRequest(_Body):
             raise ValueError("`num_critiques` above 1 needs `temperature` above 0: greedy critiques are all the same")
         given = [row for row, item in enumerate(self.inputs or []) if item.critiques is not None]
         if given and self.num_critiques > 1:
-            raise ValueError(f"`inputs[{given[0]}].critiques` are scored as given; leave `num_critiques` out")
+            raise ValueError(f"`inputs[{given[0]}].critiques` are scored as given; omit `num_critiques`")
         if self.stream and (len(self.inputs or self.chats or []) != 1 or self.num_critiques != 1 or given):
             raise ValueError("`stream` takes one input, writes one critique and takes no `critiques`")
         if self.stream and not self.return_critiques:
-            raise ValueError("`stream` sends critiques; leave `return_critiques` out")
+            raise ValueError("`stream` sends critiques; omit `return_critiques`")
         return self
 
     def rows(self) -> list[Row]:
@@ -107,7 +107,7 @@ class RewardResult(BaseModel):
 
     @classmethod
     def of(cls, score: Score, request: RewardRequest) -> "RewardResult":
-        """Return the parts of a score that a request asked for."""
+        """Return the parts of a score that a request selects."""
         return cls(
             reward=score.reward,
             rewards=list(score.rewards),
@@ -127,12 +127,12 @@ class RewardResponse(BaseModel):
 
 
 class HealthResponse(BaseModel):
-    """Properties of the model of a server that is ready."""
+    """The model of a ready server, and its properties."""
 
     status: Literal["ready"] = "ready"
     model: str
     critique: bool = Field(description="Whether it writes critiques.")
-    context_length: int | None = Field(description="Tokens of the longest sequence, critique included.")
+    context_length: int | None = Field(description="Longest sequence in tokens, critique included.")
 
 
 class ErrorResponse(BaseModel):
@@ -172,7 +172,7 @@ class LlamaFactoryRequest(_Body):
 
     model: str = Field(description="Not used: the server has one model.")
     messages: list[str] = Field(min_length=1, description="Complete conversations, in the policy's chat template.")
-    max_length: int | None = Field(None, description="Not used: over-long conversations are refused.")
+    max_length: int | None = Field(None, description="Not used: over-long conversations get 422.")
 
 
 class LlamaFactoryResponse(BaseModel):
@@ -185,7 +185,7 @@ class LlamaFactoryResponse(BaseModel):
 
 
 def check_text(body: Any):
-    """Raise `ValueError`, with the path, if a JSON value is nested too deeply or holds text that is not valid Unicode."""
+    """Raise `ValueError`, with the path, if a JSON value is nested too deeply or contains text that is not valid Unicode."""
     waiting: list[tuple[Any, tuple[str | int, ...]]] = [(body, ())]
     while waiting:
         value, path = waiting.pop()
@@ -196,7 +196,7 @@ def check_text(body: Any):
                 value.encode()
             except UnicodeEncodeError as error:
                 raise ValueError(
-                    f"`{spell_path(path)}` holds a lone surrogate at character {error.start}; send valid Unicode"
+                    f"`{spell_path(path)}` contains a lone surrogate at character {error.start}; send valid Unicode"
                 ) from None
         elif isinstance(value, dict):
             waiting += [(name, (*path, "(key)")) for name in value]
@@ -213,7 +213,7 @@ def spell_path(path: tuple[str | int, ...]) -> str:
 def _split_chat(chat: Any, name: str) -> Row:
     messages = chat.get("messages") if isinstance(chat, dict) else chat
     if not isinstance(messages, list) or not messages:
-        raise ValueError(f"`{name}` holds no messages; give a list of messages that ends with the assistant's")
+        raise ValueError(f"`{name}` has no messages; give a list of messages that ends with the assistant's")
     last = messages[-1]
     if not isinstance(last, dict) or last.get("role") != "assistant":
         raise ValueError(f"`{name}` does not end with an assistant message to judge")
@@ -222,6 +222,6 @@ def _split_chat(chat: Any, name: str) -> Row:
     if not isinstance(last.get("content"), str):
         raise ValueError(f"`{name}` ends with a message whose `content` is not text")
     if len(messages) == 1:
-        raise ValueError(f"`{name}` holds nothing for the assistant to answer")
+        raise ValueError(f"`{name}` has no message for the assistant to answer")
     before = messages[:-1]
     return Row({**chat, "messages": before} if isinstance(chat, dict) else before, last["content"])

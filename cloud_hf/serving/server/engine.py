@@ -19,7 +19,7 @@ from ...scoring import context_length, read_request, score_with_transformers
 
 
 class EngineDeadError(RuntimeError):
-    """The engine has stopped and answers no more requests."""
+    """The engine has stopped and accepts no more requests."""
 
 
 class RewardEngine(Protocol):
@@ -35,7 +35,7 @@ class RewardEngine(Protocol):
     def check(self, prompt, response: str, max_new_tokens: int, critiques: list[str] | None = None) -> None:
         """
         Raise `ValueError`, before a row is queued, if its prompt, response or given critiques are not usable, or do not fit
-        the model's context (the message gives the lengths). Called from several threads.
+        the model's context (the message states the lengths). Called from several threads.
         """
         ...
 
@@ -48,13 +48,13 @@ class RewardEngine(Protocol):
         ...
 
     async def close(self) -> None:
-        """Stop. Requests that wait or run get [`EngineDeadError`]."""
+        """Stop. Waiting and running requests raise [`EngineDeadError`]."""
         ...
 
 
 class StablePrefix:
     """
-    Decodes the first ids of an unfinished critique to the part of its text that no later token can change. `vocab_size` counts
+    Decodes the ids of an unfinished critique to the part of its text that no later token can change. `vocab_size` counts
     all ids that the model can generate, including those without a token.
     """
 
@@ -62,19 +62,19 @@ class StablePrefix:
         self._format = critique_format
         tokenizer = critique_format.tokenizer
         tokens = dict.fromkeys(range(vocab_size), "") | {id: token for token, id in tokenizer.get_vocab().items()}
-        # Byte tokens decode together, once their run has ended; ids without a text do not end it
+        # Consecutive byte tokens are decoded together, once their run has ended; ids without text do not end it
         byte_ids = {id for id, token in tokens.items() if re.fullmatch(r"<0x[0-9A-F]{2}>", token)}
         silent_ids = {id for id, token in tokens.items() if not token} | set(tokenizer.all_special_ids)
         self._unstable_ids = frozenset(byte_ids | silent_ids) if byte_ids else frozenset()
 
     def __call__(self, critique_ids: list[int]) -> str:
-        """Decode the first ids of a critique, without text that may still change."""
+        """Decode the ids of a critique so far, without text that may still change."""
         length = len(critique_ids)
         while length and critique_ids[length - 1] in self._unstable_ids:
             length -= 1
-        text = self._format.decode(critique_ids[:length]).rstrip("\ufffd")  # possibly the first bytes of a character
+        text = self._format.decode(critique_ids[:length]).rstrip("\ufffd")  # may be the first bytes of a character
         if self._format.rereads_critiques:
-            # Spaces before punctuation are cleaned up: the last word may still lose the space before it
+            # Decoding removes spaces before punctuation, so the last word may still lose the space before it
             text = text[: max(text.rfind(" "), 0)]
         return text.rstrip()
 
@@ -98,7 +98,7 @@ class _Job:
             return False
         if self.sampling != batch[0].sampling or (self.critiques is None) != (batch[0].critiques is None):
             return False
-        # Within one call, equal texts get equal samples
+        # Within one call, equal texts would get equal samples
         sampled = self.sampling.temperature > 0 and self.sampling.seed is None
         return not (sampled and any(self.ids == other.ids for other in batch))
 
@@ -108,7 +108,7 @@ class _Job:
 
 
 class _AbandonedError(Exception):
-    """All clients of the running batch have left."""
+    """All clients of the running batch have disconnected."""
 
 
 class TransformersEngine:
@@ -165,7 +165,7 @@ class TransformersEngine:
         finally:
             job.result.cancel()
         if not score.critique.startswith(written):
-            raise RuntimeError("The text that was streamed is not the start of the critique.")
+            raise RuntimeError("The streamed text is not the start of the critique.")
         if rest := score.critique[len(written) :]:
             yield rest
         yield score
@@ -187,7 +187,7 @@ class TransformersEngine:
     # ---------------------------------------------------------------------------------------------------- checking
 
     def _encode(self, prompt, response: str, sampling: Sampling, critiques: list[str] | None) -> tuple[int, ...]:
-        """Check that everything is usable and fits into the context. Returns the ids of prompt and response."""
+        """Check that everything is usable and fits the context. Returns the ids of prompt and response."""
         given = None if critiques is None else [critiques]
         with self._format_lock:
             request = read_request(self._format, self._model.config, [prompt], [response], sampling, given)
@@ -260,7 +260,7 @@ class TransformersEngine:
 
     @contextmanager
     def _watching(self, batch: list[_Job]):
-        """Hook into each step of the model: stop it when all clients have left, and pass on the tokens of a stream."""
+        """Hook into each step of the model: abort when all clients have disconnected, and pass on the tokens of a stream."""
         on_token = batch[0].on_token
         passes = 0
 

@@ -20,14 +20,14 @@ from .limits import Limits
 
 logger = logging.getLogger(__name__)
 
-# The only route that needs no key: load balancers ask it
+# The only route that needs no key: load balancers call it
 HEALTH_ROUTE = "/health"
 
 # Seconds for a body to arrive, and for a client to finish sending a body that is too large
 _BODY_TIMEOUT = 60.0
 _DISCARD_TIMEOUT = 1.0
 
-# Status in log and metrics of a request whose client disconnected before the answer, as in nginx
+# Status that log and metrics record if the client disconnects before the answer, as in nginx
 CLIENT_CLOSED_REQUEST = 499
 
 
@@ -44,7 +44,7 @@ class Metrics:
             buckets=(0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600),
             registry=self.registry,
         )
-        self.queue = Gauge("cloud_queue_length", "Critiques that wait or run.", registry=self.registry)
+        self.queue = Gauge("cloud_queue_length", "Waiting and running critiques.", registry=self.registry)
         self.tokens = Counter("cloud_critique_tokens", "Tokens of critiques in answers.", registry=self.registry)
         self.truncated = Counter(
             "cloud_truncated_critiques", "Critiques cut at max_new_tokens.", registry=self.registry
@@ -65,7 +65,7 @@ class RequestRecord:
 
 
 class Lifecycle:
-    """State of a server: whether it accepts requests, and the tasks of those that run."""
+    """State of a server: whether it accepts requests, and the tasks of the running ones."""
 
     def __init__(self):
         self.draining = False
@@ -82,8 +82,8 @@ class RequestMiddleware:
     """
     ASGI middleware around all routes.
 
-    A framework's own middleware would come too late or too early here: the body limit has to act before the body is read,
-    and cancellation on disconnect has to reach JSON routes, which Starlette lets run to their end.
+    The framework's own middleware does not suffice: the body limit must act before the body is read, and cancellation on
+    disconnect must reach JSON routes, which Starlette would run to their end.
     """
 
     def __init__(self, app, limits: Limits, api_key: str | None, metrics: Metrics, lifecycle: Lifecycle):
@@ -97,7 +97,7 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        # Unknown paths share one label, or anyone could fill the metrics' memory
+        # Unknown paths share one label; otherwise, anyone could fill the memory with metrics
         is_known = any(scope["path"] == getattr(route, "path", None) for route in scope["app"].routes)
         record = scope["cloud_record"] = RequestRecord(scope["path"] if is_known else "other")
 
@@ -207,7 +207,7 @@ class RequestMiddleware:
         if work.cancelled():
             raise HTTPException(503, "The server is shutting down.", {"Retry-After": "5"})
         if error := work.exception():
-            # Log neither the error's message nor its values: they may hold text of the request
+            # Log neither the error's message nor its values: they may contain text of the request
             stack = "".join(traceback.format_tb(error.__traceback__))
             logger.error("Request failed: %s\n%s", type(error).__name__, stack)
             raise HTTPException(500, f"The server failed on this request ({type(error).__name__}).")

@@ -27,7 +27,7 @@ from .middleware import HEALTH_ROUTE, RequestRecord
 from .service import RewardService
 
 
-# Documentation of the errors that the middleware and the service may answer with
+# Documents the errors that the middleware and the service may return
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse} for status in (400, 401, 413, 422, 429, 503, 504)
 }
@@ -50,7 +50,7 @@ def record_of(request: Request) -> RequestRecord:
 
 @router.post("/v1/rewards", response_model=RewardResponse, response_model_exclude_none=True, responses=ERRORS)
 async def rewards(body: RewardRequest, request: Request) -> RewardResponse | Response:
-    """Score responses: rewards, critiques, their spread, and why they ended."""
+    """Score responses: rewards, critiques, their spread, and why the critiques ended."""
     service, record = service_of(request), record_of(request)
     try:
         rows = body.rows()
@@ -68,8 +68,8 @@ class EventStream(StreamingResponse):
     """
     Server-sent events.
 
-    sse-starlette would add pings and its own disconnect watcher, which the middleware makes superfluous. Unlike Starlette's
-    class, this one closes its generator as soon as it is cancelled, which takes the request off the engine.
+    sse-starlette would add pings and its own disconnect watcher, which the middleware makes redundant. Unlike Starlette's
+    class, this one closes its generator as soon as it is cancelled, which removes the request from the engine.
     """
 
     def __init__(self, events: AsyncGenerator[str, None]):

@@ -34,7 +34,7 @@ class RewardService:
         self.lifecycle = lifecycle
         self.chats = chats
         self.queued = 0
-        # Tokenising a large request would block the event loop. Two threads, because each keeps its own memory
+        # Tokenising a large request would block the event loop. Only two threads, because each keeps its own memory
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="checking")
 
     async def close(self):
@@ -93,12 +93,12 @@ class RewardService:
     # ---------------------------------------------------------------------------------------------------- admission
 
     def _admit(self, rows: list[Row], sampling: Sampling, record: RequestRecord):
-        """Check the request's size, and hold places in the queue until its end."""
+        """Check the request's size, and reserve places in the queue until its end."""
         critiques = sum(sampling.num_critiques if row.critiques is None else len(row.critiques) for row in rows)
         limits, record.items = self.limits, critiques
         if critiques > limits.max_batch:
             raise HTTPException(
-                422, f"The request asks for {critiques} critiques; this server takes {limits.max_batch}."
+                422, f"The request asks for {critiques} critiques; this server's limit is {limits.max_batch}."
             )
         if sampling.max_new_tokens > limits.max_new_tokens:
             error = f"`max_new_tokens` is {sampling.max_new_tokens}; this server's limit is {limits.max_new_tokens}."
@@ -112,7 +112,7 @@ class RewardService:
     @contextmanager
     def _places(self, critiques: int):
         if self.queued + critiques > self.limits.max_queue:
-            error = f"{self.queued} critiques are already waiting; at most {self.limits.max_queue} may."
+            error = f"{self.queued} critiques are already waiting; this server's limit is {self.limits.max_queue}."
             raise HTTPException(429, error, {"Retry-After": "1"})
         self.queued += critiques
         self.metrics.queue.set(self.queued)
@@ -167,7 +167,7 @@ def _read_chats(chats: RenderedChats, texts: list[str], prompts: list[str] | Non
         try:
             *messages, last = chats.parse(text, None if prompts is None else prompts[index])
             if last["role"] != "assistant":
-                raise ValueError(f"It ends with a {last['role']} turn, but an assistant turn is judged.")
+                raise ValueError(f"It ends with a {last['role']} turn; it must end with the assistant turn to judge.")
         except ValueError as error:
             raise HTTPException(422, f"Row {index}: `{field}` cannot be read as a conversation: {error}") from error
         rows.append(Row(messages, last["content"]))

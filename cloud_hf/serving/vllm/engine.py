@@ -22,7 +22,7 @@ from ..server.engine import EngineDeadError, StablePrefix
 from .requests import VLLMRequests, seed_for, servable_model
 
 
-# Seconds between a request's checks that the engine is alive
+# Seconds between checks that the engine is alive, while a request waits
 _SECONDS_BETWEEN_CHECKS = 1.0
 
 
@@ -88,7 +88,7 @@ class VLLMEngine:
             yield Score.of(samples)
 
     async def close(self):
-        """Stop the engine and free what it holds."""
+        """Stop the engine and free its resources."""
         self._llm.shutdown()
         self._resources.close()
 
@@ -108,7 +108,7 @@ class VLLMEngine:
                 while (output := await self._next(outputs)) is not None:
                     yield output
         except VLLMEngineDeadError as error:
-            raise EngineDeadError("vLLM's engine has stopped; its own log says why.") from error
+            raise EngineDeadError("vLLM's engine has stopped; see its log for the reason.") from error
 
     async def _next(self, outputs: AsyncGenerator[RequestOutput, None]) -> RequestOutput | None:
         """Wait for the next output. vLLM does not wake requests that arrive while its engine dies, so poll its state."""

@@ -1,4 +1,4 @@
-"""The CLoud model inside vLLM: any causal LM that vLLM serves, and the reward head. See `plugin.py` for the idea.
+"""The CLoud model inside vLLM: any causal LM that vLLM serves, with the reward head. `plugin.py` explains the idea.
 
 Shape suffixes: N tokens of a batch, S sampled sequences, H hidden, F flag columns, V vocabulary.
 """
@@ -23,7 +23,7 @@ from vllm.sequence import IntermediateTensors
 from ...modeling_cloud import RewardHead
 
 
-# Width of the flag columns, which mark rows whose reward is to be read. 16 bytes keep the rows aligned
+# Width of the flag columns, which mark rows at which the reward is read. 16 bytes keep the rows aligned
 _FLAG_BYTES = 16
 
 
@@ -53,7 +53,7 @@ class CLoudForVLLM(nn.Module, SupportsLoRA, SupportsPP):
         dtype = vllm_config.model_config.dtype
         self.flag_columns = _FLAG_BYTES // dtype.itemsize
         self.packed_modules_mapping = getattr(self.language_model, "packed_modules_mapping", {})
-        # vLLM declares the next two on classes; here they depend on the inner model
+        # vLLM declares these two on the class; here they depend on the inner model
         self.embedding_modules = getattr(self.language_model, "embedding_modules", {})  # pyright: ignore
         self.make_empty_intermediate_tensors = self.language_model.make_empty_intermediate_tensors  # pyright: ignore
 
@@ -77,12 +77,12 @@ class CLoudForVLLM(nn.Module, SupportsLoRA, SupportsPP):
         )
         if isinstance(hidden_NH, IntermediateTensors):  # not the last stage of the pipeline
             return hidden_NH
-        # vLLM passes only hidden states on to `compute_logits`, so the flag travels in them
+        # vLLM passes only hidden states to `compute_logits`, so they carry the flag
         flag_N = (input_ids == self.reward_id).to(hidden_NH.dtype)
         return torch.cat((hidden_NH, flag_N[:, None].expand(-1, self.flag_columns)), dim=-1)
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
-        """Compute fp32 logits of shape `(S, V)`: of the critique's next token, or in flagged rows only the reward."""
+        """Compute fp32 logits of shape `(S, V)`: of the critique's next token, or, in flagged rows, only the reward."""
         hidden_SH = hidden_states[:, : self.hidden_size].contiguous()
         is_reward_S = hidden_states[:, self.hidden_size] > 0.5
         logits_SV = self.language_model.compute_logits(hidden_SH)
@@ -94,8 +94,8 @@ class CLoudForVLLM(nn.Module, SupportsLoRA, SupportsPP):
         logits_SV[:, self.reward_id] = logits_SV[:, ends].amax(-1)
         logits_SV[:, ends] = -torch.inf
         if self.config.format == "cloud":
-            # vLLM returns raw logits (see `plugin.py`); this makes them logprobs. Not with the reference's repetition
-            # penalty, which depends on the logits' sign
+            # vLLM returns raw logits (see `plugin.py`); this makes them logprobs. Not in the reference format, whose
+            # repetition penalty depends on the logits' sign
             logits_SV = logits_SV.log_softmax(-1)
         logits_SV.masked_fill_(is_reward_S[:, None], -torch.inf)
         reward_S = (self.reward_head(hidden_SH)[:, 0] - self.config.reward_mean) / self.config.reward_std

@@ -1,10 +1,10 @@
 """vLLM plugin for CLoud models. vLLM calls `register` in each of its processes (entry point `vllm.general_plugins`).
 
-One request returns critique and reward. For that, an unused vocabulary id, the config's `reward_token_id`, replaces the end
-of turn that closes the critique, and no other end of turn.
+One request returns both critique and reward. For that, an unused vocabulary id, the config's `reward_token_id`, replaces
+the end of turn that closes the critique, but no other end of turn.
 
-1. The model (`model.py`) never samples the end of turn itself, but the reward token in its place.
-2. The reward token is embedded as the end of turn, so its hidden state is the one from which the reward is read.
+1. The model (`model.py`) never samples the end of turn that closes a critique; it samples the reward token instead.
+2. The reward token is embedded as the end of turn, so the reward is read from the same hidden state as in training.
 3. After it, only the end of turn can follow. It stops the request, and its logit, which vLLM returns as its logprob, is the
    reward.
 
@@ -32,7 +32,7 @@ class CLoudEngineConfig(VerifyAndUpdateConfig):
                 "This CLoud model has no `reward_token_id`: its vocabulary had no unused id, which vLLM needs to tell the "
                 "end of the critique from other ends of turn. Resize its embeddings by one and set it in the config."
             )
-        # The reward is a raw logit: after log-softmax, the only token that can be sampled there would have 0
+        # The reward is a raw logit: log-softmax would turn the logit of the only possible token into 0
         model_config.logprobs_mode = "raw_logits"
         if config.critique_end_token_id is not None:
             # The base's generation config often stops at another token than the one that closes the critique
@@ -46,7 +46,7 @@ class CLoudEngineConfig(VerifyAndUpdateConfig):
         model_config = vllm_config.model_config
         if vllm_config.speculative_config is not None:
             raise ValueError("A CLoud model cannot be served with speculative decoding: its rewards would be lost.")
-        # Two modules, because each runner has its own processor interface, in a package that the other may not import
+        # Two modules, because each runner has its own processor interface, which must not be imported under the other
         module = "processor_v2" if vllm_config.use_v2_model_runner else "processor"
         processor = f"cloud_hf.serving.vllm.{module}:CloseCritique"
         if processor not in (model_config.logits_processors or []):
@@ -54,6 +54,6 @@ class CLoudEngineConfig(VerifyAndUpdateConfig):
 
 
 def register():
-    """Register the model with vLLM. Calling it again does no harm."""
+    """Register the model with vLLM. Calling it again is harmless."""
     ModelRegistry.register_model(_ARCHITECTURE, "cloud_hf.serving.vllm.model:CLoudForVLLM")
     MODELS_CONFIG_MAP[_ARCHITECTURE] = CLoudEngineConfig

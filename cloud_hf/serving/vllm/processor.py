@@ -11,7 +11,7 @@ from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
 @dataclass(frozen=True)
 class _Request:
-    """Limits of one request, and the ids it has generated, a list that vLLM appends to."""
+    """Limits of one request, and its generated ids, a list that vLLM appends to."""
 
     budget: int
     min_tokens: int
@@ -30,13 +30,15 @@ def check_params(params: SamplingParams):
     }
     for option, is_used in unusable.items():
         if is_used:
-            raise ValueError(f"A CLoud model takes no {option}: the reward is read from tokens that it would change.")
+            raise ValueError(
+                f"A CLoud model does not support {option}: the reward is read from tokens that it would change."
+            )
 
 
 class CloseCritique(LogitsProcessor):
     """
-    Forces the reward token when only it and the token with the reward still fit, bans it before `min_tokens`, and applies
-    the repetition penalty of the end of turn, which it replaces.
+    Forces the reward token when only it and the end of turn with the reward still fit, bans it before `min_tokens`, and
+    gives it the repetition penalty of the end of turn that it replaces.
     """
 
     @classmethod
@@ -58,10 +60,10 @@ class CloseCritique(LogitsProcessor):
     def _read_request(self, params: SamplingParams, prompt_ids: list[int] | None, output_ids: list[int]) -> _Request:
         prompt_ids = prompt_ids or []
         return _Request(
-            # vLLM also ends a request at the context's end, which would lose the reward just as well
+            # vLLM also ends a request at the end of the context, which would lose the reward, too
             min(params.max_tokens or self.max_model_len, self.max_model_len - len(prompt_ids)),
             params.min_tokens,
-            # vLLM penalises ids that occur in the prompt. That is the end of turn, and never the reward token
+            # vLLM penalises ids that occur in the prompt: the end of turn may, the reward token never does
             params.repetition_penalty if self.end_id in prompt_ids else 1.0,
             output_ids,
         )
@@ -70,8 +72,8 @@ class CloseCritique(LogitsProcessor):
         for row, request in self.requests.items():
             written = len(request.output_ids)
             if written and request.output_ids[-1] == self.reward_id:
-                continue  # the row whose logit is the reward: any change would change the reward
-            # The same rule as vLLM's and transformers': divide positive logits, multiply negative ones
+                continue  # this row's logit is the reward and must stay as it is
+            # As vLLM and transformers do: divide positive logits, multiply negative ones
             if request.end_penalty != 1.0:
                 logit = logits[row, self.reward_id]
                 logits[row, self.reward_id] = torch.where(
@@ -81,6 +83,6 @@ class CloseCritique(LogitsProcessor):
             if written == request.budget - 2:
                 logits[row] = -torch.inf
                 logits[row, self.reward_id] = 0.0
-            elif written + 1 < request.min_tokens:  # vLLM would still mask the end of turn after it
+            elif written + 1 < request.min_tokens:  # vLLM would mask the end of turn that must follow it
                 logits[row, self.reward_id] = -torch.inf
         return logits

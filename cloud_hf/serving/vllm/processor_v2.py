@@ -1,4 +1,4 @@
-"""Closes critiques that run out of budget, so that every request has a reward (vLLM's V2 model runner, GPUs' default)."""
+"""Closes critiques that run out of budget, so that every request has a reward (vLLM's V2 model runner, the default on GPUs)."""
 
 import torch
 from vllm import SamplingParams  # pyright: ignore[reportAttributeAccessIssue]
@@ -9,7 +9,7 @@ from .processor import check_params
 
 
 class CloseCritique(LogitsProcessor):
-    """Does the same as the V1 runner's `CloseCritique`, for all rows at once on the device."""
+    """The V1 runner's `CloseCritique`, computed for all rows at once on the device."""
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams):
@@ -30,10 +30,10 @@ class CloseCritique(LogitsProcessor):
     def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
         self.limits_cpu[req_idx, 0] = sampling_params.max_tokens or self.max_model_len
         self.limits_cpu[req_idx, 1] = sampling_params.min_tokens
-        # No look at the prompt's ids: every judged conversation holds an end of turn, so the penalty always applies
+        # The prompt's ids need no check: every judged conversation contains an end of turn, so the penalty always applies
         self.penalty_cpu[req_idx] = sampling_params.repetition_penalty
         self.is_staged = True
-        return True
+        return True  # it modifies the logits of every request
 
     def apply_staged_writes(self):
         if self.is_staged:
@@ -42,14 +42,14 @@ class CloseCritique(LogitsProcessor):
             self.is_staged = False
 
     def apply(self, logits: torch.Tensor, ctx) -> torch.Tensor:
-        # No Python branches on values: reading one would make the host wait for the device in every step
+        # No Python branches on values: reading a value would make the host wait for the device in every step
         slot = ctx.expanded_idx_mapping.long()
         prompt_len = self.prompt_len.gpu[slot].long()
-        written = ctx.pos.long() + 1 - prompt_len
+        written = ctx.pos.long() + 1 - prompt_len  # `pos` is the position of the last token that was fed
         budget = torch.minimum(self.limits[slot, 0], self.max_model_len - prompt_len)
         end = logits[:, self.reward_id]
         end = torch.where(end > 0, end / self.penalty[slot], end * self.penalty[slot])
-        # In reward rows, only the end of turn's logit is finite, which nothing below touches
+        # In reward rows, only the end of turn's logit is finite, and nothing below touches it
         is_reward_row = ctx.input_ids == self.reward_id
         is_forced = (written == budget - 2) & ~is_reward_row
         is_early = (written + 1 < self.limits[slot, 1]) & ~is_forced

@@ -29,13 +29,13 @@ READING_TOKENS = 1
 @contextmanager
 def servable_model(name: str) -> Iterator[str]:
     """
-    Yield a name under which vLLM can load a reward model. An adapter is merged into a temporary folder: its reward head is
-    fully trained, which vLLM's LoRA cannot apply. Raises `ValueError` if `name` is not a CLoud model, or is a published
+    Yield a name or folder from which vLLM can load a reward model. An adapter is merged into a temporary folder: its reward head is
+    trained in full, which vLLM's LoRA cannot apply. Raises `ValueError` if `name` is not a CLoud model, or is a published
     checkpoint that was not converted.
     """
     if not is_adapter(name) and is_published(CLoudConfig.get_config_dict(name)[0]):
         raise ValueError(
-            f"{name} has the authors' layout, which vLLM cannot load. Convert it once: "
+            f"{name} has the authors' layout, which vLLM cannot load. Convert it once with "
             f"`python -m cloud_hf.convert {name} DST`, and serve DST."
         )
     check_reward_model(name, read_model_config(name))
@@ -58,9 +58,9 @@ def seed_for(sampling: Sampling, prefix: EncodedPrefix, vllm_config: VllmConfig)
         return None
     if current_platform.is_cpu() and vllm_config.scheduler_config.enable_chunked_prefill:
         raise ValueError(
-            "On a CPU, vLLM 0.32 stops for good when the prefill of a request with a `seed` is cut into chunks. Start it "
-            "with `enable_chunked_prefill=False` (in scripts `--vllm_options '{\"enable_chunked_prefill\": false}'`), or leave "
-            "`seed` out."
+            "On a CPU, vLLM 0.32 dies when the prefill of a request with a `seed` is split into chunks. Start it "
+            "with `enable_chunked_prefill=False` (in scripts `--vllm_options '{\"enable_chunked_prefill\": false}'`), or "
+            "omit `seed`."
         )
     return row_seed(sampling.seed, 0, prefix.input_ids) % 2**62
 
@@ -80,13 +80,13 @@ class VLLMRequests:
         if self.critique_format.stop_ids(self.config) != CritiqueFormat.stop_ids(self.critique_format, self.config):
             raise ValueError(
                 f"The tokenizer's end of sequence is token {self.critique_format.tokenizer.eos_token_id}, but the language "
-                f"model's config says {self.config.text_config.eos_token_id}: vLLM would end critiques elsewhere than the "
+                f"model's config says {self.config.text_config.eos_token_id}: vLLM would end critiques at other tokens than the "
                 "reference. Set `text_config.eos_token_id` in the model's config to the tokenizer's."
             )
 
     @property
     def reserved_tokens(self) -> int:
-        """Tokens that must fit after a critique of full length."""
+        """Tokens that must fit after the longest critique."""
         # If the reward is read in a second pass, one more token shows whether the critique would have ended
         return CLOSING_TOKENS + self.critique_format.rereads_critiques
 
@@ -107,11 +107,11 @@ class VLLMRequests:
         )
 
     def context_length(self, max_model_len: int) -> int:
-        """Longest sequence in tokens, without those the engine needs to close a critique."""
+        """Longest sequence in tokens, minus those that the engine needs to close a critique."""
         return max_model_len - self.reserved_tokens + 1
 
     def writing(self, sampling: Sampling, seed: int | None, **options) -> SamplingParams:
-        """Make the parameters of a request that writes critiques; `seed` is that of [`seed_for`]."""
+        """Make the parameters of a request that writes critiques; `seed` comes from [`seed_for`]."""
         return SamplingParams(
             n=sampling.num_critiques,
             temperature=sampling.temperature,
@@ -139,7 +139,7 @@ class VLLMRequests:
         length = ids.index(self._reward_id)
         is_cut = length > max_new_tokens
         if length == max_new_tokens and not self.critique_format.rereads_critiques:
-            # The processor closes it there in any case. The model would have ended it if no other token was more likely
+            # The processor closes it there in any case; the model itself would have ended it if no other token was likelier
             is_cut = logprobs[length][self._reward_id].rank != 1
         critique_ids = tuple(ids[: min(length, max_new_tokens)])
         text = self.critique_format.decode(list(critique_ids))

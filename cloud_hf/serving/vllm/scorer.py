@@ -28,7 +28,7 @@ class CLoudVLLM:
             Show a progress bar.
         **vllm_options:
             Passed to `vllm.LLM` (`dtype`, `max_model_len`, `tensor_parallel_size`, `enable_prefix_caching`, …). Rewards
-            equal those of transformers with `dtype="float32"`; the default, `"auto"`, is the checkpoint's.
+            equal those of transformers with `dtype="float32"`; the default, `"auto"`, uses the checkpoint's dtype.
 
     Raises:
         `ValueError`: If `model` is not a CLoud model.
@@ -53,7 +53,7 @@ class CLoudVLLM:
 
     @property
     def context_length(self) -> int:
-        """Longest sequence in tokens, without those the engine needs to close a critique."""
+        """Longest sequence in tokens, minus those that the engine needs to close a critique."""
         return self._requests.context_length(self.llm.llm_engine.model_config.max_model_len)
 
     def score(
@@ -93,7 +93,7 @@ class CLoudVLLM:
                     self._read(run, samples, request.given[row], partial(end, row))
             else:
                 vllm_config = self.llm.llm_engine.vllm_config
-                # Before the first request starts: an error must leave nothing behind in the engine
+                # Computed before the first request starts: an error must leave nothing behind in the engine
                 seeds = [seed_for(sampling, prefix, vllm_config) for prefix in request.prefixes]
                 for row, prefix in enumerate(request.prefixes):
                     params = self._requests.writing(sampling, seeds[row])
@@ -114,7 +114,7 @@ class CLoudVLLM:
             run.add(self._requests.sequence_of(encoded), self._requests.reading(), partial(keep, index))
 
     def close(self):
-        """Stop the engine and free what it holds."""
+        """Stop the engine and free its resources."""
         self.llm.llm_engine.engine_core.shutdown()
         self._resources.close()
 
@@ -123,8 +123,8 @@ class _Run:
     """
     The requests of one call, each with a callback for its output.
 
-    `LLM.generate` would return all outputs at the end, which delays `on_score`. Leaving the block aborts unfinished requests:
-    the engine would hand their outputs to the next call.
+    `LLM.generate` would return all outputs at the end, which would delay `on_score`. Leaving the block aborts unfinished
+    requests, whose outputs the engine would hand to the next call.
     """
 
     def __init__(self, engine: LLMEngine):
@@ -149,5 +149,5 @@ class _Run:
         """Wait for all requests, including those that callbacks start."""
         while self._takers:
             for output in self._engine.step():
-                assert isinstance(output, RequestOutput)  # pooling models return others
+                assert isinstance(output, RequestOutput)  # pooling models return other types
                 self._takers.pop(output.request_id)(output)
