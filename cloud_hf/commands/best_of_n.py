@@ -1,4 +1,4 @@
-"""Choose among candidates with reward models, and measure the quality of the choices by the number of candidates."""
+"""Choose among candidates with reward models, and measure the quality of the choices for each number of candidates."""
 
 from dataclasses import asdict, dataclass, field
 from operator import itemgetter
@@ -20,7 +20,7 @@ from ..evaluation.sets import fit_set, score_sets
 
 
 VERSION = 2
-# Scores depend on these besides the model; the journal's keys cover the chat and the sampling options
+# Besides the model, scores depend on these; the journal's keys cover the chat and the sampling options
 SETTINGS = ("backend", "dtype", "vllm_options")
 ARENA_HARD = "ArenaHard"
 
@@ -35,10 +35,10 @@ class BestOfNArguments(ArenaHardArguments, ScoringArguments):
         dataset_name (`list[str]`, *optional*):
             Sets of candidates with known quality: Hub ids, JSONL or Parquet files, or `save_to_disk` folders.
         largest_n (`int`, *optional*, defaults to `16`):
-            Upper limit of N. Curves end earlier if a problem has fewer candidates.
+            Upper limit of N. A set's curves end earlier if one of its problems has fewer candidates.
         num_seeds (`int`, *optional*, defaults to `1`):
             Score with this many seeds, starting at `seed`, for a standard error over sampled critiques. Needs a
-            `temperature`. Classic models score once.
+            `temperature` above 0. Classic models score once.
     """
 
     dataset_name: list[str] = field(default_factory=list)
@@ -48,7 +48,7 @@ class BestOfNArguments(ArenaHardArguments, ScoringArguments):
     def __post_init__(self):
         super().__post_init__()
         if not (self.dataset_name or self.arena_hard):
-            raise ValueError("There is nothing to choose from: give `dataset_name` or `arena_hard`.")
+            raise ValueError("There are no candidates to choose from: give `dataset_name` or `arena_hard`.")
         check_bounds(self, largest_n=1, num_seeds=1)
         if self.num_seeds > 1 and not self.temperature > 0:
             raise ValueError(
@@ -91,7 +91,7 @@ def main(args: BestOfNArguments):
     write_report(results, unjudged, counts, args, output_dir)
     if counts.get("failed"):
         print(
-            f"{counts['failed']} question(s) or verdict(s) failed; see rejects.jsonl. Run the same command to retry."
+            f"{counts['failed']} question(s) or verdict(s) failed; see rejects.jsonl. Run the same command again to retry them."
         )
         raise SystemExit(3)
 

@@ -12,7 +12,7 @@ def main(arguments: list[str]):
     if not APP.is_file():
         raise ValueError(
             "The demo is not part of the installed package: clone the repository, run `pip install -e '.[demo]'` there, and "
-            "run the same command again."
+            "repeat the command."
         )
     sys.argv = [str(APP), *arguments]
     sys.path.insert(0, str(APP.parent))

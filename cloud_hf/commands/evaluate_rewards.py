@@ -63,7 +63,7 @@ def evaluate(
             CritiqueResult.of(shown[dataset], part, row_scores["critiques", dataset], losses[dataset])
             for dataset, part in with_references.items()
         ]
-        # Only these have right and wrong responses
+        # Only these sets have right and wrong responses
         with_sides = {key: part for key, part in fitted.items() if key[0] in ("benchmark", "pairs")}
         sampled = {}
         if args.self_consistency and critique_format.critique:

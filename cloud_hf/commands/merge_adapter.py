@@ -23,7 +23,7 @@ class MergeArguments:
         output_dir (`str`):
             Folder for the merged model; must not exist.
         base_model_name_or_path (`str`, *optional*):
-            Location of the base model, if it has moved since training. It is checked against the adapter's record.
+            Location of the base model, if it has moved since training. It is compared with the adapter's record.
         dtype (`str`, *optional*, defaults to `"auto"`):
             Data type of the merged weights, by default the base's. The reward head stays in float32.
     """
@@ -40,9 +40,9 @@ ARGUMENTS = (MergeArguments,)
 def main(args: MergeArguments):
     name, output = args.model_name_or_path, Path(args.output_dir)
     if not is_adapter(name):
-        raise ValueError(f"{name} has no adapter_config.json: it is not an adapter, so there is nothing to merge.")
+        raise ValueError(f"{name} is not an adapter (it has no adapter_config.json), so there is nothing to merge.")
     if output.exists():
-        raise ValueError(f"`output_dir` {output} already exists. Give a new folder.")
+        raise ValueError(f"`output_dir` {output} already exists; give a new folder.")
     base, revision = adapter_base(name, args.base_model_name_or_path)
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_source(name, base))
     if isinstance(read_model_config(name, base=base), CLoudConfig):

@@ -37,9 +37,9 @@ class ScoreArguments(BackendArguments):
         input (`str`, *optional*):
             JSON-lines file with the keys `prompt` (text or chat messages) and `response`; `-` reads standard input.
         output (`str`, *optional*, defaults to `"-"`):
-            JSON-lines file for the rows with their `reward` and `critique`; `-` writes to standard output.
+            JSON-lines file to write the rows to, with their `reward` and `critique`; `-` writes to standard output.
         num_critiques (`int`, *optional*, defaults to `1`):
-            Critiques per response; their rewards are averaged. More than one needs a `temperature`.
+            Critiques per response; their rewards are averaged. More than one needs a `temperature` above 0.
         temperature (`float`, *optional*, defaults to `0.0`):
             Sampling temperature; 0 is greedy.
         max_new_tokens (`int`, *optional*, defaults to `1024`):
@@ -82,7 +82,7 @@ def main(args: ScoreArguments):
     sampling = Sampling(args.num_critiques, args.temperature, args.max_new_tokens, args.seed)
     check_rows(rows, name, args.model, sampling)
     prompts, responses = [row["prompt"] for row in rows], [row["response"] for row in rows]
-    # Standard output is for the scores alone
+    # Standard output is reserved for the scores
     with contextlib.redirect_stdout(sys.stderr), open_backend(args.model, args.backend_arguments()) as (scorer, *_):
         scores = scorer.score(prompts, responses, **asdict(sampling))
     given = [{}] if args.input is None else rows
@@ -125,7 +125,7 @@ def _read_row(line: str, place: str) -> dict[str, Any]:
 
 
 def check_rows(rows: list[dict[str, Any]], name: str, model: str, sampling: Sampling):
-    """Check model, rows and options with the config and the tokenizer only, which takes no time compared with loading weights."""
+    """Check model, rows and options with only the config and the tokenizer, which is fast compared with loading weights."""
     config = read_model_config(model)
     check_reward_model(model, config)
     assert isinstance(config, CLoudConfig)
@@ -139,7 +139,7 @@ def check_rows(rows: list[dict[str, Any]], name: str, model: str, sampling: Samp
 
 
 def summary(score: Score) -> dict[str, Any]:
-    """Return a score in JSON form: `reward` is `None` if it is not finite; details are included for several critiques only."""
+    """Return a score in JSON form: `reward` is `None` if it is not finite; details are included only for several critiques."""
     found: dict[str, Any] = {"reward": score.reward if math.isfinite(score.reward) else None}
     if score.critiques != ("",):
         found |= {"critique": score.critique, "finish_reason": score.finish_reasons[0]}

@@ -1,9 +1,10 @@
-"""Train a classic reward model, which scores the response directly: same model class and trainer, no critique."""
+"""Train a classic reward model, which scores the response directly: same model class and trainer, without critiques."""
 
 from .train_cloud import ARGUMENTS, main
 
 
 __all__ = ["ARGUMENTS", "FIXED_OPTIONS", "main"]
 
-# Parsed last, so that they win, and before the arguments are checked, so that options of the critique loss are refused
+# Appended to the command line: they override other values, and are parsed before the check that refuses options of the
+# critique loss
 FIXED_OPTIONS = ("--critique", "False")

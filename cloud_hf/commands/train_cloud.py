@@ -1,4 +1,4 @@
-"""Stage 3: train a CLoud reward model, Bradley-Terry loss plus λ times the critique LM loss."""
+"""Stage 3: train a CLoud reward model with the Bradley-Terry loss plus λ times the critique LM loss."""
 
 from trl import get_peft_config, get_quantization_config
 

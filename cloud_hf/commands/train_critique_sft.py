@@ -29,7 +29,7 @@ from ..training.throughput import LogsThroughput
 @dataclass
 class CritiqueArguments:
     """
-    Options of the request for a critique. Use the same values in every stage.
+    Options that define how a critique is requested. Use the same values in every stage.
 
     Parameters:
         critique_prompt (`str`, *optional*):
@@ -39,9 +39,9 @@ class CritiqueArguments:
         keep_thinking (`bool`, *optional*, defaults to `False`):
             Keep `<think>` blocks that the chat template would drop.
         format (`str`, *optional*, defaults to `"cloud"`):
-            How conversations are rendered: cloud, or reference for the format of the published checkpoints.
+            Layout of conversations: cloud, or reference for the format of the published checkpoints.
         overlong_policy (`str`, *optional*, defaults to `"error"`):
-            Rows that exceed `max_length`: error, drop, truncate_prompt or truncate_end.
+            Treatment of rows that exceed `max_length`: error, drop, truncate_prompt or truncate_end.
     """
 
     critique_prompt: str | None = None
@@ -53,7 +53,7 @@ class CritiqueArguments:
 
 @dataclass
 class CritiqueSFTConfig(SFTConfig):
-    """[`~trl.SFTConfig`] that checks the machine first, with clearer messages."""
+    """[`~trl.SFTConfig`] that first checks the machine, with clearer messages."""
 
     def __post_init__(self):
         check_bounds(self, max_length=1)
@@ -62,7 +62,7 @@ class CritiqueSFTConfig(SFTConfig):
 
 
 class CritiqueSFTTrainer(LogsThroughput, ExactResume, SFTTrainer):
-    """[`~trl.SFTTrainer`] with exact resume and throughput in its log."""
+    """[`~trl.SFTTrainer`] with exact resume, which logs throughput."""
 
 
 ARGUMENTS = (DataArguments, CritiqueArguments, CritiqueSFTConfig, TrainedModelConfig)
@@ -98,7 +98,7 @@ def main(
     train_rows, eval_rows = data_args.load(training_args.eval_strategy)
     train_dataset = encode(train_rows, "train")
     eval_dataset = None if eval_rows is None else encode(eval_rows, "eval")
-    # All rows fit by now. SFTTrainer would silently truncate critiques
+    # All rows fit by now, and SFTTrainer would silently truncate critiques
     training_args.max_length = None
     training_args.chat_template_path = None
     training_args.model_init_kwargs = model_init_kwargs(model_args, training_args)

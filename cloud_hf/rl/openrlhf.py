@@ -7,13 +7,13 @@ Environment variables:
 
     CLOUD_REWARD_URL          address of a reward server, or
     CLOUD_REWARD_MODEL        Hub id or folder of a reward model, loaded in every rollout process
-    CLOUD_REWARD_API_KEY      key of the server, if it asks for one
+    CLOUD_REWARD_API_KEY      key of the server, if it requires one
     CLOUD_POLICY_TOKENIZER    Hub id or folder of the policy: its chat template shows where turns begin and end
-    CLOUD_REWARD_OPTIONS      JSON of `num_critiques`, `temperature`, `max_new_tokens` (512), `seed`
-    CLOUD_REWARD_UNJUDGEABLE  reward of responses that cannot be judged, such as over-long ones. By default they are an error,
-                              and until one response has been judged they always are, because the settings are probably at fault
+    CLOUD_REWARD_OPTIONS      JSON object with any of `num_critiques`, `temperature`, `max_new_tokens` (default 512), `seed`
+    CLOUD_REWARD_UNJUDGEABLE  reward for responses that cannot be judged, such as over-long ones. Without it, they raise an error.
+                              They also do until a first response has been judged: the settings are then probably wrong
 
-OpenRLHF runs this file by its path, calls `reward_func` from several threads with one response each, and swallows its
+OpenRLHF runs this file by its path, and calls `reward_func` from several threads with one response each. It swallows
 errors, so they are logged here.
 """
 
@@ -49,9 +49,9 @@ def reward_func(queries: list[str], prompts: list[str], labels: list, **kwargs) 
             The rendered prompts. All text after the prompt is the response, even if it contains turn markers.
 
     Returns:
-        `dict`: `rewards` and `scores`, which both hold the rewards (so give the range for dynamic filtering on the reward
-        scale, not from 0 to 1), and `extra_logs`: standard deviation, share of cut critiques, and whether the response could not
-        be judged. Tensors of shape (B,).
+        `dict`: Tensors of shape (B,). `rewards` and `scores` both contain the rewards (so set the range for dynamic filtering
+        on the reward scale, not from 0 to 1). `extra_logs` contains the standard deviation, the share of cut critiques, and
+        whether the response could not be judged.
 
     Raises:
         `ValueError`: If an environment variable is missing or a response cannot be judged.
@@ -70,7 +70,7 @@ def reward_func(queries: list[str], prompts: list[str], labels: list, **kwargs) 
 
 
 class _RewardModel:
-    """The scorer and the options that the environment variables name."""
+    """The scorer and the options that the environment variables select."""
 
     def __init__(self):
         self.chats = RenderedChats(AutoTokenizer.from_pretrained(_variable("CLOUD_POLICY_TOKENIZER")))
@@ -88,7 +88,7 @@ class _RewardModel:
         except ValueError as error:
             if self.unjudgeable is None or not self.has_judged:
                 raise
-            logger.warning("A response cannot be judged and gets the reward %s: %s", self.unjudgeable, error)
+            logger.warning("A response could not be judged and gets the reward %s: %s", self.unjudgeable, error)
             return self.unjudgeable, 0.0, 0.0, 1.0
         self.has_judged = True
         cut = score.finish_reasons.count("length") / len(score.finish_reasons)
@@ -96,7 +96,7 @@ class _RewardModel:
 
 
 class _OneAtATime:
-    """Serialises calls of several threads: a model in this process scores one batch at a time."""
+    """Serialises calls from several threads: a model in this process scores one batch at a time."""
 
     def __init__(self, scorer: Scorer):
         self.scorer = scorer

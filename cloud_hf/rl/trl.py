@@ -11,8 +11,8 @@ from ..scores import Score, Scorer
 
 logger = logging.getLogger(__name__)
 
-# Groups with a smaller deviation count as equal: the same completion twice in a batch differs by float noise, which the
-# division would turn into a signal
+# Rewards of a group with a smaller deviation count as equal: identical completions in a batch differ by float noise, which
+# the division would amplify to a signal
 _LEAST_DEVIATION = 1e-4
 
 
@@ -21,7 +21,7 @@ def cloud_reward(scorer: Scorer, **options) -> Callable[..., list[float | None]]
     Make a reward function that judges completions with a reward model.
 
     It adds the critiques to TRL's completions table (`log_completions=True`), and logs the share of critiques that were cut
-    and of completions that could not be judged.
+    and the share of completions that could not be judged.
 
     Args:
         scorer ([`Scorer`]):
@@ -33,13 +33,13 @@ def cloud_reward(scorer: Scorer, **options) -> Callable[..., list[float | None]]
             to 0 if they are equal. Use it to combine reward functions of different scales; TRL scales only their sum
             (`scale_rewards`).
         num_generations (`int`, *optional*):
-            Size of a group. By default a group is a run of equal prompts, which TRL's sampler produces; give the size if
-            the same prompt may come twice in a row. A batch that does not consist of complete groups is then an error.
+            Size of a group. By default, a group is a run of equal prompts, which TRL's sampler produces; give the size if
+            two consecutive groups may have the same prompt. A batch of incomplete groups then raises an error.
         on_unjudgeable (`str`, *optional*, defaults to `"error"`):
             Policy for completions that cannot be judged, for instance because they do not fit the reward model's context.
-            `"error"` raises; `"none"` returns the reward `None`, which makes TRL skip the completion, and counts it in a
-            warning and a metric. Until some completion has been judged, `"none"` raises, too: then the settings are at
-            fault.
+            `"error"` raises an error; `"none"` returns the reward `None`, so TRL skips the completion, and counts it in a
+            warning and a metric. Until a first completion has been judged, `"none"` raises, too: the settings are then
+            probably wrong.
         judged_part (`Callable`, *optional*):
             Returns the part of a completion's text to judge, for instance the text after a thinking block.
         name (`str`, *optional*, defaults to `"cloud_reward"`):
@@ -47,7 +47,7 @@ def cloud_reward(scorer: Scorer, **options) -> Callable[..., list[float | None]]
 
     Returns:
         `Callable`: A function for `reward_funcs`. A prompt is a string, taken as a user message, or a list of chat messages.
-        If a completion is a list of messages, the last one is judged, and those before it (tool calls) are its context.
+        If a completion is a list of messages, the last one is judged, and the earlier ones (tool calls) are its context.
 
     Raises:
         `ValueError`: If an option is not usable. The function raises it for a completion that cannot be judged.
@@ -130,7 +130,7 @@ class _Batch:
             self.scores[row] = score
 
     def refuse(self, rows: range, error: ValueError):
-        """Try both halves, until the bad row is alone. This is cheap: scorers refuse rows before they compute anything."""
+        """Queue both halves of `rows` to be tried again, until a bad row is alone. This is cheap: scorers check rows before computing."""
         if len(rows) == 1:
             self.errors.append(error)
             return
@@ -140,7 +140,7 @@ class _Batch:
 
 @dataclass
 class _Settings:
-    """The options of a reward function, and the rewards and metrics they make from scores."""
+    """The options of a reward function, and the rewards and metrics that it computes from scores."""
 
     num_critiques: int = 1
     temperature: float = 0.0
@@ -159,7 +159,7 @@ class _Settings:
         if self.on_unjudgeable not in ("error", "none"):
             raise ValueError(f'`on_unjudgeable` is {self.on_unjudgeable!r}; it must be "error" or "none".')
         if self.num_generations is not None and self.normalize is None:
-            raise ValueError('`num_generations` is the size of a group; it needs `normalize="group"`.')
+            raise ValueError('`num_generations` is the size of a group, so it needs `normalize="group"`.')
         if self.num_critiques > 1 and self.temperature == 0:
             raise ValueError("`num_critiques` above 1 needs `temperature` above 0: greedy critiques are all the same.")
 
@@ -184,7 +184,7 @@ class _Settings:
             if not self.has_judged:
                 raise ValueError(f"No completion could be judged yet: {batch.errors[0]}") from batch.errors[0]
             logger.warning(
-                "%d of %d completions could not be judged and get no reward. The first: %s",
+                "%d of %d completions could not be judged and get no reward. First error: %s",
                 len(batch.errors), len(batch.scores), batch.errors[0],
             )  # fmt: skip
         if log_extra is not None:
@@ -217,15 +217,15 @@ def normalize_by_group(
 
     Args:
         rewards (`list[float | None]`):
-            One per completion. `None` stays `None` and is not counted.
+            One reward per completion. `None` stays `None` and is not counted.
         prompts (`list`):
             The completions' prompts.
         num_generations (`int`, *optional*):
             Size of a group. By default a group is a run of equal prompts.
 
     Returns:
-        `list[float | None]`: In input order. A group of one, or with equal rewards but for float noise (a deviation up to
-        1e-4), gets 0.
+        `list[float | None]`: In input order. A group of one, or a group whose rewards are equal up to float noise (a deviation
+        of at most 1e-4), gets 0.
 
     Raises:
         `ValueError`: If the batch does not consist of complete groups of `num_generations` equal prompts.

@@ -5,7 +5,7 @@
         +reward.custom_reward_function.reward_kwargs.max_new_tokens=512 ...
 
 (Older versions name the options `custom_reward_function.path` and so on.) The server is verl's reward router, if there is one,
-or the one at CLOUD_REWARD_URL; CLOUD_REWARD_API_KEY is its key. verl passes the decoded response to a reward function but not
+otherwise the one at CLOUD_REWARD_URL; CLOUD_REWARD_API_KEY is its key. verl passes the decoded response to a reward function but not
 the prompt, so every row of the data needs the prompt in `extra_info`.
 """
 
@@ -42,7 +42,7 @@ async def compute_score(
 
     Args:
         data_source, ground_truth, reward_model_tokenizer:
-            Passed by verl and not used.
+            Not used; verl passes them.
         solution_str (`str`):
             The response.
         extra_info (`dict`):
@@ -52,7 +52,7 @@ async def compute_score(
         num_critiques, temperature, max_new_tokens, seed:
             See [`Scorer`]; set them with `reward_kwargs`.
         unjudgeable_reward (`float`, *optional*):
-            Reward of responses that the server refuses, such as over-long ones. By default they are an error.
+            Reward for responses that the server refuses, such as over-long ones. By default, they raise an error.
 
     Returns:
         `dict`: `score`, the reward for training; and for logging `critique`, `reward_std`, `critique_cut` (share of critiques
@@ -75,7 +75,7 @@ async def compute_score(
     except ValueError as error:
         if unjudgeable_reward is None:
             raise
-        logger.warning("A response cannot be judged and gets the reward %s: %s", unjudgeable_reward, error)
+        logger.warning("A response could not be judged and gets the reward %s: %s", unjudgeable_reward, error)
         return {
             "score": unjudgeable_reward,
             "critique": "",
@@ -97,7 +97,7 @@ def _address(router_address: str | None) -> str:
         return f"http://{router_address}"
     if not os.environ.get("CLOUD_REWARD_URL"):
         raise ValueError(
-            "There is no reward server: verl gave no `reward_router_address`, and the environment variable "
+            "There is no reward server: verl passed no `reward_router_address`, and the environment variable "
             "CLOUD_REWARD_URL is not set."
         )
     return os.environ["CLOUD_REWARD_URL"]
@@ -113,9 +113,9 @@ def _prompt(data_source: str, extra_info: dict | None) -> str | list[dict]:
     for key in PROMPT_KEYS:
         prompt = (extra_info or {}).get(key)
         if prompt is not None:
-            # Parquet files hold messages as arrays
+            # Parquet files return messages as arrays
             return prompt if isinstance(prompt, str) else [dict(message) for message in prompt]
     raise ValueError(
         f"A row of {data_source!r} has no prompt in `extra_info` (it has {sorted(extra_info or {})}). Put the chat messages "
-        "there as `prompt` when you build the dataset: verl gives a reward function no other access to the prompt."
+        "there as `prompt` when you build the dataset: a reward function gets the prompt from verl in no other way."
     )

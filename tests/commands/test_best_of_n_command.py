@@ -455,7 +455,7 @@ ASKED = {"arena_hard": "x", "candidates": "y", "judge_base_url": ["z"], "baselin
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({}, "nothing to choose from"),
+        ({}, "no candidates to choose from"),
         ({"dataset_name": ["x"], "num_seeds": 2}, "`num_seeds` needs a `temperature`"),
         ({"dataset_name": ["x"], "largest_n": 0}, "must be at least 1"),
         ({"dataset_name": ["x"], "candidates": "y"}, "`candidates` is for `arena_hard`"),

@@ -237,7 +237,7 @@ def test_options_that_would_lose_the_reward_are_refused(pair, options):
 
     _, engine, tokenizer = pair
     prompt = {"prompt_token_ids": tokenizer.encode("x")}
-    with pytest.raises(VLLMValidationError, match=f"takes no `{next(iter(options))}`"):
+    with pytest.raises(VLLMValidationError, match=f"does not support `{next(iter(options))}`"):
         engine.llm.generate([prompt], SamplingParams(max_tokens=4, **options), use_tqdm=False)
 
 
