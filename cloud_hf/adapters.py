@@ -196,7 +196,7 @@ def _check_identity(name: str, base: str, **hub_kwargs):
     recorded = json.loads(Path(path).read_text())
     if hash_of_weights(base) != recorded["weights"]:
         raise ValueError(
-            f"{name} was trained on another base: the weights in {base} differ from those of {recorded['model']} at that time."
+            f"{name} was trained on another base: the weights in {base} differ from those of {recorded['model']} at training time."
         )
 
 

@@ -190,7 +190,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         format: str = "cloud",
         **hub_kwargs,
     ) -> CLoudConfig:
-        """Make the config of [`CLoudForRewardModeling.from_base`] without loading weights; it documents the arguments."""
+        """Make the config of [`CLoudForRewardModeling.from_base`] without loading weights. The arguments are the same."""
         text_config = read_config(base, **hub_kwargs)
         if isinstance(text_config, CLoudConfig):
             raise ValueError(f"{base} is already a CLoud model; load it with `from_pretrained`.")
@@ -213,9 +213,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
     @classmethod
     def from_language_model(cls, base: str | Path, config: CLoudConfig, **kwargs) -> "CLoudForRewardModeling":
         """Load a language model's weights and add a new head, with a given config; [`from_base`] also makes the config."""
-        cls._keys_to_ignore_on_load_missing = [
-            r"^reward_head\."
-        ]  # the new head is expected to be missing, so no warning
+        cls._keys_to_ignore_on_load_missing = [r"^reward_head\."]  # do not warn about the new head
         try:
             loaded: Any = super().from_pretrained(base, config=config, output_loading_info=True, **kwargs)
         finally:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
-# CPUs in use by others up to this are noise: daemons, or a previous process that is still exiting
+# Load of other processes, in CPUs, up to which it is noise: daemons, or a previous process that is still exiting
 _NOISE = 0.3
 
 

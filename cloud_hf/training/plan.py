@@ -21,7 +21,7 @@ of GPUs. Bytes per GPU:
 - Step: once activations are freed, adamw_torch allocates the square roots of all its second moments, 4 x T
   (adamw_torch_fused does not), and DeepSpeed allocates fp32 gradients, 4 x T. Each GPU does so for its share; ZeRO-3, for
   1e9 parameters at a time.
-- Activations: the tensors that the forward pass keeps, and those that the backward pass adds. They have no formula: a step
+- Activations: the tensors that the forward pass keeps, and those that the backward pass adds. There is no formula: a step
   of the actual model runs on fake tensors, and its allocations are counted. With gradient checkpointing, that is about
   layers x tokens x hidden, plus the activations of one layer. Autocast adds bf16 copies of fp32 weights. With
   `shared_prompt`, the prompt of a pair (`prompt_share` of a sequence) counts once.
@@ -183,7 +183,7 @@ class PlanArguments:
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"`dtype` is {self.dtype!r}; only float32 and bfloat16 can be planned.")
         if self.prompt_share is not None and not self.shared_prompt:
-            raise ValueError("`prompt_share` matters only with `shared_prompt`: give both or neither.")
+            raise ValueError("`prompt_share` matters only with `shared_prompt`; set that, too, or omit it.")
         if not 0 <= self.labelled_share <= 1:
             raise ValueError(f"`labelled_share` is {self.labelled_share}; it must be from 0 to 1.")
         not_critique = 1.0 if self.classic else 1 - self.labelled_share
@@ -356,9 +356,8 @@ def _gathered_bytes(args: Any, config: CLoudConfig, step: StepMemory) -> float:
         live = _LIVE_PARAMETERS if args.zero == "3" else max(step.largest, 2 * step.linear / layers)
         gathered = min(max(live, step.largest), step.parameters) * (2 if args.bf16 else 4)
     if args.load_in_4bit:
-        gathered += (
-            2 * step.linear / layers / 2
-        )  # in bf16; half a layer bounds the largest of its seven linear modules
+        # In bf16. The largest of a layer's seven linear modules is at most half of the layer
+        gathered += 2 * step.linear / layers / 2
     return gathered
 
 

@@ -124,9 +124,7 @@ class ExactResume(MixedTrainer):
                     # If an earlier run left a checkpoint of this step, it is incomplete from here on
                     (folder / RECORD).unlink(missing_ok=True)
                 super()._save_checkpoint(model, trial)
-                folder.mkdir(
-                    parents=True, exist_ok=True
-                )  # with `save_only_model`, only the first process has created it
+                folder.mkdir(parents=True, exist_ok=True)  # with `save_only_model`, only the first process has made it
                 _rank_file(folder, self.args.process_index).write_text(json.dumps(self._running_metrics()))
                 self.accelerator.wait_for_everyone()
                 if self.args.should_save:

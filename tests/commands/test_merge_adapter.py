@@ -66,9 +66,9 @@ def test_an_adapter_of_stage_1_becomes_a_language_model(runs, base_folder, tmp_p
 
 
 def test_merging_what_cannot_be_merged_is_refused(runs, base_folder, tmp_path):
-    with pytest.raises(ValueError, match="is not an adapter .*, so there is nothing to merge"):
+    with pytest.raises(ValueError, match=r"is not an adapter .*, so there is nothing to merge"):
         merge(model_name_or_path=base_folder, output_dir=tmp_path / "out")
-    with pytest.raises(ValueError, match=r"already exists\. Give a new folder"):
+    with pytest.raises(ValueError, match=r"already exists; give a new folder"):
         merge(model_name_or_path=runs / "cloud", output_dir=tmp_path)
     lost = shutil.copytree(runs / "cloud", tmp_path / "lost")
     config = json.loads((lost / "adapter_config.json").read_text())
