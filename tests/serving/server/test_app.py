@@ -553,7 +553,7 @@ def test_mistakes_are_one_sentence_and_status_2(base_folder, used_port, capsys):
         (["m", "--port", str(used_port)], f"Cannot listen on 127.0.0.1, port {used_port}: Address already in use."),
         (missing, "There is no folder /no/such/model"),
         (language_model, "is a llama model, not a CLoud model"),
-        (["m", "--max_batch", "2000"], "`max_batch` is 2000 but `max_queue` 1024"),
+        (["m", "--max_batch", "2000"], "`max_batch` is 2000 but `max_queue` is 1024"),
     ):
         with pytest.raises(SystemExit) as exit:
             run("cloud_hf.serving.server.app", arguments)
