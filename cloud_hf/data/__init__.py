@@ -1,1 +1,1 @@
-"""Datasets: columns and their checks, loading, over-long rows, the shell game."""
+"""Datasets: loading, column checks, over-long rows, the shell game."""

@@ -15,9 +15,9 @@ import httpx2
 from openai import APIConnectionError, APIStatusError, APITimeoutError, AsyncOpenAI, DefaultAioHttpClient
 
 
-# Reasons that a complete, a cut and a filtered answer have; an answer with another one, or none, is retried
+# Finish reasons of complete, truncated and filtered answers; answers with any other reason, or none, are retried
 FINISH_REASONS = ("stop", "length", "content_filter")
-# Seconds before the first retry, which double for each further one up to the longest
+# Seconds before the first retry, doubled for each further retry up to the maximum
 _FIRST_WAIT = 0.5
 _LONGEST_WAIT = 60.0
 _CONNECT_TIMEOUT = 10.0
@@ -25,14 +25,14 @@ _CONNECT_TIMEOUT = 10.0
 _LONGEST_RETRY_AFTER = 300.0
 _TRANSIENT = (408, 409, 425, 429)
 _REFUSED_KEY = (401, 403)
-# How servers refuse a request that does not fit the model's context
+# Messages with which servers reject a request that exceeds the model's context
 _TOO_LARGE = (400, 413, 422)
 _SPEAKS_OF_LENGTH = re.compile(r"context|length|too (long|large)|max\w*_tokens", re.IGNORECASE)
 
 
 class RequestFailed(Exception):
     """
-    A request that failed permanently; others may succeed. `exceeds_context`: the server refused it because it does not fit the model's
+    A request that failed permanently; others may succeed. `exceeds_context`: the server rejected it because it exceeds the model's
     context.
     """
 
@@ -46,7 +46,7 @@ class ServerUnusable(Exception):
 
 
 class _BadAnswer(Exception):
-    """An HTTP 200 without a usable completion; worth a retry."""
+    """An HTTP 200 response without a usable completion; worth a retry."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class Answer:
     """
     A completion.
 
-    `finish_reason` is `"stop"` if it is complete, `"length"` if it was cut, `"content_filter"` if the server withheld (part of) it.
-    `token_ids` are there if the request asked for them. `model` is the name that the server gives.
+    `finish_reason` is `"stop"` if it is complete, `"length"` if it was truncated, `"content_filter"` if the server withheld some or all of it.
+    `token_ids` is set if the request asked for token ids. `model` is the name that the server reports.
     """
 
     text: str
@@ -66,7 +66,7 @@ class Answer:
 
 @dataclass
 class RequestCounts:
-    """Outcomes of the requests of one client."""
+    """Counts of request outcomes of one client."""
 
     answered: int = 0
     retried: int = 0
@@ -75,7 +75,7 @@ class RequestCounts:
 
 @dataclass
 class _Server:
-    """An address, its requests in flight, and the time before which it accepts none."""
+    """A server's address, its requests in flight, and the time until which it accepts none."""
 
     url: str
     client: AsyncOpenAI
@@ -89,7 +89,7 @@ class _Server:
 
 class CompletionClient:
     """
-    Client of one model on one or several OpenAI-compatible servers.
+    Client for one model on one or more OpenAI-compatible servers.
 
     Timeouts, lost connections, the statuses 408, 409, 425, 429 and 5xx, and answers without content are retried on the least
     busy server, after 0.5, 1, 2, … seconds (at most 60, each shortened at random by up to half) or after `Retry-After` (at most
@@ -97,13 +97,13 @@ class CompletionClient:
 
     Args:
         base_urls (`Sequence[str]`):
-            Addresses of servers of the same model, such as `"http://127.0.0.1:8000/v1"`.
+            Addresses of servers of the same model, for example `"http://127.0.0.1:8000/v1"`.
         model (`str`, *optional*):
             Name of the model on the servers. Optional if they serve only one.
         api_key_env (`str`, *optional*, defaults to `"OPENAI_API_KEY"`):
-            Environment variable with the key, which never appears in messages, journals or cards.
+            Environment variable that holds the API key. The key never appears in messages, journals or cards.
         max_concurrency (`int`, *optional*, defaults to `64`):
-            Requests in flight at once, over all servers.
+            Maximum number of requests in flight, over all servers.
         max_retries (`int`, *optional*, defaults to `8`):
             Retries per request; the waits of 8 take about 1.5 minutes in total.
         request_timeout (`float`, *optional*, defaults to `600.0`):
@@ -146,7 +146,9 @@ class CompletionClient:
         self.counts = RequestCounts()
         self._key = os.environ.get(api_key_env, "").strip() or None
         if self._key is not None and not (self._key.isascii() and self._key.isprintable()):
-            raise ValueError(f"The variable {api_key_env} contains characters that a key cannot have.")
+            raise ValueError(
+                f"The environment variable {api_key_env} contains characters that an API key cannot have."
+            )
         self._key_name = api_key_env
         self._urls = list(base_urls)
         self._timeout = httpx2.Timeout(request_timeout, connect=min(_CONNECT_TIMEOUT, request_timeout))
@@ -161,7 +163,7 @@ class CompletionClient:
                 AsyncOpenAI(
                     base_url=url,
                     api_key=self._key or "none",
-                    # The client's own retries stay on one server, ignore a `Retry-After` above 60 s, and give up on a
+                    # The openai client's retries stay on one server, ignore a `Retry-After` above 60 s, and give up on a
                     # busy server (429) even while it answers other requests
                     max_retries=0,
                     timeout=self._timeout,
@@ -180,7 +182,7 @@ class CompletionClient:
 
     async def chat(self, messages: list[dict[str, str]], **sampling) -> Answer:
         """
-        Request an answer to a chat.
+        Request a chat completion.
 
         Args:
             messages (`list[dict[str, str]]`):
@@ -189,26 +191,26 @@ class CompletionClient:
                 Fields of the request: `max_tokens`, `temperature`, `seed`, ….
 
         Returns:
-            [`Answer`]: Empty only if it was cut or filtered before its first token.
+            [`Answer`]: Empty only if it was truncated or filtered before its first token.
 
         Raises:
-            `RequestFailed`: If the request is refused, or fails after all retries.
+            `RequestFailed`: If the request is rejected, or fails after all retries.
             `ServerUnusable`: If no request can succeed.
         """
         return await self._ask("/chat/completions", {"messages": messages, **sampling})
 
     async def complete(self, prompt_ids: Sequence[int], **sampling) -> Answer:
         """
-        Request a continuation of token ids.
+        Request a completion of token ids.
 
         Args:
             prompt_ids (`Sequence[int]`):
                 Ids, including the begin-of-sequence token if the model has one; the server adds none.
             **sampling:
-                Fields of the request. vLLM returns ids with `return_token_ids=True`.
+                Fields of the request. With `return_token_ids=True`, vLLM also returns ids.
 
         Returns:
-            [`Answer`]: Empty if the model ended at once.
+            [`Answer`]: Empty if the model stopped immediately.
 
         Raises:
             `RequestFailed`, `ServerUnusable`: As for [`CompletionClient.chat`].
@@ -227,12 +229,12 @@ class CompletionClient:
             if names is None:
                 print(f"{server.url} does not list its models, so it may not serve {self.model!r}.")
                 if self.model is None:
-                    raise ServerUnusable(f"{server.url} does not list its models; name one with `model`.")
+                    raise ServerUnusable(f"{server.url} does not list its models; set `model`.")
                 continue
             if self.model is None and len(names) == 1:
                 self.model = names[0]
             if self.model not in names:
-                wanted = "Name one with `model`" if self.model is None else f"It does not serve {self.model!r}"
+                wanted = "Set `model` to one of them" if self.model is None else f"It does not serve {self.model!r}"
                 raise ServerUnusable(f"{server.url} serves {', '.join(sorted(names)) or 'no model'}. {wanted}.")
 
     async def _models(self, server: _Server) -> list[str] | None:
@@ -286,7 +288,7 @@ class CompletionClient:
         return server
 
     async def _post(self, server: _Server, path: str, body: dict[str, Any]) -> Answer:
-        # A server that sends a byte now and then would never reach the timeouts of a connection
+        # Connection timeouts never fire for a server that sends an occasional byte
         async with asyncio.timeout(self._request_timeout):
             response = await server.client.post(path, cast_to=httpx2.Response, body=body)
         try:
@@ -303,7 +305,7 @@ class CompletionClient:
             raise _BadAnswer("an answer with a lone surrogate, which is not valid text")
         if reason not in FINISH_REASONS:
             raise _BadAnswer(f"an answer whose finish_reason is {reason!r:.60}")
-        # A reasoning model that is cut while it thinks has no content yet
+        # A reasoning model truncated while thinking has no content yet
         text = "" if text is None and reason != "stop" else text
         if not isinstance(text, str) or (path == "/chat/completions" and reason == "stop" and not text.strip()):
             raise _BadAnswer(f"an answer without content (finish_reason {reason!r:.60})")
@@ -317,7 +319,7 @@ class CompletionClient:
     def _check_ids(self, server: _Server, ids: Any, text: str):
         if ids is None and text:
             raise ServerUnusable(
-                f"{server.url} does not return token ids (`return_token_ids`), which are needed. vLLM's server does."
+                f"{server.url} does not return token ids (`return_token_ids`), which this request needs. Use a vLLM server."
             )
         if not isinstance(ids, list) or not all(type(token_id) is int and 0 <= token_id < 2**31 for token_id in ids):
             raise _BadAnswer(f"an answer whose token ids are {ids!r:.60}")
@@ -329,7 +331,7 @@ class CompletionClient:
             if error.status_code in _REFUSED_KEY:
                 raise self._key_refused(server, error)
             if error.status_code == 404:
-                raise ServerUnusable(f"{server.url} answers {what}. Is `model` {self.model!r} right?")
+                raise ServerUnusable(f"{server.url} answers {what}. Check `model`, which is {self.model!r}.")
             if error.status_code not in _TRANSIENT and error.status_code < 500:
                 self.counts.failed += 1
                 too_large = error.status_code in _TOO_LARGE and _SPEAKS_OF_LENGTH.search(what) is not None
@@ -342,9 +344,9 @@ class CompletionClient:
     async def _back_off(self, server: _Server, error: Any, failures: int):
         seconds = min(_FIRST_WAIT * 2 ** max(failures - 1, 0), _LONGEST_WAIT) * random.uniform(0.5, 1.0)
         if isinstance(error, APIStatusError) and (asked := _retry_after(error.response)) is not None:
-            # Applies to all requests to this server; the short random wait spreads their return
+            # Applies to all requests to this server; a short random wait spreads their retries
             if asked > _LONGEST_WAIT:
-                print(f"{server.url} asks for a pause of {asked:.0f} s.", flush=True)
+                print(f"{server.url} requested a pause of {asked:.0f} s.", flush=True)
             server.not_before = max(server.not_before, time.monotonic() + asked)
             seconds = random.uniform(0.0, 0.1)
         elif isinstance(error, APIConnectionError) and len(self._servers) > 1:
@@ -366,8 +368,10 @@ class CompletionClient:
     # ------------------------------------------------------------------------------------------------------ messages
 
     def _key_refused(self, server: _Server, error: APIStatusError) -> ServerUnusable:
-        key = "is not set" if self._key is None else "contains a key that is rejected"
-        return ServerUnusable(f"{server.url} returned {self._describe(error)}. The variable {self._key_name} {key}.")
+        key = "is not set" if self._key is None else "holds a key that the server rejects"
+        return ServerUnusable(
+            f"{server.url} returned {self._describe(error)}. The environment variable {self._key_name} {key}."
+        )
 
     def _describe(self, error: APIStatusError) -> str:
         body = error.body
@@ -375,13 +379,13 @@ class CompletionClient:
         return f"status {error.status_code}: {self._show(str(message or body or 'no reason given'))}"
 
     def _show(self, text: str) -> str:
-        """Shorten a server's message, without the key and without characters that no file can hold."""
+        """Shorten a server's message, and remove the API key and characters that cannot be written to a file."""
         text = text.replace(self._key, "[key]") if self._key else text
         return text.encode(errors="replace").decode()[:500]
 
 
 def _error_message(answer: Any) -> str | None:
-    """Return the message of an error object. Some servers and proxies send one with status 200."""
+    """Return the message of an error object. Some servers and proxies send error objects with status 200."""
     if not isinstance(answer, dict) or answer.get("choices"):
         return None
     error = answer.get("error") or answer

@@ -1,4 +1,4 @@
-"""Ask a strong model for a critique of one response."""
+"""Prompts that ask a strong model for a critique of one response."""
 
 import json
 from typing import Any
@@ -32,15 +32,15 @@ PLACEHOLDERS = ("{conversation}", "{response}")
 
 def messages_for_critic(prompt: Any, response: str, template: str = CRITIC_PROMPT) -> list[dict[str, str]]:
     """
-    Return the chat that asks for a critique: one user message, from a template with `{conversation}` and `{response}` once each.
+    Build the chat that requests a critique: one user message, from a template that contains `{conversation}` and `{response}` once.
 
-    Text in it cannot end the turn, unless the server's tokenizer encodes spelled-out control tokens as such.
+    Inserted text cannot end the turn, unless the server's tokenizer parses spelled-out control tokens.
     """
     return [{"role": "user", "content": fill(template, conversation=conversation_text(prompt), response=response)}]
 
 
 def fill(template: str, **texts: str) -> str:
-    """Replace the placeholders of a template. Text that looks like a placeholder inside a replacement stays as it is."""
+    """Replace the placeholders of a template. Placeholders inside replacement text are left alone."""
     pieces, rest = [], template
     while found := [(rest.find(mark), mark) for name in texts if (mark := f"{{{name}}}") in rest]:
         start, mark = min(found)
@@ -50,7 +50,7 @@ def fill(template: str, **texts: str) -> str:
 
 
 def conversation_text(prompt: Any) -> str:
-    """Return a prompt as text: unchanged if it is one user message, otherwise turn by turn."""
+    """Return a prompt as text: a single user message unchanged, otherwise turn by turn."""
     conversation = read_prompt(prompt)
     if conversation.tools is None and [message["role"] for message in conversation.messages] == ["user"]:
         return conversation.messages[0]["content"]
@@ -64,7 +64,7 @@ def conversation_text(prompt: Any) -> str:
 
 def read_template(path: str | None, default: str, placeholders: tuple[str, ...]) -> str:
     """
-    Read the user's template, or, without a `path`, return the default.
+    Read the user's template, or return the default if there is no `path`.
 
     Raises `ValueError` unless each placeholder occurs exactly once.
     """
@@ -75,6 +75,6 @@ def read_template(path: str | None, default: str, placeholders: tuple[str, ...])
     for placeholder in placeholders:
         if text.count(placeholder) != 1:
             raise ValueError(
-                f"{path} contains {placeholder} {text.count(placeholder)} times; it must contain it once."
+                f"{path} contains {placeholder} {text.count(placeholder)} times; it must contain it exactly once."
             )
     return text

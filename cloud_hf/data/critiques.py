@@ -1,4 +1,4 @@
-"""Critiques that a model writes about both responses of a pair: options, retries of cut ones, and the rows they make."""
+"""Generate critiques of both responses of a pair: options, retries of truncated critiques, and output rows."""
 
 import logging
 import math
@@ -30,7 +30,7 @@ TRUNCATED = ("drop", "keep")
 
 @dataclass(frozen=True)
 class Critique:
-    """Token ids of a critique without the end token. `finish_reason` is `"length"` if it was cut, otherwise `"stop"`."""
+    """Token ids of a critique without the end token. `finish_reason` is `"length"` if it was truncated, otherwise `"stop"`."""
 
     ids: tuple[int, ...]
     finish_reason: str
@@ -50,13 +50,13 @@ class CritiqueOptions:
         max_new_tokens (`int`, *optional*, defaults to `1024`):
             Token limit of a critique.
         longer_tries (`int`, *optional*, defaults to `2`):
-            Retries of a critique that was cut, each with twice the tokens.
+            Retries of a truncated critique, each with twice the tokens.
         truncated (`str`, *optional*, defaults to `"drop"`):
-            Treatment of critiques that stay cut: drop (with the row, if it has no others) or keep.
+            Handling of critiques that remain truncated: `drop` (and the row too if it has no others) or `keep`.
         overlong_policy (`str`, *optional*, defaults to `"error"`):
-            Treatment of rows that do not fit the model's context: error, drop or truncate_prompt.
+            Handling of rows that do not fit the model's context: `error`, `drop` or `truncate_prompt`.
         seed (`int`, *optional*, defaults to `0`):
-            Seed of the sampling.
+            Sampling seed.
     """
 
     num_critiques: int = 1
@@ -73,9 +73,7 @@ class CritiqueOptions:
         if not 0 <= self.temperature < math.inf:
             raise ValueError(f"`temperature` is {self.temperature}; it must be a finite number of at least 0.")
         if self.num_critiques > 1 and self.temperature == 0.0:
-            raise ValueError(
-                "`num_critiques` above 1 needs a `temperature` above 0; greedy critiques are all the same."
-            )
+            raise ValueError("`num_critiques` above 1 needs a `temperature` above 0; greedy critiques are identical.")
         if self.truncated not in TRUNCATED:
             raise ValueError(f"`truncated` is {self.truncated!r}; use {' or '.join(TRUNCATED)}.")
         check_policy(self.overlong_policy)
@@ -93,7 +91,7 @@ class CritiqueTask:
 
 
 class Ask(Protocol):
-    """Source of critiques: returns critique `number` of the response on `side`, of at most `max_new_tokens` tokens."""
+    """Critique source. Returns critique `number` of the response on `side`, with at most `max_new_tokens` tokens."""
 
     def __call__(self, task: CritiqueTask, side: str, number: int, max_new_tokens: int) -> Awaitable[Critique]: ...
 
@@ -109,12 +107,12 @@ class CritiqueBuilder:
 
     def fit(self, row: dict[str, Any]) -> CritiqueTask:
         """
-        Encode a row, shortening its prompt if that is the policy.
+        Encode a row, shortening its prompt if the policy says so.
 
-        Raises `ValueError` if a text is not usable, or the row is too long and the policy is `"error"`; [`Dropped`] if it is too long under
-        another policy.
+        Raises `ValueError` if a text is not usable, or if the row is too long and the policy is `"error"`. Raises [`Dropped`] if it is
+        too long under another policy.
         """
-        # Refuses empty responses, which training would only refuse after all critiques are written
+        # Reject empty responses here; training would reject them only after all critiques are written
         responses = {side: response_of(row, side) for side in SIDES}
         needed = 0
 
@@ -130,7 +128,7 @@ class CritiqueBuilder:
         policy = self.options.overlong_policy
         prompt, prefixes = fit_to_context(given, encode, length, self.context, policy, self.critique_format)
         if prefixes is None:
-            raise Dropped(f"{needed} tokens with its critique, but {self.context} fit")
+            raise Dropped(f"{needed} tokens with its critique, but the context holds {self.context}")
         return CritiqueTask(row, prompt, prompt is not given, responses, prefixes)
 
     def lengths(self, row: dict[str, Any]) -> tuple[int, ...] | None:
@@ -148,7 +146,7 @@ class CritiqueBuilder:
         """
         Add `{side}_feedback`, `{side}_feedback_ids` and `{side}_finish_reason` of both sides to a row.
 
-        Raises [`Dropped`] if the row is too long, or a critique is still cut after all tries.
+        Raises [`Dropped`] if the row is too long, or a critique is still truncated after all tries.
         """
         task = self.fit(row)
         counts = _Counts(
@@ -163,7 +161,7 @@ class CritiqueBuilder:
             written = {"chosen": critiques[: len(numbers)], "rejected": critiques[len(numbers) :]}
             kept = self._keep(written, counts)
         finally:
-            # By id, because a row is built twice: to ask a server, and again from the journal
+            # By id, because a row is built twice: when a server is called, and again from the journal
             self._tallies[row["id"]] = counts.as_tuple()
         new = {**row, "prompt": prompt_column(task.prompt, row)}
         for side, critiques in kept.items():
@@ -177,12 +175,12 @@ class CritiqueBuilder:
         return [new]
 
     def counts(self) -> dict[str, int]:
-        """Return the totals of critiques and of their tokens, including cut ones, over all rows built so far."""
+        """Return the numbers of critiques and tokens, including truncated ones, over all rows built so far."""
         totals = map(sum, zip(*self._tallies.values(), strict=True))
         return dict(zip(_Counts.__dataclass_fields__, totals, strict=True))
 
     async def _write(self, task: CritiqueTask, side: str, number: int, ask: Ask, counts: "_Counts") -> Critique:
-        """Ask for a critique, and again with twice the tokens while it is cut and the context has room."""
+        """Request a critique, and retry with twice the tokens while it is truncated and the context has room."""
         prefix_length = len(task.prefixes[side].input_ids)
         max_new_tokens = self.options.max_new_tokens
         for tries in range(self.options.longer_tries + 1):
@@ -196,7 +194,7 @@ class CritiqueBuilder:
         return critique
 
     def _keep(self, written: dict[str, list[Critique]], counts: "_Counts") -> dict[str, list[Critique]]:
-        """Select the critiques for the dataset: equally many complete ones for both sides, or all if cut ones may stay."""
+        """Select the critiques for the dataset: the same number of complete ones for both sides, or all if truncated ones are kept."""
         kept = written
         if self.options.truncated == "drop":
             complete = {
@@ -209,7 +207,7 @@ class CritiqueBuilder:
             counts.critiques_dropped_as_cut += cut
             if number == 0:
                 longest = max(len(critique.ids) for critiques in written.values() for critique in critiques)
-                raise Dropped(f"the critique is cut at {longest} tokens")
+                raise Dropped(f"the critique is truncated at {longest} tokens")
         for critique in (critique for critiques in kept.values() for critique in critiques):
             counts.critiques += 1
             counts.critiques_cut += critique.finish_reason == "length"
@@ -248,8 +246,8 @@ def features_with_critiques(features: Features, num_critiques: int) -> Features:
 
 class ScorerCritic:
     """
-    Critiques by a [`Scorer`], in chunks. The critiques of each response are a journal entry, so a killed run loses at most
-    the chunk in progress. Chunks do not change critiques, because scorers sample by seed and text.
+    Critiques by a [`Scorer`], in chunks. Each response's critiques form one journal entry, so a killed run loses at most
+    the chunk in progress. Chunk boundaries do not change critiques, because scorers sample by seed and text.
     """
 
     def __init__(self, builder: CritiqueBuilder, journal: Journal):
@@ -263,9 +261,9 @@ class ScorerCritic:
 
     def write_all(self, scorer: "Scorer", rows: Rows, chunk_size: int, longest_first: bool):
         """
-        Write all critiques that are missing from the journal, then those that were cut again with more tokens.
+        Write all critiques that are missing from the journal, then retry truncated ones with more tokens.
 
-        A chunk is the responses of one call of the scorer. `longest_first` sorts by length, so that batches need little padding. Otherwise
+        A chunk is the set of responses passed to one scorer call. `longest_first` sorts by length, so that batches need little padding. Otherwise
         both responses to a prompt stay together, so that a prefix cache can serve the second one.
 
         Raises `ValueError` naming the first row that cannot be used, before anything is computed.
@@ -281,7 +279,7 @@ class ScorerCritic:
                 max_new_tokens *= 2
                 jobs = [job for job in jobs if self.builder.has_room(job.prefix_length, max_new_tokens)]
             waiting = [job for job in jobs if self._key(job.id, job.side, max_new_tokens) not in self.journal]
-            title = "Critiques" if tries == 0 else f"Cut critiques again, up to {max_new_tokens} tokens"
+            title = "Critiques" if tries == 0 else f"Truncated critiques again, up to {max_new_tokens} tokens"
             with (
                 tqdm(total=len(waiting), desc=title, unit=" responses", disable=not waiting) as progress,
                 _without_scoring_warnings(),
@@ -331,7 +329,7 @@ class ScorerCritic:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """A response to criticise: position and id of its row, its side, and the tokens before its critique."""
+    """A response to critique: position and id of its row, its side, and the tokens before its critique."""
 
     index: int
     id: Any
@@ -393,7 +391,7 @@ class ServedCritic:
         """Request a critique; see [`Ask`]."""
         prefix_ids = task.prefixes[side].input_ids
         sampling = self._sampling(number, prefix_ids)
-        # One token more, so that a critique of full length can still end
+        # One extra token, so that a full-length critique can still end
         answer = await self.client.complete(
             [task.row["id"], side, number], prefix_ids, max_tokens=max_new_tokens + 1, **sampling
         )
@@ -404,7 +402,7 @@ class ServedCritic:
 
         sampling: dict[str, Any] = {
             "temperature": self.temperature,
-            # The server would otherwise take these from the model's generation config
+            # Set explicitly, because the server would take defaults from the model's generation config
             "top_p": 1.0,
             "top_k": 0,
             "min_p": 0.0,
@@ -426,7 +424,7 @@ class ServedCritic:
         ids = answer.token_ids or ()
         if any(token_id >= self.vocab_size for token_id in ids):
             raise RowRefused(
-                f"the server returned token {max(ids)}, but the model's last one is {self.vocab_size - 1}"
+                f"the server returned token {max(ids)}, but the model's last token is {self.vocab_size - 1}"
             )
         if ids and ids[-1] in self.stop_ids:
             return Critique(ids[:-1], "stop")

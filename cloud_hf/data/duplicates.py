@@ -19,7 +19,7 @@ _LETTER = r"\p{L}\p{N}_"
 _WORD = rf"[{_CJK}]\p{{M}}*|[[{_LETTER}]--[{_CJK}]][[{_LETTER}\p{{M}}]--[{_CJK}]]*"
 _WORDS = regex.compile(_WORD, regex.V1)
 _WORDS_AND_MARKS = regex.compile(rf"{_WORD}|[^{_LETTER}\s\x1c-\x1f.,;:!?]|[.,;:!?](?=[{_LETTER}])", regex.V1)
-# Soft hyphens, zero-width characters and the like are not seen, so they must not make two texts differ
+# Soft hyphens, zero-width characters and similar are invisible, so they must not make two texts differ
 _INVISIBLE = regex.compile(r"\p{Default_Ignorable_Code_Point}+")
 
 
@@ -58,7 +58,7 @@ def words_and_marks(text: str) -> list[str]:
 
 def ngrams(tokens: list[str], n: int) -> list[str]:
     """
-    Return all runs of n tokens, joined by spaces. Fewer than n tokens make one run; no tokens make none.
+    Return all runs of n tokens, joined by spaces. Fewer than n tokens form one run; an empty list has none.
 
     Examples:
 
@@ -74,9 +74,9 @@ def ngrams(tokens: list[str], n: int) -> list[str]:
 
 NGRAM = 5
 NUM_PERMUTATIONS = 128
-# An estimate from 128 permutations may fall about this far below the similarity
+# An estimate from 128 permutations may be this much below the true similarity
 ESTIMATE_ERROR = 0.05
-# Prompts of one task share much of their wording; comparing each with all others would take days
+# Prompts of one task share much wording; comparing every pair would take days
 MOST_COMPARED = 20
 
 
@@ -90,8 +90,8 @@ class Duplicate:
 
 def find_exact_duplicates(texts: Iterable[str]) -> dict[int, Duplicate]:
     """
-    Map the position of each text that equals an earlier one to the first such text. Memory holds only a
-    digest of each text.
+    Map the position of each text that repeats an earlier one to the first such text. Only a digest of each
+    text is kept in memory.
     """
     first: dict[bytes, int] = {}
     duplicates = {}
@@ -106,12 +106,12 @@ def find_near_duplicates(
     texts: Sequence[str], threshold: float = 0.8, groups: Sequence[str] | None = None
 ) -> dict[int, Duplicate]:
     """
-    Find texts that are nearly equal to an earlier text of their group, and map the position of each to that earlier text.
+    Find near-duplicates of an earlier text in the same group, and map the position of each to that text.
     Earlier texts that are themselves duplicates are not compared.
 
-    MinHash LSH proposes candidates, and the most similar ones by estimate are compared exactly, so every reported pair
+    MinHash LSH proposes candidates, and the most similar by estimate are compared exactly. Every reported pair therefore
     reaches the threshold, a Jaccard similarity of word 5-grams in (0, 1]. Some pairs are missed, nearly all of them close to the
-    threshold. The result is the same in every run. Besides the texts, memory holds about 4 kB for each.
+    threshold. The result is deterministic. Memory use is about 4 kB per text in addition to the texts.
     """
     if not 0 < threshold <= 1:
         raise ValueError(f"`threshold` is {threshold}; a Jaccard similarity is above 0 and at most 1.")
@@ -163,7 +163,7 @@ def bands_and_rows(threshold: float, recall: float = 0.75) -> tuple[int, int]:
 
 
 def shingles(text: str) -> set[str]:
-    """Return the word 5-grams of a text, ignoring case; a shorter text is one n-gram. Never empty."""
+    """Return the word 5-grams of a text, ignoring case; a shorter text is a single n-gram. The set is never empty."""
     return set(ngrams(words_and_marks(text) or [text], NGRAM))
 
 
@@ -177,7 +177,7 @@ def _short(key: bytes) -> bytes:
     return hashlib.blake2b(key, digest_size=8).digest()
 
 
-# Copied for each text, because the constructor draws its permutations again
+# Copied for each text, because every construction would draw the permutations again
 _EMPTY = MinHash(NUM_PERMUTATIONS)
 
 
@@ -185,7 +185,7 @@ class EvaluationNGrams:
     """
     Word n-grams of evaluation sets.
 
-    Case, punctuation and white space are ignored. A text of fewer than n words overlaps only with a text of exactly the same
+    Case, punctuation and white space are ignored. A text of fewer than n words overlaps only with a text that has exactly the same
     words. A text without words overlaps with nothing.
 
     Examples:
@@ -200,7 +200,7 @@ class EvaluationNGrams:
 
     def __init__(self, n: int = 13):
         if n < 1:
-            raise ValueError(f"`n` is {n}; an n-gram has at least one word.")
+            raise ValueError(f"`n` is {n}; it must be at least 1.")
         self.n = n
         self._sets: dict[str, tuple[str, ...]] = {}
 

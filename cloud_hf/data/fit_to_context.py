@@ -1,4 +1,4 @@
-"""Fit rows that are longer than the model's context: an error, a counted drop, or a shortened prompt."""
+"""Handle rows that exceed the model's context: fail, drop and count them, or shorten the prompt."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 OVERLONG_POLICIES = ("error", "drop", "truncate_prompt")
-# "truncate_end" cuts critiques, as the reference implementation does, and is for its format only
+# "truncate_end" cuts critiques, like the reference implementation, and is only for its format
 TRAINING_POLICIES = (*OVERLONG_POLICIES, "truncate_end")
 
 # A cut changes how the rest of the text splits into tokens and may remove too few, so each attempt cuts more
@@ -29,7 +29,7 @@ def fit_to_context(
     """
     Encode a row, and apply `policy` (`"error"`, `"drop"` or `"truncate_prompt"`) if it needs more than `limit` tokens.
 
-    `encode` encodes the row with the prompt it is given, and `length` counts the tokens that an encoded row needs. Returns the prompt,
+    `encode` encodes the row with a given prompt, and `length` counts the tokens that an encoded row needs. Returns the prompt,
     which is the same object unless it was shortened, and the encoded row; `(None, None)` for a dropped row. Raises `ValueError` if the
     row is too long and the policy is `"error"`.
     """
@@ -39,8 +39,8 @@ def fit_to_context(
         return prompt, encoded
     if policy == "error":
         raise ValueError(
-            f"{needed} tokens with its critique, but {limit} fit. Set `overlong_policy` to 'drop' or 'truncate_prompt', or "
-            "change the limit (`max_length` in training, `max_new_tokens` for critiques still to be written)."
+            f"{needed} tokens with its critique, but the limit is {limit}. Set `overlong_policy` to 'drop' or 'truncate_prompt', or "
+            "change the limit (`max_length` in training, `max_new_tokens` when writing critiques)."
         )
     if policy == "truncate_prompt":
         for attempt in range(_ATTEMPTS):

@@ -25,9 +25,9 @@ VERSION = 1
 @dataclass(frozen=True)
 class Reject:
     """
-    A row that was left out of the dataset. `index` is its position among the input rows.
+    A row that is not in the dataset. `index` is its position among the input rows.
 
-    `kind` is `"dropped"` for a row left out by design, such as a tie, and `"failed"` for one that could not be processed. `details` is
+    `kind` is `"dropped"` for a row skipped by design, such as a tie, and `"failed"` for one that could not be processed. `details` is
     the content of the row or of its problem, as JSON.
     """
 
@@ -53,7 +53,7 @@ class DatasetFolder:
     """
     Output folder of a builder: a `save_to_disk` dataset, its card `README.md`, `rejects.jsonl` and `build.json`.
 
-    Rows are streamed to a staging folder, so memory does not limit the dataset, and it appears only when it is complete.
+    Rows are streamed to a staging folder, so the dataset can exceed memory, and the dataset appears only once it is complete.
 
     Args:
         output_dir (`str`):
@@ -71,14 +71,14 @@ class DatasetFolder:
 
     def open_journal(self) -> Journal:
         """
-        Open the folder's journal, and thereby lock the folder.
+        Open the folder's journal, which also locks the folder.
 
         Raises:
-            `JournalError`: As for [`Journal`]; also if the folder has other content and no journal.
+            `JournalError`: As for [`Journal`]; also if the folder has content but no journal.
         """
         journal = self.path / JOURNAL
         if self.path.exists() and any(self.path.iterdir()) and not journal.exists():
-            raise JournalError(f"`output_dir` {self.path} already holds something else; name another folder.")
+            raise JournalError(f"`output_dir` {self.path} already contains other files; name another folder.")
         return Journal(journal, self.settings, may_restart=not (self.path / RECORD).exists())
 
     async def write(
@@ -109,7 +109,7 @@ class DatasetFolder:
         staging.mkdir(parents=True)
         try:
             counts = {**counts, **await self._stream(results, features, staging, statistics)}
-            # A folder without its record is unfinished, whatever else it contains
+            # A folder without a record counts as unfinished, whatever else it contains
             (self.path / RECORD).unlink(missing_ok=True)
             self._move_in(staging)
             (staging / REJECTS).replace(self.path / REJECTS)
@@ -122,7 +122,7 @@ class DatasetFolder:
         record = {"version": VERSION, "settings": self.settings, "counts": counts}
         card = make_card(self.title, self.settings, counts)
         (self.path / "README.md").write_text(card, encoding="utf-8")
-        # Renaming is atomic: the record is complete or absent
+        # Renaming is atomic: the record is either complete or absent
         unfinished = self.path / f".{RECORD}"
         unfinished.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         unfinished.replace(self.path / RECORD)
@@ -168,12 +168,12 @@ class DatasetFolder:
     def _save(staging: Path, features: Features, rows: int):
         if rows:
             Dataset.from_file(str(staging / "rows.arrow")).save_to_disk(str(staging / "dataset"))
-        else:  # a shard may keep no row, and `datasets` cannot read the folder it then writes by default
+        else:  # an empty shard: by default `datasets` writes a folder that it cannot read
             empty = Dataset.from_dict({name: [] for name in features}, features)
             empty.save_to_disk(str(staging / "dataset"), num_shards=1)
 
     def _move_in(self, staging: Path):
-        """Replace the dataset. The files that mark a folder as one are removed first and written last."""
+        """Replace the dataset. The files that mark a folder as a dataset are removed first and written last."""
         marks = ("state.json", "dataset_info.json")
         for name in marks:
             (self.path / name).unlink(missing_ok=True)
@@ -187,7 +187,7 @@ def read_record(folder: str | Path) -> dict[str, Any]:
     """Read the `build.json` of a folder. Raises `ValueError` if there is none, or it has another version."""
     path = Path(folder) / RECORD
     if not path.is_file():
-        raise ValueError(f"{folder} has no {RECORD}: it is not a builder's output, or its run has not ended.")
+        raise ValueError(f"{folder} has no {RECORD}: it is not a builder's output, or its run has not finished.")
     record = json.loads(path.read_text(encoding="utf-8"))
     if record["version"] != VERSION:
         raise ValueError(f"{path} has version {record['version']}; this code reads version {VERSION}.")
@@ -209,7 +209,7 @@ def make_card(title: str, settings: dict[str, Any], counts: dict[str, Any]) -> s
 
 
 def _cell(value: Any) -> str:
-    """Format a value as one line of a table cell, its markup escaped."""
+    """Format a value as a single-line table cell, with markup escaped."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     text = " ".join(text.split())
     text = text if len(text) <= 2000 else f"{text[:1999]}…"

@@ -11,11 +11,11 @@ from typing import Any
 
 FORMAT = "cloud_hf.journal"
 VERSION = 2
-# Version 1 hashed a smaller part of a model folder for these settings
+# For these settings, version 1 hashed a smaller part of a model folder
 _MODEL_SETTINGS = {"model", "model_version"}
-# A setting that version 1 lacks
+# Setting that version 1 lacks
 _NEW_SETTINGS = {"contents_of_all_shards"}
-# Start of the first line; tells a torn journal from a foreign file
+# Start of the first line; distinguishes a torn journal from another file
 _HEADER = b'{"format":"cloud_hf.journal"'
 
 
@@ -27,14 +27,14 @@ class Journal:
     """
     Append-only file with one JSON line per finished entry.
 
-    [`Journal.add`] returns after the entry is in the file, so a killed process loses none. A line torn by a crash is removed,
-    with a message, when the file is next opened. Memory holds only keys and offsets, about 150 bytes per entry.
+    [`Journal.add`] returns once the entry is in the file, so a killed process loses none. If a crash leaves a torn last line, the next
+    open removes it with a message. Only keys and offsets are kept in memory, about 150 bytes per entry.
 
     Args:
         path (`str` or `Path`):
             The file; created if missing.
         settings (`dict[str, Any]`):
-            Everything the entries depend on, as JSON. A journal with different settings is refused.
+            All settings that affect the entries, as JSON. A journal with different settings is rejected.
         may_restart (`bool`, *optional*, defaults to `True`):
             Accept different settings while there are no entries.
 
@@ -110,12 +110,12 @@ class Journal:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise JournalError(
-                f"Another process writes to {self.path}. Wait for it, or choose another output folder."
+                f"Another process is writing to {self.path}. Wait for it, or choose another output folder."
             ) from error
 
     def _open(self, settings: dict[str, Any], may_restart: bool):
         self._size = os.fstat(self._file).st_size
-        # A duplicate, because closing the reader closes its descriptor, and with it the lock
+        # Duplicate the descriptor, because closing the reader would close it and release the lock
         with os.fdopen(os.dup(self._file), "rb") as lines:
             lines.seek(0)
             number, end, version, before = 0, 0, VERSION, settings
@@ -137,19 +137,19 @@ class Journal:
         if version == 1:
             before = {name: value for name, value in settings.items() if name in _NEW_SETTINGS} | before
         if before != settings:
-            # A run that stopped before its first answer, perhaps over a wrong setting, leaves nothing that depends on it
+            # A run that stopped before its first answer, perhaps over a wrong setting, left no entries that depend on its settings
             if self._offsets or not may_restart:
                 raise self._other_settings(before, settings, version)
             self._cut(0)
         if self._size == 0:
             self._write({"format": FORMAT, "version": VERSION, "settings": settings})
         elif number > 1:
-            print(f"{self.path}: resuming with {len(self)} entries of an earlier run.", flush=True)
+            print(f"{self.path}: resuming with {len(self)} entries from an earlier run.", flush=True)
 
     def _heal(self, number: int, end: int, is_last: bool):
         if not is_last:
             raise JournalError(
-                f"{self.path}, line {number} is damaged, and lines follow it. Remove that line to keep the others, or move "
+                f"{self.path}, line {number} is damaged, and other lines follow it. Remove that line to keep the others, or move "
                 "the file away to start over."
             )
         print(
@@ -173,7 +173,9 @@ class Journal:
     def _read_key(self, entry: Any, number: int) -> bytes:
         where = f"{self.path}, line {number}"
         if isinstance(entry, dict) and entry.get("format") == FORMAT:
-            raise JournalError(f"{where} is the first line of another journal. Separate the two, and keep one.")
+            raise JournalError(
+                f"{where} is the first line of another journal. Split the file, and keep one of the two journals."
+            )
         if isinstance(entry, dict) and "value" in entry and re.fullmatch(r"([0-9a-fA-F]{2})+", str(entry.get("key"))):
             return bytes.fromhex(entry["key"])
         raise JournalError(f"{where} is not an entry with `key` and `value`. Remove that line to keep the others.")
@@ -189,7 +191,7 @@ class Journal:
                 " The journal has version 1, which hashed model folders differently: to resume it, use cloud_hf 0.1."
             )
         return JournalError(
-            f"{self.path} was begun with other settings: {differences}. Use those settings to resume, or choose another "
+            f"{self.path} was started with other settings: {differences}. Use those settings to resume, or choose another "
             f"output folder.{hint}"
         )
 
@@ -203,7 +205,7 @@ class Journal:
             while rest:
                 rest = rest[os.write(self._file, rest) :]
         except OSError:
-            # Half a line would damage the entries that follow it
+            # A partial line would damage the entries after it
             self._cut(self._size)
             raise
         self._size += len(line)

@@ -229,11 +229,11 @@ def test_stalls_end_in_bounded_time():
 def test_a_wrong_key_is_said_once_and_never_shown(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-wrong")
     with serve_completions(key="sk-right") as server:
-        with pytest.raises(ServerUnusable, match="OPENAI_API_KEY contains a key that is rejected") as error:
+        with pytest.raises(ServerUnusable, match="OPENAI_API_KEY holds a key that the server rejects") as error:
             run([server.url], ask)
         assert "sk-wrong" not in str(error.value)
         monkeypatch.delenv("OPENAI_API_KEY")
-        with pytest.raises(ServerUnusable, match="The variable OPENAI_API_KEY is not set"):
+        with pytest.raises(ServerUnusable, match="The environment variable OPENAI_API_KEY is not set"):
             run([server.url], ask)
         monkeypatch.setenv("JUDGE_KEY", "sk-right")
         run([server.url], ask, api_key_env="JUDGE_KEY")
@@ -267,7 +267,7 @@ def test_another_model_is_said_first():
 
 
 def test_something_else_at_the_address():
-    with serve_completions() as server, pytest.raises(ServerUnusable, match="does not list its models; name one"):
+    with serve_completions() as server, pytest.raises(ServerUnusable, match="does not list its models; set `model`"):
         run([server.url.replace("/v1", "/v2")], ask, model=None)
 
 

@@ -206,7 +206,7 @@ def test_every_set_that_overlaps_is_named():
 
 
 def test_an_ngram_of_no_words_is_refused():
-    with pytest.raises(ValueError, match="at least one word"):
+    with pytest.raises(ValueError, match="must be at least 1"):
         EvaluationNGrams(0)
 
 

@@ -38,7 +38,7 @@ def test_until_all_is_written_there_is_no_record(tmp_path):
     write(folder, {"id": "a", "text": "1"})
     asyncio.run(folder.write(stream({"id": "b", "text": "2"}), FEATURES, {}))
     assert not (tmp_path / "out" / RECORD).exists()
-    with pytest.raises(ValueError, match="its run has not ended"):
+    with pytest.raises(ValueError, match="its run has not finished"):
         read_record(tmp_path / "out")
 
 
@@ -57,7 +57,7 @@ def test_what_fails_on_the_way_leaves_the_old_dataset_whole(tmp_path):
 
 def test_a_folder_with_other_things_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(JournalError, match="already holds something else"):
+    with pytest.raises(JournalError, match="already contains other files"):
         DatasetFolder(str(tmp_path), "Test", {}).open_journal()
     DatasetFolder(str(tmp_path / "new"), "Test", {}).open_journal().close()
     DatasetFolder(str(tmp_path / "new"), "Test", {}).open_journal().close()

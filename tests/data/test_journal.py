@@ -96,7 +96,7 @@ def test_a_journal_without_entries_takes_other_settings(tmp_path):
 def test_a_second_writer_is_refused(tmp_path):
     with (
         Journal(tmp_path / "journal.jsonl", SETTINGS),
-        pytest.raises(JournalError, match="Another process writes to"),
+        pytest.raises(JournalError, match="Another process is writing to"),
     ):
         Journal(tmp_path / "journal.jsonl", SETTINGS)
     Journal(tmp_path / "journal.jsonl", SETTINGS).close()
@@ -116,7 +116,7 @@ def test_two_journals_in_one_file_are_refused(tmp_path):
     write(path)
     content = path.read_bytes() * 2
     path.write_bytes(content)
-    with pytest.raises(JournalError, match=r"line 7 is the first line of another journal.*Separate"):
+    with pytest.raises(JournalError, match=r"line 7 is the first line of another journal.*Split"):
         Journal(path, SETTINGS)
     assert path.read_bytes() == content
 

@@ -68,7 +68,7 @@ def test_prompts_are_put_back(sources, tmp_path):
     ("ids", "message"),
     [
         (["feedback-0", "feedback-4", "interact-9"], "1 of 4 ids are beyond the 4 rows of the source of `feedback` prompts, such as 'feedback-4' (train row 1); 1 of 4 ids are beyond the 8 rows"),
-        (["feedback-0", "12"], "1 of 3 ids do not look like feedback-0"),
+        (["feedback-0", "12"], "1 of 3 ids do not have the form feedback-0"),
         (["feedback-0", "interact-1", "feedback-0"], "1 of 4 ids are repeated, such as 'feedback-0' (train row 2)"),
     ],
 )  # fmt: skip
@@ -87,7 +87,7 @@ def test_every_id_must_have_a_prompt(ids, message, sources, tmp_path):
     [
         (["--mode", "oracle"], "The train split of the published data has 5 rows instead of 117k"),
         (["--mode", "self-gen"], "`model_size` is None; use 8b or 70b"),
-        (["--mode", "oracle", "--model_size", "8b"], "`model_size` is for `mode` 'self-gen'"),
+        (["--mode", "oracle", "--model_size", "8b"], "`model_size` applies only to `mode` 'self-gen'"),
         (["--mode", "both"], "`mode` is 'both'; use oracle or self-gen"),
     ],
 )

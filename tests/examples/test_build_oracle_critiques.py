@@ -215,7 +215,7 @@ def test_a_folder_of_others_is_left_alone(name, pairs, tmp_path):
         assert [path.name for path in out.iterdir()] == [name] and (out / name).read_text() == "mine"
         Dataset.from_list(make_rows(4)).save_to_disk(tmp_path / "rows")
         ended = run_script(SCRIPT, *options(server, tmp_path / "rows", tmp_path / "rows" / "x"), log_dir=tmp_path)
-        assert ended.status == 1 and "is the dataset itself or inside it" in ended.output
+        assert ended.status == 1 and "is the dataset folder or a folder inside it" in ended.output
         assert server.requests.total() == 0
 
 
@@ -302,7 +302,7 @@ def test_other_settings_are_refused(pairs, tmp_path):
             (["--critic_prompt_file", template], "critic_prompt"),
         ):
             ended = run_script(SCRIPT, *arguments, *more, log_dir=tmp_path)
-            assert ended.status == 1 and "begun with other settings" in ended.output and f"`{name}`" in ended.output
+            assert ended.status == 1 and "started with other settings" in ended.output and f"`{name}`" in ended.output
         assert server.requests.total() == before
     with serve_completions(model="bigger") as server:
         ended = run_script(SCRIPT, *options(server, pairs, tmp_path / "out")[:-2], log_dir=tmp_path)
@@ -317,7 +317,7 @@ def test_two_writers_are_refused(pairs, tmp_path):
         while not server.requests:
             assert first.process.is_alive(), first.log.read_text()
         second = run_script(SCRIPT, *arguments, log_dir=tmp_path)
-        assert second.status == 1 and "Another process writes to" in second.output
+        assert second.status == 1 and "Another process is writing to" in second.output
         assert first.wait().status == 0
     assert read_rows(tmp_path / "out") == expected(make_rows(40))
 

@@ -453,7 +453,7 @@ def test_other_settings_are_refused(prompts, tmp_path):
             (["--limit", 29], "hash"),
         ):
             ended = run_script(SCRIPT, *arguments, *more, log_dir=tmp_path)
-            assert ended.status == 1 and "begun with other settings" in ended.output and f"`{name}`" in ended.output
+            assert ended.status == 1 and "started with other settings" in ended.output and f"`{name}`" in ended.output
         assert server.requests.total() == before
         with serve_completions(model="other") as other:
             ended = run_script(SCRIPT, *options(server, prompts, tmp_path / "out", judge=other), log_dir=tmp_path)

@@ -216,7 +216,7 @@ def test_what_cannot_be_read_is_said_first(tmp_path):
         (["--dataset_name", fine, "--decontaminate_against", bad], "row 1, column 'prompt'"),
         ([], "Nothing to read"),
         (["--sources", "ultra"], "`sources` names ultra"),
-        (["--dataset_name", fine, fine], "Two sources are called 'fine'"),
+        (["--dataset_name", fine, fine], "Two sources have the name 'fine'"),
         (["--dataset_name", fine, "--source_name", "a", "b"], "2 name(s) for 1 dataset(s)"),
         (["--dataset_name", fine, "--near_duplicate_threshold", 0], "`near_duplicate_threshold` is 0"),
         (["--dataset_name", fine, "--ngram", 0], "`ngram` is 0"),
@@ -237,7 +237,7 @@ def test_a_folder_is_not_mixed_with_another_dataset(tmp_path):
     assert "`limit` was null and is 2" in build(tmp_path, "--dataset_name", prompts, "--limit", "2", fails=True)
     assert read_rows(tmp_path / "out") == before
     Dataset.from_dict({"prompt": ["x"]}).save_to_disk(tmp_path / "foreign")
-    assert "already holds something else" in build(tmp_path, "--dataset_name", prompts, out="foreign", fails=True)
+    assert "already contains other files" in build(tmp_path, "--dataset_name", prompts, out="foreign", fails=True)
     assert load_from_disk(str(tmp_path / "foreign")).to_list() == [{"prompt": "x"}]
     message = build(tmp_path, "--dataset_name", tmp_path / "foreign", out="foreign", fails=True)
     assert "`output_dir` is one of the datasets" in message

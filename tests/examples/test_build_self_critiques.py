@@ -171,7 +171,7 @@ def test_cut_critiques_are_written_longer_or_dropped(critic, pairs, tmp_path):
     rejects = read_rejects(tmp_path / "out")
     dropped = [row["id"] for row, both in zip(rows, scores, strict=True) if is_cut(both)]
     assert [reject["id"] for reject in rejects] == dropped
-    assert {reject["reason"] for reject in rejects} == {f"the critique is cut at {4 * BUDGET} tokens"}
+    assert {reject["reason"] for reject in rejects} == {f"the critique is truncated at {4 * BUDGET} tokens"}
     stats = json.loads((tmp_path / "out" / "generation.json").read_text())
     cut = sum(score.finish_reasons == ("length",) for both in scores for score in both)
     short = score_rows(critic, rows, max_new_tokens=BUDGET)
@@ -216,14 +216,14 @@ def test_overlong_rows(critic, tmp_path):
         row["prompt"] = row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]
     save_pairs(pairs, rows)
     ended = run(SCRIPT, *options(critic, pairs, tmp_path / "out", *KEEP))
-    assert ended.status == 1 and "row 1 (id 'p1'): " in ended.output and "but 512 fit" in ended.output
+    assert ended.status == 1 and "row 1 (id 'p1'): " in ended.output and "but the limit is 512" in ended.output
     more = [*KEEP, "--overlong_policy", "drop"]
     ended = run(SCRIPT, *options(critic, pairs, tmp_path / "dropped", *more))
     assert ended.status == 0, ended.output
     assert [row["id"] for row in read_rows(tmp_path / "dropped")] == ["p0", "p2"]
     [reject] = read_rejects(tmp_path / "dropped")
     assert (reject["index"], reject["id"], reject["kind"]) == (1, "p1", "dropped")
-    assert "tokens with its critique, but 512 fit" in reject["reason"]
+    assert "tokens with its critique, but the context holds 512" in reject["reason"]
 
 
 def test_a_longer_critique_must_fit_the_context(critic, tmp_path):
@@ -249,7 +249,7 @@ def test_other_settings_are_refused(critic, pairs, tmp_path):
     assert run(SCRIPT, *arguments).status == 0
     for more, name in ((["--temperature", 0.5], "temperature"), (["--critique_prompt", "Well?"], "critique_prompt")):
         ended = run(SCRIPT, *arguments, *more)
-        assert ended.status == 1 and "begun with other settings" in ended.output and f"`{name}`" in ended.output
+        assert ended.status == 1 and "started with other settings" in ended.output and f"`{name}`" in ended.output
     save_critic(copy, seed=4)
     ended = run(SCRIPT, *arguments)
     assert ended.status == 1 and "`model_version` was" in ended.output and "Traceback" not in ended.output
@@ -338,7 +338,7 @@ def test_critiques_from_completion_servers(fault_rate, critic, pairs, critique_f
     assert all(list(body["logit_bias"].values()) == [-100.0] for body in sent)
     rejects = read_rejects(tmp_path / "out")
     assert len(rejects) == 12 - len(expected)
-    assert all(f"cut at {4 * BUDGET} tokens" in reject["reason"] for reject in rejects)
+    assert all(f"truncated at {4 * BUDGET} tokens" in reject["reason"] for reject in rejects)
 
 
 def test_samples_of_a_server_have_seeds_of_their_own(critic, pairs, critique_format, tmp_path):
@@ -365,8 +365,8 @@ def test_a_server_without_token_ids_is_refused(critic, pairs, critique_format, t
         ({"prompt": []}, [], "row 1 (id 'p1'): "),
         ({"id": "p0"}, [], "row 1 (id 'p0'): row 0 has the same id"),
         ({}, ["--truncated", "cut"], "`truncated` is 'cut'; use drop or keep"),
-        ({}, ["--base_url", "http://x", "--backend", "vllm"], "replaces a `backend`"),
-        ({}, ["--model", "x"], "give that, too"),
+        ({}, ["--base_url", "http://x", "--backend", "vllm"], "`base_url` and `backend` are alternatives"),
+        ({}, ["--model", "x"], "give `base_url` as well"),
         ({}, ["--num_critiques", 2], "needs a `temperature` above 0"),
         ({}, ["--backend", "server", "--server_url", "http://x"], "a reward server serves CLoud models"),
     ],

@@ -68,7 +68,7 @@ def test_shards_of_different_rows_and_unfinished_ones_are_refused(tmp_path):
     )
     assert merge("a", "c").status == 0
     ended = merge("a", "c", out="b")
-    assert ended.status == 1 and "begun with other settings" in ended.output
+    assert ended.status == 1 and "started with other settings" in ended.output
     (tmp_path / "c" / "rejects.jsonl").write_text('{"index": 0, "id": "p5", "kind": "failed", "reason": "x"}\n')
     ended = merge("a", "c")
     assert ended.status == 1 and "rows or rejects differ from its build.json" in ended.output

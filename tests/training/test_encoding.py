@@ -129,7 +129,7 @@ def test_missing_and_misspelt_columns_are_named():
 
 
 def test_overlong_rows(caplog):
-    with pytest.raises(ValueError, match=r"row 1 .*\d+ tokens with its critique, but 150 fit"):
+    with pytest.raises(ValueError, match=r"row 1 .*\d+ tokens with its critique, but the limit is 150"):
         encode(ROW, LONG, max_length=150)
     with caplog.at_level(logging.WARNING):
         assert len(encode(ROW, LONG, max_length=150, policy="drop")) == 1

@@ -227,7 +227,7 @@ def test_unusable_options_are_refused(tmp_path, options, says):
 
 def test_context_is_the_limit_even_when_max_length_is_larger(model, tmp_path):
     rows = Dataset.from_list([*make_rows(2), {**make_rows(1)[0], "prompt": "word " * 600}])
-    with pytest.raises(ValueError, match=r"row 2: \d+ tokens with its critique, but 512 fit"):
+    with pytest.raises(ValueError, match=r"row 2: \d+ tokens with its critique, but the limit is 512"):
         make_trainer(model, tmp_path, rows, max_length=4096)
     trainer = make_trainer(model, tmp_path, rows, max_length=None, overlong_policy="drop")
     assert len(trainer.train_dataset) == 2

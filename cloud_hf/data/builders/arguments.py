@@ -27,7 +27,7 @@ class BuilderArguments:
 
     Parameters:
         dataset_name (`str`):
-            Hub id, JSONL or Parquet file, or `save_to_disk` folder, such as another builder's output.
+            Hub id, JSONL or Parquet file, or `save_to_disk` folder (for example, the output of another builder).
         output_dir (`str`):
             Folder for the dataset, its card, `rejects.jsonl`, `build.json` and the journal. Run the same command again to resume.
         dataset_config (`str`, *optional*):
@@ -37,7 +37,7 @@ class BuilderArguments:
         limit (`int`, *optional*):
             Read only the first rows.
         shard (`str`, *optional*, defaults to `"0/1"`):
-            `i/n`, i from 0 to n - 1: process the i-th of n parts only. `merge_shards.py` joins the outputs.
+            `i/n`, i from 0 to n - 1: process only part i of n. `merge_shards.py` joins the outputs.
         push_to_hub (`str`, *optional*):
             Hub id to upload the dataset to.
     """
@@ -56,21 +56,21 @@ class BuilderArguments:
         output, dataset = Path(self.output_dir).resolve(), Path(self.dataset_name).resolve()
         if dataset == output or dataset in output.parents:
             raise ValueError(
-                f"`output_dir` is the dataset itself or inside it ({self.output_dir}); name another folder."
+                f"`output_dir` is the dataset folder or a folder inside it ({self.output_dir}); name another folder."
             )
 
     def parsed_shard(self) -> tuple[int, int]:
         """Return `(i, n)`. Raises `ValueError` if `shard` is malformed."""
         match = re.fullmatch(r"(\d+)/(\d+)", self.shard)
         if not match or not int(match[1]) < int(match[2]):
-            raise ValueError(f"`shard` is {self.shard!r}; give i/n with i from 0 to n - 1, such as 0/4.")
+            raise ValueError(f"`shard` is {self.shard!r}; give i/n with i from 0 to n - 1, for example 0/4.")
         return int(match[1]), int(match[2])
 
     def load(self, *columns: str) -> Dataset:
         """
-        Load the rows of this shard. Without a column `id`, the position among all rows becomes the id.
+        Load the rows of this shard. If there is no column `id`, ids are row positions in the complete dataset.
 
-        Raises `ValueError` if one of the columns is missing, an id is repeated, or a shard would be empty.
+        Raises `ValueError` if one of the columns is missing, an id is repeated, or a shard is empty.
         """
         rows = load_rows(self.dataset_name, self.dataset_split, self.dataset_config)
         check_columns(rows.column_names, columns, f"Building from {self.dataset_name}")
@@ -85,8 +85,8 @@ class BuilderArguments:
         self._rows_of_all_shards = rows
         index, count = self.parsed_shard()
         if len(rows) < count:
-            raise ValueError(f"`shard` {self.shard} of {len(rows)} row(s) leaves empty shards; use fewer.")
-        # Contiguous parts, so that merged shards have the order of one run
+            raise ValueError(f"`shard` {self.shard} of {len(rows)} row(s) leaves some shards empty; use fewer shards.")
+        # Contiguous parts keep the order of a single run when shards are merged
         return rows.shard(count, index, contiguous=True)
 
     def describe(self, rows: Dataset, columns: tuple[str, ...]) -> dict[str, Any]:
@@ -97,11 +97,11 @@ class BuilderArguments:
         names = [name for name in ("id", *columns, "tools") if name in rows.column_names]
         shared = dict(self._all_shards)
         if self.parsed_shard()[1] > 1:
-            # Shards of two versions of a file with equal ids must not be merged
+            # Shards from two versions of a file can have equal ids; they must not be merged
             shared["contents_of_all_shards"] = _hash_of_rows(self._rows_of_all_shards.select_columns(names))
         path = Path(self.dataset_name)
         return {
-            # Without the folder, which may differ between machines
+            # Omit the folder, which may differ between machines
             "dataset": path.resolve().name if path.exists() else self.dataset_name,
             "split": self.dataset_split,
             "shard": self.shard,
@@ -112,7 +112,7 @@ class BuilderArguments:
 
 
 def _hash_of_rows(rows: Dataset) -> str:
-    # A chain of row hashes, because the rows may not fit into memory as one text
+    # Chain row hashes, because all rows together may not fit into memory
     digest = ""
     for row in rows:
         digest = key_of(digest, row)
@@ -123,11 +123,11 @@ def _hash_of_rows(rows: Dataset) -> str:
 @dataclass(kw_only=True)
 class ServerArguments:
     """
-    Requests to servers.
+    Request options for servers.
 
     Parameters:
         api_key_env (`str`, *optional*, defaults to `"OPENAI_API_KEY"`):
-            Environment variable with the servers' key, if they need one.
+            Environment variable that holds the servers' API key, if they need one.
         max_concurrency (`int`, *optional*, defaults to `64`):
             Requests in flight at once.
         max_retries (`int`, *optional*, defaults to `8`):
@@ -142,7 +142,7 @@ class ServerArguments:
     request_timeout: float = 600.0
 
     def client(self, base_urls: list[str], model: str | None, api_key_env: str | None = None) -> CompletionClient:
-        """Make a client with these settings, optionally with another key. Raises `ValueError` if they are invalid."""
+        """Create a client with these settings, optionally with another API key. Raises `ValueError` if they are invalid."""
         return CompletionClient(
             base_urls,
             model,
@@ -159,11 +159,11 @@ def check_ids(rows: Dataset):
     for index, name in enumerate(rows["id"]):
         if not isinstance(name, str | int):
             raise ValueError(
-                f"row {index}: `id` is {name!r:.60}. Give every row a string or an integer, or remove the column."
+                f"row {index}: `id` is {name!r:.60}. Give every row a string or an integer id, or remove the column."
             )
         if name in seen:
             raise ValueError(
-                f"{row_name(index, {'id': name})}: row {seen[name]} has the same id. Give every row a different one."
+                f"{row_name(index, {'id': name})}: row {seen[name]} has the same id. Give every row a unique id."
             )
         seen[name] = index
 
@@ -176,19 +176,19 @@ _PROMPT_OPTIONS = {"critique_prompt": None, "critique_role": "user", "keep_think
 @dataclass(kw_only=True)
 class CriticArguments(CritiqueOptions, BuilderArguments):
     """
-    The model that writes critiques. Includes [`BuilderArguments`] and the number, length and sampling of the critiques.
+    Options for the model that writes critiques. Includes [`BuilderArguments`] and the number, length and sampling of critiques.
 
     Parameters:
         model_name_or_path (`str`):
-            Model of stage 1 (a language model or a LoRA adapter), or a CLoud model.
+            Stage 1 model (a language model or a LoRA adapter), or a CLoud model.
         critique_prompt (`str`, *optional*):
-            Text that opens the critique turn; use that of stage 1. A CLoud model has its own.
+            Text that opens the critique turn; use the same text as in stage 1. A CLoud model stores its own.
         critique_role (`str`, *optional*, defaults to `"user"`):
-            Role of the critique turn, `user` or `assistant`; use that of stage 1.
+            Role of the critique turn, `user` or `assistant`; use the same role as in stage 1.
         keep_thinking (`bool`, *optional*, defaults to `False`):
-            Show `<think>` blocks that the chat template would drop; use the value of stage 1.
+            Keep `<think>` blocks that the chat template would drop; use the same value as in stage 1.
         format (`str`, *optional*, defaults to `"cloud"`):
-            Format of conversations, `cloud` or `reference`; use that of stage 1.
+            Conversation format, `cloud` or `reference`; use the same format as in stage 1.
     """
 
     model_name_or_path: str
@@ -202,7 +202,7 @@ class CriticArguments(CritiqueOptions, BuilderArguments):
         CritiqueOptions.__post_init__(self)
 
     def is_reward_model(self) -> bool:
-        """Return whether the critic is a CLoud model already."""
+        """Return whether the critic is already a CLoud model."""
         from ...configuration_cloud import CLoudConfig
         from ...loading import read_model_config
 
@@ -231,7 +231,7 @@ class CriticArguments(CritiqueOptions, BuilderArguments):
             raise ValueError(f"{name} is a classic reward model: it does not write critiques.")
         if any(getattr(self, option) != default for option, default in _PROMPT_OPTIONS.items()):
             raise ValueError(
-                f"{name} is a CLoud model, whose config has {', '.join(_PROMPT_OPTIONS)}: leave these options out."
+                f"{name} is a CLoud model, and its config already sets {', '.join(_PROMPT_OPTIONS)}: omit these options."
             )
         return config
 
@@ -242,7 +242,7 @@ class CriticArguments(CritiqueOptions, BuilderArguments):
         return rows
 
     def settings(self, builder: str, rows: Dataset, config: "CLoudConfig", **engine: Any) -> dict[str, Any]:
-        """Return everything the critiques depend on; `engine` describes how the model is run."""
+        """Return all settings that affect the critiques; `engine` describes how the model is run."""
         from ...model_identity import identify_model
 
         return {

@@ -20,15 +20,15 @@ SIDES = ("chosen", "rejected")
 @dataclass(kw_only=True)
 class OracleCritiqueArguments(BuilderArguments, ServerArguments):
     """
-    The critic, and the number, length and sampling of its critiques. Includes [`BuilderArguments`] and [`ServerArguments`].
+    Options for the critic and for the number, length and sampling of its critiques. Includes [`BuilderArguments`] and [`ServerArguments`].
 
     Parameters:
         base_url (`list[str]`):
-            Addresses of the critic's servers, such as `http://127.0.0.1:8000/v1`.
+            Addresses of the critic's servers, for example `http://127.0.0.1:8000/v1`.
         model (`str`, *optional*):
             Name of the critic on its servers. Optional if they serve only one model.
         critic_prompt_file (`str`, *optional*):
-            File with other instructions for the critic; they contain `{conversation}` and `{response}`.
+            File that replaces the critic's instructions; it must contain `{conversation}` and `{response}`.
         num_critiques (`int`, *optional*, defaults to `1`):
             Critiques per response, for self-consistency training; with several, the columns contain lists.
         temperature (`float`, *optional*, defaults to `0.0`):
@@ -38,10 +38,10 @@ class OracleCritiqueArguments(BuilderArguments, ServerArguments):
         max_tokens (`int`, *optional*, defaults to `1024`):
             Token limit of a critique.
         longer_tries (`int`, *optional*, defaults to `2`):
-            Retries of a critique that was cut, each with twice the tokens. A row with a critique that stays cut is dropped and
+            Retries of a truncated critique, each with twice the tokens. A row whose critique remains truncated is dropped and
             counted.
         seed (`int`, *optional*):
-            Seed from which the seed of each request is derived. By default none is sent.
+            Seed from which each request's seed is derived. By default, requests have no seed.
     """
 
     base_url: list[str]
@@ -58,9 +58,7 @@ class OracleCritiqueArguments(BuilderArguments, ServerArguments):
         super().__post_init__()
         check_bounds(self, num_critiques=1, max_tokens=1, longer_tries=0)
         if self.num_critiques > 1 and self.temperature == 0.0:
-            raise ValueError(
-                "`num_critiques` above 1 needs a `temperature` above 0; greedy critiques are all the same."
-            )
+            raise ValueError("`num_critiques` above 1 needs a `temperature` above 0; greedy critiques are identical.")
 
 
 ARGUMENTS = (OracleCritiqueArguments,)

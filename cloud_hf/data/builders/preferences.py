@@ -30,22 +30,22 @@ JUDGEMENTS = List(
 @dataclass(kw_only=True)
 class PreferenceArguments(BuilderArguments, ServerArguments):
     """
-    Generator, judge, and the choice of pairs. Includes [`BuilderArguments`] and [`ServerArguments`]; `max_concurrency` applies to
-    each of the two models.
+    Options for the generator, the judge and the selection of pairs. Includes [`BuilderArguments`] and [`ServerArguments`]; `max_concurrency` applies to
+    each of the two models separately.
 
     Parameters:
         gen_base_url (`list[str]`):
-            Addresses of the generator's servers, such as `http://127.0.0.1:8000/v1`.
+            Addresses of the generator's servers, for example `http://127.0.0.1:8000/v1`.
         judge_base_url (`list[str]`):
             Addresses of the judge's servers.
         gen_model (`str`, *optional*):
             Name of the generator on its servers. Optional if they serve only one model.
         judge_model (`str`, *optional*):
-            Name of the judge on its servers, likewise.
+            Name of the judge on its servers. Optional if they serve only one model.
         gen_api_key_env (`str`, *optional*):
-            Environment variable with the key of the generator's servers. Defaults to `api_key_env`.
+            Environment variable that holds the API key of the generator's servers. Defaults to `api_key_env`.
         judge_api_key_env (`str`, *optional*):
-            Environment variable with the key of the judge's servers. Defaults to `api_key_env`.
+            Environment variable that holds the API key of the judge's servers. Defaults to `api_key_env`.
         num_responses (`int`, *optional*, defaults to `2`):
             Responses per prompt.
         gen_temperature (`float`, *optional*, defaults to `1.0`):
@@ -55,8 +55,8 @@ class PreferenceArguments(BuilderArguments, ServerArguments):
         gen_max_tokens (`int`, *optional*, defaults to `2048`):
             Token limit of a response.
         longer_tries (`int`, *optional*, defaults to `1`):
-            Retries of a response that was cut, each with twice the tokens, as far as the generator's context allows. Pairs with a
-            response that stays cut are dropped and counted.
+            Retries of a truncated response, each with twice the tokens, as far as the generator's context allows. Pairs with a
+            response that remains truncated are dropped and counted.
         pairs (`str`, *optional*, defaults to `"all"`):
             Rows from more than two responses; all pairs are judged. `"all"`: one row for each pair with a winner, with ids such as
             `prompt7/0-2` from the responses' numbers, and the column `prompt_id`; keep the rows of a prompt on one side of a
@@ -66,18 +66,18 @@ class PreferenceArguments(BuilderArguments, ServerArguments):
             Write the column `margin`, which the trainers of TRL and of this package subtract from the difference of rewards: the
             lead in points of the chosen response over both games, divided by 2 (0.5, 1.0, 1.5 or 2.0).
         keep_columns (`list[str]`, *optional*):
-            Columns of the prompts to keep, besides `id` and `prompt`.
+            Columns of the prompt dataset to keep, in addition to `id` and `prompt`.
         judge_prompt_file (`str`, *optional*):
-            File with other instructions for the judge; they contain `{conversation}`, `{response_a}` and `{response_b}`, and name
+            File that replaces the judge's instructions; it must contain `{conversation}`, `{response_a}` and `{response_b}`, and name
             the verdicts.
         judge_temperature (`float`, *optional*, defaults to `0.0`):
             Sampling temperature of the judge's first try.
         judge_max_tokens (`int`, *optional*, defaults to `2048`):
-            Token limit of a judgement; twice that after one that was cut.
+            Token limit of a judgement; doubled after a truncated one.
         judge_tries (`int`, *optional*, defaults to `3`):
-            Tries until a verdict can be read. All but the first sample at a temperature of at least 0.5.
+            Maximum tries to get a readable verdict. All but the first sample at a temperature of at least 0.5.
         seed (`int`, *optional*):
-            Seed from which the seed of each request is derived. By default none is sent.
+            Seed from which each request's seed is derived. By default, requests have no seed.
     """
 
     gen_base_url: list[str]
@@ -105,7 +105,7 @@ class PreferenceArguments(BuilderArguments, ServerArguments):
         if self.num_responses < 2:
             raise ValueError(f"`num_responses` is {self.num_responses}; a pair needs at least 2.")
         if not self.gen_temperature > 0.0:
-            raise ValueError("`gen_temperature` must be above 0, or the responses to a prompt are all the same.")
+            raise ValueError("`gen_temperature` must be above 0, otherwise all responses to a prompt are identical.")
         check_bounds(self, gen_max_tokens=1, judge_max_tokens=1, judge_tries=1, longer_tries=0)
         if self.pairs not in ("all", "best_worst"):
             raise ValueError(f"`pairs` is {self.pairs!r}; use 'all' or 'best_worst'.")
@@ -160,7 +160,7 @@ def main(args: PreferenceArguments):
 
 
 def messages_for_generator(row: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the prompt as chat messages. Raises `ValueError` if its response may not be text."""
+    """Return the prompt as chat messages. Raises `ValueError` if the response might not be text."""
     if row.get("tools"):
         raise ValueError(
             "`tools` are given, but the response to such a prompt may be a tool call instead of text. Remove the row."
@@ -186,9 +186,9 @@ def new_features(rows: Dataset, args: PreferenceArguments) -> Features:
 
 
 async def prefer(row: dict, gen: JournaledClient, judge: Judge, args: PreferenceArguments) -> list[dict | Dropped]:
-    """Return the rows of a prompt's pairs, with a [`Dropped`] for each pair that is left out."""
+    """Return one row per pair of the prompt's responses, or a [`Dropped`] for a pair that is left out."""
     responses = await all_of(*(respond(row, number, gen, args) for number in range(args.num_responses)))
-    # All pairs are judged even for "best_worst", whose points are sums over all games of a response
+    # All pairs are judged even for "best_worst", because a response's points are summed over all its games
     pairs = list(itertools.combinations(range(args.num_responses), 2))
     compared = await all_of(
         *(compare(row, pair, [responses[number] for number in pair], judge, args) for pair in pairs)
@@ -205,7 +205,7 @@ async def prefer(row: dict, gen: JournaledClient, judge: Judge, args: Preference
 
 
 async def respond(row: dict, number: int, gen: JournaledClient, args: PreferenceArguments) -> Answer:
-    """Request a response, and request it again with more tokens while it is cut."""
+    """Request a response, and retry with more tokens while it is truncated."""
     sampling: dict[str, Any] = {"temperature": args.gen_temperature, "top_p": args.gen_top_p}
     if args.seed is not None:
         sampling["seed"] = seed_of(args.seed, "gen", row["id"], number)
@@ -221,7 +221,7 @@ async def compare(
         if reason := why_incomplete(response, "a response", args.longer_tries):
             return reason
     first, second = (response.text for response in responses)
-    # Not worth a judgement, which could only be a tie
+    # Skip the judge: the verdict could only be a tie
     if first.strip() == second.strip():
         return Comparison((first, second))
     judgements = await judge.compare([row["id"], *pair], row["prompt"], first, second)
@@ -253,7 +253,7 @@ def new_row(row: dict, pair: Pair, comparison: Comparison, args: PreferenceArgum
 
 
 def left_out(row: dict, pair: Pair, comparison: Comparison | str, args: PreferenceArguments) -> Dropped:
-    """Return the reason why a pair is not in the dataset."""
+    """Return the reason a pair is not in the dataset."""
     name = pair_id(row, pair) if args.num_responses > 2 else row["id"]
     if isinstance(comparison, str):
         return Dropped(comparison, name)
@@ -262,5 +262,5 @@ def left_out(row: dict, pair: Pair, comparison: Comparison | str, args: Preferen
 
 
 def pair_id(row: dict, pair: Pair) -> str:
-    """Return the id of a pair. It is unique, because it ends with the responses' numbers."""
+    """Return the id of a pair. The response numbers at its end make it unique."""
     return f"{row['id']}/{pair[0]}-{pair[1]}"

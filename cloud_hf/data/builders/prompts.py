@@ -1,4 +1,4 @@
-"""Collect prompts from one or several datasets, without duplicates and without prompts of evaluation sets."""
+"""Collect prompts from datasets, removing duplicates and prompts that overlap with evaluation sets."""
 
 import asyncio
 import hashlib
@@ -33,7 +33,7 @@ FEEDBACK, INTERACT = "ultrafeedback", "ultrainteract"
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A usable prompt, as text or as messages with `role` and `content`. `row` is its position in the source, from 0."""
+    """A usable prompt, as text or as messages with `role` and `content`. `row` is its zero-based position in the source."""
 
     id: str
     prompt: str | list[dict[str, str]]
@@ -44,7 +44,7 @@ class Prompt:
 @dataclass(frozen=True)
 class PromptReject(Reject):
     """
-    A row of a source that was left out. `index` is its position in the source. Without a usable prompt, `id` is `None` and `kind`
+    A rejected row of a source. `index` is its position in the source. Without a usable prompt, `id` is `None` and `kind`
     is `"failed"`. `details` holds the duplicated prompt, the shared n-grams, or the error.
     """
 
@@ -61,8 +61,8 @@ class PromptSource:
     """
     A dataset with a column of prompts. The name is part of the ids, so it should not depend on a path.
 
-    With `trajectories`, the column contains UltraInteract's trajectories, lists of `{"from": ..., "value": ...}`. Those with a single
-    turn are prompts.
+    With `trajectories`, the column contains UltraInteract's trajectories, lists of `{"from": ..., "value": ...}`. Only single-turn ones
+    become prompts.
     """
 
     name: str
@@ -96,7 +96,7 @@ class PromptSource:
 
 def plain_prompt(value: Any) -> str | list[dict[str, str]]:
     """
-    Check a prompt, and reduce chat messages to `role` and `content`; a string stays as it is.
+    Check a prompt, and reduce chat messages to `role` and `content`. Strings are returned unchanged.
 
     Raises `ValueError` if it is empty, does not end with a turn that asks for a response, or contains anything that would be lost
     (tools, tool calls, names).
@@ -119,7 +119,7 @@ def turns(prompt: str | list[dict[str, str]]) -> list[tuple[str, str]]:
 
 def canonical(prompt: str | list[dict[str, str]]) -> str:
     """
-    Return a text that is equal for prompts which differ only in white space, in Unicode composition, or in whether a single user
+    Return the same text for prompts that differ only in white space, in Unicode composition, or in whether a single user
     message is wrapped in a list.
 
     Examples:
@@ -135,7 +135,7 @@ def canonical(prompt: str | list[dict[str, str]]) -> str:
 
 def prompt_id(source: str, prompt: str | list[dict[str, str]]) -> str:
     """
-    Return an id of 16 hexadecimal digits that depends only on the source's name and the [`canonical`] prompt: not on the position,
+    Return an id of 16 hexadecimal digits that depends only on the source's name and the [`canonical`] prompt, not on the position,
     other rows, the run or the machine.
     """
     text = json.dumps([source, canonical(prompt)], ensure_ascii=False)
@@ -144,7 +144,7 @@ def prompt_id(source: str, prompt: str | list[dict[str, str]]) -> str:
 
 def draw(prompts: list[Prompt], number: int, seed: int) -> list[Prompt]:
     """
-    Draw prompts at random, keeping their order; all if there are fewer than `number`. The draw depends on ids and seed, not on
+    Sample prompts, keeping their order; return all if there are fewer than `number`. The sample depends on ids and seed, not on
     positions.
     """
 
@@ -178,7 +178,7 @@ def count_outcomes(
 @dataclass(kw_only=True)
 class PromptArguments:
     """
-    Sources of the prompts, and rules for leaving prompts out.
+    Sources of the prompts and rules for rejecting them.
 
     Parameters:
         output_dir (`str`):
@@ -189,11 +189,11 @@ class PromptArguments:
         feedback_name (`str`, *optional*, defaults to `"openbmb/UltraFeedback"`):
             UltraFeedback: Hub id, JSONL or Parquet file, or `save_to_disk` folder.
         interact_name (`str`, *optional*, defaults to `"openbmb/UltraInteract_pair"`):
-            UltraInteract_pair, likewise.
+            UltraInteract_pair: Hub id, JSONL or Parquet file, or `save_to_disk` folder.
         dataset_name (`list[str]`, *optional*):
-            Other datasets with a column of prompts (strings or lists of chat messages), likewise.
+            Other datasets with a column of prompts (strings or lists of chat messages): Hub ids, files or folders.
         source_name (`list[str]`, *optional*):
-            Names of these datasets in the column `source` and in ids, one for each. Defaults to the Hub id, or to the name of the
+            Names of these datasets in the column `source` and in ids, one per dataset. Defaults to the Hub id, or to the name of the
             file or folder without its path and extension.
         dataset_config (`str`, *optional*):
             Configuration of the Hub datasets in `dataset_name`.
@@ -205,7 +205,7 @@ class PromptArguments:
             Jaccard similarity of word 5-grams at which a prompt duplicates an earlier one; above 1, only exact duplicates
             count.
         decontaminate_against (`list[str]`, *optional*):
-            Evaluation sets, named like datasets. Prompts that overlap with one of their prompts are left out.
+            Evaluation sets: Hub ids, files or folders. Prompts that overlap with any of theirs are rejected.
         decontaminate_config (`str`, *optional*):
             Configuration of evaluation sets on the Hub.
         decontaminate_split (`str`, *optional*, defaults to `"test"`):
@@ -213,7 +213,7 @@ class PromptArguments:
         decontaminate_column (`str`, *optional*, defaults to `"prompt"`):
             Column of prompts in the evaluation sets.
         ngram (`int`, *optional*, defaults to `13`):
-            Consecutive words that make an overlap; a shorter prompt overlaps only with one of the same words.
+            Consecutive shared words that count as an overlap; a shorter prompt overlaps only with an identical word sequence.
         limit (`int`, *optional*):
             Read only the first rows of each dataset.
         seed (`int`, *optional*, defaults to `0`):
@@ -243,9 +243,9 @@ class PromptArguments:
 
     def __post_init__(self):
         if unknown := sorted(set(self.sources or []) - {FEEDBACK, INTERACT}):
-            raise ValueError(f"`sources` names {', '.join(unknown)}; it takes {FEEDBACK} and {INTERACT}.")
+            raise ValueError(f"`sources` names {', '.join(unknown)}; use {FEEDBACK} and {INTERACT}.")
         if not self.sources and not self.dataset_name:
-            raise ValueError(f"Nothing to read: name `sources` ({FEEDBACK}, {INTERACT}) or datasets (`dataset_name`).")
+            raise ValueError(f"Nothing to read: give `sources` ({FEEDBACK}, {INTERACT}) or datasets (`dataset_name`).")
         given = len(self.dataset_name or [])
         if self.source_name is not None and len(self.source_name) != given:
             raise ValueError(f"`source_name` has {len(self.source_name)} name(s) for {given} dataset(s).")
@@ -254,7 +254,9 @@ class PromptArguments:
         check_bounds(self, ngram=1, limit=1)
         labels = [label for label, *_ in self.places()]
         if repeated := [label for label, count in Counter(labels).items() if count > 1]:
-            raise ValueError(f"Two sources are called {repeated[0]!r}; give each dataset a name with `source_name`.")
+            raise ValueError(
+                f"Two sources have the name {repeated[0]!r}; give each dataset a name with `source_name`."
+            )
         read = [
             *(self.dataset_name or []),
             self.feedback_name,
@@ -265,7 +267,7 @@ class PromptArguments:
             raise ValueError(f"`output_dir` is one of the datasets ({self.output_dir}); name another folder.")
 
     def places(self) -> list[tuple[str, str, str | None, str, bool]]:
-        """Return for each source, in order, its name, dataset, configuration, column, and whether it contains trajectories."""
+        """Return the name, dataset, configuration and column of each source, in order, and whether it contains trajectories."""
         labels = self.source_name or [dataset_label(name) for name in self.dataset_name or []]
         places = []
         if FEEDBACK in (self.sources or []):
@@ -302,11 +304,11 @@ def build(
     rejects: list[PromptReject] = []
     prompts = read_sources(sources, rejects)
     prompts = remove_exact_duplicates(prompts, rejects)
-    # After the cheap filter, so that fewer prompts are compared
+    # Run after the cheap filter, so that fewer prompts are compared
     if args.near_duplicate_threshold <= 1:
         prompts = remove_near_duplicates(prompts, rejects, args.near_duplicate_threshold)
     prompts = remove_contaminated(prompts, rejects, evaluation)
-    # Last, so that both sources are equally large in the dataset
+    # Run last, so that both sources end up equally large in the dataset
     if {FEEDBACK, INTERACT} <= set(args.sources or []):
         prompts = draw_equally(prompts, rejects, args.seed)
 
@@ -323,7 +325,7 @@ def build(
 
 
 def settings_of(args: PromptArguments, sources: list[PromptSource]) -> dict[str, Any]:
-    """Return everything the dataset depends on."""
+    """Return all settings that affect the dataset."""
     # Destinations do not change the dataset, and `read` describes the sources
     destinations = {"output_dir", "push_to_hub"}
     described = {"feedback_name", "interact_name", "dataset_name", "source_name", "sources"}
@@ -348,7 +350,7 @@ def hash_of(rows: Dataset, column: str) -> str:
 
 
 def dataset_label(name: str) -> str:
-    """Return the Hub id, or a file's or folder's name without path and extension, because ids must not depend on paths."""
+    """Return the Hub id, or the name of a file or folder without path and extension, because ids must not depend on paths."""
     path = Path(name)
     return re.sub(r"(\.jsonl?|\.parquet)?(\.gz)?$", "", path.resolve().name) if path.exists() else name
 
@@ -383,12 +385,12 @@ def open_evaluation_sets(args: PromptArguments) -> EvaluationNGrams:
 
 
 def user_text(messages: list[dict[str, Any]]) -> str:
-    """Join the user turns of a prompt, because a single turn may be as short as "yes"."""
+    """Join the user turns of a prompt, because a single turn can be as short as "yes"."""
     return "\n".join(message["content"] for message in messages if message["role"] == "user")
 
 
 def check_prompts(rows: Dataset, column: str, purpose: str):
-    """Refuse a missing column and one that is neither text nor chats, instead of rejecting its rows one by one."""
+    """Reject a column that is missing or holds neither text nor chats, instead of rejecting its rows one by one."""
     check_columns(rows.column_names, (column,), purpose)
     feature = rows.features[column]
     if isinstance(feature, Value) and feature.dtype not in ("string", "large_string"):
@@ -398,7 +400,7 @@ def check_prompts(rows: Dataset, column: str, purpose: str):
 
 
 def check_trajectories(rows: Dataset, column: str, purpose: str):
-    """Refuse a layout that differs from UltraInteract's."""
+    """Check that the layout is UltraInteract's."""
     check_columns(rows.column_names, (column,), purpose)
     feature = rows.features[column]
     message = feature.feature if isinstance(feature, List | LargeList) else None
@@ -427,7 +429,7 @@ def remove_exact_duplicates(prompts: list[Prompt], rejects: list[PromptReject]) 
 
 
 def remove_near_duplicates(prompts: list[Prompt], rejects: list[PromptReject], threshold: float) -> list[Prompt]:
-    """Compare prompts by their turns, and only prompts with equal system prompts, which are often long and shared."""
+    """Compare the turns of prompts that have the same system prompt. System prompts are often long and shared."""
     texts = ["\n".join(text for role, text in turns(prompt.prompt) if role != "system") for prompt in prompts]
     systems = ["\n".join(text for role, text in turns(prompt.prompt) if role == "system") for prompt in prompts]
     return remove_duplicates(prompts, find_near_duplicates(texts, threshold, systems), "near-duplicate", rejects)
@@ -458,7 +460,7 @@ def remove_contaminated(
 
 
 def draw_equally(prompts: list[Prompt], rejects: list[PromptReject], seed: int) -> list[Prompt]:
-    """Draw as many prompts of UltraInteract as UltraFeedback has."""
+    """Sample as many UltraInteract prompts as UltraFeedback has."""
     number = sum(prompt.source == FEEDBACK for prompt in prompts)
     pool = [prompt for prompt in prompts if prompt.source == INTERACT]
     undrawn = {prompt.id for prompt in pool} - {prompt.id for prompt in draw(pool, number, seed)}
@@ -470,7 +472,7 @@ def draw_equally(prompts: list[Prompt], rejects: list[PromptReject], seed: int) 
 
 
 def count_overlaps(rejects: list[PromptReject], names: list[str]) -> dict[str, dict[str, Any]]:
-    """Count the prompts that overlap with each evaluation set, and find the n-gram that most of them share."""
+    """Count the prompts that overlap with each evaluation set, and find the n-gram that occurs in most of them."""
     found = [reject.details["ngrams"] for reject in rejects if "ngrams" in reject.details]
     overlaps = {}
     for name in names:

@@ -1,5 +1,5 @@
 """
-Add the prompts to the authors' published training data.
+Add prompts to the authors' published training data.
 
 The data is published without prompts. Each id names a row: `feedback-12` is row 12 (from 0) of UltraFeedback, and any other
 id, such as `interact-12`, is row 12 of UltraInteract_pair. Because a row number says nothing about content, the sources must be
@@ -28,7 +28,7 @@ MODES = ("oracle", "self-gen")
 MODEL_SIZES = ("8b", "70b")
 SPLITS = ("train", "test")
 
-# Numbers of rows, rounded to three digits as on the Hub's pages
+# Row counts, rounded to three digits as on the Hub's pages
 PUBLISHED_ROWS = {"train": "117k", "test": "6.13k"}
 SOURCE_ROWS = {"feedback": "64k", "interact": "220k"}
 
@@ -40,13 +40,15 @@ _EXAMPLES = 3
 def published_name(mode: str, model_size: str | None) -> str:
     """
     Return the Hub id of a published dataset: critiques by a strong model (`"oracle"`), or by the authors' `"8b"` or `"70b"` model after
-    stage 1 (`"self-gen"`). Raises `ValueError` if there is no such dataset.
+    stage 1 (`"self-gen"`). Raises `ValueError` if no such dataset exists.
     """
     if mode not in MODES:
         raise ValueError(f"`mode` is {mode!r}; use {' or '.join(MODES)}.")
     if mode == "oracle":
         if model_size is not None:
-            raise ValueError("`model_size` is for `mode` 'self-gen': oracle critiques are the same for both sizes.")
+            raise ValueError(
+                "`model_size` applies only to `mode` 'self-gen': oracle critiques are the same for both sizes."
+            )
         return PUBLISHED.format(mode)
     if model_size not in MODEL_SIZES:
         raise ValueError(f"`model_size` is {model_size!r}; use {' or '.join(MODEL_SIZES)}.")
@@ -54,12 +56,12 @@ def published_name(mode: str, model_size: str | None) -> str:
 
 
 def check_number(rows: int, expected: str, name: str):
-    """Raise `ValueError` unless a number of rows rounds to the expected one, such as `"6.13k"`."""
+    """Raise `ValueError` unless the row count rounds to the expected one, for example `"6.13k"`."""
     thousands = float(expected.removesuffix("k"))
     half = 0.5 * 10 ** -len(expected.removesuffix("k").partition(".")[2])
     if not thousands - half <= rows / 1000 <= thousands + half:
         raise ValueError(
-            f"{name} has {rows} rows instead of {expected}, so row numbers would lead to other prompts. To use a part or another "
+            f"{name} has {rows} rows instead of {expected}, so row numbers would select the wrong prompts. To use a part or another "
             "version of it, set `check_counts` to False."
         )
 
@@ -79,7 +81,7 @@ class PromptSources:
         check_columns(self.interact.column_names, ("trajectory",), "The source of `interact` prompts")
 
     def check_numbers(self):
-        """Raise `ValueError` if a source does not have as many rows as it had for the authors."""
+        """Raise `ValueError` if a source does not have as many rows as the authors' copy."""
         for source, rows in SOURCE_ROWS.items():
             check_number(len(getattr(self, source)), rows, f"The source of `{source}` prompts")
 
@@ -87,7 +89,7 @@ class PromptSources:
         """
         Check that every id of the published rows (by split) has a prompt, and count the rows from each source.
 
-        Raises `ValueError` with numbers and examples if an id has no prompt or is repeated.
+        Raises `ValueError` with counts and examples if ids have no prompt or are repeated.
         """
         found: Counter = Counter()
         bad: dict[str, list[str]] = {}
@@ -106,7 +108,7 @@ class PromptSources:
                 f"{len(names)} of {total} ids {problem}, such as {', '.join(names[:_EXAMPLES])}"
                 for problem, names in bad.items()
             )
-            raise ValueError(f"Not every prompt can be found: {what}.")
+            raise ValueError(f"Some prompts cannot be found: {what}.")
         return {f"rows_from_{name}": found[name] for name in ("feedback", "interact")}
 
     def prompts(self, ids: list[str]) -> list[str]:
@@ -130,10 +132,10 @@ class PromptSources:
         return [trajectory[0]["value"] for trajectory in trajectories]
 
     def _look_up(self, name: Any) -> tuple[str | None, str | None]:
-        """Return the source of an id and the problem with it, each `None` if there is none."""
+        """Return the source of an id and the problem with the id; either can be `None`."""
         read = _read_id(name)
         if read is None:
-            return None, "do not look like feedback-0 or interact-0"
+            return None, "do not have the form feedback-0 or interact-0"
         source, number = read
         size = len(getattr(self, source))
         return source, None if number < size else f"are beyond the {size} rows of the source of `{source}` prompts"
@@ -158,7 +160,7 @@ def add_prompts(rows: Dataset, sources: PromptSources) -> Dataset:
 @dataclass(kw_only=True)
 class PublishedDataArguments:
     """
-    Published data and the sources of its prompts.
+    Options for the published data and the sources of its prompts.
 
     Parameters:
         mode (`str`):
@@ -166,7 +168,7 @@ class PublishedDataArguments:
         output_dir (`str`):
             Folder for the dataset, its card and `build.json`.
         model_size (`str`, *optional*):
-            Size of the model after stage 1, `"8b"` or `"70b"`; only for `"self-gen"`.
+            Size of the stage 1 model, `"8b"` or `"70b"`; only for `"self-gen"`.
         dataset_name (`str`, *optional*):
             Published data: Hub id, or a `save_to_disk` folder with both splits. Defaults to the authors' Hub id.
         dataset_test_name (`str`, *optional*):
@@ -174,9 +176,9 @@ class PublishedDataArguments:
         feedback_name (`str`, *optional*, defaults to `"openbmb/UltraFeedback"`):
             UltraFeedback: Hub id, file or folder.
         interact_name (`str`, *optional*, defaults to `"openbmb/UltraInteract_pair"`):
-            UltraInteract_pair, likewise.
+            UltraInteract_pair: Hub id, file or folder.
         check_counts (`bool`, *optional*, defaults to `True`):
-            Refuse data and sources whose numbers of rows differ from the published ones.
+            Reject data and sources whose row counts differ from the published ones.
         limit (`int`, *optional*):
             Write only the first rows of each split.
         push_to_hub (`str`, *optional*):

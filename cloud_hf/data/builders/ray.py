@@ -1,4 +1,4 @@
-"""Write critiques on a Ray cluster: Ray Data sends token ids to vLLM engines, and this process journals the answers."""
+"""Write critiques on a Ray cluster: Ray Data sends token ids to vLLM engines, and this process journals the outputs."""
 
 import asyncio
 import os
@@ -31,7 +31,7 @@ from ..run import Dropped, Run, run_builder
 from .arguments import CriticArguments
 
 
-# Columns that a request passes on to its answer
+# Columns copied from a request to its answer
 _PASSED_ON = ("row", "key", "max_new_tokens")
 
 
@@ -39,11 +39,11 @@ def connect(address: str | None = None):
     """
     Connect to a Ray cluster, or start one on this machine only, without a dashboard or usage statistics.
 
-    `address` is `"auto"` or such as `"head:6379"`; `"local"` starts a new cluster. By default Ray uses `RAY_ADDRESS` or a cluster on
+    `address` is `"auto"` or an address like `"head:6379"`; `"local"` starts a new cluster. By default Ray uses `RAY_ADDRESS` or a cluster on
     this machine, or starts one.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(  # pyright: ignore[reportAttributeAccessIssue]  # without Ray, pyright takes this file for it
+    ray.init(  # pyright: ignore[reportAttributeAccessIssue]  # without Ray, pyright resolves `ray` to this file
         address=address, include_dashboard=False, ignore_reinit_error=True
     )
 
@@ -68,8 +68,8 @@ class RayEngines:
         """
         Generate tokens, and yield answers as they finish.
 
-        Requests have `tokenized_prompt` and `sampling_params`, and `row`, `key` and `max_new_tokens` for the reader of the answer. All are
-        read before an engine starts, and wait in Ray's object store. Answers have `row`, `key`, `max_new_tokens` and `generated_tokens`, or
+        Requests have `tokenized_prompt` and `sampling_params`, and `row`, `key` and `max_new_tokens`, which are copied to the answer. All requests
+        are read before an engine starts, and are kept in Ray's object store. Answers have `row`, `key`, `max_new_tokens` and `generated_tokens`, or
         `__inference_error__` with the reason for a failure.
         """
         blocks = [ray.put(table) for table in _tables(requests, self.batch_size)]  # pyright: ignore[reportAttributeAccessIssue]
@@ -98,7 +98,7 @@ class RayEngines:
             batch_size=self.batch_size,
             runtime_env={"env_vars": {"VLLM_NO_USAGE_STATS": "1"}},
             log_engine_metrics=False,
-            # A request that an engine refuses must not stop the others
+            # One request that an engine rejects must not stop the others
             should_continue_on_error=True,
             # Prompts and answers are token ids
             chat_template_stage=False,
@@ -118,8 +118,8 @@ class RayCritic:
     """
     Critiques by a language model, or a CLoud model (`is_reward_model`), on [`RayEngines`].
 
-    A critique is requested once, with the token limit of the last try of [`CritiqueOptions`]. A retry would have to start the
-    engines again, and would begin with the same tokens as the critique that was cut.
+    A critique is requested once, with the token limit of the last try of [`CritiqueOptions`]. A retry would restart the
+    engines and generate the tokens of the truncated critique again.
     """
 
     def __init__(self, builder: CritiqueBuilder, config: CLoudConfig, journal: Journal, is_reward_model: bool):
@@ -151,7 +151,7 @@ class RayCritic:
 
     def write_all(self, engines: RayEngines, rows: Rows) -> dict[int, str]:
         """
-        Write all critiques that are missing from the journal, and return the reasons, by position, for the rows that failed.
+        Write all critiques that are missing from the journal, and return the reasons for failed rows by position.
 
         Raises `ValueError` naming the first row that cannot be used, before an engine starts.
         """
@@ -208,7 +208,7 @@ class RayCritic:
 
 def reserved_tokens(is_reward_model: bool) -> int:
     """
-    Return the tokens to reserve after a critique of full length: one that shows whether it ended there, and for a CLoud model also
+    Return the number of tokens to reserve after a full-length critique: one to see whether it ends there and, for a CLoud model,
     those that close the critique.
     """
     return 3 if is_reward_model else 1
@@ -218,11 +218,11 @@ def reserved_tokens(is_reward_model: bool) -> int:
 @dataclass(kw_only=True)
 class RayCritiqueArguments(CriticArguments):
     """
-    The Ray cluster and its engines. Includes [`CriticArguments`].
+    Options for the Ray cluster and its engines. Includes [`CriticArguments`].
 
     Parameters:
         ray_address (`str`, *optional*):
-            Address such as `auto` or `head:6379`; `local` starts a cluster on this machine only. By default Ray looks for one,
+            Cluster address, for example `auto` or `head:6379`; `local` starts a cluster on this machine only. By default Ray looks for one,
             and starts one if there is none.
         num_replicas (`int`, *optional*, defaults to `1`):
             Number of vLLM engines.
@@ -233,7 +233,7 @@ class RayCritiqueArguments(CriticArguments):
         use_cpu (`bool`, *optional*, defaults to `False`):
             Run on nodes without GPUs.
         vllm_options (`str`, *optional*):
-            Options of vLLM's engine as JSON, such as `{"max_model_len": 4096}`.
+            Options of vLLM's engine as JSON, for example `{"max_model_len": 4096}`.
     """
 
     ray_address: str | None = None
@@ -300,6 +300,6 @@ def write_with_ray(
 
 
 def context_of(args: RayCritiqueArguments, config: CLoudConfig, is_reward_model: bool) -> int | None:
-    """Return the engines' context length less the tokens reserved after a critique, of which the builder counts one itself."""
+    """Return the engines' context length minus the tokens reserved after a critique, one of which the builder already counts."""
     context = args.parsed_vllm_options().get("max_model_len", context_length(config))
     return None if context is None else context - reserved_tokens(is_reward_model) + 1

@@ -1,4 +1,4 @@
-"""Stage 2: rewrite the critiques of a preference dataset with the model of stage 1, in this process or behind servers."""
+"""Stage 2: rewrite the critiques of a preference dataset with the stage 1 model, in this process or on servers."""
 
 import asyncio
 import json
@@ -36,7 +36,7 @@ _SEQUENCES_PER_CALL = {"vllm": 2048, "server": 512}
 @dataclass(kw_only=True)
 class SelfCritiqueArguments(CriticArguments, ServerArguments, BackendArguments):
     """
-    Servers of the model of stage 1. Includes [`CriticArguments`], [`ServerArguments`] and [`BackendArguments`].
+    Options for the stage 1 model. Includes [`CriticArguments`], [`ServerArguments`] and [`BackendArguments`].
 
     Parameters:
         base_url (`list[str]`, *optional*):
@@ -45,9 +45,9 @@ class SelfCritiqueArguments(CriticArguments, ServerArguments, BackendArguments):
         model (`str`, *optional*):
             Name of the model on the servers. Optional if they serve only one.
         context_length (`int`, *optional*):
-            Context length of the servers in tokens, if shorter than that of the model.
+            Context length of the servers in tokens, if shorter than the model's.
         api_key_env (`str`, *optional*):
-            Environment variable with a server's key. Defaults to `"OPENAI_API_KEY"` with `base_url`, otherwise to
+            Environment variable that holds the servers' API key. Defaults to `"OPENAI_API_KEY"` with `base_url`, otherwise to
             `"CLOUD_API_KEY"`.
     """
 
@@ -60,16 +60,18 @@ class SelfCritiqueArguments(CriticArguments, ServerArguments, BackendArguments):
         CriticArguments.__post_init__(self)
         BackendArguments.__post_init__(self)
         if self.base_url and self.backend != "transformers":
-            raise ValueError("`base_url` replaces a `backend`: leave one of them out.")
+            raise ValueError("`base_url` and `backend` are alternatives: give only one of them.")
         if not self.base_url and (self.model is not None or self.context_length is not None):
-            raise ValueError("`model` and `context_length` describe the servers at `base_url`: give that, too.")
+            raise ValueError(
+                "`model` and `context_length` describe the servers at `base_url`: give `base_url` as well."
+            )
         check_bounds(self, batch_size=1)
         if self.api_key_env is None:
             self.api_key_env = "OPENAI_API_KEY" if self.base_url else "CLOUD_API_KEY"
 
     def chunk_size(self) -> int:
         """Return the responses per call of the scorer."""
-        if self.backend == "transformers":  # the fewest that fill complete batches
+        if self.backend == "transformers":  # the smallest number that fills complete batches
             return self.batch_size // math.gcd(self.batch_size, self.num_critiques)
         return max(1, _SEQUENCES_PER_CALL[self.backend] // self.num_critiques)
 
@@ -105,7 +107,7 @@ def check_servers(args: SelfCritiqueArguments):
 
 
 def write_with_backend(args: SelfCritiqueArguments, rows: Dataset, config: CLoudConfig, folder: DatasetFolder) -> dict:
-    """Write critiques with a model in this process, or with a reward server."""
+    """Write critiques with a model in this process or with a reward server."""
     with folder.open_journal() as journal:
         kept = len(journal)
         with open_critic(args, config) as (scorer, critique_format, context):
@@ -142,7 +144,7 @@ async def write_with_servers(
 def open_critic(
     args: SelfCritiqueArguments, config: CLoudConfig
 ) -> Iterator[tuple[Scorer, CritiqueFormat, int | None]]:
-    """Open the backend. A model of stage 1 gets a random reward head, because its rewards are not used."""
+    """Open the backend. A stage 1 model gets a random reward head; its rewards are not used."""
     name = args.model_name_or_path
     if args.is_reward_model():
         with open_backend(name, args, show_progress=False) as opened, stopped_by_reward_server(args):
@@ -186,13 +188,13 @@ def report(folder: DatasetFolder, counts: dict, builder: CritiqueBuilder, config
     counts = {**counts, **written}
     folder.write_record(counts)
     print(
-        f"{written['critiques']} critiques, {written['critiques_cut']} of them cut. {written['critiques_written_longer']} were "
-        f"retried with more tokens, {written['critiques_dropped_as_cut']} dropped because they stayed cut; "
+        f"{written['critiques']} critiques, {written['critiques_cut']} of them truncated. {written['critiques_written_longer']} were "
+        f"retried with more tokens, {written['critiques_dropped_as_cut']} dropped because they remained truncated; "
         f"{written['prompts_shortened']} prompt(s) shortened."
     )
     if written["responses_changed"]:
         print(
             f"The chat template changes {written['responses_changed']} response(s), perhaps by dropping thinking blocks. "
-            "`keep_thinking` shows them unchanged."
+            "Set `keep_thinking` to keep them unchanged."
         )
     return counts

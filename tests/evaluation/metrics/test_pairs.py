@@ -36,7 +36,7 @@ def test_ties_are_wrong_and_reported():
 
 def test_overlong_rows_are_counted_not_lost():
     rows = [ROWS[0], {**ROWS[0], "id": "long", "prompt": "word " * 300}]
-    with pytest.raises(ValueError, match=r"Row 1 \(id 'long'\): \d+ tokens with its critique, but 200 fit"):
+    with pytest.raises(ValueError, match=r"Row 1 \(id 'long'\): \d+ tokens with its critique, but the limit is 200"):
         evaluate(rows, REWARDS, context_length=200)
     _, dropped = evaluate(rows, REWARDS, context_length=200, overlong_policy="drop")
     assert (dropped.n, dropped.dropped, dropped.shortened) == (1, 1, 0)
