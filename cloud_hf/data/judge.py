@@ -1,4 +1,4 @@
-"""Let a strong model compare two responses in both orders, and decide which one wins."""
+"""Judge: a strong model compares two responses in both orders and decides which one wins."""
 
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -57,13 +57,13 @@ Give your reasons before you decide:
 
 PLACEHOLDERS = ("{conversation}", "{response_a}", "{response_b}")
 
-# Retries sample, because a greedy judge would repeat itself
+# Retries sample, because a greedy judge would repeat its answer
 RETRY_TEMPERATURE = 0.5
 
 
 def read_judge_prompt(path: str | None) -> str:
     """
-    Read the user's instructions for the judge, or return the default ones.
+    Read the user's instructions for the judge, or return the default.
 
     Raises `ValueError` unless the file contains `{conversation}`, `{response_a}` and `{response_b}` once each, and names the verdicts.
     """
@@ -95,7 +95,7 @@ def messages_for_judge(
 
 @dataclass(frozen=True)
 class Judgement:
-    """The judge's complete last answer about two responses in one order, and its verdict; `None` if no try had one."""
+    """The judge's last complete answer about two responses in one order, and its verdict; `None` if no try produced a verdict."""
 
     verdict: str | None
     text: str
@@ -107,9 +107,9 @@ class Judge:
     """
     A judge and its sampling options.
 
-    An answer without a verdict is retried, and so is one that was cut or filtered, because its last verdict may be one the judge
-    only considered. Retries sample at 0.5 or the given temperature, whichever is higher. After an answer that was cut, they get twice
-    the tokens.
+    Answers without a verdict are retried. So are truncated and filtered answers, because their last verdict may be one that the
+    judge only considered. Retries sample at 0.5 or the given temperature, whichever is higher. After a truncated answer, they get
+    twice the tokens.
 
     Args:
         client ([`~cloud_hf.data.run.JournaledClient`]):
@@ -121,7 +121,7 @@ class Judge:
         max_tokens (`int`, *optional*, defaults to `2048`):
             Token limit of a judgement.
         tries (`int`, *optional*, defaults to `3`):
-            Tries for one verdict.
+            Maximum tries per verdict.
         seed (`int`, *optional*):
             Seed from which the seed of each request is derived.
         system (`str`, *optional*):
@@ -153,7 +153,7 @@ class Judge:
         Returns:
             `list[Judgement]`: Judgements of the first and the second game.
         """
-        # Both orders, because judges favour one place
+        # Both orders, because judges have a position bias
         instructions = (self.template, self.system)
         return await all_of(
             self._judge([*key, 0], messages_for_judge(prompt, response_1, response_2, *instructions)),
@@ -179,8 +179,8 @@ class Judge:
 @dataclass(frozen=True)
 class Comparison:
     """
-    Two responses to a prompt and the judgements about them: of the game that shows response 1 first, and of the other game; none if
-    the responses are identical.
+    Two responses to a prompt and their judgements: first of the game that shows response 1 first, then of the other game. Identical
+    responses have no judgements.
 
     Examples:
 
@@ -207,7 +207,7 @@ class Comparison:
 
     @property
     def undecided(self) -> str | None:
-        """Reason why there is no winner, or `None` if there is one."""
+        """Reason for the lack of a winner, or `None` if there is one."""
         if not self.judgements:
             return "identical responses"
         if any(judgement.verdict is None for judgement in self.judgements):
@@ -242,7 +242,7 @@ class PreferenceStatistics:
     - `asked_again`: retries, including those of pairs without a verdict.
 
     Over the rows: `chosen_longer`, the share whose chosen response has more characters than the rejected one, and
-    `mean_chosen_characters`, `mean_rejected_characters`. A share of nothing is `None`.
+    `mean_chosen_characters`, `mean_rejected_characters`. An undefined share is `None`.
     """
 
     def __init__(self):

@@ -30,8 +30,8 @@ class Rows(Protocol):
 
 def check_columns(columns: list[str], required: tuple[str, ...], purpose: str):
     """
-    Raise `ValueError` for missing columns, also naming likely misspellings of them. `purpose` starts the message, such as
-    `"Critique SFT"`.
+    Raise `ValueError` for missing columns, and name likely misspellings. `purpose`, for example `"Critique SFT"`, starts the
+    message.
     """
     missing = [name for name in required if name not in columns]
     if not missing:
@@ -48,7 +48,7 @@ def check_columns(columns: list[str], required: tuple[str, ...], purpose: str):
 
 
 def row_name(index: int, row: dict[str, Any]) -> str:
-    """Return the name of a row in messages: its position, and its `id` if it has one."""
+    """Return how messages name a row: by its position, and its `id` if it has one."""
     return f"row {index}" + (f" (id {row['id']!r})" if row.get("id") is not None else "")
 
 
@@ -67,7 +67,7 @@ def prompt_of(row: dict[str, Any]):
 
 
 def prompt_column(prompt: Any, row: dict[str, Any]) -> Any:
-    """Turn a prompt of [`prompt_of`], possibly shortened, back into the type of the row's column, without tools."""
+    """Convert a prompt of [`prompt_of`], possibly shortened, back to the type of the row's column, without tools."""
     if not isinstance(prompt, dict):
         return prompt
     messages = prompt["messages"]
@@ -94,7 +94,7 @@ def critiques_of(row: dict[str, Any], column: str) -> Sequence[str | list[int]]:
     """
     Return the critiques of a response: token ids if the row has `{column}_ids`, otherwise texts. A single string is one critique.
 
-    Raises `ValueError` if a critique is missing, not text, or empty, or texts and ids differ in number.
+    Raises `ValueError` if a critique is missing, not text, or empty, or if there are more texts than ids or fewer.
     """
     texts = row[column]
     texts = [texts] if isinstance(texts, str) else texts
@@ -104,7 +104,7 @@ def critiques_of(row: dict[str, Any], column: str) -> Sequence[str | list[int]]:
     if ids is not None:
         ids = [ids] if isinstance(row[column], str) else ids
         if len(ids) != len(texts):
-            raise ValueError(f"`{column}` holds {len(texts)} critique(s) but `{column}_ids` {len(ids)}.")
+            raise ValueError(f"`{column}` holds {len(texts)} critique(s) but `{column}_ids` holds {len(ids)}.")
         return ids
     if any(not text.strip() for text in texts):
         raise ValueError(f"`{column}` holds an empty critique.")
@@ -112,10 +112,10 @@ def critiques_of(row: dict[str, Any], column: str) -> Sequence[str | list[int]]:
 
 
 def check_equal_critiques(row: dict[str, Any], chosen: Sequence, rejected: Sequence):
-    """Check that both responses have equally many critiques, because training pairs them."""
+    """Check that both responses have the same number of critiques, because training pairs them."""
     if len(chosen) != len(rejected):
         raise ValueError(
-            f"`chosen_feedback` holds {len(chosen)} critique(s) but `rejected_feedback` {len(rejected)}; "
+            f"`chosen_feedback` holds {len(chosen)} critique(s) but `rejected_feedback` holds {len(rejected)}; "
             "give the same number of each."
         )
 
@@ -127,7 +127,7 @@ def load_rows(name: str, split: str = "train", config: str | None = None, needs_
     """
     Load one split of a Hub id, a `.jsonl`, `.json` or `.parquet` file (`.gz` allowed for JSON), or a `save_to_disk` folder.
 
-    Files, and folders that hold one dataset, have no splits: `split` is ignored for them, or with `needs_split` refused.
+    Files, and folders that hold one dataset, have no splits: `split` is ignored for them, or rejected with `needs_split`.
 
     Raises `ValueError` if the path does not exist, cannot be read, or the split is absent.
     """
@@ -146,7 +146,7 @@ def load_rows(name: str, split: str = "train", config: str | None = None, needs_
     else:
         rows = load_dataset(name, config, split=split)
     if needs_split and not isinstance(rows, DatasetDict) and path.exists():
-        raise ValueError(f"{name} has no splits, so there is no {split!r}; name another dataset for it.")
+        raise ValueError(f"{name} has no splits, so it has no {split!r}; name another dataset for this split.")
     if isinstance(rows, DatasetDict):
         if split not in rows:
             raise ValueError(f"{name} has no split {split!r}; it has {', '.join(map(str, rows))}.")

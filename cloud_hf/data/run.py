@@ -1,4 +1,4 @@
-"""Run a builder: send every row through its work, journal the answers, and write one dataset in the order of the rows."""
+"""Run a builder: process every row, journal the answers, and write one dataset in the order of the rows."""
 
 import asyncio
 import json
@@ -18,7 +18,7 @@ from .journal import Journal, JournalError, key_of
 from .rows import Rows, row_name
 
 
-# Rows that may fail before the first answer; more stop the run
+# Failed rows allowed before the first answer; more stop the run
 _MOST_FAILURES_AT_FIRST = 100
 
 
@@ -47,7 +47,7 @@ class RowRefused(Exception):
 
 class JournaledClient:
     """
-    A client that requests nothing twice: answers in the journal are read from there. `role`, such as `"judge"`, distinguishes the
+    A client that requests nothing twice: it reads journaled answers from the journal. `role`, such as `"judge"`, distinguishes the
     clients of one journal.
     """
 
@@ -56,12 +56,12 @@ class JournaledClient:
         self.journal = journal
         self.role = role
         self.cut: set[str] = set()  # keys of answers that ran out of tokens
-        # By key, names that servers give with answers of another model than the one that was asked for, or of a version of it
+        # By key, model names that servers report if another model, or a version of the requested one, answered
         self.other_models: dict[str, str] = {}
 
     async def chat(self, key: Sequence[Any], messages: list[dict[str, str]], **sampling) -> Answer:
-        """Answer as [`CompletionClient.chat`] does. `key`, such as row id and sample number, distinguishes equal requests."""
-        # Everything that defines the request is in the key, so a changed prompt or option is asked again
+        """Return the answer of [`CompletionClient.chat`]. `key` (for example row id and sample number) distinguishes equal requests."""
+        # The key contains everything that defines the request, so a changed prompt or option causes a new request
         asked = self._key(key, messages, sampling)
         return await self._answer(asked, lambda: self.client.chat(messages, **sampling))
 
@@ -69,10 +69,10 @@ class JournaledClient:
         self, key: Sequence[Any], messages: list[dict[str, str]], *, max_tokens: int, longer_tries: int, **sampling
     ) -> Answer:
         """
-        Answer as [`JournaledClient.chat`] does, retrying up to `longer_tries` times with twice the tokens while the answer is cut.
+        Return the answer of [`JournaledClient.chat`], retrying up to `longer_tries` times with twice the tokens while it is truncated.
 
-        Returns the first complete answer, otherwise the last one, with `finish_reason` `"length"` if it is cut, or `"no room"` and an empty
-        text if the model's context has no room for more tokens.
+        Returns the first complete answer, otherwise the last one: with `finish_reason` `"length"` if it is truncated, or `"no room"` and
+        an empty text if the model's context has no room for more tokens.
         """
         for doublings in range(longer_tries + 1):
             asked = {"max_tokens": max_tokens * 2**doublings, **sampling}
@@ -81,7 +81,7 @@ class JournaledClient:
             except RequestFailed as error:
                 if doublings == 0 or not error.exceeds_context:
                     raise
-                # Journaled, so that a resumed run does not ask what must be refused again
+                # Journaled, so that a resumed run does not send a request that will be rejected again
                 answer = Answer("", "no room")
                 self._keep(self._key(key, messages, asked), answer)
             if answer.finish_reason != "length":
@@ -89,7 +89,7 @@ class JournaledClient:
         return answer
 
     async def complete(self, key: Sequence[Any], prompt_ids: Sequence[int], **sampling) -> Answer:
-        """Answer as [`CompletionClient.complete`] does, through the journal."""
+        """Return the answer of [`CompletionClient.complete`], through the journal."""
         asked = self._key(key, list(prompt_ids), sampling)
         return await self._answer(asked, lambda: self.client.complete(prompt_ids, **sampling))
 
@@ -132,11 +132,11 @@ def why_incomplete(answer: Answer, name: str, longer_tries: int) -> str | None:
         return None
     if answer.finish_reason == "content_filter":
         return f"{name} was withheld by the server's content filter"
-    return f"{name} is cut, after {longer_tries} longer tries"
+    return f"{name} is truncated after {longer_tries} longer tries"
 
 
 def seed_of(seed: int, *parts: Any) -> int:
-    """Return a seed in [0, 2^31) for one request, because servers answer equal prompts and seeds with equal texts."""
+    """Return a seed in [0, 2^31) for one request. Servers return equal texts for equal prompts and seeds."""
     return int(key_of(seed, *parts)[:8], 16) >> 1
 
 
@@ -146,11 +146,11 @@ Work = Callable[[dict[str, Any]], Awaitable[Sequence[dict[str, Any] | Dropped]]]
 @dataclass
 class Run:
     """
-    Rows, the work to do on each, and the reasons, by position, for the rows that failed.
+    Rows, the work to do on each, and the reasons for failed rows by position.
 
-    `work` is a coroutine function from an input row to its output rows, with a [`Dropped`] in place of each that is left out. It may
+    `work` is a coroutine function from an input row to its output rows, with a [`Dropped`] in place of each skipped row. It may
     depend only on the row and on answers of [`JournaledClient`]s, because it runs again to write the dataset. It raises [`Dropped`] or
-    [`RowRefused`] to leave out the input row. While the journal is empty, many failures stop the run.
+    [`RowRefused`] to skip the input row. While the journal is empty, many failures stop the run.
     """
 
     rows: Rows
@@ -162,8 +162,8 @@ class Run:
 
     async def ask(self):
         """
-        Work on all rows until every answer is in the journal. Raises `ServerUnusable` if no row can succeed; the journal keeps the answers
-        so far.
+        Work on all rows until every answer is in the journal. Raises `ServerUnusable` if no row can succeed; the journal keeps all answers
+        received so far.
         """
         indices = iter(range(len(self.rows)))
         with tqdm(total=len(self.rows), unit=" rows", smoothing=0.05, file=sys.stderr, mininterval=1.0) as progress:
@@ -185,7 +185,7 @@ class Run:
                 self.failures[index] = str(error)
                 self._stop_if_nothing_works()
             except Dropped:
-                pass  # `results` reports it, as everything that is left out by design
+                pass  # `results` reports it, like every row skipped by design
             progress.set_postfix(
                 retries=sum(client.counts.retried for client in self.clients),
                 failed=len(self.failures),
@@ -196,7 +196,7 @@ class Run:
     def _stop_if_nothing_works(self):
         if len(self.failures) >= _MOST_FAILURES_AT_FIRST and self.journal is not None and not len(self.journal):
             *_, last = self.failures.values()
-            raise ServerUnusable(f"The first {len(self.failures)} rows failed, the last with: {last}")
+            raise ServerUnusable(f"The first {len(self.failures)} rows failed. The last error: {last}")
 
     async def results(self) -> AsyncIterator[dict[str, Any] | Reject]:
         """Yield output rows and rejects in the order of the input rows, from the journal alone."""
@@ -237,7 +237,7 @@ def check_rows(rows: Rows, check: Callable[[dict[str, Any]], Any]):
 
 async def all_of(*asked: Awaitable[Any]) -> list[Any]:
     """Wait for all results and return them in order. If several fail, a failure is raised rather than a [`Dropped`]."""
-    # Without `return_exceptions`, the first failure would discard answers that are paid for
+    # Without `return_exceptions`, the first failure would discard answers already paid for
     results = await asyncio.gather(*asked, return_exceptions=True)
     errors = [result for result in results if isinstance(result, BaseException)]
     if errors:
@@ -310,7 +310,7 @@ def _count_answers(clients: dict[str, JournaledClient]) -> dict[str, Any]:
     counts: dict[str, Any] = {}
     for role, client in clients.items():
         counts[f"{role}_answers_cut"] = len(client.cut)
-        # A server may pass requests on to another model than the one it lists
+        # A server may forward requests to a model other than the one it lists
         if client.other_models:
             counts[f"{role}_answers_of_other_models"] = dict(Counter(client.other_models.values()))
     return counts
@@ -321,7 +321,7 @@ Build = Coroutine[Any, Any, dict[str, Any]] | Callable[[], dict[str, Any]]
 
 
 def complete_build(build: Build, folder: DatasetFolder) -> dict[str, Any]:
-    """Run a builder to the end and return its counts. Raises `SystemExit` with a message if the run had to stop."""
+    """Run a builder to completion and return its counts. Raises `SystemExit` with a message if the run had to stop."""
     try:
         return build() if callable(build) else asyncio.run(build)
     except (ServerUnusable, JournalError) as error:
@@ -334,18 +334,18 @@ def complete_build(build: Build, folder: DatasetFolder) -> dict[str, Any]:
 
 def run_builder(build: Build, folder: DatasetFolder, push_to_hub: str | None = None):
     """
-    Run a builder to the end, print its counts, and upload the dataset.
+    Run a builder to completion, print its counts, and upload the dataset.
 
     Args:
         build (`Coroutine` or `Callable`):
-            Returns the counts, such as [`build_dataset`]; a function if its work blocks.
+            Returns the counts, as [`build_dataset`] does. Pass a function if its work blocks.
         folder ([`DatasetFolder`]):
             Output folder.
         push_to_hub (`str`, *optional*):
             Hub id to upload the dataset to.
 
     Raises:
-        `SystemExit`: With status 3 if rows failed, or with a message if the run had to stop or no row is left.
+        `SystemExit`: With status 3 if rows failed, or with a message if the run had to stop or every row was left out.
     """
     counts = complete_build(build, folder)
     check_not_empty(counts, folder)
@@ -359,9 +359,7 @@ def run_builder(build: Build, folder: DatasetFolder, push_to_hub: str | None = N
     for name, value in counts.get("statistics", {}).items():
         print(f"  {name}: {value}")
     if counts["failed"]:
-        print(
-            f"{counts['failed']} row(s) failed: see {folder.path / REJECTS}. Run the same command to try them again."
-        )
+        print(f"{counts['failed']} row(s) failed: see {folder.path / REJECTS}. Run the same command to retry them.")
         raise SystemExit(3)
     if push_to_hub:
         folder.push(push_to_hub)
@@ -370,7 +368,7 @@ def run_builder(build: Build, folder: DatasetFolder, push_to_hub: str | None = N
 def check_not_empty(counts: dict[str, Any], folder: DatasetFolder):
     """Raise `SystemExit` with the reasons if every row was left out."""
     if not counts["rows"]:
-        raise SystemExit(f"No row is left; {folder.path / REJECTS} has the reasons: {counts['reasons']}.")
+        raise SystemExit(f"Every row was left out: {counts['reasons']}. See {folder.path / REJECTS}.")
 
 
 def _resume_hint(folder: DatasetFolder) -> str:

@@ -17,9 +17,9 @@ from .journal import JournalError
 from .judge import PreferenceStatistics
 
 
-# Settings in which the shards of one run differ
+# Settings that differ between the shards of one run
 _OF_A_SHARD = ("shard", "rows", "hash")
-# Counts that are computed again from all rows
+# Counts that are recomputed from all rows
 _RECOMPUTED = ("rows", "dropped", "failed", "reasons", "statistics")
 
 
@@ -35,19 +35,21 @@ class Shard:
 
     @classmethod
     def read(cls, folder: str) -> "Shard":
-        """Read a folder. Raises `ValueError` if it is not a shard, or its run has not ended."""
+        """Read a folder. Raises `ValueError` if it is not a shard, or its run has not finished."""
         record = read_record(folder)
         settings = record["settings"]
         if "shard" not in settings:
-            raise ValueError(f"{folder}: its {RECORD} has no `shard`; only outputs of builders can be merged.")
+            raise ValueError(f"{folder}: its {RECORD} has no `shard`. Only builder outputs can be merged.")
         index, count = map(int, settings["shard"].split("/"))
         return cls(Path(folder), index, count, settings, record["counts"])
 
     def check(self):
-        """Raise `ValueError` if the numbers of rows or rejects differ from those in `build.json`."""
+        """Raise `ValueError` if the number of rows or rejects differs from `build.json`."""
         rejects = self.counts["dropped"] + self.counts["failed"]
         if len(self.dataset()) != self.counts["rows"] or len(self.rejects()) != rejects:
-            raise ValueError(f"{self.path}: rows or rejects differ from its {RECORD}. Run this shard again.")
+            raise ValueError(
+                f"{self.path}: the number of rows or rejects differs from its {RECORD}. Run this shard again."
+            )
 
     def dataset(self) -> Dataset:
         return cast(Dataset, load_from_disk(str(self.path)))
@@ -77,7 +79,7 @@ def read_shards(folders: Sequence[str]) -> list[Shard]:
     indices = [shard.index for shard in shards]
     missing = sorted(set(range(first.count)) - set(indices))
     if missing:
-        raise ValueError(f"Of {first.count} shards {len(missing)} are missing: {', '.join(map(str, missing[:20]))}.")
+        raise ValueError(f"{len(missing)} of {first.count} shards are missing: {', '.join(map(str, missing[:20]))}.")
     for one, other in pairwise(shards):
         if one.index == other.index:
             raise ValueError(f"{one.path} and {other.path} are both shard {one.index} of {one.count}.")
@@ -93,7 +95,7 @@ async def merge(shards: Sequence[Shard], output_dir: str) -> dict[str, Any]:
     counts.
     """
     settings = {**shards[0].settings, "shard": "0/1", "rows": sum(shard.settings["rows"] for shard in shards)}
-    # A hash of all rows would need the input; those of the shards identify it as well
+    # Hashing all rows would need the input; the shards' hashes identify it too
     del settings["hash"]
     settings["merged_from"] = {"shards": len(shards), "hashes": [shard.settings["hash"] for shard in shards]}
     folder = DatasetFolder(output_dir, settings["builder"].capitalize(), settings)
@@ -180,7 +182,7 @@ def main(args: MergeArguments):
     if counts["failed"]:
         failed = [str(shard.path) for shard in shards if shard.counts["failed"]]
         print(
-            f"{counts['failed']} row(s) failed in {', '.join(failed)}: see {REJECTS}. Run these shards again to try them again, "
-            "and merge again."
+            f"{counts['failed']} row(s) failed in {', '.join(failed)}: see {REJECTS}. Run these shards again to retry them, "
+            "then merge again."
         )
         raise SystemExit(3)

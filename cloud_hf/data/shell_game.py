@@ -1,4 +1,4 @@
-"""The shell game: a procedural preference task whose critiques do real step-by-step work.
+"""The shell game: a procedural preference task whose critiques reason step by step.
 
 A ball lies under one of four cups and k swaps move it. A response names the cup where the ball ends. Following k swaps
 in one forward pass is hard for a small transformer; writing them out one by one is easy, so a critique helps.
@@ -100,10 +100,10 @@ class ShellGame:
 
     def critique(self, response: str) -> str:
         """
-        Return the oracle's critique of `response`: every step, a verdict on each cup, and the verdict on the cup it names.
+        Return the oracle's critique of `response`: every step, a verdict on each cup, and a verdict on the cup that the response names.
 
-        With a verdict on each cup, the last one only needs a look-up, which a tiny model learns at once; comparing two cups
-        takes it much longer.
+        Because each cup has a verdict, the last one is only a look-up, which a tiny model learns quickly. Learning to compare
+        two cups takes it much longer.
 
         Args:
             response (`str`):
@@ -148,7 +148,7 @@ def named_cup(response: str) -> str | None:
 
 def random_game(rng: random.Random, num_swaps: int, split: str = "train") -> ShellGame:
     """
-    Draw a problem, uniformly among those of this length and split.
+    Sample a problem uniformly from those with this number of swaps in this split.
 
     Args:
         rng (`random.Random`):
@@ -183,7 +183,7 @@ def direct_answer_rows(
     num_rows: int, split: str = "train", num_swaps: Sequence[int] = NUM_SWAPS, seed: int = 0
 ) -> list[dict]:
     """
-    Make rows for the base language model, which answers directly, without steps.
+    Make rows for the base language model: direct answers without steps.
 
     Args:
         num_rows (`int`):
@@ -191,7 +191,7 @@ def direct_answer_rows(
         split (`str`, *optional*, defaults to `"train"`):
             One of `"train"`, `"validation"`, `"test"`.
         num_swaps (`Sequence[int]`, *optional*, defaults to `(1, 2, 3, 4)`):
-            Numbers of swaps, which take turns from row to row.
+            Numbers of swaps, used in rotation.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the rows.
 
@@ -283,7 +283,7 @@ def build_tokenizer(critique_prompt: str = DEFAULT_CRITIQUE_PROMPT) -> PreTraine
     Train a byte-level BPE tokenizer with a ChatML template, in which every word of the task is one token.
 
     All 256 bytes are in the vocabulary, so any text is encoded without loss. Merging continues until each word is one token, so
-    ties between merges do not matter: the same text gives the same tokenizer.
+    ties between merges have no effect: the same text gives the same tokenizer.
 
     Args:
         critique_prompt (`str`, *optional*, defaults to that of the published checkpoints):

@@ -1,24 +1,24 @@
-"""Read a judge's verdict, and decide who wins two games in which the responses swap places."""
+"""Read a judge's verdict, and decide the winner of two games between which the responses swap places."""
 
 import re
 
 
-# From the side of response A. The points of both games are added: a strong verdict outweighs a slight one against it.
+# Points from the view of response A. Both games are added: a strong verdict outweighs a slight one against it.
 _POINTS = {"A>>B": 2, "A>B": 1, "A=B": 0, "B>A": -1, "B>>A": -2}
 
 _LABEL = re.compile(r"\[\[([AB<>=]+)\]\]")
-# In upper case, as the second version of ArenaHard reads verdicts: single brackets only in texts without double ones
+# Matches upper-cased text, like ArenaHard 2.0. Single brackets count only in texts without double ones
 _SPELLINGS = (re.compile(r"\[\[([AB][<>=]+[AB])\]\]"), re.compile(r"\[([AB][<>=]+[AB])\]"))
 _OTHER_SPELLING = {"A<B": "B>A", "A<<B": "B>>A", "B=A": "A=B", "B<A": "A>B", "B<<A": "A>>B"}
 
 
 def read_verdict(judgement: str | None, rule: str = "last") -> str | None:
     """
-    Find the verdict, `[[A>>B]]` to `[[B>>A]]`, in a judgement; `None` if there is none, and the judge should be asked again.
+    Find the verdict, `[[A>>B]]` to `[[B>>A]]`, in a judgement. `None` means that there is none and the judge should be asked again.
 
-    `rule` `"last"`: the last verdict, in any spelling of the second version of ArenaHard (`[[b>a]]`, `[[A<B]]`, `[B>A]`); a last one
-    in an unknown spelling is not a verdict. `"agreed"`: as the reference implementation, the only label in the text, even an unknown
-    one (`[[A<B]]`); two different labels make no verdict.
+    `rule` `"last"`: the last verdict, in any spelling of ArenaHard 2.0 (`[[b>a]]`, `[[A<B]]`, `[B>A]`). If the last one has an
+    unknown spelling, there is no verdict. `"agreed"`: like the reference implementation, the only label in the text, even an
+    unknown one (`[[A<B]]`). Two different labels give no verdict.
 
     Examples:
 

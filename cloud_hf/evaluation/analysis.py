@@ -1,4 +1,4 @@
-"""Analysis of a scored model beyond its figures: uncertainty, self-consistency, rows for probes."""
+"""Analysis of a scored model: uncertainty, self-consistency, rows for probes."""
 
 import math
 from collections.abc import Sequence
@@ -35,8 +35,8 @@ class Uncertainty:
     """
     Uncertainty of a model on a set.
 
-    Pairs are rejected by the size of their margin; if responses have several critiques, also by the spread of their rewards: a
-    pair is more certain if the root of the sum of both rewards' variances over critiques is smaller.
+    Pairs are rejected by margin size. If responses have several critiques, they are also rejected by reward spread, the square
+    root of the summed variances of both rewards over critiques; a smaller spread is more certain.
     """
 
     critiques: str  # label of the rewards, such as "mean of 16, T = 0.5"
@@ -54,7 +54,7 @@ class Uncertainty:
 
 
 def uncertainty(rows: Sequence[BenchmarkRow], row_scores: Sequence[Sequence[Score]], critiques: str) -> Uncertainty:
-    """Measure the uncertainty of scored rows, over all pairs of a right and a wrong response. `critiques` labels the rewards."""
+    """Measure the uncertainty of scored rows over all pairs of a right and a wrong response. `critiques` labels the rewards."""
     margins, spreads, owners = [], [], []
     for place, (row, scores) in enumerate(zip(rows, row_scores, strict=True)):
         for right in scores[: row.num_chosen]:
@@ -78,9 +78,9 @@ def uncertainty(rows: Sequence[BenchmarkRow], row_scores: Sequence[Sequence[Scor
 class Robustness:
     """Analysis of a model; dictionaries are keyed by set."""
 
-    # As scored, then each mean over sampled critiques; empty for a set without known rows
+    # As scored first, then each mean over sampled critiques; empty for a set without known rows
     uncertainty: dict[str, list[Uncertainty]]
-    # One per temperature; empty for a classic model
+    # One entry per temperature; empty for a classic model
     self_consistency: dict[str, list[SelfConsistency]] = field(default_factory=dict)
     probes: list[ProbeResult] = field(default_factory=list)
 
@@ -105,8 +105,8 @@ def assess_uncertainty(
     evaluations: Sequence[Evaluation], sampled: dict[float, list[Evaluation]]
 ) -> dict[str, list[Uncertainty]]:
     """
-    Compute by set the uncertainty of the rewards as scored and, by temperature, of the means over sampled critiques. Rows of
-    subsets that are not part of a benchmark are left out.
+    Compute each set's uncertainty for the rewards as scored and, per temperature, for the means over sampled critiques. Rows of
+    subsets that are not part of a benchmark are excluded.
     """
     labelled = [("as scored", evaluation) for evaluation in evaluations]
     for temperature, means in sampled.items():
@@ -128,9 +128,9 @@ def assess_self_consistency(
     seed: int = 0,
 ) -> dict[str, list[SelfConsistency]]:
     """
-    Compute by set the curves of each temperature. Rows of subsets that are not part of a benchmark are left out.
+    Compute the curves of each set and temperature. Rows of subsets that are not part of a benchmark are excluded.
 
-    `sampled` holds the evaluations by temperature, `fitted` the rows of each evaluation as they were read. Length is that of
+    `sampled` holds the evaluations by temperature, `fitted` the rows of each evaluation as read. Length is the value of
     `length_column` in sets that have it (`ValueError` if it is not a number), otherwise that of the critiques in tokens.
     """
     found: dict[str, list[SelfConsistency]] = {}

@@ -1,4 +1,4 @@
-"""Best-of-N on sets of candidates: what each model chose, and how good that was."""
+"""Best-of-N on sets of candidates: each model's choices and their quality."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,7 +27,7 @@ Scores = list[list[list[Score]]]
 
 @dataclass(frozen=True)
 class ScoredSet:
-    """A set of problems as several models scored it; dictionaries are keyed by model."""
+    """A set of problems scored by several models; dictionaries are keyed by model."""
 
     name: str
     title: str
@@ -41,14 +41,14 @@ class ScoredSet:
         cls, name: str, title: str, problems: Sequence[Problem], fitted: Mapping[str, FittedRows], scores: dict[str, Scores]
     ) -> "ScoredSet":  # fmt: skip
         """
-        Keep the problems that fit every model; `fitted` and `scores` are by model, of the problems that fit it. Raises
-        `ValueError` if there are none.
+        Keep the problems that fit every model. `fitted` and `scores` are keyed by model and cover the problems that fit it. Raises
+        `ValueError` if no problem is left.
         """
         places = {model: [row.index for row in part.rows] for model, part in fitted.items()}
         common = sorted(set.intersection(*map(set, places.values())))
         if not common:
             raise ValueError(f"{title}: no problem fits the context of every model; compare fewer of them at once.")
-        # Each model scored its own selection of problems, so the same problem has another place in each
+        # Each model scored its own selection of problems, so a problem's index differs between models
         kept = {}
         for model, of_model in scores.items():
             where = {place: number for number, place in enumerate(places[model])}
@@ -62,7 +62,7 @@ class ScoredSet:
         return [[[score.reward for score in row] for row in of_seed] for of_seed in self.scores[model]]
 
     def seeds(self) -> dict[str, int]:
-        """Return how often each model scored the candidates."""
+        """Return the number of times (seeds) each model scored the candidates."""
         return {model: len(found) for model, found in self.scores.items()}
 
     def counts(self) -> dict[str, int]:
@@ -93,7 +93,7 @@ class ScoredSet:
         return notes
 
     def chosen(self, model: str) -> list[list[int]]:
-        """Return the index of the highest-reward candidate, by seed and problem; of tied ones, the first."""
+        """Return the index of the highest-reward candidate by seed and problem; the first one wins a tie."""
         return [[row.index(max(row)) for row in of_seed] for of_seed in self.rewards(model)]
 
     def selected(self, model: str, judged: Judged | None = None) -> Iterator[dict[str, Any]]:
@@ -133,13 +133,13 @@ class SetResult:
     """Best-of-N on one set; dictionaries are keyed by model, except for the baselines."""
 
     scored: ScoredSet
-    quality: str  # what a choice is worth, such as "correctness"
+    quality: str  # what the worth of a choice measures, for example "correctness"
     is_share: bool  # a share from 0 to 1, shown in percent
     curves: dict[str, Curve]
     yardsticks: dict[str, Curve]  # see `baselines`
     notes: list[str]
     win_rates: dict[str, WinRate] = field(default_factory=dict)  # on ArenaHard, of the candidates chosen among all
-    first_candidates: WinRate | None = None  # on ArenaHard, of the first candidates, chosen by nobody
+    first_candidates: WinRate | None = None  # on ArenaHard, of the first candidates, without a choice
 
     @property
     def title(self) -> str:
@@ -164,7 +164,7 @@ class SetResult:
 
 
 def replay_result(found: ScoredSet, largest_n: int) -> SetResult:
-    """Return the figures of a set whose candidates are judged already; the curves end at `largest_n` or earlier."""
+    """Return the results of a set whose candidates are already judged; the curves end at `largest_n` or earlier."""
     worth = [problem.worth or () for problem in found.problems]
     is_share = all(0 <= value <= 1 for values in worth for value in values)
     quality, sizes = "correctness" if is_share else "recorded score", sizes_of(found.problems, largest_n)
@@ -174,8 +174,8 @@ def replay_result(found: ScoredSet, largest_n: int) -> SetResult:
 
 def places_to_judge(found: ScoredSet, largest_n: int, judge_all: bool) -> list[list[int]]:
     """
-    Choose the candidates that a judge must see for each question: all with `judge_all`, otherwise the best of the first N for
-    each N up to `largest_n`, of every model and seed, and those chosen among all. The first candidate is always one of them.
+    Select the candidates to judge for each question: all with `judge_all`, otherwise the best of the first N for each N up to
+    `largest_n` and the best of all, for every model and seed. The first candidate is always included.
     """
     if judge_all:
         return [list(range(len(problem.responses))) for problem in found.problems]
@@ -194,8 +194,8 @@ def arena_results(
     """
     Compute the win rates on ArenaHard from the judge's votes; `questions` are by id, `notes` are added to each result.
 
-    Returns a result for each category, and notes on the categories without one, because the judge gave no verdict on what was
-    chosen.
+    Returns a result for each category, and notes on categories without a result, where the judge gave no verdict on the chosen
+    candidates.
     """
     results, unjudged = [], []
     for category in dict.fromkeys(questions[problem.id].category for problem in found.problems):
@@ -218,7 +218,7 @@ def _arena_result(
         [judged.votes.get((problem.id, response), Votes()) for response in problem.responses]
         for problem in found.problems
     ]
-    # A candidate counts as often as it has votes: strong verdicts have three, candidates without a verdict none
+    # A candidate's weight is its number of votes: three for a strong verdict, none without a verdict
     worth = [[one.points / (one.number or 1) for one in row] for row in votes]
     weights = [[float(one.number) for one in row] for row in votes]
     sizes = sizes_of(found.problems, largest_n)

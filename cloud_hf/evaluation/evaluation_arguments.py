@@ -10,7 +10,7 @@ from .probes import check_probes
 from .scoring_arguments import ScoringArguments, check_named_once
 
 
-# Scores depend on these besides the model; a journal written with other values is refused
+# Scores depend on these in addition to the model; a journal written with other values is rejected
 SETTINGS = ("backend", "dtype", "vllm_options", "num_critiques", "temperature", "max_new_tokens", "seed")
 
 
@@ -29,17 +29,17 @@ class EvaluationArguments(ScoringArguments):
         best_of_n (`list[str]`, *optional*):
             Datasets with the columns `prompt`, `responses` and `correct`.
         reference_critiques (`list[str]`, *optional*):
-            Datasets with critiques to compare the model's critiques with: columns `prompt`, `response`, `critique`, or
+            Datasets with reference critiques for the model's critiques: columns `prompt`, `response`, `critique`, or
             preference sets with `chosen_feedback` and `rejected_feedback`. Skipped for classic models.
         group_column (`str`, *optional*):
-            Column of `dataset_name` to break accuracy down by, such as `subset`.
+            Column of `dataset_name` to break accuracy down by, for example `subset`.
         self_consistency (`int`, *optional*):
             Number of critiques to sample per response; accuracy is reported for 1, 2, … of them. Skipped for classic
             models.
         self_consistency_temperatures (`list[float]`, *optional*):
             Sampling temperatures, each evaluated separately. Defaults to `temperature`.
         length_column (`str`, *optional*):
-            Numeric column of `dataset_name` to split self-consistency by, such as the number of reasoning steps a row
+            Numeric column of `dataset_name` to split self-consistency by, for example the number of reasoning steps a row
             needs. Defaults to the length of the sampled critiques in tokens, which benchmarks always use.
         probes (`list[str]`, *optional*):
             Probe names, or `all`.
@@ -77,11 +77,11 @@ class EvaluationArguments(ScoringArguments):
                 "There is nothing to score: give `benchmarks`, `dataset_name`, `best_of_n` or `reference_critiques`."
             )
         if self.reference_critiques and not any(read_model_config(name).critique for name in self.models):
-            raise ValueError("`reference_critiques` is for CLoud models; none of `models` writes critiques.")
+            raise ValueError("`reference_critiques` requires a CLoud model; none of `models` writes critiques.")
         self.probes = check_probes(self.probes)
         for name in ("group_column", "length_column", "paraphrase_column"):
             if getattr(self, name) and not self.dataset_name:
-                raise ValueError(f"`{name}` is a column of `dataset_name`: give that too.")
+                raise ValueError(f"`{name}` is a column of `dataset_name`: give `dataset_name` as well.")
         check_bounds(self, chunk_size=1, probe_rows=1, self_consistency=2)
         self._check_probes()
         if self.self_consistency is not None:
@@ -100,7 +100,7 @@ class EvaluationArguments(ScoringArguments):
             )
         for name in ("length_column", "self_consistency_temperatures"):
             if getattr(self, name) and self.self_consistency is None:
-                raise ValueError(f"`{name}` has no effect without `self_consistency`: give that too.")
+                raise ValueError(f"`{name}` has no effect without `self_consistency`: give both.")
         if self.paraphrase_column and "paraphrases" not in self.probes:
             raise ValueError("`paraphrase_column` is for the probe 'paraphrases': name it in `probes`.")
 
@@ -113,4 +113,4 @@ class EvaluationArguments(ScoringArguments):
                     "`self_consistency_temperatures` above 0."
                 )
         if not any(read_model_config(name).critique for name in self.models):
-            raise ValueError("`self_consistency` is for CLoud models; none of `models` writes critiques.")
+            raise ValueError("`self_consistency` requires a CLoud model; none of `models` writes critiques.")

@@ -1,4 +1,4 @@
-"""Fit rows to a model's context, and score what fits."""
+"""Fit rows to a model's context, and score them."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -39,13 +39,13 @@ def fit_rows(
     max_new_tokens: int,
 ) -> FittedRows:
     """
-    Check all rows, and shorten or drop those that are too long for the model. All responses of a row share its prompt.
+    Check all rows, and shorten or drop those that are too long for the model. The responses of a row share one prompt.
 
-    `responses_of` returns the checked responses of a row; for the other arguments see [`evaluate_pairs`]. Raises `ValueError`,
-    naming the first bad row, or if no row is left.
+    `responses_of` returns the checked responses of a row. For the other arguments, see [`evaluate_pairs`]. Raises `ValueError`,
+    naming the first bad row, or if no row fits.
     """
     check_policy(overlong_policy)
-    # The critique, and the end of turn where the reward is read
+    # Room for the critique and the end of turn, where the reward is read
     reserve = max_new_tokens + 1 if critique_format.critique else 0
     fitted, dropped, shortened = [], 0, 0
     for index, row in enumerate(rows):
@@ -85,7 +85,7 @@ def score_rows(scorer: Scorer, rows: Sequence[FittedRow], **options) -> list[lis
 
 
 def score_columns(score: Score) -> dict[str, Any]:
-    """Return a score's columns in files."""
+    """Return a score's columns for output files."""
     return {name: getattr(score, name) for name in ("reward", "rewards", "critiques", "finish_reasons")}
 
 

@@ -18,8 +18,8 @@ class Form:
     scale: float = 1.0
     digits: int = 3
     mark: str = ""
-    sign: str = ""  # "+" shows the sign of positive numbers too
-    exponent: bool = False  # powers of ten instead of numbers rounded to 0, so that rounding errors show as such
+    sign: str = ""  # "+" also shows the sign of positive numbers
+    exponent: bool = False  # powers of ten for numbers that would round to 0, so that rounding errors remain visible
 
     def number(self, value: float) -> str:
         """Format a number without the mark."""
@@ -68,7 +68,7 @@ def show(
 
 
 def show_estimate(estimate: Estimate | None, form: Form = PERCENT, with_n: bool = True) -> str:
-    """Format an estimate with its interval and, unless `with_n` is false, its number of rows; a dash for `None`."""
+    """Format an estimate with its interval and, unless `with_n` is false, its number of rows. `None` becomes a dash."""
     if estimate is None:
         return NONE
     return show(estimate.value, form, ci95=estimate.ci95, n=estimate.n if with_n else None)
@@ -141,20 +141,20 @@ _TEMPLATE = """\
 {% endfor %}
 {% endfor %}
 """
-# Markdown, not HTML: nothing is escaped. Cells of tables replace the characters that would break them.
+# The output is Markdown, so HTML is not escaped. Cells of tables replace the characters that would break them.
 _ENVIRONMENT = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, autoescape=False)
 
 
 def render(sections: Sequence[Section]) -> str:
-    """Return sections as Markdown that ends in one line break."""
+    """Return sections as Markdown that ends with one line break."""
     return _ENVIRONMENT.from_string(_TEMPLATE).render(sections=sections).rstrip() + "\n"
 
 
 def file_name(kind: str, short_name: str, suffix: str) -> str:
-    """Return a file name for a model or a set, whose short name may have slashes."""
+    """Return a file name for a model or a set. Short names may contain slashes."""
     return f"{kind}_{short_name}.{suffix}".replace("/", "-")
 
 
 def picture_name(kind: str, name: str) -> str:
-    """Return the name of a picture. Other characters than these would break links in Markdown."""
+    """Return the name of a picture. Other characters would break Markdown links."""
     return re.sub(r"[^\w.-]+", "-", f"{kind}_{name}.png")

@@ -15,7 +15,7 @@ from .formatting import file_name
 from .scoring_arguments import ScoringArguments
 
 
-# vLLM and servers fill their batches as they go, and run half empty at the end of a chunk
+# vLLM and servers refill batches continuously, so batches run half empty at the end of a chunk
 LARGE_CHUNK = 4096
 BATCHES_PER_CHUNK = 8
 
@@ -24,7 +24,7 @@ def open_score_journal(
     kind: str, name: str, short_name: str, args: ScoringArguments, settings: Sequence[str]
 ) -> Journal:
     """
-    Open the journal of a model's scores; `kind` is the first part of its file's name, and all its scores depend on `settings`.
+    Open the journal of a model's scores. `kind` is the first part of its file name; `settings` are everything scores depend on.
     Raises [`~cloud_hf.data.journal.JournalError`] if it was started with other settings, or another process is writing to it.
     """
     values = {setting: getattr(args, setting) for setting in settings}
@@ -33,12 +33,12 @@ def open_score_journal(
 
 
 def default_chunk_size(args: ScoringArguments) -> int:
-    """Return the number of responses to give to the backend at once."""
+    """Return the number of responses per backend call."""
     return BATCHES_PER_CHUNK * args.batch_size if batches_by_length(args) else LARGE_CHUNK
 
 
 def batches_by_length(args: ScoringArguments) -> bool:
-    """Check whether the backend sorts its batches by length."""
+    """Return whether the backend sorts its batches by length."""
     return args.backend == "transformers"
 
 
@@ -47,7 +47,7 @@ class JournaledScorer:
     """
     A [`Scorer`] that resumes where a killed run stopped. Equal chats are scored once.
 
-    The journal's settings should hold everything that scores depend on besides chats and options. A multiple of the batch size
+    The journal's settings should contain everything that scores depend on except chats and options. A multiple of the batch size
     as `chunk_size` avoids padding; backends that refill their batches continuously need many. A killed run loses at most one
     chunk with transformers, and only the chats in progress with vLLM and servers.
     """
@@ -72,8 +72,8 @@ class JournaledScorer:
         With `lengths`, the tokens of each chat, the longest are scored first, in the same batches as those of a backend that sorts
         by length. Otherwise chats keep their order. `names` identify the chats in error messages; they default to indices.
 
-        Raises `ValueError` if a reward is not a finite number. All other scores are in the journal by then, unless an entire
-        chunk has no finite reward, which stops the run at once.
+        Raises `ValueError` if a reward is not a finite number. By then all other scores are in the journal, unless an entire
+        chunk has no finite reward, which stops the run immediately.
         """
         keys = [key_of(prompt, response, options) for prompt, response in zip(prompts, responses, strict=True)]
         places = {}
@@ -81,7 +81,7 @@ class JournaledScorer:
             places.setdefault(key, place)
         waiting = [place for key, place in places.items() if key not in self.journal]
         if lengths is not None:
-            # The longest first, so that a lack of memory shows at once
+            # Longest first, so that a lack of memory shows immediately
             waiting.sort(key=lambda place: -lengths[place])
         bad = []
         done = len(places) - len(waiting)
@@ -90,7 +90,7 @@ class JournaledScorer:
                 chunk = waiting[start : start + self.chunk_size]
                 found = self._score_chunk(chunk, keys, prompts, responses, options, bar)
                 bad += found
-                # Probably the model itself overflows: the rest would fail as well
+                # The model itself probably overflows, so the rest would fail too
                 if len(found) == len(chunk):
                     break
         if bad:
@@ -104,7 +104,7 @@ class JournaledScorer:
         return [_read_score(self.journal[key]) for key in keys]
 
     def _score_chunk(self, chunk, keys, prompts, responses, options, bar: tqdm) -> list[tuple[int, tuple[float, ...]]]:
-        """Score the chats at these places, and return those whose rewards are not finite."""
+        """Score the chats at these indices, and return the indices whose rewards are not finite."""
         bad = []
 
         def keep(index: int, score: Score):
@@ -123,6 +123,6 @@ class JournaledScorer:
 
 def _read_score(value: dict) -> Score:
     parts = zip(value["rewards"], value["critiques"], value["finish_reasons"], strict=True)
-    # Without ids in all cases: scores must not depend on whether they come from the journal
+    # Always drop ids: scores must not depend on whether they come from the journal
     samples = [Sample(reward, critique, finish_reason=reason) for reward, critique, reason in parts]
     return replace(Score.of(samples), critique_ids=())

@@ -1,4 +1,4 @@
-"""Outcome of a model on one set: scores with their rows, critiques against references, and differences between models."""
+"""Results of a model on one set: scores with their rows, critiques against references, and differences between models."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,19 +23,19 @@ class Evaluation:
 
     Args:
         name, title (`str`):
-            The set, as the command line and as tables name it.
+            Name of the set on the command line, and its name in tables.
         scores ([`BenchmarkScores`]):
             The figures.
         rows (`list[BenchmarkRow]`):
-            The rows that were scored.
+            The scored rows.
         row_scores (`list[list[Score]]`):
-            For each row the scores of its responses.
+            The scores of each row's responses.
         dropped, shortened (`int`):
-            Over-long rows that were left out, and rows with a shortened prompt.
+            Rows dropped as too long, and rows with a shortened prompt.
         repeated_ids (`int`, *optional*, defaults to `0`):
             Rows of a preference set that repeat the `id` of an earlier row.
         benchmark ([`Benchmark`], *optional*):
-            The benchmark, whose own tables and result files belong to the report. `None` for a preference set.
+            The benchmark, whose own tables and result files are added to the report. `None` for a preference set.
     """
 
     name: str
@@ -50,11 +50,11 @@ class Evaluation:
 
     @property
     def known(self) -> list[bool]:
-        """Whether the subset of each row is part of the benchmark; other rows count only in their subset's figure."""
+        """Whether each row's subset is part of the benchmark. Other rows count only in their subset's estimate."""
         return [row.subset not in self.scores.unknown for row in self.rows]
 
     def known_rows(self, *columns: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
-        """Yield each known row with its scores and its values in further columns."""
+        """Yield each known row with its scores and its values in additional columns."""
         return compress(zip(self.rows, self.row_scores, *columns, strict=True), self.known)
 
     def margins(self) -> list[float]:
@@ -141,8 +141,8 @@ def _notes(counted: Mapping[str, int], critiques_cut: float) -> list[str]:
 
 def headline_estimates(evaluations: Sequence[Evaluation]) -> tuple[str, list[Estimate]]:
     """
-    Choose the figure to quote for several models on one benchmark, with its label: the headline figure or, where rows are missing
-    for that, [`Evaluation.row_accuracy`].
+    Choose the estimate to quote for several models on one benchmark, with its label: the headline estimate or, if its rows are
+    missing, [`Evaluation.row_accuracy`].
     """
     headline = evaluations[0].scores.headline
     estimates = [evaluation.scores.figures[headline] for evaluation in evaluations]
@@ -157,8 +157,8 @@ def headline_estimates(evaluations: Sequence[Evaluation]) -> tuple[str, list[Est
 @dataclass(frozen=True)
 class Difference:
     """
-    Difference between two models on the same rows of a benchmark. All rows weigh the same, so this is not the difference of official
-    figures, which weigh subsets.
+    Difference between two models on the same rows of a benchmark. All rows weigh the same, so this is not the difference of the official
+    metrics, which weight subsets.
 
     Args:
         benchmark (`str`):
@@ -187,7 +187,7 @@ def compare(results: dict[str, list[Evaluation]]) -> list[Difference]:
     found = []
     for first, second in combinations(results, 2):
         for ours, theirs in zip(results[first], results[second], strict=True):
-            # By id: each model may have dropped other rows as too long
+            # By id, because each model may have dropped different rows as too long
             first_outcomes, second_outcomes = ours.row_outcomes(), theirs.row_outcomes()
             gains = np.array(
                 [value - second_outcomes[row] for row, value in first_outcomes.items() if row in second_outcomes]
@@ -217,7 +217,7 @@ def losses_of_sets(
     scorer: Scorer, sets: Mapping[str, FittedRows], overlong_policy: str, batch_size: int
 ) -> Mapping[str, list[ReferenceLoss] | None]:
     """
-    Compute the losses of reference critiques by set; `None` with vLLM and servers, which cannot give any.
+    Compute the losses of reference critiques by set; `None` with vLLM and servers, which do not return losses.
 
     With the policy `"error"`, raises `ValueError` if a row does not fit the model's context with its reference critique.
     """

@@ -1,4 +1,4 @@
-"""Rows of benchmarks: reading them from files, and checks of rows and rewards."""
+"""Benchmark rows: read them from files, and check rows and rewards."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ RowRewards = tuple[list[float], list[float]]
 @dataclass(frozen=True)
 class BenchmarkRow:
     """
-    A prompt of a benchmark with the responses to score.
+    A benchmark prompt with the responses to score.
 
     Examples:
 
@@ -34,7 +34,7 @@ class BenchmarkRow:
     prompt: Any  # a string, chat messages, or {"messages": [...], "tools": [...]}
     responses: tuple[str, ...]  # the right ones, then the wrong ones
     num_chosen: int = 1  # right ones
-    details: dict[str, Any] = field(default_factory=dict)  # further columns that the benchmark's scoring needs
+    details: dict[str, Any] = field(default_factory=dict)  # additional columns that the benchmark's scoring needs
 
     @property
     def chosen(self) -> tuple[str, ...]:
@@ -53,7 +53,7 @@ class BenchmarkRow:
 
 
 def read_sources(names: Sequence[str], split: str, config: str | None = None) -> Iterator[tuple[str, int, Any]]:
-    """Read files or Hub datasets in turn: yield the source, the index of the row in it, and the row. A file is read to its end."""
+    """Read files or Hub datasets in turn. Yields the source, the index of the row in it, and the row. Files are read completely."""
     if not names:
         raise ValueError("Name at least one file or dataset to read.")
     for name in names:
@@ -72,9 +72,9 @@ def make_row(
     **details,
 ) -> BenchmarkRow:
     """
-    Make a [`BenchmarkRow`] from a row of a file or dataset; `chosen` and `rejected` are one response or several each.
+    Make a [`BenchmarkRow`] from a row of a file or dataset; `chosen` and `rejected` each hold one or several responses.
 
-    The id defaults to the index, and `prompt` to the row's `prompt` with its `tools`; `details` are the row's. Raises
+    The id defaults to the index, and `prompt` to the row's `prompt` with its `tools`; `details` are those of the row. Raises
     `ValueError` naming the row and the field.
     """
     try:
@@ -91,7 +91,7 @@ def make_row(
 
 def make_pair(title: str, source: str, index: int, row: dict[str, Any], subset: str | None = None) -> BenchmarkRow:
     """
-    Call [`make_row`] with the columns `prompt`, `chosen`, `rejected` and, unless it is given, `subset`; `title` names the
+    Call [`make_row`] with the columns `prompt`, `chosen`, `rejected` and, unless given as an argument, `subset`. `title` names the
     benchmark.
     """
     check_columns(list(row), (*PAIR_COLUMNS, "subset") if subset is None else PAIR_COLUMNS, f"{title} ({source})")
@@ -109,7 +109,7 @@ def _texts(name: str, value: Any) -> list[str]:
 
 
 def text_of(source: str, index: int, row: dict[str, Any], column: str) -> str:
-    """Return a column that must hold text. Raises `ValueError` naming the file and the row."""
+    """Return the text of a column. Raises `ValueError` naming the file and the row."""
     if not isinstance(row[column], str) or not row[column]:
         raise ValueError(f"{source}, {row_name(index, row)}: `{column}` is {row[column]!r:.60}; give a string.")
     return row[column]

@@ -44,9 +44,9 @@ class ScoringArguments(BackendArguments):
         temperature (`float`, *optional*, defaults to `0.0`):
             Sampling temperature; 0 is greedy.
         max_new_tokens (`int`, *optional*, defaults to `1024`):
-            Length limit of a critique in tokens.
+            Token limit of a critique.
         overlong_policy (`str`, *optional*, defaults to `"error"`):
-            Rows that exceed the model's context: error, drop or truncate_prompt.
+            Handling of rows that exceed the model's context: `error`, `drop` or `truncate_prompt`.
         seed (`int`, *optional*, defaults to `0`):
             Sampling seed.
     """
@@ -96,7 +96,7 @@ def load_datasets(
     args: ScoringArguments, columns: tuple[str, ...], names: list[str] | None = None
 ) -> dict[str, Dataset]:
     """
-    Load the first `limit` rows of datasets (by default `args.dataset_name`), check that they have the columns, and that all
+    Load the first `limit` rows of datasets (by default `args.dataset_name`). Check that they have the columns and that all
     models are reward models.
     """
     names = args.dataset_name if names is None else names
@@ -112,11 +112,11 @@ def load_datasets(
 
 
 def check_named_once(option: str, names: list[str]):
-    """Raise `ValueError` if a folder, file or Hub id is listed twice, even with different spellings such as `a/` and `a`."""
+    """Raise `ValueError` if a folder, file or Hub id is listed twice, even with different spellings (`a/` and `a`)."""
     seen: dict[Path, str] = {}
     for name in names:
         if (path := Path(name)) in seen:
-            raise ValueError(f"`{option}` names {seen[path]} twice. List it once.")
+            raise ValueError(f"`{option}` lists {seen[path]} twice. List it once.")
         seen[path] = name
 
 

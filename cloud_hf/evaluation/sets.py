@@ -1,4 +1,4 @@
-"""Sets to score, fitted to a model's context and scored together; and the results of a model on them."""
+"""Sets to score: fit them to a model's context, score them together, and compute a model's results."""
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping
@@ -32,7 +32,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 @dataclass(frozen=True)
 class Sets:
-    """All sets of a run. Every kind except the benchmarks is keyed by name."""
+    """All sets of a run. All kinds except benchmarks are keyed by name."""
 
     benchmarks: list[LoadedBenchmark]
     pairs: dict[str, Dataset]
@@ -41,7 +41,7 @@ class Sets:
 
     def fit(self, critique_format: CritiqueFormat, **limits) -> dict[tuple[str, str], FittedRows]:
         """
-        Fit the rows of all sets to a model's context; `limits` are those of [`~fitting.fit_rows`], errors also name the set.
+        Fit the rows of all sets to a model's context; `limits` are those of [`~fitting.fit_rows`], error messages also name the set.
 
         Returns the rows by kind (`"benchmark"`, `"pairs"`, `"problems"`, `"critiques"`, in this order; the last only for models
         that write critiques) and name.
@@ -67,8 +67,8 @@ class Sets:
 
 def load_sets(args: EvaluationArguments) -> Sets:
     """
-    Load and check all sets. Raises `ValueError` naming what is missing or wrong, even in columns that are read only after
-    scoring.
+    Load and check all sets, including columns that are read only after scoring. Raises `ValueError` naming what is missing or
+    wrong.
     """
     columns = [name for name in (args.group_column, args.length_column, args.paraphrase_column) if name]
     sets = Sets(
@@ -84,7 +84,7 @@ def load_sets(args: EvaluationArguments) -> Sets:
     for found in sets.benchmarks:
         if found.name in shown.values():
             raise ValueError(
-                f"A preference set is called {found.name!r} like the benchmark, and the report could not tell them "
+                f"A preference set and a benchmark are both called {found.name!r}, and the report could not tell them "
                 "apart. Rename the set."
             )
     # A wrong value must fail here, not after hours of scoring
@@ -108,7 +108,7 @@ def _check_columns(name: str, rows: Iterable[Any], args: EvaluationArguments):
 
 
 def _check_shares(name: str, args: EvaluationArguments):
-    """Raise `ValueError` if a problem is not usable, or if the worth of a candidate is not between 0 and 1."""
+    """Raise `ValueError` if a problem is not usable, or if a candidate's worth is not between 0 and 1."""
     for problem in load_problems(name, args.dataset_test_split, args.dataset_config, args.limit):
         if bad := [value for value in problem.worth or () if not 0 <= value <= 1]:
             raise ValueError(
@@ -138,7 +138,7 @@ def score_sets(
     """
     Score all sets together, so that equal chats are scored once and batches stay full; return the scores of each set's rows.
 
-    `titles` name the sets in error messages, where a response is called `one`. `by_length` says whether the backend sorts its
+    In error messages, `titles` name the sets and `one` is the noun for a response. `by_length` says whether the backend sorts its
     batches by length; `options` are those of [`Scorer`].
     """
     rows = [row for part in fitted.values() for row in part.rows]
@@ -212,7 +212,7 @@ def sample_critiques(
     count, sampled, titles = args.self_consistency or 1, {}, {key: key[1] for key in fitted}
     for temperature in args.self_consistency_temperatures:
         title = f"{journaled.title}, {count} critiques at {temperature:g}"
-        # Each chat is `count` sequences for the backend
+        # For the backend, each chat is `count` sequences
         sampler = replace(journaled, title=title, chunk_size=max(1, journaled.chunk_size // count))
         sampling = {**options, "num_critiques": count, "temperature": temperature}
         scores = score_sets(sampler, fitted, titles, by_length, sampling)
@@ -223,7 +223,7 @@ def sample_critiques(
 
 
 def card_results(evaluations: list[Evaluation], sets: Sets) -> list[EvalResult]:
-    """Return the headline figures for a model card, where there are enough rows. Dataset names show which rows came from local files."""
+    """Return the headline metrics for a model card, where there are enough rows. Dataset names show which rows came from local files."""
     sources = [(found.benchmark.hub_id, bool(found.files)) for found in sets.benchmarks]
     sources += [(name, Path(name).exists()) for name in sets.pairs]
     results = []

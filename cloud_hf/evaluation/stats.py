@@ -27,9 +27,9 @@ Interval = tuple[float, float]
 class Estimate:
     """A number with its uncertainty."""
 
-    value: float  # a share from 0 to 1 unless said otherwise; NaN where rows are missing
+    value: float  # a share from 0 to 1 unless stated otherwise; NaN where rows are missing
     n: int  # rows behind it
-    # Wilson's for a share of right rows, otherwise a bootstrap's within subsets; None if draws cannot differ
+    # Wilson interval for a share of right rows, otherwise a bootstrap within subsets; None if draws cannot differ
     ci95: Interval | None = None
 
     def summary(self) -> dict[str, Any]:
@@ -58,11 +58,11 @@ def percentile_interval(
     sizes: Sequence[int], statistic: Callable[..., np.ndarray], resamples: int = RESAMPLES
 ) -> Interval | None:
     """
-    Compute the 95 % percentile interval of any statistic of drawn rows; the same in every run.
+    Compute the 95 % percentile interval of any statistic of resampled rows. The result is deterministic.
 
-    As many rows as a stratum has (`sizes`) are drawn from it with replacement. `statistic` takes the places drawn from each
-    stratum, of shape (resamples, size) each, and returns a value per resample, NaN where it has none. `None` if a stratum has
-    fewer than two rows.
+    Each stratum is resampled with replacement at its own size (`sizes`). `statistic` takes the indices drawn from each stratum,
+    of shape (resamples, size) each, and returns one value per resample, NaN where undefined. `None` if a stratum has fewer than
+    two rows.
     """
     if min(sizes) < 2:
         return None
@@ -102,7 +102,7 @@ def bootstrap_interval(samples: Sequence[np.ndarray], statistic: Callable[..., A
 
 def wilson(share: float, n: int) -> Interval:
     """Return Wilson's 95 % interval of a share of `n` rows, where `share * n` need not be an integer."""
-    # Unlike the normal approximation, it has a width where all rows are right, or all wrong
+    # Unlike the normal approximation, it has nonzero width if all rows are right, or all wrong
     z = NormalDist().inv_cdf(_ENDS[1])
     middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
@@ -110,7 +110,7 @@ def wilson(share: float, n: int) -> Interval:
 
 
 def share(outcomes: Sequence[float]) -> Estimate:
-    """Return the mean outcome of rows, 0 to 1: with Wilson's interval if each is 0 or 1, otherwise with a bootstrap's."""
+    """Return the mean outcome (0 to 1) of rows, with Wilson's interval if each is 0 or 1, otherwise with a bootstrap interval."""
     n = len(outcomes)
     if n == 0:
         return Estimate(math.nan, 0)
@@ -122,7 +122,7 @@ def share(outcomes: Sequence[float]) -> Estimate:
 
 
 def mean_estimate(values: Sequence[float]) -> Estimate:
-    """Return the mean over rows of any number, with a bootstrap's interval."""
+    """Return the mean over rows of any number, with a bootstrap interval."""
     if not len(values):
         return Estimate(math.nan, 0)
     sample = np.asarray(values, dtype=float)
@@ -150,20 +150,20 @@ class BenchmarkScores:
     """Scores of a model on a benchmark."""
 
     benchmark: str
-    headline: str  # key of the figure to quote
+    headline: str  # key of the estimate to quote
     figures: dict[str, Estimate]  # the official ones
     subsets: dict[str, Estimate]  # share of right rows, unknown subsets included
     ties: int  # rows whose best right and best wrong response have equal rewards
     undecidable: int  # rows with a right and a wrong response of the same text
     # Subsets without rows; a section rests on those with rows, a mean that lacks an entire part is not given
     missing: tuple[str, ...] = ()
-    # Rows of subsets that are not part of the benchmark; no figure includes them
+    # Rows of subsets that are not part of the benchmark; no metric includes them
     unknown: dict[str, int] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)  # specific to the benchmark, ready for JSON
 
     @property
     def value(self) -> float:
-        """Value of the headline figure."""
+        """Value of the headline estimate."""
         return self.figures[self.headline].value
 
     def notes(self) -> list[str]:

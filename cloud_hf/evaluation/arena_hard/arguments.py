@@ -1,4 +1,4 @@
-"""Command-line arguments of ArenaHard, and loading of everything they name."""
+"""Command-line arguments of ArenaHard, and loading of its data."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,56 +15,56 @@ from .win_rate import Question, load_answers, load_questions
 @dataclass(kw_only=True)
 class ArenaHardArguments:
     """
-    ArenaHard's questions, who answers them, and who judges.
+    Options for ArenaHard's questions, generator and judge.
 
     Parameters:
         arena_hard (`str`, *optional*):
             ArenaHard's questions: a Hub id or file.
         candidates (`str`, *optional*):
-            Existing candidates, instead of a generator: a file or Hub id with `id` (the question's), `prompt` and `responses`.
+            Existing candidates to use instead of a generator: a file or Hub id with `id` (of the question), `prompt` and `responses`.
         gen_base_url (`list[str]`, *optional*):
             Addresses of OpenAI-compatible servers that write the candidates.
         gen_model (`str`, *optional*):
-            Model of the generator's servers. Optional if they have only one.
+            Model name on the generator's servers. Optional if they serve only one.
         num_candidates (`int`, *optional*, defaults to `16`):
             Candidates per question. A later run may ask for more.
         gen_temperature (`float`, *optional*, defaults to `1.0`):
             Sampling temperature of the candidates.
         gen_top_p (`float`, *optional*, defaults to `1.0`):
-            Nucleus of their sampling.
+            Nucleus sampling probability of the candidates.
         gen_max_tokens (`int`, *optional*, defaults to `4096`):
-            Longest candidate in tokens; longer ones are cut.
+            Token limit of a candidate; longer ones are truncated.
         judge_base_url (`list[str]`, *optional*):
             Addresses of the judge's servers. Without a judge, candidates are chosen but not judged.
         judge_model (`str`, *optional*):
-            Model of the judge's servers. Optional if they have only one.
+            Model name on the judge's servers. Optional if they serve only one.
         baseline_answers (`list[str]`, *optional*):
             Files or Hub ids with the baseline's answers; `CATEGORY=FILE` for the questions of one category, since version 2.0
             has a baseline for each.
         baseline_model (`str`, *optional*):
-            The baseline, where a file holds the answers of several models.
+            Name of the baseline model, for files that hold the answers of several models.
         judge_all (`bool`, *optional*, defaults to `False`):
             Judge all candidates, so that the curve is the mean over all draws of N. By default the curve is that of the first N,
             and only candidates that are the best of the first N for some N are judged (3.4 of 16 if rewards are in random
             order).
         judge_prompt_file (`str`, *optional*):
-            Another judge prompt for the user's turn, with `{conversation}`, `{response_a}` and `{response_b}`. Without
-            `judge_system_file` it is all the judge reads, and names the verdicts.
+            Replacement for the judge's user-turn prompt, with `{conversation}`, `{response_a}` and `{response_b}`. Without
+            `judge_system_file`, the judge sees only this prompt, so it must name the verdicts.
         judge_system_file (`list[str]`, *optional*):
-            Other instructions for the judge, sent as a system message like Arena-Hard's; `CATEGORY=FILE` for the questions of
+            Replacement for the judge's instructions, sent as a system message like ArenaHard's; `CATEGORY=FILE` for the questions of
             one category.
         judge_system_role (`bool`, *optional*, defaults to `True`):
             Whether the judge's chat template has a system role. If not, the instructions go into the user's turn.
         judge_temperature (`float`, *optional*, defaults to `0.0`):
             Temperature of the judge's first try.
         judge_max_tokens (`int`, *optional*, defaults to `4096`):
-            Longest judgement in tokens.
+            Token limit of a judgement.
         judge_tries (`int`, *optional*, defaults to `3`):
-            How often the judge is asked until its verdict can be read.
+            Maximum tries to get a readable verdict.
         gen_api_key_env (`str`, *optional*, defaults to `"OPENAI_API_KEY"`):
-            Environment variable with the key of the generator's servers.
+            Environment variable that holds the API key of the generator's servers.
         judge_api_key_env (`str`, *optional*, defaults to `"OPENAI_API_KEY"`):
-            Environment variable with the key of the judge's servers.
+            Environment variable that holds the API key of the judge's servers.
         max_concurrency (`int`, *optional*, defaults to `64`):
             Requests in flight at once.
         max_retries (`int`, *optional*, defaults to `8`):
@@ -99,7 +99,7 @@ class ArenaHardArguments:
     request_timeout: float = 600.0
 
     def check_arena_hard(self):
-        """Raise `ValueError` if the arguments contradict each other."""
+        """Raise `ValueError` if arguments conflict."""
         check_bounds(self, num_candidates=1, gen_max_tokens=1, judge_max_tokens=1, judge_tries=1)
         for name in ("gen_base_url", "candidates", "judge_base_url", "baseline_answers"):
             if getattr(self, name) and not self.arena_hard:
@@ -117,14 +117,16 @@ class ArenaHardArguments:
                 "leave it out."
             )
         if self.gen_base_url and self.num_candidates > 1 and not self.gen_temperature > 0:
-            raise ValueError("`gen_temperature` must be above 0, or the candidates of a question are all the same.")
+            raise ValueError(
+                "`gen_temperature` must be above 0, otherwise all candidates of a question are identical."
+            )
 
     def _check_for_judge(self, name: str, is_given: bool):
         if is_given and not self.judge_base_url:
             raise ValueError(f"`{name}` is for a judge: give `judge_base_url` and `baseline_answers` too.")
 
     def client(self, role: str) -> CompletionClient:
-        """Return a client of the servers of a role, `"gen"` or `"judge"`. Raises `ValueError` for invalid settings."""
+        """Create a client for the servers of a role, `"gen"` or `"judge"`. Raises `ValueError` for invalid settings."""
         return CompletionClient(
             getattr(self, f"{role}_base_url"),
             getattr(self, f"{role}_model"),
@@ -146,7 +148,7 @@ class Arena:
 
 def load_arena(args: ArenaHardArguments, limit: int | None, seed: int) -> Arena:
     """
-    Load and check everything before anything is paid for. Raises `ValueError` or `OSError` naming the question, answer or judge
+    Load and check everything before any paid request. Raises `ValueError` or `OSError` naming the question, answer or judge
     prompt that is missing or wrong.
     """
     assert args.arena_hard is not None
@@ -177,7 +179,7 @@ def gather_candidates(
     args: ArenaHardArguments, arena: Arena, seed: int, folder: Path
 ) -> tuple[list[Problem], dict[str, int]]:
     """
-    Load the candidates of all questions from a file, or let a server write them into `folder`; see
+    Load the candidates of all questions from a file, or generate them with a server into `folder`; see
     [`~judge.write_candidates`].
 
     Raises `ValueError` if the file lacks the candidates of a question, `SystemExit` if the server is unusable or no question

@@ -1,8 +1,8 @@
 """
-ArenaHard's judge and generator: prompts, settings, and requests to their servers, whose answers are journaled.
+ArenaHard's judge and generator: prompts, settings, and journaled requests to their servers.
 
-Like the official code of both versions, send the judge a system message with its instructions, and a user message with the question
-and the two answers. Like version 2.0, use another system message for creative writing, where the judge does not answer the question
+As in the official code of both versions, the judge gets a system message with its instructions, and a user message with the question
+and the two answers. As in version 2.0, creative writing has another system message, with which the judge does not answer the question
 first. The wording is our own, so win rates are not comparable with the leaderboard's.
 """
 
@@ -45,7 +45,7 @@ from ..metrics.best_of_n import Problem
 from .win_rate import Question, Votes
 
 
-# Key of the system message of all categories that have none
+# Key of the system message for categories without their own
 ANY = ""
 CREATIVE_WRITING = "creative_writing"
 
@@ -126,7 +126,7 @@ def read_texts(
     for category, files in found.items():
         if len(files) > 1:
             raise ValueError(
-                f"`judge_system_file` gives several files for the same questions: {', '.join(files)}. Keep one of them."
+                f"`judge_system_file` gives several files for the same questions: {', '.join(files)}. Keep only one."
             )
         systems[category] = _read_system(files[0])
         check_verdicts(systems[category] + template, files[0])
@@ -137,7 +137,7 @@ def _read_system(path: str) -> str:
     with open(path, encoding="utf-8") as file:
         text = file.read().strip()
     if mark := next((mark for mark in PLACEHOLDERS if mark in text), None):
-        raise ValueError(f"{path} holds {mark}, but the texts belong in the user's turn: see `judge_prompt_file`.")
+        raise ValueError(f"{path} contains {mark}, but texts belong in the user's turn: use `judge_prompt_file`.")
     if not text:
         raise ValueError(f"{path} is empty; write the judge's instructions into it, or leave `judge_system_file` out.")
     return text
@@ -191,7 +191,7 @@ class Generation:
     num_candidates: int
     temperature: float
     top_p: float
-    max_tokens: int  # a longer candidate is cut and remains one
+    max_tokens: int  # longer candidates are truncated and kept
     seed: int  # each request derives its own seed from it
 
 
@@ -199,10 +199,10 @@ def write_candidates(
     questions: Sequence[Question], client: CompletionClient, generation: Generation, folder: Path
 ) -> tuple[list[Problem], dict[str, int]]:
     """
-    Sample several answers to each question, and keep them with their journal in a folder. A later call may ask for more.
+    Sample several answers to each question, and store them with their journal in a folder. A later call may request more.
 
     Returns the questions that have all their candidates, and counts: `failed` questions, and `candidates_cut` at `max_tokens`.
-    Raises `SystemExit` if the server is unusable; what it answered is kept.
+    Raises `SystemExit` if the server is unusable; its answers so far are kept.
     """
     settings = {"builder": "arena_hard_candidates", **asdict(generation)}
     del settings["num_candidates"]
@@ -224,7 +224,7 @@ def write_candidates(
         async def work(row: dict[str, Any]) -> list[dict[str, Any] | Dropped]:
             answers = await all_of(*(answer(row, number) for number in range(generation.num_candidates)))
             if any(not found.text.strip() for found in answers):
-                raise RowRefused("a candidate is empty: it was cut or filtered before its first word")
+                raise RowRefused("a candidate is empty: it was truncated or filtered before its first word")
             reasons = [found.finish_reason for found in answers]
             return [{**row, "responses": [found.text for found in answers], "finish_reasons": reasons}]
 
@@ -257,9 +257,9 @@ def judge_candidates(
     """
     Compare candidates with the baseline's answers, in both orders. A later call may judge other candidates.
 
-    `chosen` holds for each question the places of the candidates to judge. Equal texts are judged once; the baseline's text
-    ties without a judge. `folder` keeps the judgements and their journal. Raises `SystemExit` if the server is unusable; what
-    it answered is kept.
+    `chosen` holds, for each question, the indices of the candidates to judge. Equal texts are judged once; a text equal to the
+    baseline's is a tie without a judge. `folder` stores the judgements and their journal. Raises `SystemExit` if the server is
+    unusable; its answers so far are kept.
     """
     pairs = _pairs_to_judge(problems, chosen, questions, baselines)
     alike = {(row["question"], row["response"]) for row in pairs if row["response"].strip() == row["baseline"].strip()}
@@ -279,7 +279,7 @@ def _pairs_to_judge(
     questions: Mapping[str, Question],
     baselines: Mapping[str, str],
 ) -> list[dict[str, Any]]:
-    """Return one row for each distinct text to judge, with the baseline's answer."""
+    """Return a row for each distinct text to judge, with the baseline's answer."""
     return [
         {
             "id": f"{problem.id}/{problem.responses.index(text)}",
@@ -298,14 +298,14 @@ def _pairs_to_judge(
 def _ask_judge(
     rows: list[dict[str, Any]], client: CompletionClient, judging: JudgeSettings, folder: Path
 ) -> dict[str, int]:
-    """Ask for the verdicts that the journal lacks, and write the judgements of all rows. Returns the builder's counts."""
+    """Request the verdicts that are missing from the journal, and write the judgements of all rows. Returns the builder's counts."""
     check_rows(rows, lambda row: messages_for_judge(row["prompt"], row["response"], row["baseline"]))
     settings = {"builder": "arena_hard_judgements", **judging.settings()}
     output = DatasetFolder(str(folder), "ArenaHard judgements", settings)
 
     def make_work(judge: JournaledClient):
         async def work(row: dict[str, Any]) -> list[dict[str, Any] | Dropped]:
-            # Keyed by the text, since another run may have another candidate in this place
+            # Keyed by text, since another run may have a different candidate at this index
             key = [row["question"], key_of(row["response"])]
             asked = judging.judge(judge, row["category"])
             games = await asked.compare(key, row["prompt"], row["baseline"], row["response"])

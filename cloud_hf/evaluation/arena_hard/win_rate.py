@@ -19,9 +19,9 @@ from ..rows import read_sources
 from ..stats import json_safe
 
 
-# Votes of a strong verdict
+# Number of votes of a strong verdict
 STRONG = 3
-# The official code takes 100, which leaves a few tenths of a point of noise in the interval's ends
+# The official code uses 100, which leaves a few tenths of a point of noise in the interval's ends
 ROUNDS = 1000
 
 
@@ -48,12 +48,10 @@ def load_questions(name: str, split: str = "train") -> list[Question]:
         prompt = turns[0].get("content") if turns and len(turns) == 1 else row.get("prompt")
         if not isinstance(prompt, str) or not prompt.strip():
             raise ValueError(
-                f"{name}, {row_name(index, row)}: there is neither a `prompt` with text nor a single turn."
+                f"{name}, {row_name(index, row)}: the row has neither a `prompt` with text nor a single turn."
             )
         if id_ in questions:
-            raise ValueError(
-                f"{name}, row {index}: the id {id_!r} is that of an earlier row. Give each question once."
-            )
+            raise ValueError(f"{name}, row {index}: an earlier row has the same id {id_!r}. List each question once.")
         questions[id_] = Question(id_, prompt, str(row.get("category") or ""))
     if not questions:
         raise ValueError(f"{name} holds no questions.")
@@ -90,7 +88,7 @@ def load_answers(
         by = f" of {model!r}" if model else ""
         raise ValueError(
             f"{len(missing)} of {len(questions)} questions have no baseline answer{by} in {', '.join(names)}, the first "
-            f"{missing[0]!r}. Name the file with the others too, or fewer questions."
+            f"{missing[0]!r}. Add a file with the missing answers, or use fewer questions."
         )
     return answers
 
@@ -187,8 +185,8 @@ def win_rate(votes: Sequence[Votes], rounds: int = ROUNDS, seed: int = 0) -> Win
     """
     Compute the win rate of answers from the votes on each question, with bootstraps of `rounds` resamples.
 
-    Between two sides, the maximum-likelihood Bradley-Terry strengths give the share of votes itself, ties counted half. That
-    also holds for each of several models, as long as each plays only the baseline. Raises [`~best_of_n.NothingJudged`] if there
+    Between two sides, the maximum-likelihood Bradley-Terry probability is the share of votes, with ties counted half. This also
+    holds for several models if each plays only the baseline. Raises [`~best_of_n.NothingJudged`] if there
     are no votes.
     """
     votes = [found for found in votes if found.number]
@@ -196,7 +194,7 @@ def win_rate(votes: Sequence[Votes], rounds: int = ROUNDS, seed: int = 0) -> Win
     rng = np.random.default_rng(seed)
     sums = np.array([[found.wins, found.ties, found.losses] for found in votes])
     totals = sums.sum(axis=0)
-    # Resampling n votes or questions with replacement is one multinomial draw of how often each is taken
+    # Resampling n votes or questions with replacement is one multinomial draw of their counts
     by_vote = rng.multinomial(totals.sum(), totals / totals.sum(), size=rounds)
     by_question = rng.multinomial(len(votes), np.full(len(votes), 1 / len(votes)), size=rounds) @ sums
     return WinRate(value, _interval(by_vote), _interval(by_question), error, len(votes), *map(int, totals))

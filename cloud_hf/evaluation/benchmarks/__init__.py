@@ -29,16 +29,16 @@ class Benchmark:
         paper (`str`):
             Address of the paper.
         load (`Callable`):
-            `load(names=None)` returns the rows of files or datasets, by default of the official dataset. Raises `ValueError`
+            `load(names=None)` returns the rows of the given files or datasets, or of the official dataset. Raises `ValueError`
             naming the file, the row and the field, the repeated id, or the row with too many responses.
         score (`Callable`):
-            `score(rows, rewards)` returns the scores; `rewards` holds, for each row, one reward per response: of its chosen, then
-            of its rejected ones. Raises `ValueError` naming the row whose rewards are missing, not numbers or infinite.
+            `score(rows, rewards)` returns the scores; `rewards` holds, for each row, one reward per response: chosen first, then
+            rejected. Raises `ValueError` naming the row whose rewards are missing, not numbers or infinite.
         tables (`Callable`, *optional*):
-            `tables(scores_by_model)` returns further tables for the report.
+            `tables(scores_by_model)` returns additional tables for the report.
         result_files (`Callable`, *optional*):
-            `result_files(scores, model)` returns the files that the leaderboard's tools read: JSON values by the prefix of their
-            names.
+            `result_files(scores, model)` returns the files that the leaderboard's tools read, as JSON values by file name
+            prefix.
 
     Examples:
 
@@ -108,7 +108,7 @@ BENCHMARKS = {
 
 @dataclass(frozen=True)
 class LoadedBenchmark:
-    """A benchmark with the rows to score, and the files they come from: none for the official dataset."""
+    """A benchmark with the rows to score and their source files (none for the official dataset)."""
 
     name: str
     benchmark: Benchmark
@@ -118,7 +118,7 @@ class LoadedBenchmark:
 
 def load_benchmarks(specs: Sequence[str], limit: int | None = None) -> list[LoadedBenchmark]:
     """
-    Load benchmarks named on a command line, but of each subset only the first `limit` rows.
+    Load benchmarks named on a command line, and keep the first `limit` rows of each subset.
 
     A spec is a key of `BENCHMARKS`, or `NAME=FILES` to replace the official dataset with files: paths, folders or patterns,
     separated by commas. Raises `ValueError` naming the benchmark or the files that do not exist, or the first bad row.
@@ -138,7 +138,7 @@ def load_benchmarks(specs: Sequence[str], limit: int | None = None) -> list[Load
             raise ValueError(f"There is no benchmark {name!r}. {hint}Known are {', '.join(BENCHMARKS)}.")
         if count > 1:
             raise ValueError(
-                f"The benchmark {name!r} is named {count} times. Name it once, with commas between its files."
+                f"The benchmark {name!r} is listed {count} times. List it once, with commas between its files."
             )
     files = [tuple(_find_files(name, pattern)) if equals else () for name, equals, pattern in parts]
     loaded = []

@@ -10,7 +10,7 @@ from ..stats import BenchmarkScores, by_subset, collect_scores, share
 
 HUB_ID = "ScalerLab/JudgeBench"
 SPLITS = ("gpt", "claude")
-# The paper's categories, by the prefix of their source datasets' names
+# The paper's categories by the prefix of source dataset names
 CATEGORIES = {
     "mmlu-pro": "knowledge",
     "livebench-reasoning": "reasoning",
@@ -59,7 +59,7 @@ def _check_label(value, name: str, known: tuple[str, ...], source: str, index: i
 
 @dataclass(frozen=True)
 class Games:
-    """A pair judged in the order A, B and in the order B, A."""
+    """Verdicts on a pair, shown as A, B and as B, A."""
 
     label: str  # the right verdict: "A>B" or "B>A"
     first: str  # "A>B", "B>A", "A=B", or another string for none
@@ -67,12 +67,12 @@ class Games:
 
     @property
     def single_game_is_right(self) -> bool:
-        """Whether the first verdict is the label, a rule in which the order does not matter."""
+        """Whether the first verdict equals the label. This rule ignores the second game."""
         return self.first == self.label
 
     @property
     def points(self) -> int:
-        """Games won minus games lost; a tie or a missing verdict is neither."""
+        """Games won minus games lost; ties and missing verdicts count as neither."""
         wrong = _LABELS[1 - _LABELS.index(self.label)]
         return sum((verdict == self.label) - (verdict == wrong) for verdict in (self.first, self.second))
 
@@ -87,8 +87,8 @@ def games_of(label: str, first: tuple[float, float], second: tuple[float, float]
     Read a scorer's verdicts as the official code reads those of reward models: the second response of a game wins unless the first
     has the strictly higher reward.
 
-    Each game holds the rewards of the right and the wrong response; the first game shows A first, the second one B. By default the
-    second game repeats the first: a scorer does not see the order, so only one that samples could give other rewards.
+    Each game holds the rewards of the right and the wrong response; the first game shows A first, the second shows B first. By
+    default the second game repeats the first: a scorer does not see the order, so rewards can differ only if it samples.
     """
     first_a, first_b = first if label == "A>B" else first[::-1]
     second_a, second_b = (second or first) if label == "A>B" else (second or first)[::-1]
@@ -105,7 +105,7 @@ def score(
 
     `"both orders"`, the official default, counts pairs with more games won than lost. With one reward per response it is the
     share of pairs whose right response has the strictly higher reward. `"single game"`, the official rule for judges that do
-    not see the order, gives ties to response B. Both are also given by category.
+    not see the order, gives ties to response B. Both are also reported by category.
     """
     first = split_rewards(rows, rewards)
     second = first if second_game is None else split_rewards(rows, second_game)

@@ -34,8 +34,8 @@ def load(names: Sequence[str] | None = None) -> list[BenchmarkRow]:
     """
     Load LLMBar, by default the official files of the five subsets.
 
-    Other files are the official `dataset.json` (`input`, `output_1`, `output_2`, `label`), whose folders name their subset, or
-    have `prompt`, `chosen`, `rejected`, `subset` and optional `id`.
+    Other files either have the official `dataset.json` layout (`input`, `output_1`, `output_2`, `label`), with the subset named by
+    their folder, or have `prompt`, `chosen`, `rejected`, `subset` and optional `id`.
     """
     if names is not None:
         return check_pairs([_read_row(*item) for item in read_sources(names, "test")])
@@ -66,8 +66,8 @@ def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> B
     """
     Score LLMBar. The better response must have the strictly higher reward.
 
-    There is a figure for each of the five subsets, `"Adversarial"`, the plain mean of four of them, and `"Average"`, that of
-    all five, as in table 2 of the paper. Subsets of the case study have figures if they have rows.
+    Returns an estimate for each of the five subsets, for `"Adversarial"` (the plain mean of four of them) and for `"Average"` (the
+    mean of all five), as in table 2 of the paper. Subsets of the case study have estimates if they have rows.
     """
     split = split_rewards(rows, rewards)
     outcomes = by_subset(rows, [float(chosen > rejected) for [chosen], [rejected] in split])

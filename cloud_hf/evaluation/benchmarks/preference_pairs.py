@@ -15,7 +15,7 @@ from ..stats import BenchmarkScores, Estimate, group, share
 def load(names: Sequence[str], split: str = "test", config: str | None = None) -> list[BenchmarkRow]:
     """
     Load files or Hub ids with the columns `prompt`, `chosen`, `rejected`, optional `id`, `subset`, `tools`. Without a `subset`
-    column the source's name is the subset.
+    column, the name of the source is the subset.
     """
     return check_pairs(
         [
@@ -34,7 +34,7 @@ class PreferenceScores:
     ties: int  # pairs with equal rewards
     margin: float  # mean of the chosen minus the rejected reward
     margin_median: float
-    margin_std: float  # of the population
+    margin_std: float  # population standard deviation
     calibration: Calibration
     subsets: dict[str, Estimate]
 
@@ -77,7 +77,7 @@ def score_preferences(
 
 
 def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> BenchmarkScores:
-    """Score any preference set; see [`score_preferences`]. The figure is `"accuracy"`; `details` holds margins and calibration."""
+    """Score any preference set; see [`score_preferences`]. The estimate is `"accuracy"`; `details` holds margins and calibration."""
     chosen, rejected = zip(*pair_rewards(rows, rewards), strict=True)
     scores = score_preferences(chosen, rejected, [row.subset for row in rows])
     return BenchmarkScores(

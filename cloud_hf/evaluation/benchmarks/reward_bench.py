@@ -61,8 +61,8 @@ def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> B
     """
     Score RewardBench. The chosen response must have the strictly higher reward.
 
-    Figures are the four sections and `"Average"`, their plain mean. If there are rows of prior sets, also `"Prior Sets"`, the
-    mean over those present, and `"Score"`, in which they count as half a section. `"Chat, pooled"` and so on are the sections
+    Estimates are the four sections and `"Average"`, their plain mean. If there are rows of prior sets, also `"Prior Sets"`, the
+    mean over those present, and `"Score"`, in which they count as half a section. `"Chat, pooled"` etc. are the sections
     of the reference implementation, and `"Average, pooled"` their plain mean.
     """
     split = split_rewards(rows, rewards)
@@ -84,8 +84,8 @@ def leaderboard_results(
     chat_template: str = "tokenizer",
 ) -> dict[str, float | str]:
     """
-    Make the results file that RewardBench's repository keeps and leaderboard tools read: the score of each subset that has one,
-    with the other arguments. By default `names` are RewardBench's own subsets, since its prior sets have a separate file.
+    Build the results file of RewardBench's repository and leaderboard tools: the score of each subset that has one,
+    plus the other arguments. By default `names` are RewardBench's own subsets, since its prior sets have a separate file.
     """
     values = {name: figure.value for name, figure in scores.subsets.items() if name in names}
     known = {name: value for name, value in values.items() if not math.isnan(value)}
@@ -95,7 +95,7 @@ def leaderboard_results(
 def result_files(
     scores: BenchmarkScores, model: str, parts: Mapping[str, Collection[str]]
 ) -> dict[str, dict[str, float | str]]:
-    """Make the [`leaderboard_results`] of each part that has rows; `parts` maps prefixes of file names to subsets."""
+    """Build the [`leaderboard_results`] of each part that has rows; `parts` maps prefixes of file names to subsets."""
     return {
         name: leaderboard_results(scores, model, subsets)
         for name, subsets in parts.items()
@@ -160,7 +160,7 @@ def _pooled(outcomes: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
 
 
 def _percent(strata: Mapping[str, Sequence[float]], weights: Mapping[str, float]) -> float:
-    """Return the value of [`weighted_mean`] in percent, without its bootstrap."""
+    """Return the value of [`weighted_mean`] in percent, without a bootstrap."""
     if not weights or not all(strata.get(name) for name in weights):
         return math.nan
     total = math.fsum(weight * fmean(strata[name]) for name, weight in weights.items())
@@ -168,7 +168,7 @@ def _percent(strata: Mapping[str, Sequence[float]], weights: Mapping[str, float]
 
 
 def _figure_weights(outcomes: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
-    """Return the weights of subsets in each figure; none if rows that the figure needs are missing."""
+    """Return the subset weights of each estimate; empty if rows that the estimate needs are missing."""
     weights = {
         section: {subset: float(OFFICIAL_COUNTS[subset]) for subset in members if subset in outcomes}
         for section, members in SECTIONS.items()

@@ -59,8 +59,8 @@ def _check_number_of_chosen(row: BenchmarkRow, source: str):
 
 def best_of(chosen: Sequence[float], rejected: Sequence[float]) -> float:
     """
-    Score a row outside of Ties: 1 if only its chosen response has the highest reward, 1/k if k responses share it, the chosen
-    one among them, otherwise 0.
+    Score a row outside of Ties: 1 if only its chosen response has the highest reward, 1/k if the chosen response shares it with
+    k - 1 others, otherwise 0.
     """
     highest = max(*chosen, *rejected)
     return 0.0 if chosen[0] < highest else 1 / [*chosen, *rejected].count(highest)
@@ -83,8 +83,8 @@ class TiesScore:
 
 def score_ties(kinds: Sequence[str], pairs: Sequence[int], rewards: Sequence[RowRewards]) -> TiesScore:
     """
-    Score the subset Ties like `process_single_model` in the official code; terms without rows are NaN. Each row has a kind,
-    `"ref"` or `"tied"`, the number of its prompt, and the rewards of its right and wrong responses.
+    Score the subset Ties like `process_single_model` in the official code; terms without rows are NaN. Each row has a kind
+    (`"ref"` or `"tied"`), the number of its prompt, and the rewards of its right and wrong responses.
     """
     ref, tied, gaps = _gaps(kinds, pairs, rewards)
     ref_accuracy = _mean([value > 0 for value in ref.values()])
@@ -140,7 +140,7 @@ def _mean(values: Sequence[float] | np.ndarray) -> float:
 
 
 def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> BenchmarkScores:
-    """Score RewardBench 2: one figure per subset, and `"Average"`, the leaderboard's plain mean of the six."""
+    """Score RewardBench 2: one estimate per subset, and `"Average"`, the leaderboard's plain mean of the six."""
     split = split_rewards(rows, rewards)
     gathered = by_subset(rows, list(zip(rows, split, strict=True)))
     ties = gathered.pop(TIES, [])

@@ -33,8 +33,8 @@ def load(names: Sequence[str] | None = None) -> list[BenchmarkRow]:
     """
     Load RM-Bench, by default `THU-KEG/RM-Bench`.
 
-    The columns `chosen` and `rejected` are lists of three responses in the order of `STYLES`; `prompt`, `domain` (or `subset`,
-    as in `rmbench-chat`) and optional `id` are the others.
+    The columns `chosen` and `rejected` are lists of three responses in the order of `STYLES`. The other columns are `prompt`,
+    `domain` (or `subset`, as in `rmbench-chat`) and optionally `id`.
     """
     rows = []
     for source, index, row in read_sources([HUB_ID] if names is None else names, "train"):
@@ -58,7 +58,7 @@ def win_matrix(chosen: Sequence[float], rejected: Sequence[float]) -> np.ndarray
 
 def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> BenchmarkScores:
     """
-    Score RM-Bench as the official code and leaderboard do. A tie is wrong.
+    Score RM-Bench like the official code and leaderboard. A tie is wrong.
 
     `"chat"`, `"math"`, `"code"` and `"safety"` are the means of a domain's hard, normal and easy accuracy; `"hard"`, `"normal"`
     and `"easy"` are means over the four domains, and `"total"` over everything. Each domain and each half of safety also has
@@ -87,7 +87,7 @@ def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> B
 
 
 def tables(by_model: Mapping[str, BenchmarkScores]) -> list[Table]:
-    """Return the table of style matrices, domain by domain, for a report."""
+    """Return a report table of the style matrices, domain by domain."""
     rows = [
         [f"{domain}, {model}, {style}", *map(show, shares)]
         for domain in DOMAINS

@@ -1,4 +1,4 @@
-"""Best-of-N: problems with their candidates, value of the one with the highest reward for every N, and baselines."""
+"""Best-of-N: problems with candidates, the worth of the highest-reward candidate for every N, and baselines."""
 
 import math
 import statistics
@@ -42,7 +42,7 @@ def load_problems(
     rows with the same id.
 
     Columns are `prompt`; `responses` (list of strings) with `correct` (list of booleans or scores), or `candidates` (list of
-    `{"response": ..., "judge_score": ...}`); optional `id`, `tools`.
+    `{"response": ..., "judge_score": ...}`); optionally `id` and `tools`.
     """
     rows = load_rows(name, split, config)
     if "candidates" not in rows.column_names:
@@ -83,8 +83,8 @@ def _read_problem(index: int, row: dict[str, Any], judged: bool) -> Problem:
 
 def candidates(row: dict[str, Any]) -> list[str]:
     """
-    Return the candidates of a row. Raises `ValueError` if they are not text, or their worth is not one finite number
-    each.
+    Return the candidates of a row. Raises `ValueError` if they are not text, or not each has one finite number as its
+    worth.
     """
     responses, correct = row["responses"], row["correct"]
     if not isinstance(responses, list) or not responses or not all(isinstance(text, str) for text in responses):
@@ -94,12 +94,12 @@ def candidates(row: dict[str, Any]) -> list[str]:
     if not all(isinstance(value, int | float) for value in correct):
         raise ValueError(f"`correct` is {correct!r:.60}; give booleans or numbers.")
     if bad := [value for value in correct if not math.isfinite(value)]:
-        raise ValueError(f"a candidate is worth {bad[0]}; give finite numbers.")
+        raise ValueError(f"a candidate's worth is {bad[0]}; give finite numbers.")
     return responses
 
 
 def sizes_of(problems: Sequence[Problem], largest: int) -> list[int]:
-    """Return N = 1, 2, … up to the fewest candidates of a problem, and at most `largest`."""
+    """Return N = 1, 2, … up to the smallest number of candidates of a problem, at most `largest`."""
     return list(range(1, min(largest, *(len(problem.responses) for problem in problems)) + 1))
 
 
@@ -127,12 +127,12 @@ class BestOfN:
         problems, dropped (`int`):
             Problems scored, and problems left out because they are too long.
         rates (`dict[int, float]`):
-            For each n, the expected correctness of the best of n candidates drawn without replacement. Equal rewards
+            For each n, the expected correctness of the best of n candidates drawn without replacement. Candidates with equal rewards
             share the choice. `rates[1]` is chance.
         standard_errors (`dict[int, float]`):
             Standard error of each rate over problems; NaN for a single problem.
         oracle (`dict[int, float]`):
-            The rates of a perfect choice among the n.
+            The rates of a perfect choice among n candidates.
     """
 
     problems: int
@@ -180,7 +180,7 @@ def evaluate_best_of_n(
 
 
 def summarize_best_of_n(fitted: FittedRows, scores: Sequence[Sequence[Score]]) -> BestOfN:
-    """Compute best-of-N from the scores of fitted problems' candidates, up to the fewest candidates of a problem."""
+    """Compute best-of-N from the scores of fitted problems' candidates, up to the smallest number of candidates of a problem."""
     rewards = [[score.reward for score in row_scores] for row_scores in scores]
     correct = [[float(value) for value in row.row["correct"]] for row in fitted.rows]
     sizes = range(1, min(map(len, rewards)) + 1)
@@ -191,7 +191,7 @@ def summarize_best_of_n(fitted: FittedRows, scores: Sequence[Sequence[Score]]) -
 
 # --------------------------------------------------------------------------------------------------------- choosing
 
-# From the rewards of a problem's candidates and N to the probability of each candidate to be chosen
+# Maps the rewards of a problem's candidates, and N, to each candidate's probability of being chosen
 Chooser = Callable[[Sequence[float], int], list[float]]
 
 
@@ -210,7 +210,7 @@ def choice_probabilities(rewards: Sequence[float], n: int) -> list[float]:
     draws, not_above = math.comb(len(rewards), n), len(rewards)
     probabilities = {}
     for reward, times in sorted(Counter(rewards).items(), reverse=True):
-        # All n come from the candidates that are not above this reward, and not all of them from those below
+        # All n candidates are at or below this reward, and not all n are below it
         found = math.comb(not_above, n) - math.comb(not_above - times, n)
         probabilities[reward] = found / draws / times
         not_above -= times
@@ -223,7 +223,7 @@ def expected_best_of(rewards: Sequence[float], correct: Sequence[float], n: int)
 
 
 def best_of_the_first(rewards: Sequence[float], n: int) -> list[float]:
-    """Choose the candidate with the highest reward among the first n written; the earliest wins a tie."""
+    """Choose the candidate with the highest reward among the first n; the earliest wins a tie."""
     best = max(range(n), key=lambda place: rewards[place])
     return [float(place == best) for place in range(len(rewards))]
 
@@ -237,9 +237,9 @@ class Curve:
 
     values: dict[int, float]
     standard_errors: dict[int, float]  # over prompts; NaN for a single one
-    # Over other sampled critiques of the same candidates; NaN for a single seed
+    # Over seeds, that is, resampled critiques of the same candidates; NaN for a single seed
     standard_errors_over_seeds: dict[int, float]
-    # Worth and error over prompts of a choice among all candidates of each problem, however many it has
+    # Worth and error over prompts of a choice among all candidates of each problem, whatever their number
     of_all: tuple[float, float]
 
     def summary(self) -> dict[str, Any]:
@@ -260,8 +260,8 @@ def best_of_n_curve(
     Compute the curve of a chooser, by default the mean over all draws of N candidates.
 
     `rewards` are by seed, problem and candidate; `worth` and `weights`, such as the number of votes behind it, by problem and
-    candidate. `sizes` are the N, at most the fewest candidates of a problem. Raises [`NothingJudged`] if nothing that is chosen
-    has any weight.
+    candidate. `sizes` are the N, at most the fewest candidates of a problem. Raises [`NothingJudged`] if the chosen candidates
+    have no weight.
     """
 
     def mean(n: int | None) -> tuple[float, float, float]:
@@ -301,8 +301,8 @@ class NothingJudged(ValueError):
 
 def ratio(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
     """
-    Compute the ratio of two sums, and its standard error over the pairs: for each prompt its terms of the numerator and of the
-    denominator. The error is the linearised one, which is the ordinary error of a mean if all denominators are 1; NaN for one
+    Compute the ratio of two sums, and its standard error over `pairs`, which hold each prompt's terms of the numerator and the
+    denominator. The error is linearised: it equals the ordinary error of a mean if all denominators are 1, and is NaN for one
     pair. Raises [`NothingJudged`] if the denominators sum to 0.
     """
     total = math.fsum(below for _, below in pairs)
@@ -322,7 +322,7 @@ def baselines(
     weights: Sequence[Sequence[float]] | None = None,
 ) -> dict[str, Curve]:
     """
-    Compute the curves to compare a model's with: `"random"` chooses any of the N, `"longest"` the one with the most characters,
+    Compute the baseline curves: `"random"` chooses any of the N, `"longest"` the one with the most characters,
     `"perfect"` the best. `worth` defaults to that of the problems; see [`best_of_n_curve`].
     """
     worth = [problem.worth or () for problem in problems] if worth is None else worth

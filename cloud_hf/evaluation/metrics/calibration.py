@@ -17,7 +17,7 @@ class Calibration:
     """Bradley-Terry probabilities compared with outcomes."""
 
     log_loss: float  # mean of -ln sigmoid(margin), in nats; equal rewards cost ln 2 = 0.693
-    # Mean distance, over bins of confidence, between confidence and accuracy, weighted by the pairs in a bin
+    # Mean distance between confidence and accuracy over confidence bins, weighted by the pairs in a bin
     ece: float
     # Mean confidence, accuracy (ties count half) and pairs of each bin that is not empty
     bins: tuple[tuple[float, float, int], ...]
@@ -28,12 +28,12 @@ class Calibration:
 
 def calibrate(margins: ArrayLike, num_bins: int = 10) -> Calibration:
     """
-    Compare probabilities with outcomes, from the margin of each pair: the reward of its right response minus that of its wrong
-    one.
+    Compare probabilities with outcomes. The margin of a pair is the reward of its right response minus the reward of its wrong
+    response.
 
     The confidence of a pair is the probability of the response with the higher reward, from 0.5 to 1, so that the order of a
     pair does not matter (Guo et al. 2017, arXiv 1706.04599, for two classes). Bins have equal width. Raises `ValueError` if
-    there are no margins, or no bins.
+    there are no margins or no bins.
     """
     margins = np.array(margins, dtype=float)
     if not len(margins):
@@ -51,7 +51,7 @@ def calibrate(margins: ArrayLike, num_bins: int = 10) -> Calibration:
     return Calibration(_mean_loss(margins), distance, tuple(filled), temperature, at_temperature)
 
 
-# From the margins of P pairs and B resamples of their weights, shape (B, P), to one value per resample
+# Maps the margins of P pairs and B resamples of their weights, shape (B, P), to one value per resample
 Statistic = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
@@ -70,9 +70,9 @@ def ece(margins: np.ndarray, weights_BP: np.ndarray, num_bins: int = 10) -> np.n
 
 def estimate(statistic: Statistic, margins: ArrayLike, rows: ArrayLike) -> Estimate:
     """
-    Compute a metric of margins, such as [`log_loss`], with the 95 % interval of a bootstrap over rows.
+    Compute a metric of margins (for example [`log_loss`]) with a 95 % bootstrap interval over rows.
 
-    `rows` holds for each pair the number of its row, from 0: pairs of a row are drawn together. Fewer than two rows have no
+    `rows` holds for each pair the number of its row, from 0: pairs of a row are drawn together. With fewer than two rows there is no
     interval.
     """
     margins, rows = np.array(margins, dtype=float), np.array(rows)
@@ -99,7 +99,7 @@ def _best_temperature(margins: np.ndarray) -> float:
     if not (margins < 0).any() or margins.mean() <= 0:
         return math.nan
     scale = np.abs(margins).mean()
-    # Over the logarithm of 1 / temperature, relative to the mean size of margins: rewards of any scale fit the bounds
+    # Minimise over log(1 / temperature), relative to the mean margin size, so that rewards of any scale fit the bounds
     best = minimize_scalar(
         lambda power: _mean_loss(margins / scale * math.exp(power)), bounds=(-20, 20), method="bounded"
     )

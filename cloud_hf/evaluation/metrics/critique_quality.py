@@ -29,7 +29,7 @@ def load(names: Sequence[str], split: str = "test", config: str | None = None) -
     Load rows with reference critiques. Raises `ValueError` naming the file, the row and the field.
 
     Columns are `prompt`, `response`, `critique`; or `prompt`, `chosen`, `rejected`, `chosen_feedback`, `rejected_feedback`,
-    which give two rows each (with the first of several critiques).
+    each of which becomes two rows (with the first of several critiques).
     """
     rows = []
     for source, index, row in read_sources(names, split, config):
@@ -74,15 +74,15 @@ def reference_losses(
     overlong_policy: str = "error",
 ) -> list[ReferenceLoss]:
     """
-    Compute the loss of each reference critique, which stage 1 of the training minimises. Needs a CLoud model in this process:
-    servers and vLLM return no such losses.
+    Compute the loss of each reference critique, which stage 1 minimises. Requires a CLoud model in this process: servers and
+    vLLM do not return losses.
 
     With any other `overlong_policy` than `"error"`, rows longer than the model's context get a loss over no tokens. With
-    `format="reference"` the fixed critique prompt counts too, as in that format's training. Raises `ValueError` if the model is
-    a classic one, or a row is longer than its context; before anything is computed.
+    `format="reference"` the loss includes the fixed critique prompt, as in training with that format. Raises `ValueError` before
+    any computation if the model is classic or a row is longer than its context.
     """
     if not model.config.critique:
-        raise ValueError("This is a classic reward model: it writes no critiques, so they have no loss.")
+        raise ValueError("This is a classic reward model: it writes no critiques, so no critique loss exists.")
     critique_format = CritiqueFormat.from_config(model.config, tokenizer)
     limit = context_length(model.config)
     encoded, losses = [], {}
@@ -98,7 +98,7 @@ def reference_losses(
                 "Leave the row out, or choose another `overlong_policy`."
             )
         losses[place] = ReferenceLoss(0.0, 0)
-    # The longest first: batches of similar length need little padding, and a lack of memory shows at once
+    # Longest first: batches of similar length need little padding, and a lack of memory shows immediately
     order = sorted(set(range(len(encoded))) - losses.keys(), key=lambda place: -len(encoded[place].input_ids))
     for start in range(0, len(order), batch_size):
         places = order[start : start + batch_size]
@@ -148,7 +148,7 @@ def score_critiques(
     Compare written critiques with reference critiques, and average the losses of the latter. Raises `ValueError` if there are
     none, or their numbers differ.
 
-    Overlap measures wording, not whether a critique is right: two good critiques can share few words.
+    Overlap measures similarity of wording, not correctness: two good critiques can share few words.
     """
     import sacrebleu
 

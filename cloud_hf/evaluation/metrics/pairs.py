@@ -85,13 +85,13 @@ def evaluate_pairs(
         critique_format ([`CritiqueFormat`]):
             The model's format, which counts tokens.
         context_length (`int`, *optional*):
-            Tokens the model may read, critique included.
+            Context length of the model in tokens, critique included.
         overlong_policy (`str`, *optional*, defaults to `"error"`):
             `"error"`, `"drop"` or `"truncate_prompt"`, for pairs that do not fit with a critique of `max_new_tokens`.
         group_column (`str`, *optional*):
-            Column by whose values accuracy is also reported.
+            Column by which accuracy is also broken down.
         max_new_tokens (`int`, *optional*, defaults to `1024`):
-            Longest critique in tokens.
+            Token limit of a critique.
         **score_options:
             Passed to `scorer.score`.
 

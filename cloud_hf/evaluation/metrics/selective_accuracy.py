@@ -1,4 +1,4 @@
-"""Selective accuracy (risk-coverage): accuracy on the pairs that remain when the least certain ones are left undecided."""
+"""Selective accuracy (risk-coverage): accuracy on the remaining pairs after the least certain ones are rejected."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -19,7 +19,7 @@ class SelectiveCurve:
 
     # At each of `FRACTIONS`; equally certain pairs are rejected in random order, and the curve is its mean
     accuracy: tuple[float, ...]
-    # From rejecting no pair to almost all, 1 - AURC; without an interval if all pairs are right, or all wrong
+    # Area from rejecting no pair to rejecting almost all, 1 - AURC; no interval if all pairs are right, or all wrong
     area: Estimate
 
 
@@ -32,7 +32,7 @@ class SelectiveAccuracy:
     oracle: SelectiveCurve  # if all wrong pairs are rejected first
 
     def normalised_aurc(self, name: str) -> float | None:
-        """Return where the area lies between random rejection (0) and the oracle (1). `None` if no pair is wrong, or all are."""
+        """Return the position of the area between random rejection (0) and the oracle (1). `None` if no pair is wrong, or all are."""
         reach = self.oracle.area.value - self.random
         return None if reach < 1e-12 else (self.curves[name].area.value - self.random) / reach
 
@@ -67,7 +67,7 @@ def selective_accuracy(right: ArrayLike, certainty: Mapping[str, ArrayLike], row
 def _curve(right: np.ndarray, certainty: np.ndarray, rows: np.ndarray) -> SelectiveCurve:
     order = np.argsort(-certainty, kind="stable")
     right, certainty, rows = right[order], certainty[order], rows[order]
-    # Equally certain pairs make one step
+    # Equally certain pairs form one step
     starts = np.flatnonzero(np.r_[True, certainty[1:] != certainty[:-1]])
     num_rows = int(rows.max()) + 1
 
@@ -79,7 +79,7 @@ def _curve(right: np.ndarray, certainty: np.ndarray, rows: np.ndarray) -> Select
         return _area(kept, kept_right)
 
     value = float(area(np.ones((1, num_rows)))[0])
-    # If all pairs are alike, so are all resamples
+    # If all pairs are right (or wrong), all resamples are the same
     interval = interval_over_rows(num_rows, area) if np.ptp(right) else None
     # Between two steps the mean over random orders of equally certain pairs is linear
     sizes, rights = np.r_[0, np.add.reduceat(np.ones_like(right), starts)], np.r_[0, np.add.reduceat(right, starts)]
@@ -90,7 +90,7 @@ def _curve(right: np.ndarray, certainty: np.ndarray, rows: np.ndarray) -> Select
 
 def _area(kept: np.ndarray, kept_right: np.ndarray) -> np.ndarray:
     """
-    Integrate accuracy over the kept fraction, for each row of steps, the most certain first.
+    Integrate accuracy over the kept fraction for each row of steps, which start with the most certain.
 
     Within a step of d pairs, b of them right, after c pairs, a of them right, accuracy is (a + t b) / (c + t d) for t from 0
     to 1; the integral of that, times d, is b + (a d - b c) / d ln((c + d) / c).

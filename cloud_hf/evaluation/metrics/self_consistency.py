@@ -14,7 +14,7 @@ from ..stats import wilson
 ALL_ROWS = "all rows"
 DRAWS = 200
 _BUCKETS = 4
-_MOST_VALUES = 6  # up to so many different lengths, each gets a bucket
+_MOST_VALUES = 6  # up to this many distinct lengths, each gets a bucket
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class AccuracyCurve:
     label: str  # "all rows", or the range of the rows' lengths
     rows: int
     accuracy: tuple[float, ...]  # mean over draws of k critiques of each response, without replacement
-    # Over draws: what other critiques would change. All can be drawn in one way only: 0 at the last k
+    # Over draws of critiques. At the last k there is only one draw, so it is 0
     standard_errors: tuple[float, ...]
-    # Wilson's, as if each row were entirely right or wrong: rather wide, and not 0 if all rows are right
+    # Wilson's, as if each row were entirely right or wrong: conservative, and not 0 if all rows are right
     intervals: tuple[tuple[float, float], ...]
 
 
@@ -62,11 +62,11 @@ def self_consistency(
     seed: int = 0,
 ) -> SelfConsistency:
     """
-    Compute accuracy by the number of critiques averaged, from critiques that were sampled once.
+    Compute accuracy by the number of averaged critiques, from one set of sampled critiques.
 
-    A row's outcome is the share of its right and wrong responses in the right order; a tie is wrong. `rewards` are by row,
+    A row's outcome is the share of its right/wrong pairs in the right order; a tie is wrong. `rewards` are by row,
     response and critique, equally many everywhere; `lengths` are those of each row's reasoning; `temperature` and `length_of`
-    describe the result. Raises `ValueError` if there are no rows, or responses differ in their number of critiques.
+    describe the result. Raises `ValueError` if there are no rows, or responses have different numbers of critiques.
 
     Examples:
 
@@ -78,7 +78,9 @@ def self_consistency(
     """
     flat = [values for row in rewards for values in row]
     if not flat or len({len(values) for values in flat}) != 1:
-        raise ValueError("Self-consistency needs rows, and equally many critiques for each response.")
+        raise ValueError(
+            "Self-consistency needs at least one row, and the same number of critiques for each response."
+        )
     right, wrong, starts = _pair_places([len(row) for row in rewards], num_chosen)
     pairs_in_row = np.diff([*starts, len(right)])[:, None]
 
@@ -91,7 +93,7 @@ def self_consistency(
     groups = [np.arange(len(rewards)), *(places for _, places in buckets)]
     rng = np.random.default_rng(seed)
     # R responses of all rows, K critiques each. The first k of a permutation are a draw of k without replacement, so one
-    # permutation serves all k.
+    # permutation covers every k.
     rewards_RK = np.array(flat, dtype=float)
     total, by_draw = np.zeros((len(rewards), rewards_RK.shape[1])), []
     for _ in range(DRAWS):
@@ -107,7 +109,7 @@ def self_consistency(
 
 
 def _pair_places(sizes: Sequence[int], num_chosen: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
-    """Return the places of the right and the wrong response of each pair among all responses, and each row's first pair."""
+    """Return the indices of each pair's right and wrong response among all responses, and the index of each row's first pair."""
     right, wrong, starts, first = [], [], [], 0
     for size, count in zip(sizes, num_chosen, strict=True):
         starts.append(len(right))
@@ -120,8 +122,8 @@ def _pair_places(sizes: Sequence[int], num_chosen: Sequence[int]) -> tuple[list[
 
 def length_buckets(lengths: ArrayLike) -> list[tuple[str, np.ndarray]]:
     """
-    Split rows by length: a bucket for each value if they are few, otherwise quarters. Return the range of each bucket and the
-    places of its rows, the shortest first.
+    Split rows by length: one bucket per value if values are few, otherwise quarters. Return each bucket's range and the indices
+    of its rows, shortest first.
     """
     lengths = np.array(lengths, dtype=float)
     values = np.unique(lengths)

@@ -1,4 +1,4 @@
-"""Probes: how reward models fail, measured on rows of any preference set."""
+"""Probes: measure failures of reward models on rows of any preference set."""
 
 from .answers import EMPTY_AND_REFUSALS, TRIVIAL_ANSWERS
 from .injection import FORGED_CRITIQUES, SPECIAL_TOKENS

@@ -1,4 +1,4 @@
-"""Probe the position in the batch: the same chats alone, in order and shuffled must get the same rewards."""
+"""Probe batch position: the same chats must get the same rewards alone, in order and shuffled."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ def probe_batches(
     """
     Score rows again, alone and together with other chats. See `Probe.rescore` for the arguments.
 
-    `scorer` is the backend itself, since a [`JournaledScorer`] would return the rewards it already has. `journal` keeps
+    `scorer` is the backend itself, since a [`JournaledScorer`] would return its stored rewards. `journal` stores
     complete batches, so that a resumed run finds the same differences.
     """
     if not rows:

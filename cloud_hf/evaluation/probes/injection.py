@@ -33,21 +33,21 @@ def added_strings(critique_format: CritiqueFormat) -> list[str]:
 
 
 def _is_control(text: str) -> bool:
-    """Tell control tokens from added tokens that are ordinary text: single characters and white space (Gemma's "▁▁")."""
+    """Distinguish control tokens from added tokens that are ordinary text: single characters and white space (Gemma's "▁▁")."""
     return len(text.replace("▁", " ").strip()) > 1
 
 
 def turn_after_response(critique_format: CritiqueFormat) -> str:
-    """Return what the chat template writes after a response: for a CLoud model, up to the start of the critique."""
+    """Return the text that the chat template writes after a response. For a CLoud model, it ends at the start of the critique."""
     text = critique_format.encode_prefix("Question", "Placeholder").text
     return text.rpartition("Placeholder")[2]
 
 
 def stays_text(critique_format: CritiqueFormat, prompt: Any, ids: Sequence[int]) -> bool:
-    """Check that a chat's ids hold no added tokens but those that the chat template writes around any response."""
+    """Check that the only added tokens in a chat are those that the chat template writes around any response."""
     tokenizer = critique_format.tokenizer
     added = {place for place, token in tokenizer.added_tokens_decoder.items() if _is_control(token.content)}
-    added.discard(tokenizer.unk_token_id)  # unknown characters become this one
+    added.discard(tokenizer.unk_token_id)  # unknown characters become this token
     plain = critique_format.encode_prefix(prompt, "x").input_ids
     return [place for place in ids if place in added] == [place for place in plain if place in added]
 

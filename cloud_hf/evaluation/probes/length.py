@@ -10,7 +10,7 @@ from ..stats import Estimate, percentile_interval
 from .probe import CORRELATION, SHARE, Measure, Probe, ProbedRow, share_of_rows
 
 
-# Fewer than elsewhere: each resample sorts all responses
+# Fewer resamples than elsewhere, because each one sorts all responses
 _RESAMPLES = 300
 
 
@@ -52,8 +52,8 @@ def correlation(rows: Sequence[ProbedRow], within_rows: bool = False) -> Estimat
     Compute Spearman's correlation of rewards and lengths in characters, with a bootstrap interval over rows. It is NaN if all
     rewards or all lengths are equal.
 
-    `within_rows` subtracts from each reward and length its row's mean, so that prompts that call for long answers, or get low
-    rewards, do not count.
+    `within_rows` subtracts from each reward and length its row's mean, which removes the effect of prompts that call for long answers or
+    get low rewards.
     """
     if not rows:
         return Estimate(math.nan, 0)

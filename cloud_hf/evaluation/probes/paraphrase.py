@@ -1,4 +1,4 @@
-"""Probe paraphrased prompts: the same question in other words must not change which response is better."""
+"""Probe paraphrased prompts: rewording the question must not change which response is better."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from ..stats import mean_estimate
 from .probe import REWARD, Measure, Probe, ProbedRow, ProbeRow, Variant, labels_of, shares
 
 
-# Frames that leave the question word for word
+# Frames that keep the question verbatim
 FRAMES = {
     "polite frame": "Could you please help me with the following?\n\n{}\n\nThank you very much!",
     "announced": "I have a question. {}",
@@ -38,7 +38,7 @@ def read_paraphrases(value: Any) -> tuple[str, ...]:
     Read a column of paraphrases of a prompt's last user message: text, a list of texts, or nothing.
 
     Raises:
-        `ValueError`: If it holds something else, or empty text.
+        `ValueError`: If it contains anything else, or empty text.
     """
     texts = [value] if isinstance(value, str) else [] if value is None else value
     if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
@@ -84,7 +84,7 @@ def _order_changes(row: ProbedRow, label: str) -> list[float]:
 
 
 def _margins(row: ProbedRow, label: str) -> list[tuple[float, float]]:
-    """Return each pair's margin before and after; none unless all responses were scored with this prompt."""
+    """Return each pair's margin before and after; empty unless all responses were scored with this prompt."""
     before = row.row.rewards
     if len(row.places(label)) < len(before):
         return []

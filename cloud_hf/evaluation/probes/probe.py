@@ -1,4 +1,4 @@
-"""Types of probes, and the measures that several of them share."""
+"""Types for probes, and measures shared by several probes."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -66,13 +66,13 @@ class ProbeRow:
         return [score.reward for score in self.scores]
 
     def pairs(self) -> Iterator[tuple[int, int]]:
-        """Yield the places of each right and wrong response."""
+        """Yield the indices of each right and wrong response."""
         for right in range(self.row.num_chosen):
             for wrong in range(self.row.num_chosen, len(self.row.responses)):
                 yield right, wrong
 
     def ordered_pairs(self) -> list[tuple[int, int]]:
-        """Return the pairs that the model has in the right order."""
+        """Return the pairs that the model ranks in the right order."""
         return [(right, wrong) for right, wrong in self.pairs() if self.rewards[right] > self.rewards[wrong]]
 
 
@@ -85,7 +85,7 @@ class Variant:
         label (`str`):
             Names the alteration in reports.
         place (`int`):
-            The response it was made from; -1 for none.
+            Index of the response it was made from; -1 for none.
         prompt (`Any`):
             A string, chat messages, or `{"messages": [...], "tools": [...]}`.
         response (`str`):
@@ -120,20 +120,20 @@ class ProbedRow:
     variants: dict[tuple[str, int], ScoredVariant]
 
     def places(self, label: str) -> list[int]:
-        """Return the places that have a variant with this label."""
+        """Return the indices of the responses that have a variant with this label."""
         return [place for found, place in self.variants if found == label]
 
 
 @dataclass(frozen=True)
 class Probe:
     """
-    A way in which reward models fail. A probe either alters rows, or measures them as they are, or scores them again.
+    A test for one failure of reward models. A probe alters rows, measures them unaltered, or scores them again.
 
     Args:
         title (`str`):
             Its name in reports.
         about (`str`):
-            Text for reports: what is altered and counted.
+            Description for reports: what is altered and counted.
         measure (`Callable`, *optional*):
             `measure(probed_rows)` returns the measures, the most important one first.
         alter (`Callable`, *optional*):
@@ -143,7 +143,7 @@ class Probe:
         rescore (`Callable`, *optional*):
             `rescore(probe_rows, scorer, journal, batch_size, seed, options)` returns the measures instead of `measure`.
         most_rows (`int`, *optional*):
-            Rows that `rescore` gets at most, spread evenly over the sets.
+            Maximum number of rows passed to `rescore`, spread evenly over the sets.
 
     Examples:
 

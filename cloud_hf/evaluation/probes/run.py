@@ -44,11 +44,11 @@ class ProbeResult:
         name, title, about (`str`):
             The probe; see [`Probe`].
         rows, left_out (`int`):
-            Rows probed, and altered chats that do not fit the model's context or that its format refuses.
+            Probed rows, and altered chats that do not fit the model's context or that its format rejects.
         measures (`list[Measure]`):
             Measures over the rows of all sets.
         by_dataset (`dict[str, list[Measure]]`):
-            The same for each set; empty if there is only one.
+            Measures for each set; empty if there is only one.
         probed (`list[ProbedRow]`):
             The altered chats with their scores.
     """
@@ -95,7 +95,7 @@ def check_probes(names: Sequence[str]) -> list[str]:
     Check names of probes, and replace `"all"` with all of them.
 
     Raises:
-        `ValueError`: Naming the one that does not exist.
+        `ValueError`: Names the probe that does not exist.
     """
     for name in names:
         if name not in (*NAMES, "all"):
@@ -106,7 +106,7 @@ def check_probes(names: Sequence[str]) -> list[str]:
 
 
 def draw_rows(rows: Sequence[ProbeRow], count: int, seed: int) -> list[ProbeRow]:
-    """Draw at most `count` random rows from each set, and keep their order."""
+    """Sample at most `count` rows from each set, keeping their order."""
     drawn = []
     for dataset in dict.fromkeys(row.dataset for row in rows):
         members = [row for row in rows if row.dataset == dataset]
@@ -116,7 +116,7 @@ def draw_rows(rows: Sequence[ProbeRow], count: int, seed: int) -> list[ProbeRow]
 
 
 def draw_few(rows: Sequence[ProbeRow], count: int, seed: int) -> list[ProbeRow]:
-    """Draw at most `count` random rows in all, about equally many from each set."""
+    """Sample at most `count` rows in total, about the same number from each set."""
     num_sets = len({row.dataset for row in rows})
     return draw_rows(rows, count // max(1, num_sets) or 1, seed)[:count]
 
@@ -144,15 +144,15 @@ def run_probes(
         rows (`Sequence[ProbeRow]`):
             Rows that the model has scored.
         num_rows (`int`):
-            Rows of each set that are altered at most, drawn with `draw_seed`.
+            Maximum number of altered rows per set, sampled with `draw_seed`.
         scorer ([`JournaledScorer`]):
             The model.
         critique_format ([`CritiqueFormat`]):
             The model's format.
         context_length (`int`, *optional*):
-            Tokens the model may read, critique included. Altered chats that need more are left out and counted.
+            Context length of the model in tokens, critique included. Altered chats that need more are left out and counted.
         max_new_tokens (`int`):
-            Longest critique in tokens.
+            Token limit of a critique.
         batch_size (`int`):
             Chats per batch for probes that score in batches.
         draw_seed (`int`, *optional*, defaults to `0`):
@@ -164,7 +164,7 @@ def run_probes(
     """
     drawn = draw_rows(rows, num_rows, draw_seed)
     options["max_new_tokens"] = max_new_tokens
-    # The critique, and the end of turn where the reward is read
+    # Room for the critique and the end of turn, where the reward is read
     reserve = max_new_tokens + 1 if critique_format.critique else 0
     limit = None if context_length is None else context_length - reserve
     altered = {
@@ -210,7 +210,7 @@ def _alter(probe: Probe, row: ProbeRow, critique_format: CritiqueFormat, limit: 
     for variant in variants:
         try:
             ids = critique_format.encode_prefix(variant.prompt, variant.response).input_ids
-        except ValueError:  # the format refuses what it cannot keep as text
+        except ValueError:  # the format rejects what it cannot keep as text
             continue
         if limit is None or len(ids) <= limit:
             is_text = not probe.checks_text or stays_text(critique_format, variant.prompt, ids)

@@ -1,4 +1,4 @@
-"""Probe style: markdown is added or removed, while the words stay."""
+"""Probe style: add or remove markdown without changing the words."""
 
 import re
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ _CODE = re.compile(r"^(?: {4}|\t)|[;{}]\s*$|```", re.MULTILINE)
 
 
 def looks_like_code(text: str) -> bool:
-    """Check for fenced or indented lines, or ones that end as code does: marks in such a text are not markdown's."""
+    """Check for fenced or indented lines, or lines that end like code. Marks in such text are not markdown."""
     return _CODE.search(text) is not None
 
 
 def add_markdown(text: str) -> str:
-    """Turn each sentence into a bullet with its first word in bold. Lines that already have markdown stay."""
+    """Turn each sentence into a bullet with its first word in bold. Lines that already have markdown are left alone."""
     lines = []
     for line in text.split("\n"):
         if not line.strip() or remove_markdown(line) != line:
@@ -34,7 +34,7 @@ def add_markdown(text: str) -> str:
 
 
 def remove_markdown(text: str) -> str:
-    """Remove the marks of headings, bullets, quotes, bold, italics and code. List numbers count as words and stay."""
+    """Remove the marks of headings, bullets, quotes, bold, italics and code. List numbers count as words and are kept."""
     text = _LINE_MARKS.sub(r"\1", text)
     return _PAIRED_MARKS.sub(r"\2", text)
 

@@ -58,7 +58,7 @@ Critiques per response: {num_critiques}, temperature {temperature}, at most {max
 
 
 def write_results(name: str, results: ModelResults, shown: Mapping[str, str], output_dir: Path):
-    """Write the scores of a model, and what leaderboard tools read; `shown` are short names of models and sets."""
+    """Write the scores of a model, and files for leaderboard tools; `shown` are short names of models and sets."""
 
     def path(kind: str, suffix: str, part: str = "") -> Path:
         return output_dir / file_name(kind, f"{shown[name]}_{part}" if part else shown[name], suffix)
@@ -158,7 +158,7 @@ def write_report(
 def _picture_sections(
     results: Mapping[str, ModelResults], args: EvaluationArguments, shown: Mapping[str, str], output_dir: Path
 ) -> list[Section]:
-    """Draw the pictures of rows with right and wrong responses, if there are any, and make the sections that hold them."""
+    """Draw the plots of rows with right and wrong responses, if any, and make their sections."""
     by_model = {shown[name]: found.evaluations for name, found in results.items()}
     margins = margins_of(by_model)
     if not margins:
@@ -176,7 +176,7 @@ def _picture_sections(
 
 
 def margins_of(evaluations: Mapping[str, Iterable[Evaluation]]) -> dict[str, list[float]]:
-    """Return the margins over all sets of each model that has any."""
+    """Return each model's margins over all sets; models without margins are left out."""
     margins = {name: [margin for part in parts for margin in part.margins()] for name, parts in evaluations.items()}
     return {name: values for name, values in margins.items() if values}
 
@@ -184,7 +184,7 @@ def margins_of(evaluations: Mapping[str, Iterable[Evaluation]]) -> dict[str, lis
 def robustness_sections(
     results: Mapping[str, Robustness], evaluations: Mapping[str, list[Evaluation]], output_dir: Path
 ) -> list[Section]:
-    """Draw the pictures on self-consistency, rejection and probes, and make the sections that hold them, by model."""
+    """Draw the plots of self-consistency, selective accuracy and probes, and make their sections."""
     names = [evaluation.name for evaluation in next(iter(evaluations.values()))]
     curves, rejections = {}, {}
     for place, name in enumerate(names):
@@ -197,7 +197,7 @@ def robustness_sections(
             curves[name] = parts
             as_scored = {model: found[place].row_accuracy().value for model, found in evaluations.items()}
             plot_self_consistency(parts, as_scored, output_dir / picture_name("self_consistency", name))
-        # Of several, the mean over critiques at the last temperature
+        # With several temperatures, the mean over critiques at the last one
         last = {model: found.uncertainty[name][-1:] for model, found in results.items()}
         if shown := {f"{model}, {part.critiques}": part for model, parts in last.items() for part in parts}:
             rejections[name] = picture_name("rejection", name)

@@ -1,4 +1,4 @@
-"""Pictures of reports, in one style: colours, markers and lines by the number of the series."""
+"""Plots of reports in one style. A series' index determines its colour, marker and line."""
 
 import math
 import textwrap
@@ -25,7 +25,7 @@ from ..probes import ProbeResult
 from ..stats import Estimate
 
 
-# Okabe and Ito: told apart with any colour vision; shapes tell them apart in grey
+# Okabe-Ito palette: distinguishable with any colour vision; marker shapes distinguish series in greyscale
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 LINES = ("-", "--", "-.", ":")
@@ -60,7 +60,7 @@ def add_grid(axes: Axes, axis: str = "both"):
 
 
 def save(figure: Figure, axes: Axes, path: Path, handles: list | None = None):
-    """Write a picture of one panel, with its legend above it."""
+    """Write a plot of one panel with its legend above."""
     handles = axes.get_legend_handles_labels()[0] if handles is None else handles
     columns = 2 if len(handles) < 5 else 3
     axes.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, frameon=False)
@@ -70,7 +70,7 @@ def save(figure: Figure, axes: Axes, path: Path, handles: list | None = None):
 
 
 def save_panels(figure: Figure, panels: Iterable[Axes], path: Path):
-    """Write a picture of several panels, with one legend for all of them below."""
+    """Write a plot of several panels with one shared legend below."""
     entries = {}
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
@@ -84,7 +84,7 @@ def save_panels(figure: Figure, panels: Iterable[Axes], path: Path):
 def _draw_estimates(
     axes: Axes, names: Sequence[str], by_model: Mapping[str, Sequence[Estimate | None]], scale: float = 100.0
 ):
-    """Draw by model an estimate with its interval for each name; on a line, the models are one below the other."""
+    """Draw each model's estimate with its interval for each name; the models of a line are stacked vertically."""
     for number, (model, estimates) in enumerate(by_model.items()):
         offset = (number - (len(by_model) - 1) / 2) * 0.65 / len(by_model)
         known = [(place, one) for place, one in enumerate(estimates) if one is not None and not math.isnan(one.value)]
@@ -115,7 +115,7 @@ def plot_margins(margins: Mapping[str, Sequence[float]], path: Path):
     """Draw the distribution of reward margins (right minus wrong response) of each model."""
     figure, axes = plt.subplots(figsize=(7.5, 4))
     everything = np.concatenate([np.asarray(values, dtype=float) for values in margins.values()])
-    # The few margins far out go into the last bins
+    # Outliers go into the outermost bins
     reach = float(np.quantile(np.abs(everything), 0.99)) or 1.0
     bins = np.linspace(-reach, reach, 51).tolist()
     for number, (model, values) in enumerate(margins.items()):
@@ -131,7 +131,7 @@ def plot_margins(margins: Mapping[str, Sequence[float]], path: Path):
 
 
 def plot_reliability(margins: Mapping[str, Sequence[float]], path: Path):
-    """Draw how often the preferred response is right, by its Bradley-Terry probability; see [`plot_margins`]."""
+    """Draw the reliability diagram: how often the preferred response is right, by its Bradley-Terry probability; see [`plot_margins`]."""
     figure, axes = plt.subplots(figsize=(7.5, 4.6))
     axes.plot([50, 100], [50, 100], color=GREY, linewidth=1, linestyle="--", label="calibrated")
     for number, (model, values) in enumerate(margins.items()):
@@ -186,7 +186,7 @@ def plot_curves(
     """
     Draw best-of-N curves with one standard error over prompts, and baselines in grey.
 
-    `quality` names what the curves show, which is a share from 0 to 1 if `is_share`, and then shown in percent.
+    `quality` names the quantity on the y axis. With `is_share` it is a share from 0 to 1, shown in percent.
     """
     scale, unit = (100, " (%)") if is_share else (1, "")
     figure, axes = plt.subplots(figsize=(7, 4.4))
@@ -197,7 +197,7 @@ def plot_curves(
         values, errors = ([scale * x for x in part.values()] for part in (curve.values, curve.standard_errors))
         handles.append(axes.errorbar([n + aside for n in curve.values], values, errors, label=name, **points(number)))
     for name, curve in yardsticks.items():
-        # On top, where a model that chooses perfectly would hide them
+        # Drawn on top; a model that chooses perfectly would otherwise hide them
         values, style = [scale * x for x in curve.values.values()], {"color": GREY, "linewidth": 1.3, "zorder": 3}
         handles += axes.plot(list(curve.values), values, _BASELINES[name], label=name, **style)
     sizes = list(next(iter(models.values())).values)
@@ -233,7 +233,7 @@ def _panels(count: int, columns: int, width: float, height: float, **options) ->
     figure, grid = plt.subplots(
         lines, columns, figsize=size, sharey=True, squeeze=False, layout="constrained", **options
     )
-    # The last line of the grid may have panels to spare
+    # The last row of the grid may have unused panels
     for axes in grid.flat[count:]:
         axes.set_axis_off()
     return figure, grid
@@ -241,7 +241,7 @@ def _panels(count: int, columns: int, width: float, height: float, **options) ->
 
 def plot_self_consistency(curves: Mapping[str, SelfConsistency], as_scored: Mapping[str, float], path: Path):
     """
-    Draw accuracy by the number of critiques: a panel for all rows, and one for each length of the reasoning.
+    Draw accuracy by the number of critiques: one panel for all rows, and one per reasoning length.
 
     `as_scored` holds each model's accuracy without self-consistency, drawn as flat lines in the first panel.
     """
@@ -254,7 +254,7 @@ def plot_self_consistency(curves: Mapping[str, SelfConsistency], as_scored: Mapp
             if panel < len(parts):
                 _draw_curve(axes, parts[panel], number, label)
                 titles.append(f"{parts[panel].label} (n = {parts[panel].rows})")
-        # By the length of critiques, the quarters of models differ
+        # When rows are split by critique length, quarters differ between models
         shown = titles[0] if len(set(titles)) == 1 else f"quarter {panel} of each model"
         axes.set_title(shown if panel == 0 else f"length {shown}", fontsize=9)
         add_grid(axes)
@@ -291,7 +291,7 @@ def _draw_curve(axes: Axes, curve: AccuracyCurve, number: int, label: str):
 
 
 def plot_rejection(found: Mapping[str, Uncertainty], path: Path):
-    """Draw the accuracy of the pairs that are kept, by the fraction that is rejected; one panel for each model."""
+    """Draw the accuracy of the kept pairs by the rejected fraction, one panel per model."""
     figure, grid = _panels(len(found), 2, 4, 3)
     percents = 100 * np.array(FRACTIONS)
     for axes, (label, part) in zip(grid.flat, found.items(), strict=False):

@@ -70,14 +70,14 @@ def _benchmark_section(evaluations: Mapping[str, Evaluation]) -> Section:
         for name in scores[0].figures
         if any(found.figures[name].n for found in scores)
     ]
-    # A subset that is itself a figure, or the only one, would appear twice
+    # A subset that is itself an estimate, or the only subset, would appear twice
     subsets = dict.fromkeys(name for found in scores for name in found.subsets if name not in found.figures)
     if len(subsets) > 1:
         rows += [[f"– {name}", *(show_estimate(found.subsets.get(name)) for found in scores)] for name in subsets]
     tables = [Table(["", *evaluations], rows)]
     if first.benchmark is not None and first.benchmark.tables is not None:
         tables += first.benchmark.tables(by_model)
-    # A note that holds for several models appears once
+    # A note that applies to several models appears once
     noted: dict[str, list[str]] = {}
     for model, evaluation in evaluations.items():
         for note in evaluation.notes():
@@ -133,7 +133,7 @@ _SCORE = Form(digits=2)
 def best_of_n_section(result: SetResult, picture: str | None = None) -> Section:
     """Make the section on a set of candidates; `picture` is the file with its curves."""
     sizes = list(next(iter(result.curves.values())).values)
-    # A wide table is hard to read; pictures and best_of_n.json have all sizes
+    # Wide tables are hard to read; plots and best_of_n.json have all sizes
     shown = sizes if len(sizes) <= 8 else [n for n in sizes if n & (n - 1) == 0 or n == sizes[-1]]
     tables = [_curve_table(result, shown)]
     if result.first_candidates is not None:
@@ -332,7 +332,7 @@ def _probe_section(by_model: ProbeResults) -> Section:
         return Section(first.title, nothing, level=3)
     rows = _measure_rows([part.measures for part in found], "**{}**")
     for name in first.by_dataset:
-        # A probe's first measure sums it up
+        # A probe's first measure summarises it
         rows += _measure_rows([part.by_dataset.get(name, [])[:1] for part in found], f"– {name}: {{}}")
     notes = [
         f"{model}: altered chats that the model cannot read, left out: {part.left_out}."
@@ -344,7 +344,7 @@ def _probe_section(by_model: ProbeResults) -> Section:
 
 
 def _measure_rows(by_model: Sequence[Sequence[Measure]], form: str) -> list[list[str]]:
-    """Make a row for each measure that some model has."""
+    """Make a row for each measure that any model has."""
     found = [{(part.label, part.unit): part.estimate for part in measures} for measures in by_model]
     known = dict.fromkeys(key for part in found for key, estimate in part.items() if not math.isnan(estimate.value))
     return [
