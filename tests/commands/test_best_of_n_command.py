@@ -470,7 +470,7 @@ ASKED = {"arena_hard": "x", "candidates": "y", "judge_base_url": ["z"], "baselin
         ({"dataset_name": ["x"], "baseline_model": "z"}, "`baseline_model` is for a judge"),
         (
             {"arena_hard": "x", "gen_base_url": ["y"], "gen_temperature": 0.0},
-            "candidates of a question are all the same",
+            "candidates of a question are identical",
         ),
         ({"arena_hard": "x", "candidates": "y", "judge_tries": 0}, "`judge_tries` is 0"),
     ],

@@ -63,7 +63,7 @@ def test_damage_before_the_end_is_refused(tmp_path):
     lines = path.read_bytes().splitlines(keepends=True)
     lines[2] = b"\0" * 20 + b"\n"
     path.write_bytes(b"".join(lines))
-    with pytest.raises(JournalError, match="line 3 is damaged, and lines follow it"):
+    with pytest.raises(JournalError, match="line 3 is damaged, and other lines follow it"):
         Journal(path, SETTINGS)
     assert path.read_bytes() == b"".join(lines)
 

@@ -88,7 +88,7 @@ def change_setting(folders):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda folders: folders[:2], "Of 3 shards 1 are missing: 2"),
+        (lambda folders: folders[:2], "1 of 3 shards are missing: 2"),
         (lambda folders: [*folders, folders[1]], "are both shard 1 of 3"),
         (change_setting, "not from the same run: they differ in `seed`"),
         (lambda folders: [*folders[:2], folders[2] + "-absent"], "has no build.json"),

@@ -10,7 +10,7 @@ from cloud_hf.evaluation.scoring_arguments import ScoringArguments, short_names
 )
 def test_what_is_named_twice_is_an_error(option, names):
     options = {"models": ["m"], "dataset_name": ["d"], "output_dir": "o", option: names}
-    with pytest.raises(ValueError, match=rf"`{option}` names {names[0]} twice"):
+    with pytest.raises(ValueError, match=rf"`{option}` lists {names[0]} twice"):
         ScoringArguments(**options)
 
 

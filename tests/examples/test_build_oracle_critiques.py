@@ -180,7 +180,7 @@ def test_a_run_in_which_nothing_works_stops(tmp_path):
     path.write_text("\n".join(map(json.dumps, make_rows(300))))
     with serve_completions(write=lambda body: web.json_response({"error": {"message": "no"}}, status=400)) as server:
         ended = run_script(SCRIPT, *options(server, path, tmp_path / "out"), log_dir=tmp_path)
-    assert ended.status == 1 and "The first 100 rows failed, the last with: status 400: no" in ended.output
+    assert ended.status == 1 and "The first 100 rows failed. The last error: status 400: no" in ended.output
 
 
 def test_a_failure_is_no_drop_and_is_tried_again(pairs, tmp_path):
@@ -256,7 +256,7 @@ def test_no_room_for_more_tokens_is_no_failure(pairs, tmp_path):
 def test_no_row_left(pairs, tmp_path):
     with serve_completions(write=lambda body: ("x", "length")) as server:
         ended = run_script(SCRIPT, *options(server, pairs, tmp_path / "out"), log_dir=tmp_path)
-    assert ended.status == 1 and "No row is left" in ended.output and "Traceback" not in ended.output
+    assert ended.status == 1 and "Every row was left out" in ended.output and "Traceback" not in ended.output
     assert len(read_rejects(tmp_path / "out")) == 40
     assert read_rows(tmp_path / "out") == []  # a shard may keep none
 

@@ -328,7 +328,7 @@ def test_cut_responses_are_asked_for_longer(prompts, tmp_path):
     with serve_script(rule, judgement) as server:
         rows, rejects = build(server, prompts, tmp_path, "--limit", 3, "--gen_max_tokens", 8)
     assert rows["p0"]["chosen"] == "response 1 of 8" and rows["p1"]["chosen"] == "response 1 of 16"
-    assert list(rejects) == ["p2"] and rejects["p2"]["reason"] == "a response is cut, after 1 longer tries"
+    assert list(rejects) == ["p2"] and rejects["p2"]["reason"] == "a response is truncated after 1 longer tries"
     counts = json.loads((tmp_path / "out" / "build.json").read_text())["counts"]
     assert counts["gen_answers_cut"] == 3 and counts["judge_answers_cut"] == 0
 

@@ -193,7 +193,9 @@ def test_rows_that_hold_no_prompt_are_counted_and_named(tmp_path):
         (3, "failed", "not UTF-8"),
     ]
     write(tmp_path / "blank.jsonl", ["", " "])
-    assert "No row is left" in build(tmp_path, "--dataset_name", tmp_path / "blank.jsonl", out="none", fails=True)
+    assert "Every row was left out" in build(
+        tmp_path, "--dataset_name", tmp_path / "blank.jsonl", out="none", fails=True
+    )
     assert read_rows(tmp_path / "none") == []
 
 

@@ -181,8 +181,11 @@ def test_answers_of_one_model_are_taken_from_a_file_of_several(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "says"),
     [
-        ([{"id": "1", "prompt": "a"}, {"id": "1", "prompt": "b"}], "row 1: the id '1' is that of an earlier row"),
-        ([{"id": "1", "prompt": "a"}, {"id": "2", "prompt": " "}], r"row 1 \(id '2'\): there is neither a `prompt`"),
+        ([{"id": "1", "prompt": "a"}, {"id": "1", "prompt": "b"}], "row 1: an earlier row has the same id '1'"),
+        (
+            [{"id": "1", "prompt": "a"}, {"id": "2", "prompt": " "}],
+            r"row 1 \(id '2'\): the row has neither a `prompt`",
+        ),
         ([{"id": "1", "turns": [{"content": "a"}, {"content": "b"}]}], "nor a single turn"),
         ([{"prompt": "a"}], "row 0 has no `id`"),
     ],

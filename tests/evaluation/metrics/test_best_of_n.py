@@ -62,7 +62,10 @@ def test_rates_chance_and_oracle():
     [
         ({"prompt": "p", "responses": ["a"], "correct": [True, False]}, "Row 0: `correct` is"),
         ({"prompt": "p", "responses": None, "correct": [True]}, "Row 0: `responses` is None"),
-        ({"prompt": "p", "responses": ["a", "b"], "correct": [1.0, float("nan")]}, "Row 0: a candidate is worth nan"),
+        (
+            {"prompt": "p", "responses": ["a", "b"], "correct": [1.0, float("nan")]},
+            "Row 0: a candidate's worth is nan",
+        ),
         ({"prompt": "p", "correct": [True]}, "needs the column.* responses"),
     ],
 )
@@ -184,7 +187,7 @@ CANDIDATES = [{"response": "x", "judge_score": 1.0}, {"response": "y", "judge_sc
         ({**ROW, "responses": ["x", None]}, "`responses` is"),
         ({**ROW, "correct": [1.0]}, "give one value for each of the 2 responses"),
         ({**ROW, "correct": [1.0, None]}, "give booleans or numbers"),
-        ({**ROW, "correct": [1.0, math.nan]}, "a candidate is worth nan; give finite numbers"),
+        ({**ROW, "correct": [1.0, math.nan]}, "a candidate's worth is nan; give finite numbers"),
         ({"id": "a", "prompt": "p", "candidates": CANDIDATES}, "`judge_score` of candidate 1 is missing"),
         (
             {"id": "a", "prompt": "p", "candidates": ["x", "y"]},

@@ -75,7 +75,7 @@ def test_the_same_seed_gives_the_same_curve():
 
 @pytest.mark.parametrize("rows", [[], [[[1.0], [1.0, 2.0]]]])
 def test_what_cannot_be_averaged(rows):
-    with pytest.raises(ValueError, match="equally many critiques"):
+    with pytest.raises(ValueError, match="the same number of critiques"):
         self_consistency(rows, [1] * len(rows), [1] * len(rows), **OPTIONS)
 
 
