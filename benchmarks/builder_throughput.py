@@ -1,16 +1,16 @@
 """
 Measure speed and memory of a data builder against a loopback server that answers after 200 ms, 64 requests at a time.
 
-- builder: `build_dataset`, from the first request to the written dataset; `asking` is its part until the last answer.
+- builder: `build_dataset`, from the first request to the written dataset; `asking` is the part until the last answer arrives.
 - client: a bare asyncio loop over the same client library, with the same requests.
 - aiohttp: a bare asyncio loop over aiohttp.
-- memory: a builder of 300,000 rows against a server that answers at once; its peak resident memory, and the bytes per row in
+- memory: a builder of 300,000 rows against a server that answers immediately; its peak resident memory, and the bytes per row in
   the journal.
 
 The physical limit is 64 / 0.2 s = 320 requests per second.
 
 python benchmarks/builder_throughput.py
-python benchmarks/builder_throughput.py --memory_rows 0   # without the long part
+python benchmarks/builder_throughput.py --memory_rows 0   # skip the slow memory measurement
 """
 
 import argparse
@@ -119,7 +119,7 @@ def run_builder(rows: Dataset, url: str) -> dict[str, float]:
 
 
 def run_loop(rows: Dataset, open_asking) -> dict[str, float]:
-    """Send requests from `CAPACITY` workers that do nothing else."""
+    """Send requests from `CAPACITY` workers without other work."""
 
     async def main():
         indices = iter(range(len(rows)))

@@ -1,6 +1,6 @@
 """
 Measure memory and time of converting a published checkpoint shard by shard, compared with loading and saving the complete model,
-and with the limits: the largest shard, and a plain copy of the files.
+and with two lower bounds: the size of the largest shard, and the time of a plain file copy.
 
 python benchmarks/convert_memory.py --gigabytes 4.5 --shards 4
 """
@@ -93,7 +93,7 @@ def main():
         published = f"{folder}/published"
         sizes = [path.stat().st_size / 1e9 for path in Path(published).glob("*.safetensors")]
         libraries = measure(IMPORT)
-        # In this order each one reads files that are in the page cache
+        # In this order, each one reads files from the page cache
         start = time.perf_counter()
         shutil.copytree(published, f"{folder}/copy")
         copied = time.perf_counter() - start
@@ -101,7 +101,9 @@ def main():
         whole = measure(WHOLE, published, f"{folder}/whole")
     own_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     if own_memory > libraries["peak_gb"]:
-        raise SystemExit("This process is larger than the smallest it measures, whose figure then says nothing.")
+        raise SystemExit(
+            "This process uses more memory than the smallest measured one, so that measurement is meaningless."
+        )
     result = {
         "checkpoint_gb": sum(sizes),
         "largest_shard_gb": max(sizes),

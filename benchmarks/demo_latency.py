@@ -1,5 +1,5 @@
 """
-Measure how soon the demo's page can be used, and how soon after a click the first words of a critique appear, in Chromium.
+Measure the time until the demo's page is usable, and the time from a click to the first words of a critique, in Chromium.
 
 python benchmarks/demo_latency.py --model runs/quickstart/cloud --classic_model runs/quickstart/classic --repetitions 3
 
@@ -43,7 +43,7 @@ FIRST_WORDS = """
 
 
 def measure(browser, arguments: list[str]) -> dict:
-    """Return the seconds of one start and of a few clicks."""
+    """Return the seconds of one start and of several clicks."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -52,7 +52,7 @@ def measure(browser, arguments: list[str]) -> dict:
     process = subprocess.Popen([sys.executable, str(APP), *arguments, "--port", str(port)], stdout=subprocess.DEVNULL)
     try:
         _open(page, port)
-        # The page can be used: a typed text arrives
+        # The page is usable once typed text arrives
         page.get_by_label("Prompt").first.fill(PROMPT)
         page.get_by_label("Response", exact=True).first.fill(RESPONSE)
         page.locator("#score-run").click(trial=True)
@@ -86,7 +86,7 @@ def main():
     parser.add_argument("--model", default="runs/quickstart/cloud")
     parser.add_argument("--classic_model", default="runs/quickstart/classic")
     parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--output", help="JSON file for the figures.")
+    parser.add_argument("--output", help="JSON file for the measurements.")
     args = parser.parse_args()
     arguments = ["--model", args.model, "--classic_model", args.classic_model]
     with sync_playwright() as playwright:

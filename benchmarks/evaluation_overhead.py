@@ -5,7 +5,7 @@ prompt in common), 64 new tokens each, on the random model of `scoring_speed.py`
 
 - direct: one call of the backend's `score` with all chats.
 - evaluate: the same chats through `evaluate_rewards.py` with a new journal, up to the files of scores.
-- report: report.md, report.json and the pictures after that, which cost the same for any number of rows.
+- report: report.md, report.json and the plots afterwards, whose cost does not depend on the number of rows.
 
 python benchmarks/evaluation_overhead.py --backend transformers
 python benchmarks/evaluation_overhead.py --backend vllm
@@ -96,7 +96,7 @@ def measure(backend: str, folder: str, rounds: int) -> dict[str, list[float]]:
 
 
 def evaluated(args: evaluate_rewards.EvaluationArguments, opened: tuple) -> dict[str, float]:
-    """Return the seconds of the script with a loaded model, and of its report."""
+    """Return the seconds that the script takes with a loaded model, and the seconds of its report."""
 
     @contextmanager
     def loaded(*_, **__):
@@ -124,7 +124,7 @@ def evaluated(args: evaluate_rewards.EvaluationArguments, opened: tuple) -> dict
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backend", choices=["transformers", "vllm"], default="transformers")
-    parser.add_argument("--rounds", type=int, default=5, help="runs of each side, after one that warms up")
+    parser.add_argument("--rounds", type=int, default=5, help="runs of each side, after a warm-up run")
     args = parser.parse_args()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     if args.backend == "vllm":

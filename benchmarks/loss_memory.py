@@ -1,12 +1,12 @@
 """
-Measure time and memory of one step of the joint loss, by the number of pieces in which its vocabulary logits are computed
+Measure time and memory of one joint-loss step by the number of chunks in which vocabulary logits are computed
 (`lm_loss_chunks`): a random Llama of hidden size 512 with 8 layers and a vocabulary of 128,000, one pair of 2 x 1,024
 tokens, half of them labelled, fp32. For comparison:
 
 - all_logits: the same decoder and losses, with the logits of all positions at once.
 - limit: the decoder forward and backward and the logits of the labelled positions, without rewards.
 
-Memory is the peak of a separate process above what it holds with parameters and gradients. Seconds are those of
+Memory is the peak of a separate process minus its memory with parameters and gradients. Seconds are those of
 one process that runs the sides one after another in each round. Writes the numbers, and a plot of one against the other.
 
 python benchmarks/loss_memory.py
@@ -102,9 +102,9 @@ def status_megabytes(field: str) -> float:
 
 
 def print_peak(name: str):
-    """Return the megabytes that a step takes above those in use before it."""
+    """Return the peak megabytes of a step minus those in use before it."""
     model = make_model()
-    make_side(name, model, make_batch(16))().backward()  # loads what is loaded on first use
+    make_side(name, model, make_batch(16))().backward()  # triggers lazy loading
     before = status_megabytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM back to VmRSS
     make_side(name, model, make_batch(TOKENS))().backward()
@@ -112,7 +112,7 @@ def print_peak(name: str):
 
 
 def peak_megabytes(name: str) -> float:
-    # Otherwise freed blocks stay with the process and count before the step but not in it
+    # Otherwise freed blocks stay with the process: they would count before the step but not in it
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     command = [sys.executable, __file__, "--peak", name]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
@@ -194,7 +194,7 @@ def plot(result: dict, path: Path):
     small, quick = MEMORY_LIMIT * whole["peak_megabytes"] / 1000, TIME_LIMIT * floor["seconds_median"]
     for name, side in settings.items():
         pieces, x = name.removeprefix("chunks_"), side["peak_megabytes"] / 1000
-        left = x < small  # of the line, which the label must not cross
+        left = x < small  # left of the line, so that the label does not cross it
         axes.annotate(
             f"{pieces} piece" + "s" * (pieces != "1"),
             (x, side["seconds_median"]),
@@ -222,7 +222,7 @@ def plot(result: dict, path: Path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=2, help="steps of each side, after one that warms up")
+    parser.add_argument("--rounds", type=int, default=2, help="steps of each side, after a warm-up step")
     parser.add_argument(
         "--output", default="benchmarks/results/loss_memory.json", help="the plot is written next to it"
     )

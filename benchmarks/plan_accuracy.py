@@ -91,7 +91,7 @@ def make_config(hidden: int, layers: int, heads: int, vocabulary: int) -> CLoudC
 
 
 def compare(config: CLoudConfig, mode: dict, pairs: int = PAIRS, length: int = LENGTH) -> dict[str, float]:
-    """Return the planned and the measured peak of one setting, in MiB."""
+    """Return the planned and measured peak of one setting in MiB."""
     with tempfile.TemporaryDirectory() as folder:
         config.save_pretrained(folder)
         options = {"folder": folder, "pairs": pairs, "length": length, "labelled_share": 0.5}

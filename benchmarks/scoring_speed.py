@@ -1,5 +1,5 @@
 """
-Measure the speed of writing and scoring critiques, compared with plain generation and the reference implementation's steps, on one
+Measure the speed of writing and scoring critiques, compared with plain generation and the steps of the reference implementation, on one
 fixed workload: a random Llama of 34 M parameters with a byte-level tokenizer, 64 chats of 250 ± 120 tokens, 128 new tokens each, greedy, fp32.
 
 - reference: left-padded batches of 16 in the given order, `generate`, decode, tokenise again, and a second forward pass
@@ -80,10 +80,10 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 def save_model(folder: str):
     """
-    Save a random reward model whose critiques are endless letters: only the budget ends them, greedy or sampled.
+    Save a random reward model that writes letters until the token budget ends the critique, greedy or sampled.
 
-    One hidden dimension is the same positive number at every position, and the LM head reads from it that nothing but
-    letters may come. So decoded critiques encode back to as many tokens, for every side alike.
+    One hidden dimension has the same positive value at every position, from which the LM head derives that only letters are
+    allowed. Decoded critiques therefore encode back to the same number of tokens on every side.
     """
     torch.manual_seed(0)
     tokenizer = make_tokenizer()
@@ -153,7 +153,7 @@ def load(folder: str):
 def reference(folder: str):
     model, tokenizer, critique_format, (prompts, responses) = load(folder)
     tokenizer.padding_side = "left"
-    # The text of the prefixes, so that every side reads the same tokens
+    # Text of the prefixes, so that every side reads the same tokens
     texts = [
         critique_format.encode_prefix(prompt, response).text
         for prompt, response in zip(prompts, responses, strict=True)
@@ -292,7 +292,7 @@ SIDES = {side.__name__: side for side in (reference, generate, score, vllm_plain
 
 
 def serve(name: str, folder: str, descriptor: int):
-    """Make a side, then run it whenever the number of a round arrives."""
+    """Make a side, then run it each time a round number arrives."""
     connection = Connection(descriptor)
     run = SIDES[name](folder)
     connection.send("ready")
@@ -312,7 +312,7 @@ class Side:
         self.connection, other = Pipe()
         command = [sys.executable, __file__, "--serve", name, folder, str(other.fileno())]
         self.process = subprocess.Popen(command, pass_fds=[other.fileno()])
-        other.close()  # so that a process that dies is noticed as the end of its pipe
+        other.close()  # so that a dead process shows as the end of its pipe
         self.connection.recv()
 
     def run(self, number: int) -> float:
@@ -321,7 +321,7 @@ class Side:
         return self.connection.recv()
 
     def close(self):
-        """End the process, if it has not failed already."""
+        """End the process if it has not already failed."""
         if self.process.poll() is None:
             self.connection.send(None)
         self.process.wait()
@@ -344,8 +344,8 @@ def measure(names: list[str], folder: str, rounds: int) -> dict[str, list[float]
 
 def physical_limit(folder: str) -> dict[str, float]:
     """
-    Seconds that the transformers sides cannot go below on this machine: the multiplications of prefill and decoding at the
-    speed of a large matmul; or, if longer, the weights read once in each decoding step of each batch at the speed of a copy.
+    Lower bound for the seconds of the transformers sides on this machine: the multiplications of prefill and decoding at the
+    speed of a large matmul or, if longer, reading the weights once per decoding step of each batch at the speed of a copy.
     """
     model, _, critique_format, (prompts, responses) = load(folder)
     layers = [p for name, p in model.language_model.named_parameters() if "embed_tokens" not in name]
@@ -417,7 +417,7 @@ def _ratio(by_round: list[float], limit: float, at_least: bool) -> dict:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backends", nargs="+", choices=["transformers", "vllm"], default=["transformers", "vllm"])
-    parser.add_argument("--rounds", type=int, default=5, help="runs of each side, after one that warms up")
+    parser.add_argument("--rounds", type=int, default=5, help="runs of each side, after a warm-up run")
     parser.add_argument("--output", default="benchmarks/results/scoring_speed.json")
     args = parser.parse_args()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -1,7 +1,7 @@
 """
 Test a reward server under load: requests of mixed sizes from many clients at once, some cancelled, some malformed, some over the
-limits. Each reward is compared with the reward of its chat alone, computed in this process; then come the server's memory, and
-a shutdown under load that may leave no answer half-written. Writes a JSON summary, and fails if anything was wrong.
+limits. Compares each reward with the reward of its chat alone, computed in this process. Then checks the server's memory, and
+that a shutdown under load leaves no answer half-written. Writes a JSON summary, and fails if any check failed.
 
 python benchmarks/server_load.py --requests 5000 --backend transformers
 python benchmarks/server_load.py --requests 5000 --backend vllm
@@ -66,7 +66,7 @@ KINDS = {"single": 60, "batch": 10, "given": 5, "stream": 5, "cancelled": 8, "ma
 
 @dataclass(frozen=True)
 class Chat:
-    """A response to judge, its reward alone, and its reward with a given critique."""
+    """A response to judge, its reward when scored alone, and its reward with a given critique."""
 
     prompt: object
     response: str
@@ -187,7 +187,7 @@ class Server:
     def _wait(self):
         for _ in range(600):
             if self.process.poll() is not None:
-                raise SystemExit(f"The server ended: {self.log_path.read_text()[-3000:]}")
+                raise SystemExit(f"The server exited: {self.log_path.read_text()[-3000:]}")
             try:
                 httpx.get(f"{self.url}/health").raise_for_status()
                 return
@@ -296,7 +296,7 @@ class Clients:
             self.tally.fault(f"status {response.status_code} for {content[:80]!r}")
 
     async def run_into_shutdown(self, seconds: float) -> Counter:
-        """Send until the server, which is told to stop after some seconds, accepts no more connections."""
+        """Send requests until the server, which is told to stop after some seconds, accepts no more connections."""
         seen = Counter()
 
         async def client(http: httpx.AsyncClient, generator: random.Random):
@@ -390,7 +390,7 @@ def problems(summary: dict) -> list[str]:
     if "500" in summary["statuses"] or "500" in summary["shutdown_under_load"]:
         found.append("answers with status 500")
     if summary["queue_length_afterwards"]:
-        found.append("places in the queue were not given back")
+        found.append("queue places were not released")
     if summary["memory_growth"] > 0.05:
         found.append(f"memory grew by {summary['memory_growth']:.1%} from the fourth to sixth tenth to the last three")
     if summary["shutdown_under_load"].get("half-written") or summary["exit_code"]:
@@ -405,7 +405,7 @@ def main():
     parser.add_argument("--backend", choices=("transformers", "vllm"), default="transformers")
     parser.add_argument("--requests", type=int, default=5000)
     parser.add_argument("--clients", type=int, default=64)
-    parser.add_argument("--chats", type=int, default=200, help="Different chats that the requests are made of.")
+    parser.add_argument("--chats", type=int, default=200, help="Number of distinct chats in the requests.")
     # A small KV cache: vLLM's memory grows until all of it has been written once
     parser.add_argument("--vllm_options", default='{"max_model_len": 2048, "num_gpu_blocks_override": 512}')
     parser.add_argument("--output", default="benchmarks/results/server_load.json")
@@ -417,7 +417,7 @@ def main():
     output.write_text(json.dumps({**results, args.backend: summary}, indent=2) + "\n")
     print(json.dumps(summary, indent=2))
     if found := problems(summary):
-        raise SystemExit(f"Not as it should be: {'; '.join(found)}.")
+        raise SystemExit(f"Checks failed: {'; '.join(found)}.")
 
 
 if __name__ == "__main__":

@@ -6,12 +6,12 @@ a random Llama of hidden size 512 with 8 layers and a vocabulary of 32,000, real
 - padded: `CLoudTrainer`, every batch padded to its longest sequence.
 - padding_free, shared_prompt: `CLoudTrainer` with these options.
 - limit: the decoder forward and backward on one sequence after another, without any padding, and the logits of the
-  labelled positions. No rewards, no batches, no trainer.
+  labelled positions. There are no rewards, batches or trainer.
 
 padding_free, shared_prompt and limit also run on chats of several turns, whose prompts are half of the tokens or more.
-A useful token is one of a sequence, shared or not. The speed-up that sharing allows is the ratio of the tokens computed.
+Useful tokens are those of sequences, shared or not. The possible speed-up of sharing is the ratio of computed tokens.
 
-All sides do the same steps, forward and backward, one side after another in each round, on all cores.
+All sides run the same forward and backward steps on all cores, one side after another in each round.
 
 python benchmarks/training_speed.py --data ../shared
 """
@@ -252,7 +252,7 @@ def summarise(seconds: dict[str, list[float]], useful: dict[str, int]) -> dict:
 
 
 def ratio(seconds: dict[str, list[float]], side: str, other: str, at_least: float) -> dict:
-    """Return the speed-up of one side over another, by rounds."""
+    """Return the speed-up of one side over another by round."""
     by_round = [theirs / ours for ours, theirs in zip(seconds[side], seconds[other], strict=True)]
     value = statistics.median(by_round)
     return {
@@ -272,7 +272,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = make_tokenizer(rows)
         save_base(f"{folder}/base", tokenizer)
-        # Evenly spaced rows, to cover the file; a few more, because some are too long
+        # Evenly spaced rows that cover the file, plus a few extra because some are too long
         chosen = rows[:: len(rows) // (2 * NUM_PAIRS)]
         short = list(make_trainer(folder, tokenizer, chosen).train_dataset)[:NUM_PAIRS]
         long = with_history(rows[1:], lambda text: len(tokenizer.encode(text)))
@@ -330,7 +330,7 @@ def describe(trainers_: dict[str, CLoudTrainer], rounds: int) -> dict:
 
 
 def prefix_shared(row: dict) -> float:
-    """Return the share of the longer sequence that both have in common."""
+    """Return the share of the longer sequence that both sequences have in common."""
     common = next(i for i, (a, b) in enumerate(zip(row["chosen_ids"], row["rejected_ids"], strict=False)) if a != b)
     return common / max(len(row["chosen_ids"]), len(row["rejected_ids"]))
 

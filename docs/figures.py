@@ -190,7 +190,7 @@ FIGURES: dict[str, Callable[[dict], str]] = {
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table whose columns, but for the first, are aligned right where they hold numbers."""
+    """Return a Markdown table. Columns with numbers, except the first column, are right-aligned."""
     numeric = [all(re.match(r"[\d,.]+( |$|×)", row[i]) for row in rows) for i in range(len(header))]
     rule = ["---:" if right else "---" for right in numeric]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *rows))
@@ -202,7 +202,7 @@ def pages() -> list[Path]:
 
 
 def fill(text: str) -> str:
-    """Return a page with its blocks written from the results."""
+    """Return a page with its blocks rewritten from the results."""
 
     def block(match: re.Match) -> str:
         result = json.loads((RESULTS / f"{match['name']}.json").read_text(encoding="utf8"))

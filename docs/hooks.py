@@ -1,4 +1,4 @@
-"""MkDocs hooks: pages that are files of the repository, pictures from other folders, links between the two, the list of modules."""
+"""MkDocs hooks: pages from repository files, pictures from other folders, links between them, and the list of modules."""
 
 import ast
 import re
@@ -9,7 +9,7 @@ from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[1]
 
-# Pages that show a file which also has to be read where it lies
+# Pages that show a file that must also be readable in place
 PAGES = {
     "contributing.md": "CONTRIBUTING.md",
     "recipes.md": "examples/configs/README.md",

@@ -2,8 +2,8 @@
 Stage 2 on a cluster: build_self_critiques.py with vLLM engines on the nodes of a Ray cluster (`ray.data.llm`).
 
 The dataset is the same: the input columns plus chosen_feedback, chosen_feedback_ids, chosen_finish_reason and so on, in the
-order of the rows. The output folder's journal keeps answers as they arrive: run the same command again to resume a killed run,
-and to try failed rows of rejects.jsonl again. Every node needs this environment and access to the model under the same name.
+order of the rows. The output folder's journal keeps answers as they arrive: run the same command again to resume a killed run
+or to retry the failed rows of rejects.jsonl. Every node needs this environment and access to the model under the same name.
 
 On a cluster started with `ray start` (--ray_address also takes the address of another one):
 

@@ -1,6 +1,6 @@
 """
-Add the prompts to the authors' published training data: oracle critiques (--mode oracle), or critiques by their models after
-stage 1 (--mode self-gen --model_size 8b or 70b). The result has the splits train and test.
+Add prompts to the authors' published training data: oracle critiques (--mode oracle), or critiques by their stage 1
+models (--mode self-gen --model_size 8b or 70b). The result has the splits train and test.
 
 The data is published without its prompts, which are in UltraFeedback and UltraInteract_pair; the licences of all three apply to
 the result. Data is read from the Hub or from copies: --dataset_name, --feedback_name and --interact_name take Hub ids, files and

@@ -3,7 +3,7 @@ Build preference pairs from prompts: a generator writes several responses to eac
 Both are behind OpenAI-compatible servers.
 
 Each pair of responses is judged twice, in both orders, with five verdicts from [[A>>B]] to [[B>>A]]. A slight verdict counts 1
-for its side and a strong one 2; the response with more points is chosen. Ties, identical responses, responses that stay cut
+for its side and a strong one 2; the response with more points is chosen. Ties, identical responses, responses that remain truncated
 and pairs without a readable verdict are left out; rejects.jsonl lists them with the judge's answers. The output folder's
 journal keeps every answer: run the same command again to resume a killed run.
 

@@ -1,11 +1,11 @@
 """
-Collect prompts from one or several datasets, without duplicates and without prompts of evaluation sets.
+Collect prompts from datasets, removing duplicates and prompts that overlap with evaluation sets.
 
 Writes a `save_to_disk` folder (columns id, prompt, source) with a card, build.json (settings, counts) and rejects.jsonl (one line
-for every row that was left out, with the reason). An id depends only on the source's name and the prompt's text. Needs
+for every rejected row, with the reason). An id depends only on the source's name and the prompt's text. Needs
 `pip install -e '.[data]'`.
 
-The prompts of the paper, those of UltraFeedback and as many single-turn ones of UltraInteract:
+The paper's prompts: those of UltraFeedback, and the same number of single-turn prompts of UltraInteract:
 
 python examples/build_prompts.py --sources ultrafeedback ultrainteract --output_dir prompts \
     --decontaminate_against allenai/reward-bench --decontaminate_split filtered

@@ -1,9 +1,9 @@
 """
-Stage 2: the model of stage 1 rewrites all critiques of a preference dataset, so that stage 3 trains on its own critiques.
+Stage 2: rewrite all critiques of a preference dataset with the stage 1 model, so that stage 3 trains on its own critiques.
 
 The dataset has the input columns, new chosen_feedback and rejected_feedback, their token ids (chosen_feedback_ids, …; training
 uses these, because decoded text does not always encode back to the same ids), and finish reasons (chosen_finish_reason, …;
-"length" marks a critique that was cut). The output folder's journal keeps the critiques: run the same command again to resume a
+"length" marks a truncated critique). The output folder's journal keeps the critiques: run the same command again to resume a
 killed run.
 
 In this process, with transformers or vLLM:

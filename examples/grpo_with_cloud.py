@@ -53,7 +53,7 @@ class PolicyArguments:
         backend (`str`, *optional*, defaults to `"transformers"`):
             Where the reward model runs: transformers or vllm in this process, or server.
         swaps (`list[int]`, *optional*, defaults to `[1, 2, 3]`):
-            Numbers of swaps per problem, used in turn. Problems with the highest number must be ones that can be held out.
+            Numbers of swaps per problem, used in rotation. The highest number must allow held-out problems.
         num_examples (`int`, *optional*, defaults to `5120`):
             Worked examples with random answers that the policy is fine-tuned on first.
         num_test (`int`, *optional*, defaults to `400`):
@@ -142,7 +142,7 @@ class OncePerAnswer:
 def final_answer(completion: str) -> str:
     """
     Extract the answer, the only part the reward model sees. Completions without one get no reward: the reward model was never
-    trained on such texts, scores them above wrong answers, and so would teach the policy to write them.
+    trained on such texts and scores them above wrong answers, which would teach the policy to write them.
 
     Raises:
         `ValueError`: If the completion does not end with an answer.

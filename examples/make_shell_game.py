@@ -41,7 +41,7 @@ class ShellGameArguments:
         answer_swaps (`list[int]`, *optional*, defaults to `[1, 2, 3, 4]`):
             Numbers of swaps of the problems with direct answers, in rotation.
         blank_prompts (`bool`, *optional*, defaults to `False`):
-            Control experiment: pairs without their question, on which a reward model must stay at chance.
+            Control experiment: remove the question from pairs, so that a reward model must stay at chance.
     """
 
     data_dir: str

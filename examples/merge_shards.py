@@ -1,6 +1,6 @@
 r"""
-Merge the outputs of a builder that ran with --shard 0/n, 1/n, … on several machines. The rows are the ones that a single run
-would have written, in the same order.
+Merge the outputs of a builder that ran with --shard 0/n, 1/n, … on several machines. The result has the rows of a
+single run, in the same order.
 
 python examples/merge_shards.py --shards out-0 out-1 out-2 out-3 --output_dir merged
 

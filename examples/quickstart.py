@@ -1,5 +1,5 @@
 """
-The whole method on the shell game, with the scripts that train Llama-3-8B and a tiny model made on the spot.
+Run the complete method on the shell game, with the scripts that train Llama-3-8B and a tiny model created on the fly.
 
     stage 0   a base language model that answers directly, shared by both arms     make_shell_game.py
     classic   Bradley-Terry on its answers, with at least the compute of all CLoud stages     train_classic.py
@@ -10,8 +10,8 @@ The whole method on the shell game, with the scripts that train Llama-3-8B and a
 
 python examples/quickstart.py --output_dir runs/quickstart --seed 0
 
-Given again, it keeps the stages that are finished (see quickstart_stages.py), so that it resumes after a kill and, after
-a change of a recipe, runs only the stages that depend on it.
+Run again, it keeps finished stages (see quickstart_stages.py): it resumes after a kill, and after a recipe change it runs
+only the stages that depend on the recipe.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pathlib import Path
 from quickstart_stages import Stage, claim, lock, run_stages
 
 
-# What each arm trained with, after the base they share
+# Training stages of each arm after the shared base
 ARMS = {"classic": ("classic",), "cloud": ("critique_sft", "self_critiques", "cloud")}
 
 
@@ -72,7 +72,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--output_dir",
-        help="folder for models, data and the report; runs/quickstart, and with another seed -seedN behind",
+        help="folder for models, data and the report; defaults to runs/quickstart, plus -seedN for another seed",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of data, models and training")
     args = parser.parse_args()
@@ -88,11 +88,11 @@ def main():
             claim(run, stages(args.seed), args.seed)
         except ValueError as error:
             parser.error(str(error))
-        for name in ("report.json", "report.md"):  # of an earlier run, until this one is at its end
+        for name in ("report.json", "report.md"):  # remove those of an earlier run until this one ends
             (run / name).unlink(missing_ok=True)
         usage = run_stages(run, stages(args.seed), held, heading)
         heading("Report")
-        from shell_game_report import write_report  # loads torch, which only this process's end needs
+        from shell_game_report import write_report  # loads torch, needed only at the end
 
         write_report(run, usage, ARMS, args.seed)
     heading("Finished")

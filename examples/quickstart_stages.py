@@ -1,9 +1,9 @@
 """
-Run scripts one after another in one folder, each once: what finished with the same settings is kept.
+Run scripts one after another in one folder, each once: stages that finished with the same settings are kept.
 
-A stage counts as finished when its record, `stages/NAME.json`, is written. The record holds all that the stage's output
+A stage counts as finished when its record, `stages/NAME.json`, is written. The record holds everything that the stage's output
 depends on (command, recipe, code, packages, output of earlier stages) and a hash of each file of the output. A stage runs
-again, from an empty folder, if any of these is different now, or if it was interrupted.
+again, from an empty folder, if any of these changed or if it was interrupted.
 """
 
 import fcntl
@@ -40,7 +40,7 @@ class Stage:
 
     Args:
         name, title (`str`):
-            Its key in the report, and what is printed when it starts.
+            Its key in the report, and its heading when it starts.
         script, recipe (`str`):
             File in `examples/` and in `examples/configs/shell-game/`.
         options (`tuple[str, ...]`):
@@ -88,13 +88,13 @@ def run_stages(
         held (`int`):
             File descriptor of the folder's lock, from [`lock`].
         heading (`Callable[[str], None]`):
-            Prints what happens.
+            Prints a heading for each stage.
 
     Returns:
         `dict[str, dict[str, float]]`: `wall_s`, `cpu_s` and `peak_gb` (the largest memory of any stage so far) of each
         stage, from the time when it ran.
     """
-    # SystemExit, unlike the signal alone, makes `subprocess` end the stage, too
+    # Unlike the signal alone, SystemExit makes `subprocess` end the stage too
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     records: dict[str, dict[str, Any]] = {}
     for stage in stages:
@@ -128,10 +128,10 @@ def run_one(
 
 def claim(run: Path, stages: list[Stage], seed: int):
     """
-    Mark a folder as that of a run with this seed.
+    Mark a folder as belonging to a run with this seed.
 
     Raises:
-        `ValueError`: If it is the folder of another run, or not of one at all.
+        `ValueError`: If it belongs to another run, or is not a run's folder.
     """
     mark = run / RECORDS / "run.json"
     if mark.is_file():
@@ -144,7 +144,7 @@ def claim(run: Path, stages: list[Stage], seed: int):
     found = [name for stage in stages for name in stage.folders if (run / name).exists()]
     if found:
         raise ValueError(
-            f"{run} holds {found[0]}, but not {mark.relative_to(run)}, which says how it was made: give another "
+            f"{run} holds {found[0]}, but not {mark.relative_to(run)}, which records how it was made: give another "
             "--output_dir, or delete it."
         )
     write_json(mark, {"version": 1, "seed": seed})
@@ -162,7 +162,7 @@ def why_again(run: Path, record: dict[str, Any], settings: dict[str, Any]) -> st
 
 
 def empty(run: Path, stage: Stage, of_others: set[str]):
-    """Delete what an earlier or interrupted run of the stage has left in its folders."""
+    """Delete the output that an earlier or interrupted run of the stage left in its folders."""
     for name in files(run, stage):
         if name not in of_others:
             (run / name).unlink()
@@ -177,11 +177,11 @@ def files(run: Path, stage: Stage) -> list[str]:
 
 
 def execute(stage: Stage, run: Path, held: int) -> dict[str, float]:
-    """Run a stage to its end; its wall and CPU seconds, and the largest memory of any stage of this process."""
+    """Run a stage to completion. Returns its wall and CPU seconds, and the peak memory of any stage of this process."""
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    # Measured for each stage: other work on the machine comes and goes
+    # Measured per stage, because the load of the machine varies
     environment = {**os.environ, "HF_HUB_DISABLE_TELEMETRY": "1", **cloud_hf.threads.thread_environment()}
-    # A stage that outlives this process keeps the lock of its folder
+    # A stage that outlives this process keeps the folder's lock
     done = subprocess.run(stage.command(run), env=environment, pass_fds=[held])
     if done.returncode != 0:
         sys.exit(f"{stage.script} failed with exit status {done.returncode}; see its messages above.")
@@ -192,13 +192,13 @@ def execute(stage: Stage, run: Path, held: int) -> dict[str, float]:
 
 @contextmanager
 def lock(run: Path) -> Iterator[int]:
-    """Wait until no other process, nor a stage that one has left behind, works in this folder."""
+    """Wait until no other process, including a stage it left behind, uses this folder."""
     (run / RECORDS).mkdir(parents=True, exist_ok=True)
     with (run / RECORDS / "lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"Another process is at work in {run}; waiting for it.", flush=True)
+            print(f"Another process is using {run}; waiting for it.", flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield file.fileno()
 
@@ -221,7 +221,7 @@ def hash_file(path: Path) -> str:
 
 @cache
 def hash_code() -> str:
-    """Hash the library and the scripts, but not those that only show what the others wrote."""
+    """Hash the library and the scripts, except those that only display results."""
     library = Path(cloud_hf.threads.__file__).parent
     scripts = {*EXAMPLES.glob("*.py")} - {*EXAMPLES.glob("quickstart*.py"), EXAMPLES / "shell_game_report.py"}
     paths = [*sorted(library.rglob("*.py")), *sorted(scripts)]

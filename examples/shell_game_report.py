@@ -14,8 +14,8 @@ from cloud_hf.evaluation.report.plots import plot_accuracy_by_group, plot_best_o
 
 def write_report(run: Path, usage: dict[str, dict], stages: dict[str, tuple[str, ...]], seed: int):
     """
-    Combine the results of all stages into one report. `usage` holds `wall_s`, `cpu_s` and `peak_gb` of each stage, `stages` those of
-    each arm after the shared base.
+    Combine the results of all stages into one report. `usage` holds `wall_s`, `cpu_s` and `peak_gb` of each stage; `stages` lists
+    each arm's stages after the shared base.
     """
     accuracy = by_arm(json.loads((run / "evaluation/report.json").read_text())["results"])
     best_of_n = by_arm(json.loads((run / "evaluation/best_of_n.json").read_text())["results"])
@@ -59,7 +59,7 @@ def stage_flops(run: Path, stage: str) -> float:
 
 
 def pooled(groups: dict[str, dict], wanted) -> float:
-    """Pool the accuracy over the groups whose number of swaps is wanted."""
+    """Pool the accuracy over the groups with the selected numbers of swaps."""
     chosen = [group for swaps, group in groups.items() if wanted(int(swaps))]
     return sum(group["accuracy"] * group["n"] for group in chosen) / sum(group["n"] for group in chosen)
 

@@ -1,5 +1,5 @@
 """
-CLoud reward in a browser: takes prompts and predictions, shows the mean reward, and each reward, its spread and critiques.
+CLoud reward in a browser: score prompts and predictions, and show the mean reward and each reward with its spread and critiques.
 
 python spaces/cloud_reward/app.py --model runs/quickstart/cloud
 python spaces/cloud_reward/app.py --model runs/quickstart/cloud --backend server --server_url http://127.0.0.1:8000
@@ -39,7 +39,7 @@ from cloud_hf.spaces_ui import (
 )
 
 
-# The file, because a Space's folder is not named like its module
+# Load by file, because a Space's folder has a different name than its module
 MODULE = str(Path(__file__).with_name("cloud_reward.py"))
 TITLE = "CLoud reward"
 INTRODUCTION = """
@@ -67,7 +67,7 @@ class SpaceArguments:
         model (`str`, *optional*):
             Hub id or folder of a CLoud or classic model.
         max_rows (`int`, *optional*, defaults to `200`):
-            Most rows of one run.
+            Maximum number of rows per run.
     """
 
     model: str | None = None
@@ -102,7 +102,7 @@ class Judge:
 
     @property
     def usual_tokens(self) -> int:
-        """Default of the longest critique."""
+        """Default token limit of a critique."""
         return 1024 if self.context is None else min(1024, self.context // 2)
 
     def compute(
@@ -122,7 +122,7 @@ class Judge:
         with user_errors(RuntimeError):
             check_columns(prompts, predictions, self.max_rows)
             if seed is not None and not isinstance(seed, int):
-                raise ValueError(f"`seed` is {seed!r:.60}; it must be a whole number, or left out.")
+                raise ValueError(f"`seed` is {seed!r:.60}; it must be an integer, or be left out.")
             if self.server_url is not None:
                 check_server(self.server_url)
             module = evaluate.load(MODULE, model=self.scorer, keep_in_memory=True)
@@ -145,12 +145,12 @@ def check_columns(prompts: list, predictions: list, max_rows: int):
         raise ValueError(f"{len(prompts)} prompts but {len(predictions)} predictions; give the same number of both.")
     if len(predictions) > max_rows:
         raise ValueError(
-            f"These are {len(predictions)} rows; this Space takes up to {max_rows} at a time (`max_rows`)."
+            f"There are {len(predictions)} rows, but this Space takes at most {max_rows} per run (`max_rows`)."
         )
 
 
 def check_server(url: str):
-    """Raise `ValueError` at once if a server is down: its client would retry for a while."""
+    """Raise `ValueError` immediately if a server is down, because its client would retry for a while."""
     try:
         httpx.get(f"{url.rstrip('/')}/health", timeout=5).raise_for_status()
     except httpx.HTTPError as error:
@@ -184,7 +184,7 @@ def show(
 
 
 def list_rewards(prompts: list, predictions: list[str], results: dict) -> str:
-    """Show the mean, and a table with a row per response."""
+    """Show the mean reward and a table with one row per response."""
     columns = ("rewards", "reward_stds", "critiques", "finish_reasons")
     scores = zip(*(results[column] for column in columns), strict=True)
     rows = [
@@ -214,7 +214,7 @@ def reward_text(reward: float) -> str:
 
 
 def prompt_text(prompt: str | list[dict]) -> str:
-    """Format a prompt; the messages of a chat on lines."""
+    """Format a prompt, with one line per message of a chat."""
     return prompt if isinstance(prompt, str) else "\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)
 
 
@@ -225,7 +225,7 @@ def critiques_text(critiques: list[str]) -> str:
 
 
 def ends_text(finish_reasons: list[str]) -> str:
-    """Count the critiques that were cut at the token budget."""
+    """Count the critiques that were truncated at the token budget."""
     cut = finish_reasons.count("length")
     return f"{cut} of {len(finish_reasons)} cut" if cut else "by itself"
 
@@ -304,7 +304,7 @@ def sampling_options(judge: Judge) -> list[gr.components.Component]:
 
 
 def build_refusal(reason: str) -> gr.Blocks:
-    """Make a page that says why there is no judge."""
+    """Make a page that explains why there is no judge."""
     with gr.Blocks(title=TITLE, analytics_enabled=analytics_wanted()) as page:
         gr.Markdown(INTRODUCTION)
         gr.HTML(

@@ -80,7 +80,7 @@ class CloudReward(evaluate.Metric):
         self.add_batch(**{name: [value] for name, value in row.items()})
 
     def add_batch(self, *, predictions=None, prompts=None, **others):
-        """Add responses and their prompts. They are checked here, because `datasets` would convert other types to text."""
+        """Add responses and their prompts. Types are checked here, because `datasets` would convert other types to text."""
         check_rows(prompts, predictions)
         super().add_batch(predictions=predictions, prompts=prompts, **others)
 
@@ -108,7 +108,9 @@ class CloudReward(evaluate.Metric):
             with open_backend(model, BackendArguments(**backend)) as (scorer, _, _):
                 scores = scorer.score(prompts, predictions, **options)
         elif backend:
-            raise ValueError(f"{', '.join(backend)}: these are for a model given by name, but `model` is a scorer.")
+            raise ValueError(
+                f"{', '.join(backend)}: these options apply to a model given by name, but `model` is a scorer."
+            )
         else:
             scores = model.score(prompts, predictions, **options)
         return {

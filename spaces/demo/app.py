@@ -1,5 +1,5 @@
 """
-The demo: score a response, compare several, CLoud against classic, best-of-N.
+Demo: score a response, compare several, compare CLoud with classic, best-of-N.
 
 python spaces/demo/app.py --model runs/quickstart/cloud --classic_model runs/quickstart/classic --rows runs/quickstart/data/pairs
 python spaces/demo/app.py --backend vllm --model org/my-cloud-rm --vllm_options '{"max_model_len": 4096}'
@@ -16,7 +16,7 @@ from cloud_demo.arguments import DemoArguments, on_zero_gpu, parse_arguments
 from cloud_hf.cli import UsageError, run
 
 
-# Seconds for a browser that opens the page at once
+# Seconds for a browser to open the page
 HEAD_START = 4.0
 
 
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None):
 
 
 def prepare_imports(analytics: bool):
-    """Set what libraries read when they are imported."""
+    """Set environment variables that libraries read when they are imported."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = str(analytics)
     if not analytics:
         os.environ["HF_HUB_DISABLE_TELEMETRY"] = os.environ["VLLM_NO_USAGE_STATS"] = "1"
@@ -49,7 +49,7 @@ def prepare_imports(analytics: bool):
 
 
 def open_demo(args: DemoArguments):
-    """Open the page, and load the models meanwhile."""
+    """Open the page while the models load."""
     from cloud_demo.backend import Backend
     from cloud_demo.page import build, launch
 
@@ -64,7 +64,7 @@ def open_demo(args: DemoArguments):
         launch(page, backend)
         return
     launch(page, backend, prevent_thread_lock=True)
-    # Imports would slow the page down: its first visitor starts them once it is shown, or this timer does
+    # Imports would slow the page down, so the first visitor (or this timer) starts them once the page is shown
     backend.load_in_background(after=HEAD_START)
     page.block_thread()
 

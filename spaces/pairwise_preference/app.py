@@ -1,5 +1,5 @@
 """
-Pairwise preference in a browser: takes rewards of chosen and rejected responses, shows accuracy, margins and calibration.
+Pairwise preference in a browser: show accuracy, margins and calibration of the rewards of chosen and rejected responses.
 
 python spaces/pairwise_preference/app.py
 """
@@ -29,7 +29,7 @@ from cloud_hf.spaces_ui import (
 )
 
 
-# The file, because a Space's folder is not named like its module
+# Load by file, because a Space's folder has a different name than its module
 MODULE = str(Path(__file__).with_name("pairwise_preference.py"))
 MOST_SUBSETS_SHOWN = 100
 LARGEST_REWARD = 1e100
@@ -61,7 +61,7 @@ def read_pairs(text: str) -> tuple[list[float], list[float], list[str] | None]:
 
 
 def read_numbers(name: str, values: list) -> list[float]:
-    """Convert rewards to numbers. The module refuses those that are not finite."""
+    """Convert rewards to numbers. The module rejects those that are not finite."""
     if not isinstance(values, list):
         raise ValueError(f"`{name}` is {values!r:.60}; give a list of numbers.")
     numbers = []
@@ -85,7 +85,7 @@ def compute(
     with user_errors():
         chosen, rejected = read_numbers("chosen", chosen), read_numbers("rejected", rejected)
         if not isinstance(num_bins, int) or not 1 <= num_bins <= 1000:
-            raise ValueError(f"`num_bins` is {num_bins!r:.60}; it must be a whole number from 1 to 1000.")
+            raise ValueError(f"`num_bins` is {num_bins!r:.60}; it must be an integer from 1 to 1000.")
         if subsets is not None and not (isinstance(subsets, list) and all(isinstance(name, str) for name in subsets)):
             raise ValueError(f"`subsets` is {subsets!r:.60}; give a list of names, or leave it out.")
         if not len(chosen) == len(rejected) == len(chosen if subsets is None else subsets):

@@ -152,7 +152,7 @@ def test_killed_halfway(scripts, name):
     """The parent is killed without a word, so that the stage lives on; it keeps others out until it ends."""
     stage = scripts.kill_in(name, signal.SIGKILL)
     process = scripts.start()
-    assert "Another process is at work" in process.stdout.readline()
+    assert "Another process is using" in process.stdout.readline()
     before = len(scripts.log())
     os.kill(stage, signal.SIGKILL)
     process.communicate(timeout=60)

@@ -288,7 +288,7 @@ def test_bad_rows_get_a_sentence(chromium, reward_app):
         json_lines(prompt=["a", chat], prediction=["c", "d"]): "Row 1: text and chats are mixed",
         json_lines(prompt=[["a"]], prediction=["c"]): "give text, or a list of messages",
         json_lines(prompt=["\ud800"], prediction=["c"]): "Row 0: `prompt` is '\\ud800'",
-        json_lines(prompt=["a"] * 21, prediction=["b"] * 21): "21 rows; this Space takes up to 20",
+        json_lines(prompt=["a"] * 21, prediction=["b"] * 21): "21 rows, but this Space takes at most 20",
         json_lines(prompt=["word " * 200_000], prediction=["b"]): "the model's context holds 512",
         '{"prompt": ["a", "b"], "prediction": ["c"]}': "The columns differ in length",
     }

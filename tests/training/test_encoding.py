@@ -103,7 +103,7 @@ def test_bad_rows_are_named(change, says):
     ("change", "says"),
     [
         ({"chosen_feedback": ["A.", "B."], "rejected_feedback": ["C."]}, "holds 2 critique.* but `rejected_feedback` holds 1"),
-        ({"chosen_feedback": ["A.", "B."], "rejected_feedback": ["C.", "D."], "chosen_feedback_ids": [[5]]}, "2 critique.* but `chosen_feedback_ids` 1"),
+        ({"chosen_feedback": ["A.", "B."], "rejected_feedback": ["C.", "D."], "chosen_feedback_ids": [[5]]}, "2 critique.* but `chosen_feedback_ids` holds 1"),
         ({"chosen_feedback": [], "rejected_feedback": []}, "non-empty list"),
         ({"chosen_finish_reason": "stop"}, "give one per critique in both columns"),
         ({"chosen_feedback_ids": [5, 6, 7]}, "do not decode to"),

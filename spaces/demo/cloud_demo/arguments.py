@@ -16,13 +16,13 @@ _VARIABLE_PREFIX = "DEMO_"
 
 
 def on_zero_gpu() -> bool:
-    """Check whether this is a Space whose requests borrow a GPU."""
+    """Return whether this is a ZeroGPU Space, whose requests borrow a GPU."""
     return os.environ.get("SPACES_ZERO_GPU") == "true"
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """Raise the error, where argparse would print it: on a Space it belongs on the page."""
+        """Raise the error that argparse would print: on a Space, it belongs on the page."""
         raise UsageError(message)
 
 
@@ -30,7 +30,7 @@ class _Parser(argparse.ArgumentParser):
 @dataclass
 class DemoArguments:
     """
-    Options of the demo. Each is also an environment variable, such as `DEMO_MODEL`.
+    Options of the demo. Each is also an environment variable, for example `DEMO_MODEL`.
 
     Parameters:
         model (`str`, *optional*):
@@ -50,7 +50,7 @@ class DemoArguments:
         dtype (`str`, *optional*, defaults to `"auto"`):
             Data type of the weights.
         vllm_options (`str`, *optional*):
-            More options of vLLM's engine as JSON, such as `{"max_model_len": 4096}`.
+            Additional options of vLLM's engine as JSON, for example `{"max_model_len": 4096}`.
         rows (`str`, *optional*):
             Preference pairs for examples, for the comparison of both models and for the reward distribution: a benchmark
             of pairs (`reward_bench`, `llm_bar`, …, or `NAME=FILES`), or a file, folder or Hub id with the columns prompt,
@@ -58,24 +58,24 @@ class DemoArguments:
         rows_split (`str`, *optional*, defaults to `"test"`):
             Split of `rows`, unless it is a benchmark or has no splits.
         reference_rows (`int`, *optional*, defaults to `24`):
-            Rows whose responses are scored while nobody waits, to measure the model's reward distribution. Fewer than 4
-            turn it off.
+            Rows whose responses are scored while no request waits, to measure the model's reward distribution. Fewer than 4
+            disable it.
         max_new_tokens (`int`, *optional*, defaults to `512`):
             Longest critique in tokens.
         max_characters (`int`, *optional*, defaults to `20000`):
-            Longest text of a field.
+            Maximum number of characters of a field.
         max_waiting (`int`, *optional*, defaults to `64`):
-            Requests that may wait.
+            Maximum number of waiting requests.
         max_waiting_per_user (`int`, *optional*, defaults to `2`):
-            Requests of one browser tab or client that may wait or run.
+            Maximum number of waiting or running requests of one browser tab or client.
         concurrency (`int`, *optional*):
-            Requests that run at once. Defaults to 1 with transformers, otherwise to 16.
+            Maximum number of running requests. Defaults to 1 with transformers, otherwise to 16.
         policy_url (`str`, *optional*):
             Address of an OpenAI-compatible server that writes candidates for best-of-N.
         policy_model (`str`, *optional*):
-            Name of its model.
+            Name of the model on that server.
         policy_key_env (`str`, *optional*, defaults to `"OPENAI_API_KEY"`):
-            Environment variable that holds its key, if it needs one.
+            Environment variable that holds the server's API key, if it needs one.
         host (`str`, *optional*):
             Address to listen on. Defaults to this machine only, and on a Space to its public address.
         port (`int`, *optional*):

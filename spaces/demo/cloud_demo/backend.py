@@ -1,4 +1,4 @@
-"""State behind the page: models that load in the background, the waiting line, and the distribution of rewards."""
+"""State of the page: models that load in the background, the queue, and the reward distribution."""
 
 import asyncio
 import logging
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Seconds between two signs of life. Gradio notices that a visitor has left when something is sent to them.
+# Seconds between heartbeats. Gradio notices that a visitor has left only when it sends them something.
 HEARTBEAT = 0.5
-# Visitors for whom the policy server writes at once
+# Visitors for whom the policy server writes concurrently
 _MOST_POLICY_REQUESTS = 4
 
 
@@ -46,7 +46,7 @@ class Backend:
         self._measuring: asyncio.Task | None = None
 
     def load(self):
-        """Open the models, unless that has begun already."""
+        """Open the models unless loading has already started."""
         if not self._begun.acquire(blocking=False):
             return
         from .engines import open_models  # takes seconds
@@ -61,14 +61,14 @@ class Backend:
             self._models.set_exception(Problem("The model could not be opened; see the log of the demo."))
 
     def load_in_background(self, after: float = 0.0):
-        """Open the models in a thread, `after` so many seconds."""
+        """Open the models in a thread after `after` seconds."""
         timer = threading.Timer(after, self.load)
         timer.daemon = True
         timer.start()
 
     @property
     def is_loaded(self) -> bool:
-        """Whether loading has ended, in success or failure."""
+        """Whether loading has finished, successfully or not."""
         return self._models.done()
 
     @property
@@ -89,7 +89,7 @@ class Backend:
         return models
 
     async def wait_for_turn(self, ticket: "Ticket") -> AsyncGenerator[str, None]:
-        """Say at every heartbeat why a request waits, until its turn comes."""
+        """Yield at every heartbeat why a request waits, until its turn comes."""
         loading = asyncio.ensure_future(self.loaded())
         try:
             while not loading.done():
@@ -105,7 +105,7 @@ class Backend:
     # --------------------------------------------------------------------------------------- reward distribution
 
     async def _measure(self):
-        """Score the first rows while nobody waits."""
+        """Score the first rows while no request waits."""
         if os.environ.get("SPACES_ZERO_GPU") == "true":
             self.distribution.problem = "On ZeroGPU the rewards of this model are not measured: GPUs are for visitors."
             return
@@ -145,7 +145,7 @@ class Backend:
         return rewards
 
     async def _score_while_idle(self, prompt, response: str) -> float:
-        """Score a response while the line is empty. A visitor interrupts it; it starts again when they have gone."""
+        """Score a response while the queue is empty. A visitor's request interrupts it; it restarts when the queue is empty again."""
         while True:
             await self.line.until(is_empty=True)
             sampling = Sampling(max_new_tokens=self.args.max_new_tokens)
@@ -166,7 +166,7 @@ class Backend:
 
 class WaitingLine:
     """
-    Queue for the model, in which every request knows its position. It belongs to one event loop.
+    Queue for the model that tells every request its position. It belongs to one event loop.
 
     At most `places` requests are served at once, `max_waiting` wait, and `max_per_user` of one user wait or are served.
     """
@@ -185,7 +185,7 @@ class WaitingLine:
         Queue a request for the duration of the block.
 
         Raises:
-            `Problem`: If the line is full, or the user has reached their limit.
+            `Problem`: If the queue is full, or the user has reached their limit.
         """
         own = sum(ticket.user == user for ticket in (*self._waiting, *self._served))
         if own >= self.max_per_user:
@@ -203,18 +203,18 @@ class WaitingLine:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no request waits or is served."""
+        """Whether no request is waiting or being served."""
         return not self._waiting and not self._served
 
     async def until(self, is_empty: bool):
-        """Wait until the line is empty, or until it is not."""
+        """Wait until the queue is empty, or until it is not."""
         while self.is_empty != is_empty:
             await self._changed.wait()
 
     def _move(self):
         while self._waiting and len(self._served) < self.places:
             self._served.append(self._waiting.pop(0))
-        # A new event for each change: whoever looks now waits for the next one
+        # A new event per change, so that current waiters wait for the next change
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -227,7 +227,7 @@ class Ticket:
         self._line = line
 
     async def positions(self) -> AsyncGenerator[tuple[int, int], None]:
-        """Yield the position (from 1) and the line's length at every heartbeat or change, until the turn comes."""
+        """Yield the position (from 1) and the queue's length at every heartbeat or change, until the request's turn."""
         while self in self._line._waiting:
             changed = self._line._changed
             yield self._line._waiting.index(self) + 1, len(self._line._waiting)
@@ -242,15 +242,15 @@ class Ticket:
 
 @dataclass
 class RewardDistribution:
-    """Rewards known so far of the reference rows, in ascending order. `wanted` is their final number, two per row."""
+    """Rewards of the reference rows known so far, in ascending order. `wanted` is their final number, two per row."""
 
     source: str
     wanted: int
     rewards: list[float] = field(default_factory=list)
-    # Why no more will follow
+    # Reason why no more rewards will follow
     problem: str | None = None
 
-    # Fewer say little about where another reward falls
+    # Fewer rewards say little about another reward's rank
     FEWEST = 8
 
     @property
@@ -268,7 +268,7 @@ class RewardDistribution:
         return 100 * (below + up_to) / 2 / len(self.rewards)
 
     def describe(self, reward: float) -> str:
-        """Say in a sentence where `reward` falls."""
+        """Describe in one sentence where `reward` falls."""
         if self.problem is not None:
             return self.problem
         if not self.is_usable:

@@ -28,7 +28,7 @@ from .tab_parts import Controls, judging_options, prompt_box, updates_of
 
 TAB, TITLE = "best-of-n", "Best-of-N"
 MOST = 32
-# Not dashes: answers use them as rules
+# No dashes, because answers use them as horizontal rules
 _SEPARATOR = re.compile(r"^={5,}\s*$", re.MULTILINE)
 _JOINT = "\n=====\n"
 _WORDS = (
@@ -38,7 +38,7 @@ _WORDS = (
 
 
 def split_candidates(text: str) -> list[str]:
-    """Split text at lines of five or more equals signs."""
+    """Split text at lines of at least five equals signs."""
     return [part.strip() for part in _SEPARATOR.split(text) if part.strip()]
 
 
@@ -57,7 +57,7 @@ async def write_candidates(backend: Backend, prompt: Any, count: int) -> list[st
     """
     Let the policy server write candidates, eight at a time.
 
-    Returns fewer than `count` if requests failed or answers are empty. Raises `Problem` if fewer than two are left.
+    Returns fewer than `count` if requests fail or answers are empty. Raises `Problem` if fewer than two remain.
     """
     from cloud_hf.data.completions import CompletionClient, RequestFailed, ServerUnusable  # needs the extra `data`
 

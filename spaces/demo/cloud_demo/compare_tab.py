@@ -38,7 +38,7 @@ def show(count: int) -> list:
 
 
 def remove_last(count: int) -> list:
-    """As `show`, with one box less but at least two. Hidden boxes are emptied, so that no link carries their text."""
+    """As `show`, with one box fewer but at least two. Hidden boxes are emptied, so that no link carries their text."""
     left = max(count - 1, FEWEST)
     hidden = gr.update(value="", visible=False)
     return [left, *(gr.update(visible=True) if place < left else hidden for place in range(MOST))]
@@ -51,7 +51,7 @@ def show_filled(count: int, *values: str) -> list:
 
 
 def show_example(prompt: str, responses: list[str]) -> list:
-    """Return the prompt, and then as `show`, with the responses filled in."""
+    """Return the prompt, followed by the values of `show` with the responses filled in."""
     values = [*responses, *[""] * MOST][:MOST]
     count = max(FEWEST, len(responses))
     return [prompt, count, *(gr.update(value=text, visible=i < count) for i, text in enumerate(values))]

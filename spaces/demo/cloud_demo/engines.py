@@ -1,5 +1,5 @@
 """
-The models and benchmark rows behind the page: in this process, on a ZeroGPU Space, or behind a reward server.
+Models and benchmark rows for the page: in this process, on a ZeroGPU Space, or on a reward server.
 
 Importing this takes seconds; `backend.py` does it in a thread. How ZeroGPU lends GPUs:
 https://huggingface.co/docs/hub/spaces-zerogpu
@@ -31,7 +31,7 @@ _END = object()
 
 @dataclass
 class Models:
-    """Open models and rows, or why the rows could not be read. `cloud` may be a classic model, without critiques."""
+    """Open models, and rows or the reason why they could not be read. `cloud` may be a classic model, without critiques."""
 
     cloud: RewardEngine
     classic: RewardEngine | None = None
@@ -120,12 +120,12 @@ class RemoteEngine:
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key is not None else {}
 
     def check(self, prompt, response: str, max_new_tokens: int, critiques: list[str] | None = None) -> None:
-        """Ask for the kind of model, if it is not known yet. The server itself checks requests."""
+        """Request the kind of model if it is not known yet. The server itself checks requests."""
         if self.critique is None:
             self.ask_kind()
 
     def ask_kind(self):
-        """Read `critique` from the server. A failure is left to the next request, which reports it."""
+        """Read `critique` from the server. Failures are ignored here; the next request reports them."""
         with suppress(RewardServerError):
             served = self._client.served_model()
             self.critique, self.context_length = served.critique, served.context_length
@@ -135,7 +135,7 @@ class RemoteEngine:
         given = None if critiques is None else [critiques]
         try:
             [score] = await self._client.ascore([prompt], [response], critiques=given, **asdict(sampling))
-        except ValueError as error:  # the server's words about the request
+        except ValueError as error:  # the server rejected the request
             raise Problem(f"The reward server refused this. {self._reason(error)}") from error
         except RewardServerError as error:
             raise Problem(f"The reward server cannot be reached or failed: {self._reason(error)}") from error
@@ -194,7 +194,7 @@ def _borrow_gpu(function: Callable) -> Callable:
     """Run a function in a process that has a GPU, for at most two minutes."""
     if not on_zero_gpu():
         return function
-    import spaces  # exists there only; `app.py` has imported it before torch
+    import spaces  # exists only on Spaces; `app.py` imports it before torch
 
     return spaces.GPU(duration=120)(function)
 

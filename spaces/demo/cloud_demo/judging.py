@@ -1,4 +1,4 @@
-"""Check what a visitor or program asks, and score it step by step. Closing a generator stops the model's work."""
+"""Check requests of visitors and programs, and score them step by step. Closing a generator stops the model's work."""
 
 import asyncio
 import math
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cloud_hf.serving.server.engine import RewardEngine
 
 
-# Seconds between two updates of a critique: often enough to read along, seldom enough for many readers
+# Seconds between two updates of a critique: often enough to read along, rarely enough for many readers
 _REFRESH = 0.04
 _MOST_CRITIQUES = 16
 # The page samples several critiques at this temperature, unless the visitor sets one
@@ -52,7 +52,7 @@ def read_sliders(backend: Backend, num_critiques, temperature, max_new_tokens) -
 
 
 def is_integer(value: Any) -> bool:
-    """Check whether a value of a slider or program is an integer; 3.0 is one."""
+    """Return whether a value from a slider or program is an integer; 3.0 counts."""
     if isinstance(value, float):
         return value.is_integer()
     return isinstance(value, int) and not isinstance(value, bool)
@@ -60,7 +60,7 @@ def is_integer(value: Any) -> bool:
 
 def read_prompt(backend: Backend, prompt: str, system: str = "", turns: Sequence[tuple[str, str]] = ()) -> Any:
     """
-    Turn the fields of a chat into a prompt for the models.
+    Convert the fields of a chat to a prompt for the models.
 
     `turns` are earlier pairs of a user's message and the assistant's answer; empty pairs are left out. Returns `prompt` alone,
     or the messages of a chat. Raises `Problem`, naming the field, if a text is unusable.
@@ -200,14 +200,14 @@ async def judge_pair(
 async def answers(
     steps: AsyncGenerator, describe: Callable[[Any], dict[str, Any]]
 ) -> AsyncGenerator[dict[str, Any], None]:
-    """Turn steps into a program's answers: `{"status": …}` for progress, then `describe` of the scores."""
+    """Convert steps to a program's answers: `{"status": …}` for progress, then `describe` of the scores."""
     async with aclosing(steps):
         async for step in steps:
             yield {"status": step.words} if isinstance(step, Progress) else describe(step)
 
 
 def describe_score(backend: Backend, score: Score, has_distribution: bool = True) -> dict[str, Any]:
-    """Turn a score into a program's answer; without a percentile if the distribution is another model's."""
+    """Convert a score to a program's answer, without a percentile if the distribution belongs to another model."""
     known = has_distribution and backend.distribution.is_usable
     return {
         "reward": score.reward,
@@ -255,7 +255,7 @@ async def _score_all(
 
 
 async def _gathered(pieces: AsyncGenerator) -> AsyncGenerator[list, None]:
-    """Batch the pieces of a stream. The first comes at once; at every heartbeat comes a batch, even if empty."""
+    """Batch the pieces of a stream. The first piece is yielded immediately, then one batch per heartbeat, even if empty."""
     loop, got, end = asyncio.get_running_loop(), [], object()
     step, look = None, loop.time()
     async with aclosing(pieces):
@@ -291,7 +291,7 @@ async def _alive(work: Awaitable) -> Any:
 
 
 def _joined(first: Score, more: Score) -> Score:
-    """Combine two scores of one response. The token ids are left out: nothing here shows them."""
+    """Combine two scores of one response. Token ids are dropped, because the demo does not show them."""
     from cloud_hf.generation import Sample  # imports torch
 
     samples = [

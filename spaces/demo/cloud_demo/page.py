@@ -1,4 +1,4 @@
-"""The page: the list of tabs, the endpoints for programs, and the page of a Space that is not set up."""
+"""The page: tabs, endpoints for programs, and the page of a Space that is not set up."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -21,7 +21,7 @@ TABS = [score_tab, compare_tab, versus_tab, best_of_n_tab]
 
 TITLE = "CLoud reward model"
 _STYLE = Path(__file__).parent / "style.css"
-# Requests wait in the demo's own line; beyond those Gradio's queue holds a few more
+# Requests wait in the demo's own queue; Gradio's queue holds a few more
 _SPARE_EVENTS = 32
 _SETUP = f"""
 # {TITLE}
@@ -35,7 +35,7 @@ What is wrong:
 
 
 def build(backend: Backend) -> gr.Blocks:
-    """Make the page over a backend."""
+    """Make the page for a backend."""
     with gr.Blocks(title=TITLE, analytics_enabled=backend.args.analytics) as page:
         gr.Markdown(f"# {TITLE}\nIt reads a response, writes a critique, and then gives a number.")
         about = gr.HTML(note("The model is being loaded…"), elem_id="about")
@@ -75,7 +75,7 @@ def _describe(backend: Backend, models) -> str:
 
 
 def build_setup_page(problem: str) -> gr.Blocks:
-    """Make the page that says what is wrong with a Space's variables."""
+    """Make the page that explains what is wrong with a Space's variables."""
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
         gr.Markdown(_SETUP)
         gr.HTML(paragraph(problem), elem_id="problem")

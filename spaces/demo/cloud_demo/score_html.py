@@ -22,7 +22,7 @@ def paragraph(text: str, kind: str = "text") -> str:
 
 
 def note(text: str) -> str:
-    """Show a line of the demo's own words."""
+    """Show a line of the demo's own text."""
     return f'<p class="note">{as_text(text)}</p>'
 
 
@@ -71,7 +71,7 @@ def show_score(score: Score, distribution: RewardDistribution, writes_critiques:
 
 
 def show_critiques(score: Score) -> str:
-    """Show each critique with its reward, and mark those that were cut."""
+    """Show each critique with its reward, and mark truncated ones."""
     blocks = []
     for number, (critique, reward, reason) in enumerate(
         zip(score.critiques, score.rewards, score.finish_reasons, strict=True), start=1

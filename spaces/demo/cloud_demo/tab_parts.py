@@ -1,4 +1,4 @@
-"""Parts that the tabs share: sliders, examples, buttons and result, links to the texts, errors in one sentence."""
+"""Parts shared by the tabs: sliders, examples, buttons and result, links to the texts, one-sentence errors."""
 
 import asyncio
 import functools
@@ -22,7 +22,7 @@ from .score_html import failure, status
 
 logger = logging.getLogger(__name__)
 
-# Handlers of the page: no endpoints, and no progress bar over what they fill
+# Options of page handlers: no endpoint, and no progress bar over their outputs
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
 
@@ -85,8 +85,8 @@ class Controls:
     """
     Status line, buttons and result of one tab.
 
-    Stop ends a run from within, so that "Stopped." is its last word. Gradio's own `cancels` would still show updates that
-    arrived before, and overwrite it. `tab` is the prefix of the elements' ids.
+    Stop ends a run from within, so that "Stopped." is the last update. Gradio's own `cancels` would still show updates that
+    arrived earlier, and overwrite it. `tab` is the prefix of the elements' ids.
     """
 
     def __init__(self, backend: Backend, tab: str):
@@ -104,7 +104,7 @@ class Controls:
         return run
 
     def stop_button(self):
-        """Make the button that ends what the visitor has started in the tab."""
+        """Make the button that stops the visitor's runs in the tab."""
         button = gr.Button("Stop", elem_id=f"{self.tab}-stop")
         button.click(self.stop, queue=False, api_visibility="private")
 
@@ -166,13 +166,13 @@ class Controls:
         return run
 
     async def stop(self, request: gr.Request):
-        """End what a visitor has started."""
+        """Stop a visitor's runs."""
         for stop in self._stops.get(str(request.session_hash), ()):
             stop.set()
 
 
 async def _until(stop: asyncio.Event, updates: AsyncGenerator) -> AsyncGenerator:
-    """Pass updates on, and end wherever they are when `stop` is set."""
+    """Pass updates on, and end immediately when `stop` is set."""
     stopped, step, end = asyncio.ensure_future(stop.wait()), None, object()
     async with aclosing(updates):
         try:
@@ -189,7 +189,7 @@ async def _until(stop: asyncio.Event, updates: AsyncGenerator) -> AsyncGenerator
 
 
 async def updates_of(steps: AsyncGenerator, show: Callable[[Any], str]) -> AsyncGenerator[tuple[str, Any], None]:
-    """Turn steps into updates of status line and result: progress first, then `show` of the scores."""
+    """Convert steps to updates of status line and result: progress first, then `show` of the scores."""
     async with aclosing(steps):
         async for step in steps:
             yield (status(step.words), gr.skip()) if isinstance(step, Progress) else (status("Done."), show(step))
@@ -200,7 +200,7 @@ async def updates_of(steps: AsyncGenerator, show: Callable[[Any], str]) -> Async
 
 def in_words(handler: Callable[..., AsyncGenerator], said: gr.HTML | None = None) -> Callable[..., AsyncGenerator]:
     """
-    Make an event handler, an async generator, fail with one sentence. Unexpected errors go to the log.
+    Make an event handler (an async generator) fail with one sentence. Unexpected errors are logged.
 
     The status line `said`, if it is one of the outputs, shows the sentence too, until the next event.
     """
