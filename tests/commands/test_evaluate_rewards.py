@@ -236,7 +236,7 @@ def test_other_settings_other_weights_and_a_second_writer_are_refused(models, da
     args = arguments(models, data, tmp_path, "classic")
     with open_score_journal("journal", args.models[0], "classic", args, evaluate_rewards.SETTINGS) as journal:
         assert isinstance(journal, Journal)
-        with pytest.raises(JournalError, match="Another process writes"):
+        with pytest.raises(JournalError, match="Another process is writing"):
             evaluate_rewards.main(args)
 
 

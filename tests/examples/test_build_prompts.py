@@ -250,7 +250,7 @@ def test_two_runs_do_not_write_to_one_folder(tmp_path):
     build(tmp_path, "--dataset_name", prompts)
     with (tmp_path / "out" / "journal.jsonl").open() as other_run:
         fcntl.flock(other_run, fcntl.LOCK_EX)
-        assert "Another process writes" in build(tmp_path, "--dataset_name", prompts, fails=True)
+        assert "Another process is writing" in build(tmp_path, "--dataset_name", prompts, fails=True)
 
 
 def is_locked(path):
