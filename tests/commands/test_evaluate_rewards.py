@@ -1,8 +1,6 @@
 """One command evaluates models on benchmarks, pairs and best-of-N; after being killed, it resumes."""
 
 import json
-import subprocess
-import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,7 +12,7 @@ from datasets import Dataset
 from huggingface_hub import ModelCard
 from models_for_tests import make_model, save_language_model
 from pyarrow import parquet
-from scripts_for_tests import EXAMPLES
+from scripts_for_tests import EXAMPLES, run, start
 from servers_for_tests import make_engine, serving
 from tokenizers_for_tests import make_tokenizer
 
@@ -167,16 +165,7 @@ def test_all_files_of_a_report(done):
 def test_killed_twice_it_ends_with_the_same_report(models, data, done, tmp_path):
     """SIGKILL while it scores; the report is that of a run that was left alone, and of the same arguments."""
     args = arguments(models, data, "results")
-    command = [
-        sys.executable,
-        str(SCRIPT),
-        "--models",
-        *args.models,
-        "--output_dir",
-        "results",
-        "--group_column",
-        "topic",
-    ]
+    command = ["--models", *args.models, "--output_dir", tmp_path / "results", "--group_column", "topic"]
     command += ["--dataset_name", *args.dataset_name, "--best_of_n", *args.best_of_n, "--benchmarks", *args.benchmarks]
     command += ["--max_new_tokens", str(BUDGET), "--batch_size", "2", "--chunk_size", "2"]
     journals = [tmp_path / "results" / f"journal_{name}.jsonl" for name in ("cloud", "classic")]
@@ -186,18 +175,16 @@ def test_killed_twice_it_ends_with_the_same_report(models, data, done, tmp_path)
 
     kept = 0
     for target in (5, 17):
-        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process, _ = start("evaluate_rewards", *command)
         while entries() < target:
-            assert process.poll() is None, "it ended before it was killed"
+            assert process.is_alive(), "it ended before it was killed"
             time.sleep(0.002)
         process.kill()
-        process.wait()
+        process.join()
         assert target <= entries() and kept <= entries()
         kept = entries()
         assert not (tmp_path / "results/report.md").exists()
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert f"resuming with {kept} entries" in result.stdout
+    assert f"resuming with {kept} entries" in run("evaluate_rewards", *command)
     report = json.loads((tmp_path / "results/report.json").read_text())
     folder, expected = done
     for part in (report, expected):

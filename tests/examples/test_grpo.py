@@ -2,13 +2,11 @@
 
 import collections
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
 from models_for_tests import make_model
-from scripts_for_tests import EXAMPLES, command_module
+from scripts_for_tests import EXAMPLES, command_module, run
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from trl import GRPOConfig
 
@@ -33,15 +31,13 @@ def models(tmp_path):
 
 
 def test_script(models):
-    command = [
-        sys.executable, EXAMPLES / "grpo_with_cloud.py", "--config", EXAMPLES / "configs/shell-game/grpo.yaml",
+    out = run(
+        "grpo_with_cloud", "--config", EXAMPLES / "configs/shell-game/grpo.yaml",
         "--reward_model", models / "reward", "--model_name_or_path", models / "base", "--output_dir", models / "out",
         "--num_examples", 960, "--num_test", 8, "--max_critique_tokens", 4, "--max_steps", 2, "--logging_steps", 1,
         "--per_device_train_batch_size", 16, "--num_generations", 4,
-    ]  # fmt: skip
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "before: " in done.stdout and "after: " in done.stdout
+    )  # fmt: skip
+    assert "before: " in out and "after: " in out
     report = json.loads((models / "out/report.json").read_text())
     assert report["version"] == 1 and report["steps"] == 2
     for when in ("before", "after"):

@@ -1,9 +1,12 @@
 """Run an example script in its own process, or import its command."""
 
 import importlib
+import multiprocessing
+import os
 import re
-import subprocess
+import runpy
 import sys
+import tempfile
 from pathlib import Path
 
 
@@ -12,13 +15,48 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 CPU = ["--use_cpu", "--bf16", "False", "--per_device_train_batch_size", "2", "--report_to", "none"]
 
+# The imports of a script take longer than most of these runs: each process is forked from one that has them
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(
+    [
+        "torch",
+        "trl",
+        "peft",
+        "cloud_hf.commands.evaluate_rewards",
+        "cloud_hf.commands.best_of_n",
+        "cloud_hf.commands.train_cloud",
+        "cloud_hf.data.builders.self_critiques",
+        "cloud_hf.rl.trl",
+    ]
+)
+
+
+def _as_script(path, options, environment, output):
+    os.environ.clear()
+    os.environ.update(environment)
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(output / name, os.O_WRONLY | os.O_CREAT), descriptor)
+    sys.argv = [str(path), *options]
+    sys.path.insert(0, str(path.parent))
+    runpy.run_path(str(path), run_name="__main__")
+
+
+def start(script, *options):
+    """Start an example script as a user types it. Return its process and the folder with its stdout and stderr."""
+    output = Path(tempfile.mkdtemp())
+    arguments = (EXAMPLES / f"{script}.py", list(map(str, options)), dict(os.environ), output)
+    process = PROCESSES.Process(target=_as_script, args=arguments)
+    process.start()
+    return process, output
+
 
 def run(script, *options, fails=False):
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / f"{script}.py"), *map(str, options)], capture_output=True, text=True
-    )
-    assert (done.returncode != 0) == fails, done.stderr[-3000:]
-    return done.stderr if fails else done.stdout
+    """Run an example script to its end. Return its stdout, or its stderr where it `fails`."""
+    process, output = start(script, *options)
+    process.join()
+    stderr = (output / "stderr").read_text()
+    assert (process.exitcode != 0) == fails, stderr[-3000:]
+    return stderr if fails else (output / "stdout").read_text()
 
 
 def command_module(script):
