@@ -87,6 +87,7 @@ CONTRACTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "transformers.Pipeline._forward": ("the pipeline scores in it", ("model_inputs",)),
     "transformers.Pipeline._load_tokenizer": ("the pipeline needs a tokenizer", ()),
     "transformers.Pipeline._sanitize_parameters": ("sorts the pipeline's options", ()),
+    "transformers.Trainer._get_dataloader": ("workers draw no random numbers of training", ()),
     "transformers.Trainer._get_num_items_in_batch": ("counts pairs and labelled tokens of a step", ("batch_samples", "device")),
     "transformers.Trainer._get_output_dir": ("the folder of a checkpoint", ("trial",)),
     "transformers.Trainer._get_train_sampler": ("token budgets and shared prompts", ("train_dataset",)),

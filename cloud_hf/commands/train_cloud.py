@@ -11,12 +11,14 @@ from ..training.arguments import (
     model_init_kwargs,
     model_name,
 )
+from ..training.resume import check_new_run
 
 
 ARGUMENTS = (DataArguments, CLoudTrainingConfig, RewardModelConfig)
 
 
 def main(data_args: DataArguments, training_args: CLoudTrainingConfig, model_args: RewardModelConfig):
+    check_new_run(training_args)
     training_args.model_init_kwargs = model_init_kwargs(model_args, training_args)
     train_dataset, eval_dataset = data_args.load(training_args.eval_strategy)
     trainer = CLoudTrainer(

@@ -21,7 +21,7 @@ from ..training.arguments import (
 from ..training.encoding import encode_critiques
 from ..training.launch import check_machine
 from ..training.lora import model_for_sft
-from ..training.resume import ExactResume, check_launch
+from ..training.resume import ExactResume, check_launch, check_new_run
 from ..training.throughput import LogsThroughput
 
 
@@ -75,6 +75,7 @@ def main(
     model_args: TrainedModelConfig,
 ):
     check_launch(training_args)
+    check_new_run(training_args)
     name = model_name(model_args)
     config = read_model_config(name, revision=model_args.model_revision)
     if isinstance(config, CLoudConfig):

@@ -1,16 +1,21 @@
 """Trainer mixin with checkpoints that count only when complete, and exact resume."""
 
+import hashlib
 import json
 import logging
 import shutil
 import time
+import uuid
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list
+from datasets import Dataset
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainingArguments
@@ -44,6 +49,8 @@ VERSION = 2
 
 # Written last: a checkpoint without it was interrupted
 RECORD = "cloud_checkpoint.json"
+# Folder of checkpoints that a run has left behind by resuming from an earlier one
+SET_ASIDE = "set_aside"
 
 
 class NotSaved(RuntimeError):
@@ -75,21 +82,33 @@ class ExactResume(MixedTrainer):
         self._check_dataset_size(rows)
         check_fsdp(self.accelerator)
         self._seconds_before, self._started = 0.0, time.monotonic()
+        self._trained = {
+            "train_dataset_rows": rows, "train_dataset_hash": hash_rows(self.train_dataset),
+            "adapter": shape_of_adapter(self.model),
+        }  # fmt: skip
         if not resume_from_checkpoint:
+            check_unused(self.args)
+            [self._run] = broadcast_object_list([uuid.uuid4().hex])
             return super().train(**kwargs)
-        trained = {"train_dataset_rows": rows, "adapter": shape_of_adapter(self.model)}
-        checkpoint = find_checkpoint(self.args, resume_from_checkpoint, **trained)
+        checkpoint = find_checkpoint(self.args, resume_from_checkpoint, **self._trained)
+        check_unused(self.args, checkpoint)
+        self._run = run_of(checkpoint)
         self.accelerator.wait_for_everyone()  # every process has found it before any checkpoint is removed
         if self.args.should_save:
-            for interrupted in interrupted_checkpoints(self.args.output_dir):
-                logger.warning("%s was not written to its end, and is removed.", interrupted)
-                shutil.rmtree(interrupted)
+            tidy_up(Path(str(self.args.output_dir)), checkpoint)
         restore = _RestoreRunningMetrics(self, checkpoint)
         self.add_callback(restore)
         try:
             return super().train(resume_from_checkpoint=str(checkpoint), **kwargs)
         finally:
             self.remove_callback(restore)
+
+    def _get_dataloader(self, *args, **kwargs):
+        dataloader: Any = super()._get_dataloader(*args, **kwargs)
+        # Starting workers draws from the default random numbers, and a resumed run starts persistent ones once more
+        if self.args.dataloader_persistent_workers:
+            dataloader.base_dataloader.generator = torch.Generator()
+        return dataloader
 
     def _check_dataset_size(self, rows: int):
         check_dataset_size(self.args, rows)
@@ -128,7 +147,7 @@ class ExactResume(MixedTrainer):
                 _rank_file(folder, self.args.process_index).write_text(json.dumps(self._running_metrics()))
                 self.accelerator.wait_for_everyone()
                 if self.args.should_save:
-                    write_record(folder, self.args, len(self.train_dataset), shape_of_adapter(self.model))
+                    write_record(folder, self.args, run=self._run, **self._trained)
         finally:
             self.args.save_total_limit = limit
         if self.args.should_save:
@@ -181,11 +200,11 @@ class _RestoreRunningMetrics(TrainerCallback):
 # ------------------------------------------------------------------------------------------------ checkpoints on disk
 
 
-def write_record(folder: Path, args: TrainingArguments, rows: int, adapter: dict[str, Any] | None):
-    """Mark a checkpoint as complete: note its files, the settings of its run, and the number of training rows."""
+def write_record(folder: Path, args: TrainingArguments, **trained):
+    """Mark a checkpoint as complete: note its files, the settings of its run, and `trained` (run, data, adapter)."""
     record = {
-        "version": VERSION, "launch": launch_settings(args), "train_dataset_rows": rows, "adapter": adapter,
-        "only_model": args.save_only_model, "files": _sizes(folder),
+        "version": VERSION, "launch": launch_settings(args), **trained, "only_model": args.save_only_model,
+        "files": _sizes(folder),
     }  # fmt: skip
     part = folder / f"{RECORD}.part"
     part.write_text(json.dumps(record, indent=2) + "\n")
@@ -205,6 +224,51 @@ def whole_checkpoints(output_dir: str | Path) -> list[Path]:
 def interrupted_checkpoints(output_dir: str | Path) -> list[Path]:
     """Return the incomplete checkpoints of a run, oldest first."""
     return [folder for folder in _checkpoints(output_dir) if not is_whole(folder)]
+
+
+def check_unused(args: TrainingArguments, resumed: Path | None = None):
+    """Raise `ValueError` if the output folder holds complete checkpoints, unless `resumed` is one of them."""
+    whole = whole_checkpoints(str(args.output_dir))
+    if whole and (resumed is None or not any(folder.samefile(resumed) for folder in whole)):
+        raise ValueError(
+            f"{args.output_dir} holds {whole[-1].name} of an earlier run, and a new run would mix its checkpoints with that "
+            "one's. Continue that run with `--resume_from_checkpoint true`, name another `--output_dir`, or move the earlier "
+            "checkpoints away."
+        )
+
+
+def check_new_run(args: TrainingArguments):
+    """Raise `ValueError` if a run that resumes from no checkpoint would start in a folder that holds some."""
+    if args.resume_from_checkpoint is None:
+        check_unused(args)
+
+
+def tidy_up(output_dir: Path, resumed: Path):
+    """Remove interrupted checkpoints, and set aside complete ones that are later than the one to resume from."""
+    for folder in interrupted_checkpoints(output_dir):
+        logger.warning("%s was not written to its end, and is removed.", folder)
+        shutil.rmtree(folder)
+    whole = whole_checkpoints(output_dir)
+    while whole and not whole[-1].samefile(resumed):
+        later = whole.pop()
+        aside = output_dir / SET_ASIDE / f"{later.name}-{uuid.uuid4().hex[:8]}"
+        logger.warning("Training returns to %s: the later %s is set aside as %s.", resumed, later.name, aside)
+        aside.parent.mkdir(exist_ok=True)
+        later.rename(aside)
+
+
+def hash_rows(dataset: Dataset) -> str:
+    """Hash the contents of all rows, in their order."""
+    digest = hashlib.sha256()
+    for batch in dataset.with_format("pandas").iter(1000):
+        for name in sorted(batch):
+            digest.update(name.encode())
+            for value in batch[name]:
+                array = np.asarray(value)
+                # The bytes of an object are its address
+                content = repr(array.tolist()).encode() if array.dtype == object else array.tobytes()
+                digest.update(f"{array.shape}".encode() + content)
+    return digest.hexdigest()
 
 
 def find_checkpoint(args: TrainingArguments, asked: str | bool, **trained) -> Path:
@@ -289,6 +353,10 @@ def explain_failure(folder: Path, output_dir: str | Path) -> Iterator[None]:
 
 def _last_whole(output_dir: str | Path) -> Path:
     whole = whole_checkpoints(output_dir)
+    if len({run_of(folder) for folder in whole}) > 1:
+        raise ValueError(
+            f"{output_dir} holds checkpoints of several runs: name the one to resume from, `--resume_from_checkpoint FOLDER`."
+        )
     if not whole:
         torn = ", ".join(folder.name for folder in interrupted_checkpoints(output_dir))
         raise ValueError(
@@ -297,6 +365,11 @@ def _last_whole(output_dir: str | Path) -> Path:
             + " Omit `resume_from_checkpoint` to start a new run."
         )
     return whole[-1]
+
+
+def run_of(folder: Path) -> str | None:
+    """Return the id of the run that wrote a checkpoint; version 0.1 wrote none."""
+    return json.loads((folder / RECORD).read_text()).get("run")
 
 
 def _checkpoints(output_dir: str | Path) -> list[Path]:

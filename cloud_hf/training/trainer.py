@@ -211,6 +211,7 @@ class CLoudTrainer(LogsThroughput, ExactResume, RewardTrainer):
             pin_memory=self.args.dataloader_pin_memory,
             persistent_workers=self.args.dataloader_persistent_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor,
+            generator=torch.Generator() if self.args.dataloader_persistent_workers else None,
         )
         return self.accelerator.prepare(dataloader)
 

@@ -8,13 +8,17 @@ import subprocess
 import httpx
 import pytest
 import torch
+from datasets import Dataset
 from huggingface_hub.errors import HfHubHTTPError
+from models_for_tests import save_language_model
 from peft import LoraConfig
 from safetensors.torch import load_file
 from trainers_for_tests import make_rows, make_trainer
 from transformers import TrainerCallback
 
-from cloud_hf.training.resume import RECORD, NotSaved, explain_failure, whole_checkpoints
+from cloud_hf import CLoudTrainingConfig
+from cloud_hf.commands import train_cloud
+from cloud_hf.training.resume import RECORD, NotSaved, explain_failure, hash_rows, whole_checkpoints
 
 
 OPTIONS = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6, "per_device_train_batch_size": 4}
@@ -67,6 +71,47 @@ def test_a_run_that_is_over_makes_no_further_step(base_folder, run, max_steps):
     assert all(torch.equal(weights[name], weight) for name, weight in trainer.model.state_dict().items())
 
 
+def test_a_new_run_does_not_start_in_a_used_folder(base_folder, run):
+    """Interrupted before its third checkpoint, it would resume from the earlier run's third one."""
+    before = {file: file.stat().st_mtime_ns for file in run.rglob("*")}
+    with pytest.raises(ValueError, match=r"holds checkpoint-6 of an earlier run.*another `--output_dir`"):
+        make_trainer(str(base_folder), run, **{**OPTIONS, "learning_rate": 0.1}).train()
+    assert {file: file.stat().st_mtime_ns for file in run.rglob("*")} == before
+    for folder in whole_checkpoints(run):
+        (folder / RECORD).unlink()  # interrupted ones are never resumed from
+    make_trainer(str(base_folder), run, **OPTIONS).train()
+    assert names(run) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
+
+
+def test_commands_refuse_a_used_folder_before_the_model_loads(run, tmp_path):
+    args = CLoudTrainingConfig(str(run), use_cpu=True, bf16=False)
+    with pytest.raises(ValueError, match="holds checkpoint-6 of an earlier run"):
+        train_cloud.main(None, args, None)
+
+
+def test_later_checkpoints_are_set_aside_when_a_run_goes_back(base_folder, run):
+    trainer = make_trainer(str(base_folder), run, **{**OPTIONS, "max_steps": 3})
+    trainer.train(resume_from_checkpoint=str(run / "checkpoint-2"))
+    assert names(run) == ["checkpoint-2", "checkpoint-3"]
+    assert sorted(path.name[:12] for path in (run / "set_aside").iterdir()) == ["checkpoint-4", "checkpoint-6"]
+
+
+def test_a_run_that_resumes_from_elsewhere_needs_an_unused_folder(base_folder, run, tmp_path):
+    first = str(run / "checkpoint-2")
+    make_trainer(str(base_folder), tmp_path / "other", **OPTIONS).train(resume_from_checkpoint=first)
+    assert names(tmp_path / "other") == ["checkpoint-4", "checkpoint-6"]
+    with pytest.raises(ValueError, match="holds checkpoint-6 of an earlier run"):
+        make_trainer(str(base_folder), tmp_path / "other", **OPTIONS).train(resume_from_checkpoint=first)
+
+
+def test_checkpoints_of_two_runs_in_one_folder(base_folder, run, tmp_path):
+    other = tmp_path / "other"
+    make_trainer(str(base_folder), other, **{**OPTIONS, "max_steps": 2}).train()
+    shutil.copytree(other / "checkpoint-2", run / "checkpoint-8")
+    with pytest.raises(ValueError, match="checkpoints of several runs"):
+        make_trainer("no such model", run, resume_from_checkpoint="true", **OPTIONS)
+
+
 def test_no_checkpoint_is_whole(base_folder, run):
     for folder in whole_checkpoints(run):
         (folder / RECORD).unlink()
@@ -100,6 +145,41 @@ def test_a_checkpoint_of_a_run_started_otherwise(base_folder, run, changes, rows
     trainer = make_trainer(str(base_folder), run, make_rows(rows), **{**OPTIONS, **changes})
     with pytest.raises(ValueError, match=says):
         trainer.train(resume_from_checkpoint=True)
+
+
+def test_a_checkpoint_of_other_rows(base_folder, run):
+    trainer = make_trainer(str(base_folder), run, make_rows(16, chosen="Another."), **OPTIONS)
+    with pytest.raises(ValueError, match="`train_dataset_hash` was"):
+        trainer.train(resume_from_checkpoint=True)
+
+
+def test_the_hash_of_rows_is_of_their_contents():
+    rows = [{"ids": [1, 2], "text": "a"}, {"ids": [3], "text": "b"}]
+    same = hash_rows(Dataset.from_list(rows))
+    assert hash_rows(Dataset.from_list([rows[1], *rows]).select([1, 2])) == same
+    for other in (
+        rows[::-1],
+        [{"ids": [1], "text": "a"}, {"ids": [2, 3], "text": "b"}],
+        [{"ids": [1, 2], "text": "a"}, {"ids": [3], "text": "c"}],
+        [{"ids": [[1], [2]], "text": "a"}, {"ids": [[3]], "text": "b"}],
+    ):
+        assert hash_rows(Dataset.from_list(other)) != same
+
+
+@pytest.mark.parametrize("token_budget", [None, 2000])
+def test_persistent_workers_change_nothing_when_a_run_resumes(base_folder, tmp_path, token_budget):
+    """Dropout draws from the random numbers that starting workers draws from."""
+    options = {
+        **OPTIONS, "max_steps": 12, "save_steps": 5, "disable_dropout": False, "dataloader_num_workers": 1,
+        "dataloader_persistent_workers": True, "token_budget": token_budget,
+    }  # fmt: skip
+    model = save_language_model(tmp_path / "base", attention_dropout=0.1)
+    undisturbed = make_trainer(str(model), tmp_path / "one", **options)
+    undisturbed.train()
+    resumed = make_trainer(str(model), tmp_path / "two", **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "one/checkpoint-5"))
+    for (name, a), b in zip(undisturbed.model.named_parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(a, b), name
 
 
 def test_a_checkpoint_of_another_adapter(base_folder, tmp_path):
