@@ -3,7 +3,7 @@
 import logging
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
@@ -83,6 +83,9 @@ class CLoudConfig(PreTrainedConfig):
 
     model_type = "cloud"
     sub_configs = {"text_config": AutoConfig}  # pyright: ignore[reportAssignmentType]  # as transformers' own do
+
+    # The Trainer predicts rewards alone
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "lm_loss", "lm_loss_sums", "lm_loss_counts"]
 
     text_config: Any = None
     critique: bool = True

@@ -16,8 +16,10 @@ from upstream_members import private_names, submodule_imports
 CONTRACTS: dict[str, tuple[str, tuple[str, ...]]] = {
     # ---- accelerate
     "accelerate.utils.DistributedType": ("tells FSDP from DeepSpeed and DDP", ()),
+    "accelerate.utils.broadcast_object_list": ("all ranks share the id of a run", ("object_list",)),
     "accelerate.utils.gather_object": ("gathers critiques of all ranks for the log", ("object",)),
     "accelerate.utils.is_peft_model": ("tells adapters from full models under any wrapper", ("model",)),
+    "accelerate.utils.recursively_apply": ("gathers whatever the user's function makes of rewards", ("func", "data")),
     # ---- datasets
     "datasets.arrow_writer.ArrowWriter": ("streams a builder's rows to disk without holding them", ("features", "path")),
     "datasets.exceptions.DatasetGenerationError": ("raised for unreadable files; its cause has the reason", ()),

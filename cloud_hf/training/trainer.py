@@ -5,13 +5,14 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from accelerate.utils import gather_object, is_peft_model
+from accelerate.utils import gather_object, is_peft_model, recursively_apply
 from datasets import Dataset
 from peft import PeftModel
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Sampler
-from transformers import AutoTokenizer, DataCollator, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, DataCollator, EvalPrediction, PreTrainedTokenizerBase
 from trl import RewardTrainer
 from trl.trainer.utils import get_config_model_id, global_then_local_main_first
 
@@ -64,7 +65,9 @@ class CLoudTrainer(LogsThroughput, ExactResume, RewardTrainer):
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Tokenizer. Defaults to the model's.
         **kwargs:
-            Other arguments of [`~trl.RewardTrainer`], such as `peft_config`, `callbacks`, `optimizers`.
+            Other arguments of [`~trl.RewardTrainer`], such as `peft_config`, `callbacks`, `optimizers`. The predictions for
+            `compute_metrics`, and those of `predict`, are rewards of shape `(2 * pairs, 1)`: of all chosen responses, then
+            of all rejected ones, each in the order of the dataset.
 
     Examples:
 
@@ -312,10 +315,36 @@ class CLoudTrainer(LogsThroughput, ExactResume, RewardTrainer):
             self._metrics["train"].update({name: [value] for name, value in means.items()})
         super().log(logs, start_time)
 
-    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
+    def prediction_step(self, model, inputs, *args, **kwargs):
+        self._eval_pairs = int(_counts(inputs)[0])
+        return super().prediction_step(model, inputs, *args, **kwargs)
+
+    def _gather_rows(self, data: Any) -> Any:
+        """Gather a batch over all ranks: its chosen rows, then its rejected ones, without the pairs that only fill it up."""
+
+        # accelerate cuts the last batch to the number of pairs, so it must be given pairs
+        def gather(rows: torch.Tensor) -> torch.Tensor:
+            if len(rows) != 2 * self._eval_pairs:  # losses, or one row per pair of the user's own
+                return self.accelerator.gather_for_metrics(rows)
+            pairs = rows.unflatten(0, (2, -1)).transpose(0, 1).contiguous()
+            return self.accelerator.gather_for_metrics(pairs).transpose(0, 1).flatten(0, 1)
+
+        return recursively_apply(gather, data)
+
+    def evaluation_loop(self, dataloader, *args, metric_key_prefix: str = "eval", **kwargs):
+        batch = self.args.eval_batch_size * self.args.world_size
+        rows, compute_metrics = len(dataloader.dataset), self.compute_metrics
+        pairs = rows - rows % batch if self.args.dataloader_drop_last else rows
+        if compute_metrics is not None and not self.args.batch_eval_metrics:
+            self.compute_metrics = lambda made: compute_metrics(_chosen_first_in(made, pairs, batch))
+        self.gather_function = self._gather_rows
         # TRL only logs these metrics, under the same names for every evaluation set. Return them under the set's prefix, so
         # that `metric_for_best_model` can use them
-        output: Any = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        try:
+            output: Any = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        finally:
+            self.compute_metrics = compute_metrics
+        output = type(output)(_chosen_first(output.predictions, pairs, batch), *output[1:])
         means = self._take_means("eval")
         # The Trainer's loss is a mean over batches, which depends on how tokens are distributed among them
         means["loss"] = self._joint_loss(means)
@@ -478,6 +507,23 @@ def _counts(batch: dict[str, torch.Tensor]) -> torch.Tensor:
     tokens = (batch["labels"][:, 1:] != IGNORE_INDEX).sum() if "labels" in batch else batch["input_ids"].new_zeros(())
     sequences = batch["reward_positions"] if "segments" in batch else batch["input_ids"]
     return torch.stack([tokens.new_tensor(len(sequences) // 2), tokens])
+
+
+def _chosen_first(rows: Any, pairs: int, batch: int) -> Any:
+    """Put all chosen rows before all rejected ones; they come batch by batch. Arrays of other lengths stay as they are."""
+    if isinstance(rows, list | tuple):
+        return type(rows)(_chosen_first(part, pairs, batch) for part in rows)
+    if rows is None or len(rows) != 2 * pairs:
+        return rows
+    pair = np.arange(pairs)
+    start = pair - pair % batch
+    chosen = start + pair
+    return rows[np.concatenate([chosen, chosen + np.minimum(batch, pairs - start)])]
+
+
+def _chosen_first_in(made: EvalPrediction, pairs: int, batch: int) -> EvalPrediction:
+    predictions, inputs = (_chosen_first(rows, pairs, batch) for rows in (made.predictions, made.inputs))
+    return EvalPrediction(predictions, made.label_ids, inputs, made.losses)
 
 
 def _means(totals: dict[str, float]) -> dict[str, float]:

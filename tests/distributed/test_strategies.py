@@ -121,6 +121,10 @@ def compare(base, one_process, folder, strategy, kinds):
         expected = {"ddp": "MULTI_CPU", "fsdp2": "FSDP"}.get(strategy, "DEEPSPEED")
         assert two["distributed_type"].endswith(expected)
         assert two["flops_per_token"] == one["flops_per_token"]  # though ZeRO-3 holds no weight whole
+        assert len(two["predictions"]) == 46
+        torch.testing.assert_close(
+            torch.tensor(two["predictions"]), torch.tensor(one["predictions"]), atol=1e-5, rtol=0
+        )
         log_gap = compare_logs(one["log"], two["log"], kind)
         reference, weights = weights_of(one_folder / name), weights_of(folder / name)
         assert weights.keys() == reference.keys()

@@ -86,7 +86,9 @@ def train(spec: dict, run: dict, rows: Dataset) -> dict:
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=run.get("resume"))
     trainer.save_model(str(folder / "model"))
+    predictions = trainer.predict(trainer.eval_dataset).predictions.tolist() if evaluated else None
     return {
+        "predictions": predictions,
         "log": trainer.state.log_history,
         "norms": observe.norms,
         "world_size": args.world_size,

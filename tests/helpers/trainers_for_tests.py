@@ -23,8 +23,9 @@ def make_rows(count=16, **columns):
 
 
 def make_trainer(
-    model, folder, rows=None, callbacks=None, eval_dataset=None, peft_config=None, quantization_config=None, **options
-):
+    model, folder, rows=None, callbacks=None, eval_dataset=None, peft_config=None, quantization_config=None,
+    compute_metrics=None, preprocess_logits_for_metrics=None, **options,
+):  # fmt: skip
     defaults = {
         "max_steps": 3, "per_device_train_batch_size": 4, "logging_steps": 1, "learning_rate": 1e-3, "report_to": [],
         "bf16": False, "use_cpu": True, "gradient_checkpointing": False, "disable_tqdm": True, "save_strategy": "no",
@@ -38,6 +39,8 @@ def make_trainer(
         callbacks=callbacks,
         peft_config=peft_config,
         quantization_config=quantization_config,
+        compute_metrics=compute_metrics,
+        preprocess_logits_for_metrics=preprocess_logits_for_metrics,
     )
 
 

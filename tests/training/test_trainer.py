@@ -13,6 +13,7 @@ from transformers import AutoModel
 
 from cloud_hf import CLoudForRewardModeling, CLoudTrainingConfig
 from cloud_hf.loading import load_reward_model
+from cloud_hf.training.encoding import SIDES
 
 
 # -------------------------------------------------------------------------------------------------------- loss
@@ -134,6 +135,32 @@ def test_evaluation_loss_is_the_joint_loss_whatever_the_batches(base_folder, tmp
         assert at_once["eval_loss"] == pytest.approx(expected, abs=1e-6)
     else:
         assert at_once["eval_loss"] > expected and "eval_centring" not in at_once
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_predictions_are_every_reward_in_order(base_folder, tmp_path, flat):
+    """Chosen before rejected, in the order of the rows, though the last batch is smaller."""
+    seen = []
+
+    def preprocess(logits, labels):
+        assert isinstance(logits, torch.Tensor) and logits.shape[1:] == (1,)
+        return logits
+
+    def compute(made):
+        seen.append(made)
+        return {"rows": len(made.predictions)}
+
+    trainer = make_trainer(
+        make_model(base_folder), tmp_path, eval_dataset=make_rows(7), per_device_eval_batch_size=4, padding_free=flat,
+        preprocess_logits_for_metrics=preprocess, compute_metrics=compute,
+    )  # fmt: skip
+    rows = trainer.eval_dataset
+    with torch.no_grad():
+        one_by_one = [trainer.model(torch.tensor([row[f"{side}_ids"]])).logits for side in SIDES for row in rows]
+    made = trainer.predict(rows)
+    torch.testing.assert_close(torch.from_numpy(made.predictions), torch.cat(one_by_one), atol=1e-5, rtol=0)
+    assert trainer.evaluate()["eval_rows"] == 14
+    assert len(seen) == 2 and all((one.predictions == made.predictions).all() for one in seen)
 
 
 def test_saved_model_scores_like_the_trained_one(base_folder, tmp_path):
