@@ -14,10 +14,12 @@ from peft import (
     LoraConfig,
     PeftConfig,
     PeftModel,
+    PeftType,
     get_peft_model,
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.save_and_load import load_peft_weights
 from transformers import PreTrainedModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
@@ -84,17 +86,18 @@ def attach_adapter(
         `ValueError`: If names or shapes of the weights do not fit the model.
     """
     own_config = PeftConfig.from_pretrained(name, **hub_kwargs)
-    if not isinstance(own_config, LoraConfig):
-        kind = getattr(own_config.peft_type, "value", own_config.peft_type)
-        raise ValueError(f"{name} is a {kind} adapter; only LoRA adapters can be used.")
+    check_lora(name, own_config)
     config = own_config if peft_config is None else peft_config
     weights = load_peft_weights(name, device="cpu", **hub_kwargs)
+    # Of adapted embeddings and LM heads, PEFT also saves the base's own weights
+    weights = {key: weight for key, weight in weights.items() if ".base_layer." not in key}
     if not isinstance(read_model_config(name, **hub_kwargs), CLoudConfig):
         if isinstance(config.target_modules, str):  # a pattern that matches complete module names
             config.target_modules = rf"language_model\.(?:{config.target_modules})"
         weights = {_NESTED + key.removeprefix(_PLAIN): weight for key, weight in weights.items()}
     config.inference_mode = not trainable
     adapted = adapt(model, config)
+    check_tied_layers(adapted)
     own_weights = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     if not is_deepspeed_zero3_enabled():  # partitioned parameters have placeholder shapes
         _check_weights(name, weights, own_weights)
@@ -109,6 +112,24 @@ def adapt(model: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
     adapted = get_peft_model(model, peft_config, autocast_adapter_dtype=not one_dtype)
     assert isinstance(adapted, PeftModel)  # a PeftMixedModel only with `mixed=True`
     return adapted
+
+
+def check_lora(name: str, config: PeftConfig):
+    """Raise `ValueError` unless an adapter is a LoRA adapter, which can be merged."""
+    if config.peft_type != PeftType.LORA:
+        kind = getattr(config.peft_type, "value", config.peft_type)
+        raise ValueError(f"{name} is a {kind} adapter; only LoRA adapters can be used.")
+
+
+def check_tied_layers(model: PeftModel):
+    """Raise `ValueError` if an adapter changes the LM head or the embeddings of a model in which both are one matrix."""
+    layers = {"LM head": model.get_output_embeddings(), "embeddings": model.get_input_embeddings()}
+    for layer, module in layers.items():
+        if model.config.tie_word_embeddings and isinstance(module, BaseTunerLayer):
+            raise ValueError(
+                f"The adapter's `target_modules` include the {layer}, but the model's LM head and embeddings share their "
+                "weights (`tie_word_embeddings`), and merging it would change both. Leave that layer out."
+            )
 
 
 def _check_weights(name: str, weights: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]):

@@ -32,7 +32,21 @@ def quickstart(result: dict) -> str:
     ]
     best = [f"{a['best_of_4']:.1%} / {b['best_of_4']:.1%}" for a, b in zip(classic, cloud, strict=True)]
     rows = [*accuracy, ["best of 4: classic / CLoud (chance 25%)", *best]]
-    return table(["accuracy", *seeds], rows)
+    swaps = [f"{k} {spread([run['by_difficulty'][k] for run in classic])}" for k in classic[0]["by_difficulty"]]
+    ratio = classic[0]["train_flops"] / cloud[0]["train_flops"] - 1
+    machine = result["machine"]
+    notes = (
+        f"{classic[0]['n']} distinct pairs of each seed, whose sequences of swaps occur in no training set. The classic model by number of "
+        f"swaps: {', '.join(swaps)}; it gets {ratio:.0%} more training FLOPs than all CLoud stages together. Recorded on "
+        f"{machine['processor']} with torch {machine['torch']}: other processors, thread counts and versions end a little differently."
+    )
+    return f"{table(['accuracy', *seeds], rows)}\n\n{notes}"
+
+
+def spread(shares: Sequence[float]) -> str:
+    """Return the smallest and the largest of some shares."""
+    low, high = f"{min(shares):.0%}", f"{max(shares):.0%}"
+    return low if low == high else f"{low} to {high}"
 
 
 def scoring_speed(result: dict) -> str:
@@ -221,12 +235,14 @@ def record_quickstart(runs: Sequence[Path]):
                 "accuracy": report["arms"][arm]["accuracy"],
                 "hard": report["arms"][arm]["hard"],
                 "best_of_4": report["arms"][arm]["best_of_n"]["4"],
+                **{name: report["arms"][arm][name] for name in ("n", "by_difficulty", "train_flops", "train_cpu_s")},
             }
             for report in reports
         ]
         for arm in ("classic", "cloud")
     }
-    (RESULTS / "quickstart.json").write_text(json.dumps({"version": 1, "arms": arms}, indent=2) + "\n")
+    record = {"version": 2, "arms": arms, "machine": reports[0]["machine"]}
+    (RESULTS / "quickstart.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
 def main():

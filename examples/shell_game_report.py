@@ -6,6 +6,9 @@ python examples/shell_game_report.py runs/quickstart
 
 import argparse
 import json
+import os
+import platform
+from importlib.metadata import version
 from pathlib import Path
 
 from cloud_hf.evaluation.formatting import Table, show
@@ -38,12 +41,24 @@ def write_report(run: Path, usage: dict[str, dict], stages: dict[str, tuple[str,
     plot_accuracy_by_group({arm: accuracy[arm]["by_group"] for arm in stages}, "swaps", run / "accuracy.png")
     plot_reward_distributions({arm: rewards(rows) for arm, rows in scores.items()}, run / "rewards.png")
     plot_best_of_n({arm: with_int_keys(best_of_n[arm]) for arm in stages}, run / "best_of_n.png")
-    report = {"version": 1, "seed": seed, "arms": arms, "stages": usage}
+    report = {"version": 1, "seed": seed, "arms": arms, "stages": usage, "machine": describe_machine()}
     (run / "report.json").write_text(json.dumps(report, indent=2))
     table = results_table(arms)
     critiques = three_critiques(run, scores["cloud"])
     (run / "report.md").write_text(PAGE.format(table=table, critiques=critiques, run=run, stages=stage_table(usage)))
     print(f"\n{table}\n\n{critiques}\n\nReport: {run / 'report.md'}")
+
+
+def describe_machine() -> dict[str, str | int | None]:
+    """Return what the last digits of the results depend on, besides the seed."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "processor": models[0] if models else platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": os.environ.get("OMP_NUM_THREADS"),  # `None`: chosen for each stage, by the machine's load
+        **{name: version(name) for name in ("torch", "transformers", "trl")},
+    }
 
 
 def by_arm(results: list[dict]) -> dict[str, dict]:
@@ -85,14 +100,15 @@ def results_table(arms: dict[str, dict]) -> str:
     swaps = sorted({k for arm in arms.values() for k in arm["by_difficulty"]})
     sizes = sorted(next(iter(arms.values()))["best_of_n"], key=int)
     cells = {
-        "held-out pairs, accuracy": lambda arm: show(arm["accuracy"], ci95=arm["ci95"]),
+        "held-out pairs, accuracy (95% interval)": lambda arm: show(arm["accuracy"], ci95=arm["ci95"]),
         **{f"– {k} swaps": lambda arm, k=k: show(arm["by_difficulty"][k]) for k in swaps},
         "pairs, ties": lambda arm: f"{arm['n']}, {arm['ties']}",
         **{f"best of {n}": lambda arm, n=n: show(arm["best_of_n"][n]) for n in sizes},
-        "training FLOPs": lambda arm: f"{arm['train_flops']:.2e}",
-        "training CPU time": lambda arm: f"{arm['train_cpu_s']:.0f} s",
+        "training FLOPs ¹": lambda arm: f"{arm['train_flops']:.2e}",
+        "training CPU time ²": lambda arm: f"{arm['train_cpu_s']:.0f} s",
     }
-    return Table(["", *arms], [[name, *map(cell, arms.values())] for name, cell in cells.items()]).markdown()
+    table = Table(["", *arms], [[name, *map(cell, arms.values())] for name, cell in cells.items()]).markdown()
+    return f"{table}\n\n{NOTES}"
 
 
 def stage_table(usage: dict[str, dict]) -> str:
@@ -120,20 +136,25 @@ def three_critiques(run: Path, scores: list[dict]) -> str:
     return "\n\n---\n\n".join(blocks)
 
 
+NOTES = """¹ Of the arm's stages after the base model, which both arms share: 6 per weight and token in training, 2 in generation.
+² Processor seconds of the commands of these stages, with imports, loading and encoding."""
+
 PAGE = """# The shell game: classic and CLoud reward models
 
 A ball lies under one of four cups, k swaps move it, and a response says where it ends. Both arms start from the same
 base model, which has learned to answer at once. The classic model scores a response at once; the CLoud model first
-writes a critique that follows the swaps. The classic arm had at least as many training FLOPs. The sequences of three or
-more swaps in this test do not occur in any training set.
+writes a critique that follows the swaps. The classic arm had at least as many training FLOPs. No sequence of swaps in
+this test occurs in any training set, and no pair or problem occurs twice.
 
 {table}
 
 ![accuracy by number of swaps](accuracy.png)
+The bars' intervals are 95% intervals (Wilson).
 
 ![rewards of chosen and rejected responses](rewards.png)
 
 ![best-of-N](best_of_n.png)
+The bars here are one standard error over problems.
 
 ## Three critiques
 

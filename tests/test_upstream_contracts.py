@@ -24,6 +24,7 @@ CONTRACTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "datasets.arrow_writer.ArrowWriter": ("streams a builder's rows to disk without holding them", ("features", "path")),
     "datasets.exceptions.DatasetGenerationError": ("raised for unreadable files; its cause has the reason", ()),
     # ---- peft
+    "peft.tuners.tuners_utils.BaseTunerLayer": ("tells adapted layers", ()),
     "peft.utils.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING": ("default LoRA targets, for the planner", ()),
     "peft.utils.save_and_load.load_peft_weights": ("reads an adapter's weights to check them", ("model_id", "device")),
     # ---- torch

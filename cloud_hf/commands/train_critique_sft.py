@@ -6,6 +6,7 @@ from datasets import Dataset
 from peft import PeftModel
 from trl import SFTConfig, SFTTrainer
 
+from ..adapters import check_tied_layers
 from ..arguments import check_bounds, documented
 from ..configuration_cloud import CLoudConfig
 from ..critique_format import format_class, pin_date
@@ -58,6 +59,16 @@ class CritiqueSFTConfig(SFTConfig):
     def __post_init__(self):
         check_bounds(self, max_length=1)
         check_machine(self)
+        if self.packing or self.eval_packing:
+            raise ValueError(
+                "`packing` is on, but each critique is trained in a row of its own here. Omit it; with FlashAttention, "
+                "`--padding_free True` trains without padding."
+            )
+        if self.padding_free and self.neftune_noise_alpha is not None:
+            raise ValueError(
+                "`neftune_noise_alpha` is set, but with `padding_free` its noise would be scaled by the length of the batch "
+                "instead of each sequence's. Drop one."
+            )
         super().__post_init__()
 
 
@@ -113,6 +124,8 @@ def main(
         processing_class=tokenizer,
         **model_options,
     )
+    if isinstance(trainer.model, PeftModel):
+        check_tied_layers(trainer.model)
     trainer.train(resume_from_checkpoint=checkpoint_to_resume(training_args))
     trainer.save_model()
     if isinstance(trainer.model, PeftModel) and trainer.is_world_process_zero():

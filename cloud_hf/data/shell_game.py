@@ -6,18 +6,20 @@ in one forward pass is hard for a small transformer; writing them out one by one
 A seed determines everything: rows for the base language model, preference pairs with oracle critiques, best-of-n rows, a
 tokenizer with one token per word of the task, and the configuration of a tiny Llama.
 
-Problems with three swaps or more are split by their sequence of swaps ("A and B" and "B and A" being one swap): a
-sequence belongs to exactly one of `train`, `validation` and `test`, for every seed and number of rows. All four starts of
-a sequence are in the same split, so every answer is equally likely in each split. One and two swaps have only 48 and 576
-prompts; they cannot be held out and occur in every split.
+Problems are split by their sequence of swaps ("A and B" and "B and A" being one swap): a sequence belongs to exactly one of
+`train`, `validation` and `test`, for every seed and number of rows. All four starts of a sequence are in the same split, so
+every answer is equally likely in each split. Training rows may repeat; a held-out row occurs once. There are few held-out
+problems of one swap (8) and two swaps (112 for `test`), so that longer ones take their turns once they are used up.
 """
 
 import random
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from functools import cache
+from itertools import combinations, cycle, product
+from typing import Any, cast
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
@@ -28,7 +30,8 @@ from ..configuration_cloud import DEFAULT_CRITIQUE_PROMPT
 CUPS = "ABCD"
 NUM_SWAPS = (1, 2, 3, 4)
 SPLITS = ("train", "validation", "test")
-HELD_OUT_FROM = 3  # swaps; fewer have too few prompts to hold any out
+# Puts four of the six single swaps into `train` and one into each other split
+_SALT = 310
 CHATML_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
@@ -128,11 +131,21 @@ class ShellGame:
         """
         if split not in SPLITS:
             raise ValueError(f"Unknown split {split!r}: expected one of {SPLITS}")
-        if self.difficulty < HELD_OUT_FROM:
-            return True
-        unordered = " ".join("".join(sorted(swap)) for swap in self.swaps)
-        bucket = zlib.crc32(unordered.encode()) % 10  # the same in every process, unlike `hash`
-        return split == ("test" if bucket < 2 else "validation" if bucket == 2 else "train")
+        return split == _split_of(tuple("".join(sorted(swap)) for swap in self.swaps))
+
+
+def _split_of(swaps: tuple[str, ...]) -> str:
+    """Return the split of a sequence of swaps, each written in alphabetical order."""
+    bucket = zlib.crc32(f"{_SALT} {' '.join(swaps)}".encode()) % 10  # the same in every process, unlike `hash`
+    return "test" if bucket < 2 else "validation" if bucket == 2 else "train"
+
+
+@cache
+def count_problems(num_swaps: int, split: str) -> int:
+    """Count the distinct prompts of this length and split."""
+    swaps = ["".join(pair) for pair in combinations(CUPS, 2)]
+    sequences = sum(_split_of(sequence) == split for sequence in product(swaps, repeat=num_swaps))
+    return sequences * 2**num_swaps * len(CUPS)  # both orders of each swap, all starts
 
 
 def response_text(cup: str) -> str:
@@ -170,13 +183,42 @@ def wrong_cup(rng: random.Random, game: ShellGame) -> str:
     return rng.choice([cup for cup in CUPS if cup != game.answer])
 
 
-def _games(
-    name: str, num_rows: int, split: str, num_swaps: Sequence[int], seed: int
-) -> Iterator[tuple[str, ShellGame, random.Random]]:
-    """Yield row ids, problems and their random generator, cycling through the numbers of swaps."""
-    rng = random.Random(f"{seed}/{name}/{split}")
-    for i in range(num_rows):
-        yield f"{name}-{split}-{seed}-{i}", random_game(rng, num_swaps[i % len(num_swaps)], split), rng
+def _rows(
+    name: str, num_rows: int, split: str, num_swaps: Sequence[int], seed: int,
+    make: Callable[[ShellGame, random.Random], dict[str, Any]], per_problem: int = 1,
+) -> list[dict]:  # fmt: skip
+    """
+    Make rows of problems whose numbers of swaps take turns. Held-out rows are distinct, at most `per_problem` of a problem.
+
+    Raises:
+        `ValueError`: If there are fewer distinct held-out rows.
+    """
+    rng, held_out = random.Random(f"{seed}/{name}/{split}"), split != "train"
+    left = {k: per_problem * count_problems(k, split) for k in num_swaps} if held_out else {}
+    if held_out and num_rows > sum(left.values()):
+        raise ValueError(
+            f"The {split} split has {sum(left.values())} distinct rows of {' or '.join(map(str, left))} swaps, but {num_rows} "
+            "were requested. Ask for fewer rows, or for more swaps."
+        )
+    rows: list[dict] = []
+    seen: set[tuple[str, str | None]] = set()
+    turns = cycle(num_swaps)
+    while len(rows) < num_rows:
+        k = next(turns)
+        if held_out and left[k] == 0:
+            continue
+        row = make(random_game(rng, k, split), rng)
+        while held_out and _content(row) in seen:
+            row = make(random_game(rng, k, split), rng)
+        if held_out:
+            seen.add(_content(row))
+            left[k] -= 1
+        rows.append({"id": f"{name}-{split}-{seed}-{len(rows)}", **row, "difficulty": k})
+    return rows
+
+
+def _content(row: dict[str, Any]) -> tuple[str, str | None]:
+    return row["prompt"], row.get("rejected")
 
 
 def direct_answer_rows(
@@ -187,7 +229,7 @@ def direct_answer_rows(
 
     Args:
         num_rows (`int`):
-            Number of rows.
+            Number of rows. Held-out rows are distinct, and `ValueError` says how many there are.
         split (`str`, *optional*, defaults to `"train"`):
             One of `"train"`, `"validation"`, `"test"`.
         num_swaps (`Sequence[int]`, *optional*, defaults to `(1, 2, 3, 4)`):
@@ -198,10 +240,11 @@ def direct_answer_rows(
     Returns:
         `list[dict]`: Rows with the columns `id`, `prompt`, `response`, `difficulty`.
     """
-    return [
-        {"id": id_, "prompt": game.prompt, "response": response_text(game.answer), "difficulty": game.difficulty}
-        for id_, game, _ in _games("answers", num_rows, split, num_swaps, seed)
-    ]
+
+    def answer(game: ShellGame, rng: random.Random) -> dict[str, Any]:
+        return {"prompt": game.prompt, "response": response_text(game.answer)}
+
+    return _rows("answers", num_rows, split, num_swaps, seed, answer)
 
 
 def preference_rows(
@@ -218,21 +261,18 @@ def preference_rows(
         `list[dict]`: Rows with the columns `id`, `prompt`, `chosen`, `rejected`, `chosen_feedback`,
         `rejected_feedback`, `difficulty`.
     """
-    rows = []
-    for id_, game, rng in _games("preferences", num_rows, split, num_swaps, seed):
+
+    def pair(game: ShellGame, rng: random.Random) -> dict[str, Any]:
         chosen, rejected = response_text(game.answer), response_text(wrong_cup(rng, game))
-        rows.append(
-            {
-                "id": id_,
-                "prompt": game.prompt,
-                "chosen": chosen,
-                "rejected": rejected,
-                "chosen_feedback": game.critique(chosen),
-                "rejected_feedback": game.critique(rejected),
-                "difficulty": game.difficulty,
-            }
-        )
-    return rows
+        return {
+            "prompt": game.prompt,
+            "chosen": chosen,
+            "rejected": rejected,
+            "chosen_feedback": game.critique(chosen),
+            "rejected_feedback": game.critique(rejected),
+        }
+
+    return _rows("preferences", num_rows, split, num_swaps, seed, pair, per_problem=len(CUPS) - 1)
 
 
 def best_of_n_rows(
@@ -248,19 +288,16 @@ def best_of_n_rows(
     Returns:
         `list[dict]`: Rows with the columns `id`, `prompt`, `responses`, `correct`, `difficulty`.
     """
-    rows = []
-    for id_, game, rng in _games("best-of-n", num_rows, split, num_swaps, seed):
+
+    def problem(game: ShellGame, rng: random.Random) -> dict[str, Any]:
         cups = rng.sample(CUPS, len(CUPS))
-        rows.append(
-            {
-                "id": id_,
-                "prompt": game.prompt,
-                "responses": [response_text(cup) for cup in cups],
-                "correct": [cup == game.answer for cup in cups],
-                "difficulty": game.difficulty,
-            }
-        )
-    return rows
+        return {
+            "prompt": game.prompt,
+            "responses": [response_text(cup) for cup in cups],
+            "correct": [cup == game.answer for cup in cups],
+        }
+
+    return _rows("best-of-n", num_rows, split, num_swaps, seed, problem)
 
 
 def _vocabulary_texts(critique_prompt: str) -> list[str]:

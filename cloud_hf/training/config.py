@@ -105,9 +105,14 @@ class CLoudTrainingConfig(RewardConfig):
             raise ValueError(
                 "`lm_loss_chunks` is set, but a classic model has no critique loss (`critique` is False)."
             )
+        flattened = [name for name in ("padding_free", "shared_prompt") if getattr(self, name)]
+        if flattened and self.neftune_noise_alpha is not None:
+            raise ValueError(
+                f"`neftune_noise_alpha` is set, but with `{flattened[0]}` its noise would be scaled by the length of the "
+                "batch instead of each sequence's. Drop one."
+            )
         check_machine(self)
         super().__post_init__()
         # Checked only now, because TRL has just turned "auto" into a number or `None`
-        flattened = [name for name in ("padding_free", "shared_prompt") if getattr(self, name)]
         if flattened and self.pad_to_multiple_of is not None:
             raise ValueError(f"`pad_to_multiple_of` is set, but `{flattened[0]}` pads nothing. Drop one.")

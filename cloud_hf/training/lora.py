@@ -1,5 +1,6 @@
 """LoRA and QLoRA: choose layers, train the reward head in full, continue training an adapter."""
 
+import logging
 from typing import Any
 
 import torch
@@ -12,11 +13,14 @@ from transformers.modeling_utils import set_zero3_state
 from transformers.quantizers.base import get_keys_to_not_convert
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
+from ..adapters import check_lora
 from ..configuration_cloud import CLoudConfig
 from ..loading import adapter_base, attach_adapter, is_adapter
 from ..modeling_cloud import CLoudForRewardModeling
 from .arguments import model_name
 
+
+logger = logging.getLogger(__name__)
 
 HEAD = "reward_head"
 # Options that decide the shape or scale of an adapter's weights
@@ -61,6 +65,16 @@ def choose_targets(peft_config: LoraConfig, model: PreTrainedModel):
             )
 
 
+def report_dropout(model: PeftModel, disable_dropout: bool):
+    """Log that `disable_dropout` turns off the dropout of an adapter that exists already."""
+    rate = model.active_peft_config.to_dict()["lora_dropout"]
+    if disable_dropout and rate:
+        logger.warning(
+            "The adapter was made with lora_dropout=%s, but trains without: `disable_dropout` is on, the default in reward "
+            "training. `disable_dropout=False` keeps it, and the language model's own dropout.", rate,
+        )  # fmt: skip
+
+
 def check_dropout(peft_config: Any, disable_dropout: bool):
     """Raise `ValueError` if an adapter has dropout that `disable_dropout` would turn off."""
     if disable_dropout and isinstance(peft_config, LoraConfig) and peft_config.lora_dropout > 0:
@@ -81,7 +95,8 @@ def check_quantization(quantization_config: BitsAndBytesConfig | None, has_adapt
 
 
 def check_head(model: PeftModel):
-    """Raise `ValueError` if an adapter given as a model does not train the reward head."""
+    """Raise `ValueError` if an adapter given as a model is not LoRA or does not train the reward head."""
+    check_lora("`model`", model.active_peft_config)
     if not any(parameter.requires_grad for name, parameter in model.named_parameters() if HEAD in name):
         raise ValueError(
             f"The adapter leaves out the reward head: it would not be trained. Create it with `modules_to_save=[{HEAD!r}]`, "
@@ -100,6 +115,7 @@ def spare_head(quantization_config: BitsAndBytesConfig | None, config: CLoudConf
 def read_lora(name: str, asked: LoraConfig | None, **hub_kwargs) -> LoraConfig:
     """Read the options to continue training an adapter with: its own, and the requested dropout."""
     own: Any = PeftConfig.from_pretrained(name, **hub_kwargs)
+    check_lora(name, own)
     if asked is not None:
         check_same_lora(name, own, asked)
         own.lora_dropout = asked.lora_dropout

@@ -45,7 +45,7 @@ else:
 
 logger = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 
 # Written last: a checkpoint without it was interrupted
 RECORD = "cloud_checkpoint.json"
@@ -304,7 +304,7 @@ def find_checkpoint(args: TrainingArguments, asked: str | bool, **trained) -> Pa
     differences = [
         f"`{name}` was {written[name]}, is {value}"
         for name, value in {**launch_settings(args), **trained}.items()
-        if name in written and written[name] != value  # version 0.1 did not write all of them
+        if written[name] != value
     ]
     if differences:
         raise ValueError(
@@ -368,7 +368,7 @@ def _last_whole(output_dir: str | Path) -> Path:
 
 
 def run_of(folder: Path) -> str | None:
-    """Return the id of the run that wrote a checkpoint; version 0.1 wrote none."""
+    """Return the id of the run that wrote a checkpoint; version 0.1 noted none."""
     return json.loads((folder / RECORD).read_text()).get("run")
 
 

@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, DataCollator, EvalPrediction, PreTrained
 from trl import RewardTrainer
 from trl.trainer.utils import get_config_model_id, global_then_local_main_first
 
+from ..adapters import check_lora, check_tied_layers
 from ..cards import make_model_card
 from ..configuration_cloud import CLoudConfig
 from ..critique_format import IGNORE_INDEX, CritiqueFormat
@@ -28,7 +29,16 @@ from .arguments import set_chat_template
 from .collator import DataCollatorForCLoud
 from .config import CLoudTrainingConfig
 from .encoding import ENCODED_COLUMNS, encode_pairs
-from .lora import HEAD, check_dropout, check_head, check_quantization, complete_lora, continue_adapter, spare_head
+from .lora import (
+    HEAD,
+    check_dropout,
+    check_head,
+    check_quantization,
+    complete_lora,
+    continue_adapter,
+    report_dropout,
+    spare_head,
+)
 from .resume import ExactResume, check_launch
 from .sampler import GroupSampler, TokenBudgetSampler, group_pairs
 from .throughput import LogsThroughput
@@ -103,6 +113,8 @@ class CLoudTrainer(LogsThroughput, ExactResume, RewardTrainer):
         args = args or CLoudTrainingConfig("cloud-model")
         peft_config, quantization_config = kwargs.pop("peft_config", None), kwargs.pop("quantization_config", None)
         check_launch(args)
+        if peft_config is not None:
+            check_lora("`peft_config`", peft_config)
         check_dropout(peft_config, args.disable_dropout)
         processing_class = _prepare_tokenizer(processing_class, model, args)
         init_kwargs: Any = args.model_init_kwargs or {}  # TRL also accepts a string, which it has parsed by now
@@ -119,7 +131,7 @@ class CLoudTrainer(LogsThroughput, ExactResume, RewardTrainer):
         self._context_length = context_length(model.config)
         self._sums: dict[str, dict[str, float]] = {"train": defaultdict(float), "eval": defaultdict(float)}
         data_collator = _prepare_batches(data_collator, model, args, self.critique_format.end_token_id)
-        model = _prepare_adapter(model, peft_config, revision)
+        model = _prepare_adapter(model, peft_config, args.disable_dropout, revision)
         # TRL casts all trained weights of QLoRA to bf16, which is too coarse for rewards: keep the head's, and restore them below
         head = {name: weight.detach().clone() for name, weight in model.named_parameters() if HEAD in name}
         if not model.config.critique and not model.config.tie_word_embeddings:
@@ -137,6 +149,9 @@ class CLoudTrainer(LogsThroughput, ExactResume, RewardTrainer):
         for name, weight in self.model.named_parameters():
             if HEAD in name and weight.dtype != head[name].dtype:
                 weight.data = head[name]
+            # Shifting all rewards does not change Bradley-Terry: Adam would make steps of the gradient's rounding error
+            if name.endswith("out_proj.bias") and HEAD in name and not args.center_rewards_coefficient:
+                weight.requires_grad_(False)
         self._train_sampler = self._make_train_sampler()
 
     def _prepare_dataset(self, dataset: Any, processing_class, args: Any, dataset_name: str):
@@ -426,7 +441,7 @@ def _prepare_batches(
     )
 
 
-def _prepare_adapter(model: Any, peft_config, revision: str | None) -> Any:
+def _prepare_adapter(model: Any, peft_config, disable_dropout: bool, revision: str | None) -> Any:
     """Wrap the model in the adapter, if one is requested, and check that the reward head is trained."""
     if peft_config is not None and not is_peft_model(model):
         complete_lora(peft_config, model)
@@ -434,6 +449,8 @@ def _prepare_adapter(model: Any, peft_config, revision: str | None) -> Any:
         model = adapt(model, peft_config)
     if is_peft_model(model):
         check_head(model)
+        check_tied_layers(model)
+        report_dropout(model, disable_dropout)
     return model
 
 

@@ -56,13 +56,27 @@ def test_rows_are_right_and_repeatable():
         assert row["response"] == response_text(ShellGame.from_prompt(row["prompt"]).answer)
 
 
-def test_problems_with_three_swaps_or_more_are_held_out():
-    prompts = {split: {r["prompt"] for r in preference_rows(4000, split) if r["difficulty"] >= 3} for split in SPLITS}
-    prompts["train"] |= {row["prompt"] for row in direct_answer_rows(4000) if row["difficulty"] >= 3}
+def test_problems_of_every_difficulty_are_held_out():
+    prompts = {split: {row["prompt"] for row in preference_rows(4000, split)} for split in SPLITS}
+    prompts["train"] |= {row["prompt"] for row in direct_answer_rows(4000)}
+    prompts["test"] |= {row["prompt"] for row in best_of_n_rows(400)}
     assert not prompts["train"] & prompts["test"]
     assert not prompts["validation"] & (prompts["train"] | prompts["test"])
+    for split, problems in prompts.items():
+        assert {ShellGame.from_prompt(prompt).difficulty for prompt in problems} == {1, 2, 3, 4}, split
     with pytest.raises(ValueError, match="Unknown split"):
         ShellGame("A", (("A", "B"),)).belongs_to("dev")
+
+
+def test_held_out_rows_are_distinct():
+    pairs = preference_rows(500, "test")
+    assert len(pairs) == len({(row["prompt"], row["rejected"]) for row in pairs}) == 500
+    assert Counter(row["difficulty"] for row in pairs)[1] == 24  # 8 problems with 3 wrong cups each
+    problems = best_of_n_rows(200)
+    assert len({row["prompt"] for row in problems}) == len({row["id"] for row in problems}) == 200
+    assert len(preference_rows(24, "test", [1])) == 24
+    with pytest.raises(ValueError, match="The test split has 24 distinct rows of 1 swaps, but 25 were requested"):
+        preference_rows(25, "test", [1])
 
 
 def test_no_surface_cue_tells_chosen_from_rejected():

@@ -94,6 +94,18 @@ def test_bf16_needs_a_gpu_that_can(tmp_path, monkeypatch, config):
     assert config(str(tmp_path), use_cpu=True).bf16  # a CPU computes in bfloat16, slowly
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"packing": True}, "`packing` is on, but each critique is trained in a row of its own"),
+        ({"padding_free": True, "neftune_noise_alpha": 5.0}, "`neftune_noise_alpha` is set, but with `padding_free`"),
+    ],
+)
+def test_unusable_options_of_stage_1(tmp_path, options, says):
+    with pytest.raises(ValueError, match=says):
+        CritiqueSFTConfig(str(tmp_path), use_cpu=True, bf16=False, **options)
+
+
 def test_a_dataset_smaller_than_a_step(base_folder, tmp_path):
     trainer = make_trainer(
         str(base_folder), tmp_path, make_rows(7), per_device_train_batch_size=2, gradient_accumulation_steps=4

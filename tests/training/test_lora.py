@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from models_for_tests import make_model, save_language_model
-from peft import LoraConfig, get_peft_model
+from peft import AdaLoraConfig, IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file
 from tokenizers_for_tests import make_tokenizer
 from trainers_for_tests import make_rows, make_trainer
@@ -57,6 +57,26 @@ def assert_same(scores, expected):
         assert score.reward == pytest.approx(other.reward, abs=1e-5)
 
 
+@pytest.mark.parametrize("targets", [["lm_head", "q_proj"], ["embed_tokens"]])
+def test_an_adapter_of_the_lm_head_or_embeddings_loads(base_folder, tmp_path, targets):
+    trainer = make_trainer(str(base_folder), tmp_path, peft_config=LoraConfig(r=4, target_modules=targets))
+    trainer.train()
+    trainer.save_model()
+    model, tokenizer = load_reward_model(str(tmp_path))
+    assert_same(
+        model.score(["x"], ["y"], tokenizer, max_new_tokens=8),
+        trainer.model.score(["x"], ["y"], tokenizer, max_new_tokens=8),
+    )
+
+
+def test_an_adapter_of_one_of_two_tied_layers_is_refused(tmp_path):
+    """Merged, it would change the other one, too."""
+    tied = save_language_model(tmp_path / "base", tie_word_embeddings=True)
+    for target, layer in (("lm_head", "LM head"), ("embed_tokens", "embeddings")):
+        with pytest.raises(ValueError, match=f"include the {layer}, but .*share their weights"):
+            make_trainer(str(tied), tmp_path, peft_config=LoraConfig(r=4, target_modules=[target]))
+
+
 # ------------------------------------------------------------------------------------------------ from stage to stage
 
 
@@ -69,6 +89,7 @@ def test_an_adapter_of_stage_1_goes_on_with_a_head(sft, base_folder, tmp_path, c
     trainer.train()
     changed = {name for name, weight in trainer.model.named_parameters() if not torch.equal(weight, before[name])}
     trained = {name for name in before if "lora_" in name or "modules_to_save" in name}
+    trained.discard("base_model.model.reward_head.modules_to_save.default.out_proj.bias")
     assert changed == trained and any("reward_head" in name for name in trained)
     trainer.save_model()
     saved = json.loads((tmp_path / "out/adapter_config.json").read_text())
@@ -200,6 +221,37 @@ def test_dropout_that_would_be_switched_off_is_refused_before_the_model_loads(ba
     trainer = make_trainer(str(base_folder), tmp_path, peft_config=config, disable_dropout=False)
     rates = {module.p for module in trainer.model.modules() if isinstance(module, torch.nn.Dropout)}
     assert rates == {0.1}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [PromptTuningConfig(num_virtual_tokens=4), IA3Config(), AdaLoraConfig(total_step=9), PrefixTuningConfig()],
+)
+def test_other_kinds_of_adapters_are_refused_before_the_model_loads(tmp_path, config):
+    with pytest.raises(ValueError, match=f"`peft_config` is a {config.peft_type.value} adapter; only LoRA"):
+        make_trainer("no such model", tmp_path, peft_config=config)
+
+
+def test_other_kinds_of_models_and_folders_are_refused(base_folder, tmp_path):
+    config = IA3Config(target_modules=["k_proj"], feedforward_modules=[], modules_to_save=["reward_head"])
+    with pytest.raises(ValueError, match="`model` is a IA3 adapter"):
+        make_trainer(get_peft_model(make_model(base_folder), config), tmp_path)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base_folder), config).save_pretrained(tmp_path / "ia3")
+    model_args = TrainedModelConfig(model_name_or_path=str(tmp_path / "ia3"))
+    with pytest.raises(ValueError, match="ia3 is a IA3 adapter"):
+        model_for_sft(model_args, AutoConfig.from_pretrained(base_folder), {})
+
+
+@pytest.mark.parametrize("disable_dropout", [True, False])
+def test_dropout_of_an_existing_adapter_is_reported_when_it_is_turned_off(
+    base_folder, tmp_path, caplog, disable_dropout
+):
+    config = LoraConfig(r=4, lora_dropout=0.1, target_modules=["q_proj"], modules_to_save=["reward_head"])
+    adapted = get_peft_model(make_model(base_folder), config)
+    trainer = make_trainer(adapted, tmp_path, disable_dropout=disable_dropout)
+    rates = {module.p for module in trainer.model.modules() if isinstance(module, torch.nn.Dropout)}
+    assert rates == {0.0 if disable_dropout else 0.1}
+    assert ("made with lora_dropout=0.1, but trains without" in caplog.text) == disable_dropout
 
 
 @pytest.mark.parametrize("kind", [TrainedModelConfig, RewardModelConfig])

@@ -5,6 +5,7 @@ import torch
 from datasets import Dataset
 from models_for_tests import make_model
 from peft import LoraConfig
+from safetensors.torch import load_file
 from same_scores import assert_same_scores
 from tokenizers_for_tests import make_tokenizer
 from torch.nn import functional as F
@@ -83,8 +84,30 @@ def test_classic_training_leaves_the_lm_head_alone(base_folder, tmp_path):
     trainer = make_trainer(model, tmp_path)
     trainer.train()
     changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
-    assert changed == set(before) - {"language_model.lm_head.weight"}
+    assert changed == set(before) - {"language_model.lm_head.weight", "reward_head.out_proj.bias"}
     assert "lm_loss" not in trainer.state.log_history[0]
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize(("center", "moves"), [(None, False), (0.0, False), (0.1, True)])
+def test_the_heads_last_bias_is_trained_only_where_rewards_are_centred(base_folder, tmp_path, lora, center, moves):
+    """Bradley-Terry says nothing about it, and Adam would make steps of rounding errors."""
+    peft_config = LoraConfig(r=4) if lora else None
+    model = make_model(base_folder)
+    torch.nn.init.constant_(model.reward_head.out_proj.bias, 0.25)
+    trainer = make_trainer(model, tmp_path, peft_config=peft_config, center_rewards_coefficient=center)
+    trainer.train()
+    trainer.save_model()
+    bias = trainer.model.get_parameter(
+        "base_model.model.reward_head.modules_to_save.default.out_proj.bias" if lora else "reward_head.out_proj.bias"
+    )
+    assert (bias.item() != 0.25) == moves
+    assert any("out_proj.bias" in name for name in saved_names(tmp_path))
+
+
+def saved_names(folder):
+    [file] = folder.glob("*model.safetensors")
+    return load_file(file)
 
 
 # ---------------------------------------------------------------------------------------------------- learning
@@ -244,6 +267,7 @@ def test_models_that_do_not_fit_are_refused(base_folder, tmp_path, model, classi
         ({"lm_loss_weight": -1.0}, "`lm_loss_weight` is -1.0"),
         ({"lm_loss_chunks": 0}, "`lm_loss_chunks` is 0"),
         ({"max_length": 0}, "`max_length` is 0"),
+        ({"padding_free": True, "neftune_noise_alpha": 5.0}, "`neftune_noise_alpha` is set, but with `padding_free`"),
         ({"train_sampling_strategy": "group_by_length"}, "`token_budget` to group pairs by length"),
     ],
 )

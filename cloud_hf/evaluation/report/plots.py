@@ -160,7 +160,8 @@ def plot_accuracy_by_group(arms: Mapping[str, Mapping[str, dict]], label: str, p
         errors = np.abs(ends - heights)
         axes.bar(places, heights, width * 0.95, yerr=errors, capsize=3, label=arm, color=pick(COLORS, number))
     axes.axhline(0.5, color=GREY, linestyle="--", linewidth=1, label="chance")
-    axes.set(xticks=range(len(groups)), xticklabels=groups, xlabel=label, ylabel="pair accuracy", ylim=(0, 1.05))
+    axes.set(xticks=range(len(groups)), xticklabels=groups, xlabel=label, ylim=(0, 1.05))
+    axes.set_ylabel("pair accuracy, with 95% interval")
     save(figure, axes, path)
 
 
