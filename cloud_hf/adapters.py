@@ -206,7 +206,7 @@ def record_base(folder: str | Path, model: PeftModel):
     """
     base = model.peft_config["default"].base_model_name_or_path
     if base and Path(base).is_dir():
-        record = {"version": 1, "model": base, "weights": hash_of_weights(base)}
+        record = {"version": 2, "model": base, "weights": hash_of_weights(base)}
         (Path(folder) / BASE_RECORD).write_text(json.dumps(record, indent=2) + "\n")
 
 
@@ -215,7 +215,7 @@ def _check_identity(name: str, base: str, **hub_kwargs):
     if path is None or not Path(base).is_dir():
         return  # names and shapes are compared later
     recorded = json.loads(Path(path).read_text())
-    if hash_of_weights(base) != recorded["weights"]:
+    if hash_of_weights(base, by_tensor=recorded["version"] > 1) != recorded["weights"]:
         raise ValueError(
             f"{name} was trained on another base: the weights in {base} differ from those of {recorded['model']} at training time."
         )

@@ -27,7 +27,7 @@ def identify_model(name: str) -> dict[str, Any]:
     Return the name (`model`) and the version (`model_version`) of a Hub id or folder.
 
     The version is the commit of a Hub id, or a hash of a folder's files that does not depend on the folder's path. Of each large
-    tensor, the hash covers only 64 KiB, spread evenly.
+    tensor, the hash covers only 64 KiB, spread evenly. That of an adapter covers its base, if the base is a folder.
 
     Examples:
 
@@ -37,15 +37,29 @@ def identify_model(name: str) -> dict[str, Any]:
     ```
     """
     if Path(name).is_dir():
-        return {"model": name, "model_version": _hash_of_files(Path(name), _FILES, by_tensor=True)}
+        version, base = _hash_of_files(Path(name), _FILES, by_tensor=True), _base_folder(Path(name))
+        if base is not None:
+            version += _hash_of_files(base, _FILES, by_tensor=True)
+            version = hashlib.sha256(version.encode()).hexdigest()[:32]
+        return {"model": name, "model_version": version}
     config = cached_file(name, "config.json", _raise_exceptions_for_missing_entries=False)
     file = config or cached_file(name, "adapter_config.json")  # an adapter has only this one
     return {"model": name, "model_version": extract_commit_hash(file, None)}
 
 
-def hash_of_weights(folder: str | Path) -> str:
-    """Hash a sample of the weights in a folder. Adapters record this hash of their base, so its definition must not change."""
-    return _hash_of_files(Path(folder), _WEIGHTS, by_tensor=False)
+def _base_folder(adapter: Path) -> Path | None:
+    """Return the folder of an adapter's base, if `adapter` is one and its base is a folder."""
+    config = adapter / "adapter_config.json"
+    base = json.loads(config.read_text(encoding="utf8")).get("base_model_name_or_path") if config.is_file() else None
+    return Path(base) if base and Path(base).is_dir() else None
+
+
+def hash_of_weights(folder: str | Path, by_tensor: bool = True) -> str:
+    """
+    Hash a sample of the weights in a folder. Adapters record this hash of their base, so its definition must not change; those of
+    version 0.1 sample complete files instead of each tensor.
+    """
+    return _hash_of_files(Path(folder), _WEIGHTS, by_tensor)
 
 
 def _hash_of_files(folder: Path, patterns: tuple[str, ...], by_tensor: bool) -> str:

@@ -1,9 +1,14 @@
+import json
 import shutil
 
+import pytest
 import torch
 from models_for_tests import save_language_model
-from safetensors.torch import save_file
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
+from cloud_hf.adapters import adapter_base
 from cloud_hf.model_identity import hash_of_weights, identify_model
 
 
@@ -54,4 +59,38 @@ def test_a_large_tensor_is_sampled_at_both_ends(tmp_path):
 
 def test_the_hash_that_adapters_record_does_not_change(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(bytes(range(256)) * 2**13)
-    assert hash_of_weights(tmp_path) == "a055f9eb019e44ce387a2c69487f0fc1"
+    assert hash_of_weights(tmp_path, by_tensor=False) == "a055f9eb019e44ce387a2c69487f0fc1"
+
+
+def test_an_adapter_is_another_model_over_another_base(tmp_path):
+    """Though its own files are the same, and whatever made it left no record of its base."""
+    base = save_language_model(tmp_path / "base")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(target_modules=["q_proj"]))
+    model.save_pretrained(tmp_path / "adapter")
+    before = version(tmp_path / "adapter")
+    assert before == version(tmp_path / "adapter")
+    save_language_model(tmp_path / "base", seed=1)
+    assert version(tmp_path / "adapter") != before
+
+
+@pytest.mark.parametrize("by_tensor", [True, False])
+def test_a_base_with_another_small_tensor_is_another_base(base_folder, tmp_path, by_tensor):
+    """Records of version 0.1, of complete files, are still read."""
+    base = shutil.copytree(base_folder, tmp_path / "base")
+    weights = load_file(base / "model.safetensors")
+    save_file({**weights, "filler_a": torch.zeros(2**22), "filler_z": torch.zeros(2**22)}, base / "model.safetensors")
+    name = str(tmp_path / "adapter")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(target_modules=["q_proj"])).save_pretrained(
+        name
+    )
+    record = {"version": 1 + by_tensor, "model": str(base), "weights": hash_of_weights(base, by_tensor)}
+    (tmp_path / "adapter/base_model.json").write_text(json.dumps(record))
+    assert adapter_base(name)[0] == str(base)
+    (base / "model.safetensors").unlink()
+    save_file(
+        {**weights, "filler_a": torch.zeros(2**22), "filler_z": torch.zeros(2**22), "model.norm.weight": torch.ones(32) * 2},
+        base / "model.safetensors",
+    )  # fmt: skip
+    if by_tensor:
+        with pytest.raises(ValueError, match="trained on another base"):
+            adapter_base(name)

@@ -86,16 +86,16 @@ def train(spec: dict, run: dict, rows: Dataset) -> dict:
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=run.get("resume"))
     trainer.save_model(str(folder / "model"))
-    predictions = trainer.predict(trainer.eval_dataset).predictions.tolist() if evaluated else None
+    held = stored_bytes(trainer) if spec["strategy"] == "fsdp2" else None  # before FSDP gathers parameters to predict
     return {
-        "predictions": predictions,
         "log": trainer.state.log_history,
         "norms": observe.norms,
         "world_size": args.world_size,
         "distributed_type": str(trainer.accelerator.distributed_type),
         "rewards": rewards_of(trainer),
+        "predictions": trainer.predict(trainer.eval_dataset).predictions.tolist() if evaluated else None,
         "flops_per_token": trainer._flops_per_token,
-        "bytes": stored_bytes(trainer) if spec["strategy"] == "fsdp2" else None,
+        "bytes": held,
     }
 
 
