@@ -85,7 +85,7 @@ def attach_adapter(
     Raises:
         `ValueError`: If names or shapes of the weights do not fit the model.
     """
-    own_config = PeftConfig.from_pretrained(name, **hub_kwargs)
+    own_config: Any = PeftConfig.from_pretrained(name, **hub_kwargs)
     check_lora(name, own_config)
     config = own_config if peft_config is None else peft_config
     weights = load_peft_weights(name, device="cpu", **hub_kwargs)

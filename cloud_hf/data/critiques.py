@@ -15,7 +15,7 @@ from .completions import Answer
 from .fit_to_context import check_policy, fit_to_context
 from .journal import Journal, key_of
 from .rows import Rows, prompt_column, prompt_of, response_of
-from .run import Dropped, JournaledClient, RowRefused, all_of, check_rows
+from .run import Dropped, JournaledClient, RowRefused, all_of, check_rows, check_truncated, most_longer_tries
 
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 
 SIDES = ("chosen", "rejected")
-TRUNCATED = ("drop", "keep")
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,8 @@ class CritiqueOptions:
         longer_tries (`int`, *optional*, defaults to `2`):
             Retries of a truncated critique, each with twice the tokens.
         truncated (`str`, *optional*, defaults to `"drop"`):
-            Handling of critiques that remain truncated: `drop` (and the row too if it has no others) or `keep`.
+            Handling of critiques that remain truncated: drop (and the row too if it has no others), keep, or retry (with twice the tokens as
+            long as the context has room, whatever `longer_tries` says; then drop).
         overlong_policy (`str`, *optional*, defaults to `"error"`):
             Handling of rows that do not fit the model's context: `error`, `drop` or `truncate_prompt`.
         seed (`int`, *optional*, defaults to `0`):
@@ -74,9 +74,13 @@ class CritiqueOptions:
             raise ValueError(f"`temperature` is {self.temperature}; it must be a finite number of at least 0.")
         if self.num_critiques > 1 and self.temperature == 0.0:
             raise ValueError("`num_critiques` above 1 needs a `temperature` above 0; greedy critiques are identical.")
-        if self.truncated not in TRUNCATED:
-            raise ValueError(f"`truncated` is {self.truncated!r}; use {' or '.join(TRUNCATED)}.")
+        check_truncated(self.truncated)
         check_policy(self.overlong_policy)
+
+    @property
+    def most_longer_tries(self) -> int:
+        """Largest number of retries of a truncated critique, if the context has room for them."""
+        return most_longer_tries(self.truncated, self.longer_tries)
 
 
 @dataclass(frozen=True)
@@ -183,7 +187,7 @@ class CritiqueBuilder:
         """Request a critique, and retry with twice the tokens while it is truncated and the context has room."""
         prefix_length = len(task.prefixes[side].input_ids)
         max_new_tokens = self.options.max_new_tokens
-        for tries in range(self.options.longer_tries + 1):
+        for tries in range(self.options.most_longer_tries + 1):
             critique = await ask(task, side, number, max_new_tokens)
             counts.prompt_tokens += prefix_length
             counts.critique_tokens += len(critique.ids) + 1
@@ -196,7 +200,7 @@ class CritiqueBuilder:
     def _keep(self, written: dict[str, list[Critique]], counts: "_Counts") -> dict[str, list[Critique]]:
         """Select the critiques for the dataset: the same number of complete ones for both sides, or all if truncated ones are kept."""
         kept = written
-        if self.options.truncated == "drop":
+        if self.options.truncated != "keep":
             complete = {
                 side: [critique for critique in critiques if critique.finish_reason != "length"]
                 for side, critiques in written.items()
@@ -273,7 +277,7 @@ class ScorerCritic:
         if longest_first:
             jobs.sort(key=lambda job: -job.prefix_length)
         max_new_tokens = options.max_new_tokens
-        for tries in range(options.longer_tries + 1):
+        for tries in range(options.most_longer_tries + 1):
             if tries > 0:
                 jobs = [job for job in jobs if self._is_cut(job, max_new_tokens)]
                 max_new_tokens *= 2

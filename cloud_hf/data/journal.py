@@ -13,8 +13,8 @@ FORMAT = "cloud_hf.journal"
 VERSION = 2
 # For these settings, version 1 hashed a smaller part of a model folder
 _MODEL_SETTINGS = {"model", "model_version"}
-# Setting that version 1 lacks
-_NEW_SETTINGS = {"contents_of_all_shards"}
+# Settings that version 1 lacks
+_NEW_SETTINGS = {"contents_of_all_shards", "truncated"}
 # Start of the first line; distinguishes a torn journal from another file
 _HEADER = b'{"format":"cloud_hf.journal"'
 

@@ -6,7 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from datasets import Features
@@ -20,6 +20,11 @@ from .rows import Rows, row_name
 
 # Failed rows allowed before the first answer; more stop the run
 _MOST_FAILURES_AT_FIRST = 100
+
+# Handling of truncated answers: kept or dropped after some longer tries, or retried as long as the context has room
+TRUNCATED = ("drop", "keep", "retry")
+# Longer tries with "retry", for servers without a limit
+_MOST_LONGER_TRIES = 16
 
 
 class Dropped(Exception):
@@ -56,6 +61,7 @@ class JournaledClient:
         self.journal = journal
         self.role = role
         self.cut: set[str] = set()  # keys of answers that ran out of tokens
+        self.kept_cut: set[str] = set()  # keys of those that were kept nevertheless
         # By key, model names that servers report if another model, or a version of the requested one, answered
         self.other_models: dict[str, str] = {}
 
@@ -66,15 +72,18 @@ class JournaledClient:
         return await self._answer(asked, lambda: self.client.chat(messages, **sampling))
 
     async def chat_until_complete(
-        self, key: Sequence[Any], messages: list[dict[str, str]], *, max_tokens: int, longer_tries: int, **sampling
-    ) -> Answer:
+        self, key: Sequence[Any], messages: list[dict[str, str]], *, max_tokens: int, longer_tries: int,
+        truncated: str = "drop", **sampling,
+    ) -> Answer:  # fmt: skip
         """
         Return the answer of [`JournaledClient.chat`], retrying up to `longer_tries` times with twice the tokens while it is truncated.
 
         Returns the first complete answer, otherwise the last one: with `finish_reason` `"length"` if it is truncated, or `"no room"` and
-        an empty text if the model's context has no room for more tokens.
+        an empty text if the model's context has no room for more tokens. With `truncated="retry"` there are as many tries as the context has room
+        for; with `"keep"` the last truncated answer is returned as complete, unless it has no text.
         """
-        for doublings in range(longer_tries + 1):
+        cut = Answer("", "length")
+        for doublings in range(most_longer_tries(truncated, longer_tries) + 1):
             asked = {"max_tokens": max_tokens * 2**doublings, **sampling}
             try:
                 answer = await self.chat(key, messages, **asked)
@@ -86,6 +95,10 @@ class JournaledClient:
                 self._keep(self._key(key, messages, asked), answer)
             if answer.finish_reason != "length":
                 break
+            cut = answer
+        if truncated == "keep" and answer.finish_reason in ("length", "no room") and cut.text.strip():
+            self.kept_cut.add(self._key(key, messages, sampling))
+            return replace(cut, finish_reason="stop")
         return answer
 
     async def complete(self, key: Sequence[Any], prompt_ids: Sequence[int], **sampling) -> Answer:
@@ -132,7 +145,20 @@ def why_incomplete(answer: Answer, name: str, longer_tries: int) -> str | None:
         return None
     if answer.finish_reason == "content_filter":
         return f"{name} was withheld by the server's content filter"
+    if answer.finish_reason == "no room":
+        return f"{name} is truncated, and the model's context has no room for more tokens"
     return f"{name} is truncated after {longer_tries} longer tries"
+
+
+def most_longer_tries(truncated: str, longer_tries: int) -> int:
+    """Return the largest number of retries of a cut answer, if the context has room for them."""
+    return _MOST_LONGER_TRIES if truncated == "retry" else longer_tries
+
+
+def check_truncated(value: str):
+    """Raise `ValueError` unless `truncated` is one of its choices."""
+    if value not in TRUNCATED:
+        raise ValueError(f"`truncated` is {value!r}; use drop or keep, or retry.")
 
 
 def seed_of(seed: int, *parts: Any) -> int:
@@ -310,7 +336,9 @@ def _count_answers(clients: dict[str, JournaledClient]) -> dict[str, Any]:
     counts: dict[str, Any] = {}
     for role, client in clients.items():
         counts[f"{role}_answers_cut"] = len(client.cut)
-        # A server may forward requests to a model other than the one it lists
+        if client.kept_cut:
+            counts[f"{role}_answers_kept_cut"] = len(client.kept_cut)
+        # A server may pass requests on to another model than the one it lists
         if client.other_models:
             counts[f"{role}_answers_of_other_models"] = dict(Counter(client.other_models.values()))
     return counts

@@ -7,7 +7,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl import ModelConfig
 
 from ..arguments import documented
-from ..data.rows import load_rows
+from ..data.journal import key_of
+from ..data.rows import check_columns, load_rows
 from ..loading import tokenizer_source
 
 
@@ -28,6 +29,9 @@ class DataArguments:
             Split to evaluate on during training, unless `eval_strategy` is "no".
         eval_dataset_name (`str`, *optional*):
             Dataset to evaluate on, if `dataset_name` has no such split. A dataset without splits is used in full.
+        test_size (`float`, *optional*):
+            Share of the prompts of the training split, such as 0.05, to evaluate on instead of training on them. All rows of a
+            prompt are on the same side.
     """
 
     dataset_name: str
@@ -35,16 +39,45 @@ class DataArguments:
     dataset_train_split: str = "train"
     dataset_test_split: str = "test"
     eval_dataset_name: str | None = None
+    test_size: float | None = None
 
     def load(self, eval_strategy: str) -> tuple[Dataset, Dataset | None]:
         """Load the training rows, and the evaluation rows unless `eval_strategy` is "no"."""
         train = load_rows(self.dataset_name, self.dataset_train_split, self.dataset_config)
+        if self.test_size is not None:
+            if eval_strategy == "no" or self.eval_dataset_name is not None:
+                raise ValueError(
+                    "`test_size` holds training rows out for evaluation: set `eval_strategy`, and omit `eval_dataset_name`."
+                )
+            return split_by_prompt(train, self.test_size)
         if eval_strategy == "no":
             return train, None
         if self.eval_dataset_name is not None:
             return train, load_rows(self.eval_dataset_name, self.dataset_test_split, self.dataset_config)
         # Never fall back to the training rows
         return train, load_rows(self.dataset_name, self.dataset_test_split, self.dataset_config, needs_split=True)
+
+
+def split_by_prompt(rows: Dataset, test_size: float) -> tuple[Dataset, Dataset]:
+    """
+    Split rows so that a share of the prompts is in the second part, chosen by a hash of their contents.
+
+    Raises:
+        `ValueError`: If the share is not between 0 and 1, or leaves one part without a prompt.
+    """
+    check_columns(rows.column_names, ("prompt",), "`test_size`")
+    keys = [key_of(prompt) for prompt in rows["prompt"]]
+    prompts = sorted(set(keys))
+    count = round(len(prompts) * test_size) if 0 < test_size < 1 else 0
+    if not 0 < count < len(prompts):
+        raise ValueError(
+            f"`test_size` is {test_size}, which leaves one side of {len(prompts)} prompts empty; give a share between 0 and 1."
+        )
+    held_out = set(prompts[:count])
+    places: tuple[list[int], list[int]] = ([], [])
+    for place, key in enumerate(keys):
+        places[key in held_out].append(place)
+    return rows.select(places[0]), rows.select(places[1])
 
 
 _LORA_OPTIONS = (

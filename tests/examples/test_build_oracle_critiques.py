@@ -158,6 +158,20 @@ def test_cut_critiques_are_asked_for_longer(pairs, tmp_path):
     assert rows["p1"]["rejected_feedback"] == expected(make_rows(2), 8)[1]["rejected_feedback"]
 
 
+def test_critiques_that_stay_cut_may_be_kept(pairs, tmp_path):
+    def write(body):
+        cut = "What is 7 + 30" in body["messages"][0]["content"]
+        return default_answer(body)[0], "length" if cut else "stop"
+
+    with serve_completions(write=write) as server:
+        more = ["--max_tokens", 8, "--truncated", "keep"]
+        ended = run_script(SCRIPT, *options(server, pairs, tmp_path / "out", *more), log_dir=tmp_path)
+    assert ended.status == 0, ended.output
+    rows = {row["id"]: row for row in read_rows(tmp_path / "out")}
+    assert not read_rejects(tmp_path / "out") and rows["p7"]["chosen_feedback"]
+    assert json.loads((tmp_path / "out" / "build.json").read_text())["counts"]["critic_answers_kept_cut"] == 2
+
+
 def test_many_rows_that_fail_do_not_keep_the_others_from_being_written(tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text("\n".join(map(json.dumps, make_rows(200))))

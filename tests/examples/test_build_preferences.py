@@ -333,6 +333,36 @@ def test_cut_responses_are_asked_for_longer(prompts, tmp_path):
     assert counts["gen_answers_cut"] == 3 and counts["judge_answers_cut"] == 0
 
 
+@pytest.mark.parametrize("truncated", ["keep", "retry"])
+def test_responses_that_stay_cut_are_kept_or_retried(prompts, tmp_path, truncated):
+    """Dropping them would select short responses."""
+    needed = {(1, 0): 64, (2, 1): 10**9}
+
+    def rule(prompt, number, body):
+        if body["max_tokens"] > 128:
+            return web.json_response({"error": {"message": "the maximum context length is 128 tokens"}}, status=400)
+        cut = body["max_tokens"] < needed.get((prompt, number), 5)
+        return f"response {number + 1} of {body['max_tokens']}", "length" if cut else "stop"
+
+    def judgement(prompt, first, second, body):
+        return "[[A>B]]" if first.startswith("response 1") else "[[B>A]]", "stop"
+
+    with serve_script(rule, judgement) as server:
+        more = ["--limit", 3, "--gen_max_tokens", 8, "--truncated", truncated]
+        rows, rejects = build(server, prompts, tmp_path, *more)
+    record = json.loads((tmp_path / "out" / "build.json").read_text())
+    assert record["settings"]["truncated"] == truncated
+    if truncated == "keep":
+        assert not rejects and rows["p1"]["chosen"] == "response 1 of 16"
+        assert rows["p2"]["rejected"] == "response 2 of 16"
+        assert record["counts"]["gen_answers_kept_cut"] == 2
+        assert "gen_answers_kept_cut" in (tmp_path / "out" / "README.md").read_text()
+    else:
+        assert rows["p1"]["chosen"] == "response 1 of 64" and list(rejects) == ["p2"]
+        assert "the model's context has no room for more tokens" in rejects["p2"]["reason"]
+        assert "gen_answers_kept_cut" not in record["counts"]
+
+
 # -------------------------------------------------------------------------------------------------- several responses
 
 

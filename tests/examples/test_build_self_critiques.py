@@ -182,6 +182,11 @@ def test_cut_critiques_are_written_longer_or_dropped(critic, pairs, tmp_path):
     kept = run(SCRIPT, *options(critic, pairs, tmp_path / "kept", "--truncated", "keep"))
     assert kept.status == 0, kept.output
     assert read_rows(tmp_path / "kept") == with_critiques(rows, scores)
+    # As many tries as the context has room for, though `longer_tries` is 0
+    more = ["--truncated", "retry", "--longer_tries", 0]
+    retried = run(SCRIPT, *options(critic, pairs, tmp_path / "retried", *more))
+    assert retried.status == 0, retried.output
+    assert len(read_rows(tmp_path / "retried")) >= len(whole)
 
 
 def test_of_several_critiques_only_the_cut_ones_are_dropped(critic, pairs, tmp_path):

@@ -9,7 +9,17 @@ from ...arguments import check_bounds, documented
 from ..critique_prompt import CRITIC_PROMPT, PLACEHOLDERS, messages_for_critic, read_template
 from ..folder import DatasetFolder
 from ..rows import FEEDBACK_COLUMNS, PAIR_COLUMNS, prompt_of, response_of
-from ..run import Dropped, JournaledClient, all_of, build_dataset, check_rows, run_builder, seed_of, why_incomplete
+from ..run import (
+    Dropped,
+    JournaledClient,
+    all_of,
+    build_dataset,
+    check_rows,
+    check_truncated,
+    run_builder,
+    seed_of,
+    why_incomplete,
+)
 from .arguments import BuilderArguments, ServerArguments
 
 
@@ -38,8 +48,10 @@ class OracleCritiqueArguments(BuilderArguments, ServerArguments):
         max_tokens (`int`, *optional*, defaults to `1024`):
             Token limit of a critique.
         longer_tries (`int`, *optional*, defaults to `2`):
-            Retries of a truncated critique, each with twice the tokens. A row whose critique remains truncated is dropped and
-            counted.
+            Retries of a truncated critique, each with twice the tokens.
+        truncated (`str`, *optional*, defaults to `"drop"`):
+            Handling of critiques that remain truncated: drop (the row, counted), keep (counted on the card), or retry (with twice the tokens
+            as long as the context has room, whatever `longer_tries` says; then drop). Dropping selects short responses.
         seed (`int`, *optional*):
             Seed from which each request's seed is derived. By default, requests have no seed.
     """
@@ -52,11 +64,13 @@ class OracleCritiqueArguments(BuilderArguments, ServerArguments):
     top_p: float = 1.0
     max_tokens: int = 1024
     longer_tries: int = 2
+    truncated: str = "drop"
     seed: int | None = None
 
     def __post_init__(self):
         super().__post_init__()
         check_bounds(self, num_critiques=1, max_tokens=1, longer_tries=0)
+        check_truncated(self.truncated)
         if self.num_critiques > 1 and self.temperature == 0.0:
             raise ValueError("`num_critiques` above 1 needs a `temperature` above 0; greedy critiques are identical.")
 
@@ -79,6 +93,7 @@ def main(args: OracleCritiqueArguments):
         **sampling,
         "max_tokens": args.max_tokens,
         "longer_tries": args.longer_tries,
+        "truncated": args.truncated,
         "num_critiques": args.num_critiques,
         "seed": args.seed,
     }
@@ -106,7 +121,8 @@ async def criticise(
         key = [row["id"], side, number]
         messages = messages_for_critic(prompt_of(row), response_of(row, side), template)
         seed = {} if args.seed is None else {"seed": seed_of(args.seed, *key)}
-        options = {"max_tokens": args.max_tokens, "longer_tries": args.longer_tries, **sampling, **seed}
+        tries = {"longer_tries": args.longer_tries, "truncated": args.truncated}
+        options = {"max_tokens": args.max_tokens, **tries, **sampling, **seed}
         answer = await critic.chat_until_complete(key, messages, **options)
         if reason := why_incomplete(answer, "a critique", args.longer_tries):
             raise Dropped(reason)

@@ -13,7 +13,17 @@ from ..completions import Answer
 from ..folder import DatasetFolder
 from ..judge import RETRY_TEMPERATURE, Comparison, Judge, PreferenceStatistics, read_judge_prompt
 from ..rows import check_columns
-from ..run import Dropped, JournaledClient, all_of, build_dataset, check_rows, run_builder, seed_of, why_incomplete
+from ..run import (
+    Dropped,
+    JournaledClient,
+    all_of,
+    build_dataset,
+    check_rows,
+    check_truncated,
+    run_builder,
+    seed_of,
+    why_incomplete,
+)
 from .arguments import BuilderArguments, ServerArguments
 
 
@@ -55,8 +65,10 @@ class PreferenceArguments(BuilderArguments, ServerArguments):
         gen_max_tokens (`int`, *optional*, defaults to `2048`):
             Token limit of a response.
         longer_tries (`int`, *optional*, defaults to `1`):
-            Retries of a truncated response, each with twice the tokens, as far as the generator's context allows. Pairs with a
-            response that remains truncated are dropped and counted.
+            Retries of a truncated response, each with twice the tokens, as far as the generator's context allows.
+        truncated (`str`, *optional*, defaults to `"drop"`):
+            Handling of responses that remain truncated: drop (their pairs, counted), keep (counted on the card), or retry (with twice the
+            tokens as long as the context has room, whatever `longer_tries` says; then drop). Dropping selects short responses.
         pairs (`str`, *optional*, defaults to `"all"`):
             Rows from more than two responses; all pairs are judged. `"all"`: one row for each pair with a winner, with ids such as
             `prompt7/0-2` from the responses' numbers, and the column `prompt_id`; keep the rows of a prompt on one side of a
@@ -91,6 +103,7 @@ class PreferenceArguments(BuilderArguments, ServerArguments):
     gen_top_p: float = 1.0
     gen_max_tokens: int = 2048
     longer_tries: int = 1
+    truncated: str = "drop"
     pairs: str = "all"
     margin: bool = False
     keep_columns: list[str] = field(default_factory=list)
@@ -107,6 +120,7 @@ class PreferenceArguments(BuilderArguments, ServerArguments):
         if not self.gen_temperature > 0.0:
             raise ValueError("`gen_temperature` must be above 0, otherwise all responses to a prompt are identical.")
         check_bounds(self, gen_max_tokens=1, judge_max_tokens=1, judge_tries=1, longer_tries=0)
+        check_truncated(self.truncated)
         if self.pairs not in ("all", "best_worst"):
             raise ValueError(f"`pairs` is {self.pairs!r}; use 'all' or 'best_worst'.")
         if clash := sorted({"id", "prompt", *NEW_COLUMNS} & set(self.keep_columns)):
@@ -136,6 +150,7 @@ def main(args: PreferenceArguments):
         "gen_top_p": args.gen_top_p,
         "gen_max_tokens": args.gen_max_tokens,
         "longer_tries": args.longer_tries,
+        "truncated": args.truncated,
         "pairs": args.pairs,
         "margin": args.margin,
         "judge_prompt": template,
@@ -209,7 +224,12 @@ async def respond(row: dict, number: int, gen: JournaledClient, args: Preference
     sampling: dict[str, Any] = {"temperature": args.gen_temperature, "top_p": args.gen_top_p}
     if args.seed is not None:
         sampling["seed"] = seed_of(args.seed, "gen", row["id"], number)
-    options = {"max_tokens": args.gen_max_tokens, "longer_tries": args.longer_tries, **sampling}
+    options = {
+        "max_tokens": args.gen_max_tokens,
+        "longer_tries": args.longer_tries,
+        "truncated": args.truncated,
+        **sampling,
+    }
     return await gen.chat_until_complete([row["id"], number], messages_for_generator(row), **options)
 
 

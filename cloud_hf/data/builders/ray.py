@@ -191,7 +191,7 @@ class RayCritic:
     def _most_tokens(self, prefix_length: int) -> int:
         """Return the token limit of the last try."""
         most = self.builder.options.max_new_tokens
-        for _ in range(self.builder.options.longer_tries):
+        for _ in range(self.builder.options.most_longer_tries):
             if self.builder.has_room(prefix_length, 2 * most):
                 most *= 2
         return most
