@@ -13,22 +13,29 @@ an added token (`<|im_end|>`, `<think>`, …) are encoded as plain text.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, groupby
+from itertools import accumulate, groupby, pairwise
 from typing import Any, cast
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from .configuration_cloud import CLoudConfig, spell_critique_prompt
-from .prompts import Conversation, change_texts, read_prompt
+from .prompts import REASONING_FIELDS, Conversation, change_texts, read_prompt, read_response
+from .skeletons import USUAL_ROLES, Skeleton, spell
 
 
 IGNORE_INDEX = -100
 
-# Private-use characters, which `_check_text` refuses in input. The first cuts untrusted text so that no added-token string
-# survives in it; the second is the placeholder of a critique while a conversation is rendered.
+# Private-use characters that mark places while a conversation is rendered. The first cuts untrusted text so that no added-token
+# string survives in it; the second is the placeholder of a critique. Where input holds them, `_ESCAPE` and a digit replace them.
 _CUT = "\uf8f0"
 _SLOT = "\uf8f1"
+_ESCAPE = "\uf8f2"
+_ESCAPES = {_CUT: f"{_ESCAPE}0", _SLOT: f"{_ESCAPE}1", _ESCAPE: f"{_ESCAPE}2"}
+_ESCAPED = str.maketrans(_ESCAPES)
+
+# Shapes of conversations to remember
+_MOST_SHAPES = 4096
 
 # Marks a prompt whose start was cut off
 _OMISSION = "…"
@@ -51,7 +58,7 @@ class EncodedPrefix:
     response_changed: bool
     # The rendered context, with untrusted text cut where it spells an added token
     text: str
-    # The same with "x" in place of texts that were cut: its added tokens are exactly the template's own
+    # The rendering of the same turns with harmless texts: its added tokens are exactly the template's own
     reference: str
 
 
@@ -145,8 +152,16 @@ class CritiqueFormat:
                 f"The tokenizer {tokenizer.name_or_path!r} has no chat template, which the critique format needs. "
                 "Set `tokenizer.chat_template` (or `--chat_template_path`) to that of your base model."
             )
+        # Renderings of skeletons, and the control ids of renderings
+        self._references: dict[str, str] = {}
+        self._expected: dict[str, list[int]] = {}
         self._find_control_strings()
         self._find_end_of_turn()
+        self._check_neighbours()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Datasets are fingerprinted by this object, so what it remembers must not show
+        return {**self.__dict__, "_references": {}, "_expected": {}}
 
     @classmethod
     def from_config(
@@ -180,15 +195,25 @@ class CritiqueFormat:
 
     # ------------------------------------------------------------------------------------------------------ encoding
 
-    def encode_prefix(self, prompt, response: str) -> EncodedPrefix:
+    def encode_prefix(self, prompt, response) -> EncodedPrefix:
         """
-        Encode a conversation up to where the critique starts. `prompt` is as in [`Scorer`]; the response may be empty.
+        Encode a conversation up to where the critique starts. `prompt` is as in [`Scorer`]; `response` is text, which may be
+        empty, or an assistant message with tool calls or reasoning.
 
         Raises:
-            `ValueError`: If the prompt or response is not usable; the message says why.
+            `ValueError`: If the prompt or response is not usable, or the chat template does not show a field of a message; the
+                error says why.
         """
-        text, reference, changed = self._render(prompt, response)
-        return EncodedPrefix(tuple(self._encode_text(text, reference)), changed, text, reference)
+        given = self._read(prompt, response)
+        shown = given if self.keep_thinking else self._without_dropped_text(given)
+        reference = self._reference(shown)
+        for cut in (self._plain, self._shatter):
+            text = self._render_turns(change_texts(shown, cut))
+            ids = self._encode_text(text, reference)
+            if ids is not None:
+                changed = given.messages[-1]["content"].strip() not in _unescape(text.replace(_CUT, ""))
+                return EncodedPrefix(tuple(ids), changed, text, reference)
+        raise ValueError(f"Text in this conversation would be read as control tokens: {_unescape(text)!r:.200}")
 
     def complete(self, prefix: EncodedPrefix, critique: str | list[int] | None = None) -> EncodedCritique:
         """
@@ -216,7 +241,7 @@ class CritiqueFormat:
         """Append a critique for training: the same ids as [`CritiqueFormat.complete`] returns for scoring."""
         return self.complete(prefix, critique)
 
-    def encode(self, prompt, response: str, critique: str | list[int] | None = None) -> EncodedCritique:
+    def encode(self, prompt, response, critique: str | list[int] | None = None) -> EncodedCritique:
         """Encode a complete sequence: [`CritiqueFormat.encode_prefix`], then [`CritiqueFormat.complete`]."""
         return self.complete(self.encode_prefix(prompt, response), critique)
 
@@ -260,21 +285,83 @@ class CritiqueFormat:
 
     # ----------------------------------------------------------------------------------------------------- rendering
 
-    def _render(self, prompt, response: str) -> tuple[str, str, bool]:
-        """Return the `text`, `reference` and `response_changed` of an [`EncodedPrefix`]."""
+    def _read(self, prompt, response) -> Conversation:
         conversation = read_prompt(prompt, self.allows_empty_prompts)
-        if not isinstance(response, str):
-            raise ValueError(f"`response` is {type(response).__name__}, not text.")
-        conversation.messages.append({"role": "assistant", "content": response})
+        conversation = replace(conversation, messages=[*conversation.messages, read_response(response)])
         conversation = change_texts(conversation, self._check_text)
-        if change_texts(conversation, self._plain) == conversation:
-            text = self._render_turns(conversation)
-            return text, text, response.strip() not in text
-        shown = conversation if self.keep_thinking else self._without_dropped_text(conversation)
-        changed = shown.messages[-1] != conversation.messages[-1]
-        text = self._render_turns(change_texts(shown, self._plain))
-        reference = self._render_turns(change_texts(shown, lambda part: part if self._plain(part) == part else "x"))
-        return text, reference, changed
+        if self.keep_thinking and any(field in turn for turn in conversation.messages for field in REASONING_FIELDS):
+            return self._with_reasoning(conversation)
+        return conversation
+
+    def _with_reasoning(self, conversation: Conversation) -> Conversation:
+        """Write reasoning that the chat template would not show as a thinking block into the content."""
+        skeleton = Skeleton(conversation)
+        text = self._apply_template(self._with_critique_turn(skeleton.conversation))
+        hidden = {(index, field) for index, field, mark in skeleton.fields if mark not in text}
+        messages = []
+        for index, message in enumerate(conversation.messages):
+            for field in REASONING_FIELDS:
+                if message["role"] == "assistant" and (index, field) in hidden and isinstance(message[field], str):
+                    content = f"<think>\n{message[field]}\n</think>\n\n{message['content']}"
+                    message = {name: value for name, value in message.items() if name != field} | {"content": content}
+            messages.append(message)
+        return replace(conversation, messages=messages)
+
+    def _reference(self, conversation: Conversation) -> str:
+        """Render the conversation with harmless texts, and check that the chat template shows all that its messages hold."""
+        skeleton = Skeleton(conversation)
+        key = skeleton.key
+        if key not in self._references:
+            if len(self._references) >= _MOST_SHAPES:
+                self._references.clear()
+            self._references[key] = self._check_skeleton(skeleton)
+        return self._references[key]
+
+    def _check_skeleton(self, skeleton: Skeleton) -> str:
+        conversation = skeleton.conversation
+        text = self._render_turns(conversation)
+        if conversation.tools and text == self._render_turns(replace(conversation, tools=None)):
+            raise ValueError("The chat template does not show `tools`; leave them out, or put them into a message.")
+        for role, indices in skeleton.roles():
+            self._check_role(role, indices[0], skeleton.without_role(indices), text)
+        for index, field, mark in skeleton.fields:
+            if mark not in text:
+                raise self._not_shown(conversation, index, field)
+        for path in skeleton.constants:
+            if not skeleton.shows_all_arguments(path, text) and text == self._render_turns(
+                skeleton.with_other_constant(path)
+            ):
+                raise self._not_shown(conversation, path[0], spell(path))
+        return text
+
+    def _check_role(self, role: str, index: int, without: Conversation, text: str):
+        """Check that the chat template tells a role from others, and makes a control token only of those that it knows."""
+        try:
+            other = self._render_turns(without)
+        except ValueError:
+            return
+        if other == text:
+            raise ValueError(
+                f"The chat template does not tell the role of message {index}, {role!r}, from others (misspelt?)."
+            )
+        template = str(self.tokenizer.chat_template)
+        known = role in USUAL_ROLES or f"'{role}'" in template or f'"{role}"' in template
+        if not known and self._control_ids(self._encode(other)) != self._control_ids(self._encode(text)):
+            raise ValueError(
+                f"The role of message {index} is {role!r}, which the chat template makes a control token of. Use one of "
+                f"{', '.join(USUAL_ROLES)}."
+            )
+
+    def _not_shown(self, conversation: Conversation, index: int, field: str) -> ValueError:
+        role = conversation.messages[index]["role"]
+        response = index == len(conversation.messages) - 1
+        if field == "content" and not response and "tool_calls" not in conversation.messages[index]:
+            return ValueError(f"The chat template does not show message {index}, whose role is {role!r} (misspelt?).")
+        place = "the response" if response else f"message {index} ({role})"
+        cure = "Leave it out" if field == "content" else "Leave it out, or put it into `content`"
+        if field.partition(".")[0] in REASONING_FIELDS:
+            cure = "A model made with `keep_thinking` sees it; or leave it out"
+        return ValueError(f"The chat template does not show `{field}` of {place}. {cure}.")
 
     def _render_turns(self, conversation: Conversation) -> str:
         """Render, then cut after the critique prompt (classic: after the last turn's end token)."""
@@ -285,28 +372,25 @@ class CritiqueFormat:
                     "The chat template ends this conversation differently from others: the reward has no fixed position."
                 )
             return text[: len(text) - len(self._classic_tail)] + self.end_token
-        turn = {"role": self.critique_role, "content": f"{self.critique_prompt} {_SLOT}"}
-        text = self._apply_template(replace(conversation, messages=[*conversation.messages, turn]))
+        text = self._apply_template(self._with_critique_turn(conversation))
         return text[: text.rindex(f" {_SLOT}")]
 
-    def _apply_template(self, conversation: Conversation) -> str:
-        def render(tools) -> str:
-            text = self.tokenizer.apply_chat_template(
-                conversation.messages, tools=tools, tokenize=False, **self.chat_template_kwargs
-            )
-            return cast(str, text)
+    def _with_critique_turn(self, conversation: Conversation) -> Conversation:
+        if not self.critique:
+            return conversation
+        turn = {"role": self.critique_role, "content": f"{self.critique_prompt} {_SLOT}"}
+        return replace(conversation, messages=[*conversation.messages, turn])
 
+    def _apply_template(self, conversation: Conversation) -> str:
         try:
-            text = render(conversation.tools)
-            if conversation.tools and text == render(None):
-                raise ValueError(
-                    "The chat template does not show `tools`; leave them out, or put them into a message."
-                )
+            text = self.tokenizer.apply_chat_template(
+                conversation.messages, tools=conversation.tools, tokenize=False, **self.chat_template_kwargs
+            )
         except (TemplateError, TypeError, KeyError) as error:
             roles = ", ".join(message["role"] for message in conversation.messages)
             raise ValueError(f"The chat template refuses this conversation (roles: {roles}): {error}") from error
-        self._check_shown(conversation.messages, text)
-        return text
+        self._check_shown(conversation.messages, cast(str, text))
+        return cast(str, text)
 
     @staticmethod
     def _check_shown(messages: list[dict[str, Any]], text: str):
@@ -316,7 +400,7 @@ class CritiqueFormat:
             # Templates may drop an assistant's thinking and reformat tool results
             if message["role"] in ("assistant", "tool"):
                 continue
-            content, is_system = message.get("content", "").strip(), message["role"] in ("system", "developer")
+            content, is_system = message["content"].strip(), message["role"] in ("system", "developer")
             found = text.find(content, position[is_system])
             if found < 0:
                 raise ValueError(
@@ -333,12 +417,12 @@ class CritiqueFormat:
         """
         plain = change_texts(conversation, self._plain).messages
         texts = {
-            index: message["content"]
+            index: message["content"].translate(_ESCAPED)
             for index, message in enumerate(conversation.messages)
-            if message["role"] == "assistant"
-            and message.get("content")
-            and message["content"] != plain[index]["content"]
+            if message["role"] == "assistant" and message["content"] != plain[index]["content"]
         }
+        if not texts:
+            return conversation
 
         def rendered(as_they_are: Sequence[int]) -> tuple[str, dict[int, tuple[int, int]]]:
             """Render with marks in place of the other texts, and return the marks' places by message."""
@@ -362,7 +446,7 @@ class CritiqueFormat:
                 after = frame[slots[number][1] : slots[number + 1][0]]
                 part = text[spans[number - 1][1] : spans[number + 1][0]]
                 if part.startswith(before) and part.endswith(after) and len(part) >= len(before) + len(after):
-                    kept[index] = part[len(before) : len(part) - len(after)]
+                    kept[index] = _unescape(part[len(before) : len(part) - len(after)])
         messages = [
             {**message, "content": kept[index]}
             if index in kept and kept[index].strip() != message["content"].strip()
@@ -373,26 +457,32 @@ class CritiqueFormat:
 
     # ------------------------------------------------------------------------------------------------ text to tokens
 
-    def _encode_text(self, text: str, reference: str) -> list[int]:
-        """Encode a rendering piece by piece, and check that its added tokens are those of `reference`."""
-        first, *pieces = text.split(_CUT)
+    def _encode_text(self, text: str, reference: str) -> list[int] | None:
+        """Encode a rendering piece by piece; `None` if its control tokens are not those of `reference`."""
+        first, *pieces = _pieces(text)
         ids = [*self._encode(first), *self._encode_after(pieces)]
-        if pieces and self._control_ids(ids) != self._control_ids(self._encode(reference)):
-            raise ValueError(f"Text in this conversation would be read as control tokens: {text!r:.200}")
-        return ids
+        if reference not in self._expected:
+            if len(self._expected) >= _MOST_SHAPES:
+                self._expected.clear()
+            self._expected[reference] = self._control_ids(self._encode(reference))
+        return ids if self._control_ids(ids) == self._expected[reference] else None
 
     def _critique_ids(self, prefix: EncodedPrefix, critique: str) -> list[int]:
-        self._check_text(critique, "critique")
-        critique = self._plain(critique.strip())
+        critique = self._check_text(critique, "critique").strip()
         if not critique:
             return []
         context = list(prefix.input_ids)
-        ids = self._encode_text(f"{prefix.text} {critique}", prefix.reference)
-        if ids[: len(context)] == context:
-            return ids[len(context) :]
-        # The tokenizer merged the critique's first characters into the context's last token. A model that generates its
-        # critique never sees that merge, so the context is kept and the critique encoded separately.
-        return self._encode_after(f" {critique}".split(_CUT))
+        for cut in (self._plain, self._shatter):
+            text = f" {cut(critique)}"
+            ids = self._encode_text(prefix.text + text, prefix.reference)
+            if ids is not None and ids[: len(context)] == context:
+                return ids[len(context) :]
+            # The tokenizer merged the critique's first characters into the context's last token. A model that generates its
+            # critique never sees that merge, so the context is kept and the critique encoded separately.
+            ids = self._encode_after(_pieces(text))
+            if not self._control_ids(ids):
+                return ids
+        raise ValueError(f"The critique would be read as control tokens: {critique!r:.200}")
 
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
@@ -421,7 +511,7 @@ class CritiqueFormat:
 
     def _token_starts(self, text: str) -> list[int]:
         """Return the character at which each token of a text starts."""
-        pieces = self._plain(text).split(_CUT)
+        pieces = self._cut(text)
         offsets = self.tokenizer(pieces, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         places = accumulate(map(len, pieces), initial=0)
         return [place + start for place, spans in zip(places, offsets, strict=False) for start, _ in spans]
@@ -440,16 +530,43 @@ class CritiqueFormat:
     # ----------------------------------------------------------------------------------------------- untrusted text
 
     def _plain(self, text: str) -> str:
-        """Cut `text` so that no piece of it spells an added token."""
-        pieces, start = [], 0
-        while match := self._control_pattern.search(text, start):
-            pieces.append(text[start : match.start() + 1])
-            start = match.start() + 1
-        text = _CUT.join([*pieces, text[start:]])
-        if self._normalizer and self._control_pattern.search(self._normalizer.normalize_str(text.replace(_CUT, "\n"))):
-            # It spells one only after normalisation (full-width letters, say), so cut between all characters
-            return _CUT.join(text.replace(_CUT, ""))
-        return text
+        """Mark the places where `text` is cut, so that no piece of it spells an added token."""
+        return _CUT.join(piece.translate(_ESCAPED) for piece in self._cut(text))
+
+    def _shatter(self, text: str) -> str:
+        """Cut between all characters, and from the text around: for what becomes a control token in another way."""
+        stripped = text.strip()
+        start = text.index(stripped)
+        core = [_CUT, _CUT.join(character.translate(_ESCAPED) for character in stripped), _CUT] if stripped else []
+        return "".join([text[:start], *core, text[start + len(stripped) :]])
+
+    def _cut(self, text: str) -> list[str]:
+        starts = _overlapping(self._control_pattern, text)
+        pieces = _split_at(text, [start + 1 for start, _ in starts])
+        if not self._spells_control(pieces):
+            return pieces
+        # It spells one only after normalisation (as full-width letters do, say). Find out which characters become it
+        forms = {character: self._normalized(character) for character in set(text)}
+        places = [0, *accumulate(len(forms[character]) for character in text)]
+        sources = [index for index, (start, end) in enumerate(pairwise(places)) for _ in range(start, end)]
+        spans = _overlapping(
+            cast(re.Pattern, self._normalized_pattern), "".join(forms[character] for character in text)
+        )
+        cuts = {start + 1 for start, _ in starts}
+        for start, end in spans:
+            cuts.update(range(sources[start] + 1, sources[end - 1] + 1))
+        pieces = _split_at(text, sorted(cuts))
+        return list(text) if self._spells_control(pieces) else pieces
+
+    def _spells_control(self, pieces: list[str]) -> bool:
+        """Return whether the normaliser makes an added token of a piece."""
+        pattern = self._normalized_pattern
+        return pattern is not None and any(pattern.search(self._normalizer.normalize_str(piece)) for piece in pieces)
+
+    def _normalized(self, text: str) -> str:
+        """Normalise text as within a word: some normalisers change the start of what they get."""
+        before, after = (self._normalizer.normalize_str(part) for part in ("a", f"a{text}"))
+        return after.removeprefix(before) if after.startswith(before) else text
 
     def _check_text(self, text: str, field: str = "text") -> str:
         try:
@@ -458,10 +575,6 @@ class CritiqueFormat:
             raise ValueError(
                 f"The {field} contains half of a surrogate pair at character {error.start}: {text!r:.80}"
             ) from error
-        if _CUT in text or _SLOT in text:
-            raise ValueError(
-                f"The {field} contains the private-use character U+F8F0 or U+F8F1; remove it: {text!r:.80}"
-            )
         return text
 
     # -------------------------------------------------------------------------------------------------- construction
@@ -476,9 +589,18 @@ class CritiqueFormat:
         self._control_id_set = frozenset(added) - {
             cast(int, self.tokenizer.unk_token_id)
         }  # unknown characters may encode to it
-        strings = sorted({*added.values(), *(_THINK_TAGS if self.keep_thinking else ())}, key=len, reverse=True)
-        self._control_pattern = re.compile("|".join(map(re.escape, strings)) or r"(?!)")
+        strings = {*added.values(), *(_THINK_TAGS if self.keep_thinking else ())}
+        self._control_pattern = _any_of(strings)
         self._normalizer = cast(Any, self.tokenizer).backend_tokenizer.normalizer
+        # The tokenizer looks for these in normalised text, by their normalised spellings
+        normalized = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.normalized]
+        spellings = {
+            spelling
+            for content in (normalized if self._normalizer else ())
+            for spelling in (content, self._normalizer.normalize_str(content), self._normalized(content))
+            if content in strings and len(spelling.replace("▁", " ").strip()) > 1
+        }
+        self._normalized_pattern = _any_of(spellings) if spellings else None
 
     def _find_end_of_turn(self):
         """Render a probe to find the token that closes the turn at whose end the reward is read."""
@@ -503,6 +625,19 @@ class CritiqueFormat:
         self.end_token: str = end.group()
         self.end_token_id: int = token_id
         self._classic_tail = tail
+
+    def _check_neighbours(self):
+        """Check that the template's control tokens are read as such, whatever the text next to them."""
+        found = []
+        for content in ("x", "-"):
+            turns = [{"role": role, "content": content} for role in ("user", "assistant")]
+            text = self._render_turns(Conversation(turns))
+            found.append(self._control_ids(self._encode(text)))
+        if found[0] != found[1] or found[0].count(self.end_token_id) != text.count(self.end_token):
+            raise ValueError(
+                f"The tokenizer reads the control tokens of the chat template ({self.end_token!r}, say) only next to some texts. "
+                "Add them with `normalized=False` and `single_word=False`."
+            )
 
 
 class ReferenceFormat(CritiqueFormat):
@@ -555,17 +690,16 @@ class ReferenceFormat(CritiqueFormat):
         if isinstance(critique, str):
             return self._tokenize(prefix, *self._text_and_reference(critique.strip()))
         ids = self._checked_ids(critique)
-        text = self.decode(ids)
-        if self._control_ids(self._encode(text)) == self._control_ids(ids):
-            return self._tokenize(prefix, text, text)
-        # Ordinary tokens spell a control token in the decoded text: keep only those the model wrote as such
-        texts, references = [], []
-        for is_control, group in groupby(ids, key=self._control_id_set.__contains__):
-            piece = self._decode_all(list(group))
-            text, reference = (piece, piece) if is_control else self._text_and_reference(piece)
-            texts.append(text)
-            references.append(reference)
-        return self._tokenize(prefix, "".join(texts).strip(), "".join(references).strip())
+        groups = [
+            (is_control, self._decode_all(list(group)))
+            for is_control, group in groupby(ids, key=self._control_id_set.__contains__)
+        ]
+        text = self.decode(ids).translate(_ESCAPED)
+        if self._control_ids(self._encode(text)) != self._control_ids(ids):
+            # Ordinary tokens spell a control token in the decoded text: keep only those the model wrote as such
+            text = "".join(piece if is_control else self._plain(piece) for is_control, piece in groups).strip()
+        reference = "".join(piece if is_control or not piece.strip() else "x" for is_control, piece in groups)
+        return self._tokenize(prefix, text, reference.strip())
 
     def complete_for_training(self, prefix: EncodedPrefix, critique: str | list[int] | None = None) -> EncodedCritique:
         """
@@ -618,24 +752,52 @@ class ReferenceFormat(CritiqueFormat):
         text = cast(str, self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
         for spaced, clean in _SPACES_CLEANED_UP.items() if self._cleans_up else ():
             text = text.replace(spaced, clean)
-        # Remove this module's two marks, in case a model writes one
-        return text.replace(_CUT, "").replace(_SLOT, "")
+        return text
 
     def _text_and_reference(self, text: str) -> tuple[str, str]:
         """Return the text cut so that it holds no control token, and its placeholder for counting control tokens."""
-        plain = self._plain(self._check_text(text, "critique"))
-        return plain, text if plain == text else "x"
+        return self._plain(self._check_text(text, "critique")), "x" if text.strip() else text
 
     def _tokenize(self, prefix: EncodedPrefix, text: str, reference: str) -> EncodedCritique:
         ids = self._encode_text(
             f"{prefix.text}{text}{self.end_token}", f"{prefix.reference}{reference}{self.end_token}"
         )
+        if ids is None:
+            raise ValueError(f"The critique would be read as control tokens: {_unescape(text)!r:.200}")
         # The critique starts at the first id that differs: its first characters may have merged with the prompt's last
         start = next(
             (index for index, pair in enumerate(zip(ids, prefix.input_ids, strict=False)) if pair[0] != pair[1]),
             min(len(prefix.input_ids), len(ids) - 1),
         )
         return EncodedCritique(tuple(ids), start, prefix.response_changed)
+
+
+def _any_of(strings: set[str]) -> re.Pattern:
+    return re.compile("|".join(map(re.escape, sorted(strings, key=len, reverse=True))) or r"(?!)")
+
+
+def _overlapping(pattern: re.Pattern, text: str) -> list[tuple[int, int]]:
+    """Return the spans of all matches, also of those that overlap."""
+    spans, start = [], 0
+    while match := pattern.search(text, start):
+        spans.append(match.span())
+        start = match.start() + 1
+    return spans
+
+
+def _split_at(text: str, places: list[int]) -> list[str]:
+    return [text[start:end] for start, end in pairwise([0, *places, len(text)])]
+
+
+def _pieces(rendered: str) -> list[str]:
+    """Return the pieces of a rendering, without marks."""
+    return [_unescape(piece) for piece in rendered.split(_CUT)]
+
+
+def _unescape(text: str) -> str:
+    for character, escaped in _ESCAPES.items() if _ESCAPE in text else ():
+        text = text.replace(escaped, character)
+    return text
 
 
 def format_class(name: str) -> type[CritiqueFormat]:

@@ -1,9 +1,14 @@
-"""Check prompts and bring them to one form: chat messages whose contents are text."""
+"""Check prompts and responses, and bring them to one form: chat messages whose contents are text."""
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+
+# Names under which APIs and templates hold an assistant's reasoning
+REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,13 @@ def read_prompt(prompt, allow_empty: bool = False) -> Conversation:
         return Conversation([{"role": "user", "content": prompt}], tools)
     if not isinstance(prompt, list) or not prompt:
         raise ValueError(f"`prompt` is {prompt!r:.60}; give a string or a list of chat messages.")
-    messages = [_message(message, index, allow_empty) for index, message in enumerate(prompt)]
+    messages = []
+    for index, message in enumerate(prompt):
+        name = f"`prompt` message {index}"
+        messages.append(_message(message, name))
+        role, content = messages[-1]["role"], messages[-1]["content"]
+        if not content.strip() and role == "user" and not allow_empty:
+            raise ValueError(f"{name} (user) is empty.")
     if messages[-1]["role"] not in ("user", "tool"):
         raise ValueError(
             f"`prompt` ends on a {messages[-1]['role']!r} turn. Its last message must be the user's (or a tool's): the "
@@ -39,43 +50,134 @@ def read_prompt(prompt, allow_empty: bool = False) -> Conversation:
     return Conversation(messages, tools)
 
 
-def _message(message, index: int, allow_empty: bool) -> dict[str, Any]:
+def read_response(response) -> dict[str, Any]:
+    """Convert a response (its text, or an assistant message, which may hold tool calls and reasoning) to a message."""
+    if isinstance(response, str):
+        return {"role": "assistant", "content": response}
+    if not isinstance(response, dict):
+        raise ValueError(f"`response` is {type(response).__name__}, not text (or an assistant message).")
+    if response.get("role") != "assistant":
+        raise ValueError(f"`response` is a message of the role {response.get('role')!r}; an assistant's is judged.")
+    return _message(response, "`response`")
+
+
+def _message(message, name: str) -> dict[str, Any]:
     role = message.get("role") if isinstance(message, dict) else None
     if not isinstance(role, str) or not re.fullmatch(r"\w+", role):
-        raise ValueError(f"`prompt` message {index} is {message!r:.60}; give a dict with `role` and `content`.")
-    # Arrow tables fill missing keys with None
-    message = {key: value for key, value in message.items() if value is not None}
-    content = message.get("content")
+        raise ValueError(f"{name} is {message!r:.60}; give a dict with `role` and `content`.")
+    # APIs and Arrow tables fill missing keys with null, empty text or empty lists
+    message = _without_empty(message, name)
+    content = message.get("content", "")
     if isinstance(content, list):
-        message["content"] = content = "\n".join(_part_text(part, index) for part in content)
-    if not isinstance(content, str) and "tool_calls" not in message:
-        raise ValueError(f"`prompt` message {index} ({role}) has no text `content`.")
-    if content is not None and not content.strip() and role == "user" and not allow_empty:
-        raise ValueError(f"`prompt` message {index} (user) is empty.")
+        content = "\n".join(_part_text(part, name) for part in content)
+    if not isinstance(content, str) or (not content and "content" not in message and not _may_lack_content(message)):
+        raise ValueError(f"{name} ({role}) has no text `content`.")
+    message["content"] = content
+    if "tool_calls" in message:
+        calls = message["tool_calls"]
+        if not isinstance(calls, list):
+            raise ValueError(f"{name} has the `tool_calls` {calls!r:.60}; give a list.")
+        message["tool_calls"] = [_tool_call(call, f"{name}, tool call {number}") for number, call in enumerate(calls)]
     return message
 
 
-def _part_text(part, index: int) -> str:
+def _may_lack_content(message: dict[str, Any]) -> bool:
+    return any(field in message for field in ("tool_calls", *REASONING_FIELDS))
+
+
+def _without_empty(fields: dict[str, Any], name: str) -> dict[str, Any]:
+    """Leave out null and empty fields, except an empty `content`, and check that the others are JSON."""
+    for field, value in fields.items():
+        if not isinstance(field, str) or not field.isidentifier():
+            raise ValueError(f"{name} has the field {field!r:.60}, which is not a name.")
+        _check_json(value, f"{name}, `{field}`")
+    return {
+        field: value
+        for field, value in fields.items()
+        if value not in (None, "", [], {}) or (field == "content" and isinstance(value, str))
+    }
+
+
+def _check_json(value, name: str):
+    if isinstance(value, dict):
+        if strange := [key for key in value if not isinstance(key, str)]:
+            raise ValueError(f"{name} has the key {strange[0]!r:.60}; keys are strings.")
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            _check_json(item, name)
+    elif not isinstance(value, str | int | float | None):
+        raise ValueError(f"{name} holds {value!r:.60}; messages hold what JSON can.")
+
+
+def _tool_call(call, name: str) -> dict[str, Any]:
+    """Return a tool call whose arguments are an object; APIs send them as a JSON string."""
+    if not isinstance(call, dict):
+        raise ValueError(f"{name} is {call!r:.60}; give a dict with `function`.")
+    call = _without_empty(call, name)
+    if call.get("type", "function") != "function":
+        raise ValueError(f"{name} is of the type {call['type']!r:.60}; only functions can be called.")
+    if "function" in call:
+        if not isinstance(call["function"], dict):
+            raise ValueError(f"{name} has the `function` {call['function']!r:.60}; give a dict with `name`.")
+        return {**call, "function": _function(call["function"], name)}
+    return _function(call, name)
+
+
+def _function(function: dict[str, Any], name: str) -> dict[str, Any]:
+    function = _without_empty(function, name)
+    arguments = function.get("arguments", {})
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments, object_pairs_hook=_unique) if arguments.strip() else {}
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{name} has `arguments` that are not JSON: {error}") from error
+    if not isinstance(arguments, dict):
+        raise ValueError(f"{name} has the `arguments` {arguments!r:.60}; give an object.")
+    return {**function, "arguments": arguments}
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"a name occurs twice among {', '.join(key for key, _ in pairs)}")
+    return found
+
+
+def _part_text(part, name: str) -> str:
     kind = part.get("type") if isinstance(part, dict) else None
-    if kind != "text" or not isinstance(part.get("text"), str):
+    extra = [key for key, value in part.items() if value not in (None, "", [], {})] if isinstance(part, dict) else []
+    if kind != "text" or not isinstance(part.get("text"), str) or set(extra) - {"type", "text"}:
         raise ValueError(
-            f"`prompt` message {index} holds the content part {part!r:.60}; CLoud models judge text only: "
+            f"{name} holds the content part {part!r:.60}; CLoud models judge text only: "
             '{"type": "text", "text": "..."}.'
         )
     return part["text"]
 
 
 def change_texts(conversation: Conversation, change: Callable[[str], str]) -> Conversation:
-    """Apply `change` to every text in messages and tools, including argument names, but not to roles."""
+    """
+    Apply `change` to every text in messages and tools, including the names of arguments, but not to roles, and not to the
+    names by which templates look up a field.
+    """
 
-    def visit(value) -> Any:
+    def visit(value, in_arguments: bool) -> Any:
         if isinstance(value, str):
             return change(value)
-        if isinstance(value, dict):
-            return {change(name): visit(item) for name, item in value.items() if item is not None}
         if isinstance(value, list):
-            return [visit(item) for item in value]
-        return value
+            return [visit(item, in_arguments) for item in value]
+        if not isinstance(value, dict):
+            return value
+        return {
+            name if name.isidentifier() and not in_arguments else change(name): visit(
+                item, in_arguments or name == "arguments"
+            )
+            for name, item in value.items()
+            if item is not None or in_arguments
+        }
 
-    messages = [{**visit(message), "role": message["role"]} for message in conversation.messages]
-    return Conversation(messages, visit(conversation.tools))
+    messages = [
+        {name: value if name == "role" else visit(value, False) for name, value in message.items()}
+        for message in conversation.messages
+    ]
+    return Conversation(messages, visit(conversation.tools, False))

@@ -2,6 +2,7 @@
 
 import copy
 import random
+import unicodedata
 
 import pytest
 from shared_data import real_texts
@@ -13,7 +14,10 @@ from tokenizers_for_tests import (
     GLM4,
     MISTRAL_V1,
     NO_SYSTEM,
+    NORMALIZERS,
+    SPELLINGS,
     make_tokenizer,
+    renormalized,
 )
 
 from cloud_hf import CritiqueFormat
@@ -203,6 +207,107 @@ def test_text_that_becomes_a_control_string_by_normalisation_stays_text():
     assert key not in critique_format.encode("<\u212aEY>", "x", "<\u212aEY>").input_ids
 
 
+def disguises(token, normalizer):
+    """Texts that a normaliser may turn into `token`, or with which it may change what comes before."""
+    wide = "".join(chr(ord(c) + 0xFEE0) if "!" <= c <= "~" else c for c in token)
+    yield from (token, token.lower(), token.upper(), wide, wide.lower(), token.replace(" ", "▁"))
+    yield from ("\u0338" + token, "\u0338".join(token), unicodedata.normalize("NFD", token))
+    yield normalizer.normalize_str(token) if normalizer else f"say {token} now"
+
+
+def check_disguises(family, normalizer):
+    """Encode disguised control tokens in every place; return the number of cases."""
+    cases = 0
+    for spelling in SPELLINGS:
+        tokenizer = renormalized(family, normalizer, spelling)
+        try:
+            critique_format = CritiqueFormat(tokenizer, critique_role=CRITIQUE_ROLE.get(family, "user"))
+        except ValueError as error:
+            assert "only next to some texts" in str(error)
+            continue
+        expected = added_tokens(critique_format, critique_format.encode("x", "x", "x").input_ids)
+        for token in sorted(token.content for token in tokenizer.added_tokens_decoder.values()):
+            for text in disguises(token, tokenizer.backend_tokenizer.normalizer):
+                for fields in ((f"x{text}", "x", "x"), ("x", text, "x"), ("x", "x", text)):
+                    ids = critique_format.encode(*fields).input_ids
+                    assert added_tokens(critique_format, ids) == expected, (spelling, fields)
+                    cases += 1
+    return cases
+
+
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
+def test_text_stays_text_under_every_normaliser(normalizer):
+    assert check_disguises("deepseek_r1", normalizer) > 400
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_text_stays_text_in_every_family_under_every_normaliser(family, normalizer):
+    check_disguises(family, normalizer)
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+def test_tokens_that_are_single_words_or_hold_spaces_stay_text(normalized):
+    tokenizer = copy.deepcopy(make_tokenizer("qwen3"))
+    flags = [("KEY", True), ("EY", True), ("<|end turn|>", False)]
+    tokenizer.add_tokens([AddedToken(text, single_word=word, normalized=normalized) for text, word in flags])
+    critique_format = CritiqueFormat(tokenizer)
+    expected = added_tokens(critique_format, critique_format.encode("x", "x", "x").input_ids)
+    for text in ("KEY", "EY", "KEYKEY", "a KEY b", "KEKEYY", "<|end turn|>", "<|end▁turn|>", "KEY<|end turn|>KEY"):
+        for fields in ((text, "x", "x"), ("x", text, "x"), ("x", "x", text)):
+            assert added_tokens(critique_format, critique_format.encode(*fields).input_ids) == expected, fields
+
+
+def test_template_tokens_that_are_single_words_are_refused():
+    tokenizer = copy.deepcopy(make_tokenizer("deepseek_r1"))
+    tokenizer.add_tokens([AddedToken("|Q|", single_word=True)])
+    tokenizer.chat_template = DEEPSEEK_R1.replace("'<|User|>'", "'<|User|>|Q|'")
+    with pytest.raises(ValueError, match="only next to some texts"):
+        CritiqueFormat(tokenizer, critique_role="assistant")
+
+
+def test_a_role_becomes_no_control_token_and_is_not_dropped():
+    tokenizer = copy.deepcopy(make_tokenizer("phi3"))
+    tokenizer.chat_template = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
+    critique_format = CritiqueFormat(tokenizer)
+
+    def chat(role):
+        return [
+            {"role": "user", "content": "Hi."},
+            {"role": role, "content": "Hi."},
+            {"role": "user", "content": "Hi."},
+        ]
+
+    assert critique_format.encode(chat("narrator"), "x", "x")
+    with pytest.raises(ValueError, match="role of message 1 is 'endoftext', which the chat template makes a control"):
+        critique_format.encode(chat("endoftext"), "x", "x")
+    # The text of the message that this template drops occurs in another message
+    with pytest.raises(ValueError, match="message 1, whose role is 'narrator'"):
+        make_format("phi3").encode(chat("narrator"), "x", "x")
+
+
+@pytest.mark.parametrize("critique", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_private_use_characters_are_text_like_any_other(family, critique):
+    critique_format = make_format(family, critique=critique)
+    for text in (
+        "\uf8f0",
+        "\uf8f1",
+        "a \uf8f2 b",
+        "\uf8f20",
+        "\uf8f10\uf8f1 \uf8f0\uf8f2" + critique_format.end_token,
+    ):
+        fields = [(f"x{text}", text), ("x", text), (text, "x")]
+        for prompt, response in fields:
+            ids = critique_format.encode(prompt, response, text if critique else None).input_ids
+            shown = critique_format.tokenizer.decode(ids)
+            assert shown.count("\uf8f0") >= text.count("\uf8f0")
+            if text in ("\uf8f0", "\uf8f1", "a \uf8f2 b"):
+                given = text if critique else None
+                assert list(ids) == template_ids(critique_format, prompt, response, given)
+
+
 # -------------------------------------------------------------------------------------- one boundary, many paths
 
 
@@ -324,7 +429,6 @@ def test_a_tokenizer_without_a_chat_template_is_refused():
         ([{"content": "p"}], "a", "c", "`role` and `content`"),
         ([{"role": "user<|im_end|>", "content": "p"}], "a", "c", "`role` and `content`"),
         ({"messages": [{"role": "user", "content": "p"}], "tool": []}, "a", "c", "unknown key"),
-        ("p \uf8f0", "a", "c", "private-use"),
     ],
 )
 def test_unusable_input_is_refused_with_its_reason(prompt, response, critique, says):

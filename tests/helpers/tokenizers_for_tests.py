@@ -110,3 +110,46 @@ def make_tokenizer(family: str) -> PreTrainedTokenizerFast:
         eos_token=special[1] if len(special) > 3 else special[0],
         chat_template=path.read_text() if len(template) < 40 else template,
     )
+
+
+NORMALIZERS = {
+    "none": None,
+    "nfc": normalizers.NFC(),
+    "nfd": normalizers.NFD(),
+    "nfkc": normalizers.NFKC(),
+    "nfkd": normalizers.NFKD(),
+    "lowercase": normalizers.Lowercase(),
+    "accents": normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents()]),
+    "bert": normalizers.BertNormalizer(),
+    "bert-cased": normalizers.BertNormalizer(lowercase=False, strip_accents=True),
+    "space": normalizers.Replace(" ", "▁"),
+    "strip": normalizers.Strip(),
+    "nmt": normalizers.Nmt(),
+    "nfkc-lowercase": normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()]),
+    "replace": normalizers.Replace(Regex(r"\s+"), " "),
+}
+# How the added tokens are spelt, which then all have `normalized=True`
+SPELLINGS = {
+    "as it is": lambda token: token,
+    "upper": str.upper,
+    "odd": lambda token: f"{token[:2]}ﬁ É {token[2:]}",
+}
+
+
+def renormalized(family: str, normalizer: str, spelling: str) -> PreTrainedTokenizerFast:
+    """The tokenizer of `family` with another normaliser, and its added tokens spelt otherwise and normalised."""
+    tokenizer = make_tokenizer(family)
+    description = json.loads(tokenizer.backend_tokenizer.to_str())
+    template, names = tokenizer.chat_template, {}
+    for token in description["added_tokens"]:
+        if len(token["content"].strip("▁\n")) < 2:
+            continue
+        names[token["content"]] = SPELLINGS[spelling](token["content"])
+        template = template.replace(token["content"], names[token["content"]])
+        token |= {"content": names[token["content"]], "normalized": True}
+    backend = Tokenizer.from_str(json.dumps(description))
+    if NORMALIZERS[normalizer] is not None:
+        steps = [NORMALIZERS[normalizer], *([backend.normalizer] if backend.normalizer else [])]
+        backend.normalizer = normalizers.Sequence(steps)
+    bos, eos = (names.get(token, token) for token in (tokenizer.bos_token, tokenizer.eos_token))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=bos, eos_token=eos, chat_template=template)

@@ -1,0 +1,153 @@
+"""Skeletons of conversations: the same turns and fields, with a mark in place of each text.
+
+The rendering of a skeleton shows which fields a chat template writes, and which control tokens are the template's own. It is
+short and depends only on a conversation's shape, so that one rendering serves all conversations of that shape.
+"""
+
+import copy
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from .prompts import Conversation
+
+
+# Roles that answer tool calls
+_TOOL_ROLES = ("tool", "function", "ipython", "observation")
+
+# Roles that templates treat specially; the control tokens they make of these names are their own
+USUAL_ROLES = ("system", "developer", "user", "assistant", *_TOOL_ROLES)
+
+# Words of JSON schemas, on which templates branch
+_SCHEMA_WORDS = ("object", "string", "integer", "number", "boolean", "array", "null", "function")
+
+_FIRST_NUMBER = 70000
+
+
+class Skeleton:
+    """
+    The skeleton of a conversation, and what its rendering must show.
+
+    Attributes:
+        conversation (`Conversation`): The skeleton itself.
+        fields (`list[tuple[int, str, str]]`): Index of the message, name of the field, and mark, of every text, number and
+            name of an argument that says something new.
+        constants (`list[tuple]`): Paths of truth values, nulls and empty values, which no mark can replace.
+    """
+
+    def __init__(self, conversation: Conversation):
+        self.fields: list[tuple[int, str, str]] = []
+        self.constants: list[tuple] = []
+        self._count = 0
+        self._implied = set(_implied_fields(conversation.messages))
+        self.conversation = Conversation(
+            [
+                {
+                    name: value if name == "role" else self._visit(value, (index, name))
+                    for name, value in message.items()
+                }
+                for index, message in enumerate(conversation.messages)
+            ],
+            _tool_skeleton(conversation.tools),
+        )
+
+    @property
+    def key(self) -> str:
+        """The shape as text."""
+        return json.dumps([self.conversation.messages, self.conversation.tools, self.fields], default=repr)
+
+    def roles(self) -> list[tuple[str, list[int]]]:
+        """Return the roles to check and the messages that have them: usual ones together, all others one by one."""
+        found: dict[tuple, tuple[str, list[int]]] = {}
+        for index, message in enumerate(self.conversation.messages):
+            role = message["role"]
+            if role not in ("user", "assistant"):
+                key = (role, None if role in USUAL_ROLES else index)
+                found.setdefault(key, (role, []))[1].append(index)
+        return list(found.values())
+
+    def without_role(self, indices: list[int]) -> Conversation:
+        """Return the skeleton with a role that no template knows in some messages."""
+        messages = [
+            {**message, "role": "x"} if index in indices else message
+            for index, message in enumerate(self.conversation.messages)
+        ]
+        return Conversation(messages, self.conversation.tools)
+
+    def with_other_constant(self, path: tuple) -> Conversation:
+        """Return the skeleton with another value in place of a constant."""
+        messages = copy.deepcopy(self.conversation.messages)
+        place: Any = messages
+        for part in path[:-1]:
+            place = place[part]
+        place[path[-1]] = not place[path[-1]] if isinstance(place[path[-1]], bool) else "x0x"
+        return Conversation(messages, self.conversation.tools)
+
+    def shows_all_arguments(self, path: tuple, text: str) -> bool:
+        """Return whether a rendering holds the arguments that `path` lies in as they are, as JSON."""
+        place: Any = self.conversation.messages
+        for part in path[: path.index("arguments") + 1] if "arguments" in path else ():
+            place = place[part]
+        return place is not self.conversation.messages and json.dumps(place, ensure_ascii=False) in text
+
+    def _visit(self, value, path: tuple) -> Any:
+        if isinstance(value, dict) and value:
+            names = [self._mark(path) if "arguments" in path else name for name in value]
+            items = zip(names, value.values(), strict=True)
+            return {name: self._visit(item, (*path, name)) for name, item in items}
+        if isinstance(value, list) and value:
+            return [self._visit(item, (*path, place)) for place, item in enumerate(value)]
+        if path[-1] == "type" and value == "function" and "arguments" not in path:
+            return value
+        if isinstance(value, str) and value.strip():
+            # Some templates check the length of ids
+            return self._mark(path, len(value) if path[-1] in ("id", "tool_call_id") else 0)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            self._count += 1
+            number = _FIRST_NUMBER + self._count + (0.5 if isinstance(value, float) else 0)
+            self.fields.append((path[0], spell(path), str(number)))
+            return number
+        if path[1:] != ("content",):
+            self.constants.append(path)
+        return value
+
+    def _mark(self, path: tuple, length: int = 0) -> str:
+        self._count += 1
+        mark = f"x{self._count}x".ljust(length, "x")
+        if path not in self._implied:
+            self.fields.append((path[0], spell(path), mark))
+        return mark
+
+
+def spell(path: tuple) -> str:
+    """Spell the path of a field, down to the arguments of a call: `tool_calls[0].function.arguments`."""
+    parts = path[1 : path.index("arguments") + 1] if "arguments" in path else path[1:]
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).removeprefix(".")
+
+
+def _implied_fields(messages: list[dict[str, Any]]) -> Iterator[tuple]:
+    """
+    Yield the paths of fields that say nothing new: ids of calls whose results follow in their order or not at all, and names
+    of the called functions in these results.
+    """
+    waiting: list[tuple[tuple, dict[str, Any]]] = []
+    for index, message in enumerate(messages):
+        if message["role"] in _TOOL_ROLES and waiting:
+            path, call = waiting.pop(0)
+            if message.get("tool_call_id", call.get("id")) == call.get("id"):
+                yield from ((index, "tool_call_id"), path)
+            if message.get("name") == call.get("function", call).get("name"):
+                yield (index, "name")
+            continue
+        yield from (path for path, _ in waiting)
+        calls = enumerate(message.get("tool_calls", ()))
+        waiting = [((index, "tool_calls", place, "id"), call) for place, call in calls]
+    yield from (path for path, _ in waiting)
+
+
+def _tool_skeleton(value) -> Any:
+    if isinstance(value, dict):
+        return {name: _tool_skeleton(item) for name, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_tool_skeleton(item) for item in value]
+    return "x" if isinstance(value, str) and value.strip() and value not in _SCHEMA_WORDS else value
