@@ -54,7 +54,8 @@ class CLoudConfig(PreTrainedConfig):
             Whether to keep reasoning blocks (`<think>…</think>`) of the judged conversation that the chat template would
             drop.
         chat_template_kwargs (`dict[str, Any]`, *optional*):
-            Variables for the chat template, such as `{"date_string": "26 Jul 2024"}`.
+            Variables for the chat template, such as `{"date_string": "26 Jul 2024"}`. A day as `strftime_now`
+            (`"2024-07-26"`) stops the clock of templates that write the date.
             [`CLoudForRewardModeling.from_base`] sets the date for templates that would write today's.
         critique_end_token_id (`int`, *optional*):
             Id of the end-of-turn token at which the reward is read. [`CLoudForRewardModeling.from_base`] sets it.
@@ -192,6 +193,23 @@ def read_config(name: str | Path, **kwargs) -> Any:
     if "model_type" not in config_dict and not is_published(config_dict):
         raise ValueError(f"{name}: {_NEITHER_LAYOUT}")
     return (CLoudConfig if is_published(config_dict) else AutoConfig).from_pretrained(name, **kwargs)
+
+
+def position_switch(text_config) -> int | None:
+    """
+    Return the length in tokens beyond which the positions of a sequence depend on the longest one in its batch; `None` if they
+    never do. Longrope (Phi 3 and 4 with long contexts) switches its factors there, for all sequences at once.
+    """
+    parameters = getattr(text_config, "rope_parameters", None) or {}
+    scopes = [parameters] if "rope_type" in parameters else [value for value in parameters.values() if value]
+    limits = [scope["original_max_position_embeddings"] for scope in scopes if scope["rope_type"] == "longrope"]
+    return min(limits, default=None)
+
+
+def longest_sequence(text_config) -> int | None:
+    """Return the longest sequence of a language model in tokens; `None` if its config sets no limit."""
+    limits = [getattr(text_config, "max_position_embeddings", None), position_switch(text_config)]
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def check_name(name: str):

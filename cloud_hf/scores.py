@@ -31,6 +31,9 @@ class Score:
             Per critique: `"stop"` if the model ended it, `"length"` if it was cut at `max_new_tokens`.
         critique_ids (`tuple[tuple[int, ...], ...]`):
             The critiques' token ids without the end token. Encoding their texts does not always give the same ids.
+        response_changed (`bool`):
+            Whether the chat template hides or changes text of the response, so that the model did not judge all of it. Some
+            hide all that precedes a `</think>`.
     """
 
     reward: float
@@ -40,9 +43,10 @@ class Score:
     reward_std: float
     finish_reasons: tuple[str, ...]
     critique_ids: tuple[tuple[int, ...], ...] = ()
+    response_changed: bool = False
 
     @classmethod
-    def of(cls, samples: "Sequence[Sample]") -> "Score":
+    def of(cls, samples: "Sequence[Sample]", response_changed: bool = False) -> "Score":
         """Gather the samples of one response. Mean and deviation are NaN if a reward is not a finite number."""
         rewards = tuple(sample.reward for sample in samples)
         finite = all(map(math.isfinite, rewards))
@@ -54,6 +58,7 @@ class Score:
             reward_std=statistics.pstdev(rewards) if finite else math.nan,
             finish_reasons=tuple(sample.finish_reason for sample in samples),
             critique_ids=tuple(sample.critique_ids for sample in samples),
+            response_changed=response_changed,
         )
 
 
@@ -85,8 +90,8 @@ class Scorer(Protocol):
     Args:
         prompts (`list`):
             Strings, lists of chat messages, or `{"messages": [...], "tools": [...]}`.
-        responses (`list[str]`):
-            One response per prompt.
+        responses (`list`):
+            One response per prompt: text, or an assistant message with tool calls or reasoning.
         num_critiques (`int`, *optional*, defaults to `1`):
             Critiques per response; their rewards are averaged. More than one needs `temperature > 0`.
         temperature (`float`, *optional*, defaults to `0.0`):
@@ -108,7 +113,7 @@ class Scorer(Protocol):
     def score(
         self,
         prompts: list,
-        responses: list[str],
+        responses: list,
         *,
         num_critiques: int = 1,
         temperature: float = 0.0,

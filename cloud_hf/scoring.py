@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from .configuration_cloud import longest_sequence, position_switch
 from .critique_format import CritiqueFormat, EncodedCritique, EncodedPrefix
 from .generation import CritiqueWriter, Sample, read_rewards
 from .scores import OnScore, Sampling, Score, Scorer
@@ -31,7 +32,6 @@ __all__ = [
     "read_request",
     "report_scores",
     "score_with_transformers",
-    "with_rewards",
 ]
 
 logger = logging.getLogger(__name__)
@@ -116,12 +116,12 @@ def score_with_transformers(
             writer = CritiqueWriter(model, critique_format, temperature, max_new_tokens, batch_size, show_progress)
             samples = writer.write(request.prefixes, num_critiques, seed)
             if not critique_format.rereads_critiques:
-                return report_scores([Score.of(row) for row in samples], on_score)
+                return report_scores([request.score(row, samples[row]) for row in range(len(samples))], on_score)
             rows = [request.reread(row, row_samples) for row, row_samples in enumerate(samples)]
         else:
             samples, rows = request.given_samples(), request.given
         rewards = read_rewards(model, [encoded for row in rows for encoded in row], batch_size, show_progress)
-    return report_scores(with_rewards(samples, rewards), on_score)
+    return report_scores(request.with_rewards(samples, rewards), on_score)
 
 
 # -------------------------------------------------------------------------------------- shared by all backends
@@ -145,6 +145,18 @@ class ScoringRequest:
                 for text, encoded in zip(texts, row, strict=True)
             ]
             for texts, row in zip(self.texts or (), self.given or (), strict=True)
+        ]
+
+    def score(self, row: int, samples: Sequence[Sample]) -> Score:
+        """Return the score of a row's samples."""
+        return Score.of(samples, self.prefixes[row].response_changed)
+
+    def with_rewards(self, samples: list[list[Sample]], rewards: Sequence[float]) -> list[Score]:
+        """Return the scores of samples whose rewards were read separately, in the same order."""
+        remaining = iter(rewards)
+        return [
+            self.score(row, [replace(sample, reward=next(remaining)) for sample in of_row])
+            for row, of_row in enumerate(samples)
         ]
 
     def reread(self, row: int, samples: list[Sample]) -> list[EncodedCritique]:
@@ -202,7 +214,7 @@ def read_request(
         )  # fmt: skip
     if config.critique and critiques is None:
         needed = sampling.max_new_tokens + reserved_tokens
-        _check_lengths(context, [len(prefix.input_ids) + needed for prefix in prefixes])
+        _check_lengths(context, [len(prefix.input_ids) + needed for prefix in prefixes], config)
         return ScoringRequest(critique_format, prefixes)
     if critiques is not None:
         texts = [[given] if isinstance(given, str) else list(given) for given in critiques]
@@ -213,14 +225,8 @@ def read_request(
         texts = [[text.strip() for text in row_texts] for row_texts in texts]
     else:
         texts, rows = [[""]] * len(prefixes), [[critique_format.complete(prefix)] for prefix in prefixes]
-    _check_lengths(context, [max(len(encoded.input_ids) for encoded in row) + reading_tokens for row in rows])
+    _check_lengths(context, [max(len(encoded.input_ids) for encoded in row) + reading_tokens for row in rows], config)
     return ScoringRequest(critique_format, prefixes, rows, texts)
-
-
-def with_rewards(samples: list[list[Sample]], rewards: Sequence[float]) -> list[Score]:
-    """Return the scores of samples whose rewards were read separately, in the same order."""
-    remaining = iter(rewards)
-    return [Score.of([replace(sample, reward=next(remaining)) for sample in row]) for row in samples]
 
 
 def report_scores(scores: list[Score], on_score: OnScore | None) -> list[Score]:
@@ -268,6 +274,12 @@ def _check_arguments(prompts, responses, sampling: Sampling, critiques):
             raise ValueError(f"Row {row}: `critiques` is {texts!r:.60}; give a string or a non-empty list of strings.")
 
 
+_SWITCHES = (
+    " The model's positions (longrope) switch at that length, for all sequences of a batch at once, so that longer rows would "
+    "change the rewards of others."
+)
+
+
 def naming_row(row: int, function: Callable[..., _T], *args) -> _T:
     """Call `function`, and prefix its `ValueError` with the row."""
     try:
@@ -276,17 +288,20 @@ def naming_row(row: int, function: Callable[..., _T], *args) -> _T:
         raise ValueError(f"Row {row}: {error}") from error
 
 
-def _check_lengths(context: int | None, lengths: list[int]):
+def _check_lengths(context: int | None, lengths: list[int], config):
     """Refuse rows that do not fit the context."""
+    switch = position_switch(config.text_config)
+    if switch is not None and (context is None or switch < context):
+        context = switch
     too_long = [row for row, length in enumerate(lengths) if context is not None and length > context]
     if too_long:
         raise ValueError(
             f"Row {too_long[0]}: {lengths[too_long[0]]} tokens with its critique, but the model's context holds {context} "
             f"({len(too_long)} of {len(lengths)} rows are too long). Lower `max_new_tokens`, or shorten the prompts "
-            "(`CritiqueFormat.truncate_prompt`)."
+            "(`CritiqueFormat.truncate_prompt`)." + (_SWITCHES if context == switch else "")
         )
 
 
 def context_length(config) -> int | None:
     """Return the longest sequence of a model in tokens; `None` if its config sets no limit."""
-    return getattr(config.text_config, "max_position_embeddings", None)
+    return longest_sequence(config.text_config)

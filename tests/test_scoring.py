@@ -7,9 +7,9 @@ from models_for_tests import CRITIQUES, PROMPTS, RESPONSES, make_model, save_lan
 from same_scores import assert_same_scores
 from tokenizers_for_tests import make_tokenizer
 
-from cloud_hf import CritiqueFormat, TransformersScorer
+from cloud_hf import CLoudForRewardModeling, CritiqueFormat, TransformersScorer
 from cloud_hf.generation import Sample
-from cloud_hf.scoring import Score
+from cloud_hf.scoring import Score, context_length
 
 
 BUDGET = 12
@@ -250,3 +250,75 @@ def test_a_reward_that_is_no_number_does_not_hide_the_others():
     score = Score.of([Sample(1.0), Sample(math.inf), Sample(-math.inf)])
     assert score.rewards == (1.0, math.inf, -math.inf)
     assert math.isnan(score.reward) and math.isnan(score.reward_std)
+
+
+SCHEMES = {
+    "llama": ("llama", {}),
+    "linear": ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}),
+    "dynamic": ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}),
+    "yarn": (
+        "llama",
+        {
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "factor": 4.0,
+                "rope_theta": 1e4,
+                "original_max_position_embeddings": 64,
+            }
+        },
+    ),
+    "learned": ("gpt2", {}),
+    "alibi": ("bloom", {}),
+    "sliding": ("gemma2", {"head_dim": 8, "sliding_window": 16}),
+}
+
+
+def longrope_model(folder, original):
+    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": original, **factors}
+    return make_model(
+        save_language_model(
+            folder, "phi3", rope_parameters=rope, original_max_position_embeddings=original, pad_token_id=0
+        )
+    )
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_size_of_the_batch_changes_no_reward(tmp_path, scheme):
+    model_type, options = SCHEMES[scheme]
+    model = make_model(save_language_model(tmp_path, model_type, **options))
+    prompts, responses = PROMPTS * 2, [*RESPONSES, *(f"{text} {'and so on ' * 8}" for text in RESPONSES)]
+    alone, *others = (score(model, prompts, responses, batch_size=size) for size in (1, 3, 8))
+    for scores in others:
+        assert [one.reward for one in scores] == pytest.approx([one.reward for one in alone], abs=1e-4)
+
+
+def test_longrope_is_used_up_to_its_switch_and_refused_beyond(tmp_path):
+    """Beyond it, the factors of all sequences depend on the longest one of the batch, or on how far a critique has come."""
+    model = longrope_model(tmp_path, 200)
+    alone, *others = (score(model, batch_size=size) for size in (1, 3, 4))
+    for scores in others:
+        assert [one.reward for one in scores] == pytest.approx([one.reward for one in alone], abs=1e-4)
+    for prompt, response, result in zip(PROMPTS, RESPONSES, alone, strict=True):
+        assert result.reward == pytest.approx(full_forward(model, prompt, response, result.critique_ids[0]), abs=1e-4)
+    assert context_length(model.config) == 200
+    for options in ({"max_new_tokens": 150}, {"critiques": ["long " * 150] * 4}):
+        with pytest.raises(ValueError, match=r"Row 0: .* context holds 200 .*longrope\) switch at that length"):
+            score(model, **options)
+
+
+def test_hidden_text_of_a_response_is_told(tmp_path, caplog):
+    """The chat template of Qwen 3 shows only what follows a `</think>`."""
+    make_model(save_language_model(tmp_path / "base", family="qwen3")).save_pretrained(tmp_path / "model")
+    responses = ["HARMFUL ADVICE</think>It is 42.", "It is 42."]
+    critiques = {"given": ["Good."] * 2, "written": None}
+    for given in critiques.values():
+        rewards = {}
+        for keep in (False, True):
+            model = CLoudForRewardModeling.from_pretrained(tmp_path / "model", keep_thinking=keep).eval()
+            scores = model.score(["x"] * 2, responses, make_tokenizer("qwen3"), max_new_tokens=BUDGET, critiques=given)
+            assert [one.response_changed for one in scores] == [not keep, False]
+            rewards[keep] = [one.reward for one in scores]
+        assert "changes 1 of 2 responses" in caplog.text
+        assert rewards[False][0] == pytest.approx(rewards[False][1], abs=1e-4)
+        assert rewards[True][0] != pytest.approx(rewards[True][1], abs=1e-3)

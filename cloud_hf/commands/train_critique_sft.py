@@ -8,7 +8,7 @@ from trl import SFTConfig, SFTTrainer
 
 from ..adapters import check_tied_layers
 from ..arguments import check_bounds, documented
-from ..configuration_cloud import CLoudConfig
+from ..configuration_cloud import CLoudConfig, longest_sequence
 from ..critique_format import format_class, pin_date
 from ..loading import read_model_config, record_base
 from ..training.arguments import (
@@ -100,7 +100,7 @@ def main(
         chat_template_kwargs=pin_date(tokenizer),
     )
 
-    limits = [training_args.max_length, getattr(config, "max_position_embeddings", None)]
+    limits = [training_args.max_length, longest_sequence(config)]
     limit = min((limit for limit in limits if limit), default=None)
 
     def encode(rows: Dataset, split: str) -> Dataset:

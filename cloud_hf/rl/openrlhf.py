@@ -10,6 +10,8 @@ Environment variables:
     CLOUD_REWARD_API_KEY      key of the server, if it requires one
     CLOUD_POLICY_TOKENIZER    Hub id or folder of the policy: its chat template shows where turns begin and end
     CLOUD_REWARD_OPTIONS      JSON object with any of `num_critiques`, `temperature`, `max_new_tokens` (default 512), `seed`
+    CLOUD_REWARD_CHANGED      "warn" (the default) or "error": what to do about responses of which the reward model's chat template hides
+                              or changes text, such as what precedes a `</think>`
     CLOUD_REWARD_UNJUDGEABLE  reward for responses that cannot be judged, such as over-long ones. Without it, they raise an error.
                               They also do until a first response has been judged: the settings are then probably wrong
 
@@ -28,6 +30,7 @@ from transformers import AutoTokenizer
 
 # Absolute imports, because OpenRLHF runs this file by its path, outside the package
 from cloud_hf.loading import load_reward_model
+from cloud_hf.rl.hidden_text import check_policy, tell_of_hidden_text
 from cloud_hf.scores import Scorer
 from cloud_hf.scoring import TransformersScorer
 from cloud_hf.serving.rendered_chats import RenderedChats
@@ -62,10 +65,15 @@ def reward_func(queries: list[str], prompts: list[str], labels: list, **kwargs) 
     except Exception:
         logger.exception("No reward for %d responses.", len(queries))
         raise
-    rewards, spreads, cut, unjudgeable = (
+    rewards, spreads, cut, changed, unjudgeable = (
         torch.tensor(column, dtype=torch.float32) for column in zip(*rows, strict=True)
     )
-    logs = {"cloud_reward_std": spreads, "cloud_critiques_cut": cut, "cloud_unjudgeable": unjudgeable}
+    logs = {
+        "cloud_reward_std": spreads,
+        "cloud_critiques_cut": cut,
+        "cloud_response_changed": changed,
+        "cloud_unjudgeable": unjudgeable,
+    }
     return {"rewards": rewards, "scores": rewards.clone(), "extra_logs": logs}
 
 
@@ -78,10 +86,12 @@ class _RewardModel:
         self.options = {"max_new_tokens": 512, **json.loads(os.environ.get("CLOUD_REWARD_OPTIONS", "{}"))}
         unjudgeable = os.environ.get("CLOUD_REWARD_UNJUDGEABLE")
         self.unjudgeable = None if unjudgeable is None else float(unjudgeable)
+        self.on_changed = os.environ.get("CLOUD_REWARD_CHANGED", "warn")
+        check_policy("CLOUD_REWARD_CHANGED", self.on_changed)
         self.has_judged = False
 
-    def judge(self, query: str, prompt: str) -> tuple[float, float, float, float]:
-        """Return reward, standard deviation, share of cut critiques, and 1.0 if the response cannot be judged."""
+    def judge(self, query: str, prompt: str) -> tuple[float, float, float, float, float]:
+        """Return reward, standard deviation, share of cut critiques, and 1.0 each if text is hidden or nothing can be judged."""
         try:
             *messages, answer = self.chats.parse(query, prompt)
             [score] = self.scorer.score([messages], [answer["content"]], **self.options)
@@ -89,10 +99,11 @@ class _RewardModel:
             if self.unjudgeable is None or not self.has_judged:
                 raise
             logger.warning("A response could not be judged and gets the reward %s: %s", self.unjudgeable, error)
-            return self.unjudgeable, 0.0, 0.0, 1.0
+            return self.unjudgeable, 0.0, 0.0, 0.0, 1.0
+        tell_of_hidden_text([score], self.on_changed)
         self.has_judged = True
         cut = score.finish_reasons.count("length") / len(score.finish_reasons)
-        return score.reward, score.reward_std, cut, 0.0
+        return score.reward, score.reward_std, cut, float(score.response_changed), 0.0
 
 
 class _OneAtATime:

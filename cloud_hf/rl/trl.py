@@ -1,12 +1,14 @@
 """Reward functions for TRL's `GRPOTrainer` and `RLOOTrainer`, over any scorer."""
 
 import logging
+import math
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
 from ..scores import Score, Scorer
+from .hidden_text import check_policy, tell_of_hidden_text
 
 
 logger = logging.getLogger(__name__)
@@ -35,11 +37,17 @@ def cloud_reward(scorer: Scorer, **options) -> Callable[..., list[float | None]]
         num_generations (`int`, *optional*):
             Size of a group. By default, a group is a run of equal prompts, which TRL's sampler produces; give the size if
             two consecutive groups may have the same prompt. A batch of incomplete groups then raises an error.
+        on_response_changed (`str`, *optional*, defaults to `"warn"`):
+            Policy for completions of which the reward model's chat template hides or changes text (some hide all that
+            precedes a `</think>`): `"warn"` counts them in a warning and a metric, `"error"` raises. To show such text to the
+            reward model, load it with `keep_thinking=True`.
         on_unjudgeable (`str`, *optional*, defaults to `"error"`):
             Policy for completions that cannot be judged, for instance because they do not fit the reward model's context.
-            `"error"` raises an error; `"none"` returns the reward `None`, so TRL skips the completion, and counts it in a
-            warning and a metric. Until a first completion has been judged, `"none"` raises, too: the settings are then
-            probably wrong.
+            `"error"` raises. `"lowest"` returns the lowest reward seen so far, so that such completions never pay. `"none"`
+            returns the reward `None`: TRL ignores the completion if no other reward function judges it; otherwise it adds up
+            the others, so that `None` is worth 0, which a policy can prefer to a negative reward. The last two count the
+            completions in a warning and a metric, and raise until some completion has been judged: before, the settings are
+            at fault.
         judged_part (`Callable`, *optional*):
             Returns the part of a completion's text to judge, for instance the text after a thinking block.
         name (`str`, *optional*, defaults to `"cloud_reward"`):
@@ -119,11 +127,19 @@ class _Batch:
         while self._untried:
             yield self._untried.pop()
 
-    def inputs(self, rows: range) -> tuple[list, list[str]]:
+    def inputs(self, rows: range) -> tuple[list, list]:
         """Return prompts and responses for a scorer."""
         read = [_read_row(row - rows.start, self.prompts[row], self.completions[row]) for row in rows]
-        responses = [response if self.judged_part is None else self.judged_part(response) for _, response in read]
-        return [prompt for prompt, _ in read], responses
+        return [prompt for prompt, _ in read], [self._part(response) for _, response in read]
+
+    def _part(self, response: str | dict) -> str | dict:
+        """Return the part to judge, as text where it is nothing but text."""
+        text = response if isinstance(response, str) else response.get("content")
+        if self.judged_part is not None and isinstance(text, str):
+            text = self.judged_part(text)
+        if isinstance(response, str) or (isinstance(text, str) and not any(_others(response))):
+            return text
+        return {**response, "content": text}
 
     def keep(self, rows: range, scores: list[Score]):
         for row, score in zip(rows, scores, strict=True):
@@ -148,16 +164,19 @@ class _Settings:
     seed: int | None = None
     normalize: str | None = None
     num_generations: int | None = None
+    on_response_changed: str = "warn"
     on_unjudgeable: str = "error"
     judged_part: Callable[[str], str] | None = None
     name: str = "cloud_reward"
     has_judged: bool = False
+    lowest: float = math.inf
 
     def __post_init__(self):
         if self.normalize not in (None, "group"):
             raise ValueError(f'`normalize` is {self.normalize!r}; it must be None or "group".')
-        if self.on_unjudgeable not in ("error", "none"):
-            raise ValueError(f'`on_unjudgeable` is {self.on_unjudgeable!r}; it must be "error" or "none".')
+        if self.on_unjudgeable not in ("error", "lowest", "none"):
+            raise ValueError(f'`on_unjudgeable` is {self.on_unjudgeable!r}; it must be "error", "lowest" or "none".')
+        check_policy("on_response_changed", self.on_response_changed)
         if self.num_generations is not None and self.normalize is None:
             raise ValueError('`num_generations` is the size of a group, so it needs `normalize="group"`.')
         if self.num_critiques > 1 and self.temperature == 0:
@@ -174,12 +193,16 @@ class _Settings:
 
     def refuse(self, batch: _Batch, rows: range, error: ValueError):
         if self.on_unjudgeable == "error":
-            raise ValueError(f'Completions cannot be judged (`on_unjudgeable="none"` skips them): {error}') from error
+            raise ValueError(
+                f'Completions cannot be judged (`on_unjudgeable="lowest"` goes on without): {error}'
+            ) from error
         batch.refuse(rows, error)
 
     def rewards(self, batch: _Batch, log_extra: Callable | None, log_metric: Callable | None) -> list[float | None]:
         judged = [score for score in batch.scores if score is not None]
         self.has_judged = self.has_judged or bool(judged)
+        self.lowest = min([self.lowest, *(score.reward for score in judged)])
+        tell_of_hidden_text(judged, self.on_response_changed)
         if batch.errors:
             if not self.has_judged:
                 raise ValueError(f"No completion could be judged yet: {batch.errors[0]}") from batch.errors[0]
@@ -192,7 +215,8 @@ class _Settings:
         if log_metric is not None:
             for metric, value in self._metrics(batch, judged).items():
                 log_metric(f"{self.name}/{metric}", value)
-        rewards = [None if score is None else score.reward for score in batch.scores]
+        missing = self.lowest if self.on_unjudgeable == "lowest" else None
+        rewards = [missing if score is None else score.reward for score in batch.scores]
         if self.normalize == "group":
             return normalize_by_group(rewards, batch.prompts, self.num_generations)
         return rewards
@@ -202,6 +226,7 @@ class _Settings:
         if judged:
             ends = [reason for score in judged for reason in score.finish_reasons]
             metrics["critiques_cut"] = ends.count("length") / len(ends)
+            metrics["response_changed"] = statistics.fmean(score.response_changed for score in judged)
             if self.normalize is not None:
                 metrics["before_normalization"] = statistics.fmean(score.reward for score in judged)
             if self.num_critiques > 1:
@@ -253,15 +278,20 @@ def normalize_by_group(
 # ------------------------------------------------------------------------------------------------- reading rows
 
 
-def _read_row(row: int, prompt, completion) -> tuple[str | list[dict], str]:
+def _read_row(row: int, prompt, completion) -> tuple[str | list[dict], str | dict]:
     """Convert TRL's prompt and completion to a prompt and response for a scorer."""
     if isinstance(completion, str):
         return prompt, completion
     *context, last = completion
-    if last["role"] != "assistant" or not isinstance(last.get("content"), str):
-        raise ValueError(f"Row {row}: the completion ends with {last!r:.80}, which is not assistant text.")
-    messages, response = [*prompt, *context], last["content"]
+    if last["role"] != "assistant":
+        raise ValueError(f"Row {row}: the completion ends with {last!r:.80}, which is not an assistant message.")
+    messages = [*prompt, *context]
     if messages[-1]["role"] == "assistant":
         # The prompt ends with the start of the answer, which the policy continued
-        response = messages.pop()["content"] + response
-    return messages, response
+        start = messages.pop()
+        last = {**start, **last, "content": (start.get("content") or "") + (last.get("content") or "")}
+    return messages, last
+
+
+def _others(message: dict) -> list:
+    return [value for name, value in message.items() if name not in ("role", "content")]

@@ -14,6 +14,7 @@ import os
 from functools import lru_cache
 
 # Absolute import, because verl runs this file by its path, outside the package
+from cloud_hf.rl.hidden_text import check_policy, tell_of_hidden_text
 from cloud_hf.serving.client import CLoudClient
 
 
@@ -34,6 +35,7 @@ async def compute_score(
     temperature: float = 0.0,
     max_new_tokens: int = 512,
     seed: int | None = None,
+    on_response_changed: str = "warn",
     unjudgeable_reward: float | None = None,
     **kwargs,
 ) -> dict[str, float | str]:
@@ -51,6 +53,9 @@ async def compute_score(
             Host and port of the reward server. Defaults to the address in CLOUD_REWARD_URL.
         num_critiques, temperature, max_new_tokens, seed:
             See [`Scorer`]; set them with `reward_kwargs`.
+        on_response_changed (`str`, *optional*, defaults to `"warn"`):
+            Policy for responses of which the reward model's chat template hides or changes text, such as what precedes a
+            `</think>`: `"warn"` or `"error"`.
         unjudgeable_reward (`float`, *optional*):
             Reward for responses that the server refuses, such as over-long ones. By default, they raise an error.
 
@@ -61,6 +66,7 @@ async def compute_score(
     Raises:
         `ValueError`: If there is no server, `extra_info` holds no prompt, or the response cannot be judged.
     """
+    check_policy("on_response_changed", on_response_changed)
     client = _client(_address(reward_router_address))
     prompt = _prompt(data_source, extra_info)
     try:
@@ -81,13 +87,16 @@ async def compute_score(
             "critique": "",
             "reward_std": 0.0,
             "critique_cut": 0.0,
+            "response_changed": 0.0,
             "unjudgeable": 1.0,
         }
+    tell_of_hidden_text([score], on_response_changed)
     return {
         "score": score.reward,
         "critique": score.critique,
         "reward_std": score.reward_std,
         "critique_cut": score.finish_reasons.count("length") / len(score.finish_reasons),
+        "response_changed": float(score.response_changed),
         "unjudgeable": 0.0,
     }
 

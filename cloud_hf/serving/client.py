@@ -232,6 +232,8 @@ class CLoudClient:
                 reward_std=result["reward_std"],
                 finish_reasons=tuple(result["finish_reasons"]),
                 critique_ids=tuple(map(tuple, result["critique_ids"])),
+                # Servers before version 0.2 do not say
+                response_changed=result.get("response_changed", False),
             )
         except (ValueError, KeyError, TypeError) as error:
             raise self._error(row, f"this is not a reward server's response: {error!r}") from error

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import math
 import statistics
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -186,8 +187,41 @@ def test_last_message_is_judged_in_its_context():
     began, went_on = {"role": "assistant", "content": "It "}, {"role": "assistant", "content": "shines."}
     call(cloud_reward(scorer), [[user], [user, began]], [[call_message, tool, went_on], [went_on]])
     assert seen == [([user, call_message, tool], "shines."), ([user], "It shines.")]
-    with pytest.raises(ValueError, match=r"Row 0.*not assistant text"):
-        call(cloud_reward(scorer), [[user]], [[call_message]])
+    seen.clear()
+    scorer.score = lambda prompts, responses, **options: (
+        seen.extend(responses) or LengthScorer().score(prompts, [response["role"] for response in responses])
+    )
+    thoughtful = {**went_on, "reasoning_content": "It may rain."}
+    call(cloud_reward(scorer, judged_part=str.upper), [[user], [user]], [[call_message], [thoughtful]])
+    assert seen == [{**call_message, "content": None}, {**thoughtful, "content": "SHINES."}]
+    with pytest.raises(ValueError, match=r"Row 0.*not an assistant message"):
+        call(cloud_reward(scorer), [[user]], [[call_message, tool]])
+
+
+def test_text_that_the_reward_model_is_not_shown_is_told(caplog):
+    class Hiding(LengthScorer):
+        def score(self, prompts, responses, **options):
+            return [
+                replace(one, response_changed="</think>" in one.critique) for one in super().score(prompts, responses)
+            ]
+
+    texts = ["Fine.", "Bad advice.</think>Fine."]
+    for function in both(Hiding()):
+        rewards, _, metrics = call(function, ["p"] * 2, texts)
+        assert rewards == [5.0, 24.0] and metrics["cloud_reward/response_changed"] == 0.5
+        assert "hides or changes text of 1 of 2 responses" in caplog.text
+    for function in both(Hiding(), on_response_changed="error"):
+        with pytest.raises(ValueError, match="hides or changes text of 1 of 2 responses"):
+            call(function, ["p"] * 2, texts)
+
+
+def test_what_cannot_be_judged_never_pays_with_the_lowest_reward():
+    scorer = LengthScorer(limit=20)
+    for function in both(scorer, on_unjudgeable="lowest"):
+        assert call(function, ["p"] * 3, ["y" * 30, "yyy", "yyyyy"])[0] == [3.0, 3.0, 5.0]
+        assert call(function, ["p"] * 3, ["y" * 30, "yyyy", "yyyyy"])[0] == [3.0, 4.0, 5.0]
+        with pytest.raises(ValueError, match="No completion"):
+            call(cloud_reward(scorer, on_unjudgeable="lowest"), ["p"], ["y" * 30])
 
 
 def test_only_the_judged_part_is_judged(scorer):
@@ -281,7 +315,13 @@ def test_normalized_rewards_still_show_their_mean():
 
 @pytest.mark.parametrize(
     "options",
-    [{"normalize": "batch"}, {"on_unjudgeable": "skip"}, {"num_generations": 4}, {"num_critiques": 2}],
+    [
+        {"normalize": "batch"},
+        {"on_unjudgeable": "skip"},
+        {"on_response_changed": "show"},
+        {"num_generations": 4},
+        {"num_critiques": 2},
+    ],
 )
 def test_unusable_options_are_refused_at_once(options):
     for make in (cloud_reward, async_cloud_reward):

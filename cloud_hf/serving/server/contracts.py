@@ -19,6 +19,7 @@ _CHAT = {
 }
 # These schemas are for `/docs` only: the engine checks prompts, by the same rules as every other backend
 Prompt = Annotated[Any, WithJsonSchema({"anyOf": [{"type": "string"}, _MESSAGES, _CHAT]})]
+Response = Annotated[Any, WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object"}]})]
 Chat = Annotated[Any, WithJsonSchema({"anyOf": [_MESSAGES, _CHAT]})]
 
 
@@ -27,7 +28,7 @@ class Row:
     """One response to judge."""
 
     prompt: Any
-    response: str
+    response: Any
     critiques: list[str] | None = None
 
 
@@ -47,7 +48,7 @@ class RewardInput(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     prompt: Prompt = Field(description="A user message, a list of chat messages, or `messages` with `tools`.")
-    response: str = Field(description="The response to judge.")
+    response: Response = Field(description="The response to judge: text, or an assistant message.")
     critiques: list[str] | None = Field(None, min_length=1, description="Critiques to score instead of writing some.")
 
 
@@ -104,6 +105,7 @@ class RewardResult(BaseModel):
     critiques: list[str] | None
     finish_reasons: list[Literal["stop", "length"]]
     critique_ids: list[list[int]] | None = None
+    response_changed: bool = Field(description="Whether the chat template hides or changes text of the response.")
 
     @classmethod
     def of(cls, score: Score, request: RewardRequest) -> "RewardResult":
@@ -116,6 +118,7 @@ class RewardResult(BaseModel):
             critiques=list(score.critiques) if request.return_critiques else None,
             finish_reasons=list(score.finish_reasons),  # pyright: ignore[reportArgumentType]  # checked by pydantic
             critique_ids=[list(ids) for ids in score.critique_ids] if request.return_critique_ids else None,
+            response_changed=score.response_changed,
         )
 
 
@@ -217,11 +220,7 @@ def _split_chat(chat: Any, name: str) -> Row:
     last = messages[-1]
     if not isinstance(last, dict) or last.get("role") != "assistant":
         raise ValueError(f"`{name}` does not end with an assistant message to judge")
-    if unknown := sorted(set(last) - {"role", "content"}):
-        raise ValueError(f"`{name}` ends with a message that has {', '.join(unknown)}; only `content` is judged")
-    if not isinstance(last.get("content"), str):
-        raise ValueError(f"`{name}` ends with a message whose `content` is not text")
     if len(messages) == 1:
         raise ValueError(f"`{name}` has no message for the assistant to answer")
     before = messages[:-1]
-    return Row({**chat, "messages": before} if isinstance(chat, dict) else before, last["content"])
+    return Row({**chat, "messages": before} if isinstance(chat, dict) else before, last)

@@ -130,6 +130,7 @@ async def get_reward(body: OpenRLHFRequest, request: Request) -> OpenRLHFRespons
     extra_logs = {
         "critique_tokens": [float(sum(map(len, score.critique_ids))) for score in scores],
         "critique_truncated": [float("length" in score.finish_reasons) for score in scores],
+        "response_changed": [float(score.response_changed) for score in scores],
     }
     return OpenRLHFResponse(rewards=rewards, scores=rewards, extra_logs=extra_logs)
 

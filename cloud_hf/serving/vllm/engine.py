@@ -17,7 +17,7 @@ from ...configuration_cloud import read_config
 from ...critique_format import CritiqueFormat, EncodedCritique
 from ...generation import Sample
 from ...scores import Sampling, Score
-from ...scoring import ScoringRequest, with_rewards
+from ...scoring import ScoringRequest
 from ..server.engine import EngineDeadError, StablePrefix
 from .requests import VLLMRequests, seed_for, servable_model
 
@@ -53,19 +53,19 @@ class VLLMEngine:
         """See [`RewardEngine`]. Cancelling the call aborts the request in the engine."""
         request = self._read(prompt, response, sampling, critiques)
         if request.given is not None:
-            return await self._with_rewards_read(request.given_samples()[0], request.given[0])
+            return await self._with_rewards_read(request, request.given_samples()[0], request.given[0])
         params = self._writing(request, sampling)
         output = await self._finish(self._requests.prompt_of(request.prefixes[0]), params)
         samples = self._requests.samples(output, sampling)
         if self.critique_format.rereads_critiques:
-            return await self._with_rewards_read(samples, request.reread(0, samples))
-        return Score.of(samples)
+            return await self._with_rewards_read(request, samples, request.reread(0, samples))
+        return request.score(0, samples)
 
     async def stream(self, prompt, response: str, sampling: Sampling) -> AsyncGenerator[str | Score, None]:
         """See [`RewardEngine`]. Closing the generator aborts the request in the engine."""
         request = self._read(prompt, response, sampling)
         if request.given is not None:  # a classic model
-            yield await self._with_rewards_read(request.given_samples()[0], request.given[0])
+            yield await self._with_rewards_read(request, request.given_samples()[0], request.given[0])
             return
         params = self._writing(request, sampling, output_kind=RequestOutputKind.CUMULATIVE)
         shown, output = "", None
@@ -83,9 +83,9 @@ class VLLMEngine:
         if len(samples[0].critique) > len(shown):
             yield samples[0].critique[len(shown) :]
         if self.critique_format.rereads_critiques:
-            yield await self._with_rewards_read(samples, request.reread(0, samples))
+            yield await self._with_rewards_read(request, samples, request.reread(0, samples))
         else:
-            yield Score.of(samples)
+            yield request.score(0, samples)
 
     async def close(self):
         """Stop the engine and free its resources."""
@@ -127,8 +127,10 @@ class VLLMEngine:
         async with aclosing(self._generate(prompt, params)) as outputs:
             return [output async for output in outputs][-1]
 
-    async def _with_rewards_read(self, samples: list[Sample], sequences: list[EncodedCritique]) -> Score:
+    async def _with_rewards_read(
+        self, request: ScoringRequest, samples: list[Sample], sequences: list[EncodedCritique]
+    ) -> Score:
         params = self._requests.reading()
         prompts = [self._requests.sequence_of(encoded) for encoded in sequences]
         outputs = await asyncio.gather(*(self._finish(prompt, params) for prompt in prompts))
-        return with_rewards([samples], [self._requests.reward(output) for output in outputs])[0]
+        return request.with_rewards([samples], [self._requests.reward(output) for output in outputs])[0]

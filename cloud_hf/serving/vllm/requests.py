@@ -11,7 +11,7 @@ from vllm.inputs import TokensInput, tokens_input
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 
-from ...configuration_cloud import CLoudConfig
+from ...configuration_cloud import CLoudConfig, position_switch
 from ...critique_format import CritiqueFormat, EncodedCritique, EncodedPrefix
 from ...generation import Sample, row_seed
 from ...loading import check_reward_model, is_adapter, load_reward_model, read_model_config
@@ -94,6 +94,12 @@ class VLLMRequests:
         self, prompts: list, responses: list[str], sampling: Sampling, critiques: list | None, max_model_len: int
     ) -> ScoringRequest:
         """Check and encode the arguments of [`Scorer.score`]."""
+        switch = position_switch(self.config.text_config)
+        if switch is not None and max_model_len > switch:
+            raise ValueError(
+                f"vLLM's `max_model_len` is {max_model_len}, and with more than {switch} it applies the factors of long texts "
+                f"(longrope) to all. Start it with `max_model_len={switch}`."
+            )
         return read_request(
             self.critique_format,
             self.config,

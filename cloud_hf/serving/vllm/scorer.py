@@ -76,7 +76,7 @@ class CLoudVLLM:
         with _Run(self.llm.llm_engine) as run, tqdm(total=len(responses), disable=not self.show_progress) as bar:
 
             def end(row: int, samples: list[Sample]):
-                scores[row] = Score.of(samples)
+                scores[row] = request.score(row, samples)
                 bar.update()
                 if on_score is not None:
                     on_score(row, scores[row])

@@ -21,6 +21,7 @@ from servers_for_tests import BUDGET, free_port, make_engine, make_talker, servi
 from cloud_hf.cli import UsageError, run
 from cloud_hf.scores import Sampling
 from cloud_hf.serving import server as server_package
+from cloud_hf.serving.client import CLoudClient
 from cloud_hf.serving.rendered_chats import RenderedChats
 from cloud_hf.serving.server import app as app_module
 from cloud_hf.serving.server.app import load_engine, parse_arguments
@@ -117,6 +118,33 @@ def test_prompts_of_every_form_and_chats(talker, http):
     ):
         [result] = http.post(URL, json=body).json()["results"]
         assert result["reward"] == pytest.approx(expected.reward, abs=1e-4)
+
+
+def test_messages_with_calls_and_hidden_text(tmp_path):
+    """As clients of the OpenAI API dump them; what the chat template hides of a response is told."""
+    model = make_model(save_language_model(tmp_path, family="qwen3"))
+    nothing = {"refusal": None, "annotations": [], "audio": None, "function_call": None, "tool_calls": None}
+    user = {"role": "user", "content": "Where is it?"}
+    look = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"cup": "A"}'}}
+    answers = [
+        {"role": "assistant", "content": "It is 42.", **nothing},
+        {"role": "assistant", "content": "HARMFUL</think>It is 42.", **nothing},
+        {"role": "assistant", "content": None, **nothing, "tool_calls": [look]},
+    ]
+    with serving(make_engine(model, family="qwen3"), limits=LIMITS) as (_, http):
+        body = {"chats": [[user, answer] for answer in answers], "max_new_tokens": BUDGET}
+        plain, hidden, called = http.post(URL, json=body).json()["results"]
+        assert [one["response_changed"] for one in (plain, hidden, called)] == [False, True, False]
+        assert plain["reward"] == pytest.approx(hidden["reward"], abs=1e-4)
+        assert plain["reward"] != pytest.approx(called["reward"], abs=1e-3)
+        scores = CLoudClient(str(http.base_url)).score([[user]] * 3, answers, max_new_tokens=BUDGET)
+        assert [score.response_changed for score in scores] == [False, True, False]
+        assert [score.reward for score in scores] == pytest.approx(
+            [one["reward"] for one in (plain, hidden, called)], abs=1e-4
+        )
+        answers[0]["refusal"] = "No."
+        response = http.post(URL, json={"chats": [[user, answers[0]]]})
+        assert response.status_code == 422 and "does not show `refusal` of the response" in response.json()["error"]
 
 
 def test_given_critiques_and_answers_without_text(talker, http):
