@@ -13,6 +13,7 @@ an added token (`<|im_end|>`, `<think>`, …) are encoded as plain text.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from itertools import accumulate, groupby, pairwise
 from typing import Any, cast
 
@@ -39,6 +40,9 @@ _MOST_SHAPES = 4096
 
 # Marks a prompt whose start was cut off
 _OMISSION = "…"
+
+# The day on which templates that write a date see every conversation
+_DAY = date(2024, 7, 26)
 
 _THINK_TAGS = ("<think>", "</think>")
 
@@ -142,7 +146,7 @@ class CritiqueFormat:
         self.critique_prompt = spell_critique_prompt(critique_prompt, self.name)
         self.critique_role = critique_role
         self.keep_thinking = keep_thinking
-        self.chat_template_kwargs = chat_template_kwargs or {}
+        self.chat_template_kwargs = _with_clock(chat_template_kwargs or {})
         if not tokenizer.is_fast:
             raise ValueError(
                 f"{type(tokenizer).__name__} is not a fast tokenizer. CritiqueFormat needs one (a `tokenizer.json`)."
@@ -812,10 +816,32 @@ def pin_date(
     tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: dict[str, Any] | None = None
 ) -> dict[str, Any] | None:
     """
-    Add a fixed `date_string` to template variables that have none, for templates that would write today's: rewards must not
-    change from day to day.
+    Pin the date for chat templates that would write today's: rewards must not change from day to day. Adds a `date_string` if
+    that is enough, and otherwise the day as `strftime_now`, which [`CritiqueFormat`] makes the template's clock.
     """
     variables = dict(chat_template_kwargs or {})
-    if "strftime_now" in str(tokenizer.chat_template) and "date_string" in str(tokenizer.chat_template):
-        variables.setdefault("date_string", "26 Jul 2024")
+    template = str(tokenizer.chat_template)
+    if "strftime_now" in template:
+        if "date_string" in template:
+            variables.setdefault("date_string", f"{_DAY:%d %b %Y}")
+        if template.count("strftime_now(") > 1 or _reads_clock(tokenizer, variables):
+            variables.setdefault("strftime_now", f"{_DAY:%Y-%m-%d}")
     return variables or None
+
+
+def _reads_clock(tokenizer: PreTrainedTokenizerBase, variables: dict[str, Any]) -> bool:
+    readings = []
+    for roles in (("user",), ("system", "user"), ("user", "assistant", "user")):
+        turns = [{"role": role, "content": "x"} for role in roles]
+        try:
+            clock = {"strftime_now": lambda form: readings.append(form) or "x"}
+            tokenizer.apply_chat_template(turns, tokenize=False, **{**clock, **_with_clock(variables)})
+        except (TemplateError, TypeError, KeyError):
+            continue  # the template refuses this order of turns
+    return bool(readings)
+
+
+def _with_clock(variables: dict[str, Any]) -> dict[str, Any]:
+    """Make a clock that stands still of a day that a config holds as `strftime_now`."""
+    day = variables.get("strftime_now")
+    return {**variables, "strftime_now": date.fromisoformat(day).strftime} if isinstance(day, str) else variables

@@ -1,6 +1,7 @@
 """The one place where text becomes ids: equal to the chat template on ordinary text, inert on hostile text."""
 
 import copy
+import json
 import random
 import unicodedata
 
@@ -9,6 +10,7 @@ from shared_data import real_texts
 from tokenizers import AddedToken
 from tokenizers_for_tests import (
     CRITIQUE_ROLE,
+    DATED_TEMPLATES,
     DEEPSEEK_R1,
     FAMILIES,
     GLM4,
@@ -16,11 +18,14 @@ from tokenizers_for_tests import (
     NO_SYSTEM,
     NORMALIZERS,
     SPELLINGS,
+    Clock,
+    dated_tokenizer,
     make_tokenizer,
     renormalized,
 )
 
 from cloud_hf import CritiqueFormat
+from cloud_hf.critique_format import pin_date
 from cloud_hf.data.fit_to_context import fit_to_context
 
 
@@ -350,6 +355,21 @@ def test_date_of_the_template_can_be_pinned():
     ids = pinned.encode(PROMPT, RESPONSE, CRITIQUE).input_ids
     assert "26 Jul 2024" in pinned.tokenizer.decode(ids)
     assert list(ids) == template_ids(pinned, PROMPT, RESPONSE, CRITIQUE, date_string="26 Jul 2024")
+
+
+@pytest.mark.parametrize("critique", [True, False])
+@pytest.mark.parametrize("spelling", [*FAMILIES, *DATED_TEMPLATES])
+def test_ids_are_the_same_on_any_day(spelling, critique, monkeypatch):
+    role, ids = CRITIQUE_ROLE.get(spelling, "user"), []
+    for days in (0, 1, 200):
+        monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Clock(days))
+        tokenizer = copy.deepcopy(dated_tokenizer(spelling))
+        variables = json.loads(json.dumps(pin_date(tokenizer, None)))  # as a config keeps them
+        critique_format = CritiqueFormat(tokenizer, critique, critique_role=role, chat_template_kwargs=variables)
+        ids.append(critique_format.encode(PROMPT, RESPONSE, CRITIQUE if critique else None).input_ids)
+    assert ids[0] == ids[1] == ids[2]
+    if spelling in DATED_TEMPLATES:
+        assert "24" in critique_format.tokenizer.decode(ids[0])
 
 
 @pytest.mark.parametrize("unit", ["👩‍👩‍👧é", "日本", "<|eot_id|>", "<|eot_id|> x ", "\n\n"])

@@ -6,8 +6,8 @@ between two contents is their delimiter.
 """
 
 import re
-from itertools import pairwise
-from typing import cast
+from itertools import pairwise, product
+from typing import Any, cast
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -148,8 +148,8 @@ class RenderedChats:
         """
         delimiters: dict[str, set[tuple[str, str]]] = {_START: set(), "user": set(), "assistant": set()}
         for roles in _ORDERS:
-            for generation in (False, True):
-                rendered = self._render(roles, generation)
+            for generation, variables in product((False, True), self._dates()):
+                rendered = self._render(roles, generation, variables)
                 if rendered is None:
                     continue
                 for text in (rendered, self._decoded(rendered)):
@@ -174,11 +174,17 @@ class RenderedChats:
             # A thinking block that the generation prompt opens belongs to the answer
             delimiters["user"].add((re.sub(r"<think>\s*$", "", tail), "assistant"))
 
-    def _render(self, roles: tuple[str, ...], generation: bool) -> str | None:
+    def _dates(self) -> list[dict[str, Any]]:
+        """Return template variables that write the placeholder of a date: by the clock, or where callers may pass one."""
+        clock = {"strftime_now": lambda _: _DATE}
+        names = re.findall(r"\b\w*(?:date|today)\w*\b", str(self.tokenizer.chat_template))
+        return [clock, {**clock, **dict.fromkeys(names, _DATE)}] if names else [clock]
+
+    def _render(self, roles: tuple[str, ...], generation: bool, variables: dict[str, Any]) -> str | None:
         messages = [{"role": role, "content": _slot(index)} for index, role in enumerate(roles)]
         try:
             text = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=generation, date_string=_DATE
+                messages, tokenize=False, add_generation_prompt=generation, **variables
             )
             return cast(str, text)
         except TemplateError:

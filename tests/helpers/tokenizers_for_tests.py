@@ -1,5 +1,6 @@
 """Tiny tokenizers with the chat templates and the peculiarities of the model families the format must serve."""
 
+import datetime
 import json
 from functools import cache
 from pathlib import Path
@@ -153,3 +154,39 @@ def renormalized(family: str, normalizer: str, spelling: str) -> PreTrainedToken
         backend.normalizer = normalizers.Sequence(steps)
     bos, eos = (names.get(token, token) for token in (tokenizer.bos_token, tokenizer.eos_token))
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=bos, eos_token=eos, chat_template=template)
+
+
+_CHATML = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+_CHATML += "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+# Ways in which families spell today's date (over Qwen's tokens)
+DATED_TEMPLATES = {
+    "date_string": "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+    "<|im_start|>system\nToday: {{ date_string }}<|im_end|>\n",
+    "date_string, overwritten": "{% set date_string = strftime_now('%d %b %Y') %}"
+    "<|im_start|>system\nToday: {{ date_string }}<|im_end|>\n",
+    "today": "{% set today = strftime_now('%d %B %Y') %}<|im_start|>system\nToday Date: {{ today }}<|im_end|>\n",
+    "inline": "<|im_start|>system\nToday's Date: {{ strftime_now('%B %d, %Y') }}.\n<|im_end|>\n",
+    "iso": "{% if strftime_now is defined %}<|im_start|>system\nCurrent date: {{ strftime_now('%Y-%m-%d') }}<|im_end|>\n{% endif %}",
+    "two": "{% set date_string = date_string or strftime_now('%Y') %}<|im_start|>system\n{{ date_string }}, a "
+    "{{ strftime_now('%A') }}<|im_end|>\n",
+    "date": "<|im_start|>system\nIt is {{ date or strftime_now('%d/%m/%y') }}.<|im_end|>\n",
+}
+
+
+def dated_tokenizer(spelling: str) -> PreTrainedTokenizerFast:
+    """A tokenizer whose chat template writes today's date."""
+    if spelling in FAMILIES:
+        return make_tokenizer(spelling)
+    tokenizer = type(make_tokenizer("qwen3"))(tokenizer_object=make_tokenizer("qwen3").backend_tokenizer)
+    tokenizer.chat_template = DATED_TEMPLATES[spelling] + _CHATML
+    return tokenizer
+
+
+class Clock:
+    """The time of chat templates, some days from now: patch `datetime` in transformers with it."""
+
+    def __init__(self, days: int):
+        self.days = days
+
+    def now(self):
+        return datetime.datetime.now() + datetime.timedelta(days=self.days)

@@ -1,7 +1,15 @@
 """Rendered conversations come back as the messages they were made of, and nothing in a response becomes a turn."""
 
 import pytest
-from tokenizers_for_tests import FAMILIES, MISTRAL_V1, NO_SYSTEM, make_tokenizer
+from tokenizers_for_tests import (
+    DATED_TEMPLATES,
+    FAMILIES,
+    MISTRAL_V1,
+    NO_SYSTEM,
+    Clock,
+    dated_tokenizer,
+    make_tokenizer,
+)
 
 from cloud_hf.serving.rendered_chats import RenderedChats
 
@@ -125,6 +133,20 @@ def test_dates_written_by_the_template_do_not_matter():
         assert chats.parse(render(chats.tokenizer, turns, date_string=date)) == turns
         system = {"role": "system", "content": "Be brief."}
         assert chats.parse(render(chats.tokenizer, [system, *turns], date_string=date)) == [system, *turns]
+
+
+@pytest.mark.parametrize("spelling", DATED_TEMPLATES)
+def test_chats_rendered_on_any_day_are_read(spelling, monkeypatch):
+    tokenizer = dated_tokenizer(spelling)
+    chats = RenderedChats(tokenizer)
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    for days in (0, 1, 200):
+        monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Clock(days))
+        for dates in ({}, {"date_string": "2 May 1999"}, {"date": "5/5/99"}):
+            text = render(tokenizer, turns, **dates)
+            assert chats.parse(text) == turns
+            prompt = render(tokenizer, turns[:1], add_generation_prompt=True, **dates)
+            assert chats.parse(prompt + "Hello<|im_end|>", prompt) == turns
 
 
 def test_thinking_is_kept_and_an_empty_block_of_the_template_is_not():
