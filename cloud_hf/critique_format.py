@@ -387,8 +387,9 @@ class CritiqueFormat:
 
     def _apply_template(self, conversation: Conversation) -> str:
         try:
+            tools: Any = conversation.tools
             text = self.tokenizer.apply_chat_template(
-                conversation.messages, tools=conversation.tools, tokenize=False, **self.chat_template_kwargs
+                conversation.messages, tools=tools, tokenize=False, **self.chat_template_kwargs
             )
         except (TemplateError, TypeError, KeyError) as error:
             roles = ", ".join(message["role"] for message in conversation.messages)

@@ -137,9 +137,9 @@ class _Batch:
         text = response if isinstance(response, str) else response.get("content")
         if self.judged_part is not None and isinstance(text, str):
             text = self.judged_part(text)
-        if isinstance(response, str) or (isinstance(text, str) and not any(_others(response))):
-            return text
-        return {**response, "content": text}
+        if isinstance(response, dict) and (text is None or any(_others(response))):
+            return {**response, "content": text}
+        return text or ""
 
     def keep(self, rows: range, scores: list[Score]):
         for row, score in zip(rows, scores, strict=True):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, WrapValidator, model_validator
 
 from ...scores import Sampling, Score
 
@@ -19,7 +19,11 @@ _CHAT = {
 }
 # These schemas are for `/docs` only: the engine checks prompts, by the same rules as every other backend
 Prompt = Annotated[Any, WithJsonSchema({"anyOf": [{"type": "string"}, _MESSAGES, _CHAT]})]
-Response = Annotated[Any, WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object"}]})]
+Response = Annotated[
+    str,
+    WrapValidator(lambda value, check: value if isinstance(value, dict) else check(value)),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object"}]}),
+]
 Chat = Annotated[Any, WithJsonSchema({"anyOf": [_MESSAGES, _CHAT]})]
 
 
@@ -220,6 +224,8 @@ def _split_chat(chat: Any, name: str) -> Row:
     last = messages[-1]
     if not isinstance(last, dict) or last.get("role") != "assistant":
         raise ValueError(f"`{name}` does not end with an assistant message to judge")
+    if not isinstance(last.get("content"), str | list) and not last.get("tool_calls"):
+        raise ValueError(f"`{name}` ends with a message whose `content` is not text")
     if len(messages) == 1:
         raise ValueError(f"`{name}` has no message for the assistant to answer")
     before = messages[:-1]
