@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .configuration_cloud import CLoudConfig, spell_critique_prompt
 from .prompts import REASONING_FIELDS, Conversation, change_texts, read_prompt, read_response
-from .skeletons import USUAL_ROLES, Skeleton, spell
+from .skeletons import MARK, USUAL_ROLES, Skeleton, spell
 
 
 IGNORE_INDEX = -100
@@ -328,8 +328,9 @@ class CritiqueFormat:
             raise ValueError("The chat template does not show `tools`; leave them out, or put them into a message.")
         for role, indices in skeleton.roles():
             self._check_role(role, indices[0], skeleton.without_role(indices), text)
+        marks = set(MARK.findall(text))
         for index, field, mark in skeleton.fields:
-            if mark not in text:
+            if mark not in marks and mark not in text:  # the set keeps long conversations linear
                 raise self._not_shown(conversation, index, field)
         for path in skeleton.constants:
             if not skeleton.shows_all_arguments(path, text) and text == self._render_turns(

@@ -32,6 +32,7 @@ __all__ = [
     "read_request",
     "report_scores",
     "score_with_transformers",
+    "with_rewards",
 ]
 
 logger = logging.getLogger(__name__)
@@ -153,11 +154,7 @@ class ScoringRequest:
 
     def with_rewards(self, samples: list[list[Sample]], rewards: Sequence[float]) -> list[Score]:
         """Return the scores of samples whose rewards were read separately, in the same order."""
-        remaining = iter(rewards)
-        return [
-            self.score(row, [replace(sample, reward=next(remaining)) for sample in of_row])
-            for row, of_row in enumerate(samples)
-        ]
+        return with_rewards(samples, rewards, [prefix.response_changed for prefix in self.prefixes])
 
     def reread(self, row: int, samples: list[Sample]) -> list[EncodedCritique]:
         """Encode a row's written critiques again, for formats that read rewards from the re-tokenised text."""
@@ -227,6 +224,17 @@ def read_request(
         texts, rows = [[""]] * len(prefixes), [[critique_format.complete(prefix)] for prefix in prefixes]
     _check_lengths(context, [max(len(encoded.input_ids) for encoded in row) + reading_tokens for row in rows], config)
     return ScoringRequest(critique_format, prefixes, rows, texts)
+
+
+def with_rewards(
+    samples: list[list[Sample]], rewards: Sequence[float], responses_changed: Sequence[bool] | None = None
+) -> list[Score]:
+    """Return the scores of samples whose rewards were read separately, in the same order."""
+    remaining = iter(rewards)
+    return [
+        Score.of([replace(sample, reward=next(remaining)) for sample in row], changed)
+        for row, changed in zip(samples, responses_changed or [False] * len(samples), strict=True)
+    ]
 
 
 def report_scores(scores: list[Score], on_score: OnScore | None) -> list[Score]:

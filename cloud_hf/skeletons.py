@@ -6,6 +6,7 @@ short and depends only on a conversation's shape, so that one rendering serves a
 
 import copy
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +23,9 @@ USUAL_ROLES = ("system", "developer", "user", "assistant", *_TOOL_ROLES)
 _SCHEMA_WORDS = ("object", "string", "integer", "number", "boolean", "array", "null", "function")
 
 _FIRST_NUMBER = 70000
+
+# The mark of a text
+MARK = re.compile(r"x\d+x")
 
 
 class Skeleton:
