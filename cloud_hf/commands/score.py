@@ -63,6 +63,7 @@ class ScoreArguments(BackendArguments):
         check_bounds(self, batch_size=1, num_critiques=1, max_new_tokens=1, seed=0)
         if (self.prompt is None) != (self.response is None) or (self.prompt is None) == (self.input is None):
             raise ValueError("Give `prompt` and `response`, or `input`.")
+        self.check_temperature(self.temperature)
 
     def backend_arguments(self) -> BackendArguments:
         """Return the arguments that choose and configure the backend."""

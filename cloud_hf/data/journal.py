@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,14 @@ _HEADER = b'{"format":"cloud_hf.journal"'
 
 
 class JournalError(RuntimeError):
-    """The journal cannot be used: different settings, another writer, or a damaged line."""
+    """
+    The journal cannot be used: different settings, another writer, or a damaged line. `changed` names the settings that differ, where
+    the message can leave it at that.
+    """
+
+    def __init__(self, message: str, changed: Sequence[str] = ()):
+        super().__init__(message)
+        self.changed = tuple(changed)
 
 
 class Journal:
@@ -191,8 +199,9 @@ class Journal:
                 " The journal has version 1, which hashed model folders differently: to resume it, use cloud_hf 0.1."
             )
         return JournalError(
-            f"{self.path} was started with other settings: {differences}. Use those settings to resume, or choose another "
-            f"output folder.{hint}"
+            f"{self.path} was begun with other settings: {differences}. Use those settings to resume, or choose another "
+            f"output folder.{hint}",
+            () if hint else changed,
         )
 
     def _foreign(self) -> JournalError:

@@ -112,5 +112,6 @@ class EvaluationArguments(ScoringArguments):
                     f"Self-consistency cannot sample at temperature {temperature}: greedy critiques are identical. Give "
                     "`self_consistency_temperatures` above 0."
                 )
+            self.check_temperature(temperature, "self_consistency_temperatures")
         if not any(read_model_config(name).critique for name in self.models):
             raise ValueError("`self_consistency` requires a CLoud model; none of `models` writes critiques.")

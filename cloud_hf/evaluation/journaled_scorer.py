@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from ..data.journal import Journal, key_of
+from ..data.journal import Journal, JournalError, key_of
 from ..generation import Sample
 from ..model_identity import identify_model
 from ..scoring import Score, Scorer
@@ -24,12 +24,21 @@ def open_score_journal(
     kind: str, name: str, short_name: str, args: ScoringArguments, settings: Sequence[str]
 ) -> Journal:
     """
-    Open the journal of a model's scores. `kind` is the first part of its file name; `settings` are everything scores depend on.
-    Raises [`~cloud_hf.data.journal.JournalError`] if it was started with other settings, or another process is writing to it.
+    Open the journal of a model's scores; `kind` is the first part of its file's name, and all its scores depend on `settings`.
+    Raises [`~cloud_hf.data.journal.JournalError`] if it was started with other settings or for another model, or another process is
+    writing to it.
     """
     values = {setting: getattr(args, setting) for setting in settings}
     path = Path(args.output_dir) / file_name(kind, short_name, "jsonl")
-    return Journal(path, {"model": identify_model(name)["model_version"], **values})
+    try:
+        return Journal(path, {"model": identify_model(name)["model_version"], **values})
+    except JournalError as error:
+        if error.changed != ("model",):
+            raise
+        raise JournalError(
+            f"{name} has changed since it was scored: the scores in {path} are of an earlier model of that name. Choose another "
+            "`output_dir`, or remove that file to score the model again."
+        ) from None
 
 
 def default_chunk_size(args: ScoringArguments) -> int:

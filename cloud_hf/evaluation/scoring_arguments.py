@@ -1,6 +1,5 @@
 """Command-line arguments shared by the commands that score datasets."""
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -79,8 +78,7 @@ class ScoringArguments(BackendArguments):
 
     def _check_sampling(self):
         # The scorer checks this too, but only after the model is loaded
-        if not 0 <= self.temperature < math.inf:
-            raise ValueError(f"`temperature` is {self.temperature}; it must be a finite number of at least 0.")
+        self.check_temperature(self.temperature)
         if self.num_critiques > 1 and self.temperature == 0:
             raise ValueError("`num_critiques` above 1 needs `temperature` above 0: greedy critiques are identical.")
 

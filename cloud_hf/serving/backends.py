@@ -1,6 +1,7 @@
 """Open the backend that a script's options name: transformers or vLLM in this process, or a reward server."""
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -13,6 +14,10 @@ from ..critique_format import CritiqueFormat
 from ..loading import check_reward_model, load_reward_model, read_model_config
 from ..scores import Scorer
 from ..scoring import TransformersScorer, context_length
+
+
+# Lowest and highest temperature above 0. vLLM raises lower ones to 0.01 and refuses higher ones, but only after its engine has started.
+_TEMPERATURES = {"transformers": (0.0, math.inf), "vllm": (0.01, 2.0), "server": (0.001, 100.0)}
 
 
 @documented
@@ -29,7 +34,8 @@ class BackendArguments:
         dtype (`str`, *optional*, defaults to `"auto"`):
             Data type of the weights, with transformers or vLLM. `"auto"` uses the checkpoint's.
         vllm_options (`str`, *optional*):
-            Options of `vllm.LLM` as JSON, such as `{"max_model_len": 4096}`.
+            Options of `vllm.LLM` as JSON, such as `{"max_model_len": 4096}`. On a CPU, `kv_cache_memory_bytes` defaults to what the
+            model's context needs; see [`CLoudVLLM`].
         server_url (`str`, *optional*):
             Address of the reward server. It must serve the named model, whose tokenizer is read locally.
         api_key_env (`str`, *optional*, defaults to `"CLOUD_API_KEY"`):
@@ -51,6 +57,16 @@ class BackendArguments:
         if self.vllm_options is not None and self.backend != "vllm":
             raise ValueError("`vllm_options` are for `backend` 'vllm'.")
         self.parsed_vllm_options()
+
+    def check_temperature(self, temperature: float, option: str = "temperature"):
+        """Raise `ValueError` if the backend cannot sample at this temperature."""
+        if not 0 <= temperature < math.inf:
+            raise ValueError(f"`{option}` is {temperature}; it must be a finite number of at least 0.")
+        low, high = _TEMPERATURES[self.backend]
+        if temperature and not low <= temperature <= high:
+            raise ValueError(
+                f"`{option}` is {temperature:g}; `backend` {self.backend!r} takes 0 (greedy) or {low:g} to {high:g}."
+            )
 
     def parsed_vllm_options(self) -> dict:
         """Parse `vllm_options`. Raises `ValueError` if they are not a JSON object."""

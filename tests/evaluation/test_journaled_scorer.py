@@ -10,8 +10,9 @@ from servers_for_tests import serving
 from tokenizers_for_tests import make_tokenizer
 
 from cloud_hf.critique_format import CritiqueFormat
-from cloud_hf.data.journal import Journal
-from cloud_hf.evaluation.journaled_scorer import JournaledScorer
+from cloud_hf.data.journal import Journal, JournalError
+from cloud_hf.evaluation.journaled_scorer import JournaledScorer, open_score_journal
+from cloud_hf.evaluation.scoring_arguments import ScoringArguments
 from cloud_hf.scoring import TransformersScorer, report_scores
 from cloud_hf.serving.client import CLoudClient, RewardServerError
 from cloud_hf.serving.server.engine import TransformersEngine
@@ -119,3 +120,22 @@ def test_a_chunk_without_a_number_ends_the_run(direct, tmp_path):
     with pytest.raises(ValueError, match=r"4 of 12 responses .* row 0 has inf"):
         journaled(tmp_path, recorder).score(*CHATS, **OPTIONS)
     assert len(recorder.calls) == 1
+
+
+def test_a_model_that_was_trained_again_is_said_as_it_is(tmp_path):
+    """Its settings cannot be used again: the way on is another folder, or to drop the scores."""
+    folder = tmp_path / "rm"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    args = ScoringArguments(models=[str(folder)], dataset_name=["d"], output_dir=str(tmp_path))
+    open_score_journal("journal", str(folder), "rm", args, ["dtype"]).close()
+    with open_score_journal("journal", str(folder), "rm", args, ["dtype"]) as journal:
+        journal.add("00", 1)
+    (folder / "config.json").write_text('{"trained": "again"}')
+    with pytest.raises(
+        JournalError, match=r"rm has changed since it was scored.*Choose another `output_dir`, or remove"
+    ):
+        open_score_journal("journal", str(folder), "rm", args, ["dtype"])
+    args.dtype = "float32"  # another setting differs too
+    with pytest.raises(JournalError, match='`dtype` was "auto" and is "float32"'):
+        open_score_journal("journal", str(folder), "rm", args, ["dtype"])

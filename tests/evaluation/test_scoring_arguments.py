@@ -2,6 +2,7 @@
 
 import pytest
 
+from cloud_hf.commands.score import ScoreArguments
 from cloud_hf.evaluation.scoring_arguments import ScoringArguments, short_names
 
 
@@ -25,3 +26,30 @@ def test_short_names_tell_names_apart():
         "data/x.jsonl": "x.jsonl",
         "./data/x.jsonl": "x.jsonl",
     }
+
+
+SERVER = {"backend": "server", "server_url": ["http://127.0.0.1:1"]}
+
+
+@pytest.mark.parametrize(
+    ("backend", "temperature", "says"),
+    [
+        ({"backend": "vllm"}, 2.5, "`temperature` is 2.5; `backend` 'vllm' takes 0 \\(greedy\\) or 0.01 to 2"),
+        ({"backend": "vllm"}, 0.001, "or 0.01 to 2"),
+        (SERVER, 101.0, "`temperature` is 101; `backend` 'server' takes 0 \\(greedy\\) or 0.001 to 100"),
+        ({}, float("inf"), "`temperature` is inf; it must be a finite number of at least 0"),
+        ({"backend": "vllm"}, -1.0, "of at least 0"),
+    ],
+)
+def test_temperatures_that_a_backend_refuses_fail_early(backend, temperature, says):
+    with pytest.raises(ValueError, match=says):
+        ScoringArguments(models=["m"], dataset_name=["d"], output_dir="o", temperature=temperature, **backend)
+    if "vllm" in backend.values():
+        with pytest.raises(ValueError, match=says):
+            ScoreArguments(model="m", prompt="p", response="r", temperature=temperature, **backend)
+
+
+def test_temperatures_that_a_backend_takes():
+    for backend, temperature in (({"backend": "vllm"}, 2.0), (SERVER, 2.5), ({}, 2.5), ({}, 0.0)):
+        args = ScoringArguments(models=["m"], dataset_name=["d"], output_dir="o", temperature=temperature, **backend)
+        assert args.temperature == temperature

@@ -27,6 +27,31 @@ from cloud_hf.serving.server.app import make_app, make_server
 pytestmark = pytest.mark.vllm
 
 
+def test_on_a_cpu_the_cache_is_what_the_context_needs(monkeypatch):
+    """Not 92 % of all memory: 16 full sequences within half of the free memory, and one in any case. What is set stays."""
+    from types import SimpleNamespace
+
+    from cloud_hf.serving.vllm import requests
+
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE")
+    monkeypatch.setattr(requests, "current_platform", SimpleNamespace(is_cpu=lambda: True))
+    monkeypatch.setattr(requests.psutil, "virtual_memory", lambda: SimpleNamespace(available=memory["free"]))
+    text = SimpleNamespace(
+        num_hidden_layers=2, num_attention_heads=8, num_key_value_heads=4, hidden_size=64, max_position_embeddings=1000
+    )
+    config = SimpleNamespace(text_config=text, dtype=torch.bfloat16)
+    one = (1000 + 256) * 2 * 2 * 4 * 8 * 2
+    memory = {}
+    for free, expected in ((one // 2, one), (8 * one, 4 * one), (100 * one, 16 * one)):
+        memory["free"] = free
+        assert requests.memory_options(config, {}) == {"kv_cache_memory_bytes": expected}
+    short = requests.memory_options(config, {"max_model_len": 100, "dtype": "float32"})["kv_cache_memory_bytes"]
+    assert short == 16 * 356 * 2 * 2 * 4 * 8 * 4
+    assert requests.memory_options(config, {"gpu_memory_utilization": 0.5}) == {}
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    assert requests.memory_options(config, {}) == {}
+
+
 BUDGET = 12
 
 # 96 chats of mixed length, each with several ends of turn inside

@@ -66,6 +66,7 @@ class SelfCritiqueArguments(CriticArguments, ServerArguments, BackendArguments):
                 "`model` and `context_length` describe the servers at `base_url`: give `base_url` as well."
             )
         check_bounds(self, batch_size=1)
+        self.check_temperature(self.temperature)
         if self.api_key_env is None:
             self.api_key_env = "OPENAI_API_KEY" if self.base_url else "CLOUD_API_KEY"
 

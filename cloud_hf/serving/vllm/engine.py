@@ -19,7 +19,7 @@ from ...generation import Sample
 from ...scores import Sampling, Score
 from ...scoring import ScoringRequest
 from ..server.engine import EngineDeadError, StablePrefix
-from .requests import VLLMRequests, seed_for, servable_model
+from .requests import VLLMRequests, memory_options, seed_for, servable_model
 
 
 # Seconds between checks that the engine is alive, while a request waits
@@ -42,7 +42,9 @@ class VLLMEngine:
         self._requests = VLLMRequests(self.critique_format, self.config)
         self._stable_prefix = StablePrefix(self.critique_format, self.config.text_config.vocab_size)
         self._format_lock = threading.Lock()  # checks run in threads, and tokenizers are not thread-safe
-        self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(model=folder, **vllm_options))
+        self._llm = AsyncLLM.from_engine_args(
+            AsyncEngineArgs(model=folder, **memory_options(self.config, vllm_options), **vllm_options)
+        )
         self.context_length: int | None = self._requests.context_length(self._llm.model_config.max_model_len)
 
     def check(self, prompt, response: str, max_new_tokens: int, critiques: list[str] | None = None):

@@ -1,10 +1,14 @@
 """Prepare models for vLLM and build its requests for critiques and rewards; shared by the scorer and the server's engine."""
 
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
+import psutil
+import torch
 from vllm import CompletionOutput, RequestOutput, SamplingParams  # pyright: ignore[reportAttributeAccessIssue]
 from vllm.config import VllmConfig
 from vllm.inputs import TokensInput, tokens_input
@@ -17,13 +21,17 @@ from ...generation import Sample, row_seed
 from ...loading import check_reward_model, is_adapter, load_reward_model, read_model_config
 from ...published import is_published
 from ...scores import Sampling
-from ...scoring import ScoringRequest, read_request
+from ...scoring import ScoringRequest, context_length, read_request
 
 
 # The reward token that closes a critique, and the end of turn that carries the reward
 CLOSING_TOKENS = 2
 # vLLM needs room for one generated token, from whose logprob the reward of a given sequence is read
 READING_TOKENS = 1
+MAX_TEMPERATURE = 2.0
+# Full sequences that the KV cache has room for on a CPU, unless they take more than half of the free memory
+_FULL_SEQUENCES = 16
+_LARGEST_BLOCK = 128
 
 
 @contextmanager
@@ -47,6 +55,31 @@ def servable_model(name: str) -> Iterator[str]:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         yield folder
+
+
+def memory_options(config: CLoudConfig, options: dict[str, Any]) -> dict[str, Any]:
+    """
+    Choose the KV cache's size on a CPU, where vLLM by default wants 92 % of all memory and stops if less is free: room for 16 sequences
+    of full length in at most half of the free memory, but for one in any case. Nothing if `options` of vLLM or `VLLM_CPU_KVCACHE_SPACE`
+    set it, or the config names no longest sequence.
+    """
+    length = options.get("max_model_len") or context_length(config)
+    is_set = {
+        "gpu_memory_utilization",
+        "kv_cache_memory_bytes",
+    } & options.keys() or "VLLM_CPU_KVCACHE_SPACE" in os.environ
+    if is_set or length is None or not current_platform.is_cpu():
+        return {}
+    text = config.text_config
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    dtype = options.get("dtype", "auto")
+    dtype = config.dtype or torch.float32 if dtype == "auto" else dtype
+    item_size = (getattr(torch, dtype) if isinstance(dtype, str) else dtype).itemsize
+    # In whole blocks, which are larger on a CPU
+    sequence = (length + 2 * _LARGEST_BLOCK) * 2 * text.num_hidden_layers * heads * head_dim * item_size
+    free = psutil.virtual_memory().available
+    return {"kv_cache_memory_bytes": max(sequence, min(_FULL_SEQUENCES * sequence, free // 2))}
 
 
 def seed_for(sampling: Sampling, prefix: EncodedPrefix, vllm_config: VllmConfig) -> int | None:
@@ -99,6 +132,10 @@ class VLLMRequests:
             raise ValueError(
                 f"vLLM's `max_model_len` is {max_model_len}, and with more than {switch} it applies the factors of long texts "
                 f"(longrope) to all. Start it with `max_model_len={switch}`."
+            )
+        if sampling.temperature > MAX_TEMPERATURE:
+            raise ValueError(
+                f"`temperature` is {sampling.temperature:g}; vLLM samples at {MAX_TEMPERATURE:g} at most."
             )
         return read_request(
             self.critique_format,

@@ -14,7 +14,7 @@ from ...configuration_cloud import read_config
 from ...critique_format import CritiqueFormat, EncodedCritique
 from ...generation import Sample
 from ...scores import OnScore, Sampling, Score
-from .requests import VLLMRequests, seed_for, servable_model
+from .requests import VLLMRequests, memory_options, seed_for, servable_model
 
 
 class CLoudVLLM:
@@ -28,7 +28,8 @@ class CLoudVLLM:
             Show a progress bar.
         **vllm_options:
             Passed to `vllm.LLM` (`dtype`, `max_model_len`, `tensor_parallel_size`, `enable_prefix_caching`, …). Rewards
-            equal those of transformers with `dtype="float32"`; the default, `"auto"`, uses the checkpoint's dtype.
+            equal those of transformers with `dtype="float32"`; the default, `"auto"`, is the checkpoint's. On a CPU,
+            `kv_cache_memory_bytes` defaults to 16 sequences of `max_model_len` tokens, within half of the free memory.
 
     Raises:
         `ValueError`: If `model` is not a CLoud model.
@@ -49,7 +50,7 @@ class CLoudVLLM:
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.critique_format = CritiqueFormat.from_config(self.config, self.tokenizer)
         self._requests = VLLMRequests(self.critique_format, self.config)
-        self.llm = LLM(folder, **vllm_options)
+        self.llm = LLM(folder, **memory_options(self.config, vllm_options), **vllm_options)
 
     @property
     def context_length(self) -> int:
