@@ -1,5 +1,6 @@
 """Model cards: the card of a trained model, and the parts that conversion and evaluation share with it."""
 
+import json
 import re
 from importlib.metadata import version
 from pathlib import Path
@@ -37,19 +38,21 @@ def usage(name: str, critique: bool, adapter: bool = False) -> str:
 
 def add_results(folder: Path, results: list[EvalResult]):
     """
-    Add results to the metadata of a model's card (`model-index`), replacing those of the same dataset and metric.
+    Add results to the metadata of a model's card (`model-index`), replacing those of the same dataset, split, revision, metric and
+    settings (`metric_args`).
     """
     card = ModelCard.load(folder / "README.md")
     data: Any = card.data
-    new = {(result.dataset_type, result.dataset_name, result.metric_name) for result in results}
-    kept = [
-        result
-        for result in data.eval_results or []
-        if (result.dataset_type, result.dataset_name, result.metric_name) not in new
-    ]
+    new = set(map(_key_of, results))
+    kept = [result for result in data.eval_results or [] if _key_of(result) not in new]
     data.model_name = data.model_name or folder.resolve().name
     data.eval_results = kept + results
     card.save(folder / "README.md")
+
+
+def _key_of(result: EvalResult) -> tuple:
+    dataset = (result.dataset_type, result.dataset_name, result.dataset_split, result.dataset_revision)
+    return *dataset, result.metric_name, json.dumps(result.metric_args, sort_keys=True)
 
 
 def make_model_card(trainer: Any, is_adapter: bool, model_name: str, dataset_name: str | None, tags=None) -> ModelCard:

@@ -36,7 +36,9 @@ def main(args: EvaluationArguments):
             write_results(name, results[name], shown, output_dir)
             write_report(results, args, shown, output_dir)
     for name in args.models if args.update_card else ():
-        found, card = card_results(results[name].evaluations, sets), Path(name) / "README.md"
+        settings = {key: getattr(args, key) for key in ("num_critiques", "temperature", "max_new_tokens")}
+        found = card_results(results[name].evaluations, sets, settings, args.dataset_test_split)
+        card = Path(name) / "README.md"
         add_results(Path(name), found)
         print(
             f"Wrote {len(found)} of {len(results[name].evaluations)} headline metrics to {card}; the others lack rows."

@@ -11,6 +11,7 @@ from datasets import Dataset
 from huggingface_hub import EvalResult
 
 from ..critique_format import CritiqueFormat
+from ..data.journal import key_of
 from ..data.rows import PAIR_COLUMNS, row_name
 from ..scoring import Score
 from .analysis import Robustness, read_length
@@ -222,8 +223,13 @@ def sample_critiques(
     return sampled
 
 
-def card_results(evaluations: list[Evaluation], sets: Sets) -> list[EvalResult]:
-    """Return the headline metrics for a model card, where there are enough rows. Dataset names show which rows came from local files."""
+def card_results(
+    evaluations: list[Evaluation], sets: Sets, settings: Mapping[str, Any] | None = None, split: str | None = None
+) -> list[EvalResult]:
+    """
+    Return the headline metrics for a model card, where there are enough rows. Dataset names show which rows came from local files, and
+    the revision is a hash of the rows; `settings` are those that scores depend on, `split` that of preference sets on the Hub.
+    """
     sources = [(found.benchmark.hub_id, bool(found.files)) for found in sets.benchmarks]
     sources += [(name, Path(name).exists()) for name in sets.pairs]
     results = []
@@ -236,8 +242,11 @@ def card_results(evaluations: list[Evaluation], sets: Sets) -> list[EvalResult]:
                 task_name="Reward modeling",
                 dataset_type=evaluation.name if Path(source).exists() else source,
                 dataset_name=f"{evaluation.title} (local files)" if is_local else evaluation.title,
+                dataset_split=None if is_local or evaluation.benchmark is not None else split,
+                dataset_revision=f"content-{key_of([(row.subset, row.prompt, row.responses) for row in evaluation.rows])}",
                 dataset_args={"rows": len(evaluation.rows)},
                 metric_type="accuracy",
+                metric_args=dict(settings or {}),
                 metric_name=evaluation.scores.headline,
                 metric_value=evaluation.scores.value,
             )
