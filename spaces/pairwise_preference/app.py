@@ -16,6 +16,7 @@ import gradio as gr
 from PIL import Image
 
 from cloud_hf.cli import UsageError, run
+from cloud_hf.evaluation.benchmarks.reward_bench import OFFICIAL_COUNTS
 from cloud_hf.evaluation.report.plots import plot_margins, plot_reliability
 from cloud_hf.spaces_ui import (
     analytics_wanted,
@@ -121,13 +122,21 @@ def list_figures(results: dict) -> str:
     tables = [make_table("Figures", ("Figure", "Value", "Note"), rows)]
     if sections := results.get("section_scores"):
         scores = [(name, f"{score:.1f} %") for name, score in sections.items()]
-        tables.append(make_table("RewardBench sections, official weights", ("Section", "Score"), scores))
+        tables.append(make_table(_caption_of_sections(results["missing_subsets"]), ("Section", "Score"), scores))
     if subsets := results.get("subset_accuracies"):
         shown = [(name, percent(accuracy)) for name, accuracy in list(subsets.items())[:MOST_SUBSETS_SHOWN]]
         rest = len(subsets) - len(shown)
         caption = "Accuracy by subset" + (f" (the first {len(shown)}; {rest} more are in the download)" * (rest > 0))
         tables.append(make_table(caption, ("Subset", "Accuracy"), shown))
     return "".join(tables)
+
+
+def _caption_of_sections(missing: list[str]) -> str:
+    """Name the subsets that the section scores lack: only the complete benchmark gives the official scores."""
+    if not missing:
+        return "RewardBench sections, official weights"
+    known = len(OFFICIAL_COUNTS) - len(missing)
+    return f"RewardBench, only {known} of its {len(OFFICIAL_COUNTS)} subsets: not the official scores. Missing: {', '.join(missing)}"
 
 
 def percent(share: float) -> str:
@@ -139,7 +148,7 @@ def draw(plot, margins: list[float]) -> Image.Image:
     """Draw one of the library's plots."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "plot.png"
-        plot({"these pairs": margins}, path)
+        plot({"": {"these pairs": margins}}, path)
         return Image.open(path).convert("RGB")
 
 

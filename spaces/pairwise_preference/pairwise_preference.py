@@ -35,7 +35,8 @@ Returns:
     bins (`list`): Mean confidence, accuracy and number of pairs of each nonempty bin.
     subset_accuracies (`dict[str, float]`): Accuracy by subset, if subsets are given.
     section_scores (`dict[str, float]`): RewardBench's official section scores in percent and their average, for sections
-        that have rows, if subsets of RewardBench are given.
+        that have rows, if subsets of RewardBench are given. A section rests on its subsets that have rows.
+    missing_subsets (`list[str]`): Subsets of RewardBench without rows, if there are section scores.
 Examples:
     >>> import evaluate
     >>> preference = evaluate.load("spaces/pairwise_preference")
@@ -90,6 +91,9 @@ class PairwisePreference(evaluate.Metric):
         if subsets is not None:
             results["subset_accuracies"] = {name: figure.value for name, figure in scores.subsets.items()}
         if not set(OFFICIAL_COUNTS).isdisjoint(subsets or ()):
-            sections = score_reward_bench(subsets, chosen, rejected).official
-            results["section_scores"] = {name: score for name, score in sections.items() if not math.isnan(score)}
+            scored = score_reward_bench(subsets, chosen, rejected)
+            results["section_scores"] = {
+                name: score for name, score in scored.official.items() if not math.isnan(score)
+            }
+            results["missing_subsets"] = list(scored.missing)
         return results

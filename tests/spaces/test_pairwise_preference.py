@@ -48,6 +48,7 @@ def test_subsets_and_sections(tmp_path):
     official = score_reward_bench(SUBSETS, CHOSEN, REJECTED).official
     assert results["section_scores"] == {name: score for name, score in official.items() if not math.isnan(score)}
     assert results["section_scores"] == pytest.approx({"Safety": 100.0, "Reasoning": 984 * 50 / (984 + 164)})
+    assert len(results["missing_subsets"]) == 20 and "hep-rust" in results["missing_subsets"]
     others = load(tmp_path).compute(chosen=CHOSEN, rejected=REJECTED, subsets=["x", "y", "x", "y"])
     assert others["subset_accuracies"] == {"x": 0.5, "y": 0.5} and "section_scores" not in others
 
