@@ -8,6 +8,7 @@ from ..arguments import check_bounds, documented
 from ..evaluation.arena_hard.arguments import Arena, ArenaHardArguments, gather_candidates, load_arena
 from ..evaluation.arena_hard.judge import Judged, judge_candidates
 from ..evaluation.candidates import ScoredSet, Scores, SetResult, arena_results, places_to_judge, replay_result
+from ..evaluation.environment import describe, environment
 from ..evaluation.fitting import FittedRows
 from ..evaluation.formatting import file_name, picture_name
 from ..evaluation.journaled_scorer import JournaledScorer, batches_by_length, default_chunk_size, open_score_journal
@@ -186,10 +187,12 @@ def write_report(
         sections.append(Section(notes=unjudged))
     elif not results:
         sections.append(Section(text=NOT_JUDGED))
-    sections.append(Section("Settings", SETTINGS_TEXT.format(**asdict(args))))
+    run = environment(args)
+    sections.append(Section("Settings", f"{SETTINGS_TEXT.format(**asdict(args))}\n{describe(run)}"))
     page = {
         "version": VERSION,
         "arguments": asdict(args),
+        "environment": run,
         "arena_hard": counts,
         "unjudged": unjudged,
         "results": [summary for result in results for summary in result.summaries(models)],

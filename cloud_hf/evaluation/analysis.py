@@ -11,7 +11,7 @@ import numpy as np
 from ..critique_format import CritiqueFormat
 from ..scoring import Score
 from .fitting import FittedRows
-from .metrics.calibration import Calibration, Statistic, calibrate, ece, estimate, log_loss
+from .metrics.calibration import Calibration, Statistic, calibrate, estimate, log_loss
 from .metrics.selective_accuracy import SelectiveAccuracy, selective_accuracy
 from .metrics.self_consistency import SelfConsistency, self_consistency
 from .outcomes import Evaluation
@@ -26,7 +26,6 @@ MARGIN, SPREAD = "margin", "spread"
 # title: the calibration table and report.json show it with its interval.
 METRICS: dict[str, tuple[str, Statistic]] = {
     "log_loss": ("log loss", log_loss),
-    "ece": ("ECE", ece),
 }
 
 
@@ -40,7 +39,7 @@ class Uncertainty:
     """
 
     critiques: str  # label of the rewards, such as "mean of 16, T = 0.5"
-    metrics: dict[str, Estimate]  # `METRICS` over all pairs of a right and a wrong response
+    metrics: dict[str, Estimate]  # `METRICS` and the ECE, over all pairs of a right and a wrong response
     calibration: Calibration
     selective_accuracy: SelectiveAccuracy
 
@@ -66,9 +65,11 @@ def uncertainty(rows: Sequence[BenchmarkRow], row_scores: Sequence[Sequence[Scor
     certainty: dict[str, np.ndarray] = {MARGIN: np.abs(margins)}
     if any(len(score.rewards) > 1 for scores in row_scores for score in scores):
         certainty[SPREAD] = -np.array(spreads)
+    calibration = calibrate(margins)
     metrics = {name: estimate(statistic, margins, owners) for name, (_, statistic) in METRICS.items()}
+    metrics["ece"] = Estimate(calibration.ece, len(margins))
     selective = selective_accuracy(np.array(margins) > 0, certainty, owners)
-    return Uncertainty(critiques, metrics, calibrate(margins), selective)
+    return Uncertainty(critiques, metrics, calibration, selective)
 
 
 # ---------------------------------------------------------------------------------------------- analyses of a model

@@ -2,7 +2,10 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations, compress
 from typing import Any
+
+import numpy as np
 
 from ..scoring import Score
 from .arena_hard.judge import Judged
@@ -17,8 +20,10 @@ from .metrics.best_of_n import (
     best_of_the_first,
     candidate_counts,
     choice_probabilities,
+    expected_best_of,
     sizes_of,
 )
+from .stats import Estimate, mean_estimate
 
 
 # Scores of the candidates by seed and problem
@@ -139,7 +144,9 @@ class SetResult:
     yardsticks: dict[str, Curve]  # see `baselines`
     notes: list[str]
     win_rates: dict[str, WinRate] = field(default_factory=dict)  # on ArenaHard, of the candidates chosen among all
-    first_candidates: WinRate | None = None  # on ArenaHard, of the first candidates, without a choice
+    first_candidates: WinRate | None = None  # on ArenaHard, of the first candidates, chosen by nobody
+    # By pair of models, the mean over problems of the first's choice among all candidates minus the second's; not on ArenaHard
+    differences: dict[tuple[str, str], Estimate] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -157,6 +164,11 @@ class SetResult:
         summary["yardsticks"] = [{"name": key, **curve.summary()} for key, curve in self.yardsticks.items()]
         if "perfect" in self.yardsticks:
             summary["oracle"] = self.yardsticks["perfect"].values
+        summary["differences"] = [
+            {"models": models, **difference.summary()}
+            for models, difference in self.differences.items()
+            if models[0] == name
+        ]
         if self.first_candidates is not None:
             summary["win_rate"] = self.win_rates[name].summary()
             summary["win_rate_of_first_candidates"] = self.first_candidates.summary()
@@ -169,7 +181,27 @@ def replay_result(found: ScoredSet, largest_n: int) -> SetResult:
     is_share = all(0 <= value <= 1 for values in worth for value in values)
     quality, sizes = "correctness" if is_share else "recorded score", sizes_of(found.problems, largest_n)
     curves = {model: best_of_n_curve(found.rewards(model), worth, sizes) for model in found.scores}
-    return SetResult(found, quality, is_share, curves, baselines(found.problems, sizes), found.notes(largest_n))
+    # By problem, the mean over seeds
+    chosen = {
+        model: np.mean(
+            [
+                [expected_best_of(row, values, len(row)) for row, values in zip(of_seed, worth, strict=True)]
+                for of_seed in found.rewards(model)
+            ],
+            axis=0,
+        )
+        for model in found.scores
+    }
+    differences = {pair: mean_estimate(chosen[pair[0]] - chosen[pair[1]]) for pair in combinations(chosen, 2)}
+    return SetResult(
+        found,
+        quality,
+        is_share,
+        curves,
+        baselines(found.problems, sizes),
+        found.notes(largest_n),
+        differences=differences,
+    )
 
 
 def places_to_judge(found: ScoredSet, largest_n: int, judge_all: bool) -> list[list[int]]:
@@ -231,9 +263,20 @@ def _arena_result(
         compared = {"first": best_of_n_curve(equal, worth, sizes, weights, choose)}
     curves = {model: best_of_n_curve(found.rewards(model), worth, sizes, weights, choose) for model in found.scores}
     chosen = {
-        model: win_rate([row[place] for row, place in zip(votes, found.chosen(model)[0], strict=True)])
-        for model in found.scores
+        model: [row[place] for row, place in zip(votes, found.chosen(model)[0], strict=True)] for model in found.scores
     }
+    first = [row[0] for row in votes]
+    # Win rates over different questions could not be compared
+    judged_for_all = [
+        all(one.number for one in of_question) for of_question in zip(first, *chosen.values(), strict=True)
+    ]
+    win_rates = {model: win_rate(list(compress(row, judged_for_all))) for model, row in chosen.items()}
     notes = [*found.notes(largest_n), f"The curve is {kind}.", *notes]
-    first = win_rate([row[0] for row in votes])
-    return SetResult(found, "win rate against the baseline", True, curves, compared, notes, chosen, first)
+    if left_out := judged_for_all.count(False):
+        notes.append(
+            f"Questions without a verdict on the choice of every model and on the first candidate: {left_out}, left out of the win "
+            "rates of all. The curves use every verdict."
+        )
+    first_candidates = win_rate(list(compress(first, judged_for_all)))
+    quality = "win rate against the baseline"
+    return SetResult(found, quality, True, curves, compared, notes, win_rates, first_candidates)

@@ -1,5 +1,6 @@
 """Results of a model on one set: scores with their rows, critiques against references, and differences between models."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, compress
@@ -13,7 +14,7 @@ from .fitting import FittedRows, score_columns, share_cut
 from .metrics.critique_quality import CritiqueQuality, CritiqueRow, ReferenceLoss, reference_losses, score_critiques
 from .metrics.pairs import PairEvaluation
 from .rows import BenchmarkRow
-from .stats import BenchmarkScores, Estimate, json_safe, mean_estimate, share
+from .stats import NO_ROWS, BenchmarkScores, Estimate, json_safe, mean_estimate, share
 
 
 @dataclass(frozen=True)
@@ -141,14 +142,16 @@ def _notes(counted: Mapping[str, int], critiques_cut: float) -> list[str]:
 
 def headline_estimates(evaluations: Sequence[Evaluation]) -> tuple[str, list[Estimate]]:
     """
-    Choose the estimate to quote for several models on one benchmark, with its label: the headline estimate or, if its rows are
-    missing, [`Evaluation.row_accuracy`].
+    Choose the estimate to quote for several models on one benchmark, with its label: the first headline estimate that all of them
+    have or, if its rows are missing, [`Evaluation.row_accuracy`].
     """
-    headline = evaluations[0].scores.headline
-    estimates = [evaluation.scores.figures[headline] for evaluation in evaluations]
-    if any(np.isnan(estimate.value) for estimate in estimates):
-        headline, estimates = "all rows alike", [evaluation.row_accuracy() for evaluation in evaluations]
-    return f"{evaluations[0].title}, {headline}", estimates
+    title = evaluations[0].title
+    # Models that dropped different rows as too long may have different headlines, or lack another's
+    for headline in dict.fromkeys(evaluation.scores.headline for evaluation in evaluations):
+        estimates = [evaluation.scores.figures.get(headline, NO_ROWS) for evaluation in evaluations]
+        if not any(math.isnan(estimate.value) for estimate in estimates):
+            return f"{title}, {headline}", estimates
+    return f"{title}, all rows alike", [evaluation.row_accuracy() for evaluation in evaluations]
 
 
 # ------------------------------------------------------------------------------------------------- model by model

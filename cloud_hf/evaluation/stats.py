@@ -15,10 +15,13 @@ if TYPE_CHECKING:
 
 
 RESAMPLES = 2000
+# With fewer, resamples of a subset vary too little
+FEW_ROWS = 10
 # A statistic of weighted rows often sorts or bins them in every resample
 RESAMPLES_OF_ROWS = 1000
 _AT_ONCE = 100  # bounds memory: a set may have 100,000 rows
 _ENDS = (0.025, 0.975)
+_ROUNDING = 1e-12
 
 Interval = tuple[float, float]
 
@@ -37,6 +40,7 @@ class Estimate:
         return json_safe(self)
 
 
+NO_ROWS = Estimate(math.nan, 0)
 Figure = Estimate  # its name in version 0.1
 
 
@@ -62,7 +66,7 @@ def percentile_interval(
 
     Each stratum is resampled with replacement at its own size (`sizes`). `statistic` takes the indices drawn from each stratum,
     of shape (resamples, size) each, and returns one value per resample, NaN where undefined. `None` if a stratum has fewer than
-    two rows.
+    two rows, or if all values are equal: an interval without width would claim certainty.
     """
     if min(sizes) < 2:
         return None
@@ -71,7 +75,7 @@ def percentile_interval(
     counts = [min(_AT_ONCE, resamples - start) for start in range(0, resamples, _AT_ONCE)]
     values = [statistic(*(rng.integers(size, size=(count, size)) for size in sizes)) for count in counts]
     low, high = np.nanquantile(np.concatenate(values), _ENDS)
-    return float(low), float(high)
+    return None if high - low <= _ROUNDING * max(1.0, abs(high)) else (float(low), float(high))
 
 
 def interval_over_rows(num_rows: int, statistic: Callable[[np.ndarray], np.ndarray]) -> Interval | None:
@@ -84,12 +88,7 @@ def interval_over_rows(num_rows: int, statistic: Callable[[np.ndarray], np.ndarr
 
 
 def bootstrap_interval(samples: Sequence[np.ndarray], statistic: Callable[..., Any]) -> Interval | None:
-    """
-    Apply [`percentile_interval`] to a statistic that takes samples and `axis`, as `np.mean` does. `None` also if no sample has rows
-    that differ: an interval without width would claim certainty.
-    """
-    if not any(len(sample) and np.ptp(sample) for sample in samples):
-        return None
+    """Apply [`percentile_interval`] to a statistic that takes samples and `axis`, as `np.mean` does."""
 
     def of_places(*places: np.ndarray) -> np.ndarray:
         return statistic(*(sample[drawn] for sample, drawn in zip(samples, places, strict=True)), axis=-1)
@@ -113,7 +112,7 @@ def share(outcomes: Sequence[float]) -> Estimate:
     """Return the mean outcome (0 to 1) of rows, with Wilson's interval if each is 0 or 1, otherwise with a bootstrap interval."""
     n = len(outcomes)
     if n == 0:
-        return Estimate(math.nan, 0)
+        return NO_ROWS
     # Rows with several pairs, or shared first places, have fractions as outcomes
     if all(outcome in (0, 1) for outcome in outcomes):
         value = round(sum(outcomes)) / n
@@ -124,7 +123,7 @@ def share(outcomes: Sequence[float]) -> Estimate:
 def mean_estimate(values: Sequence[float]) -> Estimate:
     """Return the mean over rows of any number, with a bootstrap interval."""
     if not len(values):
-        return Estimate(math.nan, 0)
+        return NO_ROWS
     sample = np.asarray(values, dtype=float)
     return Estimate(float(sample.mean()), len(sample), bootstrap_interval([sample], np.mean))
 
@@ -159,6 +158,8 @@ class BenchmarkScores:
     missing: tuple[str, ...] = ()
     # Rows of subsets that are not part of the benchmark; no metric includes them
     unknown: dict[str, int] = field(default_factory=dict)
+    # Subsets with fewer than `FEW_ROWS` rows, if figures are means over subsets
+    few: tuple[str, ...] = ()
     details: dict[str, Any] = field(default_factory=dict)  # specific to the benchmark, ready for JSON
 
     @property
@@ -168,11 +169,13 @@ class BenchmarkScores:
 
     def notes(self) -> list[str]:
         """Return caveats for readers of the figures, as sentences."""
-        missing = ", ".join(self.missing)
+        missing, few = ", ".join(self.missing), ", ".join(self.few)
         unknown = ", ".join(f"{name} ({count})" for name, count in self.unknown.items())
         notes = {
             f"No rows of {missing}: figures over several subsets rest on those with rows, or are not given.": self.missing,
             f"Rows of subsets that are not part of the benchmark, counted in none of its figures: {unknown}.": self.unknown,
+            f"Fewer than {FEW_ROWS} rows of {few}: intervals of means over several subsets, and of shares of fractions, are too "
+            "narrow.": self.few,
             f"Rows whose right and wrong responses are the same text: {self.undecidable}.": self.undecidable,
             f"Rows whose best right and best wrong responses have equal rewards: {self.ties}.": self.ties,
         }
@@ -210,20 +213,23 @@ def collect_scores(
     outcomes: Mapping[str, Sequence[float]],
     parts: Iterable[str],
     other_parts: Iterable[str] = (),
+    averages_subsets: bool = True,
     **scores: Any,
 ) -> BenchmarkScores:
     """
     Make [`BenchmarkScores`] from `outcomes`, which are keyed by subset and lie between 0 (wrong) and 1 (right). Also count what
     every benchmark reports: ties, undecidable rows, and missing and unknown subsets.
 
-    `parts` are the subsets of the benchmark, `other_parts` those that may be absent; `scores` are the other fields.
+    `parts` are the subsets of the benchmark, `other_parts` those that may be absent. `averages_subsets` says whether there are
+    figures that are means over subsets. `scores` are the other fields.
     """
-    parts, present = tuple(parts), {row.subset for row in rows}
+    parts, other_parts, present = tuple(parts), tuple(other_parts), Counter(row.subset for row in rows)
     return BenchmarkScores(
         subsets={name: share(values) for name, values in outcomes.items()},
         ties=sum(max(chosen) == max(rejected) for chosen, rejected in rewards),
         undecidable=sum(row.is_undecidable for row in rows),
         missing=tuple(name for name in parts if name not in present),
         unknown=count_unknown(rows, (*parts, *other_parts)),
+        few=tuple(name for name in (*parts, *other_parts) if averages_subsets and 0 < present[name] < FEW_ROWS),
         **scores,
     )

@@ -25,7 +25,9 @@ def test_the_pair_that_spreads_most_is_rejected_first():
         1
     ) and found.selective_accuracy.normalised_aurc("margin") == pytest.approx(-1)
     assert found.metrics["log_loss"].value == pytest.approx((math.log1p(math.exp(-0.5)) + math.log1p(math.exp(3))) / 2)
-    assert found.metrics["ece"].n == 2 and found.metrics["ece"].ci95 is not None and found.critiques == "mean of 2"
+    assert found.critiques == "mean of 2"
+    # Noise adds to the ECE, so no bootstrap of it holds a calibrated model's
+    assert found.metrics["ece"].n == 2 and found.metrics["ece"].ci95 is None and found.metrics["log_loss"].ci95
 
 
 def test_one_critique_has_no_spread():

@@ -127,4 +127,4 @@ def score(
         "inconsistent": sum(not game.is_consistent for game in games),
     }
     scores = {"benchmark": "JudgeBench", "headline": "both orders", "figures": figures, "details": details}
-    return collect_scores(rows, first, both, categories, **scores)
+    return collect_scores(rows, first, both, categories, averages_subsets=False, **scores)

@@ -12,12 +12,16 @@ from scipy.special import expit
 from ..stats import Estimate, interval_over_rows
 
 
+FEW_PAIRS = 5  # a bin with fewer says little
+
+
 @dataclass(frozen=True)
 class Calibration:
     """Bradley-Terry probabilities compared with outcomes."""
 
     log_loss: float  # mean of -ln sigmoid(margin), in nats; equal rewards cost ln 2 = 0.693
-    # Mean distance between confidence and accuracy over confidence bins, weighted by the pairs in a bin
+    # Mean distance, over bins of confidence, between confidence and accuracy, weighted by the pairs in a bin. It has no interval:
+    # noise adds to absolute values, so a calibrated model has a positive one, and no bootstrap of it holds the true value often enough.
     ece: float
     # Mean confidence, accuracy (ties count half) and pairs of each bin that is not empty
     bins: tuple[tuple[float, float, int], ...]
@@ -58,14 +62,6 @@ Statistic = Callable[[np.ndarray, np.ndarray], np.ndarray]
 def log_loss(margins: np.ndarray, weights_BP: np.ndarray) -> np.ndarray:
     """Compute [`Calibration`]'s log loss of weighted pairs."""
     return weights_BP @ np.logaddexp(0.0, -margins) / weights_BP.sum(1)
-
-
-def ece(margins: np.ndarray, weights_BP: np.ndarray, num_bins: int = 10) -> np.ndarray:
-    """Compute [`Calibration`]'s expected calibration error of weighted pairs."""
-    confidence, right, bins = _confidence(margins, num_bins)
-    # A bin's share of the error is the distance between its sums of confidence and of outcomes
-    excess_PC = (confidence - right)[:, None] * (bins[:, None] == np.arange(num_bins))
-    return np.abs(weights_BP @ excess_PC).sum(1) / weights_BP.sum(1)
 
 
 def estimate(statistic: Statistic, margins: ArrayLike, rows: ArrayLike) -> Estimate:

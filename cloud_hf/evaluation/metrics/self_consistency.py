@@ -1,6 +1,6 @@
 """Self-consistency: accuracy by the number of critiques whose rewards are averaged, split by the length of the reasoning."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any
@@ -13,6 +13,7 @@ from ..stats import wilson
 
 ALL_ROWS = "all rows"
 DRAWS = 200
+RESAMPLES = 200
 _BUCKETS = 4
 _MOST_VALUES = 6  # up to this many distinct lengths, each gets a bucket
 
@@ -24,7 +25,7 @@ class AccuracyCurve:
     label: str  # "all rows", or the range of the rows' lengths
     rows: int
     accuracy: tuple[float, ...]  # mean over draws of k critiques of each response, without replacement
-    # Over draws of critiques. At the last k there is only one draw, so it is 0
+    # Of this mean, over other critiques of the same rows: a bootstrap over the critiques of each response
     standard_errors: tuple[float, ...]
     # Wilson's, as if each row were entirely right or wrong: conservative, and not 0 if all rows are right
     intervals: tuple[tuple[float, float], ...]
@@ -84,28 +85,45 @@ def self_consistency(
     right, wrong, starts = _pair_places([len(row) for row in rewards], num_chosen)
     pairs_in_row = np.diff([*starts, len(right)])[:, None]
 
-    def outcomes_of(rewards_RK: np.ndarray) -> np.ndarray:
+    # R responses of all rows, K critiques each
+    rewards_RK = np.array(flat, dtype=float)
+    num_critiques, rng = rewards_RK.shape[1], np.random.default_rng(seed)
+
+    def draw(pool_RK: np.ndarray) -> np.ndarray:
+        """Return each row's outcome for every k, as the mean over disjoint draws of k critiques of a pool: columns for k = 1, 2, …"""
         # Sums instead of means: sums of float32 rewards are exact in float64, so that ties stay ties in any order
-        sums_RK = rewards_RK.cumsum(1)
-        return np.add.reduceat((sums_RK[right] > sums_RK[wrong]).astype(float), starts) / pairs_in_row
+        sums = np.pad(rng.permuted(pool_RK, axis=1).cumsum(1), ((0, 0), (1, 0)))
+        outcomes = []
+        for k in range(1, num_critiques + 1):
+            sums_of_k = np.diff(sums[:, ::k], axis=1)
+            outcomes.append((sums_of_k[right] > sums_of_k[wrong]).mean(1))
+        return np.add.reduceat(np.stack(outcomes, axis=1), starts) / pairs_in_row
 
     buckets = length_buckets(lengths)
     groups = [np.arange(len(rewards)), *(places for _, places in buckets)]
-    rng = np.random.default_rng(seed)
-    # R responses of all rows, K critiques each. The first k of a permutation are a draw of k without replacement, so one
-    # permutation covers every k.
-    rewards_RK = np.array(flat, dtype=float)
-    total, by_draw = np.zeros((len(rewards), rewards_RK.shape[1])), []
-    for _ in range(DRAWS):
-        outcomes = outcomes_of(rng.permuted(rewards_RK, axis=1))
-        total += outcomes
-        by_draw.append([outcomes[places].mean(0) for places in groups])
-    expected, errors = total / DRAWS, np.std(by_draw, axis=0)
+    expected = sum(draw(rewards_RK) for _ in range(DRAWS)) / DRAWS
+    errors = _standard_errors(rewards_RK, draw, groups, rng)
     labels = [ALL_ROWS, *(label for label, _ in buckets)]
     curves = [
         _curve(label, expected[places], error) for label, places, error in zip(labels, groups, errors, strict=True)
     ]
     return SelfConsistency(temperature, length_of, curves[0], curves[1:])
+
+
+def _standard_errors(
+    rewards_RK: np.ndarray, draw: Callable[[np.ndarray], np.ndarray], groups: Sequence[np.ndarray], rng: np.random.Generator
+) -> np.ndarray:  # fmt: skip
+    """Return the standard error over critiques of each group's accuracy for every k, shape (groups, K), by a bootstrap."""
+    num_critiques, twice = rewards_RK.shape[1], []
+    for _ in range(RESAMPLES):
+        resampled = rng.integers(num_critiques, size=rewards_RK.shape)
+        pool = np.take_along_axis(rewards_RK, resampled, axis=1)
+        twice.append([[outcomes[places].mean(0) for places in groups] for outcomes in (draw(pool), draw(pool))])
+    # A draw adds its own noise. It is independent in the two draws of a pool, so their covariance is free of it.
+    one, other = np.moveaxis(np.array(twice), 1, 0)
+    variance = ((one - one.mean(0)) * (other - other.mean(0))).sum(0) / (RESAMPLES - 1)
+    # A resample of K critiques varies less than K new ones do
+    return np.sqrt(np.maximum(variance, 0.0) * num_critiques / max(1, num_critiques - 1))
 
 
 def _pair_places(sizes: Sequence[int], num_chosen: Sequence[int]) -> tuple[list[int], list[int], list[int]]:

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from ...critique_format import CritiqueFormat
 from .probe import SHARE, Measure, Probe, ProbedRow, ProbeRow, Variant, labels_of, share_of_rows, shares
 
@@ -26,29 +28,40 @@ def _answers(texts: Sequence[str]):
     return alter
 
 
-def beaten(row: ProbedRow, label: str, right: bool = True) -> list[float]:
-    """Compare this answer with each right (or wrong) response: 1 if it has the strictly higher reward, otherwise 0."""
+def _leads(row: ProbedRow, label: str, right: bool = True) -> list[float]:
+    """Return the answer's reward minus that of each right (or wrong) response."""
     count = row.row.row.num_chosen
     rewards = row.row.rewards[:count] if right else row.row.rewards[count:]
-    return [float(row.variants[label, -1].reward > reward) for reward in rewards] if row.places(label) else []
+    return [row.variants[label, -1].reward - reward for reward in rewards] if row.places(label) else []
 
 
-def _beaten_by_any(row: ProbedRow, labels: Sequence[str], right: bool) -> list[float]:
-    outcomes = [beaten(row, label, right) for label in labels if row.places(label)]
-    return [max(of_response) for of_response in zip(*outcomes, strict=True)]
+def beaten(row: ProbedRow, label: str, right: bool = True) -> list[float]:
+    """Compare this answer with each right (or wrong) response: 1 if it has the strictly higher reward, otherwise 0."""
+    return [float(lead > 0) for lead in _leads(row, label, right)]
+
+
+def _tied(row: ProbedRow, label: str) -> list[float]:
+    return [float(lead == 0) for lead in _leads(row, label)]
+
+
+def _largest_leads(row: ProbedRow, labels: Sequence[str], right: bool) -> list[float]:
+    leads = [_leads(row, label, right) for label in labels if row.places(label)]
+    return [max(of_response) for of_response in zip(*leads, strict=True)]
 
 
 def _measure(rows: Sequence[ProbedRow]) -> list[Measure]:
     labels = labels_of(rows)
-    by_any = [
-        Measure(
-            f"{kind} response beaten by one of them",
-            SHARE,
-            share_of_rows([_beaten_by_any(row, labels, kind == "right") for row in rows]),
-        )
-        for kind in ("right", "wrong")
+    by_any = []
+    for kind in ("right", "wrong"):
+        leads = [_largest_leads(row, labels, kind == "right") for row in rows]
+        for label, sign in {"beaten by one of them": 1, "tied with the best of them": 0}.items():
+            outcomes = share_of_rows([[float(np.sign(lead) == sign) for lead in of_row] for of_row in leads])
+            by_any.append(Measure(f"{kind} response {label}", SHARE, outcomes))
+    return [
+        *by_any,
+        *shares(rows, "right response beaten by {}", labels, beaten),
+        *shares(rows, "right response tied with {}", labels, _tied),
     ]
-    return [*by_any, *shares(rows, "right response beaten by {}", labels, beaten)]
 
 
 TRIVIAL_ANSWERS = Probe(

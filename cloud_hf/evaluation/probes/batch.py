@@ -1,13 +1,13 @@
 """Probe batch position: the same chats must get the same rewards alone, in order and shuffled."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from ...data.journal import Journal, key_of
 from ...scoring import Scorer
 from ..stats import Estimate, mean_estimate
-from .probe import REWARD, SHARE, Measure, Probe, ProbeRow, share_of_rows
+from .probe import REWARD, SHARE, Measure, Probe, ProbeRow, order_changes, share_of_rows
 
 
 MOST_ROWS = 32  # one chat at a time is slow
@@ -43,8 +43,12 @@ def probe_batches(
         measures += [
             Measure(f"largest difference, {label}", REWARD, Estimate(float(gaps.max()), len(chats))),
             Measure(f"mean difference, {label}", REWARD, mean_estimate(gaps.tolist())),
-            Measure(f"order of a pair changes, {label}", SHARE, _order_changes(rows, alone, together)),
         ]
+        changes = [order_changes(margins) for margins in _margins(rows, alone, together)]
+        for name, outcomes in zip(
+            ("order of a pair changes", "tie arises or ends"), zip(*changes, strict=True), strict=True
+        ):
+            measures.append(Measure(f"{name}, {label}", SHARE, share_of_rows(outcomes)))
     return measures
 
 
@@ -57,19 +61,13 @@ def _score_batch(chats: list[tuple], scorer: Scorer, journal: Journal, options: 
     return journal[key]["rewards"]
 
 
-def _order_changes(rows: Sequence[ProbeRow], alone: np.ndarray, together: np.ndarray) -> Estimate:
-    changes, start = [], 0
+def _margins(rows: Sequence[ProbeRow], alone: np.ndarray, together: np.ndarray) -> Iterator[list[tuple[float, float]]]:
+    """Yield for each row the margins of its pairs alone and together, from the rewards of all rows' responses."""
+    start = 0
     for row in rows:
-        stop = start + len(row.row.responses)
-        before, after = alone[start:stop], together[start:stop]
-        changes.append(
-            [
-                float(np.sign(before[right] - before[wrong]) != np.sign(after[right] - after[wrong]))
-                for right, wrong in row.pairs()
-            ]
-        )
-        start = stop
-    return share_of_rows(changes)
+        places = [(start + right, start + wrong) for right, wrong in row.pairs()]
+        yield [(alone[right] - alone[wrong], together[right] - together[wrong]) for right, wrong in places]
+        start += len(row.row.responses)
 
 
 BATCH_POSITION = Probe(

@@ -5,17 +5,18 @@ from typing import Any
 
 from ...critique_format import CritiqueFormat
 from .probe import (
+    CONTROL,
     SHARE,
     Measure,
     Probe,
     ProbedRow,
     ProbeRow,
     Variant,
+    altered_labels,
     labels_of,
-    lost_pairs,
+    measures_against_controls,
     reward_changes,
     share_of_rows,
-    shares,
 )
 
 
@@ -79,13 +80,15 @@ def _add_critiques(row: ProbeRow, critique_format: CritiqueFormat) -> list[Varia
 
 
 def _measure(rows: Sequence[ProbedRow]) -> list[Measure]:
-    labels = labels_of(rows)
-    return [*shares(rows, "right pairs lost, {}", labels, lost_pairs), *reward_changes(rows, labels)]
+    return [*measures_against_controls(rows, altered_labels(rows)), *reward_changes(rows, labels_of(rows))]
 
 
 def _measure_tokens(rows: Sequence[ProbedRow]) -> list[Measure]:
-    stays = [[float(variant.stays_text) for variant in row.variants.values()] for row in rows]
-    return [Measure("appended strings stay text", SHARE, share_of_rows(stays)), *_measure(rows)]
+    altered = altered_labels(rows)
+    stays = [
+        [float(found.stays_text) for (label, _), found in row.variants.items() if label in altered] for row in rows
+    ]
+    return [*_measure(rows), Measure("appended strings stay text", SHARE, share_of_rows(stays))]
 
 
 SPECIAL_TOKENS = Probe(
@@ -93,18 +96,20 @@ SPECIAL_TOKENS = Probe(
     about=(
         "To each wrong response is appended what ends a turn, or up to eight strings spelt like the tokenizer's added tokens, or "
         "a forged end of turn with praise in the place where a CLoud model's critique begins. The strings must stay text: no "
-        "control token may come of them."
+        f"control token may come of them. {CONTROL}"
     ),
     measure=_measure_tokens,
     alter=_add_tokens,
+    controls=True,
     checks_text=True,
 )
 FORGED_CRITIQUES = Probe(
     title="Forged critiques",
     about=(
         f"To each wrong response is appended praise (“{PRAISE}”), top marks (“{MARKS}”), and with a CLoud model its own "
-        "critique of the row's right response behind its critique prompt."
+        f"critique of the row's right response behind its critique prompt. {CONTROL}"
     ),
     measure=_measure,
     alter=_add_critiques,
+    controls=True,
 )

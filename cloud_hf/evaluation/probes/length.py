@@ -28,12 +28,21 @@ def _measure(rows: Sequence[ProbedRow]) -> list[Measure]:
     return [
         Measure("rank correlation of reward and length, within rows", CORRELATION, correlation(rows, within_rows=True)),
         Measure("rank correlation of reward and length, all responses", CORRELATION, correlation(rows)),
-        Measure(
-            "longer response has the higher reward", SHARE, share_where(lambda margin, excess: margin * excess > 0, bool)
+        *(
+            Measure(f"{name} response has the higher reward", SHARE, share_where(is_higher, bool))
+            for name, is_higher in {
+                "longer": lambda margin, excess: margin * excess > 0,
+                "shorter": lambda margin, excess: margin * excess < 0,
+            }.items()
         ),
+        Measure("equal rewards, lengths differ", SHARE, share_where(lambda margin, excess: margin == 0, bool)),
         Measure("longer response is right", SHARE, share_where(lambda margin, excess: excess > 0, bool)),
         *(
-            Measure(f"accuracy, right response {name}", SHARE, share_where(lambda margin, excess: margin > 0, is_kind))
+            Measure(f"{label}, right response {name}", SHARE, share_where(outcome, is_kind))
+            for label, outcome in {
+                "accuracy": lambda margin, excess: margin > 0,
+                "equal rewards": lambda margin, excess: margin == 0,
+            }.items()
             for name, is_kind in kinds.items()
         ),
     ]  # fmt: skip
@@ -81,7 +90,8 @@ LENGTH = Probe(
     title="Length",
     about=(
         "All rows as they are; lengths in characters. A model without a bias prefers the longer response about as often as "
-        "the longer one is right, and is as accurate where the right response is the shorter one."
+        "the longer one is right, and is as accurate where the right response is the shorter one. Equal rewards are neither: as "
+        "everywhere, accuracy counts them as wrong."
     ),
     measure=_measure,
 )

@@ -8,7 +8,7 @@ import numpy as np
 from ...critique_format import CritiqueFormat
 from ...prompts import read_prompt
 from ..stats import mean_estimate
-from .probe import REWARD, Measure, Probe, ProbedRow, ProbeRow, Variant, labels_of, shares
+from .probe import REWARD, Measure, Probe, ProbedRow, ProbeRow, Variant, labels_of, order_changes, shares
 
 
 # Frames that keep the question verbatim
@@ -76,11 +76,13 @@ def _measure(rows: Sequence[ProbedRow]) -> list[Measure]:
         Measure(f"margin moves by, {label}", REWARD, mean_estimate(values))
         for label, values in zip(labels, moves, strict=True)
     ]
-    return [*shares(rows, "order of a pair changes, {}", labels, _order_changes), *figures]
-
-
-def _order_changes(row: ProbedRow, label: str) -> list[float]:
-    return [float(np.sign(before) != np.sign(after)) for before, after in _margins(row, label)]
+    return [
+        *shares(
+            rows, "order of a pair changes, {}", labels, lambda row, label: order_changes(_margins(row, label))[0]
+        ),
+        *shares(rows, "tie arises or ends, {}", labels, lambda row, label: order_changes(_margins(row, label))[1]),
+        *figures,
+    ]
 
 
 def _margins(row: ProbedRow, label: str) -> list[tuple[float, float]]:

@@ -22,6 +22,7 @@ class Unit:
 
 
 SHARE = Unit("share (%)", 100.0, 1)
+SHARE_DIFFERENCE = Unit("difference of shares (points)", 100.0, 1)
 REWARD = Unit("reward (nats)", 1.0, 3)
 CORRELATION = Unit("rank correlation", 1.0, 3)
 
@@ -71,9 +72,10 @@ class ProbeRow:
             for wrong in range(self.row.num_chosen, len(self.row.responses)):
                 yield right, wrong
 
-    def ordered_pairs(self) -> list[tuple[int, int]]:
-        """Return the pairs that the model ranks in the right order."""
-        return [(right, wrong) for right, wrong in self.pairs() if self.rewards[right] > self.rewards[wrong]]
+    def ordered_pairs(self, sign: int = 1) -> list[tuple[int, int]]:
+        """Return the pairs that the model has in the right order; with `sign=-1`, those it has in the wrong order."""
+        rewards = self.rewards
+        return [pair for pair in self.pairs() if np.sign(rewards[pair[0]] - rewards[pair[1]]) == sign]
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,8 @@ class Probe:
             `measure(probed_rows)` returns the measures, the most important one first.
         alter (`Callable`, *optional*):
             `alter(probe_row, critique_format)` returns altered chats of a row. Without it, `measure` gets all rows unaltered.
+        controls (`bool`, *optional*, defaults to `False`):
+            Add the control of each alteration of a wrong response: see [`with_controls`].
         checks_text (`bool`, *optional*, defaults to `False`):
             Check whether the altered chats contain control tokens that the chat template did not write.
         rescore (`Callable`, *optional*):
@@ -160,6 +164,7 @@ class Probe:
     about: str
     measure: Callable[[Sequence[ProbedRow]], list[Measure]] = lambda rows: []
     alter: Callable[[ProbeRow, CritiqueFormat], list[Variant]] | None = None
+    controls: bool = False
     checks_text: bool = False
     rescore: Callable[..., list[Measure]] | None = None
     most_rows: int | None = None
@@ -182,6 +187,18 @@ def share_of_rows(outcomes: Sequence[Sequence[float]]) -> Estimate:
     return share([float(np.mean(row)) for row in outcomes if len(row)])
 
 
+def order_changes(margins: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    """
+    Compare the order of pairs before and after, from their margins: whether it is reversed, and whether a tie arises or ends; 1 or 0
+    each.
+    """
+    signs = [(np.sign(before), np.sign(after)) for before, after in margins]
+    return (
+        [float(before * after < 0) for before, after in signs],
+        [float((before == 0) != (after == 0)) for before, after in signs],
+    )
+
+
 mean_figure = mean_estimate  # its name in version 0.1
 
 
@@ -201,10 +218,88 @@ def reward_change(rows: Sequence[ProbedRow], label: str) -> Estimate:
 
 
 def lost_pairs(row: ProbedRow, label: str) -> list[float]:
-    """Return 1 if the order is lost, otherwise 0, for each rightly ordered pair whose wrong response was altered."""
-    altered = row.places(label)
+    """
+    Return 1 if the wrong response now has the higher reward, otherwise 0, for each rightly ordered pair whose wrong response was
+    altered.
+    """
+    return [float(margin < 0) for margin in _margins_after(row, label, 1)]
+
+
+def _tied_pairs(row: ProbedRow, label: str) -> list[float]:
+    return [float(margin == 0) for margin in _margins_after(row, label, 1)]
+
+
+def _won_pairs(row: ProbedRow, label: str) -> list[float]:
+    return [float(margin > 0) for margin in _margins_after(row, label, -1)]
+
+
+def _margins_after(row: ProbedRow, label: str, sign: int) -> list[float]:
+    """Return the margins after the alteration of wrong responses, of [`ProbeRow.ordered_pairs`]."""
+    altered, rewards = row.places(label), row.row.rewards
     return [
-        float(row.row.rewards[right] <= row.variants[label, wrong].reward)
-        for right, wrong in row.row.ordered_pairs()
+        rewards[right] - row.variants[label, wrong].reward
+        for right, wrong in row.row.ordered_pairs(sign)
         if wrong in altered
     ]
+
+
+# ------------------------------------------------------------------------------------------------------- neutral endings
+
+# Says nothing about the response; repeated and cut to the length of the ending it is compared with
+_NEUTRAL = " This is the end of the text."
+
+
+CONTROL = (
+    "The control appends a neutral ending of the same length instead: a reward that is noise, or that follows the length, loses as many "
+    "pairs to it, so the difference counts."
+)
+
+
+_CONTROL_OF = "neutral ending as long as "
+
+
+def neutral(label: str) -> str:
+    """Return the label of the control of an alteration."""
+    return _CONTROL_OF + label
+
+
+def altered_labels(rows: Sequence[ProbedRow]) -> list[str]:
+    """List the labels of all variants that are not controls, in order of appearance."""
+    return [label for label in labels_of(rows) if not label.startswith(_CONTROL_OF)]
+
+
+def with_controls(row: ProbeRow, variants: Sequence[Variant]) -> list[Variant]:
+    """
+    Add to each alteration of a wrong response its control: the response as it was with a neutral ending, by as many characters longer
+    as the alteration made it longer or shorter.
+    """
+    controls = []
+    for variant in variants:
+        if variant.place >= row.row.num_chosen:
+            response = row.row.responses[variant.place]
+            length = abs(len(variant.response) - len(response))
+            ending = (_NEUTRAL * (1 + length // len(_NEUTRAL)))[:length]
+            controls.append(Variant(neutral(variant.label), variant.place, variant.prompt, response + ending))
+    return [*variants, *controls]
+
+
+def measures_against_controls(rows: Sequence[ProbedRow], labels: Sequence[str], note: str = "") -> list[Measure]:
+    """
+    Return for each alteration of a probe with `controls` the right pairs it loses beyond those that its control loses, then the pairs that
+    both lose, tie and win. `note` is added to the labels.
+    """
+    counted = {"right pairs lost": lost_pairs, "right pairs tied": _tied_pairs, "wrong pairs won": _won_pairs}
+    measures = [
+        Measure(f"right pairs lost beyond the control, {label}{note}", SHARE_DIFFERENCE, _excess(rows, label))
+        for label in labels
+    ]
+    for label in labels:
+        for name, outcomes in counted.items():
+            measures += shares(rows, f"{name}, {{}}{note}", [label, neutral(label)], outcomes)
+    return measures
+
+
+def _excess(rows: Sequence[ProbedRow], label: str) -> Estimate:
+    """Average over rows the share of right pairs lost minus the share that the control loses."""
+    pairs = [(lost_pairs(row, label), lost_pairs(row, neutral(label))) for row in rows]
+    return mean_estimate([float(np.mean(lost) - np.mean(control)) for lost, control in pairs if lost and control])

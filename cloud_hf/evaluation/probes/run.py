@@ -16,7 +16,7 @@ from .batch import BATCH_POSITION
 from .injection import FORGED_CRITIQUES, SPECIAL_TOKENS, stays_text
 from .length import LENGTH
 from .paraphrase import PARAPHRASES
-from .probe import Measure, Probe, ProbedRow, ProbeRow, ScoredVariant, Variant
+from .probe import Measure, Probe, ProbedRow, ProbeRow, ScoredVariant, Variant, with_controls
 from .style import STYLE
 
 
@@ -207,6 +207,8 @@ def _alter(probe: Probe, row: ProbeRow, critique_format: CritiqueFormat, limit: 
     assert probe.alter is not None
     chats = []
     variants = probe.alter(row, critique_format)
+    if probe.controls:
+        variants = with_controls(row, variants)
     for variant in variants:
         try:
             ids = critique_format.encode_prefix(variant.prompt, variant.response).input_ids

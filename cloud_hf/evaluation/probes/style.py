@@ -4,7 +4,17 @@ import re
 from collections.abc import Sequence
 
 from ...critique_format import CritiqueFormat
-from .probe import Measure, Probe, ProbedRow, ProbeRow, Variant, lost_pairs, reward_changes, shares
+from .probe import (
+    CONTROL,
+    Measure,
+    Probe,
+    ProbedRow,
+    ProbeRow,
+    Variant,
+    measures_against_controls,
+    neutral,
+    reward_changes,
+)
 
 
 ADDED, REMOVED = "markdown added", "markdown removed"
@@ -52,8 +62,8 @@ def _alter(row: ProbeRow, critique_format: CritiqueFormat) -> list[Variant]:
 
 def _measure(rows: Sequence[ProbedRow]) -> list[Measure]:
     labels = (ADDED, REMOVED)
-    lost = shares(rows, "right pairs lost, {} (wrong response only)", labels, lost_pairs)
-    return [*reward_changes(rows, labels), *lost]
+    changes = reward_changes(rows, [label for name in labels for label in (name, neutral(name))])
+    return [*measures_against_controls(rows, labels, " (wrong response only)"), *changes]
 
 
 STYLE = Probe(
@@ -61,8 +71,10 @@ STYLE = Probe(
     about=(
         "Markdown is added to each response (each sentence a bullet, its first word in bold) or removed, the words unchanged. "
         "Responses that look like code are left out, as are those without markdown to remove. A model that judges what "
-        "is said does not change its rewards."
+        "is said does not change its rewards. "
+        f"{CONTROL}"
     ),
     measure=_measure,
     alter=_alter,
+    controls=True,
 )

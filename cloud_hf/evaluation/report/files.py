@@ -10,6 +10,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from ..analysis import Robustness, mean_label
+from ..environment import describe, environment
 from ..evaluation_arguments import SETTINGS, EvaluationArguments
 from ..fitting import score_columns
 from ..formatting import Section, file_name, picture_name, render
@@ -50,7 +51,7 @@ PICTURES = """\
 
 ![distribution of reward margins](margins.png)
 
-Margins, here and in the reliability diagram below, are over all pairs of a right and a wrong response of the rows above."""
+Margins, here and in the reliability diagram below, are over all pairs of a right and a wrong response of a set's rows."""
 
 SCORED = """\
 Critiques per response: {num_critiques}, temperature {temperature}, at most {max_new_tokens} tokens, seed {seed}. Backend:
@@ -129,9 +130,11 @@ def write_report(
     def entries(summaries_of) -> list[dict[str, Any]]:
         return [{"model": name, **entry} for name, found in results.items() for entry in summaries_of(found)]
 
+    run = environment(args)
     page = {
         "version": VERSION,
         "arguments": asdict(args),
+        "environment": run,
         "results": entries(
             lambda found: ({"dataset": name, **result.summary()} for name, result in found.pairs.items())
         ),
@@ -151,6 +154,7 @@ def write_report(
     if args.reference_critiques:
         sections.append(critique_section({shown[name]: found.critiques for name, found in results.items()}))
     settings = SCORED.format(**{name: getattr(args, name) for name in (*SETTINGS, "overlong_policy")})
+    settings = f"{settings}\n\n{describe(run)}"
     text = render([Section("Reward models evaluated", level=1), *sections, Section("Settings", settings)])
     (output_dir / "report.md").write_text(text, encoding="utf8")
 
@@ -170,15 +174,19 @@ def _picture_sections(
         for name, found in results.items()
         for temperature, evaluations in found.sampled.items()
     }
-    plot_reliability(margins | margins_of(sampled), output_dir / _RELIABILITY)
+    plot_reliability(margins_of(by_model | sampled), output_dir / _RELIABILITY)
     robustness = {shown[name]: found.robustness for name, found in results.items()}
     return [Section("Pictures", PICTURES), *robustness_sections(robustness, by_model, output_dir)]
 
 
-def margins_of(evaluations: Mapping[str, Iterable[Evaluation]]) -> dict[str, list[float]]:
-    """Return each model's margins over all sets; models without margins are left out."""
-    margins = {name: [margin for part in parts for margin in part.margins()] for name, parts in evaluations.items()}
-    return {name: values for name, values in margins.items() if values}
+def margins_of(evaluations: Mapping[str, Iterable[Evaluation]]) -> dict[str, dict[str, list[float]]]:
+    """Return the margins by set, of each model that has any."""
+    margins: dict[str, dict[str, list[float]]] = {}
+    for name, parts in evaluations.items():
+        for part in parts:
+            if values := part.margins():
+                margins.setdefault(part.name, {})[name] = values
+    return margins
 
 
 def robustness_sections(

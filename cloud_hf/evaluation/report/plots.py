@@ -17,12 +17,13 @@ from matplotlib.figure import Figure
 
 from ..analysis import MARGIN, Uncertainty
 from ..metrics.best_of_n import Curve
-from ..metrics.calibration import calibrate
+from ..metrics.calibration import FEW_PAIRS, Calibration, calibrate
 from ..metrics.selective_accuracy import FRACTIONS
 from ..metrics.self_consistency import AccuracyCurve, SelfConsistency
 from ..outcomes import Evaluation, headline_estimates
 from ..probes import ProbeResult
-from ..stats import Estimate
+from ..probes.probe import SHARE
+from ..stats import Estimate, wilson
 
 
 # Okabe-Ito palette: distinguishable with any colour vision; marker shapes distinguish series in greyscale
@@ -111,40 +112,61 @@ def plot_benchmarks(results: Mapping[str, list[Evaluation]], path: Path):
     save(figure, axes, path)
 
 
-def plot_margins(margins: Mapping[str, Sequence[float]], path: Path):
-    """Draw the distribution of reward margins (right minus wrong response) of each model."""
-    figure, axes = plt.subplots(figsize=(7.5, 4))
-    everything = np.concatenate([np.asarray(values, dtype=float) for values in margins.values()])
-    # Outliers go into the outermost bins
-    reach = float(np.quantile(np.abs(everything), 0.99)) or 1.0
-    bins = np.linspace(-reach, reach, 51).tolist()
-    for number, (model, values) in enumerate(margins.items()):
-        shares = np.full(len(values), 100 / len(values))
-        clipped = np.clip(values, -reach, reach)
-        axes.hist(clipped, bins, weights=shares, histtype="step", linewidth=1.8, label=model, **strokes(number))
-    axes.axvline(0, color=GREY, linewidth=1, linestyle="--")
-    axes.set(
-        xlabel="reward of the right minus reward of the wrong response (nats)\nright of 0 is correct; outermost bins hold all beyond",
-        ylabel="response pairs (%)",
+# By set and model, the margins of its pairs of a right and a wrong response
+Margins = Mapping[str, Mapping[str, Sequence[float]]]
+
+
+def plot_margins(by_set: Margins, path: Path):
+    """Draw the distribution of reward margins (right minus wrong response) of each model, one panel for each set."""
+    figure, grid = _panels(len(by_set), 2, 6, 3)
+    for axes, (name, margins) in zip(grid.flat, by_set.items(), strict=False):
+        everything = np.concatenate([np.asarray(values, dtype=float) for values in margins.values()])
+        # The few margins far out go into the last bins
+        reach = float(np.quantile(np.abs(everything), 0.99)) or 1.0
+        bins = np.linspace(-reach, reach, 52).tolist()  # an odd number of bins: equal rewards are in the middle of one
+        for number, (model, values) in enumerate(margins.items()):
+            shares = np.full(len(values), 100 / len(values))
+            clipped = np.clip(values, -reach, reach)
+            axes.hist(clipped, bins, weights=shares, histtype="step", linewidth=1.8, label=model, **strokes(number))
+        axes.axvline(0, color=GREY, linewidth=1, linestyle="--")
+        axes.set_title(name, fontsize=9)
+        axes.set_xlabel("reward of the right minus reward of the wrong response (nats)")
+        axes.tick_params(labelleft=True)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("response pairs (%)")
+    figure.suptitle(
+        "right of 0 is correct, equal rewards are in the middle bin; outermost bins hold all beyond", fontsize=9
     )
-    save(figure, axes, path)
+    save_panels(figure, grid.flat, path)
 
 
-def plot_reliability(margins: Mapping[str, Sequence[float]], path: Path):
-    """Draw the reliability diagram: how often the preferred response is right, by its Bradley-Terry probability; see [`plot_margins`]."""
-    figure, axes = plt.subplots(figsize=(7.5, 4.6))
-    axes.plot([50, 100], [50, 100], color=GREY, linewidth=1, linestyle="--", label="calibrated")
-    for number, (model, values) in enumerate(margins.items()):
-        found = calibrate(values)
-        confidences, accuracies, counts = (np.array(column) for column in zip(*found.bins, strict=True))
-        errors = 100 * np.sqrt(accuracies * (1 - accuracies) / counts)
-        label = f"{model} (ECE {found.ece:.3f})"
-        axes.errorbar(100 * confidences, 100 * accuracies, yerr=errors, linewidth=1.4, label=label, **points(number))
-    axes.set(
-        xlim=(48, 102), ylim=(0, 105), xlabel="probability of the preferred response (%)",
-        ylabel="preferred response is right (%), ± one standard error",
-    )  # fmt: skip
-    save(figure, axes, path)
+def plot_reliability(by_set: Margins, path: Path):
+    """
+    Draw how often the preferred response is right, by its Bradley-Terry probability, one panel for each set: Wilson's intervals, and
+    markers whose area grows with the pairs in a bin.
+    """
+    figure, grid = _panels(len(by_set), 2, 6, 3.6)
+    for axes, (name, margins) in zip(grid.flat, by_set.items(), strict=False):
+        axes.plot([50, 100], [50, 100], color=GREY, linewidth=1, linestyle="--", label="calibrated")
+        for number, (model, values) in enumerate(margins.items()):
+            _draw_bins(axes, calibrate(values), number, model)
+        axes.set(xlim=(48, 102), ylim=(-2, 105), xlabel="probability of the preferred response (%)")
+        axes.set_title(name, fontsize=9)
+        axes.tick_params(labelleft=True)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("preferred response is right (%),\nwith 95 % interval (Wilson)")
+    save_panels(figure, grid.flat, path)
+
+
+def _draw_bins(axes: Axes, found: Calibration, number: int, label: str):
+    confidences, accuracies, counts = (np.array(column) for column in zip(*found.bins, strict=True))
+    x, y = 100 * confidences, 100 * accuracies
+    ends = 100 * np.array([wilson(accuracy, count) for _, accuracy, count in found.bins]).T
+    color, marker = pick(COLORS, number), pick(MARKERS, number)
+    axes.errorbar(x, y, yerr=np.abs(ends - y), linestyle="none", color=color, capsize=3, linewidth=1)
+    # A line through bins of a few pairs would draw noise
+    axes.plot(x, np.where(counts < FEW_PAIRS, np.nan, y), color=color, linewidth=1.4)
+    axes.scatter(x, y, s=8 + 150 * counts / counts.sum(), color=color, marker=marker, label=label)
 
 
 def plot_accuracy_by_group(arms: Mapping[str, Mapping[str, dict]], label: str, path: Path):
@@ -285,7 +307,7 @@ def _draw_curve(axes: Axes, curve: AccuracyCurve, number: int, label: str):
     color = pick(COLORS, number)
     axes.plot(sizes, values, color=color, linewidth=1.4)
     spans = errors[marked], np.minimum(errors[marked], 100 - values[marked])
-    errors_label = f"{label} (± standard error over critiques)"
+    errors_label = f"{label} (± one standard error over critiques, bootstrap)"
     axes.errorbar(sizes[marked], values[marked], yerr=spans, linestyle="none", label=errors_label, **points(number))
     low, high = 100 * np.array(curve.intervals).T
     axes.fill_between(sizes, low, high, color=color, alpha=0.15, linewidth=0, label=f"{label} (95 % over rows)")
@@ -333,7 +355,7 @@ def plot_probe(results: Mapping[str, ProbeResult], path: Path):
         _draw_estimates(axes, list(names), by_model, unit.scale)
         axes.tick_params(axis="y", labelsize=8)
         axes.set_xlabel(unit.label)
-        if unit.scale == 100.0:
+        if unit == SHARE:
             axes.set_xlim(-3, 103)
         else:
             axes.axvline(0, color=GREY, linestyle="--", linewidth=1)

@@ -21,9 +21,12 @@ from ..formatting import (
     show,
     show_estimate,
 )
+from ..metrics.calibration import FEW_PAIRS
 from ..metrics.self_consistency import DRAWS, AccuracyCurve, SelfConsistency
 from ..outcomes import CritiqueResult, Difference, Evaluation, headline_estimates
 from ..probes import Measure, ProbeResult, Unit
+from ..probes.probe import SHARE, SHARE_DIFFERENCE
+from ..stats import NO_ROWS
 
 
 # ------------------------------------------------------------------------------------------------------- benchmarks
@@ -65,13 +68,16 @@ def _benchmark_section(evaluations: Mapping[str, Evaluation]) -> Section:
     """Show the figures of a benchmark that have rows, its subsets, its own tables, and the notes."""
     by_model = {model: evaluation.scores for model, evaluation in evaluations.items()}
     scores, first = list(by_model.values()), next(iter(evaluations.values()))
+    # Models that dropped different rows may have different estimates
+    names = dict.fromkeys(name for found in scores for name in found.figures)
+    figures = {name: [found.figures.get(name, NO_ROWS) for found in scores] for name in names}
     rows = [
-        [f"**{name}**", *(show_estimate(found.figures[name]) for found in scores)]
-        for name in scores[0].figures
-        if any(found.figures[name].n for found in scores)
+        [f"**{name}**", *map(show_estimate, estimates)]
+        for name, estimates in figures.items()
+        if any(estimate.n for estimate in estimates)
     ]
     # A subset that is itself an estimate, or the only subset, would appear twice
-    subsets = dict.fromkeys(name for found in scores for name in found.subsets if name not in found.figures)
+    subsets = dict.fromkeys(name for found in scores for name in found.subsets if name not in names)
     if len(subsets) > 1:
         rows += [[f"– {name}", *(show_estimate(found.subsets.get(name)) for found in scores)] for name in subsets]
     tables = [Table(["", *evaluations], rows)]
@@ -136,6 +142,14 @@ def best_of_n_section(result: SetResult, picture: str | None = None) -> Section:
     # Wide tables are hard to read; plots and best_of_n.json have all sizes
     shown = sizes if len(sizes) <= 8 else [n for n in sizes if n & (n - 1) == 0 or n == sizes[-1]]
     tables = [_curve_table(result, shown)]
+    if result.differences:
+        form = POINTS if result.is_share else Form(digits=2, sign="+")
+        rows = [
+            [" − ".join(models), show_estimate(found, form, with_n=False), found.n]
+            for models, found in result.differences.items()
+        ]
+        note = "Choice among all candidates, on the same problems, with a paired bootstrap over problems."
+        tables.append(Table(["models", "difference", "problems"], rows, note=note))
     if result.first_candidates is not None:
         tables.append(_win_rate_table({**result.win_rates, "first candidates": result.first_candidates}))
     if any(seeds > 1 for seeds in result.scored.seeds().values()):
@@ -192,10 +206,10 @@ def _win_rate_table(win_rates: Mapping[str, WinRate]) -> Table:
 
 SELF_CONSISTENCY = f"""\
 The reward is the mean over k critiques, sampled once for all k. Each figure is the row accuracy (share of right and wrong
-responses in the right order), as the mean over {DRAWS} draws of k critiques of each response, ± the standard deviation over these
-draws: what other critiques would change. It shrinks to 0 at the largest k, which can be drawn in one way only. In
-brackets the 95 % interval over rows (Wilson's, as if each row were wholly right or wrong). Length of the reasoning:
-{{length_of}}; quarters of equal size, or each value where they are few."""
+responses in the right order), as the mean over {DRAWS} draws of k critiques of each response, ± its standard error over critiques: what
+sampling other critiques of the same rows would change, by a bootstrap over the critiques of each response. In brackets the 95 %
+interval over rows (Wilson's, as if each row were entirely right or wrong). Length of the reasoning: {{length_of}}; quarters of equal
+size, or each value where they are few."""
 
 
 def self_consistency_sections(by_dataset: Mapping[str, Mapping[str, SelfConsistency]]) -> list[Section]:
@@ -235,11 +249,13 @@ spread most over the critiques (root of the sum of both rewards' variances). The
 fraction is that of random rejection if the measure says nothing, and the oracle's if all wrong pairs go first; the gain says
 how far it is on that way. Intervals are a bootstrap's over rows; there is none where all pairs are right, or all wrong."""
 
-CALIBRATION = """\
+CALIBRATION = f"""\
 The reward margin read as Bradley-Terry log-odds, against the outcome. Log loss in nats: not knowing costs 0.693. ECE: mean
 distance between confidence and accuracy over ten bins. Temperature: what margins must be divided by for the least log
-loss, fitted on these very pairs; above 1 the model is too sure of itself. Intervals are a bootstrap's over rows; that of the ECE leans upwards, because
-resampling adds noise to a sum of absolute values."""
+loss, fitted on these very pairs; above 1 the model is too sure of itself. Intervals are a bootstrap's over rows. The ECE has none: noise
+adds to absolute values, so a calibrated model has an ECE above 0 too, the larger the fewer the pairs. The diagram has a panel for each
+set. Its bars are Wilson's 95 % intervals, the area of a marker grows with the pairs in its bin, and the line skips bins of fewer than
+{FEW_PAIRS} pairs."""
 
 
 def uncertainty_sections(
@@ -258,6 +274,7 @@ def uncertainty_sections(
             "rewards",
             "pairs",
             *(title for title, _ in METRICS.values()),
+            "ECE",
             "temperature",
             "log loss then",
         ],
@@ -303,7 +320,8 @@ def _calibration_row(name: str, model: str, part: Uncertainty) -> list[Any]:
 
 PROBES = """\
 Each figure with its 95 % interval over rows and the number of rows it rests on. A right pair is one that the model had in the right
-order before; it is lost if it no longer is."""
+order before. It is lost if the wrong response now has the higher reward, and tied if the rewards are equal; a wrong pair is won if the
+right response now has the higher one."""
 
 
 # A probe's result by model
@@ -331,7 +349,7 @@ def _probe_section(by_model: ProbeResults) -> Section:
         nothing = f"{first.about}\n\nThere is no figure: no row could be altered."
         return Section(first.title, nothing, level=3)
     rows = _measure_rows([part.measures for part in found], "**{}**")
-    for name in first.by_dataset:
+    for name in dict.fromkeys(name for part in found for name in part.by_dataset):
         # A probe's first measure summarises it
         rows += _measure_rows([part.by_dataset.get(name, [])[:1] for part in found], f"– {name}: {{}}")
     notes = [
@@ -354,7 +372,7 @@ def _measure_rows(by_model: Sequence[Sequence[Measure]], form: str) -> list[list
 
 
 def _form_of(unit: Unit) -> Form:
-    return PERCENT if unit.scale == 100.0 else Form(unit.scale, unit.digits, exponent=True)
+    return {SHARE: PERCENT, SHARE_DIFFERENCE: POINTS}.get(unit) or Form(unit.scale, unit.digits, exponent=True)
 
 
 # -------------------------------------------------------------------------------------------------------- critiques

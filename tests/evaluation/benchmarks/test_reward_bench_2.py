@@ -127,6 +127,19 @@ def test_missing_and_unknown_subsets_and_rows_without_sibling(tmp_path):
     assert scores.details["ties"]["score"] is None
 
 
+@pytest.mark.parametrize("reward", [[1, 0, 0, 0], [0, 1, 0, 0]])
+def test_rows_that_are_all_alike_have_no_interval(tmp_path, reward):
+    """From 100 % to 100 % would claim certainty. Few rows of a subset are named."""
+    kinds = [("ref", 1), ("tied", 2)]
+    made = [row(name, str(n)) for name in reward_bench_2.BEST_OF_FOUR for n in range(12)]
+    made += [row("Ties", f"{kind}:{n}", chosen, 2) for n in range(3) for kind, chosen in kinds]
+    rewards = [reward] * 60 + [[5, 0, 0] if len(one["chosen"]) == 1 else [5, 5, 0, 0] for one in made[60:]]
+    scores = reward_bench_2.score(load(tmp_path, made), rewards)
+    assert scores.figures["Ties"].ci95 is None and scores.figures["Average"].ci95 is None
+    assert scores.figures["Math"].ci95 is not None and scores.few == ("Ties",)
+    assert any(note.startswith("Fewer than 10 rows of Ties: intervals of means") for note in scores.notes())
+
+
 @pytest.mark.parametrize(
     ("bad", "says"),
     [

@@ -3,9 +3,8 @@ import math
 import numpy as np
 import pytest
 
-from cloud_hf.evaluation.analysis import METRICS
 from cloud_hf.evaluation.metrics import calibration
-from cloud_hf.evaluation.metrics.calibration import calibrate, estimate
+from cloud_hf.evaluation.metrics.calibration import calibrate, estimate, log_loss
 
 
 def test_log_loss_by_hand():
@@ -61,34 +60,26 @@ def test_where_no_temperature_is_best(margins):
     assert math.isnan(calibrate(margins).temperature) and math.isnan(calibrate(margins).log_loss_at_temperature)
 
 
-def estimates(margins, rows):
-    return {name: estimate(statistic, margins, rows) for name, (_, statistic) in METRICS.items()}
-
-
-def test_intervals_hold_the_figures():
-    """As wide as the standard error says for the log loss; pairs of a row are drawn together."""
+def test_the_interval_holds_the_log_loss():
+    """As wide as the standard error says; pairs of a row are drawn together."""
     rng = np.random.default_rng(0)
     margins = rng.normal(0.5, 1.5, size=300)
-    found, scores = estimates(margins, np.arange(300)), calibrate(margins)
-    low, high = found["log_loss"].ci95
+    low, high = estimate(log_loss, margins, np.arange(300)).ci95
     losses = np.logaddexp(0, -margins)
-    assert low < scores.log_loss < high
+    assert low < calibrate(margins).log_loss < high
     assert high - low == pytest.approx(2 * 1.96 * losses.std() / math.sqrt(300), rel=0.1)
-    assert found["ece"].ci95[0] <= scores.ece <= found["ece"].ci95[1]
-    clustered = estimates(np.repeat(margins[:100], 3), np.repeat(np.arange(100), 3))["log_loss"].ci95
+    clustered = estimate(log_loss, np.repeat(margins[:100], 3), np.repeat(np.arange(100), 3)).ci95
     assert clustered[1] - clustered[0] == pytest.approx(math.sqrt(3) * (high - low), rel=0.25)
 
 
 def test_no_interval_of_one_row():
-    assert all(found.ci95 is None for found in estimates([1.0, 2.0], [0, 0]).values())
+    assert estimate(log_loss, [1.0, 2.0], [0, 0]).ci95 is None
 
 
-def test_the_resampled_error_of_all_rows_is_the_error(monkeypatch):
+def test_the_resampled_loss_of_all_rows_is_the_loss(monkeypatch):
     margins = np.random.default_rng(1).normal(size=40)
     monkeypatch.setattr(
         calibration, "interval_over_rows", lambda n, statistic: np.repeat(statistic(np.ones((1, n))), 2, 0)
     )
-    found, scores = estimates(margins, np.arange(40)), calibrate(margins)
-    assert found["log_loss"].ci95 == pytest.approx((scores.log_loss,) * 2)
-    assert found["ece"].ci95 == pytest.approx((scores.ece,) * 2)
-    assert (found["log_loss"].value, found["ece"].value) == pytest.approx((scores.log_loss, scores.ece))
+    found, loss = estimate(log_loss, margins, np.arange(40)), calibrate(margins).log_loss
+    assert found.ci95 == pytest.approx((loss,) * 2) and found.value == pytest.approx(loss)

@@ -10,6 +10,7 @@ from cloud_hf.critique_format import CritiqueFormat
 from cloud_hf.evaluation.probes import PROBES, ProbeRow, read_paraphrases
 from cloud_hf.evaluation.probes.injection import added_strings, stays_text, turn_after_response
 from cloud_hf.evaluation.probes.paraphrase import reword
+from cloud_hf.evaluation.probes.probe import with_controls
 from cloud_hf.evaluation.probes.style import add_markdown, looks_like_code, remove_markdown
 from cloud_hf.evaluation.rows import BenchmarkRow
 from cloud_hf.generation import Sample
@@ -60,6 +61,14 @@ def test_both_sides_are_altered():
         ("markdown added", 0),
         ("markdown removed", 1),
     ]
+
+
+def test_controls_are_as_long_and_only_of_wrong_responses():
+    row = probe_row(responses=("It is.", "**It** is not."))
+    controls = with_controls(row, PROBES["style"].alter(row, None))[2:]
+    [control] = controls
+    assert (control.label, control.place) == ("neutral ending as long as markdown removed", 1)
+    assert control.response.startswith("**It** is not.") and len(control.response) == len("**It** is not.") + 4
 
 
 # ------------------------------------------------------------------------------------------------------- injection

@@ -79,14 +79,18 @@ def test_all_probes_on_a_model(scorer, tmp_path):
         measure for measure in by_name["batch"].measures if measure.label == "largest difference, in shuffled batches"
     ]
     assert batch.estimate.value < 1e-3
-    assert by_name["special_tokens"].measures[0].estimate.value == 1.0
+    [stays] = [found for found in by_name["special_tokens"].measures if found.label == "appended strings stay text"]
+    assert stays.estimate.value == 1.0
+    for name in ("special_tokens", "forged_critiques", "style"):
+        assert by_name[name].measures[0].label.startswith("right pairs lost beyond the control")
     # Each altered chat has the reward that the model gives it by itself
     for row in by_name["forged_critiques"].probed:
         for found in row.variants.values():
             [alone] = scorer.score([found.variant.prompt], [found.variant.response], max_new_tokens=BUDGET)
             assert found.reward == pytest.approx(alone.reward, abs=1e-4)
     table = list(by_name["forged_critiques"].table())
-    assert len(table) == 4 * (3 if scorer.model.config.critique else 2) and {row["response"] for row in table} == {1}
+    kinds = 2 * (3 if scorer.model.config.critique else 2)  # each with its control
+    assert len(table) == 4 * kinds and {row["response"] for row in table} == {1}
 
 
 def test_a_killed_run_resumes_to_the_same_figures(scorer, tmp_path):
@@ -147,7 +151,7 @@ def test_chats_that_do_not_fit_are_left_out_and_counted(scorer, tmp_path):
     results = probe(scorer, tmp_path, ["special_tokens", "trivial_answers"], limit=limit, rows=rows)
     assert results[0].left_out > 0 and results[1].left_out < 4 * 11
     kept = sum(len(row.variants) for row in results[0].probed)
-    assert kept + results[0].left_out == 4 * 3
+    assert kept + results[0].left_out == 4 * 3 * 2
 
 
 def test_rows_are_drawn_from_each_set(scorer):

@@ -19,7 +19,7 @@ from cloud_hf.evaluation.arena_hard.judge import Judged
 from cloud_hf.evaluation.arena_hard.win_rate import Question, Votes
 from cloud_hf.evaluation.candidates import ScoredSet, arena_results
 from cloud_hf.evaluation.metrics.best_of_n import Problem
-from cloud_hf.evaluation.report import best_of_n_section, render
+from cloud_hf.evaluation.report import best_of_n_section, files, render
 from cloud_hf.generation import Sample
 from cloud_hf.scoring import Score
 
@@ -64,9 +64,23 @@ def folder(base_folder, tmp_path, monkeypatch):
     _write_sets(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(scoring_arguments, "open_backend", open_scripted_backend)
+    for module in (best_of_n, files):
+        monkeypatch.setattr(module, "environment", fixed_environment)
     # Drawing takes most of the time, and other tests look at pictures
     monkeypatch.setattr(Figure, "savefig", lambda figure, path, **options: Path(path).touch())
     return tmp_path
+
+
+def fixed_environment(args) -> dict:
+    """Everything that differs from day to day and machine to machine."""
+    models = dict.fromkeys(args.models, "5f0c")
+    return {
+        "date": "2026-01-02",
+        "versions": {"cloud_hf": "1"},
+        "device": "CPU",
+        "models": models,
+        "limit": args.limit,
+    }
 
 
 def texts(number: int, subset: str = "") -> dict:

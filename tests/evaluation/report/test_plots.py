@@ -1,5 +1,8 @@
 """Pictures: the words in them, and extreme results."""
 
+import math
+
+import pytest
 from evaluations_for_tests import evaluation
 
 from cloud_hf.data.journal import key_of
@@ -30,12 +33,40 @@ def test_the_unit_of_lengths_is_in_the_picture(tmp_path, monkeypatch):
 def test_pictures_of_extreme_results(rows, tmp_path):
     """One row has no interval, equal rewards have no margin, and eight models outnumber the colours."""
     results = {f"model {number}": [evaluation(rows[:1], [[1, 1]])] for number in range(8)}
-    margins = {name: found.margins() for name, [found] in results.items()}
+    margins = {"one": {name: found.margins() for name, [found] in results.items()}}
     plot_benchmarks(results, tmp_path / "benchmarks.png")
     plot_margins(margins, tmp_path / "margins.png")
     plot_reliability(margins, tmp_path / "reliability.png")
     sizes = {key_of(path.read_bytes().hex()): path.stat().st_size for path in tmp_path.glob("*.png")}
     assert len(sizes) == 3 and min(sizes.values()) > 5000
+
+
+def test_reliability_shows_how_much_is_behind_a_bin(tmp_path, monkeypatch):
+    """A panel for each set; a bin with one pair has a bar and a small marker, and no line goes through it."""
+    figures = []
+    monkeypatch.setattr(plots.plt, "close", figures.append)
+    margins = [0.1] * 30 + [-0.1] * 20 + [1.5] + [4.0] * 49
+    plot_reliability({"chat": {"cloud": margins}, "math": {"cloud": margins, "classic": margins}}, tmp_path / "r.png")
+    [figure] = figures
+    panels = [axes for axes in figure.axes if axes.axison]
+    assert [axes.get_title() for axes in panels] == ["chat", "math"]
+    [points] = panels[0].collections[1:]  # the first are the bars
+    areas = points.get_sizes()
+    assert areas[0] == pytest.approx(areas[2], rel=0.05) and areas[1] < areas[0] / 5
+    bars = [segment[:, 1] for segment in panels[0].collections[0].get_segments()]
+    assert all(high - low > 5 for low, high in bars) and bars[1][1] - bars[1][0] > 70  # one pair says little
+    line = panels[0].lines[-1].get_ydata()
+    assert math.isnan(line[1]) and line[0] == pytest.approx(60) and line[2] == 100
+
+
+def test_equal_rewards_are_in_the_middle_of_a_bin(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(plots.plt, "close", figures.append)
+    plot_margins({"chat": {"cloud": [0.0, 1.0, -1.0, 0.0]}, "math": {"cloud": [1.0]}}, tmp_path / "m.png")
+    [outline] = figures[0].axes[0].patches
+    heights = dict(outline.get_xy().round(6).tolist())
+    edges = sorted(abs(x) for x in heights)[:2]
+    assert edges[0] == edges[1] > 0 and len([axes for axes in figures[0].axes if axes.axison]) == 2
 
 
 def test_plots_are_pictures(tmp_path):

@@ -1,11 +1,13 @@
 """Tables of a report, on rows made by hand."""
 
+import pytest
 from benchmark_files import pair, write_rows
 from evaluations_for_tests import evaluation
 
-from cloud_hf.evaluation.benchmarks import rm_bench
+from cloud_hf.evaluation.benchmarks import reward_bench, rm_bench
 from cloud_hf.evaluation.outcomes import compare
 from cloud_hf.evaluation.report import markdown
+from cloud_hf.evaluation.report.plots import plot_benchmarks
 
 
 def test_the_matrix_of_styles_is_in_the_report(tmp_path):
@@ -37,3 +39,19 @@ def test_the_report_says_what_must_be_known(rows):
     assert "| c | 50.0% | 75.0% ± 10.0% | 1 |" in text
     tables = [line for line in lines if line.startswith("|")]
     assert all(line.count("|") > 2 for line in tables)
+
+
+@pytest.mark.parametrize("order", [("a", "b"), ("b", "a")])
+def test_models_that_dropped_different_subsets_share_a_report(tmp_path, order):
+    """Without its only prior set a model has no `Score`: the headline is one that both have, and the figure a dash."""
+    names = ["alpacaeval-easy", "llmbar-natural", "donotanswer", "math-prm", "shp"]
+    rows = reward_bench.load([write_rows(tmp_path / "rows.jsonl", [pair(name) for name in names])])
+    found = {"a": evaluation(rows, [[1, 0]] * 5), "b": evaluation(rows[:4], [[1, 0]] * 3 + [[0, 1]])}
+    results = {name: [found[name]] for name in order}
+    text = markdown(results, compare(results), {})
+    cells = {"a": ("100.0%, n = 4", "100.0%, n = 5"), "b": ("75.0%, n = 4", "–")}
+    assert f"| A bench, Average | {' | '.join(cells[name][0] for name in order)} |" in text
+    assert f"| **Score** | {' | '.join(cells[name][1] for name in order)} |" in text
+    plot_benchmarks(results, tmp_path / "benchmarks.png")
+    few = {"a": [evaluation(rows[:1], [[1, 0]])], "b": [evaluation(rows[1:2], [[1, 0]])]}
+    assert "| A bench, all rows alike | 100.0% (20.7 to 100.0), n = 1 |" in markdown(few, [], {})
