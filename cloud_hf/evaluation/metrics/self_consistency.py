@@ -101,7 +101,10 @@ def self_consistency(
 
     buckets = length_buckets(lengths)
     groups = [np.arange(len(rewards)), *(places for _, places in buckets)]
-    expected = sum(draw(rewards_RK) for _ in range(DRAWS)) / DRAWS
+    total = np.zeros((len(rewards), num_critiques))
+    for _ in range(DRAWS):
+        total += draw(rewards_RK)
+    expected = total / DRAWS
     errors = _standard_errors(rewards_RK, draw, groups, rng)
     labels = [ALL_ROWS, *(label for label, _ in buckets)]
     curves = [
