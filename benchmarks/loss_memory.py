@@ -62,7 +62,12 @@ def make_batch(tokens: int) -> dict[str, torch.Tensor]:
     ids = torch.randint(VOCABULARY, (2, tokens))
     labels = ids.clone()
     labels[:, : tokens // 2] = -100
-    return {"input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids)}
+    return {
+        "input_ids": ids,
+        "labels": labels,
+        "attention_mask": torch.ones_like(ids),
+        "reward_positions": torch.full((2,), tokens - 1),
+    }
 
 
 def joint(model: CLoudForRewardModeling, batch: dict, chunks: int) -> torch.Tensor:

@@ -26,9 +26,16 @@ FORMATS = ("cloud", "reference")
 # Keys that transformers writes into a composite config, in addition to the fields of its base class
 _LIBRARY_KEYS = {
     "attn_implementation", "auto_map", "bos_token_id", "eos_token_id", "experts_implementation", "model_type", "name_or_path",
-    "num_labels", "output_attentions", "pad_token_id", "per_layer_config", "quantization_config", "tie_word_embeddings",
-    "torch_dtype", "use_cache", *GenerationConfig._get_default_generation_params(),
+    "num_labels", "output_attentions", "pad_token_id", "per_layer_config", "quantization_config", "sentence_transformers",
+    "tie_word_embeddings", "torch_dtype", "use_cache", *GenerationConfig._get_default_generation_params(),
 }  # fmt: skip
+
+
+# Attributes that tools read on any config, and that describe the language model
+_OF_TEXT_CONFIG = (
+    "bos_token_id", "eos_token_id", "hidden_size", "max_position_embeddings", "num_attention_heads", "num_hidden_layers",
+    "num_key_value_heads", "pad_token_id", "vocab_size",
+)  # fmt: skip
 
 
 class CLoudConfig(PreTrainedConfig):
@@ -118,9 +125,26 @@ class CLoudConfig(PreTrainedConfig):
             raise ValueError(
                 f"CLoudConfig: `num_labels` is {kwargs['num_labels']}, but a reward is one number: use 1."
             )
+        # A reward is a number: pipelines and sentence-transformers would squash it by a sigmoid
+        self.problem_type = "regression"
+        kwargs["sentence_transformers"] = {"activation_fn": "torch.nn.modules.linear.Identity"}
         # transformers reads this from the outermost config, but it is the language model's embeddings that are tied
         kwargs["tie_word_embeddings"] = self.text_config.tie_word_embeddings
-        super().__post_init__(**kwargs)
+        unset = [key for key in _OF_TEXT_CONFIG if kwargs.get(key, 0) is None]
+        super().__post_init__(**{key: value for key, value in kwargs.items() if key not in unset})
+
+    def __getattr__(self, name: str) -> Any:
+        text_config = self.__dict__.get("text_config")
+        if name in _OF_TEXT_CONFIG and isinstance(text_config, PreTrainedConfig):
+            return getattr(text_config, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def _remove_keys_not_serialized(self, d: dict[str, Any]):
+        super()._remove_keys_not_serialized(d)
+        text_config = d.get("text_config")
+        # Where the base lay when the model was made is nobody's concern
+        if isinstance(text_config, dict) and is_local(text_config.get("_name_or_path")):
+            del text_config["_name_or_path"]
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> "CLoudConfig":
@@ -170,6 +194,8 @@ class CLoudConfig(PreTrainedConfig):
             raise ValueError("CLoudConfig: `critique_prompt` is empty; the critique turn needs text to open it.")
         if not 0 < self.reward_std < math.inf:
             raise ValueError(f"CLoudConfig: `reward_std` is {self.reward_std}; it must be above 0.")
+        if not abs(self.reward_mean) < math.inf:
+            raise ValueError(f"CLoudConfig: `reward_mean` is {self.reward_mean}; it must be a finite number.")
 
 
 _NEITHER_LAYOUT = (
@@ -210,6 +236,11 @@ def longest_sequence(text_config) -> int | None:
     """Return the longest sequence of a language model in tokens; `None` if its config sets no limit."""
     limits = [getattr(text_config, "max_position_embeddings", None), position_switch(text_config)]
     return min((limit for limit in limits if limit is not None), default=None)
+
+
+def is_local(name: str | None) -> bool:
+    """Return whether a model's name is a path on this or another machine, and not a Hub id."""
+    return bool(name) and (Path(name).is_absolute() or Path(name).exists())
 
 
 def check_name(name: str):

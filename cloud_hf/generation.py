@@ -46,7 +46,9 @@ def read_rewards(model, rows: list[EncodedCritique], batch_size: int, show_progr
     rewards = [0.0] * len(rows)
     for batch in _batches([len(row.input_ids) for row in rows], batch_size, show_progress):
         inputs = _left_padded([rows[index].input_ids for index in batch], model.device)
-        for index, reward in zip(batch, model(**inputs, use_cache=False).logits[:, 0].tolist(), strict=True):
+        last = torch.full((len(batch),), inputs["input_ids"].shape[1] - 1)
+        logits = model(**inputs, reward_positions=last, use_cache=False).logits
+        for index, reward in zip(batch, logits[:, 0].tolist(), strict=True):
             rewards[index] = reward
     return rewards
 
@@ -115,7 +117,8 @@ class CritiqueWriter:
         """Fill a cache with all but the last token of the prefixes, which `generate` needs for its first logits."""
         cache = _new_cache(self.model.language_model)
         all_but_last = {name: tensor[:, :-1] for name, tensor in inputs.items()}
-        self.model(**all_but_last, past_key_values=cache, use_cache=True)
+        unread = torch.zeros(len(inputs["input_ids"]), dtype=torch.long)
+        self.model(**all_but_last, reward_positions=unread, past_key_values=cache, use_cache=True)
         return cache
 
     def _write_batch(

@@ -4,6 +4,7 @@ Shape suffixes: B batch, T tokens, H hidden, V vocabulary, P labelled positions,
 """
 
 import inspect
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -11,6 +12,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import (
@@ -42,12 +44,16 @@ from .published import (
     native_key,
     read_shapes,
 )
-from .scoring import Score, score_with_transformers
+from .reward_positions import RewardFinder
+from .scores import NotFinite, Score
+from .scoring import score_with_transformers
 
 
 # Vocabulary entries per piece of the LM loss, by default. The number of pieces must not depend on the batch: sharded ranks
 # have to call the LM head equally often.
 _VOCABULARY_PER_CHUNK = 16_384
+
+_CHECKED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass
@@ -127,6 +133,9 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         self.reward_head = RewardHead(config.text_config.hidden_size)
+        # Options by which the weights were found, and their tokenizer is found
+        self._hub_kwargs: dict[str, Any] = {}
+        self._reward_finder: RewardFinder | None = None
         self._accepts_position_ids = "position_ids" in inspect.signature(self.trunk.forward).parameters
         self.generation_config = self.language_model.generation_config
         # The base's sampling defaults apply to `generate` only; critiques are sampled as the caller requests
@@ -220,6 +229,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             cls._keys_to_ignore_on_load_missing = None
         model, loading = loaded
         _refuse_missing(base, loading["missing_keys"])
+        check_weights(str(base), model)
         if not is_deepspeed_zero3_enabled():  # under ZeRO-3 the engine decides on data types
             model.reward_head.float()
             model.check_logits()
@@ -260,6 +270,8 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
                 if not any(PUBLISHED_PREFIX in pattern for pattern in conversion.source_patterns)
             ]
         _refuse_missing(name, loading["missing_keys"])
+        check_weights(str(name), model)
+        model._hub_kwargs = hub_kwargs
         return (model, loading) if output_loading_info else model
 
     @classmethod
@@ -319,10 +331,17 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         segments: torch.Tensor | None = None,
         lm_loss_chunks: int | None = None,
         margin: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        return_dict: bool | None = None,
         **kwargs,
-    ) -> CLoudOutput:
+    ) -> CLoudOutput | tuple:
         r"""
         Run the decoder once, and compute rewards and LM loss only at the positions that need them.
+
+        Other tools call this method with chats that they rendered and encoded. Without `reward_positions`, each sequence must
+        hold the ids that [`CLoudForRewardModeling.score`] would read, and gets the same reward: a complete conversation for a
+        classic model, and one with its critique for a CLoud model. A second BOS and tokens after the last end of turn are
+        skipped. Everything else is refused.
 
         Args:
             input_ids (`torch.LongTensor` of shape `(B, T)`, *optional*):
@@ -338,8 +357,8 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
                 Unshifted labels of the critique LM loss, `-100` elsewhere. With `segments`, the first token of each
                 segment must be `-100`, too.
             reward_positions (`torch.LongTensor` of shape `(B,)`, *optional*):
-                Positions at which rewards are read. Default to the last real tokens. With `segments`, positions in the
-                flattened row of each sequence's last token, in any order.
+                Where rewards are read. Default to the end of the last turn of each sequence. With `segments`, positions
+                in the flattened row, at the last token of each sequence, in any order.
             segments (`torch.LongTensor` of shape `(S, 2)`, *optional*):
                 Length and parent of each segment of a flattened batch, see [`~packed_attention.packed_arguments`]. A
                 sequence is a segment and its ancestors.
@@ -349,10 +368,16 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
                 per 16,384 entries of the vocabulary.
             margin (`torch.Tensor`, *optional*):
                 Not used: [`~trl.RewardTrainer`] passes its entire batch to the model.
+            token_type_ids (`torch.Tensor`, *optional*):
+                Not used: tokenizers return them, and some language models would add embeddings for them.
+            return_dict (`bool`, *optional*):
+                Whether to return a [`CLoudOutput`] or a tuple. Defaults to the config's.
 
         Raises:
-            `ValueError`: If there are `segments` and the model's attention implementation cannot tell them apart.
+            `ValueError`: If there are `segments` and the model's attention implementation cannot tell them apart, or a
+                sequence is not one whose reward [`CLoudForRewardModeling.score`] would give.
         """
+        is_foreign = reward_positions is None and segments is None
         if segments is not None:
             if position_ids is None or reward_positions is None:
                 raise ValueError(
@@ -360,18 +385,21 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
                 )
             kwargs |= packed_arguments(self.trunk.config, segments)
         else:
+            if is_foreign:
+                attention_mask, reward_positions = self._find_rewards(input_ids, attention_mask)
             if position_ids is None and attention_mask is not None and self._accepts_position_ids:
                 position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
             kwargs["attention_mask"] = attention_mask
         if position_ids is not None:
             kwargs["position_ids"] = position_ids
-        hidden_BTH = self.trunk(input_ids=input_ids, inputs_embeds=inputs_embeds, **kwargs).last_hidden_state
-        B, T, _ = hidden_BTH.shape
+        kwargs |= {"input_ids": input_ids, "inputs_embeds": inputs_embeds, "return_dict": True}
+        hidden_BTH = self.trunk(**kwargs).last_hidden_state
         device = hidden_BTH.device  # with a device_map, the trunk can end on another device than it starts on
-        found = _last_real_position(attention_mask, B, T, device) if reward_positions is None else reward_positions
-        positions_B = found.to(device)
-        rows_B = torch.arange(B, device=device) if segments is None else torch.zeros_like(positions_B)
+        positions_B = reward_positions.to(device)
+        rows_B = torch.arange(len(positions_B), device=device) if segments is None else torch.zeros_like(positions_B)
         output = CLoudOutput(logits=self.reward_from_hidden(hidden_BTH[rows_B, positions_B]))
+        if is_foreign and not output.logits.isfinite().all():
+            raise NotFinite(f"The rewards of a batch are not all finite numbers: {output.logits[:, 0].tolist()}.")
         if labels is not None:
             labels_BT = labels[:, 1:].to(device)
             sequence_P = _labelled_sequences(labels_BT, None if segments is None else positions_B)
@@ -380,7 +408,34 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             zeros_B = loss_P.new_zeros(len(positions_B))
             output.lm_loss_sums = zeros_B.index_add(0, sequence_P, loss_P.detach()[: len(sequence_P)])
             output.lm_loss_counts = zeros_B.index_add(0, sequence_P, torch.ones_like(sequence_P, dtype=zeros_B.dtype))
-        return output
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    def _find_rewards(
+        self, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return a mask without second BOS tokens, and reward positions, for sequences that another tool has encoded."""
+        if input_ids is None:
+            raise ValueError(
+                "`inputs_embeds` need `reward_positions`: the end of a turn can be found in `input_ids` only."
+            )
+        starts, ends = self._finder().find(input_ids, attention_mask)
+        mask_BT = torch.ones_like(input_ids) if attention_mask is None else attention_mask.clone()
+        for row, start in enumerate(starts):
+            mask_BT[row, :start] = 0
+        return mask_BT, torch.tensor(ends)
+
+    def _finder(self) -> RewardFinder:
+        if self._reward_finder is None:
+            name = self.config.name_or_path
+            try:
+                tokenizer = AutoTokenizer.from_pretrained(name, config=self.config, **self._hub_kwargs)
+            except (OSError, ValueError) as error:
+                raise ValueError(
+                    f"There is no tokenizer in {name!r}, by which the end of a sequence's last turn could be found. Save it next "
+                    "to the model, pass `reward_positions`, or call `model.score(prompts, responses, tokenizer)`."
+                ) from error
+            self._reward_finder = RewardFinder(self.config, tokenizer)
+        return self._reward_finder
 
     def reward_from_hidden(self, hidden_BH: torch.Tensor) -> torch.Tensor:
         """Compute rewards of shape `(B, 1)`, fp32, from final hidden states of shape `(B, H)`."""
@@ -593,12 +648,23 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         }
 
 
+def check_weights(name: str, model: nn.Module):
+    """Raise [`NotFinite`] if a weight of a model is NaN or infinite. Of a sharded model, only the own shards are checked."""
+    for key, weight in model.named_parameters():
+        local = weight.to_local() if isinstance(weight, DTensor) else weight
+        if local.dtype in _CHECKED_DTYPES and local.numel() and not local.is_meta:
+            least, most = torch.aminmax(local.detach())  # NaN if any is
+            if not (math.isfinite(least) and math.isfinite(most)):
+                raise NotFinite(f"{name} has weights that are NaN or infinite, such as {key}.")
+
+
 def _refuse_missing(name, missing_keys):
     if missing_keys:
         keys = ", ".join(sorted(missing_keys)[:4])
         raise ValueError(
             f"{name} lacks {len(missing_keys)} of the weights of a CLoud model: {keys}. If it is a plain language model, "
-            "make a reward model from it with `CLoudForRewardModeling.from_base`."
+            "make a reward model from it with `CLoudForRewardModeling.from_base`; if it is the base of an adapter, load the "
+            "adapter with `cloud_hf.loading.load_reward_model`."
         )
 
 
@@ -612,13 +678,6 @@ def _labelled_sequences(labels_BT: torch.Tensor, reward_positions: torch.Tensor 
         return row_P
     order_B = reward_positions.argsort()
     return order_B[torch.searchsorted(reward_positions[order_B], position_P)]
-
-
-def _last_real_position(attention_mask: torch.Tensor | None, B: int, T: int, device: torch.device) -> torch.Tensor:
-    if attention_mask is None:
-        return torch.full((B,), T - 1, device=device)
-    positions_T = torch.arange(T, device=device)
-    return torch.where(attention_mask.to(device).bool(), positions_T, -1).amax(-1)
 
 
 def unused_token_id(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> int | None:

@@ -68,6 +68,7 @@ MOVED = {
     "serving.contracts": "serving.server.contracts",
     "serving.engine": "serving.server.engine",
     "serving.gate": "serving.server.middleware",
+    "serving.rendered_chats": "rendered_chats",
     "serving.settled_text": "serving.server.engine",
     "serving.space_manners": "spaces_ui",
     "serving.vllm_engine": "serving.vllm.engine",

@@ -11,10 +11,14 @@ if TYPE_CHECKING:
     from .generation import Sample
 
 
+class NotFinite(ArithmeticError):
+    """A reward, weight, loss or gradient is NaN or infinite."""
+
+
 @dataclass(frozen=True)
 class Score:
     """
-    The judgement of one response.
+    The judgement of one response. Raises [`NotFinite`] if a reward is NaN or infinite.
 
     Args:
         reward (`float`):
@@ -45,20 +49,31 @@ class Score:
     critique_ids: tuple[tuple[int, ...], ...] = ()
     response_changed: bool = False
 
+    def __post_init__(self):
+        _check_finite(self.reward, *self.rewards)
+
     @classmethod
     def of(cls, samples: "Sequence[Sample]", response_changed: bool = False) -> "Score":
-        """Gather the samples of one response. Mean and deviation are NaN if a reward is not a finite number."""
+        """Gather the samples of one response."""
         rewards = tuple(sample.reward for sample in samples)
-        finite = all(map(math.isfinite, rewards))
+        _check_finite(*rewards)
         return cls(
-            reward=statistics.fmean(rewards) if finite else math.nan,
+            reward=statistics.fmean(rewards),
             critique=samples[0].critique,
             rewards=rewards,
             critiques=tuple(sample.critique for sample in samples),
-            reward_std=statistics.pstdev(rewards) if finite else math.nan,
+            reward_std=statistics.pstdev(rewards),
             finish_reasons=tuple(sample.finish_reason for sample in samples),
             critique_ids=tuple(sample.critique_ids for sample in samples),
             response_changed=response_changed,
+        )
+
+
+def _check_finite(*rewards: float):
+    if not all(map(math.isfinite, rewards)):
+        raise NotFinite(
+            f"The rewards of a response are {', '.join(map(str, rewards))}: not all are finite numbers. Check the model's "
+            "weights, its `reward_std`, and its data type (fp16 overflows where bf16 does not)."
         )
 
 

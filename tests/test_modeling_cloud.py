@@ -23,6 +23,7 @@ from cloud_hf import CLoudConfig, CLoudForRewardModeling, CritiqueFormat, modeli
 def test_save_and_load_is_bit_equal_through_every_auto_class(tmp_path, tied, critique):
     model = make_model(save_language_model(tmp_path / "base", tie_word_embeddings=tied), critique=critique)
     model.save_pretrained(tmp_path / "saved")
+    make_tokenizer("llama3").save_pretrained(tmp_path / "saved")
     assert not list((tmp_path / "saved").glob("*.bin"))
     assert ("language_model.lm_head.weight" in load_file(tmp_path / "saved/model.safetensors")) != tied
     batch = encode_batch(model)

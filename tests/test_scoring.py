@@ -34,7 +34,7 @@ def score(model, prompts=PROMPTS, responses=RESPONSES, **kwargs):
 def full_forward(model, prompt, response, critique_ids):
     critique_format = CritiqueFormat.from_config(model.config, make_tokenizer("llama3"))
     ids = critique_format.encode(prompt, response, list(critique_ids)).input_ids
-    return model(input_ids=torch.tensor([ids])).logits.item()
+    return model(input_ids=torch.tensor([ids]), reward_positions=torch.tensor([len(ids) - 1])).logits.item()
 
 
 def test_the_reward_of_the_generating_pass_is_that_of_a_fresh_full_forward(talker):

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
@@ -140,13 +139,12 @@ def check_rows(rows: list[dict[str, Any]], name: str, model: str, sampling: Samp
 
 
 def summary(score: Score) -> dict[str, Any]:
-    """Return a score in JSON form: `reward` is `None` if it is not finite; details are included only for several critiques."""
-    found: dict[str, Any] = {"reward": score.reward if math.isfinite(score.reward) else None}
+    """Return a score in JSON form, with details for several critiques only."""
+    found: dict[str, Any] = {"reward": score.reward}
     if score.critiques != ("",):
         found |= {"critique": score.critique, "finish_reason": score.finish_reasons[0]}
     if len(score.rewards) > 1:
-        rewards = [reward if math.isfinite(reward) else None for reward in score.rewards]
-        found |= {"rewards": rewards, "critiques": list(score.critiques)}
+        found |= {"rewards": list(score.rewards), "critiques": list(score.critiques)}
     return found
 
 

@@ -20,6 +20,7 @@ from ..training.arguments import (
     model_name,
 )
 from ..training.encoding import encode_critiques
+from ..training.finite import StopsWhenNotFinite
 from ..training.launch import check_machine
 from ..training.lora import model_for_sft
 from ..training.resume import ExactResume, check_launch, check_new_run
@@ -72,8 +73,8 @@ class CritiqueSFTConfig(SFTConfig):
         super().__post_init__()
 
 
-class CritiqueSFTTrainer(LogsThroughput, ExactResume, SFTTrainer):
-    """[`~trl.SFTTrainer`] with exact resume, which logs throughput."""
+class CritiqueSFTTrainer(LogsThroughput, StopsWhenNotFinite, ExactResume, SFTTrainer):
+    """[`~trl.SFTTrainer`] with exact resume and throughput in its log, which stops at a loss that is not finite."""
 
 
 ARGUMENTS = (DataArguments, CritiqueArguments, CritiqueSFTConfig, TrainedModelConfig)

@@ -30,10 +30,10 @@ from transformers import AutoTokenizer
 
 # Absolute imports, because OpenRLHF runs this file by its path, outside the package
 from cloud_hf.loading import load_reward_model
+from cloud_hf.rendered_chats import RenderedChats
 from cloud_hf.rl.hidden_text import check_policy, tell_of_hidden_text
 from cloud_hf.scores import Scorer
 from cloud_hf.scoring import TransformersScorer
-from cloud_hf.serving.rendered_chats import RenderedChats
 
 
 logger = logging.getLogger(__name__)

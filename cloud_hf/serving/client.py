@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from ..scores import OnScore, Score
+from ..scores import NotFinite, OnScore, Score
 
 
 # Seconds before the first retry; the pause then doubles, up to the longest
@@ -235,6 +235,8 @@ class CLoudClient:
                 # Servers before version 0.2 do not say
                 response_changed=result.get("response_changed", False),
             )
+        except NotFinite as error:
+            raise self._error(row, str(error)) from error
         except (ValueError, KeyError, TypeError) as error:
             raise self._error(row, f"this is not a reward server's response: {error!r}") from error
         if len(score.rewards) != row.num_critiques:

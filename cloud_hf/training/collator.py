@@ -21,7 +21,7 @@ class DataCollatorForCLoud(DataCollatorForPreference):
 
     Examples must have `chosen_ids`, `rejected_ids`, `chosen_prefix_length` and `rejected_prefix_length`, as
     [`encode_pairs`] makes them. The returned dictionary has `input_ids`, `attention_mask` and, if `critique` is set,
-    `labels`, all of shape `(2 * pairs, T)`; and, if the examples have them, `margin` and `cut` (number of critiques of the
+    `labels`, all of shape `(2 * pairs, T)`; `reward_positions` of shape `(2 * pairs,)`; and, if the examples have them, `margin` and `cut` (number of critiques of the
     pair that were cut off at the token budget), of shape `(pairs,)`.
 
     With `padding_free` or `shared_prompt`, the sequences are concatenated into one row. The dictionary then has the tensors
@@ -60,6 +60,7 @@ class DataCollatorForCLoud(DataCollatorForPreference):
                 batch["margin"] = torch.tensor([example["margin"] for example in examples], dtype=torch.float)
         else:
             batch = super().torch_call(examples)
+            batch["reward_positions"] = batch["attention_mask"].sum(-1) - 1
             if self.critique:
                 # Unshifted, because the model shifts them. Padding has no label
                 labels = [_labels(example, side) for side in SIDES for example in examples]

@@ -1,10 +1,10 @@
 """Encode datasets of text into token ids, and check every row before training starts."""
 
 import logging
-import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from datasets import Dataset
 
 from ..critique_format import IGNORE_INDEX, CritiqueFormat, EncodedCritique
@@ -24,6 +24,9 @@ from ..data.rows import (
 logger = logging.getLogger(__name__)
 
 SIDES = ("chosen", "rejected")
+
+# A margin that only fits float64 would become infinite in the loss
+_LARGEST = torch.finfo(torch.float32).max
 
 ENCODED_COLUMNS = ("chosen_ids", "rejected_ids", "chosen_prefix_length", "rejected_prefix_length")
 
@@ -117,8 +120,8 @@ def _encode_row(
 ) -> list[dict[str, Any]]:
     """Encode one row into pairs, one per critique; none if the row is over-long and dropped."""
     margin = row.get("margin", 0.0)
-    if not isinstance(margin, int | float) or not math.isfinite(margin):
-        raise ValueError(f"`margin` is {margin!r}; give a number, or omit the column.")
+    if not isinstance(margin, int | float) or not abs(margin) <= _LARGEST:
+        raise ValueError(f"`margin` is {margin!r}; give a number that fits fp32, or omit the column.")
     responses = [response_of(row, side) for side in SIDES]
     critiques: list[Sequence] = [[None], [None]]
     if critique_format.critique:

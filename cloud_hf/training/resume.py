@@ -285,8 +285,8 @@ def find_checkpoint(args: TrainingArguments, asked: str | bool, **trained) -> Pa
     folder = _last_whole(output_dir) if str(asked).lower() == "true" else Path(str(asked))
     if not is_whole(folder):
         raise ValueError(
-            f"{folder} is not a complete checkpoint: it lacks {RECORD}, which is written last. The last complete one is "
-            f"{_name_last(folder.parent)}."
+            f"{folder} is not a complete checkpoint: {RECORD}, which is written last, is missing. The last complete one is "
+            f"{name_last(folder.parent)}."
         )
     record = json.loads((folder / RECORD).read_text())
     new_run = f"from the weights: `--model_name_or_path {folder}` and another `--output_dir`."
@@ -340,14 +340,14 @@ def explain_failure(folder: Path, output_dir: str | Path) -> Iterator[None]:
         yield
     except HfHubHTTPError as error:  # an OSError, too
         raise NotSaved(
-            f"The Hub refused the upload of {folder}: {error}. Its files are on disk, where the last complete checkpoint "
-            f"is {_name_last(output_dir)}. Check the token and `--hub_model_id`, or omit `--push_to_hub`."
+            f"The Hub refused the upload of {folder}: {error}. Its files are on the disk, where the last complete checkpoint "
+            f"is {name_last(output_dir)}: check the token and `--hub_model_id`, or leave `--push_to_hub` out."
         ) from error
     except (OSError, RuntimeError, SafetensorError) as error:
         free = shutil.disk_usage(output_dir).free / 2**20
         raise NotSaved(
             f"{folder} could not be written, with {free:,.0f} MiB free on its disk: {error}. The last complete checkpoint, "
-            f"{_name_last(output_dir)}, was not touched. Free disk space and resume with `--resume_from_checkpoint true`."
+            f"{name_last(output_dir)}, was not touched: make room and resume with `--resume_from_checkpoint true`."
         ) from error
 
 
@@ -376,7 +376,8 @@ def _checkpoints(output_dir: str | Path) -> list[Path]:
     return [Path(folder) for folder in sort_checkpoints(str(output_dir))]
 
 
-def _name_last(output_dir: str | Path) -> str:
+def name_last(output_dir: str | Path) -> str:
+    """Name the last complete checkpoint of a run, or say `"none"`."""
     return next((folder.name for folder in reversed(whole_checkpoints(output_dir))), "none")
 
 

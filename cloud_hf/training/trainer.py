@@ -29,6 +29,7 @@ from .arguments import set_chat_template
 from .collator import DataCollatorForCLoud
 from .config import CLoudTrainingConfig
 from .encoding import ENCODED_COLUMNS, encode_pairs
+from .finite import StopsWhenNotFinite
 from .lora import (
     HEAD,
     check_dropout,
@@ -48,7 +49,7 @@ from .throughput import LogsThroughput
 _MODEL_OPTIONS = ("critique", "critique_prompt", "critique_role", "keep_thinking", "format")
 
 
-class CLoudTrainer(LogsThroughput, ExactResume, RewardTrainer):
+class CLoudTrainer(LogsThroughput, StopsWhenNotFinite, ExactResume, RewardTrainer):
     r"""
     Trainer for CLoud and classic reward models.
 

@@ -94,7 +94,9 @@ def peak_of_a_real_step(model, length, labelled, chunks):
     labels = torch.where(torch.arange(length) < length - labelled, -100, ids)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         mask = torch.ones_like(ids)
-        output = model(ids, attention_mask=mask, labels=labels, lm_loss_chunks=chunks, use_cache=False)
+        ends = torch.full((2,), length - 1)
+        options = {"attention_mask": mask, "labels": labels, "reward_positions": ends, "lm_loss_chunks": chunks}
+        output = model(ids, use_cache=False, **options)
         chosen, rejected = output.logits[:, 0]
         (-F.logsigmoid(chosen - rejected) + output.lm_loss).backward()
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]

@@ -119,6 +119,7 @@ def _right_padded(rows: Sequence[EncodedCritique], device: torch.device) -> dict
         "input_ids": [[*row.input_ids, *[row.input_ids[0]] * pad] for row, pad in zip(rows, pads, strict=True)],
         "attention_mask": [[1] * len(row.input_ids) + [0] * pad for row, pad in zip(rows, pads, strict=True)],
         "labels": [row.labels + [IGNORE_INDEX] * pad for row, pad in zip(rows, pads, strict=True)],
+        "reward_positions": [row.reward_position for row in rows],
     }
     return {name: torch.tensor(values, device=device) for name, values in columns.items()}
 

@@ -24,7 +24,7 @@ from transformers import AutoTokenizer
 
 from ...cli import ArgumentParser, run
 from ...loading import check_reward_model, load_reward_model, read_model_config
-from ..rendered_chats import RenderedChats
+from ...rendered_chats import RenderedChats
 from . import routes
 from .contracts import spell_path
 from .engine import RewardEngine, TransformersEngine

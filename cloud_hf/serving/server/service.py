@@ -1,7 +1,6 @@
 """Scoring of requests: checks, queue, deadlines, and errors as HTTP statuses."""
 
 import asyncio
-import math
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager, contextmanager
@@ -9,8 +8,8 @@ from typing import Any
 
 from starlette.exceptions import HTTPException
 
-from ...scores import Sampling, Score
-from ..rendered_chats import RenderedChats
+from ...rendered_chats import RenderedChats
+from ...scores import NotFinite, Sampling, Score
 from .contracts import Row
 from .engine import EngineDeadError, RewardEngine
 from .limits import Limits
@@ -86,7 +85,6 @@ class RewardService:
                 if piece is None:
                     return
                 if isinstance(piece, Score):
-                    _check_finite(piece)
                     self._count(piece, record)
                 yield piece
 
@@ -131,9 +129,7 @@ class RewardService:
 
     async def _score_row(self, index: int, row: Row, sampling: Sampling) -> Score:
         with _naming_row(index):
-            score = await self.engine.score(row.prompt, row.response, sampling, row.critiques)
-        _check_finite(score)
-        return score
+            return await self.engine.score(row.prompt, row.response, sampling, row.critiques)
 
     async def _in_thread(self, function: Callable, *args) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
@@ -176,14 +172,11 @@ def _read_chats(chats: RenderedChats, texts: list[str], prompts: list[str] | Non
 
 @contextmanager
 def _naming_row(index: int):
-    """Turn an engine's `ValueError` about a row into 422."""
+    """Turn an engine's `ValueError` about a row into 422, and a reward that is not finite into 500."""
     try:
         yield
     except ValueError as error:
         # An engine sees one row at a time and may number it 0
         raise HTTPException(422, f"Row {index}: {str(error).removeprefix('Row 0: ')}") from error
-
-
-def _check_finite(score: Score):
-    if not all(map(math.isfinite, score.rewards)):
-        raise HTTPException(500, "The model gave a reward that is not a finite number.")
+    except NotFinite as error:
+        raise HTTPException(500, f"Row {index}: {error}") from error

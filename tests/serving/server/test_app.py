@@ -19,10 +19,10 @@ from models_for_tests import CRITIQUES, PROMPTS, RESPONSES, make_model, save_lan
 from servers_for_tests import BUDGET, free_port, make_engine, make_talker, serving, tokenizer_of
 
 from cloud_hf.cli import UsageError, run
+from cloud_hf.rendered_chats import RenderedChats
 from cloud_hf.scores import Sampling
 from cloud_hf.serving import server as server_package
 from cloud_hf.serving.client import CLoudClient
-from cloud_hf.serving.rendered_chats import RenderedChats
 from cloud_hf.serving.server import app as app_module
 from cloud_hf.serving.server.app import load_engine, parse_arguments
 from cloud_hf.serving.server.engine import EngineDeadError

@@ -11,7 +11,7 @@ from tokenizers_for_tests import (
     make_tokenizer,
 )
 
-from cloud_hf.serving.rendered_chats import RenderedChats
+from cloud_hf.rendered_chats import RenderedChats
 
 
 TEXTS = [

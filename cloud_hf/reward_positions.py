@@ -1,0 +1,142 @@
+"""Find where to read the rewards of sequences that another tool has encoded, and refuse sequences with another reward.
+
+TRL, RewardBench and pipelines take a reward model by its path, render chats with its tokenizer, and call the model. What they
+add (a second BOS, tokens after the end of turn, padding) must not change the reward, and what they change must not be scored.
+So a sequence counts only if it holds the ids that [`CritiqueFormat`] gives for the conversation it spells.
+"""
+
+from typing import TYPE_CHECKING
+
+from transformers import PreTrainedTokenizerBase
+
+from .configuration_cloud import CLoudConfig
+from .critique_format import CritiqueFormat
+from .rendered_chats import RenderedChats
+
+
+if TYPE_CHECKING:
+    import torch
+
+
+_CALL = "call `model.score(prompts, responses, tokenizer)`"
+_RENDER = (
+    "Render complete conversations with the model's tokenizer, `tokenizer.apply_chat_template(messages, tokenize=False)`, and "
+    f"do not truncate them; or {_CALL}."
+)
+_NO_CRITIQUE = (
+    "this model writes a critique before it scores, and the sequence holds none: "
+    f"{_CALL}, or pass `cloud_hf.rl.trl.cloud_reward` to TRL and the task 'critique-reward' to `pipeline`."
+)
+
+
+class RewardFinder:
+    """
+    Finds rewards in sequences of other tools, for one model and its tokenizer. Raises `ValueError` if the tokenizer is not the
+    model's, or its conversations cannot be read back from their ids.
+    """
+
+    def __init__(self, config: CLoudConfig, tokenizer: PreTrainedTokenizerBase):
+        if config.keep_thinking:
+            raise ValueError(
+                "This model was made with `keep_thinking`, and chat templates drop thinking before a sequence gets here: "
+                f"{_CALL} instead."
+            )
+        self.tokenizer = tokenizer
+        self.critique_format = CritiqueFormat.from_config(config, tokenizer)
+        self.critique_role = config.critique_role
+        self.chats = RenderedChats(tokenizer)
+        self._trailing = {self.critique_format.end_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+
+    def find(self, input_ids: "torch.Tensor", attention_mask: "torch.Tensor | None") -> tuple[list[int], list[int]]:
+        """
+        Find the first tokens of sequences, after a BOS too many, and the positions of their rewards.
+
+        Args:
+            input_ids (`torch.Tensor` of shape `(B, T)`):
+                Sequences.
+            attention_mask (`torch.Tensor` of shape `(B, T)`, *optional*):
+                Their real tokens. Without it, all are.
+
+        Raises:
+            `ValueError`: If the reward of a sequence would not be that of [`Scorer`]; the message names the row.
+        """
+        starts, ends = [], []
+        for row, ids in enumerate(input_ids.tolist()):
+            real = [1] * len(ids) if attention_mask is None else attention_mask[row].tolist()
+            places = [place for place, is_real in enumerate(real) if is_real]
+            try:
+                start, end = self._find_in([ids[place] for place in places])
+            except ValueError as error:
+                raise ValueError(f"Sequence {row}: {error}") from error
+            starts.append(places[start])
+            ends.append(places[end])
+        return starts, ends
+
+    def _find_in(self, ids: list[int]) -> tuple[int, int]:
+        end = self._end_of_turn(ids)
+        messages = self._parse(str(self.tokenizer.decode(ids[: end + 1], clean_up_tokenization_spaces=False)))
+        # Decoding may put a space before a text
+        stripped = [{**message, "content": message["content"].strip()} for message in messages]
+        is_same = self._is_critique if self.critique_format.critique else self._is_response
+        # A tokenizer may add a BOS to text in which the template has written one, or means to have none
+        for start in (0, 1) if ids[0] == self.tokenizer.bos_token_id else (0,):
+            if any(is_same(form, ids[start : end + 1]) for form in (messages, stripped)):
+                return start, end
+        raise ValueError(
+            "its tokens are not those by which this model judges the conversation that they spell, so its reward would be "
+            "another. Control tokens written in a text, a thinking block or tool calls in a response, truncation and other "
+            f"variables of the chat template have this effect: {_CALL} instead."
+        )
+
+    def _end_of_turn(self, ids: list[int]) -> int:
+        """Return the end of turn after all text. Templates print a newline or an EOS after it."""
+        body = len(ids)
+        while body and (ids[body - 1] in self._trailing or not str(self.tokenizer.decode(ids[body - 1])).strip()):
+            body -= 1
+        end = self.critique_format.end_token_id
+        if end in ids[body:]:
+            return len(ids) - 1 - ids[::-1].index(end)
+        if self.critique_format.critique:
+            raise ValueError(_NO_CRITIQUE)
+        raise ValueError(
+            f"it does not end with the end of a turn ({self.critique_format.end_token!r}), at which the reward is read. "
+            f"{_RENDER}"
+        )
+
+    def _parse(self, text: str) -> list[dict]:
+        try:
+            messages = self.chats.parse(text)
+        except ValueError as error:
+            raise ValueError(
+                f"it is not a conversation as the model's tokenizer renders it. {error} {_RENDER}"
+            ) from error
+        if not self.critique_format.critique:
+            if messages[-1]["role"] != "assistant":
+                raise ValueError(
+                    f"it ends on a {messages[-1]['role']} turn, but the model judges an assistant's response."
+                )
+            return messages
+        if messages[-1] == {"role": "assistant", "content": ""}:
+            messages.pop()  # of templates that end a user's turn with the token that opens the assistant's
+        *_, before, last = [{}, {}, *messages]
+        is_turn = last.get("role") == self.critique_role and last["content"].strip().startswith(self._critique_prompt)
+        if not is_turn or before.get("role") != "assistant":
+            raise ValueError(_NO_CRITIQUE)
+        return messages
+
+    @property
+    def _critique_prompt(self) -> str:
+        return self.critique_format.critique_prompt.strip()
+
+    def _is_response(self, messages: list[dict], ids: list[int]) -> bool:
+        *prompt, response = messages
+        return ids == list(self.critique_format.encode_prefix(prompt, response["content"]).input_ids)
+
+    def _is_critique(self, messages: list[dict], ids: list[int]) -> bool:
+        *prompt, response, turn = messages
+        prefix = self.critique_format.encode_prefix(prompt, response["content"])
+        if self.critique_format.rereads_critiques:
+            critique = turn["content"].strip()[len(self._critique_prompt) :]
+            return ids == list(self.critique_format.complete(prefix, critique).input_ids)
+        length = len(prefix.input_ids)
+        return ids[:length] == list(prefix.input_ids) and self.critique_format.end_token_id not in ids[length:-1]
