@@ -6,6 +6,7 @@ the class passes itself.
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from transformers import PreTrainedModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils.hub import cached_file
 
-from .configuration_cloud import CLoudConfig, check_name, read_config
+from .configuration_cloud import CLoudConfig, check_name, language_config, read_config
 from .model_identity import hash_of_weights
 from .published import HUB_KWARGS, is_published
 
@@ -46,7 +47,9 @@ def load_merged(model_class: Any, name: str, base: str | None = None, **kwargs) 
     hub_kwargs = {key: kwargs.pop(key) for key in HUB_KWARGS if key in kwargs}
     config = read_model_config(name, **hub_kwargs)
     model = load_adapter_base(model_class, name, config, base, hub_kwargs, **kwargs)
-    return attach_adapter(model, name, **hub_kwargs).merge_and_unload()
+    merged = attach_adapter(model, name, **hub_kwargs).merge_and_unload()
+    merged.config.name_or_path, merged._hub_kwargs = name, hub_kwargs  # where its tokenizer is
+    return merged
 
 
 def load_adapter_base(
@@ -61,7 +64,7 @@ def load_adapter_base(
     is_cloud = is_published(base_dict) or base_dict.get("model_type") == CLoudConfig.model_type
     if not is_published(base_dict):
         base_config = read_config(base, **options)
-        _check_architecture(name, config, base, base_config.text_config if is_cloud else base_config)
+        _check_architecture(name, config, base, language_config(base_config))
     if "quantization_config" not in base_dict and hasattr(config, "quantization_config"):
         delattr(config, "quantization_config")  # the base was quantised during training only
     load = model_class.from_pretrained if is_cloud else model_class.from_language_model
@@ -162,6 +165,8 @@ def adapter_base(name: str, base: str | None = None, **hub_kwargs) -> tuple[str,
     """
     peft_config = PeftConfig.from_pretrained(name, **hub_kwargs)
     recorded, revision = base or peft_config.base_model_name_or_path, None if base else peft_config.revision
+    if recorded and not base and (beside := Path(name) / recorded).is_dir():
+        recorded = os.path.normpath(beside)
     moved = "If it has moved, pass its location to `examples/merge_adapter.py --base_model_name_or_path`."
     if not recorded:
         raise ValueError(f"{name} does not name its base model. {moved}")
@@ -202,12 +207,20 @@ def read_model_config(name: str, base: str | None = None, **kwargs) -> Any:
 def record_base(folder: str | Path, model: PeftModel):
     """
     Write a hash of the base's weights into an adapter's folder, for [`adapter_base`] to compare. A base on the Hub needs no
-    hash: its name identifies it.
+    hash: its name identifies it. The path of a local base becomes one from the adapter's folder.
     """
-    base = model.peft_config["default"].base_model_name_or_path
+    base, own_class = model.peft_config["default"].base_model_name_or_path, type(model.get_base_model())
+    changes: dict[str, Any] = {}
+    if isinstance(model.config, CLoudConfig):
+        # PEFT's classes for tasks would load another kind of model, without the adapter's weights. Now they name this class
+        mapping = {"base_model_class": own_class.__name__, "parent_library": own_class.__module__}
+        changes = {"task_type": None, "auto_mapping": mapping}
     if base and Path(base).is_dir():
-        record = {"version": 2, "model": base, "weights": hash_of_weights(base)}
+        changes["base_model_name_or_path"] = os.path.relpath(base, folder)
+        record = {"version": 2, "model": Path(base).name, "weights": hash_of_weights(base)}
         (Path(folder) / BASE_RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    path = Path(folder) / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}, indent=2) + "\n")
 
 
 def _check_identity(name: str, base: str, **hub_kwargs):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers.trainer_utils import SchedulerType
 
 
 METHOD = "Method: Ankner et al., *Critique-out-Loud Reward Models*, arXiv 2408.11791."
@@ -36,6 +37,26 @@ def usage(name: str, critique: bool, adapter: bool = False) -> str:
     return f'{load}[score] = model.score(["What is 2+2?"], ["4"], tokenizer)\nprint({shown})'
 
 
+def pipeline_tag(critique: bool) -> str | None:
+    """Return the Hub's task: the one for texts does not write the critique that a CLoud model needs."""
+    return None if critique else "text-classification"
+
+
+def other_tools(critique: bool) -> str:
+    """Say how tools that load reward models by name use a model."""
+    if critique:
+        return (
+            "The reward is read at the end of a critique that the model writes first. Tools that load a reward model by its name "
+            'do not write one, and get an error: use `score`, `pipeline("critique-reward")`, or '
+            "`cloud_hf.rl.trl.cloud_reward` as a reward function of TRL."
+        )
+    return (
+        "Tools that load a reward model by its name (`AutoModelForSequenceClassification`, "
+        "`pipeline(\"text-classification\")`, TRL's `reward_funcs`) get the same reward for chats that this tokenizer's chat "
+        "template rendered."
+    )
+
+
 def add_results(folder: Path, results: list[EvalResult]):
     """
     Add results to the metadata of a model's card (`model-index`), replacing those of the same dataset, split, revision, metric and
@@ -59,22 +80,22 @@ def make_model_card(trainer: Any, is_adapter: bool, model_name: str, dataset_nam
     """Describe a model that a [`CLoudTrainer`] trained: kind, base model, λ, data, metrics, usage."""
     args, config = trainer.args, trainer.model.config
     base, kind = config.name_or_path, kind_of(config.critique)
-    name = trainer.hub_model_id or args.output_dir
+    name = trainer.hub_model_id or Path(args.output_dir).name
     lm_loss_weight = args.lm_loss_weight if config.critique else "none: it writes no critiques"
     data = ModelCardData(
         library_name="transformers",
-        pipeline_tag="text-classification",
+        pipeline_tag=pipeline_tag(config.critique),
         base_model=hub_id(base),
         datasets=[source] if (source := hub_id(dataset_name)) else None,
         tags=[*trainer._tag_names, *([tags] if isinstance(tags, str) else tags or [])],
     )
     facts = {
         "Kind": kind,
-        "Base model": f"`{base}`" if base else "initialised from a config",
-        "Training data": f"{dataset_name or 'not named'}, {len(trainer.train_dataset)} pairs",
+        "Base model": f"`{shown_name(base)}`" if base else "made from a config",
+        "Training data": f"{shown_name(dataset_name) or 'not named'}, {len(trainer.train_dataset)} pairs",
         "Bradley-Terry weight": args.bradley_terry_weight,
         "λ (weight of the critique LM loss)": lm_loss_weight,
-        "Learning rate": f"{args.learning_rate}, {args.lr_scheduler_type}",
+        "Learning rate": f"{args.learning_rate}, {SchedulerType(args.lr_scheduler_type).value}",
         "Epochs": args.num_train_epochs if args.max_steps < 0 else f"{args.max_steps} steps",
         "Versions": f"transformers {version('transformers')}, trl {version('trl')}",
     }
@@ -83,9 +104,38 @@ def make_model_card(trainer: Any, is_adapter: bool, model_name: str, dataset_nam
         lines[-1] += " It first writes a critique; a head then reads the reward at the critique's end."
     lines += ["", "| | |", "|---|---|", *[f"| {name} | {value} |" for name, value in facts.items()]]
     lines += ["", "## Metrics", "", *_metric_lines(trainer.state.log_history)]
-    lines += ["", "## Use", "", "```python", usage(name, config.critique, is_adapter), "```"]
-    lines += ["", METHOD, ""]
+    return _card(data, lines, usage(name, config.critique, is_adapter), config.critique)
+
+
+def merged_card(model_name: str, adapter: str, base: str, critique: bool) -> ModelCard:
+    """Describe a model that was made by merging an adapter into its base."""
+    kind, tags = kind_of(critique), ["cloud-hf", *(["critique-out-loud"] if critique else []), "reward-model"]
+    data = ModelCardData(
+        library_name="transformers", pipeline_tag=pipeline_tag(critique), base_model=hub_id(base), tags=tags
+    )
+    lines = [
+        f"# {model_name}",
+        "",
+        f"A {kind}: the LoRA adapter `{shown_name(adapter)}` merged into `{shown_name(base)}`.",
+    ]
+    return _card(data, lines, usage(model_name, critique), critique)
+
+
+def language_model_card(model_name: str, adapter: str, base: str) -> ModelCard:
+    """Describe a language model of stage 1 that was made by merging an adapter into its base."""
+    data = ModelCardData(library_name="transformers", pipeline_tag="text-generation", base_model=hub_id(base))
+    text = f"A language model that writes critiques: the LoRA adapter `{shown_name(adapter)}` merged into `{shown_name(base)}`."
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n# {model_name}\n\n{text}\n\n{METHOD}\n")
+
+
+def _card(data: ModelCardData, lines: list[str], code: str, critique: bool) -> ModelCard:
+    lines = [*lines, "", "## Use", "", "```python", code, "```", "", other_tools(critique), "", METHOD, ""]
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines))
+
+
+def shown_name(name: str | None) -> str | None:
+    """Return a name for others to read: of a path, its last part."""
+    return Path(name).name if name and not hub_id(name) else name
 
 
 def _metric_lines(log_history: list[dict]) -> list[str]:

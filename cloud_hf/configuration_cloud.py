@@ -149,14 +149,17 @@ class CLoudConfig(PreTrainedConfig):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> "CLoudConfig":
         r"""
-        Read a config. A published checkpoint's (it has a `feedback_method` and no `text_config`) becomes a config with
-        `format="reference"`; `text_config` and `base_model_name_or_path` are as in [`CLoudForRewardModeling.from_pretrained`].
+        Read a config. A language model's becomes the `text_config` of a default one, and a published checkpoint's (it has a
+        `feedback_method` and no `text_config`) one with `format="reference"`; `text_config` and `base_model_name_or_path` are as in [`CLoudForRewardModeling.from_pretrained`].
 
         Raises:
             `ValueError`: If the config has neither layout, or the base of a published one cannot be reached.
         """
         hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
         config_dict, kwargs = cls.get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if config_dict.get("model_type", "cloud") != "cloud" and not is_published(config_dict):
+            # PEFT reads an adapter's base with the class of the adapted model's config, to compare vocabularies
+            config_dict = {"text_config": config_dict}
         return cls.from_dict(config_dict, hub_kwargs=hub_kwargs, **kwargs)
 
     @classmethod
@@ -236,6 +239,29 @@ def longest_sequence(text_config) -> int | None:
     """Return the longest sequence of a language model in tokens; `None` if its config sets no limit."""
     limits = [getattr(text_config, "max_position_embeddings", None), position_switch(text_config)]
     return min((limit for limit in limits if limit is not None), default=None)
+
+
+# Language models that exist only inside multimodal ones: on text, whose positions are plain, they are these
+_PLAIN_TYPES = {"qwen2_vl_text": "qwen2", "qwen2_5_vl_text": "qwen2", "qwen3_vl_text": "qwen3"}
+
+
+def language_config(config: Any) -> Any:
+    """Return the config of the language model in a multimodal one. Another config is returned as it is."""
+    text_config = config.get_text_config(decoder=True)
+    if text_config is config:
+        return config
+    # Weights are tied, and tokens named, by the outermost config
+    outer = ("tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id", "dtype")
+    options = text_config.to_dict()
+    options |= {name: value for name in outer if (value := getattr(config, name, None)) is not None}
+    model_type = str(options.pop("model_type"))
+    if model_type in _PLAIN_TYPES:
+        rope = {key: value for key, value in (options.get("rope_parameters") or {}).items() if "mrope" not in key}
+        options["rope_parameters"] = {
+            **rope,
+            "rope_type": str(rope.get("rope_type", "default")).replace("mrope", "default"),
+        }
+    return AutoConfig.for_model(_PLAIN_TYPES.get(model_type, model_type), **options)
 
 
 def is_local(name: str | None) -> bool:

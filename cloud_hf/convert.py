@@ -29,7 +29,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
-from .cards import METHOD, hub_id, kind_of, usage
+from .cards import METHOD, hub_id, kind_of, other_tools, pipeline_tag, shown_name, usage
 from .cli import ArgumentParser, run
 from .configuration_cloud import CLoudConfig, check_name, spell_critique_prompt
 from .critique_format import CritiqueFormat
@@ -314,15 +314,16 @@ def _card(conversion: Conversion, folder: Path) -> ModelCard:
     config, source = conversion.config, conversion.source
     data = ModelCardData(
         library_name="transformers",
-        pipeline_tag="text-classification",
+        pipeline_tag=pipeline_tag(config.critique),
         base_model=hub_id(source) or hub_id(config.base_model_name_or_path),
         tags=["cloud-hf", *(["critique-out-loud"] if config.critique else []), "reward-model"],
     )
     body = (
-        f"# {folder.name}\n\nA {kind_of(config.critique)}: `{Path(source).name}` with unchanged weights, in a layout that "
-        f"loads with `AutoModel`. Its base is `{config.base_model_name_or_path}`; both licences apply.\n\n"
+        f"# {folder.name}\n\nA {kind_of(config.critique)}: `{Path(source).name}`, its weights unchanged, in a layout that "
+        f"loads with `AutoModel`. Its base is `{shown_name(config.base_model_name_or_path)}`; both licences apply.\n\n"
         "It is scored in the format of the reference implementation (`format` is `reference`), with which it was "
-        f"trained.\n\n## Use\n\n```python\n{usage(folder.name, config.critique)}\n```\n\n{METHOD}\n"
+        f"trained.\n\n## Use\n\n```python\n{usage(folder.name, config.critique)}\n```\n\n{other_tools(config.critique)}\n\n"
+        f"{METHOD}\n"
     )
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}")
 

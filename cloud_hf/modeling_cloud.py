@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     GenerationConfig,
     GenerationMixin,
     PreTrainedModel,
@@ -31,7 +32,7 @@ from transformers.modeling_utils import set_zero3_state
 from transformers.utils.generic import ModelOutput, is_flash_attention_requested
 
 from .chunked_loss import ChunkedCrossEntropy
-from .configuration_cloud import CLoudConfig, read_config
+from .configuration_cloud import CLoudConfig, language_config, read_config
 from .critique_format import IGNORE_INDEX, CritiqueFormat, pin_date
 from .packed_attention import PACKED_SDPA, packed_arguments
 from .published import (
@@ -52,6 +53,15 @@ from .scoring import score_with_transformers
 # Vocabulary entries per piece of the LM loss, by default. The number of pieces must not depend on the batch: sharded ranks
 # have to call the LM head equally often.
 _VOCABULARY_PER_CHUNK = 16_384
+
+_QUANTIZATION_OPTIONS = tuple(inspect.signature(BitsAndBytesConfig).parameters.keys() - {"kwargs"})
+
+# Names of the language model's weights in multimodal checkpoints, of earlier and later versions of transformers
+_MULTIMODAL_KEYS = {
+    r"^(?:model\.)?language_model\.(?:model\.)?(?!lm_head|model\.)": "language_model.model.",
+    r"^model\.(?=embed_tokens|layers|norm)": "language_model.model.",
+    r"^(?:language_model\.)?lm_head": "language_model.lm_head",
+}
 
 _CHECKED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -203,6 +213,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         text_config = read_config(base, **hub_kwargs)
         if isinstance(text_config, CLoudConfig):
             raise ValueError(f"{base} is already a CLoud model; load it with `from_pretrained`.")
+        text_config = language_config(text_config)
         tokenizer = cast(PreTrainedTokenizerBase, tokenizer or AutoTokenizer.from_pretrained(base, **hub_kwargs))
         template_kwargs = pin_date(tokenizer, chat_template_kwargs)
         wording: dict[str, Any] = {} if critique_prompt is None else {"critique_prompt": critique_prompt}
@@ -221,13 +232,19 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_language_model(cls, base: str | Path, config: CLoudConfig, **kwargs) -> "CLoudForRewardModeling":
-        """Load a language model's weights and add a new head, with a given config; [`from_base`] also makes the config."""
-        cls._keys_to_ignore_on_load_missing = [r"^reward_head\."]  # do not warn about the new head
+        """Load a language model's weights and a fresh head with a given config; [`from_base`] makes the config as well."""
+        hub_kwargs = {key: kwargs[key] for key in ("revision", "trust_remote_code", "token") if key in kwargs}
+        base_config = read_config(base, **hub_kwargs)
+        if base_config.get_text_config(decoder=True) is not base_config:
+            kwargs["key_mapping"] = _MULTIMODAL_KEYS
+            cls._keys_to_ignore_on_load_unexpected = [r"."]  # the parts for images and sound
+        cls._keys_to_ignore_on_load_missing = [r"^reward_head\."]  # a fresh head is expected here, so no warning
         try:
             loaded: Any = super().from_pretrained(base, config=config, output_loading_info=True, **kwargs)
         finally:
-            cls._keys_to_ignore_on_load_missing = None
+            cls._keys_to_ignore_on_load_missing = cls._keys_to_ignore_on_load_unexpected = None
         model, loading = loaded
+        _forget_renaming(model, kwargs.get("key_mapping"))
         _refuse_missing(base, loading["missing_keys"])
         check_weights(str(base), model)
         if not is_deepspeed_zero3_enabled():  # under ZeRO-3 the engine decides on data types
@@ -257,18 +274,16 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
         if (kwargs.get("adapter_kwargs") or {}).get("_adapter_model_path"):  # set by the Auto classes
             return cls._load_adapter(name, kwargs, hub_kwargs)
-        published = name is not None and is_published(CLoudConfig.get_config_dict(name, **hub_kwargs)[0])
+        config_dict = {} if name is None else CLoudConfig.get_config_dict(name, **hub_kwargs)[0]
+        published = is_published(config_dict)
+        if kwargs.get("config") is None and config_dict.get("model_type", "cloud") != "cloud":
+            CLoudConfig.from_dict(config_dict)  # raises, before weights are loaded
+        _read_quantization(kwargs)
         if published:
             cls._prepare_published(name, kwargs, hub_kwargs)
         loaded: Any = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
         model, loading = loaded
-        if published:
-            # Otherwise `save_pretrained` would write the published names next to a native config
-            model._weight_conversions = [
-                conversion
-                for conversion in model._weight_conversions
-                if not any(PUBLISHED_PREFIX in pattern for pattern in conversion.source_patterns)
-            ]
+        _forget_renaming(model, kwargs.get("key_mapping"))
         _refuse_missing(name, loading["missing_keys"])
         check_weights(str(name), model)
         model._hub_kwargs = hub_kwargs
@@ -385,7 +400,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
                 )
             kwargs |= packed_arguments(self.trunk.config, segments)
         else:
-            if is_foreign:
+            if reward_positions is None:
                 attention_mask, reward_positions = self._find_rewards(input_ids, attention_mask)
             if position_ids is None and attention_mask is not None and self._accepts_position_ids:
                 position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
@@ -397,9 +412,10 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         device = hidden_BTH.device  # with a device_map, the trunk can end on another device than it starts on
         positions_B = reward_positions.to(device)
         rows_B = torch.arange(len(positions_B), device=device) if segments is None else torch.zeros_like(positions_B)
-        output = CLoudOutput(logits=self.reward_from_hidden(hidden_BTH[rows_B, positions_B]))
-        if is_foreign and not output.logits.isfinite().all():
-            raise NotFinite(f"The rewards of a batch are not all finite numbers: {output.logits[:, 0].tolist()}.")
+        reward_B1 = self.reward_from_hidden(hidden_BTH[rows_B, positions_B])
+        if is_foreign and not reward_B1.isfinite().all():
+            raise NotFinite(f"The rewards of a batch are not all finite numbers: {reward_B1[:, 0].tolist()}.")
+        output = CLoudOutput(logits=reward_B1)
         if labels is not None:
             labels_BT = labels[:, 1:].to(device)
             sequence_P = _labelled_sequences(labels_BT, None if segments is None else positions_B)
@@ -646,6 +662,24 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             **auto_map,
             "AutoModelForSequenceClassification": f"modeling_cloud.{CLoudForRewardModeling.__name__}",
         }
+
+
+def _forget_renaming(model: Any, key_mapping: dict[str, str] | None):
+    """Keep `save_pretrained` from writing the names that the weights had in another layout."""
+    model._weight_conversions = [
+        conversion
+        for conversion in getattr(model, "_weight_conversions", None) or []
+        if not set(conversion.source_patterns) & set(key_mapping or ())
+    ]
+
+
+def _read_quantization(kwargs: dict[str, Any]):
+    """Replace options of earlier versions of transformers, such as `load_in_8bit`, which other tools still pass."""
+    options = {key: kwargs.pop(key) for key in _QUANTIZATION_OPTIONS if key in kwargs}
+    if options.get("load_in_8bit") or options.get("load_in_4bit"):
+        if kwargs.get("quantization_config") is not None:
+            raise ValueError("Give `quantization_config` alone: it holds `load_in_8bit` and `load_in_4bit`.")
+        kwargs["quantization_config"] = BitsAndBytesConfig(**options)
 
 
 def check_weights(name: str, model: nn.Module):

@@ -5,7 +5,7 @@ add (a second BOS, tokens after the end of turn, padding) must not change the re
 So a sequence counts only if it holds the ids that [`CritiqueFormat`] gives for the conversation it spells.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from transformers import PreTrainedTokenizerBase
 
@@ -45,7 +45,8 @@ class RewardFinder:
         self.critique_format = CritiqueFormat.from_config(config, tokenizer)
         self.critique_role = config.critique_role
         self.chats = RenderedChats(tokenizer)
-        self._trailing = {self.critique_format.end_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+        others = cast(list[int | None], [tokenizer.eos_token_id, tokenizer.pad_token_id])
+        self._trailing = {self.critique_format.end_token_id, *others}
 
     def find(self, input_ids: "torch.Tensor", attention_mask: "torch.Tensor | None") -> tuple[list[int], list[int]]:
         """

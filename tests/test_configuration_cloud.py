@@ -38,3 +38,28 @@ def test_round_trip_keeps_everything(tmp_path):
 def test_unusable_values_are_refused_by_name(kwargs, says):
     with pytest.raises(ValueError, match=says):
         CLoudConfig(**{"text_config": TEXT_CONFIG, **kwargs})
+
+
+def test_attributes_of_the_language_model_are_found_where_tools_read_them(tmp_path):
+    config = CLoudConfig(text_config={**TEXT_CONFIG, "pad_token_id": 3, "eos_token_id": [1, 2]})
+    for name in ("pad_token_id", "eos_token_id", "bos_token_id", "hidden_size", "vocab_size", "num_hidden_layers"):
+        assert getattr(config, name) == getattr(config.text_config, name)
+    assert config.max_position_embeddings == config.get_text_config().max_position_embeddings
+    assert not hasattr(config, "no_such_attribute")
+    config.pad_token_id = None  # as some tools write it, who then find it unset
+    config.save_pretrained(tmp_path)
+    assert CLoudConfig.from_pretrained(tmp_path).pad_token_id == 3
+
+
+def test_a_reward_is_not_squashed():
+    """By pipelines (`problem_type`) or sentence-transformers, which apply a sigmoid to a single number."""
+    config = CLoudConfig(text_config=TEXT_CONFIG)
+    assert config.problem_type == "regression"
+    assert config.sentence_transformers == {"activation_fn": "torch.nn.modules.linear.Identity"}
+
+
+def test_no_path_of_the_base_is_written(tmp_path):
+    for name, kept in ((str(tmp_path), False), ("/of/another/machine", False), ("org/model", True)):
+        config = CLoudConfig(text_config={**TEXT_CONFIG, "_name_or_path": name})
+        config.save_pretrained(tmp_path / "saved")
+        assert (name in (tmp_path / "saved/config.json").read_text()) == kept

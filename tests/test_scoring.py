@@ -9,6 +9,7 @@ from tokenizers_for_tests import make_tokenizer
 
 from cloud_hf import CLoudForRewardModeling, CritiqueFormat, TransformersScorer
 from cloud_hf.generation import Sample
+from cloud_hf.scores import NotFinite
 from cloud_hf.scoring import Score, context_length
 
 
@@ -246,10 +247,12 @@ def test_no_rows_give_no_scores(talker):
     assert score(talker, [], []) == []
 
 
-def test_a_reward_that_is_no_number_does_not_hide_the_others():
-    score = Score.of([Sample(1.0), Sample(math.inf), Sample(-math.inf)])
-    assert score.rewards == (1.0, math.inf, -math.inf)
-    assert math.isnan(score.reward) and math.isnan(score.reward_std)
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+def test_a_reward_that_is_not_finite_is_refused(bad):
+    with pytest.raises(NotFinite, match="not all are finite numbers"):
+        Score.of([Sample(1.0), Sample(bad)])
+    with pytest.raises(NotFinite):
+        Score(bad, "", (1.0,), ("",), 0.0, ("stop",))
 
 
 SCHEMES = {

@@ -7,6 +7,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..arguments import documented
+from ..cards import language_model_card, merged_card
 from ..configuration_cloud import CLoudConfig
 from ..loading import adapter_base, is_adapter, load_merged, read_model_config, tokenizer_source
 
@@ -47,9 +48,12 @@ def main(args: MergeArguments):
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_source(name, base))
     if isinstance(read_model_config(name, base=base), CLoudConfig):
         model = load_merged(name, base, dtype=args.dtype)
+        card = merged_card(output.name, name, base, model.config.critique)
     else:
         model = AutoModelForCausalLM.from_pretrained(base, revision=revision, dtype=args.dtype)
         model = PeftModel.from_pretrained(model, name).merge_and_unload()
+        card = language_model_card(output.name, name, base)
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
+    card.save(output / "README.md")
     print(f"Merged {name} into {base}: {output}")

@@ -1,6 +1,7 @@
 """Stage 1: teach a language model to write critiques, by supervised fine-tuning on oracle critiques."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from datasets import Dataset
 from peft import PeftModel
@@ -76,6 +77,12 @@ class CritiqueSFTConfig(SFTConfig):
 class CritiqueSFTTrainer(LogsThroughput, StopsWhenNotFinite, ExactResume, SFTTrainer):
     """[`~trl.SFTTrainer`] with exact resume and throughput in its log, which stops at a loss that is not finite."""
 
+    def _save(self, output_dir: str | None = None, state_dict=None):
+        super()._save(output_dir, state_dict)
+        model: Any = self.accelerator.unwrap_model(self.model)
+        if isinstance(model, PeftModel):
+            record_base(str(output_dir or self.args.output_dir), model)
+
 
 ARGUMENTS = (DataArguments, CritiqueArguments, CritiqueSFTConfig, TrainedModelConfig)
 
@@ -129,8 +136,6 @@ def main(
         check_tied_layers(trainer.model)
     trainer.train(resume_from_checkpoint=checkpoint_to_resume(training_args))
     trainer.save_model()
-    if isinstance(trainer.model, PeftModel) and trainer.is_world_process_zero():
-        record_base(str(training_args.output_dir), trainer.model)
     trainer.save_state()
     if training_args.push_to_hub:
         trainer.push_to_hub(dataset_name=data_args.dataset_name)

@@ -33,7 +33,7 @@ class StopsWhenNotFinite(MixedTrainer):
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
         """See [`~transformers.Trainer.evaluation_loop`]."""
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        output: Any = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         if (loss := output.metrics.get(f"{metric_key_prefix}_loss")) is not None:
             self._check_finite(f"{metric_key_prefix}_loss", loss)
         return output

@@ -285,7 +285,7 @@ def find_checkpoint(args: TrainingArguments, asked: str | bool, **trained) -> Pa
     folder = _last_whole(output_dir) if str(asked).lower() == "true" else Path(str(asked))
     if not is_whole(folder):
         raise ValueError(
-            f"{folder} is not a complete checkpoint: {RECORD}, which is written last, is missing. The last complete one is "
+            f"{folder} is not a complete checkpoint: it lacks {RECORD}, which is written last. The last complete one is "
             f"{name_last(folder.parent)}."
         )
     record = json.loads((folder / RECORD).read_text())
@@ -340,14 +340,14 @@ def explain_failure(folder: Path, output_dir: str | Path) -> Iterator[None]:
         yield
     except HfHubHTTPError as error:  # an OSError, too
         raise NotSaved(
-            f"The Hub refused the upload of {folder}: {error}. Its files are on the disk, where the last complete checkpoint "
-            f"is {name_last(output_dir)}: check the token and `--hub_model_id`, or leave `--push_to_hub` out."
+            f"The Hub refused the upload of {folder}: {error}. Its files are on disk, where the last complete checkpoint "
+            f"is {name_last(output_dir)}. Check the token and `--hub_model_id`, or omit `--push_to_hub`."
         ) from error
     except (OSError, RuntimeError, SafetensorError) as error:
         free = shutil.disk_usage(output_dir).free / 2**20
         raise NotSaved(
             f"{folder} could not be written, with {free:,.0f} MiB free on its disk: {error}. The last complete checkpoint, "
-            f"{name_last(output_dir)}, was not touched: make room and resume with `--resume_from_checkpoint true`."
+            f"{name_last(output_dir)}, was not touched. Free disk space and resume with `--resume_from_checkpoint true`."
         ) from error
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections import defaultdict
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from datasets import Dataset
 from peft import PeftModel
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Sampler
-from transformers import AutoTokenizer, DataCollator, EvalPrediction, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, DataCollator, EvalPrediction, PreTrainedTokenizerBase, TrainingArguments
 from trl import RewardTrainer
 from trl.trainer.utils import get_config_model_id, global_then_local_main_first
 
@@ -65,8 +66,9 @@ class CLoudTrainer(LogsThroughput, StopsWhenNotFinite, ExactResume, RewardTraine
         model (`str` or [`CLoudForRewardModeling`] or [`~peft.PeftModel`]):
             A CLoud model or its name; or the name of a plain language model, which becomes one with the critique options of
             `args`; or the name of a LoRA adapter of either, which is trained further.
-        args ([`CLoudTrainingConfig`], *optional*):
-            Configuration for this trainer.
+        args ([`CLoudTrainingConfig`] or [`~trl.RewardConfig`] or [`~transformers.TrainingArguments`], *optional*):
+            Configuration for this trainer. With the latter two, a CLoud model keeps its kind (`critique`), and the other
+            options of [`CLoudTrainingConfig`] have their defaults.
         data_collator (`DataCollator`, *optional*):
             Defaults to [`DataCollatorForCLoud`].
         train_dataset (`Dataset`):
@@ -104,14 +106,14 @@ class CLoudTrainer(LogsThroughput, StopsWhenNotFinite, ExactResume, RewardTraine
     def __init__(
         self,
         model: Any,
-        args: CLoudTrainingConfig | None = None,
+        args: TrainingArguments | None = None,
         data_collator: DataCollator | None = None,
         train_dataset: Dataset | None = None,
         eval_dataset: Dataset | dict[str, Dataset] | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         **kwargs,
     ):
-        args = args or CLoudTrainingConfig("cloud-model")
+        args = _cloud_config(args, model)
         peft_config, quantization_config = kwargs.pop("peft_config", None), kwargs.pop("quantization_config", None)
         check_launch(args)
         if peft_config is not None:
@@ -391,6 +393,21 @@ class CLoudTrainer(LogsThroughput, StopsWhenNotFinite, ExactResume, RewardTraine
             model_name = model_name or Path(str(self.args.output_dir)).name
             card = make_model_card(self, bool(is_peft_model(self.model)), model_name, dataset_name, tags)
             card.save(f"{self.args.output_dir}/README.md")
+
+
+def _cloud_config(args: TrainingArguments | None, model: Any) -> CLoudTrainingConfig:
+    """Convert arguments as TRL's trainers convert [`~transformers.TrainingArguments`]."""
+    if isinstance(args, CLoudTrainingConfig):
+        return args
+    if args is None:
+        return CLoudTrainingConfig("cloud-model")
+    # Not `to_dict`, which hides the values of all options that end in `_token`
+    options = {field.name: getattr(args, field.name) for field in fields(args) if field.init}
+    given: Any = options.get("model_init_kwargs") or {}
+    config = read_model_config(model, revision=given.get("revision")) if isinstance(model, str) else model.config
+    if isinstance(config, CLoudConfig):
+        options["critique"] = config.critique
+    return CLoudTrainingConfig(**options)
 
 
 def _prepare_tokenizer(tokenizer: Any, model: Any, args: CLoudTrainingConfig) -> PreTrainedTokenizerBase:

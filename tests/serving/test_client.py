@@ -244,6 +244,16 @@ def test_passing_trouble_is_tried_again_with_growing_pauses(trouble):
         ((404, {}, b"nothing here"), 1, r"status 404: 'nothing here'"),
         ((200, {}, b"hello"), 1, r"not a reward server's"),
         ((200, {}, {"results": []}), 1, r"not a reward server's"),
+        (
+            (
+                200,
+                {},
+                b'{"results": [{"reward": NaN, "rewards": [NaN], "critiques": ["x"], "reward_std": 0, '
+                b'"finish_reasons": ["stop"], "critique_ids": [[]]}]}',
+            ),
+            1,
+            r"not all are finite",
+        ),
         ((200, {}, {"results": [{**GOOD, "rewards": [0.5, 0.5]}]}), 1, r"2 rewards for 1 critiques"),
     ],
 )

@@ -4,15 +4,16 @@ import pytest
 import torch
 from datasets import Dataset
 from models_for_tests import make_model
-from peft import LoraConfig
+from peft import AutoPeftModelForSequenceClassification, LoraConfig
 from safetensors.torch import load_file
 from same_scores import assert_same_scores
 from tokenizers_for_tests import make_tokenizer
 from torch.nn import functional as F
 from trainers_for_tests import KeepGradients, make_rows, make_trainer
-from transformers import AutoModel
+from transformers import AutoModel, TrainingArguments
+from trl import RewardConfig
 
-from cloud_hf import CLoudForRewardModeling, CLoudTrainingConfig
+from cloud_hf import CLoudForRewardModeling, CLoudTrainer, CLoudTrainingConfig
 from cloud_hf.loading import load_reward_model
 from cloud_hf.training.encoding import SIDES
 
@@ -196,7 +197,10 @@ def test_saved_model_scores_like_the_trained_one(base_folder, tmp_path):
     assert isinstance(AutoModel.from_pretrained(tmp_path), CLoudForRewardModeling)
     trainer.create_model_card(dataset_name="org/data")
     card = (tmp_path / "README.md").read_text()
-    assert f"AutoModel.from_pretrained({str(tmp_path)!r}, trust_remote_code=True)" in card
+    assert f"AutoModel.from_pretrained({tmp_path.name!r}, trust_remote_code=True)" in card
+    assert str(tmp_path.parent) not in card and "SchedulerType" not in card and ", linear" in card
+    # Pipelines for texts write no critique
+    assert "pipeline_tag" not in card and "cloud_hf.rl.trl.cloud_reward" in card
     assert "org/data" in card and "| λ (weight of the critique LM loss) | 1.25 |" in card and "pairwise_loss" in card
 
 
@@ -233,9 +237,13 @@ def test_lora_trains_the_head_and_loads_by_its_folder(base_folder, tmp_path, tar
     trained = trainer.model.base_model.model.reward_head.modules_to_save["default"].dense.weight
     assert not torch.equal(head, trained)
     assert not (tmp_path / "model.safetensors").exists() and (tmp_path / "adapter_model.safetensors").exists()
+    own_files = [path for path in tmp_path.iterdir() if path.suffix in (".json", ".md", ".jinja")]
+    assert not [path for path in own_files if str(base_folder) in path.read_text()]
+    with pytest.raises(ValueError, match=r"import 'cloud_hf\.modeling_cloud' which is not in the import allowlist"):
+        AutoPeftModelForSequenceClassification.from_pretrained(tmp_path)
     model, tokenizer = load_reward_model(str(tmp_path))
     trainer.create_model_card()
-    assert f"load_reward_model({str(tmp_path)!r})" in (tmp_path / "README.md").read_text()
+    assert f"load_reward_model({tmp_path.name!r})" in (tmp_path / "README.md").read_text()
     [merged] = model.score(["x"], ["y"], tokenizer, max_new_tokens=8)
     [adapted] = trainer.model.score(["x"], ["y"], tokenizer, max_new_tokens=8)
     assert merged.critique_ids == adapted.critique_ids
@@ -283,3 +291,27 @@ def test_context_is_the_limit_even_when_max_length_is_larger(model, tmp_path):
     trainer = make_trainer(model, tmp_path, rows, max_length=None, overlong_policy="drop")
     assert len(trainer.train_dataset) == 2
     assert json.dumps(trainer.args.to_dict(), default=str)
+
+
+# ---------------------------------------------------------------------------------------------------- arguments
+
+
+@pytest.mark.parametrize("config_class", [RewardConfig, TrainingArguments])
+@pytest.mark.parametrize("critique", [True, False])
+def test_arguments_of_trl_and_transformers_are_taken(base_folder, tmp_path, config_class, critique):
+    """As TRL's own trainers take them. Neither can say which kind of model it trains: the model does."""
+    make_model(base_folder, critique=critique).save_pretrained(tmp_path / "model")
+    args = config_class(
+        str(tmp_path / "out"), max_steps=1, report_to=[], bf16=False, use_cpu=True, gradient_checkpointing=False,
+        learning_rate=3e-4, hub_token="secret",
+    )  # fmt: skip
+    for model in (str(tmp_path / "model"), make_model(base_folder, critique=critique)):
+        trainer = CLoudTrainer(model, args, train_dataset=make_rows(8), processing_class=make_tokenizer("llama3"))
+        trainer.train()
+        assert isinstance(trainer.args, CLoudTrainingConfig)
+        assert (trainer.args.learning_rate, trainer.args.hub_token, trainer.args.critique) == (
+            3e-4,
+            "secret",
+            critique,
+        )
+        assert trainer.model.config.critique == critique and trainer.args.lm_loss_weight == 1.25
