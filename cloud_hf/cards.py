@@ -91,7 +91,7 @@ def make_model_card(trainer: Any, is_adapter: bool, model_name: str, dataset_nam
     )
     facts = {
         "Kind": kind,
-        "Base model": f"`{shown_name(base)}`" if base else "made from a config",
+        "Base model": f"`{shown_name(base)}`" if base else "initialised from a config",
         "Training data": f"{shown_name(dataset_name) or 'not named'}, {len(trainer.train_dataset)} pairs",
         "Bradley-Terry weight": args.bradley_terry_weight,
         "λ (weight of the critique LM loss)": lm_loss_weight,

@@ -319,7 +319,7 @@ def _card(conversion: Conversion, folder: Path) -> ModelCard:
         tags=["cloud-hf", *(["critique-out-loud"] if config.critique else []), "reward-model"],
     )
     body = (
-        f"# {folder.name}\n\nA {kind_of(config.critique)}: `{Path(source).name}`, its weights unchanged, in a layout that "
+        f"# {folder.name}\n\nA {kind_of(config.critique)}: `{Path(source).name}` with unchanged weights, in a layout that "
         f"loads with `AutoModel`. Its base is `{shown_name(config.base_model_name_or_path)}`; both licences apply.\n\n"
         "It is scored in the format of the reference implementation (`format` is `reference`), with which it was "
         f"trained.\n\n## Use\n\n```python\n{usage(folder.name, config.critique)}\n```\n\n{other_tools(config.critique)}\n\n"

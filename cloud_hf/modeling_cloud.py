@@ -232,13 +232,13 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_language_model(cls, base: str | Path, config: CLoudConfig, **kwargs) -> "CLoudForRewardModeling":
-        """Load a language model's weights and a fresh head with a given config; [`from_base`] makes the config as well."""
+        """Load a language model's weights and add a new head, with a given config; [`from_base`] also makes the config."""
         hub_kwargs = {key: kwargs[key] for key in ("revision", "trust_remote_code", "token") if key in kwargs}
         base_config = read_config(base, **hub_kwargs)
         if base_config.get_text_config(decoder=True) is not base_config:
             kwargs["key_mapping"] = _MULTIMODAL_KEYS
             cls._keys_to_ignore_on_load_unexpected = [r"."]  # the parts for images and sound
-        cls._keys_to_ignore_on_load_missing = [r"^reward_head\."]  # a fresh head is expected here, so no warning
+        cls._keys_to_ignore_on_load_missing = [r"^reward_head\."]  # do not warn about the new head
         try:
             loaded: Any = super().from_pretrained(base, config=config, output_loading_info=True, **kwargs)
         finally:
