@@ -219,6 +219,9 @@ def record_base(folder: str | Path, model: PeftModel):
         changes["base_model_name_or_path"] = os.path.relpath(base, folder)
         record = {"version": 2, "model": Path(base).name, "weights": hash_of_weights(base)}
         (Path(folder) / BASE_RECORD).write_text(json.dumps(record, indent=2) + "\n")
+        card = Path(folder) / "README.md"  # PEFT's, which names the base by its path
+        if card.exists():
+            card.write_text(card.read_text("utf-8").replace(base, Path(base).name), "utf-8")
     path = Path(folder) / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}, indent=2) + "\n")
 

@@ -93,7 +93,8 @@ def test_an_adapter_of_stage_1_goes_on_with_a_head(sft, base_folder, tmp_path, c
     assert changed == trained and any("reward_head" in name for name in trained)
     trainer.save_model()
     saved = json.loads((tmp_path / "out/adapter_config.json").read_text())
-    assert saved["base_model_name_or_path"] == str(base_folder) and saved["modules_to_save"] == ["reward_head"]
+    base = Path(tmp_path / "out", saved["base_model_name_or_path"])
+    assert base.samefile(base_folder) and saved["modules_to_save"] == ["reward_head"]
     model, tokenizer = load_reward_model(str(tmp_path / "out"))
     assert_same(
         model.score(["x"], ["y"], tokenizer, max_new_tokens=8),

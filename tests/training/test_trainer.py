@@ -301,11 +301,12 @@ def test_context_is_the_limit_even_when_max_length_is_larger(model, tmp_path):
 def test_arguments_of_trl_and_transformers_are_taken(base_folder, tmp_path, config_class, critique):
     """As TRL's own trainers take them. Neither can say which kind of model it trains: the model does."""
     make_model(base_folder, critique=critique).save_pretrained(tmp_path / "model")
-    args = config_class(
-        str(tmp_path / "out"), max_steps=1, report_to=[], bf16=False, use_cpu=True, gradient_checkpointing=False,
-        learning_rate=3e-4, hub_token="secret",
-    )  # fmt: skip
-    for model in (str(tmp_path / "model"), make_model(base_folder, critique=critique)):
+    models = {"by path": str(tmp_path / "model"), "in memory": make_model(base_folder, critique=critique)}
+    for name, model in models.items():
+        args = config_class(
+            str(tmp_path / name), max_steps=1, report_to=[], bf16=False, use_cpu=True, gradient_checkpointing=False,
+            learning_rate=3e-4, hub_token="secret",
+        )  # fmt: skip
         trainer = CLoudTrainer(model, args, train_dataset=make_rows(8), processing_class=make_tokenizer("llama3"))
         trainer.train()
         assert isinstance(trainer.args, CLoudTrainingConfig)
