@@ -9,7 +9,7 @@ from ..evaluation.arena_hard.arguments import Arena, ArenaHardArguments, gather_
 from ..evaluation.arena_hard.judge import Judged, judge_candidates
 from ..evaluation.candidates import ScoredSet, Scores, SetResult, arena_results, places_to_judge, replay_result
 from ..evaluation.environment import describe, environment
-from ..evaluation.fitting import FittedRows
+from ..evaluation.fitting import FittedRows, fit_rows
 from ..evaluation.formatting import file_name, picture_name
 from ..evaluation.journaled_scorer import JournaledScorer, batches_by_length, default_chunk_size, open_score_journal
 from ..evaluation.metrics.best_of_n import Problem, load_problems
@@ -17,7 +17,7 @@ from ..evaluation.report import Section, best_of_n_section, render
 from ..evaluation.report.files import write_json, write_json_lines
 from ..evaluation.report.plots import plot_curves
 from ..evaluation.scoring_arguments import ScoringArguments, load_datasets, open_scorer, short_names
-from ..evaluation.sets import fit_set, score_sets
+from ..evaluation.sets import score_sets
 
 
 VERSION = 2
@@ -64,7 +64,7 @@ ARGUMENTS = (BestOfNArguments,)
 def main(args: BestOfNArguments):
     load_datasets(args, (), [])  # checks the models
     sets = {
-        name: load_problems(name, args.dataset_test_split, args.dataset_config, args.limit)
+        name: load_problems(name, args.dataset_test_split, args.dataset_config, args.limit, bad_rows=args.bad_rows)
         for name in args.dataset_name
     }
     arena = load_arena(args, args.limit, args.seed) if args.arena_hard else None
@@ -124,15 +124,15 @@ def score_with(
         open_score_journal("best_of_n_journal", name, shown, args, SETTINGS) as journal,
         open_scorer(name, args, show_progress=False) as (scorer, critique_format, options),
     ):
-        limits = {key: options.pop(key) for key in ("context_length", "overlong_policy")}
+        limits = {key: options.pop(key) for key in ("context_length", "overlong_policy", "bad_rows")}
         limits["max_new_tokens"] = options["max_new_tokens"]
         fitted = {
-            key: fit_set(
-                key,
+            key: fit_rows(
                 [{"id": one.id, "prompt": one.prompt, "responses": list(one.responses)} for one in problems],
                 itemgetter("responses"),
                 critique_format,
                 **limits,
+                name=key,
             )
             for key, problems in sets.items()
         }

@@ -52,7 +52,7 @@ def evaluate(
 ) -> ModelResults:
     """Score all datasets with one model, then the critiques and rows of self-consistency and probes."""
     with open_scorer(name, args, show_progress=False) as (scorer, critique_format, options):
-        limits = {key: options.pop(key) for key in ("context_length", "overlong_policy")}
+        limits = {key: options.pop(key) for key in ("context_length", "overlong_policy", "bad_rows")}
         fitted = sets.fit(critique_format, max_new_tokens=options["max_new_tokens"], **limits)
         by_length = batches_by_length(args)
         journaled = JournaledScorer(scorer, journal, args.chunk_size or default_chunk_size(args), shown[name])

@@ -44,7 +44,9 @@ class CritiqueArguments:
         format (`str`, *optional*, defaults to `"cloud"`):
             Layout of conversations: cloud, or reference for the format of the published checkpoints.
         overlong_policy (`str`, *optional*, defaults to `"error"`):
-            Treatment of rows that exceed `max_length`: error, drop, truncate_prompt or truncate_end.
+            Rows that exceed `max_length`: error, drop, truncate_prompt or truncate_end.
+        bad_rows (`str`, *optional*, defaults to `"error"`):
+            Rows that cannot be used: error, or drop to leave them out with a count.
     """
 
     critique_prompt: str | None = None
@@ -52,6 +54,7 @@ class CritiqueArguments:
     keep_thinking: bool = False
     format: str = "cloud"
     overlong_policy: str = "error"
+    bad_rows: str = "error"
 
 
 @dataclass
@@ -113,7 +116,7 @@ def main(
 
     def encode(rows: Dataset, split: str) -> Dataset:
         policy, num_proc = critique_args.overlong_policy, training_args.dataset_num_proc
-        return encode_critiques(rows, critique_format, limit, policy, split, num_proc)
+        return encode_critiques(rows, critique_format, limit, policy, split, num_proc, critique_args.bad_rows)
 
     train_rows, eval_rows = data_args.load(training_args.eval_strategy)
     train_dataset = encode(train_rows, "train")

@@ -30,13 +30,16 @@ Write the critique, and nothing else."""
 PLACEHOLDERS = ("{conversation}", "{response}")
 
 
-def messages_for_critic(prompt: Any, response: str, template: str = CRITIC_PROMPT) -> list[dict[str, str]]:
+def messages_for_critic(
+    prompt: Any, response: str | dict[str, Any], template: str = CRITIC_PROMPT
+) -> list[dict[str, str]]:
     """
     Build the chat that requests a critique: one user message, from a template that contains `{conversation}` and `{response}` once.
 
     Inserted text cannot end the turn, unless the server's tokenizer parses spelled-out control tokens.
     """
-    return [{"role": "user", "content": fill(template, conversation=conversation_text(prompt), response=response)}]
+    text = response if isinstance(response, str) else _turn_text(response)
+    return [{"role": "user", "content": fill(template, conversation=conversation_text(prompt), response=text)}]
 
 
 def fill(template: str, **texts: str) -> str:
@@ -55,11 +58,18 @@ def conversation_text(prompt: Any) -> str:
     if conversation.tools is None and [message["role"] for message in conversation.messages] == ["user"]:
         return conversation.messages[0]["content"]
     turns = [f"[tools]\n{json.dumps(conversation.tools, ensure_ascii=False)}"] if conversation.tools else []
-    for message in conversation.messages:
-        calls = message.get("tool_calls")
-        said = [message.get("content") or "", json.dumps(calls, ensure_ascii=False) if calls else ""]
-        turns.append(f"[{message['role']}]\n" + "\n".join(filter(None, said)))
+    turns += [f"[{message['role']}]\n{_turn_text(message)}" for message in conversation.messages]
     return "\n\n".join(turns)
+
+
+def _turn_text(message: dict[str, Any]) -> str:
+    """Return all that a message holds: its text, and its other fields as JSON."""
+    others = {key: value for key, value in message.items() if key not in ("role", "content") and value}
+    if set(others) == {"tool_calls"}:
+        others = others["tool_calls"]
+    return "\n".join(
+        filter(None, [message.get("content") or "", json.dumps(others, ensure_ascii=False) if others else ""])
+    )
 
 
 def read_template(path: str | None, default: str, placeholders: tuple[str, ...]) -> str:

@@ -12,9 +12,10 @@ from tqdm import tqdm
 
 from ..arguments import documented
 from .completions import Answer
-from .fit_to_context import check_policy, fit_to_context
+from .fit_to_context import Overlong, check_policy, fit_to_context
 from .journal import Journal, key_of
-from .rows import Rows, prompt_column, prompt_of, response_of
+from .preference_rows import SIDES, Response, judged_chat, prompt_column, prompt_of, response_of
+from .rows import Rows
 from .run import Dropped, JournaledClient, RowRefused, all_of, check_rows, check_truncated, most_longer_tries
 
 
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
     from ..configuration_cloud import CLoudConfig
     from ..critique_format import CritiqueFormat, EncodedPrefix
     from ..scoring import Score, Scorer
-
-
-SIDES = ("chosen", "rejected")
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,7 @@ class CritiqueTask:
     row: dict[str, Any]
     prompt: Any
     is_shortened: bool
-    responses: dict[str, str]
+    responses: dict[str, Response]
     prefixes: "dict[str, EncodedPrefix]"
 
 
@@ -102,26 +100,39 @@ class Ask(Protocol):
 
 @dataclass
 class CritiqueBuilder:
-    """Adds critiques to rows. `context` is the context length of the model in tokens, critique included."""
+    """
+    Adds critiques to rows. `context` is the context length of the model in tokens, critique included; `bad_rows` `"drop"` leaves out rows
+    that the critique format refuses.
+    """
 
     critique_format: "CritiqueFormat"
     context: int | None
     options: CritiqueOptions
+    bad_rows: str = "error"
     _tallies: dict[Any, tuple[int, ...]] = field(default_factory=dict)
 
     def fit(self, row: dict[str, Any]) -> CritiqueTask:
         """
         Encode a row, shortening its prompt if the policy says so.
 
-        Raises `ValueError` if a text is not usable, or if the row is too long and the policy is `"error"`. Raises [`Dropped`] if it is
-        too long under another policy.
+        Raises `ValueError` if a text is not usable, or the row is too long, and the policy is `"error"`; [`Dropped`] under another policy.
         """
-        # Reject empty responses here; training would reject them only after all critiques are written
+        try:
+            return self._fit(row)
+        except Overlong:
+            raise
+        except ValueError as error:
+            if self.bad_rows == "error":
+                raise
+            raise Dropped(str(error)) from error
+
+    def _fit(self, row: dict[str, Any]) -> CritiqueTask:
+        # Refuses empty responses, which training would only refuse after all critiques are written
         responses = {side: response_of(row, side) for side in SIDES}
         needed = 0
 
         def encode(prompt: Any) -> "dict[str, EncodedPrefix]":
-            return {side: self.critique_format.encode_prefix(prompt, responses[side]) for side in SIDES}
+            return {side: self.critique_format.encode_prefix(*judged_chat(prompt, responses[side])) for side in SIDES}
 
         def length(prefixes: "dict[str, EncodedPrefix]") -> int:
             nonlocal needed
@@ -312,9 +323,10 @@ class ScorerCritic:
             critiques = list(zip(map(list, score.critique_ids), score.finish_reasons, strict=True))
             self.journal.add(self._key(chunk[index].id, chunk[index].side, max_new_tokens), critiques)
 
+        chats = [judged_chat(task.prompt, task.responses[job.side]) for task, job in zip(tasks, chunk, strict=True)]
         scorer.score(
-            [task.prompt for task in tasks],
-            [task.responses[job.side] for task, job in zip(tasks, chunk, strict=True)],
+            [prompt for prompt, _ in chats],
+            [response for _, response in chats],
             num_critiques=options.num_critiques,
             temperature=options.temperature,
             max_new_tokens=max_new_tokens,

@@ -16,6 +16,17 @@ TRAINING_POLICIES = (*OVERLONG_POLICIES, "truncate_end")
 _ATTEMPTS = 8
 
 
+class Overlong(ValueError):
+    """A row needs more tokens than fit, and the policy is `"error"`."""
+
+    def __init__(self, needed: int, limit: int):
+        super().__init__(
+            f"{needed} tokens with its critique, but the limit is {limit}. Set `overlong_policy` to 'drop' or 'truncate_prompt', or "
+            "change the limit (`max_length` in training, `max_new_tokens` when writing critiques)."
+        )
+        self.needed = needed
+
+
 def check_policy(policy: str, known: tuple[str, ...] = OVERLONG_POLICIES):
     """Raise `ValueError` unless `policy` is one of `known`."""
     if policy not in known:
@@ -29,8 +40,8 @@ def fit_to_context(
     """
     Encode a row, and apply `policy` (`"error"`, `"drop"` or `"truncate_prompt"`) if it needs more than `limit` tokens.
 
-    `encode` encodes the row with a given prompt, and `length` counts the tokens that an encoded row needs. Returns the prompt,
-    which is the same object unless it was shortened, and the encoded row; `(None, None)` for a dropped row. Raises `ValueError` if the
+    `encode` encodes the row with the prompt it is given, and `length` counts the tokens that an encoded row needs. Returns the prompt,
+    which is the same object unless it was shortened, and the encoded row; `(None, None)` for a dropped row. Raises [`Overlong`] if the
     row is too long and the policy is `"error"`.
     """
     encoded = encode(prompt)
@@ -38,10 +49,7 @@ def fit_to_context(
     if limit is None or needed <= limit:
         return prompt, encoded
     if policy == "error":
-        raise ValueError(
-            f"{needed} tokens with its critique, but the limit is {limit}. Set `overlong_policy` to 'drop' or 'truncate_prompt', or "
-            "change the limit (`max_length` in training, `max_new_tokens` when writing critiques)."
-        )
+        raise Overlong(needed, limit)
     if policy == "truncate_prompt":
         for attempt in range(_ATTEMPTS):
             prompt = critique_format.truncate_prompt(prompt, needed - limit + 2**attempt - 1)

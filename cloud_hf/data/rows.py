@@ -1,21 +1,14 @@
-"""Load rows, check their columns, and read prompts and responses from them."""
+"""Load rows, and check their columns."""
 
 import difflib
-import json
-from collections.abc import Iterator, Sequence
+import glob
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
-
-
-if TYPE_CHECKING:
-    pass
-
-
-PAIR_COLUMNS = ("prompt", "chosen", "rejected")
-FEEDBACK_COLUMNS = ("chosen_feedback", "rejected_feedback")
 
 
 class Rows(Protocol):
@@ -47,124 +40,93 @@ def check_columns(columns: list[str], required: tuple[str, ...], purpose: str):
     )
 
 
-def row_name(index: int, row: dict[str, Any]) -> str:
-    """Return how messages name a row: by its position, and its `id` if it has one."""
+def row_name(index: int, row: Mapping[str, Any]) -> str:
+    """Return the name of a row in messages: its position, and its `id` if it has one."""
     return f"row {index}" + (f" (id {row['id']!r})" if row.get("id") is not None else "")
 
 
-def prompt_of(row: dict[str, Any]):
-    """Return the prompt of a row as [`CritiqueFormat`] takes it, with the column `tools` folded in."""
-    tools = row.get("tools")
-    if not tools:
-        return row["prompt"]
-    if isinstance(tools, str):
-        try:
-            tools = json.loads(tools)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"`tools` is not JSON: {error}") from error
-    prompt = row["prompt"]
-    return {"messages": [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt, "tools": tools}
-
-
-def prompt_column(prompt: Any, row: dict[str, Any]) -> Any:
-    """Convert a prompt of [`prompt_of`], possibly shortened, back to the type of the row's column, without tools."""
-    if not isinstance(prompt, dict):
-        return prompt
-    messages = prompt["messages"]
-    return messages[0]["content"] if isinstance(row["prompt"], str) else messages
-
-
-def response_of(row: dict[str, Any], column: str, allow_empty: bool = False) -> str:
-    """
-    Return a response as text. A list with one assistant message, as in TRL, is unwrapped.
-
-    Raises `ValueError` if it is not text, or is empty and `allow_empty` is `False`.
-    """
-    value = row[column]
-    if isinstance(value, list) and len(value) == 1 and value[0].get("role") == "assistant":
-        value = value[0].get("content")
-    if not isinstance(value, str):
-        raise ValueError(f"`{column}` is {value!r:.60}; give a string (or a list with one assistant message).")
-    if not value.strip() and not allow_empty:
-        raise ValueError(f"`{column}` is empty.")
-    return value
-
-
-def critiques_of(row: dict[str, Any], column: str) -> Sequence[str | list[int]]:
-    """
-    Return the critiques of a response: token ids if the row has `{column}_ids`, otherwise texts. A single string is one critique.
-
-    Raises `ValueError` if a critique is missing, not text, or empty, or if there are more texts than ids or fewer.
-    """
-    texts = row[column]
-    texts = [texts] if isinstance(texts, str) else texts
-    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"`{column}` is {texts!r:.60}; give a string or a non-empty list of strings.")
-    ids = row.get(f"{column}_ids")
-    if ids is not None:
-        ids = [ids] if isinstance(row[column], str) else ids
-        if len(ids) != len(texts):
-            raise ValueError(f"`{column}` holds {len(texts)} critique(s) but `{column}_ids` holds {len(ids)}.")
-        return ids
-    if any(not text.strip() for text in texts):
-        raise ValueError(f"`{column}` holds an empty critique.")
-    return texts
-
-
-def check_equal_critiques(row: dict[str, Any], chosen: Sequence, rejected: Sequence):
-    """Check that both responses have the same number of critiques, because training pairs them."""
-    if len(chosen) != len(rejected):
-        raise ValueError(
-            f"`chosen_feedback` holds {len(chosen)} critique(s) but `rejected_feedback` holds {len(rejected)}; "
-            "give the same number of each."
-        )
-
-
-READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+# The names that `datasets.load_dataset` has for the readers of files
+READERS = {
+    ".jsonl": "json", ".json": "json", ".ndjson": "json", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".arrow": "arrow",
+}  # fmt: skip
+_COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+# What `datasets` looks for in the names of files to tell splits apart
+_SPLIT_NAME = re.compile(r"(^|[^a-z])(train|training|test|testing|eval|evaluation|valid|validation|val|dev)([^a-z]|$)")
 
 
 def load_rows(name: str, split: str = "train", config: str | None = None, needs_split: bool = False) -> Dataset:
     """
-    Load one split of a Hub id, a `.jsonl`, `.json` or `.parquet` file (`.gz` allowed for JSON), or a `save_to_disk` folder.
+    Load one split of whatever `datasets.load_dataset` reads: a Hub id, a file (JSON lines, JSON, CSV, TSV, Parquet or Arrow, also
+    compressed), a pattern of files such as `"data/*.parquet"`, a folder of files, or a downloaded dataset repository; or of a
+    `save_to_disk` folder.
 
-    Files, and folders that hold one dataset, have no splits: `split` is ignored for them, or rejected with `needs_split`.
+    Files, patterns, and folders whose names tell no splits apart, have none: `split` is ignored for them, or with `needs_split` refused.
 
     Raises `ValueError` if the path does not exist, cannot be read, or the split is absent.
     """
     path = Path(name)
-    if path.is_dir() and ((path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists()):
-        rows = _read_folder(name)
+    if path.is_dir():
+        rows = _read_folder(path, config)
     elif path.is_file():
-        suffix = next((suffix for suffix in path.suffixes[-2:] if suffix in READERS), None)
-        if suffix is None:
-            raise ValueError(f"{name}: a dataset file ends in {', '.join(READERS)} (JSON may be gzipped).")
-        rows = _read_file(name, READERS[suffix])
-    elif path.is_dir():
-        raise ValueError(f"{name} is a folder, but not a dataset written by `save_to_disk`.")
-    elif path.is_absolute() or name.startswith(".") or name.endswith((".gz", *READERS)):
+        rows = _read_files(name, [name])
+    elif files := sorted(glob.glob(name, recursive=True)) if glob.has_magic(name) else []:
+        rows = _read_files(name, files)
+    elif path.is_absolute() or name.startswith(".") or glob.has_magic(name) or name.endswith((*_COMPRESSED, *READERS)):
         raise ValueError(f"{name}: no such file or dataset folder.")
     else:
-        rows = load_dataset(name, config, split=split)
-    if needs_split and not isinstance(rows, DatasetDict) and path.exists():
-        raise ValueError(f"{name} has no splits, so it has no {split!r}; name another dataset for this split.")
-    if isinstance(rows, DatasetDict):
-        if split not in rows:
-            raise ValueError(f"{name} has no split {split!r}; it has {', '.join(map(str, rows))}.")
-        rows = rows[split]
-    return rows
+        return load_dataset(name, config, split=split)
+    if isinstance(rows, Dataset):
+        if needs_split:
+            raise ValueError(f"{name} has no splits, so it has no {split!r}; name another dataset for this split.")
+        return rows
+    if split not in rows:
+        raise ValueError(f"{name} has no split {split!r}; it has {', '.join(map(str, rows))}.")
+    return rows[split]
 
 
-def _read_folder(name: str) -> Dataset | DatasetDict:
+def _read_folder(path: Path, config: str | None) -> Dataset | DatasetDict:
+    if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
+        try:
+            return load_from_disk(str(path))
+        except IndexError as error:  # raised by `datasets` for a folder without data files
+            raise ValueError(f"{path} holds no rows.") from error
+    files = sorted(file for file in path.rglob("*") if file.is_file() and reader_of(file))
+    if not files:
+        raise ValueError(f"{path} is a folder, but holds no data files and was not written by `save_to_disk`.")
+    named = [str(file.relative_to(path)).lower() for file in files]
+    if not any(map(_SPLIT_NAME.search, named)) and not (path / "README.md").exists():
+        return _read_files(str(path), list(map(str, files)))
     try:
-        return load_from_disk(name)
-    except IndexError as error:  # raised by `datasets` for a folder without data files
-        raise ValueError(f"{name} holds no rows.") from error
+        return load_dataset(str(path), config)
+    except (DatasetGenerationError, FileNotFoundError, RuntimeError) as error:
+        raise ValueError(f"{path} cannot be read as a dataset: {error.__cause__ or error}") from error
 
 
-def _read_file(name: str, kind: str) -> Dataset:
-    try:
-        return load_dataset(kind, data_files=name, split="train")
-    except (DatasetGenerationError, StopIteration, ValueError) as error:
+def reader_of(path: str | Path) -> str | None:
+    """Return the ending by which a data file is read; `None` for other files."""
+    suffixes = Path(path).suffixes
+    if suffixes and suffixes[-1] in _COMPRESSED:
+        suffixes.pop()
+    return suffixes[-1] if suffixes and suffixes[-1] in READERS else None
+
+
+def _read_files(name: str, files: list[str]) -> Dataset:
+    endings = {reader_of(file) for file in files}
+    if None in endings:
         raise ValueError(
-            f"{name} cannot be read as {kind}: {str(error.__cause__ or error) or 'it is empty'}"
-        ) from error
+            f"{name}: a dataset file ends in {', '.join(READERS)} (or one of them and {', '.join(_COMPRESSED)})."
+        )
+    if len(endings) > 1:
+        raise ValueError(
+            f"{name} has files of several kinds ({', '.join(sorted(map(str, endings)))}); name those of one."
+        )
+    kind = READERS[str(endings.pop())]
+    # pandas would read texts such as "NA" and "None" as missing
+    options: dict[str, Any] = {"keep_default_na": False, "na_values": [""]} if kind == "csv" else {}
+    if files[0].endswith((".tsv", *(f".tsv{ending}" for ending in _COMPRESSED))):
+        options["sep"] = "\t"
+    try:
+        return load_dataset(kind, data_files=files, split="train", **options)
+    except (DatasetGenerationError, StopIteration, ValueError) as error:
+        reason = str(error.__cause__ or error) or "it is empty"
+        raise ValueError(f"{name} cannot be read as {kind}: {reason}") from error

@@ -12,10 +12,12 @@ from typing import Any
 from datasets import Features
 from tqdm import tqdm
 
+from .bad_rows import BadRows, OverlongRows
 from .completions import FINISH_REASONS, Answer, CompletionClient, RequestFailed, ServerUnusable
+from .fit_to_context import Overlong
 from .folder import JOURNAL, REJECTS, DatasetFolder, Reject, Statistics
 from .journal import Journal, JournalError, key_of
-from .rows import Rows, row_name
+from .rows import Rows
 
 
 # Failed rows allowed before the first answer; more stop the run
@@ -242,23 +244,30 @@ class Run:
                     yield new_row
 
 
-def check_rows(rows: Rows, check: Callable[[dict[str, Any]], Any]):
+def check_rows(rows: Rows, check: Callable[[dict[str, Any]], Any], bad_rows: str = "error") -> list[int]:
     """
-    Check all rows before anything expensive starts. Raises `ValueError` naming the first row for which `check` raises one, or whose
-    text is not valid.
+    Check all rows before anything expensive starts, and return the positions of those to leave out under the policy `"drop"`.
+
+    Raises `ValueError` that counts the rows for which `check` raises one, or whose text is not valid, by kind.
     """
+    bad, overlong = BadRows("", bad_rows), OverlongRows("")
     for index in range(len(rows)):
+        row: dict[str, Any] = {}
         try:
             row = rows[index]
-        except UnicodeDecodeError as error:
-            raise ValueError(f"row {index} is not UTF-8 ({error}). Save the file as UTF-8.") from None
-        try:
             check(row)
             json.dumps(row, ensure_ascii=False, default=str).encode()
+        except UnicodeDecodeError as error:
+            bad.add(index, row, f"it is not UTF-8 ({error}). Save the file as UTF-8.")
         except UnicodeEncodeError:
-            raise ValueError(f"{row_name(index, row)} holds a lone surrogate, which is not valid text.") from None
+            bad.add(index, row, "it holds a lone surrogate, which is not valid text.")
+        except Overlong as error:
+            overlong.add(index, row, str(error), error.needed)
         except ValueError as error:
-            raise ValueError(f"{row_name(index, row)}: {error}") from error
+            bad.add(index, row, str(error))
+    left_out = bad.settle(len(rows))
+    overlong.settle()
+    return left_out
 
 
 async def all_of(*asked: Awaitable[Any]) -> list[Any]:

@@ -1,5 +1,6 @@
 """Analysis of a scored model: uncertainty, self-consistency, rows for probes."""
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,8 @@ from .probes import ProbeResult, ProbeRow, read_paraphrases
 from .rows import BenchmarkRow
 from .stats import Estimate, json_safe
 
+
+logger = logging.getLogger(__name__)
 
 MARGIN, SPREAD = "margin", "spread"
 
@@ -176,8 +179,11 @@ def critique_tokens(scores: Sequence[Score], critique_format: CritiqueFormat) ->
 def probe_rows(
     evaluations: Sequence[Evaluation], fitted: Sequence[FittedRows], paraphrase_column: str | None = None
 ) -> list[ProbeRow]:
-    """Return all known rows with their scores, the prompts that the model saw, and the user's paraphrases."""
-    return [
+    """
+    Return all known rows with their scores, the prompts that the model saw, and the user's paraphrases. Rows with responses that are
+    more than text cannot be altered; they are left out with a count.
+    """
+    rows = [
         ProbeRow(
             evaluation.name,
             replace(row, prompt=read.prompt),
@@ -187,3 +193,9 @@ def probe_rows(
         for evaluation, part in zip(evaluations, fitted, strict=True)
         for row, scores, read in evaluation.known_rows(part.rows)
     ]
+    kept = [one for one in rows if all(isinstance(response, str) for response in one.row.responses)]
+    if len(kept) < len(rows):
+        logger.warning(
+            "Probes leave out %d of %d rows, whose responses are messages.", len(rows) - len(kept), len(rows)
+        )
+    return kept

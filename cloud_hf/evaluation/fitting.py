@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..critique_format import CritiqueFormat
-from ..data.fit_to_context import check_policy, fit_to_context
-from ..data.rows import prompt_of, row_name
+from ..data.bad_rows import BadRows, OverlongRows
+from ..data.fit_to_context import Overlong, check_policy, fit_to_context
+from ..data.preference_rows import Response, judged_chat, prompt_of
 from ..scoring import Score, Scorer
 
 
@@ -17,43 +18,49 @@ class FittedRow:
     index: int
     row: dict[str, Any]
     prompt: Any
-    responses: list[str]
+    responses: list[Response]
     lengths: list[int]
 
 
 @dataclass(frozen=True)
 class FittedRows:
-    """The rows that fit, and the number of rows that were dropped or shortened."""
+    """The rows that fit, and the number of rows that were dropped as too long, shortened, or left out as bad."""
 
     rows: list[FittedRow]
     dropped: int
     shortened: int
+    bad: int = 0
 
 
 def fit_rows(
     rows: Iterable[Any],
-    responses_of: Callable[[dict[str, Any]], list[str]],
+    responses_of: Callable[[dict[str, Any]], list[Response]],
     critique_format: CritiqueFormat,
     context_length: int | None,
     overlong_policy: str,
     max_new_tokens: int,
+    bad_rows: str = "error",
+    name: str = "",
 ) -> FittedRows:
     """
     Check all rows, and shorten or drop those that are too long for the model. The responses of a row share one prompt.
 
-    `responses_of` returns the checked responses of a row. For the other arguments, see [`evaluate_pairs`]. Raises `ValueError`,
-    naming the first bad row, or if no row fits.
+    `responses_of` returns the checked responses of a row; `name` starts the messages; for the other arguments see [`evaluate_pairs`].
+    Raises `ValueError` that counts the bad rows by kind, or says which limits would keep how many rows, or if no row is left.
     """
     check_policy(overlong_policy)
     # Room for the critique and the end of turn, where the reward is read
     reserve = max_new_tokens + 1 if critique_format.critique else 0
     fitted, dropped, shortened = [], 0, 0
+    bad, overlong, total = BadRows(name, bad_rows), OverlongRows(name), 0
     for index, row in enumerate(rows):
+        total += 1
         try:
             responses, prompt = responses_of(row), prompt_of(row)
 
             def encode(prompt, responses=responses) -> list[int]:
-                return [len(critique_format.encode_prefix(prompt, response).input_ids) for response in responses]
+                chats = [judged_chat(prompt, response) for response in responses]
+                return [len(critique_format.encode_prefix(*chat).input_ids) for chat in chats]
 
             new_prompt, lengths = fit_to_context(
                 prompt,
@@ -63,23 +70,33 @@ def fit_rows(
                 overlong_policy,
                 critique_format,
             )
+        except Overlong as error:
+            overlong.add(index, row, str(error), error.needed)
+            continue
         except ValueError as error:
-            raise ValueError(f"Row{row_name(index, row).removeprefix('row')}: {error}") from error
+            bad.add(index, row, str(error))
+            continue
         if lengths is None:
             dropped += 1
         else:
+            overlong.lengths.append(max(lengths) + reserve)
             fitted.append(FittedRow(index, row, new_prompt, responses, lengths))
             shortened += new_prompt is not prompt
+    num_bad = len(bad.settle(total))
+    overlong.settle()
     if not fitted:
         critique = f", of which the critique has {reserve}" if reserve else ""
-        raise ValueError(f"None of the {dropped} rows fits the model's context of {context_length} tokens{critique}.")
-    return FittedRows(fitted, dropped, shortened)
+        start = f"{name}: " if name else ""
+        raise ValueError(
+            f"{start}None of the {dropped} rows fits the model's context of {context_length} tokens{critique}."
+        )
+    return FittedRows(fitted, dropped, shortened, num_bad)
 
 
 def score_rows(scorer: Scorer, rows: Sequence[FittedRow], **options) -> list[list[Score]]:
     """Return the scores of each row's responses; `options` are those of [`Scorer`]."""
-    prompts = [row.prompt for row in rows for _ in row.responses]
-    responses = [response for row in rows for response in row.responses]
+    chats = [judged_chat(row.prompt, response) for row in rows for response in row.responses]
+    prompts, responses = [prompt for prompt, _ in chats], [response for _, response in chats]
     scores = iter(scorer.score(prompts, responses, **options))
     return [[next(scores) for _ in row.responses] for row in rows]
 

@@ -35,6 +35,8 @@ class Evaluation:
             Rows dropped as too long, and rows with a shortened prompt.
         repeated_ids (`int`, *optional*, defaults to `0`):
             Rows of a preference set that repeat the `id` of an earlier row.
+        bad (`int`, *optional*, defaults to `0`):
+            Rows that the chat template or tokenizer refuses, left out with `bad_rows` `"drop"`.
         benchmark ([`Benchmark`], *optional*):
             The benchmark, whose own tables and result files are added to the report. `None` for a preference set.
     """
@@ -47,6 +49,7 @@ class Evaluation:
     dropped: int
     shortened: int
     repeated_ids: int = 0
+    bad: int = 0
     benchmark: Benchmark | None = None
 
     @property
@@ -86,6 +89,7 @@ class Evaluation:
                 "Rows whose `id` an earlier row has, counted all the same": self.repeated_ids,
                 "Rows left out because they do not fit the model's context": self.dropped,
                 "Rows scored with a shortened prompt": self.shortened,
+                "Rows left out because they cannot be used": self.bad,
             },
             share_cut(self.row_scores),
         )
@@ -132,7 +136,7 @@ def evaluation_of_pairs(name: str, title: str, fitted: FittedRows, result: PairE
     # An id may name a prompt with several pairs, so repetitions are reported, not refused
     ids = [str(pair.id) for pair in result.pairs if pair.id is not None]
     repeated = len(ids) - len(set(ids))
-    return Evaluation(name, title, scores, rows, row_scores, result.dropped, result.shortened, repeated)
+    return Evaluation(name, title, scores, rows, row_scores, result.dropped, result.shortened, repeated, fitted.bad)
 
 
 def _notes(counted: Mapping[str, int], critiques_cut: float) -> list[str]:

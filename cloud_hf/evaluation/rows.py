@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..data.rows import PAIR_COLUMNS, check_columns, load_rows, prompt_of, response_of, row_name
+from ..data.preference_rows import PAIR_COLUMNS, Response, prompt_of, response_of
+from ..data.rows import check_columns, load_rows, row_name
 from ..prompts import read_prompt
 
 
@@ -32,7 +33,7 @@ class BenchmarkRow:
     id: str  # unique in the benchmark and stable across runs
     subset: str
     prompt: Any  # a string, chat messages, or {"messages": [...], "tools": [...]}
-    responses: tuple[str, ...]  # the right ones, then the wrong ones
+    responses: tuple[Response, ...]  # the right ones, then the wrong ones
     num_chosen: int = 1  # right ones
     details: dict[str, Any] = field(default_factory=dict)  # additional columns that the benchmark's scoring needs
 
@@ -49,7 +50,7 @@ class BenchmarkRow:
     @property
     def is_undecidable(self) -> bool:
         """Whether a right and a wrong response are the same text, which no reward can tell apart."""
-        return not set(self.chosen).isdisjoint(self.rejected)
+        return any(right in self.rejected for right in self.chosen)
 
 
 def read_sources(names: Sequence[str], split: str, config: str | None = None) -> Iterator[tuple[str, int, Any]]:

@@ -9,6 +9,7 @@ from datasets import Dataset
 
 from ..arguments import check_bounds, documented
 from ..critique_format import CritiqueFormat
+from ..data.bad_rows import check_bad_rows
 from ..data.fit_to_context import check_policy
 from ..data.rows import check_columns, load_rows
 from ..loading import check_reward_model, read_model_config
@@ -45,7 +46,9 @@ class ScoringArguments(BackendArguments):
         max_new_tokens (`int`, *optional*, defaults to `1024`):
             Token limit of a critique.
         overlong_policy (`str`, *optional*, defaults to `"error"`):
-            Handling of rows that exceed the model's context: `error`, `drop` or `truncate_prompt`.
+            Rows that exceed the model's context: error, drop or truncate_prompt.
+        bad_rows (`str`, *optional*, defaults to `"error"`):
+            Rows that cannot be used: error, or drop to leave them out with a count.
         seed (`int`, *optional*, defaults to `0`):
             Sampling seed.
     """
@@ -61,11 +64,13 @@ class ScoringArguments(BackendArguments):
     temperature: float = 0.0
     max_new_tokens: int = 1024
     overlong_policy: str = "error"
+    bad_rows: str = "error"
     seed: int = 0
 
     def __post_init__(self):
         super().__post_init__()
         check_policy(self.overlong_policy)
+        check_bad_rows(self.bad_rows)
         check_bounds(self, batch_size=1, num_critiques=1, max_new_tokens=1, limit=1, seed=0)
         self._check_sampling()
         check_named_once("models", self.models)
@@ -137,6 +142,7 @@ def open_scorer(
         options = {
             "context_length": context,
             "overlong_policy": args.overlong_policy,
+            "bad_rows": args.bad_rows,
             "max_new_tokens": args.max_new_tokens,
         }
         if critique_format.critique:

@@ -12,7 +12,8 @@ from huggingface_hub import EvalResult
 
 from ..critique_format import CritiqueFormat
 from ..data.journal import key_of
-from ..data.rows import PAIR_COLUMNS, row_name
+from ..data.preference_rows import SIDES, read_preferences, read_prompts
+from ..data.rows import row_name
 from ..scoring import Score
 from .analysis import Robustness, read_length
 from .benchmarks import LoadedBenchmark, load_benchmarks
@@ -62,7 +63,8 @@ class Sets:
                 (("critiques", name), fittable(rows), itemgetter("responses")) for name, rows in self.critiques.items()
             ]
         return {
-            key: fit_set(key[1], rows, responses_of, critique_format, **limits) for key, rows, responses_of in parts
+            key: fit_rows(rows, responses_of, critique_format, **limits, name=key[1])
+            for key, rows, responses_of in parts
         }
 
 
@@ -72,12 +74,18 @@ def load_sets(args: EvaluationArguments) -> Sets:
     wrong.
     """
     columns = [name for name in (args.group_column, args.length_column, args.paraphrase_column) if name]
+    pairs = load_datasets(args, (*SIDES, *columns))
     sets = Sets(
-        pairs=load_datasets(args, (*PAIR_COLUMNS, *columns)),
-        problems=load_datasets(args, PROBLEM_COLUMNS, args.best_of_n),
+        pairs={name: read_preferences(rows, name, bad_rows=args.bad_rows) for name, rows in pairs.items()},
+        problems={
+            name: read_prompts(rows, name, args.bad_rows)
+            for name, rows in load_datasets(args, PROBLEM_COLUMNS, args.best_of_n).items()
+        },
         benchmarks=load_benchmarks(args.benchmarks, args.limit),
         critiques={
-            name: critique_quality.load([name], args.dataset_test_split, args.dataset_config)[: args.limit]
+            name: critique_quality.load([name], args.dataset_test_split, args.dataset_config, args.bad_rows)[
+                : args.limit
+            ]
             for name in args.reference_critiques
         },
     )
@@ -109,23 +117,14 @@ def _check_columns(name: str, rows: Iterable[Any], args: EvaluationArguments):
 
 
 def _check_shares(name: str, args: EvaluationArguments):
-    """Raise `ValueError` if a problem is not usable, or if a candidate's worth is not between 0 and 1."""
-    for problem in load_problems(name, args.dataset_test_split, args.dataset_config, args.limit):
+    """Raise `ValueError` if a problem is not usable, or if the worth of a candidate is not between 0 and 1."""
+    problems = load_problems(name, args.dataset_test_split, args.dataset_config, args.limit, bad_rows=args.bad_rows)
+    for problem in problems:
         if bad := [value for value in problem.worth or () if not 0 <= value <= 1]:
             raise ValueError(
                 f"{name}, row {problem.id!r}: `correct` holds {bad[0]:g}, but is shown as a share from 0 to 1. "
                 "best_of_n.py takes other scores."
             )
-
-
-def fit_set(
-    title: str, rows: Iterable[dict[str, Any]], responses_of: Callable, critique_format: CritiqueFormat, **limits
-) -> FittedRows:
-    """Apply [`~fitting.fit_rows`], with errors that also name the set."""
-    try:
-        return fit_rows(rows, responses_of, critique_format, **limits)
-    except ValueError as error:
-        raise ValueError(f"{title}: {error}") from error
 
 
 def score_sets(
@@ -187,7 +186,7 @@ def summarize(
         part, scores = fitted["benchmark", found.name], row_scores["benchmark", found.name]
         rows = [found.rows[row.index] for row in part.rows]
         figures = found.benchmark.score(rows, [[score.reward for score in row] for row in scores])
-        counts = {"dropped": part.dropped, "shortened": part.shortened, "benchmark": found.benchmark}
+        counts = {"dropped": part.dropped, "shortened": part.shortened, "bad": part.bad, "benchmark": found.benchmark}
         evaluations.append(Evaluation(found.name, found.benchmark.title, figures, rows, scores, **counts))
     pairs = {}
     for name in sets.pairs:

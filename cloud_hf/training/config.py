@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from trl import RewardConfig
 
 from ..arguments import check_bounds, documented
+from ..data.bad_rows import check_bad_rows
 from ..data.fit_to_context import TRAINING_POLICIES, check_policy
 from .launch import check_machine
 
@@ -42,6 +43,9 @@ class CLoudTrainingConfig(RewardConfig):
             Treatment of pairs with a longer sequence: `"error"` stops before training, `"drop"` skips them and reports
             how many, `"truncate_prompt"` removes the oldest text of their prompt. `"truncate_end"` cuts the critique as
             the reference implementation does; only with `format="reference"`.
+        bad_rows (`str`, *optional*, defaults to `"error"`):
+            Treatment of rows that cannot be used, such as one with an empty response: `"error"` stops before training and
+            names them, `"drop"` leaves them out and reports how many.
 
         > Parameters that control the batches
 
@@ -74,6 +78,7 @@ class CLoudTrainingConfig(RewardConfig):
     format: str = "cloud"
     max_length: int | None = 4096
     overlong_policy: str = "error"
+    bad_rows: str = "error"
     padding_free: bool = False
     shared_prompt: bool = False
     token_budget: int | None = None
@@ -83,6 +88,7 @@ class CLoudTrainingConfig(RewardConfig):
 
     def __post_init__(self):
         check_policy(self.overlong_policy, TRAINING_POLICIES)
+        check_bad_rows(self.bad_rows)
         for name in ("lm_loss_weight", "bradley_terry_weight"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it must be a number of at least 0.")

@@ -5,25 +5,24 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, Features, List, Value
 
 from ..critique_format import IGNORE_INDEX, CritiqueFormat, EncodedCritique
-from ..data.fit_to_context import OVERLONG_POLICIES, TRAINING_POLICIES, check_policy, fit_to_context
-from ..data.rows import (
+from ..data.bad_rows import BadRows, OverlongRows, check_bad_rows
+from ..data.fit_to_context import OVERLONG_POLICIES, TRAINING_POLICIES, Overlong, check_policy, fit_to_context
+from ..data.preference_rows import (
     FEEDBACK_COLUMNS,
-    PAIR_COLUMNS,
-    check_columns,
+    SIDES,
     check_equal_critiques,
     critiques_of,
+    judged_chat,
     prompt_of,
+    read_preferences,
     response_of,
-    row_name,
 )
 
 
 logger = logging.getLogger(__name__)
-
-SIDES = ("chosen", "rejected")
 
 # A margin that only fits float64 would become infinite in the loss
 _LARGEST = torch.finfo(torch.float32).max
@@ -33,37 +32,41 @@ ENCODED_COLUMNS = ("chosen_ids", "rejected_ids", "chosen_prefix_length", "reject
 
 def encode_pairs(
     rows: Dataset, critique_format: CritiqueFormat, max_length: int | None, overlong_policy: str,
-    name: str = "train", num_proc: int | None = None,
+    name: str = "train", num_proc: int | None = None, bad_rows: str = "error",
 ) -> Dataset:  # fmt: skip
     """
     Encode preference pairs for [`CLoudTrainer`], and check every row.
 
     Args:
         rows (`Dataset`):
-            Columns `prompt`, `chosen`, `rejected`; for a CLoud model `chosen_feedback` and `rejected_feedback` (text, or
-            several), whose `…_ids` take precedence if present; optional `margin`, `tools`, `id`, `chosen_finish_reason` and
+            Columns `prompt`, `chosen`, `rejected` in any form that [`~data.preference_rows.read_preferences`] reads; for a
+            CLoud model `chosen_feedback` and `rejected_feedback` (text, or several), whose `…_ids` take precedence if present; optional `margin`, `tools`, `id`, `chosen_finish_reason` and
             `rejected_finish_reason`. Several critiques train in pairs: the first of chosen with the first of rejected,
             and so on.
         overlong_policy (`str`):
             `"error"`, `"drop"`, `"truncate_prompt"`, or with a [`ReferenceFormat`] `"truncate_end"`, for sequences of more
             than `max_length` tokens.
+        bad_rows (`str`, *optional*, defaults to `"error"`):
+            `"error"` or `"drop"`, for rows that cannot be used.
 
     Returns:
         `Dataset`: The columns `ENCODED_COLUMNS`, and `margin` if the rows have it, and `cut` (number of critiques of the
         pair that were cut off) if they have finish reasons.
 
     Raises:
-        `ValueError`: Names the first bad row and its field, and the dataset as `name`.
+        `ValueError`: Counts the bad rows by kind and names the first three of each, and the dataset as `name`.
     """
     check_policy(overlong_policy, TRAINING_POLICIES if critique_format.name == "reference" else OVERLONG_POLICIES)
+    check_bad_rows(bad_rows)
+    title = f"The {name} dataset"
     if len(rows) == 0:
-        raise ValueError(f"The {name} dataset has no rows.")
-    required = PAIR_COLUMNS + (FEEDBACK_COLUMNS if critique_format.critique else ())
-    check_columns(rows.column_names, required, f"The {name} dataset")
-    options = {
-        "critique_format": critique_format, "max_length": max_length, "overlong_policy": overlong_policy, "name": name,
-    }  # fmt: skip
-    # In batches, because a row may yield several pairs or none
+        raise ValueError(f"{title} has no rows.")
+    required = FEEDBACK_COLUMNS if critique_format.critique else ()
+    rows = read_preferences(
+        rows, title, required=required, bad_rows=bad_rows, check=_check_critiques if required else _check_margin
+    )
+    options = {"critique_format": critique_format, "max_length": max_length, "overlong_policy": overlong_policy}
+    # In batches, because a row gives several pairs or none
     encoded = rows.map(
         _encode_batch,
         batched=True,
@@ -71,22 +74,24 @@ def encode_pairs(
         with_indices=True,
         num_proc=num_proc,
         remove_columns=rows.column_names,
+        features=_encoded_features(rows.column_names),
         fn_kwargs=options,
         desc=f"Encoding {name} dataset",
     )
-    _report(encoded, len(rows), name)
-    return encoded.remove_columns(["row", "shortened", "changed"])
+    encoded, num_bad = _without_bad_rows(encoded, rows, title, bad_rows)
+    _report(encoded, len(rows) - num_bad, name)
+    return encoded.remove_columns(["row", "shortened", "changed", "length", "problem"])
 
 
 def encode_critiques(
     rows: Dataset, critique_format: CritiqueFormat, max_length: int | None, overlong_policy: str,
-    name: str = "train", num_proc: int | None = None,
+    name: str = "train", num_proc: int | None = None, bad_rows: str = "error",
 ) -> Dataset:  # fmt: skip
     """
     Encode the critiques of both responses of each pair for supervised fine-tuning: one row per critique, with the columns
     `input_ids` and `labels` (on the critique alone). Arguments, errors and over-long rows are as in [`encode_pairs`].
     """
-    pairs = encode_pairs(rows, critique_format, max_length, overlong_policy, name, num_proc)
+    pairs = encode_pairs(rows, critique_format, max_length, overlong_policy, name, num_proc, bad_rows)
     return pairs.map(_split_pairs, batched=True, num_proc=num_proc, remove_columns=pairs.column_names)
 
 
@@ -97,22 +102,70 @@ def _split_pairs(batch: dict[str, list]) -> dict[str, list]:
     return {"input_ids": ids, "labels": labels}
 
 
-def _encode_batch(batch: dict[str, list], indices: list[int], name: str, **kwargs) -> dict[str, list]:
-    columns: dict[str, list] = {column: [] for column in (*ENCODED_COLUMNS, "row", "shortened", "changed")}
-    if "margin" in batch:
-        columns["margin"] = []
-    if "chosen_finish_reason" in batch:
-        columns["cut"] = []
+def _encoded_features(columns: list[str]) -> Features:
+    # Not inferred: the first batch may hold bad rows alone
+    kinds = {"margin": Value("float64"), "cut": Value("int64")}
+    number, ids = Value("int64"), List(Value("int64"))
+    features = {column: ids if column.endswith("_ids") else number for column in ENCODED_COLUMNS}
+    features |= {
+        "row": number,
+        "shortened": Value("bool"),
+        "changed": number,
+        "length": number,
+        "problem": Value("string"),
+    }
+    extra = {"margin": "margin", "chosen_finish_reason": "cut"}
+    return Features(features | {new: kinds[new] for column, new in extra.items() if column in columns})
+
+
+def _encode_batch(batch: dict[str, list], indices: list[int], **kwargs) -> dict[str, list]:
+    """Encode rows. One that cannot be used gives an empty pair with its `problem`; `length` is the longest sequence of a row."""
+    columns: dict[str, list] = {column: [] for column in _encoded_features(list(batch))}
+    nothing = dict.fromkeys(columns, 0) | {"chosen_ids": [], "rejected_ids": [], "shortened": False, "margin": 0.0}
     for position, index in enumerate(indices):
         row = {column: values[position] for column, values in batch.items()}
         try:
             encoded = _encode_row(row, **kwargs)
         except ValueError as error:
-            raise ValueError(f"The {name} dataset, {row_name(index, row)}: {error}") from error
+            length = error.needed if isinstance(error, Overlong) else 0
+            encoded = [{**nothing, "length": length, "problem": str(error)}]
         for pair in encoded:
-            for column, value in {**pair, "row": index}.items():
-                columns[column].append(value)
+            for column, values in columns.items():
+                values.append(index if column == "row" else pair[column])
     return columns
+
+
+def _without_bad_rows(encoded: Dataset, rows: Dataset, title: str, bad_rows: str) -> tuple[Dataset, int]:
+    """Apply the policies to rows that could not be encoded, and return the other pairs and the number of bad rows."""
+    problems, places, lengths = encoded["problem"], encoded["row"], encoded["length"]
+    if not any(problems):
+        return encoded, 0
+    bad, overlong = BadRows(title, bad_rows), OverlongRows(title)
+    # Once for each row, which may give several pairs
+    for place, (length, problem) in dict(zip(places, zip(lengths, problems, strict=True), strict=True)).items():
+        if problem and length:
+            overlong.add(place, rows[place], problem, length)
+        elif problem:
+            bad.add(place, rows[place], problem)
+        else:
+            overlong.lengths.append(length)
+    num_bad = len(bad.settle(len(rows)))
+    overlong.settle()
+    return encoded.select([place for place, problem in enumerate(problems) if not problem]), num_bad
+
+
+def _check_margin(row: dict[str, Any]):
+    margin = row.get("margin", 0.0)
+    if not isinstance(margin, int | float) or not math.isfinite(margin):
+        raise ValueError(f"`margin` is {margin!r}; give a number, or omit the column.")
+
+
+def _check_critiques(row: dict[str, Any]):
+    """Check the columns of a row that need no tokenizer."""
+    _check_margin(row)
+    critiques = [critiques_of(row, column) for column in FEEDBACK_COLUMNS]
+    check_equal_critiques(row, *critiques)
+    _cut_critiques(row, len(critiques[0]))
 
 
 def _encode_row(
@@ -126,7 +179,6 @@ def _encode_row(
     critiques: list[Sequence] = [[None], [None]]
     if critique_format.critique:
         critiques = [critiques_of(row, column) for column in FEEDBACK_COLUMNS]
-        check_equal_critiques(row, *critiques)
         _check_ids(row, critique_format)
 
     def complete(prefix, critique) -> EncodedCritique:
@@ -137,7 +189,7 @@ def _encode_row(
         return encoded
 
     def encode(prompt) -> list[tuple[EncodedCritique, EncodedCritique]]:
-        prefixes = [critique_format.encode_prefix(prompt, response) for response in responses]
+        prefixes = [critique_format.encode_prefix(*judged_chat(prompt, response)) for response in responses]
         return [
             (complete(prefixes[0], chosen), complete(prefixes[1], rejected))
             for chosen, rejected in zip(*critiques, strict=True)
@@ -150,6 +202,7 @@ def _encode_row(
     fitted, pairs = fit_to_context(prompt, encode, length, max_length, overlong_policy, critique_format)
     if pairs is None:
         return []
+    needed = length(pairs)
     extra = {"margin": float(row["margin"])} if "margin" in row else {}
     cuts = _cut_critiques(row, len(pairs))
     return [
@@ -160,6 +213,8 @@ def _encode_row(
             "rejected_prefix_length": rejected.prefix_length,
             "shortened": fitted is not prompt,
             "changed": chosen.response_changed + rejected.response_changed,
+            "length": needed,
+            "problem": "",
             **({} if cut is None else {"cut": cut}),
             **extra,
         }

@@ -72,7 +72,8 @@ class CLoudTrainer(LogsThroughput, StopsWhenNotFinite, ExactResume, RewardTraine
         data_collator (`DataCollator`, *optional*):
             Defaults to [`DataCollatorForCLoud`].
         train_dataset (`Dataset`):
-            Preference pairs with critiques; see [`~training.encoding.encode_pairs`] for the columns.
+            Preference pairs with critiques, in any form that [`~data.preference_rows.read_preferences`] reads; see
+            [`~training.encoding.encode_pairs`] for the columns.
         eval_dataset (`Dataset` or `dict[str, Dataset]`, *optional*):
             One or several datasets with the same columns.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
@@ -170,7 +171,9 @@ class CLoudTrainer(LogsThroughput, StopsWhenNotFinite, ExactResume, RewardTraine
         policy, num_proc = args.overlong_policy, args.dataset_num_proc
         # The first process encodes, and the others read its cache
         with global_then_local_main_first():
-            return encode_pairs(dataset, self.critique_format, max_length, policy, dataset_name, num_proc)
+            return encode_pairs(
+                dataset, self.critique_format, max_length, policy, dataset_name, num_proc, args.bad_rows
+            )
 
     def _check_dataset_size(self, rows: int):
         if self.args.token_budget is None:

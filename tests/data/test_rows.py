@@ -32,7 +32,7 @@ def test_what_is_not_there_is_named(tmp_path):
     with pytest.raises(ValueError, match="has no splits"):
         load_rows(str(tmp_path / "one"), "test", needs_split=True)
     (tmp_path / "folder").mkdir()
-    with pytest.raises(ValueError, match="is a folder, but not a dataset"):
+    with pytest.raises(ValueError, match="is a folder, but holds no data files"):
         load_rows(str(tmp_path / "folder"))
     Dataset.from_dict({"prompt": []}).save_to_disk(tmp_path / "no-rows")
     with pytest.raises(ValueError, match="no-rows holds no rows"):
@@ -41,6 +41,34 @@ def test_what_is_not_there_is_named(tmp_path):
         (tmp_path / name).write_text(text)
         with pytest.raises(ValueError, match=f"{name} cannot be read as json: \\w"):
             load_rows(str(tmp_path / name))
-    (tmp_path / "rows.csv").write_text("prompt")
+    (tmp_path / "rows.xlsx").write_text("prompt")
     with pytest.raises(ValueError, match="a dataset file ends in"):
-        load_rows(str(tmp_path / "rows.csv"))
+        load_rows(str(tmp_path / "rows.xlsx"))
+    with pytest.raises(ValueError, match="no such file"):
+        load_rows(str(tmp_path / "*.nothing"))
+    (tmp_path / "rows.csv").write_text("prompt")
+    with pytest.raises(ValueError, match="files of several kinds"):
+        load_rows(str(tmp_path / "*.[cj]s*"))
+
+
+def test_whatever_load_dataset_reads(tmp_path):
+    rows = Dataset.from_list(ROWS)
+    rows.to_csv(tmp_path / "rows.csv")
+    rows.to_csv(tmp_path / "rows.tsv", sep="\t")
+    for folder in ("shards", "repository/data"):
+        (tmp_path / folder).mkdir(parents=True)
+        rows.to_parquet(tmp_path / folder / ("a.parquet" if folder == "shards" else "train-00000-of-00001.parquet"))
+    rows.to_parquet(tmp_path / "shards/b.parquet")
+    (tmp_path / "repository/README.md").write_text("# Rows")
+    for name, count in (("rows.csv", 2), ("rows.tsv", 2), ("shards", 4), ("shards/*.parquet", 4), ("repository", 2)):
+        assert list(load_rows(str(tmp_path / name))) == ROWS * (count // 2), name
+    # Shards tell no splits apart, but the repository does
+    assert load_rows(str(tmp_path / "shards"), "test").num_rows == 4
+    with pytest.raises(ValueError, match="no split 'test'; it has train"):
+        load_rows(str(tmp_path / "repository"), "test")
+
+
+def test_texts_of_csv_files_stay_text(tmp_path):
+    (tmp_path / "rows.csv").write_text("prompt,chosen,rejected\nWhich abbreviation?,NA,None\nq,a,\n")
+    rows = load_rows(str(tmp_path / "rows.csv"))
+    assert rows[0]["chosen"] == "NA" and rows[0]["rejected"] == "None" and rows[1]["rejected"] is None

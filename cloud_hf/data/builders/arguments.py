@@ -1,6 +1,7 @@
 """Command-line arguments that the data builders share."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 from datasets import Dataset
 
 from ...arguments import check_bounds, documented
+from ..bad_rows import check_bad_rows
 from ..completions import CompletionClient
-from ..critiques import SIDES, CritiqueOptions
+from ..critiques import CritiqueOptions
 from ..journal import key_of
-from ..rows import PAIR_COLUMNS, check_columns, load_rows, response_of, row_name
-from ..run import check_rows
+from ..preference_rows import PAIR_COLUMNS, SIDES, read_preferences, read_prompts
+from ..rows import check_columns, load_rows, row_name
 
 
 if TYPE_CHECKING:
@@ -40,6 +42,8 @@ class BuilderArguments:
             `i/n`, i from 0 to n - 1: process only part i of n. `merge_shards.py` joins the outputs.
         push_to_hub (`str`, *optional*):
             Hub id to upload the dataset to.
+        bad_rows (`str`, *optional*, defaults to `"error"`):
+            Rows that cannot be used: error, or drop to leave them out with a count.
     """
 
     dataset_name: str
@@ -49,9 +53,11 @@ class BuilderArguments:
     limit: int | None = None
     shard: str = "0/1"
     push_to_hub: str | None = None
+    bad_rows: str = "error"
 
     def __post_init__(self):
         check_bounds(self, limit=1)
+        check_bad_rows(self.bad_rows)
         self.parsed_shard()
         output, dataset = Path(self.output_dir).resolve(), Path(self.dataset_name).resolve()
         if dataset == output or dataset in output.parents:
@@ -66,18 +72,28 @@ class BuilderArguments:
             raise ValueError(f"`shard` is {self.shard!r}; give i/n with i from 0 to n - 1, for example 0/4.")
         return int(match[1]), int(match[2])
 
-    def load(self, *columns: str) -> Dataset:
-        """
-        Load the rows of this shard. If there is no column `id`, ids are row positions in the complete dataset.
+    def load_prompts(self) -> Dataset:
+        """Load the rows of this shard, with prompts in any form that [`read_prompts`] reads; see [`BuilderArguments.load_pairs`]."""
+        return self._load(read_prompts, ("prompt",))
 
-        Raises `ValueError` if one of the columns is missing, an id is repeated, or a shard is empty.
+    def load_pairs(self) -> Dataset:
         """
+        Load the rows of this shard, preferences in any form that [`read_preferences`] reads. Without a column `id`, the position among
+        all rows becomes the id.
+
+        Raises `ValueError` if a column is missing, rows cannot be used, an id is repeated, or a shard would be empty.
+        """
+        return self._load(read_preferences, SIDES)
+
+    def _load(self, read: Callable, columns: tuple[str, ...]) -> Dataset:
         rows = load_rows(self.dataset_name, self.dataset_split, self.dataset_config)
-        check_columns(rows.column_names, columns, f"Building from {self.dataset_name}")
+        title = f"Building from {self.dataset_name}"
+        check_columns(rows.column_names, columns, title)
         if not len(rows):
             raise ValueError(f"{self.dataset_name} has no rows.")
         if self.limit is not None:
             rows = rows.select(range(min(self.limit, len(rows))))
+        rows = read(rows, title, bad_rows=self.bad_rows)
         if "id" not in rows.column_names:
             rows = rows.add_column("id", [str(index) for index in range(len(rows))])
         check_ids(rows)
@@ -91,7 +107,7 @@ class BuilderArguments:
 
     def describe(self, rows: Dataset, columns: tuple[str, ...]) -> dict[str, Any]:
         """
-        Describe the rows of [`BuilderArguments.load`] for the settings of a journal: origin, numbers, and hashes of `columns`, `id` and
+        Describe the rows of [`BuilderArguments.load_pairs`] for the settings of a journal: origin, numbers, and hashes of `columns`, `id` and
         `tools`.
         """
         names = [name for name in ("id", *columns, "tools") if name in rows.column_names]
@@ -234,12 +250,6 @@ class CriticArguments(CritiqueOptions, BuilderArguments):
                 f"{name} is a CLoud model, and its config already sets {', '.join(_PROMPT_OPTIONS)}: omit these options."
             )
         return config
-
-    def load_pairs(self) -> Dataset:
-        """Load the rows and check both responses of each."""
-        rows = self.load(*PAIR_COLUMNS)
-        check_rows(rows, lambda row: [response_of(row, side) for side in SIDES])
-        return rows
 
     def settings(self, builder: str, rows: Dataset, config: "CLoudConfig", **engine: Any) -> dict[str, Any]:
         """Return all settings that affect the critiques; `engine` describes how the model is run."""

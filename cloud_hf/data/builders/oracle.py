@@ -6,9 +6,10 @@ from typing import Any
 from datasets import Features, List, Value
 
 from ...arguments import check_bounds, documented
+from ..bad_rows import without
 from ..critique_prompt import CRITIC_PROMPT, PLACEHOLDERS, messages_for_critic, read_template
 from ..folder import DatasetFolder
-from ..rows import FEEDBACK_COLUMNS, PAIR_COLUMNS, prompt_of, response_of
+from ..preference_rows import FEEDBACK_COLUMNS, PAIR_COLUMNS, SIDES, judged_chat, prompt_of, response_of
 from ..run import (
     Dropped,
     JournaledClient,
@@ -21,9 +22,6 @@ from ..run import (
     why_incomplete,
 )
 from .arguments import BuilderArguments, ServerArguments
-
-
-SIDES = ("chosen", "rejected")
 
 
 @documented
@@ -80,8 +78,8 @@ ARGUMENTS = (OracleCritiqueArguments,)
 
 def main(args: OracleCritiqueArguments):
     template = read_template(args.critic_prompt_file, CRITIC_PROMPT, PLACEHOLDERS)
-    rows = args.load(*PAIR_COLUMNS)
-    check_rows(rows, lambda row: [messages_for_critic(prompt_of(row), response_of(row, side)) for side in SIDES])
+    rows = args.load_pairs()
+    rows = without(rows, check_rows(rows, lambda row: [judged_messages(row, side) for side in SIDES], args.bad_rows))
     replaced = [name for name in FEEDBACK_COLUMNS if name in rows.column_names]
     if replaced:
         print(f"The new critiques replace the dataset's {' and '.join(replaced)}.")
@@ -108,6 +106,11 @@ def main(args: OracleCritiqueArguments):
     run_builder(build_dataset(folder, rows, features, clients, make_work), folder, args.push_to_hub)
 
 
+def judged_messages(row: dict[str, Any], side: str, template: str = CRITIC_PROMPT) -> list[dict[str, str]]:
+    """Return the chat that asks the critic about a response."""
+    return messages_for_critic(*judged_chat(prompt_of(row), response_of(row, side)), template)
+
+
 async def criticise(
     row: dict[str, Any],
     critic: JournaledClient,
@@ -119,7 +122,7 @@ async def criticise(
 
     async def critique(side: str, number: int) -> str:
         key = [row["id"], side, number]
-        messages = messages_for_critic(prompt_of(row), response_of(row, side), template)
+        messages = judged_messages(row, side, template)
         seed = {} if args.seed is None else {"seed": seed_of(args.seed, *key)}
         tries = {"longer_tries": args.longer_tries, "truncated": args.truncated}
         options = {"max_tokens": args.max_tokens, **tries, **sampling, **seed}

@@ -9,6 +9,7 @@ from datasets import Dataset, Features, List, Value
 
 from ...arguments import check_bounds, documented
 from ...prompts import read_prompt
+from ..bad_rows import without
 from ..completions import Answer
 from ..folder import DatasetFolder
 from ..judge import RETRY_TEMPERATURE, Comparison, Judge, PreferenceStatistics, read_judge_prompt
@@ -137,11 +138,11 @@ ARGUMENTS = (PreferenceArguments,)
 
 def main(args: PreferenceArguments):
     template = read_judge_prompt(args.judge_prompt_file)
-    rows = args.load("prompt")
+    rows = args.load_prompts()
     check_columns(rows.column_names, tuple(args.keep_columns), "`keep_columns`")
     tools = ["tools"] if "tools" in rows.column_names else []
     rows = rows.select_columns(list(dict.fromkeys(["id", "prompt", *tools, *args.keep_columns])))
-    check_rows(rows, messages_for_generator)
+    rows = without(rows, check_rows(rows, messages_for_generator, args.bad_rows))
     settings = {
         "builder": "preferences",
         **args.describe(rows, ("prompt", *args.keep_columns)),

@@ -18,7 +18,8 @@ from datasets import Dataset, DatasetDict
 from ...arguments import check_bounds, documented
 from ..folder import RECORD, DatasetFolder
 from ..journal import JournalError
-from ..rows import FEEDBACK_COLUMNS, check_columns, load_rows
+from ..preference_rows import FEEDBACK_COLUMNS
+from ..rows import check_columns, load_rows
 
 
 PUBLISHED = "ankner/Llama3-8b-ultra-{}"

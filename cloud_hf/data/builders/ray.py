@@ -284,7 +284,7 @@ def write_with_ray(
         args.parsed_vllm_options(),
     )
     critique_format = CritiqueFormat.from_config(config, AutoTokenizer.from_pretrained(args.model_name_or_path))
-    builder = CritiqueBuilder(critique_format, context_of(args, config, is_reward_model), args)
+    builder = CritiqueBuilder(critique_format, context_of(args, config, is_reward_model), args, args.bad_rows)
     with folder.open_journal() as journal:
         kept = len(journal)
         critic = RayCritic(builder, config, journal, is_reward_model)

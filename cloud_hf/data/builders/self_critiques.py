@@ -112,7 +112,7 @@ def write_with_backend(args: SelfCritiqueArguments, rows: Dataset, config: CLoud
     with folder.open_journal() as journal:
         kept = len(journal)
         with open_critic(args, config) as (scorer, critique_format, context):
-            builder = CritiqueBuilder(critique_format, context, args)
+            builder = CritiqueBuilder(critique_format, context, args, args.bad_rows)
             critic = ScorerCritic(builder, journal)
             critic.write_all(scorer, rows, args.chunk_size(), longest_first=args.backend == "transformers")
         run = Run(rows, lambda row: builder.build(row, critic.ask), [], 1)
@@ -129,7 +129,7 @@ async def write_with_servers(
     critique_format = CritiqueFormat.from_config(
         config, AutoTokenizer.from_pretrained(tokenizer_source(args.model_name_or_path))
     )
-    builder = CritiqueBuilder(critique_format, args.context_length or context_length(config), args)
+    builder = CritiqueBuilder(critique_format, args.context_length or context_length(config), args, args.bad_rows)
     check_rows(rows, builder.lengths)
 
     def make_work(critic: JournaledClient):

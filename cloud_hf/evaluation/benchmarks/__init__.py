@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ...data.rows import READERS
+from ...data.rows import reader_of
 from ..formatting import Table
 from ..rows import BenchmarkRow
 from ..stats import BenchmarkScores
@@ -155,7 +155,7 @@ def _find_files(name: str, patterns: str) -> list[str]:
     found = []
     for pattern in patterns.split(","):
         if Path(pattern).is_dir():
-            matches = [str(path) for path in Path(pattern).iterdir() if READERS.keys() & set(path.suffixes[-2:])]
+            matches = [str(path) for path in Path(pattern).iterdir() if reader_of(path)]
         else:
             matches = glob.glob(pattern)
         if not matches:

@@ -10,7 +10,9 @@ from typing import Any
 from datasets import Dataset
 
 from ...critique_format import CritiqueFormat
-from ...data.rows import check_columns, load_rows, prompt_of, row_name
+from ...data.bad_rows import BadRows
+from ...data.preference_rows import listed, prompt_of, read_prompts, response_of
+from ...data.rows import check_columns, load_rows
 from ...scoring import Score, Scorer
 from ..fitting import FittedRows, fit_rows, score_rows
 from ..stats import json_safe
@@ -35,11 +37,12 @@ class Problem:
 
 
 def load_problems(
-    name: str, split: str = "test", config: str | None = None, limit: int | None = None, judged: bool = True
-) -> list[Problem]:
+    name: str, split: str = "test", config: str | None = None, limit: int | None = None, judged: bool = True,
+    bad_rows: str = "error",
+) -> list[Problem]:  # fmt: skip
     """
-    Load problems with existing candidates, with their worth if `judged`. Raises `ValueError` naming the first bad row, or two
-    rows with the same id.
+    Load problems with existing candidates, with their worth if `judged`. Raises `ValueError` naming the bad rows (unless `bad_rows`
+    is `"drop"`), or two rows with the same id.
 
     Columns are `prompt`; `responses` (list of strings) with `correct` (list of booleans or scores), or `candidates` (list of
     `{"response": ..., "judge_score": ...}`); optionally `id` and `tools`.
@@ -51,15 +54,20 @@ def load_problems(
         raise ValueError(f"{name} holds no rows.")
     problems: list[Problem] = []
     places: dict[str, int] = {}
-    for index, row in enumerate(rows.select(range(min(limit or len(rows), len(rows)))).to_list()):
+    rows = read_prompts(rows.select(range(min(limit or len(rows), len(rows)))), name, bad_rows)
+    bad = BadRows(name, bad_rows)
+    row: Any
+    for index, row in enumerate(rows):
         try:
             problem = _read_problem(index, row, judged)
         except ValueError as error:
-            raise ValueError(f"{name}, {row_name(index, row)}: {error}") from error
+            bad.add(index, row, str(error))
+            continue
         if problem.id in places:
             raise ValueError(f"{name}: rows {places[problem.id]} and {index} have the same id {problem.id!r}.")
         places[problem.id] = index
         problems.append(problem)
+    bad.settle(len(rows))
     return problems
 
 
@@ -86,9 +94,12 @@ def candidates(row: dict[str, Any]) -> list[str]:
     Return the candidates of a row. Raises `ValueError` if they are not text, or not each has one finite number as its
     worth.
     """
-    responses, correct = row["responses"], row["correct"]
-    if not isinstance(responses, list) or not responses or not all(isinstance(text, str) for text in responses):
+    responses, correct = listed(row["responses"]), listed(row["correct"])
+    if not isinstance(responses, list) or not responses:
         raise ValueError(f"`responses` is {responses!r:.60}; give a non-empty list of strings.")
+    responses = [response_of({"responses": response}, "responses", allow_empty=True) for response in responses]
+    if not all(isinstance(response, str) for response in responses):
+        raise ValueError("`responses` holds messages with more than text; candidates are text.")
     if not isinstance(correct, list) or len(correct) != len(responses):
         raise ValueError(f"`correct` is {correct!r:.60}; give one value for each of the {len(responses)} responses.")
     if not all(isinstance(value, int | float) for value in correct):
@@ -153,6 +164,7 @@ def evaluate_best_of_n(
     *,
     context_length: int | None = None,
     overlong_policy: str = "error",
+    bad_rows: str = "error",
     max_new_tokens: int = 1024,
     **score_options,
 ) -> BestOfN:
@@ -164,7 +176,7 @@ def evaluate_best_of_n(
             Any backend.
         rows (`Dataset`):
             Columns `prompt`, `responses` (list of strings) and `correct` (list of booleans or scores, one per response).
-        critique_format, context_length, overlong_policy, max_new_tokens, score_options:
+        critique_format, context_length, overlong_policy, bad_rows, max_new_tokens, score_options:
             See [`evaluate_pairs`].
 
     Returns:
@@ -173,8 +185,11 @@ def evaluate_best_of_n(
     Raises:
         `ValueError`: Before anything is scored, naming the first bad row.
     """
-    check_columns(rows.column_names, PROBLEM_COLUMNS, "Best-of-N")
-    fitted = fit_rows(rows, candidates, critique_format, context_length, overlong_policy, max_new_tokens)
+    name = "Best-of-N"
+    check_columns(rows.column_names, PROBLEM_COLUMNS, name)
+    rows = read_prompts(rows, name, bad_rows)
+    limits = context_length, overlong_policy, max_new_tokens, bad_rows
+    fitted = fit_rows(rows, candidates, critique_format, *limits, name)
     scores = score_rows(scorer, fitted.rows, max_new_tokens=max_new_tokens, **score_options)
     return summarize_best_of_n(fitted, scores)
 
@@ -182,7 +197,7 @@ def evaluate_best_of_n(
 def summarize_best_of_n(fitted: FittedRows, scores: Sequence[Sequence[Score]]) -> BestOfN:
     """Compute best-of-N from the scores of fitted problems' candidates, up to the smallest number of candidates of a problem."""
     rewards = [[score.reward for score in row_scores] for row_scores in scores]
-    correct = [[float(value) for value in row.row["correct"]] for row in fitted.rows]
+    correct = [[float(value) for value in listed(row.row["correct"])] for row in fitted.rows]
     sizes = range(1, min(map(len, rewards)) + 1)
     curve = best_of_n_curve([rewards], correct, sizes)
     oracle = best_of_n_curve([correct], correct, sizes)

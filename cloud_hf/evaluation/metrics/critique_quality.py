@@ -6,12 +6,23 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ...critique_format import IGNORE_INDEX, CritiqueFormat, EncodedCritique
-from ...data.rows import FEEDBACK_COLUMNS, PAIR_COLUMNS, check_columns, prompt_of, response_of, row_name
+from ...data.bad_rows import BadRows
+from ...data.preference_rows import (
+    FEEDBACK_COLUMNS,
+    SIDES,
+    judged_chat,
+    listed,
+    prompt_of,
+    read_preferences,
+    read_prompts,
+    response_of,
+)
+from ...data.rows import check_columns, load_rows
 from ...scoring import context_length
-from ..rows import read_sources
 
 
 @dataclass(frozen=True)
@@ -24,34 +35,47 @@ class CritiqueRow:
     critique: str
 
 
-def load(names: Sequence[str], split: str = "test", config: str | None = None) -> list[CritiqueRow]:
+def load(
+    names: Sequence[str], split: str = "test", config: str | None = None, bad_rows: str = "error"
+) -> list[CritiqueRow]:
     """
-    Load rows with reference critiques. Raises `ValueError` naming the file, the row and the field.
+    Load rows with reference critiques. Raises `ValueError` naming the file, the rows and the field, unless `bad_rows` is `"drop"`.
 
     Columns are `prompt`, `response`, `critique`; or `prompt`, `chosen`, `rejected`, `chosen_feedback`, `rejected_feedback`,
     each of which becomes two rows (with the first of several critiques).
     """
-    rows = []
-    for source, index, row in read_sources(names, split, config):
-        is_pair = "chosen_feedback" in row
-        needs = (*PAIR_COLUMNS, *FEEDBACK_COLUMNS) if is_pair else ("prompt", "response", "critique")
-        check_columns(list(row), needs, f"Critique quality ({source})")
-        columns = (
-            (("chosen", "chosen_feedback"), ("rejected", "rejected_feedback"))
-            if is_pair
-            else (("response", "critique"),)
-        )
-        for response, critique in columns:
-            try:
-                texts = prompt_of(row), response_of(row, response, allow_empty=True), _critique_of(row, critique)
-            except ValueError as error:
-                raise ValueError(f"{source}, {row_name(index, row)}: {error}") from error
-            rows.append(CritiqueRow(f"{source}/{index}/{response}", *texts))
-    return rows
+    if not names:
+        raise ValueError("Name at least one file or dataset to read.")
+    return [row for name in names for row in _load(name, load_rows(name, split, config), bad_rows)]
+
+
+def _load(source: str, rows: Dataset, bad_rows: str) -> list[CritiqueRow]:
+    is_pair = "chosen_feedback" in rows.column_names
+    sides = tuple(zip(SIDES, FEEDBACK_COLUMNS, strict=True)) if is_pair else (("response", "critique"),)
+    title = f"Critique quality ({source})"
+    check_columns(rows.column_names, tuple(column for side in sides for column in side), title)
+    read = read_preferences if is_pair else read_prompts
+    rows, found, bad = read(rows, title, bad_rows=bad_rows), [], BadRows(source, bad_rows)
+    row: Any
+    for index, row in enumerate(rows):
+        try:
+            found += [
+                CritiqueRow(
+                    f"{source}/{index}/{side}",
+                    *judged_chat(prompt_of(row), response_of(row, side, allow_empty=True)),
+                    _critique_of(row, critique),
+                )
+                for side, critique in sides
+            ]
+        except ValueError as error:
+            bad.add(index, row, str(error))
+    bad.settle(len(rows))
+    return found
 
 
 def _critique_of(row: dict[str, Any], column: str) -> str:
-    text = row[column][0] if isinstance(row[column], list) and row[column] else row[column]
+    text = listed(row[column])
+    text = text[0] if isinstance(text, list) and text else text
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"`{column}` is {row[column]!r:.60}; give a critique as text.")
     return text

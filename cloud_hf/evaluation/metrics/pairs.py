@@ -7,7 +7,8 @@ from typing import Any
 from datasets import Dataset
 
 from ...critique_format import CritiqueFormat
-from ...data.rows import PAIR_COLUMNS, check_columns, response_of
+from ...data.preference_rows import SIDES, Response, read_preferences, response_of
+from ...data.rows import check_columns
 from ...scoring import Score, Scorer
 from ..benchmarks.preference_pairs import score_preferences
 from ..fitting import FittedRow, FittedRows, fit_rows, score_rows, share_cut  # noqa: F401 (version 0.1's path)
@@ -70,6 +71,7 @@ def evaluate_pairs(
     *,
     context_length: int | None = None,
     overlong_policy: str = "error",
+    bad_rows: str = "error",
     group_column: str | None = None,
     max_new_tokens: int = 1024,
     **score_options,
@@ -81,13 +83,16 @@ def evaluate_pairs(
         scorer ([`Scorer`]):
             Any backend.
         rows (`Dataset`):
-            Columns `prompt`, `chosen`, `rejected`, optional `tools`, `id`. Responses may be empty.
+            Columns `prompt`, `chosen`, `rejected`, in any form that [`~data.preference_rows.read_preferences`] reads; optional
+            `tools`, `id`.
         critique_format ([`CritiqueFormat`]):
             The model's format, which counts tokens.
         context_length (`int`, *optional*):
             Context length of the model in tokens, critique included.
         overlong_policy (`str`, *optional*, defaults to `"error"`):
             `"error"`, `"drop"` or `"truncate_prompt"`, for pairs that do not fit with a critique of `max_new_tokens`.
+        bad_rows (`str`, *optional*, defaults to `"error"`):
+            `"error"` or `"drop"`, for rows that cannot be used.
         group_column (`str`, *optional*):
             Column by which accuracy is also broken down.
         max_new_tokens (`int`, *optional*, defaults to `1024`):
@@ -99,13 +104,15 @@ def evaluate_pairs(
         [`PairEvaluation`]
 
     Raises:
-        `ValueError`: Before anything is scored, naming the first bad row and its field. Afterwards, if a reward is not a finite
+        `ValueError`: Before anything is scored, counting the bad rows by kind and naming the first of each. Afterwards, if a reward is not a finite
             number.
     """
-    check_columns(rows.column_names, PAIR_COLUMNS, "Evaluation of pairs")
+    name = "Evaluation of pairs"
     if group_column is not None:
         check_columns(rows.column_names, (group_column,), "`group_column`")
-    fitted = fit_rows(rows, pair_responses, critique_format, context_length, overlong_policy, max_new_tokens)
+    rows = read_preferences(rows, name, bad_rows=bad_rows)
+    limits = context_length, overlong_policy, max_new_tokens, bad_rows
+    fitted = fit_rows(rows, pair_responses, critique_format, *limits, name)
     scores = score_rows(scorer, fitted.rows, max_new_tokens=max_new_tokens, **score_options)
     return summarize_pairs(fitted, scores, group_column)
 
@@ -138,6 +145,6 @@ def summarize_pairs(
     )
 
 
-def pair_responses(row: dict[str, Any]) -> list[str]:
+def pair_responses(row: dict[str, Any]) -> list[Response]:
     """Return the chosen and the rejected response of a row, checked."""
-    return [response_of(row, side, allow_empty=True) for side in ("chosen", "rejected")]
+    return [response_of(row, side) for side in SIDES]

@@ -12,6 +12,6 @@ def test_shards_of_two_versions_of_a_file_have_different_settings(tmp_path):
         folder.mkdir()
         (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
         args = BuilderArguments(dataset_name=str(folder / "rows.jsonl"), output_dir=str(tmp_path / "out"), shard="0/2")
-        described.append(args.describe(args.load("prompt"), ("prompt",)))
+        described.append(args.describe(args.load_prompts(), ("prompt",)))
     one, two = described
     assert {name for name in one if one[name] != two[name]} == {"contents_of_all_shards"}

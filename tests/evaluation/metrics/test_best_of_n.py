@@ -60,11 +60,11 @@ def test_rates_chance_and_oracle():
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        ({"prompt": "p", "responses": ["a"], "correct": [True, False]}, "Row 0: `correct` is"),
-        ({"prompt": "p", "responses": None, "correct": [True]}, "Row 0: `responses` is None"),
+        ({"prompt": "p", "responses": ["a"], "correct": [True, False]}, "row 0: `correct` is"),
+        ({"prompt": "p", "responses": None, "correct": [True]}, "row 0: `responses` is None"),
         (
             {"prompt": "p", "responses": ["a", "b"], "correct": [1.0, float("nan")]},
-            "Row 0: a candidate's worth is nan",
+            "row 0: a candidate's worth is nan",
         ),
         ({"prompt": "p", "correct": [True]}, "needs the column.* responses"),
     ],

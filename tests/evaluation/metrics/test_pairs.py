@@ -36,7 +36,7 @@ def test_ties_are_wrong_and_reported():
 
 def test_overlong_rows_are_counted_not_lost():
     rows = [ROWS[0], {**ROWS[0], "id": "long", "prompt": "word " * 300}]
-    with pytest.raises(ValueError, match=r"Row 1 \(id 'long'\): \d+ tokens with its critique, but the limit is 200"):
+    with pytest.raises(ValueError, match=r"row 1 \(id 'long'\): \d+ tokens with its critique, but the limit is 200"):
         evaluate(rows, REWARDS, context_length=200)
     _, dropped = evaluate(rows, REWARDS, context_length=200, overlong_policy="drop")
     assert (dropped.n, dropped.dropped, dropped.shortened) == (1, 1, 0)
@@ -53,10 +53,10 @@ def test_overlong_rows_are_counted_not_lost():
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        ({"chosen": None}, r"Row 1 \(id 'a'\): `chosen` is None"),
-        ({"prompt": ""}, r"Row 1 \(id 'a'\): `prompt` is empty"),
+        ({"chosen": None}, r"row 1 \(id 'a'\): `chosen` is None"),
+        ({"prompt": ""}, r"row 1 \(id 'a'\): `prompt` is empty"),
         ({"rejected": None}, "`rejected` is None"),
-        ({"id": "HumanEval/3", "prompt": ""}, r"Row 1 \(id 'HumanEval/3'\): "),
+        ({"id": "HumanEval/3", "prompt": ""}, r"row 1 \(id 'HumanEval/3'\): "),
     ],
 )
 def test_bad_rows_are_named(row, says):
@@ -64,9 +64,14 @@ def test_bad_rows_are_named(row, says):
         evaluate([ROWS[0], {**ROWS[0], **row}], REWARDS)
 
 
-def test_empty_responses_are_scored():
-    _, result = evaluate([{**ROWS[0], "rejected": ""}], REWARDS)
-    assert result.accuracy == 1.0
+def test_bad_rows_are_counted_by_kind_and_dropped_on_request(caplog):
+    rows = [*ROWS, {**ROWS[0], "rejected": ""}, {**ROWS[0], "chosen": None}, {**ROWS[0], "rejected": " "}]
+    with pytest.raises(
+        ValueError, match=r"row 4 .*, row 6 .*: `rejected` is empty.* Also row 5 .*`chosen` is None.*3 of 7"
+    ):
+        evaluate(rows, REWARDS)
+    _, result = evaluate(rows, REWARDS, bad_rows="drop")
+    assert result.n == 4 and "3 of 7" in caplog.text
 
 
 def test_missing_columns_are_named():

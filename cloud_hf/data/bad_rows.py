@@ -1,0 +1,129 @@
+"""One policy for rows that cannot be used: all are counted by kind, and either stop the run or are left out."""
+
+import logging
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from datasets import Dataset
+
+from .rows import row_name
+
+
+logger = logging.getLogger(__name__)
+
+BAD_ROWS = ("error", "drop")
+
+# Rows named for each kind of problem
+_NAMED = 3
+# Messages of one kind differ in what they quote
+_VALUES = re.compile(r"'[^']*'|\"[^\"]*\"|\d+(\.\d+)?")
+
+
+def check_bad_rows(policy: str):
+    """Raise `ValueError` unless `policy` is one of `BAD_ROWS`."""
+    if policy not in BAD_ROWS:
+        raise ValueError(f"`bad_rows` is {policy!r}; use {' or '.join(BAD_ROWS)}.")
+
+
+@dataclass
+class BadRows:
+    """
+    The rows of one dataset that cannot be used.
+
+    Args:
+        name (`str`):
+            Start of the messages, such as `"The train dataset"`. May be empty.
+        policy (`str`, *optional*, defaults to `"error"`):
+            `"error"` raises, `"drop"` leaves the rows out and logs their number.
+
+    Examples:
+
+    ```python
+    >>> bad = BadRows("The train dataset")
+    >>> bad.add(3, {"id": "q3"}, "`rejected` is empty.")
+    >>> bad.settle(4)
+    ValueError: The train dataset, row 3 (id 'q3'): `rejected` is empty. …
+    ```
+    """
+
+    name: str
+    policy: str = "error"
+    # By kind, the names of the rows in their order and the first message
+    _kinds: dict[str, tuple[list[str], str]] = field(default_factory=dict)
+    _indices: list[int] = field(default_factory=list)
+
+    def add(self, index: int, row: Mapping[str, Any], problem: str):
+        """Note a row, its position in the dataset, and what is wrong with it."""
+        names, _ = self._kinds.setdefault(_VALUES.sub("…", problem), ([], problem))
+        names.append(row_name(index, row))
+        self._indices.append(index)
+
+    def settle(self, total: int) -> list[int]:
+        """Apply the policy to the rows noted, of `total`, and return their positions. Raises `ValueError` under `"error"`."""
+        if not self._indices:
+            return []
+        kinds = [_named(names, problem) for names, problem in self._kinds.values()]
+        text = " Also ".join(kinds)
+        start = f"{self.name}, " if self.name else ""
+        message = start + text if start else text[:1].upper() + text[1:]
+        number = len(self._indices)
+        if self.policy == "error":
+            raise ValueError(
+                f"{message} Bad rows: {number} of {total}. Repair them, or leave them out with `bad_rows` 'drop'."
+            )
+        logger.warning("%s Left out as bad rows: %d of %d.", message, number, total)
+        if number == total:
+            raise ValueError(f"{message} No row is left: all {total} are bad.")
+        return self._indices
+
+
+def without(rows: Dataset, left_out: list[int]) -> Dataset:
+    """Return the rows that are not at these positions."""
+    if not left_out:
+        return rows
+    bad = set(left_out)
+    return rows.select([index for index in range(len(rows)) if index not in bad])
+
+
+def _named(names: list[str], problem: str) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"{', '.join(names[:_NAMED])}{more}: {problem}"
+
+
+@dataclass
+class OverlongRows:
+    """
+    The rows of one dataset that do not fit the context under the policy `"error"`, with the lengths of all rows, so that the message can
+    say which limit keeps how many.
+    """
+
+    name: str
+    lengths: list[int] = field(default_factory=list)
+    _first: tuple[str, str] | None = None
+    _number: int = 0
+
+    def add(self, index: int, row: Mapping[str, Any], problem: str, length: int):
+        """Note a row that is too long, the message of its [`Overlong`], and its length in tokens."""
+        self._first = self._first or (row_name(index, row), problem)
+        self._number += 1
+        self.lengths.append(length)
+
+    def settle(self):
+        """Raise `ValueError` if a row was noted."""
+        if self._first is None:
+            return
+        named, problem = self._first
+        start = f"{self.name}, {named}" if self.name else f"R{named[1:]}"
+        keeps = [f"{limit_that_keeps(self.lengths, share)} tokens keep {share:.0%}" for share in (0.95, 0.99, 1.0)]
+        raise ValueError(
+            f"{start}: {problem} {self._number} of {len(self.lengths)} rows are over-long; the longest needs {max(self.lengths)} "
+            f"tokens. A limit of {', '.join(keeps)} of the rows."
+        )
+
+
+def limit_that_keeps(lengths: Sequence[int], share: float) -> int:
+    """Return the smallest limit that at least this share of the lengths is within."""
+    return sorted(lengths)[max(0, math.ceil(share * len(lengths)) - 1)]

@@ -1,0 +1,196 @@
+"""Rows of every form become a prompt and two responses, or are refused in one sentence."""
+
+import json
+import logging
+
+import pytest
+from datasets import Dataset
+from tokenizers_for_tests import make_tokenizer
+from user_rows import case
+
+from cloud_hf import CritiqueFormat
+from cloud_hf.data.preference_rows import critiques_of, judged_chat, read_preference, read_preferences, read_prompts
+from cloud_hf.data.rows import load_rows
+from cloud_hf.training.encoding import encode_pairs
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text, **fields):
+    return {"role": "assistant", "content": text, **fields}
+
+
+def sharegpt(speaker, text):
+    return {"from": speaker, "value": text}
+
+
+CHATS = [user("Hi"), assistant("Yes?"), user("Name a cup.")]
+TRANSCRIPT = "\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Name a cup.\n\nAssistant:"
+NULLS = {"refusal": None, "audio": None, "tool_calls": None, "annotations": [], "function_call": None}
+CALL = [{"type": "function", "function": {"name": "look", "arguments": '{"cup": "A", "box": null}'}}]
+
+# Each says the same as CHATS, "A" and "B"
+FORMS = [
+    {"prompt": CHATS, "chosen": "A", "rejected": "B"},
+    {"prompt": CHATS, "chosen": [assistant("A")], "rejected": [assistant("B")]},
+    {"prompt": CHATS, "chosen": assistant("A"), "rejected": assistant("B")},
+    {"chosen": [*CHATS, assistant("A")], "rejected": [*CHATS, assistant("B")]},
+    {"prompt": "Name a cup.", "chosen": [*CHATS, assistant("A")], "rejected": [*CHATS, assistant("B")]},
+    {"prompt": CHATS, "chosen": [*CHATS, assistant("A")], "rejected": [*CHATS, assistant("B")]},
+    {"chosen": f"{TRANSCRIPT} A", "rejected": f"{TRANSCRIPT} B"},
+    {"chosen": f"{TRANSCRIPT[2:]} A", "rejected": f"{TRANSCRIPT[2:]} B"},
+    {"prompt": TRANSCRIPT, "chosen": " A", "rejected": " B"},
+    {"prompt": TRANSCRIPT, "chosen": f"{TRANSCRIPT} A", "rejected": f"{TRANSCRIPT} B"},
+    {"prompt": json.dumps(CHATS), "chosen": "A", "rejected": "B"},
+    {"chosen": json.dumps([*CHATS, assistant("A")]), "rejected": json.dumps([*CHATS, assistant("B")])},
+    {
+        "prompt": [sharegpt("human", "Hi"), sharegpt("gpt", "Yes?"), sharegpt("human", "Name a cup.")],
+        "chosen": sharegpt("gpt", "A"),
+        "rejected": sharegpt("gpt", "B"),
+    },
+    {
+        "prompt": [{"role": turn["role"], "content": [{"type": "text", "text": turn["content"]}]} for turn in CHATS],
+        "chosen": [assistant([{"type": "text", "text": "A"}])],
+        "rejected": [assistant([{"type": "text", "text": "B"}])],
+    },
+    {"prompt": CHATS, "chosen": [assistant("A", **NULLS)], "rejected": [assistant("B", **NULLS)]},
+]
+
+
+@pytest.mark.parametrize("row", FORMS)
+def test_all_forms_encode_alike(row):
+    critique_format = CritiqueFormat(make_tokenizer("llama3"), critique=False)
+    expected = encode_pairs(Dataset.from_list(FORMS[:1]), critique_format, None, "error")
+    assert list(encode_pairs(Dataset.from_list([row]), critique_format, None, "error")) == list(expected)
+
+
+@pytest.mark.parametrize("row", FORMS)
+def test_reading_twice_changes_nothing(row):
+    once = read_preferences(Dataset.from_list([row]), "rows")
+    assert list(read_preferences(once, "rows")) == list(once)
+
+
+def test_forms_are_named_once_with_their_count(caplog):
+    with caplog.at_level(logging.INFO):
+        read_preferences(Dataset.from_list(FORMS[6:7] * 3), "The set")
+    assert caplog.messages == [
+        "The set: 3 rows are read as whole chats (transcripts), whose common turns are the prompt."
+    ]
+
+
+def test_the_common_beginning_of_texts_is_the_prompt():
+    found = read_preference({"chosen": "The sky is blue today.", "rejected": "The sky is blurry."})
+    assert found[1:] == ("The sky is", "blue today.", "blurry.")
+
+
+def test_chats_that_part_early_keep_their_own_turns():
+    row = {
+        "chosen": [*CHATS[:1], assistant("a"), user("more"), assistant("A")],
+        "rejected": [*CHATS[:1], assistant("b"), user("less"), assistant("B")],
+    }
+    found = read_preference(row)
+    assert found.prompt == CHATS[:1]
+    assert judged_chat(found.prompt, found.chosen) == ([*CHATS[:1], assistant("a"), user("more")], "A")
+    assert judged_chat(found.prompt, found.rejected) == ([*CHATS[:1], assistant("b"), user("less")], "B")
+    [pair] = encode_pairs(Dataset.from_list([row]), CritiqueFormat(make_tokenizer("llama3"), False), None, "error")
+    assert make_tokenizer("llama3").decode(pair["rejected_ids"]).count("less") == 1
+
+
+def test_fields_of_messages_are_kept():
+    row = {"prompt": [user("q")], "chosen": [assistant("x", tool_calls=CALL)], "rejected": [assistant("x")]}
+    found = read_preference(row)
+    assert found.chosen == [assistant("x", tool_calls=CALL)] and found.rejected == "x"
+    assert judged_chat(found.prompt, found.chosen)[1] == assistant("x", tool_calls=CALL)
+    turns = [assistant("look", tool_calls=CALL), {"role": "tool", "content": "A"}, assistant("It is A.")]
+    found = read_preference({**row, "chosen": turns})
+    assert judged_chat(found.prompt, found.chosen) == ([user("q"), *turns[:2]], "It is A.")
+    reasoning = assistant("4", reasoning_content="two and two")
+    assert read_preference({**row, "chosen": reasoning}).chosen == [reasoning]
+
+
+def test_critiques_in_a_csv_file():
+    assert critiques_of({"chosen_feedback": '["A.", "B."]'}, "chosen_feedback") == ["A.", "B."]
+    assert critiques_of({"chosen_feedback": "[A] is wrong."}, "chosen_feedback") == ["[A] is wrong."]
+
+
+ROW = {"prompt": "q", "chosen": "a", "rejected": "b"}
+BAD = [
+    ({"chosen": None}, "`chosen` is None; give a string or a list of chat messages"),
+    ({"chosen": []}, r"`chosen` is \[\]"),
+    ({"rejected": " "}, "`rejected` is empty"),
+    ({"chosen": [user("q")], "rejected": [user("q")]}, "whole chats without a common user turn"),
+    ({"chosen": [user("p"), assistant("a")], "rejected": [user("p"), assistant("b")]}, "no user turn that .* share"),
+    ({"prompt": [user("x")], "chosen": [user("q"), assistant("a")], "rejected": [user("q"), assistant("b")]}, "do not begin"),
+    ({"chosen": [user("q"), assistant("a")], "rejected": [assistant("b")]}, "a whole chat and the other only its end"),
+    ({"chosen": [assistant("a")], "rejected": "b"}, "`chosen` reads as messages but `rejected` as text"),
+    ({"chosen": [assistant("a"), user("q")], "rejected": [assistant("b"), user("q")]}, "ends on a 'user' turn"),
+    ({"chosen": [assistant([{"type": "image_url"}])], "rejected": [assistant("b")]}, "content part .*image_url.*text only"),
+    ({"chosen": [sharegpt("alien", "a")], "rejected": [sharegpt("gpt", "b")]}, "turn 0 is .*alien.*give `value` as text"),
+    ({"chosen": [sharegpt("function_call", "a")], "rejected": [sharegpt("gpt", "b")]}, "message with `tool_calls`"),
+    ({"chosen": "[{'role': 'assistant', 'content': 'a'}]"}, "could be text, or chat messages that are not JSON"),
+    ({"prompt": "Be kind.\n\nHuman: Hi\n\nAssistant:"}, "could be one message, or a transcript behind"),
+    ({"chat_template_kwargs": {"enable_thinking": False}}, "`chat_template_kwargs` differ by row"),
+]  # fmt: skip
+ABSENT = [
+    ({"chosen": "Yes.", "rejected": "No."}, "no common beginning; add the column `prompt`"),
+    ({"chosen": "<|im_start|>user a", "rejected": "<|im_start|>user b"}, "rendered by a template"),
+    ({"chosen": [assistant("a")], "rejected": [assistant("b")]}, "there is no `prompt`; add the column"),
+    ({"chosen": "\n\nHuman: Hi\n\nAssistant:", "rejected": "\n\nHuman: Hi\n\nAssistant: b"}, "`chosen` is empty"),
+]
+
+
+@pytest.mark.parametrize(("row", "says"), [*(({**ROW, **change}, says) for change, says in BAD), *ABSENT])
+def test_rows_that_cannot_be_read_are_refused(row, says):
+    with pytest.raises(ValueError, match=says):
+        read_preference(row)
+
+
+def test_mixed_forms_are_an_error_that_says_what_was_found():
+    rows = Dataset.from_list([ROW, ROW, {**ROW, "prompt": TRANSCRIPT}])
+    with pytest.raises(
+        ValueError, match=r"mixes forms .*2 rows as prompt as text.*\(row 0\); 1 rows as prompt as transcripts"
+    ):
+        read_preferences(rows, "The set", bad_rows="drop")
+
+
+def test_bad_rows_are_left_out_with_a_count_or_stop(caplog):
+    rows = Dataset.from_list([ROW, {**ROW, "chosen": ""}, {**ROW, "rejected": None}, *[{**ROW, "chosen": " "}] * 4])
+    with pytest.raises(
+        ValueError, match=r"row 1, row 3, row 4 and 2 more: `chosen` is empty\. Also row 2: .*Bad rows: 6 of 7"
+    ):
+        read_preferences(rows, "The set")
+    assert len(read_preferences(rows, "The set", bad_rows="drop")) == 1 and "6 of 7" in caplog.text
+    with pytest.raises(ValueError, match="No row is left: all 6 are bad"):
+        read_preferences(rows.select(range(1, 7)), "The set", bad_rows="drop")
+
+
+def test_equal_responses_are_counted(caplog):
+    read_preferences(Dataset.from_list([ROW, {**ROW, "rejected": "a"}]), "The set")
+    assert "chosen and rejected are the same in 1 of 2 rows" in caplog.text
+
+
+def test_a_row_that_is_not_text_is_named(tmp_path):
+    (tmp_path / "rows.jsonl").write_bytes(
+        b'{"prompt": "q", "chosen": "a", "rejected": "b"}\n{"prompt": "q", "chosen": "\xff", "rejected": "b"}'
+    )
+    rows = load_rows(str(tmp_path / "rows.jsonl"))
+    with pytest.raises(ValueError, match="row 1: it is not UTF-8"):
+        read_preferences(rows, "The set")
+
+
+def test_prompts_alone():
+    rows = read_prompts(Dataset.from_list([{"prompt": TRANSCRIPT}]), "The set")
+    assert rows[0]["prompt"] == CHATS
+
+
+SAME = ("01_trl_ultrafeedback_implicit.jsonl", "02_h4_ultrafeedback.jsonl", "19_chosen_dict.jsonl", "21_content_parts.jsonl", "22_plain.csv", "23_hf_download", "24_shards")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_users_rows_encode_like_plain_columns(name):
+    critique_format = CritiqueFormat(make_tokenizer("llama3"), critique=False)
+    plain = encode_pairs(load_rows(case("22_plain.csv")), critique_format, None, "error")
+    found = encode_pairs(load_rows(case(name)), critique_format, None, "error")
+    assert list(found)[:4] == list(plain)
