@@ -18,7 +18,6 @@ BAD_ROWS = ("error", "drop")
 
 # Rows named for each kind of problem
 _NAMED = 3
-# Messages of one kind differ in what they quote
 _VALUES = re.compile(r"'[^']*'|\"[^\"]*\"|\d+(\.\d+)?")
 
 
@@ -26,6 +25,11 @@ def check_bad_rows(policy: str):
     """Raise `ValueError` unless `policy` is one of `BAD_ROWS`."""
     if policy not in BAD_ROWS:
         raise ValueError(f"`bad_rows` is {policy!r}; use {' or '.join(BAD_ROWS)}.")
+
+
+def kind_of(problem: str) -> str:
+    """Return a message without what it quotes, which differs from row to row."""
+    return _VALUES.sub("…", problem)
 
 
 @dataclass
@@ -57,7 +61,7 @@ class BadRows:
 
     def add(self, index: int, row: Mapping[str, Any], problem: str):
         """Note a row, its position in the dataset, and what is wrong with it."""
-        names, _ = self._kinds.setdefault(_VALUES.sub("…", problem), ([], problem))
+        names, _ = self._kinds.setdefault(kind_of(problem), ([], problem))
         names.append(row_name(index, row))
         self._indices.append(index)
 

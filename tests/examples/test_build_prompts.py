@@ -306,3 +306,23 @@ def test_real_prompts_and_real_evaluation_sets(tmp_path):
     write(tmp_path / "planted.jsonl", [f"Please help me with this. {planted} Thank you.", "Something else entirely"])
     build(tmp_path, "--dataset_name", tmp_path / "planted.jsonl", "--decontaminate_against", *sets, out="planted")
     assert [row["prompt"] for row in read_rows(tmp_path / "planted")] == ["Something else entirely"]
+
+
+CHAT = [{"role": "user", "content": "Explain the tides to me please"}, {"role": "assistant", "content": "sure"}]
+
+
+def test_chats_that_end_with_an_answer_give_the_turns_before_it_on_request(tmp_path, capsys):
+    (tmp_path / "chats.jsonl").write_text(json.dumps({"messages": CHAT}) + "\n")
+    options = ["--dataset_name", tmp_path / "chats.jsonl", "--prompt_column", "messages"]
+    assert "Every row was left out" in build(tmp_path, *options, out="none", fails=True)
+    assert "1 kept" in build(tmp_path, *options, "--drop_last_answer", "True")
+    assert [row["prompt"] for row in read_rows(tmp_path / "out")] == [CHAT[:1]]
+
+
+def test_transcripts_become_turns_and_failures_are_explained(tmp_path):
+    rows = [{"prompt": "\n\nHuman: Explain the tides to me please\n\nAssistant:"}, {"prompt": json.dumps(CHAT)}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    out = build(tmp_path, "--dataset_name", tmp_path / "rows.jsonl")
+    assert [row["prompt"] for row in read_rows(tmp_path / "out")] == [CHAT[:1]]
+    assert "rows: 1 prompts are read as transcripts." in out
+    assert "1 x not usable, such as row 1 of rows" in out and "`--drop_last_answer` takes the turns before it." in out

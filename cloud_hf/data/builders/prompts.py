@@ -18,9 +18,11 @@ from tqdm import tqdm
 
 from ...arguments import check_bounds, documented
 from ...prompts import read_prompt
+from ..bad_rows import kind_of
 from ..duplicates import Duplicate, EvaluationNGrams, find_exact_duplicates, find_near_duplicates
 from ..folder import DatasetFolder, Reject
 from ..journal import JournalError
+from ..preference_rows import MESSAGES, TEXT, read_column
 from ..rows import check_columns, load_rows
 from ..run import check_not_empty
 
@@ -39,6 +41,7 @@ class Prompt:
     prompt: str | list[dict[str, str]]
     source: str
     row: int
+    form: str = TEXT  # in which it was read
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class PromptSource:
     rows: Dataset
     column: str
     trajectories: bool = False
+    drop_last_answer: bool = False
 
     def read(self) -> Iterator[Prompt | PromptReject]:
         """Yield a [`Prompt`] or a [`PromptReject`] for each row, in order."""
@@ -88,10 +92,14 @@ class PromptSource:
         if isinstance(value, str) and not value.strip():
             return PromptReject(row, None, "failed", "empty", self.name)
         try:
+            is_conversation = isinstance(value, dict) and "messages" in value
+            form, value = (TEXT, value) if is_conversation else read_column(value, "prompt")
+            if self.drop_last_answer and isinstance(value, list) and value[-1]["role"] == "assistant":
+                value = value[:-1]
             prompt = plain_prompt(value)
         except ValueError as error:
             return PromptReject(row, None, "failed", "not a prompt", self.name, details={"error": str(error)})
-        return Prompt(prompt_id(self.name, prompt), prompt, self.name, row)
+        return Prompt(prompt_id(self.name, prompt), prompt, self.name, row, form)
 
 
 def plain_prompt(value: Any) -> str | list[dict[str, str]]:
@@ -201,6 +209,8 @@ class PromptArguments:
             Split to read.
         prompt_column (`str`, *optional*, defaults to `"prompt"`):
             Column of the prompts in `dataset_name`.
+        drop_last_answer (`bool`, *optional*, defaults to `False`):
+            Take the turns before the last answer as the prompt of a chat that ends with the assistant's.
         near_duplicate_threshold (`float`, *optional*, defaults to `0.8`):
             Jaccard similarity of word 5-grams at which a prompt duplicates an earlier one; above 1, only exact duplicates
             count.
@@ -231,6 +241,7 @@ class PromptArguments:
     dataset_config: str | None = None
     dataset_split: str = "train"
     prompt_column: str = "prompt"
+    drop_last_answer: bool = False
     near_duplicate_threshold: float = 0.8
     decontaminate_against: list[str] | None = None
     decontaminate_config: str | None = None
@@ -364,7 +375,7 @@ def open_sources(args: PromptArguments) -> list[PromptSource]:
         check = check_trajectories if trajectories else check_prompts
         check(rows, column, f"Reading {name} as {label}{option}")
         rows = rows.select(range(min(args.limit or len(rows), len(rows))))
-        sources.append(PromptSource(label, rows, column, trajectories))
+        sources.append(PromptSource(label, rows, column, trajectories, args.drop_last_answer))
     return sources
 
 
@@ -377,7 +388,11 @@ def open_evaluation_sets(args: PromptArguments) -> EvaluationNGrams:
         check_prompts(rows, column, f"Decontamination (`--decontaminate_column`) against {name}")
         for index in range(len(rows)):
             try:
-                messages = read_prompt(rows[index][column], allow_empty=True).messages
+                value = rows[index][column]
+                is_empty = isinstance(value, str) and not value.strip()
+                messages = read_prompt(
+                    value if is_empty else read_column(value, "prompt")[1], allow_empty=True
+                ).messages
             except ValueError as error:
                 raise ValueError(f"{name}, row {index}, column {column!r}: {error}") from error
             evaluation.add(name, [user_text(messages)])
@@ -417,6 +432,9 @@ def read_sources(sources: list[PromptSource], rejects: list[PromptReject]) -> li
                 prompts.append(outcome)
             else:
                 rejects.append(outcome)
+    forms = Counter((prompt.source, prompt.form) for prompt in prompts if prompt.form not in (TEXT, MESSAGES))
+    for (source, form), number in forms.items():
+        print(f"{source}: {number} prompts are read as {form}.")
     return prompts
 
 
@@ -490,12 +508,26 @@ def print_counts(
     """
     for name, counts in outcomes.items():
         print(f"{name}: {', '.join(f'{number} {outcome}' for outcome, number in counts.items())}")
+    for line in explain_failures(rejects):
+        print(line)
     originals = Counter(reject.details["duplicate_of"] for reject in rejects if reject.reason == "near-duplicate")
     for name, number in originals.most_common(1):
         print(f"The prompt with the most near-duplicates is {name}, with {number}.")
     for name, overlap in overlaps.items():
         shown = "".join(f", {number} of them in: {ngram}" for ngram, number in overlap["commonest"].items())
         print(f"{overlap['prompts']} prompt(s) overlap with {name}{shown}")
+
+
+def explain_failures(rejects: list[PromptReject]) -> list[str]:
+    """Return a line for each of the three most common errors of unusable rows, with the first such row."""
+    errors = [(reject, reject.details["error"]) for reject in rejects if "error" in reject.details]
+    kinds = Counter(kind_of(error) for _, error in errors)
+    lines = []
+    for kind, number in kinds.most_common(3):
+        reject, error = next(found for found in errors if kind_of(found[1]) == kind)
+        hint = " `--drop_last_answer` takes the turns before it." if "ends on a 'assistant'" in error else ""
+        lines.append(f"{number} x not usable, such as row {reject.index} of {reject.source}: {error}{hint}")
+    return lines
 
 
 def features_of(chats: bool) -> Features:
