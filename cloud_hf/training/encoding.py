@@ -156,8 +156,8 @@ def _without_bad_rows(encoded: Dataset, rows: Dataset, title: str, bad_rows: str
 
 def _check_margin(row: dict[str, Any]):
     margin = row.get("margin", 0.0)
-    if not isinstance(margin, int | float) or not math.isfinite(margin):
-        raise ValueError(f"`margin` is {margin!r}; give a number, or omit the column.")
+    if not isinstance(margin, int | float) or not abs(margin) <= _LARGEST:
+        raise ValueError(f"`margin` is {margin!r}; give a number that fits fp32, or omit the column.")
 
 
 def _check_critiques(row: dict[str, Any]):
@@ -172,9 +172,6 @@ def _encode_row(
     row: dict[str, Any], critique_format: CritiqueFormat, max_length: int | None, overlong_policy: str
 ) -> list[dict[str, Any]]:
     """Encode one row into pairs, one per critique; none if the row is over-long and dropped."""
-    margin = row.get("margin", 0.0)
-    if not isinstance(margin, int | float) or not abs(margin) <= _LARGEST:
-        raise ValueError(f"`margin` is {margin!r}; give a number that fits fp32, or omit the column.")
     responses = [response_of(row, side) for side in SIDES]
     critiques: list[Sequence] = [[None], [None]]
     if critique_format.critique:
