@@ -28,6 +28,11 @@ _DATE = "99 Xyz 9999"
 _ANY_DATE = r"[^\n<]{0,40}"
 
 
+# Strings that chat templates write around turns, and nobody writes in texts
+_MARK = r"<[|｜][^|｜<>\s]{1,40}[|｜]>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>"
+_MARKS, _MARK_AT_END = re.compile(_MARK), re.compile(rf"({_MARK}|</s>)\s*\Z")
+
+
 class RenderedChats:
     """
     Parses conversations that were rendered with the chat template of a policy's tokenizer. Raises `ValueError` if there is no
@@ -48,6 +53,7 @@ class RenderedChats:
             raise ValueError(
                 f"The tokenizer {tokenizer.name_or_path!r} has no chat template, so it cannot be used to read conversations."
             )
+        self._added = {token.content for token in tokenizer.added_tokens_decoder.values()}
         outer = {str(token) for token in (tokenizer.bos_token, tokenizer.pad_token, tokenizer.eos_token) if token}
         self._outer_tokens = re.compile(rf"(?:(?:{_any_of(outer)})\s*)*" if outer else "")
         delimiters = self._find_delimiters()
@@ -80,12 +86,13 @@ class RenderedChats:
             where an answer should begin.
 
         Raises:
-            `ValueError`: If the text does not begin like a conversation in the template, if it does not begin with `prompt`, or
-                if `prompt` does not end where an answer begins.
+            `ValueError`: If the text does not begin like a conversation in the template, if it does not begin with `prompt`, if
+                `prompt` does not end where an answer begins, or if marks of another template are left over.
         """
         if prompt is None:
             messages = self._turns(text)
             messages[-1]["content"] = self._without_end(messages[-1]["content"])
+            self._check_complete(messages, messages[-1]["content"])
             return messages
         response = self._after_prompt(text, prompt)
         messages = self._turns(prompt)
@@ -94,6 +101,7 @@ class RenderedChats:
                 f"The prompt ends with a {messages[-1]['role']} turn: {prompt[-80:]!r}. Render it with "
                 "`add_generation_prompt=True`."
             )
+        self._check_complete(messages, self._without_end(response))
         messages[-1]["content"] += self._without_end(response)
         return messages
 
@@ -128,6 +136,22 @@ class RenderedChats:
             if text.startswith(form, start):
                 return text[start + len(form) :]
         raise ValueError(f"The text does not start with its prompt: {text[:80]!r} instead of {prompt[:80]!r}.")
+
+    def _check_complete(self, messages: list[dict], response: str):
+        """
+        Refuse marks of turns that are left in the prompt, and one that this template does not have at the end of the response:
+        the text was rendered with another template. (In a response, others are the policy's own text.)
+        """
+        prompt = [message["content"] for message in messages[:-1]]
+        left = [match.group() for content in prompt for match in _MARKS.finditer(content)]
+        left += [
+            match.group(1) for match in [_MARK_AT_END.search(response)] if match and match.group(1) not in self._added
+        ]
+        if left:
+            raise ValueError(
+                f"{left[0]!r} is left over when the turns are read by the chat template of {self.tokenizer.name_or_path!r}: "
+                "the text was rendered with another one. Name the policy that wrote it."
+            )
 
     def _outer_length(self, text: str) -> int:
         match = self._outer_tokens.match(text)  # the pattern also matches nothing
@@ -211,7 +235,7 @@ class RenderedChats:
 
     def _find_ends(self, delimiters: dict[str, set[tuple[str, str]]], outer: set[str]) -> re.Pattern:
         """Match tokens that may end a text: those that close an assistant's turn, and EOS and padding after them."""
-        added = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.content.strip()}
+        added = {content for content in self._added if content.strip()}
         leading = re.compile(rf"\s*({_any_of(added)})") if added else re.compile(r"(?!)")
         closing = {match.group(1) for text, _ in delimiters["assistant"] if (match := leading.match(text))}
         return re.compile(rf"(?:(?:{_any_of(closing | outer)})\s*)+\Z" if closing | outer else r"(?!)")

@@ -187,6 +187,23 @@ def test_what_cannot_be_parsed_is_refused():
         chats.parse(prompt, prompt.replace("Hi", "Bye"))
 
 
+@pytest.mark.parametrize(
+    ("text", "prompt"),
+    [
+        # Llama 2 writes its system turn into the user's; other ends of turn; a tool's turn
+        ("<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHi[/INST] Hello</s>", None),
+        ("<s>[INST] Hi[/INST] Hello<|end|>", None),
+        ("<s>[INST] Hi[/INST] Hello<|end|>\n", "<s>[INST] Hi[/INST]"),
+        ("<s>[INST] Hi<|tool|>x[/INST] Hello</s>", "<s>[INST] Hi<|tool|>x[/INST]"),
+    ],
+)
+def test_turns_that_are_not_read_completely_are_refused(text, prompt):
+    chats = RenderedChats(make_tokenizer("mistral_v3"))
+    with pytest.raises(ValueError, match="is left over when the turns are read by the chat template"):
+        chats.parse(text, prompt)
+    assert chats.parse("<s>[INST] Hi[/INST] Say <|end|> twice.</s>")[-1]["content"].strip() == "Say <|end|> twice."
+
+
 def test_templates_without_marks_are_refused():
     with pytest.raises(ValueError, match="does not mark"):
         RenderedChats(with_template("llama3", "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"))

@@ -23,7 +23,7 @@ from starlette.exceptions import HTTPException
 from transformers import AutoTokenizer
 
 from ...cli import ArgumentParser, run
-from ...loading import check_reward_model, load_reward_model, read_model_config
+from ...loading import check_reward_model, load_reward_model, read_model_config, tokenizer_source
 from ...rendered_chats import RenderedChats
 from . import routes
 from .contracts import spell_path
@@ -82,21 +82,28 @@ def _answer_invalid(request: Request, error) -> Response:
     """Report a body's first error and the number of further ones, without repeating any of its text."""
     first, *others = error.errors()
     if first["type"] == "json_invalid":
-        return error_response(400, f"The body is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}.")
+        return _refuse(request, 400, f"The body is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}.")
     path = spell_path(tuple(first["loc"][1:]))
     ours = {"missing": "it is missing", "extra_forbidden": "there is no such field"}
     message = ours.get(first["type"]) or first["msg"].removeprefix("Value error, ")
     more = f" ({len(others)} more errors)" if others else ""
     sentence = f"`{path}`: {message}" if path else f"{message[:1].upper()}{message[1:]}"
-    return error_response(422, f"{sentence}.{more}")
+    return _refuse(request, 422, f"{sentence}.{more}")
 
 
 def _answer_http(request: Request, error) -> Response:
-    return error_response(error.status_code, str(error.detail), error.headers)
+    return _refuse(request, error.status_code, str(error.detail), error.headers)
+
+
+def _refuse(request: Request, status: int, error: str, headers=None) -> Response:
+    request.scope["cloud_record"].error = error
+    return error_response(status, error, headers)
 
 
 # ---------------------------------------------------------------------------------------------------------- running
 
+
+_TEXT_ROUTES = "/get_reward and /v1/score/evaluation"
 
 # Ticks (tenths of a second) without a request after which a stopping server exits
 _IDLE_TICKS = 3
@@ -225,12 +232,21 @@ def load_chats(args: argparse.Namespace) -> RenderedChats | None:
     read back from text.
     """
     if args.policy_tokenizer is not None:
-        return RenderedChats(AutoTokenizer.from_pretrained(args.policy_tokenizer))
+        chats = RenderedChats(AutoTokenizer.from_pretrained(args.policy_tokenizer))
+        logger.info("%s read texts by the chat template of %s.", _TEXT_ROUTES, args.policy_tokenizer)
+        return chats
     try:
-        return RenderedChats(AutoTokenizer.from_pretrained(args.model))
+        chats = RenderedChats(AutoTokenizer.from_pretrained(tokenizer_source(args.model)))
     except ValueError as error:
-        logger.warning("/get_reward and /v1/score/evaluation are off without --policy_tokenizer: %s", error)
+        logger.warning("%s are off without --policy_tokenizer: %s", _TEXT_ROUTES, error)
         return None
+    logger.warning(
+        "%s read texts by the reward model's own chat template, of %s. If the policy has another one, name the policy with "
+        "--policy_tokenizer.",
+        _TEXT_ROUTES,
+        args.model,
+    )
+    return chats
 
 
 def bind(host: str, port: int) -> socket.socket:

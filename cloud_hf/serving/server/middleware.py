@@ -4,6 +4,7 @@ import asyncio
 import hmac
 import json
 import logging
+import re
 import time
 import traceback
 from contextlib import ExitStack, suppress
@@ -26,6 +27,9 @@ HEALTH_ROUTE = "/health"
 # Seconds for a body to arrive, and for a client to finish sending a body that is too large
 _BODY_TIMEOUT = 60.0
 _DISCARD_TIMEOUT = 1.0
+
+# A quoted text, possibly cut before its closing quote. An apostrophe follows a letter
+_QUOTED = re.compile(r"""(?<!\w)(['"])(?:\\.|(?!\1).)*(?:\1|$)""", re.DOTALL)
 
 # Status that log and metrics record if the client disconnects before the answer, as in nginx
 CLIENT_CLOSED_REQUEST = 499
@@ -61,6 +65,7 @@ class RequestRecord:
     answered: bool = False
     items: int = 0
     critique_tokens: int = 0
+    error: str | None = None
     resources: ExitStack = field(default_factory=ExitStack)
 
 
@@ -224,6 +229,8 @@ class RequestMiddleware:
             "items": record.items,
             "critique_tokens": record.critique_tokens,
         }
+        if record.error is not None:
+            fields["error"] = without_contents(record.error)
         logger.info("request", extra={"fields": fields})
 
 
@@ -238,7 +245,21 @@ def error_response(status: int, error: str, headers=None) -> Response:
     return Response(json.dumps({"error": error}), status, headers, "application/json")
 
 
+def without_contents(error: str) -> str:
+    """
+    Hide what an error message quotes, for the log: clients of trainers show only a status, so the reason must be there, but
+    texts of requests must not.
+
+    ```python
+    >>> without_contents("`prompt` message 0 is 'Dear…', not a chat message; see the model's card.")
+    "`prompt` message 0 is '…', not a chat message; see the model's card."
+    ```
+    """
+    return _QUOTED.sub("'…'", error)
+
+
 async def _answer_error(error: HTTPException, scope, receive, send, record: RequestRecord):
+    record.error = str(error.detail)
     with suppress(OSError):
         if record.status is None:
             await error_response(error.status_code, error.detail, error.headers)(scope, receive, send)

@@ -93,7 +93,7 @@ async def _events(
                 else:
                     yield _event({"critique": piece})
         except HTTPException as error:
-            record.status = error.status_code
+            record.status, record.error = error.status_code, str(error.detail)
             yield _event({"error": error.detail})
         yield "data: [DONE]\n\n"
 

@@ -17,6 +17,7 @@ import pytest
 from fastapi import APIRouter, Request
 from models_for_tests import CRITIQUES, PROMPTS, RESPONSES, make_model, save_language_model
 from servers_for_tests import BUDGET, free_port, make_engine, make_talker, serving, tokenizer_of
+from tokenizers_for_tests import make_tokenizer
 
 from cloud_hf.cli import UsageError, run
 from cloud_hf.rendered_chats import RenderedChats
@@ -24,10 +25,10 @@ from cloud_hf.scores import Sampling
 from cloud_hf.serving import server as server_package
 from cloud_hf.serving.client import CLoudClient
 from cloud_hf.serving.server import app as app_module
-from cloud_hf.serving.server.app import load_engine, parse_arguments
+from cloud_hf.serving.server.app import load_chats, load_engine, parse_arguments
 from cloud_hf.serving.server.engine import EngineDeadError
 from cloud_hf.serving.server.limits import Limits
-from cloud_hf.serving.server.middleware import JsonFormatter
+from cloud_hf.serving.server.middleware import JsonFormatter, without_contents
 from cloud_hf.serving.server.routes import service_of
 
 
@@ -490,13 +491,59 @@ def test_logs_say_how_a_request_went_and_nothing_of_its_text(http, caplog):
     http.post(URL, json=one(prompt=secret, response=secret, surprise=secret))
     http.post(URL, json=one(prompt=[{"role": secret, "content": secret}], response=secret))
     http.get(f"/{secret}")
+    http.post("/get_reward", json={"query": [f"{secret} it's {secret}"]})
     time.sleep(0.2)
     lines = [JsonFormatter().format(record) for record in caplog.records if record.name.startswith("cloud_hf")]
     assert secret not in "".join(lines)
     served = [json.loads(line) for line in lines if "route" in line]
-    assert [line["status"] for line in served] == [200, 422, 422, 404]
+    assert [line["status"] for line in served] == [200, 422, 422, 404, 422]
     assert served[0]["items"] == 1 and served[0]["critique_tokens"] > 0 and served[0]["seconds"] > 0
-    assert [line["route"] for line in served] == [URL, URL, URL, "other"]
+    assert [line["route"] for line in served] == [URL, URL, URL, "other", "/get_reward"]
+    # Clients of trainers show no more than the status, so the log says why
+    assert "error" not in served[0]
+    assert "must be the user's" in served[2]["error"]
+    assert "The text begins with '…', which is not a conversation in the policy's chat template" in served[4]["error"]
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        ("`x` is 'a \\' b', the user's own; \"it's\" cut.", "`x` is '…', the user's own; '…' cut."),
+        ("`prompt` is {'role': 'user', 'content': 'half of i", "`prompt` is {'…': '…', '…': '…'"),
+    ],
+)
+def test_what_an_error_quotes_is_not_logged(error, shown):
+    assert without_contents(error) == shown
+
+
+@pytest.mark.parametrize("message", [{"content": 5, "tool_calls": []}, {"content": 5}, {"content": {"text": "x"}}])
+def test_a_content_that_is_not_text_is_refused(http, message):
+    answer = http.post(URL, json=one(prompt=[{"role": "user", **message}]))
+    assert answer.status_code == 422 and "has no text `content`" in answer.json()["error"]
+
+
+def test_the_start_says_by_which_template_texts_are_read(tmp_path, caplog):
+    make_tokenizer("qwen3").save_pretrained(tmp_path / "policy")
+    make_tokenizer("llama3").save_pretrained(tmp_path / "judge")
+    caplog.set_level(logging.INFO)
+    policy, judge = str(tmp_path / "policy"), str(tmp_path / "judge")
+    load_chats(parse_arguments([judge, "--policy_tokenizer", policy]))
+    load_chats(parse_arguments([judge]))
+    named, unnamed = [record for record in caplog.records if "chat template" in record.getMessage()]
+    assert named.levelname == "INFO" and policy in named.getMessage()
+    assert (
+        unnamed.levelname == "WARNING"
+        and judge in unnamed.getMessage()
+        and "--policy_tokenizer" in unnamed.getMessage()
+    )
+
+
+@pytest.mark.parametrize("options", [[], ["--backend", "vllm"]])
+def test_a_folder_that_does_not_exist_is_one_sentence(tmp_path, capsys, options):
+    with pytest.raises(SystemExit) as end:
+        run("cloud_hf.serving.server.app", [str(tmp_path / "none"), "--port", "0", *options])
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and f"There is no folder {tmp_path / 'none'}" in error and len(error.splitlines()) == 1
 
 
 def test_a_failing_engine_is_a_500_without_text_and_a_dead_one_a_503(talker, caplog):
