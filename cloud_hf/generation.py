@@ -26,16 +26,7 @@ from transformers import (
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from .critique_format import CritiqueFormat, EncodedCritique, EncodedPrefix
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One critique and its reward."""
-
-    reward: float
-    critique: str = ""
-    critique_ids: tuple[int, ...] = ()
-    finish_reason: str = "stop"
+from .scores import Sample
 
 
 # ------------------------------------------------------------------------------------------------- given sequences

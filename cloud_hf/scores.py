@@ -4,11 +4,17 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 
-if TYPE_CHECKING:
-    from .generation import Sample
+@dataclass(frozen=True)
+class Sample:
+    """One critique and its reward."""
+
+    reward: float
+    critique: str = ""
+    critique_ids: tuple[int, ...] = ()
+    finish_reason: str = "stop"
 
 
 class NotFinite(ArithmeticError):
@@ -53,7 +59,7 @@ class Score:
         _check_finite(self.reward, *self.rewards)
 
     @classmethod
-    def of(cls, samples: "Sequence[Sample]", response_changed: bool = False) -> "Score":
+    def of(cls, samples: Sequence[Sample], response_changed: bool = False) -> "Score":
         """Gather the samples of one response."""
         rewards = tuple(sample.reward for sample in samples)
         _check_finite(*rewards)

@@ -1,11 +1,13 @@
-"""Reward function for verl, over a reward server.
+"""Reward function for verl, over its own reward model servers or over a reward server.
 
     python -m verl.trainer.main_ppo reward.custom_reward_function.path=path/to/cloud_hf/rl/verl.py \\
         reward.custom_reward_function.name=compute_score \\
         +reward.custom_reward_function.reward_kwargs.max_new_tokens=512 ...
 
-(Older versions name the options `custom_reward_function.path` and so on.) The server is verl's reward router, if there is one,
-otherwise the one at CLOUD_REWARD_URL; CLOUD_REWARD_API_KEY is its key. verl passes the decoded response to a reward function but not
+(Older versions name the options `custom_reward_function.path` and so on.) With `reward.reward_model.enable=True` verl starts
+vLLM servers of the reward model behind a router: they are asked by their chat route, and cloud_hf must be installed where they
+run. The router answers whatever they refuse with status 500; vLLM's log says why. Otherwise the reward server at CLOUD_REWARD_URL
+is asked; CLOUD_REWARD_API_KEY is its key. verl passes the decoded response to a reward function but not
 the prompt, so every row of the data needs the prompt in `extra_info`.
 """
 
@@ -15,6 +17,7 @@ from functools import lru_cache
 
 # Absolute import, because verl runs this file by its path, outside the package
 from cloud_hf.rl.hidden_text import check_policy, tell_of_hidden_text
+from cloud_hf.serving.chat_client import CLoudChatClient
 from cloud_hf.serving.client import CLoudClient
 
 
@@ -50,7 +53,7 @@ async def compute_score(
         extra_info (`dict`):
             Holds the prompt (chat messages or a string) as `prompt`, `raw_prompt` or `question`.
         reward_router_address (`str`, *optional*):
-            Host and port of the reward server. Defaults to the address in CLOUD_REWARD_URL.
+            Host and port of verl's router to vLLM servers. Without it, the reward server at CLOUD_REWARD_URL is asked.
         num_critiques, temperature, max_new_tokens, seed:
             See [`Scorer`]; set them with `reward_kwargs`.
         on_response_changed (`str`, *optional*, defaults to `"warn"`):
@@ -67,7 +70,12 @@ async def compute_score(
         `ValueError`: If there is no server, `extra_info` holds no prompt, or the response cannot be judged.
     """
     check_policy("on_response_changed", on_response_changed)
-    client = _client(_address(reward_router_address))
+    if reward_router_address and on_response_changed == "error":
+        raise ValueError(
+            "`on_response_changed` is 'error', but the vLLM servers behind verl's router only log that their chat template changed "
+            "a response. Use a reward server (CLOUD_REWARD_URL), or 'warn'."
+        )
+    client = _client(reward_router_address)
     prompt = _prompt(data_source, extra_info)
     try:
         [score] = await client.ascore(
@@ -101,21 +109,19 @@ async def compute_score(
     }
 
 
-def _address(router_address: str | None) -> str:
+def _client(router_address: str | None) -> CLoudClient:
     if router_address:
-        return f"http://{router_address}"
+        return _shared(CLoudChatClient, f"http://{router_address}")
     if not os.environ.get("CLOUD_REWARD_URL"):
         raise ValueError(
             "There is no reward server: verl passed no `reward_router_address`, and the environment variable "
             "CLOUD_REWARD_URL is not set."
         )
-    return os.environ["CLOUD_REWARD_URL"]
+    return _shared(CLoudClient, os.environ["CLOUD_REWARD_URL"], os.environ.get("CLOUD_REWARD_API_KEY"))
 
 
-@lru_cache(maxsize=8)
-def _client(url: str) -> CLoudClient:
-    """Return one client per server, so that calls share its connections and their limit."""
-    return CLoudClient(url, api_key=os.environ.get("CLOUD_REWARD_API_KEY"))
+# One client per server, so that calls share its connections and their limit
+_shared = lru_cache(maxsize=8)(lambda kind, *address: kind(*address))
 
 
 def _prompt(data_source: str, extra_info: dict | None) -> str | list[dict]:

@@ -4,11 +4,12 @@ from typing import TYPE_CHECKING
 
 
 if TYPE_CHECKING:
+    from .chat_client import CLoudChatClient
     from .client import CLoudClient
     from .vllm.scorer import CLoudVLLM
 
 
-__all__ = ["CLoudClient", "CLoudVLLM"]
+__all__ = ["CLoudChatClient", "CLoudClient", "CLoudVLLM"]
 
 
 def __getattr__(name: str):
@@ -16,6 +17,10 @@ def __getattr__(name: str):
         from .vllm.scorer import CLoudVLLM
 
         return CLoudVLLM
+    if name == "CLoudChatClient":
+        from .chat_client import CLoudChatClient
+
+        return CLoudChatClient
     if name == "CLoudClient":
         from .client import CLoudClient
 

@@ -56,6 +56,7 @@ class _Row:
     index: int
     body: bytes
     num_critiques: int
+    max_new_tokens: int
     failures: int = 0
     started: float = field(default_factory=time.monotonic)
 
@@ -89,6 +90,8 @@ class CLoudClient:
     ```
     """
 
+    route = "/v1/rewards"
+
     def __init__(
         self,
         base_url: str,
@@ -102,7 +105,7 @@ class CLoudClient:
         if max_concurrency < 1 or max_retries < 0 or not timeout > 0:
             raise ValueError("`max_concurrency` must be at least 1, `max_retries` at least 0 and `timeout` above 0.")
         self.base_url = base_url.rstrip("/")
-        self.url = f"{self.base_url}/v1/rewards"
+        self.url = f"{self.base_url}{self.route}"
         self.max_concurrency = max_concurrency
         self.timeout = timeout
         self.max_retries = max_retries
@@ -161,7 +164,7 @@ class CLoudClient:
             `RewardServerError`: If the server cannot be reached or fails, after all retries. The first failed row ends the call.
         """
         options = {"temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
-        rows = _make_rows(prompts, responses, critiques, {**options, "num_critiques": num_critiques})
+        rows = self._make_rows(prompts, responses, critiques, {**options, "num_critiques": num_critiques})
         scores: dict[int, Score] = {}
         waiting = iter(rows)
 
@@ -223,28 +226,62 @@ class CLoudClient:
 
     def _read(self, row: _Row, response: httpx.Response) -> Score:
         try:
-            [result] = response.json()["results"]
-            score = Score(
-                reward=result["reward"],
-                critique=result["critiques"][0],
-                rewards=tuple(result["rewards"]),
-                critiques=tuple(result["critiques"]),
-                reward_std=result["reward_std"],
-                finish_reasons=tuple(result["finish_reasons"]),
-                critique_ids=tuple(map(tuple, result["critique_ids"])),
-                # Servers before version 0.2 do not say
-                response_changed=result.get("response_changed", False),
-            )
+            score = self._score_of(response.json(), row.max_new_tokens)
         except NotFinite as error:
             raise self._error(row, str(error)) from error
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, IndexError) as error:
             raise self._error(row, f"this is not a reward server's response: {error!r}") from error
         if len(score.rewards) != row.num_critiques:
             raise self._error(row, f"the response has {len(score.rewards)} rewards for {row.num_critiques} critiques")
         return score
 
+    def _body(self, item: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+        """Return the request for one response: `item` holds it with its prompt."""
+        return {"inputs": [item], **options, "return_critique_ids": True}
+
+    def _score_of(self, answer: Any, max_new_tokens: int) -> Score:
+        """Read an answer. Raises an error of a look-up or a value if it is not a reward server's."""
+        [result] = answer["results"]
+        return Score(
+            reward=result["reward"],
+            critique=result["critiques"][0],
+            rewards=tuple(result["rewards"]),
+            critiques=tuple(result["critiques"]),
+            reward_std=result["reward_std"],
+            finish_reasons=tuple(result["finish_reasons"]),
+            critique_ids=tuple(map(tuple, result["critique_ids"])),
+            # Servers before version 0.2 do not say
+            response_changed=result.get("response_changed", False),
+        )
+
     def _error(self, row: _Row, what: str, kind: type[Exception] = RewardServerError) -> Exception:
         return kind(f"Row {row.index}: {self.url}: {what}")
+
+    def _make_rows(
+        self, prompts: list, responses: list[str], critiques: list | None, options: dict[str, Any]
+    ) -> list[_Row]:
+        """Make one request per response. The server checks prompts, responses and options."""
+        for name, values in (("prompts", prompts), ("responses", responses), ("critiques", critiques)):
+            if values is None:
+                continue
+            if isinstance(values, str | dict):
+                raise ValueError(f"`{name}` is {values!r:.60}; give a list with one entry per response to judge.")
+            if len(values) != len(responses):
+                raise ValueError(f"{len(values)} {name} but {len(responses)} responses; give one entry per response.")
+        options = {key: value for key, value in options.items() if value is not None}
+        rows = []
+        for index, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+            item, count = {"prompt": prompt, "response": response}, options["num_critiques"]
+            if critiques is not None:
+                given = critiques[index]
+                item["critiques"] = [given] if isinstance(given, str) else list(given)
+                count *= len(item["critiques"])
+            try:
+                body = json.dumps(self._body(item, options), allow_nan=False)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"Row {index}: cannot be sent as JSON: {error}") from error
+            rows.append(_Row(index, body.encode(), count, options["max_new_tokens"]))
+        return rows
 
     # -------------------------------------------------------------------------------------------------- connections
 
@@ -269,31 +306,6 @@ class CLoudClient:
                 await pool.http.aclose()
 
 
-def _make_rows(prompts: list, responses: list[str], critiques: list | None, options: dict[str, Any]) -> list[_Row]:
-    """Make one request per response. The server checks prompts, responses and options."""
-    for name, values in (("prompts", prompts), ("responses", responses), ("critiques", critiques)):
-        if values is None:
-            continue
-        if isinstance(values, str | dict):
-            raise ValueError(f"`{name}` is {values!r:.60}; give a list with one entry per response to judge.")
-        if len(values) != len(responses):
-            raise ValueError(f"{len(values)} {name} but {len(responses)} responses; give one entry per response.")
-    options = {key: value for key, value in options.items() if value is not None} | {"return_critique_ids": True}
-    rows = []
-    for index, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-        item, count = {"prompt": prompt, "response": response}, options["num_critiques"]
-        if critiques is not None:
-            given = critiques[index]
-            item["critiques"] = [given] if isinstance(given, str) else list(given)
-            count *= len(item["critiques"])
-        try:
-            body = json.dumps({"inputs": [item], **options}, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"Row {index}: cannot be sent as JSON: {error}") from error
-        rows.append(_Row(index, body.encode(), count))
-    return rows
-
-
 def _backoff(failures: int) -> float:
     return min(_LONGEST_WAIT, _FIRST_WAIT * 2**failures) * random.uniform(0.5, 1.0)
 
@@ -305,6 +317,7 @@ def _retry_after(response: httpx.Response) -> float | None:
 
 def _error_message(response: httpx.Response) -> str:
     try:
-        return str(response.json()["error"])
+        error = response.json()["error"]
+        return str(error["message"] if isinstance(error, dict) else error)  # vLLM's is an object
     except (ValueError, KeyError, TypeError):
         return f"{response.text[:200]!r}"

@@ -40,14 +40,19 @@ def rows(address, prompts, responses):
     ]  # fmt: skip
 
 
-def test_scores_are_the_models_own(compute_score, reward_server, scorer):
+@pytest.fixture(autouse=True)
+def url(reward_server, monkeypatch):
+    monkeypatch.setenv("CLOUD_REWARD_URL", f"http://{reward_server}")
+
+
+def test_scores_are_the_models_own(compute_score, scorer):
     """All rows of a batch at once, as the reward loop awaits them."""
     assert inspect.iscoroutinefunction(compute_score)  # how verl tells that it is to be awaited
     prompts = [*PROMPTS, MESSAGES, np.array(MESSAGES, dtype=object)]
     responses = [*RESPONSES, "It is 42.", "It is 42."]
 
     async def batch():
-        return await asyncio.gather(*(compute_score(**row) for row in rows(reward_server, prompts, responses)))
+        return await asyncio.gather(*(compute_score(**row) for row in rows(None, prompts, responses)))
 
     results = asyncio.run(batch())
     scores = scorer.score([*PROMPTS, MESSAGES, MESSAGES], responses, max_new_tokens=8)
@@ -63,6 +68,7 @@ def test_address_from_the_environment(compute_score, reward_server, scorer, monk
     """Without its own reward model, verl passes neither router address nor tokenizer."""
     [row] = rows(None, PROMPTS[:1], RESPONSES[:1])
     del row["reward_router_address"], row["reward_model_tokenizer"]
+    monkeypatch.delenv("CLOUD_REWARD_URL")
     with pytest.raises(ValueError, match="CLOUD_REWARD_URL is not set"):
         asyncio.run(compute_score(**row))
     monkeypatch.setenv("CLOUD_REWARD_URL", f"http://{reward_server}")
@@ -72,7 +78,7 @@ def test_address_from_the_environment(compute_score, reward_server, scorer, monk
 
 def test_several_critiques(compute_score, reward_server, scorer):
     options = {"num_critiques": 3, "temperature": 1.0, "seed": 5}
-    [row] = rows(reward_server, PROMPTS[:1], RESPONSES[:1])
+    [row] = rows(None, PROMPTS[:1], RESPONSES[:1])
     [score] = scorer.score(PROMPTS[:1], RESPONSES[:1], max_new_tokens=8, **options)
     result = asyncio.run(compute_score(**row, **options))
     assert result["score"] == pytest.approx(score.reward, abs=1e-4)
@@ -92,7 +98,7 @@ def test_names_of_the_prompt(key):
 
 
 def test_unjudgeable_responses(compute_score, reward_server):
-    good, bad = rows(reward_server, PROMPTS[:2], [RESPONSES[0], "long " * 1000])
+    good, bad = rows(None, PROMPTS[:2], [RESPONSES[0], "long " * 1000])
     with pytest.raises(ValueError, match="512"):
         asyncio.run(compute_score(**bad))
 

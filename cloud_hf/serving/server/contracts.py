@@ -92,7 +92,7 @@ class RewardRequest(_Body):
         """Return the rows to score. Raises `ValueError` for a chat that does not end with a response, naming it."""
         if self.inputs is not None:
             return [Row(item.prompt, item.response, item.critiques) for item in self.inputs]
-        return [_split_chat(chat, f"chats[{row}]") for row, chat in enumerate(self.chats or [])]
+        return [split_chat(chat, f"chats[{row}]") for row, chat in enumerate(self.chats or [])]
 
     def sampling(self, max_new_tokens: int) -> Sampling:
         """Return the sampling options; `max_new_tokens` is the default."""
@@ -217,7 +217,8 @@ def spell_path(path: tuple[str | int, ...]) -> str:
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
 
 
-def _split_chat(chat: Any, name: str) -> Row:
+def split_chat(chat: Any, name: str) -> Row:
+    """Split a conversation into prompt and response. Raises `ValueError`, naming it, if it does not end with a response."""
     messages = chat.get("messages") if isinstance(chat, dict) else chat
     if not isinstance(messages, list) or not messages:
         raise ValueError(f"`{name}` has no messages; give a list of messages that ends with the assistant's")

@@ -11,6 +11,9 @@ from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from vllm.config import VllmConfig
 from vllm.distributed import get_pp_group
+from vllm.model_executor.layers.pooler import DispatchPooler
+from vllm.model_executor.layers.pooler.activations import PoolerIdentity
+from vllm.model_executor.layers.pooler.seqwise import LastPool, pooler_for_classify
 from vllm.model_executor.models.interfaces import SupportsLoRA, SupportsPP
 from vllm.model_executor.models.utils import (
     AutoWeightsLoader,
@@ -36,6 +39,7 @@ class CLoudForVLLM(nn.Module, SupportsLoRA, SupportsPP):
         super().__init__()
         self.config = vllm_config.model_config.hf_config
         text_config = self.config.text_config
+        generation_config = vllm_config.model_config.try_get_generation_config()
         self.language_model: Any = init_vllm_registered_model(
             vllm_config=vllm_config,
             prefix=maybe_prefix(prefix, "language_model"),
@@ -44,9 +48,10 @@ class CLoudForVLLM(nn.Module, SupportsLoRA, SupportsPP):
         )
         self.hidden_size = vllm_config.model_config.get_hidden_size()
         self.end_id, self.reward_id = self.config.critique_end_token_id, self.config.reward_token_id
-        eos = text_config.eos_token_id
-        # End-of-sequence ids that also end a critique, as in `CritiqueFormat.stop_ids`
-        self.stop_ids = [i for i in (eos if isinstance(eos, list) else [eos]) if i not in (None, self.end_id)]
+        # End-of-sequence ids that also end a critique, as in `CritiqueFormat.stop_ids`, and those of the generation config, at
+        # which vLLM would stop without a reward
+        eos = {*_as_list(text_config.eos_token_id), *_as_list(generation_config.get("eos_token_id"))}
+        self.stop_ids = sorted(eos - {self.end_id})
         self.reward_head = PPMissingLayer()
         if get_pp_group().is_last_rank:
             self.reward_head = RewardHead(self.hidden_size).float()
@@ -98,9 +103,35 @@ class CLoudForVLLM(nn.Module, SupportsLoRA, SupportsPP):
             # repetition penalty depends on the logits' sign
             logits_SV = logits_SV.log_softmax(-1)
         logits_SV.masked_fill_(is_reward_S[:, None], -torch.inf)
-        reward_S = (self.reward_head(hidden_SH)[:, 0] - self.config.reward_mean) / self.config.reward_std
-        logits_SV[:, self.end_id] = torch.where(is_reward_S, reward_S, -torch.inf)
+        logits_SV[:, self.end_id] = torch.where(is_reward_S, self._rewards(hidden_SH)[:, 0], -torch.inf)
         return logits_SV
+
+    def _rewards(self, hidden_SH: torch.Tensor) -> torch.Tensor:
+        return (self.reward_head(hidden_SH) - self.config.reward_mean) / self.config.reward_std
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         return AutoWeightsLoader(self).load_weights(weights)
+
+
+class ClassicForPooling(CLoudForVLLM):
+    """A classic model for vLLM's pooling runner: the reward is read at the prompt's last token."""
+
+    is_pooling_model = True
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        pooler_config = vllm_config.model_config.pooler_config
+        assert pooler_config is not None, "vLLM sets it for the pooling runner"
+        # By default vLLM would apply a sigmoid
+        classify = pooler_for_classify(
+            pooler_config, pooling=LastPool(), classifier=self._rewards, act_fn=PoolerIdentity()
+        )
+        self.pooler = DispatchPooler({"classify": classify})
+
+    def forward(self, *args, **kwargs) -> torch.Tensor | IntermediateTensors:
+        """Compute hidden states of shape `(N, H)`."""
+        return self.language_model(*args, **kwargs)
+
+
+def _as_list(ids: int | list[int] | None) -> list[int]:
+    return [ids] if isinstance(ids, int) else ids or []

@@ -8,17 +8,30 @@ the end of turn that closes the critique, but no other end of turn.
 3. After it, only the end of turn can follow. It stops the request, and its logit, which vLLM returns as its logprob, is the
    reward.
 
-A logits processor (`processor.py`, `processor_v2.py`) closes critiques that run out of budget, so that each has a reward.
+A logits processor (`processor.py`, `processor_v2.py`) closes critiques that run out of budget, so that each has a reward,
+and a renderer (`renderer.py`) opens the critique turn behind chat messages. Classic models can also be served with vLLM's
+pooling runner, which needs none of this: its pooler reads the reward.
 """
 
 from vllm import ModelRegistry  # pyright: ignore[reportAttributeAccessIssue]
 from vllm.config import ModelConfig, VllmConfig
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
+from vllm.renderers.registry import RENDERER_REGISTRY
+from vllm.tokenizers.registry import TokenizerRegistry
 
 import cloud_hf  # also registers the config with transformers
+from cloud_hf.critique_format import format_class
 
 
 _ARCHITECTURE = cloud_hf.CLoudForRewardModeling.__name__
+# Of its own: vLLM would serve an architecture that can do both with the pooling runner by default
+_POOLING_ARCHITECTURE = "ClassicForPooling"
+
+# vLLM chooses the renderer by the mode of the tokenizer
+_TOKENIZER_MODE = "cloud"
+
+# Sampling of requests that leave it open: greedy, as `score` is, whatever the base model's generation config says
+_SAMPLING = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
 
 
 class CLoudEngineConfig(VerifyAndUpdateConfig):
@@ -27,6 +40,16 @@ class CLoudEngineConfig(VerifyAndUpdateConfig):
     @staticmethod
     def verify_and_update_model_config(model_config: ModelConfig) -> None:
         config = model_config.hf_config
+        if model_config.enable_prompt_embeds:
+            raise ValueError("A CLoud model takes no prompt embeddings: its reward is read at a token.")
+        model_config.tokenizer_mode = _TOKENIZER_MODE
+        if model_config.runner_type == "pooling":
+            if config.critique:
+                raise ValueError(
+                    "This CLoud model writes critiques, which the pooling runner cannot: serve it with `--runner generate`."
+                )
+            config.architectures, model_config.convert_type = [_POOLING_ARCHITECTURE], "none"
+            return
         if config.reward_token_id is None:
             raise ValueError(
                 "This CLoud model has no `reward_token_id`: its vocabulary had no unused id, which vLLM needs to tell the "
@@ -34,16 +57,15 @@ class CLoudEngineConfig(VerifyAndUpdateConfig):
             )
         # The reward is a raw logit: log-softmax would turn the logit of the only possible token into 0
         model_config.logprobs_mode = "raw_logits"
-        if config.critique_end_token_id is not None:
-            # The base's generation config often stops at another token than the one that closes the critique
-            model_config.override_generation_config = {
-                **model_config.override_generation_config,
-                "eos_token_id": config.critique_end_token_id,
-            }
+        penalty = format_class(config.format).repetition_penalty
+        defaults = {**_SAMPLING, "repetition_penalty": penalty}
+        model_config.override_generation_config = {**defaults, **model_config.override_generation_config}
 
     @staticmethod
     def verify_and_update_config(vllm_config: VllmConfig) -> None:
         model_config = vllm_config.model_config
+        if model_config.runner_type == "pooling":
+            return
         if vllm_config.speculative_config is not None:
             raise ValueError("A CLoud model cannot be served with speculative decoding: its rewards would be lost.")
         # Two modules, because each runner has its own processor interface, which must not be imported under the other
@@ -56,4 +78,7 @@ class CLoudEngineConfig(VerifyAndUpdateConfig):
 def register():
     """Register the model with vLLM. Calling it again is harmless."""
     ModelRegistry.register_model(_ARCHITECTURE, "cloud_hf.serving.vllm.model:CLoudForVLLM")
+    ModelRegistry.register_model(_POOLING_ARCHITECTURE, "cloud_hf.serving.vllm.model:ClassicForPooling")
+    TokenizerRegistry.tokenizers[_TOKENIZER_MODE] = TokenizerRegistry.tokenizers["hf"]
+    RENDERER_REGISTRY.renderers[_TOKENIZER_MODE] = ("cloud_hf.serving.vllm.renderer", "CLoudRenderer")
     MODELS_CONFIG_MAP[_ARCHITECTURE] = CLoudEngineConfig

@@ -17,11 +17,18 @@ class _Request:
     min_tokens: int
     end_penalty: float
     output_ids: list[int]
+    # Whether the prompt ends with the reward token, so that the first row is the one with the reward
+    reads: bool
 
 
 def check_params(params: SamplingParams):
     """Raise `ValueError`, naming the option, if a sampling option would lose the reward."""
     unusable = {
+        "`stop`": bool(params.stop),
+        "`stop_token_ids`": bool(params.stop_token_ids),
+        "`prompt_logprobs` (in completions `echo` with `logprobs`)": params.prompt_logprobs is not None,
+        "`repetition_detection`": params.repetition_detection is not None,
+        "`thinking_token_budget`": params.thinking_token_budget is not None,
         "structured outputs": params.structured_outputs is not None,
         "`bad_words`": bool(params.bad_words),
         "`allowed_token_ids`": bool(params.allowed_token_ids),
@@ -31,14 +38,15 @@ def check_params(params: SamplingParams):
     for option, is_used in unusable.items():
         if is_used:
             raise ValueError(
-                f"A CLoud model does not support {option}: the reward is read from tokens that it would change."
+                f"A CLoud model does not support {option}: it would change or hide the tokens from which the reward is read."
             )
 
 
 class CloseCritique(LogitsProcessor):
     """
     Forces the reward token when only it and the end of turn with the reward still fit, bans it before `min_tokens`, and
-    gives it the repetition penalty of the end of turn that it replaces.
+    gives it the repetition penalty of the end of turn that it replaces. A request for a single token gets the end of turn at once,
+    whose logprob there is minus infinity: no reward.
     """
 
     @classmethod
@@ -66,12 +74,13 @@ class CloseCritique(LogitsProcessor):
             # vLLM penalises ids that occur in the prompt: the end of turn may, the reward token never does
             params.repetition_penalty if self.end_id in prompt_ids else 1.0,
             output_ids,
+            prompt_ids[-1:] == [self.reward_id],
         )
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
         for row, request in self.requests.items():
             written = len(request.output_ids)
-            if written and request.output_ids[-1] == self.reward_id:
+            if request.output_ids[-1] == self.reward_id if written else request.reads:
                 continue  # this row's logit is the reward and must stay as it is
             # As vLLM and transformers do: divide positive logits, multiply negative ones
             if request.end_penalty != 1.0:
@@ -83,6 +92,9 @@ class CloseCritique(LogitsProcessor):
             if written == request.budget - 2:
                 logits[row] = -torch.inf
                 logits[row, self.reward_id] = 0.0
+            elif written == request.budget - 1:
+                logits[row] = -torch.inf
+                logits[row, self.end_id] = 0.0
             elif written + 1 < request.min_tokens:  # vLLM would mask the end of turn that must follow it
                 logits[row, self.reward_id] = -torch.inf
         return logits

@@ -52,8 +52,10 @@ class CloseCritique(LogitsProcessor):
         # In reward rows, only the end of turn's logit is finite, and nothing below touches it
         is_reward_row = ctx.input_ids == self.reward_id
         is_forced = (written == budget - 2) & ~is_reward_row
-        is_early = (written + 1 < self.limits[slot, 1]) & ~is_forced
-        logits.masked_fill_(is_forced[:, None], -torch.inf)
+        is_lost = (written == budget - 1) & ~is_reward_row
+        is_early = (written + 1 < self.limits[slot, 1]) & ~is_forced | is_lost
+        logits.masked_fill_((is_forced | is_lost)[:, None], -torch.inf)
+        logits[:, self.end_id].masked_fill_(is_lost, 0.0)
         logits[:, self.reward_id] = torch.where(
             is_forced, torch.zeros_like(end), end.masked_fill(is_early, -torch.inf)
         )

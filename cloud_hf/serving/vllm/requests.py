@@ -22,10 +22,9 @@ from ...loading import check_reward_model, is_adapter, load_reward_model, read_m
 from ...published import is_published
 from ...scores import Sampling
 from ...scoring import ScoringRequest, context_length, read_request
+from .renderer import CLOSING_TOKENS
 
 
-# The reward token that closes a critique, and the end of turn that carries the reward
-CLOSING_TOKENS = 2
 # vLLM needs room for one generated token, from whose logprob the reward of a given sequence is read
 READING_TOKENS = 1
 MAX_TEMPERATURE = 2.0
@@ -162,7 +161,6 @@ class VLLMRequests:
             repetition_penalty=self.critique_format.repetition_penalty,
             seed=seed,
             logprobs=0,
-            stop_token_ids=[self.critique_format.end_token_id],
             detokenize=False,
             **{"output_kind": RequestOutputKind.FINAL_ONLY, **options},
         )
@@ -194,7 +192,6 @@ class VLLMRequests:
             max_tokens=1,
             temperature=0.0,
             logprobs=0,
-            stop_token_ids=[self.critique_format.end_token_id],
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )

@@ -1,0 +1,66 @@
+"""Client of vLLM's own OpenAI server, for routers and clouds that offer no other. Does not import torch."""
+
+import math
+from typing import Any
+
+from ..scores import Sample, Score
+from .client import CLoudClient
+
+
+# The token that closes a critique, and the one that carries the reward
+_CLOSING_TOKENS = 2
+# What vLLM's server makes of minus infinity
+_NO_LOGPROB = -9999.0
+
+
+class CLoudChatClient(CLoudClient):
+    r"""
+    [`Scorer`] over vLLM's OpenAI server (`vllm serve`) with a CLoud model, by its chat route. Arguments, retries and errors are
+    those of [`CLoudClient`]; `critiques` cannot be given.
+
+    Examples:
+
+    ```python
+    >>> client = CLoudChatClient("http://127.0.0.1:8000")
+    >>> [score] = client.score(["What is 2+2?"], ["4"])
+    ```
+    """
+
+    route = "/v1/chat/completions"
+
+    def _body(self, item: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+        if "critiques" in item:
+            raise ValueError("vLLM's chat route writes critiques and cannot score given ones; drop `critiques`")
+        prompt = item["prompt"]
+        chat = prompt if isinstance(prompt, dict) else {"messages": prompt}
+        messages = chat["messages"]
+        messages = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
+        body = {
+            **chat,
+            "messages": [*messages, {"role": "assistant", "content": item["response"]}],
+            "n": options["num_critiques"],
+            "temperature": options["temperature"],
+            "max_tokens": options["max_new_tokens"] + _CLOSING_TOKENS,
+            "logprobs": True,
+            "top_logprobs": 1,  # they tell a critique that was cut from one that ends at the limit
+            "return_token_ids": True,
+        }
+        # Greedy critiques need no seed, with which a CPU engine may stop for good (see `seed_for` in `vllm/requests.py`)
+        return body | ({"seed": options["seed"]} if "seed" in options and options["temperature"] > 0 else {})
+
+    def _score_of(self, answer: Any, max_new_tokens: int) -> Score:
+        return Score.of([self._sample(choice, max_new_tokens) for choice in answer["choices"]])
+
+    @staticmethod
+    def _sample(choice: dict[str, Any], max_new_tokens: int) -> Sample:
+        tokens, ids = choice["logprobs"]["content"], choice["token_ids"]
+        reward = tokens[-1]["logprob"]
+        if choice["finish_reason"] != "stop" or not math.isfinite(reward) or reward <= _NO_LOGPROB:
+            raise ValueError(f"no reward (finish reason {choice['finish_reason']!r})")
+        critique_ids = tuple(ids[:-_CLOSING_TOKENS])
+        is_cut = False
+        if len(critique_ids) == max_new_tokens:  # vLLM closes it there in any case
+            closing = tokens[-_CLOSING_TOKENS]
+            is_cut = closing["logprob"] < closing["top_logprobs"][0]["logprob"]
+        text = (choice["message"]["content"] or "").strip()
+        return Sample(reward, text, critique_ids, "length" if is_cut else "stop")
