@@ -39,12 +39,15 @@ NOT_RUN = {
     "--base_url http://127.0.0.1:8002/v1": "needs vLLM's server; tests/examples/test_self_critiques_with_vllm.py starts one",
     "--ray_address auto": "needs a Ray cluster; tests/data/builders runs it on one node",
     "grpo_with_cloud.py": "trains for minutes; tests/examples/test_grpo.py runs it with few rows",
+    "vllm serve": "starts an engine; tests/serving/test_vllm.py has vLLM's server",
+    "vllm bench serve": "needs vLLM's server",
     "app.py": "serves until it is stopped; tests/spaces runs the pages",
 }
 
 # Python blocks that are compiled only, by a part of them: why
 COMPILED_ONLY = {
     "gradio_client": "needs a running demo; tests/spaces/test_demo_sessions.py has one",
+    "from openai import OpenAI": "needs vLLM's server; tests/serving/test_vllm.py makes the same request",
     "CLoudVLLM(": "needs vLLM; tests/serving/test_vllm.py makes the same calls",
 }
 

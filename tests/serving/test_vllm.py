@@ -295,7 +295,7 @@ def test_a_chat_is_judged_from_its_plain_messages(pair):
     ("messages", "options", "match"),
     [
         ([("user", "x")], {}, "does not end with an assistant message"),
-        ([("assistant", "x")], {}, "holds nothing for the assistant to answer"),
+        ([("assistant", "x")], {}, "has no message for the assistant to answer"),
         ([("user", " "), ("assistant", "x")], {}, r"message 0 \(user\) is empty"),
         ([("usr", "y"), ("assistant", "x")], {}, "must be the user's"),
         ([("user", "x"), ("assistant", "y")], {"chat_template": "{{ messages }}"}, "drop `chat_template`"),

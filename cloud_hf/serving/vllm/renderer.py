@@ -10,7 +10,7 @@ import copy
 import logging
 import threading
 from collections.abc import Mapping, Sequence
-from os.path import commonprefix
+from itertools import takewhile
 from typing import Any
 
 from vllm.config import VllmConfig
@@ -28,15 +28,8 @@ logger = logging.getLogger(__name__)
 # The reward token that closes a critique, and the end of turn that carries the reward
 CLOSING_TOKENS = 2
 
-# What vLLM itself adds to the variables of a chat template
-_ADDED_VARIABLES = {
-    "add_generation_prompt",
-    "continue_final_message",
-    "documents",
-    "reasoning_effort",
-    "tokenize",
-    "tools",
-}
+# Variables of a chat template that CritiqueFormat sets
+_OWN_VARIABLES = {"add_generation_prompt", "continue_final_message", "tokenize", "tools"}
 
 
 class CLoudRenderer(HfRenderer):
@@ -56,7 +49,8 @@ class CLoudRenderer(HfRenderer):
         self._reward_id, self._end_id = hf_config.reward_token_id, self._format.end_token_id
         _hide(hf_config.reward_token_id, tokenizer)
         probes = [self._format.encode_prefix(*texts).input_ids for texts in (("x", "x"), ("No 1", "(2)"))]
-        self._opening = commonprefix([ids[::-1] for ids in probes])[::-1]
+        alike = takewhile(lambda pair: pair[0] == pair[1], zip(*(reversed(ids) for ids in probes), strict=False))
+        self._opening = tuple(token_id for token_id, _ in alike)[::-1]
         self._bos_count = self._count_bos(probes[0], tokenizer.bos_token_id)
         super().__init__(config, tokenizer)
 
