@@ -288,7 +288,8 @@ def test_a_chat_is_judged_from_its_plain_messages(pair):
         *critique, reward_id, end_id = output.outputs[0].token_ids
         assert tuple(critique) == score.critique_ids[0] and reward_id == model.config.reward_token_id
         assert output.outputs[0].logprobs[-1][end_id].logprob == pytest.approx(score.reward, abs=1e-4)
-        assert output.outputs[0].text.strip() == score.critique
+        # Of a random model: vLLM holds back the first bytes of a character
+        assert score.critique.rstrip("\ufffd \n") == output.outputs[0].text.strip().rstrip("\ufffd \n")
 
 
 @pytest.mark.parametrize(
@@ -322,7 +323,7 @@ def test_prompts_whose_last_token_is_not_a_reward_are_refused(pair):
     ids = list(engine.critique_format.encode_prefix("x", "y").input_ids)
     bos = [tokenizer.bos_token_id] if ids[0] == tokenizer.bos_token_id else []
     wrong = {
-        "Nobody opened the critique turn": tokenizer.encode("x", add_special_tokens=bool(bos)),
+        "Nobody opened the critique turn": [*bos, *tokenizer.encode("x", add_special_tokens=False)],
         "holds no critique turn": [*ids[:-9], model.config.reward_token_id],
         "exceeds the context": [*ids[:2], *[ids[-1]] * 509, *ids],
     }
@@ -331,7 +332,7 @@ def test_prompts_whose_last_token_is_not_a_reward_are_refused(pair):
     for match, prompt in wrong.items():
         with pytest.raises(VLLMValidationError, match=match):
             engine.llm.generate([{"prompt_token_ids": prompt[:511]}], SamplingParams(max_tokens=4), use_tqdm=False)
-    text = tokenizer.decode(ids[len(bos) :])
+    text = tokenizer.decode(ids)  # this tokenizer adds no BOS of its own
     [output] = engine.llm.generate([text], SamplingParams(max_tokens=4, logprobs=0), use_tqdm=False)
     assert output.prompt_token_ids == ids
 
@@ -478,6 +479,7 @@ async def ask_the_stock_server(engine, folder, expected):
     """The `openai` client gets critique and reward from the plain messages, or an error."""
     from openai import AsyncOpenAI, BadRequestError
 
+    tokenizer = make_tokenizer("llama3")
     async with stock_server(engine._llm, folder) as url:
         client = AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
 
@@ -488,7 +490,7 @@ async def ask_the_stock_server(engine, folder, expected):
 
         for place in range(4):
             [choice] = (await judge(place)).choices
-            assert choice.message.content.strip() == expected[place].critique
+            assert choice.message.content.strip().rstrip("\ufffd \n") == expected[place].critique.rstrip("\ufffd \n")
             assert choice.logprobs.content[-1].logprob == pytest.approx(expected[place].reward, abs=1e-4)
         several = await judge(0, n=3, temperature=1.0)
         assert len({choice.logprobs.content[-1].logprob for choice in several.choices}) > 1
@@ -514,9 +516,13 @@ async def ask_the_stock_server(engine, folder, expected):
         with pytest.raises(BadRequestError, match="does not end with an assistant message"):
             await client.chat.completions.create(model="judge", messages=CHATS[0], logprobs=True)
         with pytest.raises(BadRequestError, match="Nobody opened the critique turn"):
-            await client.completions.create(model="judge", prompt="What is 2+2?", logprobs=0)
+            await client.completions.create(model="judge", prompt=f"{tokenizer.bos_token}What is 2+2?", logprobs=0)
         ours = CLoudChatClient(url)
-        assert_same(await ours.ascore(CHATS[:8], ANSWERS[:8], max_new_tokens=BUDGET), expected[:8])
+        for score, theirs in zip(
+            await ours.ascore(CHATS[:8], ANSWERS[:8], max_new_tokens=BUDGET), expected, strict=False
+        ):
+            assert score.critique_ids == theirs.critique_ids and score.finish_reasons == theirs.finish_reasons
+            assert score.rewards == pytest.approx(theirs.rewards, abs=1e-4)
         [several] = await ours.ascore(CHATS[:1], ANSWERS[:1], num_critiques=3, temperature=1.0, max_new_tokens=BUDGET)
         assert len(several.rewards) == 3 and several.reward_std > 0
         with pytest.raises(ValueError, match="drop `critiques`"):
@@ -577,19 +583,17 @@ def test_the_pooling_runner_gives_a_classic_models_rewards(tmp_path):
 
             by_chat = [(await ask("/classify", messages=chat)).json()["data"][0]["probs"] for chat in chats]
             assert by_chat == [[pytest.approx(reward, abs=1e-4)] for reward in rewards]
-            # As verl asks: rendered texts without BOS, to which vLLM adds one
-            bare = [text.removeprefix(tokenizer.bos_token) for text in texts]
-            by_text = (await ask("/classify", input=bare)).json()["data"]
+            by_text = (await ask("/classify", input=texts)).json()["data"]
             assert [entry["probs"] for entry in by_text] == by_chat
-            activated = (await ask("/classify", input=bare, use_activation=True)).json()["data"]
+            activated = (await ask("/classify", input=texts, use_activation=True)).json()["data"]
             assert [entry["probs"] for entry in activated] == by_chat
             by_pooling = [(await ask("/pooling", messages=chat)).json()["data"][0]["data"] for chat in chats]
             assert by_pooling == by_chat
             for body, match in (
-                ({"input": texts[0]}, "must begin with 1 BOS tokens"),
-                ({"input": "What is 2+2?"}, "must end with the response's end of turn"),
+                ({"input": tokenizer.bos_token + texts[0]}, "must begin with 1 BOS tokens"),
+                ({"input": tokenizer.bos_token + "What is 2+2?"}, "must end with the response's end of turn"),
                 ({"messages": CHATS[0]}, "does not end with an assistant message"),
-                ({"input": bare[0], "truncate_prompt_tokens": 5}, "truncated"),
+                ({"input": texts[0], "truncate_prompt_tokens": 5}, "truncated"),
             ):
                 answer = await ask("/classify", **body)
                 assert answer.status_code == 400 and match in answer.text
