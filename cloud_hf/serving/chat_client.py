@@ -42,7 +42,8 @@ class CLoudChatClient(CLoudClient):
             "temperature": options["temperature"],
             "max_tokens": options["max_new_tokens"] + _CLOSING_TOKENS,
             "logprobs": True,
-            "top_logprobs": 1,  # they tell a critique that was cut from one that ends at the limit
+            # They tell a critique that was cut from one that ends at the limit. The first is the token itself
+            "top_logprobs": 2,
             "return_token_ids": True,
         }
         # Greedy critiques need no seed, with which a CPU engine may stop for good (see `seed_for` in `vllm/requests.py`)
@@ -61,6 +62,6 @@ class CLoudChatClient(CLoudClient):
         is_cut = False
         if len(critique_ids) == max_new_tokens:  # vLLM closes it there in any case
             closing = tokens[-_CLOSING_TOKENS]
-            is_cut = closing["logprob"] < closing["top_logprobs"][0]["logprob"]
+            is_cut = closing["logprob"] < max(other["logprob"] for other in closing["top_logprobs"])
         text = (choice["message"]["content"] or "").strip()
         return Sample(reward, text, critique_ids, "length" if is_cut else "stop")

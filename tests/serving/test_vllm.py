@@ -325,13 +325,13 @@ def test_prompts_whose_last_token_is_not_a_reward_are_refused(pair):
     wrong = {
         "Nobody opened the critique turn": [*bos, *tokenizer.encode("x", add_special_tokens=False)],
         "holds no critique turn": [*ids[:-9], model.config.reward_token_id],
-        "exceeds the context": [*ids[:2], *[ids[-1]] * 509, *ids],
+        "exceeds the context": [*ids[:1], *[ids[5]] * (511 - len(ids)), *ids[1:]],
     }
     if bos:
         wrong["must begin with 1 BOS"] = [*bos, *ids]
     for match, prompt in wrong.items():
         with pytest.raises(VLLMValidationError, match=match):
-            engine.llm.generate([{"prompt_token_ids": prompt[:511]}], SamplingParams(max_tokens=4), use_tqdm=False)
+            engine.llm.generate([{"prompt_token_ids": prompt}], SamplingParams(max_tokens=4), use_tqdm=False)
     text = tokenizer.decode(ids)  # this tokenizer adds no BOS of its own
     [output] = engine.llm.generate([text], SamplingParams(max_tokens=4, logprobs=0), use_tqdm=False)
     assert output.prompt_token_ids == ids
@@ -581,14 +581,14 @@ def test_the_pooling_runner_gives_a_classic_models_rewards(tmp_path):
             async def ask(route, **body):
                 return await http.post(route, json={"model": "judge", **body})
 
-            by_chat = [(await ask("/classify", messages=chat)).json()["data"][0]["probs"] for chat in chats]
-            assert by_chat == [[pytest.approx(reward, abs=1e-4)] for reward in rewards]
-            by_text = (await ask("/classify", input=texts)).json()["data"]
-            assert [entry["probs"] for entry in by_text] == by_chat
-            activated = (await ask("/classify", input=texts, use_activation=True)).json()["data"]
-            assert [entry["probs"] for entry in activated] == by_chat
-            by_pooling = [(await ask("/pooling", messages=chat)).json()["data"][0]["data"] for chat in chats]
-            assert by_pooling == by_chat
+            def is_rewards(entries):
+                return [entry for [entry] in entries] == pytest.approx(rewards, abs=1e-4)
+
+            assert is_rewards([(await ask("/classify", messages=chat)).json()["data"][0]["probs"] for chat in chats])
+            assert is_rewards([(await ask("/pooling", messages=chat)).json()["data"][0]["data"] for chat in chats])
+            for options in ({}, {"use_activation": True}):
+                data = (await ask("/classify", input=texts, **options)).json()["data"]
+                assert is_rewards([entry["probs"] for entry in data])
             for body, match in (
                 ({"input": tokenizer.bos_token + texts[0]}, "must begin with 1 BOS tokens"),
                 ({"input": tokenizer.bos_token + "What is 2+2?"}, "must end with the response's end of turn"),

@@ -63,7 +63,7 @@ class CLoudRenderer(HfRenderer):
 
     # ------------------------------------------------------------------------------------------------------ messages
 
-    def render_messages(self, messages, params: ChatParams):
+    def render_messages(self, messages: list[Any], params: ChatParams) -> Any:
         """Encode a conversation that ends with the response to judge. Raises `ValueError` if it cannot be judged."""
         self._check_chat_params(params)
         chat: Any = [_without_nulls(message) for message in messages]
@@ -80,7 +80,7 @@ class CLoudRenderer(HfRenderer):
         conversation = [{"role": message["role"], "content": message.get("content")} for message in messages]
         return conversation, TokensPrompt(prompt_token_ids=ids)
 
-    async def render_messages_async(self, messages, params: ChatParams):
+    async def render_messages_async(self, messages: list[Any], params: ChatParams) -> Any:
         """See [`CLoudRenderer.render_messages`]."""
         return await asyncio.to_thread(self.render_messages, messages, params)
 
@@ -179,7 +179,7 @@ class CLoudRenderer(HfRenderer):
         return any(ids[start : start + size] == self._opening for start in range(len(ids) - size))
 
     @staticmethod
-    def _count_bos(ids: Sequence[int], bos_id: int | None) -> int:
+    def _count_bos(ids: Sequence[int], bos_id: Any) -> int:
         return next((place for place, token_id in enumerate(ids) if token_id != bos_id), len(ids))
 
 
