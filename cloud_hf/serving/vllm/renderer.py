@@ -43,7 +43,7 @@ class CLoudRenderer(HfRenderer):
             raise ValueError("A CLoud model cannot be served without its tokenizer: drop `skip_tokenizer_init`.")
         # A copy and a lock, because vLLM renders in threads, and tokenizers are not thread-safe
         self._format_lock = threading.Lock()
-        hf_config = config.model_config.hf_config
+        hf_config: Any = config.model_config.hf_config
         self._format = CritiqueFormat.from_config(hf_config, copy.deepcopy(tokenizer))
         self._is_pooling = config.model_config.runner_type == "pooling"
         self._reward_id, self._end_id = hf_config.reward_token_id, self._format.end_token_id
