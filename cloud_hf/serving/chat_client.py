@@ -35,9 +35,13 @@ class CLoudChatClient(CLoudClient):
         chat = prompt if isinstance(prompt, dict) else {"messages": prompt}
         messages = chat["messages"]
         messages = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
+        response = item["response"]
         body = {
             **chat,
-            "messages": [*messages, {"role": "assistant", "content": item["response"]}],
+            "messages": [
+                *messages,
+                response if isinstance(response, dict) else {"role": "assistant", "content": response},
+            ],
             "n": options["num_critiques"],
             "temperature": options["temperature"],
             "max_tokens": options["max_new_tokens"] + _CLOSING_TOKENS,
