@@ -121,10 +121,11 @@ class OverlongRows:
             return
         named, problem = self._first
         start = f"{self.name}, {named}" if self.name else f"R{named[1:]}"
-        keeps = [f"{limit_that_keeps(self.lengths, share)} tokens keep {share:.0%}" for share in (0.95, 0.99, 1.0)]
+        shares = (0.95, 0.99, 1.0)
+        keeps = [f"{share:.0%} of the rows at {limit_that_keeps(self.lengths, share)} tokens" for share in shares]
         raise ValueError(
             f"{start}: {problem} {self._number} of {len(self.lengths)} rows are over-long; the longest needs {max(self.lengths)} "
-            f"tokens. A limit of {', '.join(keeps)} of the rows."
+            f"tokens. A limit keeps {', '.join(keeps)}."
         )
 
 

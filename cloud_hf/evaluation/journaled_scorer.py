@@ -1,6 +1,5 @@
 """Scoring that resumes after a crash: scores go into a journal as soon as their chunk is done."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from tqdm.auto import tqdm
 from ..data.journal import Journal, JournalError, key_of
 from ..generation import Sample
 from ..model_identity import identify_model
+from ..scores import NotFinite
 from ..scoring import Score, Scorer
 from .formatting import file_name
 from .scoring_arguments import ScoringArguments
@@ -103,31 +103,38 @@ class JournaledScorer:
                 if len(found) == len(chunk):
                     break
         if bad:
-            place, rewards = min(bad)
+            place = min(bad)
             name = f"row {place}" if names is None else names[place]
             raise ValueError(
-                f"{len(bad)} of {len(places)} responses have rewards that are not finite numbers. The first: {name} has "
-                f"{', '.join(map(str, rewards))}. The other scores are kept in {self.journal.path}; run the same command again to "
-                "continue, or use another `dtype` (and output folder) if numbers overflow."
+                f"{len(bad)} of {len(places)} responses have rewards that are not finite numbers. The first: {name}. The other "
+                f"scores are kept in {self.journal.path}; run the same command again to continue, or use another `dtype` (and "
+                "output folder) if numbers overflow."
             )
         return [_read_score(self.journal[key]) for key in keys]
 
-    def _score_chunk(self, chunk, keys, prompts, responses, options, bar: tqdm) -> list[tuple[int, tuple[float, ...]]]:
+    def _score_chunk(self, chunk, keys, prompts, responses, options, bar: tqdm) -> list[int]:
         """Score the chats at these indices, and return the indices whose rewards are not finite."""
-        bad = []
+        if not chunk:
+            return []
 
         def keep(index: int, score: Score):
-            place = chunk[index]
-            if all(map(math.isfinite, score.rewards)):
-                value = {name: getattr(score, name) for name in ("rewards", "critiques", "finish_reasons")}
-                self.journal.add(keys[place], value)
-            else:
-                bad.append((place, score.rewards))
+            value = {name: getattr(score, name) for name in ("rewards", "critiques", "finish_reasons")}
+            self.journal.add(keys[chunk[index]], value)
             bar.update()
 
-        chats = [prompts[place] for place in chunk], [responses[place] for place in chunk]
-        self.scorer.score(*chats, on_score=keep, **options)
-        return bad
+        try:
+            self.scorer.score(
+                [prompts[place] for place in chunk], [responses[place] for place in chunk], on_score=keep, **options
+            )
+        except NotFinite:
+            if len(chunk) == 1:
+                return list(chunk)
+            # A batch is refused as a whole: find its responses, and keep the scores of the others
+            waiting = [place for place in chunk if keys[place] not in self.journal]
+            middle = (len(waiting) + 1) // 2
+            halves = waiting[:middle], waiting[middle:]
+            return [bad for half in halves for bad in self._score_chunk(half, keys, prompts, responses, options, bar)]
+        return []
 
 
 def _read_score(value: dict) -> Score:

@@ -507,7 +507,7 @@ def test_a_run_that_scored_nothing_does_not_bar_its_folder(models, data, tmp_pat
 
 def test_a_model_without_numbers_is_named(models, data, tmp_path):
     model = make_model(models / "base", critique=False)
-    torch.nn.init.constant_(model.reward_head.out_proj.weight, torch.nan)
+    torch.nn.init.constant_(model.reward_head.out_proj.weight, 3e38)
     model.save_pretrained(tmp_path / "broken")
     make_tokenizer("llama3").save_pretrained(tmp_path / "broken")
     with pytest.raises(

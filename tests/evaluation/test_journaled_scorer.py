@@ -1,6 +1,5 @@
 """A killed run loses a chunk, and nothing else."""
 
-import math
 from dataclasses import replace
 
 import pytest
@@ -13,6 +12,7 @@ from cloud_hf.critique_format import CritiqueFormat
 from cloud_hf.data.journal import Journal, JournalError
 from cloud_hf.evaluation.journaled_scorer import JournaledScorer, open_score_journal
 from cloud_hf.evaluation.scoring_arguments import ScoringArguments
+from cloud_hf.scores import NotFinite
 from cloud_hf.scoring import TransformersScorer, report_scores
 from cloud_hf.serving.client import CLoudClient, RewardServerError
 from cloud_hf.serving.server.engine import TransformersEngine
@@ -102,12 +102,22 @@ def test_equal_chats_are_scored_once(direct, tmp_path):
     assert recorder.calls == [["a", "b"]] and scores[0] == scores[2] != scores[1]
 
 
-def test_rewards_that_are_no_numbers_are_named_and_all_others_kept(direct, tmp_path):
-    def spoil(call, scores):
-        return [replace(scores[0], rewards=(math.nan, 1.0)), *scores[1:]] if call == 2 else scores
+class Overflows:
+    """A scorer whose rewards of some prompts are not finite."""
 
-    scorer = journaled(tmp_path, Recorder(direct, spoil))
-    with pytest.raises(ValueError, match=r"1 of 12 responses have .* The first: chat 4 has nan, 1\.0"):
+    def __init__(self, scorer, prompts):
+        self.scorer, self.prompts, self.calls = scorer, prompts, 0
+
+    def score(self, prompts, responses, **options):
+        self.calls += 1
+        if not self.prompts.isdisjoint(prompts):
+            raise NotFinite("a reward is inf")
+        return self.scorer.score(prompts, responses, **options)
+
+
+def test_rewards_that_are_not_finite_are_named_and_all_others_kept(direct, tmp_path):
+    scorer = journaled(tmp_path, Overflows(direct, {CHATS[0][4]}))
+    with pytest.raises(ValueError, match=r"1 of 12 responses have .* The first: chat 4\. The other scores are kept"):
         scorer.score(*CHATS, names=[f"chat {place}" for place in range(12)], **OPTIONS)
     assert len(scorer.journal) == 11
     recorder = Recorder(direct)
@@ -115,11 +125,11 @@ def test_rewards_that_are_no_numbers_are_named_and_all_others_kept(direct, tmp_p
     assert len(again.score(*CHATS, **OPTIONS)) == 12 and recorder.calls == [[CHATS[0][4]]]
 
 
-def test_a_chunk_without_a_number_ends_the_run(direct, tmp_path):
-    recorder = Recorder(direct, lambda _, scores: [replace(score, rewards=(math.inf,)) for score in scores])
-    with pytest.raises(ValueError, match=r"4 of 12 responses .* row 0 has inf"):
-        journaled(tmp_path, recorder).score(*CHATS, **OPTIONS)
-    assert len(recorder.calls) == 1
+def test_a_chunk_without_a_finite_reward_ends_the_run(direct, tmp_path):
+    overflows = Overflows(direct, set(CHATS[0]))
+    with pytest.raises(ValueError, match=r"4 of 12 responses .* The first: row 0\."):
+        journaled(tmp_path, overflows).score(*CHATS, **OPTIONS)
+    assert overflows.calls == 7  # the chunk, its halves, its four responses
 
 
 def test_a_model_that_was_trained_again_is_said_as_it_is(tmp_path):

@@ -68,7 +68,7 @@ def test_words_of_the_user(tmp_path):
         read_texts(None, [f"creative_writing={art}"], True, CATEGORIES)
     with pytest.raises(ValueError, match="for the same questions"):
         read_texts(None, [general, art], True, CATEGORIES)
-    with pytest.raises(ValueError, match=r"holds \{conversation\}"):
+    with pytest.raises(ValueError, match=r"contains \{conversation\}"):
         read_texts(None, [whole], True, CATEGORIES)
     with pytest.raises(ValueError, match="is empty"):
         read_texts(None, [write(tmp_path / "empty.txt", " \n")], True, CATEGORIES)
