@@ -306,7 +306,7 @@ def test_curves_are_those_of_the_sampled_critiques(probed):
             pairs.setdefault(row["row"], []).append(row["reward"])
     curve = found["pairs.jsonl", 2.0]
     assert curve["everything"]["accuracy"][-1] == sum(right > wrong for right, wrong in pairs.values()) / 4
-    assert curve["everything"]["standard_errors"][-1] == 0 and len(curve["everything"]["accuracy"]) == 3
+    assert curve["everything"]["standard_errors"][-1] > 0 and len(curve["everything"]["accuracy"]) == 3
     assert [(part["label"], part["rows"]) for part in curve["buckets"]] == [("1", 2), ("2", 2)]
     assert curve["length_of"] == "the column swaps" and "tokens" in found["rm_bench", 1.0]["length_of"]
     assert found["reward_bench", 1.0]["everything"]["rows"] == 10  # three rows are of an unknown subset
@@ -489,7 +489,7 @@ def test_rows_that_do_not_fit(models, data, tmp_path):
     rows = [pair("hep-go", 1, prompt="word " * 500), pair("hep-go", 2), pair("hep-rust", 3, chosen="word " * 600)]
     files = f"reward_bench={write_rows(tmp_path / 'long.jsonl', rows)}"
     options = {"benchmarks": [files], "dataset_name": [], "best_of_n": []}
-    with pytest.raises(ValueError, match=r"reward_bench: Row 0 \(id 'hep-go/1'\): \d+ tokens with its critique"):
+    with pytest.raises(ValueError, match=r"reward_bench, row 0 \(id 'hep-go/1'\): \d+ tokens with its critique"):
         evaluate(models, data, tmp_path / "out", "cloud", **options)
     report = evaluate(models, data, tmp_path / "out", "cloud", overlong_policy="truncate_prompt", **options)
     [part] = report["benchmarks"]
@@ -500,7 +500,7 @@ def test_rows_that_do_not_fit(models, data, tmp_path):
 def test_a_run_that_scored_nothing_does_not_bar_its_folder(models, data, tmp_path):
     """The message says to lower `max_new_tokens`, and that must then work."""
     options = {"benchmarks": [], "best_of_n": []}
-    with pytest.raises(ValueError, match=r"Row 0: \d+ tokens with its critique"):
+    with pytest.raises(ValueError, match=r"pairs.jsonl, row 0: \d+ tokens with its critique"):
         evaluate(models, data, tmp_path, "cloud", **options, max_new_tokens=10_000)
     assert evaluate(models, data, tmp_path, "cloud", **options)["results"][0]["n"] == 4
 
