@@ -389,7 +389,7 @@ def test_a_server_that_is_down_or_refuses_the_key(pairs, tmp_path):
     with serve_completions(key="sk-right") as server:
         arguments = options(server, pairs, tmp_path / "out")
         ended = run_script(SCRIPT, *arguments, log_dir=tmp_path, OPENAI_API_KEY="sk-wrong")
-        assert ended.status == 1 and "contains a key that is rejected" in ended.output
+        assert ended.status == 1 and "holds a key that the server rejects" in ended.output
         assert server.requests.total() == 0
         assert run_script(SCRIPT, *arguments, log_dir=tmp_path, OPENAI_API_KEY="sk-right").status == 0
     for path in [*tmp_path.glob("*.log"), *(tmp_path / "out").glob("*.json*"), tmp_path / "out" / "README.md"]:
