@@ -135,7 +135,9 @@ class CLoudConfig(PreTrainedConfig):
 
     def __getattr__(self, name: str) -> Any:
         text_config = self.__dict__.get("text_config")
-        if name in _OF_TEXT_CONFIG and isinstance(text_config, PreTrainedConfig):
+        # PEFT reads the base again to compare vocabularies, and the base of a published checkpoint may be out of reach
+        is_hidden = name == "vocab_size" and self.__dict__.get("format") == "reference"
+        if name in _OF_TEXT_CONFIG and isinstance(text_config, PreTrainedConfig) and not is_hidden:
             return getattr(text_config, name)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 

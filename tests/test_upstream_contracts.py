@@ -60,6 +60,8 @@ CONTRACTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES": ("names the language models", ()),
     "transformers.pipelines.PIPELINE_REGISTRY": ("registers the pipeline", ()),
     "transformers.quantizers.base.get_keys_to_not_convert": ("layers that stay unquantised, for the planner", ("model",)),
+    "torch.distributed.tensor.DTensor": ("tells sharded weights, of which each process checks its part", ()),
+    "transformers.trainer_utils.SchedulerType": ("names the scheduler on a model card", ()),
     "transformers.trainer_utils.PREFIX_CHECKPOINT_DIR": ("names checkpoint folders", ()),
     "transformers.trainer_utils.rotate_checkpoints": (
         "removes old checkpoints after the record is written", ("output_dir", "save_total_limit"),

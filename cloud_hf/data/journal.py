@@ -199,7 +199,7 @@ class Journal:
                 " The journal has version 1, which hashed model folders differently: to resume it, use cloud_hf 0.1."
             )
         return JournalError(
-            f"{self.path} was begun with other settings: {differences}. Use those settings to resume, or choose another "
+            f"{self.path} was started with other settings: {differences}. Use those settings to resume, or choose another "
             f"output folder.{hint}",
             () if hint else changed,
         )

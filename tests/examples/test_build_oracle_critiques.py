@@ -382,7 +382,7 @@ def test_bytes_that_are_no_text(tmp_path):
     path.write_bytes(b'{"prompt": "x\xff", "chosen": "y", "rejected": "z"}\n')
     with serve_completions() as server:
         ended = run_script(SCRIPT, *options(server, path, tmp_path / "out"), log_dir=tmp_path)
-    assert ended.status == 1 and "row 0 is not UTF-8" in ended.output
+    assert ended.status == 1 and "it is not UTF-8" in ended.output
 
 
 def test_a_server_that_is_down_or_refuses_the_key(pairs, tmp_path):
