@@ -515,8 +515,8 @@ def test_bad_arguments(more, message, prompts, tmp_path):
         ([{"prompts": "x"}], "rename 'prompts' to 'prompt'"),
         ([*make_rows(3), make_rows(2)[1]], "row 3 (id 'p1'): row 1 has the same id"),
         ([*make_rows(1), {**make_rows(2)[1], "prompt": " "}], "row 1 (id 'p1'): `prompt` is empty"),
-        ([{"id": "p0", "prompt": [{"role": "assistant", "content": "Hi."}]}], "row 0 (id 'p0'): `prompt` ends on"),
-        ([{"id": "p0", "prompt": "x", "tools": "[{}]"}], "row 0 (id 'p0'): `tools` are given"),
+        ([{"id": "p0", "prompt": [{"role": "assistant", "content": "Hi."}]}], "the response to judge comes after it"),
+        ([{"id": "p0", "prompt": "x", "tools": "[{}]"}], "tool call instead of text"),
     ],
 )
 def test_bad_rows_are_said_before_anything_is_asked(rows, message, tmp_path):

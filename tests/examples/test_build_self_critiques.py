@@ -221,7 +221,7 @@ def test_overlong_rows(critic, tmp_path):
         row["prompt"] = row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]
     save_pairs(pairs, rows)
     ended = run(SCRIPT, *options(critic, pairs, tmp_path / "out", *KEEP))
-    assert ended.status == 1 and "row 1 (id 'p1'): " in ended.output and "but the limit is 512" in ended.output
+    assert ended.status == 1 and "(id 'p1'): " in ended.output and "but the limit is 512" in ended.output
     more = [*KEEP, "--overlong_policy", "drop"]
     ended = run(SCRIPT, *options(critic, pairs, tmp_path / "dropped", *more))
     assert ended.status == 0, ended.output
