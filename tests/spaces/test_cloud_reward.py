@@ -110,7 +110,7 @@ def test_bad_input(tmp_path, folders):
         load(tmp_path).compute(**rows, model=folders["cloud"], backend="onnx")
     with pytest.raises(TypeError, match="temprature"):
         load(tmp_path).compute(**rows, model=folders["cloud"], temprature=0.5)
-    with pytest.raises(ValueError, match="dtype: these are for a model given by name"):
+    with pytest.raises(ValueError, match="dtype: these options apply to a model given by name"):
         load(tmp_path).compute(**rows, model=scorer_of(folders["classic"]), dtype="float32")
     with pytest.raises(ValueError, match="Row 1: `prompt` is empty"):
         load(tmp_path).compute(prompts=["a", "", "b"], predictions=ANSWERS, model=folders["cloud"])
