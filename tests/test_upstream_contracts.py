@@ -157,6 +157,7 @@ CONTRACTS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 # Attributes that instances get while they run; they cannot be looked up on a class
 INSTANCE_ATTRIBUTES = {
+    "_keys_to_ignore_on_load_unexpected": "weights of a multimodal base that its language model leaves out",
     "_attn_implementation": "config attribute that names the attention of a model",
     "_signature_columns": "columns that the Trainer keeps",
     "_weight_conversions": "how a loaded checkpoint's weights were renamed",

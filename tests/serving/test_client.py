@@ -341,7 +341,7 @@ def test_a_server_that_is_restarted_in_its_place_loses_no_row(talker):
 
 def test_evaluation_takes_it_as_its_scorer(talker, url):
     rows = [
-        {"prompt": prompt, "chosen": "Yes.", "rejected": response}
+        {"prompt": prompt, "chosen": "Yes.", "rejected": response or "No."}
         for prompt, response in zip(PROMPTS, RESPONSES, strict=True)
     ]
     critique_format = CritiqueFormat.from_config(talker.config, tokenizer_of("llama3"))
