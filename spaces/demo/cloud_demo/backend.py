@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from cloud_hf.scores import Sampling
+from cloud_hf.scores import NotFinite, Sampling
 
 from . import Problem
 from .arguments import DemoArguments
@@ -124,7 +124,7 @@ class Backend:
         for row in rows:
             try:
                 rewards = await self._score_row(row)
-            except (ValueError, Problem) as error:
+            except (ValueError, Problem, NotFinite) as error:
                 logger.warning("Row %s is left out of the reward distribution. %s", row.id, error)
                 distribution.wanted -= 2
             except Exception as error:
@@ -138,11 +138,8 @@ class Backend:
             distribution.problem = "This model's rewards could not be measured; see the log of the demo."
 
     async def _score_row(self, row: "BenchmarkRow") -> list[float]:
-        """Return the rewards of both responses. Raises `Problem` if one is not finite."""
-        rewards = [await self._score_while_idle(row.prompt, response) for response in row.responses]
-        if not all(map(math.isfinite, rewards)):
-            raise Problem(f"The model gave it the rewards {rewards}.")
-        return rewards
+        """Return the rewards of both responses."""
+        return [await self._score_while_idle(row.prompt, response) for response in row.responses]
 
     async def _score_while_idle(self, prompt, response: str) -> float:
         """Score a response while the queue is empty. A visitor's request interrupts it; it restarts when the queue is empty again."""
