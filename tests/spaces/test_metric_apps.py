@@ -118,7 +118,7 @@ def test_preference_by_keyboard_in_any_light(chromium, preference_app, tmp_path,
         box_of(visit.page, "Rewards").focus()
         visit.page.keyboard.insert_text(json_lines(chosen=CHOSEN, rejected=REJECTED, subset=["math-prm"] * 5))
         visit.page.keyboard.press("Shift+Enter")
-        assert cells(visit.page, "RewardBench sections", 1) == ["Reasoning"]
+        assert cells(visit.page, "RewardBench, only 1 of its 23 subsets", 1) == ["Reasoning"]
         assert serious_faults(visit.page) == [] and fits(visit.page)
         assert ("dark" in (visit.page.locator("body").get_attribute("class") or "")) == ("dark" in look)
         visit.page.screenshot(path=tmp_path / f"pairwise_preference {look}.png", full_page=True)
