@@ -218,7 +218,7 @@ def test_other_settings_other_weights_and_a_second_writer_are_refused(models, da
     other = tmp_path / "other" / "classic"
     make_model(models / "base", seed=5, critique=False).save_pretrained(other)
     make_tokenizer("llama3").save_pretrained(other)
-    with pytest.raises(JournalError, match="`model` was"):
+    with pytest.raises(JournalError, match="has changed since it was scored"):
         evaluate(tmp_path / "other", data, tmp_path, "classic")
     args = arguments(models, data, tmp_path, "classic")
     with open_score_journal("journal", args.models[0], "classic", args, evaluate_rewards.SETTINGS) as journal:
