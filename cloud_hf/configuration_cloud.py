@@ -144,7 +144,7 @@ class CLoudConfig(PreTrainedConfig):
     def _remove_keys_not_serialized(self, d: dict[str, Any]):
         super()._remove_keys_not_serialized(d)
         text_config = d.get("text_config")
-        # Where the base lay when the model was made is nobody's concern
+        # A saved folder must not name a path of the machine it was made on
         if isinstance(text_config, dict) and is_local(text_config.get("_name_or_path")):
             del text_config["_name_or_path"]
 

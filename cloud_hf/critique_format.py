@@ -13,36 +13,26 @@ an added token (`<|im_end|>`, `<think>`, …) are encoded as plain text.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import date
-from itertools import accumulate, groupby, pairwise
+from itertools import accumulate, groupby
 from typing import Any, cast
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from .configuration_cloud import CLoudConfig, spell_critique_prompt
+from .control_tokens import CUT, ESCAPED, SLOT, ControlTokens, pieces_of, unescape
 from .prompts import REASONING_FIELDS, Conversation, change_texts, read_prompt, read_response
 from .skeletons import MARK, USUAL_ROLES, Skeleton, spell
+from .template_dates import with_clock
 
 
 IGNORE_INDEX = -100
-
-# Private-use characters that mark places while a conversation is rendered. The first cuts untrusted text so that no added-token
-# string survives in it; the second is the placeholder of a critique. Where input holds them, `_ESCAPE` and a digit replace them.
-_CUT = "\uf8f0"
-_SLOT = "\uf8f1"
-_ESCAPE = "\uf8f2"
-_ESCAPES = {_CUT: f"{_ESCAPE}0", _SLOT: f"{_ESCAPE}1", _ESCAPE: f"{_ESCAPE}2"}
-_ESCAPED = str.maketrans(_ESCAPES)
 
 # Shapes of conversations to remember
 _MOST_SHAPES = 4096
 
 # Marks a prompt whose start was cut off
 _OMISSION = "…"
-
-# The day on which templates that write a date see every conversation
-_DAY = date(2024, 7, 26)
 
 _THINK_TAGS = ("<think>", "</think>")
 
@@ -146,7 +136,7 @@ class CritiqueFormat:
         self.critique_prompt = spell_critique_prompt(critique_prompt, self.name)
         self.critique_role = critique_role
         self.keep_thinking = keep_thinking
-        self.chat_template_kwargs = _with_clock(chat_template_kwargs or {})
+        self.chat_template_kwargs = with_clock(chat_template_kwargs or {})
         if not tokenizer.is_fast:
             raise ValueError(
                 f"{type(tokenizer).__name__} is not a fast tokenizer. CritiqueFormat needs one (a `tokenizer.json`)."
@@ -159,7 +149,7 @@ class CritiqueFormat:
         # Renderings of skeletons, and the control ids of renderings
         self._references: dict[str, str] = {}
         self._expected: dict[str, list[int]] = {}
-        self._find_control_strings()
+        self._controls = ControlTokens(tokenizer, _THINK_TAGS if keep_thinking else ())
         self._find_end_of_turn()
         self._check_neighbours()
 
@@ -211,13 +201,13 @@ class CritiqueFormat:
         given = self._read(prompt, response)
         shown = given if self.keep_thinking else self._without_dropped_text(given)
         reference = self._reference(shown)
-        for cut in (self._plain, self._shatter):
+        for cut in (self._controls.plain, self._controls.shatter):
             text = self._render_turns(change_texts(shown, cut))
             ids = self._encode_text(text, reference)
             if ids is not None:
-                changed = given.messages[-1]["content"].strip() not in _unescape(text.replace(_CUT, ""))
+                changed = given.messages[-1]["content"].strip() not in unescape(text.replace(CUT, ""))
                 return EncodedPrefix(tuple(ids), changed, text, reference)
-        raise ValueError(f"Text in this conversation would be read as control tokens: {_unescape(text)!r:.200}")
+        raise ValueError(f"Text in this conversation would be read as control tokens: {unescape(text)!r:.200}")
 
     def complete(self, prefix: EncodedPrefix, critique: str | list[int] | None = None) -> EncodedCritique:
         """
@@ -351,7 +341,7 @@ class CritiqueFormat:
             )
         template = str(self.tokenizer.chat_template)
         known = role in USUAL_ROLES or f"'{role}'" in template or f'"{role}"' in template
-        if not known and self._control_ids(self._encode(other)) != self._control_ids(self._encode(text)):
+        if not known and self._controls.ids_in(self._encode(other)) != self._controls.ids_in(self._encode(text)):
             raise ValueError(
                 f"The role of message {index} is {role!r}, which the chat template makes a control token of. Use one of "
                 f"{', '.join(USUAL_ROLES)}."
@@ -378,12 +368,12 @@ class CritiqueFormat:
                 )
             return text[: len(text) - len(self._classic_tail)] + self.end_token
         text = self._apply_template(self._with_critique_turn(conversation))
-        return text[: text.rindex(f" {_SLOT}")]
+        return text[: text.rindex(f" {SLOT}")]
 
     def _with_critique_turn(self, conversation: Conversation) -> Conversation:
         if not self.critique:
             return conversation
-        turn = {"role": self.critique_role, "content": f"{self.critique_prompt} {_SLOT}"}
+        turn = {"role": self.critique_role, "content": f"{self.critique_prompt} {SLOT}"}
         return replace(conversation, messages=[*conversation.messages, turn])
 
     def _apply_template(self, conversation: Conversation) -> str:
@@ -421,9 +411,9 @@ class CritiqueFormat:
         One rendering has marks in place of all such texts, and one checks those whose turns the template drops. Two more
         show every second text as it is, between the marks of its neighbours: at most four for any number of turns.
         """
-        plain = change_texts(conversation, self._plain).messages
+        plain = change_texts(conversation, self._controls.plain).messages
         texts = {
-            index: message["content"].translate(_ESCAPED)
+            index: message["content"].translate(ESCAPED)
             for index, message in enumerate(conversation.messages)
             if message["role"] == "assistant" and message["content"] != plain[index]["content"]
         }
@@ -432,12 +422,12 @@ class CritiqueFormat:
 
         def rendered(as_they_are: Sequence[int]) -> tuple[str, dict[int, tuple[int, int]]]:
             """Render with marks in place of the other texts, and return the marks' places by message."""
-            contents = {index: f"{_SLOT}{index}{_SLOT}" for index in texts} | {
+            contents = {index: f"{SLOT}{index}{SLOT}" for index in texts} | {
                 index: texts[index] for index in as_they_are
             }
             turns = [{**turn, "content": contents[i]} if i in contents else turn for i, turn in enumerate(plain)]
             text = self._render_turns(replace(conversation, messages=turns))
-            return text, {int(mark[1]): mark.span() for mark in re.finditer(f"{_SLOT}(\\d+){_SLOT}", text)}
+            return text, {int(mark[1]): mark.span() for mark in re.finditer(f"{SLOT}(\\d+){SLOT}", text)}
 
         frame, places = rendered(())
         shown = [index for index in texts if index in places]
@@ -452,7 +442,7 @@ class CritiqueFormat:
                 after = frame[slots[number][1] : slots[number + 1][0]]
                 part = text[spans[number - 1][1] : spans[number + 1][0]]
                 if part.startswith(before) and part.endswith(after) and len(part) >= len(before) + len(after):
-                    kept[index] = _unescape(part[len(before) : len(part) - len(after)])
+                    kept[index] = unescape(part[len(before) : len(part) - len(after)])
         messages = [
             {**message, "content": kept[index]}
             if index in kept and kept[index].strip() != message["content"].strip()
@@ -465,28 +455,28 @@ class CritiqueFormat:
 
     def _encode_text(self, text: str, reference: str) -> list[int] | None:
         """Encode a rendering piece by piece; `None` if its control tokens are not those of `reference`."""
-        first, *pieces = _pieces(text)
+        first, *pieces = pieces_of(text)
         ids = [*self._encode(first), *self._encode_after(pieces)]
         if reference not in self._expected:
             if len(self._expected) >= _MOST_SHAPES:
                 self._expected.clear()
-            self._expected[reference] = self._control_ids(self._encode(reference))
-        return ids if self._control_ids(ids) == self._expected[reference] else None
+            self._expected[reference] = self._controls.ids_in(self._encode(reference))
+        return ids if self._controls.ids_in(ids) == self._expected[reference] else None
 
     def _critique_ids(self, prefix: EncodedPrefix, critique: str) -> list[int]:
         critique = self._check_text(critique, "critique").strip()
         if not critique:
             return []
         context = list(prefix.input_ids)
-        for cut in (self._plain, self._shatter):
+        for cut in (self._controls.plain, self._controls.shatter):
             text = f" {cut(critique)}"
             ids = self._encode_text(prefix.text + text, prefix.reference)
             if ids is not None and ids[: len(context)] == context:
                 return ids[len(context) :]
             # The tokenizer merged the critique's first characters into the context's last token. A model that generates its
             # critique never sees that merge, so the context is kept and the critique encoded separately.
-            ids = self._encode_after(_pieces(text))
-            if not self._control_ids(ids):
+            ids = self._encode_after(pieces_of(text))
+            if not self._controls.ids_in(ids):
                 return ids
         raise ValueError(f"The critique would be read as control tokens: {critique!r:.200}")
 
@@ -517,13 +507,10 @@ class CritiqueFormat:
 
     def _token_starts(self, text: str) -> list[int]:
         """Return the character at which each token of a text starts."""
-        pieces = self._cut(text)
+        pieces = self._controls.cut(text)
         offsets = self.tokenizer(pieces, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         places = accumulate(map(len, pieces), initial=0)
         return [place + start for place, spans in zip(places, offsets, strict=False) for start, _ in spans]
-
-    def _control_ids(self, ids: list[int]) -> list[int]:
-        return [token_id for token_id in ids if token_id in self._control_id_set]
 
     def _checked_ids(self, critique_ids: list[int]) -> list[int]:
         ids = list(critique_ids)
@@ -532,47 +519,6 @@ class CritiqueFormat:
         if self.end_token_id in ids:
             raise ValueError(f"The critique's ids contain the end-of-turn token {self.end_token_id} before their end.")
         return ids
-
-    # ----------------------------------------------------------------------------------------------- untrusted text
-
-    def _plain(self, text: str) -> str:
-        """Mark the places where `text` is cut, so that no piece of it spells an added token."""
-        return _CUT.join(piece.translate(_ESCAPED) for piece in self._cut(text))
-
-    def _shatter(self, text: str) -> str:
-        """Cut between all characters, and from the text around: for what becomes a control token in another way."""
-        stripped = text.strip()
-        start = text.index(stripped)
-        core = [_CUT, _CUT.join(character.translate(_ESCAPED) for character in stripped), _CUT] if stripped else []
-        return "".join([text[:start], *core, text[start + len(stripped) :]])
-
-    def _cut(self, text: str) -> list[str]:
-        starts = _overlapping(self._control_pattern, text)
-        pieces = _split_at(text, [start + 1 for start, _ in starts])
-        if not self._spells_control(pieces):
-            return pieces
-        # It spells one only after normalisation (as full-width letters do, say). Find out which characters become it
-        forms = {character: self._normalized(character) for character in set(text)}
-        places = [0, *accumulate(len(forms[character]) for character in text)]
-        sources = [index for index, (start, end) in enumerate(pairwise(places)) for _ in range(start, end)]
-        spans = _overlapping(
-            cast(re.Pattern, self._normalized_pattern), "".join(forms[character] for character in text)
-        )
-        cuts = {start + 1 for start, _ in starts}
-        for start, end in spans:
-            cuts.update(range(sources[start] + 1, sources[end - 1] + 1))
-        pieces = _split_at(text, sorted(cuts))
-        return list(text) if self._spells_control(pieces) else pieces
-
-    def _spells_control(self, pieces: list[str]) -> bool:
-        """Return whether the normaliser makes an added token of a piece."""
-        pattern = self._normalized_pattern
-        return pattern is not None and any(pattern.search(self._normalizer.normalize_str(piece)) for piece in pieces)
-
-    def _normalized(self, text: str) -> str:
-        """Normalise text as within a word: some normalisers change the start of what they get."""
-        before, after = (self._normalizer.normalize_str(part) for part in ("a", f"a{text}"))
-        return after.removeprefix(before) if after.startswith(before) else text
 
     def _check_text(self, text: str, field: str = "text") -> str:
         try:
@@ -585,43 +531,20 @@ class CritiqueFormat:
 
     # -------------------------------------------------------------------------------------------------- construction
 
-    def _find_control_strings(self):
-        """Collect the added tokens that text must not become. White space and single characters are ordinary text."""
-        added = {
-            token_id: token.content
-            for token_id, token in self.tokenizer.added_tokens_decoder.items()
-            if len(token.content.replace("▁", " ").strip()) > 1
-        }
-        self._control_id_set = frozenset(added) - {
-            cast(int, self.tokenizer.unk_token_id)
-        }  # unknown characters may encode to it
-        strings = {*added.values(), *(_THINK_TAGS if self.keep_thinking else ())}
-        self._control_pattern = _any_of(strings)
-        self._normalizer = cast(Any, self.tokenizer).backend_tokenizer.normalizer
-        # The tokenizer looks for these in normalised text, by their normalised spellings
-        normalized = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.normalized]
-        spellings = {
-            spelling
-            for content in (normalized if self._normalizer else ())
-            for spelling in (content, self._normalizer.normalize_str(content), self._normalized(content))
-            if content in strings and len(spelling.replace("▁", " ").strip()) > 1
-        }
-        self._normalized_pattern = _any_of(spellings) if spellings else None
-
     def _find_end_of_turn(self):
         """Render a probe to find the token that closes the turn at whose end the reward is read."""
-        probe = Conversation([{"role": "user", "content": "x"}, {"role": "assistant", "content": _SLOT}])
+        probe = Conversation([{"role": "user", "content": "x"}, {"role": "assistant", "content": SLOT}])
         if self.critique:
             probe.messages[1]["content"] = "x"
-            probe.messages.append({"role": self.critique_role, "content": f"{self.critique_prompt} {_SLOT}"})
+            probe.messages.append({"role": self.critique_role, "content": f"{self.critique_prompt} {SLOT}"})
         role = self.critique_role if self.critique else "assistant"
         text = self._apply_template(probe)
-        if _SLOT not in text:
+        if SLOT not in text:
             raise ValueError(f"The chat template does not show the text of the last {role} turn.")
-        tail = text[text.rindex(_SLOT) + 1 :]
-        end = self._control_pattern.match(tail)
+        tail = text[text.rindex(SLOT) + 1 :]
+        end = self._controls.pattern.match(tail)
         token_id = self.tokenizer.convert_tokens_to_ids(end.group()) if end else -1
-        if end is None or token_id not in self._control_id_set:
+        if end is None or token_id not in self._controls.token_ids:
             other = "assistant" if role == "user" else "user"
             hint = f" Try `critique_role={other!r}`, or a" if self.critique else " Use a"
             raise ValueError(
@@ -638,7 +561,7 @@ class CritiqueFormat:
         for content in ("x", "-"):
             turns = [{"role": role, "content": content} for role in ("user", "assistant")]
             text = self._render_turns(Conversation(turns))
-            found.append(self._control_ids(self._encode(text)))
+            found.append(self._controls.ids_in(self._encode(text)))
         if found[0] != found[1] or found[0].count(self.end_token_id) != text.count(self.end_token):
             raise ValueError(
                 f"The tokenizer reads the control tokens of the chat template ({self.end_token!r}, say) only next to some texts. "
@@ -698,12 +621,14 @@ class ReferenceFormat(CritiqueFormat):
         ids = self._checked_ids(critique)
         groups = [
             (is_control, self._decode_all(list(group)))
-            for is_control, group in groupby(ids, key=self._control_id_set.__contains__)
+            for is_control, group in groupby(ids, key=self._controls.token_ids.__contains__)
         ]
-        text = self.decode(ids).translate(_ESCAPED)
-        if self._control_ids(self._encode(text)) != self._control_ids(ids):
+        text = self.decode(ids).translate(ESCAPED)
+        if self._controls.ids_in(self._encode(text)) != self._controls.ids_in(ids):
             # Ordinary tokens spell a control token in the decoded text: keep only those the model wrote as such
-            text = "".join(piece if is_control else self._plain(piece) for is_control, piece in groups).strip()
+            text = "".join(
+                piece if is_control else self._controls.plain(piece) for is_control, piece in groups
+            ).strip()
         reference = "".join(piece if is_control or not piece.strip() else "x" for is_control, piece in groups)
         return self._tokenize(prefix, text, reference.strip())
 
@@ -721,7 +646,7 @@ class ReferenceFormat(CritiqueFormat):
         encoded = self._tokenize(prefix, *self._text_and_reference(text))
         ids = encoded.input_ids
         ends = [index for index, token_id in enumerate(ids) if token_id == self.end_token_id]
-        opening = next(index for index in range(ends[-2] + 1, len(ids)) if ids[index] in self._control_id_set)
+        opening = next(index for index in range(ends[-2] + 1, len(ids)) if ids[index] in self._controls.token_ids)
         return EncodedCritique(ids, opening + 1, prefix.response_changed)
 
     def truncate_end(self, encoded: EncodedCritique, max_length: int) -> EncodedCritique:
@@ -762,14 +687,14 @@ class ReferenceFormat(CritiqueFormat):
 
     def _text_and_reference(self, text: str) -> tuple[str, str]:
         """Return the text cut so that it holds no control token, and its placeholder for counting control tokens."""
-        return self._plain(self._check_text(text, "critique")), "x" if text.strip() else text
+        return self._controls.plain(self._check_text(text, "critique")), "x" if text.strip() else text
 
     def _tokenize(self, prefix: EncodedPrefix, text: str, reference: str) -> EncodedCritique:
         ids = self._encode_text(
             f"{prefix.text}{text}{self.end_token}", f"{prefix.reference}{reference}{self.end_token}"
         )
         if ids is None:
-            raise ValueError(f"The critique would be read as control tokens: {_unescape(text)!r:.200}")
+            raise ValueError(f"The critique would be read as control tokens: {unescape(text)!r:.200}")
         # The critique starts at the first id that differs: its first characters may have merged with the prompt's last
         start = next(
             (index for index, pair in enumerate(zip(ids, prefix.input_ids, strict=False)) if pair[0] != pair[1]),
@@ -778,72 +703,9 @@ class ReferenceFormat(CritiqueFormat):
         return EncodedCritique(tuple(ids), start, prefix.response_changed)
 
 
-def _any_of(strings: set[str]) -> re.Pattern:
-    return re.compile("|".join(map(re.escape, sorted(strings, key=len, reverse=True))) or r"(?!)")
-
-
-def _overlapping(pattern: re.Pattern, text: str) -> list[tuple[int, int]]:
-    """Return the spans of all matches, also of those that overlap."""
-    spans, start = [], 0
-    while match := pattern.search(text, start):
-        spans.append(match.span())
-        start = match.start() + 1
-    return spans
-
-
-def _split_at(text: str, places: list[int]) -> list[str]:
-    return [text[start:end] for start, end in pairwise([0, *places, len(text)])]
-
-
-def _pieces(rendered: str) -> list[str]:
-    """Return the pieces of a rendering, without marks."""
-    return [_unescape(piece) for piece in rendered.split(_CUT)]
-
-
-def _unescape(text: str) -> str:
-    for character, escaped in _ESCAPES.items() if _ESCAPE in text else ():
-        text = text.replace(escaped, character)
-    return text
-
-
 def format_class(name: str) -> type[CritiqueFormat]:
     """Return the class of a `CLoudConfig.format`. Raises `ValueError` for other names."""
     classes = {kind.name: kind for kind in (CritiqueFormat, ReferenceFormat)}
     if name not in classes:
         raise ValueError(f"`format` is {name!r}; use {' or '.join(map(repr, classes))}.")
     return classes[name]
-
-
-def pin_date(
-    tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: dict[str, Any] | None = None
-) -> dict[str, Any] | None:
-    """
-    Pin the date for chat templates that would write today's: rewards must not change from day to day. Adds a `date_string` if
-    that is enough, and otherwise the day as `strftime_now`, which [`CritiqueFormat`] makes the template's clock.
-    """
-    variables = dict(chat_template_kwargs or {})
-    template = str(tokenizer.chat_template)
-    if "strftime_now" in template:
-        if "date_string" in template:
-            variables.setdefault("date_string", f"{_DAY:%d %b %Y}")
-        if template.count("strftime_now(") > 1 or _reads_clock(tokenizer, variables):
-            variables.setdefault("strftime_now", f"{_DAY:%Y-%m-%d}")
-    return variables or None
-
-
-def _reads_clock(tokenizer: PreTrainedTokenizerBase, variables: dict[str, Any]) -> bool:
-    readings = []
-    for roles in (("user",), ("system", "user"), ("user", "assistant", "user")):
-        turns = [{"role": role, "content": "x"} for role in roles]
-        try:
-            clock = {"strftime_now": lambda form: readings.append(form) or "x"}
-            tokenizer.apply_chat_template(turns, tokenize=False, **{**clock, **_with_clock(variables)})
-        except (TemplateError, TypeError, KeyError):
-            continue  # the template refuses this order of turns
-    return bool(readings)
-
-
-def _with_clock(variables: dict[str, Any]) -> dict[str, Any]:
-    """Make a clock that stands still of a day that a config holds as `strftime_now`."""
-    day = variables.get("strftime_now")
-    return {**variables, "strftime_now": date.fromisoformat(day).strftime} if isinstance(day, str) else variables

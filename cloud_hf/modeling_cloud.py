@@ -33,7 +33,7 @@ from transformers.utils.generic import ModelOutput, is_flash_attention_requested
 
 from .chunked_loss import ChunkedCrossEntropy
 from .configuration_cloud import CLoudConfig, language_config, read_config
-from .critique_format import IGNORE_INDEX, CritiqueFormat, pin_date
+from .critique_format import IGNORE_INDEX, CritiqueFormat
 from .packed_attention import PACKED_SDPA, packed_arguments
 from .published import (
     HUB_KWARGS,
@@ -48,6 +48,7 @@ from .published import (
 from .reward_positions import RewardFinder
 from .scores import NotFinite, Score
 from .scoring import score_with_transformers
+from .template_dates import pin_date
 
 
 # Vocabulary entries per piece of the LM loss, by default. The number of pieces must not depend on the batch: sharded ranks

@@ -28,7 +28,7 @@ MOVED = {
     "data.pasted_tables": "spaces_ui",
     "data.prompts": "data.builders.prompts",
     "data.ray_critiques": "data.builders.ray",
-    "data.schemas": "data.preference_rows",
+    "data.schemas": "data.row_values",
     "data.self_critiques": "data.critiques",
     "evaluation.arguments": "evaluation.scoring_arguments",
     "evaluation.arena_hard_arguments": "evaluation.arena_hard.arguments",

@@ -69,7 +69,7 @@ def _message(message, name: str) -> dict[str, Any]:
     message = _without_empty(message, name)
     content = message.get("content", "")
     if isinstance(content, list):
-        content = "\n".join(_part_text(part, name) for part in content)
+        content = "\n".join(part_text(part, name) for part in content)
     if not isinstance(content, str) or (not content and "content" not in message and not _may_lack_content(message)):
         raise ValueError(f"{name} ({role}) has no text `content`.")
     message["content"] = content
@@ -144,7 +144,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _part_text(part, name: str) -> str:
+def part_text(part, name: str) -> str:
+    """Return the text of a content part. Raises `ValueError`, starting with `name`, if it is not text alone."""
     kind = part.get("type") if isinstance(part, dict) else None
     extra = [key for key, value in part.items() if value not in (None, "", [], {})] if isinstance(part, dict) else []
     if kind != "text" or not isinstance(part.get("text"), str) or set(extra) - {"type", "text"}:

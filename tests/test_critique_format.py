@@ -25,8 +25,8 @@ from tokenizers_for_tests import (
 )
 
 from cloud_hf import CritiqueFormat
-from cloud_hf.critique_format import pin_date
 from cloud_hf.data.fit_to_context import fit_to_context
+from cloud_hf.template_dates import pin_date
 
 
 PROMPT, RESPONSE, CRITIQUE = "What is 12 + 30?", "It is 42.", "The answer is right."
@@ -74,7 +74,7 @@ def test_real_texts_give_the_ids_of_the_chat_template(family):
     texts = real_texts(500)
     for index in range(500):
         prompt, response, critique = texts[index], texts[index - 1], texts[index - 2]
-        if any(critique_format._plain(text) != text for text in (prompt, response, critique)):
+        if any(critique_format._controls.plain(text) != text for text in (prompt, response, critique)):
             continue  # spells an added token: the next section's business
         ids = critique_format.encode(prompt, response, critique).input_ids
         if list(ids) != template_ids(critique_format, prompt, response, critique):

@@ -10,8 +10,9 @@ from trl import SFTConfig, SFTTrainer
 from ..adapters import check_tied_layers
 from ..arguments import check_bounds, documented
 from ..configuration_cloud import CLoudConfig, longest_sequence
-from ..critique_format import format_class, pin_date
+from ..critique_format import format_class
 from ..loading import read_model_config, record_base
+from ..template_dates import pin_date
 from ..training.arguments import (
     DataArguments,
     TrainedModelConfig,

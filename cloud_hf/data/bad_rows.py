@@ -80,7 +80,7 @@ class BadRows:
             )
         logger.warning("%s Left out as bad rows: %d of %d.", message, number, total)
         if number == total:
-            raise ValueError(f"{message} No row is left: all {total} are bad.")
+            raise ValueError(f"{message} All {total} rows are bad.")
         return self._indices
 
 

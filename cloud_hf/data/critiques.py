@@ -14,7 +14,8 @@ from ..arguments import documented
 from .completions import Answer
 from .fit_to_context import Overlong, check_policy, fit_to_context
 from .journal import Journal, key_of
-from .preference_rows import SIDES, Response, judged_chat, prompt_column, prompt_of, response_of
+from .preference_rows import SIDES, Response
+from .row_values import judged_chat, prompt_column, prompt_of, response_of
 from .rows import Rows
 from .run import Dropped, JournaledClient, RowRefused, all_of, check_rows, check_truncated, most_longer_tries
 

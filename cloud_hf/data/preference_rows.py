@@ -10,12 +10,13 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from datasets import Dataset, Features, Json, List, Value
+from datasets import Dataset, Features, Json, LargeList, List, Value
 
+from ..prompts import part_text
 from .bad_rows import BadRows, without
 from .rows import check_columns
 
@@ -24,7 +25,6 @@ logger = logging.getLogger(__name__)
 
 SIDES = ("chosen", "rejected")
 PAIR_COLUMNS = ("prompt", *SIDES)
-FEEDBACK_COLUMNS = ("chosen_feedback", "rejected_feedback")
 
 # Text, or messages of which the last is judged where a response is more than text. `Any`, because most code takes text alone
 Response = Any
@@ -213,7 +213,7 @@ def _holds_json(feature: Any) -> bool:
     """Whether a column holds values that `datasets` decodes from JSON."""
     if isinstance(feature, dict):
         return any(map(_holds_json, feature.values()))
-    return isinstance(feature, Json) or (hasattr(feature, "feature") and _holds_json(feature.feature))
+    return isinstance(feature, Json) or (isinstance(feature, List | LargeList) and _holds_json(feature.feature))
 
 
 def _convert(rows: Dataset, kinds: dict[str, Any], convert: Callable, **options: Any) -> Dataset:
@@ -278,7 +278,7 @@ def read_preference(row: Mapping[str, Any]) -> Preference:
         form = Form(prompt_kind, kind)
     else:
         form, prompt, chosen, rejected = Form(prompt_kind, kind, True), *_split(prompt_kind, prompt, chosen, rejected)
-    return Preference(form, prompt, _response(chosen, "chosen"), _response(rejected, "rejected"))
+    return Preference(form, prompt, check_response(chosen, "chosen"), check_response(rejected, "rejected"))
 
 
 def read_column(value: Any, column: str) -> tuple[str, str | list[dict[str, Any]]]:
@@ -347,21 +347,12 @@ def message(turn: Mapping[str, Any], column: str, place: int) -> dict[str, Any]:
         raise ValueError(f"`{column}` message {place} is {dict(turn)!r:.60}; give a dict with `role` and `content`.")
     kept = {name: value for name, value in turn.items() if name == "content" or value not in (None, "", [], {})}
     if isinstance(kept.get("content"), list):
-        kept["content"] = "\n".join(_part(part, column, place) for part in kept["content"])
+        kept["content"] = "\n".join(part_text(part, f"`{column}` message {place}") for part in kept["content"])
     if kept.get("content") is None:
         kept.pop("content", None)
         if "tool_calls" not in kept:
             raise ValueError(f"`{column}` message {place} ({turn['role']}) has no text `content`.")
     return kept
-
-
-def _part(part: Any, column: str, place: int) -> str:
-    if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-        raise ValueError(
-            f"`{column}` message {place} holds the content part {part!r:.60}; CLoud models judge text only: "
-            '{"type": "text", "text": "..."}.'
-        )
-    return part["text"]
 
 
 def _sharegpt(turn: Mapping[str, Any], column: str, place: int) -> dict[str, Any]:
@@ -433,7 +424,7 @@ def _split(
     return common, chosen[shared:], rejected[shared:]
 
 
-def _response(turns: list[dict[str, Any]], column: str, allow_empty: bool = False) -> Response:
+def check_response(turns: list[dict[str, Any]], column: str, allow_empty: bool = False) -> Response:
     """Check the turns of a response, and return a single one that is only text as text."""
     last = turns[-1]
     if last["role"] != "assistant":
@@ -441,102 +432,3 @@ def _response(turns: list[dict[str, Any]], column: str, allow_empty: bool = Fals
     if not allow_empty and not last.get("content", "").strip() and not last.keys() - {"role", "content"}:
         raise ValueError(f"`{column}` is empty.")
     return last["content"] if len(turns) == 1 and last.keys() == {"role", "content"} else turns
-
-
-# --------------------------------------------------------------------------------------------- values of our columns
-
-
-def prompt_of(row: dict[str, Any]):
-    """Return the prompt of a row as [`CritiqueFormat`] takes it, with the column `tools` folded in."""
-    tools = row.get("tools")
-    if not tools:
-        return row["prompt"]
-    if isinstance(tools, str):
-        try:
-            tools = json.loads(tools)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"`tools` is not JSON: {error}") from error
-    prompt = row["prompt"]
-    return {"messages": [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt, "tools": tools}
-
-
-def prompt_column(prompt: Any, row: dict[str, Any]) -> Any:
-    """Turn a prompt of [`prompt_of`], possibly shortened, back into the type of the row's column, without tools."""
-    if not isinstance(prompt, dict):
-        return prompt
-    messages = prompt["messages"]
-    return messages[0]["content"] if isinstance(row["prompt"], str) else messages
-
-
-def response_of(row: dict[str, Any], column: str, allow_empty: bool = False) -> Response:
-    """
-    Return a response: text, or messages if it is more than one text.
-
-    Raises `ValueError` if it is neither, or is empty and `allow_empty` is `False`.
-    """
-    value = row[column]
-    if not isinstance(value, str):
-        turns = read_column(value, column)[1]
-        return _response(turns if isinstance(turns, list) else [], column, allow_empty)
-    if not value.strip() and not allow_empty:
-        raise ValueError(f"`{column}` is empty.")
-    return value
-
-
-def judged_chat(prompt: Any, response: Response) -> tuple[Any, Any]:
-    """
-    Return the prompt and the response as [`CritiqueFormat`] takes them: of a response of several turns, the last is judged, and the others
-    belong to the prompt.
-    """
-    if isinstance(response, str):
-        return prompt, response
-    *turns, last = response
-    judged = last["content"] if last.keys() == {"role", "content"} else last
-    if not turns:
-        return prompt, judged
-    tools = {"tools": prompt["tools"]} if isinstance(prompt, dict) else {}
-    given = prompt["messages"] if isinstance(prompt, dict) else prompt
-    messages = [*([{"role": "user", "content": given}] if isinstance(given, str) else given), *turns]
-    return {"messages": messages, **tools} if tools else messages, judged
-
-
-def critiques_of(row: dict[str, Any], column: str) -> Sequence[str | list[int]]:
-    """
-    Return the critiques of a response: token ids if the row has `{column}_ids`, otherwise texts. A single string is one critique.
-
-    Raises `ValueError` if a critique is missing, not text, or empty, or texts and ids differ in number.
-    """
-    texts = listed(row[column])
-    texts = [texts] if isinstance(texts, str) else texts
-    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"`{column}` is {texts!r:.60}; give a string or a non-empty list of strings.")
-    ids = listed(row.get(f"{column}_ids"))
-    if ids is not None:
-        ids = [ids] if isinstance(listed(row[column]), str) else ids
-        if len(ids) != len(texts):
-            raise ValueError(f"`{column}` holds {len(texts)} critique(s) but `{column}_ids` holds {len(ids)}.")
-        return ids
-    if any(not text.strip() for text in texts):
-        raise ValueError(f"`{column}` holds an empty critique.")
-    return texts
-
-
-def check_equal_critiques(row: dict[str, Any], chosen: Sequence, rejected: Sequence):
-    """Check that both responses have equally many critiques, because training pairs them."""
-    if len(chosen) != len(rejected):
-        raise ValueError(
-            f"`chosen_feedback` holds {len(chosen)} critique(s) but `rejected_feedback` holds {len(rejected)}; "
-            "give the same number of each."
-        )
-
-
-def listed(value: Any) -> Any:
-    """Return the list that a text holds as JSON, as in CSV files; other values as they are."""
-    if not isinstance(value, str) or not value.startswith("["):
-        return value
-    try:
-        found = json.loads(value)
-    except json.JSONDecodeError:
-        return value
-    is_list = isinstance(found, list) and found and all(isinstance(item, str | int | float | list) for item in found)
-    return found if is_list else value

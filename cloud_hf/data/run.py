@@ -160,7 +160,7 @@ def most_longer_tries(truncated: str, longer_tries: int) -> int:
 def check_truncated(value: str):
     """Raise `ValueError` unless `truncated` is one of its choices."""
     if value not in TRUNCATED:
-        raise ValueError(f"`truncated` is {value!r}; use drop or keep, or retry.")
+        raise ValueError(f"`truncated` is {value!r}; use drop, keep or retry.")
 
 
 def seed_of(seed: int, *parts: Any) -> int:

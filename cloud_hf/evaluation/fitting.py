@@ -7,7 +7,8 @@ from typing import Any
 from ..critique_format import CritiqueFormat
 from ..data.bad_rows import BadRows, OverlongRows
 from ..data.fit_to_context import Overlong, check_policy, fit_to_context
-from ..data.preference_rows import Response, judged_chat, prompt_of
+from ..data.preference_rows import Response
+from ..data.row_values import judged_chat, prompt_of
 from ..scoring import Score, Scorer
 
 

@@ -119,6 +119,8 @@ class JournaledScorer:
 
         def keep(index: int, score: Score):
             value = {name: getattr(score, name) for name in ("rewards", "critiques", "finish_reasons")}
+            if score.response_changed:
+                value["response_changed"] = True
             self.journal.add(keys[chunk[index]], value)
             bar.update()
 
@@ -141,4 +143,4 @@ def _read_score(value: dict) -> Score:
     parts = zip(value["rewards"], value["critiques"], value["finish_reasons"], strict=True)
     # Always drop ids: scores must not depend on whether they come from the journal
     samples = [Sample(reward, critique, finish_reason=reason) for reward, critique, reason in parts]
-    return replace(Score.of(samples), critique_ids=())
+    return replace(Score.of(samples, value.get("response_changed", False)), critique_ids=())

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..data.preference_rows import PAIR_COLUMNS, Response, prompt_of, response_of
+from ..data.preference_rows import PAIR_COLUMNS, Response
+from ..data.row_values import prompt_of, response_of
 from ..data.rows import check_columns, load_rows, row_name
 from ..prompts import read_prompt
 

@@ -64,7 +64,7 @@ def cloud_reward(scorer: Scorer, **options) -> Callable[..., list[float | None]]
 
     ```python
     >>> model, tokenizer = load_reward_model("org/my-cloud-rm")
-    >>> reward = cloud_reward(TransformersScorer(model, tokenizer), on_unjudgeable="none")
+    >>> reward = cloud_reward(TransformersScorer(model, tokenizer), on_unjudgeable="lowest")
     >>> trainer = GRPOTrainer("Qwen/Qwen3-0.6B", reward_funcs=reward, train_dataset=prompts)
     ```
     """
@@ -194,7 +194,7 @@ class _Settings:
     def refuse(self, batch: _Batch, rows: range, error: ValueError):
         if self.on_unjudgeable == "error":
             raise ValueError(
-                f'Completions cannot be judged (`on_unjudgeable="lowest"` goes on without): {error}'
+                f'Completions cannot be judged (`on_unjudgeable="lowest"` continues without): {error}'
             ) from error
         batch.refuse(rows, error)
 

@@ -10,14 +10,13 @@ from datasets import Dataset, Features, List, Value
 from ..critique_format import IGNORE_INDEX, CritiqueFormat, EncodedCritique
 from ..data.bad_rows import BadRows, OverlongRows, check_bad_rows
 from ..data.fit_to_context import OVERLONG_POLICIES, TRAINING_POLICIES, Overlong, check_policy, fit_to_context
-from ..data.preference_rows import (
+from ..data.preference_rows import SIDES, read_preferences
+from ..data.row_values import (
     FEEDBACK_COLUMNS,
-    SIDES,
     check_equal_critiques,
     critiques_of,
     judged_chat,
     prompt_of,
-    read_preferences,
     response_of,
 )
 

@@ -15,7 +15,7 @@ class StopsWhenNotFinite(MixedTrainer):
     Mixin for TRL's trainers: training stops at the first loss or gradient norm that is not finite, and weights that are not
     finite are never saved.
 
-    transformers would log such a loss as an average of earlier ones, go on, and overwrite good checkpoints.
+    transformers would log an average of earlier losses instead, continue, and overwrite good checkpoints.
     """
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:
@@ -40,7 +40,8 @@ class StopsWhenNotFinite(MixedTrainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
         """See [`~transformers.Trainer.save_model`]."""
-        self._check_weights()
+        if not _internal_call:  # for a checkpoint, `_save_checkpoint` has checked them
+            self._check_weights()
         return super().save_model(output_dir, _internal_call)
 
     def _save_checkpoint(self, model, trial):

@@ -9,7 +9,8 @@ from tokenizers_for_tests import make_tokenizer
 from user_rows import case
 
 from cloud_hf import CritiqueFormat
-from cloud_hf.data.preference_rows import critiques_of, judged_chat, read_preference, read_preferences, read_prompts
+from cloud_hf.data.preference_rows import read_preference, read_preferences, read_prompts
+from cloud_hf.data.row_values import judged_chat
 from cloud_hf.data.rows import load_rows
 from cloud_hf.training.encoding import encode_pairs
 
@@ -110,11 +111,6 @@ def test_fields_of_messages_are_kept():
     assert read_preference({**row, "chosen": reasoning}).chosen == [reasoning]
 
 
-def test_critiques_in_a_csv_file():
-    assert critiques_of({"chosen_feedback": '["A.", "B."]'}, "chosen_feedback") == ["A.", "B."]
-    assert critiques_of({"chosen_feedback": "[A] is wrong."}, "chosen_feedback") == ["[A] is wrong."]
-
-
 ROW = {"prompt": "q", "chosen": "a", "rejected": "b"}
 BAD = [
     ({"chosen": None}, "`chosen` is None; give a string or a list of chat messages"),
@@ -162,7 +158,7 @@ def test_bad_rows_are_left_out_with_a_count_or_stop(caplog):
     ):
         read_preferences(rows, "The set")
     assert len(read_preferences(rows, "The set", bad_rows="drop")) == 1 and "6 of 7" in caplog.text
-    with pytest.raises(ValueError, match="No row is left: all 6 are bad"):
+    with pytest.raises(ValueError, match="All 6 rows are bad"):
         read_preferences(rows.select(range(1, 7)), "The set", bad_rows="drop")
 
 

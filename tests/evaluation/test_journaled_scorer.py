@@ -102,6 +102,15 @@ def test_equal_chats_are_scored_once(direct, tmp_path):
     assert recorder.calls == [["a", "b"]] and scores[0] == scores[2] != scores[1]
 
 
+def test_hidden_text_is_told_from_the_journal_too(direct, tmp_path):
+    hidden = Recorder(direct, lambda _, scores: [replace(scores[0], response_changed=True), *scores[1:]])
+    scorer = journaled(tmp_path, hidden, chunk_size=12)
+    for _ in range(2):
+        scores = scorer.score(*CHATS, **OPTIONS)
+        assert [score.response_changed for score in scores] == [True] + [False] * 11
+    assert len(hidden.calls) == 1
+
+
 class Overflows:
     """A scorer whose rewards of some prompts are not finite."""
 

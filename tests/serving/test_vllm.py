@@ -323,7 +323,7 @@ def test_prompts_whose_last_token_is_not_a_reward_are_refused(pair):
     ids = list(engine.critique_format.encode_prefix("x", "y").input_ids)
     bos = [tokenizer.bos_token_id] if ids[0] == tokenizer.bos_token_id else []
     wrong = {
-        "Nobody opened the critique turn": [*bos, *tokenizer.encode("x", add_special_tokens=False)],
+        "does not open the critique turn": [*bos, *tokenizer.encode("x", add_special_tokens=False)],
         "holds no critique turn": [*ids[:-9], model.config.reward_token_id],
         "exceeds the context": [*ids[:1], *[ids[5]] * (511 - len(ids)), *ids[1:]],
     }
@@ -509,13 +509,13 @@ async def ask_the_stock_server(engine, folder, expected):
                 {"extra_body": {"add_generation_prompt": False, "continue_final_message": True}},
                 "continue_final_message",
             ),
-            ({"n": 2, "extra_body": {"use_beam_search": True}}, "take 2 tokens|Nobody opened"),
+            ({"n": 2, "extra_body": {"use_beam_search": True}}, "take 2 tokens|does not open"),
         ):
             with pytest.raises(BadRequestError, match=match):
                 await judge(0, **options)
         with pytest.raises(BadRequestError, match="does not end with an assistant message"):
             await client.chat.completions.create(model="judge", messages=CHATS[0], logprobs=True)
-        with pytest.raises(BadRequestError, match="Nobody opened the critique turn"):
+        with pytest.raises(BadRequestError, match="does not open the critique turn"):
             await client.completions.create(model="judge", prompt=f"{tokenizer.bos_token}What is 2+2?", logprobs=0)
         ours = CLoudChatClient(url)
         for score, theirs in zip(

@@ -9,7 +9,8 @@ from ...arguments import check_bounds, documented
 from ..bad_rows import without
 from ..critique_prompt import CRITIC_PROMPT, PLACEHOLDERS, messages_for_critic, read_template
 from ..folder import DatasetFolder
-from ..preference_rows import FEEDBACK_COLUMNS, PAIR_COLUMNS, SIDES, judged_chat, prompt_of, response_of
+from ..preference_rows import PAIR_COLUMNS, SIDES
+from ..row_values import FEEDBACK_COLUMNS, judged_chat, prompt_of, response_of
 from ..run import (
     Dropped,
     JournaledClient,

@@ -18,7 +18,7 @@ from datasets import Dataset, DatasetDict
 from ...arguments import check_bounds, documented
 from ..folder import RECORD, DatasetFolder
 from ..journal import JournalError
-from ..preference_rows import FEEDBACK_COLUMNS
+from ..row_values import FEEDBACK_COLUMNS
 from ..rows import check_columns, load_rows
 
 

@@ -11,7 +11,8 @@ from datasets import Dataset
 
 from ...critique_format import CritiqueFormat
 from ...data.bad_rows import BadRows
-from ...data.preference_rows import listed, prompt_of, read_prompts, response_of
+from ...data.preference_rows import read_prompts
+from ...data.row_values import listed, prompt_of, response_of
 from ...data.rows import check_columns, load_rows
 from ...scoring import Score, Scorer
 from ..fitting import FittedRows, fit_rows, score_rows

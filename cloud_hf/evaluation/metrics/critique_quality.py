@@ -11,16 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from ...critique_format import IGNORE_INDEX, CritiqueFormat, EncodedCritique
 from ...data.bad_rows import BadRows
-from ...data.preference_rows import (
-    FEEDBACK_COLUMNS,
-    SIDES,
-    judged_chat,
-    listed,
-    prompt_of,
-    read_preferences,
-    read_prompts,
-    response_of,
-)
+from ...data.preference_rows import SIDES, read_preferences, read_prompts
+from ...data.row_values import FEEDBACK_COLUMNS, judged_chat, listed, prompt_of, response_of
 from ...data.rows import check_columns, load_rows
 from ...scoring import context_length
 

@@ -7,7 +7,8 @@ from typing import Any
 from datasets import Dataset
 
 from ...critique_format import CritiqueFormat
-from ...data.preference_rows import SIDES, Response, read_preferences, response_of
+from ...data.preference_rows import SIDES, Response, read_preferences
+from ...data.row_values import response_of
 from ...data.rows import check_columns
 from ...scoring import Score, Scorer
 from ..benchmarks.preference_pairs import score_preferences

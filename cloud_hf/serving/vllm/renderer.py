@@ -1,8 +1,8 @@
 """Turns requests to vLLM into prompts at whose end the reward is read, or refuses them.
 
 vLLM calls the renderer for every route. Chat messages become the ids of [`CritiqueFormat`], so that any chat client gets what
-`score` gives. Prompts that a client rendered itself are checked: a critique that nobody opened would end with a number that
-is not the reward.
+`score` gives. Prompts that a client rendered itself are checked: without an open critique turn they would end with a number
+that is not the reward.
 """
 
 import asyncio
@@ -164,7 +164,7 @@ class CLoudRenderer(HfRenderer):
             return "A classic reward model writes nothing: serve it with `--runner pooling`, or end the prompt with its reward token."
         if ids[-len(self._opening) :] != self._opening:
             return (
-                "Nobody opened the critique turn in this prompt, so its last token would not be a reward. "
+                "This prompt does not open the critique turn, so its last token would not carry a reward. "
                 + _SEND_MESSAGES
             )
         if len(ids) + CLOSING_TOKENS > self.model_config.max_model_len:

@@ -1,0 +1,106 @@
+"""The values of one preference row, in the columns that [`~data.preference_rows.read_preferences`] makes."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from .preference_rows import Response, check_response, read_column
+
+
+FEEDBACK_COLUMNS = ("chosen_feedback", "rejected_feedback")
+
+
+def prompt_of(row: dict[str, Any]):
+    """Return the prompt of a row as [`CritiqueFormat`] takes it, with the column `tools` folded in."""
+    tools = row.get("tools")
+    if not tools:
+        return row["prompt"]
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"`tools` is not JSON: {error}") from error
+    prompt = row["prompt"]
+    return {"messages": [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt, "tools": tools}
+
+
+def prompt_column(prompt: Any, row: dict[str, Any]) -> Any:
+    """Turn a prompt of [`prompt_of`], possibly shortened, back into the type of the row's column, without tools."""
+    if not isinstance(prompt, dict):
+        return prompt
+    messages = prompt["messages"]
+    return messages[0]["content"] if isinstance(row["prompt"], str) else messages
+
+
+def response_of(row: dict[str, Any], column: str, allow_empty: bool = False) -> Response:
+    """
+    Return a response: text, or messages if it is more than one text.
+
+    Raises `ValueError` if it is neither, or is empty and `allow_empty` is `False`.
+    """
+    value = row[column]
+    if not isinstance(value, str):
+        turns = read_column(value, column)[1]
+        return check_response(turns if isinstance(turns, list) else [], column, allow_empty)
+    if not value.strip() and not allow_empty:
+        raise ValueError(f"`{column}` is empty.")
+    return value
+
+
+def judged_chat(prompt: Any, response: Response) -> tuple[Any, Any]:
+    """
+    Return the prompt and the response as [`CritiqueFormat`] takes them: of a response of several turns, the last is judged, and the others
+    belong to the prompt.
+    """
+    if isinstance(response, str):
+        return prompt, response
+    *turns, last = response
+    judged = last["content"] if last.keys() == {"role", "content"} else last
+    if not turns:
+        return prompt, judged
+    tools = {"tools": prompt["tools"]} if isinstance(prompt, dict) else {}
+    given = prompt["messages"] if isinstance(prompt, dict) else prompt
+    messages = [*([{"role": "user", "content": given}] if isinstance(given, str) else given), *turns]
+    return {"messages": messages, **tools} if tools else messages, judged
+
+
+def critiques_of(row: dict[str, Any], column: str) -> Sequence[str | list[int]]:
+    """
+    Return the critiques of a response: token ids if the row has `{column}_ids`, otherwise texts. A single string is one critique.
+
+    Raises `ValueError` if a critique is missing, not text, or empty, or texts and ids differ in number.
+    """
+    texts = listed(row[column])
+    texts = [texts] if isinstance(texts, str) else texts
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"`{column}` is {texts!r:.60}; give a string or a non-empty list of strings.")
+    ids = listed(row.get(f"{column}_ids"))
+    if ids is not None:
+        ids = [ids] if isinstance(listed(row[column]), str) else ids
+        if len(ids) != len(texts):
+            raise ValueError(f"`{column}` holds {len(texts)} critique(s) but `{column}_ids` holds {len(ids)}.")
+        return ids
+    if any(not text.strip() for text in texts):
+        raise ValueError(f"`{column}` holds an empty critique.")
+    return texts
+
+
+def check_equal_critiques(row: dict[str, Any], chosen: Sequence, rejected: Sequence):
+    """Check that both responses have equally many critiques, because training pairs them."""
+    if len(chosen) != len(rejected):
+        raise ValueError(
+            f"`chosen_feedback` holds {len(chosen)} critique(s) but `rejected_feedback` holds {len(rejected)}; "
+            "give the same number of each."
+        )
+
+
+def listed(value: Any) -> Any:
+    """Return the list that a text holds as JSON, as in CSV files; other values as they are."""
+    if not isinstance(value, str) or not value.startswith("["):
+        return value
+    try:
+        found = json.loads(value)
+    except json.JSONDecodeError:
+        return value
+    is_list = isinstance(found, list) and found and all(isinstance(item, str | int | float | list) for item in found)
+    return found if is_list else value
