@@ -128,5 +128,5 @@ def _read_files(name: str, files: list[str]) -> Dataset:
     try:
         return load_dataset(kind, data_files=files, split="train", **options)
     except (DatasetGenerationError, StopIteration, ValueError) as error:
-        reason = str(error.__cause__ or error) or "it is empty"
+        reason = str(error.__cause__ or error) or "it is empty."
         raise ValueError(f"{name} cannot be read as {kind}: {reason}") from error

@@ -7,6 +7,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl import ModelConfig
 
 from ..arguments import documented
+from ..configuration_cloud import check_name
 from ..data.journal import key_of
 from ..data.rows import check_columns, load_rows
 from ..loading import tokenizer_source
@@ -116,9 +117,10 @@ class RewardModelConfig(TrainedModelConfig):
 
 
 def model_name(model_args: ModelConfig) -> str:
-    """Return the name of the model to train. Raises `ValueError` if there is none."""
+    """Return the name of the model to train. Raises `ValueError` if there is none, and `FileNotFoundError` if it cannot exist."""
     if model_args.model_name_or_path is None:
         raise ValueError("`model_name_or_path` is missing; name the model to start from.")
+    check_name(model_args.model_name_or_path)
     return model_args.model_name_or_path
 
 

@@ -19,7 +19,7 @@ from trl.trainer.utils import get_config_model_id, global_then_local_main_first
 
 from ..adapters import check_lora, check_tied_layers
 from ..cards import make_model_card
-from ..configuration_cloud import CLoudConfig
+from ..configuration_cloud import CLoudConfig, check_name
 from ..critique_format import IGNORE_INDEX, CritiqueFormat
 from ..data.rows import check_columns
 from ..loading import adapt, adapter_base, is_adapter, load_adapter_base, read_model_config, record_base
@@ -114,6 +114,8 @@ class CLoudTrainer(LogsThroughput, StopsWhenNotFinite, ExactResume, RewardTraine
         processing_class: PreTrainedTokenizerBase | None = None,
         **kwargs,
     ):
+        if isinstance(model, str):
+            check_name(model)
         args = _cloud_config(args, model)
         peft_config, quantization_config = kwargs.pop("peft_config", None), kwargs.pop("quantization_config", None)
         check_launch(args)

@@ -37,8 +37,8 @@ def test_report_and_bars(quickstart):
         assert arm["best_of_n"]["1"] == pytest.approx(0.25)
         assert arm["train_cpu_s"] > 0 and arm["wall_s"] > 0
     assert classic["train_flops"] >= cloud["train_flops"] > 0
-    # On problems it never saw, the classic model is barely above chance; the last digits differ from machine to machine
-    assert classic["accuracy"] > 0.45
+    # On problems it never saw, the classic model is barely above chance, which is a half
+    assert classic["accuracy"] > 0.5
     hard = [(arm["by_difficulty"]["3"] + arm["by_difficulty"]["4"]) / 2 for arm in (classic, cloud)]
     assert hard[1] - hard[0] >= 0.15
     assert max(stage["peak_gb"] for stage in report["stages"].values()) <= 4

@@ -1,8 +1,9 @@
 import pytest
 from datasets import Dataset
 from trainers_for_tests import make_rows
+from trl import ModelConfig
 
-from cloud_hf.training.arguments import DataArguments, split_by_prompt
+from cloud_hf.training.arguments import DataArguments, model_name, split_by_prompt
 
 
 def test_all_rows_of_a_prompt_are_on_one_side():
@@ -36,3 +37,8 @@ def test_where_evaluation_rows_come_from(tmp_path):
     for strategy in ("steps", "no"):
         with pytest.raises(ValueError, match="holds training rows out for evaluation"):
             args.load(strategy)
+
+
+def test_a_model_folder_that_does_not_exist():
+    with pytest.raises(FileNotFoundError, match=r"There is no folder runs/a/base"):
+        model_name(ModelConfig("runs/a/base"))

@@ -316,3 +316,8 @@ def test_arguments_of_trl_and_transformers_are_taken(base_folder, tmp_path, conf
             critique,
         )
         assert trainer.model.config.critique == critique and trainer.args.lm_loss_weight == 1.25
+
+
+def test_a_model_folder_that_does_not_exist(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"There is no folder .*absent"):
+        make_trainer(str(tmp_path / "absent"), tmp_path / "out")
