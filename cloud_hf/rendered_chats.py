@@ -28,7 +28,7 @@ _DATE = "99 Xyz 9999"
 _ANY_DATE = r"[^\n<]{0,40}"
 
 
-# Strings that chat templates write around turns, and nobody writes in texts
+# Strings that chat templates write around turns, and that texts hardly contain
 _MARK = r"<[|｜][^|｜<>\s]{1,40}[|｜]>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>"
 _MARKS, _MARK_AT_END = re.compile(_MARK), re.compile(rf"({_MARK}|</s>)\s*\Z")
 

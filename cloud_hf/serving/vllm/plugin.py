@@ -24,7 +24,7 @@ from cloud_hf.critique_format import format_class
 
 
 _ARCHITECTURE = cloud_hf.CLoudForRewardModeling.__name__
-# Of its own: vLLM would serve an architecture that can do both with the pooling runner by default
+# A separate architecture: vLLM would serve one that can do both with the pooling runner by default
 _POOLING_ARCHITECTURE = "ClassicForPooling"
 
 # vLLM chooses the renderer by the mode of the tokenizer
