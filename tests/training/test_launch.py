@@ -69,7 +69,7 @@ def test_deepspeed_configs_that_cannot_work(tmp_path, one_process, name, zero, c
     config = deepspeed_config(tmp_path, name, zero, **changes)
     args = training_args(tmp_path, deepspeed=config, per_device_train_batch_size=2, gradient_accumulation_steps=6)
     with pytest.raises(ValueError, match=says) as error:
-        CLoudTrainer("no such model", args, train_dataset=make_rows())
+        CLoudTrainer("no-such-model", args, train_dataset=make_rows())
     assert config in str(error.value)
 
 

@@ -218,7 +218,7 @@ def test_dropout_that_would_be_switched_off_is_refused_before_the_model_loads(ba
     with pytest.raises(
         ValueError, match=r"`lora_dropout` is 0.1, but `disable_dropout` is on.*--disable_dropout False"
     ):
-        make_trainer("no such model", tmp_path, peft_config=config)
+        make_trainer("no-such-model", tmp_path, peft_config=config)
     trainer = make_trainer(str(base_folder), tmp_path, peft_config=config, disable_dropout=False)
     rates = {module.p for module in trainer.model.modules() if isinstance(module, torch.nn.Dropout)}
     assert rates == {0.1}
@@ -230,7 +230,7 @@ def test_dropout_that_would_be_switched_off_is_refused_before_the_model_loads(ba
 )
 def test_other_kinds_of_adapters_are_refused_before_the_model_loads(tmp_path, config):
     with pytest.raises(ValueError, match=f"`peft_config` is a {config.peft_type.value} adapter; only LoRA"):
-        make_trainer("no such model", tmp_path, peft_config=config)
+        make_trainer("no-such-model", tmp_path, peft_config=config)
 
 
 def test_other_kinds_of_models_and_folders_are_refused(base_folder, tmp_path):
