@@ -2,13 +2,11 @@
 
 import json
 import random
-import subprocess
 import time
 
-import psutil
 import pytest
 import torch
-from launching import SCRIPT, environment, launch, make_rows, write_spec
+from launching import SCRIPT, launch, make_rows, write_spec
 from models_for_tests import save_language_model
 from safetensors.torch import load_file
 
@@ -46,12 +44,11 @@ def kill_and_compare(folder, strategy, kills, seed):
     steps = sorted(random.Random(f"{strategy}{seed}").sample(range(2, STEPS), kills))
     delays = random.Random(seed)
     for step in steps:
-        process, output = start(folder / "killed", strategy, folder / "base")
-        wait_for_step(process, output / "step", step)
+        launched, output = start(folder / "killed", strategy, folder / "base")
+        wait_for_step(launched, output / "step", step)
         time.sleep(delays.uniform(0, 0.4))  # somewhere in the steps that follow, or in a save
-        kill(process)
-    process, output = start(folder / "killed", strategy, folder / "base")
-    assert process.wait() == 0
+        launched.kill()
+    start(folder / "killed", strategy, folder / "base")[0].wait()
     expected, found = folder / "undisturbed/run", folder / "killed/run"
     reference, weights = weights_of(expected), weights_of(found)
     assert weights.keys() == reference.keys()
@@ -73,25 +70,14 @@ def start(folder, strategy, base):
     run = {"name": "run", "base": str(base), "options": OPTIONS, "resume": resume}
     path = write_spec(folder, strategy, [run], make_rows(ROWS))
     (output / "step").unlink(missing_ok=True)
-    command = launch(SCRIPT, path, processes=1 if strategy == "single" else 2)
-    with open(folder / "output.txt", "a") as out:
-        return subprocess.Popen(command, env=environment(strategy), stdout=out, stderr=out), output
+    return launch(strategy, SCRIPT, path), output
 
 
-def wait_for_step(process, file, step):
+def wait_for_step(launched, file, step):
     """Until the run has made a step, or a later one where it has passed it before."""
     while not (file.exists() and int(file.read_text()) >= step):
-        assert process.poll() is None, file.parents[1].joinpath("output.txt").read_text()[-3000:]
+        assert launched.running(), launched.text()
         time.sleep(0.01)
-
-
-def kill(process):
-    """SIGKILL to the launcher and all it started."""
-    processes = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    for one in processes:
-        one.kill()
-    psutil.wait_procs(processes)
-    process.wait()
 
 
 def weights_of(folder):

@@ -31,7 +31,8 @@ PROCESSES.set_forkserver_preload(
 )
 
 
-def _as_script(path, options, environment, output):
+def as_script(path, options, environment, output):
+    """Run a script in this forked process, its stdout and stderr in the folder `output`."""
     os.environ.clear()
     os.environ.update(environment)
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
@@ -45,7 +46,7 @@ def start(script, *options):
     """Start an example script as a user types it. Return its process and the folder with its stdout and stderr."""
     output = Path(tempfile.mkdtemp())
     arguments = (EXAMPLES / f"{script}.py", list(map(str, options)), dict(os.environ), output)
-    process = PROCESSES.Process(target=_as_script, args=arguments)
+    process = PROCESSES.Process(target=as_script, args=arguments)
     process.start()
     return process, output
 
