@@ -17,7 +17,7 @@ from cloud_hf.training.encoding import encode_pairs
 
 ROOT = Path(__file__).parents[2]
 
-pytestmark = [pytest.mark.quickstart, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.quickstart, pytest.mark.timeout(4800)]
 
 
 @pytest.fixture(scope="module")
