@@ -8,6 +8,8 @@ A command is a module with `ARGUMENTS`, the dataclasses of its options, and `mai
 import argparse
 import dataclasses
 import importlib
+import logging
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -16,6 +18,7 @@ from pathlib import Path
 from traceback import walk_tb
 from typing import Any
 
+from .command_help import help_page
 from .data.builders import BUILDERS
 
 
@@ -104,8 +107,13 @@ def run(module: str, arguments: Sequence[str] | None = None, prog: str | None = 
     # Parsers read their program name from here
     sys.argv = [prog or sys.argv[0], *arguments]
     prog = prog or Path(sys.argv[0]).name
+    if not debug:
+        _quiet_libraries()
     try:
-        _run(module, arguments)
+        if {"-h", "--help"} & set(arguments) and (page := help_page(module, prog)):
+            print(page)
+        else:
+            _run(module, ["--help" if word == "--help_all" else word for word in arguments])
     except KeyboardInterrupt:
         if debug:
             raise
@@ -128,6 +136,14 @@ def _run(module: str, arguments: list[str]):
         command.main(*parse(types, [*arguments, *fixed], description=command.__doc__))
     else:
         command.main(arguments)
+
+
+def _quiet_libraries():
+    """Leave out what libraries report at every start on a CPU, and redraw progress bars rarely in a log file."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_MININTERVAL", "10")
 
 
 def _take_debug(arguments: Sequence[str]) -> tuple[bool, list[str]]:

@@ -24,8 +24,8 @@ class EvaluationArguments(ScoringArguments):
         dataset_name (`list[str]`, *optional*):
             Preference sets: Hub ids, JSONL or Parquet files, or `save_to_disk` folders.
         benchmarks (`list[str]`, *optional*):
-            Benchmark names; `NAME=FILES` reads files instead of the official dataset: paths, folders or glob patterns,
-            separated by commas. `limit` applies to each of their subsets.
+            reward_bench, reward_bench_with_prior_sets, reward_bench_2, rm_bench, judge_bench_gpt, judge_bench_claude, llm_bar;
+            `NAME=FILES` reads files instead of the official dataset: paths, folders or glob patterns, separated by commas. `limit` applies to each of their subsets.
         best_of_n (`list[str]`, *optional*):
             Datasets with the columns `prompt`, `responses` and `correct`.
         reference_critiques (`list[str]`, *optional*):
@@ -42,7 +42,7 @@ class EvaluationArguments(ScoringArguments):
             Numeric column of `dataset_name` to split self-consistency by, for example the number of reasoning steps a row
             needs. Defaults to the length of the sampled critiques in tokens, which benchmarks always use.
         probes (`list[str]`, *optional*):
-            Probe names, or `all`.
+            length, style, special_tokens, forged_critiques, trivial_answers, empty_and_refusals, paraphrases, batch, or all.
         probe_rows (`int`, *optional*, defaults to `200`):
             Maximum number of rows per set that probes alter, drawn with `seed`.
         paraphrase_column (`str`, *optional*):

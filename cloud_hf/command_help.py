@@ -1,0 +1,170 @@
+"""
+The page that `--help` prints, read from the source of a command.
+
+Importing a command takes seconds, because it imports torch, and argparse would list the options of transformers' arguments
+with its own: hundreds of lines. `--help_all` lists them.
+"""
+
+import ast
+import re
+import shutil
+import textwrap
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+from .arguments import parameter_texts
+
+
+_PACKAGE = Path(__file__).parent
+_COLUMN = 34  # where descriptions start
+_OTHERS = {
+    "--config FILE": "YAML file with defaults of all options.",
+    "--help_all": "List every option, with complete descriptions.",
+    "--debug": "Show the traceback of an error.",
+}
+# Of the options that every training command inherits, those that most runs set
+_TRAINING = {
+    "--model_name_or_path str": "Hub id or folder to start from (required).",
+    "--output_dir str": "Folder for the model, its card and checkpoints.",
+    "--learning_rate float": "Peak learning rate of AdamW.",
+    "--num_train_epochs float": "Passes over the data.",
+    "--max_steps int": "Optimizer steps, instead of epochs.",
+    "--per_device_train_batch_size int": "Rows in one forward pass of a device.",
+    "--gradient_accumulation_steps int": "Forward passes for each optimizer step.",
+    "--max_length int": "Longest sequence, in tokens.",
+    "--gradient_checkpointing bool": "Recompute activations to save memory.",
+    "--bf16 bool": "Compute in bfloat16; False on a CPU.",
+    "--use_cpu": "Train on the CPU.",
+    "--deepspeed FILE": "A configuration such as ds_configs/zero2.json.",
+    "--use_peft": "Train a LoRA adapter; see also --lora_r and --lora_target_modules.",
+    "--eval_strategy str": "When to evaluate: no, steps or epoch.",
+    "--save_steps int": "Steps between two checkpoints.",
+    "--resume_from_checkpoint str": "true for the latest checkpoint, or its folder.",
+    "--report_to str": "Trackers, such as wandb or trackio; none for none.",
+    "--seed int": "Seed of the order of rows, dropout and new weights.",
+}
+
+
+def help_page(module: str, prog: str) -> str | None:
+    """
+    Return what `--help` prints for a command, at most 80 lines of 120 columns.
+
+    Args:
+        module (`str`):
+            Name of a module of this package with `ARGUMENTS`, the dataclasses of its options.
+        prog (`str`):
+            How the command is called.
+
+    Returns:
+        `str`, *optional*: `None` if the command has no `ARGUMENTS`, and parses its command line itself.
+    """
+    path = _source_of(module)
+    tree = ast.parse(path.read_text(encoding="utf-8")) if path else None
+    names = _argument_classes(tree, path) if tree and path else None
+    if tree is None or names is None:
+        return None
+    own = _classes(tree)
+    groups: dict[str, dict[str, str]] = {}
+    seen: set[str] = set()
+    for found in (found for name in names for found in _lineage(name, own)):
+        new = {flag: text for flag, text in _options(found).items() if flag.split()[0] not in seen}
+        seen |= {flag.split()[0] for flag in new}
+        if new:
+            groups.setdefault(_heading(found), {}).update(new)
+    if any(name.endswith("Config") for name in names):
+        groups["Common options of training"] = {k: v for k, v in _TRAINING.items() if k.split()[0] not in seen}
+    groups["Other options"] = _OTHERS
+    parts = [f"usage: {prog} [--option value ...]", ast.get_docstring(tree) or ""]
+    for heading, options in groups.items():
+        parts.append(f"{heading}:\n" + "\n".join(_line(*option) for option in options.items()))
+    return "\n\n".join(parts)
+
+
+def _source_of(module: str) -> Path | None:
+    """Return the source file of a module of this package, or `None` for other modules."""
+    package, *names = module.split(".")
+    return _PACKAGE.joinpath(*names).with_suffix(".py") if package == _PACKAGE.name else None
+
+
+def _argument_classes(tree: ast.Module, path: Path) -> list[str] | None:
+    """Return the names in `ARGUMENTS`, also where it is imported from a sibling."""
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "ARGUMENTS":
+            return [ast.unparse(element) for element in node.value.elts]  # type: ignore[attr-defined]
+        if isinstance(node, ast.ImportFrom) and any(alias.name == "ARGUMENTS" for alias in node.names):
+            sibling = path.parent / f"{node.module}.py"
+            return _argument_classes(ast.parse(sibling.read_text(encoding="utf-8")), sibling)
+    return None
+
+
+def _classes(tree: ast.Module) -> dict[str, ast.ClassDef]:
+    return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+
+
+@cache
+def _in_package(name: str) -> ast.ClassDef | None:
+    """Find a class of this package by its name."""
+    for path in _PACKAGE.rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        if re.search(rf"^class {name}\b", text, re.MULTILINE):
+            return _classes(ast.parse(text))[name]
+    return None
+
+
+def _find(name: str, own: dict[str, ast.ClassDef]) -> ast.ClassDef | None:
+    return own.get(name) or _in_package(name)
+
+
+def _bases(found: ast.ClassDef) -> list[str]:
+    return [ast.unparse(base) for base in found.bases]
+
+
+def _lineage(name: str, own: dict[str, ast.ClassDef]) -> Iterator[ast.ClassDef]:
+    """Yield a class and its bases, as far as they belong to this package."""
+    found = _find(name, own)
+    if found is not None:
+        yield found
+        for base in _bases(found):
+            yield from _lineage(base, own)
+
+
+def _heading(found: ast.ClassDef) -> str:
+    """Return the heading of a class's options: the first sentence of its docstring, but of `TrainingArguments` a word."""
+    if found.name.endswith("Config"):
+        return "Training"
+    return re.split(r"\.\s|\.$", ast.get_docstring(found) or "")[0]
+
+
+def _options(found: ast.ClassDef) -> dict[str, str]:
+    """Return the options that a class defines: the flag with its type, and the first sentence of its description."""
+    texts = parameter_texts(ast.get_docstring(found) or "")
+    options = {}
+    for node in found.body:
+        if isinstance(node, ast.AnnAssign) and (name := ast.unparse(node.target)) in texts:
+            sentence = re.split(r"(?<=[.;])\s", texts[name])[0].rstrip(".;")
+            text = f"{sentence}{_default(node.value)}.".replace('`"', "").replace('"`', "").replace("`", "")
+            options[f"--{name} {_type(node.annotation)}"] = text
+    return options
+
+
+def _type(annotation: ast.expr) -> str:
+    return re.sub(r"list\[(\w+)\]", r"\1 ...", ast.unparse(annotation).replace(" | None", ""))
+
+
+def _default(value: ast.expr | None) -> str:
+    """Describe a default; `None`, which the description explains, and empty ones need no words."""
+    if value is None:
+        return " (required)"
+    if isinstance(value, ast.Call):  # field(default=…) or field(default_factory=lambda: …)
+        given = {word.arg: word.value for word in value.keywords}
+        factory = given.get("default_factory")
+        value = given.get("default", factory.body if isinstance(factory, ast.Lambda) else ast.Constant(None))
+    text = ast.unparse(value).strip("'")
+    return "" if text in ("None", "", "[]", "()") else f" (default: {text})"
+
+
+def _line(flag: str, text: str) -> str:
+    width = min(shutil.get_terminal_size((120, 24)).columns, 120)
+    start = f"  {flag}".ljust(_COLUMN - 2) + "  "
+    return textwrap.fill(text, width, initial_indent=start, subsequent_indent=" " * _COLUMN)
