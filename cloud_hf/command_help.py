@@ -8,6 +8,7 @@ with its own: hundreds of lines. `--help_all` lists them.
 import ast
 import re
 import shutil
+import sys
 import textwrap
 from collections.abc import Iterator
 from functools import cache
@@ -23,9 +24,12 @@ _OTHERS = {
     "--help_all": "List every option, with complete descriptions.",
     "--debug": "Show the traceback of an error.",
 }
-# Of the options that every training command inherits, those that most runs set
-_TRAINING = {
+# Of the options that training commands inherit from transformers and TRL, those that most runs set
+_MODEL = {
     "--model_name_or_path str": "Hub id or folder to start from (required).",
+    "--use_peft": "Train a LoRA adapter; see also --lora_r and --lora_target_modules.",
+}
+_TRAINING = {
     "--output_dir str": "Folder for the model, its card and checkpoints.",
     "--learning_rate float": "Peak learning rate of AdamW.",
     "--num_train_epochs float": "Passes over the data.",
@@ -37,7 +41,6 @@ _TRAINING = {
     "--bf16 bool": "Compute in bfloat16; False on a CPU.",
     "--use_cpu": "Train on the CPU.",
     "--deepspeed FILE": "A configuration such as ds_configs/zero2.json.",
-    "--use_peft": "Train a LoRA adapter; see also --lora_r and --lora_target_modules.",
     "--eval_strategy str": "When to evaluate: no, steps or epoch.",
     "--save_steps int": "Steps between two checkpoints.",
     "--resume_from_checkpoint str": "true for the latest checkpoint, or its folder.",
@@ -72,18 +75,27 @@ def help_page(module: str, prog: str) -> str | None:
         seen |= {flag.split()[0] for flag in new}
         if new:
             groups.setdefault(_heading(found), {}).update(new)
+    inherited = _MODEL if any(name.endswith("ModelConfig") for name in names) else {}
     if any(name.endswith("Config") for name in names):
-        groups["Common options of training"] = {k: v for k, v in _TRAINING.items() if k.split()[0] not in seen}
-    groups["Other options"] = _OTHERS
-    parts = [f"usage: {prog} [--option value ...]", ast.get_docstring(tree) or ""]
-    for heading, options in groups.items():
-        parts.append(f"{heading}:\n" + "\n".join(_line(*option) for option in options.items()))
+        inherited = inherited | _TRAINING
+    for heading, options in {"Common options of training": inherited, "Other options": _OTHERS}.items():
+        groups[heading] = {flag: text for flag, text in options.items() if flag.split()[0] not in seen}
+    # Lines that a backslash continues are one line in a docstring
+    description = re.sub(r"(?<=\S) {3,}", " \\\n    ", ast.get_docstring(tree) or "")
+    parts = [f"usage: {prog} [--option value ...]", description]
+    parts += [
+        f"{heading}:\n" + "\n".join(_line(*option) for option in options.items())
+        for heading, options in groups.items()
+        if options
+    ]
     return "\n\n".join(parts)
 
 
 def _source_of(module: str) -> Path | None:
-    """Return the source file of a module of this package, or `None` for other modules."""
+    """Return the source file of a module of this package or of the running script, or `None` for other modules."""
     package, *names = module.split(".")
+    if module == "__main__":
+        return Path(sys.argv[0])
     return _PACKAGE.joinpath(*names).with_suffix(".py") if package == _PACKAGE.name else None
 
 
