@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 @documented
 @dataclass(kw_only=True)
-class BuilderArguments:
+class SourceArguments:
     """
-    Input and output of a builder.
+    Input and output of a command that makes a dataset from another.
 
     Parameters:
         dataset_name (`str`):
@@ -38,8 +38,6 @@ class BuilderArguments:
             Split to read.
         limit (`int`, *optional*):
             Read only the first rows.
-        shard (`str`, *optional*, defaults to `"0/1"`):
-            `i/n`, i from 0 to n - 1: process only part i of n. `merge_shards.py` joins the outputs.
         push_to_hub (`str`, *optional*):
             Hub id to upload the dataset to.
         bad_rows (`str`, *optional*, defaults to `"error"`):
@@ -51,19 +49,42 @@ class BuilderArguments:
     dataset_config: str | None = None
     dataset_split: str = "train"
     limit: int | None = None
-    shard: str = "0/1"
     push_to_hub: str | None = None
     bad_rows: str = "error"
 
     def __post_init__(self):
         check_bounds(self, limit=1)
         check_bad_rows(self.bad_rows)
-        self.parsed_shard()
         output, dataset = Path(self.output_dir).resolve(), Path(self.dataset_name).resolve()
         if dataset == output or dataset in output.parents:
             raise ValueError(
                 f"`output_dir` is the dataset folder or a folder inside it ({self.output_dir}); name another folder."
             )
+
+    def load_source(self) -> Dataset:
+        """Load the first `limit` rows as they are. Raises `ValueError` if there are none."""
+        rows = load_rows(self.dataset_name, self.dataset_split, self.dataset_config)
+        if not len(rows):
+            raise ValueError(f"{self.dataset_name} has no rows.")
+        return rows.select(range(min(self.limit or len(rows), len(rows))))
+
+
+@documented
+@dataclass(kw_only=True)
+class BuilderArguments(SourceArguments):
+    """
+    [`SourceArguments`] of a builder.
+
+    Parameters:
+        shard (`str`, *optional*, defaults to `"0/1"`):
+            `i/n`, i from 0 to n - 1: process only part i of n. `merge_shards.py` joins the outputs.
+    """
+
+    shard: str = "0/1"
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.parsed_shard()
 
     def parsed_shard(self) -> tuple[int, int]:
         """Return `(i, n)`. Raises `ValueError` if `shard` is malformed."""
@@ -86,13 +107,9 @@ class BuilderArguments:
         return self._load(read_preferences, SIDES)
 
     def _load(self, read: Callable, columns: tuple[str, ...]) -> Dataset:
-        rows = load_rows(self.dataset_name, self.dataset_split, self.dataset_config)
+        rows = self.load_source()
         title = f"Building from {self.dataset_name}"
-        check_columns(rows.column_names, columns, title)
-        if not len(rows):
-            raise ValueError(f"{self.dataset_name} has no rows.")
-        if self.limit is not None:
-            rows = rows.select(range(min(self.limit, len(rows))))
+        check_columns(rows.column_names, columns, title, (self.dataset_name, self.dataset_split, self.dataset_config))
         rows = read(rows, title, bad_rows=self.bad_rows)
         if "id" not in rows.column_names:
             rows = rows.add_column("id", [str(index) for index in range(len(rows))])
