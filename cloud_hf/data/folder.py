@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from datasets import Dataset, Features, load_from_disk
 from datasets.arrow_writer import ArrowWriter
-from huggingface_hub import DatasetCard
+from huggingface_hub import DatasetCard, DatasetCardData
 
 from .journal import Journal, JournalError
 
@@ -62,12 +62,15 @@ class DatasetFolder:
             Heading of the card.
         settings (`dict[str, Any]`):
             Everything the rows depend on, as JSON: sources, models, prompts, sampling.
+        metadata (`dict[str, Any]`, *optional*):
+            Further metadata of the card, such as `license`.
     """
 
-    def __init__(self, output_dir: str, title: str, settings: dict[str, Any]):
+    def __init__(self, output_dir: str, title: str, settings: dict[str, Any], metadata: dict[str, Any] | None = None):
         self.path = Path(output_dir)
         self.title = title
         self.settings = settings
+        self.metadata = metadata or {}
 
     def open_journal(self) -> Journal:
         """
@@ -120,7 +123,7 @@ class DatasetFolder:
     def write_record(self, counts: dict[str, Any]):
         """Write `build.json` and the card."""
         record = {"version": VERSION, "settings": self.settings, "counts": counts}
-        card = make_card(self.title, self.settings, counts)
+        card = make_card(self.title, self.settings, counts, self.metadata)
         (self.path / "README.md").write_text(card, encoding="utf-8")
         # Renaming is atomic: the record is either complete or absent
         unfinished = self.path / f".{RECORD}"
@@ -194,9 +197,12 @@ def read_record(folder: str | Path) -> dict[str, Any]:
     return record
 
 
-def make_card(title: str, settings: dict[str, Any], counts: dict[str, Any]) -> str:
+def make_card(
+    title: str, settings: dict[str, Any], counts: dict[str, Any], metadata: dict[str, Any] | None = None
+) -> str:
     """Write a dataset card with the settings, the counts and the statistics."""
-    lines = ["---", "tags:", "- cloud_hf", "- preference", "---", "", f"# {title}", ""]
+    data = DatasetCardData(tags=["cloud_hf", "preference"], **(metadata or {}))
+    lines = ["---", data.to_yaml(), "---", "", f"# {title}", ""]
     statistics = counts.get("statistics", {})
     counts = {name: value for name, value in counts.items() if name != "statistics"}
     for heading, values in (("How it was made", settings), ("Counts", counts), ("Statistics", statistics)):
