@@ -29,6 +29,7 @@ COMMANDS = {
     "demo": ("cloud_hf.commands.demo", "Open the demo in a browser."),
     "evaluate": ("cloud_hf.commands.evaluate_rewards", "Evaluate models on benchmarks, pairs and best-of-N."),
     "best-of-n": ("cloud_hf.commands.best_of_n", "Choose among candidates and measure the choices."),
+    "prepare": ("cloud_hf.commands.prepare", "Turn a public preference set into pairs."),
     **BUILDERS,
     "train-critique-sft": ("cloud_hf.commands.train_critique_sft", "Stage 1: fine-tune on oracle critiques."),
     "train-cloud": ("cloud_hf.commands.train_cloud", "Stage 3: train a CLoud model on its own critiques."),

@@ -110,7 +110,7 @@ def read_preferences(
     """
     check_columns(rows.column_names, (*SIDES, *required), name)
     found, same, plain = _Scan(name, bad_rows), 0, True
-    for index, row in _iterate(rows):
+    for index, row in iterate_rows(rows):
         with found.row(index, row):
             read = read_preference(row)
             if check is not None:
@@ -133,7 +133,7 @@ def read_prompts(rows: Dataset, name: str, bad_rows: str = "error") -> Dataset:
     """Bring the column `prompt` of a dataset without responses to text or messages, as [`read_preferences`] does."""
     check_columns(rows.column_names, ("prompt",), name)
     found = _Scan(name, bad_rows)
-    for index, row in _iterate(rows):
+    for index, row in iterate_rows(rows):
         with found.row(index, row):
             kind, _ = read_column(row["prompt"], "prompt")
             found.add(index, kind)
@@ -178,7 +178,7 @@ class _Scan:
         return rows, form
 
 
-def _iterate(rows: Dataset) -> Iterator[tuple[int, dict[str, Any]]]:
+def iterate_rows(rows: Dataset) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the positions and the rows, in batches for speed. Text that is not valid becomes a `_NotText`."""
     columns = rows.with_format("arrow")
     plain = not any(map(_holds_json, rows.features.values()))

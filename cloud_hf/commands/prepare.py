@@ -1,0 +1,226 @@
+"""Turn a public preference set into pairs that training reads."""
+
+import asyncio
+import json
+import shlex
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from itertools import combinations, groupby
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, Features, Json, List, Value
+from huggingface_hub import DatasetCard
+from huggingface_hub.errors import EntryNotFoundError
+from tqdm import tqdm
+
+from ..arguments import documented
+from ..cards import hub_id
+from ..data.bad_rows import BadRows, without
+from ..data.builders.arguments import SourceArguments
+from ..data.folder import DatasetFolder, Reject
+from ..data.journal import JournalError
+from ..data.preference_rows import SIDES, iterate_rows, read_preference, read_preferences
+from ..data.public_layouts import LAYOUTS, Layout, Rated, find_layout
+from ..data.run import check_not_empty
+
+
+PAIRS = ("best_worst", "all")
+
+# Rows that belong to one prompt, with their positions
+Group = list[tuple[int, dict[str, Any]]]
+
+
+@documented
+@dataclass(kw_only=True)
+class PrepareArguments(SourceArguments):
+    """
+    The public set, and which pairs to make of it.
+
+    Parameters:
+        layout (`str`, *optional*, defaults to `"auto"`):
+            Layout of the rows. `auto` recognises it by the columns; `docs/data.md` lists all.
+        pairs (`str`, *optional*, defaults to `"best_worst"`):
+            Pairs of a prompt with more than two rated responses: `best_worst` or `all`.
+        margins (`bool`, *optional*, defaults to `False`):
+            Write the column `margin`, the difference of the ratings, which training subtracts from the difference of rewards.
+    """
+
+    layout: str = "auto"
+    pairs: str = "best_worst"
+    margins: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.layout not in ("auto", *LAYOUTS):
+            raise ValueError(f"`layout` is {self.layout!r}; it must be one of auto, {', '.join(LAYOUTS)}.")
+        if self.pairs not in PAIRS:
+            raise ValueError(f"`pairs` is {self.pairs!r}; use {' or '.join(PAIRS)}.")
+
+
+ARGUMENTS = (PrepareArguments,)
+
+
+def main(args: PrepareArguments):
+    rows = args.load_source()
+    _, first = next(iterate_rows(rows))
+    source = args.dataset_name, args.dataset_split, args.dataset_config
+    name = find_layout(args.layout, rows.column_names, first, source)
+    layout = LAYOUTS[name]
+    if args.margins and not layout.margin:
+        rated = ", ".join(each for each, other in LAYOUTS.items() if other.margin)
+        raise ValueError(f"`margins` needs ratings, which `layout` {name} does not have. These have: {rated}.")
+    print(f"{args.dataset_name}: {len(rows)} rows are read as {layout.title} (`--layout {name}`).")
+    preparation = Preparation(rows, layout, args)
+    title, metadata = f"Preference pairs from {layout.title}", source_metadata(args.dataset_name)
+    folder = DatasetFolder(args.output_dir, title, settings_of(args, name), metadata)
+    try:
+        with folder.open_journal():  # refuses different settings and a second writer
+            counts = asyncio.run(folder.write(preparation.results(), preparation.features(), preparation.counts))
+            folder.write_record(counts)
+    except (JournalError, OSError) as error:
+        raise SystemExit(str(error)) from None
+    check_not_empty(counts, folder)
+    left_out = [f"{number} x {reason.removeprefix('dropped: ')}" for reason, number in counts["reasons"].items()]
+    left_out += [f"{counts['bad_rows']} x bad row"] if counts["bad_rows"] else []
+    print(f"Left out: {', '.join(left_out) or 'nothing'}.")
+    if args.push_to_hub:
+        folder.push(args.push_to_hub)
+    print(
+        f"{counts['rows']} pairs in {args.output_dir}. Next: cloud-hf train-classic --model_name_or_path MODEL "
+        f"--dataset_name {shlex.quote(args.output_dir)} --output_dir OUTPUT"
+    )
+
+
+def settings_of(args: PrepareArguments, layout: str) -> dict[str, Any]:
+    """Return all settings that affect the dataset."""
+    path = Path(args.dataset_name)
+    # Omit the folder, which may differ between machines
+    dataset = path.resolve().name if path.exists() else args.dataset_name
+    settings = {"builder": "prepare", **asdict(args), "dataset_name": dataset, "layout": layout}
+    return {name: value for name, value in settings.items() if name not in ("output_dir", "push_to_hub")}
+
+
+def source_metadata(name: str) -> dict[str, Any]:
+    """Return metadata of the card: the source on the Hub, and the licence that the source's own card names."""
+    hub_name, licence = hub_id(name), None
+    with suppress(OSError, EntryNotFoundError):  # the source has no card
+        card = DatasetCard.load(name) if hub_name else DatasetCard((Path(name) / "README.md").read_text("utf8"))
+        licence = card.data.to_dict().get("license")
+    return {"license": licence or "unknown", **({"source_datasets": [hub_name]} if hub_name else {})}
+
+
+class Preparation:
+    """
+    The pairs of a dataset. Reads the rows once to find bad ones and the types of the columns, and again in [`Preparation.results`].
+
+    Raises `ValueError` if rows are bad and `bad_rows` is "error".
+    """
+
+    def __init__(self, rows: Dataset, layout: Layout, args: PrepareArguments):
+        self.layout, self.all_pairs, self.margins = layout, args.pairs == "all", args.margins
+        ids = list(map(str, rows["id"])) if "id" in rows.column_names else []
+        self.has_ids = bool(ids) and len({*ids}) == len(ids)
+        self.repeated_ids = bool(ids) and not self.has_ids and not layout.group_by
+        self.kept = [name for name in rows.column_names if name not in self._replaced()]
+        self.text_prompts = self.text_responses = True
+        self.rows = self._check(rows, args.dataset_name, args.bad_rows)
+        self.counts = {"rows_read": len(rows), "bad_rows": len(rows) - len(self.rows)}
+
+    def _replaced(self) -> set[str]:
+        ratings = ("chosen_rating", "rejected_rating") if self.layout.margin else ()
+        margin = ("margin",) if self.margins else ()
+        return {"id", "prompt", *SIDES, *self.layout.replaced, *ratings, *margin}
+
+    def _check(self, rows: Dataset, name: str, bad_rows: str) -> Dataset:
+        """Return the rows without bad ones."""
+        if self.layout.direct:
+            rows = read_preferences(rows, name, bad_rows=bad_rows)
+        bad = BadRows(name, bad_rows)
+        for group in self._groups(rows, "Checking"):
+            try:
+                for pair in self._pairs(group):
+                    if not isinstance(pair, Reject):
+                        json.dumps(pair, ensure_ascii=False, default=str).encode()
+                        self.text_prompts &= isinstance(pair["prompt"], str)
+                        self.text_responses &= all(isinstance(pair[side], str) for side in SIDES)
+            except UnicodeEncodeError:
+                bad.add(*group[0], "it holds a lone surrogate, which is not valid text.")
+            except ValueError as error:
+                for index, row in group:
+                    bad.add(index, row, str(error))
+        return without(rows, bad.settle(len(rows)))
+
+    def _groups(self, rows: Dataset, title: str) -> Iterator[Group]:
+        column = self.layout.group_by
+        found = tqdm(iterate_rows(rows), desc=title, total=len(rows), unit=" rows", disable=None)
+        for _, group in groupby(found, lambda item: item[1].get(column) if column else item[0]):
+            yield list(group)
+
+    def _pairs(self, group: Group) -> Iterator[dict[str, Any] | Reject]:
+        """Yield the pairs of a prompt in our columns, and what is left out."""
+        index, row = group[0]
+        name = str(row["id"]) if self.has_ids else str(index)
+        rated = self.layout.read([row for _, row in group] if self.layout.group_by else row)
+        known = [place for place, rating in enumerate(rated.ratings) if rating is not None]
+        for place in sorted({*range(len(rated.ratings))} - {*known}):
+            yield Reject(index, f"{name}/{place}", "dropped", "response without a rating")
+        if len(known) < 2:
+            yield Reject(index, name, "dropped", "prompt with fewer than two rated responses")
+            return
+        known.sort(key=lambda place: -(rated.ratings[place] or 0))
+        several = self.all_pairs and len(rated.ratings) > 2
+        for better, worse in combinations(known, 2) if several else [(known[0], known[-1])]:
+            pair_name = f"{name}/{better}-{worse}" if several else name
+            pair = self._pair(row, rated, better, worse)
+            yield Reject(index, pair_name, "dropped", pair) if isinstance(pair, str) else {"id": pair_name, **pair}
+
+    def _pair(self, row: dict[str, Any], rated: Rated, better: int, worse: int) -> dict[str, Any] | str:
+        """Return a pair, or the reason for leaving it out."""
+        chosen_rating, rejected_rating = ratings = [rated.ratings[place] or 0.0 for place in (better, worse)]
+        if chosen_rating == rejected_rating:
+            return rated.tie
+        sides = {"chosen": rated.responses[better], "rejected": rated.responses[worse]}
+        kept = {name: row[name] for name in self.kept} | ({"source_id": row["id"]} if self.repeated_ids else {})
+        _, prompt, chosen, rejected = read_preference({**kept, **rated.given, **sides})
+        if chosen == rejected or (isinstance(chosen, str) and chosen.strip() == str(rejected).strip()):
+            return "equal responses"
+        pair = {**kept, "prompt": prompt, "chosen": chosen, "rejected": rejected}
+        if self.margins:
+            pair["margin"] = chosen_rating - rejected_rating
+        if self.layout.margin:
+            pair["chosen_rating"], pair["rejected_rating"] = ratings
+        return pair
+
+    def features(self) -> Features:
+        """Return the columns of the pairs: text, or messages throughout if one is more than text."""
+        text, messages, number = Value("string"), List(Json()), Value("float64")
+        sides = dict.fromkeys(SIDES, text if self.text_responses else messages)
+        ratings = {"chosen_rating": number, "rejected_rating": number} if self.layout.margin else {}
+        return Features(
+            {
+                "id": text,
+                "prompt": text if self.text_prompts else messages,
+                **sides,
+                **({"margin": number} if self.margins else {}),
+                **ratings,
+                **({"source_id": self.rows.features["id"]} if self.repeated_ids else {}),
+                **{name: self.rows.features[name] for name in self.kept},
+            }
+        )
+
+    async def results(self) -> AsyncIterator[dict[str, Any] | Reject]:
+        """Yield the pairs and the rejects in the order of the rows."""
+        for group in self._groups(self.rows, "Writing"):
+            for pair in self._pairs(group):
+                if not isinstance(pair, Reject):
+                    if not self.text_prompts:
+                        pair["prompt"] = _messages(pair["prompt"], "user")
+                    if not self.text_responses:
+                        pair |= {side: _messages(pair[side], "assistant") for side in SIDES}
+                yield pair
+
+
+def _messages(value: Any, role: str) -> list[dict[str, Any]]:
+    return [{"role": role, "content": value}] if isinstance(value, str) else value

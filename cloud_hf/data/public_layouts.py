@@ -1,0 +1,352 @@
+"""
+The layouts of public preference sets: the columns that recognise each, and how its rows become rated responses.
+
+Imports nothing of the package, so that the check of columns can name the layout that it sees.
+"""
+
+import json
+import math
+import re
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+
+Row = Mapping[str, Any]
+
+# HelpSteer 2 and 3 mark the turns of a prompt like this
+_HELPSTEER_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
+
+
+class Rated(NamedTuple):
+    """
+    Responses to one prompt with their ratings, higher for better and `None` for not rated. `given` is the column `prompt`, or empty if
+    the responses are whole chats; `tie` is the reason for leaving out equally rated responses.
+    """
+
+    given: dict[str, Any]
+    responses: Sequence[Any]
+    ratings: Sequence[float | None]
+    tie: str = "tie"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The layout of a public set. `read` takes a row, or with `group_by` the consecutive rows with one value of that column."""
+
+    title: str
+    columns: tuple[str, ...]  # that recognise it
+    read: Callable[[Any], Rated]
+    replaced: tuple[str, ...] = ()  # columns that the pairs replace; all others are kept
+    margin: str = ""  # what the margins are; empty without ratings
+    direct: bool = False  # training reads the rows as they are
+    group_by: str | None = None
+    shape: Callable[[Row], bool] | None = None  # tells the set from others with the same columns by its first row
+    auto: bool = True  # the columns alone select it
+
+
+# ----------------------------------------------------------------------------------------------- values of a row
+
+
+def _listed(value: Any, column: str) -> Any:
+    """Return a list, also one that CSV files hold as JSON."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"`{column}` is not JSON: {error}.") from error
+    if not isinstance(value, list):
+        raise ValueError(f"`{column}` is {value!r:.60}; give a list.")
+    return value
+
+
+def _number(value: Any, column: str) -> float | None:
+    """Return a rating, `None` for a missing one."""
+    if value is None or value == "N/A":
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"`{column}` is {value!r:.60}; give a number.") from None
+    return None if math.isnan(number) else number
+
+
+def _field(item: Any, name: str, column: str) -> Any:
+    if not isinstance(item, dict) or name not in item:
+        raise ValueError(f"`{column}` holds {item!r:.60}; each item needs `{name}`.")
+    return item[name]
+
+
+def _winner(first: bool, second: bool) -> list[float | None]:
+    return [float(first), float(second)]
+
+
+# ------------------------------------------------------------------------------------------------- readers of rows
+
+
+def _pair(row: Row) -> Rated:
+    """A pair that training reads as it is."""
+    given = {"prompt": row["prompt"]} if "prompt" in row else {}
+    return Rated(given, (row["chosen"], row["rejected"]), _winner(True, False))
+
+
+def _rated_pair(chosen: str, rejected: str) -> Callable[[Row], Rated]:
+    def read(row: Row) -> Rated:
+        ratings = [_number(row[column], column) for column in (chosen, rejected)]
+        if None not in ratings and ratings[0] < ratings[1]:  # type: ignore[operator]
+            raise ValueError(
+                f"`{chosen}` {ratings[0]:g} is below `{rejected}` {ratings[1]:g}; swap the responses or remove the row."
+            )
+        return _pair(row)._replace(ratings=ratings)
+
+    return read
+
+
+def _ultrafeedback(row: Row) -> Rated:
+    completions = _listed(row["completions"], "completions")
+    ratings = [_mean_rating(completion) for completion in completions]
+    if not any(rating is not None for rating in ratings):
+        ratings = [_number(completion.get("overall_score"), "overall_score") for completion in completions]
+    responses = [_field(completion, "response", "completions") for completion in completions]
+    return Rated({"prompt": row["instruction"]}, responses, ratings)
+
+
+def _mean_rating(completion: Any) -> float | None:
+    """Return the mean of a completion's ratings of helpfulness, honesty, instruction following and truthfulness."""
+    _field(completion, "response", "completions")
+    score = _number(completion.get("fine-grained_score"), "fine-grained_score")
+    if score is not None:
+        return score
+    aspects = (completion.get("annotations") or {}).values()
+    ratings = [_number(aspect.get("Rating"), "Rating") for aspect in aspects if isinstance(aspect, dict)]
+    known = [rating for rating in ratings if rating is not None]
+    return fmean(known) if known else None
+
+
+def _helpsteer2(rows: Sequence[Row]) -> Rated:
+    ratings = [_number(row["helpfulness"], "helpfulness") for row in rows]
+    return Rated({"prompt": _helpsteer_prompt(rows[0]["prompt"])}, [row["response"] for row in rows], ratings)
+
+
+def _helpsteer_prompt(prompt: Any) -> Any:
+    """Turn a prompt of several turns into messages."""
+    if not isinstance(prompt, str) or not _HELPSTEER_TURN.search(prompt):
+        return prompt
+    first, *rest = _HELPSTEER_TURN.split(prompt)
+    turns = [("user", first), *((role.lower(), text) for role, text in zip(rest[::2], rest[1::2], strict=True))]
+    messages = [{"role": role, "content": text} for role, text in turns]
+    return messages[:-1] if messages[-1] == {"role": "assistant", "content": ""} else messages
+
+
+def _strength(prompt: str, first: str, second: str, strength: str) -> Callable[[Row], Rated]:
+    """A preference from -3 (the first response is much better) to 3."""
+
+    def read(row: Row) -> Rated:
+        number = _number(row[strength], strength)
+        ratings = [None, None] if number is None else [-min(number, 0.0), max(number, 0.0)]
+        return Rated({"prompt": _helpsteer_prompt(row[prompt])}, (row[first], row[second]), ratings)
+
+    return read
+
+
+def _nectar(row: Row) -> Rated:
+    answers = _listed(row["answers"], "answers")
+    ranks = [_number(_field(answer, "rank", "answers"), "rank") for answer in answers]
+    ratings = [None if rank is None else -rank for rank in ranks]
+    return Rated({"prompt": row["prompt"]}, [_field(answer, "answer", "answers") for answer in answers], ratings)
+
+
+def _pku(column: str) -> Callable[[Row], Rated]:
+    def read(row: Row) -> Rated:
+        if row[column] not in (0, 1):
+            raise ValueError(f"`{column}` is {row[column]!r:.60}; it must be 0 or 1.")
+        ratings = _winner(row[column] == 0, row[column] == 1)
+        return Rated({"prompt": row["prompt"]}, (row["response_0"], row["response_1"]), ratings)
+
+    return read
+
+
+def _arena(row: Row) -> Rated:
+    winner = row["winner"]
+    if winner not in ("model_a", "model_b") and not (isinstance(winner, str) and ("tie" in winner or "bad" in winner)):
+        raise ValueError(f"`winner` is {winner!r:.60}; it must be model_a, model_b or a tie.")
+    # MT-bench's votes on the first turn come with the complete conversation
+    end = 2 * row["turn"] if isinstance(row.get("turn"), int) else None
+    chats = [_listed(row[column], column)[:end] for column in ("conversation_a", "conversation_b")]
+    return Rated({}, chats, _winner(winner == "model_a", winner == "model_b"), winner)
+
+
+def _arena_55k(row: Row) -> Rated:
+    votes = [_number(row[column], column) for column in ("winner_model_a", "winner_model_b")]
+    prompts, *sides = (_listed(row[column], column) for column in ("prompt", "response_a", "response_b"))
+    if {len(side) for side in sides} != {len(prompts)}:
+        raise ValueError("`prompt`, `response_a` and `response_b` hold different numbers of turns.")
+    chats = [
+        [
+            {"role": role, "content": text}
+            for turn in zip(prompts, side, strict=True)
+            for role, text in zip(("user", "assistant"), turn, strict=True)
+        ]
+        for side in sides
+    ]
+    return Rated({}, chats, votes)
+
+
+def _sharegpt(row: Row) -> Rated:
+    turns = _listed(row["conversations"], "conversations")
+    system = [{"from": "system", "value": row["system"]}] if row.get("system") else []
+    return _pair(row)._replace(given={"prompt": [*system, *turns]})
+
+
+def _alpaca(row: Row) -> Rated:
+    if row.get("history"):
+        raise ValueError("`history` holds earlier turns, which this layout does not read; give `conversations`.")
+    text = "\n".join(part for part in (row["instruction"], row.get("input")) if part)
+    return _pair(row)._replace(given={"prompt": _with_system(row, text)})
+
+
+def _orca(row: Row) -> Rated:
+    return _pair(row)._replace(given={"prompt": _with_system(row, row["question"])})
+
+
+def _with_system(row: Row, text: str) -> Any:
+    if not row.get("system"):
+        return text
+    return [{"role": "system", "content": row["system"]}, {"role": "user", "content": text}]
+
+
+# ---------------------------------------------------------------------------------------------------- the layouts
+
+_SIDES = ("chosen", "rejected")
+_HELPSTEER_RATINGS = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+_PKU = ("prompt", "response_0", "response_1")
+
+# Each value is complete: a new layout is a line here and, unless one above fits, a function that reads its rows
+LAYOUTS = {
+    "ultrafeedback": Layout(
+        "UltraFeedback", ("instruction", "completions"), _ultrafeedback, ("instruction", "completions"),
+        margin="difference of the mean ratings",
+    ),
+    "ultrafeedback_binarized": Layout(
+        "UltraFeedback binarized", (*_SIDES, "score_chosen", "score_rejected"),
+        _rated_pair("score_chosen", "score_rejected"), margin="difference of the scores", direct=True,
+    ),
+    "ultrafeedback_argilla": Layout(
+        "Argilla's UltraFeedback binarized", (*_SIDES, "chosen-rating", "rejected-rating"),
+        _rated_pair("chosen-rating", "rejected-rating"), margin="difference of the ratings", direct=True,
+    ),
+    "helpsteer2": Layout(
+        "HelpSteer 2", ("prompt", "response", "helpfulness"), _helpsteer2, ("response", *_HELPSTEER_RATINGS),
+        margin="difference of helpfulness", group_by="prompt",
+    ),
+    "helpsteer2_preference": Layout(
+        "HelpSteer 2's preferences", ("prompt", "response_1", "response_2", "preference_strength"),
+        _strength("prompt", "response_1", "response_2", "preference_strength"), ("response_1", "response_2"),
+        margin="strength of the preference",
+    ),
+    "helpsteer3": Layout(
+        "HelpSteer 3", ("context", "response1", "response2", "overall_preference"),
+        _strength("context", "response1", "response2", "overall_preference"), ("context", "response1", "response2"),
+        margin="strength of the preference",
+    ),
+    "nectar": Layout("Nectar", ("prompt", "answers"), _nectar, ("answers",)),
+    "pku_saferlhf": Layout(
+        "PKU-SafeRLHF by better_response_id", (*_PKU, "better_response_id"), _pku("better_response_id"), _PKU[1:]
+    ),
+    "pku_saferlhf_safer": Layout(
+        "PKU-SafeRLHF by safer_response_id", (*_PKU, "safer_response_id"), _pku("safer_response_id"), _PKU[1:], auto=False
+    ),
+    "arena": Layout(
+        "Chatbot Arena", ("conversation_a", "conversation_b", "winner"), _arena, ("conversation_a", "conversation_b")
+    ),
+    "arena_55k": Layout(
+        "Chatbot Arena, 55k", ("prompt", "response_a", "response_b", "winner_model_a", "winner_model_b"), _arena_55k,
+        ("response_a", "response_b"),
+    ),
+    "sharegpt": Layout(
+        "a ShareGPT ranking file", ("conversations", *_SIDES), _sharegpt, ("conversations", "system")
+    ),
+    "alpaca": Layout(
+        "an Alpaca ranking file of LLaMA-Factory", ("instruction", *_SIDES), _alpaca, ("instruction", "input", "system")
+    ),
+    "orca": Layout("Orca DPO pairs", ("question", *_SIDES), _orca, ("question", "system")),
+    "hh_rlhf": Layout(
+        "HH-RLHF", _SIDES, _pair, direct=True, shape=lambda row: str(row.get("chosen")).lstrip().startswith("Human:")
+    ),
+    "skywork": Layout("pairs like Skywork-Reward-Preference's", _SIDES, _pair, direct=True),
+    "tulu3": Layout("pairs with a prompt, like Tulu 3's", ("prompt", *_SIDES), _pair, direct=True),
+    "reward_bench": Layout("RewardBench", ("prompt", *_SIDES, "subset"), _pair, direct=True),
+}  # fmt: skip
+
+
+def matching(columns: Sequence[str], first: Row | None = None) -> list[str]:
+    """Return the most specific layouts that the columns, and the first row if given, fit: several if they are ambiguous."""
+    found = [
+        (name, layout)
+        for name, layout in LAYOUTS.items()
+        if layout.auto and {*layout.columns} <= {*columns} and (not layout.shape or (first and layout.shape(first)))
+    ]
+    return [name for name, layout in found if not any(_beats(other, layout) for _, other in found)]
+
+
+def _beats(other: Layout, layout: Layout) -> bool:
+    if layout.read is _pair and other.direct and other.read is not _pair:
+        return True
+    mine, others = {*layout.columns}, {*other.columns}
+    return mine < others or (mine == others and bool(other.shape) and not layout.shape)
+
+
+def find_layout(name: str, columns: Sequence[str], first: Row, source: tuple[str, str, str | None]) -> str:
+    """
+    Return the layout of a dataset: `name`, or for `"auto"` the one that its columns and first row fit. `source` is the dataset's name,
+    split and configuration.
+
+    Raises `ValueError` if there is none, or several.
+    """
+    found = matching(columns, first)
+    fits = " and ".join(f"`{each}` ({LAYOUTS[each].title})" for each in found) or "no layout"
+    missing = [] if name == "auto" else [column for column in LAYOUTS[name].columns if column not in columns]
+    hint = "" if found else conversion_hint(columns, *source)
+    if missing:
+        problem = f"lacks {', '.join(missing)} for `layout` {name}; it fits {fits}"
+    elif name != "auto" or len(found) == 1:
+        return found[0] if name == "auto" else name
+    elif found:
+        problem = f"fits {fits}; choose one with `layout`"
+    else:
+        problem = f"fits none of the layouts {', '.join(LAYOUTS)}; rename its columns, such as to prompt, chosen and rejected"
+    raise ValueError(f"{source[0]} {problem}. The dataset has: {', '.join(columns)}.{hint}")
+
+
+# ------------------------------------------------------------------------------------------------ hints for errors
+
+
+def to_convert(columns: Sequence[str]) -> list[str]:
+    """Return the layouts that the columns fit, without those that training reads as they are."""
+    return [name for name in matching(columns) if not LAYOUTS[name].direct]
+
+
+def conversion_hint(columns: Sequence[str], name: str, split: str, config: str | None) -> str:
+    """Return a sentence with the command that makes pairs of a dataset with these columns, or nothing."""
+    options = ["--dataset_name", name, *(["--dataset_config", config] if config else [])]
+    source = shlex.join(options + (["--dataset_split", split] if split != "train" else []))
+    output = f"--output_dir {shlex.quote(Path(name).name.split('.')[0])}"
+    if layouts := to_convert(columns):
+        looks = " or ".join(LAYOUTS[layout].title for layout in layouts)
+        return f" It looks like {looks}. Convert it: cloud-hf prepare --layout {layouts[0]} {source} {output}-pairs"
+    if set(_SIDES) & set(columns):
+        return ""
+    if chats := [column for column in ("messages", "conversations", "conversation") if column in columns]:
+        return (
+            f" It has chats, but no pairs. Take their prompts: cloud-hf build-prompts {source} --prompt_column {chats[0]} "
+            f"--drop_last_answer True {output}-prompts, then make pairs of them with cloud-hf build-preferences."
+        )
+    if "prompt" in columns:
+        return (
+            f" It has prompts, but no pairs. Make them: cloud-hf build-preferences {source} {output}-pairs "
+            "--gen_base_url URL --judge_base_url URL"
+        )
+    return ""
