@@ -10,6 +10,8 @@ from typing import Any, Protocol
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
 
+from .public_layouts import conversion_hint, to_convert
+
 
 class Rows(Protocol):
     """Rows by position: a `datasets.Dataset`, or a list of dictionaries."""
@@ -21,12 +23,21 @@ class Rows(Protocol):
     def __iter__(self) -> Iterator[Any]: ...
 
 
-def check_columns(columns: list[str], required: tuple[str, ...], purpose: str):
+def check_columns(
+    columns: list[str],
+    required: tuple[str, ...],
+    purpose: str,
+    source: tuple[str, str, str | None] = ("DATASET", "train", None),
+):
     """
     Raise `ValueError` for missing columns, and name likely misspellings. `purpose`, for example `"Critique SFT"`, starts the
-    message.
+    message. Where pairs are required, it names the public layout that the columns have, and the command that converts the dataset;
+    `source` is the dataset's name, split and configuration.
     """
     missing = [name for name in required if name not in columns]
+    is_pairs = {"chosen", "rejected"} <= {*required}
+    if is_pairs and "prompt" not in (*columns, *missing) and to_convert(columns):
+        missing.insert(0, "prompt")
     if not missing:
         return
     others = [name for name in columns if name not in required]
@@ -37,6 +48,7 @@ def check_columns(columns: list[str], required: tuple[str, ...], purpose: str):
     hint = f" ({'; '.join(hints)}?)" if hints else ""
     raise ValueError(
         f"{purpose} needs the column(s) {', '.join(missing)}{hint}. The dataset has: {', '.join(columns) or 'none'}."
+        + (conversion_hint(columns, *source) if is_pairs else "")
     )
 
 

@@ -105,7 +105,7 @@ def load_datasets(
     names = args.dataset_name if names is None else names
     datasets = {name: load_rows(name, args.dataset_test_split, args.dataset_config) for name in names}
     for name, rows in datasets.items():
-        check_columns(rows.column_names, columns, name)
+        check_columns(rows.column_names, columns, name, (name, args.dataset_test_split, args.dataset_config))
         if not len(rows):
             raise ValueError(f"{name} has no rows.")
         datasets[name] = rows.select(range(min(args.limit or len(rows), len(rows))))

@@ -9,6 +9,7 @@ from trl import ModelConfig
 from ..arguments import documented
 from ..configuration_cloud import check_name
 from ..data.journal import key_of
+from ..data.preference_rows import SIDES
 from ..data.rows import check_columns, load_rows
 from ..loading import tokenizer_source
 
@@ -44,7 +45,7 @@ class DataArguments:
 
     def load(self, eval_strategy: str) -> tuple[Dataset, Dataset | None]:
         """Load the training rows, and the evaluation rows unless `eval_strategy` is "no"."""
-        train = load_rows(self.dataset_name, self.dataset_train_split, self.dataset_config)
+        train = self._read("train", self.dataset_name, self.dataset_train_split)
         if self.test_size is not None:
             if eval_strategy == "no" or self.eval_dataset_name is not None:
                 raise ValueError(
@@ -54,9 +55,14 @@ class DataArguments:
         if eval_strategy == "no":
             return train, None
         if self.eval_dataset_name is not None:
-            return train, load_rows(self.eval_dataset_name, self.dataset_test_split, self.dataset_config)
+            return train, self._read("eval", self.eval_dataset_name, self.dataset_test_split)
         # Never fall back to the training rows
-        return train, load_rows(self.dataset_name, self.dataset_test_split, self.dataset_config, needs_split=True)
+        return train, self._read("eval", self.dataset_name, self.dataset_test_split, needs_split=True)
+
+    def _read(self, title: str, name: str, split: str, needs_split: bool = False) -> Dataset:
+        rows = load_rows(name, split, self.dataset_config, needs_split)
+        check_columns(rows.column_names, SIDES, f"The {title} dataset", (name, split, self.dataset_config))
+        return rows
 
 
 def split_by_prompt(rows: Dataset, test_size: float) -> tuple[Dataset, Dataset]:
