@@ -150,6 +150,12 @@ def _write_data(folder: Path):
     prompts = [{"question": f"Which of the numbers {i} and {i + 1} is larger, and why is that so?"} for i in range(6)]
     _write_rows(folder / "a.jsonl", prompts[:3])
     Dataset.from_list(prompts[3:]).save_to_disk(folder / "org/set")
+    ratings = [
+        {"prompt": pair["prompt"], "response": pair[side], "helpfulness": n}
+        for pair in pairs
+        for n, side in ((3, "chosen"), (1, "rejected"))
+    ]
+    Dataset.from_list(ratings).save_to_disk(folder / "nvidia/HelpSteer2")
     feedback = [{"instruction": f"Name {i} rivers in Egypt."} for i in range(3)]
     interact = [{"trajectory": [{"from": "user", "value": f"Solve {i}x = {7 * i}."}]} for i in range(3)]
     Dataset.from_list(feedback).save_to_disk(folder / "openbmb/UltraFeedback")
