@@ -12,10 +12,11 @@ from pathlib import Path
 
 from datasets import Dataset, DatasetDict
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase, set_seed
-from trl import SFTConfig, SFTTrainer, TrlParser
+from trl import SFTConfig, SFTTrainer
 
 from cloud_hf import CritiqueFormat
 from cloud_hf.arguments import documented
+from cloud_hf.cli import run
 from cloud_hf.data import shell_game
 
 
@@ -101,4 +102,4 @@ def encode_answers(rows: list[dict], tokenizer: PreTrainedTokenizerBase) -> Data
 
 
 if __name__ == "__main__":
-    main(*TrlParser(ARGUMENTS).parse_args_and_config())
+    run(__name__)

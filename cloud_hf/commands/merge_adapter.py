@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..arguments import documented
 from ..cards import language_model_card, merged_card
-from ..configuration_cloud import CLoudConfig
+from ..configuration_cloud import CLoudConfig, check_name
 from ..loading import adapter_base, is_adapter, load_merged, read_model_config, tokenizer_source
 
 
@@ -40,6 +40,7 @@ ARGUMENTS = (MergeArguments,)
 
 def main(args: MergeArguments):
     name, output = args.model_name_or_path, Path(args.output_dir)
+    check_name(name)
     if not is_adapter(name):
         raise ValueError(f"{name} is not an adapter (it has no adapter_config.json), so there is nothing to merge.")
     if output.exists():

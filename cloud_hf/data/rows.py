@@ -130,7 +130,7 @@ def _read_files(name: str, files: list[str]) -> Dataset:
         options["sep"] = "\t"
     try:
         return load_dataset(kind, data_files=files, split="train", **options)
-    except (DatasetGenerationError, StopIteration, ValueError) as error:
+    except (DatasetGenerationError, StopIteration, ValueError, OSError, EOFError) as error:
         raise ValueError(f"{name} cannot be read as {kind}: {_reason(error, files)}") from error
 
 

@@ -17,7 +17,7 @@ from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 from transformers import AutoTokenizer
 
 from ...arguments import check_bounds, documented
-from ...configuration_cloud import CLoudConfig
+from ...configuration_cloud import CLoudConfig, check_name
 from ...critique_format import CritiqueFormat
 from ...generation import row_seed
 from ...loading import is_adapter
@@ -257,6 +257,7 @@ ARGUMENTS = (RayCritiqueArguments,)
 
 
 def main(args: RayCritiqueArguments):
+    check_name(args.model_name_or_path)
     if is_adapter(args.model_name_or_path):
         raise ValueError(
             f"{args.model_name_or_path} is a LoRA adapter. Merge it into a folder that every node can read with "
