@@ -98,6 +98,7 @@ def main(arguments: list[str]):
 
         write_report(folder, usage, ARMS, args.seed)
     heading("Finished")
+    print(f"Wrote data, models and report.md to {folder}. Next: cloud-hf demo --model {folder / 'cloud'}")
 
 
 if __name__ == "__main__":

@@ -50,11 +50,13 @@ def main(args: MergeArguments):
     if isinstance(read_model_config(name, base=base), CLoudConfig):
         model = load_merged(name, base, dtype=args.dtype)
         card = merged_card(output.name, name, base, model.config.critique)
+        following = f"evaluate --models {output} --dataset_name PAIRS --output_dir evaluation"
     else:
         model = AutoModelForCausalLM.from_pretrained(base, revision=revision, dtype=args.dtype)
         model = PeftModel.from_pretrained(model, name).merge_and_unload()
         card = language_model_card(output.name, name, base)
+        following = f"self-critiques --model_name_or_path {output} --dataset_name PAIRS --output_dir self-critiques"
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
     card.save(output / "README.md")
-    print(f"Merged {name} into {base}: {output}")
+    print(f"Wrote {name}, merged into {base}, to {output}. Next: cloud-hf {following}")

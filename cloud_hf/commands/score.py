@@ -87,6 +87,8 @@ def main(args: ScoreArguments):
         scores = scorer.score(prompts, responses, **asdict(sampling))
     given = [{}] if args.input is None else rows
     write_rows(args.output, [{**row, **summary(score)} for row, score in zip(given, scores, strict=True)])
+    if args.output != "-":
+        print(f"Wrote {len(rows)} rows with their rewards to {args.output}.")
 
 
 def read_rows(path: str, name: str) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from datasets import Dataset, Features, Json, LargeList, List, Value
+from tqdm import tqdm
 
 from ..prompts import part_text
 from .bad_rows import BadRows, without
@@ -113,7 +114,7 @@ def read_preferences(
     check_columns(rows.column_names, (*SIDES, *required), name)
     rows = rows.with_format(None)
     found, same, plain = _Scan(name, bad_rows), 0, True
-    for index, row in iterate_rows(rows):
+    for index, row in tqdm(iterate_rows(rows), name, len(rows), unit=" rows", disable=None):
         with found.row(index, row):
             read = read_preference(row)
             if check is not None:

@@ -50,7 +50,7 @@ def test_critiques_of_both_responses(pairs, tmp_path):
         ended = run_script(SCRIPT, *options(server, pairs, tmp_path / "out"), log_dir=tmp_path)
         assert ended.status == 0, ended.output
         assert read_rows(tmp_path / "out") == expected(make_rows(40))
-        assert "40 rows in" in ended.output and server.requests.total() == 80
+        assert "Wrote 40 rows to" in ended.output and server.requests.total() == 80
         again = run_script(SCRIPT, *options(server, pairs, tmp_path / "out"), log_dir=tmp_path)
         assert again.status == 0 and server.requests.total() == 80
     assert read_rows(tmp_path / "out") == expected(make_rows(40))

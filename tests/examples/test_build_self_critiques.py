@@ -222,6 +222,7 @@ def test_overlong_rows(critic, tmp_path):
     save_pairs(pairs, rows)
     ended = run(SCRIPT, *options(critic, pairs, tmp_path / "out", *KEEP))
     assert ended.status == 2 and "(id 'p1'): " in ended.output and "but the limit is 512" in ended.output
+    assert "1 of 3 rows are over-long" in ended.output
     more = [*KEEP, "--overlong_policy", "drop"]
     ended = run(SCRIPT, *options(critic, pairs, tmp_path / "dropped", *more))
     assert ended.status == 0, ended.output
