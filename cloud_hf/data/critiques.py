@@ -156,7 +156,7 @@ class CritiqueBuilder:
 
     def needed(self, lengths: tuple[int, ...] | None) -> int | None:
         """Return the tokens that a row of [`lengths`] needs with its critique."""
-        return lengths and max(lengths) + self.options.max_new_tokens + 1
+        return None if lengths is None else max(lengths) + self.options.max_new_tokens + 1
 
     def has_room(self, prefix_length: int, max_new_tokens: int) -> bool:
         """Return whether the context has room for a critique of `max_new_tokens` tokens."""

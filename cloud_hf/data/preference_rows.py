@@ -33,7 +33,7 @@ Response = Any
 TEXT, MESSAGES, SHAREGPT, TRANSCRIPT, ABSENT = "text", "messages", "ShareGPT turns", "transcripts", "absent"
 WITH_TOOLS = "messages with tools"
 JSON_MESSAGES, JSON_SHAREGPT = "JSON of messages", "JSON of ShareGPT turns"
-ONE_MESSAGE, ONE_TEXT = "one message", "lists of one text"
+ONE_MESSAGE, ONE_TEXT, MESSAGE_COLUMNS = "one message", "lists of one text", "columns of messages"
 
 _ROLES = {
     "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "assistant": "assistant", "model": "assistant",
@@ -296,6 +296,14 @@ def read_column(value: Any, column: str) -> tuple[str, str | list[dict[str, Any]
     """Return the kind of a prompt or response, and its text or messages. Raises `ValueError` naming the column."""
     if isinstance(value, str):
         return _read_text(value, column)
+    if (
+        isinstance(value, dict)
+        and value.keys() & {"role", "from"}
+        and all(isinstance(v, list) for v in value.values())
+    ):
+        # How `datasets` stores a `Sequence` of messages
+        turns = [dict(zip(value, turn, strict=True)) for turn in zip(*value.values(), strict=True)]
+        return MESSAGE_COLUMNS, _read_turns(turns, column)[1]
     turns = [value] if isinstance(value, dict) else value
     if column == "prompt" and isinstance(value, dict) and value.get("messages"):
         return WITH_TOOLS, _read_turns(value["messages"], column)[1]
@@ -313,9 +321,10 @@ def read_column(value: Any, column: str) -> tuple[str, str | list[dict[str, Any]
 def _read_text(value: str, column: str) -> tuple[str, str | list[dict[str, Any]]]:
     if not value.strip():
         raise ValueError(f"`{column}` is empty.")
-    if value.startswith("\n\nHuman:") or (value.lstrip().startswith("Human:") and "\n\nAssistant:" in value):
-        return TRANSCRIPT, _transcript(value, column)
-    if column == "prompt" and "\n\nHuman:" in value and value.rstrip().endswith("\n\nAssistant:"):
+    lines = value.replace("\r\n", "\n")
+    if lines.startswith("\n\nHuman:") or (lines.lstrip().startswith("Human:") and "\n\nAssistant:" in lines):
+        return TRANSCRIPT, _transcript(lines, column)
+    if column == "prompt" and "\n\nHuman:" in lines and lines.rstrip().endswith("\n\nAssistant:"):
         raise ValueError(
             "`prompt` could be one message, or a transcript behind a first text. Give chat messages, with the first text as "
             "the system's."
@@ -343,10 +352,15 @@ def _read_json(value: str, column: str) -> tuple[str, list[dict[str, Any]]] | No
             "column `tools`."
         )
     turns = found if isinstance(found, list) else [found]
-    if not all(isinstance(turn, dict) and ({"role", "content"} <= turn.keys() or {"from", "value"} <= turn.keys()) for turn in turns):  # fmt: skip
+    if not all(map(_is_turn, turns)):
         return None
     kind, messages = _read_turns(turns, column)
     return (JSON_SHAREGPT if kind == SHAREGPT else JSON_MESSAGES), messages
+
+
+def _is_turn(value: Any) -> bool:
+    names = value.keys() if isinstance(value, dict) else ()
+    return {"from", "value"} <= set(names) or ("role" in names and ("content" in names or "tool_calls" in names))
 
 
 def _transcript(value: str, column: str) -> list[dict[str, Any]]:
@@ -419,6 +433,10 @@ def _common_beginning(chosen: str, rejected: str) -> tuple[str, str, str]:
     if _RENDERED.match(chosen):
         raise ValueError(
             "`chosen` looks like a chat rendered by a template, and there is no `prompt`; give chat messages."
+        )
+    if _TURN.search(chosen):
+        raise ValueError(
+            "`chosen` could be text, or a transcript behind a first text. Give chat messages, with the first text as the system's."
         )
     length = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), None)
     length = min(len(chosen), len(rejected)) - 1 if length is None else length

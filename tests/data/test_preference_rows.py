@@ -1,5 +1,6 @@
 """Rows of every form become a prompt and two responses, or are refused in one sentence."""
 
+import json
 import logging
 
 import pytest
@@ -57,6 +58,8 @@ def test_fields_of_messages_are_kept():
     turns = [assistant("look", tool_calls=CALL), {"role": "tool", "content": "A"}, assistant("It is A.")]
     found = read_preference({**row, "chosen": turns})
     assert judged_chat(found.prompt, found.chosen) == ([user("q"), *turns[:2]], "It is A.")
+    as_json = {side: json.dumps([{"role": "assistant", "tool_calls": CALL}]) for side in ("chosen", "rejected")}
+    assert read_preference({"prompt": "q", **as_json}).chosen == [{"role": "assistant", "tool_calls": CALL}]
     reasoning = assistant("4", reasoning_content="two and two")
     assert read_preference({**row, "chosen": reasoning}).chosen == [reasoning]
 
@@ -86,6 +89,7 @@ BAD = [
 ]  # fmt: skip
 ABSENT = [
     ({"chosen": "Yes.", "rejected": "No."}, "no common beginning; add the column `prompt`"),
+    ({"chosen": f"Be kind.{TRANSCRIPT} a", "rejected": f"Be kind.{TRANSCRIPT} b"}, "a transcript behind a first text"),
     ({"chosen": "<|im_start|>user a", "rejected": "<|im_start|>user b"}, "rendered by a template"),
     ({"chosen": [assistant("a")], "rejected": [assistant("b")]}, "there is no `prompt`; add the column"),
     ({"chosen": "\n\nHuman: Hi\n\nAssistant:", "rejected": "\n\nHuman: Hi\n\nAssistant: b"}, "`chosen` is empty"),

@@ -27,6 +27,10 @@ def sharegpt(speaker, text):
     return {"from": speaker, "value": text}
 
 
+def columns(messages):
+    return {name: [message[name] for message in messages] for name in ("role", "content")}
+
+
 def parts(message):
     return {**message, "content": [{"type": "text", "text": message["content"]}]}
 
@@ -50,6 +54,10 @@ FORMS = {
     "whole chats, prompt empty": {"prompt": "", **WHOLE},
     "whole transcripts": {"chosen": f"{TRANSCRIPT} A", "rejected": f"{TRANSCRIPT} B"},
     "whole transcripts, stripped": {"chosen": f"{TRANSCRIPT[2:]} A", "rejected": f"{TRANSCRIPT[2:]} B"},
+    "whole transcripts, CRLF": {
+        "chosen": f"{TRANSCRIPT} A".replace("\n", "\r\n"),
+        "rejected": f"{TRANSCRIPT} B".replace("\n", "\r\n"),
+    },
     "transcript and texts": {"prompt": TRANSCRIPT, "chosen": " A", "rejected": " B"},
     "transcript and transcripts": {"prompt": TRANSCRIPT, "chosen": f"{TRANSCRIPT} A", "rejected": f"{TRANSCRIPT} B"},
     "prompt in JSON": {"prompt": json.dumps(CHATS), "chosen": "A", "rejected": "B"},
@@ -59,6 +67,11 @@ FORMS = {
         "prompt": [sharegpt("human", "Hi"), sharegpt("gpt", "Yes?"), sharegpt("human", "Name a cup.")],
         "chosen": sharegpt("gpt", "A"),
         "rejected": sharegpt("gpt", "B"),
+    },
+    "columns of messages": {
+        "prompt": columns(CHATS),
+        "chosen": columns([assistant("A")]),
+        "rejected": columns([assistant("B")]),
     },
     "text parts": {
         "prompt": [parts(turn) for turn in CHATS],
