@@ -187,6 +187,7 @@ class Run:
     max_concurrency: int  # rows in progress at once
     failures: dict[int, str] = field(default_factory=dict)
     journal: Journal | None = None
+    dropped: int = 0  # while asking, for the progress bar
 
     async def ask(self):
         """
@@ -213,9 +214,10 @@ class Run:
                 self.failures[index] = str(error)
                 self._stop_if_nothing_works()
             except Dropped:
-                pass  # `results` reports it, like every row skipped by design
+                self.dropped += 1  # `results` reports the reason
             progress.set_postfix(
                 retries=sum(client.counts.retried for client in self.clients),
+                dropped=self.dropped,
                 failed=len(self.failures),
                 refresh=False,
             )
@@ -252,7 +254,7 @@ def check_rows(rows: Rows, check: Callable[[dict[str, Any]], Any], bad_rows: str
     Raises `ValueError` that counts the rows for which `check` raises one, or whose text is not valid, by kind.
     """
     bad, overlong = BadRows("", bad_rows), OverlongRows("")
-    for index in range(len(rows)):
+    for index in tqdm(range(len(rows)), "Checking rows", unit=" rows", disable=None):
         row: dict[str, Any] = {}
         try:
             row = rows[index]

@@ -3,6 +3,7 @@ import io
 import json
 import random
 import signal
+import sys
 import time
 import traceback
 
@@ -14,9 +15,8 @@ from critics_for_tests import make_pairs, save_critic, save_pairs, score_rows
 from scripts_for_tests import command_module
 from servers_for_tests import make_engine, serving
 from tokenizers_for_tests import make_tokenizer
-from trl import TrlParser
 
-from cloud_hf import CLoudForRewardModeling, CritiqueFormat
+from cloud_hf import CLoudForRewardModeling, CritiqueFormat, cli
 from cloud_hf.loading import load_reward_model
 
 
@@ -45,17 +45,16 @@ def options(critic, pairs, out, *more):
 
 def run(script, *options) -> Ended:
     """Run a script in this process, where the libraries are loaded."""
-    output, status = io.StringIO(), 0
+    output, status, command_line = io.StringIO(), 0, sys.argv
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         try:
-            module = command_module(script)
-            module.main(*TrlParser(module.ARGUMENTS).parse_args_and_config(list(map(str, options))))
+            cli.run(command_module(script).__name__, list(map(str, options)))
         except SystemExit as error:
-            status = error.code if isinstance(error.code, int) else 1
-            print(error.code)
+            status = error.code
         except Exception:
             status = 1
             traceback.print_exc()
+    sys.argv = command_line
     return Ended(status, output.getvalue())
 
 
