@@ -1,9 +1,10 @@
 """
 Read preference rows of any common form as a prompt and two responses.
 
-Each column is recognised by its shape: text, chat messages (`role` and `content`, also as a single message, with text parts, or with the
-empty fields of an OpenAI dump), a list of one text, ShareGPT turns (`from` and `value`), JSON of either, or an Anthropic transcript (`"\\n\\nHuman: …"`).
-Responses may be whole chats, with or without a column `prompt`. A dataset has one form; a row that can be read in two ways is refused.
+Each column is recognised by its shape: text (for a response, also a list of one), chat messages (`role` and `content`, also as a single
+message, with text parts, or with the empty fields of an OpenAI dump), ShareGPT turns (`from` and `value`), JSON of either, or an Anthropic
+transcript (`"\\n\\nHuman: …"`). Responses may be whole chats, with or without a column `prompt`. A dataset has one form; a row that can be
+read in two ways is refused.
 """
 
 import json
@@ -346,7 +347,7 @@ def _read_json(value: str, column: str) -> tuple[str, list[dict[str, Any]]] | No
         ) from error
     if isinstance(found, str):
         return _read_json(found, column)
-    if isinstance(found, dict) and isinstance(found.get("messages"), list):
+    if isinstance(found, dict) and isinstance(found.get("messages"), list) and found.keys() <= {"messages", "tools"}:
         raise ValueError(
             f"`{column}` could be text, or a chat as JSON with the key `messages`. Give the list of messages, and tools as the "
             "column `tools`."
