@@ -110,6 +110,8 @@ def run(module: str, arguments: Sequence[str] | None = None, prog: str | None = 
     prog = prog or Path(sys.argv[0]).name
     if not debug:
         _quiet_libraries()
+    # `datasets` logs the errors of unreadable files that it also raises
+    logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)
     try:
         if {"-h", "--help"} & set(arguments) and (page := help_page(module, prog)):
             print(page)
@@ -218,8 +220,12 @@ def explain(error: BaseException) -> str | None:
         return _explain_import(error)
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}."
+    if isinstance(error, UnicodeDecodeError):
+        return f"A file is not UTF-8 ({error}). Save it as UTF-8."
     package = type(error).__module__.split(".")[0]
     is_checked = isinstance(error, ValueError) and _raised_in(error) in _CHECKED_INPUT
+    if package == "safetensors":
+        return f"A file of weights is damaged ({error}). Copy or download the model again."
     if package in ("cloud_hf", "yaml") or isinstance(error, OSError) or is_checked:
         return str(error) or type(error).__name__
     return None

@@ -272,8 +272,12 @@ def is_local(name: str | None) -> bool:
 
 
 def check_name(name: str):
-    """Raise `FileNotFoundError` if `name` is neither a folder nor a possible Hub id."""
-    if not Path(name).exists():
+    """Raise `FileNotFoundError` if `name` is neither a folder with a config nor a possible Hub id."""
+    folder = Path(name)
+    if folder.exists():
+        if not any((folder / config).exists() for config in ("config.json", "adapter_config.json")):
+            raise FileNotFoundError(f"{name} is not a model: it has neither config.json nor adapter_config.json.")
+    else:
         try:
             validate_repo_id(name)
         except HFValidationError:

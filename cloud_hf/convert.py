@@ -349,7 +349,7 @@ def main(arguments: list[str] | None = None):
         print(f"Nothing was written. Without --dry_run, the result goes to {destination}.")
     else:
         write(conversion, destination)
-        print(f"Written to {destination}.")
+        print(f"Wrote the {conversion.to} layout to {destination}. Next: cloud-hf serve {destination}")
 
 
 if __name__ == "__main__":

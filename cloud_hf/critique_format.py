@@ -134,6 +134,8 @@ class CritiqueFormat:
         self.tokenizer = tokenizer
         self.critique = critique
         self.critique_prompt = spell_critique_prompt(critique_prompt, self.name)
+        if critique and not self.critique_prompt.strip():
+            raise ValueError("`critique_prompt` is empty; the critique turn needs text to open it.")
         self.critique_role = critique_role
         self.keep_thinking = keep_thinking
         self.chat_template_kwargs = with_clock(chat_template_kwargs or {})

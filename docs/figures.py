@@ -162,6 +162,17 @@ def builder_throughput(result: dict) -> str:
     )
 
 
+def read_rows(result: dict) -> str:
+    rows = [[form, f"{found['rows_per_second']:,}"] for form, found in result["forms"].items()]
+    memory = result["memory"]
+    return (
+        f"{result['rows']:,} rows of about 1.5 kB, in ten forms, on one processor core:\n\n"
+        + table(["form", "rows/s"], rows)
+        + f"\n\nThe limit is {result['slowest']['limit']:,} rows/s. The process took at most {memory['peak_resident_mb']:,} MB of memory, "
+        f"{memory['libraries_mb']} MB of it for the libraries. Measured by `benchmarks/read_rows.py`."
+    )
+
+
 def evaluation_overhead(result: dict) -> str:
     times = {backend: result[backend]["evaluate / direct"]["value"] for backend in ("transformers", "vllm")}
     rounds = " and ".join(str(result[backend]["rounds"]) for backend in times)
@@ -200,6 +211,7 @@ FIGURES: dict[str, Callable[[dict], str]] = {
         plan_accuracy,
         convert_memory,
         builder_throughput,
+        read_rows,
         evaluation_overhead,
         server_load,
     )

@@ -108,7 +108,9 @@ def main(args: PolicyArguments, training_args: GRPOConfig):
         "wall_s": time.monotonic() - started,
     }
     (output_dir / "report.json").write_text(json.dumps(report, indent=2))
-    print(f"{report['wall_s']:.0f} seconds; report in {output_dir}")
+    print(
+        f"Wrote the policy and report.json to {output_dir} after {report['wall_s']:.0f} s. Next: transformers chat {output_dir}"
+    )
 
 
 def load_scorer(args: PolicyArguments) -> Scorer:

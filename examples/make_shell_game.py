@@ -76,6 +76,11 @@ def main(args: ShellGameArguments, training_args: SFTConfig):
     trainer.train()
     trainer.save_model()
     trainer.save_state()
+    output = training_args.output_dir
+    print(
+        f"Wrote the datasets to {data} and the base model to {output}. Next: python examples/train_classic.py --config "
+        f"examples/configs/shell-game/classic.yaml --model_name_or_path {output} --dataset_name {data / 'pairs'} --output_dir classic"
+    )
 
 
 def pair_dataset(args: ShellGameArguments, seed: int) -> DatasetDict:

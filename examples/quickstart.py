@@ -20,6 +20,8 @@ from pathlib import Path
 
 from quickstart_stages import Stage, claim, lock, run_stages
 
+from cloud_hf.cli import ArgumentParser, run
+
 
 # Training stages of each arm after the shared base
 ARMS = {"classic": ("classic",), "cloud": ("critique_sft", "self_critiques", "cloud")}
@@ -68,35 +70,36 @@ def stages(seed: int) -> list[Stage]:
     ]  # fmt: skip
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: list[str]):
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--output_dir",
         help="folder for models, data and the report; defaults to runs/quickstart, plus -seedN for another seed",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of data, models and training")
-    args = parser.parse_args()
-    run = Path(args.output_dir or f"runs/quickstart{f'-seed{args.seed}' if args.seed else ''}")
+    args = parser.parse_args(arguments)
+    folder = Path(args.output_dir or f"runs/quickstart{f'-seed{args.seed}' if args.seed else ''}")
     started = time.monotonic()
 
     def heading(title: str):
         seconds = int(time.monotonic() - started)
         print(f"\n━━ {title}  [{seconds // 60}:{seconds % 60:02d}]", flush=True)
 
-    with lock(run) as held:
+    with lock(folder) as held:
         try:
-            claim(run, stages(args.seed), args.seed)
+            claim(folder, stages(args.seed), args.seed)
         except ValueError as error:
             parser.error(str(error))
         for name in ("report.json", "report.md"):  # remove those of an earlier run until this one ends
-            (run / name).unlink(missing_ok=True)
-        usage = run_stages(run, stages(args.seed), held, heading)
+            (folder / name).unlink(missing_ok=True)
+        usage = run_stages(folder, stages(args.seed), held, heading)
         heading("Report")
         from shell_game_report import write_report  # loads torch, needed only at the end
 
-        write_report(run, usage, ARMS, args.seed)
+        write_report(folder, usage, ARMS, args.seed)
     heading("Finished")
+    print(f"Wrote data, models and report.md to {folder}. Next: cloud-hf demo --model {folder / 'cloud'}")
 
 
 if __name__ == "__main__":
-    main()
+    run(__name__)

@@ -4,13 +4,13 @@ Write the report of a quickstart run: a table in the terminal, report.md with pl
 python examples/shell_game_report.py runs/quickstart
 """
 
-import argparse
 import json
 import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
 
+from cloud_hf.cli import ArgumentParser, run
 from cloud_hf.evaluation.formatting import Table, show
 from cloud_hf.evaluation.report.plots import plot_accuracy_by_group, plot_best_of_n, plot_reward_distributions
 
@@ -175,7 +175,11 @@ First `source .venv/bin/activate`.
 """
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Print the table of a finished quickstart run.")
+def main(arguments: list[str]):
+    parser = ArgumentParser(description="Print the table of a finished quickstart run.")
     parser.add_argument("run", type=Path, help="folder of the run")
-    print(results_table(json.loads((parser.parse_args().run / "report.json").read_text())["arms"]))
+    print(results_table(json.loads((parser.parse_args(arguments).run / "report.json").read_text())["arms"]))
+
+
+if __name__ == "__main__":
+    run(__name__)

@@ -203,7 +203,7 @@ def write_report(
         print("", render([best_of_n_section(result)]), sep="\n")
     for note in unjudged:
         print(note)
-    print(f"Report in {output_dir / 'best_of_n.md'}")
+    print(f"Wrote best_of_n.md and best_of_n.json to {output_dir}. Next: cloud-hf serve {args.models[0]}")
 
 
 NOT_JUDGED = (

@@ -44,7 +44,12 @@ def main(args: EvaluationArguments):
             f"Wrote {len(found)} of {len(results[name].evaluations)} headline metrics to {card}; the others lack rows."
         )
     by_model = {shown[name]: found.evaluations for name, found in results.items()}
-    print("", *headline_table(by_model).lines(), f"\nReport in {output_dir}", sep="\n")
+    print("", *headline_table(by_model).lines(), "", sep="\n")
+    models = " ".join(args.models)
+    print(
+        f"Wrote report.md and report.json to {output_dir}. Next: cloud-hf best-of-n --models {models} --dataset_name CANDIDATES "
+        f"--output_dir {output_dir}"
+    )
 
 
 def evaluate(

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..arguments import documented
 from ..cards import language_model_card, merged_card
-from ..configuration_cloud import CLoudConfig
+from ..configuration_cloud import CLoudConfig, check_name
 from ..loading import adapter_base, is_adapter, load_merged, read_model_config, tokenizer_source
 
 
@@ -40,6 +40,7 @@ ARGUMENTS = (MergeArguments,)
 
 def main(args: MergeArguments):
     name, output = args.model_name_or_path, Path(args.output_dir)
+    check_name(name)
     if not is_adapter(name):
         raise ValueError(f"{name} is not an adapter (it has no adapter_config.json), so there is nothing to merge.")
     if output.exists():
@@ -49,11 +50,13 @@ def main(args: MergeArguments):
     if isinstance(read_model_config(name, base=base), CLoudConfig):
         model = load_merged(name, base, dtype=args.dtype)
         card = merged_card(output.name, name, base, model.config.critique)
+        following = f"evaluate --models {output} --dataset_name PAIRS --output_dir evaluation"
     else:
         model = AutoModelForCausalLM.from_pretrained(base, revision=revision, dtype=args.dtype)
         model = PeftModel.from_pretrained(model, name).merge_and_unload()
         card = language_model_card(output.name, name, base)
+        following = f"self-critiques --model_name_or_path {output} --dataset_name PAIRS --output_dir self-critiques"
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
     card.save(output / "README.md")
-    print(f"Merged {name} into {base}: {output}")
+    print(f"Wrote {name}, merged into {base}, to {output}. Next: cloud-hf {following}")

@@ -13,6 +13,8 @@ from transformers import AutoTokenizer
 from ..arguments import check_bounds, documented
 from ..configuration_cloud import CLoudConfig
 from ..critique_format import CritiqueFormat
+from ..data.preference_rows import WITH_TOOLS, read_column
+from ..data.row_values import judged_chat, prompt_of, response_of
 from ..loading import check_reward_model, read_model_config, tokenizer_source
 from ..prompts import read_prompt
 from ..scores import Sampling, Score
@@ -34,7 +36,7 @@ class ScoreArguments(BackendArguments):
         response (`str`, *optional*):
             The response to score.
         input (`str`, *optional*):
-            JSON-lines file with the keys `prompt` (text or chat messages) and `response`; `-` reads standard input.
+            JSON-lines file with the keys `prompt` and `response`, in any form of a preference set's; `-` reads standard input.
         output (`str`, *optional*, defaults to `"-"`):
             JSON-lines file to write the rows to, with their `reward` and `critique`; `-` writes to standard output.
         num_critiques (`int`, *optional*, defaults to `1`):
@@ -80,13 +82,15 @@ def main(args: ScoreArguments):
     if args.output != "-" and not Path(args.output).absolute().parent.is_dir():
         raise ValueError(f"`output` is {args.output}, but its folder does not exist.")
     sampling = Sampling(args.num_critiques, args.temperature, args.max_new_tokens, args.seed)
-    check_rows(rows, name, args.model, sampling)
-    prompts, responses = [row["prompt"] for row in rows], [row["response"] for row in rows]
+    prompts, responses = zip(*map(read_chat, rows), strict=True)
+    check_chats(list(prompts), list(responses), name, args.model, sampling)
     # Standard output is reserved for the scores
     with contextlib.redirect_stdout(sys.stderr), open_backend(args.model, args.backend_arguments()) as (scorer, *_):
-        scores = scorer.score(prompts, responses, **asdict(sampling))
+        scores = scorer.score(list(prompts), list(responses), **asdict(sampling))
     given = [{}] if args.input is None else rows
     write_rows(args.output, [{**row, **summary(score)} for row, score in zip(given, scores, strict=True)])
+    if args.output != "-":
+        print(f"Wrote {len(rows)} rows with their rewards to {args.output}.", file=sys.stderr)
 
 
 def read_rows(path: str, name: str) -> list[dict[str, Any]]:
@@ -94,8 +98,8 @@ def read_rows(path: str, name: str) -> list[dict[str, Any]]:
     Read JSON lines.
 
     Raises:
-        `ValueError`: If a line is not a JSON object with a usable `prompt` and a text `response`. The message names the
-            row, counted from 0 without blank lines.
+        `ValueError`: If a line is not a JSON object with a usable `prompt` and `response`. The message names the row, counted from 0
+            without blank lines.
     """
     with contextlib.nullcontext(sys.stdin) if path == "-" else open(path, encoding="utf8") as file:
         lines = [line for line in file if line.strip()]
@@ -115,25 +119,28 @@ def _read_row(line: str, place: str) -> dict[str, Any]:
     for key in ("prompt", "response"):
         if key not in row:
             raise ValueError(f"{place} has no `{key}`.")
-    if not isinstance(row["response"], str):
-        raise ValueError(f"{place}: `response` is {row['response']!r:.60}; it must be text.")
     try:
-        read_prompt(row["prompt"])
+        read_prompt(read_chat(row)[0])
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from error
     return row
 
 
-def check_rows(rows: list[dict[str, Any]], name: str, model: str, sampling: Sampling):
-    """Check model, rows and options with only the config and the tokenizer, which is fast compared with loading weights."""
+def read_chat(row: dict[str, Any]) -> tuple[Any, Any]:
+    """Return the prompt and the response of a row as [`Scorer`] takes them."""
+    kind, prompt = read_column(row["prompt"], "prompt")
+    given = prompt_of(row if kind == WITH_TOOLS else {**row, "prompt": prompt})
+    return judged_chat(given, response_of(row, "response", allow_empty=True))
+
+
+def check_chats(prompts: list, responses: list, name: str, model: str, sampling: Sampling):
+    """Check model, chats and options with only the config and the tokenizer, which is fast compared with loading weights."""
     config = read_model_config(model)
     check_reward_model(model, config)
     assert isinstance(config, CLoudConfig)
     critique_format = CritiqueFormat.from_config(config, AutoTokenizer.from_pretrained(tokenizer_source(model)))
     try:
-        read_request(
-            critique_format, config, [row["prompt"] for row in rows], [row["response"] for row in rows], sampling
-        )
+        read_request(critique_format, config, prompts, responses, sampling)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
 

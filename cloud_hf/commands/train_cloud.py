@@ -36,3 +36,9 @@ def main(data_args: DataArguments, training_args: CLoudTrainingConfig, model_arg
     trainer.create_model_card(dataset_name=data_args.dataset_name)
     if training_args.push_to_hub:
         trainer.push_to_hub(dataset_name=data_args.dataset_name)
+    if trainer.is_world_process_zero():
+        output = training_args.output_dir
+        print(
+            f"Wrote the reward model to {output}. Next: cloud-hf evaluate --models {output} --dataset_name HELD_OUT_PAIRS "
+            "--output_dir evaluation"
+        )

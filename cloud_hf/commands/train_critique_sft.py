@@ -143,3 +143,9 @@ def main(
     trainer.save_state()
     if training_args.push_to_hub:
         trainer.push_to_hub(dataset_name=data_args.dataset_name)
+    if trainer.is_world_process_zero():
+        output = training_args.output_dir
+        print(
+            f"Wrote the language model to {output}. Next: cloud-hf self-critiques --model_name_or_path {output} "
+            f"--dataset_name {data_args.dataset_name} --output_dir self-critiques"
+        )

@@ -154,6 +154,10 @@ class CritiqueBuilder:
         except Dropped:
             return None
 
+    def needed(self, lengths: tuple[int, ...] | None) -> int | None:
+        """Return the tokens that a row of [`lengths`] needs with its critique."""
+        return None if lengths is None else max(lengths) + self.options.max_new_tokens + 1
+
     def has_room(self, prefix_length: int, max_new_tokens: int) -> bool:
         """Return whether the context has room for a critique of `max_new_tokens` tokens."""
         return self.context is None or prefix_length + max_new_tokens + 1 <= self.context
@@ -282,7 +286,7 @@ class ScorerCritic:
         A chunk is the set of responses passed to one scorer call. `longest_first` sorts by length, so that batches need little padding. Otherwise
         both responses to a prompt stay together, so that a prefix cache can serve the second one.
 
-        Raises `ValueError` naming the first row that cannot be used, before anything is computed.
+        Raises `ValueError` that counts the rows that cannot be used, before anything is computed.
         """
         options = self.builder.options
         jobs = self._jobs(rows)
@@ -308,7 +312,12 @@ class ScorerCritic:
     def _jobs(self, rows: Rows) -> list["_Job"]:
         """Return a job for each response of the rows that fit."""
         measured: list[tuple[Any, tuple[int, ...] | None]] = []
-        check_rows(rows, lambda row: measured.append((row["id"], self.builder.lengths(row))))
+
+        def measure(row: dict[str, Any]) -> int | None:
+            measured.append((row["id"], self.builder.lengths(row)))
+            return self.builder.needed(measured[-1][1])
+
+        check_rows(rows, measure)
         return [
             _Job(index, name, side, length)
             for index, (name, lengths) in enumerate(measured)

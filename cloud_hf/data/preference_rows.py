@@ -1,9 +1,10 @@
 """
 Read preference rows of any common form as a prompt and two responses.
 
-Each column is recognised by its shape: text, chat messages (`role` and `content`, also as a single message, with text parts, or with the
-empty fields of an OpenAI dump), ShareGPT turns (`from` and `value`), JSON of either, or an Anthropic transcript (`"\\n\\nHuman: …"`).
-Responses may be whole chats, with or without a column `prompt`. A dataset has one form; a row that can be read in two ways is refused.
+Each column is recognised by its shape: text (for a response, also a list of one), chat messages (`role` and `content`, also as a single
+message, with text parts, or with the empty fields of an OpenAI dump), ShareGPT turns (`from` and `value`), JSON of either, or an Anthropic
+transcript (`"\\n\\nHuman: …"`). Responses may be whole chats, with or without a column `prompt`. A dataset has one form; a row that can be
+read in two ways is refused.
 """
 
 import json
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from datasets import Dataset, Features, Json, LargeList, List, Value
+from tqdm import tqdm
 
 from ..prompts import part_text
 from .bad_rows import BadRows, without
@@ -32,6 +34,7 @@ Response = Any
 TEXT, MESSAGES, SHAREGPT, TRANSCRIPT, ABSENT = "text", "messages", "ShareGPT turns", "transcripts", "absent"
 WITH_TOOLS = "messages with tools"
 JSON_MESSAGES, JSON_SHAREGPT = "JSON of messages", "JSON of ShareGPT turns"
+ONE_MESSAGE, ONE_TEXT, MESSAGE_COLUMNS = "one message", "lists of one text", "columns of messages"
 
 _ROLES = {
     "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "assistant": "assistant", "model": "assistant",
@@ -40,6 +43,7 @@ _ROLES = {
 
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _LOOKS_LIKE_MESSAGES = re.compile(r"\s*\[?\s*\{\s*['\"](role|content|from|value)['\"]\s*:")
+_MAY_BE_JSON = re.compile(r"\s*\"?\s*\[?\s*\{\s*\\?['\"]")
 _RENDERED = re.compile(r"\s*(<\||<s>|\[INST\]|<start_of_turn>|<bos>)")
 
 
@@ -109,8 +113,9 @@ def read_preferences(
         `ValueError`: If a column is missing, rows cannot be used, or the dataset mixes forms; the message names all kinds.
     """
     check_columns(rows.column_names, (*SIDES, *required), name)
+    rows = rows.with_format(None)
     found, same, plain = _Scan(name, bad_rows), 0, True
-    for index, row in iterate_rows(rows):
+    for index, row in tqdm(iterate_rows(rows), name, len(rows), unit=" rows", disable=None):
         with found.row(index, row):
             read = read_preference(row)
             if check is not None:
@@ -123,7 +128,9 @@ def read_preferences(
         logger.warning("%s: chosen and rejected are the same in %d of %d rows.", name, same, len(rows))
     if form is None or form in _OURS:
         return rows
-    is_text = (form.prompt == TEXT and not form.whole) or (form.prompt == ABSENT and form.responses == TEXT)
+    is_text = (form.prompt == TEXT and not form.whole) or (
+        form.prompt == ABSENT and form.responses in (TEXT, ONE_TEXT)
+    )
     text, messages = Value("string"), List(Json())
     kinds = {"prompt": text if is_text else messages, **dict.fromkeys(SIDES, text if plain else messages)}
     return _convert(rows, kinds, _read_batch, plain=plain)
@@ -132,6 +139,7 @@ def read_preferences(
 def read_prompts(rows: Dataset, name: str, bad_rows: str = "error") -> Dataset:
     """Bring the column `prompt` of a dataset without responses to text or messages, as [`read_preferences`] does."""
     check_columns(rows.column_names, ("prompt",), name)
+    rows = rows.with_format(None)
     found = _Scan(name, bad_rows)
     for index, row in iterate_rows(rows):
         with found.row(index, row):
@@ -259,18 +267,17 @@ def read_preference(row: Mapping[str, Any]) -> Preference:
         raise ValueError(
             "`chat_template_kwargs` differ by row, but a reward model has the same in all chats. Remove the column."
         )
-    prompt_kind, prompt = read_column(row["prompt"], "prompt") if "prompt" in row else (ABSENT, [])
     (kind, chosen), (other, rejected) = (read_column(row[side], side) for side in SIDES)
     if kind != other:
         raise ValueError(f"`chosen` reads as {kind} but `rejected` as {other}; give both in the same form.")
+    # Whole chats need no prompt, so an empty one is none
+    has_prompt = "prompt" in row and (row["prompt"] not in (None, "", []) or _is_response(chosen))
+    prompt_kind, prompt = read_column(row["prompt"], "prompt") if has_prompt else (ABSENT, [])
     if isinstance(chosen, str) or isinstance(rejected, str):
-        return _with_texts(prompt_kind, prompt, str(chosen), str(rejected))
-    starts = {
-        side: turns[0]["role"] in ("assistant", "tool") for side, turns in zip(SIDES, (chosen, rejected), strict=True)
-    }
-    if len(set(starts.values())) > 1:
+        return _with_texts(prompt_kind, prompt, kind, str(chosen), str(rejected))
+    if _is_response(chosen) != _is_response(rejected):
         raise ValueError("one of `chosen` and `rejected` is a whole chat and the other only its end; give both alike.")
-    if starts["chosen"]:
+    if _is_response(chosen):
         if prompt_kind == ABSENT:
             raise ValueError(
                 "`chosen` and `rejected` start with the response and there is no `prompt`; add the column."
@@ -281,40 +288,80 @@ def read_preference(row: Mapping[str, Any]) -> Preference:
     return Preference(form, prompt, check_response(chosen, "chosen"), check_response(rejected, "rejected"))
 
 
+def _is_response(value: str | list[dict[str, Any]]) -> bool:
+    """Whether a column holds a response alone, not a whole chat."""
+    return isinstance(value, str) or value[0]["role"] in ("assistant", "tool")
+
+
 def read_column(value: Any, column: str) -> tuple[str, str | list[dict[str, Any]]]:
     """Return the kind of a prompt or response, and its text or messages. Raises `ValueError` naming the column."""
     if isinstance(value, str):
         return _read_text(value, column)
+    if (
+        isinstance(value, dict)
+        and value.keys() & {"role", "from"}
+        and all(isinstance(v, list) for v in value.values())
+    ):
+        # How `datasets` stores a `Sequence` of messages
+        turns = [dict(zip(value, turn, strict=True)) for turn in zip(*value.values(), strict=True)]
+        return MESSAGE_COLUMNS, _read_turns(turns, column)[1]
     turns = [value] if isinstance(value, dict) else value
     if column == "prompt" and isinstance(value, dict) and value.get("messages"):
         return WITH_TOOLS, _read_turns(value["messages"], column)[1]
     if isinstance(turns, list) and turns and all(isinstance(turn, dict) for turn in turns):
-        return _read_turns(turns, column)
+        kind, messages = _read_turns(turns, column)
+        return (ONE_MESSAGE if column == "prompt" and kind == MESSAGES and turns is not value else kind), messages
+    if column in SIDES and isinstance(value, list) and all(isinstance(text, str) for text in value) and value:
+        if len(value) > 1:
+            raise ValueError(f"`{column}` holds {len(value)} texts; make a row of each pair.")
+        kind, text = _read_text(value[0], column)
+        return (ONE_TEXT if kind == TEXT else kind), text
     raise ValueError(f"`{column}` is {value!r:.60}; give a string or a list of chat messages.")
 
 
 def _read_text(value: str, column: str) -> tuple[str, str | list[dict[str, Any]]]:
     if not value.strip():
         raise ValueError(f"`{column}` is empty.")
-    if value.startswith("\n\nHuman:") or (value.lstrip().startswith("Human:") and "\n\nAssistant:" in value):
-        return TRANSCRIPT, _transcript(value, column)
-    if column == "prompt" and "\n\nHuman:" in value and value.rstrip().endswith("\n\nAssistant:"):
+    lines = value.replace("\r\n", "\n")
+    if lines.startswith("\n\nHuman:") or (lines.lstrip().startswith("Human:") and "\n\nAssistant:" in lines):
+        return TRANSCRIPT, _transcript(lines, column)
+    if column == "prompt" and "\n\nHuman:" in lines and lines.rstrip().endswith("\n\nAssistant:"):
         raise ValueError(
             "`prompt` could be one message, or a transcript behind a first text. Give chat messages, with the first text as "
             "the system's."
         )
-    if _LOOKS_LIKE_MESSAGES.match(value):
-        try:
-            turns = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"`{column}` could be text, or chat messages that are not JSON ({error}). Write messages with `json.dumps`."
-            ) from error
-        turns = turns if isinstance(turns, list) else [turns]
-        if all(isinstance(turn, dict) and ({"role", "content"} <= turn.keys() or {"from", "value"} <= turn.keys()) for turn in turns):  # fmt: skip
-            kind, messages = _read_turns(turns, column)
-            return (JSON_SHAREGPT if kind == SHAREGPT else JSON_MESSAGES), messages
+    if _MAY_BE_JSON.match(value) and (found := _read_json(value, column)) is not None:
+        return found
     return TEXT, value
+
+
+def _read_json(value: str, column: str) -> tuple[str, list[dict[str, Any]]] | None:
+    """Return the kind and the messages of a text that holds them as JSON, also encoded twice; `None` for other texts."""
+    try:
+        found = json.loads(value)
+    except (ValueError, RecursionError) as error:
+        if not _LOOKS_LIKE_MESSAGES.match(value):
+            return None
+        raise ValueError(
+            f"`{column}` could be text, or chat messages that are not JSON ({error}). Write messages with `json.dumps`."
+        ) from error
+    if isinstance(found, str):
+        return _read_json(found, column)
+    if isinstance(found, dict) and isinstance(found.get("messages"), list) and found.keys() <= {"messages", "tools"}:
+        raise ValueError(
+            f"`{column}` could be text, or a chat as JSON with the key `messages`. Give the list of messages, and tools as the "
+            "column `tools`."
+        )
+    turns = found if isinstance(found, list) else [found]
+    if not all(map(_is_turn, turns)):
+        return None
+    kind, messages = _read_turns(turns, column)
+    return (JSON_SHAREGPT if kind == SHAREGPT else JSON_MESSAGES), messages
+
+
+def _is_turn(value: Any) -> bool:
+    names = value.keys() if isinstance(value, dict) else ()
+    return {"from", "value"} <= set(names) or ("role" in names and ("content" in names or "tool_calls" in names))
 
 
 def _transcript(value: str, column: str) -> list[dict[str, Any]]:
@@ -372,13 +419,14 @@ def _sharegpt(turn: Mapping[str, Any], column: str, place: int) -> dict[str, Any
 # ---------------------------------------------------------------------------------------------- prompt and responses
 
 
-def _with_texts(kind: str, prompt: Any, chosen: str, rejected: str) -> Preference:
-    if kind == ABSENT:
-        return Preference(Form(ABSENT, TEXT), *_common_beginning(chosen, rejected))
-    if kind == TRANSCRIPT:
+def _with_texts(prompt_kind: str, prompt: Any, kind: str, chosen: str, rejected: str) -> Preference:
+    form = Form(prompt_kind, kind)
+    if prompt_kind == ABSENT:
+        return Preference(form, *_common_beginning(chosen, rejected))
+    if prompt_kind == TRANSCRIPT:
         # The space behind "Assistant:"
         chosen, rejected = chosen.strip(), rejected.strip()
-    return Preference(Form(kind, TEXT), prompt, chosen, rejected)
+    return Preference(form, prompt, chosen, rejected)
 
 
 def _common_beginning(chosen: str, rejected: str) -> tuple[str, str, str]:
@@ -386,6 +434,10 @@ def _common_beginning(chosen: str, rejected: str) -> tuple[str, str, str]:
     if _RENDERED.match(chosen):
         raise ValueError(
             "`chosen` looks like a chat rendered by a template, and there is no `prompt`; give chat messages."
+        )
+    if _TURN.search(chosen):
+        raise ValueError(
+            "`chosen` could be text, or a transcript behind a first text. Give chat messages, with the first text as the system's."
         )
     length = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), None)
     length = min(len(chosen), len(rejected)) - 1 if length is None else length
@@ -408,6 +460,8 @@ def _split(
     while shared and chosen[shared - 1]["role"] not in ("user", "tool"):
         shared -= 1
     if not shared:
+        if strange := [turn["role"] for turn in chosen if turn["role"] in _ROLES.keys() - set(_ROLES.values())]:
+            raise ValueError(f"`chosen` has the role {strange[0]!r}; name it {_ROLES[strange[0]]!r}.")
         raise ValueError(
             "`chosen` and `rejected` are whole chats without a common user turn, so they answer different prompts."
         )

@@ -3,6 +3,7 @@
 import difflib
 import glob
 import re
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -62,6 +63,9 @@ READERS = {
     ".jsonl": "json", ".json": "json", ".ndjson": "json", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".arrow": "arrow",
 }  # fmt: skip
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+# pandas would read texts such as "NA" and "None" as missing, and a column of answers such as "4" as numbers
+_TEXT_COLUMNS = ("prompt", "chosen", "rejected", "chosen_feedback", "rejected_feedback", "response")
+_CSV_OPTIONS = {"keep_default_na": False, "na_values": [""], "converters": dict.fromkeys(_TEXT_COLUMNS, str)}
 # What `datasets` looks for in the names of files to tell splits apart
 _SPLIT_NAME = re.compile(r"(^|[^a-z])(train|training|test|testing|eval|evaluation|valid|validation|val|dev)([^a-z]|$)")
 
@@ -133,12 +137,20 @@ def _read_files(name: str, files: list[str]) -> Dataset:
             f"{name} has files of several kinds ({', '.join(sorted(map(str, endings)))}); name those of one."
         )
     kind = READERS[str(endings.pop())]
-    # pandas would read texts such as "NA" and "None" as missing
-    options: dict[str, Any] = {"keep_default_na": False, "na_values": [""]} if kind == "csv" else {}
+    options: dict[str, Any] = dict(_CSV_OPTIONS) if kind == "csv" else {}
     if files[0].endswith((".tsv", *(f".tsv{ending}" for ending in _COMPRESSED))):
         options["sep"] = "\t"
     try:
         return load_dataset(kind, data_files=files, split="train", **options)
-    except (DatasetGenerationError, StopIteration, ValueError) as error:
-        reason = str(error.__cause__ or error) or "it is empty."
-        raise ValueError(f"{name} cannot be read as {kind}: {reason}") from error
+    except (DatasetGenerationError, StopIteration, ValueError, OSError, EOFError) as error:
+        raise ValueError(f"{name} cannot be read as {kind}: {_reason(error, files)}") from error
+
+
+def _reason(error: Exception, files: list[str]) -> str:
+    """Say why `datasets` could not read files."""
+    with open(files[0], "rb") as file:
+        is_utf16 = file.read(2) in (BOM_UTF16_LE, BOM_UTF16_BE)
+    if is_utf16 or isinstance(error.__cause__, UnicodeDecodeError):
+        return f"it is not UTF-8{'' if is_utf16 else f' ({error.__cause__})'}. Save the file as UTF-8."
+    reason = str(error.__cause__ or error)
+    return "it holds no rows." if not reason or "corresponds to no data" in reason else reason

@@ -187,6 +187,7 @@ class Run:
     max_concurrency: int  # rows in progress at once
     failures: dict[int, str] = field(default_factory=dict)
     journal: Journal | None = None
+    dropped: int = 0  # while asking, for the progress bar
 
     async def ask(self):
         """
@@ -213,9 +214,10 @@ class Run:
                 self.failures[index] = str(error)
                 self._stop_if_nothing_works()
             except Dropped:
-                pass  # `results` reports it, like every row skipped by design
+                self.dropped += 1  # `results` reports the reason
             progress.set_postfix(
                 retries=sum(client.counts.retried for client in self.clients),
+                dropped=self.dropped,
                 failed=len(self.failures),
                 refresh=False,
             )
@@ -246,17 +248,20 @@ class Run:
 
 def check_rows(rows: Rows, check: Callable[[dict[str, Any]], Any], bad_rows: str = "error") -> list[int]:
     """
-    Check all rows before anything expensive starts, and return the positions of those to leave out under the policy `"drop"`.
+    Check all rows before anything expensive starts, and return the positions of those to leave out under the policy `"drop"`. `check` may
+    return the number of tokens that a row needs.
 
     Raises `ValueError` that counts the rows for which `check` raises one, or whose text is not valid, by kind.
     """
     bad, overlong = BadRows("", bad_rows), OverlongRows("")
-    for index in range(len(rows)):
+    for index in tqdm(range(len(rows)), "Checking rows", unit=" rows", disable=None):
         row: dict[str, Any] = {}
         try:
             row = rows[index]
-            check(row)
+            needed = check(row)
             json.dumps(row, ensure_ascii=False, default=str).encode()
+            if isinstance(needed, int):
+                overlong.lengths.append(needed)
         except UnicodeDecodeError as error:
             bad.add(index, row, f"it is not UTF-8 ({error}). Save the file as UTF-8.")
         except UnicodeEncodeError:
@@ -369,15 +374,17 @@ def complete_build(build: Build, folder: DatasetFolder) -> dict[str, Any]:
         raise SystemExit(f"Interrupted.\n{_resume_hint(folder)}") from None
 
 
-def run_builder(build: Build, folder: DatasetFolder, push_to_hub: str | None = None):
+def run_builder(build: Build, folder: DatasetFolder, following: str, push_to_hub: str | None = None):
     """
-    Run a builder to completion, print its counts, and upload the dataset.
+    Run a builder to completion, print its counts, upload the dataset, and print the command to run next.
 
     Args:
         build (`Coroutine` or `Callable`):
             Returns the counts, as [`build_dataset`] does. Pass a function if its work blocks.
         folder ([`DatasetFolder`]):
             Output folder.
+        following (`str`):
+            Command that reads the dataset, with `{}` for its path.
         push_to_hub (`str`, *optional*):
             Hub id to upload the dataset to.
 
@@ -387,7 +394,7 @@ def run_builder(build: Build, folder: DatasetFolder, push_to_hub: str | None = N
     counts = complete_build(build, folder)
     check_not_empty(counts, folder)
     print(
-        f"{counts['rows']} rows in {folder.path}, from {counts['rows_read']} ({counts['dropped']} dropped, {counts['failed']} "
+        f"{counts['rows']} rows from {counts['rows_read']} ({counts['dropped']} dropped, {counts['failed']} "
         f"failed; {counts['answers']} answers, {counts['answers_of_earlier_runs']} of them from earlier runs; "
         f"{counts['retries']} retries)."
     )
@@ -400,6 +407,9 @@ def run_builder(build: Build, folder: DatasetFolder, push_to_hub: str | None = N
         raise SystemExit(3)
     if push_to_hub:
         folder.push(push_to_hub)
+    if not folder.settings.get("shard", "0/1").endswith("/1"):
+        following = "cloud-hf merge-shards --output_dir MERGED --shards ALL_SHARDS"
+    print(f"Wrote {counts['rows']} rows to {folder.path}. Next: {following.format(folder.path)}")
 
 
 def check_not_empty(counts: dict[str, Any], folder: DatasetFolder):

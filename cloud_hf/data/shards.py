@@ -175,10 +175,7 @@ def main(args: MergeArguments):
         counts = asyncio.run(merge(shards, args.output_dir))
     except (JournalError, OSError) as error:
         raise SystemExit(str(error)) from None
-    print(
-        f"{counts['rows']} rows of {len(shards)} shards in {args.output_dir} ({counts['dropped']} dropped, "
-        f"{counts['failed']} failed)."
-    )
+    print(f"{counts['rows']} rows of {len(shards)} shards ({counts['dropped']} dropped, {counts['failed']} failed).")
     if counts["failed"]:
         failed = [str(shard.path) for shard in shards if shard.counts["failed"]]
         print(
@@ -186,3 +183,6 @@ def main(args: MergeArguments):
             "then merge again."
         )
         raise SystemExit(3)
+    print(
+        f"Wrote {counts['rows']} rows to {args.output_dir}. Next: the command for one shard's rows, with --dataset_name {args.output_dir}"
+    )

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tqdm import tqdm
+
 from ..critique_format import CritiqueFormat
 from ..data.bad_rows import BadRows, OverlongRows
 from ..data.fit_to_context import Overlong, check_policy, fit_to_context
@@ -54,7 +56,7 @@ def fit_rows(
     reserve = max_new_tokens + 1 if critique_format.critique else 0
     fitted, dropped, shortened = [], 0, 0
     bad, overlong, total = BadRows(name, bad_rows), OverlongRows(name), 0
-    for index, row in enumerate(rows):
+    for index, row in enumerate(tqdm(rows, f"Checking {name}", unit=" rows", disable=None)):
         total += 1
         try:
             responses, prompt = responses_of(row), prompt_of(row)

@@ -1,11 +1,12 @@
 """Benchmark rows: read them from files, and check rows and rewards."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from datasets import Dataset
 
 from ..data.preference_rows import PAIR_COLUMNS, Response
 from ..data.row_values import prompt_of, response_of
@@ -54,12 +55,20 @@ class BenchmarkRow:
         return any(right in self.rejected for right in self.chosen)
 
 
-def read_sources(names: Sequence[str], split: str, config: str | None = None) -> Iterator[tuple[str, int, Any]]:
-    """Read files or Hub datasets in turn. Yields the source, the index of the row in it, and the row. Files are read completely."""
+def read_sources(
+    names: Sequence[str],
+    split: str,
+    config: str | None = None,
+    read: Callable[[Dataset, str], Dataset] = lambda rows, name: rows,
+) -> Iterator[tuple[str, int, Any]]:
+    """
+    Load files or Hub datasets in turn, and bring their columns to ours with `read`. Yields the source, the index of the row in it, and the
+    row. Files are read completely.
+    """
     if not names:
         raise ValueError("Name at least one file or dataset to read.")
     for name in names:
-        for index, row in enumerate(load_rows(name, split, config)):
+        for index, row in enumerate(read(load_rows(name, split, config), name)):
             yield name, index, row
 
 

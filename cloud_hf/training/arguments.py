@@ -1,6 +1,7 @@
 """Command-line arguments shared by the training commands."""
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -9,7 +10,7 @@ from trl import ModelConfig
 from ..arguments import documented
 from ..configuration_cloud import check_name
 from ..data.journal import key_of
-from ..data.preference_rows import SIDES
+from ..data.preference_rows import SIDES, iterate_rows, read_preference
 from ..data.rows import check_columns, load_rows
 from ..loading import tokenizer_source
 
@@ -72,8 +73,7 @@ def split_by_prompt(rows: Dataset, test_size: float) -> tuple[Dataset, Dataset]:
     Raises:
         `ValueError`: If the share is not between 0 and 1, or leaves one part without a prompt.
     """
-    check_columns(rows.column_names, ("prompt",), "`test_size`")
-    keys = [key_of(prompt) for prompt in rows["prompt"]]
+    keys = [_prompt_key(row) for _, row in iterate_rows(rows)]
     prompts = sorted(set(keys))
     count = round(len(prompts) * test_size) if 0 < test_size < 1 else 0
     if not 0 < count < len(prompts):
@@ -85,6 +85,13 @@ def split_by_prompt(rows: Dataset, test_size: float) -> tuple[Dataset, Dataset]:
     for place, key in enumerate(keys):
         places[key in held_out].append(place)
     return rows.select(places[0]), rows.select(places[1])
+
+
+def _prompt_key(row: dict[str, Any]) -> str:
+    try:
+        return key_of(read_preference(row).prompt)
+    except (KeyError, ValueError):  # training counts the bad rows
+        return key_of(row.get("prompt"))
 
 
 _LORA_OPTIONS = (

@@ -10,7 +10,7 @@ from datasets import Dataset, Features, List, Value
 from ..critique_format import IGNORE_INDEX, CritiqueFormat, EncodedCritique
 from ..data.bad_rows import BadRows, OverlongRows, check_bad_rows
 from ..data.fit_to_context import OVERLONG_POLICIES, TRAINING_POLICIES, Overlong, check_policy, fit_to_context
-from ..data.preference_rows import SIDES, read_preferences
+from ..data.preference_rows import PAIR_COLUMNS, SIDES, read_preferences
 from ..data.row_values import (
     FEEDBACK_COLUMNS,
     check_equal_critiques,
@@ -61,6 +61,10 @@ def encode_pairs(
     if len(rows) == 0:
         raise ValueError(f"{title} has no rows.")
     required = FEEDBACK_COLUMNS if critique_format.critique else ()
+    # Columns of nulls, such as a `margin` that no row has
+    rows = rows.select_columns(
+        [name for name, kind in rows.features.items() if name in PAIR_COLUMNS or kind != Value("null")]
+    )
     rows = read_preferences(
         rows, title, required=required, bad_rows=bad_rows, check=_check_critiques if required else _check_margin
     )

@@ -6,6 +6,8 @@ from typing import Any
 from transformers import TrainingArguments
 from transformers.utils import is_torch_bf16_gpu_available
 
+from ..arguments import check_bounds
+
 
 # Some of these settings determine the optimizer states and the order of the data; some would be overwritten silently by the
 # restored optimizer state; the rest determine the loss and its gradient
@@ -50,9 +52,11 @@ def deepspeed_config(args: TrainingArguments) -> dict[str, Any]:
 
 def check_machine(args: TrainingArguments):
     """
-    Raise `ImportError` if DeepSpeed is requested but not installed, and `ValueError` if bf16 is requested but no GPU supports
-    it. Call it before the `__post_init__` of `TrainingArguments`, whose messages are less helpful.
+    Raise `ImportError` if DeepSpeed is requested but not installed, and `ValueError` if a number is out of range, or bf16 is requested but no GPU
+    supports it. Call it before the `__post_init__` of `TrainingArguments`, whose messages are less helpful.
     """
+    check_bounds(args, per_device_train_batch_size=1, per_device_eval_batch_size=1, gradient_accumulation_steps=1)
+    check_bounds(args, learning_rate=0, weight_decay=0, max_grad_norm=0)
     if args.deepspeed and importlib.util.find_spec("deepspeed") is None:
         raise ImportError(
             f"`deepspeed` is {args.deepspeed!r}, but DeepSpeed is not installed. Install it with `pip install "

@@ -46,9 +46,10 @@ import torch
 import yaml
 from peft import LoraConfig
 
+from ..adapters import read_model_config
 from ..arguments import check_bounds, documented
 from ..cli import run
-from ..configuration_cloud import CLoudConfig, read_config
+from ..configuration_cloud import CLoudConfig
 from ..modeling_cloud import _VOCABULARY_PER_CHUNK
 from .arguments import DataArguments, RewardModelConfig
 from .config import CLoudTrainingConfig
@@ -297,7 +298,7 @@ def largest_micro_batch(args: Any, config: CLoudConfig, plan: Plan) -> int:
 
 def read_model(args: Any) -> CLoudConfig:
     """Read the config of the reward model to train."""
-    config = read_config(args.model)
+    config = read_model_config(args.model)
     if not isinstance(config, CLoudConfig):
         config = CLoudConfig(text_config=config)
     config.critique = not args.classic and config.critique
@@ -413,7 +414,8 @@ def _divide(args: Any, config: CLoudConfig, step: StepMemory, lm_loss: float) ->
 
 
 def _read_recipe(path: str) -> dict:
-    recipe = yaml.safe_load(Path(path).read_text())
+    with open(path, encoding="utf8") as file:
+        recipe = yaml.safe_load(file)
     if not isinstance(recipe, dict):
         raise ValueError(f"`config` {path} is not a recipe: a recipe is a YAML mapping of options.")
     arguments = (DataArguments, CLoudTrainingConfig, RewardModelConfig)

@@ -7,6 +7,7 @@ import sys
 import pytest
 from models_for_tests import make_model
 from tokenizers_for_tests import make_tokenizer
+from user_rows import CHATS, TRANSCRIPT, assistant
 
 from cloud_hf import cli
 from cloud_hf.loading import load_reward_model
@@ -69,12 +70,26 @@ def test_json_lines_keep_their_keys(models, capsys, tmp_path, monkeypatch):
         assert again["rewards"] == pytest.approx(score.rewards, abs=1e-5)
 
 
+def test_rows_of_other_forms(models, capsys, tmp_path):
+    """As in a preference set."""
+    rows = [
+        {"prompt": CHATS, "response": "A"},
+        {"prompt": TRANSCRIPT, "response": "A"},
+        {"prompt": json.dumps(CHATS), "response": [assistant("A")]},
+    ]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = run(capsys, "--model", models / "classic", "--input", tmp_path / "in.jsonl")
+    assert len({row["reward"] for row in found}) == 1 and [row["prompt"] for row in found] == [
+        row["prompt"] for row in rows
+    ]
+
+
 @pytest.mark.parametrize(
     ("line", "says"),
     [
         ("[1]", "Row 1 is [1]; give an object"),
         ("{", "Row 1 is not JSON"),
-        ('{"prompt": "x", "response": 1}', "Row 1: `response` is 1; it must be text"),
+        ('{"prompt": "x", "response": 1}', "Row 1: `response` is 1; give a string or a list of chat messages"),
         ('{"prompt": [], "response": "x"}', "Row 1: `prompt`"),
         (json.dumps({"prompt": "x " * 4000, "response": "x"}), "Row 1: "),
     ],

@@ -6,7 +6,7 @@ import logging
 import pytest
 from datasets import Dataset
 from tokenizers_for_tests import make_tokenizer
-from user_rows import case
+from user_rows import CHATS, FORMS, TRANSCRIPT, assistant, sharegpt, user
 
 from cloud_hf import CritiqueFormat
 from cloud_hf.data.preference_rows import read_preference, read_preferences, read_prompts
@@ -15,59 +15,10 @@ from cloud_hf.data.rows import load_rows
 from cloud_hf.training.encoding import encode_pairs
 
 
-def user(text):
-    return {"role": "user", "content": text}
-
-
-def assistant(text, **fields):
-    return {"role": "assistant", "content": text, **fields}
-
-
-def sharegpt(speaker, text):
-    return {"from": speaker, "value": text}
-
-
-CHATS = [user("Hi"), assistant("Yes?"), user("Name a cup.")]
-TRANSCRIPT = "\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Name a cup.\n\nAssistant:"
-NULLS = {"refusal": None, "audio": None, "tool_calls": None, "annotations": [], "function_call": None}
 CALL = [{"type": "function", "function": {"name": "look", "arguments": '{"cup": "A", "box": null}'}}]
 
-# Each says the same as CHATS, "A" and "B"
-FORMS = [
-    {"prompt": CHATS, "chosen": "A", "rejected": "B"},
-    {"prompt": CHATS, "chosen": [assistant("A")], "rejected": [assistant("B")]},
-    {"prompt": CHATS, "chosen": assistant("A"), "rejected": assistant("B")},
-    {"chosen": [*CHATS, assistant("A")], "rejected": [*CHATS, assistant("B")]},
-    {"prompt": "Name a cup.", "chosen": [*CHATS, assistant("A")], "rejected": [*CHATS, assistant("B")]},
-    {"prompt": CHATS, "chosen": [*CHATS, assistant("A")], "rejected": [*CHATS, assistant("B")]},
-    {"chosen": f"{TRANSCRIPT} A", "rejected": f"{TRANSCRIPT} B"},
-    {"chosen": f"{TRANSCRIPT[2:]} A", "rejected": f"{TRANSCRIPT[2:]} B"},
-    {"prompt": TRANSCRIPT, "chosen": " A", "rejected": " B"},
-    {"prompt": TRANSCRIPT, "chosen": f"{TRANSCRIPT} A", "rejected": f"{TRANSCRIPT} B"},
-    {"prompt": json.dumps(CHATS), "chosen": "A", "rejected": "B"},
-    {"chosen": json.dumps([*CHATS, assistant("A")]), "rejected": json.dumps([*CHATS, assistant("B")])},
-    {
-        "prompt": [sharegpt("human", "Hi"), sharegpt("gpt", "Yes?"), sharegpt("human", "Name a cup.")],
-        "chosen": sharegpt("gpt", "A"),
-        "rejected": sharegpt("gpt", "B"),
-    },
-    {
-        "prompt": [{"role": turn["role"], "content": [{"type": "text", "text": turn["content"]}]} for turn in CHATS],
-        "chosen": [assistant([{"type": "text", "text": "A"}])],
-        "rejected": [assistant([{"type": "text", "text": "B"}])],
-    },
-    {"prompt": CHATS, "chosen": [assistant("A", **NULLS)], "rejected": [assistant("B", **NULLS)]},
-]
 
-
-@pytest.mark.parametrize("row", FORMS)
-def test_all_forms_encode_alike(row):
-    critique_format = CritiqueFormat(make_tokenizer("llama3"), critique=False)
-    expected = encode_pairs(Dataset.from_list(FORMS[:1]), critique_format, None, "error")
-    assert list(encode_pairs(Dataset.from_list([row]), critique_format, None, "error")) == list(expected)
-
-
-@pytest.mark.parametrize("row", FORMS)
+@pytest.mark.parametrize("row", FORMS.values(), ids=FORMS)
 def test_reading_twice_changes_nothing(row):
     once = read_preferences(Dataset.from_list([row]), "rows")
     assert list(read_preferences(once, "rows")) == list(once)
@@ -75,7 +26,7 @@ def test_reading_twice_changes_nothing(row):
 
 def test_forms_are_named_once_with_their_count(caplog):
     with caplog.at_level(logging.INFO):
-        read_preferences(Dataset.from_list(FORMS[6:7] * 3), "The set")
+        read_preferences(Dataset.from_list([FORMS["whole transcripts"]] * 3), "The set")
     assert caplog.messages == [
         "The set: 3 rows are read as whole chats (transcripts), whose common turns are the prompt."
     ]
@@ -107,6 +58,8 @@ def test_fields_of_messages_are_kept():
     turns = [assistant("look", tool_calls=CALL), {"role": "tool", "content": "A"}, assistant("It is A.")]
     found = read_preference({**row, "chosen": turns})
     assert judged_chat(found.prompt, found.chosen) == ([user("q"), *turns[:2]], "It is A.")
+    as_json = {side: json.dumps([{"role": "assistant", "tool_calls": CALL}]) for side in ("chosen", "rejected")}
+    assert read_preference({"prompt": "q", **as_json}).chosen == [{"role": "assistant", "tool_calls": CALL}]
     reasoning = assistant("4", reasoning_content="two and two")
     assert read_preference({**row, "chosen": reasoning}).chosen == [reasoning]
 
@@ -126,11 +79,17 @@ BAD = [
     ({"chosen": [sharegpt("alien", "a")], "rejected": [sharegpt("gpt", "b")]}, "turn 0 is .*alien.*give `value` as text"),
     ({"chosen": [sharegpt("function_call", "a")], "rejected": [sharegpt("gpt", "b")]}, "message with `tool_calls`"),
     ({"chosen": "[{'role': 'assistant', 'content': 'a'}]"}, "could be text, or chat messages that are not JSON"),
+    ({"chosen": ["a", "c"], "rejected": ["b", "d"]}, "`chosen` holds 2 texts; make a row of each pair"),
+    ({"prompt": '{"messages": [{"role": "user", "content": "q"}]}'}, "could be text, or a chat as JSON with the key `messages`"),
+    ({"prompt": "", "chosen": "a"}, "`prompt` is empty"),
+    ({"chosen": [{"role": "bot", "content": "a"}], "rejected": [assistant("b")]}, "a whole chat and the other only its end"),
+    ({"chosen": [{"role": "bot", "content": "a"}], "rejected": [{"role": "bot", "content": "b"}]}, "the role 'bot'; name it 'assistant'"),
     ({"prompt": "Be kind.\n\nHuman: Hi\n\nAssistant:"}, "could be one message, or a transcript behind"),
     ({"chat_template_kwargs": {"enable_thinking": False}}, "`chat_template_kwargs` differ by row"),
 ]  # fmt: skip
 ABSENT = [
     ({"chosen": "Yes.", "rejected": "No."}, "no common beginning; add the column `prompt`"),
+    ({"chosen": f"Be kind.{TRANSCRIPT} a", "rejected": f"Be kind.{TRANSCRIPT} b"}, "a transcript behind a first text"),
     ({"chosen": "<|im_start|>user a", "rejected": "<|im_start|>user b"}, "rendered by a template"),
     ({"chosen": [assistant("a")], "rejected": [assistant("b")]}, "there is no `prompt`; add the column"),
     ({"chosen": "\n\nHuman: Hi\n\nAssistant:", "rejected": "\n\nHuman: Hi\n\nAssistant: b"}, "`chosen` is empty"),
@@ -177,16 +136,10 @@ def test_a_row_that_is_not_text_is_named(tmp_path):
 
 
 def test_prompts_alone():
-    rows = read_prompts(Dataset.from_list([{"prompt": TRANSCRIPT}]), "The set")
-    assert rows[0]["prompt"] == CHATS
+    for prompt, messages in ((TRANSCRIPT, CHATS), (CHATS[0], CHATS[:1])):
+        assert read_prompts(Dataset.from_list([{"prompt": prompt}]), "The set")[0]["prompt"] == messages
 
 
-SAME = ("01_trl_ultrafeedback_implicit.jsonl", "02_h4_ultrafeedback.jsonl", "19_chosen_dict.jsonl", "21_content_parts.jsonl", "22_plain.csv", "23_hf_download", "24_shards")  # fmt: skip
-
-
-@pytest.mark.parametrize("name", SAME)
-def test_users_rows_encode_like_plain_columns(name):
-    critique_format = CritiqueFormat(make_tokenizer("llama3"), critique=False)
-    plain = encode_pairs(load_rows(case("22_plain.csv")), critique_format, None, "error")
-    found = encode_pairs(load_rows(case(name)), critique_format, None, "error")
-    assert list(found)[:4] == list(plain)
+def test_the_format_of_a_dataset_changes_nothing():
+    rows = Dataset.from_list([ROW] * 2).with_format("numpy")
+    assert read_preferences(rows, "The set").to_list() == [ROW] * 2

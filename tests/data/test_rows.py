@@ -37,9 +37,16 @@ def test_what_is_not_there_is_named(tmp_path):
     Dataset.from_dict({"prompt": []}).save_to_disk(tmp_path / "no-rows")
     with pytest.raises(ValueError, match="no-rows holds no rows"):
         load_rows(str(tmp_path / "no-rows"))
-    for name, text in (("empty.jsonl", ""), ("blank.jsonl", "\n\n"), ("broken.jsonl", '{"a": 1}\n{"a": ')):
+    for name, text in (("empty.jsonl", ""), ("blank.jsonl", "\n\n"), ("empty.json", "[]"), ("header.csv", "prompt\n")):
         (tmp_path / name).write_text(text)
-        with pytest.raises(ValueError, match=f"{name} cannot be read as json: \\w"):
+        with pytest.raises(ValueError, match=f"{name} cannot be read as (json|csv): it holds no rows"):
+            load_rows(str(tmp_path / name))
+    (tmp_path / "broken.jsonl").write_text('{"a": 1}\n{"a": ')
+    with pytest.raises(ValueError, match=r"broken.jsonl cannot be read as json: \w"):
+        load_rows(str(tmp_path / "broken.jsonl"))
+    for name, encoding in (("wide.jsonl", "utf-16"), ("wide.csv", "utf-16"), ("latin.csv", "latin-1")):
+        (tmp_path / name).write_text("prompt\né\n", encoding=encoding)
+        with pytest.raises(ValueError, match=r"it is not UTF-8.* Save the file as UTF-8"):
             load_rows(str(tmp_path / name))
     (tmp_path / "rows.xlsx").write_text("prompt")
     with pytest.raises(ValueError, match="a dataset file ends in"):
@@ -69,6 +76,7 @@ def test_whatever_load_dataset_reads(tmp_path):
 
 
 def test_texts_of_csv_files_stay_text(tmp_path):
-    (tmp_path / "rows.csv").write_text("prompt,chosen,rejected\nWhich abbreviation?,NA,None\nq,a,\n")
+    (tmp_path / "rows.csv").write_text("prompt,chosen,rejected,margin\nWhich abbreviation?,NA,None,1\n2 + 2?,4,,2\n")
     rows = load_rows(str(tmp_path / "rows.csv"))
-    assert rows[0]["chosen"] == "NA" and rows[0]["rejected"] == "None" and rows[1]["rejected"] is None
+    assert rows[0] == {"prompt": "Which abbreviation?", "chosen": "NA", "rejected": "None", "margin": 1}
+    assert rows[1] == {"prompt": "2 + 2?", "chosen": "4", "rejected": None, "margin": 2}

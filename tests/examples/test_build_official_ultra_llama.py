@@ -78,7 +78,7 @@ def test_every_id_must_have_a_prompt(ids, message, sources, tmp_path):
     DatasetDict(splits).save_to_disk(tmp_path / "bad")
     sources["--dataset_name"] = tmp_path / "bad"
     ended = run_script(SCRIPT, *options(sources, tmp_path / "out", *ORACLE), log_dir=tmp_path)
-    assert ended.status == 1 and message in ended.output, ended.output
+    assert ended.status == 2 and message in ended.output, ended.output
     assert not (tmp_path / "out").exists()
 
 
@@ -93,7 +93,7 @@ def test_every_id_must_have_a_prompt(ids, message, sources, tmp_path):
 )
 def test_mistakes_end_with_a_sentence(more, message, sources, tmp_path):
     ended = run_script(SCRIPT, *options(sources, tmp_path / "out", *more), log_dir=tmp_path)
-    assert ended.status == 1 and message in ended.output and not (tmp_path / "out").exists()
+    assert ended.status == 2 and message in ended.output and not (tmp_path / "out").exists()
 
 
 def test_all_is_found_on_the_hub_by_its_own_names(sources, tmp_path):

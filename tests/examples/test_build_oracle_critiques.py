@@ -50,7 +50,7 @@ def test_critiques_of_both_responses(pairs, tmp_path):
         ended = run_script(SCRIPT, *options(server, pairs, tmp_path / "out"), log_dir=tmp_path)
         assert ended.status == 0, ended.output
         assert read_rows(tmp_path / "out") == expected(make_rows(40))
-        assert "40 rows in" in ended.output and server.requests.total() == 80
+        assert "Wrote 40 rows to" in ended.output and server.requests.total() == 80
         again = run_script(SCRIPT, *options(server, pairs, tmp_path / "out"), log_dir=tmp_path)
         assert again.status == 0 and server.requests.total() == 80
     assert read_rows(tmp_path / "out") == expected(make_rows(40))
@@ -194,7 +194,7 @@ def test_a_run_in_which_nothing_works_stops(tmp_path):
     path.write_text("\n".join(map(json.dumps, make_rows(300))))
     with serve_completions(write=lambda body: web.json_response({"error": {"message": "no"}}, status=400)) as server:
         ended = run_script(SCRIPT, *options(server, path, tmp_path / "out"), log_dir=tmp_path)
-    assert ended.status == 1 and "The first 100 rows failed. The last error: status 400: no" in ended.output
+    assert ended.status == 2 and "The first 100 rows failed. The last error: status 400: no" in ended.output
 
 
 def test_a_failure_is_no_drop_and_is_tried_again(pairs, tmp_path):
@@ -225,11 +225,11 @@ def test_a_folder_of_others_is_left_alone(name, pairs, tmp_path):
     (out / name).write_text("mine")
     with serve_completions() as server:
         ended = run_script(SCRIPT, *options(server, pairs, out), log_dir=tmp_path)
-        assert ended.status == 1 and "hoose another" in ended.output.replace("name another", "choose another")
+        assert ended.status == 2 and "hoose another" in ended.output.replace("name another", "choose another")
         assert [path.name for path in out.iterdir()] == [name] and (out / name).read_text() == "mine"
         Dataset.from_list(make_rows(4)).save_to_disk(tmp_path / "rows")
         ended = run_script(SCRIPT, *options(server, tmp_path / "rows", tmp_path / "rows" / "x"), log_dir=tmp_path)
-        assert ended.status == 1 and "is the dataset folder or a folder inside it" in ended.output
+        assert ended.status == 2 and "is the dataset folder or a folder inside it" in ended.output
         assert server.requests.total() == 0
 
 
@@ -248,7 +248,7 @@ def test_the_same_rows_elsewhere_and_their_tools(tmp_path, pairs):
         assert server.requests.total() == 80
         path = moved / "tools" / "pairs.jsonl"
         ended = run_script(SCRIPT, *options(server, path, tmp_path / "out"), log_dir=tmp_path)
-        assert ended.status == 1 and "`hash` was" in ended.output
+        assert ended.status == 2 and "`hash` was" in ended.output
 
 
 def test_no_room_for_more_tokens_is_no_failure(pairs, tmp_path):
@@ -270,7 +270,7 @@ def test_no_room_for_more_tokens_is_no_failure(pairs, tmp_path):
 def test_no_row_left(pairs, tmp_path):
     with serve_completions(write=lambda body: ("x", "length")) as server:
         ended = run_script(SCRIPT, *options(server, pairs, tmp_path / "out"), log_dir=tmp_path)
-    assert ended.status == 1 and "Every row was left out" in ended.output and "Traceback" not in ended.output
+    assert ended.status == 2 and "Every row was left out" in ended.output and "Traceback" not in ended.output
     assert len(read_rejects(tmp_path / "out")) == 40
     assert read_rows(tmp_path / "out") == []  # a shard may keep none
 
@@ -316,11 +316,11 @@ def test_other_settings_are_refused(pairs, tmp_path):
             (["--critic_prompt_file", template], "critic_prompt"),
         ):
             ended = run_script(SCRIPT, *arguments, *more, log_dir=tmp_path)
-            assert ended.status == 1 and "started with other settings" in ended.output and f"`{name}`" in ended.output
+            assert ended.status == 2 and "started with other settings" in ended.output and f"`{name}`" in ended.output
         assert server.requests.total() == before
     with serve_completions(model="bigger") as server:
         ended = run_script(SCRIPT, *options(server, pairs, tmp_path / "out")[:-2], log_dir=tmp_path)
-        assert ended.status == 1 and '`critic_model` was "tiny" and is "bigger"' in ended.output
+        assert ended.status == 2 and '`critic_model` was "tiny" and is "bigger"' in ended.output
         assert server.requests.total() == 0
 
 
@@ -331,7 +331,7 @@ def test_two_writers_are_refused(pairs, tmp_path):
         while not server.requests:
             assert first.process.is_alive(), first.log.read_text()
         second = run_script(SCRIPT, *arguments, log_dir=tmp_path)
-        assert second.status == 1 and "Another process is writing to" in second.output
+        assert second.status == 2 and "Another process is writing to" in second.output
         assert first.wait().status == 0
     assert read_rows(tmp_path / "out") == expected(make_rows(40))
 
@@ -342,7 +342,7 @@ def test_a_full_disk_stops_cleanly_and_the_run_goes_on(pairs, tmp_path):
         arguments = options(server, pairs, tmp_path / "out", "--max_concurrency", 4)
         ended = run_script(SCRIPT, *arguments, log_dir=tmp_path, file_size_limit=6000)
         assert (
-            ended.status == 1 and "File too large" in ended.output and "run the same command to resume" in ended.output
+            ended.status == 2 and "File too large" in ended.output and "run the same command to resume" in ended.output
         )
         assert "Traceback" not in ended.output
         assert 0 < server.requests.total() < 80
@@ -366,7 +366,7 @@ def test_bad_rows_are_said_before_anything_is_asked(rows, message, tmp_path):
     path.write_text("\n".join(map(json.dumps, rows)))
     with serve_completions() as server:
         ended = run_script(SCRIPT, *options(server, path, tmp_path / "out"), log_dir=tmp_path)
-        assert ended.status == 1 and message in ended.output
+        assert ended.status == 2 and message in ended.output
         assert server.requests.total() == 0
 
 
@@ -374,7 +374,7 @@ def test_no_rows(tmp_path):
     Dataset.from_list(make_rows(2)).filter(lambda row: False).save_to_disk(tmp_path / "rows")
     with serve_completions() as server:
         ended = run_script(SCRIPT, *options(server, tmp_path / "rows", tmp_path / "out"), log_dir=tmp_path)
-    assert ended.status == 1 and "has no rows" in ended.output
+    assert ended.status == 2 and "has no rows" in ended.output
 
 
 def test_bytes_that_are_no_text(tmp_path):
@@ -382,20 +382,20 @@ def test_bytes_that_are_no_text(tmp_path):
     path.write_bytes(b'{"prompt": "x\xff", "chosen": "y", "rejected": "z"}\n')
     with serve_completions() as server:
         ended = run_script(SCRIPT, *options(server, path, tmp_path / "out"), log_dir=tmp_path)
-    assert ended.status == 1 and "it is not UTF-8" in ended.output
+    assert ended.status == 2 and "it is not UTF-8" in ended.output
 
 
 def test_a_server_that_is_down_or_refuses_the_key(pairs, tmp_path):
     with serve_completions(key="sk-right") as server:
         arguments = options(server, pairs, tmp_path / "out")
         ended = run_script(SCRIPT, *arguments, log_dir=tmp_path, OPENAI_API_KEY="sk-wrong")
-        assert ended.status == 1 and "holds a key that the server rejects" in ended.output
+        assert ended.status == 2 and "holds a key that the server rejects" in ended.output
         assert server.requests.total() == 0
         assert run_script(SCRIPT, *arguments, log_dir=tmp_path, OPENAI_API_KEY="sk-right").status == 0
     for path in [*tmp_path.glob("*.log"), *(tmp_path / "out").glob("*.json*"), tmp_path / "out" / "README.md"]:
         assert "sk-" not in path.read_text(), path
     ended = run_script(SCRIPT, *arguments, log_dir=tmp_path)
-    assert ended.status == 1 and "does not answer" in ended.output and "Traceback" not in ended.output
+    assert ended.status == 2 and "does not answer" in ended.output and "Traceback" not in ended.output
 
 
 def test_shards_hold_all_rows_once(pairs, tmp_path):
@@ -404,7 +404,7 @@ def test_shards_hold_all_rows_once(pairs, tmp_path):
             arguments = options(server, pairs, tmp_path / f"out{index}", "--shard", f"{index}/3")
             assert run_script(SCRIPT, *arguments, log_dir=tmp_path).status == 0
         ended = run_script(SCRIPT, *options(server, pairs, tmp_path / "x", "--shard", "3/3"), log_dir=tmp_path)
-        assert ended.status == 1 and "`shard` is '3/3'" in ended.output
+        assert ended.status == 2 and "`shard` is '3/3'" in ended.output
     rows = [row for index in range(3) for row in read_rows(tmp_path / f"out{index}")]
     assert rows == expected(make_rows(40))
     assert load_from_disk(str(tmp_path / "out0")).column_names[-2:] == ["chosen_feedback", "rejected_feedback"]

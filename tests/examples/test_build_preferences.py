@@ -219,7 +219,7 @@ def test_two_models_with_keys_of_their_own(prompts, tmp_path):
         assert all(is_judged(json.loads(body)) for body in judge.requests)
         arguments = options(writer, prompts, tmp_path / "x", "--gen_api_key_env", "GEN_KEY", judge=judge)
         ended = run_script(SCRIPT, *arguments, log_dir=tmp_path, OPENAI_API_KEY="sk-judge", GEN_KEY="sk-other")
-        assert ended.status == 1 and "GEN_KEY holds a key that the server rejects" in ended.output
+        assert ended.status == 2 and "GEN_KEY holds a key that the server rejects" in ended.output
     settings = json.loads((tmp_path / "out" / "build.json").read_text())["settings"]
     assert (settings["gen_model"], settings["judge_model"]) == ("writer", "judge")
     for path in [*tmp_path.glob("*.log"), *(tmp_path / "out").glob("*.json*"), tmp_path / "out" / "README.md"]:
@@ -483,11 +483,11 @@ def test_other_settings_are_refused(prompts, tmp_path):
             (["--limit", 29], "hash"),
         ):
             ended = run_script(SCRIPT, *arguments, *more, log_dir=tmp_path)
-            assert ended.status == 1 and "started with other settings" in ended.output and f"`{name}`" in ended.output
+            assert ended.status == 2 and "started with other settings" in ended.output and f"`{name}`" in ended.output
         assert server.requests.total() == before
         with serve_completions(model="other") as other:
             ended = run_script(SCRIPT, *options(server, prompts, tmp_path / "out", judge=other), log_dir=tmp_path)
-            assert ended.status == 1 and '`judge_model` was "tiny" and is "other"' in ended.output
+            assert ended.status == 2 and '`judge_model` was "tiny" and is "other"' in ended.output
             assert other.requests.total() == 0
 
 
@@ -505,7 +505,7 @@ def test_other_settings_are_refused(prompts, tmp_path):
 def test_bad_arguments(more, message, prompts, tmp_path):
     with serve_completions() as server:
         ended = run_script(SCRIPT, *options(server, prompts, tmp_path / "out", *more), log_dir=tmp_path)
-        assert ended.status == 1 and message in ended.output
+        assert ended.status == 2 and message in ended.output
         assert server.requests.total() == 0
 
 
@@ -524,7 +524,7 @@ def test_bad_rows_are_said_before_anything_is_asked(rows, message, tmp_path):
     path.write_text("\n".join(map(json.dumps, rows)))
     with serve_completions() as server:
         ended = run_script(SCRIPT, *options(server, path, tmp_path / "out"), log_dir=tmp_path)
-        assert ended.status == 1 and message in ended.output
+        assert ended.status == 2 and message in ended.output
         assert server.requests.total() == 0
 
 

@@ -93,7 +93,7 @@ def test_the_prompts_of_the_paper(paper, tmp_path):
     check_everything_is_accounted_for(tmp_path / "out")
     outcomes = {"read": 180, "exact duplicate": 60, "several turns": 60, "not drawn": 40, "kept": 20}
     assert record(tmp_path / "out")["counts"]["sources"]["ultrainteract"] == outcomes
-    assert "ultrafeedback: 20 read" in output and "40 prompts in" in output
+    assert "ultrafeedback: 20 read" in output and "Wrote 40 prompts to" in output
     card = (tmp_path / "out" / "README.md").read_text()
     assert "# Prompts" in card and "near_duplicate_threshold" in card and "exact duplicate" in card
 

@@ -3,6 +3,7 @@ import io
 import json
 import random
 import signal
+import sys
 import time
 import traceback
 
@@ -14,9 +15,8 @@ from critics_for_tests import make_pairs, save_critic, save_pairs, score_rows
 from scripts_for_tests import command_module
 from servers_for_tests import make_engine, serving
 from tokenizers_for_tests import make_tokenizer
-from trl import TrlParser
 
-from cloud_hf import CLoudForRewardModeling, CritiqueFormat
+from cloud_hf import CLoudForRewardModeling, CritiqueFormat, cli
 from cloud_hf.loading import load_reward_model
 
 
@@ -45,17 +45,16 @@ def options(critic, pairs, out, *more):
 
 def run(script, *options) -> Ended:
     """Run a script in this process, where the libraries are loaded."""
-    output, status = io.StringIO(), 0
+    output, status, command_line = io.StringIO(), 0, sys.argv
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         try:
-            module = command_module(script)
-            module.main(*TrlParser(module.ARGUMENTS).parse_args_and_config(list(map(str, options))))
+            cli.run(command_module(script).__name__, list(map(str, options)))
         except SystemExit as error:
-            status = error.code if isinstance(error.code, int) else 1
-            print(error.code)
+            status = error.code
         except Exception:
             status = 1
             traceback.print_exc()
+    sys.argv = command_line
     return Ended(status, output.getvalue())
 
 
@@ -221,7 +220,8 @@ def test_overlong_rows(critic, tmp_path):
         row["prompt"] = row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]
     save_pairs(pairs, rows)
     ended = run(SCRIPT, *options(critic, pairs, tmp_path / "out", *KEEP))
-    assert ended.status == 1 and "(id 'p1'): " in ended.output and "but the limit is 512" in ended.output
+    assert ended.status == 2 and "(id 'p1'): " in ended.output and "but the limit is 512" in ended.output
+    assert "1 of 3 rows are over-long" in ended.output
     more = [*KEEP, "--overlong_policy", "drop"]
     ended = run(SCRIPT, *options(critic, pairs, tmp_path / "dropped", *more))
     assert ended.status == 0, ended.output
@@ -254,10 +254,10 @@ def test_other_settings_are_refused(critic, pairs, tmp_path):
     assert run(SCRIPT, *arguments).status == 0
     for more, name in ((["--temperature", 0.5], "temperature"), (["--critique_prompt", "Well?"], "critique_prompt")):
         ended = run(SCRIPT, *arguments, *more)
-        assert ended.status == 1 and "started with other settings" in ended.output and f"`{name}`" in ended.output
+        assert ended.status == 2 and "started with other settings" in ended.output and f"`{name}`" in ended.output
     save_critic(copy, seed=4)
     ended = run(SCRIPT, *arguments)
-    assert ended.status == 1 and "`model_version` was" in ended.output and "Traceback" not in ended.output
+    assert ended.status == 2 and "`model_version` was" in ended.output and "Traceback" not in ended.output
 
 
 def test_a_reward_server_writes_the_same(critic, pairs, tmp_path, monkeypatch):
@@ -269,7 +269,7 @@ def test_a_reward_server_writes_the_same(critic, pairs, tmp_path, monkeypatch):
         more = ["--backend", "server", "--server_url", running.url]
         arguments = options(tmp_path / "cloud", pairs, tmp_path / "out", *more)
         ended = run(SCRIPT, *arguments)
-        assert ended.status == 1 and "status 401" in ended.output and "Traceback" not in ended.output
+        assert ended.status == 2 and "status 401" in ended.output and "Traceback" not in ended.output
         monkeypatch.setenv("CLOUD_API_KEY", "secret")
         ended = run(SCRIPT, *arguments)
     assert ended.status == 0, ended.output
@@ -360,7 +360,7 @@ def test_a_server_without_token_ids_is_refused(critic, pairs, critique_format, t
     with serve_completions(write=write_ids(critique_format, with_ids=False)) as server:
         more = ["--base_url", server.url]
         ended = run(SCRIPT, *options(critic, pairs, tmp_path / "out", *more))
-    assert ended.status == 1 and "does not return token ids" in ended.output and "Traceback" not in ended.output
+    assert ended.status == 2 and "does not return token ids" in ended.output and "Traceback" not in ended.output
 
 
 @pytest.mark.parametrize(
@@ -381,7 +381,7 @@ def test_mistakes_end_with_a_sentence(change, more, message, critic, tmp_path):
     rows[1] |= change
     pairs = save_pairs(tmp_path / "pairs.jsonl", rows)
     ended = run(SCRIPT, *options(critic, pairs, tmp_path / "out", *more))
-    assert ended.status == 1 and message in ended.output
+    assert ended.status == 2 and message in ended.output
     assert not (tmp_path / "out" / "journal.jsonl").exists() or len(journaled_keys(tmp_path / "out")) == 0
 
 

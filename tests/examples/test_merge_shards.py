@@ -35,7 +35,7 @@ def test_shards_of_oracle_critiques(tmp_path):
     counts = [json.loads((tmp_path / name / "build.json").read_text())["counts"] for name in ("merged", "whole")]
     assert counts[0] == counts[1]
     ended = run_script("merge_shards", "--shards", *folders[:3], "--output_dir", tmp_path / "x", log_dir=tmp_path)
-    assert ended.status == 1 and "1 of 4 shards are missing: 3" in ended.output
+    assert ended.status == 2 and "1 of 4 shards are missing: 3" in ended.output
     assert not (tmp_path / "x").exists()
 
 
@@ -63,12 +63,12 @@ def test_shards_of_different_rows_and_unfinished_ones_are_refused(tmp_path):
         build(server, 10, "c", "--shard", "1/2")
     ended = merge("a", "b")
     assert (
-        ended.status == 1
+        ended.status == 2
         and "they differ in `contents_of_all_shards`, `ids_of_all_shards`, `rows_of_all_shards`" in ended.output
     )
     assert merge("a", "c").status == 0
     ended = merge("a", "c", out="b")
-    assert ended.status == 1 and "started with other settings" in ended.output
+    assert ended.status == 2 and "started with other settings" in ended.output
     (tmp_path / "c" / "rejects.jsonl").write_text('{"index": 0, "id": "p5", "kind": "failed", "reason": "x"}\n')
     ended = merge("a", "c")
-    assert ended.status == 1 and "the number of rows or rejects differs from its build.json" in ended.output
+    assert ended.status == 2 and "the number of rows or rejects differs from its build.json" in ended.output

@@ -1,6 +1,8 @@
 """The scripts as a user types them, each in its own process."""
 
+import importlib
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from models_for_tests import save_language_model
 from scripts_for_tests import CPU, run
 from shared_data import shared_data
 
+from cloud_hf.cli import COMMANDS
 from cloud_hf.evaluation.scoring_arguments import short_names
 from cloud_hf.loading import load_reward_model
 
@@ -32,16 +35,33 @@ def runs(base_folder, pairs, tmp_path_factory):
     """All stages, one after the other."""
     out = tmp_path_factory.mktemp("runs")
     data = ["--dataset_name", pairs, "--max_length", 300, "--max_steps", 3, *CPU]
-    run("train_critique_sft", "--model_name_or_path", base_folder, "--output_dir", out / "sft", *data)
-    run(
+    said = [run("train_critique_sft", "--model_name_or_path", base_folder, "--output_dir", out / "sft", *data)]
+    said.append(run(
         "build_self_critiques", "--model_name_or_path", out / "sft", "--dataset_name", pairs, "--output_dir", out / "self",
         "--max_new_tokens", 6, "--batch_size", 4, "--longer_tries", 0, "--truncated", "keep",
-    )  # fmt: skip
+    ))  # fmt: skip
     data[1] = out / "self"
-    run("train_cloud", "--model_name_or_path", out / "sft", "--output_dir", out / "cloud", *data)
+    said.append(run("train_cloud", "--model_name_or_path", out / "sft", "--output_dir", out / "cloud", *data))
     data[1] = pairs
-    run("train_classic", "--model_name_or_path", base_folder, "--output_dir", out / "classic", *data)
+    said.append(run("train_classic", "--model_name_or_path", base_folder, "--output_dir", out / "classic", *data))
+    (out / "said").write_text("\n".join(text.splitlines()[-1] for text in said))
     return out
+
+
+def test_stages_end_with_what_to_run_next(runs):
+    lines = (runs / "said").read_text().splitlines()
+    commands = ["self-critiques", "train-cloud", "evaluate", "evaluate"]
+    for line, name, folder in zip(lines, commands, ("sft", "self", "cloud", "classic"), strict=True):
+        check_last_line(line, name, runs / folder)
+
+
+def check_last_line(line, name, folder):
+    """It names the output folder, and a command with options that it has."""
+    written, _, following = line.partition(" Next: cloud-hf ")
+    assert written.startswith("Wrote ") and str(folder) in written and following.split()[0] == name, line
+    command = importlib.import_module(COMMANDS[name][0])
+    options = {f"--{field.name}" for kind in command.ARGUMENTS for field in fields(kind)}
+    assert {word for word in following.split() if word.startswith("--")} <= options, line
 
 
 def test_stages_hand_over_to_each_other(runs):
@@ -71,7 +91,7 @@ def test_self_critiques_keep_prompts_and_other_columns(base_folder, tmp_path):
     first, second = load_from_disk(tmp_path / "out")
     assert first["prompt"] == "Hello?" and first["chosen_feedback_model"] == "gpt-4"
     assert second["prompt"].startswith("…") and isinstance(first["chosen_feedback"], str)
-    assert "2 rows in" in out and "1 prompt(s) shortened" in out
+    assert "Wrote 2 rows to" in out and "1 prompt(s) shortened" in out
 
 
 def test_evaluation_reports_every_model(runs, pairs, tmp_path):
@@ -85,6 +105,7 @@ def test_evaluation_reports_every_model(runs, pairs, tmp_path):
     for row in report["results"]:
         assert row["n"] == 8 and set(row["by_group"]) == {"0", "1"}
         assert f"{row['accuracy']:.1%}" in out
+    check_last_line(out.splitlines()[-1], "best-of-n", tmp_path)
     [scores] = tmp_path.glob("scores_*cloud_*.jsonl")
     rows = [json.loads(line) for line in scores.read_text().splitlines()]
     right = sum(row["chosen_reward"] > row["rejected_reward"] for row in rows)

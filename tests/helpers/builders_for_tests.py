@@ -15,7 +15,8 @@ from pathlib import Path
 
 from datasets import load_from_disk
 from scripts_for_tests import command_module
-from trl import TrlParser
+
+from cloud_hf import cli
 
 
 # Importing the libraries takes seconds: a server of forks does it once
@@ -31,15 +32,9 @@ def _run(script: str, options: list[str], log: str, environment: dict[str, str],
     with open(log, "w", buffering=1) as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         os.environ.update(environment)
         sys.argv = [f"{script}.py", *options]
-        module = command_module(script)
         try:
-            module.main(*TrlParser(module.ARGUMENTS).parse_args_and_config())
-        except SystemExit as error:
-            if isinstance(error.code, str):
-                print(error.code)
-                sys.exit(1)
-            raise
-        except BaseException:
+            cli.run(command_module(script).__name__)
+        except Exception:
             traceback.print_exc()
             sys.exit(1)
 

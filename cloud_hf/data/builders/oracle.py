@@ -104,7 +104,9 @@ def main(args: OracleCritiqueArguments):
         return lambda row: criticise(row, critic, template, sampling, args)
 
     clients = {"critic": args.client(args.base_url, args.model)}
-    run_builder(build_dataset(folder, rows, features, clients, make_work), folder, args.push_to_hub)
+    build = build_dataset(folder, rows, features, clients, make_work)
+    following = "cloud-hf train-critique-sft --model_name_or_path BASE --dataset_name {} --output_dir critic-sft"
+    run_builder(build, folder, following, args.push_to_hub)
 
 
 def judged_messages(row: dict[str, Any], side: str, template: str = CRITIC_PROMPT) -> list[dict[str, str]]:

@@ -172,7 +172,8 @@ def main(args: PreferenceArguments):
         return lambda row: prefer(row, gen, asked, args)
 
     build = build_dataset(folder, rows, new_features(rows, args), clients, make_work, PreferenceStatistics())
-    run_builder(build, folder, args.push_to_hub)
+    following = "cloud-hf oracle-critiques --base_url CRITIC --dataset_name {} --output_dir oracle-critiques"
+    run_builder(build, folder, following, args.push_to_hub)
 
 
 def messages_for_generator(row: dict[str, Any]) -> list[dict[str, Any]]:

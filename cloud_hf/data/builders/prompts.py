@@ -303,9 +303,13 @@ def main(args: PromptArguments):
     except (JournalError, OSError) as error:
         raise SystemExit(str(error)) from None
     check_not_empty(counts, folder)
-    print(f"{counts['rows']} prompts in {args.output_dir}.")
     if args.push_to_hub:
         folder.push(args.push_to_hub)
+    output = args.output_dir
+    print(
+        f"Wrote {counts['rows']} prompts to {output}. Next: cloud-hf build-preferences --gen_base_url WRITER --judge_base_url JUDGE "
+        f"--dataset_name {output} --output_dir preferences"
+    )
 
 
 def build(

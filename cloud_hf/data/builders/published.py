@@ -249,10 +249,15 @@ def main(args: PublishedDataArguments):
         raise SystemExit(str(error)) from None
     written = ", ".join(f"{len(rows)} {split} rows" for split, rows in splits.items())
     print(
-        f"{written} in {args.output_dir}; every prompt was found ({counts['rows_from_feedback']} in UltraFeedback, "
+        f"Every prompt was found ({counts['rows_from_feedback']} in UltraFeedback, "
         f"{counts['rows_from_interact']} in UltraInteract_pair)."
     )
     if counts["empty_prompts"]:
         print(f"{counts['empty_prompts']} prompt(s) are empty in the sources; training refuses such rows.")
     if args.push_to_hub:
         folder.push(args.push_to_hub)
+    stage, output = ("train-critique-sft", "critic-sft") if args.mode == "oracle" else ("train-cloud", "cloud-rm")
+    print(
+        f"Wrote {written} to {args.output_dir}. Next: cloud-hf {stage} --model_name_or_path MODEL --dataset_name {args.output_dir} "
+        f"--output_dir {output}"
+    )

@@ -17,7 +17,7 @@ from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 from transformers import AutoTokenizer
 
 from ...arguments import check_bounds, documented
-from ...configuration_cloud import CLoudConfig
+from ...configuration_cloud import CLoudConfig, check_name
 from ...critique_format import CritiqueFormat
 from ...generation import row_seed
 from ...loading import is_adapter
@@ -26,8 +26,8 @@ from ...serving.backends import BackendArguments
 from ..critiques import Critique, CritiqueBuilder, CritiqueTask, features_with_critiques
 from ..folder import DatasetFolder
 from ..journal import Journal, key_of
-from ..rows import Rows, row_name
-from ..run import Dropped, Run, run_builder
+from ..rows import Rows
+from ..run import Dropped, Run, check_rows, run_builder
 from .arguments import CriticArguments
 
 
@@ -153,8 +153,9 @@ class RayCritic:
         """
         Write all critiques that are missing from the journal, and return the reasons for failed rows by position.
 
-        Raises `ValueError` naming the first row that cannot be used, before an engine starts.
+        Raises `ValueError` that counts the rows that cannot be used, before an engine starts.
         """
+        check_rows(rows, lambda row: self.builder.needed(self.builder.lengths(row)))
         failures: dict[int, str] = {}
         for answer in engines.generate(self._requests(rows)):
             if answer["__inference_error__"]:
@@ -170,8 +171,6 @@ class RayCritic:
                 task = self.builder.fit(row)
             except Dropped:
                 continue
-            except ValueError as error:
-                raise ValueError(f"{row_name(index, row)}: {error}") from error
             for side, prefix in task.prefixes.items():
                 max_new_tokens = self._most_tokens(len(prefix.input_ids))
                 for number in range(options.num_critiques):
@@ -257,6 +256,7 @@ ARGUMENTS = (RayCritiqueArguments,)
 
 
 def main(args: RayCritiqueArguments):
+    check_name(args.model_name_or_path)
     if is_adapter(args.model_name_or_path):
         raise ValueError(
             f"{args.model_name_or_path} is a LoRA adapter. Merge it into a folder that every node can read with "
@@ -268,7 +268,8 @@ def main(args: RayCritiqueArguments):
     settings = args.settings("self critiques with Ray", rows, config, vllm_options=args.parsed_vllm_options())
     folder = DatasetFolder(args.output_dir, "Self critiques", settings)
     build = partial(write_with_ray, args, rows, config, args.is_reward_model(), folder)
-    run_builder(build, folder, args.push_to_hub)
+    following = f"cloud-hf train-cloud --model_name_or_path {args.model_name_or_path} --dataset_name {{}} --output_dir cloud-rm"
+    run_builder(build, folder, following, args.push_to_hub)
 
 
 def write_with_ray(

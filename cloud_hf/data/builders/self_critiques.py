@@ -93,7 +93,8 @@ def main(args: SelfCritiqueArguments):
         build = write_with_servers(args, rows, config, folder)
     else:
         build = partial(write_with_backend, args, rows, config, folder)
-    run_builder(build, folder, args.push_to_hub)
+    following = f"cloud-hf train-cloud --model_name_or_path {args.model_name_or_path} --dataset_name {{}} --output_dir cloud-rm"
+    run_builder(build, folder, following, args.push_to_hub)
 
 
 def check_servers(args: SelfCritiqueArguments):
@@ -130,7 +131,7 @@ async def write_with_servers(
         config, AutoTokenizer.from_pretrained(tokenizer_source(args.model_name_or_path))
     )
     builder = CritiqueBuilder(critique_format, args.context_length or context_length(config), args, args.bad_rows)
-    check_rows(rows, builder.lengths)
+    check_rows(rows, lambda row: builder.needed(builder.lengths(row)))
 
     def make_work(critic: JournaledClient):
         served = ServedCritic.of(critic, critique_format, config, args)

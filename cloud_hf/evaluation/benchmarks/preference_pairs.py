@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ...data.preference_rows import read_preferences
 from ..metrics.calibration import Calibration, calibrate
 from ..rows import BenchmarkRow, check_pairs, finite_rewards, make_pair, pair_rewards, read_sources
 from ..stats import BenchmarkScores, Estimate, group, share
@@ -14,13 +15,13 @@ from ..stats import BenchmarkScores, Estimate, group, share
 
 def load(names: Sequence[str], split: str = "test", config: str | None = None) -> list[BenchmarkRow]:
     """
-    Load files or Hub ids with the columns `prompt`, `chosen`, `rejected`, optional `id`, `subset`, `tools`. Without a `subset`
-    column, the name of the source is the subset.
+    Load files or Hub ids with preferences in any form that [`~data.preference_rows.read_preferences`] reads, optional `id`, `subset`,
+    `tools`. Without a `subset` column, the name of the source is the subset.
     """
     return check_pairs(
         [
             make_pair("A preference set", source, index, row, row.get("subset") or Path(source).name.split(".")[0])
-            for source, index, row in read_sources(names, split, config)
+            for source, index, row in read_sources(names, split, config, read_preferences)
         ]
     )
 

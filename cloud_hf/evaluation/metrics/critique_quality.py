@@ -10,7 +10,8 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ...critique_format import IGNORE_INDEX, CritiqueFormat, EncodedCritique
-from ...data.bad_rows import BadRows
+from ...data.bad_rows import BadRows, OverlongRows
+from ...data.fit_to_context import Overlong
 from ...data.preference_rows import SIDES, read_preferences, read_prompts
 from ...data.row_values import FEEDBACK_COLUMNS, judged_chat, listed, prompt_of, response_of
 from ...data.rows import check_columns, load_rows
@@ -101,19 +102,19 @@ def reference_losses(
         raise ValueError("This is a classic reward model: it writes no critiques, so no critique loss exists.")
     critique_format = CritiqueFormat.from_config(model.config, tokenizer)
     limit = context_length(model.config)
-    encoded, losses = [], {}
+    encoded, losses, overlong = [], {}, OverlongRows("")
     for place, row in enumerate(rows):
         prefix = critique_format.encode_prefix(row.prompt, row.response)
         sequence = critique_format.complete_for_training(prefix, row.critique)
         encoded.append(sequence)
-        if limit is None or len(sequence.input_ids) <= limit:
-            continue
-        if overlong_policy == "error":
-            raise ValueError(
-                f"Row {row.id!r}: {len(sequence.input_ids)} tokens with its critique, but the model's context holds {limit}. "
-                "Leave the row out, or choose another `overlong_policy`."
-            )
-        losses[place] = ReferenceLoss(0.0, 0)
+        length = len(sequence.input_ids)
+        if limit is None or length <= limit:
+            overlong.lengths.append(length)
+        elif overlong_policy == "error":
+            overlong.add(place, {"id": row.id}, str(Overlong(length, limit)), length)
+        else:
+            losses[place] = ReferenceLoss(0.0, 0)
+    overlong.settle()
     # Longest first: batches of similar length need little padding, and a lack of memory shows immediately
     order = sorted(set(range(len(encoded))) - losses.keys(), key=lambda place: -len(encoded[place].input_ids))
     for start in range(0, len(order), batch_size):

@@ -158,7 +158,7 @@ def test_a_row_that_cannot_be_used_is_named_before_an_engine_starts(tmp_path, mo
     folder = save_talker(tmp_path / "base")
     dataset = save_rows(tmp_path / "pairs.jsonl", [*ROWS[:2], {**ROWS[0], "prompt": "x " * 600}])
     monkeypatch.setattr(RayEngines, "_config", lambda self: pytest.fail("an engine was started"))
-    with pytest.raises(ValueError, match=r"row 2.*tokens with its critique, but the limit is 512"):
+    with pytest.raises(ValueError, match=r"Row 2.*tokens with its critique, but the limit is 512.* 1 of 3 rows"):
         build(folder, tmp_path / "out", dataset)
 
 

@@ -39,7 +39,8 @@ def test_what_has_no_loss_is_refused(model, classic_model):
     with pytest.raises(ValueError, match="classic reward model"):
         reference_losses(classic_model, make_tokenizer("llama3"), ROWS)
     with pytest.raises(
-        ValueError, match=r"Row 'long': \d+ tokens with its critique, but the model's context holds 512"
+        ValueError,
+        match=r"Row 3 \(id 'long'\): \d+ tokens with its critique, but the limit is 512.* 1 of 4 rows are over-long",
     ):
         reference_losses(model, make_tokenizer("llama3"), [*ROWS, CritiqueRow("long", "word " * 600, "r", "c")])
 
