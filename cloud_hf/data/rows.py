@@ -10,6 +10,8 @@ from typing import Any, Protocol
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
 
+from .journal import key_of
+
 
 class Rows(Protocol):
     """Rows by position: a `datasets.Dataset`, or a list of dictionaries."""
@@ -38,6 +40,20 @@ def check_columns(columns: list[str], required: tuple[str, ...], purpose: str):
     raise ValueError(
         f"{purpose} needs the column(s) {', '.join(missing)}{hint}. The dataset has: {', '.join(columns) or 'none'}."
     )
+
+
+def dataset_label(name: str) -> str:
+    """Return the name of a dataset for records: of a path, the last part, because the folder may differ between machines."""
+    return Path(name).resolve().name if Path(name).exists() else name
+
+
+def hash_of_rows(rows: Rows) -> str:
+    """Return a hash of the contents of rows, in their order."""
+    # Chain row hashes, because all rows together may not fit into memory
+    digest = ""
+    for row in rows:
+        digest = key_of(digest, row)
+    return digest
 
 
 def row_name(index: int, row: Mapping[str, Any]) -> str:
