@@ -117,6 +117,12 @@ class JournaledClient:
         if answer.finish_reason == "length":
             self.cut.add(key)
         if answer.model not in (None, self.client.model):
+            if not self.other_models:
+                print(
+                    f"{answer.model!r} answered a request to {self.client.model!r} ({self.role}), as the server says. The card counts such "
+                    "answers; check the server if it is another model, not a version of the one requested.",
+                    file=sys.stderr,
+                )
             self.other_models[key] = answer.model
         return answer
 

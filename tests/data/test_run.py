@@ -9,7 +9,8 @@ from datasets import Features, Value
 from cloud_hf.data import run
 from cloud_hf.data.completions import CompletionClient
 from cloud_hf.data.folder import DatasetFolder, read_record
-from cloud_hf.data.run import build_dataset
+from cloud_hf.data.journal import Journal
+from cloud_hf.data.run import JournaledClient, build_dataset
 
 
 BLOCKED = """
@@ -67,6 +68,18 @@ def test_the_record_says_where_sampling_defaults_come_from(tmp_path):
             build(folder, server)
         assert read_record(folder)["settings"]["gen_sampling_defaults"] == found
         assert "gen_sampling_defaults" in (folder / "README.md").read_text()
+
+
+def test_an_aborted_answer_of_an_earlier_version_is_asked_for_again(tmp_path):
+    async def ask(client, journal):
+        async with client:
+            journaled = JournaledClient(client, journal, "gen")
+            journal.add(journaled._key([0], [], {}), {"text": "half", "finish_reason": "abort"})
+            return await journaled.chat([0], [])
+
+    with serve_completions() as server, Journal(tmp_path / "journal.jsonl", {}) as journal:
+        answer = asyncio.run(ask(CompletionClient([server.url], "tiny"), journal))
+    assert answer.finish_reason == "stop" and server.answered.total() == 1
 
 
 def test_the_first_interrupt_ends_blocking_work(tmp_path):
