@@ -47,6 +47,16 @@ def dataset_label(name: str) -> str:
     return Path(name).resolve().name if Path(name).exists() else name
 
 
+def short_names(names: list[str]) -> dict[str, str]:
+    """Shorten paths and Hub ids to their last part, or to as many parts as distinguish them."""
+    parts = {name: Path(name).parts for name in names}
+    length = {
+        name: next(n for n in range(1, 100) if sum(p[-n:] == own[-n:] for p in set(parts.values())) == 1)
+        for name, own in parts.items()
+    }
+    return {name: "/".join(own[-length[name] :]).strip("/") for name, own in parts.items()}
+
+
 def hash_of_rows(rows: Rows) -> str:
     """Return a hash of the contents of rows, in their order."""
     # Chain row hashes, because all rows together may not fit into memory
