@@ -186,12 +186,13 @@ def check_match(splits: Mapping[str, Dataset]) -> int:
         for split, rows in splits.items()
         for index, name in enumerate(rows["id"])
     ]
+    texts = {split: rows.select_columns(["prompt", "chosen", "rejected"]) for split, rows in splits.items()}
     compared = 0
     for source in ("feedback", "interact"):
         places = sorted(place for place in found if place[0] == source)
         for start in range(0, len(places), _COMPARED):
             part = places[start : start + _COMPARED]
-            rows = [splits[split][index] for _, _, split, index in part]
+            rows = [texts[split][index] for _, _, split, index in part]
             prompts = [set(words(row["prompt"])) for row in rows]
             fit, number = match([set(words(f"{row['chosen']} {row['rejected']}")) for row in rows], prompts)
             if fit is not None and fit < _LEAST_FIT:
