@@ -51,7 +51,8 @@ def _base_folder(adapter: Path) -> Path | None:
     """Return the folder of an adapter's base, if `adapter` is one and its base is a folder."""
     config = adapter / "adapter_config.json"
     base = json.loads(config.read_text(encoding="utf8")).get("base_model_name_or_path") if config.is_file() else None
-    return Path(base) if base and Path(base).is_dir() else None
+    # A local base is recorded by its path from the adapter's folder; other tools record one from the working directory
+    return next((path for path in (adapter / base, Path(base)) if path.is_dir()), None) if base else None
 
 
 def hash_of_weights(folder: str | Path, by_tensor: bool = True) -> str:

@@ -20,6 +20,8 @@ Probes: length, style, special_tokens, forged_critiques, trivial_answers, empty_
 
 --reference_critiques FILES compares critiques with reference critiques, and measures the model's loss on the latter.
 
+--compare RESULTS_A RESULTS_B instead compares the scores of two earlier runs, on the rows that both scored.
+
 Writes report.md with plots, report.json, RewardBench's results files for each model (also of RewardBench 2 and the prior
 sets), and all scores with their critiques (one Parquet file per model, one JSON-lines file per model and dataset, separate
 Parquet files for self-consistency and probes). Each score is recorded in journal_MODEL.jsonl: the same command resumes an

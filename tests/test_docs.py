@@ -36,6 +36,7 @@ NOT_RUN = {
     "--arena_hard lmarena-ai/arena-hard-auto-v0.1": "downloads ArenaHard; tests/commands/test_best_of_n_command.py runs it on files",
     "--mode oracle": "downloads the published data; tests/examples/test_build_official_ultra_llama.py runs it on files",
     "--mode self-gen": "downloads the published data, likewise",
+    "--compare results": "reads two earlier runs; tests/evaluation/report/test_comparison.py has some",
     "--base_url http://127.0.0.1:8002/v1": "needs vLLM's server; tests/examples/test_self_critiques_with_vllm.py starts one",
     "--ray_address auto": "needs a Ray cluster; tests/data/builders runs it on one node",
     "grpo_with_cloud.py": "trains for minutes; tests/examples/test_grpo.py runs it with few rows",

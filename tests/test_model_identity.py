@@ -67,10 +67,15 @@ def test_an_adapter_is_another_model_over_another_base(tmp_path):
     base = save_language_model(tmp_path / "base")
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(target_modules=["q_proj"]))
     model.save_pretrained(tmp_path / "adapter")
-    before = version(tmp_path / "adapter")
-    assert before == version(tmp_path / "adapter")
-    save_language_model(tmp_path / "base", seed=1)
-    assert version(tmp_path / "adapter") != before
+    config = tmp_path / "adapter" / "adapter_config.json"
+    recorded = json.loads(config.read_text())
+    for path in (str(base), "../base"):  # as PEFT and as this package name it
+        config.write_text(json.dumps({**recorded, "base_model_name_or_path": path}))
+        save_language_model(tmp_path / "base")
+        before = version(tmp_path / "adapter")
+        assert before == version(tmp_path / "adapter")
+        save_language_model(tmp_path / "base", seed=1)
+        assert version(tmp_path / "adapter") != before
 
 
 @pytest.mark.parametrize("by_tensor", [True, False])

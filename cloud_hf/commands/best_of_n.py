@@ -3,12 +3,13 @@
 from dataclasses import asdict, dataclass, field
 from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 from ..arguments import check_bounds, documented
 from ..evaluation.arena_hard.arguments import Arena, ArenaHardArguments, gather_candidates, load_arena
 from ..evaluation.arena_hard.judge import Judged, judge_candidates
 from ..evaluation.candidates import ScoredSet, Scores, SetResult, arena_results, places_to_judge, replay_result
-from ..evaluation.environment import describe, environment
+from ..evaluation.environment import describe, describe_set, environment, names_without_folders, rename
 from ..evaluation.fitting import FittedRows, fit_rows
 from ..evaluation.formatting import file_name, picture_name
 from ..evaluation.journaled_scorer import JournaledScorer, batches_by_length, default_chunk_size, open_score_journal
@@ -18,6 +19,7 @@ from ..evaluation.report.files import write_json, write_json_lines
 from ..evaluation.report.plots import plot_curves
 from ..evaluation.scoring_arguments import ScoringArguments, load_datasets, open_scorer, short_names
 from ..evaluation.sets import score_sets
+from ..evaluation.stats import json_safe
 
 
 VERSION = 2
@@ -85,11 +87,13 @@ def main(args: BestOfNArguments):
         )
         results += by_category
     shown = short_names(args.models)
+    names = names_without_folders(args, shown | short_names(args.dataset_name))
     for name in shown.values():
         votes = {ARENA_HARD: judged}
         selected = [row for found in scored.values() for row in found.selected(name, votes.get(found.name))]
-        write_json_lines(selected, output_dir / file_name("selected", name, "jsonl"))
-    write_report(results, unjudged, counts, args, output_dir)
+        write_json_lines(rename(selected, names), output_dir / file_name("selected", name, "jsonl"))
+    described = [describe_set("problems", name, problems) for name, problems in sets.items()]
+    write_report(results, unjudged, counts, args, output_dir, described)
     if counts.get("failed"):
         print(
             f"{counts['failed']} question(s) or verdict(s) failed; see rejects.jsonl. Run the same command again to retry them."
@@ -174,9 +178,14 @@ def arena_notes(counts: dict[str, int], args: BestOfNArguments) -> list[str]:
 
 
 def write_report(
-    results: list[SetResult], unjudged: list[str], counts: dict[str, int], args: BestOfNArguments, output_dir: Path
+    results: list[SetResult],
+    unjudged: list[str],
+    counts: dict[str, int],
+    args: BestOfNArguments,
+    output_dir: Path,
+    sets: list[dict[str, Any]],
 ):
-    """Write report, plots and JSON; `unjudged` are notes on datasets without results."""
+    """Write report, plots and JSON; `unjudged` are notes on datasets without results, `sets` describe the candidates."""
     models = {shown: name for name, shown in short_names(args.models).items()}
     sections = [Section("Best-of-N", level=1)]
     for number, result in enumerate(results):
@@ -187,7 +196,8 @@ def write_report(
         sections.append(Section(notes=unjudged))
     elif not results:
         sections.append(Section(text=NOT_JUDGED))
-    run = environment(args)
+    names = names_without_folders(args, short_names(args.models) | short_names(args.dataset_name))
+    run = rename(environment(args) | {"sets": sets}, names)
     sections.append(Section("Settings", f"{SETTINGS_TEXT.format(**asdict(args))}\n{describe(run)}"))
     page = {
         "version": VERSION,
@@ -197,7 +207,7 @@ def write_report(
         "unjudged": unjudged,
         "results": [summary for result in results for summary in result.summaries(models)],
     }
-    write_json(page, output_dir / "best_of_n.json")
+    write_json(rename(json_safe(page), names), output_dir / "best_of_n.json")
     (output_dir / "best_of_n.md").write_text(render(sections), encoding="utf8")
     for result in results:
         print("", render([best_of_n_section(result)]), sep="\n")

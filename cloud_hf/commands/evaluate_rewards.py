@@ -12,6 +12,7 @@ from ..evaluation.journaled_scorer import JournaledScorer, batches_by_length, de
 from ..evaluation.outcomes import CritiqueResult, losses_of_sets
 from ..evaluation.probes import run_probes
 from ..evaluation.report import headline_table, write_report, write_results
+from ..evaluation.report.comparison import write_comparison
 from ..evaluation.scoring_arguments import open_scorer, short_names
 from ..evaluation.sets import ModelResults, Sets, card_results, load_sets, sample_critiques, score_sets, summarize
 
@@ -20,12 +21,15 @@ ARGUMENTS = (EvaluationArguments,)
 
 
 def main(args: EvaluationArguments):
+    if args.compare:
+        write_comparison(args.compare, args.output_dir)
+        return
     sets = load_sets(args)
     names = [*args.dataset_name, *args.best_of_n, *args.reference_critiques]
     shown = short_names(args.models) | short_names(names)
     output_dir = Path(args.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    results = {}
+    results, described = {}, sets.describe()
     with ExitStack() as stack:
         journals = {
             name: stack.enter_context(open_score_journal("journal", name, shown[name], args, SETTINGS))
@@ -34,7 +38,7 @@ def main(args: EvaluationArguments):
         for name in args.models:
             results[name] = evaluate(name, args, sets, journals[name], shown)
             write_results(name, results[name], shown, output_dir)
-            write_report(results, args, shown, output_dir)
+            write_report(results, args, shown, output_dir, described)
     for name in args.models if args.update_card else ():
         settings = {key: getattr(args, key) for key in ("num_critiques", "temperature", "max_new_tokens")}
         found = card_results(results[name].evaluations, sets, settings, args.dataset_test_split)

@@ -31,9 +31,9 @@ def main(data_args: DataArguments, training_args: CLoudTrainingConfig, model_arg
         peft_config=get_peft_config(model_args),
     )
     trainer.train(resume_from_checkpoint=checkpoint_to_resume(training_args))
-    trainer.save_model()
     trainer.save_state()
     trainer.create_model_card(dataset_name=data_args.dataset_name)
+    trainer.save_model()  # last, because it also uploads, which the Hub may refuse
     if training_args.push_to_hub:
         trainer.push_to_hub(dataset_name=data_args.dataset_name)
     if trainer.is_world_process_zero():

@@ -139,8 +139,8 @@ def main(
     if isinstance(trainer.model, PeftModel):
         check_tied_layers(trainer.model)
     trainer.train(resume_from_checkpoint=checkpoint_to_resume(training_args))
-    trainer.save_model()
     trainer.save_state()
+    trainer.save_model()  # last, because it also uploads, which the Hub may refuse
     if training_args.push_to_hub:
         trainer.push_to_hub(dataset_name=data_args.dataset_name)
     if trainer.is_world_process_zero():

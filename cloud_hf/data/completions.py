@@ -6,7 +6,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -25,6 +25,8 @@ _CONNECT_TIMEOUT = 10.0
 _LONGEST_RETRY_AFTER = 300.0
 _TRANSIENT = (408, 409, 425, 429)
 _REFUSED_KEY = (401, 403)
+# vLLM would take what a chat request leaves out from the model's generation_config.json
+_NEUTRAL_SAMPLING = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 # Messages with which servers reject a request that exceeds the model's context
 _TOO_LARGE = (400, 413, 422)
 _SPEAKS_OF_LENGTH = re.compile(r"context|length|too (long|large)|max\w*_tokens", re.IGNORECASE)
@@ -144,6 +146,9 @@ class CompletionClient:
         self.max_concurrency = max_concurrency
         self.max_retries = max_retries
         self.counts = RequestCounts()
+        # Sampling fields of every chat request, unless it has others; known after `check`
+        self.sampling_defaults: dict[str, Any] = {}
+        self.on_answer: Callable[[], None] = lambda: None
         self._key = os.environ.get(api_key_env, "").strip() or None
         if self._key is not None and not (self._key.isascii() and self._key.isprintable()):
             raise ValueError(
@@ -197,7 +202,7 @@ class CompletionClient:
             `RequestFailed`: If the request is rejected, or fails after all retries.
             `ServerUnusable`: If no request can succeed.
         """
-        return await self._ask("/chat/completions", {"messages": messages, **sampling})
+        return await self._ask("/chat/completions", {"messages": messages, **self.sampling_defaults, **sampling})
 
     async def complete(self, prompt_ids: Sequence[int], **sampling) -> Answer:
         """
@@ -219,29 +224,34 @@ class CompletionClient:
 
     async def check(self):
         """
-        Check every server before the first request, and set `model` if it was not given.
+        Check every server before the first request, and set `model` if it was not given. If all are vLLM's, chat requests set every
+        sampling field, because their defaults would be those of the model's `generation_config.json`.
 
         Raises:
             `ServerUnusable`: If a server does not answer, rejects the key, or does not serve the model.
         """
+        owners = []
         for server in self._servers:
             names = await self._models(server)
             if names is None:
                 print(f"{server.url} does not list its models, so it may not serve {self.model!r}.")
                 if self.model is None:
                     raise ServerUnusable(f"{server.url} does not list its models; set `model`.")
+                owners.append(None)
                 continue
             if self.model is None and len(names) == 1:
-                self.model = names[0]
+                [self.model] = names
             if self.model not in names:
                 wanted = "Set `model` to one of them" if self.model is None else f"It does not serve {self.model!r}"
                 raise ServerUnusable(f"{server.url} serves {', '.join(sorted(names)) or 'no model'}. {wanted}.")
+            owners.append(names[self.model])
+        self.sampling_defaults = _NEUTRAL_SAMPLING if set(owners) == {"vllm"} else {}
 
-    async def _models(self, server: _Server) -> list[str] | None:
-        """Return the names of the models; `None` if the server does not list them."""
+    async def _models(self, server: _Server) -> dict[str, Any] | None:
+        """Return the models by name with their owners, as the server says; `None` if the server does not list them."""
         try:
             response = await server.client.get("/models", cast_to=httpx2.Response)
-            return [model["id"] for model in json.loads(response.content)["data"]]
+            return {model["id"]: model.get("owned_by") for model in json.loads(response.content)["data"]}
         except APIStatusError as error:
             if error.status_code in _REFUSED_KEY:
                 raise self._key_refused(server, error) from None
@@ -250,7 +260,7 @@ class CompletionClient:
             raise ServerUnusable(f"{server.url} returned {self._describe(error)}.") from None
         except APIConnectionError as error:
             raise ServerUnusable(f"{server.url} does not answer ({_cause(error)}). Is it running?") from None
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise ServerUnusable(f"{server.url} does not answer like an OpenAI-compatible server.") from None
 
     # --------------------------------------------------------------------------------------------------- one request
@@ -265,6 +275,7 @@ class CompletionClient:
                 try:
                     answer = await self._post(server, path, body)
                     self.counts.answered += 1
+                    self.on_answer()
                     return answer
                 except (APIConnectionError, APIStatusError, TimeoutError, _BadAnswer) as error:
                     reason = self._stop_if_final(server, error)

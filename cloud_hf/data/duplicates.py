@@ -19,6 +19,12 @@ _LETTER = r"\p{L}\p{N}_"
 _WORD = rf"[{_CJK}]\p{{M}}*|[[{_LETTER}]--[{_CJK}]][[{_LETTER}\p{{M}}]--[{_CJK}]]*"
 _WORDS = regex.compile(_WORD, regex.V1)
 _WORDS_AND_MARKS = regex.compile(rf"{_WORD}|[^{_LETTER}\s\x1c-\x1f.,;:!?]|[.,;:!?](?=[{_LETTER}])", regex.V1)
+# Numbers (but not those of names, such as gpt4) and mathematical signs decide the answer of a problem
+_LEFT, _RIGHT = r"(?<=(?:[\d)]|(?<!\p{L})\p{L})\s*)", r"(?=\s*(?:[\d(]|\p{L}(?!\p{L})))"
+_QUANTITIES = regex.compile(
+    rf"(?<![\p{{L}}_\d])\d+(?:[.,]\d+)*|[\p{{Sm}}--[|~]]|{_LEFT}[*/\^\-]{_RIGHT}|(?<![^\s(=])-(?=\d)|(?<=\d\s*)%",
+    regex.V1,
+)
 # Soft hyphens, zero-width characters and similar are invisible, so they must not make two texts differ
 _INVISIBLE = regex.compile(r"\p{Default_Ignorable_Code_Point}+")
 
@@ -54,6 +60,21 @@ def words_and_marks(text: str) -> list[str]:
     ```
     """
     return _WORDS_AND_MARKS.findall(_normalize(text))
+
+
+def quantities(text: str) -> tuple[str, ...]:
+    """
+    Return the numbers and mathematical signs of a text, in order. Texts that differ in them are different problems, however much of their
+    wording is equal.
+
+    Examples:
+
+    ```python
+    >>> quantities("A well-known sum: 1,000 - 3 = ?")
+    ('1000', '-', '3', '=')
+    ```
+    """
+    return tuple(found.replace(",", "") for found in _QUANTITIES.findall(_normalize(text)))
 
 
 def ngrams(tokens: list[str], n: int) -> list[str]:
@@ -107,7 +128,7 @@ def find_near_duplicates(
 ) -> dict[int, Duplicate]:
     """
     Find near-duplicates of an earlier text in the same group, and map the position of each to that text.
-    Earlier texts that are themselves duplicates are not compared.
+    Earlier texts that are themselves duplicates are not compared, nor are texts with other numbers or signs.
 
     MinHash LSH proposes candidates, and the most similar by estimate are compared exactly. Every reported pair therefore
     reaches the threshold, a Jaccard similarity of word 5-grams in (0, 1]. Some pairs are missed, nearly all of them close to the
@@ -117,8 +138,9 @@ def find_near_duplicates(
         raise ValueError(f"`threshold` is {threshold}; a Jaccard similarity is above 0 and at most 1.")
     index = MinHashLSH(num_perm=NUM_PERMUTATIONS, params=bands_and_rows(threshold), hashfunc=_short)
     sketches = np.zeros((len(texts), NUM_PERMUTATIONS), dtype=np.uint32)
-    numbers: dict[str, int] = {}
-    group = np.array([numbers.setdefault(name, len(numbers)) for name in groups or [""] * len(texts)])
+    numbers: dict[tuple, int] = {}
+    names = zip(groups or [""] * len(texts), map(quantities, texts), strict=True)
+    group = np.array([numbers.setdefault(name, len(numbers)) for name in names])
     duplicates = {}
     for position, text in enumerate(tqdm(texts, desc="Comparing", disable=None)):
         grams = shingles(text)

@@ -16,6 +16,9 @@ VERSION = 2
 _MODEL_SETTINGS = {"model", "model_version"}
 # Settings that version 1 lacks
 _NEW_SETTINGS = {"contents_of_all_shards", "truncated"}
+# Ending of the setting that says where sampling fields come from that a command does not set; version 1 left all to servers
+SAMPLING_DEFAULTS = "_sampling_defaults"
+SERVERS_OWN = "the server's own"
 # Start of the first line; distinguishes a torn journal from another file
 _HEADER = b'{"format":"cloud_hf.journal"'
 
@@ -144,6 +147,7 @@ class Journal:
                 end += len(line)
         if version == 1:
             before = {name: value for name, value in settings.items() if name in _NEW_SETTINGS} | before
+            before |= {name: SERVERS_OWN for name in settings if name.endswith(SAMPLING_DEFAULTS)}
         if before != settings:
             # A run that stopped before its first answer, perhaps over a wrong setting, left no entries that depend on its settings
             if self._offsets or not may_restart:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
 
+from .journal import key_of
 from .public_layouts import conversion_hint, to_convert
 
 
@@ -51,6 +52,30 @@ def check_columns(
         f"{purpose} needs the column(s) {', '.join(missing)}{hint}. The dataset has: {', '.join(columns) or 'none'}."
         + (conversion_hint(columns, *source) if is_pairs else "")
     )
+
+
+def dataset_label(name: str) -> str:
+    """Return the name of a dataset for records: of a path, the last part, because the folder may differ between machines."""
+    return Path(name).resolve().name if Path(name).exists() else name
+
+
+def short_names(names: list[str]) -> dict[str, str]:
+    """Shorten paths and Hub ids to their last part, or to as many parts as distinguish them."""
+    parts = {name: Path(name).parts for name in names}
+    length = {
+        name: next(n for n in range(1, 100) if sum(p[-n:] == own[-n:] for p in set(parts.values())) == 1)
+        for name, own in parts.items()
+    }
+    return {name: "/".join(own[-length[name] :]).strip("/") for name, own in parts.items()}
+
+
+def hash_of_rows(rows: Rows) -> str:
+    """Return a hash of the contents of rows, in their order."""
+    # Chain row hashes, because all rows together may not fit into memory
+    digest = ""
+    for row in rows:
+        digest = key_of(digest, row)
+    return digest
 
 
 def row_name(index: int, row: Mapping[str, Any]) -> str:

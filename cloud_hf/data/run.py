@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from datasets import Features
@@ -16,7 +17,7 @@ from .bad_rows import BadRows, OverlongRows
 from .completions import FINISH_REASONS, Answer, CompletionClient, RequestFailed, ServerUnusable
 from .fit_to_context import Overlong
 from .folder import JOURNAL, REJECTS, DatasetFolder, Reject, Statistics
-from .journal import Journal, JournalError, key_of
+from .journal import SAMPLING_DEFAULTS, SERVERS_OWN, Journal, JournalError, key_of
 from .rows import Rows
 
 
@@ -116,6 +117,12 @@ class JournaledClient:
         if answer.finish_reason == "length":
             self.cut.add(key)
         if answer.model not in (None, self.client.model):
+            if not self.other_models:
+                print(
+                    f"{answer.model!r} answered a request to {self.client.model!r} ({self.role}), as the server says. The card counts such "
+                    "answers; check the server if it is another model, not a version of the one requested.",
+                    file=sys.stderr,
+                )
             self.other_models[key] = answer.model
         return answer
 
@@ -195,7 +202,11 @@ class Run:
         received so far.
         """
         indices = iter(range(len(self.rows)))
-        with tqdm(total=len(self.rows), unit=" rows", smoothing=0.05, file=sys.stderr, mininterval=1.0) as progress:
+        # `miniters` of 0: a row may take many requests, and each answer may refresh the bar
+        shown = {"smoothing": 0.05, "file": sys.stderr, "mininterval": 1.0, "miniters": 0}
+        with tqdm(total=len(self.rows), unit=" rows", **shown) as progress:
+            for client in self.clients:
+                client.on_answer = partial(self._show, progress)
             try:
                 async with asyncio.TaskGroup() as group:
                     for _ in range(min(self.max_concurrency, len(self.rows))):
@@ -215,13 +226,16 @@ class Run:
                 self._stop_if_nothing_works()
             except Dropped:
                 self.dropped += 1  # `results` reports the reason
-            progress.set_postfix(
-                retries=sum(client.counts.retried for client in self.clients),
-                dropped=self.dropped,
-                failed=len(self.failures),
-                refresh=False,
-            )
-            progress.update()
+            self._show(progress, rows=1)
+
+    def _show(self, progress: tqdm, rows: int = 0):
+        """Count finished rows and, within unfinished ones, answers."""
+        answers, retries = (
+            sum(getattr(client.counts, name) for client in self.clients) for name in ("answered", "retried")
+        )
+        failed, dropped = len(self.failures), self.dropped
+        progress.set_postfix(answers=answers, retries=retries, dropped=dropped, failed=failed, refresh=False)
+        progress.update(rows)
 
     def _stop_if_nothing_works(self):
         if len(self.failures) >= _MOST_FAILURES_AT_FIRST and self.journal is not None and not len(self.journal):
@@ -292,6 +306,7 @@ async def build_dataset(
     clients: dict[str, CompletionClient],
     make_work: Callable[..., Work],
     statistics: Statistics | None = None,
+    chats: bool = True,
 ) -> dict[str, Any]:
     """
     Build a dataset from the answers of servers, or resume building it.
@@ -309,6 +324,8 @@ async def build_dataset(
             Takes a [`JournaledClient`] per role, as keyword arguments, and returns the work of [`Run`].
         statistics ([`Statistics`], *optional*):
             Collects statistics of rows and rejects for the counts.
+        chats (`bool`, *optional*, defaults to `True`):
+            Requests are chats, whose sampling may depend on the server's defaults. The settings then say which those are.
 
     Returns:
         `dict[str, Any]`: Counts of rows, rejects, answers and retries.
@@ -321,6 +338,8 @@ async def build_dataset(
             await stack.enter_async_context(client)
             await client.check()
             folder.settings[f"{role}_model"] = client.model
+            if chats:
+                folder.settings[f"{role}{SAMPLING_DEFAULTS}"] = client.sampling_defaults or SERVERS_OWN
         journal = stack.enter_context(folder.open_journal())
         kept = len(journal)
         journaled = {role: JournaledClient(client, journal, role) for role, client in clients.items()}

@@ -1,15 +1,51 @@
-"""Record of what produced a report: date, versions, device, revisions of the models, and limits on the rows."""
+"""Record of what produced a report: date, versions, device, revisions of the models, sets, and limits on the rows."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from .. import __version__
+from ..data.rows import hash_of_rows
 from ..model_identity import identify_model
 from .scoring_arguments import ScoringArguments
+
+
+def describe_set(kind: str, name: str, rows: Iterable[Any]) -> dict[str, Any]:
+    """Describe an evaluation set by name, number of rows and a hash of their contents, in JSON form."""
+    rows = [row if isinstance(row, Mapping) else asdict(row) for row in rows]
+    return {"kind": kind, "name": name, "rows": len(rows), "content_hash": hash_of_rows(rows)}
+
+
+def names_without_folders(args: ScoringArguments, shown: Mapping[str, str]) -> dict[str, str]:
+    """
+    Map each absolute path among the arguments to a name that says nothing about this machine: its short name in `shown`, or its last part.
+    """
+
+    def name_of(path: str) -> str:
+        return shown.get(path, Path(path).name) if Path(path).is_absolute() else path
+
+    names = {}
+    for value in asdict(args).values():
+        for text in filter(lambda text: isinstance(text, str), value if isinstance(value, list) else [value]):
+            name, equals, files = ("", "", text) if Path(text).is_absolute() else text.partition("=")
+            short = name + equals + ",".join(map(name_of, files.split(",") if equals else [files]))
+            if short != text:
+                names[text] = short
+    return names
+
+
+def rename(value: Any, names: Mapping[str, str]) -> Any:
+    """Replace strings of a JSON value, keys included, that are keys of `names`."""
+    if isinstance(value, Mapping):
+        return {names.get(key, key): rename(part, names) for key, part in value.items()}
+    if isinstance(value, list):
+        return [rename(part, names) for part in value]
+    return names.get(value, value) if isinstance(value, str) else value
 
 
 def environment(args: ScoringArguments) -> dict[str, Any]:
@@ -41,4 +77,6 @@ def describe(found: Mapping[str, Any]) -> str:
         if limit is None
         else f"Only the first {limit} rows of each set or subset were scored (`limit`)."
     )
-    return f"{rows} Written on {found['date']} (UTC) with {versions}; device: {found['device']}. Models and their revisions: {models}."
+    sets = [f"{part['name']} ({part['rows']} rows, {part['content_hash'][:12]})" for part in found.get("sets", [])]
+    text = f"{rows} Written on {found['date']} (UTC) with {versions}; device: {found['device']}. Models and their revisions: {models}."
+    return f"{text} Sets and hashes of their contents: {', '.join(sets)}." if sets else text

@@ -1,7 +1,7 @@
 """Command-line arguments of an evaluation: datasets, benchmarks and analyses."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 
 from ..arguments import check_bounds, documented
@@ -21,6 +21,12 @@ class EvaluationArguments(ScoringArguments):
     Datasets, benchmarks and analyses. Extends [`ScoringArguments`].
 
     Parameters:
+        models (`list[str]`):
+            Hub ids or folders of CLoud models, classic models or LoRA adapters.
+        output_dir (`str`):
+            Folder for the results.
+        compare (`list[str]`, *optional*):
+            Instead of scoring, compare the results in two output folders of earlier runs, row by row. Besides, only `output_dir` is taken.
         dataset_name (`list[str]`, *optional*):
             Preference sets: Hub ids, JSONL or Parquet files, or `save_to_disk` folders.
         benchmarks (`list[str]`, *optional*):
@@ -54,6 +60,9 @@ class EvaluationArguments(ScoringArguments):
             Write the headline metrics to the metadata of the model cards. Models must be folders, and all rows scored.
     """
 
+    models: list[str] = field(default_factory=list)
+    output_dir: str = ""
+    compare: list[str] = field(default_factory=list)
     dataset_name: list[str] = field(default_factory=list)
     benchmarks: list[str] = field(default_factory=list)
     best_of_n: list[str] = field(default_factory=list)
@@ -69,6 +78,12 @@ class EvaluationArguments(ScoringArguments):
     update_card: bool = False
 
     def __post_init__(self):
+        if self.compare:
+            self._check_compare()
+            return
+        for name in ("models", "output_dir"):
+            if not getattr(self, name):
+                raise ValueError(f"`{name}` is missing: give it, or compare two finished runs with `compare`.")
         super().__post_init__()
         check_named_once("best_of_n", self.best_of_n)
         check_named_once("reference_critiques", self.reference_critiques)
@@ -91,6 +106,15 @@ class EvaluationArguments(ScoringArguments):
         for name in self.models if self.update_card else ():
             if not (Path(name) / "README.md").is_file():
                 raise ValueError(f"{name} is not a folder with a README.md, so `update_card` has no card to update.")
+
+    def _check_compare(self):
+        check_named_once("compare", self.compare)
+        if len(self.compare) != 2:
+            raise ValueError(f"`compare` has {len(self.compare)} folder(s); give the two of the runs to compare.")
+        for option in fields(self):
+            default = option.default if option.default_factory is MISSING else option.default_factory()
+            if option.name not in ("compare", "output_dir") and getattr(self, option.name) != default:
+                raise ValueError(f"`compare` reads the scores of finished runs: leave `{option.name}` out.")
 
     def _check_probes(self):
         if (self.self_consistency or self.probes) and not (self.dataset_name or self.benchmarks):

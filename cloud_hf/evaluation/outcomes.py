@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..data.journal import key_of
 from ..scoring import Score, Scorer, TransformersScorer
 from .benchmarks import Benchmark, preference_pairs
 from .fitting import FittedRows, score_columns, share_cut
@@ -76,7 +77,7 @@ class Evaluation:
 
     def row_outcomes(self) -> dict[str, float]:
         """Return for each known row the share of its right/wrong pairs in the right order: 0 or 1 for preference pairs."""
-        return {row: float(np.mean(np.array(margins) > 0)) for row, margins in self.margins_by_row().items()}
+        return {row: outcome(margins) for row, margins in self.margins_by_row().items()}
 
     def row_accuracy(self) -> Estimate:
         """Return the mean outcome of the rows, all weighted equally."""
@@ -111,15 +112,22 @@ class Evaluation:
     def table(self) -> Iterator[dict[str, Any]]:
         """Yield one row for each response, with the columns of the Parquet file."""
         for row, scores in zip(self.rows, self.row_scores, strict=True):
+            row_hash = key_of(row.prompt, row.responses)
             for place, score in enumerate(scores):
                 yield {
                     "benchmark": self.name,
                     "row": row.id,
+                    "row_hash": row_hash,
                     "subset": row.subset,
                     "response": place,
                     "is_chosen": place < row.num_chosen,
                     **score_columns(score),
                 }
+
+
+def outcome(margins: Sequence[float]) -> float:
+    """Return the share of a row's right/wrong pairs in the right order; ties are not."""
+    return float(np.mean(np.array(margins) > 0))
 
 
 def evaluation_of_pairs(name: str, title: str, fitted: FittedRows, result: PairEvaluation) -> Evaluation:
@@ -195,14 +203,19 @@ def compare(results: dict[str, list[Evaluation]]) -> list[Difference]:
     for first, second in combinations(results, 2):
         for ours, theirs in zip(results[first], results[second], strict=True):
             # By id, because each model may have dropped different rows as too long
-            first_outcomes, second_outcomes = ours.row_outcomes(), theirs.row_outcomes()
-            gains = np.array(
-                [value - second_outcomes[row] for row, value in first_outcomes.items() if row in second_outcomes]
-            )
-            if len(gains):
-                better = int((gains > 0).sum()), int((gains < 0).sum())
-                found.append(Difference(ours.name, (first, second), mean_estimate(gains.tolist()), *better))
+            part = difference(ours.name, (first, second), ours.row_outcomes(), theirs.row_outcomes())
+            found += [] if part is None else [part]
     return found
+
+
+def difference(
+    benchmark: str, models: tuple[str, str], first: Mapping[Any, float], second: Mapping[Any, float]
+) -> Difference | None:
+    """Compare the outcomes of two models on the rows that both have; `None` without such rows."""
+    gains = np.array([value - second[row] for row, value in first.items() if row in second])
+    if not len(gains):
+        return None
+    return Difference(benchmark, models, mean_estimate(gains.tolist()), int((gains > 0).sum()), int((gains < 0).sum()))
 
 
 # ------------------------------------------------------------------------------------ critiques against references

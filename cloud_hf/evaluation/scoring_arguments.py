@@ -11,7 +11,7 @@ from ..arguments import check_bounds, documented
 from ..critique_format import CritiqueFormat
 from ..data.bad_rows import check_bad_rows
 from ..data.fit_to_context import check_policy
-from ..data.rows import check_columns, load_rows
+from ..data.rows import check_columns, load_rows, short_names  # noqa: F401 (its place in version 0.1)
 from ..loading import check_reward_model, read_model_config
 from ..scoring import Scorer
 from ..serving.backends import BackendArguments, open_backend
@@ -121,16 +121,6 @@ def check_named_once(option: str, names: list[str]):
         if (path := Path(name)) in seen:
             raise ValueError(f"`{option}` lists {seen[path]} twice. List it once.")
         seen[path] = name
-
-
-def short_names(names: list[str]) -> dict[str, str]:
-    """Shorten paths and Hub ids to their last part, or to as many parts as distinguish them."""
-    parts = {name: Path(name).parts for name in names}
-    length = {
-        name: next(n for n in range(1, 100) if sum(p[-n:] == own[-n:] for p in set(parts.values())) == 1)
-        for name, own in parts.items()
-    }
-    return {name: "/".join(own[-length[name] :]).strip("/") for name, own in parts.items()}
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from ..data.rows import row_name
 from ..scoring import Score
 from .analysis import Robustness, read_length
 from .benchmarks import LoadedBenchmark, load_benchmarks
+from .environment import describe_set
 from .evaluation_arguments import EvaluationArguments
 from .fitting import FittedRows, fit_rows, score_rows
 from .journaled_scorer import JournaledScorer
@@ -40,6 +41,18 @@ class Sets:
     pairs: dict[str, Dataset]
     problems: dict[str, Dataset]
     critiques: dict[str, list[CritiqueRow]]
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Describe each set by kind, name, number of rows and a hash of their contents, in JSON form."""
+        columns = ("prompt", *SIDES, *PROBLEM_COLUMNS[1:], "tools")
+        parts: list[tuple[str, str, Iterable[Any]]] = [
+            ("benchmark", found.name, found.rows) for found in self.benchmarks
+        ]
+        for kind, datasets in (("pairs", self.pairs), ("problems", self.problems)):
+            for name, rows in datasets.items():
+                parts.append((kind, name, rows.select_columns([one for one in columns if one in rows.column_names])))
+        parts += [("critiques", name, rows) for name, rows in self.critiques.items()]
+        return [describe_set(*part) for part in parts]
 
     def fit(self, critique_format: CritiqueFormat, **limits) -> dict[tuple[str, str], FittedRows]:
         """

@@ -159,6 +159,33 @@ def test_all_files_of_a_report(done):
         assert len(list(file)) - 1 == 2 * 3 + 1 + 6 * 3 + 2 * 3 + 3
 
 
+def test_a_report_names_its_sets_and_no_folder(models, data, done):
+    """Sets by name and hash of their contents; the models and sets were given as absolute paths."""
+    folder, report = done
+    sets = {(part["kind"], part["name"]): part for part in report["environment"]["sets"]}
+    assert set(sets) == {
+        ("benchmark", "reward_bench"), ("benchmark", "rm_bench"), ("pairs", "pairs.jsonl"), ("problems", "bon.jsonl"),
+    }  # fmt: skip
+    assert [part["rows"] for part in sets.values()] == [13, 3, 4, 1]
+    text = (folder / "report.md").read_text()
+    assert all(f"({part['rows']} rows, {part['content_hash'][:12]})" in text for part in sets.values())
+    assert report["arguments"]["models"] == ["cloud", "classic"]
+    assert report["arguments"]["benchmarks"] == ["reward_bench=rb", "rm_bench=rm.jsonl"]
+    for path in folder.glob("*"):
+        if path.suffix in (".json", ".md", ".jsonl"):
+            written = path.read_text()
+            assert not any(str(place) in written for place in (models, data, folder)), path
+
+
+def test_a_later_run_is_compared_row_by_row(models, data, done, tmp_path, capsys):
+    evaluate(models, data, tmp_path / "later", "classic", max_new_tokens=2, benchmarks=[], best_of_n=[])
+    evaluate_rewards.main(evaluate_rewards.EvaluationArguments(compare=[str(done[0]), str(tmp_path / "later")]))
+    shown = capsys.readouterr().out
+    name = done[0].name
+    assert f"| pairs.jsonl | {name}: classic − later: classic | +0.0 points | 4 | 0 | 0 |" in shown
+    assert "reward_bench: not in later." in shown and f"max_new_tokens is 8 in {name} and 2 in later" in shown
+
+
 # ---------------------------------------------------------------------------------------------------- going on
 
 
@@ -367,7 +394,7 @@ def test_interrupted_anywhere_it_ends_with_the_same_report(probed, models, data,
     dies_at = None
     evaluate(models, data, tmp_path, **ROBUSTNESS)
     for name in ("report.json", "report.md"):
-        text = (tmp_path / name).read_text().replace(str(tmp_path), str(whole))
+        text = (tmp_path / name).read_text().replace(tmp_path.name, whole.name)
         assert text == (whole / name).read_text()
 
 
@@ -483,6 +510,17 @@ def test_mistakes_are_named_before_a_model_is_loaded(options, says, models, data
     }
     with pytest.raises(ValueError, match=says):
         evaluate(models, data, tmp_path, **options)
+
+
+def test_options_of_a_comparison(tmp_path):
+    for options, says in (
+        ({}, "`models` is missing"),
+        ({"models": ["m"]}, "`output_dir` is missing"),
+        ({"compare": ["a"]}, "`compare` has 1 folder"),
+        ({"compare": ["a", "b"], "temperature": 1.0}, "leave `temperature` out"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            evaluate_rewards.EvaluationArguments(**options)
 
 
 def test_rows_that_do_not_fit(models, data, tmp_path):

@@ -1,6 +1,8 @@
 import asyncio
 import itertools
+import json
 import time
+from contextlib import ExitStack
 
 import httpx2
 import pytest
@@ -49,6 +51,19 @@ def test_an_answer():
         answer, _ = run([server.url], ask)
     body = {"model": "tiny", "messages": MESSAGES, "max_tokens": 8}
     assert (answer.text, answer.finish_reason) == default_answer(body)
+
+
+@pytest.mark.parametrize(
+    ("owners", "pinned"), [(("vllm", "vllm"), True), (("vllm", None), False), (("openai",), False)]
+)
+def test_vllm_does_not_take_sampling_from_the_models_generation_config(owners, pinned):
+    with ExitStack() as stack:
+        servers = [stack.enter_context(serve_completions(owner=owner)) for owner in owners]
+        _, client = run([server.url for server in servers], lambda client: client.chat(MESSAGES, top_p=0.5))
+        [body] = [json.loads(text) for server in servers for text in server.answered]
+    fields = {"top_p": 0.5, **({"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0} if pinned else {})}
+    assert body == {"model": "tiny", "messages": MESSAGES, **fields}
+    assert bool(client.sampling_defaults) == pinned
 
 
 def test_the_first_choice_is_the_one_of_index_0_and_the_model_is_named():

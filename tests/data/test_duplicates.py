@@ -11,6 +11,7 @@ from cloud_hf.data.duplicates import (
     find_near_duplicates,
     jaccard,
     ngrams,
+    quantities,
     shingles,
     words,
     words_and_marks,
@@ -129,6 +130,40 @@ def test_case_spaces_and_final_marks_do_not_make_another_prompt_but_signs_do():
     assert len(kept(["What is the capital of France?", "what is  the capital of FRANCE"])) == 1
     assert len(kept(["What is 3 + 4?", "What is 3 - 4?", "What is 3 + 5?"])) == 3
     assert len(kept(["...", "?!", "🙂", "😀"])) == 4
+
+
+def test_numbers_and_signs_make_another_problem():
+    problem = "Natalia sold {} to {} of her friends in April, and {} of that number in May. How many did she sell in {} months, if a - b = {}?"
+    first = problem.format("48 clips", "1,000", "50%", "2", "x + 3")
+    assert quantities(first) == quantities(first.replace("1,000", "1000"))
+    assert len(kept([first, first.upper(), first.replace("Natalia", "Natalie")], 0.7)) == 1
+    changes = [
+        ("48", "49"),
+        ("1,000", "1,001"),
+        ("50%", "50"),
+        ("2 months", "12 months"),
+        ("+ 3", "- 3"),
+        ("a - b", "a * b"),
+    ]
+    others = [first.replace(old, new) for old, new in changes]
+    assert len(kept([first, *others], 0.7)) == 1 + len(others)
+
+
+def test_hyphens_of_words_and_numbers_of_names_are_not_quantities():
+    assert quantities("A well-known gpt4 - or not - e-mail - see* /path/ **bold**") == ()
+    assert quantities("3-4, x - y; (-5) 2*3 x^2 -7 3x - 2y") == (*"3-4--52*3^2-73-2",)
+
+
+def test_real_problems_with_one_other_number_stay():
+    noise, problems = (
+        random.Random(0),
+        [row["prompt"] for row in read_rows(shared_data() / "eval/gsm8k_solutions.jsonl")],
+    )
+    for problem in problems[:60]:
+        numbers = [number for number in quantities(problem) if number.isdigit() and problem.count(number) == 1]
+        for number in numbers[:1]:
+            other = problem.replace(number, str(int(number) + noise.randint(1, 9)))
+            assert len(kept([problem, other])) == 2
 
 
 def test_one_wording_with_different_questions_is_no_duplicate():

@@ -60,6 +60,7 @@ def test_prompts_are_put_back(sources, tmp_path):
     record = json.loads((tmp_path / "out" / "build.json").read_text())
     assert record["counts"] == {
         "rows_train": 5, "rows_test": 2, "rows_from_feedback": 3, "rows_from_interact": 4, "empty_prompts": 0,
+        "rows_whose_prompts_were_compared": 7,
     }  # fmt: skip
     assert "Published CLoud data" in (tmp_path / "out" / "README.md").read_text()
 
@@ -80,6 +81,32 @@ def test_every_id_must_have_a_prompt(ids, message, sources, tmp_path):
     ended = run_script(SCRIPT, *options(sources, tmp_path / "out", *ORACLE), log_dir=tmp_path)
     assert ended.status == 2 and message in ended.output, ended.output
     assert not (tmp_path / "out").exists()
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_other_contents_never_replace_a_finished_dataset(sources, tmp_path):
+    """A source in another order, and other published critiques, both with as many rows as before."""
+    first = run_script(SCRIPT, *options(sources, tmp_path / "out", *ORACLE), log_dir=tmp_path)
+    assert first.status == 0, first.output
+    before = contents(tmp_path / "out")
+    interact = load_rows(str(sources["--interact_name"]))
+    interact.select(range(len(interact))[::-1]).to_parquet(tmp_path / "reversed.parquet")
+    splits = load_from_disk(str(sources["--dataset_name"]))
+    splits.map(lambda row: {"chosen_feedback": "other"}).save_to_disk(tmp_path / "other")
+    for option, path, message in (
+        ("--interact_name", "reversed.parquet", "do not fit the prompts of rows 0 to 7 of the source of `interact`"),
+        ("--dataset_name", "other", "`train_hash` was"),
+    ):
+        changed = run_script(
+            SCRIPT, *options(sources | {option: tmp_path / path}, tmp_path / "out", *ORACLE), log_dir=tmp_path
+        )
+        assert changed.status == 1 and message in changed.output, changed.output
+        assert contents(tmp_path / "out") == before
+    again = run_script(SCRIPT, *options(sources, tmp_path / "out", *ORACLE), log_dir=tmp_path)
+    assert again.status == 0 and contents(tmp_path / "out") == before, again.output
 
 
 @pytest.mark.parametrize(

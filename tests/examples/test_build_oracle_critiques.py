@@ -135,7 +135,9 @@ def test_answers_of_another_model_are_counted(pairs, tmp_path):
 
     with serve_completions(write=write) as server:
         for _ in range(2):  # again from the journal
-            assert run_script(SCRIPT, *options(server, pairs, tmp_path / "out"), log_dir=tmp_path).status == 0
+            ended = run_script(SCRIPT, *options(server, pairs, tmp_path / "out"), log_dir=tmp_path)
+            assert ended.status == 0 and ended.output.count("'small' answered a request to 'tiny' (critic)") == 1
+            assert "critic_answers_of_other_models" in (tmp_path / "out" / "README.md").read_text()
             counts = json.loads((tmp_path / "out" / "build.json").read_text())["counts"]
             assert counts["critic_answers_of_other_models"] == {"small": 2}
 

@@ -130,12 +130,23 @@ def test_two_datasets_with_duplicates_and_an_evaluation_set(tmp_path):
     assert rejects["a", 1]["reason"] == "exact duplicate" and rejects["a", 1]["details"] == of_one
     assert rejects["b", 1]["reason"] == "near-duplicate" and rejects["b", 1]["details"] == of_one
     assert rejects["b", 2]["details"]["duplicate_of"] == rows[1]["id"]
-    assert rejects["b", 3]["details"] == {"ngrams": {sets[0]: " ".join(gram)}}
-    assert rejects["b", 4]["details"] == {"ngrams": {sets[0]: "what is 2 2"}}
+    names = ["eval.jsonl", "eval2.jsonl"]
+    assert rejects["b", 3]["details"] == {"ngrams": {names[0]: " ".join(gram)}}
+    assert rejects["b", 4]["details"] == {"ngrams": {names[0]: "what is 2 2"}}
     assert rejects["b", 5]["details"]["duplicate_of"] == rows[3]["id"]
     assert 0.8 <= rejects["b", 5]["details"]["similarity"] < 1
-    assert [record(tmp_path / "out")["counts"]["overlaps"][name]["prompts"] for name in sets] == [2, 0]
-    assert f"2 prompt(s) overlap with {sets[0]}" in output and f"0 prompt(s) overlap with {sets[1]}" in output
+    found = record(tmp_path / "out")
+    assert [found["counts"]["overlaps"][name]["prompts"] for name in names] == [2, 0]
+    assert f"2 prompt(s) overlap with {names[0]}" in output and f"0 prompt(s) overlap with {names[1]}" in output
+    against = found["settings"]["decontaminate_against"]
+    assert [(name, part["rows"], len(part["hash"])) for name, part in against.items()] == [
+        (names[0], 2, 32),
+        (names[1], 1, 32),
+    ]
+    for written in ("build.json", "README.md", "rejects.jsonl", "journal.jsonl"):
+        assert str(tmp_path) not in (tmp_path / "out" / written).read_text()
+    write(tmp_path / "eval2.jsonl", [text_of(40, 8)], "text")
+    assert "`decontaminate_against` was" in build(tmp_path, *options, *decontaminate, fails=True)
 
     # Ids do not depend on other rows or on where the data lie, and our own output can be read again
     (tmp_path / "elsewhere").mkdir()

@@ -29,6 +29,7 @@ class CompletionServer:
         fault_rate (`float`): Share of the requests that fail with one of `FAULTS`.
         latency (`float`): Seconds before an answer.
         key (`str`, *optional*): Key it wants.
+        owner (`str`, *optional*): Program that serves, as the list of models says.
         write (`callable`, *optional*): From the request's body to the text, the finish reason, or a `web.Response`.
     """
 
@@ -37,6 +38,7 @@ class CompletionServer:
     latency: float = 0.0
     key: str | None = None
     write: object = None
+    owner: str | None = None
     stall: float = 30.0
     url: str = ""
     requests: Counter = field(default_factory=Counter)  # by body
@@ -48,7 +50,8 @@ class CompletionServer:
     async def models(self, request: web.Request) -> web.Response:
         if (refused := self._refuse(request)) is not None:
             return refused
-        return web.json_response({"object": "list", "data": [{"id": self.model, "object": "model"}]})
+        model = {"id": self.model, "object": "model", **({} if self.owner is None else {"owned_by": self.owner})}
+        return web.json_response({"object": "list", "data": [model]})
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         if (refused := self._refuse(request)) is not None:

@@ -14,10 +14,11 @@ from models_for_tests import save_language_model
 from peft import LoraConfig
 from safetensors.torch import load_file
 from trainers_for_tests import make_rows, make_trainer
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from cloud_hf import CLoudTrainingConfig
-from cloud_hf.commands import train_cloud
+from cloud_hf.cli import parse
+from cloud_hf.commands import train_cloud, train_critique_sft
 from cloud_hf.training.resume import RECORD, NotSaved, explain_failure, hash_rows, whole_checkpoints
 
 
@@ -280,6 +281,25 @@ def test_a_refused_upload_is_not_taken_for_a_full_disk(tmp_path):
     with pytest.raises(NotSaved, match=says) as raised, explain_failure("model", tmp_path):
         raise HfHubHTTPError("403 Forbidden", response=refused)
     assert "MiB free" not in str(raised.value)
+
+
+@pytest.mark.parametrize("command", [train_cloud, train_critique_sft])
+def test_a_refused_upload_costs_neither_model_nor_state_nor_card(command, base_folder, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise HfHubHTTPError(
+            "403 Forbidden", response=httpx.Response(403, request=httpx.Request("POST", "https://hub"))
+        )
+
+    monkeypatch.setattr(Trainer, "init_hf_repo", lambda *_, **__: None)
+    monkeypatch.setattr(Trainer, "push_to_hub", refuse)
+    make_rows().to_json(tmp_path / "rows.jsonl")
+    words = f"--model_name_or_path {base_folder} --dataset_name {tmp_path}/rows.jsonl --output_dir {tmp_path}/out --max_steps 1"
+    words += " --use_cpu --bf16 False --report_to none --push_to_hub True --save_strategy no --per_device_train_batch_size 2"
+    with pytest.raises(NotSaved, match="The Hub refused the upload"):
+        command.main(*parse(command.ARGUMENTS, words.split()))
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"model.safetensors", "trainer_state.json"} <= written
+    assert ("README.md" in written) == (command is train_cloud)
 
 
 def mounted(folder, size):

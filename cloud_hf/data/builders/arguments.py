@@ -14,7 +14,7 @@ from ..completions import CompletionClient
 from ..critiques import CritiqueOptions
 from ..journal import key_of
 from ..preference_rows import PAIR_COLUMNS, SIDES, read_preferences, read_prompts
-from ..rows import check_columns, load_rows, row_name
+from ..rows import check_columns, dataset_label, hash_of_rows, load_rows, row_name
 
 
 if TYPE_CHECKING:
@@ -131,25 +131,15 @@ class BuilderArguments(SourceArguments):
         shared = dict(self._all_shards)
         if self.parsed_shard()[1] > 1:
             # Shards from two versions of a file can have equal ids; they must not be merged
-            shared["contents_of_all_shards"] = _hash_of_rows(self._rows_of_all_shards.select_columns(names))
-        path = Path(self.dataset_name)
+            shared["contents_of_all_shards"] = hash_of_rows(self._rows_of_all_shards.select_columns(names))
         return {
-            # Omit the folder, which may differ between machines
-            "dataset": path.resolve().name if path.exists() else self.dataset_name,
+            "dataset": dataset_label(self.dataset_name),
             "split": self.dataset_split,
             "shard": self.shard,
             **shared,
             "rows": len(rows),
-            "hash": _hash_of_rows(rows.select_columns(names)),
+            "hash": hash_of_rows(rows.select_columns(names)),
         }
-
-
-def _hash_of_rows(rows: Dataset) -> str:
-    # Chain row hashes, because all rows together may not fit into memory
-    digest = ""
-    for row in rows:
-        digest = key_of(digest, row)
-    return digest
 
 
 @documented

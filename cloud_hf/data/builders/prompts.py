@@ -23,7 +23,8 @@ from ..duplicates import Duplicate, EvaluationNGrams, find_exact_duplicates, fin
 from ..folder import DatasetFolder, Reject
 from ..journal import JournalError
 from ..preference_rows import MESSAGES, TEXT, read_column
-from ..rows import check_columns, load_rows
+from ..rows import check_columns, load_rows, short_names
+from ..rows import dataset_label as rows_label
 from ..run import check_not_empty
 
 
@@ -295,11 +296,11 @@ ARGUMENTS = (PromptArguments,)
 
 def main(args: PromptArguments):
     sources = open_sources(args)
-    evaluation = open_evaluation_sets(args)
-    folder = DatasetFolder(args.output_dir, "Prompts", settings_of(args, sources))
+    evaluation, sets = open_evaluation_sets(args)
+    folder = DatasetFolder(args.output_dir, "Prompts", settings_of(args, sources, sets))
     try:
         with folder.open_journal():  # refuses different settings and a second writer
-            counts = build(args, sources, evaluation, folder)
+            counts = build(args, sources, evaluation, list(sets), folder)
     except (JournalError, OSError) as error:
         raise SystemExit(str(error)) from None
     check_not_empty(counts, folder)
@@ -313,7 +314,11 @@ def main(args: PromptArguments):
 
 
 def build(
-    args: PromptArguments, sources: list[PromptSource], evaluation: EvaluationNGrams, folder: DatasetFolder
+    args: PromptArguments,
+    sources: list[PromptSource],
+    evaluation: EvaluationNGrams,
+    set_names: list[str],
+    folder: DatasetFolder,
 ) -> dict[str, Any]:
     """Read the prompts, leave out rejected ones, write the dataset, and return the counts."""
     rejects: list[PromptReject] = []
@@ -328,7 +333,7 @@ def build(
         prompts = draw_equally(prompts, rejects, args.seed)
 
     outcomes = count_outcomes(sources, prompts, rejects)
-    overlaps = count_overlaps(rejects, args.decontaminate_against or [])
+    overlaps = count_overlaps(rejects, set_names)
     print_counts(outcomes, overlaps, rejects)
     counts = {"rows_read": sum(len(source.rows) for source in sources), "sources": outcomes, "overlaps": overlaps}
     order = [source.name for source in sources]
@@ -339,17 +344,22 @@ def build(
     return counts
 
 
-def settings_of(args: PromptArguments, sources: list[PromptSource]) -> dict[str, Any]:
-    """Return all settings that affect the dataset."""
+def settings_of(args: PromptArguments, sources: list[PromptSource], sets: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return all settings that affect the dataset; `sets` describes the evaluation sets."""
     # Destinations do not change the dataset, and `read` describes the sources
     destinations = {"output_dir", "push_to_hub"}
     described = {"feedback_name", "interact_name", "dataset_name", "source_name", "sources"}
     read = {
-        label: {"dataset": name, "column": column, "rows": len(source.rows), "hash": hash_of(source.rows, column)}
+        label: {
+            "dataset": rows_label(name),
+            "column": column,
+            "rows": len(source.rows),
+            "hash": hash_of(source.rows, column),
+        }
         for (label, name, _, column, _), source in zip(args.places(), sources, strict=True)
     }
     rest = {name: value for name, value in asdict(args).items() if name not in destinations | described}
-    return {"builder": "prompts", "sources": read, **rest}
+    return {"builder": "prompts", "sources": read, **rest, "decontaminate_against": sets}
 
 
 def hash_of(rows: Dataset, column: str) -> str:
@@ -383,13 +393,17 @@ def open_sources(args: PromptArguments) -> list[PromptSource]:
     return sources
 
 
-def open_evaluation_sets(args: PromptArguments) -> EvaluationNGrams:
-    """Read the n-grams of all evaluation sets."""
-    evaluation = EvaluationNGrams(args.ngram)
-    for name in args.decontaminate_against or []:
+def open_evaluation_sets(args: PromptArguments) -> tuple[EvaluationNGrams, dict[str, dict[str, Any]]]:
+    """Read the n-grams of all evaluation sets, and describe each, by its name without folders: rows and a hash of the prompts."""
+    evaluation, described = EvaluationNGrams(args.ngram), {}
+    names = args.decontaminate_against or []
+    short = short_names([name for name in names if Path(name).exists()])
+    for name in names:
         rows = load_rows(name, args.decontaminate_split, args.decontaminate_config)
         column = args.decontaminate_column
         check_prompts(rows, column, f"Decontamination (`--decontaminate_column`) against {name}")
+        label = short.get(name, name)
+        described[label] = {"rows": len(rows), "hash": hash_of(rows, column)}
         for index in range(len(rows)):
             try:
                 value = rows[index][column]
@@ -399,8 +413,8 @@ def open_evaluation_sets(args: PromptArguments) -> EvaluationNGrams:
                 ).messages
             except ValueError as error:
                 raise ValueError(f"{name}, row {index}, column {column!r}: {error}") from error
-            evaluation.add(name, [user_text(messages)])
-    return evaluation
+            evaluation.add(label, [user_text(messages)])
+    return evaluation, described
 
 
 def user_text(messages: list[dict[str, Any]]) -> str:

@@ -10,7 +10,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from ..analysis import Robustness, mean_label
-from ..environment import describe, environment
+from ..environment import describe, environment, names_without_folders, rename
 from ..evaluation_arguments import SETTINGS, EvaluationArguments
 from ..fitting import score_columns
 from ..formatting import Section, file_name, picture_name, render
@@ -35,6 +35,7 @@ _SCHEMA = pa.schema(
     {
         "benchmark": pa.string(),
         "row": pa.string(),
+        "row_hash": pa.string(),
         "subset": pa.string(),
         "response": pa.int32(),
         "is_chosen": pa.bool_(),
@@ -73,7 +74,7 @@ def write_results(name: str, results: ModelResults, shown: Mapping[str, str], ou
     for dataset_name, result in results.pairs.items():
         write_pairs(result, path("scores", "jsonl", shown[dataset_name]))
     for evaluation in results.evaluations:
-        write_leaderboard_files(name, shown[name], evaluation, output_dir)
+        write_leaderboard_files(shown[name] if Path(name).is_absolute() else name, shown[name], evaluation, output_dir)
 
 
 def write_scores(evaluations: Sequence[Evaluation], path: Path):
@@ -116,9 +117,16 @@ def write_json(page: Mapping[str, Any], path: Path):
 
 
 def write_report(
-    results: Mapping[str, ModelResults], args: EvaluationArguments, shown: Mapping[str, str], output_dir: Path
+    results: Mapping[str, ModelResults],
+    args: EvaluationArguments,
+    shown: Mapping[str, str],
+    output_dir: Path,
+    sets: Sequence[Mapping[str, Any]] = (),
 ):
-    """Write report.json, report.md and its pictures on the models that are done; `shown` are short names of models and sets."""
+    """
+    Write report.json, report.md and its pictures on the models that are done; `shown` are short names of models and sets, `sets` are those
+    of [`~sets.Sets.describe`]. Absolute paths are shortened to names.
+    """
     # Written again after each model, so that an interrupted run leaves a report on the models that are done
     by_model = {shown[name]: found.evaluations for name, found in results.items()}
     differences = compare(by_model)
@@ -130,7 +138,8 @@ def write_report(
     def entries(summaries_of) -> list[dict[str, Any]]:
         return [{"model": name, **entry} for name, found in results.items() for entry in summaries_of(found)]
 
-    run = environment(args)
+    names = names_without_folders(args, shown)
+    run = rename(environment(args) | {"sets": list(sets)}, names)
     page = {
         "version": VERSION,
         "arguments": asdict(args),
@@ -146,7 +155,7 @@ def write_report(
     for name, found in results.items():
         for key, parts in found.robustness.summary(name).items():
             page.setdefault(key, []).extend(parts)
-    write_json(page, output_dir / "report.json")
+    write_json(rename(json_safe(page), names), output_dir / "report.json")
     sections = [
         *result_sections(by_model, differences, best_of_n),
         *_picture_sections(results, args, shown, output_dir),

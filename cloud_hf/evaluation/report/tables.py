@@ -49,7 +49,7 @@ def result_sections(
     """Make the sections on the evaluations of each model (of the same sets in the same order), and on best-of-N."""
     sections = [Section(tables=[headline_table(results)])] if any(results.values()) else []
     if differences:
-        sections.append(Section("Models on the same rows", tables=[_difference_table(differences)]))
+        sections.append(Section("Models on the same rows", tables=[difference_table(differences)]))
     for name, by_model in best_of_n.items():
         sections.append(Section(f"Best-of-N: {name}", tables=[_best_of_n_table(by_model)]))
     for evaluations in zip(*results.values(), strict=True):
@@ -92,7 +92,8 @@ def _benchmark_section(evaluations: Mapping[str, Evaluation]) -> Section:
     return Section(first.title, tables=tables, notes=notes)
 
 
-def _difference_table(differences: Sequence[Difference]) -> Table:
+def difference_table(differences: Sequence[Difference]) -> Table:
+    """Return the paired differences between models, a row for each set and two models."""
     rows = [
         [
             found.benchmark,

@@ -6,6 +6,7 @@ from benchmark_files import pair, write_rows
 from evaluations_for_tests import evaluation
 from pyarrow import parquet
 
+from cloud_hf.data.journal import key_of
 from cloud_hf.evaluation.benchmarks import BENCHMARKS, preference_pairs, reward_bench, reward_bench_2
 from cloud_hf.evaluation.outcomes import Evaluation
 from cloud_hf.evaluation.report.files import write_leaderboard_files, write_scores
@@ -59,6 +60,7 @@ def test_all_scores_are_in_the_parquet_file(rows, tmp_path):
     table = parquet.read_table(tmp_path / "scores.parquet").to_pylist()
     assert len(table) == 16
     assert table[4] == {
-        "benchmark": "bench", "row": "hep-rust/2", "subset": "hep-rust", "response": 0, "is_chosen": True, "reward": 0.25,
+        "benchmark": "bench", "row": "hep-rust/2", "row_hash": key_of(rows[2].prompt, rows[2].responses),
+        "subset": "hep-rust", "response": 0, "is_chosen": True, "reward": 0.25,
         "rewards": [0.25], "critiques": ["Fine."], "finish_reasons": ["stop"],
     }  # fmt: skip

@@ -1,0 +1,81 @@
+"""Two runs, made at different times, compared on the rows that both scored."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from evaluations_for_tests import evaluation
+
+from cloud_hf.evaluation.outcomes import compare
+from cloud_hf.evaluation.report import write_scores
+from cloud_hf.evaluation.report.comparison import compare_results, read_results, write_comparison
+from cloud_hf.evaluation.stats import json_safe
+
+
+def write_run(folder, models, **arguments):
+    """Write what the comparison reads of a run: its arguments, the sets of its models and their scores."""
+    folder.mkdir()
+    for name, evaluations in models.items():
+        write_scores(evaluations, folder / f"scores_{name}.parquet")
+    page = {
+        "version": 1,
+        "arguments": {"models": [*models, "not-scored-yet"], "temperature": 0.0, **arguments},
+        "environment": {"versions": {"torch": "2"}, "device": "CPU", "models": dict.fromkeys(models, "5f0c")},
+        "benchmarks": [{"model": name, **part.summary()} for name, found in models.items() for part in found],
+    }
+    (folder / "report.json").write_text(json.dumps(json_safe(page)))
+    return str(folder)
+
+
+def test_differences_are_those_of_one_run(rows, tmp_path, capsys):
+    """Also if the other run has the rows in another order, under other ids."""
+    ours, theirs = [[1, 0], [1, 0], [0, 1], [1, 0]], [[0, 1], [3, 2], [1, 1], [0, 1]]
+    a = write_run(tmp_path / "a", {"old": [evaluation(rows, ours)]})
+    turned = [replace(row, id=f"other/{place}") for place, row in enumerate(rows)][::-1]
+    b = write_run(tmp_path / "b", {"new": [evaluation(turned, theirs[::-1])]}, temperature=1.0)
+    write_comparison([a, b], str(tmp_path / "out"))
+    found = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    [expected] = compare({"a: old": [evaluation(rows, ours)], "b: new": [evaluation(rows, theirs)]})
+    [difference] = found["differences"]
+    # A bootstrap draws rows by their places
+    assert difference == {**json_safe(expected), "difference": {**json_safe(expected.difference), "ci95": difference["difference"]["ci95"]}}  # fmt: skip
+    assert found["notes"] == ["Settings differ: temperature is 0.0 in a and 1.0 in b."]
+    text = (tmp_path / "out" / "comparison.md").read_text()
+    assert (
+        text in capsys.readouterr().out
+        and "a: old − b: new" in text
+        and "temperature is 0.0 in a and 1.0 in b" in text
+    )
+
+
+def test_rows_and_sets_of_one_run_are_counted(rows, tmp_path):
+    changed = [*rows[1:3], replace(rows[0], responses=("Another", "No"))]
+    other = replace(evaluation(rows, [[1, 0]] * 4), name="more")
+    a = write_run(tmp_path / "a", {"m": [evaluation(rows[:3], [[1, 0]] * 3), other]})
+    b = write_run(tmp_path / "b", {"m": [evaluation(changed, [[0, 1]] * 3)]})
+    found = compare_results(read_results(a, "a"), read_results(b, "b"))
+    [difference] = found.differences
+    assert difference.difference.n == 2 and difference.difference.value == 1 and difference.first_better == 2
+    assert found.notes == ["bench: rows of a: m alone: 1, of b: m alone: 1.", "more: not in b."]
+
+
+def test_equal_rows_count_as_often_as_both_have_them(rows, tmp_path):
+    same = [replace(rows[0], id=str(place)) for place in range(3)]
+    a = write_run(tmp_path / "a", {"m": [evaluation(same, [[1, 0], [0, 1], [1, 0]])]})
+    b = write_run(tmp_path / "b", {"m": [evaluation(same[:2], [[1, 0], [1, 0]])]})
+    found = compare_results(read_results(a, "a"), read_results(b, "b"))
+    assert found.differences[0].difference.n == 2 and found.notes == [
+        "bench: rows of a: m alone: 1, of b: m alone: 0."
+    ]
+
+
+def test_runs_that_cannot_be_compared(rows, tmp_path):
+    a = write_run(tmp_path / "a", {"m": [evaluation(rows[:1], [[1, 0]])]})
+    b = write_run(tmp_path / "b", {"m": [evaluation([replace(rows[0], prompt="Another?")], [[1, 0]])]})
+    with pytest.raises(ValueError, match=r"a and b have no rows in common\. bench: rows of a: m alone: 1"):
+        write_comparison([a, b], None)
+    with pytest.raises(ValueError, match=r"has no report\.json"):
+        write_comparison([a, str(tmp_path)], None)
+    (tmp_path / "b" / "scores_m.parquet").unlink()
+    with pytest.raises(ValueError, match=r"scores_m\.parquet is missing, or of an earlier version"):
+        write_comparison([a, b], None)
