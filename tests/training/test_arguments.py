@@ -1,10 +1,12 @@
+from copy import deepcopy
+
 import pytest
 from datasets import Dataset
 from tokenizers_for_tests import TRL_TEMPLATES, make_tokenizer
 from trainers_for_tests import make_rows
 from trl import ModelConfig, TrlParser
 
-from cloud_hf import CLoudTrainingConfig
+from cloud_hf import CLoudTrainer, CLoudTrainingConfig
 from cloud_hf.critique_format import CritiqueFormat
 from cloud_hf.training.arguments import DataArguments, model_name, set_chat_template, split_by_prompt
 
@@ -53,7 +55,7 @@ def test_a_model_folder_that_does_not_exist():
 )
 def test_templates_by_name_are_those_of_the_family(name, family, theirs):
     """Ours are rewrites; chats get the ids of the family's template, and have a critique format."""
-    tokenizer, messages = make_tokenizer(family), [{"role": "system", "content": "Be brief."}]
+    tokenizer, messages = deepcopy(make_tokenizer(family)), [{"role": "system", "content": "Be brief."}]
     tokenizer.chat_template = None
     set_chat_template(tokenizer, name)
     reference = (TRL_TEMPLATES / f"{theirs}.jinja").read_text()
@@ -77,3 +79,14 @@ def test_the_option_may_be_shortened():
         ["--chat_template", "llama-3", "--output_dir", "o", "--use_cpu", "True"]
     )
     assert args.chat_template_path == "llama-3"
+
+
+def test_the_trainer_takes_a_template_by_name(model, tmp_path):
+    tokenizer = deepcopy(make_tokenizer("llama3"))
+    tokenizer.chat_template = None
+    args = CLoudTrainingConfig(str(tmp_path), chat_template_path="llama-3", use_cpu=True, bf16=False, report_to=[])
+    trainer = CLoudTrainer(model, args, train_dataset=make_rows(2), processing_class=tokenizer)
+    expected = CritiqueFormat(make_tokenizer("llama3")).encode("x", "y", "Fine.")
+    assert trainer.critique_format.encode("x", "y", "Fine.").input_ids == expected.input_ids
+    trainer.processing_class.save_pretrained(tmp_path)
+    assert (tmp_path / "chat_template.jinja").read_text() == tokenizer.chat_template
