@@ -201,6 +201,28 @@ def server_load(result: dict) -> str:
     )
 
 
+def interval_coverage(result: dict) -> str:
+    sizes = dict.fromkeys(n for found in result["types"].values() for n in found)
+    rows = [
+        [name, *(f"{found[n]['coverage']:.1%}" if n in found else "–" for n in sizes)]
+        for name, found in result["types"].items()
+    ]
+    runs = sorted(
+        {part["runs"] + part["without_interval"] for found in result["types"].values() for part in found.values()}
+    )
+    return (
+        "Share of 95% intervals that hold the true value, by the number of rows (pairs, problems, questions):\n\n"
+        + table(["interval", *(f"n = {n}" for n in sizes)], rows)
+        + f"\n\n{runs[0]:,} to {runs[-1]:,} simulated evaluations of each kind, so that a share of 95% varies by "
+        f"{noise(runs[-1])} to {noise(runs[0])} points (standard error). Measured by `benchmarks/interval_coverage.py`."
+    )
+
+
+def noise(runs: int) -> str:
+    """Return the standard error of a share of 95 % in points."""
+    return f"{100 * (0.95 * 0.05 / runs) ** 0.5:.1f}"
+
+
 FIGURES: dict[str, Callable[[dict], str]] = {
     function.__name__: function
     for function in (
@@ -214,6 +236,7 @@ FIGURES: dict[str, Callable[[dict], str]] = {
         read_rows,
         evaluation_overhead,
         server_load,
+        interval_coverage,
     )
 }
 

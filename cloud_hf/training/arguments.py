@@ -1,6 +1,7 @@
 """Command-line arguments shared by the training commands."""
 
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
@@ -13,6 +14,9 @@ from ..data.journal import key_of
 from ..data.preference_rows import SIDES, iterate_rows, read_preference
 from ..data.rows import check_columns, load_rows
 from ..loading import tokenizer_source
+
+
+CHAT_TEMPLATES = Path(__file__).parents[1] / "chat_templates"
 
 
 @documented
@@ -167,10 +171,14 @@ def load_tokenizer(model_args: ModelConfig, training_args) -> PreTrainedTokenize
 
 def set_chat_template(tokenizer: PreTrainedTokenizerBase, path: str):
     """
-    Set a tokenizer's chat template from a Jinja file; other files raise `ValueError`. TRL also accepts a model here and
-    copies its special tokens, but no tokens can be added once the critique format is built.
+    Set a tokenizer's chat template from a Jinja file, or from a family's template in `cloud_hf/chat_templates` by its name; anything
+    else raises `ValueError`. TRL also accepts a model here and copies its special tokens, but no tokens can be added once the critique
+    format is built.
     """
-    if not path.endswith((".jinja", ".j2")):
-        raise ValueError(f"`chat_template_path` is {path!r}; it must name a Jinja file (.jinja or .j2).")
-    with open(path, encoding="utf8") as file:
+    families = {file.stem: file for file in sorted(CHAT_TEMPLATES.glob("*.jinja"))}
+    if path not in families and not path.endswith((".jinja", ".j2")):
+        raise ValueError(
+            f"`chat_template_path` is {path!r}; it must name a Jinja file (.jinja or .j2) or a family ({', '.join(families)})."
+        )
+    with open(families.get(path, path), encoding="utf8") as file:
         tokenizer.chat_template = file.read()

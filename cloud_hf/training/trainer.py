@@ -425,6 +425,7 @@ def _prepare_tokenizer(tokenizer: Any, model: Any, args: CLoudTrainingConfig) ->
     if args.chat_template_path is not None:
         # TRL would set the template later, but the critique format is built from it before that
         set_chat_template(tokenizer, args.chat_template_path)
+        args.chat_template_path = None
     return tokenizer
 
 

@@ -58,22 +58,3 @@ def test_an_unknown_key_in_a_recipe_is_an_error(tmp_path):
     (tmp_path / "bad.yaml").write_text("lm_loss_wieght: 1.0\n")
     with pytest.raises(ValueError, match="lm_loss_wieght"):
         parse("train_cloud", "--config", str(tmp_path / "bad.yaml"))
-
-
-def test_the_llama3_template_is_that_of_the_family():
-    """Ours is a rewrite; on text conversations it renders the same text as the family's template."""
-    from tokenizers_for_tests import TRL_TEMPLATES, make_tokenizer
-
-    tokenizer = make_tokenizer("llama3")
-    messages = [
-        {"role": "system", "content": "Be brief. "},
-        {"role": "user", "content": " Hello\n"},
-        {"role": "assistant", "content": "Hi"},
-    ]
-    ours = (EXAMPLES / "configs/llama3-8b/chat_template.jinja").read_text()
-    theirs = (TRL_TEMPLATES / "llama3.jinja").read_text()
-    for generation_prompt in (False, True):
-        options = {"tokenize": False, "add_generation_prompt": generation_prompt}
-        assert tokenizer.apply_chat_template(messages, chat_template=ours, **options) == tokenizer.apply_chat_template(
-            messages, chat_template=theirs, **options
-        )

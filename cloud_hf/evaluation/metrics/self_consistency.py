@@ -85,13 +85,14 @@ def self_consistency(
     right, wrong, starts = _pair_places([len(row) for row in rewards], num_chosen)
     pairs_in_row = np.diff([*starts, len(right)])[:, None]
 
-    # R responses of all rows, K critiques each
-    rewards_RK = np.array(flat, dtype=float)
+    # R responses of all rows, K critiques each. Sums of float32 numbers are exact in float64, so that ties stay ties in any order of
+    # the critiques; rewards that were rescaled or parsed have more digits.
+    rewards_RK = np.array(flat, dtype=np.float32).astype(float)
     num_critiques, rng = rewards_RK.shape[1], np.random.default_rng(seed)
 
     def draw(pool_RK: np.ndarray) -> np.ndarray:
         """Return each row's outcome for every k, as the mean over disjoint draws of k critiques of a pool: columns for k = 1, 2, …"""
-        # Sums instead of means: sums of float32 rewards are exact in float64, so that ties stay ties in any order
+        # Sums instead of means, which would round
         sums = np.pad(rng.permuted(pool_RK, axis=1).cumsum(1), ((0, 0), (1, 0)))
         outcomes = []
         for k in range(1, num_critiques + 1):

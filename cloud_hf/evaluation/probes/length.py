@@ -91,7 +91,8 @@ LENGTH = Probe(
     about=(
         "All rows as they are; lengths in characters. A model without a bias prefers the longer response about as often as "
         "the longer one is right, and is as accurate where the right response is the shorter one. Equal rewards are neither: as "
-        "everywhere, accuracy counts them as wrong."
+        "everywhere, accuracy counts them as wrong. The intervals of the correlations rest on few resamples, and are a little too "
+        "narrow."
     ),
     measure=_measure,
 )
