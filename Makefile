@@ -45,10 +45,10 @@ test: $(VENV)/.ready-to-test  ## Lint, docs, and all tests but the wide matrices
 else
 TESTS := $(firstword $(wildcard tests/$(AREA) $(AREA)) $(AREA))
 # Packages of an area beyond those of the quickstart; a test whose package is absent says so and is skipped
-EXTRAS := test$(if $(findstring distributed,$(TESTS)),$(comma)deepspeed)$(if $(findstring training,$(TESTS)),$(comma)deepspeed$(comma)qlora$(comma)trackers)$(if $(findstring spaces,$(TESTS)),$(comma)browser)
+EXTRAS := test$(if $(findstring distributed,$(TESTS)),$(comma)deepspeed)$(if $(findstring training,$(TESTS)),$(comma)deepspeed$(comma)qlora$(comma)trackers)$(if $(findstring spaces,$(TESTS)),$(comma)browser)$(if $(findstring real,$(TESTS)),$(comma)browser$(comma)real)
 test: $(VENV)/.ready
 	$(INSTALL) --editable '.[$(EXTRAS)]'
-	@if echo "$(TESTS)" | grep -qE 'vllm|tests/serving/?$$|ray'; then $(MAKE) $(VENV)/.ready-for-vllm; fi
+	@if echo "$(TESTS)" | grep -qE 'vllm|tests/serving/?$$|tests/real/?$$|ray'; then $(MAKE) $(VENV)/.ready-for-vllm; fi
 	$(PYTEST) $(PARALLEL) $(TESTS) || [ $$? -eq 5 ]
 	$(PYTEST) $(SERIAL) $(TESTS) || [ $$? -eq 5 ]
 endif
@@ -99,7 +99,7 @@ $(VENV)/.ready-for-vllm: $(VENV)/.ready
 	touch $@
 
 $(VENV)/.ready-to-test: $(VENV)/.ready $(VENV)/.ready-to-lint $(VENV)/.ready-for-docs $(VENV)/.ready-for-vllm
-	$(INSTALL) --editable '.[dev]'
+	$(INSTALL) --editable '.[dev,real]'
 	touch $@
 
 clean:  ## Remove the environment, runs and caches.

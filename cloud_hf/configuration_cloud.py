@@ -68,7 +68,7 @@ class CLoudConfig(PreTrainedConfig):
             Id of the end-of-turn token at which the reward is read. [`CLoudForRewardModeling.from_base`] sets it.
         reward_token_id (`int`, *optional*):
             A vocabulary id that never occurs in text, by which vLLM tells the critique's end from other ends of turn.
-            `None` if the vocabulary has no spare id.
+            `None` if the vocabulary has no spare id; vLLM then adds one at its end.
         reward_mean (`float`, *optional*, defaults to `0.0`):
             Subtracted from the head's output.
         reward_std (`float`, *optional*, defaults to `1.0`):
@@ -224,6 +224,11 @@ def read_config(name: str | Path, **kwargs) -> Any:
     if "model_type" not in config_dict and not is_published(config_dict):
         raise ValueError(f"{name}: {_NEITHER_LAYOUT}")
     return (CLoudConfig if is_published(config_dict) else AutoConfig).from_pretrained(name, **kwargs)
+
+
+def reward_token_in_vllm(config: CLoudConfig) -> int:
+    """Return the config's `reward_token_id`, or the id after the last one, which vLLM adds to a vocabulary without a spare id."""
+    return config.text_config.vocab_size if config.reward_token_id is None else config.reward_token_id
 
 
 def position_switch(text_config) -> int | None:

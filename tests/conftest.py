@@ -15,7 +15,7 @@ import pytest
 # Fixtures import torch when they are used, so that a test of a pure module starts at once
 
 
-# Two processes, browsers, vLLM engines, Ray, and one quickstart run: each needs the machine for itself
+# Two processes, browsers, vLLM engines, Ray, a real model and one quickstart run: each needs the machine for itself
 SERIAL = (
     "tests/distributed/",
     "tests/spaces/test_demo_in_browser.py",
@@ -25,6 +25,7 @@ SERIAL = (
     "tests/examples/test_self_critiques_with_vllm.py",
     "tests/data/builders/test_ray.py",
     "tests/examples/test_quickstart.py",
+    "tests/real/",
 )
 
 
@@ -56,6 +57,21 @@ def classic_model(base_folder):
     from models_for_tests import make_model
 
     return make_model(base_folder, critique=False)
+
+
+# Not for the session: Playwright keeps an event loop running in the thread, so no test could run another
+@pytest.fixture(scope="module")
+def chromium():
+    """Start a browser for a module's tests; `browser.open_page` opens a fresh profile in it."""
+    pytest.importorskip("gradio", reason="Gradio is not installed: the apps of the Spaces are not tried.")
+    pytest.importorskip("playwright", reason="Playwright is not installed: no browser tests.")
+    pytest.importorskip("axe_playwright_python", reason="axe-playwright-python is not installed: no browser tests.")
+    from browser import CHROMIUM, start_chromium
+
+    if not CHROMIUM.exists():
+        pytest.skip(f"There is no {CHROMIUM} (apt-get install chromium): no browser tests.")
+    with start_chromium() as browser:
+        yield browser
 
 
 def pytest_terminal_summary(terminalreporter):

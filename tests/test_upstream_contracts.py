@@ -126,6 +126,9 @@ CONTRACTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "vllm.model_executor.layers.pooler.seqwise.pooler_for_classify": (
         "a classic model's pooler", ("pooler_config", "pooling", "classifier", "act_fn"),
     ),
+    "vllm.model_executor.layers.vocab_parallel_embedding.VocabParallelEmbedding": (
+        "vocabularies without a spare id get a row", (),
+    ),
     "vllm.model_executor.models.config.MODELS_CONFIG_MAP": ("checks the engine's options at start", ()),
     "vllm.model_executor.models.config.VerifyAndUpdateConfig": ("checks the engine's options at start", ()),
     "vllm.model_executor.models.interfaces.SupportsLoRA": ("interface of a model", ()),

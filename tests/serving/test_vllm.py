@@ -92,7 +92,8 @@ def save_talker(folder, model_type, family, options, **kwargs):
         with torch.no_grad():
             head = model.get_output_embeddings().weight
             head[model.config.critique_end_token_id] *= 1.5
-            head[model.config.reward_token_id] = 0.0  # a trained model never writes it
+            if model.config.reward_token_id is not None:
+                head[model.config.reward_token_id] = 0.0  # a trained model never writes it
     model.save_pretrained(folder / "model")
     make_tokenizer(family).save_pretrained(folder / "model")
     return model
@@ -344,6 +345,21 @@ def test_a_single_token_has_no_reward(pair):
     prompt = {"prompt_token_ids": list(engine.critique_format.encode_prefix("x", "y").input_ids)}
     [output] = engine.llm.generate([prompt], SamplingParams(max_tokens=1, logprobs=0), use_tqdm=False)
     assert next(entry.logprob for entry in output.outputs[0].logprobs[0].values()) == float("-inf")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "gpt_neox"])
+def test_vocabularies_without_a_spare_id(tmp_path, model_type, tied):
+    """Checkpoints keep their shape; tests/real has such a model of real size."""
+    tokenizer = make_tokenizer("chatml")
+    options = {"vocab_size": len(tokenizer), "tie_word_embeddings": tied}
+    model = save_talker(tmp_path, model_type, "chatml", options)
+    assert model.config.reward_token_id is None
+    engine = start(tmp_path / "model")
+    for extra in ({"max_new_tokens": BUDGET}, {"critiques": [["Fine.", ""]] * len(CHATS)}):
+        assert_same(engine.score(CHATS, ANSWERS, **extra), model.score(CHATS, ANSWERS, tokenizer, **extra))
+    engine.close()
 
 
 @pytest.mark.parametrize("kind", ["classic", "reference", "adapter"])

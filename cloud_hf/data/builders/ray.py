@@ -17,7 +17,7 @@ from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 from transformers import AutoTokenizer
 
 from ...arguments import check_bounds, documented
-from ...configuration_cloud import CLoudConfig, check_name
+from ...configuration_cloud import CLoudConfig, check_name, reward_token_in_vllm
 from ...critique_format import CritiqueFormat
 from ...generation import row_seed
 from ...loading import is_adapter
@@ -133,7 +133,7 @@ class RayCritic:
             "detokenize": False,
         }
         if is_reward_model:  # the plugin closes a critique with the reward token, and the end of turn follows
-            self._end_ids = {config.reward_token_id}
+            self._end_ids = {reward_token_in_vllm(config)}
             self._sampling["stop_token_ids"] = [critique_format.end_token_id]
         else:
             self._end_ids = {critique_format.end_token_id, *critique_format.stop_ids(config)}

@@ -74,8 +74,8 @@ class VLLMEngine:
         async with aclosing(self._generate(self._requests.prompt_of(request.prefixes[0]), params)) as outputs:
             async for output in outputs:
                 ids = list(output.outputs[0].token_ids)[: sampling.max_new_tokens]
-                if self.config.reward_token_id in ids:
-                    ids = ids[: ids.index(self.config.reward_token_id)]
+                if self._requests.reward_id in ids:
+                    ids = ids[: ids.index(self._requests.reward_id)]
                 text = self._stable_prefix(ids)
                 if len(text) > len(shown):
                     yield text[len(shown) :]

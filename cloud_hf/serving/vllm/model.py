@@ -4,6 +4,7 @@ Shape suffixes: N tokens of a batch, S sampled sequences, H hidden, F flag colum
 """
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from vllm.distributed import get_pp_group
 from vllm.model_executor.layers.pooler import DispatchPooler
 from vllm.model_executor.layers.pooler.activations import PoolerIdentity
 from vllm.model_executor.layers.pooler.seqwise import LastPool, pooler_for_classify
+from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from vllm.model_executor.models.interfaces import SupportsLoRA, SupportsPP
 from vllm.model_executor.models.utils import (
     AutoWeightsLoader,
@@ -110,6 +112,11 @@ class CLoudForVLLM(nn.Module, SupportsLoRA, SupportsPP):
         return (self.reward_head(hidden_SH) - self.config.reward_mean) / self.config.reward_std
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        """Load a checkpoint. Vocabularies without a spare id get a row of zeros for the one that the plugin has added."""
+        for module in self.modules():
+            if isinstance(module, VocabParallelEmbedding):
+                for parameter in module.parameters(recurse=False):
+                    parameter.weight_loader = partial(_load_padded, module)  # pyright: ignore[reportAttributeAccessIssue]
         return AutoWeightsLoader(self).load_weights(weights)
 
 
@@ -131,6 +138,12 @@ class ClassicForPooling(CLoudForVLLM):
     def forward(self, *args, **kwargs) -> torch.Tensor | IntermediateTensors:
         """Compute hidden states of shape `(N, H)`."""
         return self.language_model(*args, **kwargs)
+
+
+def _load_padded(module: VocabParallelEmbedding, parameter: nn.Parameter, weight_VH: torch.Tensor):
+    if len(weight_VH) == module.org_vocab_size - 1:
+        weight_VH = torch.cat((weight_VH, torch.zeros_like(weight_VH[:1])))
+    module.weight_loader(parameter, weight_VH)
 
 
 def _as_list(ids: int | list[int] | None) -> list[int]:

@@ -1,7 +1,7 @@
 """vLLM plugin for CLoud models. vLLM calls `register` in each of its processes (entry point `vllm.general_plugins`).
 
 One request returns both critique and reward. For that, an unused vocabulary id, the config's `reward_token_id`, replaces
-the end of turn that closes the critique, but no other end of turn.
+the end of turn that closes the critique, but no other end of turn. A vocabulary without one gets one more id in the engine.
 
 1. The model (`model.py`) never samples the end of turn that closes a critique; it samples the reward token instead.
 2. The reward token is embedded as the end of turn, so the reward is read from the same hidden state as in training.
@@ -13,6 +13,8 @@ and a renderer (`renderer.py`) opens the critique turn behind chat messages. Cla
 pooling runner, which needs none of this: its pooler reads the reward.
 """
 
+from typing import Any
+
 from vllm import ModelRegistry  # pyright: ignore[reportAttributeAccessIssue]
 from vllm.config import ModelConfig, VllmConfig
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
@@ -20,6 +22,7 @@ from vllm.renderers.registry import RENDERER_REGISTRY
 from vllm.tokenizers.registry import TokenizerRegistry
 
 import cloud_hf  # also registers the config with transformers
+from cloud_hf.configuration_cloud import reward_token_in_vllm
 from cloud_hf.critique_format import format_class
 
 
@@ -39,7 +42,7 @@ class CLoudEngineConfig(VerifyAndUpdateConfig):
 
     @staticmethod
     def verify_and_update_model_config(model_config: ModelConfig) -> None:
-        config = model_config.hf_config
+        config: Any = model_config.hf_config
         if model_config.enable_prompt_embeds:
             raise ValueError("A CLoud model takes no prompt embeddings: its reward is read at a token.")
         model_config.tokenizer_mode = _TOKENIZER_MODE
@@ -51,10 +54,10 @@ class CLoudEngineConfig(VerifyAndUpdateConfig):
             config.architectures, model_config.convert_type = [_POOLING_ARCHITECTURE], "none"
             return
         if config.reward_token_id is None:
-            raise ValueError(
-                "This CLoud model has no `reward_token_id`: its vocabulary had no unused id, which vLLM needs to tell the "
-                "end of the critique from other ends of turn. Resize its embeddings by one and set it in the config."
-            )
+            # Checkpoints keep their shape: the model adds the row while it loads the weights
+            config.reward_token_id = reward_token_in_vllm(config)
+            config.text_config.vocab_size += 1
+            model_config.model_arch_config = model_config.get_model_arch_config()  # holds the vocabulary's size, too
         # The reward is a raw logit: log-softmax would turn the logit of the only possible token into 0
         model_config.logprobs_mode = "raw_logits"
         penalty = format_class(config.format).repetition_penalty

@@ -15,7 +15,7 @@ from vllm.inputs import TokensInput, tokens_input
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 
-from ...configuration_cloud import CLoudConfig, position_switch
+from ...configuration_cloud import CLoudConfig, position_switch, reward_token_in_vllm
 from ...critique_format import CritiqueFormat, EncodedCritique, EncodedPrefix
 from ...generation import Sample, row_seed
 from ...loading import check_reward_model, is_adapter, load_reward_model, read_model_config
@@ -177,11 +177,11 @@ class VLLMRequests:
         ids = list(completion.token_ids)
         end_id, logprobs = self.critique_format.end_token_id, completion.logprobs
         assert logprobs is not None, "`writing` asks for them"
-        length = ids.index(self._reward_id)
+        length = ids.index(self.reward_id)
         is_cut = length > max_new_tokens
         if length == max_new_tokens and not self.critique_format.rereads_critiques:
             # The processor closes it there in any case; the model itself would have ended it if no other token was likelier
-            is_cut = logprobs[length][self._reward_id].rank != 1
+            is_cut = logprobs[length][self.reward_id].rank != 1
         critique_ids = tuple(ids[: min(length, max_new_tokens)])
         text = self.critique_format.decode(list(critique_ids))
         return Sample(logprobs[-1][end_id].logprob, text, critique_ids, "length" if is_cut else "stop")
@@ -198,7 +198,7 @@ class VLLMRequests:
 
     def sequence_of(self, encoded: EncodedCritique) -> TokensInput:
         """Make the prompt whose reward is read: its last end of turn becomes the reward token."""
-        return tokens_input([*encoded.input_ids[:-1], self._reward_id])
+        return tokens_input([*encoded.input_ids[:-1], self.reward_id])
 
     def reward(self, output: RequestOutput) -> float:
         """Read the reward of a finished request of [`VLLMRequests.reading`]."""
@@ -207,6 +207,6 @@ class VLLMRequests:
         return logprobs[0][self.critique_format.end_token_id].logprob
 
     @property
-    def _reward_id(self) -> int:
-        assert self.config.reward_token_id is not None, "the plugin refuses such models"
-        return self.config.reward_token_id
+    def reward_id(self) -> int:
+        """Id of the token that closes a critique."""
+        return reward_token_in_vllm(self.config)
