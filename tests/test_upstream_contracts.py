@@ -159,6 +159,7 @@ CONTRACTS: dict[str, tuple[str, tuple[str, ...]]] = {
 INSTANCE_ATTRIBUTES = {
     "_keys_to_ignore_on_load_unexpected": "weights of a multimodal base that its language model leaves out",
     "_attn_implementation": "config attribute that names the attention of a model",
+    "_content": "body of an httpx2 response, which it fills itself without a limit",
     "_signature_columns": "columns that the Trainer keeps",
     "_weight_conversions": "how a loaded checkpoint's weights were renamed",
     "_tr_loss": "running loss, saved and restored for exact resume",
