@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from hashlib import sha256
 from pathlib import Path
 
 from datasets import Dataset
@@ -124,13 +125,23 @@ def check_named_once(option: str, names: list[str]):
 
 
 def short_names(names: list[str]) -> dict[str, str]:
-    """Shorten paths and Hub ids to their last part, or to as many parts as distinguish them."""
+    """
+    Shorten paths and Hub ids to their last part, or to as many parts as distinguish them. Names that would share files (`a/x` and
+    `a-x`) get a hash.
+    """
     parts = {name: Path(name).parts for name in names}
     length = {
         name: next(n for n in range(1, 100) if sum(p[-n:] == own[-n:] for p in set(parts.values())) == 1)
         for name, own in parts.items()
     }
-    return {name: "/".join(own[-length[name] :]).strip("/") for name, own in parts.items()}
+    shown = {name: "/".join(own[-length[name] :]).strip("/") for name, own in parts.items()}
+    files: dict[str, set[tuple[str, ...]]] = {}
+    for name, short in shown.items():
+        files.setdefault(picture_name("", short), set()).add(parts[name])
+    for name, short in shown.items():
+        if len(files[picture_name("", short)]) > 1:
+            shown[name] = f"{short}~{sha256(str(Path(name)).encode()).hexdigest()[:8]}"
+    return shown
 
 
 @contextmanager
