@@ -21,6 +21,7 @@ from peft import (
     set_peft_model_state_dict,
 )
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from peft.utils.save_and_load import load_peft_weights
 from transformers import PreTrainedModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
@@ -29,6 +30,7 @@ from transformers.utils.hub import cached_file
 from .configuration_cloud import CLoudConfig, check_name, language_config, read_config
 from .model_identity import hash_of_weights
 from .published import HUB_KWARGS, is_published
+from .safe_paths import check_links
 
 
 # File in an adapter's folder that records which base it was trained on
@@ -38,6 +40,11 @@ _ARCHITECTURE = (
     "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads",
 )  # fmt: skip
+# Types of the fields of an adapter's config that decide what is read and built
+_ADAPTER_TYPES: dict[str, tuple[type, ...]] = {
+    "base_model_name_or_path": (str,), "revision": (str,), "r": (int,), "lora_alpha": (int, float), "lora_dropout": (int, float),
+    "target_modules": (str, list, set), "modules_to_save": (list,), "rank_pattern": (dict,), "alpha_pattern": (dict,),
+}  # fmt: skip
 # Prefixes of PEFT's weight names: in a language model, and in the reward model around it
 _PLAIN, _NESTED = "base_model.model.", "base_model.model.language_model."
 
@@ -88,9 +95,10 @@ def attach_adapter(
     Raises:
         `ValueError`: If names or shapes of the weights do not fit the model.
     """
-    own_config: Any = PeftConfig.from_pretrained(name, **hub_kwargs)
+    own_config = read_adapter_config(name, **hub_kwargs)
     check_lora(name, own_config)
     config = own_config if peft_config is None else peft_config
+    _check_file(name, **hub_kwargs)
     weights = load_peft_weights(name, device="cpu", **hub_kwargs)
     # Of adapted embeddings and LM heads, PEFT also saves the base's own weights
     weights = {key: weight for key, weight in weights.items() if ".base_layer." not in key}
@@ -135,6 +143,16 @@ def check_tied_layers(model: PeftModel):
             )
 
 
+def _check_file(name: str, **hub_kwargs):
+    """Raise `ValueError` unless an adapter's weights are safetensors inside its folder."""
+    path = cached_file(name, SAFETENSORS_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
+    if path is None:
+        raise ValueError(
+            f"{name} has no {SAFETENSORS_WEIGHTS_NAME}. Pickled weights are not loaded: they can run code."
+        )
+    check_links(Path(path).parent, [path])
+
+
 def _check_weights(name: str, weights: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]):
     for key, weight in weights.items():
         if key not in expected:
@@ -151,6 +169,22 @@ def _check_weights(name: str, weights: dict[str, torch.Tensor], expected: dict[s
 # ------------------------------------------------------------------------------------------------ configs and bases
 
 
+def read_adapter_config(name: str, **hub_kwargs) -> Any:
+    """Read an adapter's config. Raises `ValueError`, naming the field, if PEFT cannot read it or a field has the wrong type."""
+    try:
+        config = PeftConfig.from_pretrained(name, **hub_kwargs)
+    except (AttributeError, LookupError, TypeError) as error:
+        raise ValueError(
+            f"{name}: adapter_config.json cannot be used ({type(error).__name__}: {error!s:.200})."
+        ) from error
+    for field, types in _ADAPTER_TYPES.items():
+        value = getattr(config, field, None)
+        if value is not None and (not isinstance(value, types) or isinstance(value, bool)):
+            names = " or ".join(kind.__name__ for kind in types)
+            raise ValueError(f"{name}: adapter_config.json has the `{field}` {value!r:.60}; it must be {names}.")
+    return config
+
+
 def is_adapter(name: str, **hub_kwargs) -> bool:
     """Return whether `name` is a PEFT adapter."""
     return has_file(name, "adapter_config.json", **hub_kwargs)
@@ -163,7 +197,7 @@ def adapter_base(name: str, base: str | None = None, **hub_kwargs) -> tuple[str,
     Raises:
         `ValueError`: If it is missing, is itself an adapter, or is not the model that the adapter was trained on.
     """
-    peft_config = PeftConfig.from_pretrained(name, **hub_kwargs)
+    peft_config = read_adapter_config(name, **hub_kwargs)
     recorded, revision = base or peft_config.base_model_name_or_path, None if base else peft_config.revision
     if recorded and not base and (beside := Path(name) / recorded).is_dir():
         recorded = os.path.normpath(beside)
@@ -230,10 +264,14 @@ def _check_identity(name: str, base: str, **hub_kwargs):
     path = cached_file(name, BASE_RECORD, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
     if path is None or not Path(base).is_dir():
         return  # names and shapes are compared later
-    recorded = json.loads(Path(path).read_text())
-    if hash_of_weights(base, by_tensor=recorded["version"] > 1) != recorded["weights"]:
+    try:
+        recorded = json.loads(Path(path).read_text("utf8"))
+        version, model, weights = int(recorded["version"]), recorded["model"], recorded["weights"]
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"{path} is not the record of an adapter's base: {error!r:.200}.") from error
+    if hash_of_weights(base, by_tensor=version > 1) != weights:
         raise ValueError(
-            f"{name} was trained on another base: the weights in {base} differ from those of {recorded['model']} at training time."
+            f"{name} was trained on another base: the weights in {base} differ from those of {model} at training time."
         )
 
 

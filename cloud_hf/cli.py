@@ -20,6 +20,7 @@ from typing import Any
 
 from .command_help import help_page
 from .data.builders import BUILDERS
+from .printable import printable
 
 
 # To add a command, list its module here
@@ -49,6 +50,8 @@ _DEBUG_VALUES = ("underflow_overflow", "tpu_metrics_debug")
 _CHECKED_INPUT = (
     "accelerate", "argparse", "cloud_hf", "codecs", "datasets", "huggingface_hub", "json", "peft", "transformers", "trl",
 )  # fmt: skip
+# An error may list many rows or options
+_LONGEST_SENTENCE = 4000
 
 
 class UsageError(Exception):
@@ -161,7 +164,7 @@ def _take_debug(arguments: Sequence[str]) -> tuple[bool, list[str]]:
 
 def _fail(prog: str, sentence: str, status: int = 2):
     sys.stdout.flush()
-    print(f"{prog}: {' '.join(sentence.split())}", file=sys.stderr)
+    print(f"{prog}: {printable(sentence, _LONGEST_SENTENCE)}", file=sys.stderr)
     raise SystemExit(status) from None
 
 

@@ -2,10 +2,14 @@
 
 import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import NoneType
 from typing import Any, ClassVar
 
-from huggingface_hub.errors import HFValidationError
+import torch
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from huggingface_hub.utils import validate_repo_id
 from transformers import AutoConfig, GenerationConfig
 from transformers.configuration_utils import PreTrainedConfig
@@ -30,6 +34,19 @@ _LIBRARY_KEYS = {
     "tie_word_embeddings", "torch_dtype", "use_cache", *GenerationConfig._get_default_generation_params(),
 }  # fmt: skip
 
+
+# Types of our keys, and of those of which transformers does not say that they have the wrong one
+_OWN_TYPES: dict[str, tuple[type, ...]] = {
+    "text_config": (PreTrainedConfig, dict, NoneType), "critique": (bool,), "critique_prompt": (str, NoneType),
+    "critique_role": (str,), "format": (str,), "keep_thinking": (bool,), "chat_template_kwargs": (dict, NoneType),
+    "critique_end_token_id": (int, NoneType), "reward_token_id": (int, NoneType), "reward_mean": (int, float),
+    "reward_std": (int, float), "base_model_name_or_path": (str, NoneType),
+}  # fmt: skip
+_LIBRARY_TYPES: dict[str, tuple[type, ...]] = {
+    "model_type": (str,), "auto_map": (dict,), "id2label": (dict, NoneType), "quantization_config": (dict, NoneType),
+    "dtype": (str, dict, torch.dtype, NoneType), "torch_dtype": (str, dict, torch.dtype, NoneType),
+    "layer_types": (list, tuple, NoneType),
+}  # fmt: skip
 
 # Attributes that tools read on any config, and that describe the language model
 _OF_TEXT_CONFIG = (
@@ -110,6 +127,7 @@ class CLoudConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         self._refuse_unknown_keys(kwargs)
+        _check_types(vars(self), _OWN_TYPES)
         if self.text_config is None:
             self.text_config = AutoConfig.for_model("llama")
         elif isinstance(self.text_config, dict):
@@ -117,6 +135,7 @@ class CLoudConfig(PreTrainedConfig):
                 raise ValueError(
                     "CLoudConfig: `text_config` has no `model_type`; say which language model it describes."
                 )
+            _check_types(self.text_config, _LIBRARY_TYPES, "text_config.")
             self.text_config = AutoConfig.for_model(**self.text_config)
         self.critique_prompt = spell_critique_prompt(self.critique_prompt, self.format)
         self._check_values()
@@ -159,10 +178,12 @@ class CLoudConfig(PreTrainedConfig):
         """
         hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
         config_dict, kwargs = cls.get_config_dict(pretrained_model_name_or_path, **kwargs)
-        if config_dict.get("model_type", "cloud") != "cloud" and not is_published(config_dict):
-            # PEFT reads an adapter's base with the class of the adapted model's config, to compare vocabularies
-            config_dict = {"text_config": config_dict}
-        return cls.from_dict(config_dict, hub_kwargs=hub_kwargs, **kwargs)
+        with _named_errors(pretrained_model_name_or_path):
+            _check_types(config_dict, _LIBRARY_TYPES)
+            if config_dict.get("model_type", "cloud") != "cloud" and not is_published(config_dict):
+                # PEFT reads an adapter's base with the class of the adapted model's config, to compare vocabularies
+                config_dict = {"text_config": config_dict}
+            return cls.from_dict(config_dict, hub_kwargs=hub_kwargs, **kwargs)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> "CLoudConfig":
@@ -220,10 +241,37 @@ def spell_critique_prompt(critique_prompt: str | None, format: str) -> str:
 
 def read_config(name: str | Path, **kwargs) -> Any:
     """Read any model's config, including the published layout, which [`~transformers.AutoConfig`] cannot read."""
-    config_dict, _ = PreTrainedConfig.get_config_dict(name, **kwargs)
-    if "model_type" not in config_dict and not is_published(config_dict):
-        raise ValueError(f"{name}: {_NEITHER_LAYOUT}")
-    return (CLoudConfig if is_published(config_dict) else AutoConfig).from_pretrained(name, **kwargs)
+    with _named_errors(name):
+        config_dict, _ = PreTrainedConfig.get_config_dict(name, **kwargs)
+        _check_types(config_dict, _LIBRARY_TYPES)
+        if "model_type" not in config_dict and not is_published(config_dict):
+            raise ValueError(f"{name}: {_NEITHER_LAYOUT}")
+        return (CLoudConfig if is_published(config_dict) else AutoConfig).from_pretrained(name, **kwargs)
+
+
+@contextmanager
+def _named_errors(name: str | Path) -> Iterator[None]:
+    """Raise errors of a config with wrong types as a `ValueError` that names the model; transformers' own name the field."""
+    try:
+        yield
+    except (StrictDataclassError, ArithmeticError, AttributeError, LookupError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{name}: the config cannot be used ({type(error).__name__}: {reason:.300}).") from error
+
+
+def _check_types(config: Any, types: dict[str, tuple[type, ...]], path: str = ""):
+    """Raise `ValueError` if a key of a config has none of its types; see [`CLoudConfig`]."""
+    if not isinstance(config, dict):
+        raise ValueError(f"The config is {config!r:.60}; it must be an object with named values.")
+    for key, allowed in types.items():
+        if key not in config:
+            continue
+        value = config[key]
+        if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+            names = " or ".join("null" if kind is NoneType else kind.__name__ for kind in allowed)
+            raise ValueError(f"The config has the `{path}{key}` {value!r:.60}; it must be {names}.")
+        if "dtype" in key and isinstance(value, str) and not isinstance(getattr(torch, value, None), torch.dtype):
+            raise ValueError(f"`{path}{key}`: the config has the data type {value!r:.60}, which torch does not have.")
 
 
 def reward_token_in_vllm(config: CLoudConfig) -> int:

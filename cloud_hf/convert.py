@@ -27,14 +27,23 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
-from transformers.utils.hub import cached_file, get_checkpoint_shard_files
+from transformers.utils.hub import cached_file
 
 from .cards import METHOD, hub_id, kind_of, other_tools, pipeline_tag, shown_name, usage
 from .cli import ArgumentParser, run
 from .configuration_cloud import CLoudConfig, check_name, spell_critique_prompt
 from .critique_format import CritiqueFormat
 from .modeling_cloud import CLoudForRewardModeling, unused_token_id
-from .published import FEEDBACK_METHODS, find_weights, is_published, native_key, published_key, read_shapes
+from .published import (
+    FEEDBACK_METHODS,
+    find_shards,
+    find_weights,
+    is_published,
+    native_key,
+    published_key,
+    read_shapes,
+)
+from .safe_paths import check_links
 
 
 # Copied unchanged: if this version of transformers saved them again, older versions could not read them
@@ -145,6 +154,7 @@ def plan(
         config.critique_end_token_id = CritiqueFormat.from_config(config, loaded_tokenizer).end_token_id
         config.reward_token_id = unused_token_id(loaded_tokenizer, config.text_config.vocab_size)
     files = [path for pattern in _TOKENIZER_FILES for path in sorted(folder.glob(pattern))]
+    check_links(folder, files)
     return Conversion(source, "native" if published else "published", config, files, shards)
 
 
@@ -218,11 +228,12 @@ def _find_pickles(source: str, revision: str | None) -> Iterator[Path]:
     options = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
     index = cached_file(source, WEIGHTS_INDEX_NAME, **options)
     if index is not None:
-        yield from map(Path, get_checkpoint_shard_files(source, index, revision=revision)[0] or ())
+        yield from find_shards(source, index, revision=revision)
         return
     single = cached_file(source, WEIGHTS_NAME, **options)
     if single is None:
         raise ValueError(f"{source} has no pickled weights; omit `--from_pickle`.")
+    check_links(Path(single).parent, [single])
     yield Path(single)
 
 

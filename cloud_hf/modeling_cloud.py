@@ -282,6 +282,8 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         _read_quantization(kwargs)
         if published:
             cls._prepare_published(name, kwargs, hub_kwargs)
+        elif name is not None and not {"gguf_file", "state_dict", "variant"} & {*kwargs}:
+            find_weights(str(name), **hub_kwargs)  # refuses pickles and files outside of the folder
         loaded: Any = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
         model, loading = loaded
         _forget_renaming(model, kwargs.get("key_mapping"))

@@ -15,6 +15,8 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
+from .safe_paths import check_links, is_inside
+
 
 PUBLISHED_PREFIX = "reward_base_model."
 NATIVE_PREFIX = "language_model."
@@ -98,7 +100,7 @@ def find_weights(name: str, **hub_kwargs) -> list[Path]:
     Find the safetensors files of a checkpoint, and download them from the Hub.
 
     Raises:
-        `ValueError`: If there are none, if a file of the index is missing, or if the weights are pickled.
+        `ValueError`: If there are none, if a file of the index is missing or outside of the folder, or if the weights are pickled.
     """
 
     def find(file: str) -> str | None:
@@ -108,12 +110,12 @@ def find_weights(name: str, **hub_kwargs) -> list[Path]:
     if index is not None and single is not None:
         raise ValueError(f"{name} has both {SAFE_WEIGHTS_NAME} and {SAFE_WEIGHTS_INDEX_NAME}; remove the wrong one.")
     if index is not None:
-        _check_index(Path(index))
-        shards = [Path(path) for path in get_checkpoint_shard_files(name, index, **hub_kwargs)[0] or ()]
+        shards = find_shards(name, index, **hub_kwargs)
         if missing := [path.name for path in shards if not path.exists()]:
             raise ValueError(f"{name} lacks {len(missing)} of its {len(shards)} shards: {', '.join(missing)}.")
         return shards
     if single is not None:
+        check_links(Path(single).parent, [single])
         return [Path(single)]
     if find(WEIGHTS_INDEX_NAME) or find(WEIGHTS_NAME):
         raise ValueError(
@@ -123,17 +125,28 @@ def find_weights(name: str, **hub_kwargs) -> list[Path]:
     raise ValueError(f"{name} has no weights: neither {SAFE_WEIGHTS_NAME} nor {SAFE_WEIGHTS_INDEX_NAME}.")
 
 
+def find_shards(name: str, index: str, **hub_kwargs) -> list[Path]:
+    """Find the files that an index of weights names. Raises `ValueError` if one is outside of the index's folder."""
+    _check_index(Path(index))
+    shards = [Path(path) for path in get_checkpoint_shard_files(name, index, **hub_kwargs)[0] or ()]
+    check_links(Path(index).parent, shards)
+    return shards
+
+
 def _check_index(path: Path):
     try:
         index = json.loads(path.read_text(encoding="utf8"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
-    is_map = isinstance(weight_map, dict) and weight_map and all(isinstance(file, str) for file in weight_map.values())
+    files = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    is_map = bool(files) and all(isinstance(file, str) for file in files)
     if not is_map or not isinstance(index.get("metadata"), dict):
         raise ValueError(
             f"{path} is not an index of weights: it needs `metadata`, and a `weight_map` from names to files."
         )
+    if outside := sorted(file for file in files if not is_inside(file)):
+        raise ValueError(f"{path} names the file {outside[0]!r}, which is not inside its folder.")
 
 
 def read_shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:

@@ -1,7 +1,10 @@
+import json
+
 import pytest
 from transformers import AutoConfig
 
 from cloud_hf import CLoudConfig
+from cloud_hf.configuration_cloud import read_config
 
 
 TEXT_CONFIG = {"model_type": "llama", "hidden_size": 64, "tie_word_embeddings": True}
@@ -63,3 +66,48 @@ def test_no_path_of_the_base_is_written(tmp_path):
         config = CLoudConfig(text_config={**TEXT_CONFIG, "_name_or_path": name})
         config.save_pretrained(tmp_path / "saved")
         assert (name in (tmp_path / "saved/config.json").read_text()) == kept
+
+
+@pytest.mark.parametrize("wrong", [5, -1.5, "x", True, [], ["a"], {}, 10**30])
+@pytest.mark.parametrize(
+    "field",
+    [
+        *(
+            "text_config",
+            "critique",
+            "critique_prompt",
+            "critique_role",
+            "format",
+            "keep_thinking",
+            "chat_template_kwargs",
+        ),
+        *(
+            "critique_end_token_id",
+            "reward_token_id",
+            "reward_mean",
+            "reward_std",
+            "base_model_name_or_path",
+            "num_labels",
+        ),
+        *("dtype", "auto_map", "id2label", "quantization_config"),
+        *("text_config.model_type", "text_config.hidden_size", "text_config.vocab_size", "text_config.dtype"),
+        *("text_config.layer_types", "text_config.rope_parameters", "text_config.eos_token_id"),
+    ],
+)
+def test_a_wrong_type_in_a_file_is_a_sentence_that_names_the_field(tmp_path, field, wrong):
+    config = CLoudConfig(text_config={"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4}).to_dict()
+    part = config["text_config"] if field.startswith("text_config.") else config
+    key = field.removeprefix("text_config.")
+    part[key] = wrong
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    try:
+        read_config(tmp_path)  # some of the values are of the right type
+    except ValueError as error:
+        assert key.replace("_", " ") in str(error).replace("_", " ") or "identifier" in str(error)
+
+
+@pytest.mark.parametrize("config", [5, None, [], "x", {"model_type": []}, {"model_type": None}])
+def test_a_file_that_is_no_config_is_a_sentence(tmp_path, config):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError):
+        read_config(tmp_path)

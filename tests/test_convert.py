@@ -256,3 +256,39 @@ def test_a_base_that_is_not_there_is_named(hub, tmp_path):
     result = run_with_hub(hub, tmp_path / "cache", "-m", "cloud_hf.convert", "org/cloud", tmp_path / "native")
     assert result.returncode == 2 and "'org/base'" in result.stderr and "--base_model_name_or_path" in result.stderr
     assert not any(name.endswith(".safetensors") for name in hub.sent)
+
+
+# ------------------------------------------------------------------------------------------------- a stranger's folder
+
+
+def test_no_file_outside_the_folder_is_copied_or_read(tmp_path, base_folder):
+    (tmp_path / "secret.json").write_text("{}")
+    published = save_published(tmp_path / "published", base_folder, shards=2)
+    (published / "tokenizer_secret.json").symlink_to("../secret.json")
+    with pytest.raises(ValueError, match=r"tokenizer_secret.json is a link to .*secret.json"):
+        plan(str(published))
+    (published / "tokenizer_secret.json").unlink()
+    path = published / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    file = next(iter(index["weight_map"].values()))
+    (published / file).rename(tmp_path / file)
+    (published / file).symlink_to(f"../{file}")
+    with pytest.raises(ValueError, match="is a link to"):
+        plan(str(published))
+    path.write_text(path.read_text().replace(file, f"../{file}"))
+    with pytest.raises(ValueError, match="which is not inside its folder"):
+        plan(str(published))
+
+
+def test_no_pickle_outside_the_folder_is_read(tmp_path, base_folder):
+    published = save_published(tmp_path / "published", base_folder)
+    torch.save(load_file(published / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    (published / "model.safetensors").unlink()
+    (published / "pytorch_model.bin").symlink_to("../pytorch_model.bin")
+    with pytest.raises(ValueError, match="is a link to"):
+        plan(str(published), from_pickle=True)
+    (published / "pytorch_model.bin").unlink()
+    index = {"metadata": {}, "weight_map": {"x": "../pytorch_model.bin"}}
+    (published / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="which is not inside its folder"):
+        plan(str(published), from_pickle=True)

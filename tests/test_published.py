@@ -207,6 +207,15 @@ def test_pickled_weights_are_refused(published):
         CLoudForRewardModeling.from_pretrained(published)
 
 
+def test_pickled_weights_of_a_native_folder_are_refused(published, tmp_path):
+    CLoudForRewardModeling.from_pretrained(published).save_pretrained(tmp_path / "native")
+    torch.save(load_file(tmp_path / "native" / "model.safetensors"), tmp_path / "native" / "pytorch_model.bin")
+    (tmp_path / "native" / "model.safetensors").unlink()
+    for model_class in (CLoudForRewardModeling, AutoModel):
+        with pytest.raises(ValueError, match="are pickled"):
+            model_class.from_pretrained(tmp_path / "native")
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

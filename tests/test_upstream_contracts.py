@@ -26,6 +26,7 @@ CONTRACTS: dict[str, tuple[str, tuple[str, ...]]] = {
     # ---- peft
     "peft.tuners.tuners_utils.BaseTunerLayer": ("tells adapted layers", ()),
     "peft.utils.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING": ("default LoRA targets, for the planner", ()),
+    "peft.utils.SAFETENSORS_WEIGHTS_NAME": ("file name", ()),
     "peft.utils.save_and_load.load_peft_weights": ("reads an adapter's weights to check them", ("model_id", "device")),
     # ---- torch
     "torch._subclasses.fake_tensor.FakeTensorMode": ("plans memory without allocating any", ("allow_non_fake_inputs",)),
@@ -162,6 +163,7 @@ CONTRACTS: dict[str, tuple[str, tuple[str, ...]]] = {
 INSTANCE_ATTRIBUTES = {
     "_keys_to_ignore_on_load_unexpected": "weights of a multimodal base that its language model leaves out",
     "_attn_implementation": "config attribute that names the attention of a model",
+    "_content": "body of an httpx2 response, which it fills itself without a limit",
     "_signature_columns": "columns that the Trainer keeps",
     "_weight_conversions": "how a loaded checkpoint's weights were renamed",
     "_tr_loss": "running loss, saved and restored for exact resume",

@@ -2,12 +2,14 @@
 
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 from ..cards import add_results
 from ..data.journal import Journal
 from ..evaluation.analysis import Robustness, assess_self_consistency, assess_uncertainty, probe_rows
 from ..evaluation.evaluation_arguments import SETTINGS, EvaluationArguments
+from ..evaluation.formatting import file_name
 from ..evaluation.journaled_scorer import JournaledScorer, batches_by_length, default_chunk_size, open_score_journal
 from ..evaluation.outcomes import CritiqueResult, losses_of_sets
 from ..evaluation.probes import run_probes
@@ -27,6 +29,7 @@ def main(args: EvaluationArguments):
     sets = load_sets(args)
     names = [*args.dataset_name, *args.best_of_n, *args.reference_critiques]
     shown = short_names(args.models) | short_names(names)
+    check_file_names(shown, args)
     output_dir = Path(args.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     results, described = {}, sets.describe()
@@ -54,6 +57,17 @@ def main(args: EvaluationArguments):
         f"Wrote report.md and report.json to {output_dir}. Next: cloud-hf best-of-n --models {models} --dataset_name CANDIDATES "
         f"--output_dir {output_dir}"
     )
+
+
+def check_file_names(shown: dict[str, str], args: EvaluationArguments):
+    """Raise `ValueError` if the scores of two models on preference sets would go into one file."""
+    pairs: dict[str, tuple[str, str]] = {}
+    for name, dataset in product(args.models, args.dataset_name):
+        file = file_name("scores", f"{shown[name]}_{shown[dataset]}", "jsonl")
+        if (other := pairs.setdefault(file, (name, dataset))) != (name, dataset):
+            raise ValueError(
+                f"The scores of {name} on {dataset} and of {other[0]} on {other[1]} would both be written to {file}. Rename one."
+            )
 
 
 def evaluate(

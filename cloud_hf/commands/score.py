@@ -22,6 +22,10 @@ from ..scoring import read_request
 from ..serving.backends import BackendArguments, open_backend
 
 
+# Control characters that JSON does not escape, and that a terminal obeys
+_CONTROLS = {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}
+
+
 @documented
 @dataclass(kw_only=True)
 class ScoreArguments(BackendArguments):
@@ -159,4 +163,4 @@ def write_rows(path: str, rows: Iterable[dict[str, Any]]):
     """Write JSON lines to a file, or to standard output if `path` is `-`."""
     with contextlib.nullcontext(sys.stdout) if path == "-" else open(path, "w", encoding="utf8") as file:
         for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.write(json.dumps(row, ensure_ascii=False).translate(_CONTROLS) + "\n")

@@ -1,7 +1,6 @@
 """Client for OpenAI-compatible servers with bounded concurrency, retries, and errors that say what to do."""
 
 import asyncio
-import json
 import os
 import random
 import re
@@ -9,10 +8,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import Any
 
 import httpx2
 from openai import APIConnectionError, APIStatusError, APITimeoutError, AsyncOpenAI, DefaultAioHttpClient
+
+from ..printable import printable
+from ..serving.answers import are_token_ids, describe_redirect, is_unicode, read_body, read_json
 
 
 # Finish reasons of complete, truncated and filtered answers; answers with any other reason, or none, are retried
@@ -21,6 +24,8 @@ FINISH_REASONS = ("stop", "length", "content_filter")
 _FIRST_WAIT = 0.5
 _LONGEST_WAIT = 60.0
 _CONNECT_TIMEOUT = 10.0
+# Bytes of an answer after decompression: 60 for each of 128k tokens
+_LONGEST_ANSWER = 2**23
 # Upper limit of `Retry-After` in seconds
 _LONGEST_RETRY_AFTER = 300.0
 _TRANSIENT = (408, 409, 425, 429)
@@ -172,7 +177,12 @@ class CompletionClient:
                     # busy server (429) even while it answers other requests
                     max_retries=0,
                     timeout=self._timeout,
-                    http_client=DefaultAioHttpClient(limits=limits, timeout=self._timeout),
+                    http_client=DefaultAioHttpClient(
+                        limits=limits,
+                        timeout=self._timeout,
+                        follow_redirects=False,
+                        event_hooks={"response": [partial(read_body, limit=_LONGEST_ANSWER)]},
+                    ),
                 ),
             )
             for url in self._urls
@@ -243,23 +253,30 @@ class CompletionClient:
                 [self.model] = names
             if self.model not in names:
                 wanted = "Set `model` to one of them" if self.model is None else f"It does not serve {self.model!r}"
-                raise ServerUnusable(f"{server.url} serves {', '.join(sorted(names)) or 'no model'}. {wanted}.")
+                served = self._show(", ".join(sorted(names)) or "no model")
+                raise ServerUnusable(f"{server.url} serves {served}. {wanted}.")
             owners.append(names[self.model])
         self.sampling_defaults = _NEUTRAL_SAMPLING if set(owners) == {"vllm"} else {}
 
     async def _models(self, server: _Server) -> dict[str, Any] | None:
         """Return the models by name with their owners, as the server says; `None` if the server does not list them."""
         try:
-            response = await server.client.get("/models", cast_to=httpx2.Response)
-            return {model["id"]: model.get("owned_by") for model in json.loads(response.content)["data"]}
+            async with asyncio.timeout(self._request_timeout):
+                response = await server.client.get("/models", cast_to=httpx2.Response)
+            owners = {model["id"]: model.get("owned_by") for model in read_json(response.content)["data"]}
+            if not all(isinstance(name, str) and name.isprintable() for name in owners):
+                raise ValueError("names that are not printable text")
+            return owners
         except APIStatusError as error:
             if error.status_code in _REFUSED_KEY:
                 raise self._key_refused(server, error) from None
             if error.status_code in (404, 405, 501):
                 return None
             raise ServerUnusable(f"{server.url} returned {self._describe(error)}.") from None
-        except APIConnectionError as error:
-            raise ServerUnusable(f"{server.url} does not answer ({_cause(error)}). Is it running?") from None
+        except (APIConnectionError, TimeoutError) as error:
+            raise ServerUnusable(
+                f"{server.url} does not answer ({self._show(_cause(error))}). Is it running?"
+            ) from None
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ServerUnusable(f"{server.url} does not answer like an OpenAI-compatible server.") from None
 
@@ -303,16 +320,16 @@ class CompletionClient:
         async with asyncio.timeout(self._request_timeout):
             response = await server.client.post(path, cast_to=httpx2.Response, body=body)
         try:
-            answer = json.loads(response.content)
+            answer = read_json(response.content)
             if message := _error_message(answer):
                 raise _BadAnswer(f"an error: {self._show(message)}")
             # Servers may list choices in any order
             choice = min(answer["choices"], key=lambda choice: choice.get("index") or 0)
             text = choice["message"]["content"] if path == "/chat/completions" else choice["text"]
             reason = choice.get("finish_reason")
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             raise _BadAnswer(f"an answer that is not a completion ({type(error).__name__}: {error})") from error
-        if isinstance(text, str) and not _is_unicode(text):
+        if isinstance(text, str) and not is_unicode(text):
             raise _BadAnswer("an answer with a lone surrogate, which is not valid text")
         if reason not in FINISH_REASONS:
             raise _BadAnswer(f"an answer whose finish_reason is {reason!r:.60}")
@@ -321,7 +338,7 @@ class CompletionClient:
         if not isinstance(text, str) or (path == "/chat/completions" and reason == "stop" and not text.strip()):
             raise _BadAnswer(f"an answer without content (finish_reason {reason!r:.60})")
         model = answer.get("model")
-        model = model if isinstance(model, str) and _is_unicode(model) else None
+        model = model if isinstance(model, str) and model.isprintable() else None
         ids = choice.get("token_ids")
         if body.get("return_token_ids"):
             self._check_ids(server, ids, text)
@@ -332,7 +349,7 @@ class CompletionClient:
             raise ServerUnusable(
                 f"{server.url} does not return token ids (`return_token_ids`), which this request needs. Use a vLLM server."
             )
-        if not isinstance(ids, list) or not all(type(token_id) is int and 0 <= token_id < 2**31 for token_id in ids):
+        if not are_token_ids(ids):
             raise _BadAnswer(f"an answer whose token ids are {ids!r:.60}")
 
     def _stop_if_final(self, server: _Server, error: Any) -> str:
@@ -343,6 +360,8 @@ class CompletionClient:
                 raise self._key_refused(server, error)
             if error.status_code == 404:
                 raise ServerUnusable(f"{server.url} answers {what}. Check `model`, which is {self.model!r}.")
+            if error.response.has_redirect_location:
+                raise ServerUnusable(f"{server.url} answers {what}.")
             if error.status_code not in _TRANSIENT and error.status_code < 500:
                 self.counts.failed += 1
                 too_large = error.status_code in _TOO_LARGE and _SPEAKS_OF_LENGTH.search(what) is not None
@@ -350,7 +369,7 @@ class CompletionClient:
             return what
         if isinstance(error, TimeoutError | APITimeoutError):
             return f"no answer within {self._request_timeout:g} s"
-        return _cause(error) if isinstance(error, APIConnectionError) else str(error)
+        return self._show(_cause(error) if isinstance(error, APIConnectionError) else str(error))
 
     async def _back_off(self, server: _Server, error: Any, failures: int):
         seconds = min(_FIRST_WAIT * 2 ** max(failures - 1, 0), _LONGEST_WAIT) * random.uniform(0.5, 1.0)
@@ -385,14 +404,15 @@ class CompletionClient:
         )
 
     def _describe(self, error: APIStatusError) -> str:
+        if error.response.has_redirect_location:
+            return f"status {error.status_code}: {describe_redirect(error.response)}"
         body = error.body
         message = body.get("message") if isinstance(body, dict) else None
         return f"status {error.status_code}: {self._show(str(message or body or 'no reason given'))}"
 
     def _show(self, text: str) -> str:
-        """Shorten a server's message, and remove the API key and characters that cannot be written to a file."""
-        text = text.replace(self._key, "[key]") if self._key else text
-        return text.encode(errors="replace").decode()[:500]
+        """Make a server's message safe to print, and remove the API key."""
+        return printable(text.replace(self._key, "[key]") if self._key else text)
 
 
 def _error_message(answer: Any) -> str | None:
@@ -423,11 +443,3 @@ def _retry_after(response: httpx2.Response) -> float | None:
 
 def _seconds_until(date: str) -> float:
     return parsedate_to_datetime(date).timestamp() - time.time()
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..safe_paths import check_links
+
 
 FORMAT = "cloud_hf.journal"
 VERSION = 2
@@ -66,6 +68,7 @@ class Journal:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._offsets: dict[bytes, int] = {}
+        check_links(self.path.parent, [self.path])
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             self._lock()

@@ -5,6 +5,7 @@ import glob
 import re
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator, Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -60,13 +61,29 @@ def dataset_label(name: str) -> str:
 
 
 def short_names(names: list[str]) -> dict[str, str]:
-    """Shorten paths and Hub ids to their last part, or to as many parts as distinguish them."""
+    """
+    Shorten paths and Hub ids to their last part, or to as many parts as distinguish them. Names that would share files (`a/x` and
+    `a-x`) get a hash.
+    """
     parts = {name: Path(name).parts for name in names}
     length = {
         name: next(n for n in range(1, 100) if sum(p[-n:] == own[-n:] for p in set(parts.values())) == 1)
         for name, own in parts.items()
     }
-    return {name: "/".join(own[-length[name] :]).strip("/") for name, own in parts.items()}
+    shown = {name: "/".join(own[-length[name] :]).strip("/") for name, own in parts.items()}
+    files: dict[str, set[tuple[str, ...]]] = {}
+    for name, short in shown.items():
+        files.setdefault(_file_spelling(short), set()).add(parts[name])
+    return {
+        name: short
+        if len(files[_file_spelling(short)]) == 1
+        else f"{short}~{sha256(str(Path(name)).encode()).hexdigest()[:8]}"
+        for name, short in shown.items()
+    }
+
+
+def _file_spelling(short_name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", short_name)
 
 
 def hash_of_rows(rows: Rows) -> str:

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from ..scores import Sample, Score
+from .answers import read_number, read_sample
 from .client import CLoudClient
 
 
@@ -54,18 +55,24 @@ class CLoudChatClient(CLoudClient):
         return body | ({"seed": options["seed"]} if "seed" in options and options["temperature"] > 0 else {})
 
     def _score_of(self, answer: Any, max_new_tokens: int) -> Score:
-        return Score.of([self._sample(choice, max_new_tokens) for choice in answer["choices"]])
+        choices = sorted(answer["choices"], key=lambda choice: choice["index"])
+        if [choice["index"] for choice in choices] != list(range(len(choices))):
+            raise ValueError("the choices are not numbered from 0")
+        return Score.of([self._sample(choice, max_new_tokens) for choice in choices])
 
     @staticmethod
     def _sample(choice: dict[str, Any], max_new_tokens: int) -> Sample:
         tokens, ids = choice["logprobs"]["content"], choice["token_ids"]
-        reward = tokens[-1]["logprob"]
+        if len(tokens) != len(ids) or len(ids) < _CLOSING_TOKENS:
+            raise ValueError(f"{len(tokens)} logprobs for {len(ids)} tokens")
+        reward = read_number(tokens[-1]["logprob"])
         if choice["finish_reason"] != "stop" or not math.isfinite(reward) or reward <= _NO_LOGPROB:
-            raise ValueError(f"no reward (finish reason {choice['finish_reason']!r})")
-        critique_ids = tuple(ids[:-_CLOSING_TOKENS])
+            raise ValueError(f"no reward (finish reason {choice['finish_reason']!r:.60})")
+        critique_ids = ids[:-_CLOSING_TOKENS]
         is_cut = False
         if len(critique_ids) == max_new_tokens:  # vLLM closes it there in any case
             closing = tokens[-_CLOSING_TOKENS]
-            is_cut = closing["logprob"] < max(other["logprob"] for other in closing["top_logprobs"])
+            likeliest = max(read_number(other["logprob"]) for other in closing["top_logprobs"])
+            is_cut = read_number(closing["logprob"]) < likeliest
         text = (choice["message"]["content"] or "").strip()
-        return Sample(reward, text, critique_ids, "length" if is_cut else "stop")
+        return read_sample(reward, text, critique_ids, "length" if is_cut else "stop")

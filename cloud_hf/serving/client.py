@@ -4,20 +4,27 @@ import asyncio
 import json
 import random
 import time
+from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
+import httpx2
 
-from ..scores import NotFinite, OnScore, Score
+from ..printable import printable
+from ..scores import OnScore, Score
+from .answers import AnswerTooLarge, describe_redirect, read_body, read_json, read_score
 
 
 # Seconds before the first retry; the pause then doubles, up to the longest
 _FIRST_WAIT = 1.0
 _LONGEST_WAIT = 30.0
 _CONNECT_TIMEOUT = 10.0
+
+# Bytes of an answer without scores, and of a critique's token in JSON, with its logarithm and its text three times (vLLM)
+_LONGEST_MESSAGE = 2**20
+_BYTES_PER_TOKEN = 1024
 
 _TOO_MANY_REQUESTS = 429
 _BAD_INPUT = (400, 413, 422)
@@ -44,7 +51,7 @@ class ServedModel:
 class _Pool:
     """Connections of one event loop, shared by all calls on it."""
 
-    http: httpx.AsyncClient
+    http: httpx2.AsyncClient
     slots: asyncio.Semaphore
     users: int = 0
 
@@ -59,6 +66,12 @@ class _Row:
     max_new_tokens: int
     failures: int = 0
     started: float = field(default_factory=time.monotonic)
+
+    @property
+    def longest_answer(self) -> int:
+        """Bytes that an answer may have: given critiques return with it."""
+        tokens = self.num_critiques * self.max_new_tokens
+        return _LONGEST_MESSAGE + 2 * len(self.body) + tokens * _BYTES_PER_TOKEN
 
 
 class CLoudClient:
@@ -119,30 +132,11 @@ class CLoudClient:
         Ask the server for its model. Raises [`RewardServerError`] if the server cannot be reached, is not ready, or is not a
         reward server.
         """
-        url = f"{self.base_url}/health"
-        try:
-            response = httpx.get(
-                url, headers=self._headers, timeout=_CONNECT_TIMEOUT, verify=url.startswith("https://")
-            )
-            if response.status_code != 200:
-                raise RewardServerError(f"{url}: status {response.status_code}: {_error_message(response)}")
-            answer = response.json()
-            return ServedModel(answer["model"], answer["critique"], answer["context_length"])
-        except (httpx.TransportError, httpx.InvalidURL) as error:
-            raise RewardServerError(f"{url}: {type(error).__name__} {error}. Is the server running there?") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise RewardServerError(f"{url}: this is not a reward server's response: {error!r}") from error
+        return _run(self._ask_model())
 
     def score(self, prompts: list, responses: list[str], **options) -> list[Score]:
         """Judge responses; the blocking form of [`CLoudClient.ascore`]."""
-        work = self.ascore(prompts, responses, **options)
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            return asyncio.run(work)
-        # Inside a running loop, as in a notebook, `asyncio.run` needs another thread
-        with ThreadPoolExecutor(1) as thread:
-            return thread.submit(asyncio.run, work).result()
+        return _run(self.ascore(prompts, responses, **options))
 
     async def ascore(
         self,
@@ -187,14 +181,36 @@ class CLoudClient:
 
     # -------------------------------------------------------------------------------------------------- one request
 
-    async def _score_row(self, http: httpx.AsyncClient, row: _Row) -> Score:
+    async def _ask_model(self) -> ServedModel:
+        url = f"{self.base_url}/health"
+        try:
+            async with (
+                asyncio.timeout(_CONNECT_TIMEOUT),
+                httpx2.AsyncClient(verify=url.startswith("https://")) as http,
+                http.stream("GET", url, headers=self._headers) as response,
+            ):
+                await read_body(response, _LONGEST_MESSAGE)
+            if response.status_code != 200:
+                raise RewardServerError(f"{url}: status {response.status_code}: {_error_message(response)}")
+            return _read_model(read_json(response.content))
+        except (httpx2.RequestError, httpx2.InvalidURL, TimeoutError) as error:
+            raise RewardServerError(f"{url}: {type(error).__name__} {error}. Is the server running there?") from error
+        except (ValueError, LookupError, TypeError) as error:
+            raise RewardServerError(f"{url}: this is not a reward server's response: {error!r}") from error
+
+    async def _score_row(self, http: httpx2.AsyncClient, row: _Row) -> Score:
         row.started = time.monotonic()
         while True:
             try:
-                async with asyncio.timeout(self.timeout):
-                    response = await http.post(self.url, content=row.body, headers=self._headers)
-            except (httpx.TransportError, TimeoutError) as error:
-                await self._wait(row, f"{type(error).__name__} {error}".strip(), None)
+                async with (
+                    asyncio.timeout(self.timeout),
+                    http.stream("POST", self.url, content=row.body, headers=self._headers) as response,
+                ):
+                    await read_body(response, row.longest_answer if response.status_code == 200 else _LONGEST_MESSAGE)
+            except (AnswerTooLarge, httpx2.DecodingError) as error:
+                raise self._error(row, str(error)) from error
+            except (httpx2.TransportError, TimeoutError) as error:
+                await self._wait(row, printable(f"{type(error).__name__} {error}"), None)
                 continue
             if response.status_code == 200:
                 return self._read(row, response)
@@ -217,19 +233,19 @@ class CLoudClient:
         await asyncio.sleep(max(_backoff(row.failures), at_least or 0.0))
         row.failures += 1
 
-    async def _wait_for_slot(self, row: _Row, what: str, response: httpx.Response):
+    async def _wait_for_slot(self, row: _Row, what: str, response: httpx2.Response):
         """Sleep until the queue may have room. This does not count as a failure: the server is working."""
         seconds = (_retry_after(response) or _FIRST_WAIT) * random.uniform(1.0, 1.5)
         if time.monotonic() - row.started + seconds > self.timeout:
             raise self._error(row, f"{what} (for {self.timeout:g} s)")
         await asyncio.sleep(seconds)
 
-    def _read(self, row: _Row, response: httpx.Response) -> Score:
+    def _read(self, row: _Row, response: httpx2.Response) -> Score:
         try:
-            score = self._score_of(response.json(), row.max_new_tokens)
-        except NotFinite as error:
+            score = self._score_of(read_json(response.content), row.max_new_tokens)
+        except ArithmeticError as error:
             raise self._error(row, str(error)) from error
-        except (ValueError, KeyError, TypeError, IndexError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise self._error(row, f"this is not a reward server's response: {error!r}") from error
         if len(score.rewards) != row.num_critiques:
             raise self._error(row, f"the response has {len(score.rewards)} rewards for {row.num_critiques} critiques")
@@ -242,17 +258,7 @@ class CLoudClient:
     def _score_of(self, answer: Any, max_new_tokens: int) -> Score:
         """Read an answer. Raises an error of a look-up or a value if it is not a reward server's."""
         [result] = answer["results"]
-        return Score(
-            reward=result["reward"],
-            critique=result["critiques"][0],
-            rewards=tuple(result["rewards"]),
-            critiques=tuple(result["critiques"]),
-            reward_std=result["reward_std"],
-            finish_reasons=tuple(result["finish_reasons"]),
-            critique_ids=tuple(map(tuple, result["critique_ids"])),
-            # Servers before version 0.2 do not say
-            response_changed=result.get("response_changed", False),
-        )
+        return read_score(result)
 
     def _error(self, row: _Row, what: str, kind: type[Exception] = RewardServerError) -> Exception:
         return kind(f"Row {row.index}: {self.url}: {what}")
@@ -290,10 +296,12 @@ class CLoudClient:
         """Share connections with the other calls on this event loop; the last call closes them."""
         loop = asyncio.get_running_loop()
         if loop not in self._pools:
-            limits = httpx.Limits(max_connections=self.max_concurrency, max_keepalive_connections=self.max_concurrency)
-            timeout = httpx.Timeout(self.timeout, connect=min(_CONNECT_TIMEOUT, self.timeout))
+            limits = httpx2.Limits(
+                max_connections=self.max_concurrency, max_keepalive_connections=self.max_concurrency
+            )
+            timeout = httpx2.Timeout(self.timeout, connect=min(_CONNECT_TIMEOUT, self.timeout))
             # Loading certificates takes longer than a short request, so skip it for plain HTTP
-            http = httpx.AsyncClient(limits=limits, timeout=timeout, verify=self.url.startswith("https://"))
+            http = httpx2.AsyncClient(limits=limits, timeout=timeout, verify=self.url.startswith("https://"))
             self._pools[loop] = _Pool(http, asyncio.Semaphore(self.max_concurrency))
         pool = self._pools[loop]
         pool.users += 1
@@ -306,18 +314,37 @@ class CLoudClient:
                 await pool.http.aclose()
 
 
+def _run(work: Coroutine) -> Any:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    # Inside a running loop, as in a notebook, `asyncio.run` needs another thread
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, work).result()
+
+
+def _read_model(answer: Any) -> ServedModel:
+    name, critique, length = (answer[key] for key in ("model", "critique", "context_length"))
+    if not isinstance(name, str) or not isinstance(critique, bool) or type(length) not in (int, type(None)):
+        raise ValueError(f"model {name!r:.60}, critique {critique!r:.60}, context_length {length!r:.60}")
+    return ServedModel(printable(name), critique, length)
+
+
 def _backoff(failures: int) -> float:
     return min(_LONGEST_WAIT, _FIRST_WAIT * 2**failures) * random.uniform(0.5, 1.0)
 
 
-def _retry_after(response: httpx.Response) -> float | None:
+def _retry_after(response: httpx2.Response) -> float | None:
     value = response.headers.get("Retry-After", "")
     return min(float(value), _LONGEST_WAIT) if value.isdecimal() else None
 
 
-def _error_message(response: httpx.Response) -> str:
+def _error_message(response: httpx2.Response) -> str:
+    if response.has_redirect_location:
+        return describe_redirect(response)
     try:
-        error = response.json()["error"]
-        return str(error["message"] if isinstance(error, dict) else error)  # vLLM's is an object
+        error = read_json(response.content)["error"]
+        return printable(str(error["message"] if isinstance(error, dict) else error))  # vLLM's is an object
     except (ValueError, KeyError, TypeError):
         return f"{response.text[:200]!r}"

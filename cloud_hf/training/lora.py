@@ -4,7 +4,7 @@ import logging
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel
+from peft import LoraConfig, PeftModel
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -13,7 +13,7 @@ from transformers.modeling_utils import set_zero3_state
 from transformers.quantizers.base import get_keys_to_not_convert
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
-from ..adapters import check_lora
+from ..adapters import check_lora, read_adapter_config
 from ..configuration_cloud import CLoudConfig
 from ..loading import adapter_base, attach_adapter, is_adapter
 from ..modeling_cloud import CLoudForRewardModeling
@@ -114,7 +114,7 @@ def spare_head(quantization_config: BitsAndBytesConfig | None, config: CLoudConf
 
 def read_lora(name: str, asked: LoraConfig | None, **hub_kwargs) -> LoraConfig:
     """Read the options to continue training an adapter with: its own, and the requested dropout."""
-    own: Any = PeftConfig.from_pretrained(name, **hub_kwargs)
+    own = read_adapter_config(name, **hub_kwargs)
     check_lora(name, own)
     if asked is not None:
         check_same_lora(name, own, asked)

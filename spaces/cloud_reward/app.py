@@ -19,13 +19,13 @@ from typing import Any
 
 import evaluate
 import gradio as gr
-import httpx
 import pandas as pd
 
 from cloud_hf.arguments import documented
 from cloud_hf.cli import parse, run
 from cloud_hf.scoring import Scorer
 from cloud_hf.serving.backends import BackendArguments, open_backend
+from cloud_hf.serving.client import CLoudClient, RewardServerError
 from cloud_hf.spaces_ui import (
     analytics_wanted,
     as_text,
@@ -152,8 +152,8 @@ def check_columns(prompts: list, predictions: list, max_rows: int):
 def check_server(url: str):
     """Raise `ValueError` immediately if a server is down, because its client would retry for a while."""
     try:
-        httpx.get(f"{url.rstrip('/')}/health", timeout=5).raise_for_status()
-    except httpx.HTTPError as error:
+        CLoudClient(url).served_model()
+    except RewardServerError as error:
         raise ValueError(f"The reward server at {url} does not answer. Start it, or try again later.") from error
 
 

@@ -43,6 +43,9 @@ def prepare_imports(analytics: bool):
         os.environ["HF_HUB_DISABLE_TELEMETRY"] = os.environ["VLLM_NO_USAGE_STATS"] = "1"
         # The Hub counts downloads of JSON files; readers of data sets would appear there
         os.environ["HF_UPDATE_DOWNLOAD_COUNTS"] = "False"
+    if "SPACE_ID" in os.environ:
+        # Visitors of a Space come through proxies of its network; uvicorn then takes the last address that is not one of them
+        os.environ.setdefault("FORWARDED_ALLOW_IPS", "10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,127.0.0.1,::1")
     if on_zero_gpu():
         importlib.import_module("spaces")  # patches torch, so it comes first
         import cloud_demo.engines  # noqa: F401  ZeroGPU asks for functions that borrow a GPU, whatever the page

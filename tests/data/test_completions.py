@@ -7,6 +7,7 @@ from contextlib import ExitStack
 import httpx2
 import pytest
 from aiohttp import web
+from answering_server import bomb, tricks
 from completion_server import FAULTS, default_answer, serve_completions
 
 from cloud_hf.data import completions
@@ -362,3 +363,59 @@ def test_keys_and_addresses_that_cannot_be_used(monkeypatch):
 def test_addresses_that_are_none(url):
     with pytest.raises(ValueError, match="must start with http"):
         CompletionClient([url], "tiny")
+
+
+# ----------------------------------------------------------------------------------------------- a server of a stranger
+
+
+def list_models(url, **options):
+    return run([f"{url}/v1"], ask, **{"max_retries": 1, **options})
+
+
+def ask_unchecked(url):
+    async def main():
+        async with CompletionClient([f"{url}/v1"], "tiny", max_retries=1) as client:
+            return await ask(client)
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize("use", [list_models, ask_unchecked])
+@pytest.mark.parametrize("status", [200, 400])
+def test_an_answer_is_read_up_to_its_limit(use, status):
+    with (
+        tricks((status, {"Content-Encoding": "gzip"}, bomb(32))) as (url, _),
+        pytest.raises(ServerUnusable, match=r"more than 8388608 bytes, the limit"),
+    ):
+        use(url)
+
+
+@pytest.mark.parametrize("use", [list_models, ask_unchecked])
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_no_redirect_is_followed(use, status):
+    """Prompts and keys are for the server that the user named."""
+    with (
+        serve_completions() as other,
+        tricks((status, {"Location": f"{other.url}/chat/completions"}, {})) as (url, times),
+        pytest.raises(ServerUnusable, match=rf"status {status}: a redirect to '{other.url}.*give that address"),
+    ):
+        use(url)
+    assert len(times) == 1 and not other.requests
+
+
+@pytest.mark.parametrize(
+    "models",
+    [{"data": [{"id": "\x1b]0;title\x07"}]}, {"data": [{"id": 5}, {"id": "a"}]}, {"data": ["a"]}, b"[" * 100_000],
+)
+def test_names_that_are_none_are_not_printed(models):
+    with tricks((200, {}, models)) as (url, _), pytest.raises(ServerUnusable, match="not answer like") as error:
+        list_models(url, model=None)
+    assert str(error.value).isprintable()
+
+
+def test_messages_do_not_control_the_terminal():
+    message = {"error": {"message": "\x1b]0;title\x07\x9b2J gone\r\n\u202e" + "x" * 10_000}}
+    for status in (200, 400, 404, 401):
+        with tricks((status, {}, message)) as (url, _), pytest.raises((RequestFailed, ServerUnusable)) as error:
+            ask_unchecked(url)
+        assert str(error.value).isprintable() and len(str(error.value)) < 800

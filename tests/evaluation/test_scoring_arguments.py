@@ -3,6 +3,7 @@
 import pytest
 
 from cloud_hf.commands.score import ScoreArguments
+from cloud_hf.evaluation.formatting import file_name, picture_name
 from cloud_hf.evaluation.scoring_arguments import ScoringArguments, short_names
 
 
@@ -26,6 +27,15 @@ def test_short_names_tell_names_apart():
         "data/x.jsonl": "x.jsonl",
         "./data/x.jsonl": "x.jsonl",
     }
+
+
+def test_no_two_names_share_a_file():
+    names = ["a/x", "b/x", "a-x", "a b.jsonl", "a-b.jsonl", "y"]
+    shown = short_names(names)
+    assert shown["b/x"] == "b/x" and shown["y"] == "y"
+    assert len({file_name("scores", short, "parquet") for short in shown.values()}) == len(names)
+    assert len({picture_name("rejection", short) for short in shown.values()}) == len(names)
+    assert short_names(names[::-1]) == shown
 
 
 SERVER = {"backend": "server", "server_url": ["http://127.0.0.1:1"]}

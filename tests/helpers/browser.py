@@ -221,11 +221,11 @@ def settle(page):
     }""")
 
 
-def make_client(url: str):
-    """Make a program's client of an app. By default `gradio_client` gives up after 5 s without an answer."""
+def make_client(url: str, **options):
+    """Make a program's client of an app; `options` are `gradio_client`'s. By default `gradio_client` gives up after 5 s without an answer."""
     from gradio_client import Client
 
-    return Client(url, verbose=False, analytics_enabled=False, httpx_kwargs={"timeout": PATIENCE})
+    return Client(url, verbose=False, analytics_enabled=False, httpx_kwargs={"timeout": PATIENCE}, **options)
 
 
 def serious_faults(page) -> list[str]:

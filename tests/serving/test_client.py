@@ -1,13 +1,10 @@
 import asyncio
-import json
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 
 import pytest
+from answering_server import COLUMNS, GOOD, tricks
 from datasets import Dataset
 from models_for_tests import CRITIQUES, PROMPTS, RESPONSES
 from servers_for_tests import (
@@ -162,52 +159,6 @@ def test_a_full_queue_is_waited_for(talker):
 
 # ------------------------------------------------------------------------------------------------- a server of tricks
 
-GOOD = {
-    "reward": 0.5,
-    "rewards": [0.5],
-    "reward_std": 0.0,
-    "critique": "c",
-    "critiques": ["c"],
-    "finish_reasons": ["stop"],
-    "critique_ids": [[1]],
-}
-
-
-@contextmanager
-def tricks(*answers):
-    """Answers in turn: a status with headers and body, or `None` to hang up; the last one is repeated."""
-    times = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            answer = answers[min(len(times), len(answers) - 1)]
-            times.append(time.monotonic())
-            if answer is None:
-                self.close_connection = True
-                return
-            status, headers, body = answer
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            content = body if isinstance(body, bytes) else json.dumps(body).encode()
-            self.send_header("Content-Length", str(len(content) + (10 if headers.get("X-Cut") else 0)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        do_GET = do_POST
-
-        def log_message(self, *args):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", times
-    finally:
-        server.shutdown()
-        server.server_close()
-
 
 def test_the_model_that_is_served(talker, url):
     assert CLoudClient(url).served_model() == ServedModel(
@@ -254,7 +205,8 @@ def test_passing_trouble_is_tried_again_with_growing_pauses(trouble):
             1,
             r"not all are finite",
         ),
-        ((200, {}, {"results": [{**GOOD, "rewards": [0.5, 0.5]}]}), 1, r"2 rewards for 1 critiques"),
+        ((200, {}, {"results": [{**GOOD, "rewards": [0.5, 0.5]}]}), 1, r"2, 1, 1, 1 rewards, critiques"),
+        ((200, {}, {"results": [GOOD | {name: GOOD[name] * 2 for name in COLUMNS}]}), 1, r"2 rewards for 1 critiques"),
     ],
 )
 def test_lasting_trouble_is_an_error_that_says_all(answer, tries, says):

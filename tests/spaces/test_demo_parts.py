@@ -6,6 +6,7 @@ import re
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -18,7 +19,7 @@ pytest.importorskip("gradio", reason="Gradio is not installed: the apps of the S
 
 from cloud_demo import Problem
 from cloud_demo.arguments import DemoArguments, parse_arguments
-from cloud_demo.backend import Backend, RewardDistribution, WaitingLine, preference
+from cloud_demo.backend import Backend, RewardDistribution, Visitor, WaitingLine, preference
 from cloud_demo.best_of_n_tab import split_candidates
 from cloud_demo.compare_tab import remove_last
 from cloud_demo.engines import Models
@@ -33,7 +34,7 @@ from cloud_demo.judging import (
     read_turns,
 )
 from cloud_demo.score_html import curve, reward_bars, reward_histogram, show_ranking, status
-from cloud_demo.tab_parts import Controls, example_prompts
+from cloud_demo.tab_parts import Controls, example_prompts, visitor_of
 
 from cloud_hf.cli import UsageError
 from cloud_hf.evaluation.rows import BenchmarkRow
@@ -112,7 +113,7 @@ def test_one_at_a_time_with_transformers_and_more_elsewhere():
 
 
 async def wait_in(line, user, log, leave):
-    with line.join(user) as ticket:
+    with line.join(Visitor(f"{user}", "")) as ticket:
         async for position in ticket.positions():
             log.append((user, position))
         log.append((user, "served"))
@@ -121,12 +122,12 @@ async def wait_in(line, user, log, leave):
 
 def test_the_line_serves_in_order_and_tells_places():
     async def run():
-        line, log, leave = WaitingLine(1, 5, 1), [], [asyncio.Event() for _ in range(3)]
+        line, log, leave = WaitingLine(1, 5, 1, 5), [], [asyncio.Event() for _ in range(3)]
         tasks = []
         for user in range(3):
             tasks.append(asyncio.ensure_future(wait_in(line, user, log, leave[user])))
             await asyncio.sleep(0)
-        with pytest.raises(Problem, match="You have 1 requests under way"), line.join(0):
+        with pytest.raises(Problem, match="You have 1 requests under way"), line.join(Visitor("0", "")):
             pass
         assert log == [(0, "served"), (1, (1, 1)), (2, (2, 2))]
         tasks[1].cancel()  # who leaves makes room
@@ -141,12 +142,46 @@ def test_the_line_serves_in_order_and_tells_places():
 
 
 def test_a_full_line_refuses():
-    line = WaitingLine(1, 1, 9)
-    with line.join("a"), line.join("b"):
-        with pytest.raises(Problem, match="1 requests are waiting"), line.join("c"):
+    line = WaitingLine(1, 1, 9, 9)
+    anna, ben, carl = (Visitor(name, name) for name in "abc")
+    with line.join(anna), line.join(ben):
+        with pytest.raises(Problem, match="1 requests are waiting"), line.join(carl):
             pass
         assert not line.is_empty
     assert line.is_empty
+
+
+def test_one_address_with_many_sessions_delays_others_by_one_request():
+    async def run():
+        line, places = WaitingLine(1, 64, 2, 8), []
+        with ExitStack() as stack:
+            for session in range(20):
+                try:
+                    stack.enter_context(line.join(Visitor(f"{session}", "1.1.1.1")))
+                except Problem as problem:
+                    assert "Your network address has 8 requests under way" in str(problem)
+            for address in ("2.2.2.2", "3.3.3.3"):
+                ticket = stack.enter_context(line.join(Visitor("0", address)))
+                places.append(await anext(ticket.positions()))
+            assert places == [(1, 8), (2, 9)]
+            ticket = stack.enter_context(line.join(Visitor("1", "2.2.2.2")))
+            assert await anext(ticket.positions()) == (4, 10)  # after the second of the first address
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("2001:db8::1", "2001:db8::/64"),
+        ("2001:db8::2", "2001:db8::/64"),
+        ("testclient", "testclient"),
+    ],
+)
+def test_the_address_of_a_visitor(host, address):
+    request = SimpleNamespace(session_hash="a", client=SimpleNamespace(host=host))
+    assert visitor_of(request) == Visitor("a", address)
 
 
 # ---------------------------------------------------------------------------------------------------------- examples

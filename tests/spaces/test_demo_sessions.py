@@ -36,7 +36,7 @@ def found(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def demo(found):
-    with running_demo(model=found["cloud"], max_new_tokens=LONG) as (backend, url):
+    with running_demo(model=found["cloud"], max_new_tokens=LONG, max_waiting_per_address=64) as (backend, url):
         while not backend.is_loaded:
             time.sleep(0.05)
         yield backend, url
@@ -188,6 +188,23 @@ def test_one_visitor_may_not_fill_the_line(demo, gate):
     ends = [job.exception(timeout=4 * PATIENCE) for job in jobs]
     refused = [str(end) for end in ends if end is not None]
     assert len(refused) == 2 and all("You have 2 requests under way" in words for words in refused)
+
+
+def test_one_address_with_many_sessions_leaves_room_for_others():
+    """The proxy on this machine is trusted with the address, as uvicorn does by default."""
+    from cloud_demo.engines import Models
+
+    engine = HeldEngine()
+    with running_demo(Models(engine), model="echo", max_waiting_per_address=2) as (_, url):
+        clients = [make_client(url) for _ in range(4)]
+        jobs = [client.submit(PROMPT, "The answer is B.", api_name="/score") for client in clients]
+        wait_until(lambda: sum(job.done() for job in jobs) == 2)
+        other = make_client(url, headers={"X-Forwarded-For": "192.0.2.7"})
+        jobs.append(other.submit(PROMPT, "The answer is B.", api_name="/score"))
+        engine.may_go_on.release(3)
+        refused = [str(end) for job in jobs if (end := job.exception(timeout=4 * PATIENCE)) is not None]
+        assert jobs[-1].exception() is None and len(refused) == 2
+        assert all("Your network address has 2 requests under way" in words for words in refused)
 
 
 def test_a_full_line_says_so():

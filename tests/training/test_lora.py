@@ -325,6 +325,47 @@ def test_an_adapter_over_another_base_is_refused(sft, cloud, base_folder, tmp_pa
     assert load_reward_model(moved)
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("adapter_config.json", {"base_model_name_or_path": 5}, "`base_model_name_or_path` 5; it must be str"),
+        ("adapter_config.json", {"r": "8"}, "`r` '8'; it must be int"),
+        ("adapter_config.json", {"target_modules": 5}, "`target_modules` 5"),
+        ("adapter_config.json", {"peft_type": 5}, "adapter_config.json cannot be used"),
+        ("adapter_config.json", {"peft_type": "UNKNOWN"}, "adapter_config.json cannot be used"),
+        ("base_model.json", {"version": None}, "is not the record of an adapter's base"),
+    ],
+)
+def test_a_wrong_type_in_an_adapter_is_a_sentence(cloud, tmp_path, file, content, says):
+    folder = shutil.copytree(cloud[0], tmp_path / "adapter")
+    config = json.loads((folder / file).read_text())
+    if config.get("base_model_name_or_path"):
+        config["base_model_name_or_path"] = str((cloud[0] / config["base_model_name_or_path"]).resolve())
+    (folder / file).write_text(json.dumps(config | content))
+    if file == "base_model.json":
+        config = json.loads((folder / "adapter_config.json").read_text())
+        base = str((cloud[0] / config["base_model_name_or_path"]).resolve())
+        (folder / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": base}))
+    with pytest.raises(ValueError, match=says):
+        load_reward_model(str(folder))
+
+
+def test_weights_of_an_adapter_are_safetensors_of_its_folder(cloud, tmp_path):
+    folder = shutil.copytree(cloud[0], tmp_path / "adapter")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    base = str((cloud[0] / config["base_model_name_or_path"]).resolve())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": base}))
+    weights = folder / "adapter_model.safetensors"
+    weights.rename(tmp_path / "elsewhere")
+    weights.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="is a link to"):
+        load_reward_model(str(folder))
+    torch.save(load_file(weights), folder / "adapter_model.bin")
+    weights.unlink()
+    with pytest.raises(ValueError, match=r"has no adapter_model.safetensors. Pickled"):
+        load_reward_model(str(folder))
+
+
 def test_what_is_saved_is_small(cloud):
     names = load_file(cloud[0] / "adapter_model.safetensors")
     assert all("lora_" in name or "reward_head" in name for name in names)

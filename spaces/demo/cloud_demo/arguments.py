@@ -68,6 +68,9 @@ class DemoArguments:
             Maximum number of waiting requests.
         max_waiting_per_user (`int`, *optional*, defaults to `2`):
             Maximum number of waiting or running requests of one browser tab or client.
+        max_waiting_per_address (`int`, *optional*, defaults to `8`):
+            Maximum number of waiting or running requests of one network address (of IPv6, of its /64). Behind a proxy, name the proxy
+            in the environment variable FORWARDED_ALLOW_IPS; otherwise all visitors have its address.
         concurrency (`int`, *optional*):
             Maximum number of running requests. Defaults to 1 with transformers, otherwise to 16.
         policy_url (`str`, *optional*):
@@ -100,6 +103,7 @@ class DemoArguments:
     max_characters: int = 20_000
     max_waiting: int = 64
     max_waiting_per_user: int = 2
+    max_waiting_per_address: int = 8
     concurrency: int | None = None
     policy_url: str | None = None
     policy_model: str | None = None
@@ -129,7 +133,8 @@ class DemoArguments:
             raise ValueError("`vllm_options` are for `backend` 'vllm'.")
         if (self.policy_url is None) != (self.policy_model is None):
             raise ValueError("`policy_url` and `policy_model` go together: give both or neither.")
-        at_least_one = ("batch_size", "max_new_tokens", "max_characters", "max_waiting", "max_waiting_per_user")
+        limits = ("max_characters", "max_waiting", "max_waiting_per_user", "max_waiting_per_address")
+        at_least_one = ("batch_size", "max_new_tokens", *limits)
         check_bounds(self, reference_rows=0, concurrency=1, **dict.fromkeys(at_least_one, 1))
         if self.concurrency is None:
             self.concurrency = 1 if self.backend == "transformers" else 16

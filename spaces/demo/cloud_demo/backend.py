@@ -7,11 +7,12 @@ import os
 import statistics
 import threading
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from cloud_hf.scores import NotFinite, Sampling
 
@@ -38,8 +39,9 @@ class Backend:
 
     def __init__(self, args: DemoArguments):
         self.args = args
-        self.line = WaitingLine(args.concurrency or 1, args.max_waiting, args.max_waiting_per_user)
-        self.policy_requests = asyncio.Semaphore(_MOST_POLICY_REQUESTS)
+        limits = (args.max_waiting, args.max_waiting_per_user, args.max_waiting_per_address)
+        self.line = WaitingLine(args.concurrency or 1, *limits)
+        self.policy_line = WaitingLine(_MOST_POLICY_REQUESTS, *limits)
         self.distribution = RewardDistribution(source="", wanted=0)
         self._models: Future[Models] = Future()
         self._begun = threading.Lock()
@@ -161,42 +163,65 @@ class Backend:
 # ------------------------------------------------------------------------------------------------------ waiting line
 
 
+class Visitor(NamedTuple):
+    """Whose request it is: a browser tab or program, and the network address that it comes from."""
+
+    session: str
+    address: str
+
+
 class WaitingLine:
     """
     Queue for the model that tells every request its position. It belongs to one event loop.
 
-    At most `places` requests are served at once, `max_waiting` wait, and `max_per_user` of one user wait or are served.
+    At most `places` requests are served at once, and `max_waiting` wait; of these, `max_per_user` are of one user and
+    `max_per_address` of one address. Addresses take turns: the first request of one comes before the second of another.
     """
 
-    def __init__(self, places: int, max_waiting: int, max_per_user: int):
+    def __init__(self, places: int, max_waiting: int, max_per_user: int, max_per_address: int):
         self.places = places
         self.max_waiting = max_waiting
         self.max_per_user = max_per_user
+        self.max_per_address = max_per_address
         self._waiting: list[Ticket] = []
         self._served: list[Ticket] = []
         self._changed = asyncio.Event()
 
     @contextmanager
-    def join(self, user: str) -> Iterator["Ticket"]:
+    def join(self, user: Visitor) -> Iterator["Ticket"]:
         """
         Queue a request for the duration of the block.
 
         Raises:
-            `Problem`: If the queue is full, or the user has reached their limit.
+            `Problem`: If the queue is full, or the user or their address has reached its limit.
         """
-        own = sum(ticket.user == user for ticket in (*self._waiting, *self._served))
+        under_way = [ticket.user for ticket in (*self._served, *self._waiting)]
+        own, here = under_way.count(user), sum(other.address == user.address for other in under_way)
         if own >= self.max_per_user:
             raise Problem(f"You have {own} requests under way, the limit for one visitor. Wait for one to end.")
+        if here >= self.max_per_address:
+            raise Problem(
+                f"Your network address has {here} requests under way, the limit for one. Wait for one to end."
+            )
         if len(self._waiting) >= self.max_waiting:
             raise Problem(f"{len(self._waiting)} requests are waiting, the limit. Try again in a minute.")
         ticket = Ticket(self, user)
-        self._waiting.append(ticket)
+        self._waiting.insert(self._place_of(here), ticket)
         self._move()
         try:
             yield ticket
         finally:
             (self._waiting if ticket in self._waiting else self._served).remove(ticket)
             self._move()
+
+    def _place_of(self, earlier: int) -> int:
+        """Return where a request waits whose address has `earlier` ones: before those whose addresses have more."""
+        counts = Counter(ticket.user.address for ticket in self._served)
+        for place, ticket in enumerate(self._waiting):
+            counts[ticket.user.address] += 1
+            if counts[ticket.user.address] > earlier + 1:
+                return place
+        return len(self._waiting)
 
     @property
     def is_empty(self) -> bool:
@@ -219,7 +244,7 @@ class WaitingLine:
 class Ticket:
     """One request in a [`WaitingLine`]."""
 
-    def __init__(self, line: WaitingLine, user: str):
+    def __init__(self, line: WaitingLine, user: Visitor):
         self.user = user
         self._line = line
 

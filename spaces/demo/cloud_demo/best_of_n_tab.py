@@ -23,7 +23,7 @@ from .judging import (
     read_texts,
 )
 from .score_html import curve, note, paragraph, show_ranking, status
-from .tab_parts import Controls, judging_options, prompt_box, updates_of
+from .tab_parts import Controls, judging_options, prompt_box, updates_of, visitor_of
 
 
 TAB, TITLE = "best-of-n", "Best-of-N"
@@ -64,10 +64,7 @@ async def write_candidates(backend: Backend, prompt: Any, count: int) -> list[st
     args = backend.args
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     options = {"api_key_env": args.policy_key_env, "max_concurrency": 8, "max_retries": 1, "request_timeout": 300.0}
-    async with (
-        backend.policy_requests,
-        CompletionClient([str(args.policy_url).rstrip("/")], args.policy_model, **options) as client,
-    ):
+    async with CompletionClient([str(args.policy_url).rstrip("/")], args.policy_model, **options) as client:
         asked = [client.chat(messages, temperature=1.0, max_tokens=1024) for _ in range(count)]
         found = await asyncio.gather(*asked, return_exceptions=True)
     failures = [answer for answer in found if isinstance(answer, BaseException)]
@@ -113,7 +110,7 @@ def build(backend: Backend) -> dict[str, gr.Textbox]:
         asked = read_prompt(backend, prompt)
         given = check_candidates(backend, split_candidates(candidates))
         yield status("Asking the model…"), ""
-        steps = judge(backend, str(request.session_hash), asked, given, sampling)
+        steps = judge(backend, visitor_of(request), asked, given, sampling)
         async for update in updates_of(steps, lambda scores: _show_best(given, scores)):
             yield update
 
@@ -129,8 +126,13 @@ def _generation_row(backend: Backend, controls: Controls, prompt: gr.Textbox, ca
 
     async def run_generate(request: gr.Request, prompt, count):
         asked = read_prompt(backend, prompt)
-        yield status(f"{backend.args.policy_model} writes {int(count)} candidates…"), gr.skip()
-        written = await write_candidates(backend, asked, int(count))
+        if not is_integer(count) or not 2 <= count <= MOST:
+            raise Problem(f"Generate 2 to {MOST} candidates.")
+        with backend.policy_line.join(visitor_of(request)) as ticket:
+            async for position, length in ticket.positions():
+                yield status(f"In the queue: number {position} of {length}…"), gr.skip()
+            yield status(f"{backend.args.policy_model} writes {int(count)} candidates…"), gr.skip()
+            written = await write_candidates(backend, asked, int(count))
         yield status(f"{len(written)} candidates were written."), _JOINT.join(written)
 
     controls.start_on([write.click], run_generate, [prompt, count], [controls.said, candidates])
@@ -167,7 +169,7 @@ def endpoints(backend: Backend) -> list[Callable]:
         sampling = read_sampling(backend, num_critiques, temperature, max_new_tokens, seed)
         asked = read_prompt(backend, prompt)
         check_candidates(backend, read_texts("candidates", candidates))
-        steps = judge(backend, str(request.session_hash), asked, candidates, sampling)
+        steps = judge(backend, visitor_of(request), asked, candidates, sampling)
         async for answer in answers(steps, lambda scores: _describe_best(backend, scores)):
             yield answer
 

@@ -11,7 +11,7 @@ from . import Problem
 from .backend import Backend, preference, rank_of
 from .judging import answers, check_texts, describe_score, judge, read_prompt, read_sampling, read_sliders, read_texts
 from .score_html import show_ranking, status
-from .tab_parts import QUIET, Controls, judging_options, prompt_box, updates_of
+from .tab_parts import QUIET, Controls, judging_options, prompt_box, updates_of, visitor_of
 
 
 TAB, TITLE = "compare", "Compare"
@@ -103,7 +103,7 @@ def build(backend: Backend) -> dict[str, gr.Textbox]:
         given = check_responses(backend, list(responses[:count]))
         names = [f"Response {place}" for place in range(1, len(given) + 1)]
         yield status("Asking the model…"), ""
-        steps = judge(backend, str(request.session_hash), asked, given, sampling)
+        steps = judge(backend, visitor_of(request), asked, given, sampling)
         async for update in updates_of(steps, lambda scores: show_ranking(names, given, scores)):
             yield update
 
@@ -131,7 +131,7 @@ def endpoints(backend: Backend) -> list[Callable]:
         sampling = read_sampling(backend, num_critiques, temperature, max_new_tokens, seed)
         asked = read_prompt(backend, prompt)
         check_responses(backend, read_texts("responses", responses))
-        steps = judge(backend, str(request.session_hash), asked, responses, sampling)
+        steps = judge(backend, visitor_of(request), asked, responses, sampling)
         async for answer in answers(steps, lambda scores: _describe_ranking(backend, scores)):
             yield answer
 

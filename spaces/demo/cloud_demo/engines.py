@@ -13,12 +13,13 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, suppress
 from dataclasses import asdict, dataclass, field
 
-import httpx
+import httpx2
 
 from cloud_hf.evaluation.benchmarks import BENCHMARKS, load_benchmarks, preference_pairs
 from cloud_hf.evaluation.rows import BenchmarkRow
 from cloud_hf.loading import load_reward_model
 from cloud_hf.scores import Sampling, Score
+from cloud_hf.serving.answers import read_body, read_json, read_parts, read_score
 from cloud_hf.serving.client import CLoudClient, RewardServerError
 from cloud_hf.serving.server.engine import RewardEngine, TransformersEngine
 
@@ -100,7 +101,10 @@ def _open_engine(model: str | None, server_url: str | None, args: DemoArguments)
 _MAX_RETRIES = 1
 _CONNECT_SECONDS = 5.0
 _READ_SECONDS = 300.0
-_EVENT = "data: "
+_EVENT = b"data: "
+# Bytes of a refusal, and of an event stream for each token of the critique
+_LONGEST_MESSAGE = 2**20
+_BYTES_PER_TOKEN = 2**12
 
 
 class RemoteEngine:
@@ -144,22 +148,29 @@ class RemoteEngine:
     async def stream(self, prompt, response: str, sampling: Sampling) -> AsyncGenerator[str | Score, None]:
         """See `RewardEngine`."""
         asked = {key: value for key, value in asdict(sampling).items() if value is not None}
-        body = {"inputs": [{"prompt": prompt, "response": response}], "stream": True, **asked}
-        timeout = httpx.Timeout(_READ_SECONDS, connect=_CONNECT_SECONDS)
+        body = {
+            "inputs": [{"prompt": prompt, "response": response}],
+            "stream": True,
+            "return_critique_ids": True,
+            **asked,
+        }
+        timeout = httpx2.Timeout(_READ_SECONDS, connect=_CONNECT_SECONDS)
         try:
             async with (
-                httpx.AsyncClient(timeout=timeout, headers=self._headers, verify=self._is_secure) as http,
+                httpx2.AsyncClient(timeout=timeout, headers=self._headers, verify=self._is_secure) as http,
                 http.stream("POST", self._client.url, json=body) as answer,
-                aclosing(answer.aiter_lines()) as lines,
+                aclosing(_read_lines(answer, _LONGEST_MESSAGE + sampling.max_new_tokens * _BYTES_PER_TOKEN)) as lines,
             ):
                 if answer.status_code != 200:
-                    await answer.aread()
+                    await read_body(answer, _LONGEST_MESSAGE)
                     raise Problem(f"The reward server refused this. {_error_in(answer)}")
                 async for line in lines:
-                    if line.startswith(_EVENT) and line != f"{_EVENT}[DONE]":
-                        yield _read_event(json.loads(line.removeprefix(_EVENT)))
-        except httpx.TransportError as error:
+                    if line.startswith(_EVENT) and line != _EVENT + b"[DONE]":
+                        yield _read_event(read_json(line.removeprefix(_EVENT)))
+        except httpx2.RequestError as error:
             raise Problem("The reward server cannot be reached or broke off. Try again later.") from error
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+            raise Problem("The reward server sent something that is not a judgement.") from error
 
     async def close(self) -> None:
         """Do nothing: connections are closed with each call."""
@@ -169,20 +180,24 @@ class RemoteEngine:
         return re.sub(r"^status 4\d\d: (Row 0: )?", "", str(error).partition(f"{self._client.url}: ")[2])
 
 
+async def _read_lines(answer: httpx2.Response, limit: int) -> AsyncGenerator[bytes, None]:
+    rest = b""
+    async for part in read_parts(answer, limit):
+        *lines, rest = (rest + part).split(b"\n")
+        for line in lines:
+            yield line
+
+
 def _read_event(event: dict) -> str | Score:
     """Read a piece of the critique, or the score. Raises `Problem` if it is an error."""
     if "error" in event:
         raise Problem(f"The reward server refused this. {event['error']}")
-    if "critique" in event:
-        return event["critique"]
-    result = event["result"]
-    rewards, critiques, reasons = (tuple(result[key]) for key in ("rewards", "critiques", "finish_reasons"))
-    return Score(result["reward"], critiques[0], rewards, critiques, result["reward_std"], reasons)
+    return f"{event['critique']}" if "critique" in event else read_score(event["result"])
 
 
-def _error_in(response: httpx.Response) -> str:
+def _error_in(response: httpx2.Response) -> str:
     try:
-        return f"{response.json()['error']}"
+        return f"{read_json(response.content)['error']}"
     except (ValueError, KeyError, TypeError):
         return f"Status {response.status_code}."
 

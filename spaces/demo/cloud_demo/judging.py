@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from cloud_hf.scores import Sampling, Score
 
 from . import Problem
-from .backend import HEARTBEAT, Backend
+from .backend import HEARTBEAT, Backend, Visitor
 
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ class Progress:
 
 
 async def write(
-    backend: Backend, user: str, prompt, response: str, sampling: Sampling
+    backend: Backend, user: Visitor, prompt, response: str, sampling: Sampling
 ) -> AsyncGenerator[Progress | Score, None]:
     """Score one response and stream its first critique. The `Score` comes last."""
     with backend.line.join(user) as ticket:
@@ -158,7 +158,7 @@ async def write(
 
 
 async def judge(
-    backend: Backend, user: str, prompt, responses: Sequence[str], sampling: Sampling
+    backend: Backend, user: Visitor, prompt, responses: Sequence[str], sampling: Sampling
 ) -> AsyncGenerator[Progress | list[Score], None]:
     """Score responses to one prompt. The list of `Score` comes last."""
     with backend.line.join(user) as ticket:
@@ -175,7 +175,7 @@ async def judge(
 
 
 async def judge_pair(
-    backend: Backend, user: str, prompt, responses: Sequence[str], sampling: Sampling
+    backend: Backend, user: Visitor, prompt, responses: Sequence[str], sampling: Sampling
 ) -> AsyncGenerator[Progress | tuple[list[Score], list[Score]], None]:
     """Score responses with both models. The scores of the CLoud and of the classic model come last."""
     with backend.line.join(user) as ticket:

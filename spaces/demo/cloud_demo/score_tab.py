@@ -19,7 +19,7 @@ from .judging import (
     write,
 )
 from .score_html import show_score, show_writing, status
-from .tab_parts import QUIET, Controls, judging_options, prompt_box
+from .tab_parts import QUIET, Controls, judging_options, prompt_box, visitor_of
 
 
 TAB, TITLE = "score", "Score"
@@ -57,7 +57,7 @@ def build(backend: Backend) -> dict[str, gr.Textbox]:
         asked = read_prompt(backend, prompt, system, list(zip(earlier[::2], earlier[1::2], strict=True)))
         response = read_response(backend, response)
         yield status("Asking the model…"), ""
-        async for step in write(backend, str(request.session_hash), asked, response, sampling):
+        async for step in write(backend, visitor_of(request), asked, response, sampling):
             if not isinstance(step, Progress):
                 shown = show_score(step, backend.distribution, backend.models.cloud.critique)
                 yield status(f"Done: the reward is {step.reward:+.3f}."), shown
@@ -104,7 +104,7 @@ def endpoints(backend: Backend) -> list[Callable]:
         """
         sampling = read_sampling(backend, num_critiques, temperature, max_new_tokens, seed)
         asked = read_prompt(backend, prompt, system, read_turns(turns))
-        steps = judge(backend, str(request.session_hash), asked, [read_response(backend, response)], sampling)
+        steps = judge(backend, visitor_of(request), asked, [read_response(backend, response)], sampling)
         async for answer in answers(steps, lambda scores: describe_score(backend, scores[0])):
             yield answer
 

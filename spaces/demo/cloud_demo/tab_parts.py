@@ -8,6 +8,7 @@ import random
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 import gradio as gr
@@ -15,7 +16,7 @@ import gradio as gr
 from cloud_hf.spaces_ui import is_out_of_memory, user_error
 
 from . import Problem
-from .backend import Backend
+from .backend import Backend, Visitor
 from .judging import SAMPLING_TEMPERATURE, Progress
 from .score_html import failure, status
 
@@ -24,6 +25,18 @@ logger = logging.getLogger(__name__)
 
 # Options of page handlers: no endpoint, and no progress bar over their outputs
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+
+
+def visitor_of(request: gr.Request) -> Visitor:
+    """Return whose request it is. Behind a proxy, uvicorn reads the address from `X-Forwarded-For` if FORWARDED_ALLOW_IPS names the proxy."""
+    host = request.client.host if request.client is not None else ""
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return Visitor(str(request.session_hash), host)
+    # Whoever has one IPv6 address has 2**64
+    group = ip_network((address, 64), strict=False) if address.version == 6 else address
+    return Visitor(str(request.session_hash), str(group))
 
 
 # ------------------------------------------------------------------------------------------------- input and examples

@@ -11,10 +11,10 @@ from cloud_hf.scores import Sampling, Score
 from cloud_hf.spaces_ui import as_text
 
 from . import Problem
-from .backend import Backend
+from .backend import Backend, Visitor
 from .judging import Progress, answers, describe_score, is_integer, judge_pair
 from .score_html import card, note, paragraph, show_critiques, side_by_side, status
-from .tab_parts import Controls
+from .tab_parts import Controls, visitor_of
 
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def is_right(scores: Sequence[Score]) -> bool:
     return scores[0].reward > scores[1].reward
 
 
-def judge_row(backend: Backend, user: str, row: "BenchmarkRow") -> AsyncGenerator[Progress | PairOfScores, None]:
+def judge_row(backend: Backend, user: Visitor, row: "BenchmarkRow") -> AsyncGenerator[Progress | PairOfScores, None]:
     """Score both responses of a row with both models, one critique each at temperature 0."""
     sampling = Sampling(max_new_tokens=backend.args.max_new_tokens)
     return judge_pair(backend, user, row.prompt, row.responses, sampling)
@@ -71,7 +71,7 @@ def build(backend: Backend) -> dict[str, gr.Textbox]:
             index = index_of(place, count) if count else 0
             row = row_at(backend, index)
             yield status("Asking the models…"), gr.skip(), _show_row(row, index, count), index, outcomes
-            async with aclosing(judge_row(backend, str(request.session_hash), row)) as steps:
+            async with aclosing(judge_row(backend, visitor_of(request), row)) as steps:
                 async for step in steps:
                     if isinstance(step, Progress):
                         yield status(step.words), *[gr.skip()] * 4
@@ -103,7 +103,7 @@ def endpoints(backend: Backend) -> list[Callable]:
         await backend.loaded()
         shown = row_at(backend, int(row) - 1)
         known = {"id": shown.id, "prompt": shown.prompt, "responses": list(shown.responses)}
-        steps = judge_row(backend, str(request.session_hash), shown)
+        steps = judge_row(backend, visitor_of(request), shown)
         async for answer in answers(steps, lambda found: known | _describe_pair(backend, found)):
             yield answer
 

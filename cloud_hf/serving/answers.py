@@ -1,0 +1,108 @@
+"""Read what servers send: up to a size, and only of the right types. Does not import torch."""
+
+import json
+import math
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx2
+
+from ..printable import printable
+from ..scores import Sample, Score
+
+
+_LARGEST_ID = 2**31
+
+
+class AnswerTooLarge(httpx2.TransportError):
+    """An answer that exceeds its limit."""
+
+
+async def read_parts(response: httpx2.Response, limit: int) -> AsyncIterator[bytes]:
+    """Yield a decompressed body. httpx2 decompresses at most 1 MiB at once, so that a small body cannot fill the memory."""
+    size = 0
+    async for part in response.aiter_bytes():
+        size += len(part)
+        if size > limit:
+            raise AnswerTooLarge(f"the answer has more than {limit} bytes, the limit for this request")
+        yield part
+
+
+async def read_body(response: httpx2.Response, limit: int):
+    """Read the body of a response that is streamed. Raises [`AnswerTooLarge`] if it has more than `limit` bytes."""
+    response._content = b"".join([part async for part in read_parts(response, limit)])
+
+
+def read_json(content: bytes) -> Any:
+    """Parse JSON. Raises `ValueError` if it is not valid, or nested too deeply."""
+    try:
+        return json.loads(content)
+    except RecursionError as error:
+        raise ValueError("JSON that is nested too deeply") from error
+
+
+def describe_redirect(response: httpx2.Response) -> str:
+    """Say where a redirect leads. Clients follow none: prompts and keys are for the named server."""
+    return (
+        f"a redirect to {printable(response.headers.get('Location', ''))!r}, which is not followed; give that address"
+    )
+
+
+def is_unicode(text: str) -> bool:
+    """Return whether a text can be written to a file: it has no lone surrogate."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def are_token_ids(ids: Any) -> bool:
+    """Return whether a value is a list of token ids."""
+    return isinstance(ids, list) and all(type(token_id) is int and 0 <= token_id < _LARGEST_ID for token_id in ids)
+
+
+# ------------------------------------------------------------------------------------------------------------ scores
+
+
+def read_number(value: Any) -> float:
+    """Return a JSON number as a float. Raises `ValueError` for anything else, `OverflowError` if it is too large."""
+    if type(value) not in (int, float):
+        raise ValueError(f"{value!r:.60} is not a number")
+    return float(value)
+
+
+def read_sample(reward: Any, critique: Any, critique_ids: Any, finish_reason: Any) -> Sample:
+    """Return one critique and its reward. Raises `ValueError` if a part has the wrong type."""
+    if not isinstance(critique, str) or not is_unicode(critique):
+        raise ValueError(f"{critique!r:.60} is not a critique")
+    if not are_token_ids(critique_ids):
+        raise ValueError(f"{critique_ids!r:.60} are not token ids")
+    if finish_reason not in ("stop", "length"):
+        raise ValueError(f"{finish_reason!r:.60} is not a finish reason")
+    return Sample(read_number(reward), critique, tuple(critique_ids), finish_reason)
+
+
+def read_score(result: Any) -> Score:
+    """
+    Return a reward server's result as a score.
+
+    Raises:
+        `ValueError`, `TypeError`, `LookupError`: If it is not a result.
+        `ArithmeticError`: If a reward is not finite.
+    """
+    columns = [result[name] for name in ("rewards", "critiques", "critique_ids", "finish_reasons")]
+    if not all(isinstance(column, list) and column for column in columns):
+        raise ValueError("rewards, critiques, ids and finish reasons are not lists")
+    if len(set(map(len, columns))) > 1:
+        raise ValueError(
+            f"{', '.join(str(len(column)) for column in columns)} rewards, critiques, ids and finish reasons"
+        )
+    # Servers before version 0.2 do not say whether the response was changed
+    changed = result.get("response_changed", False)
+    if not isinstance(changed, bool):
+        raise ValueError(f"`response_changed` is {changed!r:.60}")
+    score = Score.of([read_sample(*values) for values in zip(*columns, strict=True)], changed)
+    if not math.isclose(read_number(result["reward"]), score.reward, rel_tol=1e-6, abs_tol=1e-6):
+        raise ValueError(f"the reward {result['reward']!r} is not the mean of the rewards, {score.reward!r}")
+    return score
