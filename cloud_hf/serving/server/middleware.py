@@ -2,13 +2,17 @@
 
 import asyncio
 import hmac
+import ipaddress
 import json
 import logging
 import re
 import time
 import traceback
+from collections import Counter as Counts
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.datastructures import Headers
@@ -16,7 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from .limits import Limits
+from .limits import Limits, count_values, refusal
 
 
 logger = logging.getLogger(__name__)
@@ -27,6 +31,9 @@ HEALTH_ROUTE = "/health"
 # Seconds for a body to arrive, and for a client to finish sending a body that is too large
 _BODY_TIMEOUT = 60.0
 _DISCARD_TIMEOUT = 1.0
+
+# Bodies of the largest size that may be held while they arrive
+_LARGEST_BODIES = 8
 
 # A quoted text, possibly cut before its closing quote. An apostrophe follows a letter
 _QUOTED = re.compile(r"""(?<!\w)(['"])(?:\\.|(?!\1).)*(?:\1|$)""", re.DOTALL)
@@ -91,10 +98,22 @@ class RequestMiddleware:
     disconnect must reach JSON routes, which Starlette would run to their end.
     """
 
-    def __init__(self, app, limits: Limits, api_key: str | None, metrics: Metrics, lifecycle: Lifecycle):
+    def __init__(
+        self,
+        app,
+        limits: Limits,
+        api_key: str | None,
+        metrics: Metrics,
+        lifecycle: Lifecycle,
+        allowed_hosts: Sequence[str] = (),
+    ):
         self.app = app
         self.limits = limits
         self.api_key = api_key.encode() if api_key is not None else None
+        self.allowed_hosts = {name.lower() for name in allowed_hosts}
+        # Bytes of the bodies that are arriving, oldest first, by the time limit that gives them up
+        self._arriving: dict[asyncio.Timeout, int] = {}
+        self._minute, self._requests = 0, Counts()
         self.metrics = metrics
         self.lifecycle = lifecycle
 
@@ -117,10 +136,9 @@ class RequestMiddleware:
 
         with record.resources:
             try:
-                headers = Headers(scope=scope)
-                self._admit(scope["path"], headers)
-                body = await self._read_body(headers, receive)
-                await self._run(scope, body, receive, send_recorded, record)
+                refused = self._refused(scope, Headers(scope=scope))
+                unread = [await self._read_body(scope, receive, refused)]
+                await self._run(scope, unread, receive, send_recorded, record)
             except ClientDisconnect:
                 record.status = CLIENT_CLOSED_REQUEST
             except HTTPException as error:
@@ -129,67 +147,124 @@ class RequestMiddleware:
 
     # ---------------------------------------------------------------------------------------------------- admission
 
-    def _admit(self, path: str, headers: Headers):
+    def _refused(self, scope, headers: Headers) -> HTTPException | None:
+        """Return the reason to refuse a request whose body has not been read."""
         if self.lifecycle.draining:
-            raise HTTPException(503, "The server is shutting down.", {"Retry-After": "5"})
-        if path == HEALTH_ROUTE:
-            return
-        self._check_key(headers)
+            return HTTPException(503, "The server is shutting down.", {"Retry-After": "5"})
+        if self.api_key is None and not self._is_host(headers.get("host", "")):
+            return HTTPException(
+                403,
+                "The request's `Host` may belong to a web page. Name it in `--allowed_hosts`, or set a key (CLOUD_API_KEY).",
+            )
+        if scope["path"] == HEALTH_ROUTE:
+            return None
+        given = headers.get("authorization", "").encode("latin-1")
+        if self.api_key is not None and not hmac.compare_digest(given, b"Bearer " + self.api_key):
+            error = "Send the server's key as `Authorization: Bearer KEY`."
+            return HTTPException(401, error, {"WWW-Authenticate": "Bearer"})
         # Uvicorn's own `limit_concurrency` counts idle connections, too, and answers 503 without `Retry-After`
         if len(self.lifecycle.tasks) >= self.limits.max_queue:
-            raise HTTPException(429, f"{self.limits.max_queue} requests are already waiting.", {"Retry-After": "1"})
+            error = refusal(
+                f"{len(self.lifecycle.tasks)} requests are already waiting", "max_queue", self.limits.max_queue
+            )
+            return HTTPException(429, error, {"Retry-After": "1"})
+        return self._too_often((scope.get("client") or ("",))[0])
 
-    def _check_key(self, headers: Headers):
-        if self.api_key is None:
-            return
-        given = headers.get("authorization", "").encode("latin-1")
-        if not hmac.compare_digest(given, b"Bearer " + self.api_key):
-            error = "Send the server's key as `Authorization: Bearer KEY`."
-            raise HTTPException(401, error, {"WWW-Authenticate": "Bearer"})
+    def _is_host(self, host: str) -> bool:
+        """Return whether a web page of a stranger cannot have this server's host name: DNS gives it neither address nor bare name."""
+        with suppress(ValueError):
+            name = urlsplit(f"//{host}").hostname or ""
+            return "." not in name or name in self.allowed_hosts or bool(ipaddress.ip_address(name))
+        return False
 
-    async def _read_body(self, headers: Headers, receive) -> bytes:
-        limit = self.limits.max_body_bytes
-        too_large = int(headers.get("content-length", "0")) > limit
+    def _too_often(self, address: str) -> HTTPException | None:
+        minute, second = divmod(int(time.monotonic()), 60)
+        if minute != self._minute:
+            self._minute, self._requests = minute, Counts()
+        self._requests[address] += 1
+        most = self.limits.max_requests_per_minute
+        if self._requests[address] <= most:
+            return None
+        error = refusal(
+            f"{address} sent {self._requests[address]} requests in a minute", "max_requests_per_minute", most
+        )
+        return HTTPException(429, error, {"Retry-After": str(60 - second)})
+
+    async def _read_body(self, scope, receive, refused: HTTPException | None) -> bytes:
+        headers, limit = Headers(scope=scope), self.limits.max_body_bytes
+        if scope["method"] in ("GET", "HEAD") or scope["path"] == HEALTH_ROUTE:
+            limit = 0
+        too_large = HTTPException(413, refusal(f"The body is larger than {limit} bytes", "max_body_bytes", limit))
+        if limit == 0:
+            too_large = HTTPException(413, f"`{scope['method']}` takes no body; this server's limit is 0 bytes.")
+        if int(headers.get("content-length", "0")) > limit:
+            refused = refused or too_large
         # A client that sent `Expect` waits for permission and can be refused at once
-        chunks, size, more = [], 0, not (too_large and "expect" in headers)
+        chunks, size, more = [], 0, not (refused and "expect" in headers)
         clock = asyncio.get_running_loop().time
         deadline = clock() + _BODY_TIMEOUT
         try:
             async with asyncio.timeout_at(deadline) as patience:
-                while more:
-                    if too_large:
-                        # Discard the rest for a moment: a client that is still sending would not read the answer
-                        deadline = min(deadline, clock() + _DISCARD_TIMEOUT)  # counted from the first piece too many
-                        patience.reschedule(deadline)
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise ClientDisconnect
-                    chunk = message.get("body", b"")
-                    size += len(chunk)
-                    too_large = too_large or size > limit
-                    if too_large:
-                        chunks.clear()
-                    else:
-                        chunks.append(chunk)
-                    more = message.get("more_body", False)
+                self._arriving[patience] = 0
+                try:
+                    while more:
+                        if refused:
+                            # Discard the rest for a moment: a client that is still sending would not read the answer
+                            deadline = min(deadline, clock() + _DISCARD_TIMEOUT)  # counted from the first such piece
+                            patience.reschedule(deadline)
+                        message = await receive()
+                        if message["type"] == "http.disconnect":
+                            raise ClientDisconnect
+                        chunk = message.get("body", b"")
+                        size += len(chunk)
+                        if size > limit:
+                            refused = refused or too_large
+                        if refused:
+                            chunks.clear()
+                        else:
+                            chunks.append(chunk)
+                        self._hold(patience, sum(map(len, chunks)))
+                        more = message.get("more_body", False)
+                finally:
+                    is_held = self._arriving.pop(patience, None) is not None
         except TimeoutError:
-            if not too_large:
-                raise HTTPException(408, "The body did not arrive in time.", {"Connection": "close"}) from None
-        if too_large:
-            error = f"The body is larger than {limit} bytes; send fewer rows."
-            raise HTTPException(413, error, {"Connection": "close"})
-        return b"".join(chunks)
+            if not refused and not is_held:
+                error = refusal(
+                    "Too many bodies are arriving, and this one was the largest or oldest", "max_body_bytes", limit
+                )
+                refused = HTTPException(429, error, {"Retry-After": "1"})
+            refused = refused or HTTPException(408, f"The body did not arrive within {_BODY_TIMEOUT:g} seconds.")
+        if refused:
+            refused.headers = {**(refused.headers or {}), **({"Connection": "close"} if more else {})}
+            raise refused
+        body = b"".join(chunks)
+        values, most = count_values(body, self.limits.max_values), self.limits.max_values
+        if values > most:
+            raise HTTPException(422, refusal(f"The body holds {values} JSON values", "max_values", most))
+        return body
+
+    def _hold(self, patience: asyncio.Timeout, size: int):
+        """Count an arriving body; if all are too large together, give up the largest, if too many, the oldest."""
+        if patience in self._arriving:
+            self._arriving[patience] = size
+        given_up = None
+        if sum(self._arriving.values()) > _LARGEST_BODIES * self.limits.max_body_bytes:
+            given_up = max(self._arriving, key=self._arriving.__getitem__)
+        elif len(self._arriving) > self.limits.max_queue:
+            given_up = next(iter(self._arriving))
+        if given_up is not None:
+            del self._arriving[given_up]
+            given_up.reschedule(0)
 
     # ------------------------------------------------------------------------------------------------------ running
 
-    async def _run(self, scope, body: bytes, receive, send, record: RequestRecord):
+    async def _run(self, scope, unread: list[bytes], receive, send, record: RequestRecord):
         """Run the routes; cancel them when the client disconnects or the server aborts."""
         gone = asyncio.Event()
-        unread = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def replay():
             if unread:
-                return unread.pop()
+                return {"type": "http.request", "body": unread.pop(), "more_body": False}
             await gone.wait()
             return {"type": "http.disconnect"}
 
