@@ -6,6 +6,7 @@ import pytest
 from tokenizers_for_tests import make_tokenizer
 
 from cloud_hf import CritiqueFormat
+from cloud_hf.prompts import read_prompt
 from cloud_hf.rendered_chats import RenderedChats
 
 
@@ -71,6 +72,20 @@ def test_conversations(family, kind):
     work = Work(critique_format.tokenizer)
     small, large = (work.of(critique_format.encode_prefix, CHATS[kind](count), f"No {count}.") for count in (30, 60))
     assert large < 2.5 * small
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("[" + "0," * 1_000_000 + "0]", "has about 1000001 `arguments`"),
+        ('{"a": ' + "[" * 900 + "]" * 900 + "}", "nested more than 32"),
+        ('{"a": 1, ' * 2 + '"a": 2}}', "not JSON"),
+    ],
+)
+def test_arguments_of_calls_are_bounded(arguments, says):
+    turn = assistant("", tool_calls=[{"function": {"name": "f", "arguments": arguments}}])
+    with pytest.raises(ValueError, match=says):
+        read_prompt([USER, turn, USER])
 
 
 @pytest.mark.parametrize("name", ["CritiqueFormat", "ReferenceFormat"])

@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import socket
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import asynccontextmanager
@@ -317,6 +318,8 @@ def main(arguments: list[str] | None = None):
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("httpx").setLevel(logging.WARNING)
     limits = Limits(**{name: getattr(args, name) for name in _LIMITS})
+    # Scoring needs the interpreter after each operation, and would wait long for it while a request is parsed or encoded
+    sys.setswitchinterval(0.0005)
     # Report mistakes before the model loads, which may take minutes
     with bind(args.host, args.port) as listener:
         check_reward_model(args.model, read_model_config(args.model))

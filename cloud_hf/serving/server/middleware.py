@@ -35,6 +35,10 @@ _DISCARD_TIMEOUT = 1.0
 # Bodies of the largest size that may be held while they arrive
 _LARGEST_BODIES = 8
 
+# Bytes of a body that are read at once; what is longer shares this rate, because the event loop reads and parses it
+_FREE_BYTES = 2**14
+_BYTES_PER_SECOND = 8 * 2**20
+
 # A quoted text, possibly cut before its closing quote. An apostrophe follows a letter
 _QUOTED = re.compile(r"""(?<!\w)(['"])(?:\\.|(?!\1).)*(?:\1|$)""", re.DOTALL)
 
@@ -113,6 +117,7 @@ class RequestMiddleware:
         self.allowed_hosts = {name.lower() for name in allowed_hosts}
         # Bytes of the bodies that are arriving, oldest first, by the time limit that gives them up
         self._arriving: dict[asyncio.Timeout, int] = {}
+        self._next_read = 0.0
         self._minute, self._requests = 0, Counts()
         self.metrics = metrics
         self.lifecycle = lifecycle
@@ -224,6 +229,9 @@ class RequestMiddleware:
                         else:
                             chunks.append(chunk)
                         self._hold(patience, sum(map(len, chunks)))
+                        if size > _FREE_BYTES:
+                            self._next_read = max(self._next_read, clock()) + len(chunk) / _BYTES_PER_SECOND
+                            await asyncio.sleep(self._next_read - clock())
                         more = message.get("more_body", False)
                 finally:
                     is_held = self._arriving.pop(patience, None) is not None

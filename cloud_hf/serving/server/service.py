@@ -22,7 +22,7 @@ from .middleware import Lifecycle, Metrics, RequestRecord
 _T = TypeVar("_T")
 
 # A long text waits as if its encoding took this much longer than a short one's
-_CHARS_PER_SECOND = 50_000
+_CHARS_PER_SECOND = 20_000
 
 
 class Encoding:

@@ -92,9 +92,8 @@ def test_hostile_bodies_are_refused_before_any_work_with_their_limit(running, pa
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        (one([USER, call("[" + "0," * 1_000_000 + "0]"), USER]), "at most 10000"),
         (one([USER, call('{"a": ' + "[" * 200 + "]" * 200 + "}"), USER]), "nested more than 32"),
-        (one([{"role": f"r{number}", "content": "x"} for number in range(1000)] + [USER]), "too many"),
+        (one([{"role": f"r{number}", "content": "x"} for number in range(200)] + [USER]), "too many"),
         (one([{**USER, "content": 5, "tool_calls": []}]), "has no text `content`"),
         (one("long " * 600, critiques=["z"] * 8), "its critique, but the model's context holds 512"),
     ],
@@ -134,11 +133,11 @@ def test_others_are_answered_while_a_row_is_encoded(running):
             first = [pool.submit(httpx.post, f"{server.url}{URL}", json=one(text), timeout=60) for text in long[:1]]
             while not engine.encoded:
                 time.sleep(0.01)
-            later = [
-                pool.submit(httpx.post, f"{server.url}{URL}", json=one(text * 9), timeout=60) for text in long[1:3]
-            ]
             with pytest.raises(httpx.ReadTimeout):
                 httpx.post(f"{server.url}{URL}", json=one(long[3]), timeout=0.3)
+            later = [
+                pool.submit(httpx.post, f"{server.url}{URL}", json=one(text * 30), timeout=60) for text in long[1:3]
+            ]
             short = pool.submit(httpx.post, f"{server.url}{URL}", json=one("short"), timeout=60)
             started = time.monotonic()
             assert http.get("/health").status_code == http.get("/metrics").status_code == 200
