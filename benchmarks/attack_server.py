@@ -103,7 +103,7 @@ def hostile_requests(attack: str) -> list[bytes]:
             post(URL, b"{", 100),
             b"GET /health HTTP/1.1\r\nX",
         ]  # fmt: skip
-    return [post(path, json.dumps(body).encode()) for path, body in BODIES[attack]]
+    return [post(path, json.dumps(body, separators=(",", ":")).encode()) for path, body in BODIES[attack]]
 
 
 async def attack_server(port: int, attack: str, connections: int):
@@ -123,7 +123,8 @@ async def attack_server(port: int, attack: str, connections: int):
     print("ready", flush=True)
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
-    attackers = [asyncio.create_task(attacker(number)) for number in range(connections)]
+    count = 16 * connections if attack == "connections" else connections
+    attackers = [asyncio.create_task(attacker(number)) for number in range(count)]
     await stopped.wait()
     for task in attackers:
         task.cancel()

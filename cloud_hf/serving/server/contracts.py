@@ -201,33 +201,23 @@ class LlamaFactoryResponse(BaseModel):
 
 def check_text(body: Any):
     """Raise `ValueError`, with the path, if a JSON value is nested too deeply or contains text that is not valid Unicode."""
-    waiting: list[tuple[Any, tuple, int]] = [(body, (), 0)]
+    waiting: list[tuple[Any, tuple[str | int, ...]]] = [(body, ())]
     while waiting:
-        value, path, depth = waiting.pop()
-        if depth > MAX_DEPTH:
-            raise ValueError(f"`{spell_path(_unrolled(path)[:4])}…` is nested more than {MAX_DEPTH} levels deep")
+        value, path = waiting.pop()
+        if len(path) > MAX_DEPTH:
+            raise ValueError(f"`{spell_path(path[:4])}…` is nested more than {MAX_DEPTH} levels deep")
         if isinstance(value, str):
-            if not value.isascii():
-                _check_unicode(value, path)
+            try:
+                value.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(
+                    f"`{spell_path(path)}` contains a lone surrogate at character {error.start}; send valid Unicode"
+                ) from None
         elif isinstance(value, dict):
-            waiting += [(name, (path, "(key)"), depth + 1) for name in value]
-            waiting += [(item, (path, name), depth + 1) for name, item in value.items()]
+            waiting += [(name, (*path, "(key)")) for name in value]
+            waiting += [(item, (*path, name)) for name, item in value.items()]
         elif isinstance(value, list):
-            waiting += [(item, (path, index), depth + 1) for index, item in enumerate(value)]
-
-
-def _check_unicode(text: str, path: tuple):
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"`{spell_path(_unrolled(path))}` contains a lone surrogate at character {error.start}; send valid Unicode"
-        ) from None
-
-
-def _unrolled(path: tuple) -> tuple[str | int, ...]:
-    """Return the parts of a path, which holds the path before its last part."""
-    return (*_unrolled(path[0]), path[1]) if path else ()
+            waiting += [(item, (*path, index)) for index, item in enumerate(value)]
 
 
 def count_characters(value: Any) -> int:
