@@ -10,6 +10,7 @@ routes: our `/v1/rewards`, OpenRLHF's `/get_reward`, LLaMA-Factory's `/v1/score/
 
 import argparse
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -154,12 +155,13 @@ class RewardServer(uvicorn.Server):
         """Return whether to exit; called ten times a second."""
         if self._stopped_at is not None:
             if time.monotonic() - self._stopped_at > self.shutdown_grace:
-                self.lifecycle.abort()
                 self.should_exit = True
             # Wait a little: a client that has just connected may be about to send its request, and should get a 503
             self._idle_ticks = 0 if self.lifecycle.tasks else self._idle_ticks + 1
             if self._idle_ticks >= _IDLE_TICKS:
                 self.should_exit = True
+            if self.should_exit:
+                self.lifecycle.abort()
         return await super().on_tick(counter)
 
 
@@ -203,7 +205,7 @@ def make_server(app: FastAPI, host: str = "127.0.0.1", port: int = 8000, shutdow
         access_log=False,
         server_header=False,
         timeout_keep_alive=60,
-        timeout_graceful_shutdown=10,
+        timeout_graceful_shutdown=1,
     )
     return RewardServer(config, shutdown_grace)
 
@@ -327,6 +329,8 @@ def main(arguments: list[str] | None = None):
         app = make_app(load_engine(args), limits, args.api_key, chats, [*args.allowed_hosts, args.host])
         if args.host not in ("127.0.0.1", "::1", "localhost") and args.api_key is None:
             logger.warning("Listening on %s without a key: anyone who can reach it can use it.", args.host)
+        # Libraries and model stay to the end, where visiting them all would take seconds
+        gc.freeze()
         make_server(app, args.host, args.port, args.shutdown_grace).run(sockets=[listener])
 
 

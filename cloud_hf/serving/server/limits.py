@@ -37,7 +37,7 @@ class Limits:
 
 def refusal(what: str, name: str, limit: float) -> str:
     """Say that a request exceeds a limit, and which option raises it."""
-    return f"{what}; this server's limit is {limit:,.12g} (`--{name}`)."
+    return f"{what}; this server's limit is {limit:.12g} (`--{name}`)."
 
 
 def count_values(body: bytes, enough: int) -> int:

@@ -81,17 +81,21 @@ class RequestRecord:
 
 
 class Lifecycle:
-    """State of a server: whether it accepts requests, and the tasks of the running ones."""
+    """State of a server: whether it accepts requests, the tasks of the running ones, and the bodies that are arriving."""
 
     def __init__(self):
         self.draining = False
         self.engine_dead = False
         self.tasks: set[asyncio.Task] = set()
+        # Bytes of each body, oldest first, by the time limit that gives it up
+        self.arriving: dict[asyncio.Timeout, int] = {}
 
     def abort(self):
-        """Cancel the running requests, which are then answered with 503."""
+        """Cancel the running requests, which are then answered with 503, and give up bodies that are arriving."""
         for task in self.tasks:
             task.cancel()
+        for patience in self.arriving:
+            patience.reschedule(0)
 
 
 class RequestMiddleware:
@@ -115,8 +119,6 @@ class RequestMiddleware:
         self.limits = limits
         self.api_key = api_key.encode() if api_key is not None else None
         self.allowed_hosts = {name.lower() for name in allowed_hosts}
-        # Bytes of the bodies that are arriving, oldest first, by the time limit that gives them up
-        self._arriving: dict[asyncio.Timeout, int] = {}
         self._next_read = 0.0
         self._minute, self._requests = 0, Counts()
         self.metrics = metrics
@@ -155,7 +157,7 @@ class RequestMiddleware:
     def _refused(self, scope, headers: Headers) -> HTTPException | None:
         """Return the reason to refuse a request whose body has not been read."""
         if self.lifecycle.draining:
-            return HTTPException(503, "The server is shutting down.", {"Retry-After": "5"})
+            return _shutting_down()
         if self.api_key is None and not self._is_host(headers.get("host", "")):
             return HTTPException(
                 403,
@@ -210,7 +212,7 @@ class RequestMiddleware:
         deadline = clock() + _BODY_TIMEOUT
         try:
             async with asyncio.timeout_at(deadline) as patience:
-                self._arriving[patience] = 0
+                self.lifecycle.arriving[patience] = 0
                 try:
                     while more:
                         if refused:
@@ -234,9 +236,11 @@ class RequestMiddleware:
                             await asyncio.sleep(self._next_read - clock())
                         more = message.get("more_body", False)
                 finally:
-                    is_held = self._arriving.pop(patience, None) is not None
+                    is_held = self.lifecycle.arriving.pop(patience, None) is not None
         except TimeoutError:
-            if not refused and not is_held:
+            if self.lifecycle.draining:
+                refused = refused or _shutting_down()
+            elif not refused and not is_held:
                 error = refusal(
                     "Too many bodies are arriving, and this one was the largest or oldest", "max_body_bytes", limit
                 )
@@ -253,15 +257,15 @@ class RequestMiddleware:
 
     def _hold(self, patience: asyncio.Timeout, size: int):
         """Count an arriving body; if all are too large together, give up the largest, if too many, the oldest."""
-        if patience in self._arriving:
-            self._arriving[patience] = size
+        if patience in self.lifecycle.arriving:
+            self.lifecycle.arriving[patience] = size
         given_up = None
-        if sum(self._arriving.values()) > _LARGEST_BODIES * self.limits.max_body_bytes:
-            given_up = max(self._arriving, key=self._arriving.__getitem__)
-        elif len(self._arriving) > self.limits.max_queue:
-            given_up = next(iter(self._arriving))
+        if sum(self.lifecycle.arriving.values()) > _LARGEST_BODIES * self.limits.max_body_bytes:
+            given_up = max(self.lifecycle.arriving, key=self.lifecycle.arriving.__getitem__)
+        elif len(self.lifecycle.arriving) > self.limits.max_queue:
+            given_up = next(iter(self.lifecycle.arriving))
         if given_up is not None:
-            del self._arriving[given_up]
+            del self.lifecycle.arriving[given_up]
             given_up.reschedule(0)
 
     # ------------------------------------------------------------------------------------------------------ running
@@ -293,7 +297,7 @@ class RequestMiddleware:
         if has_left:
             raise ClientDisconnect
         if work.cancelled():
-            raise HTTPException(503, "The server is shutting down.", {"Retry-After": "5"})
+            raise _shutting_down()
         if error := work.exception():
             # Log neither the error's message nor its values: they may contain text of the request
             stack = "".join(traceback.format_tb(error.__traceback__))
@@ -315,6 +319,10 @@ class RequestMiddleware:
         if record.error is not None:
             fields["error"] = without_contents(record.error)
         logger.info("request", extra={"fields": fields})
+
+
+def _shutting_down() -> HTTPException:
+    return HTTPException(503, "The server is shutting down.", {"Retry-After": "5"})
 
 
 async def _wait_for_disconnect(receive):

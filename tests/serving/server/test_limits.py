@@ -64,14 +64,14 @@ MARKS = "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nx<|eot_id|
 @pytest.mark.parametrize(
     ("path", "body", "says"),
     [
-        (URL, one([0] * 1_900_000), "JSON values; this server's limit is 50,000 (`--max_values`)"),
+        (URL, one([0] * 1_900_000), "JSON values; this server's limit is 50000 (`--max_values`)"),
         (URL, one([{}] * 1_300_000), "`--max_values`"),
         ("/get_reward", {"query": [0] * 1_900_000}, "`--max_values`"),
         ("/get_reward", {"query": [0] * 40_000}, "valid string"),
         (URL, {f"k{number}": 0 for number in range(40_000)}, "at most 64"),
         (URL, one(**{f"k{number}": 0 for number in range(40_000)}), "at most 64"),
         (URL, {"inputs": one()["inputs"] * 10_000}, "10000 critiques; this server's limit is 8 (`--max_batch`)"),
-        (URL, one([USER, ASSISTANT] * 5_000 + [USER]), "10001 messages; this server's limit is 1,024 (`--max_messages`)"),
+        (URL, one([USER, ASSISTANT] * 5_000 + [USER]), "10001 messages; this server's limit is 1024 (`--max_messages`)"),
         (URL, {"chats": [[USER, ASSISTANT] * 5_000]}, "`--max_messages`"),
         (URL, one(response="y " * MB), "`--max_chars_per_token`"),
         (URL, one([{**USER, "content": "<|eot_id|>" * 100_000}]), "`--max_chars_per_token`"),
