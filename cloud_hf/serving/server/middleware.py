@@ -198,18 +198,15 @@ class RequestMiddleware:
         return HTTPException(429, error, {"Retry-After": str(60 - second)})
 
     async def _read_body(self, scope, receive, refused: HTTPException | None) -> bytes:
-        headers, limit = Headers(scope=scope), self.limits.max_body_bytes
-        if scope["method"] in ("GET", "HEAD") or scope["path"] == HEALTH_ROUTE:
-            limit = 0
-        too_large = HTTPException(413, refusal(f"The body is larger than {limit} bytes", "max_body_bytes", limit))
-        if limit == 0:
-            too_large = HTTPException(413, f"`{scope['method']}` takes no body; this server's limit is 0 bytes.")
+        limit, too_large = self._largest_body(scope)
+        headers = Headers(scope=scope)
         if int(headers.get("content-length", "0")) > limit:
             refused = refused or too_large
         # A client that sent `Expect` waits for permission and can be refused at once
         chunks, size, more = [], 0, not (refused and "expect" in headers)
         clock = asyncio.get_running_loop().time
         deadline = clock() + _BODY_TIMEOUT
+        is_held = True
         try:
             async with asyncio.timeout_at(deadline) as patience:
                 self.lifecycle.arriving[patience] = 0
@@ -222,36 +219,49 @@ class RequestMiddleware:
                         message = await receive()
                         if message["type"] == "http.disconnect":
                             raise ClientDisconnect
-                        chunk = message.get("body", b"")
+                        chunk, more = message.get("body", b""), message.get("more_body", False)
                         size += len(chunk)
                         if size > limit:
                             refused = refused or too_large
+                        chunks.append(chunk)
                         if refused:
                             chunks.clear()
-                        else:
-                            chunks.append(chunk)
-                        self._hold(patience, sum(map(len, chunks)))
+                        self._hold(patience, 0 if refused else size)
                         if size > _FREE_BYTES:
-                            self._next_read = max(self._next_read, clock()) + len(chunk) / _BYTES_PER_SECOND
-                            await asyncio.sleep(self._next_read - clock())
-                        more = message.get("more_body", False)
+                            await self._wait_to_read(len(chunk))
                 finally:
                     is_held = self.lifecycle.arriving.pop(patience, None) is not None
         except TimeoutError:
-            if self.lifecycle.draining:
-                refused = refused or _shutting_down()
-            elif not refused and not is_held:
-                error = refusal(
-                    "Too many bodies are arriving, and this one was the largest or oldest", "max_body_bytes", limit
-                )
-                refused = HTTPException(429, error, {"Retry-After": "1"})
-            refused = refused or HTTPException(408, f"The body did not arrive within {_BODY_TIMEOUT:g} seconds.")
+            refused = refused or self._gave_up(is_held)
         if refused:
             refused.headers = {**(refused.headers or {}), **({"Connection": "close"} if more else {})}
             raise refused
-        body = b"".join(chunks)
-        values, most = count_values(body, self.limits.max_values), self.limits.max_values
-        if values > most:
+        return self._with_few_values(b"".join(chunks))
+
+    def _largest_body(self, scope) -> tuple[int, HTTPException]:
+        """Return the largest body of a request in bytes, and the refusal of larger ones."""
+        if scope["method"] in ("GET", "HEAD") or scope["path"] == HEALTH_ROUTE:
+            return 0, HTTPException(413, f"`{scope['method']}` takes no body; this server's limit is 0 bytes.")
+        limit = self.limits.max_body_bytes
+        return limit, HTTPException(413, refusal(f"The body is larger than {limit} bytes", "max_body_bytes", limit))
+
+    def _gave_up(self, is_held: bool) -> HTTPException:
+        if self.lifecycle.draining:
+            return _shutting_down()
+        if is_held:
+            return HTTPException(408, f"The body did not arrive within {_BODY_TIMEOUT:g} seconds.")
+        what = "Too many bodies are arriving, and this one was the largest or oldest"
+        return HTTPException(429, refusal(what, "max_body_bytes", self.limits.max_body_bytes), {"Retry-After": "1"})
+
+    async def _wait_to_read(self, size: int):
+        """Wait until large bodies may have `size` bytes more."""
+        now = asyncio.get_running_loop().time()
+        self._next_read = max(self._next_read, now) + size / _BYTES_PER_SECOND
+        await asyncio.sleep(self._next_read - now)
+
+    def _with_few_values(self, body: bytes) -> bytes:
+        most = self.limits.max_values
+        if (values := count_values(body, most)) > most:
             raise HTTPException(422, refusal(f"The body holds {values} JSON values", "max_values", most))
         return body
 
