@@ -1,12 +1,7 @@
 """Limits of the reward server, and what is measured against them before a body is parsed."""
 
 import math
-import re
 from dataclasses import dataclass
-
-
-# A text of JSON, up to the end of the body if it is not closed. Possessive, so that nothing is read twice
-_TEXT = re.compile(rb'"(?:[^"\\]++|\\.?)*+"?', re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -43,7 +38,10 @@ def refusal(what: str, name: str, limit: float) -> str:
 def count_values(body: bytes, enough: int) -> int:
     """Count the values of a JSON body without parsing it: exactly if they might be more than `enough`, else at most."""
     most = _separators(body)
-    return most if most <= enough else _separators(_TEXT.sub(b"", body))
+    if most <= enough:
+        return most
+    outside_texts = body.replace(rb"\\", b"").replace(rb"\"", b"").split(b'"')[::2]
+    return _separators(b"".join(outside_texts))
 
 
 def _separators(text: bytes) -> int:
