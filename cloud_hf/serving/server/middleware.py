@@ -138,7 +138,9 @@ class RequestMiddleware:
                 if self.lifecycle.draining:
                     message["headers"] = [*message["headers"], (b"connection", b"close")]
             elif not message.get("more_body"):
+                # Before the client can send its next request
                 record.answered = True
+                self._report(scope["method"], record)
             await send(message)
 
         with record.resources:
@@ -150,7 +152,8 @@ class RequestMiddleware:
                 record.status = CLIENT_CLOSED_REQUEST
             except HTTPException as error:
                 await _answer_error(error, scope, receive, send_recorded, record)
-        self._report(scope["method"], record)
+        if not record.answered:
+            self._report(scope["method"], record)
 
     # ---------------------------------------------------------------------------------------------------- admission
 
