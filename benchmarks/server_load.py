@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -168,13 +169,13 @@ OVER_LIMITS = [
 class Server:
     """The server in a separate process."""
 
-    def __init__(self, folder: Path, args: argparse.Namespace):
+    def __init__(self, folder: Path, args: argparse.Namespace, options: Sequence[str] = ()):
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
             self.port = listener.getsockname()[1]
         command = [sys.executable, "-m", "cloud_hf.serving.server.app", str(folder), "--port", str(self.port)]
         command += ["--backend", args.backend, "--dtype", "float32"]
-        command += [text for name, value in SERVER_LIMITS.items() for text in (f"--{name}", str(value))]
+        command += options or [text for name, value in SERVER_LIMITS.items() for text in (f"--{name}", str(value))]
         if args.backend == "vllm":
             command += ["--vllm_options", args.vllm_options]
         environment = {"VLLM_CPU_KVCACHE_SPACE": "1", **os.environ}

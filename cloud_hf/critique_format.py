@@ -11,10 +11,10 @@ an added token (`<|im_end|>`, `<think>`, …) are encoded as plain text.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, groupby
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -22,14 +22,19 @@ from transformers import PreTrainedTokenizerBase
 from .configuration_cloud import CLoudConfig, spell_critique_prompt
 from .control_tokens import CUT, ESCAPED, SLOT, ControlTokens, pieces_of, unescape
 from .prompts import REASONING_FIELDS, Conversation, change_texts, read_prompt, read_response
-from .skeletons import MARK, USUAL_ROLES, Skeleton, spell
+from .skeletons import USUAL_ROLES, Skeleton, marks_in, spell
 from .template_dates import with_clock
 
 
 IGNORE_INDEX = -100
 
-# Shapes of conversations to remember
-_MOST_SHAPES = 4096
+_T = TypeVar("_T")
+
+# Shapes of conversations to remember, if they are not longer than this
+_MOST_SHAPES, _LONGEST_SHAPE = 1024, 20_000
+
+# Characters to render while the roles and constants of a conversation are checked one by one
+_MOST_CHECKING = 1_000_000
 
 # Marks a prompt whose start was cut off
 _OMISSION = "…"
@@ -306,28 +311,27 @@ class CritiqueFormat:
     def _reference(self, conversation: Conversation) -> str:
         """Render the conversation with harmless texts, and check that the chat template shows all that its messages hold."""
         skeleton = Skeleton(conversation)
-        key = skeleton.key
-        if key not in self._references:
-            if len(self._references) >= _MOST_SHAPES:
-                self._references.clear()
-            self._references[key] = self._check_skeleton(skeleton)
-        return self._references[key]
+        return _remembered(self._references, skeleton.key, lambda: self._check_skeleton(skeleton))
 
     def _check_skeleton(self, skeleton: Skeleton) -> str:
         conversation = skeleton.conversation
         text = self._render_turns(conversation)
         if conversation.tools and text == self._render_turns(replace(conversation, tools=None)):
             raise ValueError("The chat template does not show `tools`; leave them out, or put them into a message.")
-        for role, indices in skeleton.roles():
-            self._check_role(role, indices[0], skeleton.without_role(indices), text)
-        marks = set(MARK.findall(text))
+        marks = marks_in(text)
         for index, field, mark in skeleton.fields:
             if mark not in marks and mark not in text:  # the set keeps long conversations linear
                 raise self._not_shown(conversation, index, field)
-        for path in skeleton.constants:
-            if not skeleton.shows_all_arguments(path, text) and text == self._render_turns(
-                skeleton.with_other_constant(path)
-            ):
+        roles, constants = skeleton.roles(), skeleton.constants_to_check(text)
+        if (len(roles) + len(constants)) * (len(text) + 1000) > _MOST_CHECKING:
+            raise ValueError(
+                f"The messages have {len(roles)} roles and {len(constants)} true, false, null or empty fields to check, too many "
+                "for a conversation of this length. Leave them out, or put them into `content`."
+            )
+        for role, indices in roles:
+            self._check_role(role, indices[0], skeleton.without_role(indices), text)
+        for path in constants:
+            if text == self._render_turns(skeleton.with_other_constant(path)):
                 raise self._not_shown(conversation, path[0], spell(path))
         return text
 
@@ -384,9 +388,9 @@ class CritiqueFormat:
             text = self.tokenizer.apply_chat_template(
                 conversation.messages, tools=tools, tokenize=False, **self.chat_template_kwargs
             )
-        except (TemplateError, TypeError, KeyError) as error:
+        except (TemplateError, TypeError, AttributeError, LookupError) as error:
             roles = ", ".join(message["role"] for message in conversation.messages)
-            raise ValueError(f"The chat template refuses this conversation (roles: {roles}): {error}") from error
+            raise ValueError(f"The chat template refuses this conversation (roles: {roles:.200}): {error}") from error
         self._check_shown(conversation.messages, cast(str, text))
         return cast(str, text)
 
@@ -459,11 +463,20 @@ class CritiqueFormat:
         """Encode a rendering piece by piece; `None` if its control tokens are not those of `reference`."""
         first, *pieces = pieces_of(text)
         ids = [*self._encode(first), *self._encode_after(pieces)]
-        if reference not in self._expected:
-            if len(self._expected) >= _MOST_SHAPES:
-                self._expected.clear()
-            self._expected[reference] = self._controls.ids_in(self._encode(reference))
-        return ids if self._controls.ids_in(ids) == self._expected[reference] else None
+        expected = _remembered(self._expected, reference, lambda: self._controls.ids_in(self._encode(reference)))
+        return ids if self._controls.ids_in(ids) == expected else None
+
+    def _continue(self, prefix: EncodedPrefix, text: str, reference: str = "") -> list[int] | None:
+        """
+        Encode a prefix and the text after it; `None` as for [`CritiqueFormat._encode_text`]. Where the prefix ends like others,
+        only from its last control token, before which no id can change: critiques of a long prefix are cheap.
+        """
+        tail, tail_ids = self._tail
+        start = len(prefix.input_ids) - len(tail_ids)
+        if not (tail and prefix.text.endswith(tail) and prefix.input_ids[start:] == tail_ids):
+            return self._encode_text(prefix.text + text, prefix.reference + reference)
+        ids = self._encode_text(tail + text, tail + reference)
+        return None if ids is None else [*prefix.input_ids[:start], *ids]
 
     def _critique_ids(self, prefix: EncodedPrefix, critique: str) -> list[int]:
         critique = self._check_text(critique, "critique").strip()
@@ -472,7 +485,7 @@ class CritiqueFormat:
         context = list(prefix.input_ids)
         for cut in (self._controls.plain, self._controls.shatter):
             text = f" {cut(critique)}"
-            ids = self._encode_text(prefix.text + text, prefix.reference)
+            ids = self._continue(prefix, text)
             if ids is not None and ids[: len(context)] == context:
                 return ids[len(context) :]
             # The tokenizer merged the critique's first characters into the context's last token. A model that generates its
@@ -569,6 +582,10 @@ class CritiqueFormat:
                 f"The tokenizer reads the control tokens of the chat template ({self.end_token!r}, say) only next to some texts. "
                 "Add them with `normalized=False` and `single_word=False`."
             )
+        starts = [match.start() for match in self._controls.pattern.finditer(text)]
+        tail = text[starts[-1] :] if self.critique else ""
+        tail_ids = self._encode(tail) if tail else []
+        self._tail = (tail, tuple(tail_ids)) if self._controls.ids_in(tail_ids[:1]) else ("", ())
 
 
 class ReferenceFormat(CritiqueFormat):
@@ -692,9 +709,7 @@ class ReferenceFormat(CritiqueFormat):
         return self._controls.plain(self._check_text(text, "critique")), "x" if text.strip() else text
 
     def _tokenize(self, prefix: EncodedPrefix, text: str, reference: str) -> EncodedCritique:
-        ids = self._encode_text(
-            f"{prefix.text}{text}{self.end_token}", f"{prefix.reference}{reference}{self.end_token}"
-        )
+        ids = self._continue(prefix, f"{text}{self.end_token}", f"{reference}{self.end_token}")
         if ids is None:
             raise ValueError(f"The critique would be read as control tokens: {unescape(text)!r:.200}")
         # The critique starts at the first id that differs: its first characters may have merged with the prompt's last
@@ -703,6 +718,18 @@ class ReferenceFormat(CritiqueFormat):
             min(len(prefix.input_ids), len(ids) - 1),
         )
         return EncodedCritique(tuple(ids), start, prefix.response_changed)
+
+
+def _remembered(memory: dict[str, _T], key: str, make: Callable[[], _T]) -> _T:
+    """Return what is remembered under a key, or make it; long keys are not remembered."""
+    if key in memory:
+        return memory[key]
+    value = make()
+    if len(memory) >= _MOST_SHAPES:
+        memory.clear()
+    if len(key) <= _LONGEST_SHAPE:
+        memory[key] = value
+    return value
 
 
 def format_class(name: str) -> type[CritiqueFormat]:

@@ -7,6 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 
+# No conversation is nested this deeply, and recursive code downstream would run out of stack
+MAX_DEPTH = 32
+
+# Names, numbers and texts in the arguments of one tool call that come as JSON text
+_MOST_ARGUMENTS = 10_000
+
 # Names under which APIs and templates hold an assistant's reasoning
 REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 
@@ -27,7 +33,9 @@ def read_prompt(prompt, allow_empty: bool = False) -> Conversation:
     tools = None
     if isinstance(prompt, dict):
         if unknown := sorted(set(prompt) - {"messages", "tools"}):
-            raise ValueError(f"`prompt` has the unknown key(s) {', '.join(unknown)}; it takes `messages` and `tools`.")
+            raise ValueError(
+                f"`prompt` has the unknown key(s) {', '.join(unknown):.200}; it takes `messages` and `tools`."
+            )
         prompt, tools = prompt.get("messages"), prompt.get("tools")
     if isinstance(prompt, str):
         if not prompt.strip() and not allow_empty:
@@ -98,14 +106,16 @@ def _without_empty(fields: dict[str, Any], name: str) -> dict[str, Any]:
     }
 
 
-def _check_json(value, name: str):
+def _check_json(value, name: str, depth: int = 0):
+    if depth > MAX_DEPTH:
+        raise ValueError(f"{name} is nested more than {MAX_DEPTH} levels deep.")
     if isinstance(value, dict):
         if strange := [key for key in value if not isinstance(key, str)]:
             raise ValueError(f"{name} has the key {strange[0]!r:.60}; keys are strings.")
         value = list(value.values())
     if isinstance(value, list):
         for item in value:
-            _check_json(item, name)
+            _check_json(item, name, depth + 1)
     elif not isinstance(value, str | int | float | None):
         raise ValueError(f"{name} holds {value!r:.60}; messages hold what JSON can.")
 
@@ -128,19 +138,22 @@ def _function(function: dict[str, Any], name: str) -> dict[str, Any]:
     function = _without_empty(function, name)
     arguments = function.get("arguments", {})
     if isinstance(arguments, str):
+        if (count := sum(map(arguments.count, ",[{"))) > _MOST_ARGUMENTS:
+            raise ValueError(f"{name} has about {count} `arguments`; calls have at most {_MOST_ARGUMENTS}.")
         try:
             arguments = json.loads(arguments, object_pairs_hook=_unique) if arguments.strip() else {}
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{name} has `arguments` that are not JSON: {error}") from error
     if not isinstance(arguments, dict):
         raise ValueError(f"{name} has the `arguments` {arguments!r:.60}; give an object.")
+    _check_json(arguments, f"{name}, `arguments`")
     return {**function, "arguments": arguments}
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError(f"a name occurs twice among {', '.join(key for key, _ in pairs)}")
+        raise ValueError(f"a name occurs twice among {', '.join(key for key, _ in pairs):.200}")
     return found
 
 

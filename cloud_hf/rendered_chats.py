@@ -158,7 +158,15 @@ class RenderedChats:
         return match.end() if match else 0
 
     def _without_end(self, content: str) -> str:
-        return self._ends.sub("", content)
+        # From the end, because a pattern would begin at every token of a long run
+        end = stripped = len(content)
+        while True:
+            while stripped and content[stripped - 1].isspace():
+                stripped -= 1
+            token = next((token for token in self._ends if content.endswith(token, 0, stripped)), None)
+            if token is None:
+                return content[:end]
+            end = stripped = stripped - len(token)
 
     def _decoded(self, text: str) -> str:
         return cast(str, self.tokenizer.decode(self.tokenizer(text, add_special_tokens=False)["input_ids"]))
@@ -233,12 +241,12 @@ class RenderedChats:
                 "begin and end, so its conversations cannot be read back from text."
             )
 
-    def _find_ends(self, delimiters: dict[str, set[tuple[str, str]]], outer: set[str]) -> re.Pattern:
-        """Match tokens that may end a text: those that close an assistant's turn, and EOS and padding after them."""
+    def _find_ends(self, delimiters: dict[str, set[tuple[str, str]]], outer: set[str]) -> list[str]:
+        """Return tokens that may end a text: those that close an assistant's turn, and EOS and padding after them."""
         added = {content for content in self._added if content.strip()}
         leading = re.compile(rf"\s*({_any_of(added)})") if added else re.compile(r"(?!)")
         closing = {match.group(1) for text, _ in delimiters["assistant"] if (match := leading.match(text))}
-        return re.compile(rf"(?:(?:{_any_of(closing | outer)})\s*)+\Z" if closing | outer else r"(?!)")
+        return sorted(closing | outer, key=len, reverse=True)
 
 
 def _slot(index: int) -> str:

@@ -63,7 +63,6 @@ class TransformersScorer:
         return score_with_transformers(self.model, self.tokenizer, prompts, responses, **options)
 
 
-@torch.inference_mode()
 def score_with_transformers(
     model: "CLoudForRewardModeling",
     tokenizer: PreTrainedTokenizerBase,
@@ -103,26 +102,35 @@ def score_with_transformers(
         raise ValueError("`batch_size` must be at least 1.")
     config = model.config
     critique_format = CritiqueFormat.from_config(config, tokenizer, critique_prompt)
+    sampling = Sampling(num_critiques, temperature, max_new_tokens, seed)
+    has_prompt = critique_prompt is not None
     request = read_request(
-        critique_format,
-        config,
-        prompts,
-        responses,
-        Sampling(num_critiques, temperature, max_new_tokens, seed),
-        critiques,
-        has_critique_prompt=critique_prompt is not None,
+        critique_format, config, prompts, responses, sampling, critiques, has_critique_prompt=has_prompt
     )
+    return report_scores(score_request(model, request, sampling, batch_size, show_progress), on_score)
+
+
+@torch.inference_mode()
+def score_request(
+    model: "CLoudForRewardModeling",
+    request: "ScoringRequest",
+    sampling: Sampling,
+    batch_size: int,
+    show_progress: bool = False,
+) -> list[Score]:
+    """Judge the rows of [`read_request`] with a model in this process."""
     with _evaluation_mode(model):
         if request.given is None:
-            writer = CritiqueWriter(model, critique_format, temperature, max_new_tokens, batch_size, show_progress)
-            samples = writer.write(request.prefixes, num_critiques, seed)
-            if not critique_format.rereads_critiques:
-                return report_scores([request.score(row, samples[row]) for row in range(len(samples))], on_score)
+            options = (sampling.temperature, sampling.max_new_tokens, batch_size, show_progress)
+            writer = CritiqueWriter(model, request.critique_format, *options)
+            samples = writer.write(request.prefixes, sampling.num_critiques, sampling.seed)
+            if not request.critique_format.rereads_critiques:
+                return [request.score(row, samples[row]) for row in range(len(samples))]
             rows = [request.reread(row, row_samples) for row, row_samples in enumerate(samples)]
         else:
             samples, rows = request.given_samples(), request.given
         rewards = read_rewards(model, [encoded for row in rows for encoded in row], batch_size, show_progress)
-    return report_scores(request.with_rewards(samples, rewards), on_score)
+    return request.with_rewards(samples, rewards)
 
 
 # -------------------------------------------------------------------------------------- shared by all backends
@@ -137,6 +145,15 @@ class ScoringRequest:
     # Per response, the sequences to read rewards from; `None` if critiques are to be written
     given: list[list[EncodedCritique]] | None = None
     texts: list[list[str]] | None = None
+
+    @classmethod
+    def joined(cls, critique_format: CritiqueFormat, requests: "Sequence[ScoringRequest]") -> "ScoringRequest":
+        """Join requests, which either all have critiques or none, for a format with a tokenizer of this thread."""
+        prefixes = [prefix for request in requests for prefix in request.prefixes]
+        if requests[0].given is None:
+            return cls(critique_format, prefixes)
+        given = [row for request in requests for row in request.given or ()]
+        return cls(critique_format, prefixes, given, [texts for request in requests for texts in request.texts or ()])
 
     def given_samples(self) -> list[list[Sample]]:
         """Return samples of the given critiques, with NaN for the rewards, which are read later."""
@@ -213,10 +230,14 @@ def read_request(
         needed = sampling.max_new_tokens + reserved_tokens
         _check_lengths(context, [len(prefix.input_ids) + needed for prefix in prefixes], config)
         return ScoringRequest(critique_format, prefixes)
+    # Before the critiques, which are as many as the caller likes
+    shortest = int(config.critique) + reading_tokens
+    _check_lengths(context, [len(prefix.input_ids) + shortest for prefix in prefixes], config)
     if critiques is not None:
         texts = [[given] if isinstance(given, str) else list(given) for given in critiques]
+        most = math.inf if context is None else context - reading_tokens
         rows = [
-            [naming_row(row, critique_format.complete, prefix, text) for text in row_texts]
+            naming_row(row, _complete_all, critique_format, prefix, row_texts, most)
             for row, (prefix, row_texts) in enumerate(zip(prefixes, texts, strict=True))
         ]
         texts = [[text.strip() for text in row_texts] for row_texts in texts]
@@ -224,6 +245,16 @@ def read_request(
         texts, rows = [[""]] * len(prefixes), [[critique_format.complete(prefix)] for prefix in prefixes]
     _check_lengths(context, [max(len(encoded.input_ids) for encoded in row) + reading_tokens for row in rows], config)
     return ScoringRequest(critique_format, prefixes, rows, texts)
+
+
+def _complete_all(critique_format: CritiqueFormat, prefix: EncodedPrefix, texts: Sequence[str], most: float):
+    """Encode critiques up to the first that is longer than `most` tokens, which refuses them all."""
+    encoded: list[EncodedCritique] = []
+    for text in texts:
+        encoded.append(critique_format.complete(prefix, text))
+        if len(encoded[-1].input_ids) > most:
+            break
+    return encoded
 
 
 def with_rewards(

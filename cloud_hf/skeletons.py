@@ -24,8 +24,11 @@ _SCHEMA_WORDS = ("object", "string", "integer", "number", "boolean", "array", "n
 
 _FIRST_NUMBER = 70000
 
-# The mark of a text
-MARK = re.compile(r"x\d+x")
+# Searches, in vain, for the arguments of calls
+_MOST_SEARCHES = 16
+
+# The mark of a text, which may be followed by another, or of a number
+_MARK = re.compile(r"(?=(x\d+x+))x\d+|\d+(?:\.5)?")
 
 
 class Skeleton:
@@ -61,14 +64,38 @@ class Skeleton:
         return json.dumps([self.conversation.messages, self.conversation.tools, self.fields], default=repr)
 
     def roles(self) -> list[tuple[str, list[int]]]:
-        """Return the roles to check and the messages that have them: usual ones together, all others one by one."""
-        found: dict[tuple, tuple[str, list[int]]] = {}
+        """
+        Return the roles to check and messages that have them: all of a usual role together, of others the first and the last.
+        """
+        found: dict[str, list[int]] = {}
         for index, message in enumerate(self.conversation.messages):
-            role = message["role"]
-            if role not in ("user", "assistant"):
-                key = (role, None if role in USUAL_ROLES else index)
-                found.setdefault(key, (role, []))[1].append(index)
-        return list(found.values())
+            if message["role"] not in ("user", "assistant"):
+                found.setdefault(message["role"], []).append(index)
+        checks = []
+        for role, indices in found.items():
+            groups = [indices] if role in USUAL_ROLES else [[index] for index in _ends(indices)]
+            checks += [(role, group) for group in groups]
+        return checks
+
+    def constants_to_check(self, text: str) -> list[tuple]:
+        """
+        Return the paths of constants, without those in arguments that a rendering holds as they are, as JSON. Of those in the
+        same field of a role, these are the first and the last.
+        """
+        found: dict[tuple[str, str], list[tuple]] = {}
+        shown: set[tuple] = set()
+        hidden: set[tuple] = set()
+        position = 0
+        for path in self.constants:
+            root = path[: path.index("arguments") + 1] if "arguments" in path else None
+            if root and root not in shown and root not in hidden and len(hidden) < _MOST_SEARCHES:
+                start = text.find(json.dumps(self._at(root), ensure_ascii=False), position)
+                (hidden if start < 0 else shown).add(root)
+                position = max(position, start)
+            if root not in shown:
+                role = self.conversation.messages[path[0]]["role"]
+                found.setdefault((role, re.sub(r"\[\d+\]", "", spell(path))), []).append(path)
+        return [path for paths in found.values() for path in _ends(paths)]
 
     def without_role(self, indices: list[int]) -> Conversation:
         """Return the skeleton with a role that no template knows in some messages."""
@@ -87,12 +114,11 @@ class Skeleton:
         place[path[-1]] = not place[path[-1]] if isinstance(place[path[-1]], bool) else "x0x"
         return Conversation(messages, self.conversation.tools)
 
-    def shows_all_arguments(self, path: tuple, text: str) -> bool:
-        """Return whether a rendering holds the arguments that `path` lies in as they are, as JSON."""
+    def _at(self, path: tuple) -> Any:
         place: Any = self.conversation.messages
-        for part in path[: path.index("arguments") + 1] if "arguments" in path else ():
+        for part in path:
             place = place[part]
-        return place is not self.conversation.messages and json.dumps(place, ensure_ascii=False) in text
+        return place
 
     def _visit(self, value, path: tuple) -> Any:
         if isinstance(value, dict) and value:
@@ -121,6 +147,15 @@ class Skeleton:
         if path not in self._implied:
             self.fields.append((path[0], spell(path), mark))
         return mark
+
+
+def marks_in(text: str) -> set[str]:
+    """Return the marks in a rendering, in one pass."""
+    return {match.group(1) or match.group() for match in _MARK.finditer(text)}
+
+
+def _ends(items: list) -> list:
+    return items[:1] if len(items) == 1 else [items[0], items[-1]]
 
 
 def spell(path: tuple) -> str:

@@ -2,6 +2,7 @@ import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from answering_server import COLUMNS, GOOD, tricks
@@ -79,7 +80,7 @@ def test_many_rows_come_back_in_order_a_few_at_a_time(talker, monkeypatch):
     prompts = [f"What is {number} + {number % 7}?" for number in range(60)]
     expected = expect(talker, prompts, ["It is 42."] * 60)
     with serving(engine) as (server, http):
-        peak, now, score = 0, 0, engine.score
+        peak, now, score = 0, 0, engine.score_encoded
 
         async def watch(*args, **kwargs):
             nonlocal peak, now
@@ -90,7 +91,7 @@ def test_many_rows_come_back_in_order_a_few_at_a_time(talker, monkeypatch):
             finally:
                 now -= 1
 
-        monkeypatch.setattr(engine, "score", watch)
+        monkeypatch.setattr(engine, "score_encoded", watch)
         client = CLoudClient(server.url, max_concurrency=5)
         assert_same(client.score(prompts, ["It is 42."] * 60, max_new_tokens=BUDGET), expected)
         assert 1 < peak <= 5 and engine.computed == 60
@@ -162,7 +163,7 @@ def test_a_full_queue_is_waited_for(talker):
 
 def test_the_model_that_is_served(talker, url):
     assert CLoudClient(url).served_model() == ServedModel(
-        talker.name_or_path, True, talker.config.text_config.max_position_embeddings
+        Path(talker.name_or_path).name, True, talker.config.text_config.max_position_embeddings
     )
 
 

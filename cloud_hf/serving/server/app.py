@@ -9,25 +9,31 @@ routes: our `/v1/rewards`, OpenRLHF's `/get_reward`, LLaMA-Factory's `/v1/score/
 """
 
 import argparse
+import asyncio
+import gc
 import json
 import logging
 import os
 import socket
+import sys
 import time
+from collections.abc import Sequence
 from contextlib import asynccontextmanager
 
+import h11
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from transformers import AutoTokenizer
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ...cli import ArgumentParser, run
 from ...loading import check_reward_model, load_reward_model, read_model_config, tokenizer_source
 from ...rendered_chats import RenderedChats
 from . import routes
 from .contracts import spell_path
-from .engine import RewardEngine, TransformersEngine
+from .engine import EncodingEngine, TransformersEngine
 from .limits import Limits
 from .middleware import JsonFormatter, Lifecycle, Metrics, RequestMiddleware, error_response
 from .service import RewardService
@@ -40,16 +46,17 @@ ROUTERS = [routes.router]
 
 
 def make_app(
-    engine: RewardEngine,
+    engine: EncodingEngine,
     limits: Limits | None = None,
     api_key: str | None = None,
     chats: RenderedChats | None = None,
+    allowed_hosts: Sequence[str] = (),
 ) -> FastAPI:
     r"""
     Make the server's ASGI application. `app.state.lifecycle` records whether it accepts requests.
 
     Args:
-        engine ([`RewardEngine`]):
+        engine ([`EncodingEngine`]):
             The backend. It is closed when the application shuts down.
         limits ([`Limits`], *optional*):
             Limits on requests.
@@ -58,6 +65,8 @@ def make_app(
         chats ([`RenderedChats`], *optional*):
             Parser for the chat template of the policy whose rollouts OpenRLHF or LLaMA-Factory send. Without it, their
             routes return 501.
+        allowed_hosts (`Sequence[str]`, *optional*):
+            Names with dots under which clients without a key reach the server; a web page could point others at it.
     """
     limits, metrics, lifecycle = limits or Limits(), Metrics(), Lifecycle()
     service = RewardService(engine, limits, metrics, lifecycle, chats)
@@ -70,7 +79,8 @@ def make_app(
 
     app = FastAPI(title="CLoud reward server", lifespan=lifespan, redoc_url=None)
     app.state.service, app.state.lifecycle = service, lifecycle
-    app.add_middleware(RequestMiddleware, limits=limits, api_key=api_key, metrics=metrics, lifecycle=lifecycle)  # pyright: ignore[reportArgumentType]  # Starlette's protocol wants ParamSpec-typed factories
+    options = {"metrics": metrics, "lifecycle": lifecycle, "allowed_hosts": allowed_hosts}
+    app.add_middleware(RequestMiddleware, limits=limits, api_key=api_key, **options)  # pyright: ignore[reportArgumentType]  # Starlette's protocol wants ParamSpec-typed factories
     app.add_exception_handler(RequestValidationError, _answer_invalid)
     app.add_exception_handler(HTTPException, _answer_http)
     for router in ROUTERS:
@@ -104,6 +114,10 @@ def _refuse(request: Request, status: int, error: str, headers=None) -> Response
 
 
 _TEXT_ROUTES = "/get_reward and /v1/score/evaluation"
+
+# Largest head of a request, and the seconds it may take to arrive
+MAX_HEAD_BYTES = 32 * 2**10
+_HEAD_TIMEOUT = 20.0
 
 # Ticks (tenths of a second) without a request after which a stopping server exits
 _IDLE_TICKS = 3
@@ -141,13 +155,41 @@ class RewardServer(uvicorn.Server):
         """Return whether to exit; called ten times a second."""
         if self._stopped_at is not None:
             if time.monotonic() - self._stopped_at > self.shutdown_grace:
-                self.lifecycle.abort()
                 self.should_exit = True
             # Wait a little: a client that has just connected may be about to send its request, and should get a 503
             self._idle_ticks = 0 if self.lifecycle.tasks else self._idle_ticks + 1
             if self._idle_ticks >= _IDLE_TICKS:
                 self.should_exit = True
+            if self.should_exit:
+                self.lifecycle.abort()
         return await super().on_tick(counter)
+
+
+class _Protocol(H11Protocol):
+    """HTTP with a bound on the head, unlike httptools, and on the time that it may take."""
+
+    _head_timeout: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport):
+        super().connection_made(transport)
+        self._wait_for_head(self.conn.their_state is h11.IDLE)
+
+    def handle_events(self):
+        super().handle_events()
+        self._wait_for_head(self.conn.their_state is h11.IDLE)
+
+    def connection_lost(self, exc):
+        self._wait_for_head(False)
+        super().connection_lost(exc)
+
+    def _wait_for_head(self, waits: bool):
+        if waits and self._head_timeout is None:
+            self._head_timeout = self.loop.call_later(_HEAD_TIMEOUT, self.transport.close)
+        elif not waits and self._head_timeout is not None:
+            self._head_timeout = self._head_timeout.cancel()
+
+    def send_400_response(self, msg: str):
+        super().send_400_response(f"{msg} Heads of requests have at most {MAX_HEAD_BYTES} bytes.")
 
 
 def make_server(app: FastAPI, host: str = "127.0.0.1", port: int = 8000, shutdown_grace: float = 30.0) -> RewardServer:
@@ -156,13 +198,29 @@ def make_server(app: FastAPI, host: str = "127.0.0.1", port: int = 8000, shutdow
         app,
         host=host,
         port=port,
+        http=_Protocol,
+        ws="none",
+        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
         log_config=None,
         access_log=False,
         server_header=False,
         timeout_keep_alive=60,
-        timeout_graceful_shutdown=10,
+        timeout_graceful_shutdown=1,
     )
     return RewardServer(config, shutdown_grace)
+
+
+_LIMITS = {
+    "max_body_bytes": "Largest request body.",
+    "max_values": "Maximum number of texts, numbers and objects in the JSON of a body.",
+    "max_messages": "Maximum number of messages of a conversation.",
+    "max_chars_per_token": "Maximum number of characters of a text, per token of the model's context.",
+    "max_batch": "Maximum number of critiques per request.",
+    "max_queue": "Maximum number of waiting and running critiques.",
+    "max_new_tokens": "Longest critique in tokens.",
+    "request_timeout": "Seconds until a request is cancelled.",
+    "max_requests_per_minute": "Maximum number of requests per minute from one client address.",
+}
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -178,19 +236,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         default=os.environ.get("CLOUD_API_KEY"),
         help="Key that clients must send. Prefer to set CLOUD_API_KEY.",
     )
-    parser.add_argument("--max_body_bytes", type=int, default=defaults.max_body_bytes, help="Largest request body.")
     parser.add_argument(
-        "--max_batch", type=int, default=defaults.max_batch, help="Maximum number of critiques per request."
+        "--allowed_hosts", nargs="*", default=[], help="Names with dots under which clients without a key reach it."
     )
-    parser.add_argument(
-        "--max_queue", type=int, default=defaults.max_queue, help="Maximum number of waiting and running critiques."
-    )
-    parser.add_argument(
-        "--max_new_tokens", type=int, default=defaults.max_new_tokens, help="Longest critique in tokens."
-    )
-    parser.add_argument(
-        "--request_timeout", type=float, default=defaults.request_timeout, help="Seconds until a request is cancelled."
-    )
+    for name, default in vars(defaults).items():
+        parser.add_argument(f"--{name}", type=type(default), default=default, help=_LIMITS[name])
     parser.add_argument("--shutdown_grace", type=float, default=30.0, help="Seconds to let running requests finish.")
     parser.add_argument("--policy_tokenizer", help="Model whose chat template OpenRLHF or LLaMA-Factory send.")
     parser.add_argument("--batch_size", type=int, default=16, help="Sequences per forward pass (transformers).")
@@ -216,7 +266,7 @@ def _json_object(text: str) -> dict:
     return options
 
 
-def load_engine(args: argparse.Namespace) -> RewardEngine:
+def load_engine(args: argparse.Namespace) -> EncodingEngine:
     """Load the engine that the command line names. Raises `ValueError` if the model is not a reward model."""
     if args.backend == "vllm":
         from ..vllm.engine import VLLMEngine
@@ -269,14 +319,18 @@ def main(arguments: list[str] | None = None):
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    limits = Limits(args.max_body_bytes, args.max_batch, args.max_queue, args.max_new_tokens, args.request_timeout)
+    limits = Limits(**{name: getattr(args, name) for name in _LIMITS})
+    # Scoring needs the interpreter after each operation, and would wait long for it while a request is parsed or encoded
+    sys.setswitchinterval(0.0005)
     # Report mistakes before the model loads, which may take minutes
     with bind(args.host, args.port) as listener:
         check_reward_model(args.model, read_model_config(args.model))
         chats = load_chats(args)
-        app = make_app(load_engine(args), limits, args.api_key, chats)
+        app = make_app(load_engine(args), limits, args.api_key, chats, [*args.allowed_hosts, args.host])
         if args.host not in ("127.0.0.1", "::1", "localhost") and args.api_key is None:
             logger.warning("Listening on %s without a key: anyone who can reach it can use it.", args.host)
+        # Libraries and model stay to the end, where visiting them all would take seconds
+        gc.freeze()
         make_server(app, args.host, args.port, args.shutdown_grace).run(sockets=[listener])
 
 

@@ -5,11 +5,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, WrapValidator, model_validator
 
+from ...prompts import MAX_DEPTH
 from ...scores import Sampling, Score
 
 
-# No conversation is nested this deeply, and recursive code downstream would run out of stack
-MAX_DEPTH = 32
+# Unknown fields of a body or a row; more of them are not named one by one
+_MOST_FIELDS = 64
 
 _MESSAGES = {"type": "array", "items": {"type": "object"}, "minItems": 1}
 _CHAT = {
@@ -43,23 +44,26 @@ class _Body(BaseModel):
     @classmethod
     def _check_text(cls, body: Any) -> Any:
         check_text(body)
-        return body
+        return _with_few_fields(body)
 
 
 class RewardInput(BaseModel):
     """A response to judge and the prompt it answers."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+    _check_fields = model_validator(mode="before")(lambda row: _with_few_fields(row))
 
     prompt: Prompt = Field(description="A user message, a list of chat messages, or `messages` with `tools`.")
     response: Response = Field(description="The response to judge: text, or an assistant message.")
-    critiques: list[str] | None = Field(None, min_length=1, description="Critiques to score instead of writing some.")
+    critiques: list[str] | None = Field(
+        None, min_length=1, fail_fast=True, description="Critiques to score instead of writing some."
+    )
 
 
 class RewardRequest(_Body):
     """Responses to judge, as `inputs` or as `chats`, and options."""
 
-    inputs: list[RewardInput] | None = Field(None, min_length=1)
+    inputs: list[RewardInput] | None = Field(None, min_length=1, fail_fast=True)
     chats: list[Chat] | None = Field(
         None, min_length=1, description="Complete conversations, each ending with the assistant message to judge."
     )
@@ -153,8 +157,10 @@ class OpenRLHFRequest(_Body):
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
-    query: list[str] = Field(min_length=1, description="Prompt and response, in the policy's chat template.")
-    prompts: list[str] | None = Field(None, description="The part of each query that is the prompt.")
+    query: list[str] = Field(
+        min_length=1, fail_fast=True, description="Prompt and response, in the policy's chat template."
+    )
+    prompts: list[str] | None = Field(None, fail_fast=True, description="The part of each query that is the prompt.")
     labels: Any = Field(None, description="Not used.")
 
     @model_validator(mode="after")
@@ -178,7 +184,9 @@ class LlamaFactoryRequest(_Body):
     model_config = ConfigDict(extra="ignore", strict=True)
 
     model: str = Field(description="Not used: the server has one model.")
-    messages: list[str] = Field(min_length=1, description="Complete conversations, in the policy's chat template.")
+    messages: list[str] = Field(
+        min_length=1, fail_fast=True, description="Complete conversations, in the policy's chat template."
+    )
     max_length: int | None = Field(None, description="Not used: over-long conversations get 422.")
 
 
@@ -210,6 +218,26 @@ def check_text(body: Any):
             waiting += [(item, (*path, name)) for name, item in value.items()]
         elif isinstance(value, list):
             waiting += [(item, (*path, index)) for index, item in enumerate(value)]
+
+
+def count_characters(value: Any) -> int:
+    """Count the characters of all texts in a JSON value."""
+    waiting, count = [value], 0
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            count += len(value)
+        elif isinstance(value, dict):
+            waiting += [*value, *value.values()]
+        elif isinstance(value, list):
+            waiting += value
+    return count
+
+
+def _with_few_fields(body: Any) -> Any:
+    if isinstance(body, dict) and len(body) > _MOST_FIELDS:
+        raise ValueError(f"there are {len(body)} fields; at most {_MOST_FIELDS} are read")
+    return body
 
 
 def spell_path(path: tuple[str | int, ...]) -> str:

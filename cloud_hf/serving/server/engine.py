@@ -8,14 +8,14 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
 from ...critique_format import CritiqueFormat
 from ...scores import Sampling, Score
-from ...scoring import context_length, read_request, score_with_transformers
+from ...scoring import ScoringRequest, context_length, read_request, score_request
 
 
 class EngineDeadError(RuntimeError):
@@ -52,6 +52,22 @@ class RewardEngine(Protocol):
         ...
 
 
+class EncodingEngine(RewardEngine, Protocol):
+    """A [`RewardEngine`] that takes rows as its own [`EncodingEngine.encode`] returns them, so that none is encoded twice."""
+
+    def encode(self, prompt, response, sampling: Sampling, critiques: list[str] | None = None) -> ScoringRequest:
+        """Check a row as [`RewardEngine.check`] does, and encode it."""
+        ...
+
+    async def score_encoded(self, request: ScoringRequest, sampling: Sampling) -> Score:
+        """Score one response."""
+        ...
+
+    def stream_encoded(self, request: ScoringRequest, sampling: Sampling) -> AsyncGenerator[str | Score, None]:
+        """Yield one critique piece by piece as it is written, then its `Score`."""
+        ...
+
+
 class StablePrefix:
     """
     Decodes the ids of an unfinished critique to the part of its text that no later token can change. `vocab_size` counts
@@ -83,11 +99,8 @@ class StablePrefix:
 class _Job:
     """A response to score."""
 
-    prompt: Any
-    response: str
-    critiques: list[str] | None
+    request: ScoringRequest
     sampling: Sampling
-    ids: tuple[int, ...]
     result: asyncio.Future
     on_token: Callable[[int], Any] | None = None
     abandoned: threading.Event = field(default_factory=threading.Event)
@@ -96,7 +109,7 @@ class _Job:
         """Return whether it can be scored in one call with the jobs of `batch`."""
         if self.on_token or batch[0].on_token:
             return False
-        if self.sampling != batch[0].sampling or (self.critiques is None) != (batch[0].critiques is None):
+        if self.sampling != batch[0].sampling or (self.request.given is None) != (batch[0].request.given is None):
             return False
         # Within one call, equal texts would get equal samples
         sampled = self.sampling.temperature > 0 and self.sampling.seed is None
@@ -104,7 +117,11 @@ class _Job:
 
     @property
     def sequences(self) -> int:
-        return self.sampling.num_critiques if self.critiques is None else len(self.critiques)
+        return self.sampling.num_critiques if self.request.given is None else len(self.request.given[0])
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        return self.request.prefixes[0].input_ids
 
 
 class _AbandonedError(Exception):
@@ -124,7 +141,7 @@ class TransformersEngine:
         self.critique = model.config.critique
         self.context_length = context_length(model.config)
         self._model = model
-        self._tokenizer = tokenizer
+        self._scoring_format = CritiqueFormat.from_config(model.config, tokenizer)
         self._batch_size = batch_size
         # A copy, because checks run while the worker scores, and tokenizers are not thread-safe
         self._format = CritiqueFormat.from_config(model.config, copy.deepcopy(tokenizer))
@@ -139,17 +156,33 @@ class TransformersEngine:
 
     def check(self, prompt, response: str, max_new_tokens: int, critiques: list[str] | None = None) -> None:
         """See [`RewardEngine`]."""
-        self._encode(prompt, response, Sampling(max_new_tokens=max_new_tokens), critiques)
+        self.encode(prompt, response, Sampling(max_new_tokens=max_new_tokens), critiques)
+
+    def encode(self, prompt, response, sampling: Sampling, critiques: list[str] | None = None) -> ScoringRequest:
+        """See [`EncodingEngine`]."""
+        given = None if critiques is None else [critiques]
+        with self._format_lock:
+            return read_request(self._format, self._model.config, [prompt], [response], sampling, given)
 
     async def score(self, prompt, response: str, sampling: Sampling, critiques: list[str] | None = None) -> Score:
         """See [`RewardEngine`]."""
-        job = await self._make_job(prompt, response, sampling, critiques)
+        return await self.score_encoded(await self._encode(prompt, response, sampling, critiques), sampling)
+
+    async def score_encoded(self, request: ScoringRequest, sampling: Sampling) -> Score:
+        """See [`EncodingEngine`]."""
+        job = self._make_job(request, sampling)
         self._queue(job)
         return await job.result
 
     async def stream(self, prompt, response: str, sampling: Sampling) -> AsyncGenerator[str | Score, None]:
         """See [`RewardEngine`]."""
-        job = await self._make_job(prompt, response, sampling)
+        async with aclosing(self.stream_encoded(await self._encode(prompt, response, sampling), sampling)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def stream_encoded(self, request: ScoringRequest, sampling: Sampling) -> AsyncGenerator[str | Score, None]:
+        """See [`EncodingEngine`]."""
+        job = self._make_job(request, sampling)
         loop = asyncio.get_running_loop()
         tokens: asyncio.Queue[int | None] = asyncio.Queue()
         job.on_token = lambda token_id: loop.call_soon_threadsafe(tokens.put_nowait, token_id)
@@ -184,23 +217,15 @@ class TransformersEngine:
         self._worker.shutdown()
         self._encoder.shutdown()
 
-    # ---------------------------------------------------------------------------------------------------- checking
-
-    def _encode(self, prompt, response: str, sampling: Sampling, critiques: list[str] | None) -> tuple[int, ...]:
-        """Check that everything is usable and fits the context. Returns the ids of prompt and response."""
-        given = None if critiques is None else [critiques]
-        with self._format_lock:
-            request = read_request(self._format, self._model.config, [prompt], [response], sampling, given)
-        return request.prefixes[0].input_ids
-
-    async def _make_job(self, prompt, response: str, sampling: Sampling, critiques: list[str] | None = None) -> _Job:
+    async def _encode(self, *row) -> ScoringRequest:
         if self._closed:
             raise EngineDeadError("The engine was closed.")
+        return await asyncio.get_running_loop().run_in_executor(self._encoder, self.encode, *row)
+
+    def _make_job(self, request: ScoringRequest, sampling: Sampling) -> _Job:
         if sampling.temperature == 0:
             sampling = replace(sampling, seed=None)  # greedy jobs can share a batch whatever their seeds
-        loop = asyncio.get_running_loop()
-        ids = await loop.run_in_executor(self._encoder, self._encode, prompt, response, sampling, critiques)
-        job = _Job(prompt, response, critiques, sampling, ids, loop.create_future())
+        job = _Job(request, sampling, asyncio.get_running_loop().create_future())
         job.result.add_done_callback(lambda result: job.abandoned.set() if result.cancelled() else None)
         return job
 
@@ -246,17 +271,9 @@ class TransformersEngine:
         return batch
 
     def _compute(self, batch: list[_Job]) -> list[Score]:
-        critiques = None if batch[0].critiques is None else [job.critiques for job in batch]
+        request = ScoringRequest.joined(self._scoring_format, [job.request for job in batch])
         with self._watching(batch):
-            return score_with_transformers(
-                self._model,
-                self._tokenizer,
-                [job.prompt for job in batch],
-                [job.response for job in batch],
-                critiques=critiques,
-                batch_size=self._batch_size,
-                **asdict(batch[0].sampling),
-            )
+            return score_request(self._model, request, batch[0].sampling, self._batch_size)
 
     @contextmanager
     def _watching(self, batch: list[_Job]):

@@ -2,13 +2,17 @@
 
 import asyncio
 import hmac
+import ipaddress
 import json
 import logging
 import re
 import time
 import traceback
+from collections import Counter as Counts
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.datastructures import Headers
@@ -16,7 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from .limits import Limits
+from .limits import Limits, count_values, refusal
 
 
 logger = logging.getLogger(__name__)
@@ -27,6 +31,13 @@ HEALTH_ROUTE = "/health"
 # Seconds for a body to arrive, and for a client to finish sending a body that is too large
 _BODY_TIMEOUT = 60.0
 _DISCARD_TIMEOUT = 1.0
+
+# Bodies of the largest size that may be held while they arrive
+_LARGEST_BODIES = 8
+
+# Bytes of a body that are read at once; what is longer shares this rate, because the event loop reads and parses it
+_FREE_BYTES = 2**14
+_BYTES_PER_SECOND = 8 * 2**20
 
 # A quoted text, possibly cut before its closing quote. An apostrophe follows a letter
 _QUOTED = re.compile(r"""(?<!\w)(['"])(?:\\.|(?!\1).)*(?:\1|$)""", re.DOTALL)
@@ -70,17 +81,21 @@ class RequestRecord:
 
 
 class Lifecycle:
-    """State of a server: whether it accepts requests, and the tasks of the running ones."""
+    """State of a server: whether it accepts requests, the tasks of the running ones, and the bodies that are arriving."""
 
     def __init__(self):
         self.draining = False
         self.engine_dead = False
         self.tasks: set[asyncio.Task] = set()
+        # Bytes of each body, oldest first, by the time limit that gives it up
+        self.arriving: dict[asyncio.Timeout, int] = {}
 
     def abort(self):
-        """Cancel the running requests, which are then answered with 503."""
+        """Cancel the running requests, which are then answered with 503, and give up bodies that are arriving."""
         for task in self.tasks:
             task.cancel()
+        for patience in self.arriving:
+            patience.reschedule(0)
 
 
 class RequestMiddleware:
@@ -91,10 +106,21 @@ class RequestMiddleware:
     disconnect must reach JSON routes, which Starlette would run to their end.
     """
 
-    def __init__(self, app, limits: Limits, api_key: str | None, metrics: Metrics, lifecycle: Lifecycle):
+    def __init__(
+        self,
+        app,
+        limits: Limits,
+        api_key: str | None,
+        metrics: Metrics,
+        lifecycle: Lifecycle,
+        allowed_hosts: Sequence[str] = (),
+    ):
         self.app = app
         self.limits = limits
         self.api_key = api_key.encode() if api_key is not None else None
+        self.allowed_hosts = {name.lower() for name in allowed_hosts}
+        self._next_read = 0.0
+        self._minute, self._requests = 0, Counts()
         self.metrics = metrics
         self.lifecycle = lifecycle
 
@@ -112,84 +138,158 @@ class RequestMiddleware:
                 if self.lifecycle.draining:
                     message["headers"] = [*message["headers"], (b"connection", b"close")]
             elif not message.get("more_body"):
+                # Before the client can send its next request
                 record.answered = True
+                self._report(scope["method"], record)
             await send(message)
 
         with record.resources:
             try:
-                headers = Headers(scope=scope)
-                self._admit(scope["path"], headers)
-                body = await self._read_body(headers, receive)
-                await self._run(scope, body, receive, send_recorded, record)
+                refused = self._refused(scope, Headers(scope=scope))
+                unread = [await self._read_body(scope, receive, refused)]
+                await self._run(scope, unread, receive, send_recorded, record)
             except ClientDisconnect:
                 record.status = CLIENT_CLOSED_REQUEST
             except HTTPException as error:
                 await _answer_error(error, scope, receive, send_recorded, record)
-        self._report(scope["method"], record)
+        if not record.answered:
+            self._report(scope["method"], record)
 
     # ---------------------------------------------------------------------------------------------------- admission
 
-    def _admit(self, path: str, headers: Headers):
+    def _refused(self, scope, headers: Headers) -> HTTPException | None:
+        """Return the reason to refuse a request whose body has not been read."""
         if self.lifecycle.draining:
-            raise HTTPException(503, "The server is shutting down.", {"Retry-After": "5"})
-        if path == HEALTH_ROUTE:
-            return
-        self._check_key(headers)
+            return _shutting_down()
+        if self.api_key is None and not self._is_host(headers.get("host", "")):
+            return HTTPException(
+                403,
+                "The request's `Host` may belong to a web page. Name it in `--allowed_hosts`, or set a key (CLOUD_API_KEY).",
+            )
+        if scope["path"] == HEALTH_ROUTE:
+            return None
+        given = headers.get("authorization", "").encode("latin-1")
+        if self.api_key is not None and not hmac.compare_digest(given, b"Bearer " + self.api_key):
+            error = "Send the server's key as `Authorization: Bearer KEY`."
+            return HTTPException(401, error, {"WWW-Authenticate": "Bearer"})
         # Uvicorn's own `limit_concurrency` counts idle connections, too, and answers 503 without `Retry-After`
         if len(self.lifecycle.tasks) >= self.limits.max_queue:
-            raise HTTPException(429, f"{self.limits.max_queue} requests are already waiting.", {"Retry-After": "1"})
+            error = refusal(
+                f"{len(self.lifecycle.tasks)} requests are already waiting", "max_queue", self.limits.max_queue
+            )
+            return HTTPException(429, error, {"Retry-After": "1"})
+        return self._too_often((scope.get("client") or ("",))[0])
 
-    def _check_key(self, headers: Headers):
-        if self.api_key is None:
-            return
-        given = headers.get("authorization", "").encode("latin-1")
-        if not hmac.compare_digest(given, b"Bearer " + self.api_key):
-            error = "Send the server's key as `Authorization: Bearer KEY`."
-            raise HTTPException(401, error, {"WWW-Authenticate": "Bearer"})
+    def _is_host(self, host: str) -> bool:
+        """Return whether a web page of a stranger cannot have this server's host name: DNS gives it neither address nor bare name."""
+        with suppress(ValueError):
+            name = urlsplit(f"//{host}").hostname or ""
+            return "." not in name or name in self.allowed_hosts or bool(ipaddress.ip_address(name))
+        return False
 
-    async def _read_body(self, headers: Headers, receive) -> bytes:
-        limit = self.limits.max_body_bytes
-        too_large = int(headers.get("content-length", "0")) > limit
+    def _too_often(self, address: str) -> HTTPException | None:
+        minute, second = divmod(int(time.monotonic()), 60)
+        if minute != self._minute:
+            self._minute, self._requests = minute, Counts()
+        self._requests[address] += 1
+        most = self.limits.max_requests_per_minute
+        if self._requests[address] <= most:
+            return None
+        error = refusal(
+            f"{address} sent {self._requests[address]} requests in a minute", "max_requests_per_minute", most
+        )
+        return HTTPException(429, error, {"Retry-After": str(60 - second)})
+
+    async def _read_body(self, scope, receive, refused: HTTPException | None) -> bytes:
+        limit, too_large = self._largest_body(scope)
+        headers = Headers(scope=scope)
+        if int(headers.get("content-length", "0")) > limit:
+            refused = refused or too_large
         # A client that sent `Expect` waits for permission and can be refused at once
-        chunks, size, more = [], 0, not (too_large and "expect" in headers)
+        chunks, size, more = [], 0, not (refused and "expect" in headers)
         clock = asyncio.get_running_loop().time
         deadline = clock() + _BODY_TIMEOUT
+        is_held = True
         try:
             async with asyncio.timeout_at(deadline) as patience:
-                while more:
-                    if too_large:
-                        # Discard the rest for a moment: a client that is still sending would not read the answer
-                        deadline = min(deadline, clock() + _DISCARD_TIMEOUT)  # counted from the first piece too many
-                        patience.reschedule(deadline)
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise ClientDisconnect
-                    chunk = message.get("body", b"")
-                    size += len(chunk)
-                    too_large = too_large or size > limit
-                    if too_large:
-                        chunks.clear()
-                    else:
+                self.lifecycle.arriving[patience] = 0
+                try:
+                    while more:
+                        if refused:
+                            # Discard the rest for a moment: a client that is still sending would not read the answer
+                            deadline = min(deadline, clock() + _DISCARD_TIMEOUT)  # counted from the first such piece
+                            patience.reschedule(deadline)
+                        message = await receive()
+                        if message["type"] == "http.disconnect":
+                            raise ClientDisconnect
+                        chunk, more = message.get("body", b""), message.get("more_body", False)
+                        size += len(chunk)
+                        if size > limit:
+                            refused = refused or too_large
                         chunks.append(chunk)
-                    more = message.get("more_body", False)
+                        if refused:
+                            chunks.clear()
+                        self._hold(patience, 0 if refused else size)
+                        if size > _FREE_BYTES:
+                            await self._wait_to_read(len(chunk))
+                finally:
+                    is_held = self.lifecycle.arriving.pop(patience, None) is not None
         except TimeoutError:
-            if not too_large:
-                raise HTTPException(408, "The body did not arrive in time.", {"Connection": "close"}) from None
-        if too_large:
-            error = f"The body is larger than {limit} bytes; send fewer rows."
-            raise HTTPException(413, error, {"Connection": "close"})
-        return b"".join(chunks)
+            refused = refused or self._gave_up(is_held)
+        if refused:
+            refused.headers = {**(refused.headers or {}), **({"Connection": "close"} if more else {})}
+            raise refused
+        return self._with_few_values(b"".join(chunks))
+
+    def _largest_body(self, scope) -> tuple[int, HTTPException]:
+        """Return the largest body of a request in bytes, and the refusal of larger ones."""
+        if scope["method"] in ("GET", "HEAD") or scope["path"] == HEALTH_ROUTE:
+            return 0, HTTPException(413, f"`{scope['method']}` takes no body; this server's limit is 0 bytes.")
+        limit = self.limits.max_body_bytes
+        return limit, HTTPException(413, refusal(f"The body is larger than {limit} bytes", "max_body_bytes", limit))
+
+    def _gave_up(self, is_held: bool) -> HTTPException:
+        if self.lifecycle.draining:
+            return _shutting_down()
+        if is_held:
+            return HTTPException(408, f"The body did not arrive within {_BODY_TIMEOUT:g} seconds.")
+        what = "Too many bodies are arriving, and this one was the largest or oldest"
+        return HTTPException(429, refusal(what, "max_body_bytes", self.limits.max_body_bytes), {"Retry-After": "1"})
+
+    async def _wait_to_read(self, size: int):
+        """Wait until large bodies may have `size` bytes more."""
+        now = asyncio.get_running_loop().time()
+        self._next_read = max(self._next_read, now) + size / _BYTES_PER_SECOND
+        await asyncio.sleep(self._next_read - now)
+
+    def _with_few_values(self, body: bytes) -> bytes:
+        most = self.limits.max_values
+        if (values := count_values(body, most)) > most:
+            raise HTTPException(422, refusal(f"The body holds {values} JSON values", "max_values", most))
+        return body
+
+    def _hold(self, patience: asyncio.Timeout, size: int):
+        """Count an arriving body; if all are too large together, give up the largest, if too many, the oldest."""
+        if patience in self.lifecycle.arriving:
+            self.lifecycle.arriving[patience] = size
+        given_up = None
+        if sum(self.lifecycle.arriving.values()) > _LARGEST_BODIES * self.limits.max_body_bytes:
+            given_up = max(self.lifecycle.arriving, key=self.lifecycle.arriving.__getitem__)
+        elif len(self.lifecycle.arriving) > self.limits.max_queue:
+            given_up = next(iter(self.lifecycle.arriving))
+        if given_up is not None:
+            del self.lifecycle.arriving[given_up]
+            given_up.reschedule(0)
 
     # ------------------------------------------------------------------------------------------------------ running
 
-    async def _run(self, scope, body: bytes, receive, send, record: RequestRecord):
+    async def _run(self, scope, unread: list[bytes], receive, send, record: RequestRecord):
         """Run the routes; cancel them when the client disconnects or the server aborts."""
         gone = asyncio.Event()
-        unread = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def replay():
             if unread:
-                return unread.pop()
+                return {"type": "http.request", "body": unread.pop(), "more_body": False}
             await gone.wait()
             return {"type": "http.disconnect"}
 
@@ -210,7 +310,7 @@ class RequestMiddleware:
         if has_left:
             raise ClientDisconnect
         if work.cancelled():
-            raise HTTPException(503, "The server is shutting down.", {"Retry-After": "5"})
+            raise _shutting_down()
         if error := work.exception():
             # Log neither the error's message nor its values: they may contain text of the request
             stack = "".join(traceback.format_tb(error.__traceback__))
@@ -232,6 +332,10 @@ class RequestMiddleware:
         if record.error is not None:
             fields["error"] = without_contents(record.error)
         logger.info("request", extra={"fields": fields})
+
+
+def _shutting_down() -> HTTPException:
+    return HTTPException(503, "The server is shutting down.", {"Retry-After": "5"})
 
 
 async def _wait_for_disconnect(receive):

@@ -61,7 +61,7 @@ async def rewards(body: RewardRequest, request: Request) -> RewardResponse | Res
         pieces = await service.stream(rows[0], sampling, record)
         return EventStream(_events(pieces, body, record))
     scores = await service.score(rows, sampling, record)
-    return RewardResponse(model=service.engine.name, results=[RewardResult.of(score, body) for score in scores])
+    return RewardResponse(model=service.name, results=[RewardResult.of(score, body) for score in scores])
 
 
 class EventStream(StreamingResponse):
@@ -109,7 +109,7 @@ async def health(request: Request) -> HealthResponse:
     if service.lifecycle.engine_dead:
         raise HTTPException(503, "The engine has stopped.")
     engine = service.engine
-    return HealthResponse(model=engine.name, critique=engine.critique, context_length=engine.context_length)
+    return HealthResponse(model=service.name, critique=engine.critique, context_length=engine.context_length)
 
 
 @router.get("/metrics")
@@ -141,4 +141,4 @@ async def score_evaluation(body: LlamaFactoryRequest, request: Request) -> Llama
     service = service_of(request)
     scores = await service.score_texts(body.messages, None, "messages", record_of(request))
     rewards = [score.reward for score in scores]
-    return LlamaFactoryResponse(id=f"scoreval-{uuid.uuid4().hex}", model=service.engine.name, scores=rewards)
+    return LlamaFactoryResponse(id=f"scoreval-{uuid.uuid4().hex}", model=service.name, scores=rewards)

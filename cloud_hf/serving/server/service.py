@@ -1,19 +1,66 @@
 """Scoring of requests: checks, queue, deadlines, and errors as HTTP statuses."""
 
 import asyncio
+import itertools
 from collections.abc import AsyncGenerator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager, contextmanager
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
 
 from starlette.exceptions import HTTPException
 
 from ...rendered_chats import RenderedChats
 from ...scores import NotFinite, Sampling, Score
-from .contracts import Row
-from .engine import EngineDeadError, RewardEngine
-from .limits import Limits
+from ...scoring import ScoringRequest
+from .contracts import Row, count_characters
+from .engine import EncodingEngine, EngineDeadError
+from .limits import Limits, refusal
 from .middleware import Lifecycle, Metrics, RequestRecord
+
+
+_T = TypeVar("_T")
+
+# A long text waits as if its encoding took this much longer than a short one's
+_CHARS_PER_SECOND = 20_000
+
+
+class Encoding:
+    """
+    Runs pieces of work on untrusted text in a thread, one at a time, so that the event loop answers meanwhile: short texts before
+    long ones that arrived together. Work that nobody waits for any more is not started.
+    """
+
+    def __init__(self):
+        self._numbers = itertools.count()
+        self._waiting: asyncio.PriorityQueue = asyncio.PriorityQueue()
+        self._loop: asyncio.Task | None = None
+
+    async def run(self, size: int, function: Callable[..., _T], *args) -> _T:
+        """Call `function` in its turn, for texts of `size` characters."""
+        if self._loop is None:
+            self._loop = asyncio.create_task(self._work())
+        loop = asyncio.get_running_loop()
+        result: asyncio.Future[_T] = loop.create_future()
+        due = loop.time() + size / _CHARS_PER_SECOND
+        self._waiting.put_nowait((due, next(self._numbers), result, partial(function, *args)))
+        return await result
+
+    async def _work(self):
+        while True:
+            *_, result, work = await self._waiting.get()
+            if result.cancelled():
+                continue
+            [outcome] = await asyncio.gather(asyncio.to_thread(work), return_exceptions=True)
+            if isinstance(outcome, BaseException) and not result.done():
+                result.set_exception(outcome)
+            elif not result.done():
+                result.set_result(outcome)
+
+    def close(self):
+        """Start no more work."""
+        if self._loop is not None:
+            self._loop.cancel()
 
 
 class RewardService:
@@ -21,38 +68,44 @@ class RewardService:
 
     def __init__(
         self,
-        engine: RewardEngine,
+        engine: EncodingEngine,
         limits: Limits,
         metrics: Metrics,
         lifecycle: Lifecycle,
         chats: RenderedChats | None = None,
     ):
         self.engine = engine
+        # Strangers may ask for it, so of a folder only the last part
+        self.name = Path(engine.name).name if Path(engine.name).is_dir() else engine.name
         self.limits = limits
         self.metrics = metrics
         self.lifecycle = lifecycle
         self.chats = chats
         self.queued = 0
-        # Tokenising a large request would block the event loop. Only two threads, because each keeps its own memory
-        self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="checking")
+        self._encoding = Encoding()
 
     async def close(self):
         """Stop the engine."""
-        self._threads.shutdown(cancel_futures=True)
+        self._encoding.close()
         await self.engine.close()
 
     async def score(self, rows: list[Row], sampling: Sampling, record: RequestRecord) -> list[Score]:
         """Score all rows, in order. All of them are checked before any work starts."""
-        self._admit(rows, sampling, record)
+        critiques = sum(sampling.num_critiques if row.critiques is None else len(row.critiques) for row in rows)
+        self._admit(critiques, sampling, record, any(row.critiques for row in rows))
         async with self._answering(self._deadline()):
-            await self._in_thread(self._check, rows, sampling.max_new_tokens)
-            try:
-                async with asyncio.TaskGroup() as group:
-                    tasks = [
-                        group.create_task(self._score_row(index, row, sampling)) for index, row in enumerate(rows)
-                    ]
-            except ExceptionGroup as errors:
-                raise errors.exceptions[0] from None
+            return await self._score(rows, sampling, record)
+
+    async def _score(self, rows: list[Row], sampling: Sampling, record: RequestRecord) -> list[Score]:
+        requests = [await self._encode(index, row, sampling) for index, row in enumerate(rows)]
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(self._score_row(index, request, sampling))
+                    for index, request in enumerate(requests)
+                ]
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
         scores = [task.result() for task in tasks]
         for score in scores:
             self._count(score, record)
@@ -64,19 +117,25 @@ class RewardService:
         """Score conversations that were rendered with the policy's chat template; `field` names them in errors."""
         if self.chats is None:
             raise HTTPException(501, "This server cannot read rendered chats; start it with `--policy_tokenizer`.")
-        rows = await self._in_thread(_read_chats, self.chats, texts, prompts, field)
-        return await self.score(rows, Sampling(max_new_tokens=self.limits.max_new_tokens), record)
+        sampling = Sampling(max_new_tokens=self.limits.max_new_tokens)
+        self._admit(len(texts), sampling, record)
+        async with self._answering(self._deadline()):
+            rows = []
+            for index, (text, prompt) in enumerate(zip(texts, prompts or [None] * len(texts), strict=True)):
+                self._check_length(index, f"`{field}`", len(text))
+                rows.append(await self._encoding.run(len(text), _read_chat, self.chats, text, prompt, index, field))
+            return await self._score(rows, sampling, record)
 
     async def stream(self, row: Row, sampling: Sampling, record: RequestRecord) -> AsyncGenerator[str | Score, None]:
         """Check a row, then return an iterator over the pieces of its critique and, last, its score."""
-        self._admit([row], sampling, record)
+        self._admit(1, sampling, record)
         deadline = self._deadline()
         async with self._answering(deadline):
-            await self._in_thread(self._check, [row], sampling.max_new_tokens)
-        return self._pieces(row, sampling, record, deadline)
+            request = await self._encode(0, row, sampling)
+        return self._pieces(request, sampling, record, deadline)
 
-    async def _pieces(self, row: Row, sampling: Sampling, record: RequestRecord, deadline: float):
-        async with aclosing(self.engine.stream(row.prompt, row.response, sampling)) as pieces:
+    async def _pieces(self, request: ScoringRequest, sampling: Sampling, record: RequestRecord, deadline: float):
+        async with aclosing(self.engine.stream_encoded(request, sampling)) as pieces:
             while True:
                 # The deadline covers each step, not the loop: it must not interrupt the consumer of the pieces
                 async with self._answering(deadline):
@@ -90,18 +149,16 @@ class RewardService:
 
     # ---------------------------------------------------------------------------------------------------- admission
 
-    def _admit(self, rows: list[Row], sampling: Sampling, record: RequestRecord):
+    def _admit(self, critiques: int, sampling: Sampling, record: RequestRecord, are_given: bool = False):
         """Check the request's size, and reserve places in the queue until its end."""
-        critiques = sum(sampling.num_critiques if row.critiques is None else len(row.critiques) for row in rows)
         limits, record.items = self.limits, critiques
         if critiques > limits.max_batch:
-            raise HTTPException(
-                422, f"The request asks for {critiques} critiques; this server's limit is {limits.max_batch}."
-            )
+            what = f"The request asks for {critiques} critiques"
+            raise HTTPException(422, refusal(what, "max_batch", limits.max_batch))
         if sampling.max_new_tokens > limits.max_new_tokens:
-            error = f"`max_new_tokens` is {sampling.max_new_tokens}; this server's limit is {limits.max_new_tokens}."
-            raise HTTPException(422, error)
-        if not self.engine.critique and (sampling.num_critiques > 1 or any(row.critiques for row in rows)):
+            what = f"`max_new_tokens` is {sampling.max_new_tokens}"
+            raise HTTPException(422, refusal(what, "max_new_tokens", limits.max_new_tokens))
+        if not self.engine.critique and (sampling.num_critiques > 1 or are_given):
             raise HTTPException(422, "This is a classic reward model: drop `num_critiques` and `critiques`.")
         if self.lifecycle.engine_dead:
             raise HTTPException(503, "The engine has stopped.")
@@ -110,7 +167,7 @@ class RewardService:
     @contextmanager
     def _places(self, critiques: int):
         if self.queued + critiques > self.limits.max_queue:
-            error = f"{self.queued} critiques are already waiting; this server's limit is {self.limits.max_queue}."
+            error = refusal(f"{self.queued} critiques are already waiting", "max_queue", self.limits.max_queue)
             raise HTTPException(429, error, {"Retry-After": "1"})
         self.queued += critiques
         self.metrics.queue.set(self.queued)
@@ -120,19 +177,34 @@ class RewardService:
             self.queued -= critiques
             self.metrics.queue.set(self.queued)
 
-    def _check(self, rows: list[Row], max_new_tokens: int):
-        for index, row in enumerate(rows):
-            with _naming_row(index):
-                self.engine.check(row.prompt, row.response, max_new_tokens, row.critiques)
+    async def _encode(self, index: int, row: Row, sampling: Sampling) -> ScoringRequest:
+        """Check a row against the limits, then encode it in its turn."""
+        messages = row.prompt.get("messages") if isinstance(row.prompt, dict) else row.prompt
+        if isinstance(messages, list) and len(messages) > self.limits.max_messages:
+            what = f"Row {index}: `prompt` has {len(messages)} messages"
+            raise HTTPException(422, refusal(what, "max_messages", self.limits.max_messages))
+        size = count_characters([row.prompt, row.response])
+        self._check_length(index, "prompt and response", size)
+        self._check_length(index, "a critique", max(map(len, row.critiques or [""])))
+        with _naming_row(index):
+            work = self.engine.encode, row.prompt, row.response, sampling, row.critiques
+            return await self._encoding.run(size + count_characters(row.critiques), *work)
+
+    def _check_length(self, index: int, name: str, characters: int):
+        """Refuse a text that cannot fit the context, before it is encoded."""
+        context, most = self.engine.context_length, self.limits.max_chars_per_token
+        if context is not None and characters > context * most:
+            what = (
+                f"Row {index}: {name} of {characters} characters will not fit the model's context of {context} tokens, even at "
+                f"{most:g} characters per token"
+            )
+            raise HTTPException(422, refusal(what, "max_chars_per_token", most))
 
     # ------------------------------------------------------------------------------------------------------ scoring
 
-    async def _score_row(self, index: int, row: Row, sampling: Sampling) -> Score:
+    async def _score_row(self, index: int, request: ScoringRequest, sampling: Sampling) -> Score:
         with _naming_row(index):
-            return await self.engine.score(row.prompt, row.response, sampling, row.critiques)
-
-    async def _in_thread(self, function: Callable, *args) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+            return await self.engine.score_encoded(request, sampling)
 
     def _deadline(self) -> float:
         return asyncio.get_running_loop().time() + self.limits.request_timeout
@@ -157,17 +229,14 @@ class RewardService:
         self.metrics.truncated.inc(score.finish_reasons.count("length"))
 
 
-def _read_chats(chats: RenderedChats, texts: list[str], prompts: list[str] | None, field: str) -> list[Row]:
-    rows = []
-    for index, text in enumerate(texts):
-        try:
-            *messages, last = chats.parse(text, None if prompts is None else prompts[index])
-            if last["role"] != "assistant":
-                raise ValueError(f"It ends with a {last['role']} turn; it must end with the assistant turn to judge.")
-        except ValueError as error:
-            raise HTTPException(422, f"Row {index}: `{field}` cannot be read as a conversation: {error}") from error
-        rows.append(Row(messages, last["content"]))
-    return rows
+def _read_chat(chats: RenderedChats, text: str, prompt: str | None, index: int, field: str) -> Row:
+    try:
+        *messages, last = chats.parse(text, prompt)
+        if last["role"] != "assistant":
+            raise ValueError(f"It ends with a {last['role']} turn; it must end with the assistant turn to judge.")
+    except ValueError as error:
+        raise HTTPException(422, f"Row {index}: `{field}` cannot be read as a conversation: {error}") from error
+    return Row(messages, last["content"])
 
 
 @contextmanager

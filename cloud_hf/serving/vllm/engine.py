@@ -49,11 +49,20 @@ class VLLMEngine:
 
     def check(self, prompt, response: str, max_new_tokens: int, critiques: list[str] | None = None):
         """See [`RewardEngine`]."""
-        self._read(prompt, response, Sampling(max_new_tokens=max_new_tokens), critiques)
+        self.encode(prompt, response, Sampling(max_new_tokens=max_new_tokens), critiques)
+
+    def encode(self, prompt, response, sampling: Sampling, critiques: list[str] | None = None) -> ScoringRequest:
+        """See [`EncodingEngine`]."""
+        with self._format_lock:
+            given = None if critiques is None else [critiques]
+            return self._requests.read([prompt], [response], sampling, given, self._llm.model_config.max_model_len)
 
     async def score(self, prompt, response: str, sampling: Sampling, critiques: list[str] | None = None) -> Score:
         """See [`RewardEngine`]. Cancelling the call aborts the request in the engine."""
-        request = self._read(prompt, response, sampling, critiques)
+        return await self.score_encoded(self.encode(prompt, response, sampling, critiques), sampling)
+
+    async def score_encoded(self, request: ScoringRequest, sampling: Sampling) -> Score:
+        """See [`EncodingEngine`]."""
         if request.given is not None:
             return await self._with_rewards_read(request, request.given_samples()[0], request.given[0])
         params = self._writing(request, sampling)
@@ -65,7 +74,12 @@ class VLLMEngine:
 
     async def stream(self, prompt, response: str, sampling: Sampling) -> AsyncGenerator[str | Score, None]:
         """See [`RewardEngine`]. Closing the generator aborts the request in the engine."""
-        request = self._read(prompt, response, sampling)
+        async with aclosing(self.stream_encoded(self.encode(prompt, response, sampling), sampling)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def stream_encoded(self, request: ScoringRequest, sampling: Sampling) -> AsyncGenerator[str | Score, None]:
+        """See [`EncodingEngine`]."""
         if request.given is not None:  # a classic model
             yield await self._with_rewards_read(request, request.given_samples()[0], request.given[0])
             return
@@ -93,11 +107,6 @@ class VLLMEngine:
         """Stop the engine and free its resources."""
         self._llm.shutdown()
         self._resources.close()
-
-    def _read(self, prompt, response: str, sampling: Sampling, critiques: list[str] | None = None) -> ScoringRequest:
-        with self._format_lock:
-            given = None if critiques is None else [critiques]
-            return self._requests.read([prompt], [response], sampling, given, self._llm.model_config.max_model_len)
 
     def _writing(self, request: ScoringRequest, sampling: Sampling, **options) -> SamplingParams:
         seed = seed_for(sampling, request.prefixes[0], self._llm.vllm_config)

@@ -26,7 +26,7 @@ class CountingEngine(TransformersEngine):
 
     def _compute(self, batch):
         self.go.wait()
-        self.batches.append([job.prompt for job in batch])
+        self.batches.append([job.request.prefixes[0].text for job in batch])
         return super()._compute(batch)
 
 
@@ -117,7 +117,8 @@ def test_what_is_cancelled_in_the_queue_is_never_computed(talker):
         assert second.cancelled()
         return engine.batches
 
-    assert run(talker, ask) == [["first"], ["third"]]
+    [[first], [third]] = run(talker, ask)
+    assert "first" in first and "third" in third
 
 
 def test_what_is_cancelled_while_it_runs_stops(talker):
