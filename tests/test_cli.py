@@ -245,6 +245,8 @@ MISTAKES = [
     ("evaluate_rewards", (*CLASSIC, "--benchmarks", "rewardbench"), "Did you mean 'reward_bench'?"),
     ("best_of_n", (*CLASSIC, "--largest_n", "x"), "invalid int value: 'x'"),
     ("build_preferences", (*PAIRS, *OUT), "arguments are required: --gen_base_url"),
+    ("prepare_preferences", (*PAIRS, *OUT, "--layout", "ultra"), "`layout` is 'ultra'; it must be one of auto, ultrafeedback"),
+    ("prepare_preferences", (*PAIRS, *OUT, "--margins", "True"), "`margins` needs ratings"),
     ("build_prompts", ("--sources", "ultra", *OUT), "`sources` names ultra"),
     ("build_self_critiques", (*PAIRS, *BASE, *OUT, "--shard", "4/4"), "`shard` is '4/4'"),
     ("build_official_ultra_llama", ("--mode", "other", *OUT), "`mode` is 'other'"),

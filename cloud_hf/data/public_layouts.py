@@ -9,10 +9,10 @@ import math
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any
 
 
 Row = Mapping[str, Any]
@@ -21,7 +21,8 @@ Row = Mapping[str, Any]
 _HELPSTEER_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
 
 
-class Rated(NamedTuple):
+@dataclass(frozen=True)
+class Rated:
     """
     Responses to one prompt with their ratings, higher for better and `None` for not rated. `given` is the column `prompt`, or empty if
     the responses are whole chats; `tie` is the reason for leaving out equally rated responses.
@@ -100,7 +101,7 @@ def _rated_pair(chosen: str, rejected: str) -> Callable[[Row], Rated]:
             raise ValueError(
                 f"`{chosen}` {ratings[0]:g} is below `{rejected}` {ratings[1]:g}; swap the responses or remove the row."
             )
-        return _pair(row)._replace(ratings=ratings)
+        return replace(_pair(row), ratings=ratings)
 
     return read
 
@@ -198,18 +199,18 @@ def _arena_55k(row: Row) -> Rated:
 def _sharegpt(row: Row) -> Rated:
     turns = _listed(row["conversations"], "conversations")
     system = [{"from": "system", "value": row["system"]}] if row.get("system") else []
-    return _pair(row)._replace(given={"prompt": [*system, *turns]})
+    return replace(_pair(row), given={"prompt": [*system, *turns]})
 
 
 def _alpaca(row: Row) -> Rated:
     if row.get("history"):
         raise ValueError("`history` holds earlier turns, which this layout does not read; give `conversations`.")
     text = "\n".join(part for part in (row["instruction"], row.get("input")) if part)
-    return _pair(row)._replace(given={"prompt": _with_system(row, text)})
+    return replace(_pair(row), given={"prompt": _with_system(row, text)})
 
 
 def _orca(row: Row) -> Rated:
-    return _pair(row)._replace(given={"prompt": _with_system(row, row["question"])})
+    return replace(_pair(row), given={"prompt": _with_system(row, row["question"])})
 
 
 def _with_system(row: Row, text: str) -> Any:

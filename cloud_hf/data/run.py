@@ -393,7 +393,7 @@ def complete_build(build: Build, folder: DatasetFolder) -> dict[str, Any]:
         raise SystemExit(f"Interrupted.\n{_resume_hint(folder)}") from None
 
 
-def run_builder(build: Build, folder: DatasetFolder, following: str, push_to_hub: str | None = None):
+def run_builder(build: Build, folder: DatasetFolder, following: str | None = None, push_to_hub: str | None = None):
     """
     Run a builder to completion, print its counts, upload the dataset, and print the command to run next.
 
@@ -402,7 +402,7 @@ def run_builder(build: Build, folder: DatasetFolder, following: str, push_to_hub
             Returns the counts, as [`build_dataset`] does. Pass a function if its work blocks.
         folder ([`DatasetFolder`]):
             Output folder.
-        following (`str`):
+        following (`str`, *optional*):
             Command that reads the dataset, with `{}` for its path.
         push_to_hub (`str`, *optional*):
             Hub id to upload the dataset to.
@@ -428,7 +428,8 @@ def run_builder(build: Build, folder: DatasetFolder, following: str, push_to_hub
         folder.push(push_to_hub)
     if not folder.settings.get("shard", "0/1").endswith("/1"):
         following = "cloud-hf merge-shards --output_dir MERGED --shards ALL_SHARDS"
-    print(f"Wrote {counts['rows']} rows to {folder.path}. Next: {following.format(folder.path)}")
+    next_command = f" Next: {following.format(folder.path)}" if following else ""
+    print(f"Wrote {counts['rows']} rows to {folder.path}.{next_command}")
 
 
 def check_not_empty(counts: dict[str, Any], folder: DatasetFolder):

@@ -108,7 +108,7 @@ def test_critiques(builder, arguments, kind, options, base, data, tmp_path, monk
     module = importlib.import_module(f"cloud_hf.data.builders.{builder}")
     folders = []
 
-    def keep(build, folder, push_to_hub):
+    def keep(build, folder, *_):
         folders.append(folder)
         if asynchronous := getattr(build, "close", None):
             asynchronous()
@@ -136,7 +136,7 @@ def test_an_adapter_over_a_base_that_was_trained_again(base, data, tmp_path, mon
     config.write_text(json.dumps({**json.loads(config.read_text()), "base_model_name_or_path": "../base"}))
     module = importlib.import_module("cloud_hf.data.builders.self_critiques")
     folders = []
-    monkeypatch.setattr(module, "run_builder", lambda build, folder, push_to_hub: folders.append(folder))
+    monkeypatch.setattr(module, "run_builder", lambda build, folder, *_: folders.append(folder))
     args = module.SelfCritiqueArguments(
         model_name_or_path=str(tmp_path / "adapter"), dataset_name=str(data), output_dir=str(tmp_path / "out")
     )

@@ -84,10 +84,10 @@ def test_a_failure_loses_one_chunk(direct, tmp_path):
 
 def test_what_a_server_has_answered_outlives_a_row_that_fails(direct, tmp_path):
     class Picky(TransformersEngine):
-        async def score(self, prompt, response, *options):
+        def encode(self, prompt, response, *options):
             if prompt == CHATS[0][7]:
                 raise RuntimeError("no")
-            return await super().score(prompt, response, *options)
+            return super().encode(prompt, response, *options)
 
     with serving(Picky(direct.model, direct.tokenizer)) as (server, _):
         scorer = journaled(tmp_path, CLoudClient(server.url, max_concurrency=1), chunk_size=12)

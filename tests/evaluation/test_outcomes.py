@@ -140,7 +140,7 @@ def test_reference_critiques_that_do_not_fit(model):
     tokenizer = make_tokenizer("llama3")
     sets = {"set": fit([*CRITIQUE_ROWS, CritiqueRow("long", "p", "r", "word " * 600)], 512)}
     scorer = TransformersScorer(model, tokenizer)
-    with pytest.raises(ValueError, match=r"Row 'long': .* choose another `overlong_policy`"):
+    with pytest.raises(ValueError, match=r"\(id 'long'\): .* Set `overlong_policy`"):
         losses_of_sets(scorer, sets, "error", 2)
     [first, second, third] = losses_of_sets(scorer, sets, "drop", 2)["set"]
     assert third == ReferenceLoss(0.0, 0)

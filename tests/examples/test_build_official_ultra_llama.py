@@ -103,7 +103,7 @@ def test_other_contents_never_replace_a_finished_dataset(sources, tmp_path):
         changed = run_script(
             SCRIPT, *options(sources | {option: tmp_path / path}, tmp_path / "out", *ORACLE), log_dir=tmp_path
         )
-        assert changed.status == 1 and message in changed.output, changed.output
+        assert changed.status == 2 and message in changed.output, changed.output
         assert contents(tmp_path / "out") == before
     again = run_script(SCRIPT, *options(sources, tmp_path / "out", *ORACLE), log_dir=tmp_path)
     assert again.status == 0 and contents(tmp_path / "out") == before, again.output
