@@ -35,6 +35,10 @@ def as_script(path, options, environment, output):
     """Run a script in this forked process, its stdout and stderr in the folder `output`."""
     os.environ.clear()
     os.environ.update(environment)
+    if threads := environment.get("OMP_NUM_THREADS"):  # torch, which is imported, has read it before
+        import torch
+
+        torch.set_num_threads(int(threads))
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(output / name, os.O_WRONLY | os.O_CREAT), descriptor)
     sys.argv = [str(path), *options]
