@@ -125,6 +125,7 @@ class Preparation:
         self.repeated_ids = bool(ids) and not self.has_ids and not layout.group_by
         self.kept = [name for name in rows.column_names if name not in self._replaced()]
         self.text_prompts = self.text_responses = True
+        self.has_tools = False
         self.rows = self._check(rows, args.dataset_name, args.bad_rows)
         self.counts = {"rows_read": len(rows), "bad_rows": len(rows) - len(self.rows)}
 
@@ -143,6 +144,7 @@ class Preparation:
                 for pair in self._pairs(group):
                     if not isinstance(pair, Reject):
                         json.dumps(pair, ensure_ascii=False, default=str).encode()
+                        self.has_tools |= "tools" in pair
                         self.text_prompts &= isinstance(pair["prompt"], str)
                         self.text_responses &= all(isinstance(pair[side], str) for side in SIDES)
             except UnicodeEncodeError:
@@ -187,6 +189,9 @@ class Preparation:
         if chosen == rejected or (isinstance(chosen, str) and chosen.strip() == str(rejected).strip()):
             return "equal responses"
         pair = {**kept, "prompt": prompt, "chosen": chosen, "rejected": rejected}
+        given = rated.given.get("prompt")
+        if isinstance(given, dict) and given.get("tools"):
+            pair["tools"] = json.dumps(given["tools"])
         if self.margins:
             pair["margin"] = chosen_rating - rejected_rating
         if self.layout.margin:
@@ -207,6 +212,7 @@ class Preparation:
                 **ratings,
                 **({"source_id": self.rows.features["id"]} if self.repeated_ids else {}),
                 **{name: self.rows.features[name] for name in self.kept},
+                **({"tools": text} if self.has_tools and "tools" not in self.kept else {}),
             }
         )
 
@@ -215,6 +221,8 @@ class Preparation:
         for group in self._groups(self.rows, "Writing"):
             for pair in self._pairs(group):
                 if not isinstance(pair, Reject):
+                    if self.has_tools:
+                        pair.setdefault("tools", None)
                     if not self.text_prompts:
                         pair["prompt"] = _messages(pair["prompt"], "user")
                     if not self.text_responses:

@@ -38,12 +38,20 @@ ONE_MESSAGE, ONE_TEXT, MESSAGE_COLUMNS = "one message", "lists of one text", "co
 
 _ROLES = {
     "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "assistant": "assistant", "model": "assistant",
-    "bot": "assistant", "system": "system", "tool": "tool", "observation": "tool",
+    "bot": "assistant", "system": "system", "tool": "tool", "observation": "tool", "prompter": "user",
 }  # fmt: skip
+
+# Columns that hold the prompt in some sets; without `prompt`, texts would be split at their common beginning instead
+_LIKE_PROMPT = (
+    "input", "query", "question", "instruction", "problem", "post", "context", "history", "messages", "conversation",
+)  # fmt: skip
 
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _LOOKS_LIKE_MESSAGES = re.compile(r"\s*\[?\s*\{\s*['\"](role|content|from|value)['\"]\s*:")
 _MAY_BE_JSON = re.compile(r"\s*\"?\s*\[?\s*\{\s*\\?['\"]")
+_RENDERED_PROMPT = re.compile(
+    r"\s*(<\|(im_start|start_header_id|begin_of_text|user|system)\|>|(<s>\s*)?\[INST\]|(<bos>)?<start_of_turn>)"
+)
 _RENDERED = re.compile(r"\s*(<\||<s>|\[INST\]|<start_of_turn>|<bos>)")
 
 
@@ -114,7 +122,7 @@ def read_preferences(
     """
     check_columns(rows.column_names, (*SIDES, *required), name)
     rows = rows.with_format(None)
-    found, same, plain = _Scan(name, bad_rows), 0, True
+    found, same, system, rendered, plain = _Scan(name, bad_rows), 0, 0, 0, True
     for index, row in tqdm(iterate_rows(rows), name, len(rows), unit=" rows", disable=None):
         with found.row(index, row):
             read = read_preference(row)
@@ -122,10 +130,24 @@ def read_preferences(
                 check({**row, "prompt": read.prompt, "chosen": read.chosen, "rejected": read.rejected})
             found.add(index, read.form)
             same += read.chosen == read.rejected
+            system += bool(row.get("system"))
+            rendered += isinstance(read.prompt, str) and bool(_RENDERED_PROMPT.match(read.prompt))
             plain &= isinstance(read.chosen, str) and isinstance(read.rejected, str)
     rows, form = found.settle(rows)
     if same:
         logger.warning("%s: chosen and rejected are the same in %d of %d rows.", name, same, len(rows))
+    if system:
+        logger.warning(
+            "%s: the column `system` is not read, but %d rows have one. Make it the prompt's first message, as "
+            "`cloud-hf prepare --layout system` does.",
+            name,
+            system,
+        )
+    if rendered * 2 > len(rows):
+        raise ValueError(
+            f"{name}: {rendered} of {len(rows)} prompts look like chats rendered by a template, which would be rendered "
+            "again. Give chat messages."
+        )
     if form is None or form in _OURS:
         return rows
     is_text = (form.prompt == TEXT and not form.whole) or (
@@ -274,6 +296,10 @@ def read_preference(row: Mapping[str, Any]) -> Preference:
     has_prompt = "prompt" in row and (row["prompt"] not in (None, "", []) or _is_response(chosen))
     prompt_kind, prompt = read_column(row["prompt"], "prompt") if has_prompt else (ABSENT, [])
     if isinstance(chosen, str) or isinstance(rejected, str):
+        if prompt_kind == ABSENT and (other_name := next((name for name in _LIKE_PROMPT if row.get(name)), None)):
+            raise ValueError(
+                f"there is no `prompt`; rename `{other_name}` to `prompt` if it is the prompt, or remove it."
+            )
         return _with_texts(prompt_kind, prompt, kind, str(chosen), str(rejected))
     if _is_response(chosen) != _is_response(rejected):
         raise ValueError("one of `chosen` and `rejected` is a whole chat and the other only its end; give both alike.")
@@ -379,6 +405,8 @@ def _transcript(value: str, column: str) -> list[dict[str, Any]]:
 
 
 def _read_turns(turns: list[dict[str, Any]], column: str) -> tuple[str, list[dict[str, Any]]]:
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        raise ValueError(f"`{column}` holds {turns!r:.60}; give a list of chat messages.")
     kinds = {MESSAGES if turn.get("role") is not None else SHAREGPT for turn in turns}
     if len(kinds) > 1:
         raise ValueError(f"`{column}` mixes messages with `role` and turns with `from`.")
@@ -392,6 +420,9 @@ def message(turn: Mapping[str, Any], column: str, place: int) -> dict[str, Any]:
     """Return a message without its null and empty fields, its text parts joined. Raises `ValueError` if it is not one."""
     if not isinstance(turn.get("role"), str) or ("content" not in turn and not turn.get("tool_calls")):
         raise ValueError(f"`{column}` message {place} is {dict(turn)!r:.60}; give a dict with `role` and `content`.")
+    role = turn["role"]
+    if (name := _ROLES.get(role.lower(), role)) != role and name != "tool":
+        raise ValueError(f"`{column}` message {place} has the role {role!r}; name it {name!r}.")
     kept = {name: value for name, value in turn.items() if name == "content" or value not in (None, "", [], {})}
     if isinstance(kept.get("content"), list):
         kept["content"] = "\n".join(part_text(part, f"`{column}` message {place}") for part in kept["content"])
@@ -399,6 +430,8 @@ def message(turn: Mapping[str, Any], column: str, place: int) -> dict[str, Any]:
         kept.pop("content", None)
         if "tool_calls" not in kept:
             raise ValueError(f"`{column}` message {place} ({turn['role']}) has no text `content`.")
+    elif not isinstance(kept["content"], str):
+        raise ValueError(f"`{column}` message {place} has the `content` {kept['content']!r:.60}; give text.")
     return kept
 
 
@@ -406,7 +439,7 @@ def _sharegpt(turn: Mapping[str, Any], column: str, place: int) -> dict[str, Any
     speaker, value = turn.get("from"), turn.get("value")
     if speaker == "function_call":
         raise ValueError(f"`{column}` turn {place} is a `function_call`; give it as a message with `tool_calls`.")
-    if speaker not in _ROLES or not isinstance(value, str):
+    if not isinstance(speaker, str) or speaker not in _ROLES or not isinstance(value, str):
         known = ", ".join(_ROLES)
         raise ValueError(
             f"`{column}` turn {place} is {dict(turn)!r:.60}; give `value` as text and `from` as one of {known}."
@@ -460,8 +493,6 @@ def _split(
     while shared and chosen[shared - 1]["role"] not in ("user", "tool"):
         shared -= 1
     if not shared:
-        if strange := [turn["role"] for turn in chosen if turn["role"] in _ROLES.keys() - set(_ROLES.values())]:
-            raise ValueError(f"`chosen` has the role {strange[0]!r}; name it {_ROLES[strange[0]]!r}.")
         raise ValueError(
             "`chosen` and `rejected` are whole chats without a common user turn, so they answer different prompts."
         )

@@ -17,6 +17,8 @@ from typing import Any
 
 Row = Mapping[str, Any]
 
+# Names of columns that may hold responses
+_RESPONSE = re.compile("response|answer|completion|output|winner|loser|accepted|preferred", re.IGNORECASE)
 # HelpSteer 2 and 3 mark the turns of a prompt like this
 _HELPSTEER_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
 
@@ -70,7 +72,7 @@ def _number(value: Any, column: str) -> float | None:
         return None
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"`{column}` is {value!r:.60}; give a number.") from None
     return None if math.isnan(number) else number
 
@@ -185,6 +187,8 @@ def _arena_55k(row: Row) -> Rated:
     prompts, *sides = (_listed(row[column], column) for column in ("prompt", "response_a", "response_b"))
     if {len(side) for side in sides} != {len(prompts)}:
         raise ValueError("`prompt`, `response_a` and `response_b` hold different numbers of turns.")
+    if not all(isinstance(text, str) for texts in (prompts, *sides) for text in texts):
+        raise ValueError("`prompt`, `response_a` and `response_b` must be lists of texts.")
     chats = [
         [
             {"role": role, "content": text}
@@ -198,25 +202,73 @@ def _arena_55k(row: Row) -> Rated:
 
 def _sharegpt(row: Row) -> Rated:
     turns = _listed(row["conversations"], "conversations")
-    system = [{"from": "system", "value": row["system"]}] if row.get("system") else []
-    return replace(_pair(row), given={"prompt": [*system, *turns]})
+    return replace(_pair(row), given={"prompt": _with_system(row, turns)})
 
 
 def _alpaca(row: Row) -> Rated:
     if row.get("history"):
         raise ValueError("`history` holds earlier turns, which this layout does not read; give `conversations`.")
-    text = "\n".join(part for part in (row["instruction"], row.get("input")) if part)
+    parts = [part for part in (row["instruction"], row.get("input")) if part]
+    if not all(isinstance(part, str) for part in parts):
+        raise ValueError("`instruction` and `input` must be texts.")
+    text = "\n".join(parts)
     return replace(_pair(row), given={"prompt": _with_system(row, text)})
 
 
-def _orca(row: Row) -> Rated:
-    return replace(_pair(row), given={"prompt": _with_system(row, row["question"])})
+def _named(prompt: str, chosen: str = "chosen", rejected: str = "rejected") -> Callable[[Row], Rated]:
+    """A pair in columns of these names, and optionally `system`."""
+
+    def read(row: Row) -> Rated:
+        given = {"prompt": _with_system(row, row[prompt])}
+        return Rated(given, (row[chosen], row[rejected]), _winner(True, False))
+
+    return read
 
 
-def _with_system(row: Row, text: str) -> Any:
-    if not row.get("system"):
-        return text
-    return [{"role": "system", "content": row["system"]}, {"role": "user", "content": text}]
+def _orca_distilabel(row: Row) -> Rated:
+    return replace(_named("input")(row), ratings=_winner(row.get("status") != "tie", False))
+
+
+def _scored(prompt: str, *sides: tuple[str, str]) -> Callable[[Row], Rated]:
+    """Two responses in columns, each with the column of its score. WebGPT's prompts are dicts."""
+
+    def read(row: Row) -> Rated:
+        question = row[prompt]
+        text = question if isinstance(question, str) else _field(question, "full_text", prompt)
+        ratings = [_number(row[score], score) for _, score in sides]
+        return Rated({"prompt": text}, [row[response] for response, _ in sides], ratings)
+
+    return read
+
+
+def _stack_exchange(row: Row) -> Rated:
+    answers = _listed(row["answers"], "answers")
+    ratings = [_number(_field(answer, "pm_score", "answers"), "pm_score") for answer in answers]
+    return Rated({"prompt": row["question"]}, [_field(answer, "text", "answers") for answer in answers], ratings)
+
+
+def _ms_swift(row: Row) -> Rated:
+    chosen = rejected = _listed(row["messages"], "messages")
+    if "rejected_response" in row:
+        rejected = [*chosen[:-1], {"role": "assistant", "content": row["rejected_response"]}]
+    else:
+        rejected = row["rejected_messages"]
+    return Rated({}, (chosen, rejected), _winner(True, False))
+
+
+def _with_system(row: Row, prompt: Any) -> Any:
+    """Put the column `system` before a prompt of text, messages or ShareGPT turns."""
+    if not row.get("system") or not prompt:
+        return prompt
+    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    if not isinstance(turns, list):
+        raise ValueError(f"the prompt is {prompt!r:.60}; with the column `system` give text or a list of messages.")
+    first = turns[0] if isinstance(turns[0], dict) else {}
+    role, text = ("from", "value") if "from" in first else ("role", "content")
+    system = {role: "system", text: row["system"]}
+    if first.get(role) == "system" and first != system:
+        raise ValueError("the column `system` and the first turn of the prompt differ; keep one.")
+    return turns if first == system else [system, *turns]
 
 
 # ---------------------------------------------------------------------------------------------------- the layouts
@@ -224,6 +276,8 @@ def _with_system(row: Row, text: str) -> Any:
 _SIDES = ("chosen", "rejected")
 _HELPSTEER_RATINGS = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 _PKU = ("prompt", "response_0", "response_1")
+_OPENAI = ("input", "preferred_output", "non_preferred_output")
+_PAIRED = ("question", "response_j", "response_k")
 
 # Each value is complete: a new layout is a line here and, unless one above fits, a function that reads its rows
 LAYOUTS = {
@@ -238,6 +292,14 @@ LAYOUTS = {
     "ultrafeedback_argilla": Layout(
         "Argilla's UltraFeedback binarized", (*_SIDES, "chosen-rating", "rejected-rating"),
         _rated_pair("chosen-rating", "rejected-rating"), margin="difference of the ratings", direct=True,
+    ),
+    "dpo_mix": Layout(
+        "Argilla's DPO mix", (*_SIDES, "chosen_rating", "rejected_rating"),
+        _rated_pair("chosen_rating", "rejected_rating"), margin="difference of the ratings", direct=True,
+    ),
+    "capybara": Layout(
+        "Argilla's Capybara DPO", (*_SIDES, "rating_chosen", "rating_rejected"),
+        _rated_pair("rating_chosen", "rating_rejected"), margin="difference of the ratings", direct=True,
     ),
     "helpsteer2": Layout(
         "HelpSteer 2", ("prompt", "response", "helpfulness"), _helpsteer2, ("response", *_HELPSTEER_RATINGS),
@@ -273,7 +335,33 @@ LAYOUTS = {
     "alpaca": Layout(
         "an Alpaca ranking file of LLaMA-Factory", ("instruction", *_SIDES), _alpaca, ("instruction", "input", "system")
     ),
-    "orca": Layout("Orca DPO pairs", ("question", *_SIDES), _orca, ("question", "system")),
+    "orca": Layout("Orca DPO pairs", ("question", *_SIDES), _named("question"), ("question", "system")),
+    "orca_distilabel": Layout(
+        "Argilla's Orca DPO pairs", ("input", "generations", *_SIDES), _orca_distilabel, ("input", "system")
+    ),
+    "system": Layout("pairs with a column `system`", ("system", "prompt", *_SIDES), _named("prompt"), ("system",)),
+    "openai": Layout("an OpenAI preference file", _OPENAI, _named(*_OPENAI), _OPENAI),
+    "ms_swift": Layout(
+        "an ms-swift file", ("messages", "rejected_response"), _ms_swift, ("messages", "rejected_response")
+    ),
+    "ms_swift_messages": Layout(
+        "an ms-swift file", ("messages", "rejected_messages"), _ms_swift, ("messages", "rejected_messages")
+    ),
+    "shp": Layout(
+        "SHP", ("history", "human_ref_A", "human_ref_B", "score_A", "score_B"),
+        _scored("history", ("human_ref_A", "score_A"), ("human_ref_B", "score_B")),
+        ("history", "human_ref_A", "human_ref_B"),
+    ),
+    "webgpt": Layout(
+        "WebGPT comparisons", ("question", "answer_0", "answer_1", "score_0", "score_1"),
+        _scored("question", ("answer_0", "score_0"), ("answer_1", "score_1")), ("question", "answer_0", "answer_1"),
+        margin="difference of the scores",
+    ),
+    "stack_exchange": Layout(
+        "Stack Exchange preferences", ("qid", "question", "answers"), _stack_exchange, ("question", "answers"),
+        margin="difference of pm_score",
+    ),
+    "stack_exchange_paired": Layout("Stack Exchange pairs", _PAIRED, _named(*_PAIRED), _PAIRED),
     "hh_rlhf": Layout(
         "HH-RLHF", _SIDES, _pair, direct=True, shape=lambda row: str(row.get("chosen")).lstrip().startswith("Human:")
     ),
@@ -334,20 +422,25 @@ def conversion_hint(columns: Sequence[str], name: str, split: str, config: str |
     """Return a sentence with the command that makes pairs of a dataset with these columns, or nothing."""
     options = ["--dataset_name", name, *(["--dataset_config", config] if config else [])]
     source = shlex.join(options + (["--dataset_split", split] if split != "train" else []))
-    output = f"--output_dir {shlex.quote(Path(name).name.split('.')[0])}"
+    stem = re.sub(r"[^\w-]+", "-", Path(name).resolve().name.split(".")[0]).strip("-") or "dataset"
+    output = f"--output_dir {stem}"
     if layouts := to_convert(columns):
         looks = " or ".join(LAYOUTS[layout].title for layout in layouts)
         return f" It looks like {looks}. Convert it: cloud-hf prepare --layout {layouts[0]} {source} {output}-pairs"
+    maybe = ", ".join(column for column in columns if column not in _SIDES and _RESPONSE.search(column))
+    renamed = (
+        f" If the responses are in {maybe}, name the better one chosen and the worse one rejected." if maybe else ""
+    )
     if set(_SIDES) & set(columns):
-        return ""
+        return renamed
     if chats := [column for column in ("messages", "conversations", "conversation") if column in columns]:
         return (
             f" It has chats, but no pairs. Take their prompts: cloud-hf build-prompts {source} --prompt_column {chats[0]} "
             f"--drop_last_answer True {output}-prompts, then make pairs of them with cloud-hf build-preferences."
         )
     if "prompt" in columns:
-        return (
-            f" It has prompts, but no pairs. Make them: cloud-hf build-preferences {source} {output}-pairs "
-            "--gen_base_url URL --judge_base_url URL"
+        make = (
+            f"{renamed} Otherwise make pairs of its prompts" if renamed else " It has prompts, but no pairs. Make them"
         )
-    return ""
+        return f"{make}: cloud-hf build-preferences {source} {output}-pairs --gen_base_url URL --judge_base_url URL"
+    return renamed

@@ -3,6 +3,7 @@
 import difflib
 import glob
 import re
+import warnings
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator, Mapping
 from hashlib import sha256
@@ -11,6 +12,7 @@ from typing import Any, Protocol
 
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
+from pandas.errors import ParserWarning
 
 from .journal import key_of
 from .public_layouts import conversion_hint, to_convert
@@ -107,7 +109,12 @@ READERS = {
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 # pandas would read texts such as "NA" and "None" as missing, and a column of answers such as "4" as numbers
 _TEXT_COLUMNS = ("prompt", "chosen", "rejected", "chosen_feedback", "rejected_feedback", "response")
-_CSV_OPTIONS = {"keep_default_na": False, "na_values": [""], "converters": dict.fromkeys(_TEXT_COLUMNS, str)}
+_CSV_OPTIONS = {
+    "keep_default_na": False,
+    "na_values": [""],
+    "converters": dict.fromkeys(_TEXT_COLUMNS, str),
+    "index_col": False,
+}
 # What `datasets` looks for in the names of files to tell splits apart
 _SPLIT_NAME = re.compile(r"(^|[^a-z])(train|training|test|testing|eval|evaluation|valid|validation|val|dev)([^a-z]|$)")
 
@@ -157,7 +164,7 @@ def _read_folder(path: Path, config: str | None) -> Dataset | DatasetDict:
     try:
         return load_dataset(str(path), config)
     except (DatasetGenerationError, FileNotFoundError, RuntimeError) as error:
-        raise ValueError(f"{path} cannot be read as a dataset: {error.__cause__ or error}") from error
+        raise ValueError(f"{path} cannot be read as a dataset: {_reason(error, list(map(str, files)))}") from error
 
 
 def reader_of(path: str | Path) -> str | None:
@@ -183,9 +190,17 @@ def _read_files(name: str, files: list[str]) -> Dataset:
     if files[0].endswith((".tsv", *(f".tsv{ending}" for ending in _COMPRESSED))):
         options["sep"] = "\t"
     try:
-        return load_dataset(kind, data_files=files, split="train", **options)
+        with warnings.catch_warnings():
+            # Rows with more fields than the header: pandas would shift the columns, or with `index_col` cut the rows
+            warnings.simplefilter("error", ParserWarning)
+            rows = load_dataset(kind, data_files=files, split="train", **options)
     except (DatasetGenerationError, StopIteration, ValueError, OSError, EOFError) as error:
         raise ValueError(f"{name} cannot be read as {kind}: {_reason(error, files)}") from error
+    if kind == "csv" and len(rows.column_names) == 1 and re.search("[;\t]", rows.column_names[0]):
+        raise ValueError(
+            f"{name} has the one column {rows.column_names[0]!r}; separate columns by commas, or by tabs in a .tsv file."
+        )
+    return rows
 
 
 def _reason(error: Exception, files: list[str]) -> str:
@@ -194,5 +209,11 @@ def _reason(error: Exception, files: list[str]) -> str:
         is_utf16 = file.read(2) in (BOM_UTF16_LE, BOM_UTF16_BE)
     if is_utf16 or isinstance(error.__cause__, UnicodeDecodeError):
         return f"it is not UTF-8{'' if is_utf16 else f' ({error.__cause__})'}. Save the file as UTF-8."
-    reason = str(error.__cause__ or error)
-    return "it holds no rows." if not reason or "corresponds to no data" in reason else reason
+    reason = " ".join(str(error.__cause__ or error).split())
+    if len(files) > 1 and re.search("Couldn't cast|Schema", reason):
+        return f"its files need the same columns and types, in the same order. {reason[:400]}."
+    if "Length of header" in reason:
+        return "it has rows with more fields than the header names."
+    if not reason or "corresponds to no data" in reason or "BatchSize must be" in reason:
+        return "it holds no rows." if len(files) == 1 else "one of its files holds no rows; remove it."
+    return reason

@@ -159,7 +159,7 @@ def _without_bad_rows(encoded: Dataset, rows: Dataset, title: str, bad_rows: str
 
 def _check_margin(row: dict[str, Any]):
     margin = row.get("margin", 0.0)
-    if not isinstance(margin, int | float) or not abs(margin) <= _LARGEST:
+    if isinstance(margin, bool) or not isinstance(margin, int | float) or not abs(margin) <= _LARGEST:
         raise ValueError(f"`margin` is {margin!r}; give a number that fits fp32, or omit the column.")
 
 

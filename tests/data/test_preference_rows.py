@@ -82,13 +82,18 @@ BAD = [
     ({"chosen": ["a", "c"], "rejected": ["b", "d"]}, "`chosen` holds 2 texts; make a row of each pair"),
     ({"prompt": '{"messages": [{"role": "user", "content": "q"}]}'}, "could be text, or a chat as JSON with the key `messages`"),
     ({"prompt": "", "chosen": "a"}, "`prompt` is empty"),
-    ({"chosen": [{"role": "bot", "content": "a"}], "rejected": [assistant("b")]}, "a whole chat and the other only its end"),
+    ({"prompt": [{"role": "human", "content": "q"}]}, "`prompt` message 0 has the role 'human'; name it 'user'"),
     ({"chosen": [{"role": "bot", "content": "a"}], "rejected": [{"role": "bot", "content": "b"}]}, "the role 'bot'; name it 'assistant'"),
     ({"prompt": "Be kind.\n\nHuman: Hi\n\nAssistant:"}, "could be one message, or a transcript behind"),
+    ({"chosen": [{"role": "User", "content": "q"}, assistant("a")], "rejected": [{"role": "User", "content": "q"}, assistant("b")]}, "the role 'User'; name it 'user'"),
+    ({"prompt": {"messages": "q"}}, "`prompt` holds 'q'; give a list of chat messages"),
+    ({"prompt": [user(3)]}, "`prompt` message 0 has the `content` 3; give text"),
+    ({"prompt": [sharegpt(["human"], "q")]}, "turn 0 is .*give `value` as text"),
     ({"chat_template_kwargs": {"enable_thinking": False}}, "`chat_template_kwargs` differ by row"),
 ]  # fmt: skip
 ABSENT = [
     ({"chosen": "Yes.", "rejected": "No."}, "no common beginning; add the column `prompt`"),
+    ({"query": "q", "chosen": "It is A.", "rejected": "It is B."}, "there is no `prompt`; rename `query` to `prompt`"),
     ({"chosen": f"Be kind.{TRANSCRIPT} a", "rejected": f"Be kind.{TRANSCRIPT} b"}, "a transcript behind a first text"),
     ({"chosen": "<|im_start|>user a", "rejected": "<|im_start|>user b"}, "rendered by a template"),
     ({"chosen": [assistant("a")], "rejected": [assistant("b")]}, "there is no `prompt`; add the column"),
@@ -124,6 +129,18 @@ def test_bad_rows_are_left_out_with_a_count_or_stop(caplog):
 def test_equal_responses_are_counted(caplog):
     read_preferences(Dataset.from_list([ROW, {**ROW, "rejected": "a"}]), "The set")
     assert "chosen and rejected are the same in 1 of 2 rows" in caplog.text
+
+
+def test_a_column_system_that_is_not_read_is_named(caplog):
+    read_preferences(Dataset.from_list([{**ROW, "system": text} for text in ("", "Be kind.")]), "The set")
+    assert "the column `system` is not read, but 1 rows have one. Make it the prompt's first message" in caplog.text
+
+
+def test_prompts_rendered_by_a_template_are_refused():
+    rendered = {**ROW, "prompt": "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n"}
+    with pytest.raises(ValueError, match="The set: 2 of 3 prompts look like chats rendered by a template"):
+        read_preferences(Dataset.from_list([rendered, rendered, ROW]), "The set")
+    assert len(read_preferences(Dataset.from_list([rendered, ROW]), "The set")) == 2
 
 
 def test_a_row_that_is_not_text_is_named(tmp_path):

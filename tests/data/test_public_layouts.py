@@ -63,6 +63,15 @@ BAD_ROWS = [
     ("HelpSteer 3", {"overall_preference": "first"}, "`overall_preference` is 'first'; give a number"),
     ("Chatbot Arena", {"winner": "model_c"}, "`winner` is 'model_c'; it must be model_a, model_b or a tie"),
     ("Chatbot Arena 55k", {"response_a": '["a", "b"]'}, "hold different numbers of turns"),
+    ("Chatbot Arena 55k", {"response_a": "[1]"}, "must be lists of texts"),
+    ("LLaMA-Factory ranking", {"input": 3}, "`instruction` and `input` must be texts"),
+    ("WebGPT", {"question": {"id": 1}}, "`question` holds .*; each item needs `full_text`"),
+    (
+        "Truthy DPO",
+        {"prompt": [{"role": "system", "content": "Be rude."}]},
+        "`system` and the first turn of the prompt differ",
+    ),
+    ("Truthy DPO", {"prompt": 3}, "the prompt is 3; with the column `system` give text"),
     ("LLaMA-Factory ranking", {"history": [["a", "b"]]}, "`history` holds earlier turns"),
 ]
 
@@ -89,6 +98,33 @@ def test_ratings_of_aspects_are_averaged():
     assert json.dumps(row)
 
 
+def test_the_column_system_comes_before_a_prompt_of_any_form():
+    turns = {"from": "human", "value": "q"}, {"role": "user", "content": "q"}
+    for turn, system in zip(
+        turns, ({"from": "system", "value": "s"}, {"role": "system", "content": "s"}), strict=True
+    ):
+        row = {"conversations": [turn], "chosen": "a", "rejected": "b", "system": "s"}
+        assert LAYOUTS["sharegpt"].read(row).given["prompt"] == [system, turn]
+        assert LAYOUTS["sharegpt"].read({**row, "conversations": [system, turn]}).given["prompt"] == [system, turn]
+
+
+@pytest.mark.parametrize(
+    ("name", "output"), [("data/*.parquet", "dataset"), ("my data.jsonl", "my-data"), ("a/b", "b")]
+)
+def test_the_command_names_a_folder(name, output):
+    with pytest.raises(ValueError, match=rf" --output_dir {output}-pairs$"):
+        check_columns(["prompt", "answers"], PAIR, "Rows", (name, "train", None))
+
+
+def test_responses_under_other_names_are_named():
+    with pytest.raises(
+        ValueError, match=r"If the responses are in winner, loser, name the better one chosen .* Otherwise"
+    ):
+        check_columns(["prompt", "winner", "loser"], PAIR, "Rows", SOURCE)
+    with pytest.raises(ValueError, match=r"If the responses are in accepted, name the better one chosen"):
+        check_columns(["prompt", "accepted", "rejected"], PAIR, "Rows", SOURCE)
+
+
 HINTS = [
     ("05_helpsteer2", "It looks like HelpSteer 2. Convert it: cloud-hf prepare --layout helpsteer2 --dataset_name rows.jsonl"),
     ("08_nectar", "It looks like Nectar. Convert it: cloud-hf prepare --layout nectar .* --output_dir rows-pairs"),
@@ -108,7 +144,7 @@ def test_missing_columns_lead_to_the_command_that_makes_pairs(name, says):
 def test_what_training_does_not_read_is_refused_with_its_layout(name):
     layout = SETS[name][0]
     columns = list(rows_of(name)[0])
-    if LAYOUTS[layout].direct:
+    if {"prompt", *PAIR} <= {*columns} or LAYOUTS[layout].direct:
         check_columns(columns, PAIR, "Rows")
     else:
         with pytest.raises(ValueError, match=f"--layout {layout} --dataset_name DATASET"):

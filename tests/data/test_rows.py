@@ -1,6 +1,7 @@
 import gzip
 import json
 
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
 
@@ -56,6 +57,38 @@ def test_what_is_not_there_is_named(tmp_path):
     (tmp_path / "rows.csv").write_text("prompt")
     with pytest.raises(ValueError, match="files of several kinds"):
         load_rows(str(tmp_path / "*.[cj]s*"))
+
+
+def test_files_that_do_not_fit_each_other_are_refused(tmp_path):
+    for folder in ("more", "order", "empty"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "more/a.jsonl").write_text('{"prompt": "q"}')
+    (tmp_path / "more/b.jsonl").write_text('{"prompt": "q", "margin": 1.0}')
+    (tmp_path / "order/a.csv").write_text("prompt,chosen\nq,a\n")
+    (tmp_path / "order/b.csv").write_text("chosen,prompt\na,q\n")
+    for name, says in (("more", "margin"), ("order", "chosen")):
+        with pytest.raises(ValueError, match=rf"same columns and types, in the same order\. .*{says}.*\.$"):
+            load_rows(str(tmp_path / name))
+    Dataset.from_list(ROWS).to_parquet(tmp_path / "empty/a.parquet")
+    pq.write_table(Dataset.from_list(ROWS).data.table.slice(0, 0), tmp_path / "empty/b.parquet")
+    with pytest.raises(ValueError, match="one of its files holds no rows; remove it"):
+        load_rows(str(tmp_path / "empty"))
+    with pytest.raises(ValueError, match="it holds no rows"):
+        load_rows(str(tmp_path / "empty/b.parquet"))
+
+
+def test_other_separators_than_commas_are_refused(tmp_path):
+    (tmp_path / "rows.csv").write_text("prompt;chosen\nq;a\n")
+    with pytest.raises(ValueError, match="has the one column 'prompt;chosen'; separate columns by commas"):
+        load_rows(str(tmp_path / "rows.csv"))
+
+
+def test_rows_of_more_fields_than_the_header_are_refused(tmp_path):
+    (tmp_path / "rows.csv").write_text("prompt,chosen,rejected\nq,a,b,0.5\nq2,a,b,1\n")
+    with pytest.raises(
+        ValueError, match=r"rows\.csv cannot be read as csv: it has rows with more fields than the header"
+    ):
+        load_rows(str(tmp_path / "rows.csv"))
 
 
 def test_whatever_load_dataset_reads(tmp_path):

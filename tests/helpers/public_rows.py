@@ -93,6 +93,44 @@ SETS = {
         "prompt": prompt, "chosen": GOOD, "chosen_model": "GPT4", "rejected": BAD, "rejected_model": "alpaca", "subset": "alpacaeval-easy",
         "id": len(prompt),
     }),
+    "Orca DPO pairs": ("orca", lambda prompt: {"system": "Be kind.", "question": prompt, "chosen": GOOD, "rejected": BAD}),
+    "Argilla's Orca DPO pairs": ("orca_distilabel", lambda prompt: {
+        "system": "", "input": prompt, "chosen": GOOD, "rejected": BAD, "generations": [BAD, GOOD], "order": ["rejected", "chosen"],
+        "labelling_model": "gpt-4", "rating": [7.0, 9.0], "rationale": "So it is.", "status": "swapped", "chosen_score": 9.0,
+    }),
+    "Truthy DPO": ("system", lambda prompt: {
+        "id": f"id of {prompt}", "source": "truthy", "system": "Be kind.", "prompt": prompt, "chosen": GOOD, "rejected": BAD,
+    }),
+    "Argilla's DPO mix": ("dpo_mix", lambda prompt: {
+        "dataset": "capybara", "chosen": chat(prompt, GOOD), "rejected": chat(prompt, BAD), "chosen_rating": 5.0, "rejected_rating": 3.0,
+    }),
+    "Capybara DPO": ("capybara", lambda prompt: {
+        "source": "Airoboros", "conversation": [{"input": prompt, "output": "So."}], "prompt": chat(prompt, "")[:1],
+        "chosen": chat(prompt, GOOD), "rejected": chat(prompt, BAD), "rating_chosen": 5, "rating_rejected": 3,
+    }),
+    "OpenAI preferences": ("openai", lambda prompt: {
+        "input": {"messages": [user(prompt)], "tools": [], "parallel_tool_calls": True}, "preferred_output": [assistant(GOOD)],
+        "non_preferred_output": [assistant(BAD)],
+    }),
+    "ms-swift": ("ms_swift", lambda prompt: {"messages": chat(prompt, GOOD), "rejected_response": BAD}),
+    "ms-swift, both chats": ("ms_swift_messages", lambda prompt: {
+        "messages": chat(prompt, GOOD), "rejected_messages": chat(prompt, BAD),
+    }),
+    "SHP": ("shp", lambda prompt: {
+        "post_id": f"id of {prompt}", "domain": "askbaking", "history": prompt, "human_ref_A": BAD, "human_ref_B": GOOD,
+        "score_A": 3, "score_B": 5, "labels": 0, "score_ratio": 1.7,
+    }),
+    "WebGPT": ("webgpt", lambda prompt: {
+        "question": {"dataset": "eli5", "id": f"id of {prompt}", "full_text": prompt}, "answer_0": GOOD, "answer_1": BAD,
+        "quotes_0": {"title": ["t"], "extract": ["e"]}, "score_0": 1.0, "score_1": -1.0,
+    }),
+    "Stack Exchange": ("stack_exchange", lambda prompt: {
+        "qid": len(prompt), "question": prompt, "date": "2020/01/01", "metadata": ["https://a.b"],
+        "answers": [{"answer_id": n, "author": "a", "pm_score": 1 + 2 * n, "selected": bool(n), "text": text} for n, text in enumerate((BAD, GOOD))],
+    }),
+    "Stack Exchange pairs": ("stack_exchange_paired", lambda prompt: {
+        "qid": len(prompt), "question": prompt, "date": "2020/01/01", "metadata": ["https://a.b"], "response_j": GOOD, "response_k": BAD,
+    }),
 }  # fmt: skip
 
 

@@ -79,6 +79,8 @@ def test_sft_rows_carry_loss_on_critiques_alone():
 
 def test_margins_are_kept():
     assert encode({**ROW, "margin": 2})["margin"] == [2.0]
+    with pytest.raises(ValueError, match="`margin` is True; give a number"):
+        encode({**ROW, "margin": True})
 
 
 @pytest.mark.parametrize(
