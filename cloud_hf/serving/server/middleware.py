@@ -264,6 +264,8 @@ class RequestMiddleware:
 
     def _with_few_values(self, body: bytes) -> bytes:
         most = self.limits.max_values
+        if b"\0" in body:
+            raise HTTPException(400, "The body is not UTF-8 JSON: it contains zero bytes.")  # UTF-16's are read, too, but not counted
         if (values := count_values(body, most)) > most:
             raise HTTPException(422, refusal(f"The body holds {values} JSON values", "max_values", most))
         return body

@@ -89,6 +89,14 @@ def test_hostile_bodies_are_refused_before_any_work_with_their_limit(running, pa
     assert engine.encoded == []
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32-le"])
+def test_values_in_other_encodings_cannot_be_counted(running, encoding):
+    _, http, engine = running
+    engine.encoded.clear()
+    answer = http.post(URL, content=json.dumps(one(['a"b', *[0] * 60_000])).encode(encoding))
+    assert answer.status_code == 400 and "not UTF-8" in answer.json()["error"] and engine.encoded == []
+
+
 @pytest.mark.parametrize(
     ("row", "says"),
     [
