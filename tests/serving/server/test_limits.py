@@ -222,6 +222,34 @@ def test_routes_without_a_body_take_none_and_heads_are_bounded(running):
     assert http.get("/health").status_code == 200
 
 
+def test_tiny_chunks_and_early_requests_are_bounded(running):
+    server, http, _ = running
+    body, chunked = json.dumps(one()).encode(), b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+    def chunks(content: bytes, size: int) -> bytes:
+        parts = [content[start : start + size] for start in range(0, len(content), size)]
+        return b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
+
+    for content, size in ((body, 1), (body + b" " * 200_000, 100)):
+        with connect(server, f"POST {URL} HTTP/1.1", chunked + chunks(content, size)) as connection:
+            assert b" 200 " in connection.recv(2000)
+    health = b"\r\nGET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+    with connect(server, "GET /health HTTP/1.1", health * 20 + b"\r\n") as connection:
+        answers = b""
+        while answers.count(b" 200 OK") < 21:
+            answers += connection.recv(2000)
+    with connect(server, f"POST {URL} HTTP/1.1", chunked + chunks(b" " * 6000, 1)[:-5]) as connection:
+        assert b"Send larger chunks" in connection.recv(2000) + _answer(connection, 1.0)
+    for head, rest in (
+        (f"POST {URL} HTTP/1.1", chunked + chunks(b" " * 20_000, 1)),
+        ("GET /health HTTP/1.1", health * 2000),
+    ):
+        with connect(server, head) as connection, pytest.raises(OSError):  # it is closed
+            for _ in range(200):
+                connection.sendall(rest)
+    assert http.get("/health").status_code == 200
+
+
 def test_refusals_reach_a_client_that_is_still_sending(talker):
     body = b" " * (3 * MB)
     with serving(make_engine(talker), api_key="sesame", limits=Limits(max_new_tokens=BUDGET)) as (_, http):
