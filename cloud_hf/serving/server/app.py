@@ -121,7 +121,7 @@ _HEAD_TIMEOUT = 20.0
 
 # Bytes of the framing of a body in chunks, beyond an eighth of its content, or of requests sent before the last one is answered
 _MOST_EXTRA_BYTES = 2**13
-_PIECE = 2**14
+_PIECE = 2**13  # of what a connection sent, parsed at once
 
 # Ticks (tenths of a second) without a request after which a stopping server exits
 _IDLE_TICKS = 3

@@ -14,6 +14,7 @@ from servers_for_tests import BUDGET, make_engine, make_talker, serving, tokeniz
 from cloud_hf.rendered_chats import RenderedChats
 from cloud_hf.serving.server.app import MAX_HEAD_BYTES
 from cloud_hf.serving.server.limits import Limits, count_values
+from cloud_hf.serving.server.middleware import _network
 
 
 URL = "/v1/rewards"
@@ -274,6 +275,11 @@ def test_requests_per_minute_of_an_address(talker):
         [*_, last] = [answer for answer in statuses if answer.status_code == 429]
         assert "`--max_requests_per_minute`" in last.json()["error"] and 0 < int(last.headers["retry-after"]) <= 60
         assert http.get("/health").status_code == 200
+
+
+def test_an_ipv6_network_is_one_client():
+    assert _network("2001:db8::1") == _network("2001:db8::ffff") != _network("2001:db8:0:1::1")
+    assert [_network(address) for address in ("::ffff:10.0.0.1", "10.0.0.1", "")] == ["10.0.0.1", "10.0.0.1", ""]
 
 
 def test_health_names_a_folder_by_its_last_part(talker, tmp_path):
