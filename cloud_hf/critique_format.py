@@ -34,7 +34,7 @@ _T = TypeVar("_T")
 _MOST_SHAPES, _LONGEST_SHAPE = 1024, 20_000
 
 # Characters to render while the roles and constants of a conversation are checked one by one
-_MOST_CHECKING = 1_000_000
+_MOST_CHECKING = 2_000_000
 
 # Marks a prompt whose start was cut off
 _OMISSION = "…"

@@ -24,6 +24,9 @@ _SCHEMA_WORDS = ("object", "string", "integer", "number", "boolean", "array", "n
 
 _FIRST_NUMBER = 70000
 
+# Fields of a call that say nothing
+_DEFAULTS = ((("type",), "function"), (("arguments",), {}), (("function", "arguments"), {}))
+
 # Searches, in vain, for the arguments of calls
 _MOST_SEARCHES = 16
 
@@ -80,21 +83,24 @@ class Skeleton:
     def constants_to_check(self, text: str) -> list[tuple]:
         """
         Return the paths of constants, without those in arguments that a rendering holds as they are, as JSON. Of those in the
-        same field of a role, these are the first and the last.
+        same field of a role, at the same depth, these are the first and the last truth value, and the first and last other.
         """
-        found: dict[tuple[str, str], list[tuple]] = {}
+        found: dict[tuple, list[tuple]] = {}
         shown: set[tuple] = set()
         hidden: set[tuple] = set()
         position = 0
         for path in self.constants:
-            root = path[: path.index("arguments") + 1] if "arguments" in path else None
-            if root and root not in shown and root not in hidden and len(hidden) < _MOST_SEARCHES:
+            root = path[: path.index("arguments") + 1] if "arguments" in path else ()
+            # Only an object has a mark, without which JSON may be found that the template wrote for something else
+            is_object = root and isinstance(self._at(root), dict)
+            if is_object and root not in shown and root not in hidden and len(hidden) < _MOST_SEARCHES:
                 start = text.find(json.dumps(self._at(root), ensure_ascii=False), position)
                 (hidden if start < 0 else shown).add(root)
                 position = max(position, start)
             if root not in shown:
                 role = self.conversation.messages[path[0]]["role"]
-                found.setdefault((role, re.sub(r"\[\d+\]", "", spell(path))), []).append(path)
+                field = re.sub(r"\[\d+\]", "", spell(path))
+                found.setdefault((role, field, len(path), isinstance(self._at(path), bool)), []).append(path)
         return [path for paths in found.values() for path in _ends(paths)]
 
     def without_role(self, indices: list[int]) -> Conversation:
@@ -127,7 +133,7 @@ class Skeleton:
             return {name: self._visit(item, (*path, name)) for name, item in items}
         if isinstance(value, list) and value:
             return [self._visit(item, (*path, place)) for place, item in enumerate(value)]
-        if path[-1] == "type" and value == "function" and "arguments" not in path:
+        if path[1:2] == ("tool_calls",) and (path[3:], value) in _DEFAULTS:
             return value
         if isinstance(value, str) and value.strip():
             # Some templates check the length of ids

@@ -1,5 +1,6 @@
 """Whatever a message holds is shown to the model, or refused: no field is dropped in silence."""
 
+import copy
 import json
 import pickle
 import re
@@ -169,6 +170,35 @@ def test_responses_that_differ_only_in_their_calls_are_told_apart():
     for family, field in (("llama3", r"tool_calls\[0\].function.name"), ("llama3_1", "content")):
         with pytest.raises(ValueError, match=f"does not show `{field}` of the response"):
             ids(family, "A")
+
+
+# Writes arguments as some families do, but only texts in lists
+PARAMETERS = """{% for turn in messages %}<|im_start|>{{ turn.role }}\n{{ turn.content }}{% for call in turn.tool_calls or [] %}\
+{{ call.function.name }}{% for name, value in call.function.arguments.items() %}{{ name }}:{% if value is string or value is boolean %}\
+{{ value }}{% else %}{{ value | select('string') | join }}{% endif %}\n{% endfor %}{% endfor %}<|im_end|>\n{% endfor %}"""
+
+
+def test_arguments_that_are_not_written_as_json():
+    tokenizer = copy.copy(make_tokenizer("qwen3"))
+    tokenizer.chat_template = PARAMETERS
+    critique_format = CritiqueFormat(tokenizer)
+
+    def encode(arguments):
+        call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
+        return critique_format.encode("x", {**ANSWER, "tool_calls": [call]}, "Good.").input_ids
+
+    assert encode({}) != encode({"a": True, "b": ["x"], "c": True}) != encode({"a": True, "b": ["x"], "c": False})
+    with pytest.raises(ValueError, match=r"does not show `tool_calls\[0\].function.arguments`"):
+        encode({"a": True, "b": [True], "c": True})
+
+
+@pytest.mark.parametrize(("field", "value"), [("arguments", False), ("arguments", [True]), ("type", "function")])
+@pytest.mark.parametrize("family", ["llama3_1", "qwen3"])
+def test_fields_of_calls_outside_of_calls_are_refused(family, field, value):
+    tool = {"type": "function", "function": {"name": "f", "strict": False, "parameters": {"enum": [True]}}}
+    prompt = {"messages": [{**QUESTION, field: value}], "tools": [tool]}
+    with pytest.raises(ValueError, match=f"does not show `{field}"):
+        make_format(family).encode(prompt, "Cold.", "Good.")
 
 
 def test_reasoning_is_shown_with_keep_thinking_and_refused_without():

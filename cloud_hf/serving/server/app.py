@@ -119,6 +119,10 @@ _TEXT_ROUTES = "/get_reward and /v1/score/evaluation"
 MAX_HEAD_BYTES = 32 * 2**10
 _HEAD_TIMEOUT = 20.0
 
+# Bytes of the framing of a body in chunks, beyond an eighth of its content, or of requests sent before the last one is answered
+_MOST_EXTRA_BYTES = 2**13
+_PIECE = 2**13  # of what a connection sent, parsed at once
+
 # Ticks (tenths of a second) without a request after which a stopping server exits
 _IDLE_TICKS = 3
 
@@ -166,9 +170,35 @@ class RewardServer(uvicorn.Server):
 
 
 class _Protocol(H11Protocol):
-    """HTTP with a bound on the head, unlike httptools, and on the time that it may take."""
+    """HTTP with a bound on the head, unlike httptools, on the time that it may take, and on bytes that are costly to read."""
 
     _head_timeout: asyncio.TimerHandle | None = None
+    _extra_bytes = 0
+
+    def data_received(self, data: bytes):
+        # In pieces, because everyone waits while one is parsed
+        for start in range(0, len(data), _PIECE):
+            if self.transport.is_closing():
+                return
+            self._receive(data[start : start + _PIECE])
+
+    def _receive(self, piece: bytes):
+        is_early, is_body = (self.conn.their_state is state for state in (h11.DONE, h11.SEND_BODY))
+        waits = self.conn.our_state is h11.SEND_RESPONSE
+        held = len(self.cycle.body) if is_body else 0
+        super().data_received(piece)
+        if self.conn.their_state is h11.IDLE:
+            self._extra_bytes = 0
+        elif is_early:
+            self._extra_bytes += len(piece)
+        elif is_body and waits and self.conn.their_state is h11.SEND_BODY:
+            content = len(self.cycle.body) - held
+            self._extra_bytes = max(0, self._extra_bytes + len(piece) - content - content // 8)
+        if self._extra_bytes > _MOST_EXTRA_BYTES and not self.transport.is_closing():
+            if self.conn.our_state is h11.SEND_RESPONSE:
+                super().send_400_response("Send larger chunks, and wait for the answer before the next request.")
+            else:
+                self.transport.close()
 
     def connection_made(self, transport):
         super().connection_made(transport)

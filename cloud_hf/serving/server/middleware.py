@@ -5,6 +5,7 @@ import hmac
 import ipaddress
 import json
 import logging
+import math
 import re
 import time
 import traceback
@@ -178,7 +179,9 @@ class RequestMiddleware:
                 f"{len(self.lifecycle.tasks)} requests are already waiting", "max_queue", self.limits.max_queue
             )
             return HTTPException(429, error, {"Retry-After": "1"})
-        return self._too_often((scope.get("client") or ("",))[0])
+        if self.limits.max_requests_per_minute == math.inf:
+            return None
+        return self._too_often(_network((scope.get("client") or ("",))[0]))
 
     def _is_host(self, host: str) -> bool:
         """Return whether a web page of a stranger cannot have this server's host name: DNS gives it neither address nor bare name."""
@@ -264,6 +267,8 @@ class RequestMiddleware:
 
     def _with_few_values(self, body: bytes) -> bytes:
         most = self.limits.max_values
+        if b"\0" in body:  # UTF-16 and UTF-32 would be parsed, but their values are not counted
+            raise HTTPException(400, "The body is not UTF-8 JSON: it contains zero bytes.")
         if (values := count_values(body, most)) > most:
             raise HTTPException(422, refusal(f"The body holds {values} JSON values", "max_values", most))
         return body
@@ -332,6 +337,15 @@ class RequestMiddleware:
         if record.error is not None:
             fields["error"] = without_contents(record.error)
         logger.info("request", extra={"fields": fields})
+
+
+def _network(address: str) -> str:
+    """Return an address or, because one client has many of IPv6, their /64."""
+    with suppress(ValueError):
+        ip = ipaddress.ip_address(address)
+        if ip.version == 6:
+            return str(ip.ipv4_mapped or ipaddress.IPv6Network((int(ip), 64), strict=False))
+    return address
 
 
 def _shutting_down() -> HTTPException:

@@ -14,6 +14,7 @@ from servers_for_tests import BUDGET, make_engine, make_talker, serving, tokeniz
 from cloud_hf.rendered_chats import RenderedChats
 from cloud_hf.serving.server.app import MAX_HEAD_BYTES
 from cloud_hf.serving.server.limits import Limits, count_values
+from cloud_hf.serving.server.middleware import _network
 
 
 URL = "/v1/rewards"
@@ -87,6 +88,14 @@ def test_hostile_bodies_are_refused_before_any_work_with_their_limit(running, pa
     answer = http.post(path, json=body)
     assert answer.status_code == 422 and says in answer.json()["error"] and len(answer.text) < 1000
     assert engine.encoded == []
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32-le"])
+def test_values_in_other_encodings_cannot_be_counted(running, encoding):
+    _, http, engine = running
+    engine.encoded.clear()
+    answer = http.post(URL, content=json.dumps(one(['a"b', *[0] * 60_000])).encode(encoding))
+    assert answer.status_code == 400 and "not UTF-8" in answer.json()["error"] and engine.encoded == []
 
 
 @pytest.mark.parametrize(
@@ -214,6 +223,34 @@ def test_routes_without_a_body_take_none_and_heads_are_bounded(running):
     assert http.get("/health").status_code == 200
 
 
+def test_tiny_chunks_and_early_requests_are_bounded(running):
+    server, http, _ = running
+    body, chunked = json.dumps(one()).encode(), b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+    def chunks(content: bytes, size: int) -> bytes:
+        parts = [content[start : start + size] for start in range(0, len(content), size)]
+        return b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
+
+    for content, size in ((body, 1), (body + b" " * 200_000, 100)):
+        with connect(server, f"POST {URL} HTTP/1.1", chunked + chunks(content, size)) as connection:
+            assert b" 200 " in connection.recv(2000)
+    health = b"\r\nGET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+    with connect(server, "GET /health HTTP/1.1", health * 20 + b"\r\n") as connection:
+        answers = b""
+        while answers.count(b" 200 OK") < 21:
+            answers += connection.recv(2000)
+    with connect(server, f"POST {URL} HTTP/1.1", chunked + chunks(b" " * 6000, 1)[:-5]) as connection:
+        assert b"Send larger chunks" in connection.recv(2000) + _answer(connection, 1.0)
+    for head, rest in (
+        (f"POST {URL} HTTP/1.1", chunked + chunks(b" " * 20_000, 1)),
+        ("GET /health HTTP/1.1", health * 2000),
+    ):
+        with connect(server, head) as connection, pytest.raises(OSError):  # it is closed
+            for _ in range(200):
+                connection.sendall(rest)
+    assert http.get("/health").status_code == 200
+
+
 def test_refusals_reach_a_client_that_is_still_sending(talker):
     body = b" " * (3 * MB)
     with serving(make_engine(talker), api_key="sesame", limits=Limits(max_new_tokens=BUDGET)) as (_, http):
@@ -238,6 +275,11 @@ def test_requests_per_minute_of_an_address(talker):
         [*_, last] = [answer for answer in statuses if answer.status_code == 429]
         assert "`--max_requests_per_minute`" in last.json()["error"] and 0 < int(last.headers["retry-after"]) <= 60
         assert http.get("/health").status_code == 200
+
+
+def test_an_ipv6_network_is_one_client():
+    assert _network("2001:db8::1") == _network("2001:db8::ffff") != _network("2001:db8:0:1::1")
+    assert [_network(address) for address in ("::ffff:10.0.0.1", "10.0.0.1", "")] == ["10.0.0.1", "10.0.0.1", ""]
 
 
 def test_health_names_a_folder_by_its_last_part(talker, tmp_path):
