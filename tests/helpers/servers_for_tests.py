@@ -5,6 +5,7 @@ python tests/helpers/servers_for_tests.py MODEL PORT SECONDS_PER_BATCH
 """
 
 import asyncio
+import os
 import signal
 import socket
 import subprocess
@@ -105,6 +106,38 @@ def start_process(folder, port: int, seconds: float) -> subprocess.Popen:
     """A server in its own process, which loads its model at once."""
     command = [sys.executable, __file__, str(folder), str(port), str(seconds)]
     return subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=subprocess.DEVNULL, text=True)
+
+
+@contextmanager
+def vllm_server(folder, name: str, log, *options):
+    """vLLM's own OpenAI server with a model, in its own process. Yields the URL of its API."""
+    port = free_port()
+    command = [
+        sys.executable,
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        folder,
+        "--served-model-name",
+        name,
+    ]
+    command += ["--host", "127.0.0.1", "--port", port, "--dtype", "float32", "--enforce-eager"]
+    command += ["--no-enable-chunked-prefill", *options]
+    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    with log.open("w") as out:
+        server = subprocess.Popen(list(map(str, command)), env=environment, stdout=out, stderr=out)
+    try:
+        while True:
+            try:
+                if httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200:
+                    break
+            except httpx.TransportError:
+                assert server.poll() is None, log.read_text()[-3000:]
+            time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        server.terminate()
+        server.wait(60)
 
 
 def listen(process: subprocess.Popen):
