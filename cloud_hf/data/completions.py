@@ -98,9 +98,9 @@ class CompletionClient:
     """
     Client for one model on one or more OpenAI-compatible servers.
 
-    Timeouts, lost connections, the statuses 408, 409, 425, 429 and 5xx, and answers without content are retried on the least
-    busy server, after 0.5, 1, 2, … seconds (at most 60, each shortened at random by up to half) or after `Retry-After` (at most
-    five minutes). Other statuses fail at once.
+    Timeouts, lost connections, the statuses 408, 409, 425, 429 and 5xx, and answers without content (unless at temperature 0) are
+    retried on the least busy server, after 0.5, 1, 2, … seconds (at most 60, each shortened at random by up to half) or after
+    `Retry-After` (at most five minutes). Other statuses fail at once.
 
     Args:
         base_urls (`Sequence[str]`):
@@ -336,7 +336,11 @@ class CompletionClient:
         # A reasoning model truncated while thinking has no content yet
         text = "" if text is None and reason != "stop" else text
         if not isinstance(text, str) or (path == "/chat/completions" and reason == "stop" and not text.strip()):
-            raise _BadAnswer(f"an answer without content (finish_reason {reason!r:.60})")
+            nothing = f"an answer without content (finish_reason {reason!r:.60})"
+            if body.get("temperature") == 0:  # the same request would get the same answer
+                self.counts.failed += 1
+                raise RequestFailed(f"{nothing} at temperature 0, which is not asked again")
+            raise _BadAnswer(nothing)
         model = answer.get("model")
         model = model if isinstance(model, str) and model.isprintable() else None
         ids = choice.get("token_ids")

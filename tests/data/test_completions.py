@@ -157,6 +157,19 @@ def test_a_rate_limit_fails_nobody():
     assert max(server.requests.values()) > 4
 
 
+@pytest.mark.parametrize("content", [None, " \n"])
+def test_an_empty_answer_at_temperature_0_is_not_asked_for_again(content):
+    async def greedy(client):
+        return await client.chat(MESSAGES, max_tokens=8, temperature=0.0)
+
+    with (
+        serve_completions(write=lambda body: (content, "stop")) as server,
+        pytest.raises(RequestFailed, match="without content .* at temperature 0, which is not asked again"),
+    ):
+        run([server.url], greedy, max_retries=3)
+    assert server.requests.total() == 1
+
+
 def test_a_quota_that_is_used_up_ends():
     def write(body):
         return web.json_response({"error": {"message": "You exceeded your quota"}}, status=429)

@@ -65,7 +65,10 @@ class CompletionServer:
             generator = random.Random(f"{text}/{self.requests[text]}")
             await asyncio.sleep(self.latency * generator.uniform(0.5, 1.5))
             if generator.random() < self.fault_rate:
-                return await self._fail(request, generator.choice(FAULTS))
+                fault = generator.choice(FAULTS)
+                # An empty answer at temperature 0 is final
+                is_final = fault in ("empty", "null") and body.get("temperature") == 0
+                return await self._fail(request, "500" if is_final else fault)
             return self._answer(request, text, body)
         finally:
             self.in_flight -= 1
