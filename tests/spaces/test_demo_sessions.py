@@ -141,7 +141,7 @@ def test_sixteen_visitors_get_their_own_results_and_see_their_place(demo, gate, 
     prompts = [f"The ball starts under cup {'ABCD'[i % 4]}. Visitor {i}?" for i in range(VISITORS)]
     answers = [f"The answer is {'ABCD'[i // 4]}." for i in range(VISITORS)]
     engine = backend.models.cloud
-    expected = engine._model.score(prompts, answers, engine._tokenizer, max_new_tokens=100)
+    expected = engine._model.score(prompts, answers, engine._format.tokenizer, max_new_tokens=100)
     clients = [make_client(url) for _ in range(VISITORS)]
     outputs = [None] * VISITORS
 
