@@ -69,7 +69,7 @@ def help_page(module: str, prog: str) -> str | None:
         return None
     own = _classes(tree)
     groups: dict[str, dict[str, str]] = {}
-    seen: set[str] = set()
+    seen = set(_strings(tree, "FIXED_OPTIONS"))  # not for the user to choose
     for found in (found for name in names for found in _lineage(name, own)):
         new = {flag: text for flag, text in _options(found).items() if flag.split()[0] not in seen}
         seen |= {flag.split()[0] for flag in new}
@@ -108,6 +108,12 @@ def _argument_classes(tree: ast.Module, path: Path) -> list[str] | None:
             sibling = path.parent / f"{node.module}.py"
             return _argument_classes(ast.parse(sibling.read_text(encoding="utf-8")), sibling)
     return None
+
+
+def _strings(tree: ast.Module, name: str) -> tuple[str, ...]:
+    """Return the tuple of strings that a module assigns to a name."""
+    values = [n.value for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == name]
+    return ast.literal_eval(values[0]) if values else ()
 
 
 def _classes(tree: ast.Module) -> dict[str, ast.ClassDef]:

@@ -27,7 +27,7 @@ _FIRST_NUMBER = 70000
 # Fields of a call that say nothing
 _DEFAULTS = ((("type",), "function"), (("arguments",), {}), (("function", "arguments"), {}))
 
-# Searches, in vain, for the arguments of calls
+# Failed searches for the arguments of calls, after which no more are made
 _MOST_SEARCHES = 16
 
 # The mark of a text, which may be followed by another, or of a number

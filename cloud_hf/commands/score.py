@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from ..arguments import check_bounds, documented
 from ..configuration_cloud import CLoudConfig
 from ..critique_format import CritiqueFormat
-from ..data.preference_rows import WITH_TOOLS, read_column
+from ..data.column_forms import WITH_TOOLS, read_column
 from ..data.row_values import judged_chat, prompt_of, response_of
 from ..loading import check_reward_model, read_model_config, tokenizer_source
 from ..prompts import read_prompt
@@ -40,7 +40,7 @@ class ScoreArguments(BackendArguments):
         response (`str`, *optional*):
             The response to score.
         input (`str`, *optional*):
-            JSON-lines file with the keys `prompt` and `response`, in any form of a preference set's; `-` reads standard input.
+            JSON-lines file with the keys `prompt` and `response`, in any form that preference sets have; `-` reads standard input.
         output (`str`, *optional*, defaults to `"-"`):
             JSON-lines file to write the rows to, with their `reward` and `critique`; `-` writes to standard output.
         num_critiques (`int`, *optional*, defaults to `1`):

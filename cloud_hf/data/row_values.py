@@ -4,7 +4,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from .preference_rows import Response, check_response, read_column
+from .column_forms import read_column
+from .preference_rows import Response, check_response
 
 
 FEEDBACK_COLUMNS = ("chosen_feedback", "rejected_feedback")

@@ -26,12 +26,14 @@ class EvaluationArguments(ScoringArguments):
         output_dir (`str`):
             Folder for the results.
         compare (`list[str]`, *optional*):
-            Instead of scoring, compare the results in two output folders of earlier runs, row by row. Besides, only `output_dir` is taken.
+            Instead of scoring, compare the results in two output folders of earlier runs, row by row. The only other option is
+            `output_dir`.
         dataset_name (`list[str]`, *optional*):
             Preference sets: Hub ids, JSONL or Parquet files, or `save_to_disk` folders.
         benchmarks (`list[str]`, *optional*):
             reward_bench, reward_bench_with_prior_sets, reward_bench_2, rm_bench, judge_bench_gpt, judge_bench_claude, llm_bar;
-            `NAME=FILES` reads files instead of the official dataset: paths, folders or glob patterns, separated by commas. `limit` applies to each of their subsets.
+            `NAME=FILES` reads files instead of the official dataset: paths, folders or glob patterns, separated by commas. `limit`
+            applies to each of their subsets.
         best_of_n (`list[str]`, *optional*):
             Datasets with the columns `prompt`, `responses` and `correct`.
         reference_critiques (`list[str]`, *optional*):

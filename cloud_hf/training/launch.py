@@ -52,8 +52,8 @@ def deepspeed_config(args: TrainingArguments) -> dict[str, Any]:
 
 def check_machine(args: TrainingArguments):
     """
-    Raise `ImportError` if DeepSpeed is requested but not installed, and `ValueError` if a number is out of range, or bf16 is requested but no GPU
-    supports it. Call it before the `__post_init__` of `TrainingArguments`, whose messages are less helpful.
+    Raise `ImportError` if DeepSpeed is requested but not installed, and `ValueError` if a number is out of range, or if bf16 is
+    requested but no GPU supports it. Call it before the `__post_init__` of `TrainingArguments`, whose messages are less helpful.
     """
     check_bounds(args, per_device_train_batch_size=1, per_device_eval_batch_size=1, gradient_accumulation_steps=1)
     check_bounds(args, learning_rate=0, weight_decay=0, max_grad_norm=0)

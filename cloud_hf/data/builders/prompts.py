@@ -19,10 +19,10 @@ from tqdm import tqdm
 from ...arguments import check_bounds, documented
 from ...prompts import read_prompt
 from ..bad_rows import kind_of
+from ..column_forms import MESSAGES, TEXT, read_column
 from ..duplicates import Duplicate, EvaluationNGrams, find_exact_duplicates, find_near_duplicates
 from ..folder import DatasetFolder, Reject
 from ..journal import JournalError
-from ..preference_rows import MESSAGES, TEXT, read_column
 from ..rows import check_columns, load_rows, short_names
 from ..rows import dataset_label as rows_label
 from ..run import check_not_empty

@@ -1,4 +1,4 @@
-"""Compare the results of two runs, made at different times perhaps, on the rows that both scored."""
+"""Compare two runs, perhaps made at different times, on the rows that both scored."""
 
 import json
 from collections import Counter

@@ -184,7 +184,7 @@ class RequestMiddleware:
         return self._too_often(_network((scope.get("client") or ("",))[0]))
 
     def _is_host(self, host: str) -> bool:
-        """Return whether a web page of a stranger cannot have this server's host name: DNS gives it neither address nor bare name."""
+        """Return whether no stranger's web page can have this host name: it is an address, a name without a dot, or allowed."""
         with suppress(ValueError):
             name = urlsplit(f"//{host}").hostname or ""
             return "." not in name or name in self.allowed_hosts or bool(ipaddress.ip_address(name))
