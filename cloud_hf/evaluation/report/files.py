@@ -14,6 +14,7 @@ from ..environment import describe, environment, names_without_folders, rename
 from ..evaluation_arguments import SETTINGS, EvaluationArguments
 from ..fitting import score_columns
 from ..formatting import Section, file_name, picture_name, render
+from ..judges import JudgeReport
 from ..metrics.pairs import PairEvaluation
 from ..outcomes import Evaluation, compare
 from ..sets import ModelResults
@@ -22,6 +23,7 @@ from .plots import plot_benchmarks, plot_margins, plot_probe, plot_rejection, pl
 from .tables import (
     critique_section,
     has_measures,
+    judge_section,
     probe_picture,
     probe_sections,
     result_sections,
@@ -127,10 +129,11 @@ def write_report(
     shown: Mapping[str, str],
     output_dir: Path,
     sets: Sequence[Mapping[str, Any]] = (),
+    judged: JudgeReport | None = None,
 ):
     """
     Write report.json, report.md and its pictures on the models that are done; `shown` are short names of models and sets, `sets` are those
-    of [`~sets.Sets.describe`]. Absolute paths are shortened to names.
+    of [`~sets.Sets.describe`], `judged` the counts of a judge. Absolute paths are shortened to names.
     """
     # Written again after each model, so that an interrupted run leaves a report on the models that are done
     by_model = {shown[name]: found.evaluations for name, found in results.items()}
@@ -155,6 +158,7 @@ def write_report(
         "benchmarks": entries(lambda found: (evaluation.summary() for evaluation in found.evaluations)),
         "differences": differences,
         "best_of_n": best_of_n,
+        **({} if judged is None else {"judge": judged.summary()}),
         "critique_quality": entries(lambda found: (part.summary() for part in found.critiques)),
     }
     for name, found in results.items():
@@ -165,6 +169,8 @@ def write_report(
         *result_sections(by_model, differences, best_of_n),
         *_picture_sections(results, args, shown, output_dir),
     ]
+    if judged is not None:
+        sections.append(judge_section(judged))
     if args.reference_critiques:
         sections.append(critique_section({shown[name]: found.critiques for name, found in results.items()}))
     settings = SCORED.format(**{name: getattr(args, name) for name in (*SETTINGS, "overlong_policy")})
