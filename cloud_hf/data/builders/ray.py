@@ -91,7 +91,7 @@ class RayEngines:
         answers = processor(ray.data.from_arrow_refs(cast(Any, blocks)))
         # Nothing is fetched ahead, so that stopping between batches loses no answer that has arrived
         for table in answers.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            yield table.to_pylist()
+            yield cast(Any, table).to_pylist()
 
     def _config(self) -> vLLMEngineProcessorConfig:
         on_cpu = {

@@ -11,7 +11,7 @@ from typing import Any
 from pyarrow import parquet
 
 from ..evaluation_arguments import SETTINGS
-from ..formatting import Section, file_name, render
+from ..formatting import POINTS, Section, file_name, render
 from ..outcomes import Difference, difference, outcome
 from ..scoring_arguments import short_names
 from ..stats import json_safe
@@ -150,8 +150,8 @@ class Comparison:
         kinds: list[list[Difference]] = [[], [], []]
         for found in self.differences:
             kinds[found.benchmark.startswith(BEST_OF_N) + (found.benchmark in self.scores)].append(found)
-        as_shown = ({}, {"what": CHOICES}, {"what": CHOICES, "form": DIFFERENCE})
-        tables = [difference_table(kind, **how) for kind, how in zip(kinds, as_shown, strict=True) if kind]
+        as_shown = (POINTS,), (POINTS, CHOICES), (DIFFERENCE, CHOICES)
+        tables = [difference_table(kind, *how) for kind, how in zip(kinds, as_shown, strict=True) if kind]
         return Section("Runs on the same rows", text, tables, self.notes, level=1)
 
 
