@@ -21,13 +21,13 @@ _WORD = rf"[[{_CJK}]&&[{_LETTER}]]\p{{M}}*|[[{_LETTER}]--[{_CJK}]][[{_LETTER}\p{
 _WORDS = regex.compile(_WORD, regex.V1)
 _WORDS_AND_MARKS = regex.compile(rf"{_WORD}|[^{_LETTER}\s\x1c-\x1f.,;:!?]|[.,;:!?](?=[{_LETTER}])", regex.V1)
 _NUMBER_WORDS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen "
-    "twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million once twice double triple half third quarter"
-).split()
+    "zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen|eighteen|nineteen|"
+    "twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety|hundred|thousand|million|once|twice|double|triple|half|third|quarter"
+)
 # Numbers (but not those of names, such as gpt4) and mathematical signs decide the answer of a problem
 _LEFT, _RIGHT = r"(?<=(?:[\d)]|(?<!\p{L})\p{L})\s*)", r"(?=\s*(?:[\d(]|\p{L}(?!\p{L})))"
 _QUANTITIES = regex.compile(
-    rf"\b(?:{'|'.join(_NUMBER_WORDS)})\b|(?<![\p{{L}}_\d])\d+(?:[.,]\d+)*|[\p{{Sm}}--[|~]]|{_LEFT}[*/\^\-]{_RIGHT}|(?<![^\s(=])-(?=\d)|(?<=\d\s*)%|[\p{{Sc}}--$]|°\s*[cf]\b",
+    rf"\b(?:{_NUMBER_WORDS})\b|(?<![\p{{L}}_\d])\d+(?:[.,]\d+)*|[\p{{Sm}}--[|~]]|{_LEFT}[*/\^\-]{_RIGHT}|(?<![^\s(=])-(?=\d)|(?<=\d\s*)%|[\p{{Sc}}--$]|°\s*[cf]\b",
     regex.V1,
 )
 # NFKC would make the exponent of x² part of a name
