@@ -5,6 +5,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from typing import Any
 
 
@@ -50,6 +51,8 @@ def deferred_interrupts(on_first: Callable[[], Any] = lambda: None) -> Iterator[
 @contextmanager
 def processes_without_interrupts() -> Iterator[None]:
     """Start processes within the block that Ctrl-C does not reach. A terminal sends it to them, too, and they would not finish their work."""
+    # Python 3.11 starts it with the first process, and unblocks signals then
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
