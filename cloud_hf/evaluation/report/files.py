@@ -60,6 +60,11 @@ Critiques per response: {num_critiques}, temperature {temperature}, at most {max
 {backend}, dtype {dtype}. Over-long rows: {overlong_policy}."""
 
 
+ENSEMBLES = """\
+Ensembles take the mean or the lowest of their models' rewards, each standardised to mean 0 and deviation 1 over all responses of a set;
+they have the rows that all their models scored, and are not probed."""
+
+
 def write_results(name: str, results: ModelResults, shown: Mapping[str, str], output_dir: Path):
     """Write the scores of a model, and files for leaderboard tools; `shown` are short names of models and sets."""
 
@@ -165,6 +170,8 @@ def write_report(
         sections.append(critique_section({shown[name]: found.critiques for name, found in results.items()}))
     settings = SCORED.format(**{name: getattr(args, name) for name in (*SETTINGS, "overlong_policy")})
     settings = f"{settings}\n\n{describe(run)}"
+    if args.ensembles:
+        settings += f"\n\n{ENSEMBLES}"
     text = render([Section("Reward models evaluated", level=1), *sections, Section("Settings", settings)])
     (output_dir / "report.md").write_text(text, encoding="utf8")
 
@@ -223,10 +230,9 @@ def robustness_sections(
     certainties = {name: {model: found.uncertainty[name] for model, found in results.items()} for name in names}
     sections = self_consistency_sections(curves) if curves else []
     sections += uncertainty_sections(certainties, rejections, _RELIABILITY)
-    probes = [
-        dict(zip(results, found, strict=True))
-        for found in zip(*(part.probes for part in results.values()), strict=True)
-    ]
+    # Ensembles are not probed
+    probed = {model: found.probes for model, found in results.items() if found.probes}
+    probes = [dict(zip(probed, found, strict=True)) for found in zip(*probed.values(), strict=True)]
     for by_model in probes:
         if has_measures(by_model):
             plot_probe(by_model, output_dir / probe_picture(by_model))
