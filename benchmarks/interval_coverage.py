@@ -3,7 +3,7 @@ Measure how often the 95 % intervals of evaluation reports hold the true value, 
 from a known distribution, the library computes the interval, and the share of intervals that hold the true value should be 0.95. Standard
 errors are measured as ± 1.96 of them.
 
-python benchmarks/interval_coverage.py                    # about five minutes on one core
+python benchmarks/interval_coverage.py                    # about a quarter of an hour on one core
 python benchmarks/interval_coverage.py --runs 40 --sizes 20
 """
 
@@ -300,7 +300,7 @@ def coverage(found: Sequence[Found]) -> dict[str, float]:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[20, 100, 1000], help="numbers of rows")
-    parser.add_argument("--runs", type=int, default=1000, help="simulated evaluations; slow types take fewer")
+    parser.add_argument("--runs", type=int, default=3000, help="simulated evaluations; slow types take fewer")
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args()
     result: dict[str, dict[str, dict[str, float]]] = {}

@@ -16,14 +16,13 @@ from ..evaluation.formatting import file_name, picture_name
 from ..evaluation.journaled_scorer import JournaledScorer, batches_by_length, default_chunk_size, open_score_journal
 from ..evaluation.metrics.best_of_n import Problem, load_problems
 from ..evaluation.report import Section, best_of_n_section, render
-from ..evaluation.report.files import write_json, write_json_lines
+from ..evaluation.report.files import BEST_OF_N_VERSION, write_json, write_json_lines
 from ..evaluation.report.plots import plot_curves
 from ..evaluation.scoring_arguments import ScoringArguments, load_datasets, open_scorer, short_names
 from ..evaluation.sets import score_sets
 from ..evaluation.stats import json_safe
 
 
-VERSION = 2
 # Besides the model, scores depend on these; the journal's keys cover the chat and the sampling options
 SETTINGS = ("backend", "dtype", "vllm_options")
 ARENA_HARD = "ArenaHard"
@@ -219,7 +218,7 @@ def write_report(
     run = rename(environment(args) | {"sets": sets}, names)
     sections.append(Section("Settings", f"{SETTINGS_TEXT.format(**asdict(args))}\n{describe(run)}"))
     page = {
-        "version": VERSION,
+        "version": BEST_OF_N_VERSION,
         "arguments": asdict(args),
         "environment": run,
         "arena_hard": counts,

@@ -6,6 +6,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from functools import partial
@@ -50,6 +51,10 @@ class RequestFailed(Exception):
 
 class ServerUnusable(Exception):
     """No request can succeed: the server is down, rejects the key, or does not serve the model."""
+
+
+class Stopped(Exception):
+    """A request that was not sent, because of [`CompletionClient.stop`]."""
 
 
 class _BadAnswer(Exception):
@@ -169,6 +174,7 @@ class CompletionClient:
     async def __aenter__(self) -> "CompletionClient":
         limits = httpx2.Limits(max_connections=self.max_concurrency, max_keepalive_connections=self.max_concurrency)
         self._places = asyncio.Semaphore(self.max_concurrency)
+        self._stopping = asyncio.Event()
         self._servers = [
             _Server(
                 url,
@@ -194,6 +200,10 @@ class CompletionClient:
     async def __aexit__(self, *_):
         for server in self._servers:
             await server.client.close()
+
+    def stop(self):
+        """Send nothing more: requests in flight are answered, others raise `Stopped`."""
+        self._stopping.set()
 
     # ------------------------------------------------------------------------------------------------------ requests
 
@@ -290,6 +300,8 @@ class CompletionClient:
         async with self._places:
             while failures <= self.max_retries:
                 server = await self._free_server()
+                if self._stopping.is_set():
+                    raise Stopped
                 server.in_flight += 1
                 try:
                     answer = await self._post(server, path, body)
@@ -314,7 +326,7 @@ class CompletionClient:
     async def _free_server(self) -> _Server:
         """Return the least busy server that accepts requests, waiting until one does."""
         while (server := min(self._servers, key=lambda server: (server.wait > 0, server.in_flight))).wait > 0:
-            await asyncio.sleep(min(server.wait for server in self._servers))
+            await self._pause(min(server.wait for server in self._servers))
         return server
 
     async def _post(self, server: _Server, path: str, body: dict[str, Any]) -> Answer:
@@ -391,7 +403,12 @@ class CompletionClient:
         elif isinstance(error, APIConnectionError) and len(self._servers) > 1:
             server.not_before = time.monotonic() + seconds
             seconds = 0.0
-        await asyncio.sleep(seconds)
+        await self._pause(seconds)
+
+    async def _pause(self, seconds: float):
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), seconds)
+            raise Stopped
 
     async def _stop_if_all_are_down(self):
         """Raise `ServerUnusable` if no server works; a failure on a working server concerns only its row."""

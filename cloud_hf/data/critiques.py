@@ -11,6 +11,7 @@ from datasets import Features, List, Value
 from tqdm import tqdm
 
 from ..arguments import documented
+from ..interrupts import deferred_interrupts
 from .completions import Answer
 from .fit_to_context import Overlong, check_policy, fit_to_context
 from .journal import Journal, key_of
@@ -286,7 +287,8 @@ class ScorerCritic:
         A chunk is the set of responses passed to one scorer call. `longest_first` sorts by length, so that batches need little padding. Otherwise
         both responses to a prompt stay together, so that a prefix cache can serve the second one.
 
-        Raises `ValueError` that counts the rows that cannot be used, before anything is computed.
+        The first Ctrl-C raises `KeyboardInterrupt` after the chunk in progress. Raises `ValueError` that counts the rows that cannot be
+        used, before anything is computed.
         """
         options = self.builder.options
         jobs = self._jobs(rows)
@@ -303,8 +305,10 @@ class ScorerCritic:
             with (
                 tqdm(total=len(waiting), desc=title, unit=" responses", disable=not waiting) as progress,
                 _without_scoring_warnings(),
+                deferred_interrupts() as interrupts,
             ):
                 for start in range(0, len(waiting), chunk_size):
+                    interrupts.check()
                     chunk = waiting[start : start + chunk_size]
                     self._write_chunk(scorer, rows, chunk, max_new_tokens)
                     progress.update(len(chunk))

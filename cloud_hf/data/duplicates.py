@@ -12,19 +12,26 @@ from datasketch import MinHash, MinHashLSH
 from tqdm import tqdm
 
 
-# Chinese and Japanese are written without spaces, so each of their characters counts as a word
-_CJK = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+# Chinese and Japanese are written without spaces, so each of their characters counts as a word. Thai, Lao, Khmer and Burmese would need a
+# dictionary: what stands between two spaces counts as one word, because 13 of their characters are a common phrase.
+_CJK = r"\u3040-\u30ff\p{Han}"
 # Vowel signs and accents that do not compose are marks (\p{M}). They continue a word, which `re` would split there.
 _LETTER = r"\p{L}\p{N}_"
-_WORD = rf"[{_CJK}]\p{{M}}*|[[{_LETTER}]--[{_CJK}]][[{_LETTER}\p{{M}}]--[{_CJK}]]*"
+_WORD = rf"[[{_CJK}]&&[{_LETTER}]]\p{{M}}*|[[{_LETTER}]--[{_CJK}]][[{_LETTER}\p{{M}}]--[{_CJK}]]*"
 _WORDS = regex.compile(_WORD, regex.V1)
 _WORDS_AND_MARKS = regex.compile(rf"{_WORD}|[^{_LETTER}\s\x1c-\x1f.,;:!?]|[.,;:!?](?=[{_LETTER}])", regex.V1)
+_NUMBER_WORDS = (
+    "zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen|eighteen|nineteen|"
+    "twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety|hundred|thousand|million|once|twice|double|triple|half|third|quarter"
+)
 # Numbers (but not those of names, such as gpt4) and mathematical signs decide the answer of a problem
 _LEFT, _RIGHT = r"(?<=(?:[\d)]|(?<!\p{L})\p{L})\s*)", r"(?=\s*(?:[\d(]|\p{L}(?!\p{L})))"
 _QUANTITIES = regex.compile(
-    rf"(?<![\p{{L}}_\d])\d+(?:[.,]\d+)*|[\p{{Sm}}--[|~]]|{_LEFT}[*/\^\-]{_RIGHT}|(?<![^\s(=])-(?=\d)|(?<=\d\s*)%",
+    rf"\b(?:{_NUMBER_WORDS})\b|(?<![\p{{L}}_\d])\d+(?:[.,]\d+)*|[\p{{Sm}}--[|~]]|{_LEFT}[*/\^\-]{_RIGHT}|(?<![^\s(=])-(?=\d)|(?<=\d\s*)%|[\p{{Sc}}--$]|°\s*[cf]\b",
     regex.V1,
 )
+# NFKC would make the exponent of x² part of a name
+_EXPONENTS = regex.compile(r"[²³¹⁰⁴-⁹]+")
 # Soft hyphens, zero-width characters and similar are invisible, so they must not make two texts differ
 _INVISIBLE = regex.compile(r"\p{Default_Ignorable_Code_Point}+")
 
@@ -74,7 +81,8 @@ def quantities(text: str) -> tuple[str, ...]:
     ('1000', '-', '3', '=')
     ```
     """
-    return tuple(found.replace(",", "") for found in _QUANTITIES.findall(_normalize(text)))
+    text = _normalize(_EXPONENTS.sub(r"^ \g<0>", text))
+    return tuple(found.replace(",", "") for found in _QUANTITIES.findall(text))
 
 
 def ngrams(tokens: list[str], n: int) -> list[str]:

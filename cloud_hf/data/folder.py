@@ -1,5 +1,6 @@
 """Write the output folder of a builder: dataset, card, rejected rows with reasons, and the record of settings and counts."""
 
+import asyncio
 import json
 import re
 import shutil
@@ -148,6 +149,7 @@ class DatasetFolder:
             (staging / REJECTS).open("w", encoding="utf-8", newline="\n") as rejects,
         ):
             async for result in results:
+                await asyncio.sleep(0)  # where Ctrl-C can cancel; rows from a journal wait for nothing
                 if statistics is not None:
                     statistics.add(result)
                 if isinstance(result, Reject):

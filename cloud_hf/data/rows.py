@@ -10,6 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
 
+import fsspec
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
 from pandas.errors import ParserWarning
@@ -203,6 +204,21 @@ def _read_files(name: str, files: list[str]) -> Dataset:
     return rows
 
 
+def _name_surrogates(files: list[str]) -> str:
+    """Name the lines of JSON files that hold half of a surrogate pair. Arrow counts from the start of its block."""
+    escapes = re.compile(r"(?<!\\)(?:\\\\)*\\u(d[89ab]..\\ud[c-f]|(d[89a-f]))", re.IGNORECASE)
+    lines = []
+    for name in files:
+        with fsspec.open(name, "rt", encoding="utf-8", errors="replace", newline="\n", compression="infer") as file:
+            for number, line in enumerate(file, 1):
+                if any(match[2] for match in escapes.finditer(line)):
+                    lines.append(f"line {number} of {Path(name).name}")
+    return (
+        f"{', '.join(lines[:3])}: a text holds a lone surrogate (half of a character, such as \\ud800), which is not valid text. "
+        f"Such lines: {len(lines)}. Repair or remove them."
+    )
+
+
 def _reason(error: Exception, files: list[str]) -> str:
     """Say why `datasets` could not read files."""
     with open(files[0], "rb") as file:
@@ -210,6 +226,8 @@ def _reason(error: Exception, files: list[str]) -> str:
     if is_utf16 or isinstance(error.__cause__, UnicodeDecodeError):
         return f"it is not UTF-8{'' if is_utf16 else f' ({error.__cause__})'}. Save the file as UTF-8."
     reason = " ".join(str(error.__cause__ or error).split())
+    if "surrogate" in reason:
+        return _name_surrogates(files)
     if len(files) > 1 and re.search("Couldn't cast|Schema", reason):
         return f"its files need the same columns and types, in the same order. {reason[:400]}."
     if "Length of header" in reason:

@@ -13,8 +13,9 @@ from typing import Any
 from datasets import Features
 from tqdm import tqdm
 
+from ..interrupts import deferred_interrupts
 from .bad_rows import BadRows, OverlongRows
-from .completions import FINISH_REASONS, Answer, CompletionClient, RequestFailed, ServerUnusable
+from .completions import FINISH_REASONS, Answer, CompletionClient, RequestFailed, ServerUnusable, Stopped
 from .fit_to_context import Overlong
 from .folder import JOURNAL, REJECTS, DatasetFolder, Reject, Statistics
 from .journal import SAMPLING_DEFAULTS, SERVERS_OWN, Journal, JournalError, key_of
@@ -204,13 +205,15 @@ class Run:
 
     async def ask(self):
         """
-        Work on all rows until every answer is in the journal. Raises `ServerUnusable` if no row can succeed; the journal keeps all answers
-        received so far.
+        Work on all rows until every answer is in the journal. The first Ctrl-C stops sending requests, and raises `KeyboardInterrupt` once
+        those in flight are answered. Raises `ServerUnusable` if no row can succeed; the journal keeps all answers received so far.
         """
+        # A signal handler does not wake the loop
+        stop = partial(asyncio.get_running_loop().call_soon_threadsafe, self._stop)
         indices = iter(range(len(self.rows)))
         # `miniters` of 0: a row may take many requests, and each answer may refresh the bar
         shown = {"smoothing": 0.05, "file": sys.stderr, "mininterval": 1.0, "miniters": 0}
-        with tqdm(total=len(self.rows), unit=" rows", **shown) as progress:
+        with tqdm(total=len(self.rows), unit=" rows", **shown) as progress, deferred_interrupts(stop):
             for client in self.clients:
                 client.on_answer = partial(self._show, progress)
             try:
@@ -223,6 +226,10 @@ class Run:
                     raise
                 raise errors.exceptions[0] from None
 
+    def _stop(self):
+        for client in self.clients:
+            client.stop()
+
     async def _work_through(self, indices: Iterable[int], progress: tqdm):
         for index in indices:
             try:
@@ -232,6 +239,8 @@ class Run:
                 self._stop_if_nothing_works()
             except Dropped:
                 self.dropped += 1  # `results` reports the reason
+            except Stopped:
+                return
             self._show(progress, rows=1)
 
     def _show(self, progress: tqdm, rows: int = 0):
@@ -354,7 +363,8 @@ async def build_dataset(
             rows,
             work,
             list(clients.values()),
-            sum(client.max_concurrency for client in clients.values()),
+            # Not the sum: a row sends several requests at once, so that each client is busy with fewer rows
+            max(client.max_concurrency for client in clients.values()),
             journal=journal,
         )
         await run.ask()
@@ -390,7 +400,10 @@ Build = Coroutine[Any, Any, dict[str, Any]] | Callable[[], dict[str, Any]]
 
 
 def complete_build(build: Build, folder: DatasetFolder) -> dict[str, Any]:
-    """Run a builder to completion and return its counts. Raises `SystemExit` with a message if the run had to stop."""
+    """
+    Run a builder to completion and return its counts. If the run had to stop, raises `SystemExit` with a message, or `KeyboardInterrupt`
+    with one.
+    """
     try:
         return build() if callable(build) else asyncio.run(build)
     except (ServerUnusable, JournalError) as error:
@@ -398,7 +411,7 @@ def complete_build(build: Build, folder: DatasetFolder) -> dict[str, Any]:
     except OSError as error:
         raise SystemExit(f"Stopped: {error}.\n{_resume_hint(folder)}") from None
     except KeyboardInterrupt:
-        raise SystemExit(f"Interrupted.\n{_resume_hint(folder)}") from None
+        raise KeyboardInterrupt(f"Interrupted. {_resume_hint(folder)}".rstrip()) from None
 
 
 def run_builder(build: Build, folder: DatasetFolder, following: str | None = None, push_to_hub: str | None = None):
@@ -448,4 +461,8 @@ def check_not_empty(counts: dict[str, Any], folder: DatasetFolder):
 
 def _resume_hint(folder: DatasetFolder) -> str:
     journal = folder.path / JOURNAL
-    return f"{journal} keeps the answers so far; run the same command to resume." if journal.exists() else ""
+    if not journal.exists():
+        return ""
+    with journal.open("rb") as lines:
+        kept = sum(1 for _ in lines) - 1  # a header
+    return f"{journal} keeps {kept} answers so far; run the same command to resume."

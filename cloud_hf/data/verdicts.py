@@ -9,6 +9,8 @@ _POINTS = {"A>>B": 2, "A>B": 1, "A=B": 0, "B>A": -1, "B>>A": -2}
 _LABEL = re.compile(r"\[\[([AB<>=]+)\]\]")
 # Matches upper-cased text, like ArenaHard 2.0. Single brackets count only in texts without double ones
 _SPELLINGS = (re.compile(r"\[\[([AB][<>=]+[AB])\]\]"), re.compile(r"\[([AB][<>=]+[AB])\]"))
+# After a verdict, such as `[[B]]`, `[[B > A]]` or `[[TIE]]`; not a citation or a link
+_OTHER_LABEL = re.compile(r"\[\[[^\[\]\d]{1,20}\]\](?!\()")
 _OTHER_SPELLING = {"A<B": "B>A", "A<<B": "B>>A", "B=A": "A=B", "B<A": "A>B", "B<<A": "A>>B"}
 
 
@@ -34,9 +36,11 @@ def read_verdict(judgement: str | None, rule: str = "last") -> str | None:
         return labels[0] if len(set(labels)) == 1 else None
     if rule != "last":
         raise ValueError(f"`rule` is {rule!r}; use 'last' or 'agreed'.")
-    text = (judgement or "").upper()
-    labels = next(filter(None, (spelling.findall(text) for spelling in _SPELLINGS)), [""])
-    last = _OTHER_SPELLING.get(labels[-1], labels[-1])
+    text = re.sub(r"\\([\[\]])", r"\1", (judgement or "").upper())  # Markdown escapes brackets
+    labels = next(filter(None, ([*spelling.finditer(text)] for spelling in _SPELLINGS)), None)
+    if labels is None or _OTHER_LABEL.search(text, labels[-1].end()):
+        return None
+    last = _OTHER_SPELLING.get(labels[-1][1], labels[-1][1])
     return last if last in _POINTS else None
 
 

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import combinations, compress
 from typing import Any
 
 import numpy as np
 
+from ..data.journal import key_of
 from ..scoring import Score
 from .arena_hard.judge import Judged
 from .arena_hard.win_rate import Question, Votes, WinRate, win_rate
@@ -145,13 +147,21 @@ class SetResult:
     notes: list[str]
     win_rates: dict[str, WinRate] = field(default_factory=dict)  # on ArenaHard, of the candidates chosen among all
     first_candidates: WinRate | None = None  # on ArenaHard, of the first candidates, chosen by nobody
-    # By pair of models, the mean over problems of the first's choice among all candidates minus the second's; not on ArenaHard
-    differences: dict[tuple[str, str], Estimate] = field(default_factory=dict)
+    # By problem, the worth of the choice among all candidates, as a mean over seeds; not on ArenaHard
+    choices: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
         """The set's name in tables."""
         return self.scored.title
+
+    @cached_property
+    def differences(self) -> dict[tuple[str, str], Estimate]:
+        """By pair of models, the mean over problems of the first's choice among all candidates minus the second's."""
+        return {
+            pair: mean_estimate([ours - theirs for ours, theirs in zip(*map(self.choices.get, pair), strict=True)])
+            for pair in combinations(self.choices, 2)
+        }
 
     def summaries(self, models: Mapping[str, str]) -> list[dict[str, Any]]:
         """Return one entry for each model, in JSON form. `models` maps the names of the curves to those of the command line."""
@@ -169,6 +179,12 @@ class SetResult:
             for models, difference in self.differences.items()
             if models[0] == name
         ]
+        if name in self.choices:
+            # The hash tells runs made at different times which problems they share
+            summary["choices"] = [
+                [key_of(problem.prompt, problem.responses, problem.worth), worth]
+                for problem, worth in zip(self.scored.problems, self.choices[name], strict=True)
+            ]
         if self.first_candidates is not None:
             summary["win_rate"] = self.win_rates[name].summary()
             summary["win_rate_of_first_candidates"] = self.first_candidates.summary()
@@ -181,18 +197,16 @@ def replay_result(found: ScoredSet, largest_n: int) -> SetResult:
     is_share = all(0 <= value <= 1 for values in worth for value in values)
     quality, sizes = "correctness" if is_share else "recorded score", sizes_of(found.problems, largest_n)
     curves = {model: best_of_n_curve(found.rewards(model), worth, sizes) for model in found.scores}
-    # By problem, the mean over seeds
-    chosen = {
+    choices = {
         model: np.mean(
             [
                 [expected_best_of(row, values, len(row)) for row, values in zip(of_seed, worth, strict=True)]
                 for of_seed in found.rewards(model)
             ],
             axis=0,
-        )
+        ).tolist()
         for model in found.scores
     }
-    differences = {pair: mean_estimate(chosen[pair[0]] - chosen[pair[1]]) for pair in combinations(chosen, 2)}
     return SetResult(
         found,
         quality,
@@ -200,7 +214,7 @@ def replay_result(found: ScoredSet, largest_n: int) -> SetResult:
         curves,
         baselines(found.problems, sizes),
         found.notes(largest_n),
-        differences=differences,
+        choices=choices,
     )
 
 

@@ -27,8 +27,8 @@ class EvaluationArguments(JudgeServerArguments, ScoringArguments):
         output_dir (`str`):
             Folder for the results.
         compare (`list[str]`, *optional*):
-            Instead of scoring, compare the results in two output folders of earlier runs, row by row. The only other option is
-            `output_dir`.
+            Instead of scoring, compare the results in two output folders of earlier runs, also of `best_of_n.py`, row by row. The only other
+            option is `output_dir`.
         dataset_name (`list[str]`, *optional*):
             Preference sets: Hub ids, JSONL or Parquet files, or `save_to_disk` folders.
         benchmarks (`list[str]`, *optional*):

@@ -149,6 +149,14 @@ def test_numbers_and_signs_make_another_problem():
     assert len(kept([first, *others], 0.7)) == 1 + len(others)
 
 
+@pytest.mark.parametrize(("one", "other"), [("x²", "x³"), ("three", "seven"), ("€ 5", "£ 5"), ("20 °C", "20 °F")])
+def test_exponents_number_words_and_units_decide(one, other):
+    problem = "In the first chapter of the book that our class read, {} is said to be the right answer to the last of the problems there. "
+    problem += "Explain in a few sentences, for a reader who has never seen such a problem before, whether that is indeed so, and why."
+    assert find_near_duplicates([problem.format(one), problem.format(other)]) == {}
+    assert find_near_duplicates([problem.format(one), problem.format(f"{one}  ").upper()]) != {}
+
+
 def test_hyphens_of_words_and_numbers_of_names_are_not_quantities():
     assert quantities("A well-known gpt4 - or not - e-mail - see* /path/ **bold**") == ()
     assert quantities("3-4, x - y; (-5) 2*3 x^2 -7 3x - 2y") == (*"3-4--52*3^2-73-2",)

@@ -49,6 +49,12 @@ def test_what_is_not_there_is_named(tmp_path):
         (tmp_path / name).write_text("prompt\né\n", encoding=encoding)
         with pytest.raises(ValueError, match=r"it is not UTF-8.* Save the file as UTF-8"):
             load_rows(str(tmp_path / name))
+    halves = r'{"a": "\ud83d\ude00 \\ud800"} {"a": "x \ud800"} {"a": "\udc00 \\\ud83d\ude00"} {"a": "\ud83d\n"}'
+    (tmp_path / "halves.jsonl").write_text(halves.replace("} ", "}\n"))
+    with pytest.raises(
+        ValueError, match=r"json: line 2 of .*, line 3 of .*, line 4 .* lone surrogate .*lines: 3\. Repair"
+    ):
+        load_rows(str(tmp_path / "halves.jsonl"))
     (tmp_path / "rows.xlsx").write_text("prompt")
     with pytest.raises(ValueError, match="a dataset file ends in"):
         load_rows(str(tmp_path / "rows.xlsx"))

@@ -19,7 +19,7 @@ from scripted_scorer import ScriptedScorer
 from shared_data import read_rows, shared_data
 from tokenizers_for_tests import make_tokenizer
 
-from cloud_hf.commands import evaluate_rewards
+from cloud_hf.commands import best_of_n, evaluate_rewards
 from cloud_hf.critique_format import CritiqueFormat
 from cloud_hf.evaluation import scoring_arguments
 from cloud_hf.evaluation.report import files
@@ -198,15 +198,17 @@ def compare_models(report: dict, by_model: dict[str, dict[str, list[Row]]], resu
             result.compare(entry, second.uncertainty(rows), f"{entry['model']} {entry['dataset']}, uncertainty")
 
 
-def compare_samples(report: dict, sampled: dict[str, list[Row]], result: Comparison):
+def compare_samples(report: dict, sampled: dict[str, list[Row]], result: Comparison, length_column: str = ""):
     """The parts of a report that rest on sampled critiques, at one temperature."""
     tokenizer = make_tokenizer("llama3")
     for entry in report["self_consistency"]:
         rows = known(entry["dataset"], sampled[entry["dataset"]])
-        texts = [[text for found in row.critiques for text in found] for row in rows]
-        lengths = [
-            fmean(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in found) for found in texts
-        ]
+        lengths = [row.raw.get(length_column) for row in rows]
+        if None in lengths:
+            texts = [[text for found in row.critiques for text in found] for row in rows]
+            lengths = [
+                fmean(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in found) for found in texts
+            ]
         expected = second.self_consistency(rows, lengths)
         for curve, found in zip(
             [expected["everything"], *expected["buckets"]], [entry["everything"], *entry["buckets"]], strict=True
@@ -340,3 +342,77 @@ def test_samples_and_probes(folder, capsys):
         print(f"\n{result.exact} figures and {result.about} random ones compared, {len(result.wrong)} differ")
     assert not result.wrong, "\n".join(result.wrong[:40])
     assert result.exact > 1000 and result.about > 300
+
+
+def test_lengths_of_a_column_and_reference_critiques(folder):
+    """The column is that of one set; the other's lengths are those of its critiques."""
+    [path] = (shared_data() / "eval").glob("arenabench_gpt4_critiqued.*")
+    report, sets = evaluate(
+        folder,
+        ["judge_bench_claude"],
+        [path.name.split(".")[0]],
+        limit=40,
+        self_consistency=4,
+        self_consistency_temperatures=[0.5],
+        length_column="chosen_score",
+        reference_critiques=[str(path)],
+    )
+    result = Comparison()
+    sampled = rows_of(folder / "out/self_consistency_cloud_0.5.parquet", sets)
+    compare_samples(report, sampled, result, "chosen_score")
+    column, tokens = (
+        {entry["length_of"] for entry in report["self_consistency"] if (entry["dataset"] in BENCHMARKS) == is_set}
+        for is_set in (False, True)
+    )
+    assert column == {"the column chosen_score"} and tokens != column
+    [entry] = [entry for entry in report["critique_quality"] if entry["model"] == "cloud"]
+    rows = [row for _, row in read_set(path.name, [path], entry["n"] // 2)]
+    pairs = [(row["prompt"], row[side], row[f"{side}_feedback"]) for row in rows for side in ("chosen", "rejected")]
+    scored = ScriptedScorer("cloud", True).score([pair[0] for pair in pairs], [pair[1] for pair in pairs])
+    expected = second.critique_quality([score.critique for score in scored], [pair[2] for pair in pairs])
+    result.compare(entry, expected, "critique quality")
+    assert not result.wrong, "\n".join(result.wrong[:40])
+    assert result.exact > 40
+
+
+def test_choices(folder):
+    """best_of_n.json on real candidates, and on problems with other numbers of them, repeated ones and scores."""
+    [path] = (shared_data() / "eval").glob("gsm8k_bon4.*")
+    made = [
+        {"id": str(n), "prompt": f"{n}?", "responses": [f"{n} " + "+" * (place % 3) for place in range(3 + n % 3)], "correct": [place * n % 4 / 2 for place in range(3 + n % 3)]}
+        for n in range(12)
+    ]  # fmt: skip
+    write_rows(folder / "made.jsonl", made)
+    best_of_n.main(
+        best_of_n.BestOfNArguments(
+            models=list(MODELS),
+            output_dir="out",
+            dataset_name=[str(path), "made.jsonl"],
+            temperature=0.7,
+            num_seeds=2,
+            seed=3,
+        )
+    )
+    report, result = json.loads((folder / "out/best_of_n.json").read_text()), Comparison()
+    by_model: dict[tuple[str, str], list[list[float]]] = {}
+    for entry in report["results"]:
+        problems = read_rows(path) if entry["title"] == path.name else made
+        scorer = ScriptedScorer(entry["model"], MODELS[entry["model"]])
+        seeds = [
+            [
+                [score.reward for score in scorer.score([row["prompt"]] * len(row["responses"]), row["responses"], temperature=temperature, seed=seed)]
+                for row in problems
+            ]
+            for seed, temperature in (((3, 0.7), (4, 0.7)) if entry["model"] == "cloud" else ((None, 0.0),))
+        ]  # fmt: skip
+        worth = [list(map(float, row["correct"])) for row in problems]
+        by_model[entry["title"], entry["model"]] = second.worth_of_all(worth, seeds)
+        found = {**entry, "choices": [["", value] for _, value in entry["choices"]], "differences": []}
+        result.compare(found, second.choices(problems, seeds), f"{entry['model']} {entry['title']}")
+    for entry in report["results"]:
+        for part in entry["differences"]:
+            ours, theirs = (by_model[entry["title"], model] for model in part["models"])
+            gains = [our - their for our, their in zip(ours, theirs, strict=True)]
+            result.compare(part, {**second.mean(gains), "models": part["models"]}, "differences")
+    assert not result.wrong, "\n".join(result.wrong[:40])
+    assert result.exact > 800 and len(report["results"]) == 4

@@ -18,6 +18,7 @@ from tokenizers_for_tests import make_tokenizer
 
 from cloud_hf import CLoudForRewardModeling, CritiqueFormat, cli
 from cloud_hf.loading import load_reward_model
+from cloud_hf.scoring import TransformersScorer
 
 
 SCRIPT = "build_self_critiques"
@@ -210,6 +211,31 @@ def test_of_several_critiques_only_the_cut_ones_are_dropped(critic, pairs, tmp_p
         assert [row[f"{side}_feedback_ids"] for side in SIDES] == [ids[:number] for ids in whole]
         assert row["chosen_finish_reason"] == row["rejected_finish_reason"] == ["stop"] * number
     assert len(numbers) > 1 and min(numbers) > 0
+
+
+def test_the_first_interrupt_stops_after_the_batch(critic, pairs, tmp_path, monkeypatch):
+    calls, score = [], TransformersScorer.score
+
+    def interrupted(self, prompts, *arguments, **options):
+        calls.append(len(prompts))
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return score(self, prompts, *arguments, **options)
+
+    monkeypatch.setattr(TransformersScorer, "score", interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        ended = run(SCRIPT, *options(critic, pairs, tmp_path / "out", *KEEP))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert ended.status == 130 and ended.output.rstrip().endswith(
+        "keeps 8 answers so far; run the same command to resume."
+    )
+    assert calls == [4, 4]
+    ended = run(SCRIPT, *options(critic, pairs, tmp_path / "out", *KEEP))
+    assert ended.status == 0 and sum(calls) == 24, ended.output
+    scores = score_rows(critic, make_pairs(12), max_new_tokens=BUDGET)
+    assert read_rows(tmp_path / "out") == with_critiques(make_pairs(12), scores)
 
 
 def test_overlong_rows(critic, tmp_path):

@@ -5,10 +5,11 @@ here comes from the library.
 RewardBench: `analysis/get_benchmark_results.py`; RewardBench 2: `process_single_model` and `reroll_and_score_dataset` in
 `rewardbench/utils.py` (both https://github.com/allenai/reward-bench); RM-Bench: `compute_accuracy` in its README
 (https://github.com/THU-KEG/RM-Bench); JudgeBench: `utils/metrics.py` (https://github.com/ScalerLab/JudgeBench); LLMBar: table 2 of
-arXiv 2310.07641.
+arXiv 2310.07641. chrF: Popović, WMT 2015; BLEU: NIST's mteval-v13a with exponential smoothing (Chen and Cherry 2014, method 3).
 """
 
 import math
+import re
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -396,23 +397,139 @@ def selective(right: np.ndarray, certainty: np.ndarray, owners: np.ndarray) -> d
 # -------------------------------------------------------------------------------------- best-of-N, self-consistency
 
 
-def best_of_n(problems: Sequence[tuple[Sequence[float], Sequence[float]]]) -> dict[str, Any]:
+def expected(rewards: Sequence[float], worth: Sequence[float], n: int) -> float:
     """The worth of the best of n candidates by rewards, over every set of n; those with the same reward share the choice."""
+    values = []
+    for chosen in combinations(range(len(rewards)), n):
+        top = max(rewards[place] for place in chosen)
+        values.append(statistics.fmean(worth[place] for place in chosen if rewards[place] == top))
+    return statistics.fmean(values)
 
-    def expected(rewards: Sequence[float], worth: Sequence[float], n: int) -> float:
-        values = []
-        for chosen in combinations(range(len(rewards)), n):
-            top = max(rewards[place] for place in chosen)
-            values.append(statistics.fmean(worth[place] for place in chosen if rewards[place] == top))
-        return statistics.fmean(values)
 
-    page: dict[str, Any] = {"problems": len(problems), "rates": {}, "standard_errors": {}, "oracle": {}, "dropped": 0}
+def best_of_n(problems: Sequence[tuple[Sequence[float], Sequence[float]]]) -> dict[str, Any]:
+    page: dict[str, Any] = {
+        "problems": len(problems),
+        "rates": {},
+        "standard_errors": {},
+        "oracle": {},
+        "dropped": 0,
+        "values": {},
+    }
     for n in range(1, min(len(rewards) for rewards, _ in problems) + 1):
-        values = [expected(*problem, n) for problem in problems]
+        values = page["values"][str(n)] = [expected(*problem, n) for problem in problems]
         page["rates"][str(n)] = statistics.fmean(values)
         page["standard_errors"][str(n)] = statistics.stdev(values) / math.sqrt(len(values))
         page["oracle"][str(n)] = statistics.fmean(expected(worth, worth, n) for _, worth in problems)
     return page
+
+
+def choices(problems: Sequence[dict[str, Any]], seeds: Sequence[Sequence[Sequence[float]]]) -> dict[str, Any]:
+    """The curves of best_of_n.json, for rewards by seed, problem and candidate."""
+    counts = [len(problem["responses"]) for problem in problems]
+    worth = [list(map(float, problem["correct"])) for problem in problems]
+    by_rule = {
+        "random": [[0.0] * count for count in counts],
+        "longest": [list(map(len, problem["responses"])) for problem in problems],
+        "perfect": worth,
+    }
+    repeated = sum(len(problem["responses"]) - len({*problem["responses"]}) for problem in problems)
+    return {
+        **choice_curve(worth, seeds),
+        "problems": len(problems),
+        "fewest_candidates": min(counts),
+        "most_candidates": max(counts),
+        "problems_with_more_than_the_fewest": sum(count > min(counts) for count in counts),
+        "repeated_candidates": repeated,
+        "dropped": 0,
+        "seeds": len(seeds),
+        "yardsticks": [choice_curve(worth, [rewards]) for rewards in by_rule.values()],
+        "oracle": choice_curve(worth, [worth])["rates"],
+        "choices": [["", value] for value in worth_of_all(worth, seeds)],
+    }
+
+
+def choice_curve(worth: Sequence[Sequence[float]], seeds: Sequence[Sequence[Sequence[float]]]) -> dict[str, Any]:
+    pages = [best_of_n(list(zip(rewards, worth, strict=True))) for rewards in seeds]
+    values = {n: [page["values"][n] for page in pages] for n in pages[0]["values"]}
+    by_problem = {n: list(map(statistics.fmean, zip(*of_seeds, strict=True))) for n, of_seeds in values.items()}
+    over_seeds = {n: [statistics.fmean(of_seed) for of_seed in of_seeds] for n, of_seeds in values.items()}
+    every = worth_of_all(worth, seeds)
+    return {
+        "rates": {n: statistics.fmean(found) for n, found in by_problem.items()},
+        "standard_errors": {n: error_of(found) for n, found in by_problem.items()},
+        "standard_errors_over_seeds": {n: error_of(found) if len(found) > 1 else math.nan for n, found in over_seeds.items()},
+        "rate_of_all": statistics.fmean(every),
+        "standard_error_of_all": error_of(every),
+    }  # fmt: skip
+
+
+def error_of(sample: Sequence[float]) -> float:
+    return statistics.stdev(sample) / math.sqrt(len(sample))
+
+
+def worth_of_all(worth: Sequence[Sequence[float]], seeds: Sequence[Sequence[Sequence[float]]]) -> list[float]:
+    """The worth of the best of all candidates of each problem, as a mean over seeds."""
+    by_seed = [
+        [expected(*problem, len(problem[0])) for problem in zip(rewards, worth, strict=True)] for rewards in seeds
+    ]
+    return list(map(statistics.fmean, zip(*by_seed, strict=True)))
+
+
+# --------------------------------------------------------------------------------------------- critiques and references
+
+
+def critique_quality(written: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
+    return {
+        "n": len(written),
+        "words": statistics.fmean(len(text.split()) for text in written),
+        "reference_words": statistics.fmean(len(text.split()) for text in references),
+        "chrf": chrf(written, references),
+        "bleu": bleu(written, references),
+        "empty": sum(text.isspace() or not text for text in written),
+        "loss_per_token": None,
+        "loss_tokens": 0,
+    }
+
+
+def overlap(pairs: Iterable[tuple[Sequence, Sequence]], n: int) -> tuple[int, int, int]:
+    """The n-grams that both sequences of each pair have, those of the first ones, and those of the second ones."""
+    totals = np.zeros(3, int)
+    for pair in pairs:
+        ours, theirs = (Counter(tuple(found[i : i + n]) for i in range(len(found) - n + 1)) for found in pair)
+        totals += [(ours & theirs).total(), ours.total(), theirs.total()]
+    return tuple(totals.tolist())
+
+
+def chrf(written: Sequence[str], references: Sequence[str]) -> float:
+    """Character n-grams of 1 to 6 without white space; recall counts twice as much as precision."""
+    pairs = [tuple("".join(text.split()) for text in pair) for pair in zip(written, references, strict=True)]
+    found = [counts for n in range(1, 7) if all((counts := overlap(pairs, n))[1:])]
+    precision = statistics.fmean(same / ours for same, ours, _ in found)
+    recall = statistics.fmean(same / theirs for same, _, theirs in found)
+    return 100 * 5 * precision * recall / (4 * precision + recall) if recall else 0.0
+
+
+def bleu(written: Sequence[str], references: Sequence[str]) -> float:
+    """Each n-gram length without a match counts half as much as the one before."""
+    pairs = [tuple(map(words_13a, pair)) for pair in zip(written, references, strict=True)]
+    logs, smooth = [], 1.0
+    for n in range(1, 5):
+        same, ours, _ = overlap(pairs, n)
+        smooth *= 1.0 if same else 2.0
+        logs.append(math.log(same / ours if same else 1 / (smooth * ours)))
+    ours, theirs = (sum(len(pair[place]) for pair in pairs) for place in (0, 1))
+    return 100 * math.exp(statistics.fmean(logs) + min(0.0, 1 - theirs / ours))
+
+
+def words_13a(text: str) -> list[str]:
+    text = text.replace("<skipped>", "").replace("-\n", "").replace("\n", " ")
+    for name, character in (("quot", '"'), ("amp", "&"), ("lt", "<"), ("gt", ">")):
+        text = text.replace(f"&{name};", character)
+    text = re.sub(r"([!-&(-+:-@\[-`{-~/])", r" \1 ", f" {text} ")
+    # A point or comma between two digits stays, and so does a hyphen after anything but a digit
+    text = re.sub(r"(\D)([.,])", r"\1 \2 ", text)
+    text = re.sub(r"([.,])(\D)", r" \1 \2", text)
+    return re.sub(r"(\d)(-)", r"\1 \2 ", text).split()
 
 
 def self_consistency(rows: list[Row], lengths: Sequence[float]) -> dict[str, Any]:

@@ -125,13 +125,13 @@ class BuilderArguments(SourceArguments):
     def describe(self, rows: Dataset, columns: tuple[str, ...]) -> dict[str, Any]:
         """
         Describe the rows of [`BuilderArguments.load_pairs`] for the settings of a journal: origin, numbers, and hashes of `columns`, `id` and
-        `tools`.
+        `tools`; with shards, also of all columns, which the output keeps.
         """
         names = [name for name in ("id", *columns, "tools") if name in rows.column_names]
         shared = dict(self._all_shards)
         if self.parsed_shard()[1] > 1:
             # Shards from two versions of a file can have equal ids; they must not be merged
-            shared["contents_of_all_shards"] = hash_of_rows(self._rows_of_all_shards.select_columns(names))
+            shared["contents_of_all_shards"] = hash_of_rows(self._rows_of_all_shards.select_columns(rows.column_names))
         return {
             "dataset": dataset_label(self.dataset_name),
             "split": self.dataset_split,

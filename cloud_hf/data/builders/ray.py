@@ -20,6 +20,7 @@ from ...arguments import check_bounds, documented
 from ...configuration_cloud import CLoudConfig, check_name, reward_token_in_vllm
 from ...critique_format import CritiqueFormat
 from ...generation import row_seed
+from ...interrupts import deferred_interrupts
 from ...loading import is_adapter
 from ...scoring import context_length
 from ...serving.backends import BackendArguments
@@ -31,6 +32,10 @@ from ..run import Dropped, Run, check_rows, run_builder
 from .arguments import CriticArguments
 
 
+# Batches that an engine works on at once: Ray's default
+_BATCHES_IN_PROGRESS = 8
+# With a full CPU each, Ray would copy all requests on a small node before it hands over the first answer
+_LIGHT_TASKS = {"num_cpus": 0.1, "concurrency": 1}
 # Columns copied from a request to its answer
 _PASSED_ON = ("row", "key", "max_new_tokens")
 
@@ -64,9 +69,9 @@ class RayEngines:
     use_cpu: bool = False
     vllm_options: dict[str, Any] = field(default_factory=dict)
 
-    def generate(self, requests: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    def generate(self, requests: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
         """
-        Generate tokens, and yield answers as they finish.
+        Generate tokens, and yield the answers of a batch when it finishes.
 
         Requests have `tokenized_prompt` and `sampling_params`, and `row`, `key` and `max_new_tokens`, which are copied to the answer. All requests
         are read before an engine starts, and are kept in Ray's object store. Answers have `row`, `key`, `max_new_tokens` and `generated_tokens`, or
@@ -77,8 +82,16 @@ class RayEngines:
             return
         kept = (*_PASSED_ON, "generated_tokens")
         # A lambda is sent to the workers by value, so they need not import this package
-        processor = build_processor(self._config(), postprocess=lambda answer: {name: answer[name] for name in kept})
-        yield from processor(ray.data.from_arrow_refs(cast(Any, blocks))).iter_rows()
+        processor = build_processor(
+            self._config(),
+            postprocess=lambda answer: {name: answer[name] for name in kept},
+            preprocess_map_kwargs=_LIGHT_TASKS,
+            postprocess_map_kwargs=_LIGHT_TASKS,
+        )
+        answers = processor(ray.data.from_arrow_refs(cast(Any, blocks)))
+        # Nothing is fetched ahead, so that stopping between batches loses no answer that has arrived
+        for table in answers.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            yield cast(Any, table).to_pylist()
 
     def _config(self) -> vLLMEngineProcessorConfig:
         on_cpu = {
@@ -153,15 +166,23 @@ class RayCritic:
         """
         Write all critiques that are missing from the journal, and return the reasons for failed rows by position.
 
-        Raises `ValueError` that counts the rows that cannot be used, before an engine starts.
+        The first Ctrl-C raises `KeyboardInterrupt` after as many batches as the engines work on at once. Raises `ValueError` that counts the rows that cannot be used,
+        before an engine starts.
         """
         check_rows(rows, lambda row: self.builder.needed(self.builder.lengths(row)))
         failures: dict[int, str] = {}
-        for answer in engines.generate(self._requests(rows)):
-            if answer["__inference_error__"]:
-                failures[answer["row"]] = answer["__inference_error__"]
-                continue
-            self.journal.add(answer["key"], self._read(answer["generated_tokens"], answer["max_new_tokens"]))
+        in_progress = _BATCHES_IN_PROGRESS * engines.num_replicas
+        with deferred_interrupts() as interrupts:
+            for batch in engines.generate(self._requests(rows)):
+                for answer in batch:
+                    if answer["__inference_error__"]:
+                        failures[answer["row"]] = answer["__inference_error__"]
+                    else:
+                        ids = self._read(answer["generated_tokens"], answer["max_new_tokens"])
+                        self.journal.add(answer["key"], ids)
+                in_progress -= interrupts.pending
+                if in_progress == 0:
+                    interrupts.check()
         return failures
 
     def _requests(self, rows: Rows) -> Iterator[dict[str, Any]]:

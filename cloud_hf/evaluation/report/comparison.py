@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -11,16 +11,19 @@ from typing import Any
 from pyarrow import parquet
 
 from ..evaluation_arguments import SETTINGS
-from ..formatting import Section, file_name, render
+from ..formatting import POINTS, Section, file_name, render
 from ..outcomes import Difference, difference, outcome
 from ..scoring_arguments import short_names
 from ..stats import json_safe
-from .files import VERSION, write_json
-from .tables import difference_table
+from .files import BEST_OF_N_VERSION, VERSION, write_json
+from .tables import DIFFERENCE, difference_table
 
 
 COMPARED = """\
 Rows are those that both runs scored, known by a hash of their prompt and responses: {folders}."""
+CHOICES = "Worth of the candidate with the highest reward among all"
+BEST_OF_N = "Best-of-N, "  # starts the names of sets of candidates
+_PAGES = {"report.json": VERSION, "best_of_n.json": BEST_OF_N_VERSION}
 _COLUMNS = ("benchmark", "row_hash", "row", "subset", "is_chosen", "reward")
 
 # By set and model, the outcome of each row
@@ -29,28 +32,82 @@ Outcomes = dict[str, dict[str, dict[tuple[str, int], float]]]
 
 @dataclass(frozen=True)
 class Results:
-    """The results of a finished run: `name` is that of its folder, `page` its report.json."""
+    """
+    The results of finished runs in a folder: `name` is that of the folder, `pages` are its report.json and best_of_n.json, `scores` those sets
+    of candidates whose worth is a score, not a share.
+    """
 
     name: str
-    page: dict[str, Any]
+    pages: dict[str, dict[str, Any]]
     outcomes: Outcomes
+    scores: set[str]
 
     def settings(self) -> dict[str, Any]:
         """Return what rewards may depend on, by name."""
-        arguments, run = self.page["arguments"], self.page["environment"]
-        found = {name: arguments.get(name) for name in (*SETTINGS, "overlong_policy", "bad_rows", "limit")}
-        found |= {"device": run["device"]} | {f"version of {name}": value for name, value in run["versions"].items()}
-        return found | {f"revision of {name}": value for name, value in run["models"].items()}
+        found = {}
+        for file, page in self.pages.items():
+            arguments, run = page["arguments"], page["environment"]
+            names = (*SETTINGS, "overlong_policy", "bad_rows", "limit", "num_seeds")
+            values = {name: arguments[name] for name in names if name in arguments} | {"device": run["device"]}
+            values |= {f"version of {name}": value for name, value in run["versions"].items()}
+            values |= {f"revision of {name}": value for name, value in run["models"].items()}
+            found |= {
+                name if file == "report.json" else f"{name} (best-of-N)": value for name, value in values.items()
+            }
+        return found
 
 
 def read_results(folder: str, name: str) -> Results:
-    """Read the results of `evaluate_rewards.py` in a folder. Raises `ValueError` if it holds none, or of an earlier version."""
-    path = Path(folder) / "report.json"
-    if not path.is_file():
-        raise ValueError(f"{folder} has no report.json: it does not hold results of evaluate_rewards.py.")
-    page = json.loads(path.read_text(encoding="utf-8"))
-    if page["version"] != VERSION:
-        raise ValueError(f"{path} has version {page['version']}; this code reads version {VERSION}.")
+    """
+    Read the results of `evaluate_rewards.py` and `best_of_n.py` in a folder. Raises `ValueError` if it holds neither, or those of an
+    earlier version.
+    """
+    pages, outcomes = {}, {}
+    for file, version in _PAGES.items():
+        path = Path(folder) / file
+        if path.is_file():
+            page = pages[file] = json.loads(path.read_text(encoding="utf-8"))
+            if page["version"] != version:
+                raise ValueError(f"{path} has version {page['version']}; this code reads version {version}.")
+            outcomes |= (_read_report if file == "report.json" else _read_choices)(folder, page)
+    if not pages:
+        raise ValueError(
+            f"{folder} has no report.json or best_of_n.json: it does not hold results of evaluate_rewards.py or best_of_n.py."
+        )
+    if not outcomes:
+        raise ValueError(f"{folder} holds no scores of benchmarks, preference sets or judged candidates to compare.")
+    results = pages.get("best_of_n.json", {"results": []})["results"]
+    scores = {BEST_OF_N + result["title"] for result in results if result["quality"] != "correctness"}
+    return Results(name, pages, outcomes, scores)
+
+
+def _read_choices(folder: str, page: dict[str, Any]) -> Outcomes:
+    """Read the worth of each problem's choice from best_of_n.json, by set and model."""
+    models, outcomes = short_names(page["arguments"]["models"]), {}
+    for result in page["results"]:
+        if "win_rate" in result:  # votes of a judge, which depend on the candidates that other models chose
+            continue
+        if "choices" not in result:
+            raise ValueError(
+                f"{Path(folder) / 'best_of_n.json'} is of an earlier version that did not record each problem's choice. Run the command "
+                "that wrote it again: the scores come from its journal."
+            )
+        of_set = outcomes.setdefault(BEST_OF_N + result["title"], {})
+        of_set[models[result["model"]]] = _by_content(result["choices"])
+    return outcomes
+
+
+def _by_content(rows: Iterable[tuple[str, float]]) -> dict[tuple[str, int], float]:
+    """Key values by the hash of their row. Rows with equal contents are told apart by their order."""
+    seen: Counter = Counter()
+    found = {}
+    for row_hash, value in rows:
+        found[row_hash, seen[row_hash]] = value
+        seen[row_hash] += 1
+    return found
+
+
+def _read_report(folder: str, page: dict[str, Any]) -> Outcomes:
     outcomes: Outcomes = {}
     for model, short in short_names(page["arguments"]["models"]).items():
         unknown = {part["name"]: part["unknown"] for part in page["benchmarks"] if part["model"] == model}
@@ -58,9 +115,7 @@ def read_results(folder: str, name: str) -> Results:
             scores = Path(folder) / file_name("scores", short, "parquet")
             for benchmark, rows in _read_outcomes(scores, unknown).items():
                 outcomes.setdefault(benchmark, {})[short] = rows
-    if not outcomes:
-        raise ValueError(f"{folder} holds no scores of benchmarks or preference sets to compare.")
-    return Results(name, page, outcomes)
+    return outcomes
 
 
 def _read_outcomes(path: Path, unknown: Mapping[str, Mapping[str, int]]) -> dict[str, dict[tuple[str, int], float]]:
@@ -75,14 +130,10 @@ def _read_outcomes(path: Path, unknown: Mapping[str, Mapping[str, int]]) -> dict
         if row["subset"] not in unknown.get(row["benchmark"], {}):
             sides = rewards.setdefault((row["benchmark"], row["row"], row["row_hash"]), ([], []))
             sides[not row["is_chosen"]].append(row["reward"])
-    outcomes: dict[str, dict[tuple[str, int], float]] = {name: {} for name in unknown}
-    seen: Counter = Counter()
+    rows: dict[str, list[tuple[str, float]]] = {name: [] for name in unknown}
     for (benchmark, _, row_hash), (chosen, rejected) in rewards.items():
-        # Rows with equal contents are told apart by their order
-        key = row_hash, seen[benchmark, row_hash]
-        seen[benchmark, row_hash] += 1
-        outcomes[benchmark][key] = outcome([right - wrong for right in chosen for wrong in rejected])
-    return outcomes
+        rows[benchmark].append((row_hash, outcome([right - wrong for right in chosen for wrong in rejected])))
+    return {name: _by_content(of_set) for name, of_set in rows.items()}
 
 
 @dataclass(frozen=True)
@@ -91,11 +142,17 @@ class Comparison:
 
     differences: list[Difference]
     notes: list[str]
+    scores: set[str]  # see `Results`
 
     def section(self, folders: Sequence[str]) -> Section:
         """Make the section of a report."""
         text = COMPARED.format(folders=" and ".join(folders))
-        return Section("Runs on the same rows", text, [difference_table(self.differences)], self.notes, level=1)
+        kinds: list[list[Difference]] = [[], [], []]
+        for found in self.differences:
+            kinds[found.benchmark.startswith(BEST_OF_N) + (found.benchmark in self.scores)].append(found)
+        as_shown = (POINTS,), (POINTS, CHOICES), (DIFFERENCE, CHOICES)
+        tables = [difference_table(kind, *how) for kind, how in zip(kinds, as_shown, strict=True) if kind]
+        return Section("Runs on the same rows", text, tables, self.notes, level=1)
 
 
 def compare_results(first: Results, second: Results) -> Comparison:
@@ -125,7 +182,7 @@ def compare_results(first: Results, second: Results) -> Comparison:
         for key in ours
         if key in theirs and ours[key] != theirs[key]
     ]
-    return Comparison(differences, notes)
+    return Comparison(differences, notes, first.scores | second.scores)
 
 
 def write_comparison(folders: Sequence[str], output_dir: str | None):
@@ -138,4 +195,5 @@ def write_comparison(folders: Sequence[str], output_dir: str | None):
     if output_dir:
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         (Path(output_dir) / "comparison.md").write_text(text, encoding="utf-8")
-        write_json({"version": VERSION, **json_safe(found)}, Path(output_dir) / "comparison.json")
+        page = {"version": VERSION, "differences": found.differences, "notes": found.notes}
+        write_json(json_safe(page), Path(output_dir) / "comparison.json")

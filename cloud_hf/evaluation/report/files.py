@@ -33,6 +33,7 @@ from .tables import (
 
 
 VERSION = 1
+BEST_OF_N_VERSION = 2
 _SCHEMA = pa.schema(
     {
         "benchmark": pa.string(),

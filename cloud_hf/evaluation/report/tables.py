@@ -93,13 +93,20 @@ def _benchmark_section(evaluations: Mapping[str, Evaluation]) -> Section:
     return Section(first.title, tables=tables, notes=notes)
 
 
-def difference_table(differences: Sequence[Difference]) -> Table:
-    """Return the paired differences between models, a row for each set and two models."""
+DIFFERENCE = Form(digits=2, sign="+")
+
+
+def difference_table(
+    differences: Sequence[Difference],
+    form: Form = POINTS,
+    what: str = "Mean share of right against wrong responses in the right order, all rows alike",
+) -> Table:
+    """Return the paired differences between models, a row for each set and two models; `what` says of which figure."""
     rows = [
         [
             found.benchmark,
             " − ".join(found.models),
-            show_estimate(found.difference, POINTS, with_n=False),
+            show_estimate(found.difference, form, with_n=False),
             found.difference.n,
             found.first_better,
             found.second_better,
@@ -109,7 +116,7 @@ def difference_table(differences: Sequence[Difference]) -> Table:
     return Table(
         ["benchmark", "models", "difference", "rows", "first better", "second better"],
         rows,
-        note="Mean share of right against wrong responses in the right order, all rows alike, with a paired bootstrap over rows.",
+        note=f"{what}, with a paired bootstrap over rows.",
     )
 
 
@@ -145,7 +152,7 @@ def best_of_n_section(result: SetResult, picture: str | None = None) -> Section:
     shown = sizes if len(sizes) <= 8 else [n for n in sizes if n & (n - 1) == 0 or n == sizes[-1]]
     tables = [_curve_table(result, shown)]
     if result.differences:
-        form = POINTS if result.is_share else Form(digits=2, sign="+")
+        form = POINTS if result.is_share else DIFFERENCE
         rows = [
             [" − ".join(models), show_estimate(found, form, with_n=False), found.n]
             for models, found in result.differences.items()

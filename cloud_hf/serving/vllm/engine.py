@@ -16,6 +16,7 @@ from vllm.v1.engine.exceptions import EngineDeadError as VLLMEngineDeadError
 from ...configuration_cloud import read_config
 from ...critique_format import CritiqueFormat, EncodedCritique
 from ...generation import Sample
+from ...interrupts import processes_without_interrupts
 from ...scores import Sampling, Score
 from ...scoring import ScoringRequest
 from ..server.engine import EngineDeadError, StablePrefix
@@ -42,9 +43,10 @@ class VLLMEngine:
         self._requests = VLLMRequests(self.critique_format, self.config)
         self._stable_prefix = StablePrefix(self.critique_format, self.config.text_config.vocab_size)
         self._format_lock = threading.Lock()  # checks run in threads, and tokenizers are not thread-safe
-        self._llm = AsyncLLM.from_engine_args(
-            AsyncEngineArgs(model=folder, **memory_options(self.config, vllm_options), **vllm_options)
-        )
+        with processes_without_interrupts():
+            self._llm = AsyncLLM.from_engine_args(
+                AsyncEngineArgs(model=folder, **memory_options(self.config, vllm_options), **vllm_options)
+            )
         self.context_length: int | None = self._requests.context_length(self._llm.model_config.max_model_len)
 
     def check(self, prompt, response: str, max_new_tokens: int, critiques: list[str] | None = None):

@@ -13,6 +13,7 @@ from vllm.inputs import TokensInput
 from ...configuration_cloud import read_config
 from ...critique_format import CritiqueFormat, EncodedCritique
 from ...generation import Sample
+from ...interrupts import processes_without_interrupts
 from ...scores import OnScore, Sampling, Score
 from .requests import VLLMRequests, memory_options, seed_for, servable_model
 
@@ -50,7 +51,8 @@ class CLoudVLLM:
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.critique_format = CritiqueFormat.from_config(self.config, self.tokenizer)
         self._requests = VLLMRequests(self.critique_format, self.config)
-        self.llm = LLM(folder, **memory_options(self.config, vllm_options), **vllm_options)
+        with processes_without_interrupts():
+            self.llm = LLM(folder, **memory_options(self.config, vllm_options), **vllm_options)
 
     @property
     def context_length(self) -> int:

@@ -1,13 +1,18 @@
 import json
 
+import pytest
+
 from cloud_hf.data.builders.arguments import BuilderArguments
 
 
-def test_shards_of_two_versions_of_a_file_have_different_settings(tmp_path):
-    """The first halves are equal, and so are all ids."""
+@pytest.mark.parametrize("changed", ["prompt", "source"])
+def test_shards_of_two_versions_of_a_file_have_different_settings(changed, tmp_path):
+    """The first halves are equal, and so are all ids. A column that builders only copy counts as well."""
     described = []
     for number in range(2):
-        rows = [{"id": str(index), "prompt": f"p{index if index < 2 else index + number}"} for index in range(4)]
+        rows = [{"id": str(index), "prompt": f"p{index}", "source": f"s{index}"} for index in range(4)]
+        for row in rows[2:]:
+            row[changed] += str(number)
         folder = tmp_path / str(number)
         folder.mkdir()
         (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import tempfile
 
 import pytest
@@ -18,7 +19,7 @@ pytest.importorskip("ray", reason="needs Ray: `pip install 'ray[data]==2.60.0'`"
 
 import ray
 
-from cloud_hf.data.builders.ray import RayCritiqueArguments, RayEngines, connect, main
+from cloud_hf.data.builders.ray import RayCritic, RayCritiqueArguments, RayEngines, connect, main
 
 
 pytestmark = pytest.mark.vllm
@@ -133,6 +134,29 @@ def test_critiques_are_those_of_transformers_failures_are_rejected_and_a_killed_
     assert len(journal.read_bytes().splitlines()) == len(lines)
     with pytest.raises(SystemExit, match=r"`temperature` was 0.0 and is 1.0"):
         build(folder, tmp_path / "out", dataset, temperature=1.0)
+
+
+@pytest.mark.full
+def test_the_first_interrupt_keeps_what_the_engine_works_on(tmp_path, monkeypatch):
+    folder, dataset = save_talker(tmp_path / "base"), save_rows(tmp_path / "pairs.jsonl", ROWS)
+    journal, read = tmp_path / "out" / "journal.jsonl", RayCritic._read
+
+    def read_and_interrupt(self, *answer):
+        if len(self.journal) == 0:
+            signal.raise_signal(signal.SIGINT)
+        return read(self, *answer)
+
+    monkeypatch.setattr(RayCritic, "_read", read_and_interrupt)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt, match=r"keeps 8 answers so far; run the same command to resume"):
+            build(folder, tmp_path / "out", dataset, batch_size=1)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    kept = journal.read_bytes()
+    rows = build(folder, tmp_path / "out", dataset)
+    assert journal.read_bytes().startswith(kept) and len(journal.read_bytes().splitlines()) == 1 + 2 * len(ROWS)
+    assert_critiques_of(CLoudForRewardModeling.from_base(folder).eval(), rows, 2 * BUDGET)
 
 
 @pytest.mark.full

@@ -6,10 +6,14 @@ from dataclasses import replace
 import pytest
 from evaluations_for_tests import evaluation
 
+from cloud_hf.evaluation.candidates import ScoredSet, replay_result
+from cloud_hf.evaluation.metrics.best_of_n import Problem
 from cloud_hf.evaluation.outcomes import compare
 from cloud_hf.evaluation.report import write_scores
 from cloud_hf.evaluation.report.comparison import compare_results, read_results, write_comparison
 from cloud_hf.evaluation.stats import json_safe
+from cloud_hf.generation import Sample
+from cloud_hf.scoring import Score
 
 
 def write_run(folder, models, **arguments):
@@ -67,6 +71,66 @@ def test_equal_rows_count_as_often_as_both_have_them(rows, tmp_path):
     assert found.differences[0].difference.n == 2 and found.notes == [
         "bench: rows of a: m alone: 1, of b: m alone: 0."
     ]
+
+
+def write_choices(folder, rewards, problems, title="gsm8k.jsonl"):
+    """Write what the comparison reads of best_of_n.py, with these rewards of each problem's candidates."""
+    folder.mkdir(exist_ok=True)
+    scores = [[[Score.of([Sample(reward)]) for reward in row] for row in rewards]]
+    result = replay_result(ScoredSet(title, title, problems, {"m": scores}, [], {"m": 0}), 2)
+    page = {
+        "version": 2,
+        "arguments": {"models": ["runs/m"], "temperature": 0.0, "num_seeds": 1},
+        "environment": {"versions": {"torch": "2"}, "device": "CPU", "models": {"m": "5f0c"}},
+        "results": result.summaries({"m": "runs/m"}),
+    }
+    (folder / "best_of_n.json").write_text(json.dumps(json_safe(page)))
+    return str(folder)
+
+
+def problems(*worth):
+    return [Problem(str(n), f"{n}?", ("a", "b"), of_problem) for n, of_problem in enumerate(worth)]
+
+
+def test_choices_among_candidates_are_compared(rows, tmp_path, capsys):
+    """On the problems of both runs, also next to the results of evaluate_rewards.py; scores are not shown as points."""
+    ours = problems(*[(1.0, 0.0)] * 8)
+    a = write_choices(tmp_path / "a", [[1.0, 0.0]] * 8, ours)
+    b = write_choices(tmp_path / "b", [[0.0, 1.0]] * 2 + [[1.0, 0.0]] * 4 + [[0.0, 0.0]], ours[:7][::-1])
+    write_comparison([a, b], str(tmp_path / "out"))
+    found = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    [difference] = found["differences"]
+    assert (difference["benchmark"], difference["models"]) == ("Best-of-N, gsm8k.jsonl", ["a: m", "b: m"])
+    assert difference["difference"]["value"] == pytest.approx(2.5 / 7) and difference["difference"]["n"] == 7
+    assert (difference["first_better"], difference["second_better"]) == (3, 0)
+    assert found["notes"] == ["Best-of-N, gsm8k.jsonl: rows of a: m alone: 1, of b: m alone: 0."]
+    assert "| Best-of-N, gsm8k.jsonl | a: m − b: m | +35.7 points (" in capsys.readouterr().out
+    for folder, name in ((tmp_path / "c", "old"), (tmp_path / "d", "new")):
+        write_run(folder, {name: [evaluation(rows, [[1, 0]] * 4)]})
+        write_choices(folder, [[1.0, 0.0] if name == "old" else [0.0, 1.0]] * 3, problems(*[(9.0, 1.5)] * 3))
+    write_comparison([str(tmp_path / "c"), str(tmp_path / "d")], None)
+    text = capsys.readouterr().out
+    assert "| bench | c: old − d: new | 0 points" in text or "| bench | c: old − d: new | +0.0 points" in text
+    assert "| Best-of-N, gsm8k.jsonl | c: m − d: m | +7.50 |" in text
+
+
+def test_choices_that_cannot_be_compared(tmp_path):
+    a = write_choices(tmp_path / "a", [[1.0, 0.0]], problems((1.0, 0.0)))
+    b = write_choices(tmp_path / "b", [[1.0, 0.0]], problems((0.0, 1.0)))
+    with pytest.raises(
+        ValueError, match=r"a and b have no rows in common\. Best-of-N, gsm8k\.jsonl: rows of a: m alone"
+    ):
+        write_comparison([a, b], None)
+    b = write_choices(tmp_path / "b", [[1.0, 0.0]], problems((1.0, 0.0)), "other.jsonl")
+    with pytest.raises(ValueError, match=r"gsm8k\.jsonl: not in b\. Best-of-N, other\.jsonl: not in a"):
+        write_comparison([a, b], None)
+    page = json.loads((tmp_path / "b" / "best_of_n.json").read_text())
+    del page["results"][0]["choices"]
+    (tmp_path / "b" / "best_of_n.json").write_text(json.dumps(page))
+    with pytest.raises(
+        ValueError, match=r"best_of_n\.json is of an earlier version that did not record each problem's choice"
+    ):
+        write_comparison([a, b], None)
 
 
 def test_runs_that_cannot_be_compared(rows, tmp_path):

@@ -1,0 +1,60 @@
+"""Ctrl-C in two steps: the first one stops a run after the work in progress, the second one at once."""
+
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
+from typing import Any
+
+
+class Interrupts:
+    """State of [`deferred_interrupts`]."""
+
+    def __init__(self):
+        self.pending = False
+
+    def check(self):
+        """Raise `KeyboardInterrupt` if Ctrl-C was pressed. Call this where the work so far is saved."""
+        if self.pending:
+            raise KeyboardInterrupt
+
+
+@contextmanager
+def deferred_interrupts(on_first: Callable[[], Any] = lambda: None) -> Iterator[Interrupts]:
+    """
+    Within the block, let the first Ctrl-C only call `on_first`; `KeyboardInterrupt` is raised by [`Interrupts.check`] or at the end of
+    the block. The second Ctrl-C acts as outside the block.
+
+    Outside the main thread, and where Ctrl-C is ignored, the block changes nothing.
+    """
+    interrupts, before = Interrupts(), signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN or threading.current_thread() is not threading.main_thread():
+        yield interrupts
+        return
+
+    def handle(*_):
+        signal.signal(signal.SIGINT, before)
+        interrupts.pending = True
+        print("\nStopping after the work in progress. Press Ctrl-C again to stop now.", file=sys.stderr, flush=True)
+        on_first()
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield interrupts
+    finally:
+        signal.signal(signal.SIGINT, before)
+    interrupts.check()
+
+
+@contextmanager
+def processes_without_interrupts() -> Iterator[None]:
+    """Start processes within the block that Ctrl-C does not reach. A terminal sends it to them, too, and they would not finish their work."""
+    # Python 3.11 starts it with the first process, and unblocks signals then
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
