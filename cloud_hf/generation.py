@@ -35,7 +35,7 @@ from .scores import Sample
 def read_rewards(model, rows: list[EncodedCritique], batch_size: int, show_progress: bool) -> list[float]:
     """Read the rewards of complete sequences, without generation."""
     rewards = [0.0] * len(rows)
-    for batch in _batches([len(row.input_ids) for row in rows], batch_size, show_progress):
+    for batch in length_batches([len(row.input_ids) for row in rows], batch_size, show_progress):
         inputs = _left_padded([rows[index].input_ids for index in batch], model.device)
         last = torch.full((len(batch),), inputs["input_ids"].shape[1] - 1)
         logits = model(**inputs, reward_positions=last, use_cache=False).logits
@@ -59,7 +59,7 @@ def _left_padded(sequences: list[tuple[int, ...]], device: torch.device) -> dict
     }
 
 
-def _batches(lengths: list[int], batch_size: int, show_progress: bool):
+def length_batches(lengths: list[int], batch_size: int, show_progress: bool):
     """Yield batches of indices, longest first, so that a lack of memory shows in the first batch."""
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
@@ -91,7 +91,7 @@ class CritiqueWriter:
         # Prefixes per prefill, chosen so that their critiques fill complete batches
         at_once = self.batch_size // math.gcd(self.batch_size, num_critiques)
         samples: list[list[Sample]] = [[] for _ in prefixes]
-        for rows in _batches([len(prefix.input_ids) for prefix in prefixes], at_once, self.show_progress):
+        for rows in length_batches([len(prefix.input_ids) for prefix in prefixes], at_once, self.show_progress):
             inputs = _left_padded([prefixes[row].input_ids for row in rows], self.model.device)
             cache = self._prefill(inputs) if shares else None
             jobs = [(place, number) for place in range(len(rows)) for number in range(num_critiques)]

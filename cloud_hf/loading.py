@@ -10,6 +10,7 @@ from .adapters import adapt, adapter_base, attach_adapter, is_adapter, read_mode
 from .configuration_cloud import CLoudConfig
 from .modeling_cloud import CLoudForRewardModeling
 from .published import HUB_KWARGS
+from .scalar_models import is_scalar_model
 
 
 __all__ = [
@@ -95,7 +96,12 @@ def load_adapter_base(
 
 
 def check_reward_model(name: str, config):
-    """Raise `ValueError` unless `config` is a reward model's."""
+    """Raise `ValueError` unless `config` is that of a CLoud or classic model."""
+    if is_scalar_model(config):
+        raise ValueError(
+            f"{name} is a scalar model of another maker ({', '.join(config.architectures or ['remote code'])}), which is scored with "
+            "`backend` 'transformers' in this process (`ScalarScorer`)."
+        )
     if not isinstance(config, CLoudConfig):
         raise ValueError(
             f"{name} is a {config.model_type} model, not a CLoud model. Train it with `examples/train_cloud.py` or "

@@ -15,24 +15,29 @@ import pytest
 # Fixtures import torch when they are used, so that a test of a pure module starts at once
 
 
-# Two processes, browsers, vLLM engines, Ray, a real model and one quickstart run: each needs the machine for itself
-SERIAL = (
+# Engines, browsers, two processes, Ray, a real model, the quickstart. The longest come first, so that none is left at the end when
+# files run two at a time.
+HEAVY = (
+    "tests/examples/test_quickstart.py",
+    "tests/serving/test_vllm.py",
     "tests/distributed/",
+    "tests/real/",
     "tests/spaces/test_demo_in_browser.py",
+    "tests/data/builders/test_ray.py",
     "tests/spaces/test_demo_sessions.py",
     "tests/spaces/test_metric_apps.py",
-    "tests/serving/test_vllm.py",
     "tests/examples/test_self_critiques_with_vllm.py",
-    "tests/data/builders/test_ray.py",
-    "tests/examples/test_quickstart.py",
-    "tests/real/",
 )
 
 
 def pytest_collection_modifyitems(items):
+    def place(item) -> int:
+        return next((place for place, prefix in enumerate(HEAVY) if item.nodeid.startswith(prefix)), len(HEAVY))
+
+    items.sort(key=place)
     for item in items:
-        if item.nodeid.startswith(SERIAL):
-            item.add_marker(pytest.mark.serial)
+        if item.nodeid.startswith(HEAVY):
+            item.add_marker(pytest.mark.heavy)
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from ..arguments import check_bounds, documented
 from ..evaluation.arena_hard.arguments import Arena, ArenaHardArguments, gather_candidates, load_arena
 from ..evaluation.arena_hard.judge import Judged, judge_candidates
 from ..evaluation.candidates import ScoredSet, Scores, SetResult, arena_results, places_to_judge, replay_result
+from ..evaluation.ensembles import Ensemble, read_ensembles
 from ..evaluation.environment import describe_set, environment, names_without_folders, opening, rename, spell_command
 from ..evaluation.fitting import FittedRows, fit_rows
 from ..evaluation.formatting import contents, file_name, picture_name
@@ -89,7 +90,7 @@ def main(args: BestOfNArguments):
         results += by_category
     shown = short_names(args.models)
     names = names_without_folders(args, shown | short_names(args.dataset_name))
-    for name in shown.values():
+    for name in (*shown.values(), *(one.name for one in read_ensembles(args.ensembles, args.models))):
         votes = {ARENA_HARD: judged}
         selected = [row for found in scored.values() for row in found.selected(name, votes.get(found.name))]
         write_json_lines(rename(selected, names), output_dir / file_name("selected", name, "jsonl"))
@@ -109,6 +110,8 @@ def score_all(sets: dict[str, list[Problem]], args: BestOfNArguments) -> dict[st
     scores: dict[str, dict[str, Scores]] = {}
     for name in args.models:
         fitted[shown[name]], scores[shown[name]] = score_with(name, shown[name], sets, args)
+    for ensemble in read_ensembles(args.ensembles, args.models):
+        fitted[ensemble.name], scores[ensemble.name] = ensemble_scores(ensemble, fitted, scores)
     return {
         name: ScoredSet.of(
             name,
@@ -119,6 +122,21 @@ def score_all(sets: dict[str, list[Problem]], args: BestOfNArguments) -> dict[st
         )
         for name, problems in sets.items()
     }
+
+
+def ensemble_scores(
+    ensemble: Ensemble, fitted: dict[str, dict[str, FittedRows]], scores: dict[str, dict[str, Scores]]
+) -> tuple[dict[str, FittedRows], dict[str, Scores]]:
+    """Combine the members' scores of all datasets, seed by seed; those of a model that scored once count for all seeds."""
+    rows: dict[str, FittedRows] = {}
+    combined: dict[str, Scores] = {}
+    for key in fitted[ensemble.members[0]]:
+        by_member = {member: scores[member][key] for member in ensemble.members}
+        for seed in range(max(map(len, by_member.values()))):
+            parts = {member: (fitted[member][key], found[seed % len(found)]) for member, found in by_member.items()}
+            rows[key], found = ensemble.combine(parts)
+            combined.setdefault(key, []).append(found)
+    return rows, combined
 
 
 def score_with(
@@ -188,6 +206,7 @@ def write_report(
 ):
     """Write report, plots and JSON; `unjudged` are notes on datasets without results, `sets` describe the candidates."""
     models = {shown: name for name, shown in short_names(args.models).items()}
+    models |= {one.name: one.name for one in read_ensembles(args.ensembles, args.models)}
     sections: list[Section] = []
     for number, result in enumerate(results):
         picture = "best_of_n.png" if number == 0 else picture_name("best_of_n", result.title)

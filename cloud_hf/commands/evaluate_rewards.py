@@ -8,6 +8,7 @@ from pathlib import Path
 from ..cards import add_results
 from ..data.journal import Journal
 from ..evaluation.analysis import Robustness, assess_self_consistency, assess_uncertainty, probe_rows
+from ..evaluation.ensembles import read_ensembles
 from ..evaluation.evaluation_arguments import SETTINGS, EvaluationArguments
 from ..evaluation.formatting import file_name
 from ..evaluation.journaled_scorer import JournaledScorer, batches_by_length, default_chunk_size, open_score_journal
@@ -16,7 +17,16 @@ from ..evaluation.probes import run_probes
 from ..evaluation.report import headline_table, write_report, write_results
 from ..evaluation.report.comparison import write_comparison
 from ..evaluation.scoring_arguments import open_scorer, short_names
-from ..evaluation.sets import ModelResults, Sets, card_results, load_sets, sample_critiques, score_sets, summarize
+from ..evaluation.sets import (
+    ModelResults,
+    Sets,
+    card_results,
+    load_sets,
+    sample_critiques,
+    score_sets,
+    summarize,
+    summarize_ensemble,
+)
 
 
 ARGUMENTS = (EvaluationArguments,)
@@ -42,6 +52,13 @@ def main(args: EvaluationArguments):
             results[name] = evaluate(name, args, sets, journals[name], shown)
             write_results(name, results[name], shown, output_dir)
             write_report(results, args, shown, output_dir, described)
+    members = {shown[name]: found for name, found in results.items()}
+    for ensemble in read_ensembles(args.ensembles, args.models):
+        shown[ensemble.name] = ensemble.name
+        results[ensemble.name] = summarize_ensemble(ensemble, members, sets, args.group_column, shown)
+        write_results(ensemble.name, results[ensemble.name], shown, output_dir)
+    if args.ensembles:
+        write_report(results, args, shown, output_dir, described)
     for name in args.models if args.update_card else ():
         settings = {key: getattr(args, key) for key in ("num_critiques", "temperature", "max_new_tokens")}
         found = card_results(results[name].evaluations, sets, settings, args.dataset_test_split)

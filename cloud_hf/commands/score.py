@@ -11,15 +11,15 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from ..arguments import check_bounds, documented
-from ..configuration_cloud import CLoudConfig
 from ..critique_format import CritiqueFormat
 from ..data.column_forms import WITH_TOOLS, read_column
 from ..data.row_values import judged_chat, prompt_of, response_of
-from ..loading import check_reward_model, read_model_config, tokenizer_source
+from ..loading import tokenizer_source
 from ..prompts import read_prompt
+from ..scalar_models import ScalarFormat, is_scalar_model, stand_in_config
 from ..scores import Sampling, Score
 from ..scoring import read_request
-from ..serving.backends import BackendArguments, open_backend
+from ..serving.backends import AnyModelArguments, open_any_model
 
 
 # Control characters that JSON does not escape, and that a terminal obeys
@@ -28,13 +28,13 @@ _CONTROLS = {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}
 
 @documented
 @dataclass(kw_only=True)
-class ScoreArguments(BackendArguments):
+class ScoreArguments(AnyModelArguments):
     """
-    Model, responses and sampling options. Extends [`BackendArguments`].
+    Model, responses and sampling options. Extends [`AnyModelArguments`].
 
     Parameters:
         model (`str`):
-            Hub id or folder of a CLoud model, a classic model or a LoRA adapter.
+            Hub id or folder of a CLoud model, a classic model, a LoRA adapter, or a scalar model (`*ForSequenceClassification`).
         prompt (`str`, *optional*):
             The user's message. Needs `response`.
         response (`str`, *optional*):
@@ -70,9 +70,9 @@ class ScoreArguments(BackendArguments):
             raise ValueError("Give `prompt` and `response`, or `input`.")
         self.check_temperature(self.temperature)
 
-    def backend_arguments(self) -> BackendArguments:
+    def backend_arguments(self) -> AnyModelArguments:
         """Return the arguments that choose and configure the backend."""
-        return BackendArguments(**{option.name: getattr(self, option.name) for option in fields(BackendArguments)})
+        return AnyModelArguments(**{option.name: getattr(self, option.name) for option in fields(AnyModelArguments)})
 
 
 ARGUMENTS = (ScoreArguments,)
@@ -87,9 +87,9 @@ def main(args: ScoreArguments):
         raise ValueError(f"`output` is {args.output}, but its folder does not exist.")
     sampling = Sampling(args.num_critiques, args.temperature, args.max_new_tokens, args.seed)
     prompts, responses = zip(*map(read_chat, rows), strict=True)
-    check_chats(list(prompts), list(responses), name, args.model, sampling)
+    check_chats(list(prompts), list(responses), name, args, sampling)
     # Standard output is reserved for the scores
-    with contextlib.redirect_stdout(sys.stderr), open_backend(args.model, args.backend_arguments()) as (scorer, *_):
+    with contextlib.redirect_stdout(sys.stderr), open_any_model(args.model, args.backend_arguments()) as (scorer, *_):
         scores = scorer.score(list(prompts), list(responses), **asdict(sampling))
     given = [{}] if args.input is None else rows
     write_rows(args.output, [{**row, **summary(score)} for row, score in zip(given, scores, strict=True)])
@@ -137,12 +137,14 @@ def read_chat(row: dict[str, Any]) -> tuple[Any, Any]:
     return judged_chat(given, response_of(row, "response", allow_empty=True))
 
 
-def check_chats(prompts: list, responses: list, name: str, model: str, sampling: Sampling):
+def check_chats(prompts: list, responses: list, name: str, args: ScoreArguments, sampling: Sampling):
     """Check model, chats and options with only the config and the tokenizer, which is fast compared with loading weights."""
-    config = read_model_config(model)
-    check_reward_model(model, config)
-    assert isinstance(config, CLoudConfig)
-    critique_format = CritiqueFormat.from_config(config, AutoTokenizer.from_pretrained(tokenizer_source(model)))
+    config = args.read_config(args.model)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_source(args.model), trust_remote_code=args.trust_remote_code)
+    if is_scalar_model(config):
+        config, critique_format = stand_in_config(config), ScalarFormat(tokenizer, args.model)
+    else:
+        critique_format = CritiqueFormat.from_config(config, tokenizer)
     try:
         read_request(critique_format, config, prompts, responses, sampling)
     except ValueError as error:

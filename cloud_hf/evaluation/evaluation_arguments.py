@@ -5,7 +5,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 
 from ..arguments import check_bounds, documented
-from ..loading import read_model_config
+from ..configuration_cloud import CLoudConfig
 from .probes import check_probes
 from .scoring_arguments import ScoringArguments, check_named_once
 
@@ -22,7 +22,7 @@ class EvaluationArguments(ScoringArguments):
 
     Parameters:
         models (`list[str]`):
-            Hub ids or folders of CLoud models, classic models or LoRA adapters.
+            Hub ids or folders of CLoud models, classic models, LoRA adapters, or scalar models (`*ForSequenceClassification`).
         output_dir (`str`):
             Folder for the results.
         compare (`list[str]`, *optional*):
@@ -93,7 +93,7 @@ class EvaluationArguments(ScoringArguments):
             raise ValueError(
                 "There is nothing to score: give `benchmarks`, `dataset_name`, `best_of_n` or `reference_critiques`."
             )
-        if self.reference_critiques and not any(read_model_config(name).critique for name in self.models):
+        if self.reference_critiques and not self._any_critic():
             raise ValueError("`reference_critiques` requires a CLoud model; none of `models` writes critiques.")
         self.probes = check_probes(self.probes)
         for name in ("group_column", "length_column", "paraphrase_column"):
@@ -118,6 +118,10 @@ class EvaluationArguments(ScoringArguments):
             if option.name not in ("compare", "output_dir") and getattr(self, option.name) != default:
                 raise ValueError(f"`compare` reads the scores of finished runs: leave `{option.name}` out.")
 
+    def _any_critic(self) -> bool:
+        configs = map(self.read_config, self.models)
+        return any(isinstance(config, CLoudConfig) and config.critique for config in configs)
+
     def _check_probes(self):
         if (self.self_consistency or self.probes) and not (self.dataset_name or self.benchmarks):
             raise ValueError(
@@ -139,5 +143,5 @@ class EvaluationArguments(ScoringArguments):
                     "`self_consistency_temperatures` above 0."
                 )
             self.check_temperature(temperature, "self_consistency_temperatures")
-        if not any(read_model_config(name).critique for name in self.models):
+        if not self._any_critic():
             raise ValueError("`self_consistency` requires a CLoud model; none of `models` writes critiques.")

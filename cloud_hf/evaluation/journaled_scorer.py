@@ -29,6 +29,8 @@ def open_score_journal(
     writing to it.
     """
     values = {setting: getattr(args, setting) for setting in settings}
+    if args.label_weights is not None:
+        values["label_weights"] = args.label_weights
     path = Path(args.output_dir) / file_name(kind, short_name, "jsonl")
     try:
         return Journal(path, {"model": identify_model(name)["model_version"], **values})

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from datasets import Dataset
@@ -12,23 +12,25 @@ from ..critique_format import CritiqueFormat
 from ..data.bad_rows import check_bad_rows
 from ..data.fit_to_context import check_policy
 from ..data.rows import check_columns, load_rows, short_names  # noqa: F401 (its place in version 0.1)
-from ..loading import check_reward_model, read_model_config
 from ..scoring import Scorer
-from ..serving.backends import BackendArguments, open_backend
+from ..serving.backends import AnyModelArguments, open_any_model
+from .ensembles import read_ensembles
 from .formatting import file_name, picture_name  # noqa: F401 (their place in version 0.1)
 
 
 @documented
 @dataclass(kw_only=True)
-class ScoringArguments(BackendArguments):
+class ScoringArguments(AnyModelArguments):
     """
-    Models, datasets and sampling options. Extends [`BackendArguments`].
+    Models, datasets and sampling options. Extends [`AnyModelArguments`].
 
     Parameters:
         models (`list[str]`):
-            Hub ids or folders of CLoud models, classic models or LoRA adapters.
+            Hub ids or folders of CLoud models, classic models, LoRA adapters, or scalar models (`*ForSequenceClassification`).
         server_url (`list[str]`, *optional*):
             One reward server per model, in the order of `models`.
+        ensembles (`list[str]`, *optional*):
+            Ensembles of `models` to report as well: `mean:A,B` or `lowest:A,B` of their rewards, each standardised over a set.
         dataset_name (`list[str]`):
             Hub ids, JSONL or Parquet files, or `save_to_disk` folders.
         output_dir (`str`):
@@ -57,6 +59,7 @@ class ScoringArguments(BackendArguments):
     dataset_name: list[str]
     output_dir: str
     server_url: list[str] | None = None
+    ensembles: list[str] = field(default_factory=list)
     dataset_config: str | None = None
     dataset_test_split: str = "test"
     limit: int | None = None
@@ -80,6 +83,8 @@ class ScoringArguments(BackendArguments):
                 f"`server_url` has {len(self.server_url)} addresses and `models` {len(self.models)} models: a server serves "
                 "one model. Give one address per model, in the same order."
             )
+        # Recorded by short names, which say nothing about this machine
+        self.ensembles = [f"{one.kind}:{','.join(one.members)}" for one in read_ensembles(self.ensembles, self.models)]
 
     def _check_sampling(self):
         # The scorer checks this too, but only after the model is loaded
@@ -87,12 +92,12 @@ class ScoringArguments(BackendArguments):
         if self.num_critiques > 1 and self.temperature == 0:
             raise ValueError("`num_critiques` above 1 needs `temperature` above 0: greedy critiques are identical.")
 
-    def backend_of(self, name: str) -> BackendArguments:
+    def backend_of(self, name: str) -> AnyModelArguments:
         """Return the backend arguments for one of `models`, with its server."""
-        options = {option.name: getattr(self, option.name) for option in fields(BackendArguments)}
+        options = {option.name: getattr(self, option.name) for option in fields(AnyModelArguments)}
         if self.server_url is not None:
             options["server_url"] = self.server_url[self.models.index(name)]
-        return BackendArguments(**options)
+        return AnyModelArguments(**options)
 
 
 def load_datasets(
@@ -110,7 +115,7 @@ def load_datasets(
             raise ValueError(f"{name} has no rows.")
         datasets[name] = rows.select(range(min(args.limit or len(rows), len(rows))))
     for name in args.models:
-        check_reward_model(name, read_model_config(name))
+        args.read_config(name)
     return datasets
 
 
@@ -128,7 +133,7 @@ def open_scorer(
     name: str, args: ScoringArguments, show_progress: bool = True
 ) -> Iterator[tuple[Scorer, CritiqueFormat, dict]]:
     """Open a model's scorer; also yields its critique format and the options of `evaluate_pairs` and `evaluate_best_of_n`."""
-    with open_backend(name, args.backend_of(name), show_progress) as (scorer, critique_format, context):
+    with open_any_model(name, args.backend_of(name), show_progress) as (scorer, critique_format, context):
         options = {
             "context_length": context,
             "overlong_policy": args.overlong_policy,

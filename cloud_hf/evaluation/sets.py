@@ -15,8 +15,9 @@ from ..data.journal import key_of
 from ..data.preference_rows import SIDES, read_preferences, read_prompts
 from ..data.rows import row_name
 from ..scoring import Score
-from .analysis import Robustness, read_length
+from .analysis import Robustness, assess_uncertainty, read_length
 from .benchmarks import LoadedBenchmark, load_benchmarks
+from .ensembles import Ensemble
 from .environment import describe_set
 from .evaluation_arguments import EvaluationArguments
 from .fitting import FittedRows, fit_rows, score_rows
@@ -181,6 +182,8 @@ class ModelResults:
     # By temperature, with the scores of self-consistency
     sampled: dict[float, list[Evaluation]] = field(default_factory=dict)
     critiques: list[CritiqueResult] = field(default_factory=list)
+    # The rows with right and wrong responses or candidates and their scores, by kind and name of the set, for ensembles
+    parts: dict[tuple[str, str], tuple[FittedRows, list[list[Score]]]] = field(default_factory=dict, repr=False)
 
 
 def summarize(
@@ -210,7 +213,26 @@ def summarize(
         name: summarize_best_of_n(fitted["problems", name], row_scores["problems", name]).summary()
         for name in sets.problems
     }
-    return ModelResults(evaluations, pairs, best_of_n)
+    parts = {key: (fitted[key], row_scores[key]) for key in fitted if key[0] != "critiques"}
+    return ModelResults(evaluations, pairs, best_of_n, parts=parts)
+
+
+def summarize_ensemble(
+    ensemble: Ensemble,
+    members: Mapping[str, ModelResults],
+    sets: Sets,
+    group_column: str | None,
+    shown: Mapping[str, str],
+) -> ModelResults:
+    """Compute the results of an ensemble from those of its members, by short name. Its sampled critiques and probes are left out."""
+    chosen = [members[name] for name in ensemble.members]
+    combined = {
+        key: ensemble.combine(dict(zip(ensemble.members, (found.parts[key] for found in chosen), strict=True)))
+        for key in chosen[0].parts
+    }
+    fitted, row_scores = ({key: part[place] for key, part in combined.items()} for place in (0, 1))
+    results = summarize(sets, fitted, row_scores, group_column, shown)
+    return replace(results, robustness=Robustness(assess_uncertainty(results.evaluations, {})))
 
 
 def sample_critiques(

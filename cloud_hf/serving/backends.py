@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 from ..arguments import documented
 from ..critique_format import CritiqueFormat
 from ..loading import check_reward_model, load_reward_model, read_model_config
+from ..scalar_models import ScalarScorer, is_scalar_model, load_scalar_model, parse_label_weights, read_label_weights
 from ..scores import Scorer
 from ..scoring import TransformersScorer, context_length
 
@@ -79,12 +80,61 @@ class BackendArguments:
         return options
 
 
+@documented
+@dataclass
+class AnyModelArguments(BackendArguments):
+    """
+    Options of the backend, also for scalar models of other makers (`*ForSequenceClassification`).
+
+    Parameters:
+        label_weights (`str`, *optional*):
+            For scalar models with several labels: JSON that maps labels to their weights in the reward, such as `{"helpfulness": 1}`.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Run the code in the repositories of scalar models.
+    """
+
+    label_weights: str | None = None
+    trust_remote_code: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        parse_label_weights(self.label_weights)
+
+    def read_config(self, name: str):
+        """Read a model's config. Raises `ValueError` unless the backend can score with the model."""
+        config = read_model_config(name, **({"trust_remote_code": True} if self.trust_remote_code else {}))
+        if is_scalar_model(config) and self.backend == "transformers":
+            read_label_weights(name, config, self.weights_for(config))
+        else:
+            check_reward_model(name, config)
+        return config
+
+    def weights_for(self, config) -> dict[str, float] | None:
+        """Return the label weights, which apply to models with several labels."""
+        return parse_label_weights(self.label_weights) if config.num_labels > 1 else None
+
+
+@contextmanager
+def open_any_model(
+    name: str, args: AnyModelArguments, show_progress: bool = True
+) -> Iterator[tuple[Scorer, CritiqueFormat, int | None]]:
+    """Load any reward model, also a scalar one; see [`open_backend`]."""
+    config = args.read_config(name)
+    if not is_scalar_model(config):
+        with open_backend(name, args, show_progress) as opened:
+            yield opened
+        return
+    model, tokenizer = load_scalar_model(name, dtype=args.dtype, trust_remote_code=args.trust_remote_code)
+    scorer = ScalarScorer(model, tokenizer, args.weights_for(config), args.batch_size, show_progress)
+    yield scorer, scorer.critique_format, scorer.context_length
+
+
 @contextmanager
 def open_backend(
     name: str, args: BackendArguments, show_progress: bool = True
 ) -> Iterator[tuple[Scorer, CritiqueFormat, int | None]]:
     """
-    Load a reward model into the backend of `args`, and free it afterwards.
+    Load a CLoud or classic model into the backend of `args`, and free it afterwards.
 
     Args:
         name (`str`):
@@ -98,7 +148,7 @@ def open_backend(
         `tuple`: The scorer, the model's format, and its longest sequence in tokens, including the critique.
 
     Raises:
-        `ValueError`: If `name` is not a reward model, or the server's model is of the other kind.
+        `ValueError`: If `name` is not a CLoud or classic model, or the server's model is of the other kind.
     """
     if args.backend == "vllm":
         from .vllm.scorer import CLoudVLLM

@@ -124,6 +124,19 @@ def test_recorded_candidates(models, data, tmp_path):
         assert picture in text and (tmp_path / picture).stat().st_size > 5000
 
 
+def test_ensembles_choose_like_models(models, data, tmp_path):
+    """A classic model scores once, whatever the number of seeds."""
+    options = {"num_seeds": 2, "temperature": 1.0, "ensembles": ["mean:cloud,classic"]}
+    report = choose(models, tmp_path, "cloud", "classic", dataset_name=[str(data / "problems.jsonl")], **options)
+    assert {result["model"].rpartition("/")[2] for result in report["results"]} == {
+        "cloud",
+        "classic",
+        "mean(cloud,classic)",
+    }
+    chosen = {name: read_selected(tmp_path, name) for name in ("cloud", "classic", "mean(cloud,classic)")}
+    assert [len(rows) for rows in chosen.values()] == [12, 6, 12]
+
+
 def test_where_the_curve_ends(models, data, tmp_path):
     """At the fewest candidates of a problem, or before."""
     for largest_n, end in ((16, 3), (2, 2)):

@@ -5,16 +5,18 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from benchmark_files import pair, write_rows
 from datasets import Dataset
 from huggingface_hub import ModelCard
-from models_for_tests import make_model, save_language_model
+from models_for_tests import make_model, save_language_model, tiny_text_config
 from pyarrow import parquet
 from scripts_for_tests import EXAMPLES, run, start
 from servers_for_tests import make_engine, serving
 from tokenizers_for_tests import make_tokenizer
+from transformers import AutoModelForSequenceClassification
 
 from cloud_hf.commands import evaluate_rewards
 from cloud_hf.data.journal import Journal, JournalError
@@ -136,6 +138,27 @@ def test_figures_are_those_computed_directly(models, data, done):
         official = json.loads((folder / f"reward_bench_{name}.json").read_text())
         assert official["hep-go"] == found["reward_bench"]["subsets"]["hep-go"]["value"]
         assert set(official) == {"hep-go", "hep-rust", "math-prm", "model", "model_type", "chat_template"}
+
+
+def test_scalar_models_and_ensembles(models, data, tmp_path):
+    """A scalar model next to ours, and the mean of both; with other label weights, its scores are refused."""
+    torch.manual_seed(0)
+    labels = {0: "kind", 1: "right"}
+    config = tiny_text_config("qwen2", "qwen2_5", id2label=labels, label2id={"kind": 0, "right": 1})
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "scalar")
+    make_tokenizer("qwen2_5").save_pretrained(tmp_path / "scalar")
+    scalar, folder = tmp_path / "scalar", tmp_path / "results"
+    options = {"ensembles": [f"mean:classic,{scalar}"], "label_weights": '{"right": 1}', "benchmarks": []}
+    report = evaluate(models, data, folder, "classic", scalar, **options)
+    assert set(report["best_of_n"]["bon.jsonl"]) == {"classic", "scalar", "mean(classic,scalar)"}
+    names = ("classic", "scalar", "mean(classic,scalar)")
+    rewards = {name: np.array(parquet.read_table(folder / f"scores_{name}.parquet")["reward"]) for name in names}
+    standard = [(values - values.mean()) / values.std() for values in (rewards["classic"], rewards["scalar"])]
+    assert rewards["mean(classic,scalar)"] == pytest.approx(np.mean(standard, axis=0), abs=1e-9)
+    text = (folder / "report.md").read_text()
+    assert "mean(classic,scalar)" in text and "standardised" in text
+    with pytest.raises(JournalError, match="label_weights"):
+        evaluate(models, data, folder, "classic", scalar, **{**options, "label_weights": '{"kind": 1}'})
 
 
 def test_all_files_of_a_report(done):
@@ -282,14 +305,14 @@ def test_servers_of_other_models_are_refused(models, data, servers, tmp_path):
 
 @pytest.mark.parametrize("backend", ["transformers", "vllm", "server"])
 def test_every_backend_gets_its_arguments(backend, models, data, tmp_path, monkeypatch):
-    """What reaches `open_backend`; tests/serving/test_vllm.py runs vLLM for real."""
+    """What reaches `open_any_model`; tests/serving/test_vllm.py runs vLLM for real."""
     seen = []
 
-    def open_backend(name, args, show_progress):
+    def open_any_model(name, args, show_progress):
         seen.append((name, args.backend, args.vllm_options, args.server_url, show_progress))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cloud_hf.evaluation.scoring_arguments.open_backend", open_backend)
+    monkeypatch.setattr("cloud_hf.evaluation.scoring_arguments.open_any_model", open_any_model)
     url = "http://127.0.0.1:1" if backend == "server" else None
     addresses = [url] if url else None
     options = "{}" if backend == "vllm" else None
@@ -501,7 +524,7 @@ def test_critiques_are_compared_with_those_of_reference(models, data, tmp_path):
     ],
 )
 def test_mistakes_are_named_before_a_model_is_loaded(options, says, models, data, tmp_path, monkeypatch):
-    monkeypatch.setattr("cloud_hf.evaluation.scoring_arguments.open_backend", None)
+    monkeypatch.setattr("cloud_hf.evaluation.scoring_arguments.open_any_model", None)
     options = {
         key: [item.format(data=data) if isinstance(item, str) else item for item in value]
         if isinstance(value, list)

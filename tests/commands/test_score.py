@@ -95,7 +95,7 @@ def test_rows_of_other_forms(models, capsys, tmp_path):
     ],
 )
 def test_rows_are_checked_before_the_model_loads(line, says, models, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("cloud_hf.commands.score.open_backend", None)
+    monkeypatch.setattr("cloud_hf.commands.score.open_any_model", None)
     (tmp_path / "in.jsonl").write_text(f"{json.dumps(ROWS[0])}\n{line}\n")
     with pytest.raises(SystemExit) as end:
         cli.main(

@@ -45,7 +45,7 @@ def folder(base_folder, tmp_path, monkeypatch):
     for name, critique in MODELS.items():
         make_model(base_folder, critique=critique).config.save_pretrained(tmp_path / name)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(scoring_arguments, "open_backend", open_hashing_backend)
+    monkeypatch.setattr(scoring_arguments, "open_any_model", open_hashing_backend)
     monkeypatch.setattr(Figure, "savefig", lambda figure, path, **options: Path(path).touch())
     return tmp_path
 

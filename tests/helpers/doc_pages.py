@@ -100,6 +100,7 @@ def _write_models(folder: Path):
     for seed, (name, critique) in enumerate({"cloud-rm": True, "classic-rm": False}.items()):
         make_model(folder / "critic-sft", seed=seed, critique=critique).save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
+    _save_scalar_model(folder / "scalar-rm", base)
     torch.manual_seed(0)
     tokenizer, run = build_tokenizer(), folder / "runs/quickstart"
     language_model = LlamaForCausalLM(build_model_config(tokenizer))
@@ -111,6 +112,14 @@ def _write_models(folder: Path):
             model.get_output_embeddings().weight[model.config.critique_end_token_id] *= 3
         model.save_pretrained(run / name)
         tokenizer.save_pretrained(run / name)
+
+
+def _save_scalar_model(folder: Path, base: Path):
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+    config = AutoConfig.from_pretrained(base, num_labels=1)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
 
 
 def _end_critiques_soon(published: Path, base: Path):

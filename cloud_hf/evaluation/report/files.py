@@ -10,6 +10,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from ..analysis import Robustness, mean_label
+from ..ensembles import read_ensembles
 from ..environment import environment, names_without_folders, opening, rename, spell_command
 from ..evaluation_arguments import SETTINGS, EvaluationArguments
 from ..fitting import score_columns
@@ -58,6 +59,11 @@ Margins, here and in the reliability diagram below, are over all pairs of a righ
 SCORED = """\
 Critiques per response: {num_critiques}, temperature {temperature}, at most {max_new_tokens} tokens, seed {seed}. Backend:
 {backend}, dtype {dtype}. Over-long rows: {overlong_policy}."""
+
+
+ENSEMBLES = """\
+Ensembles take the mean or the lowest of their models' rewards, each standardised to mean 0 and deviation 1 over all responses of a set;
+they have the rows that all their models scored, and are not probed."""
 
 
 def write_results(name: str, results: ModelResults, shown: Mapping[str, str], output_dir: Path):
@@ -145,7 +151,7 @@ def write_report(
         "version": VERSION,
         "arguments": asdict(args),
         "environment": run,
-        "styles": describe_styles([shown[name] for name in args.models]),
+        "styles": describe_styles(all_models(args, shown)),
         "results": entries(
             lambda found: ({"dataset": name, **result.summary()} for name, result in found.pairs.items())
         ),
@@ -165,6 +171,8 @@ def write_report(
     if args.reference_critiques:
         sections.append(critique_section({shown[name]: found.critiques for name, found in results.items()}))
     settings = SCORED.format(**{name: getattr(args, name) for name in (*SETTINGS, "overlong_policy")})
+    if args.ensembles:
+        settings += f"\n\n{ENSEMBLES}"
     sections.append(Section("Settings", settings))
     text = f"{opening(spell_command('evaluate', args, names), run)}\n\n{contents(sections)}"
     text = render([Section("Reward models evaluated", text, level=1), *sections])
@@ -179,7 +187,7 @@ def _picture_sections(
     margins = margins_of(by_model)
     if not margins:
         return []
-    models = [shown[name] for name in args.models]
+    models = all_models(args, shown)
     plot_benchmarks(by_model, output_dir / "benchmarks.png", models)
     plot_margins(margins, output_dir / "margins.png", models)
     sampled = {
@@ -190,6 +198,12 @@ def _picture_sections(
     plot_reliability(margins_of(by_model | sampled), output_dir / _RELIABILITY, models)
     robustness = {shown[name]: found.robustness for name, found in results.items()}
     return [Section("Pictures", PICTURES), *robustness_sections(robustness, by_model, output_dir, models)]
+
+
+def all_models(args: EvaluationArguments, shown: Mapping[str, str]) -> list[str]:
+    """Return the short names of all models of a run, those that are not done yet and ensembles included."""
+    ensembles = [one.name for one in read_ensembles(args.ensembles, args.models)]
+    return [*(shown[name] for name in args.models), *ensembles]
 
 
 def margins_of(evaluations: Mapping[str, Iterable[Evaluation]]) -> dict[str, dict[str, list[float]]]:
@@ -229,10 +243,9 @@ def robustness_sections(
     certainties = {name: {model: found.uncertainty[name] for model, found in results.items()} for name in names}
     sections = self_consistency_sections(curves) if curves else []
     sections += uncertainty_sections(certainties, rejections, _RELIABILITY)
-    probes = [
-        dict(zip(results, found, strict=True))
-        for found in zip(*(part.probes for part in results.values()), strict=True)
-    ]
+    # Ensembles are not probed
+    probed = {model: found.probes for model, found in results.items() if found.probes}
+    probes = [dict(zip(probed, found, strict=True)) for found in zip(*probed.values(), strict=True)]
     for by_model in probes:
         if has_measures(by_model):
             plot_probe(by_model, output_dir / probe_picture(by_model), models)

@@ -63,7 +63,7 @@ def folder(base_folder, tmp_path, monkeypatch):
         make_model(base_folder, critique=critique).config.save_pretrained(tmp_path / "models" / name)
     _write_sets(tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(scoring_arguments, "open_backend", open_scripted_backend)
+    monkeypatch.setattr(scoring_arguments, "open_any_model", open_scripted_backend)
     for module in (best_of_n, files):
         monkeypatch.setattr(module, "environment", fixed_environment)
     # Drawing takes most of the time, and other tests look at pictures

@@ -1,0 +1,103 @@
+"""Ensembles of scored models: the mean or the lowest of their standardised rewards."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+
+from ..data.rows import short_names
+from ..scores import Sample, Score
+from .fitting import FittedRows
+
+
+RowScores = list[list[Score]]
+
+# Name on the command line, and how the members' rewards of one response become one
+KINDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "mean": partial(np.mean, axis=0),
+    "lowest": partial(np.min, axis=0),
+}
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """
+    An ensemble of models of a run.
+
+    Rewards of different models have different scales, so each member's are first standardised: to mean 0 and standard deviation 1
+    over all responses of a set.
+
+    Args:
+        kind (`str`):
+            Key of `KINDS`.
+        members (`tuple[str, ...]`):
+            Short names of the models.
+    """
+
+    kind: str
+    members: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The ensemble's name in reports and file names."""
+        return f"{self.kind}({','.join(self.members)})"
+
+    def combine(self, parts: Mapping[str, tuple[FittedRows, RowScores]]) -> tuple[FittedRows, RowScores]:
+        """
+        Combine the rows of a set and their scores, by member's short name. Rows that some member has not scored count as dropped.
+        Raises `ValueError` if no row is left.
+        """
+        found = [parts[member] for member in self.members]
+        by_index = [
+            {row.index: scores for row, scores in zip(fitted.rows, row_scores, strict=True)}
+            for fitted, row_scores in found
+        ]
+        first = found[0][0]
+        rows = [row for row in first.rows if all(row.index in scored for scored in by_index)]
+        if not rows:
+            raise ValueError(f"{self.name}: the models have no row in common that fits the context of all.")
+        counts = {
+            "dropped": first.dropped + len(first.rows) - len(rows),
+            "shortened": max(fitted.shortened for fitted, _ in found),
+        }
+        rewards = [_standardised([score.reward for row in rows for score in scored[row.index]]) for scored in by_index]
+        combined = iter(KINDS[self.kind](np.array(rewards)).tolist())
+        scores = [[Score.of([Sample(next(combined))]) for _ in row.responses] for row in rows]
+        return replace(first, rows=rows, **counts), scores
+
+
+def _standardised(rewards: Sequence[float]) -> np.ndarray:
+    values = np.array(rewards)
+    deviation = values.std()
+    return (values - values.mean()) / (deviation if deviation > 0 else 1.0)
+
+
+def read_ensembles(texts: Sequence[str], models: Sequence[str]) -> list[Ensemble]:
+    """
+    Read ensembles such as `"mean:a,b"`, whose members are names or short names of `models`.
+
+    Raises:
+        `ValueError`: If the kind or a member is unknown, a member is named twice, or there is only one.
+    """
+    shown = short_names(list(models))
+    known = shown | {short: short for short in shown.values()}
+    found = []
+    for text in texts:
+        kind, _, members = text.partition(":")
+        names = [name.strip() for name in members.split(",")]
+        if kind not in KINDS or not members:
+            raise ValueError(
+                f"`ensembles` has {text!r}; write a kind ({', '.join(KINDS)}) and models, such as mean:a,b."
+            )
+        if unknown := [name for name in names if name not in known]:
+            raise ValueError(
+                f"`ensembles` has {text!r}, but {unknown[0]!r} is not one of `models` ({', '.join(shown.values())})."
+            )
+        members = tuple(known[name] for name in names)
+        if len(set(members)) < max(2, len(members)):
+            raise ValueError(f"`ensembles` has {text!r}; name at least two models, each once.")
+        found.append(Ensemble(kind, members))
+    if repeated := [one.name for place, one in enumerate(found) if one in found[:place]]:
+        raise ValueError(f"`ensembles` lists {repeated[0]} twice. List it once.")
+    return found
