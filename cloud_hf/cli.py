@@ -120,10 +120,10 @@ def run(module: str, arguments: Sequence[str] | None = None, prog: str | None = 
             print(page)
         else:
             _run(module, ["--help" if word == "--help_all" else word for word in arguments])
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         if debug:
             raise
-        _fail(prog, "Interrupted.", status=130)
+        _fail(prog, str(interrupt) or "Interrupted.", status=130)
     except SystemExit as end:
         if not isinstance(end.code, str):
             raise

@@ -1,7 +1,7 @@
 """
 Convert a reward model between the authors' published layout and the native one, shard by shard:
 
-python -m cloud_hf.convert ankner/Llama3-8B-CLoud-RM llama3-8b-cloud
+cloud-hf convert ankner/Llama3-8B-CLoud-RM llama3-8b-cloud
 
 The native folder holds its language model's architecture and loads with `AutoModel.from_pretrained`. `--dry_run` checks
 everything (of a Hub id without downloading the weights) and prints what would be written. A native folder that was converted

@@ -1,6 +1,5 @@
 """Train, then save and describe the model: what the training commands have in common."""
 
-import sys
 from typing import Any
 
 from datasets import Dataset
@@ -22,9 +21,7 @@ def train_and_save(trainer: Any, rows: Dataset):
     try:
         trainer.train(resume_from_checkpoint=checkpoint_to_resume(trainer.args))
     except KeyboardInterrupt:
-        if trainer.is_world_process_zero():
-            print(_saved(trainer), file=sys.stderr)
-        raise
+        raise KeyboardInterrupt(f"Interrupted. {_saved(trainer)}") from None
     trainer.save_state()
     trainer.create_model_card()
     trainer.save_model()  # after the card, because it also uploads, which the Hub may refuse
