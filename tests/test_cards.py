@@ -17,7 +17,7 @@ from cloud_hf.commands import convert, merge_adapter, train_classic, train_cloud
 
 HOSTILE = "```\n</code>\n# owned | <script>alert(1)</script> `` ~~~"
 TRAINING = (
-    "--max_steps 1 --use_cpu --bf16 False --report_to none --per_device_train_batch_size 2 --save_strategy no --max_length 400 "
+    "--max_steps 1 --logging_steps 1 --use_cpu --bf16 False --report_to none --per_device_train_batch_size 2 --save_strategy no --max_length 400 "
     "--lr_scheduler_type cosine"
 )
 
