@@ -135,7 +135,7 @@ def read_metadata(name: str | None, card_class: type[ModelCard] | type[DatasetCa
         `source_datasets` as lists; all are optional.
     """
     try:
-        if hub_id(name):
+        if name and hub_id(name):
             data = card_class.load(name).data.to_dict()
         else:
             text = Path(name or "", "README.md").read_text("utf-8")
@@ -146,12 +146,9 @@ def read_metadata(name: str | None, card_class: type[ModelCard] | type[DatasetCa
         logger.warning("The card of %s cannot be read, and nothing is inherited from it: %.200s", name, error)
         return {}
     lists = {
-        key: [value for value in _listed(data.get(key)) if re.fullmatch(pattern, value)]
-        for key, pattern in {"language": r"[A-Za-z-]{2,12}"}.items()
-    }
-    lists |= {
         key: list(filter(hub_id, _listed(data.get(key)))) for key in ("base_model", "datasets", "source_datasets")
     }
+    lists["language"] = [code for code in _listed(data.get("language")) if re.fullmatch(r"[A-Za-z-]{2,12}", code)]
     texts = {key: data[key] for key in _LICENCE if isinstance(data.get(key), str)}
     return {key: value for key, value in {**texts, **lists}.items() if value}
 
