@@ -134,11 +134,13 @@ def read_metadata(name: str | None, card_class: type[ModelCard] | type[DatasetCa
         `dict[str, Any]`: `license`, `license_name` and `license_link` as text, `language`, `base_model`, `datasets` and
         `source_datasets` as lists; all are optional.
     """
+    if not name:
+        return {}
     try:
-        if name and hub_id(name):
+        if hub_id(name):
             data = card_class.load(name).data.to_dict()
         else:
-            text = Path(name or "", "README.md").read_text("utf-8")
+            text = Path(name, "README.md").read_text("utf-8")
             data = card_class(text, ignore_metadata_errors=True).data.to_dict() if text.startswith("---") else {}
     except OSError:  # no card, or no network
         return {}

@@ -181,4 +181,10 @@ def test_hostile_texts_stay_text(kind, tmp_path):
 def test_damaged_cards_hand_on_nothing(front, tmp_path):
     (tmp_path / "README.md").write_text(f"---\n{front}\n---\n# Base\n")
     assert inherit(str(tmp_path), [str(tmp_path), None, "org/rows"]) == {"datasets": ["org/rows"]}
-    assert inherit(str(Path(tmp_path, "none"))) == inherit(None) == {}
+    assert inherit(str(Path(tmp_path, "none"))) == {}
+
+
+def test_without_a_base_nothing_is_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("README.md").write_text("---\nlicense: mit\n---\n# Another project\n")
+    assert inherit(None) == inherit("") == {}
