@@ -274,7 +274,7 @@ def test_a_server_says_what_it_is(running, http):
     assert found["model"] == model["id"] == http.get("/health").json()["model"]
     assert "writes critiques" in found["description"] and f"POST {URL}" in found["routes"]
     line = app_module.start_line(running[0].app, "float32 on cpu", "http://127.0.0.1:1", False)
-    assert f"{model['max_model_len']} tokens, no key. http://127.0.0.1:1/docs describes GET" in line and URL in line
+    assert f"{model['max_model_len']} tokens, no key. http://127.0.0.1:1/docs describes POST {URL}" in line
 
 
 def test_unknown_routes_and_methods(http):
