@@ -1,17 +1,77 @@
-"""Model cards: the card of a trained model, and the parts that conversion and evaluation share with it."""
+"""
+Model cards: metadata, sections, what they inherit from the cards of their sources, and held-out results.
+
+Texts of rows, models and sources are escaped: in a card they stay text.
+"""
 
 import json
+import logging
 import re
-from importlib.metadata import version
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from transformers.trainer_utils import SchedulerType
+import yaml
+from huggingface_hub import CardData, DatasetCard, EvalResult, ModelCard, ModelCardData
 
 
-METHOD = "Method: Ankner et al., *Critique-out-Loud Reward Models*, arXiv 2408.11791."
-_SHOWN_METRICS = ("loss", "pairwise_loss", "lm_loss", "accuracy", "margin", "mean_reward", "reward_std")
+logger = logging.getLogger(__name__)
+
+CardT = TypeVar("CardT", ModelCard, DatasetCard)
+
+_LONGEST_CELL = 2000
+_LICENCE = ("license", "license_name", "license_link")
+# What `add_results` replaces
+_RESULTS = "<!-- results: written by cloud-hf -->", "<!-- end of results -->"
+
+METHOD = """The method is that of [Critique-out-Loud Reward Models](https://arxiv.org/abs/2408.11791):
+
+```bibtex
+@misc{ankner2024critiqueoutloud,
+  title = {Critique-out-Loud Reward Models},
+  author = {Zachary Ankner and Mansheej Paul and Brandon Cui and Jonathan D. Chang and Prithviraj Ammanabrolu},
+  year = {2024},
+  eprint = {2408.11791},
+  archivePrefix = {arXiv}
+}
+```"""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of model: its name, the Hub's tags, and the Hub's task, if one serves it."""
+
+    title: str
+    tags: tuple[str, ...]
+    pipeline_tag: str | None
+
+
+# A pipeline for texts does not write the critique that a CLoud model needs, so it gets no task
+CLOUD = Kind("CLoud (critique-out-loud) reward model", ("cloud-hf", "critique-out-loud", "reward-model"), None)
+CLASSIC = Kind("classic reward model", ("cloud-hf", "reward-model"), "text-classification")
+CRITIC = Kind("language model that writes critiques", ("cloud-hf", "critique-out-loud"), "text-generation")
+
+
+def kind_of(critique: bool) -> Kind:
+    """Return the kind of a reward model."""
+    return CLOUD if critique else CLASSIC
+
+
+class Example(NamedTuple):
+    """A prompt and a response with what a model writes about it: its critique and, of a reward model, its reward."""
+
+    prompt: Any
+    response: str
+    critique: str = ""
+    reward: float | None = None
+    is_cut: bool = False
+
+
+_UNSCORED = Example("What is 2+2?", "4")
+
+
+# ------------------------------------------------------------------------------------------------------------- names
 
 
 def hub_id(name: str | None) -> str | None:
@@ -19,48 +79,309 @@ def hub_id(name: str | None) -> str | None:
     return name if name and re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists() else None
 
 
-def kind_of(critique: bool) -> str:
-    """Name the kind of a reward model."""
-    return "CLoud (critique-out-loud) reward model" if critique else "classic reward model"
+def shown_name(name: str | None) -> str | None:
+    """Return a name for others to read: of a path, its last part."""
+    return Path(name).resolve().name if name and not hub_id(name) else name
 
 
-def usage(name: str, critique: bool, adapter: bool = False) -> str:
-    """Return Python code that loads a model and scores a response."""
-    load = (
-        "from transformers import AutoModel, AutoTokenizer\n\n"
-        f"model = AutoModel.from_pretrained({name!r}, trust_remote_code=True)\n"
-        f"tokenizer = AutoTokenizer.from_pretrained({name!r}, trust_remote_code=True)\n"
+def in_code(value: Any) -> str:
+    """Format a value as code on one line, which no text of it can leave, neither in a sentence nor in a table."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = " ".join(text.split())
+    text = text if len(text) <= _LONGEST_CELL else f"{text[: _LONGEST_CELL - 1]}…"
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    space = " " if "`" in text else ""
+    return f"{fence}{space}{text.replace('|', chr(92) + '|')}{space}{fence}" if text else ""
+
+
+def block(text: str, language: str = "text") -> str:
+    """Return a fenced block that no line of the text can end."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+def settings_table(values: Mapping[str, Any]) -> str:
+    """Return a Markdown table of settings or counts."""
+    return table([(name, in_code(value)) for name, value in values.items()]) if values else ""
+
+
+def table(rows: Iterable[Sequence[str]], header: Sequence[str] = ("", "")) -> str:
+    """Return a Markdown table of cells that are Markdown already."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows))
+
+
+def assemble(card_class: type[CardT], data: CardData, title: str, about: str, sections: Mapping[str, str]) -> CardT:
+    """Put a card together; sections without text are left out."""
+    title = re.sub(r"([\\<>\[\]`*|])", r"\\\1", " ".join(title.split()))
+    parts = [f"# {title}", about, *(f"## {heading}\n\n{text}" for heading, text in sections.items() if text)]
+    return card_class(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n")
+
+
+# ------------------------------------------------------------------------------------------------------- inheritance
+
+
+def read_metadata(name: str | None, card_class: type[ModelCard] | type[DatasetCard]) -> dict[str, Any]:
+    """
+    Read the metadata of a card that others inherit. Values of the wrong form are left out, as are those of a card that cannot be read.
+
+    Args:
+        name (`str`, *optional*):
+            Hub id or folder.
+        card_class (`type`):
+            `ModelCard` or `DatasetCard`.
+
+    Returns:
+        `dict[str, Any]`: `license`, `license_name` and `license_link` as text, `language`, `base_model`, `datasets` and
+        `source_datasets` as lists; all are optional.
+    """
+    if not name:
+        return {}
+    try:
+        if hub_id(name):
+            data = card_class.load(name).data.to_dict()
+        else:
+            text = Path(name, "README.md").read_text("utf-8")
+            data = card_class(text, ignore_metadata_errors=True).data.to_dict() if text.startswith("---") else {}
+    except OSError:  # no card, or no network
+        return {}
+    except (ValueError, yaml.YAMLError) as error:
+        logger.warning("The card of %s cannot be read, and nothing is inherited from it: %.200s", name, error)
+        return {}
+    lists = {
+        key: list(filter(hub_id, _listed(data.get(key)))) for key in ("base_model", "datasets", "source_datasets")
+    }
+    lists["language"] = [code for code in _listed(data.get("language")) if re.fullmatch(r"[A-Za-z-]{2,12}", code)]
+    texts = {key: data[key] for key in _LICENCE if isinstance(data.get(key), str)}
+    return {key: value for key, value in {**texts, **lists}.items() if value}
+
+
+def _listed(value: Any) -> list[str]:
+    return [part for part in (value if isinstance(value, list) else [value]) if isinstance(part, str)]
+
+
+def inherit(base: str | None, datasets: Iterable[str | None] = ()) -> dict[str, Any]:
+    """
+    Return metadata that a model inherits: the nearest base model and all datasets on the Hub, the base's licence, and the languages of
+    the datasets, or else of the base. Of folders, the cards are followed.
+    """
+    of_base, found, languages = read_metadata(base, ModelCard), [], []
+    for name in filter(None, datasets):
+        of_data = read_metadata(name, DatasetCard)
+        found += [name] if hub_id(name) else of_data.get("source_datasets", [])
+        languages += of_data.get("language", [])
+    if not hub_id(base):  # trained here: its data are part of this recipe
+        found += of_base.get("datasets", [])
+    made = {
+        "base_model": [base] if hub_id(base) else of_base.get("base_model"),
+        "datasets": list(dict.fromkeys(found)),
+        "language": list(dict.fromkeys(languages)) or of_base.get("language"),
+        **{key: of_base[key] for key in _LICENCE if key in of_base},
+    }
+    return {key: value for key, value in made.items() if value}
+
+
+# ------------------------------------------------------------------------------------------------------- model cards
+
+
+def model_card(
+    name: str,
+    kind: Kind,
+    about: str,
+    metadata: Mapping[str, Any],
+    *,
+    package: bool = False,
+    training: str = "",
+    example: Example | None = None,
+    critique_prompt: str | None = None,
+    tags: Sequence[str] = (),
+    results: Sequence[EvalResult] = (),
+    notes: str = "",
+) -> ModelCard:
+    """
+    Describe a model.
+
+    Args:
+        name (`str`):
+            Hub id, or name of the folder.
+        kind ([`Kind`]):
+            Kind of model.
+        about (`str`):
+            What it was made from, as Markdown, after the sentence that names its kind.
+        metadata (`Mapping[str, Any]`):
+            What it inherits, as [`inherit`] returns it, and more.
+        package (`bool`, *optional*, defaults to `False`):
+            Whether loading it needs this package, as that of adapters and of the published layout does.
+        training (`str`, *optional*):
+            The section on training, as Markdown.
+        example ([`Example`], *optional*):
+            What to judge in the example, and the model's output.
+        critique_prompt (`str`, *optional*):
+            How a critic is asked, if chat messages can say it.
+        tags, results, notes:
+            More of the Hub's tags, held-out results, and a sentence on their origin.
+    """
+    example = example or _UNSCORED
+    bases = metadata.get("base_model", [])
+    data = ModelCardData(
+        library_name="peft" if package and kind is CRITIC else "transformers",
+        pipeline_tag=kind.pipeline_tag,
+        tags=list(dict.fromkeys([*kind.tags, *tags])),
+        model_name=name if results else None,
+        eval_results=list(results) or None,
+        **{**metadata, "base_model": bases[0] if len(bases) == 1 else bases or None},
     )
-    if adapter:
-        load = f"from cloud_hf.loading import load_reward_model\n\nmodel, tokenizer = load_reward_model({name!r})\n"
-    shown = "score.reward, score.critique" if critique else "score.reward"
-    return f'{load}[score] = model.score(["What is 2+2?"], ["4"], tokenizer)\nprint({shown})'
+    lead = {
+        CLOUD: " It first writes a critique of a response; a head then reads the reward at the critique's end.",
+        CLASSIC: " It assigns a scalar reward to a response.",
+        CRITIC: " It is stage 1 of a CLoud reward model, and has no reward head.",
+    }[kind]
+    sections = {
+        "Use": _use(name, kind, package, example, critique_prompt),
+        "Evaluation": results_section(results, notes),
+        "Training": training,
+        "Serve": _serve(name, kind),
+        "Limits": _limits(kind, metadata.get("language")),
+        "Citation": METHOD,
+    }
+    return assemble(ModelCard, data, name, f"A {kind.title}. {about.strip()}{lead}", sections)
 
 
-def pipeline_tag(critique: bool) -> str | None:
-    """Return the Hub's task: the one for texts does not write the critique that a CLoud model needs."""
-    return None if critique else "text-classification"
+def _use(name: str, kind: Kind, package: bool, example: Example, critique_prompt: str | None) -> str:
+    shown = (
+        ""
+        if hub_id(name)
+        else f"{in_code(name)} is this folder: give its path or, once uploaded, its id on the Hub.\n\n"
+    )
+    if kind is CRITIC:
+        code = _critic_code(name, example, critique_prompt)
+    elif package:
+        code = f"from cloud_hf.loading import load_reward_model\n\nmodel, tokenizer = load_reward_model({name!r})\n"
+    else:
+        code = (
+            "from transformers import AutoModel, AutoTokenizer\n\n"
+            f"model = AutoModel.from_pretrained({name!r}, trust_remote_code=True)\n"
+            f"tokenizer = AutoTokenizer.from_pretrained({name!r}, trust_remote_code=True)\n"
+        )
+    if kind is not CRITIC:
+        printed = "score.reward, score.critique" if kind is CLOUD else "score.reward"
+        code += f"prompt = {example.prompt!r}\nresponse = {example.response!r}\n"
+        code += f"[score] = model.score([prompt], [response], tokenizer)\nprint({printed})"
+    return f"{shown}{block(code, 'python')}{_output(kind, example)}\n\n{_other_tools(kind)}"
 
 
-def other_tools(critique: bool) -> str:
-    """Say how tools that load reward models by name use a model."""
-    if critique:
-        return (
+def _critic_code(name: str, example: Example, critique_prompt: str | None) -> str:
+    code = (
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f"model = AutoModelForCausalLM.from_pretrained({name!r})\ntokenizer = AutoTokenizer.from_pretrained({name!r})"
+    )
+    if critique_prompt is None:
+        return code
+    turns = [("user", example.prompt), ("assistant", example.response), ("user", critique_prompt)]
+    messages = "".join(f"    {{'role': {role!r}, 'content': {text!r}}},\n" for role, text in turns)
+    return (
+        f"{code}\nmessages = [\n{messages}]\n"
+        "inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors='pt', return_dict=True)\n"
+        "ids = model.generate(**inputs, max_new_tokens=1024, do_sample=False)[0, inputs['input_ids'].shape[1] :]\n"
+        "print(tokenizer.decode(ids, skip_special_tokens=True))"
+    )
+
+
+def _output(kind: Kind, example: Example) -> str:
+    """Say what the model gives for the example."""
+    if example is _UNSCORED:
+        return ""
+    source = "\n\nThe example is a row of the training data."
+    if kind is CLASSIC:
+        return f"{source} Its reward is {example.reward:.4g}."
+    text = f"{source} The model writes{', cut here' if example.is_cut else ''}:\n\n{block(example.critique)}"
+    return text if example.reward is None else f"{text}\n\nThe reward at its end is {example.reward:.4g}."
+
+
+def _other_tools(kind: Kind) -> str:
+    """Say how tools that load models by name use a model."""
+    return {
+        CLOUD: (
             "The reward is read at the end of a critique that the model writes first. Tools that load a reward model by its name "
             'do not write one, and get an error: use `score`, `pipeline("critique-reward")`, or '
             "`cloud_hf.rl.trl.cloud_reward` as a reward function of TRL."
+        ),
+        CLASSIC: (
+            "Tools that load a reward model by its name (`AutoModelForSequenceClassification`, "
+            "`pipeline(\"text-classification\")`, TRL's `reward_funcs`) get the same reward for chats that this tokenizer's chat "
+            "template rendered."
+        ),
+        CRITIC: "`cloud-hf self-critiques` writes the critiques of a dataset with it, and `cloud-hf train-cloud` starts from it.",
+    }[kind]
+
+
+def _serve(name: str, kind: Kind) -> str:
+    if kind is CRITIC:
+        return block(f"vllm serve {name}", "bash")
+    request = json.dumps({"inputs": [{"prompt": _UNSCORED.prompt, "response": _UNSCORED.response}]})
+    lines = [
+        "pip install 'cloud-hf[server]'",
+        f"cloud-hf serve {name} --port 8000",
+        f"curl http://127.0.0.1:8000/v1/rewards -H 'Content-Type: application/json' -d '{request}'",
+    ]
+    return block("\n".join(lines), "bash")
+
+
+def _limits(kind: Kind, language: Any) -> str:
+    languages = language if isinstance(language, str) else ", ".join(language or ())
+    found = []
+    if kind is not CRITIC:
+        found = [
+            "Rewards have no unit and no zero: compare them only between responses to one prompt, and only from this model.",
+            "In bfloat16, a reward depends slightly on what else is in the batch. Differences of this size are not preferences; the probe "
+            "`batch` of `cloud-hf evaluate` measures it.",
+        ]
+    if kind is not CLASSIC:
+        found.append("A critique can be wrong although it reads well, and was not checked by people.")
+    if kind is CLOUD:
+        found.append(
+            "The reward depends on the critique. The mean over several sampled ones (`num_critiques`) is steadier."
         )
-    return (
-        "Tools that load a reward model by its name (`AutoModelForSequenceClassification`, "
-        "`pipeline(\"text-classification\")`, TRL's `reward_funcs`) get the same reward for chats that this tokenizer's chat "
-        "template rendered."
+    found.append(
+        f"The cards of its sources name these languages: {languages}. Measure it before you use it for others."
+        if languages
+        else "Its sources do not name a language. Measure it in yours before you use it."
     )
+    return "\n".join(f"- {text}" for text in found)
+
+
+# ----------------------------------------------------------------------------------------------------------- results
+
+
+def results_section(results: Sequence[EvalResult], notes: str = "") -> str:
+    """Return the section of held-out results, between marks that [`add_results`] finds."""
+    rows = [
+        (
+            in_code(result.dataset_name)
+            + (f", split {in_code(result.dataset_split)}" if result.dataset_split else ""),
+            in_code(result.metric_name or result.metric_type),
+            f"{result.metric_value:.1%}" if isinstance(result.metric_value, float) else in_code(result.metric_value),
+            _interval(result.metric_args),
+            str((result.dataset_args or {}).get("rows", "")),
+            ", ".join(f"{key} {value}" for key, value in (result.metric_args or {}).items() if key != "ci95"),
+        )
+        for result in results
+    ]
+    shown = table(rows, ("rows", "metric", "value", "95% interval", "n", "settings")) if rows else ""
+    text = "\n\n".join(filter(None, (shown, notes))) or (
+        "Not evaluated on held-out rows. `cloud-hf evaluate --update_card` adds results here."
+    )
+    return f"{_RESULTS[0]}\n{text}\n{_RESULTS[1]}"
+
+
+def _interval(settings: Mapping[str, Any] | None) -> str:
+    ends = (settings or {}).get("ci95")
+    return f"{ends[0]:.1%} to {ends[1]:.1%}" if ends else ""
 
 
 def add_results(folder: Path, results: list[EvalResult]):
     """
-    Add results to the metadata of a model's card (`model-index`), replacing those of the same dataset, split, revision, metric and
-    settings (`metric_args`).
+    Add results to a model's card: to its metadata (`model-index`) and the section Evaluation. They replace those of the same dataset,
+    split, revision, metric and settings (`metric_args` without its interval `ci95`).
     """
     card = ModelCard.load(folder / "README.md")
     data: Any = card.data
@@ -68,81 +389,14 @@ def add_results(folder: Path, results: list[EvalResult]):
     kept = [result for result in data.eval_results or [] if _key_of(result) not in new]
     data.model_name = data.model_name or folder.resolve().name
     data.eval_results = kept + results
+    before, start, rest = card.text.partition(_RESULTS[0])
+    _, end, after = rest.partition(_RESULTS[1])
+    heading = "" if start else "\n\n## Evaluation\n\n"
+    card.text = f"{before if start else card.text.rstrip()}{heading}{results_section(data.eval_results)}{after if end else chr(10)}"
     card.save(folder / "README.md")
 
 
 def _key_of(result: EvalResult) -> tuple:
     dataset = (result.dataset_type, result.dataset_name, result.dataset_split, result.dataset_revision)
-    return *dataset, result.metric_name, json.dumps(result.metric_args, sort_keys=True)
-
-
-def make_model_card(trainer: Any, is_adapter: bool, model_name: str, dataset_name: str | None, tags=None) -> ModelCard:
-    """Describe a model that a [`CLoudTrainer`] trained: kind, base model, λ, data, metrics, usage."""
-    args, config = trainer.args, trainer.model.config
-    base, kind = config.name_or_path, kind_of(config.critique)
-    name = trainer.hub_model_id or Path(args.output_dir).name
-    lm_loss_weight = args.lm_loss_weight if config.critique else "none: it writes no critiques"
-    data = ModelCardData(
-        library_name="transformers",
-        pipeline_tag=pipeline_tag(config.critique),
-        base_model=hub_id(base),
-        datasets=[source] if (source := hub_id(dataset_name)) else None,
-        tags=[*trainer._tag_names, *([tags] if isinstance(tags, str) else tags or [])],
-    )
-    facts = {
-        "Kind": kind,
-        "Base model": f"`{shown_name(base)}`" if base else "initialised from a config",
-        "Training data": f"{shown_name(dataset_name) or 'not named'}, {len(trainer.train_dataset)} pairs",
-        "Bradley-Terry weight": args.bradley_terry_weight,
-        "λ (weight of the critique LM loss)": lm_loss_weight,
-        "Learning rate": f"{args.learning_rate}, {SchedulerType(args.lr_scheduler_type).value}",
-        "Epochs": args.num_train_epochs if args.max_steps < 0 else f"{args.max_steps} steps",
-        "Versions": f"transformers {version('transformers')}, trl {version('trl')}",
-    }
-    lines = [f"# {model_name}", "", f"A {kind}. It assigns a scalar reward to a response."]
-    if config.critique:
-        lines[-1] += " It first writes a critique; a head then reads the reward at the critique's end."
-    lines += ["", "| | |", "|---|---|", *[f"| {name} | {value} |" for name, value in facts.items()]]
-    lines += ["", "## Metrics", "", *_metric_lines(trainer.state.log_history)]
-    return _card(data, lines, usage(name, config.critique, is_adapter), config.critique)
-
-
-def merged_card(model_name: str, adapter: str, base: str, critique: bool) -> ModelCard:
-    """Describe a model that was made by merging an adapter into its base."""
-    kind, tags = kind_of(critique), ["cloud-hf", *(["critique-out-loud"] if critique else []), "reward-model"]
-    data = ModelCardData(
-        library_name="transformers", pipeline_tag=pipeline_tag(critique), base_model=hub_id(base), tags=tags
-    )
-    lines = [
-        f"# {model_name}",
-        "",
-        f"A {kind}: the LoRA adapter `{shown_name(adapter)}` merged into `{shown_name(base)}`.",
-    ]
-    return _card(data, lines, usage(model_name, critique), critique)
-
-
-def language_model_card(model_name: str, adapter: str, base: str) -> ModelCard:
-    """Describe a language model of stage 1 that was made by merging an adapter into its base."""
-    data = ModelCardData(library_name="transformers", pipeline_tag="text-generation", base_model=hub_id(base))
-    text = f"A language model that writes critiques: the LoRA adapter `{shown_name(adapter)}` merged into `{shown_name(base)}`."
-    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n# {model_name}\n\n{text}\n\n{METHOD}\n")
-
-
-def _card(data: ModelCardData, lines: list[str], code: str, critique: bool) -> ModelCard:
-    lines = [*lines, "", "## Use", "", "```python", code, "```", "", other_tools(critique), "", METHOD, ""]
-    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines))
-
-
-def shown_name(name: str | None) -> str | None:
-    """Return a name for others to read: of a path, its last part."""
-    return Path(name).name if name and not hub_id(name) else name
-
-
-def _metric_lines(log_history: list[dict]) -> list[str]:
-    """Return a table with the last value of each metric, of training and of evaluation."""
-    last: dict[str, float] = {}
-    for entry in log_history:
-        last.update({key: value for key, value in entry.items() if key.removeprefix("eval_") in _SHOWN_METRICS})
-    if not last:
-        return ["Not measured yet."]
-    return ["| metric | value |", "|---|---|", *[f"| {key} | {value:.4g} |" for key, value in last.items()]]
+    settings = {key: value for key, value in (result.metric_args or {}).items() if key != "ci95"}
+    return *dataset, result.metric_name, json.dumps(settings, sort_keys=True)

@@ -26,7 +26,7 @@ from .printable import printable
 # To add a command, list its module here
 COMMANDS = {
     "score": ("cloud_hf.commands.score", "Score responses, given as options or JSON lines."),
-    "serve": ("cloud_hf.serving.server.app", "Serve a model over HTTP."),
+    "serve": ("cloud_hf.serving.server.command", "Serve a model over HTTP."),
     "demo": ("cloud_hf.commands.demo", "Open the demo in a browser."),
     "evaluate": ("cloud_hf.commands.evaluate_rewards", "Evaluate models on benchmarks, pairs and best-of-N."),
     "best-of-n": ("cloud_hf.commands.best_of_n", "Choose among candidates and measure the choices."),
@@ -37,7 +37,7 @@ COMMANDS = {
     "train-classic": ("cloud_hf.commands.train_classic", "Train a reward model without critiques."),
     "merge-shards": ("cloud_hf.data.shards", "Merge the outputs of sharded builders."),
     "merge-adapter": ("cloud_hf.commands.merge_adapter", "Merge a LoRA adapter into its base."),
-    "convert": ("cloud_hf.convert", "Convert published checkpoints to the native layout, and back."),
+    "convert": ("cloud_hf.commands.convert", "Convert published checkpoints to the native layout, and back."),
     "plan": ("cloud_hf.training.plan", "Estimate the memory of a training run."),
 }
 

@@ -1,16 +1,5 @@
-"""
-Convert a reward model between the authors' published layout and the native one, shard by shard:
+"""Convert a reward model between the authors' published layout and the native one, one shard of safetensors at a time."""
 
-python -m cloud_hf.convert ankner/Llama3-8B-CLoud-RM llama3-8b-cloud
-
-The native folder holds its language model's architecture and loads with `AutoModel.from_pretrained`. `--dry_run` checks
-everything (of a Hub id without downloading the weights) and prints what would be written. A native folder that was converted
-before is converted back to the published layout.
-
-At most one shard of safetensors is in memory at a time.
-"""
-
-import argparse
 import json
 import pickle
 import shutil
@@ -20,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from huggingface_hub import ModelCard, ModelCardData, get_safetensors_metadata, snapshot_download
+from huggingface_hub import ModelCard, get_safetensors_metadata, snapshot_download
 from huggingface_hub.errors import NotASafetensorsRepoError
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -29,8 +18,8 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
-from .cards import METHOD, hub_id, kind_of, other_tools, pipeline_tag, shown_name, usage
-from .cli import ArgumentParser, run
+from .cards import in_code, inherit, kind_of, model_card, shown_name
+from .cli import run
 from .configuration_cloud import CLoudConfig, check_name, spell_critique_prompt
 from .critique_format import CritiqueFormat
 from .modeling_cloud import CLoudForRewardModeling, unused_token_id
@@ -83,7 +72,7 @@ class Conversion:
     def __str__(self) -> str:
         text_config = self.config.text_config
         lines = [
-            f"{self.source} -> {self.to} layout: {kind_of(self.config.critique)}, {text_config.model_type} of "
+            f"{self.source} -> {self.to} layout: {kind_of(self.config.critique).title}, {text_config.model_type} of "
             f"{text_config.num_hidden_layers} layers, hidden size {text_config.hidden_size}, vocabulary "
             f"{text_config.vocab_size}; {sum(len(shard.shapes) for shard in self.shards)} tensors, "
             f"{self.num_bytes / 1e9:.2f} GB"
@@ -167,7 +156,7 @@ def write(conversion: Conversion, destination: str | Path):
     """
     folder = Path(destination)
     check_empty(folder)
-    _check_room(folder, conversion.num_bytes)
+    check_room(folder, conversion.num_bytes)
     folder.mkdir(parents=True, exist_ok=True)
     rename = native_key if conversion.to == "native" else published_key
     weight_map: dict[str, str] = {}
@@ -182,8 +171,8 @@ def write(conversion: Conversion, destination: str | Path):
         (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
     for path in conversion.tokenizer_files:
         shutil.copyfile(path, folder / path.name)
+    _card(conversion, folder).save(folder / "README.md")
     if conversion.to == "native":
-        _card(conversion, folder).save(folder / "README.md")
         CLoudForRewardModeling.without_weights(conversion.config).save_without_weights(folder)
     else:
         (folder / "config.json").write_text(json.dumps(_published_config(conversion.config), indent=2) + "\n")
@@ -302,7 +291,8 @@ def check_empty(folder: Path):
         raise ValueError(f"{folder} {what}, or name another.")
 
 
-def _check_room(folder: Path, num_bytes: int):
+def check_room(folder: Path, num_bytes: int):
+    """Raise `ValueError` if the folder's disk has no room."""
     parent = next(path for path in [folder, *folder.absolute().parents] if path.exists())
     if (free := shutil.disk_usage(parent).free) < num_bytes:
         raise ValueError(f"{folder} needs {num_bytes / 1e9:.3f} GB, but its disk has {free / 1e9:.3f} GB left.")
@@ -323,45 +313,16 @@ def _published_config(config: CLoudConfig) -> dict:
 
 def _card(conversion: Conversion, folder: Path) -> ModelCard:
     config, source = conversion.config, conversion.source
-    data = ModelCardData(
-        library_name="transformers",
-        pipeline_tag=pipeline_tag(config.critique),
-        base_model=hub_id(source) or hub_id(config.base_model_name_or_path),
-        tags=["cloud-hf", *(["critique-out-loud"] if config.critique else []), "reward-model"],
+    base = config.base_model_name_or_path
+    about = (
+        f"These are the unchanged weights of {in_code(shown_name(source) or '')} in "
+        f"{'a layout that loads with `AutoModel`' if conversion.to == 'native' else 'the layout of the published checkpoints'}. "
+        f"Its base is {in_code(shown_name(base) or '') or 'not named'}; both licences apply. It is scored in the format of the reference "
+        "implementation (`format` is `reference`), with which it was trained."
     )
-    body = (
-        f"# {folder.name}\n\nA {kind_of(config.critique)}: `{Path(source).name}` with unchanged weights, in a layout that "
-        f"loads with `AutoModel`. Its base is `{shown_name(config.base_model_name_or_path)}`; both licences apply.\n\n"
-        "It is scored in the format of the reference implementation (`format` is `reference`), with which it was "
-        f"trained.\n\n## Use\n\n```python\n{usage(folder.name, config.critique)}\n```\n\n{other_tools(config.critique)}\n\n"
-        f"{METHOD}\n"
-    )
-    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}")
-
-
-def main(arguments: list[str] | None = None):
-    """Run the conversion that the command line describes."""
-    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", help="Hub id or folder of the checkpoint")
-    parser.add_argument("destination", help="new folder")
-    parser.add_argument("--base_model_name_or_path", help="language model to read the architecture from")
-    parser.add_argument("--text_config", help="file or folder with the config of that language model")
-    parser.add_argument("--tokenizer", help="Hub id or folder of the tokenizer, if the checkpoint has none")
-    parser.add_argument("--revision", help="branch, tag or commit of the checkpoint on the Hub")
-    parser.add_argument("--from_pickle", action="store_true", help="read pickled weights (tensors only)")
-    parser.add_argument("--dry_run", action="store_true", help="check, and print what would be written")
-    args = vars(parser.parse_args(arguments))
-    source, destination, dry_run = args.pop("source"), args.pop("destination"), args.pop("dry_run")
-    check_empty(Path(destination))  # before a download
-    conversion = plan(source, download=not dry_run, **args)
-    print(conversion)
-    if dry_run:
-        _check_room(Path(destination), conversion.num_bytes)
-        print(f"Nothing was written. Without --dry_run, the result goes to {destination}.")
-    else:
-        write(conversion, destination)
-        print(f"Wrote the {conversion.to} layout to {destination}. Next: cloud-hf serve {destination}")
+    metadata = inherit(base) | inherit(source)
+    return model_card(folder.name, kind_of(config.critique), about, metadata, package=conversion.to == "published")
 
 
 if __name__ == "__main__":
-    run("cloud_hf.convert")
+    run("cloud_hf.commands.convert")

@@ -10,14 +10,15 @@ from ..evaluation.arena_hard.arguments import Arena, ArenaHardArguments, gather_
 from ..evaluation.arena_hard.judge import Judged, judge_candidates
 from ..evaluation.candidates import ScoredSet, Scores, SetResult, arena_results, places_to_judge, replay_result
 from ..evaluation.ensembles import Ensemble, read_ensembles
-from ..evaluation.environment import describe, describe_set, environment, names_without_folders, rename
+from ..evaluation.environment import describe_set, environment, names_without_folders, opening, rename, spell_command
 from ..evaluation.fitting import FittedRows, fit_rows
-from ..evaluation.formatting import file_name, picture_name
+from ..evaluation.formatting import contents, file_name, picture_name
 from ..evaluation.journaled_scorer import JournaledScorer, batches_by_length, default_chunk_size, open_score_journal
 from ..evaluation.metrics.best_of_n import Problem, load_problems
 from ..evaluation.report import Section, best_of_n_section, render
 from ..evaluation.report.files import BEST_OF_N_VERSION, write_json, write_json_lines
 from ..evaluation.report.plots import plot_curves
+from ..evaluation.report.style import describe_styles
 from ..evaluation.scoring_arguments import ScoringArguments, load_datasets, open_scorer, short_names
 from ..evaluation.sets import score_sets
 from ..evaluation.stats import json_safe
@@ -205,10 +206,13 @@ def write_report(
     """Write report, plots and JSON; `unjudged` are notes on datasets without results, `sets` describe the candidates."""
     models = {shown: name for name, shown in short_names(args.models).items()}
     models |= {one.name: one.name for one in read_ensembles(args.ensembles, args.models)}
-    sections = [Section("Best-of-N", level=1)]
+    sections: list[Section] = []
     for number, result in enumerate(results):
         picture = "best_of_n.png" if number == 0 else picture_name("best_of_n", result.title)
-        plot_curves(result.curves, result.yardsticks, result.quality, result.is_share, output_dir / picture)
+        n = len(result.scored.problems)
+        plot_curves(
+            result.curves, result.yardsticks, result.quality, result.is_share, output_dir / picture, n, list(models)
+        )
         sections.append(best_of_n_section(result, picture))
     if unjudged:
         sections.append(Section(notes=unjudged))
@@ -216,11 +220,14 @@ def write_report(
         sections.append(Section(text=NOT_JUDGED))
     names = names_without_folders(args, short_names(args.models) | short_names(args.dataset_name))
     run = rename(environment(args) | {"sets": sets}, names)
-    sections.append(Section("Settings", f"{SETTINGS_TEXT.format(**asdict(args))}\n{describe(run)}"))
+    sections.append(Section("Settings", SETTINGS_TEXT.format(**asdict(args)).rstrip()))
+    text = f"{opening(spell_command('best-of-n', args, names), run)}\n\n{contents(sections)}"
+    sections.insert(0, Section("Best-of-N", text, level=1))
     page = {
         "version": BEST_OF_N_VERSION,
         "arguments": asdict(args),
         "environment": run,
+        "styles": describe_styles(list(models)),
         "arena_hard": counts,
         "unjudged": unjudged,
         "results": [summary for result in results for summary in result.summaries(models)],

@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from huggingface_hub import ModelCard
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..arguments import documented
-from ..cards import language_model_card, merged_card
+from ..cards import CRITIC, in_code, inherit, kind_of, model_card, read_metadata, shown_name
 from ..configuration_cloud import CLoudConfig, check_name
 from ..loading import adapter_base, is_adapter, load_merged, read_model_config, tokenizer_source
 
@@ -49,14 +50,16 @@ def main(args: MergeArguments):
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_source(name, base))
     if isinstance(read_model_config(name, base=base), CLoudConfig):
         model = load_merged(name, base, dtype=args.dtype)
-        card = merged_card(output.name, name, base, model.config.critique)
+        kind = kind_of(model.config.critique)
         following = f"evaluate --models {output} --dataset_name PAIRS --output_dir evaluation"
     else:
         model = AutoModelForCausalLM.from_pretrained(base, revision=revision, dtype=args.dtype)
         model = PeftModel.from_pretrained(model, name).merge_and_unload()
-        card = language_model_card(output.name, name, base)
+        kind = CRITIC
         following = f"self-critiques --model_name_or_path {output} --dataset_name PAIRS --output_dir self-critiques"
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
-    card.save(output / "README.md")
+    about = f"The LoRA adapter {in_code(shown_name(name) or '')} was merged into {in_code(shown_name(base) or '')}."
+    metadata = inherit(base) | read_metadata(name, ModelCard)
+    model_card(output.name, kind, about, metadata).save(output / "README.md")
     print(f"Wrote {name}, merged into {base}, to {output}. Next: cloud-hf {following}")

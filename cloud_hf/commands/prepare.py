@@ -4,19 +4,15 @@ import asyncio
 import json
 import shlex
 from collections.abc import AsyncIterator, Iterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import combinations, groupby
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, Features, Json, List, Value
-from huggingface_hub import DatasetCard
-from huggingface_hub.errors import EntryNotFoundError
 from tqdm import tqdm
 
 from ..arguments import documented
-from ..cards import hub_id
 from ..data.bad_rows import BadRows, without
 from ..data.builders.arguments import SourceArguments
 from ..data.folder import DatasetFolder, Reject
@@ -73,8 +69,8 @@ def main(args: PrepareArguments):
         raise ValueError(f"`margins` needs ratings, which `layout` {name} does not have. These have: {rated}.")
     print(f"{args.dataset_name}: {len(rows)} rows are read as {layout.title} (`--layout {name}`).")
     preparation = Preparation(rows, layout, args)
-    title, metadata = f"Preference pairs from {layout.title}", source_metadata(args.dataset_name)
-    folder = DatasetFolder(args.output_dir, title, settings_of(args, name), metadata)
+    title = f"Preference pairs from {layout.title}"
+    folder = DatasetFolder(args.output_dir, title, settings_of(args, name), [args.dataset_name])
     try:
         with folder.open_journal():  # refuses different settings and a second writer
             counts = asyncio.run(folder.write(preparation.results(), preparation.features(), preparation.counts))
@@ -100,15 +96,6 @@ def settings_of(args: PrepareArguments, layout: str) -> dict[str, Any]:
     dataset = path.resolve().name if path.exists() else args.dataset_name
     settings = {"builder": "prepare", **asdict(args), "dataset_name": dataset, "layout": layout}
     return {name: value for name, value in settings.items() if name not in ("output_dir", "push_to_hub")}
-
-
-def source_metadata(name: str) -> dict[str, Any]:
-    """Return metadata of the card: the source on the Hub, and the licence that the source's own card names."""
-    hub_name, licence = hub_id(name), None
-    with suppress(OSError, EntryNotFoundError):  # the source has no card
-        card = DatasetCard.load(name) if hub_name else DatasetCard((Path(name) / "README.md").read_text("utf8"))
-        licence = card.data.to_dict().get("license")
-    return {"license": licence or "unknown", **({"source_datasets": [hub_name]} if hub_name else {})}
 
 
 class Preparation:

@@ -6,12 +6,12 @@ from ..training import CLoudTrainer, CLoudTrainingConfig
 from ..training.arguments import (
     DataArguments,
     RewardModelConfig,
-    checkpoint_to_resume,
     load_tokenizer,
     model_init_kwargs,
     model_name,
 )
 from ..training.resume import check_new_run
+from ..training.run import train_and_save
 
 
 ARGUMENTS = (DataArguments, CLoudTrainingConfig, RewardModelConfig)
@@ -30,12 +30,9 @@ def main(data_args: DataArguments, training_args: CLoudTrainingConfig, model_arg
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )
-    trainer.train(resume_from_checkpoint=checkpoint_to_resume(training_args))
-    trainer.save_state()
-    trainer.create_model_card(dataset_name=data_args.dataset_name)
-    trainer.save_model()  # last, because it also uploads, which the Hub may refuse
-    if training_args.push_to_hub:
-        trainer.push_to_hub(dataset_name=data_args.dataset_name)
+    trainer.origin.dataset_name = data_args.dataset_name
+    trainer.origin.eval_name, trainer.origin.eval_part = data_args.held_out()
+    train_and_save(trainer, train_dataset)
     if trainer.is_world_process_zero():
         output = training_args.output_dir
         print(

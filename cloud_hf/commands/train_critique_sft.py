@@ -9,6 +9,7 @@ from trl import SFTConfig, SFTTrainer
 
 from ..adapters import check_tied_layers
 from ..arguments import check_bounds, documented
+from ..cards import CRITIC
 from ..configuration_cloud import CLoudConfig, longest_sequence
 from ..critique_format import format_class
 from ..loading import read_model_config, record_base
@@ -16,16 +17,17 @@ from ..template_dates import pin_date
 from ..training.arguments import (
     DataArguments,
     TrainedModelConfig,
-    checkpoint_to_resume,
     load_tokenizer,
     model_init_kwargs,
     model_name,
 )
+from ..training.card import Origin, WritesCard
 from ..training.encoding import encode_critiques
 from ..training.finite import StopsWhenNotFinite
 from ..training.launch import check_machine
 from ..training.lora import model_for_sft
 from ..training.resume import ExactResume, check_launch, check_new_run
+from ..training.run import train_and_save
 from ..training.throughput import LogsThroughput
 
 
@@ -78,8 +80,10 @@ class CritiqueSFTConfig(SFTConfig):
         super().__post_init__()
 
 
-class CritiqueSFTTrainer(LogsThroughput, StopsWhenNotFinite, ExactResume, SFTTrainer):
-    """[`~trl.SFTTrainer`] with exact resume and throughput in its log, which stops at a loss that is not finite."""
+class CritiqueSFTTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, SFTTrainer):
+    """[`~trl.SFTTrainer`] with exact resume, throughput and a card, which stops at a loss that is not finite."""
+
+    kind = CRITIC
 
     def _save(self, output_dir: str | None = None, state_dict=None):
         super()._save(output_dir, state_dict)
@@ -138,11 +142,9 @@ def main(
     )
     if isinstance(trainer.model, PeftModel):
         check_tied_layers(trainer.model)
-    trainer.train(resume_from_checkpoint=checkpoint_to_resume(training_args))
-    trainer.save_state()
-    trainer.save_model()  # last, because it also uploads, which the Hub may refuse
-    if training_args.push_to_hub:
-        trainer.push_to_hub(dataset_name=data_args.dataset_name)
+    trainer.critique_format = critique_format
+    trainer.origin = Origin(name, data_args.dataset_name, *data_args.held_out(), max_length=limit)
+    train_and_save(trainer, train_rows)
     if trainer.is_world_process_zero():
         output = training_args.output_dir
         print(

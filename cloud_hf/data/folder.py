@@ -2,18 +2,18 @@
 
 import asyncio
 import json
-import re
 import shutil
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from datasets import Dataset, Features, load_from_disk
 from datasets.arrow_writer import ArrowWriter
-from huggingface_hub import DatasetCard, DatasetCardData
+from huggingface_hub import DatasetCard
 
+from .card import dataset_card
 from .journal import Journal, JournalError
 
 
@@ -63,15 +63,15 @@ class DatasetFolder:
             Heading of the card.
         settings (`dict[str, Any]`):
             Everything the rows depend on, as JSON: sources, models, prompts, sampling.
-        metadata (`dict[str, Any]`, *optional*):
-            Further metadata of the card, such as `license`.
+        sources (`Sequence[str]`, *optional*):
+            Hub ids or paths of the datasets that the rows are made from. The card names them with their licences.
     """
 
-    def __init__(self, output_dir: str, title: str, settings: dict[str, Any], metadata: dict[str, Any] | None = None):
+    def __init__(self, output_dir: str, title: str, settings: dict[str, Any], sources: Sequence[str] = ()):
         self.path = Path(output_dir)
         self.title = title
         self.settings = settings
-        self.metadata = metadata or {}
+        self.sources = sources
 
     def open_journal(self) -> Journal:
         """
@@ -124,8 +124,7 @@ class DatasetFolder:
     def write_record(self, counts: dict[str, Any]):
         """Write `build.json` and the card."""
         record = {"version": VERSION, "settings": self.settings, "counts": counts}
-        card = make_card(self.title, self.settings, counts, self.metadata)
-        (self.path / "README.md").write_text(card, encoding="utf-8")
+        dataset_card(self.title, self.path, self.settings, counts, self.sources).save(self.path / "README.md")
         # Renaming is atomic: the record is either complete or absent
         unfinished = self.path / f".{RECORD}"
         unfinished.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -135,7 +134,10 @@ class DatasetFolder:
         """Upload dataset and card to the Hub."""
         load_from_disk(str(self.path)).push_to_hub(repo_id)
         card = DatasetCard.load(repo_id)  # its metadata lists the data files that were just pushed
-        card.text = DatasetCard((self.path / "README.md").read_text(encoding="utf-8")).text
+        own = DatasetCard((self.path / "README.md").read_text(encoding="utf-8"))
+        card.text = own.text
+        for key, value in own.data.to_dict().items():
+            card.data[key] = value
         card.push_to_hub(repo_id)
 
     async def _stream(
@@ -197,29 +199,3 @@ def read_record(folder: str | Path) -> dict[str, Any]:
     if record["version"] != VERSION:
         raise ValueError(f"{path} has version {record['version']}; this code reads version {VERSION}.")
     return record
-
-
-def make_card(
-    title: str, settings: dict[str, Any], counts: dict[str, Any], metadata: dict[str, Any] | None = None
-) -> str:
-    """Write a dataset card with the settings, the counts and the statistics."""
-    data = DatasetCardData(tags=["cloud_hf", "preference"], **(metadata or {}))
-    lines = ["---", data.to_yaml(), "---", "", f"# {title}", ""]
-    statistics = counts.get("statistics", {})
-    counts = {name: value for name, value in counts.items() if name != "statistics"}
-    for heading, values in (("How it was made", settings), ("Counts", counts), ("Statistics", statistics)):
-        if not values:
-            continue
-        lines += [f"## {heading}", "", "| | |", "|---|---|"]
-        lines += [f"| {name} | {_cell(value)} |" for name, value in values.items()]
-        lines.append("")
-    return "\n".join(lines)
-
-
-def _cell(value: Any) -> str:
-    """Format a value as a single-line table cell, with markup escaped."""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    text = " ".join(text.split())
-    text = text if len(text) <= 2000 else f"{text[:1999]}…"
-    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=1))
-    return f"{fence} {text.replace('|', chr(92) + '|')} {fence}" if text else ""

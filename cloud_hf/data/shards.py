@@ -98,7 +98,9 @@ async def merge(shards: Sequence[Shard], output_dir: str) -> dict[str, Any]:
     # Hashing all rows would need the input; the shards' hashes identify it too
     del settings["hash"]
     settings["merged_from"] = {"shards": len(shards), "hashes": [shard.settings["hash"] for shard in shards]}
-    folder = DatasetFolder(output_dir, settings["builder"].capitalize(), settings)
+    folder = DatasetFolder(
+        output_dir, settings["builder"].capitalize(), settings, [str(shard.path) for shard in shards]
+    )
     with folder.open_journal():  # refuses a second writer
         return await _write(shards, folder)
 

@@ -1,7 +1,8 @@
 """Record of what produced a report: date, versions, device, revisions of the models, sets, and limits on the rows."""
 
+import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
@@ -67,8 +68,25 @@ def _device(backend: str) -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
 
 
+def spell_command(name: str, args: ScoringArguments, names: Mapping[str, str]) -> str:
+    """Return the command line of a run, without options that have their default; `names` replace paths."""
+    words = ["cloud-hf", name]
+    for option in fields(args):
+        value = getattr(args, option.name)
+        default = option.default if option.default_factory is MISSING else option.default_factory()
+        if value != default:
+            values = value if isinstance(value, list | tuple) else [value]
+            words += [f"--{option.name}", *(shlex.quote(rename(str(one), names)) for one in values)]
+    return " ".join(words)
+
+
+def opening(command: str, found: Mapping[str, Any]) -> str:
+    """Return what a report opens with: its command, and [`describe`]."""
+    return f"```bash\n{command}\n```\n\n{describe(found)}"
+
+
 def describe(found: Mapping[str, Any]) -> str:
-    """Describe an [`environment`] in a few sentences, for the settings of a report."""
+    """Describe an [`environment`] in a few sentences."""
     versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
     models = ", ".join(f"{name} ({revision or 'no revision'})" for name, revision in found["models"].items())
     limit = found["limit"]

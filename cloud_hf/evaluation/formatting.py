@@ -150,6 +150,13 @@ def render(sections: Sequence[Section]) -> str:
     return _ENVIRONMENT.from_string(_TEMPLATE).render(sections=sections).rstrip() + "\n"
 
 
+def contents(sections: Sequence[Section]) -> str:
+    """Return links to the sections of level 2, as a list."""
+    titles = [section.title for section in sections if section.title and section.level == 2]
+    anchors = [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
+    return "\n".join(f"- [{title}](#{anchor})" for title, anchor in zip(titles, anchors, strict=True))
+
+
 def file_name(kind: str, short_name: str, suffix: str) -> str:
     """Return a file name for a model or a set. Short names may contain slashes."""
     return f"{kind}_{short_name}.{suffix}".replace("/", "-")

@@ -96,14 +96,20 @@ class JournaledScorer:
             waiting.sort(key=lambda place: -lengths[place])
         bad = []
         done = len(places) - len(waiting)
-        with tqdm(total=len(places), initial=done, desc=self.title, unit="response", dynamic_ncols=True) as bar:
-            for start in range(0, len(waiting), self.chunk_size):
-                chunk = waiting[start : start + self.chunk_size]
-                found = self._score_chunk(chunk, keys, prompts, responses, options, bar)
-                bad += found
-                # The model itself probably overflows, so the rest would fail too
-                if len(found) == len(chunk):
-                    break
+        try:
+            with tqdm(total=len(places), initial=done, desc=self.title, unit="response", dynamic_ncols=True) as bar:
+                for start in range(0, len(waiting), self.chunk_size):
+                    chunk = waiting[start : start + self.chunk_size]
+                    found = self._score_chunk(chunk, keys, prompts, responses, options, bar)
+                    bad += found
+                    # The model itself probably overflows, so the rest would fail too
+                    if len(found) == len(chunk):
+                        break
+        except KeyboardInterrupt:
+            kept = sum(key in self.journal for key in places)
+            raise KeyboardInterrupt(
+                f"Interrupted. {self.journal.path} keeps {kept} of {len(places)} scores; run the same command to resume."
+            ) from None
         if bad:
             place = min(bad)
             name = f"row {place}" if names is None else names[place]

@@ -302,6 +302,7 @@ def card_results(
     for evaluation, (source, is_local) in zip(evaluations, sources, strict=True):
         if math.isnan(evaluation.scores.value):
             continue
+        interval = evaluation.scores.figures[evaluation.scores.headline].ci95
         results.append(
             EvalResult(
                 task_type="text-classification",
@@ -312,7 +313,10 @@ def card_results(
                 dataset_revision=f"content-{key_of([(row.subset, row.prompt, row.responses) for row in evaluation.rows])}",
                 dataset_args={"rows": len(evaluation.rows)},
                 metric_type="accuracy",
-                metric_args=dict(settings or {}),
+                metric_args={
+                    **(settings or {}),
+                    **({"ci95": list(interval)} if interval else {}),
+                },
                 metric_name=evaluation.scores.headline,
                 metric_value=evaluation.scores.value,
             )

@@ -4,10 +4,11 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
-from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from ..intervals import Interval, wilson
 
 
 if TYPE_CHECKING:
@@ -22,8 +23,6 @@ RESAMPLES_OF_ROWS = 1000
 _AT_ONCE = 100  # bounds memory: a set may have 100,000 rows
 _ENDS = (0.025, 0.975)
 _ROUNDING = 1e-12
-
-Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -97,15 +96,6 @@ def bootstrap_interval(samples: Sequence[np.ndarray], statistic: Callable[..., A
 
 
 # ------------------------------------------------------------------------------------------------- shares and means
-
-
-def wilson(share: float, n: int) -> Interval:
-    """Return Wilson's 95 % interval of a share of `n` rows, where `share * n` need not be an integer."""
-    # Unlike the normal approximation, it has nonzero width if all rows are right, or all wrong
-    z = NormalDist().inv_cdf(_ENDS[1])
-    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def share(outcomes: Sequence[float]) -> Estimate:

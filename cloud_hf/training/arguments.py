@@ -64,6 +64,12 @@ class DataArguments:
         # Never fall back to the training rows
         return train, self._read("eval", self.dataset_name, self.dataset_test_split, needs_split=True)
 
+    def held_out(self) -> tuple[str, str]:
+        """Return the name of the dataset with the evaluation rows, and which of its rows they are."""
+        if self.test_size is not None:
+            return self.dataset_name, f"{self.test_size:.0%} of its prompts"
+        return self.eval_dataset_name or self.dataset_name, f"split {self.dataset_test_split}"
+
     def _read(self, title: str, name: str, split: str, needs_split: bool = False) -> Dataset:
         rows = load_rows(name, split, self.dataset_config, needs_split)
         check_columns(rows.column_names, SIDES, f"The {title} dataset", (name, split, self.dataset_config))

@@ -3,7 +3,6 @@
 import math
 from collections import defaultdict
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from trl import RewardTrainer
 from trl.trainer.utils import get_config_model_id, global_then_local_main_first
 
 from ..adapters import check_lora, check_tied_layers
-from ..cards import make_model_card
+from ..cards import Kind, kind_of
 from ..configuration_cloud import CLoudConfig, check_name
 from ..critique_format import IGNORE_INDEX, CritiqueFormat
 from ..data.rows import check_columns
@@ -27,6 +26,7 @@ from ..modeling_cloud import CLoudForRewardModeling, unused_token_id
 from ..published import HUB_KWARGS
 from ..scoring import context_length
 from .arguments import set_chat_template
+from .card import Origin, WritesCard
 from .collator import DataCollatorForCLoud
 from .config import CLoudTrainingConfig
 from .encoding import ENCODED_COLUMNS, encode_pairs
@@ -50,7 +50,7 @@ from .throughput import LogsThroughput
 _MODEL_OPTIONS = ("critique", "critique_prompt", "critique_role", "keep_thinking", "format")
 
 
-class CLoudTrainer(LogsThroughput, StopsWhenNotFinite, ExactResume, RewardTrainer):
+class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, RewardTrainer):
     r"""
     Trainer for CLoud and classic reward models.
 
@@ -114,6 +114,7 @@ class CLoudTrainer(LogsThroughput, StopsWhenNotFinite, ExactResume, RewardTraine
         processing_class: PreTrainedTokenizerBase | None = None,
         **kwargs,
     ):
+        self.origin = Origin(base=model if isinstance(model, str) else None)
         if isinstance(model, str):
             check_name(model)
         args = _cloud_config(args, model)
@@ -159,6 +160,11 @@ class CLoudTrainer(LogsThroughput, StopsWhenNotFinite, ExactResume, RewardTraine
             if name.endswith("out_proj.bias") and HEAD in name and not args.center_rewards_coefficient:
                 weight.requires_grad_(False)
         self._train_sampler = self._make_train_sampler()
+
+    @property
+    def kind(self) -> Kind:
+        """Kind of the model, for its card."""
+        return kind_of(self.model.config.critique)
 
     def _prepare_dataset(self, dataset: Any, processing_class, args: Any, dataset_name: str):
         if not isinstance(dataset, Dataset):
@@ -391,13 +397,6 @@ class CLoudTrainer(LogsThroughput, StopsWhenNotFinite, ExactResume, RewardTraine
         model.config.save_pretrained(folder)
         if is_peft_model(model):
             record_base(folder, model)
-
-    def create_model_card(self, model_name: str | None = None, dataset_name: str | None = None, tags=None):
-        """Write the model card: base model, λ, data, metrics, usage. Arguments are those of [`~trl.RewardTrainer`]."""
-        if self.is_world_process_zero():
-            model_name = model_name or Path(str(self.args.output_dir)).name
-            card = make_model_card(self, bool(is_peft_model(self.model)), model_name, dataset_name, tags)
-            card.save(f"{self.args.output_dir}/README.md")
 
 
 def _cloud_config(args: TrainingArguments | None, model: Any) -> CLoudTrainingConfig:

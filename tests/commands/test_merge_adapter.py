@@ -44,7 +44,7 @@ def test_the_merged_checkpoint_is_a_plain_one(runs, base_folder):
     run("merge_adapter", "--model_name_or_path", runs / "cloud", "--output_dir", runs / "merged")
     assert not list((runs / "merged").glob("adapter*")) and (runs / "merged/chat_template.jinja").exists()
     card = (runs / "merged/README.md").read_text()
-    assert "the LoRA adapter `cloud` merged into" in card and "AutoModel.from_pretrained('merged'" in card
+    assert "The LoRA adapter `cloud` was merged into `" in card and "AutoModel.from_pretrained('merged'" in card
     for folder in (runs / "sft", runs / "cloud", runs / "merged"):
         own_files = [path for path in folder.iterdir() if path.suffix in (".json", ".md")]
         assert not [path for path in own_files if str(base_folder) in path.read_text()]

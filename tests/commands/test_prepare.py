@@ -168,7 +168,7 @@ def test_the_card_names_source_and_licence(tmp_path):
     (folder / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n# HelpSteer 3\n")
     convert(folder, tmp_path / "pairs")
     card = (tmp_path / "pairs/README.md").read_text()
-    assert "license: cc-by-4.0" in card and "` downloaded `" in card
+    assert "license: cc-by-4.0" in card and "| `downloaded` | `cc-by-4.0` |" in card
 
 
 def test_the_last_line_says_what_to_run_next(tmp_path, capsys):

@@ -57,7 +57,7 @@ def test_critiques_of_both_responses(pairs, tmp_path):
     record = json.loads((tmp_path / "out" / "build.json").read_text())
     assert record["settings"]["critic_model"] == "tiny" and record["counts"]["rows"] == 40
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "| critic_model | `` tiny `` |" in card and "Write a critique of that response" in card
+    assert "| critic_model | `tiny` |" in card and "Write a critique of that response" in card
     assert read_rejects(tmp_path / "out") == []
 
 

@@ -154,7 +154,8 @@ def test_every_way_to_load_gives_the_same_rewards(cloud):
 def test_the_server_serves_an_adapter(cloud):
     from servers_for_tests import serving
 
-    from cloud_hf.serving.server.app import load_engine, parse_arguments
+    from cloud_hf.serving.server.app import load_engine
+    from cloud_hf.serving.server.command import parse_arguments
 
     folder, trainer = cloud
     expected = trainer.model.score(["What is 2 + 2?"], ["4"], trainer.processing_class, max_new_tokens=8)

@@ -96,7 +96,7 @@ def main(args: OracleCritiqueArguments):
         "num_critiques": args.num_critiques,
         "seed": args.seed,
     }
-    folder = DatasetFolder(args.output_dir, "Oracle critiques", settings)
+    folder = DatasetFolder(args.output_dir, "Oracle critiques", settings, [args.dataset_name])
     kind = Value("string") if args.num_critiques == 1 else List(Value("string"))
     features = Features({**rows.features, **{f"{side}_feedback": kind for side in SIDES}})
 

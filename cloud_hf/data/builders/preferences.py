@@ -161,7 +161,7 @@ def main(args: PreferenceArguments):
         "judge_tries": args.judge_tries,
         "seed": args.seed,
     }
-    folder = DatasetFolder(args.output_dir, "Preferences", settings)
+    folder = DatasetFolder(args.output_dir, "Preferences", settings, [args.dataset_name])
     clients = {
         "gen": args.client(args.gen_base_url, args.gen_model, args.gen_api_key_env),
         "judge": args.client(args.judge_base_url, args.judge_model, args.judge_api_key_env),

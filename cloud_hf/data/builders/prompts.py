@@ -297,7 +297,9 @@ ARGUMENTS = (PromptArguments,)
 def main(args: PromptArguments):
     sources = open_sources(args)
     evaluation, sets = open_evaluation_sets(args)
-    folder = DatasetFolder(args.output_dir, "Prompts", settings_of(args, sources, sets))
+    folder = DatasetFolder(
+        args.output_dir, "Prompts", settings_of(args, sources, sets), [name for _, name, *_ in args.places()]
+    )
     try:
         with folder.open_journal():  # refuses different settings and a second writer
             counts = build(args, sources, evaluation, list(sets), folder)

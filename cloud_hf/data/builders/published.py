@@ -287,9 +287,14 @@ class PublishedDataArguments:
     def __post_init__(self):
         published_name(self.mode, self.model_size)
         check_bounds(self, limit=1)
-        sources = [self.dataset_name, self.dataset_test_name, self.feedback_name, self.interact_name]
-        if Path(self.output_dir).resolve() in {Path(name).resolve() for name in sources if name is not None}:
+        if Path(self.output_dir).resolve() in {Path(name).resolve() for name in self.sources()}:
             raise ValueError(f"`output_dir` is one of the sources ({self.output_dir}); name another folder.")
+
+    def sources(self) -> list[str]:
+        """Return the names of all datasets that are read."""
+        published = self.dataset_name or published_name(self.mode, self.model_size)
+        names = [published, self.dataset_test_name, self.feedback_name, self.interact_name]
+        return [name for name in names if name is not None]
 
     def load_splits(self) -> dict[str, Dataset]:
         """Load the published rows by split."""
@@ -329,7 +334,7 @@ def main(args: PublishedDataArguments):
     complete = DatasetDict({split: add_prompts(rows, sources) for split, rows in splits.items()})
     counts["rows_whose_prompts_were_compared"] = check_match(cast(dict[str, Dataset], complete))
     counts["empty_prompts"] = sum(not prompt.strip() for rows in complete.values() for prompt in rows["prompt"])
-    folder = DatasetFolder(args.output_dir, "Published CLoud data with its prompts", settings)
+    folder = DatasetFolder(args.output_dir, "Published CLoud data with its prompts", settings, args.sources())
     try:
         with folder.open_journal():  # refuses different settings and a second writer
             if not (folder.path / RECORD).exists():  # a finished dataset is not written again

@@ -287,7 +287,7 @@ def main(args: RayCritiqueArguments):
     rows = args.load_pairs()
     # Cluster and batch size are not settings, because they do not change critiques
     settings = args.settings("self critiques with Ray", rows, config, vllm_options=args.parsed_vllm_options())
-    folder = DatasetFolder(args.output_dir, "Self critiques", settings)
+    folder = DatasetFolder(args.output_dir, "Self critiques", settings, [args.dataset_name])
     build = partial(write_with_ray, args, rows, config, args.is_reward_model(), folder)
     following = f"cloud-hf train-cloud --model_name_or_path {args.model_name_or_path} --dataset_name {{}} --output_dir cloud-rm"
     run_builder(build, folder, following, args.push_to_hub)

@@ -88,7 +88,8 @@ def main(args: SelfCritiqueArguments):
         engine: dict[str, Any] = {"backend": "completions", "context_length": args.context_length}
     else:
         engine = {"backend": args.backend, "dtype": args.dtype, "vllm_options": args.parsed_vllm_options()}
-    folder = DatasetFolder(args.output_dir, "Self critiques", args.settings("self critiques", rows, config, **engine))
+    settings = args.settings("self critiques", rows, config, **engine)
+    folder = DatasetFolder(args.output_dir, "Self critiques", settings, [args.dataset_name])
     if args.base_url:
         build = write_with_servers(args, rows, config, folder)
     else:

@@ -10,16 +10,18 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from ..analysis import Robustness, mean_label
-from ..environment import describe, environment, names_without_folders, rename
+from ..ensembles import read_ensembles
+from ..environment import environment, names_without_folders, opening, rename, spell_command
 from ..evaluation_arguments import SETTINGS, EvaluationArguments
 from ..fitting import score_columns
-from ..formatting import Section, file_name, picture_name, render
+from ..formatting import Section, contents, file_name, picture_name, render
 from ..judges import JudgeReport
 from ..metrics.pairs import PairEvaluation
 from ..outcomes import Evaluation, compare
 from ..sets import ModelResults
 from ..stats import json_safe
 from .plots import plot_benchmarks, plot_margins, plot_probe, plot_rejection, plot_reliability, plot_self_consistency
+from .style import describe_styles
 from .tables import (
     critique_section,
     has_measures,
@@ -153,6 +155,7 @@ def write_report(
         "version": VERSION,
         "arguments": asdict(args),
         "environment": run,
+        "styles": describe_styles(all_models(args, shown)),
         "results": entries(
             lambda found: ({"dataset": name, **result.summary()} for name, result in found.pairs.items())
         ),
@@ -175,10 +178,11 @@ def write_report(
     if args.reference_critiques:
         sections.append(critique_section({shown[name]: found.critiques for name, found in results.items()}))
     settings = SCORED.format(**{name: getattr(args, name) for name in (*SETTINGS, "overlong_policy")})
-    settings = f"{settings}\n\n{describe(run)}"
     if args.ensembles:
         settings += f"\n\n{ENSEMBLES}"
-    text = render([Section("Reward models evaluated", level=1), *sections, Section("Settings", settings)])
+    sections.append(Section("Settings", settings))
+    text = f"{opening(spell_command('evaluate', args, names), run)}\n\n{contents(sections)}"
+    text = render([Section("Reward models evaluated", text, level=1), *sections])
     (output_dir / "report.md").write_text(text, encoding="utf8")
 
 
@@ -190,16 +194,23 @@ def _picture_sections(
     margins = margins_of(by_model)
     if not margins:
         return []
-    plot_benchmarks(by_model, output_dir / "benchmarks.png")
-    plot_margins(margins, output_dir / "margins.png")
+    models = all_models(args, shown)
+    plot_benchmarks(by_model, output_dir / "benchmarks.png", models)
+    plot_margins(margins, output_dir / "margins.png", models)
     sampled = {
         f"{shown[name]}, {mean_label(args.self_consistency or 1, temperature)}": evaluations
         for name, found in results.items()
         for temperature, evaluations in found.sampled.items()
     }
-    plot_reliability(margins_of(by_model | sampled), output_dir / _RELIABILITY)
+    plot_reliability(margins_of(by_model | sampled), output_dir / _RELIABILITY, models)
     robustness = {shown[name]: found.robustness for name, found in results.items()}
-    return [Section("Pictures", PICTURES), *robustness_sections(robustness, by_model, output_dir)]
+    return [Section("Pictures", PICTURES), *robustness_sections(robustness, by_model, output_dir, models)]
+
+
+def all_models(args: EvaluationArguments, shown: Mapping[str, str]) -> list[str]:
+    """Return the short names of all models of a run, those that are not done yet and ensembles included."""
+    ensembles = [one.name for one in read_ensembles(args.ensembles, args.models)]
+    return [*(shown[name] for name in args.models), *ensembles]
 
 
 def margins_of(evaluations: Mapping[str, Iterable[Evaluation]]) -> dict[str, dict[str, list[float]]]:
@@ -213,7 +224,10 @@ def margins_of(evaluations: Mapping[str, Iterable[Evaluation]]) -> dict[str, dic
 
 
 def robustness_sections(
-    results: Mapping[str, Robustness], evaluations: Mapping[str, list[Evaluation]], output_dir: Path
+    results: Mapping[str, Robustness],
+    evaluations: Mapping[str, list[Evaluation]],
+    output_dir: Path,
+    models: Sequence[str],
 ) -> list[Section]:
     """Draw the plots of self-consistency, selective accuracy and probes, and make their sections."""
     names = [evaluation.name for evaluation in next(iter(evaluations.values()))]
@@ -227,12 +241,12 @@ def robustness_sections(
         if parts:
             curves[name] = parts
             as_scored = {model: found[place].row_accuracy().value for model, found in evaluations.items()}
-            plot_self_consistency(parts, as_scored, output_dir / picture_name("self_consistency", name))
+            plot_self_consistency(parts, as_scored, output_dir / picture_name("self_consistency", name), models)
         # With several temperatures, the mean over critiques at the last one
         last = {model: found.uncertainty[name][-1:] for model, found in results.items()}
         if shown := {f"{model}, {part.critiques}": part for model, parts in last.items() for part in parts}:
             rejections[name] = picture_name("rejection", name)
-            plot_rejection(shown, output_dir / rejections[name])
+            plot_rejection(shown, output_dir / rejections[name], models)
     certainties = {name: {model: found.uncertainty[name] for model, found in results.items()} for name in names}
     sections = self_consistency_sections(curves) if curves else []
     sections += uncertainty_sections(certainties, rejections, _RELIABILITY)
@@ -241,5 +255,5 @@ def robustness_sections(
     probes = [dict(zip(probed, found, strict=True)) for found in zip(*probed.values(), strict=True)]
     for by_model in probes:
         if has_measures(by_model):
-            plot_probe(by_model, output_dir / probe_picture(by_model))
+            plot_probe(by_model, output_dir / probe_picture(by_model), models)
     return [*sections, *(probe_sections(probes) if probes else [])]

@@ -7,9 +7,11 @@ from typing import Any
 __all__ = ["make_app", "make_server"]
 
 # Version 0.1 had a single module, with these names in addition
-_MODULES = dict.fromkeys(
-    (*__all__, "RewardServer", "load_chats", "load_engine", "main", "parse_arguments"), ".app"
-) | {"EventStream": ".routes"}
+_MODULES = dict.fromkeys((*__all__, "RewardServer", "load_chats", "load_engine"), ".app") | {
+    "EventStream": ".routes",
+    "main": ".command",
+    "parse_arguments": ".command",
+}
 
 
 def __getattr__(name: str) -> Any:

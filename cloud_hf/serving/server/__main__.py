@@ -3,4 +3,4 @@
 from ...cli import run
 
 
-run("cloud_hf.serving.server.app", prog="python -m cloud_hf.serving.server")
+run("cloud_hf.serving.server.command", prog="python -m cloud_hf.serving.server")

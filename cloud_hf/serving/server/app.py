@@ -1,19 +1,9 @@
-"""
-The reward server: critiques and rewards over HTTP.
-
-python -m cloud_hf.serving.server runs/quickstart/cloud --port 8000
-python -m cloud_hf.serving.server org/my-cloud-rm --backend vllm --vllm_options '{"max_model_len": 4096}'
-
-By default, it listens on this machine only. If `--host` opens it to others, set a key (`CLOUD_API_KEY`). `/docs` describes its
-routes: our `/v1/rewards`, OpenRLHF's `/get_reward`, LLaMA-Factory's `/v1/score/evaluation`, `/health` and `/metrics`.
-"""
+"""The reward server's ASGI application, and the process that serves it."""
 
 import argparse
 import asyncio
 import gc
-import json
 import logging
-import os
 import socket
 import sys
 import time
@@ -28,10 +18,10 @@ from starlette.exceptions import HTTPException
 from transformers import AutoTokenizer
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from ...cli import ArgumentParser, run
+from ...cli import run
 from ...loading import check_reward_model, load_reward_model, read_model_config, tokenizer_source
 from ...rendered_chats import RenderedChats
-from . import routes
+from . import pages, routes
 from .contracts import spell_path
 from .engine import EncodingEngine, TransformersEngine
 from .limits import Limits
@@ -42,7 +32,7 @@ from .service import RewardService
 logger = logging.getLogger(__name__)
 
 # To add routes, put them on a router in a new file like routes.py, and list it here
-ROUTERS = [routes.router]
+ROUTERS = [routes.router, pages.router]
 
 
 def make_app(
@@ -77,7 +67,7 @@ def make_app(
         lifecycle.draining = True
         await service.close()
 
-    app = FastAPI(title="CLoud reward server", lifespan=lifespan, redoc_url=None)
+    app = FastAPI(title="CLoud reward server", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service, app.state.lifecycle = service, lifecycle
     options = {"metrics": metrics, "lifecycle": lifecycle, "allowed_hosts": allowed_hosts}
     app.add_middleware(RequestMiddleware, limits=limits, api_key=api_key, **options)  # pyright: ignore[reportArgumentType]  # Starlette's protocol wants ParamSpec-typed factories
@@ -240,62 +230,6 @@ def make_server(app: FastAPI, host: str = "127.0.0.1", port: int = 8000, shutdow
     return RewardServer(config, shutdown_grace)
 
 
-_LIMITS = {
-    "max_body_bytes": "Largest request body.",
-    "max_values": "Maximum number of texts, numbers and objects in the JSON of a body.",
-    "max_messages": "Maximum number of messages of a conversation.",
-    "max_chars_per_token": "Maximum number of characters of a text, per token of the model's context.",
-    "max_batch": "Maximum number of critiques per request.",
-    "max_queue": "Maximum number of waiting and running critiques.",
-    "max_new_tokens": "Longest critique in tokens.",
-    "request_timeout": "Seconds until a request is cancelled.",
-    "max_requests_per_minute": "Maximum number of requests per minute from one client address.",
-}
-
-
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
-    defaults = Limits()
-    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="Hub id or folder of a CLoud or classic model, or of a LoRA adapter.")
-    parser.add_argument("--backend", choices=("transformers", "vllm"), default="transformers")
-    parser.add_argument("--host", default="127.0.0.1", help="Address to listen on.")
-    parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument(
-        "--api_key",
-        default=os.environ.get("CLOUD_API_KEY"),
-        help="Key that clients must send. Prefer to set CLOUD_API_KEY.",
-    )
-    parser.add_argument(
-        "--allowed_hosts", nargs="*", default=[], help="Names with dots under which clients without a key reach it."
-    )
-    for name, default in vars(defaults).items():
-        parser.add_argument(f"--{name}", type=type(default), default=default, help=_LIMITS[name])
-    parser.add_argument("--shutdown_grace", type=float, default=30.0, help="Seconds to let running requests finish.")
-    parser.add_argument("--policy_tokenizer", help="Model whose chat template OpenRLHF or LLaMA-Factory send.")
-    parser.add_argument("--batch_size", type=int, default=16, help="Sequences per forward pass (transformers).")
-    parser.add_argument("--dtype", default="auto", help="Data type of the weights.")
-    parser.add_argument("--vllm_options", type=_json_object, default={}, help="JSON with options of vLLM's engine.")
-    args = parser.parse_args(arguments)
-    if args.vllm_options and args.backend != "vllm":
-        parser.error("--vllm_options needs --backend vllm")
-    if args.api_key == "":
-        parser.error("the key is empty")
-    if not 0 <= args.port < 65_536:
-        parser.error(f"--port is {args.port}; it must be between 0 and 65535")
-    return args
-
-
-def _json_object(text: str) -> dict:
-    try:
-        options = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise argparse.ArgumentTypeError(f"not JSON: {error}") from error
-    if not isinstance(options, dict):
-        raise argparse.ArgumentTypeError(f"{text!r:.60} is not a JSON object")
-    return options
-
-
 def load_engine(args: argparse.Namespace) -> EncodingEngine:
     """Load the engine that the command line names. Raises `ValueError` if the model is not a reward model."""
     if args.backend == "vllm":
@@ -342,27 +276,41 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def main(arguments: list[str] | None = None):
-    """Load the model and serve until stopped."""
-    args = parse_arguments(arguments)
+def start_line(app: FastAPI, runs_on: str, url: str, has_key: bool) -> str:
+    """Say what is served, and where."""
+    found = pages.describe(app)
+    context = f"context {found['context_length']} tokens" if found["context_length"] else "context unknown"
+    key = "a key is required" if has_key else "no key"
+    return f"{found['description']} {runs_on}, {context}, {key}. {url}/docs describes {', '.join(found['routes'])}."
+
+
+def serve(args: argparse.Namespace):
+    """Load the model that the command line names, and serve until stopped."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    limits = Limits(**{name: getattr(args, name) for name in _LIMITS})
+    limits = Limits(**{name: getattr(args, name) for name in vars(Limits())})
     # Scoring needs the interpreter after each operation, and would wait long for it while a request is parsed or encoded
     sys.setswitchinterval(0.0005)
     # Report mistakes before the model loads, which may take minutes
     with bind(args.host, args.port) as listener:
         check_reward_model(args.model, read_model_config(args.model))
         chats = load_chats(args)
-        app = make_app(load_engine(args), limits, args.api_key, chats, [*args.allowed_hosts, args.host])
+        engine = load_engine(args)
+        app = make_app(engine, limits, args.api_key, chats, [*args.allowed_hosts, args.host])
         if args.host not in ("127.0.0.1", "::1", "localhost") and args.api_key is None:
             logger.warning("Listening on %s without a key: anyone who can reach it can use it.", args.host)
+        logger.info(
+            "%s",
+            start_line(
+                app, engine.runs_on, f"http://{args.host}:{listener.getsockname()[1]}", args.api_key is not None
+            ),
+        )
         # Libraries and model stay to the end, where visiting them all would take seconds
         gc.freeze()
         make_server(app, args.host, args.port, args.shutdown_grace).run(sockets=[listener])
 
 
 if __name__ == "__main__":
-    run("cloud_hf.serving.server.app", prog="python -m cloud_hf.serving.server")
+    run("cloud_hf.serving.server.command", prog="python -m cloud_hf.serving.server")

@@ -31,6 +31,7 @@ class RewardEngine(Protocol):
     name: str
     critique: bool
     context_length: int | None  # in tokens, including the critique; `None` if unknown
+    runs_on: str  # data type and device, for the log
 
     def check(self, prompt, response: str, max_new_tokens: int, critiques: list[str] | None = None) -> None:
         """
@@ -140,6 +141,7 @@ class TransformersEngine:
         self.name = model.name_or_path
         self.critique = model.config.critique
         self.context_length = context_length(model.config)
+        self.runs_on = f"{str(model.dtype).removeprefix('torch.')} on {model.device}"
         self._model = model
         self._scoring_format = CritiqueFormat.from_config(model.config, tokenizer)
         self._batch_size = batch_size

@@ -47,6 +47,7 @@ class VLLMEngine:
             self._llm = AsyncLLM.from_engine_args(
                 AsyncEngineArgs(model=folder, **memory_options(self.config, vllm_options), **vllm_options)
             )
+        self.runs_on = f"{str(self._llm.model_config.dtype).removeprefix('torch.')} by vLLM"
         self.context_length: int | None = self._requests.context_length(self._llm.model_config.max_model_len)
 
     def check(self, prompt, response: str, max_new_tokens: int, critiques: list[str] | None = None):

@@ -1,11 +1,14 @@
 """Pictures: the words in them, and extreme results."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 from evaluations_for_tests import evaluation
 
 from cloud_hf.data.journal import key_of
+from cloud_hf.evaluation.analysis import MARGIN
+from cloud_hf.evaluation.metrics.selective_accuracy import selective_accuracy
 from cloud_hf.evaluation.metrics.self_consistency import self_consistency
 from cloud_hf.evaluation.report import plots
 from cloud_hf.evaluation.report.plots import (
@@ -49,7 +52,7 @@ def test_reliability_shows_how_much_is_behind_a_bin(tmp_path, monkeypatch):
     plot_reliability({"chat": {"cloud": margins}, "math": {"cloud": margins, "classic": margins}}, tmp_path / "r.png")
     [figure] = figures
     panels = [axes for axes in figure.axes if axes.axison]
-    assert [axes.get_title() for axes in panels] == ["chat", "math"]
+    assert [axes.get_title() for axes in panels] == ["chat (n = 100 pairs)", "math (n = 100 pairs)"]
     [points] = panels[0].collections[1:]  # the first are the bars
     areas = points.get_sizes()
     assert areas[0] == pytest.approx(areas[2], rel=0.05) and areas[1] < areas[0] / 5
@@ -77,3 +80,20 @@ def test_plots_are_pictures(tmp_path):
     plot_best_of_n({"classic": curve, "cloud": curve}, tmp_path / "c.png")
     for name in "abc":
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_curves_end_where_fewer_than_20_pairs_are_left(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(plots.plt, "close", figures.append)
+    found = {}
+    for name, pairs in (("cloud", 50), ("classic", 10)):
+        right = [1, 0] * (pairs // 2)
+        curves = selective_accuracy(right, {MARGIN: range(pairs)}, range(pairs))
+        found[name] = SimpleNamespace(selective_accuracy=curves)
+    plots.plot_rejection(found, tmp_path / "r.png", ["classic", "cloud"])
+    first, second = figures[0].axes
+    ends = [max(line.get_xdata()) for line in first.lines[:2]]  # the curve and the best possible one
+    assert ends == pytest.approx([60, 60]) and list(second.lines[0].get_xdata()) == [0]
+    assert first.get_title() == "cloud (n = 50 pairs)"
+    assert first.lines[0].get_color() == plots.COLORS[1] and second.lines[0].get_color() == plots.COLORS[0]
+    assert all(line.get_zorder() > first.lines[0].get_zorder() for line in first.lines[1:])

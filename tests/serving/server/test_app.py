@@ -3,6 +3,7 @@ import json
 import logging
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -25,7 +26,8 @@ from cloud_hf.scores import Sampling
 from cloud_hf.serving import server as server_package
 from cloud_hf.serving.client import CLoudClient
 from cloud_hf.serving.server import app as app_module
-from cloud_hf.serving.server.app import load_chats, load_engine, parse_arguments
+from cloud_hf.serving.server.app import load_chats, load_engine
+from cloud_hf.serving.server.command import parse_arguments
 from cloud_hf.serving.server.engine import EngineDeadError
 from cloud_hf.serving.server.limits import Limits
 from cloud_hf.serving.server.middleware import JsonFormatter, without_contents
@@ -266,6 +268,15 @@ def test_one_bad_row_refuses_the_request_before_any_work(running, http):
     assert metric(http, "cloud_critique_tokens_total") == engine_passes
 
 
+def test_a_server_says_what_it_is(running, http):
+    found = http.get("/").json()
+    [model] = http.get("/v1/models").json()["data"]
+    assert found["model"] == model["id"] == http.get("/health").json()["model"]
+    assert "writes critiques" in found["description"] and f"POST {URL}" in found["routes"]
+    line = app_module.start_line(running[0].app, "float32 on cpu", "http://127.0.0.1:1", False)
+    assert f"{model['max_model_len']} tokens, no key. http://127.0.0.1:1/docs describes POST {URL}" in line
+
+
 def test_unknown_routes_and_methods(http):
     assert http.get("/v1/nothing").status_code == 404 and "error" in http.get("/v1/nothing").json()
     assert http.get(URL).status_code == 405
@@ -274,7 +285,9 @@ def test_unknown_routes_and_methods(http):
 def test_documentation_and_metrics(http):
     schema = http.get("/openapi.json").json()
     assert {URL, "/get_reward", "/v1/score/evaluation", "/health", "/metrics"} <= set(schema["paths"])
-    assert http.get("/docs").status_code == 200
+    page = http.get("/docs").text
+    assert all(f"<code>POST {path}</code>" in page for path in (URL, "/get_reward")) and "num_critiques" in page
+    assert not re.search(r"""(src|href)=["']?(https?:|//)""", page)  # works without the internet
     before = metric(http, "cloud_requests_total"), metric(http, "cloud_critique_tokens_total")
     [result] = http.post(URL, json=one(return_critique_ids=True)).json()["results"]
     assert metric(http, "cloud_critique_tokens_total") == before[1] + len(result["critique_ids"][0])
@@ -548,7 +561,7 @@ def test_the_start_says_by_which_template_texts_are_read(tmp_path, caplog):
 @pytest.mark.parametrize("options", [[], ["--backend", "vllm"]])
 def test_a_folder_that_does_not_exist_is_one_sentence(tmp_path, capsys, options):
     with pytest.raises(SystemExit) as end:
-        run("cloud_hf.serving.server.app", [str(tmp_path / "none"), "--port", "0", *options])
+        run("cloud_hf.serving.server.command", [str(tmp_path / "none"), "--port", "0", *options])
     error = capsys.readouterr().err
     assert end.value.code == 2 and f"There is no folder {tmp_path / 'none'}" in error and len(error.splitlines()) == 1
 
@@ -636,7 +649,7 @@ def test_mistakes_are_one_sentence_and_status_2(base_folder, used_port, capsys):
         (["m", "--max_batch", "2000"], "`max_batch` is 2000 but `max_queue` is 1024"),
     ):
         with pytest.raises(SystemExit) as exit:
-            run("cloud_hf.serving.server.app", arguments)
+            run("cloud_hf.serving.server.command", arguments)
         [line] = capsys.readouterr().err.splitlines()
         assert exit.value.code == 2 and says in line
 
@@ -677,6 +690,7 @@ def test_the_command_serves_and_stops_on_sigterm(tmp_path):
 
 
 def test_the_package_has_the_names_of_version_0_1():
-    names = ["RewardServer", "load_chats", "load_engine", "main", "make_app", "make_server", "parse_arguments"]
+    names = ["RewardServer", "load_chats", "load_engine", "make_app", "make_server"]
     assert all(getattr(server_package, name) is getattr(app_module, name) for name in names)
+    assert server_package.parse_arguments and server_package.main
     assert server_package.EventStream

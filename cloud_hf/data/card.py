@@ -1,0 +1,110 @@
+"""Cards of datasets: columns, a row, sources with their licences, settings and counts."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import DatasetDict, load_from_disk
+from huggingface_hub import DatasetCard, DatasetCardData
+
+from ..cards import assemble, block, hub_id, in_code, read_metadata, settings_table, shown_name, table
+
+
+_COLUMNS = {
+    "id": "name of the row",
+    "prompt": "what the responses answer: text, or chat messages",
+    "chosen": "the better response",
+    "rejected": "the worse response",
+    "chosen_feedback": "critique of `chosen`",
+    "rejected_feedback": "critique of `rejected`",
+    "margin": "how much better `chosen` is; subtracted from the difference of rewards in training",
+    "chosen_rating": "rating of `chosen`",
+    "rejected_rating": "rating of `rejected`",
+    "tools": "tools that the assistant may call, as JSON",
+}
+_SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
+
+
+def dataset_card(
+    title: str,
+    folder: Path,
+    settings: Mapping[str, Any],
+    counts: Mapping[str, Any],
+    sources: Sequence[str] = (),
+) -> DatasetCard:
+    """
+    Describe a dataset in a folder: columns, its first row, sources with licences, settings, counts and statistics.
+
+    Args:
+        title (`str`):
+            What the rows are.
+        folder (`Path`):
+            Folder of the dataset, as `save_to_disk` writes it.
+        settings (`Mapping[str, Any]`):
+            Everything that the rows depend on.
+        counts (`Mapping[str, Any]`):
+            Counts of the run; `statistics` get a section.
+        sources (`Sequence[str]`, *optional*):
+            Hub ids or paths of the sources.
+    """
+    loaded = load_from_disk(str(folder))
+    splits = (
+        {str(split): rows for split, rows in loaded.items()} if isinstance(loaded, DatasetDict) else {"train": loaded}
+    )
+    rows, total = next(iter(splits.values())), sum(map(len, splits.values()))
+    of_sources = {name: read_metadata(name, DatasetCard) for name in sources}
+    on_hub = [
+        found
+        for name, of in of_sources.items()
+        for found in ([name] if hub_id(name) else of.get("source_datasets", []))
+    ]
+    languages = [code for of in of_sources.values() for code in of.get("language", [])]
+    licences = {of.get("license", "unknown") for of in of_sources.values()}
+    data = DatasetCardData(
+        license=licences.pop()
+        if len(licences) == 1
+        else "unknown"
+        if "unknown" in licences or not licences
+        else "other",
+        language=list(dict.fromkeys(languages)) or None,
+        source_datasets=list(dict.fromkeys(on_hub)) or None,
+        task_categories=["text-generation"],
+        size_categories=[next((name for limit, name in _SIZES if total < limit), "n>10M")],
+        tags=["cloud_hf", *(["preference"] if {"chosen", "rejected"} <= set(rows.features) else [])],
+    )
+    described = [
+        (in_code(name), in_code(getattr(kind, "dtype", None) or str(kind)), _COLUMNS.get(name, ""))
+        for name, kind in rows.features.items()
+    ]
+    listed = [
+        (in_code(shown_name(name) or ""), in_code(of.get("license", "unknown"))) for name, of in of_sources.items()
+    ]
+    path = folder.resolve().name
+    load = f"from datasets import load_from_disk\n\nrows = load_from_disk({path!r})  # from the Hub: load_dataset(ID)"
+    statistics = counts.get("statistics", {})
+    row = json.dumps(_shortened(rows[0]), indent=2, ensure_ascii=False, default=str) if len(rows) else ""
+    about = (
+        f"{', '.join(f'{len(part)} rows ({split})' for split, part in splits.items())}, in the folder {in_code(path)}."
+    )
+    sections = {
+        "Load": block(load, "python"),
+        "Columns": table(described, ("column", "type", "meaning")),
+        "A row": block(row, "json") if row else "",
+        "Sources": table(listed, ("source", "licence")) if listed else "",
+        "How it was made": settings_table(settings),
+        "Counts": settings_table({name: value for name, value in counts.items() if name != "statistics"}),
+        "Statistics": settings_table(statistics),
+    }
+    return assemble(DatasetCard, data, title, about, sections)
+
+
+def _shortened(value: Any) -> Any:
+    """Return a row with long texts and lists cut."""
+    if isinstance(value, str):
+        return value if len(value) <= 400 else f"{value[:399]}…"
+    if isinstance(value, Mapping):
+        return {key: _shortened(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_shortened(part) for part in value[:8]] + (["…"] if len(value) > 8 else [])
+    return value

@@ -1,0 +1,16 @@
+"""The interval of a share. Imports nothing, because cards and reports of all kinds need it."""
+
+import math
+from statistics import NormalDist
+
+
+Interval = tuple[float, float]
+
+
+def wilson(share: float, n: int) -> Interval:
+    """Return Wilson's 95 % interval of a share of `n` rows, where `share * n` need not be an integer."""
+    # Unlike the normal approximation, it has nonzero width if all rows are right, or all wrong
+    z = NormalDist().inv_cdf(0.975)
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return max(0.0, middle - half), min(1.0, middle + half)

@@ -1,0 +1,81 @@
+"""
+The reward server: critiques and rewards over HTTP.
+
+python -m cloud_hf.serving.server runs/quickstart/cloud --port 8000
+python -m cloud_hf.serving.server org/my-cloud-rm --backend vllm --vllm_options '{"max_model_len": 4096}'
+
+By default, it listens on this machine only. If `--host` opens it to others, set a key (`CLOUD_API_KEY`). `/docs` describes its
+routes: our `/v1/rewards`, OpenRLHF's `/get_reward`, LLaMA-Factory's `/v1/score/evaluation`, `/health` and `/metrics`.
+"""
+
+import argparse
+import json
+import os
+
+from ...cli import ArgumentParser
+from .limits import Limits
+
+
+_LIMITS = {
+    "max_body_bytes": "Largest request body.",
+    "max_values": "Maximum number of texts, numbers and objects in the JSON of a body.",
+    "max_messages": "Maximum number of messages of a conversation.",
+    "max_chars_per_token": "Maximum number of characters of a text, per token of the model's context.",
+    "max_batch": "Maximum number of critiques per request.",
+    "max_queue": "Maximum number of waiting and running critiques.",
+    "max_new_tokens": "Longest critique in tokens.",
+    "request_timeout": "Seconds until a request is cancelled.",
+    "max_requests_per_minute": "Maximum number of requests per minute from one client address.",
+}
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    defaults = Limits()
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="Hub id or folder of a CLoud or classic model, or of a LoRA adapter.")
+    parser.add_argument("--backend", choices=("transformers", "vllm"), default="transformers")
+    parser.add_argument("--host", default="127.0.0.1", help="Address to listen on.")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument(
+        "--api_key",
+        default=os.environ.get("CLOUD_API_KEY"),
+        help="Key that clients must send. Prefer to set CLOUD_API_KEY.",
+    )
+    parser.add_argument(
+        "--allowed_hosts", nargs="*", default=[], help="Names with dots under which clients without a key reach it."
+    )
+    for name, default in vars(defaults).items():
+        parser.add_argument(f"--{name}", type=type(default), default=default, help=_LIMITS[name])
+    parser.add_argument("--shutdown_grace", type=float, default=30.0, help="Seconds to let running requests finish.")
+    parser.add_argument("--policy_tokenizer", help="Model whose chat template OpenRLHF or LLaMA-Factory send.")
+    parser.add_argument("--batch_size", type=int, default=16, help="Sequences per forward pass (transformers).")
+    parser.add_argument("--dtype", default="auto", help="Data type of the weights.")
+    parser.add_argument("--vllm_options", type=_json_object, default={}, help="JSON with options of vLLM's engine.")
+    args = parser.parse_args(arguments)
+    if args.vllm_options and args.backend != "vllm":
+        parser.error("--vllm_options needs --backend vllm")
+    if args.api_key == "":
+        parser.error("the key is empty")
+    if not 0 <= args.port < 65_536:
+        parser.error(f"--port is {args.port}; it must be between 0 and 65535")
+    return args
+
+
+def _json_object(text: str) -> dict:
+    try:
+        options = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"not JSON: {error}") from error
+    if not isinstance(options, dict):
+        raise argparse.ArgumentTypeError(f"{text!r:.60} is not a JSON object")
+    return options
+
+
+def main(arguments: list[str] | None = None):
+    """Serve the model that the command line names."""
+    args = parse_arguments(arguments)
+    # Imports torch, which takes seconds, and is not needed for `--help` and mistakes
+    from .app import serve
+
+    serve(args)

@@ -1,0 +1,41 @@
+"""Train, then save and describe the model: what the training commands have in common."""
+
+from typing import Any
+
+from datasets import Dataset
+
+from .arguments import checkpoint_to_resume
+from .resume import name_last
+
+
+def train_and_save(trainer: Any, rows: Dataset):
+    """
+    Train, save state, model and card, and upload them if `push_to_hub` is set.
+
+    Args:
+        trainer ([`CLoudTrainer`] or [`CritiqueSFTTrainer`]):
+            The trainer, with its `origin`.
+        rows (`Dataset`):
+            The training rows before they were encoded, of which the card shows one.
+    """
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint_to_resume(trainer.args))
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"Interrupted. {_saved(trainer)}") from None
+    trainer.save_state()
+    trainer.create_model_card()
+    trainer.save_model()  # after the card, because it also uploads, which the Hub may refuse
+    trainer.add_example(rows)
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub()
+
+
+def _saved(trainer: Any) -> str:
+    """Say what an interrupted run has saved, and how to continue."""
+    output, last = trainer.args.output_dir, name_last(trainer.args.output_dir)
+    if last == "none":
+        return f"Step {trainer.state.global_step} of {trainer.state.max_steps}; no checkpoint yet. The same command starts again."
+    return (
+        f"Step {trainer.state.global_step} of {trainer.state.max_steps}; {last} is saved in {output}. To continue, give the same "
+        "command with --resume_from_checkpoint true."
+    )
