@@ -93,7 +93,7 @@ def _read_choices(folder: str, page: dict[str, Any]) -> Outcomes:
                 "that wrote it again: the scores come from its journal."
             )
         of_set = outcomes.setdefault(BEST_OF_N + result["title"], {})
-        of_set[models[result["model"]]] = _by_content(result["choices"])
+        of_set[models.get(result["model"], result["model"])] = _by_content(result["choices"])
     return outcomes
 
 
@@ -109,12 +109,13 @@ def _by_content(rows: Iterable[tuple[str, float]]) -> dict[tuple[str, int], floa
 
 def _read_report(folder: str, page: dict[str, Any]) -> Outcomes:
     outcomes: Outcomes = {}
-    for model, short in short_names(page["arguments"]["models"]).items():
+    models = short_names(page["arguments"]["models"])
+    for model in dict.fromkeys(part["model"] for part in page["benchmarks"]):
         unknown = {part["name"]: part["unknown"] for part in page["benchmarks"] if part["model"] == model}
-        if unknown:  # otherwise the run ended before this model
-            scores = Path(folder) / file_name("scores", short, "parquet")
-            for benchmark, rows in _read_outcomes(scores, unknown).items():
-                outcomes.setdefault(benchmark, {})[short] = rows
+        short = models.get(model, model)  # ensembles have one name
+        scores = Path(folder) / file_name("scores", short, "parquet")
+        for benchmark, rows in _read_outcomes(scores, unknown).items():
+            outcomes.setdefault(benchmark, {})[short] = rows
     return outcomes
 
 
