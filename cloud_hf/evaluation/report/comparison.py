@@ -11,7 +11,7 @@ from typing import Any
 from pyarrow import parquet
 
 from ..evaluation_arguments import SETTINGS
-from ..formatting import POINTS, Section, file_name, render
+from ..formatting import Section, file_name, render
 from ..outcomes import Difference, difference, outcome
 from ..scoring_arguments import short_names
 from ..stats import json_safe
@@ -112,7 +112,7 @@ def _read_report(folder: str, page: dict[str, Any]) -> Outcomes:
     models = short_names(page["arguments"]["models"])
     for model in dict.fromkeys(part["model"] for part in page["benchmarks"]):
         unknown = {part["name"]: part["unknown"] for part in page["benchmarks"] if part["model"] == model}
-        short = models.get(model, model)  # ensembles have one name
+        short = models[model] if model in models else model  # ensembles have one name
         scores = Path(folder) / file_name("scores", short, "parquet")
         for benchmark, rows in _read_outcomes(scores, unknown).items():
             outcomes.setdefault(benchmark, {})[short] = rows
@@ -151,8 +151,13 @@ class Comparison:
         kinds: list[list[Difference]] = [[], [], []]
         for found in self.differences:
             kinds[found.benchmark.startswith(BEST_OF_N) + (found.benchmark in self.scores)].append(found)
-        as_shown = (POINTS,), (POINTS, CHOICES), (DIFFERENCE, CHOICES)
-        tables = [difference_table(kind, *how) for kind, how in zip(kinds, as_shown, strict=True) if kind]
+        rows, shares, scores = kinds
+        tables = [
+            difference_table(rows),
+            difference_table(shares, what=CHOICES),
+            difference_table(scores, DIFFERENCE, CHOICES),
+        ]
+        tables = [table for table, kind in zip(tables, kinds, strict=True) if kind]
         return Section("Runs on the same rows", text, tables, self.notes, level=1)
 
 
