@@ -110,9 +110,10 @@ def _by_content(rows: Iterable[tuple[str, float]]) -> dict[tuple[str, int], floa
 def _read_report(folder: str, page: dict[str, Any]) -> Outcomes:
     outcomes: Outcomes = {}
     models = short_names(page["arguments"]["models"])
-    for model in dict.fromkeys(part["model"] for part in page["benchmarks"]):
+    names: list[str] = [part["model"] for part in page["benchmarks"]]
+    for model in dict.fromkeys(names):
         unknown = {part["name"]: part["unknown"] for part in page["benchmarks"] if part["model"] == model}
-        short = models[model] if model in models else model  # ensembles have one name
+        short = models.get(model, model)  # ensembles have one name
         scores = Path(folder) / file_name("scores", short, "parquet")
         for benchmark, rows in _read_outcomes(scores, unknown).items():
             outcomes.setdefault(benchmark, {})[short] = rows
