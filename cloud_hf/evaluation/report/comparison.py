@@ -11,7 +11,7 @@ from typing import Any
 from pyarrow import parquet
 
 from ..evaluation_arguments import SETTINGS
-from ..formatting import POINTS, Section, file_name, render
+from ..formatting import Section, file_name, render
 from ..outcomes import Difference, difference, outcome
 from ..scoring_arguments import short_names
 from ..stats import json_safe
@@ -93,7 +93,7 @@ def _read_choices(folder: str, page: dict[str, Any]) -> Outcomes:
                 "that wrote it again: the scores come from its journal."
             )
         of_set = outcomes.setdefault(BEST_OF_N + result["title"], {})
-        of_set[models[result["model"]]] = _by_content(result["choices"])
+        of_set[models.get(result["model"], result["model"])] = _by_content(result["choices"])
     return outcomes
 
 
@@ -109,12 +109,14 @@ def _by_content(rows: Iterable[tuple[str, float]]) -> dict[tuple[str, int], floa
 
 def _read_report(folder: str, page: dict[str, Any]) -> Outcomes:
     outcomes: Outcomes = {}
-    for model, short in short_names(page["arguments"]["models"]).items():
+    models = short_names(page["arguments"]["models"])
+    names: list[str] = [part["model"] for part in page["benchmarks"]]
+    for model in dict.fromkeys(names):
         unknown = {part["name"]: part["unknown"] for part in page["benchmarks"] if part["model"] == model}
-        if unknown:  # otherwise the run ended before this model
-            scores = Path(folder) / file_name("scores", short, "parquet")
-            for benchmark, rows in _read_outcomes(scores, unknown).items():
-                outcomes.setdefault(benchmark, {})[short] = rows
+        short = models.get(model, model)  # ensembles have one name
+        scores = Path(folder) / file_name("scores", short, "parquet")
+        for benchmark, rows in _read_outcomes(scores, unknown).items():
+            outcomes.setdefault(benchmark, {})[short] = rows
     return outcomes
 
 
@@ -150,8 +152,13 @@ class Comparison:
         kinds: list[list[Difference]] = [[], [], []]
         for found in self.differences:
             kinds[found.benchmark.startswith(BEST_OF_N) + (found.benchmark in self.scores)].append(found)
-        as_shown = (POINTS,), (POINTS, CHOICES), (DIFFERENCE, CHOICES)
-        tables = [difference_table(kind, *how) for kind, how in zip(kinds, as_shown, strict=True) if kind]
+        rows, shares, scores = kinds
+        tables = [
+            difference_table(rows),
+            difference_table(shares, what=CHOICES),
+            difference_table(scores, DIFFERENCE, CHOICES),
+        ]
+        tables = [table for table, kind in zip(tables, kinds, strict=True) if kind]
         return Section("Runs on the same rows", text, tables, self.notes, level=1)
 
 

@@ -193,7 +193,8 @@ def _seed_table(result: SetResult, sizes: list[int]) -> Table:
 
 WIN_RATES = (
     "Win rate against the baseline's answers, of the first seed's choice among all candidates. A strong verdict is three votes. The "
-    "official interval draws votes, and is too narrow, since those of a question are not independent."
+    "official interval draws votes, and is too narrow, since those of a question are not independent; the one by question is a little too narrow "
+    "below a few hundred questions."
 )
 
 

@@ -114,6 +114,26 @@ def test_choices_among_candidates_are_compared(rows, tmp_path, capsys):
     assert "| Best-of-N, gsm8k.jsonl | c: m − d: m | +7.50 |" in text
 
 
+def test_ensembles_are_compared(rows, tmp_path):
+    """They are results, but not models of the command line."""
+    for name, rewards in (("a", [1, 0]), ("b", [0, 1])):
+        folder = write_run(tmp_path / name, {"m": [evaluation(rows, [rewards] * 4)]})
+        write_scores([evaluation(rows, [[0, 1]] * 4)], tmp_path / name / "scores_mean(m,n).parquet")
+        page = json.loads((tmp_path / name / "report.json").read_text())
+        page["benchmarks"].append({**page["benchmarks"][0], "model": "mean(m,n)"})
+        (tmp_path / name / "report.json").write_text(json.dumps(page))
+        write_choices(tmp_path / name, [[1.0, 0.0]], problems((1.0, 0.0)))
+        page = json.loads((tmp_path / name / "best_of_n.json").read_text())
+        page["results"].append({**page["results"][0], "model": "mean(m,n)"})
+        (tmp_path / name / "best_of_n.json").write_text(json.dumps(page))
+    found = compare_results(read_results(folder, "b"), read_results(str(tmp_path / "a"), "a"))
+    for name in ("bench", "Best-of-N, gsm8k.jsonl"):
+        pairs = {part.models for part in found.differences if part.benchmark == name}
+        assert pairs == {
+            (f"b: {ours}", f"a: {theirs}") for ours in ("m", "mean(m,n)") for theirs in ("m", "mean(m,n)")
+        }
+
+
 def test_choices_that_cannot_be_compared(tmp_path):
     a = write_choices(tmp_path / "a", [[1.0, 0.0]], problems((1.0, 0.0)))
     b = write_choices(tmp_path / "b", [[1.0, 0.0]], problems((0.0, 1.0)))
