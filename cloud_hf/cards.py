@@ -7,6 +7,7 @@ Texts of rows, models and sources are escaped: in a card they stay text.
 import json
 import logging
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -239,7 +240,7 @@ def model_card(
         "Use": _use(name, kind, package, example, critique_prompt),
         "Evaluation": results_section(results, notes),
         "Training": training,
-        "Serve": _serve(name, kind),
+        "Serve": _serve(name, kind, package),
         "Limits": _limits(kind, metadata.get("language")),
         "Citation": METHOD,
     }
@@ -314,13 +315,15 @@ def _other_tools(kind: Kind) -> str:
     }[kind]
 
 
-def _serve(name: str, kind: Kind) -> str:
+def _serve(name: str, kind: Kind, package: bool) -> str:
+    quoted = shlex.quote(name)
     if kind is CRITIC:
-        return block(f"vllm serve {name}", "bash")
+        merge = f"cloud-hf merge-adapter --model_name_or_path {quoted} --output_dir merged\n" if package else ""
+        return block(f"{merge}vllm serve {'merged' if package else quoted}", "bash")
     request = json.dumps({"inputs": [{"prompt": _UNSCORED.prompt, "response": _UNSCORED.response}]})
     lines = [
         "pip install 'cloud-hf[server]'",
-        f"cloud-hf serve {name} --port 8000",
+        f"cloud-hf serve {quoted} --port 8000",
         f"curl http://127.0.0.1:8000/v1/rewards -H 'Content-Type: application/json' -d '{request}'",
     ]
     return block("\n".join(lines), "bash")
