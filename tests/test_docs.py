@@ -38,6 +38,7 @@ NOT_RUN = {
     "--mode self-gen": "downloads the published data, likewise",
     "--compare results": "reads two earlier runs; tests/evaluation/report/test_comparison.py has some",
     "--base_url http://127.0.0.1:8002/v1": "needs vLLM's server; tests/examples/test_self_critiques_with_vllm.py starts one",
+    "--judge_base_url http://127.0.0.1:8001/v1": "needs a judge's server; tests/evaluation/test_judges.py has one",
     "--ray_address auto": "needs a Ray cluster; tests/data/builders runs it on one node",
     "grpo_with_cloud.py": "trains for minutes; tests/examples/test_grpo.py runs it with few rows",
     "vllm serve": "starts an engine; tests/serving/test_vllm.py has vLLM's server",

@@ -26,6 +26,7 @@ from ..evaluation.sets import (
     score_sets,
     summarize,
     summarize_ensemble,
+    summarize_judge,
 )
 
 
@@ -52,13 +53,18 @@ def main(args: EvaluationArguments):
             results[name] = evaluate(name, args, sets, journals[name], shown)
             write_results(name, results[name], shown, output_dir)
             write_report(results, args, shown, output_dir, described)
+    judged = None
+    if args.judge_base_url:
+        shown[args.judge_name] = args.judge_name
+        results[args.judge_name], judged = summarize_judge(sets, args, output_dir / "judgements", shown)
+        write_results(args.judge_name, results[args.judge_name], shown, output_dir)
     members = {shown[name]: found for name, found in results.items()}
     for ensemble in read_ensembles(args.ensembles, args.models):
         shown[ensemble.name] = ensemble.name
         results[ensemble.name] = summarize_ensemble(ensemble, members, sets, args.group_column, shown)
         write_results(ensemble.name, results[ensemble.name], shown, output_dir)
-    if args.ensembles:
-        write_report(results, args, shown, output_dir, described)
+    if args.ensembles or judged:
+        write_report(results, args, shown, output_dir, described, judged)
     for name in args.models if args.update_card else ():
         settings = {key: getattr(args, key) for key in ("num_critiques", "temperature", "max_new_tokens")}
         found = card_results(results[name].evaluations, sets, settings, args.dataset_test_split)

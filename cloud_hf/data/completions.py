@@ -62,13 +62,15 @@ class Answer:
     A completion.
 
     `finish_reason` is `"stop"` if it is complete, `"length"` if it was truncated, `"content_filter"` if the server withheld some or all of it.
-    `token_ids` is set if the request asked for token ids. `model` is the name that the server reports.
+    `token_ids` is set if the request asked for token ids. `model` is the name that the server reports,
+    `tokens` the number of prompt and completion tokens that it counts.
     """
 
     text: str
     finish_reason: str
     token_ids: tuple[int, ...] | None = None
     model: str | None = field(default=None, compare=False)
+    tokens: int | None = field(default=None, compare=False)
 
 
 @dataclass
@@ -346,7 +348,10 @@ class CompletionClient:
         ids = choice.get("token_ids")
         if body.get("return_token_ids"):
             self._check_ids(server, ids, text)
-        return Answer(text, reason, None if ids is None else tuple(ids), model)
+        usage = answer.get("usage")
+        tokens = usage.get("total_tokens") if isinstance(usage, dict) else None
+        tokens = tokens if type(tokens) is int and tokens >= 0 else None
+        return Answer(text, reason, None if ids is None else tuple(ids), model, tokens)
 
     def _check_ids(self, server: _Server, ids: Any, text: str):
         if ids is None and text:

@@ -65,6 +65,7 @@ class JournaledClient:
         self.role = role
         self.cut: set[str] = set()  # keys of answers that ran out of tokens
         self.kept_cut: set[str] = set()  # keys of those that were kept nevertheless
+        self.tokens: dict[str, int] = {}  # by key, of prompt and answer, if the server counts them
         # By key, model names that servers report if another model, or a version of the requested one, answered
         self.other_models: dict[str, str] = {}
 
@@ -116,6 +117,8 @@ class JournaledClient:
             self._keep(key, answer)
         if answer.finish_reason == "length":
             self.cut.add(key)
+        if answer.tokens is not None:
+            self.tokens[key] = answer.tokens
         if answer.model not in (None, self.client.model):
             if not self.other_models:
                 print(
@@ -137,7 +140,8 @@ class JournaledClient:
         if value["finish_reason"] not in (*FINISH_REASONS, "no room"):
             return None
         ids = value.get("token_ids")
-        return Answer(value["text"], value["finish_reason"], None if ids is None else tuple(ids), value.get("model"))
+        ids = None if ids is None else tuple(ids)
+        return Answer(value["text"], value["finish_reason"], ids, value.get("model"), value.get("tokens"))
 
     def _keep(self, key: str, answer: Answer):
         value: dict[str, Any] = {"text": answer.text, "finish_reason": answer.finish_reason}
@@ -145,6 +149,8 @@ class JournaledClient:
             value["token_ids"] = answer.token_ids
         if answer.model not in (None, self.client.model):
             value["model"] = answer.model
+        if answer.tokens is not None:
+            value["tokens"] = answer.tokens
         self.journal.add(key, value)
 
 
@@ -369,6 +375,8 @@ def _count_answers(clients: dict[str, JournaledClient]) -> dict[str, Any]:
     counts: dict[str, Any] = {}
     for role, client in clients.items():
         counts[f"{role}_answers_cut"] = len(client.cut)
+        if client.tokens:
+            counts[f"{role}_tokens"] = sum(client.tokens.values())
         if client.kept_cut:
             counts[f"{role}_answers_kept_cut"] = len(client.kept_cut)
         # A server may pass requests on to another model than the one it lists

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..arguments import check_bounds, documented
 from ..configuration_cloud import CLoudConfig
+from .judges import JudgeServerArguments
 from .probes import check_probes
 from .scoring_arguments import ScoringArguments, check_named_once
 
@@ -16,7 +17,7 @@ SETTINGS = ("backend", "dtype", "vllm_options", "num_critiques", "temperature", 
 
 @documented
 @dataclass(kw_only=True)
-class EvaluationArguments(ScoringArguments):
+class EvaluationArguments(JudgeServerArguments, ScoringArguments):
     """
     Datasets, benchmarks and analyses. Extends [`ScoringArguments`].
 
@@ -89,6 +90,13 @@ class EvaluationArguments(ScoringArguments):
         super().__post_init__()
         check_named_once("best_of_n", self.best_of_n)
         check_named_once("reference_critiques", self.reference_critiques)
+        self.check_judge()
+        if (self.judge_model or self.judge_prompt_file) and not self.judge_base_url:
+            raise ValueError("`judge_model` and `judge_prompt_file` are for a judge: give `judge_base_url` too.")
+        if self.judge_base_url and (self.best_of_n or not (self.dataset_name or self.benchmarks)):
+            raise ValueError(
+                "A judge compares right with wrong responses: give `dataset_name` or `benchmarks`, and leave `best_of_n` out."
+            )
         if not (self.dataset_name or self.benchmarks or self.best_of_n or self.reference_critiques):
             raise ValueError(
                 "There is nothing to score: give `benchmarks`, `dataset_name`, `best_of_n` or `reference_critiques`."

@@ -13,6 +13,7 @@ from huggingface_hub import EvalResult
 from ..critique_format import CritiqueFormat
 from ..data.journal import key_of
 from ..data.preference_rows import SIDES, read_preferences, read_prompts
+from ..data.row_values import prompt_of
 from ..data.rows import row_name
 from ..scoring import Score
 from .analysis import Robustness, assess_uncertainty, read_length
@@ -20,8 +21,9 @@ from .benchmarks import LoadedBenchmark, load_benchmarks
 from .ensembles import Ensemble
 from .environment import describe_set
 from .evaluation_arguments import EvaluationArguments
-from .fitting import FittedRows, fit_rows, score_rows
+from .fitting import FittedRow, FittedRows, fit_rows, score_rows
 from .journaled_scorer import JournaledScorer
+from .judges import JudgeReport, judge_rows
 from .metrics import critique_quality
 from .metrics.best_of_n import PROBLEM_COLUMNS, candidates, load_problems, summarize_best_of_n
 from .metrics.critique_quality import CritiqueRow
@@ -80,6 +82,26 @@ class Sets:
             key: fit_rows(rows, responses_of, critique_format, **limits, name=key[1])
             for key, rows, responses_of in parts
         }
+
+    def judged(
+        self, args: EvaluationArguments, seed: int, folder: Path
+    ) -> tuple[dict[tuple[str, str], FittedRows], dict[tuple[str, str], list[list[Score]]], JudgeReport]:
+        """Compare the responses of benchmarks and pairs with a judge. Returns the rows and scores by kind and name, and its counts."""
+        parts: dict[tuple[str, str], tuple[FittedRows, int]] = {}
+        for found in self.benchmarks:
+            rows = [
+                FittedRow(place, {"id": row.id}, row.prompt, list(row.responses), [])
+                for place, row in enumerate(found.rows)
+            ]
+            parts["benchmark", found.name] = FittedRows(rows, 0, 0), max(row.num_chosen for row in found.rows)
+        for name, given in self.pairs.items():
+            rows = [
+                FittedRow(place, row, prompt_of(row), pair_responses(row), [])
+                for place, row in enumerate(given.to_list())
+            ]
+            parts["pairs", name] = FittedRows(rows, 0, 0), 1
+        scores, report = judge_rows(parts, args, seed, folder)
+        return {key: fitted for key, (fitted, _) in parts.items()}, scores, report
 
 
 def load_sets(args: EvaluationArguments) -> Sets:
@@ -217,6 +239,15 @@ def summarize(
     return ModelResults(evaluations, pairs, best_of_n, parts=parts)
 
 
+def summarize_judge(
+    sets: Sets, args: EvaluationArguments, folder: Path, shown: Mapping[str, str]
+) -> tuple[ModelResults, JudgeReport]:
+    """Compute the results of the judge. There is nothing to sample or to probe."""
+    fitted, scores, report = sets.judged(args, args.seed, folder)
+    results = summarize(replace(sets, problems={}), fitted, scores, args.group_column, shown)
+    return replace(results, robustness=Robustness(assess_uncertainty(results.evaluations, {}))), report
+
+
 def summarize_ensemble(
     ensemble: Ensemble,
     members: Mapping[str, ModelResults],
@@ -230,7 +261,8 @@ def summarize_ensemble(
         key: ensemble.combine(dict(zip(ensemble.members, (found.parts[key] for found in chosen), strict=True)))
         for key in chosen[0].parts
     }
-    fitted, row_scores = ({key: part[place] for key, part in combined.items()} for place in (0, 1))
+    fitted = {key: rows for key, (rows, _) in combined.items()}
+    row_scores = {key: scores for key, (_, scores) in combined.items()}
     results = summarize(sets, fitted, row_scores, group_column, shown)
     return replace(results, robustness=Robustness(assess_uncertainty(results.evaluations, {})))
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import AutoTokenizer
 
@@ -102,7 +103,8 @@ class AnyModelArguments(BackendArguments):
 
     def read_config(self, name: str):
         """Read a model's config. Raises `ValueError` unless the backend can score with the model."""
-        config = read_model_config(name, **({"trust_remote_code": True} if self.trust_remote_code else {}))
+        remote_code: dict[str, Any] = {"trust_remote_code": True} if self.trust_remote_code else {}
+        config = read_model_config(name, **remote_code)
         if is_scalar_model(config) and self.backend == "transformers":
             read_label_weights(name, config, self.weights_for(config))
         else:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...arguments import check_bounds, documented
-from ...data.completions import CompletionClient
+from ..judges import JudgeServerArguments
 from ..metrics.best_of_n import Problem, load_problems
 from .judge import Generation, JudgeSettings, files_by_category, files_of, read_texts, write_candidates
 from .win_rate import Question, load_answers, load_questions
@@ -13,9 +13,9 @@ from .win_rate import Question, load_answers, load_questions
 
 @documented
 @dataclass(kw_only=True)
-class ArenaHardArguments:
+class ArenaHardArguments(JudgeServerArguments):
     """
-    Options for ArenaHard's questions, generator and judge.
+    Options for ArenaHard's questions, generator and judge. Extends [`JudgeServerArguments`].
 
     Parameters:
         arena_hard (`str`, *optional*):
@@ -34,10 +34,6 @@ class ArenaHardArguments:
             Nucleus sampling probability of the candidates.
         gen_max_tokens (`int`, *optional*, defaults to `4096`):
             Token limit of a candidate; longer ones are truncated.
-        judge_base_url (`list[str]`, *optional*):
-            Addresses of the judge's servers. Without a judge, candidates are chosen but not judged.
-        judge_model (`str`, *optional*):
-            Model name on the judge's servers. Optional if they serve only one.
         baseline_answers (`list[str]`, *optional*):
             Files or Hub ids with the baseline's answers; `CATEGORY=FILE` for the questions of one category, since version 2.0
             has a baseline for each.
@@ -55,22 +51,8 @@ class ArenaHardArguments:
             one category.
         judge_system_role (`bool`, *optional*, defaults to `True`):
             Whether the judge's chat template has a system role. If not, the instructions go into the user's turn.
-        judge_temperature (`float`, *optional*, defaults to `0.0`):
-            Temperature of the judge's first try.
-        judge_max_tokens (`int`, *optional*, defaults to `4096`):
-            Token limit of a judgement.
-        judge_tries (`int`, *optional*, defaults to `3`):
-            Maximum tries to get a readable verdict.
         gen_api_key_env (`str`, *optional*, defaults to `"OPENAI_API_KEY"`):
             Environment variable that holds the API key of the generator's servers.
-        judge_api_key_env (`str`, *optional*, defaults to `"OPENAI_API_KEY"`):
-            Environment variable that holds the API key of the judge's servers.
-        max_concurrency (`int`, *optional*, defaults to `64`):
-            Requests in flight at once.
-        max_retries (`int`, *optional*, defaults to `8`):
-            Retries of each request.
-        request_timeout (`float`, *optional*, defaults to `600.0`):
-            Seconds per try.
     """
 
     arena_hard: str | None = None
@@ -81,26 +63,17 @@ class ArenaHardArguments:
     gen_temperature: float = 1.0
     gen_top_p: float = 1.0
     gen_max_tokens: int = 4096
-    judge_base_url: list[str] = field(default_factory=list)
-    judge_model: str | None = None
     baseline_answers: list[str] = field(default_factory=list)
     baseline_model: str | None = None
     judge_all: bool = False
-    judge_prompt_file: str | None = None
     judge_system_file: list[str] = field(default_factory=list)
     judge_system_role: bool = True
-    judge_temperature: float = 0.0
-    judge_max_tokens: int = 4096
-    judge_tries: int = 3
     gen_api_key_env: str = "OPENAI_API_KEY"
-    judge_api_key_env: str = "OPENAI_API_KEY"
-    max_concurrency: int = 64
-    max_retries: int = 8
-    request_timeout: float = 600.0
 
     def check_arena_hard(self):
         """Raise `ValueError` if arguments conflict."""
-        check_bounds(self, num_candidates=1, gen_max_tokens=1, judge_max_tokens=1, judge_tries=1)
+        self.check_judge()
+        check_bounds(self, num_candidates=1, gen_max_tokens=1)
         for name in ("gen_base_url", "candidates", "judge_base_url", "baseline_answers"):
             if getattr(self, name) and not self.arena_hard:
                 raise ValueError(f"`{name}` is for `arena_hard`, which is not given.")
@@ -124,17 +97,6 @@ class ArenaHardArguments:
     def _check_for_judge(self, name: str, is_given: bool):
         if is_given and not self.judge_base_url:
             raise ValueError(f"`{name}` is for a judge: give `judge_base_url` and `baseline_answers` too.")
-
-    def client(self, role: str) -> CompletionClient:
-        """Create a client for the servers of a role, `"gen"` or `"judge"`. Raises `ValueError` for invalid settings."""
-        return CompletionClient(
-            getattr(self, f"{role}_base_url"),
-            getattr(self, f"{role}_model"),
-            api_key_env=getattr(self, f"{role}_api_key_env"),
-            max_concurrency=self.max_concurrency,
-            max_retries=self.max_retries,
-            request_timeout=self.request_timeout,
-        )
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from ..environment import environment, names_without_folders, opening, rename, s
 from ..evaluation_arguments import SETTINGS, EvaluationArguments
 from ..fitting import score_columns
 from ..formatting import Section, contents, file_name, picture_name, render
+from ..judges import JudgeReport
 from ..metrics.pairs import PairEvaluation
 from ..outcomes import Evaluation, compare
 from ..sets import ModelResults
@@ -24,6 +25,7 @@ from .style import describe_styles
 from .tables import (
     critique_section,
     has_measures,
+    judge_section,
     probe_picture,
     probe_sections,
     result_sections,
@@ -129,10 +131,11 @@ def write_report(
     shown: Mapping[str, str],
     output_dir: Path,
     sets: Sequence[Mapping[str, Any]] = (),
+    judged: JudgeReport | None = None,
 ):
     """
     Write report.json, report.md and its pictures on the models that are done; `shown` are short names of models and sets, `sets` are those
-    of [`~sets.Sets.describe`]. Absolute paths are shortened to names.
+    of [`~sets.Sets.describe`], `judged` the counts of a judge. Absolute paths are shortened to names.
     """
     # Written again after each model, so that an interrupted run leaves a report on the models that are done
     by_model = {shown[name]: found.evaluations for name, found in results.items()}
@@ -158,6 +161,7 @@ def write_report(
         "benchmarks": entries(lambda found: (evaluation.summary() for evaluation in found.evaluations)),
         "differences": differences,
         "best_of_n": best_of_n,
+        **({} if judged is None else {"judge": judged.summary()}),
         "critique_quality": entries(lambda found: (part.summary() for part in found.critiques)),
     }
     for name, found in results.items():
@@ -168,6 +172,8 @@ def write_report(
         *result_sections(by_model, differences, best_of_n),
         *_picture_sections(results, args, shown, output_dir),
     ]
+    if judged is not None:
+        sections.append(judge_section(judged))
     if args.reference_critiques:
         sections.append(critique_section({shown[name]: found.critiques for name, found in results.items()}))
     settings = SCORED.format(**{name: getattr(args, name) for name in (*SETTINGS, "overlong_policy")})
@@ -201,9 +207,10 @@ def _picture_sections(
 
 
 def all_models(args: EvaluationArguments, shown: Mapping[str, str]) -> list[str]:
-    """Return the short names of all models of a run, those that are not done yet and ensembles included."""
+    """Return the short names of all models of a run, those that are not done yet, a judge and ensembles included."""
     ensembles = [one.name for one in read_ensembles(args.ensembles, args.models)]
-    return [*(shown[name] for name in args.models), *ensembles]
+    judges = [args.judge_name] if args.judge_base_url else []
+    return [*(shown[name] for name in args.models), *judges, *ensembles]
 
 
 def margins_of(evaluations: Mapping[str, Iterable[Evaluation]]) -> dict[str, dict[str, list[float]]]:

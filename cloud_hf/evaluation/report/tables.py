@@ -21,6 +21,7 @@ from ..formatting import (
     show,
     show_estimate,
 )
+from ..judges import JudgeReport
 from ..metrics.calibration import FEW_PAIRS
 from ..metrics.self_consistency import DRAWS, AccuracyCurve, SelfConsistency
 from ..outcomes import CritiqueResult, Difference, Evaluation, headline_estimates
@@ -384,10 +385,24 @@ def _form_of(unit: Unit) -> Form:
 
 # -------------------------------------------------------------------------------------------------------- critiques
 
+JUDGE = """\
+Each right response against each wrong one of its row, in both orders; equal pairs are judged once. The margin of a pair is the mean lead of
+the right response over both verdicts, from -2 to 2. A pair without a readable verdict in one of the orders ties, and a tie is not
+right. Tokens are those of prompt and answer, tries included, as the server counts them."""
+
 CRITIQUES = """\
 The model's own critique of each response (the first, where it writes several) beside the one of reference. Loss: mean
 cross-entropy of the reference critique's tokens after the response, in nats; the backend transformers alone gives it. Overlap
 (chrF2, BLEU: 0 to 100) says how much the wording is alike, not whether a critique is right."""
+
+
+def judge_section(judged: JudgeReport) -> Section:
+    """Make the section on the judge's behaviour."""
+    shares = [show(value) for value in (judged.orders_agree, judged.first_shown_wins)]
+    columns = ["pairs", "right wins", "ties", "unreadable", "orders agree", "first shown wins", "tokens per verdict"]
+    counts = [judged.pairs, judged.right, judged.ties, judged.unreadable]
+    row = [*counts, *shares, show(judged.tokens_per_verdict, Form(digits=0))]
+    return Section("Judge", JUDGE, [Table(columns, [row])])
 
 
 def critique_section(results: Mapping[str, Sequence[CritiqueResult]]) -> Section:

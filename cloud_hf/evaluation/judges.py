@@ -1,0 +1,237 @@
+"""A generative judge in an evaluation: it compares the right response of each row with the wrong ones, in both orders."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, Features, List, Value
+
+from ..arguments import check_bounds, documented
+from ..data.completions import CompletionClient
+from ..data.folder import DatasetFolder
+from ..data.journal import key_of
+from ..data.judge import Judge, messages_for_judge, read_judge_prompt
+from ..data.run import Dropped, JournaledClient, build_dataset, check_rows, complete_build
+from ..data.verdicts import points
+from ..scores import Sample, Score
+from .fitting import FittedRow, FittedRows
+
+
+@documented
+@dataclass(kw_only=True)
+class JudgeServerArguments:
+    """
+    Options of a judge and its servers.
+
+    Parameters:
+        judge_base_url (`list[str]`, *optional*):
+            Addresses of OpenAI-compatible servers of the judge, such as `http://127.0.0.1:8001/v1`.
+        judge_model (`str`, *optional*):
+            Model name on the judge's servers. Optional if they serve only one.
+        judge_prompt_file (`str`, *optional*):
+            Replacement for the judge's prompt, with `{conversation}`, `{response_a}` and `{response_b}`; it must name the verdicts.
+        judge_temperature (`float`, *optional*, defaults to `0.0`):
+            Temperature of the judge's first try.
+        judge_max_tokens (`int`, *optional*, defaults to `4096`):
+            Token limit of a judgement.
+        judge_tries (`int`, *optional*, defaults to `3`):
+            Maximum tries to get a readable verdict.
+        judge_api_key_env (`str`, *optional*, defaults to `"OPENAI_API_KEY"`):
+            Environment variable that holds the API key of the judge's servers.
+        max_concurrency (`int`, *optional*, defaults to `64`):
+            Requests in flight at once.
+        max_retries (`int`, *optional*, defaults to `8`):
+            Retries of each request.
+        request_timeout (`float`, *optional*, defaults to `600.0`):
+            Seconds per try.
+    """
+
+    judge_base_url: list[str] = field(default_factory=list)
+    judge_model: str | None = None
+    judge_prompt_file: str | None = None
+    judge_temperature: float = 0.0
+    judge_max_tokens: int = 4096
+    judge_tries: int = 3
+    judge_api_key_env: str = "OPENAI_API_KEY"
+    max_concurrency: int = 64
+    max_retries: int = 8
+    request_timeout: float = 600.0
+
+    def check_judge(self):
+        """Raise `ValueError` for values out of range."""
+        check_bounds(self, judge_max_tokens=1, judge_tries=1)
+
+    def client(self, role: str = "judge") -> CompletionClient:
+        """Create a client for the servers of a role. Raises `ValueError` for invalid settings."""
+        return CompletionClient(
+            getattr(self, f"{role}_base_url"),
+            getattr(self, f"{role}_model"),
+            api_key_env=getattr(self, f"{role}_api_key_env"),
+            max_concurrency=self.max_concurrency,
+            max_retries=self.max_retries,
+            request_timeout=self.request_timeout,
+        )
+
+    @property
+    def judge_name(self) -> str:
+        """The judge's name in reports."""
+        return f"judge {self.judge_model}" if self.judge_model else "judge"
+
+
+_FEATURES = Features(
+    {
+        "id": Value("string"),
+        "games": List({"verdict": Value("string"), "text": Value("string"), "tries": Value("int64")}),
+    }
+)
+
+
+@dataclass(frozen=True)
+class JudgeReport:
+    """
+    Behaviour of the judge over all distinct pairs of the run.
+
+    Args:
+        pairs (`int`):
+            Distinct pairs of a right and a wrong response that were judged, each in both orders.
+        right, ties, unreadable (`int`):
+            Pairs in which the right response wins; in which none does; and without a readable verdict in one order, which also
+            count as ties in the figures.
+        orders_agree, first_shown_wins (`float`, *optional*):
+            Share of pairs in which both orders prefer the same response, and of decided verdicts for the response shown first.
+        tokens_per_verdict (`float`, *optional*):
+            Prompt and completion tokens per verdict, tries included, as the server counts them.
+    """
+
+    pairs: int
+    right: int
+    ties: int
+    unreadable: int
+    orders_agree: float | None
+    first_shown_wins: float | None
+    tokens_per_verdict: float | None
+
+    def summary(self) -> dict[str, Any]:
+        """Return the counts in JSON form."""
+        return asdict(self)
+
+
+def judge_rows(
+    parts: Mapping[tuple[str, str], tuple[FittedRows, int]], args: JudgeServerArguments, seed: int, folder: Path
+) -> tuple[dict[tuple[str, str], list[list[Score]]], JudgeReport]:
+    """
+    Compare the right response of every row with each wrong one.
+
+    The right response has the reward 0, and a wrong one minus half its lead in points, from -2 to 2: two slight verdicts for the right
+    response give a margin of 1. Equal pairs are judged once; equal texts tie without a judge.
+
+    Args:
+        parts (`dict`):
+            By kind and name of the set: its rows, and the number of right responses of each row, which come first.
+        args ([`JudgeServerArguments`]):
+            The judge.
+        seed (`int`):
+            Seed from which that of each request is derived.
+        folder (`Path`):
+            Where judgements and their journal are kept.
+
+    Returns:
+        `tuple`: Scores of the rows of each set, and counts.
+
+    Raises:
+        `ValueError`: If rows have several right responses, or responses that are not text. Before the first request.
+        `SystemExit`: If the server is unusable, or verdicts failed; what was answered is kept.
+    """
+    template = read_judge_prompt(args.judge_prompt_file)
+    pairs: dict[str, dict[str, Any]] = {}
+    for name, (fitted, num_chosen) in parts.items():
+        if num_chosen != 1:
+            raise ValueError(
+                f"{name[1]}: a judge compares one right response with wrong ones, but rows have {num_chosen}. Leave the set out, or the judge."
+            )
+        for row in fitted.rows:
+            for place in range(1, len(row.responses)):
+                pair = _pair(name, row, place)
+                pairs.setdefault(pair["id"], pair)
+    rows = [pair for pair in pairs.values() if pair["chosen"].strip() != pair["rejected"].strip()]
+    check_rows(rows, lambda row: messages_for_judge(row["prompt"], row["chosen"], row["rejected"], template))
+    games, counts = _ask(rows, args, template, seed, folder)
+
+    def score(name: tuple[str, str], row: FittedRow, place: int) -> Score:
+        found = games.get(_pair(name, row, place)["id"], (None, None))
+        return Score.of([Sample(-(points(*found) if None not in found else 0) / 2)])
+
+    scores = {
+        name: [
+            [Score.of([Sample(0.0)]), *(score(name, row, place) for place in range(1, len(row.responses)))]
+            for row in fitted.rows
+        ]
+        for name, (fitted, _) in parts.items()
+    }
+    return scores, _report(list(games.values()), counts)
+
+
+def _pair(name: tuple[str, str], row: FittedRow, place: int) -> dict[str, Any]:
+    """Return the pair of a row's right response and a wrong one, with an id that follows from its texts."""
+    chosen, rejected = row.responses[0], row.responses[place]
+    if not (isinstance(chosen, str) and isinstance(rejected, str)):
+        raise ValueError(
+            f"{name[1]}, row {row.row.get('id', row.index)!r}: a judge reads text, but a response is a message with more."
+        )
+    return {"id": key_of(row.prompt, chosen, rejected), "prompt": row.prompt, "chosen": chosen, "rejected": rejected}
+
+
+def _ask(
+    rows: list[dict[str, Any]], args: JudgeServerArguments, template: str, seed: int, folder: Path
+) -> tuple[dict[str, tuple[str | None, str | None]], dict[str, Any]]:
+    """Return the verdicts of both orders by pair, and the builder's counts."""
+    asked = {
+        "temperature": args.judge_temperature,
+        "max_tokens": args.judge_max_tokens,
+        "tries": args.judge_tries,
+        "seed": seed,
+    }
+    output = DatasetFolder(str(folder), "Judgements", {"builder": "judgements", "template": template, **asked})
+
+    def make_work(judge: JournaledClient):
+        comparing = Judge(judge, template, **asked)
+
+        async def work(row: dict[str, Any]) -> list[dict[str, Any] | Dropped]:
+            games = await comparing.compare([row["id"]], row["prompt"], row["chosen"], row["rejected"])
+            return [{"id": row["id"], "games": [asdict(game) for game in games]}]
+
+        return work
+
+    if not rows:
+        return {}, {}
+    counts = complete_build(build_dataset(output, rows, _FEATURES, {"judge": args.client()}, make_work), output)
+    if counts["failed"]:
+        raise SystemExit(
+            f"{counts['failed']} of {len(rows)} pairs could not be judged; see {folder / 'rejects.jsonl'}. Run the same command again to retry "
+            "them."
+        )
+    found = Dataset.load_from_disk(str(folder)).to_list()
+    return {row["id"]: tuple(game["verdict"] for game in row["games"]) for row in found}, counts
+
+
+def _report(games: Sequence[tuple[str | None, str | None]], counts: Mapping[str, Any]) -> JudgeReport:
+    readable = [pair for pair in games if None not in pair]
+    leads = [points(*pair) for pair in readable]
+    # 1 if the response shown first wins; the second game shows the wrong response first
+    signs = [tuple((points(game, None) > 0) - (points(game, None) < 0) for game in pair) for pair in readable]
+    decided = [sign for pair in signs for sign in pair if sign]
+    tokens = counts.get("judge_tokens")
+    return JudgeReport(
+        pairs=len(games),
+        right=sum(lead > 0 for lead in leads),
+        ties=sum(lead == 0 for lead in leads),
+        unreadable=len(games) - len(readable),
+        orders_agree=_share(sum(one == -other for one, other in signs), len(signs)),
+        first_shown_wins=_share(decided.count(1), len(decided)),
+        tokens_per_verdict=None if tokens is None else tokens / (2 * len(games)),
+    )
+
+
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None

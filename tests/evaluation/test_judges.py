@@ -1,0 +1,168 @@
+"""A judge in an evaluation: both orders, ties, unreadable verdicts, nothing asked twice, the same figures after kills."""
+
+import json
+
+import pytest
+from aiohttp import web
+from benchmark_files import write_rows
+from completion_server import serve_completions
+from models_for_tests import make_model
+from tokenizers_for_tests import make_tokenizer
+
+from cloud_hf.commands import evaluate_rewards
+from cloud_hf.evaluation.fitting import FittedRow, FittedRows
+from cloud_hf.evaluation.judges import JudgeServerArguments, judge_rows
+
+
+def shown(body):
+    """The responses that a request shows, A first."""
+    text = body["messages"][-1]["content"]
+    return tuple(text.split(f"<{name}>\n")[1].split(f"\n</{name}>")[0] for name in ("response_a", "response_b"))
+
+
+def by_length(body):
+    """Prefers the longer response, strongly from three characters on; reads nothing into question marks."""
+    first, second = shown(body)
+    if "?" in first + second:
+        return "I cannot say.", "stop"
+    lead = len(first) - len(second)
+    strength = ">>" if abs(lead) >= 3 else ">"
+    verdict = "A=B" if lead == 0 else f"A{strength}B" if lead > 0 else f"B{strength}A"
+    return f"[[{verdict}]]", "stop"
+
+
+def rows_of(*responses):
+    return FittedRows([FittedRow(place, {}, "Which?", list(row), []) for place, row in enumerate(responses)], 0, 0)
+
+
+def options(server, **others):
+    return JudgeServerArguments(judge_base_url=[server.url], max_retries=1, judge_tries=2, **others)
+
+
+def margins(scores):
+    return [[row[0].reward - score.reward for score in row[1:]] for row in scores]
+
+
+def test_margins_are_the_mean_lead_of_both_orders(tmp_path):
+    parts = {
+        ("pairs", "a"): (rows_of(("abcd", "ab"), ("a", "abcdef"), ("ab", "cd"), ("same", "same "), ("a", "b?")), 1),
+        ("benchmark", "b"): (rows_of(("abcd", "ab", "x", "abcdefgh")), 1),
+    }
+    with serve_completions(write=by_length) as server:
+        scores, report = judge_rows(parts, options(server), 0, tmp_path / "judgements")
+        assert margins(scores["pairs", "a"]) == [[1.0], [-2.0], [0.0], [0.0], [0.0]]
+        assert margins(scores["benchmark", "b"]) == [[1.0, 2.0, -2.0]]
+        # "abcd" against "ab" is in both sets, equal texts are not judged, and an unreadable verdict is tried twice in each order
+        assert report.pairs == 6 and server.requests.total() == 2 * 5 + 2 * 2
+        assert (report.right, report.ties, report.unreadable) == (2, 1, 1)
+        assert report.orders_agree == 1.0 and report.first_shown_wins == 0.5
+        again = judge_rows(parts, options(server), 0, tmp_path / "judgements")
+        assert again == (scores, report) and server.requests.total() == 14
+
+
+def test_a_position_bias_shows(tmp_path):
+    with serve_completions(write=lambda body: ("[[A>B]]", "stop")) as server:
+        scores, report = judge_rows({("pairs", "a"): (rows_of(("a", "b")), 1)}, options(server), 0, tmp_path / "j")
+    assert margins(scores["pairs", "a"]) == [[0.0]]
+    assert report.ties == 1 and report.first_shown_wins == 1.0 and report.orders_agree == 0.0
+
+
+def test_what_a_judge_cannot_compare_is_refused_before_the_first_request(tmp_path):
+    with serve_completions(write=by_length) as server:
+        with pytest.raises(ValueError, match=r"rm_bench: a judge compares one right response .* but rows have 3"):
+            judge_rows({("benchmark", "rm_bench"): (rows_of("abcdef"), 3)}, options(server), 0, tmp_path / "j")
+        call = {"role": "assistant", "content": "", "tool_calls": [{}]}
+        with pytest.raises(ValueError, match="pairs, row 0: a judge reads text"):
+            judge_rows({("pairs", "pairs"): (rows_of((call, "b")), 1)}, options(server), 0, tmp_path / "j")
+        assert not server.requests
+
+
+def test_failed_verdicts_leave_no_figures(tmp_path):
+    def refuse(body):
+        return web.json_response({"error": {"message": "no"}}, status=400) if "x" in shown(body) else by_length(body)
+
+    parts = {("pairs", "a"): (rows_of(("ab", "b"), ("x", "abc")), 1)}
+    says = r"1 of 2 pairs could not be judged; see .*rejects.jsonl"
+    with serve_completions(write=refuse) as server, pytest.raises(SystemExit, match=says):
+        judge_rows(parts, options(server), 0, tmp_path / "j")
+
+
+@pytest.fixture
+def evaluated(base_folder, tmp_path):
+    make_model(base_folder, critique=False).save_pretrained(tmp_path / "classic")
+    make_tokenizer("llama3").save_pretrained(tmp_path / "classic")
+    rows = [{"prompt": f"Say {n}.", "chosen": "a" * (1 + n % 3), "rejected": "bb"} for n in range(9)]
+    write_rows(tmp_path / "pairs.jsonl", rows)
+
+    def run(server, name="results", **others):
+        args = {
+            "models": [str(tmp_path / "classic")], "dataset_name": [str(tmp_path / "pairs.jsonl")],
+            "judge_base_url": [server.url], "judge_model": "tiny", "max_retries": 1, **others,
+        }  # fmt: skip
+        evaluate_rewards.main(evaluate_rewards.EvaluationArguments(output_dir=str(tmp_path / name), **args))
+        return json.loads((tmp_path / name / "report.json").read_text())
+
+    return tmp_path, run
+
+
+def test_a_judge_is_a_column_of_the_report(evaluated):
+    folder, run = evaluated
+    with serve_completions(write=by_length) as server:
+        report = run(server, probes=["length"])
+        asked = server.requests.total()
+        assert run(server, probes=["length"]) == report and server.requests.total() == asked
+    [judge] = [part for part in report["benchmarks"] if part["model"] == "judge tiny"]
+    assert judge["figures"]["accuracy"]["value"] == pytest.approx(3 / 9)
+    assert report["judge"]["ties"] == 3 and report["judge"]["pairs"] == 9
+    text = (folder / "results" / "report.md").read_text()
+    assert "| judge tiny |" in text.replace("accuracy |", "|") and "## Judge" in text
+    assert any(part["models"] == ["classic", "judge tiny"] for part in report["differences"])
+
+
+def test_figures_are_the_same_after_a_server_that_died(evaluated):
+    _, run = evaluated
+    answered = []
+
+    def dies(body):
+        if len(answered) >= 7:
+            return web.json_response({"error": {"message": "out of order"}}, status=401)
+        answered.append(body)
+        return by_length(body)
+
+    with serve_completions(write=dies) as server, pytest.raises(SystemExit, match="run the same command to resume"):
+        run(server, "killed")
+    with serve_completions(write=by_length) as server:
+        report = run(server, "killed")
+        assert server.requests.total() == 18 - 7
+    with serve_completions(write=by_length) as server:
+        undisturbed = run(server, "undisturbed")
+    for found in (report, undisturbed):
+        found["arguments"] = found["environment"] = None
+    assert report == undisturbed
+
+
+def test_tokens_are_counted_where_the_server_counts_them(tmp_path):
+    def counted(body):
+        message = {"role": "assistant", "content": by_length(body)[0]}
+        choice = {"index": 0, "finish_reason": "stop", "message": message}
+        return web.json_response({"model": "tiny", "choices": [choice], "usage": {"total_tokens": 11}})
+
+    parts = {("pairs", "a"): (rows_of(("abcd", "ab"), ("a", "b?")), 1)}
+    with serve_completions(write=counted) as server:
+        found = [judge_rows(parts, options(server), 0, tmp_path / "j")[1].tokens_per_verdict for _ in range(2)]
+    # Two verdicts with one try, two with two
+    assert found == [pytest.approx(11 * 6 / 4)] * 2
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"judge_model": "m"}, "are for a judge: give `judge_base_url`"),
+        ({"judge_base_url": ["http://x"], "dataset_name": [], "best_of_n": ["b"]}, "leave `best_of_n` out"),
+        ({"judge_base_url": ["http://x"], "judge_tries": 0}, "`judge_tries`"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(given, says):
+    base = {"models": ["m"], "output_dir": "o", "dataset_name": ["d"]}
+    with pytest.raises(ValueError, match=says):
+        evaluate_rewards.EvaluationArguments(**{**base, **given})
