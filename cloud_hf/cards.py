@@ -7,6 +7,7 @@ Texts of rows, models and sources are escaped: in a card they stay text.
 import json
 import logging
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +16,15 @@ from typing import Any, NamedTuple, TypeVar
 import yaml
 from huggingface_hub import CardData, DatasetCard, EvalResult, ModelCard, ModelCardData
 
+from .card_results import results_section
+from .markdown import block, in_code
+
 
 logger = logging.getLogger(__name__)
 
 CardT = TypeVar("CardT", ModelCard, DatasetCard)
 
-_LONGEST_CELL = 2000
 _LICENCE = ("license", "license_name", "license_link")
-# What `add_results` replaces
-_RESULTS = "<!-- results: written by cloud-hf -->", "<!-- end of results -->"
 
 METHOD = """The method is that of [Critique-out-Loud Reward Models](https://arxiv.org/abs/2408.11791):
 
@@ -82,32 +83,6 @@ def hub_id(name: str | None) -> str | None:
 def shown_name(name: str | None) -> str | None:
     """Return a name for others to read: of a path, its last part."""
     return Path(name).resolve().name if name and not hub_id(name) else name
-
-
-def in_code(value: Any) -> str:
-    """Format a value as code on one line, which no text of it can leave, neither in a sentence nor in a table."""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    text = " ".join(text.split())
-    text = text if len(text) <= _LONGEST_CELL else f"{text[: _LONGEST_CELL - 1]}…"
-    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
-    space = " " if "`" in text else ""
-    return f"{fence}{space}{text.replace('|', chr(92) + '|')}{space}{fence}" if text else ""
-
-
-def block(text: str, language: str = "text") -> str:
-    """Return a fenced block that no line of the text can end."""
-    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-    return f"{fence}{language}\n{text}\n{fence}"
-
-
-def settings_table(values: Mapping[str, Any]) -> str:
-    """Return a Markdown table of settings or counts."""
-    return table([(name, in_code(value)) for name, value in values.items()]) if values else ""
-
-
-def table(rows: Iterable[Sequence[str]], header: Sequence[str] = ("", "")) -> str:
-    """Return a Markdown table of cells that are Markdown already."""
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows))
 
 
 def assemble(card_class: type[CardT], data: CardData, title: str, about: str, sections: Mapping[str, str]) -> CardT:
@@ -239,7 +214,7 @@ def model_card(
         "Use": _use(name, kind, package, example, critique_prompt),
         "Evaluation": results_section(results, notes),
         "Training": training,
-        "Serve": _serve(name, kind),
+        "Serve": _serve(name, kind, package),
         "Limits": _limits(kind, metadata.get("language")),
         "Citation": METHOD,
     }
@@ -314,13 +289,15 @@ def _other_tools(kind: Kind) -> str:
     }[kind]
 
 
-def _serve(name: str, kind: Kind) -> str:
+def _serve(name: str, kind: Kind, package: bool) -> str:
+    quoted = shlex.quote(name)
     if kind is CRITIC:
-        return block(f"vllm serve {name}", "bash")
+        merge = f"cloud-hf merge-adapter --model_name_or_path {quoted} --output_dir merged\n" if package else ""
+        return block(f"{merge}vllm serve {'merged' if package else quoted}", "bash")
     request = json.dumps({"inputs": [{"prompt": _UNSCORED.prompt, "response": _UNSCORED.response}]})
     lines = [
         "pip install 'cloud-hf[server]'",
-        f"cloud-hf serve {name} --port 8000",
+        f"cloud-hf serve {quoted} --port 8000",
         f"curl http://127.0.0.1:8000/v1/rewards -H 'Content-Type: application/json' -d '{request}'",
     ]
     return block("\n".join(lines), "bash")
@@ -347,56 +324,3 @@ def _limits(kind: Kind, language: Any) -> str:
         else "Its sources do not name a language. Measure it in yours before you use it."
     )
     return "\n".join(f"- {text}" for text in found)
-
-
-# ----------------------------------------------------------------------------------------------------------- results
-
-
-def results_section(results: Sequence[EvalResult], notes: str = "") -> str:
-    """Return the section of held-out results, between marks that [`add_results`] finds."""
-    rows = [
-        (
-            in_code(result.dataset_name)
-            + (f", split {in_code(result.dataset_split)}" if result.dataset_split else ""),
-            in_code(result.metric_name or result.metric_type),
-            f"{result.metric_value:.1%}" if isinstance(result.metric_value, float) else in_code(result.metric_value),
-            _interval(result.metric_args),
-            str((result.dataset_args or {}).get("rows", "")),
-            ", ".join(f"{key} {value}" for key, value in (result.metric_args or {}).items() if key != "ci95"),
-        )
-        for result in results
-    ]
-    shown = table(rows, ("rows", "metric", "value", "95% interval", "n", "settings")) if rows else ""
-    text = "\n\n".join(filter(None, (shown, notes))) or (
-        "Not evaluated on held-out rows. `cloud-hf evaluate --update_card` adds results here."
-    )
-    return f"{_RESULTS[0]}\n{text}\n{_RESULTS[1]}"
-
-
-def _interval(settings: Mapping[str, Any] | None) -> str:
-    ends = (settings or {}).get("ci95")
-    return f"{ends[0]:.1%} to {ends[1]:.1%}" if ends else ""
-
-
-def add_results(folder: Path, results: list[EvalResult]):
-    """
-    Add results to a model's card: to its metadata (`model-index`) and the section Evaluation. They replace those of the same dataset,
-    split, revision, metric and settings (`metric_args` without its interval `ci95`).
-    """
-    card = ModelCard.load(folder / "README.md")
-    data: Any = card.data
-    new = set(map(_key_of, results))
-    kept = [result for result in data.eval_results or [] if _key_of(result) not in new]
-    data.model_name = data.model_name or folder.resolve().name
-    data.eval_results = kept + results
-    before, start, rest = card.text.partition(_RESULTS[0])
-    _, end, after = rest.partition(_RESULTS[1])
-    heading = "" if start else "\n\n## Evaluation\n\n"
-    card.text = f"{before if start else card.text.rstrip()}{heading}{results_section(data.eval_results)}{after if end else chr(10)}"
-    card.save(folder / "README.md")
-
-
-def _key_of(result: EvalResult) -> tuple:
-    dataset = (result.dataset_type, result.dataset_name, result.dataset_split, result.dataset_revision)
-    settings = {key: value for key, value in (result.metric_args or {}).items() if key != "ci95"}
-    return *dataset, result.metric_name, json.dumps(settings, sort_keys=True)

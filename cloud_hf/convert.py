@@ -18,10 +18,11 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
-from .cards import in_code, inherit, kind_of, model_card, shown_name
+from .cards import inherit, kind_of, model_card, shown_name
 from .cli import run
 from .configuration_cloud import CLoudConfig, check_name, spell_critique_prompt
 from .critique_format import CritiqueFormat
+from .markdown import in_code
 from .modeling_cloud import CLoudForRewardModeling, unused_token_id
 from .published import (
     FEEDBACK_METHODS,

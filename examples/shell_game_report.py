@@ -12,7 +12,6 @@ from pathlib import Path
 
 from cloud_hf.cli import ArgumentParser, run
 from cloud_hf.evaluation.formatting import Table, show
-from cloud_hf.evaluation.report.plots import plot_accuracy_by_group, plot_best_of_n, plot_reward_distributions
 
 
 def write_report(run: Path, usage: dict[str, dict], stages: dict[str, tuple[str, ...]], seed: int):
@@ -20,6 +19,9 @@ def write_report(run: Path, usage: dict[str, dict], stages: dict[str, tuple[str,
     Combine the results of all stages into one report. `usage` holds `wall_s`, `cpu_s` and `peak_gb` of each stage; `stages` lists
     each arm's stages after the shared base.
     """
+    # Imports torch, which takes seconds, and is not needed for `--help`
+    from cloud_hf.evaluation.report.plots import plot_accuracy_by_group, plot_best_of_n, plot_reward_distributions
+
     accuracy = by_arm(json.loads((run / "evaluation/report.json").read_text())["results"])
     best_of_n = by_arm(json.loads((run / "evaluation/best_of_n.json").read_text())["results"])
     arms = {}

@@ -10,9 +10,11 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard
 from models_for_tests import PROMPTS
 
-from cloud_hf.cards import CLASSIC, CLOUD, CRITIC, Example, add_results, block, in_code, inherit, model_card
+from cloud_hf.card_results import add_results
+from cloud_hf.cards import CLASSIC, CLOUD, CRITIC, Example, inherit, model_card
 from cloud_hf.cli import parse
 from cloud_hf.commands import convert, merge_adapter, train_classic, train_cloud, train_critique_sft
+from cloud_hf.markdown import block, in_code
 
 
 HOSTILE = "```\n</code>\n# owned | <script>alert(1)</script> `` ~~~"

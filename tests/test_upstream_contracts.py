@@ -111,6 +111,7 @@ CONTRACTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "trl.RewardTrainer._set_signature_columns_if_needed": ("keeps labels and reward positions", ()),
     "trl.trainer.reward_trainer.DataCollatorForPreference": ("base of the collator", ()),
     "trl.trainer.utils.get_config_model_id": ("names the base in cards", ("config",)),
+    "trl.trainer.utils.get_trackio_space_url": ("links the run in cards", ()),
     "trl.trainer.utils.global_then_local_main_first": ("encodes once, then on each node", ()),
     "trl.trainer.utils.pad": ("pads batches", ("tensors", "padding_value")),
     # ---- vllm

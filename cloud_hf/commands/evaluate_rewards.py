@@ -5,7 +5,7 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
-from ..cards import add_results
+from ..card_results import add_results
 from ..data.journal import Journal
 from ..evaluation.analysis import Robustness, assess_self_consistency, assess_uncertainty, probe_rows
 from ..evaluation.ensembles import read_ensembles

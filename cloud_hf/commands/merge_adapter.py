@@ -8,9 +8,10 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..arguments import documented
-from ..cards import CRITIC, in_code, inherit, kind_of, model_card, read_metadata, shown_name
+from ..cards import CRITIC, inherit, kind_of, model_card, read_metadata, shown_name
 from ..configuration_cloud import CLoudConfig, check_name
 from ..loading import adapter_base, is_adapter, load_merged, read_model_config, tokenizer_source
+from ..markdown import in_code
 
 
 @documented

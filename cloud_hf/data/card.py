@@ -8,7 +8,8 @@ from typing import Any
 from datasets import DatasetDict, load_from_disk
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from ..cards import assemble, block, hub_id, in_code, read_metadata, settings_table, shown_name, table
+from ..cards import assemble, hub_id, read_metadata, shown_name
+from ..markdown import block, in_code, settings_table, table
 
 
 _COLUMNS = {

@@ -15,10 +15,11 @@ from huggingface_hub import EvalResult
 from transformers.trainer_utils import SchedulerType
 from trl.trainer.utils import get_trackio_space_url
 
-from ..cards import CLASSIC, CRITIC, Example, Kind, hub_id, in_code, inherit, model_card, shown_name, table
+from ..cards import CLASSIC, CRITIC, Example, Kind, hub_id, inherit, model_card, shown_name
 from ..configuration_cloud import longest_sequence
 from ..data.preference_rows import iterate_rows, read_preference
 from ..intervals import wilson
+from ..markdown import in_code, table
 from .launch import rows_per_step, strategy_of
 
 

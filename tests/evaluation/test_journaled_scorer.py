@@ -63,6 +63,22 @@ def test_scores_are_those_of_the_backend(direct, tmp_path):
     assert scorer.score(*CHATS, max_new_tokens=3) != expected and len(recorder.calls) == 6
 
 
+def test_an_interrupted_run_says_what_is_kept(direct, tmp_path):
+    def interrupt_second(call, scores):
+        if call == 2:
+            raise KeyboardInterrupt
+        return scores
+
+    scorer = journaled(tmp_path, Recorder(direct, interrupt_second))
+    with pytest.raises(
+        KeyboardInterrupt, match=r"journal\.jsonl keeps 4 of 12 scores; run the same command to resume"
+    ):
+        scorer.score(*CHATS, max_new_tokens=3)
+    recorder = Recorder(direct)
+    assert replace(scorer, scorer=recorder).score(*CHATS, max_new_tokens=3)
+    assert [len(call) for call in recorder.calls] == [4, 4]
+
+
 def test_a_failure_loses_one_chunk(direct, tmp_path):
     def fail_third(call, scores):
         if call == 3:

@@ -3,7 +3,7 @@
 from benchmark_files import pair, write_rows
 from huggingface_hub import ModelCard
 
-from cloud_hf.cards import add_results
+from cloud_hf.card_results import add_results
 from cloud_hf.evaluation.benchmarks import load_benchmarks, preference_pairs, rm_bench
 from cloud_hf.evaluation.outcomes import Evaluation
 from cloud_hf.evaluation.sets import Sets, card_results

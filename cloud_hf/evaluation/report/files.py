@@ -208,9 +208,10 @@ def _picture_sections(
 
 
 def all_models(args: EvaluationArguments, shown: Mapping[str, str]) -> list[str]:
-    """Return the short names of all models of a run, those that are not done yet and ensembles included."""
+    """Return the short names of all models of a run, those that are not done yet, a judge and ensembles included."""
     ensembles = [one.name for one in read_ensembles(args.ensembles, args.models)]
-    return [*(shown[name] for name in args.models), *ensembles]
+    judges = [args.judge_name] if args.judge_base_url else []
+    return [*(shown[name] for name in args.models), *judges, *ensembles]
 
 
 def margins_of(evaluations: Mapping[str, Iterable[Evaluation]]) -> dict[str, dict[str, list[float]]]:

@@ -214,8 +214,10 @@ def plot_curves(
     for number, (name, curve) in enumerate(curves.items()):
         # Side by side, so that error bars do not hide each other
         aside = 0.1 * (number - (len(curves) - 1) / 2)
-        values = [scale * x for x in curve.values.values()]
-        reach = [1.96 * scale * x for x in curve.standard_errors.values()]
+        values = scale * np.array(list(curve.values.values()))
+        reach = 1.96 * scale * np.array(list(curve.standard_errors.values()))
+        if is_share:  # a share has no interval beyond 0 and 100 %
+            reach = [np.minimum(reach, values), np.minimum(reach, np.abs(100 - values))]
         places = [size + aside for size in curve.values]
         handles.append(axes.errorbar(places, values, reach, label=name, **styles[name].points()))
     for name, curve in yardsticks.items():
@@ -223,7 +225,7 @@ def plot_curves(
         handles += axes.plot(list(curve.values), values, linestyle=_BASELINES[name], label=name, **style)
     sizes = list(next(iter(curves.values())).values)
     axes.set(
-        xlabel="candidates N", ylabel=f"{quality}{unit}\nwith 95 % interval over {n or 'the'} prompts",
+        xlabel="candidates N", ylabel=f"{quality}{unit}\nwith 95 % interval (normal) over {n or 'the'} prompts",
         xticks=sizes if len(sizes) <= 20 else sizes[:: len(sizes) // 16],
     )  # fmt: skip
     add_grid(axes, "y")

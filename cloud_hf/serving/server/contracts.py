@@ -63,14 +63,19 @@ class RewardInput(BaseModel):
 class RewardRequest(_Body):
     """Responses to judge, as `inputs` or as `chats`, and options."""
 
-    inputs: list[RewardInput] | None = Field(None, min_length=1, fail_fast=True)
+    inputs: list[RewardInput] | None = Field(
+        None,
+        min_length=1,
+        fail_fast=True,
+        description="Rows of `prompt`, `response` and, if they are given, `critiques`.",
+    )
     chats: list[Chat] | None = Field(
         None, min_length=1, description="Complete conversations, each ending with the assistant message to judge."
     )
     num_critiques: int = Field(1, ge=1, description="Critiques per response; the reward is their mean.")
     temperature: float = Field(0.0, ge=0, le=100, allow_inf_nan=False, description="0 is greedy.")
     max_new_tokens: int | None = Field(None, ge=1, description="Longest critique. Defaults to the server's limit.")
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="Repeats the same sampled critiques.")
     return_critiques: bool = Field(True, description="Whether to include the critiques' texts.")
     return_critique_ids: bool = Field(False, description="Whether to include the critiques' token ids.")
     stream: bool = Field(False, description="Send one critique while it is written, as server-sent events.")
