@@ -4,12 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from ..arguments import documented
 from ..cards import language_model_card, merged_card
 from ..configuration_cloud import CLoudConfig, check_name
 from ..loading import adapter_base, is_adapter, load_merged, read_model_config, tokenizer_source
+from ..modeling_cloud import load_language_model
 
 
 @documented
@@ -52,7 +53,7 @@ def main(args: MergeArguments):
         card = merged_card(output.name, name, base, model.config.critique)
         following = f"evaluate --models {output} --dataset_name PAIRS --output_dir evaluation"
     else:
-        model = AutoModelForCausalLM.from_pretrained(base, revision=revision, dtype=args.dtype)
+        model = load_language_model(base, revision=revision, dtype=args.dtype)
         model = PeftModel.from_pretrained(model, name).merge_and_unload()
         card = language_model_card(output.name, name, base)
         following = f"self-critiques --model_name_or_path {output} --dataset_name PAIRS --output_dir self-critiques"

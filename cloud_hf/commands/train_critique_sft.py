@@ -9,7 +9,7 @@ from trl import SFTConfig, SFTTrainer
 
 from ..adapters import check_tied_layers
 from ..arguments import check_bounds, documented
-from ..configuration_cloud import CLoudConfig, longest_sequence
+from ..configuration_cloud import CLoudConfig, lacks_lm_head, language_config, longest_sequence
 from ..critique_format import format_class
 from ..loading import read_model_config, record_base
 from ..template_dates import pin_date
@@ -103,6 +103,8 @@ def main(
     config = read_model_config(name, revision=model_args.model_revision)
     if isinstance(config, CLoudConfig):
         raise ValueError(f"{name} is a CLoud model; this stage starts from a language model.")
+    if lacks_lm_head(config):
+        raise ValueError(f"{name} is a reward model without an LM head; this stage starts from a language model.")
     tokenizer = load_tokenizer(model_args, training_args)
     critique_format = format_class(critique_args.format)(
         tokenizer,
@@ -112,7 +114,7 @@ def main(
         chat_template_kwargs=pin_date(tokenizer),
     )
 
-    limits = [training_args.max_length, longest_sequence(config)]
+    limits = [training_args.max_length, longest_sequence(language_config(config))]
     limit = min((limit for limit in limits if limit), default=None)
 
     def encode(rows: Dataset, split: str) -> Dataset:
