@@ -340,6 +340,11 @@ def lacks_lm_head(config: Any) -> bool:
     return not config.tie_word_embeddings and any(name.endswith("ForSequenceClassification") for name in names)
 
 
+def caps_attention(text_config: Any) -> bool:
+    """Return whether a language model caps the logits of its attention (Gemma 2), which transformers' `sdpa` leaves out unsaid."""
+    return getattr(text_config, "attn_logit_softcapping", None) is not None
+
+
 def is_local(name: str | None) -> bool:
     """Return whether a model's name is a path on this or another machine, and not a Hub id."""
     return bool(name) and (Path(name).is_absolute() or Path(name).exists())

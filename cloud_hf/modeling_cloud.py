@@ -32,7 +32,7 @@ from transformers.modeling_utils import set_zero3_state
 from transformers.utils.generic import ModelOutput, is_flash_attention_requested
 
 from .chunked_loss import ChunkedCrossEntropy
-from .configuration_cloud import CLoudConfig, lacks_lm_head, language_config, read_config
+from .configuration_cloud import CLoudConfig, caps_attention, lacks_lm_head, language_config, read_config
 from .critique_format import IGNORE_INDEX, CritiqueFormat
 from .packed_attention import PACKED_SDPA, packed_arguments
 from .published import (
@@ -142,6 +142,8 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: CLoudConfig):
         super().__init__(config)
+        if caps_attention(config.text_config) and config._attn_implementation == "sdpa":
+            config._attn_implementation = "eager"
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         self.reward_head = RewardHead(config.text_config.hidden_size)
         # Options by which the weights were found, and their tokenizer is found
@@ -559,6 +561,11 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             )
         if is_flash_attention_requested(config) and not shared_prompt:
             return  # its kernels get the lengths; not checked, because they need a GPU and the model may still be on the CPU
+        if caps_attention(config):
+            raise ValueError(
+                f"{option} cannot be used with {name}, which caps the logits of its attention: "
+                f"{'no attention' if shared_prompt else 'only flash_attention_2'} does both."
+            )
         if config._attn_implementation not in ("sdpa", PACKED_SDPA):
             usable = "'sdpa'" if shared_prompt else "'sdpa' or 'flash_attention_2'"
             raise ValueError(

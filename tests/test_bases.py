@@ -7,15 +7,17 @@ from safetensors.torch import load_file
 from tokenizers_for_tests import make_tokenizer
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForSequenceClassification,
     DebertaV2Config,
     Qwen3VLMoeConfig,
 )
+from trl import ModelConfig
 
 from cloud_hf import CLoudForRewardModeling
 from cloud_hf.configuration_cloud import read_config
-from cloud_hf.modeling_cloud import load_language_model
+from cloud_hf.training.lora import model_for_sft
 
 
 TEXT = {
@@ -85,7 +87,7 @@ def test_a_multimodal_base_gives_its_language_model(tmp_path, model_type):
     loaded = CLoudForRewardModeling.from_pretrained(tmp_path / "saved").eval()
     [score], [again] = (m.score(["x"], ["y"], tokenizer, critiques=["Fine."]) for m in (model, loaded))
     assert again.reward == pytest.approx(score.reward, abs=1e-5)
-    alone = load_language_model(str(tmp_path / "base"))  # for critique SFT
+    alone = model_for_sft(ModelConfig(str(tmp_path / "base")), read_config(tmp_path / "base"), {})["model"]
     torch.testing.assert_close(alone(input_ids=ids).logits, expected, atol=1e-5, rtol=0)
     alone.save_pretrained(tmp_path / "alone")
     assert read_config(tmp_path / "alone").model_type == model.config.text_config.model_type
@@ -114,6 +116,23 @@ def test_a_base_whose_tokens_see_those_that_follow_is_refused(tmp_path, model_ty
         CLoudForRewardModeling.from_base(folder)
 
 
+@pytest.mark.parametrize("attention", [None, "sdpa", "eager"])
+def test_logits_of_attention_are_capped(tmp_path, attention):
+    """transformers' sdpa, its default, leaves that out."""
+    base = save_language_model(tmp_path / "base", "gemma2", head_dim=8, attn_logit_softcapping=1.0)
+    ids = torch.randint(5, 400, (2, 20))
+    sdpa, eager = (
+        AutoModelForCausalLM.from_pretrained(base, attn_implementation=name)(ids).logits for name in ("sdpa", "eager")
+    )
+    assert not torch.allclose(sdpa, eager, atol=1e-2)
+    make_model(base).save_pretrained(tmp_path / "saved")
+    options = {} if attention is None else {"attn_implementation": attention}
+    for model in (make_model(base, **options), CLoudForRewardModeling.from_pretrained(tmp_path / "saved", **options)):
+        torch.testing.assert_close(model.eval().language_model(ids).logits, eager, atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="only flash_attention_2 does both"):
+        model.prepare_for_segments(shared_prompt=False)
+
+
 # ------------------------------------------------------------------------------------------- scalar reward models
 
 
@@ -130,7 +149,7 @@ def save_scalar_model(folder, model_type, **options):
 @pytest.mark.parametrize("model_type", ["llama", "qwen2", "gemma2", "mistral", "gpt2"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_scalar_reward_model_gives_its_body(tmp_path, model_type, tied):
-    options = {"head_dim": 8} if model_type == "gemma2" else {}
+    options = {"head_dim": 8, "attn_logit_softcapping": None} if model_type == "gemma2" else {}
     scalar = save_scalar_model(tmp_path / "scalar", model_type, tie_word_embeddings=tied, **options)
     ids = torch.randint(5, 400, (2, 20))
     expected = scalar.base_model(input_ids=ids).last_hidden_state

@@ -9,7 +9,7 @@ from trl import SFTConfig, SFTTrainer
 
 from ..adapters import check_tied_layers
 from ..arguments import check_bounds, documented
-from ..configuration_cloud import CLoudConfig, lacks_lm_head, language_config, longest_sequence
+from ..configuration_cloud import CLoudConfig, caps_attention, lacks_lm_head, language_config, longest_sequence
 from ..critique_format import format_class
 from ..loading import read_model_config, record_base
 from ..template_dates import pin_date
@@ -127,6 +127,8 @@ def main(
     # All rows fit by now, and SFTTrainer would silently truncate critiques
     training_args.max_length = None
     training_args.chat_template_path = None
+    if caps_attention(language_config(config)) and model_args.attn_implementation in (None, "sdpa"):
+        model_args.attn_implementation = "eager"
     training_args.model_init_kwargs = model_init_kwargs(model_args, training_args)
     model_options = model_for_sft(model_args, config, training_args.model_init_kwargs)
     if not isinstance(model_options["model"], str):
