@@ -1,7 +1,10 @@
 """Bases that are no plain language models: their language model is taken, or they are refused."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from bases_for_tests import BASES
 from models_for_tests import make_model, save_language_model, tiny_text_config
 from safetensors.torch import load_file
 from tokenizers_for_tests import make_tokenizer
@@ -15,7 +18,7 @@ from transformers import (
 )
 from trl import ModelConfig
 
-from cloud_hf import CLoudForRewardModeling
+from cloud_hf import CLoudForRewardModeling, CritiqueFormat
 from cloud_hf.configuration_cloud import read_config
 from cloud_hf.training.lora import model_for_sft
 
@@ -164,3 +167,30 @@ def test_a_scalar_reward_model_gives_its_body(tmp_path, model_type, tied):
             ValueError, match=r"without an LM head, so it cannot write critiques. Make a classic model"
         ):
             make_model(tmp_path / "scalar")
+
+
+# ---------------------------------------------------------------------------------------------- the table in the docs
+
+
+def test_the_table_of_bases_is_that_of_the_tests():
+    lines = (Path(__file__).parents[1] / "docs/train.md").read_text().splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.count("|") == 6]
+    ours = {}
+    for name, architecture, template, thinking, vllm in rows[2:]:
+        family = template.split("`")[1]
+        ours[name] = (architecture.strip("`"), family)
+        role = "assistant" if "--critique_role assistant" in template else "user"
+        critique_format = CritiqueFormat(make_tokenizer(family), critique_role=role)
+        changed = critique_format.encode_prefix("x", "<think>No.</think>Yes.").response_changed
+        assert thinking == ("hidden" if changed else "shown"), name
+        chat = [{"role": "system", "content": "x"}, {"role": "user", "content": "x"}]
+        try:
+            critique_format.encode_prefix(chat, "y")
+        except ValueError:
+            assert "no system turn" in template, name
+        else:
+            assert "no system turn" not in template, name
+        assert vllm == ("equal" if name in BASES else "not run"), name
+    bases = {name.removesuffix(", untied"): (base.model_type, base.family) for name, base in BASES.items()}
+    assert bases == {name: pair for name, pair in ours.items() if name in bases}
+    assert set(ours) - set(bases) == {"Qwen 3.5"}
