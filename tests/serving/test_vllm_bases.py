@@ -33,11 +33,10 @@ SIZES = {"hidden_size": 128, "intermediate_size": 256, "num_key_value_heads": 2,
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.full) for name in BASES]
 )
 def test_rewards_are_those_of_transformers(tmp_path, monkeypatch, name):
-    # An engine in this process starts in seconds
-    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # an engine in this process starts in seconds
     base, tokenizer = BASES[name], make_tokenizer(BASES[name].family)
-    options = {**SIZES, **base.options, "vocab_size": len(tokenizer) + base.spare}
-    folder = save_language_model(tmp_path / "base", base.model_type, base.family, seed=3, **options)
+    sizes = {**SIZES, **base.options, "vocab_size": len(tokenizer) + base.spare}
+    folder = save_language_model(tmp_path / "base", base.model_type, base.family, seed=3, **sizes)
     model = make_model(folder, critique_role=base.critique_role)
     assert (model.config.reward_token_id is None) == (base.spare == 0)
     if not model.config.tie_word_embeddings:  # so that critiques end
@@ -45,13 +44,15 @@ def test_rewards_are_those_of_transformers(tmp_path, monkeypatch, name):
             model.get_output_embeddings().weight[model.config.critique_end_token_id] *= 1.5
     for part in (model, tokenizer):
         part.save_pretrained(tmp_path / "model")
-    engine = CLoudVLLM(str(tmp_path / "model"), dtype="float32", max_model_len=512, enforce_eager=True)
     answers = RESPONSES * 4
-    for extra in ({"max_new_tokens": 12}, {"critiques": [["Fine.", ""]] * len(CHATS)}):
-        ours = engine.score(CHATS, answers, **extra)
-        theirs = model.score(CHATS, answers, tokenizer, **extra)
+    options = [{"max_new_tokens": 12}, {"critiques": [["Fine.", ""]] * len(CHATS)}]
+    # First, because vLLM changes the classes of transformers that it serves itself, such as GPT-NeoX's
+    expected = [model.score(CHATS, answers, tokenizer, **option) for option in options]
+    engine = CLoudVLLM(str(tmp_path / "model"), dtype="float32", max_model_len=512, enforce_eager=True)
+    for theirs, option in zip(expected, options, strict=True):
+        ours = engine.score(CHATS, answers, **option)
         assert [score.critique_ids for score in ours] == [score.critique_ids for score in theirs]
         for a, b in zip(ours, theirs, strict=True):
             assert a.rewards == pytest.approx(b.rewards, abs=1e-4)
-    assert len({score.reward for score in theirs}) > len(CHATS) // 2
+        assert len({score.reward for score in theirs}) > len(CHATS) // 2
     engine.close()
