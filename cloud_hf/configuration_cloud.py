@@ -297,26 +297,52 @@ def longest_sequence(text_config) -> int | None:
 
 
 # Language models that exist only inside multimodal ones: on text, whose positions are plain, they are these
-_PLAIN_TYPES = {"qwen2_vl_text": "qwen2", "qwen2_5_vl_text": "qwen2", "qwen3_vl_text": "qwen3"}
+_PLAIN_TYPES = {
+    "qwen2_vl_text": "qwen2",
+    "qwen2_5_vl_text": "qwen2",
+    "qwen3_vl_text": "qwen3",
+}
 
 
 def language_config(config: Any) -> Any:
-    """Return the config of the language model in a multimodal one. Another config is returned as it is."""
+    """
+    Return the config of the language model in a multimodal one. A language model's own is returned as it is. Raises `ValueError` if
+    transformers has no causal language model of this type.
+    """
+    # transformers imports this module while it imports that one
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
     text_config = config.get_text_config(decoder=True)
+    plain_type = _PLAIN_TYPES.get(text_config.model_type, text_config.model_type)
+    if plain_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ValueError(
+            f"{config.name_or_path or 'The base'} is a {config.model_type} model, and transformers has no causal language model of "
+            f"the type {plain_type}. Start from one that it has, such as Llama, Qwen or Gemma."
+        )
     if text_config is config:
         return config
     # Weights are tied, and tokens named, by the outermost config
     outer = ("tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id", "dtype")
     options = text_config.to_dict()
     options |= {name: value for name in outer if (value := getattr(config, name, None)) is not None}
-    model_type = str(options.pop("model_type"))
-    if model_type in _PLAIN_TYPES:
+    if options.pop("model_type") in _PLAIN_TYPES:
         rope = {key: value for key, value in (options.get("rope_parameters") or {}).items() if "mrope" not in key}
         options["rope_parameters"] = {
             **rope,
             "rope_type": str(rope.get("rope_type", "default")).replace("mrope", "default"),
         }
-    return AutoConfig.for_model(_PLAIN_TYPES.get(model_type, model_type), **options)
+    return AutoConfig.for_model(plain_type, **options)
+
+
+def lacks_lm_head(config: Any) -> bool:
+    """Return whether a checkpoint is a scalar reward model or other classifier, which is saved without an LM head."""
+    names = config.architectures or ()
+    return not config.tie_word_embeddings and any(name.endswith("ForSequenceClassification") for name in names)
+
+
+def caps_attention(text_config: Any) -> bool:
+    """Return whether a language model caps the logits of its attention (Gemma 2), which transformers' `sdpa` leaves out unsaid."""
+    return getattr(text_config, "attn_logit_softcapping", None) is not None
 
 
 def is_local(name: str | None) -> bool:

@@ -151,7 +151,7 @@ class CritiqueFormat:
         if not tokenizer.chat_template:
             raise ValueError(
                 f"The tokenizer {tokenizer.name_or_path!r} has no chat template, which the critique format needs. "
-                "Set `tokenizer.chat_template` (or `--chat_template_path`) to that of your base model."
+                "Set `tokenizer.chat_template`, or `--chat_template_path` to llama-3, chatml or a Jinja file, as the base was trained with."
             )
         # Renderings of skeletons, and the control ids of renderings
         self._references: dict[str, str] = {}

@@ -32,7 +32,7 @@ from transformers.modeling_utils import set_zero3_state
 from transformers.utils.generic import ModelOutput, is_flash_attention_requested
 
 from .chunked_loss import ChunkedCrossEntropy
-from .configuration_cloud import CLoudConfig, language_config, read_config
+from .configuration_cloud import CLoudConfig, caps_attention, lacks_lm_head, language_config, read_config
 from .critique_format import IGNORE_INDEX, CritiqueFormat
 from .packed_attention import PACKED_SDPA, packed_arguments
 from .published import (
@@ -59,9 +59,9 @@ _QUANTIZATION_OPTIONS = tuple(inspect.signature(BitsAndBytesConfig).parameters.k
 
 # Names of the language model's weights in multimodal checkpoints, of earlier and later versions of transformers
 _MULTIMODAL_KEYS = {
-    r"^(?:model\.)?language_model\.(?:model\.)?(?!lm_head|model\.)": "language_model.model.",
-    r"^model\.(?=embed_tokens|layers|norm)": "language_model.model.",
-    r"^(?:language_model\.)?lm_head": "language_model.lm_head",
+    r"^(?:model\.)?(?:language|text)_model\.(?:model\.)?(?!lm_head|model\.)": "model.",
+    r"^model\.(?=embed_tokens|layers|norm)": "model.",
+    r"^(?:language_model\.)?lm_head": "lm_head",
 }
 
 _CHECKED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -142,6 +142,8 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: CLoudConfig):
         super().__init__(config)
+        if caps_attention(config.text_config) and config._attn_implementation == "sdpa":
+            config._attn_implementation = "eager"
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         self.reward_head = RewardHead(config.text_config.hidden_size)
         # Options by which the weights were found, and their tokenizer is found
@@ -172,7 +174,8 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
 
         Args:
             base (`str` or `Path`):
-                Hub id or folder of a causal language model.
+                Hub id or folder of a causal language model. Of a multimodal model, its language model is taken, and of a scalar reward
+                model (`*ForSequenceClassification`) all but the head, which has another shape.
             tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
                 Tokenizer with the chat template to train with. Defaults to the one of `base`.
             critique, critique_prompt, critique_role, keep_thinking, chat_template_kwargs, format:
@@ -181,7 +184,8 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
                 Passed to `from_pretrained` (`dtype`, `attn_implementation`, `device_map`, `revision`, …).
 
         Raises:
-            `ValueError`: If `base` is already a reward model, or its chat template cannot hold a critique.
+            `ValueError`: If `base` is already a CLoud model, has no causal language model, or is a scalar reward model without an LM
+                head and should write critiques; or if its chat template cannot hold a critique.
         """
         hub_kwargs = {key: kwargs[key] for key in ("revision", "trust_remote_code", "token") if key in kwargs}
         config = cls.config_from_base(
@@ -211,10 +215,17 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         **hub_kwargs,
     ) -> CLoudConfig:
         """Make the config of [`CLoudForRewardModeling.from_base`] without loading weights. The arguments are the same."""
-        text_config = read_config(base, **hub_kwargs)
-        if isinstance(text_config, CLoudConfig):
+        base_config = read_config(base, **hub_kwargs)
+        if isinstance(base_config, CLoudConfig):
             raise ValueError(f"{base} is already a CLoud model; load it with `from_pretrained`.")
-        text_config = language_config(text_config)
+        text_config = language_config(base_config)
+        if lacks_lm_head(base_config):
+            if critique:
+                raise ValueError(
+                    f"{base} is a reward model without an LM head, so it cannot write critiques. Make a classic model from it "
+                    "(`examples/train_classic.py`, `critique=False`), or start from its language model."
+                )
+            text_config.tie_word_embeddings = True  # a classic model never uses its LM head
         tokenizer = cast(PreTrainedTokenizerBase, tokenizer or AutoTokenizer.from_pretrained(base, **hub_kwargs))
         template_kwargs = pin_date(tokenizer, chat_template_kwargs)
         wording: dict[str, Any] = {} if critique_prompt is None else {"critique_prompt": critique_prompt}
@@ -236,8 +247,8 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         """Load a language model's weights and add a new head, with a given config; [`from_base`] also makes the config."""
         hub_kwargs = {key: kwargs[key] for key in ("revision", "trust_remote_code", "token") if key in kwargs}
         base_config = read_config(base, **hub_kwargs)
-        if base_config.get_text_config(decoder=True) is not base_config:
-            kwargs["key_mapping"] = _MULTIMODAL_KEYS
+        if language_config(base_config) is not base_config:
+            kwargs["key_mapping"] = {key: f"{NATIVE_PREFIX}{name}" for key, name in _MULTIMODAL_KEYS.items()}
             cls._keys_to_ignore_on_load_unexpected = [r"."]  # the parts for images and sound
         cls._keys_to_ignore_on_load_missing = [r"^reward_head\."]  # do not warn about the new head
         try:
@@ -336,7 +347,9 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
     @property
     def trunk(self) -> PreTrainedModel:
         """The decoder without its LM head."""
-        return cast(PreTrainedModel, self.language_model.base_model)
+        decoder = self.language_model.base_model
+        # Llama 4's model names the prefix of the multimodal one
+        return cast(PreTrainedModel, self.language_model.model if decoder is self.language_model else decoder)
 
     def forward(
         self,
@@ -508,12 +521,18 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
     @torch.no_grad()
     def check_logits(self):
         """
-        Raise `ValueError` if the language model changes its logits in a way that `_scale_logits` does not know: the critique
-        loss would be wrong.
+        Raise `ValueError` if tokens see those that follow, or if the language model changes its logits in a way that `_scale_logits`
+        does not know: the critique loss would be wrong.
         """
         ids = torch.tensor([[0, 1, 2]], device=self.device)
         theirs = self.language_model(ids, use_cache=False).logits.float()
         hidden_BTH = self.trunk(ids, use_cache=False).last_hidden_state
+        first_B1H = self.trunk(ids[:, :1], use_cache=False).last_hidden_state
+        if (hidden_BTH[:, :1] - first_B1H).abs().max() > 0.02 * first_B1H.abs().max() + 1e-4:
+            raise ValueError(
+                f"In {type(self.language_model).__name__}, tokens see those that follow, so that it cannot write. Start from a causal "
+                "language model."
+            )
         ours = self._scale_logits(self.language_model.get_output_embeddings()(hidden_BTH).float())
         if (ours.to(theirs.device) - theirs).abs().max() > 0.02 * theirs.abs().max() + 1e-4:
             raise ValueError(
@@ -542,6 +561,11 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             )
         if is_flash_attention_requested(config) and not shared_prompt:
             return  # its kernels get the lengths; not checked, because they need a GPU and the model may still be on the CPU
+        if caps_attention(config):
+            raise ValueError(
+                f"{option} cannot be used with {name}, which caps the logits of its attention: "
+                f"{'no attention' if shared_prompt else 'only flash_attention_2'} does both."
+            )
         if config._attn_implementation not in ("sdpa", PACKED_SDPA):
             usable = "'sdpa'" if shared_prompt else "'sdpa' or 'flash_attention_2'"
             raise ValueError(
@@ -665,6 +689,19 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             **auto_map,
             "AutoModelForSequenceClassification": f"modeling_cloud.{CLoudForRewardModeling.__name__}",
         }
+
+
+def load_language_model(base: str, **kwargs) -> PreTrainedModel:
+    """Load a causal language model, of a multimodal checkpoint its language model alone. Raises `ValueError` if weights are missing."""
+    options = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
+    config = read_config(base, **options)
+    if language_config(config) is not config:
+        kwargs |= {"config": language_config(config), "key_mapping": _MULTIMODAL_KEYS}
+    loaded: Any = AutoModelForCausalLM.from_pretrained(base, output_loading_info=True, **kwargs)
+    model, loading = loaded
+    _forget_renaming(model, kwargs.get("key_mapping"))
+    _refuse_missing(base, loading["missing_keys"])
+    return model
 
 
 def _forget_renaming(model: Any, key_mapping: dict[str, str] | None):

@@ -26,6 +26,7 @@ HEAVY = (
     "tests/data/builders/test_ray.py",
     "tests/spaces/test_demo_sessions.py",
     "tests/spaces/test_metric_apps.py",
+    "tests/serving/test_vllm_bases.py",
     "tests/examples/test_self_critiques_with_vllm.py",
 )
 

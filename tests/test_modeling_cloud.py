@@ -14,7 +14,6 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
-    AutoModelForImageTextToText,
     AutoModelForSequenceClassification,
 )
 
@@ -290,67 +289,3 @@ def test_options_for_quantisation_of_earlier_versions(tmp_path, model):
     assert not getattr(loaded, "is_quantized", False)
     with pytest.raises(ValueError, match="Give `quantization_config` alone"):
         CLoudForRewardModeling.from_pretrained(tmp_path, load_in_8bit=True, quantization_config={"load_in_8bit": True})
-
-
-# -------------------------------------------------------------------------------------------- multimodal bases
-
-TEXT = {
-    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "head_dim": 8, "max_position_embeddings": 512, "initializer_range": 0.3, "pad_token_id": None, "bos_token_id": None,
-    "eos_token_id": None,
-}  # fmt: skip
-MROPE = {"rope_type": "default", "rope_theta": 10000.0}
-VISION = {
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "patch_size": 14,
-}
-QWEN_VISION = {"depth": 1, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 32}
-LINEAR = {f"linear_{name}": 2 for name in ("num_key_heads", "num_value_heads")} | {
-    f"linear_{name}": 8 for name in ("key_head_dim", "value_head_dim")
-}
-MULTIMODAL = {
-    "gemma3": ({"sliding_window": 16}, {**VISION, "image_size": 28}, {"mm_tokens_per_image": 4}),
-    "mistral3": ({"model_type": "mistral"}, {**VISION, "head_dim": 8, "model_type": "pixtral", "image_size": 28}, {}),
-    "qwen2_5_vl": ({"rope_parameters": {**MROPE, "mrope_section": [1, 1, 2]}}, QWEN_VISION, {}),
-    "qwen3_5": (
-        {
-            **LINEAR,
-            "layer_types": ["linear_attention", "full_attention"],
-            "rope_parameters": {
-                **MROPE,
-                "mrope_section": [1, 0, 0],
-                "mrope_interleaved": True,
-                "partial_rotary_factor": 0.25,
-            },
-        },
-        QWEN_VISION,
-        {},
-    ),
-}
-
-
-@pytest.mark.parametrize("model_type", MULTIMODAL)
-def test_a_multimodal_base_gives_its_language_model(tmp_path, model_type):
-    text, vision, options = MULTIMODAL[model_type]
-    tokenizer = make_tokenizer("qwen3")
-    text = {**TEXT, **text, "vocab_size": len(tokenizer) + 3}
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(model_type, text_config=text, vision_config=vision, **options)
-    base = AutoModelForImageTextToText.from_config(config).eval()
-    base.save_pretrained(tmp_path / "base")
-    tokenizer.save_pretrained(tmp_path / "base")
-    model = make_model(tmp_path / "base")
-    ids = torch.randint(5, 400, (2, 40))
-    expected = base(input_ids=ids).logits
-    torch.testing.assert_close(model.language_model(input_ids=ids).logits, expected, atol=1e-5, rtol=0)
-    model.save_pretrained(tmp_path / "saved")
-    weights = load_file(tmp_path / "saved/model.safetensors")
-    assert all(
-        name.startswith(("language_model.model.", "language_model.lm_head", "reward_head.")) for name in weights
-    )
-    loaded = CLoudForRewardModeling.from_pretrained(tmp_path / "saved").eval()
-    [score], [again] = (m.score(["x"], ["y"], tokenizer, critiques=["Fine."]) for m in (model, loaded))
-    assert again.reward == pytest.approx(score.reward, abs=1e-5)

@@ -5,13 +5,14 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from ..arguments import documented
 from ..cards import CRITIC, inherit, kind_of, model_card, read_metadata, shown_name
 from ..configuration_cloud import CLoudConfig, check_name
 from ..loading import adapter_base, is_adapter, load_merged, read_model_config, tokenizer_source
 from ..markdown import in_code
+from ..modeling_cloud import load_language_model
 
 
 @documented
@@ -54,7 +55,7 @@ def main(args: MergeArguments):
         kind = kind_of(model.config.critique)
         following = f"evaluate --models {output} --dataset_name PAIRS --output_dir evaluation"
     else:
-        model = AutoModelForCausalLM.from_pretrained(base, revision=revision, dtype=args.dtype)
+        model = load_language_model(base, revision=revision, dtype=args.dtype)
         model = PeftModel.from_pretrained(model, name).merge_and_unload()
         kind = CRITIC
         following = f"self-critiques --model_name_or_path {output} --dataset_name PAIRS --output_dir self-critiques"

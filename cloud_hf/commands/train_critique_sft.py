@@ -10,7 +10,7 @@ from trl import SFTConfig, SFTTrainer
 from ..adapters import check_tied_layers
 from ..arguments import check_bounds, documented
 from ..cards import CRITIC
-from ..configuration_cloud import CLoudConfig, longest_sequence
+from ..configuration_cloud import CLoudConfig, caps_attention, lacks_lm_head, language_config, longest_sequence
 from ..critique_format import format_class
 from ..loading import read_model_config, record_base
 from ..template_dates import pin_date
@@ -107,6 +107,8 @@ def main(
     config = read_model_config(name, revision=model_args.model_revision)
     if isinstance(config, CLoudConfig):
         raise ValueError(f"{name} is a CLoud model; this stage starts from a language model.")
+    if lacks_lm_head(config):
+        raise ValueError(f"{name} is a reward model without an LM head; this stage starts from a language model.")
     tokenizer = load_tokenizer(model_args, training_args)
     critique_format = format_class(critique_args.format)(
         tokenizer,
@@ -116,7 +118,7 @@ def main(
         chat_template_kwargs=pin_date(tokenizer),
     )
 
-    limits = [training_args.max_length, longest_sequence(config)]
+    limits = [training_args.max_length, longest_sequence(language_config(config))]
     limit = min((limit for limit in limits if limit), default=None)
 
     def encode(rows: Dataset, split: str) -> Dataset:
@@ -129,6 +131,8 @@ def main(
     # All rows fit by now, and SFTTrainer would silently truncate critiques
     training_args.max_length = None
     training_args.chat_template_path = None
+    if caps_attention(language_config(config)) and model_args.attn_implementation in (None, "sdpa"):
+        model_args.attn_implementation = "eager"
     training_args.model_init_kwargs = model_init_kwargs(model_args, training_args)
     model_options = model_for_sft(model_args, config, training_args.model_init_kwargs)
     if not isinstance(model_options["model"], str):

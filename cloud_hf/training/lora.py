@@ -10,13 +10,14 @@ from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import set_zero3_state
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.quantizers.base import get_keys_to_not_convert
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from ..adapters import check_lora, read_adapter_config
-from ..configuration_cloud import CLoudConfig
+from ..configuration_cloud import CLoudConfig, language_config
 from ..loading import adapter_base, attach_adapter, is_adapter
-from ..modeling_cloud import CLoudForRewardModeling
+from ..modeling_cloud import CLoudForRewardModeling, load_language_model
 from .arguments import model_name
 
 
@@ -185,12 +186,16 @@ def model_for_sft(model_args: ModelConfig, config: PreTrainedConfig, init_kwargs
         if peft_config is not None:
             # Without weights: only the names of layers are needed
             with torch.device("meta"), set_zero3_state():
-                choose_targets(peft_config, AutoModelForCausalLM.from_config(config))
+                choose_targets(peft_config, AutoModelForCausalLM.from_config(language_config(config)))
             peft_config.revision = revision
-        return {"model": name, "quantization_config": quantization_config, "peft_config": peft_config}
+        options: dict[str, Any] = {"quantization_config": quantization_config}
+        is_plain = set(config.architectures or ()) <= set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+        if is_plain and language_config(config) is config:
+            return {"model": name, "peft_config": peft_config, **options}
+        return {"model": load_language_model(name, **init_kwargs, **options), "peft_config": peft_config}
     own = read_lora(name, peft_config, revision=revision)
     base, base_revision = adapter_base(name, revision=revision)
     init_kwargs = {**init_kwargs, "revision": base_revision, "quantization_config": quantization_config}
-    model = AutoModelForCausalLM.from_pretrained(base, **init_kwargs)
+    model = load_language_model(base, **init_kwargs)
     print(f"{name} is a LoRA adapter: training continues it.")
     return {"model": PeftModel.from_pretrained(model, name, is_trainable=True, config=own, revision=revision)}

@@ -49,7 +49,7 @@ from peft import LoraConfig
 from ..adapters import read_model_config
 from ..arguments import check_bounds, documented
 from ..cli import run
-from ..configuration_cloud import CLoudConfig
+from ..configuration_cloud import CLoudConfig, language_config
 from ..modeling_cloud import _VOCABULARY_PER_CHUNK
 from .arguments import DataArguments, RewardModelConfig
 from .config import CLoudTrainingConfig
@@ -300,7 +300,7 @@ def read_model(args: Any) -> CLoudConfig:
     """Read the config of the reward model to train."""
     config = read_model_config(args.model)
     if not isinstance(config, CLoudConfig):
-        config = CLoudConfig(text_config=config)
+        config = CLoudConfig(text_config=language_config(config))
     config.critique = not args.classic and config.critique
     return config
 

@@ -1,5 +1,9 @@
 import asyncio
+import re
+import subprocess
+import sys
 import time
+import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -304,3 +308,12 @@ def test_evaluation_takes_it_as_its_scorer(talker, url):
     ]
     for ours, theirs in zip(*(result.pairs for result in results), strict=True):
         assert_same([ours.chosen, ours.rejected], [theirs.chosen, theirs.rejected])
+
+
+def test_the_client_and_the_reward_functions_over_it_need_none_of_the_dependencies():
+    """A trainer that pins other versions installs with `--no-deps`, and httpx2."""
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    absent = [re.match(r"\w+", dependency).group() for dependency in project["dependencies"]]
+    assert {"torch", "transformers", "trl"} < {*absent}
+    code = f"import sys; sys.modules.update(dict.fromkeys({absent})); import cloud_hf.rl.trl, cloud_hf.rl.verl"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -347,21 +347,6 @@ def test_a_single_token_has_no_reward(pair):
     assert next(entry.logprob for entry in output.outputs[0].logprobs[0].values()) == float("-inf")
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
-def test_vocabularies_without_a_spare_id(tmp_path, model_type, tied):
-    """Checkpoints keep their shape; tests/real has such a model of real size."""
-    tokenizer = make_tokenizer("chatml")
-    options = {"vocab_size": len(tokenizer), "tie_word_embeddings": tied}
-    model = save_talker(tmp_path, model_type, "chatml", options)
-    assert model.config.reward_token_id is None
-    engine = start(tmp_path / "model")
-    for extra in ({"max_new_tokens": BUDGET}, {"critiques": [["Fine.", ""]] * len(CHATS)}):
-        assert_same(engine.score(CHATS, ANSWERS, **extra), model.score(CHATS, ANSWERS, tokenizer, **extra))
-    engine.close()
-
-
 @pytest.mark.parametrize("kind", ["classic", "reference", "adapter"])
 def test_other_kinds_of_model_without_prefix_cache(tmp_path, kind):
     tokenizer = make_tokenizer("llama3")

@@ -38,7 +38,7 @@ ARCHITECTURES = {
     "qwen2": {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1},
     "qwen3": {"head_dim": 8},
     "mistral": {"sliding_window": 24},
-    "gemma2": {"sliding_window": 24, "head_dim": 8},
+    "gemma2": {"sliding_window": 24, "head_dim": 8, "attn_logit_softcapping": None},
     "gemma3_text": {"sliding_window": 24, "head_dim": 8},
     "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32, "dropout": 0.0},
     "phi3": {},

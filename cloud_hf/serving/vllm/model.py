@@ -3,6 +3,7 @@
 Shape suffixes: N tokens of a batch, S sampled sequences, H hidden, F flag columns, V vocabulary.
 """
 
+import copy
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
@@ -40,7 +41,9 @@ class CLoudForVLLM(nn.Module, SupportsLoRA, SupportsPP):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__()
         self.config = vllm_config.model_config.hf_config
-        text_config = self.config.text_config
+        text_config = copy.deepcopy(self.config.text_config)
+        if text_config.model_type == "cohere2":
+            text_config.sliding_window -= 1  # vLLM adds 1, transformers does not
         generation_config = vllm_config.model_config.try_get_generation_config()
         self.language_model: Any = init_vllm_registered_model(
             vllm_config=vllm_config,
