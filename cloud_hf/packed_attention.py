@@ -152,9 +152,9 @@ def _tell(kernel: str):
 def _attend_varlen(query, key, value, table: Table, sliding_window: int | None, scaling: float | None) -> torch.Tensor:
     ends, longest = _bounds(table, query.device)
     left = -1 if sliding_window is None else sliding_window - 1  # tokens before the query's own
-    states = (each[0].transpose(0, 1) for each in (query, key, value))
+    query, key, value = (each[0].transpose(0, 1) for each in (query, key, value))
     options = {"scale": scaling, "window_size": (left, 0), "enable_gqa": query.shape[1] != key.shape[1]}
-    output = varlen_attn(*states, ends, ends, longest, longest, **options)
+    output = varlen_attn(query, key, value, ends, ends, longest, longest, **options)
     assert isinstance(output, torch.Tensor)  # no other outputs are asked for
     return output[None]
 

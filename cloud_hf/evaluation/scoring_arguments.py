@@ -28,7 +28,7 @@ class ScoringArguments(BackendArguments):
         models (`list[str]`):
             Hub ids or folders of CLoud models, classic models or LoRA adapters.
         server_url (`list[str]`, *optional*):
-            One reward server per model, in the order of `models`.
+            One reward server per model, in the order of `models`; replicas of one model are separated by commas.
         dataset_name (`list[str]`):
             Hub ids, JSONL or Parquet files, or `save_to_disk` folders.
         output_dir (`str`):

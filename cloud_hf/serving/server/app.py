@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from contextlib import asynccontextmanager
 
 import h11
+import torch
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -30,6 +31,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ...cli import ArgumentParser, run
 from ...loading import check_reward_model, load_reward_model, read_model_config, tokenizer_source
+from ...model_identity import identify_model
 from ...rendered_chats import RenderedChats
 from . import routes
 from .contracts import spell_path
@@ -51,6 +53,7 @@ def make_app(
     api_key: str | None = None,
     chats: RenderedChats | None = None,
     allowed_hosts: Sequence[str] = (),
+    model_version: str | None = None,
 ) -> FastAPI:
     r"""
     Make the server's ASGI application. `app.state.lifecycle` records whether it accepts requests.
@@ -67,9 +70,11 @@ def make_app(
             routes return 501.
         allowed_hosts (`Sequence[str]`, *optional*):
             Names with dots under which clients without a key reach the server; a web page could point others at it.
+        model_version (`str`, *optional*):
+            Version that `/health` shows, by which clients see whether replicas serve the same model.
     """
     limits, metrics, lifecycle = limits or Limits(), Metrics(), Lifecycle()
-    service = RewardService(engine, limits, metrics, lifecycle, chats)
+    service = RewardService(engine, limits, metrics, lifecycle, chats, model_version)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI):
@@ -253,6 +258,9 @@ _LIMITS = {
 }
 
 
+_PARALLEL = ("tensor_parallel_size", "data_parallel_size")
+
+
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     defaults = Limits()
@@ -276,7 +284,14 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=16, help="Sequences per forward pass (transformers).")
     parser.add_argument("--dtype", default="auto", help="Data type of the weights.")
     parser.add_argument("--vllm_options", type=_json_object, default={}, help="JSON with options of vLLM's engine.")
+    parser.add_argument(
+        "--tensor_parallel_size", type=int, default=1, help="GPUs that share one copy of the model (vLLM)."
+    )
+    parser.add_argument(
+        "--data_parallel_size", type=int, default=1, help="Copies of the model behind this server (vLLM)."
+    )
     args = parser.parse_args(arguments)
+    _check_sizes(parser, args)
     if args.vllm_options and args.backend != "vllm":
         parser.error("--vllm_options needs --backend vllm")
     if args.api_key == "":
@@ -284,6 +299,25 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     if not 0 <= args.port < 65_536:
         parser.error(f"--port is {args.port}; it must be between 0 and 65535")
     return args
+
+
+def _check_sizes(parser: argparse.ArgumentParser, args: argparse.Namespace):
+    """Refuse parallelism that the backend or the machine lacks, or that is given twice."""
+    for name in _PARALLEL:
+        size = getattr(args, name)
+        if size < 1:
+            parser.error(f"--{name} is {size}; it must be at least 1")
+        if size > 1 and args.backend != "vllm":
+            parser.error(
+                f"--{name} needs --backend vllm; with transformers, start several servers and give clients all addresses"
+            )
+        if size > 1 and name in args.vllm_options:
+            parser.error(f"--{name} is also in --vllm_options; give it once")
+    needed = args.tensor_parallel_size * args.data_parallel_size
+    if torch.cuda.is_available() and needed > torch.cuda.device_count():
+        parser.error(
+            f"--tensor_parallel_size times --data_parallel_size is {needed}, but this machine has {torch.cuda.device_count()} GPU(s)"
+        )
 
 
 def _json_object(text: str) -> dict:
@@ -301,7 +335,9 @@ def load_engine(args: argparse.Namespace) -> EncodingEngine:
     if args.backend == "vllm":
         from ..vllm.engine import VLLMEngine
 
-        return VLLMEngine(args.model, **{"dtype": args.dtype, **args.vllm_options})
+        # Only where asked for: data parallelism changes how vLLM starts
+        sizes = {name: getattr(args, name) for name in _PARALLEL if getattr(args, name) > 1}
+        return VLLMEngine(args.model, **{"dtype": args.dtype, **sizes, **args.vllm_options})
     model, tokenizer = load_reward_model(args.model, dtype=args.dtype)
     return TransformersEngine(model, tokenizer, args.batch_size)
 
@@ -356,7 +392,8 @@ def main(arguments: list[str] | None = None):
     with bind(args.host, args.port) as listener:
         check_reward_model(args.model, read_model_config(args.model))
         chats = load_chats(args)
-        app = make_app(load_engine(args), limits, args.api_key, chats, [*args.allowed_hosts, args.host])
+        version = identify_model(args.model)["model_version"]
+        app = make_app(load_engine(args), limits, args.api_key, chats, [*args.allowed_hosts, args.host], version)
         if args.host not in ("127.0.0.1", "::1", "localhost") and args.api_key is None:
             logger.warning("Listening on %s without a key: anyone who can reach it can use it.", args.host)
         # Libraries and model stay to the end, where visiting them all would take seconds
