@@ -10,6 +10,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
+# Rows of the LM head whose gradient is computed at once, if it cannot be accumulated in place
+_ROWS = 4096
+
+
 class ChunkedCrossEntropy(torch.autograd.Function):
     """
     Compute the loss at each position piece by piece, from an LM head that is a single matrix. The backward pass recomputes
@@ -60,6 +64,9 @@ class ChunkedCrossEntropy(torch.autograd.Function):
                     continue
                 if grad_logits.dtype == hidden.dtype == weight_VH.dtype:
                     grad_weight_VH.addmm_(grad_logits.T, hidden)
-                else:
-                    grad_weight_VH += grad_logits.T @ hidden  # under autocast, dtypes differ
+                    continue
+                # Under autocast, dtypes differ, and the product would be as large as the matrix
+                for start in range(0, len(grad_weight_VH), _ROWS):
+                    rows = slice(start, start + _ROWS)
+                    grad_weight_VH[rows] += grad_logits[:, rows].T @ hidden
         return grad_hidden_PH, grad_weight_VH, None, None, None

@@ -128,7 +128,9 @@ class CritiqueWriter:
         )
         reader = _RewardReader(end)
         ending = _EndOfCritique(end, stop_ids, banned_ids, width + self.max_new_tokens, reader)
-        processors = [_GumbelSampler(self.temperature, seeds, reader)] if self.temperature > 0 else []
+        processors = (
+            [_GumbelSampler(self.temperature, seeds, reader, self.model.device)] if self.temperature > 0 else []
+        )
         hook = self.model.trunk.register_forward_hook(reader.read, with_kwargs=True)
         try:
             # The inner language model's generation config is neutral; the base's sampling defaults would apply otherwise
@@ -217,21 +219,62 @@ class _RewardReader(StoppingCriteria):
         return self.ended_B
 
 
+# Devices on which each row's noise comes from a generator of torch's. Elsewhere that would take a launch per row and step
+_WITH_GENERATORS = ("cpu",)
+
+
 class _GumbelSampler(LogitsProcessor):
     """Adds each row's own Gumbel noise, which makes the arg max a sample of the softmax at this temperature."""
 
-    def __init__(self, temperature: float, seeds: list[int], reader: _RewardReader):
+    def __init__(self, temperature: float, seeds: list[int], reader: _RewardReader, device: torch.device):
         self.temperature = temperature
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self.reader = reader
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.seeds_B = torch.tensor([_signed(seed) for seed in seeds], device=device)
+        self.step = 0
 
     def __call__(self, input_ids, scores):
-        # Drawn on the CPU, row by row, so that the noise depends neither on the device nor on the batch
-        exponential = torch.ones(scores.shape)
+        if scores.device.type in _WITH_GENERATORS:
+            noise = self._noise_of_generators(scores.shape)
+        else:
+            noise = exponential_noise(self.seeds_B.to(scores.device), self.step, scores.shape[1])
+        self.step += 1
+        return scores / self.temperature - noise.log()
+
+    def _noise_of_generators(self, shape: torch.Size) -> torch.Tensor:
+        noise = torch.ones(shape)
         for row, (generator, ended) in enumerate(zip(self.generators, self.reader.ended().tolist(), strict=True)):
             if not ended:
-                exponential[row].exponential_(generator=generator)
-        return scores / self.temperature - exponential.log().to(scores.device)
+                noise[row].exponential_(generator=generator)
+        return noise
+
+
+def exponential_noise(seeds_B: torch.Tensor, step: int, size: int) -> torch.Tensor:
+    """
+    Draw noise of shape `(B, size)` for all rows at once, on the device of `seeds_B` (int64). A value depends only on its row's seed,
+    the step and its column: it is an output of SplitMix64 (doi 10.1145/2660193.2660195), a generator that can start at any place.
+    """
+    keys_B = _split_mix(seeds_B + _signed((step + 1) * _GOLDEN))
+    columns = torch.arange(1, size + 1, device=seeds_B.device) * _signed(_GOLDEN)
+    bits = _split_mix(keys_B[:, None] + columns)
+    # 53 bits, rounded to floats only here: the largest Gumbel noise comes from the smallest numbers
+    uniform = (bits >> 11 & 2**53 - 1).float() * 2.0**-53
+    return -torch.log1p(-uniform.clamp(2.0**-54, 1 - 2.0**-24))
+
+
+_GOLDEN = 0x9E3779B97F4A7C15
+
+
+def _split_mix(z: torch.Tensor) -> torch.Tensor:
+    """Scramble 64-bit integers. Products wrap; shifts have to fill with zeros."""
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        z = (z ^ (z >> shift & 2 ** (64 - shift) - 1)) * _signed(factor)
+    return z ^ (z >> 31 & 2**33 - 1)
+
+
+def _signed(number: int) -> int:
+    """Return the 64-bit integer with the last 64 bits of a number."""
+    return (number + 2**63) % 2**64 - 2**63
 
 
 class _EndOfCritique(LogitsProcessor):

@@ -1,19 +1,36 @@
 """Attention over a batch that is flattened into one row of segments.
 
+On CPUs, each segment is one call of SDPA. On GPUs, a layer is one call: of a variable-length kernel (FlashAttention's), or of
+FlexAttention where that kernel does not apply: with shared prompts, soft caps or fp32.
+
 Shape suffixes: S segments, N tokens of the flattened batch, h heads, D head size.
 """
 
+import logging
+from functools import cache, lru_cache
 from typing import Any
 
+import numpy as np
 import torch
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.utils.generic import is_flash_attention_requested
 
 
+logger = logging.getLogger(__name__)
+
 # Attention implementation for flattened batches. On ordinary batches it equals `"sdpa"`
 PACKED_SDPA = "packed_sdpa"
+
+# Head sizes of the GPU kernels
+_LARGEST_VARLEN_HEAD = 256
+_SMALLEST_FLEX_HEAD = 16
+_BLOCK = 128
+
+Table = tuple[tuple[int, int], ...]
 
 
 def packed_arguments(config, segments_S2: torch.Tensor) -> dict[str, Any]:
@@ -55,13 +72,19 @@ def packed_sdpa_attention_forward(
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
     """
-    Run transformers' SDPA attention segment by segment, if `attention_mask` is the `(1, 1, S, 2)` table of
-    [`packed_arguments`], and as usual for an ordinary mask (which already respects `sliding_window`). Query, key and value
-    have the shape `(1, h, N, D)`, the output `(1, N, h, D)`. No `N x N` mask is built.
+    Attend within segments and to their ancestors, if `attention_mask` is the `(1, 1, S, 2)` table of [`packed_arguments`], and as
+    transformers' SDPA attention for an ordinary mask (which already respects `sliding_window`). Query, key and value have the
+    shape `(1, h, N, D)`, the output `(1, N, h, D)`. No `N x N` mask is built.
+
+    Raises:
+        `ValueError`: If a GPU's kernels lack the head size, or attention dropout is asked of them.
     """
     if attention_mask is None or attention_mask.is_floating_point() or attention_mask.dtype == torch.bool:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    lengths, parents = zip(*attention_mask.tolist()[0][0], strict=True)
+    table: Table = tuple(map(tuple, attention_mask.tolist()[0][0]))
+    if query.device.type == "cuda":
+        return _attend_on_gpu(query, key, value, table, sliding_window, **kwargs), None
+    lengths, parents = zip(*table, strict=True)
     # `split`, because the gradient of each slice would be as large as the full tensor
     queries, keys, values = (states.split(lengths, dim=2) for states in (query, key, value))
     seen: list[tuple[int, ...]] = []  # the ancestors of each segment, and itself
@@ -90,6 +113,138 @@ def _lower_right_mask(
     if sliding_window is not None:
         seen = seen.triu(num_keys - num_queries - sliding_window + 1)
     return seen[None, None]
+
+
+# -------------------------------------------------------------------------------------------------- one call per layer
+
+
+def _attend_on_gpu(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, table: Table, sliding_window: int | None, scaling: float | None = None,
+    dropout: float = 0.0, softcap: float | None = None, **kwargs,
+) -> torch.Tensor:  # fmt: skip
+    """Attend with the fastest kernel that applies; the shapes are those of [`packed_sdpa_attention_forward`]."""
+    if dropout:
+        raise ValueError("Flattened batches have no attention dropout on GPUs; train with `disable_dropout`.")
+    size, shares = query.shape[-1], any(parent >= 0 for _, parent in table)
+    is_half = query.dtype in (torch.bfloat16, torch.float16)
+    if is_half and not shares and softcap is None and size == value.shape[-1] <= _LARGEST_VARLEN_HEAD:
+        _tell("the variable-length kernel")
+        return _attend_varlen(query, key, value, table, sliding_window, scaling)
+    if size < _SMALLEST_FLEX_HEAD:
+        raise ValueError(
+            f"FlexAttention needs heads of at least {_SMALLEST_FLEX_HEAD} values, but this model's have {size}: train it without "
+            "`padding_free` and `shared_prompt`, or on a CPU."
+        )
+    _tell("FlexAttention")
+    return _attend_flex(query, key, value, table, sliding_window, scaling, softcap, _compiled())
+
+
+@cache
+def _compiled():
+    return torch.compile(flex_attention)
+
+
+@cache
+def _tell(kernel: str):
+    logger.info("Flattened batches go through %s, once per layer.", kernel)
+
+
+def _attend_varlen(query, key, value, table: Table, sliding_window: int | None, scaling: float | None) -> torch.Tensor:
+    ends, longest = _bounds(table, query.device)
+    left = -1 if sliding_window is None else sliding_window - 1  # tokens before the query's own
+    query, key, value = (each[0].transpose(0, 1) for each in (query, key, value))
+    options = {"scale": scaling, "window_size": (left, 0), "enable_gqa": query.shape[1] != key.shape[1]}
+    output = varlen_attn(query, key, value, ends, ends, longest, longest, **options)
+    assert isinstance(output, torch.Tensor)  # no other outputs are asked for
+    return output[None]
+
+
+# The layers of a step share what is made for a batch: it is copied to the GPU once
+@lru_cache(maxsize=2)
+def _bounds(table: Table, device: torch.device) -> tuple[torch.Tensor, int]:
+    """Return where sequences begin and end, shape `(S + 1,)`, and the length of the longest one."""
+    lengths = [length for length, _ in table]
+    return torch.tensor(np.cumsum([0, *lengths]), dtype=torch.int32, device=device), max(lengths)
+
+
+def _attend_flex(query, key, value, table: Table, sliding_window, scaling, softcap, attend) -> torch.Tensor:
+    def cap(score, *_):
+        return softcap * torch.tanh(score / softcap)
+
+    output = attend(
+        query,
+        key,
+        value,
+        score_mod=None if softcap is None else cap,
+        block_mask=make_block_mask(table, sliding_window, query.device),
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return output.transpose(1, 2).contiguous()
+
+
+@lru_cache(maxsize=4)
+def make_block_mask(table: Table, sliding_window: int | None, device: torch.device) -> BlockMask:
+    """
+    Make FlexAttention's mask of a tree of segments from its table, block by block and without an `N x N` mask.
+
+    Raises:
+        `ValueError`: If a segment's descendants do not follow it.
+    """
+    last_N, position_N = _spans(table)
+    num_tokens, blocks = len(last_N), -(-len(last_N) // _BLOCK)
+    starts = np.arange(blocks) * _BLOCK
+
+    def reduced(function, values) -> np.ndarray:
+        return function.reduceat(values, starts)
+
+    first_query, query_end = starts[:, None], np.minimum(starts + _BLOCK, num_tokens)[:, None]
+    before = np.tri(blocks, k=-1, dtype=bool)
+    some = np.eye(blocks, dtype=bool) | (before & (reduced(np.maximum, last_N) > first_query))
+    # The kernel takes a block that reaches beyond the row for a partial one
+    every = before & (reduced(np.minimum, last_N) >= query_end) & (query_end - first_query == _BLOCK)
+    if sliding_window is not None:
+        low, high = reduced(np.minimum, position_N), reduced(np.maximum, position_N)
+        some &= low[:, None] - high < sliding_window
+        every &= high[:, None] - low < sliding_window
+    last, position = (torch.tensor(each, device=device) for each in (last_N, position_N))
+
+    def sees(batch, head, query, key):
+        seen = (key <= query) & (query < last[key])
+        return seen if sliding_window is None else seen & (position[query] - position[key] < sliding_window)
+
+    partly, fully = _block_lists(some & ~every, device), _block_lists(every, device)
+    return BlockMask.from_kv_blocks(
+        *partly, *fully, BLOCK_SIZE=_BLOCK, mask_mod=sees, seq_lengths=(num_tokens, num_tokens)
+    )
+
+
+def _spans(table: Table) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Return for each token the end of the tokens that may see it, which are those of its segment and its descendants, and its position
+    in its sequence. Both have the shape `(N,)`.
+    """
+    lengths = np.array([length for length, _ in table])
+    stops = np.cumsum(lengths)
+    last, first_position = stops.copy(), np.zeros_like(stops)
+    for index, (_, parent) in enumerate(table):
+        if parent >= 0:
+            first_position[index] = first_position[parent] + lengths[parent]
+    for index in range(len(table) - 1, -1, -1):
+        parent = table[index][1]
+        if parent >= 0:
+            last[parent] = max(last[parent], last[index])
+    for index, (_, parent) in enumerate(table):
+        # Between a segment and its parent, there may be only other descendants of the parent
+        if parent >= 0 and any(table[other][1] < parent for other in range(parent + 1, index)):
+            raise ValueError("The descendants of a segment must follow it, before any other segment.")
+    return np.repeat(last, lengths), np.arange(stops[-1]) - np.repeat(stops - lengths - first_position, lengths)
+
+
+def _block_lists(marked: np.ndarray, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the number of marked blocks in each row, and their indices, before those of the others."""
+    order = np.argsort(~marked, axis=1, kind="stable")
+    return tuple(torch.tensor(each, dtype=torch.int32, device=device)[None, None] for each in (marked.sum(1), order))  # pyright: ignore[reportReturnType]
 
 
 AttentionInterface.register(PACKED_SDPA, packed_sdpa_attention_forward)

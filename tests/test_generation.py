@@ -3,6 +3,7 @@ import torch
 from models_for_tests import PROMPTS, RESPONSES, make_model, save_language_model
 from peft import LoraConfig, get_peft_model
 from same_scores import assert_same_scores
+from scipy.stats import chisquare, kstest
 from tokenizers_for_tests import make_tokenizer
 
 from cloud_hf import CritiqueFormat, TransformersScorer, generation
@@ -146,3 +147,39 @@ def test_unseeded_samples_follow_torch(talker):
     assert_same_scores(score(talker, num_critiques=2, seed=None), first)
     other = score(talker, num_critiques=2, seed=None)
     assert [result.critiques for result in other] != [result.critiques for result in first]
+
+
+# ------------------------------------------------------------------------------------------------- noise of a device
+
+
+def test_the_first_outputs_of_split_mix():
+    """Those of the generator's reference implementation for the seed 1234567."""
+    state = torch.tensor([1234567 + generation._signed(count * generation._GOLDEN) for count in range(1, 4)])
+    outputs = [int(number) % 2**64 for number in generation._split_mix(state)]
+    assert outputs == [6457827717110365317, 3203168211198807973, 9817491932198370423]
+
+
+def test_noise_of_a_device_is_exponential_and_each_rows_own():
+    seeds = torch.tensor([3, -(2**63), 2**63 - 1, 4])
+    noise = torch.stack([generation.exponential_noise(seeds, step, 5000) for step in range(4)])
+    assert torch.equal(noise[2][1:3], generation.exponential_noise(seeds[1:3], 2, 5000))
+    assert noise.min() > 0 and noise.isfinite().all()
+    assert kstest(noise.flatten().numpy(), "expon").pvalue > 0.01
+    correlations = torch.corrcoef(noise.reshape(16, -1)) - torch.eye(16)  # of rows and steps
+    assert correlations.abs().max() < 5 / 5000**0.5
+
+
+def test_samples_with_noise_of_a_device_are_of_the_softmax():
+    logits = torch.tensor([2.0, 0.0, 1.0, -3.0])
+    seeds = torch.arange(20_000)
+    drawn = (logits / 0.7 - generation.exponential_noise(seeds, 0, 4).log()).argmax(-1).bincount(minlength=4)
+    assert chisquare(drawn, (logits.double() / 0.7).softmax(-1) * 20_000).pvalue > 0.01
+
+
+def test_samples_with_noise_of_a_device_depend_on_neither_batch_nor_order(talker, monkeypatch):
+    monkeypatch.setattr(generation, "_WITH_GENERATORS", ())
+    expected = score(talker, num_critiques=2, batch_size=8)
+    for batch_size in (1, 3):
+        found = score(talker, slice(None, None, -1), num_critiques=2, batch_size=batch_size)[::-1]
+        assert [each.critique_ids for each in found] == [each.critique_ids for each in expected]
+    assert len({ids for each in expected for ids in each.critique_ids}) == 2 * len(PROMPTS)

@@ -28,7 +28,7 @@ class ScoringArguments(AnyModelArguments):
         models (`list[str]`):
             Hub ids or folders of CLoud models, classic models, LoRA adapters, or scalar models (`*ForSequenceClassification`).
         server_url (`list[str]`, *optional*):
-            One reward server per model, in the order of `models`.
+            One reward server per model, in the order of `models`; replicas of one model are separated by commas.
         ensembles (`list[str]`, *optional*):
             Ensembles of `models` to report as well: `mean:A,B` or `lowest:A,B` of their rewards, each standardised over a set.
         dataset_name (`list[str]`):

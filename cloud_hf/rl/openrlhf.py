@@ -5,7 +5,7 @@
 
 Environment variables:
 
-    CLOUD_REWARD_URL          address of a reward server, or
+    CLOUD_REWARD_URL          address of a reward server, or of its replicas, separated by commas; or
     CLOUD_REWARD_MODEL        Hub id or folder of a reward model, loaded in every rollout process
     CLOUD_REWARD_API_KEY      key of the server, if it requires one
     CLOUD_POLICY_TOKENIZER    Hub id or folder of the policy: its chat template shows where turns begin and end

@@ -7,7 +7,7 @@
 (Older versions name the options `custom_reward_function.path` and so on.) With `reward.reward_model.enable=True` verl starts
 vLLM servers of the reward model behind a router: they are asked by their chat route, and cloud_hf must be installed where they
 run. The router answers whatever they refuse with status 500; vLLM's log says why. Otherwise the reward server at CLOUD_REWARD_URL
-is asked; CLOUD_REWARD_API_KEY is its key. verl passes the decoded response to a reward function but not
+is asked (or its replicas, separated by commas); CLOUD_REWARD_API_KEY is its key. verl passes the decoded response to a reward function but not
 the prompt, so every row of the data needs the prompt in `extra_info`.
 """
 

@@ -39,7 +39,8 @@ class BackendArguments:
             Options of `vllm.LLM` as JSON, such as `{"max_model_len": 4096}`. On a CPU, `kv_cache_memory_bytes` defaults to what the
             model's context needs; see [`CLoudVLLM`].
         server_url (`str`, *optional*):
-            Address of the reward server. It must serve the named model, whose tokenizer is read locally.
+            Address of the reward server, or of its replicas, separated by commas. They must serve the named model, whose tokenizer
+            is read locally.
         api_key_env (`str`, *optional*, defaults to `"CLOUD_API_KEY"`):
             Environment variable with the server's key, if the server requires one.
     """

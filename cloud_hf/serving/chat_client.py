@@ -29,6 +29,14 @@ class CLoudChatClient(CLoudClient):
 
     route = "/v1/chat/completions"
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self._replicas.several:
+            raise ValueError(
+                "Put a router before several vLLM servers, and give its address alone: their chat route does not tell whether they "
+                "serve the same reward model."
+            )
+
     def _body(self, item: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
         if "critiques" in item:
             raise ValueError("vLLM's chat route writes critiques and cannot score given ones; drop `critiques`")

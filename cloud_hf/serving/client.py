@@ -4,7 +4,7 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -15,6 +15,7 @@ import httpx2
 from ..printable import printable
 from ..scores import OnScore, Score
 from .answers import AnswerTooLarge, describe_redirect, read_body, read_json, read_score
+from .replicas import Replica, Replicas
 
 
 # Seconds before the first retry; the pause then doubles, up to the longest
@@ -39,12 +40,14 @@ class RewardServerError(RuntimeError):
 class ServedModel:
     """
     Properties of a server's model; `context_length` is its longest sequence in tokens, including the critique, or `None` if
-    there is no limit.
+    there is no limit. `model_version` is a hash of its files or a commit, `version` the server's release.
     """
 
     name: str
     critique: bool
     context_length: int | None
+    model_version: str | None = None
+    version: str | None = None
 
 
 @dataclass
@@ -64,6 +67,7 @@ class _Row:
     body: bytes
     num_critiques: int
     max_new_tokens: int
+    url: str = ""
     failures: int = 0
     started: float = field(default_factory=time.monotonic)
 
@@ -82,9 +86,13 @@ class CLoudClient:
     504 are retried after 1, 2, 4, … seconds (at most 30, each shortened at random by up to half). A full queue (429) does
     not count as a failure: the request is repeated until `timeout` has passed.
 
+    Of several replicas, the one with the fewest requests of this client gets the next one. A replica that fails is left out, its
+    requests go to the others at once, and after 1, 2, 4, … seconds (at most 30) it is asked whether it is back.
+
     Args:
-        base_url (`str`):
-            The server's address, such as `"http://127.0.0.1:8000"`.
+        base_url (`str` or `Sequence[str]`):
+            The server's address, such as `"http://127.0.0.1:8000"`. Replicas that serve the same model are separated by commas,
+            or a list.
         api_key (`str`, *optional*):
             The server's key, if the server requires one.
         max_concurrency (`int`, *optional*, defaults to `64`):
@@ -107,32 +115,36 @@ class CLoudClient:
 
     def __init__(
         self,
-        base_url: str,
+        base_url: str | Sequence[str],
         api_key: str | None = None,
         max_concurrency: int = 64,
         timeout: float = 600.0,
         max_retries: int = 5,
     ):
-        if not base_url.startswith(("http://", "https://")):
-            raise ValueError(f"`base_url` is {base_url!r}; it must start with http:// or https://.")
+        self._replicas = Replicas(base_url)
         if max_concurrency < 1 or max_retries < 0 or not timeout > 0:
             raise ValueError("`max_concurrency` must be at least 1, `max_retries` at least 0 and `timeout` above 0.")
-        self.base_url = base_url.rstrip("/")
-        self.url = f"{self.base_url}{self.route}"
         self.max_concurrency = max_concurrency
         self.timeout = timeout
         self.max_retries = max_retries
         self._headers = {"Content-Type": "application/json"}
         if api_key is not None:
             self._headers["Authorization"] = f"Bearer {api_key}"
+        self._served: tuple[str, ServedModel] | None = None  # a replica and its model, which is that of all
         self._pools: dict[asyncio.AbstractEventLoop, _Pool] = {}
+
+    @property
+    def url(self) -> str:
+        """Return the route to which the next request would go."""
+        replicas = self._replicas.all
+        return f"{min(replicas, key=lambda replica: (not replica.is_up, replica.in_flight)).url}{self.route}"
 
     def served_model(self) -> ServedModel:
         """
-        Ask the server for its model. Raises [`RewardServerError`] if the server cannot be reached, is not ready, or is not a
-        reward server.
+        Ask the server for its model. Raises [`RewardServerError`] if no replica can be reached, one is not ready or is not a
+        reward server, or they serve different models.
         """
-        return _run(self._ask_model())
+        return _run(self._ask_models())
 
     def score(self, prompts: list, responses: list[str], **options) -> list[Score]:
         """Judge responses; the blocking form of [`CLoudClient.ascore`]."""
@@ -169,6 +181,8 @@ class CLoudClient:
                 if on_score is not None:
                     on_score(row.index, score)
 
+        if self._replicas.several and self._served is None:
+            await self._ask_models()
         async with self._pool() as pool:
             workers = [asyncio.create_task(work(pool)) for _ in range(min(self.max_concurrency, len(rows)))]
             try:
@@ -181,8 +195,35 @@ class CLoudClient:
 
     # -------------------------------------------------------------------------------------------------- one request
 
-    async def _ask_model(self) -> ServedModel:
-        url = f"{self.base_url}/health"
+    async def _ask_models(self) -> ServedModel:
+        """Ask all replicas. Those that cannot be reached are left out, unless none can."""
+        errors = [error for error in await asyncio.gather(*map(self._ask_replica, self._replicas.all)) if error]
+        if self._served is None:
+            raise errors[0]
+        return self._served[1]
+
+    async def _ask_replica(self, replica: Replica) -> RewardServerError | None:
+        """
+        Ask a replica for its model, and send it requests, or leave it out and return the error. Raises [`RewardServerError`] if
+        another replica serves another model.
+        """
+        try:
+            served = await self._ask_model(replica.url)
+        except RewardServerError as error:
+            self._replicas.leave_out(replica, str(error), is_asked=True)
+            return error
+        if not self._replicas.several or self._served is None:
+            self._served = replica.url, served
+        elif served != self._served[1]:
+            raise RewardServerError(
+                f"{replica.url} serves {served}, but {self._served[0]} serves {self._served[1]}: start all replicas with one model "
+                "and release, or leave one out."
+            )
+        self._replicas.welcome(replica)
+        return None
+
+    async def _ask_model(self, base_url: str) -> ServedModel:
+        url = f"{base_url}/health"
         try:
             async with (
                 asyncio.timeout(_CONNECT_TIMEOUT),
@@ -201,40 +242,60 @@ class CLoudClient:
     async def _score_row(self, http: httpx2.AsyncClient, row: _Row) -> Score:
         row.started = time.monotonic()
         while True:
+            replica = self._replicas.choose()
+            if replica is None:
+                await self._wait(row, "no replica can be reached", None)
+                continue
+            row.url = f"{replica.url}{self.route}"
+            if not replica.is_up:
+                await self._ask_replica(replica)
+                continue
             try:
-                async with (
-                    asyncio.timeout(self.timeout),
-                    http.stream("POST", self.url, content=row.body, headers=self._headers) as response,
-                ):
-                    await read_body(response, row.longest_answer if response.status_code == 200 else _LONGEST_MESSAGE)
+                async with asyncio.timeout(self.timeout):
+                    response = await self._post(http, replica, row)
             except (AnswerTooLarge, httpx2.DecodingError) as error:
                 raise self._error(row, str(error)) from error
             except (httpx2.TransportError, TimeoutError) as error:
-                await self._wait(row, printable(f"{type(error).__name__} {error}"), None)
+                what = printable(f"{type(error).__name__} {error}")
+                self._replicas.leave_out(replica, what)
+                await self._wait(row, what, None)
                 continue
             if response.status_code == 200:
+                self._replicas.add_answer(replica)
                 return self._read(row, response)
             message = f"status {response.status_code}: {_error_message(response)}"
             if response.status_code in _BAD_INPUT:
                 raise self._error(row, message, ValueError)
             if response.status_code == _TOO_MANY_REQUESTS:
+                self._replicas.rest(replica, _retry_after(response) or _FIRST_WAIT)
                 await self._wait_for_slot(row, message, response)
             elif response.status_code in _RETRIED:
+                self._replicas.leave_out(replica, message)
                 await self._wait(row, message, _retry_after(response))
             else:
                 raise self._error(row, message)
 
+    async def _post(self, http: httpx2.AsyncClient, replica: Replica, row: _Row) -> httpx2.Response:
+        """Return the answer of a replica, with its body."""
+        with self._replicas.working(replica):
+            async with http.stream("POST", row.url, content=row.body, headers=self._headers) as response:
+                await read_body(response, row.longest_answer if response.status_code == 200 else _LONGEST_MESSAGE)
+            return response
+
     async def _wait(self, row: _Row, what: str, at_least: float | None):
-        """Sleep before the next attempt, or raise after the last one."""
+        """Sleep before the next attempt, unless another replica is up, or raise after the last one."""
         if row.failures == self.max_retries:
             seconds = time.monotonic() - row.started
             tries = f"given up after {row.failures + 1} tries in {seconds:.1f} s"
             raise self._error(row, f"{what} ({tries})")
-        await asyncio.sleep(max(_backoff(row.failures), at_least or 0.0))
+        if not self._replicas.others_are_up:
+            await asyncio.sleep(max(_backoff(row.failures), at_least or 0.0))
         row.failures += 1
 
     async def _wait_for_slot(self, row: _Row, what: str, response: httpx2.Response):
-        """Sleep until the queue may have room. This does not count as a failure: the server is working."""
+        """Sleep until the queue may have room, unless another replica is up. This does not count as a failure."""
+        if self._replicas.others_are_up:
+            return
         seconds = (_retry_after(response) or _FIRST_WAIT) * random.uniform(1.0, 1.5)
         if time.monotonic() - row.started + seconds > self.timeout:
             raise self._error(row, f"{what} (for {self.timeout:g} s)")
@@ -261,7 +322,7 @@ class CLoudClient:
         return read_score(result)
 
     def _error(self, row: _Row, what: str, kind: type[Exception] = RewardServerError) -> Exception:
-        return kind(f"Row {row.index}: {self.url}: {what}")
+        return kind(f"Row {row.index}: {row.url}: {what}")
 
     def _make_rows(
         self, prompts: list, responses: list[str], critiques: list | None, options: dict[str, Any]
@@ -301,7 +362,9 @@ class CLoudClient:
             )
             timeout = httpx2.Timeout(self.timeout, connect=min(_CONNECT_TIMEOUT, self.timeout))
             # Loading certificates takes longer than a short request, so skip it for plain HTTP
-            http = httpx2.AsyncClient(limits=limits, timeout=timeout, verify=self.url.startswith("https://"))
+            http = httpx2.AsyncClient(
+                limits=limits, timeout=timeout, verify=any(r.url.startswith("https://") for r in self._replicas.all)
+            )
             self._pools[loop] = _Pool(http, asyncio.Semaphore(self.max_concurrency))
         pool = self._pools[loop]
         pool.users += 1
@@ -328,7 +391,10 @@ def _read_model(answer: Any) -> ServedModel:
     name, critique, length = (answer[key] for key in ("model", "critique", "context_length"))
     if not isinstance(name, str) or not isinstance(critique, bool) or type(length) not in (int, type(None)):
         raise ValueError(f"model {name!r:.60}, critique {critique!r:.60}, context_length {length!r:.60}")
-    return ServedModel(printable(name), critique, length)
+    versions = [answer.get(key) for key in ("model_version", "version")]  # earlier releases have none
+    return ServedModel(
+        printable(name), critique, length, *(None if each is None else printable(str(each)) for each in versions)
+    )
 
 
 def _backoff(failures: int) -> float:

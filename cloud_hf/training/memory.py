@@ -3,6 +3,7 @@ Measure the memory of a training step without executing it: the actual model run
 storage, and every allocation is counted. It takes seconds for 70B and needs only the config.
 """
 
+import copy
 import weakref
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -16,12 +17,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import sdpa_mask
 
 from ..configuration_cloud import CLoudConfig
 from ..modeling_cloud import CLoudForRewardModeling, RewardHead
-from ..packed_attention import packed_arguments
 from .lora import HEAD, complete_lora
 from .packing import Packing, TokenSequence
+
+
+_ONE_KERNEL = "one_kernel"
 
 
 @dataclass(frozen=True)
@@ -33,9 +38,8 @@ class StepMemory:
     linear: int  # of the layers that 4-bit loading quantises
     largest: int  # of all parameters
     saved: int  # between the forward and the backward pass
-    # Per moment: bytes other than parameters and gradients, and bytes of gradients. Kept are the moments that can be the peak
-    # for some way to store gradients
-    peaks: list[tuple[int, int]]
+    # Per moment: bytes other than parameters and gradients, and bytes of gradients
+    moments: np.ndarray
 
     def peak(self, gradient_share: float, accumulated: bool = False) -> tuple[float, float]:
         """
@@ -44,9 +48,15 @@ class StepMemory:
         `gradient_share` is the ratio of stored gradient bytes to simulated ones, such as 1/8 on 8 GPUs under ZeRO-2.
         `accumulated` says whether all gradients of an earlier micro-batch are already stored.
         """
-        full = max(gradients for _, gradients in self.peaks)
-        moments = [(other, (full if accumulated else gradients) * gradient_share) for other, gradients in self.peaks]
-        return max(moments, key=sum)
+        other, gradients = self.moments.T
+        stored = (np.full_like(gradients, self.gradients) if accumulated else gradients) * gradient_share
+        peak = (other + stored).argmax()
+        return float(other[peak]), float(stored[peak])
+
+    @property
+    def gradients(self) -> int:
+        """Bytes of all gradients."""
+        return int(self.moments[:, 1].max())
 
 
 class _Allocations(TorchDispatchMode):
@@ -54,7 +64,7 @@ class _Allocations(TorchDispatchMode):
     Count the storages that operations allocate, until they are freed.
 
     torch's `MemTracker` reports one peak. Gradients are smaller on a GPU if they are sharded, which can move the peak to
-    another moment; this keeps all candidates.
+    another moment; this keeps all moments.
     """
 
     def __init__(self, kept: set[int]):
@@ -62,8 +72,8 @@ class _Allocations(TorchDispatchMode):
         self._sizes: dict[int, tuple[weakref.ref, int]] = {}
         self._kept = kept
         self.live = 0
-        self.peaks: list[tuple[int, int]] = [(0, 0)]
         self.gradients = 0
+        self.moments: list[tuple[int, int]] = [(0, 0)]
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
@@ -94,12 +104,12 @@ class _Allocations(TorchDispatchMode):
         self._note()
 
     def _note(self):
-        moment = (self.live - self.gradients, self.gradients)
-        if moment[0] > self.peaks[-1][0] or moment[1] > self.peaks[-1][1]:
-            # Drop earlier moments with no more of either kind: they cannot be the peak under any sharding
-            while self.peaks and self.peaks[-1][0] <= moment[0] and self.peaks[-1][1] <= moment[1]:
-                self.peaks.pop()
-            self.peaks.append(moment)
+        self.moments.append(self.now)
+
+    @property
+    def now(self) -> tuple[int, int]:
+        """The bytes other than gradients, and of gradients."""
+        return self.live - self.gradients, self.gradients
 
 
 def simulate_step(
@@ -126,43 +136,109 @@ def simulate_step(
     `autocast` computes in bf16 on weights of `dtype`. `head_is_sharded` is for ZeRO-3, which gathers the LM head's weight
     only while the layer computes, so each piece of the critique loss allocates a separate gradient.
     """
-    model = _make_model(config, dtype, lora, gradient_checkpointing)
+    model = _make_model(copy.deepcopy(config), dtype, lora, gradient_checkpointing)
     if head_is_sharded:
         model.get_output_embeddings().__class__ = _ShardedHead
+    spared = {id(model.get_output_embeddings())}
+    counts = {
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "trained": sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
+        "largest": max(weight.numel() for weight in model.parameters()),
+        "linear": sum(
+            module.weight.numel()
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear) and id(module) not in spared and "lora_" not in name and HEAD not in name
+        ),
+    }
     labelled = int(labelled_share * length) if config.critique else 0
     shared = int(prompt_share * length) if shared_prompt else 0
     shape_BT, attention = (2 * pairs, length), {}
     if padding_free or shared_prompt:
         shape_BT, attention = _lay_out(model, pairs, length, labelled, shared)
-    with FakeTensorMode(allow_non_fake_inputs=True):  # segment lengths are real tensors: fake ones have no values
+    layers = _Layers(model)
+    with FakeTensorMode(allow_non_fake_inputs=True):
         _pretend_to_be_on_cpu(model)
         parameters = list(model.parameters())
         tracker = _Allocations({parameter.untyped_storage()._cdata for parameter in parameters})
         for parameter in parameters:
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(tracker.add_gradient)
-        sizes = {name: weight.numel() for name, weight in model.named_parameters()}
+        layers.watch(tracker)
         with tracker:
             with torch.autocast("cpu", dtype=torch.bfloat16) if autocast else nullcontext():
                 P = max(1, 2 * pairs * labelled)
                 loss = _joint_loss(model, 2 * pairs, shape_BT, attention, P, lm_loss_chunks)
-            saved = tracker.live  # what autograd keeps alive: all temporaries of the forward pass are freed
+            after_forward = len(tracker.moments)
+            tracker.moments.append(
+                tracker.now
+            )  # what autograd keeps alive: all temporaries of the forward pass are freed
             loss.backward()
-        peaks = tracker.peaks
-    spared = {id(model.get_output_embeddings())}
-    linear = sum(
-        module.weight.numel()
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and id(module) not in spared and "lora_" not in name and HEAD not in name
-    )
-    return StepMemory(
-        parameters=sum(sizes.values()),
-        trained=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
-        linear=linear,
-        largest=max(sizes.values()),
-        saved=saved,
-        peaks=peaks,
-    )
+    moments, after_forward = layers.complete(tracker.moments, after_forward)
+    return StepMemory(**counts, saved=int(moments[after_forward, 0]), moments=moments)
+
+
+class _Layers:
+    """
+    The layers of a model that are simulated. Layers of one kind allocate the same, so only the first ones run, and what one of
+    them adds to the record of allocations is repeated for the others.
+    """
+
+    # The first and the last one may differ, by what is made once for all layers
+    _RUN = 3
+
+    def __init__(self, model: CLoudForRewardModeling):
+        total = model.config.text_config.num_hidden_layers
+        lists = (module for module in model.trunk.modules() if isinstance(module, nn.ModuleList))
+        self._layers = next((modules for modules in lists if len(modules) == total), nn.ModuleList())
+        self._left_out = 0
+        if len(self._layers) > self._RUN and all(_kind(layer) == _kind(self._layers[0]) for layer in self._layers):
+            self._left_out = total - self._RUN
+            del self._layers[self._RUN :]
+        self._starts: dict[tuple[str, int], tuple[int, tuple[int, int]]] = {}
+
+    def watch(self, tracker: _Allocations):
+        """Note where in the record each layer's forward and backward pass begin."""
+        if self._left_out == 0:
+            return
+
+        def note(what: str, index: int):
+            self._starts.setdefault((what, index), (len(tracker.moments), tracker.now))
+
+        for index, layer in enumerate(self._layers):
+            layer.register_forward_pre_hook(lambda *_, index=index: note("forward", index))
+            for parameter in layer.parameters():
+                if parameter.requires_grad:
+                    parameter.register_post_accumulate_grad_hook(lambda _, index=index: note("backward", index))
+
+    def complete(self, record: list[tuple[int, int]], after_forward: int) -> tuple[np.ndarray, int]:
+        """Return the record of all layers, and the index of the moment after the forward pass."""
+        moments = np.array(record)
+        if self._left_out == 0:
+            return moments, after_forward
+        # The later pass first, which leaves the indices of the earlier one valid
+        for first, second in ((("backward", 2), ("backward", 1)), (("forward", 1), ("forward", 2))):
+            (start, before), (end, after) = self._starts[first], self._starts[second]
+            added = np.subtract(after, before)
+            copies = [moments[start:end] + added * (copy + 1) for copy in range(self._left_out)]
+            moments = np.concatenate([moments[:end], *copies, moments[end:] + added * self._left_out])
+        return moments, after_forward + (end - start) * self._left_out
+
+
+def _kind(layer: nn.Module) -> list:
+    """Return all of a layer that its memory can depend on."""
+    return [
+        (
+            name,
+            type(module),
+            {
+                key: value
+                for key, value in vars(module).items()
+                if isinstance(value, int | float | str) and key != "layer_idx"
+            },
+            [(key, value.shape, value.requires_grad) for key, value in module.named_parameters(recurse=False)],
+        )
+        for name, module in layer.named_modules()
+    ]
 
 
 def _make_model(config, dtype, lora, gradient_checkpointing):
@@ -213,10 +289,33 @@ def _lay_out(
 ) -> tuple[tuple[int, int], dict[str, Any]]:
     """Return the shape of pairs flattened to one row, which share their first `shared` tokens, and the attention arguments."""
     model.prepare_for_segments(shared > 0)
+    model.set_attn_implementation(_ONE_KERNEL)
     rows = np.arange(2 * pairs)[:, None].repeat(length, axis=1)
     rows[1::2, :shared] = rows[::2, :shared]
     packing = Packing([TokenSequence(ids, length - labelled) for ids in rows], shared_prompt=shared > 0)
-    return (1, packing.num_tokens), packed_arguments(model.trunk.config, packing.tensors(labels=False)["segments"])
+    # A 4-d mask is passed on as it is
+    return (1, packing.num_tokens), {"attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool)}
+
+
+class _OneKernel(torch.autograd.Function):
+    """Allocate what a GPU's attention kernel for a flattened batch does: in the forward pass its output and a sum per query."""
+
+    @staticmethod
+    def forward(ctx, query, key, value):
+        output, sums = torch.empty_like(query), query.new_empty(query.shape[1:3], dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, output, sums)
+        return output.transpose(1, 2)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        return tuple(torch.empty_like(states) for states in ctx.saved_tensors[:3])
+
+
+def _attend_in_one_kernel(module, query, key, value, attention_mask, **kwargs):
+    states = [query, key, value]
+    if torch.is_autocast_enabled("cpu"):
+        states = [each.to(torch.get_autocast_dtype("cpu")) for each in states]
+    return _OneKernel.apply(*states), None
 
 
 def _joint_loss(
@@ -237,3 +336,7 @@ def _joint_loss(
         return loss
     hidden_PH = hidden_BTH[:, :-1].reshape(-1, hidden_BTH.shape[-1])[torch.arange(P)]
     return loss + model._losses_in_pieces(hidden_PH, torch.zeros(P, dtype=torch.long), chunks).mean()
+
+
+AttentionInterface.register(_ONE_KERNEL, _attend_in_one_kernel)
+AttentionMaskInterface.register(_ONE_KERNEL, sdpa_mask)

@@ -22,9 +22,11 @@ of GPUs. Bytes per GPU:
   (adamw_torch_fused does not), and DeepSpeed allocates fp32 gradients, 4 x T. Each GPU does so for its share; ZeRO-3, for
   1e9 parameters at a time.
 - Activations: the tensors that the forward pass keeps, and those that the backward pass adds. There is no formula: a step
-  of the actual model runs on fake tensors, and its allocations are counted. With gradient checkpointing, that is about
+  of the actual model runs on fake tensors, and its allocations are counted (three layers run, and count for all, if the layers
+  are alike). With gradient checkpointing, that is about
   layers x tokens x hidden, plus the activations of one layer. Autocast adds bf16 copies of fp32 weights. With
-  `shared_prompt`, the prompt of a pair (`prompt_share` of a sequence) counts once.
+  `shared_prompt`, the prompt of a pair (`prompt_share` of a sequence) counts once. Attention over a flattened batch allocates
+  what a single kernel keeps: queries, keys, values, output, and a sum per query.
 - LM loss: the fp32 logits of one piece of the labelled tokens, with their log-softmax and its gradient, about
   3 x 4 x vocabulary x labelled tokens / pieces. It is part of the activations, but shown separately. Under ZeRO-3, which
   gathers the LM head only while it computes, the head's gradient exists three times: the sum so far, the next piece's, and
@@ -375,7 +377,7 @@ def _divide(args: Any, config: CLoudConfig, step: StepMemory, lm_loss: float) ->
     master = 4 if trained == 2 and args.zero in ("1", "2", "3") else 0
     optimizer = step.trained * (moments + master)
     # The simulation's gradients have another width, and are all on one GPU
-    gradient_share = (trained * step.trained) / max(1, max(gradients for _, gradients in step.peaks))
+    gradient_share = (trained * step.trained) / max(1, step.gradients)
     host = buckets = 0.0
     if args.zero == "0":
         buckets = trained * step.trained if args.gpus > 1 else 0.0
@@ -399,7 +401,7 @@ def _divide(args: Any, config: CLoudConfig, step: StepMemory, lm_loss: float) ->
     if args.zero == "3":
         stepped = min(stepped, _SUB_GROUP)
     made = stepped * ((4 if args.optim == "adamw_torch" else 0) + (4 if master else 0))
-    all_gradients = gradient_share * max(gradients for _, gradients in step.peaks)
+    all_gradients = gradient_share * step.gradients
     return Plan(
         parameters=parameters,
         gradients=gradients,

@@ -23,7 +23,7 @@ from servers_for_tests import (
     tokenizer_of,
 )
 
-from cloud_hf import CritiqueFormat, TransformersScorer
+from cloud_hf import CritiqueFormat, TransformersScorer, __version__
 from cloud_hf.evaluation import evaluate_pairs
 from cloud_hf.serving import client as client_module
 from cloud_hf.serving.client import CLoudClient, RewardServerError, ServedModel
@@ -167,7 +167,7 @@ def test_a_full_queue_is_waited_for(talker):
 
 def test_the_model_that_is_served(talker, url):
     assert CLoudClient(url).served_model() == ServedModel(
-        Path(talker.name_or_path).name, True, talker.config.text_config.max_position_embeddings
+        Path(talker.name_or_path).name, True, talker.config.text_config.max_position_embeddings, None, __version__
     )
 
 

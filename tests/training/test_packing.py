@@ -9,7 +9,7 @@ from peft import LoraConfig
 from tokenizers_for_tests import make_tokenizer
 from transformers import LlamaConfig
 
-from cloud_hf import CLoudTrainer, CLoudTrainingConfig
+from cloud_hf import CLoudConfig, CLoudForRewardModeling, CLoudTrainer, CLoudTrainingConfig, modeling_cloud
 from cloud_hf.critique_format import IGNORE_INDEX
 from cloud_hf.packed_attention import packed_arguments
 from cloud_hf.training.packing import MIN_SHARED_TOKENS, Packing, TokenSequence
@@ -195,6 +195,26 @@ def test_what_mixes_tokens_unannounced_is_found_out(model, tmp_path, mode):
     model.trunk.layers[1].register_forward_pre_hook(look_back, with_kwargs=True)
     with pytest.raises(ValueError, match="the sequences of a flattened batch would see each other"):
         train(model, tmp_path, make_rows(2), **MODES[mode])
+
+
+@pytest.mark.parametrize("std", [0.02, 0.3])
+@pytest.mark.parametrize("shared_prompt", [False, True])
+def test_the_check_of_segments_tells_rounding_from_a_look_at_the_others(std, shared_prompt, monkeypatch):
+    """32 layers in bf16, where rounding alone changes states by up to 6%."""
+    torch.manual_seed(0)
+    text_config = LlamaConfig(
+        hidden_size=64, num_hidden_layers=32, intermediate_size=128, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=1000, initializer_range=std,
+    )  # fmt: skip
+    model = CLoudForRewardModeling(CLoudConfig(text_config=text_config)).to(torch.bfloat16)
+    model.prepare_for_segments(shared_prompt)
+
+    def forget_segments(config, segments):
+        return {"attention_mask": torch.ones(1, int(segments[:, 0].sum()))}
+
+    monkeypatch.setattr(modeling_cloud, "packed_arguments", forget_segments)
+    with pytest.raises(ValueError, match="the sequences of a flattened batch would see each other"):
+        model.prepare_for_segments(shared_prompt)
 
 
 def test_a_flattened_batch_wants_a_model_that_was_prepared(model):

@@ -1,17 +1,22 @@
+import dataclasses
 import json
 import subprocess
 import sys
 from itertools import accumulate
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from models_for_tests import tiny_text_config
+from peft import LoraConfig
 from torch import nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
+from transformers import Qwen3Config
 
 from cloud_hf import CLoudConfig, CLoudForRewardModeling
+from cloud_hf.training import memory
 from cloud_hf.training.memory import simulate_step
 from cloud_hf.training.plan import GB, PlanArguments, largest_micro_batch, make_plan
 
@@ -131,6 +136,34 @@ def test_a_shared_prompt_is_kept_once(small):
     assert shared.saved / flat.saved == pytest.approx(320 / 400, rel=0.02)
     short = simulate_step(classic, 4, 200, shared_prompt=True, prompt_share=0.1)
     assert short.saved == flat.saved  # 20 tokens are not worth a segment
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"gradient_checkpointing": False, "autocast": True},
+        {"padding_free": True, "head_is_sharded": True},
+        {"shared_prompt": True, "prompt_share": 0.4, "gradient_checkpointing": False},
+        {"lora": LoraConfig(r=4, task_type="CAUSAL_LM")},
+    ],
+)
+@pytest.mark.parametrize(
+    "model", [{}, {"layer_types": ["full_attention"] * 6 + ["sliding_attention"]}], ids=["same", "mixed"]
+)
+def test_layers_that_are_left_out_count_like_the_others(options, model, monkeypatch):
+    text_config = Qwen3Config(
+        hidden_size=32, num_hidden_layers=7, intermediate_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+        vocab_size=200, use_sliding_window=True, sliding_window=16, **model,
+    )  # fmt: skip
+    config = CLoudConfig(text_config=text_config)
+    layers = memory._Layers(memory._make_model(config, torch.float32, None, False))
+    assert layers._left_out == (0 if model else 4)
+    left_out = simulate_step(config, 3, 96, **options)
+    monkeypatch.setattr(memory._Layers, "_RUN", 7)
+    complete = simulate_step(config, 3, 96, **options)
+    assert dataclasses.replace(left_out, moments=0) == dataclasses.replace(complete, moments=0)
+    assert np.array_equal(left_out.moments, complete.moments)
 
 
 def test_adapters_train_little(small):

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import asynccontextmanager
 
 import h11
+import torch
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -20,8 +21,10 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ...cli import run
 from ...loading import check_reward_model, load_reward_model, read_model_config, tokenizer_source
+from ...model_identity import identify_model
 from ...rendered_chats import RenderedChats
 from . import pages, routes
+from .command import PARALLEL
 from .contracts import spell_path
 from .engine import EncodingEngine, TransformersEngine
 from .limits import Limits
@@ -41,6 +44,7 @@ def make_app(
     api_key: str | None = None,
     chats: RenderedChats | None = None,
     allowed_hosts: Sequence[str] = (),
+    model_version: str | None = None,
 ) -> FastAPI:
     r"""
     Make the server's ASGI application. `app.state.lifecycle` records whether it accepts requests.
@@ -57,9 +61,11 @@ def make_app(
             routes return 501.
         allowed_hosts (`Sequence[str]`, *optional*):
             Names with dots under which clients without a key reach the server; a web page could point others at it.
+        model_version (`str`, *optional*):
+            Version that `/health` shows, by which clients see whether replicas serve the same model.
     """
     limits, metrics, lifecycle = limits or Limits(), Metrics(), Lifecycle()
-    service = RewardService(engine, limits, metrics, lifecycle, chats)
+    service = RewardService(engine, limits, metrics, lifecycle, chats, model_version)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI):
@@ -230,12 +236,23 @@ def make_server(app: FastAPI, host: str = "127.0.0.1", port: int = 8000, shutdow
     return RewardServer(config, shutdown_grace)
 
 
+def _check_gpus(needed: int):
+    """Raise `ValueError` if the machine has GPUs, but not that many."""
+    if torch.cuda.is_available() and needed > torch.cuda.device_count():
+        raise ValueError(
+            f"`tensor_parallel_size` times `data_parallel_size` is {needed}, but this machine has {torch.cuda.device_count()} GPU(s)."
+        )
+
+
 def load_engine(args: argparse.Namespace) -> EncodingEngine:
     """Load the engine that the command line names. Raises `ValueError` if the model is not a reward model."""
     if args.backend == "vllm":
         from ..vllm.engine import VLLMEngine
 
-        return VLLMEngine(args.model, **{"dtype": args.dtype, **args.vllm_options})
+        # Only where asked for: data parallelism changes how vLLM starts
+        sizes = {name: getattr(args, name) for name in PARALLEL if getattr(args, name) > 1}
+        _check_gpus(args.tensor_parallel_size * args.data_parallel_size)
+        return VLLMEngine(args.model, **{"dtype": args.dtype, **sizes, **args.vllm_options})
     model, tokenizer = load_reward_model(args.model, dtype=args.dtype)
     return TransformersEngine(model, tokenizer, args.batch_size)
 
@@ -298,7 +315,8 @@ def serve(args: argparse.Namespace):
         check_reward_model(args.model, read_model_config(args.model))
         chats = load_chats(args)
         engine = load_engine(args)
-        app = make_app(engine, limits, args.api_key, chats, [*args.allowed_hosts, args.host])
+        version = identify_model(args.model)["model_version"]
+        app = make_app(engine, limits, args.api_key, chats, [*args.allowed_hosts, args.host], version)
         if args.host not in ("127.0.0.1", "::1", "localhost") and args.api_key is None:
             logger.warning("Listening on %s without a key: anyone who can reach it can use it.", args.host)
         logger.info(

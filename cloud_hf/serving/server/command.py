@@ -29,6 +29,9 @@ _LIMITS = {
 }
 
 
+PARALLEL = ("tensor_parallel_size", "data_parallel_size")
+
+
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     defaults = Limits()
@@ -52,7 +55,14 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=16, help="Sequences per forward pass (transformers).")
     parser.add_argument("--dtype", default="auto", help="Data type of the weights.")
     parser.add_argument("--vllm_options", type=_json_object, default={}, help="JSON with options of vLLM's engine.")
+    parser.add_argument(
+        "--tensor_parallel_size", type=int, default=1, help="GPUs that share one copy of the model (vLLM)."
+    )
+    parser.add_argument(
+        "--data_parallel_size", type=int, default=1, help="Copies of the model behind this server (vLLM)."
+    )
     args = parser.parse_args(arguments)
+    _check_sizes(parser, args)
     if args.vllm_options and args.backend != "vllm":
         parser.error("--vllm_options needs --backend vllm")
     if args.api_key == "":
@@ -60,6 +70,20 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     if not 0 <= args.port < 65_536:
         parser.error(f"--port is {args.port}; it must be between 0 and 65535")
     return args
+
+
+def _check_sizes(parser: argparse.ArgumentParser, args: argparse.Namespace):
+    """Refuse parallelism that the backend lacks, or that is given twice."""
+    for name in PARALLEL:
+        size = getattr(args, name)
+        if size < 1:
+            parser.error(f"--{name} is {size}; it must be at least 1")
+        if size > 1 and args.backend != "vllm":
+            parser.error(
+                f"--{name} needs --backend vllm; with transformers, start several servers and give clients all addresses"
+            )
+        if size > 1 and name in args.vllm_options:
+            parser.error(f"--{name} is also in --vllm_options; give it once")
 
 
 def _json_object(text: str) -> dict:

@@ -149,6 +149,8 @@ class HealthResponse(BaseModel):
     model: str
     critique: bool = Field(description="Whether it writes critiques.")
     context_length: int | None = Field(description="Longest sequence in tokens, critique included.")
+    model_version: str | None = Field(description="Hash of the model's files, or commit; all replicas have the same.")
+    version: str = Field(description="Release of cloud-hf.")
 
 
 class ErrorResponse(BaseModel):

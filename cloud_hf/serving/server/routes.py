@@ -11,6 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.responses import StreamingResponse
 
+from ... import __version__
 from ...scores import Score
 from .contracts import (
     ErrorResponse,
@@ -109,7 +110,13 @@ async def health(request: Request) -> HealthResponse:
     if service.lifecycle.engine_dead:
         raise HTTPException(503, "The engine has stopped.")
     engine = service.engine
-    return HealthResponse(model=service.name, critique=engine.critique, context_length=engine.context_length)
+    return HealthResponse(
+        model=service.name,
+        critique=engine.critique,
+        context_length=engine.context_length,
+        model_version=service.model_version,
+        version=__version__,
+    )
 
 
 @router.get("/metrics")

@@ -73,8 +73,10 @@ class RewardService:
         metrics: Metrics,
         lifecycle: Lifecycle,
         chats: RenderedChats | None = None,
+        model_version: str | None = None,
     ):
         self.engine = engine
+        self.model_version = model_version
         # Strangers may ask for it, so of a folder only the last part
         self.name = Path(engine.name).name if Path(engine.name).is_dir() else engine.name
         self.limits = limits

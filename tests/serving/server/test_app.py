@@ -15,6 +15,7 @@ from contextlib import suppress
 
 import httpx
 import pytest
+import torch
 from fastapi import APIRouter, Request
 from models_for_tests import CRITIQUES, PROMPTS, RESPONSES, make_model, save_language_model
 from servers_for_tests import BUDGET, free_port, make_engine, make_talker, serving, tokenizer_of
@@ -621,6 +622,13 @@ def test_what_does_not_finish_in_time_is_answered_all_the_same(talker):
 # ----------------------------------------------------------------------------------------------------- command line
 
 
+def test_more_gpus_than_there_are_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UsageError, match=r"is 4, but this machine has 2 GPU\(s\)"):
+        parse_arguments(["m", "--backend", "vllm", "--tensor_parallel_size", "2", "--data_parallel_size", "2"])
+
+
 def test_arguments():
     args = parse_arguments(["m", "--backend", "vllm", "--vllm_options", '{"max_model_len": 64}', "--port", "1"])
     assert (args.model, args.host, args.port, args.vllm_options) == ("m", "127.0.0.1", 1, {"max_model_len": 64})
@@ -628,6 +636,19 @@ def test_arguments():
     for arguments in ([], *(["m", *options] for options in wrong), ["m", "--port", "65536"], ["m", "--ports", "1"]):
         with pytest.raises(UsageError):
             parse_arguments(arguments)
+    for options, says in (
+        (
+            ["--tensor_parallel_size", "2"],
+            "--tensor_parallel_size needs --backend vllm; with transformers, start several servers",
+        ),
+        (["--backend", "vllm", "--data_parallel_size", "0"], "--data_parallel_size is 0"),
+        (
+            ["--backend", "vllm", "--data_parallel_size", "2", "--vllm_options", '{"data_parallel_size": 2}'],
+            "give it once",
+        ),
+    ):
+        with pytest.raises(UsageError, match=says):
+            parse_arguments(["m", *options])
     for limits in ({"max_batch": 0}, {"max_batch": 9, "max_queue": 8}, {"request_timeout": -1}):
         with pytest.raises(ValueError, match=r"max_batch|request_timeout"):
             Limits(**limits)

@@ -1,0 +1,125 @@
+"""Divide requests among replicas of a reward server. Does not import torch."""
+
+import logging
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+
+logger = logging.getLogger(__name__)
+
+# Seconds before a replica that failed is asked again; the pause then doubles, up to the longest
+_FIRST_PAUSE = 1.0
+_LONGEST_PAUSE = 30.0
+
+
+@dataclass
+class Replica:
+    """
+    A server, the requests that it works on and has answered, and its failures since it last answered. It gets no requests
+    before `back_at`, nor until it has been asked for its model (`is_up`).
+    """
+
+    url: str
+    is_up: bool
+    in_flight: int = 0
+    answered: int = 0
+    failures: int = 0
+    back_at: float = 0.0
+
+
+class Replicas:
+    """
+    The servers of a client. A single one is always up: the client waits for it.
+
+    Args:
+        urls (`str` or `Sequence[str]`):
+            Addresses; in a string, separated by commas.
+
+    Raises:
+        `ValueError`: If there is none, one is named twice, or one does not start with http:// or https://.
+    """
+
+    def __init__(self, urls: str | Sequence[str]):
+        urls = urls.split(",") if isinstance(urls, str) else list(urls)
+        urls = [url.strip().rstrip("/") for url in urls]
+        for url in urls:
+            if not url.startswith(("http://", "https://")):
+                raise ValueError(f"`base_url` is {url!r}; it must start with http:// or https://.")
+        if not urls or len(set(urls)) < len(urls):
+            raise ValueError(f"`base_url` is {urls}; give at least one address, and each only once.")
+        self.all = [Replica(url, is_up=len(urls) == 1) for url in urls]
+        self.several = len(urls) > 1
+        self._lock = threading.Lock()  # calls can come from several threads
+
+    def choose(self) -> Replica | None:
+        """
+        Return the replica with the fewest requests, and among those, the one that has answered the fewest. One that is not up
+        is returned to a single caller, who must ask it for its model. `None` if none is up.
+        """
+        now = time.monotonic()
+        with self._lock:
+            due = [replica for replica in self.all if replica.back_at <= now]
+            away = [replica for replica in due if not replica.is_up]
+            if away:
+                away[0].back_at = now + _pause(away[0].failures)
+                return away[0]
+            # If all queues are full, any will do
+            usable = due or [replica for replica in self.all if replica.is_up]
+            return min(usable, key=lambda replica: (replica.in_flight, replica.answered), default=None)
+
+    @property
+    def others_are_up(self) -> bool:
+        """Return whether a request that failed can be sent to another replica at once."""
+        return self.several and any(replica.is_up and replica.back_at <= time.monotonic() for replica in self.all)
+
+    @contextmanager
+    def working(self, replica: Replica) -> Iterator[None]:
+        """Count a request of a replica."""
+        with self._lock:
+            replica.in_flight += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                replica.in_flight -= 1
+
+    def add_answer(self, replica: Replica):
+        """Count an answer."""
+        with self._lock:
+            replica.answered += 1
+
+    def welcome(self, replica: Replica):
+        """Send requests to a replica that has told its model."""
+        with self._lock:
+            if replica.failures:
+                logger.warning("%s is back.", replica.url)
+            # Level with the others: it need not make up for the time in which it was away
+            replica.answered = max(each.answered for each in self.all)
+            replica.is_up, replica.failures, replica.back_at = True, 0, 0.0
+
+    def leave_out(self, replica: Replica, why: str, is_asked: bool = False):
+        """
+        Send no requests to a replica that failed (when `is_asked` for its model) until it is back; a single one is kept.
+        """
+        if not self.several:
+            return
+        with self._lock:
+            if replica.is_up or not replica.failures:
+                logger.warning("%s is left out until it is back: %s", replica.url, why)
+            # Requests that fail together count once
+            if replica.is_up or is_asked:
+                replica.back_at = time.monotonic() + _pause(replica.failures)
+                replica.failures += 1
+            replica.is_up = False
+
+    def rest(self, replica: Replica, seconds: float):
+        """Prefer others to a replica whose queue is full."""
+        if self.several:
+            replica.back_at = time.monotonic() + seconds
+
+
+def _pause(failures: int) -> float:
+    return min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**failures)
