@@ -31,7 +31,7 @@ FIRST_WORDS = """
     const start = performance.now();
     document.querySelector("#score-run").click();
     const look = () => {
-        const text = document.querySelector("#score-result .writing")?.textContent ?? "";
+        const text = document.querySelector("#score-critique .writing")?.textContent ?? "";
         const seconds = (performance.now() - start) / 1000;
         if (text) resolve(seconds);
         else if (seconds > 30) reject(new Error("No critique after 30 s."));

@@ -673,7 +673,7 @@ def test_equal_responses_are_judged_once_and_shown_as_they_finish():
     names, responses = ["R 1", "R 2", "R 3"], ["a", "b", "a"]
     assert "1 so far" in show_ranking(names, responses, [scores[0], None, None], is_final=False)
     shown = show_ranking(names, responses, scores, noise=0.001)
-    assert "The same text, judged once: R 1, R 3." in shown and "Too close to rank: R 3 and R 2." in shown
+    assert "The same text, judged once: R 1, R 3." in shown and "Too close to rank: R 1 and R 2, R 2 and R 3." in shown
     assert "Too close" not in show_ranking(
         names, responses, [make_score(1), make_score(2), make_score(1)], noise=0.001
     )

@@ -167,9 +167,9 @@ def _show_best(backend: Backend, candidates: Sequence[str], scores: Sequence[Sco
     best = _best_of(rewards)
     drawing = curve(_best_of_n_curve(rewards), "Expected highest reward by number of candidates", "candidates drawn")
     return (
-        f"<h3>Best: candidate {best + 1} of {len(candidates)}, {rewards[best]:+.3f}</h3>"
+        f"<h2>Best: candidate {best + 1} of {len(candidates)}, {rewards[best]:+.3f}</h2>"
         f"{paragraph(candidates[best])}"
-        f"<h3>Best of n</h3>{note(_WORDS)}{drawing}"
+        f"<h2>Best of n</h2>{note(_WORDS)}{drawing}"
         f"{show_ranking([f'Candidate {place}' for place in range(1, len(scores) + 1)], candidates, scores, noise)}"
         f"{show_made(made, backend.warnings)}"
     )

@@ -1,6 +1,7 @@
 """The page: tabs, endpoints for programs, and the page of a Space that is not set up."""
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,8 +31,6 @@ _ABOUT = "It reads a response, writes a critique, and then gives a number."
 _SHIPPED = """ These two small models were trained in minutes to follow a ball under four cups: the CLoud model writes down where the
 ball goes, the classic one gives its number at once. Press *Judge*, or see where they disagree under *CLoud vs classic*."""
 _FOLDER = Path(__file__).parent
-# Shown where a link to the page is shared
-_PICTURE = _FOLDER.parent / "score.png"
 # Requests wait in the demo's own queue; Gradio's queue holds a few more
 _SPARE_EVENTS = 32
 _SETUP = f"""
@@ -45,16 +44,27 @@ What is wrong:
 _READ_LINK = "() => { window.onhashchange = () => window.location.reload(); return window.location.hash.slice(1); }"
 
 
+class Page(gr.Blocks):
+    """A page whose shared links have a description and, on a Space, a picture: Gradio's template takes them from the config."""
+
+    def get_config_file(self):
+        """Return Gradio's config with both."""
+        space = os.environ.get("SPACE_ID")
+        picture = f"https://huggingface.co/spaces/{space}/resolve/main/score.png" if space else ""
+        return super().get_config_file() | {"simple_description": _ABOUT, "thumbnail": picture}
+
+
 def build(backend: Backend) -> gr.Blocks:
     """Make the page for a backend."""
-    with gr.Blocks(title=TITLE, analytics_enabled=backend.args.analytics) as page:
+    with Page(title=TITLE, analytics_enabled=backend.args.analytics) as page:
         gr.Markdown(f"# {TITLE}\n{_ABOUT}{_SHIPPED if backend.args.is_shipped else ''}")
         about = gr.HTML(note("The model is being loaded…"), elem_id="about")
         parts = {}
         with gr.Tabs() as tabs:
             for tab in TABS:
-                with gr.Tab(tab.TITLE, id=tab.TAB):
+                with gr.Tab(tab.TITLE, id=tab.TAB) as opened:
                     parts[tab.TAB] = tab.build(backend)
+                parts[tab.TAB].on_select(opened)
         _open_links(page, tabs, parts)
         # Programs see the names, arguments and docstrings of the endpoints
         for endpoint in [endpoint for tab in TABS for endpoint in tab.endpoints(backend)]:

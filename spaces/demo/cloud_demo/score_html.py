@@ -61,7 +61,7 @@ def show_verdict(judged: JudgedRows, score: Score | None = None) -> str:
             spread = f' <span class="spread">± {score.reward_std:.2f} over {len(rewards)} critiques</span>'
     chart = reward_histogram(judged.chosen, judged.rejected, rewards) if judged.is_usable else ""
     return (
-        f'<div class="verdict"><h3>Reward</h3><p class="reward"><strong>{number}</strong>{spread}</p>'
+        f'<div class="verdict"><h2>Reward</h2><p class="reward"><strong>{number}</strong>{spread}</p>'
         f'<p class="note place" tabindex="0">{as_text(judged.describe(score and score.reward))}</p>{chart}</div>'
     )
 
@@ -123,7 +123,7 @@ def show_effects(effects: Effects) -> str:
         "critiques; what it reads before the end is a guess."
     )
     chart = curve(effects.rewards, _HEADER, "sentences read", first=0)
-    return f"<h3>{_HEADER}</h3>{chart}{note(words)}"
+    return f"<h2>{_HEADER}</h2>{chart}{note(words)}"
 
 
 def show_made(made: str, warnings: Sequence[str] = ()) -> str:
@@ -158,8 +158,8 @@ def show_ranking(
         card(f"{as_text(names[i])}: …", paragraph(responses[i])) for i in range(len(scores)) if scores[i] is None
     ]
     if not order:
-        return f"<h3>Side by side</h3>{side_by_side(cards)}"
-    parts = [f"<h3>{'Ranking' if is_final else f'Ranking of {len(order)} so far'}</h3>"]
+        return f"<h2>Side by side</h2>{side_by_side(cards)}"
+    parts = [f"<h2>{'Ranking' if is_final else f'Ranking of {len(order)} so far'}</h2>"]
     parts.append(_ranking_table([names[i] for i in order], [scores[i] for i in order], list(ranks.values())))
     parts += [note(words) for words in _remarks(names, responses, order, rewards, noise)]
     if is_final:
@@ -170,7 +170,7 @@ def show_ranking(
         parts.append(note(error_bars))
         if len(names) <= _MOST_PREFERENCES:
             parts.append(_preference_table(names, [score.reward for score in scores]))
-    return f"{''.join(parts)}<h3>Side by side</h3>{side_by_side(cards)}"
+    return f"{''.join(parts)}<h2>Side by side</h2>{side_by_side(cards)}"
 
 
 def _remarks(
@@ -214,7 +214,7 @@ def _preference_table(names: Sequence[str], rewards: Sequence[float]) -> str:
         for row, (name, reward) in enumerate(zip(names, rewards, strict=True))
     ]
     words = "How likely the response of the row is preferred to that of the column (Bradley-Terry, from the rewards)."
-    return f"<h3>Preference</h3>{note(words)}{_table('Preference probabilities', ('', *names), rows)}"
+    return f"<h2>Preference</h2>{note(words)}{_table('Preference probabilities', ('', *names), rows)}"
 
 
 def _table(name: str, header: Sequence[str], rows: Iterable[str]) -> str:

@@ -7,6 +7,7 @@ import gradio as gr
 
 from cloud_hf.scores import Score
 
+from . import Problem
 from .backend import Backend
 from .judging import (
     Progress,
@@ -70,7 +71,9 @@ def build(backend: Backend) -> TabParts:
     outputs = [controls.said, controls.result, critique, more, controls.kept]
 
     def show(result: Result) -> dict:
-        [score] = result.scores
+        if len(result.scores) != 1:
+            raise Problem("This link is damaged: it holds the scores of several responses.")
+        score = result.scores[0]
         effects = show_effects(result.effects) if result.effects is not None else ""
         writes = any(score.critiques)
         return {
@@ -88,19 +91,15 @@ def build(backend: Backend) -> TabParts:
         read_response(backend, response)
         given = dict(zip(texts, (prompt, response, system, *earlier), strict=True))
         result = None
-        asking = status("Asking the model…")
-        yield {
-            controls.said: asking,
-            controls.result: show_verdict(backend.judged),
-            critique: "",
-            more: "",
-            controls.kept: None,
-        }
+        yield dict(
+            zip(outputs, (status("Asking the model…"), show_verdict(backend.judged), "", "", None), strict=True)
+        )
         async for step in write(backend, visitor_of(request), asked, response, sampling):
             if isinstance(step, Progress):
-                yield {controls.said: status(step.words)}
-                if step.critique is not None:
-                    yield {critique: show_writing(step.critique, sampling.num_critiques)}
+                writing = (
+                    {} if step.critique is None else {critique: show_writing(step.critique, sampling.num_critiques)}
+                )
+                yield {controls.said: status(step.words)} | writing
                 continue
             if isinstance(step, Score):
                 result = Result(TAB, given, sampling, [step], None, backend.made(sampling))
@@ -122,10 +121,11 @@ def build(backend: Backend) -> TabParts:
 
 def _examples(backend: Backend) -> dict[str, tuple[str, str]]:
     """Return prompt and response by name, the best and the worst response of each example."""
-    found = {}
-    for name, (prompt, responses) in example_prompts(backend).items():
-        found |= {f"{name}: right": (prompt, responses[0]), f"{name}: wrong": (prompt, responses[1])}
-    return found
+    return {
+        f"{name} ({side} response)": (prompt, response)
+        for name, (prompt, responses) in example_prompts(backend).items()
+        for side, response in zip(("right", "wrong"), responses, strict=False)
+    }
 
 
 def _chat_boxes() -> tuple[gr.Textbox, dict[str, gr.Textbox]]:

@@ -101,7 +101,8 @@ _EXAMPLES = {
 class TabParts:
     """
     What the page needs of a tab: the boxes whose texts a link holds, the list of examples with a function that names them, and `show`,
-    which returns updates, by component, that show the result of a link. `outputs` are the components of these updates.
+    which returns updates, by component, that show the result of a link. `outputs` are the components of these updates, and `on_select`
+    adds to the tab itself what happens when it is opened.
     """
 
     texts: dict[str, gr.Textbox]
@@ -109,6 +110,7 @@ class TabParts:
     example_names: Callable[[], list[str]]
     outputs: list
     show: Callable[[Result], dict]
+    on_select: Callable[[gr.Tab], Any] = lambda tab: None
 
 
 class Controls:

@@ -45,6 +45,14 @@ element.addEventListener("click", (event) => {
 """
 
 
+def find_row(backend: Backend, row_id: str) -> tuple[int, "BenchmarkRow"]:
+    """Return a row and its index by its id. Raises `Problem` if there is none."""
+    for index, row in enumerate(backend.models.rows):
+        if row.id == row_id:
+            return index, row
+    raise Problem("The row of this link is not among the rows of this demo.")
+
+
 def row_at(backend: Backend, index: int) -> "BenchmarkRow":
     """Return a row by its index. Raises `Problem` if there is none."""
     models = backend.models
@@ -76,7 +84,8 @@ def build(backend: Backend) -> TabParts:
     """Make the tab's content."""
     controls = Controls(backend, "versus", TAB)
     summary = gr.HTML(note("The rows are being read…"), elem_id="versus-summary", elem_classes="result")
-    row_id, timer = gr.State(""), gr.Timer(_REFRESH)
+    row_id = gr.Textbox(visible="hidden", label="Row")
+    timer = gr.Timer(_REFRESH, active=False)
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             choice = gr.Radio([ALL, *FILTERS], value=next(iter(FILTERS)), label="Show", elem_id="versus-filter")
@@ -96,26 +105,20 @@ def build(backend: Backend) -> TabParts:
 
     async def list_rows(choice: str, words: str, row: str):
         models = await backend.loaded()
-        if not row and models.rows:
-            row = models.rows[_most_telling(backend.judged)].id
+        # Only if none is open: a tick that began before a click must not undo it
+        opened = models.rows[_most_telling(backend.judged)].id if models.rows and not row else gr.skip()
         counts = [(f"{name} ({sum(map(FILTERS[name], backend.judged.found.values()))})", name) for name in FILTERS]
         radio = gr.update(choices=[(f"{ALL} ({len(models.rows)})", ALL), *counts])
-        return (
-            _show_summary(backend),
-            radio,
-            _show_list(backend, choice, words, row),
-            row,
-            gr.Timer(active=backend.judged.is_growing),
-        )
+        shown = _show_list(backend, choice, words, row)
+        return _show_summary(backend), radio, shown, opened, gr.Timer(active=backend.judged.is_growing)
 
     inputs, listing = [choice, words, row_id], [summary, choice, listed, row_id, timer]
-    for event in (choice.input, words.input, timer.tick, row_id.change):
-        event(list_rows, inputs, listing, queue=False, trigger_mode="always_last", **QUIET)
+    watch: dict = {"inputs": inputs, "outputs": listing, "queue": False, "trigger_mode": "always_last", **QUIET}
+    gr.on([choice.input, words.input, timer.tick, row_id.change], list_rows, **watch)
 
     async def run_row(request: gr.Request, row: str, guess: bool):
-        rows = (await backend.loaded()).rows
-        index = next((place for place, known in enumerate(rows) if known.id == row), len(rows))
-        shown = row_at(backend, index)
+        await backend.loaded()
+        index, shown = find_row(backend, row)
         yield status("Asking the models…"), _show_row(shown, guess), None, gr.update(visible=False)
         async with aclosing(judge_row(backend, visitor_of(request), shown, index)) as steps:
             async for step in steps:
@@ -139,22 +142,19 @@ def build(backend: Backend) -> TabParts:
 
     def reveal(guessed: str) -> Callable:
         def show(row: str):
-            index = next(place for place, known in enumerate(backend.models.rows) if known.id == row)
-            shown, said = backend.models.rows[index], "Done."
-            if guessed != "answer":
-                said = (
-                    "You are right."
-                    if (guessed == "a") == (_order_of(shown)[0] == 0)
-                    else "No: the other one was chosen."
-                )
+            index, shown = find_row(backend, row)
+            is_right_guess = (guessed == "a") == (_order_of(shown)[0] == 0)
+            said = "You are right." if is_right_guess else "The other one was chosen."
             page = _show_row(shown, True, backend.judged.found[index]) + _made(backend)
-            return status(said), page, gr.update(visible=False)
+            return status("Done." if guessed == "answer" else said), page, gr.update(visible=False)
 
         return show
 
     for name, button in zip(names, buttons, strict=True):
         button.click(reveal(name), row_id, [controls.said, controls.result, guesses], queue=False, **QUIET)
-    return TabParts({}, None, list, [row_id], lambda result: {row_id: result.row})
+    return TabParts(
+        {}, None, list, [row_id], lambda result: {row_id: result.row}, lambda tab: tab.select(list_rows, **watch)
+    )
 
 
 def endpoints(backend: Backend) -> list[Callable]:
@@ -225,7 +225,7 @@ def _show_row(row: "BenchmarkRow", guess: bool, found: Judgement | None = None) 
             body += f"<h4>CLoud: {found.cloud[side].reward:+.3f}</h4>{_critique(found.cloud[side])}"
             body += f"<h4>Classic: {found.classic[side].reward:+.3f}</h4>" if found.classic is not None else ""
         columns.append(card(title, body))
-    return f"<h3>{as_text(row.id)}</h3>{paragraph(_plain(row.prompt))}{marks}{side_by_side(columns)}"
+    return f"<h2>{as_text(row.id)}</h2>{paragraph(_plain(row.prompt))}{marks}{side_by_side(columns)}"
 
 
 def _critique(score: Score) -> str:
@@ -252,23 +252,23 @@ def _mark(scores: Sequence[Score]) -> str:
 
 def _show_list(backend: Backend, choice: str, words: str, current: str) -> str:
     """Show links to the rows that a filter and words choose, with a mark for each model."""
-    found, items, words = backend.judged.found, [], words.strip().lower()
+    found, matching, words = backend.judged.found, [], words.strip().lower()
     for index, row in enumerate(backend.models.rows):
         judgement = found.get(index)
-        if choice != ALL and (judgement is None or not FILTERS[choice](judgement)):
-            continue
-        critiques = [score.critique for score in judgement.cloud] if judgement is not None else []
-        prompt = _plain(row.prompt)
-        if words in "\n".join((row.id, prompt, *map(str, row.responses), *critiques)).lower():
-            marks = _marks(judgement) if judgement is not None else "not judged yet"
-            here = ' aria-current="true"' if row.id == current else ""
-            items.append(
-                f'<li><a href="#{Result(TAB, row=row.id).link()[0]}" data-row="{as_text(row.id)}"{here}>'
-                f'<span class="marks">{marks}</span> {as_text(prompt[:_PREVIEW])}</a></li>'
-            )
-    more = len(items) - _MOST_LISTED
-    end = note(f"{more} more: search to see them." if more > 0 else "" if items else "No rows.")
-    return f'<ul class="rows">{"".join(items[:_MOST_LISTED])}</ul>{end}'
+        if choice == ALL or (judgement is not None and FILTERS[choice](judgement)):
+            critiques = [score.critique for score in judgement.cloud] if judgement is not None else []
+            if words in "\n".join((row.id, _plain(row.prompt), *map(str, row.responses), *critiques)).lower():
+                matching.append((row, judgement))
+    items = [
+        f'<li><a href="#{Result(TAB, row=row.id).link()[0]}" data-row="{as_text(row.id)}"'
+        f"{' aria-current=true' if row.id == current else ''}>"
+        f'<span class="marks">{_marks(judgement) if judgement is not None else "not judged yet"}</span> '
+        f"{as_text(_plain(row.prompt)[:_PREVIEW])}</a></li>"
+        for row, judgement in matching[:_MOST_LISTED]
+    ]
+    more = len(matching) - len(items)
+    end = note(f"{more} more: search to see them." if more else "" if items else "No rows.")
+    return f'<ul class="rows">{"".join(items)}</ul>{end}'
 
 
 def _show_summary(backend: Backend) -> str:
