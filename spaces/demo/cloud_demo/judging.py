@@ -159,7 +159,7 @@ async def write(
             async for batch in batches:
                 written += "".join(piece for piece in batch if isinstance(piece, str))
                 score = next((piece for piece in batch if not isinstance(piece, str)), score)
-                yield Progress(f"The model writes: {len(written.split())} words…", written)
+                yield Progress(f"The model writes… (words: {len(written.split())})", written)
         if sampling.num_critiques > 1:
             rest = replace(sampling, num_critiques=sampling.num_critiques - 1)
             async with aclosing(_score_all(engine, prompt, [response], rest)) as steps:

@@ -197,11 +197,15 @@ def _remarks(
 def _ranking_table(names: Sequence[str], scores: Sequence[Score], ranks: Sequence[int]) -> str:
     """Show scores in descending order."""
     rows = [
-        f"<td>{rank}</td>{_row_header(name)}<td>{score.reward:+.3f}</td><td>{_std(score)}</td>"
+        f"<td>{rank}</td>{_row_header(name)}<td>{score.reward:+.3f}</td>"
         f"<td>{_percent(preference(score.reward, scores[0].reward)) if place else '—'}</td>"
         for place, (name, score, rank) in enumerate(zip(names, scores, ranks, strict=True))
     ]
-    return _table("Ranking", ("Rank", "Response", "Reward", "± over critiques", "Preferred to the best"), rows)
+    header = ["Rank", "Response", "Reward", "Preferred to the best"]
+    if any(len(score.rewards) > 1 for score in scores):
+        header.append("± over critiques")
+        rows = [f"{row}<td>{score.reward_std:.3f}</td>" for row, score in zip(rows, scores, strict=True)]
+    return _table("Ranking", header, rows)
 
 
 def _preference_table(names: Sequence[str], rewards: Sequence[float]) -> str:
@@ -228,10 +232,6 @@ def _table(name: str, header: Sequence[str], rows: Iterable[str]) -> str:
 
 def _row_header(name: str) -> str:
     return f"<th scope='row'>{as_text(name)}</th>"
-
-
-def _std(score: Score) -> str:
-    return f"{score.reward_std:.3f}" if len(score.rewards) > 1 else "—"
 
 
 def _percent(share: float) -> str:

@@ -175,9 +175,9 @@ class Controls:
         def make_markdown(kept, *values):
             return status("Copied as Markdown."), current(kept, values).markdown("Judged by a CLoud reward model")
 
-        for button, make in ((link, make_link), (markdown, make_markdown)):
+        for button, make, is_link in ((link, make_link, "true"), (markdown, make_markdown, "false")):
             made = button.click(make, [self.kept, *texts.values()], [self.said, copied], queue=False, **QUIET)
-            made.then(None, copied, None, js=_COPY, api_visibility="private")
+            made.then(None, copied, js=_COPY.replace("IS_LINK", is_link), api_visibility="private")
 
     def show_results(self):
         """Put status line and result here."""
@@ -196,14 +196,8 @@ class Controls:
         run = in_words(self.stoppable(handler), self.said)
         outputs = [self.said, self.result, self.kept] if outputs is None else outputs
         # On a narrow page the result is below the boxes
-        gr.on(
-            triggers,
-            None,
-            None,
-            None,
-            js=_COME_INTO_VIEW.replace("ID", f"{self.tab}-status"),
-            api_visibility="private",
-        )
+        come = _COME_INTO_VIEW.replace("ID", f"{self.tab}-status")
+        gr.on(triggers, None, js=come, **QUIET)
         gr.on(triggers, run, inputs, outputs, trigger_mode="once", **QUIET)
 
     def stoppable(self, handler: Callable[..., AsyncGenerator]) -> Callable[..., AsyncGenerator]:
@@ -254,7 +248,7 @@ _COME_INTO_VIEW = "() => { if (window.innerWidth < 768) document.getElementById(
 _COPY = """
 async (text) => {
     if (!text) return;
-    if (text.startsWith("#")) {
+    if (IS_LINK) {
         window.history.replaceState(null, "", text);
         text = window.location.href;
     }

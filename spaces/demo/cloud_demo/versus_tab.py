@@ -114,7 +114,7 @@ def build(backend: Backend) -> TabParts:
 
     inputs, listing = [choice, words, row_id], [summary, choice, listed, row_id, timer]
     watch: dict = {"inputs": inputs, "outputs": listing, "queue": False, "trigger_mode": "always_last", **QUIET}
-    gr.on([choice.input, words.input, timer.tick, row_id.change], list_rows, **watch)
+    gr.on([choice.input, words.change, timer.tick, row_id.change], list_rows, **watch)
 
     async def run_row(request: gr.Request, row: str, guess: bool):
         await backend.loaded()
