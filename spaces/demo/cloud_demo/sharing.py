@@ -32,7 +32,7 @@ class Result:
     """
     What a tab shows: the texts of its boxes by name, and after a run the options, the scores, and how they were made.
 
-    `row` is the id of a row: a link to it holds nothing else.
+    `row` is the key of a row: a link to it holds nothing else.
     """
 
     tab: str

@@ -45,10 +45,15 @@ element.addEventListener("click", (event) => {
 """
 
 
-def find_row(backend: Backend, row_id: str) -> tuple[int, "BenchmarkRow"]:
-    """Return a row and its index by its id. Raises `Problem` if there is none."""
+def key_of(row: "BenchmarkRow") -> str:
+    """Return a name of a row for links and the page, which would change some characters of its id."""
+    return hashlib.sha256(row.id.encode(errors="backslashreplace")).hexdigest()[:16]
+
+
+def find_row(backend: Backend, key: str) -> tuple[int, "BenchmarkRow"]:
+    """Return a row and its index by its key. Raises `Problem` if there is none."""
     for index, row in enumerate(backend.models.rows):
-        if row.id == row_id:
+        if key_of(row) == key:
             return index, row
     raise Problem("The row of this link is not among the rows of this demo.")
 
@@ -106,7 +111,7 @@ def build(backend: Backend) -> TabParts:
     async def list_rows(choice: str, words: str, row: str):
         models = await backend.loaded()
         # Only if none is open: a tick that began before a click must not undo it
-        opened = models.rows[_most_telling(backend.judged)].id if models.rows and not row else gr.skip()
+        opened = key_of(models.rows[_most_telling(backend.judged)]) if models.rows and not row else gr.skip()
         counts = [(f"{name} ({sum(map(FILTERS[name], backend.judged.found.values()))})", name) for name in FILTERS]
         radio = gr.update(choices=[(f"{ALL} ({len(models.rows)})", ALL), *counts])
         shown = _show_list(backend, choice, words, row)
@@ -192,7 +197,7 @@ def _kept(backend: Backend, row: "BenchmarkRow", found: Judgement) -> Result:
     """Return what the buttons copy."""
     texts = {"prompt": _plain(row.prompt)} | dict(zip(_SIDES, map(str, row.responses), strict=True))
     names = [f"{model}, {side.lower()}" for model in ("CLoud", "classic") for side in _SIDES]
-    return Result(TAB, texts, None, (*found.cloud, *(found.classic or ())), None, _how(backend), row.id, names)
+    return Result(TAB, texts, None, (*found.cloud, *(found.classic or ())), None, _how(backend), key_of(row), names)
 
 
 def _how(backend: Backend) -> str:
@@ -209,8 +214,8 @@ def _made(backend: Backend) -> str:
 
 
 def _order_of(row: "BenchmarkRow") -> tuple[int, int]:
-    """Return which response is A and which is B: by the row's id, so that neither is the chosen one more often."""
-    return (0, 1) if hashlib.sha256(row.id.encode()).digest()[0] % 2 else (1, 0)
+    """Return which response is A and which is B: by the row's key, so that neither is the chosen one more often."""
+    return (0, 1) if int(key_of(row), 16) % 2 else (1, 0)
 
 
 def _show_row(row: "BenchmarkRow", guess: bool, found: Judgement | None = None) -> str:
@@ -260,8 +265,8 @@ def _show_list(backend: Backend, choice: str, words: str, current: str) -> str:
             if words in "\n".join((row.id, _plain(row.prompt), *map(str, row.responses), *critiques)).lower():
                 matching.append((row, judgement))
     items = [
-        f'<li><a href="#{Result(TAB, row=row.id).link()[0]}" data-row="{as_text(row.id)}"'
-        f"{' aria-current=true' if row.id == current else ''}>"
+        f'<li><a href="#{Result(TAB, row=key_of(row)).link()[0]}" data-row="{key_of(row)}"'
+        f"{' aria-current=true' if key_of(row) == current else ''}>"
         f'<span class="marks">{_marks(judgement) if judgement is not None else "not judged yet"}</span> '
         f"{as_text(_plain(row.prompt)[:_PREVIEW])}</a></li>"
         for row, judgement in matching[:_MOST_LISTED]
