@@ -627,12 +627,12 @@ def test_an_engine_that_fails_ends_the_judging():
 def test_too_few_rows_to_compare_with(there, wanted):
     """They are judged, but the page does not ask visitors to wait for more."""
     judged = judge_rows(["a"] * there, EchoEngine(), reference_rows=wanted)
-    assert len(judged.found) == min(there, wanted) and "it takes at least 4" in judged.describe(0.0)
-    assert f"`--reference_rows` is {wanted} and there are {there} rows" in judged.describe(0.0)
+    assert len(judged.found) == min(there, wanted) and "too few rows to compare a reward with" in judged.describe(0.0)
+    assert f"this demo judges {min(there, wanted)}, and it takes 4" in judged.describe(0.0)
 
 
 def test_without_rows_nothing_is_judged():
-    assert "name rows with --rows" in judge_rows([], EchoEngine()).describe(0.0)
+    assert "There are no rows" in judge_rows([], EchoEngine()).describe(0.0)
     assert judge_rows(["a"] * 4, EchoEngine(), reference_rows=4).is_usable
 
 

@@ -129,10 +129,7 @@ class Backend:
             judged.problem = "On ZeroGPU rows are judged when they are opened: GPUs are for visitors."
             return
         if rows and len(rows) < JudgedRows.FEWEST:
-            judged.problem = (
-                f"This model's rewards are not measured: `--reference_rows` is {self.args.reference_rows} and there are "
-                f"{len(self.models.rows)} rows; it takes at least {JudgedRows.FEWEST}."
-            )
+            judged.problem = f"There are too few rows to compare a reward with: this demo judges {len(rows)}, and it takes {JudgedRows.FEWEST}."
         judged.wanted = len(rows)
         for index, row in enumerate(rows):
             try:

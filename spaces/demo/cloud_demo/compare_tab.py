@@ -150,8 +150,8 @@ def endpoints(backend: Backend) -> list[Callable]:
         seed: int | None = None,
     ) -> dict:
         """
-        Compare 2 to 8 responses. Returns scores, ranks (from 1; equal rewards share one), and preferences: in row i and
-        column j the Bradley-Terry probability that response i is preferred to response j.
+        Compare 2 to 8 responses. Returns scores, ranks (from 1; rewards with the same three decimals share one), and
+        preferences: in row i and column j the Bradley-Terry probability that response i is preferred to response j.
         """
         sampling = read_sampling(backend, num_critiques, temperature, max_new_tokens, seed)
         asked = read_prompt(backend, prompt)

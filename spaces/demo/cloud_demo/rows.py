@@ -101,7 +101,7 @@ class JudgedRows:
             if self.problem is not None:
                 return self.problem
             if not self.wanted:
-                return "The rewards of this model are not known; name rows with --rows to compare with theirs."
+                return "There are no rows whose rewards this one could be compared with."
             return f"This model's rewards are still being measured ({len(self.found)} of {self.wanted} rows)."
         unfinished = f" ({self.wanted} in the end)" if self.is_growing else ""
         known = f"{2 * len(self.found)} rewards of right and wrong responses, from {len(self.found)} rows{unfinished} of {self.source}"

@@ -31,7 +31,7 @@ _REFRESH = 2.0
 _PREVIEW = 160
 _HEIGHT = 640
 _SIDES = ("Chosen", "Rejected")
-_NO_ROWS = "There are no rows; start the demo with --rows, such as runs/quickstart/data/pairs."
+_NO_ROWS = "There are no rows to compare the models on."
 # The address bar then holds the row's link, which may also be opened in another tab
 _OPEN_ROW = """
 element.addEventListener("click", (event) => {
