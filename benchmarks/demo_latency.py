@@ -31,7 +31,7 @@ FIRST_WORDS = """
     const start = performance.now();
     document.querySelector("#score-run").click();
     const look = () => {
-        const text = document.querySelector("#score-result .writing")?.textContent ?? "";
+        const text = document.querySelector("#score-critique .writing")?.textContent ?? "";
         const seconds = (performance.now() - start) / 1000;
         if (text) resolve(seconds);
         else if (seconds > 30) reject(new Error("No critique after 30 s."));
@@ -63,6 +63,7 @@ def measure(browser, arguments: list[str]) -> dict:
         for _ in range(CLICKS):
             clicks.append(page.evaluate(FIRST_WORDS))
             page.locator("#score-status", has_text=re.compile("Done")).wait_for()
+            page.wait_for_timeout(1000)  # a click is lost until the page hears of the run's end
         return {"page_interactive": interactive, "model_loaded": loaded, "first_words": clicks}
     finally:
         page.close()

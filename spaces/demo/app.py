@@ -1,6 +1,7 @@
 """
 Demo: score a response, compare several, compare CLoud with classic, best-of-N.
 
+python spaces/demo/app.py   # with the small models in its folder
 python spaces/demo/app.py --model runs/quickstart/cloud --classic_model runs/quickstart/classic --rows runs/quickstart/data/pairs
 python spaces/demo/app.py --backend vllm --model org/my-cloud-rm --vllm_options '{"max_model_len": 4096}'
 python spaces/demo/app.py --backend server --server_url http://127.0.0.1:8000 --rows llm_bar
@@ -21,7 +22,7 @@ HEAD_START = 4.0
 
 
 def main(arguments: list[str] | None = None):
-    """Open the demo or, on a Space that is not set up, a page that says what is missing."""
+    """Open the demo or, on a Space with a bad variable, a page that says what is wrong."""
     try:
         args = parse_arguments(arguments, description=__doc__)
     except UsageError as error:

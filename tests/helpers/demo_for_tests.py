@@ -10,7 +10,7 @@ from models_for_tests import make_model
 from transformers import LlamaForCausalLM
 
 from cloud_hf.data.shell_game import build_model_config, build_tokenizer, preference_rows
-from cloud_hf.scores import Sampling, Score
+from cloud_hf.scores import Sample, Sampling, Score
 
 
 sys.path.insert(0, str(SPACES / "demo"))
@@ -72,6 +72,8 @@ class EchoEngine:
     async def score(self, prompt, response, sampling=Sampling(), critiques=None):  # noqa: B008
         if self.error is not None:
             raise self.error
+        if critiques is not None:
+            return Score.of([Sample(float(len(text)), text) for text in critiques])
         critique = response if self.critique else ""
         count = sampling.num_critiques
         rewards = tuple(float(len(response) + place) for place in range(count))

@@ -17,7 +17,6 @@ def test_first_page(reward_model, chromium, tmp_path):
         field(visit.page, "Prompt").fill("What is 2+2?")
         field(visit.page, "Response").fill("It is 4.")
         judge(visit.page, "score")
-        result = visit.page.locator("#score-result")
-        assert len(result.locator(".critique").text_content().split()) > 3
-        assert math.isfinite(float(result.locator(".reward strong").text_content()))
+        assert len(visit.page.locator("#score-critique .critique").text_content().split()) > 3
+        assert math.isfinite(float(visit.page.locator("#score-result .reward strong").text_content()))
         assert visit.problems == [] and visit.outgoing == [] and app.outgoing() == []

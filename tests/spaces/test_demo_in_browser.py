@@ -2,10 +2,12 @@
 
 import json
 import re
+import shutil
 import time
 
+import httpx
 import pytest
-from browser import PATIENCE, SPACES, make_client, open_page, serious_faults, start_app
+from browser import PATIENCE, SPACES, faults, make_client, open_page, start_app
 from demo_for_tests import PROMPT, RESPONSES, save_models
 from demo_page import (
     add_response,
@@ -66,23 +68,31 @@ def wait_until_rewards_are_known(url: str):
         time.sleep(5)
 
 
-def test_a_critique_is_shown_as_it_is_written_and_then_the_reward(visit):
+def test_a_critique_is_shown_as_it_is_written_and_then_the_reward(visit, app):
     page = visit.page
     field(page, "Prompt").fill(PROMPT)
     field(page, "Response").fill(RESPONSES[0])
     page.evaluate("""() => {
-        window.seen = [];
+        [window.seen, window.places] = [[], new Set()];
         new MutationObserver(() => {
-            const text = document.querySelector("#score-result .writing")?.textContent;
-            if (text && text !== window.seen.at(-1)) window.seen.push(text);
-        }).observe(document.querySelector("#score-result"), {childList: true, subtree: true, characterData: true});
+            const critique = document.querySelector("#score-critique .critique");
+            if (!critique?.textContent) return;
+            window.places.add(critique.getBoundingClientRect().top + window.scrollY);
+            if (critique.textContent !== window.seen.at(-1)) window.seen.push(critique.textContent);
+        }).observe(document.querySelector(".gradio-container"), {childList: true, subtree: true, characterData: true});
     }""")
     judge(page, "score")
-    seen = page.evaluate("window.seen")
-    final = page.locator("#score-result .critique").text_content()
+    seen, final = page.evaluate("window.seen"), page.locator("#score-critique .critique").text_content()
     assert all(final.startswith(text) for text in seen)
-    assert "Cut: it reached the longest length" in page.locator("#score-result").text_content()
+    assert len(page.evaluate("[...window.places]")) == 1, "The critique moved."
+    assert "Cut: it reached the longest length" in page.locator("#score-critique").text_content()
     assert float(page.locator("#score-result .reward strong").text_content())
+    assert (
+        "cloud, float32 with transformers on cpu; 1 critique at temperature 0"
+        in page.locator("#score-more").inner_text()
+    )
+    assert "The reward head of cloud has never been trained" in page.locator("#score-more").inner_text()
+    assert str(app.folder) not in page.content()
 
 
 def test_where_the_reward_falls_and_several_critiques(visit, app):
@@ -95,10 +105,12 @@ def test_where_the_reward_falls_and_several_critiques(visit, app):
     judge(page, "score")
     result = page.locator("#score-result")
     assert "± " in result.locator(".reward").text_content()
-    assert "Critique 3: " in result.text_content()
     assert result.locator("svg circle").count() == 3
-    assert "of 8 rewards that this model gave to right and wrong responses of 4 rows" in result.text_content()
-    assert serious_faults(page) == []
+    assert "of 8 rewards of right and wrong responses, from 4 rows of rows.jsonl" in result.text_content()
+    assert "4 right" in result.text_content() and "4 wrong" in result.text_content()
+    page.locator("#score-critique label", has_text="3: ").click()
+    expect(page.locator("#score-critique .critique >> visible=true")).to_have_count(1)
+    assert faults(page) == []
 
 
 def test_a_chat_with_a_system_message_reaches_the_model(visit):
@@ -106,7 +118,7 @@ def test_a_chat_with_a_system_message_reaches_the_model(visit):
     field(page, "Prompt").fill("And now?")
     field(page, "Response").fill("The answer is A.")
     judge(page, "score")
-    plain = page.locator("#score-result .critique").text_content()
+    plain = page.locator("#score-critique .critique").text_content()
     page.get_by_role("button", name="Chat: system message").click()
     field(page, "System message").wait_for()
     settle(page)
@@ -116,7 +128,7 @@ def test_a_chat_with_a_system_message_reaches_the_model(visit):
     is_refused(page, "score", "Earlier turn 1 needs both")
     field(page, "Turn 1: assistant").fill("The answer is D.")
     judge(page, "score")
-    assert page.locator("#score-result .critique").text_content() != plain
+    assert page.locator("#score-critique .critique").text_content() != plain
 
 
 def test_compare(visit):
@@ -141,22 +153,45 @@ def test_compare(visit):
     assert result.locator(".card .critique").count() == 8
     shares = result.locator("table").nth(1).locator("tbody td").all_text_contents()
     assert len(shares) == 16 and shares[0] == "—"
-    assert serious_faults(page) == []
+    assert faults(page) == []
 
 
-def test_cloud_versus_classic(visit):
-    page = visit.page
+def open_rows(page):
+    """Open the tab of rows, which shows one."""
     open_tab(page, "CLoud vs classic")
-    result = page.locator("#versus-result")
-    for button, row in (("next", 1), ("next", 2), ("previous", 1), ("previous", 6)):
-        judge(page, "versus", button)
-        result.get_by_text(f"Row {row} of 6").wait_for()
-    expect(page.locator("#versus-tally")).to_contain_text("of 3 (")
-    marks = result.locator(".card h3").all_text_contents()
-    assert sum(mark.startswith(("CLoud: ", "Classic: ")) for mark in marks) == 2
-    assert all("right" in mark or "wrong" in mark for mark in marks if ":" in mark)
-    judge(page, "versus", "random")
-    assert serious_faults(page) == []
+    page.locator("#versus-status", has_text="Which response is better?").wait_for()
+
+
+def test_cloud_versus_classic(visit, app, chromium):
+    page = visit.page
+    open_rows(page)
+    result, listed = page.locator("#versus-result"), page.locator("#versus-list a")
+    assert "CLoud:" not in result.inner_text() and "chosen" not in result.inner_text()
+    page.locator("#versus-a").click()
+    page.locator("#versus-status", has_text=re.compile("You are right|The other one was chosen")).wait_for()
+    titles = result.locator(".card h3").all_text_contents()
+    assert sorted(title.split(": ")[1] for title in titles) == ["chosen", "rejected"]
+    assert (
+        result.locator(".card .critique").count() == 2
+        and result.locator(".marks").text_content().count("classic") == 1
+    )
+    wait_until_rewards_are_known(app.url)
+    compared = re.compile(r"CLoud is right in \d of 4 rows.*exact McNemar test", re.DOTALL)
+    page.locator("#versus-summary", has_text=compared).wait_for()
+    page.get_by_label(re.compile("All rows")).check()
+    expect(listed).to_have_count(6, timeout=1000 * PATIENCE)
+    page.get_by_label("Guess first").uncheck()
+    listed.nth(5).click()
+    row = json.loads((app.folder / "rows.jsonl").read_text().splitlines()[5])
+    result.locator(".text", has_text=row["prompt"]).wait_for()
+    is_done(page, "versus")
+    assert result.locator(".card h3").all_text_contents() == ["Chosen", "Rejected"]
+    assert faults(page) == []
+    with open_page(chromium, page.url) as other:
+        other.page.locator("#versus-result .text", has_text=row["prompt"]).wait_for()
+        assert other.problems == []
+    page.get_by_label("Search").fill("no such words")
+    page.locator("#versus-list", has_text="No rows.").wait_for()
 
 
 def test_best_of_n(visit):
@@ -170,7 +205,7 @@ def test_best_of_n(visit):
     assert result.locator(".text").first.text_content() in RESPONSES
     assert len(result.locator("svg .curve").get_attribute("points").split()) == 4
     assert page.get_by_role("button", name="Generate candidates").count() == 0
-    assert serious_faults(page) == []
+    assert faults(page) == []
 
 
 def test_a_link_opens_the_texts_it_was_made_of(visit, app, chromium):
@@ -179,8 +214,9 @@ def test_a_link_opens_the_texts_it_was_made_of(visit, app, chromium):
     field(page, "Prompt").fill("Ünïcode <b>?</b>")
     add_response(page, 3)
     field(page, "Response 3").fill("three")
-    page.get_by_role("button", name="Link to this").locator("visible=true").click()
-    page.locator("#compare-status", has_text="hold a link").wait_for()
+    page.locator("#compare-link").click()
+    page.locator("#compare-status", has_text="Copied a link with these texts").wait_for()
+    page.wait_for_function("location.hash.length > 1")
     with open_page(chromium, page.url) as other:
         assert other.page.url == page.url
         expect(field(other.page, "Response 3")).to_have_value("three", timeout=1000 * PATIENCE)
@@ -194,26 +230,47 @@ def test_a_link_opens_the_texts_it_was_made_of(visit, app, chromium):
     settle(page)
     field(page, "System message").fill("Be strict.")
     field(page, "Prompt").fill("And now?")
-    page.get_by_role("button", name="Link to this").locator("visible=true").click()
-    page.locator("#score-status", has_text="hold a link").wait_for()
+    link_of_texts = page.url
+    page.locator("#score-link").click()
+    page.wait_for_url(lambda url: url != link_of_texts)
     with open_page(chromium, page.url) as other:
         expect(field(other.page, "System message")).to_have_value("Be strict.", timeout=1000 * PATIENCE)
         expect(field(other.page, "Prompt")).to_have_value("And now?", timeout=1000 * PATIENCE)
-    for broken in ("#", "#%%%", "#bnVsbA==", "#eyJ0YWIiOiAic2NvcmUifQ=="):
+    for broken in ("#", "#%%%"):
         with open_page(chromium, app.url + broken) as other:
             field(other.page, "Prompt").fill("still works")
             assert other.problems == []
 
 
+def test_a_link_shows_the_result_without_judging_again(visit, app, chromium):
+    page = visit.page
+    field(page, "Prompt").fill(PROMPT)
+    field(page, "Response").fill(RESPONSES[2])
+    judge(page, "score")
+    shown = [page.locator(f"#score-{part}").inner_text() for part in ("critique", "more")]
+    page.locator("#score-link").click()
+    page.wait_for_function("location.hash.length > 1")
+    page.locator("#score-markdown").click()
+    page.locator("#score-status", has_text="Copied as Markdown").wait_for()
+    expect(page.locator("#score-copied textarea")).to_have_value(re.compile(r"\*\*Reward: [+-]"))
+    with open_page(chromium, page.url) as other:
+        other.page.locator("#score-status", has_text="this result was not computed here").wait_for()
+        assert [other.page.locator(f"#score-{part}").inner_text() for part in ("critique", "more")] == shown
+        expect(field(other.page, "Response")).to_have_value(RESPONSES[2], timeout=1000 * PATIENCE)
+        expect(other.page.locator("#score-run")).to_have_text("Judge again")
+        assert faults(other.page) == [] and other.problems == []
+
+
 def test_the_keyboard_is_enough(visit):
     page = visit.page
-    page.get_by_role("button", name="Example").locator("visible=true").focus()
-    page.keyboard.press("Enter")
+    page.get_by_label("Examples").locator("visible=true").first.focus()
+    for key in ("ArrowDown", "Enter"):
+        page.keyboard.press(key)
     expect(field(page, "Prompt")).to_have_value(re.compile("^The ball"), timeout=1000 * PATIENCE)
     field(page, "Response").focus()
     page.keyboard.press("Shift+Enter")
     is_done(page, "score")
-    critique = page.locator("#score-result .critique")
+    critique = page.locator("#score-critique .critique")
     critique.focus()
     assert critique.evaluate("element => element === document.activeElement")
 
@@ -242,10 +299,12 @@ def test_dark_and_narrow(app, chromium, look):
         field(page, "Prompt").fill(PROMPT)
         field(page, "Response").fill(RESPONSES[0])
         judge(page, "score")
-        assert serious_faults(page) == []
-        open_tab(page, "CLoud vs classic")
-        judge(page, "versus", "next")
-        assert serious_faults(page) == []
+        if "width" in look:
+            top = page.locator("#score-status").bounding_box()["y"]
+            assert -2 < top < 100, "The result did not come into view."
+        assert faults(page) == []
+        open_rows(page)
+        assert faults(page) == []
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
         page.screenshot(path=app.folder / "look.png", full_page=True)
         assert visit.problems == []
@@ -285,16 +344,32 @@ def test_programs_can_call_every_endpoint(app):
         client.predict(7, api_name="/versus")
 
 
-def test_a_space_that_is_not_set_up_says_what_is_missing(chromium, tmp_path):
+def test_a_copy_of_the_space_answers_at_the_first_click(chromium, tmp_path):
+    """Without any variable, from its folder alone."""
+    shutil.copytree(SPACES / "demo", tmp_path / "demo", ignore=shutil.ignore_patterns("__pycache__"))
     with (
-        start_app(SPACES / "demo" / "app.py", workdir=tmp_path, SPACE_ID="org/demo", DEMO_ROWS="<b>") as app,
+        start_app(tmp_path / "demo" / "app.py", workdir=tmp_path / "work", SPACE_ID="org/demo") as app,
+        open_demo(chromium, app.url) as visit,
+    ):
+        judge(visit.page, "score")
+        assert float(visit.page.locator("#score-result .reward strong").text_content()) > 0
+        sentences = visit.page.locator("#score-critique .sentence")
+        assert sentences.last.text_content().strip() == "Response C right."
+        assert sentences.last.evaluate("element => getComputedStyle(element, '::after').content").startswith('"+')
+        assert (
+            'property="og:image" content="https://huggingface.co/spaces/org/demo/resolve/main/score.png"'
+            in httpx.get(app.url).text
+        )
+        assert visit.problems == [] and visit.outgoing == [] and app.outgoing() == []
+
+
+def test_a_space_with_a_bad_variable_says_what_is_wrong(chromium, tmp_path):
+    with (
+        start_app(SPACES / "demo" / "app.py", workdir=tmp_path, SPACE_ID="org/demo", DEMO_CONCURRENCY="<b>") as app,
         open_page(chromium, app.url) as visit,
     ):
-        visit.page.locator(
-            "#problem", has_text="Name a reward model with `--model` (on a Space: `DEMO_MODEL`)"
-        ).wait_for()
-        assert "DEMO_MODEL is needed, the id of a reward model on the Hub" in visit.page.locator("body").inner_text()
-        assert serious_faults(visit.page) == []
+        visit.page.locator("#problem", has_text="argument --concurrency: invalid int value: '<b>'").wait_for()
+        assert faults(visit.page) == []
         assert visit.problems == [] and visit.outgoing == [] and app.outgoing() == []
 
 

@@ -1,13 +1,19 @@
 """The parts of the demo that need no model and no page."""
 
 import asyncio
+import base64
+import json
+import math
 import os
+import random
 import re
 import socket
 import subprocess
 import sys
+import zlib
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -18,27 +24,35 @@ from demo_for_tests import EchoEngine
 pytest.importorskip("gradio", reason="Gradio is not installed: the apps of the Spaces are not tried.")
 
 from cloud_demo import Problem
-from cloud_demo.arguments import DemoArguments, parse_arguments
-from cloud_demo.backend import Backend, RewardDistribution, Visitor, WaitingLine, preference
+from cloud_demo.arguments import SHIPPED, DemoArguments, parse_arguments
+from cloud_demo.backend import Backend, Visitor, WaitingLine
 from cloud_demo.best_of_n_tab import split_candidates
 from cloud_demo.compare_tab import remove_last
 from cloud_demo.engines import Models
 from cloud_demo.judging import (
     SAMPLING_TEMPERATURE,
+    Effects,
     _gathered,
     _joined,
+    judge,
     judge_pair,
     read_sampling,
     read_sliders,
     read_texts,
     read_turns,
+    sentence_ends,
 )
+from cloud_demo.rows import FILTERS, Comparison, JudgedRows, Judgement, preference, rank_of, read_results
 from cloud_demo.score_html import curve, reward_bars, reward_histogram, show_ranking, status
+from cloud_demo.sharing import Result, read_link
 from cloud_demo.tab_parts import Controls, example_prompts, visitor_of
 
 from cloud_hf.cli import UsageError
+from cloud_hf.evaluation.benchmarks import preference_pairs
+from cloud_hf.evaluation.outcomes import Evaluation
+from cloud_hf.evaluation.report.files import write_scores
 from cloud_hf.evaluation.rows import BenchmarkRow
-from cloud_hf.scores import Sampling
+from cloud_hf.scores import Sample, Sampling, Score
 
 
 # ------------------------------------------------------------------------------------------------------- arguments
@@ -54,7 +68,6 @@ def test_the_command_line_goes_over_the_environment():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "Name a reward model with `--model`"),
         (["--backend", "server"], "needs `server_url`"),
         (["--model", "a", "--backend", "tpu"], "use transformers, vllm or server"),
         (["--model", "a", "--server_url", "http://b"], "are for `backend` 'server'"),
@@ -63,6 +76,11 @@ def test_the_command_line_goes_over_the_environment():
         (["--model", "a", "--analytics", "maybe"], "neither True nor False"),
         (["--model", "a", "--modle", "b"], "unrecognized arguments: --modle b"),
         (["--model", "runs/no/model"], "`model` is 'runs/no/model', but there is no such folder."),
+        (["--model", "a", "--results", "b"], "`results` are scores of rows: name these with `rows`."),
+        (
+            ["--model", "a", "--rows", "c", "--results", "./none"],
+            "`results` is './none', but there is no such folder.",
+        ),
         (["--model", "a", "--classic_model", "./none"], "`classic_model` is './none', but there is no such folder."),
     ],
 )
@@ -71,9 +89,16 @@ def test_bad_arguments_are_named(arguments, words):
         parse_arguments(arguments, {})
 
 
+def test_without_a_model_the_shipped_ones_are_opened(monkeypatch, tmp_path):
+    args = parse_arguments([], {})
+    assert args.is_shipped and args.classic_model == str(SHIPPED / "classic") and args.rows is not None
+    assert parse_arguments(["--rows", "llm_bar"], {}).rows == "llm_bar"
+    monkeypatch.setattr("cloud_demo.arguments.SHIPPED", tmp_path / "absent")
+    with pytest.raises(UsageError, match=r"on a Space: `DEMO_MODEL`.*the folder `model` of the demo is missing"):
+        parse_arguments([], {})
+
+
 def test_bad_variables_are_named():
-    with pytest.raises(UsageError, match="on a Space: `DEMO_MODEL`"):
-        parse_arguments([], {"SPACE_ID": "org/demo"})
     with pytest.raises(UsageError, match="argument --concurrency: invalid int value: 'many'"):
         parse_arguments([], {"SPACE_ID": "org/demo", "DEMO_MODEL": "org/a", "DEMO_CONCURRENCY": "many"})
     assert parse_arguments([], {"SPACE_ID": "org/demo", "DEMO_MODEL": "org/a"}).model == "org/a"
@@ -191,10 +216,10 @@ def test_examples_are_our_own_until_there_are_rows():
     loading, failed, open_ = (Backend(DemoArguments(model="a")) for _ in range(3))
     failed._models.set_exception(Problem("There is no such model."))
     open_._models.set_result(Models(EchoEngine(), rows=[BenchmarkRow("1", "x", "p", ("right", "wrong"))]))
-    assert example_prompts(open_) == [("p", ["right", "wrong"])]
+    assert example_prompts(open_) == {"1": ("p", ["right", "wrong"])}
     assert [backend.is_usable for backend in (loading, failed, open_)] == [False, False, True]
     for backend in (loading, failed):
-        assert all(prompt != "p" and len(responses) >= 2 for prompt, responses in example_prompts(backend))
+        assert all(prompt != "p" and len(responses) >= 2 for prompt, responses in example_prompts(backend).values())
 
 
 # -------------------------------------------------------------------------------------------------------- judgements
@@ -361,8 +386,8 @@ def test_without_a_classic_model_nothing_is_judged():
     with pytest.raises(Problem, match="There is no classic model"):
         asyncio.run(compare(None))
     assert asked == []
-    cloud, classic = asyncio.run(compare(EchoEngine(critique=False)))
-    assert len(cloud) == len(classic) == 2 and asked == ["a", "b"]
+    found = asyncio.run(compare(EchoEngine(critique=False)))
+    assert len(found.cloud) == len(found.classic) == 2 and asked == ["a", "b"]
 
 
 @pytest.mark.parametrize("value", ["one text", None, 7, ["a", 7], ["a", None], {"a": "b"}])
@@ -380,17 +405,185 @@ def test_programs_must_give_turns_in_pairs(value):
     assert read_turns([]) == [] and read_turns([["a", "b"]]) == [("a", "b")]
 
 
+def make_score(reward: float) -> Score:
+    return Score.of([Sample(reward, "c")])
+
+
+def make_judgement(*rewards: float) -> Judgement:
+    """Make a judgement from the rewards of chosen and rejected by the CLoud and, if given, the classic model."""
+    scores = list(map(make_score, rewards))
+    return Judgement(*[(scores[i], scores[i + 1]) for i in range(0, len(scores), 2)])
+
+
 def test_where_a_reward_falls():
-    distribution = RewardDistribution("x", 8)
-    assert "still being measured (0 of 8)" in distribution.describe(0.0)
-    for reward in (3, 1, 2, 0, 4, 5, 6, 7):
-        distribution.add(float(reward))
-    assert distribution.rewards == sorted(distribution.rewards)
-    assert [distribution.percentile(reward) for reward in (-1, 3.5, 3, 9)] == [0, 50, 43.75, 100]
-    described = "Higher than 100 % of 8 rewards that this model gave to right and wrong responses of 4 rows of x"
-    assert described in distribution.describe(9.0)
+    judged = JudgedRows("x", wanted=4)
+    assert "still being measured (0 of 4 rows)" in judged.describe(0.0) and judged.is_growing
+    for index, pair in enumerate([(3, 1), (2, 0), (4, 5), (6, 7)]):
+        judged.add(index, make_judgement(*pair))
+    judged.add(0, make_judgement(100, 100))
+    assert judged.chosen == [2, 3, 4, 6] and judged.rejected == [0, 1, 5, 7] and not judged.is_growing
+    assert [judged.percentile(reward) for reward in (-1, 3.5, 3, 9)] == [0, 50, 43.75, 100]
+    assert "Higher than 100 % of 8 rewards of right and wrong responses, from 4 rows of x" in judged.describe(9.0)
     assert preference(1.0, 0.0) == pytest.approx(0.731, abs=1e-3)
     assert preference(-1000.0, 1000.0) == 0.0 and preference(1000.0, -1000.0) == 1.0
+
+
+def test_ranks_follow_what_is_shown():
+    assert [rank_of([1.0004, 1.0001, 0.9], index) for index in range(3)] == [1, 1, 3]
+
+
+def test_both_models_are_compared_on_the_rows_that_both_judged():
+    rows = [(1, 0, 0, 1), (1, 0, 1, 0), (0, 1, 1, 0), (0, 1, 0, 0), (1, 0, 0, 1), (1, 0)]
+    judged = JudgedRows("x", wanted=6)
+    for index, rewards in enumerate(rows):
+        judged.add(index, make_judgement(*rewards))
+    shown = {name: [i for i, row in judged.found.items() if matches(row)] for name, matches in FILTERS.items()}
+    assert list(shown.values()) == [[0, 4], [2], [3], [3]]
+    compared = judged.compared()
+    assert [compared.right(place)[0] for place in (0, 1)] == [3, 2] and compared.alone == (2, 1)
+    assert compared.p_value == pytest.approx(1.0)
+    # Of six rows that one model alone has right, all are the first's: 2 * 0.5 ** 6
+    assert Comparison([(True, False)] * 6 + [(True, True)]).p_value == pytest.approx(0.03125)
+    assert Comparison([(True, True)]).p_value == 1.0
+
+
+def test_scores_of_an_evaluation_are_read_by_what_rows_hold(tmp_path):
+    rows = [BenchmarkRow(f"{i}", "x", f"p{i}", ("right", "wrong")) for i in range(3)]
+    with pytest.raises(ValueError, match=r"has no report\.json"):
+        read_results(str(tmp_path), rows)
+    for name, critique in (("cloud", "good"), ("classic", "")):
+        scored = [Evaluation("x", "x", preference_pairs.score(rows[1:], [[2, 1], [1, 2]]), rows[1:], [
+            [Score.of([Sample(reward, critique)]) for reward in rewards] for rewards in ((2.0, 1.0), (1.0, 2.0))
+        ], 0, 0)]  # fmt: skip
+        write_scores(scored, tmp_path / f"scores_{name}.parquet")
+    entries = [{"model": name, "name": "x", "unknown": {}} for name in ("cloud", "classic")]
+    page = {"version": 1, "arguments": {"models": ["cloud", "classic"]}, "environment": {}, "benchmarks": entries}
+    (tmp_path / "report.json").write_text(json.dumps(page))
+    names, found = read_results(str(tmp_path), rows)
+    assert names == ("cloud", "classic") and list(found) == [1, 2]
+    assert [score.reward for score in found[2].cloud] == [1.0, 2.0] and found[1].cloud[0].critique == "good"
+    with pytest.raises(ValueError, match="none of the rows"):
+        read_results(str(tmp_path), [replace(rows[0], prompt="other")])
+    page["arguments"]["models"] = ["cloud"]
+    (tmp_path / "report.json").write_text(json.dumps(page | {"benchmarks": entries[:1]}))
+    with pytest.raises(ValueError, match="a CLoud and a classic model"):
+        read_results(str(tmp_path), rows)
+
+
+# ------------------------------------------------------------------------------------------------------- sentences
+
+
+@pytest.mark.parametrize(
+    ("text", "sentences"),
+    [
+        ("1: A and C gives B. 2: so B.", ["1: A and C gives B.", " 2: so B."]),
+        ("1. First\n2. Second", ["1. First\n", "2. Second"]),
+        ("It is 3.14! (Yes.) No end", ["It is 3.14!", " (Yes.)", " No end"]),
+        ("正しい。違う。", ["正しい。", "違う。"]),
+        ("One.  \n", ["One.  \n"]),
+        ("", []),
+    ],
+)
+def test_sentences(text, sentences):
+    ends = sentence_ends(text)
+    assert [text[start:end] for start, end in pairwise([0, *ends])] == sentences
+
+
+def test_many_sentences_are_grouped():
+    text = "It is so. " * 100
+    ends = sentence_ends(text)
+    assert 1 < len(ends) <= 12 and ends[-1] == len(text) and ends == sorted(set(ends))
+
+
+# ------------------------------------------------------------------------------------------------------------ links
+
+TABS = {"score": ["prompt", "response"], "versus": []}
+SHARED = Result(
+    "score", {"prompt": "p <b>", "response": "é`" * 9}, Sampling(2, 0.7, 10), [Score.of([Sample(1.5, "a. b."), Sample(0.5, "c")])],
+    Effects((2, 5), (0.0, 1.0, 1.5)), "model, float32",
+)  # fmt: skip
+
+
+def test_a_link_holds_the_result():
+    link, words = SHARED.link()
+    assert read_link(link, TABS) == SHARED and "critiques" in words
+    assert read_link("", TABS) is None
+    row = Result("versus", row="x/1")
+    assert read_link(row.link()[0], TABS) == row
+
+
+def test_a_long_link_says_what_it_leaves_out():
+    noise = random.Random(0)
+    words = "".join(map(chr, noise.choices(range(33, 126), k=20_000)))
+    long = replace(SHARED, scores=[Score.of([Sample(1.5, words)])], effects=None)
+    link, said = long.link()
+    assert len(link) <= 16_000 and "critiques are too long" in said
+    assert read_link(link, TABS).scores[0].rewards == (1.5,)
+    with pytest.raises(Problem, match="texts are too long for a link"):
+        replace(long, texts={"prompt": words}).link()
+
+
+def pack(content) -> str:
+    return base64.urlsafe_b64encode(zlib.compress(json.dumps(content).encode())).decode()
+
+
+def test_links_of_version_0_1_open():
+    old = base64.b64encode(json.dumps({"tab": "score", "prompt": "ü?>"}).encode()).decode()
+    assert read_link(old, TABS).texts == {"prompt": "ü?>"}
+
+
+WHOLE = {
+    "tab": "score",
+    "texts": {"prompt": "p"},
+    "options": None,
+    "made": "m",
+    "scores": [{"rewards": [1], "reasons": ["stop"]}],
+}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tab": "other"},
+        {"tab": []},
+        {"texts": {"prompt": 7}},
+        {"texts": {"prompt": "x" * 30_000}},
+        {"texts": 7},
+        {"made": None},
+        {"options": {"num_critiques": 0}},
+        {"options": {"other": 1}},
+        {"scores": [7]},
+        {"scores": [{"rewards": ["<b>"], "reasons": ["stop"]}]},
+        {"scores": [{"rewards": [math.nan], "reasons": ["stop"]}]},
+        {"scores": [{"rewards": [True], "reasons": ["stop"]}]},
+        {"scores": [{"rewards": [1, 2], "reasons": ["stop"]}]},
+        {"scores": [{"rewards": [], "reasons": []}]},
+        {"scores": [{"rewards": [1], "reasons": ["<b>"]}]},
+        {"scores": [{"rewards": [1], "reasons": ["stop"], "critiques": [None]}]},
+        {"effects": {"ends": [9], "rewards": [1, 2]}},
+        {"effects": {"ends": ["1"], "rewards": [1, 2]}},
+    ],
+)
+def test_hostile_links_are_refused(change):
+    assert read_link(pack(WHOLE), TABS).scores[0].reward == 1
+    with pytest.raises(Problem, match="This link is damaged"):
+        read_link(pack(WHOLE | change), TABS)
+
+
+@pytest.mark.parametrize(
+    "link", ["%%%", "bnVsbA==", "AAAA", pack([]), pack(7), pack(" " * 2**21), pack(WHOLE)[:-20], "é"]
+)
+def test_damaged_links_are_refused(link):
+    with pytest.raises(Problem, match="This link is damaged"):
+        read_link(link, TABS)
+
+
+def test_markdown_fences_cannot_be_closed():
+    text = replace(SHARED, texts={"response": "```\n<img src=x>"}).markdown("Judged")
+    assert "````text\n```\n<img src=x>\n````" in text and "**Reward: +1.000** ± 0.50 over 2 critiques" in text
+
+
+# --------------------------------------------------------------------------------------- rows judged in the background
 
 
 class PickyEngine(EchoEngine):
@@ -402,53 +595,88 @@ class PickyEngine(EchoEngine):
         return replace(score, reward=float("nan")) if response == "odd" else score
 
 
-def measure(responses: list[str], engine: EchoEngine, reference_rows: int = 24) -> RewardDistribution:
-    """Measure rows that have these chosen responses, and the rejected response `wrong`."""
+def judge_rows(responses: list[str], engine: EchoEngine, reference_rows: int = 24, **models) -> JudgedRows:
+    """Judge rows that have these chosen responses, and the rejected response `wrong`."""
     rows = [BenchmarkRow(f"row {i}", "x", "p", (response, "wrong")) for i, response in enumerate(responses)]
     backend = Backend(DemoArguments(model="a", rows="x", reference_rows=reference_rows))
-    backend._models.set_result(Models(engine, rows=rows))
+    backend._models.set_result(Models(engine, rows=rows, **models))
 
     async def run():
         await backend.loaded()
-        await backend._measuring
+        await backend._judging
 
     asyncio.run(run())
-    return backend.distribution
+    return backend.judged
 
 
-def test_rows_that_cannot_be_judged_are_left_out_of_the_distribution(caplog):
-    distribution = measure(["a", "refuse", "b", "odd", "c", "d"], PickyEngine())
-    assert distribution.rewards == [1.0] * 4 + [5.0] * 4 and distribution.wanted == 8
-    assert "of 8 rewards that this model gave to right and wrong responses of 4 rows of x" in distribution.describe(
-        5.0
-    )
+def test_rows_that_cannot_be_judged_are_left_out(caplog):
+    judged = judge_rows(["a", "refuse", "b", "odd", "c", "d"], PickyEngine(), classic=EchoEngine(critique=False))
+    assert list(judged.found) == [0, 2, 4, 5] and judged.wanted == 4
+    assert judged.chosen == [1.0] * 4 and judged.rejected == [5.0] * 4
+    assert all(row.classic[1].reward == 5.0 for row in judged.found.values())
     assert "Row row 1 is left out" in caplog.text and "Row row 3 is left out" in caplog.text
-    assert "could not be measured" in measure(["refuse"] * 6, PickyEngine()).describe(0.0)
+    assert "could not be measured" in judge_rows(["refuse"] * 6, PickyEngine()).describe(0.0)
 
 
-def test_an_engine_that_fails_ends_the_measuring():
-    engine = EchoEngine(error=RuntimeError("surprise"))
-    distribution = measure(["a"] * 6, engine)
-    assert distribution.wanted == 0 and "could not be measured" in distribution.describe(0.0)
+def test_an_engine_that_fails_ends_the_judging():
+    judged = judge_rows(["a"] * 6, EchoEngine(error=RuntimeError("surprise")))
+    assert judged.wanted == 0 and "could not be measured" in judged.describe(0.0)
 
 
-@pytest.mark.parametrize(("there", "wanted"), [(6, 3), (6, 0), (3, 24), (1, 1)])
-def test_too_few_rows_are_not_measured(there, wanted):
-    """The page does not ask visitors to wait for them."""
-    distribution = measure(["a"] * there, EchoEngine(), reference_rows=wanted)
-    assert distribution.rewards == [] and "it takes at least 4" in distribution.describe(0.0)
-    assert f"`--reference_rows` is {wanted} and there are {there} rows" in distribution.describe(0.0)
+@pytest.mark.parametrize(("there", "wanted"), [(6, 3), (3, 24), (1, 1)])
+def test_too_few_rows_to_compare_with(there, wanted):
+    """They are judged, but the page does not ask visitors to wait for more."""
+    judged = judge_rows(["a"] * there, EchoEngine(), reference_rows=wanted)
+    assert len(judged.found) == min(there, wanted) and "too few rows to compare a reward with" in judged.describe(0.0)
+    assert f"this demo judges {min(there, wanted)}, and it takes 4" in judged.describe(0.0)
 
 
-def test_without_rows_nothing_is_measured():
-    assert "name rows with --rows" in measure([], EchoEngine()).describe(0.0)
-    assert measure(["a"] * 4, EchoEngine(), reference_rows=4).is_usable
+def test_without_rows_nothing_is_judged():
+    assert "There are no rows" in judge_rows([], EchoEngine()).describe(0.0)
+    assert judge_rows(["a"] * 4, EchoEngine(), reference_rows=4).is_usable
 
 
-def test_no_rewards_are_measured_on_zero_gpu(monkeypatch):
+def test_scores_of_an_evaluation_take_the_place_of_judging(monkeypatch):
     monkeypatch.setenv("SPACES_ZERO_GPU", "true")
-    distribution = measure(["a"] * 6, EchoEngine())
-    assert distribution.rewards == [] and "On ZeroGPU" in distribution.describe(0.0)
+    results = "cloud and classic in run", {2: make_judgement(1, 0, 0, 1)}
+    judged = judge_rows(["a"] * 6, EchoEngine(error=RuntimeError("not asked")), results=results)
+    assert list(judged.found) == [2] and judged.evaluation == "cloud and classic in run" and not judged.is_growing
+
+
+def test_no_rows_are_judged_in_the_background_on_zero_gpu(monkeypatch):
+    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
+    judged = judge_rows(["a"] * 6, EchoEngine())
+    assert not judged.found and "On ZeroGPU" in judged.describe(0.0)
+
+
+# ---------------------------------------------------------------------------------------------------------- compare
+
+
+def test_equal_responses_are_judged_once_and_shown_as_they_finish():
+    asked = []
+
+    class CountingEngine(EchoEngine):
+        async def score(self, prompt, response, sampling):
+            asked.append(response)
+            await asyncio.sleep(0.05)
+            return await super().score(prompt, response, sampling)
+
+    async def run():
+        backend = Backend(DemoArguments(model="a"))
+        backend._models.set_result(Models(CountingEngine(), at_once=1))
+        return [step async for step in judge(backend, "user", "p", ["a", "b", "a"], Sampling(), as_they_finish=True)]
+
+    *steps, scores = asyncio.run(run())
+    assert asked == ["a", "b"] and scores[0] is scores[2] and scores[1].reward == 1.0
+    first = next(step for step in steps if any(step.scores))
+    assert [score is not None for score in first.scores] == [True, False, True]
+    names, responses = ["R 1", "R 2", "R 3"], ["a", "b", "a"]
+    assert "1 so far" in show_ranking(names, responses, [scores[0], None, None], is_final=False)
+    shown = show_ranking(names, responses, scores, noise=0.001)
+    assert "The same text, judged once: R 1, R 3." in shown and "Too close to rank: R 1 and R 2, R 2 and R 3." in shown
+    assert "Too close" not in show_ranking(
+        names, responses, [make_score(1), make_score(2), make_score(1)], noise=0.001
+    )
 
 
 def test_candidates_are_split_at_lines_of_equals_signs():
@@ -468,7 +696,7 @@ def test_a_response_that_is_removed_is_emptied():
 def test_charts_draw_equal_and_single_values():
     assert reward_bars(["a", "b"], [0.0, 0.0], [0.0, 0.0]).count('class="bar"') == 2
     assert reward_bars(["a"], [-1.0], [0.5]).count('class="error"') == 3
-    assert reward_histogram([1.0] * 8, [1.0]).count("<circle") == 1
-    assert curve([2.0, 2.0], "x").count("<circle") == 2
-    for chart in (reward_bars(["a"], [-1.0], [0.5]), reward_histogram([0.0, 2.0], [1.0]), curve([1.0, 2.0], "x")):
+    assert reward_histogram([1.0] * 8, [0.0], [1.0]).count("<circle") == 1
+    assert curve([2.0, 2.0], "x", "drawn").count("<circle") == 2
+    for chart in (reward_bars(["a"], [-1.0], [0.5]), reward_histogram([0.0], [0.0], []), curve([1.0, 2.0], "x", "y")):
         assert "nan" not in chart and 'role="img"' in chart

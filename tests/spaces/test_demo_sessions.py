@@ -1,6 +1,7 @@
 """Many visitors at once, visitors who leave, failures behind the page, and texts that try to be more than text."""
 
 import asyncio
+import re
 import sys
 import threading
 import time
@@ -9,14 +10,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from browser import PATIENCE, make_client
+from browser import PATIENCE, make_client, open_page
 from completion_server import serve_completions
 from demo_for_tests import PROMPT, RESPONSES, EchoEngine, running_demo, save_models
 from demo_page import field, is_done, is_refused, judge, open_demo, open_options, open_tab, set_slider, settle, start
 from payloads import PAYLOADS
 from servers_for_tests import free_port, serving
 
-from cloud_hf.scores import Sampling
+from cloud_hf.scores import Sample, Sampling, Score
 
 
 pytest.importorskip("gradio", reason="Gradio is not installed: the apps of the Spaces are not tried.")
@@ -128,7 +129,7 @@ def begin(page, response: str = "The answer is A."):
 def write_and_wait(first, second):
     """Let the model write for the first page, and the second page wait in the queue."""
     begin(first)
-    first.locator("#score-result .writing:not(:empty)").wait_for()
+    first.locator("#score-critique .writing:not(:empty)").wait_for()
     begin(second)
     second.locator("#score-status", has_text="In the queue: number 1 of 1").wait_for()
 
@@ -229,8 +230,8 @@ def test_what_is_written_can_be_read_before_more_is(chromium):
         begin(visit.page, "yes")
         for written in ("y", "ye", "yes"):
             engine.may_go_on.release()
-            expect(visit.page.locator("#score-result .writing")).to_have_text(written, timeout=1000 * PATIENCE)
-        assert visit.page.locator("#score-result .reward").count() == 0
+            expect(visit.page.locator("#score-critique .writing")).to_have_text(written, timeout=1000 * PATIENCE)
+        assert visit.page.locator("#score-result .reward strong").text_content() == "…"
         engine.may_go_on.release()
         is_done(visit.page, "score")
         expect(visit.page.locator("#score-result .reward")).to_contain_text("+3.000")
@@ -240,7 +241,7 @@ def test_closing_the_tab_stops_the_model(demo, passes, chromium):
     backend, url = demo
     with open_demo(chromium, url) as visit:
         begin(visit.page)
-        visit.page.locator("#score-result .writing:not(:empty)").wait_for()
+        visit.page.locator("#score-critique .writing:not(:empty)").wait_for()
     check_that_it_stopped(backend, passes)
 
 
@@ -264,14 +265,14 @@ def test_the_stop_button_stops_the_model(demo, passes, chromium):
         page = visit.page
         page.context.new_cdp_session(page).send("Emulation.setCPUThrottlingRate", {"rate": 6})
         begin(page)
-        page.locator("#score-result .writing:not(:empty)").wait_for()
+        page.locator("#score-critique .writing:not(:empty)").wait_for()
         page.locator("#score-stop").click()
         page.locator("#score-status", has_text="Stopped").wait_for()
         check_that_it_stopped(backend, passes)
         settle(page)
         assert page.locator("#score-status .status").text_content() == "Stopped."
         begin(page, "The answer is B.")
-        page.locator("#score-result .writing:not(:empty)").wait_for()
+        page.locator("#score-critique .writing:not(:empty)").wait_for()
     check_that_it_stopped(backend, passes)
 
 
@@ -321,7 +322,10 @@ def check_inert(visit):
     page = visit.page
     assert page.locator("#injected").count() == 0
     assert (
-        page.locator(".result .text > *, .result .critique > *, .result b, .result img, .result iframe").count() == 0
+        page.locator(
+            ".result .text > *, .result .critique > *:not(.sentence), .sentence > *, .result b, .result img, .result iframe"
+        ).count()
+        == 0
     )
     assert page.evaluate("getComputedStyle(document.body).display") != "none"
     assert visit.problems == [] and visit.outgoing == []
@@ -334,7 +338,7 @@ def test_texts_of_users_and_models_stay_text(echo, chromium):
         for payload in PAYLOADS:
             fill_in(page, payload)
             judge(page, "score")
-            critique = "document.querySelector('#score-result .critique:not(.writing)')"
+            critique = "document.querySelector('#score-critique .critique:not(.writing)')"
             page.wait_for_function(f"text => {critique}?.textContent === text", arg=shown(payload))
             check_inert(visit)
         open_tab(page, "Best-of-N")
@@ -345,11 +349,30 @@ def test_texts_of_users_and_models_stay_text(echo, chromium):
         assert sorted(texts) == sorted(shown(payload).strip() for payload in PAYLOADS)
         check_inert(visit)
         open_tab(page, "CLoud vs classic")
-        for row, payload in enumerate(PAYLOADS, start=1):
-            judge(page, "versus", "next")
-            page.get_by_text(f"Row {row} of {len(PAYLOADS) + 1}").wait_for()
-            assert page.locator("#versus-result .text").first.text_content() == shown(payload)
+        page.get_by_label(re.compile("All rows")).check()
+        page.get_by_label("Guess first").uncheck()
+        listed = page.locator("#versus-list a")
+        expect(listed).to_have_count(len(PAYLOADS) + 1, timeout=1000 * PATIENCE)
+        for row, payload in enumerate(PAYLOADS):
+            listed.nth(row).click()
+            page.wait_for_function(
+                "text => document.querySelector('#versus-result .text')?.textContent === text", arg=shown(payload)
+            )
+            is_done(page, "versus")
             check_inert(visit)
+    with open_page(chromium, f"{echo}#{hostile_link()}") as visit:
+        visit.page.locator("#score-status", has_text="this result was not computed here").wait_for()
+        assert visit.page.locator("#score-critique .critique").first.text_content() == PAYLOADS[0]
+        check_inert(visit)
+
+
+def hostile_link() -> str:
+    """Return a link whose texts are all hostile."""
+    from cloud_demo.sharing import Result
+
+    score = Score.of([Sample(1.0, PAYLOADS[0]), Sample(2.0, PAYLOADS[1])])
+    texts = {"prompt": PAYLOADS[2], "response": PAYLOADS[3], "system": PAYLOADS[4]}
+    return Result("score", texts, None, [score], None, PAYLOADS[5]).link()[0]
 
 
 def test_texts_in_errors_stay_text(echo, chromium):
@@ -451,10 +474,10 @@ def test_a_classic_reward_server_elsewhere(found, chromium):
             visit.page.locator("#about", has_text="(classic, server)").wait_for()
             fill_in(visit.page, RESPONSES[0])
             judge(visit.page, "score")
-            result = visit.page.locator("#score-result")
-            assert "This model writes no critiques: it is a classic reward model." in result.text_content()
-            assert f"{score.reward:+.3f}" in result.text_content()
-            assert result.locator(".critique").count() == 0
+            critique = visit.page.locator("#score-critique")
+            assert "This model writes no critiques: it is a classic reward model." in critique.text_content()
+            assert f"{score.reward:+.3f}" in visit.page.locator("#score-result").text_content()
+            assert critique.locator(".critique").count() == 0
             said = sentence_from(url, PROMPT, "x", num_critiques=2, temperature=1.0)
             assert "This is a classic reward model: it writes no critiques. Ask for one judgement." in said
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import evaluate
 import pytest
-from browser import SPACES, make_client, open_page, serious_faults, start_app
+from browser import SPACES, faults, make_client, open_page, start_app
 from models_for_tests import make_model, save_language_model
 from payloads import PAYLOADS
 from servers_for_tests import free_port, make_engine, serving
@@ -98,14 +98,14 @@ def preference():
 def test_rewards_become_figures(chromium, preference_app, preference, tmp_path):
     wanted = preference.compute(chosen=CHOSEN, rejected=REJECTED)
     with open_page(chromium, preference_app.url) as visit:
-        assert serious_faults(visit.page) == []
+        assert faults(visit.page) == []
         compute(visit.page, PAIRS)
         assert cells(visit.page, "Figures", 2)[:4] == ["60.0\u00a0%", "70.0\u00a0%", "5", "0.7"]
         for alt_text in ("Histogram of the margins", "Reliability diagram"):
             visit.page.wait_for_function(
                 "name => document.querySelector(`img[alt^='${name}']`)?.naturalWidth > 300", arg=alt_text
             )
-        assert serious_faults(visit.page) == []
+        assert faults(visit.page) == []
         visit.page.screenshot(path=tmp_path / "pairwise_preference.png", full_page=True)
         found = json.loads(download(visit.page, "Download the figures", tmp_path))
         assert found == json.loads(json.dumps(wanted))
@@ -119,7 +119,7 @@ def test_preference_by_keyboard_in_any_light(chromium, preference_app, tmp_path,
         visit.page.keyboard.insert_text(json_lines(chosen=CHOSEN, rejected=REJECTED, subset=["math-prm"] * 5))
         visit.page.keyboard.press("Shift+Enter")
         assert cells(visit.page, "RewardBench, only 1 of its 23 subsets", 1) == ["Reasoning"]
-        assert serious_faults(visit.page) == [] and fits(visit.page)
+        assert faults(visit.page) == [] and fits(visit.page)
         assert ("dark" in (visit.page.locator("body").get_attribute("class") or "")) == ("dark" in look)
         visit.page.screenshot(path=tmp_path / f"pairwise_preference {look}.png", full_page=True)
         assert quiet(preference_app, visit)
@@ -231,7 +231,7 @@ def compute_rewards(page, text: str, longest: int = 8):
 def test_predictions_become_rewards(chromium, reward_app, scorer, tmp_path):
     scores = scorer.score(PROMPTS, ANSWERS, num_critiques=3, temperature=1.0, max_new_tokens=8, seed=4)
     with open_page(chromium, reward_app.url) as visit:
-        assert serious_faults(visit.page) == []
+        assert faults(visit.page) == []
         visit.page.get_by_label("number input for Critiques per response").fill("3")
         visit.page.get_by_label("number input for Temperature").fill("1")
         visit.page.get_by_label("Seed").fill("4")
@@ -247,7 +247,7 @@ def test_predictions_become_rewards(chromium, reward_app, scorer, tmp_path):
         cut = [score.finish_reasons.count("length") for score in scores]
         assert ends == [f"{count} of 3 cut" if count else "by itself" for count in cut] and max(cut) > 0
         visit.page.locator(".vega-embed").wait_for()
-        assert serious_faults(visit.page) == []
+        assert faults(visit.page) == []
         visit.page.screenshot(path=tmp_path / "cloud_reward.png", full_page=True)
         rows = [json.loads(line) for line in download(visit.page, "Download rewards", tmp_path).splitlines()]
         assert [row["critiques"] for row in rows] == [list(score.critiques) for score in scores]
@@ -264,7 +264,7 @@ def test_rewards_by_keyboard_in_any_light(chromium, reward_app, tmp_path, look):
         visit.page.keyboard.insert_text("prompt,prediction\nHi!,Hello.")
         visit.page.keyboard.press("Shift+Enter")
         assert cells(visit.page, "Rewards and critiques", 7) == ["Hello."]
-        assert serious_faults(visit.page) == [] and fits(visit.page)
+        assert faults(visit.page) == [] and fits(visit.page)
         visit.page.screenshot(path=tmp_path / f"cloud_reward {look}.png", full_page=True)
         assert quiet(reward_app, visit)
 

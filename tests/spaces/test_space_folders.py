@@ -43,6 +43,8 @@ def test_front_matter(folder):
     assert len(card.get("short_description", "")) <= 60
     if folder in METRICS:
         assert card["tags"] == ["evaluate", "metric"] and card["description"]
+    else:
+        assert {"tags", "models", "preload_from_hub", "suggested_hardware", "startup_duration_timeout"} <= card.keys()
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)

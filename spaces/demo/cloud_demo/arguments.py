@@ -13,6 +13,8 @@ from cloud_hf.cli import UsageError
 
 
 _VARIABLE_PREFIX = "DEMO_"
+# The quickstart's models and held-out rows, so that a copy of this folder works as it is
+SHIPPED = Path(__file__).parents[1] / "model"
 
 
 def on_zero_gpu() -> bool:
@@ -34,7 +36,8 @@ class DemoArguments:
 
     Parameters:
         model (`str`, *optional*):
-            Hub id or folder of a CLoud model, a classic model or a LoRA adapter. Required unless `backend` is `"server"`.
+            Hub id or folder of a CLoud model, a classic model or a LoRA adapter. Without it, and unless `backend` is `"server"`, the
+            demo opens the small models in its own folder, with their rows.
         classic_model (`str`, *optional*):
             Hub id or folder of a classic model to compare with.
         backend (`str`, *optional*, defaults to `"transformers"`):
@@ -57,9 +60,11 @@ class DemoArguments:
             chosen, rejected.
         rows_split (`str`, *optional*, defaults to `"test"`):
             Split of `rows`, unless it is a benchmark or has no splits.
-        reference_rows (`int`, *optional*, defaults to `24`):
-            Rows whose responses are scored while no request waits, to measure the model's reward distribution. Fewer than 4
-            disable it.
+        results (`str`, *optional*):
+            Output folder of `examples/evaluate_rewards.py` with the scores of a CLoud and of a classic model on `rows`. They are
+            shown instead of judging the rows here.
+        reference_rows (`int`, *optional*, defaults to `200`):
+            Rows judged by both models while no request waits, for the comparison of both models and the reward distribution.
         max_new_tokens (`int`, *optional*, defaults to `512`):
             Longest critique in tokens.
         max_characters (`int`, *optional*, defaults to `20000`):
@@ -98,7 +103,8 @@ class DemoArguments:
     vllm_options: str | None = None
     rows: str | None = None
     rows_split: str = "test"
-    reference_rows: int = 24
+    results: str | None = None
+    reference_rows: int = 200
     max_new_tokens: int = 512
     max_characters: int = 20_000
     max_waiting: int = 64
@@ -124,11 +130,11 @@ class DemoArguments:
                 )
         else:
             if self.model is None:
-                raise ValueError(
-                    "Name a reward model with `--model` (on a Space: `DEMO_MODEL`), such as org/my-cloud-rm."
-                )
+                self._open_shipped()
             if self.server_url or self.classic_server_url:
                 raise ValueError("`server_url` and `classic_server_url` are for `backend` 'server'.")
+        if self.results is not None and self.rows is None:
+            raise ValueError("`results` are scores of rows: name these with `rows`.")
         if self.vllm_options is not None and self.backend != "vllm":
             raise ValueError("`vllm_options` are for `backend` 'vllm'.")
         if (self.policy_url is None) != (self.policy_model is None):
@@ -139,14 +145,36 @@ class DemoArguments:
         if self.concurrency is None:
             self.concurrency = 1 if self.backend == "transformers" else 16
 
+    @property
+    def is_shipped(self) -> bool:
+        """Whether the models are those in the demo's folder."""
+        return self.model == str(SHIPPED / "cloud")
+
+    def _open_shipped(self):
+        if not SHIPPED.is_dir():
+            raise ValueError(
+                "Name a reward model with `--model` (on a Space: `DEMO_MODEL`), such as org/my-cloud-rm: the folder `model` of the "
+                "demo is missing."
+            )
+        self.model = str(SHIPPED / "cloud")
+        self.classic_model = self.classic_model or str(SHIPPED / "classic")
+        self.rows = self.rows or str(SHIPPED / "shell-game.jsonl")
+
 
 def check_folders(args: DemoArguments):
-    """Raise `ValueError` if a model is a path that does not exist. Hub ids are checked when they are loaded."""
+    """Raise `ValueError` if a model or the results are a path that does not exist. Hub ids are checked when they are loaded."""
+    if args.results is not None and not Path(args.results).is_dir():
+        raise ValueError(f"`results` is {args.results!r}, but there is no such folder.")
     for name in ("model", "classic_model"):
         value: str = getattr(args, name) or ""
         is_path = value.startswith(("/", ".", "~")) or value.count("/") > 1
         if is_path and not Path(value).exists():
             raise ValueError(f"`{name}` is {value!r}, but there is no such folder.")
+
+
+def public_name(name: str) -> str:
+    """Return a Hub id or address as it is, and of a path the last part: the page shows no folders of the machine."""
+    return Path(name).name if Path(name).exists() or name.startswith(("/", ".", "~")) else name
 
 
 def parse_arguments(

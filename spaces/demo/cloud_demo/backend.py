@@ -1,23 +1,20 @@
-"""State of the page: models that load in the background, the queue, and the reward distribution."""
+"""State of the page: models that load in the background, the queue, and rows that are judged while nobody waits."""
 
 import asyncio
 import logging
-import math
-import os
-import statistics
 import threading
-from bisect import bisect_left, bisect_right
+import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from cloud_hf.scores import NotFinite, Sampling
 
 from . import Problem
-from .arguments import DemoArguments
+from .arguments import DemoArguments, on_zero_gpu, public_name
+from .rows import JudgedRows, Judgement
 
 
 if TYPE_CHECKING:
@@ -35,17 +32,17 @@ _MOST_POLICY_REQUESTS = 4
 
 
 class Backend:
-    """Models, waiting line and reward distribution of one demo."""
+    """Models, waiting line and judged rows of one demo."""
 
     def __init__(self, args: DemoArguments):
         self.args = args
         limits = (args.max_waiting, args.max_waiting_per_user, args.max_waiting_per_address)
         self.line = WaitingLine(args.concurrency or 1, *limits)
         self.policy_line = WaitingLine(_MOST_POLICY_REQUESTS, *limits)
-        self.distribution = RewardDistribution(source="", wanted=0)
+        self.judged = JudgedRows(public_name(args.rows or ""))
         self._models: Future[Models] = Future()
         self._begun = threading.Lock()
-        self._measuring: asyncio.Task | None = None
+        self._judging: asyncio.Task | None = None
 
     def load(self):
         """Open the models unless loading has already started."""
@@ -83,81 +80,92 @@ class Backend:
         """The models, once loaded. Raises `Problem` if they could not be opened."""
         return self._models.result(timeout=0)
 
+    @property
+    def warnings(self) -> list[str]:
+        """What readers of rewards must know about the models."""
+        return self.models.warnings if self.is_usable else []
+
+    def made(self, sampling: Sampling) -> str:
+        """Say how a result was made."""
+        name, count = public_name(self.models.cloud.name), sampling.num_critiques
+        critiques = f"{count} critique{'s' if count > 1 else ''} at temperature {sampling.temperature:g}"
+        if self.models.cloud.critique is False:
+            return f"{name}, {self.models.made}."
+        return f"{name}, {self.models.made}; {critiques}, at most {sampling.max_new_tokens} tokens each."
+
     async def loaded(self) -> "Models":
         """Wait for the models. Raises `Problem` if they could not be opened."""
         models = await asyncio.shield(asyncio.wrap_future(self._models))
-        if self._measuring is None:
-            self._measuring = asyncio.create_task(self._measure())
+        if self._judging is None:
+            self._judging = asyncio.create_task(self._judge_rows())
         return models
 
     async def wait_for_turn(self, ticket: "Ticket") -> AsyncGenerator[str, None]:
         """Yield at every heartbeat why a request waits, until its turn comes."""
-        loading = asyncio.ensure_future(self.loaded())
+        loading, begun = asyncio.ensure_future(self.loaded()), time.monotonic()
         try:
             while not loading.done():
                 await asyncio.wait({loading}, timeout=HEARTBEAT)
                 if not loading.done():
-                    yield "The model is being loaded…"
+                    yield f"The model is being loaded: {time.monotonic() - begun:.0f} s…"
             loading.result()
         finally:
             loading.cancel()
         async for position, length in ticket.positions():
             yield f"In the queue: number {position} of {length}…"
 
-    # --------------------------------------------------------------------------------------- reward distribution
+    # ---------------------------------------------------------------------------------- rows judged in the background
 
-    async def _measure(self):
-        """Score the first rows while no request waits."""
-        if os.environ.get("SPACES_ZERO_GPU") == "true":
-            self.distribution.problem = "On ZeroGPU the rewards of this model are not measured: GPUs are for visitors."
+    async def _judge_rows(self):
+        """Judge the first rows while no request waits, unless an evaluation judged them."""
+        rows, judged = self.models.rows[: self.args.reference_rows], self.judged
+        if self.models.results is not None:
+            judged.evaluation, judgements = self.models.results
+            judged.wanted = len(judgements)
+            for index, judgement in judgements.items():
+                judged.add(index, judgement)
             return
-        rows = self.models.rows[: self.args.reference_rows]
-        if self.models.rows and 2 * len(rows) < RewardDistribution.FEWEST:
-            self.distribution.problem = (
-                f"This model's rewards are not measured: {len(rows)} reference rows are too few to compare with. "
-                f"`--reference_rows` is {self.args.reference_rows} and there are {len(self.models.rows)} rows; "
-                f"it takes at least {RewardDistribution.FEWEST // 2}."
-            )
+        if on_zero_gpu():
+            judged.problem = "On ZeroGPU rows are judged when they are opened: GPUs are for visitors."
             return
-        self.distribution = RewardDistribution(self.args.rows or "", 2 * len(rows))
-        await self._measure_rows(rows, self.distribution)
-
-    async def _measure_rows(self, rows: Sequence["BenchmarkRow"], distribution: "RewardDistribution"):
-        for row in rows:
+        if rows and len(rows) < JudgedRows.FEWEST:
+            judged.problem = f"There are too few rows to compare a reward with: this demo judges {len(rows)}, and it takes {JudgedRows.FEWEST}."
+        judged.wanted = len(rows)
+        for index, row in enumerate(rows):
             try:
-                rewards = await self._score_row(row)
+                if index not in judged.found:
+                    judged.add(index, await self._judge_while_idle(row))
             except (ValueError, Problem, NotFinite) as error:
-                logger.warning("Row %s is left out of the reward distribution. %s", row.id, error)
-                distribution.wanted -= 2
+                logger.warning("Row %s is left out of the rows judged. %s", row.id, error)
+                judged.wanted -= 1
             except Exception as error:
-                logger.error("The reward distribution could not be measured", exc_info=error)
-                distribution.wanted = len(distribution.rewards)
+                logger.error("The rows could not be judged", exc_info=error)
+                judged.wanted = len(judged.found)
                 break
-            else:
-                for reward in rewards:
-                    distribution.add(reward)
-        if distribution.wanted < 2 * len(rows) and not distribution.is_usable:
-            distribution.problem = "This model's rewards could not be measured; see the log of the demo."
+        if rows and not judged.is_usable and judged.problem is None:
+            judged.problem = "This model's rewards could not be measured; see the log of the demo."
 
-    async def _score_row(self, row: "BenchmarkRow") -> list[float]:
-        """Return the rewards of both responses."""
-        return [await self._score_while_idle(row.prompt, response) for response in row.responses]
-
-    async def _score_while_idle(self, prompt, response: str) -> float:
-        """Score a response while the queue is empty. A visitor's request interrupts it; it restarts when the queue is empty again."""
+    async def _judge_while_idle(self, row: "BenchmarkRow") -> Judgement:
+        """Judge a row while the queue is empty. A visitor's request interrupts it; it restarts when the queue is empty again."""
         while True:
             await self.line.until(is_empty=True)
-            sampling = Sampling(max_new_tokens=self.args.max_new_tokens)
-            work = asyncio.ensure_future(self.models.cloud.score(prompt, response, sampling))
+            work = asyncio.ensure_future(self._judge_row(row))
             visitor = asyncio.ensure_future(self.line.until(is_empty=False))
             try:
                 await asyncio.wait({work, visitor}, return_when=asyncio.FIRST_COMPLETED)
                 if work.done():
-                    return work.result().reward
+                    return work.result()
             finally:
                 work.cancel()
                 visitor.cancel()
                 await asyncio.wait({work, visitor})
+
+    async def _judge_row(self, row: "BenchmarkRow") -> Judgement:
+        sampling = Sampling(max_new_tokens=self.args.max_new_tokens)
+        engines = [engine for engine in (self.models.cloud, self.models.classic) if engine is not None]
+        asked = [engine.score(row.prompt, response, sampling) for engine in engines for response in row.responses]
+        scores = await asyncio.gather(*asked)
+        return Judgement(*[(scores[i], scores[i + 1]) for i in range(0, len(scores), 2)])
 
 
 # ------------------------------------------------------------------------------------------------------ waiting line
@@ -257,61 +265,3 @@ class Ticket:
             with suppress(TimeoutError):
                 async with asyncio.timeout(HEARTBEAT):
                     await changed.wait()
-
-
-# ----------------------------------------------------------------------------------------------------------- rewards
-
-
-@dataclass
-class RewardDistribution:
-    """Rewards of the reference rows known so far, in ascending order. `wanted` is their final number, two per row."""
-
-    source: str
-    wanted: int
-    rewards: list[float] = field(default_factory=list)
-    # Reason why no more rewards will follow
-    problem: str | None = None
-
-    # Fewer rewards say little about another reward's rank
-    FEWEST = 8
-
-    @property
-    def is_usable(self) -> bool:
-        """Whether there are enough rewards to compare with."""
-        return len(self.rewards) >= self.FEWEST
-
-    def add(self, reward: float):
-        """Insert a reward."""
-        self.rewards.insert(bisect_left(self.rewards, reward), reward)
-
-    def percentile(self, reward: float) -> float:
-        """Return the percentage of lower rewards; equal ones count half."""
-        below, up_to = bisect_left(self.rewards, reward), bisect_right(self.rewards, reward)
-        return 100 * (below + up_to) / 2 / len(self.rewards)
-
-    def describe(self, reward: float) -> str:
-        """Describe in one sentence where `reward` falls."""
-        if self.problem is not None:
-            return self.problem
-        if not self.is_usable:
-            if not self.wanted:
-                return "The rewards of this model are not known; name rows with --rows to compare with theirs."
-            return f"This model's rewards are still being measured ({len(self.rewards)} of {self.wanted})."
-        mean, std = statistics.fmean(self.rewards), statistics.pstdev(self.rewards)
-        unfinished = f" ({self.wanted} in the end)" if len(self.rewards) < self.wanted else ""
-        deviations = f", {(reward - mean) / std:+.1f} standard deviations from their mean" if std > 0 else ""
-        return (
-            f"Higher than {self.percentile(reward):.0f} % of {len(self.rewards)} rewards{unfinished} that this model gave "
-            f"to right and wrong responses of {self.wanted // 2} rows of {self.source}{deviations}."
-        )
-
-
-def preference(reward: float, other: float) -> float:
-    """Return the Bradley-Terry probability that the response with `reward` is preferred to the one with `other`."""
-    margin = reward - other
-    return 1 / (1 + math.exp(-margin)) if margin >= 0 else math.exp(margin) / (1 + math.exp(margin))
-
-
-def rank_of(rewards: Sequence[float], index: int) -> int:
-    """Return a reward's rank from 1; equal rewards share one."""
-    return 1 + sum(reward > rewards[index] for reward in rewards)

@@ -12,6 +12,7 @@ from cloud_hf.scores import Score
 from . import Problem
 from .backend import Backend
 from .judging import (
+    Progress,
     answers,
     check_texts,
     describe_score,
@@ -22,8 +23,9 @@ from .judging import (
     read_sliders,
     read_texts,
 )
-from .score_html import curve, note, paragraph, show_ranking, status
-from .tab_parts import Controls, judging_options, prompt_box, updates_of, visitor_of
+from .score_html import curve, note, paragraph, show_made, show_ranking, status
+from .sharing import Result
+from .tab_parts import Controls, TabParts, example_prompts, judging_options, opened, prompt_box, visitor_of
 
 
 TAB, TITLE = "best-of-n", "Best-of-N"
@@ -81,11 +83,12 @@ async def write_candidates(backend: Backend, prompt: Any, count: int) -> list[st
 # --------------------------------------------------------------------------------------------------- tab and endpoints
 
 
-def build(backend: Backend) -> dict[str, gr.Textbox]:
-    """Make the tab's content. Returns the texts that a link to it carries."""
-    controls = Controls(backend, "best")
+def build(backend: Backend) -> TabParts:
+    """Make the tab's content."""
+    controls = Controls(backend, "best", TAB)
     with gr.Row():
         with gr.Column():
+            examples = controls.example_list()
             prompt = prompt_box()
             candidates = gr.Textbox(
                 value="",
@@ -99,23 +102,43 @@ def build(backend: Backend) -> dict[str, gr.Textbox]:
             options = judging_options(backend)
             run = controls.run_button("Pick the best")
             texts = {"prompt": prompt, "candidates": candidates}
-            controls.example_and_link(
-                TAB, texts, lambda asked, responses: (asked, _JOINT.join(responses)), [prompt, candidates]
-            )
-        with gr.Column():
+            controls.fill_in(examples, lambda name: _example(backend, name), [prompt, candidates])
+        with gr.Column(elem_classes="outcome"):
             controls.show_results()
+            controls.copy_buttons(texts)
 
     async def run_best(request: gr.Request, prompt, candidates, num_critiques, temperature, max_new_tokens):
         sampling = read_sliders(backend, num_critiques, temperature, max_new_tokens)
         asked = read_prompt(backend, prompt)
         given = check_candidates(backend, split_candidates(candidates))
-        yield status("Asking the model…"), ""
-        steps = judge(backend, visitor_of(request), asked, given, sampling)
-        async for update in updates_of(steps, lambda scores: _show_best(given, scores)):
-            yield update
+        yield status("Asking the model…"), "", None
+        async for step in judge(backend, visitor_of(request), asked, given, sampling):
+            if isinstance(step, Progress):
+                yield status(step.words), gr.skip(), gr.skip()
+            else:
+                made, kept = backend.made(sampling), {"prompt": prompt, "candidates": candidates}
+                yield (
+                    status("Done."),
+                    _show_best(backend, given, step, made),
+                    Result(TAB, kept, sampling, step, None, made),
+                )
 
     controls.start_on([run.click, candidates.submit], run_best, [prompt, candidates, *options])
-    return texts
+
+    def show_link(result: Result) -> dict:
+        given = split_candidates(result.texts.get("candidates", ""))
+        if len(given) != len(result.scores):
+            raise Problem("This link is damaged: its scores are not those of its candidates.")
+        shown = {controls.result: _show_best(backend, given, result.scores, result.made), controls.kept: result}
+        return shown | opened(result, controls, options, run)
+
+    outputs = [controls.said, controls.result, controls.kept, *options, run]
+    return TabParts(texts, examples, lambda: list(example_prompts(backend)), outputs, show_link)
+
+
+def _example(backend: Backend, name: str) -> tuple[str, str]:
+    prompt, responses = example_prompts(backend)[name]
+    return prompt, _JOINT.join(responses)
 
 
 def _generation_row(backend: Backend, controls: Controls, prompt: gr.Textbox, candidates: gr.Textbox):
@@ -138,15 +161,17 @@ def _generation_row(backend: Backend, controls: Controls, prompt: gr.Textbox, ca
     controls.start_on([write.click], run_generate, [prompt, count], [controls.said, candidates])
 
 
-def _show_best(candidates: Sequence[str], scores: Sequence[Score]) -> str:
+def _show_best(backend: Backend, candidates: Sequence[str], scores: Sequence[Score], made: str) -> str:
+    noise = backend.models.noise if backend.is_usable else 0.0
     rewards = [score.reward for score in scores]
     best = _best_of(rewards)
-    drawing = curve(_best_of_n_curve(rewards), "Expected highest reward by number of candidates")
+    drawing = curve(_best_of_n_curve(rewards), "Expected highest reward by number of candidates", "candidates drawn")
     return (
-        f"<h3>Best: candidate {best + 1} of {len(candidates)}, {rewards[best]:+.3f}</h3>"
+        f"<h2>Best: candidate {best + 1} of {len(candidates)}, {rewards[best]:+.3f}</h2>"
         f"{paragraph(candidates[best])}"
-        f"<h3>Best of n</h3>{note(_WORDS)}{drawing}"
-        f"{show_ranking([f'Candidate {place}' for place in range(1, len(scores) + 1)], candidates, scores)}"
+        f"<h2>Best of n</h2>{note(_WORDS)}{drawing}"
+        f"{show_ranking([f'Candidate {place}' for place in range(1, len(scores) + 1)], candidates, scores, noise)}"
+        f"{show_made(made, backend.warnings)}"
     )
 
 

@@ -8,10 +8,12 @@ import gradio as gr
 from cloud_hf.scores import Score
 
 from . import Problem
-from .backend import Backend, preference, rank_of
+from .backend import Backend
 from .judging import answers, check_texts, describe_score, judge, read_prompt, read_sampling, read_sliders, read_texts
-from .score_html import show_ranking, status
-from .tab_parts import QUIET, Controls, judging_options, prompt_box, updates_of, visitor_of
+from .rows import preference, rank_of
+from .score_html import show_made, show_ranking, status
+from .sharing import Result
+from .tab_parts import QUIET, Controls, TabParts, example_prompts, judging_options, opened, prompt_box, visitor_of
 
 
 TAB, TITLE = "compare", "Compare"
@@ -83,33 +85,56 @@ def _response_boxes() -> tuple[list[gr.Textbox], gr.State]:
 # --------------------------------------------------------------------------------------------------- tab and endpoint
 
 
-def build(backend: Backend) -> dict[str, gr.Textbox]:
-    """Make the tab's content. Returns the texts that a link to it carries."""
-    controls = Controls(backend, "compare")
+def build(backend: Backend) -> TabParts:
+    """Make the tab's content."""
+    controls = Controls(backend, "compare", TAB)
     with gr.Row():
         with gr.Column():
+            examples = controls.example_list()
             prompt = prompt_box()
             boxes, shown = _response_boxes()
             options = judging_options(backend)
             run = controls.run_button("Compare")
             texts = {"prompt": prompt} | {f"response {place}": box for place, box in enumerate(boxes, start=1)}
-            controls.example_and_link(TAB, texts, show_example, [prompt, shown, *boxes])
-        with gr.Column():
+            outputs = [prompt, shown, *boxes]
+            controls.fill_in(examples, lambda name: show_example(*example_prompts(backend)[name]), outputs)
+        with gr.Column(elem_classes="outcome"):
             controls.show_results()
+            controls.copy_buttons(texts)
+
+    def ranking(responses: Sequence[str], scores: Sequence[Score | None], made: str, is_final: bool = True) -> str:
+        names = [f"Response {place}" for place in range(1, len(responses) + 1)]
+        noise = backend.models.noise if backend.is_usable else 0.0
+        return show_ranking(names, responses, scores, noise, is_final) + show_made(made, backend.warnings)
 
     async def run_compare(request: gr.Request, prompt, count, num_critiques, temperature, max_new_tokens, *responses):
         sampling = read_sliders(backend, num_critiques, temperature, max_new_tokens)
         asked = read_prompt(backend, prompt)
         given = check_responses(backend, list(responses[:count]))
-        names = [f"Response {place}" for place in range(1, len(given) + 1)]
-        yield status("Asking the model…"), ""
-        steps = judge(backend, visitor_of(request), asked, given, sampling)
-        async for update in updates_of(steps, lambda scores: show_ranking(names, given, scores)):
-            yield update
+        yield status("Asking the model…"), "", None
+        known = ()
+        async for step in judge(backend, visitor_of(request), asked, given, sampling, as_they_finish=True):
+            made = backend.made(sampling)
+            if isinstance(step, list):
+                kept = Result(TAB, dict(zip(texts, (prompt, *given), strict=False)), sampling, step, None, made)
+                yield status("Done."), ranking(given, step, made), kept
+            else:
+                shown = ranking(given, step.scores, made, is_final=False) if step.scores != known else gr.skip()
+                known = step.scores
+                yield status(step.words), shown, gr.skip()
 
     triggers = [run.click, prompt.submit, *(box.submit for box in boxes)]
     controls.start_on(triggers, run_compare, [prompt, shown, *options, *boxes])
-    return texts
+
+    def show_link(result: Result) -> dict:
+        responses = [text for name, text in result.texts.items() if name != "prompt"]
+        if len(responses) != len(result.scores):
+            raise Problem("This link is damaged: its scores are not those of its responses.")
+        shown = {controls.result: ranking(responses, result.scores, result.made), controls.kept: result}
+        return shown | opened(result, controls, options, run)
+
+    outputs = [controls.said, controls.result, controls.kept, *options, run]
+    return TabParts(texts, examples, lambda: list(example_prompts(backend)), outputs, show_link)
 
 
 def endpoints(backend: Backend) -> list[Callable]:
@@ -125,8 +150,8 @@ def endpoints(backend: Backend) -> list[Callable]:
         seed: int | None = None,
     ) -> dict:
         """
-        Compare 2 to 8 responses. Returns scores, ranks (from 1; equal rewards share one), and preferences: in row i and
-        column j the Bradley-Terry probability that response i is preferred to response j.
+        Compare 2 to 8 responses. Returns scores, ranks (from 1; rewards with the same three decimals share one), and
+        preferences: in row i and column j the Bradley-Terry probability that response i is preferred to response j.
         """
         sampling = read_sampling(backend, num_critiques, temperature, max_new_tokens, seed)
         asked = read_prompt(backend, prompt)

@@ -24,20 +24,35 @@ from cloud_hf.serving.client import CLoudClient, RewardServerError
 from cloud_hf.serving.server.engine import RewardEngine, TransformersEngine
 
 from . import Problem
-from .arguments import DemoArguments, on_zero_gpu
+from .arguments import DemoArguments, on_zero_gpu, public_name
+from .rows import Judgement, read_results
 
 
 _END = object()
+# Largest differences of a response's reward between batches, by dtype: docs/demo.md
+_NOISE = {"float32": 0.001, "unknown": 0.05}
 
 
 @dataclass
 class Models:
-    """Open models, and rows or the reason why they could not be read. `cloud` may be a classic model, without critiques."""
+    """
+    Open models, and rows or the reason why they could not be read. `cloud` may be a classic model, without critiques.
+
+    `made` says what computes, such as "float32 on cpu", and `warnings` what readers must know about the rewards. `results` are an
+    evaluation's models and scores of the rows.
+    """
 
     cloud: RewardEngine
     classic: RewardEngine | None = None
     rows: list[BenchmarkRow] = field(default_factory=list)
     rows_problem: str | None = None
+    made: str = ""
+    warnings: list[str] = field(default_factory=list)
+    results: tuple[str, dict[int, Judgement]] | None = None
+    # Rewards closer than this may differ by rounding alone, by which other sequences are in the batch
+    noise: float = _NOISE["float32"]
+    # Responses that are judged at once where each is shown when it is done
+    at_once: int = 16
 
 
 def open_models(args: DemoArguments) -> Models:
@@ -47,19 +62,47 @@ def open_models(args: DemoArguments) -> Models:
     Raises:
         `Problem`: If a model cannot be opened.
     """
-    rows, rows_problem = [], None
     try:
-        cloud = _open_engine(args.model, args.server_url, args)
-        has_classic = args.classic_model or args.classic_server_url
-        classic = _open_engine(args.classic_model, args.classic_server_url, args) if has_classic else None
+        loaded = []
+        opened = Models(_open_engine(args.model, args.server_url, args, loaded), made=args.backend)
+        if args.classic_model or args.classic_server_url:
+            opened.classic = _open_engine(args.classic_model, args.classic_server_url, args, loaded)
     except (ValueError, OSError, ImportError) as error:
-        raise Problem(f"The model cannot be opened. {error}") from error
+        raise Problem(f"The model cannot be opened. {_without_folders(error, args)}") from error
+    _describe(opened, loaded, args)
     if args.rows is not None:
         try:
-            rows = load_pairs(args.rows, args.rows_split)
+            opened.rows = load_pairs(args.rows, args.rows_split)
+            if args.results is not None:
+                names, scores = read_results(args.results, opened.rows)
+                opened.results = f"{names[0]} and {names[1]} in {public_name(args.results)}", scores
         except (ValueError, OSError) as error:
-            rows_problem = f"The rows cannot be read. {error}"
-    return Models(cloud, classic, rows, rows_problem)
+            opened.rows_problem = f"The rows cannot be read. {_without_folders(error, args)}"
+    return opened
+
+
+def _without_folders(error: Exception, args: DemoArguments) -> str:
+    """Return an error's message with the folders of the arguments shortened: visitors see it."""
+    words = str(error)
+    for path in filter(None, (args.model, args.classic_model, args.rows, args.results)):
+        words = words.replace(path, public_name(path))
+    return words
+
+
+def _describe(opened: Models, loaded: list, args: DemoArguments):
+    """Find out what the rewards depend on; `loaded` are the models in this process, if they are transformers'."""
+    if not loaded:
+        opened.noise = _NOISE["float32" if args.dtype == "float32" else "unknown"]
+        return
+    dtype, device = str(loaded[0].dtype).removeprefix("torch."), loaded[0].device.type
+    opened.made = f"{dtype} with transformers on {device}"
+    opened.noise = _NOISE.get(dtype, _NOISE["unknown"])
+    opened.at_once = 1 if device == "cpu" else 4
+    for model in loaded:
+        if not model.reward_head.dense.bias.any():  # initialised with zeros, which the first step of training changes
+            opened.warnings.append(
+                f"The reward head of {public_name(model.name_or_path)} has never been trained: its rewards are random."
+            )
 
 
 def load_pairs(spec: str, split: str) -> list[BenchmarkRow]:
@@ -80,7 +123,7 @@ def load_pairs(spec: str, split: str) -> list[BenchmarkRow]:
     return rows
 
 
-def _open_engine(model: str | None, server_url: str | None, args: DemoArguments) -> RewardEngine:
+def _open_engine(model: str | None, server_url: str | None, args: DemoArguments, loaded: list) -> RewardEngine:
     if args.backend == "server":
         engine = RemoteEngine(str(server_url), os.environ.get(args.api_key_env))
         engine.ask_kind()
@@ -89,9 +132,10 @@ def _open_engine(model: str | None, server_url: str | None, args: DemoArguments)
         from cloud_hf.serving.vllm.engine import VLLMEngine
 
         return VLLMEngine(str(model), **{"dtype": args.dtype, **json.loads(args.vllm_options or "{}")})
-    loaded, tokenizer = load_reward_model(str(model), dtype=args.dtype)
+    reward_model, tokenizer = load_reward_model(str(model), dtype=args.dtype)
+    loaded.append(reward_model)
     engine_class = ZeroGPUEngine if on_zero_gpu() else TransformersEngine
-    return engine_class(loaded, tokenizer, args.batch_size)
+    return engine_class(reward_model, tokenizer, args.batch_size)
 
 
 # ----------------------------------------------------------------------------------------------------- reward server

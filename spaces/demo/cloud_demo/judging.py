@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from cloud_hf.scores import Sampling, Score
 
 from . import Problem
 from .backend import HEARTBEAT, Backend, Visitor
+from .rows import Judgement
 
 
 if TYPE_CHECKING:
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 # Seconds between two updates of a critique: often enough to read along, rarely enough for many readers
 _REFRESH = 0.04
 _MOST_CRITIQUES = 16
+_MOST_SENTENCES = 12
+_SENTENCE_END = re.compile(r"[.!?…]+[\"'”’)*_]*(?=\s)|[。！？]|\n")
 # The page samples several critiques at this temperature, unless the visitor sets one
 SAMPLING_TEMPERATURE = 0.7
 
@@ -124,20 +128,30 @@ def check_texts(backend: Backend, texts: dict[str, Any]):
 
 @dataclass(frozen=True)
 class Progress:
-    """A step before the scores: a status line, and the first critique so far if it is streamed."""
+    """A step before the scores: a status line, the first critique so far if it is streamed, and the scores known so far."""
 
     words: str
     critique: str | None = None
+    scores: tuple[Score | None, ...] = ()
+
+
+@dataclass(frozen=True)
+class Effects:
+    """Rewards that the head reads if a critique ends after each of its sentences: `rewards[0]` is before the first one."""
+
+    ends: tuple[int, ...]
+    rewards: tuple[float, ...]
 
 
 async def write(
     backend: Backend, user: Visitor, prompt, response: str, sampling: Sampling
-) -> AsyncGenerator[Progress | Score, None]:
-    """Score one response and stream its first critique. The `Score` comes last."""
+) -> AsyncGenerator[Progress | Score | Effects, None]:
+    """Score one response and stream its first critique. The `Score` comes after it, then the effects of its sentences."""
     with backend.line.join(user) as ticket:
         async for words in backend.wait_for_turn(ticket):
             yield Progress(words)
         engine = backend.models.cloud
+        yield Progress("The model reads the response…")
         await _check(engine, prompt, [response], sampling)
         written, score = "", None
         pieces = engine.stream(prompt, response, replace(sampling, num_critiques=1))
@@ -145,56 +159,85 @@ async def write(
             async for batch in batches:
                 written += "".join(piece for piece in batch if isinstance(piece, str))
                 score = next((piece for piece in batch if not isinstance(piece, str)), score)
-                yield Progress("The model writes…", written)
+                yield Progress(f"The model writes… (words: {len(written.split())})", written)
         if sampling.num_critiques > 1:
             rest = replace(sampling, num_critiques=sampling.num_critiques - 1)
             async with aclosing(_score_all(engine, prompt, [response], rest)) as steps:
-                async for step in steps:
-                    if isinstance(step, int):
-                        yield Progress("The model writes…", written)
+                async for [more] in steps:
+                    if more is None:
+                        yield Progress(f"The model writes {sampling.num_critiques} critiques…", written)
                     else:
-                        score = _joined(score, *step)
-        yield _checked(score)
+                        score = _joined(score, more)
+        score = _checked(score)
+        yield score
+        ends = sentence_ends(score.critique)
+        if engine.critique is not False and len(ends) > 1:
+            yield Progress("The reward is known. The model reads the critique sentence by sentence…")
+            prefixes = ["", *(score.critique[:end] for end in ends)]
+            once = replace(sampling, num_critiques=1, temperature=0.0)
+            async with aclosing(_score_all(engine, prompt, [response], once, critiques=prefixes)) as steps:
+                async for [read] in steps:
+                    if read is not None:
+                        yield Effects(tuple(ends), read.rewards)
+
+
+def sentence_ends(text: str) -> list[int]:
+    """Return where the sentences of a critique end, at most `_MOST_SENTENCES`; the last end is that of the text."""
+    ends, start = [], 0
+    for mark in _SENTENCE_END.finditer(text):
+        # A number of a list is no sentence
+        if re.search(r"[^\W\d_]", text[start : mark.end()]):
+            ends.append(mark.end())
+            start = mark.end()
+    if text[start:].strip():
+        ends.append(len(text))
+    elif ends:
+        ends[-1] = len(text)
+    every = -(-len(ends) // _MOST_SENTENCES) or 1
+    return ends[::-1][::every][::-1]
 
 
 async def judge(
-    backend: Backend, user: Visitor, prompt, responses: Sequence[str], sampling: Sampling
+    backend: Backend, user: Visitor, prompt, responses: Sequence[str], sampling: Sampling, as_they_finish: bool = False
 ) -> AsyncGenerator[Progress | list[Score], None]:
-    """Score responses to one prompt. The list of `Score` comes last."""
+    """
+    Score responses to one prompt; equal ones are scored once. The list of `Score` comes last.
+
+    With `as_they_finish`, small groups are scored one after the other, and each step has the scores that are known.
+    """
     with backend.line.join(user) as ticket:
         async for words in backend.wait_for_turn(ticket):
             yield Progress(words)
-        engine = backend.models.cloud
-        await _check(engine, prompt, responses, sampling)
-        async with aclosing(_score_all(engine, prompt, responses, sampling)) as steps:
+        engine, texts = backend.models.cloud, list(dict.fromkeys(responses))
+        await _check(engine, prompt, texts, sampling)
+        at_once = backend.models.at_once if as_they_finish else len(texts)
+        async with aclosing(_score_all(engine, prompt, texts, sampling, at_once)) as steps:
             async for step in steps:
-                if isinstance(step, int):
-                    yield Progress(f"The model judges: {step} of {len(responses)} done…")
-                else:
-                    yield step
+                scores = [step[texts.index(response)] for response in responses]
+                done = len(scores) - scores.count(None)
+                yield Progress(f"The model judges: {done} of {len(responses)} done…", None, tuple(scores))
+        yield scores
 
 
 async def judge_pair(
     backend: Backend, user: Visitor, prompt, responses: Sequence[str], sampling: Sampling
-) -> AsyncGenerator[Progress | tuple[list[Score], list[Score]], None]:
-    """Score responses with both models. The scores of the CLoud and of the classic model come last."""
+) -> AsyncGenerator[Progress | Judgement, None]:
+    """Score the chosen and the rejected response with both models. The [`Judgement`] comes last."""
     with backend.line.join(user) as ticket:
         async for words in backend.wait_for_turn(ticket):
             yield Progress(words)
         cloud, classic = backend.models.cloud, backend.models.classic
         if classic is None:
-            raise Problem("There is no classic model to compare with; start the demo with --classic_model.")
+            raise Problem("There is no classic model to compare with.")
         found = []
         for engine, own in ((cloud, sampling), (classic, replace(sampling, num_critiques=1))):
             await _check(engine, prompt, responses, own)
             async with aclosing(_score_all(engine, prompt, responses, own)) as steps:
                 async for step in steps:
-                    if isinstance(step, int):
-                        done, of = step + len(found) * len(responses), 2 * len(responses)
-                        yield Progress(f"The models judge: {done} of {of} done…")
-                    else:
-                        found.append(step)
-        yield found[0], found[1]
+                    done = len(step) - step.count(None) + len(found) * len(responses)
+                    yield Progress(f"The models judge: {done} of {2 * len(responses)} done…")
+            found.append((step[0], step[1]))
+        yield Judgement(*found)
 
 
 async def answers(
@@ -208,14 +251,14 @@ async def answers(
 
 def describe_score(backend: Backend, score: Score, has_distribution: bool = True) -> dict[str, Any]:
     """Convert a score to a program's answer, without a percentile if the distribution belongs to another model."""
-    known = has_distribution and backend.distribution.is_usable
+    known = has_distribution and backend.judged.is_usable
     return {
         "reward": score.reward,
         "rewards": list(score.rewards),
         "reward_std": score.reward_std,
         "critiques": list(score.critiques),
         "finish_reasons": list(score.finish_reasons),
-        "percentile": backend.distribution.percentile(score.reward) if known else None,
+        "percentile": backend.judged.percentile(score.reward) if known else None,
     }
 
 
@@ -235,19 +278,29 @@ async def _check(engine: "RewardEngine", prompt, responses: Sequence[str], sampl
 
 
 async def _score_all(
-    engine: "RewardEngine", prompt, responses: Sequence[str], sampling: Sampling
-) -> AsyncGenerator[int | list[Score], None]:
-    """Yield the number of scored responses at every heartbeat, and then all scores."""
-    tasks = [asyncio.ensure_future(_alive(engine.score(prompt, response, sampling))) for response in responses]
+    engine: "RewardEngine",
+    prompt,
+    responses: Sequence[str],
+    sampling: Sampling,
+    at_once: int = 64,
+    critiques: list[str] | None = None,
+) -> AsyncGenerator[list[Score | None], None]:
+    """Yield the scores known so far at every heartbeat and whenever there are more, until all are; at most `at_once` are computed."""
+    places = asyncio.Semaphore(at_once)
+    given = () if critiques is None else (critiques,)
+
+    async def score(response: str) -> Score:
+        async with places:
+            return _checked(await _alive(engine.score(prompt, response, sampling, *given)))
+
+    tasks = [asyncio.ensure_future(score(response)) for response in responses]
+    waiting = set(tasks)
     try:
-        while True:
-            done, waiting = await asyncio.wait(tasks, timeout=HEARTBEAT, return_when=asyncio.FIRST_EXCEPTION)
+        while waiting:
+            done, waiting = await asyncio.wait(waiting, timeout=HEARTBEAT, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
-            if not waiting:
-                break
-            yield len(done)
-        yield [_checked(task.result()) for task in tasks]
+            yield [task.result() if task.done() else None for task in tasks]
     finally:
         for task in tasks:
             task.cancel()

@@ -1,77 +1,127 @@
 """The page: tabs, endpoints for programs, and the page of a Space that is not set up."""
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from cloud_hf.spaces_ui import as_text, launch_options
+from cloud_hf.spaces_ui import as_text, launch_options, user_error
 
-from . import best_of_n_tab, compare_tab, score_tab, versus_tab
+from . import Problem, best_of_n_tab, compare_tab, score_tab, versus_tab
+from .arguments import public_name
 from .backend import Backend
 from .score_html import note, paragraph
-from .tab_parts import in_words, open_links, sentence_of
+from .sharing import read_link
+from .tab_parts import QUIET, TabParts, in_words, sentence_of
+
+
+if TYPE_CHECKING:
+    from .engines import Models
 
 
 # To add a tab, write its module and list it here. A module has `TAB` (its id in links), `TITLE`, `build`, which makes its
-# content and returns the texts that a link carries, and `endpoints`, which makes functions for programs.
+# content and returns its `TabParts`, and `endpoints`, which makes functions for programs.
 TABS = [score_tab, compare_tab, versus_tab, best_of_n_tab]
 
 TITLE = "CLoud reward model"
-_STYLE = Path(__file__).parent / "style.css"
+_ABOUT = "It reads a response, writes a critique, and then gives a number."
+_SHIPPED = """ These two small models were trained in minutes to follow a ball under four cups: the CLoud model writes down where the
+ball goes, the classic one gives its number at once. Press *Judge*, or see where they disagree under *CLoud vs classic*."""
+_FOLDER = Path(__file__).parent
 # Requests wait in the demo's own queue; Gradio's queue holds a few more
 _SPARE_EVENTS = 32
 _SETUP = f"""
 # {TITLE}
-This Space cannot open its model yet. Its owner sets it up under *Settings*, *Variables and secrets*: each option of the demo is a
-variable, `DEMO_` with its name in capitals. `DEMO_MODEL` is needed, the id of a reward model on the Hub, such as
-`org/my-cloud-rm`; `DEMO_CLASSIC_MODEL` and `DEMO_ROWS` (such as `reward_bench`) are worth having. The Space restarts by itself
-when they are saved.
+This Space cannot start with its variables. Its owner changes them under *Settings*, *Variables and secrets*: each option of the demo is
+a variable, `DEMO_` with its name in capitals, such as `DEMO_MODEL`. The Space restarts by itself when they are saved.
 
 What is wrong:
 """
+# Opening a link to the page that is already open changes nothing but the part after the #
+_READ_LINK = "() => { window.onhashchange = () => window.location.reload(); return window.location.hash.slice(1); }"
+
+
+class Page(gr.Blocks):
+    """A page whose shared links have a description and, on a Space, a picture: Gradio's template takes them from the config."""
+
+    def get_config_file(self):
+        """Return Gradio's config with both."""
+        space = os.environ.get("SPACE_ID")
+        picture = f"https://huggingface.co/spaces/{space}/resolve/main/score.png" if space else ""
+        return super().get_config_file() | {"simple_description": _ABOUT, "thumbnail": picture}
 
 
 def build(backend: Backend) -> gr.Blocks:
     """Make the page for a backend."""
-    with gr.Blocks(title=TITLE, analytics_enabled=backend.args.analytics) as page:
-        gr.Markdown(f"# {TITLE}\nIt reads a response, writes a critique, and then gives a number.")
+    with Page(title=TITLE, analytics_enabled=backend.args.analytics) as page:
+        gr.Markdown(f"# {TITLE}\n{_ABOUT}{_SHIPPED if backend.args.is_shipped else ''}")
         about = gr.HTML(note("The model is being loaded…"), elem_id="about")
-        texts = {}
+        parts = {}
         with gr.Tabs() as tabs:
             for tab in TABS:
-                with gr.Tab(tab.TITLE, id=tab.TAB):
-                    texts[tab.TAB] = tab.build(backend)
-        open_links(page, tabs, texts)
+                with gr.Tab(tab.TITLE, id=tab.TAB) as opened:
+                    parts[tab.TAB] = tab.build(backend)
+                parts[tab.TAB].on_select(opened)
+        _open_links(page, tabs, parts)
         # Programs see the names, arguments and docstrings of the endpoints
         for endpoint in [endpoint for tab in TABS for endpoint in tab.endpoints(backend)]:
             gr.api(in_words(endpoint), api_name=endpoint.__name__)
+        listed = [part for part in parts.values() if part.examples is not None]
 
-        async def describe_models() -> AsyncGenerator[str, None]:
+        async def describe_models() -> AsyncGenerator[list, None]:
             backend.load_in_background()
+            yield [gr.skip(), *(gr.update(choices=part.example_names()) for part in listed)]
             try:
                 models = await backend.loaded()
                 if models.cloud.critique is None:
                     await asyncio.to_thread(models.cloud.ask_kind)
-                yield note(_describe(backend, models))
+                words = note(_describe(backend, models))
             except Exception as error:
-                yield f'<p class="note bad" role="alert">{as_text(sentence_of(error))}</p>'
+                words = f'<p class="note bad" role="alert">{as_text(sentence_of(error))}</p>'
+            yield [words, *(gr.update(choices=part.example_names()) for part in listed)]
 
-        page.load(describe_models, None, about, show_progress="hidden", api_visibility="private")
+        outputs = [about, *(part.examples for part in listed)]
+        page.load(describe_models, None, outputs, show_progress="hidden", api_visibility="private")
     page.queue(default_concurrency_limit=None, max_size=backend.args.max_waiting + _SPARE_EVENTS)
     return page
 
 
-def _describe(backend: Backend, models) -> str:
+def _open_links(page: gr.Blocks, tabs: gr.Tabs, parts: dict[str, TabParts]):
+    """Show what the link holds with which the page is opened."""
+    link = gr.Textbox(visible="hidden", label="Link")
+    boxes = [box for part in parts.values() for box in part.texts.values()]
+
+    def open_link(text: str) -> dict:
+        try:
+            result = read_link(text, {tab: list(part.texts) for tab, part in parts.items()})
+            if result is None:
+                return {tabs: gr.skip()}
+            part = parts[result.tab]
+            # What the link does not hold stays as it is: the visitor may have begun to type
+            shown = {part.texts[name]: text for name, text in result.texts.items()}
+            return (
+                {tabs: gr.Tabs(selected=result.tab)}
+                | shown
+                | (part.show(result) if result.scores or result.row else {})
+            )
+        except Problem as problem:
+            raise user_error(str(problem), duration=10) from None
+
+    outputs = [tabs, *boxes, *(component for part in parts.values() for component in part.outputs)]
+    page.load(open_link, link, outputs, js=_READ_LINK, queue=False, **QUIET)
+
+
+def _describe(backend: Backend, models: "Models") -> str:
     kind = {True: "CLoud", False: "classic", None: "not answering yet"}[models.cloud.critique]
-    words = f"{models.cloud.name} ({kind}, {backend.args.backend})"
+    words = f"{public_name(models.cloud.name)} ({kind}, {backend.args.backend})"
     if models.classic is not None:
-        words += f", compared with {models.classic.name}"
+        words += f", compared with {public_name(models.classic.name)}"
     if models.rows:
-        words += f"; {len(models.rows)} rows of {backend.args.rows}"
-    return words + (f". {models.rows_problem}" if models.rows_problem else ".")
+        words += f"; {len(models.rows)} rows of {backend.judged.source}"
+    return " ".join([f"{words}.", *models.warnings, *([models.rows_problem] if models.rows_problem else [])])
 
 
 def build_setup_page(problem: str) -> gr.Blocks:
@@ -112,4 +162,4 @@ def launch_setup_page(problem: str):
 
 
 def _look() -> dict[str, Any]:
-    return {**launch_options(), "css_paths": _STYLE}
+    return {**launch_options(), "css_paths": _FOLDER / "style.css"}

@@ -1,16 +1,19 @@
 """Scores as HTML: critiques, rankings and charts. Charts are inline SVG, which follows the page's colors and width."""
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 from cloud_hf.scores import Score
 from cloud_hf.spaces_ui import as_text
 
-from .backend import RewardDistribution, preference, rank_of
+from .judging import Effects
+from .rows import JudgedRows, preference, rank_of
 
 
 # A matrix of all pairs is readable up to this size
 _MOST_PREFERENCES = 8
-_BINS = 24
+_BINS = 30
+_HEADER = "The reward if the critique ended here"
 
 
 # -------------------------------------------------------------------------------------------------------------- text
@@ -49,75 +52,160 @@ def side_by_side(cards: Iterable[str]) -> str:
 # ------------------------------------------------------------------------------------------------------------ scores
 
 
-def show_writing(critique: str) -> str:
-    """Show a critique that is still being written."""
-    return f"<h3>Critique</h3>{paragraph(critique, 'critique writing')}"
+def show_verdict(judged: JudgedRows, score: Score | None = None) -> str:
+    """Show a reward and its place among the model's, or their places while there is no score. Both have the same height."""
+    number, spread, rewards = "…", "", ()
+    if score is not None:
+        number, rewards = f"{score.reward:+.3f}", score.rewards
+        if len(rewards) > 1:
+            spread = f' <span class="spread">± {score.reward_std:.2f} over {len(rewards)} critiques</span>'
+    chart = reward_histogram(judged.chosen, judged.rejected, rewards) if judged.is_usable else ""
+    return (
+        f'<div class="verdict"><h2>Reward</h2><p class="reward"><strong>{number}</strong>{spread}</p>'
+        f'<p class="note place" tabindex="0">{as_text(judged.describe(score and score.reward))}</p>{chart}</div>'
+    )
 
 
-def show_score(score: Score, distribution: RewardDistribution, writes_critiques: bool) -> str:
-    """Show a reward, its place in the distribution, and the critiques."""
-    spread = ""
-    if len(score.rewards) > 1:
-        spread = f' <span class="spread">± {score.reward_std:.2f} over {len(score.rewards)} critiques</span>'
-    parts = [f'<p class="reward"><strong>{score.reward:+.3f}</strong>{spread}</p>']
-    parts.append(note(distribution.describe(score.reward)))
-    if distribution.is_usable:
-        parts.append(reward_histogram(distribution.rewards, score.rewards))
-    if writes_critiques:
-        parts.append(show_critiques(score))
-    else:
-        parts.append(note("This model writes no critiques: it is a classic reward model."))
-    return f"<h3>Reward</h3>{''.join(parts)}"
+def show_writing(critique: str, count: int = 1) -> str:
+    """Show the first of `count` critiques while it is being written."""
+    return _critique_tabs(
+        ["1: …", *(f"{number}: …" for number in range(2, count + 1))],
+        [paragraph(critique, "critique writing")] * count,
+    )
 
 
-def show_critiques(score: Score) -> str:
-    """Show each critique with its reward, and mark truncated ones."""
-    blocks = []
-    for number, (critique, reward, reason) in enumerate(
-        zip(score.critiques, score.rewards, score.finish_reasons, strict=True), start=1
-    ):
-        title = "Critique" if len(score.critiques) == 1 else f"Critique {number}: {reward:+.3f}"
+def show_critiques(score: Score, effects: Effects | None = None, name: str = "critique") -> str:
+    """
+    Show the critiques, several as tabs with their rewards. The sentences of the first are tinted by their `effects`. `name` tells apart
+    the tabs of a page.
+    """
+    parts = []
+    for critique, reason in zip(score.critiques, score.finish_reasons, strict=True):
         cut = ""
         if reason == "length":
             cut = '<p class="note bad">Cut: it reached the longest length. The reward was read where it was cut.</p>'
-        body = paragraph(critique, "critique") if critique else note("(The model ended it without writing anything.)")
-        blocks.append(f"<h3>{title}</h3>{body}{cut}")
-    return "".join(blocks)
+        first = effects is not None and not parts
+        body = _tinted(critique, effects) if first else paragraph(critique, "critique")
+        parts.append((body if critique else note("(The model ended it without writing anything.)")) + cut)
+    return _critique_tabs([f"{i}: {reward:+.3f}" for i, reward in enumerate(score.rewards, start=1)], parts, name)
 
 
-def show_ranking(names: Sequence[str], responses: Sequence[str], scores: Sequence[Score]) -> str:
-    """Show responses by reward: table, bars, preference probabilities, and the critiques side by side."""
-    rewards = [score.reward for score in scores]
-    order = sorted(range(len(scores)), key=lambda index: -rewards[index])
-    bars = reward_bars([names[i] for i in order], [rewards[i] for i in order], [scores[i].reward_std for i in order])
-    error_bars = (
-        "Error bars need several critiques per response: they show how much the reward depends on the critique."
+def _critique_tabs(titles: Sequence[str], bodies: Sequence[str], name: str = "critique") -> str:
+    """Lay out critiques as radio buttons that each show one: they need no script."""
+    if len(bodies) == 1:
+        return f"<h3>Critique</h3>{bodies[0]}"
+    parts = [
+        f'<input type="radio" name="{name}" id="{name}-{i}" {"" if i else "checked"}><label for="{name}-{i}">{title}</label>'
+        f'<div class="tab">{body}</div>'
+        for i, (title, body) in enumerate(zip(titles, bodies, strict=True))
+    ]
+    return f'<h3>Critiques</h3><div class="critiques" role="group" aria-label="Critiques">{"".join(parts)}</div>'
+
+
+def _tinted(critique: str, effects: Effects) -> str:
+    """Tint sentences by how much they raise or lower the reward, which small signs after them tell too."""
+    changes = [after - before for before, after in pairwise(effects.rewards)]
+    largest = max(map(abs, changes)) or 1.0
+    parts, start = [], 0
+    for end, change in zip(effects.ends, changes, strict=True):
+        kind, tint = "raises" if change >= 0 else "lowers", 100 * abs(change) / largest
+        parts.append(
+            f'<span class="sentence {kind}" style="--tint: {0.3 * tint:.0f}%" data-effect="{change:+.2f}">{as_text(critique[start:end])}</span>'
+        )
+        start = end
+    return f'<div class="critique" tabindex="0" dir="auto">{"".join(parts)}{as_text(critique[start:])}</div>'
+
+
+def show_effects(effects: Effects) -> str:
+    """Show the reward after each sentence of the critique."""
+    words = (
+        "Small numbers in the critique: by how much each sentence changes what the reward head reads. The head was trained on complete "
+        "critiques; what it reads before the end is a guess."
     )
-    if any(len(score.rewards) > 1 for score in scores):
-        error_bars = "Error bars: one standard deviation over the critiques of a response, to each side."
+    chart = curve(effects.rewards, _HEADER, "sentences read", first=0)
+    return f"<h2>{_HEADER}</h2>{chart}{note(words)}"
+
+
+def show_made(made: str, warnings: Sequence[str] = ()) -> str:
+    """Show how a result was made, and warnings about the model."""
+    return "".join(f'<p class="note bad">{as_text(warning)}</p>' for warning in warnings) + note(made)
+
+
+def show_ranking(
+    names: Sequence[str],
+    responses: Sequence[str],
+    scores: Sequence[Score | None],
+    noise: float = 0.0,
+    is_final: bool = True,
+) -> str:
+    """
+    Show responses by reward, those without a score last: table, bars, preference probabilities, and the critiques side by side. Rewards
+    closer than `noise` are said to be.
+    """
+    known = [i for i, score in enumerate(scores) if score is not None]
+    order = sorted(known, key=lambda i: -scores[i].reward)
+    rewards = [scores[i].reward for i in order]
+    ranks = dict(zip(order, (rank_of(rewards, place) for place in range(len(order))), strict=True))
     cards = [
         card(
-            f"{rank_of(rewards, i)}. {as_text(names[i])}: {rewards[i]:+.3f}",
-            paragraph(responses[i]) + (show_critiques(scores[i]) if any(scores[i].critiques) else ""),
+            f"{ranks[i]}. {as_text(names[i])}: {scores[i].reward:+.3f}",
+            paragraph(responses[i])
+            + (show_critiques(scores[i], name=names[i].replace(" ", "-")) if any(scores[i].critiques) else ""),
         )
         for i in order
     ]
-    return (
-        f"<h3>Ranking</h3>{_ranking_table(names, scores, order)}{bars}{note(error_bars)}"
-        f"{_preference_table(names, rewards) if len(names) <= _MOST_PREFERENCES else ''}"
-        f"<h3>Side by side</h3>{side_by_side(cards)}"
-    )
-
-
-def _ranking_table(names: Sequence[str], scores: Sequence[Score], order: Sequence[int]) -> str:
-    rewards = [score.reward for score in scores]
-    best = rewards[order[0]]
-    rows = [
-        f"<td>{rank_of(rewards, i)}</td>{_row_header(names[i])}<td>{rewards[i]:+.3f}</td><td>{_std(scores[i])}</td>"
-        f"<td>{'—' if i == order[0] else _percent(preference(rewards[i], best))}</td>"
-        for i in order
+    cards += [
+        card(f"{as_text(names[i])}: …", paragraph(responses[i])) for i in range(len(scores)) if scores[i] is None
     ]
-    return _table("Ranking", ("Rank", "Response", "Reward", "± over critiques", "Preferred to the best"), rows)
+    if not order:
+        return f"<h2>Side by side</h2>{side_by_side(cards)}"
+    parts = [f"<h2>{'Ranking' if is_final else f'Ranking of {len(order)} so far'}</h2>"]
+    parts.append(_ranking_table([names[i] for i in order], [scores[i] for i in order], list(ranks.values())))
+    parts += [note(words) for words in _remarks(names, responses, order, rewards, noise)]
+    if is_final:
+        parts.append(reward_bars([names[i] for i in order], rewards, [scores[i].reward_std for i in order]))
+        error_bars = "Error bars: one standard deviation over the critiques of a response, to each side."
+        if all(len(score.rewards) == 1 for score in scores):
+            error_bars = "Error bars need several critiques per response: they show how much the reward depends on the critique."
+        parts.append(note(error_bars))
+        if len(names) <= _MOST_PREFERENCES:
+            parts.append(_preference_table(names, [score.reward for score in scores]))
+    return f"{''.join(parts)}<h2>Side by side</h2>{side_by_side(cards)}"
+
+
+def _remarks(
+    names: Sequence[str], responses: Sequence[str], order: Sequence[int], rewards: Sequence[float], noise: float
+) -> list[str]:
+    """Say which responses are the same text, and which rewards are too close to rank."""
+    same: dict[str, list[str]] = {}
+    for i in sorted(order):
+        same.setdefault(responses[i], []).append(names[i])
+    remarks = [f"The same text, judged once: {', '.join(group)}." for group in same.values() if len(group) > 1]
+    close = [
+        f"{names[a]} and {names[b]}"
+        for (a, b), (x, y) in zip(pairwise(order), pairwise(rewards), strict=True)
+        if x - y < noise and responses[a] != responses[b]
+    ]
+    if close:
+        remarks.append(
+            f"Too close to rank: {', '.join(close)}. Their rewards differ by less than {noise:g}, which rounding alone can change from "
+            "batch to batch."
+        )
+    return remarks
+
+
+def _ranking_table(names: Sequence[str], scores: Sequence[Score], ranks: Sequence[int]) -> str:
+    """Show scores in descending order."""
+    rows = [
+        f"<td>{rank}</td>{_row_header(name)}<td>{score.reward:+.3f}</td>"
+        f"<td>{_percent(preference(score.reward, scores[0].reward)) if place else '—'}</td>"
+        for place, (name, score, rank) in enumerate(zip(names, scores, ranks, strict=True))
+    ]
+    header = ["Rank", "Response", "Reward", "Preferred to the best"]
+    if any(len(score.rewards) > 1 for score in scores):
+        header.append("± over critiques")
+        rows = [f"{row}<td>{score.reward_std:.3f}</td>" for row, score in zip(rows, scores, strict=True)]
+    return _table("Ranking", header, rows)
 
 
 def _preference_table(names: Sequence[str], rewards: Sequence[float]) -> str:
@@ -130,7 +218,7 @@ def _preference_table(names: Sequence[str], rewards: Sequence[float]) -> str:
         for row, (name, reward) in enumerate(zip(names, rewards, strict=True))
     ]
     words = "How likely the response of the row is preferred to that of the column (Bradley-Terry, from the rewards)."
-    return f"<h3>Preference</h3>{note(words)}{_table('Preference probabilities', ('', *names), rows)}"
+    return f"<h2>Preference</h2>{note(words)}{_table('Preference probabilities', ('', *names), rows)}"
 
 
 def _table(name: str, header: Sequence[str], rows: Iterable[str]) -> str:
@@ -144,10 +232,6 @@ def _table(name: str, header: Sequence[str], rows: Iterable[str]) -> str:
 
 def _row_header(name: str) -> str:
     return f"<th scope='row'>{as_text(name)}</th>"
-
-
-def _std(score: Score) -> str:
-    return f"{score.reward_std:.3f}" if len(score.rewards) > 1 else "—"
 
 
 def _percent(share: float) -> str:
@@ -190,35 +274,50 @@ def reward_bars(names: Sequence[str], rewards: Sequence[float], stds: Sequence[f
     return _svg(left + width + 120, height, f"Rewards. {spoken}.", parts)
 
 
-def reward_histogram(reference: Sequence[float], rewards: Sequence[float]) -> str:
-    """Draw a histogram of the model's rewards, with a mark for each of `rewards`."""
-    width, height = 460, 120
-    low, high = min(*reference, *rewards), max(*reference, *rewards)
+def reward_histogram(right: Sequence[float], wrong: Sequence[float], rewards: Sequence[float]) -> str:
+    """Draw the model's rewards of right responses above an axis and those of wrong ones below it, with a mark for each of `rewards`."""
+    width, middle, tall = 460, 62, 46
+    low, high = min(0.0, *right, *wrong, *rewards), max(0.0, *right, *wrong, *rewards)
     margin = 0.03 * (high - low) or 1.0
     low, high = low - margin, high + margin
-    counts = [0] * _BINS
-    for reward in reference:
-        counts[min(int((reward - low) / (high - low) * _BINS), _BINS - 1)] += 1
-    step, floor = (width - 20) / _BINS, height - 24
+    scale, step = (width - 20) / (high - low), (width - 20) / _BINS
+
+    def x_of(value: float) -> float:
+        return 10 + (value - low) * scale
+
+    sides = [[0] * _BINS, [0] * _BINS]
+    for counts, values in zip(sides, (right, wrong), strict=True):
+        for value in values:
+            counts[min(int((value - low) / (high - low) * _BINS), _BINS - 1)] += 1
+    most = max(map(max, sides))
     parts = []
-    for index, count in enumerate(counts):
-        if count:
-            tall = (floor - 22) * count / max(counts)
-            box = f'x="{10 + index * step + 1:.1f}" y="{floor - tall:.1f}" width="{step - 2:.1f}" height="{tall:.1f}"'
-            parts.append(f'<rect class="pale" {box}/>')
-    parts.append(_line("axis", 10, floor, width - 10, floor))
+    for kind, counts in zip(("right", "wrong"), sides, strict=True):
+        for index, count in enumerate(counts):
+            if count:
+                height = max(tall * count / most, 1.5)
+                top = middle - height if kind == "right" else middle
+                box = f'x="{10 + index * step + 1:.1f}" y="{top:.1f}" width="{step - 2:.1f}" height="{height:.1f}"'
+                parts.append(f'<rect class="{kind}" {box}/>')
+    parts += [_line("axis", 10, middle, width - 10, middle), _line("zero", x_of(0.0), 14, x_of(0.0), middle + tall)]
     for reward in rewards:
-        x = 10 + (reward - low) / (high - low) * (width - 20)
-        parts += [_line("mark", x, 8, x, floor), _dot(x, 8)]
-    parts += [_text(10, height - 6, f"{low:.1f}"), _text(width - 10, height - 6, f"{high:.1f}", "end")]
-    spoken = ", ".join(f"{reward:.2f}" for reward in rewards)
-    label = f"Histogram of {len(reference)} rewards of this model; this response's: {spoken}."
-    return _svg(width, height, label, parts)
+        parts += [_line("mark", x_of(reward), 14, x_of(reward), middle + tall), _dot(x_of(reward), 14)]
+    floor = middle + tall + 16
+    parts += [_text(10, floor, f"{low:.1f}"), _text(width - 10, floor, f"{high:.1f}", "end")]
+    if 40 < x_of(0.0) < width - 40:
+        parts.append(_text(x_of(0.0), floor, "0", "middle"))
+    for kind, x, words in (("right", 10, f"{len(right)} right"), ("wrong", 110, f"{len(wrong)} wrong")):
+        parts += [f'<rect class="{kind}" x="{x}" y="2" width="10" height="10"/>', _text(x + 16, 12, words)]
+    spoken = ", ".join(f"{reward:.2f}" for reward in rewards) or "not known yet"
+    label = (
+        f"Histogram of this model's rewards of {len(right)} right and {len(wrong)} wrong responses, from {low:.1f} to {high:.1f}; this "
+        f"response's: {spoken}."
+    )
+    return _svg(width, floor + 4, label, parts)
 
 
-def curve(values: Sequence[float], name: str) -> str:
-    """Draw a line through `values` at 1, 2, 3, …"""
-    width, height, left, floor = 460, 220, 60, 180
+def curve(values: Sequence[float], name: str, unit: str, first: int = 1) -> str:
+    """Draw a line through `values` at `first` and the integers after it, which count `unit`."""
+    width, height, left, floor = 460, 190, 60, 150
     low, high = min(values), max(values)
     scale = (floor - 24) / ((high - low) or 1.0)
     across = (width - left - 30) / max(len(values) - 1, 1)
@@ -228,13 +327,13 @@ def curve(values: Sequence[float], name: str) -> str:
     parts += [_dot(x, y) for x, y in points]
     every = max(1, len(values) // 12)
     parts += [
-        _text(x, floor + 18, str(index), "middle")
-        for index, (x, _) in enumerate(points, start=1)
-        if index == 1 or index == len(values) or (index % every == 0 and len(values) - index >= every)
+        _text(x, floor + 18, str(index + first), "middle")
+        for index, (x, _) in enumerate(points)
+        if index in (0, len(values) - 1) or (index % every == 0 and len(values) - index > every)
     ]
     parts += [_text(left - 6, floor + 1 - (value - low) * scale, f"{value:.2f}", "end") for value in {low, high}]
-    parts.append(_text((left + width) / 2, height - 4, "candidates drawn", "middle"))
-    spoken = ", ".join(f"{index}: {value:.2f}" for index, value in enumerate(values, start=1))
+    parts.append(_text((left + width) / 2, height - 4, unit, "middle"))
+    spoken = ", ".join(f"{index}: {value:.2f}" for index, value in enumerate(values, start=first))
     return _svg(width, height, f"{name}: {spoken}.", parts)
 
 

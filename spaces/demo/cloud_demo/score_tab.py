@@ -1,10 +1,13 @@
-"""Score: one response, its critique as it is written, its reward, and where the reward falls."""
+"""Score: one response, its critique as it is written, its reward, where the reward falls, and what each sentence does to it."""
 
-import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import gradio as gr
 
+from cloud_hf.scores import Score
+
+from . import Problem
 from .backend import Backend
 from .judging import (
     Progress,
@@ -18,23 +21,38 @@ from .judging import (
     read_turns,
     write,
 )
-from .score_html import show_score, show_writing, status
-from .tab_parts import QUIET, Controls, judging_options, prompt_box, visitor_of
+from .score_html import note, show_critiques, show_effects, show_made, show_verdict, show_writing, status
+from .sharing import Result
+from .tab_parts import QUIET, Controls, TabParts, example_prompts, judging_options, opened, prompt_box, visitor_of
 
 
 TAB, TITLE = "score", "Score"
 _EARLIER_TURNS = 3
+# Pixels of the box that a long critique scrolls in
+_HEIGHT = 420
+_SHIPPED_EXAMPLE = (
+    "The ball starts under cup B. Swap cups 1: A and C. 2: C and B. 3: D and B. 4: D and A. Where is the ball now?",
+    "The answer is C.",
+)
+_NO_CRITIQUES = "This model writes no critiques: it is a classic reward model."
 _OPEN_IF_FILLED = '(text) => text ? {open: true, __type__: "update"} : {__type__: "update"}'
 
 
-def build(backend: Backend) -> dict[str, gr.Textbox]:
-    """Make the tab's content. Returns the texts that a link to it carries."""
-    controls = Controls(backend, "score")
+def build(backend: Backend) -> TabParts:
+    """Make the tab's content."""
+    controls = Controls(backend, "score", TAB)
+    # Verdict, critique and the rest have places of their own, so that the critique does not move when the reward arrives
+    critique = gr.HTML(
+        elem_id="score-critique", elem_classes="result", max_height=_HEIGHT, autoscroll=True, render=False
+    )
+    more = gr.HTML(elem_id="score-more", elem_classes="result", render=False)
     with gr.Row():
         with gr.Column():
-            prompt = prompt_box()
+            examples = controls.example_list()
+            first = _SHIPPED_EXAMPLE if backend.args.is_shipped else ("", "")
+            prompt = prompt_box(first[0])
             response = gr.Textbox(
-                value="",
+                value=first[1],
                 label="Response",
                 lines=3,
                 max_lines=12,
@@ -44,31 +62,70 @@ def build(backend: Backend) -> dict[str, gr.Textbox]:
             options = judging_options(backend)
             run = controls.run_button("Judge")
             texts = {"prompt": prompt, "response": response, "system": system} | turns
-            controls.example_and_link(
-                TAB, texts, lambda asked, responses: (asked, random.choice(responses)), [prompt, response]
-            )
-        with gr.Column():
+            controls.fill_in(examples, lambda name: _examples(backend)[name], [prompt, response])
+        with gr.Column(elem_classes="outcome"):
             controls.show_results()
+            critique.render()
+            more.render()
+            controls.copy_buttons(texts)
+    outputs = [controls.said, controls.result, critique, more, controls.kept]
+
+    def show(result: Result) -> dict:
+        if len(result.scores) != 1:
+            raise Problem("This link is damaged: it holds the scores of several responses.")
+        score = result.scores[0]
+        effects = show_effects(result.effects) if result.effects is not None else ""
+        writes = any(score.critiques)
+        return {
+            controls.result: show_verdict(backend.judged, score),
+            critique: show_critiques(score, result.effects) if writes else note(_NO_CRITIQUES),
+            more: effects + show_made(result.made, backend.warnings),
+            controls.kept: result,
+        }
 
     async def run_score(
         request: gr.Request, prompt, response, system, num_critiques, temperature, max_new_tokens, *earlier
     ):
         sampling = read_sliders(backend, num_critiques, temperature, max_new_tokens)
         asked = read_prompt(backend, prompt, system, list(zip(earlier[::2], earlier[1::2], strict=True)))
-        response = read_response(backend, response)
-        yield status("Asking the model…"), ""
+        read_response(backend, response)
+        given = dict(zip(texts, (prompt, response, system, *earlier), strict=True))
+        result = None
+        yield dict(
+            zip(outputs, (status("Asking the model…"), show_verdict(backend.judged), "", "", None), strict=True)
+        )
         async for step in write(backend, visitor_of(request), asked, response, sampling):
-            if not isinstance(step, Progress):
-                shown = show_score(step, backend.distribution, backend.models.cloud.critique)
-                yield status(f"Done: the reward is {step.reward:+.3f}."), shown
-            elif step.critique is None:
-                yield status(step.words), gr.skip()
-            else:
-                yield status(step.words), show_writing(step.critique)
+            if isinstance(step, Progress):
+                writing = (
+                    {} if step.critique is None else {critique: show_writing(step.critique, sampling.num_critiques)}
+                )
+                yield {controls.said: status(step.words)} | writing
+                continue
+            if isinstance(step, Score):
+                result = Result(TAB, given, sampling, [step], None, backend.made(sampling))
+            elif result is not None:
+                result = replace(result, effects=step)
+            yield show(result)
+        yield {controls.said: status(f"Done: the reward is {result.scores[0].reward:+.3f}.")}
 
     inputs = [prompt, response, system, *options, *turns.values()]
-    controls.start_on([run.click, prompt.submit, response.submit], run_score, inputs)
-    return texts
+    controls.start_on([run.click, prompt.submit, response.submit], run_score, inputs, outputs)
+    return TabParts(
+        texts,
+        examples,
+        lambda: list(_examples(backend)),
+        [*outputs, *options, run],
+        lambda result: show(result) | opened(result, controls, options, run),
+    )
+
+
+def _examples(backend: Backend) -> dict[str, tuple[str, str]]:
+    """Return prompt and response by name, the best and the worst response of each example."""
+    return {
+        f"{name} ({side} response)": (prompt, response)
+        for name, (prompt, responses) in example_prompts(backend).items()
+        for side, response in zip(("right", "wrong"), responses, strict=False)
+    }
 
 
 def _chat_boxes() -> tuple[gr.Textbox, dict[str, gr.Textbox]]:

@@ -1,13 +1,12 @@
-"""Parts shared by the tabs: sliders, examples, buttons and result, links to the texts, one-sentence errors."""
+"""Parts shared by the tabs: sliders, examples, buttons and result, copying of results, one-sentence errors."""
 
 import asyncio
 import functools
-import json
 import logging
-import random
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -17,8 +16,9 @@ from cloud_hf.spaces_ui import is_out_of_memory, user_error
 
 from . import Problem
 from .backend import Backend, Visitor
-from .judging import SAMPLING_TEMPERATURE, Progress
-from .score_html import failure, status
+from .judging import SAMPLING_TEMPERATURE
+from .score_html import failure, note, status
+from .sharing import Result
 
 
 logger = logging.getLogger(__name__)
@@ -42,9 +42,9 @@ def visitor_of(request: gr.Request) -> Visitor:
 # ------------------------------------------------------------------------------------------------- input and examples
 
 
-def prompt_box() -> gr.Textbox:
+def prompt_box(value: str = "") -> gr.Textbox:
     """Make the box of the user's message."""
-    return gr.Textbox("", label="Prompt", lines=3, max_lines=12, placeholder="What the user asked")
+    return gr.Textbox(value, label="Prompt", lines=3, max_lines=12, placeholder="What the user asked")
 
 
 def judging_options(backend: Backend, most_critiques: int = 8) -> list[gr.Slider]:
@@ -64,23 +64,26 @@ def judging_options(backend: Backend, most_critiques: int = 8) -> list[gr.Slider
     return [critiques, temperature, length]
 
 
-def example_prompts(backend: Backend) -> list[tuple[str, list[str]]]:
-    """Return prompts with responses: those of the rows if there are any, otherwise a few of the demo's own."""
+def example_prompts(backend: Backend) -> dict[str, tuple[str, list[str]]]:
+    """Return named prompts with responses: those of the first rows if there are any, otherwise a few of the demo's own."""
     if backend.is_usable and (rows := [row for row in backend.models.rows if isinstance(row.prompt, str)]):
-        return [(row.prompt, list(row.responses)) for row in rows]
+        return {
+            row.id.removeprefix(f"{row.subset}/"): (row.prompt, list(row.responses)) for row in rows[:_EXAMPLE_ROWS]
+        }
     return _EXAMPLES
 
 
-_EXAMPLES = [
-    (
+_EXAMPLE_ROWS = 12
+_EXAMPLES = {
+    "A sum, shown or guessed": (
         "What is 17 + 25? Show how you get there.",
         ["17 + 25 = 10 + 20 + 7 + 5 = 30 + 12 = 42.", "17 + 25 is 43.", "It is 42."],
     ),
-    (
+    "The wrong river": (
         "Name a river in Egypt, and say how long it is.",
         ["The Nile. It is about 6,650 km long.", "The Amazon, about 6,400 km.", "The Nile."],
     ),
-    (
+    "Advice that does not help": (
         "My train leaves in ten minutes, and the station is a walk of fifteen. What should I do?",
         [
             "Run or take a taxi now; if you cannot, look for the next train on the way.",
@@ -88,10 +91,26 @@ _EXAMPLES = [
             "Trains are fun.",
         ],
     ),
-]
+}
 
 
 # ------------------------------------------------------------------------------------------------ buttons and result
+
+
+@dataclass(frozen=True)
+class TabParts:
+    """
+    What the page needs of a tab: the boxes whose texts a link holds, the list of examples with a function that names them, and `show`,
+    which returns updates, by component, that show the result of a link. `outputs` are the components of these updates, and `on_select`
+    adds to the tab itself what happens when it is opened.
+    """
+
+    texts: dict[str, gr.Textbox]
+    examples: gr.Dropdown | None
+    example_names: Callable[[], list[str]]
+    outputs: list
+    show: Callable[[Result], dict]
+    on_select: Callable[[gr.Tab], Any] = lambda tab: None
 
 
 class Controls:
@@ -99,14 +118,17 @@ class Controls:
     Status line, buttons and result of one tab.
 
     Stop ends a run from within, so that "Stopped." is the last update. Gradio's own `cancels` would still show updates that
-    arrived earlier, and overwrite it. `tab` is the prefix of the elements' ids.
+    arrived earlier, and overwrite it. `tab` is the prefix of the elements' ids, `link` the tab's id in links.
     """
 
-    def __init__(self, backend: Backend, tab: str):
+    def __init__(self, backend: Backend, tab: str, link: str = ""):
         self.backend = backend
         self.tab = tab
-        self.said = gr.HTML(elem_id=f"{tab}-status", elem_classes="said", render=False)
-        self.result = gr.HTML(elem_id=f"{tab}-result", elem_classes="result", render=False)
+        self.link = link
+        self.said = gr.HTML(status(""), elem_id=f"{tab}-status", elem_classes="said", render=False)
+        self.result = gr.HTML(note(_EMPTY), elem_id=f"{tab}-result", elem_classes="result", render=False)
+        # What is shown, to be copied
+        self.kept = gr.State(None, render=False)
         self._stops: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
 
     def run_button(self, label: str) -> gr.Button:
@@ -121,28 +143,45 @@ class Controls:
         button = gr.Button("Stop", elem_id=f"{self.tab}-stop")
         button.click(self.stop, queue=False, api_visibility="private")
 
-    def example_and_link(self, link: str, texts: dict[str, gr.Textbox], fill_in: Callable, outputs: list):
-        """
-        Make a row with the button that fills in an example and the one that makes a link to the texts.
+    def example_list(self) -> gr.Dropdown:
+        """Make the list of examples, which the page fills."""
+        return gr.Dropdown([], value=None, label="Examples", elem_id=f"{self.tab}-examples")
 
-        `link` is the tab's id in links. `fill_in` makes values for `outputs` from an example's prompt and responses.
-        """
-        script = (
-            _MAKE_LINK.replace("TAB", json.dumps(link))
-            .replace("NAMES", json.dumps(list(texts)))
-            .replace("IN_ADDRESS_BAR", json.dumps(status("The address bar holds a link to these texts.")))
-            .replace("IN_BOTH", json.dumps(status("The address bar and the clipboard hold a link to these texts.")))
-        )
+    def fill_in(self, examples: gr.Dropdown, fill_in: Callable[[str], Any], outputs: list):
+        """Fill `outputs` with what `fill_in` makes of the name of a chosen example."""
+        examples.input(fill_in, examples, outputs, queue=False, **QUIET)
+
+    def copy_buttons(self, texts: dict[str, gr.Textbox]):
+        """Make the buttons that copy a link to texts and result, and the result as Markdown."""
         with gr.Row():
-            example = gr.Button("Example", size="sm", elem_classes="narrow")
-            button = gr.Button("Link to this", size="sm", variant="secondary", elem_classes="narrow")
-        example.click(
-            lambda: fill_in(*random.choice(example_prompts(self.backend))), None, outputs, queue=False, **QUIET
-        )
-        button.click(None, list(texts.values()), self.said, js=script, api_visibility="private")
+            link = gr.Button("Copy link", size="sm", elem_id=f"{self.tab}-link", elem_classes="narrow")
+            markdown = gr.Button("Copy as Markdown", size="sm", elem_id=f"{self.tab}-markdown", elem_classes="narrow")
+        copied = gr.Textbox(visible="hidden", elem_id=f"{self.tab}-copied", label="Copied")
+
+        def current(kept: Result | None, values: Sequence[str]) -> Result:
+            shown = dict(zip(texts, values, strict=True))
+            if not texts:
+                return kept or Result(self.link)
+            # A result does not belong to texts that were edited since
+            return kept if kept is not None and _filled(kept.texts) == _filled(shown) else Result(self.link, shown)
+
+        def make_link(kept, *values):
+            try:
+                text, words = current(kept, values).link()
+            except Problem as problem:
+                return failure(str(problem)), ""
+            return status(f"Copied a link with {words}. It is in the address bar too."), f"#{text}"
+
+        def make_markdown(kept, *values):
+            return status("Copied as Markdown."), current(kept, values).markdown("Judged by a CLoud reward model")
+
+        for button, make, is_link in ((link, make_link, "true"), (markdown, make_markdown, "false")):
+            made = button.click(make, [self.kept, *texts.values()], [self.said, copied], queue=False, **QUIET)
+            made.then(None, copied, js=_COPY.replace("IS_LINK", is_link), api_visibility="private")
 
     def show_results(self):
         """Put status line and result here."""
+        self.kept.render()
         self.said.render()
         self.result.render()
 
@@ -155,7 +194,10 @@ class Controls:
         It is an async generator; its first argument is the `gr.Request`. `outputs` default to status line and result.
         """
         run = in_words(self.stoppable(handler), self.said)
-        outputs = [self.said, self.result] if outputs is None else outputs
+        outputs = [self.said, self.result, self.kept] if outputs is None else outputs
+        # On a narrow page the result is below the boxes
+        come = _COME_INTO_VIEW.replace("ID", f"{self.tab}-status")
+        gr.on(triggers, None, js=come, **QUIET)
         gr.on(triggers, run, inputs, outputs, trigger_mode="once", **QUIET)
 
     def stoppable(self, handler: Callable[..., AsyncGenerator]) -> Callable[..., AsyncGenerator]:
@@ -201,11 +243,40 @@ async def _until(stop: asyncio.Event, updates: AsyncGenerator) -> AsyncGenerator
             await asyncio.gather(step, stopped, return_exceptions=True)
 
 
-async def updates_of(steps: AsyncGenerator, show: Callable[[Any], str]) -> AsyncGenerator[tuple[str, Any], None]:
-    """Convert steps to updates of status line and result: progress first, then `show` of the scores."""
-    async with aclosing(steps):
-        async for step in steps:
-            yield (status(step.words), gr.skip()) if isinstance(step, Progress) else (status("Done."), show(step))
+_EMPTY = "The result appears here. Fill in the boxes, or choose an example."
+_COME_INTO_VIEW = "() => { if (window.innerWidth < 768) document.getElementById('ID').scrollIntoView(); }"
+_COPY = """
+async (text) => {
+    if (!text) return;
+    if (IS_LINK) {
+        window.history.replaceState(null, "", text);
+        text = window.location.href;
+    }
+    try {
+        await navigator.clipboard.writeText(text);
+    } catch {  // only pages from https or this machine have a clipboard
+        const area = document.createElement("textarea");
+        area.value = text;
+        document.body.append(area);
+        area.select();
+        document.execCommand("copy");
+        area.remove();
+    }
+}
+"""
+
+
+def opened(result: Result, controls: Controls, options: Sequence[gr.Slider], run: gr.Button) -> dict:
+    """Return updates that say that a result comes from a link, and set the options that it was made with."""
+    words = "Opened from a link: this result was not computed here, and whoever made the link may have changed it."
+    updates: dict = {controls.said: status(words), run: gr.update(value="Judge again")}
+    if (made := result.sampling) is not None:
+        updates |= zip(options, (made.num_critiques, made.temperature, made.max_new_tokens), strict=True)
+    return updates
+
+
+def _filled(texts: dict[str, str]) -> dict[str, str]:
+    return {name: text for name, text in texts.items() if text}
 
 
 # ------------------------------------------------------------------------------------------------------------ errors
@@ -242,56 +313,3 @@ def sentence_of(error: Exception) -> str:
         return "The model ran out of memory. Try a shorter text, fewer critiques, or shorter ones."
     logger.error("An event failed", exc_info=error)
     return "Something unexpected went wrong; the log of the demo has the details. Your texts are still here."
-
-
-# ------------------------------------------------------------------------------------------------------------- links
-
-# A link holds the texts in its part after the #, which browsers do not send to any server
-
-_MAKE_LINK = """
-(...values) => {
-    const tab = TAB, names = NAMES;
-    const content = {tab};
-    names.forEach((name, place) => { content[name] = values[place]; });
-    const bytes = new TextEncoder().encode(JSON.stringify(content));
-    const packed = btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join(""));
-    window.history.replaceState(null, "", "#" + packed);
-    // Only pages from https or this machine have a clipboard
-    if (!navigator.clipboard) return IN_ADDRESS_BAR;
-    navigator.clipboard.writeText(window.location.href).catch(() => {});
-    return IN_BOTH;
-}
-"""
-_OPEN_LINK = """
-(...values) => {
-    const tabs = TABS;
-    // Opening a link to the page that is already open changes nothing but the part after the #
-    window.onhashchange = () => window.location.reload();
-    // What the link does not hold stays as it is: the visitor may have begun to type
-    const updates = values.map(() => ({__type__: "update"}));
-    let content;
-    try {
-        const bytes = Uint8Array.from(atob(window.location.hash.slice(1)), (sign) => sign.charCodeAt(0));
-        content = JSON.parse(new TextDecoder().decode(bytes));
-    } catch {
-        return updates;
-    }
-    if (!content || typeof content !== "object" || !(content.tab in tabs)) return updates;
-    const [place, names] = tabs[content.tab];
-    updates[0].selected = content.tab;
-    names.forEach((name, index) => {
-        if (typeof content[name] === "string") updates[place + index].value = content[name];
-    });
-    return updates;
-}
-"""
-
-
-def open_links(page: gr.Blocks, tabs: gr.Tabs, texts_of_tabs: dict[str, dict[str, gr.Textbox]]):
-    """Fill in the texts of the link with which the page is opened."""
-    boxes, places = [], {}
-    for tab, texts in texts_of_tabs.items():
-        places[tab] = (1 + len(boxes), list(texts))
-        boxes += texts.values()
-    script = _OPEN_LINK.replace("TABS", json.dumps(places))
-    page.load(None, [tabs, *boxes], [tabs, *boxes], js=script, api_visibility="private")

@@ -1,6 +1,6 @@
-"""CLoud vs classic: both models on the rows of a benchmark, with the running accuracy."""
+"""CLoud vs classic: the rows that both models judged, where they disagree, and why."""
 
-import random
+import hashlib
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
@@ -13,17 +13,49 @@ from cloud_hf.spaces_ui import as_text
 from . import Problem
 from .backend import Backend, Visitor
 from .judging import Progress, answers, describe_score, is_integer, judge_pair
-from .score_html import card, note, paragraph, show_critiques, side_by_side, status
-from .tab_parts import Controls, visitor_of
+from .rows import FILTERS, JudgedRows, Judgement, is_right, is_tie
+from .score_html import card, note, paragraph, show_made, side_by_side, status
+from .sharing import Result
+from .tab_parts import QUIET, Controls, TabParts, in_words, visitor_of
 
 
 if TYPE_CHECKING:
     from cloud_hf.evaluation.rows import BenchmarkRow
 
 
-PairOfScores = tuple[list[Score], list[Score]]
-
 TAB, TITLE = "versus", "CLoud vs classic"
+ALL = "All rows"
+_MOST_LISTED = 60
+# Seconds between two looks for newly judged rows
+_REFRESH = 2.0
+_PREVIEW = 160
+_HEIGHT = 640
+_SIDES = ("Chosen", "Rejected")
+_NO_ROWS = "There are no rows to compare the models on."
+# The address bar then holds the row's link, which may also be opened in another tab
+_OPEN_ROW = """
+element.addEventListener("click", (event) => {
+    const link = event.target.closest("a[data-row]");
+    if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
+    event.preventDefault();
+    window.history.replaceState(null, "", link.href);
+    trigger("open", {row: link.dataset.row});
+    if (window.innerWidth < 768) document.getElementById("versus-status").scrollIntoView();
+});
+"""
+
+
+def key_of(row: "BenchmarkRow") -> str:
+    """Return a name of a row for links and the page, which would change some characters of its id."""
+    return hashlib.sha256(row.id.encode(errors="backslashreplace")).hexdigest()[:16]
+
+
+def find_row(backend: Backend, key: str) -> tuple[int, "BenchmarkRow"]:
+    """Return a row and its index by its key. Raises `Problem` if there is none."""
+    for index, row in enumerate(backend.models.rows):
+        if key_of(row) == key:
+            return index, row
+    raise Problem("The row of this link is not among the rows of this demo.")
 
 
 def row_at(backend: Backend, index: int) -> "BenchmarkRow":
@@ -32,62 +64,102 @@ def row_at(backend: Backend, index: int) -> "BenchmarkRow":
     if models.rows_problem is not None:
         raise Problem(models.rows_problem)
     if not models.rows:
-        raise Problem("There are no rows; start the demo with --rows, such as runs/quickstart/data/pairs.")
+        raise Problem(_NO_ROWS)
     if not 0 <= index < len(models.rows):
         raise Problem(f"There is no row {index + 1}; there are {len(models.rows)}.")
     return models.rows[index]
 
 
-def is_right(scores: Sequence[Score]) -> bool:
-    """Check that the chosen response has the strictly higher reward."""
-    return scores[0].reward > scores[1].reward
-
-
-def judge_row(backend: Backend, user: Visitor, row: "BenchmarkRow") -> AsyncGenerator[Progress | PairOfScores, None]:
-    """Score both responses of a row with both models, one critique each at temperature 0."""
+async def judge_row(
+    backend: Backend, user: Visitor, row: "BenchmarkRow", index: int
+) -> AsyncGenerator[Progress | Judgement, None]:
+    """Score both responses of a row with both models, one critique each at temperature 0, unless that was done before."""
+    if (known := backend.judged.found.get(index)) is not None and known.classic is not None:
+        yield known
+        return
     sampling = Sampling(max_new_tokens=backend.args.max_new_tokens)
-    return judge_pair(backend, user, row.prompt, row.responses, sampling)
+    async with aclosing(judge_pair(backend, user, row.prompt, row.responses, sampling)) as steps:
+        async for step in steps:
+            if isinstance(step, Judgement):
+                backend.judged.add(index, step)
+            yield step
 
 
-def build(backend: Backend) -> dict[str, gr.Textbox]:
-    """Make the tab's content. No link leads to it."""
-    gr.Markdown("Both models judge the two responses of a benchmark row. The chosen one must get the higher reward.")
-    controls = Controls(backend, "versus")
+def build(backend: Backend) -> TabParts:
+    """Make the tab's content."""
+    controls = Controls(backend, "versus", TAB)
+    summary = gr.HTML(note("The rows are being read…"), elem_id="versus-summary", elem_classes="result")
+    row_id = gr.Textbox(visible="hidden", label="Row")
+    timer = gr.Timer(_REFRESH, active=False)
     with gr.Row():
-        previous = gr.Button("Previous", elem_id="versus-previous")
-        following = gr.Button("Next", variant="primary", elem_id="versus-next")
-        anyone = gr.Button("Random", elem_id="versus-random")
-        controls.stop_button()
-    controls.said.render()
-    tally = gr.HTML(elem_id="versus-tally")
-    controls.result.render()
-    # The index of the shown row, and for each judged row which models were right
-    place, outcomes = gr.State(-1), gr.State({})
-    outputs = [controls.said, tally, controls.result, place, outcomes]
+        with gr.Column(scale=2, min_width=300):
+            choice = gr.Radio([ALL, *FILTERS], value=next(iter(FILTERS)), label="Show", elem_id="versus-filter")
+            words = gr.Textbox(
+                "", label="Search", placeholder="Words of a prompt, response or critique", elem_id="versus-search"
+            )
+            listed = gr.HTML(elem_id="versus-list", elem_classes="result", max_height=_HEIGHT, js_on_load=_OPEN_ROW)
+        with gr.Column(scale=3, min_width=300):
+            guess = gr.Checkbox(True, label="Guess first which response was chosen", elem_id="versus-guess")
+            controls.kept.render()
+            controls.said.render()
+            with gr.Row(visible=False) as guesses:
+                names = {"a": "A is better", "b": "B is better", "answer": "Show the answer"}
+                buttons = [gr.Button(text, size="sm", elem_id=f"versus-{name}") for name, text in names.items()]
+            controls.result.render()
+            controls.copy_buttons({})
 
-    def go_to(index_of: Callable[[int, int], int]) -> Callable[..., AsyncGenerator]:
-        async def go(request: gr.Request, place, outcomes):
-            count = len((await backend.loaded()).rows)
-            index = index_of(place, count) if count else 0
-            row = row_at(backend, index)
-            yield status("Asking the models…"), gr.skip(), _show_row(row, index, count), index, outcomes
-            async with aclosing(judge_row(backend, visitor_of(request), row)) as steps:
-                async for step in steps:
-                    if isinstance(step, Progress):
-                        yield status(step.words), *[gr.skip()] * 4
-                    else:
-                        known = outcomes | {index: tuple(map(is_right, step))}
-                        yield status("Done."), _show_tally(known), _show_row(row, index, count, step), index, known
+    async def list_rows(choice: str, words: str, row: str):
+        models = await backend.loaded()
+        # Only if none is open: a tick that began before a click must not undo it
+        opened = key_of(models.rows[_most_telling(backend.judged)]) if models.rows and not row else gr.skip()
+        counts = [(f"{name} ({sum(map(FILTERS[name], backend.judged.found.values()))})", name) for name in FILTERS]
+        radio = gr.update(choices=[(f"{ALL} ({len(models.rows)})", ALL), *counts])
+        shown = _show_list(backend, choice, words, row)
+        return _show_summary(backend), radio, shown, opened, gr.Timer(active=backend.judged.is_growing)
 
-        return go
+    inputs, listing = [choice, words, row_id], [summary, choice, listed, row_id, timer]
+    watch: dict = {"inputs": inputs, "outputs": listing, "queue": False, "trigger_mode": "always_last", **QUIET}
+    gr.on([choice.input, words.change, timer.tick, row_id.change], list_rows, **watch)
 
-    for button, index_of in (
-        (previous, lambda place, count: (max(place, 0) - 1) % count),
-        (following, lambda place, count: (place + 1) % count),
-        (anyone, lambda place, count: random.randrange(count)),
-    ):
-        controls.start_on([button.click], go_to(index_of), [place, outcomes], outputs)
-    return {}
+    async def run_row(request: gr.Request, row: str, guess: bool):
+        await backend.loaded()
+        index, shown = find_row(backend, row)
+        yield status("Asking the models…"), _show_row(shown, guess), None, gr.update(visible=False)
+        async with aclosing(judge_row(backend, visitor_of(request), shown, index)) as steps:
+            async for step in steps:
+                if isinstance(step, Progress):
+                    yield status(step.words), gr.skip(), gr.skip(), gr.skip()
+                elif guess:
+                    said = status("Done. Which response is better?")
+                    yield said, gr.skip(), _kept(backend, shown, step), gr.update(visible=True)
+                else:
+                    page = _show_row(shown, False, step) + _made(backend)
+                    yield status("Done."), page, _kept(backend, shown, step), gr.skip()
+
+    run = in_words(controls.stoppable(run_row), controls.said)
+    outputs = [controls.said, controls.result, controls.kept, guesses]
+    gr.on([row_id.change, guess.input], run, [row_id, guess], outputs, trigger_mode="always_last", **QUIET)
+
+    def pick(event: gr.EventData) -> str:
+        return str(event.row)
+
+    listed.open(pick, None, row_id, queue=False, **QUIET)
+
+    def reveal(guessed: str) -> Callable:
+        def show(row: str):
+            index, shown = find_row(backend, row)
+            is_right_guess = (guessed == "a") == (_order_of(shown)[0] == 0)
+            said = "You are right." if is_right_guess else "The other one was chosen."
+            page = _show_row(shown, True, backend.judged.found[index]) + _made(backend)
+            return status("Done." if guessed == "answer" else said), page, gr.update(visible=False)
+
+        return show
+
+    for name, button in zip(names, buttons, strict=True):
+        button.click(reveal(name), row_id, [controls.said, controls.result, guesses], queue=False, **QUIET)
+    return TabParts(
+        {}, None, list, [row_id], lambda result: {row_id: result.row}, lambda tab: tab.select(list_rows, **watch)
+    )
 
 
 def endpoints(backend: Backend) -> list[Callable]:
@@ -103,63 +175,131 @@ def endpoints(backend: Backend) -> list[Callable]:
         await backend.loaded()
         shown = row_at(backend, int(row) - 1)
         known = {"id": shown.id, "prompt": shown.prompt, "responses": list(shown.responses)}
-        steps = judge_row(backend, visitor_of(request), shown)
+        steps = judge_row(backend, visitor_of(request), shown, int(row) - 1)
         async for answer in answers(steps, lambda found: known | _describe_pair(backend, found)):
             yield answer
 
     return [versus]
 
 
-def _describe_pair(backend: Backend, found: PairOfScores) -> dict[str, Any]:
+def _describe_pair(backend: Backend, found: Judgement) -> dict[str, Any]:
     # The distribution is that of the first model
     return {
         name: {
             "right": is_right(scores),
             "scores": [describe_score(backend, score, name == "cloud") for score in scores],
         }
-        for name, scores in zip(("cloud", "classic"), found, strict=True)
+        for name, scores in (("cloud", found.cloud), ("classic", found.classic or ()))
     }
+
+
+def _kept(backend: Backend, row: "BenchmarkRow", found: Judgement) -> Result:
+    """Return what the buttons copy."""
+    texts = {"prompt": _plain(row.prompt)} | dict(zip(_SIDES, map(str, row.responses), strict=True))
+    names = [f"{model}, {side.lower()}" for model in ("CLoud", "classic") for side in _SIDES]
+    return Result(TAB, texts, None, (*found.cloud, *(found.classic or ())), None, _how(backend), key_of(row), names)
+
+
+def _how(backend: Backend) -> str:
+    if backend.judged.evaluation is not None:
+        return f"Scores of {backend.judged.evaluation}."
+    return backend.made(Sampling(max_new_tokens=backend.args.max_new_tokens))
+
+
+def _made(backend: Backend) -> str:
+    return show_made(_how(backend), backend.warnings)
 
 
 # -------------------------------------------------------------------------------------------------------------- HTML
 
 
-def _show_row(row: "BenchmarkRow", index: int, count: int, found: PairOfScores | None = None) -> str:
-    responses = [
-        card(side, paragraph(response) if response else note("(empty)"))
-        for side, response in zip(("Chosen", "Rejected"), row.responses, strict=True)
-    ]
-    judged = "" if found is None else side_by_side(map(_show_model, ("CLoud", "Classic"), found))
-    title = f"Row {index + 1} of {count} · {as_text(row.id)}"
-    return f"<h3>{title}</h3>{_show_prompt(row.prompt)}{side_by_side(responses)}{judged}"
+def _order_of(row: "BenchmarkRow") -> tuple[int, int]:
+    """Return which response is A and which is B: by the row's key, so that neither is the chosen one more often."""
+    return (0, 1) if int(key_of(row), 16) % 2 else (1, 0)
 
 
-def _show_model(name: str, scores: Sequence[Score]) -> str:
-    parts = [
-        f"<h4>{side}: {score.reward:+.3f}</h4>{show_critiques(score) if score.critique else ''}"
-        for side, score in zip(("Chosen", "Rejected"), scores, strict=True)
-    ]
-    return card(f"{name}: {_mark(scores)}", "".join(parts))
+def _show_row(row: "BenchmarkRow", guess: bool, found: Judgement | None = None) -> str:
+    """Show a row. What is known of a response is in its column, chosen before rejected, or A before B for a visitor who guesses."""
+    marks, columns = "", []
+    if found is not None:
+        marks = f'<p class="marks">{_marks(found)}</p>'
+    for letter, side in zip("AB", _order_of(row) if guess else (0, 1), strict=True):
+        title = f"{letter}: {_SIDES[side].lower()}" if guess and found else letter if guess else _SIDES[side]
+        body = paragraph(str(row.responses[side])) if row.responses[side] else note("(empty)")
+        if found is not None:
+            body += f"<h4>CLoud: {found.cloud[side].reward:+.3f}</h4>{_critique(found.cloud[side])}"
+            body += f"<h4>Classic: {found.classic[side].reward:+.3f}</h4>" if found.classic is not None else ""
+        columns.append(card(title, body))
+    return f"<h2>{as_text(row.id)}</h2>{paragraph(_plain(row.prompt))}{marks}{side_by_side(columns)}"
 
 
-def _show_prompt(prompt: Any) -> str:
+def _critique(score: Score) -> str:
+    return paragraph(score.critique, "critique") if score.critique else ""
+
+
+def _plain(prompt: Any) -> str:
     if isinstance(prompt, str):
-        return paragraph(prompt)
+        return prompt
     messages = prompt["messages"] if isinstance(prompt, dict) else prompt
-    return "".join(f"<h4>{as_text(turn['role'])}</h4>{paragraph(str(turn.get('content') or ''))}" for turn in messages)
+    return "\n\n".join(f"{turn['role']}: {turn.get('content') or ''}" for turn in messages)
+
+
+def _marks(found: Judgement) -> str:
+    parts = [("CLoud", found.cloud), *([("classic", found.classic)] if found.classic is not None else [])]
+    return " ".join(f"{name} {_mark(scores)}" for name, scores in parts)
 
 
 def _mark(scores: Sequence[Score]) -> str:
     if is_right(scores):
         return '<span class="good">✓ right</span>'
-    tie = " (a tie)" if scores[0].reward == scores[1].reward else ""
-    return f'<span class="bad">✗ wrong{tie}</span>'
+    return f'<span class="bad">✗ {"tie" if is_tie(scores) else "wrong"}</span>'
 
 
-def _show_tally(outcomes: dict[int, tuple[bool, bool]]) -> str:
-    count = len(outcomes)
-    shares = [
-        f"{name} {right} of {count} ({100 * right / count:.0f} %)"
-        for name, right in zip(("CLoud", "classic"), map(sum, zip(*outcomes.values(), strict=True)), strict=True)
+def _show_list(backend: Backend, choice: str, words: str, current: str) -> str:
+    """Show links to the rows that a filter and words choose, with a mark for each model."""
+    found, matching, words = backend.judged.found, [], words.strip().lower()
+    for index, row in enumerate(backend.models.rows):
+        judgement = found.get(index)
+        if choice == ALL or (judgement is not None and FILTERS[choice](judgement)):
+            critiques = [score.critique for score in judgement.cloud] if judgement is not None else []
+            if words in "\n".join((row.id, _plain(row.prompt), *map(str, row.responses), *critiques)).lower():
+                matching.append((row, judgement))
+    items = [
+        f'<li><a href="#{Result(TAB, row=key_of(row)).link()[0]}" data-row="{key_of(row)}"'
+        f"{' aria-current=true' if key_of(row) == current else ''}>"
+        f'<span class="marks">{_marks(judgement) if judgement is not None else "not judged yet"}</span> '
+        f"{as_text(_plain(row.prompt)[:_PREVIEW])}</a></li>"
+        for row, judgement in matching[:_MOST_LISTED]
     ]
-    return note(f"Right so far, over the rows you have seen: {', '.join(shares)}.")
+    more = len(matching) - len(items)
+    end = note(f"{more} more: search to see them." if more else "" if items else "No rows.")
+    return f'<ul class="rows">{"".join(items)}</ul>{end}'
+
+
+def _show_summary(backend: Backend) -> str:
+    """Compare both models on all rows that they judged."""
+    models, judged = backend.models, backend.judged
+    if models.rows_problem or not models.rows:
+        return f'<p class="note bad">{as_text(models.rows_problem or _NO_ROWS)}</p>'
+    source = f"read from {judged.evaluation}" if judged.evaluation else "judged here, while nobody waits"
+    more = f" of {judged.wanted}" if judged.is_growing else ""
+    parts = [f"{len(judged.found)}{more} rows of {judged.source}, {source}. A tie counts as wrong."]
+    if judged.problem:
+        parts.append(judged.problem)
+    if (compared := judged.compared()) is None:
+        return note(" ".join(parts))
+    n, shares = len(compared.outcomes), []
+    for place, name in enumerate(("CLoud", "classic")):
+        count, low, high = compared.right(place)
+        shares.append(
+            f"{name} is right in {count} of {n} rows ({100 * count / n:.0f} %, 95 % interval {100 * low:.0f} to {100 * high:.0f} %)"
+        )
+    alone, p = compared.alone, compared.p_value
+    test = f"CLoud alone is right in {alone[0]}, classic alone in {alone[1]}: exact McNemar test, p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}."
+    return f'<p class="headline">{as_text("; ".join(shares))}.</p>{note(test)}{note(" ".join(parts))}'
+
+
+def _most_telling(judged: JudgedRows) -> int:
+    """Return the first row in which the CLoud model alone is right, or else the first row."""
+    alone = next(iter(FILTERS.values()))
+    return min((index for index, row in judged.found.items() if alone(row)), default=0)

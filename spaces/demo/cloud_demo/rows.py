@@ -1,0 +1,216 @@
+"""Rows that both models judged: which are right, where a reward falls among the model's, and scores read from an evaluation."""
+
+import math
+import statistics
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cloud_hf.scores import Sample, Score
+
+
+if TYPE_CHECKING:
+    from cloud_hf.evaluation.rows import BenchmarkRow
+
+
+# Scores of the chosen and of the rejected response
+Pair = tuple[Score, Score]
+
+
+def is_right(scores: Sequence[Score]) -> bool:
+    """Check that the chosen response has the strictly higher reward."""
+    return scores[0].reward > scores[1].reward
+
+
+def is_tie(scores: Sequence[Score]) -> bool:
+    """Check that both responses have the same reward."""
+    return scores[0].reward == scores[1].reward
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Scores of both responses of a row by the CLoud and, if there is one, the classic model."""
+
+    cloud: Pair
+    classic: Pair | None = None
+
+
+# Filters of the list of rows, by their names
+FILTERS: dict[str, Callable[[Judgement], bool]] = {
+    "CLoud right, classic wrong": lambda row: (
+        row.classic is not None and is_right(row.cloud) and not is_right(row.classic)
+    ),
+    "Classic right, CLoud wrong": lambda row: (
+        row.classic is not None and is_right(row.classic) and not is_right(row.cloud)
+    ),
+    "Both wrong": lambda row: row.classic is not None and not is_right(row.cloud) and not is_right(row.classic),
+    "Ties": lambda row: is_tie(row.cloud) or (row.classic is not None and is_tie(row.classic)),
+}
+
+
+@dataclass
+class JudgedRows:
+    """
+    Judgements by the index of their row, and the rewards of the CLoud model in ascending order.
+
+    `source` names the rows, and `wanted` counts those that will be judged without being asked for.
+    """
+
+    source: str = ""
+    wanted: int = 0
+    # Reason why no more rows will be judged
+    problem: str | None = None
+    # The evaluation that the scores were read from
+    evaluation: str | None = None
+    found: dict[int, Judgement] = field(default_factory=dict)
+    chosen: list[float] = field(default_factory=list)
+    rejected: list[float] = field(default_factory=list)
+
+    # Fewer rewards say little about another reward's rank
+    FEWEST = 4
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether there are enough rewards to compare with."""
+        return len(self.found) >= self.FEWEST
+
+    @property
+    def is_growing(self) -> bool:
+        """Whether more rows are being judged."""
+        return self.problem is None and len(self.found) < self.wanted
+
+    def add(self, index: int, judgement: Judgement):
+        """Keep a judgement, unless the row has one."""
+        if index not in self.found:
+            self.found[index] = judgement
+            insort(self.chosen, judgement.cloud[0].reward)
+            insort(self.rejected, judgement.cloud[1].reward)
+
+    def percentile(self, reward: float) -> float:
+        """Return the percentage of lower rewards; equal ones count half."""
+        below = sum(
+            find(side, reward) for side in (self.chosen, self.rejected) for find in (bisect_left, bisect_right)
+        )
+        return 100 * below / 2 / (2 * len(self.found))
+
+    def describe(self, reward: float | None) -> str:
+        """Describe in one sentence where `reward` falls, or what it will be compared with."""
+        if not self.is_usable:
+            if self.problem is not None:
+                return self.problem
+            if not self.wanted:
+                return "There are no rows whose rewards this one could be compared with."
+            return f"This model's rewards are still being measured ({len(self.found)} of {self.wanted} rows)."
+        unfinished = f" ({self.wanted} in the end)" if self.is_growing else ""
+        known = f"{2 * len(self.found)} rewards of right and wrong responses, from {len(self.found)} rows{unfinished} of {self.source}"
+        if reward is None:
+            return f"To be compared with {known}."
+        rewards = [*self.chosen, *self.rejected]
+        std = statistics.pstdev(rewards)
+        deviations = f", {(reward - statistics.fmean(rewards)) / std:+.1f} standard deviations" if std > 0 else ""
+        return f"Higher than {self.percentile(reward):.0f} % of {known}{deviations}."
+
+    def compared(self) -> "Comparison | None":
+        """Compare both models on the rows that both judged."""
+        pairs = [
+            (is_right(row.cloud), is_right(row.classic)) for row in self.found.values() if row.classic is not None
+        ]
+        return Comparison(pairs) if pairs else None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Right or wrong by CLoud and classic model, for each row."""
+
+    outcomes: Sequence[tuple[bool, bool]]
+
+    def right(self, place: int) -> tuple[int, float, float]:
+        """Return how many rows a model has right (0: CLoud, 1: classic), and the ends of Wilson's 95 % interval of the share."""
+        from cloud_hf.evaluation.stats import wilson  # imports numpy
+
+        count = sum(outcome[place] for outcome in self.outcomes)
+        return count, *wilson(count / len(self.outcomes), len(self.outcomes))
+
+    @property
+    def alone(self) -> tuple[int, int]:
+        """Rows that the CLoud model alone has right, and those that the classic one alone has right."""
+        return sum(ours and not theirs for ours, theirs in self.outcomes), sum(
+            theirs and not ours for ours, theirs in self.outcomes
+        )
+
+    @property
+    def p_value(self) -> float:
+        """Exact two-sided McNemar test: both models are right alone equally often."""
+        ours, theirs = self.alone
+        if not ours + theirs:
+            return 1.0
+        from scipy.stats import binomtest
+
+        return float(binomtest(ours, ours + theirs).pvalue)
+
+
+# ------------------------------------------------------------------------------------------------ preference and rank
+
+
+def preference(reward: float, other: float) -> float:
+    """Return the Bradley-Terry probability that the response with `reward` is preferred to the one with `other`."""
+    margin = reward - other
+    return 1 / (1 + math.exp(-margin)) if margin >= 0 else math.exp(margin) / (1 + math.exp(margin))
+
+
+def rank_of(rewards: Sequence[float], index: int) -> int:
+    """Return a reward's rank from 1, by the three decimals that the page shows; equal ones share a rank."""
+    shown = [round(reward, 3) for reward in rewards]
+    return 1 + sum(reward > shown[index] for reward in shown)
+
+
+# ------------------------------------------------------------------------------------------------- read an evaluation
+
+
+def read_results(folder: str, rows: "Sequence[BenchmarkRow]") -> tuple[tuple[str, str], dict[int, Judgement]]:
+    """
+    Read the scores of `rows` in an output folder of `examples/evaluate_rewards.py`: names of the CLoud and classic model, and judgements
+    by the index of the row.
+
+    Raises:
+        `ValueError`: If the folder does not hold scores of one model with critiques and one without, or none of these rows.
+    """
+    from pyarrow import parquet
+
+    from cloud_hf.data.journal import key_of
+    from cloud_hf.data.rows import short_names
+    from cloud_hf.evaluation.formatting import file_name
+    from cloud_hf.evaluation.report.comparison import read_results
+
+    places = {key_of(row.prompt, row.responses): index for index, row in enumerate(rows)}
+    names = list(short_names(read_results(folder, "results").page["arguments"]["models"]).values())
+    found: dict[bool, tuple[str, dict[int, dict[int, Score]]]] = {}
+    for name in names:
+        table = parquet.read_table(Path(folder) / file_name("scores", name, "parquet")).to_pylist()
+        writes = any(critique for line in table for critique in line["critiques"])
+        if writes in found:
+            kind = "with critiques" if writes else "without critiques"
+            raise ValueError(
+                f"The results hold several models {kind}: {found[writes][0]} and {name}. Evaluate one of each."
+            )
+        scores: dict[int, dict[int, Score]] = {}
+        for line in table:
+            if (index := places.get(line["row_hash"])) is not None:
+                scores.setdefault(index, {}).setdefault(line["response"], _read_score(line))
+        found[writes] = name, scores
+    if len(found) < 2:
+        raise ValueError("The results must hold a CLoud and a classic model; evaluate both in one run.")
+    (cloud, ours), (classic, theirs) = found[True], found[False]
+    common = [index for index in sorted(ours) if index in theirs]
+    if not common:
+        raise ValueError("The results hold none of the rows: `rows` must name the same pairs that were evaluated.")
+    return (cloud, classic), {
+        index: Judgement((ours[index][0], ours[index][1]), (theirs[index][0], theirs[index][1])) for index in common
+    }
+
+
+def _read_score(line: dict[str, Any]) -> Score:
+    parts = zip(line["rewards"], line["critiques"], line["finish_reasons"], strict=True)
+    return Score.of([Sample(reward, critique, finish_reason=reason) for reward, critique, reason in parts])
