@@ -23,7 +23,7 @@ from .configuration_cloud import CLoudConfig, spell_critique_prompt
 from .control_tokens import CUT, ESCAPED, SLOT, ControlTokens, pieces_of, unescape
 from .prompts import REASONING_FIELDS, Conversation, change_texts, read_prompt, read_response
 from .skeletons import USUAL_ROLES, Skeleton, marks_in, spell
-from .template_dates import with_clock
+from .template_dates import pin_date, with_clock
 
 
 IGNORE_INDEX = -100
@@ -143,7 +143,6 @@ class CritiqueFormat:
             raise ValueError("`critique_prompt` is empty; the critique turn needs text to open it.")
         self.critique_role = critique_role
         self.keep_thinking = keep_thinking
-        self.chat_template_kwargs = with_clock(chat_template_kwargs or {})
         if not tokenizer.is_fast:
             raise ValueError(
                 f"{type(tokenizer).__name__} is not a fast tokenizer. CritiqueFormat needs one (a `tokenizer.json`)."
@@ -153,6 +152,8 @@ class CritiqueFormat:
                 f"The tokenizer {tokenizer.name_or_path!r} has no chat template, which the critique format needs. "
                 "Set `tokenizer.chat_template`, or `--chat_template_path` to llama-3, chatml or a Jinja file, as the base was trained with."
             )
+        # Also of models whose config names no day, as published ones do: no reward may change from day to day
+        self.chat_template_kwargs = with_clock(pin_date(tokenizer, chat_template_kwargs) or {})
         # Renderings of skeletons, and the control ids of renderings
         self._references: dict[str, str] = {}
         self._expected: dict[str, list[int]] = {}

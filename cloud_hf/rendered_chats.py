@@ -29,14 +29,25 @@ _ANY_DATE = r"[^\n<]{0,40}"
 
 
 # Strings that chat templates write around turns, and that texts hardly contain
-_MARK = r"<[|｜][^|｜<>\s]{1,40}[|｜]>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>"
+_MARK = r"<[|｜][^|｜<>\s]{1,40}[|｜]>|<\|turn>|<turn\|>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>"
 _MARKS, _MARK_AT_END = re.compile(_MARK), re.compile(rf"({_MARK}|</s>)\s*\Z")
+
+
+# A block that templates write before answers without thinking
+_NO_THOUGHT = re.compile(r"\s*<think>\s*</think>\s*")
 
 
 class RenderedChats:
     """
     Parses conversations that were rendered with the chat template of a policy's tokenizer. Raises `ValueError` if there is no
     chat template, or its turns cannot be told apart.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            The policy's tokenizer.
+        is_guess (`bool`, *optional*, defaults to `False`):
+            Whether the policy may have another template. System turns are then refused: some templates write one by
+            themselves, which only the same template can tell from a given one.
 
     Examples:
 
@@ -47,8 +58,9 @@ class RenderedChats:
     ```
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, is_guess: bool = False):
         self.tokenizer = tokenizer
+        self.is_guess = is_guess
         if not tokenizer.chat_template:
             raise ValueError(
                 f"The tokenizer {tokenizer.name_or_path!r} has no chat template, so it cannot be used to read conversations."
@@ -56,6 +68,7 @@ class RenderedChats:
         self._added = {token.content for token in tokenizer.added_tokens_decoder.values()}
         outer = {str(token) for token in (tokenizer.bos_token, tokenizer.pad_token, tokenizer.eos_token) if token}
         self._outer_tokens = re.compile(rf"(?:(?:{_any_of(outer)})\s*)*" if outer else "")
+        self._tails: set[str] = set()
         delimiters = self._find_delimiters()
         self._check(delimiters)
         self._starts = {
@@ -69,12 +82,17 @@ class RenderedChats:
             ordered = sorted(followers, key=lambda delimiter: -len(delimiter[0]))
             self._next[role] = re.compile("|".join(f"({_pattern(text)})" for text, _ in ordered))
             self._opens[role] = [opened for _, opened in ordered]
+        answers = [text for text, role in delimiters["user"] if role == "assistant"]
+        rests = [(asked, text.removeprefix(asked)) for asked, text in product(answers, answers)]
+        self._rests = [(asked, rest) for asked, rest in rests if asked + rest in answers and rest.strip()]
+        texts = "".join(text for followers in delimiters.values() for text, _ in followers)
         self._ends = self._find_ends(delimiters, outer)
+        self._openers = set(_MARKS.findall(texts)).difference(self._ends)
 
     def parse(self, text: str, prompt: str | None = None) -> list[dict]:
         """
         Parse a rendered conversation. A BOS token and padding around it are ignored, the end of the last turn may be missing,
-        and the template's default system turn is dropped.
+        and the template's default system turn and empty thinking blocks are dropped.
 
         Args:
             prompt (`str`, *optional*):
@@ -90,10 +108,11 @@ class RenderedChats:
                 `prompt` does not end where an answer begins, or if marks of another template are left over.
         """
         if prompt is None:
-            messages = self._turns(text)
-            messages[-1]["content"] = self._without_end(messages[-1]["content"])
-            self._check_complete(messages, messages[-1]["content"])
-            return messages
+            *before, last = self._turns(text)
+            last["content"] = self._without_end(last["content"])
+            self._check_complete(before, last["content"])
+            self._refuse([mark for mark in self._openers if mark in last["content"]])
+            return self._without_thoughts([*before, last])
         response = self._after_prompt(text, prompt)
         messages = self._turns(prompt)
         if messages[-1]["role"] != "assistant":
@@ -101,9 +120,10 @@ class RenderedChats:
                 f"The prompt ends with a {messages[-1]['role']} turn: {prompt[-80:]!r}. Render it with "
                 "`add_generation_prompt=True`."
             )
-        self._check_complete(messages, self._without_end(response))
-        messages[-1]["content"] += self._without_end(response)
-        return messages
+        response = self._without_end(self._without_opening(prompt, response))
+        self._check_complete(messages, response)
+        messages[-1]["content"] += response
+        return self._without_thoughts(messages)
 
     # ----------------------------------------------------------------------------------------------------- reading
 
@@ -115,6 +135,11 @@ class RenderedChats:
             role, position = self._opens[role][(match.lastindex or 1) - 1], match.end()
         if role == "system":
             raise ValueError(f"The text has no user turn in the policy's chat template: {text[:80]!r}.")
+        if self.is_guess and any(message["role"] == "system" for message in messages):
+            raise ValueError(
+                "The text has a system turn, which the policy's chat template may have written by itself. Start the server with "
+                "`--policy_tokenizer`, which may be the reward model, to read it."
+            )
         return [*messages, {"role": role, "content": text[position:]}]
 
     def _read_start(self, text: str) -> tuple[str, int]:
@@ -137,21 +162,36 @@ class RenderedChats:
                 return text[start + len(form) :]
         raise ValueError(f"The text does not start with its prompt: {text[:80]!r} instead of {prompt[:80]!r}.")
 
-    def _check_complete(self, messages: list[dict], response: str):
+    def _without_opening(self, prompt: str, response: str) -> str:
+        """Drop what the template writes between a generation prompt and an answer, if the policy wrote it, too."""
+        for asked, rest in self._rests:
+            if prompt.endswith(asked) and response.startswith(rest):
+                return response[len(rest) :]
+        return response
+
+    def _check_complete(self, prompt: list[dict], response: str):
         """
-        Refuse marks of turns that are left in the prompt, and one that this template does not have at the end of the response:
-        the text was rendered with another template. (In a response, others are the policy's own text.)
+        Refuse marks of turns that are left in a prompt, and one that this template does not have at the end of a response: the
+        text was rendered with another template. (In a response, others are the policy's own text.)
         """
-        prompt = [message["content"] for message in messages[:-1]]
-        left = [match.group() for content in prompt for match in _MARKS.finditer(content)]
-        left += [
-            match.group(1) for match in [_MARK_AT_END.search(response)] if match and match.group(1) not in self._added
-        ]
+        contents = [message["content"] for message in prompt]
+        left = [match.group() for content in contents for match in _MARKS.finditer(content)]
+        ends = [match.group(1) for content in [*contents, response] if (match := _MARK_AT_END.search(content))]
+        self._refuse(left + [mark for mark in ends if mark not in self._added or mark not in response])
+
+    def _refuse(self, left: list[str]):
         if left:
             raise ValueError(
                 f"{left[0]!r} is left over when the turns are read by the chat template of {self.tokenizer.name_or_path!r}: "
                 "the text was rendered with another one. Name the policy that wrote it."
             )
+
+    @staticmethod
+    def _without_thoughts(messages: list[dict]) -> list[dict]:
+        for message in messages:
+            if message["role"] == "assistant" and (match := _NO_THOUGHT.match(message["content"])):
+                message["content"] = message["content"][match.end() :]
+        return messages
 
     def _outer_length(self, text: str) -> int:
         match = self._outer_tokens.match(text)  # the pattern also matches nothing
@@ -196,7 +236,11 @@ class RenderedChats:
         start, *between, tail = match.groups()
         start = start[self._outer_length(start) :]
         delimiters[_START].add((start, roles[0]))
+        if roles[-1] == "assistant" and not generation:
+            self._tails.add(tail)
         for (role, following), delimiter in zip(pairwise(roles), between, strict=True):
+            if role == following == "assistant" and tail.startswith(delimiter):
+                continue  # a turn that follows the last one without a mark cannot be told from its end
             delimiters.setdefault(role, set()).add((delimiter, following))
             closes_alike = roles[-1] == "assistant" and not generation and delimiter.startswith(tail)
             if (role, following) == ("assistant", "user") and closes_alike:
@@ -243,9 +287,9 @@ class RenderedChats:
 
     def _find_ends(self, delimiters: dict[str, set[tuple[str, str]]], outer: set[str]) -> list[str]:
         """Return tokens that may end a text: those that close an assistant's turn, and EOS and padding after them."""
-        added = {content for content in self._added if content.strip()}
-        leading = re.compile(rf"\s*({_any_of(added)})") if added else re.compile(r"(?!)")
-        closing = {match.group(1) for text, _ in delimiters["assistant"] if (match := leading.match(text))}
+        added = re.compile(_any_of({content for content in self._added if content.strip()}) or r"(?!)")
+        closing = {match.group() for text, _ in delimiters["assistant"] if (match := added.match(text.lstrip()))}
+        closing |= {token for tail in self._tails for token in added.findall(tail)}
         return sorted(closing | outer, key=len, reverse=True)
 
 

@@ -3,7 +3,6 @@
 from datetime import date
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 
@@ -15,30 +14,17 @@ def pin_date(
     tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: dict[str, Any] | None = None
 ) -> dict[str, Any] | None:
     """
-    Pin the date for chat templates that would write today's: rewards must not change from day to day. Adds a `date_string` if
-    that is enough, and otherwise the day as `strftime_now`, which [`CritiqueFormat`] makes the template's clock.
+    Pin the date for chat templates that would write today's: rewards must not change from day to day. Adds the day as
+    `strftime_now`, which [`CritiqueFormat`] makes the template's clock, and as the `date_string` that some templates take.
     """
     variables = dict(chat_template_kwargs or {})
     template = str(tokenizer.chat_template)
     if "strftime_now" in template:
         if "date_string" in template:
             variables.setdefault("date_string", f"{_DAY:%d %b %Y}")
-        if template.count("strftime_now(") > 1 or _reads_clock(tokenizer, variables):
-            variables.setdefault("strftime_now", f"{_DAY:%Y-%m-%d}")
+        # Whether or not a usual conversation asks for it: some templates do so for tools only
+        variables.setdefault("strftime_now", f"{_DAY:%Y-%m-%d}")
     return variables or None
-
-
-def _reads_clock(tokenizer: PreTrainedTokenizerBase, variables: dict[str, Any]) -> bool:
-    """Return whether the chat template asks for the time in a usual conversation."""
-    readings = []
-    for roles in (("user",), ("system", "user"), ("user", "assistant", "user")):
-        turns = [{"role": role, "content": "x"} for role in roles]
-        try:
-            clock = {"strftime_now": lambda form: readings.append(form) or "x"}
-            tokenizer.apply_chat_template(turns, tokenize=False, **{**clock, **with_clock(variables)})
-        except (TemplateError, TypeError, KeyError):
-            continue  # the template refuses this order of turns
-    return bool(readings)
 
 
 def with_clock(variables: dict[str, Any]) -> dict[str, Any]:

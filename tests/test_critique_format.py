@@ -44,6 +44,7 @@ def template_ids(critique_format, prompt, response, critique, **kwargs):
     if critique is not None:
         text = f"{critique_format.critique_prompt} {critique.strip()}"
         messages.append({"role": critique_format.critique_role, "content": text})
+    kwargs = {**critique_format.chat_template_kwargs, **kwargs}  # the day
     ids = critique_format.tokenizer.apply_chat_template(messages, tokenize=True, **kwargs)["input_ids"]
     return ids[: len(ids) - ids[::-1].index(critique_format.end_token_id)]
 
@@ -357,19 +358,37 @@ def test_date_of_the_template_can_be_pinned():
     assert list(ids) == template_ids(pinned, PROMPT, RESPONSE, CRITIQUE, date_string="26 Jul 2024")
 
 
+@pytest.mark.parametrize("is_in_config", [True, False])
 @pytest.mark.parametrize("critique", [True, False])
 @pytest.mark.parametrize("spelling", [*FAMILIES, *DATED_TEMPLATES])
-def test_ids_are_the_same_on_any_day(spelling, critique, monkeypatch):
+def test_ids_are_the_same_on_any_day(spelling, critique, is_in_config, monkeypatch):
     role, ids = CRITIQUE_ROLE.get(spelling, "user"), []
     for days in (0, 1, 200):
         monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Clock(days))
         tokenizer = copy.deepcopy(dated_tokenizer(spelling))
-        variables = json.loads(json.dumps(pin_date(tokenizer, None)))  # as a config keeps them
+        variables = json.loads(json.dumps(pin_date(tokenizer))) if is_in_config else None
         critique_format = CritiqueFormat(tokenizer, critique, critique_role=role, chat_template_kwargs=variables)
         ids.append(critique_format.encode(PROMPT, RESPONSE, CRITIQUE if critique else None).input_ids)
     assert ids[0] == ids[1] == ids[2]
     if spelling in DATED_TEMPLATES:
         assert "24" in critique_format.tokenizer.decode(ids[0])
+
+
+def test_a_date_that_is_written_for_tools_only(monkeypatch):
+    tokenizer, ids = copy.deepcopy(make_tokenizer("qwen3")), []
+    tokenizer.chat_template = (
+        "{% if tools %}{{ strftime_now('%d %b') }}{{ tools }}{% endif %}" + tokenizer.chat_template
+    )
+    prompt = {
+        "messages": [{"role": "user", "content": "x"}],
+        "tools": [{"type": "function", "function": {"name": "f"}}],
+    }
+    for days in (0, 1, 200):
+        monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Clock(days))
+        ids.append(
+            CritiqueFormat(tokenizer, chat_template_kwargs=pin_date(tokenizer)).encode_prefix(prompt, "y").input_ids
+        )
+    assert ids[0] == ids[1] == ids[2] and "26 Jul" in tokenizer.decode(ids[0])
 
 
 @pytest.mark.parametrize("unit", ["👩‍👩‍👧é", "日本", "<|eot_id|>", "<|eot_id|> x ", "\n\n"])

@@ -129,7 +129,7 @@ def test_a_model_with_unknown_logits_is_refused(base_folder, monkeypatch):
 
 def test_a_template_with_a_date_is_pinned(tmp_path):
     model = make_model(save_language_model(tmp_path, family="llama3_2"))
-    assert model.config.chat_template_kwargs == {"date_string": "26 Jul 2024"}
+    assert model.config.chat_template_kwargs == {"date_string": "26 Jul 2024", "strftime_now": "2024-07-26"}
     critique_format = CritiqueFormat.from_config(model.config, make_tokenizer("llama3_2"))
     assert "26 Jul 2024" in critique_format.tokenizer.decode(critique_format.encode_prefix("x", "y").input_ids)
 

@@ -1,6 +1,8 @@
 """Rendered conversations come back as the messages they were made of, and nothing in a response becomes a turn."""
 
 import pytest
+from jinja2 import TemplateError
+from tokenizers import Tokenizer
 from tokenizers_for_tests import (
     DATED_TEMPLATES,
     FAMILIES,
@@ -10,6 +12,7 @@ from tokenizers_for_tests import (
     dated_tokenizer,
     make_tokenizer,
 )
+from transformers import PreTrainedTokenizerFast
 
 from cloud_hf.rendered_chats import RenderedChats
 
@@ -202,6 +205,65 @@ def test_turns_that_are_not_read_completely_are_refused(text, prompt):
     with pytest.raises(ValueError, match="is left over when the turns are read by the chat template"):
         chats.parse(text, prompt)
     assert chats.parse("<s>[INST] Hi[/INST] Say <|end|> twice.</s>")[-1]["content"].strip() == "Say <|end|> twice."
+
+
+LLAMA_2 = """{% for m in messages %}{% if m['role'] == 'user' %}{{ bos_token + '[INST] ' + m['content'] + ' [/INST]' }}\
+{% else %}{{ ' ' + m['content'] + ' ' + eos_token }}{% endif %}{% endfor %}"""
+CHANNELS = """{% for m in messages %}<|start|>{{ m['role'] }}{% if m['role'] == 'assistant' %}<|channel|>final{% endif %}<|message|>\
+{{ m['content'] }}{{ '<|return|>' if loop.last and m['role'] == 'assistant' else '<|end|>' }}{% endfor %}\
+{% if add_generation_prompt %}<|start|>assistant{% endif %}"""
+MERGING = """{% for m in messages %}{% if not loop.index0 or messages[loop.index0 - 1]['role'] != m['role'] %}<|turn|>{{ m['role'] }}
+{% endif %}{{ m['content'] }}<|end|>
+{% endfor %}{% if add_generation_prompt %}<|turn|>assistant
+{% endif %}"""
+
+
+def policies():
+    """Chat templates of policies, and whether the policy is known."""
+    yield from ((family, make_tokenizer(family)) for family in FAMILIES)
+    for name, template in {
+        "llama 2": LLAMA_2,
+        "channels": CHANNELS,
+        "merging": MERGING,
+        "mistral v1": MISTRAL_V1,
+    }.items():
+        marks = ["<|start|>", "<|channel|>", "<|message|>", "<|return|>", "<|end|>", "<|turn|>", "[INST]", "[/INST]"]
+        backend = Tokenizer.from_str(make_tokenizer("llama3").backend_tokenizer.to_str())
+        backend.add_special_tokens(["<s>", "</s>", *marks])
+        yield (
+            name,
+            PreTrainedTokenizerFast(
+                tokenizer_object=backend, bos_token="<s>", eos_token="</s>", chat_template=template
+            ),
+        )
+
+
+@pytest.mark.parametrize("reader", [name for name, _ in policies()])
+def test_a_text_of_another_template_is_read_right_or_refused(reader):
+    """A server that was not told the policy reads by the reward model's template."""
+    chats = RenderedChats(dict(policies())[reader], is_guess=True)
+    turns = [
+        {"role": role, "content": text}
+        for role, text in zip(["user", "assistant"] * 2, "Hi Hello? 2+2? 4".split(), strict=True)
+    ]
+    read = []
+    for name, policy in policies():
+        for messages in (turns[:2], turns, [{"role": "system", "content": "Be brief."}, *turns]):
+            try:
+                text, prompt = render(policy, messages), render(policy, messages[:-1], add_generation_prompt=True)
+            except TemplateError:
+                continue  # no system turns
+            if "Be brief.\n\nHi" in text:
+                messages = [{"role": "user", "content": "Be brief.\n\nHi"}, *turns[1:]]
+            for known in (None, prompt):
+                try:
+                    parsed = chats.parse(text, known)
+                except ValueError:
+                    continue
+                found = [{**message, "content": message["content"].strip()} for message in parsed]
+                assert found == messages or parsed[-1]["role"] == "user", (name, text, known)
+                read.append(name)
+    assert read.count(reader) >= 2
 
 
 def test_templates_without_marks_are_refused():

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from datasets import Dataset
 from models_for_tests import make_model, save_language_model
 from tokenizers import processors
 from tokenizers_for_tests import CRITIQUE_ROLE, FAMILIES, NO_SYSTEM, make_tokenizer
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
-from trl import apply_chat_template
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, pipeline
+from trl import GRPOConfig, GRPOTrainer, apply_chat_template
 
 from cloud_hf import CLoudForRewardModeling, CritiqueFormat
 
@@ -77,8 +78,12 @@ def as_grpo_does(model, tokenizer, conversations):
 
 
 def as_reward_bench_does(model, tokenizer, conversations):
+    """It pads on the left, and masks the first of two BOS tokens."""
     texts = [tokenizer.apply_chat_template(turns, tokenize=False) for turns in conversations]
-    inputs = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left")
+    inputs = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left", truncation=True, max_length=2048)
+    starts, rows = inputs["attention_mask"].argmax(dim=1), torch.arange(len(texts))
+    is_double = inputs["input_ids"][rows, starts] == inputs["input_ids"][rows, starts + 1]
+    inputs["attention_mask"][rows[is_double], starts[is_double]] = 0
     return model(**inputs).logits[:, 0].tolist()
 
 
@@ -91,6 +96,32 @@ def as_a_pipeline_does(model, tokenizer, conversations):
 def one_by_one(model, tokenizer, conversations):
     encoded = [tokenizer.apply_chat_template(turns, return_tensors="pt", return_dict=False) for turns in conversations]
     return [model(input_ids=ids, return_dict=False)[0].item() for ids in encoded]
+
+
+def through_grpo(folder, conversations):
+    """TRL's trainer, with the reward model's path."""
+    config = GRPOConfig(
+        str(folder / "grpo"), per_device_train_batch_size=2, num_generations=2, use_cpu=True, bf16=False,
+        gradient_checkpointing=False, report_to="none",
+    )  # fmt: skip
+    prompts, completions = [turns[:-1] for turns in conversations], [[turns[-1]] for turns in conversations]
+    policy, tokenizer = load_policy(folder.parent / "base")
+    data = Dataset.from_list([{"prompt": prompts[0]}])
+    trainer = GRPOTrainer(policy, str(folder), config, data, processing_class=tokenizer)
+    rows = [{"prompt": prompt} for prompt in prompts]
+    return trainer._calculate_rewards(rows, prompts, completions, [[1]] * len(rows))[:, 0].tolist()
+
+
+def load_policy(folder):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.pad_token = tokenizer.eos_token
+    return AutoModelForCausalLM.from_pretrained(folder), tokenizer
+
+
+def through_a_pipeline(folder, conversations):
+    judge = pipeline("text-classification", model=str(folder), device="cpu", top_k=None)
+    texts = [judge.tokenizer.apply_chat_template(turns, tokenize=False) for turns in conversations]
+    return [result["score"] for [result] in judge(texts)]
 
 
 ROUTES = [as_grpo_does, as_reward_bench_does, as_a_pipeline_does, one_by_one]
@@ -108,6 +139,23 @@ def test_a_classic_model_gives_its_reward(folders, family, with_bos):
                 route(model, tokenizer, conversations)
         else:
             assert route(model, tokenizer, conversations) == pytest.approx(rewards, abs=1e-5)
+
+
+@pytest.mark.parametrize("route", [through_grpo, through_a_pipeline])
+def test_tools_that_get_the_path(folders, family, route):
+    conversations = list(chats(family))
+    model, tokenizer = load(folders / "classic")
+    scores = model.score(
+        [turns[:-1] for turns in conversations], [turns[-1]["content"] for turns in conversations], tokenizer
+    )
+    if family == DATED:
+        with pytest.raises(ValueError, match=r"other variables of the chat template"):
+            route(folders / "classic", conversations)
+    else:
+        rewards = route(folders / "classic", conversations)
+        assert rewards == pytest.approx([score.reward for score in scores], abs=1e-5)
+    with pytest.raises(ValueError, match=r"writes a critique before it scores.*model\.score\(.*critique-reward"):
+        route(folders / "cloud", conversations)
 
 
 def test_no_route_differs_in_silence(folders):

@@ -13,7 +13,6 @@ from ..cards import CRITIC
 from ..configuration_cloud import CLoudConfig, caps_attention, lacks_lm_head, language_config, longest_sequence
 from ..critique_format import format_class
 from ..loading import read_model_config, record_base
-from ..template_dates import pin_date
 from ..training.arguments import (
     DataArguments,
     TrainedModelConfig,
@@ -115,7 +114,6 @@ def main(
         critique_prompt=critique_args.critique_prompt,
         critique_role=critique_args.critique_role,
         keep_thinking=critique_args.keep_thinking,
-        chat_template_kwargs=pin_date(tokenizer),
     )
 
     limits = [training_args.max_length, longest_sequence(language_config(config))]

@@ -96,6 +96,26 @@ def test_rloo_uses_the_models_own_scores(base_folder, scorer, tmp_path):
     check_table(pd.DataFrame({name: list(values) for name, values in columns.items()}), scorer)
 
 
+@pytest.mark.parametrize(
+    ("trainer_class", "config_class"), [(GRPOTrainer, GRPOConfig), (RLOOTrainer, RLOOConfig)], ids=["grpo", "rloo"]
+)
+def test_a_reward_model_by_its_path(
+    base_folder, model, classic_model, tokenizer, tmp_path, trainer_class, config_class
+):
+    for kind, reward_model in (("classic", classic_model), ("cloud", model)):
+        reward_model.save_pretrained(tmp_path / kind)
+        tokenizer.save_pretrained(tmp_path / kind)
+    trainer = train(trainer_class, settings(config_class, tmp_path), base_folder, str(tmp_path / "classic"))
+    logs = trainer._logs
+    responses = [completion[0]["content"] for completion in logs["completion"]]
+    scores = classic_model.score([list(prompt) for prompt in logs["prompt"]], responses, tokenizer)
+    assert list(logs["rewards"]["classic"]) == pytest.approx([score.reward for score in scores], abs=1e-5)
+    with pytest.raises(
+        ValueError, match=r"writes a critique before it scores.*pass `cloud_hf\.rl\.trl\.cloud_reward`"
+    ):
+        train(trainer_class, settings(config_class, tmp_path), base_folder, str(tmp_path / "cloud"))
+
+
 def check_table(table, scorer):
     prompts = [list(prompt) for prompt in table["prompt"]]
     responses = [completion[0]["content"] for completion in table["completion"]]

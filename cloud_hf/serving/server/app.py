@@ -267,13 +267,13 @@ def load_chats(args: argparse.Namespace) -> RenderedChats | None:
         logger.info("%s read texts by the chat template of %s.", _TEXT_ROUTES, args.policy_tokenizer)
         return chats
     try:
-        chats = RenderedChats(AutoTokenizer.from_pretrained(tokenizer_source(args.model)))
+        chats = RenderedChats(AutoTokenizer.from_pretrained(tokenizer_source(args.model)), is_guess=True)
     except ValueError as error:
         logger.warning("%s are off without --policy_tokenizer: %s", _TEXT_ROUTES, error)
         return None
     logger.warning(
-        "%s read texts by the reward model's own chat template, of %s. If the policy has another one, name the policy with "
-        "--policy_tokenizer.",
+        "%s read texts by the reward model's own chat template, of %s, and refuse those with a system turn. Name the policy "
+        "with --policy_tokenizer.",
         _TEXT_ROUTES,
         args.model,
     )
