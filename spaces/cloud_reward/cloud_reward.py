@@ -5,7 +5,7 @@ import statistics
 import datasets
 import evaluate
 
-from cloud_hf.serving.backends import BackendArguments, open_backend
+from cloud_hf.serving.backends import AnyModelArguments, open_any_model
 
 
 _DESCRIPTION = """
@@ -18,14 +18,14 @@ Args:
     predictions (`list[str]`): The responses.
     prompts (`list[str]` or `list[list[dict]]`): The prompts: all strings, or all chats of messages with `role` and `content`
         that end with the user's turn.
-    model (`str` or a scorer, *optional*): Hub id or folder of a CLoud or classic model, or a scorer of `cloud_hf`. Defaults to
-        the `model` with which the module was loaded.
+    model (`str` or a scorer, *optional*): Hub id or folder of a CLoud, classic or scalar (`*ForSequenceClassification`) model, or
+        a scorer of `cloud_hf`. Defaults to the `model` with which the module was loaded.
     num_critiques (`int`, *optional*, defaults to 1): Critiques per response, whose rewards are averaged.
     temperature (`float`, *optional*, defaults to 0.0): Sampling temperature; 0 is greedy.
     max_new_tokens (`int`, *optional*, defaults to 1024): Longest critique in tokens.
     seed (`int`, *optional*): Makes sampling repeatable.
     **backend (*optional*): For a model given by name: `backend` ("transformers", "vllm" or "server"), `batch_size`, `dtype`,
-        `vllm_options`, `server_url`, `api_key_env`.
+        `vllm_options`, `server_url`, `api_key_env`, `label_weights`, `trust_remote_code`.
 Returns:
     mean_reward (`float`): Mean of the rewards.
     rewards (`list[float]`): The reward of each response.
@@ -105,7 +105,7 @@ class CloudReward(evaluate.Metric):
             "seed": seed,
         }
         if isinstance(model, str):
-            with open_backend(model, BackendArguments(**backend)) as (scorer, _, _):
+            with open_any_model(model, AnyModelArguments(**backend)) as (scorer, _, _):
                 scores = scorer.score(prompts, predictions, **options)
         elif backend:
             raise ValueError(

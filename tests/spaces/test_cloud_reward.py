@@ -5,12 +5,14 @@ from pathlib import Path
 
 import evaluate
 import pytest
-from models_for_tests import make_model, save_language_model
+from models_for_tests import make_model, save_language_model, tiny_text_config
 from servers_for_tests import make_engine, serving
 from tokenizers_for_tests import make_tokenizer
+from transformers import AutoModelForSequenceClassification
 
 from cloud_hf import TransformersScorer
 from cloud_hf.loading import load_reward_model
+from cloud_hf.scalar_models import ScalarScorer, load_scalar_model
 
 
 FOLDER = str(Path(__file__).parents[2] / "spaces" / "cloud_reward")
@@ -55,6 +57,15 @@ def test_a_classic_model(tmp_path, folders):
     scores = scorer_of(folders["classic"]).score(TEXTS, ANSWERS)
     assert results["rewards"] == pytest.approx([score.reward for score in scores], abs=1e-5)
     assert results["critiques"] == [[""]] * 3 and results["reward_stds"] == [0.0] * 3
+
+
+def test_a_scalar_model(tmp_path):
+    name = str(tmp_path / "scalar")
+    AutoModelForSequenceClassification.from_config(tiny_text_config(num_labels=1)).save_pretrained(name)
+    make_tokenizer("llama3").save_pretrained(name)
+    results = load(tmp_path).compute(prompts=TEXTS, predictions=ANSWERS, model=name, batch_size=2)
+    scores = ScalarScorer(*load_scalar_model(name)).score(TEXTS, ANSWERS)
+    assert results["rewards"] == pytest.approx([score.reward for score in scores], abs=1e-5)
 
 
 def test_chats(tmp_path, folders):
