@@ -110,6 +110,7 @@ class CritiqueFormat:
 
     Attributes:
         end_token_id (`int`): Id of the end-of-turn token at which the reward is read.
+        tail (`str`): What the chat template writes behind the text of that turn.
 
     Examples:
 
@@ -369,11 +370,11 @@ class CritiqueFormat:
         """Render, then cut after the critique prompt (classic: after the last turn's end token)."""
         if not self.critique:
             text = self._apply_template(conversation)
-            if not text.endswith(self._classic_tail):
+            if not text.endswith(self.tail):
                 raise ValueError(
                     "The chat template ends this conversation differently from others: the reward has no fixed position."
                 )
-            return text[: len(text) - len(self._classic_tail)] + self.end_token
+            return text[: len(text) - len(self.tail)] + self.end_token
         text = self._apply_template(self._with_critique_turn(conversation))
         return text[: text.rindex(f" {SLOT}")]
 
@@ -569,7 +570,7 @@ class CritiqueFormat:
             )
         self.end_token: str = end.group()
         self.end_token_id: int = token_id
-        self._classic_tail = tail
+        self.tail: str = tail
 
     def _check_neighbours(self):
         """Check that the template's control tokens are read as such, whatever the text next to them."""

@@ -46,7 +46,9 @@ class RewardFinder:
         self.critique_role = config.critique_role
         self.chats = RenderedChats(tokenizer)
         others = cast(list[int | None], [tokenizer.eos_token_id, tokenizer.pad_token_id])
-        self._trailing = {self.critique_format.end_token_id, *others}
+        # What the chat template writes behind the last text, which with some are several control tokens
+        tail = tokenizer(self.critique_format.tail, add_special_tokens=False)["input_ids"]
+        self._trailing = {*cast(list[int], tail), *others}
 
     def find(self, input_ids: "torch.Tensor", attention_mask: "torch.Tensor | None") -> tuple[list[int], list[int]]:
         """

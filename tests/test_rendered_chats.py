@@ -244,7 +244,7 @@ def test_a_text_of_another_template_is_read_right_or_refused(reader):
     chats = RenderedChats(dict(policies())[reader], is_guess=True)
     turns = [
         {"role": role, "content": text}
-        for role, text in zip(["user", "assistant"] * 2, "Hi Hello? 2+2? 4".split(), strict=True)
+        for role, text in zip(["user", "assistant"] * 2, ["Hi", "Hello?", "2+2?", "4"], strict=True)
     ]
     read = []
     for name, policy in policies():

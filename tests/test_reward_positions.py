@@ -190,6 +190,19 @@ def test_a_critique_in_the_sequence_is_scored(folders):
         assert model(input_ids=ids).logits.item() == pytest.approx(score.reward, abs=1e-5)
 
 
+def test_a_turn_that_ends_with_two_control_tokens(tmp_path):
+    base = save_language_model(tmp_path, family="llama3_1")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = """{% for m in messages %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>{{ m['content'] }}\
+<|python_tag|><|eot_id|>{% endfor %}"""
+    tokenizer.save_pretrained(base)
+    model = make_model(base, critique=False)
+    turns = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]
+    ids = tokenizer.apply_chat_template(turns, return_tensors="pt", return_dict=False)
+    [score] = model.score([turns[:1]], ["Hello."], tokenizer)
+    assert model(input_ids=ids).logits.item() == pytest.approx(score.reward, abs=1e-5)
+
+
 # ------------------------------------------------------------------------------------------------------ refusals
 
 
