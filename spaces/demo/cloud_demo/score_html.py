@@ -116,14 +116,15 @@ def _tinted(critique: str, effects: Effects) -> str:
     return f'<div class="critique" tabindex="0" dir="auto">{"".join(parts)}{as_text(critique[start:])}</div>'
 
 
-def show_effects(effects: Effects) -> str:
-    """Show the reward after each sentence of the critique."""
+def show_effects(effects: Effects, count: int = 1) -> str:
+    """Show the reward after each sentence of the first of `count` critiques."""
+    header = _HEADER if count == 1 else f"{_HEADER}: critique 1"
     words = (
         "Small numbers in the critique: by how much each sentence changes what the reward head reads. The head was trained on complete "
         "critiques; what it reads before the end is a guess."
     )
-    chart = curve(effects.rewards, _HEADER, "sentences read", first=0)
-    return f"<h2>{_HEADER}</h2>{chart}{note(words)}"
+    chart = curve(effects.rewards, header, "sentences read", first=0)
+    return f"<h2>{header}</h2>{chart}{note(words)}"
 
 
 def show_made(made: str, warnings: Sequence[str] = ()) -> str:

@@ -74,7 +74,7 @@ def build(backend: Backend) -> TabParts:
         if len(result.scores) != 1:
             raise Problem("This link is damaged: it holds the scores of several responses.")
         score = result.scores[0]
-        effects = show_effects(result.effects) if result.effects is not None else ""
+        effects = show_effects(result.effects, len(score.rewards)) if result.effects is not None else ""
         writes = any(score.critiques)
         return {
             controls.result: show_verdict(backend.judged, score),
