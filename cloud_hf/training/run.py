@@ -3,6 +3,7 @@
 from typing import Any
 
 from datasets import Dataset
+from transformers import ProgressCallback
 
 from .arguments import checkpoint_to_resume
 from .resume import name_last
@@ -21,6 +22,7 @@ def train_and_save(trainer: Any, rows: Dataset):
     try:
         trainer.train(resume_from_checkpoint=checkpoint_to_resume(trainer.args))
     except KeyboardInterrupt:
+        _end_bars(trainer)
         raise KeyboardInterrupt(f"Interrupted. {_saved(trainer)}") from None
     trainer.save_state()
     trainer.create_model_card()
@@ -28,6 +30,13 @@ def train_and_save(trainer: Any, rows: Dataset):
     trainer.add_example(rows)
     if trainer.args.push_to_hub:
         trainer.push_to_hub()
+
+
+def _end_bars(trainer: Any):
+    """End the line of the progress bar, which would otherwise be drawn again after the last message."""
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, ProgressCallback) and callback.training_bar is not None:
+            callback.training_bar.close()
 
 
 def _saved(trainer: Any) -> str:

@@ -17,12 +17,13 @@ class Interrupt(TrainerCallback):
 
 
 @pytest.mark.parametrize("saved", [True, False])
-def test_an_interrupted_run_says_what_is_saved(base_folder, tmp_path, saved):
-    options = {"save_strategy": "steps", "save_steps": 1} if saved else {}
+def test_an_interrupted_run_says_what_is_saved(base_folder, tmp_path, saved, capsys):
+    options = {"save_strategy": "steps", "save_steps": 1, "disable_tqdm": False} if saved else {}
     trainer = make_trainer(make_model(base_folder), tmp_path, callbacks=[Interrupt()], **options)
     says = "checkpoint-1 is saved.*same command with --resume_from_checkpoint true" if saved else "no checkpoint yet"
     with pytest.raises(KeyboardInterrupt, match=rf"Interrupted\. Step 1 of 3; {says}"):
         train_and_save(trainer, make_rows())
+    assert not capsys.readouterr().err.rpartition("\n")[2].strip()  # the bar's line has ended
 
 
 @pytest.mark.parametrize(
