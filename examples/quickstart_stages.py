@@ -181,6 +181,8 @@ def execute(stage: Stage, run: Path, held: int) -> dict[str, float]:
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     # Measured per stage, because the load of the machine varies
     environment = {**os.environ, "HF_HUB_DISABLE_TELEMETRY": "1", **cloud_hf.threads.thread_environment()}
+    # One GPU, if there are any: the Trainer would split its batches among all that it sees
+    environment["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     # A stage that outlives this process keeps the folder's lock
     done = subprocess.run(stage.command(run), env=environment, pass_fds=[held])
     if done.returncode != 0:

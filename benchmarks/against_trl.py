@@ -1,0 +1,168 @@
+"""
+Train one base on the same pairs with TRL's `RewardTrainer` and with `CLoudTrainer` (classic arm): padded, padding-free, and with
+shared prompts. All sides compute the same loss in fp32, on batches of the same pairs in the same order; each round trains every side
+for one epoch, one after another, and rounds alternate which side starts.
+
+python benchmarks/against_trl.py --base HuggingFaceTB/SmolLM2-135M-Instruct --data ../shared/data/train/pairs_hh_harmless.jsonl.gz
+python benchmarks/against_trl.py --tiny   # a random model and invented pairs, in seconds
+"""
+
+import argparse
+import gzip
+import json
+import os
+import platform
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from trl import RewardConfig, RewardTrainer
+
+from cloud_hf import CLoudTrainer, CLoudTrainingConfig
+
+
+MAX_TOKENS = 1024
+OURS = {"padded": {}, "padding_free": {"padding_free": True}, "shared_prompt": {"shared_prompt": True}}
+CHATML = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+
+
+def read_pairs(path: str, count: int) -> list[dict]:
+    """Return `count` pairs of a file, evenly spaced, as prompt messages and one message each."""
+    opener = gzip.open if path.endswith(".gz") else open
+    with opener(path, "rt", encoding="utf8") as file:
+        rows = [json.loads(line) for line in file]
+    if len(rows) < count:
+        raise ValueError(f"{path} has {len(rows)} rows; give at most that many `--pairs`.")
+    return [as_messages(row) for row in rows[:: len(rows) // count][:count]]
+
+
+def as_messages(row: dict) -> dict:
+    prompt = row["prompt"]
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    sides = {side: [{"role": "assistant", "content": row[side]}] for side in ("chosen", "rejected")}
+    return {"prompt": messages, **sides}
+
+
+def save_tiny(folder: str) -> list[dict]:
+    """Save a random model and its tokenizer, and return pairs for it."""
+    words = {"<|im_end|>": 0, "<pad>": 1, "<unk>": 2}
+    backend = Tokenizer(models.WordLevel(words | {f"w{i}": 3 + i for i in range(40)}, "<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<pad>", chat_template=CHATML
+    )
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, pad_token_id=1,
+        bos_token_id=None, eos_token_id=0, max_position_embeddings=MAX_TOKENS,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+    def text(count: int, seed: int) -> str:
+        return " ".join(f"w{(seed * 7 + i * 3) % 40}" for i in range(count))
+
+    return [
+        as_messages({"prompt": text(60, i), "chosen": text(5 + 3 * i, i + 1), "rejected": text(4, i + 2)})
+        for i in range(4)
+    ]
+
+
+def make_trainers(base: str, pairs: list[dict], batch_size: int, folder: str) -> dict[str, RewardTrainer]:
+    """Return a trainer of each side, over pairs that are already encoded."""
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    common = {
+        "per_device_train_batch_size": batch_size, "num_train_epochs": 1, "use_cpu": not torch.cuda.is_available(),
+        "bf16": False, "report_to": [], "max_length": MAX_TOKENS, "gradient_checkpointing": False, "save_strategy": "no",
+        "disable_tqdm": True, "logging_strategy": "epoch", "learning_rate": 1e-5, "optim": "adamw_torch", "seed": 0,
+    }  # fmt: skip
+    trainers: dict[str, RewardTrainer] = {}
+    for name, options in OURS.items():
+        args = CLoudTrainingConfig(f"{folder}/{name}", critique=False, **common, **options)
+        trainers[name] = CLoudTrainer(base, args, train_dataset=Dataset.from_list(pairs), processing_class=tokenizer)
+    # The same tokens: TRL's own encoding would add those that a chat template writes after the last end of turn
+    encoded = trainers["padded"].train_dataset.select_columns(["chosen_ids", "rejected_ids"])
+    args = RewardConfig(f"{folder}/trl", model_init_kwargs={"dtype": "float32"}, **common)
+    return {"trl": RewardTrainer(base, args, train_dataset=encoded, processing_class=tokenizer), **trainers}
+
+
+def measure(trainers: dict[str, RewardTrainer], rounds: int) -> dict[str, list[float]]:
+    """Return the seconds of each side's epochs."""
+    seconds: dict[str, list[float]] = {name: [] for name in trainers}
+    names = list(trainers)
+    for number in range(rounds):
+        shift = number % len(names)
+        for name in names[shift:] + names[:shift]:
+            seconds[name].append(trainers[name].train().metrics["train_runtime"])
+            print(f"round {number}: {name} {seconds[name][-1]:.1f} s", flush=True)
+    return seconds
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", help="folder or Hub id of a language model with a chat template")
+    parser.add_argument(
+        "--data", default="../shared/data/train/pairs_hh_harmless.jsonl.gz", help="pairs, in JSON lines"
+    )
+    parser.add_argument("--pairs", type=int, default=40)
+    parser.add_argument("--batch_size", type=int, default=8, help="pairs of a batch")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--tiny", action="store_true", help="use a random model and invented pairs")
+    parser.add_argument("--output", default="benchmarks/results/against_trl.json")
+    args = parser.parse_args()
+    if bool(args.base) == args.tiny:
+        parser.error("Give either --base or --tiny.")
+    with tempfile.TemporaryDirectory() as folder:
+        if args.tiny:
+            args.base, args.batch_size = f"{folder}/base", 2
+            pairs = save_tiny(args.base)
+        else:
+            pairs = read_pairs(args.data, args.pairs)
+        trainers = make_trainers(args.base, pairs, args.batch_size, folder)
+        rows: Any = trainers["trl"].train_dataset
+        seconds = measure(trainers, args.rounds)
+        losses = {name: mean_loss(made) for name, made in trainers.items()}
+    result = {
+        "base": "random" if args.tiny else Path(args.base).name,
+        "data": "invented" if args.tiny else Path(args.data).name,
+        "pairs": len(rows),
+        "batch_size": args.batch_size,
+        "tokens": sum(len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows),
+        "seconds": {name: [round(each, 2) for each in taken] for name, taken in seconds.items()},
+        "times_as_fast_as_trl": {
+            name: round(statistics.median(t / o for t, o in zip(seconds["trl"], seconds[name], strict=True)), 2)
+            for name in OURS
+        },
+        "mean_loss": losses,
+        "machine": machine(),
+    }
+    Path(args.output).write_text(json.dumps(result, indent=2) + "\n")
+    for name, ratio in result["times_as_fast_as_trl"].items():
+        print(
+            f"{name}: {ratio:.2f} x as fast as TRL's RewardTrainer (loss {losses[name]:.3f}; TRL {losses['trl']:.3f})"
+        )
+
+
+def mean_loss(trainer: RewardTrainer) -> float:
+    """Return the mean loss of the latest epoch."""
+    return round(next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry), 4)
+
+
+def machine() -> dict:
+    on_gpu = torch.cuda.is_available()
+    return {
+        "device": torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "load_average": round(os.getloadavg()[0], 1),
+    }
+
+
+if __name__ == "__main__":
+    main()
