@@ -331,7 +331,7 @@ def language_config(config: Any) -> Any:
             **rope,
             "rope_type": str(rope.get("rope_type", "default")).replace("mrope", "default"),
         }
-    return AutoConfig.for_model(plain_type, **options)
+    return AutoConfig.for_model(str(plain_type), **options)
 
 
 def lacks_lm_head(config: Any) -> bool:
