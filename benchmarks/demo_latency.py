@@ -28,10 +28,11 @@ CLICKS = 5
 # Look for the element at each frame inside the page: polling from outside would add its own latency
 FIRST_WORDS = """
 () => new Promise((resolve, reject) => {
-    const start = performance.now();
+    const critique = () => document.querySelector("#score-critique .critique");
+    const [start, old] = [performance.now(), critique()];
     document.querySelector("#score-run").click();
     const look = () => {
-        const text = document.querySelector("#score-critique .writing")?.textContent ?? "";
+        const text = critique() !== old && critique()?.textContent;
         const seconds = (performance.now() - start) / 1000;
         if (text) resolve(seconds);
         else if (seconds > 30) reject(new Error("No critique after 30 s."));
