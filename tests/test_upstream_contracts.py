@@ -37,6 +37,13 @@ CONTRACTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "torch.distributed.fsdp.fully_sharded_data_parallel.StateDictType": ("refuses sharded state dicts by name", ()),
     "torch.distributed.tensor.Shard": ("places the reward head's single row", ()),
     "torch.nn.functional": ("documented under torch.nn", ()),
+    "torch.nn.attention.flex_attention.BlockMask": ("tells FlexAttention what each block of a flattened batch sees", ()),
+    "torch.nn.attention.flex_attention.flex_attention": (
+        "attends over shared prompts on GPUs", ("score_mod", "block_mask", "scale", "enable_gqa"),
+    ),
+    "torch.nn.attention.varlen.varlen_attn": (
+        "attends over flattened batches on GPUs", ("scale", "window_size", "enable_gqa"),
+    ),
     "torch.utils._python_dispatch.TorchDispatchMode": ("counts the allocations of a planned step", ()),
     "torch.utils._pytree.tree_iter": ("finds the tensors in an operator's results", ("tree",)),
     "torch.utils.checkpoint.checkpoint": ("recomputes pieces of the critique loss", ("function", "use_reentrant")),

@@ -19,13 +19,17 @@ IN_EVERY_TEST_RUN = ["ddp", "zero2", "zero3", "fsdp2"]
 KINDS = [(kind, lora) for kind in ("cloud", "classic") for lora in (False, True)]
 # Beside whole CLoud models; an adapter is made when ZeRO-3 has divided its base
 ALSO = {"ddp": ("classic", False), "zero3": ("cloud", True)}
+# Batches in one row, with one copy of shared prompts
+IN_ONE_ROW = ("shared", False)
 
 
 def runs_of(base, kinds):
     return [
         {
             "name": name_of(kind, lora), "base": str(base), "lora": lora,
-            "options": {"critique": kind == "cloud", "eval_strategy": "steps", "eval_steps": 9},
+            "options": {
+                "critique": kind != "classic", "shared_prompt": kind == "shared", "eval_strategy": "steps", "eval_steps": 9,
+            },
         }
         for kind, lora in kinds
     ]  # fmt: skip
@@ -49,7 +53,7 @@ def base(tmp_path_factory):
 @pytest.fixture(scope="module")
 def some_kinds(base, tmp_path_factory):
     """What `test_two_processes_are_one` compares, trained by one process."""
-    return train_alone(base, tmp_path_factory.mktemp("single"), [("cloud", False), *ALSO.values()])
+    return train_alone(base, tmp_path_factory.mktemp("single"), [("cloud", False), IN_ONE_ROW, *ALSO.values()])
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +68,7 @@ def train_alone(base, folder, kinds):
 
 @pytest.mark.parametrize("strategy", IN_EVERY_TEST_RUN)
 def test_two_processes_are_one(base, some_kinds, tmp_path, strategy):
-    kinds = [("cloud", False), *([ALSO[strategy]] if strategy in ALSO else [])]
+    kinds = [("cloud", False), IN_ONE_ROW, *([ALSO[strategy]] if strategy in ALSO else [])]
     compare(base, some_kinds, tmp_path, strategy, kinds)
 
 
@@ -161,7 +165,7 @@ def compare_logs(one, two, kind):
         "num_tokens",
         "eval_accuracy",
     ]
-    if kind == "cloud":
+    if kind != "classic":
         losses += ["lm_loss", "eval_lm_loss"]
         others += ["critique_length"]
     gaps = {}

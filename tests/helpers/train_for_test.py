@@ -3,6 +3,7 @@
 import gc
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -112,7 +113,8 @@ def stored_bytes(trainer: CLoudTrainer) -> dict[str, int]:
 @torch.no_grad()
 def rewards_of(trainer: CLoudTrainer) -> list[float]:
     """What the trained model says of the first rows; every rank computes all, as sharded weights need."""
-    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
+    collator = replace(trainer.data_collator, padding_free=False, shared_prompt=False)
+    batch = collator([trainer.train_dataset[i] for i in range(4)])
     inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
     if trainer.is_world_process_zero():
         torch.save(inputs, Path(trainer.args.output_dir, "batch.pt"))
