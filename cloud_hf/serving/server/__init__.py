@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import Any
 
 
-__all__ = ["make_app", "make_server"]
+__all__ = ["make_app", "make_server"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 # Version 0.1 had a single module, with these names in addition
 _MODULES = dict.fromkeys((*__all__, "RewardServer", "load_chats", "load_engine"), ".app") | {
