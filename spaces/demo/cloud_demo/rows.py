@@ -185,7 +185,10 @@ def read_results(folder: str, rows: "Sequence[BenchmarkRow]") -> tuple[tuple[str
     from cloud_hf.evaluation.report.comparison import read_results
 
     places = {key_of(row.prompt, row.responses): index for index, row in enumerate(rows)}
-    names = list(short_names(read_results(folder, "results").page["arguments"]["models"]).values())
+    pages = read_results(folder, "results").pages
+    if "report.json" not in pages:
+        raise ValueError("The results are of best_of_n.py; give those of evaluate_rewards.py.")
+    names = list(short_names(pages["report.json"]["arguments"]["models"]).values())
     found: dict[bool, tuple[str, dict[int, dict[int, Score]]]] = {}
     for name in names:
         table = parquet.read_table(Path(folder) / file_name("scores", name, "parquet")).to_pylist()
