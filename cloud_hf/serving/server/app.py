@@ -247,11 +247,11 @@ def _check_gpus(needed: int):
 def load_engine(args: argparse.Namespace) -> EncodingEngine:
     """Load the engine that the command line names. Raises `ValueError` if the model is not a reward model."""
     if args.backend == "vllm":
+        _check_gpus(args.tensor_parallel_size * args.data_parallel_size)
         from ..vllm.engine import VLLMEngine
 
         # Only where asked for: data parallelism changes how vLLM starts
         sizes = {name: getattr(args, name) for name in PARALLEL if getattr(args, name) > 1}
-        _check_gpus(args.tensor_parallel_size * args.data_parallel_size)
         return VLLMEngine(args.model, **{"dtype": args.dtype, **sizes, **args.vllm_options})
     model, tokenizer = load_reward_model(args.model, dtype=args.dtype)
     return TransformersEngine(model, tokenizer, args.batch_size)

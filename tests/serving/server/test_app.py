@@ -625,8 +625,9 @@ def test_what_does_not_finish_in_time_is_answered_all_the_same(talker):
 def test_more_gpus_than_there_are_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(UsageError, match=r"is 4, but this machine has 2 GPU\(s\)"):
-        parse_arguments(["m", "--backend", "vllm", "--tensor_parallel_size", "2", "--data_parallel_size", "2"])
+    args = parse_arguments(["m", "--backend", "vllm", "--tensor_parallel_size", "2", "--data_parallel_size", "2"])
+    with pytest.raises(ValueError, match=r"is 4, but this machine has 2 GPU\(s\)"):
+        load_engine(args)
 
 
 def test_arguments():
