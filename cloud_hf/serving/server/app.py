@@ -24,7 +24,6 @@ from ...loading import check_reward_model, load_reward_model, read_model_config,
 from ...model_identity import identify_model
 from ...rendered_chats import RenderedChats
 from . import pages, routes
-from .command import PARALLEL
 from .contracts import spell_path
 from .engine import EncodingEngine, TransformersEngine
 from .limits import Limits
@@ -250,9 +249,7 @@ def load_engine(args: argparse.Namespace) -> EncodingEngine:
         _check_gpus(args.tensor_parallel_size * args.data_parallel_size)
         from ..vllm.engine import VLLMEngine
 
-        # Only where asked for: data parallelism changes how vLLM starts
-        sizes = {name: getattr(args, name) for name in PARALLEL if getattr(args, name) > 1}
-        return VLLMEngine(args.model, **{"dtype": args.dtype, **sizes, **args.vllm_options})
+        return VLLMEngine(args.model, **{"dtype": args.dtype, **args.vllm_options})
     model, tokenizer = load_reward_model(args.model, dtype=args.dtype)
     return TransformersEngine(model, tokenizer, args.batch_size)
 

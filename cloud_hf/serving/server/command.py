@@ -29,7 +29,7 @@ _LIMITS = {
 }
 
 
-PARALLEL = ("tensor_parallel_size", "data_parallel_size")
+_PARALLEL = ("tensor_parallel_size", "data_parallel_size")
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -63,6 +63,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     args = parser.parse_args(arguments)
     _check_sizes(parser, args)
+    # Only where asked for: data parallelism changes how vLLM starts
+    args.vllm_options = {name: getattr(args, name) for name in _PARALLEL if getattr(args, name) > 1} | args.vllm_options
     if args.vllm_options and args.backend != "vllm":
         parser.error("--vllm_options needs --backend vllm")
     if args.api_key == "":
@@ -74,7 +76,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def _check_sizes(parser: argparse.ArgumentParser, args: argparse.Namespace):
     """Refuse parallelism that the backend lacks, or that is given twice."""
-    for name in PARALLEL:
+    for name in _PARALLEL:
         size = getattr(args, name)
         if size < 1:
             parser.error(f"--{name} is {size}; it must be at least 1")
