@@ -1,9 +1,9 @@
 """
 Compare `ScalarScorer` with the code that model cards show, on preference files: largest difference of a reward, and seconds.
 
-Both sides score random models on the CPU, in fp32. The card's code renders each conversation with `apply_chat_template`; for rewards it
-runs the model on one at a time, for seconds on batches in file order, padded by the tokenizer. There is no faster way to run the model
-than all sequences without padding, so the limit of the ratio is the share of padding in the card's batches.
+Both sides score random models on the CPU, in fp32. The card's code renders each conversation with `apply_chat_template`. For rewards it
+runs the model on one conversation at a time; for seconds on batches in file order, padded by the tokenizer. The limit of the ratio of
+seconds is the card's tokens with padding over those without.
 
 python benchmarks/scalar_scoring.py --data ../shared/data/eval/*.jsonl*          # the recorded figures
 python benchmarks/scalar_scoring.py --data pairs.jsonl --rows 4

@@ -36,7 +36,7 @@ class ScalarFormat(CritiqueFormat):
     def __init__(self, tokenizer: PreTrainedTokenizerBase, name: str = "The reward model"):
         if not tokenizer.chat_template:
             raise ValueError(
-                f"{name} has no chat template, so there is no telling how it reads a conversation. Set `chat_template` of its "
+                f"{name} has no chat template, so how it reads a conversation is unknown. Set `chat_template` of its "
                 "tokenizer to the one that it was trained with, and save the tokenizer with the model."
             )
         super().__init__(tokenizer, critique=False, chat_template_kwargs=pin_date(tokenizer))
@@ -171,7 +171,7 @@ class ScalarScorer:
 
 
 def is_scalar_model(config: Any) -> bool:
-    """Return whether a config is that of a sequence classifier, of this library or with code of its own."""
+    """Return whether a config is that of a sequence classifier, from transformers or with remote code."""
     names = [*(getattr(config, "architectures", None) or ()), *(getattr(config, "auto_map", None) or ())]
     return not isinstance(config, CLoudConfig) and any(name.endswith("ForSequenceClassification") for name in names)
 

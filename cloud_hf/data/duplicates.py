@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 
 # Chinese and Japanese are written without spaces, so each of their characters counts as a word. Thai, Lao, Khmer and Burmese would need a
-# dictionary: what stands between two spaces counts as one word, because 13 of their characters are a common phrase.
+# dictionary: text between two spaces counts as one word, because 13 of their characters are a common phrase.
 _CJK = r"\u3040-\u30ff\p{Han}"
 # Vowel signs and accents that do not compose are marks (\p{M}). They continue a word, which `re` would split there.
 _LETTER = r"\p{L}\p{N}_"

@@ -64,7 +64,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     _check_sizes(parser, args)
     # Only where asked for: data parallelism changes how vLLM starts
-    args.vllm_options = {name: getattr(args, name) for name in _PARALLEL if getattr(args, name) > 1} | args.vllm_options
+    args.vllm_options = {
+        name: getattr(args, name) for name in _PARALLEL if getattr(args, name) > 1
+    } | args.vllm_options
     if args.vllm_options and args.backend != "vllm":
         parser.error("--vllm_options needs --backend vllm")
     if args.api_key == "":

@@ -185,7 +185,7 @@ def sentence_ends(text: str) -> list[int]:
     """Return where the sentences of a critique end, at most `_MOST_SENTENCES`; the last end is that of the text."""
     ends, start = [], 0
     for mark in _SENTENCE_END.finditer(text):
-        # A number of a list is no sentence
+        # The number of a list item does not end a sentence
         if re.search(r"[^\W\d_]", text[start : mark.end()]):
             ends.append(mark.end())
             start = mark.end()

@@ -41,7 +41,7 @@ _OPEN_IF_FILLED = '(text) => text ? {open: true, __type__: "update"} : {__type__
 def build(backend: Backend) -> TabParts:
     """Make the tab's content."""
     controls = Controls(backend, "score", TAB)
-    # Verdict, critique and the rest have places of their own, so that the critique does not move when the reward arrives
+    # Verdict, critique and the rest have fixed places, so that the critique does not move when the reward arrives
     critique = gr.HTML(
         elem_id="score-critique", elem_classes="result", max_height=_HEIGHT, autoscroll=True, render=False
     )
