@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from packaging.version import parse
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
-from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 # Attention implementation for flattened batches. On ordinary batches it equals `"sdpa"`
 PACKED_SDPA = "packed_sdpa"
+
+# Earlier versions lack this kernel, or its windows and grouped queries
+_HAS_VARLEN = parse(torch.__version__).release >= (2, 13)
 
 # Head sizes of the GPU kernels
 _LARGEST_VARLEN_HEAD = 256
@@ -127,7 +130,7 @@ def _attend_on_gpu(
         raise ValueError("Flattened batches have no attention dropout on GPUs; train with `disable_dropout`.")
     size, shares = query.shape[-1], any(parent >= 0 for _, parent in table)
     is_half = query.dtype in (torch.bfloat16, torch.float16)
-    if is_half and not shares and softcap is None and size == value.shape[-1] <= _LARGEST_VARLEN_HEAD:
+    if _HAS_VARLEN and is_half and not shares and softcap is None and size == value.shape[-1] <= _LARGEST_VARLEN_HEAD:
         _tell("the variable-length kernel")
         return _attend_varlen(query, key, value, table, sliding_window, scaling)
     if size < _SMALLEST_FLEX_HEAD:
@@ -150,6 +153,8 @@ def _tell(kernel: str):
 
 
 def _attend_varlen(query, key, value, table: Table, sliding_window: int | None, scaling: float | None) -> torch.Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
     ends, longest = _bounds(table, query.device)
     left = -1 if sliding_window is None else sliding_window - 1  # tokens before the query's own
     query, key, value = (each[0].transpose(0, 1) for each in (query, key, value))

@@ -122,7 +122,7 @@ def test_the_variable_length_kernel_is_told_of_sequences_and_window(window, monk
             )
         return torch.cat(outputs, dim=1).transpose(0, 1)
 
-    monkeypatch.setattr(packed_attention, "varlen_attn", attend)
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", attend)
     table, states = TABLES["flat"], make_states(TABLES["flat"])
     ours = packed_attention._attend_varlen(*states, table, window, 0.2)
     assert_same_with_gradients(ours, by_segment(states, table, window), states)
