@@ -17,7 +17,6 @@ from .generation import length_batches
 from .prompts import Conversation
 from .scores import OnScore, Sampling, Score
 from .scoring import read_request, report_scores
-from .template_dates import pin_date
 
 
 class ScalarFormat(CritiqueFormat):
@@ -39,7 +38,7 @@ class ScalarFormat(CritiqueFormat):
                 f"{name} has no chat template, so how it reads a conversation is unknown. Set `chat_template` of its "
                 "tokenizer to the one that it was trained with, and save the tokenizer with the model."
             )
-        super().__init__(tokenizer, critique=False, chat_template_kwargs=pin_date(tokenizer))
+        super().__init__(tokenizer, critique=False)
 
     def encode_prefix(self, prompt, response) -> EncodedPrefix:
         """Encode a conversation; see [`CritiqueFormat.encode_prefix`]."""
