@@ -5,7 +5,7 @@ Both sides score random models on the CPU, in fp32. The card's code renders each
 runs the model on one conversation at a time; for seconds on batches in file order, padded by the tokenizer. The limit of the ratio of
 seconds is the card's tokens with padding over those without.
 
-python benchmarks/scalar_scoring.py --data ../shared/data/eval/*.jsonl*          # the recorded figures
+python benchmarks/scalar_scoring.py --data ../shared/data/eval/*.jsonl*          # takes minutes
 python benchmarks/scalar_scoring.py --data pairs.jsonl --rows 4
 """
 

@@ -341,7 +341,7 @@ def lacks_lm_head(config: Any) -> bool:
 
 
 def caps_attention(text_config: Any) -> bool:
-    """Return whether a language model caps the logits of its attention (Gemma 2), which transformers' `sdpa` leaves out unsaid."""
+    """Return whether a language model caps the logits of its attention (Gemma 2), which transformers' `sdpa` ignores silently."""
     return getattr(text_config, "attn_logit_softcapping", None) is not None
 
 

@@ -120,17 +120,19 @@ class ScalarScorer:
         prompts: list,
         responses: list,
         *,
-        num_critiques: int = 1,
-        temperature: float = 0.0,
-        max_new_tokens: int = 1024,
         critiques: list | None = None,
-        seed: int | None = None,
         on_score: OnScore | None = None,
+        **sampling,
     ) -> list[Score]:
         """Judge responses. See [`Scorer`]; a scalar model writes no critiques."""
-        sampling = Sampling(num_critiques, temperature, max_new_tokens, seed)
         request = read_request(
-            self.critique_format, self._config, prompts, responses, sampling, critiques, context=self.context_length
+            self.critique_format,
+            self._config,
+            prompts,
+            responses,
+            Sampling(**sampling),
+            critiques,
+            context=self.context_length,
         )
         rows = [encoded.input_ids for row in request.given or () for encoded in row]
         return report_scores(request.with_rewards(request.given_samples(), self._read(rows)), on_score)

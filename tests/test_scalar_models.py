@@ -155,6 +155,20 @@ def test_models_that_give_no_reward_are_refused(base_folder, tmp_path):
         ScalarFormat(tokenizer, "rm")
 
 
+def test_models_are_checked_before_any_is_loaded(tmp_path):
+    """Label weights that no model uses, and a tokenizer without a chat template, of which the config says nothing."""
+    name = save_classifier(tmp_path / "rm")
+    AnyModelArguments().check_models([name])
+    with pytest.raises(ValueError, match="`label_weights` are for scalar models with several labels, and none"):
+        AnyModelArguments(label_weights='{"LABEL_0": 1}').check_models([name])
+    tokenizer = deepcopy(make_tokenizer("llama3"))
+    tokenizer.chat_template = None
+    (tmp_path / "rm" / "chat_template.jinja").unlink(missing_ok=True)
+    tokenizer.save_pretrained(name)
+    with pytest.raises(ValueError, match="has no chat template"):
+        AnyModelArguments().check_models([name])
+
+
 def test_what_only_critics_can_do_is_refused(tmp_path):
     scorer = ScalarScorer(*load_scalar_model(save_classifier(tmp_path / "rm")))
     with pytest.raises(ValueError, match="writes no critiques"):

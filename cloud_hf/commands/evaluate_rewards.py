@@ -43,7 +43,9 @@ def main(args: EvaluationArguments):
     check_file_names(shown, args)
     output_dir = Path(args.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    results, described = {}, sets.describe()
+    results, described, judged = {}, sets.describe(), None
+    # First, because what a judge cannot do shows in seconds, before a model is loaded
+    judge = summarize_judge(sets, args, output_dir / "judgements", shown) if args.judge_base_url else None
     with ExitStack() as stack:
         journals = {
             name: stack.enter_context(open_score_journal("journal", name, shown[name], args, SETTINGS))
@@ -53,10 +55,9 @@ def main(args: EvaluationArguments):
             results[name] = evaluate(name, args, sets, journals[name], shown)
             write_results(name, results[name], shown, output_dir)
             write_report(results, args, shown, output_dir, described)
-    judged = None
-    if args.judge_base_url:
+    if judge is not None:
         shown[args.judge_name] = args.judge_name
-        results[args.judge_name], judged = summarize_judge(sets, args, output_dir / "judgements", shown)
+        results[args.judge_name], judged = judge
         write_results(args.judge_name, results[args.judge_name], shown, output_dir)
     members = {shown[name]: found for name, found in results.items()}
     for ensemble in read_ensembles(args.ensembles, args.models):

@@ -139,6 +139,7 @@ def read_chat(row: dict[str, Any]) -> tuple[Any, Any]:
 
 def check_chats(prompts: list, responses: list, name: str, args: ScoreArguments, sampling: Sampling):
     """Check model, chats and options with only the config and the tokenizer, which is fast compared with loading weights."""
+    args.check_models([args.model])
     config = args.read_config(args.model)
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_source(args.model), trust_remote_code=args.trust_remote_code)
     if is_scalar_model(config):

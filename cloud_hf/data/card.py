@@ -53,27 +53,8 @@ def dataset_card(
     splits = (
         {str(split): rows for split, rows in loaded.items()} if isinstance(loaded, DatasetDict) else {"train": loaded}
     )
-    rows, total = next(iter(splits.values())), sum(map(len, splits.values()))
+    rows = next(iter(splits.values()))
     of_sources = {name: read_metadata(name, DatasetCard) for name in sources}
-    on_hub = [
-        found
-        for name, of in of_sources.items()
-        for found in ([name] if hub_id(name) else of.get("source_datasets", []))
-    ]
-    languages = [code for of in of_sources.values() for code in of.get("language", [])]
-    licences = {of.get("license", "unknown") for of in of_sources.values()}
-    data = DatasetCardData(
-        license=licences.pop()
-        if len(licences) == 1
-        else "unknown"
-        if "unknown" in licences or not licences
-        else "other",
-        language=list(dict.fromkeys(languages)) or None,
-        source_datasets=list(dict.fromkeys(on_hub)) or None,
-        task_categories=["text-generation"],
-        size_categories=[next((name for limit, name in _SIZES if total < limit), "n>10M")],
-        tags=["cloud_hf", *(["preference"] if {"chosen", "rejected"} <= set(rows.features) else [])],
-    )
     described = [
         (in_code(name), in_code(getattr(kind, "dtype", None) or str(kind)), _COLUMNS.get(name, ""))
         for name, kind in rows.features.items()
@@ -97,7 +78,28 @@ def dataset_card(
         "Counts": settings_table({name: value for name, value in counts.items() if name != "statistics"}),
         "Statistics": settings_table(statistics),
     }
+    data = _metadata(of_sources, sum(map(len, splits.values())), {"chosen", "rejected"} <= set(rows.features))
     return assemble(DatasetCard, data, title, about, sections)
+
+
+def _metadata(of_sources: Mapping[str, Mapping[str, Any]], total: int, has_pairs: bool) -> DatasetCardData:
+    """Return the card's metadata: licence, languages and sources follow from the sources' own cards."""
+    on_hub = [
+        found
+        for name, of in of_sources.items()
+        for found in ([name] if hub_id(name) else of.get("source_datasets", []))
+    ]
+    languages = [code for of in of_sources.values() for code in of.get("language", [])]
+    licences = {of.get("license", "unknown") for of in of_sources.values()} or {"unknown"}
+    mixed = "unknown" if "unknown" in licences else "other"
+    return DatasetCardData(
+        license=licences.pop() if len(licences) == 1 else mixed,
+        language=list(dict.fromkeys(languages)) or None,
+        source_datasets=list(dict.fromkeys(on_hub)) or None,
+        task_categories=["text-generation"],
+        size_categories=[next((name for limit, name in _SIZES if total < limit), "n>10M")],
+        tags=["cloud_hf", *(["preference"] if has_pairs else [])],
+    )
 
 
 def _shortened(value: Any) -> Any:

@@ -114,8 +114,7 @@ def load_datasets(
         if not len(rows):
             raise ValueError(f"{name} has no rows.")
         datasets[name] = rows.select(range(min(args.limit or len(rows), len(rows))))
-    for name in args.models:
-        args.read_config(name)
+    args.check_models(args.models)
     return datasets
 
 

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,14 @@ from transformers import AutoTokenizer
 from ..arguments import documented
 from ..critique_format import CritiqueFormat
 from ..loading import check_reward_model, load_reward_model, read_model_config
-from ..scalar_models import ScalarScorer, is_scalar_model, load_scalar_model, parse_label_weights, read_label_weights
+from ..scalar_models import (
+    ScalarFormat,
+    ScalarScorer,
+    is_scalar_model,
+    load_scalar_model,
+    parse_label_weights,
+    read_label_weights,
+)
 from ..scores import Scorer
 from ..scoring import TransformersScorer, context_length
 
@@ -102,8 +109,19 @@ class AnyModelArguments(BackendArguments):
         super().__post_init__()
         parse_label_weights(self.label_weights)
 
+    def check_models(self, names: Sequence[str]):
+        """Raise `ValueError` unless the backend can score with all models, or if `label_weights` are for none of them."""
+        configs = {name: self.read_config(name) for name in names}
+        if self.label_weights is not None and all(config.num_labels == 1 for config in configs.values()):
+            raise ValueError(
+                "`label_weights` are for scalar models with several labels, and none of the models has them."
+            )
+        for name, config in configs.items():
+            if is_scalar_model(config):
+                ScalarFormat(AutoTokenizer.from_pretrained(name, trust_remote_code=self.trust_remote_code), name)
+
     def read_config(self, name: str):
-        """Read a model's config. Raises `ValueError` unless the backend can score with the model."""
+        """Read a model's config. Raises `ValueError` unless the backend can score with models of its kind."""
         remote_code: dict[str, Any] = {"trust_remote_code": True} if self.trust_remote_code else {}
         config = read_model_config(name, **remote_code)
         if is_scalar_model(config) and self.backend == "transformers":

@@ -169,9 +169,8 @@ def simulate_step(
                 P = max(1, 2 * pairs * labelled)
                 loss = _joint_loss(model, 2 * pairs, shape_BT, attention, P, lm_loss_chunks)
             after_forward = len(tracker.moments)
-            tracker.moments.append(
-                tracker.now
-            )  # what autograd keeps alive: all temporaries of the forward pass are freed
+            # What autograd keeps alive: all temporaries of the forward pass are freed
+            tracker.moments.append(tracker.now)
             loss.backward()
     moments, after_forward = layers.complete(tracker.moments, after_forward)
     return StepMemory(**counts, saved=int(moments[after_forward, 0]), moments=moments)

@@ -119,6 +119,20 @@ def test_a_judge_is_a_column_of_the_report(evaluated):
     assert any(part["models"] == ["classic", "judge tiny"] for part in report["differences"])
 
 
+def test_what_a_judge_cannot_do_shows_before_a_model_is_loaded(evaluated, monkeypatch):
+    folder, run = evaluated
+    monkeypatch.setattr("cloud_hf.evaluation.scoring_arguments.open_any_model", None)
+    (folder / "prompt.txt").write_text("{conversation} {response_a} {response_b}")
+    styles = {"chosen": ["a", "b", "c"], "rejected": ["d", "e", "f"]}
+    write_rows(folder / "rm.jsonl", [{"id": "chat/1", "prompt": "x", "subset": "chat", **styles}])
+    with serve_completions(write=by_length) as server:
+        with pytest.raises(ValueError, match="does not mention the verdict"):
+            run(server, judge_prompt_file=str(folder / "prompt.txt"))
+        with pytest.raises(ValueError, match=r"a judge compares one right response .* but rows have 3"):
+            run(server, benchmarks=[f"rm_bench={folder}/rm.jsonl"])
+        assert not server.requests
+
+
 def test_figures_are_the_same_after_a_server_that_died(evaluated):
     _, run = evaluated
     answered = []
