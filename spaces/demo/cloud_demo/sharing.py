@@ -8,12 +8,12 @@ from anybody: it is checked as strictly as a request, and what it holds is shown
 import base64
 import binascii
 import json
-import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from cloud_hf.markdown import block
 from cloud_hf.scores import NotFinite, Sample, Sampling, Score
 
 from . import Problem
@@ -77,21 +77,15 @@ class Result:
     def markdown(self, title: str) -> str:
         """Return the result as Markdown, with texts in fences that they cannot close."""
         parts = [f"### {title}"]
-        parts += [f"**{name.capitalize()}**\n\n{_fenced(text)}" for name, text in self.texts.items() if text]
+        parts += [f"**{name.capitalize()}**\n\n{block(text)}" for name, text in self.texts.items() if text]
         names = self.names or [f"response {number}" for number in range(1, len(self.scores) + 1)]
         for name, score in zip(names, self.scores, strict=False):
             place = f", {name}" if len(self.scores) > 1 else ""
             spread = f" ± {score.reward_std:.2f} over {len(score.rewards)} critiques" if len(score.rewards) > 1 else ""
             parts.append(f"**Reward{place}: {score.reward:+.3f}**{spread}")
-            parts += [_fenced(critique) for critique in score.critiques if critique]
+            parts += [block(critique) for critique in score.critiques if critique]
         made = self.made.replace("`", "")
         return "\n\n".join([*parts, *([f"`{made}`"] if made else [])]) + "\n"
-
-
-def _fenced(text: str) -> str:
-    ticks = max(map(len, re.findall("`+", text)), default=0)
-    fence = "`" * max(3, ticks + 1)
-    return f"{fence}text\n{text}\n{fence}"
 
 
 def read_link(link: str, tabs: Mapping[str, Sequence[str]]) -> Result | None:
