@@ -34,10 +34,10 @@ quickstart: $(VENV)/.ready  ## Run the method on the shell game: data, both arms
 	$(BIN)/python examples/quickstart.py --seed $(SEED)
 
 ifeq ($(AREA),)
-# Every part runs, whatever failed before it.
+# Every part runs, whatever failed before it. tests/test_docs.py builds the site.
 test: $(VENV)/.ready-to-test  ## Lint, docs, and all tests but the wide matrices; AREA=data runs one folder or file.
 	@failed=; \
-	$(MAKE) lint docs || failed="$$failed lint-or-docs"; \
+	$(MAKE) lint || failed="$$failed lint"; \
 	$(PYTEST) $(PARALLEL) || failed="$$failed parallel-tests"; \
 	$(PYTEST) $(HEAVY) || failed="$$failed heavy-tests"; \
 	if [ -n "$$failed" ]; then echo "Failed:$$failed"; exit 1; fi
@@ -54,7 +54,7 @@ endif
 
 test-full: $(VENV)/.ready-to-test  ## All tests, with the wide matrices.
 	@failed=; \
-	$(MAKE) lint docs || failed="$$failed lint-or-docs"; \
+	$(MAKE) lint || failed="$$failed lint"; \
 	$(PYTEST) -n 2 -m "not heavy" || failed="$$failed parallel-tests"; \
 	$(PYTEST) $(BY_FILE) -m heavy || failed="$$failed heavy-tests"; \
 	if [ -n "$$failed" ]; then echo "Failed:$$failed"; exit 1; fi

@@ -59,7 +59,8 @@ def test_training_ids_are_scoring_ids_on_every_row(quickstart):
             assert pair[f"{side}_ids"] == [*prefix, *row[f"{side}_feedback_ids"], critique_format.end_token_id]
 
 
-def test_every_real_pairwise_file_is_scored(quickstart):
+@pytest.mark.parametrize("rows_per_file", [4, pytest.param(12, marks=pytest.mark.full)])
+def test_every_real_pairwise_file_is_scored(quickstart, rows_per_file):
     """A tiny model is near chance; what counts is that all rows pass or are counted."""
     seen = 0
     for name in ("classic", "cloud"):
@@ -71,7 +72,7 @@ def test_every_real_pairwise_file_is_scored(quickstart):
             rows = Dataset.from_list(
                 [{key: row[key] for key in ("id", "prompt", "chosen", "rejected")} for row in rows]
             )
-            rows = rows.select(range(0, len(rows), max(1, len(rows) // 12)))
+            rows = rows.select(range(0, len(rows), max(1, len(rows) // rows_per_file)))
             result = evaluate_pairs(
                 TransformersScorer(model, tokenizer, batch_size=4),
                 rows,
