@@ -57,7 +57,7 @@ class EncodingEngine(RewardEngine, Protocol):
     """A [`RewardEngine`] that takes rows as its own [`EncodingEngine.encode`] returns them, so that none is encoded twice."""
 
     def encode(self, prompt, response, sampling: Sampling, critiques: list[str] | None = None) -> ScoringRequest:
-        """Check a row as [`RewardEngine.check`] does, and encode it."""
+        """Check a row as [`RewardEngine.check`] does, and encode it. Called from several threads."""
         ...
 
     async def score_encoded(self, request: ScoringRequest, sampling: Sampling) -> Score:
@@ -67,6 +67,22 @@ class EncodingEngine(RewardEngine, Protocol):
     def stream_encoded(self, request: ScoringRequest, sampling: Sampling) -> AsyncGenerator[str | Score, None]:
         """Yield one critique piece by piece as it is written, then its `Score`."""
         ...
+
+    def check(self, prompt, response: str, max_new_tokens: int, critiques: list[str] | None = None) -> None:
+        """See [`RewardEngine`]."""
+        self.encode(prompt, response, Sampling(max_new_tokens=max_new_tokens), critiques)
+
+    async def score(self, prompt, response: str, sampling: Sampling, critiques: list[str] | None = None) -> Score:
+        """See [`RewardEngine`]."""
+        request = await asyncio.to_thread(self.encode, prompt, response, sampling, critiques)
+        return await self.score_encoded(request, sampling)
+
+    async def stream(self, prompt, response: str, sampling: Sampling) -> AsyncGenerator[str | Score, None]:
+        """See [`RewardEngine`]."""
+        request = await asyncio.to_thread(self.encode, prompt, response, sampling)
+        async with aclosing(self.stream_encoded(request, sampling)) as pieces:
+            async for piece in pieces:
+                yield piece
 
 
 class StablePrefix:
@@ -129,7 +145,7 @@ class _AbandonedError(Exception):
     """All clients of the running batch have disconnected."""
 
 
-class TransformersEngine:
+class TransformersEngine(EncodingEngine):
     """
     [`RewardEngine`] over a [`CLoudForRewardModeling`] in this process. A worker thread scores waiting requests in batches of
     `batch_size` sequences, and streams one at a time. Raises `ValueError` if the tokenizer does not fit the model.
@@ -154,11 +170,6 @@ class TransformersEngine:
         self._dispatcher: asyncio.Task | None = None
         self._closed = False
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scoring")
-        self._encoder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encoding")
-
-    def check(self, prompt, response: str, max_new_tokens: int, critiques: list[str] | None = None) -> None:
-        """See [`RewardEngine`]."""
-        self.encode(prompt, response, Sampling(max_new_tokens=max_new_tokens), critiques)
 
     def encode(self, prompt, response, sampling: Sampling, critiques: list[str] | None = None) -> ScoringRequest:
         """See [`EncodingEngine`]."""
@@ -166,21 +177,11 @@ class TransformersEngine:
         with self._format_lock:
             return read_request(self._format, self._model.config, [prompt], [response], sampling, given)
 
-    async def score(self, prompt, response: str, sampling: Sampling, critiques: list[str] | None = None) -> Score:
-        """See [`RewardEngine`]."""
-        return await self.score_encoded(await self._encode(prompt, response, sampling, critiques), sampling)
-
     async def score_encoded(self, request: ScoringRequest, sampling: Sampling) -> Score:
         """See [`EncodingEngine`]."""
         job = self._make_job(request, sampling)
         self._queue(job)
         return await job.result
-
-    async def stream(self, prompt, response: str, sampling: Sampling) -> AsyncGenerator[str | Score, None]:
-        """See [`RewardEngine`]."""
-        async with aclosing(self.stream_encoded(await self._encode(prompt, response, sampling), sampling)) as pieces:
-            async for piece in pieces:
-                yield piece
 
     async def stream_encoded(self, request: ScoringRequest, sampling: Sampling) -> AsyncGenerator[str | Score, None]:
         """See [`EncodingEngine`]."""
@@ -217,12 +218,6 @@ class TransformersEngine:
         if self._dispatcher is not None:
             await self._dispatcher
         self._worker.shutdown()
-        self._encoder.shutdown()
-
-    async def _encode(self, *row) -> ScoringRequest:
-        if self._closed:
-            raise EngineDeadError("The engine was closed.")
-        return await asyncio.get_running_loop().run_in_executor(self._encoder, self.encode, *row)
 
     def _make_job(self, request: ScoringRequest, sampling: Sampling) -> _Job:
         if sampling.temperature == 0:
