@@ -11,22 +11,10 @@ routes: our `/v1/rewards`, OpenRLHF's `/get_reward`, LLaMA-Factory's `/v1/score/
 import argparse
 import json
 import os
+from dataclasses import fields
 
 from ...cli import ArgumentParser
 from .limits import Limits
-
-
-_LIMITS = {
-    "max_body_bytes": "Largest request body.",
-    "max_values": "Maximum number of texts, numbers and objects in the JSON of a body.",
-    "max_messages": "Maximum number of messages of a conversation.",
-    "max_chars_per_token": "Maximum number of characters of a text, per token of the model's context.",
-    "max_batch": "Maximum number of critiques per request.",
-    "max_queue": "Maximum number of waiting and running critiques.",
-    "max_new_tokens": "Longest critique in tokens.",
-    "request_timeout": "Seconds until a request is cancelled.",
-    "max_requests_per_minute": "Maximum number of requests per minute from one client address.",
-}
 
 
 _PARALLEL = ("tensor_parallel_size", "data_parallel_size")
@@ -34,7 +22,6 @@ _PARALLEL = ("tensor_parallel_size", "data_parallel_size")
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    defaults = Limits()
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="Hub id or folder of a CLoud or classic model, or of a LoRA adapter.")
     parser.add_argument("--backend", choices=("transformers", "vllm"), default="transformers")
@@ -48,8 +35,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--allowed_hosts", nargs="*", default=[], help="Names with dots under which clients without a key reach it."
     )
-    for name, default in vars(defaults).items():
-        parser.add_argument(f"--{name}", type=type(default), default=default, help=_LIMITS[name])
+    for limit in fields(Limits):
+        kind = type(limit.default)
+        parser.add_argument(f"--{limit.name}", type=kind, default=limit.default, help=limit.metadata["help"])
     parser.add_argument("--shutdown_grace", type=float, default=30.0, help="Seconds to let running requests finish.")
     parser.add_argument("--policy_tokenizer", help="Model whose chat template OpenRLHF or LLaMA-Factory send.")
     parser.add_argument("--batch_size", type=int, default=16, help="Sequences per forward pass (transformers).")

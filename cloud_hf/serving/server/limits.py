@@ -1,7 +1,13 @@
 """Limits of the reward server, and what is measured against them before a body is parsed."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def _limit(default: float, description: str) -> Any:
+    """Return a field whose description is the help text of its option."""
+    return field(default=default, metadata={"help": description})
 
 
 @dataclass(frozen=True)
@@ -10,15 +16,17 @@ class Limits:
     Limits on requests. Raises `ValueError` if a limit is not above 0, or if `max_batch` critiques would never fit into the queue.
     """
 
-    max_body_bytes: int = 4 * 2**20
-    max_batch: int = 256  # critiques of one request, over all its rows
-    max_queue: int = 1024  # critiques, and requests, that wait or run at once; further requests get 429
-    max_new_tokens: int = 1024  # also the default for requests that give none
-    request_timeout: float = 600.0  # seconds; then a request is cancelled and gets 504
-    max_values: int = 50_000  # texts, numbers and objects in the JSON of one body
-    max_messages: int = 1024  # messages of one conversation
-    max_chars_per_token: float = 16.0  # characters of a text, per token of the model's context
-    max_requests_per_minute: float = math.inf  # from one client address
+    max_body_bytes: int = _limit(4 * 2**20, "Largest request body.")
+    max_batch: int = _limit(256, "Maximum number of critiques per request.")
+    max_queue: int = _limit(1024, "Maximum number of waiting and running critiques.")  # also of requests; more get 429
+    max_new_tokens: int = _limit(1024, "Longest critique in tokens.")  # also the default of requests
+    request_timeout: float = _limit(600.0, "Seconds until a request is cancelled.")
+    max_values: int = _limit(50_000, "Maximum number of texts, numbers and objects in the JSON of a body.")
+    max_messages: int = _limit(1024, "Maximum number of messages of a conversation.")
+    max_chars_per_token: float = _limit(
+        16.0, "Maximum number of characters of a text, per token of the model's context."
+    )
+    max_requests_per_minute: float = _limit(math.inf, "Maximum number of requests per minute from one client address.")
 
     def __post_init__(self):
         for name, value in vars(self).items():
