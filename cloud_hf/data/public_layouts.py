@@ -96,7 +96,9 @@ def _pair(row: Row) -> Rated:
     return Rated(given, (row["chosen"], row["rejected"]), _winner(True, False))
 
 
-def _rated_pair(chosen: str, rejected: str) -> Callable[[Row], Rated]:
+def _rated(title: str, chosen: str, rejected: str, margin: str = "difference of the ratings") -> Layout:
+    """Pairs that training reads as they are, with their ratings in two columns."""
+
     def read(row: Row) -> Rated:
         ratings = [_number(row[column], column) for column in (chosen, rejected)]
         if None not in ratings and ratings[0] < ratings[1]:  # type: ignore[operator]
@@ -105,7 +107,7 @@ def _rated_pair(chosen: str, rejected: str) -> Callable[[Row], Rated]:
             )
         return replace(_pair(row), ratings=ratings)
 
-    return read
+    return Layout(title, (*_SIDES, chosen, rejected), read, margin=margin, direct=True)
 
 
 def _ultrafeedback(row: Row) -> Rated:
@@ -144,7 +146,7 @@ def _helpsteer_prompt(prompt: Any) -> Any:
     return messages[:-1] if messages[-1] == {"role": "assistant", "content": ""} else messages
 
 
-def _strength(prompt: str, first: str, second: str, strength: str) -> Callable[[Row], Rated]:
+def _strength(title: str, prompt: str, first: str, second: str, strength: str) -> Layout:
     """A preference from -3 (the first response is much better) to 3."""
 
     def read(row: Row) -> Rated:
@@ -152,7 +154,8 @@ def _strength(prompt: str, first: str, second: str, strength: str) -> Callable[[
         ratings = [None, None] if number is None else [-min(number, 0.0), max(number, 0.0)]
         return Rated({"prompt": _helpsteer_prompt(row[prompt])}, (row[first], row[second]), ratings)
 
-    return read
+    columns = (prompt, first, second)
+    return Layout(title, (*columns, strength), read, columns, margin="strength of the preference")
 
 
 def _nectar(row: Row) -> Rated:
@@ -229,16 +232,16 @@ def _orca_distilabel(row: Row) -> Rated:
     return replace(_named("input")(row), ratings=_winner(row.get("status") != "tie", False))
 
 
-def _scored(prompt: str, *sides: tuple[str, str]) -> Callable[[Row], Rated]:
+def _scored(title: str, prompt: str, responses: Sequence[str], scores: Sequence[str], margin: str = "") -> Layout:
     """Two responses in columns, each with the column of its score. WebGPT's prompts are dicts."""
 
     def read(row: Row) -> Rated:
         question = row[prompt]
         text = question if isinstance(question, str) else _field(question, "full_text", prompt)
-        ratings = [_number(row[score], score) for _, score in sides]
-        return Rated({"prompt": text}, [row[response] for response, _ in sides], ratings)
+        ratings = [_number(row[score], score) for score in scores]
+        return Rated({"prompt": text}, [row[response] for response in responses], ratings)
 
-    return read
+    return Layout(title, (prompt, *responses, *scores), read, (prompt, *responses), margin=margin)
 
 
 def _stack_exchange(row: Row) -> Rated:
@@ -285,36 +288,20 @@ LAYOUTS = {
         "UltraFeedback", ("instruction", "completions"), _ultrafeedback, ("instruction", "completions"),
         margin="difference of the mean ratings",
     ),
-    "ultrafeedback_binarized": Layout(
-        "UltraFeedback binarized", (*_SIDES, "score_chosen", "score_rejected"),
-        _rated_pair("score_chosen", "score_rejected"), margin="difference of the scores", direct=True,
+    "ultrafeedback_binarized": _rated(
+        "UltraFeedback binarized", "score_chosen", "score_rejected", margin="difference of the scores"
     ),
-    "ultrafeedback_argilla": Layout(
-        "Argilla's UltraFeedback binarized", (*_SIDES, "chosen-rating", "rejected-rating"),
-        _rated_pair("chosen-rating", "rejected-rating"), margin="difference of the ratings", direct=True,
-    ),
-    "dpo_mix": Layout(
-        "Argilla's DPO mix", (*_SIDES, "chosen_rating", "rejected_rating"),
-        _rated_pair("chosen_rating", "rejected_rating"), margin="difference of the ratings", direct=True,
-    ),
-    "capybara": Layout(
-        "Argilla's Capybara DPO", (*_SIDES, "rating_chosen", "rating_rejected"),
-        _rated_pair("rating_chosen", "rating_rejected"), margin="difference of the ratings", direct=True,
-    ),
+    "ultrafeedback_argilla": _rated("Argilla's UltraFeedback binarized", "chosen-rating", "rejected-rating"),
+    "dpo_mix": _rated("Argilla's DPO mix", "chosen_rating", "rejected_rating"),
+    "capybara": _rated("Argilla's Capybara DPO", "rating_chosen", "rating_rejected"),
     "helpsteer2": Layout(
         "HelpSteer 2", ("prompt", "response", "helpfulness"), _helpsteer2, ("response", *_HELPSTEER_RATINGS),
         margin="difference of helpfulness", group_by="prompt",
     ),
-    "helpsteer2_preference": Layout(
-        "HelpSteer 2's preferences", ("prompt", "response_1", "response_2", "preference_strength"),
-        _strength("prompt", "response_1", "response_2", "preference_strength"), ("response_1", "response_2"),
-        margin="strength of the preference",
+    "helpsteer2_preference": _strength(
+        "HelpSteer 2's preferences", "prompt", "response_1", "response_2", "preference_strength"
     ),
-    "helpsteer3": Layout(
-        "HelpSteer 3", ("context", "response1", "response2", "overall_preference"),
-        _strength("context", "response1", "response2", "overall_preference"), ("context", "response1", "response2"),
-        margin="strength of the preference",
-    ),
+    "helpsteer3": _strength("HelpSteer 3", "context", "response1", "response2", "overall_preference"),
     "nectar": Layout("Nectar", ("prompt", "answers"), _nectar, ("answers",)),
     "pku_saferlhf": Layout(
         "PKU-SafeRLHF by better_response_id", (*_PKU, "better_response_id"), _pku("better_response_id"), _PKU[1:]
@@ -347,15 +334,9 @@ LAYOUTS = {
     "ms_swift_messages": Layout(
         "an ms-swift file", ("messages", "rejected_messages"), _ms_swift, ("messages", "rejected_messages")
     ),
-    "shp": Layout(
-        "SHP", ("history", "human_ref_A", "human_ref_B", "score_A", "score_B"),
-        _scored("history", ("human_ref_A", "score_A"), ("human_ref_B", "score_B")),
-        ("history", "human_ref_A", "human_ref_B"),
-    ),
-    "webgpt": Layout(
-        "WebGPT comparisons", ("question", "answer_0", "answer_1", "score_0", "score_1"),
-        _scored("question", ("answer_0", "score_0"), ("answer_1", "score_1")), ("question", "answer_0", "answer_1"),
-        margin="difference of the scores",
+    "shp": _scored("SHP", "history", ("human_ref_A", "human_ref_B"), ("score_A", "score_B")),
+    "webgpt": _scored(
+        "WebGPT comparisons", "question", ("answer_0", "answer_1"), ("score_0", "score_1"), "difference of the scores"
     ),
     "stack_exchange": Layout(
         "Stack Exchange preferences", ("qid", "question", "answers"), _stack_exchange, ("question", "answers"),
