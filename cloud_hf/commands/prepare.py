@@ -6,7 +6,6 @@ import shlex
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict, dataclass
 from itertools import combinations, groupby
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, Features, Json, List, Value
@@ -16,9 +15,9 @@ from ..arguments import documented
 from ..data.bad_rows import BadRows, without
 from ..data.builders.arguments import SourceArguments
 from ..data.folder import DatasetFolder, Reject
-from ..data.journal import JournalError
 from ..data.preference_rows import SIDES, iterate_rows, read_preference, read_preferences
 from ..data.public_layouts import LAYOUTS, Layout, Rated, find_layout
+from ..data.rows import dataset_label
 from ..data.run import check_not_empty
 
 
@@ -71,12 +70,9 @@ def main(args: PrepareArguments):
     preparation = Preparation(rows, layout, args)
     title = f"Preference pairs from {layout.title}"
     folder = DatasetFolder(args.output_dir, title, settings_of(args, name), [args.dataset_name])
-    try:
-        with folder.open_journal():  # refuses different settings and a second writer
-            counts = asyncio.run(folder.write(preparation.results(), preparation.features(), preparation.counts))
-            folder.write_record(counts)
-    except (JournalError, OSError) as error:
-        raise SystemExit(str(error)) from None
+    with folder.locked():
+        counts = asyncio.run(folder.write(preparation.results(), preparation.features(), preparation.counts))
+        folder.write_record(counts)
     check_not_empty(counts, folder)
     left_out = [f"{number} x {reason.removeprefix('dropped: ')}" for reason, number in counts["reasons"].items()]
     left_out += [f"{counts['bad_rows']} x bad row"] if counts["bad_rows"] else []
@@ -91,10 +87,12 @@ def main(args: PrepareArguments):
 
 def settings_of(args: PrepareArguments, layout: str) -> dict[str, Any]:
     """Return all settings that affect the dataset."""
-    path = Path(args.dataset_name)
-    # Omit the folder, which may differ between machines
-    dataset = path.resolve().name if path.exists() else args.dataset_name
-    settings = {"builder": "prepare", **asdict(args), "dataset_name": dataset, "layout": layout}
+    settings = {
+        "builder": "prepare",
+        **asdict(args),
+        "dataset_name": dataset_label(args.dataset_name),
+        "layout": layout,
+    }
     return {name: value for name, value in settings.items() if name not in ("output_dir", "push_to_hub")}
 
 

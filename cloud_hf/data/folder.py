@@ -4,7 +4,8 @@ import asyncio
 import json
 import shutil
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -84,6 +85,15 @@ class DatasetFolder:
         if self.path.exists() and any(self.path.iterdir()) and not journal.exists():
             raise JournalError(f"`output_dir` {self.path} already contains other files; name another folder.")
         return Journal(journal, self.settings, may_restart=not (self.path / RECORD).exists())
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the journal, which refuses a second writer and other settings. Its errors, and those of files, end the command."""
+        try:
+            with self.open_journal():
+                yield
+        except (JournalError, OSError) as error:
+            raise SystemExit(str(error)) from None
 
     async def write(
         self,

@@ -13,7 +13,6 @@ from datasets import Dataset, load_from_disk
 
 from ..arguments import documented
 from .folder import RECORD, REJECTS, DatasetFolder, Reject, read_record
-from .journal import JournalError
 from .judge import PreferenceStatistics
 
 
@@ -101,7 +100,7 @@ async def merge(shards: Sequence[Shard], output_dir: str) -> dict[str, Any]:
     folder = DatasetFolder(
         output_dir, settings["builder"].capitalize(), settings, [str(shard.path) for shard in shards]
     )
-    with folder.open_journal():  # refuses a second writer
+    with folder.locked():
         return await _write(shards, folder)
 
 
@@ -173,10 +172,7 @@ ARGUMENTS = (MergeArguments,)
 
 def main(args: MergeArguments):
     shards = read_shards(args.shards)
-    try:
-        counts = asyncio.run(merge(shards, args.output_dir))
-    except (JournalError, OSError) as error:
-        raise SystemExit(str(error)) from None
+    counts = asyncio.run(merge(shards, args.output_dir))
     print(f"{counts['rows']} rows of {len(shards)} shards ({counts['dropped']} dropped, {counts['failed']} failed).")
     if counts["failed"]:
         failed = [str(shard.path) for shard in shards if shard.counts["failed"]]

@@ -22,7 +22,6 @@ from ..bad_rows import kind_of
 from ..column_forms import MESSAGES, TEXT, read_column
 from ..duplicates import Duplicate, EvaluationNGrams, find_exact_duplicates, find_near_duplicates
 from ..folder import DatasetFolder, Reject
-from ..journal import JournalError
 from ..rows import check_columns, load_rows, short_names
 from ..rows import dataset_label as rows_label
 from ..run import check_not_empty
@@ -300,11 +299,8 @@ def main(args: PromptArguments):
     folder = DatasetFolder(
         args.output_dir, "Prompts", settings_of(args, sources, sets), [name for _, name, *_ in args.places()]
     )
-    try:
-        with folder.open_journal():  # refuses different settings and a second writer
-            counts = build(args, sources, evaluation, list(sets), folder)
-    except (JournalError, OSError) as error:
-        raise SystemExit(str(error)) from None
+    with folder.locked():
+        counts = build(args, sources, evaluation, list(sets), folder)
     check_not_empty(counts, folder)
     if args.push_to_hub:
         folder.push(args.push_to_hub)

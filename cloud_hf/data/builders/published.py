@@ -19,7 +19,6 @@ from datasets import Dataset, DatasetDict
 from ...arguments import check_bounds, documented
 from ..duplicates import words
 from ..folder import RECORD, DatasetFolder
-from ..journal import JournalError
 from ..row_values import FEEDBACK_COLUMNS
 from ..rows import check_columns, dataset_label, hash_of_rows, load_rows
 
@@ -335,13 +334,10 @@ def main(args: PublishedDataArguments):
     counts["rows_whose_prompts_were_compared"] = check_match(cast(dict[str, Dataset], complete))
     counts["empty_prompts"] = sum(not prompt.strip() for rows in complete.values() for prompt in rows["prompt"])
     folder = DatasetFolder(args.output_dir, "Published CLoud data with its prompts", settings, args.sources())
-    try:
-        with folder.open_journal():  # refuses different settings and a second writer
-            if not (folder.path / RECORD).exists():  # a finished dataset is not written again
-                complete.save_to_disk(args.output_dir)
-                folder.write_record(counts)
-    except (JournalError, OSError) as error:
-        raise SystemExit(str(error)) from None
+    with folder.locked():
+        if not (folder.path / RECORD).exists():  # a finished dataset is not written again
+            complete.save_to_disk(args.output_dir)
+            folder.write_record(counts)
     written = ", ".join(f"{len(rows)} {split} rows" for split, rows in splits.items())
     print(
         f"Every prompt was found ({counts['rows_from_feedback']} in UltraFeedback, "
