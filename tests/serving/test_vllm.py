@@ -114,6 +114,12 @@ def pair(request, tmp_path_factory):
     engine.close()
 
 
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """An engine in this process starts in seconds; `pair` has one in a process of its own, as users do."""
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+
+
 def chats_for(tokenizer):
     """Without system turns where the template knows none."""
     if "gemma" in str(tokenizer.chat_template) or "INST" in str(tokenizer.chat_template):
@@ -348,7 +354,7 @@ def test_a_single_token_has_no_reward(pair):
 
 
 @pytest.mark.parametrize("kind", ["classic", "reference", "adapter"])
-def test_other_kinds_of_model_without_prefix_cache(tmp_path, kind):
+def test_other_kinds_of_model_without_prefix_cache(tmp_path, in_this_process, kind):
     tokenizer = make_tokenizer("llama3")
     options = {"critique": False} if kind == "classic" else {"format": "reference"} if kind == "reference" else {}
     model = save_talker(tmp_path, *LLAMA, **options)
@@ -611,7 +617,7 @@ def test_the_pooling_runner_refuses_a_model_that_writes_critiques(tmp_path):
         AsyncEngineArgs(str(tmp_path / "model"), runner="pooling").create_engine_config()
 
 
-def test_the_scripts_take_the_backend(tmp_path, capsys):
+def test_the_scripts_take_the_backend(tmp_path, in_this_process, capsys):
     import json
 
     from cloud_hf.commands import evaluate_rewards
