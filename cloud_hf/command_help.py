@@ -148,7 +148,7 @@ def _lineage(name: str, own: dict[str, ast.ClassDef]) -> Iterator[ast.ClassDef]:
 
 
 def _heading(found: ast.ClassDef) -> str:
-    """Return the heading of a class's options: the first sentence of its docstring, but of `TrainingArguments` a word."""
+    """Return the heading of a class's options: the first sentence of its docstring, or "Training" for training configs."""
     if found.name.endswith("Config"):
         return "Training"
     return re.split(r"\.\s|\.$", ast.get_docstring(found) or "")[0]
@@ -171,7 +171,7 @@ def _type(annotation: ast.expr) -> str:
 
 
 def _default(value: ast.expr | None) -> str:
-    """Describe a default; `None`, which the description explains, and empty ones need no words."""
+    """Describe a default. Empty ones get no text, nor does `None`, which the description explains."""
     if value is None:
         return " (required)"
     if isinstance(value, ast.Call):  # field(default=…) or field(default_factory=lambda: …)

@@ -84,7 +84,7 @@ class CLoudConfig(PreTrainedConfig):
         critique_end_token_id (`int`, *optional*):
             Id of the end-of-turn token at which the reward is read. [`CLoudForRewardModeling.from_base`] sets it.
         reward_token_id (`int`, *optional*):
-            A vocabulary id that never occurs in text, by which vLLM tells the critique's end from other ends of turn.
+            A vocabulary id that never occurs in text; vLLM uses it to distinguish the critique's end from other ends of turn.
             `None` if the vocabulary has no spare id; vLLM then adds one at its end.
         reward_mean (`float`, *optional*, defaults to `0.0`):
             Subtracted from the head's output.

@@ -470,8 +470,8 @@ class CritiqueFormat:
 
     def _continue(self, prefix: EncodedPrefix, text: str, reference: str = "") -> list[int] | None:
         """
-        Encode a prefix and the text after it; `None` as for [`CritiqueFormat._encode_text`]. Where the prefix ends like others,
-        only from its last control token, before which no id can change: critiques of a long prefix are cheap.
+        Encode a prefix and the text after it; `None` as for [`CritiqueFormat._encode_text`]. No id before the last control token can
+        change, so a prefix with the usual ending is encoded again only from there, which keeps long prefixes cheap.
         """
         tail, tail_ids = self._tail
         start = len(prefix.input_ids) - len(tail_ids)

@@ -68,7 +68,7 @@ class Skeleton:
 
     def roles(self) -> list[tuple[str, list[int]]]:
         """
-        Return the roles to check and messages that have them: all of a usual role together, of others the first and the last.
+        Return the roles to check, each with the messages to check: all together for a usual role, the first and the last for others.
         """
         found: dict[str, list[int]] = {}
         for index, message in enumerate(self.conversation.messages):
@@ -82,8 +82,8 @@ class Skeleton:
 
     def constants_to_check(self, text: str) -> list[tuple]:
         """
-        Return the paths of constants, without those in arguments that a rendering holds as they are, as JSON. Of those in the
-        same field of a role, at the same depth, these are the first and the last truth value, and the first and last other.
+        Return the paths of the constants to check: for each role, field and depth, the first and last truth value, and the first
+        and last other constant. Arguments that a rendering contains verbatim, as JSON, need no check.
         """
         found: dict[tuple, list[tuple]] = {}
         shown: set[tuple] = set()

@@ -1,4 +1,4 @@
-"""Choose the number of OpenMP threads, which torch uses on a CPU, by the number of free CPUs."""
+"""Choose the number of OpenMP threads (which torch uses on a CPU) from the number of free CPUs."""
 
 import math
 import os
@@ -16,7 +16,7 @@ _NOISE = 0.3
 class Cpus:
     """Numbers of CPUs of this process; `quota` is at most `visible`, and `free` at most `quota`."""
 
-    visible: int  # size of the affinity mask: OpenMP starts as many threads unless told otherwise
+    visible: int  # size of the affinity mask: OpenMP starts as many threads by default
     quota: float  # how many the control group, such as a container's, may use at a time
     free: float  # how many no other process uses at present
 
@@ -52,7 +52,7 @@ def thread_environment(environment: Mapping[str, str] = os.environ, cpus: Cpus |
 
 def measure_cpus(seconds: float = 0.3, root: Path = Path("/")) -> Cpus:
     """
-    Read the limits of this process, and measure for `seconds` how much others compute; the kernel counts in steps of 0.01 s.
+    Read the limits of this process, and measure the load of others for `seconds`; the kernel counts in steps of 0.01 s.
     `root` is the folder with `proc` and `sys`.
     """
     mask = os.sched_getaffinity(0)

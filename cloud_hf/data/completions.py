@@ -353,7 +353,7 @@ class CompletionClient:
             nothing = f"an answer without content (finish_reason {reason!r:.60})"
             if body.get("temperature") == 0:  # the same request would get the same answer
                 self.counts.failed += 1
-                raise RequestFailed(f"{nothing} at temperature 0, which is not asked again")
+                raise RequestFailed(f"{nothing} at temperature 0; a retry would return the same")
             raise _BadAnswer(nothing)
         model = answer.get("model")
         model = model if isinstance(model, str) and model.isprintable() else None

@@ -122,11 +122,10 @@ _SPLIT_NAME = re.compile(r"(^|[^a-z])(train|training|test|testing|eval|evaluatio
 
 def load_rows(name: str, split: str = "train", config: str | None = None, needs_split: bool = False) -> Dataset:
     """
-    Load one split of whatever `datasets.load_dataset` reads: a Hub id, a file (JSON lines, JSON, CSV, TSV, Parquet or Arrow, also
-    compressed), a pattern of files such as `"data/*.parquet"`, a folder of files, or a downloaded dataset repository; or of a
-    `save_to_disk` folder.
+    Load one split of a dataset: a Hub id, a file (JSON lines, JSON, CSV, TSV, Parquet or Arrow, also compressed), a pattern such as
+    `"data/*.parquet"`, a folder of files, a downloaded dataset repository, or a `save_to_disk` folder.
 
-    Files, patterns, and folders whose names tell no splits apart, have none: `split` is ignored for them, or with `needs_split` refused.
+    Files and patterns have no splits, nor do folders whose file names do not show any: `split` is ignored, or refused with `needs_split`.
 
     Raises `ValueError` if the path does not exist, cannot be read, or the split is absent.
     """

@@ -33,7 +33,7 @@ class CLoudChatClient(CLoudClient):
         super().__init__(*args, **kwargs)
         if self._replicas.several:
             raise ValueError(
-                "Put a router before several vLLM servers, and give its address alone: their chat route does not tell whether they "
+                "Put a router before several vLLM servers, and give its address alone: their chat route does not show whether they "
                 "serve the same reward model."
             )
 

@@ -92,7 +92,7 @@ class Replicas:
             replica.answered += 1
 
     def welcome(self, replica: Replica):
-        """Send requests to a replica that has told its model."""
+        """Send requests to a replica again, now that it has named its model."""
         with self._lock:
             if replica.failures:
                 logger.warning("%s is back.", replica.url)

@@ -164,7 +164,7 @@ def test_an_empty_answer_at_temperature_0_is_not_asked_for_again(content):
 
     with (
         serve_completions(write=lambda body: (content, "stop")) as server,
-        pytest.raises(RequestFailed, match=r"without content .* at temperature 0, which is not asked again"),
+        pytest.raises(RequestFailed, match=r"without content .* at temperature 0; a retry would return the same"),
     ):
         run([server.url], greedy, max_retries=3)
     assert server.requests.total() == 1

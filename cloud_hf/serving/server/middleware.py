@@ -92,7 +92,7 @@ class Lifecycle:
         self.arriving: dict[asyncio.Timeout, int] = {}
 
     def abort(self):
-        """Cancel the running requests, which are then answered with 503, and give up bodies that are arriving."""
+        """Cancel the running requests, which get a 503, and drop bodies that are still arriving."""
         for task in self.tasks:
             task.cancel()
         for patience in self.arriving:
@@ -365,8 +365,8 @@ def error_response(status: int, error: str, headers=None) -> Response:
 
 def without_contents(error: str) -> str:
     """
-    Hide what an error message quotes, for the log: clients of trainers show only a status, so the reason must be there, but
-    texts of requests must not.
+    Redact quoted text from an error message, for the log. It needs the reason, because the clients of trainers show only a status,
+    but must not contain texts of requests.
 
     ```python
     >>> without_contents("`prompt` message 0 is 'Dear…', not a chat message; see the model's card.")
