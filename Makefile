@@ -16,7 +16,8 @@ INSTALL := VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --override .ci/over
 PYTEST := $(BIN)/python -m pytest
 # Tests marked heavy start engines, browsers, or two processes. They run after the others, two files at a time: those that wait leave
 # their core to the other file.
-PARALLEL := -n 2 -m "not heavy and not full"
+# Stealing keeps the tests of a file, which share fixtures, on one worker as far as possible.
+PARALLEL := -n 2 --dist worksteal -m "not heavy and not full"
 BY_FILE := -n 2 --dist loadfile --no-loadscope-reorder
 HEAVY := $(BY_FILE) -m "heavy and not full"
 
@@ -55,7 +56,7 @@ endif
 test-full: $(VENV)/.ready-to-test  ## All tests, with the wide matrices.
 	@failed=; \
 	$(MAKE) lint || failed="$$failed lint"; \
-	$(PYTEST) -n 2 -m "not heavy" || failed="$$failed parallel-tests"; \
+	$(PYTEST) -n 2 --dist worksteal -m "not heavy" || failed="$$failed parallel-tests"; \
 	$(PYTEST) $(BY_FILE) -m heavy || failed="$$failed heavy-tests"; \
 	if [ -n "$$failed" ]; then echo "Failed:$$failed"; exit 1; fi
 

@@ -26,7 +26,7 @@ OPTIONS = {
 TIMES = ("runtime", "per_second", "total_flos", "eta_hours", "mfu")
 
 
-@pytest.mark.parametrize("strategy", ["single", "ddp", "zero2", "zero3"])
+@pytest.mark.parametrize("strategy", ["single", "ddp", pytest.param("zero2", marks=pytest.mark.full), "zero3"])
 def test_a_killed_run_ends_as_an_undisturbed_one(tmp_path, strategy):
     kill_and_compare(tmp_path, strategy, kills=1, seed=0)
 

@@ -65,7 +65,7 @@ def wait_until_rewards_are_known(url: str):
     end = time.monotonic() + 2 * PATIENCE
     while client.predict(PROMPT, "x", max_new_tokens=1, api_name="/score")["percentile"] is None:
         assert time.monotonic() < end, "The model's rewards are not measured."
-        time.sleep(5)
+        time.sleep(2)
 
 
 def test_a_critique_is_shown_as_it_is_written_and_then_the_reward(visit, app):

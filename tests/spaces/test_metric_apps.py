@@ -25,7 +25,11 @@ pytest.importorskip("gradio", reason="Gradio is not installed: the apps of the S
 CHOSEN, REJECTED = [1.0, 2.0, 0.5, -1.0, 0.3], [0.0, 3.0, 0.5, -4.0, -0.2]
 PAIRS = "chosen,rejected\n" + "\n".join(f"{right},{wrong}" for right, wrong in zip(CHOSEN, REJECTED, strict=True))
 PROMPTS, ANSWERS = ["What is 2+2?", "Name a river.", "Say hi."], ["4", "The Nile.", ""]
-LOOKS = {"dark": {"dark": True}, "narrow": {"width": 400}, "narrow and dark": {"width": 400, "dark": True}}
+LOOKS = [
+    pytest.param({"dark": True}, id="dark", marks=pytest.mark.full),
+    pytest.param({"width": 400}, id="narrow", marks=pytest.mark.full),
+    pytest.param({"width": 400, "dark": True}, id="narrow and dark"),
+]
 
 
 def json_lines(**columns) -> str:
@@ -114,14 +118,14 @@ def test_rewards_become_figures(chromium, preference_app, preference, tmp_path):
 
 @pytest.mark.parametrize("look", LOOKS)
 def test_preference_by_keyboard_in_any_light(chromium, preference_app, tmp_path, look):
-    with open_page(chromium, preference_app.url, **LOOKS[look]) as visit:
+    with open_page(chromium, preference_app.url, **look) as visit:
         box_of(visit.page, "Rewards").focus()
         visit.page.keyboard.insert_text(json_lines(chosen=CHOSEN, rejected=REJECTED, subset=["math-prm"] * 5))
         visit.page.keyboard.press("Shift+Enter")
         assert cells(visit.page, "RewardBench, only 1 of its 23 subsets", 1) == ["Reasoning"]
         assert faults(visit.page) == [] and fits(visit.page)
         assert ("dark" in (visit.page.locator("body").get_attribute("class") or "")) == ("dark" in look)
-        visit.page.screenshot(path=tmp_path / f"pairwise_preference {look}.png", full_page=True)
+        visit.page.screenshot(path=tmp_path / "pairwise_preference_look.png", full_page=True)
         assert quiet(preference_app, visit)
 
 
@@ -258,14 +262,14 @@ def test_predictions_become_rewards(chromium, reward_app, scorer, tmp_path):
 
 @pytest.mark.parametrize("look", LOOKS)
 def test_rewards_by_keyboard_in_any_light(chromium, reward_app, tmp_path, look):
-    with open_page(chromium, reward_app.url, **LOOKS[look]) as visit:
+    with open_page(chromium, reward_app.url, **look) as visit:
         visit.page.get_by_label("number input for Longest critique in tokens").fill("8")
         box_of(visit.page, "Prompts and predictions").focus()
         visit.page.keyboard.insert_text("prompt,prediction\nHi!,Hello.")
         visit.page.keyboard.press("Shift+Enter")
         assert cells(visit.page, "Rewards and critiques", 7) == ["Hello."]
         assert faults(visit.page) == [] and fits(visit.page)
-        visit.page.screenshot(path=tmp_path / f"cloud_reward {look}.png", full_page=True)
+        visit.page.screenshot(path=tmp_path / "cloud_reward.png", full_page=True)
         assert quiet(reward_app, visit)
 
 

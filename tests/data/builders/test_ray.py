@@ -96,6 +96,27 @@ def assert_critiques_of(model, rows, max_new_tokens):
     assert reasons == {"stop", "length"}
 
 
+class Answers:
+    """Records the engines' answers and gives them again, because another start of an engine takes long."""
+
+    def __init__(self, monkeypatch):
+        self.by_key, self.asked_again = {}, 0
+        generate = RayEngines.generate
+
+        def record(engines, requests):
+            for batch in generate(engines, requests):
+                self.by_key |= {answer["key"]: answer for answer in batch if not answer["__inference_error__"]}
+                yield batch
+
+        monkeypatch.setattr(RayEngines, "generate", record)
+
+    def replay(self, requests):
+        requests = list(requests)
+        self.asked_again = len(requests)
+        failed = {"__inference_error__": "too long"}
+        yield [self.by_key.get(request["key"], {**failed, "row": request["row"]}) for request in requests]
+
+
 def test_critiques_are_those_of_transformers_failures_are_rejected_and_a_killed_run_goes_on(
     tmp_path, monkeypatch, capsys
 ):
@@ -104,6 +125,7 @@ def test_critiques_are_those_of_transformers_failures_are_rejected_and_a_killed_
     dataset = save_rows(tmp_path / "pairs.jsonl", [too_long, *ROWS])
     # The engine refuses what does not fit; here nothing keeps it from being asked
     monkeypatch.setattr("cloud_hf.data.builders.ray.context_of", lambda *_: 4096)
+    answers = Answers(monkeypatch)
     with pytest.raises(SystemExit) as stopped:
         build(folder, tmp_path / "out", dataset)
     assert stopped.value.code == 3
@@ -126,8 +148,10 @@ def test_critiques_are_those_of_transformers_failures_are_rejected_and_a_killed_
     assert len(lines) == 1 + 2 * len(ROWS)
     journal.write_bytes(b"".join(lines[:30]) + lines[30][:20])
     capsys.readouterr()
+    monkeypatch.setattr(RayEngines, "generate", answers.replay)
     with pytest.raises(SystemExit):
         build(folder, tmp_path / "out", dataset, batch_size=5)
+    assert answers.asked_again == len(lines) - 30 + 2  # those that were torn off, and both of the row that failed
     assert "resuming with 29 entries" in capsys.readouterr().out
     assert load_from_disk(str(tmp_path / "out")).to_list() == rows.to_list()
     assert journal.read_bytes().splitlines(keepends=True)[:30] == lines[:30]
