@@ -130,21 +130,13 @@ def _in_package(name: str) -> ast.ClassDef | None:
     return None
 
 
-def _find(name: str, own: dict[str, ast.ClassDef]) -> ast.ClassDef | None:
-    return own.get(name) or _in_package(name)
-
-
-def _bases(found: ast.ClassDef) -> list[str]:
-    return [ast.unparse(base) for base in found.bases]
-
-
 def _lineage(name: str, own: dict[str, ast.ClassDef]) -> Iterator[ast.ClassDef]:
     """Yield a class and its bases, as far as they belong to this package."""
-    found = _find(name, own)
+    found = own.get(name) or _in_package(name)
     if found is not None:
         yield found
-        for base in _bases(found):
-            yield from _lineage(base, own)
+        for base in found.bases:
+            yield from _lineage(ast.unparse(base), own)
 
 
 def _heading(found: ast.ClassDef) -> str:

@@ -461,11 +461,8 @@ def _retry_after(response: httpx2.Response) -> float | None:
     if value is None:
         return None
     try:
-        seconds = float(value) if re.fullmatch(r"\s*\d+(\.\d+)?\s*", value) else _seconds_until(value)
+        is_number = re.fullmatch(r"\s*\d+(\.\d+)?\s*", value)
+        seconds = float(value) if is_number else parsedate_to_datetime(value).timestamp() - time.time()
     except (ValueError, OverflowError):
         return None
     return min(max(0.0, seconds), _LONGEST_RETRY_AFTER)
-
-
-def _seconds_until(date: str) -> float:
-    return parsedate_to_datetime(date).timestamp() - time.time()

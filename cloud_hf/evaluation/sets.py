@@ -89,19 +89,17 @@ class Sets:
         """Compare the responses of benchmarks and pairs with a judge. Returns the rows and scores by kind and name, and its counts."""
         parts: dict[tuple[str, str], tuple[FittedRows, int]] = {}
         for found in self.benchmarks:
-            rows = [
-                FittedRow(place, {"id": row.id}, row.prompt, list(row.responses), [])
-                for place, row in enumerate(found.rows)
-            ]
-            parts["benchmark", found.name] = FittedRows(rows, 0, 0), max(row.num_chosen for row in found.rows)
+            rows = [({"id": row.id}, row.prompt, list(row.responses)) for row in found.rows]
+            parts["benchmark", found.name] = _unfitted(rows), max(row.num_chosen for row in found.rows)
         for name, given in self.pairs.items():
-            rows = [
-                FittedRow(place, row, prompt_of(row), pair_responses(row), [])
-                for place, row in enumerate(given.to_list())
-            ]
-            parts["pairs", name] = FittedRows(rows, 0, 0), 1
+            parts["pairs", name] = _unfitted((row, prompt_of(row), pair_responses(row)) for row in given.to_list()), 1
         scores, report = judge_rows(parts, args, seed, folder)
         return {key: fitted for key, (fitted, _) in parts.items()}, scores, report
+
+
+def _unfitted(rows: Iterable[tuple[dict[str, Any], Any, list]]) -> FittedRows:
+    """Return rows with their prompts and responses as they are, for a judge, which has its own context."""
+    return FittedRows([FittedRow(place, *row, []) for place, row in enumerate(rows)], 0, 0)
 
 
 def load_sets(args: EvaluationArguments) -> Sets:

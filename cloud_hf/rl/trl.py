@@ -137,8 +137,10 @@ class _Batch:
         text = response if isinstance(response, str) else response.get("content")
         if self.judged_part is not None and isinstance(text, str):
             text = self.judged_part(text)
-        if isinstance(response, dict) and (text is None or any(_others(response))):
-            return {**response, "content": text}
+        if isinstance(response, dict):
+            others = [value for name, value in response.items() if name not in ("role", "content")]
+            if text is None or any(others):
+                return {**response, "content": text}
         return text or ""
 
     def keep(self, rows: range, scores: list[Score]):
@@ -291,7 +293,3 @@ def _read_row(row: int, prompt, completion) -> tuple[str | list[dict], str | dic
         start = messages.pop()
         last = {**start, **last, "content": (start.get("content") or "") + (last.get("content") or "")}
     return messages, last
-
-
-def _others(message: dict) -> list:
-    return [value for name, value in message.items() if name not in ("role", "content")]

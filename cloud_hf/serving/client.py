@@ -289,7 +289,8 @@ class CLoudClient:
             tries = f"given up after {row.failures + 1} tries in {seconds:.1f} s"
             raise self._error(row, f"{what} ({tries})")
         if not self._replicas.others_are_up:
-            await asyncio.sleep(max(_backoff(row.failures), at_least or 0.0))
+            seconds = min(_LONGEST_WAIT, _FIRST_WAIT * 2**row.failures) * random.uniform(0.5, 1.0)
+            await asyncio.sleep(max(seconds, at_least or 0.0))
         row.failures += 1
 
     async def _wait_for_slot(self, row: _Row, what: str, response: httpx2.Response):
@@ -395,10 +396,6 @@ def _read_model(answer: Any) -> ServedModel:
     return ServedModel(
         printable(name), critique, length, *(None if each is None else printable(str(each)) for each in versions)
     )
-
-
-def _backoff(failures: int) -> float:
-    return min(_LONGEST_WAIT, _FIRST_WAIT * 2**failures) * random.uniform(0.5, 1.0)
 
 
 def _retry_after(response: httpx2.Response) -> float | None:
