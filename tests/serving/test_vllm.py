@@ -114,10 +114,27 @@ def pair(request, tmp_path_factory):
     engine.close()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_starts():
+    """
+    vLLM imports a model's class in a process of its own, to look at it, and compiles a helper of its sampler in each engine. Here the
+    classes are looked at in this process, also the one of the critics that other files serve, and nothing is compiled.
+    """
+    from vllm.model_executor.models import registry
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "_run_in_subprocess", lambda look: look())
+        registry.ModelRegistry.models["LlamaForCausalLM"].inspect_model_cls()  # what it finds is cached on disk
+        patch.setenv("TORCHDYNAMO_DISABLE", "1")
+        yield
+
+
 @pytest.fixture
 def in_this_process(monkeypatch):
     """An engine in this process starts in seconds; `pair` has one in a process of its own, as users do."""
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def chats_for(tokenizer):
@@ -661,6 +678,7 @@ def test_the_scripts_take_the_backend(tmp_path, in_this_process, capsys):
 )
 def test_compiled_and_parallel_engines(tmp_path, monkeypatch, options):
     model, tokenizer = save_talker(tmp_path, *LLAMA), make_tokenizer("llama3")
+    monkeypatch.delenv("TORCHDYNAMO_DISABLE")
     if "enforce_eager" not in options or len(options) > 1:
         monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
     engine = start(tmp_path / "model", **options)
