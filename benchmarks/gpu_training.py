@@ -85,7 +85,7 @@ def make_pairs(
 def flatten(sequences: list[TokenSequence], shared_prompt: bool = False, labels: bool = True) -> Batch:
     batch = Packing(sequences, shared_prompt).tensors(labels)
     if labels:
-        batch["labelled_positions"] = labelled(batch["labels"][:, 1:])
+        batch["target_positions"] = labelled(batch["labels"][:, 1:])
     return {key: value.to(DEVICE) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
 
 
@@ -128,7 +128,7 @@ def limit(model, batch: Batch) -> torch.Tensor:
     hidden_1NH = model.trunk(
         batch["input_ids"], position_ids=batch["position_ids"], use_cache=False, **options
     ).last_hidden_state
-    labels_N, places_P = batch["labels"][0, 1:], batch["labelled_positions"]
+    labels_N, places_P = batch["labels"][0, 1:], batch["target_positions"]
     logits_PV = model.get_output_embeddings()(hidden_1NH[0, places_P])
     return F.cross_entropy(logits_PV.float(), labels_N[places_P])
 
@@ -182,7 +182,7 @@ def loss_sides(model, batch: Batch) -> dict[str, Callable[[], None]]:
 
         return run
 
-    labels, places_P = batch["labels"], batch["labelled_positions"]
+    labels, places_P = batch["labels"], batch["target_positions"]
     return {
         "loss alone": backward(lambda: model._lm_losses(hidden_1NH[:, :-1], labels[:, 1:], places_P, None).mean()),
         "loss alone, all logits": backward(lambda: all_logits_loss(model, hidden_1NH, labels)),

@@ -361,7 +361,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         labels: torch.Tensor | None = None,
         reward_positions: torch.Tensor | None = None,
         segments: torch.Tensor | Sequence[Sequence[int]] | None = None,
-        labelled_positions: torch.Tensor | None = None,
+        target_positions: torch.Tensor | None = None,
         lm_loss_chunks: int | None = None,
         margin: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
@@ -395,7 +395,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             segments (`torch.LongTensor` of shape `(S, 2)` or nested sequence, *optional*):
                 Length and parent of each segment of a flattened batch, see [`~packed_attention.packed_arguments`]. A
                 sequence is a segment and its ancestors.
-            labelled_positions (`torch.LongTensor` of shape `(P,)`, *optional*):
+            target_positions (`torch.LongTensor` of shape `(P,)`, *optional*):
                 Where `labels[:, 1:].flatten()` is not `-100`. Found in `labels` by default, for which the host waits for
                 the device.
             lm_loss_chunks (`int`, *optional*):
@@ -439,9 +439,9 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         output = CLoudOutput(logits=reward_B1)
         if labels is not None:
             labels_BT = labels[:, 1:].to(device)
-            if labelled_positions is None:
-                labelled_positions = labelled(labels_BT)
-            places_P = labelled_positions.to(device)
+            if target_positions is None:
+                target_positions = labelled(labels_BT)
+            places_P = target_positions.to(device)
             sequence_P = _labelled_sequences(places_P, labels_BT.shape[1], None if segments is None else positions_B)
             loss_P = self._lm_losses(hidden_BTH[:, :-1], labels_BT, places_P, lm_loss_chunks)
             output.lm_loss = loss_P.sum() / max(1, len(sequence_P))
