@@ -317,7 +317,8 @@ class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, 
             columns["critiques_cut"] = cut.float() / 2
         real = self._real_pairs(len(chosen))
         totals = self._sums["train" if self.model.training else "eval"]
-        table = torch.stack([column.to(chosen.device)[:real] for column in columns.values()]).double()
+        exact = torch.float32 if chosen.device.type == "mps" else torch.float64  # Apple's GPUs lack it
+        table = torch.stack([column.to(chosen.device)[:real] for column in columns.values()]).to(exact)
         for name, value in zip(columns, table.sum(-1), strict=True):
             totals[name] = totals[name] + value
         if real:
