@@ -1,19 +1,22 @@
 """
 Train one base on the same pairs with TRL's `RewardTrainer` and with `CLoudTrainer` (classic arm): padded, padding-free, and with
 shared prompts. All sides compute the same loss in fp32, on batches of the same pairs in the same order; each round trains every side
-for one epoch, one after another, and rounds alternate which side starts.
+for one epoch, one after another, and rounds alternate which side starts. On CPUs, seconds are the process's.
 
 python benchmarks/against_trl.py --base HuggingFaceTB/SmolLM2-135M-Instruct --data ../shared/data/train/pairs_hh_harmless.jsonl.gz
 python benchmarks/against_trl.py --tiny   # a random model and invented pairs, in seconds
 """
 
 import argparse
+import gc
 import gzip
 import json
 import os
 import platform
 import statistics
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,34 +76,49 @@ def save_tiny(folder: str) -> list[dict]:
     ]
 
 
-def make_trainers(base: str, pairs: list[dict], batch_size: int, folder: str) -> dict[str, RewardTrainer]:
-    """Return a trainer of each side, over pairs that are already encoded."""
-    tokenizer = AutoTokenizer.from_pretrained(base)
+def make_trainer(side: str, base: str, pairs: list[dict], batch_size: int, folder: str) -> RewardTrainer:
+    """Return the trainer of a side: `"trl"`, or a key of `OURS`."""
     common = {
         "per_device_train_batch_size": batch_size, "num_train_epochs": 1, "use_cpu": not torch.cuda.is_available(),
         "bf16": False, "report_to": [], "max_length": MAX_TOKENS, "gradient_checkpointing": False, "save_strategy": "no",
         "disable_tqdm": True, "logging_strategy": "epoch", "learning_rate": 1e-5, "optim": "adamw_torch", "seed": 0,
     }  # fmt: skip
-    trainers: dict[str, RewardTrainer] = {}
-    for name, options in OURS.items():
-        args = CLoudTrainingConfig(f"{folder}/{name}", critique=False, **common, **options)
-        trainers[name] = CLoudTrainer(base, args, train_dataset=Dataset.from_list(pairs), processing_class=tokenizer)
-    # The same tokens: TRL's own encoding would add those that a chat template writes after the last end of turn
-    encoded = trainers["padded"].train_dataset.select_columns(["chosen_ids", "rejected_ids"])
-    args = RewardConfig(f"{folder}/trl", model_init_kwargs={"dtype": "float32"}, **common)
-    return {"trl": RewardTrainer(base, args, train_dataset=encoded, processing_class=tokenizer), **trainers}
+    options = {"train_dataset": Dataset.from_list(pairs), "processing_class": AutoTokenizer.from_pretrained(base)}
+    args = CLoudTrainingConfig(f"{folder}/{side}", critique=False, **common, **OURS.get(side, {}))
+    trainer: RewardTrainer = CLoudTrainer(base, args, **options)
+    if side == "trl":
+        # The same tokens: TRL's own encoding would add those that a chat template writes after the last end of turn
+        dataset: Any = trainer.train_dataset
+        options["train_dataset"] = dataset.select_columns(["chosen_ids", "rejected_ids"])
+        args = RewardConfig(f"{folder}/trl", model_init_kwargs={"dtype": "float32"}, **common)
+        trainer = RewardTrainer(base, args, **options)
+    return trainer
 
 
-def measure(trainers: dict[str, RewardTrainer], rounds: int) -> dict[str, list[float]]:
-    """Return the seconds of each side's epochs."""
-    seconds: dict[str, list[float]] = {name: [] for name in trainers}
-    names = list(trainers)
+def measure(
+    make: Callable[[str], RewardTrainer], rounds: int
+) -> tuple[dict[str, list[float]], dict[str, float], list]:
+    """Return the seconds of each side's epochs, their mean losses, and the encoded pairs. One trainer is in memory at a time."""
+    seconds: dict[str, list[float]] = {name: [] for name in ("trl", *OURS)}
+    losses, rows, names = {}, [], list(seconds)
     for number in range(rounds):
         shift = number % len(names)
         for name in names[shift:] + names[:shift]:
-            seconds[name].append(trainers[name].train().metrics["train_runtime"])
+            trainer = make(name)
+            start = clock()
+            trainer.train()
+            seconds[name].append(clock() - start)
+            losses[name] = mean_loss(trainer)
+            rows = list(trainer.train_dataset)
+            del trainer
+            gc.collect()
             print(f"round {number}: {name} {seconds[name][-1]:.1f} s", flush=True)
-    return seconds
+    return seconds, losses, rows
+
+
+def clock() -> float:
+    """Read the time: on CPUs that of this process, so that other work on the machine counts less."""
+    return time.perf_counter() if torch.cuda.is_available() else time.process_time()
 
 
 def main():
@@ -123,10 +141,9 @@ def main():
             pairs = save_tiny(args.base)
         else:
             pairs = read_pairs(args.data, args.pairs)
-        trainers = make_trainers(args.base, pairs, args.batch_size, folder)
-        rows: Any = trainers["trl"].train_dataset
-        seconds = measure(trainers, args.rounds)
-        losses = {name: mean_loss(made) for name, made in trainers.items()}
+        seconds, losses, rows = measure(
+            lambda side: make_trainer(side, args.base, pairs, args.batch_size, folder), args.rounds
+        )
     result = {
         "base": "random" if args.tiny else Path(args.base).name,
         "data": "invented" if args.tiny else Path(args.data).name,
@@ -149,7 +166,7 @@ def main():
 
 
 def mean_loss(trainer: RewardTrainer) -> float:
-    """Return the mean loss of the latest epoch."""
+    """Return the mean loss of the epoch."""
     return round(next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry), 4)
 
 

@@ -79,12 +79,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def save_model(folder: str):
-    """
-    Save a random reward model that writes letters until the token budget ends the critique, greedy or sampled.
-
-    One hidden dimension has the same positive value at every position, from which the LM head derives that only letters are
-    allowed. Decoded critiques therefore encode back to the same number of tokens on every side.
-    """
+    """Save a random reward model that writes letters until the token budget ends the critique, greedy or sampled."""
     torch.manual_seed(0)
     tokenizer = make_tokenizer()
     config = LlamaConfig(
@@ -101,20 +96,28 @@ def save_model(folder: str):
         pad_token_id=tokenizer.pad_token_id,
     )
     language_model = LlamaForCausalLM(config)
-    letters = tokenizer.convert_tokens_to_ids(list(string.ascii_letters))
-    with torch.no_grad():
-        language_model.model.embed_tokens.weight[:, 0] = 1.0
-        for layer in language_model.model.layers:
-            layer.self_attn.o_proj.weight[0] = 0.0
-            layer.mlp.down_proj.weight[0] = 0.0
-        language_model.lm_head.weight[:, 0] = -1e4
-        language_model.lm_head.weight[letters, 0] = 0.0
+    allow_only_letters(language_model, tokenizer)
     base = f"{folder}/base"
     language_model.save_pretrained(base)
     tokenizer.save_pretrained(base)
     model = CLoudForRewardModeling.from_base(base, critique_prompt=CRITIQUE_PROMPT)
     model.save_pretrained(f"{folder}/reward")
     tokenizer.save_pretrained(f"{folder}/reward")
+
+
+@torch.no_grad()
+def allow_only_letters(language_model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast):
+    """
+    Change weights so that one hidden dimension has the same positive value at every position, from which the LM head derives that
+    only letters are allowed. Decoded critiques therefore encode back to the same number of tokens on every side.
+    """
+    letters = tokenizer.convert_tokens_to_ids(list(string.ascii_letters))
+    language_model.model.embed_tokens.weight[:, 0] = 1.0
+    for layer in language_model.model.layers:
+        layer.self_attn.o_proj.weight[0] = 0.0
+        layer.mlp.down_proj.weight[0] = 0.0
+    language_model.lm_head.weight[:, 0] = -1e4
+    language_model.lm_head.weight[letters, 0] = 0.0
 
 
 def make_chats(critique_format: CritiqueFormat, lengths: list[int], seed: int) -> tuple[list[str], list[str]]:

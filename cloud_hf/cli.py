@@ -227,11 +227,26 @@ def explain(error: BaseException) -> str | None:
         return f"A file is not UTF-8 ({error}). Save it as UTF-8."
     package = type(error).__module__.split(".")[0]
     is_checked = isinstance(error, ValueError) and _raised_in(error) in _CHECKED_INPUT
+    if package == "torch" and type(error).__name__ == "OutOfMemoryError":
+        return _explain_memory(str(error))
     if package == "safetensors":
         return f"A file of weights is damaged ({error}). Copy or download the model again."
     if package in ("cloud_hf", "yaml") or isinstance(error, OSError) or is_checked:
         return str(error) or type(error).__name__
     return None
+
+
+def _explain_memory(message: str) -> str:
+    """Shorten torch's message to what was wanted and what was free, and name the options that help."""
+    found = re.match(
+        r"CUDA out of memory\. (Tried to allocate [\d.]+ \w+)\..*?of which ([\d.]+ \w+) is free", message, re.DOTALL
+    )
+    what = f": {found[1][0].lower()}{found[1][1:]}, {found[2]} was free" if found else ""
+    return (
+        f"The GPU has too little memory{what}. In training, lower `--per_device_train_batch_size` or `--token_budget`, or add "
+        "`--gradient_checkpointing` (`python -m cloud_hf.training.plan` computes the largest batch that fits); in scoring, lower "
+        "`--batch_size`."
+    )
 
 
 def _raised_in(error: BaseException) -> str:

@@ -127,7 +127,7 @@ class CritiqueWriter:
             find(self.model.config) for find in (self.critique_format.stop_ids, self.critique_format.banned_ids)
         )
         reader = _RewardReader(end)
-        ending = _EndOfCritique(end, stop_ids, banned_ids, width + self.max_new_tokens, reader)
+        ending = _EndOfCritique(end, stop_ids, banned_ids, width + self.max_new_tokens, reader, self.model.device)
         processors = (
             [_GumbelSampler(self.temperature, seeds, reader, self.model.device)] if self.temperature > 0 else []
         )
@@ -281,21 +281,20 @@ class _EndOfCritique(LogitsProcessor):
     """Turns any stop token into the end of turn, and forces the end of turn when the budget is used up."""
 
     def __init__(
-        self, end_token_id: int, stop_ids: list[int], banned_ids: list[int], last_width: int, reader: _RewardReader
-    ):
+        self, end_token_id: int, stop_ids: list[int], banned_ids: list[int], last_width: int, reader: _RewardReader,
+        device: torch.device,
+    ):  # fmt: skip
         self.end_token_id = end_token_id
-        self.stop_ids = stop_ids
-        self.banned_ids = banned_ids
+        # On the device: indexing with a list would copy it there in every step
+        self.end_ids = torch.tensor([end_token_id, *stop_ids], device=device)
+        self.never_written = torch.tensor([*stop_ids, *banned_ids], dtype=torch.long, device=device)
         self.last_width = last_width
         self.reader = reader
         self.cut_B: torch.Tensor | None = None
 
     def __call__(self, input_ids, scores):
-        if self.stop_ids:
-            best = scores[:, [self.end_token_id, *self.stop_ids]].amax(-1)
-            scores[:, self.stop_ids] = -torch.inf
-            scores[:, self.end_token_id] = best
-        scores[:, self.banned_ids] = -torch.inf
+        scores[:, self.end_token_id] = scores.index_select(1, self.end_ids.to(scores.device)).amax(-1)
+        scores.index_fill_(1, self.never_written.to(scores.device), -torch.inf)
         if input_ids.shape[1] == self.last_width:
             self.cut_B = ~self.reader.ended().to(scores.device) & (scores.argmax(-1) != self.end_token_id)
             scores.fill_(-torch.inf)

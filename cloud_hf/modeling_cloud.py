@@ -5,6 +5,7 @@ Shape suffixes: B batch, T tokens, H hidden, V vocabulary, P labelled positions,
 
 import inspect
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -359,7 +360,8 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         reward_positions: torch.Tensor | None = None,
-        segments: torch.Tensor | None = None,
+        segments: torch.Tensor | Sequence[Sequence[int]] | None = None,
+        target_positions: torch.Tensor | None = None,
         lm_loss_chunks: int | None = None,
         margin: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
@@ -390,9 +392,12 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             reward_positions (`torch.LongTensor` of shape `(B,)`, *optional*):
                 Where rewards are read. Default to the end of the last turn of each sequence. With `segments`, positions
                 in the flattened row, at the last token of each sequence, in any order.
-            segments (`torch.LongTensor` of shape `(S, 2)`, *optional*):
+            segments (`torch.LongTensor` of shape `(S, 2)` or nested sequence, *optional*):
                 Length and parent of each segment of a flattened batch, see [`~packed_attention.packed_arguments`]. A
                 sequence is a segment and its ancestors.
+            target_positions (`torch.LongTensor` of shape `(P,)`, *optional*):
+                Where `labels[:, 1:].flatten()` is not `-100`. Found in `labels` by default, for which the host waits for
+                the device.
             lm_loss_chunks (`int`, *optional*):
                 Number of pieces in which the logits of the labelled tokens are computed. One is fastest; with more,
                 only one piece is in memory at a time, and the backward pass recomputes each. Defaults to one piece
@@ -414,7 +419,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
                 raise ValueError(
                     "A flattened batch needs `position_ids` and `reward_positions` in addition to `segments`."
                 )
-            kwargs |= packed_arguments(self.trunk.config, segments)
+            kwargs |= packed_arguments(self.trunk.config, segments, position_ids.device)
         else:
             if reward_positions is None:
                 attention_mask, reward_positions = self._find_rewards(input_ids, attention_mask)
@@ -434,8 +439,11 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         output = CLoudOutput(logits=reward_B1)
         if labels is not None:
             labels_BT = labels[:, 1:].to(device)
-            sequence_P = _labelled_sequences(labels_BT, None if segments is None else positions_B)
-            loss_P = self._lm_losses(hidden_BTH[:, :-1], labels_BT, lm_loss_chunks)
+            if target_positions is None:
+                target_positions = labelled(labels_BT)
+            places_P = target_positions.to(device)
+            sequence_P = _labelled_sequences(places_P, labels_BT.shape[1], None if segments is None else positions_B)
+            loss_P = self._lm_losses(hidden_BTH[:, :-1], labels_BT, places_P, lm_loss_chunks)
             output.lm_loss = loss_P.sum() / max(1, len(sequence_P))
             zeros_B = loss_P.new_zeros(len(positions_B))
             output.lm_loss_sums = zeros_B.index_add(0, sequence_P, loss_P.detach()[: len(sequence_P)])
@@ -473,16 +481,17 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         """Compute rewards of shape `(B, 1)`, fp32, from final hidden states of shape `(B, H)`."""
         return (self.reward_head(hidden_BH) - self.config.reward_mean) / self.config.reward_std
 
-    def _lm_losses(self, hidden_BTH: torch.Tensor, labels_BT: torch.Tensor, chunks: int | None) -> torch.Tensor:
+    def _lm_losses(
+        self, hidden_BTH: torch.Tensor, labels_BT: torch.Tensor, places_P: torch.Tensor, chunks: int | None
+    ) -> torch.Tensor:
         """
         Compute the cross-entropy at each labelled position, or a single zero if there is none, with the logits of one
         piece of the positions in memory at a time.
         """
-        labelled_BT = labels_BT != IGNORE_INDEX
-        hidden_PH, labels_P = hidden_BTH[labelled_BT], labels_BT[labelled_BT]
-        if labels_P.numel() == 0:
+        if places_P.numel() == 0:
             # One ignored position keeps the LM head in the graph, which sharded training needs on every rank
-            hidden_PH, labels_P = hidden_BTH[:1, 0], labels_BT[:1, 0]
+            places_P = places_P.new_zeros(1)
+        hidden_PH, labels_P = hidden_BTH.flatten(0, 1)[places_P], labels_BT.flatten()[places_P]
         return self._losses_in_pieces(hidden_PH, labels_P, chunks)
 
     def _losses_in_pieces(self, hidden_PH: torch.Tensor, labels_P: torch.Tensor, chunks: int | None) -> torch.Tensor:
@@ -597,7 +606,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         was_training = self.training
         self.eval()
         options = {"position_ids": positions[None].to(self.device)}
-        packed = last_states(row, last_tokens, **options, **packed_arguments(self.trunk.config, segments))
+        packed = last_states(row, last_tokens, **options, **packed_arguments(self.trunk.config, segments, self.device))
         alone = torch.stack([last_states(sequence[None].to(self.device), -1) for sequence in sequences])
         limit = 0.02 * alone.abs().max() + 1e-4
         if self.dtype != torch.float32:
@@ -747,16 +756,20 @@ def _refuse_missing(name, missing_keys):
         )
 
 
-def _labelled_sequences(labels_BT: torch.Tensor, reward_positions: torch.Tensor | None) -> torch.Tensor:
+def labelled(labels_BT: torch.Tensor) -> torch.Tensor:
+    """Find the labelled positions in flattened labels, shape `(P,)`."""
+    return (labels_BT != IGNORE_INDEX).flatten().nonzero()[:, 0]
+
+
+def _labelled_sequences(places_P: torch.Tensor, width: int, reward_positions: torch.Tensor | None) -> torch.Tensor:
     """
     Return the sequence of each labelled position, shape `(P,)`: its row or, in a flattened batch, the sequence whose
     reward position comes next.
     """
-    row_P, position_P = (labels_BT != IGNORE_INDEX).nonzero().unbind(1)
     if reward_positions is None:
-        return row_P
+        return places_P // max(width, 1)
     order_B = reward_positions.argsort()
-    return order_B[torch.searchsorted(reward_positions[order_B], position_P)]
+    return order_B[torch.searchsorted(reward_positions[order_B], places_P)]
 
 
 def unused_token_id(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> int | None:

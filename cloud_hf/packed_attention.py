@@ -7,6 +7,7 @@ Shape suffixes: S segments, N tokens of the flattened batch, h heads, D head siz
 """
 
 import logging
+from collections.abc import Sequence
 from functools import cache, lru_cache
 from typing import Any
 
@@ -36,21 +37,21 @@ _BLOCK = 128
 Table = tuple[tuple[int, int], ...]
 
 
-def packed_arguments(config, segments_S2: torch.Tensor) -> dict[str, Any]:
+def packed_arguments(config, segments: torch.Tensor | Sequence[Sequence[int]], device: torch.device) -> dict[str, Any]:
     """
-    Make the arguments that tell a decoder's attention where the segments are. `segments_S2` holds the length and parent of
-    each, in the order of their tokens; the parent is the index of an earlier segment, or -1. A token attends to the
-    ancestors of its segment, to earlier tokens of that segment, and to itself.
+    Make the arguments that tell a decoder's attention where the segments are. `segments`, of shape `(S, 2)`, holds the length and
+    parent of each, in the order of their tokens; the parent is the index of an earlier segment, or -1. A token attends to the
+    ancestors of its segment, to earlier tokens of that segment, and to itself. The lengths are read on the host, so a tensor on
+    another device is waited for.
 
     Raises:
         `ValueError`: If the attention implementation of `config` cannot keep segments apart.
     """
+    segments_S2 = torch.as_tensor(segments).cpu()
     if is_flash_attention_requested(config):
         if (segments_S2[:, 1] >= 0).any():
             raise ValueError("FlashAttention cannot share prompts; load the model with `attn_implementation='sdpa'`.")
-        lengths_S = segments_S2[:, 0]
-        ends_S = torch.nn.functional.pad(lengths_S.cumsum(0), (1, 0)).int()
-        longest = int(lengths_S.max())
+        ends_S, longest = _bounds(tuple(map(tuple, segments_S2.tolist())), device)
         return {
             "attention_mask": None, "cu_seq_lens_q": ends_S, "cu_seq_lens_k": ends_S, "max_length_q": longest,
             "max_length_k": longest,
@@ -62,7 +63,7 @@ def packed_arguments(config, segments_S2: torch.Tensor) -> dict[str, Any]:
         )
     # The table is passed as the attention mask, because every architecture passes on a 4-d mask unchanged, even under
     # gradient checkpointing. It stays on the CPU, where the lengths are read.
-    return {"attention_mask": segments_S2.cpu()[None, None]}
+    return {"attention_mask": segments_S2[None, None]}
 
 
 def packed_sdpa_attention_forward(
@@ -169,7 +170,13 @@ def _attend_varlen(query, key, value, table: Table, sliding_window: int | None, 
 def _bounds(table: Table, device: torch.device) -> tuple[torch.Tensor, int]:
     """Return where sequences begin and end, shape `(S + 1,)`, and the length of the longest one."""
     lengths = [length for length, _ in table]
-    return torch.tensor(np.cumsum([0, *lengths]), dtype=torch.int32, device=device), max(lengths)
+    return _on(device, np.cumsum([0, *lengths], dtype=np.int32)), max(lengths)
+
+
+def _on(device: torch.device, array: np.ndarray) -> torch.Tensor:
+    """Copy an array to a device. From pinned memory, the host does not wait for the copy."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _attend_flex(query, key, value, table: Table, sliding_window, scaling, softcap, attend) -> torch.Tensor:
@@ -212,7 +219,7 @@ def make_block_mask(table: Table, sliding_window: int | None, device: torch.devi
         low, high = reduced(np.minimum, position_N), reduced(np.maximum, position_N)
         some &= low[:, None] - high < sliding_window
         every &= high[:, None] - low < sliding_window
-    last, position = (torch.tensor(each, device=device) for each in (last_N, position_N))
+    last, position = (_on(device, each) for each in (last_N, position_N))
 
     def sees(batch, head, query, key):
         seen = (key <= query) & (query < last[key])
@@ -249,7 +256,8 @@ def _spans(table: Table) -> tuple[np.ndarray, np.ndarray]:
 def _block_lists(marked: np.ndarray, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the number of marked blocks in each row, and their indices, before those of the others."""
     order = np.argsort(~marked, axis=1, kind="stable")
-    return tuple(torch.tensor(each, dtype=torch.int32, device=device)[None, None] for each in (marked.sum(1), order))  # pyright: ignore[reportReturnType]
+    counts, indices = (_on(device, each.astype(np.int32))[None, None] for each in (marked.sum(1), order))
+    return counts, indices
 
 
 AttentionInterface.register(PACKED_SDPA, packed_sdpa_attention_forward)

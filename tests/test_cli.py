@@ -99,6 +99,11 @@ def test_a_command_gets_its_arguments(command, monkeypatch):
         ("from cloud_hf.data.journal import JournalError\nraise JournalError('Not a journal.')", "Not a journal."),
         ("raise ImportError('Needs bitsandbytes.')", "Needs bitsandbytes."),
         (
+            "import torch\nraise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity "
+            "of 79.1 GiB of which 1.20 GiB is free. Of the')",
+            "The GPU has too little memory: tried to allocate 2.50 GiB, 1.20 GiB was free. In training, lower",
+        ),
+        (
             "raise ModuleNotFoundError(name='datasketch')",
             "`datasketch` is not installed. It comes with an extra: pip install 'cloud-hf[data]'",
         ),

@@ -164,6 +164,7 @@ CONTRACTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "vllm.v1.sample.logits_processor.BatchUpdate": ("rows that join, leave and move", ()),
     "vllm.v1.sample.logits_processor.LogitsProcessor": ("closes critiques at the budget (V1 runner)", ()),
     "vllm.v1.sample.logits_processor.builtin.process_dict_updates": ("keeps requests by row", ("req_entries", "batch_update")),
+    "vllm.v1.worker.gpu.buffer_utils.UvaBackedTensor": ("values per request, copied to the device", ("size", "dtype")),
     "vllm.v1.worker.gpu.sample.logits_processor.LogitsProcessor": ("closes critiques at the budget (V2 runner)", ()),
 }  # fmt: skip
 

@@ -9,6 +9,7 @@ from trl.trainer.reward_trainer import DataCollatorForPreference
 from trl.trainer.utils import pad
 
 from ..critique_format import IGNORE_INDEX
+from ..modeling_cloud import labelled
 from .encoding import SIDES
 from .packing import Packing, TokenSequence
 
@@ -21,7 +22,7 @@ class DataCollatorForCLoud(DataCollatorForPreference):
 
     Examples must have `chosen_ids`, `rejected_ids`, `chosen_prefix_length` and `rejected_prefix_length`, as
     [`encode_pairs`] makes them. The returned dictionary has `input_ids`, `attention_mask` and, if `critique` is set,
-    `labels`, all of shape `(2 * pairs, T)`; `reward_positions` of shape `(2 * pairs,)`; and, if the examples have them, `margin` and `cut` (number of critiques of the
+    `labels`, all of shape `(2 * pairs, T)`, and `target_positions`; `reward_positions` of shape `(2 * pairs,)`; and, if the examples have them, `margin` and `cut` (number of critiques of the
     pair that were cut off at the token budget), of shape `(pairs,)`.
 
     With `padding_free` or `shared_prompt`, the sequences are concatenated into one row. The dictionary then has the tensors
@@ -70,6 +71,9 @@ class DataCollatorForCLoud(DataCollatorForPreference):
                     padding_side="right",
                     pad_to_multiple_of=self.pad_to_multiple_of,
                 )
+        if self.critique:
+            # Found here, because on a GPU the host would wait for the number of labels
+            batch["target_positions"] = labelled(batch["labels"][:, 1:])
         if "cut" in examples[0]:
             batch["cut"] = torch.tensor([example["cut"] for example in examples])
         return batch

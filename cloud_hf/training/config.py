@@ -117,6 +117,16 @@ class CLoudTrainingConfig(RewardConfig):
                 f"`neftune_noise_alpha` is set, but with `{flattened[0]}` its noise would be scaled by the length of the "
                 "batch instead of each sequence's. Drop one."
             )
+        if self.use_liger_kernel:
+            raise ValueError(
+                "`use_liger_kernel` would change nothing: Liger's kernels replace those of models whose type they know, and a CLoud "
+                "model is not among them. Drop it; the critique loss already computes its logits in pieces."
+            )
+        if flattened and (self.torch_compile or self.torch_compile_mode or self.torch_compile_backend):
+            raise ValueError(
+                f"`torch_compile` is set, but with `{flattened[0]}` the lengths of the sequences differ in every batch, and each would "
+                "be compiled again. Drop one."
+            )
         check_machine(self)
         super().__post_init__()
         # Checked only now, because TRL has just turned "auto" into a number or `None`

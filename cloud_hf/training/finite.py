@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..modeling_cloud import check_weights
 from ..scores import NotFinite
@@ -12,30 +13,55 @@ from .resume import MixedTrainer, name_last
 
 class StopsWhenNotFinite(MixedTrainer):
     """
-    Mixin for TRL's trainers: training stops at the first loss or gradient norm that is not finite, and weights that are not
-    finite are never saved.
+    Mixin for TRL's trainers: training stops at the first log, evaluation or checkpoint after a loss or gradient norm that is not
+    finite, and weights that are not finite are never saved.
 
     transformers would log an average of earlier losses instead, continue, and overwrite good checkpoints.
     """
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        # Of each value: the first step in which it was not finite, and what it was. On the device, because reading it there in
+        # every step would make the host wait
+        self._first_bad: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.args.logging_nan_inf_filter = False  # also reads every loss, to hide what this mixin reports
+        self.add_callback(_Check(self))
+
     def training_step(self, *args, **kwargs) -> torch.Tensor:
         """See [`~transformers.Trainer.training_step`]."""
         loss = super().training_step(*args, **kwargs)
-        self._check_finite("loss", loss)
+        self._watch("loss", loss)
         return loss
 
     def _get_grad_norm(self, *args, **kwargs) -> Any:
         norm = super()._get_grad_norm(*args, **kwargs)
         # The loss scaler of fp16 tries scales until gradients are finite, and skips the steps until then
         if norm is not None and not self.args.fp16:
-            self._check_finite("gradient norm", norm)
+            self._watch("gradient norm", torch.as_tensor(norm))
         return norm
+
+    def _watch(self, name: str, value: torch.Tensor):
+        step, worst = self._first_bad.get(name, (value.new_full((), math.inf, dtype=torch.float32), value))
+        is_first = step.isinf() & ~value.isfinite()
+        self._first_bad[name] = (
+            torch.where(is_first, self.state.global_step + 1, step), torch.where(is_first, value.detach(), worst)
+        )  # fmt: skip
+
+    def check_finite(self):
+        """Raise [`NotFinite`] if a loss or a gradient norm was not finite."""
+        found = {name: (float(step), float(value)) for name, (step, value) in self._first_bad.items()}
+        self._first_bad.clear()
+        for name, (step, value) in sorted(found.items(), key=lambda item: (item[1][0], item[0] != "loss")):
+            if math.isfinite(step):
+                raise NotFinite(f"Step {int(step)}: the {name} is {value}. Training stops. {self._advice()}")
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
         """See [`~transformers.Trainer.evaluation_loop`]."""
         output: Any = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        if (loss := output.metrics.get(f"{metric_key_prefix}_loss")) is not None:
-            self._check_finite(f"{metric_key_prefix}_loss", loss)
+        loss = output.metrics.get(f"{metric_key_prefix}_loss", 0.0)
+        if not math.isfinite(loss):
+            step = self.state.global_step
+            raise NotFinite(f"Step {step}: the {metric_key_prefix}_loss is {loss}. Training stops. {self._advice()}")
         return output
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
@@ -56,14 +82,23 @@ class StopsWhenNotFinite(MixedTrainer):
                 f"After step {self.state.global_step}: {error} It is not saved. {self._advice()}"
             ) from error
 
-    def _check_finite(self, name: str, value: torch.Tensor | float):
-        if not math.isfinite(value):
-            step = self.state.global_step + 1
-            raise NotFinite(f"Step {step}: the {name} is {float(value)}. Training stops. {self._advice()}")
-
     def _advice(self) -> str:
         return (
             f"The last complete checkpoint is {name_last(self.args.output_dir)}: resume with `--resume_from_checkpoint true`, "
             "or start a new run from it with a lower learning rate. Check the data's `margin`, the weights of the losses, and "
             "the data type (fp16 overflows where bf16 does not)."
         )
+
+
+class _Check(TrainerCallback):
+    """Check the losses when they are read in any case, before they are logged or anything is saved."""
+
+    def __init__(self, trainer: StopsWhenNotFinite):
+        self._trainer = trainer
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        if control.should_log or control.should_evaluate or control.should_save:
+            self._trainer.check_finite()
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        self._trainer.check_finite()

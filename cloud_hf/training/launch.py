@@ -1,8 +1,10 @@
 """Settings that a training run was launched with, and checks of them before the model loads."""
 
 import importlib.util
+import os
 from typing import Any
 
+from accelerate import ParallelismConfig
 from transformers import TrainingArguments
 from transformers.utils import is_torch_bf16_gpu_available
 
@@ -69,6 +71,32 @@ def check_machine(args: TrainingArguments):
             "`bf16` is on (the default), but no GPU supports bfloat16. Pass `--bf16 False`; on a "
             "machine without a GPU, `--use_cpu --bf16 False`."
         )
+
+
+def check_parallelism(args: TrainingArguments):
+    """Raise `ValueError` if one process would use several GPUs, or if sequences or matrices would be divided among GPUs."""
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"This process sees {args.n_gpu} GPUs and would average their losses, whatever they hold. Start one process per GPU "
+            "with `accelerate launch`, or expose a single one with CUDA_VISIBLE_DEVICES."
+        )
+    config: Any = args.parallelism_config
+    if config is None and os.environ.get("ACCELERATE_USE_PARALLELISM_CONFIG", "").lower() == "true":
+        config = ParallelismConfig()
+    found = {} if config is None else {f"`parallelism_config` has {name}": getattr(config, name) for name in _DIVIDING}
+    if args.deepspeed_plugin is not None:
+        divides = deepspeed_config(args).get("tensor_parallel", {}).get("autotp_size", 1)
+        found["The DeepSpeed config has `tensor_parallel.autotp_size`"] = divides
+    for name, size in found.items():
+        if size > 1:
+            raise ValueError(
+                f"{name}={size}, which divides sequences or matrices among GPUs. CLoud training divides only the data and the "
+                "stored model: use FSDP2 (ds_configs/accelerate_fsdp2.yaml) or ZeRO-3, and for long chats `--gradient_checkpointing` "
+                "with a small `--token_budget`."
+            )
+
+
+_DIVIDING = ("cp_size", "sp_size", "tp_size")
 
 
 def check_dataset_size(args: TrainingArguments, rows: int):

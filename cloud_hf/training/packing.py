@@ -5,6 +5,7 @@ Shape suffixes: B sequences, S segments, N tokens of the row.
 
 from collections import defaultdict
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -104,10 +105,11 @@ class Packing:
     def _shareable(self, member: int) -> int:
         return self.sequences[member].prefix_length - 1  # so that every sequence ends in its own leaf
 
-    def tensors(self, labels: bool) -> dict[str, torch.Tensor]:
+    def tensors(self, labels: bool) -> dict[str, Any]:
         """
         Build the batch for [`CLoudForRewardModeling`]: `reward_positions` of shape `(B,)`; `input_ids`, `position_ids`,
-        `attention_mask` (all ones) and, if requested, `labels` of shape `(1, N)`; `segments` of shape `(S, 2)`.
+        `attention_mask` (all ones) and, if requested, `labels` of shape `(1, N)`; `segments` of shape `(S, 2)`, as tuples, because
+        what is read on the host must not be moved to the GPU with the tensors.
         """
         ends = np.cumsum([len(segment) for segment in self.segments])
         ids = np.concatenate([self.sequences[s.sequence].ids[s.start : s.end] for s in self.segments])
@@ -119,7 +121,7 @@ class Packing:
         batch["attention_mask"] = torch.ones_like(batch["input_ids"])
         if labels:
             batch["labels"] = torch.cat([self._labels(segment) for segment in self.segments])[None]
-        batch["segments"] = torch.tensor([(len(segment), segment.parent) for segment in self.segments])
+        batch["segments"] = tuple((len(segment), segment.parent) for segment in self.segments)
         return batch
 
     def _labels(self, segment: Segment) -> torch.Tensor:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         accelerator: Any
         _metrics: Any
         _total_train_tokens: Any
+        _tokens_seen: Any
 else:
     MixedTrainer = object
 
@@ -164,6 +165,10 @@ class ExactResume(MixedTrainer):
         # Loss, time and speed cover the complete run, not only the part since it was resumed
         return super()._finalize_training(trial, num_train_samples, start_time - self._seconds_before)
 
+    def _tokens_seen(self) -> int:
+        """Count the training tokens so far, over all ranks."""
+        return self._total_train_tokens
+
     def _running_metrics(self) -> dict[str, Any]:
         """Return the running sums since the last log entry, and over the run."""
         return {
@@ -171,7 +176,7 @@ class ExactResume(MixedTrainer):
             "total_loss": self._total_loss_scalar,
             "last_logged": self._globalstep_last_logged,
             "metrics": self._metrics["train"],
-            "tokens": self._total_train_tokens,
+            "tokens": self._tokens_seen(),
             "seconds": self._seconds_before + time.monotonic() - self._started,
         }
 

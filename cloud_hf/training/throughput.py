@@ -67,7 +67,7 @@ class LogsThroughput(MixedTrainer):
         super().log(logs, start_time)
 
     def _throughput(self) -> dict[str, float]:
-        tokens, steps = self._total_train_tokens, self.state.global_step
+        tokens, steps = self._tokens_seen(), self.state.global_step
         seconds = self._clock.take()
         new_tokens = tokens - self._measured[0]
         new_steps = steps - self._measured[1]
@@ -105,7 +105,7 @@ class _TrainingClock(TrainerCallback):
     # Evaluation and saving follow the step that triggers them, so the clock stops at that step's end and starts with the next
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         if self._begins:  # by now, a resumed run has restored its counts
-            self._trainer._measured = (self._trainer._total_train_tokens, state.global_step)
+            self._trainer._measured = (self._trainer._tokens_seen(), state.global_step)
             self._begins = False
         if self._started is None:
             self._started = time.perf_counter()

@@ -31,6 +31,7 @@ from .collator import DataCollatorForCLoud
 from .config import CLoudTrainingConfig
 from .encoding import ENCODED_COLUMNS, encode_pairs
 from .finite import StopsWhenNotFinite
+from .launch import check_parallelism
 from .lora import (
     HEAD,
     check_dropout,
@@ -119,6 +120,7 @@ class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, 
             check_name(model)
         args = _cloud_config(args, model)
         peft_config, quantization_config = kwargs.pop("peft_config", None), kwargs.pop("quantization_config", None)
+        check_parallelism(args)
         check_launch(args)
         if peft_config is not None:
             check_lora("`peft_config`", peft_config)
@@ -255,6 +257,8 @@ class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, 
 
     # ---------------------------------------------------------------------------------------------------------- loss
 
+    # Nothing below reads a value on the host: on a GPU, it would wait for all that is queued. Metrics are read at logging steps
+
     def _get_num_items_in_batch(self, batch_samples: list[dict], device: torch.device) -> torch.Tensor | None:
         """Count pairs and labelled tokens of the optimizer step, over its micro-batches and all ranks: shape `(2,)`."""
         if not batch_samples:
@@ -266,8 +270,9 @@ class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, 
         cut = inputs.pop("cut", None)  # for the metrics only: the model does not take it
         if self.args.lm_loss_chunks is not None:
             inputs["lm_loss_chunks"] = self.args.lm_loss_chunks
-        result: Any = super().compute_loss(model, inputs, return_outputs=True)
-        pairwise_loss, outputs = result
+        inputs["use_cache"] = False  # gradient checkpointing would warn
+        outputs = model(**inputs)
+        pairwise_loss = self._pairwise_loss(inputs, outputs)
         lm_loss = pairwise_loss.new_zeros(()) if outputs.lm_loss is None else outputs.lm_loss
         self._add_metrics(inputs, cut, outputs)
         if num_items_in_batch is None:  # called outside the Trainer's loops: means over this batch
@@ -279,6 +284,14 @@ class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, 
             self.args.bradley_terry_weight * pairwise_loss * share[0] + self.args.lm_loss_weight * lm_loss * share[1]
         )
         return (loss, outputs) if return_outputs else loss
+
+    def _pairwise_loss(self, inputs: dict[str, Any], outputs: Any) -> torch.Tensor:
+        """Compute what TRL computes, without its metrics, for which the host waits in every step."""
+        chosen, rejected = outputs.logits[:, 0].chunk(2)
+        loss = -F.logsigmoid(chosen - rejected - inputs.get("margin", 0.0)).mean()
+        if self.args.center_rewards_coefficient is not None:
+            loss = loss + self.args.center_rewards_coefficient * (chosen + rejected).square().mean()
+        return loss
 
     # ------------------------------------------------------------------------------------------------------- metrics
 
@@ -304,13 +317,16 @@ class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, 
             columns["critiques_cut"] = cut.float() / 2
         real = self._real_pairs(len(chosen))
         totals = self._sums["train" if self.model.training else "eval"]
-        table = torch.stack([column.to(chosen.device)[:real] for column in columns.values()]).cpu().double()
-        for name, value in zip(columns, table.sum(-1).tolist(), strict=True):
-            totals[name] += value
+        exact = torch.float32 if chosen.device.type == "mps" else torch.float64  # Apple's GPUs lack it
+        table = torch.stack([column.to(chosen.device)[:real] for column in columns.values()]).to(exact)
+        for name, value in zip(columns, table.sum(-1), strict=True):
+            totals[name] = totals[name] + value
         if real:
             rewards = torch.cat([chosen[:real], rejected[:real]])
-            totals["min_reward"] = min(totals.get("min_reward", math.inf), rewards.min().item())
-            totals["max_reward"] = max(totals.get("max_reward", -math.inf), rewards.max().item())
+            totals["min_reward"] = rewards.min().clamp(max=totals.get("min_reward", math.inf))
+            totals["max_reward"] = rewards.max().clamp(min=totals.get("max_reward", -math.inf))
+        if self.model.training:
+            self._total_train_tokens = self._total_train_tokens + inputs["attention_mask"].sum()
 
     def _real_pairs(self, pairs: int) -> int:
         """Count the pairs of this rank's batch that are not duplicates: accelerate fills the last batch with earlier rows."""
@@ -321,7 +337,7 @@ class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, 
 
     def _take_means(self, mode: str) -> dict[str, float]:
         """Return the metrics since the last call, over all ranks."""
-        ranks = gather_object([dict(self._sums[mode])])
+        ranks = gather_object([_floats(self._sums[mode])])
         self._sums[mode].clear()
         combine = {"min_reward": min, "max_reward": max}
         names = dict.fromkeys(name for rank in ranks for name in rank)
@@ -333,6 +349,10 @@ class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, 
         lm_loss = self.args.lm_loss_weight * means.get("lm_loss", 0.0)
         return self.args.bradley_terry_weight * (means["pairwise_loss"] + centring) + lm_loss
 
+    def _tokens_seen(self) -> int:
+        total = torch.as_tensor(self._total_train_tokens, device=self.accelerator.device)
+        return int(self.accelerator.gather(total[None]).sum())
+
     def _uses_lm_head(self) -> bool:
         return self.model.config.critique
 
@@ -341,11 +361,12 @@ class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, 
             # The log already has the joint loss, including centring, as `loss`
             means = self._take_means("train")
             means.pop("centring", None)
+            means["num_tokens"] = self._tokens_seen()
             self._metrics["train"].update({name: [value] for name, value in means.items()})
         super().log(logs, start_time)
 
     def prediction_step(self, model, inputs, *args, **kwargs):
-        self._eval_pairs = int(_counts(inputs)[0])
+        self._eval_pairs = _num_pairs(inputs)
         return super().prediction_step(model, inputs, *args, **kwargs)
 
     def _gather_rows(self, data: Any) -> Any:
@@ -384,11 +405,13 @@ class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, 
     # -------------------------------------------------------------------------------------------------------- saving
 
     def _running_metrics(self):
-        return {**super()._running_metrics(), "sums": self._sums["train"]}
+        return {**super()._running_metrics(), "sums": _floats(self._sums["train"])}
 
     def _restore_running_metrics(self, state):
         super()._restore_running_metrics(state)
         self._sums["train"] = defaultdict(float, state["sums"])
+        if not self.is_world_process_zero():
+            self._total_train_tokens = 0  # each rank counts its own, and the checkpoint has all
 
     def _save(self, output_dir: str | None = None, state_dict=None):
         super()._save(output_dir, state_dict)
@@ -448,11 +471,6 @@ def _prepare_batches(
     options = [name for name in ("padding_free", "shared_prompt", "token_budget") if getattr(args, name)]
     if options and data_collator is not None:
         raise ValueError(f"`{options[0]}` assembles the batches itself: omit `data_collator`.")
-    if options and args.n_gpu > 1:
-        raise ValueError(
-            f"`{options[0]}`: this process sees {args.n_gpu} GPUs, and such batches cannot be split among them. Start one "
-            "process per GPU with `accelerate launch`, or expose a single one with CUDA_VISIBLE_DEVICES."
-        )
     if args.padding_free or args.shared_prompt:
         model.prepare_for_segments(args.shared_prompt)
     return data_collator or DataCollatorForCLoud(
@@ -545,8 +563,16 @@ def _counts(batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Count pairs and labelled tokens of a micro-batch."""
     # No position predicts the first token of a row, so its label does not count
     tokens = (batch["labels"][:, 1:] != IGNORE_INDEX).sum() if "labels" in batch else batch["input_ids"].new_zeros(())
-    sequences = batch["reward_positions"] if "segments" in batch else batch["input_ids"]
-    return torch.stack([tokens.new_tensor(len(sequences) // 2), tokens])
+    return torch.stack([tokens.new_full((), _num_pairs(batch)), tokens])
+
+
+def _num_pairs(batch: dict[str, Any]) -> int:
+    return len(batch["reward_positions"] if "segments" in batch else batch["input_ids"]) // 2
+
+
+def _floats(totals: dict[str, Any]) -> dict[str, float]:
+    """Read sums, for which the host waits for the device."""
+    return {name: float(total) for name, total in totals.items()}
 
 
 def _chosen_first(rows: Any, pairs: int, batch: int) -> Any:

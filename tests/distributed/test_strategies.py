@@ -19,16 +19,17 @@ IN_EVERY_TEST_RUN = ["ddp", "zero2", "zero3", "fsdp2"]
 KINDS = [(kind, lora) for kind in ("cloud", "classic") for lora in (False, True)]
 # Beside whole CLoud models; an adapter is made when ZeRO-3 has divided its base
 ALSO = {"ddp": ("classic", False), "zero3": ("cloud", True)}
-# Batches in one row, with one copy of shared prompts
+# Batches of as many pairs as fit into a number of tokens, in one row, with one copy of shared prompts
 IN_ONE_ROW = ("shared", False)
 
 
 def runs_of(base, kinds):
+    in_one_row = {"shared_prompt": True, "token_budget": 500, "per_device_train_batch_size": 4}
     return [
         {
             "name": name_of(kind, lora), "base": str(base), "lora": lora,
             "options": {
-                "critique": kind != "classic", "shared_prompt": kind == "shared", "eval_strategy": "steps", "eval_steps": 9,
+                "critique": kind != "classic", "eval_strategy": "steps", "eval_steps": 9, **(in_one_row if kind == "shared" else {}),
             },
         }
         for kind, lora in kinds

@@ -5,6 +5,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from accelerate import PartialState
@@ -76,6 +77,9 @@ def train(spec: dict, run: dict, rows: Dataset) -> dict:
     name_strategy(spec["strategy"])
     options = strategy_options(spec["strategy"], spec.get("deepspeed", {}))
     args = CLoudTrainingConfig(str(folder), **{**defaults, **options, **run.get("options", {})})
+    as_two = spec["strategy"] == "single" and args.token_budget is not None
+    if as_two:
+        args.gradient_accumulation_steps *= 2
     folder.mkdir(parents=True, exist_ok=True)
     observe = Observe(folder)
     tokenizer = AutoTokenizer.from_pretrained(run["base"])
@@ -85,6 +89,9 @@ def train(spec: dict, run: dict, rows: Dataset) -> dict:
         run["base"], args, train_dataset=rows, eval_dataset=evaluated, processing_class=tokenizer, callbacks=[observe],
         peft_config=lora,
     )  # fmt: skip
+    if as_two:  # the batches of two processes, one after the other
+        with patch.object(type(args), "world_size", 2):
+            trainer._train_sampler = trainer._make_train_sampler()
     trainer.train(resume_from_checkpoint=run.get("resume"))
     trainer.save_model(str(folder / "model"))
     held = stored_bytes(trainer) if spec["strategy"] == "fsdp2" else None  # before FSDP gathers parameters to predict

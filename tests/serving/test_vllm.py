@@ -1,6 +1,7 @@
 """vLLM on the real engine: its critiques and rewards are those of transformers."""
 
 import asyncio
+import json
 import os
 from contextlib import asynccontextmanager
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 import uvicorn
 from models_for_tests import CRITIQUES, PROMPTS, RESPONSES, make_model, save_language_model
+from safetensors.torch import load_file, save_file
 from servers_for_tests import free_port
 from tokenizers_for_tests import make_tokenizer
 
@@ -53,6 +55,21 @@ def test_on_a_cpu_the_cache_is_what_the_context_needs(monkeypatch):
     assert requests.memory_options(config, {"gpu_memory_utilization": 0.5}) == {}
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
     assert requests.memory_options(config, {}) == {}
+
+
+@pytest.mark.parametrize("head", ["reward_head.dense", "language_model.lm_head"])
+def test_quantised_heads_are_refused_before_the_engine_starts(base_folder, tmp_path, head):
+    model = make_model(base_folder)
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "compressed-tensors", "format": "float-quantized"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file(
+        weights | {f"{head}.weight_scale": torch.ones(1)}, tmp_path / "model.safetensors", metadata={"format": "pt"}
+    )
+    with pytest.raises(ValueError, match=rf"has quantised heads \({head}\.weight_scale\).*`ignore="):
+        CLoudVLLM(str(tmp_path))
 
 
 BUDGET = 12

@@ -60,6 +60,8 @@ class CLoudForVLLM(nn.Module, SupportsLoRA, SupportsPP):
         self.reward_head = PPMissingLayer()
         if get_pp_group().is_last_rank:
             self.reward_head = RewardHead(self.hidden_size).float()
+        # At one address: CUDA graphs read their inputs where they were when the graph was captured
+        self.fed_ids = torch.zeros(vllm_config.scheduler_config.max_num_batched_tokens, dtype=torch.int32)
         dtype = vllm_config.model_config.dtype
         self.flag_columns = _FLAG_BYTES // dtype.itemsize
         self.packed_modules_mapping = getattr(self.language_model, "packed_modules_mapping", {})
@@ -71,7 +73,9 @@ class CLoudForVLLM(nn.Module, SupportsLoRA, SupportsPP):
         return self.language_model.embed_input_ids(self._without_reward_token(input_ids))
 
     def _without_reward_token(self, input_ids: torch.Tensor) -> torch.Tensor:
-        return torch.where(input_ids == self.reward_id, self.end_id, input_ids)
+        """Replace the reward token by the end of turn, in a buffer that the next call overwrites."""
+        fed_N = self.fed_ids[: len(input_ids)]
+        return fed_N.copy_(torch.where(input_ids == self.reward_id, self.end_id, input_ids))
 
     def forward(
         self,

@@ -69,6 +69,10 @@ class CLoudEngineConfig(VerifyAndUpdateConfig):
         model_config = vllm_config.model_config
         if model_config.runner_type == "pooling":
             return
+        if vllm_config.parallel_config.use_ubatching:
+            raise ValueError(
+                "A CLoud model cannot be served with dual batch overlap: the halves would share a buffer."
+            )
         if vllm_config.speculative_config is not None:
             raise ValueError("A CLoud model cannot be served with speculative decoding: its rewards would be lost.")
         # Two modules, because each runner has its own processor interface, which must not be imported under the other

@@ -3,6 +3,7 @@
 import torch
 from vllm import SamplingParams  # pyright: ignore[reportAttributeAccessIssue]
 from vllm.config import VllmConfig
+from vllm.v1.worker.gpu.buffer_utils import UvaBackedTensor
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor
 
 from .processor import check_params
@@ -20,25 +21,23 @@ class CloseCritique(LogitsProcessor):
         self.reward_id, self.end_id = config.reward_token_id, config.critique_end_token_id
         self.max_model_len = vllm_config.model_config.max_model_len
         self.prompt_len = req_states.prompt_len
-        # Per request slot: max_tokens and min_tokens. Written on the host, copied to the device once per step
-        self.limits_cpu = torch.zeros(req_states.max_num_reqs, 2, dtype=torch.int64)
-        self.penalty_cpu = torch.ones(req_states.max_num_reqs)
-        self.limits = self.limits_cpu.to(req_states.device)
-        self.penalty = self.penalty_cpu.to(req_states.device)
+        # Per request slot. Written on the host, and copied without waiting for the device, as vLLM's processors do
+        self.max_tokens, self.min_tokens = (UvaBackedTensor(req_states.max_num_reqs, torch.int32) for _ in range(2))
+        self.penalty = UvaBackedTensor(req_states.max_num_reqs, torch.float32)
         self.is_staged = False
 
     def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
-        self.limits_cpu[req_idx, 0] = sampling_params.max_tokens or self.max_model_len
-        self.limits_cpu[req_idx, 1] = sampling_params.min_tokens
+        self.max_tokens.np[req_idx] = sampling_params.max_tokens or self.max_model_len
+        self.min_tokens.np[req_idx] = sampling_params.min_tokens
         # The prompt's ids need no check: every judged conversation contains an end of turn, so the penalty always applies
-        self.penalty_cpu[req_idx] = sampling_params.repetition_penalty
+        self.penalty.np[req_idx] = sampling_params.repetition_penalty
         self.is_staged = True
         return True  # it modifies the logits of every request
 
     def apply_staged_writes(self):
         if self.is_staged:
-            self.limits.copy_(self.limits_cpu)
-            self.penalty.copy_(self.penalty_cpu)
+            for values in (self.max_tokens, self.min_tokens, self.penalty):
+                values.copy_to_uva()
             self.is_staged = False
 
     def apply(self, logits: torch.Tensor, ctx) -> torch.Tensor:
@@ -46,14 +45,14 @@ class CloseCritique(LogitsProcessor):
         slot = ctx.expanded_idx_mapping.long()
         prompt_len = self.prompt_len.gpu[slot].long()
         written = ctx.pos.long() + 1 - prompt_len  # `pos` is the position of the last token that was fed
-        budget = torch.minimum(self.limits[slot, 0], self.max_model_len - prompt_len)
-        end = logits[:, self.reward_id]
-        end = torch.where(end > 0, end / self.penalty[slot], end * self.penalty[slot])
+        budget = torch.minimum(self.max_tokens.gpu[slot].long(), self.max_model_len - prompt_len)
+        end, penalty = logits[:, self.reward_id], self.penalty.gpu[slot]
+        end = torch.where(end > 0, end / penalty, end * penalty)
         # In reward rows, only the end of turn's logit is finite, and nothing below touches it
         is_reward_row = ctx.input_ids == self.reward_id
         is_forced = (written == budget - 2) & ~is_reward_row
         is_lost = (written == budget - 1) & ~is_reward_row
-        is_early = (written + 1 < self.limits[slot, 1]) & ~is_forced | is_lost
+        is_early = (written + 1 < self.min_tokens.gpu[slot]) & ~is_forced | is_lost
         logits.masked_fill_((is_forced | is_lost)[:, None], -torch.inf)
         logits[:, self.end_id].masked_fill_(is_lost, 0.0)
         logits[:, self.reward_id] = torch.where(

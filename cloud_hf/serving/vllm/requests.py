@@ -19,7 +19,7 @@ from ...configuration_cloud import CLoudConfig, position_switch, reward_token_in
 from ...critique_format import CritiqueFormat, EncodedCritique, EncodedPrefix
 from ...generation import Sample, row_seed
 from ...loading import check_reward_model, is_adapter, load_reward_model, read_model_config
-from ...published import is_published
+from ...published import find_weights, is_published, read_shapes
 from ...scores import Sampling
 from ...scoring import ScoringRequest, context_length, read_request
 from .renderer import CLOSING_TOKENS
@@ -47,6 +47,7 @@ def servable_model(name: str) -> Iterator[str]:
         )
     check_reward_model(name, read_model_config(name))
     if not is_adapter(name):
+        _check_spared(name)
         yield name
         return
     with tempfile.TemporaryDirectory(prefix="cloud-merged-") as folder:
@@ -54,6 +55,22 @@ def servable_model(name: str) -> Iterator[str]:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         yield folder
+
+
+_SPARED = ("reward_head.", "language_model.lm_head.")
+
+
+def _check_spared(name: str):
+    """Raise `ValueError` if the heads of a quantised model are quantised, too: vLLM computes them in full."""
+    if "quantization_config" not in CLoudConfig.get_config_dict(name)[0]:
+        return
+    found = [key for key in read_shapes(find_weights(name)) if key.startswith(_SPARED)]
+    packed = sorted(key for key in found if not key.endswith((".weight", ".bias")))
+    if packed:
+        raise ValueError(
+            f"{name} has quantised heads ({packed[0]}), which round rewards. Quantise it again without the modules `reward_head` and "
+            "`language_model.lm_head` (in llm-compressor, `ignore=['re:reward_head.*', 're:.*lm_head']`)."
+        )
 
 
 def memory_options(config: CLoudConfig, options: dict[str, Any]) -> dict[str, Any]:

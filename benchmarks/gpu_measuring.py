@@ -1,0 +1,182 @@
+"""What `gpu_training.py`, `gpu_scoring.py` and `gpu_vllm.py` share: options, random models, clocks, limits of the GPU, results."""
+
+import argparse
+import gc
+import json
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaConfig
+
+
+ON_GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if ON_GPU else "cpu")
+VOCABULARY = 128_256
+SHAPES = {  # layers, hidden, intermediate, heads, heads of keys and values
+    "8B": (32, 4096, 14336, 32, 8),
+    "1B": (16, 2048, 8192, 32, 8),
+    "tiny": (2, 128, 128, 4, 2),
+}
+
+Runs = dict[str, list[float]]
+
+
+def parse_arguments(description: str, rounds: int) -> argparse.Namespace:
+    """Read `--tiny`, `--rounds` and `--output`; without a GPU, only `--tiny` runs."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tiny", action="store_true", help="use a tiny model, to try the script, also on a CPU")
+    parser.add_argument("--rounds", type=int, default=rounds, help="runs of each side, after one that warms up")
+    parser.add_argument("--output", help="JSON file; printed only if omitted with --tiny")
+    args = parser.parse_args()
+    if not (ON_GPU or args.tiny):
+        parser.error("This benchmark needs a GPU, and torch finds none; `--tiny` tries the script on a CPU.")
+    return args
+
+
+def llama_config(shape: str, **options) -> LlamaConfig:
+    layers, hidden, intermediate, heads, kv_heads = SHAPES[shape]
+    options = {"vocab_size": VOCABULARY, "max_position_embeddings": 8192, "bos_token_id": None, **options}
+    return LlamaConfig(
+        hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=layers, num_attention_heads=heads,
+        num_key_value_heads=kv_heads, **options,
+    )  # fmt: skip
+
+
+@contextmanager
+def made_on_device(dtype: torch.dtype = torch.bfloat16):
+    """Make models and tensors on the device, with this data type."""
+    torch.manual_seed(0)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(DEVICE):
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+# ------------------------------------------------------------------------------------------------------- measuring
+
+
+def seconds_of(run: Callable[[], Any]) -> float:
+    """Return the seconds until the device has finished."""
+    _wait()
+    start = time.perf_counter()
+    run()
+    _wait()
+    return time.perf_counter() - start
+
+
+def _wait():
+    if ON_GPU:
+        torch.cuda.synchronize()
+
+
+def measure(sides: dict[str, Callable[[], Any]], rounds: int) -> tuple[Runs, dict[str, float]]:
+    """
+    Return the seconds of each side per round after one that warms up, and the peak GiB of each above the memory held before (0 on a
+    CPU). Rounds alternate which side starts. A side without enough memory has no entry.
+    """
+    seconds: Runs = {name: [] for name in sides}
+    peaks: dict[str, float] = {}
+    for number in range(rounds + 1):
+        names = [*seconds]
+        shift = number % len(names)
+        for name in names[shift:] + names[:shift]:
+            try:
+                taken, peaks[name] = _with_peak(sides[name])
+            except torch.OutOfMemoryError:
+                print(f"{name}: not enough memory on this GPU", flush=True)
+                del seconds[name]
+                continue
+            if number:
+                seconds[name].append(taken)
+            print(f"round {number}: {name} {taken:.3f} s", flush=True)
+    return seconds, {name: peaks[name] for name in seconds}
+
+
+def _with_peak(run: Callable[[], Any]) -> tuple[float, float]:
+    gc.collect()
+    if not ON_GPU:
+        return seconds_of(run), 0.0
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    held = torch.cuda.memory_allocated()
+    taken = seconds_of(run)
+    return taken, (torch.cuda.max_memory_allocated() - held) / 2**30
+
+
+def device_limits(tiny: bool) -> dict[str, float]:
+    """Measure what the device can do: bf16 operations per second of a large matrix product, bytes per second of a copy."""
+    size = 256 if tiny else 8192
+    with made_on_device():
+        left, right, product = (torch.randn(size, size) for _ in range(3))
+        source = torch.randn(2**16 if tiny else 2**30)
+        target = torch.empty_like(source)
+    multiplied = statistics.median(seconds_of(lambda: torch.mm(left, right, out=product)) for _ in range(20))
+    copied = statistics.median(seconds_of(lambda: target.copy_(source)) for _ in range(10))
+    return {"flops_per_second": 2 * size**3 / multiplied, "bytes_per_second": 2 * source.nbytes / copied}
+
+
+# --------------------------------------------------------------------------------------------------------- results
+
+
+def ratio(
+    seconds: Runs,
+    side: str,
+    other: str,
+    *,
+    at_most: float | None = None,
+    at_least: float | None = None,
+    scale: float = 1.0,
+) -> dict:
+    """Compare two sides round by round: the median of `scale * seconds of side / seconds of other`, with its limit."""
+    if side not in seconds or other not in seconds:
+        return {"value": None, "reached": False}
+    by_round = [scale * ours / theirs for ours, theirs in zip(seconds[side], seconds[other], strict=True)]
+    return {
+        "lowest": min(by_round),
+        "highest": max(by_round),
+        **against(statistics.median(by_round), at_most, at_least),
+    }
+
+
+def peak_ratio(peaks: dict[str, float], side: str, other: str, at_most: float) -> dict:
+    """Compare the peak memory of two sides; no value on a CPU, or if one side had not enough memory."""
+    if not peaks.get(other) or side not in peaks:
+        return {"value": None, "reached": False}
+    return against(peaks[side] / peaks[other], at_most=at_most)
+
+
+def against(value: float, at_most: float | None = None, at_least: float | None = None) -> dict:
+    """Put a value next to its limit."""
+    reached = (at_most is None or value <= at_most) and (at_least is None or value >= at_least)
+    limits = {"at_most": at_most, "at_least": at_least}
+    return {"value": value, **{name: limit for name, limit in limits.items() if limit is not None}, "reached": reached}
+
+
+def finish(args: argparse.Namespace, name: str, result: dict):
+    """Print a result's sides and ratios, and write it to `--output` or, unless `--tiny`, to `benchmarks/results/`."""
+    result = _rounded({"machine": machine(), **result})
+    for side, values in result["sides"].items():
+        print(f"{side:45} " + "  ".join(f"{key} {value}" for key, value in values.items()))
+    for label, values in result["ratios"].items():
+        print(f"{label:70} " + "  ".join(f"{key} {value}" for key, value in values.items()))
+    path = args.output or (None if args.tiny else f"benchmarks/results/{name}.json")
+    if path is not None:
+        Path(path).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+
+
+def machine() -> dict:
+    return {"device": torch.cuda.get_device_name() if ON_GPU else "cpu", "torch": torch.__version__}
+
+
+def _rounded(value):
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return float(f"{value:.4g}") if isinstance(value, float) else value
