@@ -59,7 +59,7 @@ class CLoudForVLLM(nn.Module, SupportsLoRA, SupportsPP):
         self.stop_ids = sorted(eos - {self.end_id})
         self.reward_head = PPMissingLayer()
         if get_pp_group().is_last_rank:
-            self.reward_head = RewardHead(self.hidden_size).float()
+            self.reward_head = RewardHead(self.config).float()
         dtype = vllm_config.model_config.dtype
         self.flag_columns = _FLAG_BYTES // dtype.itemsize
         self.packed_modules_mapping = getattr(self.language_model, "packed_modules_mapping", {})

@@ -99,7 +99,10 @@ def _describe(opened: Models, loaded: list, args: DemoArguments):
     opened.noise = _NOISE.get(dtype, _NOISE["unknown"])
     opened.at_once = 1 if device == "cpu" else 4
     for model in loaded:
-        if not model.reward_head.dense.bias.any():  # initialised with zeros, which the first step of training changes
+        dense = model.reward_head.dense
+        if (
+            dense is not None and not dense.bias.any()
+        ):  # initialised with zeros, which the first step of training changes
             opened.warnings.append(
                 f"The reward head of {public_name(model.name_or_path)} has never been trained: its rewards are random."
             )
