@@ -10,14 +10,15 @@ from tokenizers.processors import TemplateProcessing
 from tokenizers_for_tests import dated_tokenizer, make_tokenizer
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from cloud_hf import CLoudForRewardModeling
+from cloud_hf import CLoudForRewardModeling, CLoudTrainingConfig
 from cloud_hf.classifiers import check_import, plan_export
 from cloud_hf.commands.convert import main as convert
 from cloud_hf.loading import load_reward_model
 from cloud_hf.scalar_models import ScalarScorer, load_scalar_model
+from cloud_hf.training.trainer import load_model
 
 
-# Templates that end at the end of turn, behind it, and with a date; encoders' positions, and a tokenizer that adds a BOS
+# Templates that end at the end of turn, behind it, and with a date; learned positions; and a tokenizer that adds a BOS
 FAMILIES = {
     "llama3_2": ("llama", {}),
     "qwen3": ("qwen3", {"head_dim": 8}),
@@ -144,3 +145,11 @@ def test_training_can_start_from_the_head_of_a_scalar_model(tmp_path, caplog):
     assert "The reward head is that of" in caplog.text
     for options in ({"critique": False, "reward_head": "mlp"}, {"critique": True}):
         assert CLoudForRewardModeling.from_base(tmp_path, **options).config.reward_head == "mlp"
+    args = {"output_dir": str(tmp_path / "out"), "critique": False, "use_cpu": True, "bf16": False}
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    trained = load_model(str(tmp_path), CLoudTrainingConfig(**args), tokenizer)
+    assert torch.equal(trained.reward_head.out_proj.weight, scalar.score.weight)
+    other = load_model(str(tmp_path), CLoudTrainingConfig(**args, reward_head="mlp"), tokenizer)
+    assert other.reward_head.dense is not None
+    with pytest.raises(ValueError, match="`reward_head` is 'two'; use mlp or linear"):
+        CLoudTrainingConfig(**args, reward_head="two")

@@ -199,7 +199,7 @@ def test_a_rating_judge_also_chooses_among_candidates(evaluated):
     write_rows(folder / "bon.jsonl", [{"prompt": "p", "responses": ["a", "abc", "ab"], "correct": [0, 1, 0]}] * 2)
     with serve_completions(write=rated) as server:
         report = run(server, judge_mode="pointwise", best_of_n=[str(folder / "bon.jsonl")])
-    assert report["best_of_n"]["bon.jsonl"]["judge tiny"]["accuracy"] == 1.0
+    assert report["best_of_n"]["bon.jsonl"]["judge tiny"]["rates"]["3"] == 1.0
     assert report["judge"]["unreadable"] == 0
     assert "tokens per rating" in (folder / "results" / "report.md").read_text()
 
