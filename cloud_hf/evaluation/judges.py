@@ -130,7 +130,7 @@ class RatingReport:
     Args:
         responses, unreadable (`int`):
             Distinct responses that were rated, and those without a readable rating, which get the middle of the scale.
-        mean, std (`float`, *optional*):
+        mean, std (`float`):
             Mean and standard deviation of the readable ratings.
         distinct (`int`):
             Different ratings. With few of them, many pairs tie.
@@ -140,8 +140,8 @@ class RatingReport:
 
     responses: int
     unreadable: int
-    mean: float | None
-    std: float | None
+    mean: float
+    std: float
     distinct: int
     tokens_per_verdict: float | None
 

@@ -100,20 +100,19 @@ class Sets:
             ]
             parts["benchmark", found.name] = FittedRows(rows, 0, 0), max(row.num_chosen for row in found.rows)
         for name, given in self.pairs.items():
-            rows = [
-                FittedRow(place, row, prompt_of(row), pair_responses(row), [])
-                for place, row in enumerate(given.to_list())
-            ]
-            parts["pairs", name] = FittedRows(rows, 0, 0), 1
+            parts["pairs", name] = _as_given(given, pair_responses), 1
         fitted = {key: part for key, (part, _) in parts.items()}
         if args.judge_mode == "pairwise":
             return fitted, *judge_rows(parts, args, seed, folder)
         for name, given in self.problems.items():
-            rows = [
-                FittedRow(place, row, prompt_of(row), candidates(row), []) for place, row in enumerate(given.to_list())
-            ]
-            fitted["problems", name] = FittedRows(rows, 0, 0)
+            fitted["problems", name] = _as_given(given, candidates)
         return fitted, *rate_rows(fitted, args, seed, folder)
+
+
+def _as_given(rows: Dataset, responses_of: Callable[[dict[str, Any]], list]) -> FittedRows:
+    """Return rows for a judge, which has no context to fit them to."""
+    found = [FittedRow(place, row, prompt_of(row), responses_of(row), []) for place, row in enumerate(rows.to_list())]
+    return FittedRows(found, 0, 0)
 
 
 def load_sets(args: EvaluationArguments) -> Sets:
