@@ -37,7 +37,10 @@ COMMANDS = {
     "train-classic": ("cloud_hf.commands.train_classic", "Train a reward model without critiques."),
     "merge-shards": ("cloud_hf.data.shards", "Merge the outputs of sharded builders."),
     "merge-adapter": ("cloud_hf.commands.merge_adapter", "Merge a LoRA adapter into its base."),
-    "convert": ("cloud_hf.commands.convert", "Convert published checkpoints to the native layout, and back."),
+    "convert": (
+        "cloud_hf.commands.convert",
+        "Convert published checkpoints and sequence classifiers to the native layout, and back.",
+    ),
     "plan": ("cloud_hf.training.plan", "Estimate the memory of a training run."),
 }
 

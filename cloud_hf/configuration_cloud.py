@@ -27,6 +27,9 @@ DEFAULT_CRITIQUE_PROMPT = (
 # Formats of a conversation: ours, and the published checkpoints'
 FORMATS = ("cloud", "reference")
 
+# Shapes of the reward head: that of the published checkpoints, and that of transformers' sequence classifiers
+REWARD_HEADS = ("mlp", "linear")
+
 # Keys that transformers writes into a composite config, in addition to the fields of its base class
 _LIBRARY_KEYS = {
     "attn_implementation", "auto_map", "bos_token_id", "eos_token_id", "experts_implementation", "model_type", "name_or_path",
@@ -40,7 +43,7 @@ _OWN_TYPES: dict[str, tuple[type, ...]] = {
     "text_config": (PreTrainedConfig, dict, NoneType), "critique": (bool,), "critique_prompt": (str, NoneType),
     "critique_role": (str,), "format": (str,), "keep_thinking": (bool,), "chat_template_kwargs": (dict, NoneType),
     "critique_end_token_id": (int, NoneType), "reward_token_id": (int, NoneType), "reward_mean": (int, float),
-    "reward_std": (int, float), "base_model_name_or_path": (str, NoneType),
+    "reward_std": (int, float), "reward_head": (str,), "base_model_name_or_path": (str, NoneType),
 }  # fmt: skip
 _LIBRARY_TYPES: dict[str, tuple[type, ...]] = {
     "model_type": (str,), "auto_map": (dict,), "id2label": (dict, NoneType), "quantization_config": (dict, NoneType),
@@ -90,6 +93,9 @@ class CLoudConfig(PreTrainedConfig):
             Subtracted from the head's output.
         reward_std (`float`, *optional*, defaults to `1.0`):
             Divides the centred output.
+        reward_head (`str`, *optional*, defaults to `"mlp"`):
+            `"mlp"` (two layers with a tanh, as in the published checkpoints) or `"linear"` (one layer without bias, as in
+            transformers' `*ForSequenceClassification`, to which such a classic model can be converted).
         base_model_name_or_path (`str`, *optional*):
             Base model that a published checkpoint names. Informational only.
 
@@ -123,6 +129,7 @@ class CLoudConfig(PreTrainedConfig):
     reward_token_id: int | None = None
     reward_mean: float = 0.0
     reward_std: float = 1.0
+    reward_head: str = "mlp"
     base_model_name_or_path: str | None = None
 
     def __post_init__(self, **kwargs):
@@ -214,6 +221,10 @@ class CLoudConfig(PreTrainedConfig):
             raise ValueError(f"CLoudConfig: `critique_role` is {self.critique_role!r}; use 'user' or 'assistant'.")
         if self.format not in FORMATS:
             raise ValueError(f"CLoudConfig: `format` is {self.format!r}; use {' or '.join(map(repr, FORMATS))}.")
+        if self.reward_head not in REWARD_HEADS:
+            raise ValueError(
+                f"CLoudConfig: `reward_head` is {self.reward_head!r}; use {' or '.join(map(repr, REWARD_HEADS))}."
+            )
         if self.format == "reference" and (self.critique_role != "user" or self.keep_thinking):
             raise ValueError("CLoudConfig: `format` 'reference' supports neither `critique_role` nor `keep_thinking`.")
         if self.critique and not (self.critique_prompt or "").strip():
@@ -338,6 +349,15 @@ def lacks_lm_head(config: Any) -> bool:
     """Return whether a checkpoint is a scalar reward model or other classifier, which is saved without an LM head."""
     names = config.architectures or ()
     return not config.tie_word_embeddings and any(name.endswith("ForSequenceClassification") for name in names)
+
+
+def has_scalar_head(config: Any) -> bool:
+    """Return whether a config is that of transformers' own sequence classifier with one label, whose head is one linear layer."""
+    names = config.architectures or ()
+    is_ours = any(name.endswith("ForSequenceClassification") for name in names) and not getattr(
+        config, "auto_map", None
+    )
+    return is_ours and config.num_labels == 1
 
 
 def caps_attention(text_config: Any) -> bool:

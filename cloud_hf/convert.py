@@ -272,6 +272,7 @@ def _check_publishable(source: str, config: CLoudConfig):
         )
     told = {
         "critique_prompt": spell_critique_prompt(None, "reference"), "chat_template_kwargs": None, "reward_mean": 0.0, "reward_std": 1.0,
+        "reward_head": "mlp",
     }  # fmt: skip
     for key, default in told.items():
         if getattr(config, key) != default:

@@ -4,6 +4,7 @@ Shape suffixes: B batch, T tokens, H hidden, V vocabulary, P labelled positions,
 """
 
 import inspect
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,7 +34,14 @@ from transformers.modeling_utils import set_zero3_state
 from transformers.utils.generic import ModelOutput, is_flash_attention_requested
 
 from .chunked_loss import ChunkedCrossEntropy
-from .configuration_cloud import CLoudConfig, caps_attention, lacks_lm_head, language_config, read_config
+from .configuration_cloud import (
+    CLoudConfig,
+    caps_attention,
+    has_scalar_head,
+    lacks_lm_head,
+    language_config,
+    read_config,
+)
 from .critique_format import IGNORE_INDEX, CritiqueFormat
 from .packed_attention import PACKED_SDPA, packed_arguments
 from .published import (
@@ -51,6 +59,8 @@ from .scores import NotFinite, Score
 from .scoring import score_with_transformers
 from .template_dates import pin_date
 
+
+logger = logging.getLogger(__name__)
 
 # Vocabulary entries per piece of the LM loss, by default. The number of pieces must not depend on the batch: sharded ranks
 # have to call the LM head equally often.
@@ -94,20 +104,25 @@ class RewardProjection(nn.Linear):
     """Linear layer that computes in fp32 whatever the model's dtype: bf16 would round small reward differences away."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        bias = None if self.bias is None else self.bias.float()
         with torch.autocast(device_type=x.device.type, enabled=False):
-            return F.linear(x.float(), self.weight.float(), self.bias.float())
+            return F.linear(x.float(), self.weight.float(), bias)
 
 
 class RewardHead(nn.Module):
-    """Map a hidden state to a reward by `out_proj(tanh(dense(h)))`, as the published checkpoints do."""
+    """
+    Map a hidden state to a reward: by `out_proj(tanh(dense(h)))`, as the published checkpoints do, or by `out_proj(h)` without bias,
+    as transformers' sequence classifiers do, if `config.reward_head` is `"linear"`.
+    """
 
-    def __init__(self, hidden_size: int):
+    def __init__(self, config: CLoudConfig):
         super().__init__()
-        self.dense = RewardProjection(hidden_size, hidden_size)
-        self.out_proj = RewardProjection(hidden_size, 1)
+        size, is_linear = config.text_config.hidden_size, config.reward_head == "linear"
+        self.dense = None if is_linear else RewardProjection(size, size)
+        self.out_proj = RewardProjection(size, 1, bias=not is_linear)
 
     def forward(self, hidden_BH: torch.Tensor) -> torch.Tensor:
-        return self.out_proj(torch.tanh(self.dense(hidden_BH)))
+        return self.out_proj(hidden_BH if self.dense is None else torch.tanh(self.dense(hidden_BH)))
 
 
 class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
@@ -146,7 +161,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         if caps_attention(config.text_config) and config._attn_implementation == "sdpa":
             config._attn_implementation = "eager"
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
-        self.reward_head = RewardHead(config.text_config.hidden_size)
+        self.reward_head = RewardHead(config)
         # Options by which the weights were found, and their tokenizer is found
         self._hub_kwargs: dict[str, Any] = {}
         self._reward_finder: RewardFinder | None = None
@@ -168,19 +183,24 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         keep_thinking: bool = False,
         chat_template_kwargs: dict[str, Any] | None = None,
         format: str = "cloud",
+        reward_head: str | None = None,
         **kwargs,
     ) -> "CLoudForRewardModeling":
         r"""
-        Make a reward model from a causal language model's weights and a new, random reward head.
+        Make a reward model from a causal language model's weights and a new, random reward head, or from a scalar reward model's
+        weights.
 
         Args:
             base (`str` or `Path`):
-                Hub id or folder of a causal language model. Of a multimodal model, its language model is taken, and of a scalar reward
-                model (`*ForSequenceClassification`) all but the head, which has another shape.
+                Hub id or folder of a causal language model, or of a scalar reward model (`*ForSequenceClassification`). Of a
+                multimodal model, its language model is taken.
             tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
                 Tokenizer with the chat template to train with. Defaults to the one of `base`.
             critique, critique_prompt, critique_role, keep_thinking, chat_template_kwargs, format:
                 See [`CLoudConfig`].
+            reward_head (`str`, *optional*):
+                See [`CLoudConfig`]. Defaults to `"linear"` for a classic model from a scalar one with one label, whose head is then
+                kept, and otherwise to `"mlp"`.
             **kwargs:
                 Passed to `from_pretrained` (`dtype`, `attn_implementation`, `device_map`, `revision`, …).
 
@@ -198,6 +218,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             keep_thinking=keep_thinking,
             chat_template_kwargs=chat_template_kwargs,
             format=format,
+            reward_head=reward_head,
             **hub_kwargs,
         )
         return cls.from_language_model(base, config, **kwargs)
@@ -213,6 +234,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         keep_thinking: bool = False,
         chat_template_kwargs: dict[str, Any] | None = None,
         format: str = "cloud",
+        reward_head: str | None = None,
         **hub_kwargs,
     ) -> CLoudConfig:
         """Make the config of [`CLoudForRewardModeling.from_base`] without loading weights. The arguments are the same."""
@@ -237,6 +259,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             keep_thinking=keep_thinking,
             chat_template_kwargs=template_kwargs,
             format=format,
+            reward_head=reward_head or ("linear" if has_scalar_head(base_config) and not critique else "mlp"),
             **wording,
         )
         config.critique_end_token_id = CritiqueFormat.from_config(config, tokenizer).end_token_id
@@ -245,13 +268,21 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_language_model(cls, base: str | Path, config: CLoudConfig, **kwargs) -> "CLoudForRewardModeling":
-        """Load a language model's weights and add a new head, with a given config; [`from_base`] also makes the config."""
+        """
+        Load a language model's weights and add a new head, with a given config; [`from_base`] also makes the config. A classic model with
+        a linear head takes the one of a scalar reward model.
+        """
         hub_kwargs = {key: kwargs[key] for key in ("revision", "trust_remote_code", "token") if key in kwargs}
         base_config = read_config(base, **hub_kwargs)
+        takes_head = not config.critique and config.reward_head == "linear" and has_scalar_head(base_config)
         if language_config(base_config) is not base_config:
             kwargs["key_mapping"] = {key: f"{NATIVE_PREFIX}{name}" for key, name in _MULTIMODAL_KEYS.items()}
             cls._keys_to_ignore_on_load_unexpected = [r"."]  # the parts for images and sound
-        cls._keys_to_ignore_on_load_missing = [r"^reward_head\."]  # do not warn about the new head
+        elif takes_head:
+            kwargs["key_mapping"] = {r"^score\.": "reward_head.out_proj."}
+            logger.warning("The reward head is that of %s.", base)
+        if not takes_head:
+            cls._keys_to_ignore_on_load_missing = [r"^reward_head\."]  # do not warn about the new head
         try:
             loaded: Any = super().from_pretrained(base, config=config, output_loading_info=True, **kwargs)
         finally:
@@ -624,7 +655,8 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         # The language model initialises its own modules
         if isinstance(module, RewardProjection):
             init.normal_(module.weight, mean=0.0, std=module.in_features**-0.5)
-            init.zeros_(module.bias)
+            if module.bias is not None:
+                init.zeros_(module.bias)
 
     # ---------------------------------------------------------------------------------------------- use and delegation
 

@@ -16,7 +16,7 @@ from .critique_format import CritiqueFormat, EncodedPrefix
 from .generation import length_batches
 from .prompts import Conversation
 from .scores import OnScore, Sampling, Score
-from .scoring import read_request, report_scores
+from .scoring import ScoringRequest, read_request, report_scores
 
 
 class ScalarFormat(CritiqueFormat):
@@ -125,7 +125,15 @@ class ScalarScorer:
         **sampling,
     ) -> list[Score]:
         """Judge responses. See [`Scorer`]; a scalar model writes no critiques."""
-        request = read_request(
+        request = self.read_rows(prompts, responses, critiques=critiques, **sampling)
+        rows = [encoded.input_ids for row in request.given or () for encoded in row]
+        return report_scores(request.with_rewards(request.given_samples(), self._read(rows)), on_score)
+
+    def read_rows(
+        self, prompts: list, responses: list, *, critiques: list | None = None, **sampling
+    ) -> ScoringRequest:
+        """Check and encode rows as `score` does. Raises `ValueError` if they cannot be scored."""
+        return read_request(
             self.critique_format,
             self._config,
             prompts,
@@ -134,8 +142,6 @@ class ScalarScorer:
             critiques,
             context=self.context_length,
         )
-        rows = [encoded.input_ids for row in request.given or () for encoded in row]
-        return report_scores(request.with_rewards(request.given_samples(), self._read(rows)), on_score)
 
     @torch.inference_mode()
     def _read(self, rows: Sequence[tuple[int, ...]]) -> list[float]:

@@ -34,8 +34,9 @@ from cloud_hf.arguments import documented
 from cloud_hf.cli import run
 from cloud_hf.data import shell_game
 from cloud_hf.data.shell_game import ShellGame
-from cloud_hf.loading import load_reward_model
+from cloud_hf.loading import load_reward_model, read_model_config
 from cloud_hf.rl.trl import cloud_reward
+from cloud_hf.scalar_models import ScalarScorer, is_scalar_model, load_scalar_model
 from cloud_hf.scoring import Score, Scorer, TransformersScorer
 
 
@@ -49,7 +50,7 @@ class PolicyArguments:
         model_name_or_path (`str`):
             Language model to start from; it must already know how to work through swaps.
         reward_model (`str`):
-            Hub id or folder of the CLoud model; with `--backend server` the server's address.
+            Hub id or folder of the reward model: CLoud, classic or, with transformers, a scalar one; with `--backend server` the server's address.
         backend (`str`, *optional*, defaults to `"transformers"`):
             Where the reward model runs: transformers or vllm in this process, or server.
         swaps (`list[int]`, *optional*, defaults to `[1, 2, 3]`):
@@ -122,6 +123,8 @@ def load_scorer(args: PolicyArguments) -> Scorer:
         from cloud_hf.serving import CLoudClient
 
         return CLoudClient(args.reward_model)
+    if is_scalar_model(read_model_config(args.reward_model)):
+        return ScalarScorer(*load_scalar_model(args.reward_model), batch_size=256)
     return TransformersScorer(*load_reward_model(args.reward_model), batch_size=256)
 
 

@@ -1,13 +1,16 @@
 """
-Convert a reward model between the authors' published layout and the native one, shard by shard:
+Convert a reward model between layouts.
 
 cloud-hf convert ankner/Llama3-8B-CLoud-RM llama3-8b-cloud
+cloud-hf convert classic-rm classic-classifier --to sequence-classification
 
-The native folder holds its language model's architecture and loads with `AutoModel.from_pretrained`. `--dry_run` checks
-everything (of a Hub id without downloading the weights) and prints what would be written. A native folder that was converted
-before is converted back to the published layout.
+Without `--to`, a checkpoint in the authors' published layout becomes a native folder, which holds its language model's architecture
+and loads with `AutoModel.from_pretrained`, and a native folder that was converted before becomes a published one. At most one shard
+of safetensors is in memory at a time. `--dry_run` checks everything (of a Hub id without downloading the weights) and prints what
+would be written.
 
-At most one shard of safetensors is in memory at a time.
+`--to sequence-classification` makes a classic model with a linear head its architecture's own `*ForSequenceClassification`, with
+equal rewards in transformers and vLLM, and `--to cloud` does the reverse. Both load the complete model.
 """
 
 import argparse
@@ -21,6 +24,9 @@ def main(arguments: list[str] | None = None):
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", help="Hub id or folder of the checkpoint")
     parser.add_argument("destination", help="new folder")
+    parser.add_argument(
+        "--to", choices=("sequence-classification", "cloud"), help="to or from a sequence classifier of transformers"
+    )
     parser.add_argument("--base_model_name_or_path", help="language model to read the architecture from")
     parser.add_argument("--text_config", help="file or folder with the config of that language model")
     parser.add_argument("--tokenizer", help="Hub id or folder of the tokenizer, if the checkpoint has none")
@@ -28,12 +34,22 @@ def main(arguments: list[str] | None = None):
     parser.add_argument("--from_pickle", action="store_true", help="read pickled weights (tensors only)")
     parser.add_argument("--dry_run", action="store_true", help="check, and print what would be written")
     args = vars(parser.parse_args(arguments))
-    source, destination, dry_run = args.pop("source"), args.pop("destination"), args.pop("dry_run")
+    source, destination = args.pop("source"), args.pop("destination")
+    to, dry_run = args.pop("to"), args.pop("dry_run")
+    if to is None:
+        _convert_layout(source, destination, dry_run, args)
+        return
+    if given := [name for name, value in args.items() if value]:
+        raise ValueError(f"`{given[0]}` is for the published layout; leave it out with `--to {to}`.")
+    _convert_classifier(source, destination, to, dry_run)
+
+
+def _convert_layout(source: str, destination: str, dry_run: bool, options: dict):
     # Imports torch, which takes seconds, and is not needed for `--help` and mistakes
     from ..convert import check_empty, check_room, plan, write
 
     check_empty(Path(destination))  # before a download
-    conversion = plan(source, download=not dry_run, **args)
+    conversion = plan(source, download=not dry_run, **options)
     print(conversion)
     if dry_run:
         check_room(Path(destination), conversion.num_bytes)
@@ -41,3 +57,23 @@ def main(arguments: list[str] | None = None):
     else:
         write(conversion, destination)
         print(f"Wrote the {conversion.to} layout to {destination}. Next: cloud-hf serve {destination}")
+
+
+def _convert_classifier(source: str, destination: str, to: str, dry_run: bool):
+    from ..classifiers import check_import, plan_export, write_export, write_import
+    from ..convert import check_empty
+
+    check_empty(Path(destination))
+    if to == "cloud":
+        tokenizer = check_import(source)
+        if not dry_run:
+            write_import(source, tokenizer, destination)
+            print(f"Wrote a classic model to {destination}. Next: cloud-hf serve {destination}")
+    else:
+        export = plan_export(source)
+        print(export)
+        if not dry_run:
+            write_export(export, destination)
+            print(f"Wrote a sequence classifier to {destination}. Next: vllm serve {destination} --runner pooling")
+    if dry_run:
+        print(f"Nothing was written. Without --dry_run, the result goes to {destination}.")

@@ -1,10 +1,11 @@
-"""Judge: a strong model compares two responses in both orders and decides which one wins."""
+"""Judge: a strong model compares two responses in both orders and decides which one wins, or rates one."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .critique_prompt import conversation_text, fill, read_template
+from .critique_prompt import conversation_text, fill, messages_for_critic, read_template
 from .folder import Reject
 from .run import JournaledClient, all_of, seed_of
 from .verdicts import points, read_verdict
@@ -126,6 +127,8 @@ class Judge:
             Seed from which the seed of each request is derived.
         system (`str`, *optional*):
             System message.
+        read (`Callable`, *optional*, defaults to [`read_verdict`]):
+            Reads the verdict, or the rating, from an answer; `None` if there is none.
     """
 
     client: JournaledClient
@@ -135,6 +138,11 @@ class Judge:
     tries: int = 3
     seed: int | None = None
     system: str | None = None
+    read: Callable[[str], str | None] = read_verdict
+
+    async def rate(self, key: list, prompt: Any, response: str | dict[str, Any]) -> list[Judgement]:
+        """Rate one response. `key` identifies it. Returns a single judgement."""
+        return [await self._judge(key, messages_for_critic(prompt, response, self.template))]
 
     async def compare(self, key: list, prompt: Any, response_1: str, response_2: str) -> list[Judgement]:
         """
@@ -168,7 +176,7 @@ class Judge:
                 sampling["seed"] = seed_of(self.seed, "judge", *key, number)
             answer = await self.client.chat([*key, number], messages, max_tokens=max_tokens, **sampling)
             cut = answer.finish_reason == "length"
-            verdict = read_verdict(answer.text) if answer.finish_reason == "stop" else None
+            verdict = self.read(answer.text) if answer.finish_reason == "stop" else None
             if verdict is not None:
                 break
             if cut:

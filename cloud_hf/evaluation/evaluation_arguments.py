@@ -59,6 +59,9 @@ class EvaluationArguments(JudgeServerArguments, ScoringArguments):
         chunk_size (`int`, *optional*):
             Responses passed to the backend per call; a killed run loses at most one chunk. Defaults to eight batches with
             transformers, otherwise to 4096.
+        judge_mode (`str`, *optional*, defaults to `"pairwise"`):
+            `"pairwise"`: the judge compares right with wrong responses in both orders. `"pointwise"`: it rates each response, also
+            those of `best_of_n`.
         update_card (`bool`, *optional*, defaults to `False`):
             Write the headline metrics to the metadata of the model cards. Models must be folders, and all rows scored.
     """
@@ -78,6 +81,7 @@ class EvaluationArguments(JudgeServerArguments, ScoringArguments):
     probe_rows: int = 200
     paraphrase_column: str | None = None
     chunk_size: int | None = None
+    judge_mode: str = "pairwise"
     update_card: bool = False
 
     def __post_init__(self):
@@ -91,11 +95,17 @@ class EvaluationArguments(JudgeServerArguments, ScoringArguments):
         check_named_once("best_of_n", self.best_of_n)
         check_named_once("reference_critiques", self.reference_critiques)
         self.check_judge()
-        if (self.judge_model or self.judge_prompt_file) and not self.judge_base_url:
-            raise ValueError("`judge_model` and `judge_prompt_file` are for a judge: give `judge_base_url` too.")
-        if self.judge_base_url and (self.best_of_n or not (self.dataset_name or self.benchmarks)):
+        if (self.judge_model or self.judge_prompt_file or self.judge_mode != "pairwise") and not self.judge_base_url:
             raise ValueError(
-                "A judge compares right with wrong responses: give `dataset_name` or `benchmarks`, and leave `best_of_n` out."
+                "`judge_model`, `judge_mode` and `judge_prompt_file` are for a judge: give `judge_base_url` too."
+            )
+        if self.judge_mode not in ("pairwise", "pointwise"):
+            raise ValueError(f"`judge_mode` is {self.judge_mode!r}; use pairwise or pointwise.")
+        is_pairwise = self.judge_base_url and self.judge_mode == "pairwise"
+        if is_pairwise and (self.best_of_n or not (self.dataset_name or self.benchmarks)):
+            raise ValueError(
+                "A pairwise judge compares right with wrong responses: give `dataset_name` or `benchmarks`, and leave `best_of_n` out, or use "
+                "`--judge_mode pointwise`."
             )
         if not (self.dataset_name or self.benchmarks or self.best_of_n or self.reference_critiques):
             raise ValueError(

@@ -1,6 +1,7 @@
-"""A generative judge in an evaluation: it compares the right response of each row with the wrong ones, in both orders."""
+"""A generative judge in an evaluation: it compares the right response of each row with the wrong ones, in both orders, or rates each."""
 
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,13 @@ from datasets import Dataset, Features, List, Value
 
 from ..arguments import check_bounds, documented
 from ..data.completions import CompletionClient
+from ..data.critique_prompt import messages_for_critic
 from ..data.folder import DatasetFolder
 from ..data.journal import key_of
-from ..data.judge import Judge, messages_for_judge, read_judge_prompt
+from ..data.judge import Judge, Judgement, messages_for_judge, read_judge_prompt
+from ..data.rating import read_rubric
 from ..data.run import Dropped, JournaledClient, build_dataset, check_rows, complete_build
-from ..data.verdicts import points
+from ..data.verdicts import points, read_verdict
 from ..scores import Sample, Score
 from .fitting import FittedRow, FittedRows
 
@@ -30,7 +33,9 @@ class JudgeServerArguments:
         judge_model (`str`, *optional*):
             Model name on the judge's servers. Optional if they serve only one.
         judge_prompt_file (`str`, *optional*):
-            Replacement for the judge's prompt, with `{conversation}`, `{response_a}` and `{response_b}`; it must name the verdicts.
+            Replacement for the judge's prompt, with `{conversation}`, `{response_a}` and `{response_b}`; it must name the verdicts. Of a
+            judge that rates: with `{conversation}` and `{response}`, and optionally, between lines of `---` before it, the `pattern`
+            of a rating and the `lowest` and `highest` one.
         judge_temperature (`float`, *optional*, defaults to `0.0`):
             Temperature of the judge's first try.
         judge_max_tokens (`int`, *optional*, defaults to `4096`):
@@ -117,6 +122,86 @@ class JudgeReport:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class RatingReport:
+    """
+    Ratings of a pointwise judge over all distinct responses of the run.
+
+    Args:
+        responses, unreadable (`int`):
+            Distinct responses that were rated, and those without a readable rating, which get the middle of the scale.
+        mean, std (`float`):
+            Mean and standard deviation of the readable ratings.
+        distinct (`int`):
+            Different ratings. With few of them, many pairs tie.
+        tokens_per_verdict (`float`, *optional*):
+            Prompt and completion tokens per rating, tries included, as the server counts them.
+    """
+
+    responses: int
+    unreadable: int
+    mean: float
+    std: float
+    distinct: int
+    tokens_per_verdict: float | None
+
+    def summary(self) -> dict[str, Any]:
+        """Return the counts in JSON form."""
+        return asdict(self)
+
+
+def rate_rows(
+    parts: Mapping[tuple[str, str], FittedRows], args: JudgeServerArguments, seed: int, folder: Path
+) -> tuple[dict[tuple[str, str], list[list[Score]]], RatingReport]:
+    """
+    Rate every response by itself; its rating is its reward. Equal ones to one prompt are rated once.
+
+    Args:
+        parts (`dict`):
+            By kind and name of the set: its rows.
+        args, seed, folder:
+            See [`judge_rows`].
+
+    Returns:
+        `tuple`: Scores of the rows of each set, and counts.
+
+    Raises:
+        `ValueError`: If no answer holds a rating.
+        `SystemExit`: If the server is unusable, or ratings failed; what was answered is kept.
+    """
+    rubric = read_rubric(args.judge_prompt_file)
+    rows: dict[str, dict[str, Any]] = {}
+    for fitted in parts.values():
+        for row in fitted.rows:
+            for response in row.responses:
+                key = key_of(row.prompt, response)
+                rows.setdefault(key, {"id": key, "prompt": row.prompt, "response": response})
+    check_rows(list(rows.values()), lambda row: messages_for_critic(row["prompt"], row["response"], rubric.template))
+
+    async def rate(judge: Judge, row: dict[str, Any]) -> list[Judgement]:
+        return await judge.rate([row["id"]], row["prompt"], row["response"])
+
+    scale = {"mode": "pointwise", "pattern": rubric.pattern, "lowest": rubric.lowest, "highest": rubric.highest}
+    games, counts = _ask(list(rows.values()), args, rubric.template, seed, folder, rate, rubric.read, scale)
+    ratings = {key: rubric.middle if rating is None else float(rating) for key, (rating,) in games.items()}
+    scores = {
+        name: [
+            [Score.of([Sample(ratings[key_of(row.prompt, response)])]) for response in row.responses]
+            for row in fitted.rows
+        ]
+        for name, fitted in parts.items()
+    }
+    readable = [float(rating) for (rating,) in games.values() if rating is not None]
+    return scores, RatingReport(
+        responses=len(games),
+        unreadable=len(games) - len(readable),
+        mean=statistics.fmean(readable),
+        std=statistics.pstdev(readable),
+        distinct=len(set(readable)),
+        tokens_per_verdict=_tokens_per_verdict(counts, len(games)),
+    )
+
+
 def judge_rows(
     parts: Mapping[tuple[str, str], tuple[FittedRows, int]], args: JudgeServerArguments, seed: int, folder: Path
 ) -> tuple[dict[tuple[str, str], list[list[Score]]], JudgeReport]:
@@ -156,7 +241,11 @@ def judge_rows(
                 pairs.setdefault(pair["id"], pair)
     rows = [pair for pair in pairs.values() if pair["chosen"].strip() != pair["rejected"].strip()]
     check_rows(rows, lambda row: messages_for_judge(row["prompt"], row["chosen"], row["rejected"], template))
-    games, counts = _ask(rows, args, template, seed, folder)
+
+    async def compare(judge: Judge, row: dict[str, Any]) -> list[Judgement]:
+        return await judge.compare([row["id"]], row["prompt"], row["chosen"], row["rejected"])
+
+    games, counts = _ask(rows, args, template, seed, folder, compare, read_verdict)
 
     def score(name: tuple[str, str], row: FittedRow, place: int) -> Score:
         found = games.get(_pair(name, row, place)["id"], (None, None))
@@ -183,22 +272,31 @@ def _pair(name: tuple[str, str], row: FittedRow, place: int) -> dict[str, Any]:
 
 
 def _ask(
-    rows: list[dict[str, Any]], args: JudgeServerArguments, template: str, seed: int, folder: Path
-) -> tuple[dict[str, tuple[str | None, str | None]], dict[str, Any]]:
-    """Return the verdicts of both orders by pair, and the builder's counts."""
+    rows: list[dict[str, Any]],
+    args: JudgeServerArguments,
+    template: str,
+    seed: int,
+    folder: Path,
+    ask: Callable[[Judge, dict[str, Any]], Awaitable[list[Judgement]]],
+    read: Callable[[str], str | None],
+    settings: Mapping[str, Any] | None = None,
+) -> tuple[dict[str, tuple[str | None, ...]], dict[str, Any]]:
+    """Return the verdicts by row, of both orders or a single rating, and the builder's counts."""
     asked = {
         "temperature": args.judge_temperature,
         "max_tokens": args.judge_max_tokens,
         "tries": args.judge_tries,
         "seed": seed,
     }
-    output = DatasetFolder(str(folder), "Judgements", {"builder": "judgements", "template": template, **asked})
+    output = DatasetFolder(
+        str(folder), "Judgements", {"builder": "judgements", "template": template, **asked, **(settings or {})}
+    )
 
     def make_work(judge: JournaledClient):
-        comparing = Judge(judge, template, **asked)
+        asking = Judge(judge, template, **asked, read=read)
 
         async def work(row: dict[str, Any]) -> list[dict[str, Any] | Dropped]:
-            games = await comparing.compare([row["id"]], row["prompt"], row["chosen"], row["rejected"])
+            games = await ask(asking, row)
             return [{"id": row["id"], "games": [asdict(game) for game in games]}]
 
         return work
@@ -208,20 +306,29 @@ def _ask(
     counts = complete_build(build_dataset(output, rows, _FEATURES, {"judge": args.client()}, make_work), output)
     if counts["failed"]:
         raise SystemExit(
-            f"{counts['failed']} of {len(rows)} pairs could not be judged; see {folder / 'rejects.jsonl'}. Run the same command again to retry "
+            f"{counts['failed']} of {len(rows)} {'responses' if settings else 'pairs'} could not be judged; see {folder / 'rejects.jsonl'}. Run the same command again to retry "
             "them."
         )
     found = Dataset.load_from_disk(str(folder)).to_list()
+    if all(game["verdict"] is None for row in found for game in row["games"]):
+        raise ValueError(
+            f"No answer of the judge holds a verdict; the first one is {found[0]['games'][0]['text']!r:.200}. Use a judge that follows "
+            "the format of its prompt, or another `judge_prompt_file`."
+        )
     return {row["id"]: tuple(game["verdict"] for game in row["games"]) for row in found}, counts
 
 
-def _report(games: Sequence[tuple[str | None, str | None]], counts: Mapping[str, Any]) -> JudgeReport:
+def _tokens_per_verdict(counts: Mapping[str, Any], verdicts: int) -> float | None:
+    tokens = counts.get("judge_tokens")
+    return None if tokens is None else tokens / verdicts
+
+
+def _report(games: Sequence[tuple[str | None, ...]], counts: Mapping[str, Any]) -> JudgeReport:
     readable = [pair for pair in games if None not in pair]
     leads = [points(*pair) for pair in readable]
     # 1 if the response shown first wins; the second game shows the wrong response first
     signs = [tuple((points(game, None) > 0) - (points(game, None) < 0) for game in pair) for pair in readable]
     decided = [sign for pair in signs for sign in pair if sign]
-    tokens = counts.get("judge_tokens")
     return JudgeReport(
         pairs=len(games),
         right=sum(lead > 0 for lead in leads),
@@ -229,7 +336,7 @@ def _report(games: Sequence[tuple[str | None, str | None]], counts: Mapping[str,
         unreadable=len(games) - len(readable),
         orders_agree=_share(sum(one == -other for one, other in signs), len(signs)),
         first_shown_wins=_share(decided.count(1), len(decided)),
-        tokens_per_verdict=None if tokens is None else tokens / (2 * len(games)),
+        tokens_per_verdict=_tokens_per_verdict(counts, 2 * len(games)),
     )
 
 

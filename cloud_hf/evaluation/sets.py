@@ -23,7 +23,7 @@ from .environment import describe_set
 from .evaluation_arguments import EvaluationArguments
 from .fitting import FittedRow, FittedRows, fit_rows, score_rows
 from .journaled_scorer import JournaledScorer
-from .judges import JudgeReport, judge_rows
+from .judges import JudgeReport, RatingReport, judge_rows, rate_rows
 from .metrics import critique_quality
 from .metrics.best_of_n import PROBLEM_COLUMNS, candidates, load_problems, summarize_best_of_n
 from .metrics.critique_quality import CritiqueRow
@@ -85,16 +85,29 @@ class Sets:
 
     def judged(
         self, args: EvaluationArguments, seed: int, folder: Path
-    ) -> tuple[dict[tuple[str, str], FittedRows], dict[tuple[str, str], list[list[Score]]], JudgeReport]:
-        """Compare the responses of benchmarks and pairs with a judge. Returns the rows and scores by kind and name, and its counts."""
+    ) -> tuple[
+        dict[tuple[str, str], FittedRows], dict[tuple[str, str], list[list[Score]]], JudgeReport | RatingReport
+    ]:
+        """
+        Compare the responses of benchmarks and pairs with a judge, or rate them and the candidates of best-of-N. Returns the rows and scores
+        by kind and name, and counts.
+        """
         parts: dict[tuple[str, str], tuple[FittedRows, int]] = {}
         for found in self.benchmarks:
             rows = [({"id": row.id}, row.prompt, list(row.responses)) for row in found.rows]
             parts["benchmark", found.name] = _unfitted(rows), max(row.num_chosen for row in found.rows)
         for name, given in self.pairs.items():
-            parts["pairs", name] = _unfitted((row, prompt_of(row), pair_responses(row)) for row in given.to_list()), 1
-        scores, report = judge_rows(parts, args, seed, folder)
-        return {key: fitted for key, (fitted, _) in parts.items()}, scores, report
+            parts["pairs", name] = _given(given, pair_responses), 1
+        fitted = {key: part for key, (part, _) in parts.items()}
+        if args.judge_mode == "pairwise":
+            return fitted, *judge_rows(parts, args, seed, folder)
+        for name, given in self.problems.items():
+            fitted["problems", name] = _given(given, candidates)
+        return fitted, *rate_rows(fitted, args, seed, folder)
+
+
+def _given(rows: Dataset, responses_of: Callable[[dict[str, Any]], list]) -> FittedRows:
+    return _unfitted((row, prompt_of(row), responses_of(row)) for row in rows.to_list())
 
 
 def _unfitted(rows: Iterable[tuple[dict[str, Any], Any, list]]) -> FittedRows:
@@ -239,10 +252,10 @@ def summarize(
 
 def summarize_judge(
     sets: Sets, args: EvaluationArguments, folder: Path, shown: Mapping[str, str]
-) -> tuple[ModelResults, JudgeReport]:
+) -> tuple[ModelResults, JudgeReport | RatingReport]:
     """Compute the results of the judge. There is nothing to sample or to probe."""
     fitted, scores, report = sets.judged(args, args.seed, folder)
-    results = summarize(replace(sets, problems={}), fitted, scores, args.group_column, shown)
+    results = summarize(sets, fitted, scores, args.group_column, shown)
     return replace(results, robustness=Robustness(assess_uncertainty(results.evaluations, {}))), report
 
 

@@ -27,7 +27,8 @@ def cloud_reward(scorer: Scorer, **options) -> Callable[..., list[float | None]]
 
     Args:
         scorer ([`Scorer`]):
-            Any backend: [`TransformersScorer`], [`~serving.CLoudVLLM`] or [`~serving.CLoudClient`].
+            Any backend: [`TransformersScorer`], [`~serving.CLoudVLLM`] or [`~serving.CLoudClient`]; or [`ScalarScorer`] for scalar
+            models of other makers.
         num_critiques, temperature, max_new_tokens, seed:
             See [`Scorer`]. `max_new_tokens` defaults to 512 here.
         normalize (`str`, *optional*):

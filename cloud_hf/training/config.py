@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from trl import RewardConfig
 
 from ..arguments import check_bounds, documented
+from ..configuration_cloud import REWARD_HEADS
 from ..data.bad_rows import check_bad_rows
 from ..data.fit_to_context import TRAINING_POLICIES, check_policy
 from .launch import check_machine
@@ -33,6 +34,9 @@ class CLoudTrainingConfig(RewardConfig):
         format (`str`, *optional*, defaults to `"cloud"`):
             Layout of conversations: `"cloud"`, or `"reference"` for that of the authors' published checkpoints (see
             [`ReferenceFormat`]).
+        reward_head (`str`, *optional*):
+            `"mlp"` (two layers) or `"linear"` (one, as in transformers' `*ForSequenceClassification`). Defaults to `"mlp"`, and for a
+            classic model that starts from a scalar one with one label to `"linear"`, with its head.
 
         > Parameters that control the data preprocessing
 
@@ -76,6 +80,7 @@ class CLoudTrainingConfig(RewardConfig):
     critique_role: str = "user"
     keep_thinking: bool = False
     format: str = "cloud"
+    reward_head: str | None = None
     max_length: int | None = 4096
     overlong_policy: str = "error"
     bad_rows: str = "error"
@@ -92,6 +97,8 @@ class CLoudTrainingConfig(RewardConfig):
         for name in ("lm_loss_weight", "bradley_terry_weight"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it must be a number of at least 0.")
+        if self.reward_head not in (None, *REWARD_HEADS):
+            raise ValueError(f"`reward_head` is {self.reward_head!r}; use {' or '.join(REWARD_HEADS)}.")
         check_bounds(self, max_length=1, token_budget=1, lm_loss_chunks=1)
         if self.token_budget is not None and self.train_sampling_strategy != "random":
             raise ValueError(

@@ -249,7 +249,7 @@ def _make_model(config, dtype, lora, gradient_checkpointing):
     finally:
         torch.set_default_dtype(before)
     with torch.device("meta"):
-        model.reward_head = RewardHead(config.text_config.hidden_size)  # always in fp32
+        model.reward_head = RewardHead(config)  # always in fp32
     if not config.critique and not config.tie_word_embeddings:
         model.get_output_embeddings().requires_grad_(False)
     if gradient_checkpointing:

@@ -48,7 +48,7 @@ from .throughput import LogsThroughput
 
 
 # Options that are stored in the model's config, and must not change once the model exists
-_MODEL_OPTIONS = ("critique", "critique_prompt", "critique_role", "keep_thinking", "format")
+_MODEL_OPTIONS = ("critique", "critique_prompt", "critique_role", "keep_thinking", "format", "reward_head")
 
 
 class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, RewardTrainer):

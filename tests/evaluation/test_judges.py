@@ -11,7 +11,7 @@ from tokenizers_for_tests import make_tokenizer
 
 from cloud_hf.commands import evaluate_rewards
 from cloud_hf.evaluation.fitting import FittedRow, FittedRows
-from cloud_hf.evaluation.judges import JudgeServerArguments, judge_rows
+from cloud_hf.evaluation.judges import JudgeServerArguments, judge_rows, rate_rows
 
 
 def shown(body):
@@ -168,12 +168,59 @@ def test_tokens_are_counted_where_the_server_counts_them(tmp_path):
     assert found == [pytest.approx(11 * 6 / 4)] * 2
 
 
+# ------------------------------------------------------------------------------------------------ a judge that rates
+
+
+def rated(body):
+    """Rates the length of the response; writes prose about question marks."""
+    response = body["messages"][-1]["content"].split("<response>\n")[1].split("\n</response>")[0]
+    return ("I cannot say." if "?" in response else f"[[9]]? No: [[{len(response)}]]"), "stop"
+
+
+def test_ratings_are_rewards(tmp_path):
+    parts = {
+        ("pairs", "a"): rows_of(("abcd", "ab"), ("b?", "ab")),
+        ("problems", "b"): rows_of(("abcd", "a", "abcdefghijkl")),
+    }
+    with serve_completions(write=rated) as server:
+        scores, report = rate_rows(parts, options(server), 0, tmp_path / "j")
+        assert [[score.reward for score in row] for row in scores["pairs", "a"]] == [[4, 2], [5.5, 2]]
+        # 12 is not on the scale, so it is asked twice
+        assert [score.reward for score in scores["problems", "b"][0]] == [4, 1, 5.5]
+        assert server.requests.total() == 3 + 2 * 2
+        assert (report.responses, report.unreadable, report.distinct) == (5, 2, 3)
+        assert report.mean == pytest.approx(7 / 3)
+        assert rate_rows(parts, options(server), 0, tmp_path / "j") == (scores, report)
+        assert server.requests.total() == 7
+
+
+def test_a_rating_judge_also_chooses_among_candidates(evaluated):
+    folder, run = evaluated
+    write_rows(folder / "bon.jsonl", [{"prompt": "p", "responses": ["a", "abc", "ab"], "correct": [0, 1, 0]}] * 2)
+    with serve_completions(write=rated) as server:
+        report = run(server, judge_mode="pointwise", best_of_n=[str(folder / "bon.jsonl")])
+    assert report["best_of_n"]["bon.jsonl"]["judge tiny"]["rates"]["3"] == 1.0
+    assert report["judge"]["unreadable"] == 0
+    assert "tokens per rating" in (folder / "results" / "report.md").read_text()
+
+
+def test_a_judge_that_answers_prose_is_refused_before_a_model_is_loaded(evaluated, monkeypatch):
+    _, run = evaluated
+    monkeypatch.setattr("cloud_hf.evaluation.scoring_arguments.open_any_model", None)
+    with serve_completions(write=lambda body: ("A fine pair.", "stop")) as server:
+        for mode in ("pairwise", "pointwise"):
+            with pytest.raises(ValueError, match=r"No answer of the judge holds a verdict.*'A fine pair.'"):
+                run(server, mode, judge_mode=mode, judge_tries=1)
+
+
 @pytest.mark.parametrize(
     ("given", "says"),
     [
         ({"judge_model": "m"}, "are for a judge: give `judge_base_url`"),
         ({"judge_base_url": ["http://x"], "dataset_name": [], "best_of_n": ["b"]}, "leave `best_of_n` out"),
         ({"judge_base_url": ["http://x"], "judge_tries": 0}, "`judge_tries`"),
+        ({"judge_base_url": ["http://x"], "judge_mode": "both"}, "`judge_mode` is 'both'"),
+        ({"judge_mode": "pointwise"}, "are for a judge: give `judge_base_url`"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(given, says):

@@ -651,6 +651,31 @@ def test_the_pooling_runner_refuses_a_model_that_writes_critiques(tmp_path):
         AsyncEngineArgs(str(tmp_path / "model"), runner="pooling").create_engine_config()
 
 
+def test_the_pooling_runner_gives_an_exported_classifiers_rewards(tmp_path):
+    """Qwen's template prints a newline behind the reward's position, which the exported one leaves out."""
+    from vllm import LLM
+
+    from cloud_hf.classifiers import plan_export, write_export
+
+    tokenizer = make_tokenizer("qwen3")
+    save_language_model(tmp_path / "base", "qwen3", "qwen3", head_dim=32)
+    model = make_model(tmp_path / "base", critique=False, reward_head="linear")
+    model.save_pretrained(tmp_path / "classic")
+    tokenizer.save_pretrained(tmp_path / "classic")
+    write_export(plan_export(str(tmp_path / "classic")), tmp_path / "classifier")
+    rewards = [score.reward for score in model.score(CHATS[:8], ANSWERS[:8], tokenizer)]
+    chats = [
+        [*chat, {"role": "assistant", "content": answer}] for chat, answer in zip(CHATS[:8], ANSWERS[:8], strict=True)
+    ]
+    llm = LLM(str(tmp_path / "classifier"), runner="pooling", dtype="float32", max_model_len=512, enforce_eager=True)
+    exported = llm.get_tokenizer()
+    texts = [exported.apply_chat_template(chat, tokenize=False) for chat in chats]
+    classified = [answer.outputs.probs[0] for answer in llm.classify(texts, use_tqdm=False)]
+    pooled = [answer.outputs.data.item() for answer in llm.encode(texts, pooling_task="classify", use_tqdm=False)]
+    llm.llm_engine.engine_core.shutdown()
+    assert classified == pytest.approx(rewards, abs=1e-3) and pooled == pytest.approx(rewards, abs=1e-3)
+
+
 def test_the_scripts_take_the_backend(tmp_path, in_this_process, capsys):
     import json
 

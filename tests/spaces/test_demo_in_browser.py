@@ -159,7 +159,7 @@ def test_compare(visit):
 
 def open_rows(page):
     """Open the tab of rows, which shows one."""
-    open_tab(page, "CLoud vs classic")
+    open_tab(page, "Two models")
     page.locator("#versus-status", has_text="Which response is better?").wait_for()
 
 

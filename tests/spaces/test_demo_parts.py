@@ -17,8 +17,12 @@ from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
+import torch
 from browser import REPOSITORY, SPACES
 from demo_for_tests import EchoEngine
+from models_for_tests import tiny_text_config
+from tokenizers_for_tests import make_tokenizer
+from transformers import AutoModelForSequenceClassification
 
 
 pytest.importorskip("gradio", reason="Gradio is not installed: the apps of the Spaces are not tried.")
@@ -28,7 +32,7 @@ from cloud_demo.arguments import SHIPPED, DemoArguments, parse_arguments
 from cloud_demo.backend import Backend, Visitor, WaitingLine
 from cloud_demo.best_of_n_tab import split_candidates
 from cloud_demo.compare_tab import remove_last
-from cloud_demo.engines import Models
+from cloud_demo.engines import Models, open_models
 from cloud_demo.judging import (
     SAMPLING_TEMPERATURE,
     Effects,
@@ -52,6 +56,7 @@ from cloud_hf.evaluation.benchmarks import preference_pairs
 from cloud_hf.evaluation.outcomes import Evaluation
 from cloud_hf.evaluation.report.files import write_scores
 from cloud_hf.evaluation.rows import BenchmarkRow
+from cloud_hf.scalar_models import ScalarScorer, load_scalar_model
 from cloud_hf.scores import Sample, Sampling, Score
 
 
@@ -383,11 +388,36 @@ def test_without_a_classic_model_nothing_is_judged():
         backend._models.set_result(Models(CountingEngine(), classic))
         return [step async for step in judge_pair(backend, "user", "p", ("a", "b"), Sampling(1, 0.0, 10))][-1]
 
-    with pytest.raises(Problem, match="There is no classic model"):
+    with pytest.raises(Problem, match="There is no second model"):
         asyncio.run(compare(None))
     assert asked == []
     found = asyncio.run(compare(EchoEngine(critique=False)))
     assert len(found.cloud) == len(found.classic) == 2 and asked == ["a", "b"]
+
+
+def test_two_models_of_any_kind_are_compared(tmp_path):
+    torch.manual_seed(0)
+    config = tiny_text_config(num_labels=1)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "scalar")
+    make_tokenizer("llama3").save_pretrained(tmp_path / "scalar")
+    scalar = str(tmp_path / "scalar")
+    models = open_models(DemoArguments(model=scalar, classic_model=scalar))
+    assert models.names == ("scalar", "scalar") and Models(EchoEngine(), models.classic).names == ("CLoud", "scalar")
+
+    async def judge():
+        backend = Backend(DemoArguments(model="a"))
+        backend._models.set_result(Models(EchoEngine(), models.classic))
+        found = [step async for step in judge_pair(backend, "user", "p", ("a", "b"), Sampling(1, 0.0, 10))][-1]
+        pieces = [piece async for piece in models.cloud.stream("p", "b", Sampling())]
+        with pytest.raises(ValueError, match="writes no critiques"):
+            models.cloud.check("p", "b", 10, ["c"])
+        await models.cloud.close()
+        return found, pieces
+
+    found, pieces = asyncio.run(judge())
+    expected = ScalarScorer(*load_scalar_model(scalar)).score(["p", "p"], ["a", "b"])
+    assert [score.reward for score in found.classic] == pytest.approx([score.reward for score in expected], abs=1e-5)
+    assert pieces == [found.classic[1]]
 
 
 @pytest.mark.parametrize("value", ["one text", None, 7, ["a", 7], ["a", None], {"a": "b"}])

@@ -348,7 +348,7 @@ def test_texts_of_users_and_models_stay_text(echo, chromium):
         texts = page.locator("#best-result .card .text").all_text_contents()
         assert sorted(texts) == sorted(shown(payload).strip() for payload in PAYLOADS)
         check_inert(visit)
-        open_tab(page, "CLoud vs classic")
+        open_tab(page, "Two models")
         page.get_by_label(re.compile("All rows")).check()
         page.get_by_label("Guess first").uncheck()
         listed = page.locator("#versus-list a")

@@ -15,7 +15,7 @@ from ..environment import environment, names_without_folders, opening, rename, s
 from ..evaluation_arguments import SETTINGS, EvaluationArguments
 from ..fitting import score_columns
 from ..formatting import Section, contents, file_name, picture_name, render
-from ..judges import JudgeReport
+from ..judges import JudgeReport, RatingReport
 from ..metrics.pairs import PairEvaluation
 from ..outcomes import Evaluation, compare
 from ..sets import ModelResults
@@ -132,7 +132,7 @@ def write_report(
     shown: Mapping[str, str],
     output_dir: Path,
     sets: Sequence[Mapping[str, Any]] = (),
-    judged: JudgeReport | None = None,
+    judged: JudgeReport | RatingReport | None = None,
 ):
     """
     Write report.json, report.md and its pictures on the models that are done; `shown` are short names of models and sets, `sets` are those

@@ -21,7 +21,7 @@ from ..formatting import (
     show,
     show_estimate,
 )
-from ..judges import JudgeReport
+from ..judges import JudgeReport, RatingReport
 from ..metrics.calibration import FEW_PAIRS
 from ..metrics.self_consistency import DRAWS, AccuracyCurve, SelfConsistency
 from ..outcomes import CritiqueResult, Difference, Evaluation, headline_estimates
@@ -398,14 +398,23 @@ Each right response against each wrong one of its row, in both orders; equal pai
 the right response over both verdicts, from -2 to 2. A pair without a readable verdict in one of the orders ties, and a tie is not
 right. Tokens are those of prompt and answer, tries included, as the server counts them."""
 
+RATINGS = """\
+Every response by itself; equal ones are rated once, and the rating is the reward. A response without a readable rating gets the middle of
+the scale. Tokens are those of prompt and answer, tries included, as the server counts them."""
+
 CRITIQUES = """\
 The model's own critique of each response (the first, where it writes several) beside the one of reference. Loss: mean
 cross-entropy of the reference critique's tokens after the response, in nats; the backend transformers alone gives it. Overlap
 (chrF2, BLEU: 0 to 100) says how much the wording is alike, not whether a critique is right."""
 
 
-def judge_section(judged: JudgeReport) -> Section:
+def judge_section(judged: JudgeReport | RatingReport) -> Section:
     """Make the section on the judge's behaviour."""
+    if isinstance(judged, RatingReport):
+        columns = ["responses", "unreadable", "mean", "standard deviation", "different ratings", "tokens per rating"]
+        numbers = (show(value, Form(digits=2)) for value in (judged.mean, judged.std))
+        row = [judged.responses, judged.unreadable, *numbers, judged.distinct]
+        return Section("Judge", RATINGS, [Table(columns, [[*row, show(judged.tokens_per_verdict, Form(digits=0))]])])
     shares = [show(value) for value in (judged.orders_agree, judged.first_shown_wins)]
     columns = ["pairs", "right wins", "ties", "unreadable", "orders agree", "first shown wins", "tokens per verdict"]
     counts = [judged.pairs, judged.right, judged.ties, judged.unreadable]

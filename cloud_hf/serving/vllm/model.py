@@ -59,7 +59,7 @@ class CLoudForVLLM(nn.Module, SupportsLoRA, SupportsPP):
         self.stop_ids = sorted(eos - {self.end_id})
         self.reward_head = PPMissingLayer()
         if get_pp_group().is_last_rank:
-            self.reward_head = RewardHead(self.hidden_size).float()
+            self.reward_head = RewardHead(self.config).float()
         # At one address: CUDA graphs read their inputs where they were when the graph was captured
         self.fed_ids = torch.zeros(vllm_config.scheduler_config.max_num_batched_tokens, dtype=torch.int32)
         dtype = vllm_config.model_config.dtype

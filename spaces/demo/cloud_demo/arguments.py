@@ -36,10 +36,11 @@ class DemoArguments:
 
     Parameters:
         model (`str`, *optional*):
-            Hub id or folder of a CLoud model, a classic model or a LoRA adapter. Without it, and unless `backend` is `"server"`, the
+            Hub id or folder of a CLoud model, a classic model, a LoRA adapter or, with transformers, a scalar model of another maker
+            (`*ForSequenceClassification` with one label). Without it, and unless `backend` is `"server"`, the
             demo opens the small models in its own folder, with their rows.
         classic_model (`str`, *optional*):
-            Hub id or folder of a classic model to compare with.
+            Hub id or folder of a model to compare with: a classic one or any other kind that `model` can be.
         backend (`str`, *optional*, defaults to `"transformers"`):
             `"transformers"` or `"vllm"` in this process, or `"server"`: a reward server that runs elsewhere.
         server_url (`str`, *optional*):

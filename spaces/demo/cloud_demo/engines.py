@@ -6,10 +6,13 @@ https://huggingface.co/docs/hub/spaces-zerogpu
 """
 
 import asyncio
+import copy
 import json
 import os
 import re
+import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
 from dataclasses import asdict, dataclass, field
 
@@ -17,7 +20,8 @@ import httpx2
 
 from cloud_hf.evaluation.benchmarks import BENCHMARKS, load_benchmarks, preference_pairs
 from cloud_hf.evaluation.rows import BenchmarkRow
-from cloud_hf.loading import load_reward_model
+from cloud_hf.loading import load_reward_model, read_model_config
+from cloud_hf.scalar_models import ScalarScorer, is_scalar_model, load_scalar_model, read_label_weights
 from cloud_hf.scores import Sampling, Score
 from cloud_hf.serving.answers import read_body, read_json, read_parts, read_score
 from cloud_hf.serving.client import CLoudClient, RewardServerError
@@ -36,7 +40,8 @@ _NOISE = {"float32": 0.001, "unknown": 0.05}
 @dataclass
 class Models:
     """
-    Open models, and rows or the reason why they could not be read. `cloud` may be a classic model, without critiques.
+    Open models, and rows or the reason why they could not be read. Both `cloud` and `classic`, the one to compare with, may be of any
+    kind.
 
     `made` says what computes, such as "float32 on cpu", and `warnings` what readers must know about the rewards. `results` are an
     evaluation's models and scores of the rows.
@@ -53,6 +58,21 @@ class Models:
     noise: float = _NOISE["float32"]
     # Responses that are judged at once where each is shown when it is done
     at_once: int = 16
+
+    @staticmethod
+    def kind_of(engine: RewardEngine) -> str:
+        """Return the kind of a model in a word."""
+        if isinstance(engine, ScalarEngine):
+            return "scalar"
+        return {True: "CLoud", False: "classic", None: "not answering yet"}[engine.critique]
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """What the page calls both models: their kinds, or their names if these are the same."""
+        if self.classic is None:
+            return self.kind_of(self.cloud), ""
+        kinds = self.kind_of(self.cloud), self.kind_of(self.classic)
+        return kinds if kinds[0] != kinds[1] else (public_name(self.cloud.name), public_name(self.classic.name))
 
 
 def open_models(args: DemoArguments) -> Models:
@@ -99,7 +119,10 @@ def _describe(opened: Models, loaded: list, args: DemoArguments):
     opened.noise = _NOISE.get(dtype, _NOISE["unknown"])
     opened.at_once = 1 if device == "cpu" else 4
     for model in loaded:
-        if not model.reward_head.dense.bias.any():  # initialised with zeros, which the first step of training changes
+        dense = model.reward_head.dense
+        if (
+            dense is not None and not dense.bias.any()
+        ):  # initialised with zeros, which the first step of training changes
             opened.warnings.append(
                 f"The reward head of {public_name(model.name_or_path)} has never been trained: its rewards are random."
             )
@@ -132,10 +155,51 @@ def _open_engine(model: str | None, server_url: str | None, args: DemoArguments,
         from cloud_hf.serving.vllm.engine import VLLMEngine
 
         return VLLMEngine(str(model), **{"dtype": args.dtype, **json.loads(args.vllm_options or "{}")})
+    if is_scalar_model(config := read_model_config(str(model))):
+        read_label_weights(str(model), config)
+        if on_zero_gpu():
+            raise ValueError(
+                f"{model} is a scalar model of another maker, which cannot borrow a GPU. Use other hardware."
+            )
+        return ScalarEngine(*load_scalar_model(str(model), dtype=args.dtype), args.batch_size)
     reward_model, tokenizer = load_reward_model(str(model), dtype=args.dtype)
     loaded.append(reward_model)
     engine_class = ZeroGPUEngine if on_zero_gpu() else TransformersEngine
     return engine_class(reward_model, tokenizer, args.batch_size)
+
+
+class ScalarEngine:
+    """`RewardEngine` over a scalar model of another maker, which writes no critiques. Arguments as for [`ScalarScorer`]."""
+
+    critique = False
+
+    def __init__(self, model, tokenizer, batch_size: int = 16):
+        self.name = model.name_or_path
+        # Another tokenizer, because checks run while the worker scores
+        self._checker = ScalarScorer(model, copy.deepcopy(tokenizer))
+        self._scorer = ScalarScorer(model, tokenizer, batch_size=batch_size)
+        self.context_length = self._scorer.context_length
+        self._lock = threading.Lock()
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scoring")
+
+    def check(self, prompt, response: str, max_new_tokens: int, critiques: list[str] | None = None) -> None:
+        """See `RewardEngine`."""
+        with self._lock:
+            self._checker.read_rows([prompt], [response], critiques=None if critiques is None else [critiques])
+
+    async def score(self, prompt, response: str, sampling: Sampling, critiques: list[str] | None = None) -> Score:
+        """See `RewardEngine`."""
+        loop = asyncio.get_running_loop()
+        [score] = await loop.run_in_executor(self._worker, self._scorer.score, [prompt], [response])
+        return score
+
+    async def stream(self, prompt, response: str, sampling: Sampling) -> AsyncGenerator[str | Score, None]:
+        """See `RewardEngine`; there is no critique."""
+        yield await self.score(prompt, response, sampling)
+
+    async def close(self) -> None:
+        """Stop after the running request."""
+        self._worker.shutdown()
 
 
 # ----------------------------------------------------------------------------------------------------- reward server

@@ -228,7 +228,7 @@ async def judge_pair(
             yield Progress(words)
         cloud, classic = backend.models.cloud, backend.models.classic
         if classic is None:
-            raise Problem("There is no classic model to compare with.")
+            raise Problem("There is no second model to compare with.")
         found = []
         for engine, own in ((cloud, sampling), (classic, replace(sampling, num_critiques=1))):
             await _check(engine, prompt, responses, own)

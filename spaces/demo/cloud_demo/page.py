@@ -29,7 +29,7 @@ TABS = [score_tab, compare_tab, versus_tab, best_of_n_tab]
 TITLE = "CLoud reward model"
 _ABOUT = "It reads a response, writes a critique, and then gives a number."
 _SHIPPED = """ These two small models were trained in minutes to follow a ball under four cups: the CLoud model writes down where the
-ball goes, the classic one gives its number at once. Press *Judge*, or see where they disagree under *CLoud vs classic*."""
+ball goes, the classic one gives its number at once. Press *Judge*, or see where they disagree under *Two models*."""
 _FOLDER = Path(__file__).parent
 # Requests wait in the demo's own queue; Gradio's queue holds a few more
 _SPARE_EVENTS = 32
@@ -115,8 +115,7 @@ def _open_links(page: gr.Blocks, tabs: gr.Tabs, parts: dict[str, TabParts]):
 
 
 def _describe(backend: Backend, models: "Models") -> str:
-    kind = {True: "CLoud", False: "classic", None: "not answering yet"}[models.cloud.critique]
-    words = f"{public_name(models.cloud.name)} ({kind}, {backend.args.backend})"
+    words = f"{public_name(models.cloud.name)} ({models.kind_of(models.cloud)}, {backend.args.backend})"
     if models.classic is not None:
         words += f", compared with {public_name(models.classic.name)}"
     if models.rows:

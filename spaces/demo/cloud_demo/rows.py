@@ -31,20 +31,16 @@ def is_tie(scores: Sequence[Score]) -> bool:
 
 @dataclass(frozen=True)
 class Judgement:
-    """Scores of both responses of a row by the CLoud and, if there is one, the classic model."""
+    """Scores of both responses of a row by the demo's model and, if there is one, by the model to compare with."""
 
     cloud: Pair
     classic: Pair | None = None
 
 
-# Filters of the list of rows, by their names
+# Filters of the list of rows, by what they are called: {0} and {1} are the models
 FILTERS: dict[str, Callable[[Judgement], bool]] = {
-    "CLoud right, classic wrong": lambda row: (
-        row.classic is not None and is_right(row.cloud) and not is_right(row.classic)
-    ),
-    "Classic right, CLoud wrong": lambda row: (
-        row.classic is not None and is_right(row.classic) and not is_right(row.cloud)
-    ),
+    "{0} right, {1} wrong": lambda row: row.classic is not None and is_right(row.cloud) and not is_right(row.classic),
+    "{1} right, {0} wrong": lambda row: row.classic is not None and is_right(row.classic) and not is_right(row.cloud),
     "Both wrong": lambda row: row.classic is not None and not is_right(row.cloud) and not is_right(row.classic),
     "Ties": lambda row: is_tie(row.cloud) or (row.classic is not None and is_tie(row.classic)),
 }
@@ -122,12 +118,12 @@ class JudgedRows:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Right or wrong by CLoud and classic model, for each row."""
+    """Right or wrong by both models, for each row."""
 
     outcomes: Sequence[tuple[bool, bool]]
 
     def right(self, place: int) -> tuple[int, float, float]:
-        """Return how many rows a model has right (0: CLoud, 1: classic), and the ends of Wilson's 95 % interval of the share."""
+        """Return how many rows a model has right (0 or 1), and the ends of Wilson's 95 % interval of the share."""
         from cloud_hf.evaluation.stats import wilson  # imports numpy
 
         count = sum(outcome[place] for outcome in self.outcomes)

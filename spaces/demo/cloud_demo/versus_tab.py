@@ -1,4 +1,4 @@
-"""CLoud vs classic: the rows that both models judged, where they disagree, and why."""
+"""Two models: the rows that both judged, where they disagree, and why."""
 
 import hashlib
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -13,7 +13,7 @@ from cloud_hf.spaces_ui import as_text
 from . import Problem
 from .backend import Backend, Visitor
 from .judging import Progress, answers, describe_score, is_integer, judge_pair
-from .rows import FILTERS, JudgedRows, Judgement, is_right, is_tie
+from .rows import FILTERS, JudgedRows, Judgement, Pair, is_right, is_tie
 from .score_html import card, note, paragraph, show_made, side_by_side, status
 from .sharing import Result
 from .tab_parts import QUIET, Controls, TabParts, in_words, visitor_of
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from cloud_hf.evaluation.rows import BenchmarkRow
 
 
-TAB, TITLE = "versus", "CLoud vs classic"
+TAB, TITLE = "versus", "Two models"
 ALL = "All rows"
 _MOST_LISTED = 60
 # Seconds between two looks for newly judged rows
@@ -93,7 +93,8 @@ def build(backend: Backend) -> TabParts:
     timer = gr.Timer(_REFRESH, active=False)
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
-            choice = gr.Radio([ALL, *FILTERS], value=next(iter(FILTERS)), label="Show", elem_id="versus-filter")
+            named = [(ALL, ALL), *((name.format("First", "second"), name) for name in FILTERS)]
+            choice = gr.Radio(named, value=next(iter(FILTERS)), label="Show", elem_id="versus-filter")
             words = gr.Textbox(
                 "", label="Search", placeholder="Words of a prompt, response or critique", elem_id="versus-search"
             )
@@ -112,7 +113,10 @@ def build(backend: Backend) -> TabParts:
         models = await backend.loaded()
         # Only if none is open: a tick that began before a click must not undo it
         opened = key_of(models.rows[_most_telling(backend.judged)]) if models.rows and not row else gr.skip()
-        counts = [(f"{name} ({sum(map(FILTERS[name], backend.judged.found.values()))})", name) for name in FILTERS]
+        counts = [
+            (f"{name.format(*models.names)} ({sum(map(FILTERS[name], backend.judged.found.values()))})", name)
+            for name in FILTERS
+        ]
         radio = gr.update(choices=[(f"{ALL} ({len(models.rows)})", ALL), *counts])
         shown = _show_list(backend, choice, words, row)
         return _show_summary(backend), radio, shown, opened, gr.Timer(active=backend.judged.is_growing)
@@ -124,7 +128,12 @@ def build(backend: Backend) -> TabParts:
     async def run_row(request: gr.Request, row: str, guess: bool):
         await backend.loaded()
         index, shown = find_row(backend, row)
-        yield status("Asking the models…"), _show_row(shown, guess), None, gr.update(visible=False)
+        yield (
+            status("Asking the models…"),
+            _show_row(shown, guess, backend.models.names),
+            None,
+            gr.update(visible=False),
+        )
         async with aclosing(judge_row(backend, visitor_of(request), shown, index)) as steps:
             async for step in steps:
                 if isinstance(step, Progress):
@@ -133,7 +142,7 @@ def build(backend: Backend) -> TabParts:
                     said = status("Done. Which response is better?")
                     yield said, gr.skip(), _kept(backend, shown, step), gr.update(visible=True)
                 else:
-                    page = _show_row(shown, False, step) + _made(backend)
+                    page = _show_row(shown, False, backend.models.names, step) + _made(backend)
                     yield status("Done."), page, _kept(backend, shown, step), gr.skip()
 
     run = in_words(controls.stoppable(run_row), controls.said)
@@ -150,7 +159,7 @@ def build(backend: Backend) -> TabParts:
             index, shown = find_row(backend, row)
             is_right_guess = (guessed == "a") == (_order_of(shown)[0] == 0)
             said = "You are right." if is_right_guess else "The other one was chosen."
-            page = _show_row(shown, True, backend.judged.found[index]) + _made(backend)
+            page = _show_row(shown, True, backend.models.names, backend.judged.found[index]) + _made(backend)
             return status("Done." if guessed == "answer" else said), page, gr.update(visible=False)
 
         return show
@@ -168,7 +177,7 @@ def endpoints(backend: Backend) -> list[Callable]:
     async def versus(request: gr.Request, row: int = 1) -> dict:
         """
         Judge a row of the benchmark, from 1, with both models. Returns its id, prompt and responses (the chosen one first),
-        and for cloud and classic the scores and whether they are right.
+        and the scores and whether they are right, for `cloud` (the demo's model) and `classic` (the one to compare with).
         """
         if not is_integer(row):
             raise Problem("`row` must be a whole number, from 1.")
@@ -196,7 +205,7 @@ def _describe_pair(backend: Backend, found: Judgement) -> dict[str, Any]:
 def _kept(backend: Backend, row: "BenchmarkRow", found: Judgement) -> Result:
     """Return what the buttons copy."""
     texts = {"prompt": _plain(row.prompt)} | dict(zip(_SIDES, map(str, row.responses), strict=True))
-    names = [f"{model}, {side.lower()}" for model in ("CLoud", "classic") for side in _SIDES]
+    names = [f"{model}, {side.lower()}" for model in backend.models.names for side in _SIDES]
     return Result(TAB, texts, None, (*found.cloud, *(found.classic or ())), None, _how(backend), key_of(row), names)
 
 
@@ -218,17 +227,17 @@ def _order_of(row: "BenchmarkRow") -> tuple[int, int]:
     return (0, 1) if int(key_of(row), 16) % 2 else (1, 0)
 
 
-def _show_row(row: "BenchmarkRow", guess: bool, found: Judgement | None = None) -> str:
-    """Show a row. What is known of a response is in its column, chosen before rejected, or A before B for a visitor who guesses."""
+def _show_row(row: "BenchmarkRow", guess: bool, names: tuple[str, str], found: Judgement | None = None) -> str:
+    """Show a row; `names` are those of the models. What is known of a response is in its column, chosen before rejected, or A before B for a visitor who guesses."""
     marks, columns = "", []
     if found is not None:
-        marks = f'<p class="marks">{_marks(found)}</p>'
+        marks = f'<p class="marks">{_marks(found, names)}</p>'
     for letter, side in zip("AB", _order_of(row) if guess else (0, 1), strict=True):
         title = f"{letter}: {_SIDES[side].lower()}" if guess and found else letter if guess else _SIDES[side]
         body = paragraph(str(row.responses[side])) if row.responses[side] else note("(empty)")
         if found is not None:
-            body += f"<h4>CLoud: {found.cloud[side].reward:+.3f}</h4>{_critique(found.cloud[side])}"
-            body += f"<h4>Classic: {found.classic[side].reward:+.3f}</h4>" if found.classic is not None else ""
+            for name, scores in _named(found, names):
+                body += f"<h4>{as_text(name)}: {scores[side].reward:+.3f}</h4>{_critique(scores[side])}"
         columns.append(card(title, body))
     return f"<h2>{as_text(row.id)}</h2>{paragraph(_plain(row.prompt))}{marks}{side_by_side(columns)}"
 
@@ -244,9 +253,13 @@ def _plain(prompt: Any) -> str:
     return "\n\n".join(f"{turn['role']}: {turn.get('content') or ''}" for turn in messages)
 
 
-def _marks(found: Judgement) -> str:
-    parts = [("CLoud", found.cloud), *([("classic", found.classic)] if found.classic is not None else [])]
-    return " ".join(f"{name} {_mark(scores)}" for name, scores in parts)
+def _named(found: Judgement, names: tuple[str, str]) -> list[tuple[str, Pair]]:
+    """Return the scores of each model by its name."""
+    return [(name, scores) for name, scores in zip(names, (found.cloud, found.classic), strict=True) if scores]
+
+
+def _marks(found: Judgement, names: tuple[str, str]) -> str:
+    return " ".join(f"{as_text(name)} {_mark(scores)}" for name, scores in _named(found, names))
 
 
 def _mark(scores: Sequence[Score]) -> str:
@@ -267,7 +280,7 @@ def _show_list(backend: Backend, choice: str, words: str, current: str) -> str:
     items = [
         f'<li><a href="#{Result(TAB, row=key_of(row)).link()[0]}" data-row="{key_of(row)}"'
         f"{' aria-current=true' if key_of(row) == current else ''}>"
-        f'<span class="marks">{_marks(judgement) if judgement is not None else "not judged yet"}</span> '
+        f'<span class="marks">{_marks(judgement, backend.models.names) if judgement is not None else "not judged yet"}</span> '
         f"{as_text(_plain(row.prompt)[:_PREVIEW])}</a></li>"
         for row, judgement in matching[:_MOST_LISTED]
     ]
@@ -289,17 +302,18 @@ def _show_summary(backend: Backend) -> str:
     if (compared := judged.compared()) is None:
         return note(" ".join(parts))
     n, shares = len(compared.outcomes), []
-    for place, name in enumerate(("CLoud", "classic")):
+    for place, name in enumerate(models.names):
         count, low, high = compared.right(place)
         shares.append(
             f"{name} is right in {count} of {n} rows ({100 * count / n:.0f} %, 95 % interval {100 * low:.0f} to {100 * high:.0f} %)"
         )
     alone, p = compared.alone, compared.p_value
-    test = f"CLoud alone is right in {alone[0]}, classic alone in {alone[1]}: exact McNemar test, p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}."
-    return f'<p class="headline">{as_text("; ".join(shares))}.</p>{note(test)}{note(" ".join(parts))}'
+    first, second = models.names
+    test = f"{first} alone is right in {alone[0]}, {second} alone in {alone[1]}: exact McNemar test, p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}."
+    return f'<p class="headline">{as_text("; ".join(shares))}.</p>{note(as_text(test))}{note(" ".join(parts))}'
 
 
 def _most_telling(judged: JudgedRows) -> int:
-    """Return the first row in which the CLoud model alone is right, or else the first row."""
+    """Return the first row in which the demo's model alone is right, or else the first row."""
     alone = next(iter(FILTERS.values()))
     return min((index for index, row in judged.found.items() if alone(row)), default=0)

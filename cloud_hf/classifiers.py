@@ -1,0 +1,255 @@
+"""
+Convert a classic reward model to its architecture's own `*ForSequenceClassification`, and back.
+
+The rewards stay equal wherever a conversation is rendered with the folder's chat template: the template ends at the token at which
+the reward is read, the tokenizer adds nothing around it, and padding is another token.
+"""
+
+import re
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from huggingface_hub import ModelCard
+from torch import nn
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+
+from .cards import CLASSIC, assemble, inherit, model_card, shown_name
+from .configuration_cloud import CLoudConfig, caps_attention, has_scalar_head, read_config
+from .critique_format import CritiqueFormat
+from .loading import check_reward_model, load_reward_model, read_model_config, tokenizer_source
+from .markdown import block, in_code
+from .modeling_cloud import CLoudForRewardModeling
+from .template_dates import pin_date
+
+
+# Conversations by which templates and tokenizers are compared
+_CHATS = (
+    [("user", "What is 2+2?"), ("assistant", "4")],
+    [("user", "Hello!"), ("assistant", "Hi."), ("user", "And  now?\n"), ("assistant", "Nothing.\n\n- Überhaupt  nichts. ")],
+    [("system", "Be brief."), ("user", "x"), ("assistant", "")],
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ClassifierExport:
+    """A checked plan: the model's name and config, and the config and the tokenizer of the sequence classifier."""
+
+    source: str
+    config: CLoudConfig
+    classifier_config: Any
+    tokenizer: PreTrainedTokenizerBase
+
+    def __str__(self) -> str:
+        return f"{self.source} -> {self.classifier_config.architectures[0]}, padded with {self.tokenizer.pad_token!r}"
+
+
+def plan_export(source: str) -> ClassifierExport:
+    """
+    Check that a classic model can be a sequence classifier of transformers, without loading its weights.
+
+    Args:
+        source (`str`):
+            Hub id or folder of a classic model with a linear head, or of an adapter.
+
+    Raises:
+        `ValueError`: If its reward cannot be exactly that of a sequence classifier; the message says why.
+    """
+    config = read_model_config(source)
+    check_reward_model(source, config)
+    _check_exportable(source, config)
+    with TemporaryDirectory() as folder:
+        tokenizer = _export_tokenizer(source, config, folder)
+    classifier_config = deepcopy(config.text_config)
+    architecture = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES[classifier_config.model_type]
+    labels = {"id2label": {0: "reward"}, "label2id": {"reward": 0}, "num_labels": 1}
+    # A reward is a number: pipelines and vLLM would squash it by a sigmoid
+    classifier_config.update({**labels, "problem_type": "regression", "architectures": [architecture]})
+    classifier_config.pad_token_id = tokenizer.pad_token_id
+    _empty_classifier(source, classifier_config)
+    return ClassifierExport(source, config, classifier_config, tokenizer)
+
+
+def write_export(plan: ClassifierExport, destination: str | Path):
+    """Write a sequence classifier, its tokenizer and its card."""
+    model, _ = load_reward_model(plan.source, device_map="cpu")
+    classifier = _empty_classifier(plan.source, plan.classifier_config)
+    classifier.base_model.load_state_dict(model.trunk.state_dict(), assign=True)
+    classifier.score.weight = nn.Parameter(model.reward_head.out_proj.weight.detach() / plan.config.reward_std)
+    classifier.config.dtype = model.dtype
+    classifier.save_pretrained(destination)
+    plan.tokenizer.save_pretrained(destination)
+    _card(plan, Path(destination)).save(Path(destination) / "README.md")
+
+
+def check_import(source: str) -> PreTrainedTokenizerBase:
+    """
+    Check that a sequence classifier's rewards can be those of a classic model, and return its tokenizer.
+
+    Raises:
+        `ValueError`: If it has several labels, code of its own, or a chat template that ends behind the token at which a classic model
+            reads.
+    """
+    config = read_config(source)
+    if not has_scalar_head(config):
+        raise ValueError(
+            f"{source} is not a sequence classifier of transformers with one label, whose head a classic model could take."
+        )
+    made = CLoudForRewardModeling.config_from_base(source, critique=False)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    critique_format = CritiqueFormat.from_config(made, tokenizer)
+    if critique_format.tail != critique_format.end_token:
+        raise ValueError(
+            f"{source} reads its reward at the end of its chat template, {critique_format.tail!r}, but a classic model at "
+            f"{critique_format.end_token!r}, which would change its rewards. Score with it as it is, or start training from it."
+        )
+    return tokenizer
+
+
+def write_import(source: str, tokenizer: PreTrainedTokenizerBase, destination: str | Path):
+    """Write a classic model with the weights of a sequence classifier, its tokenizer and a card."""
+    model = CLoudForRewardModeling.from_base(source, tokenizer, critique=False, dtype="auto", device_map="cpu")
+    model.save_pretrained(destination)
+    tokenizer.save_pretrained(destination)
+    about = f"These are the weights of {in_code(shown_name(source) or '')}, a sequence classifier, as a classic model."
+    model_card(Path(destination).name, CLASSIC, about, inherit(source)).save(Path(destination) / "README.md")
+
+
+# --------------------------------------------------------------------------------------------------------- checking
+
+
+def _check_exportable(source: str, config: CLoudConfig):
+    if config.critique:
+        raise ValueError(
+            f"{source} is a CLoud model: its reward needs a critique, which a sequence classifier does not write."
+        )
+    if config.reward_head != "linear":
+        raise ValueError(
+            f"{source} has a reward head of two layers, but that of a sequence classifier is one linear layer. Its folder already loads "
+            "with `AutoModelForSequenceClassification` and `trust_remote_code=True`; for a head that converts, train with "
+            "`--reward_head linear`."
+        )
+    if config.reward_mean:
+        raise ValueError(
+            f"{source} subtracts `reward_mean` {config.reward_mean}, and a sequence classifier has no bias. Set it to 0; the order of "
+            "rewards stays the same."
+        )
+    if config.keep_thinking:
+        raise ValueError(f"{source} was made with `keep_thinking`, which no chat template can do.")
+    if config.text_config.model_type not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
+        raise ValueError(
+            f"{source} is a {config.text_config.model_type} model, of which transformers has no sequence classifier."
+        )
+
+
+def _empty_classifier(source: str, config: Any) -> Any:
+    """Build the sequence classifier without weights. Raises `ValueError` if its head is not one linear layer named `score`."""
+    with torch.device("meta"):
+        classifier = AutoModelForSequenceClassification.from_config(config)
+    head = [key for key in classifier.state_dict() if not key.startswith(f"{classifier.base_model_prefix}.")]
+    if head != ["score.weight"]:
+        raise ValueError(
+            f"{source}: the head of {type(classifier).__name__} is not one linear layer ({', '.join(head):.200})."
+        )
+    return classifier
+
+
+# -------------------------------------------------------------------------------------------------------- tokenizer
+
+
+def _export_tokenizer(source: str, config: CLoudConfig, folder: str) -> PreTrainedTokenizerBase:
+    """Return a tokenizer whose chat template gives the ids that the model reads, as it is loaded again from a folder."""
+    name = tokenizer_source(source)
+    critique_format = CritiqueFormat.from_config(config, AutoTokenizer.from_pretrained(name))
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    variables = pin_date(tokenizer, config.chat_template_kwargs) or {}
+    tokenizer.chat_template = _closed_template(critique_format, variables)
+    tokenizer.pad_token = _padding(source, critique_format, config)
+    # Chat templates write all tokens, and tools encode rendered text with those that a tokenizer would add
+    tokenizer.backend_tokenizer.post_processor = None
+    tokenizer.save_pretrained(folder)
+    saved = AutoTokenizer.from_pretrained(folder)
+    for expected, messages in _encoded_chats(critique_format):
+        text = saved.apply_chat_template(messages, tokenize=False)
+        for ids in (saved.apply_chat_template(messages)["input_ids"], saved(text)["input_ids"]):
+            if ids != expected:
+                raise ValueError(
+                    f"{source}: a chat template alone does not give the tokens that the model reads, for instance of {text!r:.200}."
+                )
+    return saved
+
+
+def _encoded_chats(critique_format: CritiqueFormat) -> Iterator[tuple[list[int], list[dict[str, str]]]]:
+    """Yield conversations, and the ids that the model reads; those that the template refuses are left out."""
+    for chat in _CHATS:
+        messages = [{"role": role, "content": content} for role, content in chat]
+        try:
+            prefix = critique_format.encode_prefix(messages[:-1], messages[-1]["content"])
+        except ValueError:
+            continue
+        yield list(prefix.input_ids), messages
+
+
+def _closed_template(critique_format: CritiqueFormat, variables: dict[str, Any]) -> str:
+    """Return the chat template with its variables set, which ends with the token at which the reward is read."""
+    template = critique_format.tokenizer.get_chat_template().removesuffix("\n")
+    day = variables.pop("strftime_now", None)
+    lines = [f"{{% set {name} = {value!r} %}}" for name, value in variables.items()]
+    if day is not None:
+        formats = sorted(set(re.findall(r"strftime_now\(\s*['\"]([^'\"]+)['\"]", template)))
+        days = {form: date.fromisoformat(day).strftime(form) for form in formats}
+        lines.append(f"{{% macro strftime_now(form) %}}{{{{ {days!r}[form] }}}}{{% endmacro %}}")
+    tail, end = critique_format.tail, critique_format.end_token
+    if tail == end:
+        return "".join(lines) + template
+    # `+` keeps white space next to a tag, which transformers' settings of Jinja would remove
+    lines.append(f"{{% set conversation +%}}{template}{{%+ endset %}}")
+    cut = f"conversation[:{len(end) - len(tail)}] if conversation.endswith({tail!r}) else conversation"
+    return "".join(lines) + f"{{{{ {cut} }}}}"
+
+
+def _padding(source: str, critique_format: CritiqueFormat, config: CLoudConfig) -> str:
+    """Choose a token for padding: sequence classifiers read the last token that is not padding, by its id."""
+    tokenizer, spare = critique_format.tokenizer, config.reward_token_id
+    reserved = tokenizer.convert_ids_to_tokens(spare) if spare is not None and spare < len(tokenizer) else None
+    named = (tokenizer.pad_token, reserved, tokenizer.eos_token, tokenizer.unk_token, tokenizer.bos_token)
+    others = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+    for token in (*named, *others):
+        if isinstance(token, str) and token != critique_format.end_token:
+            return token
+    raise ValueError(
+        f"{source}: its tokenizer has no token for padding other than the end of turn ({critique_format.end_token!r}), at which the "
+        "reward is read."
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------- card
+
+
+def _card(plan: ClassifierExport, folder: Path) -> ModelCard:
+    """Write a card whose example needs transformers alone."""
+    attention = ", attn_implementation='eager'" if caps_attention(plan.classifier_config) else ""
+    code = (
+        "from transformers import AutoModelForSequenceClassification, AutoTokenizer\n\n"
+        f"model = AutoModelForSequenceClassification.from_pretrained({folder.name!r}{attention})\n"
+        f"tokenizer = AutoTokenizer.from_pretrained({folder.name!r})\n"
+        "messages = [{'role': 'user', 'content': 'What is 2+2?'}, {'role': 'assistant', 'content': '4'}]\n"
+        "inputs = tokenizer.apply_chat_template(messages, return_dict=True, return_tensors='pt')\n"
+        "print(model(**inputs).logits[0, 0].item())"
+    )
+    about = (
+        f"A scalar reward model: {in_code(shown_name(plan.source) or '')} as "
+        f"{in_code(plan.classifier_config.architectures[0])}, with equal rewards. Render conversations with its chat template. Text that "
+        "spells a control token is read as one, unless you score with cloud_hf."
+    )
+    serve = f"vllm serve {folder.name} --runner pooling"
+    card = model_card(folder.name, CLASSIC, about, inherit(plan.source))
+    return assemble(
+        ModelCard, card.data, folder.name, about, {"Use": block(code, "python"), "Serve": block(serve, "bash")}
+    )
