@@ -128,9 +128,9 @@ class CritiqueWriter:
         )
         reader = _RewardReader(end)
         ending = _EndOfCritique(end, stop_ids, banned_ids, width + self.max_new_tokens, reader)
-        processors = (
-            [_GumbelSampler(self.temperature, seeds, reader, self.model.device)] if self.temperature > 0 else []
-        )
+        processors, likelihood = [], _Likelihood(end, stop_ids, banned_ids)
+        if self.temperature > 0:
+            processors = [likelihood, _GumbelSampler(self.temperature, seeds, reader, self.model.device)]
         hook = self.model.trunk.register_forward_hook(reader.read, with_kwargs=True)
         try:
             # The inner language model's generation config is neutral; the base's sampling defaults would apply otherwise
@@ -151,12 +151,12 @@ class CritiqueWriter:
         finally:
             hook.remove()
         rewards = self.model.reward_from_hidden(reader.hidden_BH)[:, 0].tolist()
-        samples = []
+        samples, likelihoods = [], likelihood.means() if self.temperature > 0 else [None] * len(rewards)
         cut = [False] * len(rewards) if ending.cut_B is None else ending.cut_B.tolist()
-        for ids, reward, was_cut in zip(output_ids[:, width:].tolist(), rewards, cut, strict=True):
+        for ids, reward, was_cut, mean in zip(output_ids[:, width:].tolist(), rewards, cut, likelihoods, strict=True):
             critique_ids = ids[: ids.index(end)]
             text = self.critique_format.decode(critique_ids)
-            samples.append(Sample(reward, text, tuple(critique_ids), "length" if was_cut else "stop"))
+            samples.append(Sample(reward, text, tuple(critique_ids), "length" if was_cut else "stop", mean))
         return samples
 
 
@@ -219,6 +219,35 @@ class _RewardReader(StoppingCriteria):
         return self.ended_B
 
 
+class _Likelihood(LogitsProcessor):
+    """
+    Sums the log-probabilities of each row's critique tokens, before temperature, with all ends of a critique as one, as in vLLM. The
+    sums stay on the device until the end.
+    """
+
+    def __init__(self, end_token_id: int, stop_ids: list[int], banned_ids: list[int]):
+        self.end_token_id, self.stop_ids, self.banned_ids = end_token_id, stop_ids, banned_ids
+        self.scores_BV: torch.Tensor | None = None
+
+    def __call__(self, input_ids, scores):
+        if self.scores_BV is None:
+            self.sum_B = torch.zeros(len(scores), device=scores.device)
+            self.count_B = torch.zeros_like(self.sum_B)
+            self.open_B = torch.ones_like(self.sum_B, dtype=torch.bool)
+        else:  # the token chosen in the step before
+            chosen_B = input_ids[:, -1]
+            found_B = self.scores_BV.gather(1, chosen_B[:, None])[:, 0] - self.scores_BV.logsumexp(-1)
+            self.open_B &= chosen_B != self.end_token_id  # one more token follows it, then padding
+            self.sum_B += torch.where(self.open_B, found_B, 0.0)
+            self.count_B += self.open_B
+        self.scores_BV = _merge_ends(scores.clone(), self.end_token_id, self.stop_ids, self.banned_ids)
+        return scores
+
+    def means(self) -> list[float]:
+        """Return the mean of each row; 0.0 for an empty critique."""
+        return (self.sum_B / self.count_B.clamp(min=1)).tolist()
+
+
 # Devices on which each row's noise comes from a generator of torch's. Elsewhere that would take a launch per row and step
 _WITH_GENERATORS = ("cpu",)
 
@@ -277,6 +306,16 @@ def _signed(number: int) -> int:
     return (number + 2**63) % 2**64 - 2**63
 
 
+def _merge_ends(scores: torch.Tensor, end_token_id: int, stop_ids: list[int], banned_ids: list[int]) -> torch.Tensor:
+    """Turn the stop tokens into the end of turn, in place."""
+    if stop_ids:
+        best = scores[:, [end_token_id, *stop_ids]].amax(-1)
+        scores[:, stop_ids] = -torch.inf
+        scores[:, end_token_id] = best
+    scores[:, banned_ids] = -torch.inf
+    return scores
+
+
 class _EndOfCritique(LogitsProcessor):
     """Turns any stop token into the end of turn, and forces the end of turn when the budget is used up."""
 
@@ -291,11 +330,7 @@ class _EndOfCritique(LogitsProcessor):
         self.cut_B: torch.Tensor | None = None
 
     def __call__(self, input_ids, scores):
-        if self.stop_ids:
-            best = scores[:, [self.end_token_id, *self.stop_ids]].amax(-1)
-            scores[:, self.stop_ids] = -torch.inf
-            scores[:, self.end_token_id] = best
-        scores[:, self.banned_ids] = -torch.inf
+        scores = _merge_ends(scores, self.end_token_id, self.stop_ids, self.banned_ids)
         if input_ids.shape[1] == self.last_width:
             self.cut_B = ~self.reader.ended().to(scores.device) & (scores.argmax(-1) != self.end_token_id)
             scores.fill_(-torch.inf)

@@ -15,6 +15,7 @@ class Sample:
     critique: str = ""
     critique_ids: tuple[int, ...] = ()
     finish_reason: str = "stop"
+    log_likelihood: float | None = None  # mean over its tokens, in nats; only of sampled critiques
 
 
 class NotFinite(ArithmeticError):
@@ -28,7 +29,7 @@ class Score:
 
     Args:
         reward (`float`):
-            Mean of `rewards`.
+            Mean of `rewards`, unless [`~critique_weights.combine_scores`] combined them otherwise.
         critique (`str`):
             The first critique; `""` for a classic model.
         rewards (`tuple[float, ...]`):
@@ -44,6 +45,9 @@ class Score:
         response_changed (`bool`):
             Whether the chat template hides or changes text of the response, so that the model did not judge all of it. Some
             hide all that precedes a `</think>`.
+        log_likelihoods (`tuple[float, ...]`):
+            Per critique, the mean log-probability of its tokens before temperature and without the end token, in nats. Recorded by
+            transformers and vLLM where critiques are sampled, otherwise empty.
     """
 
     reward: float
@@ -54,6 +58,7 @@ class Score:
     finish_reasons: tuple[str, ...]
     critique_ids: tuple[tuple[int, ...], ...] = ()
     response_changed: bool = False
+    log_likelihoods: tuple[float, ...] = ()
 
     def __post_init__(self):
         _check_finite(self.reward, *self.rewards)
@@ -63,6 +68,7 @@ class Score:
         """Gather the samples of one response."""
         rewards = tuple(sample.reward for sample in samples)
         _check_finite(*rewards)
+        likelihoods = tuple(sample.log_likelihood for sample in samples if sample.log_likelihood is not None)
         return cls(
             reward=statistics.fmean(rewards),
             critique=samples[0].critique,
@@ -72,6 +78,7 @@ class Score:
             finish_reasons=tuple(sample.finish_reason for sample in samples),
             critique_ids=tuple(sample.critique_ids for sample in samples),
             response_changed=response_changed,
+            log_likelihoods=likelihoods if len(likelihoods) == len(samples) else (),
         )
 
 

@@ -129,6 +129,8 @@ class JournaledScorer:
             value = {name: getattr(score, name) for name in ("rewards", "critiques", "finish_reasons")}
             if score.response_changed:
                 value["response_changed"] = True
+            if score.log_likelihoods:
+                value["log_likelihoods"] = score.log_likelihoods
             self.journal.add(keys[chunk[index]], value)
             bar.update()
 
@@ -148,7 +150,8 @@ class JournaledScorer:
 
 
 def _read_score(value: dict) -> Score:
-    parts = zip(value["rewards"], value["critiques"], value["finish_reasons"], strict=True)
+    likelihoods = value.get("log_likelihoods") or [None] * len(value["rewards"])
+    parts = zip(value["rewards"], value["critiques"], value["finish_reasons"], likelihoods, strict=True)
     # Always drop ids: scores must not depend on whether they come from the journal
-    samples = [Sample(reward, critique, finish_reason=reason) for reward, critique, reason in parts]
+    samples = [Sample(reward, critique, (), reason, likelihood) for reward, critique, reason, likelihood in parts]
     return replace(Score.of(samples, value.get("response_changed", False)), critique_ids=())

@@ -154,6 +154,16 @@ def test_a_critique_that_ends_exactly_at_the_budget_has_ended(pair):
         )
 
 
+def critique_likelihood(model, critique_format, encoded) -> float:
+    """Mean log-probability of a critique in a pass of transformers, with all of its ends as one token."""
+    logits = model.language_model(torch.tensor([encoded.input_ids])).logits[0, encoded.prefix_length - 1 : -2]
+    end, stop_ids = critique_format.end_token_id, critique_format.stop_ids(model.config)
+    logits[:, end] = logits[:, [end, *stop_ids]].amax(-1)
+    logits[:, stop_ids + critique_format.banned_ids(model.config)] = -torch.inf
+    ids = encoded.input_ids[encoded.prefix_length : -1]
+    return logits.log_softmax(-1)[range(len(ids)), ids].mean().item() if ids else 0.0
+
+
 def test_several_sampled_critiques_have_the_rewards_of_their_ids(pair):
     model, engine, tokenizer = pair
     chats, answers = chats_for(tokenizer)[:8], ANSWERS[:8]
@@ -164,6 +174,8 @@ def test_several_sampled_critiques_have_the_rewards_of_their_ids(pair):
         rows = [critique_format.encode(chat, answer, list(ids)) for ids in score.critique_ids]
         with torch.no_grad():
             assert score.rewards == pytest.approx(read_rewards(model, rows, 8, False), abs=1e-4)
+            expected = [critique_likelihood(model, critique_format, row) for row in rows]
+            assert score.log_likelihoods == pytest.approx(expected, abs=1e-3)
 
 
 def test_given_critiques_are_scored_on_the_same_engine(pair):

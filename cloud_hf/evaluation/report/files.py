@@ -60,7 +60,7 @@ PICTURES = """\
 Margins, here and in the reliability diagram below, are over all pairs of a right and a wrong response of a set's rows."""
 
 SCORED = """\
-Critiques per response: {num_critiques}, temperature {temperature}, at most {max_new_tokens} tokens, seed {seed}. Backend:
+Critiques per response: {num_critiques} (combined by {combine}), temperature {temperature}, at most {max_new_tokens} tokens, seed {seed}. Backend:
 {backend}, dtype {dtype}. Over-long rows: {overlong_policy}."""
 
 
@@ -177,7 +177,7 @@ def write_report(
         sections.append(judge_section(judged))
     if args.reference_critiques:
         sections.append(critique_section({shown[name]: found.critiques for name, found in results.items()}))
-    settings = SCORED.format(**{name: getattr(args, name) for name in (*SETTINGS, "overlong_policy")})
+    settings = SCORED.format(**{name: getattr(args, name) for name in (*SETTINGS, "combine", "overlong_policy")})
     if args.ensembles:
         settings += f"\n\n{ENSEMBLES}"
     sections.append(Section("Settings", settings))

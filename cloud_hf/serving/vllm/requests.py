@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import psutil
@@ -171,9 +172,10 @@ class VLLMRequests:
 
     def samples(self, output: RequestOutput, sampling: Sampling) -> list[Sample]:
         """Read the critiques of a finished request, with their rewards."""
-        return [self._sample(completion, sampling.max_new_tokens) for completion in output.outputs]
+        return [self._sample(completion, sampling) for completion in output.outputs]
 
-    def _sample(self, completion: CompletionOutput, max_new_tokens: int) -> Sample:
+    def _sample(self, completion: CompletionOutput, sampling: Sampling) -> Sample:
+        max_new_tokens, likelihood = sampling.max_new_tokens, None
         ids = list(completion.token_ids)
         end_id, logprobs = self.critique_format.end_token_id, completion.logprobs
         assert logprobs is not None, "`writing` asks for them"
@@ -184,7 +186,11 @@ class VLLMRequests:
             is_cut = logprobs[length][self.reward_id].rank != 1
         critique_ids = tuple(ids[: min(length, max_new_tokens)])
         text = self.critique_format.decode(list(critique_ids))
-        return Sample(logprobs[-1][end_id].logprob, text, critique_ids, "length" if is_cut else "stop")
+        # Those of the reference format are logits without a normaliser
+        if sampling.temperature > 0 and self.config.format == "cloud":
+            found = [logprobs[place][token].logprob for place, token in enumerate(critique_ids)]
+            likelihood = fmean(found) if found else 0.0
+        return Sample(logprobs[-1][end_id].logprob, text, critique_ids, "length" if is_cut else "stop", likelihood)
 
     def reading(self) -> SamplingParams:
         """Make the parameters of a request that reads the reward of a given sequence."""
