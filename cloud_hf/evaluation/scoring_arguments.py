@@ -56,6 +56,10 @@ class ScoringArguments(AnyModelArguments):
             Rows that cannot be used: error, or drop to leave them out with a count.
         seed (`int`, *optional*, defaults to `0`):
             Sampling seed.
+        read_every (`int`, *optional*):
+            Also read the reward at every `read_every`-th token of a critique. Models that write none are scored as usual.
+        stop_when_stable (`float`, *optional*):
+            End a critique once its last three partial rewards differ by less than this. Needs `read_every`; not with vLLM.
     """
 
     models: list[str]
@@ -73,6 +77,8 @@ class ScoringArguments(AnyModelArguments):
     overlong_policy: str = "error"
     bad_rows: str = "error"
     seed: int = 0
+    read_every: int | None = None
+    stop_when_stable: float | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -94,6 +100,7 @@ class ScoringArguments(AnyModelArguments):
     def _check_sampling(self):
         # The scorer checks this too, but only after the model is loaded
         self.check_temperature(self.temperature)
+        self.check_partial_rewards(self.models, self.read_every, self.stop_when_stable)
         if self.num_critiques > 1 and self.temperature == 0:
             raise ValueError("`num_critiques` above 1 needs `temperature` above 0: greedy critiques are identical.")
 
@@ -156,4 +163,7 @@ def open_scorer(
         }
         if critique_format.critique:
             options |= {"num_critiques": args.num_critiques, "temperature": args.temperature, "seed": args.seed}
+            # Left out where unset: journals know scores by their options
+            partial = {"read_every": args.read_every, "stop_when_stable": args.stop_when_stable}
+            options |= {name: value for name, value in partial.items() if value is not None}
         yield scorer, critique_format, options

@@ -50,6 +50,7 @@ _SCHEMA = pa.schema(
         "finish_reasons": pa.list_(pa.string()),
     }
 )
+_PARTIAL = pa.field("partial_rewards", pa.list_(pa.list_(pa.float64())))  # with `read_every` only
 _RELIABILITY = "reliability.png"
 
 PICTURES = """\
@@ -89,9 +90,12 @@ def write_results(name: str, results: ModelResults, shown: Mapping[str, str], ou
 
 def write_scores(evaluations: Sequence[Evaluation], path: Path):
     """Write the scores of all responses, with their critiques, as Parquet."""
-    with parquet.ParquetWriter(path, _SCHEMA) as writer:
-        for evaluation in evaluations:
-            writer.write_table(pa.Table.from_pylist(list(evaluation.table()), schema=_SCHEMA))
+    tables = [list(evaluation.table()) for evaluation in evaluations]
+    has_partial = any("partial_rewards" in row for table in tables for row in table)
+    schema = _SCHEMA.append(_PARTIAL) if has_partial else _SCHEMA
+    with parquet.ParquetWriter(path, schema) as writer:
+        for table in tables:
+            writer.write_table(pa.Table.from_pylist(table, schema=schema))
 
 
 def write_pairs(result: PairEvaluation, path: Path):
