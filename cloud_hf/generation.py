@@ -9,6 +9,7 @@ import copy
 import hashlib
 import inspect
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,7 @@ from transformers import (
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from .critique_format import CritiqueFormat, EncodedCritique, EncodedPrefix
-from .scores import Sample
+from .scores import STABLE_READS, Sample, Sampling
 
 
 # ------------------------------------------------------------------------------------------------- given sequences
@@ -34,14 +35,37 @@ from .scores import Sample
 
 def read_rewards(model, rows: list[EncodedCritique], batch_size: int, show_progress: bool) -> list[float]:
     """Read the rewards of complete sequences, without generation."""
-    rewards = [0.0] * len(rows)
+    return [reward for [reward] in read_partial_rewards(model, rows, batch_size, show_progress)]
+
+
+def read_partial_rewards(
+    model, rows: list[EncodedCritique], batch_size: int, show_progress: bool, read_every: int | None = None
+) -> list[tuple[float, ...]]:
+    """
+    Read the rewards of complete sequences, without generation: of each, those at every `read_every`-th token of its critique, and
+    last the one at its end.
+    """
+    rewards: list[tuple[float, ...]] = [()] * len(rows)
     for batch in length_batches([len(row.input_ids) for row in rows], batch_size, show_progress):
         inputs = _left_padded([rows[index].input_ids for index in batch], model.device)
-        last = torch.full((len(batch),), inputs["input_ids"].shape[1] - 1)
-        logits = model(**inputs, reward_positions=last, use_cache=False).logits
-        for index, reward in zip(batch, logits[:, 0].tolist(), strict=True):
-            rewards[index] = reward
+        last = inputs["input_ids"].shape[1] - 1
+        places = [inner_places(rows[index], read_every) for index in batch]
+        inner_BR = torch.full((len(batch), max(map(len, places))), last)
+        for row, (index, found) in enumerate(zip(batch, places, strict=True)):
+            inner_BR[row, : len(found)] = torch.tensor(found) + (last - rows[index].reward_position)
+        options = {"inner_positions": inner_BR} if inner_BR.numel() else {}
+        output = model(**inputs, reward_positions=torch.full((len(batch),), last), use_cache=False, **options)
+        inner = output.inner_rewards.tolist() if options else [[]] * len(batch)
+        for index, found, read, reward in zip(batch, places, inner, output.logits[:, 0].tolist(), strict=True):
+            rewards[index] = (*read[: len(found)], reward)
     return rewards
+
+
+def inner_places(row: EncodedCritique, read_every: int | None) -> range:
+    """Return the places of a critique's every `read_every`-th token in its sequence."""
+    if read_every is None:
+        return range(0)
+    return range(row.prefix_length + read_every - 1, row.reward_position, read_every)
 
 
 def _left_padded(sequences: list[tuple[int, ...]], device: torch.device) -> dict[str, torch.Tensor]:
@@ -78,13 +102,13 @@ class CritiqueWriter:
 
     model: Any
     critique_format: CritiqueFormat
-    temperature: float
-    max_new_tokens: int
+    sampling: Sampling
     batch_size: int
     show_progress: bool
 
-    def write(self, prefixes: list[EncodedPrefix], num_critiques: int, seed: int | None) -> list[list[Sample]]:
-        """Write `num_critiques` critiques for each prefix."""
+    def write(self, prefixes: list[EncodedPrefix]) -> list[list[Sample]]:
+        """Write the critiques of each prefix."""
+        num_critiques, seed = self.sampling.num_critiques, self.sampling.seed
         if seed is None:
             seed = int(torch.randint(2**31, ()))  # follows torch.manual_seed
         shares = num_critiques > 1 and can_share_prefill(self.model.language_model)
@@ -126,11 +150,13 @@ class CritiqueWriter:
         stop_ids, banned_ids = (
             find(self.model.config) for find in (self.critique_format.stop_ids, self.critique_format.banned_ids)
         )
-        reader = _RewardReader(end)
-        ending = _EndOfCritique(end, stop_ids, banned_ids, width + self.max_new_tokens, reader, self.model.device)
-        processors = (
-            [_GumbelSampler(self.temperature, seeds, reader, self.model.device)] if self.temperature > 0 else []
-        )
+        temperature, max_new_tokens = self.sampling.temperature, self.sampling.max_new_tokens
+        reader = _RewardReader(end, self.model.reward_from_hidden, self.sampling)
+        ends = _Ends(end, stop_ids, banned_ids, self.model.device)
+        ending = _EndOfCritique(ends, width + max_new_tokens, reader)
+        processors, likelihood = [], _Likelihood(ends)
+        if temperature > 0:
+            processors = [likelihood, _GumbelSampler(temperature, seeds, reader, self.model.device)]
         hook = self.model.trunk.register_forward_hook(reader.read, with_kwargs=True)
         try:
             # The inner language model's generation config is neutral; the base's sampling defaults would apply otherwise
@@ -139,7 +165,7 @@ class CritiqueWriter:
                 **({} if cache is None else {"past_key_values": cache}),
                 logits_processor=LogitsProcessorList([*processors, ending]),
                 stopping_criteria=StoppingCriteriaList([reader]),
-                max_new_tokens=self.max_new_tokens + 2,  # the end token, and the step that feeds it
+                max_new_tokens=max_new_tokens + 2,  # the end token, and the step that feeds it
                 repetition_penalty=self.critique_format.repetition_penalty,
                 do_sample=False,
                 num_beams=1,
@@ -151,12 +177,15 @@ class CritiqueWriter:
         finally:
             hook.remove()
         rewards = self.model.reward_from_hidden(reader.hidden_BH)[:, 0].tolist()
-        samples = []
-        cut = [False] * len(rewards) if ending.cut_B is None else ending.cut_B.tolist()
-        for ids, reward, was_cut in zip(output_ids[:, width:].tolist(), rewards, cut, strict=True):
-            critique_ids = ids[: ids.index(end)]
-            text = self.critique_format.decode(critique_ids)
-            samples.append(Sample(reward, text, tuple(critique_ids), "length" if was_cut else "stop"))
+        inner = reader.inner_rewards()
+        samples, likelihoods = [], likelihood.means() if temperature > 0 else [None] * len(rewards)
+        for row, (ids, reason) in enumerate(zip(output_ids[:, width:].tolist(), ending.finish_reasons(), strict=True)):
+            critique_ids = tuple(ids[: ids.index(end)])
+            text = self.critique_format.decode(list(critique_ids))
+            partial = None
+            if (step := self.sampling.read_every) is not None:
+                partial = tuple(inner[row][: len(critique_ids) // step])
+            samples.append(Sample(rewards[row], text, critique_ids, reason, partial, likelihoods[row]))
         return samples
 
 
@@ -188,13 +217,19 @@ def row_seed(seed: int, sample: int, prefix_ids: tuple[int, ...]) -> int:
 
 class _RewardReader(StoppingCriteria):
     """
-    Keeps the hidden state at each row's end of turn, and ends a row after that token has been fed.
+    Keeps the hidden state at each row's end of turn, and ends a row after that token has been fed. Also reads the reward at every
+    `read_every`-th token, and finds the rows whose last readings agree (`stop_when_stable`).
 
-    The state stays on the device: copying it to the host would synchronise the two in every step.
+    All stays on the device: copying it to the host would synchronise the two in every step.
     """
 
-    def __init__(self, end_token_id: int):
+    def __init__(self, end_token_id: int, reward_from_hidden: Callable, sampling: Sampling):
         self.end_token_id = end_token_id
+        self.reward_from_hidden = reward_from_hidden
+        self.read_every, self.stop_when_stable = sampling.read_every, sampling.stop_when_stable
+        self.fed = 0  # tokens of the critiques
+        self.inner: list[torch.Tensor] = []  # rewards of all rows, shape (B,), per reading
+        self.stable_B: torch.Tensor | None = None
         self.hidden_BH: torch.Tensor | None = None
         self.ended_B: torch.Tensor | None = None
 
@@ -209,6 +244,18 @@ class _RewardReader(StoppingCriteria):
         ends_B = (fed_BT[:, -1] == self.end_token_id).to(hidden_BH.device) & ~self.ended_B
         self.hidden_BH = torch.where(ends_B[:, None], hidden_BH, self.hidden_BH)
         self.ended_B = self.ended_B | ends_B
+        self.fed += 1
+        self.stable_B = None
+        if self.read_every is not None and self.fed % self.read_every == 0:
+            self.inner.append(self.reward_from_hidden(hidden_BH)[:, 0])
+            if self.stop_when_stable is not None and len(self.inner) >= STABLE_READS:
+                last_SB = torch.stack(self.inner[-STABLE_READS:])
+                self.stable_B = (last_SB.amax(0) - last_SB.amin(0) < self.stop_when_stable) & ~self.ended_B
+
+    def inner_rewards(self) -> list[list[float]]:
+        """Return the rewards read at every `read_every`-th token, per row; those after its end mean nothing."""
+        assert self.ended_B is not None
+        return torch.stack(self.inner, 1).tolist() if self.inner else [[]] * len(self.ended_B)
 
     def __call__(self, input_ids, scores, **kwargs):
         return self.ended().to(input_ids.device)
@@ -217,6 +264,50 @@ class _RewardReader(StoppingCriteria):
         """Return which rows have ended. The prefix must have been fed."""
         assert self.ended_B is not None
         return self.ended_B
+
+
+class _Ends:
+    """The tokens that end a critique, and those that must not occur in it."""
+
+    def __init__(self, end_token_id: int, stop_ids: list[int], banned_ids: list[int], device: torch.device):
+        self.end_token_id = end_token_id
+        # On the device: indexing with a list would copy it there in every step
+        self.end_ids = torch.tensor([end_token_id, *stop_ids], device=device)
+        self.never_written = torch.tensor([*stop_ids, *banned_ids], dtype=torch.long, device=device)
+
+    def merge(self, scores: torch.Tensor) -> torch.Tensor:
+        """Turn all ends into the end of turn, in place."""
+        scores[:, self.end_token_id] = scores.index_select(1, self.end_ids.to(scores.device)).amax(-1)
+        return scores.index_fill_(1, self.never_written.to(scores.device), -torch.inf)
+
+
+class _Likelihood(LogitsProcessor):
+    """
+    Sums the log-probabilities of each row's critique tokens, before temperature, with all ends of a critique as one, as in vLLM. The
+    sums stay on the device until the end.
+    """
+
+    def __init__(self, ends: _Ends):
+        self.ends = ends
+        self.scores_BV: torch.Tensor | None = None
+
+    def __call__(self, input_ids, scores):
+        if self.scores_BV is None:
+            self.sum_B = torch.zeros(len(scores), device=scores.device)
+            self.count_B = torch.zeros_like(self.sum_B)
+            self.open_B = torch.ones_like(self.sum_B, dtype=torch.bool)
+        else:  # the token chosen in the step before
+            chosen_B = input_ids[:, -1]
+            found_B = self.scores_BV.gather(1, chosen_B[:, None])[:, 0] - self.scores_BV.logsumexp(-1)
+            self.open_B &= chosen_B != self.ends.end_token_id  # one more token follows it, then padding
+            self.sum_B += torch.where(self.open_B, found_B, 0.0)
+            self.count_B += self.open_B
+        self.scores_BV = self.ends.merge(scores.clone())
+        return scores
+
+    def means(self) -> list[float]:
+        """Return the mean of each row; 0.0 for an empty critique."""
+        return (self.sum_B / self.count_B.clamp(min=1)).tolist()
 
 
 # Devices on which each row's noise comes from a generator of torch's. Elsewhere that would take a launch per row and step
@@ -278,25 +369,33 @@ def _signed(number: int) -> int:
 
 
 class _EndOfCritique(LogitsProcessor):
-    """Turns any stop token into the end of turn, and forces the end of turn when the budget is used up."""
+    """Turns any stop token into the end of turn, and forces the end of turn when the budget is used up or the reward is stable."""
 
-    def __init__(
-        self, end_token_id: int, stop_ids: list[int], banned_ids: list[int], last_width: int, reader: _RewardReader,
-        device: torch.device,
-    ):  # fmt: skip
-        self.end_token_id = end_token_id
-        # On the device: indexing with a list would copy it there in every step
-        self.end_ids = torch.tensor([end_token_id, *stop_ids], device=device)
-        self.never_written = torch.tensor([*stop_ids, *banned_ids], dtype=torch.long, device=device)
+    def __init__(self, ends: _Ends, last_width: int, reader: _RewardReader):
+        self.ends = ends
         self.last_width = last_width
         self.reader = reader
         self.cut_B: torch.Tensor | None = None
+        self.settled_B: torch.Tensor | None = None
 
     def __call__(self, input_ids, scores):
-        scores[:, self.end_token_id] = scores.index_select(1, self.end_ids.to(scores.device)).amax(-1)
-        scores.index_fill_(1, self.never_written.to(scores.device), -torch.inf)
+        scores = self.ends.merge(scores)
+        if self.reader.stable_B is not None:
+            stable_B = self.reader.stable_B.to(scores.device)
+            settled_B = stable_B & (scores.argmax(-1) != self.ends.end_token_id)
+            self.settled_B = settled_B if self.settled_B is None else self.settled_B | settled_B
+            scores.masked_fill_(stable_B[:, None], -torch.inf)
+            scores[:, self.ends.end_token_id].masked_fill_(stable_B, 0.0)
         if input_ids.shape[1] == self.last_width:
-            self.cut_B = ~self.reader.ended().to(scores.device) & (scores.argmax(-1) != self.end_token_id)
+            self.cut_B = ~self.reader.ended().to(scores.device) & (scores.argmax(-1) != self.ends.end_token_id)
             scores.fill_(-torch.inf)
-            scores[:, self.end_token_id] = 0.0
+            scores[:, self.ends.end_token_id] = 0.0
         return scores
+
+    def finish_reasons(self) -> list[str]:
+        """Return how each row ended."""
+        reasons = ["stop"] * len(self.reader.ended())
+        for reason, rows_B in (("length", self.cut_B), ("stable", self.settled_B)):
+            for row in [] if rows_B is None else rows_B.nonzero()[:, 0].tolist():
+                reasons[row] = reason
+        return reasons

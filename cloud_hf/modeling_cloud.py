@@ -92,12 +92,15 @@ class CLoudOutput(ModelOutput):
             Summed cross-entropy of each sequence, without gradient.
         lm_loss_counts (`torch.Tensor` of shape `(B,)`, *optional*):
             Number of labelled tokens of each sequence.
+        inner_rewards (`torch.Tensor` of shape `(B, R)`, *optional*):
+            Rewards at `inner_positions`, if they are given.
     """
 
     logits: torch.Tensor | None = None
     lm_loss: torch.Tensor | None = None
     lm_loss_sums: torch.Tensor | None = None
     lm_loss_counts: torch.Tensor | None = None
+    inner_rewards: torch.Tensor | None = None
 
 
 class RewardProjection(nn.Linear):
@@ -391,6 +394,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         reward_positions: torch.Tensor | None = None,
+        inner_positions: torch.Tensor | None = None,
         segments: torch.Tensor | Sequence[Sequence[int]] | None = None,
         target_positions: torch.Tensor | None = None,
         lm_loss_chunks: int | None = None,
@@ -423,6 +427,8 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             reward_positions (`torch.LongTensor` of shape `(B,)`, *optional*):
                 Where rewards are read. Default to the end of the last turn of each sequence. With `segments`, positions
                 in the flattened row, at the last token of each sequence, in any order.
+            inner_positions (`torch.LongTensor` of shape `(B, R)`, *optional*):
+                Where the reward is read as well, inside each sequence. Needs `reward_positions`, and counts as they do.
             segments (`torch.LongTensor` of shape `(S, 2)` or nested sequence, *optional*):
                 Length and parent of each segment of a flattened batch, see [`~packed_attention.packed_arguments`]. A
                 sequence is a segment and its ancestors.
@@ -468,6 +474,9 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         if is_foreign and not reward_B1.isfinite().all():
             raise NotFinite(f"The rewards of a batch are not all finite numbers: {reward_B1[:, 0].tolist()}.")
         output = CLoudOutput(logits=reward_B1)
+        if inner_positions is not None:
+            hidden_BRH = hidden_BTH[rows_B[:, None], inner_positions.to(device)]
+            output.inner_rewards = self.reward_from_hidden(hidden_BRH)[..., 0]
         if labels is not None:
             labels_BT = labels[:, 1:].to(device)
             if target_positions is None:

@@ -15,6 +15,9 @@ class Sample:
     critique: str = ""
     critique_ids: tuple[int, ...] = ()
     finish_reason: str = "stop"
+    # Read while the critique was written; `None` unless the caller asks for them
+    inner_rewards: tuple[float, ...] | None = None
+    log_likelihood: float | None = None  # mean over its tokens, in nats; only of sampled critiques
 
 
 class NotFinite(ArithmeticError):
@@ -28,7 +31,7 @@ class Score:
 
     Args:
         reward (`float`):
-            Mean of `rewards`.
+            Mean of `rewards`, unless [`~critique_weights.combine_scores`] combined them otherwise.
         critique (`str`):
             The first critique; `""` for a classic model.
         rewards (`tuple[float, ...]`):
@@ -38,12 +41,18 @@ class Score:
         reward_std (`float`):
             Population standard deviation of `rewards`; 0.0 for one critique.
         finish_reasons (`tuple[str, ...]`):
-            Per critique: `"stop"` if the model ended it, `"length"` if it was cut at `max_new_tokens`.
+            Per critique: `"stop"` if the model ended it, `"length"` if it was cut at `max_new_tokens`, `"stable"` if it was ended
+            because its reward had settled (`stop_when_stable`).
         critique_ids (`tuple[tuple[int, ...], ...]`):
             The critiques' token ids without the end token. Encoding their texts does not always give the same ids.
         response_changed (`bool`):
             Whether the chat template hides or changes text of the response, so that the model did not judge all of it. Some
             hide all that precedes a `</think>`.
+        partial_rewards (`tuple[tuple[float, ...], ...]`):
+            With `read_every` k, per critique: the rewards read at its tokens k, 2k, …, and last its reward.
+        log_likelihoods (`tuple[float, ...]`):
+            Per critique, the mean log-probability of its tokens before temperature and without the end token, in nats. Recorded by
+            transformers and vLLM where critiques are sampled, otherwise empty.
     """
 
     reward: float
@@ -54,15 +63,18 @@ class Score:
     finish_reasons: tuple[str, ...]
     critique_ids: tuple[tuple[int, ...], ...] = ()
     response_changed: bool = False
+    partial_rewards: tuple[tuple[float, ...], ...] = ()
+    log_likelihoods: tuple[float, ...] = ()
 
     def __post_init__(self):
-        _check_finite(self.reward, *self.rewards)
+        _check_finite(self.reward, *self.rewards, *(reward for rewards in self.partial_rewards for reward in rewards))
 
     @classmethod
     def of(cls, samples: Sequence[Sample], response_changed: bool = False) -> "Score":
         """Gather the samples of one response."""
         rewards = tuple(sample.reward for sample in samples)
         _check_finite(*rewards)
+        likelihoods = tuple(sample.log_likelihood for sample in samples if sample.log_likelihood is not None)
         return cls(
             reward=statistics.fmean(rewards),
             critique=samples[0].critique,
@@ -72,6 +84,10 @@ class Score:
             finish_reasons=tuple(sample.finish_reason for sample in samples),
             critique_ids=tuple(sample.critique_ids for sample in samples),
             response_changed=response_changed,
+            partial_rewards=tuple(
+                (*sample.inner_rewards, sample.reward) for sample in samples if sample.inner_rewards is not None
+            ),
+            log_likelihoods=likelihoods if len(likelihoods) == len(samples) else (),
         )
 
 
@@ -85,6 +101,9 @@ def _check_finite(*rewards: float):
 
 OnScore = Callable[[int, Score], None]
 
+# Consecutive partial rewards that have to agree before `stop_when_stable` ends a critique
+STABLE_READS = 3
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -94,14 +113,24 @@ class Sampling:
     temperature: float = 0.0
     max_new_tokens: int = 1024
     seed: int | None = None
+    read_every: int | None = None
+    stop_when_stable: float | None = None
 
     def __post_init__(self):
-        for name in ("num_critiques", "max_new_tokens"):
-            value = getattr(self, name)
+        counts = {name: getattr(self, name) for name in ("num_critiques", "max_new_tokens", "read_every")}
+        if self.read_every is None:
+            del counts["read_every"]
+        for name, value in counts.items():
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"`{name}` is {value!r}; it must be an integer of at least 1.")
         if not isinstance(self.temperature, int | float) or not 0 <= self.temperature < math.inf:
             raise ValueError(f"`temperature` is {self.temperature!r}; it must be a finite number of at least 0.")
+        if self.stop_when_stable is None:
+            return
+        if not isinstance(self.stop_when_stable, int | float) or not 0 < self.stop_when_stable < math.inf:
+            raise ValueError(f"`stop_when_stable` is {self.stop_when_stable!r}; it must be a finite number above 0.")
+        if self.read_every is None:
+            raise ValueError("`stop_when_stable` compares partial rewards, so it needs `read_every`.")
 
 
 class Scorer(Protocol):
@@ -123,6 +152,10 @@ class Scorer(Protocol):
             Score these critiques instead of writing some: one per response, or several.
         seed (`int`, *optional*):
             Makes sampling repeatable; in fp32, also between batches of different sizes.
+        read_every (`int`, *optional*):
+            Also read the reward at every `read_every`-th token of a critique, in the same pass: `Score.partial_rewards`.
+        stop_when_stable (`float`, *optional*):
+            End a critique once the last three partial rewards differ by less than this. Needs `read_every`.
         on_score (`Callable[[int, Score], None]`, *optional*):
             Called with each response's index and score as soon as the score is known, so that a later failure does not
             lose it. A server and vLLM report one at a time, transformers all at the end.
@@ -141,5 +174,7 @@ class Scorer(Protocol):
         max_new_tokens: int = 1024,
         critiques: list | None = None,
         seed: int | None = None,
+        read_every: int | None = None,
+        stop_when_stable: float | None = None,
         on_score: OnScore | None = None,
     ) -> list[Score]: ...

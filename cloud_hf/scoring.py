@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .configuration_cloud import longest_sequence, position_switch
 from .critique_format import CritiqueFormat, EncodedCritique, EncodedPrefix
-from .generation import CritiqueWriter, Sample, read_rewards
+from .generation import CritiqueWriter, Sample, read_partial_rewards
 from .scores import OnScore, Sampling, Score, Scorer
 
 
@@ -74,6 +74,8 @@ def score_with_transformers(
     max_new_tokens: int = 1024,
     critiques: list | None = None,
     seed: int | None = None,
+    read_every: int | None = None,
+    stop_when_stable: float | None = None,
     on_score: OnScore | None = None,
     critique_prompt: str | None = None,
     batch_size: int = 16,
@@ -83,7 +85,7 @@ def score_with_transformers(
     Judge responses with a CLoud or classic model in this process.
 
     Args:
-        prompts, responses, num_critiques, temperature, max_new_tokens, critiques, seed, on_score:
+        prompts, responses, num_critiques, temperature, max_new_tokens, critiques, seed, read_every, stop_when_stable, on_score:
             See [`Scorer`].
         critique_prompt (`str`, *optional*):
             Replaces the model's critique prompt.
@@ -102,7 +104,7 @@ def score_with_transformers(
         raise ValueError("`batch_size` must be at least 1.")
     config = model.config
     critique_format = CritiqueFormat.from_config(config, tokenizer, critique_prompt)
-    sampling = Sampling(num_critiques, temperature, max_new_tokens, seed)
+    sampling = Sampling(num_critiques, temperature, max_new_tokens, seed, read_every, stop_when_stable)
     has_prompt = critique_prompt is not None
     request = read_request(
         critique_format, config, prompts, responses, sampling, critiques, has_critique_prompt=has_prompt
@@ -121,16 +123,17 @@ def score_request(
     """Judge the rows of [`read_request`] with a model in this process."""
     with _evaluation_mode(model):
         if request.given is None:
-            options = (sampling.temperature, sampling.max_new_tokens, batch_size, show_progress)
-            writer = CritiqueWriter(model, request.critique_format, *options)
-            samples = writer.write(request.prefixes, sampling.num_critiques, sampling.seed)
+            writer = CritiqueWriter(model, request.critique_format, sampling, batch_size, show_progress)
+            samples = writer.write(request.prefixes)
             if not request.critique_format.rereads_critiques:
                 return [request.score(row, samples[row]) for row in range(len(samples))]
             rows = [request.reread(row, row_samples) for row, row_samples in enumerate(samples)]
         else:
             samples, rows = request.given_samples(), request.given
-        rewards = read_rewards(model, [encoded for row in rows for encoded in row], batch_size, show_progress)
-    return request.with_rewards(samples, rewards)
+        sequences = [encoded for row in rows for encoded in row]
+        partial = read_partial_rewards(model, sequences, batch_size, show_progress, sampling.read_every)
+    inner = None if sampling.read_every is None else [rewards[:-1] for rewards in partial]
+    return request.with_rewards(samples, [rewards[-1] for rewards in partial], inner)
 
 
 # -------------------------------------------------------------------------------------- shared by all backends
@@ -169,9 +172,11 @@ class ScoringRequest:
         """Return the score of a row's samples."""
         return Score.of(samples, self.prefixes[row].response_changed)
 
-    def with_rewards(self, samples: list[list[Sample]], rewards: Sequence[float]) -> list[Score]:
-        """Return the scores of samples whose rewards were read separately, in the same order."""
-        return with_rewards(samples, rewards, [prefix.response_changed for prefix in self.prefixes])
+    def with_rewards(
+        self, samples: list[list[Sample]], rewards: Sequence[float], inner: Sequence[tuple[float, ...]] | None = None
+    ) -> list[Score]:
+        """Return the scores of samples whose rewards were read separately, in the same order; see [`with_rewards`]."""
+        return with_rewards(samples, rewards, [prefix.response_changed for prefix in self.prefixes], inner)
 
     def reread(self, row: int, samples: list[Sample]) -> list[EncodedCritique]:
         """Encode a row's written critiques again, for formats that read rewards from the re-tokenised text."""
@@ -216,6 +221,7 @@ def read_request(
             "This is a classic reward model, which writes no critiques. Drop `num_critiques`, `critiques` and "
             "`critique_prompt`."
         )
+    _check_partial(critique_format, sampling, critiques)
     context = context_length(config) if context is None else context
     prefixes = [
         naming_row(row, critique_format.encode_prefix, prompt, response)
@@ -258,12 +264,20 @@ def _complete_all(critique_format: CritiqueFormat, prefix: EncodedPrefix, texts:
 
 
 def with_rewards(
-    samples: list[list[Sample]], rewards: Sequence[float], responses_changed: Sequence[bool] | None = None
+    samples: list[list[Sample]],
+    rewards: Sequence[float],
+    responses_changed: Sequence[bool] | None = None,
+    inner: Sequence[tuple[float, ...]] | None = None,
 ) -> list[Score]:
-    """Return the scores of samples whose rewards were read separately, in the same order."""
-    remaining = iter(rewards)
+    """Return the scores of samples whose rewards, and those inside the critiques, were read separately, in the same order."""
+    remaining = zip(rewards, inner or [None] * len(rewards), strict=True)
+
+    def read(sample: Sample) -> Sample:
+        reward, inner_rewards = next(remaining)
+        return replace(sample, reward=reward, inner_rewards=inner_rewards)
+
     return [
-        Score.of([replace(sample, reward=next(remaining)) for sample in row], changed)
+        Score.of([read(sample) for sample in row], changed)
         for row, changed in zip(samples, responses_changed or [False] * len(samples), strict=True)
     ]
 
@@ -311,6 +325,22 @@ def _check_arguments(prompts, responses, sampling: Sampling, critiques):
         texts = [texts] if isinstance(texts, str) else texts
         if not texts or not all(isinstance(text, str) for text in texts):
             raise ValueError(f"Row {row}: `critiques` is {texts!r:.60}; give a string or a non-empty list of strings.")
+
+
+def _check_partial(critique_format: CritiqueFormat, sampling: Sampling, critiques):
+    if sampling.read_every is None:
+        return
+    if not critique_format.critique:
+        raise ValueError(
+            "This reward model writes no critiques, so there is nothing to read it in. Drop `read_every`."
+        )
+    if critique_format.rereads_critiques:
+        raise ValueError(
+            "This model's format ('reference') reads the reward from the critique's text after it is written, so it has no partial "
+            "rewards. Drop `read_every`."
+        )
+    if sampling.stop_when_stable is not None and critiques is not None:
+        raise ValueError("`critiques` are scored as given, to their end; drop `stop_when_stable`.")
 
 
 _SWITCHES = (

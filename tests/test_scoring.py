@@ -55,6 +55,29 @@ def test_one_pass_holds_for_other_caches_and_positions(tmp_path, model_type, opt
         assert result.reward == pytest.approx(full_forward(model, prompt, response, result.critique_ids[0]), abs=1e-5)
 
 
+def critique_likelihood(model, prompt, response, critique_ids):
+    """Mean log-probability of a critique in a fresh pass, with all of its ends as one token."""
+    critique_format = CritiqueFormat.from_config(model.config, make_tokenizer("llama3"))
+    encoded = critique_format.encode(prompt, response, list(critique_ids))
+    with torch.no_grad():
+        logits = model.language_model(input_ids=torch.tensor([encoded.input_ids])).logits[
+            0, encoded.prefix_length - 1 : -2
+        ]
+    end, stop_ids = critique_format.end_token_id, critique_format.stop_ids(model.config)
+    logits[:, end] = logits[:, [end, *stop_ids]].amax(-1)
+    logits[:, stop_ids + critique_format.banned_ids(model.config)] = -torch.inf
+    found = logits.log_softmax(-1)[range(len(critique_ids)), list(critique_ids)]
+    return found.mean().item() if critique_ids else 0.0
+
+
+def test_sampled_critiques_have_the_likelihood_of_a_fresh_pass(talker):
+    options = {"temperature": 0.7, "num_critiques": 3, "seed": 0}
+    for prompt, response, result in zip(PROMPTS, RESPONSES, score(talker, **options), strict=True):
+        expected = [critique_likelihood(talker, prompt, response, ids) for ids in result.critique_ids]
+        assert result.log_likelihoods == pytest.approx(expected, abs=1e-4)
+    assert score(talker)[0].log_likelihoods == ()
+
+
 def test_nothing_is_read_twice(talker):
     """Per batch one prefill and then single tokens: no second pass over the sequence."""
     widths = []

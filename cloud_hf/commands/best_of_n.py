@@ -163,7 +163,8 @@ def score_with(
         scores: dict[str, Scores] = {key: [] for key in sets}
         for number in range(args.num_seeds if critique_format.critique else 1):
             seeded = options | ({"seed": args.seed + number} if critique_format.critique else {})
-            for key, found in score_sets(journaled, fitted, titles, by_length, seeded, "candidate").items():
+            how = args.combine if critique_format.critique else "mean"
+            for key, found in score_sets(journaled, fitted, titles, by_length, seeded, "candidate", how).items():
                 scores[key].append(found)
     return fitted, scores
 
@@ -245,6 +246,6 @@ NOT_JUDGED = (
     "The candidates that each model chose are in selected_MODEL.jsonl; without a judge their quality is unknown."
 )
 SETTINGS_TEXT = """\
-Critiques per response: {num_critiques}, temperature {temperature}, at most {max_new_tokens} tokens, {num_seeds} seed(s) from {seed}.
+Critiques per response: {num_critiques} (combined by {combine}), temperature {temperature}, at most {max_new_tokens} tokens, {num_seeds} seed(s) from {seed}.
 Backend: {backend}, dtype {dtype}. Over-long rows: {overlong_policy}.
 """

@@ -101,12 +101,14 @@ def evaluate(
     with open_scorer(name, args, show_progress=False) as (scorer, critique_format, options):
         limits = {key: options.pop(key) for key in ("context_length", "overlong_policy", "bad_rows")}
         fitted = sets.fit(critique_format, max_new_tokens=options["max_new_tokens"], **limits)
-        by_length = batches_by_length(args)
+        by_length, combination = batches_by_length(args), args.combine if critique_format.critique else "mean"
         journaled = JournaledScorer(scorer, journal, args.chunk_size or default_chunk_size(args), shown[name])
         # Before scoring, so that a row too long for its reference critique fails early
         with_references = {key[1]: part for key, part in fitted.items() if key[0] == "critiques"}
         losses = losses_of_sets(scorer, with_references, args.overlong_policy, args.batch_size)
-        row_scores = score_sets(journaled, fitted, {key: key[1] for key in fitted}, by_length, options)
+        row_scores = score_sets(
+            journaled, fitted, {key: key[1] for key in fitted}, by_length, options, combine=combination
+        )
         results = summarize(sets, fitted, row_scores, args.group_column, shown)
         critiques = [
             CritiqueResult.of(shown[dataset], part, row_scores["critiques", dataset], losses[dataset])

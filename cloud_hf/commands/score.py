@@ -51,6 +51,10 @@ class ScoreArguments(AnyModelArguments):
             Length limit of a critique in tokens.
         seed (`int`, *optional*, defaults to `0`):
             Sampling seed.
+        read_every (`int`, *optional*):
+            Also read the reward at every `read_every`-th token of a critique; the output has `partial_rewards`.
+        stop_when_stable (`float`, *optional*):
+            End a critique once its last three partial rewards differ by less than this. Needs `read_every`; not with vLLM.
     """
 
     model: str
@@ -62,6 +66,8 @@ class ScoreArguments(AnyModelArguments):
     temperature: float = 0.0
     max_new_tokens: int = 1024
     seed: int = 0
+    read_every: int | None = None
+    stop_when_stable: float | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -69,6 +75,7 @@ class ScoreArguments(AnyModelArguments):
         if (self.prompt is None) != (self.response is None) or (self.prompt is None) == (self.input is None):
             raise ValueError("Give `prompt` and `response`, or `input`.")
         self.check_temperature(self.temperature)
+        self.check_partial_rewards([self.model], self.read_every, self.stop_when_stable)
 
     def backend_arguments(self) -> AnyModelArguments:
         """Return the arguments that choose and configure the backend."""
@@ -85,7 +92,7 @@ def main(args: ScoreArguments):
         rows = read_rows(args.input, name)
     if args.output != "-" and not Path(args.output).absolute().parent.is_dir():
         raise ValueError(f"`output` is {args.output}, but its folder does not exist.")
-    sampling = Sampling(args.num_critiques, args.temperature, args.max_new_tokens, args.seed)
+    sampling = Sampling(**{option.name: getattr(args, option.name) for option in fields(Sampling)})
     prompts, responses = zip(*map(read_chat, rows), strict=True)
     check_chats(list(prompts), list(responses), name, args, sampling)
     # Standard output is reserved for the scores
@@ -159,6 +166,8 @@ def summary(score: Score) -> dict[str, Any]:
         found |= {"critique": score.critique, "finish_reason": score.finish_reasons[0]}
     if len(score.rewards) > 1:
         found |= {"rewards": list(score.rewards), "critiques": list(score.critiques)}
+    if score.partial_rewards:
+        found["partial_rewards"] = [list(rewards) for rewards in score.partial_rewards]
     return found
 
 

@@ -149,6 +149,8 @@ def assess_self_consistency(
             else:
                 length_of = "mean tokens of a row's critiques"
                 lengths = [critique_tokens(scores, critique_format) for _, scores, _ in known]
+            likelihoods = [[score.log_likelihoods for score in scores] for _, scores, _ in known]
+            has_likelihoods = all(found for row in likelihoods for found in row)
             curves = self_consistency(
                 [[score.rewards for score in scores] for _, scores, _ in known],
                 [row.num_chosen for row, _, _ in known],
@@ -156,6 +158,7 @@ def assess_self_consistency(
                 temperature=temperature,
                 length_of=length_of,
                 seed=seed,
+                log_likelihoods=likelihoods if has_likelihoods else None,
             )
             found.setdefault(evaluation.name, []).append(curves)
     return found

@@ -106,7 +106,8 @@ def score_rows(scorer: Scorer, rows: Sequence[FittedRow], **options) -> list[lis
 
 def score_columns(score: Score) -> dict[str, Any]:
     """Return a score's columns for output files."""
-    return {name: getattr(score, name) for name in ("reward", "rewards", "critiques", "finish_reasons")}
+    partial = {"partial_rewards": score.partial_rewards} if score.partial_rewards else {}
+    return {name: getattr(score, name) for name in ("reward", "rewards", "critiques", "finish_reasons")} | partial
 
 
 def share_cut(scores: Sequence[Sequence[Score]]) -> float:

@@ -29,8 +29,9 @@ def open_score_journal(
     writing to it.
     """
     values = {setting: getattr(args, setting) for setting in settings}
-    if args.label_weights is not None:
-        values["label_weights"] = args.label_weights
+    # Left out where unset, so that journals of earlier releases can be resumed
+    later = ("label_weights", "read_every", "stop_when_stable")
+    values |= {setting: value for setting in later if (value := getattr(args, setting)) is not None}
     path = Path(args.output_dir) / file_name(kind, short_name, "jsonl")
     try:
         return Journal(path, {"model": identify_model(name)["model_version"], **values})
@@ -129,6 +130,10 @@ class JournaledScorer:
             value = {name: getattr(score, name) for name in ("rewards", "critiques", "finish_reasons")}
             if score.response_changed:
                 value["response_changed"] = True
+            if score.partial_rewards:
+                value["partial_rewards"] = score.partial_rewards
+            if score.log_likelihoods:
+                value["log_likelihoods"] = score.log_likelihoods
             self.journal.add(keys[chunk[index]], value)
             bar.update()
 
@@ -148,7 +153,10 @@ class JournaledScorer:
 
 
 def _read_score(value: dict) -> Score:
-    parts = zip(value["rewards"], value["critiques"], value["finish_reasons"], strict=True)
+    partial, count = value.get("partial_rewards"), len(value["rewards"])
+    inner = [None] * count if partial is None else [tuple(rewards[:-1]) for rewards in partial]
+    columns = (value["rewards"], value["critiques"], [()] * count, value["finish_reasons"], inner)
     # Always drop ids: scores must not depend on whether they come from the journal
-    samples = [Sample(reward, critique, finish_reason=reason) for reward, critique, reason in parts]
+    parts = zip(*columns, value.get("log_likelihoods") or [None] * count, strict=True)
+    samples = [Sample(*part) for part in parts]
     return replace(Score.of(samples, value.get("response_changed", False)), critique_ids=())

@@ -9,6 +9,7 @@ from datasets import Dataset
 
 from ..arguments import check_bounds, documented
 from ..critique_format import CritiqueFormat
+from ..critique_weights import check_combination
 from ..data.bad_rows import check_bad_rows
 from ..data.fit_to_context import check_policy
 from ..data.rows import check_columns, load_rows, short_names  # noqa: F401 (its place in version 0.1)
@@ -42,7 +43,9 @@ class ScoringArguments(AnyModelArguments):
         limit (`int`, *optional*):
             Score only the first rows of each dataset.
         num_critiques (`int`, *optional*, defaults to `1`):
-            Critiques per response; their rewards are averaged.
+            Critiques per response; `combine` makes their rewards one.
+        combine (`str`, *optional*, defaults to `"mean"`):
+            How the rewards of several critiques become one: mean, median, trimmed_mean, vote or likelihood.
         temperature (`float`, *optional*, defaults to `0.0`):
             Sampling temperature; 0 is greedy.
         max_new_tokens (`int`, *optional*, defaults to `1024`):
@@ -53,6 +56,10 @@ class ScoringArguments(AnyModelArguments):
             Rows that cannot be used: error, or drop to leave them out with a count.
         seed (`int`, *optional*, defaults to `0`):
             Sampling seed.
+        read_every (`int`, *optional*):
+            Also read the reward at every `read_every`-th token of a critique. Models that write none are scored as usual.
+        stop_when_stable (`float`, *optional*):
+            End a critique once its last three partial rewards differ by less than this. Needs `read_every`; not with vLLM.
     """
 
     models: list[str]
@@ -64,11 +71,14 @@ class ScoringArguments(AnyModelArguments):
     dataset_test_split: str = "test"
     limit: int | None = None
     num_critiques: int = 1
+    combine: str = "mean"
     temperature: float = 0.0
     max_new_tokens: int = 1024
     overlong_policy: str = "error"
     bad_rows: str = "error"
     seed: int = 0
+    read_every: int | None = None
+    stop_when_stable: float | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -76,6 +86,7 @@ class ScoringArguments(AnyModelArguments):
         check_bad_rows(self.bad_rows)
         check_bounds(self, batch_size=1, num_critiques=1, max_new_tokens=1, limit=1, seed=0)
         self._check_sampling()
+        self._check_combination()
         check_named_once("models", self.models)
         check_named_once("dataset_name", self.dataset_name)
         if self.server_url is not None and len(self.server_url) != len(self.models):
@@ -89,8 +100,19 @@ class ScoringArguments(AnyModelArguments):
     def _check_sampling(self):
         # The scorer checks this too, but only after the model is loaded
         self.check_temperature(self.temperature)
+        self.check_partial_rewards(self.models, self.read_every, self.stop_when_stable)
         if self.num_critiques > 1 and self.temperature == 0:
             raise ValueError("`num_critiques` above 1 needs `temperature` above 0: greedy critiques are identical.")
+
+    def _check_combination(self):
+        check_combination(self.combine)
+        if self.combine != "mean" and self.num_critiques < 2:
+            raise ValueError(f"`combine` {self.combine!r} combines several critiques: give `num_critiques` above 1.")
+        if self.combine == "likelihood" and self.backend == "server":
+            raise ValueError(
+                "`combine` 'likelihood' needs the likelihoods of critiques, which a server does not return: choose another "
+                "combination, or the backend transformers or vllm."
+            )
 
     def backend_of(self, name: str) -> AnyModelArguments:
         """Return the backend arguments for one of `models`, with its server."""
@@ -141,4 +163,7 @@ def open_scorer(
         }
         if critique_format.critique:
             options |= {"num_critiques": args.num_critiques, "temperature": args.temperature, "seed": args.seed}
+            # Left out where unset: journals know scores by their options
+            partial = {"read_every": args.read_every, "stop_when_stable": args.stop_when_stable}
+            options |= {name: value for name, value in partial.items() if value is not None}
         yield scorer, critique_format, options

@@ -11,6 +11,7 @@ from datasets import Dataset
 from huggingface_hub import EvalResult
 
 from ..critique_format import CritiqueFormat
+from ..critique_weights import combine_scores
 from ..data.journal import key_of
 from ..data.preference_rows import SIDES, read_preferences, read_prompts
 from ..data.row_values import prompt_of
@@ -181,12 +182,13 @@ def score_sets(
     by_length: bool,
     options: dict[str, Any],
     one: str = "response",
+    combine: str = "mean",
 ) -> dict[Key, list[list[Score]]]:
     """
     Score all sets together, so that equal chats are scored once and batches stay full; return the scores of each set's rows.
 
     In error messages, `titles` name the sets and `one` is the noun for a response. `by_length` says whether the backend sorts its
-    batches by length; `options` are those of [`Scorer`].
+    batches by length; `options` are those of [`Scorer`]; `combine` is one of [`~critique_weights.COMBINATIONS`].
     """
     rows = [row for part in fitted.values() for row in part.rows]
     names = [
@@ -198,7 +200,7 @@ def score_sets(
     # Other backends order their work themselves, so sorting would only delay the first scores
     lengths = [length for row in rows for length in row.lengths] if by_length else None
     scores = iter(score_rows(journaled, rows, names=names, lengths=lengths, **options))
-    return {key: [next(scores) for _ in part.rows] for key, part in fitted.items()}
+    return {key: [combine_scores(next(scores), combine) for _ in part.rows] for key, part in fitted.items()}
 
 
 # --------------------------------------------------------------------------------------------- results of a model

@@ -72,15 +72,18 @@ def read_number(value: Any) -> float:
     return float(value)
 
 
-def read_sample(reward: Any, critique: Any, critique_ids: Any, finish_reason: Any) -> Sample:
-    """Return one critique and its reward. Raises `ValueError` if a part has the wrong type."""
+def read_sample(reward: Any, critique: Any, critique_ids: Any, finish_reason: Any, partial: Any = None) -> Sample:
+    """Return one critique with its reward and partial rewards. Raises `ValueError` if a part has the wrong type."""
     if not isinstance(critique, str) or not is_unicode(critique):
         raise ValueError(f"{critique!r:.60} is not a critique")
     if not are_token_ids(critique_ids):
         raise ValueError(f"{critique_ids!r:.60} are not token ids")
-    if finish_reason not in ("stop", "length"):
+    if finish_reason not in ("stop", "length", "stable"):
         raise ValueError(f"{finish_reason!r:.60} is not a finish reason")
-    return Sample(read_number(reward), critique, tuple(critique_ids), finish_reason)
+    if partial is not None and (not isinstance(partial, list) or partial[-1:] != [reward]):
+        raise ValueError(f"the partial rewards {partial!r:.60} do not end with the reward {reward!r:.60}")
+    inner = None if partial is None else tuple(map(read_number, partial[:-1]))
+    return Sample(read_number(reward), critique, tuple(critique_ids), finish_reason, inner)
 
 
 def read_score(result: Any) -> Score:
@@ -102,7 +105,8 @@ def read_score(result: Any) -> Score:
     changed = result.get("response_changed", False)
     if not isinstance(changed, bool):
         raise ValueError(f"`response_changed` is {changed!r:.60}")
-    score = Score.of([read_sample(*values) for values in zip(*columns, strict=True)], changed)
+    partial = result.get("partial_rewards") or [None] * len(columns[0])
+    score = Score.of([read_sample(*values) for values in zip(*columns, partial, strict=True)], changed)
     if not math.isclose(read_number(result["reward"]), score.reward, rel_tol=1e-6, abs_tol=1e-6):
         raise ValueError(f"the reward {result['reward']!r} is not the mean of the rewards, {score.reward!r}")
     return score

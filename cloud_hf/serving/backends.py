@@ -11,7 +11,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from ..arguments import documented
-from ..critique_format import CritiqueFormat
+from ..critique_format import CritiqueFormat, format_class
 from ..loading import check_reward_model, load_reward_model, read_model_config
 from ..scalar_models import (
     ScalarFormat,
@@ -21,7 +21,7 @@ from ..scalar_models import (
     parse_label_weights,
     read_label_weights,
 )
-from ..scores import Scorer
+from ..scores import Sampling, Scorer
 from ..scoring import TransformersScorer, context_length
 
 
@@ -119,6 +119,27 @@ class AnyModelArguments(BackendArguments):
         for name, config in configs.items():
             if is_scalar_model(config):
                 ScalarFormat(AutoTokenizer.from_pretrained(name, trust_remote_code=self.trust_remote_code), name)
+
+    def check_partial_rewards(self, names: Sequence[str], read_every: int | None, stop_when_stable: float | None):
+        """Raise `ValueError` unless the backend and the models that write critiques can do what these options ask."""
+        if Sampling(read_every=read_every, stop_when_stable=stop_when_stable).read_every is None:
+            return
+        if stop_when_stable is not None and self.backend == "vllm":
+            raise ValueError(
+                "`stop_when_stable` needs `backend` transformers: vLLM cannot end a critique by its reward."
+            )
+        configs = {name: self.read_config(name) for name in names}
+        formats = {name: config.format for name, config in configs.items() if getattr(config, "critique", False)}
+        if not formats:
+            raise ValueError(
+                "`read_every` reads the reward inside critiques, and none of the models writes critiques."
+            )
+        for name, critique_format in formats.items():
+            if format_class(critique_format).rereads_critiques:
+                raise ValueError(
+                    f"`read_every`: {name} (`format` {critique_format!r}) reads the reward from the critique's text after it is "
+                    "written, so it has no partial rewards."
+                )
 
     def read_config(self, name: str):
         """Read a model's config. Raises `ValueError` unless the backend can score with models of its kind."""

@@ -17,7 +17,7 @@ _NO_LOGPROB = -9999.0
 class CLoudChatClient(CLoudClient):
     r"""
     [`Scorer`] over vLLM's OpenAI server (`vllm serve`) with a CLoud model, by its chat route. Arguments, retries and errors are
-    those of [`CLoudClient`]; `critiques` cannot be given.
+    those of [`CLoudClient`]; `critiques`, `read_every` and `stop_when_stable` cannot be given.
 
     Examples:
 
@@ -40,6 +40,8 @@ class CLoudChatClient(CLoudClient):
     def _body(self, item: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
         if "critiques" in item:
             raise ValueError("vLLM's chat route writes critiques and cannot score given ones; drop `critiques`")
+        if "read_every" in options or "stop_when_stable" in options:
+            raise ValueError("vLLM's chat route gives no partial rewards; drop `read_every` and `stop_when_stable`")
         prompt = item["prompt"]
         chat = prompt if isinstance(prompt, dict) else {"messages": prompt}
         messages = chat["messages"]

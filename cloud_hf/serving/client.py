@@ -67,6 +67,7 @@ class _Row:
     body: bytes
     num_critiques: int
     max_new_tokens: int
+    is_partial: bool = False
     url: str = ""
     failures: int = 0
     started: float = field(default_factory=time.monotonic)
@@ -160,6 +161,8 @@ class CLoudClient:
         max_new_tokens: int = 1024,
         critiques: list | None = None,
         seed: int | None = None,
+        read_every: int | None = None,
+        stop_when_stable: float | None = None,
         on_score: OnScore | None = None,
     ) -> list[Score]:
         """
@@ -170,7 +173,8 @@ class CLoudClient:
             `RewardServerError`: If the server cannot be reached or fails, after all retries. The first failed row ends the call.
         """
         options = {"temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
-        rows = self._make_rows(prompts, responses, critiques, {**options, "num_critiques": num_critiques})
+        options |= {"num_critiques": num_critiques, "read_every": read_every, "stop_when_stable": stop_when_stable}
+        rows = self._make_rows(prompts, responses, critiques, options)
         scores: dict[int, Score] = {}
         waiting = iter(rows)
 
@@ -311,6 +315,8 @@ class CLoudClient:
             raise self._error(row, f"this is not a reward server's response: {error!r}") from error
         if len(score.rewards) != row.num_critiques:
             raise self._error(row, f"the response has {len(score.rewards)} rewards for {row.num_critiques} critiques")
+        if row.is_partial and not score.partial_rewards:
+            raise self._error(row, "the response has no partial rewards")
         return score
 
     def _body(self, item: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
@@ -348,7 +354,7 @@ class CLoudClient:
                 body = json.dumps(self._body(item, options), allow_nan=False)
             except (TypeError, ValueError) as error:
                 raise ValueError(f"Row {index}: cannot be sent as JSON: {error}") from error
-            rows.append(_Row(index, body.encode(), count, options["max_new_tokens"]))
+            rows.append(_Row(index, body.encode(), count, options["max_new_tokens"], "read_every" in options))
         return rows
 
     # -------------------------------------------------------------------------------------------------- connections

@@ -3,6 +3,7 @@ from goldens import load_format, load_model, load_tokenizer, read
 
 from cloud_hf.critique_format import EncodedPrefix
 from cloud_hf.generation import CritiqueWriter, read_rewards
+from cloud_hf.scores import Sampling
 
 
 CONTROL = {"<|eot_id|>": "eot_count", "<|start_header_id|>": "start_header_count"}
@@ -34,8 +35,8 @@ def test_injected_turns_stay_text(compare, name):
     case = read("f_behaviours/special_token_injection.json")[name]
     critique_format = load_format("teacher")
     theirs = EncodedPrefix(tuple(case["prompt_ids"]), False, case["formatted_prompt"], case["formatted_prompt"])
-    writer = CritiqueWriter(load_model("teacher"), critique_format, 0.0, 48, 1, False)
-    [[sample]] = writer.write([theirs], 1, 0)
+    writer = CritiqueWriter(load_model("teacher"), critique_format, Sampling(max_new_tokens=48), 1, False)
+    [[sample]] = writer.write([theirs])
     compare.exact(sample.critique, case["critique"])
     encoded = critique_format.complete(theirs, sample.critique_ids)
     compare.close(read_rewards(load_model("teacher"), [encoded], 1, False)[0], case["reward"])

@@ -105,6 +105,9 @@ def test_no_redirect_is_followed(use, status):
         {"critique_ids": [[-1]]},
         {"critique_ids": [[True]]},
         {"finish_reasons": ["abort"]},
+        {"partial_rewards": [[0.0, 9.0]]},
+        {"partial_rewards": [0.0]},
+        {"partial_rewards": [[]]},
         {"response_changed": "no"},
     ],
 )

@@ -62,6 +62,8 @@ def assert_same(scores, expected):
             other.finish_reasons,
             other.critique_ids,
         )
+        for partial, others in zip(score.partial_rewards, other.partial_rewards, strict=True):
+            assert partial == pytest.approx(others, abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +72,8 @@ def assert_same(scores, expected):
         {},
         {"num_critiques": 3, "temperature": 1.0, "seed": 5},
         {"critiques": CRITIQUES},
-        {"critiques": [[critique, "Other."] for critique in CRITIQUES]},
+        {"critiques": [[critique, "Other."] for critique in CRITIQUES], "read_every": 3},
+        {"read_every": 2, "stop_when_stable": 5.0},
     ],
 )
 def test_its_scores_are_the_models(talker, url, options):

@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import math
 import os
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import httpx
 import psutil
@@ -12,10 +14,11 @@ import torch
 import uvicorn
 from models_for_tests import CRITIQUES, PROMPTS, RESPONSES, make_model, save_language_model
 from safetensors.torch import load_file, save_file
+from same_scores import assert_same_scores
 from servers_for_tests import free_port
 from tokenizers_for_tests import make_tokenizer
 
-from cloud_hf import CritiqueFormat
+from cloud_hf import CritiqueFormat, TransformersScorer
 from cloud_hf.generation import read_rewards
 from cloud_hf.scores import Sampling
 
@@ -27,6 +30,7 @@ from cloud_hf.rl import verl
 from cloud_hf.serving import CLoudChatClient, CLoudClient, CLoudVLLM
 from cloud_hf.serving.client import RewardServerError
 from cloud_hf.serving.server.app import make_app, make_server
+from cloud_hf.serving.vllm.inner_rewards import decode_reward, encode_rewards
 
 
 pytestmark = pytest.mark.vllm
@@ -194,6 +198,16 @@ def test_a_critique_that_ends_exactly_at_the_budget_has_ended(pair):
         )
 
 
+def critique_likelihood(model, critique_format, encoded) -> float:
+    """Mean log-probability of a critique in a pass of transformers, with all of its ends as one token."""
+    logits = model.language_model(torch.tensor([encoded.input_ids])).logits[0, encoded.prefix_length - 1 : -2]
+    end, stop_ids = critique_format.end_token_id, critique_format.stop_ids(model.config)
+    logits[:, end] = logits[:, [end, *stop_ids]].amax(-1)
+    logits[:, stop_ids + critique_format.banned_ids(model.config)] = -torch.inf
+    ids = encoded.input_ids[encoded.prefix_length : -1]
+    return logits.log_softmax(-1)[range(len(ids)), ids].mean().item() if ids else 0.0
+
+
 def test_several_sampled_critiques_have_the_rewards_of_their_ids(pair):
     model, engine, tokenizer = pair
     chats, answers = chats_for(tokenizer)[:8], ANSWERS[:8]
@@ -204,6 +218,8 @@ def test_several_sampled_critiques_have_the_rewards_of_their_ids(pair):
         rows = [critique_format.encode(chat, answer, list(ids)) for ids in score.critique_ids]
         with torch.no_grad():
             assert score.rewards == pytest.approx(read_rewards(model, rows, 8, False), abs=1e-4)
+            expected = [critique_likelihood(model, critique_format, row) for row in rows]
+            assert score.log_likelihoods == pytest.approx(expected, abs=1e-3)
 
 
 def test_given_critiques_are_scored_on_the_same_engine(pair):
@@ -211,6 +227,41 @@ def test_given_critiques_are_scored_on_the_same_engine(pair):
     chats, answers = chats_for(tokenizer)[:4], ANSWERS[:4]
     given = [[critique, "Fine.", ""] for critique in CRITIQUES]
     assert_same(engine.score(chats, answers, critiques=given), model.score(chats, answers, tokenizer, critiques=given))
+
+
+def test_rewards_are_read_while_critiques_are_written(pair):
+    """In ordinary decoding steps, without changing critiques, finish reasons or rewards, those of other requests included."""
+    model, engine, tokenizer = pair
+    chats, options = chats_for(tokenizer)[:16], {"max_new_tokens": BUDGET, "read_every": 4}
+    ours = engine.score(chats, ANSWERS[:16], **options)
+    theirs = TransformersScorer(model, tokenizer).score(chats, ANSWERS[:16], **options)
+    plain = engine.score(chats, ANSWERS[:16], max_new_tokens=BUDGET)
+    assert_same_scores([replace(score, partial_rewards=()) for score in ours], plain, abs=1e-5)
+    assert {len(score.partial_rewards[0]) for score in ours} == {1, 2, 3, 4}
+    for score, other in zip(ours, theirs, strict=True):
+        assert score.critique_ids == other.critique_ids and score.finish_reasons == other.finish_reasons
+        assert score.partial_rewards[0] == pytest.approx(other.partial_rewards[0], abs=1e-5)
+        assert score.partial_rewards[0][-1] == score.reward
+    sampled = engine.score(chats[:2], ANSWERS[:2], num_critiques=3, temperature=1.0, **options)
+    for chat, answer, score in zip(chats, ANSWERS, sampled, strict=False):
+        [again] = engine.score([chat], [answer], critiques=[list(score.critiques)], read_every=4)
+        [other] = TransformersScorer(model, tokenizer).score(
+            [chat], [answer], critiques=[list(score.critiques)], read_every=4
+        )
+        for rewards, others in zip(again.partial_rewards, other.partial_rewards, strict=True):
+            assert rewards == pytest.approx(others, abs=1e-5)
+    with pytest.raises(ValueError, match="`stop_when_stable` needs transformers"):
+        engine.score(chats[:1], ANSWERS[:1], stop_when_stable=0.1, **options)
+
+
+def test_rewards_survive_their_way_through_a_logit():
+    rewards = torch.tensor([0.0, 1e-7, -1e-3, 0.7, -1.0, 5.5, -38.0, 120.0, 7e4, -7e4])
+    logits = encode_rewards(rewards)
+    assert (logits < -1e8).all() and logits.isfinite().all()
+    assert [decode_reward(logit) for logit in logits.tolist()] == pytest.approx(rewards.tolist(), rel=2e-7, abs=3e-8)
+    for reward in (1e6, -1e6):
+        [logit] = encode_rewards(torch.tensor([reward])).tolist()
+        assert logit < -1e8 and not math.isfinite(decode_reward(logit))
 
 
 @pytest.mark.parametrize("is_given", [False, True])

@@ -1,14 +1,16 @@
-"""Self-consistency: accuracy by the number of critiques whose rewards are averaged, split by the length of the reasoning."""
+"""Self-consistency: accuracy by the number of critiques whose rewards are averaged, by the length of the reasoning and by how
+rewards are combined."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..stats import wilson
+from ...critique_weights import COMBINATIONS, combine_rewards
+from ..stats import Estimate, json_safe, mean_estimate, share, wilson
 
 
 ALL_ROWS = "all rows"
@@ -35,6 +37,15 @@ Curve = AccuracyCurve  # its name in version 0.1
 
 
 @dataclass(frozen=True)
+class CombinedAccuracy:
+    """Row accuracy with all critiques of each response, combined in one way."""
+
+    combination: str  # one of `COMBINATIONS`
+    accuracy: Estimate
+    minus_mean: Estimate  # difference to the mean's accuracy on the same rows, with a paired bootstrap's interval
+
+
+@dataclass(frozen=True)
 class SelfConsistency:
     """Self-consistency of a model on a set."""
 
@@ -42,6 +53,7 @@ class SelfConsistency:
     length_of: str  # describes the lengths by which rows are split
     everything: AccuracyCurve
     buckets: list[AccuracyCurve]  # rows by length, the shortest first
+    combinations: list[CombinedAccuracy] = field(default_factory=list)  # of all critiques
 
     @property
     def num_critiques(self) -> int:
@@ -50,7 +62,7 @@ class SelfConsistency:
 
     def summary(self) -> dict[str, Any]:
         """Return the curves in JSON form."""
-        return asdict(self)
+        return json_safe(self)
 
 
 def self_consistency(
@@ -61,13 +73,14 @@ def self_consistency(
     temperature: float,
     length_of: str,
     seed: int = 0,
+    log_likelihoods: Sequence[Sequence[Sequence[float]]] | None = None,
 ) -> SelfConsistency:
     """
     Compute accuracy by the number of averaged critiques, from one set of sampled critiques.
 
     A row's outcome is the share of its right/wrong pairs in the right order; a tie is wrong. `rewards` are by row,
     response and critique, equally many everywhere; `lengths` are those of each row's reasoning; `temperature` and `length_of`
-    describe the result. Raises `ValueError` if there are no rows, or responses have different numbers of critiques.
+    describe the result; `log_likelihoods`, as `rewards`, add the combination by likelihood. Raises `ValueError` if there are no rows, or responses have different numbers of critiques.
 
     Examples:
 
@@ -111,7 +124,39 @@ def self_consistency(
     curves = [
         _curve(label, expected[places], error) for label, places, error in zip(labels, groups, errors, strict=True)
     ]
-    return SelfConsistency(temperature, length_of, curves[0], curves[1:])
+    combined = compare_combinations(rewards, num_chosen, log_likelihoods)
+    return SelfConsistency(temperature, length_of, curves[0], curves[1:], combined)
+
+
+def compare_combinations(
+    rewards: Sequence[Sequence[Sequence[float]]],
+    num_chosen: Sequence[int],
+    log_likelihoods: Sequence[Sequence[Sequence[float]]] | None = None,
+) -> list[CombinedAccuracy]:
+    """
+    Compute the row accuracy of each way to combine all critiques of a response; see [`~critique_weights.combine_rewards`].
+
+    `rewards` and `log_likelihoods` are by row, response and critique; without the latter, `"likelihood"` is left out.
+    """
+    likelihoods = [None] * len(rewards) if log_likelihoods is None else log_likelihoods
+    names = [name for name in COMBINATIONS if name != "likelihood" or log_likelihoods is not None]
+    outcomes = {
+        name: [
+            _outcome(combine_rewards(row, name, known), count)
+            for row, known, count in zip(rewards, likelihoods, num_chosen, strict=True)
+        ]
+        for name in names
+    }
+    return [
+        CombinedAccuracy(name, share(found), mean_estimate(np.subtract(found, outcomes["mean"]).tolist()))
+        for name, found in outcomes.items()
+    ]
+
+
+def _outcome(rewards: Sequence[float], num_chosen: int) -> float:
+    """Return the share of a row's right/wrong pairs in the right order."""
+    right, wrong = np.array(rewards[:num_chosen]), np.array(rewards[num_chosen:])
+    return float((right[:, None] > wrong).mean())
 
 
 def _standard_errors(

@@ -50,6 +50,7 @@ _SCHEMA = pa.schema(
         "finish_reasons": pa.list_(pa.string()),
     }
 )
+_PARTIAL = pa.field("partial_rewards", pa.list_(pa.list_(pa.float64())))  # with `read_every` only
 _RELIABILITY = "reliability.png"
 
 PICTURES = """\
@@ -60,7 +61,7 @@ PICTURES = """\
 Margins, here and in the reliability diagram below, are over all pairs of a right and a wrong response of a set's rows."""
 
 SCORED = """\
-Critiques per response: {num_critiques}, temperature {temperature}, at most {max_new_tokens} tokens, seed {seed}. Backend:
+Critiques per response: {num_critiques} (combined by {combine}), temperature {temperature}, at most {max_new_tokens} tokens, seed {seed}. Backend:
 {backend}, dtype {dtype}. Over-long rows: {overlong_policy}."""
 
 
@@ -89,9 +90,12 @@ def write_results(name: str, results: ModelResults, shown: Mapping[str, str], ou
 
 def write_scores(evaluations: Sequence[Evaluation], path: Path):
     """Write the scores of all responses, with their critiques, as Parquet."""
-    with parquet.ParquetWriter(path, _SCHEMA) as writer:
-        for evaluation in evaluations:
-            writer.write_table(pa.Table.from_pylist(list(evaluation.table()), schema=_SCHEMA))
+    tables = [list(evaluation.table()) for evaluation in evaluations]
+    has_partial = any("partial_rewards" in row for table in tables for row in table)
+    schema = _SCHEMA.append(_PARTIAL) if has_partial else _SCHEMA
+    with parquet.ParquetWriter(path, schema) as writer:
+        for table in tables:
+            writer.write_table(pa.Table.from_pylist(table, schema=schema))
 
 
 def write_pairs(result: PairEvaluation, path: Path):
@@ -177,7 +181,7 @@ def write_report(
         sections.append(judge_section(judged))
     if args.reference_critiques:
         sections.append(critique_section({shown[name]: found.critiques for name, found in results.items()}))
-    settings = SCORED.format(**{name: getattr(args, name) for name in (*SETTINGS, "overlong_policy")})
+    settings = SCORED.format(**{name: getattr(args, name) for name in (*SETTINGS, "combine", "overlong_policy")})
     if args.ensembles:
         settings += f"\n\n{ENSEMBLES}"
     sections.append(Section("Settings", settings))

@@ -23,7 +23,7 @@ from ..formatting import (
 )
 from ..judges import JudgeReport, RatingReport
 from ..metrics.calibration import FEW_PAIRS
-from ..metrics.self_consistency import DRAWS, AccuracyCurve, SelfConsistency
+from ..metrics.self_consistency import DRAWS, AccuracyCurve, CombinedAccuracy, SelfConsistency
 from ..outcomes import CritiqueResult, Difference, Evaluation, headline_estimates
 from ..probes import Measure, ProbeResult, Unit
 from ..probes.probe import SHARE, SHARE_DIFFERENCE
@@ -246,8 +246,33 @@ def self_consistency_sections(by_dataset: Mapping[str, Mapping[str, SelfConsiste
         ]
         table = Table(["critiques of", "rows", "n", *(f"k = {k}" for k in sizes)], rows)
         picture = {picture_name("self_consistency", name): "accuracy by the number of critiques"}
-        sections.append(Section(f"Self-consistency: {name}", tables=[table], pictures=picture, level=3))
+        tables = [table, _combination_table(curves)]
+        sections.append(Section(f"Self-consistency: {name}", tables=tables, pictures=picture, level=3))
     return sections
+
+
+COMBINED = """\
+Row accuracy with all critiques of a response, by how their rewards are combined (`--combine`), with its 95 % interval over rows; below
+each the difference to the mean on the same rows, with a paired bootstrap's interval. The trimmed mean drops the lowest and the highest quarter;
+a vote is the share of pairs of critiques, one of each response, that prefer it; likelihood weights a critique by the geometric mean of its
+tokens' probabilities, where the backend records them."""
+
+
+def _combination_table(curves: Mapping[str, SelfConsistency]) -> Table:
+    names = dict.fromkeys(part.combination for found in curves.values() for part in found.combinations)
+    rows = [
+        [label, found.num_critiques, *(_combination_cell(found.combinations, name) for name in names)]
+        for label, found in curves.items()
+    ]
+    return Table(["critiques of", "k", *(name.replace("_", " ") for name in names)], rows, note=COMBINED)
+
+
+def _combination_cell(parts: Sequence[CombinedAccuracy], name: str) -> str:
+    found = next((part for part in parts if part.combination == name), None)
+    if found is None:
+        return NONE
+    accuracy = show_estimate(found.accuracy, with_n=False)
+    return accuracy if name == "mean" else f"{accuracy}; {show_estimate(found.minus_mean, POINTS, with_n=False)}"
 
 
 def _curve_cell(curve: AccuracyCurve, k: int) -> str:

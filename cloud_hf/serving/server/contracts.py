@@ -76,6 +76,15 @@ class RewardRequest(_Body):
     temperature: float = Field(0.0, ge=0, le=100, allow_inf_nan=False, description="0 is greedy.")
     max_new_tokens: int | None = Field(None, ge=1, description="Longest critique. Defaults to the server's limit.")
     seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="Repeats the same sampled critiques.")
+    read_every: int | None = Field(
+        None, ge=1, description="Also return the reward at every n-th token of each critique."
+    )
+    stop_when_stable: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="End a critique once its last three partial rewards differ by less.",
+    )
     return_critiques: bool = Field(True, description="Whether to include the critiques' texts.")
     return_critique_ids: bool = Field(False, description="Whether to include the critiques' token ids.")
     stream: bool = Field(False, description="Send one critique while it is written, as server-sent events.")
@@ -88,6 +97,8 @@ class RewardRequest(_Body):
             raise ValueError("`temperature` must be 0 or at least 0.001")
         if self.num_critiques > 1 and self.temperature == 0:
             raise ValueError("`num_critiques` above 1 needs `temperature` above 0: greedy critiques are all the same")
+        if self.stop_when_stable is not None and self.read_every is None:
+            raise ValueError("`stop_when_stable` compares partial rewards, so it needs `read_every`")
         given = [row for row, item in enumerate(self.inputs or []) if item.critiques is not None]
         if given and self.num_critiques > 1:
             raise ValueError(f"`inputs[{given[0]}].critiques` are scored as given; omit `num_critiques`")
@@ -105,7 +116,14 @@ class RewardRequest(_Body):
 
     def sampling(self, max_new_tokens: int) -> Sampling:
         """Return the sampling options; `max_new_tokens` is the default."""
-        return Sampling(self.num_critiques, self.temperature, self.max_new_tokens or max_new_tokens, self.seed)
+        return Sampling(
+            self.num_critiques,
+            self.temperature,
+            self.max_new_tokens or max_new_tokens,
+            self.seed,
+            self.read_every,
+            self.stop_when_stable,
+        )
 
 
 class RewardResult(BaseModel):
@@ -116,9 +134,12 @@ class RewardResult(BaseModel):
     reward_std: float = Field(description="Population standard deviation of `rewards`.")
     critique: str | None = Field(description="The first critique; empty for a classic model.")
     critiques: list[str] | None
-    finish_reasons: list[Literal["stop", "length"]]
+    finish_reasons: list[Literal["stop", "length", "stable"]]
     critique_ids: list[list[int]] | None = None
     response_changed: bool = Field(description="Whether the chat template hides or changes text of the response.")
+    partial_rewards: list[list[float]] | None = Field(
+        None, description="With `read_every`: per critique, the rewards inside it, and last its reward."
+    )
 
     @classmethod
     def of(cls, score: Score, request: RewardRequest) -> "RewardResult":
@@ -132,6 +153,7 @@ class RewardResult(BaseModel):
             finish_reasons=list(score.finish_reasons),  # pyright: ignore[reportArgumentType]  # checked by pydantic
             critique_ids=[list(ids) for ids in score.critique_ids] if request.return_critique_ids else None,
             response_changed=score.response_changed,
+            partial_rewards=[list(rewards) for rewards in score.partial_rewards] or None,
         )
 
 

@@ -27,6 +27,7 @@ from vllm.model_executor.models.utils import (
 from vllm.sequence import IntermediateTensors
 
 from ...modeling_cloud import RewardHead
+from .inner_rewards import encode_rewards
 
 
 # Width of the flag columns, which mark rows at which the reward is read. 16 bytes keep the rows aligned
@@ -112,7 +113,10 @@ class CLoudForVLLM(nn.Module, SupportsLoRA, SupportsPP):
             # repetition penalty depends on the logits' sign
             logits_SV = logits_SV.log_softmax(-1)
         logits_SV.masked_fill_(is_reward_S[:, None], -torch.inf)
-        logits_SV[:, self.end_id] = torch.where(is_reward_S, self._rewards(hidden_SH)[:, 0], -torch.inf)
+        rewards_S = self._rewards(hidden_SH)[:, 0]
+        # The reference format reads rewards from re-tokenised text, so it has none inside critiques
+        inner = encode_rewards(rewards_S) if self.config.format == "cloud" else -torch.inf
+        logits_SV[:, self.end_id] = torch.where(is_reward_S, rewards_S, inner)
         return logits_SV
 
     def _rewards(self, hidden_SH: torch.Tensor) -> torch.Tensor:

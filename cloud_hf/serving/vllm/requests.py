@@ -4,7 +4,8 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any
 
 import psutil
@@ -17,11 +18,12 @@ from vllm.sampling_params import RequestOutputKind
 
 from ...configuration_cloud import CLoudConfig, position_switch, reward_token_in_vllm
 from ...critique_format import CritiqueFormat, EncodedCritique, EncodedPrefix
-from ...generation import Sample, row_seed
+from ...generation import Sample, inner_places, row_seed
 from ...loading import check_reward_model, is_adapter, load_reward_model, read_model_config
 from ...published import find_weights, is_published, read_shapes
 from ...scores import Sampling
 from ...scoring import ScoringRequest, context_length, read_request
+from .inner_rewards import decode_reward
 from .renderer import CLOSING_TOKENS
 
 
@@ -149,6 +151,8 @@ class VLLMRequests:
                 f"vLLM's `max_model_len` is {max_model_len}, and with more than {switch} it applies the factors of long texts "
                 f"(longrope) to all. Start it with `max_model_len={switch}`."
             )
+        if sampling.stop_when_stable is not None:
+            raise ValueError("`stop_when_stable` needs transformers: vLLM cannot end a critique by its reward.")
         if sampling.temperature > MAX_TEMPERATURE:
             raise ValueError(
                 f"`temperature` is {sampling.temperature:g}; vLLM samples at {MAX_TEMPERATURE:g} at most."
@@ -177,7 +181,12 @@ class VLLMRequests:
             max_tokens=sampling.max_new_tokens + self.reserved_tokens,
             repetition_penalty=self.critique_format.repetition_penalty,
             seed=seed,
-            logprobs=0,
+            # In both cases the logprobs of sampled tokens; that of the end of turn holds the rewards inside the critique
+            **(
+                {"logprobs": 0}
+                if sampling.read_every is None
+                else {"logprob_token_ids": [self.critique_format.end_token_id]}
+            ),
             detokenize=False,
             **{"output_kind": RequestOutputKind.FINAL_ONLY, **options},
         )
@@ -188,10 +197,10 @@ class VLLMRequests:
 
     def samples(self, output: RequestOutput, sampling: Sampling) -> list[Sample]:
         """Read the critiques of a finished request, with their rewards."""
-        return [self._sample(completion, sampling.max_new_tokens) for completion in output.outputs]
+        return [self._sample(completion, sampling) for completion in output.outputs]
 
-    def _sample(self, completion: CompletionOutput, max_new_tokens: int) -> Sample:
-        ids = list(completion.token_ids)
+    def _sample(self, completion: CompletionOutput, sampling: Sampling) -> Sample:
+        ids, max_new_tokens = list(completion.token_ids), sampling.max_new_tokens
         end_id, logprobs = self.critique_format.end_token_id, completion.logprobs
         assert logprobs is not None, "`writing` asks for them"
         length = ids.index(self.reward_id)
@@ -201,7 +210,18 @@ class VLLMRequests:
             is_cut = logprobs[length][self.reward_id].rank != 1
         critique_ids = tuple(ids[: min(length, max_new_tokens)])
         text = self.critique_format.decode(list(critique_ids))
-        return Sample(logprobs[-1][end_id].logprob, text, critique_ids, "length" if is_cut else "stop")
+        inner = likelihood = None
+        # Those of the reference format are logits without a normaliser
+        if sampling.temperature > 0 and self.config.format == "cloud":
+            found = [logprobs[place][token].logprob for place, token in enumerate(critique_ids)]
+            likelihood = fmean(found) if found else 0.0
+        if (step := sampling.read_every) is not None:
+            # The logits that predict the token at a place are computed from the token before it
+            places = range(step, len(critique_ids) + 1, step)
+            inner = tuple(decode_reward(logprobs[place][end_id].logprob) for place in places)
+        return Sample(
+            logprobs[-1][end_id].logprob, text, critique_ids, "length" if is_cut else "stop", inner, likelihood
+        )
 
     def reading(self) -> SamplingParams:
         """Make the parameters of a request that reads the reward of a given sequence."""
@@ -213,15 +233,24 @@ class VLLMRequests:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
-    def sequence_of(self, encoded: EncodedCritique) -> TokensInput:
-        """Make the prompt whose reward is read: its last end of turn becomes the reward token."""
-        return tokens_input([*encoded.input_ids[:-1], self.reward_id])
+    def sequences_of(self, encoded: EncodedCritique, read_every: int | None = None) -> list[TokensInput]:
+        """
+        Make the prompts whose rewards are read: the sequence up to every `read_every`-th token of its critique, and last the complete
+        one, in which the last end of turn becomes the reward token.
+        """
+        ids = list(encoded.input_ids)
+        cut = [tokens_input(ids[: place + 1]) for place in inner_places(encoded, read_every)]
+        return [*cut, tokens_input([*ids[:-1], self.reward_id])]
 
-    def reward(self, output: RequestOutput) -> float:
-        """Read the reward of a finished request of [`VLLMRequests.reading`]."""
-        logprobs = output.outputs[0].logprobs
-        assert logprobs is not None, "`reading` asks for them"
-        return logprobs[0][self.critique_format.end_token_id].logprob
+    def with_rewards(self, sample: Sample, outputs: list[RequestOutput], read_every: int | None = None) -> Sample:
+        """Add the rewards of finished requests of [`VLLMRequests.reading`] to a sample."""
+        logits = []
+        for output in outputs:
+            logprobs = output.outputs[0].logprobs
+            assert logprobs is not None, "`reading` asks for them"
+            logits.append(logprobs[0][self.critique_format.end_token_id].logprob)
+        inner = None if read_every is None else tuple(map(decode_reward, logits[:-1]))
+        return replace(sample, reward=logits[-1], inner_rewards=inner)
 
     @property
     def reward_id(self) -> int:

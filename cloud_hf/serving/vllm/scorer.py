@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
 
 from tqdm.auto import tqdm
@@ -69,10 +68,14 @@ class CLoudVLLM:
         max_new_tokens: int = 1024,
         critiques: list | None = None,
         seed: int | None = None,
+        read_every: int | None = None,
+        stop_when_stable: float | None = None,
         on_score: OnScore | None = None,
     ) -> list[Score]:
-        """Judge responses. See [`Scorer`]. With the same seed, samples differ from those of transformers."""
-        sampling = Sampling(num_critiques, temperature, max_new_tokens, seed)
+        """
+        Judge responses. See [`Scorer`]. With the same seed, samples differ from those of transformers. `stop_when_stable` is refused.
+        """
+        sampling = Sampling(num_critiques, temperature, max_new_tokens, seed, read_every, stop_when_stable)
         max_model_len = self.llm.llm_engine.model_config.max_model_len
         request = self._requests.read(prompts, responses, sampling, critiques, max_model_len)
         scores: dict[int, Score] = {}
@@ -87,13 +90,13 @@ class CLoudVLLM:
             def written(row: int, output: RequestOutput):
                 samples = self._requests.samples(output, sampling)
                 if self.critique_format.rereads_critiques:
-                    self._read(run, samples, request.reread(row, samples), partial(end, row))
+                    self._read(run, samples, request.reread(row, samples), None, partial(end, row))
                 else:
                     end(row, samples)
 
             if request.given is not None:
                 for row, samples in enumerate(request.given_samples()):
-                    self._read(run, samples, request.given[row], partial(end, row))
+                    self._read(run, samples, request.given[row], read_every, partial(end, row))
             else:
                 vllm_config = self.llm.llm_engine.vllm_config
                 # Computed before the first request starts: an error must leave nothing behind in the engine
@@ -104,17 +107,28 @@ class CLoudVLLM:
             run.finish()
         return [scores[row] for row in range(len(responses))]
 
-    def _read(self, run: "_Run", samples: list[Sample], sequences: list[EncodedCritique], end: Callable):
+    def _read(
+        self,
+        run: "_Run",
+        samples: list[Sample],
+        sequences: list[EncodedCritique],
+        read_every: int | None,
+        end: Callable[[list[Sample]], None],
+    ):
         """Start reading the rewards of a row's samples; `end` gets the samples with their rewards."""
-        rewards: dict[int, float] = {}
+        prompts = [self._requests.sequences_of(encoded, read_every) for encoded in sequences]
+        outputs: list[dict[int, RequestOutput]] = [{} for _ in samples]
 
-        def keep(index: int, output: RequestOutput):
-            rewards[index] = self._requests.reward(output)
-            if len(rewards) == len(samples):
-                end([replace(sample, reward=rewards[place]) for place, sample in enumerate(samples)])
+        def keep(index: int, place: int, output: RequestOutput):
+            outputs[index][place] = output
+            if [*map(len, outputs)] == [*map(len, prompts)]:
+                ordered = [[found[place] for place in sorted(found)] for found in outputs]
+                pairs = zip(samples, ordered, strict=True)
+                end([self._requests.with_rewards(sample, found, read_every) for sample, found in pairs])
 
-        for index, encoded in enumerate(sequences):
-            run.add(self._requests.sequence_of(encoded), self._requests.reading(), partial(keep, index))
+        for index, places in enumerate(prompts):
+            for place, prompt in enumerate(places):
+                run.add(prompt, self._requests.reading(), partial(keep, index, place))
 
     def close(self):
         """Stop the engine and free its resources."""

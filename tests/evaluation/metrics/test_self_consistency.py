@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from cloud_hf.evaluation.metrics.self_consistency import length_buckets, self_consistency, wilson
+from cloud_hf.evaluation.metrics.self_consistency import compare_combinations, length_buckets, self_consistency, wilson
 from cloud_hf.evaluation.stats import interval_over_rows
 
 
@@ -104,3 +104,15 @@ def test_intervals_over_rows():
     half = 1.96 * values.std() / 20
     assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.02)
     assert interval_over_rows(1, lambda counts: counts[:, 0]) is None
+
+
+def test_combinations_are_compared_on_the_same_rows():
+    """One of four critiques is far off: the mean follows it, the others do not; likelihood does if it says so."""
+    row = [[1.0, 1.0, 1.0, -9.0], [0.0, 0.0, 0.0, 0.0]]
+    likelihoods = [[[0.0, 0.0, 0.0, -50.0], [0.0] * 4]] * 3
+    found = {part.combination: part for part in compare_combinations([row] * 3, [1] * 3, likelihoods)}
+    assert {name: part.accuracy.value for name, part in found.items()} == {
+        "mean": 0.0, "median": 1.0, "trimmed_mean": 1.0, "vote": 1.0, "likelihood": 1.0,
+    }  # fmt: skip
+    assert found["median"].minus_mean.value == 1.0 and found["median"].accuracy.ci95 == wilson(1.0, 3)
+    assert "likelihood" not in {part.combination for part in compare_combinations([row], [1])}

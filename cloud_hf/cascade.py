@@ -1,0 +1,335 @@
+"""
+A cascade of scorers: a cheap reward first, critiques where it leaves doubt. Imports no torch.
+
+Rewards of different models have different scales. So each stage's rewards are read as log-odds that one response to a prompt is better
+than another, with weights fitted on dev rows ([`~evaluation.metrics.cascade.fit_cascade`]). A prompt's responses are decided once the
+leader's probability of being better is at the threshold against every other one; otherwise the next stage scores those that may still
+be the best, the contenders. Pairs and N candidates are the same case.
+"""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from .scores import OnScore, Sample, Score, Scorer
+
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class StageFit:
+    """
+    Weights that make log-odds of a stage's rewards.
+
+    Args:
+        slope (`float`):
+            Log-odds per unit of reward by which one response is ahead of another.
+        prior (`float`, *optional*, defaults to `0.0`):
+            Weight of the log-odds after the stage before.
+        one_slope, one_center, one_prior (`float`, *optional*):
+            The same where the stage has scored one of the two responses, which is compared with the reward of a typical one.
+    """
+
+    slope: float
+    prior: float = 0.0
+    one_slope: float = 0.0
+    one_center: float = 0.0
+    one_prior: float = 1.0
+
+    def log_odds(self, rewards_N: np.ndarray, before_NN: np.ndarray) -> np.ndarray:
+        """
+        Return the log-odds, shape `(N, N)`, that candidate i is better than j.
+
+        `rewards_N` are the stage's rewards, NaN for candidates that it has not scored, and `before_NN` the log-odds after the stage before.
+        """
+        known_N = ~np.isnan(rewards_N)
+        filled_N = np.where(known_N, rewards_N, 0.0)
+        ahead_N = np.where(known_N, self.one_slope * (filled_N - self.one_center), 0.0)
+        both_NN = self.slope * (filled_N[:, None] - filled_N) + self.prior * before_NN
+        one_NN = ahead_N[:, None] - ahead_N + self.one_prior * before_NN
+        count_NN = known_N[:, None].astype(int) + known_N
+        return np.where(count_NN == 2, both_NN, np.where(count_NN == 1, one_NN, before_NN))
+
+
+@dataclass(frozen=True)
+class CascadeFit:
+    """
+    What a cascade learned from dev rows.
+
+    Args:
+        stages (`tuple[StageFit, ...]`):
+            Weights of each stage.
+        thresholds (`tuple[float, ...]`):
+            For each stage but the first, the probability that decides a prompt without this stage's critiques: from 0.5, where the stage
+            has nothing to do, to 1, where it scores everything.
+
+    Raises:
+        `ValueError`: If a threshold is out of range, or their number is not that of the stages after the first.
+    """
+
+    stages: tuple[StageFit, ...]
+    thresholds: tuple[float, ...]
+
+    def __post_init__(self):
+        if len(self.thresholds) != len(self.stages) - 1:
+            raise ValueError(
+                f"`thresholds` has {len(self.thresholds)} values for {len(self.stages)} stages; give one for each stage but the first."
+            )
+        if bad := [one for one in self.thresholds if not 0.5 <= one <= 1]:
+            raise ValueError(f"`thresholds` has {bad[0]}; a threshold is a probability from 0.5 to 1.")
+
+    def save(self, path: str | Path):
+        """Write the fit as JSON."""
+        Path(path).write_text(json.dumps({"version": VERSION, **asdict(self)}, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "CascadeFit":
+        """Read a file of [`CascadeFit.save`]. Raises `ValueError` if it is not one."""
+        try:
+            page = json.loads(Path(path).read_text())
+            if page["version"] != VERSION:
+                raise ValueError(f"version {page['version']!r}")
+            return cls(tuple(StageFit(**stage) for stage in page["stages"]), tuple(page["thresholds"]))
+        except (ValueError, LookupError, TypeError) as error:
+            raise ValueError(f"{path} is not a cascade's fit: {error}") from error
+
+
+# ------------------------------------------------------------------------------------------------------- candidates
+
+
+@dataclass
+class Candidates:
+    """
+    The responses to one prompt as a cascade judges them.
+
+    Args:
+        count (`int`):
+            Number of responses. A response that is alone is compared with a typical one, which no stage scores.
+        asked (`list[list[int]]`, *optional*):
+            For each stage so far, the places of the responses that it scored, in this order.
+    """
+
+    count: int
+    asked: list[list[int]] = field(default_factory=list)
+
+    def __post_init__(self):
+        size = max(2, self.count)
+        self.odds_NN = self._before_NN = np.zeros((size, size))
+        self._rewards_N = np.full(size, np.nan)
+
+    @property
+    def rewards(self) -> list[float]:
+        """Mean log-odds of each response against the others: higher is better, comparable within a prompt only."""
+        size = len(self.odds_NN)
+        return (self.odds_NN.sum(1) / (size - 1))[: self.count].tolist()
+
+    @property
+    def leader(self) -> int:
+        """Place of the response with the highest reward; the first one wins a tie."""
+        return int(np.argmax(self.rewards))
+
+    @property
+    def confidence(self) -> float:
+        """Probability that the leader is better, against its strongest rival."""
+        odds = abs(self.odds_NN[0, 1]) if self.count == 1 else np.delete(self.odds_NN[self.leader], self.leader).min()
+        return float(1 / (1 + np.exp(-odds)))
+
+    def enter_stage(self):
+        """Keep the log-odds so far as those before the next stage, which has scored nothing yet."""
+        self.asked.append([])
+        self._before_NN = self.odds_NN
+        self._rewards_N = np.full(len(self.odds_NN), np.nan)
+
+    def wanted(self, threshold: float, one_at_a_time: bool) -> list[int]:
+        """Return the places that the stage should score next; none if the threshold is reached, or all contenders are scored."""
+        if self.count == 1:
+            open_places = [0] if self.confidence < threshold else []
+        else:
+            limit = math.inf if threshold == 1 else math.log(threshold / (1 - threshold))
+            odds_N = self.odds_NN[self.leader]
+            rivals = [place for place in range(self.count) if place != self.leader and odds_N[place] < limit]
+            open_places = [self.leader, *sorted(rivals, key=lambda place: odds_N[place])] if rivals else []
+        waiting = [place for place in open_places if np.isnan(self._rewards_N[place])]
+        return waiting[:1] if one_at_a_time else sorted(waiting)
+
+    def add(self, rewards: dict[int, float], fit: StageFit):
+        """Take the stage's rewards of some places."""
+        for place, reward in rewards.items():
+            self.asked[-1].append(place)
+            self._rewards_N[place] = reward
+        self.odds_NN = fit.log_odds(self._rewards_N, self._before_NN)
+
+
+# Returns the rewards of responses: takes the number of the stage, and the prompt's and the response's place of each
+Ask = Callable[[int, list[tuple[int, int]]], Sequence[float]]
+
+
+def run_cascade(fit: CascadeFit, one_at_a_time: Sequence[bool], counts: Sequence[int], ask: Ask) -> list[Candidates]:
+    """
+    Decide prompts stage by stage.
+
+    Args:
+        fit ([`CascadeFit`]):
+            Weights and thresholds.
+        one_at_a_time (`Sequence[bool]`):
+            For each stage, whether it scores one contender of a prompt at a time and looks again after each.
+        counts (`Sequence[int]`):
+            Number of responses to each prompt.
+        ask (`Callable`):
+            Returns a stage's rewards; called with all prompts that need one at once.
+
+    Returns:
+        `list[Candidates]`: One for each prompt.
+    """
+    prompts = [Candidates(count) for count in counts]
+    for stage, (threshold, single, weights) in enumerate(
+        zip((1.0, *fit.thresholds), one_at_a_time, fit.stages, strict=True)
+    ):
+        for prompt in prompts:
+            prompt.enter_stage()
+        while wanted := {
+            number: places for number, one in enumerate(prompts) if (places := one.wanted(threshold, single))
+        }:
+            picks = [(number, place) for number, places in wanted.items() for place in places]
+            found = dict(zip(picks, ask(stage, picks), strict=True))
+            for number, places in wanted.items():
+                prompts[number].add({place: found[number, place] for place in places}, weights)
+    return prompts
+
+
+# ------------------------------------------------------------------------------------------------------------ scorer
+
+
+@dataclass(frozen=True)
+class CascadeStage:
+    """
+    One stage of a [`CascadeScorer`].
+
+    Args:
+        scorer ([`Scorer`]):
+            Any backend.
+        num_critiques, temperature:
+            See [`Scorer`].
+        one_at_a_time (`bool`, *optional*, defaults to `False`):
+            Score one contender of a prompt at a time, and stop as soon as the threshold is reached: a critique that finds one response
+            right can settle a pair. Takes as many calls as a prompt has contenders.
+    """
+
+    scorer: Scorer
+    num_critiques: int = 1
+    temperature: float = 0.0
+    one_at_a_time: bool = False
+
+
+@dataclass
+class Spent:
+    """What a stage has done: responses scored, and tokens of their critiques without end tokens."""
+
+    responses: int = 0
+    tokens: int = 0
+
+
+class CascadeScorer:
+    """
+    [`Scorer`] that spends critiques where a cheaper reward leaves doubt.
+
+    Rewards are log-odds against the other responses to the same prompt, so they are comparable within a prompt only: for best-of-N, for
+    pairs, and for reinforcement learning with several completions per prompt. Equal prompts of one call are one group. A response that
+    is alone is compared with a typical one of the dev rows.
+
+    Args:
+        stages (`Sequence[CascadeStage or Scorer]`):
+            The cheapest first: a classic or scalar model, one critique, several critiques.
+        fit ([`CascadeFit`]):
+            Of [`~evaluation.metrics.cascade.fit_cascade`], or of a file that an evaluation with `--cascades` wrote.
+
+    Attributes:
+        spent (`list[Spent]`):
+            For each stage, what it has done so far.
+
+    Examples:
+
+    ```python
+    >>> scorer = CascadeScorer([classic, cloud, CascadeStage(cloud, 8, 0.7)], CascadeFit.load("results/cascade.json"))
+    >>> scores = scorer.score(prompts, responses, max_new_tokens=512)
+    ```
+    """
+
+    def __init__(self, stages: Sequence[CascadeStage | Scorer], fit: CascadeFit):
+        self.stages = [stage if isinstance(stage, CascadeStage) else CascadeStage(stage) for stage in stages]
+        if len(self.stages) != len(fit.stages):
+            raise ValueError(f"`stages` has {len(self.stages)} scorers, but the fit is for {len(fit.stages)}.")
+        self.fit = fit
+        self.spent = [Spent() for _ in self.stages]
+
+    def score(
+        self,
+        prompts: list,
+        responses: list,
+        *,
+        num_critiques: int = 1,
+        temperature: float = 0.0,
+        max_new_tokens: int = 1024,
+        critiques: list | None = None,
+        seed: int | None = None,
+        on_score: OnScore | None = None,
+    ) -> list[Score]:
+        """
+        Judge responses. See [`Scorer`]; `num_critiques` and `temperature` are the stages', and `critiques` cannot be given
+        (`ValueError`). A score has the critiques of the last stage that scored the response.
+        """
+        if num_critiques != 1 or temperature != 0 or critiques is not None:
+            raise ValueError(
+                "A cascade's stages set critiques: give `num_critiques` and `temperature` to `CascadeStage`."
+            )
+        if len(prompts) != len(responses):
+            raise ValueError(f"{len(prompts)} prompts but {len(responses)} responses; give one prompt per response.")
+        groups: dict[str, list[int]] = {}
+        for row, prompt in enumerate(prompts):
+            groups.setdefault(json.dumps(prompt, sort_keys=True), []).append(row)
+        rows, last = list(groups.values()), {}
+
+        def ask(number: int, picks: list[tuple[int, int]]) -> list[float]:
+            chosen = [rows[group][place] for group, place in picks]
+            scores = self._score(
+                number, [prompts[row] for row in chosen], [responses[row] for row in chosen], max_new_tokens, seed
+            )
+            last.update(zip(chosen, scores, strict=True))
+            return [score.reward for score in scores]
+
+        judged = run_cascade(self.fit, [stage.one_at_a_time for stage in self.stages], list(map(len, rows)), ask)
+        rewards = {
+            row: reward
+            for of, one in zip(rows, judged, strict=True)
+            for row, reward in zip(of, one.rewards, strict=True)
+        }
+        scores = [_with_reward(last[row], rewards[row]) for row in range(len(responses))]
+        for row, score in enumerate(scores if on_score is not None else ()):
+            on_score(row, score)
+        return scores
+
+    def _score(
+        self, number: int, prompts: list, responses: list, max_new_tokens: int, seed: int | None
+    ) -> list[Score]:
+        stage, spent = self.stages[number], self.spent[number]
+        options = {"num_critiques": stage.num_critiques, "temperature": stage.temperature, "seed": seed}
+        scores = stage.scorer.score(prompts, responses, max_new_tokens=max_new_tokens, **options)
+        spent.responses += len(scores)
+        spent.tokens += sum(len(ids) for score in scores for ids in score.critique_ids)
+        return scores
+
+
+def _with_reward(score: Score, reward: float) -> Score:
+    """Shift the rewards of all critiques so that their mean is the cascade's reward."""
+    parts = zip(score.rewards, score.critiques, score.finish_reasons, strict=True)
+    ids = score.critique_ids or ((),) * len(score.rewards)
+    samples = [
+        Sample(reward + one - score.reward, text, given, reason)
+        for (one, text, reason), given in zip(parts, ids, strict=True)
+    ]
+    return replace(Score.of(samples, score.response_changed), reward=reward)

@@ -1,0 +1,112 @@
+"""Combine the rewards of several critiques into one reward per response. Imports no torch."""
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from .scores import Score
+
+
+TRIMMED = 0.25  # share of rewards that the trimmed mean drops at each end, rounded down
+
+
+def trimmed_mean(rewards: Sequence[float]) -> float:
+    """Return the mean without the lowest and the highest quarter of the rewards."""
+    cut = int(TRIMMED * len(rewards))
+    return statistics.fmean(sorted(rewards)[cut : len(rewards) - cut])
+
+
+def likelihood_mean(rewards: Sequence[float], log_likelihoods: Sequence[float]) -> float:
+    """
+    Return the mean weighted by how likely each critique is to its model: by the geometric mean of its tokens' probabilities.
+
+    Args:
+        rewards (`Sequence[float]`):
+            One reward per critique.
+        log_likelihoods (`Sequence[float]`):
+            Mean log-probability of each critique's tokens, in nats; see [`Score`].
+    """
+    most = max(log_likelihoods)
+    weights = [math.exp(one - most) for one in log_likelihoods]
+    return math.fsum(weight * reward for weight, reward in zip(weights, rewards, strict=True)) / math.fsum(weights)
+
+
+def vote_share(rewards: Sequence[float], others: Sequence[float]) -> float:
+    """Return the share of pairs of critiques, one of each response, in which `rewards` has the higher reward; equal ones count half."""
+    wins = sum((ours > theirs) + 0.5 * (ours == theirs) for ours in rewards for theirs in others)
+    return wins / (len(rewards) * len(others))
+
+
+# How the rewards of one response become one
+_ALONE: dict[str, Callable[[Sequence[float]], float]] = {
+    "mean": statistics.fmean,
+    "median": statistics.median,
+    "trimmed_mean": trimmed_mean,
+}
+COMBINATIONS = (*_ALONE, "vote", "likelihood")
+
+
+def check_combination(name: str):
+    """Raise `ValueError` if `name` is not one of `COMBINATIONS`."""
+    if name not in COMBINATIONS:
+        raise ValueError(f"`combine` is {name!r}; it must be one of {', '.join(COMBINATIONS)}.")
+
+
+def combine_rewards(
+    row: Sequence[Sequence[float]], how: str, log_likelihoods: Sequence[Sequence[float]] | None = None
+) -> list[float]:
+    """
+    Combine the critiques' rewards of each response to one prompt.
+
+    Args:
+        row (`Sequence[Sequence[float]]`):
+            Rewards by response and critique.
+        how (`str`):
+            `"mean"`, `"median"`, `"trimmed_mean"` (without the lowest and the highest quarter), `"vote"` or `"likelihood"`. A vote
+            compares responses: the reward is the mean [`vote_share`] against each other response, from 0 to 1, and 0.5 for a response
+            that is alone.
+        log_likelihoods (`Sequence[Sequence[float]]`, *optional*):
+            As `row`: mean log-probabilities of the critiques' tokens, which `"likelihood"` needs.
+
+    Returns:
+        `list[float]`: One reward per response.
+
+    Raises:
+        `ValueError`: If `how` is unknown, or log-likelihoods are needed and missing.
+
+    Examples:
+
+    ```python
+    >>> combine_rewards([[0.0, 1.0, 5.0], [2.0, 2.0, 2.0]], "median")
+    [1.0, 2.0]
+    >>> combine_rewards([[0.0, 1.0, 5.0], [2.0, 2.0, 2.0]], "vote")
+    [0.3333333333333333, 0.6666666666666666]
+    ```
+    """
+    check_combination(how)
+    if how in _ALONE:
+        return [_ALONE[how](rewards) for rewards in row]
+    if how == "vote":
+        return [_mean_vote(row, place) for place in range(len(row))]
+    if log_likelihoods is None or any(
+        len(known) != len(rewards) for known, rewards in zip(log_likelihoods, row, strict=True)
+    ):
+        raise ValueError(
+            "`combine` 'likelihood' needs the likelihoods of sampled critiques, which transformers and vLLM record with a "
+            "`temperature` above 0; choose another combination."
+        )  # fmt: skip
+    return [likelihood_mean(*pair) for pair in zip(row, log_likelihoods, strict=True)]
+
+
+def _mean_vote(row: Sequence[Sequence[float]], place: int) -> float:
+    others = [rewards for number, rewards in enumerate(row) if number != place]
+    return statistics.fmean(vote_share(row[place], rewards) for rewards in others) if others else 0.5
+
+
+def combine_scores(row: Sequence[Score], how: str) -> list[Score]:
+    """Return the scores of the responses to one prompt with `reward` combined by [`combine_rewards`]; `rewards` stay."""
+    if how == "mean":  # what a score's reward is
+        return list(row)
+    combined = combine_rewards([score.rewards for score in row], how, [score.log_likelihoods for score in row])
+    return [replace(score, reward=reward) for score, reward in zip(row, combined, strict=True)]

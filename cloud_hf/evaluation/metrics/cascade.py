@@ -1,0 +1,295 @@
+"""Cascades on recorded rewards: fit their weights, draw accuracy against tokens, and choose a threshold on dev rows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+
+import numpy as np
+from scipy.optimize import minimize
+from scipy.special import expit
+
+from ...cascade import CascadeFit, StageFit, run_cascade
+from ..stats import Estimate, bootstrap_interval, share
+
+
+FEWEST_PAIRS = 20  # dev pairs of a right and a wrong response, below which a threshold would be chance
+# Thresholds of a curve: evenly spaced in log-odds, and 1, at which every stage scores everything
+THRESHOLDS = (*(float(expit(odds)) for odds in np.arange(0, 8.01, 0.25)), 1.0)
+
+
+@dataclass(frozen=True)
+class StageScores:
+    """
+    One model's rewards of all responses, and what they cost.
+
+    Args:
+        name (`str`):
+            The model's name in messages and tables.
+        rewards, tokens (`Sequence[Sequence[float]]`):
+            By prompt and response: the reward, and the tokens of its critiques.
+        one_at_a_time (`bool`, *optional*, defaults to `False`):
+            See [`~cascade.CascadeStage`].
+    """
+
+    name: str
+    rewards: Sequence[Sequence[float]]
+    tokens: Sequence[Sequence[float]]
+    one_at_a_time: bool = False
+
+    def part(self, places: Sequence[int]) -> "StageScores":
+        """Return the scores of some prompts."""
+        rewards, tokens = ([rows[place] for place in places] for rows in (self.rewards, self.tokens))
+        return StageScores(self.name, rewards, tokens, self.one_at_a_time)
+
+
+# -------------------------------------------------------------------------------------------------------- weights
+
+
+def fit_stages(stages: Sequence[StageScores], correct: Sequence[Sequence[float]]) -> tuple[StageFit, ...]:
+    """
+    Fit each stage's weights to the pairs of a better and a worse response to one prompt, by logistic regression.
+
+    `correct` holds the worth of each response by prompt. The outcome of a pair counts as (n + 1) / (n + 2) of n pairs instead of 1 (Platt's
+    rule), so that weights stay finite where a stage has every pair right. Weights are not negative. Raises `ValueError` if there are fewer
+    than 20 pairs.
+    """
+    pairs = [
+        (row, better, worse)
+        for row, worth in enumerate(correct)
+        for better, worse in product(range(len(worth)), repeat=2)
+        if worth[better] > worth[worse]
+    ]
+    if len(pairs) < FEWEST_PAIRS:
+        raise ValueError(
+            f"The dev rows have {len(pairs)} pairs of a right and a wrong response; a cascade's threshold needs at least {FEWEST_PAIRS}."
+        )
+    before_P, fits = np.zeros(len(pairs)), []
+    for stage in stages:
+        better_P = np.array([stage.rewards[row][place] for row, place, _ in pairs], dtype=float)
+        worse_P = np.array([stage.rewards[row][place] for row, _, place in pairs], dtype=float)
+        fits.append(_fit_stage(better_P, worse_P, before_P))
+        before_P = fits[-1].slope * (better_P - worse_P) + fits[-1].prior * before_P
+    return tuple(fits)
+
+
+def _fit_stage(better_P: np.ndarray, worse_P: np.ndarray, before_P: np.ndarray) -> StageFit:
+    ones = np.ones(len(better_P))
+    slope, prior = _logistic(np.stack([better_P - worse_P, before_P], axis=1), ones)
+    rewards, before = np.r_[better_P, worse_P], np.r_[before_P, -before_P]
+    # Centred, so that the bounds of the offset's two parts fit any scale
+    middle, spread = rewards.mean(), rewards.std() or 1.0
+    features = np.stack([(rewards - middle) / spread, before, np.ones_like(rewards), -np.ones_like(rewards)], axis=1)
+    one_slope, one_prior, up, down = _logistic(features, np.r_[ones, -ones])
+    one_slope /= spread
+    center = middle - (up - down) / one_slope if one_slope > 0 else middle
+    return StageFit(slope, prior, one_slope, float(center), one_prior)
+
+
+def _logistic(features_PF: np.ndarray, signs_P: np.ndarray) -> list[float]:
+    """Return the weights, none negative, that minimise the logistic loss of outcomes ±1."""
+    count = len(features_PF) + 2
+    signed_PF = features_PF * signs_P[:, None]
+
+    def loss(weights_F: np.ndarray) -> tuple[float, np.ndarray]:
+        odds_P = signed_PF @ weights_F
+        right, wrong = (count - 1) / count, 1 / count
+        value = right * np.logaddexp(0, -odds_P) + wrong * np.logaddexp(0, odds_P)
+        slope_P = wrong * expit(odds_P) - right * expit(-odds_P)
+        return float(value.mean()), signed_PF.T @ slope_P / len(odds_P)
+
+    scale_F = np.abs(signed_PF).mean(0)
+    scale_F[scale_F == 0] = 1.0
+    start = np.zeros(features_PF.shape[1])
+    found = minimize(
+        lambda weights: (lambda value, slope: (value, slope / scale_F))(*loss(weights / scale_F)), start, jac=True,
+        method="L-BFGS-B", bounds=[(0, None)] * len(start),
+    )  # fmt: skip
+    return (found.x / scale_F).tolist()
+
+
+# ---------------------------------------------------------------------------------------------------------- points
+
+
+@dataclass(frozen=True)
+class CascadePoint:
+    """
+    A cascade with one threshold, on rows.
+
+    Args:
+        threshold (`float`):
+            The probability that decides a prompt, for all stages.
+        worth (`tuple[float, ...]`):
+            Worth of the chosen response, by row: 1 or 0 for pairs.
+        tokens (`tuple[float, ...]`):
+            Tokens of the critiques, by row.
+        reached (`tuple[float, ...]`):
+            For each stage, the share of the responses that it scored.
+        rewards (`tuple[tuple[float, ...], ...]`):
+            The cascade's rewards, by row and response.
+        asked (`tuple[tuple[tuple[int, ...], ...], ...]`):
+            By row and stage, the places of the responses that it scored.
+    """
+
+    threshold: float
+    worth: tuple[float, ...]
+    tokens: tuple[float, ...]
+    reached: tuple[float, ...]
+    rewards: tuple[tuple[float, ...], ...] = ()
+    asked: tuple[tuple[tuple[int, ...], ...], ...] = ()
+
+    @cached_property
+    def accuracy(self) -> Estimate:
+        """Mean worth of the choices, with its 95 % interval over rows."""
+        return share(self.worth)
+
+    @cached_property
+    def tokens_per_row(self) -> Estimate:
+        """Mean tokens of a row's critiques, with a bootstrap's interval."""
+        values = np.array(self.tokens, dtype=float)
+        return Estimate(float(values.mean()), len(values), bootstrap_interval([values], np.mean))
+
+
+def run_recorded(
+    stages: Sequence[StageScores], fits: Sequence[StageFit], threshold: float, correct: Sequence[Sequence[float]]
+) -> CascadePoint:
+    """
+    Run a cascade on recorded rewards.
+
+    Examples:
+
+    ```python
+    >>> cheap = StageScores("cheap", [[3.0, 0.0], [0.1, 0.0]], [[0, 0], [0, 0]])
+    >>> full = StageScores("full", [[1.0, 0.0], [0.0, 1.0]], [[30, 30], [30, 30]])
+    >>> point = run_recorded([cheap, full], [StageFit(1.0), StageFit(2.0)], 0.9, [[1, 0], [0, 1]])
+    >>> point.worth, point.tokens  # the margin of the first pair is certain enough
+    ((1.0, 1.0), (0, 60))
+    ```
+    """
+    fit = CascadeFit(tuple(fits), (threshold,) * (len(stages) - 1))
+    judged = run_cascade(
+        fit,
+        [stage.one_at_a_time for stage in stages],
+        list(map(len, correct)),
+        lambda number, picks: [stages[number].rewards[row][place] for row, place in picks],
+    )
+    tokens = [
+        sum(stage.tokens[row][place] for stage, places in zip(stages, one.asked, strict=True) for place in places)
+        for row, one in enumerate(judged)
+    ]
+    responses = sum(map(len, correct))
+    reached = [sum(len(one.asked[number]) for one in judged) / responses for number in range(len(stages))]
+    rewards = tuple(tuple(one.rewards) for one in judged)
+    worth = tuple(_worth_of_best(*pair) for pair in zip(rewards, correct, strict=True))
+    asked = tuple(tuple(map(tuple, one.asked)) for one in judged)
+    return CascadePoint(threshold, worth, tuple(tokens), tuple(reached), rewards, asked)
+
+
+def _worth_of_best(rewards: Sequence[float], worth: Sequence[float]) -> float:
+    """Return the worth of the response with the highest reward, or the least worth among those that share it: a tie is not right."""
+    return float(min(value for reward, value in zip(rewards, worth, strict=True) if reward == max(rewards)))
+
+
+def cascade_curve(
+    stages: Sequence[StageScores], fits: Sequence[StageFit], correct: Sequence[Sequence[float]],
+    thresholds: Sequence[float] = THRESHOLDS,
+) -> list[CascadePoint]:  # fmt: skip
+    """Run a cascade with each threshold."""
+    return [run_recorded(stages, fits, threshold, correct) for threshold in thresholds]
+
+
+# ----------------------------------------------------------------------------------------------- choosing on dev
+
+
+@dataclass(frozen=True)
+class Goal:
+    """
+    What a threshold is chosen for; one of them.
+
+    Args:
+        accuracy (`float`, *optional*):
+            The least accuracy on the dev rows, at the fewest tokens.
+        loss (`float`, *optional*):
+            The same, as the largest loss against every stage scoring everything: 0.01 is one point.
+        tokens (`float`, *optional*):
+            The most tokens per row, at the highest accuracy.
+        threshold (`float`, *optional*):
+            The threshold itself, which some dev row must reach.
+
+    Raises:
+        `ValueError`: If not exactly one is given, or it is out of range.
+    """
+
+    accuracy: float | None = None
+    loss: float | None = None
+    tokens: float | None = None
+    threshold: float | None = None
+
+    def __post_init__(self):
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        if len(given) != 1:
+            raise ValueError(f"A cascade has {len(given)} goals; give one of accuracy, loss, tokens and threshold.")
+        [(name, value)] = given.items()
+        low, high = {"accuracy": (0, 1), "loss": (0, 1), "tokens": (0, np.inf), "threshold": (0.5, 1)}[name]
+        if not low <= value <= high:
+            raise ValueError(f"A cascade's {name} is {value}; it must be from {low:g} to {high:g}.")
+
+
+def fit_cascade(
+    stages: Sequence[StageScores], correct: Sequence[Sequence[float]], goal: Goal
+) -> tuple[CascadeFit, list[CascadePoint]]:
+    """
+    Fit a cascade's weights and choose its threshold on dev rows.
+
+    Args:
+        stages (`Sequence[StageScores]`):
+            Every stage's scores of all dev rows, the cheapest first.
+        correct (`Sequence[Sequence[float]]`):
+            Worth of each response by row: `[1, 0]` for a pair.
+        goal ([`Goal`]):
+            A target accuracy or a token budget.
+
+    Returns:
+        `tuple[CascadeFit, list[CascadePoint]]`: The fit, and the curve over thresholds on the dev rows, on which it is a little better
+        than on others.
+
+    Raises:
+        `ValueError`: If no dev rows support the goal: too few pairs, an accuracy that no threshold reaches, a budget that the first stage
+            exceeds, or a threshold that no dev row reaches.
+    """
+    if len(stages) < 2:
+        raise ValueError("A cascade needs at least two stages, the cheapest first.")
+    fits = fit_stages(stages, correct)
+    if goal.threshold is not None:
+        curve = cascade_curve(stages, fits, correct, (*THRESHOLDS[:-1], goal.threshold, 1.0))
+        chosen = curve[-2]
+    else:
+        curve = cascade_curve(stages, fits, correct)
+        chosen = _choose(curve, goal)
+    last = stages[-1].name
+    if goal.threshold is not None and chosen.threshold < 1 and chosen.tokens == curve[-1].tokens:
+        raise ValueError(
+            f"The threshold {goal.threshold:g} decides none of the {len(correct)} dev rows before {last} scores everything, so no data "
+            "supports it. Lower it."
+        )
+    return CascadeFit(fits, (chosen.threshold,) * (len(stages) - 1)), curve
+
+
+def _choose(curve: Sequence[CascadePoint], goal: Goal) -> CascadePoint:
+    rows = curve[0].accuracy.n
+    if goal.tokens is not None:
+        affordable = [point for point in curve if point.tokens_per_row.value <= goal.tokens]
+        if not affordable:
+            least = min(point.tokens_per_row.value for point in curve)
+            raise ValueError(
+                f"No threshold stays within {goal.tokens:g} tokens per row: the fewest on the {rows} dev rows are {least:.1f}. Raise the budget."
+            )
+        return max(affordable, key=lambda point: (point.accuracy.value, -point.tokens_per_row.value))
+    target = curve[-1].accuracy.value - goal.loss if goal.accuracy is None else goal.accuracy
+    enough = [point for point in curve if point.accuracy.value >= target - 1e-12]
+    if not enough:
+        best = max(point.accuracy.value for point in curve)
+        raise ValueError(
+            f"No threshold reaches an accuracy of {target:.3g}: the best on the {rows} dev rows is {best:.3f}. Lower the target."
+        )
+    return min(enough, key=lambda point: (point.tokens_per_row.value, -point.accuracy.value))

@@ -1,0 +1,161 @@
+"""
+Best-of-N by successive halving: every candidate gets one critique, the better half gets more, until few are left. Imports no torch.
+
+The reward of a candidate is the mean over its critiques so far. With N candidates and at most k critiques each, halving writes about
+N (1 + log2(k) / 2) critiques instead of N k; a cheap reward model that drops half of the candidates first halves that again.
+"""
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from .cascade import Spent
+from .scores import Score, Scorer
+
+
+@dataclass
+class Tournament:
+    """
+    The candidates of one prompt.
+
+    Args:
+        count (`int`):
+            Number of candidates.
+
+    Attributes:
+        contenders (`list[int]`):
+            Places of the candidates that are left, the best first.
+        rewards (`list[list[float]]`):
+            Rewards of each candidate's critiques.
+    """
+
+    count: int
+    contenders: list[int] = field(init=False)
+    rewards: list[list[float]] = field(init=False)
+
+    def __post_init__(self):
+        self.contenders = list(range(self.count))
+        self.rewards = [[] for _ in range(self.count)]
+
+    def rank(self, values: dict[int, float]):
+        """Sort the contenders by a value, the highest first; equal ones keep their order."""
+        self.contenders.sort(key=lambda place: -values[place])
+
+    def halve(self):
+        """Drop the lower half; the middle one of an odd number stays."""
+        del self.contenders[(len(self.contenders) + 1) // 2 :]
+
+
+# Returns the rewards of new critiques: takes how many each response has, how many it gets, and the prompt's and response's places
+Ask = Callable[[int, int, list[tuple[int, int]]], Sequence[Sequence[float]]]
+
+
+def run_halving(
+    counts: Sequence[int], num_critiques: int, ask: Ask, cheap_rewards: Sequence[Sequence[float]] | None = None
+) -> list[Tournament]:
+    """
+    Choose among candidates by successive halving.
+
+    Args:
+        counts (`Sequence[int]`):
+            Number of candidates of each prompt.
+        num_critiques (`int`):
+            Most critiques of a candidate. Contenders have 1, 2, 4, … of them.
+        ask (`Callable`):
+            Returns the rewards of new critiques; called with the contenders of all prompts at once.
+        cheap_rewards (`Sequence[Sequence[float]]`, *optional*):
+            By prompt and candidate; the lower half gets no critique.
+
+    Returns:
+        `list[Tournament]`: One for each prompt; its first contender is the choice.
+    """
+    prompts = [Tournament(count) for count in counts]
+    for prompt, rewards in zip(prompts, cheap_rewards or (), strict=cheap_rewards is not None):
+        prompt.rank(dict(enumerate(rewards)))
+        prompt.halve()
+    written, total = 0, 1
+    while written < num_critiques:
+        picks = [
+            (number, place)
+            for number, one in enumerate(prompts)
+            if len(one.contenders) > 1
+            for place in sorted(one.contenders)
+        ]
+        if not picks:
+            break
+        for (number, place), rewards in zip(picks, ask(written, total - written, picks), strict=True):
+            prompts[number].rewards[place].extend(rewards)
+        for prompt in (one for one in prompts if len(one.contenders) > 1):
+            prompt.rank({place: statistics.fmean(prompt.rewards[place]) for place in prompt.contenders})
+            if total < num_critiques:
+                prompt.halve()
+        written, total = total, min(2 * total, num_critiques)
+    return prompts
+
+
+def choose_by_halving(
+    prompts: Sequence,
+    candidates: Sequence[Sequence],
+    scorer: Scorer,
+    *,
+    num_critiques: int = 4,
+    temperature: float = 0.7,
+    max_new_tokens: int = 1024,
+    seed: int = 0,
+    cheap: Scorer | None = None,
+) -> tuple[list[int], Spent]:
+    """
+    Choose the best of N candidates for each prompt, with critiques for the contenders only.
+
+    Args:
+        prompts (`Sequence`):
+            See [`Scorer`].
+        candidates (`Sequence[Sequence]`):
+            Responses to each prompt.
+        scorer ([`Scorer`]):
+            Writes critiques.
+        num_critiques, temperature, max_new_tokens, seed:
+            See [`Scorer`]; the first is the most for one candidate.
+        cheap ([`Scorer`], *optional*):
+            A reward without critiques, which drops half of the candidates first.
+
+    Returns:
+        `tuple[list[int], Spent]`: The place of the chosen candidate of each prompt, and what `scorer` has done.
+
+    Raises:
+        `ValueError`: If a prompt has no candidate, or an option is not usable.
+
+    Examples:
+
+    ```python
+    >>> choices, spent = choose_by_halving(prompts, candidates, cloud, cheap=classic, num_critiques=4)
+    ```
+    """
+    if len(prompts) != len(candidates) or not all(map(len, candidates)):
+        raise ValueError("Give one list of at least one candidate for each prompt.")
+    spent = Spent()
+
+    def score(by: Scorer, picks: list[tuple[int, int]], **options) -> list[Score]:
+        chats = [(prompts[number], candidates[number][place]) for number, place in picks]
+        return by.score([prompt for prompt, _ in chats], [response for _, response in chats], **options)
+
+    def ask(written: int, more: int, picks: list[tuple[int, int]]) -> list[tuple[float, ...]]:
+        # Another seed in each round: the same would write the same critiques
+        options = {
+            "num_critiques": more,
+            "temperature": temperature,
+            "max_new_tokens": max_new_tokens,
+            "seed": seed + written,
+        }
+        scores = score(scorer, picks, **options)
+        spent.responses += len(scores)
+        spent.tokens += sum(len(ids) for one in scores for ids in one.critique_ids)
+        return [one.rewards for one in scores]
+
+    cheap_rewards = None
+    if cheap is not None:
+        everything = [(number, place) for number, row in enumerate(candidates) for place in range(len(row))]
+        found = iter(score(cheap, everything, max_new_tokens=max_new_tokens))
+        cheap_rewards = [[next(found).reward for _ in row] for row in candidates]
+    judged = run_halving(list(map(len, candidates)), num_critiques, ask, cheap_rewards)
+    return [one.contenders[0] for one in judged], spent
