@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..card_results import add_results
 from ..data.journal import Journal
-from ..evaluation.analysis import Robustness, assess_self_consistency, assess_uncertainty, probe_rows
+from ..evaluation.analysis import Robustness, assess_anytime, assess_self_consistency, assess_uncertainty, probe_rows
 from ..evaluation.ensembles import read_ensembles
 from ..evaluation.evaluation_arguments import SETTINGS, EvaluationArguments
 from ..evaluation.formatting import file_name
@@ -119,6 +119,9 @@ def evaluate(
         sampled = {}
         if args.self_consistency and critique_format.critique:
             sampled = sample_critiques(journaled, results.evaluations, with_sides, by_length, options, args)
+        anytime = {}
+        if critique_format.critique and args.read_every is not None:
+            anytime = assess_anytime(results.evaluations, critique_format, args.read_every)
         parts = list(with_sides.values())
         robustness = Robustness(
             assess_uncertainty(results.evaluations, sampled),
@@ -135,5 +138,6 @@ def evaluate(
                 sort_by_length=by_length,
                 **options,
             ),
+            anytime,
         )
     return replace(results, robustness=robustness, sampled=sampled, critiques=critiques)

@@ -485,6 +485,25 @@ def test_critiques_are_compared_with_those_of_reference(models, data, tmp_path):
         evaluate(models, data, tmp_path / "out", "cloud", **{**options, "reference_critiques": [bad]})
 
 
+def test_accuracy_against_tokens_read(models, data, tmp_path):
+    """Scores from the journal give the same report; the complete critiques have the accuracy of the other figures."""
+    options = {"benchmarks": [], "best_of_n": [], "read_every": 2, "num_critiques": 2, "temperature": 1.0}
+    report, again = (evaluate(models, data, tmp_path, **options) for _ in range(2))
+    assert report["anytime"] == again["anytime"]
+    [found] = report["anytime"]
+    assert found["dataset"] == "pairs.jsonl" and [point["limit"] for point in found["points"]] == [2, 4, 8, None]
+    cloud, classic = report["benchmarks"]
+    assert found["points"][-1]["accuracy"] == cloud["row_accuracy"] and classic["row_accuracy"]["n"] == 4
+    assert found["points"][0]["tokens"]["value"] == 4.0  # of each of two critiques
+    assert "### Accuracy against tokens read: pairs.jsonl" in (tmp_path / "report.md").read_text()
+    assert (tmp_path / "anytime_pairs.jsonl.png").exists()
+    for row in parquet.read_table(tmp_path / "scores_cloud.parquet").to_pylist():
+        assert [rewards[-1] for rewards in row["partial_rewards"]] == row["rewards"]
+    assert "partial_rewards" not in parquet.read_schema(tmp_path / "scores_classic.parquet").names
+    with pytest.raises(ValueError, match="none of the models writes critiques"):
+        evaluate(models, data, tmp_path, "classic", read_every=2)
+
+
 # ----------------------------------------------------------------------------------------------------- bad input
 
 
@@ -502,6 +521,9 @@ def test_critiques_are_compared_with_those_of_reference(models, data, tmp_path):
         ({"best_of_n": ["{data}/bon.jsonl", "{data}//bon.jsonl"]}, "`best_of_n` lists .*bon.jsonl twice"),
         ({"dataset_name": ["{data}/reward_bench"]}, "are both called 'reward_bench'"),
         ({"chunk_size": 0}, "`chunk_size` is 0"),
+        ({"read_every": 0}, "`read_every` is 0"),
+        ({"stop_when_stable": 0.1}, "needs `read_every`"),
+        ({"read_every": 2, "stop_when_stable": 0.1, "backend": "vllm"}, "needs `backend` transformers"),
         ({"limit": 0}, "`limit` is 0"),
         ({"batch_size": 0}, "`batch_size` is 0; it must be at least 1"),
         ({"max_new_tokens": 0}, "`max_new_tokens` is 0"),
