@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl.models.utils import prepare_deepspeed, unwrap_model_for_generation
 
+from ..configuration_cloud import CLoudConfig
 from ..generation import CritiqueWriter, Sample
-from ..loading import is_adapter, load_reward_model, tokenizer_source
+from ..loading import is_adapter, load_reward_model, read_model_config, tokenizer_source
 from .encoding import SIDES
 from .launch import strategy_of
 from .outcome_batch import WrittenCritiques, prefix_of, with_critiques
@@ -81,6 +82,7 @@ class CLoudOutcomeTrainer(CLoudTrainer):
         needs_reference = bool(args.num_generations and args.beta)
         if args.num_generations:
             _check_launch(args)
+            _check_model(model)
         if needs_reference:
             processing_class = prepare_tokenizer(processing_class, model, args)
             _check_reference(args, model, processing_class)
@@ -224,6 +226,11 @@ class CLoudOutcomeTrainer(CLoudTrainer):
 
     # --------------------------------------------------------------------------------------------------------- metrics
 
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Count 2 operations per weight and token to write the critiques, and 2 for the reference model, besides the 6 of training."""
+        passes = 3 + bool(self.args.num_generations) + bool(self.args.num_generations and self.args.beta)
+        return super().floating_point_ops(inputs) * passes // 3
+
     def _count_tokens(self, inputs: dict[str, Any]):
         """Count tokens as TRL's trainer does."""
         self._total_train_tokens += int(self.accelerator.gather(inputs["attention_mask"].sum()).sum())
@@ -278,10 +285,19 @@ def _check_launch(args: CLoudOutcomeConfig):
         )
 
 
+def _check_model(model: Any):
+    """Raise `ValueError` if a model is named that is not a CLoud model."""
+    if isinstance(model, str) and not isinstance(read_model_config(model), CLoudConfig):
+        raise ValueError(
+            f"{model} is a language model without a reward head, by which critiques could be judged. Start from the model that stage 3 "
+            "made (`cloud-hf train-cloud`)."
+        )
+
+
 def _check_reference(args: CLoudOutcomeConfig, model: Any, tokenizer: PreTrainedTokenizerBase):
     """Raise `ValueError` if there is no reference model, or it has another tokenizer."""
     if args.ref_model is None:
-        if is_peft_model(model) or (isinstance(model, str) and is_adapter(model)):
+        if is_adapter(model) if isinstance(model, str) else is_peft_model(model):
             raise ValueError(
                 "The model is an adapter, and without it the reference model would not be the one that training starts from. Merge it "
                 "first (`cloud-hf merge-adapter`), name the reference model (`ref_model`), or set `beta` to 0."
