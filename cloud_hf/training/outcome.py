@@ -102,9 +102,12 @@ class CLoudOutcomeTrainer(CLoudTrainer):
                 "ZeRO-3 cannot copy the model: name the reference model (`ref_model`), or set `beta` to 0."
             )
         # A resumed run copies the same weights, because it loads those of the checkpoint later
-        reference = copy.deepcopy(self.model) if name is None else load_reward_model(name, dtype=self.model.dtype)[0]
-        if name is not None and self.data_collator.flattens:
-            reference.prepare_for_segments(args.shared_prompt)
+        if name is None:
+            reference: Any = copy.deepcopy(self.model)
+        else:
+            reference, _ = load_reward_model(name, dtype=self.model.dtype)
+            if self.data_collator.flattens:
+                reference.prepare_for_segments(args.shared_prompt)
         reference.eval().requires_grad_(False)
         return prepare_deepspeed(reference, self.accelerator) if is_sharded else reference.to(args.device)
 
@@ -142,19 +145,19 @@ class CLoudOutcomeTrainer(CLoudTrainer):
     def _write_critiques(self, batches: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
         """Write critiques for the rows of each micro-batch, and collate them."""
         args = self.args
+        checkpointing: Any = args.gradient_checkpointing_kwargs  # a string has been parsed
+        wrapped: Any = self.model_wrapped  # annotated for distributed models only
         prefixes = [prefix_of(row, side) for batch in batches for row in batch for side in SIDES]
         with (
             torch.no_grad(),
             self.accelerator.autocast(),
             unwrap_model_for_generation(
-                self.model_wrapped,  # pyright: ignore[reportArgumentType]  # annotated for distributed models only
-                self.accelerator,
-                gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs,
-            ) as model,
+                wrapped, self.accelerator, gradient_checkpointing_kwargs=checkpointing
+            ) as unwrapped,
         ):
-            writer = CritiqueWriter(
-                model.eval(), self.critique_format, 1.0, args.max_completion_length, args.generation_batch_size, False
-            )
+            model: Any = unwrapped
+            options = (args.max_completion_length, args.generation_batch_size, False)
+            writer = CritiqueWriter(model.eval(), self.critique_format, 1.0, *options)
             samples = iter(writer.write(prefixes, args.num_generations, (args.seed << 32) + self.state.global_step))
         return [self._collate(batch, [[next(samples) for _ in SIDES] for _ in batch]) for batch in batches]
 
@@ -162,9 +165,9 @@ class CLoudOutcomeTrainer(CLoudTrainer):
         """Make a micro-batch of the written critiques, pair by pair, and of the dataset's as an anchor."""
         end = self.critique_format.end_token_id
         written = [
-            with_critiques(row, *both, end)
+            with_critiques(row, chosen, rejected, end)
             for row, sides in zip(rows, samples, strict=True)
-            for both in zip(*sides, strict=True)
+            for chosen, rejected in zip(*sides, strict=True)
         ]
         anchors = rows if self.args.lm_loss_weight else []
         batch = self.data_collator([*written, *anchors])
@@ -179,7 +182,7 @@ class CLoudOutcomeTrainer(CLoudTrainer):
 
     def _get_num_items_in_batch(self, batch_samples: list[dict], device: torch.device) -> torch.Tensor | None:
         """Count pairs, and labelled tokens of the dataset's critiques, of the optimizer step: shape `(2,)`."""
-        if not batch_samples or not self.args.num_generations:
+        if not batch_samples or "counts" not in batch_samples[0]:
             return super()._get_num_items_in_batch(batch_samples, device)
         counts = torch.stack([batch["counts"].to(device) for batch in batch_samples]).sum(0)
         return self.accelerator.gather(counts[None]).sum(0)

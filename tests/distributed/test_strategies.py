@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from critics_for_tests import save_critic
 from launching import run_strategy
 from models_for_tests import make_model, save_language_model
 from safetensors.torch import load_file
@@ -57,7 +58,7 @@ def weights_of(folder):
 def base(tmp_path_factory):
     """A language model whose vocabulary is so large that its loss is computed in pieces, and in `cloud` a CLoud model of it."""
     folder = save_language_model(tmp_path_factory.mktemp("base"), vocab_size=40_000)
-    make_model(folder).save_pretrained(folder / "cloud")
+    make_model(save_critic(folder / "critic", vocab_size=40_000, loudness=4.0)).save_pretrained(folder / "cloud")
     make_tokenizer("llama3").save_pretrained(folder / "cloud")
     return folder
 

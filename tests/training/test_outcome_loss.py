@@ -53,7 +53,9 @@ def enumerate_objective(theta, objective, length):
 
 @pytest.fixture(scope="module")
 def theta():
-    return torch.randn(28, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    made = torch.randn(28, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    made[-2:] *= 0.5  # the head's weights: with less variance, 100,000 samples are enough
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +97,7 @@ def test_expected_gradient_is_that_of_the_enumerated_objective(theta, directions
         theta, critiques, pairs[chosen], pairs[rejected], weights[0][chosen] * weights[1][rejected], objective
     )
     expected = differences(theta, directions, objective, 2)
-    assert expected.abs().max() > 0.02
+    assert expected.abs().max() > 0.05
     torch.testing.assert_close(directions @ gradient, expected, atol=1e-7, rtol=0)
 
 
