@@ -109,7 +109,11 @@ class CLoudOutcomeTrainer(CLoudTrainer):
             if self.data_collator.flattens:
                 reference.prepare_for_segments(args.shared_prompt)
         reference.eval().requires_grad_(False)
-        return prepare_deepspeed(reference, self.accelerator) if is_sharded else reference.to(args.device)
+        if is_sharded:
+            return prepare_deepspeed(reference, self.accelerator)
+        # As DeepSpeed casts the trained model, so that equal weights give equal log-probabilities
+        casts = args.bf16 and strategy_of(args).startswith("zero")
+        return reference.to(args.device, torch.bfloat16 if casts else None)
 
     def _check_lengths(self):
         """Raise `ValueError` unless every critique that may be written fits the context."""
