@@ -117,12 +117,9 @@ class CLoudConfig(PreTrainedConfig):
 
     # The Trainer predicts rewards alone
     keys_to_ignore_at_inference: ClassVar[list[str]] = [
-        "past_key_values",
-        "lm_loss",
-        "lm_loss_sums",
-        "lm_loss_counts",
-        "inner_rewards",
-    ]
+        "past_key_values", "lm_loss", "lm_loss_sums", "lm_loss_counts", "inner_rewards", "token_losses",
+        "token_sequences",
+    ]  # fmt: skip
 
     text_config: Any = None
     critique: bool = True

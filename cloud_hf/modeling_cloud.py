@@ -94,6 +94,10 @@ class CLoudOutput(ModelOutput):
             Number of labelled tokens of each sequence.
         inner_rewards (`torch.Tensor` of shape `(B, R)`, *optional*):
             Rewards at `inner_positions`, if they are given.
+        token_losses (`torch.Tensor` of shape `(P,)`, *optional*):
+            Cross-entropy of each labelled token, with gradient. Those of a sequence are next to each other, in its order.
+        token_sequences (`torch.Tensor` of shape `(P,)`, *optional*):
+            The sequence of each labelled token.
     """
 
     logits: torch.Tensor | None = None
@@ -101,6 +105,8 @@ class CLoudOutput(ModelOutput):
     lm_loss_sums: torch.Tensor | None = None
     lm_loss_counts: torch.Tensor | None = None
     inner_rewards: torch.Tensor | None = None
+    token_losses: torch.Tensor | None = None
+    token_sequences: torch.Tensor | None = None
 
 
 class RewardProjection(nn.Linear):
@@ -488,6 +494,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             zeros_B = loss_P.new_zeros(len(positions_B))
             output.lm_loss_sums = zeros_B.index_add(0, sequence_P, loss_P.detach()[: len(sequence_P)])
             output.lm_loss_counts = zeros_B.index_add(0, sequence_P, torch.ones_like(sequence_P, dtype=zeros_B.dtype))
+            output.token_losses, output.token_sequences = loss_P[: len(sequence_P)], sequence_P
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
     def _find_rewards(

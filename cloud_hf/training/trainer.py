@@ -129,7 +129,7 @@ class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, 
         if peft_config is not None:
             check_lora("`peft_config`", peft_config)
         check_dropout(peft_config, args.disable_dropout)
-        processing_class = _prepare_tokenizer(processing_class, model, args)
+        processing_class = prepare_tokenizer(processing_class, model, args)
         init_kwargs: Any = args.model_init_kwargs or {}  # TRL also accepts a string, which it has parsed by now
         revision = init_kwargs.get("revision")
         if isinstance(model, str):
@@ -334,6 +334,15 @@ class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, 
             columns["centring"] = (chosen + rejected).square()
         if cut is not None:
             columns["critiques_cut"] = cut.float() / 2
+        self._add_sums(columns, chosen, rejected)
+        self._count_tokens(inputs)
+
+    def _count_tokens(self, inputs: dict[str, Any]):
+        if self.model.training:
+            self._total_train_tokens = self._total_train_tokens + inputs["attention_mask"].sum()
+
+    def _add_sums(self, columns: dict[str, torch.Tensor], chosen: torch.Tensor, rejected: torch.Tensor):
+        """Add columns of one value per pair, and the extremes of the rewards, whose rows are pairs."""
         real = self._real_pairs(len(chosen))
         totals = self._sums["train" if self.model.training else "eval"]
         exact = torch.float32 if chosen.device.type == "mps" else torch.float64  # Apple's GPUs lack it
@@ -344,8 +353,6 @@ class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, 
             rewards = torch.cat([chosen[:real], rejected[:real]])
             totals["min_reward"] = rewards.min().clamp(max=totals.get("min_reward", math.inf))
             totals["max_reward"] = rewards.max().clamp(min=totals.get("max_reward", -math.inf))
-        if self.model.training:
-            self._total_train_tokens = self._total_train_tokens + inputs["attention_mask"].sum()
 
     def _real_pairs(self, pairs: int) -> int:
         """Count the pairs of this rank's batch that are not duplicates: accelerate fills the last batch with earlier rows."""
@@ -457,7 +464,7 @@ def _cloud_config(args: TrainingArguments | None, model: Any) -> CLoudTrainingCo
     return CLoudTrainingConfig(**options)
 
 
-def _prepare_tokenizer(tokenizer: Any, model: Any, args: CLoudTrainingConfig) -> PreTrainedTokenizerBase:
+def prepare_tokenizer(tokenizer: Any, model: Any, args: CLoudTrainingConfig) -> PreTrainedTokenizerBase:
     """Load the model's tokenizer unless one is given, and set the chat template of `args`."""
     name = model if isinstance(model, str) else get_config_model_id(model.config)
     if tokenizer is None:
@@ -628,5 +635,5 @@ def _means(totals: dict[str, float]) -> dict[str, float]:
     metrics["reward_std"] = max(square_reward / pairs - metrics["mean_reward"] ** 2, 0.0) ** 0.5
     if tokens:
         metrics["lm_loss"] = lm_loss / tokens
-        metrics["critique_length"] = tokens / (2 * pairs) - 1  # without the end of turn
+        metrics.setdefault("critique_length", tokens / (2 * pairs) - 1)  # without the end of turn
     return metrics

@@ -16,7 +16,7 @@ from peft import LoraConfig
 from torch.distributed.tensor import DTensor
 from transformers import AutoTokenizer, TrainerCallback
 
-from cloud_hf import CLoudTrainer, CLoudTrainingConfig
+from cloud_hf import CLoudOutcomeConfig, CLoudOutcomeTrainer, CLoudTrainer, CLoudTrainingConfig
 
 
 DS_CONFIGS = Path(__file__).parents[2] / "ds_configs"
@@ -76,7 +76,10 @@ def train(spec: dict, run: dict, rows: Dataset) -> dict:
     }  # fmt: skip
     name_strategy(spec["strategy"])
     options = strategy_options(spec["strategy"], spec.get("deepspeed", {}))
-    args = CLoudTrainingConfig(str(folder), **{**defaults, **options, **run.get("options", {})})
+    config, make_trainer = (
+        (CLoudOutcomeConfig, CLoudOutcomeTrainer) if run.get("outcome") else (CLoudTrainingConfig, CLoudTrainer)
+    )
+    args = config(str(folder), **{**defaults, **options, **run.get("options", {})})
     as_two = spec["strategy"] == "single" and args.token_budget is not None
     if as_two:
         args.gradient_accumulation_steps *= 2
@@ -85,7 +88,7 @@ def train(spec: dict, run: dict, rows: Dataset) -> dict:
     tokenizer = AutoTokenizer.from_pretrained(run["base"])
     lora = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"]) if run.get("lora") else None
     evaluated = rows.select(range(23)) if args.eval_strategy != "no" else None
-    trainer = CLoudTrainer(
+    trainer = make_trainer(
         run["base"], args, train_dataset=rows, eval_dataset=evaluated, processing_class=tokenizer, callbacks=[observe],
         peft_config=lora,
     )  # fmt: skip
