@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .pipeline import CLoudPipeline
     from .scores import Score, Scorer
     from .scoring import TransformersScorer
-    from .training import CLoudTrainer, CLoudTrainingConfig
+    from .training import CLoudOutcomeConfig, CLoudOutcomeTrainer, CLoudTrainer, CLoudTrainingConfig
 
 
 __version__ = "0.2.0"
@@ -26,6 +26,8 @@ __version__ = "0.2.0"
 __all__ = [
     "CLoudConfig",
     "CLoudForRewardModeling",
+    "CLoudOutcomeConfig",
+    "CLoudOutcomeTrainer",
     "CLoudPipeline",
     "CLoudTrainer",
     "CLoudTrainingConfig",
@@ -38,6 +40,8 @@ __all__ = [
 _MODULES = {
     "CLoudConfig": "configuration_cloud",
     "CLoudForRewardModeling": "modeling_cloud",
+    "CLoudOutcomeConfig": "training",
+    "CLoudOutcomeTrainer": "training",
     "CLoudPipeline": "pipeline",
     "CLoudTrainer": "training",
     "CLoudTrainingConfig": "training",

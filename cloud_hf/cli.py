@@ -34,6 +34,7 @@ COMMANDS = {
     **BUILDERS,
     "train-critique-sft": ("cloud_hf.commands.train_critique_sft", "Stage 1: fine-tune on oracle critiques."),
     "train-cloud": ("cloud_hf.commands.train_cloud", "Stage 3: train a CLoud model on its own critiques."),
+    "train-outcome": ("cloud_hf.commands.train_outcome", "Stage 4: improve the critiques by their outcome."),
     "train-classic": ("cloud_hf.commands.train_classic", "Train a reward model without critiques."),
     "merge-shards": ("cloud_hf.data.shards", "Merge the outputs of sharded builders."),
     "merge-adapter": ("cloud_hf.commands.merge_adapter", "Merge a LoRA adapter into its base."),

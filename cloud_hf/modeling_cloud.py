@@ -81,12 +81,18 @@ class CLoudOutput(ModelOutput):
             Summed cross-entropy of each sequence, without gradient.
         lm_loss_counts (`torch.Tensor` of shape `(B,)`, *optional*):
             Number of labelled tokens of each sequence.
+        token_losses (`torch.Tensor` of shape `(P,)`, *optional*):
+            Cross-entropy of each labelled token, with gradient. Those of a sequence are next to each other, in its order.
+        token_sequences (`torch.Tensor` of shape `(P,)`, *optional*):
+            The sequence of each labelled token.
     """
 
     logits: torch.Tensor | None = None
     lm_loss: torch.Tensor | None = None
     lm_loss_sums: torch.Tensor | None = None
     lm_loss_counts: torch.Tensor | None = None
+    token_losses: torch.Tensor | None = None
+    token_sequences: torch.Tensor | None = None
 
 
 class RewardProjection(nn.Linear):
@@ -440,6 +446,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             zeros_B = loss_P.new_zeros(len(positions_B))
             output.lm_loss_sums = zeros_B.index_add(0, sequence_P, loss_P.detach()[: len(sequence_P)])
             output.lm_loss_counts = zeros_B.index_add(0, sequence_P, torch.ones_like(sequence_P, dtype=zeros_B.dtype))
+            output.token_losses, output.token_sequences = loss_P[: len(sequence_P)], sequence_P
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
     def _find_rewards(

@@ -17,11 +17,16 @@ from ..training.run import train_and_save
 ARGUMENTS = (DataArguments, CLoudTrainingConfig, RewardModelConfig)
 
 
-def main(data_args: DataArguments, training_args: CLoudTrainingConfig, model_args: RewardModelConfig):
+def main(
+    data_args: DataArguments,
+    training_args: CLoudTrainingConfig,
+    model_args: RewardModelConfig,
+    make_trainer: type[CLoudTrainer] = CLoudTrainer,
+):
     check_new_run(training_args)
     training_args.model_init_kwargs = model_init_kwargs(model_args, training_args)
     train_dataset, eval_dataset = data_args.load(training_args.eval_strategy)
-    trainer = CLoudTrainer(
+    trainer = make_trainer(
         model_name(model_args),
         training_args,
         train_dataset=train_dataset,

@@ -2,7 +2,9 @@
 
 from .collator import DataCollatorForCLoud
 from .config import CLoudTrainingConfig
+from .outcome import CLoudOutcomeTrainer
+from .outcome_config import CLoudOutcomeConfig
 from .trainer import CLoudTrainer
 
 
-__all__ = ["CLoudTrainer", "CLoudTrainingConfig", "DataCollatorForCLoud"]
+__all__ = ["CLoudOutcomeConfig", "CLoudOutcomeTrainer", "CLoudTrainer", "CLoudTrainingConfig", "DataCollatorForCLoud"]

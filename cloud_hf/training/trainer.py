@@ -123,7 +123,7 @@ class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, 
         if peft_config is not None:
             check_lora("`peft_config`", peft_config)
         check_dropout(peft_config, args.disable_dropout)
-        processing_class = _prepare_tokenizer(processing_class, model, args)
+        processing_class = prepare_tokenizer(processing_class, model, args)
         init_kwargs: Any = args.model_init_kwargs or {}  # TRL also accepts a string, which it has parsed by now
         revision = init_kwargs.get("revision")
         if isinstance(model, str):
@@ -302,6 +302,10 @@ class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, 
             columns["centring"] = (chosen + rejected).square()
         if cut is not None:
             columns["critiques_cut"] = cut.float() / 2
+        self._add_sums(columns, chosen, rejected)
+
+    def _add_sums(self, columns: dict[str, torch.Tensor], chosen: torch.Tensor, rejected: torch.Tensor):
+        """Add columns of one value per pair, and the extremes of the rewards, whose rows are pairs."""
         real = self._real_pairs(len(chosen))
         totals = self._sums["train" if self.model.training else "eval"]
         table = torch.stack([column.to(chosen.device)[:real] for column in columns.values()]).cpu().double()
@@ -414,7 +418,7 @@ def _cloud_config(args: TrainingArguments | None, model: Any) -> CLoudTrainingCo
     return CLoudTrainingConfig(**options)
 
 
-def _prepare_tokenizer(tokenizer: Any, model: Any, args: CLoudTrainingConfig) -> PreTrainedTokenizerBase:
+def prepare_tokenizer(tokenizer: Any, model: Any, args: CLoudTrainingConfig) -> PreTrainedTokenizerBase:
     """Load the model's tokenizer unless one is given, and set the chat template of `args`."""
     name = model if isinstance(model, str) else get_config_model_id(model.config)
     if tokenizer is None:
@@ -574,5 +578,5 @@ def _means(totals: dict[str, float]) -> dict[str, float]:
     metrics["reward_std"] = max(square_reward / pairs - metrics["mean_reward"] ** 2, 0.0) ** 0.5
     if tokens:
         metrics["lm_loss"] = lm_loss / tokens
-        metrics["critique_length"] = tokens / (2 * pairs) - 1  # without the end of turn
+        metrics.setdefault("critique_length", tokens / (2 * pairs) - 1)  # without the end of turn
     return metrics

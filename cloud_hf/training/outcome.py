@@ -1,0 +1,295 @@
+"""
+Stage 4: critiques are learned by whether they lead the reward head to the right preference.
+
+Shape suffixes: N pairs, K critiques of each response, P labelled tokens; 2 is chosen and rejected.
+"""
+
+import copy
+import logging
+from collections.abc import Iterator
+from contextlib import nullcontext
+from itertools import islice
+from typing import Any
+
+import torch
+from accelerate.utils import is_peft_model
+from torch.utils.data import DataLoader
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from trl.models.utils import prepare_deepspeed, unwrap_model_for_generation
+
+from ..generation import CritiqueWriter, Sample
+from ..loading import is_adapter, load_reward_model, tokenizer_source
+from .encoding import SIDES
+from .launch import strategy_of
+from .outcome_batch import WrittenCritiques, prefix_of, with_critiques
+from .outcome_config import CLoudOutcomeConfig
+from .outcome_loss import OutcomeLoss, outcome_loss
+from .trainer import CLoudTrainer, prepare_tokenizer
+
+
+logger = logging.getLogger(__name__)
+
+
+class CLoudOutcomeTrainer(CLoudTrainer):
+    r"""
+    Trainer for the critiques of a CLoud model: a [`CLoudTrainer`] that writes new critiques in every step.
+
+    A step writes K critiques of both responses of each pair with the current weights, at temperature 1. Its loss is
+
+        bradley_terry_weight * mean over pairs of the loss of [`~training.outcome_loss.outcome_loss`]
+        + policy_weight * mean over pairs of its policy gradient
+        + beta * mean over written critiques of the KL divergence from the reference model
+        + lm_loss_weight * mean over labelled tokens of the cross-entropy of the dataset's critiques
+
+    The critiques depend on the seed, the step and the judged text alone: not on batches, ranks, or whether a run was resumed.
+
+    Args:
+        model (`str` or [`CLoudForRewardModeling`] or [`~peft.PeftModel`]):
+            A CLoud model of stage 3, or its name.
+        args ([`CLoudOutcomeConfig`], *optional*):
+            Configuration for this trainer.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Tokenizer. Defaults to the model's.
+        **kwargs:
+            Other arguments of [`CLoudTrainer`]. The critiques in `train_dataset` are those that stage 3 was trained on;
+            `eval_dataset` is evaluated as in stage 3, on its own critiques.
+
+    Raises:
+        `ValueError`: If the reference model has another tokenizer or cannot be made, if a critique may not fit the context, or
+            if the launch cannot write critiques (FSDP, several GPUs in one process).
+
+    Examples:
+
+    ```python
+    >>> from cloud_hf import CLoudOutcomeConfig, CLoudOutcomeTrainer
+    >>> trainer = CLoudOutcomeTrainer("my-cloud-rm", CLoudOutcomeConfig("my-outcome-rm"), train_dataset=pairs)
+    >>> trainer.train()
+    ```
+    """
+
+    args: CLoudOutcomeConfig
+
+    def __init__(
+        self,
+        model: Any,
+        args: CLoudOutcomeConfig | None = None,
+        *,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        **kwargs,
+    ):
+        args = CLoudOutcomeConfig("outcome-model") if args is None else args
+        needs_reference = bool(args.num_generations and args.beta)
+        if args.num_generations:
+            _check_launch(args)
+        if needs_reference:
+            processing_class = prepare_tokenizer(processing_class, model, args)
+            _check_reference(args, model, processing_class)
+        super().__init__(model, args, processing_class=processing_class, **kwargs)
+        self.reference = self._make_reference() if needs_reference else None
+        if args.num_generations and self.train_dataset is not None:
+            self._check_lengths()
+
+    def _make_reference(self) -> Any:
+        """Return the frozen reference model, or `None` if it is the model without its new adapter."""
+        args, is_sharded = self.args, strategy_of(self.args) == "zero3"
+        if args.ref_model is None and is_peft_model(self.model):
+            return None
+        name = args.ref_model or (self.origin.base if is_sharded else None)
+        if is_sharded and name is None:
+            raise ValueError(
+                "ZeRO-3 cannot copy the model: name the reference model (`ref_model`), or set `beta` to 0."
+            )
+        # A resumed run copies the same weights, because it loads those of the checkpoint later
+        reference = copy.deepcopy(self.model) if name is None else load_reward_model(name, dtype=self.model.dtype)[0]
+        if name is not None and self.data_collator.flattens:
+            reference.prepare_for_segments(args.shared_prompt)
+        reference.eval().requires_grad_(False)
+        return prepare_deepspeed(reference, self.accelerator) if is_sharded else reference.to(args.device)
+
+    def _check_lengths(self):
+        """Raise `ValueError` unless every critique that may be written fits the context."""
+        longest, side = max((max(self.train_dataset[f"{side}_prefix_length"]), side) for side in SIDES)
+        needed = longest + self.args.max_completion_length + 1
+        limit = min(limit for limit in (self.args.max_length, self._context_length, needed) if limit)
+        if needed > limit:
+            pair = self.train_dataset[f"{side}_prefix_length"].index(longest)
+            raise ValueError(
+                f"The train dataset: pair {pair} (counted from 0) has {longest} tokens before the critique of its {side} response, and "
+                f"{needed} with one of `max_completion_length` {self.args.max_completion_length}; at most {limit} fit. Lower "
+                "`max_completion_length`, raise `max_length` if it is lower than the context, or drop the row."
+            )
+
+    # ------------------------------------------------------------------------------------------------------- critiques
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Return batches of rows, since their critiques are not written yet."""
+        if not self.args.num_generations:
+            return super().get_train_dataloader()
+        collator, self.data_collator = self.data_collator, list
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = collator
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
+        """Write the critiques of all micro-batches of an optimizer step."""
+        if self.args.num_generations:
+            epoch_iterator = iter(self._write_critiques(list(islice(epoch_iterator, num_batches))))
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
+
+    def _write_critiques(self, batches: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+        """Write critiques for the rows of each micro-batch, and collate them."""
+        args = self.args
+        prefixes = [prefix_of(row, side) for batch in batches for row in batch for side in SIDES]
+        with (
+            torch.no_grad(),
+            self.accelerator.autocast(),
+            unwrap_model_for_generation(
+                self.model_wrapped,  # pyright: ignore[reportArgumentType]  # annotated for distributed models only
+                self.accelerator,
+                gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs,
+            ) as model,
+        ):
+            writer = CritiqueWriter(
+                model.eval(), self.critique_format, 1.0, args.max_completion_length, args.generation_batch_size, False
+            )
+            samples = iter(writer.write(prefixes, args.num_generations, (args.seed << 32) + self.state.global_step))
+        return [self._collate(batch, [[next(samples) for _ in SIDES] for _ in batch]) for batch in batches]
+
+    def _collate(self, rows: list[dict[str, Any]], samples: list[list[list[Sample]]]) -> dict[str, Any]:
+        """Make a micro-batch of the written critiques, pair by pair, and of the dataset's as an anchor."""
+        end = self.critique_format.end_token_id
+        written = [
+            with_critiques(row, *both, end)
+            for row, sides in zip(rows, samples, strict=True)
+            for both in zip(*sides, strict=True)
+        ]
+        anchors = rows if self.args.lm_loss_weight else []
+        batch = self.data_collator([*written, *anchors])
+        batch.pop("cut", None)  # of the dataset's critiques
+        tokens = sum(len(row[f"{side}_ids"]) - row[f"{side}_prefix_length"] for row in anchors for side in SIDES)
+        was_cut = [[[sample.finish_reason == "length" for sample in side] for side in sides] for sides in samples]
+        same = [any(len({s.critique_ids for s in side}) == 1 < len(side) for side in sides) for sides in samples]
+        return {
+            **batch, "counts": torch.tensor([len(rows), tokens]), "was_cut": torch.tensor(was_cut).transpose(0, 1),
+            "identical_critiques": torch.tensor(same),
+        }  # fmt: skip
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict], device: torch.device) -> torch.Tensor | None:
+        """Count pairs, and labelled tokens of the dataset's critiques, of the optimizer step: shape `(2,)`."""
+        if not batch_samples or not self.args.num_generations:
+            return super()._get_num_items_in_batch(batch_samples, device)
+        counts = torch.stack([batch["counts"].to(device) for batch in batch_samples]).sum(0)
+        return self.accelerator.gather(counts[None]).sum(0)
+
+    # ------------------------------------------------------------------------------------------------------------ loss
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if "was_cut" not in inputs:  # evaluation, or no critiques are written
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        args = self.args
+        counts, was_cut, identical = (inputs.pop(name) for name in ("counts", "was_cut", "identical_critiques"))
+        inputs |= {"lm_loss_chunks": args.lm_loss_chunks, "use_cache": False}
+        output = model(**inputs)
+        written = WrittenCritiques(output, was_cut)
+        rewards_2NK, logprobs_2NK = written.rewards_2NK, written.logprobs_2NK
+        margin = inputs["margin"][: was_cut[0].numel()].view(was_cut[0].shape) if "margin" in inputs else 0.0
+        losses = outcome_loss(rewards_2NK[0] - margin, rewards_2NK[1], *logprobs_2NK, objective=args.outcome_objective)
+        kl_N = (
+            written.kl_2NK(self._reference_losses(inputs)).mean((0, 2))
+            if args.beta
+            else torch.zeros_like(losses.direct)
+        )
+        self._add_outcomes(written, losses, {"kl": kl_N, "identical_critiques": identical})
+        self._count_tokens(inputs)
+        totals, processes = counts, 1  # called outside the Trainer's loops: means over this batch
+        if num_items_in_batch is not None:
+            totals, processes = num_items_in_batch, self.accelerator.num_processes
+        pairs, tokens = totals.clamp(min=1)
+        pair_losses_N = (
+            args.bradley_terry_weight * losses.direct + args.policy_weight * losses.policy + args.beta * kl_N
+        )
+        loss = (pair_losses_N.sum() / pairs + args.lm_loss_weight * written.anchor_loss / tokens) * processes
+        return (loss, output) if return_outputs else loss
+
+    @torch.no_grad()
+    def _reference_losses(self, inputs: dict[str, Any]) -> torch.Tensor:
+        """Return the cross-entropy of each labelled token under the reference model, shape `(P,)`."""
+        model, without_adapter = self.reference, nullcontext()
+        if model is None:
+            model = self.accelerator.unwrap_model(self.model)
+            without_adapter = model.disable_adapter()
+        with self.accelerator.autocast(), without_adapter:
+            return model(**inputs).token_losses
+
+    # --------------------------------------------------------------------------------------------------------- metrics
+
+    def _count_tokens(self, inputs: dict[str, Any]):
+        """Count tokens as TRL's trainer does."""
+        self._total_train_tokens += int(self.accelerator.gather(inputs["attention_mask"].sum()).sum())
+        self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+
+    @torch.no_grad()
+    def _add_outcomes(self, written: WrittenCritiques, losses: OutcomeLoss, columns: dict[str, torch.Tensor]):
+        """Add to the sums behind the log, each column with one value per pair."""
+        rewards_2NK, lengths_2NK, cut_2NK = written.rewards_2NK, written.lengths_2NK, written.was_cut_2NK.float()
+        chosen_N, rejected_N = rewards_2NK.mean(2)
+        columns = {
+            "pairs": torch.ones_like(chosen_N),
+            "pairwise_loss": losses.direct,
+            "pair_likelihood": losses.log_sigmoid.exp().mean((1, 2)),
+            "accuracy": chosen_N > rejected_N,
+            "majority_accuracy": (rewards_2NK[0][:, :, None] > rewards_2NK[1][:, None]).float().mean((1, 2)) > 0.5,
+            "ties": chosen_N == rejected_N,
+            "margin": chosen_N - rejected_N,
+            "mean_reward": rewards_2NK.mean((0, 2)),
+            "square_reward": rewards_2NK.square().mean((0, 2)),
+            "reward_spread": rewards_2NK.std(2, correction=0).mean(0),
+            "critique_length": (lengths_2NK - 1 + cut_2NK).mean((0, 2)),
+            "critiques_cut": cut_2NK.mean((0, 2)),
+            "entropy": (-written.logprobs_2NK / lengths_2NK).mean((0, 2)),
+            **columns,
+        }
+        if self.args.lm_loss_weight:
+            columns["lm_loss"] = written.of_anchors(written.output.lm_loss_sums)
+            columns["tokens"] = written.of_anchors(written.output.lm_loss_counts)
+        self._add_sums({name: column.float() for name, column in columns.items()}, rewards_2NK[0], rewards_2NK[1])
+
+    def _take_means(self, mode: str) -> dict[str, float]:
+        means = super()._take_means(mode)
+        if mode == "train" and means.get("critiques_cut") == 1.0 and self.args.num_generations:
+            logger.warning(
+                "Step %d: all critiques since the last log were cut at `max_completion_length` %d, before their verdict. Raise it, or "
+                "start from a model that ends its critiques.", self.state.global_step, self.args.max_completion_length,
+            )  # fmt: skip
+        return means
+
+
+def _check_launch(args: CLoudOutcomeConfig):
+    """Raise `ValueError` if critiques cannot be written in this kind of run."""
+    if strategy_of(args) == "fsdp":
+        raise ValueError(
+            "Critiques cannot be written under FSDP. Use DDP or DeepSpeed (ds_configs/zero2.json, zero3.json)."
+        )
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"This process sees {args.n_gpu} GPUs, and rows cannot be split among them. Start one process per GPU with "
+            "`accelerate launch`, or expose a single one with CUDA_VISIBLE_DEVICES."
+        )
+
+
+def _check_reference(args: CLoudOutcomeConfig, model: Any, tokenizer: PreTrainedTokenizerBase):
+    """Raise `ValueError` if there is no reference model, or it has another tokenizer."""
+    if args.ref_model is None:
+        if is_peft_model(model) or (isinstance(model, str) and is_adapter(model)):
+            raise ValueError(
+                "The model is an adapter, and without it the reference model would not be the one that training starts from. Merge it "
+                "first (`cloud-hf merge-adapter`), name the reference model (`ref_model`), or set `beta` to 0."
+            )
+        return
+    other = AutoTokenizer.from_pretrained(tokenizer_source(args.ref_model), trust_remote_code=args.trust_remote_code)
+    if other.get_vocab() != tokenizer.get_vocab():
+        raise ValueError(
+            f"`ref_model` {args.ref_model} has another tokenizer than the model, so that their log-probabilities cannot be compared. "
+            "Name the model of stage 3 that training starts from, or omit `ref_model`."
+        )

@@ -1,0 +1,95 @@
+"""Batches of written critiques: make them from rows and samples, and split a model's output by pair and critique.
+
+Shape suffixes: N pairs, K critiques of each response, S sequences of one side (N times K written ones, then the dataset's), P labelled
+tokens; 2 is chosen and rejected.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..critique_format import EncodedPrefix
+from ..generation import Sample
+from ..modeling_cloud import CLoudOutput
+from .encoding import SIDES
+
+
+def prefix_of(row: dict[str, Any], side: str) -> EncodedPrefix:
+    """Return the ids after which a critique is written, of a row from [`encode_pairs`]."""
+    return EncodedPrefix(tuple(row[f"{side}_ids"][: row[f"{side}_prefix_length"]]), False, "", "")
+
+
+def with_critiques(row: dict[str, Any], chosen: Sample, rejected: Sample, end_token_id: int) -> dict[str, Any]:
+    """Return a row with other critiques."""
+    samples = zip(SIDES, (chosen, rejected), strict=True)
+    ids = {f"{side}_ids": [*prefix_of(row, side).input_ids, *s.critique_ids, end_token_id] for side, s in samples}
+    return {**row, **ids}
+
+
+@dataclass
+class WrittenCritiques:
+    """
+    Written critiques of N pairs and the model's output for them.
+
+    Args:
+        output ([`CLoudOutput`]):
+            For the written critiques of the chosen responses, pair by pair, the dataset's, if they are an anchor, then the same for
+            the rejected responses.
+        was_cut_2NK (`torch.Tensor`):
+            Which critiques were cut: their end of turn was not sampled, so it is not part of what the policy did.
+    """
+
+    output: CLoudOutput
+    was_cut_2NK: torch.Tensor
+
+    def __post_init__(self):
+        losses, sequences = self.output.token_losses, self.output.token_sequences
+        assert losses is not None and sequences is not None and self.output.logits is not None
+        self.losses_P, self.sequences_P = losses, sequences
+        self.num_written = self.was_cut_2NK[0].numel()
+        self.num_sequences = len(self.output.logits) // 2
+        side_P, place_P = sequences // self.num_sequences, sequences % self.num_sequences
+        self.is_written_P = place_P < self.num_written
+        is_last_P = torch.ones_like(self.is_written_P)
+        is_last_P[:-1] = sequences[1:] != sequences[:-1]
+        was_cut_P = self.was_cut_2NK.flatten(1)[side_P, place_P.clamp(max=self.num_written - 1)]
+        self.is_sampled_P = self.is_written_P & ~(is_last_P & was_cut_P)
+
+    @property
+    def rewards_2NK(self) -> torch.Tensor:
+        """Rewards at the end of the written critiques."""
+        assert self.output.logits is not None
+        return self._written(self.output.logits[:, 0])
+
+    @property
+    def logprobs_2NK(self) -> torch.Tensor:
+        """Log-probabilities of the written critiques."""
+        return -self.sums(self.losses_P)
+
+    @property
+    def lengths_2NK(self) -> torch.Tensor:
+        """Numbers of sampled tokens, with the end of turn unless a critique was cut."""
+        return self.sums(torch.ones_like(self.losses_P))
+
+    @property
+    def anchor_loss(self) -> torch.Tensor:
+        """Summed cross-entropy of the dataset's critiques."""
+        return self.losses_P[~self.is_written_P].sum()
+
+    def kl_2NK(self, reference_P: torch.Tensor) -> torch.Tensor:
+        """Estimate the KL divergence from a reference with these cross-entropies, in nats per critique, as TRL's GRPO does."""
+        log_ratio_P = self.losses_P - reference_P
+        return self.sums(log_ratio_P.exp() - log_ratio_P - 1)
+
+    def sums(self, values_P: torch.Tensor) -> torch.Tensor:
+        """Add up the values of the sampled tokens of each written critique."""
+        sums = values_P.new_zeros(2 * self.num_sequences)
+        return self._written(sums.index_add(0, self.sequences_P, values_P * self.is_sampled_P))
+
+    def of_anchors(self, values: torch.Tensor) -> torch.Tensor:
+        """Add up a value of each sequence over the dataset's critiques of a pair: shape `(N,)`, or `(0,)` without an anchor."""
+        return values.unflatten(0, (2, -1))[:, self.num_written :].sum(0)
+
+    def _written(self, values: torch.Tensor) -> torch.Tensor:
+        return values.unflatten(0, (2, -1))[:, : self.num_written].reshape(self.was_cut_2NK.shape)

@@ -1,0 +1,86 @@
+"""Options of [`CLoudOutcomeTrainer`]."""
+
+import math
+from dataclasses import dataclass
+
+from ..arguments import check_bounds, documented
+from .config import CLoudTrainingConfig
+from .outcome_loss import OBJECTIVES
+
+
+@documented
+@dataclass
+class CLoudOutcomeConfig(CLoudTrainingConfig):
+    r"""
+    Configuration class for the [`CLoudOutcomeTrainer`].
+
+    This class lists only the parameters that it adds to [`CLoudTrainingConfig`], or that have another meaning. Where
+    [`~trl.GRPOConfig`] has an option, it has the same name.
+
+    Parameters:
+        > Parameters that control the generation of critiques
+
+        num_generations (`int`, *optional*, defaults to `4`):
+            K, the number of critiques of each response in each step. 0 writes none and trains on those of the dataset, as stage 3
+            does. 1 needs `policy_weight` 0.
+        max_completion_length (`int`, *optional*, defaults to `256`):
+            Longest critique, in tokens without the end token.
+        generation_batch_size (`int`, *optional*, defaults to `64`):
+            Critiques that one device writes at the same time. Does not change them.
+
+        > Parameters that control the loss
+
+        outcome_objective (`str`, *optional*, defaults to `"likelihood"`):
+            What `bradley_terry_weight` weights: minus the log of the mean of σ(Δ) over a pair's critiques (`"likelihood"`), or minus
+            the mean of the logs (`"mean_log"`).
+        policy_weight (`float`, *optional*, defaults to `1.0`):
+            Weight of the policy gradient. With 1, and a `bradley_terry_weight` of 1, the step follows the objective's gradient; 0
+            trains the reward on critiques that are rewritten in each step.
+        beta (`float`, *optional*, defaults to `0.001`):
+            Weight of the KL divergence from the reference model, in nats per critique. 0 loads no reference model.
+        ref_model (`str`, *optional*):
+            Name of the reference model. Defaults to the model that training starts from; of an adapter, to the model without
+            it.
+        lm_loss_weight (`float`, *optional*, defaults to `0.25`):
+            λ, the weight of the LM loss on the dataset's critiques.
+    """
+
+    num_generations: int = 4
+    max_completion_length: int = 256
+    generation_batch_size: int = 64
+    outcome_objective: str = "likelihood"
+    policy_weight: float = 1.0
+    beta: float = 0.001
+    ref_model: str | None = None
+    lm_loss_weight: float = 0.25
+
+    def __post_init__(self):
+        check_bounds(self, num_generations=0, max_completion_length=1, generation_batch_size=1)
+        for name in ("policy_weight", "beta"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be a number of at least 0.")
+        if self.outcome_objective not in OBJECTIVES:
+            raise ValueError(
+                f"`outcome_objective` is {self.outcome_objective!r}; it must be one of {', '.join(OBJECTIVES)}."
+            )
+        if self.num_generations:
+            self._check_generation()
+        super().__post_init__()
+
+    def _check_generation(self):
+        if self.num_generations == 1 and self.policy_weight:
+            raise ValueError(
+                "`num_generations` is 1, but a critique's return is compared with the other critiques of its response. Set "
+                "it to 2 or more (4 to 8 are usual), or `policy_weight` to 0."
+            )
+        if self.ref_model is not None and not self.beta:
+            raise ValueError("`ref_model` is set, but `beta` is 0, so that it would not be used. Drop one.")
+        fixed = {
+            "critique": True, "format": "cloud", "token_budget": None, "center_rewards_coefficient": None,
+            "auto_find_batch_size": False,
+        }  # fmt: skip
+        for name, value in fixed.items():
+            if getattr(self, name) != value:
+                raise ValueError(
+                    f"`{name}` is {getattr(self, name)!r}, but training on outcomes (`num_generations` > 0) needs {value!r}."
+                )

@@ -1,0 +1,91 @@
+"""Losses of pairs whose critiques are latent: a pair's likelihood, and what each critique adds to it.
+
+Shape suffixes: N pairs, K critiques of each response.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch.nn import functional as F
+
+
+class OutcomeLoss(NamedTuple):
+    """
+    Losses of N pairs, each of shape `(N,)`. The gradient of their sum is an unbiased estimate of the gradient of the
+    expected value of `direct` over the critiques, if they were sampled from the policy.
+
+    Args:
+        direct (`torch.Tensor`):
+            Minus the objective. Its gradient reaches rewards alone.
+        policy (`torch.Tensor`):
+            Zero, with the gradient of the policy. Zero and without a gradient of the policy for K = 1, which leaves no
+            other critique to compare with.
+        log_sigmoid (`torch.Tensor` of shape `(N, K, K)`):
+            log σ of the chosen response's reward minus the rejected one's, for each two critiques.
+    """
+
+    direct: torch.Tensor
+    policy: torch.Tensor
+    log_sigmoid: torch.Tensor
+
+
+def outcome_loss(
+    rewards_chosen_NK: torch.Tensor,
+    rewards_rejected_NK: torch.Tensor,
+    logprobs_chosen_NK: torch.Tensor,
+    logprobs_rejected_NK: torch.Tensor,
+    objective: str = "likelihood",
+) -> OutcomeLoss:
+    """
+    Compute the losses of pairs with K sampled critiques of each response.
+
+    With the rewards' differences Δ_ij, the objective is log mean_ij σ(Δ_ij) (`"likelihood"`), or mean_ij log σ(Δ_ij)
+    (`"mean_log"`). The return of a critique is how much it raises the objective: the objective with all critiques minus the one
+    without this critique, which does not depend on it and so is a baseline without bias.
+
+    Args:
+        rewards_chosen_NK, rewards_rejected_NK (`torch.Tensor` of shape `(N, K)`):
+            The reward at the end of each critique.
+        logprobs_chosen_NK, logprobs_rejected_NK (`torch.Tensor` of shape `(N, K)`):
+            Log-probability of each critique under the policy, with gradient.
+        objective (`str`, *optional*, defaults to `"likelihood"`):
+            A key of `OBJECTIVES`.
+
+    Examples:
+
+    ```python
+    >>> rewards, logprobs = torch.zeros(1, 4), torch.full((1, 4), -10.0)
+    >>> outcome_loss(rewards, rewards, logprobs, logprobs).direct
+    tensor([0.6931])
+    ```
+    """
+    mean = OBJECTIVES[objective]
+    log_sigmoid_NKK = F.logsigmoid(rewards_chosen_NK[:, :, None] - rewards_rejected_NK[:, None, :])
+    objective_N = mean(log_sigmoid_NKK.flatten(1), 1)
+    policy_N = torch.zeros_like(objective_N)
+    for dim, logprobs_NK in ((2, logprobs_chosen_NK), (1, logprobs_rejected_NK)):
+        returns_NK = (objective_N[:, None] - _without_each(mean(log_sigmoid_NKK, dim), mean)).detach()
+        # The subtraction leaves the gradient alone
+        policy_N = policy_N - (returns_NK * (logprobs_NK - logprobs_NK.detach())).sum(1)
+    return OutcomeLoss(-objective_N, policy_N, log_sigmoid_NKK)
+
+
+def _without_each(values_NK: torch.Tensor, mean: Callable[[torch.Tensor, int], torch.Tensor]) -> torch.Tensor:
+    """Return the mean of each row without each of its values; for K = 1, the values."""
+    K = values_NK.shape[1]
+    if K == 1:
+        return values_NK
+    others = torch.tensor([[k for k in range(K) if k != left_out] for left_out in range(K)], device=values_NK.device)
+    return mean(values_NK[:, others], 2)
+
+
+def _log_mean_exp(values: torch.Tensor, dim: int) -> torch.Tensor:
+    return values.logsumexp(dim) - torch.tensor(values.shape[dim], dtype=values.dtype).log()
+
+
+# Means of log σ(Δ) by the name of the objective. The mean over all is the mean over one side's of the means over the other's
+OBJECTIVES: dict[str, Callable[[torch.Tensor, int], torch.Tensor]] = {
+    "likelihood": _log_mean_exp,
+    "mean_log": torch.mean,
+}

@@ -1,0 +1,23 @@
+"""
+Stage 4: improve the critiques of a CLoud model by whether they lead its reward to the right preference.
+
+Rows are those of stage 3 (prompt, chosen, rejected, chosen_feedback, rejected_feedback); the model is the one that stage 3 made.
+Each step writes `num_generations` new critiques of both responses of each pair.
+
+torchrun --nproc_per_node 8 examples/train_cloud_outcome.py --config examples/configs/llama3-8b/outcome.yaml \
+    --dataset_name self-critiques --deepspeed ds_configs/zero2.json
+
+`--policy_weight 0` trains the reward on critiques that are rewritten in each step; with `--num_generations 0` this is
+train_cloud.py. `--resume_from_checkpoint true` resumes an interrupted run.
+
+On a CPU, with a small model:
+
+python examples/train_cloud_outcome.py --model_name_or_path cloud-rm --dataset_name self-critiques \
+    --output_dir outcome-rm --use_cpu --bf16 False --per_device_train_batch_size 2 --max_completion_length 128 --max_steps 20
+"""
+
+from cloud_hf.cli import run
+
+
+if __name__ == "__main__":
+    run("cloud_hf.commands.train_outcome")
