@@ -319,12 +319,27 @@ def build_tokenizer(critique_prompt: str = DEFAULT_CRITIQUE_PROMPT) -> PreTraine
     """
     Train a byte-level BPE tokenizer with a ChatML template, in which every word of the task is one token.
 
+    Args:
+        critique_prompt (`str`, *optional*, defaults to that of the published checkpoints):
+            Text that opens the critique turn; its words become tokens too.
+    """
+    return word_tokenizer(_vocabulary_texts(critique_prompt), SPECIAL_TOKENS, CHATML_TEMPLATE)
+
+
+def word_tokenizer(texts: Sequence[str], special_tokens: Sequence[str], chat_template: str) -> PreTrainedTokenizerFast:
+    """
+    Train a byte-level BPE tokenizer in which every word of `texts` is one token.
+
     All 256 bytes are in the vocabulary, so any text is encoded without loss. Merging continues until each word is one token, so
     ties between merges have no effect: the same text gives the same tokenizer.
 
     Args:
-        critique_prompt (`str`, *optional*, defaults to that of the published checkpoints):
-            Text that opens the critique turn; its words become tokens too.
+        texts (`Sequence[str]`):
+            Texts with every word, in each spelling that occurs (with and without a space before it).
+        special_tokens (`Sequence[str]`):
+            Control tokens: an end of text, `<|pad|>`, then those that may occur in a chat, among them `<|im_end|>`, the end of a turn.
+        chat_template (`str`):
+            Jinja template that uses them.
     """
     tokenizer = Tokenizer(models.BPE())
     # As in GPT-2, a word includes the space before it; every digit is a separate token
@@ -340,16 +355,16 @@ def build_tokenizer(critique_prompt: str = DEFAULT_CRITIQUE_PROMPT) -> PreTraine
         vocab_size=10_000,  # never reached: merging ends when every word is one token
         min_frequency=1,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        special_tokens=list(SPECIAL_TOKENS),
+        special_tokens=list(special_tokens),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_vocabulary_texts(critique_prompt), trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
         pad_token="<|pad|>",
-        extra_special_tokens=list(SPECIAL_TOKENS[2:]),
-        chat_template=CHATML_TEMPLATE,
+        extra_special_tokens=list(special_tokens[2:]),
+        chat_template=chat_template,
         model_max_length=2048,
     )
 

@@ -1,0 +1,60 @@
+"""Plots of the report."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+
+def findings(report: dict[str, Any], path: Path):
+    """Plot the difference behind each finding with its interval, a panel per task."""
+    tasks, found = list(report["arms"]), report["findings"]
+    figure, panels = plt.subplots(
+        1,
+        len(tasks),
+        figsize=(3.4 * len(tasks) + 3.2, 0.34 * len(found) + 1),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for panel, task in zip(panels[0], tasks, strict=True):
+        for place, one in enumerate(found):
+            part = one["tasks"][task]
+            if part is None:
+                continue
+            low, high = part["over_seeds"] or (part["mean"], part["mean"])
+            panel.plot([100 * low, 100 * high], [place, place], color="tab:blue", lw=2)
+            panel.plot(100 * part["mean"], place, "o", color="tab:blue")
+        panel.axvline(0, color="grey", lw=0.8)
+        panel.set(title=task, xlabel="points (95% over seeds)")
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0][0].set_yticks(range(len(found)), [one["claim"] for one in found])
+    panels[0][0].invert_yaxis()
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(figure)
+
+
+def compute(report: dict[str, Any], path: Path):
+    """Plot accuracy by the compute of judging one response."""
+    tasks = list(report["arms"])
+    figure, panels = plt.subplots(1, len(tasks), figsize=(4.2 * len(tasks), 3.6), squeeze=False, layout="constrained")
+    for panel, task in zip(panels[0], tasks, strict=True):
+        arms = report["arms"][task]
+        for name in ("classic", "classic_compute", "ensemble", "cloud", "stage4"):
+            if name in arms:
+                panel.plot(arms[name]["inference_flops"], 100 * arms[name]["accuracy"], "o", label=name)
+        curves = report["self_consistency"][task]
+        for name in ("T = 0.5, mean", "T = 1.0, mean"):
+            if name in curves:
+                # The prefix is read once, and critiques are most of the tokens: an upper bound
+                flops = [count * arms["cloud"]["inference_flops"] for count in map(int, curves[name])]
+                panel.plot(flops, [100 * value for value in curves[name].values()], ".-", lw=1, label=f"cloud, {name}")
+        panel.set(title=task, xlabel="FLOPs a response", ylabel="pairs in the right order, %", xscale="log")
+        panel.legend(frameon=False, fontsize=7)
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(figure)

@@ -1,0 +1,421 @@
+"""
+Compute the report of the study from its scores: intervals, findings, tables and plots. Takes seconds, and trains nothing.
+
+python benchmarks/claims/report.py
+python benchmarks/claims/report.py --results runs/claims-quick/results
+"""
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import plots
+from arms import ARMS, MEMBERS
+from findings import FINDINGS, RULE, Comparison, Finding
+from scipy import stats as scipy_stats
+
+from cloud_hf.evaluation.metrics.calibration import calibrate
+from cloud_hf.evaluation.stats import percentile_interval
+from cloud_hf.markdown import table
+
+
+RESULTS = Path(__file__).parents[1] / "results" / "claims"
+TITLES = {name: arm.title for name, arm in ARMS.items()} | {
+    "ensemble": "ensemble of five classic models",
+    "verdict": "verdict word of the critic, no head",
+}
+
+
+@dataclass
+class Scores:
+    """Rewards of one task: of arm and seed, a row per problem with its answer first."""
+
+    task: str
+    arrays: dict[str, np.ndarray]
+    cells: dict[str, dict[str, Any]]
+
+    @classmethod
+    def read(cls, results: Path) -> "list[Scores]":
+        record = json.loads((results / "cells.json").read_text())
+        found = []
+        for path in sorted(results.glob("scores_*.npz")):
+            task = path.stem.removeprefix("scores_")
+            cells = {key.split("/", 1)[1]: cell for key, cell in record["cells"].items() if key.startswith(f"{task}/")}
+            with np.load(path) as file:
+                found.append(cls(task, dict(file.items()), cells))
+        for scores in found:
+            scores.add_ensembles()
+        return found
+
+    def add_ensembles(self):
+        """Add the mean of five classic models, each scaled by the spread of its rewards."""
+        for seed in self.seeds("classic"):
+            members = [f"seed{seed}/{name}/rewards" for name in ("classic", *(f"classic_{k}" for k in MEMBERS))]
+            if all(name in self.arrays for name in members):
+                scaled = [self.arrays[name] / (self.arrays[name].std() or 1) for name in members]
+                self.arrays[f"seed{seed}/ensemble/rewards"] = np.mean(scaled, axis=0)
+
+    def seeds(self, *arms: str) -> list[int]:
+        """Return the seeds for which all arms are finished."""
+        of_arm = [
+            {int(key.split("/")[0].removeprefix("seed")) for key in self.arrays if key.split("/")[1] == arm}
+            for arm in arms
+        ]
+        return sorted(set.intersection(*of_arm))
+
+    @property
+    def arms(self) -> list[str]:
+        names = {key.split("/")[1] for key in self.arrays if key.endswith("/rewards")}
+        return [name for name in (*ARMS, "ensemble", "verdict") if name in names]
+
+    def get(self, seed: int, arm: str, name: str) -> np.ndarray:
+        return self.arrays[f"seed{seed}/{arm}/{name}"]
+
+    def levels(self, seed: int) -> np.ndarray:
+        return next(
+            values for key, values in self.arrays.items() if key.startswith(f"seed{seed}/") and key.endswith("/levels")
+        )
+
+    def margins(self, seed: int, arm: str) -> np.ndarray:
+        """Return the reward of the answer minus those of the other choices."""
+        rewards = self.get(seed, arm, "rewards").astype(float)
+        return rewards[:, :1] - rewards[:, 1:]
+
+    def outcomes(self, seed: int, arm: str) -> np.ndarray:
+        """Return the share of a problem's pairs in the right order; a tie counts half."""
+        return np.heaviside(self.margins(seed, arm), 0.5).mean(1)
+
+    def best_of_n(self, seed: int, arm: str) -> np.ndarray:
+        """Return the probability that the answer is picked among all choices; ties are drawn among."""
+        rewards = self.get(seed, arm, "rewards")
+        best = rewards == rewards.max(1, keepdims=True)
+        return best[:, 0] / best.sum(1)
+
+    def sampled(self, seed: int, arm: str, temperature: float, count: int, how: str) -> np.ndarray:
+        """Return each problem's outcome for `count` of the sampled critiques, combined by mean, median or vote."""
+        rewards = self.get(seed, f"{arm}_samples", f"rewards_{temperature}").astype(float)
+        # Disjoint draws use every critique once
+        draws = rewards.reshape(*rewards.shape[:2], -1, count)
+        if how == "vote":
+            margins = np.sign(draws[:, :1] - draws[:, 1:]).sum(-1)
+        else:
+            combined = {"mean": np.mean, "median": np.median}[how](draws, axis=-1)
+            margins = combined[:, :1] - combined[:, 1:]
+        return np.heaviside(margins, 0.5).mean((1, 2))
+
+
+# -------------------------------------------------------------------------------------------------------- statistics
+
+
+def interval_over_seeds(values: list[float]) -> tuple[float, float] | None:
+    """Student's 95 % interval of the mean over seeds; `None` for one seed, or if all are equal."""
+    if len(values) < 2 or np.ptp(values) == 0:
+        return None
+    low, high = scipy_stats.ttest_1samp(values, 0).confidence_interval()
+    return float(low), float(high)
+
+
+def hierarchical_interval(by_seed: list[np.ndarray]) -> tuple[float, float] | None:
+    """Percentile interval of the mean: seeds are drawn, and problems within each seed."""
+    if len(by_seed) < 2:
+        return None
+
+    def mean(seeds: np.ndarray, *problems: np.ndarray) -> np.ndarray:
+        means = np.stack([values[drawn].mean(1) for values, drawn in zip(by_seed, problems, strict=True)], axis=1)
+        return np.take_along_axis(means, seeds, axis=1).mean(1)
+
+    return percentile_interval([len(by_seed), *map(len, by_seed)], mean)
+
+
+def difference(by_seed: list[np.ndarray]) -> dict[str, Any]:
+    """Summarise paired differences of outcomes: per seed, one value per problem."""
+    means = [float(values.mean()) for values in by_seed]
+    return {
+        "mean": float(np.mean(means)), "seeds": means, "over_seeds": interval_over_seeds(means),
+        "hierarchical": hierarchical_interval(by_seed),
+    }  # fmt: skip
+
+
+def compare(scores: Scores, comparison: Comparison) -> dict[str, Any] | None:
+    """Return the difference of two arms on a task, overall and by level; `None` if no seed has both."""
+    seeds = scores.seeds(*comparison.cells)
+    if not seeds:
+        return None
+    values = [comparison.values(scores, seed) for seed in seeds]
+    levels = [scores.levels(seed)[: len(of_seed)] for seed, of_seed in zip(seeds, values, strict=True)]
+    by_level = {
+        int(level): difference([of_seed[of == level] for of_seed, of in zip(values, levels, strict=True)])
+        for level in np.unique(levels[0])
+    }
+    return {**difference(values), "by_level": by_level, "num_seeds": len(seeds)}
+
+
+def judge(found: dict[str, Any] | None) -> str:
+    """Apply the rule of `findings.RULE` to one task."""
+    if found is None:
+        return "not run"
+    over_seeds, hierarchical = found["over_seeds"], found["hierarchical"]
+    if found["num_seeds"] < 3 or over_seeds is None or hierarchical is None:
+        return "inconclusive"
+    if over_seeds[0] > 0 and hierarchical[0] > 0:
+        return "reproduced"
+    return "not reproduced" if over_seeds[1] < 0.02 else "inconclusive"
+
+
+def overall(verdicts: list[str]) -> str:
+    for verdict in ("reproduced", "not reproduced"):
+        if verdicts.count(verdict) >= 2 and not (verdict == "reproduced" and "not reproduced" in verdicts):
+            return verdict
+    return "not run" if set(verdicts) == {"not run"} else "inconclusive"
+
+
+def finding(every: list[Scores], of: Finding) -> dict[str, Any]:
+    tasks = {scores.task: compare(scores, of.comparison) for scores in every}
+    verdicts = {task: judge(found) for task, found in tasks.items()}
+    return {
+        "claim": of.claim, "source": of.source, "difference": of.comparison.title, "tasks": tasks, "verdicts": verdicts,
+        "verdict": overall(list(verdicts.values())),
+    }  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------------- tables
+
+
+def arm_summary(scores: Scores, arm: str) -> dict[str, Any]:
+    """Summarise an arm on a task: means over seeds."""
+    seeds = scores.seeds(arm)
+    outcomes = [scores.outcomes(seed, arm) for seed in seeds]
+    means = [float(values.mean()) for values in outcomes]
+    levels = [scores.levels(seed) for seed in seeds]
+    margins = np.concatenate([scores.margins(seed, arm).ravel() for seed in seeds])
+    summary = {
+        "seeds": seeds,
+        "accuracy": float(np.mean(means)),
+        "by_seed": means,
+        "over_seeds": interval_over_seeds(means),
+        "by_level": {
+            int(level): float(
+                np.mean([values[of == level].mean() for values, of in zip(outcomes, levels, strict=True)])
+            )
+            for level in np.unique(levels[0])
+        },
+        "ties": float((margins == 0).mean()),
+        "best_of_n": float(np.mean([scores.best_of_n(seed, arm).mean() for seed in seeds])),
+    }
+    if arm != "verdict":
+        calibration = calibrate(margins)
+        summary |= {"log_loss": calibration.log_loss, "ece": calibration.ece}
+    if f"seed{seeds[0]}/{arm}/exact" in scores.arrays:
+        summary |= about_critiques(scores, arm, seeds)
+    return summary | costs(scores, arm, seeds)
+
+
+def about_critiques(scores: Scores, arm: str, seeds: list[int]) -> dict[str, float | None]:
+    """Return the share of critiques equal to the oracle's, and the accuracy of pairs by whether both critiques are."""
+    exact = np.concatenate([scores.get(seed, arm, "exact") for seed in seeds])
+    right = np.concatenate([np.heaviside(scores.margins(seed, arm), 0.5) for seed in seeds])
+    both = exact[:, :1] & exact[:, 1:]
+    return {
+        "exact": float(exact.mean()),
+        "accuracy_if_exact": float(right[both].mean()) if both.any() else None,
+        "accuracy_if_not_exact": float(right[~both].mean()) if (~both).any() else None,
+    }
+
+
+def costs(scores: Scores, arm: str, seeds: list[int]) -> dict[str, float]:
+    """Return the mean cost of training after the shared base, and of judging one response."""
+    found = [cost_of(scores.cells, f"seed{seed}", arm) for seed in seeds]
+    return {key: float(np.mean([cost[key] for cost in found])) for key in found[0]}
+
+
+def cost_of(cells: dict[str, dict[str, Any]], seed: str, arm: str) -> dict[str, float]:
+    if arm == "ensemble":
+        members = [cost_of(cells, seed, name) for name in ("classic", *(f"classic_{k}" for k in MEMBERS))]
+        return {key: sum(member[key] for member in members) for key in members[0]}
+    record = cells[f"{seed}/{arm}"]
+    result, names = record["result"], [arm]
+    start = ARMS[arm].start if arm in ARMS else "critic"
+    uses_own = arm in ARMS and ARMS[arm].critiques in ("self", "shuffled")
+    names += ["cloud"] if start == "cloud" else []
+    names += ["critic"] if start in ("critic", "cloud") else []
+    names += ["self_critiques"] if uses_own or start == "cloud" else []
+    tokens = result["prefix_tokens"] + result["critique_tokens"]
+    return {
+        "train_flops": float(sum(cells[f"{seed}/{name}"]["result"]["flops"] for name in names)),
+        "train_cpu_s": float(sum(cells[f"{seed}/{name}"]["cpu_s"] for name in names)),
+        "inference_flops": 2.0 * result["weights"] * tokens,
+    }
+
+
+def consistency(scores: Scores) -> dict[str, Any]:
+    """Return the accuracy of CLoud by number of sampled critiques, temperature and how they are combined."""
+    seeds = [seed for seed in scores.seeds("cloud") if f"seed{seed}/cloud_samples/rewards_0.5" in scores.arrays]
+    if not seeds:
+        return {}
+    curves: dict[str, Any] = {"seeds": seeds}
+    for temperature in (0.5, 1.0):
+        for how in ("mean", "median", "vote"):
+            curves[f"T = {temperature}, {how}"] = {
+                count: float(
+                    np.mean([scores.sampled(seed, "cloud", temperature, count, how).mean() for seed in seeds])
+                )
+                for count in (1, 2, 4, 8, 16)
+            }
+    return curves
+
+
+def events(results: Path, cells: dict[str, dict[str, Any]]) -> dict[str, str | int]:
+    """Return when the last validation problem and the first test problem was scored."""
+    scored = [cell["finished"] for cell in cells.values() if cell.get("split") == "test"]
+    order: dict[str, str | int] = {
+        "first test score": min(scored),
+        "last test score": max(scored),
+        "test cells": len(scored),
+    }
+    if (results / "dev" / "cells.json").is_file():
+        dev = json.loads((results / "dev" / "cells.json").read_text())["cells"].values()
+        order |= {"last validation score": max(cell["finished"] for cell in dev), "validation cells": len(dev)}
+    return order
+
+
+# -------------------------------------------------------------------------------------------------------------- output
+
+
+def make_report(results: Path) -> dict[str, Any]:
+    """Compute everything that the report shows."""
+    record, every = json.loads((results / "cells.json").read_text()), Scores.read(results)
+    return {
+        "version": 1,
+        "machine": record["machine"],
+        "rule": RULE,
+        "events": events(results, record["cells"]),
+        "findings": [finding(every, one) for one in FINDINGS],
+        "arms": {scores.task: {arm: arm_summary(scores, arm) for arm in scores.arms} for scores in every},
+        "self_consistency": {scores.task: consistency(scores) for scores in every},
+        "not_run": {
+            scores.task: [TITLES[arm] for arm in (*ARMS, "ensemble", "verdict") if arm not in scores.arms]
+            for scores in every
+        },
+    }
+
+
+def points(interval: tuple[float, float] | None) -> str:
+    return "–" if interval is None else f"{100 * interval[0]:+.1f} to {100 * interval[1]:+.1f}"
+
+
+def findings_table(report: dict[str, Any]) -> str:
+    tasks = list(report["arms"])
+
+    def shown(found: dict[str, Any] | None) -> str:
+        return "not run" if found is None else f"{100 * found['mean']:+.1f} ({points(found['over_seeds'])})"
+
+    rows = [
+        [
+            one["claim"],
+            one["source"],
+            *(f"{shown(one['tasks'][task])}, {one['verdicts'][task]}" for task in tasks),
+            one["verdict"],
+        ]
+        for one in report["findings"]
+    ]
+    return table(["claim", "from", *tasks, "overall"], rows)
+
+
+def arms_table(summaries: dict[str, dict[str, Any]]) -> str:
+    def percent(value: float | None) -> str:
+        return "–" if value is None else f"{100 * value:.1f}%"
+
+    rows = []
+    for arm, one in summaries.items():
+        spread = one["over_seeds"]
+        rows.append([
+            TITLES[arm], str(len(one["seeds"])),
+            percent(one["accuracy"]) + (f" ({percent(spread[0])} to {percent(spread[1])})" if spread else ""),
+            " / ".join(percent(value) for value in one["by_level"].values()), percent(one["best_of_n"]),
+            f"{one['log_loss']:.2f}" if "log_loss" in one else "–", percent(one.get("exact")), percent(one["ties"]),
+            f"{one['train_flops']:.1e}", f"{one['train_cpu_s']:.0f} s", f"{one['inference_flops']:.1e}",
+        ])  # fmt: skip
+    levels = " / ".join(str(level) for level in next(iter(summaries.values()))["by_level"])
+    return table(
+        ["arm", "seeds", "pairs (95% over seeds)", f"level {levels}", "best of all", "log loss", "exact", "ties",
+         "train FLOPs", "train CPU", "FLOPs a response"], rows,
+    )  # fmt: skip
+
+
+def level_table(report: dict[str, Any]) -> str:
+    rows = []
+    for one in report["findings"][:1]:
+        for task, found in one["tasks"].items():
+            for level, part in (found or {"by_level": {}})["by_level"].items():
+                rows.append(
+                    [
+                        task,
+                        str(level),
+                        f"{100 * part['mean']:+.1f}",
+                        points(part["over_seeds"]),
+                        points(part["hierarchical"]),
+                    ]
+                )
+    return table(["task", "level", "points", "95% over seeds", "95% over seeds and problems"], rows)
+
+
+def consistency_table(curves: dict[str, Any]) -> str:
+    rows = [
+        [name, *(f"{100 * value:.1f}%" for value in curve.values())]
+        for name, curve in curves.items()
+        if name != "seeds"
+    ]
+    return table(["", "1", "2", "4", "8", "16"], rows)
+
+
+def write(report: dict[str, Any], output: Path):
+    """Write report.md, report.json and the plots."""
+    (output / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    sections = [
+        "# The claims of the CLoud paper, measured on three small tasks", INTRODUCTION,
+        "## Findings", RULE, findings_table(report), "![Differences](claims_findings.png)",
+        "## CLoud minus classic at equal training compute, by difficulty", level_table(report),
+        *(part for task, arms in report["arms"].items() for part in (f"## Arms: {task}", arms_table(arms))),
+        "![Accuracy by inference compute](claims_compute.png)", NOTES,
+    ]  # fmt: skip
+    for task, curves in report["self_consistency"].items():
+        if curves:
+            seeds = ", ".join(map(str, curves["seeds"]))
+            sections += [
+                f"## Several critiques of CLoud: {task}",
+                f"Accuracy by number of critiques; seeds {seeds}.",
+                consistency_table(curves),
+            ]
+    sections += ["## Order of events", "\n".join(f"- {key}: {value}" for key, value in report["events"].items())]
+    missing = [f"- {task}: {', '.join(arms)}" for task, arms in report["not_run"].items() if arms]
+    sections += ["## Not run", "\n".join(missing) or "Everything ran."]
+    sections += ["## Machine", "\n".join(f"- {key}: {value}" for key, value in report["machine"].items())]
+    (output / "report.md").write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+    plots.findings(report, output / "claims_findings.png")
+    plots.compute(report, output / "claims_compute.png")
+
+
+INTRODUCTION = """Written by `benchmarks/claims/report.py` from the scores in this folder. Accuracies are shares of pairs (the right response and each
+wrong one) in the right order; a tie counts half. Intervals are Student's over seeds, which vary data, model and training."""
+
+NOTES = """Costs are those after the base that all arms share: 6 FLOPs per weight and token in training, 2 in generation. Exact: critiques equal to
+the oracle's. "Best of all" picks among all choices of a problem."""
+
+
+def main(arguments: list[str] | None = None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, help="folder of the scores, in which the report is written"
+    )
+    args = parser.parse_args(arguments)
+    report = make_report(args.results)
+    write(report, args.results)
+    for one in report["findings"]:
+        print(f"{one['claim']}: {one['verdict']}")
+
+
+if __name__ == "__main__":
+    main()
