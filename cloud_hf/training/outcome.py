@@ -20,6 +20,7 @@ from trl.models.utils import prepare_deepspeed, unwrap_model_for_generation
 from ..configuration_cloud import CLoudConfig
 from ..generation import CritiqueWriter
 from ..loading import is_adapter, load_reward_model, read_model_config, tokenizer_source
+from ..scores import Sample, Sampling
 from .encoding import SIDES
 from .launch import strategy_of
 from .outcome_batch import WrittenCritiques, prefix_of, with_critiques
