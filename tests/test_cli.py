@@ -279,29 +279,19 @@ MISTAKES = [
 ]  # fmt: skip
 
 
-@pytest.fixture
-def fill(files, base_folder, monkeypatch):
-    """Return a function that puts the folders into arguments, with the search path of a script."""
+@pytest.mark.parametrize(("script", "arguments", "says"), MISTAKES)
+def test_scripts_and_commands_say_the_same(script, arguments, says, files, base_folder, monkeypatch):
+    arguments = [argument.format(files=files, base=base_folder) for argument in arguments]
     monkeypatch.setattr(sys, "argv", sys.argv)
     monkeypatch.syspath_prepend(EXAMPLES)
-    return lambda arguments: [argument.format(files=files, base=base_folder) for argument in arguments]
-
-
-@pytest.mark.parametrize(("script", "arguments", "says"), MISTAKES)
-def test_a_mistake_of_a_script_is_one_sentence(script, arguments, says, fill):
-    check_sentence(ended(run_script, script, *fill(arguments)), says)
-
-
-@pytest.mark.parametrize(("script", "arguments"), {script: arguments for script, arguments, _ in MISTAKES}.items())
-def test_scripts_and_commands_say_the_same(script, arguments, fill):
-    """Both call one runner, so a single mistake of each script shows it."""
-    arguments = fill(arguments)
     found = ended(run_script, script, *arguments)
+    check_sentence(found, says)
     [module] = re.findall(r"\brun\((.+)\)", (EXAMPLES / f"{script}.py").read_text())
     for name, (command_module, _) in cli.COMMANDS.items():
         if command_module == module.strip('"'):
             again = ended(cli.main, [name, *arguments])
-            assert (again[0], sentence_of(again)) == (found[0], sentence_of(found))
+            check_sentence(again, says)
+            assert sentence_of(again) == sentence_of(found)
 
 
 def sentence_of(found: tuple[int, str]) -> str:

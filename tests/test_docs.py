@@ -229,6 +229,20 @@ def wait_for(url: str, process: subprocess.Popen):
 # ------------------------------------------------------------------------------------------------------------- options
 
 
+@pytest.mark.parametrize("block", SHELL, ids=str)
+def test_options_exist(block, world, monkeypatch):
+    """Also of commands that are not run: a script's own parser reads the options."""
+    monkeypatch.chdir(world)
+    monkeypatch.setattr(sys, "path", [str(SCRIPTS), *sys.path])
+    for command in block.commands():
+        if Path(command[0]).name in SETUP:
+            check_setup(command)
+        elif Path(command[0]).name in LAUNCHERS:
+            check_launch(command)
+        elif command[0] == "python":
+            check_options(command)
+
+
 def check_options(command: list[str]):
     path = Path(command[1])
     if path.parts[0] == "examples":
