@@ -538,8 +538,9 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         if places_P.numel() == 0:
             # One ignored position keeps the LM head in the graph, which sharded training needs on every rank
             places_P = places_P.new_zeros(1)
-        hidden_PH, labels_P = hidden_BTH.flatten(0, 1)[places_P], labels_BT.flatten()[places_P]
-        return self._losses_in_pieces(hidden_PH, labels_P, chunks)
+        width = labels_BT.shape[1]
+        place_P = places_P // width, places_P % width  # flattening the states would copy them
+        return self._losses_in_pieces(hidden_BTH[place_P], labels_BT[place_P], chunks)
 
     def _losses_in_pieces(self, hidden_PH: torch.Tensor, labels_P: torch.Tensor, chunks: int | None) -> torch.Tensor:
         if chunks is None:

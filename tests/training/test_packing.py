@@ -209,7 +209,7 @@ def test_the_check_of_segments_tells_rounding_from_a_look_at_the_others(std, sha
     model = CLoudForRewardModeling(CLoudConfig(text_config=text_config)).to(torch.bfloat16)
     model.prepare_for_segments(shared_prompt)
 
-    def forget_segments(config, segments):
+    def forget_segments(config, segments, device):
         return {"attention_mask": torch.ones(1, int(segments[:, 0].sum()))}
 
     monkeypatch.setattr(modeling_cloud, "packed_arguments", forget_segments)
@@ -227,11 +227,11 @@ def test_flash_attention_is_given_the_lengths():
     """Its kernels need a GPU; what they are told does not."""
     config = LlamaConfig()
     config._attn_implementation = "flash_attention_2"
-    told = packed_arguments(config, torch.tensor([[3, -1], [4, -1]]))
+    told = packed_arguments(config, torch.tensor([[3, -1], [4, -1]]), torch.device("cpu"))
     assert told["attention_mask"] is None and told["max_length_q"] == told["max_length_k"] == 4
     assert told["cu_seq_lens_q"].tolist() == told["cu_seq_lens_k"].tolist() == [0, 3, 7]
     with pytest.raises(ValueError, match="FlashAttention cannot share prompts"):
-        packed_arguments(config, torch.tensor([[3, -1], [4, 0]]))
+        packed_arguments(config, torch.tensor([[3, -1], [4, 0]]), torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
