@@ -78,7 +78,11 @@ def scoring_speed(result: dict) -> str:
 
 def partial_rewards(result: dict) -> str:
     rows = [
-        [name, *(f"{found['cpu_seconds_median'][side]:.1f} s" for side in ("plain", "read_every")), f"{found['ratio']:.3f}"]
+        [
+            name,
+            *(f"{found['cpu_seconds_median'][side]:.1f} s" for side in ("plain", "read_every")),
+            f"{found['ratio']:.3f}",
+        ]
         for name, found in result["backends"].items()
     ]
     return (
