@@ -45,7 +45,7 @@ def test_it_is_the_loss_of_rewards_of_cut_critiques(base_folder, tmp_path, margi
         again = without.data_collator(rows)
         assert again.keys() == plain.keys() and all(torch.equal(again[name], plain[name]) for name in plain)
         assert with_partial - without.compute_loss(model, plain).item() == pytest.approx(
-            0.7 * sum(losses) / 4, abs=1e-5
+            0.7 * sum(losses).item() / 4, abs=1e-5
         )
 
 
