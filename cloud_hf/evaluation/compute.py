@@ -1,0 +1,129 @@
+"""Accuracy against compute: tokens that critiques have, and seconds, of everything that was evaluated."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..critique_format import CritiqueFormat
+from ..scores import Score
+from .metrics.self_consistency import SelfConsistency
+from .outcomes import Evaluation
+from .stats import Estimate, share
+
+
+@dataclass(frozen=True)
+class Cost:
+    """
+    What scoring a set took.
+
+    Args:
+        tokens (`Sequence[Sequence[Sequence[float]]]`):
+            Tokens of the critiques by row, response and critique, without end tokens.
+        seconds (`float`):
+            Seconds for the whole set; NaN where unknown.
+    """
+
+    tokens: Sequence[Sequence[Sequence[float]]]
+    seconds: float = math.nan
+
+    @property
+    def per_row(self) -> float:
+        """Mean tokens of a row's critiques."""
+        return sum(sum(counts) for row in self.tokens for counts in row) / len(self.tokens)
+
+    @property
+    def seconds_per_row(self) -> float:
+        """Mean seconds of a row."""
+        return self.seconds / len(self.tokens)
+
+    @property
+    def work(self) -> float:
+        """Unit in which seconds are shared out: one for reading a response, and one for each token."""
+        return sum(1 + sum(counts) for row in self.tokens for counts in row)
+
+    def seconds_of(self, tokens: float) -> float:
+        """Return a response's share of the seconds."""
+        return self.seconds * (1 + tokens) / self.work
+
+
+def token_counts(row_scores: Sequence[Sequence[Score]], critique_format: CritiqueFormat) -> list[list[list[int]]]:
+    """Count the tokens of critiques by row, response and critique. Journals keep them as text, without their ids."""
+    texts = [text for scores in row_scores for score in scores for text in score.critiques]
+    if not critique_format.critique or not texts:
+        counts = iter([0] * len(texts))
+    else:
+        counts = map(len, critique_format.tokenizer(texts, add_special_tokens=False)["input_ids"])
+    return [[[next(counts) for _ in score.critiques] for score in scores] for scores in row_scores]
+
+
+def costs_of(tokens: dict[Any, list[list[list[int]]]], seconds: float) -> dict[Any, Cost]:
+    """Share the seconds of scoring several sets out by the work of each."""
+    seconds = seconds or math.nan  # journals of earlier versions have none
+    total = sum(Cost(counts).work for counts in tokens.values()) or 1
+    return {key: Cost(counts, seconds * Cost(counts).work / total) for key, counts in tokens.items()}
+
+
+@dataclass(frozen=True)
+class ComputePoint:
+    """Accuracy on a set, and what it took; `setting` says how the model was used, `is_chosen` marks a cascade's threshold."""
+
+    dataset: str
+    model: str
+    setting: str
+    accuracy: Estimate
+    tokens: float  # per row
+    seconds: float = math.nan  # per row
+    is_chosen: bool = True
+
+    def summary(self) -> dict[str, Any]:
+        """Return the point in JSON form, without seconds, which differ from run to run."""
+        return {
+            "dataset": self.dataset,
+            "model": self.model,
+            "setting": self.setting,
+            "accuracy": self.accuracy.summary(),
+            "tokens_per_row": self.tokens,
+            "is_chosen": self.is_chosen,
+        }
+
+
+def points_of_critiques(
+    model: str, evaluation: Evaluation, curves: Sequence[tuple[SelfConsistency, Cost]]
+) -> Iterator[ComputePoint]:
+    """Yield the points of self-consistency: 1, 2, 4, … critiques of each temperature, and all."""
+    for found, cost in curves:
+        count = found.num_critiques
+        for k in sorted({2**power for power in range(count.bit_length())} | {count}):
+            curve = found.everything
+            accuracy = Estimate(curve.accuracy[k - 1], curve.rows, curve.intervals[k - 1])
+            share_of = k / count
+            setting = f"T = {found.temperature:g}, k = {k}"
+            yield ComputePoint(
+                evaluation.name, model, setting, accuracy, share_of * cost.per_row, share_of * cost.seconds_per_row
+            )
+
+
+def points_of_early_reads(model: str, evaluation: Evaluation, read_every: int, cost: Cost) -> Iterator[ComputePoint]:
+    """Yield the accuracy of the rewards read after k, 2k, … tokens of each critique, as far as any is that long."""
+    known = list(evaluation.known_rows(cost.tokens))
+    longest = max(
+        (len(read) for _, scores, _ in known for score in scores for read in score.partial_rewards), default=0
+    )
+    for place in range(longest - 1):
+        outcomes, spent = [], []
+        for row, scores, tokens in known:
+            rewards = np.array([_read_at(score, place) for score in scores])
+            outcomes.append(float((rewards[: row.num_chosen, None] > rewards[row.num_chosen :]).mean()))
+            spent.append(sum(min(count, (place + 1) * read_every) for counts in tokens for count in counts))
+        tokens, total = float(np.mean(spent)), cost.per_row
+        seconds = cost.seconds_per_row * tokens / total if total else math.nan
+        setting = f"read after {(place + 1) * read_every} tokens"
+        yield ComputePoint(evaluation.name, model, setting, share(outcomes), tokens, seconds)
+
+
+def _read_at(score: Score, place: int) -> float:
+    """Return the mean reward over critiques at a reading; the last one where a critique was shorter."""
+    return float(np.mean([read[min(place, len(read) - 1)] for read in score.partial_rewards]))
