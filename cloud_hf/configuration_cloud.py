@@ -110,7 +110,13 @@ class CLoudConfig(PreTrainedConfig):
     sub_configs = {"text_config": AutoConfig}  # pyright: ignore[reportAssignmentType]  # as transformers' own do
 
     # The Trainer predicts rewards alone
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "lm_loss", "lm_loss_sums", "lm_loss_counts"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [
+        "past_key_values",
+        "lm_loss",
+        "lm_loss_sums",
+        "lm_loss_counts",
+        "inner_rewards",
+    ]
 
     text_config: Any = None
     critique: bool = True

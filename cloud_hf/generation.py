@@ -249,7 +249,7 @@ class _RewardReader(StoppingCriteria):
             self.inner.append(self.reward_from_hidden(hidden_BH)[:, 0])
             if self.stop_when_stable is not None and len(self.inner) >= STABLE_READS:
                 last_SB = torch.stack(self.inner[-STABLE_READS:])
-                self.stable_B = (last_SB.amax(0) - last_SB.amin(0) < self.stop_when_stable) & ~self.ended_B
+                self.stable_B = (last_SB.amax(0) - last_SB.amin(0) < self.stop_when_stable) & ~self.ended()
 
     def inner_rewards(self) -> list[list[float]]:
         """Return the rewards read at every `read_every`-th token, per row; those after its end mean nothing."""

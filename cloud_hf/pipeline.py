@@ -114,7 +114,7 @@ class CLoudPipeline(Pipeline):
     def postprocess(self, score: Score) -> dict[str, Any]:
         """Convert a score to plain data."""
         fields = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(score).items()}
-        del fields["critique_ids"]
+        del fields["critique_ids"], fields["partial_rewards"]
         return fields
 
     def save_pretrained(self, save_directory, **kwargs):

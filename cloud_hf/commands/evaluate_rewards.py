@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..card_results import add_results
 from ..data.journal import Journal
-from ..evaluation.analysis import Robustness, assess_self_consistency, assess_uncertainty, probe_rows
+from ..evaluation.analysis import Robustness, assess_anytime, assess_self_consistency, assess_uncertainty, probe_rows
 from ..evaluation.cascades import check_rows
 from ..evaluation.compute import costs_of, token_counts
 from ..evaluation.ensembles import read_ensembles
@@ -135,6 +135,9 @@ def evaluate(
             sampled, sampled_costs = sample_critiques(
                 journaled, evaluations, with_sides, by_length, options, args, critique_format
             )
+        anytime = {}
+        if critique_format.critique and args.read_every is not None:
+            anytime = assess_anytime(results.evaluations, critique_format, args.read_every)
         parts = list(with_sides.values())
         robustness = Robustness(
             assess_uncertainty(results.evaluations, sampled),
@@ -151,6 +154,7 @@ def evaluate(
                 sort_by_length=by_length,
                 **options,
             ),
+            anytime,
         )
     return replace(
         results, robustness=robustness, sampled=sampled, critiques=critiques, costs=costs, sampled_costs=sampled_costs

@@ -12,6 +12,7 @@ import numpy as np
 from ..critique_format import CritiqueFormat
 from ..scoring import Score
 from .fitting import FittedRows
+from .metrics.anytime import Anytime, Reading, accuracy_against_tokens
 from .metrics.calibration import Calibration, Statistic, calibrate, estimate, log_loss
 from .metrics.selective_accuracy import SelectiveAccuracy, selective_accuracy
 from .metrics.self_consistency import SelfConsistency, self_consistency
@@ -87,6 +88,7 @@ class Robustness:
     # One entry per temperature; empty for a classic model
     self_consistency: dict[str, list[SelfConsistency]] = field(default_factory=dict)
     probes: list[ProbeResult] = field(default_factory=list)
+    anytime: dict[str, Anytime] = field(default_factory=dict)  # with `read_every`, for models that write critiques
 
     def summary(self, model: str) -> dict[str, list[dict[str, Any]]]:
         """Return the results in JSON form."""
@@ -96,6 +98,10 @@ class Robustness:
                 {"model": model, "dataset": name, **part.summary()}
                 for name, parts in getattr(self, kind).items()
                 for part in parts
+            ]
+        if self.anytime:
+            found["anytime"] = [
+                {"model": model, "dataset": name, **part.summary()} for name, part in self.anytime.items()
             ]
         return {**found, "probes": [{"model": model, **part.summary()} for part in self.probes]}
 
@@ -161,6 +167,27 @@ def assess_self_consistency(
                 log_likelihoods=likelihoods if has_likelihoods else None,
             )
             found.setdefault(evaluation.name, []).append(curves)
+    return found
+
+
+def assess_anytime(
+    evaluations: Sequence[Evaluation], critique_format: CritiqueFormat, read_every: int
+) -> dict[str, Anytime]:
+    """Compute each set's accuracy against tokens read, for scores with partial rewards. Unknown subsets are excluded."""
+    found = {}
+    for evaluation in evaluations:
+        known = list(evaluation.known_rows())
+        if not known:
+            continue
+        # Journals keep critiques as text, without their ids
+        texts = [text for _, scores in known for score in scores for text in score.critiques]
+        lengths = iter(map(len, critique_format.tokenizer(texts, add_special_tokens=False)["input_ids"]))
+        rows = [
+            [[Reading(rewards, next(lengths)) for rewards in score.partial_rewards] for score in scores]
+            for _, scores in known
+        ]
+        num_chosen = [row.num_chosen for row, _ in known]
+        found[evaluation.name] = accuracy_against_tokens(rows, num_chosen, read_every)
     return found
 
 

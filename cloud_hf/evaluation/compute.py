@@ -5,13 +5,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from ..critique_format import CritiqueFormat
 from ..scores import Score
+from .metrics.anytime import Anytime
 from .metrics.self_consistency import SelfConsistency
 from .outcomes import Evaluation
-from .stats import Estimate, share
+from .stats import Estimate
 
 
 @dataclass(frozen=True)
@@ -106,24 +105,12 @@ def points_of_critiques(
             )
 
 
-def points_of_early_reads(model: str, evaluation: Evaluation, read_every: int, cost: Cost) -> Iterator[ComputePoint]:
-    """Yield the accuracy of the rewards read after k, 2k, … tokens of each critique, as far as any is that long."""
-    known = list(evaluation.known_rows(cost.tokens))
-    longest = max(
-        (len(read) for _, scores, _ in known for score in scores for read in score.partial_rewards), default=0
-    )
-    for place in range(longest - 1):
-        outcomes, spent = [], []
-        for row, scores, tokens in known:
-            rewards = np.array([_read_at(score, place) for score in scores])
-            outcomes.append(float((rewards[: row.num_chosen, None] > rewards[row.num_chosen :]).mean()))
-            spent.append(sum(min(count, (place + 1) * read_every) for counts in tokens for count in counts))
-        tokens, total = float(np.mean(spent)), cost.per_row
-        seconds = cost.seconds_per_row * tokens / total if total else math.nan
-        setting = f"read after {(place + 1) * read_every} tokens"
-        yield ComputePoint(evaluation.name, model, setting, share(outcomes), tokens, seconds)
-
-
-def _read_at(score: Score, place: int) -> float:
-    """Return the mean reward over critiques at a reading; the last one where a critique was shorter."""
-    return float(np.mean([read[min(place, len(read) - 1)] for read in score.partial_rewards]))
+def points_of_early_reads(model: str, evaluation: Evaluation, found: Anytime, cost: Cost) -> Iterator[ComputePoint]:
+    """Yield the points of critiques that are read up to a number of tokens."""
+    responses = sum(len(row.responses) for row in evaluation.rows) / len(evaluation.rows)
+    for point in found.points:
+        if point.limit is not None:
+            tokens = point.tokens.value * responses
+            seconds = cost.seconds_per_row * tokens / cost.per_row if cost.per_row else math.nan
+            setting = f"read to {point.limit} tokens"
+            yield ComputePoint(evaluation.name, model, setting, point.accuracy, tokens, seconds)

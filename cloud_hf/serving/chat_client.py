@@ -10,7 +10,7 @@ from .client import CLoudClient
 
 # The token that closes a critique, and the one that carries the reward
 _CLOSING_TOKENS = 2
-# What vLLM's server makes of minus infinity
+# What vLLM's server makes of lower logprobs
 _NO_LOGPROB = -9999.0
 
 

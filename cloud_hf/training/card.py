@@ -193,6 +193,8 @@ def _training_section(trainer: Any, dataset_name: str | None) -> str:
     if trainer.kind is not CRITIC:
         weight = args.lm_loss_weight if trainer.kind is not CLASSIC else "none: it writes no critiques"
         facts |= {"Bradley-Terry weight": args.bradley_terry_weight, "λ (weight of the critique LM loss)": weight}
+        if args.partial_reward_weight:
+            facts["Weight of the loss inside critiques"] = args.partial_reward_weight
     facts |= {
         "Learning rate": f"{args.learning_rate:g}, {SchedulerType(args.lr_scheduler_type).value}",
         "Batch": f"{rows_per_step(args)} {rows} per step",

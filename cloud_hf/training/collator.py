@@ -1,5 +1,6 @@
 """Collate encoded pairs into padded or concatenated batches."""
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,11 +35,18 @@ class DataCollatorForCLoud(DataCollatorForPreference):
             Whether to flatten the batch.
         shared_prompt (`bool`, *optional*, defaults to `False`):
             Whether to flatten the batch, with one copy of each prefix that several sequences share.
+        inner_rewards (`int`, *optional*, defaults to `0`):
+            Number of tokens inside each critique at which to read the reward as well: `inner_positions` of shape
+            `(2 * pairs, inner_rewards)`.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of these tokens, which depend on nothing else but the pair.
     """
 
     critique: bool = True
     padding_free: bool = False
     shared_prompt: bool = False
+    inner_rewards: int = 0
+    seed: int = 0
 
     @property
     def flattens(self) -> bool:
@@ -70,9 +78,29 @@ class DataCollatorForCLoud(DataCollatorForPreference):
                     padding_side="right",
                     pad_to_multiple_of=self.pad_to_multiple_of,
                 )
+        if self.inner_rewards:
+            before_BR = np.concatenate([self._before_the_end(examples, side) for side in SIDES])
+            batch["inner_positions"] = batch["reward_positions"][:, None] - torch.from_numpy(before_BR)
         if "cut" in examples[0]:
             batch["cut"] = torch.tensor([example["cut"] for example in examples])
         return batch
+
+    def _before_the_end(self, examples: list[dict[str, Any]], side: str) -> np.ndarray:
+        """Return how far before its end of turn each critique is read, at the same fractions for both sides of a pair."""
+        lengths = np.array(
+            [len(example[f"{side}_ids"]) - example[f"{side}_prefix_length"] - 1 for example in examples]
+        )
+        fractions_PR = np.stack([_inner_fractions(example, self.inner_rewards, self.seed) for example in examples])
+        tokens_PR = np.ceil(fractions_PR * lengths[:, None]).astype(int).clip(1)
+        return (lengths[:, None] + 1 - tokens_PR).clip(0)
+
+
+def _inner_fractions(example: dict[str, Any], count: int, seed: int) -> np.ndarray:
+    """Draw a fraction from each of `count` equal parts of a critique, from the ids of both sides: order and shards do not matter."""
+    ids = tuple(tuple(example[f"{side}_ids"]) for side in SIDES)
+    digest = hashlib.blake2b(f"{seed}/{ids}".encode(), digest_size=8).digest()
+    generator = np.random.default_rng(int.from_bytes(digest, "big"))
+    return (np.arange(count) + generator.random(count)) / count
 
 
 def _sequences(examples: list[dict[str, Any]]) -> list[TokenSequence]:

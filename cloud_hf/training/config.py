@@ -66,6 +66,10 @@ class CLoudTrainingConfig(RewardConfig):
             at 70B.
         bradley_terry_weight (`float`, *optional*, defaults to `1.0`):
             Weight of the Bradley-Terry loss.
+        partial_reward_weight (`float`, *optional*, defaults to `0.0`):
+            Weight of the Bradley-Terry loss at tokens inside the critiques, for models whose reward is read before the critique ends
+            (`read_every`). Each pair has four tokens per critique, at the same fractions of both; they are drawn with `seed` from the
+            pair's text.
         lm_loss_chunks (`int`, *optional*):
             Number of pieces in which the logits of a batch's critiques are computed. One is fastest; more take less
             memory but compute the logits twice. Defaults to one piece per 16,384 entries of the vocabulary.
@@ -84,12 +88,13 @@ class CLoudTrainingConfig(RewardConfig):
     token_budget: int | None = None
     lm_loss_weight: float = 1.25
     bradley_terry_weight: float = 1.0
+    partial_reward_weight: float = 0.0
     lm_loss_chunks: int | None = None
 
     def __post_init__(self):
         check_policy(self.overlong_policy, TRAINING_POLICIES)
         check_bad_rows(self.bad_rows)
-        for name in ("lm_loss_weight", "bradley_terry_weight"):
+        for name in ("lm_loss_weight", "bradley_terry_weight", "partial_reward_weight"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it must be a number of at least 0.")
         check_bounds(self, max_length=1, token_budget=1, lm_loss_chunks=1)
@@ -110,6 +115,11 @@ class CLoudTrainingConfig(RewardConfig):
         if not self.critique and self.lm_loss_chunks is not None:
             raise ValueError(
                 "`lm_loss_chunks` is set, but a classic model has no critique loss (`critique` is False)."
+            )
+        if self.partial_reward_weight and not (self.critique and self.format == "cloud"):
+            raise ValueError(
+                f"`partial_reward_weight` is {self.partial_reward_weight}, but the reward is read inside critiques only by a CLoud model "
+                "with `format` 'cloud'."
             )
         flattened = [name for name in ("padding_free", "shared_prompt") if getattr(self, name)]
         if flattened and self.neftune_noise_alpha is not None:

@@ -26,7 +26,9 @@ def launch_settings(args: TrainingArguments) -> dict[str, Any]:
     not have are `None`: stage 1 has neither a token budget nor λ.
     """
     settings = {**args.to_dict(), "strategy": strategy_of(args), "world_size": args.world_size}
-    return {name: settings.get(name) for name in _SETTINGS}
+    # `None` where unused, as in checkpoints of earlier releases
+    partial = settings.get("partial_reward_weight") or None
+    return {**{name: settings.get(name) for name in _SETTINGS}, "partial_reward_weight": partial}
 
 
 def rows_per_step(args: TrainingArguments) -> int:

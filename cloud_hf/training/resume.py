@@ -302,9 +302,9 @@ def find_checkpoint(args: TrainingArguments, asked: str | bool, **trained) -> Pa
     _check_files(folder, record["files"])
     written = {**record, **record["launch"]}
     differences = [
-        f"`{name}` was {written[name]}, is {value}"
+        f"`{name}` was {written.get(name)}, is {value}"
         for name, value in {**launch_settings(args), **trained}.items()
-        if written[name] != value
+        if written.get(name) != value
     ]
     if differences:
         raise ValueError(

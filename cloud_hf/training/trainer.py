@@ -49,6 +49,9 @@ from .throughput import LogsThroughput
 # Options that are stored in the model's config, and must not change once the model exists
 _MODEL_OPTIONS = ("critique", "critique_prompt", "critique_role", "keep_thinking", "format")
 
+# Tokens inside each critique that `partial_reward_weight` trains
+_INNER_REWARDS = 4
+
 
 class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, RewardTrainer):
     r"""
@@ -58,8 +61,9 @@ class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, 
 
         bradley_terry_weight * mean over pairs of -log sigmoid(r(chosen) - r(rejected) - margin)
         + lm_loss_weight * mean over labelled tokens of the cross-entropy of the critiques
+        + partial_reward_weight * the first mean, of rewards read inside the critiques
 
-    Both means are taken over the complete step, across all micro-batches and ranks, so gradient accumulation and data
+    The means are taken over the complete step, across all micro-batches and ranks, so gradient accumulation and data
     parallelism do not change the loss. TRL's `margin` column and `center_rewards_coefficient` work as in [`~trl.RewardTrainer`].
 
     Args:
@@ -269,7 +273,8 @@ class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, 
         result: Any = super().compute_loss(model, inputs, return_outputs=True)
         pairwise_loss, outputs = result
         lm_loss = pairwise_loss.new_zeros(()) if outputs.lm_loss is None else outputs.lm_loss
-        self._add_metrics(inputs, cut, outputs)
+        partial_P = self._partial_losses(inputs, outputs)
+        self._add_metrics(inputs, cut, outputs, partial_P)
         if num_items_in_batch is None:  # called outside the Trainer's loops: means over this batch
             share = torch.ones(2, device=pairwise_loss.device)
         else:
@@ -278,12 +283,24 @@ class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, 
         loss = (
             self.args.bradley_terry_weight * pairwise_loss * share[0] + self.args.lm_loss_weight * lm_loss * share[1]
         )
+        if partial_P is not None:
+            loss = loss + self.args.partial_reward_weight * partial_P.mean() * share[0]
         return (loss, outputs) if return_outputs else loss
+
+    def _partial_losses(self, inputs: dict[str, torch.Tensor], outputs: Any) -> torch.Tensor | None:
+        """Compute each pair's mean Bradley-Terry loss over the tokens inside its critiques."""
+        if outputs.inner_rewards is None:
+            return None
+        chosen_PR, rejected_PR = outputs.inner_rewards.chunk(2)
+        margin = inputs["margin"][:, None] if "margin" in inputs else 0.0
+        return -F.logsigmoid(chosen_PR - rejected_PR - margin).mean(1)
 
     # ------------------------------------------------------------------------------------------------------- metrics
 
     @torch.no_grad()
-    def _add_metrics(self, inputs: dict[str, torch.Tensor], cut: torch.Tensor | None, outputs: Any):
+    def _add_metrics(
+        self, inputs: dict[str, torch.Tensor], cut: torch.Tensor | None, outputs: Any, partial_P: torch.Tensor | None
+    ):
         """Add to the sums behind `_take_means`. Sums, unlike means of means, do not depend on the batch size."""
         chosen, rejected = outputs.logits[:, 0].detach().chunk(2)
         columns = {
@@ -298,6 +315,8 @@ class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, 
         if outputs.lm_loss is not None:
             columns["lm_loss"] = sum(outputs.lm_loss_sums.chunk(2))
             columns["tokens"] = sum(outputs.lm_loss_counts.chunk(2))
+        if partial_P is not None:
+            columns["partial_pairwise_loss"] = partial_P
         if self.args.center_rewards_coefficient is not None:
             columns["centring"] = (chosen + rejected).square()
         if cut is not None:
@@ -330,8 +349,9 @@ class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, 
     def _joint_loss(self, means: dict[str, float]) -> float:
         """Weight an evaluation's means over pairs and tokens as training does; remove `centring` from them."""
         centring = (self.args.center_rewards_coefficient or 0.0) * means.pop("centring", 0.0)
-        lm_loss = self.args.lm_loss_weight * means.get("lm_loss", 0.0)
-        return self.args.bradley_terry_weight * (means["pairwise_loss"] + centring) + lm_loss
+        others = self.args.lm_loss_weight * means.get("lm_loss", 0.0)
+        others += self.args.partial_reward_weight * means.get("partial_pairwise_loss", 0.0)
+        return self.args.bradley_terry_weight * (means["pairwise_loss"] + centring) + others
 
     def _uses_lm_head(self) -> bool:
         return self.model.config.critique
@@ -455,12 +475,20 @@ def _prepare_batches(
         )
     if args.padding_free or args.shared_prompt:
         model.prepare_for_segments(args.shared_prompt)
+    if args.partial_reward_weight and model.config.format != "cloud":
+        raise ValueError(
+            "`partial_reward_weight`: a model with `format` 'reference' reads no reward inside critiques."
+        )
+    if args.partial_reward_weight and data_collator is not None:
+        raise ValueError("`partial_reward_weight` chooses the tokens in the batches itself: omit `data_collator`.")
     return data_collator or DataCollatorForCLoud(
         pad_token_id=pad,  # padding is masked, so any id of the vocabulary works
         pad_to_multiple_of=pad_to_multiple_of,
         critique=model.config.critique,
         padding_free=args.padding_free,
         shared_prompt=args.shared_prompt,
+        inner_rewards=_INNER_REWARDS if args.partial_reward_weight else 0,
+        seed=args.seed,
     )
 
 

@@ -46,9 +46,10 @@ def expected(models, name, **options):
 
 def test_one_response(models, capsys):
     options = ("--prompt", ROWS[0]["prompt"], "--response", "4", "--max_new_tokens", 5)
-    [found] = run(capsys, "--model", models / "cloud", *options)
-    score, _ = expected(models, "cloud", max_new_tokens=5)
+    [found] = run(capsys, "--model", models / "cloud", "--read_every", 2, *options)
+    score, _ = expected(models, "cloud", max_new_tokens=5, read_every=2)
     assert found.pop("reward") == pytest.approx(score.reward, abs=1e-5)
+    assert found.pop("partial_rewards") == [pytest.approx(rewards, abs=1e-5) for rewards in score.partial_rewards]
     assert found == {"critique": score.critique, "finish_reason": score.finish_reasons[0]}
     [found] = run(capsys, "--model", models / "classic", *options)
     assert found == {"reward": pytest.approx(expected(models, "classic")[0].reward, abs=1e-5)}

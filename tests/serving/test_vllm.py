@@ -200,7 +200,7 @@ def test_rewards_are_read_while_critiques_are_written(pair):
     assert {len(score.partial_rewards[0]) for score in ours} == {1, 2, 3, 4}
     for score, other in zip(ours, theirs, strict=True):
         assert score.critique_ids == other.critique_ids and score.finish_reasons == other.finish_reasons
-        assert score.partial_rewards[0] == pytest.approx(other.partial_rewards[0], abs=1e-5)
+        assert score.partial_rewards[0] == pytest.approx(other.partial_rewards[0], abs=1e-5, rel=1e-5)
         assert score.partial_rewards[0][-1] == score.reward
     sampled = engine.score(chats[:2], ANSWERS[:2], num_critiques=3, temperature=1.0, **options)
     for chat, answer, score in zip(chats, ANSWERS, sampled, strict=False):
@@ -209,7 +209,7 @@ def test_rewards_are_read_while_critiques_are_written(pair):
             [chat], [answer], critiques=[list(score.critiques)], read_every=4
         )
         for rewards, others in zip(again.partial_rewards, other.partial_rewards, strict=True):
-            assert rewards == pytest.approx(others, abs=1e-5)
+            assert rewards == pytest.approx(others, abs=1e-5, rel=1e-5)
     with pytest.raises(ValueError, match="`stop_when_stable` needs transformers"):
         engine.score(chats[:1], ANSWERS[:1], stop_when_stable=0.1, **options)
 
@@ -395,7 +395,7 @@ def test_a_single_token_has_no_reward(pair):
     _, engine, _ = pair
     prompt = {"prompt_token_ids": list(engine.critique_format.encode_prefix("x", "y").input_ids)}
     [output] = engine.llm.generate([prompt], SamplingParams(max_tokens=1, logprobs=0), use_tqdm=False)
-    assert next(entry.logprob for entry in output.outputs[0].logprobs[0].values()) == float("-inf")
+    assert next(entry.logprob for entry in output.outputs[0].logprobs[0].values()) < -1e8
 
 
 @pytest.mark.parametrize("kind", ["classic", "reference", "adapter"])

@@ -19,10 +19,10 @@ from ..stats import share
 PICTURE = "accuracy_vs_compute.png"
 
 COMPUTE = f"""\
-Row accuracy, for candidates the worth of the choice among all of a problem, against the tokens of the critiques that a row's responses got, without prompts and end tokens; a model that writes none has 0.
-Self-consistency counts all k critiques, an ensemble those of its members, a judge all its tokens with the prompts. `compute.json` also
-has seconds per row, as far as they were measured: they differ from run to run, so they are in the picture and there only, and are shares of a
-model's total by tokens.
+Row accuracy (for candidates, the worth of the choice among all of a problem) against the tokens of the critiques of a row's responses, without
+prompts and end tokens; a model that writes none has 0. Self-consistency counts all k critiques, an ensemble those of its members, a judge all
+its tokens with the prompts. Seconds differ from run to run, so only the picture and `compute.json` have them: a model's total, shared out by
+tokens.
 
 ![accuracy against tokens and seconds]({PICTURE})"""
 
@@ -41,14 +41,13 @@ def compute_points(
     ensembles: Sequence[Ensemble] = (),
     cascades: Sequence[CascadeResult] = (),
     judged: JudgeReport | None = None,
-    read_every: int | None = None,
 ) -> list[ComputePoint]:
     """Gather the points of all models, ensembles, cascades and a judge on the sets with right and wrong responses."""
     points: list[ComputePoint] = []
     for name, found in results.items():
         if found.costs and not shown[name].startswith("cascade("):
             for evaluation, key in zip(found.evaluations, _with_sides(found), strict=True):
-                points += _points_of_model(shown[name], found, evaluation, key, read_every)
+                points += _points_of_model(shown[name], found, evaluation, key)
             points += _points_of_choices(shown[name], found, shown)
     for ensemble in ensembles:
         for evaluation in results[ensemble.name].evaluations:
@@ -74,7 +73,7 @@ def _with_sides(found: ModelResults) -> list[tuple[str, str]]:
 
 
 def _points_of_model(
-    name: str, found: ModelResults, evaluation: Evaluation, key: tuple[str, str], read_every: int | None
+    name: str, found: ModelResults, evaluation: Evaluation, key: tuple[str, str]
 ) -> Iterator[ComputePoint]:
     cost = found.costs[key]
     yield ComputePoint(
@@ -84,8 +83,8 @@ def _points_of_model(
         found.robustness.self_consistency.get(evaluation.name, []), found.sampled_costs.values(), strict=False
     )
     yield from points_of_critiques(name, evaluation, [(curve, costs[key]) for curve, costs in curves])
-    if read_every is not None:
-        yield from points_of_early_reads(name, evaluation, read_every, cost)
+    if (read := found.robustness.anytime.get(evaluation.name)) is not None:
+        yield from points_of_early_reads(name, evaluation, read, cost)
 
 
 def _points_of_choices(name: str, found: ModelResults, shown: Mapping[str, str]) -> Iterator[ComputePoint]:

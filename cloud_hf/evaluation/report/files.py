@@ -22,6 +22,7 @@ from ..metrics.pairs import PairEvaluation
 from ..outcomes import Evaluation, compare
 from ..sets import ModelResults
 from ..stats import json_safe
+from .anytime import anytime_sections, plot_anytime
 from .compute import PICTURE, compute_points, compute_sections
 from .plots import (
     plot_benchmarks,
@@ -168,7 +169,7 @@ def write_report(
         return [{"model": name, **entry} for name, found in results.items() for entry in summaries_of(found)]
 
     ensembles = [one for one in read_ensembles(args.ensembles, args.models) if one.name in results]
-    points = compute_points(results, shown, ensembles, cascades, judged, args.read_every)
+    points = compute_points(results, shown, ensembles, cascades, judged)
     names = names_without_folders(args, shown)
     run = rename(environment(args) | {"sets": list(sets)}, names)
     page = {
@@ -287,6 +288,7 @@ def robustness_sections(
             plot_rejection(shown, output_dir / rejections[name], models)
     certainties = {name: {model: found.uncertainty[name] for model, found in results.items()} for name in names}
     sections = self_consistency_sections(curves) if curves else []
+    sections += _anytime_sections(results, names, output_dir, models)
     sections += uncertainty_sections(certainties, rejections, _RELIABILITY)
     # Ensembles are not probed
     probed = {model: found.probes for model, found in results.items() if found.probes}
@@ -295,3 +297,16 @@ def robustness_sections(
         if has_measures(by_model):
             plot_probe(by_model, output_dir / probe_picture(by_model), models)
     return [*sections, *(probe_sections(probes) if probes else [])]
+
+
+def _anytime_sections(
+    results: Mapping[str, Robustness], names: Sequence[str], output_dir: Path, models: Sequence[str]
+) -> list[Section]:
+    """Draw the plots of accuracy against tokens read, and make their sections."""
+    found = {
+        name: {model: part.anytime[name] for model, part in results.items() if name in part.anytime} for name in names
+    }
+    found = {name: by_model for name, by_model in found.items() if by_model}
+    for name, by_model in found.items():
+        plot_anytime(by_model, output_dir / picture_name("anytime", name), models)
+    return anytime_sections(found) if found else []

@@ -1,0 +1,98 @@
+"""Accuracy against tokens read: what a model's rewards are worth if its critiques are read only up to some length."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from ..stats import Estimate, json_safe, mean_estimate, share
+
+
+@dataclass(frozen=True)
+class Reading:
+    """
+    A critique of `tokens` tokens and its rewards: after 1, 2, … times `read_every` tokens, and last at its end.
+
+    Examples:
+
+    ```python
+    >>> reading = Reading((0.5, 1.0, 2.0), tokens=40)
+    >>> reading.at(32, read_every=16), reading.at(100, read_every=16)
+    ((1.0, 32), (2.0, 40))
+    ```
+    """
+
+    rewards: tuple[float, ...]
+    tokens: int
+
+    def at(self, limit: int | None, read_every: int) -> tuple[float, int]:
+        """Return the last reward within `limit` tokens, and the tokens read for it. `None` stands for the complete critique."""
+        inner = len(self.rewards) - 1
+        if limit is None or limit // read_every > inner:
+            return self.rewards[-1], max(self.tokens, inner * read_every)
+        return self.rewards[limit // read_every - 1], limit // read_every * read_every
+
+
+@dataclass(frozen=True)
+class AnytimePoint:
+    """Accuracy if at most `limit` tokens of each critique are read (`None`: all)."""
+
+    limit: int | None
+    accuracy: Estimate  # share of right and wrong responses of a row in the right order; ties are not
+    tokens: Estimate  # read per response
+
+
+@dataclass(frozen=True)
+class Anytime:
+    """Accuracy against tokens read, of a model on a set."""
+
+    read_every: int
+    points: list[AnytimePoint]  # limits double from `read_every`, and the last point has the complete critiques
+
+    def summary(self) -> dict[str, Any]:
+        """Return the points in JSON form."""
+        return json_safe(self)
+
+
+# The critiques of each response of a row
+RowReadings = Sequence[Sequence[Reading]]
+
+
+def accuracy_against_tokens(
+    rows: Sequence[RowReadings], num_chosen: Sequence[int], read_every: int, limits: Sequence[int] | None = None
+) -> Anytime:
+    """
+    Compute pair accuracy by the most tokens read of each critique.
+
+    Args:
+        rows (`Sequence[RowReadings]`):
+            The critiques of each row's responses, right ones first. A response's reward is the mean over its critiques.
+        num_chosen (`Sequence[int]`):
+            Number of right responses of each row.
+        read_every (`int`):
+            Tokens between readings.
+        limits (`Sequence[int]`, *optional*):
+            Most tokens read, at least `read_every`. Default to its multiples by 1, 2, 4, … within the longest critique.
+
+    Raises:
+        `ValueError`: If a limit is below `read_every`.
+    """
+    if limits is None:
+        steps = max(len(reading.rewards) - 1 for row in rows for readings in row for reading in readings)
+        limits = [read_every << power for power in range(steps.bit_length())]
+    if limits and min(limits) < read_every:
+        raise ValueError(f"`limits` has {min(limits)}; no reward is read before token {read_every}, `read_every`.")
+    points = [_point(rows, num_chosen, read_every, limit) for limit in (*limits, None)]
+    return Anytime(read_every, points)
+
+
+def _point(rows: Sequence[RowReadings], num_chosen: Sequence[int], read_every: int, limit: int | None) -> AnytimePoint:
+    outcomes, tokens = [], []
+    for row, count in zip(rows, num_chosen, strict=True):
+        found = [[reading.at(limit, read_every) for reading in readings] for readings in row]
+        rewards = np.array([fmean(reward for reward, _ in readings) for readings in found])
+        outcomes.append(float((rewards[:count, None] > rewards[None, count:]).mean()))
+        tokens.append(fmean(sum(read for _, read in readings) for readings in found))
+    return AnytimePoint(limit, share(outcomes), mean_estimate(tokens))

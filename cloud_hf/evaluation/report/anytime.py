@@ -1,0 +1,62 @@
+"""Section and plot of a report: accuracy against tokens read."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+
+from .style import WIDTH, add_grid, styles_of  # isort: skip  # before pyplot: chooses the backend
+from matplotlib import pyplot as plt
+
+from ..formatting import Form, Section, Table, picture_name, show_estimate
+from ..metrics.anytime import Anytime
+from .plots import save
+
+
+ANYTIME = """\
+Each critique is read up to a number of tokens: the reward is the last one read by then, or the critique's own where it ends before. The
+accuracy is that of rows (share of right and wrong responses in the right order), the tokens are the mean over responses, both with 95 %
+intervals over rows."""
+
+# By model
+AnytimeResults = Mapping[str, Anytime]
+
+
+def anytime_sections(by_dataset: Mapping[str, AnytimeResults]) -> list[Section]:
+    """Make the sections on accuracy against tokens read, by set and model."""
+    sections = [Section("Accuracy against tokens read", ANYTIME)]
+    for name, by_model in by_dataset.items():
+        rows = [
+            [
+                model,
+                "all" if point.limit is None else f"at most {point.limit}",
+                show_estimate(point.tokens, Form(digits=1), with_n=False),
+                show_estimate(point.accuracy),
+            ]
+            for model, found in by_model.items()
+            for point in found.points
+        ]
+        table = Table(["model", "tokens of a critique", "tokens per response", "accuracy"], rows)
+        picture = {picture_name("anytime", name): "accuracy against tokens read"}
+        sections.append(Section(f"Accuracy against tokens read: {name}", tables=[table], pictures=picture, level=3))
+    return sections
+
+
+def plot_anytime(by_model: AnytimeResults, path: Path, models: Sequence[str] = ()):
+    """Draw each model's accuracy by the mean tokens read per response, with 95 % intervals. The last point has complete critiques."""
+    figure, axes = plt.subplots(figsize=(WIDTH, 4.6))
+    styles = styles_of(by_model, models)
+    for model, found in by_model.items():
+        tokens = [point.tokens.value for point in found.points]
+        values = 100 * np.array([point.accuracy.value for point in found.points])
+        # An estimate without an interval is a point
+        ends = [point.accuracy.ci95 or (point.accuracy.value,) * 2 for point in found.points]
+        reach = np.abs(100 * np.array(ends).T - values)
+        axes.errorbar(tokens, values, reach, label=model, linestyle=styles[model].line, **styles[model].points())
+    n = max(found.points[-1].accuracy.n for found in by_model.values())
+    axes.set(
+        xlabel="critique tokens read per response (mean)", ylabel=f"row accuracy (%)\nwith 95 % interval over {n} rows"
+    )
+    add_grid(axes)
+    save(figure, axes, path)

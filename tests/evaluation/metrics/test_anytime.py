@@ -1,0 +1,37 @@
+import pytest
+
+from cloud_hf.evaluation.metrics.anytime import Reading, accuracy_against_tokens
+
+
+def row(*responses):
+    return [[Reading(tuple(rewards), tokens) for rewards, tokens in critiques] for critiques in responses]
+
+
+# Read every 4 tokens: the first pair is right from token 8, the second until its critique ends
+ROWS = [
+    row([([0.0, 2.0, 2.0, 3.0], 14)], [([1.0, 1.0, 1.0], 9)]),
+    row([([1.0, 0.5], 6)], [([0.0, 0.75], 4)]),
+]
+
+
+def test_accuracy_and_tokens_by_hand():
+    found = accuracy_against_tokens(ROWS, [1, 1], 4)
+    assert [point.limit for point in found.points] == [4, 8, None]
+    assert [point.accuracy.value for point in found.points] == [0.5, 0.5, 0.5]
+    assert [point.tokens.value for point in found.points] == [4.0, (8 + (6 + 4) / 2) / 2, ((14 + 9) / 2 + 5) / 2]
+    [first] = accuracy_against_tokens(ROWS[:1], [1], 4, limits=[]).points
+    assert first.limit is None and first.accuracy.value == 1.0
+    # Limits between readings read as far as the last one before
+    assert accuracy_against_tokens(ROWS, [1, 1], 4, limits=[11]).points[0].tokens == found.points[1].tokens
+
+
+def test_several_critiques_and_right_responses_are_averaged():
+    several = row([([0.0, 4.0], 5), ([2.0, 2.0], 5)], [([3.0, 3.0], 4)], [([0.5, 3.0], 7)])
+    early, complete = accuracy_against_tokens([several], [2], 4).points
+    assert early.accuracy.value == 1.0 and early.tokens.value == (8 + 4 + 4) / 3
+    assert complete.accuracy.value == 0.0 and complete.tokens.value == (10 + 4 + 7) / 3  # ties are not right
+
+
+def test_a_limit_before_the_first_reading_is_refused():
+    with pytest.raises(ValueError, match="`limits` has 3; no reward is read before token 4"):
+        accuracy_against_tokens(ROWS, [1, 1], 4, limits=[8, 3])
