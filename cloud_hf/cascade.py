@@ -309,8 +309,9 @@ class CascadeScorer:
             for row, reward in zip(of, one.rewards, strict=True)
         }
         scores = [_with_reward(last[row], rewards[row]) for row in range(len(responses))]
-        for row, score in enumerate(scores if on_score is not None else ()):
-            on_score(row, score)
+        if on_score is not None:
+            for row, score in enumerate(scores):
+                on_score(row, score)
         return scores
 
     def _score(

@@ -32,6 +32,7 @@ LAUNCHERS = {"torchrun", "accelerate", "srun", "export"}
 
 # Commands that are not run, by a part of the command: why. Their options are checked all the same.
 NOT_RUN = {
+    "--cascade classic-rm,cloud-rm": "needs 40 rows; tests/commands/test_evaluate_rewards.py runs it",
     "--benchmarks reward_bench reward_bench_2": "downloads the official benchmarks",
     "--arena_hard lmarena-ai/arena-hard-auto-v0.1": "downloads ArenaHard; tests/commands/test_best_of_n_command.py runs it on files",
     "--mode oracle": "downloads the published data; tests/examples/test_build_official_ultra_llama.py runs it on files",

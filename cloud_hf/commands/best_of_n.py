@@ -6,16 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from ..arguments import check_bounds, documented
+from ..configuration_cloud import CLoudConfig
+from ..critique_format import CritiqueFormat
 from ..evaluation.arena_hard.arguments import Arena, ArenaHardArguments, gather_candidates, load_arena
 from ..evaluation.arena_hard.judge import Judged, judge_candidates
 from ..evaluation.candidates import ScoredSet, Scores, SetResult, arena_results, places_to_judge, replay_result
+from ..evaluation.compute import token_counts
 from ..evaluation.ensembles import Ensemble, read_ensembles
 from ..evaluation.environment import describe_set, environment, names_without_folders, opening, rename, spell_command
 from ..evaluation.fitting import FittedRows, fit_rows
 from ..evaluation.formatting import contents, file_name, picture_name
+from ..evaluation.halving import HalvingResult, compare_halving, read_halvings
 from ..evaluation.journaled_scorer import JournaledScorer, batches_by_length, default_chunk_size, open_score_journal
 from ..evaluation.metrics.best_of_n import Problem, load_problems
 from ..evaluation.report import Section, best_of_n_section, render
+from ..evaluation.report.compute import halving_section
 from ..evaluation.report.files import BEST_OF_N_VERSION, write_json, write_json_lines
 from ..evaluation.report.plots import plot_curves
 from ..evaluation.report.style import describe_styles
@@ -43,11 +48,15 @@ class BestOfNArguments(ArenaHardArguments, ScoringArguments):
         num_seeds (`int`, *optional*, defaults to `1`):
             Score with this many seeds, starting at `seed`, for a standard error over sampled critiques. Needs a
             `temperature` above 0. Classic models score once.
+        halving (`list[str]`, *optional*):
+            Also choose by successive halving, with critiques for the contenders only, and compare it with the full choice: a model with
+            several critiques, or `CHEAP,MODEL`, of which the cheap one drops half of the candidates first. Not on ArenaHard.
     """
 
     dataset_name: list[str] = field(default_factory=list)
     largest_n: int = 16
     num_seeds: int = 1
+    halving: list[str] = field(default_factory=list)
 
     def __post_init__(self):
         super().__post_init__()
@@ -59,6 +68,15 @@ class BestOfNArguments(ArenaHardArguments, ScoringArguments):
                 "`num_seeds` needs a `temperature` above 0: greedy critiques are identical for all seeds."
             )
         self.check_arena_hard()
+        for one in read_halvings(self.halving, self.models, self.num_critiques):
+            [name] = [name for name, short in short_names(self.models).items() if short == one.model]
+            config = self.read_config(name)
+            if not (isinstance(config, CLoudConfig) and config.critique):
+                raise ValueError(
+                    f"`halving` spends critiques of {one.model}, which writes none: name a CLoud model last."
+                )
+        if self.halving and not self.dataset_name:
+            raise ValueError("`halving` compares choices whose worth is known: give `dataset_name`.")
 
 
 ARGUMENTS = (BestOfNArguments,)
@@ -76,7 +94,8 @@ def main(args: BestOfNArguments):
     if arena is not None:
         folder = output_dir / "arena_hard_candidates"
         sets[ARENA_HARD], counts = gather_candidates(args, arena, args.seed, folder)
-    scored = score_all(sets, args)
+    scored, formats = score_all(sets, args)
+    halvings = compare_halvings([scored[name] for name in args.dataset_name], formats, args)
     results = [replay_result(scored[name], args.largest_n) for name in args.dataset_name]
     judged, unjudged = None, []
     if arena is not None and arena.judging is not None:
@@ -94,7 +113,7 @@ def main(args: BestOfNArguments):
         selected = [row for found in scored.values() for row in found.selected(name, votes.get(found.name))]
         write_json_lines(rename(selected, names), output_dir / file_name("selected", name, "jsonl"))
     described = [describe_set("problems", name, problems) for name, problems in sets.items()]
-    write_report(results, unjudged, counts, args, output_dir, described)
+    write_report(results, unjudged, counts, args, output_dir, described, halvings)
     if counts.get("failed"):
         print(
             f"{counts['failed']} question(s) or verdict(s) failed; see rejects.jsonl. Run the same command again to retry them."
@@ -102,16 +121,32 @@ def main(args: BestOfNArguments):
         raise SystemExit(3)
 
 
-def score_all(sets: dict[str, list[Problem]], args: BestOfNArguments) -> dict[str, ScoredSet]:
-    """Score all datasets with all models."""
+def compare_halvings(
+    scored: list[ScoredSet], formats: dict[str, CritiqueFormat], args: BestOfNArguments
+) -> list[HalvingResult]:
+    """Choose by successive halving on each set, and compare it with the full choice."""
+    results = []
+    for halving in read_halvings(args.halving, args.models, args.num_critiques):
+        for found in scored:
+            tokens = [token_counts(of_seed, formats[halving.model]) for of_seed in found.scores[halving.model]]
+            results.append(compare_halving(halving, found, tokens))
+    return results
+
+
+def score_all(
+    sets: dict[str, list[Problem]], args: BestOfNArguments
+) -> tuple[dict[str, ScoredSet], dict[str, CritiqueFormat]]:
+    """Score all datasets with all models. Also returns the models' formats, by short name."""
     shown, titles = short_names(args.models), short_names(args.dataset_name)
     fitted: dict[str, dict[str, FittedRows]] = {}
     scores: dict[str, dict[str, Scores]] = {}
+    formats: dict[str, CritiqueFormat] = {}
     for name in args.models:
-        fitted[shown[name]], scores[shown[name]] = score_with(name, shown[name], sets, args)
+        short = shown[name]
+        fitted[short], scores[short], formats[short] = score_with(name, short, sets, args)
     for ensemble in read_ensembles(args.ensembles, args.models):
         fitted[ensemble.name], scores[ensemble.name] = ensemble_scores(ensemble, fitted, scores)
-    return {
+    found = {
         name: ScoredSet.of(
             name,
             titles.get(name, name),
@@ -121,6 +156,7 @@ def score_all(sets: dict[str, list[Problem]], args: BestOfNArguments) -> dict[st
         )
         for name, problems in sets.items()
     }
+    return found, formats
 
 
 def ensemble_scores(
@@ -140,8 +176,8 @@ def ensemble_scores(
 
 def score_with(
     name: str, shown: str, sets: dict[str, list[Problem]], args: BestOfNArguments
-) -> tuple[dict[str, FittedRows], dict[str, Scores]]:
-    """Score all datasets with one model. Return the rows that fit its context, and their scores, by dataset."""
+) -> tuple[dict[str, FittedRows], dict[str, Scores], CritiqueFormat]:
+    """Score all datasets with one model. Return the rows that fit its context, and their scores, by dataset, and its format."""
     with (
         open_score_journal("best_of_n_journal", name, shown, args, SETTINGS) as journal,
         open_scorer(name, args, show_progress=False) as (scorer, critique_format, options),
@@ -166,7 +202,7 @@ def score_with(
             how = args.combine if critique_format.critique else "mean"
             for key, found in score_sets(journaled, fitted, titles, by_length, seeded, "candidate", how).items():
                 scores[key].append(found)
-    return fitted, scores
+    return fitted, scores, critique_format
 
 
 def judge(found: ScoredSet, arena: Arena, args: BestOfNArguments, folder: Path) -> Judged:
@@ -203,6 +239,7 @@ def write_report(
     args: BestOfNArguments,
     output_dir: Path,
     sets: list[dict[str, Any]],
+    halvings: list[HalvingResult],
 ):
     """Write report, plots and JSON; `unjudged` are notes on datasets without results, `sets` describe the candidates."""
     models = {shown: name for name, shown in short_names(args.models).items()}
@@ -215,6 +252,8 @@ def write_report(
             result.curves, result.yardsticks, result.quality, result.is_share, output_dir / picture, n, list(models)
         )
         sections.append(best_of_n_section(result, picture))
+    if halvings:
+        sections.append(halving_section(halvings))
     if unjudged:
         sections.append(Section(notes=unjudged))
     elif not results:
@@ -231,12 +270,15 @@ def write_report(
         "styles": describe_styles(list(models)),
         "arena_hard": counts,
         "unjudged": unjudged,
+        **({"halving": [one.summary() for one in halvings]} if halvings else {}),
         "results": [summary for result in results for summary in result.summaries(models)],
     }
     write_json(rename(json_safe(page), names), output_dir / "best_of_n.json")
     (output_dir / "best_of_n.md").write_text(render(sections), encoding="utf8")
     for result in results:
         print("", render([best_of_n_section(result)]), sep="\n")
+    if halvings:
+        print("", render([halving_section(halvings)]), sep="\n")
     for note in unjudged:
         print(note)
     print(f"Wrote best_of_n.md and best_of_n.json to {output_dir}. Next: cloud-hf serve {args.models[0]}")

@@ -8,6 +8,8 @@ from pathlib import Path
 from ..card_results import add_results
 from ..data.journal import Journal
 from ..evaluation.analysis import Robustness, assess_anytime, assess_self_consistency, assess_uncertainty, probe_rows
+from ..evaluation.cascades import check_rows
+from ..evaluation.compute import costs_of, token_counts
 from ..evaluation.ensembles import read_ensembles
 from ..evaluation.evaluation_arguments import SETTINGS, EvaluationArguments
 from ..evaluation.formatting import file_name
@@ -25,6 +27,7 @@ from ..evaluation.sets import (
     sample_critiques,
     score_sets,
     summarize,
+    summarize_cascade,
     summarize_ensemble,
     summarize_judge,
 )
@@ -41,6 +44,8 @@ def main(args: EvaluationArguments):
     names = [*args.dataset_name, *args.best_of_n, *args.reference_critiques]
     shown = short_names(args.models) | short_names(names)
     check_file_names(shown, args)
+    if args.cascade:
+        check_rows({part["name"]: part["rows"] for part in sets.describe() if part["kind"] != "critiques"})
     output_dir = Path(args.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     results, described, judged = {}, sets.describe(), None
@@ -64,8 +69,14 @@ def main(args: EvaluationArguments):
         shown[ensemble.name] = ensemble.name
         results[ensemble.name] = summarize_ensemble(ensemble, members, sets, args.group_column, shown)
         write_results(ensemble.name, results[ensemble.name], shown, output_dir)
-    if args.ensembles or judged:
-        write_report(results, args, shown, output_dir, described, judged)
+    cascades = []
+    for cascade in args.read_cascades():
+        shown[cascade.name] = cascade.name
+        results[cascade.name], found = summarize_cascade(cascade, members, sets, args.group_column, shown)
+        cascades += found
+        write_results(cascade.name, results[cascade.name], shown, output_dir)
+    if args.ensembles or args.cascade or judged:
+        write_report(results, args, shown, output_dir, described, judged, cascades)
     for name in args.models if args.update_card else ():
         settings = {key: getattr(args, key) for key in ("num_critiques", "temperature", "max_new_tokens")}
         found = card_results(results[name].evaluations, sets, settings, args.dataset_test_split)
@@ -110,15 +121,20 @@ def evaluate(
             journaled, fitted, {key: key[1] for key in fitted}, by_length, options, combine=combination
         )
         results = summarize(sets, fitted, row_scores, args.group_column, shown)
+        counts = {key: token_counts(found, critique_format) for key, found in row_scores.items()}
+        costs = costs_of(counts, journaled.seconds)
         critiques = [
             CritiqueResult.of(shown[dataset], part, row_scores["critiques", dataset], losses[dataset])
             for dataset, part in with_references.items()
         ]
         # Only these sets have right and wrong responses
         with_sides = {key: part for key, part in fitted.items() if key[0] in ("benchmark", "pairs")}
-        sampled = {}
+        sampled, sampled_costs = {}, {}
         if args.self_consistency and critique_format.critique:
-            sampled = sample_critiques(journaled, results.evaluations, with_sides, by_length, options, args)
+            evaluations = results.evaluations
+            sampled, sampled_costs = sample_critiques(
+                journaled, evaluations, with_sides, by_length, options, args, critique_format
+            )
         anytime = {}
         if critique_format.critique and args.read_every is not None:
             anytime = assess_anytime(results.evaluations, critique_format, args.read_every)
@@ -140,4 +156,6 @@ def evaluate(
             ),
             anytime,
         )
-    return replace(results, robustness=robustness, sampled=sampled, critiques=critiques)
+    return replace(
+        results, robustness=robustness, sampled=sampled, critiques=critiques, costs=costs, sampled_costs=sampled_costs
+    )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..arguments import check_bounds, documented
 from ..configuration_cloud import CLoudConfig
+from .cascades import Cascade, read_cascades, read_goal
 from .judges import JudgeServerArguments
 from .probes import check_probes
 from .scoring_arguments import ScoringArguments, check_named_once
@@ -56,6 +57,14 @@ class EvaluationArguments(JudgeServerArguments, ScoringArguments):
             Maximum number of rows per set that probes alter, drawn with `seed`.
         paraphrase_column (`str`, *optional*):
             Column of `dataset_name` with paraphrases of the prompt's last user message: text, a list, or null.
+        cascade (`list[str]`, *optional*):
+            Cascades of `models` to report as well, the cheapest stage first: `A,B`, or `A,B,B@4` with the mean of four of the critiques that
+            `self_consistency` samples. Threshold and weights are fitted on one half of a set's rows and used on the other.
+        cascade_goal (`str`, *optional*, defaults to `"loss=0.01"`):
+            What the threshold is chosen for on the other half: `accuracy=` (at least), `loss=` (at most, against the last stage
+            alone), `tokens=` (at most, per row) or `threshold=` itself.
+        cascade_one_at_a_time (`bool`, *optional*, defaults to `False`):
+            Let the stages after the first score one contender of a row at a time, so that one critique may settle a pair.
         chunk_size (`int`, *optional*):
             Responses passed to the backend per call; a killed run loses at most one chunk. Defaults to eight batches with
             transformers, otherwise to 4096.
@@ -80,6 +89,9 @@ class EvaluationArguments(JudgeServerArguments, ScoringArguments):
     probes: list[str] = field(default_factory=list)
     probe_rows: int = 200
     paraphrase_column: str | None = None
+    cascade: list[str] = field(default_factory=list)
+    cascade_goal: str = "loss=0.01"
+    cascade_one_at_a_time: bool = False
     chunk_size: int | None = None
     judge_mode: str = "pairwise"
     update_card: bool = False
@@ -121,11 +133,17 @@ class EvaluationArguments(JudgeServerArguments, ScoringArguments):
         self._check_probes()
         if self.self_consistency is not None:
             self._check_self_consistency()
+        self.read_cascades()
         if self.update_card and self.limit is not None:
             raise ValueError("`update_card` needs metrics over all rows; leave `limit` out.")
         for name in self.models if self.update_card else ():
             if not (Path(name) / "README.md").is_file():
                 raise ValueError(f"{name} is not a folder with a README.md, so `update_card` has no card to update.")
+
+    def read_cascades(self) -> list[Cascade]:
+        """Return the cascades. Raises `ValueError` if one is not usable."""
+        goal = read_goal(self.cascade_goal)
+        return read_cascades(self.cascade, self.models, goal, self.cascade_one_at_a_time, self.self_consistency)
 
     def _check_compare(self):
         check_named_once("compare", self.compare)

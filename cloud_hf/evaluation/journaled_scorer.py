@@ -1,8 +1,9 @@
 """Scoring that resumes after a crash: scores go into a journal as soon as their chunk is done."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from time import monotonic
 
 from tqdm.auto import tqdm
 
@@ -68,6 +69,8 @@ class JournaledScorer:
     journal: Journal
     chunk_size: int  # chats given to the backend at once
     title: str = "Scoring"  # label of the progress bar
+    # That the backend took for the chats of the last call, also in earlier runs
+    seconds: float = field(default=0.0, init=False)
 
     def score(
         self,
@@ -119,14 +122,19 @@ class JournaledScorer:
                 f"scores are kept in {self.journal.path}; run the same command again to continue, or use another `dtype` (and "
                 "output folder) if numbers overflow."
             )
-        return [_read_score(self.journal[key]) for key in keys]
+        values = [self.journal[key] for key in keys]
+        self.seconds = sum(value.get("seconds", 0.0) for value in dict(zip(keys, values, strict=True)).values())
+        return [_read_score(value) for value in values]
 
     def _score_chunk(self, chunk, keys, prompts, responses, options, bar: tqdm) -> list[int]:
         """Score the chats at these indices, and return the indices whose rewards are not finite."""
         if not chunk:
             return []
 
+        last = monotonic()
+
         def keep(index: int, score: Score):
+            nonlocal last
             value = {name: getattr(score, name) for name in ("rewards", "critiques", "finish_reasons")}
             if score.response_changed:
                 value["response_changed"] = True
@@ -134,6 +142,8 @@ class JournaledScorer:
                 value["partial_rewards"] = score.partial_rewards
             if score.log_likelihoods:
                 value["log_likelihoods"] = score.log_likelihoods
+            # Scores may come one by one, or all at the end: the sum is right
+            value["seconds"], last = round(monotonic() - last, 6), monotonic()
             self.journal.add(keys[chunk[index]], value)
             bar.update()
 

@@ -19,6 +19,8 @@ from ..data.rows import row_name
 from ..scoring import Score
 from .analysis import Robustness, assess_uncertainty, read_length
 from .benchmarks import LoadedBenchmark, load_benchmarks
+from .cascades import Cascade, CascadeResult, StagePart
+from .compute import Cost, costs_of, token_counts
 from .ensembles import Ensemble
 from .environment import describe_set
 from .evaluation_arguments import EvaluationArguments
@@ -68,7 +70,15 @@ class Sets:
         parts: list[tuple[tuple[str, str], Iterable[Any], Callable]] = [
             (
                 ("benchmark", found.name),
-                [{"id": row.id, "prompt": row.prompt, "responses": list(row.responses)} for row in found.rows],
+                [
+                    {
+                        "id": row.id,
+                        "prompt": row.prompt,
+                        "responses": list(row.responses),
+                        "num_chosen": row.num_chosen,
+                    }
+                    for row in found.rows
+                ],
                 itemgetter("responses"),
             )
             for found in self.benchmarks
@@ -219,6 +229,9 @@ class ModelResults:
     critiques: list[CritiqueResult] = field(default_factory=list)
     # The rows with right and wrong responses or candidates and their scores, by kind and name of the set, for ensembles
     parts: dict[tuple[str, str], tuple[FittedRows, list[list[Score]]]] = field(default_factory=dict, repr=False)
+    # What the sets took: as scored, and by temperature the sampled critiques
+    costs: dict[tuple[str, str], Cost] = field(default_factory=dict, repr=False)
+    sampled_costs: dict[float, dict[tuple[str, str], Cost]] = field(default_factory=dict, repr=False)
 
 
 def summarize(
@@ -280,6 +293,49 @@ def summarize_ensemble(
     return replace(results, robustness=Robustness(assess_uncertainty(results.evaluations, {})))
 
 
+def summarize_cascade(
+    cascade: Cascade,
+    members: Mapping[str, ModelResults],
+    sets: Sets,
+    group_column: str | None,
+    shown: Mapping[str, str],
+) -> tuple[ModelResults, list[CascadeResult]]:
+    """
+    Compute the results of a cascade from those of its stages, by short name. Sampled critiques are those of the first temperature. Raises
+    `ValueError` if the rows do not support its goal.
+    """
+    fitted, row_scores, found, costs = {}, {}, [], {}
+    for key in members[cascade.stages[0][0]].parts:
+        parts = [_stage_part(members[name], key, count) for name, count in cascade.stages]
+        if any(part is None for part in parts):  # candidates have no sampled critiques
+            continue
+        fitted[key], row_scores[key], result = cascade.combine(
+            shown.get(key[1], key[1]), [part for part in parts if part]
+        )
+        found.append(result)
+        costs[key] = Cost([[[tokens]] for tokens in result.chosen.tokens], result.seconds[-1] * len(fitted[key].rows))
+    kept = replace(
+        sets,
+        benchmarks=[one for one in sets.benchmarks if ("benchmark", one.name) in fitted],
+        pairs={name: rows for name, rows in sets.pairs.items() if ("pairs", name) in fitted},
+        problems={name: rows for name, rows in sets.problems.items() if ("problems", name) in fitted},
+    )
+    results = summarize(kept, fitted, row_scores, group_column, shown)
+    robustness = Robustness(assess_uncertainty(results.evaluations, {}))
+    return replace(results, robustness=robustness, costs=costs), found
+
+
+def _stage_part(results: ModelResults, key: tuple[str, str], count: int | None) -> StagePart | None:
+    fitted, scores = results.parts[key]
+    if count is None:
+        return StagePart(fitted, scores, results.costs[key])
+    temperature, costs = next(iter(results.sampled_costs.items()))
+    if key not in costs:
+        return None
+    [evaluation] = [one for one, other in zip(results.sampled[temperature], costs, strict=True) if other == key]
+    return StagePart(fitted, evaluation.row_scores, costs[key], count)
+
+
 def sample_critiques(
     journaled: JournaledScorer,
     evaluations: list[Evaluation],
@@ -287,9 +343,11 @@ def sample_critiques(
     by_length: bool,
     options: dict,
     args: EvaluationArguments,
-) -> dict[float, list[Evaluation]]:
-    """Sample critiques at each temperature, and return the evaluations with their scores."""
+    critique_format: CritiqueFormat,
+) -> tuple[dict[float, list[Evaluation]], dict[float, dict[tuple[str, str], Cost]]]:
+    """Sample critiques at each temperature, and return the evaluations with their scores, and what these took."""
     count, sampled, titles = args.self_consistency or 1, {}, {key: key[1] for key in fitted}
+    costs = {}
     for temperature in args.self_consistency_temperatures:
         title = f"{journaled.title}, {count} critiques at {temperature:g}"
         # For the backend, each chat is `count` sequences
@@ -299,7 +357,9 @@ def sample_critiques(
         sampled[temperature] = [
             replace(evaluation, row_scores=scores[key]) for evaluation, key in zip(evaluations, fitted, strict=True)
         ]
-    return sampled
+        counts = {key: token_counts(found, critique_format) for key, found in scores.items()}
+        costs[temperature] = costs_of(counts, sampler.seconds)
+    return sampled, costs
 
 
 def card_results(

@@ -137,6 +137,17 @@ def test_ensembles_choose_like_models(models, data, tmp_path):
     assert [len(rows) for rows in chosen.values()] == [12, 6, 12]
 
 
+def test_halving_is_reported(models, data, tmp_path):
+    options = {"num_critiques": 4, "temperature": 1.0, "combine": "median", "halving": ["cloud", "classic,cloud"]}
+    report = choose(models, tmp_path, "cloud", "classic", dataset_name=[str(data / "problems.jsonl")], **options)
+    alone, after_classic = report["halving"]
+    assert alone["name"] == "halving(cloud)" and after_classic["name"] == "halving(classic,cloud)"
+    assert after_classic["share_of_tokens"] < alone["share_of_tokens"] < 1 and alone["num_critiques"] == 4
+    assert "## Successive halving" in (tmp_path / "best_of_n.md").read_text()
+    with pytest.raises(ValueError, match="`halving` spends critiques of classic, which writes none"):
+        choose(models, tmp_path, "cloud", "classic", dataset_name=["x"], halving=["cloud,classic"])
+
+
 def test_where_the_curve_ends(models, data, tmp_path):
     """At the fewest candidates of a problem, or before."""
     for largest_n, end in ((16, 3), (2, 2)):

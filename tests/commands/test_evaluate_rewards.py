@@ -18,6 +18,7 @@ from servers_for_tests import make_engine, serving
 from tokenizers_for_tests import make_tokenizer
 from transformers import AutoModelForSequenceClassification
 
+from cloud_hf.cascade import CascadeFit
 from cloud_hf.commands import evaluate_rewards
 from cloud_hf.data.journal import Journal, JournalError
 from cloud_hf.evaluation.benchmarks import BENCHMARKS, load_benchmarks, preference_pairs
@@ -159,6 +160,45 @@ def test_scalar_models_and_ensembles(models, data, tmp_path):
     assert "mean(classic,scalar)" in text and "standardised" in text
     with pytest.raises(JournalError, match="label_weights"):
         evaluate(models, data, folder, "classic", scalar, **{**options, "label_weights": '{"kind": 1}'})
+
+
+def test_cascades_and_compute(models, data, tmp_path):
+    """Fitted on the other half of 40 pairs; a report without seconds, which are in a file of their own."""
+    rows = [{"prompt": f"What is {n}?", "chosen": f"It is {n}.", "rejected": "No!" * (1 + n % 3)} for n in range(40)]
+    options = {"dataset_name": [str(write_rows(tmp_path / "forty.jsonl", rows))], "benchmarks": [], "best_of_n": []}
+    options |= {"self_consistency": 2, "self_consistency_temperatures": [1.0], "cascade": ["classic,cloud,cloud@2"]}
+    report = evaluate(models, data, tmp_path / "out", "classic", "cloud", max_new_tokens=3, **options)
+    [found] = report["cascades"]
+    assert found["model"] == "cascade(classic,cloud,cloud@2)" and found["stages"] == ["classic", "cloud", "cloud@2"]
+    assert found["curve"][0]["tokens_per_row"]["value"] <= found["curve"][-1]["tokens_per_row"]["value"]
+    fit = CascadeFit.load(tmp_path / "out" / "cascade(classic,cloud,cloud@2)_forty.jsonl.json")
+    assert len(fit.stages) == 3 and len(set(fit.thresholds)) == 1
+    points = {(point["model"], point["setting"]): point for point in report["compute"]}
+    assert points["classic", "as scored"]["tokens_per_row"] == 0 < points["cloud", "T = 1, k = 1"]["tokens_per_row"]
+    timed = json.loads((tmp_path / "out" / "compute.json").read_text())["points"]
+    assert all(point["seconds_per_row"] > 0 for point in timed) and len(timed) == len(report["compute"])
+    assert (tmp_path / "out" / "accuracy_vs_compute.png").stat().st_size > 5000
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "### Cascades" in text and "| critiques of | k | mean | median | trimmed mean | vote | likelihood |" in text
+    with pytest.raises(ValueError, match=r"forty\.jsonl has 39, but needs 40 or more"):
+        evaluate(models, data, tmp_path / "few", "classic", "cloud", limit=39, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"cascade": ["classic"]}, "at least two stages"),
+        ({"cascade": ["classic,x"]}, "'x' is not one of `models`"),
+        ({"cascade": ["classic,cloud@4"]}, "samples no critiques"),
+        ({"cascade": ["classic,cloud"], "cascade_goal": "tokens=many"}, "could not convert"),
+        ({"cascade": ["classic,cloud"], "cascade_goal": "speed=1"}, "write accuracy=, loss=, tokens= or threshold="),
+        ({"combine": "median"}, "give `num_critiques` above 1"),
+        ({"combine": "best", "num_critiques": 2, "temperature": 1.0}, "must be one of mean, median"),
+    ],
+)
+def test_cascades_and_combinations_that_cannot_be(models, data, tmp_path, options, says):
+    with pytest.raises(ValueError, match=says):
+        arguments(models, data, tmp_path, "classic", "cloud", **options)
 
 
 def test_all_files_of_a_report(done):

@@ -6,9 +6,10 @@ import pytest
 
 
 def assert_same_scores(scores, expected, abs=1e-6):
-    """Ids, texts and finish reasons are equal; rewards but for rounding."""
+    """Ids, texts and finish reasons are equal; rewards and likelihoods but for rounding."""
     for score, other in zip(scores, expected, strict=True):
         assert score.rewards == pytest.approx(other.rewards, abs=abs)
         assert (score.reward, score.reward_std) == pytest.approx((other.reward, other.reward_std), abs=abs)
-        rewards = {name: getattr(other, name) for name in ("reward", "rewards", "reward_std")}
-        assert replace(score, **rewards) == other
+        assert score.log_likelihoods == pytest.approx(other.log_likelihoods, abs=10 * abs)
+        rounded = ("reward", "rewards", "reward_std", "log_likelihoods")
+        assert replace(score, **{name: getattr(other, name) for name in rounded}) == other

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
+from itertools import product, takewhile
 
 import numpy as np
 from scipy.optimize import minimize
@@ -90,6 +90,9 @@ def _logistic(features_PF: np.ndarray, signs_P: np.ndarray) -> list[float]:
     """Return the weights, none negative, that minimise the logistic loss of outcomes ±1."""
     count = len(features_PF) + 2
     signed_PF = features_PF * signs_P[:, None]
+    scale_F = np.abs(signed_PF).mean(0)
+    scale_F[scale_F == 0] = 1.0
+    signed_PF = signed_PF / scale_F  # so that one step size fits all weights
 
     def loss(weights_F: np.ndarray) -> tuple[float, np.ndarray]:
         odds_P = signed_PF @ weights_F
@@ -98,12 +101,9 @@ def _logistic(features_PF: np.ndarray, signs_P: np.ndarray) -> list[float]:
         slope_P = wrong * expit(odds_P) - right * expit(-odds_P)
         return float(value.mean()), signed_PF.T @ slope_P / len(odds_P)
 
-    scale_F = np.abs(signed_PF).mean(0)
-    scale_F[scale_F == 0] = 1.0
     start = np.zeros(features_PF.shape[1])
     found = minimize(
-        lambda weights: (lambda value, slope: (value, slope / scale_F))(*loss(weights / scale_F)), start, jac=True,
-        method="L-BFGS-B", bounds=[(0, None)] * len(start),
+        loss, start, jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(start)
     )  # fmt: skip
     return (found.x / scale_F).tolist()
 
@@ -180,12 +180,12 @@ def run_recorded(
     responses = sum(map(len, correct))
     reached = [sum(len(one.asked[number]) for one in judged) / responses for number in range(len(stages))]
     rewards = tuple(tuple(one.rewards) for one in judged)
-    worth = tuple(_worth_of_best(*pair) for pair in zip(rewards, correct, strict=True))
+    worth = tuple(worth_of_best(*pair) for pair in zip(rewards, correct, strict=True))
     asked = tuple(tuple(map(tuple, one.asked)) for one in judged)
     return CascadePoint(threshold, worth, tuple(tokens), tuple(reached), rewards, asked)
 
 
-def _worth_of_best(rewards: Sequence[float], worth: Sequence[float]) -> float:
+def worth_of_best(rewards: Sequence[float], worth: Sequence[float]) -> float:
     """Return the worth of the response with the highest reward, or the least worth among those that share it: a tie is not right."""
     return float(min(value for reward, value in zip(rewards, worth, strict=True) if reward == max(rewards)))
 
@@ -210,7 +210,8 @@ class Goal:
         accuracy (`float`, *optional*):
             The least accuracy on the dev rows, at the fewest tokens.
         loss (`float`, *optional*):
-            The same, as the largest loss against every stage scoring everything: 0.01 is one point.
+            The same, as the largest loss against the last stage alone, or every stage scoring everything, whichever has the lower accuracy:
+            0.01 is one point.
         tokens (`float`, *optional*):
             The most tokens per row, at the highest accuracy.
         threshold (`float`, *optional*):
@@ -265,7 +266,8 @@ def fit_cascade(
         chosen = curve[-2]
     else:
         curve = cascade_curve(stages, fits, correct)
-        chosen = _choose(curve, goal)
+        alone = [worth_of_best(*pair) for pair in zip(stages[-1].rewards, correct, strict=True)]
+        chosen = _choose(curve, goal, float(np.mean(alone)))
     last = stages[-1].name
     if goal.threshold is not None and chosen.threshold < 1 and chosen.tokens == curve[-1].tokens:
         raise ValueError(
@@ -275,7 +277,7 @@ def fit_cascade(
     return CascadeFit(fits, (chosen.threshold,) * (len(stages) - 1)), curve
 
 
-def _choose(curve: Sequence[CascadePoint], goal: Goal) -> CascadePoint:
+def _choose(curve: Sequence[CascadePoint], goal: Goal, last_stage: float) -> CascadePoint:
     rows = curve[0].accuracy.n
     if goal.tokens is not None:
         affordable = [point for point in curve if point.tokens_per_row.value <= goal.tokens]
@@ -285,11 +287,14 @@ def _choose(curve: Sequence[CascadePoint], goal: Goal) -> CascadePoint:
                 f"No threshold stays within {goal.tokens:g} tokens per row: the fewest on the {rows} dev rows are {least:.1f}. Raise the budget."
             )
         return max(affordable, key=lambda point: (point.accuracy.value, -point.tokens_per_row.value))
-    target = curve[-1].accuracy.value - goal.loss if goal.accuracy is None else goal.accuracy
-    enough = [point for point in curve if point.accuracy.value >= target - 1e-12]
+    target = goal.accuracy or 0.0
+    if goal.loss is not None:
+        target = min(last_stage, curve[-1].accuracy.value) - goal.loss
+    # Downwards from scoring everything, as long as all reach it: one lucky threshold among many says little
+    enough = list(takewhile(lambda point: point.accuracy.value >= target - 1e-12, reversed(curve)))
     if not enough:
-        best = max(point.accuracy.value for point in curve)
         raise ValueError(
-            f"No threshold reaches an accuracy of {target:.3g}: the best on the {rows} dev rows is {best:.3f}. Lower the target."
+            f"No threshold is known to reach an accuracy of {target:.3g}: with everything scored, the {rows} dev rows have "
+            f"{curve[-1].accuracy.value:.3f}. Lower the target."
         )
     return min(enough, key=lambda point: (point.tokens_per_row.value, -point.accuracy.value))

@@ -10,6 +10,8 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from ..analysis import Robustness, mean_label
+from ..cascades import CascadeResult
+from ..compute import ComputePoint
 from ..ensembles import read_ensembles
 from ..environment import environment, names_without_folders, opening, rename, spell_command
 from ..evaluation_arguments import SETTINGS, EvaluationArguments
@@ -21,7 +23,16 @@ from ..outcomes import Evaluation, compare
 from ..sets import ModelResults
 from ..stats import json_safe
 from .anytime import anytime_sections, plot_anytime
-from .plots import plot_benchmarks, plot_margins, plot_probe, plot_rejection, plot_reliability, plot_self_consistency
+from .compute import PICTURE, compute_points, compute_sections
+from .plots import (
+    plot_benchmarks,
+    plot_compute,
+    plot_margins,
+    plot_probe,
+    plot_rejection,
+    plot_reliability,
+    plot_self_consistency,
+)
 from .style import describe_styles
 from .tables import (
     critique_section,
@@ -138,22 +149,27 @@ def write_report(
     output_dir: Path,
     sets: Sequence[Mapping[str, Any]] = (),
     judged: JudgeReport | RatingReport | None = None,
+    cascades: Sequence[CascadeResult] = (),
 ):
     """
     Write report.json, report.md and its pictures on the models that are done; `shown` are short names of models and sets, `sets` are those
-    of [`~sets.Sets.describe`], `judged` the counts of a judge. Absolute paths are shortened to names.
+    of [`~sets.Sets.describe`], `judged` the counts of a judge, `cascades` the results of cascades. Absolute paths are shortened to names.
     """
     # Written again after each model, so that an interrupted run leaves a report on the models that are done
     by_model = {shown[name]: found.evaluations for name, found in results.items()}
     differences = compare(by_model)
     best_of_n = {
-        shown[dataset]: {shown[name]: found.best_of_n[dataset] for name, found in results.items()}
+        shown[dataset]: {
+            shown[name]: found.best_of_n[dataset] for name, found in results.items() if dataset in found.best_of_n
+        }
         for dataset in args.best_of_n
     }
 
     def entries(summaries_of) -> list[dict[str, Any]]:
         return [{"model": name, **entry} for name, found in results.items() for entry in summaries_of(found)]
 
+    ensembles = [one for one in read_ensembles(args.ensembles, args.models) if one.name in results]
+    points = compute_points(results, shown, ensembles, cascades, judged)
     names = names_without_folders(args, shown)
     run = rename(environment(args) | {"sets": list(sets)}, names)
     page = {
@@ -168,6 +184,8 @@ def write_report(
         "differences": differences,
         "best_of_n": best_of_n,
         **({} if judged is None else {"judge": judged.summary()}),
+        **({"cascades": [found.summary() for found in cascades]} if cascades else {}),
+        "compute": [point.summary() for point in points],
         "critique_quality": entries(lambda found: (part.summary() for part in found.critiques)),
     }
     for name, found in results.items():
@@ -178,6 +196,9 @@ def write_report(
         *result_sections(by_model, differences, best_of_n),
         *_picture_sections(results, args, shown, output_dir),
     ]
+    if any(point.tokens for point in points):
+        sections += compute_sections(points, cascades)
+        write_compute(points, cascades, output_dir, all_models(args, shown))
     if judged is not None:
         sections.append(judge_section(judged))
     if args.reference_critiques:
@@ -189,6 +210,17 @@ def write_report(
     text = f"{opening(spell_command('evaluate', args, names), run)}\n\n{contents(sections)}"
     text = render([Section("Reward models evaluated", text, level=1), *sections])
     (output_dir / "report.md").write_text(text, encoding="utf8")
+
+
+def write_compute(
+    points: Sequence[ComputePoint], cascades: Sequence[CascadeResult], output_dir: Path, models: Sequence[str]
+):
+    """Write the picture of accuracy against compute, `compute.json` with the seconds, and the fits of cascades."""
+    plot_compute(points, output_dir / PICTURE, models)
+    measured = [{**point.summary(), "seconds_per_row": point.seconds} for point in points]
+    write_json({"version": VERSION, "points": measured}, output_dir / "compute.json")
+    for found in cascades:
+        found.fit.save(output_dir / file_name(found.name, found.dataset, "json"))
 
 
 def _picture_sections(
@@ -216,7 +248,8 @@ def all_models(args: EvaluationArguments, shown: Mapping[str, str]) -> list[str]
     """Return the short names of all models of a run, those that are not done yet, a judge and ensembles included."""
     ensembles = [one.name for one in read_ensembles(args.ensembles, args.models)]
     judges = [args.judge_name] if args.judge_base_url else []
-    return [*(shown[name] for name in args.models), *judges, *ensembles]
+    cascades = [one.name for one in args.read_cascades()]
+    return [*(shown[name] for name in args.models), *judges, *ensembles, *cascades]
 
 
 def margins_of(evaluations: Mapping[str, Iterable[Evaluation]]) -> dict[str, dict[str, list[float]]]:

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..analysis import MARGIN, Uncertainty
+from ..compute import ComputePoint
 from ..metrics.best_of_n import Curve
 from ..metrics.calibration import FEW_PAIRS, Calibration, calibrate
 from ..metrics.selective_accuracy import FRACTIONS
@@ -345,6 +346,59 @@ def plot_rejection(found: Mapping[str, Uncertainty], path: Path, models: Sequenc
         f"curves end where fewer than {_FEWEST_PAIRS} pairs are left; 95 % intervals of their areas are in the table"
     )
     save_panels(figure, grid.flat, path)
+
+
+def plot_compute(points: Sequence[ComputePoint], path: Path, models: Sequence[str] = ()):
+    """
+    Draw row accuracy against tokens and against seconds, one line of panels for each set, with 95 % intervals. A cascade's curve over
+    thresholds is a line, and the chosen one a marker.
+    """
+    datasets = list(dict.fromkeys(point.dataset for point in points))
+    figure, grid = plt.subplots(
+        len(datasets), 2, figsize=(WIDTH, 1.2 + 3.2 * len(datasets)), sharey="row", squeeze=False, layout="constrained"
+    )
+    labels = list(dict.fromkeys(_compute_label(point) for point in points))
+    styles = styles_of(labels, models)
+    for line, dataset in zip(grid, datasets, strict=True):
+        here = [point for point in points if point.dataset == dataset]
+        for axes, quantity in zip(line, ("tokens", "seconds"), strict=True):
+            for label in labels:
+                _draw_compute(
+                    axes, [point for point in here if _compute_label(point) == label], quantity, styles[label], label
+                )
+            axes.set_title(f"{dataset} (n = {spell(point.accuracy.n for point in here)} rows)")
+            axes.set_xlabel(
+                "tokens of critiques per row" if quantity == "tokens" else "seconds per row, on this machine"
+            )
+            add_grid(axes)
+        line[0].set_ylabel("row accuracy (%), with 95 % interval")
+    save_panels(figure, grid.flat, path)
+
+
+def _compute_label(point: ComputePoint) -> str:
+    """Return the series of a point: the model, its sampled critiques by temperature, or its early readings."""
+    kind = (
+        point.setting.partition(", k =")[0]
+        if ", k =" in point.setting
+        else "read early" * point.setting.startswith("read")
+    )
+    return f"{point.model}, {kind}" if kind else point.model
+
+
+def _draw_compute(axes: Axes, points: Sequence[ComputePoint], quantity: str, style: Style, label: str):
+    known = [(getattr(point, quantity), point) for point in points if not math.isnan(getattr(point, quantity))]
+    curve = [(x, point) for x, point in known if not point.is_chosen] or known
+    if not known:
+        return
+    axes.plot(
+        [x for x, _ in curve], [100 * point.accuracy.value for _, point in curve], linewidth=1.2, **style.stroke()
+    )
+    marked = [(x, point) for x, point in known if point.is_chosen]
+    values = 100 * np.array([point.accuracy.value for _, point in marked])
+    ends = 100 * np.array([point.accuracy.ci95 or (point.accuracy.value,) * 2 for _, point in marked]).reshape(-1, 2)
+    axes.errorbar(
+        [x for x, _ in marked], values, np.abs(ends.T - values), linestyle="none", label=label, **style.points()
+    )
 
 
 def plot_probe(results: Mapping[str, ProbeResult], path: Path, models: Sequence[str] = ()):

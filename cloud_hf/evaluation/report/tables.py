@@ -230,7 +230,8 @@ of the reasoning: {{length_of}}; quarters of equal size, or each value where the
 def self_consistency_sections(by_dataset: Mapping[str, Mapping[str, SelfConsistency]]) -> list[Section]:
     """Make the sections on self-consistency, by set and label of the curve."""
     lengths = dict.fromkeys(found.length_of for curves in by_dataset.values() for found in curves.values())
-    sections = [Section("Self-consistency", SELF_CONSISTENCY.format(length_of="; ".join(lengths)))]
+    text = f"{SELF_CONSISTENCY.format(length_of='; '.join(lengths))}\n\n{COMBINED}"
+    sections = [Section("Self-consistency", text)]
     for name, curves in by_dataset.items():
         last = max(found.num_critiques for found in curves.values())
         sizes = sorted({k for k in (1, 2, 4, 8, 16, 32, 64) if k <= last} | {last})
@@ -252,10 +253,10 @@ def self_consistency_sections(by_dataset: Mapping[str, Mapping[str, SelfConsiste
 
 
 COMBINED = """\
-Row accuracy with all critiques of a response, by how their rewards are combined (`--combine`), with its 95 % interval over rows; below
-each the difference to the mean on the same rows, with a paired bootstrap's interval. The trimmed mean drops the lowest and the highest quarter;
-a vote is the share of pairs of critiques, one of each response, that prefer it; likelihood weights a critique by the geometric mean of its
-tokens' probabilities, where the backend records them."""
+The second table of a set has the row accuracy with all critiques by how their rewards are combined (`--combine`), with its 95 % interval over rows,
+and the difference to the mean on the same rows, with a paired bootstrap's interval. The trimmed mean drops the lowest and the highest quarter; a
+vote is the share of pairs of critiques, one of each response, that prefer it; likelihood weights a critique by the geometric mean of its tokens'
+probabilities, where the backend records them."""
 
 
 def _combination_table(curves: Mapping[str, SelfConsistency]) -> Table:
@@ -264,7 +265,7 @@ def _combination_table(curves: Mapping[str, SelfConsistency]) -> Table:
         [label, found.num_critiques, *(_combination_cell(found.combinations, name) for name in names)]
         for label, found in curves.items()
     ]
-    return Table(["critiques of", "k", *(name.replace("_", " ") for name in names)], rows, note=COMBINED)
+    return Table(["critiques of", "k", *(name.replace("_", " ") for name in names)], rows)
 
 
 def _combination_cell(parts: Sequence[CombinedAccuracy], name: str) -> str:

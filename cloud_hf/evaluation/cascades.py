@@ -1,0 +1,270 @@
+"""Cascades of scored models: fitted on one half of a set's rows and used on the other, both ways round."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..cascade import CascadeFit
+from ..data.row_values import listed
+from ..data.rows import short_names
+from ..scores import Sample, Score
+from .compute import Cost
+from .fitting import FittedRow, FittedRows
+from .metrics.cascade import (
+    FEWEST_PAIRS,
+    THRESHOLDS,
+    CascadePoint,
+    Goal,
+    StageScores,
+    fit_cascade,
+    fit_stages,
+    run_recorded,
+)
+from .stats import json_safe
+
+
+SAMPLED = "@"  # `cloud@4`: the mean of the first four critiques of self-consistency
+
+
+@dataclass(frozen=True)
+class StagePart:
+    """A stage's rows, scores and cost on a set; `num_critiques` is the number of sampled critiques to use, `None` for those as scored."""
+
+    fitted: FittedRows
+    scores: list[list[Score]]
+    cost: Cost
+    num_critiques: int | None = None
+
+    def by_index(self) -> dict[int, tuple[FittedRow, list[float], list[float], list[float]]]:
+        """Return by row's index: the row, and the reward, tokens and seconds of each response."""
+        found = {}
+        for row, scores, tokens in zip(self.fitted.rows, self.scores, self.cost.tokens, strict=True):
+            kept = slice(self.num_critiques)
+            rewards = [
+                score.reward if self.num_critiques is None else sum(score.rewards[kept]) / self.num_critiques
+                for score in scores
+            ]
+            written = [sum(of_response[kept]) for of_response in tokens]
+            found[row.index] = (row, rewards, written, [self.cost.seconds_of(count) for count in written])
+        return found
+
+
+@dataclass(frozen=True)
+class CascadeResult:
+    """
+    A cascade on a set.
+
+    Args:
+        name, dataset (`str`):
+            Names of the cascade and of the set.
+        thresholds (`tuple[float, float]`):
+            Those chosen on the rows of odd number, for the even ones, and the other way round.
+        chosen (`CascadePoint`):
+            All rows, each with the threshold and weights of the other half.
+        curve (`list[CascadePoint]`):
+            All rows with each of the thresholds, and the weights of the other half.
+        seconds (`list[float]`):
+            Seconds per row at each point of the curve, and last at the chosen one; NaN where unknown.
+        fit ([`CascadeFit`]):
+            Fitted on all rows, for use elsewhere.
+        full_tokens (`float`):
+            Tokens per row if every stage scores everything once.
+    """
+
+    name: str
+    dataset: str
+    stages: tuple[str, ...]
+    thresholds: tuple[float, float]
+    chosen: CascadePoint
+    curve: list[CascadePoint]
+    seconds: list[float]
+    fit: CascadeFit
+    last: CascadePoint  # the last stage alone
+
+    def summary(self) -> dict[str, Any]:
+        """Return the result in JSON form, without seconds, which differ from run to run."""
+
+        def point(found: CascadePoint) -> dict[str, Any]:
+            return {
+                "accuracy": found.accuracy.summary(),
+                "tokens_per_row": found.tokens_per_row.summary(),
+                "reached": list(found.reached),
+            }
+
+        return json_safe(
+            {
+                "model": self.name,
+                "dataset": self.dataset,
+                "stages": self.stages,
+                "thresholds": self.thresholds,
+                "chosen": point(self.chosen),
+                "last_stage": point(self.last),
+                "curve": [{"threshold": one.threshold, **point(one)} for one in self.curve],
+                "fit": self.fit,
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Cascade:
+    """
+    A cascade of models of a run.
+
+    Args:
+        stages (`tuple[tuple[str, int | None], ...]`):
+            Short names of the models, the cheapest first, each with the number of its sampled critiques, `None` for the rewards as scored.
+        goal ([`Goal`]):
+            What the threshold is chosen for.
+        one_at_a_time (`bool`):
+            Whether the stages after the first score one contender of a row at a time.
+    """
+
+    stages: tuple[tuple[str, int | None], ...]
+    goal: Goal
+    one_at_a_time: bool = False
+
+    @property
+    def name(self) -> str:
+        """The cascade's name in reports and file names."""
+        return (
+            f"cascade({','.join(name if count is None else f'{name}{SAMPLED}{count}' for name, count in self.stages)})"
+        )
+
+    def combine(self, dataset: str, parts: Sequence[StagePart]) -> tuple[FittedRows, list[list[Score]], CascadeResult]:
+        """
+        Run the cascade on a set, on the rows that all stages have scored.
+
+        Returns the rows, the scores that the chosen thresholds give, and the result. Raises `ValueError` if the rows do not support the goal.
+        """
+        found = [part.by_index() for part in parts]
+        rows = [row for row in parts[0].fitted.rows if all(row.index in scored for scored in found)]
+        correct = [worth_of(row) for row in rows]
+        stages, seconds = [], []
+        for number, ((name, _), scored) in enumerate(zip(self.stages, found, strict=True)):
+            _, rewards, tokens, spent = zip(*(scored[row.index] for row in rows), strict=True)
+            stages.append(StageScores(name, rewards, tokens, number > 0 and self.one_at_a_time))
+            seconds.append(spent)
+        try:
+            chosen, curve, fits = self._cross_fit(stages, correct)
+        except ValueError as error:
+            raise ValueError(f"{self.name} on {dataset}: {error}") from error
+        all_rows, _ = fit_cascade(stages, correct, self.goal)
+        last = run_recorded([stages[-1]], fit_stages([stages[-1]], correct), 1.0, correct)
+        times = [_seconds_per_row(point, seconds) for point in (*curve, chosen)]
+        names = tuple(self.name.removeprefix("cascade(").removesuffix(")").split(","))
+        thresholds = (fits[0].thresholds[0], fits[1].thresholds[0])
+        result = CascadeResult(self.name, dataset, names, thresholds, chosen, curve, times, all_rows, last)
+        kept = replace(
+            parts[0].fitted, rows=rows, dropped=parts[0].fitted.dropped + len(parts[0].fitted.rows) - len(rows)
+        )
+        scores = [[Score.of([Sample(reward)]) for reward in of_row] for of_row in chosen.rewards]
+        return kept, scores, result
+
+    def _cross_fit(
+        self, stages: Sequence[StageScores], correct: Sequence[Sequence[float]]
+    ) -> tuple[CascadePoint, list[CascadePoint], list[CascadeFit]]:
+        """Return the rows with the thresholds chosen on the other half, with each threshold, and the fit for each half."""
+        halves = [range(start, len(correct), 2) for start in (0, 1)]
+        fits, points = [], []
+        for half, other in (halves, halves[::-1]):
+            dev, test = ([stage.part(rows) for stage in stages] for rows in (other, half))
+            fit, _ = fit_cascade(dev, [correct[row] for row in other], self.goal)
+            fits.append(fit)
+            worth = [correct[row] for row in half]
+            points.append([run_recorded(test, fit.stages, one, worth) for one in (*fit.thresholds[:1], *THRESHOLDS)])
+        pooled = [_interleave(*pair) for pair in zip(*points, strict=True)]
+        return pooled[0], pooled[1:], fits
+
+
+def _interleave(even: CascadePoint, odd: CascadePoint) -> CascadePoint:
+    """Join points on the rows of even and of odd number; the thresholds may differ."""
+
+    def join(name: str) -> tuple:
+        values: list[Any] = [None] * (len(even.worth) + len(odd.worth))
+        values[::2], values[1::2] = getattr(even, name), getattr(odd, name)
+        return tuple(values)
+
+    joined = {name: join(name) for name in ("worth", "tokens", "rewards", "asked")}
+    responses = sum(map(len, joined["rewards"]))
+    reached = tuple(
+        sum(len(of_row[stage]) for of_row in joined["asked"]) / responses for stage in range(len(even.reached))
+    )
+    return CascadePoint(even.threshold, reached=reached, **joined)
+
+
+def _seconds_per_row(point: CascadePoint, seconds: Sequence[Sequence[Sequence[float]]]) -> float:
+    """Add up the seconds, by stage, row and response, of what a cascade scored."""
+    total = sum(
+        seconds[stage][row][place]
+        for row, of_row in enumerate(point.asked)
+        for stage, places in enumerate(of_row)
+        for place in places
+    )
+    return total / len(point.asked)
+
+
+def worth_of(row: FittedRow) -> list[float]:
+    """Return the worth of each response: 1 for the right ones, which come first, or the row's `correct`."""
+    if "correct" in row.row:
+        return [float(value) for value in listed(row.row["correct"])]
+    right = row.row.get("num_chosen", 1)
+    return [float(place < right) for place in range(len(row.responses))]
+
+
+# ---------------------------------------------------------------------------------------------------------- reading
+
+
+def read_goal(text: str) -> Goal:
+    """Read a goal such as `"loss=0.01"`. Raises `ValueError` if it is not one."""
+    name, _, value = text.partition("=")
+    try:
+        return Goal(**{name: float(value)})
+    except TypeError:
+        raise ValueError(
+            f"`cascade_goal` is {text!r}; write accuracy=, loss=, tokens= or threshold= and a number."
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"`cascade_goal` is {text!r}: {error}") from error
+
+
+def read_cascades(
+    texts: Sequence[str], models: Sequence[str], goal: Goal, one_at_a_time: bool = False, sampled: int | None = None
+) -> list[Cascade]:
+    """
+    Read cascades such as `"cheap,full,full@4"`, whose stages are names or short names of `models`; `sampled` is the number of critiques that
+    self-consistency samples.
+
+    Raises:
+        `ValueError`: If a stage is unknown or named twice, there is only one, or more critiques are named than are sampled.
+    """
+    shown = short_names(list(models))
+    known = shown | {short: short for short in shown.values()}
+    found: list[Cascade] = []
+    for text in texts:
+        stages = []
+        for part in text.split(","):
+            name, _, count = part.strip().partition(SAMPLED)
+            if name not in known:
+                raise ValueError(
+                    f"`cascade` has {text!r}, but {name!r} is not one of `models` ({', '.join(shown.values())})."
+                )
+            if count and not (count.isdecimal() and 1 < int(count) <= (sampled or 0)):
+                raise ValueError(
+                    f"`cascade` has {text!r}, but `self_consistency` samples {sampled or 'no'} critiques: give it, and from 2 to that many."
+                )
+            stages.append((known[name], int(count) if count else None))
+        if len(set(stages)) < max(2, len(stages)):
+            raise ValueError(f"`cascade` has {text!r}; name at least two stages, the cheapest first, each once.")
+        found.append(Cascade(tuple(stages), goal, one_at_a_time))
+    if repeated := [one.name for place, one in enumerate(found) if one in found[:place]]:
+        raise ValueError(f"`cascade` lists {repeated[0]} twice. List it once.")
+    return found
+
+
+def check_rows(sizes: Mapping[str, int]):
+    """Raise `ValueError` if a set has too few rows to fit a cascade on each half."""
+    for name, size in sizes.items():
+        if size < 2 * FEWEST_PAIRS:
+            raise ValueError(
+                f"`cascade` chooses its threshold on each half of a set's rows: {name} has {size}, but needs {2 * FEWEST_PAIRS} or more."
+            )

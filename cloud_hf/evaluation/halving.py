@@ -1,0 +1,149 @@
+"""Successive halving on recorded candidates, compared with full best-of-N on the same problems."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..data.rows import short_names
+from ..halving import run_halving
+from .candidates import ScoredSet
+from .stats import Estimate, json_safe, mean_estimate
+
+
+@dataclass(frozen=True)
+class Halving:
+    """Best-of-N by successive halving with the critiques of `model`; `cheap` drops half of the candidates first."""
+
+    model: str
+    cheap: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The name in reports."""
+        return f"halving({','.join(filter(None, [self.cheap, self.model]))})"
+
+
+@dataclass(frozen=True)
+class HalvingResult:
+    """
+    Successive halving against full best-of-N, over the problems of a set and the seeds of a model.
+
+    Args:
+        name, title (`str`):
+            The halving, and the set.
+        num_critiques (`int`):
+            Most critiques of a candidate.
+        worth, full_worth, difference ([`Estimate`]):
+            Worth of the choice among all candidates, with halving, with all critiques, and the first minus the second.
+        tokens, full_tokens ([`Estimate`]):
+            Tokens of the critiques per problem.
+    """
+
+    name: str
+    title: str
+    num_critiques: int
+    worth: Estimate
+    full_worth: Estimate
+    difference: Estimate
+    tokens: Estimate
+    full_tokens: Estimate
+
+    @property
+    def share(self) -> float:
+        """Tokens as a share of those of full best-of-N."""
+        return self.tokens.value / self.full_tokens.value
+
+    def summary(self) -> dict[str, Any]:
+        """Return the result in JSON form."""
+        return {**json_safe(self), "share_of_tokens": self.share}
+
+
+def halve_recorded(
+    rewards: Sequence[Sequence[Sequence[float]]],
+    tokens: Sequence[Sequence[Sequence[int]]],
+    cheap_rewards: Sequence[Sequence[float]] | None = None,
+) -> tuple[list[int], list[int]]:
+    """
+    Choose by halving on recorded critiques.
+
+    Args:
+        rewards, tokens (`Sequence[Sequence[Sequence[float]]]`):
+            By problem, candidate and critique, equally many critiques everywhere.
+        cheap_rewards (`Sequence[Sequence[float]]`, *optional*):
+            By problem and candidate.
+
+    Returns:
+        `tuple[list[int], list[int]]`: The place of each problem's choice, and the tokens that it took.
+
+    Examples:
+
+    ```python
+    >>> halve_recorded([[[1.0, 1.0], [0.0, 9.0]]], [[[10, 11], [20, 22]]])  # one critique drops the second candidate
+    ([0], [30])
+    ```
+    """
+
+    def ask(written: int, more: int, picks: list[tuple[int, int]]) -> list[Sequence[float]]:
+        return [rewards[problem][place][written : written + more] for problem, place in picks]
+
+    judged = run_halving(list(map(len, rewards)), len(rewards[0][0]), ask, cheap_rewards)
+    spent = [
+        sum(sum(of_candidate[: len(done)]) for of_candidate, done in zip(row, one.rewards, strict=True))
+        for row, one in zip(tokens, judged, strict=True)
+    ]
+    return [one.contenders[0] for one in judged], spent
+
+
+def compare_halving(
+    halving: Halving, found: ScoredSet, tokens: Sequence[Sequence[Sequence[Sequence[int]]]]
+) -> HalvingResult:
+    """Compare a halving with the full best-of-N on a set; `tokens` are the model's, by seed, problem, candidate and critique."""
+    worth_of = [problem.worth or () for problem in found.problems]
+    columns = []
+    for seed, (of_seed, counts) in enumerate(zip(found.scores[halving.model], tokens, strict=True)):
+        rewards = [[score.rewards for score in row] for row in of_seed]
+        cheap = None
+        if halving.cheap is not None:
+            others = found.rewards(halving.cheap)
+            cheap = others[seed % len(others)]
+        choices, spent = halve_recorded(rewards, counts, cheap)
+        best = [int(np.argmax([score.reward for score in row])) for row in of_seed]
+        full = [sum(map(sum, row)) for row in counts]
+        ours, theirs = (
+            np.array([row[place] for row, place in zip(worth_of, chosen, strict=True)]) for chosen in (choices, best)
+        )
+        columns.append([ours, theirs, ours - theirs, spent, full])
+    halved, whole, difference, spent, full = (mean_estimate(column.tolist()) for column in np.mean(columns, axis=0))
+    count = len(found.scores[halving.model][0][0][0].rewards)
+    return HalvingResult(halving.name, found.title, count, halved, whole, difference, spent, full)
+
+
+def read_halvings(texts: Sequence[str], models: Sequence[str], num_critiques: int) -> list[Halving]:
+    """
+    Read halvings such as `"cheap,full"` or `"full"`, which are names or short names of `models`.
+
+    Raises:
+        `ValueError`: If a model is unknown, there are more than two, or there is nothing to halve: one critique and no cheap model.
+    """
+    shown = short_names(list(models))
+    known: Mapping[str, str] = shown | {short: short for short in shown.values()}
+    found: list[Halving] = []
+    for text in texts:
+        names = [name.strip() for name in text.split(",")]
+        if unknown := [name for name in names if name not in known]:
+            raise ValueError(
+                f"`halving` has {text!r}, but {unknown[0]!r} is not one of `models` ({', '.join(shown.values())})."
+            )
+        if len({known[name] for name in names}) != len(names) or len(names) > 2:
+            raise ValueError(f"`halving` has {text!r}; write a model, or a cheap one and another.")
+        if len(names) == 1 and num_critiques == 1:
+            raise ValueError(
+                f"`halving` {text!r} has one critique per candidate, which leaves nothing to save: give `num_critiques` above 1, or a cheap "
+                "model first."
+            )
+        found.append(Halving(known[names[-1]], known[names[0]] if len(names) == 2 else None))
+    if repeated := [one.name for place, one in enumerate(found) if one in found[:place]]:
+        raise ValueError(f"`halving` lists {repeated[0]} twice. List it once.")
+    return found

@@ -1,0 +1,184 @@
+"""The section on accuracy against compute: everything evaluated, by what its critiques took."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ..cascades import CascadeResult, worth_of
+from ..compute import ComputePoint, points_of_critiques, points_of_early_reads
+from ..ensembles import Ensemble
+from ..formatting import PERCENT, POINTS, Form, Section, Table, show, show_estimate
+from ..halving import HalvingResult
+from ..judges import JudgeReport
+from ..metrics.cascade import worth_of_best
+from ..outcomes import Evaluation
+from ..sets import ModelResults
+from ..stats import share
+
+
+PICTURE = "accuracy_vs_compute.png"
+
+COMPUTE = f"""\
+Row accuracy (for candidates, the worth of the choice among all of a problem) against the tokens of the critiques of a row's responses, without
+prompts and end tokens; a model that writes none has 0. Self-consistency counts all k critiques, an ensemble those of its members, a judge all
+its tokens with the prompts. Seconds differ from run to run, so only the picture and `compute.json` have them: a model's total, shared out by
+tokens.
+
+![accuracy against tokens and seconds]({PICTURE})"""
+
+CASCADES = """\
+A cascade scores all responses with its first stage, and those that may still be the best with the next, until the leader of a row is better with
+the probability of the threshold. Weights and threshold are fitted on the other half of the rows (even and odd ones). Reached: the share of
+responses that each stage scored. `cascade(…)_SET.json` is the fit on all rows, for `CascadeScorer`."""
+
+_TOKENS = Form(digits=1)
+_SCORE = Form(digits=2)
+
+
+def compute_points(
+    results: Mapping[str, ModelResults],
+    shown: Mapping[str, str],
+    ensembles: Sequence[Ensemble] = (),
+    cascades: Sequence[CascadeResult] = (),
+    judged: JudgeReport | None = None,
+) -> list[ComputePoint]:
+    """Gather the points of all models, ensembles, cascades and a judge on the sets with right and wrong responses."""
+    points: list[ComputePoint] = []
+    for name, found in results.items():
+        if found.costs and not shown[name].startswith("cascade("):
+            for evaluation, key in zip(found.evaluations, _with_sides(found), strict=True):
+                points += _points_of_model(shown[name], found, evaluation, key)
+            points += _points_of_choices(shown[name], found, shown)
+    for ensemble in ensembles:
+        for evaluation in results[ensemble.name].evaluations:
+            points.append(_point_of_ensemble(ensemble, evaluation, points))
+    for cascade in cascades:
+        points += _points_of_cascade(cascade)
+    if judged is not None:
+        for name, found in results.items():
+            points += [
+                _point_of_judge(shown[name], one, judged)
+                for one in found.evaluations
+                if not found.costs and not _is_made(shown[name])
+            ]
+    return points
+
+
+def _is_made(name: str) -> bool:
+    return name.endswith(")")  # an ensemble or a cascade
+
+
+def _with_sides(found: ModelResults) -> list[tuple[str, str]]:
+    return [key for key in found.costs if key[0] in ("benchmark", "pairs")]
+
+
+def _points_of_model(
+    name: str, found: ModelResults, evaluation: Evaluation, key: tuple[str, str]
+) -> Iterator[ComputePoint]:
+    cost = found.costs[key]
+    yield ComputePoint(
+        evaluation.name, name, "as scored", evaluation.row_accuracy(), cost.per_row, cost.seconds_per_row
+    )
+    curves = zip(
+        found.robustness.self_consistency.get(evaluation.name, []), found.sampled_costs.values(), strict=False
+    )
+    yield from points_of_critiques(name, evaluation, [(curve, costs[key]) for curve, costs in curves])
+    if (read := found.robustness.anytime.get(evaluation.name)) is not None:
+        yield from points_of_early_reads(name, evaluation, read, cost)
+
+
+def _points_of_choices(name: str, found: ModelResults, shown: Mapping[str, str]) -> Iterator[ComputePoint]:
+    """Yield the worth of a model's choices among the candidates of each set of problems."""
+    for key, cost in found.costs.items():
+        if key[0] == "problems":
+            fitted, scores = found.parts[key]
+            worth = [
+                worth_of_best([score.reward for score in row], worth_of(read))
+                for row, read in zip(scores, fitted.rows, strict=True)
+            ]
+            dataset = shown.get(key[1], key[1])
+            yield ComputePoint(dataset, name, "as scored", share(worth), cost.per_row, cost.seconds_per_row)
+
+
+def _point_of_ensemble(ensemble: Ensemble, evaluation: Evaluation, points: Sequence[ComputePoint]) -> ComputePoint:
+    members = [
+        point
+        for point in points
+        if point.dataset == evaluation.name and point.model in ensemble.members and point.setting == "as scored"
+    ]
+    tokens, seconds = sum(point.tokens for point in members), sum(point.seconds for point in members)
+    return ComputePoint(evaluation.name, ensemble.name, "as scored", evaluation.row_accuracy(), tokens, seconds)
+
+
+def _points_of_cascade(found: CascadeResult) -> Iterator[ComputePoint]:
+    for point, seconds in zip([*found.curve, found.chosen], found.seconds, strict=True):
+        is_chosen = point is found.chosen
+        setting = "chosen threshold" if is_chosen else f"threshold {point.threshold:.3g}"
+        tokens = point.tokens_per_row.value
+        yield ComputePoint(found.dataset, found.name, setting, point.accuracy, tokens, seconds, is_chosen)
+
+
+def _point_of_judge(name: str, evaluation: Evaluation, judged: JudgeReport) -> ComputePoint:
+    verdicts = sum(2 * row.num_chosen * (len(row.responses) - row.num_chosen) for row in evaluation.rows)
+    tokens = (judged.tokens_per_verdict or 0.0) * verdicts / len(evaluation.rows)
+    return ComputePoint(evaluation.name, name, "both orders", evaluation.row_accuracy(), tokens)
+
+
+def compute_sections(points: Sequence[ComputePoint], cascades: Sequence[CascadeResult]) -> list[Section]:
+    """Make the sections on compute and on cascades; of a cascade's curve, the table shows the chosen point."""
+    rows = [
+        [point.dataset, point.model, point.setting, show_estimate(point.accuracy), show(point.tokens, _TOKENS)]
+        for point in points
+        if point.is_chosen
+    ]
+    table = Table(["set", "model", "setting", "row accuracy", "tokens per row"], rows)
+    sections = [Section("Accuracy against compute", COMPUTE, [table])]
+    if cascades:
+        columns = [
+            "set",
+            "cascade",
+            "thresholds",
+            "accuracy",
+            "last stage alone",
+            "tokens per row",
+            "share of its tokens",
+            "reached",
+        ]
+        sections.append(Section("Cascades", CASCADES, [Table(columns, list(map(_cascade_row, cascades)))], level=3))
+    return sections
+
+
+def _cascade_row(found: CascadeResult) -> list[Any]:
+    tokens, full = found.chosen.tokens_per_row, found.last.tokens_per_row.value
+    return [
+        found.dataset,
+        found.name,
+        ", ".join(f"{threshold:.3f}" for threshold in found.thresholds),
+        show_estimate(found.chosen.accuracy),
+        show_estimate(found.last.accuracy, with_n=False),
+        show_estimate(tokens, _TOKENS, with_n=False),
+        show(tokens.value / full if full else math.nan),
+        ", ".join(show(share) for share in found.chosen.reached),
+    ]
+
+
+# -------------------------------------------------------------------------------------------------------- best-of-N
+
+HALVING = """\
+Every candidate gets one critique, the better half a second one, the better half of those two more, and so on up to the number of critiques; a
+cheap model, if named, drops half of the candidates first. Against the choice with all critiques of all candidates, on the same problems, with 95 %
+bootstrap intervals over problems. Tokens are those of the critiques per problem."""
+
+
+def halving_section(results: Sequence[HalvingResult]) -> Section:
+    """Make the section on successive halving."""
+    columns = ["set", "", "critiques", "choice", "full choice", "difference", "tokens", "full tokens", "share"]
+    rows = []
+    for one in results:
+        is_share = 0 <= one.worth.value <= 1 and 0 <= one.full_worth.value <= 1
+        form, difference = (PERCENT, POINTS) if is_share else (_SCORE, _SCORE)
+        cells = [(one.worth, form), (one.full_worth, form), (one.difference, difference)]
+        cells += [(one.tokens, _TOKENS), (one.full_tokens, _TOKENS)]
+        shown = [show_estimate(estimate, shape, with_n=False) for estimate, shape in cells]
+        rows.append([one.title, one.name, one.num_critiques, *shown, show(one.share)])
+    return Section("Successive halving", HALVING, [Table(columns, rows)])
