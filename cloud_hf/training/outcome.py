@@ -160,7 +160,8 @@ class CLoudOutcomeTrainer(CLoudTrainer):
             ) as unwrapped,
         ):
             model: Any = unwrapped
-            # Temperature 1: the policy gradient is of the distribution that critiques are drawn from
+            # Temperature 1: the policy gradient is that of the distribution which critiques are drawn from, up to the few tokens that
+            # the writer bans or reads as the end of turn
             options = (args.max_completion_length, args.generation_batch_size, False)
             writer = CritiqueWriter(model.eval(), self.critique_format, 1.0, *options)
             samples = iter(writer.write(prefixes, args.num_generations, (args.seed << 32) + self.state.global_step))
