@@ -83,7 +83,7 @@ class CLoudOutcomeTrainer(CLoudTrainer):
         needs_reference = bool(args.num_generations and args.beta)
         if args.num_generations:
             _check_launch(args)
-            _check_model(model)
+            _check_model(model, args.model_init_kwargs)
         if needs_reference:
             processing_class = prepare_tokenizer(processing_class, model, args)
             _check_reference(args, model, processing_class)
@@ -161,6 +161,8 @@ class CLoudOutcomeTrainer(CLoudTrainer):
             ) as unwrapped,
         ):
             model: Any = unwrapped
+            # Temperature 1: the policy gradient is that of the distribution which critiques are drawn from, up to the few tokens that
+            # the writer bans or reads as the end of turn
             seed = (args.seed << 32) + self.state.global_step
             sampling = Sampling(args.num_generations, 1.0, args.max_completion_length, seed)
             writer = CritiqueWriter(
@@ -235,6 +237,18 @@ class CLoudOutcomeTrainer(CLoudTrainer):
         with self.accelerator.autocast(), without_adapter:
             return model(**inputs).token_losses
 
+    def training_facts(self) -> dict[str, Any]:
+        """See [`WritesCard.training_facts`]."""
+        args = self.args
+        if not args.num_generations:
+            return {}
+        return {
+            "Written critiques": f"{args.num_generations} of each response in a step, of up to {args.max_completion_length} tokens",
+            "Objective": args.outcome_objective,
+            "Weight of the policy gradient": args.policy_weight,
+            "Weight of the KL divergence": f"{args.beta}, from {'another model' if args.ref_model else 'the model it was trained from'}",
+        }
+
     # --------------------------------------------------------------------------------------------------------- metrics
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
@@ -291,9 +305,10 @@ def _check_launch(args: CLoudOutcomeConfig):
         )
 
 
-def _check_model(model: Any):
+def _check_model(model: Any, init_kwargs: Any):
     """Raise `ValueError` if a model is named that is not a CLoud model."""
-    if isinstance(model, str) and not isinstance(read_model_config(model), CLoudConfig):
+    revision = (init_kwargs or {}).get("revision")
+    if isinstance(model, str) and not isinstance(read_model_config(model, revision=revision), CLoudConfig):
         raise ValueError(
             f"{model} is a language model without a reward head, by which critiques could be judged. Start from the model that stage 3 "
             "made (`cloud-hf train-cloud`)."
