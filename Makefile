@@ -30,8 +30,8 @@ export NO_MKDOCS_2_WARNING = 1
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
 
-quickstart: $(VENV)/.ready  ## Run the method on the shell game: data, both arms, evaluation, report. SEED=1 for another seed.
-	$(BIN)/python examples/quickstart.py --seed $(SEED)
+quickstart: $(VENV)/.ready  ## Run the method on the shell game: data, both arms, evaluation, report. SEED=1 for another seed, STAGE4=1 for stage 4, too.
+	$(BIN)/python examples/quickstart.py --seed $(SEED) $(if $(STAGE4),--stage4)
 
 ifeq ($(AREA),)
 # Every part runs, whatever failed before it.

@@ -6,7 +6,8 @@ Run the complete method on the shell game, with the scripts that train Llama-3-8
     stage 1   critique SFT on oracle critiques     train_critique_sft.py
     stage 2   the model rewrites all critiques itself     build_self_critiques.py
     stage 3   Bradley-Terry plus λ times the critique LM loss on those     train_cloud.py
-    then      held-out pairs and best-of-N for both arms     evaluate_rewards.py, best_of_n.py
+    stage 4   with --stage4: critiques improved by their outcome     train_cloud_outcome.py
+    then      held-out pairs and best-of-N for all arms     evaluate_rewards.py, best_of_n.py
 
 python examples/quickstart.py --output_dir runs/quickstart --seed 0
 
@@ -25,18 +26,19 @@ from cloud_hf.cli import ArgumentParser, run
 
 # Training stages of each arm after the shared base
 ARMS = {"classic": ("classic",), "cloud": ("critique_sft", "self_critiques", "cloud")}
+STAGE_4 = {"outcome": (*ARMS["cloud"], "outcome")}
 
 
-def stages(seed: int) -> list[Stage]:
-    """Return the commands of all stages, in order."""
+def stages(seed: int, arms: dict[str, tuple[str, ...]]) -> list[Stage]:
+    """Return the commands of all stages of these arms, in order."""
 
     def options(model: str | None, dataset: str | None, output: str) -> tuple[str, ...]:
         named = {"--model_name_or_path": model, "--dataset_name": dataset, "--output_dir": output}
         paths = [word for name, path in named.items() if path is not None for word in (name, f"{{run}}/{path}")]
         return (*paths, "--seed", str(seed))
 
-    models = ("--models", "{run}/classic", "{run}/cloud")
-    return [
+    models = ("--models", *(f"{{run}}/{arm}" for arm in arms))
+    all_stages = [
         Stage(
             "base", "Stage 0: data, and a base model that answers directly", "make_shell_game.py", "base.yaml",
             ("--data_dir", "{run}/data", *options(None, None, "base")), ("data", "base"),
@@ -59,15 +61,20 @@ def stages(seed: int) -> list[Stage]:
             options("critique-sft", "self-critiques", "cloud"), ("cloud",), ("critique_sft", "self_critiques"),
         ),
         Stage(
+            "outcome", "Stage 4: critiques improved by their outcome", "train_cloud_outcome.py", "outcome.yaml",
+            options("cloud", "self-critiques", "outcome"), ("outcome",), ("self_critiques", "cloud"),
+        ),
+        Stage(
             "evaluation", "Held-out pairs", "evaluate_rewards.py", "scoring.yaml",
             (*models, *options(None, "data/pairs", "evaluation"), "--group_column", "difficulty"), ("evaluation",),
-            ("base", "classic", "cloud"),
+            ("base", *arms),
         ),
         Stage(
             "best_of_n", "Best-of-N", "best_of_n.py", "scoring.yaml",
-            (*models, *options(None, "data/best-of-n", "evaluation")), ("evaluation",), ("base", "classic", "cloud"),
+            (*models, *options(None, "data/best-of-n", "evaluation")), ("evaluation",), ("base", *arms),
         ),
     ]  # fmt: skip
+    return [stage for stage in all_stages if stage.name != "outcome" or "outcome" in arms]
 
 
 def main(arguments: list[str]):
@@ -77,7 +84,9 @@ def main(arguments: list[str]):
         help="folder for models, data and the report; defaults to runs/quickstart, plus -seedN for another seed",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of data, models and training")
+    parser.add_argument("--stage4", action="store_true", help="add stage 4, critiques improved by their outcome")
     args = parser.parse_args(arguments)
+    arms = ARMS | (STAGE_4 if args.stage4 else {})
     folder = Path(args.output_dir or f"runs/quickstart{f'-seed{args.seed}' if args.seed else ''}")
     started = time.monotonic()
 
@@ -87,18 +96,18 @@ def main(arguments: list[str]):
 
     with lock(folder) as held:
         try:
-            claim(folder, stages(args.seed), args.seed)
+            claim(folder, stages(args.seed, arms), args.seed)
         except ValueError as error:
             parser.error(str(error))
         for name in ("report.json", "report.md"):  # remove those of an earlier run until this one ends
             (folder / name).unlink(missing_ok=True)
-        usage = run_stages(folder, stages(args.seed), held, heading)
+        usage = run_stages(folder, stages(args.seed, arms), held, heading)
         heading("Report")
         from shell_game_report import write_report  # loads torch, needed only at the end
 
-        write_report(folder, usage, ARMS, args.seed)
+        write_report(folder, usage, arms, args.seed)
     heading("Finished")
-    print(f"Wrote data, models and report.md to {folder}. Next: cloud-hf demo --model {folder / 'cloud'}")
+    print(f"Wrote data, models and report.md to {folder}. Next: cloud-hf demo --model {folder / list(arms)[-1]}")
 
 
 if __name__ == "__main__":

@@ -47,7 +47,15 @@ def write_report(run: Path, usage: dict[str, dict], stages: dict[str, tuple[str,
     (run / "report.json").write_text(json.dumps(report, indent=2))
     table = results_table(arms)
     critiques = three_critiques(run, scores["cloud"])
-    (run / "report.md").write_text(PAGE.format(table=table, critiques=critiques, run=run, stages=stage_table(usage)))
+    (run / "report.md").write_text(
+        PAGE.format(
+            table=table,
+            critiques=critiques,
+            run=run,
+            stages=stage_table(usage),
+            stage_4=STAGE_4 if "outcome" in arms else "",
+        )
+    )
     print(f"\n{table}\n\n{critiques}\n\nReport: {run / 'report.md'}")
 
 
@@ -138,14 +146,18 @@ def three_critiques(run: Path, scores: list[dict]) -> str:
     return "\n\n---\n\n".join(blocks)
 
 
-NOTES = """¹ Of the arm's stages after the base model, which both arms share: 6 per weight and token in training, 2 in generation.
+NOTES = """¹ Of the arm's stages after the base model, which all arms share: 6 per weight and token in training, 2 in generation
+and for a reference model.
 ² Processor seconds of the commands of these stages, with imports, loading and encoding."""
+
+STAGE_4 = """ The arm "outcome" is the CLoud model after
+stage 4, which improves its critiques by whether they lead to the right preference, with more training FLOPs than the others."""
 
 PAGE = """# The shell game: classic and CLoud reward models
 
 A ball lies under one of four cups, k swaps move it, and a response says where it ends. Both arms start from the same
 base model, which has learned to answer at once. The classic model scores a response at once; the CLoud model first
-writes a critique that follows the swaps. The classic arm had at least as many training FLOPs. No sequence of swaps in
+writes a critique that follows the swaps. The classic arm had at least as many training FLOPs.{stage_4} No sequence of swaps in
 this test occurs in any training set, and no pair or problem occurs twice.
 
 {table}

@@ -237,6 +237,7 @@ MISTAKES = [
     ("train_cloud", (*PAIRS, *TRAIN, "--config"), "`--config` needs the name of a YAML file."),
     ("train_cloud", (*PAIRS, *BASE, *TRAIN, "--learning_rate", "-1"), "`learning_rate` is -1.0; it must be at least 0"),
     ("train_cloud", (*PAIRS, *BASE, *TRAIN, "--critique_role", "system"), "`critique_role` is 'system'"),
+    ("train_cloud_outcome", (*PAIRS, *BASE, *TRAIN, "--num_generations", "1"), "`num_generations` is 1, but a critique's return"),
     ("train_classic", (*PAIRS, *BASE, *TRAIN, "--lm_loss_chunks", "2"), "no critique loss"),
     ("train_classic", (*PAIRS, *BASE, *TRAIN[:-1], "0"), "`per_device_train_batch_size` is 0; it must be at least 1"),
     ("train_classic", (*PAIRS, *BASE, *TRAIN, "--lora_r", "8"), "without `use_peft` no adapter is created"),
@@ -257,6 +258,7 @@ MISTAKES = [
     # Models
     ("train_cloud", (*PAIRS, *TRAIN), "`model_name_or_path` is missing"),
     ("train_cloud", (*PAIRS, *ABSENT, *TRAIN), "There is no folder"),
+    ("train_cloud_outcome", (*PAIRS, *BASE, *TRAIN), "is a language model without a reward head"),
     ("train_classic", (*PAIRS, "--model_name_or_path", "{files}/folder", *TRAIN), "neither config.json nor adapter_config.json"),
     ("train_classic", (*PAIRS, "--model_name_or_path", "{files}/torn", *TRAIN), "A file of weights is damaged"),
     ("train_classic", (*PAIRS, *BASE, *TRAIN, "--chat_template_path", "{files}/bad.jinja"), "The chat template refuses"),

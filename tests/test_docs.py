@@ -61,6 +61,7 @@ SMALL = {
     "train_critique_sft.py": TRAINING,
     "train_cloud.py": TRAINING,
     "train_classic.py": TRAINING,
+    "train_cloud_outcome.py": f"{TRAINING} --num_generations 2 --max_completion_length 8",
     "build_self_critiques.py": "--max_new_tokens 8 --longer_tries 0 --truncated keep",
     "evaluate_rewards.py": "--max_new_tokens 4 --probe_rows 4 --limit 4 --batch_size 64",
     "best_of_n.py": "--max_new_tokens 4",

@@ -116,6 +116,10 @@ CONTRACTS: dict[str, tuple[str, tuple[str, ...]]] = {
         "encodes rows by the critique format", ("dataset", "processing_class", "args", "dataset_name"),
     ),
     "trl.RewardTrainer._set_signature_columns_if_needed": ("keeps labels and reward positions", ()),
+    "trl.models.utils.prepare_deepspeed": ("shards the reference model of stage 4", ("model", "accelerator")),
+    "trl.models.utils.unwrap_model_for_generation": (
+        "gathers the weights that write critiques", ("model", "accelerator", "gradient_checkpointing_kwargs"),
+    ),
     "trl.trainer.reward_trainer.DataCollatorForPreference": ("base of the collator", ()),
     "trl.trainer.utils.get_config_model_id": ("names the base in cards", ("config",)),
     "trl.trainer.utils.get_trackio_space_url": ("links the run in cards", ()),

@@ -100,6 +100,10 @@ class WritesCard:
         )
         card.save(folder / "README.md")
 
+    def training_facts(self) -> dict[str, Any]:
+        """Return rows that only this trainer adds to the card's table of its training."""
+        return {}
+
     def add_example(self, rows: Dataset):
         """Write the card again, with what the trained model gives for a short training row. Not with sharded weights."""
         if self.is_world_process_zero() and strategy_of(self.args) in ("single", "ddp"):
@@ -193,6 +197,7 @@ def _training_section(trainer: Any, dataset_name: str | None) -> str:
     if trainer.kind is not CRITIC:
         weight = args.lm_loss_weight if trainer.kind is not CLASSIC else "none: it writes no critiques"
         facts |= {"Bradley-Terry weight": args.bradley_terry_weight, "λ (weight of the critique LM loss)": weight}
+    facts |= trainer.training_facts()
     facts |= {
         "Learning rate": f"{args.learning_rate:g}, {SchedulerType(args.lr_scheduler_type).value}",
         "Batch": f"{rows_per_step(args)} {rows} per step",

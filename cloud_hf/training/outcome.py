@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl.models.utils import prepare_deepspeed, unwrap_model_for_generation
 
+from ..configuration_cloud import CLoudConfig
 from ..generation import CritiqueWriter, Sample
-from ..loading import is_adapter, load_reward_model, tokenizer_source
+from ..loading import is_adapter, load_reward_model, read_model_config, tokenizer_source
 from .encoding import SIDES
 from .launch import strategy_of
 from .outcome_batch import WrittenCritiques, prefix_of, with_critiques
@@ -81,6 +82,7 @@ class CLoudOutcomeTrainer(CLoudTrainer):
         needs_reference = bool(args.num_generations and args.beta)
         if args.num_generations:
             _check_launch(args)
+            _check_model(model, args.model_init_kwargs)
         if needs_reference:
             processing_class = prepare_tokenizer(processing_class, model, args)
             _check_reference(args, model, processing_class)
@@ -100,11 +102,18 @@ class CLoudOutcomeTrainer(CLoudTrainer):
                 "ZeRO-3 cannot copy the model: name the reference model (`ref_model`), or set `beta` to 0."
             )
         # A resumed run copies the same weights, because it loads those of the checkpoint later
-        reference = copy.deepcopy(self.model) if name is None else load_reward_model(name, dtype=self.model.dtype)[0]
-        if name is not None and self.data_collator.flattens:
-            reference.prepare_for_segments(args.shared_prompt)
+        if name is None:
+            reference: Any = copy.deepcopy(self.model)
+        else:
+            reference, _ = load_reward_model(name, dtype=self.model.dtype)
+            if self.data_collator.flattens:
+                reference.prepare_for_segments(args.shared_prompt)
         reference.eval().requires_grad_(False)
-        return prepare_deepspeed(reference, self.accelerator) if is_sharded else reference.to(args.device)
+        if is_sharded:
+            return prepare_deepspeed(reference, self.accelerator)
+        # As DeepSpeed casts the trained model, so that equal weights give equal log-probabilities
+        casts = args.bf16 and strategy_of(args).startswith("zero")
+        return reference.to(args.device, torch.bfloat16 if casts else None)
 
     def _check_lengths(self):
         """Raise `ValueError` unless every critique that may be written fits the context."""
@@ -140,19 +149,21 @@ class CLoudOutcomeTrainer(CLoudTrainer):
     def _write_critiques(self, batches: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
         """Write critiques for the rows of each micro-batch, and collate them."""
         args = self.args
+        checkpointing: Any = args.gradient_checkpointing_kwargs  # a string has been parsed
+        wrapped: Any = self.model_wrapped  # annotated for distributed models only
         prefixes = [prefix_of(row, side) for batch in batches for row in batch for side in SIDES]
         with (
             torch.no_grad(),
             self.accelerator.autocast(),
             unwrap_model_for_generation(
-                self.model_wrapped,  # pyright: ignore[reportArgumentType]  # annotated for distributed models only
-                self.accelerator,
-                gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs,
-            ) as model,
+                wrapped, self.accelerator, gradient_checkpointing_kwargs=checkpointing
+            ) as unwrapped,
         ):
-            writer = CritiqueWriter(
-                model.eval(), self.critique_format, 1.0, args.max_completion_length, args.generation_batch_size, False
-            )
+            model: Any = unwrapped
+            # Temperature 1: the policy gradient is that of the distribution which critiques are drawn from, up to the few tokens that
+            # the writer bans or reads as the end of turn
+            options = (args.max_completion_length, args.generation_batch_size, False)
+            writer = CritiqueWriter(model.eval(), self.critique_format, 1.0, *options)
             samples = iter(writer.write(prefixes, args.num_generations, (args.seed << 32) + self.state.global_step))
         return [self._collate(batch, [[next(samples) for _ in SIDES] for _ in batch]) for batch in batches]
 
@@ -160,9 +171,9 @@ class CLoudOutcomeTrainer(CLoudTrainer):
         """Make a micro-batch of the written critiques, pair by pair, and of the dataset's as an anchor."""
         end = self.critique_format.end_token_id
         written = [
-            with_critiques(row, *both, end)
+            with_critiques(row, chosen, rejected, end)
             for row, sides in zip(rows, samples, strict=True)
-            for both in zip(*sides, strict=True)
+            for chosen, rejected in zip(*sides, strict=True)
         ]
         anchors = rows if self.args.lm_loss_weight else []
         batch = self.data_collator([*written, *anchors])
@@ -177,7 +188,7 @@ class CLoudOutcomeTrainer(CLoudTrainer):
 
     def _get_num_items_in_batch(self, batch_samples: list[dict], device: torch.device) -> torch.Tensor | None:
         """Count pairs, and labelled tokens of the dataset's critiques, of the optimizer step: shape `(2,)`."""
-        if not batch_samples or not self.args.num_generations:
+        if not batch_samples or "counts" not in batch_samples[0]:
             return super()._get_num_items_in_batch(batch_samples, device)
         counts = torch.stack([batch["counts"].to(device) for batch in batch_samples]).sum(0)
         return self.accelerator.gather(counts[None]).sum(0)
@@ -222,7 +233,24 @@ class CLoudOutcomeTrainer(CLoudTrainer):
         with self.accelerator.autocast(), without_adapter:
             return model(**inputs).token_losses
 
+    def training_facts(self) -> dict[str, Any]:
+        """See [`WritesCard.training_facts`]."""
+        args = self.args
+        if not args.num_generations:
+            return {}
+        return {
+            "Written critiques": f"{args.num_generations} of each response in a step, of up to {args.max_completion_length} tokens",
+            "Objective": args.outcome_objective,
+            "Weight of the policy gradient": args.policy_weight,
+            "Weight of the KL divergence": f"{args.beta}, from {'another model' if args.ref_model else 'the model it was trained from'}",
+        }
+
     # --------------------------------------------------------------------------------------------------------- metrics
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Count 2 operations per weight and token to write the critiques, and 2 for the reference model, besides the 6 of training."""
+        passes = 3 + bool(self.args.num_generations) + bool(self.args.num_generations and self.args.beta)
+        return super().floating_point_ops(inputs) * passes // 3
 
     def _count_tokens(self, inputs: dict[str, Any]):
         """Count tokens as TRL's trainer does."""
@@ -278,10 +306,20 @@ def _check_launch(args: CLoudOutcomeConfig):
         )
 
 
+def _check_model(model: Any, init_kwargs: Any):
+    """Raise `ValueError` if a model is named that is not a CLoud model."""
+    revision = (init_kwargs or {}).get("revision")
+    if isinstance(model, str) and not isinstance(read_model_config(model, revision=revision), CLoudConfig):
+        raise ValueError(
+            f"{model} is a language model without a reward head, by which critiques could be judged. Start from the model that stage 3 "
+            "made (`cloud-hf train-cloud`)."
+        )
+
+
 def _check_reference(args: CLoudOutcomeConfig, model: Any, tokenizer: PreTrainedTokenizerBase):
     """Raise `ValueError` if there is no reference model, or it has another tokenizer."""
     if args.ref_model is None:
-        if is_peft_model(model) or (isinstance(model, str) and is_adapter(model)):
+        if is_adapter(model) if isinstance(model, str) else is_peft_model(model):
             raise ValueError(
                 "The model is an adapter, and without it the reference model would not be the one that training starts from. Merge it "
                 "first (`cloud-hf merge-adapter`), name the reference model (`ref_model`), or set `beta` to 0."

@@ -11,7 +11,6 @@ import torch
 
 from ..critique_format import EncodedPrefix
 from ..generation import Sample
-from ..modeling_cloud import CLoudOutput
 from .encoding import SIDES
 
 
@@ -33,20 +32,19 @@ class WrittenCritiques:
     Written critiques of N pairs and the model's output for them.
 
     Args:
-        output ([`CLoudOutput`]):
+        output ([`~modeling_cloud.CLoudOutput`]):
             For the written critiques of the chosen responses, pair by pair, the dataset's, if they are an anchor, then the same for
             the rejected responses.
         was_cut_2NK (`torch.Tensor`):
             Which critiques were cut: their end of turn was not sampled, so it is not part of what the policy did.
     """
 
-    output: CLoudOutput
+    output: Any
     was_cut_2NK: torch.Tensor
 
     def __post_init__(self):
-        losses, sequences = self.output.token_losses, self.output.token_sequences
-        assert losses is not None and sequences is not None and self.output.logits is not None
-        self.losses_P, self.sequences_P = losses, sequences
+        self.losses_P, sequences = self.output.token_losses, self.output.token_sequences
+        self.sequences_P = sequences
         self.num_written = self.was_cut_2NK[0].numel()
         self.num_sequences = len(self.output.logits) // 2
         side_P, place_P = sequences // self.num_sequences, sequences % self.num_sequences
@@ -59,7 +57,6 @@ class WrittenCritiques:
     @property
     def rewards_2NK(self) -> torch.Tensor:
         """Rewards at the end of the written critiques."""
-        assert self.output.logits is not None
         return self._written(self.output.logits[:, 0])
 
     @property

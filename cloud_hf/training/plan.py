@@ -35,6 +35,8 @@ of GPUs. Bytes per GPU:
   layer is unpacked while it computes.
 - Buckets: DDP copies all gradients into buckets. ZeRO-1 and ZeRO-2 take 4 bytes x 5e8 (our configs), ZeRO-3 and FSDP2
   about 4 x hidden x hidden.
+- Stage 4: a pair has the sequences of K written critiques and one of the dataset's for each response. With `beta`, a frozen copy
+  of all parameters is the reference model, unless an adapter is trained. Caches of generation are not planned.
 - Reserve: memory for CUDA, NCCL and fragmentation; `reserve_gb`.
 """
 
@@ -54,8 +56,8 @@ from ..cli import run
 from ..configuration_cloud import CLoudConfig, language_config
 from ..modeling_cloud import _VOCABULARY_PER_CHUNK
 from .arguments import DataArguments, RewardModelConfig
-from .config import CLoudTrainingConfig
 from .memory import StepMemory, simulate_step
+from .outcome_config import CLoudOutcomeConfig
 
 
 GB = 2**30
@@ -69,7 +71,8 @@ _FOUR_BITS = 0.5 + 4 / 64
 _RECIPE_OPTIONS = {
     "micro_batch": 1, "max_length": 2048, "gradient_accumulation_steps": 1, "gradient_checkpointing": True,
     "padding_free": False, "shared_prompt": False, "lm_loss_chunks": None, "optim": "adamw_torch_fused", "bf16": True,
-    "dtype": "float32", "lora_r": None, "lora_target_modules": None, "load_in_4bit": False,
+    "dtype": "float32", "lora_r": None, "lora_target_modules": None, "load_in_4bit": False, "num_generations": 0,
+    "beta": 0.0,
 }  # fmt: skip
 # Keys that change a step's memory in ways that the plan does not model
 _UNPLANNED_KEYS = ("token_budget", "load_in_8bit", "fp16", "use_dora", "lora_modules_to_save", "activation_offloading")
@@ -132,6 +135,10 @@ class PlanArguments:
             Layers that the adapter covers.
         load_in_4bit (`bool`, *optional*):
             QLoRA: an adapter over 4-bit weights.
+        num_generations (`int`, *optional*):
+            Critiques of each response in a step of stage 4. Without it, stage 3 is planned.
+        beta (`float`, *optional*):
+            Weight of the KL from a reference model in stage 4. 0 needs no reference model.
     """
 
     model: str | None = None
@@ -157,6 +164,8 @@ class PlanArguments:
     lora_r: int | None = None
     lora_target_modules: list[str] | None = None
     load_in_4bit: bool | None = None
+    num_generations: int | None = None
+    beta: float | None = None
 
     def __post_init__(self):
         stage = Path(self.config or "").stem
@@ -182,7 +191,7 @@ class PlanArguments:
 
     def _check(self):
         names = ("gpus", "micro_batch", "max_length", "gradient_accumulation_steps", "lm_loss_chunks", "lora_r")
-        check_bounds(self, **dict.fromkeys(names, 1))
+        check_bounds(self, **dict.fromkeys(names, 1), num_generations=0, beta=0)
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"`dtype` is {self.dtype!r}; only float32 and bfloat16 can be planned.")
         if self.prompt_share is not None and not self.shared_prompt:
@@ -274,7 +283,8 @@ def make_plan(args: PlanArguments, config: CLoudConfig | None = None, micro_batc
     """
     config = config or read_model(args)
     setting: Any = args  # its checks have filled in every option
-    pairs = micro_batch or setting.micro_batch
+    # The dataset's critiques are an anchor
+    pairs = (micro_batch or setting.micro_batch) * (setting.num_generations + 1)
     return _divide(setting, config, _simulate(setting, config, pairs), _lm_loss_bytes(setting, config, pairs))
 
 
@@ -369,10 +379,11 @@ def _divide(args: Any, config: CLoudConfig, step: StepMemory, lm_loss: float) ->
     shards = args.gpus
     weight, trained = _bytes_of_weights(args)
     frozen = step.parameters - step.trained
+    has_reference = args.num_generations and args.beta and args.lora_r is None
     frozen_bytes = frozen * weight
     if args.load_in_4bit:
         frozen_bytes = step.linear * _FOUR_BITS + (frozen - step.linear) * (2 if args.bf16 else 4)
-    parameters = frozen_bytes + step.trained * trained
+    parameters = frozen_bytes + step.trained * trained + (step.parameters * trained if has_reference else 0)
     moments = 2 if "8bit" in args.optim else 4 if trained == 2 and args.zero == "0" else 8
     master = 4 if trained == 2 and args.zero in ("1", "2", "3") else 0
     optimizer = step.trained * (moments + master)
@@ -420,10 +431,10 @@ def _read_recipe(path: str) -> dict:
         recipe = yaml.safe_load(file)
     if not isinstance(recipe, dict):
         raise ValueError(f"`config` {path} is not a recipe: a recipe is a YAML mapping of options.")
-    arguments = (DataArguments, CLoudTrainingConfig, RewardModelConfig)
+    arguments = (DataArguments, CLoudOutcomeConfig, RewardModelConfig)
     known = {"env", *(option.name for kind in arguments for option in dataclasses.fields(kind))}
     if unknown := sorted(recipe.keys() - known):
-        raise ValueError(f"{path} has {', '.join(unknown)}, which train_cloud.py and train_classic.py do not take.")
+        raise ValueError(f"{path} has {', '.join(unknown)}, which the training scripts do not take.")
     if unplanned := [key for key in _UNPLANNED_KEYS if recipe.get(key)]:
         raise ValueError(
             f"{path} has `{unplanned[0]}`, which cannot be planned. Use a file without it (for a `token_budget`, with the "

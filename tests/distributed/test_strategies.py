@@ -4,9 +4,11 @@ import json
 
 import pytest
 import torch
+from critics_for_tests import save_critic
 from launching import run_strategy
-from models_for_tests import save_language_model
+from models_for_tests import make_model, save_language_model
 from safetensors.torch import load_file
+from tokenizers_for_tests import make_tokenizer
 from transformers import AutoModel, AutoTokenizer
 
 from cloud_hf import CLoudConfig
@@ -19,15 +21,23 @@ IN_EVERY_TEST_RUN = ["ddp", "zero2", "zero3", "fsdp2"]
 KINDS = [(kind, lora) for kind in ("cloud", "classic") for lora in (False, True)]
 # Beside whole CLoud models; an adapter is made when ZeRO-3 has divided its base
 ALSO = {"ddp": ("classic", False), "zero3": ("cloud", True)}
+# Stage 4, whose critiques FSDP cannot write
+OUTCOME = ("outcome", False)
 # Batches in one row, with one copy of shared prompts
 IN_ONE_ROW = ("shared", False)
+
+OUTCOME_OPTIONS = {
+    "num_generations": 2, "max_completion_length": 8, "beta": 0.1, "center_rewards_coefficient": None,
+    "eval_strategy": "steps", "eval_steps": 9,
+}  # fmt: skip
 
 
 def runs_of(base, kinds):
     return [
         {
-            "name": name_of(kind, lora), "base": str(base), "lora": lora,
-            "options": {
+            "name": name_of(kind, lora), "base": str(base / "cloud" if kind == "outcome" else base), "lora": lora,
+            "outcome": kind == "outcome",
+            "options": OUTCOME_OPTIONS if kind == "outcome" else {
                 "critique": kind != "classic", "shared_prompt": kind == "shared", "eval_strategy": "steps", "eval_steps": 9,
             },
         }
@@ -46,14 +56,19 @@ def weights_of(folder):
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """A language model whose vocabulary is so large that its loss is computed in pieces."""
-    return save_language_model(tmp_path_factory.mktemp("base"), vocab_size=40_000)
+    """A language model whose vocabulary is so large that its loss is computed in pieces, and in `cloud` a CLoud model of it."""
+    folder = save_language_model(tmp_path_factory.mktemp("base"), vocab_size=40_000)
+    make_model(save_critic(folder / "critic", vocab_size=40_000, loudness=4.0)).save_pretrained(folder / "cloud")
+    make_tokenizer("llama3").save_pretrained(folder / "cloud")
+    return folder
 
 
 @pytest.fixture(scope="module")
 def some_kinds(base, tmp_path_factory):
     """What `test_two_processes_are_one` compares, trained by one process."""
-    return train_alone(base, tmp_path_factory.mktemp("single"), [("cloud", False), IN_ONE_ROW, *ALSO.values()])
+    return train_alone(
+        base, tmp_path_factory.mktemp("single"), [("cloud", False), IN_ONE_ROW, OUTCOME, *ALSO.values()]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +84,7 @@ def train_alone(base, folder, kinds):
 @pytest.mark.parametrize("strategy", IN_EVERY_TEST_RUN)
 def test_two_processes_are_one(base, some_kinds, tmp_path, strategy):
     kinds = [("cloud", False), IN_ONE_ROW, *([ALSO[strategy]] if strategy in ALSO else [])]
+    kinds += [] if strategy == "fsdp2" else [OUTCOME]
     compare(base, some_kinds, tmp_path, strategy, kinds)
 
 

@@ -10,6 +10,7 @@ SCRIPTS = {
     "critique_sft": "train_critique_sft",
     "self_critiques": "build_self_critiques",
     "cloud": "train_cloud",
+    "outcome": "train_cloud_outcome",
     "classic": "train_classic",
     "scoring": "evaluate_rewards",
     "grpo": "grpo_with_cloud",

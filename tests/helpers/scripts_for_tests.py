@@ -24,7 +24,7 @@ PROCESSES.set_forkserver_preload(
         "peft",
         "cloud_hf.commands.evaluate_rewards",
         "cloud_hf.commands.best_of_n",
-        "cloud_hf.commands.train_cloud",
+        "cloud_hf.commands.train_outcome",
         "cloud_hf.data.builders.self_critiques",
         "cloud_hf.rl.trl",
     ]

@@ -15,7 +15,7 @@ from peft import LoraConfig
 from torch.distributed.tensor import DTensor
 from transformers import AutoTokenizer, TrainerCallback
 
-from cloud_hf import CLoudTrainer, CLoudTrainingConfig
+from cloud_hf import CLoudOutcomeConfig, CLoudOutcomeTrainer, CLoudTrainer, CLoudTrainingConfig
 
 
 DS_CONFIGS = Path(__file__).parents[2] / "ds_configs"
@@ -75,13 +75,16 @@ def train(spec: dict, run: dict, rows: Dataset) -> dict:
     }  # fmt: skip
     name_strategy(spec["strategy"])
     options = strategy_options(spec["strategy"], spec.get("deepspeed", {}))
-    args = CLoudTrainingConfig(str(folder), **{**defaults, **options, **run.get("options", {})})
+    config, make_trainer = (
+        (CLoudOutcomeConfig, CLoudOutcomeTrainer) if run.get("outcome") else (CLoudTrainingConfig, CLoudTrainer)
+    )
+    args = config(str(folder), **{**defaults, **options, **run.get("options", {})})
     folder.mkdir(parents=True, exist_ok=True)
     observe = Observe(folder)
     tokenizer = AutoTokenizer.from_pretrained(run["base"])
     lora = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"]) if run.get("lora") else None
     evaluated = rows.select(range(23)) if args.eval_strategy != "no" else None
-    trainer = CLoudTrainer(
+    trainer = make_trainer(
         run["base"], args, train_dataset=rows, eval_dataset=evaluated, processing_class=tokenizer, callbacks=[observe],
         peft_config=lora,
     )  # fmt: skip

@@ -244,7 +244,7 @@ def test_settings_that_cannot_be_planned_are_refused(options, says):
 @pytest.mark.parametrize(
     ("recipe", "says"),
     [
-        ("max_lenght: 512", "has max_lenght, which train_cloud.py"),
+        ("max_lenght: 512", "has max_lenght, which the training scripts"),
         ("load_in_8bit: true\nuse_peft: true", "has `load_in_8bit`, which cannot be planned"),
         ("lora_modules_to_save: [lm_head]", "has `lora_modules_to_save`, which cannot be planned"),
         ("token_budget: 4096", "has `token_budget`, which cannot be planned"),
@@ -261,6 +261,15 @@ def test_a_recipe_without_critiques_is_the_classic_arm(tmp_path, small):
     (tmp_path / "mine.yaml").write_text("critique: false\nmax_length: 64")
     args = PlanArguments(model="m", config=str(tmp_path / "mine.yaml"))
     assert args.classic and make_plan(args, CLoudConfig(text_config=small.text_config, critique=False)).lm_loss == 0
+
+
+def test_stage_4_holds_every_critique_and_a_reference_model(small):
+    three, four = plan(small, micro_batch=5), plan(small, num_generations=4, beta=0.1)
+    assert (four.activations, four.parameters) == (three.activations, 2 * three.parameters)
+    lora = {"lora_r": 4, "lora_target_modules": ["q_proj"]}
+    assert plan(small, num_generations=4, beta=0.1, **lora) == plan(small, micro_batch=5, **lora)
+    args = PlanArguments(config=str(ROOT / "examples/configs/llama3-8b/outcome.yaml"))
+    assert (args.num_generations, args.beta) == (8, 0.001)
 
 
 @pytest.mark.parametrize(
