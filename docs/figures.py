@@ -301,6 +301,39 @@ def interval_coverage(result: dict) -> str:
     )
 
 
+def claims(report: dict) -> str:
+    """Return the differences behind each claim."""
+    tasks = list(report["arms"])
+
+    def shown(found: dict | None) -> str:
+        if found is None:
+            return "not run"
+        ends = " to ".join(f"{100 * end:+.1f}" for end in found["over_seeds"] or ())
+        return f"{100 * found['mean']:+.1f} ({ends})" if ends else f"{100 * found['mean']:+.1f}"
+
+    rows = [
+        [one["claim"], *(shown(one["tasks"][task]) for task in tasks), one["verdict"]] for one in report["findings"]
+    ]
+    seeds = sorted({len(arm["seeds"]) for arms in report["arms"].values() for arm in arms.values()})
+    number = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    return (
+        f"{table(['claim', *tasks, 'overall'], rows)}\n\nDifferences in points of pair accuracy, with 95% intervals over {number} seeds. "
+        f"{report['rule']} Recorded on {report['machine']['processor']} with torch {report['machine']['torch']}."
+    )
+
+
+def claims_in_short(report: dict) -> str:
+    """Return the main difference in one sentence."""
+    main = report["findings"][0]
+    parts = [
+        f"{100 * found['mean']:+.1f} points ({' to '.join(f'{100 * end:+.1f}' for end in found['over_seeds'] or ())}, {found['num_seeds']} seeds) "
+        f"on {task}"
+        for task, found in main["tasks"].items()
+        if found is not None
+    ]
+    return f"CLoud minus classic at equal training compute: {'; '.join(parts)}."
+
+
 def noise(runs: int) -> str:
     """Return the standard error of a share of 95 % in points."""
     return f"{100 * (0.95 * 0.05 / runs) ** 0.5:.1f}"
@@ -324,6 +357,8 @@ FIGURES: dict[str, Callable[[dict], str]] = {
         scalar_scoring,
         server_load,
         interval_coverage,
+        claims,
+        claims_in_short,
     )
 }
 
@@ -344,7 +379,8 @@ def fill(text: str) -> str:
     """Return a page with its blocks rewritten from the results."""
 
     def block(match: re.Match) -> str:
-        result = json.loads((RESULTS / f"{match['name']}.json").read_text(encoding="utf8"))
+        path = "claims/report.json" if match["name"].startswith("claims") else f"{match['name']}.json"
+        result = json.loads((RESULTS / path).read_text(encoding="utf8"))
         return f"{match['start']}{FIGURES[match['name']](result)}\n{match['end']}"
 
     return BLOCK.sub(block, text)

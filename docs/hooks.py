@@ -17,7 +17,7 @@ PAGES = {
 }
 # Folders whose modules the page modules.md lists
 PACKAGES = ("cloud_hf", "examples")
-PICTURES = ("spaces/demo", "benchmarks/results")
+PICTURES = ("spaces/demo", "benchmarks/results", "benchmarks/results/claims")
 
 
 def on_files(files, config):

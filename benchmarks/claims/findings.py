@@ -31,6 +31,7 @@ class Finding:
     claim: str
     source: str
     comparison: Comparison
+    by_level: bool = False  # whether the report shows it by difficulty
 
 
 def arms(first: str, second: str, measure: str = "outcomes") -> Comparison:
@@ -56,15 +57,15 @@ def more_critiques(temperature: float) -> Comparison:
 
 
 FINDINGS = (
-    Finding("CLoud beats classic at equal training compute", "paper", arms("cloud", "classic_compute")),
+    Finding("CLoud beats classic at equal training compute", "paper", arms("cloud", "classic_compute"), True),
     Finding("CLoud beats classic after the same steps on the same rows", "paper", arms("cloud", "classic")),
     Finding(
         "CLoud picks better among candidates than classic", "paper", arms("cloud", "classic_compute", "best_of_n")
     ),
     Finding("Own critiques beat the oracle's in stage 3", "paper", arms("cloud", "off_policy")),
     Finding("The critique loss helps (λ = 1.25 against 0)", "paper", arms("cloud", "lambda_0")),
-    Finding("Averaging 16 critiques helps at T = 0.5", "paper", more_critiques(0.5)),
-    Finding("Averaging 16 critiques helps at T = 1", "paper", more_critiques(1.0)),
+    Finding("Averaging 16 critiques helps at T = 0.5", "paper", more_critiques(0.5), True),
+    Finding("Averaging 16 critiques helps at T = 1", "paper", more_critiques(1.0), True),
     Finding("Stage 1 helps, at equal passes", "control", arms("cloud", "no_stage1")),
     Finding("Content helps: own critiques beat those of other rows", "control", arms("cloud", "shuffled")),
     Finding("Content helps: critiques beat blank tokens", "control", arms("cloud", "blank")),

@@ -147,7 +147,7 @@ def compare(scores: Scores, comparison: Comparison) -> dict[str, Any] | None:
     values = [comparison.values(scores, seed) for seed in seeds]
     levels = [scores.levels(seed)[: len(of_seed)] for seed, of_seed in zip(seeds, values, strict=True)]
     by_level = {
-        int(level): difference([of_seed[of == level] for of_seed, of in zip(values, levels, strict=True)])
+        str(level): difference([of_seed[of == level] for of_seed, of in zip(values, levels, strict=True)])
         for level in np.unique(levels[0])
     }
     return {**difference(values), "by_level": by_level, "num_seeds": len(seeds)}
@@ -197,7 +197,7 @@ def arm_summary(scores: Scores, arm: str) -> dict[str, Any]:
         "by_seed": means,
         "over_seeds": interval_over_seeds(means),
         "by_level": {
-            int(level): float(
+            str(level): float(
                 np.mean([values[of == level].mean() for values, of in zip(outcomes, levels, strict=True)])
             )
             for level in np.unique(levels[0])
@@ -220,6 +220,7 @@ def about_critiques(scores: Scores, arm: str, seeds: list[int]) -> dict[str, flo
     both = exact[:, :1] & exact[:, 1:]
     return {
         "exact": float(exact.mean()),
+        "exact_by_seed": [float(scores.get(seed, arm, "exact").mean()) for seed in seeds],
         "accuracy_if_exact": float(right[both].mean()) if both.any() else None,
         "accuracy_if_not_exact": float(right[~both].mean()) if (~both).any() else None,
     }
@@ -259,7 +260,7 @@ def consistency(scores: Scores) -> dict[str, Any]:
     for temperature in (0.5, 1.0):
         for how in ("mean", "median", "vote"):
             curves[f"T = {temperature}, {how}"] = {
-                count: float(
+                str(count): float(
                     np.mean([scores.sampled(seed, "cloud", temperature, count, how).mean() for seed in seeds])
                 )
                 for count in (1, 2, 4, 8, 16)
@@ -267,18 +268,24 @@ def consistency(scores: Scores) -> dict[str, Any]:
     return curves
 
 
-def events(results: Path, cells: dict[str, dict[str, Any]]) -> dict[str, str | int]:
-    """Return when the last validation problem and the first test problem was scored."""
-    scored = [cell["finished"] for cell in cells.values() if cell.get("split") == "test"]
-    order: dict[str, str | int] = {
-        "first test score": min(scored),
-        "last test score": max(scored),
-        "test cells": len(scored),
-    }
-    if (results / "dev" / "cells.json").is_file():
-        dev = json.loads((results / "dev" / "cells.json").read_text())["cells"].values()
-        order |= {"last validation score": max(cell["finished"] for cell in dev), "validation cells": len(dev)}
-    return order
+def events(results: Path, cells: dict[str, dict[str, Any]]) -> list[list[str]]:
+    """Return for each task when the last validation problem and the first held-out one was scored, and how often."""
+    dev = results / "dev" / "cells.json"
+    trials = json.loads(dev.read_text())["cells"] if dev.is_file() else {}
+    rows = []
+    for task in sorted({key.split("/")[0] for key in cells}):
+        validation = [
+            cell["finished"] for key, cell in trials.items() if f"/{task}/" in key and "accuracy" in cell["result"]
+        ]
+        held_out = [
+            cell["finished"]
+            for key, cell in cells.items()
+            if key.startswith(f"{task}/") and "accuracy" in cell["result"]
+        ]
+        if held_out:
+            last = max(validation) if validation else "–"
+            rows.append([task, str(len(validation)), last, str(len(held_out)), min(held_out), max(held_out)])
+    return rows
 
 
 # -------------------------------------------------------------------------------------------------------------- output
@@ -287,7 +294,7 @@ def events(results: Path, cells: dict[str, dict[str, Any]]) -> dict[str, str | i
 def make_report(results: Path) -> dict[str, Any]:
     """Compute everything that the report shows."""
     record, every = json.loads((results / "cells.json").read_text()), Scores.read(results)
-    return {
+    report = {
         "version": 1,
         "machine": record["machine"],
         "rule": RULE,
@@ -300,6 +307,16 @@ def make_report(results: Path) -> dict[str, Any]:
             for scores in every
         },
     }
+    return rounded(report)
+
+
+def rounded(value: Any) -> Any:
+    """Round numbers to six digits, which any machine agrees on, and turn tuples into lists."""
+    if isinstance(value, dict):
+        return {key: rounded(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(part) for part in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def points(interval: tuple[float, float] | None) -> str:
@@ -321,7 +338,12 @@ def findings_table(report: dict[str, Any]) -> str:
         ]
         for one in report["findings"]
     ]
-    return table(["claim", "from", *tasks, "overall"], rows)
+    return table(rows, ["claim", "from", *tasks, "overall"])
+
+
+def spread_of(shares: list[float] | None) -> str:
+    """Return the smallest and the largest share of the seeds."""
+    return "–" if shares is None else f"{100 * min(shares):.0f} to {100 * max(shares):.0f}%"
 
 
 def arms_table(summaries: dict[str, dict[str, Any]]) -> str:
@@ -335,31 +357,29 @@ def arms_table(summaries: dict[str, dict[str, Any]]) -> str:
             TITLES[arm], str(len(one["seeds"])),
             percent(one["accuracy"]) + (f" ({percent(spread[0])} to {percent(spread[1])})" if spread else ""),
             " / ".join(percent(value) for value in one["by_level"].values()), percent(one["best_of_n"]),
-            f"{one['log_loss']:.2f}" if "log_loss" in one else "–", percent(one.get("exact")), percent(one["ties"]),
+            f"{one['log_loss']:.2f}" if "log_loss" in one else "–", spread_of(one.get("exact_by_seed")), percent(one["ties"]),
             f"{one['train_flops']:.1e}", f"{one['train_cpu_s']:.0f} s", f"{one['inference_flops']:.1e}",
         ])  # fmt: skip
     levels = " / ".join(str(level) for level in next(iter(summaries.values()))["by_level"])
-    return table(
-        ["arm", "seeds", "pairs (95% over seeds)", f"level {levels}", "best of all", "log loss", "exact", "ties",
-         "train FLOPs", "train CPU", "FLOPs a response"], rows,
-    )  # fmt: skip
+    header = [
+        "arm", "seeds", "pairs (95% over seeds)", f"level {levels}", "best of all", "log loss", "exact", "ties",
+        "train FLOPs", "train CPU", "FLOPs a response",
+    ]  # fmt: skip
+    return table(rows, header)
 
 
-def level_table(report: dict[str, Any]) -> str:
-    rows = []
-    for one in report["findings"][:1]:
-        for task, found in one["tasks"].items():
-            for level, part in (found or {"by_level": {}})["by_level"].items():
-                rows.append(
-                    [
-                        task,
-                        str(level),
-                        f"{100 * part['mean']:+.1f}",
-                        points(part["over_seeds"]),
-                        points(part["hierarchical"]),
-                    ]
-                )
-    return table(["task", "level", "points", "95% over seeds", "95% over seeds and problems"], rows)
+def level_table(found: dict[str, Any]) -> str:
+    rows = [
+        [task, level, f"{100 * part['mean']:+.1f}", points(part["over_seeds"]), points(part["hierarchical"])]
+        for task, of_task in found["tasks"].items()
+        if of_task is not None
+        for level, part in of_task["by_level"].items()
+    ]
+    return (
+        table(rows, ["task", "level", "points", "95% over seeds", "95% over seeds and problems"])
+        if rows
+        else "Not run."
+    )
 
 
 def consistency_table(curves: dict[str, Any]) -> str:
@@ -368,7 +388,7 @@ def consistency_table(curves: dict[str, Any]) -> str:
         for name, curve in curves.items()
         if name != "seeds"
     ]
-    return table(["", "1", "2", "4", "8", "16"], rows)
+    return table(rows, ["", "1", "2", "4", "8", "16"])
 
 
 def write(report: dict[str, Any], output: Path):
@@ -377,7 +397,12 @@ def write(report: dict[str, Any], output: Path):
     sections = [
         "# The claims of the CLoud paper, measured on three small tasks", INTRODUCTION,
         "## Findings", RULE, findings_table(report), "![Differences](claims_findings.png)",
-        "## CLoud minus classic at equal training compute, by difficulty", level_table(report),
+        *(
+            part
+            for of, found in zip(FINDINGS, report["findings"], strict=True)
+            if of.by_level
+            for part in (f"## By difficulty: {of.claim}", level_table(found))
+        ),
         *(part for task, arms in report["arms"].items() for part in (f"## Arms: {task}", arms_table(arms))),
         "![Accuracy by inference compute](claims_compute.png)", NOTES,
     ]  # fmt: skip
@@ -389,7 +414,8 @@ def write(report: dict[str, Any], output: Path):
                 f"Accuracy by number of critiques; seeds {seeds}.",
                 consistency_table(curves),
             ]
-    sections += ["## Order of events", "\n".join(f"- {key}: {value}" for key, value in report["events"].items())]
+    header = ["task", "validation cells", "last", "held-out cells", "first", "last"]
+    sections += ["## Order of events", EVENTS, table(report["events"], header)]
     missing = [f"- {task}: {', '.join(arms)}" for task, arms in report["not_run"].items() if arms]
     sections += ["## Not run", "\n".join(missing) or "Everything ran."]
     sections += ["## Machine", "\n".join(f"- {key}: {value}" for key, value in report["machine"].items())]
@@ -402,7 +428,10 @@ INTRODUCTION = """Written by `benchmarks/claims/report.py` from the scores in th
 wrong one) in the right order; a tie counts half. Intervals are Student's over seeds, which vary data, model and training."""
 
 NOTES = """Costs are those after the base that all arms share: 6 FLOPs per weight and token in training, 2 in generation. Exact: critiques equal to
-the oracle's. "Best of all" picks among all choices of a problem."""
+the oracle's, from the least exact seed to the most. "Best of all" picks among all choices of a problem."""
+
+
+EVENTS = "Models scored on validation problems, of other seeds, to choose the settings; then those scored on held-out problems (UTC)."
 
 
 def main(arguments: list[str] | None = None):

@@ -110,7 +110,7 @@ class Study:
         for problem in tasks.problems(self.task, "train", settings.levels, count, f"{self.seed}/answers"):
             ids = list(encoder.encode(problem.prompt, tasks.response(problem.answer)).input_ids)
             encoded.append({"input_ids": ids, "labels": [-100] * (len(ids) - 2) + ids[-2:]})
-        options = training_options(folder, self.seed, settings.base_lr, batch=32)
+        options = training_options(folder, self.seed, settings.base_lr)
         set_seed(self.seed)
         model = LlamaForCausalLM(tasks.model_config(self.tokenizer, settings.width))
         trainer = SFTTrainer(
@@ -127,7 +127,7 @@ class Study:
 
     def _train_critic(self, base: Cell, folder: Path) -> dict[str, Any]:
         settings = self.settings
-        options = training_options(folder, self.seed, settings.critic_lr, batch=32, passes=settings.critic_passes)
+        options = training_options(folder, self.seed, settings.critic_lr, passes=settings.critic_passes)
         critique_format = CritiqueFormat(self.tokenizer, critique_prompt=tasks.CRITIQUE_PROMPT)
         trainer = CritiqueSFTTrainer(
             str(base.folder), CritiqueSFTConfig(**options, max_length=None), processing_class=self.tokenizer,
@@ -152,7 +152,7 @@ class Study:
             row[f"{side}_feedback"], row[f"{side}_feedback_ids"] = score.critique, score.critique_ids[0]
         (folder / "rows.json").write_text(json.dumps(rows))
         tokens = self.prefix_tokens(sides) + sum(len(score.critique_ids[0]) for score in scores)
-        return {"flops": 2 * self.num_weights(critic) * tokens}
+        return {"flops": 2 * critic.result["weights"] * tokens}
 
     def critic_model(self, critic: Cell) -> CLoudForRewardModeling:
         """Load the critic with a random reward head."""
@@ -166,9 +166,6 @@ class Study:
         encoder = CritiqueFormat(self.tokenizer, critique_prompt=tasks.CRITIQUE_PROMPT)
         return sum(len(encoder.encode_prefix(row["prompt"], row[side]).input_ids) for row, side in sides)
 
-    def num_weights(self, of: Cell) -> int:
-        return of.result["weights"]
-
     # ---------------------------------------------------------------------------------------------------------- arms
 
     def arm(self, name: str) -> Cell:
@@ -177,11 +174,10 @@ class Study:
         inputs = {"base": self.base, "critic": self.critic, "cloud": lambda: self.arm("cloud")}[arm.start]()
         rows = self.self_critiques() if arm.critiques in ("self", "shuffled") else None
         passes = self.passes(arm)
-        lr = settings.outcome_lr if arm.outcome or arm.start == "cloud" else settings.cloud_lr
         options = {
             "arm": asdict(arm),
             "passes": passes,
-            "lr": settings.classic_lr if arm.critiques is None else lr,
+            "lr": self.learning_rate(arm),
             "pairs": settings.pairs,
             "levels": settings.levels,
             "held_out": settings.held_out,
@@ -204,6 +200,14 @@ class Study:
         target = self.arm(reference).result["flops"] if arm.start == "cloud" else self.training_flops(reference)
         return math.ceil(target / one_pass)
 
+    def learning_rate(self, arm: Arm) -> float:
+        settings = self.settings
+        if arm.critiques is None:
+            return settings.classic_lr
+        if arm.start == "base":  # it learns to write, as stage 1 does
+            return settings.critic_lr
+        return settings.outcome_lr if arm.start == "cloud" else settings.cloud_lr
+
     def training_flops(self, name: str) -> float:
         """Return the training FLOPs of an arm after the base that all arms share."""
         arm, flops = ARMS[name], self.arm(name).result["flops"]
@@ -218,7 +222,7 @@ class Study:
     ) -> dict[str, Any]:
         rows = self.rows if own is None else json.loads((own.folder / "rows.json").read_text())
         rows = self.arm_rows(arm, rows)
-        options = training_options(folder, self.seed + 1000 * arm.member, lr, batch=32, passes=passes)
+        options = training_options(folder, self.seed + 1000 * arm.member, lr, passes=passes)
         options |= {"max_length": 512, "lm_loss_weight": arm.lm_weight, "critique": arm.critiques is not None}
         options |= {"critique_prompt": tasks.CRITIQUE_PROMPT, "bad_rows": "drop"}
         model: Any = str(start.folder)
@@ -324,7 +328,7 @@ class Study:
         shape = {"accuracy": accuracy(rewards), "exact": float(arrays["exact"].mean())}
         return {
             "flops": 0,
-            "weights": self.num_weights(critic),
+            "weights": critic.result["weights"],
             **shape,
             **self.inference_tokens(prompts, responses, scores, True),
         }
@@ -352,11 +356,11 @@ class Study:
 # ------------------------------------------------------------------------------------------------------------- helpers
 
 
-def training_options(folder: Path, seed: int, lr: float, batch: int, passes: float = 1) -> dict[str, Any]:
+def training_options(folder: Path, seed: int, lr: float, passes: float = 1) -> dict[str, Any]:
     """Return the options that all trainers share: those of the quickstart's recipes."""
     return {
         "output_dir": str(folder / "trainer"), "seed": seed, "learning_rate": lr, "num_train_epochs": passes,
-        "per_device_train_batch_size": batch, "optim": "adamw_torch", "weight_decay": 0.01, "adam_beta2": 0.99,
+        "per_device_train_batch_size": 32, "optim": "adamw_torch", "weight_decay": 0.01, "adam_beta2": 0.99,
         "lr_scheduler_type": "cosine", "warmup_steps": 0.05, "bf16": False, "gradient_checkpointing": False,
         "dataloader_pin_memory": False, "use_cpu": True, "logging_steps": 25, "save_strategy": "no", "report_to": "none",
         "disable_tqdm": True,

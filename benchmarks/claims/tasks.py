@@ -9,7 +9,7 @@ import random
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import cycle, permutations
+from itertools import permutations
 from typing import Any
 
 from transformers import LlamaConfig, PreTrainedTokenizerFast
@@ -33,7 +33,7 @@ CHAT_TEMPLATE = (
 )
 BLANK = "."
 NAMES = ("Ball", "Hand", "Map", "Go", "Answer", "right", "wrong")
-TRIES = 200  # draws of a held-out problem until its level counts as used up
+TRIES = 500  # draws of a held-out problem until its level counts as used up
 
 
 @dataclass(frozen=True)
@@ -116,18 +116,26 @@ def draw_in(split: str, draw: Callable[[], list]) -> list:
 
 
 def problems(task: str, split: str, levels: Sequence[int], count: int, seed: int | str) -> list[Problem]:
-    """Draw problems whose levels take turns. Held-out ones are distinct; the other levels make up for one that has too few."""
-    rng, turns = random.Random(f"{task}/{split}/{seed}"), cycle(levels)
-    found: dict[str | int, Problem] = {}
+    """
+    Draw problems whose levels take turns. Held-out ones are distinct; the other levels make up for one that has too few.
+
+    Raises:
+        `ValueError`: If there are fewer distinct problems.
+    """
+    rng, left = random.Random(f"{task}/{split}/{seed}"), list(levels)
+    found: list[Problem] = []
+    seen: set[str] = set()
     while len(found) < count:
-        level = next(turns)
-        for _ in range(1 if split == "train" else TRIES):
-            problem = TASKS[task](rng, level, split)
-            key = len(found) if split == "train" else problem.prompt
-            if key not in found:
-                found[key] = problem
-                break
-    return list(found.values())
+        if not left:
+            raise ValueError(f"{task}: the {split} split has {len(found)} problems of levels {levels}, not {count}.")
+        level = left.pop(0)
+        drawn = (TASKS[task](rng, level, split) for _ in range(TRIES))
+        problem = next((one for one in drawn if split == "train" or one.prompt not in seen), None)
+        if problem is not None:
+            seen.add(problem.prompt)
+            found.append(problem)
+            left.append(level)
+    return found
 
 
 def response(choice: str) -> str:

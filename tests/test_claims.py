@@ -1,0 +1,90 @@
+"""The study of the paper's claims: a small run of it, its resume, and the committed report."""
+
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+CLAIMS = Path(__file__).parents[1] / "benchmarks" / "claims"
+RESULTS = CLAIMS.parent / "results" / "claims"
+MODULES = [path.stem for path in CLAIMS.glob("*.py")]
+SMALL = (
+    "levels=[2]", "width=16", "base_steps=2", "pairs=32", "critic_passes=1", "held_out=4", "sampled=2", "outcome_passes=1",
+)  # fmt: skip
+
+
+@pytest.fixture
+def claims(monkeypatch):
+    """Import the study's modules, whose names are short, for one test."""
+    monkeypatch.syspath_prepend(str(CLAIMS))
+    import run
+
+    yield run
+    for name in MODULES:
+        sys.modules.pop(name, None)
+
+
+def scores_of(root):
+    found = {}
+    for path in sorted((root / "results").glob("scores_*.npz")):
+        with np.load(path) as file:
+            found |= {f"{path.stem}/{name}": values.tolist() for name, values in file.items()}
+    return found
+
+
+def test_a_killed_study_resumes_to_the_same_scores(claims, tmp_path):
+    import report
+
+    # One arm of each kind: what it is trained on, its trainer, and what its passes follow
+    arms = ["classic", "cloud", "classic_compute", "shuffled", "blank", "frozen", "stage4"]
+    command = ["--quick", "--tasks", "shell", "--output_dir", str(tmp_path), "--arms", *arms, "--set", *SMALL]
+    claims.main(command)
+    scores, cells = scores_of(tmp_path), tmp_path / "shell" / "seed0"
+    kept = (cells / "classic" / "cell.json").stat().st_mtime_ns
+    # A kill leaves a part, and what needs it is not there yet
+    (cells / "cloud").rename(cells / "cloud.part")
+    for name in ("stage4", "cloud_samples"):
+        shutil.rmtree(cells / name)
+    claims.main(command)
+    assert scores_of(tmp_path) == scores and (cells / "classic" / "cell.json").stat().st_mtime_ns == kept
+    report.main(["--results", str(tmp_path / "results")])
+    written = json.loads((tmp_path / "results" / "report.json").read_text())
+    rewards = np.array(scores["scores_shell/seed0/cloud/rewards"])
+    accuracy = np.heaviside(rewards[:, :1] - rewards[:, 1:], 0.5).mean()
+    assert written["arms"]["shell"]["cloud"]["accuracy"] == pytest.approx(accuracy, rel=1e-4)
+    assert {one["verdict"] for one in written["findings"]} == {"inconclusive", "not run"}  # one seed shows nothing
+
+
+def test_the_committed_report_follows_from_the_committed_scores(claims):
+    import report
+
+    started = time.monotonic()
+    made = report.make_report(RESULTS)
+    assert time.monotonic() - started < 60
+    assert made == json.loads((RESULTS / "report.json").read_text(encoding="utf-8"))
+
+
+def test_only_the_prompt_tells_right_from_wrong(claims):
+    import tasks
+
+    for task in tasks.TASKS:
+        found = tasks.problems(task, "test", [2, 3], 60, 0)
+        assert len({problem.prompt for problem in found}) == 60
+        for problem in found:
+            lengths = {len(tasks.response(choice)) for choice in problem.choices}
+            critiques = {len(problem.critique(choice).split()) for choice in problem.choices}
+            assert len(lengths) == len(critiques) == 1 and problem.answer in problem.choices
+        train = {problem.prompt for problem in tasks.problems(task, "train", [2, 3], 400, 0)}
+        assert not train & {problem.prompt for problem in found}
+
+
+@pytest.mark.full
+def test_quick_run(claims, tmp_path):
+    started = time.monotonic()
+    claims.main(["--quick", "--output_dir", str(tmp_path)])
+    assert time.monotonic() - started < 15 * 60
