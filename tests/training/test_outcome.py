@@ -13,6 +13,7 @@ from trainers_for_tests import KeepGradients, make_rows, make_trainer
 
 from cloud_hf import CLoudOutcomeConfig, CLoudOutcomeTrainer
 from cloud_hf.generation import CritiqueWriter
+from cloud_hf.scores import Sampling
 from cloud_hf.training.encoding import SIDES
 from cloud_hf.training.outcome_batch import WrittenCritiques, prefix_of, with_critiques
 
@@ -65,10 +66,11 @@ def test_without_generation_it_is_stage_three(stage3, tmp_path):
 def test_without_policy_term_it_is_stage_three_on_rewritten_critiques(stage3, tmp_path):
     options = {"max_steps": 1, "lm_loss_weight": 0.0, "optim": "sgd", "learning_rate": 0.1}
     online = make(stage3, tmp_path, num_generations=1, policy_weight=0.0, beta=0.0, **options)
-    writer = CritiqueWriter(online.model.eval(), online.critique_format, 1.0, 12, 8, False)
+    sampling = Sampling(1, 1.0, 12, seed=online.args.seed << 32)
+    writer = CritiqueWriter(online.model.eval(), online.critique_format, sampling, 8, False)
     rows = list(online.train_dataset)
     with torch.no_grad():
-        samples = writer.write([prefix_of(row, side) for row in rows for side in SIDES], 1, online.args.seed << 32)
+        samples = writer.write([prefix_of(row, side) for row in rows for side in SIDES])
     chosen, rejected = samples[::2], samples[1::2]
     end = online.critique_format.end_token_id
     rewritten = [with_critiques(row, *one, *two, end) for row, one, two in zip(rows, chosen, rejected, strict=True)]
