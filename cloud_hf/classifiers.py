@@ -167,14 +167,14 @@ def _export_tokenizer(source: str, config: CLoudConfig, folder: str) -> PreTrain
     """Return a tokenizer whose chat template gives the ids that the model reads, as it is loaded again from a folder."""
     name = tokenizer_source(source)
     critique_format = CritiqueFormat.from_config(config, AutoTokenizer.from_pretrained(name))
-    tokenizer = AutoTokenizer.from_pretrained(name)
+    tokenizer: Any = AutoTokenizer.from_pretrained(name)
     variables = pin_date(tokenizer, config.chat_template_kwargs) or {}
     tokenizer.chat_template = _closed_template(critique_format, variables)
     tokenizer.pad_token = _padding(source, critique_format, config)
     # Chat templates write all tokens, and tools encode rendered text with those that a tokenizer would add
     tokenizer.backend_tokenizer.post_processor = None
     tokenizer.save_pretrained(folder)
-    saved = AutoTokenizer.from_pretrained(folder)
+    saved: Any = AutoTokenizer.from_pretrained(folder)
     for expected, messages in _encoded_chats(critique_format):
         text = saved.apply_chat_template(messages, tokenize=False)
         for ids in (saved.apply_chat_template(messages)["input_ids"], saved(text)["input_ids"]):

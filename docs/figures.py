@@ -255,17 +255,6 @@ def evaluation_overhead(result: dict) -> str:
     )
 
 
-def scalar_scoring(result: dict) -> str:
-    largest = max(result["largest_difference"].values())
-    names = ", ".join(result["largest_difference"])
-    return (
-        f"On {result['conversations']:,} conversations of {result['files']} files, the rewards of random {names} models differed "
-        f"by at most {largest:.0e} from those of the code that model cards show, and of {result['timed_conversations']} mixed ones, "
-        f"in batches of {result['batch_size']}, that code took {result['card / ours']:.2f} × the CPU time. Without padding it would "
-        f"compute {result['limit without padding']:.2f} × fewer tokens. Measured by `benchmarks/scalar_scoring.py`."
-    )
-
-
 def server_load(result: dict) -> str:
     first = result["transformers"]
     difference = max(result[backend]["largest_difference"] for backend in result)
@@ -354,7 +343,6 @@ FIGURES: dict[str, Callable[[dict], str]] = {
         builder_throughput,
         read_rows,
         evaluation_overhead,
-        scalar_scoring,
         server_load,
         interval_coverage,
         claims,
