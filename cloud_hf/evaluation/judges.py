@@ -30,7 +30,7 @@ class JudgeServerArguments:
         judge_model (`str`, *optional*):
             Model name on the judge's servers. Optional if they serve only one.
         judge_prompt_file (`str`, *optional*):
-            Replacement for the judge's prompt, with `{conversation}`, `{response_a}` and `{response_b}`; it must name the verdicts.
+            Replacement for the judge's prompt, with `{conversation}`, `{response_a}`, `{response_b}`; it must name the verdicts.
         judge_temperature (`float`, *optional*, defaults to `0.0`):
             Temperature of the judge's first try.
         judge_max_tokens (`int`, *optional*, defaults to `4096`):
