@@ -57,9 +57,9 @@ class ScoringArguments(AnyModelArguments):
         seed (`int`, *optional*, defaults to `0`):
             Sampling seed.
         read_every (`int`, *optional*):
-            Also read the reward at every `read_every`-th token of a critique. Models that write none are scored as usual.
+            Also read rewards at every `read_every`-th token of a critique.
         stop_when_stable (`float`, *optional*):
-            End a critique once its last three partial rewards differ by less than this. Needs `read_every`; not with vLLM.
+            End a critique once three such rewards in a row differ by less (not with vLLM).
     """
 
     models: list[str]
