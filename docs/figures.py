@@ -134,24 +134,6 @@ def training_speed(result: dict) -> str:
     )
 
 
-def against_trl(result: dict) -> str:
-    names = {
-        "trl": "TRL's `RewardTrainer`",
-        "padded": "`CLoudTrainer`, padded as in TRL",
-        "padding_free": "with `--padding_free True`",
-        "shared_prompt": "with `--shared_prompt True`",
-    }
-    ratios, machine = {"trl": 1.0, **result["times_as_fast_as_trl"]}, result["machine"]
-    rows = [[name, f"{result['seconds'][key][0]:.0f} s", f"{ratios[key]:.2f} ×"] for key, name in names.items()]
-    return (
-        f"One epoch of {result['pairs']} real preference pairs on {result['base']} (classic reward model, fp32, batches of "
-        f"{result['batch_size']} pairs, the same tokens and order), {machine['threads']} CPU thread"
-        f"{'s' * (machine['threads'] > 1)}:\n\n"
-        + table(["", "time", "speed"], rows)
-        + "\n\nMeasured by `benchmarks/against_trl.py`."
-    )
-
-
 def loss_memory(result: dict) -> str:
     work, sides = result["workload"], result["sides"]
     names = {
@@ -318,7 +300,6 @@ FIGURES: dict[str, Callable[[dict], str]] = {
         scoring_speed,
         cascade,
         training_speed,
-        against_trl,
         loss_memory,
         plan_accuracy,
         convert_memory,

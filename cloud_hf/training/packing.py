@@ -114,7 +114,9 @@ class Packing:
         ends = np.cumsum([len(segment) for segment in self.segments])
         ids = np.concatenate([self.sequences[s.sequence].ids[s.start : s.end] for s in self.segments])
         # First, because the Trainer takes the length of the first tensor as the batch size
-        batch = {"reward_positions": torch.tensor([ends[self.leaves[i]] - 1 for i in range(len(self.sequences))])}
+        batch: dict[str, Any] = {
+            "reward_positions": torch.tensor([ends[self.leaves[i]] - 1 for i in range(len(self.sequences))])
+        }
         batch["input_ids"] = torch.from_numpy(ids)[None].long()
         # Each segment's positions continue from its parent's end, as if the sequences were separate
         batch["position_ids"] = torch.cat([torch.arange(s.start, s.end) for s in self.segments])[None]

@@ -142,7 +142,8 @@ class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, 
             model.config.critique_end_token_id = self.critique_format.end_token_id
             model.config.reward_token_id = unused_token_id(processing_class, model.config.text_config.vocab_size)
         self._context_length = context_length(model.config)
-        self._sums: dict[str, dict[str, float]] = {"train": defaultdict(float), "eval": defaultdict(float)}
+        # Floats at the start and after a resume, otherwise tensors on the device
+        self._sums: dict[str, dict[str, Any]] = {"train": defaultdict(float), "eval": defaultdict(float)}
         data_collator = _prepare_batches(data_collator, model, args, self.critique_format.end_token_id)
         model = _prepare_adapter(model, peft_config, args.disable_dropout, revision)
         # TRL casts all trained weights of QLoRA to bf16, which is too coarse for rewards: keep the head's, and restore them below
