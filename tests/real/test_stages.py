@@ -1,6 +1,7 @@
 """Every stage and the evaluation as a user types them, on a real model and real rows."""
 
 import json
+import math
 import shutil
 
 import pytest
@@ -20,9 +21,9 @@ LIMIT = 2
 
 @pytest.fixture(scope="module")
 def runs(smollm2, critiqued_pairs, tmp_path_factory):
-    """All stages, one after another: one step of one pair each."""
+    """All stages, one after another: two steps of one pair each."""
     out = tmp_path_factory.mktemp("runs")
-    data = ["--dataset_name", critiqued_pairs, "--max_steps", 1, "--logging_steps", 1, *CPU]
+    data = ["--dataset_name", critiqued_pairs, "--max_steps", 2, "--logging_steps", 1, *CPU]
     data += ["--per_device_train_batch_size", 1, "--save_strategy", "no", "--gradient_checkpointing", "False"]
     run("train_classic", "--model_name_or_path", smollm2, "--output_dir", out / "classic", *data)
     run("train_critique_sft", "--model_name_or_path", smollm2, "--output_dir", out / "critic-sft", *data)
@@ -48,7 +49,7 @@ def read_weight(folder, name):
 def test_each_stage_learns(runs, smollm2, stage, start):
     log = json.loads((runs / stage / "trainer_state.json").read_text())["log_history"]
     losses = [entry["loss"] for entry in log if "loss" in entry]
-    assert len(losses) == 1 and 0 < losses[0] < 20
+    assert len(losses) == 2 and all(0 < loss < 20 and math.isfinite(loss) for loss in losses)
     before = smollm2 if start == "base" else runs / start
     for name in ("layers.0.self_attn.q_proj.weight", "layers.29.mlp.down_proj.weight"):
         assert not torch.equal(read_weight(before, name), read_weight(runs / stage, name)), name

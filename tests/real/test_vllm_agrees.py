@@ -17,8 +17,7 @@ from cloud_hf.serving import CLoudVLLM
 pytestmark = pytest.mark.vllm
 
 
-def test_critiques_and_rewards(reward_model, evaluation_file, monkeypatch):
-    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # an engine in this process starts in seconds
+def test_critiques_and_rewards(reward_model, evaluation_file):
     rows = sorted(read_rows(evaluation_file), key=lambda row: len(row["prompt"] + row["chosen"]))[:3]
     prompts, responses = [row["prompt"] for row in rows], [row["chosen"] for row in rows]
     # Small batches, because vLLM first runs the largest one
