@@ -61,8 +61,8 @@ def measure(backend: str, folder: str, num_chats: int, rounds: int) -> dict[str,
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backends", nargs="+", default=["transformers", "vllm"], choices=["transformers", "vllm"])
-    parser.add_argument("--chats", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--chats", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=16)
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args()
     result: dict = {

@@ -49,7 +49,7 @@ def read_partial_rewards(
     for batch in length_batches([len(row.input_ids) for row in rows], batch_size, show_progress):
         inputs = _left_padded([rows[index].input_ids for index in batch], model.device)
         last = inputs["input_ids"].shape[1] - 1
-        places = [inner_places(rows[index], read_every) for index in batch]
+        places = [_inner_places(rows[index], read_every) for index in batch]
         inner_BR = torch.full((len(batch), max(map(len, places))), last)
         for row, (index, found) in enumerate(zip(batch, places, strict=True)):
             inner_BR[row, : len(found)] = torch.tensor(found) + (last - rows[index].reward_position)
@@ -61,7 +61,7 @@ def read_partial_rewards(
     return rewards
 
 
-def inner_places(row: EncodedCritique, read_every: int | None) -> range:
+def _inner_places(row: EncodedCritique, read_every: int | None) -> range:
     """Return the places of a critique's every `read_every`-th token in its sequence."""
     if read_every is None:
         return range(0)

@@ -116,23 +116,6 @@ def cascade(result: dict) -> str:
     )
 
 
-def partial_rewards(result: dict) -> str:
-    rows = [
-        [
-            name,
-            *(f"{found['cpu_seconds_median'][side]:.1f} s" for side in ("plain", "read_every")),
-            f"{found['ratio']:.3f}",
-        ]
-        for name, found in result["backends"].items()
-    ]
-    return (
-        f"{result['chats']} chats of the model above, {result['new_tokens']} new tokens each, fp32, one thread; CPU seconds, medians of "
-        f"{result['rounds']} alternating rounds.\n\n"
-        + table(["", "without", f"`read_every={result['read_every']}`", "ratio"], rows)
-        + "\n\nMeasured by `benchmarks/partial_rewards.py`."
-    )
-
-
 def training_speed(result: dict) -> str:
     names = {
         "padding_free": "`--padding_free True`",
@@ -283,7 +266,6 @@ FIGURES: dict[str, Callable[[dict], str]] = {
         quickstart,
         scoring_speed,
         cascade,
-        partial_rewards,
         training_speed,
         loss_memory,
         plan_accuracy,

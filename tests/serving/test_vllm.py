@@ -17,7 +17,7 @@ from servers_for_tests import free_port
 from tokenizers_for_tests import make_tokenizer
 
 from cloud_hf import CritiqueFormat, TransformersScorer
-from cloud_hf.generation import read_rewards
+from cloud_hf.generation import read_partial_rewards, read_rewards
 from cloud_hf.scores import Sampling
 
 
@@ -204,12 +204,14 @@ def test_rewards_are_read_while_critiques_are_written(pair):
         assert score.partial_rewards[0][-1] == score.reward
     sampled = engine.score(chats[:2], ANSWERS[:2], num_critiques=3, temperature=1.0, **options)
     for chat, answer, score in zip(chats, ANSWERS, sampled, strict=False):
-        [again] = engine.score([chat], [answer], critiques=[list(score.critiques)], read_every=4)
-        [other] = TransformersScorer(model, tokenizer).score(
-            [chat], [answer], critiques=[list(score.critiques)], read_every=4
-        )
-        for rewards, others in zip(again.partial_rewards, other.partial_rewards, strict=True):
+        critique_format = engine.critique_format
+        rows = [critique_format.encode(chat, answer, list(ids)) for ids in score.critique_ids]
+        with torch.no_grad():
+            fresh = read_partial_rewards(model, rows, 8, False, 4)
+        for rewards, others in zip(score.partial_rewards, fresh, strict=True):
             assert rewards == pytest.approx(others, abs=1e-5, rel=1e-5)
+    with pytest.raises(ValueError, match="`read_every` of given `critiques` needs transformers"):
+        engine.score(chats[:1], ANSWERS[:1], critiques=["Good."], read_every=4)
     with pytest.raises(ValueError, match="`stop_when_stable` needs transformers"):
         engine.score(chats[:1], ANSWERS[:1], stop_when_stable=0.1, **options)
 

@@ -67,12 +67,12 @@ class VLLMEngine:
     async def score_encoded(self, request: ScoringRequest, sampling: Sampling) -> Score:
         """See [`EncodingEngine`]."""
         if request.given is not None:
-            return await self._with_rewards_read(request, request.given_samples()[0], request.given[0], sampling)
+            return await self._with_rewards_read(request, request.given_samples()[0], request.given[0])
         params = self._writing(request, sampling)
         output = await self._finish(self._requests.prompt_of(request.prefixes[0]), params)
         samples = self._requests.samples(output, sampling)
         if self.critique_format.rereads_critiques:
-            return await self._with_rewards_read(request, samples, request.reread(0, samples), sampling)
+            return await self._with_rewards_read(request, samples, request.reread(0, samples))
         return request.score(0, samples)
 
     async def stream(self, prompt, response: str, sampling: Sampling) -> AsyncGenerator[str | Score, None]:
@@ -84,7 +84,7 @@ class VLLMEngine:
     async def stream_encoded(self, request: ScoringRequest, sampling: Sampling) -> AsyncGenerator[str | Score, None]:
         """See [`EncodingEngine`]."""
         if request.given is not None:  # a classic model
-            yield await self._with_rewards_read(request, request.given_samples()[0], request.given[0], sampling)
+            yield await self._with_rewards_read(request, request.given_samples()[0], request.given[0])
             return
         params = self._writing(request, sampling, output_kind=RequestOutputKind.CUMULATIVE)
         shown, output = "", None
@@ -102,7 +102,7 @@ class VLLMEngine:
         if len(samples[0].critique) > len(shown):
             yield samples[0].critique[len(shown) :]
         if self.critique_format.rereads_critiques:
-            yield await self._with_rewards_read(request, samples, request.reread(0, samples), sampling)
+            yield await self._with_rewards_read(request, samples, request.reread(0, samples))
         else:
             yield request.score(0, samples)
 
@@ -142,11 +142,9 @@ class VLLMEngine:
             return [output async for output in outputs][-1]
 
     async def _with_rewards_read(
-        self, request: ScoringRequest, samples: list[Sample], sequences: list[EncodedCritique], sampling: Sampling
+        self, request: ScoringRequest, samples: list[Sample], sequences: list[EncodedCritique]
     ) -> Score:
-        async def read(sample: Sample, encoded: EncodedCritique) -> Sample:
-            prompts = self._requests.sequences_of(encoded, sampling.read_every)
-            outputs = await asyncio.gather(*(self._finish(prompt, self._requests.reading()) for prompt in prompts))
-            return self._requests.with_rewards(sample, outputs, sampling.read_every)
-
-        return request.score(0, await asyncio.gather(*map(read, samples, sequences)))
+        params = self._requests.reading()
+        prompts = [self._requests.sequence_of(encoded) for encoded in sequences]
+        outputs = await asyncio.gather(*(self._finish(prompt, params) for prompt in prompts))
+        return request.with_rewards([samples], [self._requests.reward(output) for output in outputs])[0]

@@ -4,7 +4,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
@@ -18,7 +18,7 @@ from vllm.sampling_params import RequestOutputKind
 
 from ...configuration_cloud import CLoudConfig, position_switch, reward_token_in_vllm
 from ...critique_format import CritiqueFormat, EncodedCritique, EncodedPrefix
-from ...generation import Sample, inner_places, row_seed
+from ...generation import Sample, row_seed
 from ...loading import check_reward_model, is_adapter, load_reward_model, read_model_config
 from ...published import is_published
 from ...scores import Sampling
@@ -136,6 +136,10 @@ class VLLMRequests:
             )
         if sampling.stop_when_stable is not None:
             raise ValueError("`stop_when_stable` needs transformers: vLLM cannot end a critique by its reward.")
+        if sampling.read_every is not None and critiques is not None:
+            raise ValueError(
+                "`read_every` of given `critiques` needs transformers: vLLM reads inside a critique only as it writes."
+            )
         if sampling.temperature > MAX_TEMPERATURE:
             raise ValueError(
                 f"`temperature` is {sampling.temperature:g}; vLLM samples at {MAX_TEMPERATURE:g} at most."
@@ -216,24 +220,15 @@ class VLLMRequests:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
-    def sequences_of(self, encoded: EncodedCritique, read_every: int | None = None) -> list[TokensInput]:
-        """
-        Make the prompts whose rewards are read: the sequence up to every `read_every`-th token of its critique, and last the complete
-        one, in which the last end of turn becomes the reward token.
-        """
-        ids = list(encoded.input_ids)
-        cut = [tokens_input(ids[: place + 1]) for place in inner_places(encoded, read_every)]
-        return [*cut, tokens_input([*ids[:-1], self.reward_id])]
+    def sequence_of(self, encoded: EncodedCritique) -> TokensInput:
+        """Make the prompt whose reward is read: its last end of turn becomes the reward token."""
+        return tokens_input([*encoded.input_ids[:-1], self.reward_id])
 
-    def with_rewards(self, sample: Sample, outputs: list[RequestOutput], read_every: int | None = None) -> Sample:
-        """Add the rewards of finished requests of [`VLLMRequests.reading`] to a sample."""
-        logits = []
-        for output in outputs:
-            logprobs = output.outputs[0].logprobs
-            assert logprobs is not None, "`reading` asks for them"
-            logits.append(logprobs[0][self.critique_format.end_token_id].logprob)
-        inner = None if read_every is None else tuple(map(decode_reward, logits[:-1]))
-        return replace(sample, reward=logits[-1], inner_rewards=inner)
+    def reward(self, output: RequestOutput) -> float:
+        """Read the reward of a finished request of [`VLLMRequests.reading`]."""
+        logprobs = output.outputs[0].logprobs
+        assert logprobs is not None, "`reading` asks for them"
+        return logprobs[0][self.critique_format.end_token_id].logprob
 
     @property
     def reward_id(self) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 
 from tqdm.auto import tqdm
@@ -73,7 +74,8 @@ class CLoudVLLM:
         on_score: OnScore | None = None,
     ) -> list[Score]:
         """
-        Judge responses. See [`Scorer`]. With the same seed, samples differ from those of transformers. `stop_when_stable` is refused.
+        Judge responses. See [`Scorer`]. With the same seed, samples differ from those of transformers. `stop_when_stable` is refused, and
+        `read_every` of given critiques.
         """
         sampling = Sampling(num_critiques, temperature, max_new_tokens, seed, read_every, stop_when_stable)
         max_model_len = self.llm.llm_engine.model_config.max_model_len
@@ -90,13 +92,13 @@ class CLoudVLLM:
             def written(row: int, output: RequestOutput):
                 samples = self._requests.samples(output, sampling)
                 if self.critique_format.rereads_critiques:
-                    self._read(run, samples, request.reread(row, samples), None, partial(end, row))
+                    self._read(run, samples, request.reread(row, samples), partial(end, row))
                 else:
                     end(row, samples)
 
             if request.given is not None:
                 for row, samples in enumerate(request.given_samples()):
-                    self._read(run, samples, request.given[row], read_every, partial(end, row))
+                    self._read(run, samples, request.given[row], partial(end, row))
             else:
                 vllm_config = self.llm.llm_engine.vllm_config
                 # Computed before the first request starts: an error must leave nothing behind in the engine
@@ -107,28 +109,17 @@ class CLoudVLLM:
             run.finish()
         return [scores[row] for row in range(len(responses))]
 
-    def _read(
-        self,
-        run: "_Run",
-        samples: list[Sample],
-        sequences: list[EncodedCritique],
-        read_every: int | None,
-        end: Callable[[list[Sample]], None],
-    ):
+    def _read(self, run: "_Run", samples: list[Sample], sequences: list[EncodedCritique], end: Callable):
         """Start reading the rewards of a row's samples; `end` gets the samples with their rewards."""
-        prompts = [self._requests.sequences_of(encoded, read_every) for encoded in sequences]
-        outputs: list[dict[int, RequestOutput]] = [{} for _ in samples]
+        rewards: dict[int, float] = {}
 
-        def keep(index: int, place: int, output: RequestOutput):
-            outputs[index][place] = output
-            if [*map(len, outputs)] == [*map(len, prompts)]:
-                ordered = [[found[place] for place in sorted(found)] for found in outputs]
-                pairs = zip(samples, ordered, strict=True)
-                end([self._requests.with_rewards(sample, found, read_every) for sample, found in pairs])
+        def keep(index: int, output: RequestOutput):
+            rewards[index] = self._requests.reward(output)
+            if len(rewards) == len(samples):
+                end([replace(sample, reward=rewards[place]) for place, sample in enumerate(samples)])
 
-        for index, places in enumerate(prompts):
-            for place, prompt in enumerate(places):
-                run.add(prompt, self._requests.reading(), partial(keep, index, place))
+        for index, encoded in enumerate(sequences):
+            run.add(self._requests.sequence_of(encoded), self._requests.reading(), partial(keep, index))
 
     def close(self):
         """Stop the engine and free its resources."""
