@@ -234,7 +234,7 @@ def main():
     for run in runs:
         for part in (part for mix in run["pairs"]["mixes"].values() for part in mix["cascades"].values()):
             del part["worth"], part["full_worth"]
-    RESULT.write_text(json.dumps(json_safe(page), indent=1) + "\n")
+    RESULT.write_text(json.dumps(json_safe(page), separators=(",", ":")).replace('{"seed"', '\n{"seed"') + "\n")
     print(json.dumps(json_safe(page["pooled"]), indent=1))
 
 

@@ -57,6 +57,8 @@ class CascadeResult:
     Args:
         name, dataset (`str`):
             Names of the cascade and of the set.
+        stages (`tuple[str, ...]`):
+            The stages as on the command line.
         thresholds (`tuple[float, float]`):
             Those chosen on the rows of odd number, for the even ones, and the other way round.
         chosen (`CascadePoint`):
@@ -67,8 +69,8 @@ class CascadeResult:
             Seconds per row at each point of the curve, and last at the chosen one; NaN where unknown.
         fit ([`CascadeFit`]):
             Fitted on all rows, for use elsewhere.
-        full_tokens (`float`):
-            Tokens per row if every stage scores everything once.
+        last (`CascadePoint`):
+            The last stage alone, scoring everything.
     """
 
     name: str
@@ -79,7 +81,7 @@ class CascadeResult:
     curve: list[CascadePoint]
     seconds: list[float]
     fit: CascadeFit
-    last: CascadePoint  # the last stage alone
+    last: CascadePoint
 
     def summary(self) -> dict[str, Any]:
         """Return the result in JSON form, without seconds, which differ from run to run."""
