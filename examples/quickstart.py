@@ -29,7 +29,7 @@ ARMS = {"classic": ("classic",), "cloud": ("critique_sft", "self_critiques", "cl
 STAGE_4 = {"outcome": (*ARMS["cloud"], "outcome")}
 
 
-def stages(seed: int, arms: dict[str, tuple[str, ...]]) -> list[Stage]:
+def stages(seed: int, arms: dict[str, tuple[str, ...]] = ARMS) -> list[Stage]:
     """Return the commands of all stages of these arms, in order."""
 
     def options(model: str | None, dataset: str | None, output: str) -> tuple[str, ...]:
