@@ -219,9 +219,7 @@ def claims(report: dict) -> str:
     """Return the differences behind each claim."""
     tasks = list(report["arms"])
 
-    def shown(found: dict | None) -> str:
-        if found is None:
-            return "not run"
+    def shown(found: dict) -> str:
         ends = " to ".join(f"{100 * end:+.1f}" for end in found["over_seeds"] or ())
         return f"{100 * found['mean']:+.1f} ({ends})" if ends else f"{100 * found['mean']:+.1f}"
 
