@@ -151,7 +151,7 @@ and for a reference model.
 ² Processor seconds of the commands of these stages, with imports, loading and encoding."""
 
 STAGE_4 = """ The arm "outcome" is the CLoud model after
-stage 4, which improves its critiques by whether they lead to the right preference, with more training FLOPs than the others."""
+stage 4, which improves its critiques by whether they lead to the right preference; its training FLOPs come on top."""
 
 PAGE = """# The shell game: classic and CLoud reward models
 
