@@ -259,15 +259,15 @@ def claims(report: dict) -> str:
     """Return the differences behind each claim."""
     tasks = list(report["arms"])
 
-    def shown(found: dict | None) -> str:
-        if found is None:
-            return "not run"
+    def shown(found: dict) -> str:
         ends = " to ".join(f"{100 * end:+.1f}" for end in found["over_seeds"] or ())
         return f"{100 * found['mean']:+.1f} ({ends})" if ends else f"{100 * found['mean']:+.1f}"
 
-    rows = [
-        [one["claim"], *(shown(one["tasks"][task]) for task in tasks), one["verdict"]] for one in report["findings"]
-    ]
+    def cell(one: dict, task: str) -> str:
+        found = one["tasks"][task]
+        return "not run" if found is None else f"{shown(found)}, {one['verdicts'][task]}"
+
+    rows = [[one["claim"], *(cell(one, task) for task in tasks), one["verdict"]] for one in report["findings"]]
     seeds = sorted({len(arm["seeds"]) for arms in report["arms"].values() for arm in arms.values()})
     number = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     return (

@@ -431,7 +431,9 @@ NOTES = """Costs are those after the base that all arms share: 6 FLOPs per weigh
 the oracle's, from the least exact seed to the most. "Best of all" picks among all choices of a problem."""
 
 
-EVENTS = "Models scored on validation problems, of other seeds, to choose the settings; then those scored on held-out problems (UTC)."
+EVENTS = """Models scored on validation problems, of other seeds, to choose the settings; then those scored on held-out problems (UTC). One setting
+was changed later: the arm without stage 1 had the learning rate of stage 3 in its first two runs, with which it could not learn to write.
+It has stage 1's now, and their scores were discarded."""
 
 
 def main(arguments: list[str] | None = None):
