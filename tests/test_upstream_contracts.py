@@ -66,6 +66,9 @@ CONTRACTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "transformers.masking_utils.sdpa_mask": ("registers packed attention with the mask of SDPA", ()),
     "transformers.modeling_utils.set_zero3_state": ("builds the head under ZeRO-3 as the trunk is built", ()),
     "transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES": ("names the language models", ()),
+    "transformers.models.auto.modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES": (
+        "names the sequence classifiers", ()
+    ),
     "transformers.pipelines.PIPELINE_REGISTRY": ("registers the pipeline", ()),
     "transformers.quantizers.base.get_keys_to_not_convert": ("layers that stay unquantised, for the planner", ("model",)),
     "torch.distributed.tensor.DTensor": ("tells sharded weights, of which each process checks its part", ()),
