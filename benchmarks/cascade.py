@@ -154,7 +154,7 @@ def measure_best_of_16(seed: int, problems: int, scorers: dict[str, Transformers
     rewards, tokens = (_sixteen(written[name]) for name in ("rewards", "tokens"))
     worth = [[float(value) for value in correct for _ in range(COPIES)] for _, _, correct in rows]
     cheap_rewards = [[of_one[0] for of_one in row for _ in range(COPIES)] for row in cheap["rewards"]]
-    result = {"problems": len(rows)}
+    result: dict = {"problems": len(rows)}
     for count in (1, 2, 4, MOST):
         cut = [[[one[:count] for one in row] for row in part] for part in (rewards, tokens)]
         best = [int(np.argmax([np.mean(one) for one in row])) for row in cut[0]]
@@ -167,7 +167,7 @@ def measure_best_of_16(seed: int, problems: int, scorers: dict[str, Transformers
         }
         for title, first in (("halving", None), ("classic first, then halving", cheap_rewards)):
             if count > 1 or first is not None:
-                choices, used = halve_recorded(*cut, first)
+                choices, used = halve_recorded(cut[0], cut[1], first)
                 found[title] = _against(worth, choices, best, used, spent)
         stages = [
             StageScores("classic", cheap_rewards, [[0] * 16 for _ in rows]),
