@@ -9,7 +9,7 @@ from ..compute import ComputePoint, points_of_critiques, points_of_early_reads
 from ..ensembles import Ensemble
 from ..formatting import PERCENT, POINTS, Form, Section, Table, show, show_estimate
 from ..halving import HalvingResult
-from ..judges import JudgeReport
+from ..judges import JudgeReport, RatingReport
 from ..metrics.cascade import worth_of_best
 from ..outcomes import Evaluation
 from ..sets import ModelResults
@@ -40,12 +40,13 @@ def compute_points(
     shown: Mapping[str, str],
     ensembles: Sequence[Ensemble] = (),
     cascades: Sequence[CascadeResult] = (),
-    judged: JudgeReport | None = None,
+    judged: JudgeReport | RatingReport | None = None,
 ) -> list[ComputePoint]:
     """Gather the points of all models, ensembles, cascades and a judge on the sets with right and wrong responses."""
     points: list[ComputePoint] = []
+    combined = {one.name for one in [*ensembles, *cascades]}
     for name, found in results.items():
-        if found.costs and not shown[name].startswith("cascade("):
+        if found.costs and name not in combined:
             for evaluation, key in zip(found.evaluations, _with_sides(found), strict=True):
                 points += _points_of_model(shown[name], found, evaluation, key)
             points += _points_of_choices(shown[name], found, shown)
@@ -59,13 +60,9 @@ def compute_points(
             points += [
                 _point_of_judge(shown[name], one, judged)
                 for one in found.evaluations
-                if not found.costs and not _is_made(shown[name])
+                if not found.costs and name not in combined
             ]
     return points
-
-
-def _is_made(name: str) -> bool:
-    return name.endswith(")")  # an ensemble or a cascade
 
 
 def _with_sides(found: ModelResults) -> list[tuple[str, str]]:
@@ -118,10 +115,15 @@ def _points_of_cascade(found: CascadeResult) -> Iterator[ComputePoint]:
         yield ComputePoint(found.dataset, found.name, setting, point.accuracy, tokens, seconds, is_chosen)
 
 
-def _point_of_judge(name: str, evaluation: Evaluation, judged: JudgeReport) -> ComputePoint:
-    verdicts = sum(2 * row.num_chosen * (len(row.responses) - row.num_chosen) for row in evaluation.rows)
+def _point_of_judge(name: str, evaluation: Evaluation, judged: JudgeReport | RatingReport) -> ComputePoint:
+    rates = isinstance(judged, RatingReport)
+    verdicts = sum(
+        len(row.responses) if rates else 2 * row.num_chosen * (len(row.responses) - row.num_chosen)
+        for row in evaluation.rows
+    )
     tokens = (judged.tokens_per_verdict or 0.0) * verdicts / len(evaluation.rows)
-    return ComputePoint(evaluation.name, name, "both orders", evaluation.row_accuracy(), tokens)
+    setting = "ratings" if rates else "both orders"
+    return ComputePoint(evaluation.name, name, setting, evaluation.row_accuracy(), tokens)
 
 
 def compute_sections(points: Sequence[ComputePoint], cascades: Sequence[CascadeResult]) -> list[Section]:

@@ -41,7 +41,7 @@ class CLoudForVLLM(nn.Module, SupportsLoRA, SupportsPP):
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__()
-        self.config = vllm_config.model_config.hf_config
+        self.config: Any = vllm_config.model_config.hf_config
         text_config = copy.deepcopy(self.config.text_config)
         if text_config.model_type == "cohere2":
             text_config.sliding_window -= 1  # vLLM adds 1, transformers does not
