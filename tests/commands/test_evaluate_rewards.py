@@ -472,6 +472,8 @@ def test_a_server_is_probed_the_same(probed, models, data, tmp_path):
     _, expected = probed
     for kind in ("uncertainty", "self_consistency", "probes"):
         found = [part for part in expected[kind] if part["model"].endswith("cloud") and part.get("probe") != "batch"]
+        if kind == "self_consistency":  # servers return no likelihoods
+            found = [{**part, "combinations": part["combinations"][:-1]} for part in found]
         assert near(report[kind]) == near(found)
 
 

@@ -18,6 +18,7 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
+from scipy.stats import trim_mean
 
 
 Z = 1.959963984540054
@@ -547,7 +548,40 @@ def self_consistency(rows: list[Row], lengths: Sequence[float]) -> dict[str, Any
         accuracy_curve(outcomes[list(places)], error)
         for places, error in zip([range(len(rows)), *members], errors, strict=True)
     ]
-    return {"everything": curves[0], "buckets": curves[1:]}
+    return {"everything": curves[0], "buckets": curves[1:], "combinations": combinations_of(rows)}
+
+
+def combinations_of(rows: list[Row]) -> list[dict[str, Any]]:
+    """Each way to make one reward of all critiques of a response; the scorer of these tests knows no likelihoods."""
+
+    def vote(row: Row, place: int) -> float:
+        others = [values for other, values in enumerate(row.by_critique) if other != place]
+        return statistics.fmean(
+            statistics.fmean((a > b) + (a == b) / 2 for a in row.by_critique[place] for b in values)
+            for values in others
+        )
+
+    def outcomes(rewards_of: Callable[[Row], list[float]]) -> list[float]:
+        found = [(rewards_of(row), len(row.right)) for row in rows]
+        return [
+            statistics.fmean(good > bad for good in rewards[:count] for bad in rewards[count:])
+            for rewards, count in found
+        ]
+
+    found = {
+        "mean": outcomes(lambda row: list(map(statistics.fmean, row.by_critique))),
+        "median": outcomes(lambda row: np.median(row.by_critique, axis=1).tolist()),
+        "trimmed_mean": outcomes(lambda row: trim_mean(row.by_critique, 0.25, axis=1).tolist()),
+        "vote": outcomes(lambda row: [vote(row, place) for place in range(len(row.by_critique))]),
+    }
+    pages = []
+    for name, values in found.items():
+        difference = np.subtract(values, found["mean"])
+        minus = bootstrapped(len(rows), lambda counts, d=difference: float(counts @ d) / counts.sum(), len(rows))
+        if minus["ci95"] is not None:  # a few rows differ: at least a step of one row
+            minus["ci95"] = [About(end.value, max(end.within, 1.01 / len(rows))) for end in minus["ci95"]]
+        pages.append({"combination": name, "accuracy": share(values), "minus_mean": minus})
+    return pages
 
 
 def row_by_k(by_critique: list[list[float]], num_right: int) -> list[float]:
