@@ -33,9 +33,9 @@ class JudgeServerArguments:
         judge_model (`str`, *optional*):
             Model name on the judge's servers. Optional if they serve only one.
         judge_prompt_file (`str`, *optional*):
-            Replacement for the judge's prompt, with `{conversation}`, `{response_a}` and `{response_b}`; it must name the verdicts. Of a
-            judge that rates: with `{conversation}` and `{response}`, and optionally, between lines of `---` before it, the `pattern`
-            of a rating and the `lowest` and `highest` one.
+            Replacement for the judge's prompt, with placeholders. For comparisons, `{conversation}`, `{response_a}` and `{response_b}`;
+            it must name the verdicts. Of a judge that rates: `{conversation}` and `{response}`, and optionally, between lines of `---`
+            before it, the `pattern` of a rating and the `lowest` and `highest` one.
         judge_temperature (`float`, *optional*, defaults to `0.0`):
             Temperature of the judge's first try.
         judge_max_tokens (`int`, *optional*, defaults to `4096`):
@@ -43,7 +43,7 @@ class JudgeServerArguments:
         judge_tries (`int`, *optional*, defaults to `3`):
             Maximum tries to get a readable verdict.
         judge_api_key_env (`str`, *optional*, defaults to `"OPENAI_API_KEY"`):
-            Environment variable that holds the API key of the judge's servers.
+            Environment variable with the API key of the judge.
         max_concurrency (`int`, *optional*, defaults to `64`):
             Requests in flight at once.
         max_retries (`int`, *optional*, defaults to `8`):

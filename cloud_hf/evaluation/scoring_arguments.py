@@ -53,7 +53,7 @@ class ScoringArguments(AnyModelArguments):
         overlong_policy (`str`, *optional*, defaults to `"error"`):
             Rows that exceed the model's context: error, drop or truncate_prompt.
         bad_rows (`str`, *optional*, defaults to `"error"`):
-            Rows that cannot be used: error, or drop to leave them out with a count.
+            Rows that cannot be used: error, or drop, which counts them.
         seed (`int`, *optional*, defaults to `0`):
             Sampling seed.
         read_every (`int`, *optional*):

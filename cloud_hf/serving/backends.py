@@ -37,7 +37,7 @@ class BackendArguments:
 
     Parameters:
         backend (`str`, *optional*, defaults to `"transformers"`):
-            `"transformers"` or `"vllm"` (in this process), or `"server"` (a running reward server).
+            `"transformers"` or `"vllm"` in this process, or a reward `"server"`.
         batch_size (`int`, *optional*, defaults to `16`):
             Sequences per forward pass, with transformers.
         dtype (`str`, *optional*, defaults to `"auto"`):
@@ -49,7 +49,7 @@ class BackendArguments:
             Address of the reward server, or of its replicas, separated by commas. They must serve the named model, whose tokenizer
             is read locally.
         api_key_env (`str`, *optional*, defaults to `"CLOUD_API_KEY"`):
-            Environment variable with the server's key, if the server requires one.
+            Environment variable with the server's key, if any.
     """
 
     backend: str = "transformers"
@@ -97,7 +97,7 @@ class AnyModelArguments(BackendArguments):
 
     Parameters:
         label_weights (`str`, *optional*):
-            For scalar models with several labels: JSON that maps labels to their weights in the reward, such as `{"helpfulness": 1}`.
+            For scalar models with several labels, their weights, such as `{"helpfulness": 1}`.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Run the code in the repositories of scalar models.
     """

@@ -52,7 +52,7 @@ class ArenaHardArguments(JudgeServerArguments):
         judge_system_role (`bool`, *optional*, defaults to `True`):
             Whether the judge's chat template has a system role. If not, the instructions go into the user's turn.
         gen_api_key_env (`str`, *optional*, defaults to `"OPENAI_API_KEY"`):
-            Environment variable that holds the API key of the generator's servers.
+            Environment variable with the API key of the generator.
     """
 
     arena_hard: str | None = None
