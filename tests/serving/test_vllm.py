@@ -704,7 +704,7 @@ def test_the_pooling_runner_refuses_a_model_that_writes_critiques(tmp_path):
         AsyncEngineArgs(str(tmp_path / "model"), runner="pooling").create_engine_config()
 
 
-def test_the_pooling_runner_gives_an_exported_classifiers_rewards(tmp_path):
+def test_the_pooling_runner_gives_an_exported_classifiers_rewards(tmp_path, in_this_process):
     """Qwen's template prints a newline behind the reward's position, which the exported one leaves out."""
     from vllm import LLM
 
