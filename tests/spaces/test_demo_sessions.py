@@ -263,7 +263,7 @@ def test_the_stop_button_stops_the_model(demo, passes, chromium):
     backend, url = demo
     with open_demo(chromium, url) as visit:
         page = visit.page
-        page.context.new_cdp_session(page).send("Emulation.setCPUThrottlingRate", {"rate": 6})
+        page.context.new_cdp_session(page).send("Emulation.setCPUThrottlingRate", {"rate": 3})
         begin(page)
         page.locator("#score-critique .writing:not(:empty)").wait_for()
         page.locator("#score-stop").click()
