@@ -93,7 +93,7 @@ def check_import(source: str) -> PreTrainedTokenizerBase:
     Check that a sequence classifier's rewards can be those of a classic model, and return its tokenizer.
 
     Raises:
-        `ValueError`: If it has several labels, code of its own, or a chat template that ends behind the token at which a classic model
+        `ValueError`: If it has several labels, its own code, or a chat template that continues after the token at which a classic model
             reads.
     """
     config = read_config(source)

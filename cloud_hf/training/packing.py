@@ -92,7 +92,7 @@ class Packing:
         for member in members:
             end = start + MIN_SHARED_TOKENS
             is_short = end > self._shareable(member)
-            # The key of a short member is its number, so that it gets a group of its own
+            # The key of a short member is its number, so it gets its own group
             groups[member if is_short else self.sequences[member].ids[start:end].tobytes()].append(member)
         return list(groups.values())
 

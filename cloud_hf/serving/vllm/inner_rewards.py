@@ -1,6 +1,6 @@
 """Carry the reward at each critique token in a logit that vLLM never samples from.
 
-Where a critique goes on, the logit of its end of turn is unused. A huge negative number there changes neither samples nor
+While a critique continues, the logit of its end of turn is unused. A huge negative number there changes neither samples nor
 ranks nor top logprobs, and can be requested by its id (`SamplingParams.logprob_token_ids`): the reward, in the same pass.
 """
 
