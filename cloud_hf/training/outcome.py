@@ -91,6 +91,7 @@ class CLoudOutcomeTrainer(CLoudTrainer):
         self.reference = self._make_reference() if needs_reference else None
         if args.num_generations and self.train_dataset is not None:
             self._check_lengths()
+            self._count_equal_responses()
 
     def _make_reference(self) -> Any:
         """Return the frozen reference model, or `None` if it is the model without its new adapter."""
@@ -128,6 +129,21 @@ class CLoudOutcomeTrainer(CLoudTrainer):
                 f"{needed} with one of `max_completion_length` {self.args.max_completion_length}; at most {limit} fit. Lower "
                 "`max_completion_length`, raise `max_length` if it is lower than the context, or drop the row."
             )
+
+    def _count_equal_responses(self):
+        """Warn of pairs whose responses are equal, from which no preference can be learned; raise `ValueError` if all are."""
+        dataset: Any = self.train_dataset
+        pairs = dataset.select_columns([f"{side}_{name}" for side in SIDES for name in ("ids", "prefix_length")])
+        count = sum(prefix_of(pair, SIDES[0]) == prefix_of(pair, SIDES[1]) for pair in pairs)
+        if count and count == len(pairs):
+            raise ValueError(
+                f"The train dataset: the responses of all {count} pairs are equal. Check what `chosen` and `rejected` hold."
+            )
+        if count:
+            logger.warning(
+                "The train dataset: %d of %d pairs have equal responses, from which no preference can be learned.",
+                count, len(pairs),
+            )  # fmt: skip
 
     # ------------------------------------------------------------------------------------------------------- critiques
 
@@ -306,13 +322,17 @@ def _check_launch(args: CLoudOutcomeConfig):
 
 
 def _check_model(model: Any, init_kwargs: Any):
-    """Raise `ValueError` if a model is named that is not a CLoud model."""
-    revision = (init_kwargs or {}).get("revision")
-    if isinstance(model, str) and not isinstance(read_model_config(model, revision=revision), CLoudConfig):
-        raise ValueError(
-            f"{model} is a language model without a reward head, by which critiques could be judged. Start from the model that stage 3 "
-            "made (`cloud-hf train-cloud`)."
-        )
+    """Raise `ValueError` if a model is named that cannot write critiques and judge them."""
+    if not isinstance(model, str):
+        return
+    config = read_model_config(model, revision=(init_kwargs or {}).get("revision"))
+    if not isinstance(config, CLoudConfig):
+        what = "a language model without a reward head, by which critiques could be judged"
+    elif not config.critique:
+        what = "a classic model, which writes no critiques"
+    else:
+        return
+    raise ValueError(f"{model} is {what}. Start from the model that stage 3 made (`cloud-hf train-cloud`).")
 
 
 def _check_reference(args: CLoudOutcomeConfig, model: Any, tokenizer: PreTrainedTokenizerBase):

@@ -205,6 +205,19 @@ def test_mistakes_end_with_a_sentence(stage3, tmp_path, options, says):
 def test_models_that_cannot_be_compared_are_refused(stage3, base_folder, tmp_path):
     with pytest.raises(ValueError, match="is a language model without a reward head"):
         make(str(base_folder), tmp_path)
+    make_model(str(base_folder), critique=False).save_pretrained(tmp_path / "classic")
+    make_tokenizer("llama3").save_pretrained(tmp_path / "classic")
+    with pytest.raises(ValueError, match="is a classic model, which writes no critiques. Start from"):
+        make(str(tmp_path / "classic"), tmp_path)
     make_tokenizer("chatml").save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match=r"`ref_model` .*/other has another tokenizer"):
         make(stage3, tmp_path, ref_model=str(tmp_path / "other"))
+
+
+def test_pairs_of_equal_responses_are_counted_or_refused(stage3, tmp_path, caplog):
+    rows = list(make_rows())
+    equal = [{**row, "rejected": row["chosen"]} for row in rows]
+    make(stage3, tmp_path, rows=Dataset.from_list([equal[0], *rows[1:]]))
+    assert f"1 of {len(rows)} pairs have equal responses" in caplog.text
+    with pytest.raises(ValueError, match=f"the responses of all {len(rows)} pairs are equal"):
+        make(stage3, tmp_path, rows=Dataset.from_list(equal))
