@@ -25,6 +25,8 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 export VLLM_NO_USAGE_STATS = 1
 export TOKENIZERS_PARALLELISM = false
 export NO_MKDOCS_2_WARNING = 1
+# Containers often set it. Every process would then compile torch and transformers again, which takes longer than most of them run
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help quickstart test test-full coverage lint docs clean
 

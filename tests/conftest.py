@@ -1,4 +1,6 @@
+import gc
 import os
+import sys
 
 
 # No test may look for the network. pytest-xdist's workers share the cores: with two OpenMP threads each, they wait for
@@ -39,6 +41,22 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.nodeid.startswith(HEAVY):
             item.add_marker(pytest.mark.heavy)
+
+
+_modules = 0
+
+
+def pytest_runtest_setup():
+    """Exempt what imports created from garbage collection: trainers collect often, and torch alone makes a million objects."""
+    global _modules
+    if len(sys.modules) > _modules + 100:
+        _modules = len(sys.modules)
+        gc.collect()
+        gc.freeze()
+
+
+def pytest_sessionfinish():
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

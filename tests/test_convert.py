@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ from hub_for_tests import run_with_hub, serve_hub
 from models_for_tests import PROMPTS, RESPONSES, make_model, save_language_model, save_published
 from safetensors.torch import load_file
 from same_scores import assert_same_scores
+from scripts_for_tests import run
 from tokenizers_for_tests import make_tokenizer
 from transformers import AutoModel, AutoTokenizer
 
@@ -121,18 +123,15 @@ def test_tied_pickles_come_once(tmp_path):
 def test_the_command_line(tmp_path, base_folder):
     published = save_published(tmp_path / "published", base_folder, shards=2)
 
-    def run(*options):
-        command = [sys.executable, "-m", "cloud_hf.convert", str(published), *map(str, options)]
-        return subprocess.run(command, capture_output=True, text=True)
-
-    dry = run(tmp_path / "native", "--dry_run")
-    assert dry.returncode == 0 and not (tmp_path / "native").exists()
-    assert "llama of 2 layers" in dry.stdout and "model-00002-of-00002.safetensors" in dry.stdout
-    assert run(tmp_path / "native").returncode == 0
+    command = ("cloud_hf.convert", published, tmp_path / "native")
+    dry = run(*command, "--dry_run")
+    assert not (tmp_path / "native").exists()
+    assert "llama of 2 layers" in dry and "model-00002-of-00002.safetensors" in dry
+    run(*command)
     with pytest.raises(FileNotFoundError, match="There is no folder /no/such/model"):
         plan("/no/such/model")
-    again = run(tmp_path / "native")
-    assert again.returncode == 2 and "is not an empty folder" in again.stderr and "Traceback" not in again.stderr
+    again = run(*command, fails=True)
+    assert "is not an empty folder" in again and "Traceback" not in again
 
 
 def test_what_the_published_layout_cannot_say_is_refused(tmp_path, base_folder):
@@ -213,49 +212,56 @@ def test_a_full_disk_is_noticed_first(tmp_path, base_folder, monkeypatch):
 # ------------------------------------------------------------------------------------------------------ by Hub id
 
 
-@pytest.fixture
-def hub(tmp_path, base_folder):
+IN_ONE_PROCESS = f"""
+import contextlib, io, json, pathlib, sys
+from transformers import AutoTokenizer
+from cloud_hf import CLoudForRewardModeling
+from cloud_hf.cli import run
+cache, native = sys.argv[1:]
+found = []
+
+def convert(*arguments):
+    sys.argv, out, err = ["convert", *arguments], io.StringIO(), io.StringIO()
+    status = 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            run("cloud_hf.commands.convert")
+        except SystemExit as end:
+            status = end.code
+    weights = list(map(str, pathlib.Path(cache).rglob("*.safetensors")))
+    found.append([status, out.getvalue() + err.getvalue(), weights])
+
+convert("org/orphan", native)
+convert("org/cloud", native, "--dry_run")
+convert("org/cloud", native)
+model = CLoudForRewardModeling.from_pretrained("org/cloud").eval()
+tokenizer = AutoTokenizer.from_pretrained("org/cloud")
+found.append([score.reward for score in model.score({PROMPTS!r}, {RESPONSES!r}, tokenizer, max_new_tokens=8)])
+print(json.dumps(found))
+"""
+
+
+def test_by_hub_id(tmp_path, base_folder):
+    """A base that is not on the Hub is named, a dry run downloads no weights, and a model converts and loads."""
     published = save_published(tmp_path / "published", base_folder, shards=3)
-    config = json.loads((published / "config.json").read_text()) | {"base_model_name_or_path": "org/base"}
-    (published / "config.json").write_text(json.dumps(config))
-    with serve_hub({"org/cloud": published, "org/base": base_folder}) as server:
-        yield server
-
-
-def test_a_hub_id_loads_as_it_is(hub, tmp_path, base_folder):
-    script = (
-        "from transformers import AutoTokenizer\nfrom cloud_hf import CLoudForRewardModeling\n"
-        "model = CLoudForRewardModeling.from_pretrained('org/cloud').eval()\n"
-        "tokenizer = AutoTokenizer.from_pretrained('org/cloud')\n"
-        f"print(repr([s.reward for s in model.score({PROMPTS!r}, {RESPONSES!r}, tokenizer, max_new_tokens=8)]))"
-    )
-    result = run_with_hub(hub, tmp_path / "cache", "-c", script)
-    assert result.returncode == 0, result.stderr
+    config = json.loads((published / "config.json").read_text())
+    orphan = shutil.copytree(published, tmp_path / "orphan")
+    for folder, base in ((published, "org/base"), (orphan, "org/none")):
+        (folder / "config.json").write_text(json.dumps(config | {"base_model_name_or_path": base}))
+    cache, native = tmp_path / "cache", tmp_path / "native"
+    with serve_hub({"org/cloud": published, "org/base": base_folder, "org/orphan": orphan}) as hub:
+        result = run_with_hub(hub, cache, "-c", IN_ONE_PROCESS, cache, native)
+        assert result.returncode == 0, result.stderr
+        assert "model.safetensors" not in hub.sent  # the base's config alone was read
+    missing, dry, converted, rewards = json.loads(result.stdout.splitlines()[-1])
+    assert missing[0] == 2 and "'org/none'" in missing[1] and "--base_model_name_or_path" in missing[1]
+    assert not missing[2] and not dry[0] and not dry[2] and "25 tensors" in dry[1]
+    assert not converted[0] and "base_model: org/cloud" in (native / "README.md").read_text()
+    assert AutoModel.from_pretrained(native).config.base_model_name_or_path == "org/base"
     options = {"base_model_name_or_path": str(base_folder)}
-    model = CLoudForRewardModeling.from_pretrained(hub.repos["org/cloud"], **options).eval()
+    model = CLoudForRewardModeling.from_pretrained(published, **options).eval()
     expected = model.score(PROMPTS, RESPONSES, make_tokenizer("llama3"), max_new_tokens=8)
-    assert eval(result.stdout.splitlines()[-1]) == pytest.approx([score.reward for score in expected], abs=1e-5)
-    assert "model.safetensors" not in hub.sent  # the base's config alone was read
-
-
-def test_a_dry_run_of_a_hub_id_downloads_no_weights(hub, tmp_path):
-    command = ("-m", "cloud_hf.convert", "org/cloud", tmp_path / "native")
-    result = run_with_hub(hub, tmp_path / "cache", *command, "--dry_run")
-    assert result.returncode == 0, result.stderr
-    assert "25 tensors" in result.stdout
-    assert not list((tmp_path / "cache").rglob("*.safetensors"))
-    result = run_with_hub(hub, tmp_path / "cache", *command)
-    assert result.returncode == 0, result.stderr
-    card = (tmp_path / "native/README.md").read_text()
-    assert "base_model: org/cloud" in card
-    assert AutoModel.from_pretrained(tmp_path / "native").config.base_model_name_or_path == "org/base"
-
-
-def test_a_base_that_is_not_there_is_named(hub, tmp_path):
-    del hub.repos["org/base"]
-    result = run_with_hub(hub, tmp_path / "cache", "-m", "cloud_hf.convert", "org/cloud", tmp_path / "native")
-    assert result.returncode == 2 and "'org/base'" in result.stderr and "--base_model_name_or_path" in result.stderr
-    assert not any(name.endswith(".safetensors") for name in hub.sent)
+    assert rewards == pytest.approx([score.reward for score in expected], abs=1e-5)
 
 
 # ------------------------------------------------------------------------------------------------- a stranger's folder

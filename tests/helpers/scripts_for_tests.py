@@ -1,5 +1,6 @@
 """Run an example script in its own process, or import its command."""
 
+import gc
 import importlib
 import multiprocessing
 import os
@@ -32,7 +33,8 @@ PROCESSES.set_forkserver_preload(
 
 
 def as_script(path, options, environment, output):
-    """Run a script in this forked process, its stdout and stderr in the folder `output`."""
+    """Run a script, or a module by its name, in this forked process, its stdout and stderr in the folder `output`."""
+    gc.freeze()  # what was imported before the fork, which trainers would collect often
     os.environ.clear()
     os.environ.update(environment)
     if threads := environment.get("OMP_NUM_THREADS"):  # torch, which is imported, has read it before
@@ -42,21 +44,25 @@ def as_script(path, options, environment, output):
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(output / name, os.O_WRONLY | os.O_CREAT), descriptor)
     sys.argv = [str(path), *options]
-    sys.path.insert(0, str(path.parent))
-    runpy.run_path(str(path), run_name="__main__")
+    if isinstance(path, str):
+        runpy.run_module(path, run_name="__main__", alter_sys=True)
+    else:
+        sys.path.insert(0, str(path.parent))
+        runpy.run_path(str(path), run_name="__main__")
 
 
 def start(script, *options):
-    """Start an example script as a user types it. Return its process and the folder with its stdout and stderr."""
+    """Start an example script or a module as a user types it. Return its process and the folder with its stdout and stderr."""
     output = Path(tempfile.mkdtemp())
-    arguments = (EXAMPLES / f"{script}.py", list(map(str, options)), dict(os.environ), output)
+    path = script if "." in script else EXAMPLES / f"{script}.py"
+    arguments = (path, list(map(str, options)), dict(os.environ), output)
     process = PROCESSES.Process(target=as_script, args=arguments)
     process.start()
     return process, output
 
 
 def run(script, *options, fails=False):
-    """Run an example script to its end. Return its stdout, or its stderr where it `fails`."""
+    """Run an example script or a module to its end. Return its stdout, or its stderr where it `fails`."""
     process, output = start(script, *options)
     process.join()
     stderr = (output / "stderr").read_text()

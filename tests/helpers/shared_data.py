@@ -1,8 +1,8 @@
 """Real preference data, read from `../shared/data` next to the checkout; tests that need it skip where it is absent."""
 
+import functools
 import gzip
 import json
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -23,13 +23,15 @@ def read_rows(path: Path) -> list[dict]:
         return [json.loads(line) for line in file]
 
 
-@cache
+@functools.cache
+@functools.cache
 def real_texts(count: int) -> list[str]:
     """Prompts, responses and critiques in turn, from every evaluation file and the critique pairs."""
     texts = []
     files = [*sorted((shared_data() / "eval").iterdir()), shared_data() / "train/cloud_pairs_arenabench_gpt4.jsonl.gz"]
     for path in files:
-        for row in read_rows(path)[:: max(1, len(read_rows(path)) // 12)]:
+        rows = read_rows(path)
+        for row in rows[:: max(1, len(rows) // 12)]:
             values = [row.get("prompt"), row.get("chosen"), row.get("rejected"), row.get("chosen_feedback")]
             texts += [value[:3000] for value in values if isinstance(value, str) and value.strip()]
     assert len(texts) >= count
