@@ -207,7 +207,7 @@ def test_models_that_cannot_be_compared_are_refused(stage3, base_folder, tmp_pat
         make(str(base_folder), tmp_path)
     make_model(str(base_folder), critique=False).save_pretrained(tmp_path / "classic")
     make_tokenizer("llama3").save_pretrained(tmp_path / "classic")
-    with pytest.raises(ValueError, match="is a classic model, which writes no critiques. Start from"):
+    with pytest.raises(ValueError, match=r"is a classic model, which writes no critiques\. Start from"):
         make(str(tmp_path / "classic"), tmp_path)
     make_tokenizer("chatml").save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match=r"`ref_model` .*/other has another tokenizer"):
