@@ -15,7 +15,7 @@ _RESULTS = "<!-- results: written by cloud-hf -->", "<!-- end of results -->"
 
 
 def results_section(results: Sequence[EvalResult], notes: str = "") -> str:
-    """Return the section of held-out results, between marks that [`add_results`] finds."""
+    """Return the section of held-out results, between markers that [`add_results`] finds."""
     rows = [
         (
             in_code(result.dataset_name)

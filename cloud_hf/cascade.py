@@ -32,7 +32,7 @@ class StageFit:
         prior (`float`, *optional*, defaults to `0.0`):
             Weight of the log-odds after the stage before.
         one_slope, one_center, one_prior (`float`, *optional*):
-            The same where the stage has scored one of the two responses, which is compared with the reward of a typical one.
+            The same where the stage has scored only one of the two responses; it is compared with a typical reward.
     """
 
     slope: float
@@ -69,7 +69,7 @@ class CascadeFit:
             has nothing to do, to 1, where it scores everything.
 
     Raises:
-        `ValueError`: If a threshold is out of range, or their number is not that of the stages after the first.
+        `ValueError`: If a threshold is out of range, or there is not one for each stage after the first.
     """
 
     stages: tuple[StageFit, ...]
@@ -89,7 +89,7 @@ class CascadeFit:
 
     @classmethod
     def load(cls, path: str | Path) -> "CascadeFit":
-        """Read a file of [`CascadeFit.save`]. Raises `ValueError` if it is not one."""
+        """Read a file written by [`CascadeFit.save`]. Raises `ValueError` if it is not one."""
         try:
             page = json.loads(Path(path).read_text())
             if page["version"] != VERSION:
@@ -109,7 +109,7 @@ class Candidates:
 
     Args:
         count (`int`):
-            Number of responses. A response that is alone is compared with a typical one, which no stage scores.
+            Number of responses. A single response is compared with a typical one, which no stage scores.
         asked (`list[list[int]]`, *optional*):
             For each stage so far, the places of the responses that it scored, in this order.
     """
@@ -158,7 +158,7 @@ class Candidates:
         return waiting[:1] if one_at_a_time else sorted(waiting)
 
     def add(self, rewards: dict[int, float], fit: StageFit):
-        """Take the stage's rewards of some places."""
+        """Record the stage's rewards at some places."""
         for place, reward in rewards.items():
             self.asked[-1].append(place)
             self._rewards_N[place] = reward
@@ -246,7 +246,7 @@ class CascadeScorer:
         stages (`Sequence[CascadeStage or Scorer]`):
             The cheapest first: a classic or scalar model, one critique, several critiques.
         fit ([`CascadeFit`]):
-            Of [`~evaluation.metrics.cascade.fit_cascade`], or of a file that an evaluation with `--cascades` wrote.
+            From [`~evaluation.metrics.cascade.fit_cascade`], or from a file that an evaluation with `--cascades` wrote.
 
     Attributes:
         spent (`list[Spent]`):

@@ -69,7 +69,7 @@ def plan_export(source: str) -> ClassifierExport:
     classifier_config = deepcopy(config.text_config)
     architecture = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES[classifier_config.model_type]
     labels = {"id2label": {0: "reward"}, "label2id": {"reward": 0}, "num_labels": 1}
-    # A reward is a number: pipelines and vLLM would squash it by a sigmoid
+    # A reward is a number: pipelines and vLLM would squash it with a sigmoid
     classifier_config.update({**labels, "problem_type": "regression", "architectures": [architecture]})
     classifier_config.pad_token_id = tokenizer.pad_token_id
     _empty_classifier(source, classifier_config)
@@ -164,14 +164,14 @@ def _empty_classifier(source: str, config: Any) -> Any:
 
 
 def _export_tokenizer(source: str, config: CLoudConfig, folder: str) -> PreTrainedTokenizerBase:
-    """Return a tokenizer whose chat template gives the ids that the model reads, as it is loaded again from a folder."""
+    """Return a tokenizer whose chat template gives the ids that the model reads, as reloaded from a folder."""
     name = tokenizer_source(source)
     critique_format = CritiqueFormat.from_config(config, AutoTokenizer.from_pretrained(name))
     tokenizer: Any = AutoTokenizer.from_pretrained(name)
     variables = pin_date(tokenizer, config.chat_template_kwargs) or {}
     tokenizer.chat_template = _closed_template(critique_format, variables)
     tokenizer.pad_token = _padding(source, critique_format, config)
-    # Chat templates write all tokens, and tools encode rendered text with those that a tokenizer would add
+    # The chat template writes all special tokens; the tokenizer must not add more when tools encode rendered text
     tokenizer.backend_tokenizer.post_processor = None
     tokenizer.save_pretrained(folder)
     saved: Any = AutoTokenizer.from_pretrained(folder)
@@ -186,7 +186,7 @@ def _export_tokenizer(source: str, config: CLoudConfig, folder: str) -> PreTrain
 
 
 def _encoded_chats(critique_format: CritiqueFormat) -> Iterator[tuple[list[int], list[dict[str, str]]]]:
-    """Yield conversations, and the ids that the model reads; those that the template refuses are left out."""
+    """Yield the ids that the model reads, and their conversation; conversations that the template refuses are left out."""
     for chat in _CHATS:
         messages = [{"role": role, "content": content} for role, content in chat]
         try:
@@ -197,7 +197,7 @@ def _encoded_chats(critique_format: CritiqueFormat) -> Iterator[tuple[list[int],
 
 
 def _closed_template(critique_format: CritiqueFormat, variables: dict[str, Any]) -> str:
-    """Return the chat template with its variables set, which ends with the token at which the reward is read."""
+    """Return the chat template with its variables set, ending with the token at which the reward is read."""
     template = critique_format.tokenizer.get_chat_template().removesuffix("\n")
     day = variables.pop("strftime_now", None)
     lines = [f"{{% set {name} = {value!r} %}}" for name, value in variables.items()]

@@ -149,7 +149,7 @@ def _run(module: str, arguments: list[str]):
 
 
 def _quiet_libraries():
-    """Leave out what libraries report at every start on a CPU, and redraw progress bars rarely in a log file."""
+    """Silence what libraries log at every start on a CPU, and redraw progress bars rarely in a log file."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
     if not sys.stderr.isatty():
@@ -260,7 +260,7 @@ def _raised_in(error: BaseException) -> str:
 
 
 def _explain_import(error: ImportError) -> str | None:
-    if error.name is None:  # raised by a library that misses an optional dependency
+    if error.name is None:  # raised by a library that lacks an optional dependency
         return str(error)
     package = error.name.split(".")[0]
     for requirement in metadata.requires("cloud-hf") or ():

@@ -1,8 +1,8 @@
 """
 The page that `--help` prints, read from the source of a command.
 
-Importing a command takes seconds, because it imports torch, and argparse would list the options of transformers' arguments
-with its own: hundreds of lines. `--help_all` lists them.
+Importing a command takes seconds, because it imports torch, and argparse would also list all of transformers' options, hundreds of lines.
+`--help_all` lists them.
 """
 
 import ast
@@ -100,7 +100,7 @@ def _source_of(module: str) -> Path | None:
 
 
 def _argument_classes(tree: ast.Module, path: Path) -> list[str] | None:
-    """Return the names in `ARGUMENTS`, also where it is imported from a sibling."""
+    """Return the names in `ARGUMENTS`, even if it is imported from a sibling."""
     for node in tree.body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "ARGUMENTS":
             return [ast.unparse(element) for element in node.value.elts]  # type: ignore[attr-defined]

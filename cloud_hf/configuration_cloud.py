@@ -38,7 +38,7 @@ _LIBRARY_KEYS = {
 }  # fmt: skip
 
 
-# Types of our keys, and of those of which transformers does not say that they have the wrong one
+# Types of our keys, and of keys whose types transformers does not check
 _OWN_TYPES: dict[str, tuple[type, ...]] = {
     "text_config": (PreTrainedConfig, dict, NoneType), "critique": (bool,), "critique_prompt": (str, NoneType),
     "critique_role": (str,), "format": (str,), "keep_thinking": (bool,), "chat_template_kwargs": (dict, NoneType),
@@ -154,7 +154,7 @@ class CLoudConfig(PreTrainedConfig):
             raise ValueError(
                 f"CLoudConfig: `num_labels` is {kwargs['num_labels']}, but a reward is one number: use 1."
             )
-        # A reward is a number: pipelines and sentence-transformers would squash it by a sigmoid
+        # A reward is a number: pipelines and sentence-transformers would squash it with a sigmoid
         self.problem_type = "regression"
         kwargs["sentence_transformers"] = {"activation_fn": "torch.nn.modules.linear.Identity"}
         # transformers reads this from the outermost config, but it is the language model's embeddings that are tied
@@ -180,8 +180,9 @@ class CLoudConfig(PreTrainedConfig):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> "CLoudConfig":
         r"""
-        Read a config. A language model's becomes the `text_config` of a default one, and a published checkpoint's (it has a
-        `feedback_method` and no `text_config`) one with `format="reference"`; `text_config` and `base_model_name_or_path` are as in [`CLoudForRewardModeling.from_pretrained`].
+        Read a config. That of a language model becomes the `text_config` of a default config; that of a published checkpoint (which has a
+        `feedback_method` and no `text_config`) becomes a config with `format="reference"`. `text_config` and `base_model_name_or_path` are
+        as in [`CLoudForRewardModeling.from_pretrained`].
 
         Raises:
             `ValueError`: If the config has neither layout, or the base of a published one cannot be reached.
@@ -274,7 +275,7 @@ def _named_errors(name: str | Path) -> Iterator[None]:
 
 
 def _check_types(config: Any, types: dict[str, tuple[type, ...]], path: str = ""):
-    """Raise `ValueError` if a key of a config has none of its types; see [`CLoudConfig`]."""
+    """Raise `ValueError` if a value in a config has the wrong type; see [`CLoudConfig`]."""
     if not isinstance(config, dict):
         raise ValueError(f"The config is {config!r:.60}; it must be an object with named values.")
     for key, allowed in types.items():
@@ -310,7 +311,7 @@ def longest_sequence(text_config) -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-# Language models that exist only inside multimodal ones: on text, whose positions are plain, they are these
+# Language models that exist only inside multimodal ones, and the types that equal them on text, whose positions are plain
 _PLAIN_TYPES = {
     "qwen2_vl_text": "qwen2",
     "qwen2_5_vl_text": "qwen2",
@@ -320,7 +321,7 @@ _PLAIN_TYPES = {
 
 def language_config(config: Any) -> Any:
     """
-    Return the config of the language model in a multimodal one. A language model's own is returned as it is. Raises `ValueError` if
+    Return the config of the language model in a multimodal one. That of a language model is returned unchanged. Raises `ValueError` if
     transformers has no causal language model of this type.
     """
     # transformers imports this module while it imports that one
@@ -335,7 +336,7 @@ def language_config(config: Any) -> Any:
         )
     if text_config is config:
         return config
-    # Weights are tied, and tokens named, by the outermost config
+    # The outermost config decides on tied weights and special tokens
     outer = ("tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id", "dtype")
     options = text_config.to_dict()
     options |= {name: value for name in outer if (value := getattr(config, name, None)) is not None}

@@ -30,7 +30,7 @@ IGNORE_INDEX = -100
 
 _T = TypeVar("_T")
 
-# Shapes of conversations to remember, if they are not longer than this
+# Shapes of conversations to cache, if they are not longer than this
 _MOST_SHAPES, _LONGEST_SHAPE = 1024, 20_000
 
 # Characters to render while the roles and constants of a conversation are checked one by one
@@ -110,7 +110,7 @@ class CritiqueFormat:
 
     Attributes:
         end_token_id (`int`): Id of the end-of-turn token at which the reward is read.
-        tail (`str`): What the chat template writes behind the text of that turn.
+        tail (`str`): What the chat template writes after the text of that turn.
 
     Examples:
 
@@ -153,7 +153,7 @@ class CritiqueFormat:
                 f"The tokenizer {tokenizer.name_or_path!r} has no chat template, which the critique format needs. "
                 "Set `tokenizer.chat_template`, or `--chat_template_path` to llama-3, chatml or a Jinja file, as the base was trained with."
             )
-        # Also of models whose config names no day, as published ones do: no reward may change from day to day
+        # Even if the config names no day, as in published checkpoints: rewards must not change from day to day
         self.chat_template_kwargs = with_clock(pin_date(tokenizer, chat_template_kwargs) or {})
         # Renderings of skeletons, and the control ids of renderings
         self._references: dict[str, str] = {}
@@ -163,7 +163,7 @@ class CritiqueFormat:
         self._check_neighbours()
 
     def __getstate__(self) -> dict[str, Any]:
-        # Datasets are fingerprinted by this object, so what it remembers must not show
+        # Datasets are fingerprinted by this object, so its caches must not count
         return {**self.__dict__, "_references": {}, "_expected": {}}
 
     @classmethod
@@ -229,7 +229,7 @@ class CritiqueFormat:
                 The critique's text, or its ids as generated, with or without the end of turn. `None` for a classic model.
 
         Raises:
-            `ValueError`: If the critique is missing, is given to a classic model, or holds an end of turn before its end.
+            `ValueError`: If the critique is missing, is passed to a classic model, or holds an end of turn before its end.
         """
         if self.critique != (critique is not None):
             needs = "A CLoud model needs a critique" if self.critique else "A classic model takes no critique"
@@ -338,7 +338,7 @@ class CritiqueFormat:
         return text
 
     def _check_role(self, role: str, index: int, without: Conversation, text: str):
-        """Check that the chat template tells a role from others, and makes a control token only of those that it knows."""
+        """Check that the chat template tells each role from others, and turns only roles that it knows into control tokens."""
         try:
             other = self._render_turns(without)
         except ValueError:
@@ -351,7 +351,7 @@ class CritiqueFormat:
         known = role in USUAL_ROLES or f"'{role}'" in template or f'"{role}"' in template
         if not known and self._controls.ids_in(self._encode(other)) != self._controls.ids_in(self._encode(text)):
             raise ValueError(
-                f"The role of message {index} is {role!r}, which the chat template makes a control token of. Use one of "
+                f"The role of message {index} is {role!r}, which the chat template turns into a control token. Use one of "
                 f"{', '.join(USUAL_ROLES)}."
             )
 
@@ -363,7 +363,7 @@ class CritiqueFormat:
         place = "the response" if response else f"message {index} ({role})"
         cure = "Leave it out" if field == "content" else "Leave it out, or put it into `content`"
         if field.partition(".")[0] in REASONING_FIELDS:
-            cure = "A model made with `keep_thinking` sees it; or leave it out"
+            cure = "Leave it out, or make the model with `keep_thinking`, which shows it"
         return ValueError(f"The chat template does not show `{field}` of {place}. {cure}.")
 
     def _render_turns(self, conversation: Conversation) -> str:
@@ -723,7 +723,7 @@ class ReferenceFormat(CritiqueFormat):
 
 
 def _remembered(memory: dict[str, _T], key: str, make: Callable[[], _T]) -> _T:
-    """Return what is remembered under a key, or make it; long keys are not remembered."""
+    """Return the cached value of a key, or make it; long keys are not cached."""
     if key in memory:
         return memory[key]
     value = make()

@@ -99,7 +99,7 @@ def check_reward_model(name: str, config):
     """Raise `ValueError` unless `config` is that of a CLoud or classic model."""
     if is_scalar_model(config):
         raise ValueError(
-            f"{name} is a scalar model of another maker ({', '.join(config.architectures or ['remote code'])}), which is scored with "
+            f"{name} is a third-party scalar model ({', '.join(config.architectures or ['remote code'])}), which is scored with "
             "`backend` 'transformers' in this process (`ScalarScorer`)."
         )
     if not isinstance(config, CLoudConfig):

@@ -195,7 +195,7 @@ def check_shapes(name: str, shapes: dict[str, tuple[int, ...]], expected: dict[s
             f"{shapes[key]} in the checkpoint and {expected[key]} in the architecture ({hint})."
         )
     unexpected = sorted(set(shapes) - set(expected))
-    for keys, what in ((missing, "lacks"), (unexpected, "has more than the architecture:")):
+    for keys, what in ((missing, "lacks"), (unexpected, "has, beyond the architecture's,")):
         if keys:
             raise ValueError(
                 f"{name} {what} {len(keys)} weight(s): {', '.join(keys[:4])}. Is the base model the one it was trained "

@@ -18,7 +18,7 @@ class Cpus:
 
     visible: int  # size of the affinity mask: OpenMP starts as many threads by default
     quota: float  # how many the control group, such as a container's, may use at a time
-    free: float  # how many no other process uses at present
+    free: float  # how many no other process is using
 
     @property
     def is_shared(self) -> bool:
