@@ -35,8 +35,8 @@ class CLoudTrainingConfig(RewardConfig):
             Layout of conversations: `"cloud"`, or `"reference"` for that of the authors' published checkpoints (see
             [`ReferenceFormat`]).
         reward_head (`str`, *optional*):
-            `"mlp"` (two layers) or `"linear"` (one, as in transformers' `*ForSequenceClassification`). Defaults to `"mlp"`, and for a
-            classic model that starts from a scalar one with one label to `"linear"`, with its head.
+            `"mlp"` (two layers) or `"linear"` (one, as in transformers' `*ForSequenceClassification`). Defaults to `"linear"` for a classic
+            model that starts from a scalar model with one label, whose head it keeps, and otherwise to `"mlp"`.
 
         > Parameters that control the data preprocessing
 

@@ -214,7 +214,7 @@ class _Layers:
         moments = np.array(record)
         if self._left_out == 0:
             return moments, after_forward
-        # The later pass first, which leaves the indices of the earlier one valid
+        # The later pass first, so the indices of the earlier one stay valid
         for first, second in ((("backward", 2), ("backward", 1)), (("forward", 1), ("forward", 2))):
             (start, before), (end, after) = self._starts[first], self._starts[second]
             added = np.subtract(after, before)
@@ -224,7 +224,7 @@ class _Layers:
 
 
 def _kind(layer: nn.Module) -> list:
-    """Return all of a layer that its memory can depend on."""
+    """Return everything about a layer that its memory use can depend on."""
     return [
         (
             name,

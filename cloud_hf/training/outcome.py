@@ -1,5 +1,5 @@
 """
-Stage 4: critiques are learned by whether they lead the reward head to the right preference.
+Stage 4: train critiques by whether they lead the reward head to the right preference.
 
 Shape suffixes: N pairs, K critiques of each response, P labelled tokens; 2 is chosen and rejected.
 """
@@ -258,7 +258,7 @@ class CLoudOutcomeTrainer(CLoudTrainer):
 
     @torch.no_grad()
     def _add_outcomes(self, written: WrittenCritiques, losses: OutcomeLoss, columns: dict[str, torch.Tensor]):
-        """Add to the sums behind the log, each column with one value per pair."""
+        """Add to the sums behind the log; each column has one value per pair."""
         rewards_2NK, lengths_2NK, cut_2NK = written.rewards_2NK, written.lengths_2NK, written.was_cut_2NK.float()
         chosen_N, rejected_N = rewards_2NK.mean(2)
         columns = {
@@ -306,11 +306,11 @@ def _check_launch(args: CLoudOutcomeConfig):
 
 
 def _check_model(model: Any, init_kwargs: Any):
-    """Raise `ValueError` if a model is named that is not a CLoud model."""
+    """Raise `ValueError` if `model` names a model that is not a CLoud model."""
     revision = (init_kwargs or {}).get("revision")
     if isinstance(model, str) and not isinstance(read_model_config(model, revision=revision), CLoudConfig):
         raise ValueError(
-            f"{model} is a language model without a reward head, by which critiques could be judged. Start from the model that stage 3 "
+            f"{model} is a language model without a reward head to judge critiques. Start from the model that stage 3 "
             "made (`cloud-hf train-cloud`)."
         )
 

@@ -65,7 +65,7 @@ GB = 2**30
 _LIVE_PARAMETERS = _SUB_GROUP = 1e9
 # Elements of `reduce_bucket_size` in zero1.json and zero2.json
 _BUCKET = 5e8
-# Bytes of a 4-bit weight, including its share of one fp32 scale per 64 weights
+# Bytes per 4-bit weight, including its share of one fp32 scale per 64 weights
 _FOUR_BITS = 0.5 + 4 / 64
 # Options that default to the recipe's value, and their defaults without a recipe
 _RECIPE_OPTIONS = {

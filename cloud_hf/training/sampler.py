@@ -15,7 +15,7 @@ from .encoding import SIDES
 
 @dataclass(frozen=True)
 class PairGroup:
-    """Indices of pairs that stay in one batch because they share a prompt; `tokens` is the padded size of a batch of them alone."""
+    """Indices of pairs that stay in one batch because they share a prompt; `tokens` is the padded size of a batch that holds only them."""
 
     pairs: tuple[int, ...]
     tokens: int

@@ -62,7 +62,7 @@ class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, 
 
         bradley_terry_weight * mean over pairs of -log sigmoid(r(chosen) - r(rejected) - margin)
         + lm_loss_weight * mean over labelled tokens of the cross-entropy of the critiques
-        + partial_reward_weight * the first mean, of rewards read inside the critiques
+        + partial_reward_weight * the first mean, with rewards read inside the critiques
 
     The means are taken over the complete step, across all micro-batches and ranks, so gradient accumulation and data
     parallelism do not change the loss. TRL's `margin` column and `center_rewards_coefficient` work as in [`~trl.RewardTrainer`].
@@ -262,7 +262,7 @@ class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, 
 
     # ---------------------------------------------------------------------------------------------------------- loss
 
-    # Nothing below reads a value on the host: on a GPU, it would wait for all that is queued. Metrics are read at logging steps
+    # Nothing below reads a value on the host, which would wait for everything queued on the GPU. Metrics are read at logging steps
 
     def _get_num_items_in_batch(self, batch_samples: list[dict], device: torch.device) -> torch.Tensor | None:
         """Count pairs and labelled tokens of the optimizer step, over its micro-batches and all ranks: shape `(2,)`."""
@@ -294,7 +294,7 @@ class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, 
         return (loss, outputs) if return_outputs else loss
 
     def _pairwise_loss(self, inputs: dict[str, Any], outputs: Any) -> torch.Tensor:
-        """Compute what TRL computes, without its metrics, for which the host waits in every step."""
+        """Compute what TRL computes, without its metrics, which make the host wait in every step."""
         chosen, rejected = outputs.logits[:, 0].chunk(2)
         loss = -F.logsigmoid(chosen - rejected - inputs.get("margin", 0.0)).mean()
         if self.args.center_rewards_coefficient is not None:
@@ -607,12 +607,12 @@ def _num_pairs(batch: dict[str, Any]) -> int:
 
 
 def _floats(totals: dict[str, Any]) -> dict[str, float]:
-    """Read sums, for which the host waits for the device."""
+    """Read sums; the host waits for the device."""
     return {name: float(total) for name, total in totals.items()}
 
 
 def _chosen_first(rows: Any, pairs: int, batch: int) -> Any:
-    """Put all chosen rows before all rejected ones; they come batch by batch. Arrays of other lengths stay as they are."""
+    """Put all chosen rows before all rejected ones; they arrive batch by batch. Arrays of other lengths are returned unchanged."""
     if isinstance(rows, list | tuple):
         return type(rows)(_chosen_first(part, pairs, batch) for part in rows)
     if rows is None or len(rows) != 2 * pairs:
