@@ -29,8 +29,8 @@ class Reject:
     """
     A row that is not in the dataset. `index` is its position among the input rows.
 
-    `kind` is `"dropped"` for a row skipped by design, such as a tie, and `"failed"` for one that could not be processed. `details` is
-    the content of the row or of its problem, as JSON.
+    `kind` is `"dropped"` for a row skipped by design, such as a tie, and `"failed"` for one that could not be processed. `details` holds
+    the row's content or a description of its problem, as JSON.
     """
 
     index: int
@@ -55,7 +55,7 @@ class DatasetFolder:
     """
     Output folder of a builder: a `save_to_disk` dataset, its card `README.md`, `rejects.jsonl` and `build.json`.
 
-    Rows are streamed to a staging folder, so the dataset can exceed memory, and the dataset appears only once it is complete.
+    Rows are streamed to a staging folder, so the dataset can be larger than memory, and appears only once it is complete.
 
     Args:
         output_dir (`str`):

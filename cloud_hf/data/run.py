@@ -56,7 +56,7 @@ class RowRefused(Exception):
 
 class JournaledClient:
     """
-    A client that requests nothing twice: it reads journaled answers from the journal. `role`, such as `"judge"`, distinguishes the
+    A client that sends no request twice: answers in the journal are read from there. `role`, such as `"judge"`, distinguishes the
     clients of one journal.
     """
 
@@ -67,7 +67,7 @@ class JournaledClient:
         self.cut: set[str] = set()  # keys of answers that ran out of tokens
         self.kept_cut: set[str] = set()  # keys of those that were kept nevertheless
         self.tokens: dict[str, int] = {}  # by key, of prompt and answer, if the server counts them
-        # By key, model names that servers report if another model, or a version of the requested one, answered
+        # By key, the model name that the server reported, if it was not the requested one
         self.other_models: dict[str, str] = {}
 
     async def chat(self, key: Sequence[Any], messages: list[dict[str, str]], **sampling) -> Answer:
@@ -188,7 +188,7 @@ Work = Callable[[dict[str, Any]], Awaitable[Sequence[dict[str, Any] | Dropped]]]
 @dataclass
 class Run:
     """
-    Rows, the work to do on each, and the reasons for failed rows by position.
+    Rows, the work to do on each, and the reasons for failures by row position.
 
     `work` is a coroutine function from an input row to its output rows, with a [`Dropped`] in place of each skipped row. It may
     depend only on the row and on answers of [`JournaledClient`]s, because it runs again to write the dataset. It raises [`Dropped`] or

@@ -34,7 +34,7 @@ from .arguments import CriticArguments
 
 # Batches that an engine works on at once: Ray's default
 _BATCHES_IN_PROGRESS = 8
-# With a full CPU each, Ray would copy all requests on a small node before it hands over the first answer
+# If each took a full CPU, Ray on a small node would copy all requests before it returned the first answer
 _LIGHT_TASKS = {"num_cpus": 0.1, "concurrency": 1}
 # Columns copied from a request to its answer
 _PASSED_ON = ("row", "key", "max_new_tokens")
