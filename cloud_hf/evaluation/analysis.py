@@ -83,7 +83,7 @@ def uncertainty(rows: Sequence[BenchmarkRow], row_scores: Sequence[Sequence[Scor
 class Robustness:
     """Analysis of a model; dictionaries are keyed by set."""
 
-    # As scored first, then each mean over sampled critiques; empty for a set without known rows
+    # For the rewards as scored, then for each mean over sampled critiques; empty for a set without known rows
     uncertainty: dict[str, list[Uncertainty]]
     # One entry per temperature; empty for a classic model
     self_consistency: dict[str, list[SelfConsistency]] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Cascades of scored models: fitted on one half of a set's rows and used on the other, both ways round."""
+"""Cascades of scored models: fitted on one half of a set's rows and used on the other, then the reverse."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -60,13 +60,13 @@ class CascadeResult:
         stages (`tuple[str, ...]`):
             The stages as on the command line.
         thresholds (`tuple[float, float]`):
-            Those chosen on the rows of odd number, for the even ones, and the other way round.
+            The threshold for the even rows, chosen on the odd ones, and the reverse.
         chosen (`CascadePoint`):
             All rows, each with the threshold and weights of the other half.
         curve (`list[CascadePoint]`):
             All rows with each of the thresholds, and the weights of the other half.
         seconds (`list[float]`):
-            Seconds per row at each point of the curve, and last at the chosen one; NaN where unknown.
+            Seconds per row at each point of the curve, then at the chosen one; NaN where unknown.
         fit ([`CascadeFit`]):
             Fitted on all rows, for use elsewhere.
         last (`CascadePoint`):

@@ -98,7 +98,7 @@ def table_head(cells: Sequence[str]) -> list[str]:
 
 
 def table_line(cells: Iterable[Any]) -> str:
-    """Return a line of a Markdown table. Pipes and line breaks in cells are replaced, so that they cannot break it."""
+    """Return a line of a Markdown table. Pipes and line breaks in cells are replaced, so they cannot break the line."""
     return f"| {' | '.join(str(cell).replace('|', '/').replace(chr(10), ' ') for cell in cells)} |"
 
 

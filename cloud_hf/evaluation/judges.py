@@ -33,9 +33,9 @@ class JudgeServerArguments:
         judge_model (`str`, *optional*):
             Model name on the judge's servers. Optional if they serve only one.
         judge_prompt_file (`str`, *optional*):
-            Replacement for the judge's prompt, with placeholders. For comparisons, `{conversation}`, `{response_a}` and `{response_b}`;
-            it must name the verdicts. Of a judge that rates: `{conversation}` and `{response}`, and optionally, between lines of `---`
-            before it, the `pattern` of a rating and the `lowest` and `highest` one.
+            Replacement for the judge's prompt, with placeholders. For comparisons, `{conversation}`, `{response_a}` and `{response_b}`; it
+            must name the verdicts. For ratings, `{conversation}` and `{response}`, and optionally, between lines of `---` before it, the
+            `pattern` of a rating and the `lowest` and `highest` one.
         judge_temperature (`float`, *optional*, defaults to `0.0`):
             Temperature of the judge's first try.
         judge_max_tokens (`int`, *optional*, defaults to `4096`):

@@ -1,4 +1,4 @@
-"""Results of a model on one set: scores with their rows, critiques against references, and differences between models."""
+"""Results of a model on one set: scores with their rows, critiques compared with references, and differences between models."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence

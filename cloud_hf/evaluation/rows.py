@@ -62,8 +62,8 @@ def read_sources(
     read: Callable[[Dataset, str], Dataset] = lambda rows, name: rows,
 ) -> Iterator[tuple[str, int, Any]]:
     """
-    Load files or Hub datasets in turn, and bring their columns to ours with `read`. Yields the source, the index of the row in it, and the
-    row. Files are read completely.
+    Load files or Hub datasets in turn, and convert their columns to ours with `read`. Yields the source, the index of the row in it, and
+    the row. Files are read completely.
     """
     if not names:
         raise ValueError("Name at least one file or dataset to read.")

@@ -122,7 +122,7 @@ def _given(rows: Dataset, responses_of: Callable[[dict[str, Any]], list]) -> Fit
 
 
 def _unfitted(rows: Iterable[tuple[dict[str, Any], Any, list]]) -> FittedRows:
-    """Return rows with their prompts and responses as they are, for a judge, which has its own context."""
+    """Return rows with their prompts and responses unchanged, for a judge, which has its own context."""
     return FittedRows([FittedRow(place, *row, []) for place, row in enumerate(rows)], 0, 0)
 
 
@@ -229,7 +229,7 @@ class ModelResults:
     critiques: list[CritiqueResult] = field(default_factory=list)
     # The rows with right and wrong responses or candidates and their scores, by kind and name of the set, for ensembles
     parts: dict[tuple[str, str], tuple[FittedRows, list[list[Score]]]] = field(default_factory=dict, repr=False)
-    # What the sets took: as scored, and by temperature the sampled critiques
+    # Cost of the sets: as scored, and, by temperature, of the sampled critiques
     costs: dict[tuple[str, str], Cost] = field(default_factory=dict, repr=False)
     sampled_costs: dict[float, dict[tuple[str, str], Cost]] = field(default_factory=dict, repr=False)
 
@@ -345,7 +345,7 @@ def sample_critiques(
     args: EvaluationArguments,
     critique_format: CritiqueFormat,
 ) -> tuple[dict[float, list[Evaluation]], dict[float, dict[tuple[str, str], Cost]]]:
-    """Sample critiques at each temperature, and return the evaluations with their scores, and what these took."""
+    """Sample critiques at each temperature, and return the evaluations with their scores, and their cost."""
     count, sampled, titles = args.self_consistency or 1, {}, {key: key[1] for key in fitted}
     costs = {}
     for temperature in args.self_consistency_temperatures:
@@ -366,8 +366,8 @@ def card_results(
     evaluations: list[Evaluation], sets: Sets, settings: Mapping[str, Any] | None = None, split: str | None = None
 ) -> list[EvalResult]:
     """
-    Return the headline metrics for a model card, where there are enough rows. Dataset names show which rows came from local files, and
-    the revision is a hash of the rows; `settings` are those that scores depend on, `split` that of preference sets on the Hub.
+    Return the headline metrics with enough rows for a model card. Dataset names show which rows came from local files, and the revision is
+    a hash of the rows. Scores depend on `settings`; `split` is that of preference sets on the Hub.
     """
     sources = [(found.benchmark.hub_id, bool(found.files)) for found in sets.benchmarks]
     sources += [(name, Path(name).exists()) for name in sets.pairs]

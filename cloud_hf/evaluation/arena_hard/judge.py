@@ -1,9 +1,9 @@
 """
 ArenaHard's judge and generator: prompts, settings, and journaled requests to their servers.
 
-As in the official code of both versions, the judge gets a system message with its instructions, and a user message with the question
-and the two answers. As in version 2.0, creative writing has another system message, with which the judge does not answer the question
-first. The wording is our own, so win rates are not comparable with the leaderboard's.
+As in the official code of both versions, the judge gets a system message with its instructions, and a user message with the question and
+the two answers. As in version 2.0, creative writing has another system message, which does not ask the judge to answer the question first.
+The wording is our own, so win rates are not comparable with the leaderboard's.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

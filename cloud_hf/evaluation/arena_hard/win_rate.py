@@ -1,9 +1,9 @@
 """
 ArenaHard ([Li et al. 2024](https://arxiv.org/abs/2406.11939)): questions, recorded answers, and the win rate against a baseline.
 
-A judge compares an answer with the baseline's in two games: the baseline is A in the first, the answer in the second. Each verdict is
+A judge compares an answer with the baseline's in two games: A is the baseline in the first and the answer in the second. Each verdict is
 one vote, a strong one (`A>>B`) three; a tie is half a vote for each side. The win rate is the Bradley-Terry probability of beating the
-baseline. Version 0.1 has the baseline gpt-4-0314. Version 2.0 has o3-mini-2025-01-31 for hard prompts and gemini-2.0-flash-001 for
+baseline. In version 0.1 the baseline is gpt-4-0314; in version 2.0 it is o3-mini-2025-01-31 for hard prompts and gemini-2.0-flash-001 for
 creative writing, reported separately.
 """
 
@@ -136,8 +136,8 @@ class Votes:
     @classmethod
     def of(cls, baseline_first: str | None, answer_first: str | None) -> "Votes":
         """
-        Count the votes of the game in which the baseline was A, and of the game in which the answer was A. There are none if a
-        verdict is missing, since the other one alone would favour the response in its position.
+        Count the votes of the game in which the baseline was A, and of the game in which the answer was A. Return none if a verdict is
+        missing, since the other one alone would favour the response in its position.
         """
         if baseline_first is None or answer_first is None:
             return cls()

@@ -101,7 +101,7 @@ def score(
     second_game: Sequence[Sequence[float]] | None = None,
 ) -> BenchmarkScores:
     """
-    Score JudgeBench in one game and in both orders, for which scorers that sample their critiques may give a `second_game`.
+    Score JudgeBench in one game and in both orders. For the latter, scorers that sample critiques may give a `second_game`.
 
     `"both orders"`, the official default, counts pairs with more games won than lost. With one reward per response it is the
     share of pairs whose right response has the strictly higher reward. `"single game"`, the official rule for judges that do

@@ -245,7 +245,7 @@ def _margins_after(row: ProbedRow, label: str, sign: int) -> list[float]:
 
 # ------------------------------------------------------------------------------------------------------- neutral endings
 
-# Says nothing about the response; repeated and cut to the length of the ending it is compared with
+# Says nothing about the response; repeated and cut to the length of the ending that it controls for
 _NEUTRAL = " This is the end of the text."
 
 
@@ -270,8 +270,8 @@ def altered_labels(rows: Sequence[ProbedRow]) -> list[str]:
 
 def with_controls(row: ProbeRow, variants: Sequence[Variant]) -> list[Variant]:
     """
-    Add to each alteration of a wrong response its control: the response as it was with a neutral ending, by as many characters longer
-    as the alteration made it longer or shorter.
+    Add to each alteration of a wrong response its control: the original response plus a neutral ending, as long as the change in length
+    that the alteration made.
     """
     controls = []
     for variant in variants:
@@ -285,8 +285,8 @@ def with_controls(row: ProbeRow, variants: Sequence[Variant]) -> list[Variant]:
 
 def measures_against_controls(rows: Sequence[ProbedRow], labels: Sequence[str], note: str = "") -> list[Measure]:
     """
-    Return for each alteration of a probe with `controls` the right pairs it loses beyond those that its control loses, then the pairs that
-    both lose, tie and win. `note` is added to the labels.
+    Return, for each alteration of a probe with `controls`, the right pairs that it loses beyond those that its control loses, then the
+    pairs that each of the two loses, ties and wins. `note` is added to the labels.
     """
     counted = {"right pairs lost": lost_pairs, "right pairs tied": _tied_pairs, "wrong pairs won": _won_pairs}
     measures = [
@@ -300,6 +300,6 @@ def measures_against_controls(rows: Sequence[ProbedRow], labels: Sequence[str], 
 
 
 def _excess(rows: Sequence[ProbedRow], label: str) -> Estimate:
-    """Average over rows the share of right pairs lost minus the share that the control loses."""
+    """Average over rows the share of right pairs lost, minus the share that the control loses."""
     pairs = [(lost_pairs(row, label), lost_pairs(row, neutral(label))) for row in rows]
     return mean_estimate([float(np.mean(lost) - np.mean(control)) for lost, control in pairs if lost and control])

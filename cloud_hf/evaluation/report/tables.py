@@ -66,7 +66,7 @@ def headline_table(results: Mapping[str, list[Evaluation]]) -> Table:
 
 
 def _benchmark_section(evaluations: Mapping[str, Evaluation]) -> Section:
-    """Show the figures of a benchmark that have rows, its subsets, its own tables, and the notes."""
+    """Show a benchmark's figures that have rows, its subsets, its additional tables, and the notes."""
     by_model = {model: evaluation.scores for model, evaluation in evaluations.items()}
     scores, first = list(by_model.values()), next(iter(evaluations.values()))
     # Models that dropped different rows may have different estimates
@@ -101,7 +101,7 @@ def difference_table(
     form: Form = POINTS,
     what: str = "Mean share of right against wrong responses in the right order, all rows alike",
 ) -> Table:
-    """Return the paired differences between models, a row for each set and two models; `what` says of which figure."""
+    """Return the paired differences between models, a row for each set and pair of models; `what` describes the figure compared."""
     rows = [
         [
             found.benchmark,
