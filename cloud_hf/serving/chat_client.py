@@ -1,4 +1,4 @@
-"""Client of vLLM's own OpenAI server, for routers and clouds that offer no other. Does not import torch."""
+"""Client of vLLM's own OpenAI server, for routers and clouds that offer nothing else. Does not import torch."""
 
 import math
 from typing import Any
@@ -16,8 +16,8 @@ _NO_LOGPROB = -9999.0
 
 class CLoudChatClient(CLoudClient):
     r"""
-    [`Scorer`] over vLLM's OpenAI server (`vllm serve`) with a CLoud model, by its chat route. Arguments, retries and errors are
-    those of [`CLoudClient`]; `critiques`, `read_every` and `stop_when_stable` cannot be given.
+    [`Scorer`] over the chat route of vLLM's OpenAI server (`vllm serve`) with a CLoud model. Arguments, retries and errors are those of
+    [`CLoudClient`]; `critiques`, `read_every` and `stop_when_stable` are not supported.
 
     Examples:
 

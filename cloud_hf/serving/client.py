@@ -131,7 +131,7 @@ class CLoudClient:
         self._headers = {"Content-Type": "application/json"}
         if api_key is not None:
             self._headers["Authorization"] = f"Bearer {api_key}"
-        self._served: tuple[str, ServedModel] | None = None  # a replica and its model, which is that of all
+        self._served: tuple[str, ServedModel] | None = None  # a replica and its model, which all replicas must serve
         self._pools: dict[asyncio.AbstractEventLoop, _Pool] = {}
 
     @property
@@ -324,7 +324,7 @@ class CLoudClient:
         return {"inputs": [item], **options, "return_critique_ids": True}
 
     def _score_of(self, answer: Any, max_new_tokens: int) -> Score:
-        """Read an answer. Raises an error of a look-up or a value if it is not a reward server's."""
+        """Read an answer. Raises `LookupError`, `TypeError` or `ValueError` if it is not a reward server's."""
         [result] = answer["results"]
         return read_score(result)
 

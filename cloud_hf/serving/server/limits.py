@@ -1,4 +1,4 @@
-"""Limits of the reward server, and what is measured against them before a body is parsed."""
+"""Limits of the reward server, and the count of a body's values before it is parsed."""
 
 import math
 from dataclasses import dataclass, field
@@ -39,7 +39,7 @@ class Limits:
 
 
 def refusal(what: str, name: str, limit: float) -> str:
-    """Say that a request exceeds a limit, and which option raises it."""
+    """Explain that a request exceeds a limit, and which option raises it."""
     return f"{what}; this server's limit is {limit:.12g} (`--{name}`)."
 
 

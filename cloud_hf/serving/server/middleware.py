@@ -36,7 +36,7 @@ _DISCARD_TIMEOUT = 1.0
 # Bodies of the largest size that may be held while they arrive
 _LARGEST_BODIES = 8
 
-# Bytes of a body that are read at once; what is longer shares this rate, because the event loop reads and parses it
+# Bytes of a body that are read at once; longer bodies share this rate, because the event loop reads and parses them
 _FREE_BYTES = 2**14
 _BYTES_PER_SECOND = 8 * 2**20
 
@@ -365,8 +365,8 @@ def error_response(status: int, error: str, headers=None) -> Response:
 
 def without_contents(error: str) -> str:
     """
-    Redact quoted text from an error message, for the log. It needs the reason, because the clients of trainers show only a status,
-    but must not contain texts of requests.
+    Redact quoted text from an error message, for the log. The log needs the reason, because the trainers' clients show only a status, but
+    must not contain text of requests.
 
     ```python
     >>> without_contents("`prompt` message 0 is 'Dear…', not a chat message; see the model's card.")

@@ -77,7 +77,7 @@ class RewardService:
     ):
         self.engine = engine
         self.model_version = model_version
-        # Strangers may ask for it, so of a folder only the last part
+        # Strangers can ask for it, so show only the last part of a folder's path
         self.name = Path(engine.name).name if Path(engine.name).is_dir() else engine.name
         self.limits = limits
         self.metrics = metrics

@@ -97,7 +97,7 @@ class CLoudRenderer(HfRenderer):
             )
         if variables.get("continue_final_message"):
             raise VLLMValidationError("A CLoud model judges the last message: drop `continue_final_message`.")
-        # vLLM also passes on variables that the template does not use
+        # vLLM also passes variables that the template does not use
         used = {name for name in variables if name in str(self._format.tokenizer.chat_template)}
         if others := sorted(used - _OWN_VARIABLES):
             raise VLLMValidationError(
@@ -129,7 +129,7 @@ class CLoudRenderer(HfRenderer):
         return prompt
 
     def _up_to_reward(self, ids: list[int]) -> list[int]:
-        """Drop what a chat template writes behind the last end of turn, where a classic model's reward is read."""
+        """Drop what a chat template writes after the last end of turn, where a classic model's reward is read."""
         if self._end_id not in ids:
             return ids
         length = len(ids) - ids[::-1].index(self._end_id)

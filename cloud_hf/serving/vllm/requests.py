@@ -77,9 +77,9 @@ def _check_spared(name: str):
 
 def memory_options(config: CLoudConfig, options: dict[str, Any]) -> dict[str, Any]:
     """
-    Choose the KV cache's size on a CPU, where vLLM by default wants 92 % of all memory and stops if less is free: room for 16 sequences
-    of full length in at most half of the free memory, but for one in any case. Nothing if `options` of vLLM or `VLLM_CPU_KVCACHE_SPACE`
-    set it, or the config names no longest sequence.
+    Choose the KV cache's size on a CPU, where vLLM by default wants 92 % of all memory and stops if less is free: room for 16 sequences of
+    full length in at most half of the free memory, but for at least one. Return nothing if `options` of vLLM or `VLLM_CPU_KVCACHE_SPACE`
+    set it, or the config has no maximum length.
     """
     length = options.get("max_model_len") or context_length(config)
     is_set = {
@@ -185,7 +185,7 @@ class VLLMRequests:
             max_tokens=sampling.max_new_tokens + self.reserved_tokens,
             repetition_penalty=self.critique_format.repetition_penalty,
             seed=seed,
-            # In both cases the logprobs of sampled tokens; that of the end of turn holds the rewards inside the critique
+            # In both cases the logprobs of sampled tokens; the end of turn's logprob holds the rewards inside the critique
             **(
                 {"logprobs": 0}
                 if sampling.read_every is None
@@ -215,7 +215,7 @@ class VLLMRequests:
         critique_ids = tuple(ids[: min(length, max_new_tokens)])
         text = self.critique_format.decode(list(critique_ids))
         inner = likelihood = None
-        # Those of the reference format are logits without a normaliser
+        # In the reference format, these are logits without a normaliser
         if sampling.temperature > 0 and self.config.format == "cloud":
             found = [logprobs[place][token].logprob for place, token in enumerate(critique_ids)]
             likelihood = fmean(found) if found else 0.0
