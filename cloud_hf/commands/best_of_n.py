@@ -1,4 +1,4 @@
-"""Choose among candidates with reward models, and measure the quality of the choices for each number of candidates."""
+"""Choose among candidates with reward models, and measure the quality of the choices by the number of candidates."""
 
 from dataclasses import asdict, dataclass, field
 from operator import itemgetter
@@ -50,7 +50,7 @@ class BestOfNArguments(ArenaHardArguments, ScoringArguments):
             `temperature` above 0. Classic models score once.
         halving (`list[str]`, *optional*):
             Also choose by successive halving, with critiques for the contenders only, and compare it with the full choice: a model with
-            several critiques, or `CHEAP,MODEL`, of which the cheap one drops half of the candidates first. Not on ArenaHard.
+            several critiques, or `CHEAP,MODEL`, where the cheap one drops half of the candidates first. Not on ArenaHard.
     """
 
     dataset_name: list[str] = field(default_factory=list)
