@@ -84,7 +84,7 @@ BAD = [
     ({"prompt": "", "chosen": "a"}, "`prompt` is empty"),
     ({"prompt": [{"role": "human", "content": "q"}]}, "`prompt` message 0 has the role 'human'; name it 'user'"),
     ({"chosen": [{"role": "bot", "content": "a"}], "rejected": [{"role": "bot", "content": "b"}]}, "the role 'bot'; name it 'assistant'"),
-    ({"prompt": "Be kind.\n\nHuman: Hi\n\nAssistant:"}, "could be one message, or a transcript behind"),
+    ({"prompt": "Be kind.\n\nHuman: Hi\n\nAssistant:"}, "could be one message, or a text followed by"),
     ({"chosen": [{"role": "User", "content": "q"}, assistant("a")], "rejected": [{"role": "User", "content": "q"}, assistant("b")]}, "the role 'User'; name it 'user'"),
     ({"prompt": {"messages": "q"}}, "`prompt` holds 'q'; give a list of chat messages"),
     ({"prompt": [user(3)]}, "`prompt` message 0 has the `content` 3; give text"),
@@ -94,7 +94,7 @@ BAD = [
 ABSENT = [
     ({"chosen": "Yes.", "rejected": "No."}, "no common beginning; add the column `prompt`"),
     ({"query": "q", "chosen": "It is A.", "rejected": "It is B."}, "there is no `prompt`; rename `query` to `prompt`"),
-    ({"chosen": f"Be kind.{TRANSCRIPT} a", "rejected": f"Be kind.{TRANSCRIPT} b"}, "a transcript behind a first text"),
+    ({"chosen": f"Be kind.{TRANSCRIPT} a", "rejected": f"Be kind.{TRANSCRIPT} b"}, "a text followed by a transcript"),
     ({"chosen": "<|im_start|>user a", "rejected": "<|im_start|>user b"}, "rendered by a template"),
     ({"chosen": [assistant("a")], "rejected": [assistant("b")]}, "there is no `prompt`; add the column"),
     ({"chosen": "\n\nHuman: Hi\n\nAssistant:", "rejected": "\n\nHuman: Hi\n\nAssistant: b"}, "`chosen` is empty"),
