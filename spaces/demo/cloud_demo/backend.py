@@ -82,11 +82,11 @@ class Backend:
 
     @property
     def warnings(self) -> list[str]:
-        """What readers of rewards must know about the models."""
+        """What readers of the rewards must know about the models."""
         return self.models.warnings if self.is_usable else []
 
     def made(self, sampling: Sampling) -> str:
-        """Say how a result was made."""
+        """Describe how a result was made."""
         name, count = public_name(self.models.cloud.name), sampling.num_critiques
         critiques = f"{count} critique{'s' if count > 1 else ''} at temperature {sampling.temperature:g}"
         if self.models.cloud.critique is False:
@@ -101,7 +101,7 @@ class Backend:
         return models
 
     async def wait_for_turn(self, ticket: "Ticket") -> AsyncGenerator[str, None]:
-        """Yield at every heartbeat why a request waits, until its turn comes."""
+        """Yield, at every heartbeat, why a request is waiting, until its turn comes."""
         loading, begun = asyncio.ensure_future(self.loaded()), time.monotonic()
         try:
             while not loading.done():
@@ -136,7 +136,7 @@ class Backend:
                 if index not in judged.found:
                     judged.add(index, await self._judge_while_idle(row))
             except (ValueError, Problem, NotFinite) as error:
-                logger.warning("Row %s is left out of the rows judged. %s", row.id, error)
+                logger.warning("Row %s is not among the judged rows. %s", row.id, error)
                 judged.wanted -= 1
             except Exception as error:
                 logger.error("The rows could not be judged", exc_info=error)
@@ -172,7 +172,7 @@ class Backend:
 
 
 class Visitor(NamedTuple):
-    """Whose request it is: a browser tab or program, and the network address that it comes from."""
+    """The sender of a request: a browser tab or program, and its network address."""
 
     session: str
     address: str
@@ -223,7 +223,7 @@ class WaitingLine:
             self._move()
 
     def _place_of(self, earlier: int) -> int:
-        """Return where a request waits whose address has `earlier` ones: before those whose addresses have more."""
+        """Return the place in the queue of a request whose address has `earlier` requests: before those whose addresses have more."""
         counts = Counter(ticket.user.address for ticket in self._served)
         for place, ticket in enumerate(self._waiting):
             counts[ticket.user.address] += 1

@@ -1,4 +1,4 @@
-"""Best-of-N: pasted or generated candidates, the best of them, and the reward that more candidates would bring."""
+"""Best-of-N: pasted or generated candidates, the best of them, and the expected reward of more candidates."""
 
 import asyncio
 import re

@@ -137,7 +137,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Effects:
-    """Rewards that the head reads if a critique ends after each of its sentences: `rewards[0]` is before the first one."""
+    """Rewards that the head would read if the critique ended after each of its sentences; `rewards[0]` is before the first one."""
 
     ends: tuple[int, ...]
     rewards: tuple[float, ...]
@@ -340,7 +340,7 @@ async def _alive(work: Awaitable) -> Any:
     try:
         return await work
     except EngineDeadError as error:
-        raise Problem("The model has stopped working. Whoever runs this demo must restart it.") from error
+        raise Problem("The model has stopped working. The owner of this demo must restart it.") from error
 
 
 def _joined(first: Score, more: Score) -> Score:

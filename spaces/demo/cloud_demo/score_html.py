@@ -53,7 +53,7 @@ def side_by_side(cards: Iterable[str]) -> str:
 
 
 def show_verdict(judged: JudgedRows, score: Score | None = None) -> str:
-    """Show a reward and its place among the model's, or their places while there is no score. Both have the same height."""
+    """Show a reward and its place among the model's rewards, or empty space of the same height while there is no score."""
     number, spread, rewards = "…", "", ()
     if score is not None:
         number, rewards = f"{score.reward:+.3f}", score.rewards
@@ -103,7 +103,7 @@ def _critique_tabs(titles: Sequence[str], bodies: Sequence[str], name: str = "cr
 
 
 def _tinted(critique: str, effects: Effects) -> str:
-    """Tint sentences by how much they raise or lower the reward, which small signs after them tell too."""
+    """Tint sentences by how much they raise or lower the reward; small signs after them show it too."""
     changes = [after - before for before, after in pairwise(effects.rewards)]
     largest = max(map(abs, changes)) or 1.0
     parts, start = [], 0
@@ -141,7 +141,7 @@ def show_ranking(
 ) -> str:
     """
     Show responses by reward, those without a score last: table, bars, preference probabilities, and the critiques side by side. Rewards
-    closer than `noise` are said to be.
+    closer than `noise` are marked as too close to rank.
     """
     known = [i for i, score in enumerate(scores) if score is not None]
     order = sorted(known, key=lambda i: -scores[i].reward)
@@ -177,7 +177,7 @@ def show_ranking(
 def _remarks(
     names: Sequence[str], responses: Sequence[str], order: Sequence[int], rewards: Sequence[float], noise: float
 ) -> list[str]:
-    """Say which responses are the same text, and which rewards are too close to rank."""
+    """List responses with the same text, and rewards that are too close to rank."""
     same: dict[str, list[str]] = {}
     for i in sorted(order):
         same.setdefault(responses[i], []).append(names[i])

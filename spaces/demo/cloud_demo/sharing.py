@@ -1,8 +1,8 @@
 """
-Results that visitors pass on: links that hold texts, options and result, and Markdown.
+Sharing of results: links that hold texts, options and result, and Markdown.
 
-A link holds everything in its part after the #, which browsers send to no server by themselves. Whoever opens it may have received it
-from anybody: it is checked as strictly as a request, and what it holds is shown as text, with a note that nothing was computed.
+A link holds everything in its part after the #, which browsers do not send to servers. It may come from anybody, so it is checked as
+strictly as a request, and its contents are shown as text, with a note that nothing was computed.
 """
 
 import base64
@@ -42,7 +42,7 @@ class Result:
     effects: Effects | None = None
     made: str = ""
     row: str = ""
-    # Of the scores, if they are not those of response 1, 2, …
+    # Names for the scores, if these are not of response 1, 2, …
     names: Sequence[str] = ()
 
     def link(self) -> tuple[str, str]:
