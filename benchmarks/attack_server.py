@@ -1,6 +1,6 @@
 """
-Attack a reward server on the loopback address: honest clients work while one attacker sends each kind of hostile request in turn.
-Prints, per attack, the p99 of an honest request, the slowest answer of `/health`, memory growth and what is given back, and wrong
+Attack a reward server on the loopback address: honest clients work while one attacker sends each kind of hostile request in turn. Prints,
+per attack, the p99 latency of honest requests, the slowest answer of `/health`, memory growth and how much is freed again, and wrong
 rewards; then how long SIGTERM and a second SIGTERM take under attack. Fails if a bound is missed.
 
 python benchmarks/attack_server.py --seconds 120 --clients 32
@@ -132,7 +132,7 @@ async def attack_server(port: int, attack: str, connections: int):
 
 
 class Attacker:
-    """An attacker in a separate process; without an attack, nobody."""
+    """An attacker in a separate process; does nothing without an attack."""
 
     def __init__(self, port: int, attack: str | None, connections: int):
         command = [sys.executable, __file__, "--attack_port", str(port), "--attacks", str(attack)]
@@ -156,7 +156,7 @@ class Attacker:
 
 @dataclass
 class Phase:
-    """What honest clients see during one attack."""
+    """Measurements of honest clients during one attack."""
 
     attack: str | None
     seconds: list[float] = field(default_factory=list)

@@ -18,8 +18,8 @@ class Arm:
             What it trains on: `"self"`, `"oracle"`, `"shuffled"` (those of other rows with the same length) or `"blank"`; `None` is
             a classic model.
         passes (`str`):
-            Passes over the pairs: `"stage3"`, `"all"` (as many as stages 1 and 3 have together), or `"compute:ARM"`, as many as
-            cost what the complete training of that arm does.
+            Passes over the pairs: `"stage3"`, `"all"` (as many as stages 1 and 3 together), or `"compute:ARM"`, as many as
+            cost the same as the complete training of that arm.
         lm_weight (`float`):
             λ.
         frozen (`bool`):

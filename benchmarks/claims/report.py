@@ -31,7 +31,7 @@ TITLES = {name: arm.title for name, arm in ARMS.items()} | {
 
 @dataclass
 class Scores:
-    """Rewards of one task: of arm and seed, a row per problem with its answer first."""
+    """Rewards of one task: for each arm and seed, a row per problem, with its answer first."""
 
     task: str
     arrays: dict[str, np.ndarray]
@@ -89,7 +89,7 @@ class Scores:
         return np.heaviside(self.margins(seed, arm), 0.5).mean(1)
 
     def best_of_n(self, seed: int, arm: str) -> np.ndarray:
-        """Return the probability that the answer is picked among all choices; ties are drawn among."""
+        """Return the probability that the answer is picked among all choices; ties are broken at random."""
         rewards = self.get(seed, arm, "rewards")
         best = rewards == rewards.max(1, keepdims=True)
         return best[:, 0] / best.sum(1)

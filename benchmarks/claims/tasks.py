@@ -107,7 +107,7 @@ TASKS: dict[str, Callable[[random.Random, int, str], Problem]] = {"shell": shell
 
 
 def draw_in(split: str, draw: Callable[[], list]) -> list:
-    """Draw until the content belongs to `split`: a fifth of all contents is `test`, a tenth is `validation`."""
+    """Draw until the content belongs to `split`: a fifth of all contents are `test`, a tenth are `validation`."""
     while True:
         content = draw()
         bucket = zlib.crc32(repr(content).encode()) % 10
