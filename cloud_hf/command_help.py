@@ -44,8 +44,8 @@ _TRAINING = {
     "--eval_strategy str": "When to evaluate: no, steps or epoch.",
     "--save_steps int": "Steps between two checkpoints.",
     "--resume_from_checkpoint str": "true for the latest checkpoint, or its folder.",
-    "--report_to str": "Trackers, such as wandb or trackio; none for none.",
-    "--seed int": "Seed of the order of rows, dropout and new weights.",
+    "--report_to str": "Trackers, such as wandb or trackio, or none.",
+    "--seed int": "Seed of row order, dropout and new weights.",
 }
 
 
