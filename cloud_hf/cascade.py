@@ -28,7 +28,7 @@ class StageFit:
 
     Args:
         slope (`float`):
-            Log-odds per unit of reward by which one response is ahead of another.
+            Log-odds per unit of the difference in reward between two responses.
         prior (`float`, *optional*, defaults to `0.0`):
             Weight of the log-odds after the stage before.
         one_slope, one_center, one_prior (`float`, *optional*):
@@ -59,7 +59,7 @@ class StageFit:
 @dataclass(frozen=True)
 class CascadeFit:
     """
-    What a cascade learned from dev rows.
+    Weights and thresholds that a cascade learned from dev rows.
 
     Args:
         stages (`tuple[StageFit, ...]`):
@@ -240,7 +240,7 @@ class CascadeScorer:
 
     Rewards are log-odds against the other responses to the same prompt, so they are comparable within a prompt only: for best-of-N, for
     pairs, and for reinforcement learning with several completions per prompt. Equal prompts of one call are one group. A response that
-    is alone is compared with a typical one of the dev rows.
+    is alone is compared with a typical response of the dev rows.
 
     Args:
         stages (`Sequence[CascadeStage or Scorer]`):

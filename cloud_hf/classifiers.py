@@ -29,7 +29,7 @@ from .modeling_cloud import CLoudForRewardModeling
 from .template_dates import pin_date
 
 
-# Conversations by which templates and tokenizers are compared
+# Conversations for comparing templates and tokenizers
 _CHATS = (
     [("user", "What is 2+2?"), ("assistant", "4")],
     [("user", "Hello!"), ("assistant", "Hi."), ("user", "And  now?\n"), ("assistant", "Nothing.\n\n- Überhaupt  nichts. ")],
@@ -59,7 +59,7 @@ def plan_export(source: str) -> ClassifierExport:
             Hub id or folder of a classic model with a linear head, or of an adapter.
 
     Raises:
-        `ValueError`: If its reward cannot be exactly that of a sequence classifier; the message says why.
+        `ValueError`: If no sequence classifier can give exactly the same reward; the message says why.
     """
     config = read_model_config(source)
     check_reward_model(source, config)
@@ -90,16 +90,16 @@ def write_export(plan: ClassifierExport, destination: str | Path):
 
 def check_import(source: str) -> PreTrainedTokenizerBase:
     """
-    Check that a sequence classifier's rewards can be those of a classic model, and return its tokenizer.
+    Check that a classic model can give the same rewards as a sequence classifier, and return its tokenizer.
 
     Raises:
-        `ValueError`: If it has several labels, its own code, or a chat template that continues after the token at which a classic model
-            reads.
+        `ValueError`: If it has several labels or remote code, or its chat template continues after the token at which a classic model
+        reads.
     """
     config = read_config(source)
     if not has_scalar_head(config):
         raise ValueError(
-            f"{source} is not a sequence classifier of transformers with one label, whose head a classic model could take."
+            f"{source} is not a sequence classifier of transformers with one label, so a classic model cannot use its head."
         )
     made = CLoudForRewardModeling.config_from_base(source, critique=False)
     tokenizer = AutoTokenizer.from_pretrained(source)
@@ -131,7 +131,7 @@ def _check_exportable(source: str, config: CLoudConfig):
         )
     if config.reward_head != "linear":
         raise ValueError(
-            f"{source} has a reward head of two layers, but that of a sequence classifier is one linear layer. Its folder already loads "
+            f"{source} has a reward head of two layers, but a sequence classifier's head is one linear layer. Its folder already loads "
             "with `AutoModelForSequenceClassification` and `trust_remote_code=True`; for a head that converts, train with "
             "`--reward_head linear`."
         )
@@ -144,7 +144,7 @@ def _check_exportable(source: str, config: CLoudConfig):
         raise ValueError(f"{source} was made with `keep_thinking`, which no chat template can do.")
     if config.text_config.model_type not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
         raise ValueError(
-            f"{source} is a {config.text_config.model_type} model, of which transformers has no sequence classifier."
+            f"{source} is a {config.text_config.model_type} model, for which transformers has no sequence classifier."
         )
 
 
@@ -233,7 +233,7 @@ def _padding(source: str, critique_format: CritiqueFormat, config: CLoudConfig) 
 
 
 def _card(plan: ClassifierExport, folder: Path) -> ModelCard:
-    """Write a card whose example needs transformers alone."""
+    """Write a card whose example needs only transformers."""
     attention = ", attn_implementation='eager'" if caps_attention(plan.classifier_config) else ""
     code = (
         "from transformers import AutoModelForSequenceClassification, AutoTokenizer\n\n"

@@ -107,7 +107,7 @@ def run(module: str, arguments: Sequence[str] | None = None, prog: str | None = 
         module (`str`):
             Name of the command's module.
         arguments (`Sequence[str]`, *optional*):
-            The command line. Defaults to that of the process.
+            The command line. Defaults to the process's.
         prog (`str`, *optional*):
             Program name to show in messages. Defaults to the script's.
     """
@@ -241,7 +241,7 @@ def explain(error: BaseException) -> str | None:
 
 
 def _explain_memory(message: str) -> str:
-    """Shorten torch's message to what was wanted and what was free, and name the options that help."""
+    """Shorten torch's message to the requested and the free memory, and name the options that help."""
     found = re.match(
         r"CUDA out of memory\. (Tried to allocate [\d.]+ \w+)\..*?of which ([\d.]+ \w+) is free", message, re.DOTALL
     )

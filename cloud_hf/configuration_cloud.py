@@ -27,7 +27,7 @@ DEFAULT_CRITIQUE_PROMPT = (
 # Formats of a conversation: ours, and the published checkpoints'
 FORMATS = ("cloud", "reference")
 
-# Shapes of the reward head: that of the published checkpoints, and that of transformers' sequence classifiers
+# Shapes of the reward head: as in the published checkpoints, and as in transformers' sequence classifiers
 REWARD_HEADS = ("mlp", "linear")
 
 # Keys that transformers writes into a composite config, in addition to the fields of its base class
@@ -115,7 +115,7 @@ class CLoudConfig(PreTrainedConfig):
     model_type = "cloud"
     sub_configs = {"text_config": AutoConfig}  # pyright: ignore[reportAssignmentType]  # as transformers' own do
 
-    # The Trainer predicts rewards alone
+    # The Trainer predicts only rewards
     keys_to_ignore_at_inference: ClassVar[list[str]] = [
         "past_key_values", "lm_loss", "lm_loss_sums", "lm_loss_counts", "inner_rewards", "token_losses",
         "token_sequences",
@@ -180,12 +180,12 @@ class CLoudConfig(PreTrainedConfig):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> "CLoudConfig":
         r"""
-        Read a config. That of a language model becomes the `text_config` of a default config; that of a published checkpoint (which has a
-        `feedback_method` and no `text_config`) becomes a config with `format="reference"`. `text_config` and `base_model_name_or_path` are
-        as in [`CLoudForRewardModeling.from_pretrained`].
+        Read a config. A language model's config becomes the `text_config` of a default config; a published checkpoint's (with a
+        `feedback_method` and no `text_config`) becomes one with `format="reference"`. For `text_config` and `base_model_name_or_path`, see
+        [`CLoudForRewardModeling.from_pretrained`].
 
         Raises:
-            `ValueError`: If the config has neither layout, or the base of a published one cannot be reached.
+            `ValueError`: If the config has neither layout, or the base of a published checkpoint cannot be reached.
         """
         hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
         config_dict, kwargs = cls.get_config_dict(pretrained_model_name_or_path, **kwargs)
@@ -321,8 +321,8 @@ _PLAIN_TYPES = {
 
 def language_config(config: Any) -> Any:
     """
-    Return the config of the language model in a multimodal one. That of a language model is returned unchanged. Raises `ValueError` if
-    transformers has no causal language model of this type.
+    Return the config of the language model inside a multimodal model's config. A language model's config is returned unchanged. Raises
+    `ValueError` if transformers has no causal language model of this type.
     """
     # transformers imports this module while it imports that one
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -356,7 +356,7 @@ def lacks_lm_head(config: Any) -> bool:
 
 
 def has_scalar_head(config: Any) -> bool:
-    """Return whether a config is that of transformers' own sequence classifier with one label, whose head is one linear layer."""
+    """Return whether a config describes transformers' own sequence classifier with one label, whose head is one linear layer."""
     names = config.architectures or ()
     is_ours = any(name.endswith("ForSequenceClassification") for name in names) and not getattr(
         config, "auto_map", None

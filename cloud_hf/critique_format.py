@@ -462,7 +462,7 @@ class CritiqueFormat:
     # ------------------------------------------------------------------------------------------------ text to tokens
 
     def _encode_text(self, text: str, reference: str) -> list[int] | None:
-        """Encode a rendering piece by piece; `None` if its control tokens are not those of `reference`."""
+        """Encode a rendering piece by piece; return `None` if its control tokens differ from those in `reference`."""
         first, *pieces = pieces_of(text)
         ids = [*self._encode(first), *self._encode_after(pieces)]
         expected = _remembered(self._expected, reference, lambda: self._controls.ids_in(self._encode(reference)))
@@ -573,7 +573,7 @@ class CritiqueFormat:
         self.tail: str = tail
 
     def _check_neighbours(self):
-        """Check that the template's control tokens are read as such, whatever the text next to them."""
+        """Check that the template's control tokens are read as such next to any text."""
         found = []
         for content in ("x", "-"):
             turns = [{"role": role, "content": content} for role in ("user", "assistant")]

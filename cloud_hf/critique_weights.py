@@ -33,7 +33,7 @@ def likelihood_mean(rewards: Sequence[float], log_likelihoods: Sequence[float]) 
 
 
 def vote_share(rewards: Sequence[float], others: Sequence[float]) -> float:
-    """Return the share of pairs of critiques, one of each response, in which `rewards` has the higher reward; equal ones count half."""
+    """Return the share of pairs of critiques, one from each response, in which `rewards` has the higher reward; ties count half."""
     wins = sum((ours > theirs) + 0.5 * (ours == theirs) for ours in rewards for theirs in others)
     return wins / (len(rewards) * len(others))
 
@@ -57,7 +57,7 @@ def combine_rewards(
     row: Sequence[Sequence[float]], how: str, log_likelihoods: Sequence[Sequence[float]] | None = None
 ) -> list[float]:
     """
-    Combine the critiques' rewards of each response to one prompt.
+    Combine the rewards of each response's critiques, for all responses to one prompt.
 
     Args:
         row (`Sequence[Sequence[float]]`):

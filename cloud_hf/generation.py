@@ -70,7 +70,7 @@ def _inner_places(row: EncodedCritique, read_every: int | None) -> range:
 
 def _left_padded(sequences: list[tuple[int, ...]], device: torch.device) -> dict[str, torch.Tensor]:
     """
-    Pad on the left, with a mask. Pads repeat the row's first token, because a repetition penalty looks at ids alone and
+    Pad on the left, with a mask. Pads repeat the row's first token, because a repetition penalty looks only at ids and
     must not see an id that the row does not hold.
     """
     width = max(map(len, sequences))

@@ -1,4 +1,4 @@
-"""Ctrl-C in two steps: the first one stops a run after the work in progress, the second one at once."""
+"""Ctrl-C in two steps: the first stops a run after the work in progress, the second immediately."""
 
 import signal
 import sys

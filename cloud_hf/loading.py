@@ -96,7 +96,7 @@ def load_adapter_base(
 
 
 def check_reward_model(name: str, config):
-    """Raise `ValueError` unless `config` is that of a CLoud or classic model."""
+    """Raise `ValueError` unless `config` describes a CLoud or classic model."""
     if is_scalar_model(config):
         raise ValueError(
             f"{name} is a third-party scalar model ({', '.join(config.architectures or ['remote code'])}), which is scored with "

@@ -26,8 +26,8 @@ def identify_model(name: str) -> dict[str, Any]:
     """
     Return the name (`model`) and the version (`model_version`) of a Hub id or folder.
 
-    The version is the commit of a Hub id, or a hash of a folder's files that does not depend on the folder's path. Of each large
-    tensor, the hash covers only 64 KiB, spread evenly. An adapter's hash also covers its base, if that is a folder.
+    The version is the commit of a Hub id, or a hash of a folder's files that does not depend on the folder's path. For each large tensor,
+    the hash covers only 64 KiB, spread evenly. An adapter's hash also covers its base, if that is a folder.
 
     Examples:
 

@@ -278,8 +278,8 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
     @classmethod
     def from_language_model(cls, base: str | Path, config: CLoudConfig, **kwargs) -> "CLoudForRewardModeling":
         """
-        Load a language model's weights and add a new head, with a given config; [`from_base`] also makes the config. A classic model with
-        a linear head takes the one of a scalar reward model.
+        Load a language model's weights and add a new head, with a given config; [`from_base`] also makes the config. A classic model with a
+        linear head takes over the head of a scalar reward model.
         """
         hub_kwargs = {key: kwargs[key] for key in ("revision", "trust_remote_code", "token") if key in kwargs}
         base_config = read_config(base, **hub_kwargs)
@@ -289,7 +289,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             cls._keys_to_ignore_on_load_unexpected = [r"."]  # the vision and audio parts
         elif takes_head:
             kwargs["key_mapping"] = {r"^score\.": "reward_head.out_proj."}
-            logger.warning("The reward head is that of %s.", base)
+            logger.warning("The reward head is taken from %s.", base)
         if not takes_head:
             cls._keys_to_ignore_on_load_missing = [r"^reward_head\."]  # do not warn about the new head
         try:
@@ -434,8 +434,8 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
                 Where rewards are read. Default to the end of the last turn of each sequence. With `segments`, positions
                 in the flattened row, at the last token of each sequence, in any order.
             inner_positions (`torch.LongTensor` of shape `(B, R)`, *optional*):
-                Further positions, inside each sequence, at which to read the reward. They need `reward_positions`, and count in the same
-                way.
+                Further positions, inside each sequence, at which to read the reward. They need `reward_positions`, and are counted in the
+                same way.
             segments (`torch.LongTensor` of shape `(S, 2)` or nested sequence, *optional*):
                 Length and parent of each segment of a flattened batch, see [`~packed_attention.packed_arguments`]. A
                 sequence is a segment and its ancestors.

@@ -253,7 +253,7 @@ def _spans(table: Table) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _block_lists(marked: np.ndarray, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the number of marked blocks in each row, and their indices, before those of the others."""
+    """Return the number of marked blocks in each row, and all block indices with the marked ones first."""
     order = np.argsort(~marked, axis=1, kind="stable")
     counts, indices = (_on(device, each.astype(np.int32))[None, None] for each in (marked.sum(1), order))
     return counts, indices

@@ -39,7 +39,7 @@ def native_config(
     config: dict[str, Any], text_config: PreTrainedConfig | dict | None, base: str | None, hub_kwargs: dict[str, Any]
 ) -> dict[str, Any]:
     """
-    Convert a published config to the keys of a [`CLoudConfig`]. `text_config` defaults to that of `base`, and `base` to the
+    Convert a published config to the keys of a [`CLoudConfig`]. `text_config` defaults to the config of `base`, and `base` to the
     config's `base_model_name_or_path`.
 
     Raises:

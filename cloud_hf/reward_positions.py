@@ -61,7 +61,7 @@ class RewardFinder:
                 1 on real tokens. Without it, all tokens are real.
 
         Raises:
-            `ValueError`: If the reward of a sequence would not be that of [`Scorer`]; the message names the row.
+            `ValueError`: If the reward of a sequence would differ from [`Scorer`]'s; the message names the row.
         """
         starts, ends = [], []
         for row, ids in enumerate(input_ids.tolist()):

@@ -69,8 +69,8 @@ class ScalarFormat(CritiqueFormat):
 
 class ScalarScorer:
     """
-    [`Scorer`] over a scalar reward model. A reward is the same in a batch of any size and with any padding token (in fp32), and equals
-    what the model returns for `apply_chat_template` of the conversation alone.
+    [`Scorer`] over a scalar reward model. A reward is the same in a batch of any size and with any padding token (in fp32), and equals what
+    the model returns for the conversation by itself, encoded with `apply_chat_template`.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
@@ -178,7 +178,7 @@ class ScalarScorer:
 
 
 def is_scalar_model(config: Any) -> bool:
-    """Return whether a config is that of a sequence classifier, from transformers or with remote code."""
+    """Return whether a config describes a sequence classifier, from transformers or with remote code."""
     names = [*(getattr(config, "architectures", None) or ()), *(getattr(config, "auto_map", None) or ())]
     return not isinstance(config, CLoudConfig) and any(name.endswith("ForSequenceClassification") for name in names)
 

@@ -269,7 +269,7 @@ def with_rewards(
     responses_changed: Sequence[bool] | None = None,
     inner: Sequence[tuple[float, ...]] | None = None,
 ) -> list[Score]:
-    """Return the scores of samples whose rewards, and those inside the critiques, were read separately, in the same order."""
+    """Return the scores of samples whose rewards, final and partial, were read separately, in the same order."""
     remaining = zip(rewards, inner or [None] * len(rewards), strict=True)
 
     def read(sample: Sample) -> Sample:
@@ -342,7 +342,7 @@ def _check_partial(critique_format: CritiqueFormat, sampling: Sampling, critique
 
 
 _SWITCHES = (
-    " The model's positions (longrope) switch at that length, for all sequences of a batch at once, so that longer rows would "
+    " The model's positions (longrope) switch at that length, for all sequences of a batch at once, so longer rows would "
     "change the rewards of others."
 )
 

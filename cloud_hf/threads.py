@@ -22,7 +22,7 @@ class Cpus:
 
     @property
     def is_shared(self) -> bool:
-        """Return whether other processes are computing, too."""
+        """Return whether other processes are also computing."""
         return self.free < self.quota - _NOISE
 
     @property

@@ -64,7 +64,7 @@ class Stage:
         return [sys.executable, str(EXAMPLES / self.script), "--config", str(RECIPES / self.recipe), *options]
 
     def settings(self, records: dict[str, dict[str, Any]]) -> dict[str, Any]:
-        """Return what the output depends on, as JSON; `records` are those of the stages before."""
+        """Return what the output depends on, as JSON; `records` belong to the earlier stages."""
         return {
             "command": [self.script, *self.options],
             "recipe": hash_file(RECIPES / self.recipe),

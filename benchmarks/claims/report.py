@@ -80,7 +80,7 @@ class Scores:
         )
 
     def margins(self, seed: int, arm: str) -> np.ndarray:
-        """Return the reward of the answer minus those of the other choices."""
+        """Return the reward of the answer minus each of the other choices' rewards."""
         rewards = self.get(seed, arm, "rewards").astype(float)
         return rewards[:, :1] - rewards[:, 1:]
 

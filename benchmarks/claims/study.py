@@ -357,7 +357,7 @@ class Study:
 
 
 def training_options(folder: Path, seed: int, lr: float, passes: float = 1) -> dict[str, Any]:
-    """Return the options that all trainers share: those of the quickstart's recipes."""
+    """Return the options that all trainers share, as in the quickstart's recipes."""
     return {
         "output_dir": str(folder / "trainer"), "seed": seed, "learning_rate": lr, "num_train_epochs": passes,
         "per_device_train_batch_size": 32, "optim": "adamw_torch", "weight_decay": 0.01, "adam_beta2": 0.99,
@@ -390,7 +390,7 @@ def blank(critique: str) -> str:
 
 
 def shuffled(texts: list[str], seed: int) -> list[str]:
-    """Permute texts among those with the same number of words, whatever their row and side."""
+    """Permute texts among those with the same number of words, across rows and sides."""
     groups: dict[int, list[int]] = {}
     for place, text in enumerate(texts):
         groups.setdefault(len(text.split()), []).append(place)

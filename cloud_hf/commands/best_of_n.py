@@ -162,7 +162,7 @@ def score_all(
 def ensemble_scores(
     ensemble: Ensemble, fitted: dict[str, dict[str, FittedRows]], scores: dict[str, dict[str, Scores]]
 ) -> tuple[dict[str, FittedRows], dict[str, Scores]]:
-    """Combine the members' scores of all datasets, seed by seed; those of a model that scored once count for all seeds."""
+    """Combine the members' scores of all datasets, seed by seed; a model that scored only once has the same scores for all seeds."""
     rows: dict[str, FittedRows] = {}
     combined: dict[str, Scores] = {}
     for key in fitted[ensemble.members[0]]:

@@ -247,7 +247,7 @@ class CompletionClient:
     async def check(self):
         """
         Check every server before the first request, and set `model` if it was not given. If all are vLLM's, chat requests set every
-        sampling field, because their defaults would be those of the model's `generation_config.json`.
+        sampling field, because their defaults would come from the model's `generation_config.json`.
 
         Raises:
             `ServerUnusable`: If a server does not answer, rejects the key, or does not serve the model.

@@ -88,7 +88,7 @@ class DatasetFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the journal, which refuses a second writer and other settings. Its errors, and those of files, end the command."""
+        """Hold the journal, which refuses a second writer and other settings. Journal and file errors end the command."""
         try:
             with self.open_journal():
                 yield

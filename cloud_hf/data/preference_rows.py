@@ -239,7 +239,7 @@ def _holds_json(feature: Any) -> bool:
 
 
 def _convert(rows: Dataset, kinds: dict[str, Any], convert: Callable, **options: Any) -> Dataset:
-    """Replace columns by those of `kinds`."""
+    """Replace columns by the ones in `kinds`."""
     kept = {name: feature for name, feature in rows.features.items() if name not in kinds}
     old = [name for name in kinds if name in rows.column_names]
     features = Features({**kept, **kinds})
@@ -294,7 +294,9 @@ def read_preference(row: Mapping[str, Any]) -> Preference:
             )
         return _with_texts(prompt_kind, prompt, kind, str(chosen), str(rejected))
     if _is_response(chosen) != _is_response(rejected):
-        raise ValueError("one of `chosen` and `rejected` is a whole chat and the other only its end; give both alike.")
+        raise ValueError(
+            "one of `chosen` and `rejected` is a complete chat and the other only a response; give both in the same form."
+        )
     if _is_response(chosen):
         if prompt_kind == ABSENT:
             raise ValueError(
@@ -362,7 +364,9 @@ def _split(
                 f"`prompt` is {prompt!r:.60}, but no user turn that `chosen` and `rejected` share has this text."
             )
     elif kind == WITH_TOOLS:
-        raise ValueError("`prompt` holds messages and tools; with whole chats give the tools as the column `tools`.")
+        raise ValueError(
+            "`prompt` holds messages and tools; with complete chats, give the tools as the column `tools`."
+        )
     elif kind != ABSENT and prompt != common[: len(prompt)]:
         raise ValueError("`chosen` and `rejected` are whole chats that do not begin with the turns of `prompt`.")
     return common, chosen[shared:], rejected[shared:]

@@ -183,7 +183,7 @@ def _read_files(name: str, files: list[str]) -> Dataset:
         )
     if len(endings) > 1:
         raise ValueError(
-            f"{name} has files of several kinds ({', '.join(sorted(map(str, endings)))}); name those of one."
+            f"{name} has files of several kinds ({', '.join(sorted(map(str, endings)))}); name the files of one kind."
         )
     kind = READERS[str(endings.pop())]
     options: dict[str, Any] = dict(_CSV_OPTIONS) if kind == "csv" else {}

@@ -39,7 +39,7 @@ class Dropped(Exception):
         reason (`str`):
             Reason for `rejects.jsonl`.
         id (`str`, *optional*):
-            Id of the output row; defaults to that of the input row.
+            Id of the output row; defaults to the input row's id.
         details (`dict[str, Any]`, *optional*):
             Content of the skipped row, as JSON.
     """
@@ -340,7 +340,7 @@ async def build_dataset(
         statistics ([`Statistics`], *optional*):
             Collects statistics of rows and rejects for the counts.
         chats (`bool`, *optional*, defaults to `True`):
-            Requests are chats, whose sampling may depend on the server's defaults. The settings then say which those are.
+            Whether requests are chats, whose sampling may depend on the server's defaults. The settings then record these defaults.
 
     Returns:
         `dict[str, Any]`: Counts of rows, rejects, answers and retries.
@@ -389,7 +389,7 @@ def _count_answers(clients: dict[str, JournaledClient]) -> dict[str, Any]:
             counts[f"{role}_tokens"] = sum(client.tokens.values())
         if client.kept_cut:
             counts[f"{role}_answers_kept_cut"] = len(client.kept_cut)
-        # A server may pass requests on to another model than the one it lists
+        # A server may pass requests to a model other than the one it lists
         if client.other_models:
             counts[f"{role}_answers_of_other_models"] = dict(Counter(client.other_models.values()))
     return counts

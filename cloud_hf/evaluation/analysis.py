@@ -141,7 +141,7 @@ def assess_self_consistency(
     Compute the curves of each set and temperature. Rows of subsets that are not part of a benchmark are excluded.
 
     `sampled` holds the evaluations by temperature, `fitted` the rows of each evaluation as read. Length is the value of
-    `length_column` in sets that have it (`ValueError` if it is not a number), otherwise that of the critiques in tokens.
+    `length_column` in sets that have it (`ValueError` if it is not a number), otherwise the length of the critiques in tokens.
     """
     found: dict[str, list[SelfConsistency]] = {}
     for temperature, evaluations in sampled.items():

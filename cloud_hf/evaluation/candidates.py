@@ -164,7 +164,7 @@ class SetResult:
         }
 
     def summaries(self, models: Mapping[str, str]) -> list[dict[str, Any]]:
-        """Return one entry for each model, in JSON form. `models` maps the names of the curves to those of the command line."""
+        """Return one entry for each model, in JSON form. `models` maps the names of the curves to the names on the command line."""
         return [self._summary(name, model) for name, model in models.items()]
 
     def _summary(self, name: str, model: str) -> dict[str, Any]:

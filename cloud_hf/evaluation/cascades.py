@@ -116,7 +116,7 @@ class Cascade:
         stages (`tuple[tuple[str, int | None], ...]`):
             Short names of the models, the cheapest first, each with the number of its sampled critiques, `None` for the rewards as scored.
         goal ([`Goal`]):
-            What the threshold is chosen for.
+            Goal for which the threshold is chosen.
         one_at_a_time (`bool`):
             Whether the stages after the first score one contender of a row at a time.
     """
@@ -195,7 +195,7 @@ def _interleave(even: CascadePoint, odd: CascadePoint) -> CascadePoint:
 
 
 def _seconds_per_row(point: CascadePoint, seconds: Sequence[Sequence[Sequence[float]]]) -> float:
-    """Add up the seconds, by stage, row and response, of what a cascade scored."""
+    """Add up the seconds of everything that a cascade scored; they are given by stage, row and response."""
     total = sum(
         seconds[stage][row][place]
         for row, of_row in enumerate(point.asked)
@@ -252,7 +252,7 @@ def read_cascades(
                 )
             if count and not (count.isdecimal() and 1 < int(count) <= (sampled or 0)):
                 raise ValueError(
-                    f"`cascade` has {text!r}, but `self_consistency` samples {sampled or 'no'} critiques: give it, and from 2 to that many."
+                    f"`cascade` has {text!r}, but `self_consistency` samples {sampled or 'no'} critiques: set it, and use from 2 to that many."
                 )
             stages.append((known[name], int(count) if count else None))
         if len(set(stages)) < max(2, len(stages)):

@@ -28,8 +28,8 @@ class EvaluationArguments(JudgeServerArguments, ScoringArguments):
         output_dir (`str`):
             Folder for the results.
         compare (`list[str]`, *optional*):
-            Instead of scoring, compare the results in two output folders of earlier runs, also of `best_of_n.py`, row by row. The only other
-            option is `output_dir`.
+            Instead of scoring, compare the results in two output folders of earlier runs, including runs of `best_of_n.py`, row by row. The
+            only other option is `output_dir`.
         dataset_name (`list[str]`, *optional*):
             Preference sets: Hub ids, JSONL or Parquet files, or `save_to_disk` folders.
         benchmarks (`list[str]`, *optional*):
@@ -61,8 +61,9 @@ class EvaluationArguments(JudgeServerArguments, ScoringArguments):
             Cascades of `models` to report as well, the cheapest stage first: `A,B`, or `A,B,B@4`. `B@4` is the mean of four of the
             critiques that `self_consistency` samples. Threshold and weights are fitted on one half of a set's rows and used on the other.
         cascade_goal (`str`, *optional*, defaults to `"loss=0.01"`):
-            What fits the threshold: `accuracy=`, `loss=`, `tokens=` or `threshold=`. At least this accuracy, at most this loss against
-            the last stage alone, at most these tokens per row, or the threshold itself, on the other half of the rows.
+            Goal of the threshold: `accuracy=`, `loss=`, `tokens=` or `threshold=`, that is, at least this accuracy, at most this loss
+            against the last stage alone, at most this many tokens per row, or the threshold itself. It is fitted on the other half of the
+            rows.
         cascade_one_at_a_time (`bool`, *optional*, defaults to `False`):
             After the first stage, score one contender of a row at a time, so one critique may settle a pair.
         chunk_size (`int`, *optional*):
@@ -148,7 +149,7 @@ class EvaluationArguments(JudgeServerArguments, ScoringArguments):
     def _check_compare(self):
         check_named_once("compare", self.compare)
         if len(self.compare) != 2:
-            raise ValueError(f"`compare` has {len(self.compare)} folder(s); give the two of the runs to compare.")
+            raise ValueError(f"`compare` has {len(self.compare)} folder(s); give two, one for each run to compare.")
         for option in fields(self):
             default = option.default if option.default_factory is MISSING else option.default_factory()
             if option.name not in ("compare", "output_dir") and getattr(self, option.name) != default:

@@ -52,7 +52,7 @@ class HalvingResult:
 
     @property
     def share(self) -> float:
-        """Tokens as a share of those of full best-of-N."""
+        """Tokens as a share of the tokens of full best-of-N."""
         return self.tokens.value / self.full_tokens.value
 
     def summary(self) -> dict[str, Any]:

@@ -84,8 +84,8 @@ class JournaledScorer:
         """
         Score responses; `options` are those of [`Scorer`], except `critiques`. The scores lack the ids of their critiques.
 
-        With `lengths`, the tokens of each chat, the longest are scored first, in the same batches as those of a backend that sorts
-        by length. Otherwise chats keep their order. `names` identify the chats in error messages; they default to indices.
+        With `lengths`, the tokens of each chat, the longest are scored first, in the same batches that a backend that sorts by length would
+        form. Otherwise chats keep their order. `names` identify the chats in error messages; they default to indices.
 
         Raises `ValueError` if a reward is not a finite number. By then all other scores are in the journal, unless an entire
         chunk has no finite reward, which stops the run immediately.

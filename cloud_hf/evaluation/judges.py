@@ -154,7 +154,7 @@ def rate_rows(
     parts: Mapping[tuple[str, str], FittedRows], args: JudgeServerArguments, seed: int, folder: Path
 ) -> tuple[dict[tuple[str, str], list[list[Score]]], RatingReport]:
     """
-    Rate every response by itself; its rating is its reward. Equal ones to one prompt are rated once.
+    Rate every response by itself; its rating is its reward. Equal responses to one prompt are rated once.
 
     Args:
         parts (`dict`):
@@ -217,7 +217,7 @@ def judge_rows(
         args ([`JudgeServerArguments`]):
             The judge.
         seed (`int`):
-            Seed from which that of each request is derived.
+            Seed from which each request's seed is derived.
         folder (`Path`):
             Where judgements and their journal are kept.
 

@@ -85,7 +85,7 @@ def make_row(
     """
     Make a [`BenchmarkRow`] from a row of a file or dataset; `chosen` and `rejected` each hold one or several responses.
 
-    The id defaults to the index, and `prompt` to the row's `prompt` with its `tools`; `details` are those of the row. Raises
+    The id defaults to the index, and `prompt` to the row's `prompt` with its `tools`; `details` become the row's details. Raises
     `ValueError` naming the row and the field.
     """
     try:

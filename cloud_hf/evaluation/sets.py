@@ -62,7 +62,7 @@ class Sets:
 
     def fit(self, critique_format: CritiqueFormat, **limits) -> dict[tuple[str, str], FittedRows]:
         """
-        Fit the rows of all sets to a model's context; `limits` are those of [`~fitting.fit_rows`], error messages also name the set.
+        Fit the rows of all sets to a model's context; `limits` are the options of [`~fitting.fit_rows`]; error messages also name the set.
 
         Returns the rows by kind (`"benchmark"`, `"pairs"`, `"problems"`, `"critiques"`, in this order; the last only for models
         that write critiques) and name.
@@ -281,7 +281,7 @@ def summarize_ensemble(
     group_column: str | None,
     shown: Mapping[str, str],
 ) -> ModelResults:
-    """Compute the results of an ensemble from those of its members, by short name. Its sampled critiques and probes are left out."""
+    """Compute the results of an ensemble from its members' results, by short name, without sampled critiques and probes."""
     chosen = [members[name] for name in ensemble.members]
     combined = {
         key: ensemble.combine(dict(zip(ensemble.members, (found.parts[key] for found in chosen), strict=True)))
@@ -301,7 +301,7 @@ def summarize_cascade(
     shown: Mapping[str, str],
 ) -> tuple[ModelResults, list[CascadeResult]]:
     """
-    Compute the results of a cascade from those of its stages, by short name. Sampled critiques are those of the first temperature. Raises
+    Compute the results of a cascade from its stages' results, by short name. Sampled critiques come from the first temperature. Raises
     `ValueError` if the rows do not support its goal.
     """
     fitted, row_scores, found, costs = {}, {}, [], {}

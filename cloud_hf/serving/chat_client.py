@@ -10,7 +10,7 @@ from .client import CLoudClient
 
 # The token that closes a critique, and the one that carries the reward
 _CLOSING_TOKENS = 2
-# What vLLM's server makes of lower logprobs
+# vLLM's server replaces lower logprobs by this
 _NO_LOGPROB = -9999.0
 
 
@@ -33,7 +33,7 @@ class CLoudChatClient(CLoudClient):
         super().__init__(*args, **kwargs)
         if self._replicas.several:
             raise ValueError(
-                "Put a router before several vLLM servers, and give its address alone: their chat route does not show whether they "
+                "Put a router before several vLLM servers, and give only its address: their chat route does not show whether they "
                 "serve the same reward model."
             )
 

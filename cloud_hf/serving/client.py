@@ -320,7 +320,7 @@ class CLoudClient:
         return score
 
     def _body(self, item: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-        """Return the request for one response: `item` holds it with its prompt."""
+        """Return the request for one response; `item` holds the response and its prompt."""
         return {"inputs": [item], **options, "return_critique_ids": True}
 
     def _score_of(self, answer: Any, max_new_tokens: int) -> Score:

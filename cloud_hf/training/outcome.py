@@ -112,7 +112,7 @@ class CLoudOutcomeTrainer(CLoudTrainer):
         reference.eval().requires_grad_(False)
         if is_sharded:
             return prepare_deepspeed(reference, self.accelerator)
-        # As DeepSpeed casts the trained model, so that equal weights give equal log-probabilities
+        # Cast as DeepSpeed casts the trained model, so that equal weights give equal log-probabilities
         casts = args.bf16 and strategy_of(args).startswith("zero")
         return reference.to(args.device, torch.bfloat16 if casts else None)
 
@@ -161,7 +161,7 @@ class CLoudOutcomeTrainer(CLoudTrainer):
             ) as unwrapped,
         ):
             model: Any = unwrapped
-            # Temperature 1: the policy gradient is that of the distribution which critiques are drawn from, up to the few tokens that
+            # Temperature 1, so critiques come from the distribution whose policy gradient is taken, except for the few tokens that
             # the writer bans or reads as the end of turn
             seed = (args.seed << 32) + self.state.global_step
             sampling = Sampling(args.num_generations, 1.0, args.max_completion_length, seed)
@@ -327,6 +327,6 @@ def _check_reference(args: CLoudOutcomeConfig, model: Any, tokenizer: PreTrained
     other = AutoTokenizer.from_pretrained(tokenizer_source(args.ref_model), trust_remote_code=args.trust_remote_code)
     if other.get_vocab() != tokenizer.get_vocab():
         raise ValueError(
-            f"`ref_model` {args.ref_model} has another tokenizer than the model, so that their log-probabilities cannot be compared. "
+            f"`ref_model` {args.ref_model} has a different tokenizer from the model's, so their log-probabilities cannot be compared. "
             "Name the model of stage 3 that training starts from, or omit `ref_model`."
         )

@@ -36,7 +36,7 @@ class WrittenCritiques:
             For the written critiques of the chosen responses, pair by pair; then for the dataset's critiques, if they are an anchor; then
             the same for the rejected responses.
         was_cut_2NK (`torch.Tensor`):
-            Which critiques were cut: their end of turn was not sampled, so it is not part of what the policy did.
+            Which critiques were cut: their end of turn was not sampled, so it is not an action of the policy.
     """
 
     output: Any

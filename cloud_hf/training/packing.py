@@ -32,7 +32,7 @@ class TokenSequence:
 
 @dataclass(frozen=True)
 class Segment:
-    """Tokens `start` to `end` of a sequence, which follow those of segment number `parent` (-1 for a root)."""
+    """Tokens `start` to `end` of a sequence, which continue segment number `parent` (-1 for a root)."""
 
     sequence: int
     start: int

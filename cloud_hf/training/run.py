@@ -1,4 +1,4 @@
-"""Train, then save and describe the model: what the training commands have in common."""
+"""Train, then save and describe the model. Shared by the training commands."""
 
 from typing import Any
 
@@ -45,6 +45,6 @@ def _saved(trainer: Any) -> str:
     if last == "none":
         return f"Step {trainer.state.global_step} of {trainer.state.max_steps}; no checkpoint yet. The same command starts again."
     return (
-        f"Step {trainer.state.global_step} of {trainer.state.max_steps}; {last} is saved in {output}. To continue, give the same "
+        f"Step {trainer.state.global_step} of {trainer.state.max_steps}; {last} is saved in {output}. To continue, repeat the "
         "command with --resume_from_checkpoint true."
     )

@@ -163,7 +163,7 @@ class TokenBudgetSampler(Sampler[list[int]]):
 
 
 class GroupSampler(Sampler[int]):
-    """Pairs in random order, those of a group consecutively."""
+    """Pairs in random order; pairs of a group are consecutive."""
 
     def __init__(self, groups: list[PairGroup], seed: int = 0):
         self.groups, self.seed = groups, seed

@@ -85,8 +85,8 @@ class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, 
             Tokenizer. Defaults to the model's.
         **kwargs:
             Other arguments of [`~trl.RewardTrainer`], such as `peft_config`, `callbacks`, `optimizers`. The predictions for
-            `compute_metrics`, and those of `predict`, are rewards of shape `(2 * pairs, 1)`: of all chosen responses, then
-            of all rejected ones, each in the order of the dataset.
+            `compute_metrics`, and the predictions of `predict`, are rewards of shape `(2 * pairs, 1)`: all chosen responses, then all
+            rejected ones, each in the order of the dataset.
 
     Examples:
 

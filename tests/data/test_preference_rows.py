@@ -72,7 +72,7 @@ BAD = [
     ({"chosen": [user("q")], "rejected": [user("q")]}, "whole chats without a common user turn"),
     ({"chosen": [user("p"), assistant("a")], "rejected": [user("p"), assistant("b")]}, "no user turn that .* share"),
     ({"prompt": [user("x")], "chosen": [user("q"), assistant("a")], "rejected": [user("q"), assistant("b")]}, "do not begin"),
-    ({"chosen": [user("q"), assistant("a")], "rejected": [assistant("b")]}, "a whole chat and the other only its end"),
+    ({"chosen": [user("q"), assistant("a")], "rejected": [assistant("b")]}, "a complete chat and the other only a response"),
     ({"chosen": [assistant("a")], "rejected": "b"}, "`chosen` reads as messages but `rejected` as text"),
     ({"chosen": [assistant("a"), user("q")], "rejected": [assistant("b"), user("q")]}, "ends on a 'user' turn"),
     ({"chosen": [assistant([{"type": "image_url"}])], "rejected": [assistant("b")]}, "content part .*image_url.*text only"),

@@ -166,8 +166,8 @@ class RayCritic:
         """
         Write all critiques that are missing from the journal, and return the reasons for failed rows by position.
 
-        The first Ctrl-C raises `KeyboardInterrupt` after as many batches as the engines work on at once. Raises `ValueError` that counts the rows that cannot be used,
-        before an engine starts.
+        The first Ctrl-C raises `KeyboardInterrupt` once the batches in progress are done. Raises `ValueError`, counting the rows that
+        cannot be used, before an engine starts.
         """
         check_rows(rows, lambda row: self.builder.needed(self.builder.lengths(row)))
         failures: dict[int, str] = {}

@@ -111,7 +111,7 @@ def read_texts(
     """
     Read the judge's prompts, by default this package's: [`JudgeSettings`]'s `template` and `systems`.
 
-    Without `system_files` (`CATEGORY=FILE` for those of one category) `prompt_file` holds everything; without `system_role` the
+    Without `system_files` (`CATEGORY=FILE` for a single category), `prompt_file` holds everything; without `system_role` the
     default is a single text. Raises `ValueError` or `OSError` if a text lacks a verdict or a placeholder, a category has no
     file or two, or a file is unreadable.
     """

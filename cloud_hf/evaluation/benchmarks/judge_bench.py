@@ -84,7 +84,7 @@ class Games:
 
 def games_of(label: str, first: tuple[float, float], second: tuple[float, float] | None = None) -> Games:
     """
-    Read a scorer's verdicts as the official code reads those of reward models: the second response of a game wins unless the first
+    Read a scorer's verdicts as the official code does for reward models: the second response of a game wins unless the first
     has the strictly higher reward.
 
     Each game holds the rewards of the right and the wrong response; the first game shows A first, the second shows B first. By

@@ -338,7 +338,7 @@ def baselines(
 ) -> dict[str, Curve]:
     """
     Compute the baseline curves: `"random"` chooses any of the N, `"longest"` the one with the most characters,
-    `"perfect"` the best. `worth` defaults to that of the problems; see [`best_of_n_curve`].
+    `"perfect"` the best. `worth` defaults to the worth in the problems; see [`best_of_n_curve`].
     """
     worth = [problem.worth or () for problem in problems] if worth is None else worth
     rewards: dict[str, Sequence[Sequence[float]]] = {

@@ -21,7 +21,7 @@ THRESHOLDS = (*(float(expit(odds)) for odds in np.arange(0, 8.01, 0.25)), 1.0)
 @dataclass(frozen=True)
 class StageScores:
     """
-    One model's rewards of all responses, and what they cost.
+    One model's rewards for all responses, and their cost in tokens.
 
     Args:
         name (`str`):

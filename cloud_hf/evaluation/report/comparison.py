@@ -33,7 +33,7 @@ Outcomes = dict[str, dict[str, dict[tuple[str, int], float]]]
 @dataclass(frozen=True)
 class Results:
     """
-    The results of finished runs in a folder: `name` is that of the folder, `pages` are its report.json and best_of_n.json, `scores` the
+    The results of finished runs in a folder: `name` is the folder's name, `pages` are its report.json and best_of_n.json, `scores` the
     sets of candidates whose worth is a score, not a share.
     """
 

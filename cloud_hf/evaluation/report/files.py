@@ -152,10 +152,10 @@ def write_report(
     cascades: Sequence[CascadeResult] = (),
 ):
     """
-    Write report.json, report.md and its pictures on the models that are done; `shown` are short names of models and sets, `sets` are those
-    of [`~sets.Sets.describe`], `judged` the counts of a judge, `cascades` the results of cascades. Absolute paths are shortened to names.
+    Write report.json, report.md and its pictures for the finished models; `shown` are short names of models and sets, `sets` come from
+    [`~sets.Sets.describe`], `judged` are the counts of a judge, `cascades` the results of cascades. Absolute paths are shortened to names.
     """
-    # Written again after each model, so that an interrupted run leaves a report on the models that are done
+    # Written again after each model, so that an interrupted run leaves a report on the finished models
     by_model = {shown[name]: found.evaluations for name, found in results.items()}
     differences = compare(by_model)
     best_of_n = {

@@ -47,7 +47,7 @@ def markdown(
 def result_sections(
     results: Mapping[str, list[Evaluation]], differences: Sequence[Difference], best_of_n: BestOfNSummaries
 ) -> list[Section]:
-    """Make the sections on the evaluations of each model (of the same sets in the same order), and on best-of-N."""
+    """Make the sections on each model's evaluations (all models have the same sets, in the same order) and on best-of-N."""
     sections = [Section(tables=[headline_table(results)])] if any(results.values()) else []
     if differences:
         sections.append(Section("Models on the same rows", tables=[difference_table(differences)]))
@@ -303,7 +303,7 @@ marker grows with the pairs in its bin, and the line skips bins of fewer than {F
 def uncertainty_sections(
     by_dataset: Mapping[str, Mapping[str, list[Uncertainty]]], pictures: Mapping[str, str], reliability: str
 ) -> list[Section]:
-    """Make the sections on rejection and calibration, by set and model; `pictures` are those of the rejection curves by set."""
+    """Make the sections on rejection and calibration, by set and model; `pictures` are the files of the rejection curves, by set."""
     found = [(name, model, part) for name, models in by_dataset.items() for model in models for part in models[model]]
     rejection = Table(
         ["set", "model", "rewards", "rejected by", "pairs", "area", "random", "oracle", "gain"],

@@ -72,7 +72,7 @@ class Backend:
 
     @property
     def is_usable(self) -> bool:
-        """Whether the models are open."""
+        """Whether the models are loaded and usable."""
         return self.is_loaded and self._models.exception() is None
 
     @property
@@ -182,8 +182,8 @@ class WaitingLine:
     """
     Queue for the model that tells every request its position. It belongs to one event loop.
 
-    At most `places` requests are served at once, and `max_waiting` wait; of these, `max_per_user` are of one user and
-    `max_per_address` of one address. Addresses take turns: the first request of one comes before the second of another.
+    At most `places` requests are served at once, and `max_waiting` wait; at most `max_per_user` of these come from one user, and
+    `max_per_address` from one address. Addresses take turns: the first request of one comes before the second of another.
     """
 
     def __init__(self, places: int, max_waiting: int, max_per_user: int, max_per_address: int):

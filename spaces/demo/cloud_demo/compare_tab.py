@@ -129,7 +129,7 @@ def build(backend: Backend) -> TabParts:
     def show_link(result: Result) -> dict:
         responses = [text for name, text in result.texts.items() if name != "prompt"]
         if len(responses) != len(result.scores):
-            raise Problem("This link is damaged: its scores are not those of its responses.")
+            raise Problem("This link is damaged: its scores do not match its responses.")
         shown = {controls.result: ranking(responses, result.scores, result.made), controls.kept: result}
         return shown | opened(result, controls, options, run)
 

@@ -182,7 +182,7 @@ async def write(
 
 
 def sentence_ends(text: str) -> list[int]:
-    """Return where the sentences of a critique end, at most `_MOST_SENTENCES`; the last end is that of the text."""
+    """Return where the sentences of a critique end, at most `_MOST_SENTENCES`; the last end is the end of the text."""
     ends, start = [], 0
     for mark in _SENTENCE_END.finditer(text):
         # The number of a list item does not end a sentence
@@ -274,7 +274,7 @@ async def _check(engine: "RewardEngine", prompt, responses: Sequence[str], sampl
     except ValueError as error:
         raise Problem(str(error).removeprefix("Row 0: ")) from error
     if sampling.num_critiques > 1 and engine.critique is False:
-        raise Problem("This is a classic reward model: it writes no critiques. Ask for one judgement.")
+        raise Problem("This is a classic reward model: it writes no critiques. Choose 1 critique.")
 
 
 async def _score_all(

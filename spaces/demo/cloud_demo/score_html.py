@@ -120,8 +120,8 @@ def show_effects(effects: Effects, count: int = 1) -> str:
     """Show the reward after each sentence of the first of `count` critiques."""
     header = _HEADER if count == 1 else f"{_HEADER}: critique 1"
     words = (
-        "Small numbers in the critique: by how much each sentence changes what the reward head reads. The head was trained on complete "
-        "critiques; what it reads before the end is a guess."
+        "The small numbers in the critique show how much each sentence changes the reward that the head reads. The head was trained on "
+        "complete critiques; before the end, its reward is a guess."
     )
     chart = curve(effects.rewards, header, "sentences read", first=0)
     return f"<h2>{header}</h2>{chart}{note(words)}"
@@ -218,7 +218,7 @@ def _preference_table(names: Sequence[str], rewards: Sequence[float]) -> str:
         )
         for row, (name, reward) in enumerate(zip(names, rewards, strict=True))
     ]
-    words = "How likely the response of the row is preferred to that of the column (Bradley-Terry, from the rewards)."
+    words = "Probability that the row's response is preferred to the column's (Bradley-Terry, from the rewards)."
     return f"<h2>Preference</h2>{note(words)}{_table('Preference probabilities', ('', *names), rows)}"
 
 
@@ -276,7 +276,7 @@ def reward_bars(names: Sequence[str], rewards: Sequence[float], stds: Sequence[f
 
 
 def reward_histogram(right: Sequence[float], wrong: Sequence[float], rewards: Sequence[float]) -> str:
-    """Draw the model's rewards of right responses above an axis and those of wrong ones below it, with a mark for each of `rewards`."""
+    """Draw the model's rewards of right responses above an axis and of wrong ones below it, with a mark for each of `rewards`."""
     width, middle, tall = 460, 62, 46
     low, high = min(0.0, *right, *wrong, *rewards), max(0.0, *right, *wrong, *rewards)
     margin = 0.03 * (high - low) or 1.0

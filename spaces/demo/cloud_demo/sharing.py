@@ -30,7 +30,7 @@ _LONGEST_TEXT = 20_000
 @dataclass(frozen=True)
 class Result:
     """
-    What a tab shows: the texts of its boxes by name, and after a run the options, the scores, and how they were made.
+    Contents of a tab: the texts of its boxes by name and, after a run, the options, the scores, and how they were made.
 
     `row` is the key of a row: a link to it holds nothing else.
     """
@@ -47,7 +47,7 @@ class Result:
 
     def link(self) -> tuple[str, str]:
         """
-        Return the part of a link after the #, and a sentence on what it holds: a long link leaves out critiques, and then the result.
+        Return the part of a link after the #, and a sentence on its contents. Long links leave out critiques, then the result.
 
         Raises:
             `Problem`: If the texts alone are too long.
@@ -109,7 +109,7 @@ def read_link(link: str, tabs: Mapping[str, Sequence[str]]) -> Result | None:
         sampling = content["options"] and Sampling(**content["options"])
         return Result(content["tab"], texts, sampling, scores, effects, _text(content["made"]))
     except (ValueError, TypeError, LookupError, AttributeError, NotFinite, RecursionError, binascii.Error, zlib.error):
-        raise Problem("This link is damaged, or is of another page. Ask for it again.") from None
+        raise Problem("This link is damaged, or belongs to another page. Ask for it again.") from None
 
 
 def _unpack(link: str) -> bytes:

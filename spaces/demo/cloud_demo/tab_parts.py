@@ -65,7 +65,7 @@ def judging_options(backend: Backend, most_critiques: int = 8) -> list[gr.Slider
 
 
 def example_prompts(backend: Backend) -> dict[str, tuple[str, list[str]]]:
-    """Return named prompts with responses: those of the first rows if there are any, otherwise a few of the demo's own."""
+    """Return named prompts with responses: from the first rows if there are any, otherwise a few built-in ones."""
     if backend.is_usable and (rows := [row for row in backend.models.rows if isinstance(row.prompt, str)]):
         return {
             row.id.removeprefix(f"{row.subset}/"): (row.prompt, list(row.responses)) for row in rows[:_EXAMPLE_ROWS]

@@ -192,7 +192,7 @@ def endpoints(backend: Backend) -> list[Callable]:
 
 
 def _describe_pair(backend: Backend, found: Judgement) -> dict[str, Any]:
-    # The distribution is that of the first model
+    # The distribution belongs to the first model
     return {
         name: {
             "right": is_right(scores),
