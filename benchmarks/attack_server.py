@@ -107,7 +107,7 @@ def hostile_requests(attack: str) -> list[bytes]:
 
 
 async def attack_server(port: int, attack: str, connections: int):
-    """Send the requests of an attack from several connections at once, without end; print the statuses at SIGTERM."""
+    """Keep sending the requests of an attack from several connections at once; print the statuses at SIGTERM."""
     requests, seen = hostile_requests(attack), Counter()
 
     async def attacker(number: int):
@@ -226,7 +226,7 @@ def run_phase(server: Server, chats: list[Chat], args: argparse.Namespace, attac
 
 
 def seconds_to_stop(server: Server, args: argparse.Namespace, attack: str, signals: int) -> float:
-    """Return the seconds from the last of one or two SIGTERMs under attack to the end of the process."""
+    """Return the seconds from the last SIGTERM (of one or two) under attack until the process ends."""
     with Attacker(server.port, attack, args.connections):
         time.sleep(min(args.seconds, 5.0))
         for _ in range(signals):

@@ -119,7 +119,7 @@ def measure_pairs(seed: int, scorers: dict[str, TransformersScorer]) -> tuple[di
 
 
 def measure_mix(dev: dict[str, StageScores], test: dict[str, StageScores]) -> tuple[dict, CascadeFit]:
-    """Fit each cascade on dev rows, of which the first half is easy, and compare it with the CLoud model on the test rows."""
+    """Fit each cascade on dev rows, whose first half is easy, and compare it with the CLoud model on the test rows."""
     correct = [[1, 0]] * len(test["cloud"].rewards)
     alone = {name: run_recorded([part], fit_stages([part], correct), 1.0, correct) for name, part in test.items()}
     result, fits = {"rows": len(correct), "alone": {}, "cascades": {}}, {}

@@ -276,7 +276,7 @@ def _check_identity(name: str, base: str, **hub_kwargs):
 
 
 def _of_base(hub_kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Keep the Hub options of an adapter's repository that also apply to its base's."""
+    """Keep the Hub options of an adapter's repository that also apply to its base."""
     return {key: value for key, value in hub_kwargs.items() if key not in ("revision", "subfolder")}
 
 

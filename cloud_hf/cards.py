@@ -183,7 +183,7 @@ def model_card(
         about (`str`):
             What it was made from, as Markdown, after the sentence that names its kind.
         metadata (`Mapping[str, Any]`):
-            What it inherits, as [`inherit`] returns it, and more.
+            Card metadata, including what [`inherit`] returns.
         package (`bool`, *optional*, defaults to `False`):
             Whether loading it needs this package, as adapters and the published layout do.
         training (`str`, *optional*):

@@ -24,13 +24,13 @@ VERSION = 1
 @dataclass(frozen=True)
 class StageFit:
     """
-    Weights that make log-odds of a stage's rewards.
+    Weights that convert a stage's rewards to log-odds.
 
     Args:
         slope (`float`):
             Log-odds per unit of the difference in reward between two responses.
         prior (`float`, *optional*, defaults to `0.0`):
-            Weight of the log-odds after the stage before.
+            Weight of the log-odds after the previous stage.
         one_slope, one_center, one_prior (`float`, *optional*):
             The same where the stage has scored only one of the two responses; it is compared with a typical reward.
     """
@@ -45,7 +45,8 @@ class StageFit:
         """
         Return the log-odds, shape `(N, N)`, that candidate i is better than j.
 
-        `rewards_N` are the stage's rewards, NaN for candidates that it has not scored, and `before_NN` the log-odds after the stage before.
+        `rewards_N` are the stage's rewards, NaN for candidates that it has not scored, and `before_NN` the log-odds after the previous
+        stage.
         """
         known_N = ~np.isnan(rewards_N)
         filled_N = np.where(known_N, rewards_N, 0.0)
@@ -130,7 +131,7 @@ class Candidates:
 
     @property
     def leader(self) -> int:
-        """Place of the response with the highest reward; the first one wins a tie."""
+        """Index of the response with the highest reward; the first one wins a tie."""
         return int(np.argmax(self.rewards))
 
     @property
@@ -140,7 +141,7 @@ class Candidates:
         return float(1 / (1 + np.exp(-odds)))
 
     def enter_stage(self):
-        """Keep the log-odds so far as those before the next stage, which has scored nothing yet."""
+        """Start the next stage, which has scored nothing yet: keep the log-odds so far."""
         self.asked.append([])
         self._before_NN = self.odds_NN
         self._rewards_N = np.full(len(self.odds_NN), np.nan)
@@ -280,7 +281,7 @@ class CascadeScorer:
         on_score: OnScore | None = None,
     ) -> list[Score]:
         """
-        Judge responses. See [`Scorer`]; `num_critiques` and `temperature` are the stages', and `critiques` cannot be given
+        Judge responses. See [`Scorer`]; `num_critiques` and `temperature` are set by the stages, and `critiques` is refused
         (`ValueError`). A score has the critiques of the last stage that scored the response.
         """
         if num_critiques != 1 or temperature != 0 or critiques is not None:

@@ -180,7 +180,7 @@ def _export_tokenizer(source: str, config: CLoudConfig, folder: str) -> PreTrain
         for ids in (saved.apply_chat_template(messages)["input_ids"], saved(text)["input_ids"]):
             if ids != expected:
                 raise ValueError(
-                    f"{source}: a chat template alone does not give the tokens that the model reads, for instance of {text!r:.200}."
+                    f"{source}: no chat template gives the tokens that the model reads, for instance for {text!r:.200}."
                 )
     return saved
 

@@ -264,7 +264,7 @@ class CritiqueFormat:
 
     def truncate_prompt(self, prompt, excess: int):
         """
-        Shorten a prompt by at least `excess` tokens, oldest text first. System messages and the turns themselves stay.
+        Shorten a prompt by at least `excess` tokens, oldest text first. System messages and the turns themselves are kept.
 
         Returns:
             The prompt in its original form, or `None` if its messages do not hold that many tokens.
@@ -297,7 +297,7 @@ class CritiqueFormat:
         return conversation
 
     def _with_reasoning(self, conversation: Conversation) -> Conversation:
-        """Write reasoning that the chat template would not show as a thinking block into the content."""
+        """Move reasoning that the chat template would not show into the content, as a thinking block."""
         skeleton = Skeleton(conversation)
         text = self._apply_template(self._with_critique_turn(skeleton.conversation))
         hidden = {(index, field) for index, field, mark in skeleton.fields if mark not in text}
@@ -429,7 +429,7 @@ class CritiqueFormat:
             return conversation
 
         def rendered(as_they_are: Sequence[int]) -> tuple[str, dict[int, tuple[int, int]]]:
-            """Render with marks in place of the other texts, and return the marks' places by message."""
+            """Render with marks in place of the other texts, and return the marks' positions by message."""
             contents = {index: f"{SLOT}{index}{SLOT}" for index in texts} | {
                 index: texts[index] for index in as_they_are
             }

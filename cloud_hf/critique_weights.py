@@ -104,7 +104,7 @@ def _mean_vote(row: Sequence[Sequence[float]], place: int) -> float:
 
 
 def combine_scores(row: Sequence[Score], how: str) -> list[Score]:
-    """Return the scores of the responses to one prompt with `reward` combined by [`combine_rewards`]; `rewards` stay."""
+    """Return the scores of the responses to one prompt with `reward` combined by [`combine_rewards`]; `rewards` are kept."""
     if how == "mean":  # the default reward of a score
         return list(row)
     combined = combine_rewards([score.rewards for score in row], how, [score.log_likelihoods for score in row])

@@ -62,7 +62,7 @@ def read_partial_rewards(
 
 
 def _inner_places(row: EncodedCritique, read_every: int | None) -> range:
-    """Return the places of a critique's every `read_every`-th token in its sequence."""
+    """Return the positions, in its sequence, of every `read_every`-th token of a critique."""
     if read_every is None:
         return range(0)
     return range(row.prefix_length + read_every - 1, row.reward_position, read_every)
@@ -253,7 +253,7 @@ class _RewardReader(StoppingCriteria):
                 self.stable_B = (last_SB.amax(0) - last_SB.amin(0) < self.stop_when_stable) & ~self.ended()
 
     def inner_rewards(self) -> list[list[float]]:
-        """Return the rewards read at every `read_every`-th token, per row; those after its end mean nothing."""
+        """Return the rewards read at every `read_every`-th token, per row; those after its end are meaningless."""
         assert self.ended_B is not None
         return torch.stack(self.inner, 1).tolist() if self.inner else [[]] * len(self.ended_B)
 
@@ -343,7 +343,7 @@ class _GumbelSampler(LogitsProcessor):
 def exponential_noise(seeds_B: torch.Tensor, step: int, size: int) -> torch.Tensor:
     """
     Draw noise of shape `(B, size)` for all rows at once, on the device of `seeds_B` (int64). A value depends only on its row's seed,
-    the step and its column: it is an output of SplitMix64 (doi 10.1145/2660193.2660195), a generator that can start at any place.
+    the step and its column: it is an output of SplitMix64 (doi 10.1145/2660193.2660195), a generator that can start at any position.
     """
     keys_B = _split_mix(seeds_B + _signed((step + 1) * _GOLDEN))
     columns = torch.arange(1, size + 1, device=seeds_B.device) * _signed(_GOLDEN)

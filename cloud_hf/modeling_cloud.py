@@ -565,7 +565,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         return F.cross_entropy(logits_PV, labels_P, ignore_index=IGNORE_INDEX, reduction="none")
 
     def _scale_logits(self, logits_PV: torch.Tensor) -> torch.Tensor:
-        """Scale or cap logits after the LM head, as some architectures do, by the keys of their configs."""
+        """Scale or cap logits after the LM head, as the configs of some architectures demand."""
         config = self.config.text_config.to_dict()
         if (scale := config.get("logit_scale") or config.get("lm_head_multiplier")) is not None:  # Cohere, Falcon-H1
             logits_PV = logits_PV * scale
@@ -621,7 +621,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         if caps_attention(config):
             raise ValueError(
                 f"{option} cannot be used with {name}, which caps the logits of its attention: "
-                f"{'no attention' if shared_prompt else 'only flash_attention_2'} does both."
+                f"{'no attention implementation' if shared_prompt else 'only flash_attention_2'} supports both."
             )
         if config._attn_implementation not in ("sdpa", PACKED_SDPA):
             usable = "'sdpa'" if shared_prompt else "'sdpa' or 'flash_attention_2'"

@@ -1,6 +1,6 @@
 """Attention over a batch that is flattened into one row of segments.
 
-On CPUs, each segment is one call of SDPA. On GPUs, a layer is one call: of a variable-length kernel (FlashAttention's), or of
+On CPUs, each segment is one SDPA call. On GPUs, a layer is one call: to a variable-length kernel (FlashAttention's), or to
 FlexAttention where that kernel does not apply: with shared prompts, soft caps or fp32.
 
 Shape suffixes: S segments, N tokens of the flattened batch, h heads, D head size.

@@ -1,4 +1,4 @@
-"""Check prompts and responses, and bring them to one form: chat messages whose contents are text."""
+"""Check prompts and responses, and convert them to one form: chat messages whose contents are text."""
 
 import json
 import re
@@ -171,8 +171,8 @@ def part_text(part, name: str) -> str:
 
 def change_texts(conversation: Conversation, change: Callable[[str], str]) -> Conversation:
     """
-    Apply `change` to every text in messages and tools, including the names of arguments, but not to roles, and not to the
-    names by which templates look up a field.
+    Apply `change` to every text in messages and tools, including the names of arguments, but not to roles, and not to the field names that
+    templates look up.
     """
 
     def visit(value, in_arguments: bool) -> Any:

@@ -1,4 +1,4 @@
-"""Find where to read the rewards of sequences that another tool has encoded, and refuse sequences with another reward.
+"""Find where to read the rewards of sequences that another tool has encoded, and refuse sequences whose reward would differ.
 
 TRL, RewardBench and pipelines take a reward model by its path, render chats with its tokenizer, and call the model. What they add (a second
 BOS, tokens after the end of turn, padding) must not change the reward; a sequence that they changed otherwise must not be scored. So a

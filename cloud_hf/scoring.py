@@ -151,7 +151,7 @@ class ScoringRequest:
 
     @classmethod
     def joined(cls, critique_format: CritiqueFormat, requests: "Sequence[ScoringRequest]") -> "ScoringRequest":
-        """Join requests, which either all have critiques or none, for a format with a tokenizer of this thread."""
+        """Join requests that either all have critiques or all lack them. The format's tokenizer must belong to this thread."""
         prefixes = [prefix for request in requests for prefix in request.prefixes]
         if requests[0].given is None:
             return cls(critique_format, prefixes)

@@ -172,8 +172,8 @@ def spell(path: tuple) -> str:
 
 def _implied_fields(messages: list[dict[str, Any]]) -> Iterator[tuple]:
     """
-    Yield the paths of fields that say nothing new: ids of calls whose results follow in their order or not at all, and names
-    of the called functions in these results.
+    Yield the paths of redundant fields: ids of calls whose results follow in the same order or not at all, and names of the called
+    functions in these results.
     """
     waiting: list[tuple[tuple, dict[str, Any]]] = []
     for index, message in enumerate(messages):

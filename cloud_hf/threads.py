@@ -14,7 +14,7 @@ _NOISE = 0.3
 
 @dataclass(frozen=True)
 class Cpus:
-    """Numbers of CPUs of this process; `quota` is at most `visible`, and `free` at most `quota`."""
+    """Numbers of CPUs for this process; `quota` is at most `visible`, and `free` at most `quota`."""
 
     visible: int  # size of the affinity mask: OpenMP starts as many threads by default
     quota: float  # how many the control group, such as a container's, may use at a time

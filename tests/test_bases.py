@@ -132,7 +132,7 @@ def test_logits_of_attention_are_capped(tmp_path, attention):
     options = {} if attention is None else {"attn_implementation": attention}
     for model in (make_model(base, **options), CLoudForRewardModeling.from_pretrained(tmp_path / "saved", **options)):
         torch.testing.assert_close(model.eval().language_model(ids).logits, eager, atol=1e-5, rtol=0)
-    with pytest.raises(ValueError, match="only flash_attention_2 does both"):
+    with pytest.raises(ValueError, match="only flash_attention_2 supports both"):
         model.prepare_for_segments(shared_prompt=False)
 
 

@@ -312,7 +312,7 @@ class Study:
         }
 
     def verdict(self) -> Cell:
-        """Let the critic of stage 1 judge by its own word, without a reward head."""
+        """Score with the verdict word of the stage 1 critic, without a reward head."""
         critic = self.critic()
         settings = {"held_out": self.settings.held_out, "split": self.split}
         return self.cell("verdict", functools.partial(self._judge, critic), critic, **settings)

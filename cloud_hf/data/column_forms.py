@@ -76,7 +76,7 @@ def _read_text(value: str, column: str) -> tuple[str, str | list[dict[str, Any]]
 
 
 def _read_json(value: str, column: str) -> tuple[str, list[dict[str, Any]]] | None:
-    """Return the kind and the messages of a text that holds them as JSON, also encoded twice; `None` for other texts."""
+    """Return the kind and the messages of a text that holds them as JSON, even if encoded twice; `None` for other texts."""
     try:
         found = json.loads(value)
     except (ValueError, RecursionError) as error:

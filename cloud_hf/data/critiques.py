@@ -117,7 +117,8 @@ class CritiqueBuilder:
         """
         Encode a row, shortening its prompt if the policy says so.
 
-        Raises `ValueError` if a text is not usable, or the row is too long, and the policy is `"error"`; [`Dropped`] under another policy.
+        Raises `ValueError` if a text is not usable, or if the row is too long and the policy is `"error"`; under another policy,
+        [`Dropped`].
         """
         try:
             return self._fit(row)
@@ -387,7 +388,7 @@ class ServedCritic:
     """
     Critiques by a language model behind vLLM's OpenAI-compatible server, one request each.
 
-    Prompts are sent as token ids, so the server adds nothing, and spelled-out control tokens stay text.
+    Prompts are sent as token ids, so the server adds nothing, and does not parse spelled-out control tokens.
     """
 
     client: JournaledClient

@@ -136,7 +136,7 @@ def find_near_duplicates(
 ) -> dict[int, Duplicate]:
     """
     Find near-duplicates of an earlier text in the same group, and map the position of each to that text.
-    Earlier texts that are themselves duplicates are not compared, nor are texts with other numbers or signs.
+    Earlier texts that are themselves duplicates are not compared, nor are texts with different numbers or signs.
 
     MinHash LSH proposes candidates, and the most similar by estimate are compared exactly. Every reported pair therefore
     reaches the threshold, a Jaccard similarity of word 5-grams in (0, 1]. Some pairs are missed, nearly all of them close to the

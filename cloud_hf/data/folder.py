@@ -201,7 +201,7 @@ class DatasetFolder:
 
 
 def read_record(folder: str | Path) -> dict[str, Any]:
-    """Read the `build.json` of a folder. Raises `ValueError` if there is none, or it has another version."""
+    """Read the `build.json` of a folder. Raises `ValueError` if there is none, or its version differs."""
     path = Path(folder) / RECORD
     if not path.is_file():
         raise ValueError(f"{folder} has no {RECORD}: it is not a builder's output, or its run has not finished.")

@@ -26,8 +26,8 @@ _HELPSTEER_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
 @dataclass(frozen=True)
 class Rated:
     """
-    Responses to one prompt with their ratings, higher for better and `None` for not rated. `given` is the column `prompt`, or empty if
-    the responses are whole chats; `tie` is the reason for leaving out equally rated responses.
+    Responses to one prompt with their ratings, higher for better and `None` for not rated. `given` is the column `prompt`, or empty if the
+    responses are complete chats; `tie` is the reason for leaving out equally rated responses.
     """
 
     given: dict[str, Any]
@@ -38,7 +38,7 @@ class Rated:
 
 @dataclass(frozen=True)
 class Layout:
-    """The layout of a public set. `read` takes a row, or with `group_by` the consecutive rows with one value of that column."""
+    """The layout of a public set. `read` takes a row, or with `group_by` consecutive rows with the same value in that column."""
 
     title: str
     columns: tuple[str, ...]  # that identify it
@@ -353,7 +353,7 @@ LAYOUTS = {
 
 
 def matching(columns: Sequence[str], first: Row | None = None) -> list[str]:
-    """Return the most specific layouts that the columns, and the first row if given, fit: several if they are ambiguous."""
+    """Return the most specific layouts that fit the columns, and the first row if given; several if these are ambiguous."""
     found = [
         (name, layout)
         for name, layout in LAYOUTS.items()
@@ -395,7 +395,7 @@ def find_layout(name: str, columns: Sequence[str], first: Row, source: tuple[str
 
 
 def to_convert(columns: Sequence[str]) -> list[str]:
-    """Return the layouts that the columns fit, without those that training reads unchanged."""
+    """Return the layouts that fit the columns, without those that training reads unchanged."""
     return [name for name in matching(columns) if not LAYOUTS[name].direct]
 
 

@@ -59,7 +59,7 @@ def check_columns(
 
 
 def dataset_label(name: str) -> str:
-    """Return the name of a dataset for records: of a path, the last part, because the folder may differ between machines."""
+    """Return the name of a dataset for records: for a path, its last part, because the folder may differ between machines."""
     return Path(name).resolve().name if Path(name).exists() else name
 
 

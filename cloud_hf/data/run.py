@@ -381,7 +381,7 @@ async def build_dataset(
 
 
 def _count_answers(clients: dict[str, JournaledClient]) -> dict[str, Any]:
-    """Count cut answers and answers of other models, by the clients' roles."""
+    """Count cut answers and answers from other models, by the clients' roles."""
     counts: dict[str, Any] = {}
     for role, client in clients.items():
         counts[f"{role}_answers_cut"] = len(client.cut)
@@ -401,8 +401,7 @@ Build = Coroutine[Any, Any, dict[str, Any]] | Callable[[], dict[str, Any]]
 
 def complete_build(build: Build, folder: DatasetFolder) -> dict[str, Any]:
     """
-    Run a builder to completion and return its counts. If the run had to stop, raises `SystemExit` with a message, or `KeyboardInterrupt`
-    with one.
+    Run a builder to completion and return its counts. If the run had to stop, raises `SystemExit` or `KeyboardInterrupt` with a message.
     """
     try:
         return build() if callable(build) else asyncio.run(build)

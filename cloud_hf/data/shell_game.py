@@ -188,7 +188,7 @@ def _rows(
     make: Callable[[ShellGame, random.Random], dict[str, Any]], per_problem: int = 1,
 ) -> list[dict]:  # fmt: skip
     """
-    Make rows of problems, cycling through the numbers of swaps. Held-out rows are distinct, at most `per_problem` of a problem.
+    Make rows of problems, cycling through the numbers of swaps. Held-out rows are distinct, with at most `per_problem` per problem.
 
     Raises:
         `ValueError`: If there are fewer distinct held-out rows.

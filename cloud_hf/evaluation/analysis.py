@@ -107,7 +107,7 @@ class Robustness:
 
 
 def mean_label(num_critiques: int, temperature: float) -> str:
-    """Return the name of the mean reward over sampled critiques in tables."""
+    """Return the name, in tables, of the mean reward over sampled critiques."""
     return f"mean of {num_critiques}, T = {temperature:g}"
 
 

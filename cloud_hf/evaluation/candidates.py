@@ -157,7 +157,7 @@ class SetResult:
 
     @cached_property
     def differences(self) -> dict[tuple[str, str], Estimate]:
-        """By pair of models, the mean over problems of the first's choice among all candidates minus the second's."""
+        """For each pair of models, the mean over problems of the worth of the first's choice among all candidates minus the second's."""
         return {
             pair: mean_estimate([ours - theirs for ours, theirs in zip(*map(self.choices.get, pair), strict=True)])
             for pair in combinations(self.choices, 2)

@@ -28,7 +28,7 @@ SAMPLED = "@"  # `cloud@4`: the mean of the first four critiques of self-consist
 
 @dataclass(frozen=True)
 class StagePart:
-    """A stage's rows, scores and cost on a set; `num_critiques` is the number of sampled critiques to use, `None` for those as scored."""
+    """A stage's rows, scores and cost on a set; `num_critiques` counts the sampled critiques to use, `None` for the rewards as scored."""
 
     fitted: FittedRows
     scores: list[list[Score]]
@@ -36,7 +36,7 @@ class StagePart:
     num_critiques: int | None = None
 
     def by_index(self) -> dict[int, tuple[FittedRow, list[float], list[float], list[float]]]:
-        """Return by row's index: the row, and the reward, tokens and seconds of each response."""
+        """Map each row's index to the row and to the reward, tokens and seconds of each response."""
         found = {}
         for row, scores, tokens in zip(self.fitted.rows, self.scores, self.cost.tokens, strict=True):
             kept = slice(self.num_critiques)
@@ -134,7 +134,7 @@ class Cascade:
 
     def combine(self, dataset: str, parts: Sequence[StagePart]) -> tuple[FittedRows, list[list[Score]], CascadeResult]:
         """
-        Run the cascade on a set, on the rows that all stages have scored.
+        Run the cascade on those rows of a set that all stages have scored.
 
         Returns the rows, the scores that the chosen thresholds give, and the result. Raises `ValueError` if the rows do not support the goal.
         """
@@ -165,7 +165,7 @@ class Cascade:
     def _cross_fit(
         self, stages: Sequence[StageScores], correct: Sequence[Sequence[float]]
     ) -> tuple[CascadePoint, list[CascadePoint], list[CascadeFit]]:
-        """Return the rows with the thresholds chosen on the other half, with each threshold, and the fit for each half."""
+        """Evaluate the rows with the thresholds chosen on the other half, and with every threshold. Also returns the fit for each half."""
         halves = [range(start, len(correct), 2) for start in (0, 1)]
         fits, points = [], []
         for half, other in (halves, halves[::-1]):
@@ -179,7 +179,7 @@ class Cascade:
 
 
 def _interleave(even: CascadePoint, odd: CascadePoint) -> CascadePoint:
-    """Join points on the rows of even and of odd number; the thresholds may differ."""
+    """Merge points computed on the even and on the odd rows; their thresholds may differ."""
 
     def join(name: str) -> tuple:
         values: list[Any] = [None] * (len(even.worth) + len(odd.worth))

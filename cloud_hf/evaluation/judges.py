@@ -233,7 +233,7 @@ def judge_rows(
     for name, (fitted, num_chosen) in parts.items():
         if num_chosen != 1:
             raise ValueError(
-                f"{name[1]}: a judge compares one right response with wrong ones, but rows have {num_chosen}. Leave the set out, or the judge."
+                f"{name[1]}: a judge compares one right response with wrong ones, but rows have {num_chosen}. Leave out the set or the judge."
             )
         for row in fitted.rows:
             for place in range(1, len(row.responses)):

@@ -111,7 +111,7 @@ def share(outcomes: Sequence[float]) -> Estimate:
 
 
 def mean_estimate(values: Sequence[float]) -> Estimate:
-    """Return the mean over rows of any number, with a bootstrap interval."""
+    """Return the mean of any number per row, with a bootstrap interval."""
     if not len(values):
         return NO_ROWS
     sample = np.asarray(values, dtype=float)

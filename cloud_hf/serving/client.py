@@ -74,7 +74,7 @@ class _Row:
 
     @property
     def longest_answer(self) -> int:
-        """Bytes that an answer may have: given critiques return with it."""
+        """Maximum size of an answer in bytes; given critiques are sent back with it."""
         tokens = self.num_critiques * self.max_new_tokens
         return _LONGEST_MESSAGE + 2 * len(self.body) + tokens * _BYTES_PER_TOKEN
 
@@ -87,7 +87,7 @@ class CLoudClient:
     504 are retried after 1, 2, 4, … seconds (at most 30, each shortened at random by up to half). A full queue (429) does
     not count as a failure: the request is repeated until `timeout` has passed.
 
-    Of several replicas, the one with the fewest requests of this client gets the next one. A replica that fails is left out, its
+    Of several replicas, the one with the fewest requests from this client gets the next one. A replica that fails is left out, its
     requests go to the others at once, and after 1, 2, 4, … seconds (at most 30) it is asked whether it is back.
 
     Args:

@@ -140,7 +140,7 @@ class RewardModelConfig(TrainedModelConfig):
 
 
 def model_name(model_args: ModelConfig) -> str:
-    """Return the name of the model to train. Raises `ValueError` if there is none, and `FileNotFoundError` if it cannot exist."""
+    """Return the name of the model to train. Raises `ValueError` if there is none, and `FileNotFoundError` if no such model can exist."""
     if model_args.model_name_or_path is None:
         raise ValueError("`model_name_or_path` is missing; name the model to start from.")
     check_name(model_args.model_name_or_path)

@@ -112,7 +112,7 @@ class WritesCard:
 
 
 def _examples(trainer: Any, rows: Dataset) -> Iterator[Example]:
-    """Yield the model's outputs for the short rows among the first ones."""
+    """Yield the model's outputs for the shorter of the first rows."""
     critique_format, model = trainer.critique_format, trainer.accelerator.unwrap_model(trainer.model).eval()
     for _, row in islice(iterate_rows(rows), _EXAMPLE_ROWS):
         try:

@@ -114,7 +114,7 @@ def spare_head(quantization_config: BitsAndBytesConfig | None, config: CLoudConf
 
 
 def read_lora(name: str, asked: LoraConfig | None, **hub_kwargs) -> LoraConfig:
-    """Read the options to continue training an adapter with: its own, and the requested dropout."""
+    """Read the options for training an adapter further: its own, and the requested dropout."""
     own = read_adapter_config(name, **hub_kwargs)
     check_lora(name, own)
     if asked is not None:

@@ -172,7 +172,7 @@ class CLoudOutcomeTrainer(CLoudTrainer):
         return [self._collate(batch, [[next(samples) for _ in SIDES] for _ in batch]) for batch in batches]
 
     def _collate(self, rows: list[dict[str, Any]], samples: list[list[list[Sample]]]) -> dict[str, Any]:
-        """Make a micro-batch of the written critiques, pair by pair, and of the dataset's as an anchor."""
+        """Make a micro-batch of the written critiques, pair by pair, and of the dataset's critiques as an anchor."""
         end = self.critique_format.end_token_id
         written = [
             with_critiques(row, chosen, rejected, end)
@@ -252,7 +252,7 @@ class CLoudOutcomeTrainer(CLoudTrainer):
     # --------------------------------------------------------------------------------------------------------- metrics
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Count 2 operations per weight and token to write the critiques, and 2 for the reference model, besides the 6 of training."""
+        """Count 2 operations per weight and token for writing, and 2 for the reference model, in addition to the 6 for training."""
         passes = 3 + bool(self.args.num_generations) + bool(self.args.num_generations and self.args.beta)
         return super().floating_point_ops(inputs) * passes // 3
 
@@ -316,7 +316,7 @@ def _check_model(model: Any, init_kwargs: Any):
 
 
 def _check_reference(args: CLoudOutcomeConfig, model: Any, tokenizer: PreTrainedTokenizerBase):
-    """Raise `ValueError` if there is no reference model, or it has another tokenizer."""
+    """Raise `ValueError` if there is no reference model, or its tokenizer differs."""
     if args.ref_model is None:
         if is_adapter(model) if isinstance(model, str) else is_peft_model(model):
             raise ValueError(

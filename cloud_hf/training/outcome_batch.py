@@ -85,7 +85,7 @@ class WrittenCritiques:
         return self._written(sums.index_add(0, self.sequences_P, values_P * self.is_sampled_P))
 
     def of_anchors(self, values: torch.Tensor) -> torch.Tensor:
-        """Add up a value of each sequence over the dataset's critiques of a pair: shape `(N,)`, or `(0,)` without an anchor."""
+        """Add up a per-sequence value over the dataset's critiques of each pair: shape `(N,)`, or `(0,)` without an anchor."""
         return values.unflatten(0, (2, -1))[:, self.num_written :].sum(0)
 
     def _written(self, values: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ class OutcomeLoss(NamedTuple):
 
     Args:
         direct (`torch.Tensor`):
-            Minus the objective. Its gradient reaches rewards alone.
+            Minus the objective. Its gradient reaches only rewards.
         policy (`torch.Tensor`):
             Zero, with the gradient of the policy. Zero and without a gradient of the policy for K = 1, which leaves no
             other critique to compare with.
@@ -72,7 +72,7 @@ def outcome_loss(
 
 
 def _without_each(values_NK: torch.Tensor, mean: Callable[[torch.Tensor, int], torch.Tensor]) -> torch.Tensor:
-    """Return the mean of each row without each of its values; for K = 1, the values."""
+    """Return, for each value, the mean of the other values in its row; for K = 1, the value itself."""
     K = values_NK.shape[1]
     if K == 1:
         return values_NK

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from transformers import Trainer
 
     class MixedTrainer(Trainer):
-        """TRL's trainers, as their mixins see them: transformers declares these loosely, TRL adds the last two."""
+        """Attributes of TRL's trainers that the mixins use: transformers declares them loosely, and TRL adds the last two."""
 
         args: Any
         model: Any
@@ -71,7 +71,7 @@ def check_launch(args: TrainingArguments):
 class ExactResume(MixedTrainer):
     """
     Mixin for TRL's trainers: a run that is resumed ends with the same weights, metrics and logs as one that was never
-    interrupted. It also checks the launch.
+    interrupted. It also checks the launch settings.
 
     transformers restores weights, optimizer, scheduler, random states and the position in the data, but not the running
     sums for the next log entry, and it accepts an interrupted checkpoint as complete.
@@ -243,7 +243,7 @@ def check_unused(args: TrainingArguments, resumed: Path | None = None):
 
 
 def check_new_run(args: TrainingArguments):
-    """Raise `ValueError` if a run that resumes from no checkpoint would start in a folder that holds some."""
+    """Raise `ValueError` if a run that does not resume would start in a folder that holds checkpoints."""
     if args.resume_from_checkpoint is None:
         check_unused(args)
 

@@ -343,7 +343,7 @@ class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, 
             self._total_train_tokens = self._total_train_tokens + inputs["attention_mask"].sum()
 
     def _add_sums(self, columns: dict[str, torch.Tensor], chosen: torch.Tensor, rejected: torch.Tensor):
-        """Add columns of one value per pair, and the extremes of the rewards, whose rows are pairs."""
+        """Add columns with one value per pair, and the extremes of the rewards, whose rows are pairs."""
         real = self._real_pairs(len(chosen))
         totals = self._sums["train" if self.model.training else "eval"]
         exact = torch.float32 if chosen.device.type == "mps" else torch.float64  # Apple's GPUs lack it
@@ -398,7 +398,7 @@ class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, 
         return super().prediction_step(model, inputs, *args, **kwargs)
 
     def _gather_rows(self, data: Any) -> Any:
-        """Gather a batch over all ranks: its chosen rows, then its rejected ones, without the pairs that only fill it up."""
+        """Gather a batch over all ranks: chosen rows, then rejected ones, without the pairs that only pad it."""
 
         # accelerate cuts the last batch to the number of pairs, so it must be given pairs
         def gather(rows: torch.Tensor) -> torch.Tensor:

@@ -81,7 +81,7 @@ def test_the_command_line_goes_over_the_environment():
         (["--model", "a", "--analytics", "maybe"], "neither True nor False"),
         (["--model", "a", "--modle", "b"], "unrecognized arguments: --modle b"),
         (["--model", "runs/no/model"], "`model` is 'runs/no/model', but there is no such folder."),
-        (["--model", "a", "--results", "b"], "`results` are scores of rows: name these with `rows`."),
+        (["--model", "a", "--results", "b"], "`results` are scores of rows: give those rows with `rows`."),
         (
             ["--model", "a", "--rows", "c", "--results", "./none"],
             "`results` is './none', but there is no such folder.",

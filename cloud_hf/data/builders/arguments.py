@@ -62,7 +62,7 @@ class SourceArguments:
             )
 
     def load_source(self) -> Dataset:
-        """Load the first `limit` rows as they are. Raises `ValueError` if there are none."""
+        """Load the first `limit` rows unchanged. Raises `ValueError` if there are none."""
         rows = load_rows(self.dataset_name, self.dataset_split, self.dataset_config)
         if not len(rows):
             raise ValueError(f"{self.dataset_name} has no rows.")

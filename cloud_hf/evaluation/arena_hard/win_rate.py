@@ -38,7 +38,7 @@ def load_questions(name: str, split: str = "train") -> list[Question]:
     """
     Load the questions of a file or Hub dataset, such as `"lmarena-ai/arena-hard-auto-v0.1"`.
 
-    The id is `id`, `question_id` or `uid`; the text is `prompt`, or the only one of `turns`. Raises `ValueError` naming the
+    The id is `id`, `question_id` or `uid`; the text is `prompt`, or the single entry of `turns`. Raises `ValueError` naming the
     first row without a text or with an earlier row's id.
     """
     questions: dict[str, Question] = {}
@@ -64,7 +64,7 @@ def load_answers(
     """
     Load one recorded answer to each question, by the question's id; answers to other questions are ignored.
 
-    An answer is `answer`, `response`, the content of the last of `messages`, the last turn of the only one of `choices` (the
+    An answer is `answer`, `response`, the content of the last of `messages`, the last turn of the single entry of `choices` (the
     layout of ArenaHard's answer files), or `answers[model]`. With `model`, only rows of this `model` or `model_id` are read,
     and this entry of `answers`, which defaults to the row's `baseline`. Raises `ValueError` if a question has no answer or two,
     or an answer is not text.

@@ -115,7 +115,7 @@ def sizes_of(problems: Sequence[Problem], largest: int) -> list[int]:
 
 
 def candidate_counts(problems: Sequence[Problem]) -> dict[str, int]:
-    """Count problems, their fewest and most candidates, and candidates that repeat another of their problem."""
+    """Count problems, the fewest and the most candidates of a problem, and repeated candidates."""
     counts = Counter(len(problem.responses) for problem in problems)
     return {
         "problems": len(problems),

@@ -73,7 +73,7 @@ class ProbeRow:
                 yield right, wrong
 
     def ordered_pairs(self, sign: int = 1) -> list[tuple[int, int]]:
-        """Return the pairs that the model has in the right order; with `sign=-1`, those it has in the wrong order."""
+        """Return the pairs that the model orders correctly; with `sign=-1`, those that it orders incorrectly."""
         rewards = self.rewards
         return [pair for pair in self.pairs() if np.sign(rewards[pair[0]] - rewards[pair[1]]) == sign]
 
@@ -219,8 +219,7 @@ def reward_change(rows: Sequence[ProbedRow], label: str) -> Estimate:
 
 def lost_pairs(row: ProbedRow, label: str) -> list[float]:
     """
-    Return 1 if the wrong response now has the higher reward, otherwise 0, for each rightly ordered pair whose wrong response was
-    altered.
+    Return 1 if the wrong response now has the higher reward, otherwise 0, for each correctly ordered pair whose wrong response was altered.
     """
     return [float(margin < 0) for margin in _margins_after(row, label, 1)]
 
@@ -234,7 +233,7 @@ def _won_pairs(row: ProbedRow, label: str) -> list[float]:
 
 
 def _margins_after(row: ProbedRow, label: str, sign: int) -> list[float]:
-    """Return the margins after the alteration of wrong responses, of [`ProbeRow.ordered_pairs`]."""
+    """Return the margins of [`ProbeRow.ordered_pairs`] after the alteration of their wrong responses."""
     altered, rewards = row.places(label), row.row.rewards
     return [
         rewards[right] - row.variants[label, wrong].reward

@@ -320,7 +320,7 @@ def _draw_curve(axes: Axes, curve: AccuracyCurve, style: Style, label: str):
 
 
 def plot_rejection(found: Mapping[str, Uncertainty], path: Path, models: Sequence[str] = ()):
-    """Draw the accuracy of the kept pairs by the rejected share, one panel per model, as far as 20 pairs are left."""
+    """Draw the accuracy of the kept pairs by the rejected share, one panel per model, as long as at least 20 pairs are left."""
     figure, grid = _panels(len(found), 2, 3)
     styles = styles_of(found, models)
     for axes, (label, part) in zip(grid.flat, found.items(), strict=False):

@@ -165,7 +165,7 @@ class RewardServer(uvicorn.Server):
 
 
 class _Protocol(H11Protocol):
-    """HTTP with a bound on the head, unlike httptools, on the time that it may take, and on bytes that are costly to read."""
+    """HTTP protocol that, unlike httptools, limits the size of the head, the time it may take, and bytes that are costly to read."""
 
     _head_timeout: asyncio.TimerHandle | None = None
     _extra_bytes = 0
@@ -236,7 +236,7 @@ def make_server(app: FastAPI, host: str = "127.0.0.1", port: int = 8000, shutdow
 
 
 def _check_gpus(needed: int):
-    """Raise `ValueError` if the machine has GPUs, but not that many."""
+    """Raise `ValueError` if the machine has GPUs, but too few."""
     if torch.cuda.is_available() and needed > torch.cuda.device_count():
         raise ValueError(
             f"`tensor_parallel_size` times `data_parallel_size` is {needed}, but this machine has {torch.cuda.device_count()} GPU(s)."

@@ -44,7 +44,7 @@ def refusal(what: str, name: str, limit: float) -> str:
 
 
 def count_values(body: bytes, enough: int) -> int:
-    """Count the values of a JSON body without parsing it: exactly if they might be more than `enough`, else at most."""
+    """Count the values of a JSON body without parsing it: exactly if there might be more than `enough`, otherwise an upper bound."""
     most = _separators(body)
     if most <= enough:
         return most

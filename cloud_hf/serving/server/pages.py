@@ -43,7 +43,7 @@ _EXAMPLE = {"inputs": [{"prompt": "What is 2+2?", "response": "4"}]}
 
 
 def describe(app: FastAPI) -> dict[str, Any]:
-    """Return what a server is: its model, kind, context length and routes."""
+    """Describe a server: its model, kind, context length and routes."""
     service = app.state.service
     kind = "CLoud model, which writes critiques" if service.engine.critique else "classic reward model"
     paths = app.openapi()["paths"]

@@ -27,8 +27,8 @@ _CHARS_PER_SECOND = 20_000
 
 class Encoding:
     """
-    Runs pieces of work on untrusted text in a thread, one at a time, so that the event loop answers meanwhile: short texts before
-    long ones that arrived together. Abandoned work is not started.
+    Runs pieces of work on untrusted text in a thread, one at a time, so that the event loop stays responsive: short texts before long ones
+    that arrived together. Abandoned work is not started.
     """
 
     def __init__(self):

@@ -138,7 +138,7 @@ class CLoudRenderer(HfRenderer):
         return ids if rest else ids[:length]
 
     def validate_token_ids(self, token_ids: Sequence[int], *, parameter: str | None = None):
-        """Check a prompt's ids before they go to the engine, whichever way they came."""
+        """Check a prompt's ids before they go to the engine, from any route."""
         super().validate_token_ids(token_ids, parameter=parameter)
         if error := self._error_of(tuple(token_ids)):
             raise VLLMValidationError(error)
@@ -184,7 +184,7 @@ class CLoudRenderer(HfRenderer):
 
 
 def _hide(token_id: int | None, tokenizer):
-    """Make the reward token, an unused one of the vocabulary, special, so that vLLM leaves it out of the critique's text."""
+    """Mark the reward token, an unused token of the vocabulary, as special, so vLLM leaves it out of the critique's text."""
     token = tokenizer.added_tokens_decoder.get(token_id)
     if token is not None and not token.special:
         tokenizer.add_tokens([token.content], special_tokens=True)

@@ -148,14 +148,14 @@ class VLLMRequests:
         switch = position_switch(self.config.text_config)
         if switch is not None and max_model_len > switch:
             raise ValueError(
-                f"vLLM's `max_model_len` is {max_model_len}, and with more than {switch} it applies the factors of long texts "
-                f"(longrope) to all. Start it with `max_model_len={switch}`."
+                f"vLLM's `max_model_len` is {max_model_len}, and above {switch} it applies the long-context factors "
+                f"(longrope) to all requests. Start it with `max_model_len={switch}`."
             )
         if sampling.stop_when_stable is not None:
             raise ValueError("`stop_when_stable` needs transformers: vLLM cannot end a critique by its reward.")
         if sampling.read_every is not None and critiques is not None:
             raise ValueError(
-                "`read_every` of given `critiques` needs transformers: vLLM reads inside a critique only as it writes."
+                "`read_every` with given `critiques` needs transformers: vLLM reads rewards only inside critiques that it writes."
             )
         if sampling.temperature > MAX_TEMPERATURE:
             raise ValueError(
@@ -174,7 +174,7 @@ class VLLMRequests:
         )
 
     def context_length(self, max_model_len: int) -> int:
-        """Longest sequence in tokens, minus those that the engine needs to close a critique."""
+        """Longest sequence in tokens, minus the tokens that the engine needs to close a critique."""
         return max_model_len - self.reserved_tokens + 1
 
     def writing(self, sampling: Sampling, seed: int | None, **options) -> SamplingParams:

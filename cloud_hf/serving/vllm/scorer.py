@@ -56,7 +56,7 @@ class CLoudVLLM:
 
     @property
     def context_length(self) -> int:
-        """Longest sequence in tokens, minus those that the engine needs to close a critique."""
+        """Longest sequence in tokens, minus the tokens that the engine needs to close a critique."""
         return self._requests.context_length(self.llm.llm_engine.model_config.max_model_len)
 
     def score(

@@ -135,7 +135,7 @@ class DemoArguments:
             if self.server_url or self.classic_server_url:
                 raise ValueError("`server_url` and `classic_server_url` are for `backend` 'server'.")
         if self.results is not None and self.rows is None:
-            raise ValueError("`results` are scores of rows: name these with `rows`.")
+            raise ValueError("`results` are scores of rows: give those rows with `rows`.")
         if self.vllm_options is not None and self.backend != "vllm":
             raise ValueError("`vllm_options` are for `backend` 'vllm'.")
         if (self.policy_url is None) != (self.policy_model is None):

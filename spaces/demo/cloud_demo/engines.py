@@ -40,8 +40,8 @@ _NOISE = {"float32": 0.001, "unknown": 0.05}
 @dataclass
 class Models:
     """
-    Open models, and rows or the reason why they could not be read. Both `cloud` and `classic`, the one to compare with, may be of any
-    kind.
+    The loaded models, and the rows or the reason why they could not be read. Both `cloud` and `classic`, the one to compare with, may be of
+    any kind.
 
     `made` describes the computation, such as "float32 on cpu", and `warnings` holds what readers must know about the rewards. `results` are
     the models and scores of an evaluation on the rows.
@@ -61,7 +61,7 @@ class Models:
 
     @staticmethod
     def kind_of(engine: RewardEngine) -> str:
-        """Return the kind of a model in a word."""
+        """Return the kind of a model as a word."""
         if isinstance(engine, ScalarEngine):
             return "scalar"
         return {True: "CLoud", False: "classic", None: "not answering yet"}[engine.critique]

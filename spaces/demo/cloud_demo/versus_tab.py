@@ -314,6 +314,6 @@ def _show_summary(backend: Backend) -> str:
 
 
 def _most_telling(judged: JudgedRows) -> int:
-    """Return the first row in which the demo's model alone is right, or else the first row."""
+    """Return the first row in which only the demo's model is right, or else the first row."""
     alone = next(iter(FILTERS.values()))
     return min((index for index, row in judged.found.items() if alone(row)), default=0)
