@@ -141,7 +141,7 @@ def _check_exportable(source: str, config: CLoudConfig):
             "rewards stays the same."
         )
     if config.keep_thinking:
-        raise ValueError(f"{source} was made with `keep_thinking`, which no chat template can do.")
+        raise ValueError(f"{source} was made with `keep_thinking`, which no chat template can express.")
     if config.text_config.model_type not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
         raise ValueError(
             f"{source} is a {config.text_config.model_type} model, for which transformers has no sequence classifier."

@@ -332,7 +332,7 @@ def language_config(config: Any) -> Any:
     if plain_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise ValueError(
             f"{config.name_or_path or 'The base'} is a {config.model_type} model, and transformers has no causal language model of "
-            f"the type {plain_type}. Start from one that it has, such as Llama, Qwen or Gemma."
+            f"the type {plain_type}. Start from a supported one, such as Llama, Qwen or Gemma."
         )
     if text_config is config:
         return config

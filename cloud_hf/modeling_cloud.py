@@ -587,7 +587,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         first_B1H = self.trunk(ids[:, :1], use_cache=False).last_hidden_state
         if (hidden_BTH[:, :1] - first_B1H).abs().max() > 0.02 * first_B1H.abs().max() + 1e-4:
             raise ValueError(
-                f"In {type(self.language_model).__name__}, tokens see later ones, so it cannot write. Start from a causal "
+                f"In {type(self.language_model).__name__}, tokens attend to later ones, so it cannot write. Start from a causal "
                 "language model."
             )
         ours = self._scale_logits(self.language_model.get_output_embeddings()(hidden_BTH).float())
@@ -781,7 +781,7 @@ def _read_quantization(kwargs: dict[str, Any]):
     options = {key: kwargs.pop(key) for key in _QUANTIZATION_OPTIONS if key in kwargs}
     if options.get("load_in_8bit") or options.get("load_in_4bit"):
         if kwargs.get("quantization_config") is not None:
-            raise ValueError("Give `quantization_config` alone: it holds `load_in_8bit` and `load_in_4bit`.")
+            raise ValueError("Give only `quantization_config`: it holds `load_in_8bit` and `load_in_4bit`.")
         kwargs["quantization_config"] = BitsAndBytesConfig(**options)
 
 

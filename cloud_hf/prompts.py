@@ -117,7 +117,7 @@ def _check_json(value, name: str, depth: int = 0):
         for item in value:
             _check_json(item, name, depth + 1)
     elif not isinstance(value, str | int | float | None):
-        raise ValueError(f"{name} holds {value!r:.60}; messages hold what JSON can.")
+        raise ValueError(f"{name} holds {value!r:.60}; messages can hold only JSON values.")
 
 
 def _tool_call(call, name: str) -> dict[str, Any]:

@@ -115,7 +115,7 @@ def test_what_is_no_language_model_is_refused(tmp_path, config, match):
 def test_a_base_whose_tokens_see_those_that_follow_is_refused(tmp_path, model_type, options):
     """Encoders, and the language model of PaliGemma."""
     folder = save_language_model(tmp_path, model_type, **options)
-    with pytest.raises(ValueError, match="tokens see later ones, so it cannot write"):
+    with pytest.raises(ValueError, match="tokens attend to later ones, so it cannot write"):
         CLoudForRewardModeling.from_base(folder)
 
 

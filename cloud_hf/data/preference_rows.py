@@ -49,9 +49,9 @@ class Form(NamedTuple):
         if self.prompt == ABSENT and not self.whole:
             return "texts without a prompt, whose common beginning is the prompt"
         if self.prompt == ABSENT:
-            return f"whole chats ({self.responses}), whose common turns are the prompt"
+            return f"complete chats ({self.responses}), whose common turns are the prompt"
         responses = (
-            f"whole chats ({self.responses}), which repeat it" if self.whole else f"responses as {self.responses}"
+            f"complete chats ({self.responses}), which repeat it" if self.whole else f"responses as {self.responses}"
         )
         return f"prompt as {self.prompt}, {responses}"
 
@@ -192,7 +192,9 @@ class _Scan:
             found = "; ".join(
                 f"{number} rows as {form} (row {self.examples[form]})" for form, number in self.forms.most_common()
             )
-            raise ValueError(f"{self.name} mixes forms of rows: {found}. Bring all to one form, or split the dataset.")
+            raise ValueError(
+                f"{self.name} mixes forms of rows: {found}. Convert all to one form, or split the dataset."
+            )
         rows = without(rows, self.bad.settle(len(rows)))
         [form] = self.forms or [None]
         level = logging.INFO if form in (TEXT, Form(TEXT, TEXT)) else logging.WARNING
@@ -355,7 +357,7 @@ def _split(
         shared -= 1
     if not shared:
         raise ValueError(
-            "`chosen` and `rejected` are whole chats without a common user turn, so they answer different prompts."
+            "`chosen` and `rejected` are complete chats without a common user turn, so they answer different prompts."
         )
     common = chosen[:shared]
     if kind == TEXT:
@@ -368,7 +370,7 @@ def _split(
             "`prompt` holds messages and tools; with complete chats, give the tools as the column `tools`."
         )
     elif kind != ABSENT and prompt != common[: len(prompt)]:
-        raise ValueError("`chosen` and `rejected` are whole chats that do not begin with the turns of `prompt`.")
+        raise ValueError("`chosen` and `rejected` are complete chats that do not begin with the turns of `prompt`.")
     return common, chosen[shared:], rejected[shared:]
 
 

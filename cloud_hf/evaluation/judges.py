@@ -312,7 +312,7 @@ def _ask(
     found = Dataset.load_from_disk(str(folder)).to_list()
     if all(game["verdict"] is None for row in found for game in row["games"]):
         raise ValueError(
-            f"No answer of the judge holds a verdict; the first one is {found[0]['games'][0]['text']!r:.200}. Use a judge that follows "
+            f"No answer from the judge has a verdict; the first one is {found[0]['games'][0]['text']!r:.200}. Use a judge that follows "
             "the format of its prompt, or another `judge_prompt_file`."
         )
     return {row["id"]: tuple(game["verdict"] for game in row["games"]) for row in found}, counts

@@ -28,7 +28,7 @@ def test_forms_are_named_once_with_their_count(caplog):
     with caplog.at_level(logging.INFO):
         read_preferences(Dataset.from_list([FORMS["whole transcripts"]] * 3), "The set")
     assert caplog.messages == [
-        "The set: 3 rows are read as whole chats (transcripts), whose common turns are the prompt."
+        "The set: 3 rows are read as complete chats (transcripts), whose common turns are the prompt."
     ]
 
 
@@ -69,7 +69,7 @@ BAD = [
     ({"chosen": None}, "`chosen` is None; give a string or a list of chat messages"),
     ({"chosen": []}, r"`chosen` is \[\]"),
     ({"rejected": " "}, "`rejected` is empty"),
-    ({"chosen": [user("q")], "rejected": [user("q")]}, "whole chats without a common user turn"),
+    ({"chosen": [user("q")], "rejected": [user("q")]}, "complete chats without a common user turn"),
     ({"chosen": [user("p"), assistant("a")], "rejected": [user("p"), assistant("b")]}, "no user turn that .* share"),
     ({"prompt": [user("x")], "chosen": [user("q"), assistant("a")], "rejected": [user("q"), assistant("b")]}, "do not begin"),
     ({"chosen": [user("q"), assistant("a")], "rejected": [assistant("b")]}, "a complete chat and the other only a response"),

@@ -197,7 +197,7 @@ def check_match(splits: Mapping[str, Dataset]) -> int:
             if fit is not None and fit < _LEAST_FIT:
                 raise ValueError(
                     f"The published responses do not fit the prompts of rows {part[0][1]} to {part[-1][1]} of the source of `{source}` "
-                    f"prompts ({fit:.2f}, where 1 is perfect and 0 is chance): it has another order or content than the authors' copy."
+                    f"prompts ({fit:.2f}, where 1 is perfect and 0 is chance): its order or content differs from the authors' copy."
                 )
             compared += number
     return compared

@@ -117,7 +117,7 @@ class CLoudRenderer(HfRenderer):
     def _checked(self, prompt, params: TokenizeParams):
         if params.truncate_prompt_tokens is not None:
             raise VLLMValidationError(
-                "A truncated conversation has another reward: drop `truncate_prompt_tokens`, and shorten its messages."
+                "A truncated conversation has a different reward: drop `truncate_prompt_tokens`, and shorten its messages."
             )
         ids = list(prompt["prompt_token_ids"])
         if self._is_pooling:

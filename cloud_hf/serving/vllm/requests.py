@@ -131,8 +131,8 @@ class VLLMRequests:
         if self.critique_format.stop_ids(self.config) != CritiqueFormat.stop_ids(self.critique_format, self.config):
             raise ValueError(
                 f"The tokenizer's end of sequence is token {self.critique_format.tokenizer.eos_token_id}, but the language "
-                f"model's config says {self.config.text_config.eos_token_id}: vLLM would end critiques at other tokens than the "
-                "reference. Set `text_config.eos_token_id` in the model's config to the tokenizer's."
+                f"model's config says {self.config.text_config.eos_token_id}: vLLM would end critiques at tokens other than the "
+                "reference's. Set `text_config.eos_token_id` in the model's config to the tokenizer's."
             )
 
     @property

@@ -126,10 +126,10 @@ class Backend:
                 judged.add(index, judgement)
             return
         if on_zero_gpu():
-            judged.problem = "On ZeroGPU rows are judged when they are opened: GPUs are for visitors."
+            judged.problem = "On ZeroGPU, rows are judged only when they are opened: GPUs are for visitors."
             return
         if rows and len(rows) < JudgedRows.FEWEST:
-            judged.problem = f"There are too few rows to compare a reward with: this demo judges {len(rows)}, and it takes {JudgedRows.FEWEST}."
+            judged.problem = f"There are too few rows to compare a reward with: this demo judges {len(rows)}, but needs {JudgedRows.FEWEST}."
         judged.wanted = len(rows)
         for index, row in enumerate(rows):
             try:
@@ -206,10 +206,10 @@ class WaitingLine:
         under_way = [ticket.user for ticket in (*self._served, *self._waiting)]
         own, here = under_way.count(user), sum(other.address == user.address for other in under_way)
         if own >= self.max_per_user:
-            raise Problem(f"You have {own} requests under way, the limit for one visitor. Wait for one to end.")
+            raise Problem(f"You have {own} requests under way, the limit for one visitor. Wait for one to finish.")
         if here >= self.max_per_address:
             raise Problem(
-                f"Your network address has {here} requests under way, the limit for one. Wait for one to end."
+                f"Your network address has {here} requests under way, the limit for one address. Wait for one to finish."
             )
         if len(self._waiting) >= self.max_waiting:
             raise Problem(f"{len(self._waiting)} requests are waiting, the limit. Try again in a minute.")

@@ -83,7 +83,7 @@ def show_critiques(score: Score, effects: Effects | None = None, name: str = "cr
     for critique, reason in zip(score.critiques, score.finish_reasons, strict=True):
         cut = ""
         if reason == "length":
-            cut = '<p class="note bad">Cut: it reached the longest length. The reward was read where it was cut.</p>'
+            cut = '<p class="note bad">Cut at the maximum length, where the reward was read.</p>'
         first = effects is not None and not parts
         body = _tinted(critique, effects) if first else paragraph(critique, "critique")
         parts.append((body if critique else note("(The model ended it without writing anything.)")) + cut)
