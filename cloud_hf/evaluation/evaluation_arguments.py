@@ -61,11 +61,11 @@ class EvaluationArguments(JudgeServerArguments, ScoringArguments):
             Cascades of `models` to report as well, the cheapest stage first: `A,B`, or `A,B,B@4`. `B@4` is the mean of four of the
             critiques that `self_consistency` samples. Threshold and weights are fitted on one half of a set's rows and used on the other.
         cascade_goal (`str`, *optional*, defaults to `"loss=0.01"`):
-            Goal of the threshold: `accuracy=`, `loss=`, `tokens=` or `threshold=`, that is, at least this accuracy, at most this loss
+            Goal of the threshold: `accuracy=`, `loss=`, `tokens=` or `threshold=`. That is, at least this accuracy, at most this loss
             against the last stage alone, at most this many tokens per row, or the threshold itself. It is fitted on the other half of the
             rows.
         cascade_one_at_a_time (`bool`, *optional*, defaults to `False`):
-            After the first stage, score one contender of a row at a time, so one critique may settle a pair.
+            Score one contender of a row at a time after the first stage. One critique may then settle a pair.
         chunk_size (`int`, *optional*):
             Responses passed to the backend per call; a killed run loses at most one chunk. Defaults to eight batches with
             transformers, otherwise to 4096.
