@@ -135,7 +135,7 @@ def test_arguments_as_json_text_are_arguments(family):
     for arguments, says in (("{", "not JSON"), ("[1]", "give an object"), ('{"a": 1, "a": 2}', "a name occurs twice")):
         with pytest.raises(ValueError, match=f"message 1, tool call 0 has .*{says}"):
             ids(arguments)
-    with pytest.raises(ValueError, match="is of the type 'custom'"):
+    with pytest.raises(ValueError, match="has the type 'custom'"):
         ids({}, type="custom")
 
 

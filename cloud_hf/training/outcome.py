@@ -327,6 +327,6 @@ def _check_reference(args: CLoudOutcomeConfig, model: Any, tokenizer: PreTrained
     other = AutoTokenizer.from_pretrained(tokenizer_source(args.ref_model), trust_remote_code=args.trust_remote_code)
     if other.get_vocab() != tokenizer.get_vocab():
         raise ValueError(
-            f"`ref_model` {args.ref_model} has a different tokenizer from the model's, so their log-probabilities cannot be compared. "
+            f"`ref_model` {args.ref_model} has a different tokenizer than the model, so their log-probabilities cannot be compared. "
             "Name the model of stage 3 that training starts from, or omit `ref_model`."
         )
