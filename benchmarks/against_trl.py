@@ -117,7 +117,7 @@ def measure(
 
 
 def clock() -> float:
-    """Read the time: on CPUs that of this process, so that other work on the machine counts less."""
+    """Read the time: on CPUs the time of this process, so other work on the machine counts less."""
     return time.perf_counter() if torch.cuda.is_available() else time.process_time()
 
 

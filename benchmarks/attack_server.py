@@ -1,6 +1,6 @@
 """
-Attack a reward server on the loopback address: honest clients work while one attacker sends each kind of hostile request in turn.
-Prints, per attack, the p99 of an honest request, the slowest answer of `/health`, memory growth and what is given back, and wrong
+Attack a reward server on the loopback address: honest clients work while one attacker sends each kind of hostile request in turn. Prints,
+per attack, the p99 latency of honest requests, the slowest answer of `/health`, memory growth and how much is freed again, and wrong
 rewards; then how long SIGTERM and a second SIGTERM take under attack. Fails if a bound is missed.
 
 python benchmarks/attack_server.py --seconds 120 --clients 32
@@ -107,7 +107,7 @@ def hostile_requests(attack: str) -> list[bytes]:
 
 
 async def attack_server(port: int, attack: str, connections: int):
-    """Send the requests of an attack from several connections at once, without end; print the statuses at SIGTERM."""
+    """Keep sending the requests of an attack from several connections at once; print the statuses at SIGTERM."""
     requests, seen = hostile_requests(attack), Counter()
 
     async def attacker(number: int):
@@ -132,7 +132,7 @@ async def attack_server(port: int, attack: str, connections: int):
 
 
 class Attacker:
-    """An attacker in a separate process; without an attack, nobody."""
+    """An attacker in a separate process; does nothing without an attack."""
 
     def __init__(self, port: int, attack: str | None, connections: int):
         command = [sys.executable, __file__, "--attack_port", str(port), "--attacks", str(attack)]
@@ -156,7 +156,7 @@ class Attacker:
 
 @dataclass
 class Phase:
-    """What honest clients see during one attack."""
+    """Measurements of honest clients during one attack."""
 
     attack: str | None
     seconds: list[float] = field(default_factory=list)
@@ -226,7 +226,7 @@ def run_phase(server: Server, chats: list[Chat], args: argparse.Namespace, attac
 
 
 def seconds_to_stop(server: Server, args: argparse.Namespace, attack: str, signals: int) -> float:
-    """Return the seconds from the last of one or two SIGTERMs under attack to the end of the process."""
+    """Return the seconds from the last SIGTERM (of one or two) under attack until the process ends."""
     with Attacker(server.port, attack, args.connections):
         time.sleep(min(args.seconds, 5.0))
         for _ in range(signals):

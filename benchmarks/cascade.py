@@ -2,8 +2,8 @@
 Measure cascades and successive halving on the shell game, with the models of finished quickstart runs.
 
 Half of the pairs are easy (one swap), half are hard (three or four swaps). The threshold is chosen on dev pairs: at most one point below
-the CLoud model alone. There are only 144 pairs of one swap, so two thirds of the easy ones have swaps that both models were trained on; dev and
-test share none. The second mix has only these easy pairs. Hard pairs are of sequences in no training set.
+the CLoud model alone. There are only 144 pairs of one swap, so two thirds of the easy ones have swaps that both models were trained on; dev
+and test share none. The second mix has only these easy pairs. Hard pairs have sequences that are in no training set.
 
 python benchmarks/cascade.py --runs runs/quickstart-seed0 runs/quickstart-seed1 runs/quickstart-seed2
 """
@@ -32,7 +32,7 @@ EASY, HARD = (1,), (3, 4)
 SEEN = 48  # easy pairs of each split with swaps that both models were trained on; they come last
 COPIES = 4  # of each answer, which make 16 candidates
 CRITIQUES = 4  # of the cascade's third stage
-MOST = 8  # critiques of a candidate
+MOST = 8  # critiques per candidate
 CURVE = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 1.0)
 CASCADES = {
     "both at once": ("classic", "cloud"),
@@ -44,7 +44,7 @@ RESULT = Path(__file__).parent / "results" / "cascade.json"
 
 
 def easy_pairs(split: str, seed: int) -> list[dict]:
-    """Return all pairs of one swap: those of held-out swaps of the split, and one half of those of training swaps."""
+    """Return all pairs of one swap: those with held-out swaps of the split, and one half of those with training swaps."""
     games = [ShellGame(start, (swap,)) for start in CUPS for swap in permutations(CUPS, 2)]
     rows = [
         {"prompt": game.prompt, "chosen": response_text(game.answer), "rejected": response_text(cup), "game": game}
@@ -85,7 +85,7 @@ def stage(found: dict, one_at_a_time: bool = False) -> StageScores:
 
 
 def compare(point: CascadePoint, full: CascadePoint) -> dict:
-    """Return a point's metrics, and its difference to and share of the full model's."""
+    """Return a point's metrics, and their difference from and share of the full model's."""
     return {
         "threshold": point.threshold,
         "accuracy": point.accuracy,
@@ -119,7 +119,7 @@ def measure_pairs(seed: int, scorers: dict[str, TransformersScorer]) -> tuple[di
 
 
 def measure_mix(dev: dict[str, StageScores], test: dict[str, StageScores]) -> tuple[dict, CascadeFit]:
-    """Fit each cascade on dev rows, of which the first half is easy, and compare it with the CLoud model on the test rows."""
+    """Fit each cascade on dev rows, whose first half is easy, and compare it with the CLoud model on the test rows."""
     correct = [[1, 0]] * len(test["cloud"].rewards)
     alone = {name: run_recorded([part], fit_stages([part], correct), 1.0, correct) for name, part in test.items()}
     result, fits = {"rows": len(correct), "alone": {}, "cascades": {}}, {}
@@ -142,7 +142,7 @@ def measure_mix(dev: dict[str, StageScores], test: dict[str, StageScores]) -> tu
 
 
 def measure_best_of_16(seed: int, problems: int, scorers: dict[str, TransformersScorer], fit: CascadeFit) -> dict:
-    """Choose among 16 candidates, four of each answer with critiques of their own, by halving and by the cascade."""
+    """Choose among 16 candidates, four of each answer with separate critiques, by halving and by the cascade."""
     rows = best_of_n_rows(problems, "test", HARD, seed)
     easy = {row["prompt"]: row for row in easy_pairs("test", seed)}
     games = [row["game"] for row in list(easy.values())[:problems]]
@@ -187,7 +187,7 @@ def measure_best_of_16(seed: int, problems: int, scorers: dict[str, Transformers
 
 
 def _sixteen(values: list) -> list:
-    """Give each copy of an answer its own critiques."""
+    """Give each copy of an answer separate critiques."""
     return [[one[copy * MOST : (copy + 1) * MOST] for one in row for copy in range(COPIES)] for row in values]
 
 

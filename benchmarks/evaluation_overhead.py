@@ -1,7 +1,7 @@
 """
-Measure the overhead of an evaluation over scoring the same chats directly with the same backend: `evaluate_rewards.py` checks and
-measures the rows, journals every score, and computes the metrics. 256 chats of 250 ± 120 tokens (preference pairs with a
-prompt in common), 64 new tokens each, on the random model of `scoring_speed.py`, greedy, fp32; the model is loaded once.
+Measure the overhead of an evaluation over scoring the same chats directly with the same backend: `evaluate_rewards.py` checks and measures
+the rows, journals every score, and computes the metrics. 256 chats of 250 ± 120 tokens (pairs share their prompt), 64 new tokens each, on
+the random model of `scoring_speed.py`, greedy, fp32; the model is loaded once.
 
 - direct: one call of the backend's `score` with all chats.
 - evaluate: the same chats through `evaluate_rewards.py` with a new journal, up to the files of scores.

@@ -1,4 +1,4 @@
-"""What `gpu_training.py`, `gpu_scoring.py` and `gpu_vllm.py` share: options, random models, clocks, limits of the GPU, results."""
+"""Shared by `gpu_training.py`, `gpu_scoring.py` and `gpu_vllm.py`: options, random models, clocks, limits of the GPU, results."""
 
 import argparse
 import gc
@@ -30,7 +30,7 @@ def parse_arguments(description: str, rounds: int) -> argparse.Namespace:
     """Read `--tiny`, `--rounds` and `--output`; without a GPU, only `--tiny` runs."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="use a tiny model, to try the script, also on a CPU")
-    parser.add_argument("--rounds", type=int, default=rounds, help="runs of each side, after one that warms up")
+    parser.add_argument("--rounds", type=int, default=rounds, help="runs of each side, after a warm-up run")
     parser.add_argument("--output", help="JSON file; printed only if omitted with --tiny")
     args = parser.parse_args()
     if not (ON_GPU or args.tiny):
@@ -79,8 +79,8 @@ def _wait():
 
 def measure(sides: dict[str, Callable[[], Any]], rounds: int) -> tuple[Runs, dict[str, float]]:
     """
-    Return the seconds of each side per round after one that warms up, and the peak GiB of each above the memory held before (0 on a
-    CPU). Rounds alternate which side starts. A side without enough memory has no entry.
+    Return the seconds of each side per round after a warm-up round, and the peak GiB of each above the memory held before (0 on a CPU).
+    Rounds alternate which side starts. A side without enough memory has no entry.
     """
     seconds: Runs = {name: [] for name in sides}
     peaks: dict[str, float] = {}
@@ -147,7 +147,7 @@ def ratio(
 
 
 def peak_ratio(peaks: dict[str, float], side: str, other: str, at_most: float) -> dict:
-    """Compare the peak memory of two sides; no value on a CPU, or if one side had not enough memory."""
+    """Compare the peak memory of two sides; no value on a CPU, or if one side ran out of memory."""
     if not peaks.get(other) or side not in peaks:
         return {"value": None, "reached": False}
     return against(peaks[side] / peaks[other], at_most=at_most)

@@ -6,8 +6,8 @@ batch, critiques of 128 tokens.
 - score, score at 0.7: `CLoudForRewardModeling.score`, greedy and at temperature 0.7.
 - reference: `generate`, decode, tokenise again, and a second forward pass with all hidden states.
 
-The limit is the prefill's operations at the speed of a large matrix product, and for each step reading weights and KV cache once at the
-speed of a copy, both measured in the same run.
+The limit is the time of the prefill's operations at the speed of a large matrix product, plus, for each step, of reading weights and KV
+cache once at the speed of a copy; both speeds are measured in the same run.
 
 python benchmarks/gpu_scoring.py          # under 3 minutes on an H100 or H200
 python benchmarks/gpu_scoring.py --tiny   # on any machine, in seconds
@@ -76,7 +76,7 @@ def make_sides(model, tokenizer, critique_format: CritiqueFormat, chats, new_tok
         critiques = tokenizer.batch_decode(generate()[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         texts = [f"{prefix.text} {critique}<|im_end|>" for prefix, critique in zip(prefixes, critiques, strict=True)]
         encoded = padded(tokenizer(texts, add_special_tokens=False)["input_ids"])
-        # Its logits, of all positions, would not fit for the complete batch
+        # Logits of all positions would not fit for the complete batch
         rows = len(prefixes) // 4
         for start in range(0, len(prefixes), rows):
             part = {key: tensor[start : start + rows] for key, tensor in encoded.items()}
@@ -93,7 +93,7 @@ def make_sides(model, tokenizer, critique_format: CritiqueFormat, chats, new_tok
 
 
 def least_seconds(model, limits: dict[str, float], prompt_tokens: int, chats: int, new_tokens: int) -> float:
-    """Return the seconds that prefill and decoding take at least."""
+    """Return the minimum seconds of prefill and decoding."""
     config = model.config.text_config
     weights = sum(p.numel() for p in model.language_model.parameters()) - model.get_input_embeddings().weight.numel()
     kv_bytes = 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim  # of a token, in bf16

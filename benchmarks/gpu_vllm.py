@@ -1,8 +1,8 @@
 """
 Measure `CLoudVLLM` on one GPU at the shape of Llama 3.2 1B (random weights, bf16, CUDA graphs): 512 chats of 250 ± 120 tokens, critiques
-of 128 tokens. Both engines live in one run, without prefix caching, because the chats come again in every round.
+of 128 tokens. Both engines share one run, without prefix caching, because the chats repeat in every round.
 
-- plain: vLLM alone, with the same language model, for as many tokens.
+- plain: vLLM alone, with the same language model, for the same number of tokens.
 - score: `CLoudVLLM.score`, greedy.
 
 Then greedy critiques, and rewards of given critiques, are compared with those of transformers, next to the difference between two

@@ -1,7 +1,7 @@
 """
-Measure how often the 95 % intervals of evaluation reports hold the true value, by simulation: rows (or problems, or questions) are drawn
-from a known distribution, the library computes the interval, and the share of intervals that hold the true value should be 0.95. Standard
-errors are measured as ± 1.96 of them.
+Measure how often the 95 % intervals of evaluation reports cover the true value, by simulation: rows (or problems, or questions) are drawn
+from a known distribution, the library computes the interval, and the share of intervals that cover the true value should be 0.95. Standard
+errors count as intervals of ± 1.96 of them.
 
 python benchmarks/interval_coverage.py                    # about a quarter of an hour on one core
 python benchmarks/interval_coverage.py --runs 40 --sizes 20
@@ -35,7 +35,7 @@ from cloud_hf.scoring import Score
 
 RESULTS = Path(__file__).parent / "results" / "interval_coverage.json"
 Z = 1.96
-MANY = 200_000  # rows whose figure counts as the true one where there is no formula
+MANY = 200_000  # rows whose figure counts as the true value if there is no formula
 
 # An interval (`None` where the report shows none) and the true value
 Found = tuple[Interval | None, float]
@@ -44,8 +44,8 @@ Found = tuple[Interval | None, float]
 @dataclass(frozen=True)
 class Case:
     """
-    Types of intervals. `draw` makes data of n rows and returns an interval of each type; `slow` divides the number of runs, twice for more
-    than 100 rows; `least` is the smallest n that the types are defined for.
+    Types of intervals. `draw` makes data of n rows and returns an interval of each type; `slow` divides the number of runs, twice above 100
+    rows; `least` is the smallest n for which the types are defined.
     """
 
     types: Sequence[str]
@@ -66,7 +66,7 @@ def wilson_shares(rng: np.random.Generator, n: int):
 
 
 def fractions(rng: np.random.Generator, n: int):
-    """Rows of RM-Bench: three cells of a level, with a difficulty of the row's own."""
+    """Rows of RM-Bench: three cells per level, with a difficulty for each row."""
     return [(share((rng.binomial(3, rng.beta(2, 1, n)) / 3).tolist()).ci95, 2 / 3)]
 
 
@@ -217,7 +217,7 @@ def arena(rng: np.random.Generator, n: int):
 
 
 def verdicts_of(rng: np.random.Generator, n: int) -> list[tuple[str, str]]:
-    """Verdicts of two games, which depend on how good the answer is. The baseline is A in the first, the answer in the second."""
+    """Verdicts of two games, which depend on how good the answer is. A is the baseline in the first and the answer in the second."""
     steps = np.clip(np.rint(rng.normal(0.3, 1, (n, 1)) + rng.normal(0, 0.5, (n, 2))), -2, 2).astype(int)
     return [(VERDICTS[2 + first], VERDICTS[2 - other]) for first, other in steps.tolist()]
 
@@ -282,7 +282,7 @@ CASES = (
 
 
 def measure(case: Case, n: int, runs: int) -> list[dict[str, float]]:
-    """Return for each type the share of shown intervals that hold the true value, and how many runs showed one and none."""
+    """Return, for each type, the share of shown intervals that cover the true value, and how many runs showed one or none."""
     rng = np.random.default_rng([n, zlib.crc32(case.types[0].encode())])
     found = [case.draw(rng, n) for _ in range(max(2, runs // (case.slow if n <= 100 else case.slow**2)))]
     return [coverage(of_type) for of_type in zip(*found, strict=True)]
@@ -301,7 +301,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[20, 100, 1000], help="numbers of rows")
     parser.add_argument("--runs", type=int, default=3000, help="simulated evaluations; slow types take fewer")
-    parser.add_argument("--only", default="", help="measure types with this text again, and keep the other results")
+    parser.add_argument(
+        "--only", default="", help="measure only types whose name contains this text, and keep the other results"
+    )
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args()
     result = json.loads(args.output.read_text(encoding="utf-8"))["types"] if args.only else {}

@@ -117,7 +117,7 @@ def print_peak(name: str):
 
 
 def peak_megabytes(name: str) -> float:
-    # Otherwise freed blocks stay with the process: they would count before the step but not in it
+    # Otherwise the process keeps freed blocks, which would count before the step but not during it
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     command = [sys.executable, __file__, "--peak", name]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)

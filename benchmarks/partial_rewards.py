@@ -1,5 +1,5 @@
 """
-Measure what reading the reward at every 16th critique token (`read_every=16`) costs, in transformers and in vLLM: CPU seconds of scoring
+Measure the cost of reading the reward at every 16th critique token (`read_every=16`), in transformers and in vLLM: CPU seconds of scoring
 with it, relative to scoring without it, on the model and chats of `scoring_speed.py`.
 
 Both sides run in one process, one after the other in each round; rounds alternate which side starts. The ratio is the median over rounds.
@@ -42,7 +42,7 @@ def make_scorer(backend: str, folder: str):
 
 
 def measure(backend: str, folder: str, num_chats: int, rounds: int) -> dict[str, list[float]]:
-    """Return the CPU seconds of each side by round, after a round that is not counted."""
+    """Return the CPU seconds of each side by round, after a warm-up round."""
     scorer, critique_format = make_scorer(backend, folder)
     prompts, responses = (part[:num_chats] for part in chats(critique_format))
     sides: dict[str, dict] = {"plain": {}, "read_every": {"read_every": READ_EVERY}}

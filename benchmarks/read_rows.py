@@ -1,9 +1,10 @@
 """
-Measure the speed and memory of the reader of preference rows, on the forms that people publish: text, messages, whole chats, transcripts,
-ShareGPT turns and JSON strings. Every form is written to a file of JSON lines, loaded, and read with `read_preferences`.
+Measure the speed and memory of the reader of preference rows, on the forms that people publish: text, messages, complete chats,
+transcripts, ShareGPT turns and JSON strings. Every form is written to a file of JSON lines, loaded, and read with `read_preferences`.
 
-A row holds a question, two earlier turns and two responses of about 600 characters each. The rows per second are those of the reader on one
-processor core, before tokenisation, without loading the file (processor time, which other work on the machine does not change); memory is the peak of one process that reads all forms in turn.
+A row holds a question, two earlier turns and two responses of about 600 characters each. Rows per second are measured for the reader alone
+on one processor core, before tokenisation and without loading the file (in processor time, so other work on the machine does not matter);
+memory is the peak of one process that reads all forms in turn.
 
 python benchmarks/read_rows.py
 python benchmarks/read_rows.py --rows 20000   # faster

@@ -108,8 +108,8 @@ def save_model(folder: str):
 @torch.no_grad()
 def allow_only_letters(language_model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast):
     """
-    Change weights so that one hidden dimension has the same positive value at every position, from which the LM head derives that
-    only letters are allowed. Decoded critiques therefore encode back to the same number of tokens on every side.
+    Change weights so that one hidden dimension has the same positive value at every position, which lets the LM head allow only letters.
+    Decoded critiques therefore encode back to the same number of tokens on every side.
     """
     letters = tokenizer.convert_tokens_to_ids(list(string.ascii_letters))
     language_model.model.embed_tokens.weight[:, 0] = 1.0

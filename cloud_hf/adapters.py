@@ -1,8 +1,8 @@
 """
 LoRA adapters: find and check their base, attach and merge them.
 
-The model class is an argument: the model imports this module to load an adapter by name, and a model folder's own copy of
-the class passes itself.
+The model class is an argument, because the model imports this module to load an adapter by name, and a copy of the class in a model's
+folder passes itself.
 """
 
 import json
@@ -88,7 +88,7 @@ def attach_adapter(
 
     Args:
         peft_config (`LoraConfig`, *optional*):
-            Replaces the adapter's own. Modules that only its `modules_to_save` names keep the base's weights.
+            Config to use instead of the adapter's. Modules that only its `modules_to_save` lists keep the base's weights.
         trainable (`bool`, *optional*, defaults to `False`):
             Whether to continue training.
 
@@ -100,7 +100,7 @@ def attach_adapter(
     config = own_config if peft_config is None else peft_config
     _check_file(name, **hub_kwargs)
     weights = load_peft_weights(name, device="cpu", **hub_kwargs)
-    # Of adapted embeddings and LM heads, PEFT also saves the base's own weights
+    # For adapted embeddings and LM heads, PEFT also saves the base weights
     weights = {key: weight for key, weight in weights.items() if ".base_layer." not in key}
     if not isinstance(read_model_config(name, **hub_kwargs), CLoudConfig):
         if isinstance(config.target_modules, str):  # a pattern that matches complete module names
@@ -133,7 +133,7 @@ def check_lora(name: str, config: PeftConfig):
 
 
 def check_tied_layers(model: PeftModel):
-    """Raise `ValueError` if an adapter changes the LM head or the embeddings of a model in which both are one matrix."""
+    """Raise `ValueError` if an adapter changes the LM head or the embeddings of a model that ties them."""
     layers = {"LM head": model.get_output_embeddings(), "embeddings": model.get_input_embeddings()}
     for layer, module in layers.items():
         if model.config.tie_word_embeddings and isinstance(module, BaseTunerLayer):
@@ -195,7 +195,7 @@ def adapter_base(name: str, base: str | None = None, **hub_kwargs) -> tuple[str,
     Find the Hub id or folder of an adapter's base, and its revision. `base` is its location if it has moved since training.
 
     Raises:
-        `ValueError`: If it is missing, is itself an adapter, or is not the model that the adapter was trained on.
+        `ValueError`: If the base is missing, is itself an adapter, or is not the model that the adapter was trained on.
     """
     peft_config = read_adapter_config(name, **hub_kwargs)
     recorded, revision = base or peft_config.base_model_name_or_path, None if base else peft_config.revision
@@ -241,19 +241,19 @@ def read_model_config(name: str, base: str | None = None, **kwargs) -> Any:
 def record_base(folder: str | Path, model: PeftModel):
     """
     Write a hash of the base's weights into an adapter's folder, for [`adapter_base`] to compare. A base on the Hub needs no
-    hash: its name identifies it. The path of a local base becomes one from the adapter's folder.
+    hash: its name identifies it. The path of a local base is made relative to the adapter's folder.
     """
     base, own_class = model.peft_config["default"].base_model_name_or_path, type(model.get_base_model())
     changes: dict[str, Any] = {}
     if isinstance(model.config, CLoudConfig):
-        # PEFT's classes for tasks would load another kind of model, without the adapter's weights. Now they name this class
+        # PEFT's task types load another kind of model, without the adapter's weights, so name this class instead
         mapping = {"base_model_class": own_class.__name__, "parent_library": own_class.__module__}
         changes = {"task_type": None, "auto_mapping": mapping}
     if base and Path(base).is_dir():
         changes["base_model_name_or_path"] = os.path.relpath(base, folder)
         record = {"version": 2, "model": Path(base).name, "weights": hash_of_weights(base)}
         (Path(folder) / BASE_RECORD).write_text(json.dumps(record, indent=2) + "\n")
-        card = Path(folder) / "README.md"  # PEFT's, which names the base by its path
+        card = Path(folder) / "README.md"  # PEFT's card contains the path of the base
         if card.exists():
             card.write_text(card.read_text("utf-8").replace(base, Path(base).name), "utf-8")
     path = Path(folder) / "adapter_config.json"
@@ -276,7 +276,7 @@ def _check_identity(name: str, base: str, **hub_kwargs):
 
 
 def _of_base(hub_kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Keep the Hub options of an adapter's repository that also apply to its base's."""
+    """Keep the Hub options of an adapter's repository that also apply to its base."""
     return {key: value for key, value in hub_kwargs.items() if key not in ("revision", "subfolder")}
 
 

@@ -58,7 +58,7 @@ def register_loaded():
     """Register each class whose registry is loaded. A module that is still being imported is left to a later call."""
     for registry, (ours, register) in _REGISTRIES.items():
         if registry in sys.modules and not _executing & {registry, ours} and registry not in _registered:
-            importlib.import_module(ours)  # may register the class, too
+            importlib.import_module(ours)  # may also register the class
             if registry not in _registered:
                 _registered.add(registry)
                 register()

@@ -15,7 +15,7 @@ _RESULTS = "<!-- results: written by cloud-hf -->", "<!-- end of results -->"
 
 
 def results_section(results: Sequence[EvalResult], notes: str = "") -> str:
-    """Return the section of held-out results, between marks that [`add_results`] finds."""
+    """Return the section of held-out results, between markers that [`add_results`] finds."""
     rows = [
         (
             in_code(result.dataset_name)
@@ -42,7 +42,7 @@ def _interval(settings: Mapping[str, Any] | None) -> str:
 
 def add_results(folder: Path, results: list[EvalResult]):
     """
-    Add results to a model's card: to its metadata (`model-index`) and the section Evaluation. They replace those of the same dataset,
+    Add results to a model's card: to its metadata (`model-index`) and the section Evaluation. They replace results for the same dataset,
     split, revision, metric and settings (`metric_args` without its interval `ci95`).
     """
     card = ModelCard.load(folder / "README.md")

@@ -1,7 +1,7 @@
 """
-Model cards: metadata, sections, what they inherit from the cards of their sources, and held-out results.
+Model cards: metadata, sections, inheritance from the cards of their sources, and held-out results.
 
-Texts of rows, models and sources are escaped: in a card they stay text.
+Text from rows, models and sources is escaped, so that a card shows it literally.
 """
 
 import json
@@ -48,7 +48,7 @@ class Kind:
     pipeline_tag: str | None
 
 
-# A pipeline for texts does not write the critique that a CLoud model needs, so it gets no task
+# The Hub's text pipelines do not write the critique that a CLoud model needs, so its card names no task
 CLOUD = Kind("CLoud (critique-out-loud) reward model", ("cloud-hf", "critique-out-loud", "reward-model"), None)
 CLASSIC = Kind("classic reward model", ("cloud-hf", "reward-model"), "text-classification")
 CRITIC = Kind("language model that writes critiques", ("cloud-hf", "critique-out-loud"), "text-generation")
@@ -60,7 +60,7 @@ def kind_of(critique: bool) -> Kind:
 
 
 class Example(NamedTuple):
-    """A prompt and a response with what a model writes about it: its critique and, of a reward model, its reward."""
+    """A prompt and a response with what a model writes about it: its critique and, for a reward model, its reward."""
 
     prompt: Any
     response: str
@@ -81,12 +81,12 @@ def hub_id(name: str | None) -> str | None:
 
 
 def shown_name(name: str | None) -> str | None:
-    """Return a name for others to read: of a path, its last part."""
+    """Return a name to publish: for a path, only its last part."""
     return Path(name).resolve().name if name and not hub_id(name) else name
 
 
 def assemble(card_class: type[CardT], data: CardData, title: str, about: str, sections: Mapping[str, str]) -> CardT:
-    """Put a card together; sections without text are left out."""
+    """Assemble a card; empty sections are omitted."""
     title = re.sub(r"([\\<>\[\]`*|])", r"\\\1", " ".join(title.split()))
     parts = [f"# {title}", about, *(f"## {heading}\n\n{text}" for heading, text in sections.items() if text)]
     return card_class(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n")
@@ -97,7 +97,7 @@ def assemble(card_class: type[CardT], data: CardData, title: str, about: str, se
 
 def read_metadata(name: str | None, card_class: type[ModelCard] | type[DatasetCard]) -> dict[str, Any]:
     """
-    Read the metadata of a card that others inherit. Values of the wrong form are left out, as are those of a card that cannot be read.
+    Read the metadata of a card that others inherit. Malformed values are left out; a card that cannot be read gives none.
 
     Args:
         name (`str`, *optional*):
@@ -136,8 +136,8 @@ def _listed(value: Any) -> list[str]:
 
 def inherit(base: str | None, datasets: Iterable[str | None] = ()) -> dict[str, Any]:
     """
-    Return metadata that a model inherits: the nearest base model and all datasets on the Hub, the base's licence, and the languages of
-    the datasets, or else of the base. Of folders, the cards are followed.
+    Return metadata that a model inherits: the nearest base model and all datasets on the Hub, the base's licence, and the languages of the
+    datasets, or else of the base. Cards of local folders are followed to their own sources.
     """
     of_base, found, languages = read_metadata(base, ModelCard), [], []
     for name in filter(None, datasets):
@@ -183,17 +183,17 @@ def model_card(
         about (`str`):
             What it was made from, as Markdown, after the sentence that names its kind.
         metadata (`Mapping[str, Any]`):
-            What it inherits, as [`inherit`] returns it, and more.
+            Card metadata, including what [`inherit`] returns.
         package (`bool`, *optional*, defaults to `False`):
-            Whether loading it needs this package, as that of adapters and of the published layout does.
+            Whether loading it needs this package, as adapters and the published layout do.
         training (`str`, *optional*):
             The section on training, as Markdown.
         example ([`Example`], *optional*):
-            What to judge in the example, and the model's output.
+            Prompt and response of the example, and the model's output for them.
         critique_prompt (`str`, *optional*):
-            How a critic is asked, if chat messages can say it.
+            The critic's prompt, if chat messages can express it.
         tags, results, notes:
-            More of the Hub's tags, held-out results, and a sentence on their origin.
+            Further Hub tags, held-out results, and a sentence on their origin.
     """
     example = example or _UNSCORED
     bases = metadata.get("base_model", [])
@@ -262,7 +262,7 @@ def _critic_code(name: str, example: Example, critique_prompt: str | None) -> st
 
 
 def _output(kind: Kind, example: Example) -> str:
-    """Say what the model gives for the example."""
+    """Describe the model's output for the example."""
     if example is _UNSCORED:
         return ""
     source = "\n\nThe example is a row of the training data."
@@ -273,7 +273,7 @@ def _output(kind: Kind, example: Example) -> str:
 
 
 def _other_tools(kind: Kind) -> str:
-    """Say how tools that load models by name use a model."""
+    """Explain how to use the model with tools that load models by name."""
     return {
         CLOUD: (
             "The reward is read at the end of a critique that the model writes first. Tools that load a reward model by its name "
@@ -313,7 +313,7 @@ def _limits(kind: Kind, language: Any) -> str:
             "`batch` of `cloud-hf evaluate` measures it.",
         ]
     if kind is not CLASSIC:
-        found.append("A critique can be wrong although it reads well, and was not checked by people.")
+        found.append("A critique can read well and still be wrong; none was checked by people.")
     if kind is CLOUD:
         found.append(
             "The reward depends on the critique. The mean over several sampled ones (`num_critiques`) is steadier."

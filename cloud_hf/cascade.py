@@ -24,15 +24,15 @@ VERSION = 1
 @dataclass(frozen=True)
 class StageFit:
     """
-    Weights that make log-odds of a stage's rewards.
+    Weights that convert a stage's rewards to log-odds.
 
     Args:
         slope (`float`):
-            Log-odds per unit of reward by which one response is ahead of another.
+            Log-odds per unit of the difference in reward between two responses.
         prior (`float`, *optional*, defaults to `0.0`):
-            Weight of the log-odds after the stage before.
+            Weight of the log-odds after the previous stage.
         one_slope, one_center, one_prior (`float`, *optional*):
-            The same where the stage has scored one of the two responses, which is compared with the reward of a typical one.
+            The same where the stage has scored only one of the two responses; it is compared with a typical reward.
     """
 
     slope: float
@@ -45,7 +45,8 @@ class StageFit:
         """
         Return the log-odds, shape `(N, N)`, that candidate i is better than j.
 
-        `rewards_N` are the stage's rewards, NaN for candidates that it has not scored, and `before_NN` the log-odds after the stage before.
+        `rewards_N` are the stage's rewards, NaN for candidates that it has not scored, and `before_NN` the log-odds after the previous
+        stage.
         """
         known_N = ~np.isnan(rewards_N)
         filled_N = np.where(known_N, rewards_N, 0.0)
@@ -59,7 +60,7 @@ class StageFit:
 @dataclass(frozen=True)
 class CascadeFit:
     """
-    What a cascade learned from dev rows.
+    Weights and thresholds that a cascade learned from dev rows.
 
     Args:
         stages (`tuple[StageFit, ...]`):
@@ -69,7 +70,7 @@ class CascadeFit:
             has nothing to do, to 1, where it scores everything.
 
     Raises:
-        `ValueError`: If a threshold is out of range, or their number is not that of the stages after the first.
+        `ValueError`: If a threshold is out of range, or there is not one for each stage after the first.
     """
 
     stages: tuple[StageFit, ...]
@@ -89,7 +90,7 @@ class CascadeFit:
 
     @classmethod
     def load(cls, path: str | Path) -> "CascadeFit":
-        """Read a file of [`CascadeFit.save`]. Raises `ValueError` if it is not one."""
+        """Read a file written by [`CascadeFit.save`]. Raises `ValueError` if it is not one."""
         try:
             page = json.loads(Path(path).read_text())
             if page["version"] != VERSION:
@@ -109,7 +110,7 @@ class Candidates:
 
     Args:
         count (`int`):
-            Number of responses. A response that is alone is compared with a typical one, which no stage scores.
+            Number of responses. A single response is compared with a typical one, which no stage scores.
         asked (`list[list[int]]`, *optional*):
             For each stage so far, the places of the responses that it scored, in this order.
     """
@@ -130,7 +131,7 @@ class Candidates:
 
     @property
     def leader(self) -> int:
-        """Place of the response with the highest reward; the first one wins a tie."""
+        """Index of the response with the highest reward; the first one wins a tie."""
         return int(np.argmax(self.rewards))
 
     @property
@@ -140,7 +141,7 @@ class Candidates:
         return float(1 / (1 + np.exp(-odds)))
 
     def enter_stage(self):
-        """Keep the log-odds so far as those before the next stage, which has scored nothing yet."""
+        """Start the next stage, which has scored nothing yet: keep the log-odds so far."""
         self.asked.append([])
         self._before_NN = self.odds_NN
         self._rewards_N = np.full(len(self.odds_NN), np.nan)
@@ -158,7 +159,7 @@ class Candidates:
         return waiting[:1] if one_at_a_time else sorted(waiting)
 
     def add(self, rewards: dict[int, float], fit: StageFit):
-        """Take the stage's rewards of some places."""
+        """Record the stage's rewards at some places."""
         for place, reward in rewards.items():
             self.asked[-1].append(place)
             self._rewards_N[place] = reward
@@ -240,13 +241,13 @@ class CascadeScorer:
 
     Rewards are log-odds against the other responses to the same prompt, so they are comparable within a prompt only: for best-of-N, for
     pairs, and for reinforcement learning with several completions per prompt. Equal prompts of one call are one group. A response that
-    is alone is compared with a typical one of the dev rows.
+    is alone is compared with a typical response of the dev rows.
 
     Args:
         stages (`Sequence[CascadeStage or Scorer]`):
             The cheapest first: a classic or scalar model, one critique, several critiques.
         fit ([`CascadeFit`]):
-            Of [`~evaluation.metrics.cascade.fit_cascade`], or of a file that an evaluation with `--cascades` wrote.
+            From [`~evaluation.metrics.cascade.fit_cascade`], or from a file that an evaluation with `--cascades` wrote.
 
     Attributes:
         spent (`list[Spent]`):
@@ -280,7 +281,7 @@ class CascadeScorer:
         on_score: OnScore | None = None,
     ) -> list[Score]:
         """
-        Judge responses. See [`Scorer`]; `num_critiques` and `temperature` are the stages', and `critiques` cannot be given
+        Judge responses. See [`Scorer`]; `num_critiques` and `temperature` are set by the stages, and `critiques` is refused
         (`ValueError`). A score has the critiques of the last stage that scored the response.
         """
         if num_critiques != 1 or temperature != 0 or critiques is not None:

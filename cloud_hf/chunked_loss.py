@@ -31,7 +31,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         loss_from_logits: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     ) -> torch.Tensor:
         """
-        Return the losses, shape `(P,)`. `loss_from_logits` computes those of a piece, shape `(p,)`, from its logits `(p, V)` and
+        Return the losses, shape `(P,)`. `loss_from_logits` computes the losses of a piece, shape `(p,)`, from its logits `(p, V)` and
         labels `(p,)`. Only one of the `chunks` pieces has its logits in memory at a time.
         """
         ctx.save_for_backward(hidden_PH, weight_VH, labels_P)

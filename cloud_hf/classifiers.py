@@ -29,7 +29,7 @@ from .modeling_cloud import CLoudForRewardModeling
 from .template_dates import pin_date
 
 
-# Conversations by which templates and tokenizers are compared
+# Conversations for comparing templates and tokenizers
 _CHATS = (
     [("user", "What is 2+2?"), ("assistant", "4")],
     [("user", "Hello!"), ("assistant", "Hi."), ("user", "And  now?\n"), ("assistant", "Nothing.\n\n- Überhaupt  nichts. ")],
@@ -59,7 +59,7 @@ def plan_export(source: str) -> ClassifierExport:
             Hub id or folder of a classic model with a linear head, or of an adapter.
 
     Raises:
-        `ValueError`: If its reward cannot be exactly that of a sequence classifier; the message says why.
+        `ValueError`: If no sequence classifier can give exactly the same reward; the message says why.
     """
     config = read_model_config(source)
     check_reward_model(source, config)
@@ -69,7 +69,7 @@ def plan_export(source: str) -> ClassifierExport:
     classifier_config = deepcopy(config.text_config)
     architecture = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES[classifier_config.model_type]
     labels = {"id2label": {0: "reward"}, "label2id": {"reward": 0}, "num_labels": 1}
-    # A reward is a number: pipelines and vLLM would squash it by a sigmoid
+    # A reward is a number: pipelines and vLLM would squash it with a sigmoid
     classifier_config.update({**labels, "problem_type": "regression", "architectures": [architecture]})
     classifier_config.pad_token_id = tokenizer.pad_token_id
     _empty_classifier(source, classifier_config)
@@ -90,16 +90,16 @@ def write_export(plan: ClassifierExport, destination: str | Path):
 
 def check_import(source: str) -> PreTrainedTokenizerBase:
     """
-    Check that a sequence classifier's rewards can be those of a classic model, and return its tokenizer.
+    Check that a classic model can give the same rewards as a sequence classifier, and return its tokenizer.
 
     Raises:
-        `ValueError`: If it has several labels, its own code, or a chat template that continues after the token at which a classic model
-            reads.
+        `ValueError`: If it has several labels or remote code, or its chat template continues after the token at which a classic model
+        reads.
     """
     config = read_config(source)
     if not has_scalar_head(config):
         raise ValueError(
-            f"{source} is not a sequence classifier of transformers with one label, whose head a classic model could take."
+            f"{source} is not a sequence classifier of transformers with one label, so a classic model cannot use its head."
         )
     made = CLoudForRewardModeling.config_from_base(source, critique=False)
     tokenizer = AutoTokenizer.from_pretrained(source)
@@ -131,7 +131,7 @@ def _check_exportable(source: str, config: CLoudConfig):
         )
     if config.reward_head != "linear":
         raise ValueError(
-            f"{source} has a reward head of two layers, but that of a sequence classifier is one linear layer. Its folder already loads "
+            f"{source} has a reward head of two layers, but a sequence classifier's head is one linear layer. Its folder already loads "
             "with `AutoModelForSequenceClassification` and `trust_remote_code=True`; for a head that converts, train with "
             "`--reward_head linear`."
         )
@@ -141,10 +141,10 @@ def _check_exportable(source: str, config: CLoudConfig):
             "rewards stays the same."
         )
     if config.keep_thinking:
-        raise ValueError(f"{source} was made with `keep_thinking`, which no chat template can do.")
+        raise ValueError(f"{source} was made with `keep_thinking`, which no chat template can express.")
     if config.text_config.model_type not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
         raise ValueError(
-            f"{source} is a {config.text_config.model_type} model, of which transformers has no sequence classifier."
+            f"{source} is a {config.text_config.model_type} model, for which transformers has no sequence classifier."
         )
 
 
@@ -164,14 +164,14 @@ def _empty_classifier(source: str, config: Any) -> Any:
 
 
 def _export_tokenizer(source: str, config: CLoudConfig, folder: str) -> PreTrainedTokenizerBase:
-    """Return a tokenizer whose chat template gives the ids that the model reads, as it is loaded again from a folder."""
+    """Return a tokenizer whose chat template gives the ids that the model reads, as reloaded from a folder."""
     name = tokenizer_source(source)
     critique_format = CritiqueFormat.from_config(config, AutoTokenizer.from_pretrained(name))
     tokenizer: Any = AutoTokenizer.from_pretrained(name)
     variables = pin_date(tokenizer, config.chat_template_kwargs) or {}
     tokenizer.chat_template = _closed_template(critique_format, variables)
     tokenizer.pad_token = _padding(source, critique_format, config)
-    # Chat templates write all tokens, and tools encode rendered text with those that a tokenizer would add
+    # The chat template writes all special tokens; the tokenizer must not add more when tools encode rendered text
     tokenizer.backend_tokenizer.post_processor = None
     tokenizer.save_pretrained(folder)
     saved: Any = AutoTokenizer.from_pretrained(folder)
@@ -180,13 +180,13 @@ def _export_tokenizer(source: str, config: CLoudConfig, folder: str) -> PreTrain
         for ids in (saved.apply_chat_template(messages)["input_ids"], saved(text)["input_ids"]):
             if ids != expected:
                 raise ValueError(
-                    f"{source}: a chat template alone does not give the tokens that the model reads, for instance of {text!r:.200}."
+                    f"{source}: no chat template gives the tokens that the model reads, for instance for {text!r:.200}."
                 )
     return saved
 
 
 def _encoded_chats(critique_format: CritiqueFormat) -> Iterator[tuple[list[int], list[dict[str, str]]]]:
-    """Yield conversations, and the ids that the model reads; those that the template refuses are left out."""
+    """Yield the ids that the model reads, and their conversation; conversations that the template refuses are left out."""
     for chat in _CHATS:
         messages = [{"role": role, "content": content} for role, content in chat]
         try:
@@ -197,7 +197,7 @@ def _encoded_chats(critique_format: CritiqueFormat) -> Iterator[tuple[list[int],
 
 
 def _closed_template(critique_format: CritiqueFormat, variables: dict[str, Any]) -> str:
-    """Return the chat template with its variables set, which ends with the token at which the reward is read."""
+    """Return the chat template with its variables set, ending with the token at which the reward is read."""
     template = critique_format.tokenizer.get_chat_template().removesuffix("\n")
     day = variables.pop("strftime_now", None)
     lines = [f"{{% set {name} = {value!r} %}}" for name, value in variables.items()]
@@ -233,7 +233,7 @@ def _padding(source: str, critique_format: CritiqueFormat, config: CLoudConfig) 
 
 
 def _card(plan: ClassifierExport, folder: Path) -> ModelCard:
-    """Write a card whose example needs transformers alone."""
+    """Write a card whose example needs only transformers."""
     attention = ", attn_implementation='eager'" if caps_attention(plan.classifier_config) else ""
     code = (
         "from transformers import AutoModelForSequenceClassification, AutoTokenizer\n\n"

@@ -107,7 +107,7 @@ def run(module: str, arguments: Sequence[str] | None = None, prog: str | None = 
         module (`str`):
             Name of the command's module.
         arguments (`Sequence[str]`, *optional*):
-            The command line. Defaults to that of the process.
+            The command line. Defaults to the process's.
         prog (`str`, *optional*):
             Program name to show in messages. Defaults to the script's.
     """
@@ -149,7 +149,7 @@ def _run(module: str, arguments: list[str]):
 
 
 def _quiet_libraries():
-    """Leave out what libraries report at every start on a CPU, and redraw progress bars rarely in a log file."""
+    """Silence what libraries log at every start on a CPU, and redraw progress bars rarely in a log file."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
     if not sys.stderr.isatty():
@@ -241,7 +241,7 @@ def explain(error: BaseException) -> str | None:
 
 
 def _explain_memory(message: str) -> str:
-    """Shorten torch's message to what was wanted and what was free, and name the options that help."""
+    """Shorten torch's message to the requested and the free memory, and name the options that help."""
     found = re.match(
         r"CUDA out of memory\. (Tried to allocate [\d.]+ \w+)\..*?of which ([\d.]+ \w+) is free", message, re.DOTALL
     )
@@ -260,7 +260,7 @@ def _raised_in(error: BaseException) -> str:
 
 
 def _explain_import(error: ImportError) -> str | None:
-    if error.name is None:  # raised by a library that misses an optional dependency
+    if error.name is None:  # raised by a library that lacks an optional dependency
         return str(error)
     package = error.name.split(".")[0]
     for requirement in metadata.requires("cloud-hf") or ():

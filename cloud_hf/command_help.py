@@ -1,8 +1,8 @@
 """
 The page that `--help` prints, read from the source of a command.
 
-Importing a command takes seconds, because it imports torch, and argparse would list the options of transformers' arguments
-with its own: hundreds of lines. `--help_all` lists them.
+Importing a command takes seconds, because it imports torch, and argparse would also list all of transformers' options, hundreds of lines.
+`--help_all` lists them.
 """
 
 import ast
@@ -44,8 +44,8 @@ _TRAINING = {
     "--eval_strategy str": "When to evaluate: no, steps or epoch.",
     "--save_steps int": "Steps between two checkpoints.",
     "--resume_from_checkpoint str": "true for the latest checkpoint, or its folder.",
-    "--report_to str": "Trackers, such as wandb or trackio; none for none.",
-    "--seed int": "Seed of the order of rows, dropout and new weights.",
+    "--report_to str": "Trackers, such as wandb or trackio, or none.",
+    "--seed int": "Seed of row order, dropout and new weights.",
 }
 
 
@@ -100,7 +100,7 @@ def _source_of(module: str) -> Path | None:
 
 
 def _argument_classes(tree: ast.Module, path: Path) -> list[str] | None:
-    """Return the names in `ARGUMENTS`, also where it is imported from a sibling."""
+    """Return the names in `ARGUMENTS`, even if it is imported from a sibling."""
     for node in tree.body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "ARGUMENTS":
             return [ast.unparse(element) for element in node.value.elts]  # type: ignore[attr-defined]

@@ -27,7 +27,7 @@ DEFAULT_CRITIQUE_PROMPT = (
 # Formats of a conversation: ours, and the published checkpoints'
 FORMATS = ("cloud", "reference")
 
-# Shapes of the reward head: that of the published checkpoints, and that of transformers' sequence classifiers
+# Shapes of the reward head: as in the published checkpoints, and as in transformers' sequence classifiers
 REWARD_HEADS = ("mlp", "linear")
 
 # Keys that transformers writes into a composite config, in addition to the fields of its base class
@@ -38,7 +38,7 @@ _LIBRARY_KEYS = {
 }  # fmt: skip
 
 
-# Types of our keys, and of those of which transformers does not say that they have the wrong one
+# Types of our keys, and of keys whose types transformers does not check
 _OWN_TYPES: dict[str, tuple[type, ...]] = {
     "text_config": (PreTrainedConfig, dict, NoneType), "critique": (bool,), "critique_prompt": (str, NoneType),
     "critique_role": (str,), "format": (str,), "keep_thinking": (bool,), "chat_template_kwargs": (dict, NoneType),
@@ -115,7 +115,7 @@ class CLoudConfig(PreTrainedConfig):
     model_type = "cloud"
     sub_configs = {"text_config": AutoConfig}  # pyright: ignore[reportAssignmentType]  # as transformers' own do
 
-    # The Trainer predicts rewards alone
+    # The Trainer predicts only rewards
     keys_to_ignore_at_inference: ClassVar[list[str]] = [
         "past_key_values", "lm_loss", "lm_loss_sums", "lm_loss_counts", "inner_rewards", "token_losses",
         "token_sequences",
@@ -154,7 +154,7 @@ class CLoudConfig(PreTrainedConfig):
             raise ValueError(
                 f"CLoudConfig: `num_labels` is {kwargs['num_labels']}, but a reward is one number: use 1."
             )
-        # A reward is a number: pipelines and sentence-transformers would squash it by a sigmoid
+        # A reward is a number: pipelines and sentence-transformers would squash it with a sigmoid
         self.problem_type = "regression"
         kwargs["sentence_transformers"] = {"activation_fn": "torch.nn.modules.linear.Identity"}
         # transformers reads this from the outermost config, but it is the language model's embeddings that are tied
@@ -180,11 +180,12 @@ class CLoudConfig(PreTrainedConfig):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> "CLoudConfig":
         r"""
-        Read a config. A language model's becomes the `text_config` of a default one, and a published checkpoint's (it has a
-        `feedback_method` and no `text_config`) one with `format="reference"`; `text_config` and `base_model_name_or_path` are as in [`CLoudForRewardModeling.from_pretrained`].
+        Read a config. A language model's config becomes the `text_config` of a default config; a published checkpoint's (with a
+        `feedback_method` and no `text_config`) becomes one with `format="reference"`. For `text_config` and `base_model_name_or_path`, see
+        [`CLoudForRewardModeling.from_pretrained`].
 
         Raises:
-            `ValueError`: If the config has neither layout, or the base of a published one cannot be reached.
+            `ValueError`: If the config has neither layout, or the base of a published checkpoint cannot be reached.
         """
         hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
         config_dict, kwargs = cls.get_config_dict(pretrained_model_name_or_path, **kwargs)
@@ -274,7 +275,7 @@ def _named_errors(name: str | Path) -> Iterator[None]:
 
 
 def _check_types(config: Any, types: dict[str, tuple[type, ...]], path: str = ""):
-    """Raise `ValueError` if a key of a config has none of its types; see [`CLoudConfig`]."""
+    """Raise `ValueError` if a value in a config has the wrong type; see [`CLoudConfig`]."""
     if not isinstance(config, dict):
         raise ValueError(f"The config is {config!r:.60}; it must be an object with named values.")
     for key, allowed in types.items():
@@ -310,7 +311,7 @@ def longest_sequence(text_config) -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-# Language models that exist only inside multimodal ones: on text, whose positions are plain, they are these
+# Language models that exist only inside multimodal ones, and the types that equal them on text, whose positions are plain
 _PLAIN_TYPES = {
     "qwen2_vl_text": "qwen2",
     "qwen2_5_vl_text": "qwen2",
@@ -320,8 +321,8 @@ _PLAIN_TYPES = {
 
 def language_config(config: Any) -> Any:
     """
-    Return the config of the language model in a multimodal one. A language model's own is returned as it is. Raises `ValueError` if
-    transformers has no causal language model of this type.
+    Return the config of the language model inside a multimodal model's config. A language model's config is returned unchanged. Raises
+    `ValueError` if transformers has no causal language model of this type.
     """
     # transformers imports this module while it imports that one
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -331,11 +332,11 @@ def language_config(config: Any) -> Any:
     if plain_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise ValueError(
             f"{config.name_or_path or 'The base'} is a {config.model_type} model, and transformers has no causal language model of "
-            f"the type {plain_type}. Start from one that it has, such as Llama, Qwen or Gemma."
+            f"the type {plain_type}. Start from a supported one, such as Llama, Qwen or Gemma."
         )
     if text_config is config:
         return config
-    # Weights are tied, and tokens named, by the outermost config
+    # The outermost config decides on tied weights and special tokens
     outer = ("tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id", "dtype")
     options = text_config.to_dict()
     options |= {name: value for name in outer if (value := getattr(config, name, None)) is not None}
@@ -355,7 +356,7 @@ def lacks_lm_head(config: Any) -> bool:
 
 
 def has_scalar_head(config: Any) -> bool:
-    """Return whether a config is that of transformers' own sequence classifier with one label, whose head is one linear layer."""
+    """Return whether a config describes transformers' own sequence classifier with one label, whose head is one linear layer."""
     names = config.architectures or ()
     is_ours = any(name.endswith("ForSequenceClassification") for name in names) and not getattr(
         config, "auto_map", None

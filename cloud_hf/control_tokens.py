@@ -1,6 +1,6 @@
 """Keep untrusted text from becoming control tokens of a tokenizer.
 
-Text is cut where it spells an added token, also after normalisation, and its pieces are encoded one by one.
+Text is cut where it spells an added token, even if only after normalisation, and its pieces are encoded one by one.
 """
 
 import re
@@ -28,7 +28,7 @@ class ControlTokens:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             A fast tokenizer.
         further (`Sequence[str]`, *optional*):
-            Strings other than added tokens that text must not become.
+            Strings that text must not become, in addition to added tokens.
 
     Attributes:
         token_ids (`frozenset[int]`): Ids of the tokens.
@@ -64,19 +64,19 @@ class ControlTokens:
         return CUT.join(piece.translate(ESCAPED) for piece in self.cut(text))
 
     def shatter(self, text: str) -> str:
-        """Cut between all characters, and from the text around: for what becomes a control token in another way."""
+        """Cut between all characters, and at both ends, for text that becomes a control token in some other way."""
         stripped = text.strip()
         start = text.index(stripped)
         core = [CUT, CUT.join(character.translate(ESCAPED) for character in stripped), CUT] if stripped else []
         return "".join([text[:start], *core, text[start + len(stripped) :]])
 
     def cut(self, text: str) -> list[str]:
-        """Cut text into pieces of which none spells an added token."""
+        """Cut text into pieces, none of which spells an added token."""
         starts = _overlapping(self.pattern, text)
         pieces = _split_at(text, [start + 1 for start, _ in starts])
         if not self._spells_control(pieces):
             return pieces
-        # It spells one only after normalisation (as full-width letters do, say). Find out which characters become it
+        # It spells one only after normalisation (full-width letters, say). Find the characters that become it
         forms = {character: self._normalized(character) for character in set(text)}
         places = [0, *accumulate(len(forms[character]) for character in text)]
         sources = [index for index, (start, end) in enumerate(pairwise(places)) for _ in range(start, end)]
@@ -90,12 +90,12 @@ class ControlTokens:
         return list(text) if self._spells_control(pieces) else pieces
 
     def _spells_control(self, pieces: list[str]) -> bool:
-        """Return whether the normaliser makes an added token of a piece."""
+        """Return whether the normaliser turns a piece into an added token."""
         pattern = self._normalized_pattern
         return pattern is not None and any(pattern.search(self._normalizer.normalize_str(piece)) for piece in pieces)
 
     def _normalized(self, text: str) -> str:
-        """Normalise text as within a word: some normalisers change the start of what they get."""
+        """Normalise text as if inside a word: some normalisers change the start of their input."""
         before, after = (self._normalizer.normalize_str(part) for part in ("a", f"a{text}"))
         return after.removeprefix(before) if after.startswith(before) else text
 
@@ -105,7 +105,7 @@ def _any_of(strings: set[str]) -> re.Pattern:
 
 
 def _overlapping(pattern: re.Pattern, text: str) -> list[tuple[int, int]]:
-    """Return the spans of all matches, also of those that overlap."""
+    """Return the spans of all matches, including overlapping ones."""
     spans, start = [], 0
     while match := pattern.search(text, start):
         spans.append(match.span())

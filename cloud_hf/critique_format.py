@@ -30,7 +30,7 @@ IGNORE_INDEX = -100
 
 _T = TypeVar("_T")
 
-# Shapes of conversations to remember, if they are not longer than this
+# Shapes of conversations to cache, if they are not longer than this
 _MOST_SHAPES, _LONGEST_SHAPE = 1024, 20_000
 
 # Characters to render while the roles and constants of a conversation are checked one by one
@@ -110,7 +110,7 @@ class CritiqueFormat:
 
     Attributes:
         end_token_id (`int`): Id of the end-of-turn token at which the reward is read.
-        tail (`str`): What the chat template writes behind the text of that turn.
+        tail (`str`): What the chat template writes after the text of that turn.
 
     Examples:
 
@@ -153,7 +153,7 @@ class CritiqueFormat:
                 f"The tokenizer {tokenizer.name_or_path!r} has no chat template, which the critique format needs. "
                 "Set `tokenizer.chat_template`, or `--chat_template_path` to llama-3, chatml or a Jinja file, as the base was trained with."
             )
-        # Also of models whose config names no day, as published ones do: no reward may change from day to day
+        # Even if the config names no day, as in published checkpoints: rewards must not change from day to day
         self.chat_template_kwargs = with_clock(pin_date(tokenizer, chat_template_kwargs) or {})
         # Renderings of skeletons, and the control ids of renderings
         self._references: dict[str, str] = {}
@@ -163,7 +163,7 @@ class CritiqueFormat:
         self._check_neighbours()
 
     def __getstate__(self) -> dict[str, Any]:
-        # Datasets are fingerprinted by this object, so what it remembers must not show
+        # Datasets are fingerprinted by this object, so its caches must not count
         return {**self.__dict__, "_references": {}, "_expected": {}}
 
     @classmethod
@@ -229,7 +229,7 @@ class CritiqueFormat:
                 The critique's text, or its ids as generated, with or without the end of turn. `None` for a classic model.
 
         Raises:
-            `ValueError`: If the critique is missing, is given to a classic model, or holds an end of turn before its end.
+            `ValueError`: If the critique is missing, is passed to a classic model, or holds an end of turn before its end.
         """
         if self.critique != (critique is not None):
             needs = "A CLoud model needs a critique" if self.critique else "A classic model takes no critique"
@@ -264,7 +264,7 @@ class CritiqueFormat:
 
     def truncate_prompt(self, prompt, excess: int):
         """
-        Shorten a prompt by at least `excess` tokens, oldest text first. System messages and the turns themselves stay.
+        Shorten a prompt by at least `excess` tokens, oldest text first. System messages and the turns themselves are kept.
 
         Returns:
             The prompt in its original form, or `None` if its messages do not hold that many tokens.
@@ -297,7 +297,7 @@ class CritiqueFormat:
         return conversation
 
     def _with_reasoning(self, conversation: Conversation) -> Conversation:
-        """Write reasoning that the chat template would not show as a thinking block into the content."""
+        """Move reasoning that the chat template would not show into the content, as a thinking block."""
         skeleton = Skeleton(conversation)
         text = self._apply_template(self._with_critique_turn(skeleton.conversation))
         hidden = {(index, field) for index, field, mark in skeleton.fields if mark not in text}
@@ -338,7 +338,7 @@ class CritiqueFormat:
         return text
 
     def _check_role(self, role: str, index: int, without: Conversation, text: str):
-        """Check that the chat template tells a role from others, and makes a control token only of those that it knows."""
+        """Check that the chat template tells each role from others, and turns only roles that it knows into control tokens."""
         try:
             other = self._render_turns(without)
         except ValueError:
@@ -351,7 +351,7 @@ class CritiqueFormat:
         known = role in USUAL_ROLES or f"'{role}'" in template or f'"{role}"' in template
         if not known and self._controls.ids_in(self._encode(other)) != self._controls.ids_in(self._encode(text)):
             raise ValueError(
-                f"The role of message {index} is {role!r}, which the chat template makes a control token of. Use one of "
+                f"The role of message {index} is {role!r}, which the chat template turns into a control token. Use one of "
                 f"{', '.join(USUAL_ROLES)}."
             )
 
@@ -363,7 +363,7 @@ class CritiqueFormat:
         place = "the response" if response else f"message {index} ({role})"
         cure = "Leave it out" if field == "content" else "Leave it out, or put it into `content`"
         if field.partition(".")[0] in REASONING_FIELDS:
-            cure = "A model made with `keep_thinking` sees it; or leave it out"
+            cure = "Leave it out, or make the model with `keep_thinking`, which shows it"
         return ValueError(f"The chat template does not show `{field}` of {place}. {cure}.")
 
     def _render_turns(self, conversation: Conversation) -> str:
@@ -429,7 +429,7 @@ class CritiqueFormat:
             return conversation
 
         def rendered(as_they_are: Sequence[int]) -> tuple[str, dict[int, tuple[int, int]]]:
-            """Render with marks in place of the other texts, and return the marks' places by message."""
+            """Render with marks in place of the other texts, and return the marks' positions by message."""
             contents = {index: f"{SLOT}{index}{SLOT}" for index in texts} | {
                 index: texts[index] for index in as_they_are
             }
@@ -462,7 +462,7 @@ class CritiqueFormat:
     # ------------------------------------------------------------------------------------------------ text to tokens
 
     def _encode_text(self, text: str, reference: str) -> list[int] | None:
-        """Encode a rendering piece by piece; `None` if its control tokens are not those of `reference`."""
+        """Encode a rendering piece by piece; return `None` if its control tokens differ from those in `reference`."""
         first, *pieces = pieces_of(text)
         ids = [*self._encode(first), *self._encode_after(pieces)]
         expected = _remembered(self._expected, reference, lambda: self._controls.ids_in(self._encode(reference)))
@@ -573,7 +573,7 @@ class CritiqueFormat:
         self.tail: str = tail
 
     def _check_neighbours(self):
-        """Check that the template's control tokens are read as such, whatever the text next to them."""
+        """Check that the template's control tokens are read as such next to any text."""
         found = []
         for content in ("x", "-"):
             turns = [{"role": role, "content": content} for role in ("user", "assistant")]
@@ -723,7 +723,7 @@ class ReferenceFormat(CritiqueFormat):
 
 
 def _remembered(memory: dict[str, _T], key: str, make: Callable[[], _T]) -> _T:
-    """Return what is remembered under a key, or make it; long keys are not remembered."""
+    """Return the cached value of a key, or make it; long keys are not cached."""
     if key in memory:
         return memory[key]
     value = make()

@@ -33,12 +33,12 @@ def likelihood_mean(rewards: Sequence[float], log_likelihoods: Sequence[float]) 
 
 
 def vote_share(rewards: Sequence[float], others: Sequence[float]) -> float:
-    """Return the share of pairs of critiques, one of each response, in which `rewards` has the higher reward; equal ones count half."""
+    """Return the share of pairs of critiques, one from each response, in which `rewards` has the higher reward; ties count half."""
     wins = sum((ours > theirs) + 0.5 * (ours == theirs) for ours in rewards for theirs in others)
     return wins / (len(rewards) * len(others))
 
 
-# How the rewards of one response become one
+# Ways to combine the rewards of one response into one
 _ALONE: dict[str, Callable[[Sequence[float]], float]] = {
     "mean": statistics.fmean,
     "median": statistics.median,
@@ -57,17 +57,16 @@ def combine_rewards(
     row: Sequence[Sequence[float]], how: str, log_likelihoods: Sequence[Sequence[float]] | None = None
 ) -> list[float]:
     """
-    Combine the critiques' rewards of each response to one prompt.
+    Combine the rewards of each response's critiques, for all responses to one prompt.
 
     Args:
         row (`Sequence[Sequence[float]]`):
             Rewards by response and critique.
         how (`str`):
-            `"mean"`, `"median"`, `"trimmed_mean"` (without the lowest and the highest quarter), `"vote"` or `"likelihood"`. A vote
-            compares responses: the reward is the mean [`vote_share`] against each other response, from 0 to 1, and 0.5 for a response
-            that is alone.
+            `"mean"`, `"median"`, `"trimmed_mean"` (without the lowest and the highest quarter), `"vote"` or `"likelihood"`. A vote compares
+            responses: the reward is the mean [`vote_share`] against each other response, from 0 to 1, and 0.5 for a single response.
         log_likelihoods (`Sequence[Sequence[float]]`, *optional*):
-            As `row`: mean log-probabilities of the critiques' tokens, which `"likelihood"` needs.
+            Mean log-probabilities of the critiques' tokens, shaped like `row`. `"likelihood"` needs them.
 
     Returns:
         `list[float]`: One reward per response.
@@ -105,8 +104,8 @@ def _mean_vote(row: Sequence[Sequence[float]], place: int) -> float:
 
 
 def combine_scores(row: Sequence[Score], how: str) -> list[Score]:
-    """Return the scores of the responses to one prompt with `reward` combined by [`combine_rewards`]; `rewards` stay."""
-    if how == "mean":  # what a score's reward is
+    """Return the scores of the responses to one prompt with `reward` combined by [`combine_rewards`]; `rewards` are kept."""
+    if how == "mean":  # the default reward of a score
         return list(row)
     combined = combine_rewards([score.rewards for score in row], how, [score.log_likelihoods for score in row])
     return [replace(score, reward=reward) for score, reward in zip(row, combined, strict=True)]

@@ -42,8 +42,8 @@ def read_partial_rewards(
     model, rows: list[EncodedCritique], batch_size: int, show_progress: bool, read_every: int | None = None
 ) -> list[tuple[float, ...]]:
     """
-    Read the rewards of complete sequences, without generation: of each, those at every `read_every`-th token of its critique, and
-    last the one at its end.
+    Read the rewards of complete sequences, without generation: for each, those at every `read_every`-th token of its critique, then the one
+    at its end.
     """
     rewards: list[tuple[float, ...]] = [()] * len(rows)
     for batch in length_batches([len(row.input_ids) for row in rows], batch_size, show_progress):
@@ -62,7 +62,7 @@ def read_partial_rewards(
 
 
 def _inner_places(row: EncodedCritique, read_every: int | None) -> range:
-    """Return the places of a critique's every `read_every`-th token in its sequence."""
+    """Return the positions, in its sequence, of every `read_every`-th token of a critique."""
     if read_every is None:
         return range(0)
     return range(row.prefix_length + read_every - 1, row.reward_position, read_every)
@@ -70,7 +70,7 @@ def _inner_places(row: EncodedCritique, read_every: int | None) -> range:
 
 def _left_padded(sequences: list[tuple[int, ...]], device: torch.device) -> dict[str, torch.Tensor]:
     """
-    Pad on the left, with a mask. Pads repeat the row's first token, because a repetition penalty looks at ids alone and
+    Pad on the left, with a mask. Pads repeat the row's first token, because a repetition penalty looks only at ids and
     must not see an id that the row does not hold.
     """
     width = max(map(len, sequences))
@@ -84,7 +84,7 @@ def _left_padded(sequences: list[tuple[int, ...]], device: torch.device) -> dict
 
 
 def length_batches(lengths: list[int], batch_size: int, show_progress: bool):
-    """Yield batches of indices, longest first, so that a lack of memory shows in the first batch."""
+    """Yield batches of indices, longest first, so that the first batch shows whether memory suffices."""
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     with tqdm(total=len(order), desc="Scoring", unit="seq", disable=not show_progress, dynamic_ncols=True) as bar:
@@ -210,7 +210,7 @@ def _new_cache(language_model: PreTrainedModel) -> DynamicCache:
 
 
 def row_seed(seed: int, sample: int, prefix_ids: tuple[int, ...]) -> int:
-    """Derive a seed from the judged text, not its position, so that batches, order and shards do not change a sample."""
+    """Derive a seed from the judged text, not its position, so batches, order and shards do not change a sample."""
     digest = hashlib.blake2b(f"{seed}/{sample}/{prefix_ids}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big")
 
@@ -253,7 +253,7 @@ class _RewardReader(StoppingCriteria):
                 self.stable_B = (last_SB.amax(0) - last_SB.amin(0) < self.stop_when_stable) & ~self.ended()
 
     def inner_rewards(self) -> list[list[float]]:
-        """Return the rewards read at every `read_every`-th token, per row; those after its end mean nothing."""
+        """Return the rewards read at every `read_every`-th token, per row; those after its end are meaningless."""
         assert self.ended_B is not None
         return torch.stack(self.inner, 1).tolist() if self.inner else [[]] * len(self.ended_B)
 
@@ -276,15 +276,15 @@ class _Ends:
         self.never_written = torch.tensor([*stop_ids, *banned_ids], dtype=torch.long, device=device)
 
     def merge(self, scores: torch.Tensor) -> torch.Tensor:
-        """Turn all ends into the end of turn, in place."""
+        """Merge all end tokens into the end of turn, in place."""
         scores[:, self.end_token_id] = scores.index_select(1, self.end_ids.to(scores.device)).amax(-1)
         return scores.index_fill_(1, self.never_written.to(scores.device), -torch.inf)
 
 
 class _Likelihood(LogitsProcessor):
     """
-    Sums the log-probabilities of each row's critique tokens, before temperature, with all ends of a critique as one, as in vLLM. The
-    sums stay on the device until the end.
+    Sums the log-probabilities of each row's critique tokens, before temperature; all end tokens count as one, as in vLLM. The sums stay on
+    the device until the end.
     """
 
     def __init__(self, ends: _Ends):
@@ -296,7 +296,7 @@ class _Likelihood(LogitsProcessor):
             self.sum_B = torch.zeros(len(scores), device=scores.device)
             self.count_B = torch.zeros_like(self.sum_B)
             self.open_B = torch.ones_like(self.sum_B, dtype=torch.bool)
-        else:  # the token chosen in the step before
+        else:  # the token chosen in the previous step
             chosen_B = input_ids[:, -1]
             found_B = self.scores_BV.gather(1, chosen_B[:, None])[:, 0] - self.scores_BV.logsumexp(-1)
             self.open_B &= chosen_B != self.ends.end_token_id  # one more token follows it, then padding
@@ -310,7 +310,7 @@ class _Likelihood(LogitsProcessor):
         return (self.sum_B / self.count_B.clamp(min=1)).tolist()
 
 
-# Devices on which each row's noise comes from a generator of torch's. Elsewhere that would take a launch per row and step
+# Devices on which each row's noise comes from a torch generator. Elsewhere that would launch a kernel per row and step
 _WITH_GENERATORS = ("cpu",)
 
 
@@ -343,7 +343,7 @@ class _GumbelSampler(LogitsProcessor):
 def exponential_noise(seeds_B: torch.Tensor, step: int, size: int) -> torch.Tensor:
     """
     Draw noise of shape `(B, size)` for all rows at once, on the device of `seeds_B` (int64). A value depends only on its row's seed,
-    the step and its column: it is an output of SplitMix64 (doi 10.1145/2660193.2660195), a generator that can start at any place.
+    the step and its column: it is an output of SplitMix64 (doi 10.1145/2660193.2660195), a generator that can start at any position.
     """
     keys_B = _split_mix(seeds_B + _signed((step + 1) * _GOLDEN))
     columns = torch.arange(1, size + 1, device=seeds_B.device) * _signed(_GOLDEN)

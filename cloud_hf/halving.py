@@ -24,7 +24,7 @@ class Tournament:
 
     Attributes:
         contenders (`list[int]`):
-            Places of the candidates that are left, the best first.
+            Indices of the remaining candidates, best first.
         rewards (`list[list[float]]`):
             Rewards of each candidate's critiques.
     """
@@ -38,7 +38,7 @@ class Tournament:
         self.rewards = [[] for _ in range(self.count)]
 
     def rank(self, values: dict[int, float]):
-        """Sort the contenders by a value, the highest first; equal ones keep their order."""
+        """Sort the contenders by a value, highest first; equal ones keep their order."""
         self.contenders.sort(key=lambda place: -values[place])
 
     def halve(self):
@@ -60,7 +60,7 @@ def run_halving(
         counts (`Sequence[int]`):
             Number of candidates of each prompt.
         num_critiques (`int`):
-            Most critiques of a candidate. Contenders have 1, 2, 4, … of them.
+            Maximum number of critiques per candidate. Contenders have 1, 2, 4, … of them.
         ask (`Callable`):
             Returns the rewards of new critiques; called with the contenders of all prompts at once.
         cheap_rewards (`Sequence[Sequence[float]]`, *optional*):
@@ -115,12 +115,12 @@ def choose_by_halving(
         scorer ([`Scorer`]):
             Writes critiques.
         num_critiques, temperature, max_new_tokens, seed:
-            See [`Scorer`]; the first is the most for one candidate.
+            See [`Scorer`]; `num_critiques` is the maximum per candidate.
         cheap ([`Scorer`], *optional*):
             A reward without critiques, which drops half of the candidates first.
 
     Returns:
-        `tuple[list[int], Spent]`: The place of the chosen candidate of each prompt, and what `scorer` has done.
+        `tuple[list[int], Spent]`: The index of the chosen candidate for each prompt, and what `scorer` has spent.
 
     Raises:
         `ValueError`: If a prompt has no candidate, or an option is not usable.
@@ -140,7 +140,7 @@ def choose_by_halving(
         return by.score([prompt for prompt, _ in chats], [response for _, response in chats], **options)
 
     def ask(written: int, more: int, picks: list[tuple[int, int]]) -> list[tuple[float, ...]]:
-        # Another seed in each round: the same would write the same critiques
+        # A new seed in each round: the same one would write the same critiques
         options = {
             "num_critiques": more,
             "temperature": temperature,

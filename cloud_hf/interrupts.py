@@ -1,4 +1,4 @@
-"""Ctrl-C in two steps: the first one stops a run after the work in progress, the second one at once."""
+"""Ctrl-C in two steps: the first stops a run after the work in progress, the second immediately."""
 
 import signal
 import sys
@@ -50,7 +50,10 @@ def deferred_interrupts(on_first: Callable[[], Any] = lambda: None) -> Iterator[
 
 @contextmanager
 def processes_without_interrupts() -> Iterator[None]:
-    """Start processes within the block that Ctrl-C does not reach. A terminal sends it to them, too, and they would not finish their work."""
+    """
+    Start processes within the block that Ctrl-C does not reach. A terminal sends it to all processes, and these would stop before
+    finishing their work.
+    """
     # Python 3.11 starts it with the first process, and unblocks signals then
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

@@ -96,10 +96,10 @@ def load_adapter_base(
 
 
 def check_reward_model(name: str, config):
-    """Raise `ValueError` unless `config` is that of a CLoud or classic model."""
+    """Raise `ValueError` unless `config` describes a CLoud or classic model."""
     if is_scalar_model(config):
         raise ValueError(
-            f"{name} is a scalar model of another maker ({', '.join(config.architectures or ['remote code'])}), which is scored with "
+            f"{name} is a third-party scalar model ({', '.join(config.architectures or ['remote code'])}), which is scored with "
             "`backend` 'transformers' in this process (`ScalarScorer`)."
         )
     if not isinstance(config, CLoudConfig):
@@ -110,7 +110,7 @@ def check_reward_model(name: str, config):
 
 
 def tokenizer_source(name: str, base: str | None = None, **hub_kwargs) -> str:
-    """Return where a model's tokenizer is: in its folder, or in its base's for an adapter saved without one."""
+    """Return where a model's tokenizer is: in its folder or, for an adapter saved without one, in its base's."""
     if is_adapter(name, **hub_kwargs) and not adapters.has_file(name, "tokenizer_config.json", **hub_kwargs):
         return adapter_base(name, base, **hub_kwargs)[0]
     return name

@@ -1,4 +1,4 @@
-"""Markdown in which texts of others stay text."""
+"""Markdown that shows untrusted text literally."""
 
 import json
 import re
@@ -10,7 +10,7 @@ _LONGEST_CELL = 2000
 
 
 def in_code(value: Any) -> str:
-    """Format a value as code on one line, which no text of it can leave, neither in a sentence nor in a table."""
+    """Format a value as inline code that its text cannot break out of, in a sentence or a table."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     text = " ".join(text.split())
     text = text if len(text) <= _LONGEST_CELL else f"{text[: _LONGEST_CELL - 1]}…"

@@ -26,8 +26,8 @@ def identify_model(name: str) -> dict[str, Any]:
     """
     Return the name (`model`) and the version (`model_version`) of a Hub id or folder.
 
-    The version is the commit of a Hub id, or a hash of a folder's files that does not depend on the folder's path. Of each large
-    tensor, the hash covers only 64 KiB, spread evenly. That of an adapter covers its base, if the base is a folder.
+    The version is the commit of a Hub id, or a hash of a folder's files that does not depend on the folder's path. For each large tensor,
+    the hash covers only 64 KiB, spread evenly. An adapter's hash also covers its base, if that is a folder.
 
     Examples:
 
@@ -51,14 +51,14 @@ def _base_folder(adapter: Path) -> Path | None:
     """Return the folder of an adapter's base, if `adapter` is one and its base is a folder."""
     config = adapter / "adapter_config.json"
     base = json.loads(config.read_text(encoding="utf8")).get("base_model_name_or_path") if config.is_file() else None
-    # A local base is recorded by its path from the adapter's folder; other tools record one from the working directory
+    # A local base is recorded by its path from the adapter's folder; other tools record it relative to the working directory
     return next((path for path in (adapter / base, Path(base)) if path.is_dir()), None) if base else None
 
 
 def hash_of_weights(folder: str | Path, by_tensor: bool = True) -> str:
     """
-    Hash a sample of the weights in a folder. Adapters record this hash of their base, so its definition must not change; those of
-    version 0.1 sample complete files instead of each tensor.
+    Hash a sample of the weights in a folder. Adapters record this hash of their base, so its definition must not change; adapters of
+    version 0.1 hold one that samples complete files instead of each tensor.
     """
     return _hash_of_files(Path(folder), _WEIGHTS, by_tensor)
 

@@ -95,7 +95,7 @@ class CLoudOutput(ModelOutput):
         inner_rewards (`torch.Tensor` of shape `(B, R)`, *optional*):
             Rewards at `inner_positions`, if they are given.
         token_losses (`torch.Tensor` of shape `(P,)`, *optional*):
-            Cross-entropy of each labelled token, with gradient. Those of a sequence are next to each other, in its order.
+            Cross-entropy of each labelled token, with gradient. Tokens of one sequence are contiguous and in order.
         token_sequences (`torch.Tensor` of shape `(P,)`, *optional*):
             The sequence of each labelled token.
     """
@@ -120,8 +120,8 @@ class RewardProjection(nn.Linear):
 
 class RewardHead(nn.Module):
     """
-    Map a hidden state to a reward: by `out_proj(tanh(dense(h)))`, as the published checkpoints do, or by `out_proj(h)` without bias,
-    as transformers' sequence classifiers do, if `config.reward_head` is `"linear"`.
+    Map a hidden state to a reward: `out_proj(tanh(dense(h)))`, as in the published checkpoints, or, if `config.reward_head` is `"linear"`,
+    `out_proj(h)` without bias, as in transformers' sequence classifiers.
     """
 
     def __init__(self, config: CLoudConfig):
@@ -171,7 +171,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             config._attn_implementation = "eager"
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         self.reward_head = RewardHead(config)
-        # Options by which the weights were found, and their tokenizer is found
+        # Options with which the weights were found, to find their tokenizer as well
         self._hub_kwargs: dict[str, Any] = {}
         self._reward_finder: RewardFinder | None = None
         self._accepts_position_ids = "position_ids" in inspect.signature(self.trunk.forward).parameters
@@ -201,8 +201,8 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
 
         Args:
             base (`str` or `Path`):
-                Hub id or folder of a causal language model, or of a scalar reward model (`*ForSequenceClassification`). Of a
-                multimodal model, its language model is taken.
+                Hub id or folder of a causal language model, or of a scalar reward model (`*ForSequenceClassification`). From a multimodal
+                model, only the language model is used.
             tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
                 Tokenizer with the chat template to train with. Defaults to the one of `base`.
             critique, critique_prompt, critique_role, keep_thinking, chat_template_kwargs, format:
@@ -278,18 +278,18 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
     @classmethod
     def from_language_model(cls, base: str | Path, config: CLoudConfig, **kwargs) -> "CLoudForRewardModeling":
         """
-        Load a language model's weights and add a new head, with a given config; [`from_base`] also makes the config. A classic model with
-        a linear head takes the one of a scalar reward model.
+        Load a language model's weights and add a new head, with a given config; [`from_base`] also makes the config. A classic model with a
+        linear head takes over the head of a scalar reward model.
         """
         hub_kwargs = {key: kwargs[key] for key in ("revision", "trust_remote_code", "token") if key in kwargs}
         base_config = read_config(base, **hub_kwargs)
         takes_head = not config.critique and config.reward_head == "linear" and has_scalar_head(base_config)
         if language_config(base_config) is not base_config:
             kwargs["key_mapping"] = {key: f"{NATIVE_PREFIX}{name}" for key, name in _MULTIMODAL_KEYS.items()}
-            cls._keys_to_ignore_on_load_unexpected = [r"."]  # the parts for images and sound
+            cls._keys_to_ignore_on_load_unexpected = [r"."]  # the vision and audio parts
         elif takes_head:
             kwargs["key_mapping"] = {r"^score\.": "reward_head.out_proj."}
-            logger.warning("The reward head is that of %s.", base)
+            logger.warning("The reward head is taken from %s.", base)
         if not takes_head:
             cls._keys_to_ignore_on_load_missing = [r"^reward_head\."]  # do not warn about the new head
         try:
@@ -434,13 +434,13 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
                 Where rewards are read. Default to the end of the last turn of each sequence. With `segments`, positions
                 in the flattened row, at the last token of each sequence, in any order.
             inner_positions (`torch.LongTensor` of shape `(B, R)`, *optional*):
-                Where the reward is read as well, inside each sequence. Needs `reward_positions`, and counts as they do.
+                Further positions, inside each sequence, at which to read the reward. They need `reward_positions`, and are counted in the
+                same way.
             segments (`torch.LongTensor` of shape `(S, 2)` or nested sequence, *optional*):
                 Length and parent of each segment of a flattened batch, see [`~packed_attention.packed_arguments`]. A
                 sequence is a segment and its ancestors.
             target_positions (`torch.LongTensor` of shape `(P,)`, *optional*):
-                Where `labels[:, 1:].flatten()` is not `-100`. Found in `labels` by default, for which the host waits for
-                the device.
+                Where `labels[:, 1:].flatten()` is not `-100`. Found in `labels` by default, which makes the host wait for the device.
             lm_loss_chunks (`int`, *optional*):
                 Number of pieces in which the logits of the labelled tokens are computed. One is fastest; with more,
                 only one piece is in memory at a time, and the backward pass recomputes each. Defaults to one piece
@@ -518,7 +518,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
                 tokenizer = AutoTokenizer.from_pretrained(name, config=self.config, **self._hub_kwargs)
             except (OSError, ValueError) as error:
                 raise ValueError(
-                    f"There is no tokenizer in {name!r}, by which the end of a sequence's last turn could be found. Save it next "
+                    f"There is no tokenizer in {name!r} with which to find the end of a sequence's last turn. Save it next "
                     "to the model, pass `reward_positions`, or call `model.score(prompts, responses, tokenizer)`."
                 ) from error
             self._reward_finder = RewardFinder(self.config, tokenizer)
@@ -565,7 +565,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         return F.cross_entropy(logits_PV, labels_P, ignore_index=IGNORE_INDEX, reduction="none")
 
     def _scale_logits(self, logits_PV: torch.Tensor) -> torch.Tensor:
-        """Scale or cap logits after the LM head, as some architectures do, by the keys of their configs."""
+        """Scale or cap logits after the LM head, as the configs of some architectures demand."""
         config = self.config.text_config.to_dict()
         if (scale := config.get("logit_scale") or config.get("lm_head_multiplier")) is not None:  # Cohere, Falcon-H1
             logits_PV = logits_PV * scale
@@ -578,8 +578,8 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
     @torch.no_grad()
     def check_logits(self):
         """
-        Raise `ValueError` if tokens see those that follow, or if the language model changes its logits in a way that `_scale_logits`
-        does not know: the critique loss would be wrong.
+        Raise `ValueError` if attention is not causal, or if the language model changes its logits in a way that `_scale_logits` does not
+        know: the critique loss would be wrong.
         """
         ids = torch.tensor([[0, 1, 2]], device=self.device)
         theirs = self.language_model(ids, use_cache=False).logits.float()
@@ -587,7 +587,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         first_B1H = self.trunk(ids[:, :1], use_cache=False).last_hidden_state
         if (hidden_BTH[:, :1] - first_B1H).abs().max() > 0.02 * first_B1H.abs().max() + 1e-4:
             raise ValueError(
-                f"In {type(self.language_model).__name__}, tokens see those that follow, so that it cannot write. Start from a causal "
+                f"In {type(self.language_model).__name__}, tokens attend to later ones, so it cannot write. Start from a causal "
                 "language model."
             )
         ours = self._scale_logits(self.language_model.get_output_embeddings()(hidden_BTH).float())
@@ -621,7 +621,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         if caps_attention(config):
             raise ValueError(
                 f"{option} cannot be used with {name}, which caps the logits of its attention: "
-                f"{'no attention' if shared_prompt else 'only flash_attention_2'} does both."
+                f"{'no attention implementation' if shared_prompt else 'only flash_attention_2'} supports both."
             )
         if config._attn_implementation not in ("sdpa", PACKED_SDPA):
             usable = "'sdpa'" if shared_prompt else "'sdpa' or 'flash_attention_2'"
@@ -658,7 +658,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         alone = torch.stack([last_states(sequence[None].to(self.device), -1) for sequence in sequences])
         limit = 0.02 * alone.abs().max() + 1e-4
         if self.dtype != torch.float32:
-            # Rounding adds up over layers, to more than the limit. What it adds is far below what a look at the others changes
+            # Rounding errors add up over layers to more than the limit, but stay far below what seeing other sequences changes
             mixed = last_states(row, last_tokens, **options, attention_mask=torch.ones_like(row))
             limit = torch.maximum(limit, 0.5 * (mixed - alone).abs().max())
         if (packed - alone).abs().max() > limit:
@@ -755,7 +755,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
 
 
 def load_language_model(base: str, **kwargs) -> PreTrainedModel:
-    """Load a causal language model, of a multimodal checkpoint its language model alone. Raises `ValueError` if weights are missing."""
+    """Load a causal language model; from a multimodal checkpoint, only its language model. Raises `ValueError` if weights are missing."""
     options = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
     config = read_config(base, **options)
     if language_config(config) is not config:
@@ -781,12 +781,12 @@ def _read_quantization(kwargs: dict[str, Any]):
     options = {key: kwargs.pop(key) for key in _QUANTIZATION_OPTIONS if key in kwargs}
     if options.get("load_in_8bit") or options.get("load_in_4bit"):
         if kwargs.get("quantization_config") is not None:
-            raise ValueError("Give `quantization_config` alone: it holds `load_in_8bit` and `load_in_4bit`.")
+            raise ValueError("Give only `quantization_config`: it holds `load_in_8bit` and `load_in_4bit`.")
         kwargs["quantization_config"] = BitsAndBytesConfig(**options)
 
 
 def check_weights(name: str, model: nn.Module):
-    """Raise [`NotFinite`] if a weight of a model is NaN or infinite. Of a sharded model, only the own shards are checked."""
+    """Raise [`NotFinite`] if a weight of a model is NaN or infinite. In a sharded model, each rank checks only its own shards."""
     for key, weight in model.named_parameters():
         local = weight.to_local() if isinstance(weight, DTensor) else weight
         if local.dtype in _CHECKED_DTYPES and local.numel() and not local.is_meta:

@@ -1,6 +1,6 @@
 """Attention over a batch that is flattened into one row of segments.
 
-On CPUs, each segment is one call of SDPA. On GPUs, a layer is one call: of a variable-length kernel (FlashAttention's), or of
+On CPUs, each segment is one SDPA call. On GPUs, a layer is one call: to a variable-length kernel (FlashAttention's), or to
 FlexAttention where that kernel does not apply: with shared prompts, soft caps or fp32.
 
 Shape suffixes: S segments, N tokens of the flattened batch, h heads, D head size.
@@ -39,10 +39,9 @@ Table = tuple[tuple[int, int], ...]
 
 def packed_arguments(config, segments: torch.Tensor | Sequence[Sequence[int]], device: torch.device) -> dict[str, Any]:
     """
-    Make the arguments that tell a decoder's attention where the segments are. `segments`, of shape `(S, 2)`, holds the length and
-    parent of each, in the order of their tokens; the parent is the index of an earlier segment, or -1. A token attends to the
-    ancestors of its segment, to earlier tokens of that segment, and to itself. The lengths are read on the host, so a tensor on
-    another device is waited for.
+    Make the arguments that tell a decoder's attention where the segments are. `segments`, of shape `(S, 2)`, holds the length and parent of
+    each, in the order of their tokens; the parent is the index of an earlier segment, or -1. A token attends to the ancestors of its
+    segment, to earlier tokens of that segment, and to itself. The lengths are read on the host, which waits for a tensor on another device.
 
     Raises:
         `ValueError`: If the attention implementation of `config` cannot keep segments apart.
@@ -81,7 +80,7 @@ def packed_sdpa_attention_forward(
     shape `(1, h, N, D)`, the output `(1, N, h, D)`. No `N x N` mask is built.
 
     Raises:
-        `ValueError`: If a GPU's kernels lack the head size, or attention dropout is asked of them.
+        `ValueError`: If the GPU kernels do not support the head size or attention dropout.
     """
     if attention_mask is None or attention_mask.is_floating_point() or attention_mask.dtype == torch.bool:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
@@ -254,7 +253,7 @@ def _spans(table: Table) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _block_lists(marked: np.ndarray, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the number of marked blocks in each row, and their indices, before those of the others."""
+    """Return the number of marked blocks in each row, and all block indices with the marked ones first."""
     order = np.argsort(~marked, axis=1, kind="stable")
     counts, indices = (_on(device, each.astype(np.int32))[None, None] for each in (marked.sum(1), order))
     return counts, indices

@@ -1,4 +1,4 @@
-"""Check prompts and responses, and bring them to one form: chat messages whose contents are text."""
+"""Check prompts and responses, and convert them to one form: chat messages whose contents are text."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from typing import Any
 # No conversation is nested this deeply, and recursive code downstream would run out of stack
 MAX_DEPTH = 32
 
-# Names, numbers and texts in the arguments of one tool call that come as JSON text
+# Limit on names and values in the arguments of one tool call, if they arrive as JSON text
 _MOST_ARGUMENTS = 10_000
 
 # Names under which APIs and templates hold an assistant's reasoning
@@ -65,7 +65,7 @@ def read_response(response) -> dict[str, Any]:
     if not isinstance(response, dict):
         raise ValueError(f"`response` is {type(response).__name__}, not text (or an assistant message).")
     if response.get("role") != "assistant":
-        raise ValueError(f"`response` is a message of the role {response.get('role')!r}; an assistant's is judged.")
+        raise ValueError(f"`response` is a message with the role {response.get('role')!r}; give an assistant's.")
     return _message(response, "`response`")
 
 
@@ -117,7 +117,7 @@ def _check_json(value, name: str, depth: int = 0):
         for item in value:
             _check_json(item, name, depth + 1)
     elif not isinstance(value, str | int | float | None):
-        raise ValueError(f"{name} holds {value!r:.60}; messages hold what JSON can.")
+        raise ValueError(f"{name} holds {value!r:.60}; messages can hold only JSON values.")
 
 
 def _tool_call(call, name: str) -> dict[str, Any]:
@@ -126,7 +126,7 @@ def _tool_call(call, name: str) -> dict[str, Any]:
         raise ValueError(f"{name} is {call!r:.60}; give a dict with `function`.")
     call = _without_empty(call, name)
     if call.get("type", "function") != "function":
-        raise ValueError(f"{name} is of the type {call['type']!r:.60}; only functions can be called.")
+        raise ValueError(f"{name} has the type {call['type']!r:.60}; only functions can be called.")
     if "function" in call:
         if not isinstance(call["function"], dict):
             raise ValueError(f"{name} has the `function` {call['function']!r:.60}; give a dict with `name`.")
@@ -139,7 +139,7 @@ def _function(function: dict[str, Any], name: str) -> dict[str, Any]:
     arguments = function.get("arguments", {})
     if isinstance(arguments, str):
         if (count := sum(map(arguments.count, ",[{"))) > _MOST_ARGUMENTS:
-            raise ValueError(f"{name} has about {count} `arguments`; calls have at most {_MOST_ARGUMENTS}.")
+            raise ValueError(f"{name} has about {count} `arguments`; a call can have at most {_MOST_ARGUMENTS}.")
         try:
             arguments = json.loads(arguments, object_pairs_hook=_unique) if arguments.strip() else {}
         except (ValueError, RecursionError) as error:
@@ -158,7 +158,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def part_text(part, name: str) -> str:
-    """Return the text of a content part. Raises `ValueError`, starting with `name`, if it is not text alone."""
+    """Return the text of a content part. Raises `ValueError`, starting with `name`, if it is not plain text."""
     kind = part.get("type") if isinstance(part, dict) else None
     extra = [key for key, value in part.items() if value not in (None, "", [], {})] if isinstance(part, dict) else []
     if kind != "text" or not isinstance(part.get("text"), str) or set(extra) - {"type", "text"}:
@@ -171,8 +171,8 @@ def part_text(part, name: str) -> str:
 
 def change_texts(conversation: Conversation, change: Callable[[str], str]) -> Conversation:
     """
-    Apply `change` to every text in messages and tools, including the names of arguments, but not to roles, and not to the
-    names by which templates look up a field.
+    Apply `change` to every text in messages and tools, including the names of arguments, but not to roles, and not to the field names that
+    templates look up.
     """
 
     def visit(value, in_arguments: bool) -> Any:

@@ -39,7 +39,7 @@ def native_config(
     config: dict[str, Any], text_config: PreTrainedConfig | dict | None, base: str | None, hub_kwargs: dict[str, Any]
 ) -> dict[str, Any]:
     """
-    Convert a published config to the keys of a [`CLoudConfig`]. `text_config` defaults to that of `base`, and `base` to the
+    Convert a published config to the keys of a [`CLoudConfig`]. `text_config` defaults to the config of `base`, and `base` to the
     config's `base_model_name_or_path`.
 
     Raises:
@@ -195,7 +195,7 @@ def check_shapes(name: str, shapes: dict[str, tuple[int, ...]], expected: dict[s
             f"{shapes[key]} in the checkpoint and {expected[key]} in the architecture ({hint})."
         )
     unexpected = sorted(set(shapes) - set(expected))
-    for keys, what in ((missing, "lacks"), (unexpected, "has more than the architecture:")):
+    for keys, what in ((missing, "lacks"), (unexpected, "has, beyond the architecture's,")):
         if keys:
             raise ValueError(
                 f"{name} {what} {len(keys)} weight(s): {', '.join(keys[:4])}. Is the base model the one it was trained "

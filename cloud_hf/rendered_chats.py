@@ -28,7 +28,7 @@ _DATE = "99 Xyz 9999"
 _ANY_DATE = r"[^\n<]{0,40}"
 
 
-# Strings that chat templates write around turns, and that texts hardly contain
+# Strings that chat templates write around turns, and that text rarely contains
 _MARK = r"<[|｜][^|｜<>\s]{1,40}[|｜]>|<\|turn>|<turn\|>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>"
 _MARKS, _MARK_AT_END = re.compile(_MARK), re.compile(rf"({_MARK}|</s>)\s*\Z")
 
@@ -46,8 +46,8 @@ class RenderedChats:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             The policy's tokenizer.
         is_guess (`bool`, *optional*, defaults to `False`):
-            Whether the policy may have another template. System turns are then refused: some templates write one by
-            themselves, which only the same template can tell from a given one.
+            Whether the policy may have another template. System turns are then refused: some templates write one themselves, and only the
+            same template can tell it from one that was sent.
 
     Examples:
 
@@ -104,8 +104,8 @@ class RenderedChats:
             where an answer should begin.
 
         Raises:
-            `ValueError`: If the text does not begin like a conversation in the template, if it does not begin with `prompt`, if
-                `prompt` does not end where an answer begins, or if marks of another template are left over.
+            `ValueError`: If the text does not begin like a conversation in this template, if it does not begin with `prompt`, if
+                `prompt` does not end where an answer begins, or if turn markers of another template are left over.
         """
         if prompt is None:
             *before, last = self._turns(text)
@@ -171,8 +171,8 @@ class RenderedChats:
 
     def _check_complete(self, prompt: list[dict], response: str):
         """
-        Refuse marks of turns that are left in a prompt, and one that this template does not have at the end of a response: the
-        text was rendered with another template. (In a response, others are the policy's own text.)
+        Refuse turn markers that are left in a prompt, and an unknown one at the end of a response: the text was rendered with another
+        template. (Elsewhere in a response, they are the policy's own text.)
         """
         contents = [message["content"] for message in prompt]
         left = [match.group() for content in contents for match in _MARKS.finditer(content)]
@@ -182,8 +182,8 @@ class RenderedChats:
     def _refuse(self, left: list[str]):
         if left:
             raise ValueError(
-                f"{left[0]!r} is left over when the turns are read by the chat template of {self.tokenizer.name_or_path!r}: "
-                "the text was rendered with another one. Name the policy that wrote it."
+                f"{left[0]!r} is left over when the turns are read with the chat template of {self.tokenizer.name_or_path!r}: "
+                "the text was rendered with another template. Name the policy that wrote it."
             )
 
     @staticmethod

@@ -1,8 +1,8 @@
-"""Find where to read the rewards of sequences that another tool has encoded, and refuse sequences with another reward.
+"""Find where to read the rewards of sequences that another tool has encoded, and refuse sequences whose reward would differ.
 
-TRL, RewardBench and pipelines take a reward model by its path, render chats with its tokenizer, and call the model. What they
-add (a second BOS, tokens after the end of turn, padding) must not change the reward, and what they change must not be scored.
-So a sequence counts only if it holds the ids that [`CritiqueFormat`] gives for the conversation it spells.
+TRL, RewardBench and pipelines take a reward model by its path, render chats with its tokenizer, and call the model. What they add (a second
+BOS, tokens after the end of turn, padding) must not change the reward; a sequence that they changed otherwise must not be scored. So a
+sequence counts only if it holds the ids that [`CritiqueFormat`] gives for the conversation it spells.
 """
 
 from typing import TYPE_CHECKING, cast
@@ -31,7 +31,7 @@ _NO_CRITIQUE = (
 
 class RewardFinder:
     """
-    Finds rewards in sequences of other tools, for one model and its tokenizer. Raises `ValueError` if the tokenizer is not the
+    Finds rewards in sequences that other tools encoded, for one model and its tokenizer. Raises `ValueError` if the tokenizer is not the
     model's, or its conversations cannot be read back from their ids.
     """
 
@@ -46,22 +46,22 @@ class RewardFinder:
         self.critique_role = config.critique_role
         self.chats = RenderedChats(tokenizer)
         others = cast(list[int | None], [tokenizer.eos_token_id, tokenizer.pad_token_id])
-        # What the chat template writes behind the last text, which with some are several control tokens
+        # What the chat template writes after the last text: with some templates, several control tokens
         tail = tokenizer(self.critique_format.tail, add_special_tokens=False)["input_ids"]
         self._trailing = {*cast(list[int], tail), *others}
 
     def find(self, input_ids: "torch.Tensor", attention_mask: "torch.Tensor | None") -> tuple[list[int], list[int]]:
         """
-        Find the first tokens of sequences, after a BOS too many, and the positions of their rewards.
+        Find the first tokens of sequences, after an extra BOS, and the positions of their rewards.
 
         Args:
             input_ids (`torch.Tensor` of shape `(B, T)`):
                 Sequences.
             attention_mask (`torch.Tensor` of shape `(B, T)`, *optional*):
-                Their real tokens. Without it, all are.
+                1 on real tokens. Without it, all tokens are real.
 
         Raises:
-            `ValueError`: If the reward of a sequence would not be that of [`Scorer`]; the message names the row.
+            `ValueError`: If the reward of a sequence would differ from [`Scorer`]'s; the message names the row.
         """
         starts, ends = [], []
         for row, ids in enumerate(input_ids.tolist()):
@@ -81,13 +81,13 @@ class RewardFinder:
         # Decoding may put a space before a text
         stripped = [{**message, "content": message["content"].strip()} for message in messages]
         is_same = self._is_critique if self.critique_format.critique else self._is_response
-        # A tokenizer may add a BOS to text in which the template has written one, or means to have none
+        # A tokenizer may add a BOS to text in which the template has already written one, or wants none
         for start in (0, 1) if ids[0] == self.tokenizer.bos_token_id else (0,):
             if any(is_same(form, ids[start : end + 1]) for form in (messages, stripped)):
                 return start, end
         raise ValueError(
-            "its tokens are not those by which this model judges the conversation that they spell, so its reward would be "
-            "another. Control tokens written in a text, a thinking block or tool calls in a response, truncation and other "
+            "its tokens are not those that this model reads for the conversation they spell, so its reward would "
+            "differ. Control tokens written in a text, a thinking block or tool calls in a response, truncation and other "
             f"variables of the chat template have this effect: {_CALL} instead."
         )
 

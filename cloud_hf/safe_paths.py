@@ -1,4 +1,4 @@
-"""Folders of others must not lead to files outside of them. Does not import torch."""
+"""Keep untrusted folders from leading to files outside of them. Does not import torch."""
 
 import os
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Score with scalar reward models of other makers: any `*ForSequenceClassification` whose tokenizer has a chat template."""
+"""Score with third-party scalar reward models: any `*ForSequenceClassification` whose tokenizer has a chat template."""
 
 import json
 import math
@@ -21,9 +21,9 @@ from .scoring import ScoringRequest, read_request, report_scores
 
 class ScalarFormat(CritiqueFormat):
     """
-    Encodes a conversation as a scalar reward model reads it: the complete rendering of its chat template, as
-    `apply_chat_template` encodes it. Encoders also get the tokens that their tokenizer puts around a text. Text stays text, as in
-    [`CritiqueFormat`], and dates are pinned.
+    Encodes a conversation as a scalar reward model reads it: the complete rendering of its chat template, as `apply_chat_template` encodes
+    it. Encoders also get the tokens that their tokenizer puts around a text. Text never becomes a control token, as in [`CritiqueFormat`],
+    and dates are pinned.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
@@ -69,8 +69,8 @@ class ScalarFormat(CritiqueFormat):
 
 class ScalarScorer:
     """
-    [`Scorer`] over a scalar reward model. A reward is the same in a batch of any size and with any padding token (in fp32), and equals
-    what the model returns for `apply_chat_template` of the conversation alone.
+    [`Scorer`] over a scalar reward model. A reward is the same in a batch of any size and with any padding token (in fp32), and equals what
+    the model returns for the conversation by itself, encoded with `apply_chat_template`.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
@@ -111,7 +111,7 @@ class ScalarScorer:
         self.critique_format = ScalarFormat(tokenizer, name)
         self.context_length = scalar_context(model.config, tokenizer)
         self._weights = read_label_weights(name, model.config, label_weights)
-        # Its part in checking requests is that of a classic model
+        # Requests are checked as for a classic model
         self._config = stand_in_config(model.config)
         self._pad_token_id = model.config.get_text_config().pad_token_id
 
@@ -160,8 +160,8 @@ class ScalarScorer:
 
     def _padded(self, rows: Sequence[tuple[int, ...]]) -> dict[str, torch.Tensor]:
         """
-        Pad on the right. Decoders read the last token that is not padding, by its id: without one in the config, choose an id with
-        which no row ends, so that each is read at its end, as alone.
+        Pad on the right. Decoders read at the last token that differs from the config's padding id; if there is none, choose an id that no
+        row ends with, so each row is read at its end.
         """
         pad = self._pad_token_id
         if pad is None:
@@ -178,7 +178,7 @@ class ScalarScorer:
 
 
 def is_scalar_model(config: Any) -> bool:
-    """Return whether a config is that of a sequence classifier, from transformers or with remote code."""
+    """Return whether a config describes a sequence classifier, from transformers or with remote code."""
     names = [*(getattr(config, "architectures", None) or ()), *(getattr(config, "auto_map", None) or ())]
     return not isinstance(config, CLoudConfig) and any(name.endswith("ForSequenceClassification") for name in names)
 
@@ -249,12 +249,12 @@ def parse_label_weights(text: str | None) -> dict[str, float] | None:
 
 def scalar_context(config: Any, tokenizer: PreTrainedTokenizerBase) -> int | None:
     """Return the longest sequence in tokens; `None` if neither model nor tokenizer sets a limit."""
-    # RoBERTa's config counts two positions that no token can have; the tokenizers of others have a huge number for no limit
+    # RoBERTa's config counts two positions that no token can have; other tokenizers have a huge number instead of no limit
     limits = [longest_sequence(config.get_text_config()), tokenizer.model_max_length]
     return min((limit for limit in limits if limit is not None and limit < 10**12), default=None)
 
 
 def stand_in_config(config: Any) -> CLoudConfig:
-    """Return the config of a classic model of the same architecture, by which requests are checked."""
+    """Return the config of a classic model of the same architecture, with which requests are checked."""
     # A copy, because a composite config sets the attention of its parts
     return CLoudConfig(text_config=deepcopy(config.get_text_config()), critique=False)

@@ -151,7 +151,7 @@ class ScoringRequest:
 
     @classmethod
     def joined(cls, critique_format: CritiqueFormat, requests: "Sequence[ScoringRequest]") -> "ScoringRequest":
-        """Join requests, which either all have critiques or none, for a format with a tokenizer of this thread."""
+        """Join requests that either all have critiques or all lack them. The format's tokenizer must belong to this thread."""
         prefixes = [prefix for request in requests for prefix in request.prefixes]
         if requests[0].given is None:
             return cls(critique_format, prefixes)
@@ -236,7 +236,7 @@ def read_request(
         needed = sampling.max_new_tokens + reserved_tokens
         _check_lengths(context, [len(prefix.input_ids) + needed for prefix in prefixes], config)
         return ScoringRequest(critique_format, prefixes)
-    # Before the critiques, which are as many as the caller likes
+    # Before the critiques, of which a caller can send any number
     shortest = int(config.critique) + reading_tokens
     _check_lengths(context, [len(prefix.input_ids) + shortest for prefix in prefixes], config)
     if critiques is not None:
@@ -254,7 +254,7 @@ def read_request(
 
 
 def _complete_all(critique_format: CritiqueFormat, prefix: EncodedPrefix, texts: Sequence[str], most: float):
-    """Encode critiques up to the first that is longer than `most` tokens, which refuses them all."""
+    """Encode critiques until one is longer than `most` tokens, for which the request is refused."""
     encoded: list[EncodedCritique] = []
     for text in texts:
         encoded.append(critique_format.complete(prefix, text))
@@ -269,7 +269,7 @@ def with_rewards(
     responses_changed: Sequence[bool] | None = None,
     inner: Sequence[tuple[float, ...]] | None = None,
 ) -> list[Score]:
-    """Return the scores of samples whose rewards, and those inside the critiques, were read separately, in the same order."""
+    """Return the scores of samples whose rewards, final and partial, were read separately, in the same order."""
     remaining = zip(rewards, inner or [None] * len(rewards), strict=True)
 
     def read(sample: Sample) -> Sample:
@@ -331,9 +331,7 @@ def _check_partial(critique_format: CritiqueFormat, sampling: Sampling, critique
     if sampling.read_every is None:
         return
     if not critique_format.critique:
-        raise ValueError(
-            "This reward model writes no critiques, so there is nothing to read it in. Drop `read_every`."
-        )
+        raise ValueError("This reward model writes no critiques, so it has no partial rewards. Drop `read_every`.")
     if critique_format.rereads_critiques:
         raise ValueError(
             "This model's format ('reference') reads the reward from the critique's text after it is written, so it has no partial "
@@ -344,7 +342,7 @@ def _check_partial(critique_format: CritiqueFormat, sampling: Sampling, critique
 
 
 _SWITCHES = (
-    " The model's positions (longrope) switch at that length, for all sequences of a batch at once, so that longer rows would "
+    " The model's positions (longrope) switch at that length, for all sequences of a batch at once, so longer rows would "
     "change the rewards of others."
 )
 

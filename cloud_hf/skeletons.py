@@ -24,7 +24,7 @@ _SCHEMA_WORDS = ("object", "string", "integer", "number", "boolean", "array", "n
 
 _FIRST_NUMBER = 70000
 
-# Fields of a call that say nothing
+# Fields of a call that carry no information
 _DEFAULTS = ((("type",), "function"), (("arguments",), {}), (("function", "arguments"), {}))
 
 # Failed searches for the arguments of calls, after which no more are made
@@ -91,7 +91,7 @@ class Skeleton:
         position = 0
         for path in self.constants:
             root = path[: path.index("arguments") + 1] if "arguments" in path else ()
-            # Only an object has a mark, without which JSON may be found that the template wrote for something else
+            # Only objects have marks; other JSON might match what the template wrote for something else
             is_object = root and isinstance(self._at(root), dict)
             if is_object and root not in shown and root not in hidden and len(hidden) < _MOST_SEARCHES:
                 start = text.find(json.dumps(self._at(root), ensure_ascii=False), position)
@@ -172,8 +172,8 @@ def spell(path: tuple) -> str:
 
 def _implied_fields(messages: list[dict[str, Any]]) -> Iterator[tuple]:
     """
-    Yield the paths of fields that say nothing new: ids of calls whose results follow in their order or not at all, and names
-    of the called functions in these results.
+    Yield the paths of redundant fields: ids of calls whose results follow in the same order or not at all, and names of the called
+    functions in these results.
     """
     waiting: list[tuple[tuple, dict[str, Any]]] = []
     for index, message in enumerate(messages):

@@ -91,7 +91,7 @@ def compute_on(triggers: Sequence, compute: Callable, inputs: list, outputs: lis
 
 @contextmanager
 def user_errors(*kinds: type[Exception]) -> Iterator[None]:
-    """Show a `ValueError`, an error of `kinds` or a lack of memory as one sentence on the page."""
+    """Show a `ValueError`, an error of `kinds` or an out-of-memory error as one sentence on the page."""
     try:
         yield
     except Exception as error:

@@ -22,7 +22,7 @@ def pin_date(
     if "strftime_now" in template:
         if "date_string" in template:
             variables.setdefault("date_string", f"{_DAY:%d %b %Y}")
-        # Whether or not a usual conversation asks for it: some templates do so for tools only
+        # Even if a usual conversation does not ask for it: some templates do only with tools
         variables.setdefault("strftime_now", f"{_DAY:%Y-%m-%d}")
     return variables or None
 

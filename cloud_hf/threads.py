@@ -14,15 +14,15 @@ _NOISE = 0.3
 
 @dataclass(frozen=True)
 class Cpus:
-    """Numbers of CPUs of this process; `quota` is at most `visible`, and `free` at most `quota`."""
+    """Numbers of CPUs for this process; `quota` is at most `visible`, and `free` at most `quota`."""
 
     visible: int  # size of the affinity mask: OpenMP starts as many threads by default
     quota: float  # how many the control group, such as a container's, may use at a time
-    free: float  # how many no other process uses at present
+    free: float  # how many no other process is using
 
     @property
     def is_shared(self) -> bool:
-        """Return whether other processes are computing, too."""
+        """Return whether other processes are also computing."""
         return self.free < self.quota - _NOISE
 
     @property

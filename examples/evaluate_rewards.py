@@ -11,7 +11,7 @@ Benchmarks: reward_bench, reward_bench_with_prior_sets, reward_bench_2, rm_bench
 llm_bar. Datasets have the columns prompt, chosen, rejected; best-of-N sets prompt, responses, correct. A pair counts as
 correct if the chosen response has the strictly higher reward; ties count as wrong and are reported.
 
-Accuracy by number of averaged critiques, and robustness probes on the same rows:
+Accuracy by the number of averaged critiques, and probes on the same rows:
 
 python examples/evaluate_rewards.py --models cloud-rm classic-rm --output_dir results --max_new_tokens 512 \
     --dataset_name pairs.jsonl --self_consistency 16 --self_consistency_temperatures 0.5 1.0 --probes all
@@ -22,10 +22,10 @@ Probes: length, style, special_tokens, forged_critiques, trivial_answers, empty_
 
 --compare RESULTS_A RESULTS_B instead compares the scores of two earlier runs, on the rows that both scored.
 
-Writes report.md with plots, report.json, RewardBench's results files for each model (also of RewardBench 2 and the prior
-sets), and all scores with their critiques (one Parquet file per model, one JSON-lines file per model and dataset, separate
-Parquet files for self-consistency and probes). Each score is recorded in journal_MODEL.jsonl: the same command resumes an
-interrupted run, and benchmarks can be added later.
+Writes report.md with plots, report.json, RewardBench's results files for each model (including RewardBench 2 and the prior sets), and all
+scores with their critiques (one Parquet file per model, one JSON-lines file per model and dataset, separate Parquet files for
+self-consistency and probes). Each score is recorded in journal_MODEL.jsonl: the same command resumes an interrupted run, and benchmarks can
+be added later.
 """
 
 from cloud_hf.cli import run

@@ -74,7 +74,7 @@ class PolicyArguments:
     def __post_init__(self):
         if max(self.swaps) < 3:
             raise ValueError(
-                f"`swaps` is {self.swaps}; of problems with fewer than 3 swaps, enough for a test cannot be held out."
+                f"`swaps` is {self.swaps}; the highest must be at least 3: too few problems with fewer swaps can be held out."
             )
 
 

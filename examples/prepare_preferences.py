@@ -1,9 +1,9 @@
 """
 Turn a public preference set into pairs that all scripts read: rated or ranked responses, votes, and files of other tools.
 
-Reads whatever `datasets.load_dataset` reads. The layout is recognised by the columns; docs/data.md lists all. Writes a `save_to_disk`
-folder (columns id, prompt, chosen, rejected, with ratings also chosen_rating and rejected_rating, and the source's other columns)
-with a card, build.json (settings, counts) and rejects.jsonl (ties, equal responses, and what else is left out).
+Reads whatever `datasets.load_dataset` reads. The layout is recognised by its columns; docs/data.md lists all layouts. Writes a
+`save_to_disk` folder (columns id, prompt, chosen, rejected, with ratings also chosen_rating and rejected_rating, and the source's other
+columns) with a card, build.json (settings, counts) and rejects.jsonl (ties, equal responses and everything else that is left out).
 
 python examples/prepare_preferences.py --dataset_name nvidia/HelpSteer2 --output_dir helpsteer2-pairs --margins True
 

@@ -1,9 +1,9 @@
 """
 Run scripts one after another in one folder, each once: stages that finished with the same settings are kept.
 
-A stage counts as finished when its record, `stages/NAME.json`, is written. The record holds everything that the stage's output
-depends on (command, recipe, code, packages, output of earlier stages) and a hash of each file of the output. A stage runs
-again, from an empty folder, if any of these changed or if it was interrupted.
+A stage counts as finished when its record, `stages/NAME.json`, is written. The record holds everything that the stage's output depends on
+(command, recipe, code, packages, output of earlier stages) and a hash of each output file. A stage runs again, from an empty folder, if any
+of these changed or if it was interrupted.
 """
 
 import fcntl
@@ -64,7 +64,7 @@ class Stage:
         return [sys.executable, str(EXAMPLES / self.script), "--config", str(RECIPES / self.recipe), *options]
 
     def settings(self, records: dict[str, dict[str, Any]]) -> dict[str, Any]:
-        """Return what the output depends on, as JSON; `records` are those of the stages before."""
+        """Return what the output depends on, as JSON; `records` belong to the earlier stages."""
         return {
             "command": [self.script, *self.options],
             "recipe": hash_file(RECIPES / self.recipe),
@@ -84,7 +84,7 @@ def run_stages(
         run (`Path`):
             Folder of the run.
         stages (`list[Stage]`):
-            In order; each reads only what earlier ones wrote.
+            The stages in order; each reads only what earlier ones wrote.
         held (`int`):
             File descriptor of the folder's lock, from [`lock`].
         heading (`Callable[[str], None]`):

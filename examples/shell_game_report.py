@@ -60,7 +60,7 @@ def write_report(run: Path, usage: dict[str, dict], stages: dict[str, tuple[str,
 
 
 def describe_machine() -> dict[str, str | int | None]:
-    """Return what the last digits of the results depend on, besides the seed."""
+    """Return what, besides the seed, affects the last digits of the results."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
@@ -130,7 +130,7 @@ def stage_table(usage: dict[str, dict]) -> str:
 
 
 def three_critiques(run: Path, scores: list[dict]) -> str:
-    """Format held-out critiques with their rewards, of right and wrong answers to the problems with most swaps."""
+    """Format held-out critiques of right and wrong answers to the problems with most swaps, with their rewards."""
     from datasets import load_from_disk
 
     pairs = load_from_disk(str(run / "data" / "pairs"))["test"]

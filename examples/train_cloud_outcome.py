@@ -1,7 +1,7 @@
 """
 Stage 4: improve the critiques of a CLoud model by whether they lead its reward to the right preference.
 
-Rows are those of stage 3 (prompt, chosen, rejected, chosen_feedback, rejected_feedback); the model is the one that stage 3 made.
+Rows are those of stage 3 (prompt, chosen, rejected, chosen_feedback, rejected_feedback); the model comes from stage 3.
 Each step writes `num_generations` new critiques of both responses of each pair.
 
 torchrun --nproc_per_node 8 examples/train_cloud_outcome.py --config examples/configs/llama3-8b/outcome.yaml \

@@ -142,7 +142,7 @@ def test_training_can_start_from_the_head_of_a_scalar_model(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         model = CLoudForRewardModeling.from_base(tmp_path, critique=False)
     assert torch.equal(model.reward_head.out_proj.weight, scalar.score.weight)
-    assert "The reward head is that of" in caplog.text
+    assert "The reward head is taken from" in caplog.text
     for options in ({"critique": False, "reward_head": "mlp"}, {"critique": True}):
         assert CLoudForRewardModeling.from_base(tmp_path, **options).config.reward_head == "mlp"
     args = {"output_dir": str(tmp_path / "out"), "critique": False, "use_cpu": True, "bf16": False}

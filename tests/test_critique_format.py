@@ -286,7 +286,9 @@ def test_a_role_becomes_no_control_token_and_is_not_dropped():
         ]
 
     assert critique_format.encode(chat("narrator"), "x", "x")
-    with pytest.raises(ValueError, match="role of message 1 is 'endoftext', which the chat template makes a control"):
+    with pytest.raises(
+        ValueError, match="role of message 1 is 'endoftext', which the chat template turns into a control"
+    ):
         critique_format.encode(chat("endoftext"), "x", "x")
     # The text of the message that this template drops occurs in another message
     with pytest.raises(ValueError, match="message 1, whose role is 'narrator'"):

@@ -1,4 +1,4 @@
-"""Scalar reward models of other makers: rewards are those of plain transformers code."""
+"""Third-party scalar reward models: rewards are those of plain transformers code."""
 
 from copy import deepcopy
 
@@ -147,7 +147,7 @@ def test_models_that_give_no_reward_are_refused(base_folder, tmp_path):
         load_scalar_model(str(base_folder))
     name = save_classifier(tmp_path / "rm")
     assert is_scalar_model(read_model_config(name))
-    with pytest.raises(ValueError, match=r"a scalar model of another maker .*`backend` 'transformers'"):
+    with pytest.raises(ValueError, match=r"a third-party scalar model .*`backend` 'transformers'"):
         check_reward_model(name, read_model_config(name))
     tokenizer = deepcopy(make_tokenizer("llama3"))
     tokenizer.chat_template = None

@@ -135,7 +135,7 @@ def test_arguments_as_json_text_are_arguments(family):
     for arguments, says in (("{", "not JSON"), ("[1]", "give an object"), ('{"a": 1, "a": 2}', "a name occurs twice")):
         with pytest.raises(ValueError, match=f"message 1, tool call 0 has .*{says}"):
             ids(arguments)
-    with pytest.raises(ValueError, match="is of the type 'custom'"):
+    with pytest.raises(ValueError, match="has the type 'custom'"):
         ids({}, type="custom")
 
 
@@ -222,7 +222,7 @@ def test_remembered_shapes_do_not_change_how_a_format_is_pickled():
 def test_bad_messages_are_refused_by_name():
     critique_format = make_format("qwen3")
     for response, says in (
-        ({"role": "user", "content": "x"}, "`response` is a message of the role 'user'"),
+        ({"role": "user", "content": "x"}, "`response` is a message with the role 'user'"),
         ({**ANSWER, "tool_calls": "weather"}, "`response` has the `tool_calls` 'weather'"),
         ({**ANSWER, "tool_calls": [{"function": "weather"}]}, "tool call 0 has the `function` 'weather'"),
         ({**ANSWER, "when": {1, 2}}, "`when` holds {1, 2}"),

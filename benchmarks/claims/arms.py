@@ -15,15 +15,15 @@ class Arm:
         start (`str`):
             What training starts from: `"base"`, `"critic"` (stage 1), or `"cloud"` (stage 3).
         critiques (`str`, *optional*):
-            What it trains on: `"self"`, `"oracle"`, `"shuffled"` (those of other rows with the same length) or `"blank"`; `None` is
+            Critiques that it trains on: `"self"`, `"oracle"`, `"shuffled"` (from other rows, of the same length) or `"blank"`; `None` is
             a classic model.
         passes (`str`):
-            Passes over the pairs: `"stage3"`, `"all"` (as many as stages 1 and 3 have together), or `"compute:ARM"`, as many as
-            cost what the complete training of that arm does.
+            Passes over the pairs: `"stage3"`, `"all"` (as many as stages 1 and 3 together), or `"compute:ARM"`, as many as
+            cost the same as the complete training of that arm.
         lm_weight (`float`):
             λ.
         frozen (`bool`):
-            Train the reward head alone.
+            Train only the reward head.
         blank_prompt (`bool`):
             Control: the prompt is hidden, so that a model must stay at chance.
         member (`int`):

@@ -1,4 +1,4 @@
-"""Finished cells of the study on disk: each is computed once, and a killed run leaves no half of one."""
+"""Finished cells of the study on disk: each is computed once, and a killed run leaves none half-written."""
 
 import json
 import shutil

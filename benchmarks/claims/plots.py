@@ -50,7 +50,7 @@ def compute(report: dict[str, Any], path: Path):
         curves = report["self_consistency"][task]
         for name in ("T = 0.5, mean", "T = 1.0, mean"):
             if name in curves:
-                # The prefix is read once, and critiques are most of the tokens: an upper bound
+                # An upper bound: the prefix is read only once, but critiques are most of the tokens
                 flops = [count * arms["cloud"]["inference_flops"] for count in map(int, curves[name])]
                 panel.plot(flops, [100 * value for value in curves[name].values()], ".-", lw=1, label=f"cloud, {name}")
         panel.set(title=task, xlabel="FLOPs a response", ylabel="pairs in the right order, %", xscale="log")

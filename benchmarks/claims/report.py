@@ -31,7 +31,7 @@ TITLES = {name: arm.title for name, arm in ARMS.items()} | {
 
 @dataclass
 class Scores:
-    """Rewards of one task: of arm and seed, a row per problem with its answer first."""
+    """Rewards of one task: for each arm and seed, a row per problem, with its answer first."""
 
     task: str
     arrays: dict[str, np.ndarray]
@@ -80,7 +80,7 @@ class Scores:
         )
 
     def margins(self, seed: int, arm: str) -> np.ndarray:
-        """Return the reward of the answer minus those of the other choices."""
+        """Return the reward of the answer minus each of the other choices' rewards."""
         rewards = self.get(seed, arm, "rewards").astype(float)
         return rewards[:, :1] - rewards[:, 1:]
 
@@ -89,7 +89,7 @@ class Scores:
         return np.heaviside(self.margins(seed, arm), 0.5).mean(1)
 
     def best_of_n(self, seed: int, arm: str) -> np.ndarray:
-        """Return the probability that the answer is picked among all choices; ties are drawn among."""
+        """Return the probability that the answer is picked among all choices; ties are broken at random."""
         rewards = self.get(seed, arm, "rewards")
         best = rewards == rewards.max(1, keepdims=True)
         return best[:, 0] / best.sum(1)
@@ -119,7 +119,7 @@ def interval_over_seeds(values: list[float]) -> tuple[float, float] | None:
 
 
 def hierarchical_interval(by_seed: list[np.ndarray]) -> tuple[float, float] | None:
-    """Percentile interval of the mean: seeds are drawn, and problems within each seed."""
+    """Percentile interval of the mean: seeds are resampled, and problems within each seed."""
     if len(by_seed) < 2:
         return None
 
@@ -214,7 +214,7 @@ def arm_summary(scores: Scores, arm: str) -> dict[str, Any]:
 
 
 def about_critiques(scores: Scores, arm: str, seeds: list[int]) -> dict[str, float | None]:
-    """Return the share of critiques equal to the oracle's, and the accuracy of pairs by whether both critiques are."""
+    """Return the share of critiques equal to the oracle's, and the accuracy of pairs by whether both critiques are exact."""
     exact = np.concatenate([scores.get(seed, arm, "exact") for seed in seeds])
     right = np.concatenate([np.heaviside(scores.margins(seed, arm), 0.5) for seed in seeds])
     both = exact[:, :1] & exact[:, 1:]
@@ -269,7 +269,7 @@ def consistency(scores: Scores) -> dict[str, Any]:
 
 
 def events(results: Path, cells: dict[str, dict[str, Any]]) -> list[list[str]]:
-    """Return for each task when the last validation problem and the first held-out one was scored, and how often."""
+    """Return, for each task, when the last validation problem and the first held-out one were scored, and how often."""
     dev = results / "dev" / "cells.json"
     trials = json.loads(dev.read_text())["cells"] if dev.is_file() else {}
     rows = []
@@ -311,7 +311,7 @@ def make_report(results: Path) -> dict[str, Any]:
 
 
 def rounded(value: Any) -> Any:
-    """Round numbers to six digits, which any machine agrees on, and turn tuples into lists."""
+    """Round numbers to six digits, on which all machines agree, and turn tuples into lists."""
     if isinstance(value, dict):
         return {key: rounded(part) for key, part in value.items()}
     if isinstance(value, list | tuple):

@@ -78,7 +78,7 @@ def collect(root: Path, output: Path):
 
 
 def machine() -> dict[str, str]:
-    """Describe the machine and the versions of what computed."""
+    """Describe the machine and the package versions."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     versions = {module.__name__: module.__version__ for module in (torch, transformers, datasets)}

@@ -86,7 +86,7 @@ class Study:
         return len(longest.critique(longest.answer).split()) + 4
 
     def cell(self, name: str, work, *inputs: Cell, **settings: Any) -> Cell:
-        """Return a cell that depends on the settings, on what it is given, and on the cells that it reads."""
+        """Return a cell that depends on the settings, on its arguments, and on the cells that it reads."""
         given = {
             "task": self.task,
             "seed": self.seed,
@@ -98,7 +98,7 @@ class Study:
     # --------------------------------------------------------------------------------------------- stages 0, 1 and 2
 
     def base(self) -> Cell:
-        """Train a language model that answers directly, from which every arm starts."""
+        """Train the base of all arms: a language model that answers directly."""
         settings = self.settings
         keys = ("levels", "width", "base_steps", "base_lr")
         return self.cell("base", self._train_base, **{key: getattr(settings, key) for key in keys})
@@ -239,7 +239,7 @@ class Study:
         else:
             trainer = CLoudTrainer(model, CLoudTrainingConfig(**options), **given)
         result = train(trainer, folder)
-        if arm.outcome:  # writing costs a forward pass over what is trained on, the reference another
+        if arm.outcome:  # writing costs a forward pass over the trained sequences, and the reference model another
             result["flops"] *= 1 + (2 if arm.outcome.get("beta", 0.001) else 1) / 3
         return {**result, **self.score_held_out(arm, trainer.model, folder)}
 
@@ -305,14 +305,14 @@ class Study:
         return np.array(values, dtype=dtype).reshape(-1, choices, *np.shape(values[0]))
 
     def about_critiques(self, texts: list[str], oracle: list[str]) -> dict[str, np.ndarray]:
-        """Say which critiques equal the oracle's, and which call their response right."""
+        """Return which critiques equal the oracle's, and which call their response right."""
         return {
             "exact": self.by_problem([text == other for text, other in zip(texts, oracle, strict=True)], bool),
             "verdicts": self.by_problem([text.endswith(" right") for text in texts], bool),
         }
 
     def verdict(self) -> Cell:
-        """Let the critic of stage 1 judge by its own word, without a reward head."""
+        """Score with the verdict word of the stage 1 critic, without a reward head."""
         critic = self.critic()
         settings = {"held_out": self.settings.held_out, "split": self.split}
         return self.cell("verdict", functools.partial(self._judge, critic), critic, **settings)
@@ -357,7 +357,7 @@ class Study:
 
 
 def training_options(folder: Path, seed: int, lr: float, passes: float = 1) -> dict[str, Any]:
-    """Return the options that all trainers share: those of the quickstart's recipes."""
+    """Return the options that all trainers share, as in the quickstart's recipes."""
     return {
         "output_dir": str(folder / "trainer"), "seed": seed, "learning_rate": lr, "num_train_epochs": passes,
         "per_device_train_batch_size": 32, "optim": "adamw_torch", "weight_decay": 0.01, "adam_beta2": 0.99,
@@ -390,7 +390,7 @@ def blank(critique: str) -> str:
 
 
 def shuffled(texts: list[str], seed: int) -> list[str]:
-    """Permute texts among those with the same number of words, whatever their row and side."""
+    """Permute texts among those with the same number of words, across rows and sides."""
     groups: dict[int, list[int]] = {}
     for place, text in enumerate(texts):
         groups.setdefault(len(text.split()), []).append(place)

@@ -1,8 +1,8 @@
 """
 Three preference tasks whose critiques reason step by step: a ball under cups, the hand of a clock, and look-ups in a table.
 
-The right and the wrong responses of a problem have the same length and are drawn alike, so that only the prompt tells them apart.
-A problem belongs to one split by what makes it hard (swaps, moves or table), whatever the seed.
+The right and the wrong responses of a problem have the same length and are drawn alike, so only the prompt tells them apart.
+A problem belongs to one split by what makes it hard (swaps, moves or table), for every seed.
 """
 
 import random
@@ -107,7 +107,7 @@ TASKS: dict[str, Callable[[random.Random, int, str], Problem]] = {"shell": shell
 
 
 def draw_in(split: str, draw: Callable[[], list]) -> list:
-    """Draw until the content belongs to `split`: a fifth of all contents is `test`, a tenth is `validation`."""
+    """Draw until the content belongs to `split`: a fifth of all contents are `test`, a tenth are `validation`."""
     while True:
         content = draw()
         bucket = zlib.crc32(repr(content).encode()) % 10
@@ -117,7 +117,7 @@ def draw_in(split: str, draw: Callable[[], list]) -> list:
 
 def problems(task: str, split: str, levels: Sequence[int], count: int, seed: int | str) -> list[Problem]:
     """
-    Draw problems whose levels take turns. Held-out ones are distinct; the other levels make up for one that has too few.
+    Draw problems, cycling through the levels. Held-out ones are distinct; the other levels make up for one that has too few.
 
     Raises:
         `ValueError`: If there are fewer distinct problems.

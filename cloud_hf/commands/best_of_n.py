@@ -1,4 +1,4 @@
-"""Choose among candidates with reward models, and measure the quality of the choices for each number of candidates."""
+"""Choose among candidates with reward models, and measure the quality of the choices by the number of candidates."""
 
 from dataclasses import asdict, dataclass, field
 from operator import itemgetter
@@ -50,7 +50,7 @@ class BestOfNArguments(ArenaHardArguments, ScoringArguments):
             `temperature` above 0. Classic models score once.
         halving (`list[str]`, *optional*):
             Also choose by successive halving, with critiques for the contenders only, and compare it with the full choice: a model with
-            several critiques, or `CHEAP,MODEL`, of which the cheap one drops half of the candidates first. Not on ArenaHard.
+            several critiques, or `CHEAP,MODEL`, where the cheap one drops half of the candidates first. Not on ArenaHard.
     """
 
     dataset_name: list[str] = field(default_factory=list)
@@ -162,7 +162,7 @@ def score_all(
 def ensemble_scores(
     ensemble: Ensemble, fitted: dict[str, dict[str, FittedRows]], scores: dict[str, dict[str, Scores]]
 ) -> tuple[dict[str, FittedRows], dict[str, Scores]]:
-    """Combine the members' scores of all datasets, seed by seed; those of a model that scored once count for all seeds."""
+    """Combine the members' scores of all datasets, seed by seed; a model that scored only once has the same scores for all seeds."""
     rows: dict[str, FittedRows] = {}
     combined: dict[str, Scores] = {}
     for key in fitted[ensemble.members[0]]:

@@ -49,7 +49,7 @@ def main(args: EvaluationArguments):
     output_dir = Path(args.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     results, described, judged = {}, sets.describe(), None
-    # First, because what a judge cannot do shows in seconds, before a model is loaded
+    # First, because errors with a judge show in seconds, before a model is loaded
     judge = summarize_judge(sets, args, output_dir / "judgements", shown) if args.judge_base_url else None
     with ExitStack() as stack:
         journals = {
@@ -108,7 +108,7 @@ def check_file_names(shown: dict[str, str], args: EvaluationArguments):
 def evaluate(
     name: str, args: EvaluationArguments, sets: Sets, journal: Journal, shown: dict[str, str]
 ) -> ModelResults:
-    """Score all datasets with one model, then the critiques and rows of self-consistency and probes."""
+    """Score all datasets with one model, then run self-consistency and probes."""
     with open_scorer(name, args, show_progress=False) as (scorer, critique_format, options):
         limits = {key: options.pop(key) for key in ("context_length", "overlong_policy", "bad_rows")}
         fitted = sets.fit(critique_format, max_new_tokens=options["max_new_tokens"], **limits)

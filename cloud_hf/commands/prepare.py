@@ -146,7 +146,7 @@ class Preparation:
             yield list(group)
 
     def _pairs(self, group: Group) -> Iterator[dict[str, Any] | Reject]:
-        """Yield the pairs of a prompt in our columns, and what is left out."""
+        """Yield the pairs of a prompt in our columns, and the rejects."""
         index, row = group[0]
         name = str(row["id"]) if self.has_ids else str(index)
         rated = self.layout.read([row for _, row in group] if self.layout.group_by else row)

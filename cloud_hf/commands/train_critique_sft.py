@@ -68,7 +68,7 @@ class CritiqueSFTConfig(SFTConfig):
         check_machine(self)
         if self.packing or self.eval_packing:
             raise ValueError(
-                "`packing` is on, but each critique is trained in its own row here. Omit it; with FlashAttention, "
+                "`packing` is on, but this stage trains each critique in a separate row. Omit it; with FlashAttention, "
                 "`--padding_free True` trains without padding."
             )
         if self.padding_free and self.neftune_noise_alpha is not None:

@@ -28,7 +28,7 @@ def check_bad_rows(policy: str):
 
 
 def kind_of(problem: str) -> str:
-    """Return a message without what it quotes, which differs from row to row."""
+    """Return a message without its quoted parts, which differ from row to row."""
     return _VALUES.sub("…", problem)
 
 
@@ -66,7 +66,7 @@ class BadRows:
         self._indices.append(index)
 
     def settle(self, total: int) -> list[int]:
-        """Apply the policy to the rows noted, of `total`, and return their positions. Raises `ValueError` under `"error"`."""
+        """Apply the policy to the noted rows, out of `total`, and return their positions. Raises `ValueError` under `"error"`."""
         if not self._indices:
             return []
         kinds = [_named(names, problem) for names, problem in self._kinds.values()]
@@ -100,8 +100,8 @@ def _named(names: list[str], problem: str) -> str:
 @dataclass
 class OverlongRows:
     """
-    The rows of one dataset that do not fit the context under the policy `"error"`, with the lengths of all rows, so that the message can
-    say which limit keeps how many.
+    The rows of one dataset that do not fit the context under the policy `"error"`, with the lengths of all rows, so the message can say how
+    many rows each limit keeps.
     """
 
     name: str
@@ -130,5 +130,5 @@ class OverlongRows:
 
 
 def limit_that_keeps(lengths: Sequence[int], share: float) -> int:
-    """Return the smallest limit that at least this share of the lengths is within."""
+    """Return the smallest limit within which at least this share of the lengths falls."""
     return sorted(lengths)[max(0, math.ceil(share * len(lengths)) - 1)]

@@ -39,7 +39,7 @@ def dataset_card(
 
     Args:
         title (`str`):
-            What the rows are.
+            Description of the rows.
         folder (`Path`):
             Folder of the dataset, as `save_to_disk` writes it.
         settings (`Mapping[str, Any]`):

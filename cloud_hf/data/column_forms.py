@@ -1,8 +1,8 @@
 """
 Read a column of a dataset as a text or as chat messages, recognised by its shape.
 
-A column holds text (a response, also a list of one), chat messages (`role` and `content`, also as a single message, with text parts, or
-with the empty fields of an OpenAI dump), ShareGPT turns (`from` and `value`), JSON of either, or an Anthropic transcript
+A column holds text (for a response, also a list with one text), chat messages (`role` and `content`, also as a single message, with text
+parts, or with the empty fields of an OpenAI dump), ShareGPT turns (`from` and `value`), JSON of either, or an Anthropic transcript
 (`"\\n\\nHuman: …"`).
 """
 
@@ -67,7 +67,7 @@ def _read_text(value: str, column: str) -> tuple[str, str | list[dict[str, Any]]
         return TRANSCRIPT, _transcript(lines, column)
     if column == "prompt" and "\n\nHuman:" in lines and lines.rstrip().endswith("\n\nAssistant:"):
         raise ValueError(
-            "`prompt` could be one message, or a transcript behind a first text. Give chat messages, with the first text as "
+            "`prompt` could be one message, or a text followed by a transcript. Give chat messages, with the first text as "
             "the system's."
         )
     if _MAY_BE_JSON.match(value) and (found := _read_json(value, column)) is not None:
@@ -76,7 +76,7 @@ def _read_text(value: str, column: str) -> tuple[str, str | list[dict[str, Any]]
 
 
 def _read_json(value: str, column: str) -> tuple[str, list[dict[str, Any]]] | None:
-    """Return the kind and the messages of a text that holds them as JSON, also encoded twice; `None` for other texts."""
+    """Return the kind and the messages of a text that holds them as JSON, even if encoded twice; `None` for other texts."""
     try:
         found = json.loads(value)
     except (ValueError, RecursionError) as error:
@@ -105,7 +105,7 @@ def _is_turn(value: Any) -> bool:
 
 
 def _transcript(value: str, column: str) -> list[dict[str, Any]]:
-    """Split a transcript into messages. An empty last turn of the assistant, the place of the response, is left out."""
+    """Split a transcript into messages. An empty last assistant turn, which stands for the response, is left out."""
     parts = TURN.split("\n\n" + value.lstrip())[1:]
     turns = [
         {"role": "user" if speaker == "Human" else "assistant", "content": text.strip()}

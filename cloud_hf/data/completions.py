@@ -31,7 +31,7 @@ _LONGEST_ANSWER = 2**23
 _LONGEST_RETRY_AFTER = 300.0
 _TRANSIENT = (408, 409, 425, 429)
 _REFUSED_KEY = (401, 403)
-# vLLM would take what a chat request leaves out from the model's generation_config.json
+# vLLM would take fields that a chat request omits from the model's generation_config.json
 _NEUTRAL_SAMPLING = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 # Messages with which servers reject a request that exceeds the model's context
 _TOO_LARGE = (400, 413, 422)
@@ -202,7 +202,7 @@ class CompletionClient:
             await server.client.close()
 
     def stop(self):
-        """Send nothing more: requests in flight are answered, others raise `Stopped`."""
+        """Send no more requests: those in flight are answered, others raise `Stopped`."""
         self._stopping.set()
 
     # ------------------------------------------------------------------------------------------------------ requests
@@ -247,7 +247,7 @@ class CompletionClient:
     async def check(self):
         """
         Check every server before the first request, and set `model` if it was not given. If all are vLLM's, chat requests set every
-        sampling field, because their defaults would be those of the model's `generation_config.json`.
+        sampling field, because their defaults would come from the model's `generation_config.json`.
 
         Raises:
             `ServerUnusable`: If a server does not answer, rejects the key, or does not serve the model.
@@ -271,7 +271,7 @@ class CompletionClient:
         self.sampling_defaults = _NEUTRAL_SAMPLING if set(owners) == {"vllm"} else {}
 
     async def _models(self, server: _Server) -> dict[str, Any] | None:
-        """Return the models by name with their owners, as the server says; `None` if the server does not list them."""
+        """Return the owners of the models, by model name, as the server reports them; `None` if the server does not list them."""
         try:
             async with asyncio.timeout(self._request_timeout):
                 response = await server.client.get("/models", cast_to=httpx2.Response)

@@ -63,7 +63,7 @@ def conversation_text(prompt: Any) -> str:
 
 
 def _turn_text(message: dict[str, Any]) -> str:
-    """Return all that a message holds: its text, and its other fields as JSON."""
+    """Return the full contents of a message: its text, and its other fields as JSON."""
     others = {key: value for key, value in message.items() if key not in ("role", "content") and value}
     if set(others) == {"tool_calls"}:
         others = others["tool_calls"]

@@ -117,7 +117,8 @@ class CritiqueBuilder:
         """
         Encode a row, shortening its prompt if the policy says so.
 
-        Raises `ValueError` if a text is not usable, or the row is too long, and the policy is `"error"`; [`Dropped`] under another policy.
+        Raises `ValueError` if a text is not usable, or if the row is too long and the policy is `"error"`; under another policy,
+        [`Dropped`].
         """
         try:
             return self._fit(row)
@@ -129,7 +130,7 @@ class CritiqueBuilder:
             raise Dropped(str(error)) from error
 
     def _fit(self, row: dict[str, Any]) -> CritiqueTask:
-        # Refuses empty responses, which training would only refuse after all critiques are written
+        # Refuse empty responses here: training would refuse them only after all critiques are written
         responses = {side: response_of(row, side) for side in SIDES}
         needed = 0
 
@@ -284,8 +285,8 @@ class ScorerCritic:
         """
         Write all critiques that are missing from the journal, then retry truncated ones with more tokens.
 
-        A chunk is the set of responses passed to one scorer call. `longest_first` sorts by length, so that batches need little padding. Otherwise
-        both responses to a prompt stay together, so that a prefix cache can serve the second one.
+        A chunk is the set of responses passed to one scorer call. `longest_first` sorts by length, so batches need little padding.
+        Otherwise both responses to a prompt stay together, so a prefix cache can serve the second one.
 
         The first Ctrl-C raises `KeyboardInterrupt` after the chunk in progress. Raises `ValueError` that counts the rows that cannot be
         used, before anything is computed.
@@ -387,7 +388,7 @@ class ServedCritic:
     """
     Critiques by a language model behind vLLM's OpenAI-compatible server, one request each.
 
-    Prompts are sent as token ids, so the server adds nothing, and spelled-out control tokens stay text.
+    Prompts are sent as token ids, so the server adds nothing, and does not parse spelled-out control tokens.
     """
 
     client: JournaledClient

@@ -24,7 +24,7 @@ _NUMBER_WORDS = (
     "zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen|eighteen|nineteen|"
     "twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety|hundred|thousand|million|once|twice|double|triple|half|third|quarter"
 )
-# Numbers (but not those of names, such as gpt4) and mathematical signs decide the answer of a problem
+# Numbers (but not those in names, such as gpt4) and mathematical signs decide the answer to a problem
 _LEFT, _RIGHT = r"(?<=(?:[\d)]|(?<!\p{L})\p{L})\s*)", r"(?=\s*(?:[\d(]|\p{L}(?!\p{L})))"
 _QUANTITIES = regex.compile(
     rf"\b(?:{_NUMBER_WORDS})\b|(?<![\p{{L}}_\d])\d+(?:[.,]\d+)*|[\p{{Sm}}--[|~]]|{_LEFT}[*/\^\-]{_RIGHT}|(?<![^\s(=])-(?=\d)|(?<=\d\s*)%|[\p{{Sc}}--$]|°\s*[cf]\b",
@@ -71,8 +71,8 @@ def words_and_marks(text: str) -> list[str]:
 
 def quantities(text: str) -> tuple[str, ...]:
     """
-    Return the numbers and mathematical signs of a text, in order. Texts that differ in them are different problems, however much of their
-    wording is equal.
+    Return the numbers and mathematical signs of a text, in order. Texts that differ in them are different problems, however similar their
+    wording.
 
     Examples:
 
@@ -136,7 +136,7 @@ def find_near_duplicates(
 ) -> dict[int, Duplicate]:
     """
     Find near-duplicates of an earlier text in the same group, and map the position of each to that text.
-    Earlier texts that are themselves duplicates are not compared, nor are texts with other numbers or signs.
+    Earlier texts that are themselves duplicates are not compared, nor are texts with different numbers or signs.
 
     MinHash LSH proposes candidates, and the most similar by estimate are compared exactly. Every reported pair therefore
     reaches the threshold, a Jaccard similarity of word 5-grams in (0, 1]. Some pairs are missed, nearly all of them close to the

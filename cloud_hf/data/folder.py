@@ -29,8 +29,8 @@ class Reject:
     """
     A row that is not in the dataset. `index` is its position among the input rows.
 
-    `kind` is `"dropped"` for a row skipped by design, such as a tie, and `"failed"` for one that could not be processed. `details` is
-    the content of the row or of its problem, as JSON.
+    `kind` is `"dropped"` for a row skipped by design, such as a tie, and `"failed"` for one that could not be processed. `details` holds
+    the row's content or a description of its problem, as JSON.
     """
 
     index: int
@@ -55,7 +55,7 @@ class DatasetFolder:
     """
     Output folder of a builder: a `save_to_disk` dataset, its card `README.md`, `rejects.jsonl` and `build.json`.
 
-    Rows are streamed to a staging folder, so the dataset can exceed memory, and the dataset appears only once it is complete.
+    Rows are streamed to a staging folder, so the dataset can be larger than memory, and appears only once it is complete.
 
     Args:
         output_dir (`str`):
@@ -88,7 +88,7 @@ class DatasetFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the journal, which refuses a second writer and other settings. Its errors, and those of files, end the command."""
+        """Hold the journal, which refuses a second writer and other settings. Journal and file errors end the command."""
         try:
             with self.open_journal():
                 yield
@@ -201,7 +201,7 @@ class DatasetFolder:
 
 
 def read_record(folder: str | Path) -> dict[str, Any]:
-    """Read the `build.json` of a folder. Raises `ValueError` if there is none, or it has another version."""
+    """Read the `build.json` of a folder. Raises `ValueError` if there is none, or its version differs."""
     path = Path(folder) / RECORD
     if not path.is_file():
         raise ValueError(f"{folder} has no {RECORD}: it is not a builder's output, or its run has not finished.")

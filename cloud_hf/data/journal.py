@@ -14,11 +14,11 @@ from ..safe_paths import check_links
 
 FORMAT = "cloud_hf.journal"
 VERSION = 2
-# For these settings, version 1 hashed a smaller part of a model folder
+# For these settings, version 1 hashed less of a model folder
 _MODEL_SETTINGS = {"model", "model_version"}
 # Settings that version 1 lacks
 _NEW_SETTINGS = {"contents_of_all_shards", "truncated"}
-# Ending of the setting that says where sampling fields come from that a command does not set; version 1 left all to servers
+# Suffix of the setting that records where unset sampling fields get their values; in version 1, always from the server
 SAMPLING_DEFAULTS = "_sampling_defaults"
 SERVERS_OWN = "the server's own"
 # Start of the first line; distinguishes a torn journal from another file
@@ -27,8 +27,8 @@ _HEADER = b'{"format":"cloud_hf.journal"'
 
 class JournalError(RuntimeError):
     """
-    The journal cannot be used: different settings, another writer, or a damaged line. `changed` names the settings that differ, where
-    the message can leave it at that.
+    The journal cannot be used: different settings, another writer, or a damaged line. `changed` names the settings that differ, if they are
+    the only problem.
     """
 
     def __init__(self, message: str, changed: Sequence[str] = ()):

@@ -187,7 +187,7 @@ class Judge:
 @dataclass(frozen=True)
 class Comparison:
     """
-    Two responses to a prompt and their judgements: first of the game that shows response 1 first, then of the other game. Identical
+    Two responses to a prompt and their judgements: first from the game that shows response 1 first, then from the other game. Identical
     responses have no judgements.
 
     Examples:

@@ -1,8 +1,8 @@
 """
 Read preference rows of any common form as a prompt and two responses.
 
-Each column is read by its shape (see `column_forms.py`). Responses may be whole chats, with or without a column `prompt`. A dataset has
-one form; a row that can be read in two ways is refused.
+Each column is recognised by its shape (see `column_forms.py`). Responses may be complete chats, with or without a column `prompt`. All rows
+of a dataset have one form; a row that can be read in two ways is refused.
 """
 
 import logging
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 PAIR_COLUMNS = ("prompt", *SIDES)
 
-# Text, or messages of which the last is judged where a response is more than text. `Any`, because most code takes text alone
+# Text, or, for a response that is more than text, messages, of which the last is judged. `Any`, because most code takes only text
 Response = Any
 
 # Columns that hold the prompt in some sets; without `prompt`, texts would be split at their common beginning instead
@@ -39,7 +39,7 @@ _RENDERED = re.compile(r"\s*(<\||<s>|\[INST\]|<start_of_turn>|<bos>)")
 
 
 class Form(NamedTuple):
-    """The form of a row: that of its prompt, that of its responses, and whether these are whole chats."""
+    """The form of a row: of its prompt and of its responses, and whether the responses are complete chats."""
 
     prompt: str
     responses: str
@@ -49,14 +49,14 @@ class Form(NamedTuple):
         if self.prompt == ABSENT and not self.whole:
             return "texts without a prompt, whose common beginning is the prompt"
         if self.prompt == ABSENT:
-            return f"whole chats ({self.responses}), whose common turns are the prompt"
+            return f"complete chats ({self.responses}), whose common turns are the prompt"
         responses = (
-            f"whole chats ({self.responses}), which repeat it" if self.whole else f"responses as {self.responses}"
+            f"complete chats ({self.responses}), which repeat it" if self.whole else f"responses as {self.responses}"
         )
         return f"prompt as {self.prompt}, {responses}"
 
 
-# Forms that the other modules read as they are
+# Forms that the other modules read unchanged
 _OURS = {Form(prompt, responses) for prompt in (TEXT, MESSAGES, WITH_TOOLS) for responses in (TEXT, MESSAGES)}
 
 
@@ -85,8 +85,8 @@ def read_preferences(
     check: Callable[[dict[str, Any]], Any] | None = None,
 ) -> Dataset:
     """
-    Bring a preference dataset to our columns: `prompt` (text or messages), `chosen` and `rejected` (text, or messages where a response
-    is more than text). Other columns stay.
+    Convert a preference dataset to our columns: `prompt` (text or messages), `chosen` and `rejected` (text, or messages if a response is
+    more than text). Other columns stay.
 
     Args:
         rows (`Dataset`):
@@ -127,7 +127,7 @@ def read_preferences(
 
 
 def read_prompts(rows: Dataset, name: str, bad_rows: str = "error") -> Dataset:
-    """Bring the column `prompt` of a dataset without responses to text or messages, as [`read_preferences`] does."""
+    """Convert the column `prompt` of a dataset without responses to text or messages, as [`read_preferences`] does."""
     check_columns(rows.column_names, ("prompt",), name)
     rows = rows.with_format(None)
     found = _Scan(name, bad_rows)
@@ -170,7 +170,7 @@ class _Scan:
         self.rendered += isinstance(read.prompt, str) and bool(_RENDERED_PROMPT.match(read.prompt))
 
     def report_notes(self, count: int):
-        """Warn of equal responses and of system prompts that are not read; raise `ValueError` if most prompts are rendered chats."""
+        """Warn about equal responses and system prompts that are not read; raise `ValueError` if most prompts are rendered chats."""
         if self.same:
             logger.warning("%s: chosen and rejected are the same in %d of %d rows.", self.name, self.same, count)
         if self.with_system:
@@ -192,7 +192,9 @@ class _Scan:
             found = "; ".join(
                 f"{number} rows as {form} (row {self.examples[form]})" for form, number in self.forms.most_common()
             )
-            raise ValueError(f"{self.name} mixes forms of rows: {found}. Bring all to one form, or split the dataset.")
+            raise ValueError(
+                f"{self.name} mixes forms of rows: {found}. Convert all to one form, or split the dataset."
+            )
         rows = without(rows, self.bad.settle(len(rows)))
         [form] = self.forms or [None]
         level = logging.INFO if form in (TEXT, Form(TEXT, TEXT)) else logging.WARNING
@@ -239,7 +241,7 @@ def _holds_json(feature: Any) -> bool:
 
 
 def _convert(rows: Dataset, kinds: dict[str, Any], convert: Callable, **options: Any) -> Dataset:
-    """Replace columns by those of `kinds`."""
+    """Replace columns by the ones in `kinds`."""
     kept = {name: feature for name, feature in rows.features.items() if name not in kinds}
     old = [name for name in kinds if name in rows.column_names]
     features = Features({**kept, **kinds})
@@ -284,7 +286,7 @@ def read_preference(row: Mapping[str, Any]) -> Preference:
     (kind, chosen), (other, rejected) = (read_column(row[side], side) for side in SIDES)
     if kind != other:
         raise ValueError(f"`chosen` reads as {kind} but `rejected` as {other}; give both in the same form.")
-    # Whole chats need no prompt, so an empty one is none
+    # Complete chats need no prompt, so an empty one counts as missing
     has_prompt = "prompt" in row and (row["prompt"] not in (None, "", []) or _is_response(chosen))
     prompt_kind, prompt = read_column(row["prompt"], "prompt") if has_prompt else (ABSENT, [])
     if isinstance(chosen, str) or isinstance(rejected, str):
@@ -294,7 +296,9 @@ def read_preference(row: Mapping[str, Any]) -> Preference:
             )
         return _with_texts(prompt_kind, prompt, kind, str(chosen), str(rejected))
     if _is_response(chosen) != _is_response(rejected):
-        raise ValueError("one of `chosen` and `rejected` is a whole chat and the other only its end; give both alike.")
+        raise ValueError(
+            "one of `chosen` and `rejected` is a complete chat and the other only a response; give both in the same form."
+        )
     if _is_response(chosen):
         if prompt_kind == ABSENT:
             raise ValueError(
@@ -307,7 +311,7 @@ def read_preference(row: Mapping[str, Any]) -> Preference:
 
 
 def _is_response(value: str | list[dict[str, Any]]) -> bool:
-    """Whether a column holds a response alone, not a whole chat."""
+    """Whether a column holds only a response, not a complete chat."""
     return isinstance(value, str) or value[0]["role"] in ("assistant", "tool")
 
 
@@ -316,20 +320,20 @@ def _with_texts(prompt_kind: str, prompt: Any, kind: str, chosen: str, rejected:
     if prompt_kind == ABSENT:
         return Preference(form, *_common_beginning(chosen, rejected))
     if prompt_kind == TRANSCRIPT:
-        # The space behind "Assistant:"
+        # The space after "Assistant:"
         chosen, rejected = chosen.strip(), rejected.strip()
     return Preference(form, prompt, chosen, rejected)
 
 
 def _common_beginning(chosen: str, rejected: str) -> tuple[str, str, str]:
-    """Part two texts at the last white space of their common beginning, TRL's implicit prompt."""
+    """Split two texts at the last white space of their common beginning, TRL's implicit prompt."""
     if _RENDERED.match(chosen):
         raise ValueError(
             "`chosen` looks like a chat rendered by a template, and there is no `prompt`; give chat messages."
         )
     if TURN.search(chosen):
         raise ValueError(
-            "`chosen` could be text, or a transcript behind a first text. Give chat messages, with the first text as the system's."
+            "`chosen` could be text, or a text followed by a transcript. Give chat messages, with the first text as the system's."
         )
     length = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), None)
     length = min(len(chosen), len(rejected)) - 1 if length is None else length
@@ -345,7 +349,7 @@ def _common_beginning(chosen: str, rejected: str) -> tuple[str, str, str]:
 def _split(
     kind: str, prompt: Any, chosen: list[dict], rejected: list[dict]
 ) -> tuple[list[dict], list[dict], list[dict]]:
-    """Part two whole chats into their common turns and the rest of each, and check them against the prompt."""
+    """Split two complete chats into their common turns and the rest of each, and check them against the prompt."""
     most = min(len(chosen), len(rejected)) - 1
     shared = next((place for place in range(most) if chosen[place] != rejected[place]), most)
     # The prompt ends where an answer is due
@@ -353,7 +357,7 @@ def _split(
         shared -= 1
     if not shared:
         raise ValueError(
-            "`chosen` and `rejected` are whole chats without a common user turn, so they answer different prompts."
+            "`chosen` and `rejected` are complete chats without a common user turn, so they answer different prompts."
         )
     common = chosen[:shared]
     if kind == TEXT:
@@ -362,14 +366,16 @@ def _split(
                 f"`prompt` is {prompt!r:.60}, but no user turn that `chosen` and `rejected` share has this text."
             )
     elif kind == WITH_TOOLS:
-        raise ValueError("`prompt` holds messages and tools; with whole chats give the tools as the column `tools`.")
+        raise ValueError(
+            "`prompt` holds messages and tools; with complete chats, give the tools as the column `tools`."
+        )
     elif kind != ABSENT and prompt != common[: len(prompt)]:
-        raise ValueError("`chosen` and `rejected` are whole chats that do not begin with the turns of `prompt`.")
+        raise ValueError("`chosen` and `rejected` are complete chats that do not begin with the turns of `prompt`.")
     return common, chosen[shared:], rejected[shared:]
 
 
 def check_response(turns: list[dict[str, Any]], column: str, allow_empty: bool = False) -> Response:
-    """Check the turns of a response, and return a single one that is only text as text."""
+    """Check the turns of a response, and return a single turn that is only text as a string."""
     last = turns[-1]
     if last["role"] != "assistant":
         raise ValueError(f"`{column}` ends on a {last['role']!r} turn; its last message must be the assistant's.")

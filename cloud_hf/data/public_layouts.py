@@ -1,7 +1,7 @@
 """
-The layouts of public preference sets: the columns that recognise each, and how its rows become rated responses.
+Layouts of public preference sets: the columns that identify each, and how to read rated responses from its rows.
 
-Imports nothing of the package, so that the check of columns can name the layout that it sees.
+Imports nothing from the package, so the check of columns can name the layout that it finds.
 """
 
 import json
@@ -26,8 +26,8 @@ _HELPSTEER_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
 @dataclass(frozen=True)
 class Rated:
     """
-    Responses to one prompt with their ratings, higher for better and `None` for not rated. `given` is the column `prompt`, or empty if
-    the responses are whole chats; `tie` is the reason for leaving out equally rated responses.
+    Responses to one prompt with their ratings, higher for better and `None` for not rated. `given` is the column `prompt`, or empty if the
+    responses are complete chats; `tie` is the reason for leaving out equally rated responses.
     """
 
     given: dict[str, Any]
@@ -38,14 +38,14 @@ class Rated:
 
 @dataclass(frozen=True)
 class Layout:
-    """The layout of a public set. `read` takes a row, or with `group_by` the consecutive rows with one value of that column."""
+    """The layout of a public set. `read` takes a row, or with `group_by` consecutive rows with the same value in that column."""
 
     title: str
-    columns: tuple[str, ...]  # that recognise it
+    columns: tuple[str, ...]  # that identify it
     read: Callable[[Any], Rated]
     replaced: tuple[str, ...] = ()  # columns that the pairs replace; all others are kept
     margin: str = ""  # what the margins are; empty without ratings
-    direct: bool = False  # training reads the rows as they are
+    direct: bool = False  # training reads the rows unchanged
     group_by: str | None = None
     shape: Callable[[Row], bool] | None = None  # tells the set from others with the same columns by its first row
     auto: bool = True  # the columns alone select it
@@ -55,7 +55,7 @@ class Layout:
 
 
 def _listed(value: Any, column: str) -> Any:
-    """Return a list, also one that CSV files hold as JSON."""
+    """Return a list; CSV files hold lists as JSON."""
     if isinstance(value, str):
         try:
             value = json.loads(value)
@@ -91,13 +91,13 @@ def _winner(first: bool, second: bool) -> list[float | None]:
 
 
 def _pair(row: Row) -> Rated:
-    """A pair that training reads as it is."""
+    """A pair that training reads unchanged."""
     given = {"prompt": row["prompt"]} if "prompt" in row else {}
     return Rated(given, (row["chosen"], row["rejected"]), _winner(True, False))
 
 
 def _rated(title: str, chosen: str, rejected: str, margin: str = "difference of the ratings") -> Layout:
-    """Pairs that training reads as they are, with their ratings in two columns."""
+    """Pairs that training reads unchanged, with their ratings in two columns."""
 
     def read(row: Row) -> Rated:
         ratings = [_number(row[column], column) for column in (chosen, rejected)]
@@ -353,7 +353,7 @@ LAYOUTS = {
 
 
 def matching(columns: Sequence[str], first: Row | None = None) -> list[str]:
-    """Return the most specific layouts that the columns, and the first row if given, fit: several if they are ambiguous."""
+    """Return the most specific layouts that fit the columns, and the first row if given; several if these are ambiguous."""
     found = [
         (name, layout)
         for name, layout in LAYOUTS.items()
@@ -395,7 +395,7 @@ def find_layout(name: str, columns: Sequence[str], first: Row, source: tuple[str
 
 
 def to_convert(columns: Sequence[str]) -> list[str]:
-    """Return the layouts that the columns fit, without those that training reads as they are."""
+    """Return the layouts that fit the columns, without those that training reads unchanged."""
     return [name for name in matching(columns) if not LAYOUTS[name].direct]
 
 

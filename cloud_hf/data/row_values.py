@@ -50,8 +50,8 @@ def response_of(row: dict[str, Any], column: str, allow_empty: bool = False) -> 
 
 def judged_chat(prompt: Any, response: Response) -> tuple[Any, Any]:
     """
-    Return the prompt and the response as [`CritiqueFormat`] takes them: of a response of several turns, the last is judged, and the others
-    belong to the prompt.
+    Return the prompt and the response as [`CritiqueFormat`] takes them. If the response has several turns, the last is judged, and the
+    others belong to the prompt.
     """
     if isinstance(response, str):
         return prompt, response
@@ -87,7 +87,7 @@ def critiques_of(row: dict[str, Any], column: str) -> Sequence[str | list[int]]:
 
 
 def check_equal_critiques(row: dict[str, Any], chosen: Sequence, rejected: Sequence):
-    """Check that both responses have equally many critiques, because training pairs them."""
+    """Check that both responses have the same number of critiques, because training pairs them."""
     if len(chosen) != len(rejected):
         raise ValueError(
             f"`chosen_feedback` holds {len(chosen)} critique(s) but `rejected_feedback` holds {len(rejected)}; "
@@ -96,7 +96,7 @@ def check_equal_critiques(row: dict[str, Any], chosen: Sequence, rejected: Seque
 
 
 def listed(value: Any) -> Any:
-    """Return the list that a text holds as JSON, as in CSV files; other values as they are."""
+    """Return the list that a text holds as JSON, as in CSV files; return other values unchanged."""
     if not isinstance(value, str) or not value.startswith("["):
         return value
     try:

@@ -59,7 +59,7 @@ def check_columns(
 
 
 def dataset_label(name: str) -> str:
-    """Return the name of a dataset for records: of a path, the last part, because the folder may differ between machines."""
+    """Return the name of a dataset for records: for a path, its last part, because the folder may differ between machines."""
     return Path(name).resolve().name if Path(name).exists() else name
 
 
@@ -103,7 +103,7 @@ def row_name(index: int, row: Mapping[str, Any]) -> str:
     return f"row {index}" + (f" (id {row['id']!r})" if row.get("id") is not None else "")
 
 
-# The names that `datasets.load_dataset` has for the readers of files
+# Names of `datasets.load_dataset` for its file readers
 READERS = {
     ".jsonl": "json", ".json": "json", ".ndjson": "json", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".arrow": "arrow",
 }  # fmt: skip
@@ -116,7 +116,7 @@ _CSV_OPTIONS = {
     "converters": dict.fromkeys(_TEXT_COLUMNS, str),
     "index_col": False,
 }
-# What `datasets` looks for in the names of files to tell splits apart
+# What `datasets` looks for in file names to tell splits apart
 _SPLIT_NAME = re.compile(r"(^|[^a-z])(train|training|test|testing|eval|evaluation|valid|validation|val|dev)([^a-z]|$)")
 
 
@@ -168,7 +168,7 @@ def _read_folder(path: Path, config: str | None) -> Dataset | DatasetDict:
 
 
 def reader_of(path: str | Path) -> str | None:
-    """Return the ending by which a data file is read; `None` for other files."""
+    """Return the extension that selects a data file's reader; `None` for other files."""
     suffixes = Path(path).suffixes
     if suffixes and suffixes[-1] in _COMPRESSED:
         suffixes.pop()
@@ -183,7 +183,7 @@ def _read_files(name: str, files: list[str]) -> Dataset:
         )
     if len(endings) > 1:
         raise ValueError(
-            f"{name} has files of several kinds ({', '.join(sorted(map(str, endings)))}); name those of one."
+            f"{name} has files of several kinds ({', '.join(sorted(map(str, endings)))}); name the files of one kind."
         )
     kind = READERS[str(endings.pop())]
     options: dict[str, Any] = dict(_CSV_OPTIONS) if kind == "csv" else {}
@@ -219,7 +219,7 @@ def _name_surrogates(files: list[str]) -> str:
 
 
 def _reason(error: Exception, files: list[str]) -> str:
-    """Say why `datasets` could not read files."""
+    """Explain why `datasets` could not read files."""
     with open(files[0], "rb") as file:
         is_utf16 = file.read(2) in (BOM_UTF16_LE, BOM_UTF16_BE)
     if is_utf16 or isinstance(error.__cause__, UnicodeDecodeError):

@@ -39,7 +39,7 @@ class Dropped(Exception):
         reason (`str`):
             Reason for `rejects.jsonl`.
         id (`str`, *optional*):
-            Id of the output row; defaults to that of the input row.
+            Id of the output row; defaults to the input row's id.
         details (`dict[str, Any]`, *optional*):
             Content of the skipped row, as JSON.
     """
@@ -56,7 +56,7 @@ class RowRefused(Exception):
 
 class JournaledClient:
     """
-    A client that requests nothing twice: it reads journaled answers from the journal. `role`, such as `"judge"`, distinguishes the
+    A client that sends no request twice: answers in the journal are read from there. `role`, such as `"judge"`, distinguishes the
     clients of one journal.
     """
 
@@ -67,7 +67,7 @@ class JournaledClient:
         self.cut: set[str] = set()  # keys of answers that ran out of tokens
         self.kept_cut: set[str] = set()  # keys of those that were kept nevertheless
         self.tokens: dict[str, int] = {}  # by key, of prompt and answer, if the server counts them
-        # By key, model names that servers report if another model, or a version of the requested one, answered
+        # By key, the model name that the server reported, if it was not the requested one
         self.other_models: dict[str, str] = {}
 
     async def chat(self, key: Sequence[Any], messages: list[dict[str, str]], **sampling) -> Answer:
@@ -188,7 +188,7 @@ Work = Callable[[dict[str, Any]], Awaitable[Sequence[dict[str, Any] | Dropped]]]
 @dataclass
 class Run:
     """
-    Rows, the work to do on each, and the reasons for failed rows by position.
+    Rows, the work to do on each, and the reasons for failures by row position.
 
     `work` is a coroutine function from an input row to its output rows, with a [`Dropped`] in place of each skipped row. It may
     depend only on the row and on answers of [`JournaledClient`]s, because it runs again to write the dataset. It raises [`Dropped`] or
@@ -340,7 +340,7 @@ async def build_dataset(
         statistics ([`Statistics`], *optional*):
             Collects statistics of rows and rejects for the counts.
         chats (`bool`, *optional*, defaults to `True`):
-            Requests are chats, whose sampling may depend on the server's defaults. The settings then say which those are.
+            Whether requests are chats, whose sampling may depend on the server's defaults. The settings then record these defaults.
 
     Returns:
         `dict[str, Any]`: Counts of rows, rejects, answers and retries.
@@ -381,7 +381,7 @@ async def build_dataset(
 
 
 def _count_answers(clients: dict[str, JournaledClient]) -> dict[str, Any]:
-    """Count cut answers and answers of other models, by the clients' roles."""
+    """Count cut answers and answers from other models, by the clients' roles."""
     counts: dict[str, Any] = {}
     for role, client in clients.items():
         counts[f"{role}_answers_cut"] = len(client.cut)
@@ -389,7 +389,7 @@ def _count_answers(clients: dict[str, JournaledClient]) -> dict[str, Any]:
             counts[f"{role}_tokens"] = sum(client.tokens.values())
         if client.kept_cut:
             counts[f"{role}_answers_kept_cut"] = len(client.kept_cut)
-        # A server may pass requests on to another model than the one it lists
+        # A server may pass requests to a model other than the one it lists
         if client.other_models:
             counts[f"{role}_answers_of_other_models"] = dict(Counter(client.other_models.values()))
     return counts
@@ -401,8 +401,7 @@ Build = Coroutine[Any, Any, dict[str, Any]] | Callable[[], dict[str, Any]]
 
 def complete_build(build: Build, folder: DatasetFolder) -> dict[str, Any]:
     """
-    Run a builder to completion and return its counts. If the run had to stop, raises `SystemExit` with a message, or `KeyboardInterrupt`
-    with one.
+    Run a builder to completion and return its counts. If the run had to stop, raises `SystemExit` or `KeyboardInterrupt` with a message.
     """
     try:
         return build() if callable(build) else asyncio.run(build)

@@ -83,7 +83,7 @@ def uncertainty(rows: Sequence[BenchmarkRow], row_scores: Sequence[Sequence[Scor
 class Robustness:
     """Analysis of a model; dictionaries are keyed by set."""
 
-    # As scored first, then each mean over sampled critiques; empty for a set without known rows
+    # For the rewards as scored, then for each mean over sampled critiques; empty for a set without known rows
     uncertainty: dict[str, list[Uncertainty]]
     # One entry per temperature; empty for a classic model
     self_consistency: dict[str, list[SelfConsistency]] = field(default_factory=dict)
@@ -107,7 +107,7 @@ class Robustness:
 
 
 def mean_label(num_critiques: int, temperature: float) -> str:
-    """Return the name of the mean reward over sampled critiques in tables."""
+    """Return the name, in tables, of the mean reward over sampled critiques."""
     return f"mean of {num_critiques}, T = {temperature:g}"
 
 
@@ -141,7 +141,7 @@ def assess_self_consistency(
     Compute the curves of each set and temperature. Rows of subsets that are not part of a benchmark are excluded.
 
     `sampled` holds the evaluations by temperature, `fitted` the rows of each evaluation as read. Length is the value of
-    `length_column` in sets that have it (`ValueError` if it is not a number), otherwise that of the critiques in tokens.
+    `length_column` in sets that have it (`ValueError` if it is not a number), otherwise the length of the critiques in tokens.
     """
     found: dict[str, list[SelfConsistency]] = {}
     for temperature, evaluations in sampled.items():

@@ -38,7 +38,7 @@ class ScoredSet:
 
     name: str
     title: str
-    problems: list[Problem]  # those that fit the context of every model, so that all choose from the same candidates
+    problems: list[Problem]  # those that fit the context of every model, so all models choose from the same candidates
     scores: dict[str, Scores]
     left_out: list[str]  # ids of the problems that do not fit some model
     shortened: dict[str, int]  # problems whose prompt was shortened
@@ -55,7 +55,7 @@ class ScoredSet:
         common = sorted(set.intersection(*map(set, places.values())))
         if not common:
             raise ValueError(f"{title}: no problem fits the context of every model; compare fewer of them at once.")
-        # Each model scored its own selection of problems, so a problem's index differs between models
+        # Each model scored its own selection of problems, so a problem's index can differ between models
         kept = {}
         for model, of_model in scores.items():
             where = {place: number for number, place in enumerate(places[model])}
@@ -140,7 +140,7 @@ class SetResult:
     """Best-of-N on one set; dictionaries are keyed by model, except for the baselines."""
 
     scored: ScoredSet
-    quality: str  # what the worth of a choice measures, for example "correctness"
+    quality: str  # what a choice's worth measures, for example "correctness"
     is_share: bool  # a share from 0 to 1, shown in percent
     curves: dict[str, Curve]
     yardsticks: dict[str, Curve]  # see `baselines`
@@ -157,14 +157,14 @@ class SetResult:
 
     @cached_property
     def differences(self) -> dict[tuple[str, str], Estimate]:
-        """By pair of models, the mean over problems of the first's choice among all candidates minus the second's."""
+        """For each pair of models, the mean over problems of the worth of the first's choice among all candidates minus the second's."""
         return {
             pair: mean_estimate([ours - theirs for ours, theirs in zip(*map(self.choices.get, pair), strict=True)])
             for pair in combinations(self.choices, 2)
         }
 
     def summaries(self, models: Mapping[str, str]) -> list[dict[str, Any]]:
-        """Return one entry for each model, in JSON form. `models` maps the names of the curves to those of the command line."""
+        """Return one entry for each model, in JSON form. `models` maps the names of the curves to the names on the command line."""
         return [self._summary(name, model) for name, model in models.items()]
 
     def _summary(self, name: str, model: str) -> dict[str, Any]:
@@ -180,7 +180,7 @@ class SetResult:
             if models[0] == name
         ]
         if name in self.choices:
-            # The hash tells runs made at different times which problems they share
+            # The hash shows which problems runs made at different times share
             summary["choices"] = [
                 [key_of(problem.prompt, problem.responses, problem.worth), worth]
                 for problem, worth in zip(self.scored.problems, self.choices[name], strict=True)

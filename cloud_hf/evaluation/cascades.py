@@ -1,4 +1,4 @@
-"""Cascades of scored models: fitted on one half of a set's rows and used on the other, both ways round."""
+"""Cascades of scored models: fitted on one half of a set's rows and used on the other, then the reverse."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +28,7 @@ SAMPLED = "@"  # `cloud@4`: the mean of the first four critiques of self-consist
 
 @dataclass(frozen=True)
 class StagePart:
-    """A stage's rows, scores and cost on a set; `num_critiques` is the number of sampled critiques to use, `None` for those as scored."""
+    """A stage's rows, scores and cost on a set; `num_critiques` counts the sampled critiques to use, `None` for the rewards as scored."""
 
     fitted: FittedRows
     scores: list[list[Score]]
@@ -36,7 +36,7 @@ class StagePart:
     num_critiques: int | None = None
 
     def by_index(self) -> dict[int, tuple[FittedRow, list[float], list[float], list[float]]]:
-        """Return by row's index: the row, and the reward, tokens and seconds of each response."""
+        """Map each row's index to the row and to the reward, tokens and seconds of each response."""
         found = {}
         for row, scores, tokens in zip(self.fitted.rows, self.scores, self.cost.tokens, strict=True):
             kept = slice(self.num_critiques)
@@ -60,13 +60,13 @@ class CascadeResult:
         stages (`tuple[str, ...]`):
             The stages as on the command line.
         thresholds (`tuple[float, float]`):
-            Those chosen on the rows of odd number, for the even ones, and the other way round.
+            The threshold for the even rows, chosen on the odd ones, and the reverse.
         chosen (`CascadePoint`):
             All rows, each with the threshold and weights of the other half.
         curve (`list[CascadePoint]`):
             All rows with each of the thresholds, and the weights of the other half.
         seconds (`list[float]`):
-            Seconds per row at each point of the curve, and last at the chosen one; NaN where unknown.
+            Seconds per row at each point of the curve, then at the chosen one; NaN where unknown.
         fit ([`CascadeFit`]):
             Fitted on all rows, for use elsewhere.
         last (`CascadePoint`):
@@ -116,7 +116,7 @@ class Cascade:
         stages (`tuple[tuple[str, int | None], ...]`):
             Short names of the models, the cheapest first, each with the number of its sampled critiques, `None` for the rewards as scored.
         goal ([`Goal`]):
-            What the threshold is chosen for.
+            Goal for which the threshold is chosen.
         one_at_a_time (`bool`):
             Whether the stages after the first score one contender of a row at a time.
     """
@@ -134,7 +134,7 @@ class Cascade:
 
     def combine(self, dataset: str, parts: Sequence[StagePart]) -> tuple[FittedRows, list[list[Score]], CascadeResult]:
         """
-        Run the cascade on a set, on the rows that all stages have scored.
+        Run the cascade on those rows of a set that all stages have scored.
 
         Returns the rows, the scores that the chosen thresholds give, and the result. Raises `ValueError` if the rows do not support the goal.
         """
@@ -165,7 +165,7 @@ class Cascade:
     def _cross_fit(
         self, stages: Sequence[StageScores], correct: Sequence[Sequence[float]]
     ) -> tuple[CascadePoint, list[CascadePoint], list[CascadeFit]]:
-        """Return the rows with the thresholds chosen on the other half, with each threshold, and the fit for each half."""
+        """Evaluate the rows with the thresholds chosen on the other half, and with every threshold. Also returns the fit for each half."""
         halves = [range(start, len(correct), 2) for start in (0, 1)]
         fits, points = [], []
         for half, other in (halves, halves[::-1]):
@@ -179,7 +179,7 @@ class Cascade:
 
 
 def _interleave(even: CascadePoint, odd: CascadePoint) -> CascadePoint:
-    """Join points on the rows of even and of odd number; the thresholds may differ."""
+    """Merge points computed on the even and on the odd rows; their thresholds may differ."""
 
     def join(name: str) -> tuple:
         values: list[Any] = [None] * (len(even.worth) + len(odd.worth))
@@ -195,7 +195,7 @@ def _interleave(even: CascadePoint, odd: CascadePoint) -> CascadePoint:
 
 
 def _seconds_per_row(point: CascadePoint, seconds: Sequence[Sequence[Sequence[float]]]) -> float:
-    """Add up the seconds, by stage, row and response, of what a cascade scored."""
+    """Add up the seconds of everything that a cascade scored; they are given by stage, row and response."""
     total = sum(
         seconds[stage][row][place]
         for row, of_row in enumerate(point.asked)
@@ -252,7 +252,7 @@ def read_cascades(
                 )
             if count and not (count.isdecimal() and 1 < int(count) <= (sampled or 0)):
                 raise ValueError(
-                    f"`cascade` has {text!r}, but `self_consistency` samples {sampled or 'no'} critiques: give it, and from 2 to that many."
+                    f"`cascade` has {text!r}, but `self_consistency` samples {sampled or 'no'} critiques: set it, and use from 2 to that many."
                 )
             stages.append((known[name], int(count) if count else None))
         if len(set(stages)) < max(2, len(stages)):

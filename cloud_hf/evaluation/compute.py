@@ -1,4 +1,4 @@
-"""Accuracy against compute: tokens that critiques have, and seconds, of everything that was evaluated."""
+"""Accuracy against compute: critique tokens and seconds of everything that was evaluated."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from .stats import Estimate
 @dataclass(frozen=True)
 class Cost:
     """
-    What scoring a set took.
+    Cost of scoring a set.
 
     Args:
         tokens (`Sequence[Sequence[Sequence[float]]]`):
@@ -40,7 +40,7 @@ class Cost:
 
     @property
     def work(self) -> float:
-        """Unit in which seconds are shared out: one for reading a response, and one for each token."""
+        """Work units by which seconds are divided: one for reading each response, and one for each token."""
         return sum(1 + sum(counts) for row in self.tokens for counts in row)
 
     def seconds_of(self, tokens: float) -> float:
@@ -59,7 +59,7 @@ def token_counts(row_scores: Sequence[Sequence[Score]], critique_format: Critiqu
 
 
 def costs_of(tokens: dict[Any, list[list[list[int]]]], seconds: float) -> dict[Any, Cost]:
-    """Share the seconds of scoring several sets out by the work of each."""
+    """Divide the seconds of scoring several sets among them by their work."""
     seconds = seconds or math.nan  # journals of earlier versions have none
     total = sum(Cost(counts).work for counts in tokens.values()) or 1
     return {key: Cost(counts, seconds * Cost(counts).work / total) for key, counts in tokens.items()}
@@ -67,7 +67,7 @@ def costs_of(tokens: dict[Any, list[list[list[int]]]], seconds: float) -> dict[A
 
 @dataclass(frozen=True)
 class ComputePoint:
-    """Accuracy on a set, and what it took; `setting` says how the model was used, `is_chosen` marks a cascade's threshold."""
+    """Accuracy on a set, and its cost; `setting` says how the model was used, `is_chosen` marks a cascade's threshold."""
 
     dataset: str
     model: str

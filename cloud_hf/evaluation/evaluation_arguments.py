@@ -12,7 +12,7 @@ from .probes import check_probes
 from .scoring_arguments import ScoringArguments, check_named_once
 
 
-# Scores depend on these in addition to the model; a journal written with other values is rejected
+# Besides the model, scores depend on these; a journal written with other values is rejected
 SETTINGS = ("backend", "dtype", "vllm_options", "num_critiques", "temperature", "max_new_tokens", "seed")
 
 
@@ -28,8 +28,8 @@ class EvaluationArguments(JudgeServerArguments, ScoringArguments):
         output_dir (`str`):
             Folder for the results.
         compare (`list[str]`, *optional*):
-            Instead of scoring, compare the results in two output folders of earlier runs, also of `best_of_n.py`, row by row. The only other
-            option is `output_dir`.
+            Instead of scoring, compare the results in two output folders of earlier runs, including runs of `best_of_n.py`, row by row. The
+            only other option is `output_dir`.
         dataset_name (`list[str]`, *optional*):
             Preference sets: Hub ids, JSONL or Parquet files, or `save_to_disk` folders.
         benchmarks (`list[str]`, *optional*):
@@ -58,18 +58,19 @@ class EvaluationArguments(JudgeServerArguments, ScoringArguments):
         paraphrase_column (`str`, *optional*):
             Column of `dataset_name` with paraphrases of the prompt's last user message: text, a list, or null.
         cascade (`list[str]`, *optional*):
-            Cascades of `models` to report as well, the cheapest stage first: `A,B`, or `A,B,B@4`. The last has the mean of four of the
+            Cascades of `models` to report as well, the cheapest stage first: `A,B`, or `A,B,B@4`. `B@4` is the mean of four of the
             critiques that `self_consistency` samples. Threshold and weights are fitted on one half of a set's rows and used on the other.
         cascade_goal (`str`, *optional*, defaults to `"loss=0.01"`):
-            What fits the threshold: `accuracy=`, `loss=`, `tokens=` or `threshold=`. At least this accuracy, at most this loss against
-            the last stage alone, at most these tokens per row, or the threshold itself, on the other half of the rows.
+            Goal of the threshold: `accuracy=`, `loss=`, `tokens=` or `threshold=`. That is, at least this accuracy, at most this loss
+            against the last stage alone, at most this many tokens per row, or the threshold itself. It is fitted on the other half of the
+            rows.
         cascade_one_at_a_time (`bool`, *optional*, defaults to `False`):
-            Score one contender of a row at a time after the first stage. One critique may settle a pair then.
+            Score one contender of a row at a time after the first stage. One critique may then settle a pair.
         chunk_size (`int`, *optional*):
             Responses passed to the backend per call; a killed run loses at most one chunk. Defaults to eight batches with
             transformers, otherwise to 4096.
         judge_mode (`str`, *optional*, defaults to `"pairwise"`):
-            `"pairwise"` (right against wrong, in both orders) or `"pointwise"`. The latter rates each response, also those of
+            `"pairwise"` (right against wrong, in both orders) or `"pointwise"`. The latter rates each response, including those of
             `best_of_n`.
         update_card (`bool`, *optional*, defaults to `False`):
             Write the headline metrics to the metadata of the model cards. Models must be folders, and all rows scored.
@@ -148,7 +149,7 @@ class EvaluationArguments(JudgeServerArguments, ScoringArguments):
     def _check_compare(self):
         check_named_once("compare", self.compare)
         if len(self.compare) != 2:
-            raise ValueError(f"`compare` has {len(self.compare)} folder(s); give the two of the runs to compare.")
+            raise ValueError(f"`compare` has {len(self.compare)} folder(s); give two, one for each run to compare.")
         for option in fields(self):
             default = option.default if option.default_factory is MISSING else option.default_factory()
             if option.name not in ("compare", "output_dir") and getattr(self, option.name) != default:

@@ -49,7 +49,7 @@ def fit_rows(
     Check all rows, and shorten or drop those that are too long for the model. The responses of a row share one prompt.
 
     `responses_of` returns the checked responses of a row; `name` starts the messages; for the other arguments see [`evaluate_pairs`].
-    Raises `ValueError` that counts the bad rows by kind, or says which limits would keep how many rows, or if no row is left.
+    Raises `ValueError` that counts the bad rows by kind or says how many rows other limits would keep, or if no row is left.
     """
     check_policy(overlong_policy)
     # Room for the critique and the end of turn, where the reward is read

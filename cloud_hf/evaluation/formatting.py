@@ -26,7 +26,7 @@ class Form:
         return f"{self.scale * value:{self.sign}.{self.digits}f}"
 
     def interval(self, ends: tuple[float, float]) -> str:
-        """Format the ends of an interval, without marks."""
+        """Format the ends of an interval, without the mark."""
         return f"{self.number(ends[0])} to {self.number(ends[1])}"
 
 
@@ -84,7 +84,7 @@ class Table:
     note: str = ""
 
     def lines(self) -> list[str]:
-        """Return the lines of the table alone, in Markdown."""
+        """Return only the lines of the table, in Markdown."""
         return [*table_head(self.columns), *map(table_line, self.rows)]
 
     def markdown(self) -> str:
@@ -98,7 +98,7 @@ def table_head(cells: Sequence[str]) -> list[str]:
 
 
 def table_line(cells: Iterable[Any]) -> str:
-    """Return a line of a Markdown table. Pipes and line breaks in cells are replaced, so that they cannot break it."""
+    """Return a line of a Markdown table. Pipes and line breaks in cells are replaced, so they cannot break the line."""
     return f"| {' | '.join(str(cell).replace('|', '/').replace(chr(10), ' ') for cell in cells)} |"
 
 

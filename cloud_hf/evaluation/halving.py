@@ -34,7 +34,7 @@ class HalvingResult:
         name, title (`str`):
             The halving, and the set.
         num_critiques (`int`):
-            Most critiques of a candidate.
+            Maximum number of critiques per candidate.
         worth, full_worth, difference ([`Estimate`]):
             Worth of the choice among all candidates, with halving, with all critiques, and the first minus the second.
         tokens, full_tokens ([`Estimate`]):
@@ -52,7 +52,7 @@ class HalvingResult:
 
     @property
     def share(self) -> float:
-        """Tokens as a share of those of full best-of-N."""
+        """Tokens as a share of the tokens of full best-of-N."""
         return self.tokens.value / self.full_tokens.value
 
     def summary(self) -> dict[str, Any]:
@@ -70,12 +70,12 @@ def halve_recorded(
 
     Args:
         rewards, tokens (`Sequence[Sequence[Sequence[float]]]`):
-            By problem, candidate and critique, equally many critiques everywhere.
+            By problem, candidate and critique; all candidates have the same number of critiques.
         cheap_rewards (`Sequence[Sequence[float]]`, *optional*):
             By problem and candidate.
 
     Returns:
-        `tuple[list[int], list[int]]`: The place of each problem's choice, and the tokens that it took.
+        `tuple[list[int], list[int]]`: The index of each problem's choice, and the tokens that it took.
 
     Examples:
 

@@ -69,7 +69,7 @@ class JournaledScorer:
     journal: Journal
     chunk_size: int  # chats given to the backend at once
     title: str = "Scoring"  # label of the progress bar
-    # That the backend took for the chats of the last call, also in earlier runs
+    # Seconds that the backend took for the chats of the last call, including in earlier runs
     seconds: float = field(default=0.0, init=False)
 
     def score(
@@ -84,8 +84,8 @@ class JournaledScorer:
         """
         Score responses; `options` are those of [`Scorer`], except `critiques`. The scores lack the ids of their critiques.
 
-        With `lengths`, the tokens of each chat, the longest are scored first, in the same batches as those of a backend that sorts
-        by length. Otherwise chats keep their order. `names` identify the chats in error messages; they default to indices.
+        With `lengths`, the tokens of each chat, the longest are scored first, in the same batches that a backend that sorts by length would
+        form. Otherwise chats keep their order. `names` identify the chats in error messages; they default to indices.
 
         Raises `ValueError` if a reward is not a finite number. By then all other scores are in the journal, unless an entire
         chunk has no finite reward, which stops the run immediately.
@@ -96,7 +96,7 @@ class JournaledScorer:
             places.setdefault(key, place)
         waiting = [place for key, place in places.items() if key not in self.journal]
         if lengths is not None:
-            # Longest first, so that a lack of memory shows immediately
+            # Longest first, so running out of memory shows immediately
             waiting.sort(key=lambda place: -lengths[place])
         bad = []
         done = len(places) - len(waiting)
@@ -142,7 +142,7 @@ class JournaledScorer:
                 value["partial_rewards"] = score.partial_rewards
             if score.log_likelihoods:
                 value["log_likelihoods"] = score.log_likelihoods
-            # Scores may come one by one, or all at the end: the sum is right
+            # Scores may come one by one or all at the end; the sum is right in both cases
             value["seconds"], last = round(monotonic() - last, 6), monotonic()
             self.journal.add(keys[chunk[index]], value)
             bar.update()

@@ -33,9 +33,9 @@ class JudgeServerArguments:
         judge_model (`str`, *optional*):
             Model name on the judge's servers. Optional if they serve only one.
         judge_prompt_file (`str`, *optional*):
-            Replacement for the judge's prompt, with placeholders. For comparisons, `{conversation}`, `{response_a}` and `{response_b}`;
-            it must name the verdicts. Of a judge that rates: `{conversation}` and `{response}`, and optionally, between lines of `---`
-            before it, the `pattern` of a rating and the `lowest` and `highest` one.
+            Replacement for the judge's prompt, with placeholders. For comparisons, `{conversation}`, `{response_a}` and `{response_b}`; it
+            must name the verdicts. For ratings, `{conversation}` and `{response}`, and optionally, between lines of `---` before it, the
+            `pattern` of a rating and the `lowest` and `highest` one.
         judge_temperature (`float`, *optional*, defaults to `0.0`):
             Temperature of the judge's first try.
         judge_max_tokens (`int`, *optional*, defaults to `4096`):
@@ -154,7 +154,7 @@ def rate_rows(
     parts: Mapping[tuple[str, str], FittedRows], args: JudgeServerArguments, seed: int, folder: Path
 ) -> tuple[dict[tuple[str, str], list[list[Score]]], RatingReport]:
     """
-    Rate every response by itself; its rating is its reward. Equal ones to one prompt are rated once.
+    Rate every response by itself; its rating is its reward. Equal responses to one prompt are rated once.
 
     Args:
         parts (`dict`):
@@ -217,7 +217,7 @@ def judge_rows(
         args ([`JudgeServerArguments`]):
             The judge.
         seed (`int`):
-            Seed from which that of each request is derived.
+            Seed from which each request's seed is derived.
         folder (`Path`):
             Where judgements and their journal are kept.
 
@@ -233,7 +233,7 @@ def judge_rows(
     for name, (fitted, num_chosen) in parts.items():
         if num_chosen != 1:
             raise ValueError(
-                f"{name[1]}: a judge compares one right response with wrong ones, but rows have {num_chosen}. Leave the set out, or the judge."
+                f"{name[1]}: a judge compares one right response with wrong ones, but rows have {num_chosen}. Leave out the set or the judge."
             )
         for row in fitted.rows:
             for place in range(1, len(row.responses)):
@@ -312,7 +312,7 @@ def _ask(
     found = Dataset.load_from_disk(str(folder)).to_list()
     if all(game["verdict"] is None for row in found for game in row["games"]):
         raise ValueError(
-            f"No answer of the judge holds a verdict; the first one is {found[0]['games'][0]['text']!r:.200}. Use a judge that follows "
+            f"No answer from the judge has a verdict; the first one is {found[0]['games'][0]['text']!r:.200}. Use a judge that follows "
             "the format of its prompt, or another `judge_prompt_file`."
         )
     return {row["id"]: tuple(game["verdict"] for game in row["games"]) for row in found}, counts

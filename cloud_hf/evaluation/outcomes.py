@@ -1,4 +1,4 @@
-"""Results of a model on one set: scores with their rows, critiques against references, and differences between models."""
+"""Results of a model on one set: scores with their rows, critiques compared with references, and differences between models."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -126,7 +126,7 @@ class Evaluation:
 
 
 def outcome(margins: Sequence[float]) -> float:
-    """Return the share of a row's right/wrong pairs in the right order; ties are not."""
+    """Return the share of a row's right/wrong pairs in the right order; ties do not count as such."""
     return float(np.mean(np.array(margins) > 0))
 
 

@@ -62,8 +62,8 @@ def read_sources(
     read: Callable[[Dataset, str], Dataset] = lambda rows, name: rows,
 ) -> Iterator[tuple[str, int, Any]]:
     """
-    Load files or Hub datasets in turn, and bring their columns to ours with `read`. Yields the source, the index of the row in it, and the
-    row. Files are read completely.
+    Load files or Hub datasets in turn, and convert their columns to ours with `read`. Yields the source, the index of the row in it, and
+    the row. Files are read completely.
     """
     if not names:
         raise ValueError("Name at least one file or dataset to read.")
@@ -85,7 +85,7 @@ def make_row(
     """
     Make a [`BenchmarkRow`] from a row of a file or dataset; `chosen` and `rejected` each hold one or several responses.
 
-    The id defaults to the index, and `prompt` to the row's `prompt` with its `tools`; `details` are those of the row. Raises
+    The id defaults to the index, and `prompt` to the row's `prompt` with its `tools`; `details` become the row's details. Raises
     `ValueError` naming the row and the field.
     """
     try:

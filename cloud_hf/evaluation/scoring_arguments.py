@@ -43,9 +43,9 @@ class ScoringArguments(AnyModelArguments):
         limit (`int`, *optional*):
             Score only the first rows of each dataset.
         num_critiques (`int`, *optional*, defaults to `1`):
-            Critiques per response; `combine` makes their rewards one.
+            Critiques per response; `combine` says how to combine their rewards.
         combine (`str`, *optional*, defaults to `"mean"`):
-            How the rewards of several critiques become one: mean, median, trimmed_mean, vote or likelihood.
+            How to combine the rewards of several critiques: mean, median, trimmed_mean, vote or likelihood.
         temperature (`float`, *optional*, defaults to `0.0`):
             Sampling temperature; 0 is greedy.
         max_new_tokens (`int`, *optional*, defaults to `1024`):
@@ -53,7 +53,7 @@ class ScoringArguments(AnyModelArguments):
         overlong_policy (`str`, *optional*, defaults to `"error"`):
             Rows that exceed the model's context: error, drop or truncate_prompt.
         bad_rows (`str`, *optional*, defaults to `"error"`):
-            Rows that cannot be used: error, or drop, which counts them.
+            Rows that cannot be used: error, or drop to leave them out with a count.
         seed (`int`, *optional*, defaults to `0`):
             Sampling seed.
         read_every (`int`, *optional*):
@@ -94,7 +94,7 @@ class ScoringArguments(AnyModelArguments):
                 f"`server_url` has {len(self.server_url)} addresses and `models` {len(self.models)} models: a server serves "
                 "one model. Give one address per model, in the same order."
             )
-        # Recorded by short names, which say nothing about this machine
+        # Recorded by short names, which reveal nothing about this machine
         self.ensembles = [f"{one.kind}:{','.join(one.members)}" for one in read_ensembles(self.ensembles, self.models)]
 
     def _check_sampling(self):
@@ -163,7 +163,7 @@ def open_scorer(
         }
         if critique_format.critique:
             options |= {"num_critiques": args.num_critiques, "temperature": args.temperature, "seed": args.seed}
-            # Left out where unset: journals know scores by their options
+            # Left out if unset: the journal's keys contain the options
             partial = {"read_every": args.read_every, "stop_when_stable": args.stop_when_stable}
             options |= {name: value for name, value in partial.items() if value is not None}
         yield scorer, critique_format, options

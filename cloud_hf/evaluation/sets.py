@@ -62,7 +62,7 @@ class Sets:
 
     def fit(self, critique_format: CritiqueFormat, **limits) -> dict[tuple[str, str], FittedRows]:
         """
-        Fit the rows of all sets to a model's context; `limits` are those of [`~fitting.fit_rows`], error messages also name the set.
+        Fit the rows of all sets to a model's context; `limits` are the options of [`~fitting.fit_rows`]; error messages also name the set.
 
         Returns the rows by kind (`"benchmark"`, `"pairs"`, `"problems"`, `"critiques"`, in this order; the last only for models
         that write critiques) and name.
@@ -122,7 +122,7 @@ def _given(rows: Dataset, responses_of: Callable[[dict[str, Any]], list]) -> Fit
 
 
 def _unfitted(rows: Iterable[tuple[dict[str, Any], Any, list]]) -> FittedRows:
-    """Return rows with their prompts and responses as they are, for a judge, which has its own context."""
+    """Return rows with their prompts and responses unchanged, for a judge, which has its own context."""
     return FittedRows([FittedRow(place, *row, []) for place, row in enumerate(rows)], 0, 0)
 
 
@@ -229,7 +229,7 @@ class ModelResults:
     critiques: list[CritiqueResult] = field(default_factory=list)
     # The rows with right and wrong responses or candidates and their scores, by kind and name of the set, for ensembles
     parts: dict[tuple[str, str], tuple[FittedRows, list[list[Score]]]] = field(default_factory=dict, repr=False)
-    # What the sets took: as scored, and by temperature the sampled critiques
+    # Cost of the sets: as scored, and, by temperature, of the sampled critiques
     costs: dict[tuple[str, str], Cost] = field(default_factory=dict, repr=False)
     sampled_costs: dict[float, dict[tuple[str, str], Cost]] = field(default_factory=dict, repr=False)
 
@@ -281,7 +281,7 @@ def summarize_ensemble(
     group_column: str | None,
     shown: Mapping[str, str],
 ) -> ModelResults:
-    """Compute the results of an ensemble from those of its members, by short name. Its sampled critiques and probes are left out."""
+    """Compute the results of an ensemble from its members' results, by short name, without sampled critiques and probes."""
     chosen = [members[name] for name in ensemble.members]
     combined = {
         key: ensemble.combine(dict(zip(ensemble.members, (found.parts[key] for found in chosen), strict=True)))
@@ -301,7 +301,7 @@ def summarize_cascade(
     shown: Mapping[str, str],
 ) -> tuple[ModelResults, list[CascadeResult]]:
     """
-    Compute the results of a cascade from those of its stages, by short name. Sampled critiques are those of the first temperature. Raises
+    Compute the results of a cascade from its stages' results, by short name. Sampled critiques come from the first temperature. Raises
     `ValueError` if the rows do not support its goal.
     """
     fitted, row_scores, found, costs = {}, {}, [], {}
@@ -345,7 +345,7 @@ def sample_critiques(
     args: EvaluationArguments,
     critique_format: CritiqueFormat,
 ) -> tuple[dict[float, list[Evaluation]], dict[float, dict[tuple[str, str], Cost]]]:
-    """Sample critiques at each temperature, and return the evaluations with their scores, and what these took."""
+    """Sample critiques at each temperature, and return the evaluations with their scores, and their cost."""
     count, sampled, titles = args.self_consistency or 1, {}, {key: key[1] for key in fitted}
     costs = {}
     for temperature in args.self_consistency_temperatures:
@@ -366,8 +366,8 @@ def card_results(
     evaluations: list[Evaluation], sets: Sets, settings: Mapping[str, Any] | None = None, split: str | None = None
 ) -> list[EvalResult]:
     """
-    Return the headline metrics for a model card, where there are enough rows. Dataset names show which rows came from local files, and
-    the revision is a hash of the rows; `settings` are those that scores depend on, `split` that of preference sets on the Hub.
+    Return the headline metrics with enough rows for a model card. Dataset names show which rows came from local files, and the revision is
+    a hash of the rows. Scores depend on `settings`; `split` is that of preference sets on the Hub.
     """
     sources = [(found.benchmark.hub_id, bool(found.files)) for found in sets.benchmarks]
     sources += [(name, Path(name).exists()) for name in sets.pairs]

@@ -63,9 +63,9 @@ def percentile_interval(
     """
     Compute the 95 % percentile interval of any statistic of resampled rows. The result is deterministic.
 
-    Each stratum is resampled with replacement at its own size (`sizes`). `statistic` takes the indices drawn from each stratum,
-    of shape (resamples, size) each, and returns one value per resample, NaN where undefined. `None` if a stratum has fewer than
-    two rows, or if all values are equal: an interval without width would claim certainty.
+    Each stratum is resampled with replacement at its own size (`sizes`). `statistic` takes the indices drawn from each stratum, of shape
+    (resamples, size) each, and returns one value per resample, NaN where undefined. `None` if a stratum has fewer than two rows, or if all
+    values are equal: an interval of zero width would claim certainty.
     """
     if min(sizes) < 2:
         return None
@@ -78,7 +78,7 @@ def percentile_interval(
 
 
 def interval_over_rows(num_rows: int, statistic: Callable[[np.ndarray], np.ndarray]) -> Interval | None:
-    """Apply [`percentile_interval`] to a statistic that takes how often each row was drawn, shape (resamples, num_rows)."""
+    """Apply [`percentile_interval`] to a statistic of how often each row was drawn, shape (resamples, num_rows)."""
 
     def of_counts(places: np.ndarray) -> np.ndarray:
         return statistic(np.stack([np.bincount(drawn, minlength=num_rows) for drawn in places]))
@@ -111,7 +111,7 @@ def share(outcomes: Sequence[float]) -> Estimate:
 
 
 def mean_estimate(values: Sequence[float]) -> Estimate:
-    """Return the mean over rows of any number, with a bootstrap interval."""
+    """Return the mean of any number per row, with a bootstrap interval."""
     if not len(values):
         return NO_ROWS
     sample = np.asarray(values, dtype=float)
@@ -144,7 +144,7 @@ class BenchmarkScores:
     subsets: dict[str, Estimate]  # share of right rows, unknown subsets included
     ties: int  # rows whose best right and best wrong response have equal rewards
     undecidable: int  # rows with a right and a wrong response of the same text
-    # Subsets without rows; a section rests on those with rows, a mean that lacks an entire part is not given
+    # Subsets without rows. A section uses those that have rows; a mean that lacks an entire section is not given
     missing: tuple[str, ...] = ()
     # Rows of subsets that are not part of the benchmark; no metric includes them
     unknown: dict[str, int] = field(default_factory=dict)

@@ -10,7 +10,7 @@ Environment variables:
     CLOUD_REWARD_API_KEY      key of the server, if it requires one
     CLOUD_POLICY_TOKENIZER    Hub id or folder of the policy: its chat template shows where turns begin and end
     CLOUD_REWARD_OPTIONS      JSON object with any of `num_critiques`, `temperature`, `max_new_tokens` (default 512), `seed`
-    CLOUD_REWARD_CHANGED      "warn" (the default) or "error": what to do about responses of which the reward model's chat template hides
+    CLOUD_REWARD_CHANGED      "warn" (the default) or "error": policy for responses in which the reward model's chat template hides
                               or changes text, such as what precedes a `</think>`
     CLOUD_REWARD_UNJUDGEABLE  reward for responses that cannot be judged, such as over-long ones. Without it, they raise an error.
                               They also do until a first response has been judged: the settings are then probably wrong

@@ -39,7 +39,7 @@ def cloud_reward(scorer: Scorer, **options) -> Callable[..., list[float | None]]
             Size of a group. By default, a group is a run of equal prompts, which TRL's sampler produces; give the size if
             two consecutive groups may have the same prompt. A batch of incomplete groups then raises an error.
         on_response_changed (`str`, *optional*, defaults to `"warn"`):
-            Policy for completions of which the reward model's chat template hides or changes text (some hide all that
+            Policy for completions in which the reward model's chat template hides or changes text (some hide all that
             precedes a `</think>`): `"warn"` counts them in a warning and a metric, `"error"` raises. To show such text to the
             reward model, load it with `keep_thinking=True`.
         on_unjudgeable (`str`, *optional*, defaults to `"error"`):
@@ -47,8 +47,8 @@ def cloud_reward(scorer: Scorer, **options) -> Callable[..., list[float | None]]
             `"error"` raises. `"lowest"` returns the lowest reward seen so far, so that such completions never pay. `"none"`
             returns the reward `None`: TRL ignores the completion if no other reward function judges it; otherwise it adds up
             the others, so that `None` is worth 0, which a policy can prefer to a negative reward. The last two count the
-            completions in a warning and a metric, and raise until some completion has been judged: before, the settings are
-            at fault.
+            completions in a warning and a metric, and raise until some completion has been judged: until then, the settings
+            are probably wrong.
         judged_part (`Callable`, *optional*):
             Returns the part of a completion's text to judge, for instance the text after a thinking block.
         name (`str`, *optional*, defaults to `"cloud_reward"`):
@@ -134,7 +134,7 @@ class _Batch:
         return [prompt for prompt, _ in read], [self._part(response) for _, response in read]
 
     def _part(self, response: str | dict) -> str | dict:
-        """Return the part to judge, as text where it is nothing but text."""
+        """Return the part to judge, as a string if it is only text."""
         text = response if isinstance(response, str) else response.get("content")
         if self.judged_part is not None and isinstance(text, str):
             text = self.judged_part(text)

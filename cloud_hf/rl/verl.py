@@ -5,7 +5,7 @@
         +reward.custom_reward_function.reward_kwargs.max_new_tokens=512 ...
 
 (Older versions name the options `custom_reward_function.path` and so on.) With `reward.reward_model.enable=True` verl starts
-vLLM servers of the reward model behind a router: they are asked by their chat route, and cloud_hf must be installed where they
+vLLM servers of the reward model behind a router. Their chat route gives the rewards, and cloud_hf must be installed where they
 run. The router answers whatever they refuse with status 500; vLLM's log says why. Otherwise the reward server at CLOUD_REWARD_URL
 is asked (or its replicas, separated by commas); CLOUD_REWARD_API_KEY is its key. verl passes the decoded response to a reward function but not
 the prompt, so every row of the data needs the prompt in `extra_info`.
@@ -57,7 +57,7 @@ async def compute_score(
         num_critiques, temperature, max_new_tokens, seed:
             See [`Scorer`]; set them with `reward_kwargs`.
         on_response_changed (`str`, *optional*, defaults to `"warn"`):
-            Policy for responses of which the reward model's chat template hides or changes text, such as what precedes a
+            Policy for responses in which the reward model's chat template hides or changes text, such as what precedes a
             `</think>`: `"warn"` or `"error"`.
         unjudgeable_reward (`float`, *optional*):
             Reward for responses that the server refuses, such as over-long ones. By default, they raise an error.

@@ -1,4 +1,4 @@
-"""Read what servers send: up to a size, and only of the right types. Does not import torch."""
+"""Read server responses, limiting their size and checking their types. Does not import torch."""
 
 import json
 import math
@@ -29,7 +29,7 @@ async def read_parts(response: httpx2.Response, limit: int) -> AsyncIterator[byt
 
 
 async def read_body(response: httpx2.Response, limit: int):
-    """Read the body of a response that is streamed. Raises [`AnswerTooLarge`] if it has more than `limit` bytes."""
+    """Read the body of a streamed response. Raises [`AnswerTooLarge`] if it has more than `limit` bytes."""
     response._content = b"".join([part async for part in read_parts(response, limit)])
 
 
@@ -42,7 +42,7 @@ def read_json(content: bytes) -> Any:
 
 
 def describe_redirect(response: httpx2.Response) -> str:
-    """Say where a redirect leads. Clients follow none: prompts and keys are for the named server."""
+    """Describe where a redirect leads. Clients do not follow it: prompts and keys are for the named server only."""
     return (
         f"a redirect to {printable(response.headers.get('Location', ''))!r}, which is not followed; give that address"
     )

@@ -93,7 +93,7 @@ class BackendArguments:
 @dataclass
 class AnyModelArguments(BackendArguments):
     """
-    Options of the backend, also for scalar models of other makers (`*ForSequenceClassification`).
+    Options of the backend, including those for third-party scalar models (`*ForSequenceClassification`).
 
     Parameters:
         label_weights (`str`, *optional*):
@@ -160,7 +160,7 @@ class AnyModelArguments(BackendArguments):
 def open_any_model(
     name: str, args: AnyModelArguments, show_progress: bool = True
 ) -> Iterator[tuple[Scorer, CritiqueFormat, int | None]]:
-    """Load any reward model, also a scalar one; see [`open_backend`]."""
+    """Load any reward model, including scalar ones; see [`open_backend`]."""
     config = args.read_config(name)
     if not is_scalar_model(config):
         with open_backend(name, args, show_progress) as opened:

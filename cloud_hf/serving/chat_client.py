@@ -1,4 +1,4 @@
-"""Client of vLLM's own OpenAI server, for routers and clouds that offer no other. Does not import torch."""
+"""Client of vLLM's own OpenAI server, for routers and clouds that offer nothing else. Does not import torch."""
 
 import math
 from typing import Any
@@ -10,14 +10,14 @@ from .client import CLoudClient
 
 # The token that closes a critique, and the one that carries the reward
 _CLOSING_TOKENS = 2
-# What vLLM's server makes of lower logprobs
+# vLLM's server replaces lower logprobs by this
 _NO_LOGPROB = -9999.0
 
 
 class CLoudChatClient(CLoudClient):
     r"""
-    [`Scorer`] over vLLM's OpenAI server (`vllm serve`) with a CLoud model, by its chat route. Arguments, retries and errors are
-    those of [`CLoudClient`]; `critiques`, `read_every` and `stop_when_stable` cannot be given.
+    [`Scorer`] over the chat route of vLLM's OpenAI server (`vllm serve`) with a CLoud model. Arguments, retries and errors are those of
+    [`CLoudClient`]; `critiques`, `read_every` and `stop_when_stable` are not supported.
 
     Examples:
 
@@ -33,7 +33,7 @@ class CLoudChatClient(CLoudClient):
         super().__init__(*args, **kwargs)
         if self._replicas.several:
             raise ValueError(
-                "Put a router before several vLLM servers, and give its address alone: their chat route does not show whether they "
+                "Put a router before several vLLM servers, and give only its address: their chat route does not show whether they "
                 "serve the same reward model."
             )
 

@@ -74,7 +74,7 @@ class _Row:
 
     @property
     def longest_answer(self) -> int:
-        """Bytes that an answer may have: given critiques return with it."""
+        """Maximum size of an answer in bytes; given critiques are sent back with it."""
         tokens = self.num_critiques * self.max_new_tokens
         return _LONGEST_MESSAGE + 2 * len(self.body) + tokens * _BYTES_PER_TOKEN
 
@@ -87,7 +87,7 @@ class CLoudClient:
     504 are retried after 1, 2, 4, … seconds (at most 30, each shortened at random by up to half). A full queue (429) does
     not count as a failure: the request is repeated until `timeout` has passed.
 
-    Of several replicas, the one with the fewest requests of this client gets the next one. A replica that fails is left out, its
+    Of several replicas, the one with the fewest requests from this client gets the next one. A replica that fails is left out, its
     requests go to the others at once, and after 1, 2, 4, … seconds (at most 30) it is asked whether it is back.
 
     Args:
@@ -131,7 +131,7 @@ class CLoudClient:
         self._headers = {"Content-Type": "application/json"}
         if api_key is not None:
             self._headers["Authorization"] = f"Bearer {api_key}"
-        self._served: tuple[str, ServedModel] | None = None  # a replica and its model, which is that of all
+        self._served: tuple[str, ServedModel] | None = None  # a replica and its model, which all replicas must serve
         self._pools: dict[asyncio.AbstractEventLoop, _Pool] = {}
 
     @property
@@ -320,11 +320,11 @@ class CLoudClient:
         return score
 
     def _body(self, item: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-        """Return the request for one response: `item` holds it with its prompt."""
+        """Return the request for one response; `item` holds the response and its prompt."""
         return {"inputs": [item], **options, "return_critique_ids": True}
 
     def _score_of(self, answer: Any, max_new_tokens: int) -> Score:
-        """Read an answer. Raises an error of a look-up or a value if it is not a reward server's."""
+        """Read an answer. Raises `LookupError`, `TypeError` or `ValueError` if it is not a reward server's."""
         [result] = answer["results"]
         return read_score(result)
 

@@ -18,7 +18,7 @@ _LONGEST_PAUSE = 30.0
 @dataclass
 class Replica:
     """
-    A server, the requests that it works on and has answered, and its failures since it last answered. It gets no requests
+    A server, the numbers of its running and answered requests, and of its failures since it last answered. It gets no requests
     before `back_at`, nor until it has been asked for its model (`is_up`).
     """
 
@@ -102,7 +102,7 @@ class Replicas:
 
     def leave_out(self, replica: Replica, why: str, is_asked: bool = False):
         """
-        Send no requests to a replica that failed (when `is_asked` for its model) until it is back; a single one is kept.
+        Send no requests to a replica that failed (`is_asked`: when asked for its model) until it is back; a single replica is kept.
         """
         if not self.several:
             return

@@ -54,7 +54,7 @@ class DataArguments:
         if self.test_size is not None:
             if eval_strategy == "no" or self.eval_dataset_name is not None:
                 raise ValueError(
-                    "`test_size` holds training rows out for evaluation: set `eval_strategy`, and omit `eval_dataset_name`."
+                    "`test_size` holds out training rows for evaluation: set `eval_strategy`, and omit `eval_dataset_name`."
                 )
             return split_by_prompt(train, self.test_size)
         if eval_strategy == "no":
@@ -65,7 +65,7 @@ class DataArguments:
         return train, self._read("eval", self.dataset_name, self.dataset_test_split, needs_split=True)
 
     def held_out(self) -> tuple[str, str]:
-        """Return the name of the dataset with the evaluation rows, and which of its rows they are."""
+        """Return the name of the evaluation dataset, and which of its rows are used."""
         if self.test_size is not None:
             return self.dataset_name, f"{self.test_size:.0%} of its prompts"
         return self.eval_dataset_name or self.dataset_name, f"split {self.dataset_test_split}"
@@ -140,7 +140,7 @@ class RewardModelConfig(TrainedModelConfig):
 
 
 def model_name(model_args: ModelConfig) -> str:
-    """Return the name of the model to train. Raises `ValueError` if there is none, and `FileNotFoundError` if it cannot exist."""
+    """Return the name of the model to train. Raises `ValueError` if there is none, and `FileNotFoundError` if no such model can exist."""
     if model_args.model_name_or_path is None:
         raise ValueError("`model_name_or_path` is missing; name the model to start from.")
     check_name(model_args.model_name_or_path)

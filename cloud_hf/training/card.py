@@ -1,4 +1,4 @@
-"""The card of a model that a trainer of this package trained."""
+"""Model cards of the models that this package's trainers save."""
 
 import platform
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ _RESERVED = 8  # tokens that close a critique
 @dataclass
 class Origin:
     """
-    What a trainer cannot know of its model and data.
+    Facts for the card that a trainer cannot find in its model and data.
 
     Args:
         base (`str`, *optional*):
@@ -39,11 +39,11 @@ class Origin:
         dataset_name, eval_name (`str`, *optional*):
             Hub ids or paths of the training rows and of the held-out rows.
         eval_part (`str`, *optional*):
-            Which of its rows are held out.
+            Which rows of that dataset are held out.
         max_length (`int`, *optional*):
             Longest sequence, in tokens.
         example ([`Example`], *optional*):
-            What the model gives for a training row.
+            A training row with the model's output.
     """
 
     base: str | None = None
@@ -55,9 +55,9 @@ class Origin:
 
 
 class WritesCard:
-    """Mixin of trainers: the model card says what a model was made from and how, and how it did on held-out rows."""
+    """Trainer mixin that writes a model card with origin, training settings and held-out results."""
 
-    # Of the Trainer
+    # Defined by the Trainer
     args: Any
     model: Any
     state: Any
@@ -105,14 +105,14 @@ class WritesCard:
         return {}
 
     def add_example(self, rows: Dataset):
-        """Write the card again, with what the trained model gives for a short training row. Not with sharded weights."""
+        """Rewrite the card, adding the trained model's output for a short training row. Does nothing with sharded weights."""
         if self.is_world_process_zero() and strategy_of(self.args) in ("single", "ddp"):
             self.origin.example = next(_examples(self, rows), None)
             self.create_model_card()
 
 
 def _examples(trainer: Any, rows: Dataset) -> Iterator[Example]:
-    """Yield what the model gives for the short rows among the first ones."""
+    """Yield the model's outputs for the shorter of the first rows."""
     critique_format, model = trainer.critique_format, trainer.accelerator.unwrap_model(trainer.model).eval()
     for _, row in islice(iterate_rows(rows), _EXAMPLE_ROWS):
         try:
@@ -141,7 +141,7 @@ def _examples(trainer: Any, rows: Dataset) -> Iterator[Example]:
 
 
 def _asked_in_messages(critique_format: Any) -> str | None:
-    """Return the critique prompt if plain chat messages ask for a critique as training did."""
+    """Return the critique prompt, if plain chat messages can ask for a critique as training did."""
     plain = critique_format.critique_role == "user" and type(critique_format).__name__ == "CritiqueFormat"
     return critique_format.critique_prompt if plain else None
 
@@ -238,7 +238,7 @@ def _device(args: Any) -> str:
 
 
 def _tracker(args: Any) -> str | None:
-    """Return the link of the run in its tracker, if that is on the web."""
+    """Return the URL of the run in its tracker, if that is on the web."""
     if "wandb" in args.report_to:
         import wandb
 

@@ -40,7 +40,7 @@ class DataCollatorForCLoud(DataCollatorForPreference):
             Number of tokens inside each critique at which to read the reward as well: `inner_positions` of shape
             `(2 * pairs, inner_rewards)`.
         seed (`int`, *optional*, defaults to `0`):
-            Seed of these tokens, which depend on nothing else but the pair.
+            Seed of these tokens, which otherwise depend only on the pair.
     """
 
     critique: bool = True
@@ -90,7 +90,7 @@ class DataCollatorForCLoud(DataCollatorForPreference):
         return batch
 
     def _before_the_end(self, examples: list[dict[str, Any]], side: str) -> np.ndarray:
-        """Return how far before its end of turn each critique is read, at the same fractions for both sides of a pair."""
+        """Return the distances from the end of turn at which each critique is read; both sides of a pair use the same fractions."""
         lengths = np.array(
             [len(example[f"{side}_ids"]) - example[f"{side}_prefix_length"] - 1 for example in examples]
         )
@@ -100,7 +100,7 @@ class DataCollatorForCLoud(DataCollatorForPreference):
 
 
 def _inner_fractions(example: dict[str, Any], count: int, seed: int) -> np.ndarray:
-    """Draw a fraction from each of `count` equal parts of a critique, from the ids of both sides: order and shards do not matter."""
+    """Draw a fraction from each of `count` equal parts of a critique, seeded by the ids of both sides: order and shards do not matter."""
     ids = tuple(tuple(example[f"{side}_ids"]) for side in SIDES)
     digest = hashlib.blake2b(f"{seed}/{ids}".encode(), digest_size=8).digest()
     generator = np.random.default_rng(int.from_bytes(digest, "big"))

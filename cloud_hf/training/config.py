@@ -32,11 +32,11 @@ class CLoudTrainingConfig(RewardConfig):
         keep_thinking (`bool`, *optional*, defaults to `False`):
             Show `<think>` blocks to the reward model even if the chat template drops them.
         format (`str`, *optional*, defaults to `"cloud"`):
-            Layout of conversations: `"cloud"`, or `"reference"` for that of the authors' published checkpoints (see
+            Layout of conversations: `"cloud"`, or `"reference"` as in the authors' published checkpoints (see
             [`ReferenceFormat`]).
         reward_head (`str`, *optional*):
-            `"mlp"` (two layers) or `"linear"` (one, as in transformers' `*ForSequenceClassification`). Defaults to `"mlp"`, and for a
-            classic model that starts from a scalar one with one label to `"linear"`, with its head.
+            `"mlp"` (two layers) or `"linear"` (one, as in transformers' `*ForSequenceClassification`). Defaults to `"linear"` for a classic
+            model that starts from a scalar model with one label, whose head it keeps, and otherwise to `"mlp"`.
 
         > Parameters that control the data preprocessing
 
@@ -136,7 +136,7 @@ class CLoudTrainingConfig(RewardConfig):
             )
         if self.use_liger_kernel:
             raise ValueError(
-                "`use_liger_kernel` would change nothing: Liger's kernels replace those of models whose type they know, and a CLoud "
+                "`use_liger_kernel` would change nothing: Liger's kernels replace only parts of model types that they know, and a CLoud "
                 "model is not among them. Drop it; the critique loss already computes its logits in pieces."
             )
         if flattened and (self.torch_compile or self.torch_compile_mode or self.torch_compile_backend):

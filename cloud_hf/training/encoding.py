@@ -92,7 +92,7 @@ def encode_critiques(
 ) -> Dataset:  # fmt: skip
     """
     Encode the critiques of both responses of each pair for supervised fine-tuning: one row per critique, with the columns
-    `input_ids` and `labels` (on the critique alone). Arguments, errors and over-long rows are as in [`encode_pairs`].
+    `input_ids` and `labels` (only on the critique). Arguments, errors and over-long rows are as in [`encode_pairs`].
     """
     pairs = encode_pairs(rows, critique_format, max_length, overlong_policy, name, num_proc, bad_rows)
     return pairs.map(_split_pairs, batched=True, num_proc=num_proc, remove_columns=pairs.column_names)
@@ -106,7 +106,7 @@ def _split_pairs(batch: dict[str, list]) -> dict[str, list]:
 
 
 def _encoded_features(columns: list[str]) -> Features:
-    # Not inferred: the first batch may hold bad rows alone
+    # Not inferred: the first batch may hold only bad rows
     kinds = {"margin": Value("float64"), "cut": Value("int64")}
     number, ids = Value("int64"), List(Value("int64"))
     features = {column: ids if column.endswith("_ids") else number for column in ENCODED_COLUMNS}
@@ -122,7 +122,7 @@ def _encoded_features(columns: list[str]) -> Features:
 
 
 def _encode_batch(batch: dict[str, list], indices: list[int], **kwargs) -> dict[str, list]:
-    """Encode rows. One that cannot be used gives an empty pair with its `problem`; `length` is the longest sequence of a row."""
+    """Encode rows. A row that cannot be used becomes an empty pair with its `problem`; `length` is the longest sequence of a row."""
     columns: dict[str, list] = {column: [] for column in _encoded_features(list(batch))}
     nothing = dict.fromkeys(columns, 0) | {"chosen_ids": [], "rejected_ids": [], "shortened": False, "margin": 0.0}
     for position, index in enumerate(indices):

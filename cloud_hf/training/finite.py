@@ -21,8 +21,8 @@ class StopsWhenNotFinite(MixedTrainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        # Of each value: the first step in which it was not finite, and what it was. On the device, because reading it there in
-        # every step would make the host wait
+        # For each value: the first step at which it was not finite, and the value there. On the device, because reading it in every step
+        # would make the host wait
         self._first_bad: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self.args.logging_nan_inf_filter = False  # also reads every loss, to hide what this mixin reports
         self.add_callback(_Check(self))
@@ -91,7 +91,7 @@ class StopsWhenNotFinite(MixedTrainer):
 
 
 class _Check(TrainerCallback):
-    """Check the losses when they are read in any case, before they are logged or anything is saved."""
+    """Check the losses when the host reads them anyway, before they are logged or anything is saved."""
 
     def __init__(self, trainer: StopsWhenNotFinite):
         self._trainer = trainer

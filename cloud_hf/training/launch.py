@@ -80,7 +80,7 @@ def check_parallelism(args: TrainingArguments):
     """Raise `ValueError` if one process would use several GPUs, or if sequences or matrices would be divided among GPUs."""
     if args.n_gpu > 1:
         raise ValueError(
-            f"This process sees {args.n_gpu} GPUs and would average their losses, whatever they hold. Start one process per GPU "
+            f"This process sees {args.n_gpu} GPUs and would average their losses, however many rows each has. Start one process per GPU "
             "with `accelerate launch`, or expose a single one with CUDA_VISIBLE_DEVICES."
         )
     config: Any = args.parallelism_config

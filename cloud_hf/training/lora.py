@@ -67,7 +67,7 @@ def choose_targets(peft_config: LoraConfig, model: PreTrainedModel):
 
 
 def report_dropout(model: PeftModel, disable_dropout: bool):
-    """Log that `disable_dropout` turns off the dropout of an adapter that exists already."""
+    """Log that `disable_dropout` turns off the dropout of an existing adapter."""
     rate = model.active_peft_config.to_dict()["lora_dropout"]
     if disable_dropout and rate:
         logger.warning(
@@ -100,7 +100,7 @@ def check_head(model: PeftModel):
     check_lora("`model`", model.active_peft_config)
     if not any(parameter.requires_grad for name, parameter in model.named_parameters() if HEAD in name):
         raise ValueError(
-            f"The adapter leaves out the reward head: it would not be trained. Create it with `modules_to_save=[{HEAD!r}]`, "
+            f"The adapter leaves out the reward head, which would not be trained. Create it with `modules_to_save=[{HEAD!r}]`, "
             "and load it with `is_trainable=True`."
         )
 
@@ -114,7 +114,7 @@ def spare_head(quantization_config: BitsAndBytesConfig | None, config: CLoudConf
 
 
 def read_lora(name: str, asked: LoraConfig | None, **hub_kwargs) -> LoraConfig:
-    """Read the options to continue training an adapter with: its own, and the requested dropout."""
+    """Read the options for training an adapter further: its own, and the requested dropout."""
     own = read_adapter_config(name, **hub_kwargs)
     check_lora(name, own)
     if asked is not None:

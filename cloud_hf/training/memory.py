@@ -108,7 +108,7 @@ class _Allocations(TorchDispatchMode):
 
     @property
     def now(self) -> tuple[int, int]:
-        """The bytes other than gradients, and of gradients."""
+        """Bytes of everything but gradients, and bytes of gradients."""
         return self.live - self.gradients, self.gradients
 
 
@@ -178,8 +178,8 @@ def simulate_step(
 
 class _Layers:
     """
-    The layers of a model that are simulated. Layers of one kind allocate the same, so only the first ones run, and what one of
-    them adds to the record of allocations is repeated for the others.
+    The simulated layers of a model. Layers of one kind allocate the same, so only the first ones run, and the allocations that one of them
+    records are repeated for the others.
     """
 
     # The first and the last one may differ, by what is made once for all layers
@@ -214,7 +214,7 @@ class _Layers:
         moments = np.array(record)
         if self._left_out == 0:
             return moments, after_forward
-        # The later pass first, which leaves the indices of the earlier one valid
+        # The later pass first, so the indices of the earlier one stay valid
         for first, second in ((("backward", 2), ("backward", 1)), (("forward", 1), ("forward", 2))):
             (start, before), (end, after) = self._starts[first], self._starts[second]
             added = np.subtract(after, before)
@@ -224,7 +224,7 @@ class _Layers:
 
 
 def _kind(layer: nn.Module) -> list:
-    """Return all of a layer that its memory can depend on."""
+    """Return everything about a layer that its memory use can depend on."""
     return [
         (
             name,
@@ -286,7 +286,7 @@ class _ShardedHead(nn.Linear):
 def _lay_out(
     model: CLoudForRewardModeling, pairs: int, length: int, labelled: int, shared: int
 ) -> tuple[tuple[int, int], dict[str, Any]]:
-    """Return the shape of pairs flattened to one row, which share their first `shared` tokens, and the attention arguments."""
+    """Return the shape of pairs flattened to one row, whose sequences share their first `shared` tokens, and the attention arguments."""
     model.prepare_for_segments(shared > 0)
     model.set_attn_implementation(_ONE_KERNEL)
     rows = np.arange(2 * pairs)[:, None].repeat(length, axis=1)
@@ -297,7 +297,7 @@ def _lay_out(
 
 
 class _OneKernel(torch.autograd.Function):
-    """Allocate what a GPU's attention kernel for a flattened batch does: in the forward pass its output and a sum per query."""
+    """Allocate like a GPU's attention kernel for a flattened batch: in the forward pass, its output and a sum per query."""
 
     @staticmethod
     def forward(ctx, query, key, value):
@@ -321,7 +321,7 @@ def _joint_loss(
     model: CLoudForRewardModeling, sequences: int, shape_BT: tuple[int, int], attention: dict[str, Any],
     P: int, chunks: int | None,
 ) -> torch.Tensor:  # fmt: skip
-    """Compute the loss of `CLoudTrainer` for `P` labelled positions, given as a number: fake tensors have no values to find them by."""
+    """Compute the loss of `CLoudTrainer` for `P` labelled positions; fake tensors have no values in which to find them."""
     ids_BT = torch.zeros(shape_BT, dtype=torch.long)
     options = {"attention_mask": torch.ones_like(ids_BT), **attention}
     if model._accepts_position_ids:

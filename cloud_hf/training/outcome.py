@@ -1,5 +1,5 @@
 """
-Stage 4: critiques are learned by whether they lead the reward head to the right preference.
+Stage 4: train critiques by whether they lead the reward head to the right preference.
 
 Shape suffixes: N pairs, K critiques of each response, P labelled tokens; 2 is chosen and rejected.
 """
@@ -113,7 +113,7 @@ class CLoudOutcomeTrainer(CLoudTrainer):
         reference.eval().requires_grad_(False)
         if is_sharded:
             return prepare_deepspeed(reference, self.accelerator)
-        # As DeepSpeed casts the trained model, so that equal weights give equal log-probabilities
+        # Cast as DeepSpeed casts the trained model, so that equal weights give equal log-probabilities
         casts = args.bf16 and strategy_of(args).startswith("zero")
         return reference.to(args.device, torch.bfloat16 if casts else None)
 
@@ -177,7 +177,7 @@ class CLoudOutcomeTrainer(CLoudTrainer):
             ) as unwrapped,
         ):
             model: Any = unwrapped
-            # Temperature 1: the policy gradient is that of the distribution which critiques are drawn from, up to the few tokens that
+            # Temperature 1, so critiques come from the distribution whose policy gradient is taken, except for the few tokens that
             # the writer bans or reads as the end of turn
             seed = (args.seed << 32) + self.state.global_step
             sampling = Sampling(args.num_generations, 1.0, args.max_completion_length, seed)
@@ -188,7 +188,7 @@ class CLoudOutcomeTrainer(CLoudTrainer):
         return [self._collate(batch, [[next(samples) for _ in SIDES] for _ in batch]) for batch in batches]
 
     def _collate(self, rows: list[dict[str, Any]], samples: list[list[list[Sample]]]) -> dict[str, Any]:
-        """Make a micro-batch of the written critiques, pair by pair, and of the dataset's as an anchor."""
+        """Make a micro-batch of the written critiques, pair by pair, and of the dataset's critiques as an anchor."""
         end = self.critique_format.end_token_id
         written = [
             with_critiques(row, chosen, rejected, end)
@@ -268,13 +268,13 @@ class CLoudOutcomeTrainer(CLoudTrainer):
     # --------------------------------------------------------------------------------------------------------- metrics
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Count 2 operations per weight and token to write the critiques, and 2 for the reference model, besides the 6 of training."""
+        """Count 2 operations per weight and token for writing, and 2 for the reference model, in addition to the 6 for training."""
         passes = 3 + bool(self.args.num_generations) + bool(self.args.num_generations and self.args.beta)
         return super().floating_point_ops(inputs) * passes // 3
 
     @torch.no_grad()
     def _add_outcomes(self, written: WrittenCritiques, losses: OutcomeLoss, columns: dict[str, torch.Tensor]):
-        """Add to the sums behind the log, each column with one value per pair."""
+        """Add to the sums behind the log; each column has one value per pair."""
         rewards_2NK, lengths_2NK, cut_2NK = written.rewards_2NK, written.lengths_2NK, written.was_cut_2NK.float()
         chosen_N, rejected_N = rewards_2NK.mean(2)
         columns = {
@@ -322,12 +322,12 @@ def _check_launch(args: CLoudOutcomeConfig):
 
 
 def _check_model(model: Any, init_kwargs: Any):
-    """Raise `ValueError` if a model is named that cannot write critiques and judge them."""
+    """Raise `ValueError` if `model` names a model that cannot write critiques and judge them."""
     if not isinstance(model, str):
         return
     config = read_model_config(model, revision=(init_kwargs or {}).get("revision"))
     if not isinstance(config, CLoudConfig):
-        what = "a language model without a reward head, by which critiques could be judged"
+        what = "a language model without a reward head to judge critiques"
     elif not config.critique:
         what = "a classic model, which writes no critiques"
     else:
@@ -336,7 +336,7 @@ def _check_model(model: Any, init_kwargs: Any):
 
 
 def _check_reference(args: CLoudOutcomeConfig, model: Any, tokenizer: PreTrainedTokenizerBase):
-    """Raise `ValueError` if there is no reference model, or it has another tokenizer."""
+    """Raise `ValueError` if there is no reference model, or its tokenizer differs."""
     if args.ref_model is None:
         if is_adapter(model) if isinstance(model, str) else is_peft_model(model):
             raise ValueError(
@@ -347,6 +347,6 @@ def _check_reference(args: CLoudOutcomeConfig, model: Any, tokenizer: PreTrained
     other = AutoTokenizer.from_pretrained(tokenizer_source(args.ref_model), trust_remote_code=args.trust_remote_code)
     if other.get_vocab() != tokenizer.get_vocab():
         raise ValueError(
-            f"`ref_model` {args.ref_model} has another tokenizer than the model, so that their log-probabilities cannot be compared. "
+            f"`ref_model` {args.ref_model} has a different tokenizer than the model, so their log-probabilities cannot be compared. "
             "Name the model of stage 3 that training starts from, or omit `ref_model`."
         )

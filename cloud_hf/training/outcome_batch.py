@@ -15,7 +15,7 @@ from .encoding import SIDES
 
 
 def prefix_of(row: dict[str, Any], side: str) -> EncodedPrefix:
-    """Return the ids after which a critique is written, of a row from [`encode_pairs`]."""
+    """Return the ids that a row's critiques continue; `row` is from [`encode_pairs`]."""
     return EncodedPrefix(tuple(row[f"{side}_ids"][: row[f"{side}_prefix_length"]]), False, "", "")
 
 
@@ -33,10 +33,10 @@ class WrittenCritiques:
 
     Args:
         output ([`~modeling_cloud.CLoudOutput`]):
-            For the written critiques of the chosen responses, pair by pair, the dataset's, if they are an anchor, then the same for
-            the rejected responses.
+            For the written critiques of the chosen responses, pair by pair; then for the dataset's critiques, if they are an anchor; then
+            the same for the rejected responses.
         was_cut_2NK (`torch.Tensor`):
-            Which critiques were cut: their end of turn was not sampled, so it is not part of what the policy did.
+            Which critiques were cut: their end of turn was not sampled, so it is not an action of the policy.
     """
 
     output: Any
@@ -85,7 +85,7 @@ class WrittenCritiques:
         return self._written(sums.index_add(0, self.sequences_P, values_P * self.is_sampled_P))
 
     def of_anchors(self, values: torch.Tensor) -> torch.Tensor:
-        """Add up a value of each sequence over the dataset's critiques of a pair: shape `(N,)`, or `(0,)` without an anchor."""
+        """Add up a per-sequence value over the dataset's critiques of each pair: shape `(N,)`, or `(0,)` without an anchor."""
         return values.unflatten(0, (2, -1))[:, self.num_written :].sum(0)
 
     def _written(self, values: torch.Tensor) -> torch.Tensor:

@@ -21,18 +21,18 @@ class CLoudOutcomeConfig(CLoudTrainingConfig):
         > Parameters that control the generation of critiques
 
         num_generations (`int`, *optional*, defaults to `4`):
-            K, the number of critiques of each response in each step. 0 writes none and trains on those of the dataset, as stage 3
-            does. 1 needs `policy_weight` 0.
+            K, the number of critiques of each response in each step. 0 writes none and trains on the dataset's critiques, as stage 3 does.
+            1 needs `policy_weight` 0.
         max_completion_length (`int`, *optional*, defaults to `256`):
             Longest critique, in tokens without the end token.
         generation_batch_size (`int`, *optional*, defaults to `64`):
-            Critiques that one device writes at the same time. Does not change them.
+            Number of critiques that one device writes at the same time. It does not affect their text.
 
         > Parameters that control the loss
 
         outcome_objective (`str`, *optional*, defaults to `"likelihood"`):
-            What `bradley_terry_weight` weights: minus the log of the mean of σ(Δ) over a pair's critiques (`"likelihood"`), or minus
-            the mean of the logs (`"mean_log"`).
+            The objective that `bradley_terry_weight` weights: minus the log of the mean of σ(Δ) over a pair's critiques (`"likelihood"`),
+            or minus the mean of the logs (`"mean_log"`).
         policy_weight (`float`, *optional*, defaults to `1.0`):
             Weight of the policy gradient. With 1, and a `bradley_terry_weight` of 1, the step follows the objective's gradient; 0
             trains the reward on critiques that are rewritten in each step.
@@ -74,7 +74,7 @@ class CLoudOutcomeConfig(CLoudTrainingConfig):
                 "it to 2 or more (4 to 8 are usual), or `policy_weight` to 0."
             )
         if self.ref_model is not None and not self.beta:
-            raise ValueError("`ref_model` is set, but `beta` is 0, so that it would not be used. Drop one.")
+            raise ValueError("`ref_model` is set, but `beta` is 0, so it would not be used. Drop one.")
         fixed = {
             "critique": True, "format": "cloud", "token_budget": None, "center_rewards_coefficient": None,
             "auto_find_batch_size": False, "partial_reward_weight": 0.0,

@@ -17,12 +17,12 @@ class OutcomeLoss(NamedTuple):
 
     Args:
         direct (`torch.Tensor`):
-            Minus the objective. Its gradient reaches rewards alone.
+            Minus the objective. Its gradient reaches only rewards.
         policy (`torch.Tensor`):
             Zero, with the gradient of the policy. Zero and without a gradient of the policy for K = 1, which leaves no
             other critique to compare with.
         log_sigmoid (`torch.Tensor` of shape `(N, K, K)`):
-            log σ of the chosen response's reward minus the rejected one's, for each two critiques.
+            log σ of the chosen response's reward minus the rejected one's, for each combination of their critiques.
     """
 
     direct: torch.Tensor
@@ -66,13 +66,13 @@ def outcome_loss(
     policy_N = torch.zeros_like(objective_N)
     for dim, logprobs_NK in ((2, logprobs_chosen_NK), (1, logprobs_rejected_NK)):
         returns_NK = (objective_N[:, None] - _without_each(mean(log_sigmoid_NKK, dim), mean)).detach()
-        # The subtraction leaves the gradient alone
+        # The subtraction leaves only the gradient
         policy_N = policy_N - (returns_NK * (logprobs_NK - logprobs_NK.detach())).sum(1)
     return OutcomeLoss(-objective_N, policy_N, log_sigmoid_NKK)
 
 
 def _without_each(values_NK: torch.Tensor, mean: Callable[[torch.Tensor, int], torch.Tensor]) -> torch.Tensor:
-    """Return the mean of each row without each of its values; for K = 1, the values."""
+    """Return, for each value, the mean of the other values in its row; for K = 1, the value itself."""
     K = values_NK.shape[1]
     if K == 1:
         return values_NK

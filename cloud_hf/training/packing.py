@@ -32,7 +32,7 @@ class TokenSequence:
 
 @dataclass(frozen=True)
 class Segment:
-    """Tokens `start` to `end` of a sequence, which follow those of segment number `parent` (-1 for a root)."""
+    """Tokens `start` to `end` of a sequence, which continue segment number `parent` (-1 for a root)."""
 
     sequence: int
     start: int
@@ -85,7 +85,7 @@ class Packing:
                 self._add(group, end, segment)
 
     def _groups(self, members: list[int], start: int) -> list[list[int]]:
-        """Group the members by their next `MIN_SHARED_TOKENS` tokens; a member too short to share is alone."""
+        """Group the members by their next `MIN_SHARED_TOKENS` tokens; a member too short to share gets its own group."""
         if not self.shared_prompt:
             return [[member] for member in members]
         groups: dict[bytes | int, list[int]] = defaultdict(list)

@@ -65,7 +65,7 @@ GB = 2**30
 _LIVE_PARAMETERS = _SUB_GROUP = 1e9
 # Elements of `reduce_bucket_size` in zero1.json and zero2.json
 _BUCKET = 5e8
-# Bytes of a 4-bit weight, including its share of one fp32 scale per 64 weights
+# Bytes per 4-bit weight, including its share of one fp32 scale per 64 weights
 _FOUR_BITS = 0.5 + 4 / 64
 # Options that default to the recipe's value, and their defaults without a recipe
 _RECIPE_OPTIONS = {
@@ -111,8 +111,8 @@ class PlanArguments:
         labelled_share (`float`, *optional*, defaults to `0.5`):
             Share of a sequence's tokens that are critique.
         prompt_share (`float`, *optional*):
-            Share of the tokens that chosen and rejected have in common, which `shared_prompt` computes once. Defaults to
-            half of what is not critique.
+            Share of the tokens that chosen and rejected have in common, which `shared_prompt` computes once. Defaults to half of the tokens
+            that are not critique.
         gradient_accumulation_steps (`int`, *optional*):
             Micro-batches per optimizer step. This option and those below default to the recipe's value, else training's.
         gradient_checkpointing (`bool`, *optional*):
@@ -195,7 +195,7 @@ class PlanArguments:
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"`dtype` is {self.dtype!r}; only float32 and bfloat16 can be planned.")
         if self.prompt_share is not None and not self.shared_prompt:
-            raise ValueError("`prompt_share` matters only with `shared_prompt`; set that, too, or omit it.")
+            raise ValueError("`prompt_share` matters only with `shared_prompt`; set both, or omit it.")
         if not 0 <= self.labelled_share <= 1:
             raise ValueError(f"`labelled_share` is {self.labelled_share}; it must be from 0 to 1.")
         not_critique = 1.0 if self.classic else 1 - self.labelled_share
@@ -274,7 +274,7 @@ def make_plan(args: PlanArguments, config: CLoudConfig | None = None, micro_batc
         args ([`PlanArguments`]):
             The setting.
         config ([`CLoudConfig`], *optional*):
-            Config to use instead of reading that of `args.model`.
+            Config to use instead of reading the one of `args.model`.
         micro_batch (`int`, *optional*):
             Pairs per GPU, instead of `args.micro_batch`.
 

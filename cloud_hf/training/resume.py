@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from transformers import Trainer
 
     class MixedTrainer(Trainer):
-        """TRL's trainers, as their mixins see them: transformers declares these loosely, TRL adds the last two."""
+        """Attributes of TRL's trainers that the mixins use: transformers declares them loosely, and TRL adds the last two."""
 
         args: Any
         model: Any
@@ -50,7 +50,7 @@ VERSION = 3
 
 # Written last: a checkpoint without it was interrupted
 RECORD = "cloud_checkpoint.json"
-# Folder of checkpoints that a run has left behind by resuming from an earlier one
+# Folder for checkpoints that a run set aside by resuming from an earlier one
 SET_ASIDE = "set_aside"
 
 
@@ -71,7 +71,7 @@ def check_launch(args: TrainingArguments):
 class ExactResume(MixedTrainer):
     """
     Mixin for TRL's trainers: a run that is resumed ends with the same weights, metrics and logs as one that was never
-    interrupted. It also checks the launch.
+    interrupted. It also checks the launch settings.
 
     transformers restores weights, optimizer, scheduler, random states and the position in the data, but not the running
     sums for the next log entry, and it accepts an interrupted checkpoint as complete.
@@ -94,7 +94,7 @@ class ExactResume(MixedTrainer):
         checkpoint = find_checkpoint(self.args, resume_from_checkpoint, **self._trained)
         check_unused(self.args, checkpoint)
         self._run = run_of(checkpoint)
-        self.accelerator.wait_for_everyone()  # every process has found it before any checkpoint is removed
+        self.accelerator.wait_for_everyone()  # every process must find it before any checkpoint is removed
         if self.args.should_save:
             tidy_up(Path(str(self.args.output_dir)), checkpoint)
         restore = _RestoreRunningMetrics(self, checkpoint)
@@ -106,7 +106,7 @@ class ExactResume(MixedTrainer):
 
     def _get_dataloader(self, *args, **kwargs):
         dataloader: Any = super()._get_dataloader(*args, **kwargs)
-        # Starting workers draws from the default random numbers, and a resumed run starts persistent ones once more
+        # Starting workers draws from the default random generator, and a resumed run starts persistent workers once more
         if self.args.dataloader_persistent_workers:
             dataloader.base_dataloader.generator = torch.Generator()
         return dataloader
@@ -243,7 +243,7 @@ def check_unused(args: TrainingArguments, resumed: Path | None = None):
 
 
 def check_new_run(args: TrainingArguments):
-    """Raise `ValueError` if a run that resumes from no checkpoint would start in a folder that holds some."""
+    """Raise `ValueError` if a run that does not resume would start in a folder that holds checkpoints."""
     if args.resume_from_checkpoint is None:
         check_unused(args)
 
@@ -251,7 +251,7 @@ def check_new_run(args: TrainingArguments):
 def tidy_up(output_dir: Path, resumed: Path):
     """Remove interrupted checkpoints, and set aside complete ones that are later than the one to resume from."""
     for folder in interrupted_checkpoints(output_dir):
-        logger.warning("%s was not written to its end, and is removed.", folder)
+        logger.warning("%s was interrupted while it was written, and is removed.", folder)
         shutil.rmtree(folder)
     whole = whole_checkpoints(output_dir)
     while whole and not whole[-1].samefile(resumed):

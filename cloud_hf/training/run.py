@@ -1,4 +1,4 @@
-"""Train, then save and describe the model: what the training commands have in common."""
+"""Train, then save and describe the model. Shared by the training commands."""
 
 from typing import Any
 
@@ -33,18 +33,18 @@ def train_and_save(trainer: Any, rows: Dataset):
 
 
 def _end_bars(trainer: Any):
-    """End the line of the progress bar, which would otherwise be drawn again after the last message."""
+    """End the progress bar's line; otherwise the bar would be redrawn after the last message."""
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, ProgressCallback) and callback.training_bar is not None:
             callback.training_bar.close()
 
 
 def _saved(trainer: Any) -> str:
-    """Say what an interrupted run has saved, and how to continue."""
+    """Describe what an interrupted run has saved, and how to continue it."""
     output, last = trainer.args.output_dir, name_last(trainer.args.output_dir)
     if last == "none":
         return f"Step {trainer.state.global_step} of {trainer.state.max_steps}; no checkpoint yet. The same command starts again."
     return (
-        f"Step {trainer.state.global_step} of {trainer.state.max_steps}; {last} is saved in {output}. To continue, give the same "
+        f"Step {trainer.state.global_step} of {trainer.state.max_steps}; {last} is saved in {output}. To continue, repeat the "
         "command with --resume_from_checkpoint true."
     )

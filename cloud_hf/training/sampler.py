@@ -15,7 +15,7 @@ from .encoding import SIDES
 
 @dataclass(frozen=True)
 class PairGroup:
-    """Indices of pairs that stay in one batch because they share a prompt; `tokens` is the padded size of a batch of them alone."""
+    """Indices of pairs that stay in one batch because they share a prompt; `tokens` is the padded size of a batch that holds only them."""
 
     pairs: tuple[int, ...]
     tokens: int
@@ -163,7 +163,7 @@ class TokenBudgetSampler(Sampler[list[int]]):
 
 
 class GroupSampler(Sampler[int]):
-    """Pairs in random order, those of a group consecutively."""
+    """Pairs in random order; pairs of a group are consecutive."""
 
     def __init__(self, groups: list[PairGroup], seed: int = 0):
         self.groups, self.seed = groups, seed

@@ -62,7 +62,7 @@ class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, 
 
         bradley_terry_weight * mean over pairs of -log sigmoid(r(chosen) - r(rejected) - margin)
         + lm_loss_weight * mean over labelled tokens of the cross-entropy of the critiques
-        + partial_reward_weight * the first mean, of rewards read inside the critiques
+        + partial_reward_weight * the first mean, with rewards read inside the critiques
 
     The means are taken over the complete step, across all micro-batches and ranks, so gradient accumulation and data
     parallelism do not change the loss. TRL's `margin` column and `center_rewards_coefficient` work as in [`~trl.RewardTrainer`].
@@ -85,8 +85,8 @@ class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, 
             Tokenizer. Defaults to the model's.
         **kwargs:
             Other arguments of [`~trl.RewardTrainer`], such as `peft_config`, `callbacks`, `optimizers`. The predictions for
-            `compute_metrics`, and those of `predict`, are rewards of shape `(2 * pairs, 1)`: of all chosen responses, then
-            of all rejected ones, each in the order of the dataset.
+            `compute_metrics`, and the predictions of `predict`, are rewards of shape `(2 * pairs, 1)`: all chosen responses, then all
+            rejected ones, each in the order of the dataset.
 
     Examples:
 
@@ -262,7 +262,7 @@ class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, 
 
     # ---------------------------------------------------------------------------------------------------------- loss
 
-    # Nothing below reads a value on the host: on a GPU, it would wait for all that is queued. Metrics are read at logging steps
+    # Nothing below reads a value on the host, which would wait for everything queued on the GPU. Metrics are read at logging steps
 
     def _get_num_items_in_batch(self, batch_samples: list[dict], device: torch.device) -> torch.Tensor | None:
         """Count pairs and labelled tokens of the optimizer step, over its micro-batches and all ranks: shape `(2,)`."""
@@ -294,7 +294,7 @@ class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, 
         return (loss, outputs) if return_outputs else loss
 
     def _pairwise_loss(self, inputs: dict[str, Any], outputs: Any) -> torch.Tensor:
-        """Compute what TRL computes, without its metrics, for which the host waits in every step."""
+        """Compute what TRL computes, without its metrics, which make the host wait in every step."""
         chosen, rejected = outputs.logits[:, 0].chunk(2)
         loss = -F.logsigmoid(chosen - rejected - inputs.get("margin", 0.0)).mean()
         if self.args.center_rewards_coefficient is not None:
@@ -343,7 +343,7 @@ class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, 
             self._total_train_tokens = self._total_train_tokens + inputs["attention_mask"].sum()
 
     def _add_sums(self, columns: dict[str, torch.Tensor], chosen: torch.Tensor, rejected: torch.Tensor):
-        """Add columns of one value per pair, and the extremes of the rewards, whose rows are pairs."""
+        """Add columns with one value per pair, and the extremes of the rewards, whose rows are pairs."""
         real = self._real_pairs(len(chosen))
         totals = self._sums["train" if self.model.training else "eval"]
         exact = torch.float32 if chosen.device.type == "mps" else torch.float64  # Apple's GPUs lack it
@@ -398,7 +398,7 @@ class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, 
         return super().prediction_step(model, inputs, *args, **kwargs)
 
     def _gather_rows(self, data: Any) -> Any:
-        """Gather a batch over all ranks: its chosen rows, then its rejected ones, without the pairs that only fill it up."""
+        """Gather a batch over all ranks: chosen rows, then rejected ones, without the pairs that only pad it."""
 
         # accelerate cuts the last batch to the number of pairs, so it must be given pairs
         def gather(rows: torch.Tensor) -> torch.Tensor:
@@ -607,12 +607,12 @@ def _num_pairs(batch: dict[str, Any]) -> int:
 
 
 def _floats(totals: dict[str, Any]) -> dict[str, float]:
-    """Read sums, for which the host waits for the device."""
+    """Read sums; the host waits for the device."""
     return {name: float(total) for name, total in totals.items()}
 
 
 def _chosen_first(rows: Any, pairs: int, batch: int) -> Any:
-    """Put all chosen rows before all rejected ones; they come batch by batch. Arrays of other lengths stay as they are."""
+    """Put all chosen rows before all rejected ones; they arrive batch by batch. Arrays of other lengths are returned unchanged."""
     if isinstance(rows, list | tuple):
         return type(rows)(_chosen_first(part, pairs, batch) for part in rows)
     if rows is None or len(rows) != 2 * pairs:

@@ -29,7 +29,7 @@ Args:
 Returns:
     mean_reward (`float`): Mean of the rewards.
     rewards (`list[float]`): The reward of each response.
-    reward_stds (`list[float]`): Population standard deviation of the rewards of its critiques.
+    reward_stds (`list[float]`): For each response, the population standard deviation of its critiques' rewards.
     critiques (`list[list[str]]`): The critiques of each response; `[""]` from a classic model.
     finish_reasons (`list[list[str]]`): For each critique "stop", or "length" if it was cut at `max_new_tokens`.
 Examples:

@@ -35,7 +35,7 @@ Returns:
     bins (`list`): Mean confidence, accuracy and number of pairs of each nonempty bin.
     subset_accuracies (`dict[str, float]`): Accuracy by subset, if subsets are given.
     section_scores (`dict[str, float]`): RewardBench's official section scores in percent and their average, for sections
-        that have rows, if subsets of RewardBench are given. A section rests on its subsets that have rows.
+        that have rows, if subsets of RewardBench are given. A section score uses its subsets that have rows.
     missing_subsets (`list[str]`): Subsets of RewardBench without rows, if there are section scores.
 Examples:
     >>> import evaluate

@@ -28,7 +28,7 @@ def test_forms_are_named_once_with_their_count(caplog):
     with caplog.at_level(logging.INFO):
         read_preferences(Dataset.from_list([FORMS["whole transcripts"]] * 3), "The set")
     assert caplog.messages == [
-        "The set: 3 rows are read as whole chats (transcripts), whose common turns are the prompt."
+        "The set: 3 rows are read as complete chats (transcripts), whose common turns are the prompt."
     ]
 
 
@@ -69,10 +69,10 @@ BAD = [
     ({"chosen": None}, "`chosen` is None; give a string or a list of chat messages"),
     ({"chosen": []}, r"`chosen` is \[\]"),
     ({"rejected": " "}, "`rejected` is empty"),
-    ({"chosen": [user("q")], "rejected": [user("q")]}, "whole chats without a common user turn"),
+    ({"chosen": [user("q")], "rejected": [user("q")]}, "complete chats without a common user turn"),
     ({"chosen": [user("p"), assistant("a")], "rejected": [user("p"), assistant("b")]}, "no user turn that .* share"),
     ({"prompt": [user("x")], "chosen": [user("q"), assistant("a")], "rejected": [user("q"), assistant("b")]}, "do not begin"),
-    ({"chosen": [user("q"), assistant("a")], "rejected": [assistant("b")]}, "a whole chat and the other only its end"),
+    ({"chosen": [user("q"), assistant("a")], "rejected": [assistant("b")]}, "a complete chat and the other only a response"),
     ({"chosen": [assistant("a")], "rejected": "b"}, "`chosen` reads as messages but `rejected` as text"),
     ({"chosen": [assistant("a"), user("q")], "rejected": [assistant("b"), user("q")]}, "ends on a 'user' turn"),
     ({"chosen": [assistant([{"type": "image_url"}])], "rejected": [assistant("b")]}, "content part .*image_url.*text only"),
@@ -84,7 +84,7 @@ BAD = [
     ({"prompt": "", "chosen": "a"}, "`prompt` is empty"),
     ({"prompt": [{"role": "human", "content": "q"}]}, "`prompt` message 0 has the role 'human'; name it 'user'"),
     ({"chosen": [{"role": "bot", "content": "a"}], "rejected": [{"role": "bot", "content": "b"}]}, "the role 'bot'; name it 'assistant'"),
-    ({"prompt": "Be kind.\n\nHuman: Hi\n\nAssistant:"}, "could be one message, or a transcript behind"),
+    ({"prompt": "Be kind.\n\nHuman: Hi\n\nAssistant:"}, "could be one message, or a text followed by"),
     ({"chosen": [{"role": "User", "content": "q"}, assistant("a")], "rejected": [{"role": "User", "content": "q"}, assistant("b")]}, "the role 'User'; name it 'user'"),
     ({"prompt": {"messages": "q"}}, "`prompt` holds 'q'; give a list of chat messages"),
     ({"prompt": [user(3)]}, "`prompt` message 0 has the `content` 3; give text"),
@@ -94,7 +94,7 @@ BAD = [
 ABSENT = [
     ({"chosen": "Yes.", "rejected": "No."}, "no common beginning; add the column `prompt`"),
     ({"query": "q", "chosen": "It is A.", "rejected": "It is B."}, "there is no `prompt`; rename `query` to `prompt`"),
-    ({"chosen": f"Be kind.{TRANSCRIPT} a", "rejected": f"Be kind.{TRANSCRIPT} b"}, "a transcript behind a first text"),
+    ({"chosen": f"Be kind.{TRANSCRIPT} a", "rejected": f"Be kind.{TRANSCRIPT} b"}, "a text followed by a transcript"),
     ({"chosen": "<|im_start|>user a", "rejected": "<|im_start|>user b"}, "rendered by a template"),
     ({"chosen": [assistant("a")], "rejected": [assistant("b")]}, "there is no `prompt`; add the column"),
     ({"chosen": "\n\nHuman: Hi\n\nAssistant:", "rejected": "\n\nHuman: Hi\n\nAssistant: b"}, "`chosen` is empty"),

@@ -38,7 +38,7 @@ def test_only_rows_that_all_have_scored_count():
     fitted, scores = Ensemble("mean", ("a", "b")).combine(parts)
     assert [row.index for row in fitted.rows] == [0, 2]
     assert fitted.dropped == 1 and len(scores) == 2
-    with pytest.raises(ValueError, match="no row in common"):
+    with pytest.raises(ValueError, match="no row fits"):
         Ensemble("mean", ("a", "b")).combine({"a": part([[1.0, 2.0]], [0]), "b": part([[1.0, 2.0]], [1])})
 
 

@@ -209,7 +209,7 @@ def test_a_judge_that_answers_prose_is_refused_before_a_model_is_loaded(evaluate
     monkeypatch.setattr("cloud_hf.evaluation.scoring_arguments.open_any_model", None)
     with serve_completions(write=lambda body: ("A fine pair.", "stop")) as server:
         for mode in ("pairwise", "pointwise"):
-            with pytest.raises(ValueError, match=r"No answer of the judge holds a verdict.*'A fine pair.'"):
+            with pytest.raises(ValueError, match=r"No answer from the judge has a verdict.*'A fine pair.'"):
                 run(server, mode, judge_mode=mode, judge_tries=1)
 
 

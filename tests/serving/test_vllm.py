@@ -250,7 +250,7 @@ def test_rewards_are_read_while_critiques_are_written(pair):
             fresh = read_partial_rewards(model, rows, 8, False, 4)
         for rewards, others in zip(score.partial_rewards, fresh, strict=True):
             assert rewards == pytest.approx(others, abs=1e-5, rel=1e-5)
-    with pytest.raises(ValueError, match="`read_every` of given `critiques` needs transformers"):
+    with pytest.raises(ValueError, match="`read_every` with given `critiques` needs transformers"):
         engine.score(chats[:1], ANSWERS[:1], critiques=["Good."], read_every=4)
     with pytest.raises(ValueError, match="`stop_when_stable` needs transformers"):
         engine.score(chats[:1], ANSWERS[:1], stop_when_stable=0.1, **options)

@@ -85,7 +85,7 @@ def test_a_critique_is_shown_as_it_is_written_and_then_the_reward(visit, app):
     seen, final = page.evaluate("window.seen"), page.locator("#score-critique .critique").text_content()
     assert all(final.startswith(text) for text in seen)
     assert len(page.evaluate("[...window.places]")) == 1, "The critique moved."
-    assert "Cut: it reached the longest length" in page.locator("#score-critique").text_content()
+    assert "Cut at the maximum length" in page.locator("#score-critique").text_content()
     assert float(page.locator("#score-result .reward strong").text_content())
     assert (
         "cloud, float32 with transformers on cpu; 1 critique at temperature 0"

@@ -81,7 +81,7 @@ def test_the_command_line_goes_over_the_environment():
         (["--model", "a", "--analytics", "maybe"], "neither True nor False"),
         (["--model", "a", "--modle", "b"], "unrecognized arguments: --modle b"),
         (["--model", "runs/no/model"], "`model` is 'runs/no/model', but there is no such folder."),
-        (["--model", "a", "--results", "b"], "`results` are scores of rows: name these with `rows`."),
+        (["--model", "a", "--results", "b"], "`results` are scores of rows: give those rows with `rows`."),
         (
             ["--model", "a", "--rows", "c", "--results", "./none"],
             "`results` is './none', but there is no such folder.",
@@ -658,7 +658,7 @@ def test_too_few_rows_to_compare_with(there, wanted):
     """They are judged, but the page does not ask visitors to wait for more."""
     judged = judge_rows(["a"] * there, EchoEngine(), reference_rows=wanted)
     assert len(judged.found) == min(there, wanted) and "too few rows to compare a reward with" in judged.describe(0.0)
-    assert f"this demo judges {min(there, wanted)}, and it takes 4" in judged.describe(0.0)
+    assert f"this demo judges {min(there, wanted)}, but needs 4" in judged.describe(0.0)
 
 
 def test_without_rows_nothing_is_judged():

@@ -479,7 +479,7 @@ def test_a_classic_reward_server_elsewhere(found, chromium):
             assert f"{score.reward:+.3f}" in visit.page.locator("#score-result").text_content()
             assert critique.locator(".critique").count() == 0
             said = sentence_from(url, PROMPT, "x", num_critiques=2, temperature=1.0)
-            assert "This is a classic reward model: it writes no critiques. Ask for one judgement." in said
+            assert "This is a classic reward model: it writes no critiques. Choose 1 critique." in said
 
 
 def test_candidates_from_a_policy_server(chromium):

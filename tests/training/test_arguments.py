@@ -40,7 +40,7 @@ def test_where_evaluation_rows_come_from(tmp_path):
     assert (len(train), len(test)) == (15, 5)
     args.eval_dataset_name = str(tmp_path / "rows.jsonl")
     for strategy in ("steps", "no"):
-        with pytest.raises(ValueError, match="holds training rows out for evaluation"):
+        with pytest.raises(ValueError, match="holds out training rows for evaluation"):
             args.load(strategy)
 
 

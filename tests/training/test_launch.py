@@ -97,7 +97,7 @@ def test_bf16_needs_a_gpu_that_can(tmp_path, monkeypatch, config):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"packing": True}, "`packing` is on, but each critique is trained in its own row"),
+        ({"packing": True}, "`packing` is on, but this stage trains each critique in a separate row"),
         ({"padding_free": True, "neftune_noise_alpha": 5.0}, "`neftune_noise_alpha` is set, but with `padding_free`"),
     ],
 )

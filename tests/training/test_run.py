@@ -20,7 +20,11 @@ class Interrupt(TrainerCallback):
 def test_an_interrupted_run_says_what_is_saved(base_folder, tmp_path, saved, capsys):
     options = {"save_strategy": "steps", "save_steps": 1, "disable_tqdm": False} if saved else {}
     trainer = make_trainer(make_model(base_folder), tmp_path, callbacks=[Interrupt()], **options)
-    says = "checkpoint-1 is saved.*same command with --resume_from_checkpoint true" if saved else "no checkpoint yet"
+    says = (
+        "checkpoint-1 is saved.*repeat the command with --resume_from_checkpoint true"
+        if saved
+        else "no checkpoint yet"
+    )
     with pytest.raises(KeyboardInterrupt, match=rf"Interrupted\. Step 1 of 3; {says}"):
         train_and_save(trainer, make_rows())
     assert not capsys.readouterr().err.rpartition("\n")[2].strip()  # the bar's line has ended

@@ -62,7 +62,7 @@ class SourceArguments:
             )
 
     def load_source(self) -> Dataset:
-        """Load the first `limit` rows as they are. Raises `ValueError` if there are none."""
+        """Load the first `limit` rows unchanged. Raises `ValueError` if there are none."""
         rows = load_rows(self.dataset_name, self.dataset_split, self.dataset_config)
         if not len(rows):
             raise ValueError(f"{self.dataset_name} has no rows.")
@@ -124,8 +124,8 @@ class BuilderArguments(SourceArguments):
 
     def describe(self, rows: Dataset, columns: tuple[str, ...]) -> dict[str, Any]:
         """
-        Describe the rows of [`BuilderArguments.load_pairs`] for the settings of a journal: origin, numbers, and hashes of `columns`, `id` and
-        `tools`; with shards, also of all columns, which the output keeps.
+        Describe the rows of [`BuilderArguments.load_pairs`] for the settings of a journal: origin, counts, and hashes of `columns`, `id`
+        and `tools`; with shards, also hashes of all columns, because the output keeps them.
         """
         names = [name for name in ("id", *columns, "tools") if name in rows.column_names]
         shared = dict(self._all_shards)
@@ -199,7 +199,7 @@ _PROMPT_OPTIONS = {"critique_prompt": None, "critique_role": "user", "keep_think
 @dataclass(kw_only=True)
 class CriticArguments(CritiqueOptions, BuilderArguments):
     """
-    Options for the model that writes critiques. Includes [`BuilderArguments`] and the number, length and sampling of critiques.
+    Options for the model that writes critiques. Includes [`BuilderArguments`] and options for the number, length and sampling of critiques.
 
     Parameters:
         model_name_or_path (`str`):

@@ -28,7 +28,7 @@ from ..run import (
 from .arguments import BuilderArguments, ServerArguments
 
 
-# Numbers of two responses to a prompt
+# Indices of two responses to a prompt
 Pair = tuple[int, int]
 # Columns of the output; prompt_id only if a prompt may have several rows
 NEW_COLUMNS = ("prompt_id", "chosen", "rejected", "margin", "judgements")

@@ -193,7 +193,7 @@ class PromptArguments:
             Folder for the dataset, its card, `rejects.jsonl` and `build.json`.
         sources (`list[str]`, *optional*):
             `ultrafeedback`, `ultrainteract` or both. Single-turn trajectories of UltraInteract are its prompts; with both sources,
-            as many of them are drawn as UltraFeedback has prompts left.
+            only as many are sampled as UltraFeedback has prompts left.
         feedback_name (`str`, *optional*, defaults to `"openbmb/UltraFeedback"`):
             UltraFeedback: Hub id, JSONL or Parquet file, or `save_to_disk` folder.
         interact_name (`str`, *optional*, defaults to `"openbmb/UltraInteract_pair"`):
@@ -210,12 +210,12 @@ class PromptArguments:
         prompt_column (`str`, *optional*, defaults to `"prompt"`):
             Column of the prompts in `dataset_name`.
         drop_last_answer (`bool`, *optional*, defaults to `False`):
-            Take the turns before the last answer as the prompt of a chat that ends with the assistant's.
+            For a chat that ends with an assistant turn, take the turns before it as the prompt.
         near_duplicate_threshold (`float`, *optional*, defaults to `0.8`):
             Jaccard similarity of word 5-grams at which a prompt duplicates an earlier one; above 1, only exact duplicates
             count.
         decontaminate_against (`list[str]`, *optional*):
-            Evaluation sets: Hub ids, files or folders. Prompts that overlap with any of theirs are rejected.
+            Evaluation sets: Hub ids, files or folders. Prompts that overlap with any of their prompts are rejected.
         decontaminate_config (`str`, *optional*):
             Configuration of evaluation sets on the Hub.
         decontaminate_split (`str`, *optional*, defaults to `"test"`):
@@ -322,11 +322,11 @@ def build(
     rejects: list[PromptReject] = []
     prompts = read_sources(sources, rejects)
     prompts = remove_exact_duplicates(prompts, rejects)
-    # Run after the cheap filter, so that fewer prompts are compared
+    # Run after the cheap filter, so fewer prompts are compared
     if args.near_duplicate_threshold <= 1:
         prompts = remove_near_duplicates(prompts, rejects, args.near_duplicate_threshold)
     prompts = remove_contaminated(prompts, rejects, evaluation)
-    # Run last, so that both sources end up equally large in the dataset
+    # Run last, so both sources end up equally large in the dataset
     if {FEEDBACK, INTERACT} <= set(args.sources or []):
         prompts = draw_equally(prompts, rejects, args.seed)
 
@@ -463,7 +463,7 @@ def remove_exact_duplicates(prompts: list[Prompt], rejects: list[PromptReject]) 
 
 
 def remove_near_duplicates(prompts: list[Prompt], rejects: list[PromptReject], threshold: float) -> list[Prompt]:
-    """Compare the turns of prompts that have the same system prompt. System prompts are often long and shared."""
+    """Compare only the turns of prompts with the same system prompt. System prompts are often long and shared."""
     texts = ["\n".join(text for role, text in turns(prompt.prompt) if role != "system") for prompt in prompts]
     systems = ["\n".join(text for role, text in turns(prompt.prompt) if role == "system") for prompt in prompts]
     return remove_duplicates(prompts, find_near_duplicates(texts, threshold, systems), "near-duplicate", rejects)

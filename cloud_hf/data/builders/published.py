@@ -3,7 +3,7 @@ Add prompts to the authors' published training data.
 
 The data is published without prompts. Each id names a row: `feedback-12` is row 12 (from 0) of UltraFeedback, and any other
 id, such as `interact-12`, is row 12 of UltraInteract_pair. Because a row number says nothing about content, the sources must be
-the ones the authors used: their row counts are checked, and whether the published responses fit the prompts.
+the ones the authors used: their row counts are checked, and the published responses must fit the prompts.
 """
 
 import re
@@ -197,7 +197,7 @@ def check_match(splits: Mapping[str, Dataset]) -> int:
             if fit is not None and fit < _LEAST_FIT:
                 raise ValueError(
                     f"The published responses do not fit the prompts of rows {part[0][1]} to {part[-1][1]} of the source of `{source}` "
-                    f"prompts ({fit:.2f}, where 1 is perfect and 0 is chance): it has another order or content than the authors' copy."
+                    f"prompts ({fit:.2f}, where 1 is perfect and 0 is chance): its order or content differs from the authors' copy."
                 )
             compared += number
     return compared
@@ -207,8 +207,8 @@ def match(responses: Sequence[set[str]], prompts: Sequence[set[str]]) -> tuple[f
     """
     Compare rows two by two: do their responses share more words with their own prompts, or with each other's?
 
-    Returns the difference between the shares of the two answers, from -1 to 1, and the number of rows that differ from any other. The
-    difference is `None` if fewer than half of the rows do, or too few.
+    Returns the difference between the shares of the two answers, from -1 to 1, and the number of rows for which some comparison has an
+    answer. The difference is `None` if these are fewer than half of the rows, or too few.
 
     Examples:
 

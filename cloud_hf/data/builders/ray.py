@@ -34,7 +34,7 @@ from .arguments import CriticArguments
 
 # Batches that an engine works on at once: Ray's default
 _BATCHES_IN_PROGRESS = 8
-# With a full CPU each, Ray would copy all requests on a small node before it hands over the first answer
+# If each took a full CPU, Ray on a small node would copy all requests before it returned the first answer
 _LIGHT_TASKS = {"num_cpus": 0.1, "concurrency": 1}
 # Columns copied from a request to its answer
 _PASSED_ON = ("row", "key", "max_new_tokens")
@@ -166,8 +166,8 @@ class RayCritic:
         """
         Write all critiques that are missing from the journal, and return the reasons for failed rows by position.
 
-        The first Ctrl-C raises `KeyboardInterrupt` after as many batches as the engines work on at once. Raises `ValueError` that counts the rows that cannot be used,
-        before an engine starts.
+        The first Ctrl-C raises `KeyboardInterrupt` once the batches in progress are done. Raises `ValueError`, counting the rows that
+        cannot be used, before an engine starts.
         """
         check_rows(rows, lambda row: self.builder.needed(self.builder.lengths(row)))
         failures: dict[int, str] = {}

@@ -40,7 +40,7 @@ class ArenaHardArguments(JudgeServerArguments):
         baseline_model (`str`, *optional*):
             Name of the baseline model, for files that hold the answers of several models.
         judge_all (`bool`, *optional*, defaults to `False`):
-            Judge all candidates: the curve is then a mean over all draws of N. By default the curve is that of the first N,
+            Judge all candidates: the curve is then a mean over all draws of N. By default the curve uses the first N,
             and only candidates that are the best of the first N for some N are judged (3.4 of 16 if rewards are in random
             order).
         judge_prompt_file (`str`, *optional*):

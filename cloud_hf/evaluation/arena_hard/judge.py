@@ -1,9 +1,9 @@
 """
 ArenaHard's judge and generator: prompts, settings, and journaled requests to their servers.
 
-As in the official code of both versions, the judge gets a system message with its instructions, and a user message with the question
-and the two answers. As in version 2.0, creative writing has another system message, with which the judge does not answer the question
-first. The wording is our own, so win rates are not comparable with the leaderboard's.
+As in the official code of both versions, the judge gets a system message with its instructions, and a user message with the question and
+the two answers. As in version 2.0, creative writing has another system message, which does not ask the judge to answer the question first.
+The wording is our own, so win rates are not comparable with the leaderboard's.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -111,7 +111,7 @@ def read_texts(
     """
     Read the judge's prompts, by default this package's: [`JudgeSettings`]'s `template` and `systems`.
 
-    Without `system_files` (`CATEGORY=FILE` for those of one category) `prompt_file` holds everything; without `system_role` the
+    Without `system_files` (`CATEGORY=FILE` for a single category), `prompt_file` holds everything; without `system_role` the
     default is a single text. Raises `ValueError` or `OSError` if a text lacks a verdict or a placeholder, a category has no
     file or two, or a file is unreadable.
     """

@@ -1,9 +1,9 @@
 """
 ArenaHard ([Li et al. 2024](https://arxiv.org/abs/2406.11939)): questions, recorded answers, and the win rate against a baseline.
 
-A judge compares an answer with the baseline's in two games: the baseline is A in the first, the answer in the second. Each verdict is
+A judge compares an answer with the baseline's in two games: A is the baseline in the first and the answer in the second. Each verdict is
 one vote, a strong one (`A>>B`) three; a tie is half a vote for each side. The win rate is the Bradley-Terry probability of beating the
-baseline. Version 0.1 has the baseline gpt-4-0314. Version 2.0 has o3-mini-2025-01-31 for hard prompts and gemini-2.0-flash-001 for
+baseline. In version 0.1 the baseline is gpt-4-0314; in version 2.0 it is o3-mini-2025-01-31 for hard prompts and gemini-2.0-flash-001 for
 creative writing, reported separately.
 """
 
@@ -38,7 +38,7 @@ def load_questions(name: str, split: str = "train") -> list[Question]:
     """
     Load the questions of a file or Hub dataset, such as `"lmarena-ai/arena-hard-auto-v0.1"`.
 
-    The id is `id`, `question_id` or `uid`; the text is `prompt`, or the only one of `turns`. Raises `ValueError` naming the
+    The id is `id`, `question_id` or `uid`; the text is `prompt`, or the single entry of `turns`. Raises `ValueError` naming the
     first row without a text or with an earlier row's id.
     """
     questions: dict[str, Question] = {}
@@ -64,7 +64,7 @@ def load_answers(
     """
     Load one recorded answer to each question, by the question's id; answers to other questions are ignored.
 
-    An answer is `answer`, `response`, the content of the last of `messages`, the last turn of the only one of `choices` (the
+    An answer is `answer`, `response`, the content of the last of `messages`, the last turn of the single entry of `choices` (the
     layout of ArenaHard's answer files), or `answers[model]`. With `model`, only rows of this `model` or `model_id` are read,
     and this entry of `answers`, which defaults to the row's `baseline`. Raises `ValueError` if a question has no answer or two,
     or an answer is not text.
@@ -136,8 +136,8 @@ class Votes:
     @classmethod
     def of(cls, baseline_first: str | None, answer_first: str | None) -> "Votes":
         """
-        Count the votes of the game in which the baseline was A, and of the game in which the answer was A. There are none if a
-        verdict is missing, since the other one alone would favour the response in its position.
+        Count the votes of the game in which the baseline was A, and of the game in which the answer was A. Return none if a verdict is
+        missing, since the other one alone would favour the response in its position.
         """
         if baseline_first is None or answer_first is None:
             return cls()

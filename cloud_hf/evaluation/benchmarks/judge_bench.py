@@ -84,7 +84,7 @@ class Games:
 
 def games_of(label: str, first: tuple[float, float], second: tuple[float, float] | None = None) -> Games:
     """
-    Read a scorer's verdicts as the official code reads those of reward models: the second response of a game wins unless the first
+    Read a scorer's verdicts as the official code does for reward models: the second response of a game wins unless the first
     has the strictly higher reward.
 
     Each game holds the rewards of the right and the wrong response; the first game shows A first, the second shows B first. By
@@ -101,7 +101,7 @@ def score(
     second_game: Sequence[Sequence[float]] | None = None,
 ) -> BenchmarkScores:
     """
-    Score JudgeBench in one game and in both orders, for which scorers that sample their critiques may give a `second_game`.
+    Score JudgeBench in one game and in both orders. For the latter, scorers that sample critiques may give a `second_game`.
 
     `"both orders"`, the official default, counts pairs with more games won than lost. With one reward per response it is the
     share of pairs whose right response has the strictly higher reward. `"single game"`, the official rule for judges that do

@@ -19,7 +19,7 @@ SUBSETS = ("Natural", *ADVERSARIAL)
 # Section 4.6 of the paper; reported separately
 CASE_STUDY = ("Constraint", "Negation", "Normal", "Base-9", "Base-10")
 
-# Other spellings: RewardBench's, and those of the Hub's splits
+# Other spellings: RewardBench's, and the names of the Hub's splits
 _SPELLINGS = {
     **{f"llmbar-adver-{name}".lower(): name for name in ADVERSARIAL},
     **{f"adversarial_{name}".lower(): name for name in ADVERSARIAL},

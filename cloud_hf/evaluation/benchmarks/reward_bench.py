@@ -1,4 +1,4 @@
-"""RewardBench: the leaderboard's scores, and those of the reference implementation (arXiv 2403.13787, allenai/reward-bench)."""
+"""RewardBench: scores as on the leaderboard and as in the reference implementation (arXiv 2403.13787, allenai/reward-bench)."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -44,7 +44,7 @@ def load(names: Sequence[str] | None = None, prior_sets: bool = False) -> list[B
     `allenai/preference-test-sets`, which have about six times as many rows.
 
     Files have the columns `prompt`, `chosen`, `rejected`, `subset`, optional `id`. A file named after a prior set
-    (`anthropic_hhh.jsonl`) holds that set, whatever its `subset` column says.
+    (`anthropic_hhh.jsonl`) holds that set, regardless of its `subset` column.
     """
     rows = []
     for source, index, row in read_sources([HUB_ID] if names is None else names, "filtered"):

@@ -73,7 +73,7 @@ class TiesScore:
     score: float  # can exceed 1 by 0.01
     ref_accuracy: float  # rows with one right response, whose reward is above all wrong ones
     tied_accuracy: float  # rows with several, whose rewards are all above all wrong ones
-    # Pairs whose tied row has a wider gap between right and wrong than between its best and worst right response
+    # Share of pairs whose tied row has a wider gap between right and wrong than between its best and worst right response
     wider: float
     wider_hard: float  # the same for the smaller of the gaps of the tied row and of its sibling
     margin: float  # mean of tanh(that gap / the spread of the right responses - 1); 0 if both are 0

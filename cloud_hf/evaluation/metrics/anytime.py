@@ -1,4 +1,4 @@
-"""Accuracy against tokens read: what a model's rewards are worth if its critiques are read only up to some length."""
+"""Accuracy against tokens read: how good a model's rewards are if its critiques are read only up to some length."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from ..stats import Estimate, json_safe, mean_estimate, share
 @dataclass(frozen=True)
 class Reading:
     """
-    A critique of `tokens` tokens and its rewards: after 1, 2, … times `read_every` tokens, and last at its end.
+    A critique of `tokens` tokens and its rewards: after 1, 2, … times `read_every` tokens, then at its end.
 
     Examples:
 
@@ -64,7 +64,7 @@ def accuracy_against_tokens(
     rows: Sequence[RowReadings], num_chosen: Sequence[int], read_every: int, limits: Sequence[int] | None = None
 ) -> Anytime:
     """
-    Compute pair accuracy by the most tokens read of each critique.
+    Compute pair accuracy by the maximum number of tokens read per critique.
 
     Args:
         rows (`Sequence[RowReadings]`):
@@ -74,7 +74,8 @@ def accuracy_against_tokens(
         read_every (`int`):
             Tokens between readings.
         limits (`Sequence[int]`, *optional*):
-            Most tokens read, at least `read_every`. Default to its multiples by 1, 2, 4, … within the longest critique.
+            Maximum numbers of tokens read, each at least `read_every`. Default to 1, 2, 4, … times `read_every`, up to the longest
+            critique.
 
     Raises:
         `ValueError`: If a limit is below `read_every`.

@@ -92,8 +92,7 @@ def _read_problem(index: int, row: dict[str, Any], judged: bool) -> Problem:
 
 def candidates(row: dict[str, Any]) -> list[str]:
     """
-    Return the candidates of a row. Raises `ValueError` if they are not text, or not each has one finite number as its
-    worth.
+    Return the candidates of a row. Raises `ValueError` unless they are text, and `correct` holds one finite number for each.
     """
     responses, correct = listed(row["responses"]), listed(row["correct"])
     if not isinstance(responses, list) or not responses:
@@ -116,7 +115,7 @@ def sizes_of(problems: Sequence[Problem], largest: int) -> list[int]:
 
 
 def candidate_counts(problems: Sequence[Problem]) -> dict[str, int]:
-    """Count problems, their fewest and most candidates, and candidates that repeat another of their problem."""
+    """Count problems, the fewest and the most candidates of a problem, and repeated candidates."""
     counts = Counter(len(problem.responses) for problem in problems)
     return {
         "problems": len(problems),
@@ -255,7 +254,7 @@ class Curve:
     standard_errors: dict[int, float]  # over prompts; NaN for a single one
     # Over seeds, that is, resampled critiques of the same candidates; NaN for a single seed
     standard_errors_over_seeds: dict[int, float]
-    # Worth and error over prompts of a choice among all candidates of each problem, whatever their number
+    # Worth, and its error over prompts, of a choice among all candidates of each problem, however many there are
     of_all: tuple[float, float]
 
     def summary(self) -> dict[str, Any]:
@@ -275,9 +274,9 @@ def best_of_n_curve(
     """
     Compute the curve of a chooser, by default the mean over all draws of N candidates.
 
-    `rewards` are by seed, problem and candidate; `worth` and `weights`, such as the number of votes behind it, by problem and
-    candidate. `sizes` are the N, at most the fewest candidates of a problem. Raises [`NothingJudged`] if the chosen candidates
-    have no weight.
+    `rewards` are by seed, problem and candidate; `worth` and `weights` (such as the number of votes behind a worth) by problem and
+    candidate. `sizes` are the N, at most the fewest candidates of a problem. Raises [`NothingJudged`] if the chosen candidates have no
+    weight.
     """
 
     def mean(n: int | None) -> tuple[float, float, float]:
@@ -339,7 +338,7 @@ def baselines(
 ) -> dict[str, Curve]:
     """
     Compute the baseline curves: `"random"` chooses any of the N, `"longest"` the one with the most characters,
-    `"perfect"` the best. `worth` defaults to that of the problems; see [`best_of_n_curve`].
+    `"perfect"` the best. `worth` defaults to the worth in the problems; see [`best_of_n_curve`].
     """
     worth = [problem.worth or () for problem in problems] if worth is None else worth
     rewards: dict[str, Sequence[Sequence[float]]] = {

@@ -12,7 +12,7 @@ from scipy.special import expit
 from ..stats import Estimate, interval_over_rows
 
 
-FEW_PAIRS = 5  # a bin with fewer says little
+FEW_PAIRS = 5  # a bin with fewer pairs tells little
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class Calibration:
 
     log_loss: float  # mean of -ln sigmoid(margin), in nats; equal rewards cost ln 2 = 0.693
     # Mean distance, over bins of confidence, between confidence and accuracy, weighted by the pairs in a bin. It has no interval:
-    # noise adds to absolute values, so a calibrated model has a positive one, and no bootstrap of it holds the true value often enough.
+    # noise adds to absolute values, so even a calibrated model has a positive ECE, and no bootstrap interval covers the true value often
+    # enough.
     ece: float
     # Mean confidence, accuracy (ties count half) and pairs of each bin that is not empty
     bins: tuple[tuple[float, float, int], ...]

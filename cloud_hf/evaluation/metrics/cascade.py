@@ -1,4 +1,4 @@
-"""Cascades on recorded rewards: fit their weights, draw accuracy against tokens, and choose a threshold on dev rows."""
+"""Cascades on recorded rewards: fit their weights, compute accuracy against tokens, and choose a threshold on dev rows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ THRESHOLDS = (*(float(expit(odds)) for odds in np.arange(0, 8.01, 0.25)), 1.0)
 @dataclass(frozen=True)
 class StageScores:
     """
-    One model's rewards of all responses, and what they cost.
+    One model's rewards for all responses, and their cost in tokens.
 
     Args:
         name (`str`):
@@ -51,7 +51,7 @@ def fit_stages(stages: Sequence[StageScores], correct: Sequence[Sequence[float]]
     Fit each stage's weights to the pairs of a better and a worse response to one prompt, by logistic regression.
 
     `correct` holds the worth of each response by prompt. The outcome of a pair counts as (n + 1) / (n + 2) of n pairs instead of 1 (Platt's
-    rule), so that weights stay finite where a stage has every pair right. Weights are not negative. Raises `ValueError` if there are fewer
+    rule), so weights stay finite even if a stage has every pair right. Weights are not negative. Raises `ValueError` if there are fewer
     than 20 pairs.
     """
     pairs = [
@@ -128,7 +128,7 @@ class CascadePoint:
         rewards (`tuple[tuple[float, ...], ...]`):
             The cascade's rewards, by row and response.
         asked (`tuple[tuple[tuple[int, ...], ...], ...]`):
-            By row and stage, the places of the responses that it scored.
+            By row and stage, the indices of the responses that the stage scored.
     """
 
     threshold: float
@@ -186,7 +186,7 @@ def run_recorded(
 
 
 def worth_of_best(rewards: Sequence[float], worth: Sequence[float]) -> float:
-    """Return the worth of the response with the highest reward, or the least worth among those that share it: a tie is not right."""
+    """Return the worth of the response with the highest reward; in a tie, the lowest worth among the tied: a tie is not right."""
     return float(min(value for reward, value in zip(rewards, worth, strict=True) if reward == max(rewards)))
 
 
@@ -204,16 +204,16 @@ def cascade_curve(
 @dataclass(frozen=True)
 class Goal:
     """
-    What a threshold is chosen for; one of them.
+    Goal of a threshold; give exactly one field.
 
     Args:
         accuracy (`float`, *optional*):
-            The least accuracy on the dev rows, at the fewest tokens.
+            Minimum accuracy on the dev rows, at the fewest tokens.
         loss (`float`, *optional*):
-            The same, as the largest loss against the last stage alone, or every stage scoring everything, whichever has the lower accuracy:
-            0.01 is one point.
+            The same minimum, as the largest loss against the last stage alone, or against every stage scoring everything, whichever has the
+            lower accuracy: 0.01 is one point.
         tokens (`float`, *optional*):
-            The most tokens per row, at the highest accuracy.
+            Maximum number of tokens per row, at the highest accuracy.
         threshold (`float`, *optional*):
             The threshold itself, which some dev row must reach.
 
@@ -251,8 +251,8 @@ def fit_cascade(
             A target accuracy or a token budget.
 
     Returns:
-        `tuple[CascadeFit, list[CascadePoint]]`: The fit, and the curve over thresholds on the dev rows, on which it is a little better
-        than on others.
+        `tuple[CascadeFit, list[CascadePoint]]`: The fit, and the curve over thresholds on the dev rows, where it is a little better than on
+        other rows.
 
     Raises:
         `ValueError`: If no dev rows support the goal: too few pairs, an accuracy that no threshold reaches, a budget that the first stage
@@ -290,7 +290,7 @@ def _choose(curve: Sequence[CascadePoint], goal: Goal, last_stage: float) -> Cas
     target = goal.accuracy or 0.0
     if goal.loss is not None:
         target = min(last_stage, curve[-1].accuracy.value) - goal.loss
-    # Downwards from scoring everything, as long as all reach it: one lucky threshold among many says little
+    # Search down from scoring everything, as long as every threshold reaches the goal: a single lucky one means little
     enough = list(takewhile(lambda point: point.accuracy.value >= target - 1e-12, reversed(curve)))
     if not enough:
         raise ValueError(

@@ -94,7 +94,7 @@ def reference_losses(
     Compute the loss of each reference critique, which stage 1 minimises. Requires a CLoud model in this process: servers and
     vLLM do not return losses.
 
-    With any other `overlong_policy` than `"error"`, rows longer than the model's context get a loss over no tokens. With
+    With an `overlong_policy` other than `"error"`, rows longer than the model's context get a loss over no tokens. With
     `format="reference"` the loss includes the fixed critique prompt, as in training with that format. Raises `ValueError` before
     any computation if the model is classic or a row is longer than its context.
     """

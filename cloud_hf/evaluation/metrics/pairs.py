@@ -17,7 +17,7 @@ from ..fitting import FittedRow, FittedRows, fit_rows, score_rows, share_cut  # 
 
 @dataclass(frozen=True)
 class ScoredPair:
-    """One pair with its scores; `index` is the row's place in the dataset."""
+    """One pair with its scores; `index` is the row's position in the dataset."""
 
     index: int
     id: Any

@@ -17,7 +17,7 @@ FRACTIONS = tuple(step / 20 for step in range(20))
 class SelectiveCurve:
     """Accuracy by the rejected fraction, 1 - coverage."""
 
-    # At each of `FRACTIONS`; equally certain pairs are rejected in random order, and the curve is its mean
+    # At each of `FRACTIONS`; the mean over random orders of rejecting equally certain pairs
     accuracy: tuple[float, ...]
     # Area from rejecting no pair to rejecting almost all, 1 - AURC; no interval if all pairs are right, or all wrong
     area: Estimate
@@ -32,7 +32,7 @@ class SelectiveAccuracy:
     oracle: SelectiveCurve  # if all wrong pairs are rejected first
 
     def normalised_aurc(self, name: str) -> float | None:
-        """Return the position of the area between random rejection (0) and the oracle (1). `None` if no pair is wrong, or all are."""
+        """Return where the area lies between random rejection (0) and the oracle (1). `None` if no pair is wrong, or all are."""
         reach = self.oracle.area.value - self.random
         return None if reach < 1e-12 else (self.curves[name].area.value - self.random) / reach
 

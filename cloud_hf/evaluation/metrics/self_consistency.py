@@ -1,5 +1,4 @@
-"""Self-consistency: accuracy by the number of critiques whose rewards are averaged, by the length of the reasoning and by how
-rewards are combined."""
+"""Self-consistency: accuracy by the number of averaged critiques, by reasoning length, and by how rewards are combined."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +26,7 @@ class AccuracyCurve:
     label: str  # "all rows", or the range of the rows' lengths
     rows: int
     accuracy: tuple[float, ...]  # mean over draws of k critiques of each response, without replacement
-    # Of this mean, over other critiques of the same rows: a bootstrap over the critiques of each response
+    # Standard error of this mean over the sampled critiques, by a bootstrap over the critiques of each response
     standard_errors: tuple[float, ...]
     # Wilson's, as if each row were entirely right or wrong: conservative, and not 0 if all rows are right
     intervals: tuple[tuple[float, float], ...]
@@ -78,9 +77,10 @@ def self_consistency(
     """
     Compute accuracy by the number of averaged critiques, from one set of sampled critiques.
 
-    A row's outcome is the share of its right/wrong pairs in the right order; a tie is wrong. `rewards` are by row,
-    response and critique, equally many everywhere; `lengths` are those of each row's reasoning; `temperature` and `length_of`
-    describe the result; `log_likelihoods`, as `rewards`, add the combination by likelihood. Raises `ValueError` if there are no rows, or responses have different numbers of critiques.
+    A row's outcome is the share of its right/wrong pairs in the right order; a tie is wrong. `rewards` are by row, response and critique,
+    the same number of critiques everywhere; `lengths` are the reasoning lengths of the rows; `temperature` and `length_of` describe the
+    result; `log_likelihoods`, shaped like `rewards`, add the combination by likelihood. Raises `ValueError` if there are no rows, or
+    responses have different numbers of critiques.
 
     Examples:
 
@@ -168,7 +168,7 @@ def _standard_errors(
         resampled = rng.integers(num_critiques, size=rewards_RK.shape)
         pool = np.take_along_axis(rewards_RK, resampled, axis=1)
         twice.append([[outcomes[places].mean(0) for places in groups] for outcomes in (draw(pool), draw(pool))])
-    # A draw adds its own noise. It is independent in the two draws of a pool, so their covariance is free of it.
+    # Each draw adds noise of its own, independent between the two draws of a pool, so it does not affect their covariance.
     one, other = np.moveaxis(np.array(twice), 1, 0)
     variance = ((one - one.mean(0)) * (other - other.mean(0))).sum(0) / (RESAMPLES - 1)
     # A resample of K critiques varies less than K new ones do

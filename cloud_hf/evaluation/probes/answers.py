@@ -1,4 +1,4 @@
-"""Probe content-free answers: trivial strings, empty text and refusals compete with the right response."""
+"""Probe content-free answers: compare trivial strings, empty text and refusals with the right response."""
 
 from collections.abc import Sequence
 

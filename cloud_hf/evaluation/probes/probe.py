@@ -73,7 +73,7 @@ class ProbeRow:
                 yield right, wrong
 
     def ordered_pairs(self, sign: int = 1) -> list[tuple[int, int]]:
-        """Return the pairs that the model has in the right order; with `sign=-1`, those it has in the wrong order."""
+        """Return the pairs that the model orders correctly; with `sign=-1`, those that it orders incorrectly."""
         rewards = self.rewards
         return [pair for pair in self.pairs() if np.sign(rewards[pair[0]] - rewards[pair[1]]) == sign]
 
@@ -219,8 +219,7 @@ def reward_change(rows: Sequence[ProbedRow], label: str) -> Estimate:
 
 def lost_pairs(row: ProbedRow, label: str) -> list[float]:
     """
-    Return 1 if the wrong response now has the higher reward, otherwise 0, for each rightly ordered pair whose wrong response was
-    altered.
+    Return 1 if the wrong response now has the higher reward, otherwise 0, for each correctly ordered pair whose wrong response was altered.
     """
     return [float(margin < 0) for margin in _margins_after(row, label, 1)]
 
@@ -234,7 +233,7 @@ def _won_pairs(row: ProbedRow, label: str) -> list[float]:
 
 
 def _margins_after(row: ProbedRow, label: str, sign: int) -> list[float]:
-    """Return the margins after the alteration of wrong responses, of [`ProbeRow.ordered_pairs`]."""
+    """Return the margins of [`ProbeRow.ordered_pairs`] after the alteration of their wrong responses."""
     altered, rewards = row.places(label), row.row.rewards
     return [
         rewards[right] - row.variants[label, wrong].reward
@@ -245,7 +244,7 @@ def _margins_after(row: ProbedRow, label: str, sign: int) -> list[float]:
 
 # ------------------------------------------------------------------------------------------------------- neutral endings
 
-# Says nothing about the response; repeated and cut to the length of the ending it is compared with
+# Says nothing about the response; repeated and cut to the length of the ending that it controls for
 _NEUTRAL = " This is the end of the text."
 
 
@@ -270,8 +269,8 @@ def altered_labels(rows: Sequence[ProbedRow]) -> list[str]:
 
 def with_controls(row: ProbeRow, variants: Sequence[Variant]) -> list[Variant]:
     """
-    Add to each alteration of a wrong response its control: the response as it was with a neutral ending, by as many characters longer
-    as the alteration made it longer or shorter.
+    Add to each alteration of a wrong response its control: the original response plus a neutral ending, as long as the change in length
+    that the alteration made.
     """
     controls = []
     for variant in variants:
@@ -285,8 +284,8 @@ def with_controls(row: ProbeRow, variants: Sequence[Variant]) -> list[Variant]:
 
 def measures_against_controls(rows: Sequence[ProbedRow], labels: Sequence[str], note: str = "") -> list[Measure]:
     """
-    Return for each alteration of a probe with `controls` the right pairs it loses beyond those that its control loses, then the pairs that
-    both lose, tie and win. `note` is added to the labels.
+    Return, for each alteration of a probe with `controls`, the right pairs that it loses beyond those that its control loses, then the
+    pairs that each of the two loses, ties and wins. `note` is added to the labels.
     """
     counted = {"right pairs lost": lost_pairs, "right pairs tied": _tied_pairs, "wrong pairs won": _won_pairs}
     measures = [
@@ -300,6 +299,6 @@ def measures_against_controls(rows: Sequence[ProbedRow], labels: Sequence[str], 
 
 
 def _excess(rows: Sequence[ProbedRow], label: str) -> Estimate:
-    """Average over rows the share of right pairs lost minus the share that the control loses."""
+    """Average over rows the share of right pairs lost, minus the share that the control loses."""
     pairs = [(lost_pairs(row, label), lost_pairs(row, neutral(label))) for row in rows]
     return mean_estimate([float(np.mean(lost) - np.mean(control)) for lost, control in pairs if lost and control])

@@ -75,7 +75,7 @@ class ProbeResult:
         }
 
     def table(self) -> Iterator[dict[str, Any]]:
-        """Yield one row for each altered chat."""
+        """Yield a row for each altered chat."""
         for found in self.probed:
             for scored in found.variants.values():
                 yield {
@@ -212,7 +212,7 @@ def _alter(probe: Probe, row: ProbeRow, critique_format: CritiqueFormat, limit: 
     for variant in variants:
         try:
             ids = critique_format.encode_prefix(variant.prompt, variant.response).input_ids
-        except ValueError:  # the format rejects what it cannot keep as text
+        except ValueError:  # the format rejects text that it cannot keep from becoming control tokens
             continue
         if limit is None or len(ids) <= limit:
             is_text = not probe.checks_text or stays_text(critique_format, variant.prompt, ids)

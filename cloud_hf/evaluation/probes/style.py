@@ -26,7 +26,7 @@ _CODE = re.compile(r"^(?: {4}|\t)|[;{}]\s*$|```", re.MULTILINE)
 
 
 def looks_like_code(text: str) -> bool:
-    """Check for fenced or indented lines, or lines that end like code. Marks in such text are not markdown."""
+    """Check for fenced or indented lines, or lines that end like code. Marks in code are not markdown."""
     return _CODE.search(text) is not None
 
 
@@ -44,7 +44,7 @@ def add_markdown(text: str) -> str:
 
 
 def remove_markdown(text: str) -> str:
-    """Remove the marks of headings, bullets, quotes, bold, italics and code. List numbers count as words and are kept."""
+    """Remove the markup of headings, bullets, quotes, bold, italics and code. List numbers count as words and are kept."""
     text = _LINE_MARKS.sub(r"\1", text)
     return _PAIRED_MARKS.sub(r"\2", text)
 

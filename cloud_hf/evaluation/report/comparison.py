@@ -33,8 +33,8 @@ Outcomes = dict[str, dict[str, dict[tuple[str, int], float]]]
 @dataclass(frozen=True)
 class Results:
     """
-    The results of finished runs in a folder: `name` is that of the folder, `pages` are its report.json and best_of_n.json, `scores` those sets
-    of candidates whose worth is a score, not a share.
+    The results of finished runs in a folder: `name` is the folder's name, `pages` are its report.json and best_of_n.json, `scores` the
+    sets of candidates whose worth is a score, not a share.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Results:
     scores: set[str]
 
     def settings(self) -> dict[str, Any]:
-        """Return what rewards may depend on, by name."""
+        """Return the settings that rewards may depend on, by name."""
         found = {}
         for file, page in self.pages.items():
             arguments, run = page["arguments"], page["environment"]
@@ -59,7 +59,7 @@ class Results:
 
 def read_results(folder: str, name: str) -> Results:
     """
-    Read the results of `evaluate_rewards.py` and `best_of_n.py` in a folder. Raises `ValueError` if it holds neither, or those of an
+    Read the results of `evaluate_rewards.py` and `best_of_n.py` in a folder. Raises `ValueError` if it holds neither, or results of an
     earlier version.
     """
     pages, outcomes = {}, {}
@@ -140,7 +140,7 @@ def _read_outcomes(path: Path, unknown: Mapping[str, Mapping[str, int]]) -> dict
 
 @dataclass(frozen=True)
 class Comparison:
-    """Differences between each model of one run and each of another, and notes on what differs besides the models."""
+    """Differences between each model of one run and each of the other, and notes on what differs besides the models."""
 
     differences: list[Difference]
     notes: list[str]

@@ -152,10 +152,10 @@ def write_report(
     cascades: Sequence[CascadeResult] = (),
 ):
     """
-    Write report.json, report.md and its pictures on the models that are done; `shown` are short names of models and sets, `sets` are those
-    of [`~sets.Sets.describe`], `judged` the counts of a judge, `cascades` the results of cascades. Absolute paths are shortened to names.
+    Write report.json, report.md and its pictures for the finished models; `shown` are short names of models and sets, `sets` come from
+    [`~sets.Sets.describe`], `judged` are the counts of a judge, `cascades` the results of cascades. Absolute paths are shortened to names.
     """
-    # Written again after each model, so that an interrupted run leaves a report on the models that are done
+    # Written again after each model, so that an interrupted run leaves a report on the finished models
     by_model = {shown[name]: found.evaluations for name, found in results.items()}
     differences = compare(by_model)
     best_of_n = {
@@ -215,7 +215,7 @@ def write_report(
 def write_compute(
     points: Sequence[ComputePoint], cascades: Sequence[CascadeResult], output_dir: Path, models: Sequence[str]
 ):
-    """Write the picture of accuracy against compute, `compute.json` with the seconds, and the fits of cascades."""
+    """Draw accuracy against compute, and write `compute.json` with the seconds, and the fits of cascades."""
     plot_compute(points, output_dir / PICTURE, models)
     measured = [{**point.summary(), "seconds_per_row": point.seconds} for point in points]
     write_json({"version": VERSION, "points": measured}, output_dir / "compute.json")
@@ -245,7 +245,7 @@ def _picture_sections(
 
 
 def all_models(args: EvaluationArguments, shown: Mapping[str, str]) -> list[str]:
-    """Return the short names of all models of a run, those that are not done yet, a judge and ensembles included."""
+    """Return the short names of all models of a run, including unfinished ones, a judge and ensembles."""
     ensembles = [one.name for one in read_ensembles(args.ensembles, args.models)]
     judges = [args.judge_name] if args.judge_base_url else []
     cascades = [one.name for one in args.read_cascades()]
@@ -253,7 +253,7 @@ def all_models(args: EvaluationArguments, shown: Mapping[str, str]) -> list[str]
 
 
 def margins_of(evaluations: Mapping[str, Iterable[Evaluation]]) -> dict[str, dict[str, list[float]]]:
-    """Return the margins by set, of each model that has any."""
+    """Return the margins of each model that has any, by set."""
     margins: dict[str, dict[str, list[float]]] = {}
     for name, parts in evaluations.items():
         for part in parts:
@@ -281,7 +281,7 @@ def robustness_sections(
             curves[name] = parts
             as_scored = {model: found[place].row_accuracy().value for model, found in evaluations.items()}
             plot_self_consistency(parts, as_scored, output_dir / picture_name("self_consistency", name), models)
-        # With several temperatures, the mean over critiques at the last one
+        # With several temperatures, use the mean over critiques at the last one
         last = {model: found.uncertainty[name][-1:] for model, found in results.items()}
         if shown := {f"{model}, {part.critiques}": part for model, parts in last.items() for part in parts}:
             rejections[name] = picture_name("rejection", name)

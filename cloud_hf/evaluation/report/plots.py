@@ -1,4 +1,4 @@
-"""Plots of reports. `models` are all models of the run, so that each has one style in all plots; see `style.py`."""
+"""Plots of reports. `models` are all models of the run, so each has the same style in all plots; see `style.py`."""
 
 import math
 import textwrap
@@ -58,7 +58,7 @@ def save_panels(figure: Figure, panels: Iterable[Axes], path: Path):
 
 
 def spell(sizes: Iterable[int]) -> str:
-    """Return the numbers of rows of several models as text: one, or the smallest and largest."""
+    """Return the row counts of several models as text: one number, or the smallest and largest."""
     found = sorted(set(sizes))
     return "–".join(map(str, dict.fromkeys([found[0], found[-1]]))) if found else "0"
 
@@ -320,7 +320,7 @@ def _draw_curve(axes: Axes, curve: AccuracyCurve, style: Style, label: str):
 
 
 def plot_rejection(found: Mapping[str, Uncertainty], path: Path, models: Sequence[str] = ()):
-    """Draw the accuracy of the kept pairs by the rejected share, one panel per model, as far as 20 pairs are left."""
+    """Draw the accuracy of the kept pairs by the rejected share, one panel per model, as long as at least 20 pairs are left."""
     figure, grid = _panels(len(found), 2, 3)
     styles = styles_of(found, models)
     for axes, (label, part) in zip(grid.flat, found.items(), strict=False):
@@ -351,7 +351,7 @@ def plot_rejection(found: Mapping[str, Uncertainty], path: Path, models: Sequenc
 def plot_compute(points: Sequence[ComputePoint], path: Path, models: Sequence[str] = ()):
     """
     Draw row accuracy against tokens and against seconds, one line of panels for each set, with 95 % intervals. A cascade's curve over
-    thresholds is a line, and the chosen one a marker.
+    thresholds is a line, and its chosen threshold a marker.
     """
     datasets = list(dict.fromkeys(point.dataset for point in points))
     figure, grid = plt.subplots(

@@ -1,5 +1,5 @@
 """
-The style of all plots: sizes of text, and the colour, marker and line of each model.
+The style of all plots: text sizes, and the colour, marker and line of each model.
 
 Pages show plots about 850 pixels wide. No plot is wider than `WIDTH` inches, so that its text is at least 9 points there.
 """
@@ -60,7 +60,7 @@ def styles_of(labels: Iterable[str], models: Sequence[str] = ()) -> dict[str, St
 
     Args:
         labels (`Iterable[str]`):
-            Names of models, or such names followed by a comma and more, as in `"cloud, T = 1"`, which have the model's colour.
+            Names of models. A name followed by a comma and more, as in `"cloud, T = 1"`, has the model's colour.
         models (`Sequence[str]`, *optional*):
             All models of a run, which have the same style in all its plots. Defaults to the labels.
     """

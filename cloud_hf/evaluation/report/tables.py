@@ -47,7 +47,7 @@ def markdown(
 def result_sections(
     results: Mapping[str, list[Evaluation]], differences: Sequence[Difference], best_of_n: BestOfNSummaries
 ) -> list[Section]:
-    """Make the sections on the evaluations of each model (of the same sets in the same order), and on best-of-N."""
+    """Make the sections on each model's evaluations (all models have the same sets, in the same order) and on best-of-N."""
     sections = [Section(tables=[headline_table(results)])] if any(results.values()) else []
     if differences:
         sections.append(Section("Models on the same rows", tables=[difference_table(differences)]))
@@ -66,7 +66,7 @@ def headline_table(results: Mapping[str, list[Evaluation]]) -> Table:
 
 
 def _benchmark_section(evaluations: Mapping[str, Evaluation]) -> Section:
-    """Show the figures of a benchmark that have rows, its subsets, its own tables, and the notes."""
+    """Show a benchmark's figures that have rows, its subsets, its additional tables, and the notes."""
     by_model = {model: evaluation.scores for model, evaluation in evaluations.items()}
     scores, first = list(by_model.values()), next(iter(evaluations.values()))
     # Models that dropped different rows may have different estimates
@@ -101,7 +101,7 @@ def difference_table(
     form: Form = POINTS,
     what: str = "Mean share of right against wrong responses in the right order, all rows alike",
 ) -> Table:
-    """Return the paired differences between models, a row for each set and two models; `what` says of which figure."""
+    """Return the paired differences between models, a row for each set and pair of models; `what` describes the figure compared."""
     rows = [
         [
             found.benchmark,
@@ -303,7 +303,7 @@ marker grows with the pairs in its bin, and the line skips bins of fewer than {F
 def uncertainty_sections(
     by_dataset: Mapping[str, Mapping[str, list[Uncertainty]]], pictures: Mapping[str, str], reliability: str
 ) -> list[Section]:
-    """Make the sections on rejection and calibration, by set and model; `pictures` are those of the rejection curves by set."""
+    """Make the sections on rejection and calibration, by set and model; `pictures` are the files of the rejection curves, by set."""
     found = [(name, model, part) for name, models in by_dataset.items() for model in models for part in models[model]]
     rejection = Table(
         ["set", "model", "rewards", "rejected by", "pairs", "area", "random", "oracle", "gain"],

@@ -59,9 +59,9 @@ def make_app(
             Parser for the chat template of the policy whose rollouts OpenRLHF or LLaMA-Factory send. Without it, their
             routes return 501.
         allowed_hosts (`Sequence[str]`, *optional*):
-            Names with dots under which clients without a key reach the server; a web page could point others at it.
+            Host names with dots that clients without a key may use. A web page could point other names at the server.
         model_version (`str`, *optional*):
-            Version that `/health` shows, by which clients see whether replicas serve the same model.
+            Version that `/health` shows, so clients can check that replicas serve the same model.
     """
     limits, metrics, lifecycle = limits or Limits(), Metrics(), Lifecycle()
     service = RewardService(engine, limits, metrics, lifecycle, chats, model_version)
@@ -165,13 +165,13 @@ class RewardServer(uvicorn.Server):
 
 
 class _Protocol(H11Protocol):
-    """HTTP with a bound on the head, unlike httptools, on the time that it may take, and on bytes that are costly to read."""
+    """HTTP protocol that, unlike httptools, limits the size of the head, the time it may take, and bytes that are costly to read."""
 
     _head_timeout: asyncio.TimerHandle | None = None
     _extra_bytes = 0
 
     def data_received(self, data: bytes):
-        # In pieces, because everyone waits while one is parsed
+        # In pieces, because all connections wait while one is parsed
         for start in range(0, len(data), _PIECE):
             if self.transport.is_closing():
                 return
@@ -236,7 +236,7 @@ def make_server(app: FastAPI, host: str = "127.0.0.1", port: int = 8000, shutdow
 
 
 def _check_gpus(needed: int):
-    """Raise `ValueError` if the machine has GPUs, but not that many."""
+    """Raise `ValueError` if the machine has GPUs, but too few."""
     if torch.cuda.is_available() and needed > torch.cuda.device_count():
         raise ValueError(
             f"`tensor_parallel_size` times `data_parallel_size` is {needed}, but this machine has {torch.cuda.device_count()} GPU(s)."
@@ -291,7 +291,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def start_line(app: FastAPI, runs_on: str, url: str, has_key: bool) -> str:
-    """Say what is served, and where."""
+    """Describe what is served, and where."""
     found = pages.describe(app)
     context = f"context {found['context_length']} tokens" if found["context_length"] else "context unknown"
     key = "a key is required" if has_key else "no key"
@@ -305,7 +305,7 @@ def serve(args: argparse.Namespace):
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("httpx").setLevel(logging.WARNING)
     limits = Limits(**{name: getattr(args, name) for name in vars(Limits())})
-    # Scoring needs the interpreter after each operation, and would wait long for it while a request is parsed or encoded
+    # Scoring needs the interpreter lock after each operation, and would wait long for it while a request is parsed or encoded
     sys.setswitchinterval(0.0005)
     # Report mistakes before the model loads, which may take minutes
     with bind(args.host, args.port) as listener:
@@ -322,7 +322,7 @@ def serve(args: argparse.Namespace):
                 app, engine.runs_on, f"http://{args.host}:{listener.getsockname()[1]}", args.api_key is not None
             ),
         )
-        # Libraries and model stay to the end, where visiting them all would take seconds
+        # Libraries and model live until the process ends; collecting them then would take seconds
         gc.freeze()
         make_server(app, args.host, args.port, args.shutdown_grace).run(sockets=[listener])
 

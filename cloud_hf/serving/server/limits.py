@@ -1,4 +1,4 @@
-"""Limits of the reward server, and what is measured against them before a body is parsed."""
+"""Limits of the reward server, and the count of a body's values before it is parsed."""
 
 import math
 from dataclasses import dataclass, field
@@ -39,12 +39,12 @@ class Limits:
 
 
 def refusal(what: str, name: str, limit: float) -> str:
-    """Say that a request exceeds a limit, and which option raises it."""
+    """Explain that a request exceeds a limit, and which option raises it."""
     return f"{what}; this server's limit is {limit:.12g} (`--{name}`)."
 
 
 def count_values(body: bytes, enough: int) -> int:
-    """Count the values of a JSON body without parsing it: exactly if they might be more than `enough`, else at most."""
+    """Count the values of a JSON body without parsing it: exactly if there might be more than `enough`, otherwise an upper bound."""
     most = _separators(body)
     if most <= enough:
         return most

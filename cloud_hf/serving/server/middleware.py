@@ -36,7 +36,7 @@ _DISCARD_TIMEOUT = 1.0
 # Bodies of the largest size that may be held while they arrive
 _LARGEST_BODIES = 8
 
-# Bytes of a body that are read at once; what is longer shares this rate, because the event loop reads and parses it
+# Bytes of a body that are read at once; longer bodies share this rate, because the event loop reads and parses them
 _FREE_BYTES = 2**14
 _BYTES_PER_SECOND = 8 * 2**20
 
@@ -184,7 +184,7 @@ class RequestMiddleware:
         return self._too_often(_network((scope.get("client") or ("",))[0]))
 
     def _is_host(self, host: str) -> bool:
-        """Return whether no stranger's web page can have this host name: it is an address, a name without a dot, or allowed."""
+        """Return whether a host name cannot belong to a stranger's web page: it is an address, has no dot, or is allowed."""
         with suppress(ValueError):
             name = urlsplit(f"//{host}").hostname or ""
             return "." not in name or name in self.allowed_hosts or bool(ipaddress.ip_address(name))
@@ -260,7 +260,7 @@ class RequestMiddleware:
         return HTTPException(429, refusal(what, "max_body_bytes", self.limits.max_body_bytes), {"Retry-After": "1"})
 
     async def _wait_to_read(self, size: int):
-        """Wait until large bodies may have `size` bytes more."""
+        """Wait until large bodies may read `size` more bytes."""
         now = asyncio.get_running_loop().time()
         self._next_read = max(self._next_read, now) + size / _BYTES_PER_SECOND
         await asyncio.sleep(self._next_read - now)
@@ -274,7 +274,7 @@ class RequestMiddleware:
         return body
 
     def _hold(self, patience: asyncio.Timeout, size: int):
-        """Count an arriving body; if all are too large together, give up the largest, if too many, the oldest."""
+        """Count an arriving body; if all together are too large, drop the largest, and if there are too many, the oldest."""
         if patience in self.lifecycle.arriving:
             self.lifecycle.arriving[patience] = size
         given_up = None
@@ -340,7 +340,7 @@ class RequestMiddleware:
 
 
 def _network(address: str) -> str:
-    """Return an address or, because one client has many of IPv6, their /64."""
+    """Return an IPv4 address, or an IPv6 address's /64, because one client has many IPv6 addresses."""
     with suppress(ValueError):
         ip = ipaddress.ip_address(address)
         if ip.version == 6:
@@ -365,8 +365,8 @@ def error_response(status: int, error: str, headers=None) -> Response:
 
 def without_contents(error: str) -> str:
     """
-    Redact quoted text from an error message, for the log. It needs the reason, because the clients of trainers show only a status,
-    but must not contain texts of requests.
+    Redact quoted text from an error message, for the log. The log needs the reason, because the trainers' clients show only a status, but
+    must not contain text of requests.
 
     ```python
     >>> without_contents("`prompt` message 0 is 'Dear…', not a chat message; see the model's card.")

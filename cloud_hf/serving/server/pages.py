@@ -1,4 +1,4 @@
-"""What people and OpenAI clients ask a server first: what it is, which model it has, and its routes. Nothing is loaded from elsewhere."""
+"""The pages that people and OpenAI clients ask for first: the server, its model and its routes. They load nothing from other sites."""
 
 import json
 import time
@@ -43,7 +43,7 @@ _EXAMPLE = {"inputs": [{"prompt": "What is 2+2?", "response": "4"}]}
 
 
 def describe(app: FastAPI) -> dict[str, Any]:
-    """Return what a server is: its model, kind, context length and routes."""
+    """Describe a server: its model, kind, context length and routes."""
     service = app.state.service
     kind = "CLoud model, which writes critiques" if service.engine.critique else "classic reward model"
     paths = app.openapi()["paths"]
@@ -59,7 +59,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
 
 @router.get("/")
 async def index(request: Request) -> dict:
-    """Say what this server is."""
+    """Describe this server."""
     return describe(request.app)
 
 

@@ -27,8 +27,8 @@ _CHARS_PER_SECOND = 20_000
 
 class Encoding:
     """
-    Runs pieces of work on untrusted text in a thread, one at a time, so that the event loop answers meanwhile: short texts before
-    long ones that arrived together. Abandoned work is not started.
+    Runs pieces of work on untrusted text in a thread, one at a time, so that the event loop stays responsive: short texts before long ones
+    that arrived together. Abandoned work is not started.
     """
 
     def __init__(self):
@@ -77,7 +77,7 @@ class RewardService:
     ):
         self.engine = engine
         self.model_version = model_version
-        # Strangers may ask for it, so of a folder only the last part
+        # Strangers can ask for it, so show only the last part of a folder's path
         self.name = Path(engine.name).name if Path(engine.name).is_dir() else engine.name
         self.limits = limits
         self.metrics = metrics

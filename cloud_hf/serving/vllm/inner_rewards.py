@@ -15,11 +15,11 @@ _LOWEST = 20.0
 
 
 def encode_rewards(reward_S: torch.Tensor) -> torch.Tensor:
-    """Return logits of the same shape, fp32, that stand for rewards."""
+    """Encode rewards as fp32 logits of the same shape."""
     return -(_OFFSET + _SCALE * reward_S.double().asinh()).clamp(min=_LOWEST).exp().float()
 
 
 def decode_reward(logit: float) -> float:
-    """Return the reward that a logit stands for; not a finite number if the reward was too large."""
+    """Decode the reward from a logit; not a finite number if the reward was too large."""
     exponent = math.log(-logit)
     return math.sinh((exponent - _OFFSET) / _SCALE) if exponent > _LOWEST + 1e-3 else -math.inf

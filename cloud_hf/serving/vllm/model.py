@@ -61,7 +61,7 @@ class CLoudForVLLM(nn.Module, SupportsLoRA, SupportsPP):
         self.reward_head = PPMissingLayer()
         if get_pp_group().is_last_rank:
             self.reward_head = RewardHead(self.config).float()
-        # At one address: CUDA graphs read their inputs where they were when the graph was captured
+        # At a fixed address: CUDA graphs read their inputs where they were at capture
         self.fed_ids = torch.zeros(vllm_config.scheduler_config.max_num_batched_tokens, dtype=torch.int32)
         dtype = vllm_config.model_config.dtype
         self.flag_columns = _FLAG_BYTES // dtype.itemsize

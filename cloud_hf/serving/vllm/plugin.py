@@ -1,7 +1,7 @@
 """vLLM plugin for CLoud models. vLLM calls `register` in each of its processes (entry point `vllm.general_plugins`).
 
 One request returns both critique and reward. For that, an unused vocabulary id, the config's `reward_token_id`, replaces
-the end of turn that closes the critique, but no other end of turn. A vocabulary without one gets one more id in the engine.
+the end of turn that closes the critique, but no other end of turn. A vocabulary without an unused id gets an extra one in the engine.
 
 1. The model (`model.py`) never samples the end of turn that closes a critique; it samples the reward token instead.
 2. The reward token is embedded as the end of turn, so the reward is read from the same hidden state as in training.
@@ -9,7 +9,7 @@ the end of turn that closes the critique, but no other end of turn. A vocabulary
    reward. In all other rows, that logit carries the reward at the token before (`inner_rewards.py`), for requests that ask.
 
 A logits processor (`processor.py`, `processor_v2.py`) closes critiques that run out of budget, so that each has a reward,
-and a renderer (`renderer.py`) opens the critique turn behind chat messages. Classic models can also be served with vLLM's
+and a renderer (`renderer.py`) opens the critique turn after chat messages. Classic models can also be served with vLLM's
 pooling runner, which needs none of this: its pooler reads the reward.
 """
 
@@ -33,7 +33,7 @@ _POOLING_ARCHITECTURE = "ClassicForPooling"
 # vLLM chooses the renderer by the mode of the tokenizer
 _TOKENIZER_MODE = "cloud"
 
-# Sampling of requests that leave it open: greedy, as `score` is, whatever the base model's generation config says
+# Sampling for requests that do not set it: greedy, as in `score`, whatever the base model's generation config says
 _SAMPLING = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
 
 

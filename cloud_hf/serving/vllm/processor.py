@@ -44,9 +44,9 @@ def check_params(params: SamplingParams):
 
 class CloseCritique(LogitsProcessor):
     """
-    Forces the reward token when only it and the end of turn with the reward still fit, bans it before `min_tokens`, and
-    gives it the repetition penalty of the end of turn that it replaces. A request for a single token gets the end of turn at once,
-    whose logprob there is below -1e8: no reward.
+    Forces the reward token when only it and the end of turn with the reward still fit, bans it before `min_tokens`, and gives it the
+    repetition penalty of the end of turn that it replaces. A request for a single token gets the end of turn immediately, with a logprob
+    below -1e8: no reward.
     """
 
     @classmethod

@@ -97,7 +97,7 @@ class CLoudRenderer(HfRenderer):
             )
         if variables.get("continue_final_message"):
             raise VLLMValidationError("A CLoud model judges the last message: drop `continue_final_message`.")
-        # vLLM also passes on variables that the template does not use
+        # vLLM also passes variables that the template does not use
         used = {name for name in variables if name in str(self._format.tokenizer.chat_template)}
         if others := sorted(used - _OWN_VARIABLES):
             raise VLLMValidationError(
@@ -117,7 +117,7 @@ class CLoudRenderer(HfRenderer):
     def _checked(self, prompt, params: TokenizeParams):
         if params.truncate_prompt_tokens is not None:
             raise VLLMValidationError(
-                "A truncated conversation has another reward: drop `truncate_prompt_tokens`, and shorten its messages."
+                "A truncated conversation has a different reward: drop `truncate_prompt_tokens`, and shorten its messages."
             )
         ids = list(prompt["prompt_token_ids"])
         if self._is_pooling:
@@ -129,7 +129,7 @@ class CLoudRenderer(HfRenderer):
         return prompt
 
     def _up_to_reward(self, ids: list[int]) -> list[int]:
-        """Drop what a chat template writes behind the last end of turn, where a classic model's reward is read."""
+        """Drop what a chat template writes after the last end of turn, where a classic model's reward is read."""
         if self._end_id not in ids:
             return ids
         length = len(ids) - ids[::-1].index(self._end_id)
@@ -138,7 +138,7 @@ class CLoudRenderer(HfRenderer):
         return ids if rest else ids[:length]
 
     def validate_token_ids(self, token_ids: Sequence[int], *, parameter: str | None = None):
-        """Check a prompt's ids before they go to the engine, whichever way they came."""
+        """Check a prompt's ids before they go to the engine, from any route."""
         super().validate_token_ids(token_ids, parameter=parameter)
         if error := self._error_of(tuple(token_ids)):
             raise VLLMValidationError(error)
@@ -184,7 +184,7 @@ class CLoudRenderer(HfRenderer):
 
 
 def _hide(token_id: int | None, tokenizer):
-    """Make the reward token, an unused one of the vocabulary, special, so that vLLM leaves it out of the critique's text."""
+    """Mark the reward token, an unused token of the vocabulary, as special, so vLLM leaves it out of the critique's text."""
     token = tokenizer.added_tokens_decoder.get(token_id)
     if token is not None and not token.special:
         tokenizer.add_tokens([token.content], special_tokens=True)

@@ -77,9 +77,9 @@ def _check_spared(name: str):
 
 def memory_options(config: CLoudConfig, options: dict[str, Any]) -> dict[str, Any]:
     """
-    Choose the KV cache's size on a CPU, where vLLM by default wants 92 % of all memory and stops if less is free: room for 16 sequences
-    of full length in at most half of the free memory, but for one in any case. Nothing if `options` of vLLM or `VLLM_CPU_KVCACHE_SPACE`
-    set it, or the config names no longest sequence.
+    Choose the KV cache's size on a CPU, where vLLM by default wants 92 % of all memory and stops if less is free: room for 16 sequences of
+    full length in at most half of the free memory, but for at least one. Return nothing if `options` of vLLM or `VLLM_CPU_KVCACHE_SPACE`
+    set it, or the config has no maximum length.
     """
     length = options.get("max_model_len") or context_length(config)
     is_set = {
@@ -131,8 +131,8 @@ class VLLMRequests:
         if self.critique_format.stop_ids(self.config) != CritiqueFormat.stop_ids(self.critique_format, self.config):
             raise ValueError(
                 f"The tokenizer's end of sequence is token {self.critique_format.tokenizer.eos_token_id}, but the language "
-                f"model's config says {self.config.text_config.eos_token_id}: vLLM would end critiques at other tokens than the "
-                "reference. Set `text_config.eos_token_id` in the model's config to the tokenizer's."
+                f"model's config says {self.config.text_config.eos_token_id}: vLLM would end critiques at tokens other than the "
+                "reference's. Set `text_config.eos_token_id` in the model's config to the tokenizer's."
             )
 
     @property
@@ -148,14 +148,14 @@ class VLLMRequests:
         switch = position_switch(self.config.text_config)
         if switch is not None and max_model_len > switch:
             raise ValueError(
-                f"vLLM's `max_model_len` is {max_model_len}, and with more than {switch} it applies the factors of long texts "
-                f"(longrope) to all. Start it with `max_model_len={switch}`."
+                f"vLLM's `max_model_len` is {max_model_len}, and above {switch} it applies the long-context factors "
+                f"(longrope) to all requests. Start it with `max_model_len={switch}`."
             )
         if sampling.stop_when_stable is not None:
             raise ValueError("`stop_when_stable` needs transformers: vLLM cannot end a critique by its reward.")
         if sampling.read_every is not None and critiques is not None:
             raise ValueError(
-                "`read_every` of given `critiques` needs transformers: vLLM reads inside a critique only as it writes."
+                "`read_every` with given `critiques` needs transformers: vLLM reads rewards only inside critiques that it writes."
             )
         if sampling.temperature > MAX_TEMPERATURE:
             raise ValueError(
@@ -174,7 +174,7 @@ class VLLMRequests:
         )
 
     def context_length(self, max_model_len: int) -> int:
-        """Longest sequence in tokens, minus those that the engine needs to close a critique."""
+        """Longest sequence in tokens, minus the tokens that the engine needs to close a critique."""
         return max_model_len - self.reserved_tokens + 1
 
     def writing(self, sampling: Sampling, seed: int | None, **options) -> SamplingParams:
@@ -185,7 +185,7 @@ class VLLMRequests:
             max_tokens=sampling.max_new_tokens + self.reserved_tokens,
             repetition_penalty=self.critique_format.repetition_penalty,
             seed=seed,
-            # In both cases the logprobs of sampled tokens; that of the end of turn holds the rewards inside the critique
+            # In both cases the logprobs of sampled tokens; the end of turn's logprob holds the rewards inside the critique
             **(
                 {"logprobs": 0}
                 if sampling.read_every is None
@@ -215,7 +215,7 @@ class VLLMRequests:
         critique_ids = tuple(ids[: min(length, max_new_tokens)])
         text = self.critique_format.decode(list(critique_ids))
         inner = likelihood = None
-        # Those of the reference format are logits without a normaliser
+        # In the reference format, these are logits without a normaliser
         if sampling.temperature > 0 and self.config.format == "cloud":
             found = [logprobs[place][token].logprob for place, token in enumerate(critique_ids)]
             likelihood = fmean(found) if found else 0.0

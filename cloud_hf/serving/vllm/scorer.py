@@ -56,7 +56,7 @@ class CLoudVLLM:
 
     @property
     def context_length(self) -> int:
-        """Longest sequence in tokens, minus those that the engine needs to close a critique."""
+        """Longest sequence in tokens, minus the tokens that the engine needs to close a critique."""
         return self._requests.context_length(self.llm.llm_engine.model_config.max_model_len)
 
     def score(
@@ -75,7 +75,7 @@ class CLoudVLLM:
     ) -> list[Score]:
         """
         Judge responses. See [`Scorer`]. With the same seed, samples differ from those of transformers. `stop_when_stable` is refused, and
-        `read_every` of given critiques.
+        so is `read_every` with given critiques.
         """
         sampling = Sampling(num_critiques, temperature, max_new_tokens, seed, read_every, stop_when_stable)
         max_model_len = self.llm.llm_engine.model_config.max_model_len

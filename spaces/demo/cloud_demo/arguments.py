@@ -13,7 +13,7 @@ from cloud_hf.cli import UsageError
 
 
 _VARIABLE_PREFIX = "DEMO_"
-# The quickstart's models and held-out rows, so that a copy of this folder works as it is
+# The quickstart's models and held-out rows, so a copy of this folder works by itself
 SHIPPED = Path(__file__).parents[1] / "model"
 
 
@@ -36,7 +36,7 @@ class DemoArguments:
 
     Parameters:
         model (`str`, *optional*):
-            Hub id or folder of a CLoud model, a classic model, a LoRA adapter or, with transformers, a scalar model of another maker
+            Hub id or folder of a CLoud model, a classic model, a LoRA adapter or, with transformers, a third-party scalar model
             (`*ForSequenceClassification` with one label). Without it, and unless `backend` is `"server"`, the
             demo opens the small models in its own folder, with their rows.
         classic_model (`str`, *optional*):
@@ -127,7 +127,7 @@ class DemoArguments:
                 raise ValueError("`backend` 'server' needs `server_url`.")
             if self.model or self.classic_model:
                 raise ValueError(
-                    "With `backend` 'server' the servers have the models: drop `model` and `classic_model`."
+                    "With `backend` 'server' the models are on the servers: drop `model` and `classic_model`."
                 )
         else:
             if self.model is None:
@@ -135,7 +135,7 @@ class DemoArguments:
             if self.server_url or self.classic_server_url:
                 raise ValueError("`server_url` and `classic_server_url` are for `backend` 'server'.")
         if self.results is not None and self.rows is None:
-            raise ValueError("`results` are scores of rows: name these with `rows`.")
+            raise ValueError("`results` are scores of rows: give those rows with `rows`.")
         if self.vllm_options is not None and self.backend != "vllm":
             raise ValueError("`vllm_options` are for `backend` 'vllm'.")
         if (self.policy_url is None) != (self.policy_model is None):
@@ -174,7 +174,7 @@ def check_folders(args: DemoArguments):
 
 
 def public_name(name: str) -> str:
-    """Return a Hub id or address as it is, and of a path the last part: the page shows no folders of the machine."""
+    """Return a Hub id or address unchanged, and only the last part of a path: the page must not show the machine's folders."""
     return Path(name).name if Path(name).exists() or name.startswith(("/", ".", "~")) else name
 
 
@@ -182,13 +182,13 @@ def parse_arguments(
     arguments: list[str] | None = None, environment: Mapping[str, str] = os.environ, description: str | None = None
 ) -> DemoArguments:
     """
-    Read the command line and, for what it leaves out, the environment. (TRL's parser would take seconds to import.)
+    Read the command line and, for options it omits, the environment. (TRL's parser would take seconds to import.)
 
     Raises [`UsageError`] if an option is unknown, missing or unusable. `description` comes first in the `--help` text.
     """
     parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     for argument in fields(DemoArguments):
-        # argparse parses a default that is text, as it parses the command line
+        # argparse also parses defaults that are strings
         default = environment.get(_VARIABLE_PREFIX + argument.name.upper()) or argument.default
         help_text = argument.metadata.get("help")
         parser.add_argument(f"--{argument.name}", type=_kind_of(argument.type), default=default, help=help_text)

@@ -72,7 +72,7 @@ class Backend:
 
     @property
     def is_usable(self) -> bool:
-        """Whether the models are open."""
+        """Whether the models are loaded and usable."""
         return self.is_loaded and self._models.exception() is None
 
     @property
@@ -82,11 +82,11 @@ class Backend:
 
     @property
     def warnings(self) -> list[str]:
-        """What readers of rewards must know about the models."""
+        """What readers of the rewards must know about the models."""
         return self.models.warnings if self.is_usable else []
 
     def made(self, sampling: Sampling) -> str:
-        """Say how a result was made."""
+        """Describe how a result was made."""
         name, count = public_name(self.models.cloud.name), sampling.num_critiques
         critiques = f"{count} critique{'s' if count > 1 else ''} at temperature {sampling.temperature:g}"
         if self.models.cloud.critique is False:
@@ -101,7 +101,7 @@ class Backend:
         return models
 
     async def wait_for_turn(self, ticket: "Ticket") -> AsyncGenerator[str, None]:
-        """Yield at every heartbeat why a request waits, until its turn comes."""
+        """Yield, at every heartbeat, why a request is waiting, until its turn comes."""
         loading, begun = asyncio.ensure_future(self.loaded()), time.monotonic()
         try:
             while not loading.done():
@@ -126,17 +126,17 @@ class Backend:
                 judged.add(index, judgement)
             return
         if on_zero_gpu():
-            judged.problem = "On ZeroGPU rows are judged when they are opened: GPUs are for visitors."
+            judged.problem = "On ZeroGPU, rows are judged only when they are opened: GPUs are for visitors."
             return
         if rows and len(rows) < JudgedRows.FEWEST:
-            judged.problem = f"There are too few rows to compare a reward with: this demo judges {len(rows)}, and it takes {JudgedRows.FEWEST}."
+            judged.problem = f"There are too few rows to compare a reward with: this demo judges {len(rows)}, but needs {JudgedRows.FEWEST}."
         judged.wanted = len(rows)
         for index, row in enumerate(rows):
             try:
                 if index not in judged.found:
                     judged.add(index, await self._judge_while_idle(row))
             except (ValueError, Problem, NotFinite) as error:
-                logger.warning("Row %s is left out of the rows judged. %s", row.id, error)
+                logger.warning("Row %s is not among the judged rows. %s", row.id, error)
                 judged.wanted -= 1
             except Exception as error:
                 logger.error("The rows could not be judged", exc_info=error)
@@ -172,7 +172,7 @@ class Backend:
 
 
 class Visitor(NamedTuple):
-    """Whose request it is: a browser tab or program, and the network address that it comes from."""
+    """The sender of a request: a browser tab or program, and its network address."""
 
     session: str
     address: str
@@ -182,8 +182,8 @@ class WaitingLine:
     """
     Queue for the model that tells every request its position. It belongs to one event loop.
 
-    At most `places` requests are served at once, and `max_waiting` wait; of these, `max_per_user` are of one user and
-    `max_per_address` of one address. Addresses take turns: the first request of one comes before the second of another.
+    At most `places` requests are served at once, and `max_waiting` wait; at most `max_per_user` of these come from one user, and
+    `max_per_address` from one address. Addresses take turns: the first request of one comes before the second of another.
     """
 
     def __init__(self, places: int, max_waiting: int, max_per_user: int, max_per_address: int):
@@ -206,10 +206,10 @@ class WaitingLine:
         under_way = [ticket.user for ticket in (*self._served, *self._waiting)]
         own, here = under_way.count(user), sum(other.address == user.address for other in under_way)
         if own >= self.max_per_user:
-            raise Problem(f"You have {own} requests under way, the limit for one visitor. Wait for one to end.")
+            raise Problem(f"You have {own} requests under way, the limit for one visitor. Wait for one to finish.")
         if here >= self.max_per_address:
             raise Problem(
-                f"Your network address has {here} requests under way, the limit for one. Wait for one to end."
+                f"Your network address has {here} requests under way, the limit for one address. Wait for one to finish."
             )
         if len(self._waiting) >= self.max_waiting:
             raise Problem(f"{len(self._waiting)} requests are waiting, the limit. Try again in a minute.")
@@ -223,7 +223,7 @@ class WaitingLine:
             self._move()
 
     def _place_of(self, earlier: int) -> int:
-        """Return where a request waits whose address has `earlier` ones: before those whose addresses have more."""
+        """Return the place in the queue of a request whose address has `earlier` requests: before those whose addresses have more."""
         counts = Counter(ticket.user.address for ticket in self._served)
         for place, ticket in enumerate(self._waiting):
             counts[ticket.user.address] += 1

@@ -1,4 +1,4 @@
-"""Best-of-N: pasted or generated candidates, the best of them, and the reward that more candidates would bring."""
+"""Best-of-N: pasted or generated candidates, the best of them, and the expected reward of more candidates."""
 
 import asyncio
 import re
@@ -34,8 +34,8 @@ MOST = 32
 _SEPARATOR = re.compile(r"^={5,}\s*$", re.MULTILINE)
 _JOINT = "\n=====\n"
 _WORDS = (
-    "The highest reward that is to be expected when n of the candidates are drawn. It says what more candidates bring in "
-    "reward, not in quality: a reward model can be fooled."
+    "The expected highest reward when n of the candidates are drawn. It shows how more candidates raise the reward, not "
+    "the quality: a reward model can be fooled."
 )
 
 
@@ -128,7 +128,7 @@ def build(backend: Backend) -> TabParts:
     def show_link(result: Result) -> dict:
         given = split_candidates(result.texts.get("candidates", ""))
         if len(given) != len(result.scores):
-            raise Problem("This link is damaged: its scores are not those of its candidates.")
+            raise Problem("This link is damaged: its scores do not match its candidates.")
         shown = {controls.result: _show_best(backend, given, result.scores, result.made), controls.kept: result}
         return shown | opened(result, controls, options, run)
 

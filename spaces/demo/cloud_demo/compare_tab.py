@@ -40,14 +40,14 @@ def show(count: int) -> list:
 
 
 def remove_last(count: int) -> list:
-    """As `show`, with one box fewer but at least two. Hidden boxes are emptied, so that no link carries their text."""
+    """Like `show`, with one box fewer but at least two. Hidden boxes are emptied, so no link carries their text."""
     left = max(count - 1, FEWEST)
     hidden = gr.update(value="", visible=False)
     return [left, *(gr.update(visible=True) if place < left else hidden for place in range(MOST))]
 
 
 def show_filled(count: int, *values: str) -> list:
-    """As `show`, with all boxes that a link has filled."""
+    """Like `show`, with all boxes that a link has filled."""
     filled = max((place for place, value in enumerate(values, start=1) if value), default=0)
     return show(max(count, filled, FEWEST))
 
@@ -129,7 +129,7 @@ def build(backend: Backend) -> TabParts:
     def show_link(result: Result) -> dict:
         responses = [text for name, text in result.texts.items() if name != "prompt"]
         if len(responses) != len(result.scores):
-            raise Problem("This link is damaged: its scores are not those of its responses.")
+            raise Problem("This link is damaged: its scores do not match its responses.")
         shown = {controls.result: ranking(responses, result.scores, result.made), controls.kept: result}
         return shown | opened(result, controls, options, run)
 

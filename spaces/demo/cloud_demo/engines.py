@@ -40,11 +40,11 @@ _NOISE = {"float32": 0.001, "unknown": 0.05}
 @dataclass
 class Models:
     """
-    Open models, and rows or the reason why they could not be read. Both `cloud` and `classic`, the one to compare with, may be of any
-    kind.
+    The loaded models, and the rows or the reason why they could not be read. Both `cloud` and `classic`, the one to compare with, may be of
+    any kind.
 
-    `made` says what computes, such as "float32 on cpu", and `warnings` what readers must know about the rewards. `results` are an
-    evaluation's models and scores of the rows.
+    `made` describes the computation, such as "float32 on cpu", and `warnings` holds what readers must know about the rewards. `results` are
+    the models and scores of an evaluation on the rows.
     """
 
     cloud: RewardEngine
@@ -54,21 +54,21 @@ class Models:
     made: str = ""
     warnings: list[str] = field(default_factory=list)
     results: tuple[str, dict[int, Judgement]] | None = None
-    # Rewards closer than this may differ by rounding alone, by which other sequences are in the batch
+    # Rewards closer than this may differ only by rounding, which depends on the other sequences in the batch
     noise: float = _NOISE["float32"]
-    # Responses that are judged at once where each is shown when it is done
+    # Responses to judge at once when each is shown as it finishes
     at_once: int = 16
 
     @staticmethod
     def kind_of(engine: RewardEngine) -> str:
-        """Return the kind of a model in a word."""
+        """Return the kind of a model as a word."""
         if isinstance(engine, ScalarEngine):
             return "scalar"
         return {True: "CLoud", False: "classic", None: "not answering yet"}[engine.critique]
 
     @property
     def names(self) -> tuple[str, str]:
-        """What the page calls both models: their kinds, or their names if these are the same."""
+        """What the page calls the models: their kinds, or their names if they are of the same kind."""
         if self.classic is None:
             return self.kind_of(self.cloud), ""
         kinds = self.kind_of(self.cloud), self.kind_of(self.classic)
@@ -110,7 +110,7 @@ def _without_folders(error: Exception, args: DemoArguments) -> str:
 
 
 def _describe(opened: Models, loaded: list, args: DemoArguments):
-    """Find out what the rewards depend on; `loaded` are the models in this process, if they are transformers'."""
+    """Describe what the rewards depend on; `loaded` are the models in this process, if they run with transformers."""
     if not loaded:
         opened.noise = _NOISE["float32" if args.dtype == "float32" else "unknown"]
         return
@@ -158,9 +158,7 @@ def _open_engine(model: str | None, server_url: str | None, args: DemoArguments,
     if is_scalar_model(config := read_model_config(str(model))):
         read_label_weights(str(model), config)
         if on_zero_gpu():
-            raise ValueError(
-                f"{model} is a scalar model of another maker, which cannot borrow a GPU. Use other hardware."
-            )
+            raise ValueError(f"{model} is a third-party scalar model, which cannot borrow a GPU. Use other hardware.")
         return ScalarEngine(*load_scalar_model(str(model), dtype=args.dtype), args.batch_size)
     reward_model, tokenizer = load_reward_model(str(model), dtype=args.dtype)
     loaded.append(reward_model)
@@ -169,13 +167,13 @@ def _open_engine(model: str | None, server_url: str | None, args: DemoArguments,
 
 
 class ScalarEngine:
-    """`RewardEngine` over a scalar model of another maker, which writes no critiques. Arguments as for [`ScalarScorer`]."""
+    """`RewardEngine` over a third-party scalar model, which writes no critiques. Arguments as for [`ScalarScorer`]."""
 
     critique = False
 
     def __init__(self, model, tokenizer, batch_size: int = 16):
         self.name = model.name_or_path
-        # Another tokenizer, because checks run while the worker scores
+        # A separate tokenizer, because checks run while the worker scores
         self._checker = ScalarScorer(model, copy.deepcopy(tokenizer))
         self._scorer = ScalarScorer(model, tokenizer, batch_size=batch_size)
         self.context_length = self._scorer.context_length
@@ -276,7 +274,7 @@ class RemoteEngine:
                     if line.startswith(_EVENT) and line != _EVENT + b"[DONE]":
                         yield _read_event(read_json(line.removeprefix(_EVENT)))
         except httpx2.RequestError as error:
-            raise Problem("The reward server cannot be reached or broke off. Try again later.") from error
+            raise Problem("The reward server cannot be reached, or its answer broke off. Try again later.") from error
         except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
             raise Problem("The reward server sent something that is not a judgement.") from error
 

@@ -137,7 +137,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Effects:
-    """Rewards that the head reads if a critique ends after each of its sentences: `rewards[0]` is before the first one."""
+    """Rewards that the head would read if the critique ended after each of its sentences; `rewards[0]` is before the first one."""
 
     ends: tuple[int, ...]
     rewards: tuple[float, ...]
@@ -182,7 +182,7 @@ async def write(
 
 
 def sentence_ends(text: str) -> list[int]:
-    """Return where the sentences of a critique end, at most `_MOST_SENTENCES`; the last end is that of the text."""
+    """Return where the sentences of a critique end, at most `_MOST_SENTENCES`; the last end is the end of the text."""
     ends, start = [], 0
     for mark in _SENTENCE_END.finditer(text):
         # The number of a list item does not end a sentence
@@ -274,7 +274,7 @@ async def _check(engine: "RewardEngine", prompt, responses: Sequence[str], sampl
     except ValueError as error:
         raise Problem(str(error).removeprefix("Row 0: ")) from error
     if sampling.num_critiques > 1 and engine.critique is False:
-        raise Problem("This is a classic reward model: it writes no critiques. Ask for one judgement.")
+        raise Problem("This is a classic reward model: it writes no critiques. Choose 1 critique.")
 
 
 async def _score_all(
@@ -340,7 +340,7 @@ async def _alive(work: Awaitable) -> Any:
     try:
         return await work
     except EngineDeadError as error:
-        raise Problem("The model has stopped working. Whoever runs this demo must restart it.") from error
+        raise Problem("The model has stopped working. The owner of this demo must restart it.") from error
 
 
 def _joined(first: Score, more: Score) -> Score:

@@ -90,7 +90,7 @@ def build(backend: Backend) -> gr.Blocks:
 
 
 def _open_links(page: gr.Blocks, tabs: gr.Tabs, parts: dict[str, TabParts]):
-    """Show what the link holds with which the page is opened."""
+    """Show the contents of the link with which the page was opened."""
     link = gr.Textbox(visible="hidden", label="Link")
     boxes = [box for part in parts.values() for box in part.texts.values()]
 
@@ -100,7 +100,7 @@ def _open_links(page: gr.Blocks, tabs: gr.Tabs, parts: dict[str, TabParts]):
             if result is None:
                 return {tabs: gr.skip()}
             part = parts[result.tab]
-            # What the link does not hold stays as it is: the visitor may have begun to type
+            # Boxes that the link does not fill keep their text: the visitor may have begun to type
             shown = {part.texts[name]: text for name, text in result.texts.items()}
             return (
                 {tabs: gr.Tabs(selected=result.tab)}

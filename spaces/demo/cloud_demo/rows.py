@@ -1,4 +1,4 @@
-"""Rows that both models judged: which are right, where a reward falls among the model's, and scores read from an evaluation."""
+"""Rows that both models judged: which are right, where a reward falls among the model's rewards, and scores read from an evaluation."""
 
 import math
 import statistics
@@ -37,7 +37,7 @@ class Judgement:
     classic: Pair | None = None
 
 
-# Filters of the list of rows, by what they are called: {0} and {1} are the models
+# Filters of the list of rows, by name: {0} and {1} are the models
 FILTERS: dict[str, Callable[[Judgement], bool]] = {
     "{0} right, {1} wrong": lambda row: row.classic is not None and is_right(row.cloud) and not is_right(row.classic),
     "{1} right, {0} wrong": lambda row: row.classic is not None and is_right(row.classic) and not is_right(row.cloud),
@@ -51,7 +51,7 @@ class JudgedRows:
     """
     Judgements by the index of their row, and the rewards of the CLoud model in ascending order.
 
-    `source` names the rows, and `wanted` counts those that will be judged without being asked for.
+    `source` names the rows, and `wanted` counts those that will be judged in the background.
     """
 
     source: str = ""
@@ -64,7 +64,7 @@ class JudgedRows:
     chosen: list[float] = field(default_factory=list)
     rejected: list[float] = field(default_factory=list)
 
-    # Fewer rewards say little about another reward's rank
+    # Fewer rewards tell little about another reward's rank
     FEWEST = 4
 
     @property
@@ -97,7 +97,7 @@ class JudgedRows:
             if self.problem is not None:
                 return self.problem
             if not self.wanted:
-                return "There are no rows whose rewards this one could be compared with."
+                return "There are no rewards to compare this one with."
             return f"This model's rewards are still being measured ({len(self.found)} of {self.wanted} rows)."
         unfinished = f" ({self.wanted} in the end)" if self.is_growing else ""
         known = f"{2 * len(self.found)} rewards of right and wrong responses, from {len(self.found)} rows{unfinished} of {self.source}"
@@ -131,14 +131,14 @@ class Comparison:
 
     @property
     def alone(self) -> tuple[int, int]:
-        """Rows that the CLoud model alone has right, and those that the classic one alone has right."""
+        """Rows that only the CLoud model has right, and rows that only the classic one has right."""
         return sum(ours and not theirs for ours, theirs in self.outcomes), sum(
             theirs and not ours for ours, theirs in self.outcomes
         )
 
     @property
     def p_value(self) -> float:
-        """Exact two-sided McNemar test: both models are right alone equally often."""
+        """p-value of the exact two-sided McNemar test. Null hypothesis: each model is the only right one equally often."""
         ours, theirs = self.alone
         if not ours + theirs:
             return 1.0
@@ -183,7 +183,7 @@ def read_results(folder: str, rows: "Sequence[BenchmarkRow]") -> tuple[tuple[str
     places = {key_of(row.prompt, row.responses): index for index, row in enumerate(rows)}
     pages = read_results(folder, "results").pages
     if "report.json" not in pages:
-        raise ValueError("The results are of best_of_n.py; give those of evaluate_rewards.py.")
+        raise ValueError("The results come from best_of_n.py; give results of evaluate_rewards.py.")
     names = list(short_names(pages["report.json"]["arguments"]["models"]).values())
     found: dict[bool, tuple[str, dict[int, dict[int, Score]]]] = {}
     for name in names:

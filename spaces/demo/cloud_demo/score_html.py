@@ -53,7 +53,7 @@ def side_by_side(cards: Iterable[str]) -> str:
 
 
 def show_verdict(judged: JudgedRows, score: Score | None = None) -> str:
-    """Show a reward and its place among the model's, or their places while there is no score. Both have the same height."""
+    """Show a reward and its place among the model's rewards, or empty space of the same height while there is no score."""
     number, spread, rewards = "…", "", ()
     if score is not None:
         number, rewards = f"{score.reward:+.3f}", score.rewards
@@ -83,7 +83,7 @@ def show_critiques(score: Score, effects: Effects | None = None, name: str = "cr
     for critique, reason in zip(score.critiques, score.finish_reasons, strict=True):
         cut = ""
         if reason == "length":
-            cut = '<p class="note bad">Cut: it reached the longest length. The reward was read where it was cut.</p>'
+            cut = '<p class="note bad">Cut at the maximum length, where the reward was read.</p>'
         first = effects is not None and not parts
         body = _tinted(critique, effects) if first else paragraph(critique, "critique")
         parts.append((body if critique else note("(The model ended it without writing anything.)")) + cut)
@@ -103,7 +103,7 @@ def _critique_tabs(titles: Sequence[str], bodies: Sequence[str], name: str = "cr
 
 
 def _tinted(critique: str, effects: Effects) -> str:
-    """Tint sentences by how much they raise or lower the reward, which small signs after them tell too."""
+    """Tint sentences by how much they raise or lower the reward; small signs after them show it too."""
     changes = [after - before for before, after in pairwise(effects.rewards)]
     largest = max(map(abs, changes)) or 1.0
     parts, start = [], 0
@@ -120,8 +120,8 @@ def show_effects(effects: Effects, count: int = 1) -> str:
     """Show the reward after each sentence of the first of `count` critiques."""
     header = _HEADER if count == 1 else f"{_HEADER}: critique 1"
     words = (
-        "Small numbers in the critique: by how much each sentence changes what the reward head reads. The head was trained on complete "
-        "critiques; what it reads before the end is a guess."
+        "The small numbers in the critique show how much each sentence changes the reward that the head reads. The head was trained on "
+        "complete critiques; before the end, its reward is a guess."
     )
     chart = curve(effects.rewards, header, "sentences read", first=0)
     return f"<h2>{header}</h2>{chart}{note(words)}"
@@ -141,7 +141,7 @@ def show_ranking(
 ) -> str:
     """
     Show responses by reward, those without a score last: table, bars, preference probabilities, and the critiques side by side. Rewards
-    closer than `noise` are said to be.
+    closer than `noise` are marked as too close to rank.
     """
     known = [i for i, score in enumerate(scores) if score is not None]
     order = sorted(known, key=lambda i: -scores[i].reward)
@@ -177,7 +177,7 @@ def show_ranking(
 def _remarks(
     names: Sequence[str], responses: Sequence[str], order: Sequence[int], rewards: Sequence[float], noise: float
 ) -> list[str]:
-    """Say which responses are the same text, and which rewards are too close to rank."""
+    """List responses with the same text, and rewards that are too close to rank."""
     same: dict[str, list[str]] = {}
     for i in sorted(order):
         same.setdefault(responses[i], []).append(names[i])
@@ -218,7 +218,7 @@ def _preference_table(names: Sequence[str], rewards: Sequence[float]) -> str:
         )
         for row, (name, reward) in enumerate(zip(names, rewards, strict=True))
     ]
-    words = "How likely the response of the row is preferred to that of the column (Bradley-Terry, from the rewards)."
+    words = "Probability that the row's response is preferred to the column's (Bradley-Terry, from the rewards)."
     return f"<h2>Preference</h2>{note(words)}{_table('Preference probabilities', ('', *names), rows)}"
 
 
@@ -276,7 +276,7 @@ def reward_bars(names: Sequence[str], rewards: Sequence[float], stds: Sequence[f
 
 
 def reward_histogram(right: Sequence[float], wrong: Sequence[float], rewards: Sequence[float]) -> str:
-    """Draw the model's rewards of right responses above an axis and those of wrong ones below it, with a mark for each of `rewards`."""
+    """Draw the model's rewards of right responses above an axis and of wrong ones below it, with a mark for each of `rewards`."""
     width, middle, tall = 460, 62, 46
     low, high = min(0.0, *right, *wrong, *rewards), max(0.0, *right, *wrong, *rewards)
     margin = 0.03 * (high - low) or 1.0

@@ -1,8 +1,8 @@
 """
-Results that visitors pass on: links that hold texts, options and result, and Markdown.
+Sharing of results: links that hold texts, options and result, and Markdown.
 
-A link holds everything in its part after the #, which browsers send to no server by themselves. Whoever opens it may have received it
-from anybody: it is checked as strictly as a request, and what it holds is shown as text, with a note that nothing was computed.
+A link holds everything in its part after the #, which browsers do not send to servers. It may come from anybody, so it is checked as
+strictly as a request, and its contents are shown as text, with a note that nothing was computed.
 """
 
 import base64
@@ -30,7 +30,7 @@ _LONGEST_TEXT = 20_000
 @dataclass(frozen=True)
 class Result:
     """
-    What a tab shows: the texts of its boxes by name, and after a run the options, the scores, and how they were made.
+    Contents of a tab: the texts of its boxes by name and, after a run, the options, the scores, and how they were made.
 
     `row` is the key of a row: a link to it holds nothing else.
     """
@@ -42,12 +42,12 @@ class Result:
     effects: Effects | None = None
     made: str = ""
     row: str = ""
-    # Of the scores, if they are not those of response 1, 2, …
+    # Names for the scores, if these are not of response 1, 2, …
     names: Sequence[str] = ()
 
     def link(self) -> tuple[str, str]:
         """
-        Return the part of a link after the #, and a sentence on what it holds: a long link leaves out critiques, and then the result.
+        Return the part of a link after the #, and a sentence on its contents. Long links leave out critiques, then the result.
 
         Raises:
             `Problem`: If the texts alone are too long.
@@ -109,7 +109,7 @@ def read_link(link: str, tabs: Mapping[str, Sequence[str]]) -> Result | None:
         sampling = content["options"] and Sampling(**content["options"])
         return Result(content["tab"], texts, sampling, scores, effects, _text(content["made"]))
     except (ValueError, TypeError, LookupError, AttributeError, NotFinite, RecursionError, binascii.Error, zlib.error):
-        raise Problem("This link is damaged, or is of another page. Ask for it again.") from None
+        raise Problem("This link is damaged, or belongs to another page. Ask for it again.") from None
 
 
 def _unpack(link: str) -> bytes:

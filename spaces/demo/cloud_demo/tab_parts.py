@@ -28,13 +28,13 @@ QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
 
 def visitor_of(request: gr.Request) -> Visitor:
-    """Return whose request it is. Behind a proxy, uvicorn reads the address from `X-Forwarded-For` if FORWARDED_ALLOW_IPS names the proxy."""
+    """Return a request's sender. Behind a proxy that FORWARDED_ALLOW_IPS names, uvicorn reads the address from `X-Forwarded-For`."""
     host = request.client.host if request.client is not None else ""
     try:
         address = ip_address(host)
     except ValueError:
         return Visitor(str(request.session_hash), host)
-    # Whoever has one IPv6 address has 2**64
+    # A client with one IPv6 address has 2**64
     group = ip_network((address, 64), strict=False) if address.version == 6 else address
     return Visitor(str(request.session_hash), str(group))
 
@@ -65,7 +65,7 @@ def judging_options(backend: Backend, most_critiques: int = 8) -> list[gr.Slider
 
 
 def example_prompts(backend: Backend) -> dict[str, tuple[str, list[str]]]:
-    """Return named prompts with responses: those of the first rows if there are any, otherwise a few of the demo's own."""
+    """Return named prompts with responses: from the first rows if there are any, otherwise a few built-in ones."""
     if backend.is_usable and (rows := [row for row in backend.models.rows if isinstance(row.prompt, str)]):
         return {
             row.id.removeprefix(f"{row.subset}/"): (row.prompt, list(row.responses)) for row in rows[:_EXAMPLE_ROWS]
@@ -100,9 +100,9 @@ _EXAMPLES = {
 @dataclass(frozen=True)
 class TabParts:
     """
-    What the page needs of a tab: the boxes whose texts a link holds, the list of examples with a function that names them, and `show`,
-    which returns updates, by component, that show the result of a link. `outputs` are the components of these updates, and `on_select`
-    adds to the tab itself what happens when it is opened.
+    What the page needs from a tab: the boxes whose texts a link holds, the list of examples with a function that names them, and `show`,
+    which returns updates, by component, that show a link's result. `outputs` are the components of these updates, and `on_select` attaches
+    what happens when the tab is opened.
     """
 
     texts: dict[str, gr.Textbox]
@@ -127,7 +127,7 @@ class Controls:
         self.link = link
         self.said = gr.HTML(status(""), elem_id=f"{tab}-status", elem_classes="said", render=False)
         self.result = gr.HTML(note(_EMPTY), elem_id=f"{tab}-result", elem_classes="result", render=False)
-        # What is shown, to be copied
+        # The shown result, for copying
         self.kept = gr.State(None, render=False)
         self._stops: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
 
@@ -148,7 +148,7 @@ class Controls:
         return gr.Dropdown([], value=None, label="Examples", elem_id=f"{self.tab}-examples")
 
     def fill_in(self, examples: gr.Dropdown, fill_in: Callable[[str], Any], outputs: list):
-        """Fill `outputs` with what `fill_in` makes of the name of a chosen example."""
+        """Fill `outputs` with what `fill_in` returns for the name of a chosen example."""
         examples.input(fill_in, examples, outputs, queue=False, **QUIET)
 
     def copy_buttons(self, texts: dict[str, gr.Textbox]):
@@ -162,7 +162,7 @@ class Controls:
             shown = dict(zip(texts, values, strict=True))
             if not texts:
                 return kept or Result(self.link)
-            # A result does not belong to texts that were edited since
+            # A result does not belong to texts that were edited afterwards
             return kept if kept is not None and _filled(kept.texts) == _filled(shown) else Result(self.link, shown)
 
         def make_link(kept, *values):
@@ -227,7 +227,7 @@ class Controls:
 
 
 async def _until(stop: asyncio.Event, updates: AsyncGenerator) -> AsyncGenerator:
-    """Pass updates on, and end immediately when `stop` is set."""
+    """Forward updates, and end immediately when `stop` is set."""
     stopped, step, end = asyncio.ensure_future(stop.wait()), None, object()
     async with aclosing(updates):
         try:
@@ -267,7 +267,7 @@ async (text) => {
 
 
 def opened(result: Result, controls: Controls, options: Sequence[gr.Slider], run: gr.Button) -> dict:
-    """Return updates that say that a result comes from a link, and set the options that it was made with."""
+    """Return updates that announce a result from a link, and set the options that it was made with."""
     words = "Opened from a link: this result was not computed here, and whoever made the link may have changed it."
     updates: dict = {controls.said: status(words), run: gr.update(value="Judge again")}
     if (made := result.sampling) is not None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 TAB, TITLE = "versus", "Two models"
 ALL = "All rows"
 _MOST_LISTED = 60
-# Seconds between two looks for newly judged rows
+# Seconds between checks for newly judged rows
 _REFRESH = 2.0
 _PREVIEW = 160
 _HEIGHT = 640
@@ -46,7 +46,7 @@ element.addEventListener("click", (event) => {
 
 
 def key_of(row: "BenchmarkRow") -> str:
-    """Return a name of a row for links and the page, which would change some characters of its id."""
+    """Return a row's name for links and the page, where some characters of its id would be changed."""
     return hashlib.sha256(row.id.encode(errors="backslashreplace")).hexdigest()[:16]
 
 
@@ -111,7 +111,7 @@ def build(backend: Backend) -> TabParts:
 
     async def list_rows(choice: str, words: str, row: str):
         models = await backend.loaded()
-        # Only if none is open: a tick that began before a click must not undo it
+        # Only if no row is open: a timer tick that began before a click must not undo it
         opened = key_of(models.rows[_most_telling(backend.judged)]) if models.rows and not row else gr.skip()
         counts = [
             (f"{name.format(*models.names)} ({sum(map(FILTERS[name], backend.judged.found.values()))})", name)
@@ -192,7 +192,7 @@ def endpoints(backend: Backend) -> list[Callable]:
 
 
 def _describe_pair(backend: Backend, found: Judgement) -> dict[str, Any]:
-    # The distribution is that of the first model
+    # The distribution belongs to the first model
     return {
         name: {
             "right": is_right(scores),
@@ -223,12 +223,12 @@ def _made(backend: Backend) -> str:
 
 
 def _order_of(row: "BenchmarkRow") -> tuple[int, int]:
-    """Return which response is A and which is B: by the row's key, so that neither is the chosen one more often."""
+    """Return which response is A and which is B: by the row's key, so the chosen one is A half of the time."""
     return (0, 1) if int(key_of(row), 16) % 2 else (1, 0)
 
 
 def _show_row(row: "BenchmarkRow", guess: bool, names: tuple[str, str], found: Judgement | None = None) -> str:
-    """Show a row; `names` are those of the models. What is known of a response is in its column, chosen before rejected, or A before B for a visitor who guesses."""
+    """Show a row, with the models' `names` and a column per response: chosen, rejected, or A, B for a visitor who guesses."""
     marks, columns = "", []
     if found is not None:
         marks = f'<p class="marks">{_marks(found, names)}</p>'
@@ -269,7 +269,7 @@ def _mark(scores: Sequence[Score]) -> str:
 
 
 def _show_list(backend: Backend, choice: str, words: str, current: str) -> str:
-    """Show links to the rows that a filter and words choose, with a mark for each model."""
+    """Show links to the rows that match a filter and search words, with a mark for each model."""
     found, matching, words = backend.judged.found, [], words.strip().lower()
     for index, row in enumerate(backend.models.rows):
         judgement = found.get(index)
@@ -314,6 +314,6 @@ def _show_summary(backend: Backend) -> str:
 
 
 def _most_telling(judged: JudgedRows) -> int:
-    """Return the first row in which the demo's model alone is right, or else the first row."""
+    """Return the first row in which only the demo's model is right, or else the first row."""
     alone = next(iter(FILTERS.values()))
     return min((index for index, row in judged.found.items() if alone(row)), default=0)
