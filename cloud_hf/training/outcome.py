@@ -306,11 +306,11 @@ def _check_launch(args: CLoudOutcomeConfig):
 
 
 def _check_model(model: Any, init_kwargs: Any):
-    """Raise `ValueError` if `model` names a model that is not a CLoud model."""
+    """Raise `ValueError` if a model is named that is not a CLoud model."""
     revision = (init_kwargs or {}).get("revision")
     if isinstance(model, str) and not isinstance(read_model_config(model, revision=revision), CLoudConfig):
         raise ValueError(
-            f"{model} is a language model without a reward head to judge critiques. Start from the model that stage 3 "
+            f"{model} is a language model without a reward head, by which critiques could be judged. Start from the model that stage 3 "
             "made (`cloud-hf train-cloud`)."
         )
 
