@@ -281,7 +281,7 @@ class CascadeScorer:
         on_score: OnScore | None = None,
     ) -> list[Score]:
         """
-        Judge responses. See [`Scorer`]; `num_critiques` and `temperature` are set by the stages, and `critiques` is refused
+        Judge responses. See [`Scorer`]; `num_critiques` and `temperature` are the stages', and `critiques` cannot be given
         (`ValueError`). A score has the critiques of the last stage that scored the response.
         """
         if num_critiques != 1 or temperature != 0 or critiques is not None:

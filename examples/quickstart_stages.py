@@ -1,9 +1,9 @@
 """
 Run scripts one after another in one folder, each once: stages that finished with the same settings are kept.
 
-A stage counts as finished when its record, `stages/NAME.json`, is written. The record holds everything that the stage's output depends on
-(command, recipe, code, packages, output of earlier stages) and a hash of each output file. A stage runs again, from an empty folder, if any
-of these changed or if it was interrupted.
+A stage counts as finished when its record, `stages/NAME.json`, is written. The record holds everything that the stage's output
+depends on (command, recipe, code, packages, output of earlier stages) and a hash of each file of the output. A stage runs
+again, from an empty folder, if any of these changed or if it was interrupted.
 """
 
 import fcntl

@@ -67,7 +67,7 @@ class JournaledClient:
         self.cut: set[str] = set()  # keys of answers that ran out of tokens
         self.kept_cut: set[str] = set()  # keys of those that were kept nevertheless
         self.tokens: dict[str, int] = {}  # by key, of prompt and answer, if the server counts them
-        # By key, the model name that the server reported, if it was not the requested one
+        # By key, model names that servers report if another model, or a version of the requested one, answered
         self.other_models: dict[str, str] = {}
 
     async def chat(self, key: Sequence[Any], messages: list[dict[str, str]], **sampling) -> Answer:

@@ -54,7 +54,7 @@ class ScoredSet:
         places = {model: [row.index for row in part.rows] for model, part in fitted.items()}
         common = sorted(set.intersection(*map(set, places.values())))
         if not common:
-            raise ValueError(f"{title}: no problem fits the context of every model; compare fewer of them at once.")
+            raise ValueError(f"{title}: no problem fits the context of every model; compare fewer models at once.")
         # Each model scored its own selection of problems, so a problem's index can differ between models
         kept = {}
         for model, of_model in scores.items():

@@ -305,7 +305,7 @@ def serve(args: argparse.Namespace):
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("httpx").setLevel(logging.WARNING)
     limits = Limits(**{name: getattr(args, name) for name in vars(Limits())})
-    # Scoring needs the interpreter lock after each operation, and would wait long for it while a request is parsed or encoded
+    # Scoring needs the interpreter after each operation, and would wait long for it while a request is parsed or encoded
     sys.setswitchinterval(0.0005)
     # Report mistakes before the model loads, which may take minutes
     with bind(args.host, args.port) as listener:
@@ -322,7 +322,7 @@ def serve(args: argparse.Namespace):
                 app, engine.runs_on, f"http://{args.host}:{listener.getsockname()[1]}", args.api_key is not None
             ),
         )
-        # Libraries and model live until the process ends; collecting them then would take seconds
+        # Libraries and model stay to the end, where visiting them all would take seconds
         gc.freeze()
         make_server(app, args.host, args.port, args.shutdown_grace).run(sockets=[listener])
 
