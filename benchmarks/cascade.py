@@ -161,7 +161,7 @@ def measure_best_of_16(seed: int, problems: int, scorers: dict[str, Transformers
         spent = [sum(map(sum, row)) for row in cut[1]]
         found = {
             "full": {
-                "worth": mean_estimate([row[place] for row, place in zip(worth, best, strict=True)]),
+                "accuracy": mean_estimate([row[place] for row, place in zip(worth, best, strict=True)]),
                 "tokens": mean_estimate(spent),
             }
         }
@@ -194,26 +194,42 @@ def _sixteen(values: list) -> list:
 def _against(worth, choices, best, used, spent) -> dict:
     ours, full = ([row[place] for row, place in zip(worth, chosen, strict=True)] for chosen in (choices, best))
     return {
-        "worth": mean_estimate(ours),
+        "accuracy": mean_estimate(ours),
         "minus_full": mean_estimate(np.subtract(ours, full).tolist()),
+        "worth": ours,
+        "full_worth": full,
         "tokens": mean_estimate(list(used)),
         "share_of_tokens": float(np.sum(used) / np.sum(spent)),
     }
 
 
+def shortcuts(run: dict) -> dict[str, dict]:
+    """Return what a run compares with the full model, by title: cascades on pairs, and choices among 16."""
+    of_pairs = run["pairs"]["mixes"].items()
+    found = {f"{mix}: {title}": part for mix, of_mix in of_pairs for title, part in of_mix["cascades"].items()}
+    counts = [(count, parts) for count, parts in run["best_of_16"].items() if count != "problems"]
+    return found | {
+        f"best of 16, {count}: {title}": part
+        for count, parts in counts
+        for title, part in parts.items()
+        if title != "full"
+    }
+
+
 def pooled(runs: list[dict]) -> dict:
-    """Pool the pairs of all seeds."""
+    """Pool the rows of all seeds, with the differences and the share of tokens of each seed."""
     result = {}
-    for mix, of_mix in runs[0]["pairs"]["mixes"].items():
-        for title in of_mix["cascades"]:
-            parts = [run["pairs"]["mixes"][mix]["cascades"][title] for run in runs]
-            ours, full = (np.concatenate([part[name] for part in parts]).tolist() for name in ("worth", "full_worth"))
-            result[f"{mix}: {title}"] = {
-                "accuracy": mean_estimate(ours),
-                "full_accuracy": mean_estimate(full),
-                "minus_full": mean_estimate(np.subtract(ours, full).tolist()),
-                "share_of_tokens": float(np.mean([part["share_of_tokens"] for part in parts])),
-            }
+    for title in shortcuts(runs[0]):
+        parts = [shortcuts(run)[title] for run in runs]
+        ours, full = (np.concatenate([part[name] for part in parts]).tolist() for name in ("worth", "full_worth"))
+        shares = [part["share_of_tokens"] for part in parts]
+        result[title] = {
+            "accuracy": mean_estimate(ours),
+            "full_accuracy": mean_estimate(full),
+            "minus_full": mean_estimate(np.subtract(ours, full).tolist()),
+            "share_of_tokens": float(np.mean(shares)),
+            "seeds": {"minus_full": [part["minus_full"].value for part in parts], "share_of_tokens": shares},
+        }
     return result
 
 
@@ -230,10 +246,9 @@ def main():
         best = measure_best_of_16(seed, args.problems, scorers, fit)
         runs.append({"seed": seed, "pairs": pairs, "best_of_16": best})
         print(json.dumps(json_safe(runs[-1]), default=str)[:2000])
-    page = {"version": 1, "runs": runs, "pooled": pooled(runs)}
-    for run in runs:
-        for part in (part for mix in run["pairs"]["mixes"].values() for part in mix["cascades"].values()):
-            del part["worth"], part["full_worth"]
+    page = {"version": 2, "runs": runs, "pooled": pooled(runs)}
+    for part in (part for run in runs for part in shortcuts(run).values()):
+        del part["worth"], part["full_worth"]
     RESULT.write_text(json.dumps(json_safe(page), separators=(",", ":")).replace('{"seed"', '\n{"seed"') + "\n")
     print(json.dumps(json_safe(page["pooled"]), indent=1))
 

@@ -9,9 +9,10 @@ be the best, the contenders. Pairs and N candidates are the same case.
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 
@@ -166,13 +167,18 @@ class Candidates:
         self.odds_NN = fit.log_odds(self._rewards_N, self._before_NN)
 
 
-# Returns the rewards of responses: takes the number of the stage, and the prompt's and the response's place of each
+# The number of a stage, and the prompt's and the response's place of each response that it should score
+Picks = tuple[int, list[tuple[int, int]]]
+# Return the rewards of responses
 Ask = Callable[[int, list[tuple[int, int]]], Sequence[float]]
+AsyncAsk = Callable[[int, list[tuple[int, int]]], Awaitable[Sequence[float]]]
 
 
-def run_cascade(fit: CascadeFit, one_at_a_time: Sequence[bool], counts: Sequence[int], ask: Ask) -> list[Candidates]:
+def cascade_rounds(
+    fit: CascadeFit, one_at_a_time: Sequence[bool], counts: Sequence[int]
+) -> Generator[Picks, Sequence[float], list[Candidates]]:
     """
-    Decide prompts stage by stage.
+    Decide prompts stage by stage: yield what a stage should score, for all prompts that need it at once, and take the rewards.
 
     Args:
         fit ([`CascadeFit`]):
@@ -181,8 +187,6 @@ def run_cascade(fit: CascadeFit, one_at_a_time: Sequence[bool], counts: Sequence
             For each stage, whether it scores one contender of a prompt at a time and looks again after each.
         counts (`Sequence[int]`):
             Number of responses to each prompt.
-        ask (`Callable`):
-            Returns a stage's rewards; called with all prompts that need one at once.
 
     Returns:
         `list[Candidates]`: One for each prompt.
@@ -197,10 +201,34 @@ def run_cascade(fit: CascadeFit, one_at_a_time: Sequence[bool], counts: Sequence
             number: places for number, one in enumerate(prompts) if (places := one.wanted(threshold, single))
         }:
             picks = [(number, place) for number, places in wanted.items() for place in places]
-            found = dict(zip(picks, ask(stage, picks), strict=True))
+            found = dict(zip(picks, (yield stage, picks), strict=True))
             for number, places in wanted.items():
                 prompts[number].add({place: found[number, place] for place in places}, weights)
     return prompts
+
+
+def run_cascade(fit: CascadeFit, one_at_a_time: Sequence[bool], counts: Sequence[int], ask: Ask) -> list[Candidates]:
+    """Decide prompts by [`cascade_rounds`]; `ask` returns a stage's rewards."""
+    rounds, rewards = cascade_rounds(fit, one_at_a_time, counts), None
+    while True:
+        try:
+            stage, picks = rounds.send(rewards)  # pyright: ignore[reportArgumentType]  # a generator starts with None
+        except StopIteration as end:
+            return end.value
+        rewards = ask(stage, picks)
+
+
+async def arun_cascade(
+    fit: CascadeFit, one_at_a_time: Sequence[bool], counts: Sequence[int], ask: AsyncAsk
+) -> list[Candidates]:
+    """[`run_cascade`] with an asynchronous `ask`."""
+    rounds, rewards = cascade_rounds(fit, one_at_a_time, counts), None
+    while True:
+        try:
+            stage, picks = rounds.send(rewards)  # pyright: ignore[reportArgumentType]  # a generator starts with None
+        except StopIteration as end:
+            return end.value
+        rewards = await ask(stage, picks)
 
 
 # ------------------------------------------------------------------------------------------------------------ scorer
@@ -268,8 +296,40 @@ class CascadeScorer:
         self.fit = fit
         self.spent = [Spent() for _ in self.stages]
 
-    def score(
+    # A reward depends on the other responses of the call, so a reward function must not split or mix groups
+    compares_responses = True
+
+    def score(self, prompts: list, responses: list, **options) -> list[Score]:
+        """
+        Judge responses. See [`Scorer`]; `num_critiques` and `temperature` are the stages', and `critiques` cannot be given
+        (`ValueError`). A score has the critiques of the last stage that scored the response.
+        """
+        call = _Call(self.stages, self.spent, prompts, responses, **options)
+
+        def ask(number: int, picks: list[tuple[int, int]]) -> list[float]:
+            rows = call.rows_of(picks)
+            return call.take(number, rows, self.stages[number].scorer.score(*call.chats(rows), **call.options(number)))
+
+        return call.finish(run_cascade(self.fit, call.one_at_a_time, call.counts, ask))
+
+    async def ascore(self, prompts: list, responses: list, **options) -> list[Score]:
+        """Judge responses with stages that have an `ascore`, such as [`~serving.CLoudClient`]s. See [`CascadeScorer.score`]."""
+        call = _Call(self.stages, self.spent, prompts, responses, **options)
+
+        async def ask(number: int, picks: list[tuple[int, int]]) -> list[float]:
+            rows, scorer = call.rows_of(picks), cast(Any, self.stages[number].scorer)
+            return call.take(number, rows, await scorer.ascore(*call.chats(rows), **call.options(number)))
+
+        return call.finish(await arun_cascade(self.fit, call.one_at_a_time, call.counts, ask))
+
+
+class _Call:
+    """The rows of one call of a cascade's scorer, and the last score of each."""
+
+    def __init__(
         self,
+        stages: list[CascadeStage],
+        spent: list[Spent],
         prompts: list,
         responses: list,
         *,
@@ -279,50 +339,54 @@ class CascadeScorer:
         critiques: list | None = None,
         seed: int | None = None,
         on_score: OnScore | None = None,
-    ) -> list[Score]:
-        """
-        Judge responses. See [`Scorer`]; `num_critiques` and `temperature` are the stages', and `critiques` cannot be given
-        (`ValueError`). A score has the critiques of the last stage that scored the response.
-        """
+    ):
         if num_critiques != 1 or temperature != 0 or critiques is not None:
             raise ValueError(
                 "A cascade's stages set critiques: give `num_critiques` and `temperature` to `CascadeStage`."
             )
         if len(prompts) != len(responses):
             raise ValueError(f"{len(prompts)} prompts but {len(responses)} responses; give one prompt per response.")
+        self.stages, self.spent, self.prompts, self.responses = stages, spent, prompts, responses
+        self.max_new_tokens, self.seed, self.on_score = max_new_tokens, seed, on_score
+        self.one_at_a_time = [stage.one_at_a_time for stage in stages]
         groups: dict[str, list[int]] = {}
         for row, prompt in enumerate(prompts):
             groups.setdefault(json.dumps(prompt, sort_keys=True), []).append(row)
-        rows, last = list(groups.values()), {}
+        self.groups = list(groups.values())
+        self.counts = list(map(len, self.groups))
+        self.last: dict[int, Score] = {}
 
-        def ask(number: int, picks: list[tuple[int, int]]) -> list[float]:
-            chosen = [rows[group][place] for group, place in picks]
-            scores = self._score(
-                number, [prompts[row] for row in chosen], [responses[row] for row in chosen], max_new_tokens, seed
-            )
-            last.update(zip(chosen, scores, strict=True))
-            return [score.reward for score in scores]
+    def rows_of(self, picks: list[tuple[int, int]]) -> list[int]:
+        return [self.groups[group][place] for group, place in picks]
 
-        judged = run_cascade(self.fit, [stage.one_at_a_time for stage in self.stages], list(map(len, rows)), ask)
+    def chats(self, rows: list[int]) -> tuple[list, list]:
+        """Return prompts and responses."""
+        return [self.prompts[row] for row in rows], [self.responses[row] for row in rows]
+
+    def options(self, number: int) -> dict[str, Any]:
+        """Return a stage's options of scoring."""
+        stage = self.stages[number]
+        sampling = {"num_critiques": stage.num_critiques, "temperature": stage.temperature, "seed": self.seed}
+        return {"max_new_tokens": self.max_new_tokens, **sampling}
+
+    def take(self, number: int, rows: list[int], scores: list[Score]) -> list[float]:
+        """Keep a stage's scores, and return their rewards."""
+        self.last.update(zip(rows, scores, strict=True))
+        self.spent[number].responses += len(scores)
+        self.spent[number].tokens += sum(len(ids) for score in scores for ids in score.critique_ids)
+        return [score.reward for score in scores]
+
+    def finish(self, judged: list[Candidates]) -> list[Score]:
+        """Return the last scores with the cascade's rewards."""
         rewards = {
             row: reward
-            for of, one in zip(rows, judged, strict=True)
-            for row, reward in zip(of, one.rewards, strict=True)
+            for rows, one in zip(self.groups, judged, strict=True)
+            for row, reward in zip(rows, one.rewards, strict=True)
         }
-        scores = [_with_reward(last[row], rewards[row]) for row in range(len(responses))]
-        if on_score is not None:
+        scores = [_with_reward(self.last[row], rewards[row]) for row in range(len(self.responses))]
+        if self.on_score is not None:
             for row, score in enumerate(scores):
-                on_score(row, score)
-        return scores
-
-    def _score(
-        self, number: int, prompts: list, responses: list, max_new_tokens: int, seed: int | None
-    ) -> list[Score]:
-        stage, spent = self.stages[number], self.spent[number]
-        options = {"num_critiques": stage.num_critiques, "temperature": stage.temperature, "seed": seed}
-        scores = stage.scorer.score(prompts, responses, max_new_tokens=max_new_tokens, **options)
-        spent.responses += len(scores)
-        spent.tokens += sum(len(ids) for score in scores for ids in score.critique_ids)
+                self.on_score(row, score)
         return scores
 
 

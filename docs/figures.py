@@ -9,6 +9,7 @@ the pages are up to date.
 """
 
 import argparse
+import itertools
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -77,40 +78,38 @@ def scoring_speed(result: dict) -> str:
 
 
 def cascade(result: dict) -> str:
-    runs, pooled, most = result["runs"], result["pooled"], "4 critiques"
-
-    def cell(found: dict) -> list[str]:
-        value, ends = found["minus_full"]["value"], found["minus_full"]["ci95"]
-        interval = f" ({100 * ends[0]:+.1f} to {100 * ends[1]:+.1f})" if ends else ""
-        return [f"{100 * value:+.1f} points{interval}", f"{found['share_of_tokens']:.1%}"]
-
-    names = {"all": "all easy pairs", "trained swaps": "easy pairs of trained swaps"}
+    runs, pooled = result["runs"], result["pooled"]
+    seeds = [str(run["seed"]) for run in runs]
+    names = {
+        "all: ": "pairs, all easy pairs: classic first, then critiques ",
+        "trained swaps: ": "pairs, easy pairs of trained swaps: classic first, then critiques ",
+        "best of 16, 4 critiques: ": "best of 16, 4 critiques each: ",
+        "best of 16, 8 critiques: ": "best of 16, 8 critiques each: ",
+    }
     rows = []
-    for key, found in pooled.items():
-        mix, _, title = key.partition(": ")
-        rows.append(
-            [
-                f"pairs, {names[mix]}: classic first, then critiques {title}",
-                f"{found['accuracy']['value']:.1%}",
-                *cell(found),
-            ]
-        )
-    for title in ("halving", "classic first, then halving", "cascade, one at a time"):
-        for count in (most, "8 critiques"):
-            parts = [run["best_of_16"][count][title] for run in runs]
-            if len(parts) == 1:
-                rows.append(
-                    [f"best of 16, {count} each: {title}", f"{parts[0]['worth']['value']:.1%}", *cell(parts[0])]
-                )
-    full = runs[0]["pairs"]["mixes"]["all"]["alone"]["cloud"]
-    problems = runs[0]["best_of_16"]["problems"]
-    seeds = ", ".join(str(run["seed"]) for run in runs)
+    for (start, name), (key, found) in itertools.product(names.items(), pooled.items()):
+        if key.startswith(start):
+            value, ends = found["minus_full"]["value"], found["minus_full"]["ci95"]
+            interval = f" ({100 * ends[0]:+.1f} to {100 * ends[1]:+.1f})" if ends else ""
+            each = ", ".join(f"{100 * one:+.1f}" for one in found["seeds"]["minus_full"])
+            rows.append(
+                [
+                    f"{name}{key.removeprefix(start)}",
+                    f"{found['accuracy']['value']:.1%}",
+                    f"{100 * value:+.1f} points{interval}",
+                    *([each] if len(seeds) > 1 else []),
+                    f"{found['share_of_tokens']:.1%}",
+                ]
+            )
+    full = pooled["all: both at once"]["full_accuracy"]
+    tokens = sum(run["pairs"]["mixes"]["all"]["alone"]["cloud"]["tokens"]["value"] for run in runs) / len(runs)
+    problems = sum(run["best_of_16"]["problems"] for run in runs)
+    several = [f"seeds {', '.join(seeds)}"] if len(seeds) > 1 else []
     return (
-        f"Shell game, seed {seeds}: half easy pairs (one swap), half hard ones (three or four); differences are to the CLoud model alone "
-        f"({full['accuracy']['value']:.1%} of {full['accuracy']['n']} pairs at {full['tokens']['value']:.0f} tokens) or to the choice "
-        f"with all critiques of all candidates ({problems} problems), with 95% intervals. Thresholds are chosen on other rows, for a loss of at "
-        "most one point.\n\n"
-        + table(["", "accuracy", "difference", "tokens"], rows)
+        f"Shell game, seed{'s' * bool(several)} {', '.join(seeds)}: half easy pairs (one swap), half hard ones (three or four); differences are to the "
+        f"CLoud model alone ({full['value']:.1%} of {full['n']} pairs at {tokens:.0f} tokens) or to the choice with all critiques of all candidates "
+        f"({problems} problems), with 95% intervals. Thresholds are chosen on other rows, for a loss of at most one point.\n\n"
+        + table(["", "accuracy", "difference", *several, "tokens"], rows)
         + "\n\nWhere the cheap model knows the easy pairs, half of the tokens suffice. It is confidently wrong on swaps that it was not trained on, "
         "which dev rows of that size did not show. Measured by `benchmarks/cascade.py`."
     )

@@ -51,6 +51,7 @@ NOT_RUN = {
 
 # Python blocks that are compiled only, by a part of them: why
 COMPILED_ONLY = {
+    'CascadeFit.load("fit.json")': "needs a fit and two servers; tests/rl/test_served.py has them",
     "gradio_client": "needs a running demo; tests/spaces/test_demo_sessions.py has one",
     "from openai import OpenAI": "needs vLLM's server; tests/serving/test_vllm.py makes the same request",
     "CLoudVLLM(": "needs vLLM; tests/serving/test_vllm.py makes the same calls",

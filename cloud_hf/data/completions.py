@@ -68,7 +68,7 @@ class Answer:
 
     `finish_reason` is `"stop"` if it is complete, `"length"` if it was truncated, `"content_filter"` if the server withheld some or all of it.
     `token_ids` is set if the request asked for token ids. `model` is the name that the server reports,
-    `tokens` the number of prompt and completion tokens that it counts.
+    `tokens` the number of prompt and completion tokens that it counts, and `completion_tokens` that of the latter.
     """
 
     text: str
@@ -76,6 +76,7 @@ class Answer:
     token_ids: tuple[int, ...] | None = None
     model: str | None = field(default=None, compare=False)
     tokens: int | None = field(default=None, compare=False)
+    completion_tokens: int | None = field(default=None, compare=False)
 
 
 @dataclass
@@ -361,9 +362,12 @@ class CompletionClient:
         if body.get("return_token_ids"):
             self._check_ids(server, ids, text)
         usage = answer.get("usage")
-        tokens = usage.get("total_tokens") if isinstance(usage, dict) else None
-        tokens = tokens if type(tokens) is int and tokens >= 0 else None
-        return Answer(text, reason, None if ids is None else tuple(ids), model, tokens)
+        usage = usage if isinstance(usage, dict) else {}
+        tokens, completion = (
+            count if type(count := usage.get(name)) is int and count >= 0 else None
+            for name in ("total_tokens", "completion_tokens")
+        )
+        return Answer(text, reason, None if ids is None else tuple(ids), model, tokens, completion)
 
     def _check_ids(self, server: _Server, ids: Any, text: str):
         if ids is None and text:

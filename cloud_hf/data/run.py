@@ -67,6 +67,7 @@ class JournaledClient:
         self.cut: set[str] = set()  # keys of answers that ran out of tokens
         self.kept_cut: set[str] = set()  # keys of those that were kept nevertheless
         self.tokens: dict[str, int] = {}  # by key, of prompt and answer, if the server counts them
+        self.completion_tokens: dict[str, int] = {}  # those of the answer alone
         # By key, model names that servers report if another model, or a version of the requested one, answered
         self.other_models: dict[str, str] = {}
 
@@ -120,6 +121,8 @@ class JournaledClient:
             self.cut.add(key)
         if answer.tokens is not None:
             self.tokens[key] = answer.tokens
+        if answer.completion_tokens is not None:
+            self.completion_tokens[key] = answer.completion_tokens
         if answer.model not in (None, self.client.model):
             if not self.other_models:
                 print(
@@ -142,7 +145,8 @@ class JournaledClient:
             return None
         ids = value.get("token_ids")
         ids = None if ids is None else tuple(ids)
-        return Answer(value["text"], value["finish_reason"], ids, value.get("model"), value.get("tokens"))
+        counted = (value.get(name) for name in ("model", "tokens", "completion_tokens"))
+        return Answer(value["text"], value["finish_reason"], ids, *counted)
 
     def _keep(self, key: str, answer: Answer):
         value: dict[str, Any] = {"text": answer.text, "finish_reason": answer.finish_reason}
@@ -152,6 +156,8 @@ class JournaledClient:
             value["model"] = answer.model
         if answer.tokens is not None:
             value["tokens"] = answer.tokens
+        if answer.completion_tokens is not None:
+            value["completion_tokens"] = answer.completion_tokens
         self.journal.add(key, value)
 
 
@@ -387,6 +393,10 @@ def _count_answers(clients: dict[str, JournaledClient]) -> dict[str, Any]:
         counts[f"{role}_answers_cut"] = len(client.cut)
         if client.tokens:
             counts[f"{role}_tokens"] = sum(client.tokens.values())
+        if (
+            client.tokens and client.tokens.keys() == client.completion_tokens.keys()
+        ):  # earlier releases journaled the sum only
+            counts[f"{role}_completion_tokens"] = sum(client.completion_tokens.values())
         if client.kept_cut:
             counts[f"{role}_answers_kept_cut"] = len(client.kept_cut)
         # A server may pass requests to a model other than the one it lists

@@ -72,6 +72,8 @@ class EvaluationArguments(JudgeServerArguments, ScoringArguments):
         judge_mode (`str`, *optional*, defaults to `"pairwise"`):
             `"pairwise"` (right against wrong, in both orders) or `"pointwise"`. The latter rates each response, including those of
             `best_of_n`.
+        judge_price (`list[float]`, *optional*):
+            Price of a million prompt tokens and of a million completion tokens of the judge, in any currency: the report has the cost.
         update_card (`bool`, *optional*, defaults to `False`):
             Write the headline metrics to the metadata of the model cards. Models must be folders, and all rows scored.
     """
@@ -95,6 +97,7 @@ class EvaluationArguments(JudgeServerArguments, ScoringArguments):
     cascade_one_at_a_time: bool = False
     chunk_size: int | None = None
     judge_mode: str = "pairwise"
+    judge_price: list[float] = field(default_factory=list)
     update_card: bool = False
 
     def __post_init__(self):
@@ -108,12 +111,19 @@ class EvaluationArguments(JudgeServerArguments, ScoringArguments):
         check_named_once("best_of_n", self.best_of_n)
         check_named_once("reference_critiques", self.reference_critiques)
         self.check_judge()
-        if (self.judge_model or self.judge_prompt_file or self.judge_mode != "pairwise") and not self.judge_base_url:
+        of_judge = self.judge_model or self.judge_prompt_file or self.judge_price or self.judge_mode != "pairwise"
+        if of_judge and not self.judge_base_url:
             raise ValueError(
-                "`judge_model`, `judge_mode` and `judge_prompt_file` are for a judge: give `judge_base_url` too."
+                "`judge_model`, `judge_mode`, `judge_price` and `judge_prompt_file` are for a judge: give `judge_base_url` too."
             )
         if self.judge_mode not in ("pairwise", "pointwise"):
             raise ValueError(f"`judge_mode` is {self.judge_mode!r}; use pairwise or pointwise.")
+        if self.judge_price and (
+            len(self.judge_price) != 2 or not all(0 <= one < math.inf for one in self.judge_price)
+        ):
+            raise ValueError(
+                f"`judge_price` is {self.judge_price}; give two numbers of at least 0, per million prompt and completion tokens."
+            )
         is_pairwise = self.judge_base_url and self.judge_mode == "pairwise"
         if is_pairwise and (self.best_of_n or not (self.dataset_name or self.benchmarks)):
             raise ValueError(

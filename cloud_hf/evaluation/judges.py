@@ -107,6 +107,8 @@ class JudgeReport:
             Share of pairs in which both orders prefer the same response, and of decided verdicts for the response shown first.
         tokens_per_verdict (`float`, *optional*):
             Prompt and completion tokens per verdict, tries included, as the server counts them.
+        cost_per_verdict, cost (`float`, *optional*):
+            What these tokens cost per verdict and in all, at the prices given.
     """
 
     pairs: int
@@ -116,6 +118,8 @@ class JudgeReport:
     orders_agree: float | None
     first_shown_wins: float | None
     tokens_per_verdict: float | None
+    cost_per_verdict: float | None = None
+    cost: float | None = None
 
     def summary(self) -> dict[str, Any]:
         """Return the counts in JSON form."""
@@ -136,6 +140,8 @@ class RatingReport:
             Different ratings. With few of them, many pairs tie.
         tokens_per_verdict (`float`, *optional*):
             Prompt and completion tokens per rating, tries included, as the server counts them.
+        cost_per_verdict, cost (`float`, *optional*):
+            What these tokens cost per rating and in all, at the prices given.
     """
 
     responses: int
@@ -144,6 +150,8 @@ class RatingReport:
     std: float
     distinct: int
     tokens_per_verdict: float | None
+    cost_per_verdict: float | None = None
+    cost: float | None = None
 
     def summary(self) -> dict[str, Any]:
         """Return the counts in JSON form."""
@@ -151,7 +159,11 @@ class RatingReport:
 
 
 def rate_rows(
-    parts: Mapping[tuple[str, str], FittedRows], args: JudgeServerArguments, seed: int, folder: Path
+    parts: Mapping[tuple[str, str], FittedRows],
+    args: JudgeServerArguments,
+    seed: int,
+    folder: Path,
+    price: Sequence[float] = (),
 ) -> tuple[dict[tuple[str, str], list[list[Score]]], RatingReport]:
     """
     Rate every response by itself; its rating is its reward. Equal responses to one prompt are rated once.
@@ -159,7 +171,7 @@ def rate_rows(
     Args:
         parts (`dict`):
             By kind and name of the set: its rows.
-        args, seed, folder:
+        args, seed, folder, price:
             See [`judge_rows`].
 
     Returns:
@@ -198,12 +210,16 @@ def rate_rows(
         mean=statistics.fmean(readable),
         std=statistics.pstdev(readable),
         distinct=len(set(readable)),
-        tokens_per_verdict=_tokens_per_verdict(counts, len(games)),
+        **_spent(counts, len(games), price),
     )
 
 
 def judge_rows(
-    parts: Mapping[tuple[str, str], tuple[FittedRows, int]], args: JudgeServerArguments, seed: int, folder: Path
+    parts: Mapping[tuple[str, str], tuple[FittedRows, int]],
+    args: JudgeServerArguments,
+    seed: int,
+    folder: Path,
+    price: Sequence[float] = (),
 ) -> tuple[dict[tuple[str, str], list[list[Score]]], JudgeReport]:
     """
     Compare the right response of every row with each wrong one.
@@ -220,6 +236,8 @@ def judge_rows(
             Seed from which each request's seed is derived.
         folder (`Path`):
             Where judgements and their journal are kept.
+        price (`Sequence[float]`, *optional*):
+            Price of a million prompt tokens, and of a million completion tokens.
 
     Returns:
         `tuple`: Scores of the rows of each set, and counts.
@@ -258,7 +276,7 @@ def judge_rows(
         ]
         for name, (fitted, _) in parts.items()
     }
-    return scores, _report(list(games.values()), counts)
+    return scores, _report(list(games.values()), counts, price)
 
 
 def _pair(name: tuple[str, str], row: FittedRow, place: int) -> dict[str, Any]:
@@ -318,12 +336,17 @@ def _ask(
     return {row["id"]: tuple(game["verdict"] for game in row["games"]) for row in found}, counts
 
 
-def _tokens_per_verdict(counts: Mapping[str, Any], verdicts: int) -> float | None:
-    tokens = counts.get("judge_tokens")
-    return None if tokens is None else tokens / verdicts
+def _spent(counts: Mapping[str, Any], verdicts: int, price: Sequence[float]) -> dict[str, float | None]:
+    """Return tokens and cost, unknown where the server does not count them."""
+    tokens, completion = counts.get("judge_tokens"), counts.get("judge_completion_tokens")
+    cost = None
+    if price and tokens is not None and completion is not None:
+        cost = ((tokens - completion) * price[0] + completion * price[1]) / 1e6
+    each = {name: None if value is None else value / verdicts for name, value in (("tokens", tokens), ("cost", cost))}
+    return {"tokens_per_verdict": each["tokens"], "cost_per_verdict": each["cost"], "cost": cost}
 
 
-def _report(games: Sequence[tuple[str | None, ...]], counts: Mapping[str, Any]) -> JudgeReport:
+def _report(games: Sequence[tuple[str | None, ...]], counts: Mapping[str, Any], price: Sequence[float]) -> JudgeReport:
     readable = [pair for pair in games if None not in pair]
     leads = [points(*pair) for pair in readable]
     # 1 if the response shown first wins; the second game shows the wrong response first
@@ -336,7 +359,7 @@ def _report(games: Sequence[tuple[str | None, ...]], counts: Mapping[str, Any]) 
         unreadable=len(games) - len(readable),
         orders_agree=_share(sum(one == -other for one, other in signs), len(signs)),
         first_shown_wins=_share(decided.count(1), len(decided)),
-        tokens_per_verdict=_tokens_per_verdict(counts, 2 * len(games)),
+        **_spent(counts, 2 * len(games), price),
     )
 
 

@@ -111,10 +111,10 @@ class Sets:
             parts["pairs", name] = _given(given, pair_responses), 1
         fitted = {key: part for key, (part, _) in parts.items()}
         if args.judge_mode == "pairwise":
-            return fitted, *judge_rows(parts, args, seed, folder)
+            return fitted, *judge_rows(parts, args, seed, folder, args.judge_price)
         for name, given in self.problems.items():
             fitted["problems", name] = _given(given, candidates)
-        return fitted, *rate_rows(fitted, args, seed, folder)
+        return fitted, *rate_rows(fitted, args, seed, folder, args.judge_price)
 
 
 def _given(rows: Dataset, responses_of: Callable[[dict[str, Any]], list]) -> FittedRows:

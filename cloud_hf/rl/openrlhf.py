@@ -8,6 +8,7 @@ Environment variables:
     CLOUD_REWARD_URL          address of a reward server, or of its replicas, separated by commas; or
     CLOUD_REWARD_MODEL        Hub id or folder of a reward model, loaded in every rollout process
     CLOUD_REWARD_API_KEY      key of the server, if it requires one
+    CLOUD_REWARD_CASCADE      file of a cascade's fit. CLOUD_REWARD_URL then holds a server for each stage, separated by spaces
     CLOUD_POLICY_TOKENIZER    Hub id or folder of the policy: its chat template shows where turns begin and end
     CLOUD_REWARD_OPTIONS      JSON object with any of `num_critiques`, `temperature`, `max_new_tokens` (default 512), `seed`
     CLOUD_REWARD_CHANGED      "warn" (the default) or "error": policy for responses in which the reward model's chat template hides
@@ -32,6 +33,7 @@ from transformers import AutoTokenizer
 from cloud_hf.loading import load_reward_model
 from cloud_hf.rendered_chats import RenderedChats
 from cloud_hf.rl.hidden_text import check_policy, tell_of_hidden_text
+from cloud_hf.rl.served import served_scorer
 from cloud_hf.scores import Scorer
 from cloud_hf.scoring import TransformersScorer
 
@@ -129,10 +131,13 @@ def _reward_model() -> _RewardModel:
 
 def _load_scorer() -> Scorer:
     url, model = os.environ.get("CLOUD_REWARD_URL"), os.environ.get("CLOUD_REWARD_MODEL")
+    fit = os.environ.get("CLOUD_REWARD_CASCADE")
     if url is not None and model is None:
-        from cloud_hf.serving.client import CLoudClient
-
-        return CLoudClient(url, api_key=os.environ.get("CLOUD_REWARD_API_KEY"))
+        return served_scorer(url, os.environ.get("CLOUD_REWARD_API_KEY"), fit)
+    if fit is not None:
+        raise ValueError(
+            "CLOUD_REWARD_CASCADE needs a reward server for each stage in CLOUD_REWARD_URL, and no CLOUD_REWARD_MODEL."
+        )
     if model is not None and url is None:
         return _OneAtATime(TransformersScorer(*load_reward_model(model)))
     raise ValueError("Set either CLOUD_REWARD_URL (a reward server) or CLOUD_REWARD_MODEL (a model to load here).")

@@ -28,7 +28,7 @@ def cloud_reward(scorer: Scorer, **options) -> Callable[..., list[float | None]]
     Args:
         scorer ([`Scorer`]):
             Any backend: [`TransformersScorer`], [`~serving.CLoudVLLM`] or [`~serving.CLoudClient`]; or [`ScalarScorer`] for scalar
-            models of other makers.
+            models of other makers; or [`CascadeScorer`], for whole groups of completions without tool calls.
         num_critiques, temperature, max_new_tokens, seed:
             See [`Scorer`]. `max_new_tokens` defaults to 512 here.
         normalize (`str`, *optional*):
@@ -37,7 +37,8 @@ def cloud_reward(scorer: Scorer, **options) -> Callable[..., list[float | None]]
             (`scale_rewards`).
         num_generations (`int`, *optional*):
             Size of a group. By default, a group is a run of equal prompts, which TRL's sampler produces; give the size if
-            two consecutive groups may have the same prompt. A batch of incomplete groups then raises an error.
+            two consecutive groups may have the same prompt, or a process may get a part of a group. A batch of incomplete groups then
+            raises an error.
         on_response_changed (`str`, *optional*, defaults to `"warn"`):
             Policy for completions in which the reward model's chat template hides or changes text (some hide all that
             precedes a `</think>`): `"warn"` counts them in a warning and a metric, `"error"` raises. To show such text to the
@@ -69,10 +70,11 @@ def cloud_reward(scorer: Scorer, **options) -> Callable[..., list[float | None]]
     >>> trainer = GRPOTrainer("Qwen/Qwen3-0.6B", reward_funcs=reward, train_dataset=prompts)
     ```
     """
-    settings = _Settings(**options)
+    settings = _Settings(**options, compares=_compares(scorer))
 
     def reward(prompts, completions, log_extra=None, log_metric=None, **columns):
         batch = _Batch(prompts, completions, settings.judged_part)
+        settings.check_groups(batch)
         for rows in batch.untried():
             try:
                 scores = scorer.score(*batch.inputs(rows), **settings.score_options)
@@ -87,8 +89,8 @@ def cloud_reward(scorer: Scorer, **options) -> Callable[..., list[float | None]]
 
 def async_cloud_reward(client, **options) -> Callable:
     """
-    Make an asynchronous [`cloud_reward`] over an object with an `ascore`, such as [`~serving.CLoudClient`]. TRL awaits it
-    together with its other async reward functions. `options` are those of [`cloud_reward`].
+    Make an asynchronous [`cloud_reward`] over an object with an `ascore`, such as [`~serving.CLoudClient`] or a [`CascadeScorer`] of them.
+    TRL awaits it together with its other async reward functions. `options` are those of [`cloud_reward`].
 
     Examples:
 
@@ -97,10 +99,11 @@ def async_cloud_reward(client, **options) -> Callable:
     >>> trainer = GRPOTrainer("Qwen/Qwen3-0.6B", reward_funcs=[reward, length_penalty], train_dataset=prompts)
     ```
     """
-    settings = _Settings(**options)
+    settings = _Settings(**options, compares=_compares(client))
 
     async def reward(prompts, completions, log_extra=None, log_metric=None, **columns):
         batch = _Batch(prompts, completions, settings.judged_part)
+        settings.check_groups(batch)
         for rows in batch.untried():
             try:
                 scores = await client.ascore(*batch.inputs(rows), **settings.score_options)
@@ -111,6 +114,11 @@ def async_cloud_reward(client, **options) -> Callable:
         return settings.rewards(batch, log_extra, log_metric)
 
     return settings.named(reward)
+
+
+def _compares(scorer) -> bool:
+    """Return whether a reward depends on the other completions, as those of [`CascadeScorer`] do."""
+    return getattr(scorer, "compares_responses", False)
 
 
 class _Batch:
@@ -171,6 +179,7 @@ class _Settings:
     on_unjudgeable: str = "error"
     judged_part: Callable[[str], str] | None = None
     name: str = "cloud_reward"
+    compares: bool = False
     has_judged: bool = False
     lowest: float = math.inf
 
@@ -180,8 +189,17 @@ class _Settings:
         if self.on_unjudgeable not in ("error", "lowest", "none"):
             raise ValueError(f'`on_unjudgeable` is {self.on_unjudgeable!r}; it must be "error", "lowest" or "none".')
         check_policy("on_response_changed", self.on_response_changed)
-        if self.num_generations is not None and self.normalize is None:
-            raise ValueError('`num_generations` is the size of a group, so it needs `normalize="group"`.')
+        if self.compares and self.on_unjudgeable != "error":
+            raise ValueError(
+                f'`on_unjudgeable` is {self.on_unjudgeable!r}, but a cascade compares all completions of a group; leave it at "error" and '
+                "limit the length of completions."
+            )
+        if self.compares and (self.num_critiques, self.temperature) != (1, 0.0):
+            raise ValueError(
+                "A cascade's stages set critiques: give `num_critiques` and `temperature` to `CascadeStage`."
+            )
+        if self.num_generations is not None and self.normalize is None and not self.compares:
+            raise ValueError('`num_generations` is the size of a group, so it needs `normalize="group"` or a cascade.')
         if self.num_critiques > 1 and self.temperature == 0:
             raise ValueError("`num_critiques` above 1 needs `temperature` above 0: greedy critiques are all the same.")
 
@@ -194,11 +212,22 @@ class _Settings:
         function.__name__ = function.__qualname__ = self.name
         return function
 
+    def check_groups(self, batch: _Batch):
+        """Raise `ValueError` where completions cannot be compared: a part of a group, or after different tool calls."""
+        if not self.compares:
+            return
+        _groups(batch.prompts, self.num_generations)
+        for row, completion in enumerate(batch.completions):
+            if not isinstance(completion, str) and len(completion) > 1:
+                raise ValueError(
+                    f"Row {row}: the completion has {len(completion)} messages, but a cascade compares single responses to one prompt. "
+                    "Use one of its stages as the scorer."
+                )
+
     def refuse(self, batch: _Batch, rows: range, error: ValueError):
         if self.on_unjudgeable == "error":
-            raise ValueError(
-                f'Completions cannot be judged (`on_unjudgeable="lowest"` continues without): {error}'
-            ) from error
+            cure = "" if self.compares else ' (`on_unjudgeable="lowest"` continues without)'
+            raise ValueError(f"Completions cannot be judged{cure}: {error}") from error
         batch.refuse(rows, error)
 
     def rewards(self, batch: _Batch, log_extra: Callable | None, log_metric: Callable | None) -> list[float | None]:
@@ -258,24 +287,29 @@ def normalize_by_group(
     Raises:
         `ValueError`: If the batch does not consist of complete groups of `num_generations` equal prompts.
     """
-    if num_generations is None:
-        groups = [[row for row, _ in run] for _, run in groupby(enumerate(prompts), key=lambda pair: pair[1])]
-    else:
-        starts = range(0, len(prompts), num_generations)
-        groups = [list(range(start, min(start + num_generations, len(prompts)))) for start in starts]
     normalized: list[float | None] = [None] * len(rewards)
-    for rows in groups:
-        if num_generations and (len(rows) < num_generations or any(prompts[row] != prompts[rows[0]] for row in rows)):
-            raise ValueError(
-                f"Completions {rows[0]} to {rows[-1]} are not a group of {num_generations} for one prompt. Make the batch "
-                "size of each process a multiple of `num_generations`."
-            )
+    for rows in _groups(prompts, num_generations):
         values = {row: reward for row in rows if (reward := rewards[row]) is not None}
         mean = statistics.fmean(values.values()) if values else 0.0
         deviation = statistics.pstdev(values.values()) if values else 0.0
         for row, reward in values.items():
             normalized[row] = (reward - mean) / deviation if deviation > _LEAST_DEVIATION else 0.0
     return normalized
+
+
+def _groups(prompts: list, num_generations: int | None) -> list[list[int]]:
+    """Return the rows of each group. Raises `ValueError` for one that is incomplete."""
+    if num_generations is None:
+        return [[row for row, _ in run] for _, run in groupby(enumerate(prompts), key=lambda pair: pair[1])]
+    starts = range(0, len(prompts), num_generations)
+    groups = [list(range(start, min(start + num_generations, len(prompts)))) for start in starts]
+    for rows in groups:
+        if len(rows) < num_generations or any(prompts[row] != prompts[rows[0]] for row in rows):
+            raise ValueError(
+                f"Completions {rows[0]} to {rows[-1]} are not a group of {num_generations} for one prompt. Make the batch "
+                "size of each process a multiple of `num_generations`."
+            )
+    return groups
 
 
 # ------------------------------------------------------------------------------------------------- reading rows

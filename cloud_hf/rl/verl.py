@@ -7,18 +7,20 @@
 (Older versions name the options `custom_reward_function.path` and so on.) With `reward.reward_model.enable=True` verl starts
 vLLM servers of the reward model behind a router. Their chat route gives the rewards, and cloud_hf must be installed where they
 run. The router answers whatever they refuse with status 500; vLLM's log says why. Otherwise the reward server at CLOUD_REWARD_URL
-is asked (or its replicas, separated by commas); CLOUD_REWARD_API_KEY is its key. verl passes the decoded response to a reward function but not
+is asked (or its replicas, separated by commas); CLOUD_REWARD_API_KEY is its key. With CLOUD_REWARD_CASCADE, the file of a cascade's fit,
+CLOUD_REWARD_URL holds a server for each stage, separated by spaces. verl passes the decoded response to a reward function but not
 the prompt, so every row of the data needs the prompt in `extra_info`.
 """
 
 import logging
 import os
 from functools import lru_cache
+from typing import Any
 
 # Absolute import, because verl runs this file by its path, outside the package
 from cloud_hf.rl.hidden_text import check_policy, tell_of_hidden_text
+from cloud_hf.rl.served import served_scorer
 from cloud_hf.serving.chat_client import CLoudChatClient
-from cloud_hf.serving.client import CLoudClient
 
 
 logger = logging.getLogger(__name__)
@@ -76,6 +78,10 @@ async def compute_score(
             "a response. Use a reward server (CLOUD_REWARD_URL), or 'warn'."
         )
     client = _client(reward_router_address)
+    if getattr(client, "compares_responses", False) and (num_critiques, temperature) != (1, 0.0):
+        raise ValueError(
+            "`num_critiques` and `temperature` cannot be set with CLOUD_REWARD_CASCADE: each stage writes one greedy critique."
+        )
     prompt = _prompt(data_source, extra_info)
     try:
         [score] = await client.ascore(
@@ -109,15 +115,21 @@ async def compute_score(
     }
 
 
-def _client(router_address: str | None) -> CLoudClient:
+def _client(router_address: str | None) -> Any:
+    url, fit = os.environ.get("CLOUD_REWARD_URL"), os.environ.get("CLOUD_REWARD_CASCADE")
+    if router_address and fit:
+        raise ValueError(
+            "CLOUD_REWARD_CASCADE is set, but verl's router serves one model. Set reward.reward_model.enable=False and name a server for each "
+            "stage in CLOUD_REWARD_URL."
+        )
     if router_address:
         return _shared(CLoudChatClient, f"http://{router_address}")
-    if not os.environ.get("CLOUD_REWARD_URL"):
+    if not url:
         raise ValueError(
             "There is no reward server: verl passed no `reward_router_address`, and the environment variable "
             "CLOUD_REWARD_URL is not set."
         )
-    return _shared(CLoudClient, os.environ["CLOUD_REWARD_URL"], os.environ.get("CLOUD_REWARD_API_KEY"))
+    return _shared(served_scorer, url, os.environ.get("CLOUD_REWARD_API_KEY"), fit)
 
 
 # One client per server, so that calls share its connections and their limit

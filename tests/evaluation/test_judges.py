@@ -1,6 +1,7 @@
 """A judge in an evaluation: both orders, ties, unreadable verdicts, nothing asked twice, the same figures after kills."""
 
 import json
+from functools import partial
 
 import pytest
 from aiohttp import web
@@ -155,17 +156,29 @@ def test_figures_are_the_same_after_a_server_that_died(evaluated):
     assert report == undisturbed
 
 
-def test_tokens_are_counted_where_the_server_counts_them(tmp_path):
-    def counted(body):
-        message = {"role": "assistant", "content": by_length(body)[0]}
-        choice = {"index": 0, "finish_reason": "stop", "message": message}
-        return web.json_response({"model": "tiny", "choices": [choice], "usage": {"total_tokens": 11}})
+def counted(body, completion=True):
+    """Counts 11 tokens, of which as many as the answer has characters are the answer's."""
+    message = {"role": "assistant", "content": by_length(body)[0]}
+    usage = {"total_tokens": 11} | ({"completion_tokens": len(message["content"])} if completion else {})
+    choice = {"index": 0, "finish_reason": "stop", "message": message}
+    return web.json_response({"model": "tiny", "choices": [choice], "usage": usage})
 
+
+def test_tokens_and_cost_are_those_that_the_server_counts(tmp_path):
     parts = {("pairs", "a"): (rows_of(("abcd", "ab"), ("a", "b?")), 1)}
     with serve_completions(write=counted) as server:
-        found = [judge_rows(parts, options(server), 0, tmp_path / "j")[1].tokens_per_verdict for _ in range(2)]
-    # Two verdicts with one try, two with two
-    assert found == [pytest.approx(11 * 6 / 4)] * 2
+        found = [judge_rows(parts, options(server), 0, tmp_path / "j", (2.0, 8.0))[1] for _ in range(2)]
+        unpriced = judge_rows(parts, options(server), 0, tmp_path / "j")[1]
+    # Two verdicts with one try, "[[A>B]]" and "[[B>A]]"; two with two, "I cannot say."
+    written = 2 * 7 + 4 * 13
+    cost = (2.0 * (6 * 11 - written) + 8.0 * written) / 1e6
+    for report in found:
+        assert report.tokens_per_verdict == pytest.approx(11 * 6 / 4)
+        assert report.cost == pytest.approx(cost) and report.cost_per_verdict == pytest.approx(cost / 4)
+    assert unpriced.tokens_per_verdict == 11 * 6 / 4 and unpriced.cost is None and unpriced.cost_per_verdict is None
+    with serve_completions(write=partial(counted, completion=False)) as server:
+        report = judge_rows(parts, options(server), 0, tmp_path / "sums", (2.0, 8.0))[1]
+    assert report.tokens_per_verdict == 11 * 6 / 4 and report.cost is None
 
 
 # ------------------------------------------------------------------------------------------------ a judge that rates
@@ -197,11 +210,22 @@ def test_ratings_are_rewards(tmp_path):
 def test_a_rating_judge_also_chooses_among_candidates(evaluated):
     folder, run = evaluated
     write_rows(folder / "bon.jsonl", [{"prompt": "p", "responses": ["a", "abc", "ab"], "correct": [0, 1, 0]}] * 2)
-    with serve_completions(write=rated) as server:
-        report = run(server, judge_mode="pointwise", best_of_n=[str(folder / "bon.jsonl")])
+
+    def priced(body):
+        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": rated(body)[0]}}
+        return web.json_response({"choices": [choice], "usage": {"total_tokens": 101, "completion_tokens": 1}})
+
+    with serve_completions(write=priced) as server:
+        options = {"judge_mode": "pointwise", "best_of_n": [str(folder / "bon.jsonl")]}
+        report = run(server, judge_price=[2.0, 30.0], **options)
     assert report["best_of_n"]["bon.jsonl"]["judge tiny"]["rates"]["3"] == 1.0
     assert report["judge"]["unreadable"] == 0
-    assert "tokens per rating" in (folder / "results" / "report.md").read_text()
+    ratings = report["judge"]["responses"]
+    assert report["judge"]["cost_per_verdict"] == pytest.approx(230e-6)
+    assert report["judge"]["cost"] == pytest.approx(ratings * 230e-6)
+    text = (folder / "results" / "report.md").read_text()
+    assert "| tokens per rating | cost per rating | cost |" in text
+    assert f"| 101 | 0.0002 | {ratings * 230e-6:.4f} |" in text
 
 
 def test_a_judge_that_answers_prose_is_refused_before_a_model_is_loaded(evaluated, monkeypatch):
@@ -221,6 +245,9 @@ def test_a_judge_that_answers_prose_is_refused_before_a_model_is_loaded(evaluate
         ({"judge_base_url": ["http://x"], "judge_tries": 0}, "`judge_tries`"),
         ({"judge_base_url": ["http://x"], "judge_mode": "both"}, "`judge_mode` is 'both'"),
         ({"judge_mode": "pointwise"}, "are for a judge: give `judge_base_url`"),
+        ({"judge_price": [1.0, 2.0]}, "are for a judge: give `judge_base_url`"),
+        ({"judge_base_url": ["http://x"], "judge_price": [1.0]}, r"`judge_price` is \[1.0\]; give two numbers"),
+        ({"judge_base_url": ["http://x"], "judge_price": [1.0, -2.0]}, "give two numbers of at least 0"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(given, says):

@@ -41,6 +41,18 @@ def scorer(model, tokenizer):
 
 
 @pytest.fixture
+def classic_scorer(classic_model, tokenizer):
+    return TransformersScorer(classic_model, tokenizer)
+
+
+@pytest.fixture
+def classic_server(classic_model, tokenizer):
+    """Address of a server of `classic_model`."""
+    with running(make_app(TransformersEngine(classic_model, tokenizer))) as address:
+        yield address
+
+
+@pytest.fixture
 def reward_server(model, tokenizer):
     """Address of a server of `model`."""
     with running(make_app(TransformersEngine(model, tokenizer))) as address:

@@ -422,30 +422,41 @@ def _form_of(unit: Unit) -> Form:
 JUDGE = """\
 Each right response against each wrong one of its row, in both orders; equal pairs are judged once. The margin of a pair is the mean lead of
 the right response over both verdicts, from -2 to 2. A pair without a readable verdict in one of the orders ties, and a tie is not
-right. Tokens are those of prompt and answer, tries included, as the server counts them."""
+right. Tokens are those of prompt and answer, tries included, as the server counts them. Their cost needs
+`--judge_price`, and a server that counts both."""
 
 RATINGS = """\
 Every response by itself; equal ones are rated once, and the rating is the reward. A response without a readable rating gets the middle of
-the scale. Tokens are those of prompt and answer, tries included, as the server counts them."""
+the scale. Tokens are those of prompt and answer, tries included, as the server counts them. Their cost needs
+`--judge_price`, and a server that counts both."""
 
 CRITIQUES = """\
 The model's own critique of each response (the first, where it writes several) beside the one of reference. Loss: mean
 cross-entropy of the reference critique's tokens after the response, in nats; the backend transformers alone gives it. Overlap
 (chrF2, BLEU: 0 to 100) says how much the wording is alike, not whether a critique is right."""
 
+_COST = Form(digits=4, exponent=True)
+
 
 def judge_section(judged: JudgeReport | RatingReport) -> Section:
     """Make the section on the judge's behaviour."""
     if isinstance(judged, RatingReport):
-        columns = ["responses", "unreadable", "mean", "standard deviation", "different ratings", "tokens per rating"]
+        about, unit = RATINGS, "rating"
+        columns = ["responses", "unreadable", "mean", "standard deviation", "different ratings"]
         numbers = (show(value, Form(digits=2)) for value in (judged.mean, judged.std))
         row = [judged.responses, judged.unreadable, *numbers, judged.distinct]
-        return Section("Judge", RATINGS, [Table(columns, [[*row, show(judged.tokens_per_verdict, Form(digits=0))]])])
-    shares = [show(value) for value in (judged.orders_agree, judged.first_shown_wins)]
-    columns = ["pairs", "right wins", "ties", "unreadable", "orders agree", "first shown wins", "tokens per verdict"]
-    counts = [judged.pairs, judged.right, judged.ties, judged.unreadable]
-    row = [*counts, *shares, show(judged.tokens_per_verdict, Form(digits=0))]
-    return Section("Judge", JUDGE, [Table(columns, [row])])
+    else:
+        about, unit = JUDGE, "verdict"
+        columns = ["pairs", "right wins", "ties", "unreadable", "orders agree", "first shown wins"]
+        shares = [show(value) for value in (judged.orders_agree, judged.first_shown_wins)]
+        row = [judged.pairs, judged.right, judged.ties, judged.unreadable, *shares]
+    columns += [f"tokens per {unit}", f"cost per {unit}", "cost"]
+    row += [
+        show(judged.tokens_per_verdict, Form(digits=0)),
+        show(judged.cost_per_verdict, _COST),
+        show(judged.cost, _COST),
+    ]
+    return Section("Judge", about, [Table(columns, [row])])
 
 
 def critique_section(results: Mapping[str, Sequence[CritiqueResult]]) -> Section:
