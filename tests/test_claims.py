@@ -60,7 +60,7 @@ def test_a_killed_study_resumes_to_the_same_scores(claims, tmp_path):
     assert {one["verdict"] for one in written["findings"]} == {"inconclusive", "not run"}  # one seed shows nothing
 
 
-def test_policies_are_trained_on_each_reward_model(claims, tmp_path, monkeypatch):
+def test_policies_are_trained_on_rewards_and_resume(claims, tmp_path, monkeypatch):
     import rl_check
     import rl_summary
 
@@ -68,13 +68,13 @@ def test_policies_are_trained_on_each_reward_model(claims, tmp_path, monkeypatch
     monkeypatch.setattr(rl_check, "final_answer", lambda completion: "Answer A")
     rl = ("policy_steps=1", "steps=2", "problems=2", "num_generations=2", "evaluate_every=2")
     folders = ["--output_dir", str(tmp_path), "--results", str(tmp_path)]
-    command = [*folders, "--seeds", "0", "--set", *SMALL, "--set_rl", *rl]
+    command = [*folders, "--seeds", "0", "--judges", "classic", "oracle", "--set", *SMALL, "--set_rl", *rl]
     rl_check.main(command)
     found = rl_summary.summarise(tmp_path)["shell"]
-    assert list(found) == ["classic", "cloud", "oracle"]
+    assert list(found) == ["classic", "oracle"]
     assert all(one["steps"] == [0, 2] and len(one["mean"]["solved"]) == 2 for one in found.values())
     written = (tmp_path / "rl_answers.npz").read_bytes()
-    shutil.rmtree(tmp_path / "rl" / "shell" / "seed0" / "cloud")
+    shutil.rmtree(tmp_path / "rl" / "shell" / "seed0" / "classic")
     rl_check.main(command)
     assert (tmp_path / "rl_answers.npz").read_bytes() == written
 
