@@ -215,7 +215,7 @@ def arm_summary(scores: Scores, arm: str) -> dict[str, Any]:
     return summary | costs(scores, arm, seeds)
 
 
-def about_critiques(scores: Scores, arm: str, seeds: list[int]) -> dict[str, float | None]:
+def about_critiques(scores: Scores, arm: str, seeds: list[int]) -> dict[str, Any]:
     """Return the share of critiques equal to the oracle's, and the accuracy of pairs by whether both critiques are."""
     exact = np.concatenate([scores.get(seed, arm, "exact") for seed in seeds])
     right = np.concatenate([np.heaviside(scores.margins(seed, arm), 0.5) for seed in seeds])

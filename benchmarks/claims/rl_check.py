@@ -125,7 +125,7 @@ class RLCheck:
         np.savez_compressed(folder / "answers.npz", answers=np.array(exam.answers, dtype=np.int8), rewards=rewards)
         return {**result, "evaluated": exam.steps}
 
-    def reward(self, arm: Cell | None):
+    def reward(self, arm: Cell | None) -> Any:
         """Make a reward function: the project's, or whether the answer is right."""
         if arm is None:
             return right_answer
