@@ -287,6 +287,28 @@ def claims_in_short(report: dict) -> str:
     return f"CLoud minus classic at equal training compute: {'; '.join(parts)}."
 
 
+def claims_rl(report: dict) -> str:
+    """Return how often policies that were trained on each reward model are right, before and after."""
+    if not report["rl"]:
+        return "Not run."
+
+    def change(values: list[float]) -> str:
+        return f"{values[0]:.1%} to {values[-1]:.1%}"
+
+    rows = [
+        [
+            task,
+            judge,
+            change(one["mean"]["solved"]),
+            change(one["mean"]["favoured"]),
+            ", ".join(f"{of['solved'][-1]:.1%}" for of in one["seeds"].values()),
+        ]
+        for task, judges in report["rl"].items()
+        for judge, one in judges.items()
+    ]
+    return table(["task", "reward of", "solved", "favoured by the reward", "solved at the end, each seed"], rows)
+
+
 def noise(runs: int) -> str:
     """Return the standard error of a share of 95 % in points."""
     return f"{100 * (0.95 * 0.05 / runs) ** 0.5:.1f}"
@@ -309,6 +331,7 @@ FIGURES: dict[str, Callable[[dict], str]] = {
         interval_coverage,
         claims,
         claims_in_short,
+        claims_rl,
     )
 }
 

@@ -60,6 +60,36 @@ def test_a_killed_study_resumes_to_the_same_scores(claims, tmp_path):
     assert {one["verdict"] for one in written["findings"]} == {"inconclusive", "not run"}  # one seed shows nothing
 
 
+def test_policies_are_trained_on_rewards_and_resume(claims, tmp_path, monkeypatch):
+    import rl_check
+    import rl_summary
+
+    # Too small to learn to answer
+    monkeypatch.setattr(rl_check, "final_answer", lambda completion: "Answer A")
+    rl = ("policy_steps=1", "steps=2", "problems=2", "num_generations=2", "evaluate_every=2")
+    folders = ["--output_dir", str(tmp_path), "--results", str(tmp_path)]
+    command = [*folders, "--seeds", "0", "--judges", "classic", "oracle", "--set", *SMALL, "--set_rl", *rl]
+    rl_check.main(command)
+    found = rl_summary.summarise(tmp_path)["shell"]
+    assert list(found) == ["classic", "oracle"]
+    assert all(one["steps"] == [0, 2] and len(one["mean"]["solved"]) == 2 for one in found.values())
+    written = (tmp_path / "rl_answers.npz").read_bytes()
+    shutil.rmtree(tmp_path / "rl" / "shell" / "seed0" / "classic")
+    rl_check.main(command)
+    assert (tmp_path / "rl_answers.npz").read_bytes() == written
+
+
+def test_shares_of_solved_and_favoured_answers(claims):
+    import rl_summary
+
+    rewards = np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    curves = rl_summary.curves_of(np.array([[0, 0, 0], [0, 1, -1]]), rewards)
+    assert curves["solved"] == pytest.approx([1, 1 / 3])
+    assert curves["favoured"] == pytest.approx([1 / 3, 2 / 3])
+    assert curves["answered"] == pytest.approx([1, 2 / 3])
+    assert curves["reward"] == pytest.approx([-1 / 3, 1])
+
+
 def test_the_committed_report_follows_from_the_committed_scores(claims):
     import report
 

@@ -45,6 +45,7 @@ NOT_RUN = {
     "vllm serve": "starts an engine; tests/serving/test_vllm.py has vLLM's server",
     "vllm bench serve": "needs vLLM's server",
     "claims/run.py": "trains for minutes to hours; tests/test_claims.py runs a small study",
+    "claims/rl_check.py": "trains for minutes, after claims/run.py; tests/test_claims.py trains small policies",
     "claims/report.py": "rewrites committed results; tests/test_claims.py computes them",
     "app.py": "serves until it is stopped; tests/spaces runs the pages",
 }

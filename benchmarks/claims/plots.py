@@ -58,3 +58,22 @@ def compute(report: dict[str, Any], path: Path):
         panel.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(figure)
+
+
+def rl(found: dict[str, Any], path: Path):
+    """Plot the shares of solved and of favoured answers by step, a panel per task and reward."""
+    shown = [(task, judge, one) for task, judges in found.items() for judge, one in judges.items()]
+    figure, panels = plt.subplots(
+        1, len(shown), figsize=(3.2 * len(shown) + 0.6, 3.2), sharey=True, squeeze=False, layout="constrained"
+    )
+    for panel, (task, judge, one) in zip(panels[0], shown, strict=True):
+        for name, colour in (("solved", "tab:blue"), ("favoured", "tab:orange")):
+            for curves in one["seeds"].values():
+                panel.plot(one["steps"], [100 * share for share in curves[name]], color=colour, lw=0.7, alpha=0.5)
+            panel.plot(one["steps"], [100 * share for share in one["mean"][name]], color=colour, lw=2, label=name)
+        panel.set(title=f"{task}: reward of {judge}", xlabel="GRPO steps", ylim=(0, 102))
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0][0].set_ylabel("held-out problems, %")
+    panels[0][0].legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(figure)

@@ -52,6 +52,25 @@ def plan(studies: list[Study], arms: list[str]) -> Iterator[tuple[Study, str, An
                 yield study, f"{name}_samples", lambda study=study, name=name: study.samples(name)
 
 
+def make_studies(args: argparse.Namespace) -> list[Study]:
+    """Return the studies of all tasks and seeds, with the settings of the command line."""
+    values = yaml.safe_load(args.settings.read_text())
+    changes = {key: yaml.safe_load(value) for key, value in (change.split("=", 1) for change in args.set)}
+    return [
+        Study(args.output_dir, task, seed, args.split, Settings(**{**values["all"], **values[task], **changes}))
+        for task in args.tasks
+        for seed in args.seeds
+    ]
+
+
+def quiet():
+    """Use one thread, and silence the libraries."""
+    torch.set_num_threads(1)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+
+
 def collect(root: Path, output: Path):
     """Gather the scores and records of all finished cells into files small enough to commit."""
     output.mkdir(parents=True, exist_ok=True)
@@ -99,18 +118,8 @@ def main(arguments: list[str] | None = None):
     args = parser.parse_args(arguments)
     if args.quick:
         args.tasks, args.seeds = args.tasks[:1], args.seeds[:1]
-    changes = dict(change.split("=", 1) for change in args.set)
-    changes = {key: yaml.safe_load(value) for key, value in changes.items()}
-    values = yaml.safe_load(args.settings.read_text())
-    studies = [
-        Study(args.output_dir, task, seed, args.split, Settings(**{**values["all"], **values[task], **changes}))
-        for task in args.tasks
-        for seed in args.seeds
-    ]
-    torch.set_num_threads(1)
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
+    studies = make_studies(args)
+    quiet()
     for study, name, work in plan(studies, args.arms):
         done: Cell = work()
         shown = ", ".join(f"{key} {done.result[key]:.3f}" for key in ("accuracy", "exact") if key in done.result)

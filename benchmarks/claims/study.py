@@ -31,7 +31,7 @@ TEMPERATURES = (0.5, 1.0)
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of a task, chosen on validation problems before a test problem was scored."""
+    """Settings of a task, chosen on validation problems."""
 
     levels: tuple[int, ...]  # difficulties
     width: int  # of the model's hidden states
@@ -190,7 +190,7 @@ class Study:
         """Return the passes over the pairs."""
         settings = self.settings
         if arm.outcome and arm.start == "cloud":
-            return settings.outcome_passes
+            return arm.outcome.get("num_train_epochs", settings.outcome_passes)
         if arm.passes == "all":
             return settings.critic_passes + settings.stage3_passes
         if not arm.passes.startswith("compute:"):
