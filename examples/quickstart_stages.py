@@ -28,7 +28,7 @@ import cloud_hf.threads
 
 
 EXAMPLES = Path(__file__).parent
-RECIPES = EXAMPLES / "configs" / "shell-game"
+RECIPES = EXAMPLES / "configs"
 RECORDS = "stages"
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "tokenizers")
 
@@ -36,13 +36,13 @@ PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "tokenizer
 @dataclass(frozen=True)
 class Stage:
     """
-    One run of an example script.
+    One run of a script.
 
     Args:
         name, title (`str`):
             Its key in the report, and its heading when it starts.
         script, recipe (`str`):
-            File in `examples/` and in `examples/configs/shell-game/`.
+            Its path from `examples/`, and that of its recipe from `examples/configs/`.
         options (`tuple[str, ...]`):
             Command-line options, in which `{run}` is the folder of the run.
         folders (`tuple[str, ...]`):
@@ -67,6 +67,7 @@ class Stage:
         """Return what the output depends on, as JSON; `records` are those of the stages before."""
         return {
             "command": [self.script, *self.options],
+            "script": hash_file(EXAMPLES / self.script),
             "recipe": hash_file(RECIPES / self.recipe),
             "code": hash_code(),
             "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
