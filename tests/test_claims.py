@@ -12,6 +12,7 @@ import pytest
 
 CLAIMS = Path(__file__).parents[1] / "benchmarks" / "claims"
 RESULTS = CLAIMS.parent / "results" / "claims"
+REAL = CLAIMS.parent / "results" / "smollm2"
 MODULES = [path.stem for path in CLAIMS.glob("*.py")]
 SMALL = (
     "levels=[2]", "width=16", "base_steps=2", "pairs=32", "critic_passes=1", "held_out=4", "sampled=2", "outcome_passes=1",
@@ -81,6 +82,51 @@ def test_only_the_prompt_tells_right_from_wrong(claims):
             assert len(lengths) == len(critiques) == 1 and problem.answer in problem.choices
         train = {problem.prompt for problem in tasks.problems(task, "train", [2, 3], 400, 0)}
         assert not train & {problem.prompt for problem in found}
+
+
+def test_the_figures_of_the_real_run_follow_from_its_scores(claims):
+    import real_figures
+
+    written = json.loads((REAL / "figures.json").read_text(encoding="utf-8"))
+    assert real_figures.figures(REAL) == written
+    # Counted here as well, and compared with the report of the evaluation
+    report = json.loads((REAL / "evaluation" / "report.json").read_text(encoding="utf-8"))
+    rows = [json.loads(line) for line in (REAL / "scores.jsonl").read_text(encoding="utf-8").splitlines()]
+    for arm in ("classic", "cloud"):
+        right = [row[arm][0] > row[arm][1] for row in rows]
+        assert written["pooled"][arm]["value"] == sum(right) / len(rows)
+        for name, found in written["sets"].items():
+            of_set = [value for value, row in zip(right, rows, strict=True) if row["set"] == name]
+            assert found[arm]["value"] == sum(of_set) / len(of_set)
+            assert report["models"][arm]["pairs"][name]["accuracy"]["value"] == found[arm]["value"]
+
+
+@pytest.mark.full
+@pytest.mark.timeout(600)
+def test_the_real_run_on_a_tiny_model(claims, tmp_path, monkeypatch, capfd):
+    import real_figures
+    import real_model
+    from models_for_tests import save_language_model
+
+    base = save_language_model(tmp_path / "base", max_position_embeddings=1024)
+    pair = {"prompt": "What is 2 + 2?", "chosen": "It is 4.", "rejected": "It is 5!"}
+    critiques = {"chosen_feedback": "Right.", "rejected_feedback": "Wrong sum."}
+    for name in ("train", "held-out"):
+        (tmp_path / f"{name}.jsonl").write_text(
+            "".join(json.dumps({"id": f"{name}-{i}", **pair, **critiques}) + "\n" for i in range(4))
+        )
+    (tmp_path / "rows.yaml").write_text(
+        "{train: [train.jsonl], pairs: 4, max_length: 576, evaluation: {held: held-out.jsonl}, rows: 4, eval_max_length: 576}"
+    )
+    run, results = tmp_path / "run", tmp_path / "results"
+    options = ["--base", base, "--data", tmp_path, "--rows", tmp_path / "rows.yaml", "--output_dir", run]
+    for kept in (0, 6):
+        real_model.main(list(map(str, options)))
+        assert capfd.readouterr().out.count("kept from an earlier run") == kept
+    real_figures.main(["--run", str(run), "--results", str(results)])
+    figures = json.loads((results / "figures.json").read_text())
+    assert figures["pooled"]["classic"]["n"] == 4 and figures["training"]["cloud"]["steps"] == 1
+    assert "accuracy" in (results / "cards" / "cloud.md").read_text()
 
 
 @pytest.mark.full

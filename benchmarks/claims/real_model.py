@@ -62,12 +62,12 @@ def stages(base: str, data: str, rows: Path, recipes: str, seed: int) -> list[St
         Stage(
             "evaluation", "Held-out pairs", "evaluate_rewards.py", recipe("scoring"),
             ("--models", "{run}/classic", "{run}/cloud", "--dataset_name", *sets, "--output_dir", "{run}/evaluation",
-             "--seed", str(seed)), ("evaluation",), ("rows", "classic", "cloud"),
+             "--update_card", "True", "--seed", str(seed)), ("evaluation",), ("rows", "classic", "cloud"),
         ),
     ]  # fmt: skip
 
 
-def main():
+def main(arguments: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", required=True, help="Hub id or folder of the language model to start from")
     parser.add_argument("--data", default="../shared/data", help="folder of the files that --rows names")
@@ -75,7 +75,7 @@ def main():
     parser.add_argument("--rows", type=Path, default=ROWS, help="YAML file that names files and numbers of rows")
     parser.add_argument("--recipes", default="smollm2-135m", help="folder of the recipes, from examples/configs")
     parser.add_argument("--seed", type=int, default=0, help="seed of rows, new weights and training")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     base = str(Path(args.base).resolve()) if Path(args.base).is_dir() else args.base
     data = str(Path(args.data).resolve())
     planned = stages(base, data, args.rows.resolve(), args.recipes, args.seed)
