@@ -45,6 +45,8 @@ NOT_RUN = {
     "vllm serve": "starts an engine; tests/serving/test_vllm.py has vLLM's server",
     "vllm bench serve": "needs vLLM's server",
     "claims/run.py": "trains for minutes to hours; tests/test_claims.py runs a small study",
+    "claims/real_model.py": "trains for an hour; tests/test_claims.py runs it on a tiny model",
+    "claims/real_figures.py": "records a run of real_model.py, likewise",
     "claims/report.py": "rewrites committed results; tests/test_claims.py computes them",
     "app.py": "serves until it is stopped; tests/spaces runs the pages",
 }

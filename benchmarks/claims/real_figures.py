@@ -121,7 +121,7 @@ def copy(source: Path, target: Path):
 def scores_of(run: Path, name: str) -> list[dict[str, Any]]:
     """Return the rewards of a set's pairs, chosen first, whether its chosen response is longer, and how many of its critiques were cut."""
     rows = {row["id"]: row for row in read_lines(run / "rows" / f"{name}.jsonl")}
-    scored = {arm: read_lines(run / "evaluation" / f"scores_{arm}_{name}.jsonl") for arm in ARMS}
+    scored = {arm: read_lines(run / "evaluation" / f"scores_{arm}_{name}.jsonl.jsonl") for arm in ARMS}
     found = []
     for pair in zip(*scored.values(), strict=True):
         [key] = {row["id"] for row in pair}
