@@ -400,7 +400,7 @@ def record_quickstart(runs: Sequence[Path]):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").strip().splitlines()[0])
     parser.add_argument(
         "--quickstart", nargs="+", type=Path, help="folders of finished quickstart runs to record first"
     )
