@@ -310,14 +310,22 @@ def smollm2(result: dict) -> str:
     trained = result["training"]
     cloud_s = cpu["critique_sft"] + cpu["self_critiques"] + cpu["cloud"]
     ends = pooled["cloud_minus_classic"]["ci95"]
-    verdict = "excludes 0" if ends and (ends[0] > 0 or ends[1] < 0) else "includes 0"
+    verdict = (
+        "excludes 0." if ends and (ends[0] > 0 or ends[1] < 0) else "includes 0: the run does not tell the arms apart."
+    )
+
+    def course(stage: str, loss: str) -> str:
+        return f"{trained[stage]['first_quarter'][loss]:.2f} to {trained[stage]['last_quarter'][loss]:.2f}"
+
     header = ["set", "pairs", "classic", "CLoud", "difference in points", "the longer response"]
     return (
-        f"{table(header, rows)}\n\nAccuracy with 95% intervals; the interval of the difference over all pairs {verdict}. Trained on {train['drawn']} "
-        f"of {train['rows']:,} pairs: CLoud in {cloud_s / 60:.0f} minutes of CPU time ({trained['critique-sft']['steps']} steps of stage 1, "
-        f"{trained['cloud']['steps']} of stage 3), classic in {cpu['classic'] / 60:.0f} ({trained['classic']['steps']} steps); the evaluation took "
-        f"{cpu['evaluation'] / 60:.0f}. {pooled['critiques_cut']:.0%} of the critiques were cut at the token limit. Recorded on one core of "
-        f"{result['machine']['processor']} with torch {result['machine']['torch']}."
+        f"{table(header, rows)}\n\nAccuracy with 95% intervals; the interval of the difference over all pairs {verdict} Trained on {train['drawn']} "
+        f"of {train['rows']:,} pairs, of which {train['fitting']} are short enough: CLoud in {cloud_s / 60:.0f} minutes of CPU time "
+        f"({trained['critique-sft']['steps']} steps of stage 1, {trained['cloud']['steps']} of stage 3), classic in {cpu['classic'] / 60:.0f} "
+        f"({trained['classic']['steps']} steps); the evaluation took {cpu['evaluation'] / 60:.0f}. From the first to the last quarter of the steps, the "
+        f"loss of stage 1 went from {course('critique-sft', 'loss')}, the Bradley-Terry loss of stage 3 from {course('cloud', 'pairwise_loss')} "
+        f"and that of the classic arm from {course('classic', 'pairwise_loss')}. {pooled['critiques_cut']:.0%} of the evaluation's critiques were "
+        f"cut at the token limit. Recorded on one core of {result['machine']['processor']} with torch {result['machine']['torch']}, beside other work."
     )
 
 
