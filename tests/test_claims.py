@@ -103,7 +103,7 @@ def test_the_figures_of_the_real_run_follow_from_its_scores(claims):
 
 
 @pytest.mark.full
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_the_real_run_on_a_tiny_model(claims, tmp_path, monkeypatch, capfd):
     import real_figures
     import real_model
