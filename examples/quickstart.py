@@ -40,37 +40,37 @@ def stages(seed: int, arms: dict[str, tuple[str, ...]] = ARMS) -> list[Stage]:
     models = ("--models", *(f"{{run}}/{arm}" for arm in arms))
     all_stages = [
         Stage(
-            "base", "Stage 0: data, and a base model that answers directly", "make_shell_game.py", "base.yaml",
+            "base", "Stage 0: data, and a base model that answers directly", "make_shell_game.py", "shell-game/base.yaml",
             ("--data_dir", "{run}/data", *options(None, None, "base")), ("data", "base"),
         ),
         Stage(
-            "classic", "Classic arm: reward at the end of the response", "train_classic.py", "classic.yaml",
+            "classic", "Classic arm: reward at the end of the response", "train_classic.py", "shell-game/classic.yaml",
             options("base", "data/pairs", "classic"), ("classic",), ("base",),
         ),
         Stage(
-            "critique_sft", "Stage 1: critique SFT on oracle critiques", "train_critique_sft.py", "critique_sft.yaml",
+            "critique_sft", "Stage 1: critique SFT on oracle critiques", "train_critique_sft.py", "shell-game/critique_sft.yaml",
             options("base", "data/pairs", "critique-sft"), ("critique-sft",), ("base",),
         ),
         Stage(
             "self_critiques", "Stage 2: the model rewrites the critiques", "build_self_critiques.py",
-            "self_critiques.yaml", options("critique-sft", "data/stage3", "self-critiques"), ("self-critiques",),
+            "shell-game/self_critiques.yaml", options("critique-sft", "data/stage3", "self-critiques"), ("self-critiques",),
             ("base", "critique_sft"),
         ),
         Stage(
-            "cloud", "Stage 3: CLoud training on its own critiques", "train_cloud.py", "cloud.yaml",
+            "cloud", "Stage 3: CLoud training on its own critiques", "train_cloud.py", "shell-game/cloud.yaml",
             options("critique-sft", "self-critiques", "cloud"), ("cloud",), ("critique_sft", "self_critiques"),
         ),
         Stage(
-            "outcome", "Stage 4: critiques improved by their outcome", "train_cloud_outcome.py", "outcome.yaml",
+            "outcome", "Stage 4: critiques improved by their outcome", "train_cloud_outcome.py", "shell-game/outcome.yaml",
             options("cloud", "self-critiques", "outcome"), ("outcome",), ("self_critiques", "cloud"),
         ),
         Stage(
-            "evaluation", "Held-out pairs", "evaluate_rewards.py", "scoring.yaml",
+            "evaluation", "Held-out pairs", "evaluate_rewards.py", "shell-game/scoring.yaml",
             (*models, *options(None, "data/pairs", "evaluation"), "--group_column", "difficulty"), ("evaluation",),
             ("base", *arms),
         ),
         Stage(
-            "best_of_n", "Best-of-N", "best_of_n.py", "scoring.yaml",
+            "best_of_n", "Best-of-N", "best_of_n.py", "shell-game/scoring.yaml",
             (*models, *options(None, "data/best-of-n", "evaluation")), ("evaluation",), ("base", *arms),
         ),
     ]  # fmt: skip

@@ -2,8 +2,8 @@
 Run scripts one after another in one folder, each once: stages that finished with the same settings are kept.
 
 A stage counts as finished when its record, `stages/NAME.json`, is written. The record holds everything that the stage's output
-depends on (command, recipe, code, packages, output of earlier stages) and a hash of each file of the output. A stage runs
-again, from an empty folder, if any of these changed or if it was interrupted.
+depends on (command, recipe, code, packages, output of earlier stages) and a hash of each file of the output, except model cards, to
+which an evaluation adds its results. A stage runs again, from an empty folder, if any of these changed or if it was interrupted.
 """
 
 import fcntl
@@ -28,21 +28,22 @@ import cloud_hf.threads
 
 
 EXAMPLES = Path(__file__).parent
-RECIPES = EXAMPLES / "configs" / "shell-game"
+RECIPES = EXAMPLES / "configs"
 RECORDS = "stages"
+CARD = "README.md"
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "tokenizers")
 
 
 @dataclass(frozen=True)
 class Stage:
     """
-    One run of an example script.
+    One run of a script.
 
     Args:
         name, title (`str`):
             Its key in the report, and its heading when it starts.
         script, recipe (`str`):
-            File in `examples/` and in `examples/configs/shell-game/`.
+            Its path from `examples/`, and that of its recipe from `examples/configs/`.
         options (`tuple[str, ...]`):
             Command-line options, in which `{run}` is the folder of the run.
         folders (`tuple[str, ...]`):
@@ -67,6 +68,7 @@ class Stage:
         """Return what the output depends on, as JSON; `records` belong to the earlier stages."""
         return {
             "command": [self.script, *self.options],
+            "script": hash_file(EXAMPLES / self.script),
             "recipe": hash_file(RECIPES / self.recipe),
             "code": hash_code(),
             "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
@@ -122,7 +124,8 @@ def run_one(
     usage = execute(stage, run, held)
     usage["peak_gb"] = max([usage["peak_gb"], *(record["usage"]["peak_gb"] for record in records.values())])
     print(f"   done in {usage['wall_s']:.0f} s", flush=True)
-    outputs = {name: hash_file(run / name) for name in files(run, stage) if name not in of_others}
+    written = [name for name in files(run, stage) if name not in of_others and Path(name).name != CARD]
+    outputs = {name: hash_file(run / name) for name in written}
     return {"version": 1, "settings": settings, "outputs": outputs, "usage": usage}
 
 

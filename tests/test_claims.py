@@ -114,6 +114,34 @@ def test_only_the_prompt_tells_right_from_wrong(claims):
 
 
 @pytest.mark.full
+@pytest.mark.timeout(1200)
+def test_the_real_run_on_a_tiny_model(claims, tmp_path, monkeypatch, capfd):
+    import real_figures
+    import real_model
+    from models_for_tests import save_language_model
+
+    base = save_language_model(tmp_path / "base", max_position_embeddings=1024)
+    pair = {"prompt": "What is 2 + 2?", "chosen": "It is 4.", "rejected": "It is 5!"}
+    critiques = {"chosen_feedback": "Right.", "rejected_feedback": "Wrong sum."}
+    for name in ("train", "held-out"):
+        (tmp_path / f"{name}.jsonl").write_text(
+            "".join(json.dumps({"id": f"{name}-{i}", **pair, **critiques}) + "\n" for i in range(4))
+        )
+    (tmp_path / "rows.yaml").write_text(
+        "{train: [train.jsonl], pairs: 4, max_length: 576, evaluation: {held: held-out.jsonl}, rows: 4, eval_max_length: 576}"
+    )
+    run, results = tmp_path / "run", tmp_path / "results"
+    options = ["--base", base, "--data", tmp_path, "--rows", tmp_path / "rows.yaml", "--output_dir", run]
+    for kept in (0, 6):
+        real_model.main(list(map(str, options)))
+        assert capfd.readouterr().out.count("kept from an earlier run") == kept
+    real_figures.main(["--run", str(run), "--results", str(results)])
+    figures = json.loads((results / "figures.json").read_text())
+    assert figures["pooled"]["classic"]["n"] == 4 and figures["training"]["cloud"]["steps"] == 1
+    assert "accuracy" in (results / "cards" / "cloud.md").read_text()
+
+
+@pytest.mark.full
 def test_quick_run(claims, tmp_path):
     started = time.monotonic()
     claims.main(["--quick", "--output_dir", str(tmp_path)])

@@ -46,6 +46,8 @@ NOT_RUN = {
     "vllm bench serve": "needs vLLM's server",
     "claims/run.py": "trains for minutes to hours; tests/test_claims.py runs a small study",
     "claims/rl_check.py": "trains for minutes, after claims/run.py; tests/test_claims.py trains small policies",
+    "claims/real_model.py": "trains for an hour; tests/test_claims.py runs it on a tiny model",
+    "claims/real_figures.py": "records a run of real_model.py, likewise",
     "claims/report.py": "rewrites committed results; tests/test_claims.py computes them",
     "app.py": "serves until it is stopped; tests/spaces runs the pages",
 }

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.timeout(60)
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
-# Writes two files from the recipe and its inputs, an hour apart if there is a file named `pause`
+# Writes a file and a card from the recipe and its inputs, an hour apart if there is a file named `pause`
 SCRIPT = """
 import pathlib, sys, time
 here = pathlib.Path(__file__).parent
@@ -33,6 +33,7 @@ if (here / "pause").exists() and (here / "pause").read_text() == name:
     time.sleep(3600)
 (folder / f"{name}.part").unlink()
 (folder / f"{name}.txt").write_text(text)
+(folder / "README.md").write_text("A card")
 if (here / "fail").exists() and (here / "fail").read_text() == name:
     sys.exit(7)
 """
@@ -208,3 +209,9 @@ def test_output_that_was_changed_or_lost_is_made_again(scripts):
     scripts.check()
     record = json.loads((scripts.run / "stages/best.json").read_text())
     assert set(record["outputs"]) == {"both/best.txt"}
+
+
+def test_a_card_may_gain_results_later(scripts):
+    scripts.complete()
+    (scripts.run / "left/README.md").write_text("A card with results")
+    assert scripts.complete()[0] == []
