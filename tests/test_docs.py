@@ -44,6 +44,7 @@ NOT_RUN = {
     "grpo_with_cloud.py": "trains for minutes; tests/examples/test_grpo.py runs it with few rows",
     "vllm serve": "starts an engine; tests/serving/test_vllm.py has vLLM's server",
     "vllm bench serve": "needs vLLM's server",
+    "serve run": "starts a Ray cluster; tests/serving/test_ray_serve.py runs it on one node",
     "claims/run.py": "trains for minutes to hours; tests/test_claims.py runs a small study",
     "claims/report.py": "rewrites committed results; tests/test_claims.py computes them",
     "app.py": "serves until it is stopped; tests/spaces runs the pages",
