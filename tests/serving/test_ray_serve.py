@@ -54,6 +54,7 @@ def test_two_replicas_score_as_the_model_does(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")  # on a busy machine, 5 s are too few
     port = free_port()
     # A short name, because socket paths are limited in length
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
