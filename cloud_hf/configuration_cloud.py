@@ -15,6 +15,7 @@ from transformers import AutoConfig, GenerationConfig
 from transformers.configuration_utils import PreTrainedConfig
 
 from .published import HUB_KWARGS, is_published, native_config, unknown_keys
+from .quantized_checkpoints import spare_reward_head
 
 
 logger = logging.getLogger(__name__)
@@ -159,6 +160,8 @@ class CLoudConfig(PreTrainedConfig):
         kwargs["sentence_transformers"] = {"activation_fn": "torch.nn.modules.linear.Identity"}
         # transformers reads this from the outermost config, but it is the language model's embeddings that are tied
         kwargs["tie_word_embeddings"] = self.text_config.tie_word_embeddings
+        if isinstance(quantization := kwargs.get("quantization_config"), dict):
+            kwargs["quantization_config"] = spare_reward_head(quantization)
         unset = [key for key in _OF_TEXT_CONFIG if kwargs.get(key, 0) is None]
         super().__post_init__(**{key: value for key, value in kwargs.items() if key not in unset})
 

@@ -54,6 +54,7 @@ from .published import (
     native_key,
     read_shapes,
 )
+from .quantized_checkpoints import check_spared, decompress
 from .reward_positions import RewardFinder
 from .scores import NotFinite, Score
 from .scoring import score_with_transformers
@@ -335,11 +336,14 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         if published:
             cls._prepare_published(name, kwargs, hub_kwargs)
         elif name is not None and not {"gguf_file", "state_dict", "variant"} & {*kwargs}:
-            find_weights(str(name), **hub_kwargs)  # refuses pickles and files outside of the folder
+            files = find_weights(str(name), **hub_kwargs)  # refuses pickles and files outside of the folder
+            if "quantization_config" in config_dict:
+                check_spared(str(name), files)
         loaded: Any = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
         model, loading = loaded
         _forget_renaming(model, kwargs.get("key_mapping"))
         _refuse_missing(name, loading["missing_keys"])
+        decompress(model)
         check_weights(str(name), model)
         model._hub_kwargs = hub_kwargs
         return (model, loading) if output_loading_info else model

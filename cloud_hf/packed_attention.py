@@ -133,10 +133,10 @@ def _attend_on_gpu(
     if _HAS_VARLEN and is_half and not shares and softcap is None and size == value.shape[-1] <= _LARGEST_VARLEN_HEAD:
         _tell("the variable-length kernel")
         return _attend_varlen(query, key, value, table, sliding_window, scaling)
-    if size < _SMALLEST_FLEX_HEAD:
+    if (smallest := min(size, value.shape[-1])) < _SMALLEST_FLEX_HEAD:
         raise ValueError(
-            f"FlexAttention needs heads of at least {_SMALLEST_FLEX_HEAD} values, but this model's have {size}: train it without "
-            "`padding_free` and `shared_prompt`, or on a CPU."
+            f"FlexAttention needs heads of at least {_SMALLEST_FLEX_HEAD} values, but this model's have {smallest}: train it "
+            "without `padding_free` and `shared_prompt`, or on a CPU."
         )
     _tell("FlexAttention")
     return _attend_flex(query, key, value, table, sliding_window, scaling, softcap, _compiled())

@@ -12,6 +12,7 @@ import argparse
 import itertools
 import json
 import re
+import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -130,6 +131,26 @@ def training_speed(result: dict) -> str:
         + "\n\nWhere prompts are half of the tokens, `--shared_prompt True` is "
         f"{sharing['value']:.2f} × faster again; the saved tokens allow {sharing['allowed']:.2f} ×. "
         "Measured by `benchmarks/training_speed.py`."
+    )
+
+
+def against_trl(result: dict) -> str:
+    names = {
+        "trl": "TRL's `RewardTrainer`",
+        "padded": "`CLoudTrainer`, classic arm",
+        "padding_free": "with `--padding_free True`",
+        "shared_prompt": "with `--shared_prompt True`",
+    }
+    ratios = {"trl": 1.0, **result["times_as_fast_as_trl"]}
+    rows = [
+        [name, f"{statistics.median(result['seconds'][key]):.0f} s", f"{ratios[key]:.1f} ×"]
+        for key, name in names.items()
+    ]
+    return (
+        f"One epoch over {result['pairs']} pairs of human preferences ({result['tokens']:,} tokens), {result['base']}, batches of "
+        f"{result['batch_size']} pairs, fp32 on a CPU ({result['machine']['threads']} thread):\n\n"
+        + table(["", "CPU time", "as fast as TRL"], rows)
+        + "\n\nAll compute the same loss. Measured by `benchmarks/against_trl.py`."
     )
 
 
@@ -362,6 +383,7 @@ FIGURES: dict[str, Callable[[dict], str]] = {
         scoring_speed,
         cascade,
         training_speed,
+        against_trl,
         loss_memory,
         plan_accuracy,
         convert_memory,

@@ -40,6 +40,7 @@ of GPUs. Bytes per GPU:
 - Reserve: memory for CUDA, NCCL and fragmentation; `reserve_gb`.
 """
 
+import copy
 import dataclasses
 import math
 from dataclasses import dataclass, field
@@ -67,6 +68,14 @@ _LIVE_PARAMETERS = _SUB_GROUP = 1e9
 _BUCKET = 5e8
 # Bytes per 4-bit weight, including its share of one fp32 scale per 64 weights
 _FOUR_BITS = 0.5 + 4 / 64
+# What saves memory, as options and as what they set
+_SAVINGS: dict[str, dict[str, Any]] = {
+    "--gradient_checkpointing True": {"gradient_checkpointing": True},
+    "--lora_r 16": {"lora_r": 16},
+    "--zero 3": {"zero": "3"},
+    "--zero 3 --offload True": {"zero": "3", "offload": True},
+}
+
 # Options that default to the recipe's value, and their defaults without a recipe
 _RECIPE_OPTIONS = {
     "micro_batch": 1, "max_length": 2048, "gradient_accumulation_steps": 1, "gradient_checkpointing": True,
@@ -192,6 +201,10 @@ class PlanArguments:
     def _check(self):
         names = ("gpus", "micro_batch", "max_length", "gradient_accumulation_steps", "lm_loss_chunks", "lora_r")
         check_bounds(self, **dict.fromkeys(names, 1), num_generations=0, beta=0)
+        if self.gpu_memory_gb <= self.reserve_gb:
+            raise ValueError(
+                f"`gpu_memory_gb` is {self.gpu_memory_gb:g}, all of which `reserve_gb` of {self.reserve_gb:g} takes; lower `reserve_gb`."
+            )
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"`dtype` is {self.dtype!r}; only float32 and bfloat16 can be planned.")
         if self.prompt_share is not None and not self.shared_prompt:
@@ -293,17 +306,22 @@ def largest_micro_batch(args: Any, config: CLoudConfig, plan: Plan) -> int:
     limit = (args.gpu_memory_gb - args.reserve_gb) * GB
     totals = {args.micro_batch: plan.total}
     fits, exceeds = (args.micro_batch, None) if plan.total <= limit else (0, args.micro_batch)
-    # Double until the batch no longer fits, then interpolate. Memory is the maximum of several linear functions of the batch,
-    # hence convex, so interpolation never underestimates it
+    before = fits
+    # Memory is the maximum of several linear functions of the batch, hence convex: a line through two points never overestimates
+    # what lies beyond them, nor underestimates what lies between
     while exceeds is None or exceeds - fits > 1:
-        if exceeds is None:
+        if exceeds is None and before == fits:
             pairs = 2 * fits
+        elif exceeds is None:
+            slope = (totals[fits] - totals[before]) / (fits - before)
+            pairs = fits + max(1, math.floor((limit - totals[fits]) / slope) if slope > 0 else fits)
         elif fits in totals:
             share = (limit - totals[fits]) / (totals[exceeds] - totals[fits])
             pairs = min(max(fits + math.floor(share * (exceeds - fits)), fits + 1), exceeds - 1)
         else:
             pairs = exceeds // 2
         totals[pairs] = make_plan(args, config, pairs).total
+        before = fits
         fits, exceeds = (pairs, exceeds) if totals[pairs] <= limit else (fits, pairs)
     return fits
 
@@ -456,13 +474,30 @@ def table(args: Any, plan: Plan, largest: int) -> str:
     return "\n".join(lines)
 
 
+def what_helps(args: Any, config: CLoudConfig) -> str:
+    """Say how much memory one pair takes with each option that saves some, or at least with the best one."""
+    totals = {}
+    for option, changes in _SAVINGS.items():
+        other = copy.copy(args)
+        vars(other).update(changes, micro_batch=1)
+        if other != args and ("zero" not in changes or args.gpus > 1):
+            totals[option] = make_plan(other, config).total / GB
+    fitting = [option for option, total in totals.items() if total <= args.gpu_memory_gb - args.reserve_gb]
+    named = fitting or sorted(totals, key=totals.__getitem__)[:1]
+    says = ", ".join(f"{totals[option]:.2f} GiB with `{option}`" for option in named)
+    return f"One pair takes {says}." if fitting else f"One pair takes at least {says}: use more or larger GPUs."
+
+
 ARGUMENTS = (PlanArguments,)
 
 
 def main(args: PlanArguments):
     config = read_model(args)
     plan = make_plan(args, config)
-    print(table(args, plan, largest_micro_batch(args, config, plan)))
+    largest = largest_micro_batch(args, config, plan)
+    print(table(args, plan, largest))
+    if not largest:
+        print(what_helps(args, config))
 
 
 if __name__ == "__main__":

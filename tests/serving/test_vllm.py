@@ -76,6 +76,20 @@ def test_quantised_heads_are_refused_before_the_engine_starts(base_folder, tmp_p
         CLoudVLLM(str(tmp_path))
 
 
+def test_integer_weights_in_fp32_are_refused_on_a_cpu(monkeypatch):
+    from types import SimpleNamespace
+
+    from cloud_hf.serving.vllm import requests
+
+    groups = {"linear": {"weights": {"type": "int", "num_bits": 4}}}
+    config = SimpleNamespace(quantization_config={"config_groups": groups}, dtype=torch.float32)
+    with pytest.raises(ValueError, match=r"in bf16 only\. Start it with `dtype='bfloat16'`"):
+        requests.check_dtype(config, {})
+    requests.check_dtype(config, {"dtype": "bfloat16"})
+    monkeypatch.setattr(requests, "current_platform", SimpleNamespace(is_cpu=lambda: False))
+    requests.check_dtype(config, {})
+
+
 BUDGET = 12
 
 # 96 chats of mixed length, each with several ends of turn inside
@@ -780,3 +794,25 @@ def test_compiled_and_parallel_engines(tmp_path, monkeypatch, options):
     expected = model.score(CHATS, ANSWERS, tokenizer, max_new_tokens=BUDGET)
     assert_same(engine.score(CHATS, ANSWERS, max_new_tokens=BUDGET), expected)
     engine.close()
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("option", ["tensor_parallel_size", "data_parallel_size"])
+def test_parallel_engines_behind_the_server(tmp_path, monkeypatch, option):
+    from cloud_hf.serving.server.app import load_engine
+    from cloud_hf.serving.server.command import parse_arguments
+
+    model, tokenizer = save_talker(tmp_path, *LLAMA), make_tokenizer("llama3")
+    expected = model.score(CHATS, ANSWERS, tokenizer, max_new_tokens=BUDGET)
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+    options = ["--dtype", "float32", "--vllm_options", '{"max_model_len": 512, "enforce_eager": true}']
+    args = parse_arguments([str(tmp_path / "model"), "--backend", "vllm", f"--{option}", "2", *options])
+
+    async def use():
+        engine = load_engine(args)
+        sampling = Sampling(max_new_tokens=BUDGET)
+        scores = await asyncio.gather(*(engine.score(c, a, sampling) for c, a in zip(CHATS, ANSWERS, strict=True)))
+        await engine.close()
+        return scores
+
+    assert_same(asyncio.run(use()), expected)

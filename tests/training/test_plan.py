@@ -18,7 +18,7 @@ from transformers import Qwen3Config
 from cloud_hf import CLoudConfig, CLoudForRewardModeling
 from cloud_hf.training import memory
 from cloud_hf.training.memory import simulate_step
-from cloud_hf.training.plan import GB, PlanArguments, largest_micro_batch, make_plan
+from cloud_hf.training.plan import GB, PlanArguments, largest_micro_batch, make_plan, what_helps
 
 
 ROOT = Path(__file__).parents[2]
@@ -194,6 +194,19 @@ def test_the_largest_micro_batch_fits_and_one_more_does_not(small):
     assert largest_micro_batch(args, small, make_plan(args, small)) == 0
 
 
+def test_what_does_not_fit_is_told_the_options_that_help(small):
+    def say(gpus: int, memory_gb: float) -> str:
+        args = PlanArguments(model="m", max_length=64, gpus=gpus, gpu_memory_gb=memory_gb, reserve_gb=0, lora_r=None)
+        return what_helps(args, small)
+
+    with_adapter = plan(small, lora_r=16).total / GB
+    assert f"{with_adapter:.2f} GiB with `--lora_r 16`" in say(1, 1) and "--zero" not in say(1, 1)
+    assert "with `--zero 3`" in say(4, 1)
+    assert (
+        say(1, 1e-6) == f"One pair takes at least {with_adapter:.2f} GiB with `--lora_r 16`: use more or larger GPUs."
+    )
+
+
 def test_a_recipe_at_full_size_is_planned_from_its_config_alone(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", **LLAMA_8B}))
     recipe = ROOT / "examples/configs/llama3-8b/cloud.yaml"
@@ -229,6 +242,7 @@ def test_a_recipe_at_full_size_is_planned_from_its_config_alone(tmp_path):
         ({"load_in_4bit": True}, "needs an adapter"),
         ({"optim": "sgd"}, "`optim` is 'sgd'"),
         ({"gpus": 0}, "`gpus` is 0"),
+        ({"gpu_memory_gb": 4}, "`reserve_gb` of 4 takes; lower"),
         ({"lm_loss_chunks": 0}, "`lm_loss_chunks` is 0"),
         ({"dtype": "float16"}, "`dtype` is 'float16'"),
         ({"lora_target_modules": ["q_proj"]}, "`lora_target_modules` needs an adapter"),

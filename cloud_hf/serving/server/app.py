@@ -298,32 +298,40 @@ def start_line(app: FastAPI, runs_on: str, url: str, has_key: bool) -> str:
     return f"{found['description']} {runs_on}, {context}, {key}. {url}/docs describes {', '.join(found['routes'])}."
 
 
-def serve(args: argparse.Namespace):
-    """Load the model that the command line names, and serve until stopped."""
+def log_as_json():
+    """Log requests, and what happens to the server, as lines of JSON."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    limits = Limits(**{name: getattr(args, name) for name in vars(Limits())})
+
+
+def load_app(args: argparse.Namespace) -> FastAPI:
+    """Load the model that the command line names, and make the application that serves it."""
     # Scoring needs the interpreter after each operation, and would wait long for it while a request is parsed or encoded
     sys.setswitchinterval(0.0005)
+    limits = Limits(**{name: getattr(args, name) for name in vars(Limits())})
     # Report mistakes before the model loads, which may take minutes
+    check_reward_model(args.model, read_model_config(args.model))
+    chats = load_chats(args)
+    engine = load_engine(args)
+    version = identify_model(args.model)["model_version"]
+    app = make_app(engine, limits, args.api_key, chats, [*args.allowed_hosts, args.host], version)
+    # Libraries and model stay to the end, where visiting them all would take seconds
+    gc.freeze()
+    return app
+
+
+def serve(args: argparse.Namespace):
+    """Load the model that the command line names, and serve until stopped."""
+    log_as_json()
+    # Before the model loads: the address may be taken
     with bind(args.host, args.port) as listener:
-        check_reward_model(args.model, read_model_config(args.model))
-        chats = load_chats(args)
-        engine = load_engine(args)
-        version = identify_model(args.model)["model_version"]
-        app = make_app(engine, limits, args.api_key, chats, [*args.allowed_hosts, args.host], version)
+        app = load_app(args)
         if args.host not in ("127.0.0.1", "::1", "localhost") and args.api_key is None:
             logger.warning("Listening on %s without a key: anyone who can reach it can use it.", args.host)
-        logger.info(
-            "%s",
-            start_line(
-                app, engine.runs_on, f"http://{args.host}:{listener.getsockname()[1]}", args.api_key is not None
-            ),
-        )
-        # Libraries and model stay to the end, where visiting them all would take seconds
-        gc.freeze()
+        url = f"http://{args.host}:{listener.getsockname()[1]}"
+        logger.info("%s", start_line(app, app.state.service.engine.runs_on, url, args.api_key is not None))
         make_server(app, args.host, args.port, args.shutdown_grace).run(sockets=[listener])
 
 

@@ -20,7 +20,7 @@ from ...interrupts import processes_without_interrupts
 from ...scores import Sampling, Score
 from ...scoring import ScoringRequest
 from ..server.engine import EngineDeadError, StablePrefix
-from .requests import VLLMRequests, memory_options, seed_for, servable_model
+from .requests import VLLMRequests, check_dtype, memory_options, seed_for, servable_model
 
 
 # Seconds between checks that the engine is alive, while a request waits
@@ -38,6 +38,7 @@ class VLLMEngine:
         self._resources = ExitStack()
         folder = self._resources.enter_context(servable_model(self.name))
         self.config = read_config(folder)
+        check_dtype(self.config, vllm_options)
         self.critique = self.config.critique
         self.critique_format = CritiqueFormat.from_config(self.config, AutoTokenizer.from_pretrained(folder))
         self._requests = VLLMRequests(self.critique_format, self.config)

@@ -20,7 +20,8 @@ from ...configuration_cloud import CLoudConfig, position_switch, reward_token_in
 from ...critique_format import CritiqueFormat, EncodedCritique, EncodedPrefix
 from ...generation import Sample, row_seed
 from ...loading import check_reward_model, is_adapter, load_reward_model, read_model_config
-from ...published import find_weights, is_published, read_shapes
+from ...published import find_weights, is_published
+from ...quantized_checkpoints import check_spared
 from ...scores import Sampling
 from ...scoring import ScoringRequest, context_length, read_request
 from .inner_rewards import decode_reward
@@ -49,7 +50,8 @@ def servable_model(name: str) -> Iterator[str]:
         )
     check_reward_model(name, read_model_config(name))
     if not is_adapter(name):
-        _check_spared(name)
+        if "quantization_config" in CLoudConfig.get_config_dict(name)[0]:
+            check_spared(name, find_weights(name))
         yield name
         return
     with tempfile.TemporaryDirectory(prefix="cloud-merged-") as folder:
@@ -57,22 +59,6 @@ def servable_model(name: str) -> Iterator[str]:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         yield folder
-
-
-_SPARED = ("reward_head.", "language_model.lm_head.")
-
-
-def _check_spared(name: str):
-    """Raise `ValueError` if the heads of a quantised model are quantised, too: vLLM computes them in full."""
-    if "quantization_config" not in CLoudConfig.get_config_dict(name)[0]:
-        return
-    found = [key for key in read_shapes(find_weights(name)) if key.startswith(_SPARED)]
-    packed = sorted(key for key in found if not key.endswith((".weight", ".bias")))
-    if packed:
-        raise ValueError(
-            f"{name} has quantised heads ({packed[0]}), which round rewards. Quantise it again without the modules `reward_head` and "
-            "`language_model.lm_head` (in llm-compressor, `ignore=['re:reward_head.*', 're:.*lm_head']`)."
-        )
 
 
 def memory_options(config: CLoudConfig, options: dict[str, Any]) -> dict[str, Any]:
@@ -91,13 +77,28 @@ def memory_options(config: CLoudConfig, options: dict[str, Any]) -> dict[str, An
     text = config.text_config
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    dtype = options.get("dtype", "auto")
-    dtype = config.dtype or torch.float32 if dtype == "auto" else dtype
-    item_size = (getattr(torch, dtype) if isinstance(dtype, str) else dtype).itemsize
+    item_size = _dtype(config, options).itemsize
     # In whole blocks, which are larger on a CPU
     sequence = (length + 2 * _LARGEST_BLOCK) * 2 * text.num_hidden_layers * heads * head_dim * item_size
     free = psutil.virtual_memory().available
     return {"kv_cache_memory_bytes": max(sequence, min(_FULL_SEQUENCES * sequence, free // 2))}
+
+
+def _dtype(config: CLoudConfig, options: dict[str, Any]) -> torch.dtype:
+    dtype = options.get("dtype", "auto")
+    dtype = config.dtype or torch.float32 if dtype == "auto" else dtype
+    return getattr(torch, dtype) if isinstance(dtype, str) else dtype
+
+
+def check_dtype(config: CLoudConfig, options: dict[str, Any]):
+    """Raise `ValueError` if vLLM's kernels for CPUs lack the data type for the model's integer weights."""
+    groups = (getattr(config, "quantization_config", None) or {}).get("config_groups", {})
+    has_integers = any((group.get("weights") or {}).get("type") == "int" for group in groups.values())
+    if has_integers and current_platform.is_cpu() and _dtype(config, options) == torch.float32:
+        raise ValueError(
+            "On a CPU, vLLM multiplies weights that are quantised to integers in bf16 only. Start it with `dtype='bfloat16'` (in "
+            "commands `--dtype bfloat16`)."
+        )
 
 
 def seed_for(sampling: Sampling, prefix: EncodedPrefix, vllm_config: VllmConfig) -> int | None:

@@ -15,7 +15,7 @@ from ...critique_format import CritiqueFormat, EncodedCritique
 from ...generation import Sample
 from ...interrupts import processes_without_interrupts
 from ...scores import OnScore, Sampling, Score
-from .requests import VLLMRequests, memory_options, seed_for, servable_model
+from .requests import VLLMRequests, check_dtype, memory_options, seed_for, servable_model
 
 
 class CLoudVLLM:
@@ -48,6 +48,7 @@ class CLoudVLLM:
         self._resources = ExitStack()
         folder = self._resources.enter_context(servable_model(str(model)))
         self.config = read_config(folder)
+        check_dtype(self.config, vllm_options)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.critique_format = CritiqueFormat.from_config(self.config, self.tokenizer)
         self._requests = VLLMRequests(self.critique_format, self.config)

@@ -1,0 +1,71 @@
+"""
+The reward server on a Ray cluster: replicas on its nodes, behind one address on each node.
+
+serve run cloud_hf.serving.ray_serve:application model=runs/quickstart/cloud backend=vllm num_replicas=4
+
+The arguments are the options of `python -m cloud_hf.serving.server`, except `host` and `port`, which are Ray Serve's.
+"""
+
+import argparse
+import json
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve
+from ray.serve import Application
+
+from .server.app import load_app, log_as_json
+from .server.command import parse_arguments
+
+
+@serve.deployment
+@serve.ingress()
+class RewardReplica:
+    """One copy of the reward server. Ray replaces it when its engine has stopped."""
+
+    def __init__(self, args: argparse.Namespace):
+        log_as_json()
+        self._served = load_app(args)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return self._served
+
+    def check_health(self):
+        """Raise `RuntimeError` if the engine has stopped."""
+        if self._served.state.lifecycle.engine_dead:
+            raise RuntimeError("The engine has stopped.")
+
+
+def application(args: dict[str, Any]) -> Application:
+    r"""
+    Make the application that `serve run` and `serve deploy` start.
+
+    Args:
+        args (`dict[str, Any]`):
+            `model` and options of the reward server; `num_replicas`, the number of its copies (by default 1); and
+            `num_gpus`, the GPUs of each copy (by default `tensor_parallel_size` times `data_parallel_size`). On a
+            cluster without GPUs, `num_gpus` must be 0: Ray would wait for one.
+
+    Raises:
+        `ValueError`: If `model` is missing, or an argument is Ray Serve's own.
+        `UsageError`: If an option is unknown or malformed.
+    """
+    options = dict(args)
+    if "model" not in options:
+        raise ValueError("`model` is missing; give the folder or Hub id of a reward model, as in `model=my-cloud-rm`.")
+    if own := sorted({"host", "port"} & options.keys()):
+        raise ValueError(f"`{own[0]}` is not the replicas' but Ray Serve's: set `http_options` in its config file.")
+    model, replicas, gpus = options.pop("model"), options.pop("num_replicas", 1), options.pop("num_gpus", None)
+    server = parse_arguments([model, *(f"--{name}={_spell(value)}" for name, value in options.items())])
+    if gpus is None:
+        gpus = server.tensor_parallel_size * server.data_parallel_size
+    return RewardReplica.options(
+        num_replicas=int(replicas),
+        ray_actor_options={"num_gpus": float(gpus)},
+        # What is beyond it would wait in Ray's proxy, where the server's own queue cannot join it to batches
+        max_ongoing_requests=server.max_queue,
+    ).bind(server)
+
+
+def _spell(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
