@@ -271,7 +271,6 @@ def consistency(scores: Scores) -> dict[str, Any]:
 
 
 def events(results: Path, cells: dict[str, dict[str, Any]]) -> list[list[str]]:
-def events(results: Path, cells: dict[str, dict[str, Any]]) -> list[list[str]]:
     """Return, for each task, when the last validation problem and the first held-out one were scored, and how often; stage 4 apart."""
     dev = results / "dev" / "cells.json"
     trials = json.loads(dev.read_text())["cells"] if dev.is_file() else {}
