@@ -73,7 +73,7 @@ class EvaluationArguments(JudgeServerArguments, ScoringArguments):
             `"pairwise"` (right against wrong, in both orders) or `"pointwise"`. The latter rates each response, including those of
             `best_of_n`.
         judge_price (`list[float]`, *optional*):
-            Price of a million prompt tokens and of a million completion tokens of the judge, in any currency: the report has the cost.
+            Price of a million prompt and of a million completion tokens of the judge.
         update_card (`bool`, *optional*, defaults to `False`):
             Write the headline metrics to the metadata of the model cards. Models must be folders, and all rows scored.
     """
