@@ -16,6 +16,7 @@ import platform
 import random
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,7 +56,7 @@ def classified(
     model = AutoModelForSequenceClassification.from_pretrained(
         folder, attn_implementation=attention, dtype=dtype
     ).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     rewards = []
     for start in range(0, len(chats), batch_size):
         options = {"padding": True, "return_tensors": "pt", "return_dict": True}
@@ -69,7 +70,7 @@ def pooled(folder: str, chats: list) -> np.ndarray:
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
     from vllm import LLM
 
-    llm = LLM(folder, runner="pooling", dtype="float32", max_model_len=MOST_TOKENS, enforce_eager=True)
+    llm: Any = LLM(folder, runner="pooling", dtype="float32", max_model_len=MOST_TOKENS, enforce_eager=True)
     texts = [llm.get_tokenizer().apply_chat_template(chat, tokenize=False) for chat in chats]
     with torch.compiler.set_stance("force_eager"):
         rewards = [answer.outputs.probs[0] for answer in llm.classify(texts, use_tqdm=False)]
@@ -85,8 +86,8 @@ def measure(architecture: str, chats: list, tokenizer, with_vllm: bool) -> dict:
 
     with tempfile.TemporaryDirectory() as folder:
         model, classifier = save_models(folder, architecture, tokenizer), f"{folder}/classifier"
-        turns = [[chat[turn]["content"] for chat in chats] for turn in (0, 1)]
-        ours = np.array([score.reward for score in model.score(*turns, tokenizer, batch_size=BATCH_SIZE)])
+        prompts, responses = ([chat[turn]["content"] for chat in chats] for turn in (0, 1))
+        ours = np.array([score.reward for score in model.score(prompts, responses, tokenizer, batch_size=BATCH_SIZE)])
         theirs = classified(classifier, chats)
         exact = classified(classifier, chats, dtype=torch.float64)
         result = {
@@ -112,7 +113,7 @@ def main():
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args()
     found = [chat for path in args.data for chat in read_chats(path, None)]
-    tokenizer = make_tokenizer([turn["content"] for chat in found for turn in chat])
+    tokenizer: Any = make_tokenizer([turn["content"] for chat in found for turn in chat])
     random.Random(0).shuffle(found)
     lengths = ((chat, len(tokenizer.apply_chat_template(chat)["input_ids"])) for chat in found)
     chats = [chat for chat, length in lengths if length < MOST_TOKENS][: args.chats]
