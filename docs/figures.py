@@ -116,6 +116,60 @@ def cascade(result: dict) -> str:
     )
 
 
+def scalar_scoring(result: dict) -> str:
+    seconds, differences = result["cpu_seconds_median"], result["largest_difference"]
+    rows = [
+        ["the code of model cards", f"{seconds['card']:.1f}", ""],
+        ["`ScalarScorer`", f"{seconds['ours']:.1f}", f"{result['card / ours']:.2f} × faster"],
+    ]
+    return (
+        f"Rewards of random models ({', '.join(differences)}) for {result['conversations']:,} conversations of {result['files']} preference files, in "
+        f"fp32 on a CPU, differ by at most {max(differences.values()):.1e} from those that model cards' code gives for one conversation at a time. "
+        f"Seconds of CPU time for {result['timed_conversations']} of them, in mixed order and batches of {result['batch_size']}; medians of "
+        f"alternating rounds:\n\n"
+        + table(["", "CPU seconds", ""], rows)
+        + f"\n\nWithout padding, {result['limit without padding']:.2f} × is the limit. Measured by `benchmarks/scalar_scoring.py`."
+    )
+
+
+def partial_rewards(result: dict) -> str:
+    rows = [
+        [
+            name,
+            *(f"{found['cpu_seconds_median'][side]:.2f}" for side in ("plain", "read_every")),
+            f"{100 * (found['ratio'] - 1):+.1f}%",
+            f"{100 * (min(found['ratios']) - 1):+.1f}% to {100 * (max(found['ratios']) - 1):+.1f}%",
+        ]
+        for name, found in result["backends"].items()
+    ]
+    return (
+        f"Seconds of CPU time for {result['chats']} critiques of {result['new_tokens']} tokens, without partial rewards and with one at every "
+        f"{result['read_every']}th token; the median difference within a round, and those of the {result['rounds']} rounds:\n\n"
+        + table(["", "without", f"`read_every={result['read_every']}`", "difference", "of each round"], rows)
+        + "\n\nMeasured by `benchmarks/partial_rewards.py`."
+    )
+
+
+def classifier_export(result: dict) -> str:
+    names = {
+        "ours - transformers": "classic model and its export in transformers",
+        "ours - vLLM": "classic model and its export in vLLM's pooling runner",
+        "ours - fp64": "classic model and its export in fp64",
+        "transformers - fp64": "export in fp32 and in fp64",
+        "transformers, batches of 16 - one at a time": "export in batches and one conversation at a time",
+        "transformers, eager - sdpa": "export with either attention",
+    }
+    models = result["models"]
+    rows = [["span of rewards", *(f"{found['span of rewards']:.1f}" for found in models.values())]]
+    rows += [[name, *(f"{found[key]:.1e}" for found in models.values())] for key, name in names.items()]
+    return (
+        f"Largest differences of rewards over {result['chats']} conversations of {result['files']} preference files, for models with wide random "
+        "weights, in fp32 on a CPU:\n\n"
+        + table(["", *models], rows)
+        + "\n\nMeasured by `benchmarks/classifier_export.py`."
+    )
+
+
 def training_speed(result: dict) -> str:
     names = {
         "padding_free": "`--padding_free True`",
@@ -382,6 +436,9 @@ FIGURES: dict[str, Callable[[dict], str]] = {
         quickstart,
         scoring_speed,
         cascade,
+        scalar_scoring,
+        partial_rewards,
+        classifier_export,
         training_speed,
         against_trl,
         loss_memory,
