@@ -461,6 +461,7 @@ FIGURES: dict[str, Callable[[dict], str]] = {
 FILES = {
     "claims": "claims/report.json",
     "claims_in_short": "claims/report.json",
+    "claims_rl": "claims/report.json",
     "smollm2": "smollm2/figures.json",
 }
 
