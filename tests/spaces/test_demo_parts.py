@@ -644,7 +644,7 @@ def test_rows_that_cannot_be_judged_are_left_out(caplog):
     assert list(judged.found) == [0, 2, 4, 5] and judged.wanted == 4
     assert judged.chosen == [1.0] * 4 and judged.rejected == [5.0] * 4
     assert all(row.classic[1].reward == 5.0 for row in judged.found.values())
-    assert "Row row 1 is left out" in caplog.text and "Row row 3 is left out" in caplog.text
+    assert "Row row 1 is not among the judged rows" in caplog.text and "Row row 3 is left out" in caplog.text
     assert "could not be measured" in judge_rows(["refuse"] * 6, PickyEngine()).describe(0.0)
 
 
@@ -662,7 +662,7 @@ def test_too_few_rows_to_compare_with(there, wanted):
 
 
 def test_without_rows_nothing_is_judged():
-    assert "There are no rows" in judge_rows([], EchoEngine()).describe(0.0)
+    assert "There are no rewards" in judge_rows([], EchoEngine()).describe(0.0)
     assert judge_rows(["a"] * 4, EchoEngine(), reference_rows=4).is_usable
 
 

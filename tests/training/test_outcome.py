@@ -210,7 +210,7 @@ def test_models_that_cannot_be_compared_are_refused(stage3, base_folder, tmp_pat
     with pytest.raises(ValueError, match=r"is a classic model, which writes no critiques\. Start from"):
         make(str(tmp_path / "classic"), tmp_path)
     make_tokenizer("chatml").save_pretrained(tmp_path / "other")
-    with pytest.raises(ValueError, match=r"`ref_model` .*/other has another tokenizer"):
+    with pytest.raises(ValueError, match=r"`ref_model` .*/other has a different tokenizer"):
         make(stage3, tmp_path, ref_model=str(tmp_path / "other"))
 
 
