@@ -144,7 +144,7 @@ def compare(base, one_process, folder, strategy, kinds):
         assert two["flops_per_token"] == one["flops_per_token"]  # though ZeRO-3 holds no weight whole
         assert len(two["predictions"]) == 46
         torch.testing.assert_close(
-            torch.tensor(two["predictions"]), torch.tensor(one["predictions"]), atol=1e-5, rtol=0
+            torch.tensor(two["predictions"]), torch.tensor(one["predictions"]), atol=1e-5, rtol=2e-5
         )
         log_gap = compare_logs(one["log"], two["log"], kind)
         reference, weights = weights_of(one_folder / name), weights_of(folder / name)

@@ -254,7 +254,7 @@ def test_rewards_are_read_while_critiques_are_written(pair):
     assert {len(score.partial_rewards[0]) for score in ours} == {1, 2, 3, 4}
     for score, other in zip(ours, theirs, strict=True):
         assert score.critique_ids == other.critique_ids and score.finish_reasons == other.finish_reasons
-        assert score.partial_rewards[0] == pytest.approx(other.partial_rewards[0], abs=1e-5, rel=1e-5)
+        assert score.partial_rewards[0] == pytest.approx(other.partial_rewards[0], abs=5e-5, rel=1e-5)
         assert score.partial_rewards[0][-1] == score.reward
     sampled = engine.score(chats[:2], ANSWERS[:2], num_critiques=3, temperature=1.0, **options)
     for chat, answer, score in zip(chats, ANSWERS, sampled, strict=False):
@@ -263,7 +263,7 @@ def test_rewards_are_read_while_critiques_are_written(pair):
         with torch.no_grad():
             fresh = read_partial_rewards(model, rows, 8, False, 4)
         for rewards, others in zip(score.partial_rewards, fresh, strict=True):
-            assert rewards == pytest.approx(others, abs=1e-5, rel=1e-5)
+            assert rewards == pytest.approx(others, abs=5e-5, rel=1e-5)
     with pytest.raises(ValueError, match="`read_every` with given `critiques` needs transformers"):
         engine.score(chats[:1], ANSWERS[:1], critiques=["Good."], read_every=4)
     with pytest.raises(ValueError, match="`stop_when_stable` needs transformers"):
