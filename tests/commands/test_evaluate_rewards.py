@@ -252,6 +252,7 @@ def test_a_later_run_is_compared_row_by_row(models, data, done, tmp_path, capsys
 # ---------------------------------------------------------------------------------------------------- going on
 
 
+@pytest.mark.full
 def test_killed_twice_it_ends_with_the_same_report(models, data, done, tmp_path):
     """SIGKILL while it scores; the report is that of a run that was left alone, and of the same arguments."""
     args = arguments(models, data, "results")
