@@ -90,13 +90,14 @@ def test_shares_of_solved_and_favoured_answers(claims):
     assert curves["reward"] == pytest.approx([-1 / 3, 1])
 
 
-def test_the_committed_report_follows_from_the_committed_scores(claims):
+@pytest.mark.parametrize("folder", [RESULTS, RESULTS.with_name("claims_stage4")], ids=lambda folder: folder.name)
+def test_the_committed_report_follows_from_the_committed_scores(claims, folder):
     import report
 
     started = time.monotonic()
-    made = report.make_report(RESULTS)
+    made = report.make_report(folder)
     assert time.monotonic() - started < 60
-    assert made == json.loads((RESULTS / "report.json").read_text(encoding="utf-8"))
+    assert made == json.loads((folder / "report.json").read_text(encoding="utf-8"))
 
 
 def test_only_the_prompt_tells_right_from_wrong(claims):

@@ -270,10 +270,9 @@ def consistency(scores: Scores) -> dict[str, Any]:
     return curves
 
 
-def events(results: Path, cells: dict[str, dict[str, Any]]) -> list[list[str]]:
+def events(cells: dict[str, dict[str, Any]]) -> list[list[str]]:
     """Return, for each task, when the last validation problem and the first held-out one were scored, and how often; stage 4 apart."""
-    dev = results / "dev" / "cells.json"
-    trials = json.loads(dev.read_text())["cells"] if dev.is_file() else {}
+    trials = json.loads((RESULTS / "dev" / "cells.json").read_text())["cells"]
     rows = []
     for task in sorted({key.split("/")[0] for key in cells}):
         trials_of = {key: cell for key, cell in trials.items() if f"/{task}/" in key}
@@ -306,7 +305,7 @@ def make_report(results: Path) -> dict[str, Any]:
         "version": 1,
         "machine": record["machine"],
         "rule": RULE,
-        "events": events(results, record["cells"]),
+        "events": events(record["cells"]),
         "findings": [finding(every, one) for one in FINDINGS],
         "arms": {scores.task: {arm: arm_summary(scores, arm) for arm in scores.arms} for scores in every},
         "self_consistency": {scores.task: consistency(scores) for scores in every},
