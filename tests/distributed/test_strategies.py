@@ -170,7 +170,7 @@ def compare(base, one_process, folder, strategy, kinds):
 
 
 def compare_logs(one, two, kind):
-    """The largest difference of any loss; every metric is compared."""
+    """The largest difference of any loss, relative where it is above 1; every metric is compared."""
     losses = ["loss", "pairwise_loss", "train_loss", "eval_pairwise_loss", "grad_norm"]
     others = [
         "accuracy",
@@ -189,7 +189,7 @@ def compare_logs(one, two, kind):
     for a, b in zip(one, two, strict=True):
         assert a["step"] == b["step"]
         for metric in {*losses, *others} & set(a):
-            gaps[metric] = max(gaps.get(metric, 0.0), abs(a[metric] - b[metric]))
+            gaps[metric] = max(gaps.get(metric, 0.0), abs(a[metric] - b[metric]) / max(1.0, abs(a[metric])))
     assert gaps.keys() == {*losses, *others}
     for metric, gap in gaps.items():
         # The norm before clipping is large
