@@ -111,8 +111,8 @@ def cascade(result: dict) -> str:
         f"CLoud model alone ({full['value']:.1%} of {full['n']} pairs at {tokens:.0f} tokens) or to the choice with all critiques of all candidates "
         f"({problems} problems), with 95% intervals. Thresholds are chosen on other rows, for a loss of at most one point.\n\n"
         + table(["", "accuracy", "difference", *several, "tokens"], rows)
-        + "\n\nWhere the cheap model knows the easy pairs, half of the tokens suffice. It is confidently wrong on swaps that it was not trained on, "
-        "which dev rows of that size did not show. Measured by `benchmarks/cascade.py`."
+        + "\n\nCritiques one at a time save most. Halving should not start from the classic model here: it discards right candidates of hard problems. "
+        "Measured by `benchmarks/cascade.py`."
     )
 
 
