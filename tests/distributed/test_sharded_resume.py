@@ -27,7 +27,7 @@ TIMES = ("runtime", "per_second", "total_flos", "eta_hours", "mfu")
 
 
 @pytest.mark.parametrize(
-    "strategy", ["ddp", "zero3", *(pytest.param(name, marks=pytest.mark.full) for name in ("single", "zero2"))]
+    "strategy", ["ddp", *(pytest.param(name, marks=pytest.mark.full) for name in ("single", "zero2", "zero3"))]
 )
 def test_a_killed_run_ends_as_an_undisturbed_one(tmp_path, strategy):
     kill_and_compare(tmp_path, strategy, kills=1, seed=0)
