@@ -91,7 +91,9 @@ class CascadeFit:
 
     @classmethod
     def load(cls, path: str | Path) -> "CascadeFit":
-        """Read a file written by [`CascadeFit.save`]. Raises `ValueError` if it is not one."""
+        """Read a file written by [`CascadeFit.save`]. Raises `ValueError` if there is none, or it is something else."""
+        if not Path(path).is_file():
+            raise ValueError(f"There is no file {path} with a cascade's fit: an evaluation with `--cascade` writes them.")
         try:
             page = json.loads(Path(path).read_text())
             if page["version"] != VERSION:
@@ -275,7 +277,7 @@ class CascadeScorer:
         stages (`Sequence[CascadeStage or Scorer]`):
             The cheapest first: a classic or scalar model, one critique, several critiques.
         fit ([`CascadeFit`]):
-            From [`~evaluation.metrics.cascade.fit_cascade`], or from a file that an evaluation with `--cascades` wrote.
+            From [`~evaluation.metrics.cascade.fit_cascade`], or from a file that an evaluation with `--cascade` wrote.
 
     Attributes:
         spent (`list[Spent]`):

@@ -12,7 +12,6 @@ import argparse
 import itertools
 import json
 import re
-import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -116,40 +115,6 @@ def cascade(result: dict) -> str:
     )
 
 
-def scalar_scoring(result: dict) -> str:
-    seconds, differences = result["cpu_seconds_median"], result["largest_difference"]
-    rows = [
-        ["the code of model cards", f"{seconds['card']:.1f}", ""],
-        ["`ScalarScorer`", f"{seconds['ours']:.1f}", f"{result['card / ours']:.2f} × faster"],
-    ]
-    return (
-        f"Rewards of random models ({', '.join(differences)}) for {result['conversations']:,} conversations of {result['files']} preference files, in "
-        f"fp32 on a CPU, differ by at most {max(differences.values()):.1e} from those that model cards' code gives for one conversation at a time. "
-        f"Seconds of CPU time for {result['timed_conversations']} of them, in mixed order and batches of {result['batch_size']}; medians of "
-        f"alternating rounds:\n\n"
-        + table(["", "CPU seconds", ""], rows)
-        + f"\n\nWithout padding, {result['limit without padding']:.2f} × is the limit. Measured by `benchmarks/scalar_scoring.py`."
-    )
-
-
-def partial_rewards(result: dict) -> str:
-    rows = [
-        [
-            name,
-            *(f"{found['cpu_seconds_median'][side]:.2f}" for side in ("plain", "read_every")),
-            f"{100 * (found['ratio'] - 1):+.1f}%",
-            f"{100 * (min(found['ratios']) - 1):+.1f}% to {100 * (max(found['ratios']) - 1):+.1f}%",
-        ]
-        for name, found in result["backends"].items()
-    ]
-    return (
-        f"Seconds of CPU time for {result['chats']} critiques of {result['new_tokens']} tokens, without partial rewards and with one at every "
-        f"{result['read_every']}th token; the median difference within a round, and those of the {result['rounds']} rounds:\n\n"
-        + table(["", "without", f"`read_every={result['read_every']}`", "difference", "of each round"], rows)
-        + "\n\nMeasured by `benchmarks/partial_rewards.py`."
-    )
-
-
 def classifier_export(result: dict) -> str:
     names = {
         "ours - transformers": "classic model and its export in transformers",
@@ -185,26 +150,6 @@ def training_speed(result: dict) -> str:
         + "\n\nWhere prompts are half of the tokens, `--shared_prompt True` is "
         f"{sharing['value']:.2f} × faster again; the saved tokens allow {sharing['allowed']:.2f} ×. "
         "Measured by `benchmarks/training_speed.py`."
-    )
-
-
-def against_trl(result: dict) -> str:
-    names = {
-        "trl": "TRL's `RewardTrainer`",
-        "padded": "`CLoudTrainer`, classic arm",
-        "padding_free": "with `--padding_free True`",
-        "shared_prompt": "with `--shared_prompt True`",
-    }
-    ratios = {"trl": 1.0, **result["times_as_fast_as_trl"]}
-    rows = [
-        [name, f"{statistics.median(result['seconds'][key]):.0f} s", f"{ratios[key]:.1f} ×"]
-        for key, name in names.items()
-    ]
-    return (
-        f"One epoch over {result['pairs']} pairs of human preferences ({result['tokens']:,} tokens), {result['base']}, batches of "
-        f"{result['batch_size']} pairs, fp32 on a CPU ({result['machine']['threads']} thread):\n\n"
-        + table(["", "CPU time", "as fast as TRL"], rows)
-        + "\n\nAll compute the same loss. Measured by `benchmarks/against_trl.py`."
     )
 
 
@@ -394,47 +339,6 @@ def claims_rl(report: dict) -> str:
     return table(["task", "reward of", "solved", "favoured by the reward", "solved at the end, each seed"], rows)
 
 
-def smollm2(result: dict) -> str:
-    """Return accuracies of the run with a real model, by set."""
-
-    def shown(found: dict) -> str:
-        ends = found["ci95"]
-        return f"{found['value']:.1%}" + (f" ({100 * ends[0]:.0f} to {100 * ends[1]:.0f})" if ends else "")
-
-    def points(found: dict) -> str:
-        ends = found["ci95"]
-        interval = f" ({100 * ends[0]:+.1f} to {100 * ends[1]:+.1f})" if ends else ""
-        return f"{100 * found['value']:+.1f}{interval}"
-
-    parts = {**result["sets"], "all": result["pooled"]}
-    rows = [
-        [name, str(found["classic"]["n"]), shown(found["classic"]), shown(found["cloud"]),
-         points(found["cloud_minus_classic"]), shown(found["longer"])]
-        for name, found in parts.items()
-    ]  # fmt: skip
-    train, cpu, pooled = result["rows"]["train"], result["cpu_s"], result["pooled"]
-    trained = result["training"]
-    cloud_s = cpu["critique_sft"] + cpu["self_critiques"] + cpu["cloud"]
-    ends = pooled["cloud_minus_classic"]["ci95"]
-    verdict = (
-        "excludes 0." if ends and (ends[0] > 0 or ends[1] < 0) else "includes 0: the run does not tell the arms apart."
-    )
-
-    def course(stage: str, loss: str) -> str:
-        return f"{trained[stage]['first_quarter'][loss]:.2f} to {trained[stage]['last_quarter'][loss]:.2f}"
-
-    header = ["set", "pairs", "classic", "CLoud", "difference in points", "the longer response"]
-    return (
-        f"{table(header, rows)}\n\nAccuracy with 95% intervals; the interval of the difference over all pairs {verdict} Trained on {train['drawn']} "
-        f"of {train['rows']:,} pairs, of which {train['fitting']} are short enough: CLoud in {cloud_s / 60:.0f} minutes of CPU time "
-        f"({trained['critique-sft']['steps']} steps of stage 1, {trained['cloud']['steps']} of stage 3), classic in {cpu['classic'] / 60:.0f} "
-        f"({trained['classic']['steps']} steps); the evaluation took {cpu['evaluation'] / 60:.0f}. From the first to the last quarter of the steps, the "
-        f"loss of stage 1 went from {course('critique-sft', 'loss')}, the Bradley-Terry loss of stage 3 from {course('cloud', 'pairwise_loss')} "
-        f"and that of the classic arm from {course('classic', 'pairwise_loss')}. {pooled['critiques_cut']:.0%} of the evaluation's critiques were "
-        f"cut at the token limit. Recorded on one core of {result['machine']['processor']} with torch {result['machine']['torch']}, beside other work."
-    )
-
-
 def noise(runs: int) -> str:
     """Return the standard error of a share of 95 % in points."""
     return f"{100 * (0.95 * 0.05 / runs) ** 0.5:.1f}"
@@ -446,11 +350,8 @@ FIGURES: dict[str, Callable[[dict], str]] = {
         quickstart,
         scoring_speed,
         cascade,
-        scalar_scoring,
-        partial_rewards,
         classifier_export,
         training_speed,
-        against_trl,
         loss_memory,
         plan_accuracy,
         convert_memory,
@@ -463,7 +364,6 @@ FIGURES: dict[str, Callable[[dict], str]] = {
         claims_in_short,
         claims_rl,
         claims_stage4,
-        smollm2,
     )
 }
 
@@ -474,7 +374,6 @@ FILES = {
     "claims_in_short": "claims/report.json",
     "claims_rl": "claims/report.json",
     "claims_stage4": "claims_stage4/report.json",
-    "smollm2": "smollm2/figures.json",
 }
 
 

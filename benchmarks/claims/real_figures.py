@@ -1,7 +1,7 @@
 """
 Compute the figures of the run with a real model from its scores: accuracies and paired differences with 95 % intervals. Takes seconds.
 
-python benchmarks/claims/real_figures.py                       # from the committed scores
+python benchmarks/claims/real_figures.py                       # from the scores recorded last
 python benchmarks/claims/real_figures.py --run runs/smollm2    # first record a finished run of real_model.py
 """
 

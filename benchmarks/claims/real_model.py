@@ -4,7 +4,7 @@ commands with the recipes in examples/configs/smollm2-135m, one after another. F
 same command. Takes an hour or two on one CPU core.
 
 python benchmarks/claims/real_model.py --base HuggingFaceTB/SmolLM2-135M-Instruct --data ../shared/data --output_dir runs/smollm2
-python benchmarks/claims/real_figures.py      # recompute every number from the committed scores
+python benchmarks/claims/real_figures.py      # recompute every number from the recorded scores
 """
 
 import argparse
