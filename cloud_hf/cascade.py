@@ -93,7 +93,9 @@ class CascadeFit:
     def load(cls, path: str | Path) -> "CascadeFit":
         """Read a file written by [`CascadeFit.save`]. Raises `ValueError` if there is none, or it is something else."""
         if not Path(path).is_file():
-            raise ValueError(f"There is no file {path} with a cascade's fit: an evaluation with `--cascade` writes them.")
+            raise ValueError(
+                f"There is no file {path} with a cascade's fit: an evaluation with `--cascade` writes them."
+            )
         try:
             page = json.loads(Path(path).read_text())
             if page["version"] != VERSION:
