@@ -9,7 +9,7 @@ be the best, the contenders. Pairs and N candidates are the same case.
 
 import json
 import math
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -171,18 +171,16 @@ class Candidates:
         self.odds_NN = fit.log_odds(self._rewards_N, self._before_NN)
 
 
-# The number of a stage, and the prompt's and the response's place of each response that it should score
-Picks = tuple[int, list[tuple[int, int]]]
-# Return the rewards of responses
+# Return the rewards of responses: take the number of the stage, and the prompt's and the response's place of each
 Ask = Callable[[int, list[tuple[int, int]]], Sequence[float]]
 AsyncAsk = Callable[[int, list[tuple[int, int]]], Awaitable[Sequence[float]]]
 
 
-def cascade_rounds(
-    fit: CascadeFit, one_at_a_time: Sequence[bool], counts: Sequence[int]
-) -> Generator[Picks, Sequence[float], list[Candidates]]:
+async def arun_cascade(
+    fit: CascadeFit, one_at_a_time: Sequence[bool], counts: Sequence[int], ask: AsyncAsk
+) -> list[Candidates]:
     """
-    Decide prompts stage by stage: yield what a stage should score, for all prompts that need it at once, and take the rewards.
+    Decide prompts stage by stage.
 
     Args:
         fit ([`CascadeFit`]):
@@ -191,6 +189,8 @@ def cascade_rounds(
             For each stage, whether it scores one contender of a prompt at a time and looks again after each.
         counts (`Sequence[int]`):
             Number of responses to each prompt.
+        ask (`Callable`):
+            Returns a stage's rewards; called with all prompts that need one at once.
 
     Returns:
         `list[Candidates]`: One for each prompt.
@@ -205,34 +205,23 @@ def cascade_rounds(
             number: places for number, one in enumerate(prompts) if (places := one.wanted(threshold, single))
         }:
             picks = [(number, place) for number, places in wanted.items() for place in places]
-            found = dict(zip(picks, (yield stage, picks), strict=True))
+            found = dict(zip(picks, await ask(stage, picks), strict=True))
             for number, places in wanted.items():
                 prompts[number].add({place: found[number, place] for place in places}, weights)
     return prompts
 
 
 def run_cascade(fit: CascadeFit, one_at_a_time: Sequence[bool], counts: Sequence[int], ask: Ask) -> list[Candidates]:
-    """Decide prompts by [`cascade_rounds`]; `ask` returns a stage's rewards."""
-    rounds, rewards = cascade_rounds(fit, one_at_a_time, counts), None
-    while True:
-        try:
-            stage, picks = rounds.send(rewards)  # pyright: ignore[reportArgumentType]  # a generator starts with None
-        except StopIteration as end:
-            return end.value
-        rewards = ask(stage, picks)
+    """[`arun_cascade`] with an `ask` that is not a coroutine. Also works where an event loop runs."""
 
+    async def answer(stage: int, picks: list[tuple[int, int]]) -> Sequence[float]:
+        return ask(stage, picks)
 
-async def arun_cascade(
-    fit: CascadeFit, one_at_a_time: Sequence[bool], counts: Sequence[int], ask: AsyncAsk
-) -> list[Candidates]:
-    """[`run_cascade`] with an asynchronous `ask`."""
-    rounds, rewards = cascade_rounds(fit, one_at_a_time, counts), None
-    while True:
-        try:
-            stage, picks = rounds.send(rewards)  # pyright: ignore[reportArgumentType]  # a generator starts with None
-        except StopIteration as end:
-            return end.value
-        rewards = await ask(stage, picks)
+    try:
+        arun_cascade(fit, one_at_a_time, counts, answer).send(None)
+    except StopIteration as end:
+        return end.value
+    raise AssertionError("A coroutine that waits for nothing ends at once.")
 
 
 # ------------------------------------------------------------------------------------------------------------ scorer
