@@ -119,7 +119,7 @@ def list_figures(results: dict) -> str:
         rows.append(("Best temperature", "none", "no pair is wrong, or the mean margin is not positive"))
     else:
         rows.append(("Best temperature", f"{temperature:.4g}", f"margins divided by it: log loss {better:.4f}"))
-    tables = [make_table("Figures", ("Figure", "Value", "Note"), rows)]
+    tables = [make_table("Metrics", ("Metric", "Value", "Note"), rows)]
     if sections := results.get("section_scores"):
         scores = [(name, f"{score:.1f} %") for name, score in sections.items()]
         tables.append(make_table(_caption_of_sections(results["missing_subsets"]), ("Section", "Score"), scores))
@@ -191,7 +191,7 @@ def build(downloads: Path) -> gr.Blocks:
                 with gr.Column(visible=False) as results:
                     outputs = [
                         results,
-                        gr.HTML(label="Figures", padding=False),
+                        gr.HTML(label="Metrics", padding=False),
                         make_picture("Margins", "Histogram of the margins"),
                         make_picture("Reliability", "Reliability diagram: the bins are among the figures"),
                         gr.DownloadButton("Download the figures (JSON)"),

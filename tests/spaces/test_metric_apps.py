@@ -104,7 +104,7 @@ def test_rewards_become_figures(chromium, preference_app, preference, tmp_path):
     with open_page(chromium, preference_app.url) as visit:
         assert faults(visit.page) == []
         compute(visit.page, PAIRS)
-        assert cells(visit.page, "Figures", 2)[:4] == ["60.0\u00a0%", "70.0\u00a0%", "5", "0.7"]
+        assert cells(visit.page, "Metrics", 2)[:4] == ["60.0\u00a0%", "70.0\u00a0%", "5", "0.7"]
         for alt_text in ("Histogram of the margins", "Reliability diagram"):
             visit.page.wait_for_function(
                 "name => document.querySelector(`img[alt^='${name}']`)?.naturalWidth > 300", arg=alt_text
@@ -160,7 +160,7 @@ def test_bad_rewards_get_a_sentence(chromium, preference_app, tmp_path):
         for text, message in bad.items():
             compute(visit.page, text)
             assert message in refused(visit.page)
-            assert not visit.page.get_by_role("region", name="Figures").is_visible()
+            assert not visit.page.get_by_role("region", name="Metrics").is_visible()
         visit.page.locator("input[type=file]").first.set_input_files(workbook)
         visit.page.get_by_role("button", name="Clear").first.wait_for()
         visit.page.get_by_role("button", name="Compute", exact=True).click()
@@ -168,7 +168,7 @@ def test_bad_rewards_get_a_sentence(chromium, preference_app, tmp_path):
         visit.page.get_by_role("button", name="Clear").first.click()
         pairs = {"chosen": [1.25] * 100_000, "rejected": [0.75] * 100_000}
         compute(visit.page, json.dumps(pairs))  # 1.2 MB
-        assert cells(visit.page, "Figures", 2)[2] == "100000"
+        assert cells(visit.page, "Metrics", 2)[2] == "100000"
         assert quiet(preference_app, visit)
 
 
@@ -179,7 +179,7 @@ def test_an_uploaded_file_is_read_instead(chromium, preference_app, tmp_path):
         visit.page.locator("input[type=file]").first.set_input_files(path)
         visit.page.get_by_role("button", name="Clear").first.wait_for()
         compute(visit.page, "chosen,rejected\n1,2")
-        assert cells(visit.page, "Figures", 2)[2] == "5"
+        assert cells(visit.page, "Metrics", 2)[2] == "5"
 
 
 def test_preference_for_programs(preference_app, preference):

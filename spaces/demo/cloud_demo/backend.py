@@ -32,7 +32,7 @@ _MOST_POLICY_REQUESTS = 4
 
 
 class Backend:
-    """Models, waiting line and judged rows of one demo."""
+    """Models, queues and judged rows of one demo."""
 
     def __init__(self, args: DemoArguments):
         self.args = args
@@ -82,7 +82,7 @@ class Backend:
 
     @property
     def warnings(self) -> list[str]:
-        """What readers of the rewards must know about the models."""
+        """Warnings about the models that readers of the rewards should see."""
         return self.models.warnings if self.is_usable else []
 
     def made(self, sampling: Sampling) -> str:
@@ -136,7 +136,7 @@ class Backend:
                 if index not in judged.found:
                     judged.add(index, await self._judge_while_idle(row))
             except (ValueError, Problem, NotFinite) as error:
-                logger.warning("Row %s is not among the judged rows. %s", row.id, error)
+                logger.warning("Not judged: %s. %s", row.id, error)
                 judged.wanted -= 1
             except Exception as error:
                 logger.error("The rows could not be judged", exc_info=error)

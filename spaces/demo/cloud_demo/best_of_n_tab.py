@@ -93,7 +93,7 @@ def build(backend: Backend) -> TabParts:
             candidates = gr.Textbox(
                 value="",
                 label="Candidates",
-                info="With a line ===== between each two",
+                info="Separate candidates with a line =====",
                 lines=8,
                 max_lines=24,
                 placeholder="The first candidate\n=====\nThe second",
@@ -154,7 +154,7 @@ def _generation_row(backend: Backend, controls: Controls, prompt: gr.Textbox, ca
         with backend.policy_line.join(visitor_of(request)) as ticket:
             async for position, length in ticket.positions():
                 yield status(f"In the queue: number {position} of {length}…"), gr.skip()
-            yield status(f"{backend.args.policy_model} writes {int(count)} candidates…"), gr.skip()
+            yield status(f"{backend.args.policy_model} is writing {int(count)} candidates…"), gr.skip()
             written = await write_candidates(backend, asked, int(count))
         yield status(f"{len(written)} candidates were written."), _JOINT.join(written)
 

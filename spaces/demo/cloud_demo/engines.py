@@ -33,7 +33,7 @@ from .rows import Judgement, read_results
 
 
 _END = object()
-# Largest differences of a response's reward between batches, by dtype: docs/demo.md
+# Largest difference of a response's reward between batches, by dtype; README.md explains "too close to rank"
 _NOISE = {"float32": 0.001, "unknown": 0.05}
 
 
@@ -68,7 +68,7 @@ class Models:
 
     @property
     def names(self) -> tuple[str, str]:
-        """What the page calls the models: their kinds, or their names if they are of the same kind."""
+        """Names of the models on the page: their kinds, or their own names if they are of the same kind."""
         if self.classic is None:
             return self.kind_of(self.cloud), ""
         kinds = self.kind_of(self.cloud), self.kind_of(self.classic)
@@ -142,7 +142,7 @@ def load_pairs(spec: str, split: str) -> list[BenchmarkRow]:
         rows = preference_pairs.load([spec], split)
     for row in rows:
         if len(row.responses) != 2:
-            raise ValueError(f"{spec}: row {row.id} has {len(row.responses)} responses; the demo shows pairs.")
+            raise ValueError(f"{spec}: {row.id} has {len(row.responses)} responses; the demo shows pairs.")
     return rows
 
 

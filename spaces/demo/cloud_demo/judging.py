@@ -120,7 +120,7 @@ def check_texts(backend: Backend, texts: dict[str, Any]):
         try:
             value.encode()
         except UnicodeEncodeError:
-            raise Problem(f"The {name} holds half a character (a lone surrogate). Paste it again.") from None
+            raise Problem(f"The {name} contains half a character (a lone surrogate). Paste it again.") from None
 
 
 # ----------------------------------------------------------------------------------------------------------- scoring
@@ -215,7 +215,7 @@ async def judge(
             async for step in steps:
                 scores = [step[texts.index(response)] for response in responses]
                 done = len(scores) - scores.count(None)
-                yield Progress(f"The model judges: {done} of {len(responses)} done…", None, tuple(scores))
+                yield Progress(f"Judging: {done} of {len(responses)} done…", None, tuple(scores))
         yield scores
 
 
@@ -235,7 +235,7 @@ async def judge_pair(
             async with aclosing(_score_all(engine, prompt, responses, own)) as steps:
                 async for step in steps:
                     done = len(step) - step.count(None) + len(found) * len(responses)
-                    yield Progress(f"The models judge: {done} of {2 * len(responses)} done…")
+                    yield Progress(f"Judging: {done} of {2 * len(responses)} done…")
             found.append((step[0], step[1]))
         yield Judgement(*found)
 

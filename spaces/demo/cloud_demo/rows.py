@@ -92,7 +92,7 @@ class JudgedRows:
         return 100 * below / 2 / (2 * len(self.found))
 
     def describe(self, reward: float | None) -> str:
-        """Describe in one sentence where `reward` falls, or what it will be compared with."""
+        """Describe in one sentence where `reward` falls among the model's rewards, or what it will be compared with."""
         if not self.is_usable:
             if self.problem is not None:
                 return self.problem
@@ -102,7 +102,7 @@ class JudgedRows:
         unfinished = f" ({self.wanted} in the end)" if self.is_growing else ""
         known = f"{2 * len(self.found)} rewards of right and wrong responses, from {len(self.found)} rows{unfinished} of {self.source}"
         if reward is None:
-            return f"To be compared with {known}."
+            return f"It will be compared with {known}."
         rewards = [*self.chosen, *self.rejected]
         std = statistics.pstdev(rewards)
         deviations = f", {(reward - statistics.fmean(rewards)) / std:+.1f} standard deviations" if std > 0 else ""

@@ -129,7 +129,7 @@ def _examples(backend: Backend) -> dict[str, tuple[str, str]]:
 
 
 def _chat_boxes() -> tuple[gr.Textbox, dict[str, gr.Textbox]]:
-    """Make the boxes of the system message and of earlier turns."""
+    """Make the text boxes for the system message and the earlier turns."""
     with gr.Accordion("Chat: system message and earlier turns", open=False) as chat:
         system = gr.Textbox("", label="System message", lines=1, max_lines=6)
         names = [f"turn {i}: {role}" for i in range(1, _EARLIER_TURNS + 1) for role in ("user", "assistant")]

@@ -58,7 +58,7 @@ def judging_options(backend: Backend, most_critiques: int = 8) -> list[gr.Slider
             value=0,
             step=0.05,
             label="Temperature",
-            info=f"At 0 one critique has the likeliest words, and several are sampled at {SAMPLING_TEMPERATURE}",
+            info=f"At 0, a single critique uses the likeliest words; several are sampled at {SAMPLING_TEMPERATURE}",
         )
         length = gr.Slider(min(8, limit), limit, value=limit, step=1, label="Longest critique in tokens")
     return [critiques, temperature, length]
@@ -132,7 +132,7 @@ class Controls:
         self._stops: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
 
     def run_button(self, label: str) -> gr.Button:
-        """Make a row with the button that starts a run and the one that stops it. Returns the first."""
+        """Make a row with the buttons that start and stop a run. Returns the first."""
         with gr.Row():
             run = gr.Button(label, variant="primary", elem_id=f"{self.tab}-run")
             self.stop_button()
@@ -144,7 +144,7 @@ class Controls:
         button.click(self.stop, queue=False, api_visibility="private")
 
     def example_list(self) -> gr.Dropdown:
-        """Make the list of examples, which the page fills."""
+        """Make the list of examples. It stays empty until the page fills it."""
         return gr.Dropdown([], value=None, label="Examples", elem_id=f"{self.tab}-examples")
 
     def fill_in(self, examples: gr.Dropdown, fill_in: Callable[[str], Any], outputs: list):
@@ -180,7 +180,7 @@ class Controls:
             made.then(None, copied, js=_COPY.replace("IS_LINK", is_link), api_visibility="private")
 
     def show_results(self):
-        """Put status line and result here."""
+        """Place the status line and the result here."""
         self.kept.render()
         self.said.render()
         self.result.render()
