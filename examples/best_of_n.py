@@ -2,7 +2,7 @@
 Best-of-N: the quality of the candidate with the highest reward, for N = 1 to 16, with several models and any backend.
 
 On candidates of known quality, with the columns prompt, responses and correct (booleans or scores), or prompt and candidates
-(a list of response and judge_score):
+(a list of entries with response and judge_score):
 
 python examples/best_of_n.py --models cloud-rm classic-rm --output_dir results --max_new_tokens 512 \
     --dataset_name gsm8k_bon4.jsonl arenabench_v1_bon.jsonl.gz --overlong_policy drop

@@ -42,7 +42,7 @@ class ShellGameArguments:
         answer_swaps (`list[int]`, *optional*, defaults to `[1, 2, 3, 4]`):
             Numbers of swaps of the problems with direct answers, in rotation.
         blank_prompts (`bool`, *optional*, defaults to `False`):
-            Control experiment: remove the question from pairs, so that a reward model must stay at chance.
+            Control experiment: remove the question from the pairs, so that no reward model can beat chance.
     """
 
     data_dir: str

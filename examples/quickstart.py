@@ -2,10 +2,10 @@
 Run the complete method on the shell game, with the scripts that train Llama-3-8B and a tiny model created on the fly.
 
     stage 0   a base language model that answers directly, shared by both arms     make_shell_game.py
-    classic   Bradley-Terry on its answers, with at least the compute of all CLoud stages     train_classic.py
+    classic   Bradley-Terry on the responses, with at least the compute of all CLoud stages     train_classic.py
     stage 1   critique SFT on oracle critiques     train_critique_sft.py
     stage 2   the stage 1 model rewrites all critiques     build_self_critiques.py
-    stage 3   Bradley-Terry plus λ times the critique LM loss on those     train_cloud.py
+    stage 3   Bradley-Terry plus λ times the LM loss on the rewritten critiques     train_cloud.py
     stage 4   with --stage4: critiques improved by their outcome     train_cloud_outcome.py
     then      held-out pairs and best-of-N for all arms     evaluate_rewards.py, best_of_n.py
 
@@ -99,7 +99,7 @@ def main(arguments: list[str]):
             claim(folder, stages(args.seed, arms), args.seed)
         except ValueError as error:
             parser.error(str(error))
-        for name in ("report.json", "report.md"):  # remove an earlier run's until this one ends
+        for name in ("report.json", "report.md"):  # those of an earlier run would not describe this one
             (folder / name).unlink(missing_ok=True)
         usage = run_stages(folder, stages(args.seed, arms), held, heading)
         heading("Report")

@@ -182,7 +182,7 @@ def files(run: Path, stage: Stage) -> list[str]:
 def execute(stage: Stage, run: Path, held: int) -> dict[str, float]:
     """Run a stage to completion. Returns its wall and CPU seconds, and the peak memory of any stage of this process."""
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    # Measured per stage, because the load of the machine varies
+    # Chosen for each stage, because the load of the machine varies
     environment = {**os.environ, "HF_HUB_DISABLE_TELEMETRY": "1", **cloud_hf.threads.thread_environment()}
     # One GPU, if there are any: the Trainer would split its batches among all that it sees
     environment["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]

@@ -148,27 +148,27 @@ def three_critiques(run: Path, scores: list[dict]) -> str:
 
 NOTES = """¹ Of the arm's stages after the base model, which all arms share: 6 per weight and token in training, 2 in generation
 and for a reference model.
-² Processor seconds of the commands of these stages, with imports, loading and encoding."""
+² CPU seconds of the commands of these stages, including imports, loading and encoding."""
 
 STAGE_4 = """ The arm "outcome" is the CLoud model after
-stage 4, which improves its critiques by whether they lead to the right preference; its training FLOPs come on top."""
+stage 4, which rewards critiques that lead to the right preference; it has more training FLOPs."""
 
 PAGE = """# The shell game: classic and CLoud reward models
 
-A ball lies under one of four cups, k swaps move it, and a response says where it ends. Both arms start from the same
-base model, which has learned to answer at once. The classic model scores a response at once; the CLoud model first
-writes a critique that follows the swaps. The classic arm had at least as many training FLOPs.{stage_4} No sequence of swaps in
-this test occurs in any training set, and no pair or problem occurs twice.
+A ball lies under one of four cups, k swaps move it, and a response says where it ends up. All arms start from the same
+base model, which has learned to answer directly. The classic model scores a response directly; the CLoud model first
+writes a critique that follows the swaps. The classic arm had at least as many training FLOPs as the CLoud arm.{stage_4} No sequence
+of swaps in this test occurs in any training set, and no pair or problem occurs twice.
 
 {table}
 
 ![accuracy by number of swaps](accuracy.png)
-The bars' intervals are 95% intervals (Wilson).
+Error bars are 95% intervals (Wilson).
 
 ![rewards of chosen and rejected responses](rewards.png)
 
 ![best-of-N](best_of_n.png)
-The bars here are one standard error over problems.
+Error bars are one standard error over problems.
 
 ## Three critiques
 
@@ -185,7 +185,7 @@ First `source .venv/bin/activate`.
 - Ask the model something: `python -c "from cloud_hf.loading import load_reward_model as load; model, tok = load('{run}/cloud'); print(model.score(['The ball starts under cup D. Swap cups 1: A and B. 2: D and B. Where is the ball now?'], ['The answer is B.'], tok)[0])"`
 - Change λ: `lm_loss_weight` in `examples/configs/shell-game/cloud.yaml`.
 - Several critiques per response: `python examples/evaluate_rewards.py --config examples/configs/shell-game/scoring.yaml --models {run}/cloud --dataset_name {run}/data/pairs --output_dir {run}/sampled --num_critiques 4 --temperature 1.0`
-- Your own data: see "Train on your own data" in the README.
+- Your own data: see "Train your own" in the README.
 """
 
 

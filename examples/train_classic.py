@@ -1,5 +1,5 @@
 """
-Train a classic reward model, which scores the response directly: same model class and trainer, no critique.
+Train a classic reward model, which scores the response directly: the same model class and trainer, without a critique.
 
 Rows have the columns prompt, chosen, rejected.
 

@@ -1,8 +1,8 @@
 """
-Stage 3: train a CLoud reward model, Bradley-Terry loss plus λ times the critique LM loss.
+Stage 3: train a CLoud reward model on the Bradley-Terry loss plus λ times the critique LM loss.
 
-Rows have the columns prompt, chosen, rejected, chosen_feedback, rejected_feedback; as in the paper, the critiques are written by the stage
-1 model (build_self_critiques.py), and this stage starts from that model.
+Rows have the columns prompt, chosen, rejected, chosen_feedback, rejected_feedback. As in the paper, the stage 1 model writes the critiques
+(build_self_critiques.py), and this stage starts from that model.
 
 torchrun --nproc_per_node 8 examples/train_cloud.py --config examples/configs/llama3-8b/cloud.yaml \
     --dataset_name self-critiques --deepspeed ds_configs/zero2.json

@@ -1,5 +1,5 @@
 """
-Stage 4: improve the critiques of a CLoud model by whether they lead its reward to the right preference.
+Stage 4: improve the critiques of a CLoud model, by rewarding those that lead its reward head to the right preference.
 
 Rows are those of stage 3 (prompt, chosen, rejected, chosen_feedback, rejected_feedback); the model comes from stage 3.
 Each step writes `num_generations` new critiques of both responses of each pair.

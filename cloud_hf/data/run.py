@@ -51,13 +51,13 @@ class Dropped(Exception):
 
 
 class RowRefused(Exception):
-    """A row that cannot be used. The message is the reason."""
+    """Raised for a row that cannot be used. The message is the reason."""
 
 
 class JournaledClient:
     """
-    A client that sends no request twice: answers in the journal are read from there. `role`, such as `"judge"`, distinguishes the
-    clients of one journal.
+    A client that sends no request twice: if the journal has the answer, it is read from there. `role`, such as `"judge"`, distinguishes
+    the clients that share a journal.
     """
 
     def __init__(self, client: CompletionClient, journal: Journal, role: str):
@@ -66,13 +66,13 @@ class JournaledClient:
         self.role = role
         self.cut: set[str] = set()  # keys of answers that ran out of tokens
         self.kept_cut: set[str] = set()  # keys of those that were kept nevertheless
-        self.tokens: dict[str, int] = {}  # by key, of prompt and answer, if the server counts them
+        self.tokens: dict[str, int] = {}  # tokens of prompt and answer by key, if the server counts them
         self.completion_tokens: dict[str, int] = {}  # those of the answer alone
-        # By key, model names that servers report if another model, or a version of the requested one, answered
+        # By key, the model that the server names, if it is not the requested one
         self.other_models: dict[str, str] = {}
 
     async def chat(self, key: Sequence[Any], messages: list[dict[str, str]], **sampling) -> Answer:
-        """Return the answer of [`CompletionClient.chat`]. `key` (for example row id and sample number) distinguishes equal requests."""
+        """Return the answer of [`CompletionClient.chat`]. `key` (such as row id and sample number) tells equal requests apart."""
         # The key contains everything that defines the request, so a changed prompt or option causes a new request
         asked = self._key(key, messages, sampling)
         return await self._answer(asked, lambda: self.client.chat(messages, **sampling))
@@ -82,11 +82,11 @@ class JournaledClient:
         truncated: str = "drop", **sampling,
     ) -> Answer:  # fmt: skip
         """
-        Return the answer of [`JournaledClient.chat`], retrying up to `longer_tries` times with twice the tokens while it is truncated.
+        Return the answer of [`JournaledClient.chat`]. While it is truncated, retry with twice the tokens, up to `longer_tries` times.
 
-        Returns the first complete answer, otherwise the last one: with `finish_reason` `"length"` if it is truncated, or `"no room"` and
-        an empty text if the model's context has no room for more tokens. With `truncated="retry"` there are as many tries as the context has room
-        for; with `"keep"` the last truncated answer is returned as complete, unless it has no text.
+        Returns the first complete answer, or else the last one: with `finish_reason` `"length"` if it is truncated, or with `"no room"`
+        and an empty text if the model's context has no room for more tokens. `truncated="retry"` retries as long as the context has room;
+        `truncated="keep"` returns the last truncated answer as complete, unless it has no text.
         """
         cut = Answer("", "length")
         for doublings in range(most_longer_tries(truncated, longer_tries) + 1):
@@ -96,7 +96,7 @@ class JournaledClient:
             except RequestFailed as error:
                 if doublings == 0 or not error.exceeds_context:
                     raise
-                # Journaled, so that a resumed run does not send a request that will be rejected again
+                # Journal it, so that a resumed run does not repeat a request that would be rejected again
                 answer = Answer("", "no room")
                 self._keep(self._key(key, messages, asked), answer)
             if answer.finish_reason != "length":
@@ -126,8 +126,8 @@ class JournaledClient:
         if answer.model not in (None, self.client.model):
             if not self.other_models:
                 print(
-                    f"{answer.model!r} answered a request to {self.client.model!r} ({self.role}), as the server says. The card counts such "
-                    "answers; check the server if it is another model, not a version of the one requested.",
+                    f"The server says that {answer.model!r} answered a request to {self.client.model!r} ({self.role}). The card counts such "
+                    "answers. If this is another model, not a version of the requested one, check the server.",
                     file=sys.stderr,
                 )
             self.other_models[key] = answer.model
@@ -173,7 +173,7 @@ def why_incomplete(answer: Answer, name: str, longer_tries: int) -> str | None:
 
 
 def most_longer_tries(truncated: str, longer_tries: int) -> int:
-    """Return the largest number of retries of a cut answer, if the context has room for them."""
+    """Return the maximum number of longer tries of a truncated answer. The context may have room for fewer."""
     return _MOST_LONGER_TRIES if truncated == "retry" else longer_tries
 
 
@@ -286,7 +286,7 @@ def check_rows(rows: Rows, check: Callable[[dict[str, Any]], Any], bad_rows: str
     Check all rows before anything expensive starts, and return the positions of those to leave out under the policy `"drop"`. `check` may
     return the number of tokens that a row needs.
 
-    Raises `ValueError` that counts the rows for which `check` raises one, or whose text is not valid, by kind.
+    Raises a `ValueError` that counts, by kind, the rows that `check` rejects with a `ValueError` or whose text is not valid Unicode.
     """
     bad, overlong = BadRows("", bad_rows), OverlongRows("")
     for index in tqdm(range(len(rows)), "Checking rows", unit=" rows", disable=None):
@@ -311,7 +311,7 @@ def check_rows(rows: Rows, check: Callable[[dict[str, Any]], Any], bad_rows: str
 
 
 async def all_of(*asked: Awaitable[Any]) -> list[Any]:
-    """Wait for all results and return them in order. If several fail, a failure is raised rather than a [`Dropped`]."""
+    """Wait for all results and return them in order. If several fail, raises a failure rather than a [`Dropped`]."""
     # Without `return_exceptions`, the first failure would discard answers already paid for
     results = await asyncio.gather(*asked, return_exceptions=True)
     errors = [result for result in results if isinstance(result, BaseException)]

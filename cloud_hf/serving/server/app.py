@@ -114,9 +114,9 @@ _TEXT_ROUTES = "/get_reward and /v1/score/evaluation"
 MAX_HEAD_BYTES = 32 * 2**10
 _HEAD_TIMEOUT = 20.0
 
-# Bytes of the framing of a body in chunks, beyond an eighth of its content, or of requests sent before the last one is answered
+# Maximum bytes of chunk framing, beyond an eighth of the body's content, or of requests sent before the last one is answered
 _MOST_EXTRA_BYTES = 2**13
-_PIECE = 2**13  # of what a connection sent, parsed at once
+_PIECE = 2**13  # bytes from a connection that are parsed at once
 
 # Ticks (tenths of a second) without a request after which a stopping server exits
 _IDLE_TICKS = 3
@@ -165,7 +165,7 @@ class RewardServer(uvicorn.Server):
 
 
 class _Protocol(H11Protocol):
-    """HTTP protocol that, unlike httptools, limits the size of the head, the time it may take, and bytes that are costly to read."""
+    """HTTP protocol that, unlike httptools, limits the head's size, its time to arrive, and bytes that are expensive to parse."""
 
     _head_timeout: asyncio.TimerHandle | None = None
     _extra_bytes = 0
@@ -256,12 +256,12 @@ def load_engine(args: argparse.Namespace) -> EncodingEngine:
 
 def load_chats(args: argparse.Namespace) -> RenderedChats | None:
     """
-    Load the parser for the policy's chat template, by default the reward model's. `None` if conversations in it cannot be
-    read back from text.
+    Load the parser for the policy's chat template, by default the reward model's. Returns `None` if text in this template cannot
+    be parsed back into conversations.
     """
     if args.policy_tokenizer is not None:
         chats = RenderedChats(AutoTokenizer.from_pretrained(args.policy_tokenizer))
-        logger.info("%s read texts by the chat template of %s.", _TEXT_ROUTES, args.policy_tokenizer)
+        logger.info("%s parse texts with the chat template of %s.", _TEXT_ROUTES, args.policy_tokenizer)
         return chats
     try:
         chats = RenderedChats(AutoTokenizer.from_pretrained(tokenizer_source(args.model)), is_guess=True)
@@ -269,7 +269,7 @@ def load_chats(args: argparse.Namespace) -> RenderedChats | None:
         logger.warning("%s are off without --policy_tokenizer: %s", _TEXT_ROUTES, error)
         return None
     logger.warning(
-        "%s read texts by the reward model's own chat template, of %s, and refuse those with a system turn. Name the policy "
+        "%s parse texts with the chat template of the reward model, %s, and refuse those with a system turn. Name the policy "
         "with --policy_tokenizer.",
         _TEXT_ROUTES,
         args.model,
@@ -308,7 +308,7 @@ def log_as_json():
 
 def load_app(args: argparse.Namespace) -> FastAPI:
     """Load the model that the command line names, and make the application that serves it."""
-    # Scoring needs the interpreter after each operation, and would wait long for it while a request is parsed or encoded
+    # Scoring takes the GIL again after each operation, and would wait long for it while a request is parsed or encoded
     sys.setswitchinterval(0.0005)
     limits = Limits(**{name: getattr(args, name) for name in vars(Limits())})
     # Report mistakes before the model loads, which may take minutes
@@ -317,7 +317,7 @@ def load_app(args: argparse.Namespace) -> FastAPI:
     engine = load_engine(args)
     version = identify_model(args.model)["model_version"]
     app = make_app(engine, limits, args.api_key, chats, [*args.allowed_hosts, args.host], version)
-    # Libraries and model stay to the end, where visiting them all would take seconds
+    # Libraries and model live as long as the process, and visiting all their objects would take seconds
     gc.freeze()
     return app
 

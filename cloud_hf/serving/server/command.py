@@ -33,13 +33,17 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="Key that clients must send. Prefer to set CLOUD_API_KEY.",
     )
     parser.add_argument(
-        "--allowed_hosts", nargs="*", default=[], help="Names with dots under which clients without a key reach it."
+        "--allowed_hosts", nargs="*", default=[], help="Host names with dots that clients without a key may use."
     )
     for limit in fields(Limits):
         kind = type(limit.default)
         parser.add_argument(f"--{limit.name}", type=kind, default=limit.default, help=limit.metadata["help"])
-    parser.add_argument("--shutdown_grace", type=float, default=30.0, help="Seconds to let running requests finish.")
-    parser.add_argument("--policy_tokenizer", help="Model whose chat template OpenRLHF or LLaMA-Factory send.")
+    parser.add_argument(
+        "--shutdown_grace", type=float, default=30.0, help="Seconds that running requests have to finish at shutdown."
+    )
+    parser.add_argument(
+        "--policy_tokenizer", help="Policy whose chat template renders the texts of OpenRLHF or LLaMA-Factory."
+    )
     parser.add_argument("--batch_size", type=int, default=16, help="Sequences per forward pass (transformers).")
     parser.add_argument("--dtype", default="auto", help="Data type of the weights.")
     parser.add_argument("--vllm_options", type=_json_object, default={}, help="JSON with options of vLLM's engine.")
@@ -51,7 +55,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     args = parser.parse_args(arguments)
     _check_sizes(parser, args)
-    # Only where asked for: data parallelism changes how vLLM starts
+    # Only if asked for: data parallelism changes how vLLM starts
     args.vllm_options = {
         name: getattr(args, name) for name in _PARALLEL if getattr(args, name) > 1
     } | args.vllm_options
@@ -91,7 +95,7 @@ def _json_object(text: str) -> dict:
 def main(arguments: list[str] | None = None):
     """Serve the model that the command line names."""
     args = parse_arguments(arguments)
-    # Imports torch, which takes seconds, and is not needed for `--help` and mistakes
+    # Imports torch, which takes seconds and is not needed for `--help` or to report mistakes
     from .app import serve
 
     serve(args)

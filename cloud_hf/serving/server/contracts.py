@@ -9,7 +9,7 @@ from ...prompts import MAX_DEPTH
 from ...scores import Sampling, Score
 
 
-# Unknown fields of a body or a row; more of them are not named one by one
+# Maximum number of fields of a body or a row: an error names each unknown one
 _MOST_FIELDS = 64
 
 _MESSAGES = {"type": "array", "items": {"type": "object"}, "minItems": 1}
@@ -56,7 +56,7 @@ class RewardInput(BaseModel):
     prompt: Prompt = Field(description="A user message, a list of chat messages, or `messages` with `tools`.")
     response: Response = Field(description="The response to judge: text, or an assistant message.")
     critiques: list[str] | None = Field(
-        None, min_length=1, fail_fast=True, description="Critiques to score instead of writing some."
+        None, min_length=1, fail_fast=True, description="Critiques to score instead of generating new ones."
     )
 
 
@@ -67,15 +67,19 @@ class RewardRequest(_Body):
         None,
         min_length=1,
         fail_fast=True,
-        description="Rows of `prompt`, `response` and, if they are given, `critiques`.",
+        description="Rows with `prompt`, `response` and, optionally, `critiques`.",
     )
     chats: list[Chat] | None = Field(
         None, min_length=1, description="Complete conversations, each ending with the assistant message to judge."
     )
     num_critiques: int = Field(1, ge=1, description="Critiques per response; the reward is their mean.")
     temperature: float = Field(0.0, ge=0, le=100, allow_inf_nan=False, description="0 is greedy.")
-    max_new_tokens: int | None = Field(None, ge=1, description="Longest critique. Defaults to the server's limit.")
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="Repeats the same sampled critiques.")
+    max_new_tokens: int | None = Field(
+        None, ge=1, description="Maximum length of a critique in tokens. Defaults to the server's limit."
+    )
+    seed: int | None = Field(
+        None, ge=-(2**63), lt=2**63, description="Seed of sampling: the same seed gives the same critiques."
+    )
     read_every: int | None = Field(
         None, ge=1, description="Also return the reward at every n-th token of each critique."
     )
@@ -83,7 +87,7 @@ class RewardRequest(_Body):
         None,
         gt=0,
         allow_inf_nan=False,
-        description="End a critique once its last three partial rewards differ by less.",
+        description="End a critique once its last three partial rewards differ by less than this.",
     )
     return_critiques: bool = Field(True, description="Whether to include the critiques' texts.")
     return_critique_ids: bool = Field(False, description="Whether to include the critiques' token ids.")
@@ -138,7 +142,7 @@ class RewardResult(BaseModel):
     critique_ids: list[list[int]] | None = None
     response_changed: bool = Field(description="Whether the chat template hides or changes text of the response.")
     partial_rewards: list[list[float]] | None = Field(
-        None, description="With `read_every`: per critique, the rewards inside it, and last its reward."
+        None, description="With `read_every`: for each critique, the rewards read inside it, then its final reward."
     )
 
     @classmethod

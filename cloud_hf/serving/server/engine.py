@@ -54,7 +54,7 @@ class RewardEngine(Protocol):
 
 
 class EncodingEngine(RewardEngine, Protocol):
-    """A [`RewardEngine`] that takes rows as its own [`EncodingEngine.encode`] returns them, so that none is encoded twice."""
+    """A [`RewardEngine`] that also scores rows that its [`EncodingEngine.encode`] has encoded, so that none is encoded twice."""
 
     def encode(self, prompt, response, sampling: Sampling, critiques: list[str] | None = None) -> ScoringRequest:
         """Check a row as [`RewardEngine.check`] does, and encode it. Called from several threads."""
@@ -87,7 +87,7 @@ class EncodingEngine(RewardEngine, Protocol):
 
 class StablePrefix:
     """
-    Decodes the ids of an unfinished critique to the part of its text that no later token can change. `vocab_size` counts
+    Decodes the ids of an unfinished critique up to the point where later tokens may still change the text. `vocab_size` counts
     all ids that the model can generate, including those without a token.
     """
 

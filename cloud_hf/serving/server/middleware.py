@@ -33,10 +33,10 @@ HEALTH_ROUTE = "/health"
 _BODY_TIMEOUT = 60.0
 _DISCARD_TIMEOUT = 1.0
 
-# Bodies of the largest size that may be held while they arrive
+# Memory for bodies that are still arriving, in bodies of the maximum size
 _LARGEST_BODIES = 8
 
-# Bytes of a body that are read at once; longer bodies share this rate, because the event loop reads and parses them
+# Bodies up to this size are read at once. Longer ones share the rate, because the event loop reads and parses them
 _FREE_BYTES = 2**14
 _BYTES_PER_SECOND = 8 * 2**20
 
@@ -88,7 +88,7 @@ class Lifecycle:
         self.draining = False
         self.engine_dead = False
         self.tasks: set[asyncio.Task] = set()
-        # Bytes of each body, oldest first, by the time limit that gives it up
+        # Bytes received of each body, oldest first. The key is the timeout with which the body is dropped
         self.arriving: dict[asyncio.Timeout, int] = {}
 
     def abort(self):

@@ -1,4 +1,4 @@
-"""Scoring of requests: checks, queue, deadlines, and errors as HTTP statuses."""
+"""Score the rows of requests: checks, queue, deadlines, and errors as HTTP statuses."""
 
 import asyncio
 import itertools
@@ -21,14 +21,14 @@ from .middleware import Lifecycle, Metrics, RequestRecord
 
 _T = TypeVar("_T")
 
-# A long text waits as if its encoding took this much longer than a short one's
+# A text's place in the queue is one second later for this many characters, so that short texts come before long ones
 _CHARS_PER_SECOND = 20_000
 
 
 class Encoding:
     """
-    Runs pieces of work on untrusted text in a thread, one at a time, so that the event loop stays responsive: short texts before long ones
-    that arrived together. Abandoned work is not started.
+    Runs work on untrusted text in a thread, one piece at a time, so that the event loop stays responsive. Of texts that arrive together,
+    short ones come first. Abandoned work is not started.
     """
 
     def __init__(self):
