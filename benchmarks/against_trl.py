@@ -1,7 +1,7 @@
 """
 Train one base on the same pairs with TRL's `RewardTrainer` and with `CLoudTrainer` (classic arm): padded, padding-free, and with
 shared prompts. All sides compute the same loss in fp32, on batches of the same pairs in the same order; each round trains every side
-for one epoch, one after another, and rounds alternate which side starts. On CPUs, seconds are the process's.
+for one epoch, one after another, and rounds alternate which side starts. On CPUs, seconds are CPU time.
 
 python benchmarks/against_trl.py --base HuggingFaceTB/SmolLM2-135M-Instruct --data ../shared/data/train/pairs_hh_harmless.jsonl.gz
 python benchmarks/against_trl.py --tiny   # a random model and invented pairs, in seconds
@@ -117,7 +117,7 @@ def measure(
 
 
 def clock() -> float:
-    """Read the time: on CPUs the time of this process, so other work on the machine counts less."""
+    """Return the time: on CPUs the CPU time of this process, so that other work on the machine counts less."""
     return time.perf_counter() if torch.cuda.is_available() else time.process_time()
 
 

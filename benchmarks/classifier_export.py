@@ -2,8 +2,8 @@
 Export classic models to `*ForSequenceClassification` and compare the rewards of real conversations: ours, transformers' and those of
 vLLM's pooling runner, in fp32 on the CPU. Weights are random and wide, so that rewards differ by several units.
 
-What rounding alone does is measured next to it: the classifier in batches, with the other attention, and in fp64, against which the errors of
-both sides are taken. A wrong position, template or padding would show as a large difference.
+The effect of rounding alone is measured, too: the classifier in batches, with the other attention, and in fp64, with which both sides are
+compared. A wrong position, template or padding would show as a large difference.
 
 python benchmarks/classifier_export.py --data ../shared/data/eval/*.jsonl*          # takes minutes
 python benchmarks/classifier_export.py --data pairs.jsonl --chats 8 --without_vllm

@@ -4,7 +4,7 @@ the rows, journals every score, and computes the metrics. 256 chats of 250 ± 12
 the random model of `scoring_speed.py`, greedy, fp32; the model is loaded once.
 
 - direct: one call of the backend's `score` with all chats.
-- evaluate: the same chats through `evaluate_rewards.py` with a new journal, up to the files of scores.
+- evaluate: the same chats through `evaluate_rewards.py` with a new journal, until the scores are written.
 - report: report.md, report.json and the plots afterwards, whose cost does not depend on the number of rows.
 
 python benchmarks/evaluation_overhead.py --backend transformers

@@ -6,8 +6,8 @@ batch, critiques of 128 tokens.
 - score, score at 0.7: `CLoudForRewardModeling.score`, greedy and at temperature 0.7.
 - reference: `generate`, decode, tokenise again, and a second forward pass with all hidden states.
 
-The limit is the time of the prefill's operations at the speed of a large matrix product, plus, for each step, of reading weights and KV
-cache once at the speed of a copy; both speeds are measured in the same run.
+The limit is the time of the prefill's operations at the speed of a large matrix product, plus, for each step, the time to read weights and
+KV cache once at the speed of a copy; both speeds are measured in the same run.
 
 python benchmarks/gpu_scoring.py          # under 3 minutes on an H100 or H200
 python benchmarks/gpu_scoring.py --tiny   # on any machine, in seconds

@@ -8,8 +8,8 @@ a fifth is labelled. Forward and backward passes, without the optimizer, with gr
 - unshared, shared: pairs whose prompt is half of each sequence, with and without `shared_prompt`.
 - long, short: 16 sequences of 1,250 tokens, and 128 of 156, without labels.
 
-MFU counts 6 operations per token and weight that it passes through, plus attention's, and counts recomputed ones once; its ceiling is a
-large matrix product, measured in the same run.
+MFU counts 6 operations for each token and each weight that processes it, plus those of attention; recomputed operations count once. Its
+ceiling is the speed of a large matrix product, measured in the same run.
 
 python benchmarks/gpu_training.py          # under 3 minutes on an H100 or H200
 python benchmarks/gpu_training.py --tiny   # on any machine, in seconds

@@ -1,7 +1,7 @@
 """
 Measure how often the 95 % intervals of evaluation reports cover the true value, by simulation: rows (or problems, or questions) are drawn
-from a known distribution, the library computes the interval, and the share of intervals that cover the true value should be 0.95. Standard
-errors count as intervals of ± 1.96 of them.
+from a known distribution, the library computes the interval, and the share of intervals that cover the true value should be 0.95. A
+standard error counts as an interval of ± 1.96 standard errors.
 
 python benchmarks/interval_coverage.py                    # about a quarter of an hour on one core
 python benchmarks/interval_coverage.py --runs 40 --sizes 20

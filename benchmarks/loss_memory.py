@@ -7,7 +7,7 @@ tokens, half of them labelled, fp32. For comparison:
 - limit: the decoder forward and backward and the logits of the labelled positions, without rewards.
 
 Memory is the peak of a separate process minus its memory with parameters and gradients. Seconds are those of
-one process that runs the sides one after another in each round. Writes the numbers, and a plot of one against the other.
+one process that runs the sides one after another in each round. Writes the numbers, and a plot of seconds against memory.
 
 python benchmarks/loss_memory.py
 """

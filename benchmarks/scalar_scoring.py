@@ -1,9 +1,9 @@
 """
 Compare `ScalarScorer` with the code that model cards show, on preference files: largest difference of a reward, and seconds.
 
-Both sides score random models on the CPU, in fp32. The card's code renders each conversation with `apply_chat_template`. For rewards it
-runs the model on one conversation at a time; for seconds on batches in file order, padded by the tokenizer. The limit for the ratio of
-seconds is the card's number of tokens with padding divided by that without.
+Both sides score random models on the CPU, in fp32. The card's code renders each conversation with `apply_chat_template`. To compare rewards,
+it runs the model on one conversation at a time; to measure seconds, on batches in file order, padded by the tokenizer. The limit for the
+ratio of seconds is the card's number of tokens with padding divided by that without.
 
 python benchmarks/scalar_scoring.py --data ../shared/data/eval/*.jsonl*          # takes minutes
 python benchmarks/scalar_scoring.py --data pairs.jsonl --rows 4

@@ -64,7 +64,7 @@ SHARING_LIMIT = 0.45  # ratio of seconds: at most
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Every byte is a token."""
+    """Make a tokenizer in which every byte is a token."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE({symbol: index for index, symbol in enumerate(alphabet)}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
