@@ -185,7 +185,7 @@ def model_card(
         metadata (`Mapping[str, Any]`):
             Card metadata, including what [`inherit`] returns.
         package (`bool`, *optional*, defaults to `False`):
-            Whether loading it needs this package, as adapters and the published layout do.
+            Whether the model loads only with this package, like adapters and the published layout.
         training (`str`, *optional*):
             The section on training, as Markdown.
         example ([`Example`], *optional*):

@@ -99,7 +99,7 @@ def check_import(source: str) -> PreTrainedTokenizerBase:
     config = read_config(source)
     if not has_scalar_head(config):
         raise ValueError(
-            f"{source} is not a sequence classifier of transformers with one label, so a classic model cannot use its head."
+            f"{source} is not one of transformers' sequence classifiers with one label, so a classic model cannot use its head."
         )
     made = CLoudForRewardModeling.config_from_base(source, critique=False)
     tokenizer = AutoTokenizer.from_pretrained(source)

@@ -130,7 +130,7 @@ def test_other_classifiers_that_a_classic_model_cannot_be_are_refused(base_folde
         check_import(str(tmp_path / "qwen"))
     save_scalar(tmp_path / "two", num_labels=2)
     for name in (base_folder, tmp_path / "two"):
-        with pytest.raises(ValueError, match="not a sequence classifier of transformers with one label"):
+        with pytest.raises(ValueError, match="not one of transformers' sequence classifiers with one label"):
             check_import(str(name))
     with pytest.raises(ValueError, match="`revision` is for the published layout"):
         convert(["a", str(tmp_path / "new"), "--to", "cloud", "--revision", "main"])

@@ -79,7 +79,7 @@ class CritiqueOptions:
 
     @property
     def most_longer_tries(self) -> int:
-        """Largest number of retries of a truncated critique, if the context has room for them."""
+        """Maximum number of retries of a truncated critique. The context may have room for fewer."""
         return most_longer_tries(self.truncated, self.longer_tries)
 
 

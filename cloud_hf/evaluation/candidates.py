@@ -77,7 +77,7 @@ class ScoredSet:
         return {**candidate_counts(self.problems), "dropped": len(self.left_out)}
 
     def notes(self, largest_n: int) -> list[str]:
-        """Return caveats for readers of the figures, as sentences; curves end at `largest_n` or earlier."""
+        """Return caveats for readers of the results, as sentences; curves end at `largest_n` or earlier."""
         counts = self.counts()
         fewest, more = counts["fewest_candidates"], counts["problems_with_more_than_the_fewest"]
         each = f"{fewest} to {counts['most_candidates']} candidates" if more else f"{fewest} candidates each"

@@ -179,7 +179,7 @@ class Cascade:
 
 
 def _interleave(even: CascadePoint, odd: CascadePoint) -> CascadePoint:
-    """Merge points computed on the even and on the odd rows; their thresholds may differ."""
+    """Combine the points of the even and of the odd rows, whose thresholds may differ, into one point of all rows."""
 
     def join(name: str) -> tuple:
         values: list[Any] = [None] * (len(even.worth) + len(odd.worth))
@@ -195,7 +195,7 @@ def _interleave(even: CascadePoint, odd: CascadePoint) -> CascadePoint:
 
 
 def _seconds_per_row(point: CascadePoint, seconds: Sequence[Sequence[Sequence[float]]]) -> float:
-    """Add up the seconds of everything that a cascade scored; they are given by stage, row and response."""
+    """Add up the seconds of all responses that a cascade scored; `seconds` are by stage, row and response."""
     total = sum(
         seconds[stage][row][place]
         for row, of_row in enumerate(point.asked)

@@ -1,4 +1,4 @@
-"""Accuracy against compute: critique tokens and seconds of everything that was evaluated."""
+"""Accuracy against compute: the critique tokens and seconds of each model, ensemble, judge and cascade."""
 
 import math
 from collections.abc import Iterator, Sequence

@@ -65,7 +65,7 @@ class EvaluationArguments(JudgeServerArguments, ScoringArguments):
             against the last stage alone, at most this many tokens per row, or the threshold itself. It is fitted on the other half of the
             rows.
         cascade_one_at_a_time (`bool`, *optional*, defaults to `False`):
-            Score one contender of a row at a time after the first stage. One critique may then settle a pair.
+            After the first stage, score one contender of a row at a time, so that one critique may decide a pair.
         chunk_size (`int`, *optional*):
             Responses passed to the backend per call; a killed run loses at most one chunk. Defaults to eight batches with
             transformers, otherwise to 4096.

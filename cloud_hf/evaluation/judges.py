@@ -108,7 +108,7 @@ class JudgeReport:
         tokens_per_verdict (`float`, *optional*):
             Prompt and completion tokens per verdict, tries included, as the server counts them.
         cost_per_verdict, cost (`float`, *optional*):
-            What these tokens cost per verdict and in all, at the prices given.
+            What these tokens cost per verdict and in total, at the given prices.
     """
 
     pairs: int
@@ -137,11 +137,11 @@ class RatingReport:
         mean, std (`float`):
             Mean and standard deviation of the readable ratings.
         distinct (`int`):
-            Different ratings. With few of them, many pairs tie.
+            Number of different ratings. If there are few, many pairs tie.
         tokens_per_verdict (`float`, *optional*):
             Prompt and completion tokens per rating, tries included, as the server counts them.
         cost_per_verdict, cost (`float`, *optional*):
-            What these tokens cost per rating and in all, at the prices given.
+            What these tokens cost per rating and in total, at the given prices.
     """
 
     responses: int
@@ -280,7 +280,7 @@ def judge_rows(
 
 
 def _pair(name: tuple[str, str], row: FittedRow, place: int) -> dict[str, Any]:
-    """Return the pair of a row's right response and a wrong one, with an id that follows from its texts."""
+    """Return the pair of a row's right response and a wrong one, with an id derived from their texts."""
     chosen, rejected = row.responses[0], row.responses[place]
     if not (isinstance(chosen, str) and isinstance(rejected, str)):
         raise ValueError(

@@ -84,7 +84,7 @@ class Evaluation:
         return share(list(self.row_outcomes().values()))
 
     def notes(self) -> list[str]:
-        """Return caveats for readers of the figures, as sentences."""
+        """Return caveats for readers of the results, as sentences."""
         return self.scores.notes() + _notes(
             {
                 "Rows whose `id` an earlier row has, counted all the same": self.repeated_ids,
@@ -272,7 +272,7 @@ class CritiqueResult:
         return cls(name, rows, scores, quality, fitted.dropped, fitted.shortened, without)
 
     def notes(self) -> list[str]:
-        """Return caveats for readers of the figures, as sentences."""
+        """Return caveats for readers of the results, as sentences."""
         without = "Rows without a loss, because they do not fit the model's context with their reference critique"
         return _notes(
             {

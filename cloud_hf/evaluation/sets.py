@@ -180,7 +180,7 @@ def _check_shares(name: str, args: EvaluationArguments):
     for problem in problems:
         if bad := [value for value in problem.worth or () if not 0 <= value <= 1]:
             raise ValueError(
-                f"{name}, row {problem.id!r}: `correct` holds {bad[0]:g}, but is shown as a share from 0 to 1. "
+                f"{name}, row {problem.id!r}: `correct` holds {bad[0]:g}, but must be from 0 to 1 here. "
                 "best_of_n.py takes other scores."
             )
 
@@ -268,7 +268,7 @@ def summarize(
 def summarize_judge(
     sets: Sets, args: EvaluationArguments, folder: Path, shown: Mapping[str, str]
 ) -> tuple[ModelResults, JudgeReport | RatingReport]:
-    """Compute the results of the judge. There is nothing to sample or to probe."""
+    """Compute the results of the judge, without sampled critiques and probes."""
     fitted, scores, report = sets.judged(args, args.seed, folder)
     results = summarize(sets, fitted, scores, args.group_column, shown)
     return replace(results, robustness=Robustness(assess_uncertainty(results.evaluations, {}))), report

@@ -158,7 +158,7 @@ class BenchmarkScores:
         return self.figures[self.headline].value
 
     def notes(self) -> list[str]:
-        """Return caveats for readers of the figures, as sentences."""
+        """Return caveats for readers of the scores, as sentences."""
         missing, few = ", ".join(self.missing), ", ".join(self.few)
         unknown = ", ".join(f"{name} ({count})" for name, count in self.unknown.items())
         notes = {

@@ -78,7 +78,7 @@ class DataArguments:
 
 def split_by_prompt(rows: Dataset, test_size: float) -> tuple[Dataset, Dataset]:
     """
-    Split rows so that a share of the prompts is in the second part, chosen by a hash of their contents.
+    Split rows into two parts by prompt. A hash of the prompts chooses those of the second part, a share of `test_size`.
 
     Raises:
         `ValueError`: If the share is not between 0 and 1, or leaves one part without a prompt.

@@ -57,10 +57,10 @@ class CLoudTrainingConfig(RewardConfig):
             Concatenate the sequences of a batch into one row instead of padding them. Losses and gradients are the same.
             Needs `attn_implementation` `"sdpa"` or FlashAttention.
         shared_prompt (`bool`, *optional*, defaults to `False`):
-            Concatenate them, and compute only once a prefix that chosen and rejected (or several critiques of a
-            response) share. Losses and gradients are the same. Needs `attn_implementation` `"sdpa"`.
+            Like `padding_free`, but compute a prefix that chosen and rejected (or several critiques of a response) share
+            only once. Losses and gradients are the same. Needs `attn_implementation` `"sdpa"`.
         token_budget (`int`, *optional*):
-            Largest number of tokens in a training batch on one device, padding included. Batches then hold pairs of
+            Maximum number of tokens in a training batch on one device, padding included. Batches then hold pairs of
             similar length, as many as the budget allows and at most `per_device_train_batch_size`.
 
         > Parameters that control the loss
@@ -72,8 +72,8 @@ class CLoudTrainingConfig(RewardConfig):
             Weight of the Bradley-Terry loss.
         partial_reward_weight (`float`, *optional*, defaults to `0.0`):
             Weight of the Bradley-Terry loss at tokens inside the critiques, for models whose reward is read before the critique ends
-            (`read_every`). Each pair has four tokens per critique, at the same fractions of both; they are drawn with `seed` from the
-            pair's text.
+            (`read_every`). The loss reads four tokens inside each critique, at the same fractions of both critiques of a pair; `seed`
+            and the pair's text determine them.
         lm_loss_chunks (`int`, *optional*):
             Number of pieces in which the logits of a batch's critiques are computed. One is fastest; more take less
             memory but compute the logits twice. Defaults to one piece per 16,384 entries of the vocabulary.

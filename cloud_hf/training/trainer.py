@@ -149,7 +149,7 @@ class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, 
         # TRL casts all trained weights of QLoRA to bf16, which is too coarse for rewards: keep the head's, and restore them below
         head = {name: weight.detach().clone() for name, weight in model.named_parameters() if HEAD in name}
         if not model.config.critique and not model.config.tie_word_embeddings:
-            # A classic model never writes, so its LM head gets no gradient, and DDP would wait for one
+            # A classic model generates nothing, so its LM head gets no gradient, and DDP would wait for one
             model.get_output_embeddings().requires_grad_(False)
         super().__init__(
             model,

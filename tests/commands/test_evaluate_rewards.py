@@ -560,7 +560,7 @@ def test_accuracy_against_tokens_read(models, data, tmp_path):
         ({"best_of_n": ["{data}/pairs.jsonl"]}, "needs the column"),
         ({"dataset_name": [], "best_of_n": [], "benchmarks": []}, "nothing to score"),
         ({"best_of_n": ["{data}/twice.jsonl"]}, "rows 0 and 1 have the same id 'a'"),
-        ({"best_of_n": ["{data}/graded.jsonl"]}, "row '0': `correct` holds 7, but is shown as a share"),
+        ({"best_of_n": ["{data}/graded.jsonl"]}, "row '0': `correct` holds 7, but must be from 0 to 1"),
         ({"best_of_n": ["{data}/bon.jsonl", "{data}//bon.jsonl"]}, "`best_of_n` lists .*bon.jsonl twice"),
         ({"dataset_name": ["{data}/reward_bench"]}, "are both called 'reward_bench'"),
         ({"chunk_size": 0}, "`chunk_size` is 0"),

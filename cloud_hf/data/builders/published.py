@@ -120,7 +120,7 @@ class PromptSources:
 
     def prompts(self, ids: list[str]) -> list[str]:
         """
-        Return the prompts of ids that [`PromptSources.check_ids`] accepted, in order.
+        Return the prompts of the given ids, in order. [`PromptSources.check_ids`] must have accepted the ids.
 
         Raises `ValueError` with counts and examples if source rows hold no prompt.
         """

@@ -303,7 +303,7 @@ def best_of_n_curve(
 def _weigh(
     probabilities: Sequence[float], worth: Sequence[float], weights: Sequence[float] | None
 ) -> tuple[float, float]:
-    """Return the expected weighted worth of a problem's choice, and its expected weight."""
+    """Return the expectations of the choice's worth times its weight, and of its weight."""
     if weights is None:  # exactly 1, where the probabilities may sum to 1 - 1e-16
         return math.fsum(p * value for p, value in zip(probabilities, worth, strict=True)), 1.0
     shares = [p * weight for p, weight in zip(probabilities, weights, strict=True)]

@@ -269,8 +269,8 @@ def altered_labels(rows: Sequence[ProbedRow]) -> list[str]:
 
 def with_controls(row: ProbeRow, variants: Sequence[Variant]) -> list[Variant]:
     """
-    Add to each alteration of a wrong response its control: the original response plus a neutral ending, as long as the change in length
-    that the alteration made.
+    For each alteration of a wrong response, add its control: the original response plus a neutral ending that changes the length as much
+    as the alteration did.
     """
     controls = []
     for variant in variants:

@@ -59,14 +59,14 @@ def result_sections(
 
 
 def headline_table(results: Mapping[str, list[Evaluation]]) -> Table:
-    """Return the figures to quote with their 95 % intervals, benchmarks by models."""
+    """Return the headline estimates with their 95 % intervals: a row for each benchmark, a column for each model."""
     quoted = [headline_estimates(evaluations) for evaluations in zip(*results.values(), strict=True)]
     rows = [[label, *map(show_estimate, estimates)] for label, estimates in quoted]
     return Table(["benchmark", *results], rows)
 
 
 def _benchmark_section(evaluations: Mapping[str, Evaluation]) -> Section:
-    """Show a benchmark's figures that have rows, its subsets, its additional tables, and the notes."""
+    """Show those metrics of a benchmark that have rows, its subsets, its additional tables, and the notes."""
     by_model = {model: evaluation.scores for model, evaluation in evaluations.items()}
     scores, first = list(by_model.values()), next(iter(evaluations.values()))
     # Models that dropped different rows may have different estimates
@@ -101,7 +101,7 @@ def difference_table(
     form: Form = POINTS,
     what: str = "Mean share of right against wrong responses in the right order, all rows alike",
 ) -> Table:
-    """Return the paired differences between models, a row for each set and pair of models; `what` describes the figure compared."""
+    """Return the paired differences between models, a row for each set and pair of models; `what` describes the metric compared."""
     rows = [
         [
             found.benchmark,
@@ -303,7 +303,7 @@ marker grows with the pairs in its bin, and the line skips bins of fewer than {F
 def uncertainty_sections(
     by_dataset: Mapping[str, Mapping[str, list[Uncertainty]]], pictures: Mapping[str, str], reliability: str
 ) -> list[Section]:
-    """Make the sections on rejection and calibration, by set and model; `pictures` are the files of the rejection curves, by set."""
+    """Make the sections on selective accuracy and calibration, by set and model; `pictures` are the plots' files, by set."""
     found = [(name, model, part) for name, models in by_dataset.items() for model in models for part in models[model]]
     rejection = Table(
         ["set", "model", "rewards", "rejected by", "pairs", "area", "random", "oracle", "gain"],

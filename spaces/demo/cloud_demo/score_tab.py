@@ -1,4 +1,4 @@
-"""Score: one response, its critique as it is written, its reward, where the reward falls, and the effect of each sentence."""
+"""Score: one response, its critique as it is written, its reward and the reward's percentile, and the effect of each sentence."""
 
 from collections.abc import Callable
 from dataclasses import replace
