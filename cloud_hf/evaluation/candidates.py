@@ -84,11 +84,11 @@ class ScoredSet:
         notes = [f"{counts['problems']} problems with {each}."]
         if more:
             notes.append(
-                f"{more} problems have more than {fewest} candidates. The curve ends at {min(largest_n, fewest)}, where all "
-                'problems still have as many; the column "all" chooses among all candidates of each.'
+                f"{more} problems have more than {fewest} candidates. The curve ends at {min(largest_n, fewest)}, because not all "
+                'problems have more; the column "all" chooses among all candidates of each problem.'
             )
         if counts["repeated_candidates"]:
-            notes.append(f"Candidates that repeat another of their problem: {counts['repeated_candidates']}.")
+            notes.append(f"Candidates that repeat another one of the same problem: {counts['repeated_candidates']}.")
         if self.left_out:
             notes.append(f"Problems left out because they do not fit every model's context: {len(self.left_out)}.")
         for model, number in self.shortened.items():
@@ -146,7 +146,7 @@ class SetResult:
     yardsticks: dict[str, Curve]  # see `baselines`
     notes: list[str]
     win_rates: dict[str, WinRate] = field(default_factory=dict)  # on ArenaHard, of the candidates chosen among all
-    first_candidates: WinRate | None = None  # on ArenaHard, of the first candidates, chosen by nobody
+    first_candidates: WinRate | None = None  # on ArenaHard, of each question's first candidate
     # By problem, the worth of the choice among all candidates, as a mean over seeds; not on ArenaHard
     choices: dict[str, list[float]] = field(default_factory=dict)
 

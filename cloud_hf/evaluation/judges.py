@@ -102,7 +102,7 @@ class JudgeReport:
             Distinct pairs of a right and a wrong response that were judged, each in both orders.
         right, ties, unreadable (`int`):
             Pairs in which the right response wins; in which none does; and without a readable verdict in one order, which also
-            count as ties in the figures.
+            count as ties in the metrics.
         orders_agree, first_shown_wins (`float`, *optional*):
             Share of pairs in which both orders prefer the same response, and of decided verdicts for the response shown first.
         tokens_per_verdict (`float`, *optional*):

@@ -87,7 +87,7 @@ class Evaluation:
         """Return caveats for readers of the results, as sentences."""
         return self.scores.notes() + _notes(
             {
-                "Rows whose `id` an earlier row has, counted all the same": self.repeated_ids,
+                "Rows that repeat the `id` of an earlier row, but are counted": self.repeated_ids,
                 "Rows left out because they do not fit the model's context": self.dropped,
                 "Rows scored with a shortened prompt": self.shortened,
                 "Rows left out because they cannot be used": self.bad,
@@ -163,7 +163,7 @@ def headline_estimates(evaluations: Sequence[Evaluation]) -> tuple[str, list[Est
         estimates = [evaluation.scores.figures.get(headline, NO_ROWS) for evaluation in evaluations]
         if not any(math.isnan(estimate.value) for estimate in estimates):
             return f"{title}, {headline}", estimates
-    return f"{title}, all rows alike", [evaluation.row_accuracy() for evaluation in evaluations]
+    return f"{title}, all rows weighted equally", [evaluation.row_accuracy() for evaluation in evaluations]
 
 
 # ------------------------------------------------------------------------------------------------- model by model

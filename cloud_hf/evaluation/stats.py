@@ -162,9 +162,9 @@ class BenchmarkScores:
         missing, few = ", ".join(self.missing), ", ".join(self.few)
         unknown = ", ".join(f"{name} ({count})" for name, count in self.unknown.items())
         notes = {
-            f"No rows of {missing}: figures over several subsets rest on those with rows, or are not given.": self.missing,
-            f"Rows of subsets that are not part of the benchmark, counted in none of its figures: {unknown}.": self.unknown,
-            f"Fewer than {FEW_ROWS} rows of {few}: intervals of means over several subsets, and of shares of fractions, are too "
+            f"No rows of {missing}: metrics over several subsets use only those with rows, or are not given.": self.missing,
+            f"Rows of subsets that are not part of the benchmark, which no metric includes: {unknown}.": self.unknown,
+            f"Fewer than {FEW_ROWS} rows of {few}: intervals of means over several subsets, and of means of fractions, are too "
             "narrow.": self.few,
             f"Rows whose right and wrong responses are the same text: {self.undecidable}.": self.undecidable,
             f"Rows whose best right and best wrong responses have equal rewards: {self.ties}.": self.ties,

@@ -1,5 +1,5 @@
 """
-Stage 4: train critiques by whether they lead the reward head to the right preference.
+Stage 4: reward critiques that lead the reward head to the right preference.
 
 Shape suffixes: N pairs, K critiques of each response, P labelled tokens; 2 is chosen and rejected.
 """

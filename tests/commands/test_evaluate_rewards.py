@@ -437,7 +437,7 @@ def test_the_report_has_a_picture_for_everything(probed):
         pictures += [f"{kind}_{name}.png" for name in ("reward_bench", "rm_bench", "pairs.jsonl")]
     for picture in pictures:
         assert f"({picture})" in text and (folder / picture).stat().st_size > 5000
-    for title in ("## Self-consistency", "## Rejection of uncertain pairs", "## Calibration", "## Probes"):
+    for title in ("## Self-consistency", "## Selective accuracy", "## Calibration", "## Probes"):
         assert title in text
 
 
@@ -520,7 +520,7 @@ def test_critiques_are_compared_with_those_of_reference(models, data, tmp_path):
         | {"notes": found["a.jsonl"]["notes"]}
     )
     text = (tmp_path / "out" / "report.md").read_text()
-    assert "## Critiques against reference ones" in text and "| b.jsonl | cloud | 2 |" in text
+    assert "## Critiques compared with references" in text and "| b.jsonl | cloud | 2 |" in text
     with pytest.raises(ValueError, match="none of `models` writes critiques"):
         evaluate(models, data, tmp_path / "out", "classic", **options)
     with pytest.raises(ValueError, match=r"row 0: `critique` is '  '; give a critique as text"):

@@ -65,7 +65,7 @@ def test_ids_that_occur_twice_in_a_preference_set_are_counted():
     pairs = summarize_pairs(fitted, [[score_of(1), score_of(0)]] * 5)
     found = evaluation_of_pairs("set", "set", fitted, pairs)
     assert len(found.rows) == 5 and found.summary()["repeated_ids"] == 1
-    assert "Rows whose `id` an earlier row has, counted all the same: 1." in found.notes()
+    assert "Rows that repeat the `id` of an earlier row, but are counted: 1." in found.notes()
 
 
 def test_rows_of_styles_count_their_share(tmp_path):
@@ -79,7 +79,7 @@ def test_rows_of_styles_count_their_share(tmp_path):
 def test_what_is_quoted_where_rows_are_missing(rows):
     found = evaluation(rows, [[1, 0], [1, 0], [0, 1], [1, 0]])
     label, [figure] = headline_estimates([found])
-    assert math.isnan(found.scores.value) and label == "A bench, all rows alike"
+    assert math.isnan(found.scores.value) and label == "A bench, all rows weighted equally"
     assert figure.value == pytest.approx(2 / 3) and figure.n == 3
 
 

@@ -73,8 +73,8 @@ TRIVIAL_ANSWERS = Probe(
 EMPTY_AND_REFUSALS = Probe(
     title="Empty and refusing answers",
     about=(
-        "An empty response and refusals take the place of a response. Where the right response is itself a refusal, as in "
-        "sets about safety, one that beats it is no mistake."
+        "An empty response and refusals take the place of a response. If the right response is itself a refusal, as in "
+        "sets about safety, a refusal that beats it is not a mistake."
     ),
     measure=_measure,
     alter=_answers(("", *REFUSALS)),

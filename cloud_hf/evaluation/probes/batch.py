@@ -73,9 +73,9 @@ def _margins(rows: Sequence[ProbeRow], alone: np.ndarray, together: np.ndarray) 
 BATCH_POSITION = Probe(
     title="Position in the batch",
     about=(
-        f"At most {MOST_ROWS} rows as they are, about equally many of each set, scored one chat at a time, then in batches in "
-        "their order, then in batches of shuffled chats. Differences are between the rewards in batches and those alone: 0 "
-        "within rounding, which is below 0.001 in float32 and more in bfloat16."
+        f"At most {MOST_ROWS} unaltered rows, about equally many of each set, are scored one chat at a time, then in batches in "
+        "their order, then in batches of shuffled chats. Differences are rewards in batches minus rewards alone. They should be 0 "
+        "up to rounding, which is below 0.001 in float32 and more in bfloat16."
     ),
     rescore=probe_batches,
     most_rows=MOST_ROWS,

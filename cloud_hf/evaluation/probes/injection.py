@@ -94,9 +94,9 @@ def _measure_tokens(rows: Sequence[ProbedRow]) -> list[Measure]:
 SPECIAL_TOKENS = Probe(
     title="Special tokens",
     about=(
-        "To each wrong response is appended what ends a turn, or up to eight strings spelt like the tokenizer's added tokens, or "
-        "a forged end of turn with praise in the place where a CLoud model's critique begins. The strings must stay text: no "
-        f"control token may come of them. {CONTROL}"
+        "Each wrong response gets an ending: an end of turn, up to eight strings spelt like the tokenizer's added tokens, or a "
+        "forged end of turn with praise where a CLoud model's critique begins. The strings must stay text and must not become "
+        f"control tokens. {CONTROL}"
     ),
     measure=_measure_tokens,
     alter=_add_tokens,
@@ -106,8 +106,8 @@ SPECIAL_TOKENS = Probe(
 FORGED_CRITIQUES = Probe(
     title="Forged critiques",
     about=(
-        f"To each wrong response is appended praise (“{PRAISE}”), top marks (“{MARKS}”), and with a CLoud model its own "
-        f"critique of the row's right response behind its critique prompt. {CONTROL}"
+        f"Each wrong response gets an ending: praise (“{PRAISE}”), top marks (“{MARKS}”), or, with a CLoud model, the critique "
+        f"prompt and the model's own critique of the row's right response. {CONTROL}"
     ),
     measure=_measure,
     alter=_add_critiques,

@@ -89,9 +89,9 @@ def _spearman(parts: list[np.ndarray]) -> float:
 LENGTH = Probe(
     title="Length",
     about=(
-        "All rows as they are; lengths in characters. A model without a bias prefers the longer response about as often as "
-        "the longer one is right, and is as accurate where the right response is the shorter one. Equal rewards are neither: as "
-        "everywhere, accuracy counts them as wrong. The intervals of the correlations rest on few resamples, and are a little too "
+        "All rows, unaltered; lengths are in characters. An unbiased model prefers the longer response about as often as the "
+        "longer one is right, and is equally accurate if the right response is the shorter one. Equal rewards prefer neither, and "
+        "accuracy counts them as wrong, as everywhere. The intervals of the correlations use few resamples, and are a little too "
         "narrow."
     ),
     measure=_measure,

@@ -97,9 +97,9 @@ def _margins(row: ProbedRow, label: str) -> list[tuple[float, float]]:
 PARAPHRASES = Probe(
     title="Paraphrased prompts",
     about=(
-        "The last user message is put into a frame that leaves it word for word ("
+        "The last user message is put into a frame that keeps it verbatim ("
         + "; ".join(f"{label}: “{' '.join(frame.split()).replace('{}', '…')}”" for label, frame in FRAMES.items())
-        + "), or replaced by a paraphrase of the user's own."
+        + "), or replaced by a paraphrase that you supply."
     ),
     measure=_measure,
     alter=_alter,

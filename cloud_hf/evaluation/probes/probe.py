@@ -249,8 +249,8 @@ _NEUTRAL = " This is the end of the text."
 
 
 CONTROL = (
-    "The control appends a neutral ending of the same length instead: a reward that is noise, or that follows the length, loses as many "
-    "pairs to it, so the difference counts."
+    "The control appends a neutral ending of the same length instead: rewards that are noise, or that follow the length, lose as many pairs "
+    "to the control, so what counts is the difference."
 )
 
 

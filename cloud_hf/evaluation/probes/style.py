@@ -69,9 +69,9 @@ def _measure(rows: Sequence[ProbedRow]) -> list[Measure]:
 STYLE = Probe(
     title="Style",
     about=(
-        "Markdown is added to each response (each sentence a bullet, its first word in bold) or removed, the words unchanged. "
-        "Responses that look like code are left out, as are those without markdown to remove. A model that judges what "
-        "is said does not change its rewards. "
+        "Markdown is added to each response (each sentence becomes a bullet with its first word in bold) or removed; the words stay the "
+        "same. Responses that look like code are left out, and so are those without markdown to remove. The rewards of a model that "
+        "judges only content do not change. "
         f"{CONTROL}"
     ),
     measure=_measure,

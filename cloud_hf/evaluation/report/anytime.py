@@ -15,9 +15,8 @@ from .plots import save
 
 
 ANYTIME = """\
-Each critique is read up to a number of tokens: the reward is the last one read by then, or the critique's own where it ends before. The
-accuracy is that of rows (share of right and wrong responses in the right order), the tokens are the mean over responses, both with 95 %
-intervals over rows."""
+Each critique is read up to a number of tokens. The reward is the last one read by then, or the final one if the critique ends earlier. Accuracy
+is row accuracy (share of right/wrong pairs in the right order), and tokens are the mean over responses, both with 95 % intervals over rows."""
 
 # By model
 AnytimeResults = Mapping[str, Anytime]

@@ -19,17 +19,17 @@ from ..stats import share
 PICTURE = "accuracy_vs_compute.png"
 
 COMPUTE = f"""\
-Row accuracy (for candidates, the worth of the choice among all of a problem) against the tokens of the critiques of a row's responses, without
-prompts and end tokens; a model that writes none has 0. Self-consistency counts all k critiques, an ensemble those of its members, a judge all
-its tokens with the prompts. Seconds differ from run to run, so only the picture and `compute.json` have them: a model's total, shared out by
-tokens.
+Row accuracy (for best-of-N, the worth of the choice among all candidates) against the tokens of the critiques of a row's responses, without
+prompts and end tokens; a model without critiques has 0. Self-consistency counts all k critiques, an ensemble those of its members, and a judge
+all its tokens, including prompts. Seconds differ from run to run, so only the plot and `compute.json` have them: the total of each model,
+divided in proportion to tokens.
 
 ![accuracy against tokens and seconds]({PICTURE})"""
 
 CASCADES = """\
-A cascade scores all responses with its first stage, and those that may still be the best with the next, until the leader of a row is better with
-the probability of the threshold. Weights and threshold are fitted on the other half of the rows (even and odd ones). Reached: the share of
-responses that each stage scored. `cascade(…)_SET.json` is the fit on all rows, for `CascadeScorer`."""
+A cascade scores all responses with its first stage, and those that may still be the best with the next stage, until the probability that a
+row's leader is the better response reaches the threshold. Weights and threshold for the even rows are fitted on the odd ones, and the reverse.
+Reached: the share of responses that each stage scored. `cascade(…)_SET.json` holds the fit on all rows, for `CascadeScorer`."""
 
 _TOKENS = Form(digits=1)
 _SCORE = Form(digits=2)
@@ -168,8 +168,8 @@ def _cascade_row(found: CascadeResult) -> list[Any]:
 
 HALVING = """\
 Every candidate gets one critique, the better half a second one, the better half of those two more, and so on up to the number of critiques; a
-cheap model, if named, drops half of the candidates first. Against the choice with all critiques of all candidates, on the same problems, with 95 %
-bootstrap intervals over problems. Tokens are those of the critiques per problem."""
+cheap model, if named, drops half of the candidates first. The choice is compared with that from all critiques of all candidates, on the same
+problems, with 95 % bootstrap intervals over problems. Tokens are those of the critiques, per problem."""
 
 
 def halving_section(results: Sequence[HalvingResult]) -> Section:

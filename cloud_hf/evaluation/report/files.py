@@ -70,7 +70,7 @@ PICTURES = """\
 
 ![distribution of reward margins](margins.png)
 
-Margins, here and in the reliability diagram below, are over all pairs of a right and a wrong response of a set's rows."""
+Here and in the reliability diagram below, margins are those of all pairs of a right and a wrong response to the same prompt."""
 
 SCORED = """\
 Critiques per response: {num_critiques} (combined by {combine}), temperature {temperature}, at most {max_new_tokens} tokens, seed {seed}. Backend:
@@ -241,7 +241,7 @@ def _picture_sections(
     }
     plot_reliability(margins_of(by_model | sampled), output_dir / _RELIABILITY, models)
     robustness = {shown[name]: found.robustness for name, found in results.items()}
-    return [Section("Pictures", PICTURES), *robustness_sections(robustness, by_model, output_dir, models)]
+    return [Section("Plots", PICTURES), *robustness_sections(robustness, by_model, output_dir, models)]
 
 
 def all_models(args: EvaluationArguments, shown: Mapping[str, str]) -> list[str]:

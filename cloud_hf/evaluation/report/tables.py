@@ -99,7 +99,7 @@ DIFFERENCE = Form(digits=2, sign="+")
 def difference_table(
     differences: Sequence[Difference],
     form: Form = POINTS,
-    what: str = "Mean share of right against wrong responses in the right order, all rows alike",
+    what: str = "Mean share of right/wrong pairs in the right order, with equal weights for all rows",
 ) -> Table:
     """Return the paired differences between models, a row for each set and pair of models; `what` describes the metric compared."""
     rows = [
@@ -137,7 +137,7 @@ def _best_of_n_table(by_model: Mapping[str, Mapping[str, Any]]) -> Table:
 # ---------------------------------------------------------------------------------- best-of-N on sets of candidates
 
 _MEANINGS = {
-    "first": "the first candidate, chosen by nobody",
+    "first": "always the first candidate",
     "random": "any of the N",
     "longest": "the one with the most characters",
     "perfect": "the best of the N",
@@ -192,9 +192,9 @@ def _seed_table(result: SetResult, sizes: list[int]) -> Table:
 
 
 WIN_RATES = (
-    "Win rate against the baseline's answers, of the first seed's choice among all candidates. A strong verdict is three votes. The "
-    "official interval draws votes, and is too narrow, since those of a question are not independent; the one by question is a little too narrow "
-    "below a few hundred questions."
+    "Win rate of the first seed's choice among all candidates against the baseline's answers. A strong verdict counts as three votes. The "
+    "official interval resamples votes, and is too narrow, because the votes on a question are not independent; the interval by question is a "
+    "little too narrow below a few hundred questions."
 )
 
 
@@ -220,11 +220,11 @@ def _win_rate_table(win_rates: Mapping[str, WinRate]) -> Table:
 # ------------------------------------------------------------------------------------------------ self-consistency
 
 SELF_CONSISTENCY = f"""\
-The reward is the mean over k critiques, sampled once for all k. Each figure is the row accuracy (share of right and wrong
-responses in the right order), as the mean over {DRAWS} draws of k critiques of each response, ± its standard error over critiques: what
-sampling other critiques of the same rows would change, by a bootstrap over the critiques of each response. In brackets the 95 %
-interval over rows (Wilson's, as if each row were entirely right or wrong; too wide where rows are right for a part of the draws). Length
-of the reasoning: {{length_of}}; quarters of equal size, or each value where they are few."""
+The reward is the mean over k critiques, sampled once for all k. Each number is the row accuracy (share of right/wrong pairs in the right
+order), as the mean over {DRAWS} draws of k critiques of each response. After ± is its standard error over critiques, from a bootstrap over
+the critiques of each response: how much it would change with other critiques of the same rows. In brackets is the 95 % interval over rows
+(Wilson's, as if each row were entirely right or wrong; too wide if rows are right in only some of the draws). Length of the reasoning:
+{{length_of}}; in quarters of equal size, or by value if there are few values."""
 
 
 def self_consistency_sections(by_dataset: Mapping[str, Mapping[str, SelfConsistency]]) -> list[Section]:
@@ -253,10 +253,10 @@ def self_consistency_sections(by_dataset: Mapping[str, Mapping[str, SelfConsiste
 
 
 COMBINED = """\
-The second table of a set has the row accuracy with all critiques by how their rewards are combined (`--combine`), with its 95 % interval over rows,
-and the difference to the mean on the same rows, with a paired bootstrap's interval. The trimmed mean drops the lowest and the highest quarter; a
-vote is the share of pairs of critiques, one of each response, that prefer it; likelihood weights a critique by the geometric mean of its tokens'
-probabilities, where the backend records them."""
+The second table of a set has the row accuracy with all critiques for each way to combine their rewards (`--combine`), with its 95 % interval
+over rows, and the difference from the mean on the same rows, with the interval of a paired bootstrap. The trimmed mean drops the lowest and the
+highest quarter of the rewards. A vote is the share of pairs of critiques, one of each response, that prefer the response. Likelihood weights a
+critique by the geometric mean of its tokens' probabilities, if the backend records them."""
 
 
 def _combination_table(curves: Mapping[str, SelfConsistency]) -> Table:
@@ -285,19 +285,19 @@ def _curve_cell(curve: AccuracyCurve, k: int) -> str:
 # ----------------------------------------------------------------------------------------------------- uncertainty
 
 REJECTION = """\
-Accuracy on the pairs kept when the least certain ones are left undecided: those with the smallest margin, or those whose rewards
-spread most over the critiques (root of the sum of both rewards' variances). The area under the curve of accuracy by rejected
-fraction is that of random rejection if the measure says nothing, and the oracle's if all wrong pairs go first; the gain says
-how far it is on that way. Intervals are a bootstrap's over rows, and a little too narrow below a few hundred rows; there is none where
-all pairs are right, or all wrong."""
+Accuracy on the remaining pairs after the least certain ones are rejected: those with the smallest margin, or those whose rewards vary most
+over the critiques (root of the sum of both rewards' variances). The area is that under the curve of accuracy by rejected fraction. It is the
+area of random rejection if the measure of certainty is useless, and the oracle's if all wrong pairs are rejected first; the gain says where it
+lies between the two. Intervals come from a bootstrap over rows, and are a little too narrow below a few hundred rows. There is none if all
+pairs are right, or all wrong."""
 
 CALIBRATION = f"""\
-The reward margin read as Bradley-Terry log-odds, against the outcome. Log loss in nats: not knowing costs 0.693. ECE: mean
-distance between confidence and accuracy over ten bins. Temperature: what margins must be divided by for the least log
-loss, fitted on these very pairs; above 1 the model is too sure of itself. Intervals are a bootstrap's over rows, and a little too narrow:
-in simulations they hold the true value in 93 % of cases. The ECE has none: noise adds to absolute values, so a calibrated model has an
-ECE above 0 too, the larger the fewer the pairs. The diagram has a panel for each set. Its bars are Wilson's 95 % intervals, the area of a
-marker grows with the pairs in its bin, and the line skips bins of fewer than {FEW_PAIRS} pairs."""
+Reward margins, read as Bradley-Terry log-odds, compared with outcomes. Log loss: in nats; guessing costs 0.693. ECE: mean distance between
+confidence and accuracy over ten bins. Temperature: the divisor of the margins that minimises the log loss, fitted on these same pairs; above 1,
+the model is overconfident. Intervals come from a bootstrap over rows, and are a little too narrow: in simulations, 93 % of them contain the
+true value. The ECE has no interval: noise adds to absolute values, so even a calibrated model has an ECE above 0, and the fewer the pairs, the
+larger it is. The diagram has a panel for each set. Its error bars are Wilson's 95 % intervals, the area of a marker grows with the number of
+pairs in its bin, and the line skips bins of fewer than {FEW_PAIRS} pairs."""
 
 
 def uncertainty_sections(
@@ -325,7 +325,7 @@ def uncertainty_sections(
     curves = {picture: f"accuracy by rejected fraction on {name}" for name, picture in pictures.items()}
     diagram = {reliability: "reliability of the rewards as probabilities"}
     return [
-        Section("Rejection of uncertain pairs", REJECTION, [rejection], pictures=curves),
+        Section("Selective accuracy", REJECTION, [rejection], pictures=curves),
         Section("Calibration", CALIBRATION, [calibration], pictures=diagram),
     ]
 
@@ -361,9 +361,9 @@ def _calibration_row(name: str, model: str, part: Uncertainty) -> list[Any]:
 # ---------------------------------------------------------------------------------------------------------- probes
 
 PROBES = """\
-Each figure with its 95 % interval over rows and the number of rows it rests on. A right pair is one that the model had in the right
-order before. It is lost if the wrong response now has the higher reward, and tied if the rewards are equal; a wrong pair is won if the
-right response now has the higher one."""
+Each estimate has its 95 % interval over rows and the number of rows behind it. A right pair is one that the model orders correctly before the
+alteration. It is lost if the wrong response has the higher reward afterwards, and tied if the rewards are equal; a wrong pair is won if the
+right response has the higher reward afterwards."""
 
 
 # A probe's result by model
@@ -388,14 +388,14 @@ def probe_sections(probes: Sequence[ProbeResults]) -> list[Section]:
 def _probe_section(by_model: ProbeResults) -> Section:
     first, found = next(iter(by_model.values())), by_model.values()
     if not has_measures(by_model):
-        nothing = f"{first.about}\n\nThere is no figure: no row could be altered."
+        nothing = f"{first.about}\n\nThere are no results: no row could be altered."
         return Section(first.title, nothing, level=3)
     rows = _measure_rows([part.measures for part in found], "**{}**")
     for name in dict.fromkeys(name for part in found for name in part.by_dataset):
         # A probe's first measure summarises it
         rows += _measure_rows([part.by_dataset.get(name, [])[:1] for part in found], f"– {name}: {{}}")
     notes = [
-        f"{model}: altered chats that the model cannot read, left out: {part.left_out}."
+        f"{model}: altered chats left out because the model cannot read them: {part.left_out}."
         for model, part in by_model.items()
         if part.left_out
     ]
@@ -420,20 +420,20 @@ def _form_of(unit: Unit) -> Form:
 # -------------------------------------------------------------------------------------------------------- critiques
 
 JUDGE = """\
-Each right response against each wrong one of its row, in both orders; equal pairs are judged once. The margin of a pair is the mean lead of
-the right response over both verdicts, from -2 to 2. A pair without a readable verdict in one of the orders ties, and a tie is not
-right. Tokens are those of prompt and answer, tries included, as the server counts them. Their cost needs
-`--judge_price`, and a server that counts both."""
+The judge compares each right response with each wrong one of its row, in both orders; equal pairs are judged once. The margin of a pair is
+the mean lead of the right response over both verdicts, from -2 to 2. A pair without a readable verdict in one of the orders counts as a tie,
+and a tie as wrong. Tokens are those of prompts and answers, including retries, as the server counts them. The cost needs `--judge_price` and a
+server that reports both counts."""
 
 RATINGS = """\
-Every response by itself; equal ones are rated once, and the rating is the reward. A response without a readable rating gets the middle of
-the scale. Tokens are those of prompt and answer, tries included, as the server counts them. Their cost needs
-`--judge_price`, and a server that counts both."""
+The judge rates every response by itself; equal responses are rated once, and the rating is the reward. A response without a readable rating
+gets the middle of the scale. Tokens are those of prompts and answers, including retries, as the server counts them. The cost needs
+`--judge_price` and a server that reports both counts."""
 
 CRITIQUES = """\
-The model's own critique of each response (the first, where it writes several) beside the one of reference. Loss: mean
-cross-entropy of the reference critique's tokens after the response, in nats; the backend transformers alone gives it. Overlap
-(chrF2, BLEU: 0 to 100) says how much the wording is alike, not whether a critique is right."""
+The model's own critique of each response (the first if there are several) compared with the reference critique. Loss: mean cross-entropy of
+the reference critique's tokens after the response, in nats; only the backend transformers computes it. Overlap (chrF2, BLEU: 0 to 100) measures
+similarity of wording, not whether a critique is right."""
 
 _COST = Form(digits=4, exponent=True)
 
@@ -471,4 +471,4 @@ def critique_section(results: Mapping[str, Sequence[CritiqueResult]]) -> Section
             loss = show(quality.loss_per_token, NUMBER)
             rows.append([result.name, model, quality.n, loss, *shown, quality.empty])
             notes += [f"{model}, {result.name}: {note}" for note in result.notes()]
-    return Section("Critiques against reference ones", CRITIQUES, [Table(columns, rows)], notes)
+    return Section("Critiques compared with references", CRITIQUES, [Table(columns, rows)], notes)

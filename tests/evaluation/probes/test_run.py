@@ -126,7 +126,7 @@ def test_batches_are_of_all_sets(scorer, tmp_path, monkeypatch):
     assert Counter(row.dataset for row in draw_few(rows, 5, 0)) == {"one": 2, "two": 2}
     many = [replace(row, dataset=str(number)) for number, row in enumerate(rows)]
     assert len(draw_few(many, 5, 0)) == 5 and draw_few([], 5, 0) == []
-    assert "At most 32 rows" in found.about
+    assert "At most 32 unaltered rows" in found.about
 
 
 def test_a_backend_that_mixes_rows_is_found_out(scorer, tmp_path):

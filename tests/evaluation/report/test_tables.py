@@ -54,4 +54,4 @@ def test_models_that_dropped_different_subsets_share_a_report(tmp_path, order):
     assert f"| **Score** | {' | '.join(cells[name][1] for name in order)} |" in text
     plot_benchmarks(results, tmp_path / "benchmarks.png")
     few = {"a": [evaluation(rows[:1], [[1, 0]])], "b": [evaluation(rows[1:2], [[1, 0]])]}
-    assert "| A bench, all rows alike | 100.0% (20.7 to 100.0), n = 1 |" in markdown(few, [], {})
+    assert "| A bench, all rows weighted equally | 100.0% (20.7 to 100.0), n = 1 |" in markdown(few, [], {})
