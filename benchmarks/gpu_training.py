@@ -48,7 +48,7 @@ LM_LOSS_WEIGHT = 1.25
 
 @dataclass
 class Sizes:
-    """Tokens of the workload's parts."""
+    """Numbers of tokens in the parts of a sequence."""
 
     prompt: int = 500
     response: int = 500

@@ -573,7 +573,7 @@ class CritiqueFormat:
         self.tail: str = tail
 
     def _check_neighbours(self):
-        """Check that the template's control tokens are read as such next to any text."""
+        """Check that the tokenizer recognises the template's control tokens whatever text is next to them."""
         found = []
         for content in ("x", "-"):
             turns = [{"role": role, "content": content} for role in ("user", "assistant")]

@@ -84,7 +84,7 @@ def _left_padded(sequences: list[tuple[int, ...]], device: torch.device) -> dict
 
 
 def length_batches(lengths: list[int], batch_size: int, show_progress: bool):
-    """Yield batches of indices, longest first, so that the first batch shows whether memory suffices."""
+    """Yield batches of indices, longest first, so that the first batch shows whether the memory is sufficient."""
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     with tqdm(total=len(order), desc="Scoring", unit="seq", disable=not show_progress, dynamic_ncols=True) as bar:
@@ -276,7 +276,7 @@ class _Ends:
         self.never_written = torch.tensor([*stop_ids, *banned_ids], dtype=torch.long, device=device)
 
     def merge(self, scores: torch.Tensor) -> torch.Tensor:
-        """Merge all end tokens into the end of turn, in place."""
+        """Give the end of turn the highest score of all end tokens, and forbid the others, in place."""
         scores[:, self.end_token_id] = scores.index_select(1, self.end_ids.to(scores.device)).amax(-1)
         return scores.index_fill_(1, self.never_written.to(scores.device), -torch.inf)
 

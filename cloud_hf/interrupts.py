@@ -24,8 +24,8 @@ class Interrupts:
 @contextmanager
 def deferred_interrupts(on_first: Callable[[], Any] = lambda: None) -> Iterator[Interrupts]:
     """
-    Within the block, let the first Ctrl-C only call `on_first`; `KeyboardInterrupt` is raised by [`Interrupts.check`] or at the end of
-    the block. The second Ctrl-C acts as outside the block.
+    Within the block, the first Ctrl-C only calls `on_first`; [`Interrupts.check`] or the end of the block then raises `KeyboardInterrupt`.
+    The second Ctrl-C acts as it does outside the block.
 
     Outside the main thread, and where Ctrl-C is ignored, the block changes nothing.
     """
@@ -51,7 +51,7 @@ def deferred_interrupts(on_first: Callable[[], Any] = lambda: None) -> Iterator[
 @contextmanager
 def processes_without_interrupts() -> Iterator[None]:
     """
-    Start processes within the block that Ctrl-C does not reach. A terminal sends it to all processes, and these would stop before
+    Protect processes that are started within the block from Ctrl-C. A terminal sends it to all processes, and these would stop before
     finishing their work.
     """
     # Python 3.11 starts it with the first process, and unblocks signals then

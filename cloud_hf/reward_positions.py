@@ -86,9 +86,9 @@ class RewardFinder:
             if any(is_same(form, ids[start : end + 1]) for form in (messages, stripped)):
                 return start, end
         raise ValueError(
-            "its tokens are not those that this model reads for the conversation they spell, so its reward would "
-            "differ. Control tokens written in a text, a thinking block or tool calls in a response, truncation and other "
-            f"variables of the chat template have this effect: {_CALL} instead."
+            "its tokens differ from those with which this model encodes the same conversation, so its reward would "
+            "differ. Control tokens written in a text, a thinking block or tool calls in a response, truncation, and different "
+            f"variables of the chat template cause this: {_CALL} instead."
         )
 
     def _end_of_turn(self, ids: list[int]) -> int:

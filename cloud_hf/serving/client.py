@@ -87,8 +87,8 @@ class CLoudClient:
     504 are retried after 1, 2, 4, … seconds (at most 30, each shortened at random by up to half). A full queue (429) does
     not count as a failure: the request is repeated until `timeout` has passed.
 
-    Of several replicas, the one with the fewest requests from this client gets the next one. A replica that fails is left out, its
-    requests go to the others at once, and after 1, 2, 4, … seconds (at most 30) it is asked whether it is back.
+    Of several replicas, the one with the fewest requests from this client gets the next one. If a replica fails, its requests go to the
+    others at once, and its health is polled after 1, 2, 4, … seconds (at most 30) until it is back.
 
     Args:
         base_url (`str` or `Sequence[str]`):
@@ -200,7 +200,7 @@ class CLoudClient:
     # -------------------------------------------------------------------------------------------------- one request
 
     async def _ask_models(self) -> ServedModel:
-        """Ask all replicas. Those that cannot be reached are left out, unless none can."""
+        """Ask all replicas for their model. Leave out those that cannot be reached; raise an error if no replica can be reached."""
         errors = [error for error in await asyncio.gather(*map(self._ask_replica, self._replicas.all)) if error]
         if self._served is None:
             raise errors[0]

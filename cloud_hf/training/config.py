@@ -57,8 +57,8 @@ class CLoudTrainingConfig(RewardConfig):
             Concatenate the sequences of a batch into one row instead of padding them. Losses and gradients are the same.
             Needs `attn_implementation` `"sdpa"` or FlashAttention.
         shared_prompt (`bool`, *optional*, defaults to `False`):
-            Like `padding_free`, but compute a prefix that chosen and rejected (or several critiques of a response) share
-            only once. Losses and gradients are the same. Needs `attn_implementation` `"sdpa"`.
+            Like `padding_free`, but compute only once a prefix that chosen and rejected (or several critiques of a response)
+            have in common. Losses and gradients are the same. Needs `attn_implementation` `"sdpa"`.
         token_budget (`int`, *optional*):
             Maximum number of tokens in a training batch on one device, padding included. Batches then hold pairs of
             similar length, as many as the budget allows and at most `per_device_train_batch_size`.

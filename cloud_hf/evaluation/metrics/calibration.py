@@ -69,7 +69,7 @@ def estimate(statistic: Statistic, margins: ArrayLike, rows: ArrayLike) -> Estim
     """
     Compute a metric of margins (for example [`log_loss`]) with a 95 % bootstrap interval over rows.
 
-    `rows` holds for each pair the number of its row, from 0: pairs of a row are drawn together. With fewer than two rows there is no
+    `rows` holds the index of each pair's row: the bootstrap resamples rows, with all their pairs. With fewer than two rows there is no
     interval.
     """
     margins, rows = np.array(margins, dtype=float), np.array(rows)

@@ -46,10 +46,10 @@ class SelectiveAccuracy:
 
 def selective_accuracy(right: ArrayLike, certainty: Mapping[str, ArrayLike], rows: ArrayLike) -> SelectiveAccuracy:
     """
-    Reject pairs by each measure of certainty, the lowest first.
+    Reject pairs by each measure of certainty, the least certain first.
 
-    `right` holds 0 or 1 for each pair, `rows` the number of its row, from 0: pairs of a row are drawn together for the
-    intervals.
+    `right` holds 0 or 1 for each pair, and `rows` the index of its row, because the intervals resample rows, with all their
+    pairs.
 
     Examples:
 

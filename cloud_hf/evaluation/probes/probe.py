@@ -176,7 +176,7 @@ def labels_of(rows: Sequence[ProbedRow]) -> list[str]:
 
 
 def shares(rows: Sequence[ProbedRow], title: str, labels: Sequence[str], outcomes: Callable) -> list[Measure]:
-    """Return one share per label; `{}` in the title is the label, and `outcomes(row, label)` gives a row's outcomes."""
+    """Return one share per label. `title` has `{}` in place of the label, and `outcomes(row, label)` returns a row's outcomes."""
     return [
         Measure(title.format(label), SHARE, share_of_rows([outcomes(row, label) for row in rows])) for label in labels
     ]

@@ -48,7 +48,7 @@ class Page(gr.Blocks):
     """A page whose shared links have a description and, on a Space, a picture: Gradio's template takes them from the config."""
 
     def get_config_file(self):
-        """Return Gradio's config with both."""
+        """Return Gradio's config with the description and the picture."""
         space = os.environ.get("SPACE_ID")
         picture = f"https://huggingface.co/spaces/{space}/resolve/main/score.png" if space else ""
         return super().get_config_file() | {"simple_description": _ABOUT, "thumbnail": picture}
