@@ -275,17 +275,7 @@ def interval_coverage(result: dict) -> str:
 
 
 def claims(report: dict) -> str:
-    """Return the differences behind each claim, and the rule by which they are judged."""
-    return f"{differences(report, report['findings'])} {report['rule']}"
-
-
-def claims_stage4(report: dict) -> str:
-    """Return the differences of the claims that were tested in the runs of stage 4."""
-    return differences(report, [one for one in report["findings"] if any(one["tasks"].values())])
-
-
-def differences(report: dict, findings: Sequence[dict]) -> str:
-    """Return a table of claims and differences, and how they were recorded."""
+    """Return the differences behind each claim, how they were recorded, and the rule by which they are judged."""
     tasks = list(report["arms"])
 
     def shown(found: dict) -> str:
@@ -296,12 +286,12 @@ def differences(report: dict, findings: Sequence[dict]) -> str:
         found = one["tasks"][task]
         return "not run" if found is None else f"{shown(found)}, {one['verdicts'][task]}"
 
-    rows = [[one["claim"], *(cell(one, task) for task in tasks), one["verdict"]] for one in findings]
+    rows = [[one["claim"], *(cell(one, task) for task in tasks), one["verdict"]] for one in report["findings"]]
     seeds = sorted({len(arm["seeds"]) for arms in report["arms"].values() for arm in arms.values()})
     number = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     return (
         f"{table(['claim', *tasks, 'overall'], rows)}\n\nDifferences in points of pair accuracy, with 95% intervals over {number} seeds. "
-        f"Recorded on {report['machine']['processor']} with torch {report['machine']['torch']}."
+        f"Recorded on {report['machine']['processor']} with torch {report['machine']['torch']}. {report['rule']}"
     )
 
 
@@ -363,7 +353,6 @@ FIGURES: dict[str, Callable[[dict], str]] = {
         claims,
         claims_in_short,
         claims_rl,
-        claims_stage4,
     )
 }
 
@@ -373,7 +362,6 @@ FILES = {
     "claims": "claims/report.json",
     "claims_in_short": "claims/report.json",
     "claims_rl": "claims/report.json",
-    "claims_stage4": "claims_stage4/report.json",
 }
 
 
