@@ -275,17 +275,7 @@ def interval_coverage(result: dict) -> str:
 
 
 def claims(report: dict) -> str:
-    """Return the differences behind each claim, and the rule by which they are judged."""
-    return f"{differences(report, report['findings'])} {report['rule']}"
-
-
-def claims_stage4(report: dict) -> str:
-    """Return the differences of the claims that were tested in the runs of stage 4."""
-    return differences(report, [one for one in report["findings"] if any(one["tasks"].values())])
-
-
-def differences(report: dict, findings: Sequence[dict]) -> str:
-    """Return a table of claims and differences, and how they were recorded."""
+    """Return the differences behind each claim, how they were recorded, and the rule by which they are judged."""
     tasks = list(report["arms"])
 
     def shown(found: dict) -> str:
@@ -296,12 +286,12 @@ def differences(report: dict, findings: Sequence[dict]) -> str:
         found = one["tasks"][task]
         return "not run" if found is None else f"{shown(found)}, {one['verdicts'][task]}"
 
-    rows = [[one["claim"], *(cell(one, task) for task in tasks), one["verdict"]] for one in findings]
+    rows = [[one["claim"], *(cell(one, task) for task in tasks), one["verdict"]] for one in report["findings"]]
     seeds = sorted({len(arm["seeds"]) for arms in report["arms"].values() for arm in arms.values()})
     number = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     return (
         f"{table(['claim', *tasks, 'overall'], rows)}\n\nDifferences in points of pair accuracy, with 95% intervals over {number} seeds. "
-        f"Recorded on {report['machine']['processor']} with torch {report['machine']['torch']}."
+        f"Recorded on {report['machine']['processor']} with torch {report['machine']['torch']}. {report['rule']}"
     )
 
 
@@ -339,6 +329,47 @@ def claims_rl(report: dict) -> str:
     return table(["task", "reward of", "solved", "favoured by the reward", "solved at the end, each seed"], rows)
 
 
+def smollm2(result: dict) -> str:
+    """Return accuracies of the run with a real model, by set."""
+
+    def shown(found: dict) -> str:
+        ends = found["ci95"]
+        return f"{found['value']:.1%}" + (f" ({100 * ends[0]:.0f} to {100 * ends[1]:.0f})" if ends else "")
+
+    def points(found: dict) -> str:
+        ends = found["ci95"]
+        interval = f" ({100 * ends[0]:+.1f} to {100 * ends[1]:+.1f})" if ends else ""
+        return f"{100 * found['value']:+.1f}{interval}"
+
+    parts = {**result["sets"], "all": result["pooled"]}
+    rows = [
+        [name, str(found["classic"]["n"]), shown(found["classic"]), shown(found["cloud"]),
+         points(found["cloud_minus_classic"]), shown(found["longer"])]
+        for name, found in parts.items()
+    ]  # fmt: skip
+    train, cpu, pooled = result["rows"]["train"], result["cpu_s"], result["pooled"]
+    trained = result["training"]
+    cloud_s = cpu["critique_sft"] + cpu["self_critiques"] + cpu["cloud"]
+    ends = pooled["cloud_minus_classic"]["ci95"]
+    verdict = (
+        "excludes 0." if ends and (ends[0] > 0 or ends[1] < 0) else "includes 0: the run does not tell the arms apart."
+    )
+
+    def course(stage: str, loss: str) -> str:
+        return f"{trained[stage]['first_quarter'][loss]:.2f} to {trained[stage]['last_quarter'][loss]:.2f}"
+
+    header = ["set", "pairs", "classic", "CLoud", "difference in points", "the longer response"]
+    return (
+        f"{table(header, rows)}\n\nAccuracy with 95% intervals; the interval of the difference over all pairs {verdict} Trained on {train['drawn']} "
+        f"of {train['rows']:,} pairs, of which {train['fitting']} are short enough: CLoud in {cloud_s / 60:.0f} minutes of CPU time "
+        f"({trained['critique-sft']['steps']} steps of stage 1, {trained['cloud']['steps']} of stage 3), classic in {cpu['classic'] / 60:.0f} "
+        f"({trained['classic']['steps']} steps); the evaluation took {cpu['evaluation'] / 60:.0f}. From the first to the last quarter of the steps, the "
+        f"loss of stage 1 went from {course('critique-sft', 'loss')}, the Bradley-Terry loss of stage 3 from {course('cloud', 'pairwise_loss')} "
+        f"and that of the classic arm from {course('classic', 'pairwise_loss')}. {pooled['critiques_cut']:.0%} of the evaluation's critiques were "
+        f"cut at the token limit. Recorded on one core of {result['machine']['processor']} with torch {result['machine']['torch']}, next to other work."
+    )
+
+
 def noise(runs: int) -> str:
     """Return the standard error of a share of 95 % in points."""
     return f"{100 * (0.95 * 0.05 / runs) ** 0.5:.1f}"
@@ -363,7 +394,7 @@ FIGURES: dict[str, Callable[[dict], str]] = {
         claims,
         claims_in_short,
         claims_rl,
-        claims_stage4,
+        smollm2,
     )
 }
 
@@ -373,7 +404,7 @@ FILES = {
     "claims": "claims/report.json",
     "claims_in_short": "claims/report.json",
     "claims_rl": "claims/report.json",
-    "claims_stage4": "claims_stage4/report.json",
+    "smollm2": "smollm2/figures.json",
 }
 
 

@@ -73,12 +73,6 @@ OUTCOME = {
     "stage4_no_policy": Arm(
         "stage 4, no policy term", start="cloud", outcome={"num_generations": 4, "policy_weight": 0.0}
     ),
-    # The first setting, scored on held-out problems before two passes were chosen
-    "stage4_short": Arm(
-        "stage 4, half a pass",
-        start="cloud",
-        outcome={"num_generations": 4, "policy_weight": 1.0, "num_train_epochs": 0.5},
-    ),
     "longer": Arm("stage 3 with the compute of stage 4", start="cloud", passes="compute:stage4"),
 }
 ARMS = {**CORE, **OTHERS, **OUTCOME}

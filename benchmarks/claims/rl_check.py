@@ -36,7 +36,7 @@ from cloud_hf.rl.trl import cloud_reward
 from cloud_hf.scoring import TransformersScorer
 
 
-JUDGES = ("classic", "cloud", "oracle")
+JUDGES = ("classic", "cloud", "stage4", "oracle")
 BATCH = 32
 
 

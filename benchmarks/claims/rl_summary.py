@@ -9,7 +9,7 @@ import numpy as np
 from cloud_hf.markdown import table
 
 
-JUDGES = {"classic": "classic", "cloud": "CLoud", "oracle": "oracle (upper limit)"}
+JUDGES = {"classic": "classic", "cloud": "CLoud", "stage4": "CLoud, stage 4", "oracle": "oracle (upper limit)"}
 TEXT = """TRL's GRPO trains one policy on each reward model through `cloud_hf.rl.trl.cloud_reward`. The policy comes from the base of all arms and
 some worked examples with correct steps, half of whose answers are random; reward models see the answer alone. Solved: held-out problems
 with the right answer, sampled at temperature 1. Favoured: those whose answer the reward model ranks first among all choices. Their difference is what the

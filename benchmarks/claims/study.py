@@ -4,6 +4,7 @@ import functools
 import json
 import math
 import random
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import tasks
 from arms import ARMS, Arm
 from cells import Cell, cell
 from datasets import Dataset
-from transformers import LlamaForCausalLM, PrinterCallback, set_seed
+from transformers import LlamaForCausalLM, PrinterCallback, TrainerCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from cloud_hf import CLoudForRewardModeling, CLoudTrainer, CLoudTrainingConfig, CritiqueFormat
@@ -27,6 +28,8 @@ from cloud_hf.training.outcome_config import CLoudOutcomeConfig
 
 SAMPLES = 16
 TEMPERATURES = (0.5, 1.0)
+CHECK_EVERY = 16  # steps of stage 1
+CHECKED = 60  # validation problems
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,8 @@ class Settings:
     base_steps: int  # of direct answers, 32 problems a step
     base_lr: float
     pairs: int  # preference pairs, the same rows in every stage
-    critic_passes: int  # stage 1
+    critic_passes: int  # stage 1, at most
+    critic_exact: float  # share of exact critiques, on validation problems, that ends stage 1
     critic_lr: float
     stage3_passes: int
     cloud_lr: float
@@ -120,7 +124,7 @@ class Study:
 
     def critic(self) -> Cell:
         """Stage 1: teach the base to write critiques."""
-        keys = ("levels", "pairs", "critic_passes", "critic_lr")
+        keys = ("levels", "pairs", "critic_passes", "critic_exact", "critic_lr")
         base = self.base()
         work = functools.partial(self._train_critic, base)
         return self.cell("critic", work, base, **{key: getattr(self.settings, key) for key in keys})
@@ -134,7 +138,19 @@ class Study:
             train_dataset=encode_critiques(Dataset.from_list(self.rows), critique_format, None, "error"),
         )  # fmt: skip
         trainer.critique_format, trainer.origin = critique_format, Origin(str(base.folder))
-        return train(trainer, folder)
+        judge = self.critic_model(base)
+        judge.language_model = trainer.model
+        stop = StopWhenExact(functools.partial(self._share_exact, judge), settings.critic_exact)
+        trainer.add_callback(stop)
+        result = train(trainer, folder)
+        return {**result, "passes": trainer.state.epoch, "validation_exact": stop.shares}
+
+    def _share_exact(self, judge: CLoudForRewardModeling) -> float:
+        """Return the share of exact critiques on validation problems."""
+        found = tasks.problems(self.task, "validation", self.settings.levels, CHECKED, f"{self.seed}/stage 1")
+        prompts, responses, oracle = self.questions(found)
+        scores = judge.score(prompts, responses, self.tokenizer, max_new_tokens=self.max_new_tokens, batch_size=512)
+        return float(np.mean([score.critique == other for score, other in zip(scores, oracle, strict=True)]))
 
     def self_critiques(self) -> Cell:
         """Stage 2: have the critic rewrite the critiques of all pairs."""
@@ -190,9 +206,9 @@ class Study:
         """Return the passes over the pairs."""
         settings = self.settings
         if arm.outcome and arm.start == "cloud":
-            return arm.outcome.get("num_train_epochs", settings.outcome_passes)
+            return settings.outcome_passes
         if arm.passes == "all":
-            return settings.critic_passes + settings.stage3_passes
+            return self.critic().result["passes"] + settings.stage3_passes
         if not arm.passes.startswith("compute:"):
             return settings.stage3_passes
         reference, own = arm.passes.removeprefix("compute:"), "cloud" if arm.start == "cloud" else "classic"
@@ -354,6 +370,19 @@ class Study:
 
 
 # ------------------------------------------------------------------------------------------------------------- helpers
+
+
+class StopWhenExact(TrainerCallback):
+    """Ends training once enough critiques are exact, so that the critics of all seeds can still improve."""
+
+    def __init__(self, measure: Callable[[], float], target: float):
+        self.measure, self.target = measure, target
+        self.shares: list[float] = []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step % CHECK_EVERY == 0:
+            self.shares.append(self.measure())
+            control.should_training_stop = self.shares[-1] >= self.target
 
 
 def training_options(folder: Path, seed: int, lr: float, passes: float = 1) -> dict[str, Any]:
