@@ -19,6 +19,7 @@ from ..data.run import Dropped, JournaledClient, build_dataset, check_rows, comp
 from ..data.verdicts import points, read_verdict
 from ..scores import Sample, Score
 from .fitting import FittedRow, FittedRows
+from .stats import Summarised
 
 
 @documented
@@ -93,7 +94,7 @@ _FEATURES = Features(
 
 
 @dataclass(frozen=True)
-class JudgeReport:
+class JudgeReport(Summarised):
     """
     Behaviour of the judge over all distinct pairs of the run.
 
@@ -121,13 +122,9 @@ class JudgeReport:
     cost_per_verdict: float | None = None
     cost: float | None = None
 
-    def summary(self) -> dict[str, Any]:
-        """Return the counts in JSON form."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
-class RatingReport:
+class RatingReport(Summarised):
     """
     Ratings of a pointwise judge over all distinct responses of the run.
 
@@ -152,10 +149,6 @@ class RatingReport:
     tokens_per_verdict: float | None
     cost_per_verdict: float | None = None
     cost: float | None = None
-
-    def summary(self) -> dict[str, Any]:
-        """Return the counts in JSON form."""
-        return asdict(self)
 
 
 def rate_rows(

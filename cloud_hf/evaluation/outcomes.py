@@ -15,7 +15,7 @@ from .fitting import FittedRows, score_columns, share_cut
 from .metrics.critique_quality import CritiqueQuality, CritiqueRow, ReferenceLoss, reference_losses, score_critiques
 from .metrics.pairs import PairEvaluation
 from .rows import BenchmarkRow
-from .stats import NO_ROWS, BenchmarkScores, Estimate, json_safe, mean_estimate, share
+from .stats import NO_ROWS, BenchmarkScores, Estimate, Summarised, mean_estimate, share
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def headline_estimates(evaluations: Sequence[Evaluation]) -> tuple[str, list[Est
 
 
 @dataclass(frozen=True)
-class Difference:
+class Difference(Summarised):
     """
     Difference between two models on the same rows of a benchmark. All rows weigh the same, so this is not the difference of the official
     metrics, which weight subsets.
@@ -191,10 +191,6 @@ class Difference:
     difference: Estimate
     first_better: int
     second_better: int
-
-    def summary(self) -> dict[str, Any]:
-        """Return the difference in JSON form."""
-        return json_safe(self)
 
 
 def compare(results: dict[str, list[Evaluation]]) -> list[Difference]:

@@ -25,18 +25,22 @@ _ENDS = (0.025, 0.975)
 _ROUNDING = 1e-12
 
 
+class Summarised:
+    """Base of dataclasses whose summary is their fields."""
+
+    def summary(self) -> dict[str, Any]:
+        """Return the fields in JSON form; NaN becomes `None`."""
+        return json_safe(self)
+
+
 @dataclass(frozen=True)
-class Estimate:
+class Estimate(Summarised):
     """A number with its uncertainty."""
 
     value: float  # a share from 0 to 1 unless stated otherwise; NaN where rows are missing
     n: int  # rows behind it
     # Wilson interval for a share of right rows, otherwise a bootstrap within subsets; None if draws cannot differ
     ci95: Interval | None = None
-
-    def summary(self) -> dict[str, Any]:
-        """Return the estimate in JSON form."""
-        return json_safe(self)
 
 
 NO_ROWS = Estimate(math.nan, 0)

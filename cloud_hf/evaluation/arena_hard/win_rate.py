@@ -16,7 +16,7 @@ import numpy as np
 from ...data.rows import row_name
 from ..metrics.best_of_n import ratio
 from ..rows import read_sources
-from ..stats import json_safe
+from ..stats import Summarised
 
 
 # Number of votes of a strong verdict
@@ -159,7 +159,7 @@ class Votes:
 
 
 @dataclass(frozen=True)
-class WinRate:
+class WinRate(Summarised):
     """
     Rate at which answers beat the baseline's, from 0.0 to 1.0.
 
@@ -175,10 +175,6 @@ class WinRate:
     wins: int
     ties: int
     losses: int
-
-    def summary(self) -> dict[str, Any]:
-        """Return the fields in JSON form; an unknown error is `None`."""
-        return json_safe(self)
 
 
 def win_rate(votes: Sequence[Votes], rounds: int = ROUNDS, seed: int = 0) -> WinRate:

@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
 
 import numpy as np
 
-from ..stats import Estimate, json_safe, mean_estimate, share
+from ..stats import Estimate, Summarised, mean_estimate, share
 
 
 @dataclass(frozen=True)
@@ -45,15 +44,11 @@ class AnytimePoint:
 
 
 @dataclass(frozen=True)
-class Anytime:
+class Anytime(Summarised):
     """Accuracy against tokens read, of a model on a set."""
 
     read_every: int
     points: list[AnytimePoint]  # limits double from `read_every`, and the last point has the complete critiques
-
-    def summary(self) -> dict[str, Any]:
-        """Return the points in JSON form."""
-        return json_safe(self)
 
 
 # The critiques of each response of a row

@@ -16,7 +16,7 @@ from ...data.row_values import listed, prompt_of, response_of
 from ...data.rows import check_columns, load_rows
 from ...scoring import Score, Scorer
 from ..fitting import FittedRows, fit_rows, score_rows
-from ..stats import json_safe
+from ..stats import Summarised, json_safe
 
 
 PROBLEM_COLUMNS = ("prompt", "responses", "correct")
@@ -130,7 +130,7 @@ def candidate_counts(problems: Sequence[Problem]) -> dict[str, int]:
 
 
 @dataclass(frozen=True)
-class BestOfN:
+class BestOfN(Summarised):
     """
     Best-of-N by reward.
 
@@ -151,10 +151,6 @@ class BestOfN:
     standard_errors: dict[int, float]
     oracle: dict[int, float]
     dropped: int
-
-    def summary(self) -> dict[str, Any]:
-        """Return the metrics in JSON form; an unknown standard error is `None`."""
-        return json_safe(self)
 
 
 def evaluate_best_of_n(

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from ...data.preference_rows import SIDES, read_preferences, read_prompts
 from ...data.row_values import FEEDBACK_COLUMNS, judged_chat, listed, prompt_of, response_of
 from ...data.rows import check_columns, load_rows
 from ...scoring import context_length
+from ..stats import Summarised
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def _right_padded(rows: Sequence[EncodedCritique], device: torch.device) -> dict
 
 
 @dataclass(frozen=True)
-class CritiqueQuality:
+class CritiqueQuality(Summarised):
     """Written critiques compared with reference critiques."""
 
     n: int
@@ -153,10 +154,6 @@ class CritiqueQuality:
     empty: int  # written critiques without text
     loss_per_token: float | None = None  # mean cross-entropy of the reference critiques' tokens, in nats
     loss_tokens: int = 0
-
-    def summary(self) -> dict[str, Any]:
-        """Return the metrics in JSON form."""
-        return asdict(self)
 
 
 def score_critiques(

@@ -3,13 +3,12 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from ...critique_weights import COMBINATIONS, combine_rewards
-from ..stats import Estimate, json_safe, mean_estimate, share, wilson
+from ..stats import Estimate, Summarised, mean_estimate, share, wilson
 
 
 ALL_ROWS = "all rows"
@@ -45,7 +44,7 @@ class CombinedAccuracy:
 
 
 @dataclass(frozen=True)
-class SelfConsistency:
+class SelfConsistency(Summarised):
     """Self-consistency of a model on a set."""
 
     temperature: float  # of the sampled critiques
@@ -58,10 +57,6 @@ class SelfConsistency:
     def num_critiques(self) -> int:
         """Critiques per response, the largest k."""
         return len(self.everything.accuracy)
-
-    def summary(self) -> dict[str, Any]:
-        """Return the curves in JSON form."""
-        return json_safe(self)
 
 
 def self_consistency(
