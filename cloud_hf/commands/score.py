@@ -77,10 +77,6 @@ class ScoreArguments(AnyModelArguments):
         self.check_temperature(self.temperature)
         self.check_partial_rewards([self.model], self.read_every, self.stop_when_stable)
 
-    def backend_arguments(self) -> AnyModelArguments:
-        """Return the arguments that choose and configure the backend."""
-        return AnyModelArguments(**{option.name: getattr(self, option.name) for option in fields(AnyModelArguments)})
-
 
 ARGUMENTS = (ScoreArguments,)
 
@@ -96,7 +92,7 @@ def main(args: ScoreArguments):
     prompts, responses = zip(*map(read_chat, rows), strict=True)
     check_chats(list(prompts), list(responses), name, args, sampling)
     # Standard output is reserved for the scores
-    with contextlib.redirect_stdout(sys.stderr), open_any_model(args.model, args.backend_arguments()) as (scorer, *_):
+    with contextlib.redirect_stdout(sys.stderr), open_any_model(args.model, args) as (scorer, *_):
         scores = scorer.score(list(prompts), list(responses), **asdict(sampling))
     given = [{}] if args.input is None else rows
     write_rows(args.output, [{**row, **summary(score)} for row, score in zip(given, scores, strict=True)])

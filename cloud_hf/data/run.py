@@ -149,15 +149,9 @@ class JournaledClient:
         return Answer(value["text"], value["finish_reason"], ids, *counted)
 
     def _keep(self, key: str, answer: Answer):
-        value: dict[str, Any] = {"text": answer.text, "finish_reason": answer.finish_reason}
-        if answer.token_ids is not None:
-            value["token_ids"] = answer.token_ids
-        if answer.model not in (None, self.client.model):
-            value["model"] = answer.model
-        if answer.tokens is not None:
-            value["tokens"] = answer.tokens
-        if answer.completion_tokens is not None:
-            value["completion_tokens"] = answer.completion_tokens
+        value = {name: part for name, part in vars(answer).items() if part is not None}
+        if answer.model == self.client.model:
+            value.pop("model", None)
         self.journal.add(key, value)
 
 

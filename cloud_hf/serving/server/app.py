@@ -77,7 +77,9 @@ def make_app(
     options = {"metrics": metrics, "lifecycle": lifecycle, "allowed_hosts": allowed_hosts}
     app.add_middleware(RequestMiddleware, limits=limits, api_key=api_key, **options)  # pyright: ignore[reportArgumentType]  # Starlette's protocol wants ParamSpec-typed factories
     app.add_exception_handler(RequestValidationError, _answer_invalid)
-    app.add_exception_handler(HTTPException, _answer_http)
+    app.add_exception_handler(
+        HTTPException, lambda request, error: _refuse(request, error.status_code, str(error.detail), error.headers)
+    )
     for router in ROUTERS:
         app.include_router(router)
     return app
@@ -94,10 +96,6 @@ def _answer_invalid(request: Request, error) -> Response:
     more = f" ({len(others)} more errors)" if others else ""
     sentence = f"`{path}`: {message}" if path else f"{message[:1].upper()}{message[1:]}"
     return _refuse(request, 422, f"{sentence}.{more}")
-
-
-def _answer_http(request: Request, error) -> Response:
-    return _refuse(request, error.status_code, str(error.detail), error.headers)
 
 
 def _refuse(request: Request, status: int, error: str, headers=None) -> Response:
@@ -235,18 +233,14 @@ def make_server(app: FastAPI, host: str = "127.0.0.1", port: int = 8000, shutdow
     return RewardServer(config, shutdown_grace)
 
 
-def _check_gpus(needed: int):
-    """Raise `ValueError` if the machine has GPUs, but too few."""
-    if torch.cuda.is_available() and needed > torch.cuda.device_count():
-        raise ValueError(
-            f"`tensor_parallel_size` times `data_parallel_size` is {needed}, but this machine has {torch.cuda.device_count()} GPU(s)."
-        )
-
-
 def load_engine(args: argparse.Namespace) -> EncodingEngine:
-    """Load the engine that the command line names. Raises `ValueError` if the model is not a reward model."""
+    """Load the engine that the command line names. Raises `ValueError` if the model is not a reward model, or GPUs are too few."""
     if args.backend == "vllm":
-        _check_gpus(args.tensor_parallel_size * args.data_parallel_size)
+        needed, found = args.tensor_parallel_size * args.data_parallel_size, torch.cuda.device_count()
+        if torch.cuda.is_available() and needed > found:
+            raise ValueError(
+                f"`tensor_parallel_size` times `data_parallel_size` is {needed}, but this machine has {found} GPU(s)."
+            )
         from ..vllm.engine import VLLMEngine
 
         return VLLMEngine(args.model, **{"dtype": args.dtype, **args.vllm_options})

@@ -19,7 +19,7 @@ from ...generation import Sample
 from ...interrupts import processes_without_interrupts
 from ...scores import Sampling, Score
 from ...scoring import ScoringRequest
-from ..server.engine import EngineDeadError, StablePrefix
+from ..server.engine import EncodingEngine, EngineDeadError, StablePrefix
 from .requests import VLLMRequests, check_dtype, memory_options, seed_for, servable_model
 
 
@@ -27,7 +27,7 @@ from .requests import VLLMRequests, check_dtype, memory_options, seed_for, serva
 _SECONDS_BETWEEN_CHECKS = 1.0
 
 
-class VLLMEngine:
+class VLLMEngine(EncodingEngine):
     """
     [`RewardEngine`] over vLLM's asynchronous engine; `vllm_options` are passed to `vllm.AsyncEngineArgs`. Raises `ValueError`
     if `model` is not a CLoud model.
@@ -51,22 +51,14 @@ class VLLMEngine:
         self.runs_on = f"{str(self._llm.model_config.dtype).removeprefix('torch.')} by vLLM"
         self.context_length: int | None = self._requests.context_length(self._llm.model_config.max_model_len)
 
-    def check(self, prompt, response: str, max_new_tokens: int, critiques: list[str] | None = None):
-        """See [`RewardEngine`]."""
-        self.encode(prompt, response, Sampling(max_new_tokens=max_new_tokens), critiques)
-
     def encode(self, prompt, response, sampling: Sampling, critiques: list[str] | None = None) -> ScoringRequest:
         """See [`EncodingEngine`]."""
         with self._format_lock:
             given = None if critiques is None else [critiques]
             return self._requests.read([prompt], [response], sampling, given, self._llm.model_config.max_model_len)
 
-    async def score(self, prompt, response: str, sampling: Sampling, critiques: list[str] | None = None) -> Score:
-        """See [`RewardEngine`]. Cancelling the call aborts the request in the engine."""
-        return await self.score_encoded(self.encode(prompt, response, sampling, critiques), sampling)
-
     async def score_encoded(self, request: ScoringRequest, sampling: Sampling) -> Score:
-        """See [`EncodingEngine`]."""
+        """See [`EncodingEngine`]. Cancelling the call aborts the request in the engine."""
         if request.given is not None:
             return await self._with_rewards_read(request, request.given_samples()[0], request.given[0])
         params = self._writing(request, sampling)
@@ -76,14 +68,8 @@ class VLLMEngine:
             return await self._with_rewards_read(request, samples, request.reread(0, samples))
         return request.score(0, samples)
 
-    async def stream(self, prompt, response: str, sampling: Sampling) -> AsyncGenerator[str | Score, None]:
-        """See [`RewardEngine`]. Closing the generator aborts the request in the engine."""
-        async with aclosing(self.stream_encoded(self.encode(prompt, response, sampling), sampling)) as pieces:
-            async for piece in pieces:
-                yield piece
-
     async def stream_encoded(self, request: ScoringRequest, sampling: Sampling) -> AsyncGenerator[str | Score, None]:
-        """See [`EncodingEngine`]."""
+        """See [`EncodingEngine`]. Closing the generator aborts the request in the engine."""
         if request.given is not None:  # a classic model
             yield await self._with_rewards_read(request, request.given_samples()[0], request.given[0])
             return

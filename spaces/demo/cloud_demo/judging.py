@@ -8,7 +8,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from cloud_hf.scores import Sampling, Score
+from cloud_hf.scores import Sample, Sampling, Score
 
 from . import Problem
 from .backend import HEARTBEAT, Backend, Visitor
@@ -345,8 +345,6 @@ async def _alive(work: Awaitable) -> Any:
 
 def _joined(first: Score, more: Score) -> Score:
     """Combine two scores of one response. Token ids are dropped, because the demo does not show them."""
-    from cloud_hf.generation import Sample  # imports torch
-
     samples = [
         Sample(reward, critique, finish_reason=reason)
         for score in (first, more)

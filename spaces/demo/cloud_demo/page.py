@@ -123,12 +123,12 @@ def _describe(backend: Backend, models: "Models") -> str:
     return " ".join([f"{words}.", *models.warnings, *([models.rows_problem] if models.rows_problem else [])])
 
 
-def build_setup_page(problem: str) -> gr.Blocks:
-    """Make the page that explains what is wrong with a Space's variables."""
+def launch_setup_page(problem: str):
+    """Serve the page that explains what is wrong with a Space's variables, until the process is told to stop."""
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
         gr.Markdown(_SETUP)
         gr.HTML(paragraph(problem), elem_id="problem")
-    return page
+    page.launch(footer_links=["settings"], **_look())
 
 
 def launch(page: gr.Blocks, backend: Backend, prevent_thread_lock: bool = False):
@@ -153,11 +153,6 @@ def launch(page: gr.Blocks, backend: Backend, prevent_thread_lock: bool = False)
             raise
         taken = "No port from 7860 is free" if args.port is None else f"Port {args.port} is in use"
         raise OSError(f"{taken}; choose another with `--port`.") from error
-
-
-def launch_setup_page(problem: str):
-    """Serve the page of a Space that is not set up, until the process is told to stop."""
-    build_setup_page(problem).launch(footer_links=["settings"], **_look())
 
 
 def _look() -> dict[str, Any]:

@@ -135,13 +135,9 @@ class Controls:
         """Make a row with the buttons that start and stop a run. Returns the first."""
         with gr.Row():
             run = gr.Button(label, variant="primary", elem_id=f"{self.tab}-run")
-            self.stop_button()
+            stop = gr.Button("Stop", elem_id=f"{self.tab}-stop")
+        stop.click(self.stop, queue=False, api_visibility="private")
         return run
-
-    def stop_button(self):
-        """Make the button that stops the visitor's runs in the tab."""
-        button = gr.Button("Stop", elem_id=f"{self.tab}-stop")
-        button.click(self.stop, queue=False, api_visibility="private")
 
     def example_list(self) -> gr.Dropdown:
         """Make the list of examples. It stays empty until the page fills it."""
