@@ -315,11 +315,7 @@ def longest_sequence(text_config) -> int | None:
 
 
 # Language models that exist only inside multimodal ones, and the types that equal them on text, whose positions are plain
-_PLAIN_TYPES = {
-    "qwen2_vl_text": "qwen2",
-    "qwen2_5_vl_text": "qwen2",
-    "qwen3_vl_text": "qwen3",
-}
+_PLAIN_TYPES = {"qwen2_vl_text": "qwen2", "qwen2_5_vl_text": "qwen2", "qwen3_vl_text": "qwen3"}
 
 
 def language_config(config: Any) -> Any:

@@ -3,13 +3,7 @@
 from trl import get_peft_config, get_quantization_config
 
 from ..training import CLoudTrainer, CLoudTrainingConfig
-from ..training.arguments import (
-    DataArguments,
-    RewardModelConfig,
-    load_tokenizer,
-    model_init_kwargs,
-    model_name,
-)
+from ..training.arguments import DataArguments, RewardModelConfig, load_tokenizer, model_init_kwargs, model_name
 from ..training.resume import check_new_run
 from ..training.run import train_and_save
 

@@ -13,13 +13,7 @@ from ..cards import CRITIC
 from ..configuration_cloud import CLoudConfig, caps_attention, lacks_lm_head, language_config, longest_sequence
 from ..critique_format import format_class
 from ..loading import read_model_config, record_base
-from ..training.arguments import (
-    DataArguments,
-    TrainedModelConfig,
-    load_tokenizer,
-    model_init_kwargs,
-    model_name,
-)
+from ..training.arguments import DataArguments, TrainedModelConfig, load_tokenizer, model_init_kwargs, model_name
 from ..training.card import Origin, WritesCard
 from ..training.encoding import encode_critiques
 from ..training.finite import StopsWhenNotFinite

@@ -28,11 +28,7 @@ _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "
 
 
 def dataset_card(
-    title: str,
-    folder: Path,
-    settings: Mapping[str, Any],
-    counts: Mapping[str, Any],
-    sources: Sequence[str] = (),
+    title: str, folder: Path, settings: Mapping[str, Any], counts: Mapping[str, Any], sources: Sequence[str] = ()
 ) -> DatasetCard:
     """
     Describe a dataset in a folder: columns, its first row, sources with licences, settings, counts and statistics.

@@ -28,9 +28,7 @@ MARGIN, SPREAD = "margin", "spread"
 
 # To add a metric of reward margins, write a module with a `Statistic` and list it here by its key in report.json, with its
 # title: the calibration table and report.json show it with its interval.
-METRICS: dict[str, tuple[str, Statistic]] = {
-    "log_loss": ("log loss", log_loss),
-}
+METRICS: dict[str, tuple[str, Statistic]] = {"log_loss": ("log loss", log_loss)}
 
 
 @dataclass(frozen=True)

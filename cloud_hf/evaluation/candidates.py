@@ -208,13 +208,7 @@ def replay_result(found: ScoredSet, largest_n: int) -> SetResult:
         for model in found.scores
     }
     return SetResult(
-        found,
-        quality,
-        is_share,
-        curves,
-        baselines(found.problems, sizes),
-        found.notes(largest_n),
-        choices=choices,
+        found, quality, is_share, curves, baselines(found.problems, sizes), found.notes(largest_n), choices=choices
     )
 
 

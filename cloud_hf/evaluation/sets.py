@@ -386,10 +386,7 @@ def card_results(
                 dataset_revision=f"content-{key_of([(row.subset, row.prompt, row.responses) for row in evaluation.rows])}",
                 dataset_args={"rows": len(evaluation.rows)},
                 metric_type="accuracy",
-                metric_args={
-                    **(settings or {}),
-                    **({"ci95": list(interval)} if interval else {}),
-                },
+                metric_args={**(settings or {}), **({"ci95": list(interval)} if interval else {})},
                 metric_name=evaluation.scores.headline,
                 metric_value=evaluation.scores.value,
             )

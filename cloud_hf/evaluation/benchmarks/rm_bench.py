@@ -13,20 +13,11 @@ from ..stats import BenchmarkScores, by_subset, collect_scores, share, weighted_
 HUB_ID = "THU-KEG/RM-Bench"
 STYLES = ("concise", "detailed plain", "detailed markdown")
 # The official code pools the two halves of safety: all their rows weigh the same
-DOMAINS = {
-    "chat": ("chat",),
-    "math": ("math",),
-    "code": ("code",),
-    "safety": ("safety-refuse", "safety-response"),
-}
+DOMAINS = {"chat": ("chat",), "math": ("math",), "code": ("code",), "safety": ("safety-refuse", "safety-response")}
 
 # Cells of the matrix (style of the right response, style of the wrong one). The showier response is the wrong one in hard
 # cells, and the right one in easy cells.
-LEVELS = {
-    "hard": np.triu_indices(3, k=1),
-    "normal": np.diag_indices(3),
-    "easy": np.tril_indices(3, k=-1),
-}
+LEVELS = {"hard": np.triu_indices(3, k=1), "normal": np.diag_indices(3), "easy": np.tril_indices(3, k=-1)}
 
 
 def load(names: Sequence[str] | None = None) -> list[BenchmarkRow]:

@@ -231,11 +231,7 @@ class VLLMRequests:
     def reading(self) -> SamplingParams:
         """Make the parameters of a request that reads the reward of a given sequence."""
         return SamplingParams(
-            max_tokens=1,
-            temperature=0.0,
-            logprobs=0,
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
+            max_tokens=1, temperature=0.0, logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
         )
 
     def sequence_of(self, encoded: EncodedCritique) -> TokensInput:
