@@ -21,22 +21,12 @@ import evaluate
 import gradio as gr
 import pandas as pd
 
+from cloud_hf import spaces_ui as ui
 from cloud_hf.arguments import documented
 from cloud_hf.cli import parse, run
 from cloud_hf.scoring import Scorer
 from cloud_hf.serving.backends import BackendArguments, open_backend
 from cloud_hf.serving.client import CLoudClient, RewardServerError
-from cloud_hf.spaces_ui import (
-    analytics_wanted,
-    as_text,
-    compute_on,
-    launch_options,
-    make_table,
-    read_table,
-    read_text,
-    upload_box,
-    user_errors,
-)
 
 
 # Load by file, because a Space's folder has a different name than its module
@@ -119,7 +109,7 @@ class Judge:
         response to each; num_critiques above 1 needs a temperature above 0; max_new_tokens: longest critique; seed
         (optional): makes sampling repeatable.
         """
-        with user_errors(RuntimeError):
+        with ui.user_errors(RuntimeError):
             check_columns(prompts, predictions, self.max_rows)
             if seed is not None and not isinstance(seed, int):
                 raise ValueError(f"`seed` is {seed!r:.60}; it must be an integer, or be left out.")
@@ -171,8 +161,8 @@ def show(
     seed: int | None,
 ):
     """Score a table. Returns mean and rewards, histogram and download, in the order of the page's outputs."""
-    with user_errors():
-        columns = read_table(text if file is None else read_text(file), ("prompt", "prediction"))
+    with ui.user_errors():
+        columns = ui.read_table(text if file is None else ui.read_text(file), ("prompt", "prediction"))
     prompts, predictions = columns["prompt"], columns["prediction"]
     results = judge.compute(prompts, predictions, num_critiques, temperature, max_new_tokens, seed)
     return (
@@ -203,8 +193,9 @@ def list_rewards(prompts: list, predictions: list[str], results: dict) -> str:
     ]
     header = ("Row", "Reward", "Spread", "Critique", "Ended", "Prompt", "Prediction")
     responses = "1 response" if len(rows) == 1 else f"{len(rows)} responses"
-    return f"<p>Mean reward of {responses}: <strong>{reward_text(results['mean_reward'])}</strong></p>" + make_table(
-        "Rewards and critiques", header, rows
+    return (
+        f"<p>Mean reward of {responses}: <strong>{reward_text(results['mean_reward'])}</strong></p>"
+        + ui.make_table("Rewards and critiques", header, rows)
     )
 
 
@@ -252,10 +243,10 @@ def write_download(downloads: Path, prompts: list, predictions: list[str], resul
 
 def build(judge: Judge, downloads: Path) -> gr.Blocks:
     """Make the page; `downloads` is the folder for files to download."""
-    with gr.Blocks(title=TITLE, analytics_enabled=analytics_wanted()) as page:
+    with gr.Blocks(title=TITLE, analytics_enabled=ui.analytics_wanted()) as page:
         gr.Markdown(INTRODUCTION)
         kind = "a CLoud model" if judge.writes_critiques else "a classic model, which writes no critiques"
-        gr.HTML(f"<p>The judge: <strong>{as_text(judge.name)}</strong>, {kind}.</p>", padding=False)
+        gr.HTML(f"<p>The judge: <strong>{ui.as_text(judge.name)}</strong>, {kind}.</p>", padding=False)
         with gr.Row(equal_height=False):
             with gr.Column(scale=2, min_width=300):
                 text = gr.Textbox(
@@ -267,7 +258,7 @@ def build(judge: Judge, downloads: Path) -> gr.Blocks:
                 )
                 gr.Examples(EXAMPLES, [text], label="Examples")
             with gr.Column(scale=1, min_width=300):
-                file = upload_box()
+                file = ui.upload_box()
                 sliders = sampling_options(judge)
                 button = gr.Button("Compute", variant="primary")
         status = gr.HTML(min_height=40)
@@ -280,7 +271,7 @@ def build(judge: Judge, downloads: Path) -> gr.Blocks:
                 ),
                 gr.DownloadButton("Download rewards and critiques (JSON lines)"),
             ]
-        compute_on(
+        ui.compute_on(
             [button.click, text.submit],
             lambda *values: show(judge, downloads, *values),
             [text, file, *sliders],
@@ -305,10 +296,10 @@ def sampling_options(judge: Judge) -> list[gr.components.Component]:
 
 def build_refusal(reason: str) -> gr.Blocks:
     """Make a page that explains why there is no judge."""
-    with gr.Blocks(title=TITLE, analytics_enabled=analytics_wanted()) as page:
+    with gr.Blocks(title=TITLE, analytics_enabled=ui.analytics_wanted()) as page:
         gr.Markdown(INTRODUCTION)
         gr.HTML(
-            f'<p role="alert"><strong>There is no judge.</strong> {as_text(reason)}</p><p>Start this app with another '
+            f'<p role="alert"><strong>There is no judge.</strong> {ui.as_text(reason)}</p><p>Start this app with another '
             "<code>--model</code>, or set the Space's variable <code>CLOUD_MODEL</code>.</p>"
         )
     return page
@@ -330,7 +321,7 @@ def open_page(stack: ExitStack, space: SpaceArguments, backend: BackendArguments
 def main(arguments: Sequence[str]):
     """Serve the page until the process is told to stop."""
     with ExitStack() as stack:
-        open_page(stack, *read_arguments(arguments)).queue(max_size=20).launch(**launch_options())
+        open_page(stack, *read_arguments(arguments)).queue(max_size=20).launch(**ui.launch_options())
 
 
 if __name__ == "__main__":

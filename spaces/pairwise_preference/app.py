@@ -15,19 +15,10 @@ import evaluate
 import gradio as gr
 from PIL import Image
 
+from cloud_hf import spaces_ui as ui
 from cloud_hf.cli import UsageError, run
 from cloud_hf.evaluation.benchmarks.reward_bench import OFFICIAL_COUNTS
 from cloud_hf.evaluation.report.plots import plot_margins, plot_reliability
-from cloud_hf.spaces_ui import (
-    analytics_wanted,
-    compute_on,
-    launch_options,
-    make_table,
-    read_table,
-    read_text,
-    upload_box,
-    user_errors,
-)
 
 
 # Load by file, because a Space's folder has a different name than its module
@@ -52,7 +43,7 @@ EXAMPLES = [
 
 def read_pairs(text: str) -> tuple[list[float], list[float], list[str] | None]:
     """Read chosen and rejected rewards from a table, and the subsets if it has them."""
-    columns = read_table(text, ("chosen", "rejected"), ("subset",))
+    columns = ui.read_table(text, ("chosen", "rejected"), ("subset",))
     subsets = columns.get("subset")
     return (
         read_numbers("chosen", columns["chosen"]),
@@ -83,7 +74,7 @@ def compute(
     Compute the module pairwise_preference. chosen and rejected: the rewards of each pair; subsets (optional): the subset of
     each pair; num_bins: bins of the calibration error.
     """
-    with user_errors():
+    with ui.user_errors():
         chosen, rejected = read_numbers("chosen", chosen), read_numbers("rejected", rejected)
         if not isinstance(num_bins, int) or not 1 <= num_bins <= 1000:
             raise ValueError(f"`num_bins` is {num_bins!r:.60}; it must be an integer from 1 to 1000.")
@@ -119,15 +110,15 @@ def list_figures(results: dict) -> str:
         rows.append(("Best temperature", "none", "no pair is wrong, or the mean margin is not positive"))
     else:
         rows.append(("Best temperature", f"{temperature:.4g}", f"margins divided by it: log loss {better:.4f}"))
-    tables = [make_table("Metrics", ("Metric", "Value", "Note"), rows)]
+    tables = [ui.make_table("Metrics", ("Metric", "Value", "Note"), rows)]
     if sections := results.get("section_scores"):
         scores = [(name, f"{score:.1f} %") for name, score in sections.items()]
-        tables.append(make_table(_caption_of_sections(results["missing_subsets"]), ("Section", "Score"), scores))
+        tables.append(ui.make_table(_caption_of_sections(results["missing_subsets"]), ("Section", "Score"), scores))
     if subsets := results.get("subset_accuracies"):
         shown = [(name, percent(accuracy)) for name, accuracy in list(subsets.items())[:MOST_SUBSETS_SHOWN]]
         rest = len(subsets) - len(shown)
         caption = "Accuracy by subset" + (f" (the first {len(shown)}; {rest} more are in the download)" * (rest > 0))
-        tables.append(make_table(caption, ("Subset", "Accuracy"), shown))
+        tables.append(ui.make_table(caption, ("Subset", "Accuracy"), shown))
     return "".join(tables)
 
 
@@ -154,8 +145,8 @@ def draw(plot, margins: list[float]) -> Image.Image:
 
 def show(text: str, file: str | None, downloads: Path):
     """Compute a table. Returns metrics, both plots and the download, in the order of the page's outputs."""
-    with user_errors():
-        chosen, rejected, subsets = read_pairs(text if file is None else read_text(file))
+    with ui.user_errors():
+        chosen, rejected, subsets = read_pairs(text if file is None else ui.read_text(file))
     results = compute(chosen, rejected, subsets)
     margins = [right - wrong for right, wrong in zip(chosen, rejected, strict=True)]
     download = Path(mkdtemp(dir=downloads)) / "pairwise_preference.json"
@@ -171,7 +162,7 @@ def show(text: str, file: str | None, downloads: Path):
 
 def build(downloads: Path) -> gr.Blocks:
     """Make the page; `downloads` is the folder for files to download."""
-    with gr.Blocks(title="Pairwise preference", analytics_enabled=analytics_wanted()) as page:
+    with gr.Blocks(title="Pairwise preference", analytics_enabled=ui.analytics_wanted()) as page:
         gr.Markdown(INTRODUCTION)
         with gr.Row(equal_height=False):
             with gr.Column(min_width=300):
@@ -183,7 +174,7 @@ def build(downloads: Path) -> gr.Blocks:
                     lines=8,
                     max_lines=20,
                 )
-                file = upload_box()
+                file = ui.upload_box()
                 button = gr.Button("Compute", variant="primary")
                 gr.Examples(EXAMPLES, [text], label="Examples")
             with gr.Column(min_width=300):
@@ -196,7 +187,7 @@ def build(downloads: Path) -> gr.Blocks:
                         make_picture("Reliability", "Reliability diagram: the bins are among the figures"),
                         gr.DownloadButton("Download the figures (JSON)"),
                     ]
-        compute_on(
+        ui.compute_on(
             [button.click, text.submit],
             lambda *values: show(*values, downloads),
             [text, file],
@@ -219,7 +210,7 @@ def main(arguments: Sequence[str]):
     if arguments:
         raise UsageError(f"Unknown option `{arguments[0]}`: this app takes none.")
     with TemporaryDirectory() as folder:
-        build(Path(folder)).queue(max_size=20).launch(**launch_options())
+        build(Path(folder)).queue(max_size=20).launch(**ui.launch_options())
 
 
 if __name__ == "__main__":

@@ -22,17 +22,9 @@ from ..metrics.pairs import PairEvaluation
 from ..outcomes import Evaluation, compare
 from ..sets import ModelResults
 from ..stats import json_safe
+from . import plots
 from .anytime import anytime_sections, plot_anytime
 from .compute import PICTURE, compute_points, compute_sections
-from .plots import (
-    plot_benchmarks,
-    plot_compute,
-    plot_margins,
-    plot_probe,
-    plot_rejection,
-    plot_reliability,
-    plot_self_consistency,
-)
 from .style import describe_styles
 from .tables import (
     critique_section,
@@ -216,7 +208,7 @@ def write_compute(
     points: Sequence[ComputePoint], cascades: Sequence[CascadeResult], output_dir: Path, models: Sequence[str]
 ):
     """Draw accuracy against compute, and write `compute.json` with the seconds, and the fits of cascades."""
-    plot_compute(points, output_dir / PICTURE, models)
+    plots.plot_compute(points, output_dir / PICTURE, models)
     measured = [{**point.summary(), "seconds_per_row": point.seconds} for point in points]
     write_json({"version": VERSION, "points": measured}, output_dir / "compute.json")
     for found in cascades:
@@ -232,14 +224,14 @@ def _picture_sections(
     if not margins:
         return []
     models = all_models(args, shown)
-    plot_benchmarks(by_model, output_dir / "benchmarks.png", models)
-    plot_margins(margins, output_dir / "margins.png", models)
+    plots.plot_benchmarks(by_model, output_dir / "benchmarks.png", models)
+    plots.plot_margins(margins, output_dir / "margins.png", models)
     sampled = {
         f"{shown[name]}, {mean_label(args.self_consistency or 1, temperature)}": evaluations
         for name, found in results.items()
         for temperature, evaluations in found.sampled.items()
     }
-    plot_reliability(margins_of(by_model | sampled), output_dir / _RELIABILITY, models)
+    plots.plot_reliability(margins_of(by_model | sampled), output_dir / _RELIABILITY, models)
     robustness = {shown[name]: found.robustness for name, found in results.items()}
     return [Section("Plots", PICTURES), *robustness_sections(robustness, by_model, output_dir, models)]
 
@@ -280,12 +272,12 @@ def robustness_sections(
         if parts:
             curves[name] = parts
             as_scored = {model: found[place].row_accuracy().value for model, found in evaluations.items()}
-            plot_self_consistency(parts, as_scored, output_dir / picture_name("self_consistency", name), models)
+            plots.plot_self_consistency(parts, as_scored, output_dir / picture_name("self_consistency", name), models)
         # With several temperatures, use the mean over critiques at the last one
         last = {model: found.uncertainty[name][-1:] for model, found in results.items()}
         if shown := {f"{model}, {part.critiques}": part for model, parts in last.items() for part in parts}:
             rejections[name] = picture_name("rejection", name)
-            plot_rejection(shown, output_dir / rejections[name], models)
+            plots.plot_rejection(shown, output_dir / rejections[name], models)
     certainties = {name: {model: found.uncertainty[name] for model, found in results.items()} for name in names}
     sections = self_consistency_sections(curves) if curves else []
     sections += _anytime_sections(results, names, output_dir, models)
@@ -295,7 +287,7 @@ def robustness_sections(
     probes = [dict(zip(probed, found, strict=True)) for found in zip(*probed.values(), strict=True)]
     for by_model in probes:
         if has_measures(by_model):
-            plot_probe(by_model, output_dir / probe_picture(by_model), models)
+            plots.plot_probe(by_model, output_dir / probe_picture(by_model), models)
     return [*sections, *(probe_sections(probes) if probes else [])]
 
 

@@ -9,20 +9,8 @@ import gradio as gr
 
 from cloud_hf.scores import Score
 
-from . import Problem
+from . import Problem, judging
 from .backend import Backend
-from .judging import (
-    Progress,
-    answers,
-    check_texts,
-    describe_score,
-    is_integer,
-    judge,
-    read_prompt,
-    read_sampling,
-    read_sliders,
-    read_texts,
-)
 from .score_html import curve, note, paragraph, show_made, show_ranking, status
 from .sharing import Result
 from .tab_parts import Controls, TabParts, example_prompts, judging_options, opened, prompt_box, visitor_of
@@ -48,7 +36,9 @@ def check_candidates(backend: Backend, candidates: list[str]) -> list[str]:
     """Check the candidates. Raises `Problem` if they are too few, too many or too long."""
     if not 2 <= len(candidates) <= MOST:
         raise Problem(f"Give 2 to {MOST} candidates, separated by lines of =====; there are {len(candidates)}.")
-    check_texts(backend, {f"text of candidate {place}": text for place, text in enumerate(candidates, start=1)})
+    judging.check_texts(
+        backend, {f"text of candidate {place}": text for place, text in enumerate(candidates, start=1)}
+    )
     return candidates
 
 
@@ -108,12 +98,12 @@ def build(backend: Backend) -> TabParts:
             controls.copy_buttons(texts)
 
     async def run_best(request: gr.Request, prompt, candidates, num_critiques, temperature, max_new_tokens):
-        sampling = read_sliders(backend, num_critiques, temperature, max_new_tokens)
-        asked = read_prompt(backend, prompt)
+        sampling = judging.read_sliders(backend, num_critiques, temperature, max_new_tokens)
+        asked = judging.read_prompt(backend, prompt)
         given = check_candidates(backend, split_candidates(candidates))
         yield status("Asking the model…"), "", None
-        async for step in judge(backend, visitor_of(request), asked, given, sampling):
-            if isinstance(step, Progress):
+        async for step in judging.judge(backend, visitor_of(request), asked, given, sampling):
+            if isinstance(step, judging.Progress):
                 yield status(step.words), gr.skip(), gr.skip()
             else:
                 made, kept = backend.made(sampling), {"prompt": prompt, "candidates": candidates}
@@ -148,8 +138,8 @@ def _generation_row(backend: Backend, controls: Controls, prompt: gr.Textbox, ca
         write = gr.Button("Generate candidates", elem_id="best-generate")
 
     async def run_generate(request: gr.Request, prompt, count):
-        asked = read_prompt(backend, prompt)
-        if not is_integer(count) or not 2 <= count <= MOST:
+        asked = judging.read_prompt(backend, prompt)
+        if not judging.is_integer(count) or not 2 <= count <= MOST:
             raise Problem(f"Generate 2 to {MOST} candidates.")
         with backend.policy_line.join(visitor_of(request)) as ticket:
             async for position, length in ticket.positions():
@@ -191,18 +181,18 @@ def endpoints(backend: Backend) -> list[Callable]:
         Judge 2 to 32 candidates. Returns best (the index of the highest reward, from 0), scores, and curve: for n = 1, 2, …
         the expected highest reward among n of them.
         """
-        sampling = read_sampling(backend, num_critiques, temperature, max_new_tokens, seed)
-        asked = read_prompt(backend, prompt)
-        check_candidates(backend, read_texts("candidates", candidates))
-        steps = judge(backend, visitor_of(request), asked, candidates, sampling)
-        async for answer in answers(steps, lambda scores: _describe_best(backend, scores)):
+        sampling = judging.read_sampling(backend, num_critiques, temperature, max_new_tokens, seed)
+        asked = judging.read_prompt(backend, prompt)
+        check_candidates(backend, judging.read_texts("candidates", candidates))
+        steps = judging.judge(backend, visitor_of(request), asked, candidates, sampling)
+        async for answer in judging.answers(steps, lambda scores: _describe_best(backend, scores)):
             yield answer
 
     async def generate(prompt: str, count: int = 8) -> list[str]:
         """Let the policy server write 2 to 32 candidates."""
-        if not is_integer(count) or not 2 <= count <= MOST:
+        if not judging.is_integer(count) or not 2 <= count <= MOST:
             raise Problem(f"Choose between 2 and {MOST} candidates.")
-        yield await write_candidates(backend, read_prompt(backend, prompt), int(count))
+        yield await write_candidates(backend, judging.read_prompt(backend, prompt), int(count))
 
     return [best_of_n] if backend.args.policy_url is None else [best_of_n, generate]
 
@@ -212,7 +202,7 @@ def _describe_best(backend: Backend, scores: Sequence[Score]) -> dict[str, Any]:
     return {
         "best": _best_of(rewards),
         "curve": _best_of_n_curve(rewards),
-        "scores": [describe_score(backend, score) for score in scores],
+        "scores": [judging.describe_score(backend, score) for score in scores],
     }
 
 

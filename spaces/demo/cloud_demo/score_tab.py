@@ -7,20 +7,8 @@ import gradio as gr
 
 from cloud_hf.scores import Score
 
-from . import Problem
+from . import Problem, judging
 from .backend import Backend
-from .judging import (
-    Progress,
-    answers,
-    describe_score,
-    judge,
-    read_prompt,
-    read_response,
-    read_sampling,
-    read_sliders,
-    read_turns,
-    write,
-)
 from .score_html import note, show_critiques, show_effects, show_made, show_verdict, show_writing, status
 from .sharing import Result
 from .tab_parts import QUIET, Controls, TabParts, example_prompts, judging_options, opened, prompt_box, visitor_of
@@ -86,16 +74,16 @@ def build(backend: Backend) -> TabParts:
     async def run_score(
         request: gr.Request, prompt, response, system, num_critiques, temperature, max_new_tokens, *earlier
     ):
-        sampling = read_sliders(backend, num_critiques, temperature, max_new_tokens)
-        asked = read_prompt(backend, prompt, system, list(zip(earlier[::2], earlier[1::2], strict=True)))
-        read_response(backend, response)
+        sampling = judging.read_sliders(backend, num_critiques, temperature, max_new_tokens)
+        asked = judging.read_prompt(backend, prompt, system, list(zip(earlier[::2], earlier[1::2], strict=True)))
+        judging.read_response(backend, response)
         given = dict(zip(texts, (prompt, response, system, *earlier), strict=True))
         result = None
         yield dict(
             zip(outputs, (status("Asking the model…"), show_verdict(backend.judged), "", "", None), strict=True)
         )
-        async for step in write(backend, visitor_of(request), asked, response, sampling):
-            if isinstance(step, Progress):
+        async for step in judging.write(backend, visitor_of(request), asked, response, sampling):
+            if isinstance(step, judging.Progress):
                 writing = (
                     {} if step.critique is None else {critique: show_writing(step.critique, sampling.num_critiques)}
                 )
@@ -159,10 +147,12 @@ def endpoints(backend: Backend) -> list[Callable]:
         critiques, finish_reasons ("length": the critique was cut), and percentile: the percentage of this model's known
         rewards that are lower, or null.
         """
-        sampling = read_sampling(backend, num_critiques, temperature, max_new_tokens, seed)
-        asked = read_prompt(backend, prompt, system, read_turns(turns))
-        steps = judge(backend, visitor_of(request), asked, [read_response(backend, response)], sampling)
-        async for answer in answers(steps, lambda scores: describe_score(backend, scores[0])):
+        sampling = judging.read_sampling(backend, num_critiques, temperature, max_new_tokens, seed)
+        asked = judging.read_prompt(backend, prompt, system, judging.read_turns(turns))
+        steps = judging.judge(
+            backend, visitor_of(request), asked, [judging.read_response(backend, response)], sampling
+        )
+        async for answer in judging.answers(steps, lambda scores: judging.describe_score(backend, scores[0])):
             yield answer
 
     return [score]
