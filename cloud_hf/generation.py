@@ -33,11 +33,6 @@ from .scores import STABLE_READS, Sample, Sampling
 # ------------------------------------------------------------------------------------------------- given sequences
 
 
-def read_rewards(model, rows: list[EncodedCritique], batch_size: int, show_progress: bool) -> list[float]:
-    """Read the rewards of complete sequences, without generation."""
-    return [reward for [reward] in read_partial_rewards(model, rows, batch_size, show_progress)]
-
-
 def read_partial_rewards(
     model, rows: list[EncodedCritique], batch_size: int, show_progress: bool, read_every: int | None = None
 ) -> list[tuple[float, ...]]:

@@ -2,7 +2,7 @@ import pytest
 from goldens import load_format, load_model, load_tokenizer, read
 
 from cloud_hf.critique_format import EncodedPrefix
-from cloud_hf.generation import CritiqueWriter, read_rewards
+from cloud_hf.generation import CritiqueWriter, read_partial_rewards
 from cloud_hf.scores import Sampling
 
 
@@ -39,7 +39,8 @@ def test_injected_turns_stay_text(compare, name):
     [[sample]] = writer.write([theirs])
     compare.exact(sample.critique, case["critique"])
     encoded = critique_format.complete(theirs, sample.critique_ids)
-    compare.close(read_rewards(load_model("teacher"), [encoded], 1, False)[0], case["reward"])
+    [[reward]] = read_partial_rewards(load_model("teacher"), [encoded], 1, False)
+    compare.close(reward, case["reward"])
 
     ours = critique_format.encode_prefix(case["prompt"], case["response"])
     assert control_counts(ours.input_ids) == {"eot_count": 2, "start_header_count": 3}

@@ -19,7 +19,7 @@ from servers_for_tests import free_port
 from tokenizers_for_tests import make_tokenizer
 
 from cloud_hf import CritiqueFormat, TransformersScorer
-from cloud_hf.generation import read_partial_rewards, read_rewards
+from cloud_hf.generation import read_partial_rewards
 from cloud_hf.scores import Sampling
 
 
@@ -231,7 +231,8 @@ def test_several_sampled_critiques_have_the_rewards_of_their_ids(pair):
         assert len(set(score.critiques)) > 1
         rows = [critique_format.encode(chat, answer, list(ids)) for ids in score.critique_ids]
         with torch.no_grad():
-            assert score.rewards == pytest.approx(read_rewards(model, rows, 8, False), abs=1e-4)
+            read = [reward for [reward] in read_partial_rewards(model, rows, 8, False)]
+            assert score.rewards == pytest.approx(read, abs=1e-4)
             expected = [critique_likelihood(model, critique_format, row) for row in rows]
             assert score.log_likelihoods == pytest.approx(expected, abs=1e-3)
 
