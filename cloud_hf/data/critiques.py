@@ -184,7 +184,7 @@ class CritiqueBuilder:
             kept = self._keep(written, counts)
         finally:
             # By id, because a row is built twice: when a server is called, and again from the journal
-            self._tallies[row["id"]] = counts.as_tuple()
+            self._tallies[row["id"]] = tuple(vars(counts).values())
         new = {**row, "prompt": prompt_column(task.prompt, row)}
         for side, critiques in kept.items():
             values = {
@@ -249,9 +249,6 @@ class _Counts:
     prompt_tokens: int = 0
     critique_tokens: int = 0
 
-    def as_tuple(self) -> tuple[int, ...]:
-        return tuple(vars(self).values())
-
 
 def features_with_critiques(features: Features, num_critiques: int) -> Features:
     """Return the columns of rows with critiques."""
@@ -278,7 +275,7 @@ class ScorerCritic:
 
     async def ask(self, task: CritiqueTask, side: str, number: int, max_new_tokens: int) -> Critique:
         """Read a critique from the journal; see [`Ask`]."""
-        ids, finish_reason = self.journal[self._key(task.row["id"], side, max_new_tokens)][number]
+        ids, finish_reason = self.journal[key_of(task.row["id"], side, max_new_tokens)][number]
         return Critique(tuple(ids), finish_reason)
 
     def write_all(self, scorer: "Scorer", rows: Rows, chunk_size: int, longest_first: bool):
@@ -301,7 +298,7 @@ class ScorerCritic:
                 jobs = [job for job in jobs if self._is_cut(job, max_new_tokens)]
                 max_new_tokens *= 2
                 jobs = [job for job in jobs if self.builder.has_room(job.prefix_length, max_new_tokens)]
-            waiting = [job for job in jobs if self._key(job.id, job.side, max_new_tokens) not in self.journal]
+            waiting = [job for job in jobs if key_of(job.id, job.side, max_new_tokens) not in self.journal]
             title = "Critiques" if tries == 0 else f"Truncated critiques again, up to {max_new_tokens} tokens"
             with (
                 tqdm(total=len(waiting), desc=title, unit=" responses", disable=not waiting) as progress,
@@ -336,7 +333,7 @@ class ScorerCritic:
 
         def keep(index: int, score: "Score"):
             critiques = list(zip(map(list, score.critique_ids), score.finish_reasons, strict=True))
-            self.journal.add(self._key(chunk[index].id, chunk[index].side, max_new_tokens), critiques)
+            self.journal.add(key_of(chunk[index].id, chunk[index].side, max_new_tokens), critiques)
 
         chats = [judged_chat(task.prompt, task.responses[job.side]) for task, job in zip(tasks, chunk, strict=True)]
         scorer.score(
@@ -350,12 +347,8 @@ class ScorerCritic:
         )
 
     def _is_cut(self, job: "_Job", max_new_tokens: int) -> bool:
-        critiques = self.journal[self._key(job.id, job.side, max_new_tokens)]
+        critiques = self.journal[key_of(job.id, job.side, max_new_tokens)]
         return any(finish_reason == "length" for _, finish_reason in critiques)
-
-    @staticmethod
-    def _key(name: Any, side: str, max_new_tokens: int) -> str:
-        return key_of(name, side, max_new_tokens)
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,12 +82,7 @@ def spell_command(name: str, args: ScoringArguments, names: Mapping[str, str]) -
 
 
 def opening(command: str, found: Mapping[str, Any]) -> str:
-    """Return the opening of a report: its command, and [`describe`]."""
-    return f"```bash\n{command}\n```\n\n{describe(found)}"
-
-
-def describe(found: Mapping[str, Any]) -> str:
-    """Describe an [`environment`] in a few sentences."""
+    """Return the opening of a report: its command, and an [`environment`] in a few sentences."""
     versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
     models = ", ".join(f"{name} ({revision or 'no revision'})" for name, revision in found["models"].items())
     limit = found["limit"]
@@ -97,5 +92,5 @@ def describe(found: Mapping[str, Any]) -> str:
         else f"Only the first {limit} rows of each set or subset were scored (`limit`)."
     )
     sets = [f"{part['name']} ({part['rows']} rows, {part['content_hash'][:12]})" for part in found.get("sets", [])]
-    text = f"{rows} Written on {found['date']} (UTC) with {versions}; device: {found['device']}. Models and their revisions: {models}."
+    text = f"```bash\n{command}\n```\n\n{rows} Written on {found['date']} (UTC) with {versions}; device: {found['device']}. Models and their revisions: {models}."
     return f"{text} Sets and hashes of their contents: {', '.join(sets)}." if sets else text

@@ -1,7 +1,7 @@
 """What a report says about the run behind it."""
 
 from cloud_hf import __version__
-from cloud_hf.evaluation.environment import describe, environment
+from cloud_hf.evaluation.environment import environment, opening
 from cloud_hf.evaluation.scoring_arguments import ScoringArguments
 
 
@@ -10,11 +10,11 @@ def test_a_report_says_what_it_rests_on(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     args = ScoringArguments(models=[str(tmp_path)], dataset_name=["d"], output_dir="o", limit=7)
     found = environment(args)
-    text = describe(found)
+    text = opening("cloud-hf evaluate", found)
     assert "Only the first 7 rows of each set or subset were scored (`limit`)." in text
     assert f"cloud_hf {__version__}, torch " in text and "transformers " in text and found["date"] in text
     assert "vllm" not in found["versions"] and found["device"] in text
     (tmp_path / "config.json").write_text('{"trained": "again"}')
     args.limit = None
     again = environment(args)
-    assert again["models"] != found["models"] and describe(again).startswith("All rows were scored.")
+    assert again["models"] != found["models"] and "\n\nAll rows were scored." in opening("", again)

@@ -47,7 +47,8 @@ def compute_points(
     combined = {one.name for one in [*ensembles, *cascades]}
     for name, found in results.items():
         if found.costs and name not in combined:
-            for evaluation, key in zip(found.evaluations, _with_sides(found), strict=True):
+            with_sides = [key for key in found.costs if key[0] in ("benchmark", "pairs")]
+            for evaluation, key in zip(found.evaluations, with_sides, strict=True):
                 points += _points_of_model(shown[name], found, evaluation, key)
             points += _points_of_choices(shown[name], found, shown)
     for ensemble in ensembles:
@@ -63,10 +64,6 @@ def compute_points(
                 if not found.costs and name not in combined
             ]
     return points
-
-
-def _with_sides(found: ModelResults) -> list[tuple[str, str]]:
-    return [key for key in found.costs if key[0] in ("benchmark", "pairs")]
 
 
 def _points_of_model(
