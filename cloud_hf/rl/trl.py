@@ -4,6 +4,7 @@ import logging
 import math
 import statistics
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -76,12 +77,8 @@ def cloud_reward(scorer: Scorer, **options) -> Callable[..., list[float | None]]
         batch = _Batch(prompts, completions, settings.judged_part)
         settings.check_groups(batch)
         for rows in batch.untried():
-            try:
-                scores = scorer.score(*batch.inputs(rows), **settings.score_options)
-            except ValueError as error:
-                settings.refuse(batch, rows, error)
-            else:
-                batch.keep(rows, scores)
+            with settings.refusing(batch, rows):
+                batch.keep(rows, scorer.score(*batch.inputs(rows), **settings.score_options))
         return settings.rewards(batch, log_extra, log_metric)
 
     return settings.named(reward)
@@ -105,12 +102,8 @@ def async_cloud_reward(client, **options) -> Callable:
         batch = _Batch(prompts, completions, settings.judged_part)
         settings.check_groups(batch)
         for rows in batch.untried():
-            try:
-                scores = await client.ascore(*batch.inputs(rows), **settings.score_options)
-            except ValueError as error:
-                settings.refuse(batch, rows, error)
-            else:
-                batch.keep(rows, scores)
+            with settings.refusing(batch, rows):
+                batch.keep(rows, await client.ascore(*batch.inputs(rows), **settings.score_options))
         return settings.rewards(batch, log_extra, log_metric)
 
     return settings.named(reward)
@@ -224,11 +217,16 @@ class _Settings:
                     "Use one of its stages as the scorer."
                 )
 
-    def refuse(self, batch: _Batch, rows: range, error: ValueError):
-        if self.on_unjudgeable == "error":
-            cure = "" if self.compares else ' (`on_unjudgeable="lowest"` continues without)'
-            raise ValueError(f"Completions cannot be judged{cure}: {error}") from error
-        batch.refuse(rows, error)
+    @contextmanager
+    def refusing(self, batch: _Batch, rows: range) -> Iterator[None]:
+        """Have rows that the scorer refuses tried again in halves, or raise the reason."""
+        try:
+            yield
+        except ValueError as error:
+            if self.on_unjudgeable == "error":
+                cure = "" if self.compares else ' (`on_unjudgeable="lowest"` continues without)'
+                raise ValueError(f"Completions cannot be judged{cure}: {error}") from error
+            batch.refuse(rows, error)
 
     def rewards(self, batch: _Batch, log_extra: Callable | None, log_metric: Callable | None) -> list[float | None]:
         judged = [score for score in batch.scores if score is not None]
