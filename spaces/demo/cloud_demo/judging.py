@@ -1,14 +1,13 @@
 """Check requests of visitors and programs, and score them step by step. Closing a generator stops the model's work."""
 
 import asyncio
-import math
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from cloud_hf.scores import Sample, Sampling, Score
+from cloud_hf.scores import NotFinite, Sample, Sampling, Score
 
 from . import Problem
 from .backend import HEARTBEAT, Backend, Visitor
@@ -168,7 +167,6 @@ async def write(
                         yield Progress(f"The model writes {sampling.num_critiques} critiques…", written)
                     else:
                         score = _joined(score, more)
-        score = _checked(score)
         yield score
         ends = sentence_ends(score.critique)
         if engine.critique is not False and len(ends) > 1:
@@ -291,7 +289,7 @@ async def _score_all(
 
     async def score(response: str) -> Score:
         async with places:
-            return _checked(await _alive(engine.score(prompt, response, sampling, *given)))
+            return await _alive(engine.score(prompt, response, sampling, *given))
 
     tasks = [asyncio.ensure_future(score(response)) for response in responses]
     waiting = set(tasks)
@@ -334,13 +332,17 @@ async def _gathered(pieces: AsyncGenerator) -> AsyncGenerator[list, None]:
 
 
 async def _alive(work: Awaitable) -> Any:
-    """Await an engine. Raises `Problem` if it has died."""
+    """Await an engine. Raises `Problem` if it has died, or a reward is not finite."""
     from cloud_hf.serving.server.engine import EngineDeadError  # takes seconds, and is loaded with the model
 
     try:
         return await work
     except EngineDeadError as error:
         raise Problem("The model has stopped working. The owner of this demo must restart it.") from error
+    except NotFinite as error:
+        raise Problem(
+            "The model gave a reward that is not a finite number. Loading it in float32 may help."
+        ) from error
 
 
 def _joined(first: Score, more: Score) -> Score:
@@ -351,9 +353,3 @@ def _joined(first: Score, more: Score) -> Score:
         for reward, critique, reason in zip(score.rewards, score.critiques, score.finish_reasons, strict=True)
     ]
     return Score.of(samples)
-
-
-def _checked(score: Score) -> Score:
-    if not all(map(math.isfinite, score.rewards)):
-        raise Problem("The model gave a reward that is not a finite number. Loading it in float32 may help.")
-    return score
