@@ -77,9 +77,7 @@ def make_app(
     options = {"metrics": metrics, "lifecycle": lifecycle, "allowed_hosts": allowed_hosts}
     app.add_middleware(RequestMiddleware, limits=limits, api_key=api_key, **options)  # pyright: ignore[reportArgumentType]  # Starlette's protocol wants ParamSpec-typed factories
     app.add_exception_handler(RequestValidationError, _answer_invalid)
-    app.add_exception_handler(
-        HTTPException, lambda request, error: _refuse(request, error.status_code, str(error.detail), error.headers)
-    )
+    app.add_exception_handler(HTTPException, _answer_http)
     for router in ROUTERS:
         app.include_router(router)
     return app
@@ -96,6 +94,10 @@ def _answer_invalid(request: Request, error) -> Response:
     more = f" ({len(others)} more errors)" if others else ""
     sentence = f"`{path}`: {message}" if path else f"{message[:1].upper()}{message[1:]}"
     return _refuse(request, 422, f"{sentence}.{more}")
+
+
+def _answer_http(request: Request, error) -> Response:
+    return _refuse(request, error.status_code, str(error.detail), error.headers)
 
 
 def _refuse(request: Request, status: int, error: str, headers=None) -> Response:
