@@ -75,6 +75,19 @@ def parameter_texts(docstring: str) -> dict[str, str]:
     return {name: re.sub(r"\[`~?([^`]+)`\]", r"\1", " ".join(text)) for name, text in texts.items()}
 
 
+# Data types in which transformers and vLLM load weights; the last three are other names
+_DATA_TYPES = ("auto", "float32", "bfloat16", "float16", "float64", "float", "double", "half")
+
+
+def check_data_type(dtype: str | None):
+    """Raise `ValueError` unless weights can be loaded in this data type. `None` passes."""
+    if dtype not in (None, *_DATA_TYPES):
+        raise ValueError(
+            f"`dtype` is {dtype!r}; use {', '.join(_DATA_TYPES[:3])} or {_DATA_TYPES[3]}. Quantised checkpoints (FP8, AWQ, GPTQ) need no "
+            "other: with auto, their weights stay as they are."
+        )
+
+
 def check_bounds(arguments: typing.Any, **least: float):
     """
     Check lower bounds of arguments. An argument that is `None` passes.

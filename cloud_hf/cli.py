@@ -52,7 +52,7 @@ Every command takes --debug, which shows the traceback of an error."""
 _DEBUG_VALUES = ("underflow_overflow", "tpu_metrics_debug")
 # A `ValueError` raised in these packages is about an argument or an input
 _CHECKED_INPUT = (
-    "accelerate", "argparse", "cloud_hf", "codecs", "datasets", "huggingface_hub", "json", "peft", "transformers", "trl",
+    "accelerate", "argparse", "cloud_hf", "codecs", "datasets", "huggingface_hub", "json", "peft", "transformers", "trl", "vllm",
 )  # fmt: skip
 # An error may list many rows or options
 _LONGEST_SENTENCE = 4000
@@ -230,6 +230,8 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, UnicodeDecodeError):
         return f"A file is not UTF-8 ({error}). Save it as UTF-8."
     package = type(error).__module__.split(".")[0]
+    if "vllm" in _passed_through(error) and (sentence := _explain_engine(error, package)):
+        return sentence
     is_checked = isinstance(error, ValueError) and _raised_in(error) in _CHECKED_INPUT
     if package == "torch" and type(error).__name__ == "OutOfMemoryError":
         return _explain_memory(str(error))
@@ -253,10 +255,29 @@ def _explain_memory(message: str) -> str:
     )
 
 
+def _explain_engine(error: Any, package: str) -> str | None:
+    """Explain why vLLM refuses its options (in pydantic's error of several lines), or why its engine did not start."""
+    if package == "pydantic_core" and isinstance(error, ValueError):
+        first = error.errors()[0]  # pyright: ignore[reportAttributeAccessIssue]  # pydantic's `ValidationError`
+        field = ".".join(map(str, first["loc"]))
+        given = f"`{field}` is {first['input']!r:.60}: " if field else ""
+        return f"vLLM refuses its options. {given}{first['msg'].removeprefix('Value error, ').rstrip('.')}."
+    if isinstance(error, RuntimeError) and str(error).startswith("Engine core initialization failed"):
+        return (
+            "vLLM's engine did not start; its log above has the reason. If memory is too small, lower `max_model_len` or "
+            "`max_num_seqs` in `vllm_options`, or change `gpu_memory_utilization` there (by default 0.92 of the GPU must be free)."
+        )
+    return None
+
+
 def _raised_in(error: BaseException) -> str:
     """Return the package whose code raised an error."""
-    *_, (frame, _) = walk_tb(error.__traceback__)
-    return frame.f_globals.get("__name__", "").split(".")[0]
+    return _passed_through(error)[-1]
+
+
+def _passed_through(error: BaseException) -> list[str]:
+    """Return the packages of the calls that an error passed through, the one whose code raised it last."""
+    return [frame.f_globals.get("__name__", "").split(".")[0] for frame, _ in walk_tb(error.__traceback__)]
 
 
 def _explain_import(error: ImportError) -> str | None:

@@ -31,6 +31,7 @@ _HAS_VARLEN = parse(torch.__version__).release >= (2, 13)
 
 # Head sizes of the GPU kernels
 _LARGEST_VARLEN_HEAD = 256
+_VARLEN_HEAD_STEP = 8
 _SMALLEST_FLEX_HEAD = 16
 _BLOCK = 128
 
@@ -128,9 +129,13 @@ def _attend_on_gpu(
     """Attend with the fastest kernel that applies; the shapes are those of [`packed_sdpa_attention_forward`]."""
     if dropout:
         raise ValueError("Flattened batches have no attention dropout on GPUs; train with `disable_dropout`.")
+    if torch.is_autocast_enabled(kind := query.device.type):
+        # Autocast does not know the variable-length kernel. Weights in fp32 make rotary embeddings, queries and keys in fp32, too
+        query, key, value = (each.to(torch.get_autocast_dtype(kind)) for each in (query, key, value))
     size, shares = query.shape[-1], any(parent >= 0 for _, parent in table)
     is_half = query.dtype in (torch.bfloat16, torch.float16)
-    if _HAS_VARLEN and is_half and not shares and softcap is None and size == value.shape[-1] <= _LARGEST_VARLEN_HEAD:
+    fits_varlen = size == value.shape[-1] <= _LARGEST_VARLEN_HEAD and size % _VARLEN_HEAD_STEP == 0
+    if _HAS_VARLEN and is_half and fits_varlen and not shares and softcap is None:
         _tell("the variable-length kernel")
         return _attend_varlen(query, key, value, table, sliding_window, scaling)
     if (smallest := min(size, value.shape[-1])) < _SMALLEST_FLEX_HEAD:

@@ -44,7 +44,7 @@ NOT_RUN = {
     "grpo_with_cloud.py": "trains for minutes; tests/examples/test_grpo.py runs it with few rows",
     "vllm serve": "starts an engine; tests/serving/test_vllm.py has vLLM's server",
     "vllm bench serve": "needs vLLM's server",
-    "serve run": "starts a Ray cluster; tests/serving/test_ray_serve.py runs it on one node",
+    "serve run": "starts a Ray cluster; tests/serving/test_ray_serve.py starts its application from Python, on one node",
     "claims/run.py": "trains for minutes to hours; tests/test_claims.py runs a small study",
     "claims/rl_check.py": "trains for minutes, after claims/run.py; tests/test_claims.py trains small policies",
     "claims/real_model.py": "trains for an hour; tests/test_claims.py runs it on a tiny model",

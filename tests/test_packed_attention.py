@@ -149,6 +149,27 @@ def test_the_kernel_that_applies_is_called_and_logged_once(name, dtype, options,
     assert called == [kernel, kernel] and len(caplog.records) == 1
 
 
+@pytest.mark.parametrize(("name", "kernel"), [("flat", "varlen"), ("pairs", "flex")])
+def test_under_autocast_the_kernel_gets_one_half_precision_type(name, kernel, monkeypatch):
+    """With weights in fp32, rotary embeddings leave queries and keys in fp32, next to values in bf16."""
+    called = []
+
+    def attend(query, key, value, *_):
+        called.append({each.dtype for each in (query, key, value)})
+
+    monkeypatch.setattr(packed_attention, f"_attend_{kernel}", attend)
+    query, key, value = make_states(TABLES[name])
+    with torch.autocast("cpu", torch.bfloat16):
+        packed_attention._attend_on_gpu(query, key, value.bfloat16(), TABLES[name], None)
+    assert called == [{torch.bfloat16}]
+
+
+def test_heads_of_a_size_that_the_variable_length_kernel_lacks_go_to_flex_attention(monkeypatch):
+    monkeypatch.setattr(packed_attention, "_attend_flex", lambda *_: "flex")
+    states = [each.bfloat16() for each in make_states(TABLES["flat"], size=20)]
+    assert packed_attention._attend_on_gpu(*states, TABLES["flat"], None) == "flex"
+
+
 def test_what_no_kernel_does_is_refused():
     states = make_states(TABLES["pairs"], size=8)
     with pytest.raises(ValueError, match="heads of at least 16 values, but this model's have 8"):

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from ..arguments import documented
+from ..arguments import check_data_type, documented
 from ..critique_format import CritiqueFormat, format_class
 from ..loading import check_reward_model, load_reward_model, read_model_config
 from ..scalar_models import (
@@ -62,6 +62,7 @@ class BackendArguments:
     def __post_init__(self):
         if self.backend not in ("transformers", "vllm", "server"):
             raise ValueError(f"`backend` is {self.backend!r}; use transformers, vllm or server.")
+        check_data_type(self.dtype)
         if (self.backend == "server") != (self.server_url is not None):
             raise ValueError("`backend` 'server' and `server_url` go together: give both or neither.")
         if self.vllm_options is not None and self.backend != "vllm":

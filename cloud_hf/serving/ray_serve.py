@@ -8,6 +8,8 @@ The arguments are the options of `python -m cloud_hf.serving.server`, except `ho
 
 import argparse
 import json
+import math
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -42,12 +44,12 @@ def application(args: dict[str, Any]) -> Application:
 
     Args:
         args (`dict[str, Any]`):
-            `model` and options of the reward server; `num_replicas`, the number of its copies (by default 1); and
+            `model` and options of the reward server (a folder is found from where the command runs); `num_replicas`, the number of its copies (by default 1); and
             `num_gpus`, the GPUs of each copy (by default `tensor_parallel_size` times `data_parallel_size`). On a
             cluster without GPUs, `num_gpus` must be 0: Ray would wait for one.
 
     Raises:
-        `ValueError`: If `model` is missing, or an argument is Ray Serve's own.
+        `ValueError`: If `model` is missing, an argument is Ray Serve's own, or a number of replicas or GPUs is not one.
         `UsageError`: If an option is unknown or malformed.
     """
     options = dict(args)
@@ -55,16 +57,31 @@ def application(args: dict[str, Any]) -> Application:
         raise ValueError("`model` is missing; give the folder or Hub id of a reward model, as in `model=my-cloud-rm`.")
     if own := sorted({"host", "port"} & options.keys()):
         raise ValueError(f"`{own[0]}` is not the replicas' but Ray Serve's: set `http_options` in its config file.")
-    model, replicas, gpus = options.pop("model"), options.pop("num_replicas", 1), options.pop("num_gpus", None)
+    model = options.pop("model")
+    replicas, gpus = _number(options, "num_replicas", 1, least=1), _number(options, "num_gpus", None, least=0)
+    # Replicas start in the folder where their node's Ray was started
+    model = str(Path(model).resolve()) if Path(model).is_dir() else model
     server = parse_arguments([model, *(f"--{name}={_spell(value)}" for name, value in options.items())])
     if gpus is None:
         gpus = server.tensor_parallel_size * server.data_parallel_size
     return RewardReplica.options(
-        num_replicas=int(replicas),
+        num_replicas=int(replicas or 1),
         ray_actor_options={"num_gpus": float(gpus)},
         # What is beyond it would wait in Ray's proxy, where the server's own queue cannot join it to batches
         max_ongoing_requests=server.max_queue,
     ).bind(server)
+
+
+def _number(options: dict[str, Any], name: str, default: float | None, least: int) -> float | None:
+    """Take a number out of the arguments, which are text on the command line."""
+    given = options.pop(name, default)
+    try:
+        number = None if given is None else float(given)
+    except ValueError:
+        number = math.nan
+    if number is not None and not least <= number < math.inf:
+        raise ValueError(f"`{name}` is {given!r}; give a number of at least {least}, as in `{name}={max(least, 1)}`.")
+    return number
 
 
 def _spell(value: Any) -> str:

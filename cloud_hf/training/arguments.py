@@ -4,11 +4,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available, is_kernels_available
 from trl import ModelConfig
 
-from ..arguments import documented
+from ..arguments import check_data_type, documented
 from ..configuration_cloud import check_name
 from ..data.journal import key_of
 from ..data.preference_rows import SIDES, iterate_rows, read_preference
@@ -112,10 +114,14 @@ _LORA_OPTIONS = (
 
 @dataclass
 class TrainedModelConfig(ModelConfig):
-    """[`~trl.ModelConfig`] that refuses adapter options without `use_peft`; TRL ignores them."""
+    """
+    [`~trl.ModelConfig`] that refuses adapter options without `use_peft`, which TRL ignores, and what this machine cannot load or run.
+    """
 
     def __post_init__(self):
         super().__post_init__()
+        check_data_type(self.dtype)
+        check_attention(self.attn_implementation)
         defaults = {option.name: option.default for option in fields(self)}
         given = [name for name in _LORA_OPTIONS if getattr(self, name) != defaults[name]]
         if given and not self.use_peft:
@@ -123,6 +129,32 @@ class TrainedModelConfig(ModelConfig):
                 f"`{given[0]}` is {getattr(self, given[0])!r}, but without `use_peft` no adapter is created, and an "
                 f"existing adapter in `model_name_or_path` keeps its options. Add `--use_peft True` or drop `{given[0]}`."
             )
+
+
+# For each implementation: whether it can be used here, and the package that it needs
+_FLASH_ATTENTION = {
+    "flash_attention_2": (is_flash_attn_2_available, "flash-attn"),
+    "flash_attention_3": (is_flash_attn_3_available, "flash-attn-3"),
+}
+
+
+def check_attention(name: Any):
+    """
+    Raise `ValueError` if `attn_implementation` is FlashAttention or FlexAttention and this machine has no GPU, or if it has no package with
+    FlashAttention's kernels.
+    """
+    is_flash = name in _FLASH_ATTENTION
+    if (is_flash or name == "flex_attention") and not torch.accelerator.is_available():
+        raise ValueError(
+            f"`attn_implementation` is {name!r}, which trains on GPUs only, and this machine has none. Use 'sdpa'."
+        )
+    if not is_flash or is_kernels_available():  # with which transformers downloads FlashAttention's
+        return
+    is_available, package = _FLASH_ATTENTION[name]
+    if not is_available():
+        raise ValueError(
+            f"`attn_implementation` is {name!r}, but the package `{package}` is not installed. Install it, or `kernels`, or use 'sdpa'."
+        )
 
 
 @documented

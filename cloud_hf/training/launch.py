@@ -6,7 +6,7 @@ from typing import Any
 
 from accelerate import ParallelismConfig
 from transformers import TrainingArguments
-from transformers.utils import is_torch_bf16_gpu_available
+from transformers.utils import is_liger_kernel_available, is_torch_bf16_gpu_available
 
 from ..arguments import check_bounds
 
@@ -57,7 +57,7 @@ def deepspeed_config(args: TrainingArguments) -> dict[str, Any]:
 
 def check_machine(args: TrainingArguments):
     """
-    Raise `ImportError` if DeepSpeed is requested but not installed, and `ValueError` if a number is out of range, or if bf16 is
+    Raise `ImportError` if DeepSpeed or Liger's kernels are requested but not installed, and `ValueError` if a number is out of range, or if bf16 is
     requested but no GPU supports it. Call it before the `__post_init__` of `TrainingArguments`, whose messages are less helpful.
     """
     check_bounds(args, per_device_train_batch_size=1, per_device_eval_batch_size=1, gradient_accumulation_steps=1)
@@ -67,6 +67,11 @@ def check_machine(args: TrainingArguments):
             f"`deepspeed` is {args.deepspeed!r}, but DeepSpeed is not installed. Install it with `pip install "
             "'cloud-hf[deepspeed]'`, or omit `deepspeed`: FSDP2 shards as ZeRO-3 does and comes with torch "
             "(ds_configs/accelerate_fsdp2.yaml)."
+        )
+    if args.use_liger_kernel and not is_liger_kernel_available():
+        raise ImportError(
+            "`use_liger_kernel` is on, but Liger's kernels are not installed. Install them with `pip install liger-kernel`, or omit the "
+            "option."
         )
     bf16 = args.bf16 or (args.bf16 is None and not args.fp16)  # TRL's default
     if bf16 and not args.use_cpu and not is_torch_bf16_gpu_available():

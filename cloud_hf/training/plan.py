@@ -40,6 +40,7 @@ of GPUs. Bytes per GPU:
 - Reserve: memory for CUDA, NCCL and fragmentation; `reserve_gb`.
 """
 
+import bisect
 import copy
 import dataclasses
 import math
@@ -64,6 +65,8 @@ from .outcome_config import CLoudOutcomeConfig
 GB = 2**30
 # DeepSpeed's defaults: `stage3_max_live_parameters` and `sub_group_size`
 _LIVE_PARAMETERS = _SUB_GROUP = 1e9
+# Beyond it, the search for the largest micro-batch expects nothing
+_MOST_PAIRS = 2**20
 # Elements of `reduce_bucket_size` in zero1.json and zero2.json
 _BUCKET = 5e8
 # Bytes per 4-bit weight, including its share of one fp32 scale per 64 weights
@@ -249,6 +252,8 @@ class Plan:
             Offloaded bytes in CPU memory, per GPU.
         step (`float`):
             Bytes at the optimizer's step, once activations are freed.
+        simulated ([`StepMemory`]):
+            The simulated step from which they are computed.
 
     Examples:
 
@@ -267,6 +272,7 @@ class Plan:
     buckets: float
     host: float
     step: float
+    simulated: StepMemory = field(repr=False, compare=False)
 
     @property
     def backward(self) -> float:
@@ -296,9 +302,15 @@ def make_plan(args: PlanArguments, config: CLoudConfig | None = None, micro_batc
     """
     config = config or read_model(args)
     setting: Any = args  # its checks have filled in every option
-    # The dataset's critiques are an anchor
-    pairs = (micro_batch or setting.micro_batch) * (setting.num_generations + 1)
-    return _divide(setting, config, _simulate(setting, config, pairs), _lm_loss_bytes(setting, config, pairs))
+    return _plan(setting, config, micro_batch or setting.micro_batch, {})
+
+
+def _plan(args: Any, config: CLoudConfig, micro_batch: int, simulated: dict[int, StepMemory]) -> Plan:
+    """Plan a number of pairs; `simulated` holds the steps that were simulated already, by the number of pairs."""
+    sequences = micro_batch * (args.num_generations + 1)  # the dataset's critiques are an anchor
+    if micro_batch not in simulated:
+        simulated[micro_batch] = _simulate(args, config, sequences)
+    return _divide(args, config, simulated[micro_batch], _lm_loss_bytes(args, config, sequences))
 
 
 def largest_micro_batch(args: Any, config: CLoudConfig, plan: Plan) -> int:
@@ -306,11 +318,17 @@ def largest_micro_batch(args: Any, config: CLoudConfig, plan: Plan) -> int:
     limit = (args.gpu_memory_gb - args.reserve_gb) * GB
     totals = {args.micro_batch: plan.total}
     fits, exceeds = (args.micro_batch, None) if plan.total <= limit else (0, args.micro_batch)
-    before = fits
+    if exceeds == 1:
+        return 0
+    simulated = {args.micro_batch: plan.simulated}
+    before, guess = fits, _expected_largest(args, config, limit, simulated)
     # Memory is the maximum of several linear functions of the batch, hence convex: a line through two points never overestimates
     # what lies beyond them, nor underestimates what lies between
     while exceeds is None or exceeds - fits > 1:
-        if exceeds is None and before == fits:
+        untried = [pairs for pairs in (guess, guess + 1) if fits < pairs and (exceeds is None or pairs < exceeds)]
+        if untried:
+            pairs = untried[0]
+        elif exceeds is None and before == fits:
             pairs = 2 * fits
         elif exceeds is None:
             slope = (totals[fits] - totals[before]) / (fits - before)
@@ -320,10 +338,29 @@ def largest_micro_batch(args: Any, config: CLoudConfig, plan: Plan) -> int:
             pairs = min(max(fits + math.floor(share * (exceeds - fits)), fits + 1), exceeds - 1)
         else:
             pairs = exceeds // 2
-        totals[pairs] = make_plan(args, config, pairs).total
+        totals[pairs] = _plan(args, config, pairs, simulated).total
         before = fits
         fits, exceeds = (pairs, exceeds) if totals[pairs] <= limit else (fits, pairs)
     return fits
+
+
+def _expected_largest(args: Any, config: CLoudConfig, limit: float, simulated: dict[int, StepMemory]) -> int:
+    """
+    Expect the largest number of pairs that fits from simulations of one and two: what is allocated at each moment is linear in the pairs.
+    Return 0 if none fits, or the moments of the two do not correspond.
+    """
+    one, two = (_plan(args, config, pairs, simulated).simulated for pairs in (1, 2))
+    if one.moments.shape != two.moments.shape:
+        return 0
+
+    def fit(pairs: int) -> bool:
+        moments = one.moments + (pairs - 1) * (two.moments - one.moments)
+        return _plan(args, config, pairs, {pairs: dataclasses.replace(one, moments=moments)}).total <= limit
+
+    most = 1
+    while most < _MOST_PAIRS and fit(most):
+        most *= 2
+    return bisect.bisect_left(range(1, most), True, key=lambda pairs: not fit(pairs))
 
 
 def read_model(args: Any) -> CLoudConfig:
@@ -441,6 +478,7 @@ def _divide(args: Any, config: CLoudConfig, step: StepMemory, lm_loss: float) ->
         buckets=buckets,
         host=host,
         step=parameters + all_gradients + optimizer + buckets + (0 if args.offload else made),
+        simulated=step,
     )
 
 

@@ -37,11 +37,26 @@ def test_each_replica_gets_the_gpus_of_its_engine(options, gpus):
         ({"model": "org/rm", "port": 8001}, ValueError, "`port` is not the replicas' but Ray Serve's"),
         ({"model": "org/rm", "colour": "red"}, UsageError, "--colour"),
         ({"model": "org/rm", "tensor_parallel_size": 2}, UsageError, "needs --backend vllm"),
+        (
+            {"model": "org/rm", "num_replicas": "four"},
+            ValueError,
+            "`num_replicas` is 'four'; give a number of at least 1",
+        ),
+        ({"model": "org/rm", "num_replicas": 0}, ValueError, "`num_replicas` is 0; give a number of at least 1"),
+        ({"model": "org/rm", "num_gpus": "-1"}, ValueError, "`num_gpus` is '-1'; give a number of at least 0"),
     ],
 )
 def test_what_cannot_be_started_is_refused_before_a_replica_starts(options, error, says):
     with pytest.raises(error, match=says):
         application(options)
+
+
+def test_a_folder_is_found_from_where_the_command_runs(tmp_path, monkeypatch):
+    """Replicas run in another folder if the cluster was started elsewhere."""
+    (tmp_path / "runs/cloud").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    [arguments] = application({"model": "runs/cloud"})._bound_deployment.init_args
+    assert arguments.model == str(tmp_path / "runs/cloud")
 
 
 @pytest.mark.full  # two processes load a model

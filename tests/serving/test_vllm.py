@@ -90,6 +90,41 @@ def test_integer_weights_in_fp32_are_refused_on_a_cpu(monkeypatch):
     requests.check_dtype(config, {})
 
 
+@pytest.mark.parametrize(
+    ("options", "gpus", "says"),
+    [
+        (
+            {"max_model_length": 100},
+            1,
+            r"`max_model_length` is not an option of vLLM .*Did you mean `max_model_len`\?",
+        ),
+        ({"dtype": "float8_e4m3fn"}, 1, "`dtype` is 'float8_e4m3fn'; use auto, float32"),
+        (
+            {},
+            None,
+            "finds no GPU on this machine, and this build of it needs one. Score with `backend` 'transformers'",
+        ),
+        ({}, 0, r"The engine needs 1 GPU\(s\), but this machine has 0"),
+        ({"tensor_parallel_size": 2, "data_parallel_size": 2}, 2, "_size` 2 x `data_parallel_size` 2 needs 4 .*has 2"),
+        ({"tensor_parallel_size": 2}, 2, None),
+        ({"tensor_parallel_size": 8, "distributed_executor_backend": "ray"}, 2, None),
+    ],
+)
+def test_options_that_this_machine_cannot_serve_are_refused_before_anything_loads(options, gpus, says, monkeypatch):
+    from types import SimpleNamespace
+
+    from cloud_hf.serving.vllm import requests
+
+    platform = SimpleNamespace(is_unspecified=lambda: gpus is None, is_cuda=lambda: gpus is not None)
+    monkeypatch.setattr(requests, "current_platform", platform)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    if says is None:
+        requests.check_options(options)
+        return
+    with pytest.raises(ValueError, match=says):
+        CLoudVLLM("absent-model", **options)
+
+
 BUDGET = 12
 
 # 96 chats of mixed length, each with several ends of turn inside

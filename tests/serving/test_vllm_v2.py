@@ -25,6 +25,7 @@ from cloud_hf.serving.vllm.processor import CloseCritique as CloseCritiqueV1
 
 
 END, REWARD, VOCABULARY, CONTEXT, SLOTS = 3, 9, 16, 24, 4
+STOPS = [5, 6]
 NAME = ["cloud_hf.serving.vllm.processor_v2:CloseCritique"]
 CONFIG = SimpleNamespace(
     model_config=SimpleNamespace(
@@ -133,3 +134,23 @@ def test_ids_are_fed_from_one_address():
     assert first.tolist() == [1, END, 2]
     second = model._without_reward_token(torch.tensor([REWARD, 4], dtype=torch.int32))
     assert second.tolist() == [END, 4] and second.data_ptr() == first.data_ptr()
+
+
+def test_logits_of_a_critique_and_of_a_reward():
+    model = CLoudForVLLM.__new__(CLoudForVLLM)
+    torch.nn.Module.__init__(model)
+    logits = torch.randn(2, VOCABULARY, generator=torch.Generator().manual_seed(0))
+    model.config = SimpleNamespace(format="reference", reward_mean=0.5, reward_std=2.0)
+    model.hidden_size, model.end_id, model.reward_id = 4, END, REWARD
+    model.end_ids = torch.tensor([END, *STOPS])
+    model.reward_head = torch.nn.Linear(4, 1)
+    model.language_model = SimpleNamespace(compute_logits=lambda hidden: logits.clone())
+    hidden = torch.randn(2, 5)
+    hidden[:, 4] = torch.tensor([0.0, 1.0])  # the flag: the second row is a reward's
+    writing, reading = model.compute_logits(hidden).detach()
+    expected = logits[0].clone()
+    expected[REWARD] = logits[0, [END, *STOPS]].max()
+    expected[[END, *STOPS]] = -torch.inf
+    torch.testing.assert_close(writing, expected)
+    assert reading[END] == pytest.approx((model.reward_head(hidden[1, :4]).item() - 0.5) / 2.0)
+    assert reading.isfinite().nonzero().flatten().tolist() == [END]

@@ -13,6 +13,7 @@ import json
 import os
 from dataclasses import fields
 
+from ...arguments import check_data_type
 from ...cli import ArgumentParser
 from .limits import Limits
 
@@ -61,6 +62,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     } | args.vllm_options
     if args.vllm_options and args.backend != "vllm":
         parser.error("--vllm_options needs --backend vllm")
+    check_data_type(args.dtype)
     if args.api_key == "":
         parser.error("the key is empty")
     if not 0 <= args.port < 65_536:

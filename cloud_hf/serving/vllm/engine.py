@@ -20,7 +20,7 @@ from ...interrupts import processes_without_interrupts
 from ...scores import Sampling, Score
 from ...scoring import ScoringRequest
 from ..server.engine import EncodingEngine, EngineDeadError, StablePrefix
-from .requests import VLLMRequests, check_dtype, memory_options, seed_for, servable_model
+from .requests import VLLMRequests, check_dtype, check_options, memory_options, seed_for, servable_model
 
 
 # Seconds between checks that the engine is alive, while a request waits
@@ -34,6 +34,7 @@ class VLLMEngine(EncodingEngine):
     """
 
     def __init__(self, model: str, **vllm_options):
+        check_options(vllm_options)
         self.name = str(model)
         self._resources = ExitStack()
         folder = self._resources.enter_context(servable_model(self.name))

@@ -57,7 +57,8 @@ class CLoudForVLLM(nn.Module, SupportsLoRA, SupportsPP):
         # End-of-sequence ids that also end a critique, as in `CritiqueFormat.stop_ids`, and those of the generation config, at
         # which vLLM would stop without a reward
         eos = {*_as_list(text_config.eos_token_id), *_as_list(generation_config.get("eos_token_id"))}
-        self.stop_ids = sorted(eos - {self.end_id})
+        # On the device: indexing with a list would copy it there in every step, and the host would wait for the copy
+        self.end_ids = torch.tensor([self.end_id, *sorted(eos - {self.end_id})])
         self.reward_head = PPMissingLayer()
         if get_pp_group().is_last_rank:
             self.reward_head = RewardHead(self.config).float()
@@ -104,10 +105,9 @@ class CLoudForVLLM(nn.Module, SupportsLoRA, SupportsPP):
         if logits_SV is None:  # another rank samples
             return None
         logits_SV = logits_SV.float()
-        ends = [self.end_id, *self.stop_ids]
         # The likeliest way to end the critique becomes the reward token; the real end tokens are never sampled
-        logits_SV[:, self.reward_id] = logits_SV[:, ends].amax(-1)
-        logits_SV[:, ends] = -torch.inf
+        logits_SV[:, self.reward_id] = logits_SV.index_select(1, self.end_ids).amax(-1)
+        logits_SV.index_fill_(1, self.end_ids, -torch.inf)
         if self.config.format == "cloud":
             # vLLM returns raw logits (see `plugin.py`); this makes them logprobs. Not in the reference format, whose
             # repetition penalty depends on the logits' sign

