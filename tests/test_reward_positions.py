@@ -135,7 +135,7 @@ def test_a_classic_model_gives_its_reward(folders, family, with_bos):
     rewards = [score.reward for score in model.score(list(prompts), list(responses), tokenizer)]
     for route in ROUTES:
         if family == DATED:
-            with pytest.raises(ValueError, match=r"other variables of the chat template"):
+            with pytest.raises(ValueError, match=r"different variables of the chat template"):
                 route(model, tokenizer, conversations)
         else:
             assert route(model, tokenizer, conversations) == pytest.approx(rewards, abs=1e-5)
@@ -149,7 +149,7 @@ def test_tools_that_get_the_path(folders, family, route):
         [turns[:-1] for turns in conversations], [turns[-1]["content"] for turns in conversations], tokenizer
     )
     if family == DATED:
-        with pytest.raises(ValueError, match=r"other variables of the chat template"):
+        with pytest.raises(ValueError, match=r"different variables of the chat template"):
             route(folders / "classic", conversations)
     else:
         rewards = route(folders / "classic", conversations)
@@ -214,7 +214,7 @@ def test_what_is_no_complete_conversation_is_refused(classic_model):
         "does not end with the end of a turn": ids[:-2],  # truncated
         "ends on a user turn": tokenizer.apply_chat_template(turns[:1], return_dict=False),
         "not a conversation as the model's tokenizer renders it": tokenizer("Hi<|eot_id|>")["input_ids"],
-        "its tokens are not those": ids[1:],  # no BOS
+        "its tokens differ from those": ids[1:],  # no BOS
     }
     for says, sequence in refused.items():
         with pytest.raises(ValueError, match=f"Sequence 0: it.*{says.removeprefix('it')}|Sequence 0: {says}"):

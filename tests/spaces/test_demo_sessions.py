@@ -254,7 +254,7 @@ def test_closing_the_tab_while_several_are_compared_stops_the_model(demo, passes
         for place in (1, 2):
             field(page, f"Response {place}").fill(RESPONSES[place])
         start(page, "compare")
-        page.locator("#compare-status", has_text="The model judges").wait_for()
+        page.locator("#compare-status", has_text="Judging: ").wait_for()
     check_that_it_stopped(backend, passes)
 
 
