@@ -448,8 +448,9 @@ EVENTS = """Times in UTC; validation problems are those of other seeds. The stud
 22% to 99% exact. Stage 4 gained −0.8 points (−3.2 to +1.6) on the clock in half a pass, then +1.3 (−0.1 to +2.8) on the clock and +0.5 (−2.0
 to +2.9) with shells in two passes. Since stage 4 is asked to improve critics that are neither at the ceiling nor unable to write, stage
 1 now ends once 70% of its critiques of validation problems are exact, and the learning rate of stage 4 was chosen again, on validation
-problems. All other settings stayed, and no cell of the first runs is part of this report. In their first two cells, the arm without stage
-1 had the learning rate of stage 3, with which it could not learn to write; it has stage 1's."""
+problems; meanwhile, arms that do not depend on it were already scored. All other settings stayed, and no model of the first runs is part
+of this report. In their first two cells, the arm without stage 1 had the learning rate of stage 3, with which it could not learn to write;
+it has stage 1's."""
 
 
 def main(arguments: list[str] | None = None):
