@@ -54,7 +54,7 @@ def encode_pairs(
 
     Raises:
         `ValueError`: If rows are bad. The message names the dataset (`name`), counts the bad rows by kind and lists
-        the first three of each.
+            the first three of each.
     """
     check_policy(overlong_policy, TRAINING_POLICIES if critique_format.name == "reference" else OVERLONG_POLICIES)
     check_bad_rows(bad_rows)

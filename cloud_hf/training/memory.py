@@ -134,7 +134,7 @@ def simulate_step(
     Of these tokens, the share `labelled_share` is critique; with `shared_prompt`, the share `prompt_share` is computed once
     for both sequences.
     `autocast` computes in bf16 on weights of `dtype`. `head_is_sharded` is for ZeRO-3, which gathers the LM head's weight
-    only while the layer computes, so each piece of the critique loss allocates a separate gradient.
+    only while the layer computes, so each chunk of the critique loss allocates a separate gradient.
     """
     model = _make_model(copy.deepcopy(config), dtype, lora, gradient_checkpointing)
     if head_is_sharded:

@@ -59,8 +59,7 @@ class CLoudOutcomeTrainer(CLoudTrainer):
 
     Raises:
         `ValueError`: If the reference model has a different tokenizer or cannot be made, if a critique may not fit the
-        context, or
-            if the launch cannot write critiques (FSDP, several GPUs in one process).
+            context, or if the launch cannot write critiques (FSDP, several GPUs in one process).
 
     Examples:
 

@@ -35,7 +35,7 @@ class CLoudOutcomeConfig(CLoudTrainingConfig):
             or minus the mean of the logs (`"mean_log"`).
         policy_weight (`float`, *optional*, defaults to `1.0`):
             Weight of the policy gradient. If this and `bradley_terry_weight` are both 1, each step follows the
-            gradient of the objective. With 0, only the reward learns, from critiques that are freshly sampled in each
+            gradient of the objective. With 0, the reward is trained on critiques that are freshly sampled in each
             step.
         beta (`float`, *optional*, defaults to `0.001`):
             Weight of the KL divergence from the reference model, in nats per critique. With 0, no reference model is
@@ -72,11 +72,13 @@ class CLoudOutcomeConfig(CLoudTrainingConfig):
     def _check_generation(self):
         if self.num_generations == 1 and self.policy_weight:
             raise ValueError(
-                "`num_generations` is 1, but a critique's return is measured against the other critiques of its response. Set "
+                "`num_generations` is 1, but a critique's return is compared with the other critiques of its response. Set "
                 "it to 2 or more (4 to 8 are usual), or `policy_weight` to 0."
             )
         if self.ref_model is not None and not self.beta:
-            raise ValueError("`ref_model` is set, but `beta` is 0, so it would not be used. Omit `ref_model`, or set `beta` above 0.")
+            raise ValueError(
+                "`ref_model` is set, but `beta` is 0, so it would not be used. Omit `ref_model`, or set `beta` above 0."
+            )
         fixed = {
             "critique": True, "format": "cloud", "token_budget": None, "center_rewards_coefficient": None,
             "auto_find_batch_size": False, "partial_reward_weight": 0.0,

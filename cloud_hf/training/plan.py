@@ -28,10 +28,10 @@ of GPUs. Bytes per GPU:
   hidden, plus the activations of one layer. Autocast adds bf16 copies of fp32 weights. With `shared_prompt`, the
   prompt of a pair (`prompt_share` of a sequence) counts once. Attention over a flattened batch allocates what a single
   kernel keeps: queries, keys, values, output, and a sum per query.
-- LM loss: the fp32 logits of one piece of the labelled tokens, with their log-softmax and its gradient, about
-  3 x 4 x vocabulary x labelled tokens / pieces. It is part of the activations, but shown separately. Under ZeRO-3, which
-  gathers the LM head only while it computes, the head's gradient exists three times: the sum so far, the next piece's, and
-  the new sum.
+- LM loss: the fp32 logits of one chunk of the labelled tokens, with their log-softmax and its gradient, about 3 x 4 x
+  vocabulary x labelled tokens / chunks. It is part of the activations, but shown separately. Under ZeRO-3, which
+  gathers the LM head only while it computes, the head's gradient exists three times: the sum so far, the next chunk's,
+  and the new sum.
 - Gathered: ZeRO-3 keeps up to 1e9 gathered parameters (`stage3_max_live_parameters`), FSDP2 keeps two layers, and a 4-bit
   layer is unpacked while it computes.
 - Buckets: DDP copies all gradients into buckets. ZeRO-1 and ZeRO-2 take 4 bytes x 5e8 (our configs), ZeRO-3 and FSDP2
@@ -362,7 +362,7 @@ def _simulate(args: Any, config: CLoudConfig, pairs: int) -> StepMemory:
 
 
 def _lm_loss_bytes(args: Any, config: CLoudConfig, pairs: int) -> float:
-    """Return the bytes of logits, their log-softmax and its gradient in fp32, for the labelled tokens of one piece."""
+    """Return the bytes of logits, their log-softmax and its gradient in fp32, for the labelled tokens of one chunk."""
     if not config.critique:
         return 0.0
     vocabulary = config.text_config.vocab_size
