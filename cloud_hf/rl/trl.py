@@ -27,8 +27,9 @@ def cloud_reward(scorer: Scorer, **options) -> Callable[..., list[float | None]]
 
     Args:
         scorer ([`Scorer`]):
-            Any backend: [`TransformersScorer`], [`~serving.CLoudVLLM`] or [`~serving.CLoudClient`]; or [`ScalarScorer`] for scalar
-            models of other makers; or [`CascadeScorer`], for whole groups of completions without tool calls.
+            Any backend: [`TransformersScorer`], [`~serving.CLoudVLLM`] or [`~serving.CLoudClient`]; or
+            [`ScalarScorer`] for third-party scalar models; or [`CascadeScorer`], for whole groups of completions
+            without tool calls.
         num_critiques, temperature, max_new_tokens, seed:
             See [`Scorer`]. `max_new_tokens` defaults to 512 here.
         normalize (`str`, *optional*):
@@ -213,7 +214,7 @@ class _Settings:
         return function
 
     def check_groups(self, batch: _Batch):
-        """Raise `ValueError` where completions cannot be compared: a part of a group, or after different tool calls."""
+        """Raise `ValueError` if completions cannot be compared: a group is incomplete, or its completions have tool calls."""
         if not self.compares:
             return
         _groups(batch.prompts, self.num_generations)
@@ -226,7 +227,7 @@ class _Settings:
 
     def refuse(self, batch: _Batch, rows: range, error: ValueError):
         if self.on_unjudgeable == "error":
-            cure = "" if self.compares else ' (`on_unjudgeable="lowest"` continues without)'
+            cure = "" if self.compares else ' (`on_unjudgeable="lowest"` continues without them)'
             raise ValueError(f"Completions cannot be judged{cure}: {error}") from error
         batch.refuse(rows, error)
 
