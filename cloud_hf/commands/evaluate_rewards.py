@@ -49,7 +49,7 @@ def main(args: EvaluationArguments):
     output_dir = Path(args.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     results, described, judged = {}, sets.describe(), None
-    # First, because errors with a judge show in seconds, before a model is loaded
+    # First, because a judge's errors show within seconds, before a model is loaded
     judge = summarize_judge(sets, args, output_dir / "judgements", shown) if args.judge_base_url else None
     with ExitStack() as stack:
         journals = {
