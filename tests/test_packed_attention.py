@@ -151,7 +151,7 @@ def test_the_kernel_that_applies_is_called_and_logged_once(name, dtype, options,
 
 def test_what_no_kernel_does_is_refused():
     states = make_states(TABLES["pairs"], size=8)
-    with pytest.raises(ValueError, match="heads of at least 16 values, but this model's have 8"):
+    with pytest.raises(ValueError, match="a head size of at least 16, but this model's is 8"):
         packed_attention._attend_on_gpu(*states, TABLES["pairs"], None)
     with pytest.raises(ValueError, match="`disable_dropout`"):
         packed_attention._attend_on_gpu(*states, TABLES["pairs"], None, dropout=0.1)
