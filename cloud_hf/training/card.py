@@ -167,11 +167,11 @@ def _held_out(trainer: Any) -> tuple[list[EvalResult], str]:
         n = len(rows) - (len(rows) % batch if args.dataloader_drop_last else 0)
         origin = trainer.origin
         name = ", ".join(filter(None, (shown_name(origin.eval_name) or "evaluation rows", origin.eval_part, part)))
-        notes.append(f"Losses of {n} rows of {in_code(name)}: {', '.join(losses)}.")
+        notes.append(f"Losses on {n} rows of {in_code(name)}: {', '.join(losses)}.")
         if (accuracy := logged.get(f"{prefix}accuracy")) is not None and n:
             results.append(_result(name, trainer.origin.eval_name, accuracy, n))
     if best and notes:
-        notes.append("The checkpoint was chosen by these rows, so the results are optimistic.")
+        notes.append("The checkpoint was selected on these rows, so the results are optimistic.")
     return results, " ".join(notes)
 
 
@@ -226,7 +226,7 @@ def _training_section(trainer: Any, dataset_name: str | None) -> str:
         last.update({key: entry[key] for key in _LOSSES if key in entry})
     losses = ", ".join(f"{key} {value:.4g}" for key, value in last.items())
     text = table([(name, str(value)) for name, value in facts.items()])
-    return f"{text}\n\nLast log of training, on rows it was trained on: {losses}." if losses else text
+    return f"{text}\n\nLast training log, on training rows: {losses}." if losses else text
 
 
 def _device(args: Any) -> str:
