@@ -41,7 +41,7 @@ _OMISSION = "…"
 
 _THINK_TAGS = ("<think>", "</think>")
 
-# Clean-up of spaces before punctuation that decoding did by default until transformers 5
+# Spaces before punctuation, which decoding removed by default before transformers 5
 _SPACES_CLEANED_UP = {
     " .": ".", " ?": "?", " !": "!", " ,": ",", " ' ": "'", " n't": "n't", " 'm": "'m", " 's": "'s", " 've": "'ve", " 're": "'re",
 }  # fmt: skip
@@ -710,7 +710,7 @@ class ReferenceFormat(CritiqueFormat):
         return text
 
     def _text_and_reference(self, text: str) -> tuple[str, str]:
-        """Return the text cut so that it holds no control token, and its placeholder for counting control tokens."""
+        """Return the text, cut so that it spells no control token, and a placeholder for it with which control tokens are counted."""
         return self._controls.plain(self._check_text(text, "critique")), "x" if text.strip() else text
 
     def _tokenize(self, prefix: EncodedPrefix, text: str, reference: str) -> EncodedCritique:

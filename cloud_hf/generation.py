@@ -129,7 +129,7 @@ class CritiqueWriter:
         return samples
 
     def _prefill(self, inputs: dict[str, torch.Tensor]) -> Cache:
-        """Fill a cache with all but the last token of the prefixes, which `generate` needs for its first logits."""
+        """Fill a cache with the prefixes except for their last token, which `generate` needs for its first logits."""
         cache = _new_cache(self.model.language_model)
         all_but_last = {name: tensor[:, :-1] for name, tensor in inputs.items()}
         unread = torch.zeros(len(inputs["input_ids"]), dtype=torch.long)
@@ -159,7 +159,8 @@ class CritiqueWriter:
             processors = [likelihood, _GumbelSampler(temperature, seeds, reader, self.model.device)]
         hook = self.model.trunk.register_forward_hook(reader.read, with_kwargs=True)
         try:
-            # The inner language model's generation config is neutral; the base's sampling defaults would apply otherwise
+            # Call the inner language model, whose generation config is neutral: the outer one's has the base's
+            # sampling defaults
             output_ids = self.model.language_model.generate(
                 **inputs,
                 **({} if cache is None else {"past_key_values": cache}),

@@ -64,7 +64,7 @@ from .template_dates import pin_date
 logger = logging.getLogger(__name__)
 
 # Vocabulary entries per chunk of the LM loss, by default. The number of chunks must not depend on the batch: sharded
-# ranks have to call the LM head equally often.
+# ranks must all call the LM head the same number of times.
 _VOCABULARY_PER_CHUNK = 16_384
 
 _QUANTIZATION_OPTIONS = tuple(inspect.signature(BitsAndBytesConfig).parameters.keys() - {"kwargs"})
@@ -393,7 +393,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
     def trunk(self) -> PreTrainedModel:
         """The decoder without its LM head."""
         decoder = self.language_model.base_model
-        # Llama 4's model names the prefix of the multimodal one
+        # The `base_model_prefix` of Llama 4's language model is that of the multimodal model
         return cast(PreTrainedModel, self.language_model.model if decoder is self.language_model else decoder)
 
     def forward(
@@ -782,7 +782,7 @@ def _forget_renaming(model: Any, key_mapping: dict[str, str] | None):
 
 
 def _read_quantization(kwargs: dict[str, Any]):
-    """Replace options of earlier versions of transformers, such as `load_in_8bit`, which other tools still pass."""
+    """Convert options of earlier versions of transformers, such as `load_in_8bit`, which other tools still pass."""
     options = {key: kwargs.pop(key) for key in _QUANTIZATION_OPTIONS if key in kwargs}
     if options.get("load_in_8bit") or options.get("load_in_4bit"):
         if kwargs.get("quantization_config") is not None:

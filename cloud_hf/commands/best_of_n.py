@@ -135,7 +135,7 @@ def compare_halvings(
 def score_all(
     sets: dict[str, list[Problem]], args: BestOfNArguments
 ) -> tuple[dict[str, ScoredSet], dict[str, CritiqueFormat]]:
-    """Score all datasets with all models. Also returns the models' formats, by short name."""
+    """Score all datasets with all models. Returns the scores, and the models' formats by short name."""
     shown, titles = short_names(args.models), short_names(args.dataset_name)
     fitted: dict[str, dict[str, FittedRows]] = {}
     scores: dict[str, dict[str, Scores]] = {}

@@ -95,7 +95,7 @@ def main(args: EvaluationArguments):
 
 
 def check_file_names(shown: dict[str, str], args: EvaluationArguments):
-    """Raise `ValueError` if the scores of two models on preference sets would go into one file."""
+    """Raise `ValueError` if the scores of two models on preference sets would go into the same file."""
     pairs: dict[str, tuple[str, str]] = {}
     for name, dataset in product(args.models, args.dataset_name):
         file = file_name("scores", f"{shown[name]}_{shown[dataset]}", "jsonl")

@@ -46,11 +46,11 @@ def cloud_reward(scorer: Scorer, **options) -> Callable[..., list[float | None]]
             reward model, load it with `keep_thinking=True`.
         on_unjudgeable (`str`, *optional*, defaults to `"error"`):
             Policy for completions that cannot be judged, for instance because they do not fit the reward model's context.
-            `"error"` raises. `"lowest"` returns the lowest reward seen so far, so that such completions never pay. `"none"`
-            returns the reward `None`: TRL ignores the completion if no other reward function judges it; otherwise it adds up
-            the others, so that `None` is worth 0, which a policy can prefer to a negative reward. The last two count the
-            completions in a warning and a metric, and raise until some completion has been judged: until then, the settings
-            are probably wrong.
+            `"error"` raises. `"lowest"` returns the lowest reward seen so far, so that such completions never pay off.
+            `"none"` returns the reward `None`: TRL ignores the completion if no other reward function judges it;
+            otherwise it adds up the others, so that `None` is worth 0, which a policy can prefer to a negative reward.
+            The last two count the completions in a warning and a metric, and raise until some completion has been
+            judged: until then, the settings are probably wrong.
         judged_part (`Callable`, *optional*):
             Returns the part of a completion's text to judge, for instance the text after a thinking block.
         name (`str`, *optional*, defaults to `"cloud_reward"`):
