@@ -1,8 +1,8 @@
 """
 LoRA adapters: find and check their base, attach and merge them.
 
-The model class is an argument, because the model imports this module to load an adapter by name, and a copy of the class in a model's
-folder passes itself.
+The model class is an argument, because the model's module imports this one to load an adapter by name, and the copy of
+the class in a saved model's folder must pass itself.
 """
 
 import json
@@ -88,7 +88,8 @@ def attach_adapter(
 
     Args:
         peft_config (`LoraConfig`, *optional*):
-            Config to use instead of the adapter's. Modules that only its `modules_to_save` lists keep the base's weights.
+            Config to use instead of the adapter's. A module that is only in the `modules_to_save` of this config keeps
+            the base's weights.
         trainable (`bool`, *optional*, defaults to `False`):
             Whether to continue training.
 
@@ -100,7 +101,7 @@ def attach_adapter(
     config = own_config if peft_config is None else peft_config
     _check_file(name, **hub_kwargs)
     weights = load_peft_weights(name, device="cpu", **hub_kwargs)
-    # For adapted embeddings and LM heads, PEFT also saves the base weights
+    # For adapted embeddings and LM heads, PEFT also saves the base weights; skip them
     weights = {key: weight for key, weight in weights.items() if ".base_layer." not in key}
     if not isinstance(read_model_config(name, **hub_kwargs), CLoudConfig):
         if isinstance(config.target_modules, str):  # a pattern that matches complete module names

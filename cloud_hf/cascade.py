@@ -1,10 +1,11 @@
 """
 A cascade of scorers: a cheap reward first, critiques where it leaves doubt. Imports no torch.
 
-Rewards of different models have different scales. So each stage's rewards are read as log-odds that one response to a prompt is better
-than another, with weights fitted on dev rows ([`~evaluation.metrics.cascade.fit_cascade`]). A prompt's responses are decided once the
-leader's probability of being better is at the threshold against every other one; otherwise the next stage scores those that may still
-be the best, the contenders. Pairs and N candidates are the same case.
+Rewards of different models have different scales. So each stage's rewards are converted to log-odds that one response
+to a prompt is better than another, with weights fitted on dev rows ([`~evaluation.metrics.cascade.fit_cascade`]). A
+prompt is decided once the leader's probability of being better reaches the threshold against every other response.
+Otherwise the next stage scores the contenders, the responses that may still be the best. Pairs are the case of two
+candidates.
 """
 
 import json
@@ -33,7 +34,8 @@ class StageFit:
         prior (`float`, *optional*, defaults to `0.0`):
             Weight of the log-odds after the previous stage.
         one_slope, one_center, one_prior (`float`, *optional*):
-            The same where the stage has scored only one of the two responses; it is compared with a typical reward.
+            The same weights for when the stage has scored only one of the two responses, whose reward is then compared
+            with a typical one.
     """
 
     slope: float
@@ -67,8 +69,8 @@ class CascadeFit:
         stages (`tuple[StageFit, ...]`):
             Weights of each stage.
         thresholds (`tuple[float, ...]`):
-            For each stage but the first, the probability that decides a prompt without this stage's critiques: from 0.5, where the stage
-            has nothing to do, to 1, where it scores everything.
+            For each stage but the first, the probability at which a prompt is decided without this stage: from 0.5,
+            where the stage scores nothing, to 1, where it scores everything.
 
     Raises:
         `ValueError`: If a threshold is out of range, or there is not one for each stage after the first.
@@ -91,10 +93,10 @@ class CascadeFit:
 
     @classmethod
     def load(cls, path: str | Path) -> "CascadeFit":
-        """Read a file written by [`CascadeFit.save`]. Raises `ValueError` if there is none, or it is something else."""
+        """Read a file written by [`CascadeFit.save`]. Raises `ValueError` if there is no such file, or it does not hold a fit."""
         if not Path(path).is_file():
             raise ValueError(
-                f"There is no file {path} with a cascade's fit: an evaluation with `--cascade` writes them."
+                f"There is no file {path} with a cascade's fit: an evaluation with `--cascade` writes one."
             )
         try:
             page = json.loads(Path(path).read_text())
@@ -117,7 +119,7 @@ class Candidates:
         count (`int`):
             Number of responses. A single response is compared with a typical one, which no stage scores.
         asked (`list[list[int]]`, *optional*):
-            For each stage so far, the places of the responses that it scored, in this order.
+            For each stage so far, the places of the responses that it scored, in the order of scoring.
     """
 
     count: int
@@ -171,7 +173,7 @@ class Candidates:
         self.odds_NN = fit.log_odds(self._rewards_N, self._before_NN)
 
 
-# Return the rewards of responses: take the number of the stage, and the prompt's and the response's place of each
+# Takes the number of a stage and, for each response, the places of its prompt and itself; returns the stage's rewards
 Ask = Callable[[int, list[tuple[int, int]]], Sequence[float]]
 AsyncAsk = Callable[[int, list[tuple[int, int]]], Awaitable[Sequence[float]]]
 
@@ -186,7 +188,7 @@ async def arun_cascade(
         fit ([`CascadeFit`]):
             Weights and thresholds.
         one_at_a_time (`Sequence[bool]`):
-            For each stage, whether it scores one contender of a prompt at a time and looks again after each.
+            For each stage, whether it scores one contender of a prompt at a time and checks the threshold after each.
         counts (`Sequence[int]`):
             Number of responses to each prompt.
         ask (`Callable`):
@@ -221,7 +223,7 @@ def run_cascade(fit: CascadeFit, one_at_a_time: Sequence[bool], counts: Sequence
         arun_cascade(fit, one_at_a_time, counts, answer).send(None)
     except StopIteration as end:
         return end.value
-    raise AssertionError("A coroutine that waits for nothing ends at once.")
+    raise AssertionError("A coroutine that never waits ends at its first step.")
 
 
 # ------------------------------------------------------------------------------------------------------------ scorer
@@ -250,7 +252,7 @@ class CascadeStage:
 
 @dataclass
 class Spent:
-    """What a stage has done: responses scored, and tokens of their critiques without end tokens."""
+    """Cost of a stage: responses scored, and tokens of their critiques, not counting end tokens."""
 
     responses: int = 0
     tokens: int = 0
@@ -261,8 +263,8 @@ class CascadeScorer:
     [`Scorer`] that spends critiques where a cheaper reward leaves doubt.
 
     Rewards are log-odds against the other responses to the same prompt, so they are comparable within a prompt only: for best-of-N, for
-    pairs, and for reinforcement learning with several completions per prompt. Equal prompts of one call are one group. A response that
-    is alone is compared with a typical response of the dev rows.
+    pairs, and for reinforcement learning with several completions per prompt. Equal prompts of one call are one group.
+    The only response to a prompt is compared with a typical response of the dev rows.
 
     Args:
         stages (`Sequence[CascadeStage or Scorer]`):
@@ -272,7 +274,7 @@ class CascadeScorer:
 
     Attributes:
         spent (`list[Spent]`):
-            For each stage, what it has done so far.
+            Cost of each stage so far.
 
     Examples:
 
@@ -294,8 +296,8 @@ class CascadeScorer:
 
     def score(self, prompts: list, responses: list, **options) -> list[Score]:
         """
-        Judge responses. See [`Scorer`]; `num_critiques` and `temperature` are the stages', and `critiques` cannot be given
-        (`ValueError`). A score has the critiques of the last stage that scored the response.
+        Judge responses. See [`Scorer`]. The stages set `num_critiques` and `temperature`; passing `critiques` raises
+        `ValueError`. A score has the critiques of the last stage that scored the response.
         """
         call = _Call(self.stages, self.spent, prompts, responses, **options)
 
@@ -317,7 +319,7 @@ class CascadeScorer:
 
 
 class _Call:
-    """The rows of one call of a cascade's scorer, and the last score of each."""
+    """The rows of one call to a [`CascadeScorer`], and the last score of each."""
 
     def __init__(
         self,
@@ -357,7 +359,7 @@ class _Call:
         return [self.prompts[row] for row in rows], [self.responses[row] for row in rows]
 
     def options(self, number: int) -> dict[str, Any]:
-        """Return a stage's options of scoring."""
+        """Return a stage's scoring options."""
         stage = self.stages[number]
         sampling = {"num_critiques": stage.num_critiques, "temperature": stage.temperature, "seed": self.seed}
         return {"max_new_tokens": self.max_new_tokens, **sampling}

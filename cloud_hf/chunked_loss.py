@@ -1,4 +1,4 @@
-"""Chunked cross-entropy that holds neither all logits nor one LM-head gradient per piece in memory.
+"""Chunked cross-entropy that holds neither all logits nor one LM-head gradient per chunk in memory.
 
 Shape suffixes: P positions, H hidden, V vocabulary.
 """
@@ -16,9 +16,9 @@ _ROWS = 4096
 
 class ChunkedCrossEntropy(torch.autograd.Function):
     """
-    Compute the loss at each position piece by piece, from an LM head that is a single matrix. The backward pass recomputes
-    each piece's logits. Plain checkpointing would hold two gradients of the matrix in memory while autograd adds them up;
-    here every piece accumulates into the gradient that is returned.
+    Compute the loss at each position chunk by chunk, from an LM head that is a single matrix. The backward pass
+    recomputes each chunk's logits. Plain checkpointing would hold two gradients of the matrix in memory while autograd
+    adds them up; here every chunk accumulates into the gradient that is returned.
     """
 
     @staticmethod
@@ -31,8 +31,8 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         loss_from_logits: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     ) -> torch.Tensor:
         """
-        Return the losses, shape `(P,)`. `loss_from_logits` computes the losses of a piece, shape `(p,)`, from its logits `(p, V)` and
-        labels `(p,)`. Only one of the `chunks` pieces has its logits in memory at a time.
+        Return the losses, shape `(P,)`. `loss_from_logits` computes the losses of a chunk, shape `(p,)`, from its
+        logits `(p, V)` and labels `(p,)`. Only one of the `chunks` has its logits in memory at a time.
         """
         ctx.save_for_backward(hidden_PH, weight_VH, labels_P)
         ctx.chunks, ctx.loss_from_logits = chunks, loss_from_logits

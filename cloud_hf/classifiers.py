@@ -1,8 +1,8 @@
 """
 Convert a classic reward model to its architecture's own `*ForSequenceClassification`, and back.
 
-The rewards stay equal wherever a conversation is rendered with the folder's chat template: the template ends at the token at which
-the reward is read, the tokenizer adds nothing around it, and padding is another token.
+Rewards stay the same in every tool that renders conversations with the folder's chat template: the template ends with
+the token at which the reward is read, the tokenizer adds nothing around it, and the padding token is a different one.
 """
 
 import re
@@ -52,7 +52,7 @@ class ClassifierExport:
 
 def plan_export(source: str) -> ClassifierExport:
     """
-    Check that a classic model can be a sequence classifier of transformers, without loading its weights.
+    Check, without loading its weights, that a classic model can become a sequence classifier of transformers.
 
     Args:
         source (`str`):
@@ -106,7 +106,7 @@ def check_import(source: str) -> PreTrainedTokenizerBase:
     critique_format = CritiqueFormat.from_config(made, tokenizer)
     if critique_format.tail != critique_format.end_token:
         raise ValueError(
-            f"{source} reads its reward at the end of its chat template, {critique_format.tail!r}, but a classic model at "
+            f"{source} reads its reward at the end of its chat template, {critique_format.tail!r}, but a classic model reads it at "
             f"{critique_format.end_token!r}, which would change its rewards. Score with it as it is, or start training from it."
         )
     return tokenizer
@@ -186,7 +186,7 @@ def _export_tokenizer(source: str, config: CLoudConfig, folder: str) -> PreTrain
 
 
 def _encoded_chats(critique_format: CritiqueFormat) -> Iterator[tuple[list[int], list[dict[str, str]]]]:
-    """Yield the ids that the model reads, and their conversation; conversations that the template refuses are left out."""
+    """Yield the ids that the model reads, and their conversation; skip conversations that the template refuses."""
     for chat in _CHATS:
         messages = [{"role": role, "content": content} for role, content in chat]
         try:

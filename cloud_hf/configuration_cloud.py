@@ -82,9 +82,9 @@ class CLoudConfig(PreTrainedConfig):
             Whether to keep reasoning blocks (`<think>…</think>`) of the judged conversation that the chat template would
             drop.
         chat_template_kwargs (`dict[str, Any]`, *optional*):
-            Variables for the chat template, such as `{"date_string": "26 Jul 2024"}`. A day as `strftime_now`
-            (`"2024-07-26"`) stops the clock of templates that write the date.
-            [`CLoudForRewardModeling.from_base`] sets the date for templates that would write today's.
+            Variables for the chat template, such as `{"date_string": "26 Jul 2024"}`. For templates that write the
+            date, `strftime_now` fixes it to a day (`"2024-07-26"`). [`CLoudForRewardModeling.from_base`] sets the date
+            for templates that would write today's.
         critique_end_token_id (`int`, *optional*):
             Id of the end-of-turn token at which the reward is read. [`CLoudForRewardModeling.from_base`] sets it.
         reward_token_id (`int`, *optional*):
@@ -299,8 +299,9 @@ def reward_token_in_vllm(config: CLoudConfig) -> int:
 
 def position_switch(text_config) -> int | None:
     """
-    Return the length in tokens beyond which the positions of a sequence depend on the longest one in its batch; `None` if they
-    never do. Longrope (Phi 3 and 4 with long contexts) switches its factors there, for all sequences at once.
+    Return the length in tokens beyond which a sequence's position embeddings depend on the longest sequence in its
+    batch; `None` if they never do. Longrope (Phi 3 and 4 with long contexts) switches its factors there, for all
+    sequences at once.
     """
     parameters = getattr(text_config, "rope_parameters", None) or {}
     scopes = [parameters] if "rope_type" in parameters else [value for value in parameters.values() if value]
@@ -314,7 +315,8 @@ def longest_sequence(text_config) -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-# Language models that exist only inside multimodal ones, and the types that equal them on text, whose positions are plain
+# Language models that exist only inside multimodal ones, and the types that equal them on text, where positions are
+# one-dimensional
 _PLAIN_TYPES = {"qwen2_vl_text": "qwen2", "qwen2_5_vl_text": "qwen2", "qwen3_vl_text": "qwen3"}
 
 
@@ -384,5 +386,5 @@ def check_name(name: str):
             validate_repo_id(name)
         except HFValidationError:
             raise FileNotFoundError(
-                f"There is no folder {name}, and a model on the Hub cannot have that name."
+                f"There is no folder {name}, and no model on the Hub can have that name."
             ) from None

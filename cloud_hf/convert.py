@@ -289,7 +289,7 @@ def check_empty(folder: Path):
         return
     if not folder.is_dir() or any(folder.iterdir()):
         is_partial = any(folder.glob("*.safetensors")) and not (folder / "config.json").exists()
-        what = "holds an unfinished conversion; remove it" if is_partial else "is not an empty folder"
+        what = "holds an unfinished conversion; remove it" if is_partial else "is not an empty folder; empty it"
         raise ValueError(f"{folder} {what}, or name another.")
 
 

@@ -30,10 +30,10 @@ IGNORE_INDEX = -100
 
 _T = TypeVar("_T")
 
-# Shapes of conversations to cache, if they are not longer than this
+# Number of conversation shapes to cache, and the length up to which they are cached
 _MOST_SHAPES, _LONGEST_SHAPE = 1024, 20_000
 
-# Characters to render while the roles and constants of a conversation are checked one by one
+# Limit on the characters rendered to check the roles and constants of a conversation one by one
 _MOST_CHECKING = 2_000_000
 
 # Marks a prompt whose start was cut off
@@ -41,7 +41,7 @@ _OMISSION = "…"
 
 _THINK_TAGS = ("<think>", "</think>")
 
-# Clean-up of spaces before punctuation that decoding did by default until transformers 5
+# Spaces before punctuation, which decoding removed by default before transformers 5
 _SPACES_CLEANED_UP = {
     " .": ".", " ?": "?", " !": "!", " ,": ",", " ' ": "'", " n't": "n't", " 'm": "'m", " 's": "'s", " 've": "'ve", " 're": "'re",
 }  # fmt: skip
@@ -153,7 +153,7 @@ class CritiqueFormat:
                 f"The tokenizer {tokenizer.name_or_path!r} has no chat template, which the critique format needs. "
                 "Set `tokenizer.chat_template`, or `--chat_template_path` to llama-3, chatml or a Jinja file, as the base was trained with."
             )
-        # Even if the config names no day, as in published checkpoints: rewards must not change from day to day
+        # Also if the config names no day, as in published checkpoints, because rewards must not change from day to day
         self.chat_template_kwargs = with_clock(pin_date(tokenizer, chat_template_kwargs) or {})
         # Renderings of skeletons, and the control ids of renderings
         self._references: dict[str, str] = {}
@@ -267,7 +267,8 @@ class CritiqueFormat:
         Shorten a prompt by at least `excess` tokens, oldest text first. System messages and the turns themselves are kept.
 
         Returns:
-            The prompt in its original form, or `None` if its messages do not hold that many tokens.
+            The shortened prompt, text or messages like the original, or `None` if its messages do not hold that many
+            tokens.
         """
         conversation = read_prompt(prompt, self.allows_empty_prompts)
         messages = []
@@ -338,14 +339,14 @@ class CritiqueFormat:
         return text
 
     def _check_role(self, role: str, index: int, without: Conversation, text: str):
-        """Check that the chat template tells each role from others, and turns only roles that it knows into control tokens."""
+        """Check that the chat template distinguishes each role from others, and turns only roles that it knows into control tokens."""
         try:
             other = self._render_turns(without)
         except ValueError:
             return
         if other == text:
             raise ValueError(
-                f"The chat template does not tell the role of message {index}, {role!r}, from others (misspelt?)."
+                f"The chat template does not distinguish the role of message {index}, {role!r}, from others (misspelt?)."
             )
         template = str(self.tokenizer.chat_template)
         known = role in USUAL_ROLES or f"'{role}'" in template or f'"{role}"' in template
@@ -416,8 +417,9 @@ class CritiqueFormat:
         """
         Replace each assistant text that holds added-token strings with the part that the chat template keeps.
 
-        One rendering has marks in place of all such texts, and one checks those whose turns the template drops. Two more
-        show every second text as it is, between the marks of its neighbours: at most four for any number of turns.
+        This takes at most four renderings, for any number of turns: one with marks in place of all such texts, one
+        that checks the texts whose turns the template drops, and two that each show every second text as it is,
+        between the marks of its neighbours.
         """
         plain = change_texts(conversation, self._controls.plain).messages
         texts = {
@@ -516,7 +518,7 @@ class CritiqueFormat:
             }
             left = [piece for piece in left if piece not in found]
         if left:
-            raise ValueError(f"The tokenizer cannot encode {left[0]!r:.40} apart from the text before it.")
+            raise ValueError(f"The tokenizer cannot encode {left[0]!r:.40} separately from the text before it.")
         return [token_id for piece in pieces for token_id in found[piece]]
 
     def _encode_all(self, texts: list[str]) -> list[list[int]]:
@@ -573,7 +575,7 @@ class CritiqueFormat:
         self.tail: str = tail
 
     def _check_neighbours(self):
-        """Check that the tokenizer recognises the template's control tokens whatever text is next to them."""
+        """Check that the tokenizer recognises the template's control tokens regardless of the text next to them."""
         found = []
         for content in ("x", "-"):
             turns = [{"role": role, "content": content} for role in ("user", "assistant")]
@@ -581,7 +583,7 @@ class CritiqueFormat:
             found.append(self._controls.ids_in(self._encode(text)))
         if found[0] != found[1] or found[0].count(self.end_token_id) != text.count(self.end_token):
             raise ValueError(
-                f"The tokenizer reads the control tokens of the chat template ({self.end_token!r}, say) only next to some texts. "
+                f"The tokenizer recognises control tokens of the chat template (such as {self.end_token!r}) only next to some texts. "
                 "Add them with `normalized=False` and `single_word=False`."
             )
         starts = [match.start() for match in self._controls.pattern.finditer(text)]
@@ -646,7 +648,8 @@ class ReferenceFormat(CritiqueFormat):
         ]
         text = self.decode(ids).translate(ESCAPED)
         if self._controls.ids_in(self._encode(text)) != self._controls.ids_in(ids):
-            # Ordinary tokens spell a control token in the decoded text: keep only those the model wrote as such
+            # Ordinary tokens can spell a control token in the decoded text: keep only those that the model wrote as
+            # control tokens
             text = "".join(
                 piece if is_control else self._controls.plain(piece) for is_control, piece in groups
             ).strip()
@@ -707,7 +710,7 @@ class ReferenceFormat(CritiqueFormat):
         return text
 
     def _text_and_reference(self, text: str) -> tuple[str, str]:
-        """Return the text cut so that it holds no control token, and its placeholder for counting control tokens."""
+        """Return the text, cut so that it spells no control token, and a placeholder for it with which control tokens are counted."""
         return self._controls.plain(self._check_text(text, "critique")), "x" if text.strip() else text
 
     def _tokenize(self, prefix: EncodedPrefix, text: str, reference: str) -> EncodedCritique:

@@ -37,8 +37,8 @@ def read_partial_rewards(
     model, rows: list[EncodedCritique], batch_size: int, show_progress: bool, read_every: int | None = None
 ) -> list[tuple[float, ...]]:
     """
-    Read the rewards of complete sequences, without generation: for each, those at every `read_every`-th token of its critique, then the one
-    at its end.
+    Read the rewards of complete sequences, without generation. Each sequence gets the rewards at every `read_every`-th
+    token of its critique, then the one at its end.
     """
     rewards: list[tuple[float, ...]] = [()] * len(rows)
     for batch in length_batches([len(row.input_ids) for row in rows], batch_size, show_progress):
@@ -57,7 +57,7 @@ def read_partial_rewards(
 
 
 def _inner_places(row: EncodedCritique, read_every: int | None) -> range:
-    """Return the positions, in its sequence, of every `read_every`-th token of a critique."""
+    """Return the positions of every `read_every`-th critique token in its sequence."""
     if read_every is None:
         return range(0)
     return range(row.prefix_length + read_every - 1, row.reward_position, read_every)
@@ -124,7 +124,7 @@ class CritiqueWriter:
         return samples
 
     def _prefill(self, inputs: dict[str, torch.Tensor]) -> Cache:
-        """Fill a cache with all but the last token of the prefixes, which `generate` needs for its first logits."""
+        """Fill a cache with the prefixes except for their last token, which `generate` needs for its first logits."""
         cache = _new_cache(self.model.language_model)
         all_but_last = {name: tensor[:, :-1] for name, tensor in inputs.items()}
         unread = torch.zeros(len(inputs["input_ids"]), dtype=torch.long)
@@ -154,7 +154,8 @@ class CritiqueWriter:
             processors = [likelihood, _GumbelSampler(temperature, seeds, reader, self.model.device)]
         hook = self.model.trunk.register_forward_hook(reader.read, with_kwargs=True)
         try:
-            # The inner language model's generation config is neutral; the base's sampling defaults would apply otherwise
+            # Call the inner language model, whose generation config is neutral: the outer one's has the base's
+            # sampling defaults
             output_ids = self.model.language_model.generate(
                 **inputs,
                 **({} if cache is None else {"past_key_values": cache}),
@@ -215,7 +216,7 @@ class _RewardReader(StoppingCriteria):
     Keeps the hidden state at each row's end of turn, and ends a row after that token has been fed. Also reads the reward at every
     `read_every`-th token, and finds the rows whose last readings agree (`stop_when_stable`).
 
-    All stays on the device: copying it to the host would synchronise the two in every step.
+    Everything stays on the device: copying it to the host would synchronise host and device in every step.
     """
 
     def __init__(self, end_token_id: int, reward_from_hidden: Callable, sampling: Sampling):
@@ -229,7 +230,7 @@ class _RewardReader(StoppingCriteria):
         self.ended_B: torch.Tensor | None = None
 
     def read(self, module, args, kwargs, output):
-        """Keep the hidden states of rows that end. A forward hook of the trunk, which sees the tokens that are fed."""
+        """Keep the hidden states of rows that end. This is a forward hook of the trunk, where it sees the tokens that are fed."""
         fed_BT = kwargs["input_ids"] if "input_ids" in kwargs else args[0]  # GPT-2 passes it by position
         hidden_BH = output.last_hidden_state[:, -1]
         if self.hidden_BH is None or self.ended_B is None:  # the prefix
@@ -248,7 +249,7 @@ class _RewardReader(StoppingCriteria):
                 self.stable_B = (last_SB.amax(0) - last_SB.amin(0) < self.stop_when_stable) & ~self.ended()
 
     def inner_rewards(self) -> list[list[float]]:
-        """Return the rewards read at every `read_every`-th token, per row; those after its end are meaningless."""
+        """Return the rewards read at every `read_every`-th token, per row; those after a row's end are meaningless."""
         assert self.ended_B is not None
         return torch.stack(self.inner, 1).tolist() if self.inner else [[]] * len(self.ended_B)
 
@@ -271,7 +272,7 @@ class _Ends:
         self.never_written = torch.tensor([*stop_ids, *banned_ids], dtype=torch.long, device=device)
 
     def merge(self, scores: torch.Tensor) -> torch.Tensor:
-        """Give the end of turn the highest score of all end tokens, and forbid the others, in place."""
+        """Give the end of turn the highest score of all end tokens, and forbid the other end tokens and the banned ones, in place."""
         scores[:, self.end_token_id] = scores.index_select(1, self.end_ids.to(scores.device)).amax(-1)
         return scores.index_fill_(1, self.never_written.to(scores.device), -torch.inf)
 
@@ -301,7 +302,7 @@ class _Likelihood(LogitsProcessor):
         return scores
 
     def means(self) -> list[float]:
-        """Return the mean of each row; 0.0 for an empty critique."""
+        """Return the mean log-probability of each row; 0.0 for an empty critique."""
         return (self.sum_B / self.count_B.clamp(min=1)).tolist()
 
 
@@ -359,7 +360,7 @@ def _split_mix(z: torch.Tensor) -> torch.Tensor:
 
 
 def _signed(number: int) -> int:
-    """Return the 64-bit integer with the last 64 bits of a number."""
+    """Return the low 64 bits of a number as a signed integer."""
     return (number + 2**63) % 2**64 - 2**63
 
 

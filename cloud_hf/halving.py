@@ -42,11 +42,12 @@ class Tournament:
         self.contenders.sort(key=lambda place: -values[place])
 
     def halve(self):
-        """Drop the lower half; the middle one of an odd number stays."""
+        """Drop the lower half; of an odd number, keep the middle one."""
         del self.contenders[(len(self.contenders) + 1) // 2 :]
 
 
-# Returns the rewards of new critiques: takes how many each response has, how many it gets, and the prompt's and response's places
+# Takes how many critiques each response has, how many more it gets, and the places of its prompt and itself; returns
+# the new critiques' rewards
 Ask = Callable[[int, int, list[tuple[int, int]]], Sequence[Sequence[float]]]
 
 
@@ -64,7 +65,7 @@ def run_halving(
         ask (`Callable`):
             Returns the rewards of new critiques; called with the contenders of all prompts at once.
         cheap_rewards (`Sequence[Sequence[float]]`, *optional*):
-            By prompt and candidate; the lower half gets no critique.
+            Rewards by prompt and candidate. The lower half of the candidates gets no critique.
 
     Returns:
         `list[Tournament]`: One for each prompt; its first contender is the choice.
@@ -117,7 +118,7 @@ def choose_by_halving(
         num_critiques, temperature, max_new_tokens, seed:
             See [`Scorer`]; `num_critiques` is the maximum per candidate.
         cheap ([`Scorer`], *optional*):
-            A reward without critiques, which drops half of the candidates first.
+            A scorer without critiques, by which half of the candidates are dropped first.
 
     Returns:
         `tuple[list[int], Spent]`: The index of the chosen candidate for each prompt, and what `scorer` has spent.

@@ -63,13 +63,13 @@ from .template_dates import pin_date
 
 logger = logging.getLogger(__name__)
 
-# Vocabulary entries per piece of the LM loss, by default. The number of pieces must not depend on the batch: sharded ranks
-# have to call the LM head equally often.
+# Vocabulary entries per chunk of the LM loss, by default. The number of chunks must not depend on the batch: sharded
+# ranks must all call the LM head the same number of times.
 _VOCABULARY_PER_CHUNK = 16_384
 
 _QUANTIZATION_OPTIONS = tuple(inspect.signature(BitsAndBytesConfig).parameters.keys() - {"kwargs"})
 
-# Names of the language model's weights in multimodal checkpoints, of earlier and later versions of transformers
+# Names that the language model's weights have in multimodal checkpoints, from old and new versions of transformers
 _MULTIMODAL_KEYS = {
     r"^(?:model\.)?(?:language|text)_model\.(?:model\.)?(?!lm_head|model\.)": "model.",
     r"^model\.(?=embed_tokens|layers|norm)": "model.",
@@ -360,7 +360,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def _load_adapter(cls, name, kwargs: dict[str, Any], hub_kwargs: dict[str, Any]) -> "CLoudForRewardModeling":
-        """Load and merge an adapter. `name` is its folder, or what the Auto classes take for its base."""
+        """Load and merge an adapter. `name` is its folder, or the base that the Auto classes pass instead."""
         # An absolute import in a `try`, so that transformers neither copies `adapters.py` next to saved models nor demands PEFT
         try:
             from cloud_hf.adapters import load_merged
@@ -393,7 +393,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
     def trunk(self) -> PreTrainedModel:
         """The decoder without its LM head."""
         decoder = self.language_model.base_model
-        # Llama 4's model names the prefix of the multimodal one
+        # The `base_model_prefix` of Llama 4's language model is that of the multimodal model
         return cast(PreTrainedModel, self.language_model.model if decoder is self.language_model else decoder)
 
     def forward(
@@ -416,10 +416,10 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         r"""
         Run the decoder once, and compute rewards and LM loss only at the positions that need them.
 
-        Other tools call this method with chats that they rendered and encoded. Without `reward_positions`, each sequence must
-        hold the ids that [`CLoudForRewardModeling.score`] would read, and gets the same reward: a complete conversation for a
-        classic model, and one with its critique for a CLoud model. A second BOS and tokens after the last end of turn are
-        skipped. Everything else is refused.
+        Other tools call this method with chats that they rendered and encoded. Without `reward_positions`, each
+        sequence must hold the ids that [`CLoudForRewardModeling.score`] would read: a complete conversation for a
+        classic model, and one with its critique for a CLoud model. It then gets the same reward. A second BOS and
+        tokens after the last end of turn are skipped. All other sequences are refused.
 
         Args:
             input_ids (`torch.LongTensor` of shape `(B, T)`, *optional*):
@@ -428,15 +428,15 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             attention_mask (`torch.Tensor` of shape `(B, T)`, *optional*):
                 1 on real tokens. Required if sequences are padded.
             position_ids (`torch.LongTensor` of shape `(B, T)`, *optional*):
-                Default to counting the real tokens. Required with `segments`.
+                Default to positions that count only real tokens. Required with `segments`.
             inputs_embeds (`torch.Tensor` of shape `(B, T, H)`, *optional*):
                 Used instead of `input_ids`.
             labels (`torch.LongTensor` of shape `(B, T)`, *optional*):
                 Unshifted labels of the critique LM loss, `-100` elsewhere. With `segments`, the first token of each
                 segment must be `-100`, too.
             reward_positions (`torch.LongTensor` of shape `(B,)`, *optional*):
-                Where rewards are read. Default to the end of the last turn of each sequence. With `segments`, positions
-                in the flattened row, at the last token of each sequence, in any order.
+                Positions at which to read the rewards. Default to the end of the last turn of each sequence. With
+                `segments`, positions in the flattened row, at the last token of each sequence, in any order.
             inner_positions (`torch.LongTensor` of shape `(B, R)`, *optional*):
                 Further positions, inside each sequence, at which to read the reward. They need `reward_positions`, and are counted in the
                 same way.
@@ -446,9 +446,9 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
             target_positions (`torch.LongTensor` of shape `(P,)`, *optional*):
                 Where `labels[:, 1:].flatten()` is not `-100`. Found in `labels` by default, which makes the host wait for the device.
             lm_loss_chunks (`int`, *optional*):
-                Number of pieces in which the logits of the labelled tokens are computed. One is fastest; with more,
-                only one piece is in memory at a time, and the backward pass recomputes each. Defaults to one piece
-                per 16,384 entries of the vocabulary.
+                Number of chunks in which the logits of the labelled tokens are computed. One is fastest; with more,
+                only one chunk is in memory at a time, and the backward pass recomputes each. Defaults to one chunk per
+                16,384 entries of the vocabulary.
             margin (`torch.Tensor`, *optional*):
                 Not used: [`~trl.RewardTrainer`] passes its entire batch to the model.
             token_type_ids (`torch.Tensor`, *optional*):
@@ -457,8 +457,8 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
                 Whether to return a [`CLoudOutput`] or a tuple. Defaults to the config's.
 
         Raises:
-            `ValueError`: If there are `segments` and the model's attention implementation cannot tell them apart, or a
-                sequence is not one whose reward [`CLoudForRewardModeling.score`] would give.
+            `ValueError`: If there are `segments` and the model's attention implementation cannot keep them apart, or
+                if a sequence does not hold the ids that [`CLoudForRewardModeling.score`] would read.
         """
         is_foreign = reward_positions is None and segments is None
         if segments is not None:
@@ -522,8 +522,8 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
                 tokenizer = AutoTokenizer.from_pretrained(name, config=self.config, **self._hub_kwargs)
             except (OSError, ValueError) as error:
                 raise ValueError(
-                    f"There is no tokenizer in {name!r} with which to find the end of a sequence's last turn. Save it next "
-                    "to the model, pass `reward_positions`, or call `model.score(prompts, responses, tokenizer)`."
+                    f"There is no tokenizer in {name!r}, and without it the end of a sequence's last turn cannot be found. Save it "
+                    "with the model, pass `reward_positions`, or call `model.score(prompts, responses, tokenizer)`."
                 ) from error
             self._reward_finder = RewardFinder(self.config, tokenizer)
         return self._reward_finder
@@ -536,8 +536,8 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         self, hidden_BTH: torch.Tensor, labels_BT: torch.Tensor, places_P: torch.Tensor, chunks: int | None
     ) -> torch.Tensor:
         """
-        Compute the cross-entropy at each labelled position, or a single zero if there is none, with the logits of one
-        piece of the positions in memory at a time.
+        Compute the cross-entropy at each labelled position, with the logits of only one chunk in memory at a time.
+        Returns a single zero if no position is labelled.
         """
         if places_P.numel() == 0:
             # One ignored position keeps the LM head in the graph, which sharded training needs on every rank
@@ -591,7 +591,7 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         first_B1H = self.trunk(ids[:, :1], use_cache=False).last_hidden_state
         if (hidden_BTH[:, :1] - first_B1H).abs().max() > 0.02 * first_B1H.abs().max() + 1e-4:
             raise ValueError(
-                f"In {type(self.language_model).__name__}, tokens attend to later ones, so it cannot write. Start from a causal "
+                f"In {type(self.language_model).__name__}, tokens attend to later ones, so it cannot write critiques. Start from a causal "
                 "language model."
             )
         ours = self._scale_logits(self.language_model.get_output_embeddings()(hidden_BTH).float())
@@ -662,7 +662,8 @@ class CLoudForRewardModeling(PreTrainedModel, GenerationMixin):
         alone = torch.stack([last_states(sequence[None].to(self.device), -1) for sequence in sequences])
         limit = 0.02 * alone.abs().max() + 1e-4
         if self.dtype != torch.float32:
-            # Rounding errors add up over layers to more than the limit, but stay far below what seeing other sequences changes
+            # Rounding errors can add up over layers to more than the limit, but seeing other sequences changes the
+            # states far more
             mixed = last_states(row, last_tokens, **options, attention_mask=torch.ones_like(row))
             limit = torch.maximum(limit, 0.5 * (mixed - alone).abs().max())
         if (packed - alone).abs().max() > limit:
@@ -781,7 +782,7 @@ def _forget_renaming(model: Any, key_mapping: dict[str, str] | None):
 
 
 def _read_quantization(kwargs: dict[str, Any]):
-    """Replace options of earlier versions of transformers, such as `load_in_8bit`, which other tools still pass."""
+    """Convert options of earlier versions of transformers, such as `load_in_8bit`, which other tools still pass."""
     options = {key: kwargs.pop(key) for key in _QUANTIZATION_OPTIONS if key in kwargs}
     if options.get("load_in_8bit") or options.get("load_in_4bit"):
         if kwargs.get("quantization_config") is not None:
@@ -794,7 +795,7 @@ def check_weights(name: str, model: nn.Module):
     for key, weight in model.named_parameters():
         local = weight.to_local() if isinstance(weight, DTensor) else weight
         if local.dtype in _CHECKED_DTYPES and local.numel() and not local.is_meta:
-            least, most = torch.aminmax(local.detach())  # NaN if any is
+            least, most = torch.aminmax(local.detach())  # NaN if any value is NaN
             if not (math.isfinite(least) and math.isfinite(most)):
                 raise NotFinite(f"{name} has weights that are NaN or infinite, such as {key}.")
 

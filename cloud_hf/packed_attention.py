@@ -1,7 +1,7 @@
 """Attention over a batch that is flattened into one row of segments.
 
-On CPUs, each segment is one SDPA call. On GPUs, a layer is one call: to a variable-length kernel (FlashAttention's), or to
-FlexAttention where that kernel does not apply: with shared prompts, soft caps or fp32.
+On CPUs, a layer makes one SDPA call per segment. On GPUs, it makes a single call: to FlashAttention's variable-length
+kernel or, with shared prompts, soft caps or fp32, to FlexAttention.
 
 Shape suffixes: S segments, N tokens of the flattened batch, h heads, D head size.
 """
@@ -42,7 +42,8 @@ def packed_arguments(config, segments: torch.Tensor | Sequence[Sequence[int]], d
     """
     Make the arguments that tell a decoder's attention where the segments are. `segments`, of shape `(S, 2)`, holds the length and parent of
     each, in the order of their tokens; the parent is the index of an earlier segment, or -1. A token attends to the ancestors of its
-    segment, to earlier tokens of that segment, and to itself. The lengths are read on the host, which waits for a tensor on another device.
+    segment, to earlier tokens of that segment, and to itself. The host reads the lengths, and waits if they are on
+    another device.
 
     Raises:
         `ValueError`: If the attention implementation of `config` cannot keep segments apart.
@@ -76,9 +77,10 @@ def packed_sdpa_attention_forward(
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
     """
-    Attend within segments and to their ancestors, if `attention_mask` is the `(1, 1, S, 2)` table of [`packed_arguments`], and as
-    transformers' SDPA attention for an ordinary mask (which already respects `sliding_window`). Query, key and value have the
-    shape `(1, h, N, D)`, the output `(1, N, h, D)`. No `N x N` mask is built.
+    Attend within segments and to their ancestors, if `attention_mask` is the `(1, 1, S, 2)` table of
+    [`packed_arguments`]. With an ordinary mask (which already respects `sliding_window`), attend as transformers' SDPA
+    attention does. Query, key and value have the shape `(1, h, N, D)`, the output `(1, N, h, D)`. No `N x N` mask is
+    built.
 
     Raises:
         `ValueError`: If the GPU kernels do not support the head size or attention dropout.
@@ -140,7 +142,7 @@ def _attend_on_gpu(
         return _attend_varlen(query, key, value, table, sliding_window, scaling)
     if (smallest := min(size, value.shape[-1])) < _SMALLEST_FLEX_HEAD:
         raise ValueError(
-            f"FlexAttention needs heads of at least {_SMALLEST_FLEX_HEAD} values, but this model's have {smallest}: train it "
+            f"FlexAttention needs a head size of at least {_SMALLEST_FLEX_HEAD}, but this model's is {smallest}: train it "
             "without `padding_free` and `shared_prompt`, or on a CPU."
         )
     _tell("FlexAttention")
@@ -154,7 +156,7 @@ def _compiled():
 
 @cache
 def _tell(kernel: str):
-    logger.info("Flattened batches go through %s, once per layer.", kernel)
+    logger.info("Flattened batches use %s, with one call per layer.", kernel)
 
 
 def _attend_varlen(query, key, value, table: Table, sliding_window: int | None, scaling: float | None) -> torch.Tensor:
@@ -169,7 +171,7 @@ def _attend_varlen(query, key, value, table: Table, sliding_window: int | None, 
     return output[None]
 
 
-# The layers of a step share what is made for a batch: it is copied to the GPU once
+# The layers of a step share these tensors, so each is copied to the GPU only once per batch
 @lru_cache(maxsize=2)
 def _bounds(table: Table, device: torch.device) -> tuple[torch.Tensor, int]:
     """Return where sequences begin and end, shape `(S + 1,)`, and the length of the longest one."""
@@ -178,7 +180,7 @@ def _bounds(table: Table, device: torch.device) -> tuple[torch.Tensor, int]:
 
 
 def _on(device: torch.device, array: np.ndarray) -> torch.Tensor:
-    """Copy an array to a device. From pinned memory, the host does not wait for the copy."""
+    """Copy an array to a device, from pinned memory, so that the host does not wait for the copy."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
@@ -217,7 +219,7 @@ def make_block_mask(table: Table, sliding_window: int | None, device: torch.devi
     first_query, query_end = starts[:, None], np.minimum(starts + _BLOCK, num_tokens)[:, None]
     before = np.tri(blocks, k=-1, dtype=bool)
     some = np.eye(blocks, dtype=bool) | (before & (reduced(np.maximum, last_N) > first_query))
-    # The kernel takes a block that reaches beyond the row for a partial one
+    # The kernel treats a block that reaches beyond the row as partial
     every = before & (reduced(np.minimum, last_N) >= query_end) & (query_end - first_query == _BLOCK)
     if sliding_window is not None:
         low, high = reduced(np.minimum, position_N), reduced(np.maximum, position_N)
@@ -237,8 +239,8 @@ def make_block_mask(table: Table, sliding_window: int | None, device: torch.devi
 
 def _spans(table: Table) -> tuple[np.ndarray, np.ndarray]:
     """
-    Return for each token the end of the tokens that may see it, which are those of its segment and its descendants, and its position
-    in its sequence. Both have the shape `(N,)`.
+    Return, for each token, the end of the tokens that may see it (those of its segment and that segment's
+    descendants), and its position in its sequence. Both have the shape `(N,)`.
     """
     lengths = np.array([length for length, _ in table])
     stops = np.cumsum(lengths)

@@ -59,7 +59,8 @@ class ScalarFormat(CritiqueFormat):
         end = self._controls.pattern.search(text, text.rindex(SLOT))
         self.end_token = end.group() if end else str(self.tokenizer.eos_token or self.tokenizer.sep_token)
         self.end_token_id = cast(int, self.tokenizer.convert_tokens_to_ids(self.end_token))
-        # Decoders' templates write all the tokens that belong to a conversation; only encoders read a token put in front
+        # The templates of decoders write all tokens of a conversation; only encoders need one that the tokenizer puts
+        # in front
         ids = self.tokenizer("x")["input_ids"]
         is_encoder = self.tokenizer.cls_token_id is not None and ids[0] == self.tokenizer.cls_token_id
         self._around = (
@@ -78,7 +79,7 @@ class ScalarScorer:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Its tokenizer, with its chat template.
         label_weights (`dict[str, float]`, *optional*):
-            The reward is this weighted sum of labels, by name. Needed for a model with several.
+            Weight of each label in the reward, by the label's name. Needed for a model with several labels.
         batch_size (`int`, *optional*, defaults to `16`):
             Sequences per forward pass, sorted by length.
         show_progress (`bool`, *optional*, defaults to `False`):
@@ -160,8 +161,8 @@ class ScalarScorer:
 
     def _padded(self, rows: Sequence[tuple[int, ...]]) -> dict[str, torch.Tensor]:
         """
-        Pad on the right. Decoders read at the last token that differs from the config's padding id; if there is none, choose an id that no
-        row ends with, so each row is read at its end.
+        Pad on the right. Decoders read at the last token that differs from the config's padding id; if the config has
+        none, choose an id that no row ends with, so each row is read at its end.
         """
         pad = self._pad_token_id
         if pad is None:

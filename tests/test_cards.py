@@ -114,7 +114,7 @@ def test_results_are_held_out_and_losses_of_training_are_named_so(run, step):
     assert result.dataset_args == {"rows": 5} and low <= result.metric_value <= high and low < high
     evaluation, _, training = card.text.partition("## Training")
     assert "| `data, split test` | `accuracy` |" in evaluation and "pairwise_loss" in evaluation
-    assert "on rows it was trained on: loss" in training and "accuracy" not in training.partition("## Serve")[0]
+    assert "on training rows: loss" in training and "accuracy" not in training.partition("## Serve")[0]
     assert ", cosine |" in training
     weight = r"\d[\d.]*" if step == "cloud" else "none: it writes no critiques"
     assert re.search(rf"\| λ \(weight of the critique LM loss\) \| {weight} \|", training)

@@ -172,7 +172,7 @@ def test_heads_of_a_size_that_the_variable_length_kernel_lacks_go_to_flex_attent
 
 def test_what_no_kernel_does_is_refused():
     states = make_states(TABLES["pairs"], size=8)
-    with pytest.raises(ValueError, match="heads of at least 16 values, but this model's have 8"):
+    with pytest.raises(ValueError, match="a head size of at least 16, but this model's is 8"):
         packed_attention._attend_on_gpu(*states, TABLES["pairs"], None)
     with pytest.raises(ValueError, match="`disable_dropout`"):
         packed_attention._attend_on_gpu(*states, TABLES["pairs"], None, dropout=0.1)

@@ -1,4 +1,4 @@
-"""Choose among candidates with reward models, and measure the quality of the choices by the number of candidates."""
+"""Choose among candidates with reward models, and measure how good the choices are for each number of candidates."""
 
 from dataclasses import asdict, dataclass, field
 from operator import itemgetter
@@ -49,8 +49,9 @@ class BestOfNArguments(ArenaHardArguments, ScoringArguments):
             Score with this many seeds, starting at `seed`, for a standard error over sampled critiques. Needs a
             `temperature` above 0. Classic models score once.
         halving (`list[str]`, *optional*):
-            Also choose by successive halving, with critiques for the contenders only, and compare it with the full choice: a model with
-            several critiques, or `CHEAP,MODEL`, where the cheap one drops half of the candidates first. Not on ArenaHard.
+            Also choose by successive halving, which writes critiques only for the contenders, and compare it with
+            scoring all candidates. Each value is a model with several critiques, or `CHEAP,MODEL`, where the cheap one
+            drops half of the candidates first. Not on ArenaHard.
     """
 
     dataset_name: list[str] = field(default_factory=list)
@@ -72,11 +73,9 @@ class BestOfNArguments(ArenaHardArguments, ScoringArguments):
             [name] = [name for name, short in short_names(self.models).items() if short == one.model]
             config = self.read_config(name)
             if not (isinstance(config, CLoudConfig) and config.critique):
-                raise ValueError(
-                    f"`halving` spends critiques of {one.model}, which writes none: name a CLoud model last."
-                )
+                raise ValueError(f"`halving` needs critiques, but {one.model} writes none: name a CLoud model last.")
         if self.halving and not self.dataset_name:
-            raise ValueError("`halving` compares choices whose worth is known: give `dataset_name`.")
+            raise ValueError("`halving` is measured on candidates of known quality: give `dataset_name`.")
 
 
 ARGUMENTS = (BestOfNArguments,)
@@ -124,7 +123,7 @@ def main(args: BestOfNArguments):
 def compare_halvings(
     scored: list[ScoredSet], formats: dict[str, CritiqueFormat], args: BestOfNArguments
 ) -> list[HalvingResult]:
-    """Choose by successive halving on each set, and compare it with the full choice."""
+    """Choose by successive halving on each set, and compare it with scoring all candidates."""
     results = []
     for halving in read_halvings(args.halving, args.models, args.num_critiques):
         for found in scored:
@@ -136,7 +135,7 @@ def compare_halvings(
 def score_all(
     sets: dict[str, list[Problem]], args: BestOfNArguments
 ) -> tuple[dict[str, ScoredSet], dict[str, CritiqueFormat]]:
-    """Score all datasets with all models. Also returns the models' formats, by short name."""
+    """Score all datasets with all models. Returns the scores, and the models' formats by short name."""
     shown, titles = short_names(args.models), short_names(args.dataset_name)
     fitted: dict[str, dict[str, FittedRows]] = {}
     scores: dict[str, dict[str, Scores]] = {}

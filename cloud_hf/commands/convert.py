@@ -6,11 +6,12 @@ cloud-hf convert classic-rm classic-classifier --to sequence-classification
 
 Without `--to`, a checkpoint in the authors' published layout becomes a native folder, which holds its language model's architecture
 and loads with `AutoModel.from_pretrained`, and a native folder that was converted before becomes a published one. At most one shard
-of safetensors is in memory at a time. `--dry_run` checks everything (of a Hub id without downloading the weights) and prints what
-would be written.
+of safetensors is in memory at a time. `--dry_run` checks everything (for a Hub id, without downloading the weights)
+and prints what would be written.
 
-`--to sequence-classification` makes a classic model with a linear head its architecture's own `*ForSequenceClassification`, with
-equal rewards in transformers and vLLM, and `--to cloud` does the reverse. Both load the complete model.
+`--to sequence-classification` converts a classic model with a linear head to its architecture's own
+`*ForSequenceClassification`, with equal rewards in transformers and vLLM; `--to cloud` does the reverse. Both load the
+complete model.
 """
 
 import argparse
@@ -40,7 +41,7 @@ def main(arguments: list[str] | None = None):
         _convert_layout(source, destination, dry_run, args)
         return
     if given := [name for name, value in args.items() if value]:
-        raise ValueError(f"`{given[0]}` is for the published layout; leave it out with `--to {to}`.")
+        raise ValueError(f"`{given[0]}` is for the published layout; omit it with `--to {to}`.")
     _convert_classifier(source, destination, to, dry_run)
 
 

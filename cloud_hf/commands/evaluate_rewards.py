@@ -49,7 +49,7 @@ def main(args: EvaluationArguments):
     output_dir = Path(args.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     results, described, judged = {}, sets.describe(), None
-    # First, because errors with a judge show in seconds, before a model is loaded
+    # First, because a judge's errors show within seconds, before a model is loaded
     judge = summarize_judge(sets, args, output_dir / "judgements", shown) if args.judge_base_url else None
     with ExitStack() as stack:
         journals = {
@@ -95,7 +95,7 @@ def main(args: EvaluationArguments):
 
 
 def check_file_names(shown: dict[str, str], args: EvaluationArguments):
-    """Raise `ValueError` if the scores of two models on preference sets would go into one file."""
+    """Raise `ValueError` if the scores of two models on preference sets would go into the same file."""
     pairs: dict[str, tuple[str, str]] = {}
     for name, dataset in product(args.models, args.dataset_name):
         file = file_name("scores", f"{shown[name]}_{shown[dataset]}", "jsonl")

@@ -31,13 +31,13 @@ Group = list[tuple[int, dict[str, Any]]]
 @dataclass(kw_only=True)
 class PrepareArguments(SourceArguments):
     """
-    The public set, and which pairs to make of it.
+    The public set, and which pairs to make from it.
 
     Parameters:
         layout (`str`, *optional*, defaults to `"auto"`):
             Layout of the rows. `auto` recognises it by the columns; `docs/data.md` lists all.
         pairs (`str`, *optional*, defaults to `"best_worst"`):
-            Pairs of a prompt with more than two rated responses: `best_worst` or `all`.
+            Pairs to make from a prompt with more than two rated responses: `best_worst` or `all`.
         margins (`bool`, *optional*, defaults to `False`):
             Write the column `margin`, the difference of the ratings, which training subtracts from the difference of rewards.
     """
@@ -65,7 +65,9 @@ def main(args: PrepareArguments):
     layout = LAYOUTS[name]
     if args.margins and not layout.margin:
         rated = ", ".join(each for each, other in LAYOUTS.items() if other.margin)
-        raise ValueError(f"`margins` needs ratings, which `layout` {name} does not have. These have: {rated}.")
+        raise ValueError(
+            f"`margins` needs ratings, which `layout` {name} does not have. These layouts have them: {rated}."
+        )
     print(f"{args.dataset_name}: {len(rows)} rows are read as {layout.title} (`--layout {name}`).")
     preparation = Preparation(rows, layout, args)
     title = f"Preference pairs from {layout.title}"

@@ -105,8 +105,8 @@ def read_rows(path: str, name: str) -> list[dict[str, Any]]:
     Read JSON lines.
 
     Raises:
-        `ValueError`: If a line is not a JSON object with a usable `prompt` and `response`. The message names the row, counted from 0
-            without blank lines.
+        `ValueError`: If a line is not a JSON object with a usable `prompt` and `response`. The message names the row,
+            counting from 0 and skipping blank lines.
     """
     with contextlib.nullcontext(sys.stdin) if path == "-" else open(path, encoding="utf8") as file:
         lines = [line for line in file if line.strip()]
@@ -141,7 +141,7 @@ def read_chat(row: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def check_chats(prompts: list, responses: list, name: str, args: ScoreArguments, sampling: Sampling):
-    """Check model, chats and options with only the config and the tokenizer, which is fast compared with loading weights."""
+    """Check model, chats and options with only the config and the tokenizer, which is much faster than loading weights."""
     args.check_models([args.model])
     config = args.read_config(args.model)
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_source(args.model), trust_remote_code=args.trust_remote_code)
@@ -156,7 +156,7 @@ def check_chats(prompts: list, responses: list, name: str, args: ScoreArguments,
 
 
 def summary(score: Score) -> dict[str, Any]:
-    """Return a score in JSON form, with details for several critiques only."""
+    """Return a score in JSON form; only several critiques are listed individually."""
     found: dict[str, Any] = {"reward": score.reward}
     if score.critiques != ("",):
         found |= {"critique": score.critique, "finish_reason": score.finish_reasons[0]}

@@ -68,13 +68,13 @@ class CritiqueSFTConfig(SFTConfig):
         if self.padding_free and self.neftune_noise_alpha is not None:
             raise ValueError(
                 "`neftune_noise_alpha` is set, but with `padding_free` its noise would be scaled by the length of the batch "
-                "instead of each sequence's. Drop one."
+                "instead of each sequence's. Omit one of them."
             )
         super().__post_init__()
 
 
 class CritiqueSFTTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, SFTTrainer):
-    """[`~trl.SFTTrainer`] with exact resume, throughput and a card, which stops at a loss that is not finite."""
+    """[`~trl.SFTTrainer`] that resumes exactly, logs throughput, writes a card, and stops at a loss that is not finite."""
 
     kind = CRITIC
 

@@ -1,4 +1,4 @@
-"""Stage 4: improve the critiques of a CLoud model by whether they lead its reward to the right preference."""
+"""Stage 4: improve a CLoud model's critiques by rewarding those that lead it to the right preference."""
 
 from ..training import CLoudOutcomeConfig, CLoudOutcomeTrainer
 from ..training.arguments import DataArguments, RewardModelConfig

@@ -14,7 +14,7 @@ Environment variables:
     CLOUD_REWARD_CHANGED      "warn" (the default) or "error": policy for responses in which the reward model's chat template hides
                               or changes text, such as what precedes a `</think>`
     CLOUD_REWARD_UNJUDGEABLE  reward for responses that cannot be judged, such as over-long ones. Without it, they raise an error.
-                              They also do until a first response has been judged: the settings are then probably wrong
+                              They always do until a first response has been judged: until then, the settings are probably wrong
 
 OpenRLHF runs this file by its path, and calls `reward_func` from several threads with one response each. It swallows
 errors, so they are logged here.
@@ -55,8 +55,8 @@ def reward_func(queries: list[str], prompts: list[str], labels: list, **kwargs) 
 
     Returns:
         `dict`: Tensors of shape (B,). `rewards` and `scores` both contain the rewards (so set the range for dynamic filtering
-        on the reward scale, not from 0 to 1). `extra_logs` contains the standard deviation, the share of cut critiques, and
-        whether the response could not be judged.
+        on the reward scale, not from 0 to 1). `extra_logs` contains the standard deviation, the share of cut
+        critiques, and whether the response was changed or could not be judged.
 
     Raises:
         `ValueError`: If an environment variable is missing or a response cannot be judged.
@@ -93,7 +93,7 @@ class _RewardModel:
         self.has_judged = False
 
     def judge(self, query: str, prompt: str) -> tuple[float, float, float, float, float]:
-        """Return reward, standard deviation, share of cut critiques, and 1.0 each if text is hidden or nothing can be judged."""
+        """Return reward, standard deviation and share of cut critiques, and two flags: text is hidden; the response cannot be judged."""
         try:
             *messages, answer = self.chats.parse(query, prompt)
             [score] = self.scorer.score([messages], [answer["content"]], **self.options)

@@ -1,4 +1,4 @@
-"""The scorer behind the addresses that a trainer's environment names. Does not import torch."""
+"""Make a scorer from the server addresses in a trainer's environment. Does not import torch."""
 
 import re
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ def served_scorer(urls: str, api_key: str | None = None, fit: str | None = None)
 
     Args:
         urls (`str`):
-            Addresses: of replicas separated by commas, of a cascade's stages by spaces, the cheapest first.
+            Addresses. Commas separate replicas; spaces separate a cascade's stages, the cheapest first.
         api_key (`str`, *optional*):
             Key of all servers.
         fit (`str`, *optional*):

@@ -28,8 +28,9 @@ def cloud_reward(scorer: Scorer, **options) -> Callable[..., list[float | None]]
 
     Args:
         scorer ([`Scorer`]):
-            Any backend: [`TransformersScorer`], [`~serving.CLoudVLLM`] or [`~serving.CLoudClient`]; or [`ScalarScorer`] for scalar
-            models of other makers; or [`CascadeScorer`], for whole groups of completions without tool calls.
+            Any backend: [`TransformersScorer`], [`~serving.CLoudVLLM`] or [`~serving.CLoudClient`]; or
+            [`ScalarScorer`] for third-party scalar models; or [`CascadeScorer`], for whole groups of completions
+            without tool calls.
         num_critiques, temperature, max_new_tokens, seed:
             See [`Scorer`]. `max_new_tokens` defaults to 512 here.
         normalize (`str`, *optional*):
@@ -46,11 +47,11 @@ def cloud_reward(scorer: Scorer, **options) -> Callable[..., list[float | None]]
             reward model, load it with `keep_thinking=True`.
         on_unjudgeable (`str`, *optional*, defaults to `"error"`):
             Policy for completions that cannot be judged, for instance because they do not fit the reward model's context.
-            `"error"` raises. `"lowest"` returns the lowest reward seen so far, so that such completions never pay. `"none"`
-            returns the reward `None`: TRL ignores the completion if no other reward function judges it; otherwise it adds up
-            the others, so that `None` is worth 0, which a policy can prefer to a negative reward. The last two count the
-            completions in a warning and a metric, and raise until some completion has been judged: until then, the settings
-            are probably wrong.
+            `"error"` raises. `"lowest"` returns the lowest reward seen so far, so that such completions never pay off.
+            `"none"` returns the reward `None`: TRL ignores the completion if no other reward function judges it;
+            otherwise it adds up the others, so that `None` is worth 0, which a policy can prefer to a negative reward.
+            The last two count the completions in a warning and a metric, and raise until some completion has been
+            judged: until then, the settings are probably wrong.
         judged_part (`Callable`, *optional*):
             Returns the part of a completion's text to judge, for instance the text after a thinking block.
         name (`str`, *optional*, defaults to `"cloud_reward"`):
@@ -206,7 +207,7 @@ class _Settings:
         return function
 
     def check_groups(self, batch: _Batch):
-        """Raise `ValueError` where completions cannot be compared: a part of a group, or after different tool calls."""
+        """Raise `ValueError` if completions cannot be compared: a group is incomplete, or its completions have tool calls."""
         if not self.compares:
             return
         _groups(batch.prompts, self.num_generations)
@@ -224,7 +225,7 @@ class _Settings:
             yield
         except ValueError as error:
             if self.on_unjudgeable == "error":
-                cure = "" if self.compares else ' (`on_unjudgeable="lowest"` continues without)'
+                cure = "" if self.compares else ' (`on_unjudgeable="lowest"` continues without them)'
                 raise ValueError(f"Completions cannot be judged{cure}: {error}") from error
             batch.refuse(rows, error)
 

@@ -4,12 +4,13 @@
         reward.custom_reward_function.name=compute_score \\
         +reward.custom_reward_function.reward_kwargs.max_new_tokens=512 ...
 
-(Older versions name the options `custom_reward_function.path` and so on.) With `reward.reward_model.enable=True` verl starts
-vLLM servers of the reward model behind a router. Their chat route gives the rewards, and cloud_hf must be installed where they
-run. The router answers whatever they refuse with status 500; vLLM's log says why. Otherwise the reward server at CLOUD_REWARD_URL
-is asked (or its replicas, separated by commas); CLOUD_REWARD_API_KEY is its key. With CLOUD_REWARD_CASCADE, the file of a cascade's fit,
-CLOUD_REWARD_URL holds a server for each stage, separated by spaces. verl passes the decoded response to a reward function but not
-the prompt, so every row of the data needs the prompt in `extra_info`.
+(Older versions name the options `custom_reward_function.path` and so on.) With `reward.reward_model.enable=True`, verl
+starts vLLM servers of the reward model behind a router. Their chat route returns the rewards, so cloud_hf must be
+installed where they run. If they refuse a request, the router answers with status 500, and vLLM's log says why.
+Otherwise, requests go to the reward server at CLOUD_REWARD_URL (or its replicas, separated by commas), with the key
+CLOUD_REWARD_API_KEY. With CLOUD_REWARD_CASCADE, the file of a cascade's fit, CLOUD_REWARD_URL holds a server for each
+stage, separated by spaces. verl passes the decoded response to a reward function but not the prompt, so every row of
+the data needs the prompt in `extra_info`.
 """
 
 import logging
@@ -55,7 +56,8 @@ async def compute_score(
         extra_info (`dict`):
             Holds the prompt (chat messages or a string) as `prompt`, `raw_prompt` or `question`.
         reward_router_address (`str`, *optional*):
-            Host and port of verl's router to vLLM servers. Without it, the reward server at CLOUD_REWARD_URL is asked.
+            Host and port of verl's router to vLLM servers. Without it, requests go to the reward server at
+            CLOUD_REWARD_URL.
         num_critiques, temperature, max_new_tokens, seed:
             See [`Scorer`]; set them with `reward_kwargs`.
         on_response_changed (`str`, *optional*, defaults to `"warn"`):

@@ -37,10 +37,11 @@ class DataArguments:
         dataset_test_split (`str`, *optional*, defaults to `"test"`):
             Split to evaluate on during training, unless `eval_strategy` is "no".
         eval_dataset_name (`str`, *optional*):
-            Dataset to evaluate on, if `dataset_name` has no such split. A dataset without splits is used in full.
+            Dataset to evaluate on, if `dataset_name` has no `dataset_test_split`. A dataset without splits is used in
+            full.
         test_size (`float`, *optional*):
-            Share of the prompts of the training split, such as 0.05, to evaluate on instead of training on them. All rows of a
-            prompt are on the same side.
+            Share of the training split's prompts, such as 0.05, to hold out for evaluation. All rows of a prompt go to
+            the same side.
     """
 
     dataset_name: str
@@ -80,7 +81,8 @@ class DataArguments:
 
 def split_by_prompt(rows: Dataset, test_size: float) -> tuple[Dataset, Dataset]:
     """
-    Split rows into two parts by prompt. A hash of the prompts chooses those of the second part, a share of `test_size`.
+    Split rows into two parts by prompt. A hash of each prompt decides which prompts go to the second part, whose share
+    is `test_size`.
 
     Raises:
         `ValueError`: If the share is not between 0 and 1, or leaves one part without a prompt.
@@ -102,7 +104,7 @@ def split_by_prompt(rows: Dataset, test_size: float) -> tuple[Dataset, Dataset]:
 def _prompt_key(row: dict[str, Any]) -> str:
     try:
         return key_of(read_preference(row).prompt)
-    except (KeyError, ValueError):  # training counts the bad rows
+    except (KeyError, ValueError):  # training reports bad rows
         return key_of(row.get("prompt"))
 
 
@@ -209,9 +211,9 @@ def load_tokenizer(model_args: ModelConfig, training_args) -> PreTrainedTokenize
 
 def set_chat_template(tokenizer: PreTrainedTokenizerBase, path: str):
     """
-    Set a tokenizer's chat template from a Jinja file, or from a family's template in `cloud_hf/chat_templates` by its name; anything
-    else raises `ValueError`. TRL also accepts a model here and copies its special tokens, but no tokens can be added once the critique
-    format is built.
+    Set a tokenizer's chat template from a Jinja file, or from the template of a model family in
+    `cloud_hf/chat_templates`, given by name. Anything else raises `ValueError`. TRL also accepts a model here and
+    copies its special tokens, but no tokens can be added once the critique format is built.
     """
     families = {file.stem: file for file in sorted(CHAT_TEMPLATES.glob("*.jinja"))}
     if path not in families and not path.endswith((".jinja", ".j2")):

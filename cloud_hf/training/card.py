@@ -25,7 +25,7 @@ from .launch import rows_per_step, strategy_of
 
 _LOSSES = ("loss", "pairwise_loss", "lm_loss")
 _EXAMPLE_ROWS, _EXAMPLE_CHARACTERS, _EXAMPLE_TOKENS = 100, 600, 256
-_RESERVED = 8  # tokens that close a critique
+_RESERVED = 8  # tokens kept free for closing a critique
 
 
 @dataclass
@@ -101,7 +101,7 @@ class WritesCard:
         card.save(folder / "README.md")
 
     def training_facts(self) -> dict[str, Any]:
-        """Return rows that only this trainer adds to the card's table of its training."""
+        """Return the rows that only this trainer adds to the card's training table."""
         return {}
 
     def add_example(self, rows: Dataset):
@@ -112,7 +112,7 @@ class WritesCard:
 
 
 def _examples(trainer: Any, rows: Dataset) -> Iterator[Example]:
-    """Yield the model's outputs for the shorter of the first rows."""
+    """Yield the model's outputs for the short rows among the first ones."""
     critique_format, model = trainer.critique_format, trainer.accelerator.unwrap_model(trainer.model).eval()
     for _, row in islice(iterate_rows(rows), _EXAMPLE_ROWS):
         try:
@@ -141,7 +141,7 @@ def _examples(trainer: Any, rows: Dataset) -> Iterator[Example]:
 
 
 def _asked_in_messages(critique_format: Any) -> str | None:
-    """Return the critique prompt, if plain chat messages can ask for a critique as training did."""
+    """Return the critique prompt if a plain chat message can request critiques as in training, else `None`."""
     plain = critique_format.critique_role == "user" and type(critique_format).__name__ == "CritiqueFormat"
     return critique_format.critique_prompt if plain else None
 
@@ -167,11 +167,11 @@ def _held_out(trainer: Any) -> tuple[list[EvalResult], str]:
         n = len(rows) - (len(rows) % batch if args.dataloader_drop_last else 0)
         origin = trainer.origin
         name = ", ".join(filter(None, (shown_name(origin.eval_name) or "evaluation rows", origin.eval_part, part)))
-        notes.append(f"Losses of {n} rows of {in_code(name)}: {', '.join(losses)}.")
+        notes.append(f"Losses on {n} rows of {in_code(name)}: {', '.join(losses)}.")
         if (accuracy := logged.get(f"{prefix}accuracy")) is not None and n:
             results.append(_result(name, trainer.origin.eval_name, accuracy, n))
     if best and notes:
-        notes.append("The checkpoint was chosen by these rows, so the results are optimistic.")
+        notes.append("The checkpoint was selected on these rows, so the results are optimistic.")
     return results, " ".join(notes)
 
 
@@ -226,7 +226,7 @@ def _training_section(trainer: Any, dataset_name: str | None) -> str:
         last.update({key: entry[key] for key in _LOSSES if key in entry})
     losses = ", ".join(f"{key} {value:.4g}" for key, value in last.items())
     text = table([(name, str(value)) for name, value in facts.items()])
-    return f"{text}\n\nLast log of training, on rows it was trained on: {losses}." if losses else text
+    return f"{text}\n\nLast training log, on training rows: {losses}." if losses else text
 
 
 def _device(args: Any) -> str:

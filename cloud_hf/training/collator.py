@@ -22,9 +22,10 @@ class DataCollatorForCLoud(DataCollatorForPreference):
     and adds the labels of the critique LM loss.
 
     Examples must have `chosen_ids`, `rejected_ids`, `chosen_prefix_length` and `rejected_prefix_length`, as
-    [`encode_pairs`] makes them. The returned dictionary has `input_ids`, `attention_mask` and, if `critique` is set,
-    `labels`, all of shape `(2 * pairs, T)`, and `target_positions`; `reward_positions` of shape `(2 * pairs,)`; and, if the examples have them, `margin` and `cut` (number of critiques of the
-    pair that were cut off at the token budget), of shape `(pairs,)`.
+    [`encode_pairs`] makes them. The returned dictionary has `input_ids` and `attention_mask` of shape
+    `(2 * pairs, T)`, and `reward_positions` of shape `(2 * pairs,)`. If `critique` is set, it also has `labels` of shape
+    `(2 * pairs, T)`, and `target_positions`. If the examples have `margin` and `cut` (how many of the pair's critiques
+    were cut off at the token budget), it has them with shape `(pairs,)`.
 
     With `padding_free` or `shared_prompt`, the sequences are concatenated into one row. The dictionary then has the tensors
     of [`Packing.tensors`] instead, with `reward_positions` in the same order: all chosen, then all rejected.
@@ -37,10 +38,10 @@ class DataCollatorForCLoud(DataCollatorForPreference):
         shared_prompt (`bool`, *optional*, defaults to `False`):
             Whether to flatten the batch, with one copy of each prefix that several sequences share.
         inner_rewards (`int`, *optional*, defaults to `0`):
-            Number of tokens inside each critique at which to read the reward as well: `inner_positions` of shape
+            Number of tokens inside each critique at which to read the reward, too. Adds `inner_positions` of shape
             `(2 * pairs, inner_rewards)`.
         seed (`int`, *optional*, defaults to `0`):
-            Seed of these tokens, which otherwise depend only on the pair.
+            Seed for choosing these tokens; their choice otherwise depends only on the pair.
     """
 
     critique: bool = True
@@ -55,7 +56,7 @@ class DataCollatorForCLoud(DataCollatorForPreference):
         return self.padding_free or self.shared_prompt
 
     def num_tokens(self, examples: list[dict[str, Any]]) -> int:
-        """Count the tokens in the batch that `examples` make, padding included."""
+        """Count the tokens of the batch that `examples` form, including padding."""
         if self.flattens:
             return Packing(_sequences(examples), self.shared_prompt).num_tokens
         multiple = self.pad_to_multiple_of or 1
@@ -80,7 +81,7 @@ class DataCollatorForCLoud(DataCollatorForPreference):
                     pad_to_multiple_of=self.pad_to_multiple_of,
                 )
         if self.critique:
-            # Found here, because on a GPU the host would wait for the number of labels
+            # Found here on the CPU: on a GPU, the host would have to wait for the number of labels
             batch["target_positions"] = labelled(batch["labels"][:, 1:])
         if self.inner_rewards:
             before_BR = np.concatenate([self._before_the_end(examples, side) for side in SIDES])
@@ -90,7 +91,10 @@ class DataCollatorForCLoud(DataCollatorForPreference):
         return batch
 
     def _before_the_end(self, examples: list[dict[str, Any]], side: str) -> np.ndarray:
-        """Return the distances from the end of turn at which each critique is read; both sides of a pair use the same fractions."""
+        """
+        Return the distances from the end of turn at which the reward is read in each critique. Both sides of a pair
+        use the same relative positions.
+        """
         lengths = np.array(
             [len(example[f"{side}_ids"]) - example[f"{side}_prefix_length"] - 1 for example in examples]
         )
@@ -100,7 +104,10 @@ class DataCollatorForCLoud(DataCollatorForPreference):
 
 
 def _inner_fractions(example: dict[str, Any], count: int, seed: int) -> np.ndarray:
-    """Draw a fraction from each of `count` equal parts of a critique, seeded by the ids of both sides: order and shards do not matter."""
+    """
+    Draw a relative position from each of `count` equal parts of a critique. The ids of both sides are the seed, so
+    order and shards do not matter.
+    """
     ids = tuple(tuple(example[f"{side}_ids"]) for side in SIDES)
     digest = hashlib.blake2b(f"{seed}/{ids}".encode(), digest_size=8).digest()
     generator = np.random.default_rng(int.from_bytes(digest, "big"))

@@ -24,7 +24,7 @@ class CLoudTrainingConfig(RewardConfig):
         > Parameters that control the model, used when it is created from a plain language model
 
         critique (`bool`, *optional*, defaults to `True`):
-            Critique before scoring. `False` trains a classic reward model.
+            Whether to write a critique before scoring. `False` trains a classic reward model.
         critique_prompt (`str`, *optional*):
             Text that opens the critique turn. Defaults to the sentence of the published checkpoints.
         critique_role (`str`, *optional*, defaults to `"user"`):
@@ -35,21 +35,22 @@ class CLoudTrainingConfig(RewardConfig):
             Layout of conversations: `"cloud"`, or `"reference"` as in the authors' published checkpoints (see
             [`ReferenceFormat`]).
         reward_head (`str`, *optional*):
-            `"mlp"` (two layers) or `"linear"` (one, as in transformers' `*ForSequenceClassification`). Defaults to `"linear"` for a classic
-            model that starts from a scalar model with one label, whose head it keeps, and otherwise to `"mlp"`.
+            `"mlp"` (two layers) or `"linear"` (one, as in transformers' `*ForSequenceClassification`). Defaults to
+            `"linear"` if a classic model starts from a scalar model with one label, whose head it keeps, and to
+            `"mlp"` otherwise.
 
         > Parameters that control the data preprocessing
 
         max_length (`int`, *optional*, defaults to `4096`):
-            Longest sequence in tokens, critique included. The model's context applies if it is smaller, or if this is
-            `None`.
+            Maximum length of a sequence in tokens, including the critique. The model's context length applies if it is
+            smaller or if this is `None`.
         overlong_policy (`str`, *optional*, defaults to `"error"`):
-            Treatment of pairs with a longer sequence: `"error"` stops before training, `"drop"` skips them and reports
-            how many, `"truncate_prompt"` removes the oldest text of their prompt. `"truncate_end"` cuts the critique as
-            the reference implementation does; only with `format="reference"`.
+            What to do with pairs that exceed `max_length`: `"error"` stops before training, `"drop"` skips them and
+            reports how many, `"truncate_prompt"` removes the oldest text of their prompt. `"truncate_end"` cuts the
+            critique as the reference implementation does; only with `format="reference"`.
         bad_rows (`str`, *optional*, defaults to `"error"`):
-            Treatment of rows that cannot be used, such as one with an empty response: `"error"` stops before training and
-            names them, `"drop"` leaves them out and reports how many.
+            What to do with rows that cannot be used, such as one with an empty response: `"error"` stops before
+            training and names them, `"drop"` leaves them out and reports how many.
 
         > Parameters that control the batches
 
@@ -57,8 +58,9 @@ class CLoudTrainingConfig(RewardConfig):
             Concatenate the sequences of a batch into one row instead of padding them. Losses and gradients are the same.
             Needs `attn_implementation` `"sdpa"` or FlashAttention.
         shared_prompt (`bool`, *optional*, defaults to `False`):
-            Like `padding_free`, but compute only once a prefix that chosen and rejected (or several critiques of a response)
-            have in common. Losses and gradients are the same. Needs `attn_implementation` `"sdpa"`.
+            Like `padding_free`, and also compute each prefix that sequences share (chosen and rejected, or several
+            critiques of a response) only once. Losses and gradients are the same. Needs `attn_implementation`
+            `"sdpa"`.
         token_budget (`int`, *optional*):
             Maximum number of tokens in a training batch on one device, padding included. Batches then hold pairs of
             similar length, as many as the budget allows and at most `per_device_train_batch_size`.
@@ -71,12 +73,12 @@ class CLoudTrainingConfig(RewardConfig):
         bradley_terry_weight (`float`, *optional*, defaults to `1.0`):
             Weight of the Bradley-Terry loss.
         partial_reward_weight (`float`, *optional*, defaults to `0.0`):
-            Weight of the Bradley-Terry loss at tokens inside the critiques, for models whose reward is read before the critique ends
-            (`read_every`). The loss reads four tokens inside each critique, at the same fractions of both critiques of a pair; `seed`
-            and the pair's text determine them.
+            Weight of a Bradley-Terry loss on rewards read inside the critiques, for models that are to score before a
+            critique ends (`read_every`). The rewards are read at four tokens of each critique, at the same relative
+            positions in both critiques of a pair; `seed` and the pair's text determine these positions.
         lm_loss_chunks (`int`, *optional*):
-            Number of pieces in which the logits of a batch's critiques are computed. One is fastest; more take less
-            memory but compute the logits twice. Defaults to one piece per 16,384 entries of the vocabulary.
+            Number of chunks in which the logits of a batch's critiques are computed. One is fastest; more take less
+            memory but compute the logits twice. Defaults to one chunk per 16,384 entries of the vocabulary.
     """
 
     critique: bool = True
@@ -101,7 +103,7 @@ class CLoudTrainingConfig(RewardConfig):
         check_bad_rows(self.bad_rows)
         for name in ("lm_loss_weight", "bradley_terry_weight", "partial_reward_weight"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be a number of at least 0.")
+                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be a finite number of at least 0.")
         if self.reward_head not in (None, *REWARD_HEADS):
             raise ValueError(f"`reward_head` is {self.reward_head!r}; use {' or '.join(REWARD_HEADS)}.")
         check_bounds(self, max_length=1, token_budget=1, lm_loss_chunks=1)
@@ -117,7 +119,7 @@ class CLoudTrainingConfig(RewardConfig):
             )
         if self.token_budget is not None and self.auto_find_batch_size:
             raise ValueError(
-                "`auto_find_batch_size` changes the number of pairs, but `token_budget` counts tokens. Drop one."
+                "`auto_find_batch_size` changes the number of pairs, but `token_budget` counts tokens. Omit one of them."
             )
         if not self.critique and self.lm_loss_chunks is not None:
             raise ValueError(
@@ -125,27 +127,27 @@ class CLoudTrainingConfig(RewardConfig):
             )
         if self.partial_reward_weight and not (self.critique and self.format == "cloud"):
             raise ValueError(
-                f"`partial_reward_weight` is {self.partial_reward_weight}, but the reward is read inside critiques only by a CLoud model "
-                "with `format` 'cloud'."
+                f"`partial_reward_weight` is {self.partial_reward_weight}, but only a CLoud model with `format` 'cloud' reads "
+                "rewards inside critiques."
             )
         flattened = [name for name in ("padding_free", "shared_prompt") if getattr(self, name)]
         if flattened and self.neftune_noise_alpha is not None:
             raise ValueError(
                 f"`neftune_noise_alpha` is set, but with `{flattened[0]}` its noise would be scaled by the length of the "
-                "batch instead of each sequence's. Drop one."
+                "batch instead of each sequence's. Omit one of them."
             )
         if self.use_liger_kernel:
             raise ValueError(
-                "`use_liger_kernel` would change nothing: Liger's kernels replace only parts of model types that they know, and a CLoud "
-                "model is not among them. Drop it; the critique loss already computes its logits in pieces."
+                "`use_liger_kernel` would have no effect: Liger patches only model types that it knows, and CLoud models are not among "
+                "them. Omit it; the critique loss already computes its logits in chunks."
             )
         if flattened and (self.torch_compile or self.torch_compile_mode or self.torch_compile_backend):
             raise ValueError(
                 f"`torch_compile` is set, but with `{flattened[0]}` the lengths of the sequences differ in every batch, and each would "
-                "be compiled again. Drop one."
+                "be compiled again. Omit one of them."
             )
         check_machine(self)
         super().__post_init__()
-        # Checked only now, because TRL has just turned "auto" into a number or `None`
+        # Checked only after TRL has turned "auto" into a number or `None`
         if flattened and self.pad_to_multiple_of is not None:
-            raise ValueError(f"`pad_to_multiple_of` is set, but `{flattened[0]}` pads nothing. Drop one.")
+            raise ValueError(f"`pad_to_multiple_of` is set, but `{flattened[0]}` pads nothing. Omit one of them.")

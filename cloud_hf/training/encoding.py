@@ -38,10 +38,10 @@ def encode_pairs(
 
     Args:
         rows (`Dataset`):
-            Columns `prompt`, `chosen`, `rejected` in any form that [`~data.preference_rows.read_preferences`] reads; for a
-            CLoud model `chosen_feedback` and `rejected_feedback` (text, or several), whose `…_ids` take precedence if present; optional `margin`, `tools`, `id`, `chosen_finish_reason` and
-            `rejected_finish_reason`. Several critiques train in pairs: the first of chosen with the first of rejected,
-            and so on.
+            Columns `prompt`, `chosen`, `rejected` in any form that [`~data.preference_rows.read_preferences`] reads. A
+            CLoud model also needs `chosen_feedback` and `rejected_feedback` (one text or several); their `…_ids` take
+            precedence if present. `margin`, `tools`, `id`, `chosen_finish_reason` and `rejected_finish_reason` are
+            optional. Several critiques train in pairs: the first of chosen with the first of rejected, and so on.
         overlong_policy (`str`):
             `"error"`, `"drop"`, `"truncate_prompt"`, or with a [`ReferenceFormat`] `"truncate_end"`, for sequences of more
             than `max_length` tokens.
@@ -53,7 +53,8 @@ def encode_pairs(
         pair that were cut off) if they have finish reasons.
 
     Raises:
-        `ValueError`: Counts the bad rows by kind and names the first three of each, and the dataset as `name`.
+        `ValueError`: If rows are bad. The message names the dataset (`name`), counts the bad rows by kind and lists
+            the first three of each.
     """
     check_policy(overlong_policy, TRAINING_POLICIES if critique_format.name == "reference" else OVERLONG_POLICIES)
     check_bad_rows(bad_rows)
@@ -61,7 +62,7 @@ def encode_pairs(
     if len(rows) == 0:
         raise ValueError(f"{title} has no rows.")
     required = FEEDBACK_COLUMNS if critique_format.critique else ()
-    # Columns of nulls, such as a `margin` that no row has
+    # Drop columns of nulls, such as a `margin` that no row has
     rows = rows.select_columns(
         [name for name, kind in rows.features.items() if name in PAIR_COLUMNS or kind != Value("null")]
     )
@@ -69,7 +70,7 @@ def encode_pairs(
         rows, title, required=required, bad_rows=bad_rows, check=_check_critiques if required else _check_margin
     )
     options = {"critique_format": critique_format, "max_length": max_length, "overlong_policy": overlong_policy}
-    # In batches, because a row gives several pairs or none
+    # In batches, because a row may yield several pairs or none
     encoded = rows.map(
         _encode_batch,
         batched=True,
@@ -139,12 +140,12 @@ def _encode_batch(batch: dict[str, list], indices: list[int], **kwargs) -> dict[
 
 
 def _without_bad_rows(encoded: Dataset, rows: Dataset, title: str, bad_rows: str) -> tuple[Dataset, int]:
-    """Apply the policies to rows that could not be encoded, and return the other pairs and the number of bad rows."""
+    """Apply the policies to rows that could not be encoded. Return the pairs of the other rows, and the number of bad rows."""
     problems, places, lengths = encoded["problem"], encoded["row"], encoded["length"]
     if not any(problems):
         return encoded, 0
     bad, overlong = BadRows(title, bad_rows), OverlongRows(title)
-    # Once for each row, which may give several pairs
+    # Once for each row, which may have several pairs
     for place, (length, problem) in dict(zip(places, zip(lengths, problems, strict=True), strict=True)).items():
         if problem and length:
             overlong.add(place, rows[place], problem, length)
@@ -164,7 +165,7 @@ def _check_margin(row: dict[str, Any]):
 
 
 def _check_critiques(row: dict[str, Any]):
-    """Check the columns of a row that need no tokenizer."""
+    """Check those columns of a row that can be checked without a tokenizer."""
     _check_margin(row)
     critiques = [critiques_of(row, column) for column in FEEDBACK_COLUMNS]
     check_equal_critiques(row, *critiques)

@@ -1,4 +1,4 @@
-"""Settings that a training run was launched with, and checks of them before the model loads."""
+"""Record the settings of a training run, and check them before the model loads."""
 
 import importlib.util
 import os
@@ -82,11 +82,11 @@ def check_machine(args: TrainingArguments):
 
 
 def check_parallelism(args: TrainingArguments):
-    """Raise `ValueError` if one process would use several GPUs, or if sequences or matrices would be divided among GPUs."""
+    """Raise `ValueError` if one process would use several GPUs, or if sequences or matrices would be split across GPUs."""
     if args.n_gpu > 1:
         raise ValueError(
-            f"This process sees {args.n_gpu} GPUs and would average their losses, however many rows each has. Start one process per GPU "
-            "with `accelerate launch`, or expose a single one with CUDA_VISIBLE_DEVICES."
+            f"This process sees {args.n_gpu} GPUs and would average their losses, regardless of how many rows each has. Start one "
+            "process per GPU with `accelerate launch`, or expose a single one with CUDA_VISIBLE_DEVICES."
         )
     config: Any = args.parallelism_config
     if config is None and os.environ.get("ACCELERATE_USE_PARALLELISM_CONFIG", "").lower() == "true":
@@ -98,7 +98,7 @@ def check_parallelism(args: TrainingArguments):
     for name, size in found.items():
         if size > 1:
             raise ValueError(
-                f"{name}={size}, which divides sequences or matrices among GPUs. CLoud training divides only the data and the "
+                f"{name}={size}, which splits sequences or matrices across GPUs. CLoud training splits only the data and the "
                 "stored model: use FSDP2 (ds_configs/accelerate_fsdp2.yaml) or ZeRO-3, and for long chats `--gradient_checkpointing` "
                 "with a small `--token_budget`."
             )

@@ -71,7 +71,7 @@ def report_dropout(model: PeftModel, disable_dropout: bool):
     rate = model.active_peft_config.to_dict()["lora_dropout"]
     if disable_dropout and rate:
         logger.warning(
-            "The adapter was made with lora_dropout=%s, but trains without: `disable_dropout` is on, the default in reward "
+            "The adapter was made with lora_dropout=%s, but trains without dropout: `disable_dropout` is on, the default in reward "
             "training. `disable_dropout=False` keeps it, and the language model's own dropout.", rate,
         )  # fmt: skip
 
@@ -128,14 +128,14 @@ def check_same_lora(name: str, own: LoraConfig, asked: LoraConfig):
     for option in _SHAPE_OPTIONS:
         if getattr(asked, option) != getattr(own, option):
             raise ValueError(
-                f"{name} is an adapter with {option}={getattr(own, option)}, which training continues, but "
+                f"Training continues the adapter {name}, which has {option}={getattr(own, option)}, but "
                 f"{option}={getattr(asked, option)} was requested. Omit `use_peft`, or request the same value; for a new "
                 "adapter, merge this one first (`examples/merge_adapter.py`)."
             )
     targets = [asked.target_modules, own.target_modules]
     if targets[0] is not None and targets[0] != targets[1] and "all-linear" not in targets:
         raise ValueError(
-            f"{name} adapts {targets[1]}, which training continues, but {targets[0]} were requested. Omit `use_peft`, or "
+            f"Training continues the adapter {name}, which adapts {targets[1]}, but {targets[0]} were requested. Omit `use_peft`, or "
             "request the same layers."
         )
 

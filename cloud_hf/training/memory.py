@@ -1,6 +1,6 @@
 """
-Measure the memory of a training step without executing it: the actual model runs on fake tensors, which have shapes but no
-storage, and every allocation is counted. It takes seconds for 70B and needs only the config.
+Measure the memory of a training step without executing it: run the actual model on fake tensors, which have shapes but
+no storage, and count every allocation. This takes seconds for 70B and needs only the config.
 """
 
 import copy
@@ -31,7 +31,7 @@ _ONE_KERNEL = "one_kernel"
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Memory of one micro-batch; parameters are counted, the rest is in bytes."""
+    """Memory of one micro-batch: numbers of parameters, and everything else in bytes."""
 
     parameters: int
     trained: int
@@ -134,7 +134,7 @@ def simulate_step(
     Of these tokens, the share `labelled_share` is critique; with `shared_prompt`, the share `prompt_share` is computed once
     for both sequences.
     `autocast` computes in bf16 on weights of `dtype`. `head_is_sharded` is for ZeRO-3, which gathers the LM head's weight
-    only while the layer computes, so each piece of the critique loss allocates a separate gradient.
+    only while the layer computes, so each chunk of the critique loss allocates a separate gradient.
     """
     model = _make_model(copy.deepcopy(config), dtype, lora, gradient_checkpointing)
     if head_is_sharded:
@@ -178,11 +178,11 @@ def simulate_step(
 
 class _Layers:
     """
-    The simulated layers of a model. Layers of one kind allocate the same, so only the first ones run, and the allocations that one of them
-    records are repeated for the others.
+    The simulated layers of a model. Layers of one kind allocate the same, so only the first three run, and the
+    allocations recorded for one of them are repeated for the rest.
     """
 
-    # The first and the last one may differ, by what is made once for all layers
+    # The first and the last layer may differ by tensors that are allocated once for all layers
     _RUN = 3
 
     def __init__(self, model: CLoudForRewardModeling):
@@ -196,7 +196,7 @@ class _Layers:
         self._starts: dict[tuple[str, int], tuple[int, tuple[int, int]]] = {}
 
     def watch(self, tracker: _Allocations):
-        """Note where in the record each layer's forward and backward pass begin."""
+        """Note where in the record each layer's forward and backward passes begin."""
         if self._left_out == 0:
             return
 
@@ -286,7 +286,7 @@ class _ShardedHead(nn.Linear):
 def _lay_out(
     model: CLoudForRewardModeling, pairs: int, length: int, labelled: int, shared: int
 ) -> tuple[tuple[int, int], dict[str, Any]]:
-    """Return the shape of pairs flattened to one row, whose sequences share their first `shared` tokens, and the attention arguments."""
+    """Flatten pairs whose sequences share their first `shared` tokens. Return the shape of the row, and the attention arguments."""
     model.prepare_for_segments(shared > 0)
     model.set_attn_implementation(_ONE_KERNEL)
     rows = np.arange(2 * pairs)[:, None].repeat(length, axis=1)
@@ -321,7 +321,7 @@ def _joint_loss(
     model: CLoudForRewardModeling, sequences: int, shape_BT: tuple[int, int], attention: dict[str, Any],
     P: int, chunks: int | None,
 ) -> torch.Tensor:  # fmt: skip
-    """Compute the loss of `CLoudTrainer` for `P` labelled positions; fake tensors have no values in which to find them."""
+    """Compute the loss of `CLoudTrainer` for `P` labelled positions. Fake labels have no values, so their number is an argument."""
     ids_BT = torch.zeros(shape_BT, dtype=torch.long)
     options = {"attention_mask": torch.ones_like(ids_BT), **attention}
     if model._accepts_position_ids:

@@ -43,7 +43,8 @@ class CLoudOutcomeTrainer(CLoudTrainer):
         + beta * mean over written critiques of the KL divergence from the reference model
         + lm_loss_weight * mean over labelled tokens of the cross-entropy of the dataset's critiques
 
-    The critiques depend on the seed, the step and the judged text alone: not on batches, ranks, or whether a run was resumed.
+    The critiques depend only on the seed, the step and the judged text, not on batches, ranks, or whether a run was
+    resumed.
 
     Args:
         model (`str` or [`CLoudForRewardModeling`] or [`~peft.PeftModel`]):
@@ -57,8 +58,8 @@ class CLoudOutcomeTrainer(CLoudTrainer):
             `eval_dataset` is evaluated as in stage 3, on its own critiques.
 
     Raises:
-        `ValueError`: If the reference model has another tokenizer or cannot be made, if a critique may not fit the context, or
-            if the launch cannot write critiques (FSDP, several GPUs in one process).
+        `ValueError`: If the reference model has a different tokenizer or cannot be made, if a critique may not fit the
+            context, or if the launch cannot write critiques (FSDP, several GPUs in one process).
 
     Examples:
 
@@ -94,7 +95,7 @@ class CLoudOutcomeTrainer(CLoudTrainer):
             self._count_equal_responses()
 
     def _make_reference(self) -> Any:
-        """Return the frozen reference model, or `None` if it is the model without its new adapter."""
+        """Return the frozen reference model, or `None` if the trained model without its new adapter is the reference."""
         args, is_sharded = self.args, strategy_of(self.args) == "zero3"
         if args.ref_model is None and is_peft_model(self.model):
             return None
@@ -126,12 +127,12 @@ class CLoudOutcomeTrainer(CLoudTrainer):
             pair = self.train_dataset[f"{side}_prefix_length"].index(longest)
             raise ValueError(
                 f"The train dataset: pair {pair} (counted from 0) has {longest} tokens before the critique of its {side} response, and "
-                f"{needed} with one of `max_completion_length` {self.args.max_completion_length}; at most {limit} fit. Lower "
+                f"{needed} including a critique of `max_completion_length` {self.args.max_completion_length}; at most {limit} fit. Lower "
                 "`max_completion_length`, raise `max_length` if it is lower than the context, or drop the row."
             )
 
     def _count_equal_responses(self):
-        """Warn of pairs whose responses are equal, from which no preference can be learned; raise `ValueError` if all are."""
+        """Warn about pairs with equal responses, from which no preference can be learned; raise `ValueError` if all pairs are like that."""
         dataset: Any = self.train_dataset
         pairs = dataset.select_columns([f"{side}_{name}" for side in SIDES for name in ("ids", "prefix_length")])
         count = sum(prefix_of(pair, SIDES[0]) == prefix_of(pair, SIDES[1]) for pair in pairs)

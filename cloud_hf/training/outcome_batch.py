@@ -1,4 +1,4 @@
-"""Batches of written critiques: make them from rows and samples, and split a model's output by pair and critique.
+"""Make batches of written critiques from rows and samples, and split the model's output by pair and critique.
 
 Shape suffixes: N pairs, K critiques of each response, S sequences of one side (N times K written ones, then the dataset's), P labelled
 tokens; 2 is chosen and rejected.
@@ -20,7 +20,7 @@ def prefix_of(row: dict[str, Any], side: str) -> EncodedPrefix:
 
 
 def with_critiques(row: dict[str, Any], chosen: Sample, rejected: Sample, end_token_id: int) -> dict[str, Any]:
-    """Return a row with other critiques."""
+    """Return a copy of a row with these critiques in place of its own."""
     samples = zip(SIDES, (chosen, rejected), strict=True)
     ids = {f"{side}_ids": [*prefix_of(row, side).input_ids, *s.critique_ids, end_token_id] for side, s in samples}
     return {**row, **ids}
@@ -33,10 +33,10 @@ class WrittenCritiques:
 
     Args:
         output ([`~modeling_cloud.CLoudOutput`]):
-            For the written critiques of the chosen responses, pair by pair; then for the dataset's critiques, if they are an anchor; then
-            the same for the rejected responses.
+            First for the chosen responses: the written critiques, pair by pair, then the dataset's critiques, if they
+            serve as an anchor. Then the same for the rejected responses.
         was_cut_2NK (`torch.Tensor`):
-            Which critiques were cut: their end of turn was not sampled, so it is not an action of the policy.
+            Which critiques were cut off. Their end of turn was not sampled, so it is not an action of the policy.
     """
 
     output: Any
@@ -75,7 +75,7 @@ class WrittenCritiques:
         return self.losses_P[~self.is_written_P].sum()
 
     def kl_2NK(self, reference_P: torch.Tensor) -> torch.Tensor:
-        """Estimate the KL divergence from a reference with these cross-entropies, in nats per critique, as TRL's GRPO does."""
+        """Estimate the KL divergence from a reference model, given its cross-entropies, in nats per critique, as TRL's GRPO does."""
         log_ratio_P = self.losses_P - reference_P
         return self.sums(log_ratio_P.exp() - log_ratio_P - 1)
 

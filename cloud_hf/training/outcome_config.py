@@ -21,12 +21,12 @@ class CLoudOutcomeConfig(CLoudTrainingConfig):
         > Parameters that control the generation of critiques
 
         num_generations (`int`, *optional*, defaults to `4`):
-            K, the number of critiques of each response in each step. 0 writes none and trains on the dataset's critiques, as stage 3 does.
-            1 needs `policy_weight` 0.
+            K, the number of critiques to write for each response in each step. With 0, train on the dataset's
+            critiques, as stage 3 does. With 1, `policy_weight` must be 0.
         max_completion_length (`int`, *optional*, defaults to `256`):
-            Longest critique, in tokens without the end token.
+            Maximum length of a critique in tokens, not counting the end token.
         generation_batch_size (`int`, *optional*, defaults to `64`):
-            Number of critiques that one device writes at the same time. It does not affect their text.
+            Number of critiques that a device writes in parallel. It does not affect their text.
 
         > Parameters that control the loss
 
@@ -34,13 +34,15 @@ class CLoudOutcomeConfig(CLoudTrainingConfig):
             The objective that `bradley_terry_weight` weights: minus the log of the mean of σ(Δ) over a pair's critiques (`"likelihood"`),
             or minus the mean of the logs (`"mean_log"`).
         policy_weight (`float`, *optional*, defaults to `1.0`):
-            Weight of the policy gradient. With 1, and a `bradley_terry_weight` of 1, the step follows the objective's gradient; 0
-            trains the reward on critiques that are rewritten in each step.
+            Weight of the policy gradient. If this and `bradley_terry_weight` are both 1, each step follows the
+            gradient of the objective. With 0, the reward is trained on critiques that are freshly sampled in each
+            step.
         beta (`float`, *optional*, defaults to `0.001`):
-            Weight of the KL divergence from the reference model, in nats per critique. 0 loads no reference model.
+            Weight of the KL divergence from the reference model, in nats per critique. With 0, no reference model is
+            loaded.
         ref_model (`str`, *optional*):
-            Name of the reference model. Defaults to the model that training starts from; of an adapter, to the model without
-            it.
+            Name of the reference model. Defaults to the model that training starts from; for a new adapter, to the
+            model without the adapter.
         lm_loss_weight (`float`, *optional*, defaults to `0.25`):
             λ, the weight of the LM loss on the dataset's critiques.
     """
@@ -58,7 +60,7 @@ class CLoudOutcomeConfig(CLoudTrainingConfig):
         check_bounds(self, num_generations=0, max_completion_length=1, generation_batch_size=1)
         for name in ("policy_weight", "beta"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be a number of at least 0.")
+                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be a finite number of at least 0.")
         if self.outcome_objective not in OBJECTIVES:
             raise ValueError(
                 f"`outcome_objective` is {self.outcome_objective!r}; it must be one of {', '.join(OBJECTIVES)}."
@@ -74,7 +76,9 @@ class CLoudOutcomeConfig(CLoudTrainingConfig):
                 "it to 2 or more (4 to 8 are usual), or `policy_weight` to 0."
             )
         if self.ref_model is not None and not self.beta:
-            raise ValueError("`ref_model` is set, but `beta` is 0, so it would not be used. Drop one.")
+            raise ValueError(
+                "`ref_model` is set, but `beta` is 0, so it would not be used. Omit `ref_model`, or set `beta` above 0."
+            )
         fixed = {
             "critique": True, "format": "cloud", "token_budget": None, "center_rewards_coefficient": None,
             "auto_find_batch_size": False, "partial_reward_weight": 0.0,

@@ -19,8 +19,8 @@ class OutcomeLoss(NamedTuple):
         direct (`torch.Tensor`):
             Minus the objective. Its gradient reaches only rewards.
         policy (`torch.Tensor`):
-            Zero, with the gradient of the policy. Zero and without a gradient of the policy for K = 1, which leaves no
-            other critique to compare with.
+            Zero in value; its gradient is the policy gradient. For K = 1 there is none, because there is no other
+            critique to compare with.
         log_sigmoid (`torch.Tensor` of shape `(N, K, K)`):
             log σ of the chosen response's reward minus the rejected one's, for each combination of their critiques.
     """
@@ -41,8 +41,8 @@ def outcome_loss(
     Compute the losses of pairs with K sampled critiques of each response.
 
     With the rewards' differences Δ_ij, the objective is log mean_ij σ(Δ_ij) (`"likelihood"`), or mean_ij log σ(Δ_ij)
-    (`"mean_log"`). The return of a critique is how much it raises the objective: the objective with all critiques minus the one
-    without this critique, which does not depend on it and so is a baseline without bias.
+    (`"mean_log"`). The return of a critique is how much it raises the objective: the objective over all critiques
+    minus the objective without this one. The latter does not depend on this critique, so it is an unbiased baseline.
 
     Args:
         rewards_chosen_NK, rewards_rejected_NK (`torch.Tensor` of shape `(N, K)`):
@@ -84,7 +84,8 @@ def _log_mean_exp(values: torch.Tensor, dim: int) -> torch.Tensor:
     return values.logsumexp(dim) - torch.tensor(values.shape[dim], dtype=values.dtype).log()
 
 
-# Means of log σ(Δ) by the name of the objective. The mean over all is the mean over one side's of the means over the other's
+# Means of log σ(Δ), by the name of the objective. Averaging over one side and then over the other equals averaging
+# over all combinations
 OBJECTIVES: dict[str, Callable[[torch.Tensor, int], torch.Tensor]] = {
     "likelihood": _log_mean_exp,
     "mean_log": torch.mean,

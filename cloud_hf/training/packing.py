@@ -108,8 +108,8 @@ class Packing:
     def tensors(self, labels: bool) -> dict[str, Any]:
         """
         Build the batch for [`CLoudForRewardModeling`]: `reward_positions` of shape `(B,)`; `input_ids`, `position_ids`,
-        `attention_mask` (all ones) and, if requested, `labels` of shape `(1, N)`; `segments` of shape `(S, 2)`, as tuples, because
-        what is read on the host must not be moved to the GPU with the tensors.
+        `attention_mask` (all ones) and, if requested, `labels` of shape `(1, N)`; `segments` of shape `(S, 2)`, as
+        tuples, because the host reads them and they must not move to the GPU with the tensors.
         """
         ends = np.cumsum([len(segment) for segment in self.segments])
         ids = np.concatenate([self.sequences[s.sequence].ids[s.start : s.end] for s in self.segments])

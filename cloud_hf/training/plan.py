@@ -11,32 +11,33 @@ of GPUs. Bytes per GPU:
 - Parameters: 4 x P in fp32. DeepSpeed and FSDP2 compute in bf16: 2 x P. ZeRO-3 and FSDP2 store P / N of them, and gather
   a layer's weights while it computes (see "Gathered"). In a 4-bit base, each weight of a layer takes 0.5 bytes plus its
   share of one fp32 scale per 64 weights, 0.5625 bytes in total; the other weights are not quantised.
-- Gradients: as wide as the trained parameters. ZeRO-2, ZeRO-3 and FSDP2 store T / N of them. Without gradient
-  accumulation, they appear while activations are freed, so only the largest sum of both counts; with it, they remain.
+- Gradients: in the dtype of the trained parameters. ZeRO-2, ZeRO-3 and FSDP2 store T / N of them. Without gradient
+  accumulation, they appear while activations are freed, so only the peak of their sum counts; with it, they stay
+  between micro-batches.
 - Optimizer: AdamW has two fp32 moments, 8 x T; 8-bit moments take 2 x T. DeepSpeed adds an fp32 master copy of bf16
   parameters, 4 x T. (If parameters are trained in bf16 without DeepSpeed or FSDP2, the moments are bf16, too.) Every ZeRO
   stage and FSDP2 store 1 / N of this.
 - Offload (`ds_configs/zero3_offload.json`) moves stored gradients and optimizer states, and under ZeRO-3 also parameters,
-  to CPU memory. It stores gradients twice there: as wide as the parameters, and in fp32.
+  to CPU memory. There, it stores gradients twice: in the parameters' dtype, and in fp32.
 - Step: once activations are freed, adamw_torch allocates the square roots of all its second moments, 4 x T
   (adamw_torch_fused does not), and DeepSpeed allocates fp32 gradients, 4 x T. Each GPU does so for its share; ZeRO-3, for
   1e9 parameters at a time.
-- Activations: the tensors that the forward pass keeps, and those that the backward pass adds. There is no formula: a step
-  of the actual model runs on fake tensors, and its allocations are counted (three layers run, and count for all, if the layers
-  are alike). With gradient checkpointing, that is about
-  layers x tokens x hidden, plus the activations of one layer. Autocast adds bf16 copies of fp32 weights. With
-  `shared_prompt`, the prompt of a pair (`prompt_share` of a sequence) counts once. Attention over a flattened batch allocates
-  what a single kernel keeps: queries, keys, values, output, and a sum per query.
-- LM loss: the fp32 logits of one piece of the labelled tokens, with their log-softmax and its gradient, about
-  3 x 4 x vocabulary x labelled tokens / pieces. It is part of the activations, but shown separately. Under ZeRO-3, which
-  gathers the LM head only while it computes, the head's gradient exists three times: the sum so far, the next piece's, and
-  the new sum.
+- Activations: the tensors that the forward pass keeps, and those that the backward pass adds. Instead of using a
+  formula, the plan runs a step of the actual model on fake tensors and counts its allocations (of layers that are
+  alike, only three run, and the others are extrapolated). With gradient checkpointing, that is about layers x tokens x
+  hidden, plus the activations of one layer. Autocast adds bf16 copies of fp32 weights. With `shared_prompt`, the
+  prompt of a pair (`prompt_share` of a sequence) counts once. Attention over a flattened batch allocates what a single
+  kernel keeps: queries, keys, values, output, and a sum per query.
+- LM loss: the fp32 logits of one chunk of the labelled tokens, with their log-softmax and its gradient, about 3 x 4 x
+  vocabulary x labelled tokens / chunks. It is part of the activations, but shown separately. Under ZeRO-3, which
+  gathers the LM head only while it computes, the head's gradient exists three times: the sum so far, the next chunk's,
+  and the new sum.
 - Gathered: ZeRO-3 keeps up to 1e9 gathered parameters (`stage3_max_live_parameters`), FSDP2 keeps two layers, and a 4-bit
   layer is unpacked while it computes.
 - Buckets: DDP copies all gradients into buckets. ZeRO-1 and ZeRO-2 take 4 bytes x 5e8 (our configs), ZeRO-3 and FSDP2
   about 4 x hidden x hidden.
 - Stage 4: a pair has the sequences of K written critiques and one of the dataset's for each response. With `beta`, a frozen copy
-  of all parameters is the reference model, unless an adapter is trained. Caches of generation are not planned.
+  of all parameters is the reference model, unless an adapter is trained. KV caches of generation are not included.
 - Reserve: memory for CUDA, NCCL and fragmentation; `reserve_gb`.
 """
 
@@ -71,7 +72,7 @@ _MOST_PAIRS = 2**20
 _BUCKET = 5e8
 # Bytes per 4-bit weight, including its share of one fp32 scale per 64 weights
 _FOUR_BITS = 0.5 + 4 / 64
-# What saves memory, as options and as what they set
+# Options that save memory, and the settings that each changes
 _SAVINGS: dict[str, dict[str, Any]] = {
     "--gradient_checkpointing True": {"gradient_checkpointing": True},
     "--lora_r 16": {"lora_r": 16},
@@ -117,16 +118,18 @@ class PlanArguments:
         offload (`bool`, *optional*, defaults to `False`):
             Keep optimizer states and gradients, and under ZeRO-3 also parameters, in CPU memory (ZeRO only).
         micro_batch (`int`, *optional*):
-            Pairs on each GPU. Defaults to the recipe's, else 1.
+            Pairs in a micro-batch on each GPU. Defaults to the recipe's value, or 1.
         max_length (`int`, *optional*):
-            Tokens of each sequence; with `padding_free` or `shared_prompt`, their mean. Defaults to the recipe's, else 2048.
+            Tokens per sequence; with `padding_free` or `shared_prompt`, their mean. Defaults to the recipe's value, or
+            2048.
         labelled_share (`float`, *optional*, defaults to `0.5`):
-            Share of a sequence's tokens that are critique.
+            Share of a sequence's tokens that belong to the critique.
         prompt_share (`float`, *optional*):
-            Share of the tokens that chosen and rejected have in common, which `shared_prompt` computes once. Defaults to half of the tokens
-            that are not critique.
+            Share of the tokens that chosen and rejected have in common, which `shared_prompt` computes once. Defaults
+            to half of the share outside the critique.
         gradient_accumulation_steps (`int`, *optional*):
-            Micro-batches per optimizer step. This option and those below default to the recipe's value, else training's.
+            Micro-batches per optimizer step. This option and those below default to the recipe's value, or to
+            training's default.
         gradient_checkpointing (`bool`, *optional*):
             Recompute layers in the backward pass instead of keeping their activations.
         padding_free (`bool`, *optional*):
@@ -134,7 +137,7 @@ class PlanArguments:
         shared_prompt (`bool`, *optional*):
             Concatenate a batch into one row, with one copy of each shared prefix.
         lm_loss_chunks (`int`, *optional*):
-            Number of pieces of the critique loss.
+            Number of chunks in which the critique loss is computed.
         optim (`str`, *optional*):
             `adamw_torch`, `adamw_torch_fused` or `adamw_bnb_8bit`.
         bf16 (`bool`, *optional*):
@@ -148,9 +151,9 @@ class PlanArguments:
         load_in_4bit (`bool`, *optional*):
             QLoRA: an adapter over 4-bit weights.
         num_generations (`int`, *optional*):
-            Critiques of each response in a step of stage 4. Without it, stage 3 is planned.
+            Critiques per response in a step of stage 4. Without it, the plan is for stage 3.
         beta (`float`, *optional*):
-            Weight of the KL from a reference model in stage 4. 0 needs no reference model.
+            Weight of the KL divergence from a reference model in stage 4. With 0, there is no reference model.
     """
 
     model: str | None = None
@@ -183,8 +186,8 @@ class PlanArguments:
         stage = Path(self.config or "").stem
         if stage == "critique_sft":
             raise ValueError(
-                f"{self.config} counts critiques, but the plan counts pairs, which have two critiques. Plan the recipe of stage 3, with "
-                "half its `per_device_train_batch_size` as `micro_batch`."
+                f"{self.config} counts critiques, but the plan counts pairs, which have two critiques. Plan the stage 3 recipe "
+                "instead, with half of this recipe's `per_device_train_batch_size` as `micro_batch`."
             )
         recipe = _read_recipe(self.config) if self.config else {}
         self.model = self.model or recipe.get("model_name_or_path")
@@ -206,7 +209,8 @@ class PlanArguments:
         check_bounds(self, **dict.fromkeys(names, 1), num_generations=0, beta=0)
         if self.gpu_memory_gb <= self.reserve_gb:
             raise ValueError(
-                f"`gpu_memory_gb` is {self.gpu_memory_gb:g}, all of which `reserve_gb` of {self.reserve_gb:g} takes; lower `reserve_gb`."
+                f"`gpu_memory_gb` is {self.gpu_memory_gb:g}, but `reserve_gb` {self.reserve_gb:g} leaves none of it to training; "
+                "lower `reserve_gb`."
             )
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"`dtype` is {self.dtype!r}; only float32 and bfloat16 can be planned.")
@@ -219,7 +223,7 @@ class PlanArguments:
             self.prompt_share = not_critique / 2
         if not 0 <= self.prompt_share <= not_critique:
             raise ValueError(
-                f"`prompt_share` is {self.prompt_share}; it must be from 0 to {not_critique}, the share that is not critique."
+                f"`prompt_share` is {self.prompt_share}; it must be from 0 to {not_critique}, the share outside the critique."
             )
         if self.offload and self.zero not in ("1", "2", "3"):
             raise ValueError("`offload` needs `zero` 1, 2 or 3.")
@@ -307,7 +311,7 @@ def make_plan(args: PlanArguments, config: CLoudConfig | None = None, micro_batc
 
 def _plan(args: Any, config: CLoudConfig, micro_batch: int, simulated: dict[int, StepMemory]) -> Plan:
     """Plan a number of pairs; `simulated` holds the steps that were simulated already, by the number of pairs."""
-    sequences = micro_batch * (args.num_generations + 1)  # the dataset's critiques are an anchor
+    sequences = micro_batch * (args.num_generations + 1)  # the dataset's critiques are trained on, too, as an anchor
     if micro_batch not in simulated:
         simulated[micro_batch] = _simulate(args, config, sequences)
     return _divide(args, config, simulated[micro_batch], _lm_loss_bytes(args, config, sequences))
@@ -395,7 +399,7 @@ def _simulate(args: Any, config: CLoudConfig, pairs: int) -> StepMemory:
 
 
 def _lm_loss_bytes(args: Any, config: CLoudConfig, pairs: int) -> float:
-    """Return the bytes of logits, their log-softmax and its gradient in fp32, for the labelled tokens of one piece."""
+    """Return the bytes of logits, their log-softmax and its gradient in fp32, for the labelled tokens of one chunk."""
     if not config.critique:
         return 0.0
     vocabulary = config.text_config.vocab_size
@@ -457,7 +461,7 @@ def _divide(args: Any, config: CLoudConfig, step: StepMemory, lm_loss: float) ->
     if args.zero in ("3", "fsdp"):
         parameters /= shards
     if args.offload:
-        # DeepSpeed keeps gradients in CPU memory twice: as wide as the parameters, and in fp32
+        # DeepSpeed keeps gradients in CPU memory twice: in the parameters' dtype, and in fp32
         host, optimizer, gradient_share = optimizer + (trained + 4) * step.trained / shards, 0.0, 0.0
         if args.zero == "3":
             host, parameters = host + parameters, 0.0
@@ -513,7 +517,7 @@ def table(args: Any, plan: Plan, largest: int) -> str:
 
 
 def what_helps(args: Any, config: CLoudConfig) -> str:
-    """Say how much memory one pair takes with each option that saves some, or at least with the best one."""
+    """Say how much memory one pair takes with each option that makes it fit or, if none does, with the option that saves most."""
     totals = {}
     for option, changes in _SAVINGS.items():
         other = copy.copy(args)

@@ -1,4 +1,4 @@
-"""Trainer mixin with checkpoints that count only when complete, and exact resume."""
+"""Trainer mixin that resumes exactly, and only from complete checkpoints."""
 
 import hashlib
 import json
@@ -50,7 +50,7 @@ VERSION = 3
 
 # Written last: a checkpoint without it was interrupted
 RECORD = "cloud_checkpoint.json"
-# Folder for checkpoints that a run set aside by resuming from an earlier one
+# Folder for the later checkpoints that a run sets aside when it resumes from an earlier one
 SET_ASIDE = "set_aside"
 
 
@@ -60,8 +60,8 @@ class NotSaved(RuntimeError):
 
 def check_launch(args: TrainingArguments):
     """
-    Check, before the model loads, that the DeepSpeed config fits the training arguments, and that the checkpoint to resume
-    from is complete and was written with the same settings. Raises `ValueError` otherwise.
+    Check, before the model loads, that the DeepSpeed config matches the training arguments, and that the checkpoint to
+    resume from is complete and was written with the same settings. Raises `ValueError` otherwise.
     """
     check_deepspeed(args)
     if args.resume_from_checkpoint is not None:
@@ -106,7 +106,8 @@ class ExactResume(MixedTrainer):
 
     def _get_dataloader(self, *args, **kwargs):
         dataloader: Any = super()._get_dataloader(*args, **kwargs)
-        # Starting workers draws from the default random generator, and a resumed run starts persistent workers once more
+        # Starting workers draws from the default random generator, and a resumed run starts persistent workers once
+        # more than an uninterrupted run does
         if self.args.dataloader_persistent_workers:
             dataloader.base_dataloader.generator = torch.Generator()
         return dataloader
@@ -236,8 +237,8 @@ def check_unused(args: TrainingArguments, resumed: Path | None = None):
     whole = whole_checkpoints(str(args.output_dir))
     if whole and (resumed is None or not any(folder.samefile(resumed) for folder in whole)):
         raise ValueError(
-            f"{args.output_dir} holds {whole[-1].name} of an earlier run, and a new run would mix its checkpoints with that "
-            "one's. Continue that run with `--resume_from_checkpoint true`, name another `--output_dir`, or move the earlier "
+            f"{args.output_dir} holds {whole[-1].name} of an earlier run, and a new run would mix its checkpoints with "
+            "those. Continue that run with `--resume_from_checkpoint true`, name another `--output_dir`, or move the earlier "
             "checkpoints away."
         )
 
@@ -251,7 +252,7 @@ def check_new_run(args: TrainingArguments):
 def tidy_up(output_dir: Path, resumed: Path):
     """Remove interrupted checkpoints, and set aside complete ones that are later than the one to resume from."""
     for folder in interrupted_checkpoints(output_dir):
-        logger.warning("%s was interrupted while it was written, and is removed.", folder)
+        logger.warning("Removing %s: its writing was interrupted.", folder)
         shutil.rmtree(folder)
     whole = whole_checkpoints(output_dir)
     while whole and not whole[-1].samefile(resumed):
@@ -270,7 +271,7 @@ def hash_rows(dataset: Dataset) -> str:
             digest.update(name.encode())
             for value in batch[name]:
                 array = np.asarray(value)
-                # The bytes of an object are its address
+                # The bytes of an array of objects are their addresses
                 content = repr(array.tolist()).encode() if array.dtype == object else array.tobytes()
                 digest.update(f"{array.shape}".encode() + content)
     return digest.hexdigest()
@@ -373,7 +374,7 @@ def _last_whole(output_dir: str | Path) -> Path:
 
 
 def run_of(folder: Path) -> str | None:
-    """Return the id of the run that wrote a checkpoint; version 0.1 noted none."""
+    """Return the id of the run that wrote a checkpoint; version 0.1 recorded none."""
     return json.loads((folder / RECORD).read_text()).get("run")
 
 
@@ -382,7 +383,7 @@ def _checkpoints(output_dir: str | Path) -> list[Path]:
 
 
 def name_last(output_dir: str | Path) -> str:
-    """Name the last complete checkpoint of a run, or say `"none"`."""
+    """Return the name of the last complete checkpoint of a run, or `"none"`."""
     return next((folder.name for folder in reversed(whole_checkpoints(output_dir))), "none")
 
 

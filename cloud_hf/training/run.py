@@ -17,7 +17,7 @@ def train_and_save(trainer: Any, rows: Dataset):
         trainer ([`CLoudTrainer`] or [`CritiqueSFTTrainer`]):
             The trainer, with its `origin`.
         rows (`Dataset`):
-            The training rows before they were encoded, of which the card shows one.
+            The training rows before encoding; the card shows one of them.
     """
     try:
         trainer.train(resume_from_checkpoint=checkpoint_to_resume(trainer.args))
@@ -43,7 +43,7 @@ def _saved(trainer: Any) -> str:
     """Describe what an interrupted run has saved, and how to continue it."""
     output, last = trainer.args.output_dir, name_last(trainer.args.output_dir)
     if last == "none":
-        return f"Step {trainer.state.global_step} of {trainer.state.max_steps}; no checkpoint yet. The same command starts again."
+        return f"Step {trainer.state.global_step} of {trainer.state.max_steps}; no checkpoint yet. The same command starts over."
     return (
         f"Step {trainer.state.global_step} of {trainer.state.max_steps}; {last} is saved in {output}. To continue, repeat the "
         "command with --resume_from_checkpoint true."

@@ -70,11 +70,12 @@ class TokenBudgetSampler(Sampler[list[int]]):
     Batches of pairs of about equal length that hold at most `token_budget` tokens and `max_pairs` pairs.
 
     Batches come in rounds of `num_processes`, one per process, with the same number of pairs in all batches of a round.
-    Seed and epoch decide which pairs meet and the order of the rounds, but not the number of rounds, so all epochs have the
-    same number of steps: lengths are rounded up by at most a sixteenth, and pairs of the same rounded length trade places.
+    Seed and epoch decide which pairs share a batch and in which order the rounds come, but not the number of rounds,
+    so all epochs have the same number of steps. This works because lengths are rounded up by at most a sixteenth, and
+    only pairs of the same rounded length trade places.
 
-    If the shortest pairs do not fill a round, one is repeated; `drop_last` drops them instead, and raises `ValueError` if
-    nothing is left.
+    If the shortest pairs do not fill a round, one of them is repeated. `drop_last` drops them instead, and raises
+    `ValueError` if no pair is left.
 
     Examples:
 
@@ -92,8 +93,8 @@ class TokenBudgetSampler(Sampler[list[int]]):
         self.token_budget, self.max_pairs, self.padded = token_budget, max_pairs, padded
         self.num_processes, self.seed = num_processes, seed
         self.epoch = 0
-        # Groups by number of pairs and rounded length; and, for each batch, the keys of the groups to draw. Keys instead of
-        # groups, since each epoch draws different groups of the same size: batches stay within the budget in every epoch
+        # `alike` has the groups by number of pairs and rounded length, `turns` the keys of the groups that each batch
+        # draws. An epoch may draw any groups with these keys, so batches stay within the budget in every epoch
         self.alike: dict[tuple[int, int], list[PairGroup]] = defaultdict(list)
         self.turns: list[list[list[tuple[int, int]]]] = []
         for members in self._by_size(groups, drop_last):
@@ -113,7 +114,7 @@ class TokenBudgetSampler(Sampler[list[int]]):
         for size in sorted(by_size, reverse=True):
             members = sorted(by_size[size], key=lambda group: group.tokens, reverse=True)
             left = len(members) % self.num_processes
-            if left and size > 1:  # all processes need equally many groups: split those left over
+            if left and size > 1:  # all processes need the same number of groups: split the rest
                 members, rest = members[:-left], members[-left:]
                 by_size[1] += [PairGroup((pair,), group.tokens) for group in rest for pair in group.pairs]
             elif left and drop_last:

@@ -35,7 +35,8 @@ def peak_flops(device_name: str) -> float | None:
 class LogsThroughput(MixedTrainer):
     """
     Mixin for TRL's trainers: each training log has `tokens_per_second` (over all devices, without padding), `eta_hours`,
-    and `mfu` if the device's peak is known. A log covers the steps since the previous one, without evaluation and saving.
+    and `mfu` if the device's peak is known. A log covers the steps since the previous one, excluding evaluation and
+    saving.
 
     MFU counts 6 operations for each token and parameter that is not an input embedding (forward and backward pass), and 4
     for frozen ones (an adapter's base, which needs no weight gradients). It does not count the LM head of a model that writes
@@ -91,7 +92,7 @@ def _size(weight: torch.nn.Parameter) -> int:
 
 
 class _TrainingClock(TrainerCallback):
-    """Measure the seconds of training steps and data loading, without evaluation and saving."""
+    """Measure the seconds of training steps and data loading, excluding evaluation and saving."""
 
     def __init__(self, trainer: LogsThroughput):
         self._trainer = trainer

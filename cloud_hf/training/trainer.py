@@ -163,7 +163,8 @@ class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, 
         for name, weight in self.model.named_parameters():
             if HEAD in name and weight.dtype != head[name].dtype:
                 weight.data = head[name]
-            # Shifting all rewards does not change Bradley-Terry: Adam would make steps of the gradient's rounding error
+            # Shifting all rewards does not change the Bradley-Terry loss, so Adam would only follow the rounding
+            # errors of this gradient
             if name.endswith("out_proj.bias") and HEAD in name and not args.center_rewards_coefficient:
                 weight.requires_grad_(False)
         self._train_sampler = self._make_train_sampler()
@@ -211,7 +212,7 @@ class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, 
     # ------------------------------------------------------------------------------------------------------- batches
 
     def _make_train_sampler(self) -> Sampler | None:
-        """Make the sampler that groups pairs, if an option needs one; otherwise TRL's is used."""
+        """Make a sampler that groups pairs if an option needs one; otherwise return `None`, and TRL's is used."""
         args = self.args
         shares = args.shared_prompt and args.train_sampling_strategy == "random"
         if self.train_dataset is None or (args.token_budget is None and not shares):
@@ -262,7 +263,8 @@ class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, 
 
     # ---------------------------------------------------------------------------------------------------------- loss
 
-    # Nothing below reads a value on the host, which would wait for everything queued on the GPU. Metrics are read at logging steps
+    # Nothing below reads a value on the host: the host would wait for everything queued on the GPU. Metrics are read
+    # at logging steps
 
     def _get_num_items_in_batch(self, batch_samples: list[dict], device: torch.device) -> torch.Tensor | None:
         """Count pairs and labelled tokens of the optimizer step, over its micro-batches and all ranks: shape `(2,)`."""
@@ -294,7 +296,7 @@ class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, 
         return (loss, outputs) if return_outputs else loss
 
     def _pairwise_loss(self, inputs: dict[str, Any], outputs: Any) -> torch.Tensor:
-        """Compute what TRL computes, without its metrics, which make the host wait in every step."""
+        """Compute TRL's loss without its metrics, which would make the host wait in every step."""
         chosen, rejected = outputs.logits[:, 0].chunk(2)
         loss = -F.logsigmoid(chosen - rejected - inputs.get("margin", 0.0)).mean()
         if self.args.center_rewards_coefficient is not None:
@@ -343,10 +345,10 @@ class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, 
             self._total_train_tokens = self._total_train_tokens + inputs["attention_mask"].sum()
 
     def _add_sums(self, columns: dict[str, torch.Tensor], chosen: torch.Tensor, rejected: torch.Tensor):
-        """Add columns with one value per pair, and the extremes of the rewards, whose rows are pairs."""
+        """Add columns with one value per pair to the sums, and update the lowest and highest reward."""
         real = self._real_pairs(len(chosen))
         totals = self._sums["train" if self.model.training else "eval"]
-        exact = torch.float32 if chosen.device.type == "mps" else torch.float64  # Apple's GPUs lack it
+        exact = torch.float32 if chosen.device.type == "mps" else torch.float64  # Apple's GPUs lack float64
         table = torch.stack([column.to(chosen.device)[:real] for column in columns.values()]).to(exact)
         for name, value in zip(columns, table.sum(-1), strict=True):
             totals[name] = totals[name] + value
@@ -400,9 +402,9 @@ class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, 
     def _gather_rows(self, data: Any) -> Any:
         """Gather a batch over all ranks: chosen rows, then rejected ones, without the pairs that only pad it."""
 
-        # accelerate cuts the last batch to the number of pairs, so it must be given pairs
+        # accelerate truncates the last batch to the number of pairs, so its rows must be pairs
         def gather(rows: torch.Tensor) -> torch.Tensor:
-            if len(rows) != 2 * self._eval_pairs:  # losses, or one row per pair of the user's own
+            if len(rows) != 2 * self._eval_pairs:  # losses, or the user's own tensors with one row per pair
                 return self.accelerator.gather_for_metrics(rows)
             pairs = rows.unflatten(0, (2, -1)).transpose(0, 1).contiguous()
             return self.accelerator.gather_for_metrics(pairs).transpose(0, 1).flatten(0, 1)
@@ -439,7 +441,7 @@ class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, 
         super()._restore_running_metrics(state)
         self._sums["train"] = defaultdict(float, state["sums"])
         if not self.is_world_process_zero():
-            self._total_train_tokens = 0  # each rank counts its own, and the checkpoint has all
+            self._total_train_tokens = 0  # each rank counts its own tokens, and the checkpoint has the total
 
     def _save(self, output_dir: str | None = None, state_dict=None):
         super()._save(output_dir, state_dict)
@@ -544,7 +546,7 @@ def load_model(
     """
     given: Any = args.model_init_kwargs or {}  # TRL also allows a string, which it has parsed by now
     kwargs: dict[str, Any] = dict(given)
-    kwargs.setdefault("dtype", "float32")  # updates are too small for weights in bf16
+    kwargs.setdefault("dtype", "float32")  # weights in bf16 would lose small updates
     hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
     config_kwargs = {key: kwargs[key] for key in ("base_model_name_or_path", "text_config") if key in kwargs}
     config = read_model_config(name, **hub_kwargs, **config_kwargs)
@@ -578,7 +580,7 @@ def _make_model(
     )
     if quantization_config is not None:
         kwargs["quantization_config"] = spare_head(quantization_config, config)
-    torch.manual_seed(args.seed)  # the Trainer seeds later than this, and the reward head is random
+    torch.manual_seed(args.seed)  # the Trainer sets the seed only later, and the reward head is initialised here
     return CLoudForRewardModeling.from_language_model(name, config, **kwargs)
 
 
@@ -607,12 +609,12 @@ def _num_pairs(batch: dict[str, Any]) -> int:
 
 
 def _floats(totals: dict[str, Any]) -> dict[str, float]:
-    """Read sums; the host waits for the device."""
+    """Copy sums to the host, which waits for the device."""
     return {name: float(total) for name, total in totals.items()}
 
 
 def _chosen_first(rows: Any, pairs: int, batch: int) -> Any:
-    """Put all chosen rows before all rejected ones; they arrive batch by batch. Arrays of other lengths are returned unchanged."""
+    """Reorder rows that arrive batch by batch: all chosen ones, then all rejected ones. Return arrays of other lengths unchanged."""
     if isinstance(rows, list | tuple):
         return type(rows)(_chosen_first(part, pairs, batch) for part in rows)
     if rows is None or len(rows) != 2 * pairs:

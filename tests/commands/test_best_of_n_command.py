@@ -144,7 +144,7 @@ def test_halving_is_reported(models, data, tmp_path):
     assert alone["name"] == "halving(cloud)" and after_classic["name"] == "halving(classic,cloud)"
     assert after_classic["share_of_tokens"] < alone["share_of_tokens"] < 1 and alone["num_critiques"] == 4
     assert "## Successive halving" in (tmp_path / "best_of_n.md").read_text()
-    with pytest.raises(ValueError, match="`halving` spends critiques of classic, which writes none"):
+    with pytest.raises(ValueError, match="`halving` needs critiques, but classic writes none"):
         choose(models, tmp_path, "cloud", "classic", dataset_name=["x"], halving=["cloud,classic"])
 
 

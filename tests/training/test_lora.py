@@ -290,7 +290,7 @@ def test_options_for_another_kind_of_model_are_refused(base_folder, tmp_path):
 
 
 def test_another_adapter_than_the_one_named_is_refused(sft, tmp_path):
-    for options, says in (({"r": 8}, "an adapter with r=4"), ({"r": 4, "target_modules": ["k_proj"]}, "adapts")):
+    for options, says in (({"r": 8}, "which has r=4"), ({"r": 4, "target_modules": ["k_proj"]}, "adapts")):
         config = LoraConfig(**{"lora_alpha": 8, **options})
         with pytest.raises(ValueError, match=says):
             make_trainer(str(sft[0]), tmp_path, peft_config=config)

@@ -75,9 +75,7 @@ def test_an_evaluation_has_it(base_folder, tmp_path):
 
 def test_models_without_inner_rewards_are_refused(base_folder, tmp_path):
     for options in ({"critique": False}, {"format": "reference"}):
-        with pytest.raises(
-            ValueError, match=r"`partial_reward_weight` is 0\.5, but the reward is read inside critiques only"
-        ):
+        with pytest.raises(ValueError, match=r"`partial_reward_weight` is 0\.5, but only a CLoud model"):
             CLoudTrainingConfig(str(tmp_path), use_cpu=True, bf16=False, partial_reward_weight=0.5, **options)
     with pytest.raises(ValueError, match="`partial_reward_weight` is -1"):
         CLoudTrainingConfig(str(tmp_path), use_cpu=True, bf16=False, partial_reward_weight=-1)

@@ -202,7 +202,7 @@ def test_saved_model_scores_like_the_trained_one(base_folder, tmp_path):
     # Pipelines for texts write no critique
     assert "pipeline_tag" not in card and "cloud_hf.rl.trl.cloud_reward" in card
     assert "- org/data" in card and "| λ (weight of the critique LM loss) | 1.25 |" in card
-    assert "on rows it was trained on: loss" in card and "Not evaluated on held-out rows" in card
+    assert "on training rows: loss" in card and "Not evaluated on held-out rows" in card
 
 
 @pytest.mark.parametrize("critique", [True, False])
