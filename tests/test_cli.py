@@ -260,7 +260,7 @@ MISTAKES = [
     ("train_classic", (*PAIRS, *BASE, *TRAIN, "--lora_r", "8"), "without `use_peft` no adapter is created"),
     ("train_critique_sft", (*PAIRS, *BASE, *TRAIN, "--critique_prompt", ""), "`critique_prompt` is empty"),
     ("train_critique_sft", (*PAIRS, *BASE, *TRAIN, "--use_liger_kernel"), "`use_liger_kernel` is on, but Liger's kernels are not installed"),
-    ("train_cloud", (*PAIRS, *BASE, *TRAIN, "--use_liger_kernel"), "`use_liger_kernel` would change nothing"),
+    ("train_cloud", (*PAIRS, *BASE, *TRAIN, "--use_liger_kernel"), "`use_liger_kernel` would have no effect"),
     ("train_cloud", (*PAIRS, *BASE, *TRAIN[:2]), "`bf16` is on (the default), but no GPU supports bfloat16"),
     ("train_cloud", (*PAIRS, *BASE, *TRAIN, "--attn_implementation", "flash_attention_2"), "'flash_attention_2', which trains on GPUs only"),
     ("train_classic", (*PAIRS, *BASE, *TRAIN, "--attn_implementation", "flex_attention"), "'flex_attention', which trains on GPUs only"),
