@@ -296,15 +296,21 @@ def claims(report: dict) -> str:
 
 
 def claims_in_short(report: dict) -> str:
-    """Return the main difference in one sentence."""
-    main = report["findings"][0]
-    parts = [
-        f"{100 * found['mean']:+.1f} points ({' to '.join(f'{100 * end:+.1f}' for end in found['over_seeds'] or ())}, {found['num_seeds']} seeds) "
-        f"on {task}"
-        for task, found in main["tasks"].items()
-        if found is not None
-    ]
-    return f"CLoud minus classic at equal training compute: {'; '.join(parts)}."
+    """Return the main differences in a sentence each."""
+
+    def shown(claim: str) -> str:
+        [one] = [one for one in report["findings"] if one["claim"] == claim]
+        parts = [
+            f"{100 * found['mean']:+.1f} points ({' to '.join(f'{100 * end:+.1f}' for end in found['over_seeds'])}) on {task}"
+            for task, found in one["tasks"].items()
+        ]
+        return f"{'; '.join(parts)}."
+
+    seeds = len(report["arms"]["shell"]["cloud"]["seeds"])
+    return (
+        f"- CLoud minus classic at equal training compute, {seeds} seeds: {shown('CLoud beats classic at equal training compute')}\n"
+        f"- Stage 4, which trains the critiques by their outcome, minus stage 3: {shown('Stage 4 beats stage 3')}"
+    )
 
 
 def claims_rl(report: dict) -> str:
