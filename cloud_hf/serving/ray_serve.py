@@ -1,5 +1,5 @@
 """
-The reward server on a Ray cluster: replicas on its nodes, behind one address on each node.
+Run the reward server on a Ray cluster: replicas on its nodes, behind one address on each node.
 
 serve run cloud_hf.serving.ray_serve:application model=runs/quickstart/cloud backend=vllm num_replicas=4
 
@@ -44,7 +44,7 @@ def application(args: dict[str, Any]) -> Application:
         args (`dict[str, Any]`):
             `model` and options of the reward server; `num_replicas`, the number of its copies (by default 1); and
             `num_gpus`, the GPUs of each copy (by default `tensor_parallel_size` times `data_parallel_size`). On a
-            cluster without GPUs, `num_gpus` must be 0: Ray would wait for one.
+            cluster without GPUs, set `num_gpus` to 0; otherwise Ray would wait for a GPU.
 
     Raises:
         `ValueError`: If `model` is missing, or an argument is Ray Serve's own.
@@ -54,7 +54,9 @@ def application(args: dict[str, Any]) -> Application:
     if "model" not in options:
         raise ValueError("`model` is missing; give the folder or Hub id of a reward model, as in `model=my-cloud-rm`.")
     if own := sorted({"host", "port"} & options.keys()):
-        raise ValueError(f"`{own[0]}` is not the replicas' but Ray Serve's: set `http_options` in its config file.")
+        raise ValueError(
+            f"`{own[0]}` is an option of Ray Serve, not of the replicas: set `http_options` in its config file."
+        )
     model, replicas, gpus = options.pop("model"), options.pop("num_replicas", 1), options.pop("num_gpus", None)
     server = parse_arguments([model, *(f"--{name}={_spell(value)}" for name, value in options.items())])
     if gpus is None:
@@ -62,7 +64,7 @@ def application(args: dict[str, Any]) -> Application:
     return RewardReplica.options(
         num_replicas=int(replicas),
         ray_actor_options={"num_gpus": float(gpus)},
-        # What is beyond it would wait in Ray's proxy, where the server's own queue cannot join it to batches
+        # Further requests would wait in Ray's proxy, where the server's own queue cannot batch them
         max_ongoing_requests=server.max_queue,
     ).bind(server)
 
