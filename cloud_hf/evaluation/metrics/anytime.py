@@ -1,4 +1,4 @@
-"""Accuracy against tokens read: how good a model's rewards are if its critiques are read only up to some length."""
+"""Accuracy against tokens read: accuracy of a model if its critiques are read only up to some length."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class AnytimePoint:
     """Accuracy if at most `limit` tokens of each critique are read (`None`: all)."""
 
     limit: int | None
-    accuracy: Estimate  # share of right and wrong responses of a row in the right order; ties are not
+    accuracy: Estimate  # share of a row's right/wrong pairs in the right order; ties count as wrong
     tokens: Estimate  # read per response
 
 
