@@ -28,8 +28,8 @@ class EvaluationArguments(JudgeServerArguments, ScoringArguments):
         output_dir (`str`):
             Folder for the results.
         compare (`list[str]`, *optional*):
-            Two output folders of earlier runs, including runs of `best_of_n.py`, to compare row by row instead of scoring. The only other
-            option is `output_dir`.
+            Compare two output folders of earlier runs row by row, instead of scoring. Runs of `best_of_n.py` work, too. The only other option
+            is `output_dir`.
         dataset_name (`list[str]`, *optional*):
             Preference sets: Hub ids, JSONL or Parquet files, or `save_to_disk` folders.
         benchmarks (`list[str]`, *optional*):
@@ -62,10 +62,10 @@ class EvaluationArguments(JudgeServerArguments, ScoringArguments):
             critiques that `self_consistency` samples. Threshold and weights are fitted on each half of a set's rows and evaluated on the
             other.
         cascade_goal (`str`, *optional*, defaults to `"loss=0.01"`):
-            Goal for which the threshold is chosen: `accuracy=` (minimum), `loss=` (maximum loss of accuracy against the last stage
-            alone), `tokens=` (maximum per row), or `threshold=` (the threshold itself).
+            Goal of the threshold: `accuracy=`, `loss=`, `tokens=` or `threshold=`. That is, the minimum accuracy, the maximum loss of accuracy
+            against the last stage alone, the maximum tokens per row, or the threshold itself.
         cascade_one_at_a_time (`bool`, *optional*, defaults to `False`):
-            After the first stage, score one contender of a row at a time, so that a single critique may decide a pair.
+            After the first stage, score one contender of a row at a time. A single critique may then decide a pair.
         chunk_size (`int`, *optional*):
             Responses passed to the backend per call; a killed run loses at most one chunk. Defaults to eight batches with
             transformers, otherwise to 4096.

@@ -31,8 +31,8 @@ class ScoringArguments(AnyModelArguments):
         server_url (`list[str]`, *optional*):
             One reward server per model, in the order of `models`; replicas of one model are separated by commas.
         ensembles (`list[str]`, *optional*):
-            Ensembles of `models` to report as well: `mean:A,B` or `lowest:A,B`, the mean or lowest of their rewards, each standardised
-            over a set.
+            Ensembles of `models` to report as well: `mean:A,B` or `lowest:A,B`. They take the mean or lowest of their models' rewards, each
+            standardised over a set.
         dataset_name (`list[str]`):
             Hub ids, JSONL or Parquet files, or `save_to_disk` folders.
         output_dir (`str`):
@@ -52,15 +52,15 @@ class ScoringArguments(AnyModelArguments):
         max_new_tokens (`int`, *optional*, defaults to `1024`):
             Token limit of a critique.
         overlong_policy (`str`, *optional*, defaults to `"error"`):
-            Handling of rows that exceed the model's context: error, drop or truncate_prompt.
+            Handling of over-long rows: `error`, `drop` or `truncate_prompt`.
         bad_rows (`str`, *optional*, defaults to `"error"`):
-            Handling of rows that cannot be used: `error` stops, `drop` leaves them out and reports how many.
+            Handling of rows that cannot be used: `error` or `drop`. Dropping reports how many.
         seed (`int`, *optional*, defaults to `0`):
             Sampling seed.
         read_every (`int`, *optional*):
             Also read rewards at every `read_every`-th token of a critique.
         stop_when_stable (`float`, *optional*):
-            End a critique once three consecutive rewards of `read_every` differ by less than this (not with vLLM).
+            End a critique once its last three such rewards differ by less than this. Not with vLLM.
     """
 
     models: list[str]

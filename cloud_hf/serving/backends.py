@@ -97,7 +97,7 @@ class AnyModelArguments(BackendArguments):
 
     Parameters:
         label_weights (`str`, *optional*):
-            Weights of the labels, for scalar models with several labels, such as `{"helpfulness": 1}`.
+            Label weights of scalar models with several labels, such as `{"helpfulness": 1}`.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Run the code in the repositories of scalar models.
     """

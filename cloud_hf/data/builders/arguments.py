@@ -41,7 +41,7 @@ class SourceArguments:
         push_to_hub (`str`, *optional*):
             Hub id to upload the dataset to.
         bad_rows (`str`, *optional*, defaults to `"error"`):
-            Handling of rows that cannot be used: `error` stops, `drop` leaves them out and reports how many.
+            Handling of rows that cannot be used: `error` or `drop`. Dropping reports how many.
     """
 
     dataset_name: str
