@@ -247,16 +247,14 @@ def read_cascades(
         for part in text.split(","):
             name, _, count = part.strip().partition(SAMPLED)
             if name not in known:
-                raise ValueError(
-                    f"`cascade` has {text!r}, but {name!r} is not one of `models` ({', '.join(shown.values())})."
-                )
+                raise ValueError(f"`cascade` {text!r}: {name!r} is not one of `models` ({', '.join(shown.values())}).")
             if count and not (count.isdecimal() and 1 < int(count) <= (sampled or 0)):
                 raise ValueError(
-                    f"`cascade` has {text!r}, but `self_consistency` samples {sampled or 'no'} critiques. Set it, and use from 2 to that many."
+                    f"`cascade` {text!r}: `self_consistency` samples {sampled or 'no'} critiques. Set it, and use from 2 to that many."
                 )
             stages.append((known[name], int(count) if count else None))
         if len(set(stages)) < max(2, len(stages)):
-            raise ValueError(f"`cascade` has {text!r}; name at least two stages, the cheapest first, each once.")
+            raise ValueError(f"`cascade` {text!r} needs at least two different stages, the cheapest first.")
         found.append(Cascade(tuple(stages), goal, one_at_a_time))
     if repeated := [one.name for place, one in enumerate(found) if one in found[:place]]:
         raise ValueError(f"`cascade` lists {repeated[0]} twice. List it once.")

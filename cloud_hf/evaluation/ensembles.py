@@ -87,16 +87,14 @@ def read_ensembles(texts: Sequence[str], models: Sequence[str]) -> list[Ensemble
         kind, _, members = text.partition(":")
         names = [name.strip() for name in members.split(",")]
         if kind not in KINDS or not members:
-            raise ValueError(
-                f"`ensembles` has {text!r}; write a kind ({', '.join(KINDS)}) and models, such as mean:a,b."
-            )
+            raise ValueError(f"`ensembles` {text!r}: write a kind ({', '.join(KINDS)}) and models, such as mean:a,b.")
         if unknown := [name for name in names if name not in known]:
             raise ValueError(
-                f"`ensembles` has {text!r}, but {unknown[0]!r} is not one of `models` ({', '.join(shown.values())})."
+                f"`ensembles` {text!r}: {unknown[0]!r} is not one of `models` ({', '.join(shown.values())})."
             )
         members = tuple(known[name] for name in names)
         if len(set(members)) < max(2, len(members)):
-            raise ValueError(f"`ensembles` has {text!r}; name at least two models, each once.")
+            raise ValueError(f"`ensembles` {text!r} needs at least two different models.")
         found.append(Ensemble(kind, members))
     if repeated := [one.name for place, one in enumerate(found) if one in found[:place]]:
         raise ValueError(f"`ensembles` lists {repeated[0]} twice. List it once.")
