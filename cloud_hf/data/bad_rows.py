@@ -81,7 +81,7 @@ class BadRows:
             raise ValueError(
                 f"{message} Bad rows: {number} of {total}. Repair them, or leave them out with `bad_rows` 'drop'."
             )
-        logger.warning("%s Left out as bad rows: %d of %d.", message, number, total)
+        logger.warning("%s Left out %d of %d rows as bad.", message, number, total)
         if number == total:
             raise ValueError(f"{message} All {total} rows are bad.")
         return self._indices
@@ -124,11 +124,10 @@ class OverlongRows:
             return
         named, problem = self._first
         start = f"{self.name}, {named}" if self.name else f"R{named[1:]}"
-        shares = (0.95, 0.99, 1.0)
-        keeps = [f"{share:.0%} of the rows at {limit_that_keeps(self.lengths, share)} tokens" for share in shares]
+        limits = [limit_that_keeps(self.lengths, share) for share in (0.95, 0.99, 1.0)]
         raise ValueError(
             f"{start}: {problem} {self._number} of {len(self.lengths)} rows are over-long; the longest needs {max(self.lengths)} "
-            f"tokens. A limit keeps {', '.join(keeps)}."
+            f"tokens. To keep 95%, 99% or 100% of the rows, use a limit of {limits[0]}, {limits[1]} or {limits[2]} tokens."
         )
 
 

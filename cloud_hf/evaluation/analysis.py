@@ -226,6 +226,6 @@ def probe_rows(
     kept = [one for one in rows if all(isinstance(response, str) for response in one.row.responses)]
     if len(kept) < len(rows):
         logger.warning(
-            "Probes leave out %d of %d rows, whose responses are messages.", len(rows) - len(kept), len(rows)
+            "Probes leave out %d of %d rows, because their responses are messages.", len(rows) - len(kept), len(rows)
         )
     return kept

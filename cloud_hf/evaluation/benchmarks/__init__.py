@@ -135,7 +135,7 @@ def load_benchmarks(specs: Sequence[str], limit: int | None = None) -> list[Load
         if name not in BENCHMARKS:
             close = difflib.get_close_matches(name, BENCHMARKS, n=1)
             hint = f"Did you mean {close[0]!r}? " if close else ""
-            raise ValueError(f"There is no benchmark {name!r}. {hint}Known are {', '.join(BENCHMARKS)}.")
+            raise ValueError(f"There is no benchmark {name!r}. {hint}Known benchmarks: {', '.join(BENCHMARKS)}.")
         if count > 1:
             raise ValueError(
                 f"The benchmark {name!r} is listed {count} times. List it once, with commas between its files."

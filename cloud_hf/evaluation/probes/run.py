@@ -101,7 +101,7 @@ def check_probes(names: Sequence[str]) -> list[str]:
         if name not in (*NAMES, "all"):
             close = difflib.get_close_matches(name, NAMES, n=1)
             hint = f"Did you mean {close[0]!r}? " if close else ""
-            raise ValueError(f"There is no probe {name!r}. {hint}Known are {', '.join(NAMES)}, or all.")
+            raise ValueError(f"There is no probe {name!r}. {hint}Known probes: {', '.join(NAMES)}, or all.")
     return [name for name in NAMES if name in names or "all" in names]
 
 

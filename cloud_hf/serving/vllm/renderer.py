@@ -73,7 +73,7 @@ class CLoudRenderer(HfRenderer):
         with self._format_lock:
             prefix = self._format.encode_prefix(row.prompt, row.response)
         if prefix.response_changed:
-            logger.warning("The chat template hides or changes text of a response that is judged.")
+            logger.warning("The chat template hides or changes text of a response to judge.")
         ids = list(prefix.input_ids)
         if not self._format.critique and not self._is_pooling:
             ids[-1] = self._reward_id
