@@ -181,7 +181,7 @@ class Difference:
         models (`tuple[str, str]`):
             The two models.
         difference ([`Estimate`]):
-            Mean over rows of the first model's minus the second's [`Evaluation.row_outcomes`], with a paired bootstrap's interval.
+            Mean over rows of the first model's minus the second's [`Evaluation.row_outcomes`], with a paired bootstrap interval.
         first_better, second_better (`int`):
             Rows in which one model has more pairs in the right order than the other.
     """
@@ -198,7 +198,7 @@ class Difference:
 
 
 def compare(results: dict[str, list[Evaluation]]) -> list[Difference]:
-    """Compare each two models on the rows that both scored; all models have evaluations of the same benchmarks in the same order."""
+    """Compare each pair of models on the rows that both scored; all models have evaluations of the same benchmarks in the same order."""
     found = []
     for first, second in combinations(results, 2):
         for ours, theirs in zip(results[first], results[second], strict=True):

@@ -210,8 +210,8 @@ def collect_scores(
     Make [`BenchmarkScores`] from `outcomes`, which are keyed by subset and lie between 0 (wrong) and 1 (right). Also count what
     every benchmark reports: ties, undecidable rows, and missing and unknown subsets.
 
-    `parts` are the subsets of the benchmark, `other_parts` those that may be absent. `averages_subsets` says whether there are
-    figures that are means over subsets. `scores` are the other fields.
+    `parts` are the subsets of the benchmark, `other_parts` those that may be absent. `averages_subsets` says whether some
+    metrics are means over subsets. `scores` are the other fields.
     """
     parts, other_parts, present = tuple(parts), tuple(other_parts), Counter(row.subset for row in rows)
     return BenchmarkScores(

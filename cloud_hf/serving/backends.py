@@ -114,7 +114,7 @@ class AnyModelArguments(BackendArguments):
         configs = {name: self.read_config(name) for name in names}
         if self.label_weights is not None and all(config.num_labels == 1 for config in configs.values()):
             raise ValueError(
-                "`label_weights` are for scalar models with several labels, and none of the models has them."
+                "`label_weights` apply only to scalar models with several labels, and none of the models is one."
             )
         for name, config in configs.items():
             if is_scalar_model(config):

@@ -235,7 +235,7 @@ def match(responses: Sequence[set[str]], prompts: Sequence[set[str]]) -> tuple[f
 
 
 def add_prompts(rows: Dataset, sources: PromptSources) -> Dataset:
-    """Add the prompts of published rows, after [`PromptSources.check_ids`], as the column `prompt`."""
+    """Add a column `prompt` to published rows that [`PromptSources.check_ids`] has accepted."""
     check_columns(rows.column_names, ("id", "chosen", "rejected", *FEEDBACK_COLUMNS), "A published dataset")
     prompts = sources.prompts(rows["id"])
     if "prompt" in rows.column_names:

@@ -84,7 +84,9 @@ def accuracy_against_tokens(
         steps = max(len(reading.rewards) - 1 for row in rows for readings in row for reading in readings)
         limits = [read_every << power for power in range(steps.bit_length())]
     if limits and min(limits) < read_every:
-        raise ValueError(f"`limits` has {min(limits)}; no reward is read before token {read_every}, `read_every`.")
+        raise ValueError(
+            f"`limits` contains {min(limits)}, but the first reward is read at token {read_every} (`read_every`)."
+        )
     points = [_point(rows, num_chosen, read_every, limit) for limit in (*limits, None)]
     return Anytime(read_every, points)
 

@@ -145,7 +145,7 @@ class CascadePoint:
 
     @cached_property
     def tokens_per_row(self) -> Estimate:
-        """Mean tokens of a row's critiques, with a bootstrap's interval."""
+        """Mean tokens of a row's critiques, with a bootstrap interval."""
         values = np.array(self.tokens, dtype=float)
         return Estimate(float(values.mean()), len(values), bootstrap_interval([values], np.mean))
 

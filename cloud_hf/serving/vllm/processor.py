@@ -71,7 +71,7 @@ class CloseCritique(LogitsProcessor):
             # vLLM also ends a request at the end of the context, which would lose the reward, too
             min(params.max_tokens or self.max_model_len, self.max_model_len - len(prompt_ids)),
             params.min_tokens,
-            # vLLM penalises ids that occur in the prompt: the end of turn may, the reward token never does
+            # vLLM penalises ids that occur in the prompt: the end of turn may occur there, the reward token never does
             params.repetition_penalty if self.end_id in prompt_ids else 1.0,
             output_ids,
             prompt_ids[-1:] == [self.reward_id],
