@@ -1,4 +1,4 @@
-"""`python -m cloud_hf`, for `cloud-hf` where scripts are not on the path."""
+"""Run `python -m cloud_hf`, the `cloud-hf` command for environments whose scripts are not on the path."""
 
 from .cli import main
 

@@ -99,7 +99,7 @@ def check_bounds(arguments: typing.Any, **least: float):
             The smallest allowed value of each argument.
 
     Raises:
-        `ValueError`: Names the first argument below its bound, and its value.
+        `ValueError`: If an argument is below its bound. The message names the first one and its value.
 
     Examples:
 

@@ -1,8 +1,8 @@
 """
-Registration of the model, its config and the pipeline with transformers, without importing transformers.
+Register the model, its config and the pipeline with transformers, without importing transformers.
 
-`import cloud_hf` must be fast, and importing transformers takes seconds. So each class is registered once two modules are
-loaded, in either order: the transformers module with its registry, and our module that defines it.
+`import cloud_hf` must be fast, and importing transformers takes seconds. So each class is registered as soon as two modules
+are loaded, in either order: the transformers module with its registry, and our module that defines it.
 """
 
 import functools

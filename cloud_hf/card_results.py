@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult, ModelCard
 from .markdown import in_code, table
 
 
-# What `add_results` replaces
+# Markers around the results that `add_results` replaces
 _RESULTS = "<!-- results: written by cloud-hf -->", "<!-- end of results -->"
 
 

@@ -1,5 +1,5 @@
 """
-Model cards: metadata, sections, inheritance from the cards of their sources, and held-out results.
+Model cards: metadata (also inherited from the cards of their sources), sections, and held-out results.
 
 Text from rows, models and sources is escaped, so that a card shows it literally.
 """
@@ -60,7 +60,7 @@ def kind_of(critique: bool) -> Kind:
 
 
 class Example(NamedTuple):
-    """A prompt and a response with what a model writes about it: its critique and, for a reward model, its reward."""
+    """A prompt, a response, and the model's output for them: a critique and, for a reward model, a reward."""
 
     prompt: Any
     response: str
@@ -97,7 +97,7 @@ def assemble(card_class: type[CardT], data: CardData, title: str, about: str, se
 
 def read_metadata(name: str | None, card_class: type[ModelCard] | type[DatasetCard]) -> dict[str, Any]:
     """
-    Read the metadata of a card that others inherit. Malformed values are left out; a card that cannot be read gives none.
+    Read the metadata that other cards inherit from a card. Malformed values are left out; an unreadable card has none.
 
     Args:
         name (`str`, *optional*):
@@ -181,7 +181,7 @@ def model_card(
         kind ([`Kind`]):
             Kind of model.
         about (`str`):
-            What it was made from, as Markdown, after the sentence that names its kind.
+            Origin of the model, as Markdown. Follows the sentence that names its kind.
         metadata (`Mapping[str, Any]`):
             Card metadata, including what [`inherit`] returns.
         package (`bool`, *optional*, defaults to `False`):

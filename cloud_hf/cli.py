@@ -101,7 +101,7 @@ def overview() -> str:
 
 def run(module: str, arguments: Sequence[str] | None = None, prog: str | None = None):
     """
-    Run a command. The user's mistakes become one sentence on stderr and exit status 2, unless `--debug` is given.
+    Run a command. A user's mistake ends it with one sentence on stderr and exit status 2, unless `--debug` is given.
 
     Args:
         module (`str`):
@@ -149,7 +149,7 @@ def _run(module: str, arguments: list[str]):
 
 
 def _quiet_libraries():
-    """Silence what libraries log at every start on a CPU, and redraw progress bars rarely in a log file."""
+    """Silence messages that libraries log at every start on a CPU, and redraw progress bars less often in log files."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
     if not sys.stderr.isatty():

@@ -69,7 +69,7 @@ def help_page(module: str, prog: str) -> str | None:
         return None
     own = _classes(tree)
     groups: dict[str, dict[str, str]] = {}
-    seen = set(_strings(tree, "FIXED_OPTIONS"))  # not for the user to choose
+    seen = set(_strings(tree, "FIXED_OPTIONS"))  # that the user cannot choose
     for found in (found for name in names for found in _lineage(name, own)):
         new = {flag: text for flag, text in _options(found).items() if flag.split()[0] not in seen}
         seen |= {flag.split()[0] for flag in new}
@@ -131,7 +131,7 @@ def _in_package(name: str) -> ast.ClassDef | None:
 
 
 def _lineage(name: str, own: dict[str, ast.ClassDef]) -> Iterator[ast.ClassDef]:
-    """Yield a class and its bases, as far as they belong to this package."""
+    """Yield a class and those of its bases that belong to this package."""
     found = own.get(name) or _in_package(name)
     if found is not None:
         yield found
@@ -163,7 +163,7 @@ def _type(annotation: ast.expr) -> str:
 
 
 def _default(value: ast.expr | None) -> str:
-    """Describe a default. Empty ones get no text, nor does `None`, which the description explains."""
+    """Describe a default. Empty defaults get no text, nor does `None`, which the description explains."""
     if value is None:
         return " (required)"
     if isinstance(value, ast.Call):  # field(default=…) or field(default_factory=lambda: …)

@@ -1,6 +1,6 @@
 """Keep untrusted text from becoming control tokens of a tokenizer.
 
-Text is cut where it spells an added token, even if only after normalisation, and its pieces are encoded one by one.
+Text that spells an added token, even if only after normalisation, is cut there, and its pieces are encoded one by one.
 """
 
 import re
@@ -22,7 +22,8 @@ ESCAPED = str.maketrans(_ESCAPES)
 
 class ControlTokens:
     """
-    The added tokens of a tokenizer, and cuts that keep text from becoming one. White space and single characters are ordinary text.
+    The added tokens of a tokenizer, and methods that cut text so that it does not become one. Added tokens that are white space or single
+    characters count as ordinary text.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
@@ -76,7 +77,7 @@ class ControlTokens:
         pieces = _split_at(text, [start + 1 for start, _ in starts])
         if not self._spells_control(pieces):
             return pieces
-        # It spells one only after normalisation (full-width letters, say). Find the characters that become it
+        # It spells one only after normalisation (with full-width letters, for example). Find the characters that turn into it
         forms = {character: self._normalized(character) for character in set(text)}
         places = [0, *accumulate(len(forms[character]) for character in text)]
         sources = [index for index, (start, end) in enumerate(pairwise(places)) for _ in range(start, end)]

@@ -1,4 +1,4 @@
-"""Combine the rewards of several critiques into one reward per response. Imports no torch."""
+"""Combine the rewards of several critiques into one reward per response. Does not import torch."""
 
 import math
 import statistics
@@ -33,12 +33,12 @@ def likelihood_mean(rewards: Sequence[float], log_likelihoods: Sequence[float]) 
 
 
 def vote_share(rewards: Sequence[float], others: Sequence[float]) -> float:
-    """Return the share of pairs of critiques, one from each response, in which `rewards` has the higher reward; ties count half."""
+    """Return the share of pairs of critiques, one from each response, in which `rewards` has the higher reward; ties count as half."""
     wins = sum((ours > theirs) + 0.5 * (ours == theirs) for ours in rewards for theirs in others)
     return wins / (len(rewards) * len(others))
 
 
-# Ways to combine the rewards of one response into one
+# Combinations that need only the rewards of one response
 _ALONE: dict[str, Callable[[Sequence[float]], float]] = {
     "mean": statistics.fmean,
     "median": statistics.median,

@@ -1,4 +1,4 @@
-"""The interval of a share. Imports nothing, because cards and reports of all kinds need it."""
+"""The interval of a share. Imports no other module of the package, because cards and reports of all kinds need it."""
 
 import math
 from statistics import NormalDist

@@ -110,7 +110,7 @@ def check_reward_model(name: str, config):
 
 
 def tokenizer_source(name: str, base: str | None = None, **hub_kwargs) -> str:
-    """Return where a model's tokenizer is: in its folder or, for an adapter saved without one, in its base's."""
+    """Return the location of a model's tokenizer: its folder or, for an adapter saved without one, its base's folder."""
     if is_adapter(name, **hub_kwargs) and not adapters.has_file(name, "tokenizer_config.json", **hub_kwargs):
         return adapter_base(name, base, **hub_kwargs)[0]
     return name

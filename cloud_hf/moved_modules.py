@@ -106,7 +106,7 @@ class MovedModules:
     @staticmethod
     def exec_module(module: ModuleType):
         new_name = f"cloud_hf.{MOVED[module.__name__.removeprefix('cloud_hf.')]}"
-        # The import statement is four frames of importlib further out
+        # The import statement is four frames further up, beyond importlib's
         warnings.warn(f"{module.__name__} is now {new_name}.", DeprecationWarning, stacklevel=6)
         new = importlib.import_module(new_name)
         module.__doc__ = new.__doc__

@@ -1,4 +1,4 @@
-"""The transformers pipeline "critique-reward": a chat in, a critique and a reward out."""
+"""The transformers pipeline "critique-reward", which turns a chat into a critique and a reward."""
 
 from collections.abc import Iterable, Iterator
 from itertools import islice

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 
-# No conversation is nested this deeply, and recursive code downstream would run out of stack
+# Maximum nesting. Real conversations stay below it, and recursive code downstream would run out of stack above it
 MAX_DEPTH = 32
 
-# Limit on names and values in the arguments of one tool call, if they arrive as JSON text
+# Maximum number of names and values in the arguments of one tool call that arrive as JSON text
 _MOST_ARGUMENTS = 10_000
 
 # Names under which APIs and templates hold an assistant's reasoning

@@ -1,4 +1,4 @@
-"""Read the authors' published checkpoints, and map their layout to ours.
+"""Read the authors' published checkpoints, and convert their layout to ours.
 
 Their config does not contain the language model's architecture but names a base (`base_model_name_or_path`), and their
 weights are `reward_base_model.*` and `reward_head.*`. Our config contains the architecture; our weights are

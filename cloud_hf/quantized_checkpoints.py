@@ -1,4 +1,4 @@
-"""Quantised checkpoints. Their heads are not quantised: a rounded reward head rounds rewards."""
+"""Load quantised checkpoints. Their heads must not be quantised, because a rounded reward head rounds rewards."""
 
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,8 @@ def check_spared(name: str, files: list[Path]):
 
 def spare_reward_head(quantization: dict[str, Any]) -> dict[str, Any]:
     """
-    Exclude the reward head in the config of a checkpoint by compressed-tensors. Its `ignore` names modules of the quantised classes
-    only, but classes are matched by their bases when it is read, and the reward head's layers are a subclass of `nn.Linear`.
+    Exclude the reward head from quantisation in the config of a compressed-tensors checkpoint. Its `ignore` names only modules of the
+    quantised classes. On loading, however, a class also matches by its bases, and the reward head's layers are a subclass of `nn.Linear`.
     """
     if quantization.get("quant_method") != "compressed-tensors":
         return quantization
@@ -33,6 +33,6 @@ def spare_reward_head(quantization: dict[str, Any]) -> dict[str, Any]:
 
 
 def decompress(model: Any):
-    """Decompress the weights of a model by compressed-tensors, which would do it in the first `forward`; scoring does not call that."""
+    """Decompress the weights of a compressed-tensors model. The library does so only in the first `forward`, which scoring does not call."""
     if hasattr(model, "ct_decompress_hook"):
         model.hf_quantizer.compressor.decompress_model(model)

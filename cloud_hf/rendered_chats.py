@@ -23,7 +23,7 @@ _ORDERS = (
 )
 _START = "start"
 
-# Placeholder for a date that the template writes, and the pattern of the texts that may replace it
+# Placeholder for a date that the template writes, and a pattern for the texts that may replace it
 _DATE = "99 Xyz 9999"
 _ANY_DATE = r"[^\n<]{0,40}"
 
@@ -46,8 +46,8 @@ class RenderedChats:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             The policy's tokenizer.
         is_guess (`bool`, *optional*, defaults to `False`):
-            Whether the policy may have another template. System turns are then refused: some templates write one themselves, and only the
-            same template can tell it from one that was sent.
+            Whether the policy's template may differ from this tokenizer's. System turns are then refused: some templates write a default one,
+            and only the policy's own template can tell it from one that was sent.
 
     Examples:
 
@@ -163,7 +163,7 @@ class RenderedChats:
         raise ValueError(f"The text does not start with its prompt: {text[:80]!r} instead of {prompt[:80]!r}.")
 
     def _without_opening(self, prompt: str, response: str) -> str:
-        """Drop what the template writes between a generation prompt and an answer, if the policy wrote it, too."""
+        """Drop the text that the template writes between a generation prompt and an answer, if the policy wrote it, too."""
         for asked, rest in self._rests:
             if prompt.endswith(asked) and response.startswith(rest):
                 return response[len(rest) :]
@@ -171,8 +171,8 @@ class RenderedChats:
 
     def _check_complete(self, prompt: list[dict], response: str):
         """
-        Refuse turn markers that are left in a prompt, and an unknown one at the end of a response: the text was rendered with another
-        template. (Elsewhere in a response, they are the policy's own text.)
+        Refuse turn markers that are left over in a prompt, and an unknown one at the end of a response, because they show that the text was
+        rendered with another template. (Elsewhere in a response, they are the policy's own text.)
         """
         contents = [message["content"] for message in prompt]
         left = [match.group() for content in contents for match in _MARKS.finditer(content)]
@@ -198,7 +198,7 @@ class RenderedChats:
         return match.end() if match else 0
 
     def _without_end(self, content: str) -> str:
-        # From the end, because a pattern would begin at every token of a long run
+        # Search from the end, because a pattern would start at every token of a long run
         end = stripped = len(content)
         while True:
             while stripped and content[stripped - 1].isspace():
@@ -240,7 +240,7 @@ class RenderedChats:
             self._tails.add(tail)
         for (role, following), delimiter in zip(pairwise(roles), between, strict=True):
             if role == following == "assistant" and tail.startswith(delimiter):
-                continue  # a turn that follows the last one without a mark cannot be told from its end
+                continue  # without a mark, this turn cannot be told from the end of the previous one
             delimiters.setdefault(role, set()).add((delimiter, following))
             closes_alike = roles[-1] == "assistant" and not generation and delimiter.startswith(tail)
             if (role, following) == ("assistant", "user") and closes_alike:
@@ -251,7 +251,10 @@ class RenderedChats:
             delimiters["user"].add((re.sub(r"<think>\s*$", "", tail), "assistant"))
 
     def _dates(self) -> list[dict[str, Any]]:
-        """Return template variables that write the placeholder of a date: by the clock, or where callers may pass one."""
+        """
+        Return template variables that make the template write the placeholder of a date: as its clock, or as a date that callers may
+        pass.
+        """
         clock = {"strftime_now": lambda _: _DATE}
         names = re.findall(r"\b\w*(?:date|today)\w*\b", str(self.tokenizer.chat_template))
         return [clock, {**clock, **dict.fromkeys(names, _DATE)}] if names else [clock]

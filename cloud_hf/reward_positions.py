@@ -1,8 +1,8 @@
 """Find where to read the rewards of sequences that another tool has encoded, and refuse sequences whose reward would differ.
 
-TRL, RewardBench and pipelines take a reward model by its path, render chats with its tokenizer, and call the model. What they add (a second
-BOS, tokens after the end of turn, padding) must not change the reward; a sequence that they changed otherwise must not be scored. So a
-sequence counts only if it holds the ids that [`CritiqueFormat`] gives for the conversation it spells.
+TRL, RewardBench and pipelines take a reward model by its path, render chats with its tokenizer, and call the model. Their additions (a second
+BOS, tokens after the end of turn, padding) must not change the reward, and a sequence that they changed otherwise must not be scored. So a
+sequence is accepted only if its ids are those that [`CritiqueFormat`] gives for the same conversation.
 """
 
 from typing import TYPE_CHECKING, cast
@@ -46,7 +46,7 @@ class RewardFinder:
         self.critique_role = config.critique_role
         self.chats = RenderedChats(tokenizer)
         others = cast(list[int | None], [tokenizer.eos_token_id, tokenizer.pad_token_id])
-        # What the chat template writes after the last text: with some templates, several control tokens
+        # Tokens that the chat template writes after the last text; with some templates, several control tokens
         tail = tokenizer(self.critique_format.tail, add_special_tokens=False)["input_ids"]
         self._trailing = {*cast(list[int], tail), *others}
 
@@ -81,7 +81,7 @@ class RewardFinder:
         # Decoding may put a space before a text
         stripped = [{**message, "content": message["content"].strip()} for message in messages]
         is_same = self._is_critique if self.critique_format.critique else self._is_response
-        # A tokenizer may add a BOS to text in which the template has already written one, or wants none
+        # A tokenizer may add a BOS even if the template has already written one, or writes none
         for start in (0, 1) if ids[0] == self.tokenizer.bos_token_id else (0,):
             if any(is_same(form, ids[start : end + 1]) for form in (messages, stripped)):
                 return start, end
@@ -92,7 +92,7 @@ class RewardFinder:
         )
 
     def _end_of_turn(self, ids: list[int]) -> int:
-        """Return the end of turn after all text. Templates print a newline or an EOS after it."""
+        """Return the position of the last end of turn. Templates may write a newline or an EOS after it."""
         body = len(ids)
         while body and (ids[body - 1] in self._trailing or not str(self.tokenizer.decode(ids[body - 1])).strip()):
             body -= 1
@@ -120,7 +120,7 @@ class RewardFinder:
                 )
             return messages
         if messages[-1] == {"role": "assistant", "content": ""}:
-            messages.pop()  # of templates that end a user's turn with the token that opens the assistant's
+            messages.pop()  # from templates that end a user's turn with the token that opens the assistant's
         *_, before, last = [{}, {}, *messages]
         is_turn = last.get("role") == self.critique_role and last["content"].strip().startswith(self._critique_prompt)
         if not is_turn or before.get("role") != "assistant":

@@ -42,17 +42,17 @@ class Score:
             Population standard deviation of `rewards`; 0.0 for one critique.
         finish_reasons (`tuple[str, ...]`):
             Per critique: `"stop"` if the model ended it, `"length"` if it was cut at `max_new_tokens`, `"stable"` if it was ended
-            because its reward had settled (`stop_when_stable`).
+            because its reward was stable (`stop_when_stable`).
         critique_ids (`tuple[tuple[int, ...], ...]`):
             The critiques' token ids without the end token. Encoding their texts does not always give the same ids.
         response_changed (`bool`):
             Whether the chat template hides or changes text of the response, so that the model did not judge all of it. Some
-            hide all that precedes a `</think>`.
+            templates hide everything before a `</think>`.
         partial_rewards (`tuple[tuple[float, ...], ...]`):
-            With `read_every` k, per critique: the rewards read at its tokens k, 2k, …, and last its reward.
+            With `read_every` k, per critique: the rewards read at its tokens k, 2k, …, followed by its reward.
         log_likelihoods (`tuple[float, ...]`):
             Per critique, the mean log-probability of its tokens before temperature and without the end token, in nats. Recorded by
-            transformers and vLLM where critiques are sampled, otherwise empty.
+            transformers and vLLM if critiques are sampled, otherwise empty.
     """
 
     reward: float
@@ -149,7 +149,7 @@ class Scorer(Protocol):
         max_new_tokens (`int`, *optional*, defaults to `1024`):
             Longest critique in tokens, not counting its end token. A longer one is cut there and scored.
         critiques (`list[str]` or `list[list[str]]`, *optional*):
-            Score these critiques instead of writing some: one per response, or several.
+            Critiques to score instead of writing new ones: one or a list of several per response.
         seed (`int`, *optional*):
             Makes sampling repeatable; in fp32, also between batches of different sizes.
         read_every (`int`, *optional*):

@@ -236,7 +236,7 @@ def read_request(
         needed = sampling.max_new_tokens + reserved_tokens
         _check_lengths(context, [len(prefix.input_ids) + needed for prefix in prefixes], config)
         return ScoringRequest(critique_format, prefixes)
-    # Before the critiques, of which a caller can send any number
+    # Check prefixes before critiques, because a caller can send any number of critiques
     shortest = int(config.critique) + reading_tokens
     _check_lengths(context, [len(prefix.input_ids) + shortest for prefix in prefixes], config)
     if critiques is not None:
@@ -254,7 +254,7 @@ def read_request(
 
 
 def _complete_all(critique_format: CritiqueFormat, prefix: EncodedPrefix, texts: Sequence[str], most: float):
-    """Encode critiques until one is longer than `most` tokens, for which the request is refused."""
+    """Encode critiques up to the first that is longer than `most` tokens, because the request is then refused."""
     encoded: list[EncodedCritique] = []
     for text in texts:
         encoded.append(critique_format.complete(prefix, text))

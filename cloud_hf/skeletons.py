@@ -16,7 +16,7 @@ from .prompts import Conversation
 # Roles that answer tool calls
 _TOOL_ROLES = ("tool", "function", "ipython", "observation")
 
-# Roles that templates treat specially; the control tokens they make of these names are their own
+# Roles that templates treat specially; control tokens made of these names are the template's own
 USUAL_ROLES = ("system", "developer", "user", "assistant", *_TOOL_ROLES)
 
 # Words of JSON schemas, on which templates branch
@@ -27,7 +27,7 @@ _FIRST_NUMBER = 70000
 # Fields of a call that carry no information
 _DEFAULTS = ((("type",), "function"), (("arguments",), {}), (("function", "arguments"), {}))
 
-# Failed searches for the arguments of calls, after which no more are made
+# Maximum number of failed searches for the arguments of calls
 _MOST_SEARCHES = 16
 
 # The mark of a text, which may be followed by another, or of a number
@@ -41,8 +41,8 @@ class Skeleton:
     Attributes:
         conversation (`Conversation`): The skeleton itself.
         fields (`list[tuple[int, str, str]]`): Index of the message, name of the field, and mark, of every text, number and
-            name of an argument that says something new.
-        constants (`list[tuple]`): Paths of truth values, nulls and empty values, which no mark can replace.
+            name of an argument that is not redundant.
+        constants (`list[tuple]`): Paths of booleans, nulls and empty values, which no mark can replace.
     """
 
     def __init__(self, conversation: Conversation):
@@ -82,8 +82,8 @@ class Skeleton:
 
     def constants_to_check(self, text: str) -> list[tuple]:
         """
-        Return the paths of the constants to check: for each role, field and depth, the first and last truth value, and the first
-        and last other constant. Arguments that a rendering contains verbatim, as JSON, need no check.
+        Return the paths of the constants to check: for each role, field and depth, the first and last boolean, and the first and
+        last other constant. Arguments that a rendering contains verbatim, as JSON, need no check.
         """
         found: dict[tuple, list[tuple]] = {}
         shown: set[tuple] = set()
@@ -104,7 +104,7 @@ class Skeleton:
         return [path for paths in found.values() for path in _ends(paths)]
 
     def without_role(self, indices: list[int]) -> Conversation:
-        """Return the skeleton with a role that no template knows in some messages."""
+        """Return the skeleton with an unknown role in some messages."""
         messages = [
             {**message, "role": "x"} if index in indices else message
             for index, message in enumerate(self.conversation.messages)

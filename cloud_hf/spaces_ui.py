@@ -79,7 +79,7 @@ def upload_box() -> gr.File:
 def compute_on(triggers: Sequence, compute: Callable, inputs: list, outputs: list, **options):
     """
     Compute outputs when an event is triggered. The first of `outputs` is the column of results. It is hidden before the
-    computation: old results must not appear next to a new error.
+    computation, because old results must not appear next to a new error.
     """
     hide: Any = {"queue": False, "api_visibility": "private"}
     hidden = gr.on(triggers, lambda: gr.Column(visible=False), None, outputs[0], **hide)
@@ -163,7 +163,7 @@ def read_text(path: str | Path) -> str:
 
 def read_table(text: str, required: Sequence[str], optional: Sequence[str] = ()) -> dict[str, list]:
     """
-    Read a table by columns. The first character tells JSON from CSV.
+    Read a table into columns. Its first character distinguishes JSON from CSV.
 
     Args:
         text (`str`):
@@ -172,7 +172,7 @@ def read_table(text: str, required: Sequence[str], optional: Sequence[str] = ())
         required (`Sequence[str]`):
             Columns that must exist. Their plurals are accepted; other columns are ignored.
         optional (`Sequence[str]`, *optional*):
-            Columns that either all rows have or none.
+            Columns that either all rows have, or no row has.
 
     Returns:
         `dict[str, list]`: One value per row for each existing column. CSV values are strings.

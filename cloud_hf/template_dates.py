@@ -6,7 +6,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 
-# The day on which such templates see every conversation
+# The day that such templates see as today
 _DAY = date(2024, 7, 26)
 
 
@@ -14,7 +14,7 @@ def pin_date(
     tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: dict[str, Any] | None = None
 ) -> dict[str, Any] | None:
     """
-    Pin the date for chat templates that would write today's: rewards must not change from day to day. Adds the day as
+    Pin the date for chat templates that would write today's, because rewards must not change from day to day. Adds the day as
     `strftime_now`, which [`CritiqueFormat`] makes the template's clock, and as the `date_string` that some templates take.
     """
     variables = dict(chat_template_kwargs or {})
@@ -22,7 +22,7 @@ def pin_date(
     if "strftime_now" in template:
         if "date_string" in template:
             variables.setdefault("date_string", f"{_DAY:%d %b %Y}")
-        # Even if a usual conversation does not ask for it: some templates do only with tools
+        # Even if an ordinary conversation does not use it, because some templates use it only with tools
         variables.setdefault("strftime_now", f"{_DAY:%Y-%m-%d}")
     return variables or None
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
-# Load of other processes, in CPUs, up to which it is noise: daemons, or a previous process that is still exiting
+# Maximum load of other processes, in CPUs, that counts as noise: daemons, or a previous process that is still exiting
 _NOISE = 0.3
 
 
@@ -17,7 +17,7 @@ class Cpus:
     """Numbers of CPUs for this process; `quota` is at most `visible`, and `free` at most `quota`."""
 
     visible: int  # size of the affinity mask: OpenMP starts as many threads by default
-    quota: float  # how many the control group, such as a container's, may use at a time
+    quota: float  # how many the control group, for example of a container, may use at a time
     free: float  # how many no other process is using
 
     @property
@@ -35,7 +35,7 @@ def thread_environment(environment: Mapping[str, str] = os.environ, cpus: Cpus |
     """
     Return the environment variables to start a computing process with. OpenMP reads them once, when torch is imported.
 
-    Variables that `environment` sets win. The result is empty on an idle machine without a quota, where OpenMP's own defaults
+    Variables that `environment` sets take precedence. The result is empty on an idle machine without a quota, where OpenMP's own defaults
     are best, and if `OMP_NUM_THREADS` is set. OpenMP threads wait for each other by spinning, which is fastest while each
     has a CPU to itself, but several times slower than a single thread once another process takes one of those CPUs.
     """
@@ -85,7 +85,7 @@ def _idle_share(before: tuple[int, int], after: tuple[int, int]) -> float:
 
 
 def _limited_groups(root: Path) -> Iterator[tuple[float, Path]]:
-    """Yield the quota in CPUs and the usage file of each of this process's control groups and of those above them."""
+    """Yield the quota in CPUs and the usage file of each of this process's control groups and of their ancestors."""
     for line in (root / "proc/self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and "cpu" not in controllers.split(","):

@@ -240,7 +240,7 @@ MISTAKES = [
     ("train_classic", (*dataset("image.jsonl"), *BASE, *TRAIN), "CLoud models judge text only"),
     ("train_classic", (*dataset("mixed.jsonl"), *BASE, *TRAIN), "mixes forms of rows"),
     ("train_classic", (*dataset("margin.jsonl"), *BASE, *TRAIN), "`margin` is 'big'"),
-    ("train_classic", (*dataset("overlong.jsonl"), *BASE, *TRAIN), "A limit keeps 95% of the rows at"),
+    ("train_classic", (*dataset("overlong.jsonl"), *BASE, *TRAIN), "To keep 95%, 99% or 100% of the rows, use a limit of"),
     ("train_classic", (*dataset("latin.csv"), *BASE, *TRAIN), "latin.csv cannot be read as csv: it is not UTF-8"),
     ("evaluate_rewards", (*CLASSIC, *dataset("latin.jsonl")), "row 0: it is not UTF-8"),
     ("evaluate_rewards", (*CLASSIC, "--best_of_n", "{files}/problems.jsonl"), "give one value for each of the 2 responses"),

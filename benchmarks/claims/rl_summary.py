@@ -23,7 +23,9 @@ def summarise(results: Path) -> dict[str, Any]:
     cells = json.loads((results / "rl_check.json").read_text())["cells"]
     found: dict[str, Any] = {}
     with np.load(results / "rl_answers.npz") as arrays:
-        for task, seed, judge in sorted((key.split("/") for key in cells), key=lambda parts: [*JUDGES, "policy"].index(parts[2])):
+        for task, seed, judge in sorted(
+            (key.split("/") for key in cells), key=lambda parts: [*JUDGES, "policy"].index(parts[2])
+        ):
             if judge in JUDGES:
                 key = f"{task}/{seed}/{judge}"
                 curves = curves_of(arrays[f"{key}/answers"], arrays[f"{key}/rewards"])

@@ -1,4 +1,4 @@
-"""One policy for rows that cannot be used: all are counted by kind, and either stop the run or are left out."""
+"""Handle rows that cannot be used: count them by kind, then stop the run or leave them out."""
 
 import logging
 import math
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 BAD_ROWS = ("error", "drop")
 
-# Rows named for each kind of problem
+# Number of rows to name for each kind of problem
 _NAMED = 3
 _VALUES = re.compile(r"'[^']*'|\"[^\"]*\"|\d+(\.\d+)?")
 
@@ -28,7 +28,7 @@ def check_bad_rows(policy: str):
 
 
 def kind_of(problem: str) -> str:
-    """Return a message without its quoted parts, which differ from row to row."""
+    """Return the kind of a problem: its message without the quoted parts, which differ from row to row."""
     return _VALUES.sub("…", problem)
 
 
@@ -55,18 +55,21 @@ class BadRows:
 
     name: str
     policy: str = "error"
-    # By kind, the names of the rows in their order and the first message
+    # Maps each kind to the names of its rows, in order, and its first message
     _kinds: dict[str, tuple[list[str], str]] = field(default_factory=dict)
     _indices: list[int] = field(default_factory=list)
 
     def add(self, index: int, row: Mapping[str, Any], problem: str):
-        """Note a row, its position in the dataset, and what is wrong with it."""
+        """Record a bad row: its position in the dataset, and what is wrong with it."""
         names, _ = self._kinds.setdefault(kind_of(problem), ([], problem))
         names.append(row_name(index, row))
         self._indices.append(index)
 
     def settle(self, total: int) -> list[int]:
-        """Apply the policy to the noted rows, out of `total`, and return their positions. Raises `ValueError` under `"error"`."""
+        """
+        Apply the policy to the recorded rows of a dataset with `total` rows, and return their positions. Raises `ValueError` under
+        `"error"`.
+        """
         if not self._indices:
             return []
         kinds = [_named(names, problem) for names, problem in self._kinds.values()]
@@ -78,14 +81,14 @@ class BadRows:
             raise ValueError(
                 f"{message} Bad rows: {number} of {total}. Repair them, or leave them out with `bad_rows` 'drop'."
             )
-        logger.warning("%s Left out as bad rows: %d of %d.", message, number, total)
+        logger.warning("%s Left out %d of %d rows as bad.", message, number, total)
         if number == total:
             raise ValueError(f"{message} All {total} rows are bad.")
         return self._indices
 
 
 def without(rows: Dataset, left_out: list[int]) -> Dataset:
-    """Return the rows that are not at these positions."""
+    """Return the rows without those at the given positions."""
     if not left_out:
         return rows
     bad = set(left_out)
@@ -100,8 +103,8 @@ def _named(names: list[str], problem: str) -> str:
 @dataclass
 class OverlongRows:
     """
-    The rows of one dataset that do not fit the context under the policy `"error"`, with the lengths of all rows, so the message can say how
-    many rows each limit keeps.
+    Rows of one dataset that do not fit the context under the policy `"error"`. Also collects the lengths of all rows, so that the error
+    message can say how many rows each limit keeps.
     """
 
     name: str
@@ -110,22 +113,21 @@ class OverlongRows:
     _number: int = 0
 
     def add(self, index: int, row: Mapping[str, Any], problem: str, length: int):
-        """Note a row that is too long, the message of its [`Overlong`], and its length in tokens."""
+        """Record a row that is too long, the message of its [`Overlong`], and its length in tokens."""
         self._first = self._first or (row_name(index, row), problem)
         self._number += 1
         self.lengths.append(length)
 
     def settle(self):
-        """Raise `ValueError` if a row was noted."""
+        """Raise `ValueError` if a row was recorded."""
         if self._first is None:
             return
         named, problem = self._first
         start = f"{self.name}, {named}" if self.name else f"R{named[1:]}"
-        shares = (0.95, 0.99, 1.0)
-        keeps = [f"{share:.0%} of the rows at {limit_that_keeps(self.lengths, share)} tokens" for share in shares]
+        limits = [limit_that_keeps(self.lengths, share) for share in (0.95, 0.99, 1.0)]
         raise ValueError(
             f"{start}: {problem} {self._number} of {len(self.lengths)} rows are over-long; the longest needs {max(self.lengths)} "
-            f"tokens. A limit keeps {', '.join(keeps)}."
+            f"tokens. To keep 95%, 99% or 100% of the rows, use a limit of {limits[0]}, {limits[1]} or {limits[2]} tokens."
         )
 
 

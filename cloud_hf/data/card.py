@@ -79,7 +79,7 @@ def dataset_card(
 
 
 def _metadata(of_sources: Mapping[str, Mapping[str, Any]], total: int, has_pairs: bool) -> DatasetCardData:
-    """Return the card's metadata: licence, languages and sources follow from the sources' own cards."""
+    """Return the card's metadata: licence, languages and sources come from the sources' own cards."""
     on_hub = [
         found
         for name, of in of_sources.items()
@@ -99,7 +99,7 @@ def _metadata(of_sources: Mapping[str, Mapping[str, Any]], total: int, has_pairs
 
 
 def _shortened(value: Any) -> Any:
-    """Return a row with long texts and lists cut."""
+    """Return a row with long texts and lists shortened."""
     if isinstance(value, str):
         return value if len(value) <= 400 else f"{value[:399]}…"
     if isinstance(value, Mapping):

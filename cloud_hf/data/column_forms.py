@@ -1,5 +1,5 @@
 """
-Read a column of a dataset as a text or as chat messages, recognised by its shape.
+Read a dataset column as text or as chat messages, recognised by its shape.
 
 A column holds text (for a response, also a list with one text), chat messages (`role` and `content`, also as a single message, with text
 parts, or with the empty fields of an OpenAI dump), ShareGPT turns (`from` and `value`), JSON of either, or an Anthropic transcript
@@ -68,7 +68,7 @@ def _read_text(value: str, column: str) -> tuple[str, str | list[dict[str, Any]]
     if column == "prompt" and "\n\nHuman:" in lines and lines.rstrip().endswith("\n\nAssistant:"):
         raise ValueError(
             "`prompt` could be one message, or a text followed by a transcript. Give chat messages, with the first text as "
-            "the system's."
+            "the system message."
         )
     if _MAY_BE_JSON.match(value) and (found := _read_json(value, column)) is not None:
         return found
@@ -105,7 +105,7 @@ def _is_turn(value: Any) -> bool:
 
 
 def _transcript(value: str, column: str) -> list[dict[str, Any]]:
-    """Split a transcript into messages. An empty last assistant turn, which stands for the response, is left out."""
+    """Split a transcript into messages. Drop an empty last assistant turn, a placeholder for the response."""
     parts = TURN.split("\n\n" + value.lstrip())[1:]
     turns = [
         {"role": "user" if speaker == "Human" else "assistant", "content": text.strip()}
@@ -131,12 +131,12 @@ def _read_turns(turns: list[dict[str, Any]], column: str) -> tuple[str, list[dic
 
 
 def message(turn: Mapping[str, Any], column: str, place: int) -> dict[str, Any]:
-    """Return a message without its null and empty fields, its text parts joined. Raises `ValueError` if it is not one."""
+    """Return a message without null and empty fields, and with its text parts joined. Raises `ValueError` if it is not one."""
     if not isinstance(turn.get("role"), str) or ("content" not in turn and not turn.get("tool_calls")):
         raise ValueError(f"`{column}` message {place} is {dict(turn)!r:.60}; give a dict with `role` and `content`.")
     role = turn["role"]
     if (name := _ROLES.get(role.lower(), role)) != role and name != "tool":
-        raise ValueError(f"`{column}` message {place} has the role {role!r}; name it {name!r}.")
+        raise ValueError(f"`{column}` message {place} has the role {role!r}; use {name!r}.")
     kept = {name: value for name, value in turn.items() if name == "content" or value not in (None, "", [], {})}
     if isinstance(kept.get("content"), list):
         kept["content"] = "\n".join(part_text(part, f"`{column}` message {place}") for part in kept["content"])

@@ -25,7 +25,7 @@ FINISH_REASONS = ("stop", "length", "content_filter")
 _FIRST_WAIT = 0.5
 _LONGEST_WAIT = 60.0
 _CONNECT_TIMEOUT = 10.0
-# Bytes of an answer after decompression: 60 for each of 128k tokens
+# Maximum bytes of a decompressed answer: 60 for each of 128k tokens
 _LONGEST_ANSWER = 2**23
 # Upper limit of `Retry-After` in seconds
 _LONGEST_RETRY_AFTER = 300.0
@@ -33,7 +33,7 @@ _TRANSIENT = (408, 409, 425, 429)
 _REFUSED_KEY = (401, 403)
 # vLLM would take fields that a chat request omits from the model's generation_config.json
 _NEUTRAL_SAMPLING = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
-# Messages with which servers reject a request that exceeds the model's context
+# Statuses and messages with which servers reject a request that exceeds the model's context
 _TOO_LARGE = (400, 413, 422)
 _SPEAKS_OF_LENGTH = re.compile(r"context|length|too (long|large)|max\w*_tokens", re.IGNORECASE)
 
@@ -68,7 +68,7 @@ class Answer:
 
     `finish_reason` is `"stop"` if it is complete, `"length"` if it was truncated, `"content_filter"` if the server withheld some or all of it.
     `token_ids` is set if the request asked for token ids. `model` is the name that the server reports,
-    `tokens` the number of prompt and completion tokens that it counts, and `completion_tokens` that of the latter.
+    `tokens` its count of prompt and completion tokens, and `completion_tokens` its count of completion tokens only.
     """
 
     text: str
@@ -120,7 +120,7 @@ class CompletionClient:
         max_concurrency (`int`, *optional*, defaults to `64`):
             Maximum number of requests in flight, over all servers.
         max_retries (`int`, *optional*, defaults to `8`):
-            Retries per request; the waits of 8 take about 1.5 minutes in total.
+            Retries per request; 8 retries wait about 1.5 minutes in total.
         request_timeout (`float`, *optional*, defaults to `600.0`):
             Timeout of one try in seconds.
 
@@ -203,7 +203,7 @@ class CompletionClient:
             await server.client.close()
 
     def stop(self):
-        """Send no more requests: those in flight are answered, others raise `Stopped`."""
+        """Stop sending requests: those in flight still finish, others raise `Stopped`."""
         self._stopping.set()
 
     # ------------------------------------------------------------------------------------------------------ requests
@@ -247,8 +247,8 @@ class CompletionClient:
 
     async def check(self):
         """
-        Check every server before the first request, and set `model` if it was not given. If all are vLLM's, chat requests set every
-        sampling field, because their defaults would come from the model's `generation_config.json`.
+        Check every server before the first request, and set `model` if it was not given. If all run vLLM, chat requests set every
+        sampling field, because the defaults would come from the model's `generation_config.json`.
 
         Raises:
             `ServerUnusable`: If a server does not answer, rejects the key, or does not serve the model.
@@ -272,7 +272,7 @@ class CompletionClient:
         self.sampling_defaults = _NEUTRAL_SAMPLING if set(owners) == {"vllm"} else {}
 
     async def _models(self, server: _Server) -> dict[str, Any] | None:
-        """Return the owners of the models, by model name, as the server reports them; `None` if the server does not list them."""
+        """Map the names of the server's models to the owners that it reports; return `None` if it does not list its models."""
         try:
             async with asyncio.timeout(self._request_timeout):
                 response = await server.client.get("/models", cast_to=httpx2.Response)

@@ -117,8 +117,8 @@ class CritiqueBuilder:
         """
         Encode a row, shortening its prompt if the policy says so.
 
-        Raises `ValueError` if a text is not usable, or if the row is too long and the policy is `"error"`; under another policy,
-        [`Dropped`].
+        Raises `ValueError` if a text is not usable, or if the row is too long and the policy is `"error"`. Under another
+        policy, a row that is too long raises [`Dropped`].
         """
         try:
             return self._fit(row)
@@ -157,7 +157,7 @@ class CritiqueBuilder:
             return None
 
     def needed(self, lengths: tuple[int, ...] | None) -> int | None:
-        """Return the tokens that a row of [`lengths`] needs with its critique."""
+        """Return the number of tokens that a row needs with its critique, given its [`lengths`]."""
         return None if lengths is None else max(lengths) + self.options.max_new_tokens + 1
 
     def has_room(self, prefix_length: int, max_new_tokens: int) -> bool:
@@ -183,7 +183,7 @@ class CritiqueBuilder:
             written = {"chosen": critiques[: len(numbers)], "rejected": critiques[len(numbers) :]}
             kept = self._keep(written, counts)
         finally:
-            # By id, because a row is built twice: when a server is called, and again from the journal
+            # By id, because a row is built twice: with answers from the server, and again from the journal
             self._tallies[row["id"]] = tuple(vars(counts).values())
         new = {**row, "prompt": prompt_column(task.prompt, row)}
         for side, critiques in kept.items():
@@ -265,8 +265,8 @@ def features_with_critiques(features: Features, num_critiques: int) -> Features:
 
 class ScorerCritic:
     """
-    Critiques by a [`Scorer`], in chunks. Each response's critiques form one journal entry, so a killed run loses at most
-    the chunk in progress. Chunk boundaries do not change critiques, because scorers sample by seed and text.
+    Critic that runs a [`Scorer`] on chunks of responses. Each response's critiques form one journal entry, so a killed run loses at
+    most the chunk in progress. Chunk boundaries do not change critiques, because samples depend only on seed and text.
     """
 
     def __init__(self, builder: CritiqueBuilder, journal: Journal):
@@ -285,8 +285,8 @@ class ScorerCritic:
         A chunk is the set of responses passed to one scorer call. `longest_first` sorts by length, so batches need little padding.
         Otherwise both responses to a prompt stay together, so a prefix cache can serve the second one.
 
-        The first Ctrl-C raises `KeyboardInterrupt` after the chunk in progress. Raises `ValueError` that counts the rows that cannot be
-        used, before anything is computed.
+        The first Ctrl-C raises `KeyboardInterrupt` after the chunk in progress. Before computing anything, raises `ValueError` if
+        rows cannot be used, with their number.
         """
         options = self.builder.options
         jobs = self._jobs(rows)
@@ -379,7 +379,7 @@ def _without_scoring_warnings():
 @dataclass(frozen=True)
 class ServedCritic:
     """
-    Critiques by a language model behind vLLM's OpenAI-compatible server, one request each.
+    Critic on vLLM's OpenAI-compatible server: a language model that gets one request per critique.
 
     Prompts are sent as token ids, so the server adds nothing, and does not parse spelled-out control tokens.
     """

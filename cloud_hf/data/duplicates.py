@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 
 # Chinese and Japanese are written without spaces, so each of their characters counts as a word. Thai, Lao, Khmer and Burmese would need a
-# dictionary: text between two spaces counts as one word, because 13 of their characters are a common phrase.
+# dictionary: text between two spaces counts as one word, because 13 of their characters already form common phrases.
 _CJK = r"\u3040-\u30ff\p{Han}"
 # Vowel signs and accents that do not compose are marks (\p{M}). They continue a word, which `re` would split there.
 _LETTER = r"\p{L}\p{N}_"
@@ -135,7 +135,7 @@ def find_near_duplicates(
     texts: Sequence[str], threshold: float = 0.8, groups: Sequence[str] | None = None
 ) -> dict[int, Duplicate]:
     """
-    Find near-duplicates of an earlier text in the same group, and map the position of each to that text.
+    Map the position of each text that nearly duplicates an earlier one of its group to that earlier text.
     Earlier texts that are themselves duplicates are not compared, nor are texts with different numbers or signs.
 
     MinHash LSH proposes candidates, and the most similar by estimate are compared exactly. Every reported pair therefore
@@ -207,7 +207,7 @@ def _short(key: bytes) -> bytes:
     return hashlib.blake2b(key, digest_size=8).digest()
 
 
-# Copied for each text, because every construction would draw the permutations again
+# Copied for each text, because constructing a new one would draw the permutations again
 _EMPTY = MinHash(NUM_PERMUTATIONS)
 
 
@@ -246,7 +246,7 @@ class EvaluationNGrams:
                     self._sets[ngram] = (*names, name)
 
     def find(self, text: str) -> dict[str, str]:
-        """Return the first n-gram that a text shares with each set, by the set's name; empty without overlaps."""
+        """Return the first n-gram that a text shares with each set, by the set's name; empty if there are none."""
         found: dict[str, str] = {}
         for ngram in ngrams(words(text), self.n):
             for name in self._sets.get(ngram, ()):

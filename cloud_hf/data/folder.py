@@ -161,7 +161,7 @@ class DatasetFolder:
             (staging / REJECTS).open("w", encoding="utf-8", newline="\n") as rejects,
         ):
             async for result in results:
-                await asyncio.sleep(0)  # where Ctrl-C can cancel; rows from a journal wait for nothing
+                await asyncio.sleep(0)  # lets Ctrl-C cancel: reading from a journal never waits
                 if statistics is not None:
                     statistics.add(result)
                 if isinstance(result, Reject):

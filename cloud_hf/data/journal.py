@@ -40,8 +40,8 @@ class Journal:
     """
     Append-only file with one JSON line per finished entry.
 
-    [`Journal.add`] returns once the entry is in the file, so a killed process loses none. If a crash leaves a torn last line, the next
-    open removes it with a message. Only keys and offsets are kept in memory, about 150 bytes per entry.
+    [`Journal.add`] returns once the entry is in the file, so a killed process loses none. If a crash leaves a torn last line, reopening
+    the journal removes it and prints a message. Only keys and offsets are kept in memory, about 150 bytes per entry.
 
     Args:
         path (`str` or `Path`):
@@ -98,7 +98,7 @@ class Journal:
 
         Args:
             key (`str`):
-                A key of [`key_of`].
+                Key from [`key_of`].
             value (`Any`):
                 A JSON value.
 

@@ -1,4 +1,4 @@
-"""Judge: a strong model compares two responses in both orders and decides which one wins, or rates one."""
+"""Judge responses with a strong model, which compares two in both orders or rates a single one."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -141,7 +141,7 @@ class Judge:
     read: Callable[[str], str | None] = read_verdict
 
     async def rate(self, key: list, prompt: Any, response: str | dict[str, Any]) -> list[Judgement]:
-        """Rate one response. `key` identifies it. Returns a single judgement."""
+        """Rate one response. `key` identifies it. Returns a list with a single judgement."""
         return [await self._judge(key, messages_for_critic(prompt, response, self.template))]
 
     async def compare(self, key: list, prompt: Any, response_1: str, response_2: str) -> list[Judgement]:

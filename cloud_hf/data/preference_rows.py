@@ -1,8 +1,8 @@
 """
 Read preference rows of any common form as a prompt and two responses.
 
-Each column is recognised by its shape (see `column_forms.py`). Responses may be complete chats, with or without a column `prompt`. All rows
-of a dataset have one form; a row that can be read in two ways is refused.
+Each column is recognised by its shape (see `column_forms.py`). Responses may be complete chats, with or without a column `prompt`. All
+rows of a dataset must have the same form, and a row that can be read in two ways is refused.
 """
 
 import logging
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 PAIR_COLUMNS = ("prompt", *SIDES)
 
-# Text, or, for a response that is more than text, messages, of which the last is judged. `Any`, because most code takes only text
+# Text, or messages if the response is more than text; the last message is judged. `Any`, because most code takes only text
 Response = Any
 
 # Columns that hold the prompt in some sets; without `prompt`, texts would be split at their common beginning instead
@@ -101,7 +101,7 @@ def read_preferences(
             Called with each row in our columns; raises `ValueError` for one that cannot be used.
 
     Raises:
-        `ValueError`: If a column is missing, rows cannot be used, or the dataset mixes forms; the message names all kinds.
+        `ValueError`: If a column is missing, rows cannot be used, or the dataset mixes forms; the message names every kind of problem.
     """
     check_columns(rows.column_names, (*SIDES, *required), name)
     rows = rows.with_format(None)
@@ -152,7 +152,7 @@ class _Scan:
 
     @contextmanager
     def row(self, index: int, row: Mapping[str, Any]) -> Iterator[None]:
-        """Note the row as bad if the body raises `ValueError`."""
+        """Record the row as bad if the body raises `ValueError`."""
         try:
             yield
         except ValueError as error:
@@ -203,7 +203,7 @@ class _Scan:
 
 
 def iterate_rows(rows: Dataset) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the positions and the rows, in batches for speed. Text that is not valid becomes a `_NotText`."""
+    """Yield the positions and the rows, in batches for speed. A row with invalid text becomes a `_NotText`."""
     columns = rows.with_format("arrow")
     plain = not any(map(_holds_json, rows.features.values()))
     for start in range(0, len(rows), 1000):
@@ -241,7 +241,7 @@ def _holds_json(feature: Any) -> bool:
 
 
 def _convert(rows: Dataset, kinds: dict[str, Any], convert: Callable, **options: Any) -> Dataset:
-    """Replace columns by the ones in `kinds`."""
+    """Replace columns with the ones in `kinds`."""
     kept = {name: feature for name, feature in rows.features.items() if name not in kinds}
     old = [name for name in kinds if name in rows.column_names]
     features = Features({**kept, **kinds})
@@ -333,7 +333,7 @@ def _common_beginning(chosen: str, rejected: str) -> tuple[str, str, str]:
         )
     if TURN.search(chosen):
         raise ValueError(
-            "`chosen` could be text, or a text followed by a transcript. Give chat messages, with the first text as the system's."
+            "`chosen` could be text, or a text followed by a transcript. Give chat messages, with the first text as the system message."
         )
     length = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), None)
     length = min(len(chosen), len(rejected)) - 1 if length is None else length

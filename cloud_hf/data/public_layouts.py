@@ -38,13 +38,13 @@ class Rated:
 
 @dataclass(frozen=True)
 class Layout:
-    """The layout of a public set. `read` takes a row, or with `group_by` consecutive rows with the same value in that column."""
+    """The layout of a public set. `read` takes one row, or with `group_by` all consecutive rows with the same value in that column."""
 
     title: str
     columns: tuple[str, ...]  # that identify it
     read: Callable[[Any], Rated]
     replaced: tuple[str, ...] = ()  # columns that the pairs replace; all others are kept
-    margin: str = ""  # what the margins are; empty without ratings
+    margin: str = ""  # meaning of the margins; empty without ratings
     direct: bool = False  # training reads the rows unchanged
     group_by: str | None = None
     shape: Callable[[Row], bool] | None = None  # tells the set from others with the same columns by its first row
@@ -67,7 +67,7 @@ def _listed(value: Any, column: str) -> Any:
 
 
 def _number(value: Any, column: str) -> float | None:
-    """Return a rating, `None` for a missing one."""
+    """Return a rating, or `None` if it is missing."""
     if value is None or value == "N/A":
         return None
     try:
@@ -91,13 +91,13 @@ def _winner(first: bool, second: bool) -> list[float | None]:
 
 
 def _pair(row: Row) -> Rated:
-    """A pair that training reads unchanged."""
+    """Read a pair that training uses unchanged."""
     given = {"prompt": row["prompt"]} if "prompt" in row else {}
     return Rated(given, (row["chosen"], row["rejected"]), _winner(True, False))
 
 
 def _rated(title: str, chosen: str, rejected: str, margin: str = "difference of the ratings") -> Layout:
-    """Pairs that training reads unchanged, with their ratings in two columns."""
+    """Return a layout of pairs that training reads unchanged, with their ratings in two columns."""
 
     def read(row: Row) -> Rated:
         ratings = [_number(row[column], column) for column in (chosen, rejected)]
@@ -147,7 +147,7 @@ def _helpsteer_prompt(prompt: Any) -> Any:
 
 
 def _strength(title: str, prompt: str, first: str, second: str, strength: str) -> Layout:
-    """A preference from -3 (the first response is much better) to 3."""
+    """Return a layout with a preference from -3 (the first response is much better) to 3."""
 
     def read(row: Row) -> Rated:
         number = _number(row[strength], strength)
@@ -219,7 +219,7 @@ def _alpaca(row: Row) -> Rated:
 
 
 def _named(prompt: str, chosen: str = "chosen", rejected: str = "rejected") -> Callable[[Row], Rated]:
-    """A pair in columns of these names, and optionally `system`."""
+    """Return a reader of pairs in columns with these names, and optionally `system`."""
 
     def read(row: Row) -> Rated:
         given = {"prompt": _with_system(row, row[prompt])}
@@ -233,7 +233,7 @@ def _orca_distilabel(row: Row) -> Rated:
 
 
 def _scored(title: str, prompt: str, responses: Sequence[str], scores: Sequence[str], margin: str = "") -> Layout:
-    """Two responses in columns, each with the column of its score. WebGPT's prompts are dicts."""
+    """Return a layout of two responses, each with its score in another column. WebGPT's prompts are dicts."""
 
     def read(row: Row) -> Rated:
         question = row[prompt]
@@ -282,7 +282,7 @@ _PKU = ("prompt", "response_0", "response_1")
 _OPENAI = ("input", "preferred_output", "non_preferred_output")
 _PAIRED = ("question", "response_j", "response_k")
 
-# Each value is complete: a new layout is a line here and, unless one above fits, a function that reads its rows
+# To add a layout, add a line here and, unless a function above fits, one that reads its rows
 LAYOUTS = {
     "ultrafeedback": Layout(
         "UltraFeedback", ("instruction", "completions"), _ultrafeedback, ("instruction", "completions"),
@@ -400,7 +400,7 @@ def to_convert(columns: Sequence[str]) -> list[str]:
 
 
 def conversion_hint(columns: Sequence[str], name: str, split: str, config: str | None) -> str:
-    """Return a sentence with the command that makes pairs of a dataset with these columns, or nothing."""
+    """Return a hint with the command that turns a dataset with these columns into pairs, or an empty string."""
     options = ["--dataset_name", name, *(["--dataset_config", config] if config else [])]
     source = shlex.join(options + (["--dataset_split", split] if split != "train" else []))
     stem = re.sub(r"[^\w-]+", "-", Path(name).resolve().name.split(".")[0]).strip("-") or "dataset"

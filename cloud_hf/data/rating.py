@@ -1,4 +1,4 @@
-"""Pointwise judge: a strong model rates one response at a time on a scale. One file replaces its instructions and the scale."""
+"""Pointwise judge: a strong model rates one response at a time on a scale. A file can replace its instructions and the scale."""
 
 import re
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ _KEYS = ("pattern", "lowest", "highest")
 @dataclass(frozen=True)
 class Rubric:
     """
-    Instructions for a rating, and how it is read from the judge's answer.
+    Instructions for a rating, and the pattern that finds the rating in the judge's answer.
 
     Args:
         template (`str`):
@@ -78,8 +78,8 @@ class Rubric:
 
 def read_rubric(path: str | None) -> Rubric:
     """
-    Read the user's rubric, or return the default: instructions, and before them, between lines of `---`, YAML with `pattern`, `lowest`
-    and `highest`, all optional.
+    Read the user's rubric, or return the default. The file has the instructions, optionally after a YAML header between lines of `---` that
+    sets any of `pattern`, `lowest` and `highest`.
 
     Raises:
         `ValueError`: If the file's keys, pattern or scale cannot be used, or a placeholder does not occur exactly once.

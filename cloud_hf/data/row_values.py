@@ -12,7 +12,7 @@ FEEDBACK_COLUMNS = ("chosen_feedback", "rejected_feedback")
 
 
 def prompt_of(row: dict[str, Any]):
-    """Return the prompt of a row as [`CritiqueFormat`] takes it, with the column `tools` folded in."""
+    """Return the prompt of a row as [`CritiqueFormat`] takes it, including the column `tools`."""
     tools = row.get("tools")
     if not tools:
         return row["prompt"]

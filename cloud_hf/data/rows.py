@@ -65,8 +65,8 @@ def dataset_label(name: str) -> str:
 
 def short_names(names: list[str]) -> dict[str, str]:
     """
-    Shorten paths and Hub ids to their last part, or to as many parts as distinguish them. Names that would share files (`a/x` and
-    `a-x`) get a hash.
+    Shorten paths and Hub ids to their last part, or to as many parts as distinguish them. Names that would give the same file name (`a/x`
+    and `a-x`) get a hash.
     """
     parts = {name: Path(name).parts for name in names}
     length = {
@@ -116,7 +116,7 @@ _CSV_OPTIONS = {
     "converters": dict.fromkeys(_TEXT_COLUMNS, str),
     "index_col": False,
 }
-# What `datasets` looks for in file names to tell splits apart
+# The words in file names by which `datasets` recognises splits
 _SPLIT_NAME = re.compile(r"(^|[^a-z])(train|training|test|testing|eval|evaluation|valid|validation|val|dev)([^a-z]|$)")
 
 
@@ -125,7 +125,7 @@ def load_rows(name: str, split: str = "train", config: str | None = None, needs_
     Load one split of a dataset: a Hub id, a file (JSON lines, JSON, CSV, TSV, Parquet or Arrow, also compressed), a pattern such as
     `"data/*.parquet"`, a folder of files, a downloaded dataset repository, or a `save_to_disk` folder.
 
-    Files and patterns have no splits, nor do folders whose file names do not show any: `split` is ignored, or refused with `needs_split`.
+    Files, patterns, and folders whose file names name no split have no splits: `split` is ignored, or refused with `needs_split`.
 
     Raises `ValueError` if the path does not exist, cannot be read, or the split is absent.
     """
@@ -198,13 +198,13 @@ def _read_files(name: str, files: list[str]) -> Dataset:
         raise ValueError(f"{name} cannot be read as {kind}: {_reason(error, files)}") from error
     if kind == "csv" and len(rows.column_names) == 1 and re.search("[;\t]", rows.column_names[0]):
         raise ValueError(
-            f"{name} has the one column {rows.column_names[0]!r}; separate columns by commas, or by tabs in a .tsv file."
+            f"{name} has only the column {rows.column_names[0]!r}; separate columns by commas, or by tabs in a .tsv file."
         )
     return rows
 
 
 def _name_surrogates(files: list[str]) -> str:
-    """Name the lines of JSON files that hold half of a surrogate pair. Arrow counts from the start of its block."""
+    """Name the lines of JSON files that hold half of a surrogate pair, because Arrow counts lines from the start of its block."""
     escapes = re.compile(r"(?<!\\)(?:\\\\)*\\u(d[89ab]..\\ud[c-f]|(d[89a-f]))", re.IGNORECASE)
     lines = []
     for name in files:

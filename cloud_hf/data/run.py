@@ -178,7 +178,7 @@ def check_truncated(value: str):
 
 
 def seed_of(seed: int, *parts: Any) -> int:
-    """Return a seed in [0, 2^31) for one request. Servers return equal texts for equal prompts and seeds."""
+    """Return a seed in [0, 2^31) for one request. Servers return the same text for the same prompt and seed."""
     return int(key_of(seed, *parts)[:8], 16) >> 1
 
 
@@ -363,7 +363,7 @@ async def build_dataset(
             rows,
             work,
             list(clients.values()),
-            # Not the sum: a row sends several requests at once, so that each client is busy with fewer rows
+            # Not the sum: a row sends several requests at once, so fewer rows keep every client busy
             max(client.max_concurrency for client in clients.values()),
             journal=journal,
         )
@@ -381,7 +381,7 @@ async def build_dataset(
 
 
 def _count_answers(clients: dict[str, JournaledClient]) -> dict[str, Any]:
-    """Count cut answers and answers from other models, by the clients' roles."""
+    """Count truncated answers and answers from other models, by the clients' roles."""
     counts: dict[str, Any] = {}
     for role, client in clients.items():
         counts[f"{role}_answers_cut"] = len(client.cut)

@@ -182,5 +182,5 @@ def main(args: MergeArguments):
         )
         raise SystemExit(3)
     print(
-        f"Wrote {counts['rows']} rows to {args.output_dir}. Next: the next stage, with --dataset_name {args.output_dir}"
+        f"Wrote {counts['rows']} rows to {args.output_dir}. Next: run the next stage with --dataset_name {args.output_dir}"
     )

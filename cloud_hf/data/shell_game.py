@@ -9,7 +9,7 @@ tokenizer with one token per word of the task, and the configuration of a tiny L
 Problems are split by their sequence of swaps ("A and B" and "B and A" being one swap): a sequence belongs to exactly one of
 `train`, `validation` and `test`, for every seed and number of rows. All four starts of a sequence are in the same split, so
 every answer is equally likely in each split. Training rows may repeat; a held-out row occurs once. There are few held-out
-problems of one swap (8) and two swaps (112 for `test`), so longer ones take their turns once these are used up.
+problems of one swap (8) and two swaps (112 for `test`), so longer ones take their place once these are used up.
 """
 
 import random

@@ -3,13 +3,13 @@
 import re
 
 
-# Points from the view of response A. Both games are added: a strong verdict outweighs a slight one against it.
+# Points for response A. Both games are added, so a strong verdict outweighs a slight one against it.
 _POINTS = {"A>>B": 2, "A>B": 1, "A=B": 0, "B>A": -1, "B>>A": -2}
 
 _LABEL = re.compile(r"\[\[([AB<>=]+)\]\]")
 # Matches upper-cased text, like ArenaHard 2.0. Single brackets count only in texts without double ones
 _SPELLINGS = (re.compile(r"\[\[([AB][<>=]+[AB])\]\]"), re.compile(r"\[([AB][<>=]+[AB])\]"))
-# After a verdict, such as `[[B]]`, `[[B > A]]` or `[[TIE]]`; not a citation or a link
+# A label in another spelling after a verdict, such as `[[B]]`, `[[B > A]]` or `[[TIE]]`; not a citation or a link
 _OTHER_LABEL = re.compile(r"\[\[[^\[\]\d]{1,20}\]\](?!\()")
 _OTHER_SPELLING = {"A<B": "B>A", "A<<B": "B>>A", "B=A": "A=B", "B<A": "A>B", "B<<A": "A>>B"}
 

@@ -1,4 +1,4 @@
-"""Analysis of a scored model: uncertainty, self-consistency, rows for probes."""
+"""Analyse a scored model: uncertainty, self-consistency, rows for probes."""
 
 import logging
 import math
@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 
 MARGIN, SPREAD = "margin", "spread"
 
-# To add a metric of reward margins, write a module with a `Statistic` and list it here by its key in report.json, with its
-# title: the calibration table and report.json show it with its interval.
+# To add a metric of reward margins, write a module with a `Statistic`, and list it here under its key in report.json, with
+# its title. The calibration table and report.json then show it with its interval.
 METRICS: dict[str, tuple[str, Statistic]] = {"log_loss": ("log loss", log_loss)}
 
 
@@ -36,12 +36,12 @@ class Uncertainty:
     """
     Uncertainty of a model on a set.
 
-    Pairs are rejected by margin size. If responses have several critiques, they are also rejected by reward spread, the square
-    root of the summed variances of both rewards over critiques; a smaller spread is more certain.
+    Selective accuracy rejects pairs with small margins. If responses have several critiques, it also rejects pairs by reward spread: the
+    square root of the summed variances of both rewards over critiques. Pairs with a smaller spread are more certain.
     """
 
     critiques: str  # label of the rewards, such as "mean of 16, T = 0.5"
-    metrics: dict[str, Estimate]  # `METRICS` and the ECE, over all pairs of a right and a wrong response
+    metrics: dict[str, Estimate]  # `METRICS` and the ECE, over all right/wrong pairs
     calibration: Calibration
     selective_accuracy: SelectiveAccuracy
 
@@ -55,7 +55,7 @@ class Uncertainty:
 
 
 def uncertainty(rows: Sequence[BenchmarkRow], row_scores: Sequence[Sequence[Score]], critiques: str) -> Uncertainty:
-    """Measure the uncertainty of scored rows over all pairs of a right and a wrong response. `critiques` labels the rewards."""
+    """Measure the uncertainty of scored rows over all right/wrong pairs. `critiques` labels the rewards."""
     margins, spreads, owners = [], [], []
     for place, (row, scores) in enumerate(zip(rows, row_scores, strict=True)):
         for right in scores[: row.num_chosen]:
@@ -105,7 +105,7 @@ class Robustness:
 
 
 def mean_label(num_critiques: int, temperature: float) -> str:
-    """Return the name, in tables, of the mean reward over sampled critiques."""
+    """Return the name that tables give to the mean reward over sampled critiques."""
     return f"mean of {num_critiques}, T = {temperature:g}"
 
 
@@ -136,7 +136,7 @@ def assess_self_consistency(
     seed: int = 0,
 ) -> dict[str, list[SelfConsistency]]:
     """
-    Compute the curves of each set and temperature. Rows of subsets that are not part of a benchmark are excluded.
+    Compute self-consistency for each set and temperature. Rows of subsets that are not part of a benchmark are excluded.
 
     `sampled` holds the evaluations by temperature, `fitted` the rows of each evaluation as read. Length is the value of
     `length_column` in sets that have it (`ValueError` if it is not a number), otherwise the length of the critiques in tokens.
@@ -190,7 +190,7 @@ def assess_anytime(
 
 
 def read_length(row: dict[str, Any], column: str) -> float:
-    """Return a row's length of reasoning. Raises `ValueError` if it is not a finite number."""
+    """Return a row's reasoning length. Raises `ValueError` if it is not a finite number."""
     value = row[column]
     if not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"`{column}` is {value!r:.60}; `length_column` needs numbers.")
@@ -208,8 +208,8 @@ def probe_rows(
     evaluations: Sequence[Evaluation], fitted: Sequence[FittedRows], paraphrase_column: str | None = None
 ) -> list[ProbeRow]:
     """
-    Return all known rows with their scores, the prompts that the model saw, and the user's paraphrases. Rows with responses that are
-    more than text cannot be altered; they are left out with a count.
+    Return all known rows with their scores, the prompts that the model saw, and the user's paraphrases. Rows with responses that are more
+    than text cannot be altered; they are left out, and a warning counts them.
     """
     rows = [
         ProbeRow(
@@ -224,6 +224,6 @@ def probe_rows(
     kept = [one for one in rows if all(isinstance(response, str) for response in one.row.responses)]
     if len(kept) < len(rows):
         logger.warning(
-            "Probes leave out %d of %d rows, whose responses are messages.", len(rows) - len(kept), len(rows)
+            "Probes leave out %d of %d rows, because their responses are messages.", len(rows) - len(kept), len(rows)
         )
     return kept

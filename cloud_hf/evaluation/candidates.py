@@ -48,14 +48,14 @@ class ScoredSet:
         cls, name: str, title: str, problems: Sequence[Problem], fitted: Mapping[str, FittedRows], scores: dict[str, Scores]
     ) -> "ScoredSet":  # fmt: skip
         """
-        Keep the problems that fit every model. `fitted` and `scores` are keyed by model and cover the problems that fit it. Raises
+        Keep the problems that fit every model. `fitted` and `scores` are keyed by model, and contain the problems that fit it. Raises
         `ValueError` if no problem is left.
         """
         places = {model: [row.index for row in part.rows] for model, part in fitted.items()}
         common = sorted(set.intersection(*map(set, places.values())))
         if not common:
             raise ValueError(f"{title}: no problem fits the context of every model; compare fewer models at once.")
-        # Each model scored its own selection of problems, so a problem's index can differ between models
+        # Each model scored only the problems that fit it, so a problem's index can differ between models
         kept = {}
         for model, of_model in scores.items():
             where = {place: number for number, place in enumerate(places[model])}
@@ -140,7 +140,7 @@ class SetResult:
     """Best-of-N on one set; dictionaries are keyed by model, except for the baselines."""
 
     scored: ScoredSet
-    quality: str  # what a choice's worth measures, for example "correctness"
+    quality: str  # meaning of a choice's worth, for example "correctness"
     is_share: bool  # a share from 0 to 1, shown in percent
     curves: dict[str, Curve]
     yardsticks: dict[str, Curve]  # see `baselines`
@@ -157,7 +157,7 @@ class SetResult:
 
     @cached_property
     def differences(self) -> dict[tuple[str, str], Estimate]:
-        """For each pair of models, the mean over problems of the worth of the first's choice among all candidates minus the second's."""
+        """For each pair of models, the mean over problems of the difference in worth (first minus second) of the choice among all candidates."""
         return {
             pair: mean_estimate([ours - theirs for ours, theirs in zip(*map(self.choices.get, pair), strict=True)])
             for pair in combinations(self.choices, 2)
@@ -180,7 +180,7 @@ class SetResult:
             if models[0] == name
         ]
         if name in self.choices:
-            # The hash shows which problems runs made at different times share
+            # The hash shows which problems several runs have in common
             summary["choices"] = [
                 [key_of(problem.prompt, problem.responses, problem.worth), worth]
                 for problem, worth in zip(self.scored.problems, self.choices[name], strict=True)

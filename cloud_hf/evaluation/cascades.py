@@ -1,4 +1,4 @@
-"""Cascades of scored models: fitted on one half of a set's rows and used on the other, then the reverse."""
+"""Cascades of scored models, fitted on each half of a set's rows and evaluated on the other half."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -60,17 +60,17 @@ class CascadeResult:
         stages (`tuple[str, ...]`):
             The stages as on the command line.
         thresholds (`tuple[float, float]`):
-            The threshold for the even rows, chosen on the odd ones, and the reverse.
+            Threshold for the even rows, chosen on the odd rows, and threshold for the odd rows, chosen on the even rows.
         chosen (`CascadePoint`):
-            All rows, each with the threshold and weights of the other half.
+            Point over all rows, each row with the threshold and weights fitted on the other half.
         curve (`list[CascadePoint]`):
-            All rows with each of the thresholds, and the weights of the other half.
+            Points over all rows, one per threshold, with the weights fitted on the other half.
         seconds (`list[float]`):
             Seconds per row at each point of the curve, then at the chosen one; NaN where unknown.
         fit ([`CascadeFit`]):
-            Fitted on all rows, for use elsewhere.
+            Fit on all rows, for use outside this run.
         last (`CascadePoint`):
-            The last stage alone, scoring everything.
+            The last stage alone, which scores everything.
     """
 
     name: str
@@ -110,13 +110,13 @@ class CascadeResult:
 @dataclass(frozen=True)
 class Cascade:
     """
-    A cascade of models of a run.
+    A cascade of models that one run scores.
 
     Args:
         stages (`tuple[tuple[str, int | None], ...]`):
-            Short names of the models, the cheapest first, each with the number of its sampled critiques, `None` for the rewards as scored.
+            Short names of the models, the cheapest first, each with the number of its sampled critiques, or `None` for the rewards as scored.
         goal ([`Goal`]):
-            Goal for which the threshold is chosen.
+            Goal that the threshold must reach.
         one_at_a_time (`bool`):
             Whether the stages after the first score one contender of a row at a time.
     """
@@ -165,7 +165,7 @@ class Cascade:
     def _cross_fit(
         self, stages: Sequence[StageScores], correct: Sequence[Sequence[float]]
     ) -> tuple[CascadePoint, list[CascadePoint], list[CascadeFit]]:
-        """Evaluate the rows with the thresholds chosen on the other half, and with every threshold. Also returns the fit for each half."""
+        """Evaluate each half of the rows with the fit of the other half, at its chosen and at every threshold. Also returns both fits."""
         halves = [range(start, len(correct), 2) for start in (0, 1)]
         fits, points = [], []
         for half, other in (halves, halves[::-1]):
@@ -206,7 +206,7 @@ def _seconds_per_row(point: CascadePoint, seconds: Sequence[Sequence[Sequence[fl
 
 
 def worth_of(row: FittedRow) -> list[float]:
-    """Return the worth of each response: 1 for the right ones, which come first, or the row's `correct`."""
+    """Return the worth of each response: the row's `correct`, or else 1 for right responses, which come first, and 0 for others."""
     if "correct" in row.row:
         return [float(value) for value in listed(row.row["correct"])]
     right = row.row.get("num_chosen", 1)
@@ -237,7 +237,7 @@ def read_cascades(
     self-consistency samples.
 
     Raises:
-        `ValueError`: If a stage is unknown or named twice, there is only one, or more critiques are named than are sampled.
+        `ValueError`: If a stage is unknown or named twice, there is only one stage, or a stage uses more critiques than are sampled.
     """
     shown = short_names(list(models))
     known = shown | {short: short for short in shown.values()}
@@ -247,16 +247,14 @@ def read_cascades(
         for part in text.split(","):
             name, _, count = part.strip().partition(SAMPLED)
             if name not in known:
-                raise ValueError(
-                    f"`cascade` has {text!r}, but {name!r} is not one of `models` ({', '.join(shown.values())})."
-                )
+                raise ValueError(f"`cascade` {text!r}: {name!r} is not one of `models` ({', '.join(shown.values())}).")
             if count and not (count.isdecimal() and 1 < int(count) <= (sampled or 0)):
                 raise ValueError(
-                    f"`cascade` has {text!r}, but `self_consistency` samples {sampled or 'no'} critiques: set it, and use from 2 to that many."
+                    f"`cascade` {text!r}: `self_consistency` samples {sampled or 'no'} critiques. Set it, and use from 2 to that many."
                 )
             stages.append((known[name], int(count) if count else None))
         if len(set(stages)) < max(2, len(stages)):
-            raise ValueError(f"`cascade` has {text!r}; name at least two stages, the cheapest first, each once.")
+            raise ValueError(f"`cascade` {text!r} needs at least two different stages, the cheapest first.")
         found.append(Cascade(tuple(stages), goal, one_at_a_time))
     if repeated := [one.name for place, one in enumerate(found) if one in found[:place]]:
         raise ValueError(f"`cascade` lists {repeated[0]} twice. List it once.")
@@ -268,5 +266,5 @@ def check_rows(sizes: Mapping[str, int]):
     for name, size in sizes.items():
         if size < 2 * FEWEST_PAIRS:
             raise ValueError(
-                f"`cascade` chooses its threshold on each half of a set's rows: {name} has {size}, but needs {2 * FEWEST_PAIRS} or more."
+                f"`cascade` chooses a threshold on each half of a set's rows, but {name} has {size} rows. It needs {2 * FEWEST_PAIRS}."
             )

@@ -1,4 +1,4 @@
-"""Accuracy against compute: the critique tokens and seconds of each model, ensemble, judge and cascade."""
+"""Accuracy against compute: critique tokens and seconds of each model, ensemble, judge and cascade."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -40,7 +40,7 @@ class Cost:
 
     @property
     def work(self) -> float:
-        """Work units by which seconds are divided: one for reading each response, and one for each token."""
+        """Number of work units among which the seconds are divided: one for each response, and one for each token."""
         return sum(1 + sum(counts) for row in self.tokens for counts in row)
 
     def seconds_of(self, tokens: float) -> float:
@@ -59,7 +59,7 @@ def token_counts(row_scores: Sequence[Sequence[Score]], critique_format: Critiqu
 
 
 def costs_of(tokens: dict[Any, list[list[list[int]]]], seconds: float) -> dict[Any, Cost]:
-    """Divide the seconds of scoring several sets among them by their work."""
+    """Divide the seconds of scoring several sets among them, in proportion to their work."""
     seconds = seconds or math.nan  # journals of earlier versions have none
     total = sum(Cost(counts).work for counts in tokens.values()) or 1
     return {key: Cost(counts, seconds * Cost(counts).work / total) for key, counts in tokens.items()}
@@ -106,7 +106,7 @@ def points_of_critiques(
 
 
 def points_of_early_reads(model: str, evaluation: Evaluation, found: Anytime, cost: Cost) -> Iterator[ComputePoint]:
-    """Yield the points of critiques that are read up to a number of tokens."""
+    """Yield a point for each maximum number of critique tokens read."""
     responses = sum(len(row.responses) for row in evaluation.rows) / len(evaluation.rows)
     for point in found.points:
         if point.limit is not None:

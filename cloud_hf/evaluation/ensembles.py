@@ -23,7 +23,7 @@ KINDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 @dataclass(frozen=True)
 class Ensemble:
     """
-    An ensemble of models of a run.
+    An ensemble of models that one run scores.
 
     Rewards of different models have different scales, so each member's rewards are first standardised: to mean 0 and standard deviation 1
     over all responses of a set.
@@ -45,7 +45,7 @@ class Ensemble:
 
     def combine(self, parts: Mapping[str, tuple[FittedRows, RowScores]]) -> tuple[FittedRows, RowScores]:
         """
-        Combine the rows of a set and their scores, by member's short name. Rows that some member has not scored count as dropped.
+        Combine the members' rows and scores of a set, which are keyed by short name. Rows that some member has not scored count as dropped.
         Raises `ValueError` if no row is left.
         """
         found = [parts[member] for member in self.members]
@@ -78,7 +78,7 @@ def read_ensembles(texts: Sequence[str], models: Sequence[str]) -> list[Ensemble
     Read ensembles such as `"mean:a,b"`, whose members are names or short names of `models`.
 
     Raises:
-        `ValueError`: If the kind or a member is unknown, a member is named twice, or there is only one.
+        `ValueError`: If the kind or a member is unknown, a member is named twice, or there is only one member.
     """
     shown = short_names(list(models))
     known = shown | {short: short for short in shown.values()}
@@ -87,16 +87,14 @@ def read_ensembles(texts: Sequence[str], models: Sequence[str]) -> list[Ensemble
         kind, _, members = text.partition(":")
         names = [name.strip() for name in members.split(",")]
         if kind not in KINDS or not members:
-            raise ValueError(
-                f"`ensembles` has {text!r}; write a kind ({', '.join(KINDS)}) and models, such as mean:a,b."
-            )
+            raise ValueError(f"`ensembles` {text!r}: write a kind ({', '.join(KINDS)}) and models, such as mean:a,b.")
         if unknown := [name for name in names if name not in known]:
             raise ValueError(
-                f"`ensembles` has {text!r}, but {unknown[0]!r} is not one of `models` ({', '.join(shown.values())})."
+                f"`ensembles` {text!r}: {unknown[0]!r} is not one of `models` ({', '.join(shown.values())})."
             )
         members = tuple(known[name] for name in names)
         if len(set(members)) < max(2, len(members)):
-            raise ValueError(f"`ensembles` has {text!r}; name at least two models, each once.")
+            raise ValueError(f"`ensembles` {text!r} needs at least two different models.")
         found.append(Ensemble(kind, members))
     if repeated := [one.name for place, one in enumerate(found) if one in found[:place]]:
         raise ValueError(f"`ensembles` lists {repeated[0]} twice. List it once.")

@@ -42,7 +42,7 @@ def names_without_folders(args: ScoringArguments, shown: Mapping[str, str]) -> d
 
 
 def rename(value: Any, names: Mapping[str, str]) -> Any:
-    """Replace strings of a JSON value, keys included, that are keys of `names`."""
+    """Replace all strings of a JSON value, including its keys, that `names` maps to others."""
     if isinstance(value, Mapping):
         return {names.get(key, key): rename(part, names) for key, part in value.items()}
     if isinstance(value, list):
@@ -70,7 +70,7 @@ def _device(backend: str) -> str:
 
 
 def spell_command(name: str, args: ScoringArguments, names: Mapping[str, str]) -> str:
-    """Return the command line of a run, without options that have their default; `names` replace paths."""
+    """Return the command line of a run, without options at their defaults; `names` maps paths to their replacements."""
     words = ["cloud-hf", name]
     for option in fields(args):
         value = getattr(args, option.name)

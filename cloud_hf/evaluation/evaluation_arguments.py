@@ -12,7 +12,7 @@ from .probes import check_probes
 from .scoring_arguments import ScoringArguments, check_named_once
 
 
-# Besides the model, scores depend on these; a journal written with other values is rejected
+# Scores depend on the model and on these; a journal written with other values is rejected
 SETTINGS = ("backend", "dtype", "vllm_options", "num_critiques", "temperature", "max_new_tokens", "seed")
 
 
@@ -28,8 +28,8 @@ class EvaluationArguments(JudgeServerArguments, ScoringArguments):
         output_dir (`str`):
             Folder for the results.
         compare (`list[str]`, *optional*):
-            Instead of scoring, compare the results in two output folders of earlier runs, including runs of `best_of_n.py`, row by row. The
-            only other option is `output_dir`.
+            Compare two output folders of earlier runs row by row, instead of scoring. Runs of `best_of_n.py` work, too. The only other option
+            is `output_dir`.
         dataset_name (`list[str]`, *optional*):
             Preference sets: Hub ids, JSONL or Parquet files, or `save_to_disk` folders.
         benchmarks (`list[str]`, *optional*):
@@ -54,18 +54,18 @@ class EvaluationArguments(JudgeServerArguments, ScoringArguments):
         probes (`list[str]`, *optional*):
             length, style, special_tokens, forged_critiques, trivial_answers, empty_and_refusals, paraphrases, batch, or all.
         probe_rows (`int`, *optional*, defaults to `200`):
-            Maximum number of rows per set that probes alter, drawn with `seed`.
+            Maximum number of rows per set that probes alter, sampled with `seed`.
         paraphrase_column (`str`, *optional*):
             Column of `dataset_name` with paraphrases of the prompt's last user message: text, a list, or null.
         cascade (`list[str]`, *optional*):
             Cascades of `models` to report as well, the cheapest stage first: `A,B`, or `A,B,B@4`. `B@4` is the mean of four of the
-            critiques that `self_consistency` samples. Threshold and weights are fitted on one half of a set's rows and used on the other.
+            critiques that `self_consistency` samples. Threshold and weights are fitted on each half of a set's rows and evaluated on the
+            other.
         cascade_goal (`str`, *optional*, defaults to `"loss=0.01"`):
-            Goal of the threshold: `accuracy=`, `loss=`, `tokens=` or `threshold=`. That is, at least this accuracy, at most this loss
-            against the last stage alone, at most this many tokens per row, or the threshold itself. It is fitted on the other half of the
-            rows.
+            Goal of the threshold: `accuracy=`, `loss=`, `tokens=` or `threshold=`. That is, the minimum accuracy, the maximum loss of accuracy
+            against the last stage alone, the maximum tokens per row, or the threshold itself.
         cascade_one_at_a_time (`bool`, *optional*, defaults to `False`):
-            After the first stage, score one contender of a row at a time, so that one critique may decide a pair.
+            After the first stage, score one contender of a row at a time. A single critique may then decide a pair.
         chunk_size (`int`, *optional*):
             Responses passed to the backend per call; a killed run loses at most one chunk. Defaults to eight batches with
             transformers, otherwise to 4096.
@@ -75,7 +75,7 @@ class EvaluationArguments(JudgeServerArguments, ScoringArguments):
         judge_price (`list[float]`, *optional*):
             Price of a million prompt and of a million completion tokens of the judge.
         update_card (`bool`, *optional*, defaults to `False`):
-            Write the headline metrics to the metadata of the model cards. Models must be folders, and all rows scored.
+            Write the headline metrics to the metadata of the model cards. Requires that models are folders, and that all rows are scored.
     """
 
     models: list[str] = field(default_factory=list)

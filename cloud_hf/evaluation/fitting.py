@@ -27,7 +27,7 @@ class FittedRow:
 
 @dataclass(frozen=True)
 class FittedRows:
-    """The rows that fit, and the number of rows that were dropped as too long, shortened, or left out as bad."""
+    """The rows that fit, and the numbers of rows that were dropped as too long, shortened, or left out as bad."""
 
     rows: list[FittedRow]
     dropped: int
@@ -49,7 +49,7 @@ def fit_rows(
     Check all rows, and shorten or drop those that are too long for the model. The responses of a row share one prompt.
 
     `responses_of` returns the checked responses of a row; `name` starts the messages; for the other arguments see [`evaluate_pairs`].
-    Raises `ValueError` that counts the bad rows by kind or says how many rows other limits would keep, or if no row is left.
+    Raises `ValueError` if rows are bad (with counts by kind) or too long (with the rows that other limits would keep), or if no row is left.
     """
     check_policy(overlong_policy)
     # Room for the critique and the end of turn, where the reward is read
@@ -111,6 +111,6 @@ def score_columns(score: Score) -> dict[str, Any]:
 
 
 def share_cut(scores: Sequence[Sequence[Score]]) -> float:
-    """Return the share of critiques that were cut at the token budget."""
+    """Return the share of critiques that were truncated at the token limit."""
     reasons = [reason for row_scores in scores for score in row_scores for reason in score.finish_reasons]
     return reasons.count("length") / len(reasons)

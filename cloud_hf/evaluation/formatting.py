@@ -1,4 +1,4 @@
-"""Reports in Markdown: numbers with their uncertainty as text, tables, sections with their template, and file names."""
+"""Format reports in Markdown: numbers with their uncertainty, tables, sections, and file names."""
 
 import math
 import re
@@ -13,7 +13,7 @@ from .stats import Estimate
 
 @dataclass(frozen=True)
 class Form:
-    """Form of a number in a table: multiplied by `scale`, with `digits` after the decimal point, then `mark`."""
+    """Format of a number in a table: multiplied by `scale`, with `digits` after the decimal point, followed by `mark`."""
 
     scale: float = 1.0
     digits: int = 3
@@ -105,8 +105,8 @@ def table_line(cells: Iterable[Any]) -> str:
 @dataclass(frozen=True)
 class Section:
     """
-    A section of a report: a heading of some level (or none), paragraphs, tables, notes as a list, and pictures by file name with
-    their descriptions.
+    A section of a report: a heading with its level (or no heading), paragraphs, tables, a list of notes, and descriptions of pictures by file
+    name.
     """
 
     title: str = ""

@@ -32,11 +32,11 @@ class HalvingResult:
 
     Args:
         name, title (`str`):
-            The halving, and the set.
+            Name of the halving, and title of the set.
         num_critiques (`int`):
             Maximum number of critiques per candidate.
         worth, full_worth, difference ([`Estimate`]):
-            Worth of the choice among all candidates, with halving, with all critiques, and the first minus the second.
+            Worth of the choice among all candidates: with halving, with all critiques, and their difference.
         tokens, full_tokens ([`Estimate`]):
             Tokens of the critiques per problem.
     """
@@ -70,12 +70,12 @@ def halve_recorded(
 
     Args:
         rewards, tokens (`Sequence[Sequence[Sequence[float]]]`):
-            By problem, candidate and critique; all candidates have the same number of critiques.
+            Rewards and tokens by problem, candidate and critique; all candidates have the same number of critiques.
         cheap_rewards (`Sequence[Sequence[float]]`, *optional*):
-            By problem and candidate.
+            Rewards of the cheap model by problem and candidate.
 
     Returns:
-        `tuple[list[int], list[int]]`: The index of each problem's choice, and the tokens that it took.
+        `tuple[list[int], list[int]]`: Index of each problem's choice, and the tokens spent on it.
 
     Examples:
 
@@ -99,7 +99,7 @@ def halve_recorded(
 def compare_halving(
     halving: Halving, found: ScoredSet, tokens: Sequence[Sequence[Sequence[Sequence[int]]]]
 ) -> HalvingResult:
-    """Compare a halving with the full best-of-N on a set; `tokens` are the model's, by seed, problem, candidate and critique."""
+    """Compare a halving with full best-of-N on a set; `tokens` holds the model's tokens by seed, problem, candidate and critique."""
     worth_of = [problem.worth or () for problem in found.problems]
     columns = []
     for seed, (of_seed, counts) in enumerate(zip(found.scores[halving.model], tokens, strict=True)):
@@ -134,10 +134,10 @@ def read_halvings(texts: Sequence[str], models: Sequence[str], num_critiques: in
         names = [name.strip() for name in text.split(",")]
         if unknown := [name for name in names if name not in known]:
             raise ValueError(
-                f"`halving` has {text!r}, but {unknown[0]!r} is not one of `models` ({', '.join(shown.values())})."
+                f"`halving` {text!r}: {unknown[0]!r} is not one of `models` ({', '.join(shown.values())})."
             )
         if len({known[name] for name in names}) != len(names) or len(names) > 2:
-            raise ValueError(f"`halving` has {text!r}; write a model, or a cheap one and another.")
+            raise ValueError(f"`halving` {text!r}: write a model, or a cheap one and another.")
         if len(names) == 1 and num_critiques == 1:
             raise ValueError(
                 f"`halving` {text!r} has one critique per candidate, which leaves nothing to save: give `num_critiques` above 1, or a cheap "

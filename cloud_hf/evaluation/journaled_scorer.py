@@ -1,4 +1,4 @@
-"""Scoring that resumes after a crash: scores go into a journal as soon as their chunk is done."""
+"""Score so that a killed run can resume: a journal records scores as soon as their chunk is done."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +16,7 @@ from .formatting import file_name
 from .scoring_arguments import ScoringArguments
 
 
-# vLLM and servers refill batches continuously, so batches run half empty at the end of a chunk
+# vLLM and servers refill batches continuously, so only the end of a chunk leaves them half empty
 LARGE_CHUNK = 4096
 BATCHES_PER_CHUNK = 8
 
@@ -25,12 +25,12 @@ def open_score_journal(
     kind: str, name: str, short_name: str, args: ScoringArguments, settings: Sequence[str]
 ) -> Journal:
     """
-    Open the journal of a model's scores; `kind` is the first part of its file's name, and all its scores depend on `settings`.
-    Raises [`~cloud_hf.data.journal.JournalError`] if it was started with other settings or for another model, or another process is
+    Open the journal of a model's scores; `kind` is the first part of its file name, and `settings` holds everything that scores depend on.
+    Raises [`~cloud_hf.data.journal.JournalError`] if the journal was started with other settings or for another model, or another process is
     writing to it.
     """
     values = {setting: getattr(args, setting) for setting in settings}
-    # Left out where unset, so that journals of earlier releases can be resumed
+    # Left out if unset, so that journals of earlier releases can be resumed
     later = ("label_weights", "read_every", "stop_when_stable")
     values |= {setting: value for setting in later if (value := getattr(args, setting)) is not None}
     path = Path(args.output_dir) / file_name(kind, short_name, "jsonl")
@@ -84,8 +84,8 @@ class JournaledScorer:
         """
         Score responses; `options` are those of [`Scorer`], except `critiques`. The scores lack the ids of their critiques.
 
-        With `lengths`, the tokens of each chat, the longest are scored first, in the same batches that a backend that sorts by length would
-        form. Otherwise chats keep their order. `names` identify the chats in error messages; they default to indices.
+        With `lengths`, the tokens of each chat, the longest chats are scored first, in the batches that a backend that sorts by length
+        would form. Otherwise chats keep their order. `names` identify the chats in error messages; they default to indices.
 
         Raises `ValueError` if a reward is not a finite number. By then all other scores are in the journal, unless an entire
         chunk has no finite reward, which stops the run immediately.
@@ -96,7 +96,7 @@ class JournaledScorer:
             places.setdefault(key, place)
         waiting = [place for key, place in places.items() if key not in self.journal]
         if lengths is not None:
-            # Longest first, so running out of memory shows immediately
+            # Longest first, so that a lack of memory shows immediately
             waiting.sort(key=lambda place: -lengths[place])
         bad = []
         done = len(places) - len(waiting)

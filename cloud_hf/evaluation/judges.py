@@ -1,4 +1,4 @@
-"""A generative judge in an evaluation: it compares the right response of each row with the wrong ones, in both orders, or rates each."""
+"""Evaluate a generative judge, which compares the right response of each row with the wrong ones in both orders, or rates each response."""
 
 import statistics
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -35,8 +35,8 @@ class JudgeServerArguments:
             Model name on the judge's servers. Optional if they serve only one.
         judge_prompt_file (`str`, *optional*):
             Replacement for the judge's prompt, with placeholders. For comparisons, `{conversation}`, `{response_a}` and `{response_b}`; it
-            must name the verdicts. For ratings, `{conversation}` and `{response}`, and optionally, between lines of `---` before it, the
-            `pattern` of a rating and the `lowest` and `highest` one.
+            must name the verdicts. For ratings, `{conversation}` and `{response}`, optionally after a header between lines of `---` with the
+            `pattern` of a rating and the `lowest` and `highest` rating.
         judge_temperature (`float`, *optional*, defaults to `0.0`):
             Temperature of the judge's first try.
         judge_max_tokens (`int`, *optional*, defaults to `4096`):
@@ -102,10 +102,10 @@ class JudgeReport(Summarised):
         pairs (`int`):
             Distinct pairs of a right and a wrong response that were judged, each in both orders.
         right, ties, unreadable (`int`):
-            Pairs in which the right response wins; in which none does; and without a readable verdict in one order, which also
-            count as ties in the metrics.
+            Pairs in which the right response wins; in which neither wins; and without a readable verdict in one order, which also count
+            as ties in the metrics.
         orders_agree, first_shown_wins (`float`, *optional*):
-            Share of pairs in which both orders prefer the same response, and of decided verdicts for the response shown first.
+            Share of pairs in which both orders prefer the same response, and share of decided verdicts for the response shown first.
         tokens_per_verdict (`float`, *optional*):
             Prompt and completion tokens per verdict, tries included, as the server counts them.
         cost_per_verdict, cost (`float`, *optional*):
@@ -172,7 +172,7 @@ def rate_rows(
 
     Raises:
         `ValueError`: If no answer holds a rating.
-        `SystemExit`: If the server is unusable, or ratings failed; what was answered is kept.
+        `SystemExit`: If the server is unusable, or ratings failed; answers so far are kept.
     """
     rubric = read_rubric(args.judge_prompt_file)
     rows: dict[str, dict[str, Any]] = {}
@@ -228,7 +228,7 @@ def judge_rows(
         seed (`int`):
             Seed from which each request's seed is derived.
         folder (`Path`):
-            Where judgements and their journal are kept.
+            Folder for judgements and their journal.
         price (`Sequence[float]`, *optional*):
             Price of a million prompt tokens, and of a million completion tokens.
 
@@ -236,15 +236,16 @@ def judge_rows(
         `tuple`: Scores of the rows of each set, and counts.
 
     Raises:
-        `ValueError`: If rows have several right responses, or responses that are not text. Before the first request.
-        `SystemExit`: If the server is unusable, or verdicts failed; what was answered is kept.
+        `ValueError`: Before the first request, if rows have several right responses, or responses that are not text.
+        `SystemExit`: If the server is unusable, or verdicts failed; answers so far are kept.
     """
     template = read_judge_prompt(args.judge_prompt_file)
     pairs: dict[str, dict[str, Any]] = {}
     for name, (fitted, num_chosen) in parts.items():
         if num_chosen != 1:
             raise ValueError(
-                f"{name[1]}: a judge compares one right response with wrong ones, but rows have {num_chosen}. Leave out the set or the judge."
+                f"{name[1]}: a judge compares one right response with wrong ones, but rows have {num_chosen} right "
+                f"responses. Leave out the set or the judge."
             )
         for row in fitted.rows:
             for place in range(1, len(row.responses)):
@@ -273,11 +274,11 @@ def judge_rows(
 
 
 def _pair(name: tuple[str, str], row: FittedRow, place: int) -> dict[str, Any]:
-    """Return the pair of a row's right response and a wrong one, with an id derived from their texts."""
+    """Return the pair of a row's right response and one wrong response, with an id derived from their texts."""
     chosen, rejected = row.responses[0], row.responses[place]
     if not (isinstance(chosen, str) and isinstance(rejected, str)):
         raise ValueError(
-            f"{name[1]}, row {row.row.get('id', row.index)!r}: a judge reads text, but a response is a message with more."
+            f"{name[1]}, row {row.row.get('id', row.index)!r}: a judge reads only text, but a response is a message with more than text."
         )
     return {"id": key_of(row.prompt, chosen, rejected), "prompt": row.prompt, "chosen": chosen, "rejected": rejected}
 
@@ -292,7 +293,7 @@ def _ask(
     read: Callable[[str], str | None],
     settings: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, tuple[str | None, ...]], dict[str, Any]]:
-    """Return the verdicts by row, of both orders or a single rating, and the builder's counts."""
+    """Return the verdicts (in both orders) or the rating of each row, and the builder's counts."""
     asked = {
         "temperature": args.judge_temperature,
         "max_tokens": args.judge_max_tokens,

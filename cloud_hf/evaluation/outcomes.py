@@ -1,4 +1,4 @@
-"""Results of a model on one set: scores with their rows, critiques compared with references, and differences between models."""
+"""Results of a model on one set: scores with their rows, comparisons of critiques with references, and differences between models."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +27,7 @@ class Evaluation:
         name, title (`str`):
             Name of the set on the command line, and its name in tables.
         scores ([`BenchmarkScores`]):
-            The figures.
+            The metrics.
         rows (`list[BenchmarkRow]`):
             The scored rows.
         row_scores (`list[list[Score]]`):
@@ -59,7 +59,7 @@ class Evaluation:
         return [row.subset not in self.scores.unknown for row in self.rows]
 
     def known_rows(self, *columns: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
-        """Yield each known row with its scores and its values in additional columns."""
+        """Yield each known row with its scores and its values in the additional columns."""
         return compress(zip(self.rows, self.row_scores, *columns, strict=True), self.known)
 
     def margins(self) -> list[float]:
@@ -76,7 +76,7 @@ class Evaluation:
         }
 
     def row_outcomes(self) -> dict[str, float]:
-        """Return for each known row the share of its right/wrong pairs in the right order: 0 or 1 for preference pairs."""
+        """Return, for each known row, the share of its right/wrong pairs in the right order: 0 or 1 for preference pairs."""
         return {row: outcome(margins) for row, margins in self.margins_by_row().items()}
 
     def row_accuracy(self) -> Estimate:
@@ -126,13 +126,13 @@ class Evaluation:
 
 
 def outcome(margins: Sequence[float]) -> float:
-    """Return the share of a row's right/wrong pairs in the right order; ties do not count as such."""
+    """Return the share of a row's right/wrong pairs in the right order; ties count as wrong."""
     return float(np.mean(np.array(margins) > 0))
 
 
 def evaluation_of_pairs(name: str, title: str, fitted: FittedRows, result: PairEvaluation) -> Evaluation:
     """Make the evaluation of a preference set, whose groups become subsets."""
-    # Named by their index, since ids of preference sets need not be unique
+    # Rows are named by index, because ids of preference sets need not be unique
     rows = [
         BenchmarkRow(
             str(pair.index), "all" if pair.group is None else str(pair.group), row.prompt, tuple(row.responses)
@@ -141,7 +141,7 @@ def evaluation_of_pairs(name: str, title: str, fitted: FittedRows, result: PairE
     ]
     row_scores = [[pair.chosen, pair.rejected] for pair in result.pairs]
     scores = preference_pairs.score(rows, [[score.reward for score in scores] for scores in row_scores])
-    # An id may name a prompt with several pairs, so repetitions are reported, not refused
+    # A prompt with several pairs may repeat its id, so repeated ids are reported, not refused
     ids = [str(pair.id) for pair in result.pairs if pair.id is not None]
     repeated = len(ids) - len(set(ids))
     return Evaluation(name, title, scores, rows, row_scores, result.dropped, result.shortened, repeated, fitted.bad)
@@ -154,8 +154,8 @@ def _notes(counted: Mapping[str, int], critiques_cut: float) -> list[str]:
 
 def headline_estimates(evaluations: Sequence[Evaluation]) -> tuple[str, list[Estimate]]:
     """
-    Choose the estimate to quote for several models on one benchmark, with its label: the first headline estimate that all of them
-    have or, if its rows are missing, [`Evaluation.row_accuracy`].
+    Choose the estimate to quote for several models on one benchmark, with its label: the first headline estimate that all of them have, or
+    [`Evaluation.row_accuracy`] if its rows are missing.
     """
     title = evaluations[0].title
     # Models that dropped different rows as too long may have different headlines, or lack another's
@@ -181,7 +181,7 @@ class Difference(Summarised):
         models (`tuple[str, str]`):
             The two models.
         difference ([`Estimate`]):
-            Mean over rows of the first model's minus the second's [`Evaluation.row_outcomes`], with a paired bootstrap's interval.
+            Mean over rows of the first model's minus the second's [`Evaluation.row_outcomes`], with a paired bootstrap interval.
         first_better, second_better (`int`):
             Rows in which one model has more pairs in the right order than the other.
     """
@@ -194,7 +194,7 @@ class Difference(Summarised):
 
 
 def compare(results: dict[str, list[Evaluation]]) -> list[Difference]:
-    """Compare each pair of models on the rows that both scored; each has evaluations of the same benchmarks in the same order."""
+    """Compare each pair of models on the rows that both scored; all models have evaluations of the same benchmarks in the same order."""
     found = []
     for first, second in combinations(results, 2):
         for ours, theirs in zip(results[first], results[second], strict=True):
@@ -207,7 +207,7 @@ def compare(results: dict[str, list[Evaluation]]) -> list[Difference]:
 def difference(
     benchmark: str, models: tuple[str, str], first: Mapping[Any, float], second: Mapping[Any, float]
 ) -> Difference | None:
-    """Compare the outcomes of two models on the rows that both have; `None` without such rows."""
+    """Compare the outcomes of two models on the rows that both have; `None` if there are no such rows."""
     gains = np.array([value - second[row] for row, value in first.items() if row in second])
     if not len(gains):
         return None
@@ -225,7 +225,7 @@ def fittable(rows: Sequence[CritiqueRow]) -> list[dict[str, Any]]:
 
 
 def fitted_rows(fitted: FittedRows) -> list[CritiqueRow]:
-    """Convert the rows that fit back, with the prompts that the model sees."""
+    """Convert fitted rows back, with the prompts that the model sees."""
     return [CritiqueRow(row.row["id"], row.prompt, row.responses[0], row.row["critique"]) for row in fitted.rows]
 
 
@@ -251,7 +251,7 @@ class CritiqueResult:
 
     name: str
     rows: list[CritiqueRow]
-    scores: list[Score]  # with the model's own critiques, the first of which is compared
+    scores: list[Score]  # with the model's own critiques; only the first one is compared
     quality: CritiqueQuality
     dropped: int  # rows that do not fit the model's context
     shortened: int  # rows with a shortened prompt

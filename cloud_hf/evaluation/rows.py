@@ -62,8 +62,8 @@ def read_sources(
     read: Callable[[Dataset, str], Dataset] = lambda rows, name: rows,
 ) -> Iterator[tuple[str, int, Any]]:
     """
-    Load files or Hub datasets in turn, and convert their columns to ours with `read`. Yields the source, the index of the row in it, and
-    the row. Files are read completely.
+    Load files or Hub datasets in turn, and convert their columns to ours with `read`. Yields the source, the row's index in it, and the row.
+    Each file is read completely.
     """
     if not names:
         raise ValueError("Name at least one file or dataset to read.")
@@ -95,7 +95,7 @@ def make_row(
     except ValueError as error:
         raise ValueError(f"{source}, {row_name(index, row)}: {error}") from error
     id_ = str(index if row.get("id") is None else row["id"])
-    # Files of several subsets may number each from 0
+    # Files with several subsets may number the rows of each from 0
     id_ = id_ if id_.startswith(f"{subset}/") else f"{subset}/{id_}"
     return BenchmarkRow(id_, subset, prompt, (*sides[0], *sides[1]), len(sides[0]), details)
 

@@ -31,7 +31,8 @@ class ScoringArguments(AnyModelArguments):
         server_url (`list[str]`, *optional*):
             One reward server per model, in the order of `models`; replicas of one model are separated by commas.
         ensembles (`list[str]`, *optional*):
-            Ensembles of `models` to report as well: `mean:A,B` or `lowest:A,B` of their rewards, each standardised over a set.
+            Ensembles of `models` to report as well: `mean:A,B` or `lowest:A,B`. They take the mean or lowest of their models' rewards, each
+            standardised over a set.
         dataset_name (`list[str]`):
             Hub ids, JSONL or Parquet files, or `save_to_disk` folders.
         output_dir (`str`):
@@ -51,15 +52,15 @@ class ScoringArguments(AnyModelArguments):
         max_new_tokens (`int`, *optional*, defaults to `1024`):
             Token limit of a critique.
         overlong_policy (`str`, *optional*, defaults to `"error"`):
-            Rows that exceed the model's context: error, drop or truncate_prompt.
+            Handling of over-long rows: `error`, `drop` or `truncate_prompt`.
         bad_rows (`str`, *optional*, defaults to `"error"`):
-            Rows that cannot be used: error, or drop to leave them out with a count.
+            Handling of rows that cannot be used: `error` or `drop`. Dropping reports how many.
         seed (`int`, *optional*, defaults to `0`):
             Sampling seed.
         read_every (`int`, *optional*):
             Also read rewards at every `read_every`-th token of a critique.
         stop_when_stable (`float`, *optional*):
-            End a critique once three such rewards in a row differ by less (not with vLLM).
+            End a critique once its last three such rewards differ by less than this. Not with vLLM.
     """
 
     models: list[str]
@@ -107,7 +108,7 @@ class ScoringArguments(AnyModelArguments):
     def _check_combination(self):
         check_combination(self.combine)
         if self.combine != "mean" and self.num_critiques < 2:
-            raise ValueError(f"`combine` {self.combine!r} combines several critiques: give `num_critiques` above 1.")
+            raise ValueError(f"`combine` {self.combine!r} needs several critiques: give `num_critiques` above 1.")
         if self.combine == "likelihood" and self.backend == "server":
             raise ValueError(
                 "`combine` 'likelihood' needs the likelihoods of critiques, which a server does not return: choose another "
@@ -126,7 +127,7 @@ def load_datasets(
     args: ScoringArguments, columns: tuple[str, ...], names: list[str] | None = None
 ) -> dict[str, Dataset]:
     """
-    Load the first `limit` rows of datasets (by default `args.dataset_name`). Check that they have the columns and that all
+    Load the first `limit` rows of datasets (by default `args.dataset_name`). Check that they have the required columns and that all
     models are reward models.
     """
     names = args.dataset_name if names is None else names

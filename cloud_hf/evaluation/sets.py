@@ -1,4 +1,4 @@
-"""Sets to score: fit them to a model's context, score them together, and compute a model's results."""
+"""Sets to score: fit them to a model's context, score them in one call, and compute a model's results."""
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping
@@ -41,7 +41,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 @dataclass(frozen=True)
 class Sets:
-    """All sets of a run. All kinds except benchmarks are keyed by name."""
+    """All sets of a run. Benchmarks are a list; other kinds are keyed by name."""
 
     benchmarks: list[LoadedBenchmark]
     pairs: dict[str, Dataset]
@@ -224,12 +224,12 @@ class ModelResults:
     pairs: dict[str, PairEvaluation]  # by preference set, for `results` in report.json
     best_of_n: dict[str, dict]  # by set, `BestOfN.summary`
     robustness: Robustness = field(default_factory=lambda: Robustness({}))
-    # By temperature, with the scores of self-consistency
+    # Evaluations with the scores of self-consistency, by temperature
     sampled: dict[float, list[Evaluation]] = field(default_factory=dict)
     critiques: list[CritiqueResult] = field(default_factory=list)
-    # The rows with right and wrong responses or candidates and their scores, by kind and name of the set, for ensembles
+    # For ensembles: rows with right and wrong responses or candidates, and their scores, by kind and name of the set
     parts: dict[tuple[str, str], tuple[FittedRows, list[list[Score]]]] = field(default_factory=dict, repr=False)
-    # Cost of the sets: as scored, and, by temperature, of the sampled critiques
+    # Cost of the rewards as scored by set, and of the sampled critiques by temperature and set
     costs: dict[tuple[str, str], Cost] = field(default_factory=dict, repr=False)
     sampled_costs: dict[float, dict[tuple[str, str], Cost]] = field(default_factory=dict, repr=False)
 
@@ -366,8 +366,8 @@ def card_results(
     evaluations: list[Evaluation], sets: Sets, settings: Mapping[str, Any] | None = None, split: str | None = None
 ) -> list[EvalResult]:
     """
-    Return the headline metrics with enough rows for a model card. Dataset names show which rows came from local files, and the revision is
-    a hash of the rows. Scores depend on `settings`; `split` is that of preference sets on the Hub.
+    Return the headline metrics with enough rows for a model card. Dataset names mark rows that came from local files, and the revision is
+    a hash of the rows. `settings` are those that scores depend on; `split` is the split of preference sets on the Hub.
     """
     sources = [(found.benchmark.hub_id, bool(found.files)) for found in sets.benchmarks]
     sources += [(name, Path(name).exists()) for name in sets.pairs]

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 RESAMPLES = 2000
-# With fewer, resamples of a subset vary too little
+# In a subset with fewer rows, resamples vary too little
 FEW_ROWS = 10
-# A statistic of weighted rows often sorts or bins them in every resample
+# Statistics of weighted rows are slow, because many sort or bin the rows in every resample
 RESAMPLES_OF_ROWS = 1000
 _AT_ONCE = 100  # bounds memory: a set may have 100,000 rows
 _ENDS = (0.025, 0.975)
@@ -37,9 +37,9 @@ class Summarised:
 class Estimate(Summarised):
     """A number with its uncertainty."""
 
-    value: float  # a share from 0 to 1 unless stated otherwise; NaN where rows are missing
+    value: float  # a share from 0 to 1 unless stated otherwise; NaN if rows are missing
     n: int  # rows behind it
-    # Wilson interval for a share of right rows, otherwise a bootstrap within subsets; None if draws cannot differ
+    # Wilson interval for a share of right rows, otherwise from a bootstrap within subsets; None if resamples cannot differ
     ci95: Interval | None = None
 
 
@@ -68,8 +68,8 @@ def percentile_interval(
     Compute the 95 % percentile interval of any statistic of resampled rows. The result is deterministic.
 
     Each stratum is resampled with replacement at its own size (`sizes`). `statistic` takes the indices drawn from each stratum, of shape
-    (resamples, size) each, and returns one value per resample, NaN where undefined. `None` if a stratum has fewer than two rows, or if all
-    values are equal: an interval of zero width would claim certainty.
+    (resamples, size) each, and returns one value per resample, NaN where undefined. Returns `None` if a
+    stratum has fewer than two rows, or if all values are equal, because an interval of zero width would claim certainty.
     """
     if min(sizes) < 2:
         return None
@@ -107,7 +107,7 @@ def share(outcomes: Sequence[float]) -> Estimate:
     n = len(outcomes)
     if n == 0:
         return NO_ROWS
-    # Rows with several pairs, or shared first places, have fractions as outcomes
+    # Rows with several pairs, or with tied best responses, have fractions as outcomes
     if all(outcome in (0, 1) for outcome in outcomes):
         value = round(sum(outcomes)) / n
         return Estimate(value, n, wilson(value, n))
@@ -123,7 +123,7 @@ def mean_estimate(values: Sequence[float]) -> Estimate:
 
 
 def weighted_mean(strata: Mapping[str, Sequence[float]], weights: Mapping[str, float]) -> Estimate:
-    """Return the weighted mean of the means of strata: NaN if a stratum that `weights` names has no rows."""
+    """Return the weighted mean of the means of strata, or NaN if a stratum that `weights` names has no rows."""
     if not weights or any(not strata.get(name) for name in weights):
         return Estimate(math.nan, sum(len(strata.get(name, ())) for name in weights))
     samples = [np.asarray(strata[name], dtype=float) for name in weights]
@@ -144,11 +144,11 @@ class BenchmarkScores:
 
     benchmark: str
     headline: str  # key of the estimate to quote
-    figures: dict[str, Estimate]  # the official ones
+    figures: dict[str, Estimate]  # the official metrics
     subsets: dict[str, Estimate]  # share of right rows, unknown subsets included
     ties: int  # rows whose best right and best wrong response have equal rewards
     undecidable: int  # rows with a right and a wrong response of the same text
-    # Subsets without rows. A section uses those that have rows; a mean that lacks an entire section is not given
+    # Subsets without rows. A section uses the subsets that have rows; a mean that lacks an entire section is not reported
     missing: tuple[str, ...] = ()
     # Rows of subsets that are not part of the benchmark; no metric includes them
     unknown: dict[str, int] = field(default_factory=dict)
@@ -214,8 +214,8 @@ def collect_scores(
     Make [`BenchmarkScores`] from `outcomes`, which are keyed by subset and lie between 0 (wrong) and 1 (right). Also count what
     every benchmark reports: ties, undecidable rows, and missing and unknown subsets.
 
-    `parts` are the subsets of the benchmark, `other_parts` those that may be absent. `averages_subsets` says whether there are
-    figures that are means over subsets. `scores` are the other fields.
+    `parts` are the subsets of the benchmark, `other_parts` those that may be absent. `averages_subsets` says whether some
+    metrics are means over subsets. `scores` are the other fields.
     """
     parts, other_parts, present = tuple(parts), tuple(other_parts), Counter(row.subset for row in rows)
     return BenchmarkScores(

@@ -1,4 +1,4 @@
-"""Scorers over vLLM and over HTTP. Names are imported on first use: importing vLLM takes seconds."""
+"""Scorers that use vLLM or a server. Names are imported on first use: importing vLLM takes seconds."""
 
 from typing import TYPE_CHECKING
 

@@ -42,14 +42,14 @@ def read_json(content: bytes) -> Any:
 
 
 def describe_redirect(response: httpx2.Response) -> str:
-    """Describe where a redirect leads. Clients do not follow it: prompts and keys are for the named server only."""
+    """Describe where a redirect leads. Clients do not follow it, because prompts and keys are only for the server that the user named."""
     return (
         f"a redirect to {printable(response.headers.get('Location', ''))!r}, which is not followed; give that address"
     )
 
 
 def is_unicode(text: str) -> bool:
-    """Return whether a text can be written to a file: it has no lone surrogate."""
+    """Return whether a text can be encoded as UTF-8, that is, has no lone surrogate."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -101,7 +101,7 @@ def read_score(result: Any) -> Score:
         raise ValueError(
             f"{', '.join(str(len(column)) for column in columns)} rewards, critiques, ids and finish reasons"
         )
-    # Servers before version 0.2 do not say whether the response was changed
+    # Servers before version 0.2 do not report whether the response was changed
     changed = result.get("response_changed", False)
     if not isinstance(changed, bool):
         raise ValueError(f"`response_changed` is {changed!r:.60}")

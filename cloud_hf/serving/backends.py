@@ -1,4 +1,4 @@
-"""Open the backend that a script's options name: transformers or vLLM in this process, or a reward server."""
+"""Open the backend that a script's options select: transformers or vLLM in this process, or a reward server."""
 
 import json
 import math
@@ -25,7 +25,7 @@ from ..scores import Sampling, Scorer
 from ..scoring import TransformersScorer, context_length
 
 
-# Lowest and highest temperature above 0. vLLM raises lower ones to 0.01 and refuses higher ones, but only after its engine has started.
+# Lowest and highest temperature above 0. vLLM raises lower ones to 0.01, and refuses higher ones only after its engine has started.
 _TEMPERATURES = {"transformers": (0.0, math.inf), "vllm": (0.01, 2.0), "server": (0.001, 100.0)}
 
 
@@ -43,11 +43,11 @@ class BackendArguments:
         dtype (`str`, *optional*, defaults to `"auto"`):
             Data type of the weights, with transformers or vLLM. `"auto"` uses the checkpoint's.
         vllm_options (`str`, *optional*):
-            Options of `vllm.LLM` as JSON, such as `{"max_model_len": 4096}`. On a CPU, `kv_cache_memory_bytes` defaults to what the
-            model's context needs; see [`CLoudVLLM`].
+            Options of `vllm.LLM` as JSON, such as `{"max_model_len": 4096}`. On a CPU, `kv_cache_memory_bytes` defaults to the memory
+            that the model's context needs; see [`CLoudVLLM`].
         server_url (`str`, *optional*):
-            Address of the reward server, or of its replicas, separated by commas. They must serve the named model, whose tokenizer
-            is read locally.
+            Address of the reward server, or of its replicas, separated by commas. They must serve the model that the script names; its
+            tokenizer is read locally.
         api_key_env (`str`, *optional*, defaults to `"CLOUD_API_KEY"`):
             Environment variable with the server's key, if any.
     """
@@ -98,7 +98,7 @@ class AnyModelArguments(BackendArguments):
 
     Parameters:
         label_weights (`str`, *optional*):
-            For scalar models with several labels, their weights, such as `{"helpfulness": 1}`.
+            Label weights of scalar models with several labels, such as `{"helpfulness": 1}`.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Run the code in the repositories of scalar models.
     """
@@ -111,18 +111,18 @@ class AnyModelArguments(BackendArguments):
         parse_label_weights(self.label_weights)
 
     def check_models(self, names: Sequence[str]):
-        """Raise `ValueError` unless the backend can score with all models, or if `label_weights` are for none of them."""
+        """Raise `ValueError` unless the backend can score with all models, or if `label_weights` apply to none of them."""
         configs = {name: self.read_config(name) for name in names}
         if self.label_weights is not None and all(config.num_labels == 1 for config in configs.values()):
             raise ValueError(
-                "`label_weights` are for scalar models with several labels, and none of the models has them."
+                "`label_weights` apply only to scalar models with several labels, and none of the models is one."
             )
         for name, config in configs.items():
             if is_scalar_model(config):
                 ScalarFormat(AutoTokenizer.from_pretrained(name, trust_remote_code=self.trust_remote_code), name)
 
     def check_partial_rewards(self, names: Sequence[str], read_every: int | None, stop_when_stable: float | None):
-        """Raise `ValueError` unless the backend and the models that write critiques can do what these options ask."""
+        """Raise `ValueError` unless the backend and the models that write critiques support these options."""
         if Sampling(read_every=read_every, stop_when_stable=stop_when_stable).read_every is None:
             return
         if stop_when_stable is not None and self.backend == "vllm":

@@ -57,11 +57,11 @@ class CLoudChatClient(CLoudClient):
             "temperature": options["temperature"],
             "max_tokens": options["max_new_tokens"] + _CLOSING_TOKENS,
             "logprobs": True,
-            # They tell a critique that was cut from one that ends at the limit. The first is the token itself
+            # They distinguish a truncated critique from one that ends at the limit. The first is the token itself
             "top_logprobs": 2,
             "return_token_ids": True,
         }
-        # Greedy critiques need no seed, with which a CPU engine may stop for good (see `seed_for` in `vllm/requests.py`)
+        # Greedy critiques need no seed, and a seed may crash a CPU engine (see `seed_for` in `vllm/requests.py`)
         return body | ({"seed": options["seed"]} if "seed" in options and options["temperature"] > 0 else {})
 
     def _score_of(self, answer: Any, max_new_tokens: int) -> Score:

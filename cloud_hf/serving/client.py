@@ -18,12 +18,12 @@ from .answers import AnswerTooLarge, describe_redirect, read_body, read_json, re
 from .replicas import Replica, Replicas
 
 
-# Seconds before the first retry; the pause then doubles, up to the longest
+# Seconds before the first retry; the pause then doubles up to the maximum
 _FIRST_WAIT = 1.0
 _LONGEST_WAIT = 30.0
 _CONNECT_TIMEOUT = 10.0
 
-# Bytes of an answer without scores, and of a critique's token in JSON, with its logarithm and its text three times (vLLM)
+# Maximum bytes of an answer without scores, and of a critique's token in JSON, with its logprob and its text three times (vLLM)
 _LONGEST_MESSAGE = 2**20
 _BYTES_PER_TOKEN = 1024
 
@@ -74,7 +74,7 @@ class _Row:
 
     @property
     def longest_answer(self) -> int:
-        """Maximum size of an answer in bytes; given critiques are sent back with it."""
+        """Maximum size of an answer in bytes; the server also returns given critiques."""
         tokens = self.num_critiques * self.max_new_tokens
         return _LONGEST_MESSAGE + 2 * len(self.body) + tokens * _BYTES_PER_TOKEN
 
@@ -83,11 +83,11 @@ class CLoudClient:
     r"""
     [`Scorer`] over a reward server (`python -m cloud_hf.serving.server`).
 
-    It sends one request per response, so a failure costs little. Lost connections, time-outs and the statuses 502, 503 and
+    Sends one request per response, so a failure costs little. Lost connections, time-outs and the statuses 502, 503 and
     504 are retried after 1, 2, 4, … seconds (at most 30, each shortened at random by up to half). A full queue (429) does
     not count as a failure: the request is repeated until `timeout` has passed.
 
-    Of several replicas, the one with the fewest requests from this client gets the next one. If a replica fails, its requests go to the
+    Among several replicas, the one with the fewest requests from this client gets the next request. If a replica fails, its requests go to the
     others at once, and its health is polled after 1, 2, 4, … seconds (at most 30) until it is back.
 
     Args:
@@ -101,7 +101,7 @@ class CLoudClient:
         timeout (`float`, *optional*, defaults to `600.0`):
             Seconds per attempt.
         max_retries (`int`, *optional*, defaults to `5`):
-            Attempts after the first. 5 retries survive about half a minute without a server, 8 about two minutes.
+            Retries per request. 5 retries bridge about half a minute without a server, 8 about two minutes.
 
     Examples:
 
@@ -208,7 +208,7 @@ class CLoudClient:
 
     async def _ask_replica(self, replica: Replica) -> RewardServerError | None:
         """
-        Ask a replica for its model, and send it requests, or leave it out and return the error. Raises [`RewardServerError`] if
+        Ask a replica for its model. Then use the replica, or leave it out and return the error. Raises [`RewardServerError`] if
         another replica serves another model.
         """
         try:

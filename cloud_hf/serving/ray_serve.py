@@ -1,5 +1,5 @@
 """
-The reward server on a Ray cluster: replicas on its nodes, behind one address on each node.
+Run the reward server on a Ray cluster: replicas on its nodes, behind one address on each node.
 
 serve run cloud_hf.serving.ray_serve:application model=runs/quickstart/cloud backend=vllm num_replicas=4
 
@@ -44,19 +44,21 @@ def application(args: dict[str, Any]) -> Application:
 
     Args:
         args (`dict[str, Any]`):
-            `model` and options of the reward server (a folder is found from where the command runs); `num_replicas`, the number of its copies (by default 1); and
-            `num_gpus`, the GPUs of each copy (by default `tensor_parallel_size` times `data_parallel_size`). On a
-            cluster without GPUs, `num_gpus` must be 0: Ray would wait for one.
+            `model` and options of the reward server; `num_replicas`, the number of its copies (by default 1); and `num_gpus`, the GPUs of
+            each copy (by default `tensor_parallel_size` times `data_parallel_size`). On a cluster without GPUs, set `num_gpus` to 0;
+            otherwise Ray would wait for a GPU. A relative folder is resolved where the command runs.
 
     Raises:
-        `ValueError`: If `model` is missing, an argument is Ray Serve's own, or a number of replicas or GPUs is not one.
+        `ValueError`: If `model` is missing, an argument is Ray Serve's own, or `num_replicas` or `num_gpus` is not a valid number.
         `UsageError`: If an option is unknown or malformed.
     """
     options = dict(args)
     if "model" not in options:
         raise ValueError("`model` is missing; give the folder or Hub id of a reward model, as in `model=my-cloud-rm`.")
     if own := sorted({"host", "port"} & options.keys()):
-        raise ValueError(f"`{own[0]}` is not the replicas' but Ray Serve's: set `http_options` in its config file.")
+        raise ValueError(
+            f"`{own[0]}` is an option of Ray Serve, not of the replicas: set `http_options` in its config file."
+        )
     model = options.pop("model")
     replicas, gpus = _number(options, "num_replicas", 1, least=1), _number(options, "num_gpus", None, least=0)
     # Replicas start in the folder where their node's Ray was started
@@ -67,7 +69,7 @@ def application(args: dict[str, Any]) -> Application:
     return RewardReplica.options(
         num_replicas=int(replicas or 1),
         ray_actor_options={"num_gpus": float(gpus)},
-        # What is beyond it would wait in Ray's proxy, where the server's own queue cannot join it to batches
+        # Further requests would wait in Ray's proxy, where the server's own queue cannot batch them
         max_ongoing_requests=server.max_queue,
     ).bind(server)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 logger = logging.getLogger(__name__)
 
-# Seconds before a replica that failed is asked again; the pause then doubles, up to the longest
+# Seconds before a failed replica is asked again; the pause then doubles up to the maximum
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 30.0
 
@@ -18,8 +18,8 @@ _LONGEST_PAUSE = 30.0
 @dataclass
 class Replica:
     """
-    A server, the numbers of its running and answered requests, and of its failures since it last answered. It gets no requests
-    before `back_at`, nor until it has been asked for its model (`is_up`).
+    A server, with counts of its running requests, its answered requests, and its failures since the last answer. It gets no requests
+    before `back_at`, nor until it has named its model (`is_up`).
     """
 
     url: str
@@ -32,7 +32,7 @@ class Replica:
 
 class Replicas:
     """
-    The servers of a client. A single one is always up: the client waits for it.
+    The servers of a client. A single server always counts as up: the client waits for it.
 
     Args:
         urls (`str` or `Sequence[str]`):
@@ -56,8 +56,8 @@ class Replicas:
 
     def choose(self) -> Replica | None:
         """
-        Return the replica with the fewest requests, and among those, the one that has answered the fewest. One that is not up
-        is returned to a single caller, who must ask it for its model. `None` if none is up.
+        Return the replica with the fewest running requests and, among those, the fewest answers; `None` if no replica is up. A replica that
+        is not up goes to one caller only, who must ask it for its model.
         """
         now = time.monotonic()
         with self._lock:
@@ -96,20 +96,20 @@ class Replicas:
         with self._lock:
             if replica.failures:
                 logger.warning("%s is back.", replica.url)
-            # Level with the others: it need not make up for the time in which it was away
+            # Level with the others, so that it does not get extra requests for the time in which it was down
             replica.answered = max(each.answered for each in self.all)
             replica.is_up, replica.failures, replica.back_at = True, 0, 0.0
 
     def leave_out(self, replica: Replica, why: str, is_asked: bool = False):
         """
-        Send no requests to a replica that failed (`is_asked`: when asked for its model) until it is back; a single replica is kept.
+        Stop using a replica that failed (`is_asked`: when asked for its model) until it is back. A single replica is kept.
         """
         if not self.several:
             return
         with self._lock:
             if replica.is_up or not replica.failures:
                 logger.warning("%s is left out until it is back: %s", replica.url, why)
-            # Requests that fail together count once
+            # Requests that fail together count as one failure
             if replica.is_up or is_asked:
                 replica.back_at = time.monotonic() + _pause(replica.failures)
                 replica.failures += 1

@@ -177,7 +177,7 @@ def test_models_choose_from_the_same_problems(models, data, tmp_path):
     ]
     long = {"dataset_name": [str(write_rows(tmp_path / "long.jsonl", rows))]}
     with pytest.raises(
-        ValueError, match=r"long.jsonl, row 1 \(id 'long'\): 1968 tokens .* keeps 95% of the rows at 1968 tokens"
+        ValueError, match=r"long.jsonl, row 1 \(id 'long'\): 1968 tokens .* To keep 95%, .* use a limit of 1968"
     ):
         choose(models, tmp_path, "cloud", **long)
     page = choose(models, tmp_path, "cloud", "classic", overlong_policy="drop", **long)

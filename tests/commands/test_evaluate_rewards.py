@@ -187,7 +187,7 @@ def test_cascades_and_compute(models, data, tmp_path):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"cascade": ["classic"]}, "at least two stages"),
+        ({"cascade": ["classic"]}, "at least two different stages"),
         ({"cascade": ["classic,x"]}, "'x' is not one of `models`"),
         ({"cascade": ["classic,cloud@4"]}, "samples no critiques"),
         ({"cascade": ["classic,cloud"], "cascade_goal": "tokens=many"}, "could not convert"),

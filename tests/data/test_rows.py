@@ -85,7 +85,7 @@ def test_files_that_do_not_fit_each_other_are_refused(tmp_path):
 
 def test_other_separators_than_commas_are_refused(tmp_path):
     (tmp_path / "rows.csv").write_text("prompt;chosen\nq;a\n")
-    with pytest.raises(ValueError, match="has the one column 'prompt;chosen'; separate columns by commas"):
+    with pytest.raises(ValueError, match="has only the column 'prompt;chosen'; separate columns by commas"):
         load_rows(str(tmp_path / "rows.csv"))
 
 

@@ -60,8 +60,8 @@ def test_members_are_named_as_in_reports():
         (["median:a,b"], "write a kind"),
         (["mean:"], "write a kind"),
         (["mean:a,c"], "'c' is not one of `models`"),
-        (["mean:a"], "at least two models, each once"),
-        (["mean:a,b,a"], "at least two models, each once"),
+        (["mean:a"], "at least two different models"),
+        (["mean:a,b,a"], "at least two different models"),
         (["mean:a,b", "mean:a,b"], "twice"),
     ],
 )

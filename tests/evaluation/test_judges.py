@@ -73,7 +73,7 @@ def test_what_a_judge_cannot_compare_is_refused_before_the_first_request(tmp_pat
         with pytest.raises(ValueError, match=r"rm_bench: a judge compares one right response .* but rows have 3"):
             judge_rows({("benchmark", "rm_bench"): (rows_of("abcdef"), 3)}, options(server), 0, tmp_path / "j")
         call = {"role": "assistant", "content": "", "tool_calls": [{}]}
-        with pytest.raises(ValueError, match="pairs, row 0: a judge reads text"):
+        with pytest.raises(ValueError, match="pairs, row 0: a judge reads only text"):
             judge_rows({("pairs", "pairs"): (rows_of((call, "b")), 1)}, options(server), 0, tmp_path / "j")
         assert not server.requests
 

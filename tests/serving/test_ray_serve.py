@@ -34,7 +34,7 @@ def test_each_replica_gets_the_gpus_of_its_engine(options, gpus):
     ("options", "error", "says"),
     [
         ({}, ValueError, "`model` is missing"),
-        ({"model": "org/rm", "port": 8001}, ValueError, "`port` is not the replicas' but Ray Serve's"),
+        ({"model": "org/rm", "port": 8001}, ValueError, "`port` is an option of Ray Serve, not of the replicas"),
         ({"model": "org/rm", "colour": "red"}, UsageError, "--colour"),
         ({"model": "org/rm", "tensor_parallel_size": 2}, UsageError, "needs --backend vllm"),
         (

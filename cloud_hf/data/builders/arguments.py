@@ -41,7 +41,7 @@ class SourceArguments:
         push_to_hub (`str`, *optional*):
             Hub id to upload the dataset to.
         bad_rows (`str`, *optional*, defaults to `"error"`):
-            Rows that cannot be used: error, or drop to leave them out with a count.
+            Handling of rows that cannot be used: `error` or `drop`. Dropping reports how many.
     """
 
     dataset_name: str
@@ -94,13 +94,13 @@ class BuilderArguments(SourceArguments):
         return int(match[1]), int(match[2])
 
     def load_prompts(self) -> Dataset:
-        """Load the rows of this shard, with prompts in any form that [`read_prompts`] reads; see [`BuilderArguments.load_pairs`]."""
+        """Load this shard's rows, with prompts in any form that [`read_prompts`] reads; see [`BuilderArguments.load_pairs`]."""
         return self._load(read_prompts, ("prompt",))
 
     def load_pairs(self) -> Dataset:
         """
-        Load the rows of this shard, preferences in any form that [`read_preferences`] reads. Without a column `id`, the position among
-        all rows becomes the id.
+        Load this shard's preference rows, in any form that [`read_preferences`] reads. Without a column `id`, a row's position in the
+        complete dataset becomes its id.
 
         Raises `ValueError` if a column is missing, rows cannot be used, an id is repeated, or a shard would be empty.
         """
@@ -191,7 +191,7 @@ def check_ids(rows: Dataset):
         seen[name] = index
 
 
-# Options that only a language model needs; a CLoud model's config has them
+# Options that only a language model needs; a CLoud model's config already sets them
 _PROMPT_OPTIONS = {"critique_prompt": None, "critique_role": "user", "keep_thinking": False, "format": "cloud"}
 
 
@@ -259,7 +259,7 @@ class CriticArguments(CritiqueOptions, BuilderArguments):
         return config
 
     def settings(self, builder: str, rows: Dataset, config: "CLoudConfig", **engine: Any) -> dict[str, Any]:
-        """Return all settings that affect the critiques; `engine` describes how the model is run."""
+        """Return all settings that affect the critiques; `engine` describes how the model runs."""
         from ...model_identity import identify_model
 
         return {

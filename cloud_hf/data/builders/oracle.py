@@ -1,4 +1,4 @@
-"""Build critiques of preference pairs with a strong model behind an OpenAI-compatible server, for stage 1."""
+"""Build stage 1 critiques of preference pairs with a strong model behind an OpenAI-compatible server."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -50,7 +50,7 @@ class OracleCritiqueArguments(BuilderArguments, ServerArguments):
             Retries of a truncated critique, each with twice the tokens.
         truncated (`str`, *optional*, defaults to `"drop"`):
             Handling of critiques that remain truncated: drop (the row, counted), keep (counted on the card), or retry (with twice the tokens
-            as long as the context has room, whatever `longer_tries` says; then drop). Dropping selects short responses.
+            as long as the context has room, whatever `longer_tries` says; then drop). Dropping favours short responses.
         seed (`int`, *optional*):
             Seed from which each request's seed is derived. By default, requests have no seed.
     """

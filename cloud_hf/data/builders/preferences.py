@@ -69,15 +69,15 @@ class PreferenceArguments(BuilderArguments, ServerArguments):
             Retries of a truncated response, each with twice the tokens, as far as the generator's context allows.
         truncated (`str`, *optional*, defaults to `"drop"`):
             Handling of responses that remain truncated: drop (their pairs, counted), keep (counted on the card), or retry (with twice the
-            tokens as long as the context has room, whatever `longer_tries` says; then drop). Dropping selects short responses.
+            tokens as long as the context has room, whatever `longer_tries` says; then drop). Dropping favours short responses.
         pairs (`str`, *optional*, defaults to `"all"`):
-            Rows from more than two responses; all pairs are judged. `"all"`: one row for each pair with a winner, with ids such as
-            `prompt7/0-2` from the responses' numbers, and the column `prompt_id`; keep the rows of a prompt on one side of a
-            split. `"best_worst"`: one row per prompt, the pair with a winner whose responses are furthest apart in points over
-            all pairs with a winner (the first of several).
+            Rows to write for more than two responses; the judge compares all pairs in any case. `"all"`: one row per pair with a
+            winner, with an id such as `prompt7/0-2` (the responses' numbers) and the column `prompt_id`; if you split the data, keep
+            the rows of a prompt together. `"best_worst"`: one row per prompt, the pair whose responses differ most in their points
+            over all pairs with a winner (the first of several).
         margin (`bool`, *optional*, defaults to `False`):
-            Write the column `margin`, which the trainers of TRL and of this package subtract from the difference of rewards: the
-            lead in points of the chosen response over both games, divided by 2 (0.5, 1.0, 1.5 or 2.0).
+            Write the column `margin`, which the trainers of TRL and of this package subtract from the difference of rewards: the chosen
+            response's lead in points, averaged over both orders (0.5, 1.0, 1.5 or 2.0).
         keep_columns (`list[str]`, *optional*):
             Columns of the prompt dataset to keep, in addition to `id` and `prompt`.
         judge_prompt_file (`str`, *optional*):

@@ -223,11 +223,11 @@ class PromptArguments:
         decontaminate_column (`str`, *optional*, defaults to `"prompt"`):
             Column of prompts in the evaluation sets.
         ngram (`int`, *optional*, defaults to `13`):
-            Consecutive shared words that count as an overlap; a shorter prompt overlaps only with an identical word sequence.
+            Number of consecutive shared words that count as an overlap; a shorter prompt overlaps only with an identical word sequence.
         limit (`int`, *optional*):
             Read only the first rows of each dataset.
         seed (`int`, *optional*, defaults to `0`):
-            Seed of the draw from UltraInteract.
+            Seed for sampling UltraInteract's prompts.
         push_to_hub (`str`, *optional*):
             Hub id to upload the dataset to.
     """
@@ -392,7 +392,7 @@ def open_sources(args: PromptArguments) -> list[PromptSource]:
 
 
 def open_evaluation_sets(args: PromptArguments) -> tuple[EvaluationNGrams, dict[str, dict[str, Any]]]:
-    """Read the n-grams of all evaluation sets, and describe each, by its name without folders: rows and a hash of the prompts."""
+    """Read the n-grams of all evaluation sets, and map the name of each (without folders) to its row count and a hash of its prompts."""
     evaluation, described = EvaluationNGrams(args.ngram), {}
     names = args.decontaminate_against or []
     short = short_names([name for name in names if Path(name).exists()])

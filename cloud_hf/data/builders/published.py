@@ -37,7 +37,7 @@ SOURCE_ROWS = {"feedback": "64k", "interact": "220k"}
 _ID = re.compile(r"([^-]+)-(\d+)")
 _ROWS_AT_ONCE = 1000
 _EXAMPLES = 3
-# Rows compared with each other. Neighbours suffice: a missing or moved row shifts all numbers after it.
+# Number of rows to compare with each other. Neighbours suffice: a missing or moved row shifts all numbers after it.
 _COMPARED = 100
 _FEWEST_COMPARED = 3
 # In ten preference sets of 67 to 2,096 rows, the fit of 100 rows was 0.87 to 1, and at most 0.22 with shuffled prompts
@@ -207,8 +207,8 @@ def match(responses: Sequence[set[str]], prompts: Sequence[set[str]]) -> tuple[f
     """
     Compare rows two by two: do their responses share more words with their own prompts, or with each other's?
 
-    Returns the difference between the shares of the two answers, from -1 to 1, and the number of rows for which some comparison has an
-    answer. The difference is `None` if these are fewer than half of the rows, or too few.
+    Returns the share of comparisons with the first answer minus the share with the second, from -1 to 1, and the number of rows with at least
+    one such answer. The difference is `None` if these are fewer than half of the rows, or too few.
 
     Examples:
 
@@ -235,7 +235,7 @@ def match(responses: Sequence[set[str]], prompts: Sequence[set[str]]) -> tuple[f
 
 
 def add_prompts(rows: Dataset, sources: PromptSources) -> Dataset:
-    """Add the prompts of published rows, after [`PromptSources.check_ids`], as the column `prompt`."""
+    """Add a column `prompt` to published rows that [`PromptSources.check_ids`] has accepted."""
     check_columns(rows.column_names, ("id", "chosen", "rejected", *FEEDBACK_COLUMNS), "A published dataset")
     prompts = sources.prompts(rows["id"])
     if "prompt" in rows.column_names:

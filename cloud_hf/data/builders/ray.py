@@ -89,7 +89,7 @@ class RayEngines:
             postprocess_map_kwargs=_LIGHT_TASKS,
         )
         answers = processor(ray.data.from_arrow_refs(cast(Any, blocks)))
-        # Nothing is fetched ahead, so that stopping between batches loses no answer that has arrived
+        # Do not prefetch, so that stopping between batches loses no answer that has arrived
         for table in answers.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             yield cast(Any, table).to_pylist()
 
@@ -129,10 +129,10 @@ def _tables(requests: Iterable[dict[str, Any]], size: int) -> Iterator[pa.Table]
 
 class RayCritic:
     """
-    Critiques by a language model, or a CLoud model (`is_reward_model`), on [`RayEngines`].
+    Critic on [`RayEngines`]: a language model, or a CLoud model (`is_reward_model`).
 
-    A critique is requested once, with the token limit of the last try of [`CritiqueOptions`]. A retry would restart the
-    engines and generate the tokens of the truncated critique again.
+    Requests each critique once, with the token limit of the last try of [`CritiqueOptions`]. A retry would restart the engines
+    and generate the tokens of the truncated critique again.
     """
 
     def __init__(self, builder: CritiqueBuilder, config: CLoudConfig, journal: Journal, is_reward_model: bool):

@@ -140,7 +140,7 @@ async def write_with_servers(
 
     features = features_with_critiques(rows.features, args.num_critiques)
     clients = {"critic": args.client(args.base_url or [], args.model)}
-    # Its requests are completions with all sampling fields
+    # The critic sends completion requests that set all sampling fields
     counts = await build_dataset(folder, rows, features, clients, make_work, chats=False)
     return report(folder, counts, builder, config)
 

@@ -35,20 +35,20 @@ class ArenaHardArguments(JudgeServerArguments):
         gen_max_tokens (`int`, *optional*, defaults to `4096`):
             Token limit of a candidate; longer ones are truncated.
         baseline_answers (`list[str]`, *optional*):
-            Files or Hub ids with the baseline's answers; `CATEGORY=FILE` for the questions of one category, since version 2.0
-            has a baseline for each.
+            Files or Hub ids with the baseline's answers; `CATEGORY=FILE` applies to the questions of one category, because
+            version 2.0 has a baseline for each.
         baseline_model (`str`, *optional*):
             Name of the baseline model, for files that hold the answers of several models.
         judge_all (`bool`, *optional*, defaults to `False`):
             Judge all candidates: the curve is then a mean over all draws of N. By default the curve uses the first N,
-            and only candidates that are the best of the first N for some N are judged (3.4 of 16 if rewards are in random
+            and the judge sees only candidates that are the best of the first N for some N (3.4 of 16 on average if rewards are in random
             order).
         judge_prompt_file (`str`, *optional*):
             Replacement for the judge's user-turn prompt, with `{conversation}`, `{response_a}` and `{response_b}`. Without
             `judge_system_file`, the judge sees only this prompt, so it must name the verdicts.
         judge_system_file (`list[str]`, *optional*):
-            Replacement for the judge's instructions, sent as a system message like ArenaHard's; `CATEGORY=FILE` for the questions of
-            one category.
+            Replacement for the judge's instructions, sent as a system message like ArenaHard's; `CATEGORY=FILE` applies to the
+            questions of one category.
         judge_system_role (`bool`, *optional*, defaults to `True`):
             Whether the judge's chat template has a system role. If not, the instructions go into the user's turn.
         gen_api_key_env (`str`, *optional*, defaults to `"OPENAI_API_KEY"`):
@@ -101,7 +101,7 @@ class ArenaHardArguments(JudgeServerArguments):
 
 @dataclass(frozen=True)
 class Arena:
-    """The questions by id; with a judge, also the baseline's answers by id and the judge's settings."""
+    """The questions by id, and with a judge also the baseline's answers by id and the judge's settings."""
 
     questions: dict[str, Question]
     baselines: dict[str, str]

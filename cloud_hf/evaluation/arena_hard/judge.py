@@ -3,7 +3,7 @@ ArenaHard's judge and generator: prompts, settings, and journaled requests to th
 
 As in the official code of both versions, the judge gets a system message with its instructions, and a user message with the question and
 the two answers. As in version 2.0, creative writing has another system message, which does not ask the judge to answer the question first.
-The wording is our own, so win rates are not comparable with the leaderboard's.
+The wording differs from the official one, so win rates are not comparable with the leaderboard's.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -95,7 +95,7 @@ class JudgeSettings:
         return Judge(client, template, self.temperature, self.max_tokens, self.tries, self.seed, system)
 
     def settings(self) -> dict[str, Any]:
-        """Return all settings that verdicts depend on, for a journal."""
+        """Return all settings that affect verdicts, for a journal."""
         settings = asdict(self) | {"retry_temperature": max(self.temperature, RETRY_TEMPERATURE)}
         if not self.systems:
             del settings["systems"], settings["system_role"]
@@ -109,9 +109,9 @@ def read_texts(
     prompt_file: str | None, system_files: Sequence[str], system_role: bool, categories: Sequence[str]
 ) -> tuple[str, dict[str, str]]:
     """
-    Read the judge's prompts, by default this package's: [`JudgeSettings`]'s `template` and `systems`.
+    Read the judge's prompts, by default this package's, as `template` and `systems` of [`JudgeSettings`].
 
-    Without `system_files` (`CATEGORY=FILE` for a single category), `prompt_file` holds everything; without `system_role` the
+    Without `system_files` (`CATEGORY=FILE` for a single category), `prompt_file` contains the complete prompt; without `system_role`, the
     default is a single text. Raises `ValueError` or `OSError` if a text lacks a verdict or a placeholder, a category has no
     file or two, or a file is unreadable.
     """
@@ -145,8 +145,8 @@ def _read_system(path: str) -> str:
 
 def files_by_category(names: Iterable[str], categories: Sequence[str]) -> dict[str, list[str]]:
     """
-    Group files by category; those without `CATEGORY=` are for all others, under `""`. Only a known category before `=` counts,
-    since file names may contain `=`.
+    Group files by category; files without `CATEGORY=` apply to all other categories, under the key `""`. A prefix counts only if it is a known
+    category, because file names may contain `=`.
     """
     found: dict[str, list[str]] = {}
     for name in names:
@@ -305,7 +305,7 @@ def _ask_judge(
 
     def make_work(judge: JournaledClient):
         async def work(row: dict[str, Any]) -> list[dict[str, Any] | Dropped]:
-            # Keyed by text, since another run may have a different candidate at this index
+            # Keyed by text, because another run may have a different candidate at this index
             key = [row["question"], key_of(row["response"])]
             asked = judging.judge(judge, row["category"])
             games = await asked.compare(key, row["prompt"], row["baseline"], row["response"])

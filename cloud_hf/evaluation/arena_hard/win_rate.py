@@ -1,10 +1,10 @@
 """
 ArenaHard ([Li et al. 2024](https://arxiv.org/abs/2406.11939)): questions, recorded answers, and the win rate against a baseline.
 
-A judge compares an answer with the baseline's in two games: A is the baseline in the first and the answer in the second. Each verdict is
-one vote, a strong one (`A>>B`) three; a tie is half a vote for each side. The win rate is the Bradley-Terry probability of beating the
-baseline. In version 0.1 the baseline is gpt-4-0314; in version 2.0 it is o3-mini-2025-01-31 for hard prompts and gemini-2.0-flash-001 for
-creative writing, reported separately.
+A judge compares an answer with the baseline's in two games: in the first game, A is the baseline's answer, and in the second it is B.
+Each verdict is one vote, a strong one (`A>>B`) three; a tie is half a vote for each side. The win rate is the Bradley-Terry probability
+of beating the baseline. In version 0.1 the baseline is gpt-4-0314; in version 2.0 it is o3-mini-2025-01-31 for hard prompts and
+gemini-2.0-flash-001 for creative writing, reported separately.
 """
 
 from collections.abc import Sequence
@@ -72,7 +72,7 @@ def load_answers(
     wanted, answers = {question.id for question in questions}, {}
     for name, index, row in read_sources(names, split):
         id_ = _id_of(name, index, row)
-        # The author's column, in either version
+        # The column that names the model, in either version
         author = row.get("model") or row.get("model_id")
         if id_ not in wanted or (model and author not in (None, model)):
             continue
@@ -136,8 +136,8 @@ class Votes:
     @classmethod
     def of(cls, baseline_first: str | None, answer_first: str | None) -> "Votes":
         """
-        Count the votes of the game in which the baseline was A, and of the game in which the answer was A. Return none if a verdict is
-        missing, since the other one alone would favour the response in its position.
+        Count the votes of the game in which the baseline was A, and of the game in which the answer was A. Return no votes if a
+        verdict is missing, because the other one alone would favour the response in its position.
         """
         if baseline_first is None or answer_first is None:
             return cls()
@@ -163,8 +163,8 @@ class WinRate(Summarised):
     """
     Rate at which answers beat the baseline's, from 0.0 to 1.0.
 
-    `ci95` is the interval of version 0.1's official figures, from resampled votes (version 2.0 has the middle 90 % of the same
-    resamples). It is too narrow, since the votes of a question are not independent.
+    `ci95` is the official interval of version 0.1, from resampled votes (version 2.0 takes the middle 90 % of the same resamples). It is too
+    narrow, because the votes on a question are not independent.
     """
 
     value: float  # Bradley-Terry probability of a win
@@ -181,7 +181,7 @@ def win_rate(votes: Sequence[Votes], rounds: int = ROUNDS, seed: int = 0) -> Win
     """
     Compute the win rate of answers from the votes on each question, with bootstraps of `rounds` resamples.
 
-    Between two sides, the maximum-likelihood Bradley-Terry probability is the share of votes, with ties counted half. This also
+    Between two sides, the maximum-likelihood Bradley-Terry probability is the share of votes, with ties counted as half. This also
     holds for several models if each plays only the baseline. Raises [`~best_of_n.NothingJudged`] if there
     are no votes.
     """

@@ -30,7 +30,7 @@ class Benchmark:
             Address of the paper.
         load (`Callable`):
             `load(names=None)` returns the rows of the given files or datasets, or of the official dataset. Raises `ValueError`
-            naming the file, the row and the field, the repeated id, or the row with too many responses.
+            that names the file, row and field, the repeated id, or the row with too many responses.
         score (`Callable`):
             `score(rows, rewards)` returns the scores; `rewards` holds, for each row, one reward per response: chosen first, then
             rejected. Raises `ValueError` naming the row whose rewards are missing, not numbers or infinite.
@@ -121,7 +121,7 @@ def load_benchmarks(specs: Sequence[str], limit: int | None = None) -> list[Load
     Load benchmarks named on a command line, and keep the first `limit` rows of each subset.
 
     A spec is a key of `BENCHMARKS`, or `NAME=FILES` to replace the official dataset with files: paths, folders or patterns,
-    separated by commas. Raises `ValueError` naming the benchmark or the files that do not exist, or the first bad row.
+    separated by commas. Raises `ValueError` that names an unknown benchmark, missing files, or the first bad row.
 
     Examples:
 
@@ -135,7 +135,7 @@ def load_benchmarks(specs: Sequence[str], limit: int | None = None) -> list[Load
         if name not in BENCHMARKS:
             close = difflib.get_close_matches(name, BENCHMARKS, n=1)
             hint = f"Did you mean {close[0]!r}? " if close else ""
-            raise ValueError(f"There is no benchmark {name!r}. {hint}Known are {', '.join(BENCHMARKS)}.")
+            raise ValueError(f"There is no benchmark {name!r}. {hint}Known benchmarks: {', '.join(BENCHMARKS)}.")
         if count > 1:
             raise ValueError(
                 f"The benchmark {name!r} is listed {count} times. List it once, with commas between its files."

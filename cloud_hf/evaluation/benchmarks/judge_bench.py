@@ -63,7 +63,7 @@ class Games:
 
     label: str  # the right verdict: "A>B" or "B>A"
     first: str  # "A>B", "B>A", "A=B", or another string for none
-    second: str | None = None  # in the first game's names
+    second: str | None = None  # with the responses named as in the first game
 
     @property
     def single_game_is_right(self) -> bool:
@@ -72,7 +72,7 @@ class Games:
 
     @property
     def points(self) -> int:
-        """Games won minus games lost; ties and missing verdicts count as neither."""
+        """Games won minus games lost; ties and missing verdicts count as 0."""
         wrong = _LABELS[1 - _LABELS.index(self.label)]
         return sum((verdict == self.label) - (verdict == wrong) for verdict in (self.first, self.second))
 
@@ -84,8 +84,8 @@ class Games:
 
 def games_of(label: str, first: tuple[float, float], second: tuple[float, float] | None = None) -> Games:
     """
-    Read a scorer's verdicts as the official code does for reward models: the second response of a game wins unless the first
-    has the strictly higher reward.
+    Derive verdicts from rewards as the official code does: the second response of a game wins unless the first has the strictly higher
+    reward.
 
     Each game holds the rewards of the right and the wrong response; the first game shows A first, the second shows B first. By
     default the second game repeats the first: a scorer does not see the order, so rewards can differ only if it samples.

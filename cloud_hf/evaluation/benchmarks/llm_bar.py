@@ -1,4 +1,4 @@
-"""LLMBar: responses that follow an instruction against responses that look better (arXiv 2310.07641, princeton-nlp/LLMBar)."""
+"""LLMBar: responses that follow an instruction against responses that only look better (arXiv 2310.07641, princeton-nlp/LLMBar)."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -15,7 +15,7 @@ from ..stats import BenchmarkScores, Estimate, group, share
 
 def load(names: Sequence[str], split: str = "test", config: str | None = None) -> list[BenchmarkRow]:
     """
-    Load files or Hub ids with preferences in any form that [`~data.preference_rows.read_preferences`] reads, optional `id`, `subset`,
+    Load files or Hub ids with preferences in any form that [`~data.preference_rows.read_preferences`] reads, and optionally `id`, `subset` and
     `tools`. Without a `subset` column, the name of the source is the subset.
     """
     return check_pairs(

@@ -24,7 +24,7 @@ SECTIONS = {
     "Reasoning": ("math-prm", "hep-cpp", "hep-go", "hep-java", "hep-js", "hep-python", "hep-rust"),
 }  # fmt: skip
 
-# Weight of each subset in its section: its number of prompts, but math-prm weighs as much as the six code subsets together
+# Weight of each subset in its section: its number of prompts, except that math-prm weighs as much as the six code subsets together
 OFFICIAL_COUNTS = {
     "alpacaeval-easy": 100, "alpacaeval-length": 95, "alpacaeval-hard": 95, "mt-bench-easy": 28, "mt-bench-med": 40,
     "mt-bench-hard": 37, "llmbar-natural": 100, "llmbar-adver-neighbor": 134, "llmbar-adver-GPTInst": 92,
@@ -33,7 +33,7 @@ OFFICIAL_COUNTS = {
     "hep-cpp": 164, "hep-go": 164, "hep-java": 164, "hep-js": 164, "hep-python": 164, "hep-rust": 164,
 }  # fmt: skip
 
-# The leaderboard's "Prior Sets" (analysis/get_benchmark_results.py): each weighs the same, together half a section
+# The leaderboard's "Prior Sets" (analysis/get_benchmark_results.py): equal weights, and together half the weight of a section
 PRIOR_SETS = ("anthropic_helpful", "anthropic_hhh", "shp", "summarize")
 PRIOR_SETS_WEIGHT = 0.5
 
@@ -85,7 +85,7 @@ def leaderboard_results(
 ) -> dict[str, float | str]:
     """
     Build the results file of RewardBench's repository and leaderboard tools: the score of each subset that has one,
-    plus the other arguments. By default `names` are RewardBench's own subsets, since its prior sets have a separate file.
+    plus the other arguments. By default `names` are RewardBench's own subsets, because the prior sets have a separate file.
     """
     values = {name: figure.value for name, figure in scores.subsets.items() if name in names}
     known = {name: value for name, value in values.items() if not math.isnan(value)}
@@ -109,12 +109,14 @@ class RewardBenchScores:
 
     # Sections of the leaderboard, with subsets weighted by `OFFICIAL_COUNTS`, and `Average`, their plain mean
     official: dict[str, float]
-    pooled: dict[str, float]  # the same in the reference implementation, where all rows of a section weigh the same
+    pooled: dict[
+        str, float
+    ]  # the sections of the reference implementation, in which all rows of a section weigh the same
     subsets: dict[str, float]
     counts: dict[str, int]  # rows in each section
     ignored: int  # rows that are neither in a section nor a prior set
     prior_sets: float = math.nan  # mean over those that have rows
-    # Mean of the sections and of the prior sets, which count half; without these, the `Average`
+    # Mean of the sections and of the prior sets, which have half the weight of a section; without prior sets, the `Average`
     score: float = math.nan
     missing: tuple[str, ...] = field(default=())  # subsets without rows
 

@@ -75,7 +75,7 @@ class TiesScore:
     tied_accuracy: float  # rows with several, whose rewards are all above all wrong ones
     # Share of pairs whose tied row has a wider gap between right and wrong than between its best and worst right response
     wider: float
-    wider_hard: float  # the same for the smaller of the gaps of the tied row and of its sibling
+    wider_hard: float  # the same, with the smaller of the gaps of the tied row and of its sibling
     margin: float  # mean of tanh(that gap / the spread of the right responses - 1); 0 if both are 0
     pairs: int  # prompts with both kinds of rows
     unpaired: int  # rows without their sibling, which count only for the accuracies
@@ -174,8 +174,8 @@ def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> B
 
 def _interval(samples: list[list[float]], gaps: np.ndarray, unpaired: int) -> tuple[float, float] | None:
     """
-    Compute the interval of the mean of the samples' means and the Ties score. Prompts of Ties are drawn with both their rows;
-    `None` if a row has no sibling.
+    Compute the interval of the mean of the samples' means and the Ties score. The bootstrap draws prompts of Ties with both of their rows.
+    Returns `None` if a row has no sibling.
     """
     if unpaired:
         return None

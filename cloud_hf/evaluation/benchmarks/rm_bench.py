@@ -12,7 +12,7 @@ from ..stats import BenchmarkScores, by_subset, collect_scores, share, weighted_
 
 HUB_ID = "THU-KEG/RM-Bench"
 STYLES = ("concise", "detailed plain", "detailed markdown")
-# The official code pools the two halves of safety: all their rows weigh the same
+# The official code pools the two halves of safety, so all their rows weigh the same
 DOMAINS = {"chat": ("chat",), "math": ("math",), "code": ("code",), "safety": ("safety-refuse", "safety-response")}
 
 # Cells of the matrix (style of the right response, style of the wrong one). The showier response is the wrong one in hard
@@ -52,7 +52,7 @@ def score(rows: Sequence[BenchmarkRow], rewards: Sequence[Sequence[float]]) -> B
     Score RM-Bench like the official code and leaderboard. A tie is wrong.
 
     `"chat"`, `"math"`, `"code"` and `"safety"` are the means of a domain's hard, normal and easy accuracy; `"hard"`, `"normal"`
-    and `"easy"` are means over the four domains, and `"total"` over everything. Each domain and each half of safety also has
+    and `"easy"` are means over the four domains, and `"total"` is the mean of all. Each domain and each half of safety also has
     its levels (`"chat hard"`, …), and `details` its matrix.
     """
     split = split_rewards(rows, rewards)

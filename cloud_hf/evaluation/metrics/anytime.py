@@ -1,4 +1,4 @@
-"""Accuracy against tokens read: how good a model's rewards are if its critiques are read only up to some length."""
+"""Accuracy against tokens read: accuracy of a model if its critiques are read only up to some length."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class AnytimePoint:
     """Accuracy if at most `limit` tokens of each critique are read (`None`: all)."""
 
     limit: int | None
-    accuracy: Estimate  # share of right and wrong responses of a row in the right order; ties are not
+    accuracy: Estimate  # share of a row's right/wrong pairs in the right order; ties count as wrong
     tokens: Estimate  # read per response
 
 
@@ -79,7 +79,9 @@ def accuracy_against_tokens(
         steps = max(len(reading.rewards) - 1 for row in rows for readings in row for reading in readings)
         limits = [read_every << power for power in range(steps.bit_length())]
     if limits and min(limits) < read_every:
-        raise ValueError(f"`limits` has {min(limits)}; no reward is read before token {read_every}, `read_every`.")
+        raise ValueError(
+            f"`limits` contains {min(limits)}, but the first reward is read at token {read_every} (`read_every`)."
+        )
     points = [_point(rows, num_chosen, read_every, limit) for limit in (*limits, None)]
     return Anytime(read_every, points)
 

@@ -29,7 +29,7 @@ class Problem:
     id: str
     prompt: Any
     responses: tuple[str, ...]
-    worth: tuple[float, ...] | None = None  # value of each candidate when chosen; None if they are not judged
+    worth: tuple[float, ...] | None = None  # value of choosing each candidate; None if they are not judged
 
     @property
     def repeated(self) -> int:
@@ -143,7 +143,7 @@ class BestOfN(Summarised):
         standard_errors (`dict[int, float]`):
             Standard error of each rate over problems; NaN for a single problem.
         oracle (`dict[int, float]`):
-            The rates of a perfect choice among n candidates.
+            Rates of a perfect choice among n candidates.
     """
 
     problems: int
@@ -221,7 +221,7 @@ def choice_probabilities(rewards: Sequence[float], n: int) -> list[float]:
     draws, not_above = math.comb(len(rewards), n), len(rewards)
     probabilities = {}
     for reward, times in sorted(Counter(rewards).items(), reverse=True):
-        # All n candidates are at or below this reward, and not all n are below it
+        # Draws in which all n candidates are at or below this reward, but not all are below it
         found = math.comb(not_above, n) - math.comb(not_above - times, n)
         probabilities[reward] = found / draws / times
         not_above -= times
@@ -250,7 +250,7 @@ class Curve:
     standard_errors: dict[int, float]  # over prompts; NaN for a single one
     # Over seeds, that is, resampled critiques of the same candidates; NaN for a single seed
     standard_errors_over_seeds: dict[int, float]
-    # Worth, and its error over prompts, of a choice among all candidates of each problem, however many there are
+    # Worth of the choice among all candidates of each problem, however many there are, and its error over prompts
     of_all: tuple[float, float]
 
     def summary(self) -> dict[str, Any]:
@@ -271,8 +271,8 @@ def best_of_n_curve(
     Compute the curve of a chooser, by default the mean over all draws of N candidates.
 
     `rewards` are by seed, problem and candidate; `worth` and `weights` (such as the number of votes behind a worth) by problem and
-    candidate. `sizes` are the N, at most the fewest candidates of a problem. Raises [`NothingJudged`] if the chosen candidates have no
-    weight.
+    candidate. `sizes` are the values of N, none above the smallest number of candidates of a problem. Raises [`NothingJudged`] if the
+    chosen candidates have no weight.
     """
 
     def mean(n: int | None) -> tuple[float, float, float]:
@@ -299,7 +299,7 @@ def best_of_n_curve(
 def _weigh(
     probabilities: Sequence[float], worth: Sequence[float], weights: Sequence[float] | None
 ) -> tuple[float, float]:
-    """Return the expectations of the choice's worth times its weight, and of its weight."""
+    """Return the expected value of the choice's worth times its weight, and of its weight."""
     if weights is None:  # exactly 1, where the probabilities may sum to 1 - 1e-16
         return math.fsum(p * value for p, value in zip(probabilities, worth, strict=True)), 1.0
     shares = [p * weight for p, weight in zip(probabilities, weights, strict=True)]

@@ -1,4 +1,4 @@
-"""Calibration of rewards read as Bradley-Terry log-odds."""
+"""Calibration of rewards as Bradley-Terry log-odds."""
 
 import math
 from collections.abc import Callable
@@ -96,7 +96,7 @@ def _best_temperature(margins: np.ndarray) -> float:
     if not (margins < 0).any() or margins.mean() <= 0:
         return math.nan
     scale = np.abs(margins).mean()
-    # Minimise over log(1 / temperature), relative to the mean margin size, so that rewards of any scale fit the bounds
+    # Minimise over log(1 / temperature), relative to the mean absolute margin, so that rewards of any scale fit the bounds
     best = minimize_scalar(
         lambda power: _mean_loss(margins / scale * math.exp(power)), bounds=(-20, 20), method="bounded"
     )

@@ -13,7 +13,7 @@ from ...cascade import CascadeFit, StageFit, run_cascade
 from ..stats import Estimate, bootstrap_interval, share
 
 
-FEWEST_PAIRS = 20  # dev pairs of a right and a wrong response, below which a threshold would be chance
+FEWEST_PAIRS = 20  # minimum number of right/wrong dev pairs; with fewer, a threshold would be chance
 # Thresholds of a curve: evenly spaced in log-odds, and 1, at which every stage scores everything
 THRESHOLDS = (*(float(expit(odds)) for odds in np.arange(0, 8.01, 0.25)), 1.0)
 
@@ -27,7 +27,7 @@ class StageScores:
         name (`str`):
             The model's name in messages and tables.
         rewards, tokens (`Sequence[Sequence[float]]`):
-            By prompt and response: the reward, and the tokens of its critiques.
+            Reward, and tokens of the critiques, by prompt and response.
         one_at_a_time (`bool`, *optional*, defaults to `False`):
             See [`~cascade.CascadeStage`].
     """
@@ -50,8 +50,8 @@ def fit_stages(stages: Sequence[StageScores], correct: Sequence[Sequence[float]]
     """
     Fit each stage's weights to the pairs of a better and a worse response to one prompt, by logistic regression.
 
-    `correct` holds the worth of each response by prompt. The outcome of a pair counts as (n + 1) / (n + 2) of n pairs instead of 1 (Platt's
-    rule), so weights stay finite even if a stage has every pair right. Weights are not negative. Raises `ValueError` if there are fewer
+    `correct` holds the worth of each response by prompt. The target of each of n pairs is (n + 1) / (n + 2) instead of 1 (Platt's
+    rule), so weights stay finite even if a stage orders every pair correctly. Weights are not negative. Raises `ValueError` if there are fewer
     than 20 pairs.
     """
     pairs = [
@@ -114,7 +114,7 @@ def _logistic(features_PF: np.ndarray, signs_P: np.ndarray) -> list[float]:
 @dataclass(frozen=True)
 class CascadePoint:
     """
-    A cascade with one threshold, on rows.
+    Result of a cascade with one threshold on some rows.
 
     Args:
         threshold (`float`):
@@ -145,7 +145,7 @@ class CascadePoint:
 
     @cached_property
     def tokens_per_row(self) -> Estimate:
-        """Mean tokens of a row's critiques, with a bootstrap's interval."""
+        """Mean tokens of a row's critiques, with a bootstrap interval."""
         values = np.array(self.tokens, dtype=float)
         return Estimate(float(values.mean()), len(values), bootstrap_interval([values], np.mean))
 
@@ -186,7 +186,10 @@ def run_recorded(
 
 
 def worth_of_best(rewards: Sequence[float], worth: Sequence[float]) -> float:
-    """Return the worth of the response with the highest reward; in a tie, the lowest worth among the tied: a tie is not right."""
+    """
+    Return the worth of the response with the highest reward; in a tie, the lowest worth of the tied responses, because a tie is not
+    right.
+    """
     return float(min(value for reward, value in zip(rewards, worth, strict=True) if reward == max(rewards)))
 
 
@@ -208,12 +211,12 @@ class Goal:
 
     Args:
         accuracy (`float`, *optional*):
-            Minimum accuracy on the dev rows, at the fewest tokens.
+            Minimum accuracy on the dev rows; choose the threshold with the fewest tokens.
         loss (`float`, *optional*):
-            The same minimum, as the largest loss against the last stage alone, or against every stage scoring everything, whichever has the
-            lower accuracy: 0.01 is one point.
+            The same minimum, as the largest loss of accuracy against the last stage alone or against every stage scoring everything,
+            whichever is less accurate; 0.01 is one point.
         tokens (`float`, *optional*):
-            Maximum number of tokens per row, at the highest accuracy.
+            Maximum number of tokens per row; choose the threshold with the highest accuracy.
         threshold (`float`, *optional*):
             The threshold itself, which some dev row must reach.
 
@@ -229,7 +232,9 @@ class Goal:
     def __post_init__(self):
         given = {name: value for name, value in vars(self).items() if value is not None}
         if len(given) != 1:
-            raise ValueError(f"A cascade has {len(given)} goals; give one of accuracy, loss, tokens and threshold.")
+            raise ValueError(
+                f"The cascade's goal has {len(given)} fields; give exactly one of accuracy, loss, tokens and threshold."
+            )
         [(name, value)] = given.items()
         low, high = {"accuracy": (0, 1), "loss": (0, 1), "tokens": (0, np.inf), "threshold": (0.5, 1)}[name]
         if not low <= value <= high:
@@ -251,7 +256,7 @@ def fit_cascade(
             A target accuracy or a token budget.
 
     Returns:
-        `tuple[CascadeFit, list[CascadePoint]]`: The fit, and the curve over thresholds on the dev rows, where it is a little better than on
+        `tuple[CascadeFit, list[CascadePoint]]`: The fit, and the curve over thresholds on the dev rows, which is slightly better than on
         other rows.
 
     Raises:
@@ -290,7 +295,7 @@ def _choose(curve: Sequence[CascadePoint], goal: Goal, last_stage: float) -> Cas
     target = goal.accuracy or 0.0
     if goal.loss is not None:
         target = min(last_stage, curve[-1].accuracy.value) - goal.loss
-    # Search down from scoring everything, as long as every threshold reaches the goal: a single lucky one means little
+    # Search down from scoring everything, for as long as every threshold reaches the goal, so that a lucky threshold does not win
     enough = list(takewhile(lambda point: point.accuracy.value >= target - 1e-12, reversed(curve)))
     if not enough:
         raise ValueError(

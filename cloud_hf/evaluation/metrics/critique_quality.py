@@ -1,4 +1,4 @@
-"""Compare critiques with reference critiques: the language-model loss of the reference, and overlap with the model's own."""
+"""Compare critiques with reference critiques: language-model loss of the reference critique, and its overlap with the model's own critique."""
 
 import math
 from collections.abc import Sequence
@@ -92,10 +92,10 @@ def reference_losses(
     overlong_policy: str = "error",
 ) -> list[ReferenceLoss]:
     """
-    Compute the loss of each reference critique, which stage 1 minimises. Requires a CLoud model in this process: servers and
+    Compute the loss of each reference critique, that is, the loss that stage 1 minimises. Requires a CLoud model in this process: servers and
     vLLM do not return losses.
 
-    With an `overlong_policy` other than `"error"`, rows longer than the model's context get a loss over no tokens. With
+    With an `overlong_policy` other than `"error"`, rows longer than the model's context get a loss over zero tokens. With
     `format="reference"` the loss includes the fixed critique prompt, as in training with that format. Raises `ValueError` before
     any computation if the model is classic or a row is longer than its context.
     """

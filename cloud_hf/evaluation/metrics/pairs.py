@@ -35,13 +35,13 @@ class PairEvaluation:
         n, ties (`int`):
             Pairs scored, and those with equal rewards.
         accuracy (`float`):
-            Share with a strictly higher reward for the chosen response; a tie counts as wrong.
+            Share of pairs whose chosen response has the strictly higher reward; a tie counts as wrong.
         ci95 (`tuple[float, float]`):
             Wilson interval of the accuracy at 95 %.
         dropped, shortened (`int`):
             Pairs left out because they are too long, and pairs scored with a shortened prompt.
         critiques_cut (`float`):
-            Share of critiques that were cut at the token budget.
+            Share of critiques that were truncated at the token limit.
         by_group (`dict[str, dict]`):
             `accuracy`, `ci95` and `n` for each value of the group column.
         pairs (`list[ScoredPair]`):
@@ -105,8 +105,8 @@ def evaluate_pairs(
         [`PairEvaluation`]
 
     Raises:
-        `ValueError`: Before anything is scored, counting the bad rows by kind and naming the first of each. Afterwards, if a reward is not a finite
-            number.
+        `ValueError`: Before anything is scored, if rows are bad; the message counts them by kind and names the first of each. After
+            scoring, if a reward is not a finite number.
     """
     name = "Evaluation of pairs"
     if group_column is not None:

@@ -17,7 +17,7 @@ FRACTIONS = tuple(step / 20 for step in range(20))
 class SelectiveCurve:
     """Accuracy by the rejected fraction, 1 - coverage."""
 
-    # At each of `FRACTIONS`; the mean over random orders of rejecting equally certain pairs
+    # At each of `FRACTIONS`, as the mean over random orders of equally certain pairs
     accuracy: tuple[float, ...]
     # Area from rejecting no pair to rejecting almost all, 1 - AURC; no interval if all pairs are right, or all wrong
     area: Estimate
@@ -32,7 +32,7 @@ class SelectiveAccuracy:
     oracle: SelectiveCurve  # if all wrong pairs are rejected first
 
     def normalised_aurc(self, name: str) -> float | None:
-        """Return where the area lies between random rejection (0) and the oracle (1). `None` if no pair is wrong, or all are."""
+        """Return the area on a scale from random rejection (0) to the oracle (1). `None` if no pair is wrong, or all are."""
         reach = self.oracle.area.value - self.random
         return None if reach < 1e-12 else (self.curves[name].area.value - self.random) / reach
 
@@ -67,7 +67,7 @@ def selective_accuracy(right: ArrayLike, certainty: Mapping[str, ArrayLike], row
 def _curve(right: np.ndarray, certainty: np.ndarray, rows: np.ndarray) -> SelectiveCurve:
     order = np.argsort(-certainty, kind="stable")
     right, certainty, rows = right[order], certainty[order], rows[order]
-    # Equally certain pairs form one step
+    # Pairs of equal certainty form one step
     starts = np.flatnonzero(np.r_[True, certainty[1:] != certainty[:-1]])
     num_rows = int(rows.max()) + 1
 
@@ -90,7 +90,7 @@ def _curve(right: np.ndarray, certainty: np.ndarray, rows: np.ndarray) -> Select
 
 def _area(kept: np.ndarray, kept_right: np.ndarray) -> np.ndarray:
     """
-    Integrate accuracy over the kept fraction for each row of steps, which start with the most certain.
+    Integrate accuracy over the kept fraction, for each row of steps; the most certain step comes first.
 
     Within a step of d pairs, b of them right, after c pairs, a of them right, accuracy is (a + t b) / (c + t d) for t from 0
     to 1; the integral of that, times d, is b + (a d - b c) / d ln((c + d) / c).

@@ -27,7 +27,7 @@ class AccuracyCurve:
     accuracy: tuple[float, ...]  # mean over draws of k critiques of each response, without replacement
     # Standard error of this mean over the sampled critiques, by a bootstrap over the critiques of each response
     standard_errors: tuple[float, ...]
-    # Wilson's, as if each row were entirely right or wrong: conservative, and not 0 if all rows are right
+    # Wilson intervals, as if each row were entirely right or wrong: conservative, and not of zero width if all rows are right
     intervals: tuple[tuple[float, float], ...]
 
 
@@ -40,7 +40,7 @@ class CombinedAccuracy:
 
     combination: str  # one of `COMBINATIONS`
     accuracy: Estimate
-    minus_mean: Estimate  # difference to the mean's accuracy on the same rows, with a paired bootstrap's interval
+    minus_mean: Estimate  # difference from the mean's accuracy on the same rows, with a paired bootstrap interval
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,9 @@ def self_consistency(
     Compute accuracy by the number of averaged critiques, from one set of sampled critiques.
 
     A row's outcome is the share of its right/wrong pairs in the right order; a tie is wrong. `rewards` are by row, response and critique,
-    the same number of critiques everywhere; `lengths` are the reasoning lengths of the rows; `temperature` and `length_of` describe the
-    result; `log_likelihoods`, shaped like `rewards`, add the combination by likelihood. Raises `ValueError` if there are no rows, or
-    responses have different numbers of critiques.
+    with the same number of critiques for each response; `lengths` are the reasoning lengths of the rows; `temperature` and `length_of`
+    describe the result; `log_likelihoods`, shaped like `rewards`, add the combination by likelihood. Raises `ValueError` if there are no
+    rows, or responses have different numbers of critiques.
 
     Examples:
 
@@ -163,7 +163,7 @@ def _standard_errors(
         resampled = rng.integers(num_critiques, size=rewards_RK.shape)
         pool = np.take_along_axis(rewards_RK, resampled, axis=1)
         twice.append([[outcomes[places].mean(0) for places in groups] for outcomes in (draw(pool), draw(pool))])
-    # Each draw adds noise of its own, independent between the two draws of a pool, so it does not affect their covariance.
+    # The noise of each draw is independent of that of the other draw from the same pool, so it does not affect their covariance.
     one, other = np.moveaxis(np.array(twice), 1, 0)
     variance = ((one - one.mean(0)) * (other - other.mean(0))).sum(0) / (RESAMPLES - 1)
     # A resample of K critiques varies less than K new ones do

@@ -19,7 +19,7 @@ def probe_batches(
     """
     Score rows again, alone and together with other chats. See `Probe.rescore` for the arguments.
 
-    `scorer` is the backend itself, since a [`JournaledScorer`] would return its stored rewards. `journal` stores
+    `scorer` is the backend itself, because a [`JournaledScorer`] would return its stored rewards. `journal` stores
     complete batches, so that a resumed run finds the same differences.
     """
     if not rows:
@@ -62,7 +62,7 @@ def _score_batch(chats: list[tuple], scorer: Scorer, journal: Journal, options: 
 
 
 def _margins(rows: Sequence[ProbeRow], alone: np.ndarray, together: np.ndarray) -> Iterator[list[tuple[float, float]]]:
-    """Yield for each row the margins of its pairs alone and together, from the rewards of all rows' responses."""
+    """Yield, for each row, the margins of its pairs scored alone and in batches, from the rewards of all rows' responses."""
     start = 0
     for row in rows:
         places = [(start + right, start + wrong) for right, wrong in row.pairs()]

@@ -1,4 +1,4 @@
-"""Probe injection: a wrong response ends in text that poses as control tokens or as the model's own critique."""
+"""Probe injection: append text that imitates control tokens or the model's own critique to a wrong response."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -34,7 +34,7 @@ def added_strings(critique_format: CritiqueFormat) -> list[str]:
 
 
 def _is_control(text: str) -> bool:
-    """Distinguish control tokens from added tokens that are ordinary text: single characters and white space (Gemma's "▁▁")."""
+    """Return whether an added token is a control token, not ordinary text such as a single character or white space (Gemma's "▁▁")."""
     return len(text.replace("▁", " ").strip()) > 1
 
 

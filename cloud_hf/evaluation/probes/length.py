@@ -49,7 +49,7 @@ def _measure(rows: Sequence[ProbedRow]) -> list[Measure]:
 
 
 def _pairs(row: ProbedRow) -> list[tuple[float, int]]:
-    """Return the reward margin and the excess length of the right response in characters, for each right and wrong one."""
+    """Return the reward margin and the excess length (in characters) of the right response, for each right/wrong pair."""
     texts, rewards = row.row.row.responses, row.row.rewards
     return [
         (rewards[right] - rewards[wrong], len(texts[right]) - len(texts[wrong])) for right, wrong in row.row.pairs()
@@ -61,7 +61,7 @@ def correlation(rows: Sequence[ProbedRow], within_rows: bool = False) -> Estimat
     Compute Spearman's correlation of rewards and lengths in characters, with a bootstrap interval over rows. It is NaN if all
     rewards or all lengths are equal.
 
-    `within_rows` subtracts from each reward and length its row's mean, which removes the effect of prompts that call for long answers or
+    `within_rows` subtracts from each reward and length its row's mean, which removes the effect of prompts that require long answers or
     get low rewards.
     """
     if not rows:

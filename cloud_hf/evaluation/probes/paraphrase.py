@@ -21,7 +21,7 @@ YOURS = "your paraphrases"
 
 
 def reword(prompt: Any, change: Callable[[str], str]) -> Any:
-    """Change the last user message of a prompt, in any of its forms. Return `None` if it has none with text."""
+    """Change the last user message of a prompt in any form. Return `None` if it has no user message with text."""
     if isinstance(prompt, str):
         return change(prompt)
     conversation = read_prompt(prompt, allow_empty=True)

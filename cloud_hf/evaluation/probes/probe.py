@@ -14,7 +14,7 @@ from ..stats import Estimate, mean_estimate, share
 
 @dataclass(frozen=True)
 class Unit:
-    """The unit of an estimate: its axis label, the factor from value to axis, and the digits shown."""
+    """The unit of an estimate: its axis label, the factor by which values are multiplied for display, and the digits shown."""
 
     label: str
     scale: float
@@ -87,7 +87,7 @@ class Variant:
         label (`str`):
             Names the alteration in reports.
         place (`int`):
-            Index of the response it was made from; -1 for none.
+            Index of the response that was altered, or -1 if there is none.
         prompt (`Any`):
             A string, chat messages, or `{"messages": [...], "tools": [...]}`.
         response (`str`):
@@ -116,7 +116,7 @@ class ScoredVariant:
 
 @dataclass(frozen=True)
 class ProbedRow:
-    """A row and its altered chats, by label and place."""
+    """A row and its altered chats, keyed by label and place."""
 
     row: ProbeRow
     variants: dict[tuple[str, int], ScoredVariant]
@@ -141,7 +141,7 @@ class Probe:
         alter (`Callable`, *optional*):
             `alter(probe_row, critique_format)` returns altered chats of a row. Without it, `measure` gets all rows unaltered.
         controls (`bool`, *optional*, defaults to `False`):
-            Add the control of each alteration of a wrong response: see [`with_controls`].
+            Add a control for each alteration of a wrong response; see [`with_controls`].
         checks_text (`bool`, *optional*, defaults to `False`):
             Check whether the altered chats contain control tokens that the chat template did not write.
         rescore (`Callable`, *optional*):
@@ -176,7 +176,7 @@ def labels_of(rows: Sequence[ProbedRow]) -> list[str]:
 
 
 def shares(rows: Sequence[ProbedRow], title: str, labels: Sequence[str], outcomes: Callable) -> list[Measure]:
-    """Return one share per label. `title` has `{}` in place of the label, and `outcomes(row, label)` returns a row's outcomes."""
+    """Return one share per label. The label replaces `{}` in `title`, and `outcomes(row, label)` returns a row's outcomes."""
     return [
         Measure(title.format(label), SHARE, share_of_rows([outcomes(row, label) for row in rows])) for label in labels
     ]
@@ -189,8 +189,8 @@ def share_of_rows(outcomes: Sequence[Sequence[float]]) -> Estimate:
 
 def order_changes(margins: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
     """
-    Compare the order of pairs before and after, from their margins: whether it is reversed, and whether a tie arises or ends; 1 or 0
-    each.
+    Compare the margins of pairs before and after an alteration. Return, as 1 or 0 for each pair, whether its order is reversed, and whether a
+    tie arises or ends.
     """
     signs = [(np.sign(before), np.sign(after)) for before, after in margins]
     return (
@@ -208,7 +208,7 @@ def reward_changes(rows: Sequence[ProbedRow], labels: Sequence[str]) -> list[Mea
 
 
 def reward_change(rows: Sequence[ProbedRow], label: str) -> Estimate:
-    """Average over rows the reward after the alteration minus the one before."""
+    """Return the mean over rows of the reward after the alteration minus the reward before it."""
     changes = [
         np.mean([row.variants[label, place].reward - row.row.rewards[place] for place in places])
         for row in rows
@@ -244,7 +244,7 @@ def _margins_after(row: ProbedRow, label: str, sign: int) -> list[float]:
 
 # ------------------------------------------------------------------------------------------------------- neutral endings
 
-# Says nothing about the response; repeated and cut to the length of the ending that it controls for
+# Says nothing about the response. Repeated, and cut to the length of the ending that it controls for
 _NEUTRAL = " This is the end of the text."
 
 
@@ -284,8 +284,8 @@ def with_controls(row: ProbeRow, variants: Sequence[Variant]) -> list[Variant]:
 
 def measures_against_controls(rows: Sequence[ProbedRow], labels: Sequence[str], note: str = "") -> list[Measure]:
     """
-    Return, for each alteration of a probe with `controls`, the right pairs that it loses beyond those that its control loses, then the
-    pairs that each of the two loses, ties and wins. `note` is added to the labels.
+    Return, for each alteration of a probe with `controls`, how many more right pairs it loses than its control, then the pairs that each
+    of the two loses, ties and wins. `note` is added to the labels.
     """
     counted = {"right pairs lost": lost_pairs, "right pairs tied": _tied_pairs, "wrong pairs won": _won_pairs}
     measures = [
@@ -299,6 +299,6 @@ def measures_against_controls(rows: Sequence[ProbedRow], labels: Sequence[str], 
 
 
 def _excess(rows: Sequence[ProbedRow], label: str) -> Estimate:
-    """Average over rows the share of right pairs lost, minus the share that the control loses."""
+    """Return the mean over rows of the share of right pairs lost, minus the share that the control loses."""
     pairs = [(lost_pairs(row, label), lost_pairs(row, neutral(label))) for row in rows]
     return mean_estimate([float(np.mean(lost) - np.mean(control)) for lost, control in pairs if lost and control])

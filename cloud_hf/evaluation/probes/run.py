@@ -44,7 +44,7 @@ class ProbeResult:
         name, title, about (`str`):
             The probe; see [`Probe`].
         rows, left_out (`int`):
-            Probed rows, and altered chats that do not fit the model's context or that its format rejects.
+            Number of probed rows, and of altered chats that do not fit the model's context or that its format rejects.
         measures (`list[Measure]`):
             Measures over the rows of all sets.
         by_dataset (`dict[str, list[Measure]]`):
@@ -95,13 +95,13 @@ def check_probes(names: Sequence[str]) -> list[str]:
     Check names of probes, and replace `"all"` with all of them.
 
     Raises:
-        `ValueError`: Names the probe that does not exist.
+        `ValueError`: If a probe does not exist; the message names it.
     """
     for name in names:
         if name not in (*NAMES, "all"):
             close = difflib.get_close_matches(name, NAMES, n=1)
             hint = f"Did you mean {close[0]!r}? " if close else ""
-            raise ValueError(f"There is no probe {name!r}. {hint}Known are {', '.join(NAMES)}, or all.")
+            raise ValueError(f"There is no probe {name!r}. {hint}Known probes: {', '.join(NAMES)}, or all.")
     return [name for name in NAMES if name in names or "all" in names]
 
 
@@ -156,7 +156,7 @@ def run_probes(
         batch_size (`int`):
             Chats per batch for probes that score in batches.
         draw_seed (`int`, *optional*, defaults to `0`):
-            Seed of the draw of rows.
+            Seed for sampling rows.
         sort_by_length (`bool`, *optional*, defaults to `False`):
             Tell the scorer the chats' lengths; see [`JournaledScorer.score`].
         **options:
@@ -238,7 +238,7 @@ def _score(
 
 
 def _measure(name: str, probe: Probe, parts: Sequence[_AlteredRow], scores: Iterator[Score]) -> ProbeResult:
-    """Measure a probe's rows; takes the scores of its altered chats from `scores`."""
+    """Measure a probe's rows, taking the scores of their altered chats from the iterator `scores`."""
     probed = []
     for part in parts:
         scored = [ScoredVariant(chat.variant, next(scores), chat.stays_text) for chat in part.chats]

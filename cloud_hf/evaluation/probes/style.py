@@ -31,7 +31,7 @@ def looks_like_code(text: str) -> bool:
 
 
 def add_markdown(text: str) -> str:
-    """Turn each sentence into a bullet with its first word in bold. Lines that already have markdown are left alone."""
+    """Turn each sentence into a bullet with its first word in bold. Lines that already have markdown stay unchanged."""
     lines = []
     for line in text.split("\n"):
         if not line.strip() or remove_markdown(line) != line:

@@ -43,7 +43,7 @@ def anytime_sections(by_dataset: Mapping[str, AnytimeResults]) -> list[Section]:
 
 
 def plot_anytime(by_model: AnytimeResults, path: Path, models: Sequence[str] = ()):
-    """Draw each model's accuracy by the mean tokens read per response, with 95 % intervals. The last point has complete critiques."""
+    """Draw each model's accuracy against the mean tokens read per response, with 95 % intervals. The last point reads complete critiques."""
     figure, axes = plt.subplots(figsize=(WIDTH, 4.6))
     styles = styles_of(by_model, models)
     for model, found in by_model.items():

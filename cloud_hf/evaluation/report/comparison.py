@@ -1,4 +1,4 @@
-"""Compare two runs, perhaps made at different times, on the rows that both scored."""
+"""Compare two finished runs on the rows that both scored."""
 
 import json
 from collections import Counter
@@ -26,15 +26,15 @@ BEST_OF_N = "Best-of-N, "  # starts the names of sets of candidates
 _PAGES = {"report.json": VERSION, "best_of_n.json": BEST_OF_N_VERSION}
 _COLUMNS = ("benchmark", "row_hash", "row", "subset", "is_chosen", "reward")
 
-# By set and model, the outcome of each row
+# Outcome of each row, by set and model
 Outcomes = dict[str, dict[str, dict[tuple[str, int], float]]]
 
 
 @dataclass(frozen=True)
 class Results:
     """
-    The results of finished runs in a folder: `name` is the folder's name, `pages` are its report.json and best_of_n.json, `scores` the
-    sets of candidates whose worth is a score, not a share.
+    The results of finished runs in a folder: `name` is the folder's name, `pages` holds its report.json and best_of_n.json, and `scores`
+    names the sets of candidates whose worth is a score instead of a share.
     """
 
     name: str
@@ -98,7 +98,7 @@ def _read_choices(folder: str, page: dict[str, Any]) -> Outcomes:
 
 
 def _by_content(rows: Iterable[tuple[str, float]]) -> dict[tuple[str, int], float]:
-    """Key values by the hash of their row. Rows with equal contents are told apart by their order."""
+    """Key values by the hash of their row. Rows with equal contents are numbered in order."""
     seen: Counter = Counter()
     found = {}
     for row_hash, value in rows:
@@ -140,7 +140,7 @@ def _read_outcomes(path: Path, unknown: Mapping[str, Mapping[str, int]]) -> dict
 
 @dataclass(frozen=True)
 class Comparison:
-    """Differences between each model of one run and each of the other, and notes on what differs besides the models."""
+    """Differences between each model of one run and each model of the other, and notes on differences other than the models."""
 
     differences: list[Difference]
     notes: list[str]
@@ -166,7 +166,7 @@ def compare_results(first: Results, second: Results) -> Comparison:
     """
     Compare two runs row by row. Raises `ValueError` if they have no rows in common.
 
-    Rows and sets of one run only are counted in the notes, and settings that differ are named.
+    The notes count rows and sets that only one run has, and name settings that differ.
     """
     runs, differences, notes = (first, second), [], []
     for name in dict.fromkeys((*first.outcomes, *second.outcomes)):

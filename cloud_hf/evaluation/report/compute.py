@@ -1,4 +1,4 @@
-"""The section on accuracy against compute: everything evaluated, by the cost of its critiques."""
+"""The section on accuracy against compute: accuracy of everything evaluated, by the cost of its critiques."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -124,7 +124,7 @@ def _point_of_judge(name: str, evaluation: Evaluation, judged: JudgeReport | Rat
 
 
 def compute_sections(points: Sequence[ComputePoint], cascades: Sequence[CascadeResult]) -> list[Section]:
-    """Make the sections on compute and on cascades; the table shows only the chosen point of a cascade's curve."""
+    """Make the sections on compute and on cascades; the table shows only the chosen point of each cascade."""
     rows = [
         [point.dataset, point.model, point.setting, show_estimate(point.accuracy), show(point.tokens, _TOKENS)]
         for point in points

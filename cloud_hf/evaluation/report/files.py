@@ -145,9 +145,10 @@ def write_report(
 ):
     """
     Write report.json, report.md and its pictures for the finished models; `shown` are short names of models and sets, `sets` come from
-    [`~sets.Sets.describe`], `judged` are the counts of a judge, `cascades` the results of cascades. Absolute paths are shortened to names.
+    [`~sets.Sets.describe`], `judged` holds the counts of a judge, and `cascades` the results of cascades. Absolute paths are shortened to
+    names.
     """
-    # Written again after each model, so that an interrupted run leaves a report on the finished models
+    # Rewritten after each model, so that an interrupted run leaves a report on the finished models
     by_model = {shown[name]: found.evaluations for name, found in results.items()}
     differences = compare(by_model)
     best_of_n = {

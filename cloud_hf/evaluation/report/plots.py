@@ -70,7 +70,7 @@ def _draw_estimates(
     models: Sequence[str],
     scale: float = 100.0,
 ):
-    """Draw each model's estimate with its interval for each name; the models of a line are stacked vertically."""
+    """Draw each model's estimate with its interval for each name; the models of one name are stacked vertically."""
     styles, sizes = styles_of(by_model, models), [set() for _ in names]
     for number, (model, estimates) in enumerate(by_model.items()):
         offset = (number - (len(by_model) - 1) / 2) * 0.65 / len(by_model)
@@ -94,7 +94,7 @@ def _draw_estimates(
 
 
 def plot_benchmarks(results: Mapping[str, list[Evaluation]], path: Path, models: Sequence[str] = ()):
-    """Draw the headline figures of all benchmarks with their 95 % intervals; see [`~outcomes.headline_estimates`]."""
+    """Draw the headline estimates of all benchmarks with their 95 % intervals; see [`~outcomes.headline_estimates`]."""
     quoted = [headline_estimates(evaluations) for evaluations in zip(*results.values(), strict=True)]
     by_model = {model: [estimates[number] for _, estimates in quoted] for number, model in enumerate(results)}
     figure, axes = plt.subplots(figsize=(WIDTH, 1.4 + len(quoted) * (0.25 + 0.17 * len(results))))
@@ -103,7 +103,7 @@ def plot_benchmarks(results: Mapping[str, list[Evaluation]], path: Path, models:
     save(figure, axes, path)
 
 
-# By set and model, the margins of its pairs of a right and a wrong response
+# Margins of right/wrong pairs, by set and model
 Margins = Mapping[str, Mapping[str, Sequence[float]]]
 
 
@@ -112,7 +112,7 @@ def plot_margins(by_set: Margins, path: Path, models: Sequence[str] = ()):
     figure, grid = _panels(len(by_set), 2, 2.8)
     for axes, (name, margins) in zip(grid.flat, by_set.items(), strict=False):
         everything = np.concatenate([np.asarray(values, dtype=float) for values in margins.values()])
-        # The few margins far out go into the last bins
+        # The few outliers go into the outermost bins
         reach = float(np.quantile(np.abs(everything), 0.99)) or 1.0
         bins = np.linspace(-reach, reach, 52).tolist()  # an odd number of bins: equal rewards are in the middle of one
         styles = styles_of(margins, models)
@@ -134,8 +134,8 @@ def plot_margins(by_set: Margins, path: Path, models: Sequence[str] = ()):
 
 def plot_reliability(by_set: Margins, path: Path, models: Sequence[str] = ()):
     """
-    Draw how often the preferred response is right, by its Bradley-Terry probability, one panel for each set: Wilson's intervals, and
-    markers whose area grows with the pairs in a bin.
+    Draw how often the preferred response is right against its Bradley-Terry probability, one panel for each set, with Wilson intervals and
+    markers whose area grows with the number of pairs in a bin.
     """
     figure, grid = _panels(len(by_set), 2, 3.4)
     for axes, (name, margins) in zip(grid.flat, by_set.items(), strict=False):
@@ -157,7 +157,7 @@ def _draw_bins(axes: Axes, found: Calibration, style: Style, label: str):
     ends = 100 * np.array([wilson(accuracy, count) for _, accuracy, count in found.bins]).T
     color = style.color
     axes.errorbar(x, y, yerr=np.abs(ends - y), linestyle="none", color=color, capsize=3, linewidth=1)
-    # A line through bins of a few pairs would draw noise
+    # A line through bins with few pairs would only show noise
     axes.plot(x, np.where(counts < FEW_PAIRS, np.nan, y), color=color, linewidth=1.4)
     face = color if style.filled else "white"
     areas = 8 + 150 * counts / counts.sum()
@@ -165,7 +165,7 @@ def _draw_bins(axes: Axes, found: Calibration, style: Style, label: str):
 
 
 def plot_accuracy_by_group(arms: Mapping[str, Mapping[str, dict]], label: str, path: Path):
-    """Draw grouped bars: for each model `accuracy` and `ci95` by group. `label` names the groups."""
+    """Draw grouped bars of each model's `accuracy` and `ci95` by group. `label` names the groups."""
     figure, axes = plt.subplots(figsize=(WIDTH, 4))
     groups = sorted({group for by_group in arms.values() for group in by_group})
     width = 0.8 / len(arms)
@@ -282,7 +282,7 @@ def plot_self_consistency(
             if panel < len(parts):
                 _draw_curve(axes, parts[panel], styles[label], label)
                 titles.append(f"{parts[panel].label} (n = {parts[panel].rows})")
-        # When rows are split by critique length, quarters differ between models
+        # If rows are split by critique length, quarters differ between models
         shown = titles[0] if len(set(titles)) == 1 else f"quarter {panel} of each model"
         axes.set_title(shown if panel == 0 else f"length {shown}")
         add_grid(axes)
@@ -320,7 +320,7 @@ def _draw_curve(axes: Axes, curve: AccuracyCurve, style: Style, label: str):
 
 
 def plot_rejection(found: Mapping[str, Uncertainty], path: Path, models: Sequence[str] = ()):
-    """Draw the accuracy of the kept pairs by the rejected share, one panel per model, as long as at least 20 pairs are left."""
+    """Draw the accuracy on the kept pairs against the rejected share, one panel per model, down to 20 kept pairs."""
     figure, grid = _panels(len(found), 2, 3)
     styles = styles_of(found, models)
     for axes, (label, part) in zip(grid.flat, found.items(), strict=False):
@@ -376,7 +376,7 @@ def plot_compute(points: Sequence[ComputePoint], path: Path, models: Sequence[st
 
 
 def _compute_label(point: ComputePoint) -> str:
-    """Return the series of a point: the model, its sampled critiques by temperature, or its early readings."""
+    """Return the name of a point's series: the model, its sampled critiques at a temperature, or its early readings."""
     kind = (
         point.setting.partition(", k =")[0]
         if ", k =" in point.setting
@@ -402,7 +402,7 @@ def _draw_compute(axes: Axes, points: Sequence[ComputePoint], quantity: str, sty
 
 
 def plot_probe(results: Mapping[str, ProbeResult], path: Path, models: Sequence[str] = ()):
-    """Draw a probe's figures with their 95 % intervals by model, one panel for each unit."""
+    """Draw a probe's estimates with their 95 % intervals by model, one panel for each unit."""
     labels: dict = {}
     for result in results.values():
         for measure in result.measures:

@@ -1,7 +1,7 @@
 """
 The style of all plots: text sizes, and the colour, marker and line of each model.
 
-Pages show plots about 850 pixels wide. No plot is wider than `WIDTH` inches, so that its text is at least 9 points there.
+Pages show plots about 850 pixels wide. No plot is wider than `WIDTH` inches, so that its text is at least 9 points on a page.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -33,7 +33,7 @@ from ..stats import NO_ROWS
 # ------------------------------------------------------------------------------------------------------- benchmarks
 
 
-# By dataset and model, the summary of a `BestOfN`
+# Summaries of `BestOfN`, by dataset and model
 BestOfNSummaries = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
 
@@ -66,7 +66,7 @@ def headline_table(results: Mapping[str, list[Evaluation]]) -> Table:
 
 
 def _benchmark_section(evaluations: Mapping[str, Evaluation]) -> Section:
-    """Show those metrics of a benchmark that have rows, its subsets, its additional tables, and the notes."""
+    """Show a benchmark's metrics that have rows, its subsets, its additional tables, and notes."""
     by_model = {model: evaluation.scores for model, evaluation in evaluations.items()}
     scores, first = list(by_model.values()), next(iter(evaluations.values()))
     # Models that dropped different rows may have different estimates
@@ -101,7 +101,7 @@ def difference_table(
     form: Form = POINTS,
     what: str = "Mean share of right/wrong pairs in the right order, with equal weights for all rows",
 ) -> Table:
-    """Return the paired differences between models, a row for each set and pair of models; `what` describes the metric compared."""
+    """Return the paired differences between models, one row for each set and pair of models; `what` describes the compared metric."""
     rows = [
         [
             found.benchmark,

@@ -6,7 +6,7 @@ from typing import Any
 
 __all__ = ["make_app", "make_server"]  # pyright: ignore[reportUnsupportedDunderAll]
 
-# Version 0.1 had a single module, with these names in addition
+# Version 0.1 had a single module, which also contained these names
 _MODULES = dict.fromkeys((*__all__, "RewardServer", "load_chats", "load_engine"), ".app") | {
     "EventStream": ".routes",
     "main": ".command",

@@ -84,7 +84,7 @@ def make_app(
 
 
 def _answer_invalid(request: Request, error) -> Response:
-    """Report a body's first error and the number of further ones, without repeating any of its text."""
+    """Report a body's first error and the number of further ones, without quoting any of its text."""
     first, *others = error.errors()
     if first["type"] == "json_invalid":
         return _refuse(request, 400, f"The body is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}.")
@@ -110,11 +110,11 @@ def _refuse(request: Request, status: int, error: str, headers=None) -> Response
 
 _TEXT_ROUTES = "/get_reward and /v1/score/evaluation"
 
-# Largest head of a request, and the seconds it may take to arrive
+# Maximum size of a request's head, and seconds for it to arrive
 MAX_HEAD_BYTES = 32 * 2**10
 _HEAD_TIMEOUT = 20.0
 
-# Maximum bytes of chunk framing, beyond an eighth of the body's content, or of requests sent before the last one is answered
+# Maximum bytes of chunk framing (beyond an eighth of the body's content), or of requests that arrive before the last one is answered
 _MOST_EXTRA_BYTES = 2**13
 _PIECE = 2**13  # bytes from a connection that are parsed at once
 
@@ -155,7 +155,7 @@ class RewardServer(uvicorn.Server):
         if self._stopped_at is not None:
             if time.monotonic() - self._stopped_at > self.shutdown_grace:
                 self.should_exit = True
-            # Wait a little: a client that has just connected may be about to send its request, and should get a 503
+            # Wait a little, so that a client that has just connected and is about to send its request gets a 503
             self._idle_ticks = 0 if self.lifecycle.tasks else self._idle_ticks + 1
             if self._idle_ticks >= _IDLE_TICKS:
                 self.should_exit = True
@@ -165,13 +165,13 @@ class RewardServer(uvicorn.Server):
 
 
 class _Protocol(H11Protocol):
-    """HTTP protocol that, unlike httptools, limits the head's size, its time to arrive, and bytes that are expensive to parse."""
+    """HTTP protocol that, unlike httptools, limits the head's size and time to arrive, and bytes that are expensive to parse."""
 
     _head_timeout: asyncio.TimerHandle | None = None
     _extra_bytes = 0
 
     def data_received(self, data: bytes):
-        # In pieces, because all connections wait while one is parsed
+        # In pieces, because all connections wait while one is being parsed
         for start in range(0, len(data), _PIECE):
             if self.transport.is_closing():
                 return
@@ -252,7 +252,7 @@ def load_engine(args: argparse.Namespace) -> EncodingEngine:
 
 def load_chats(args: argparse.Namespace) -> RenderedChats | None:
     """
-    Load the parser for the policy's chat template, by default the reward model's. Returns `None` if text in this template cannot
+    Load the parser for the chat template of the policy (by default, of the reward model). Returns `None` if text in this template cannot
     be parsed back into conversations.
     """
     if args.policy_tokenizer is not None:
@@ -262,7 +262,7 @@ def load_chats(args: argparse.Namespace) -> RenderedChats | None:
     try:
         chats = RenderedChats(AutoTokenizer.from_pretrained(tokenizer_source(args.model)), is_guess=True)
     except ValueError as error:
-        logger.warning("%s are off without --policy_tokenizer: %s", _TEXT_ROUTES, error)
+        logger.warning("%s are disabled without --policy_tokenizer: %s", _TEXT_ROUTES, error)
         return None
     logger.warning(
         "%s parse texts with the chat template of the reward model, %s, and refuse those with a system turn. Name the policy "
@@ -295,7 +295,7 @@ def start_line(app: FastAPI, runs_on: str, url: str, has_key: bool) -> str:
 
 
 def log_as_json():
-    """Log requests, and what happens to the server, as lines of JSON."""
+    """Log requests and server events as lines of JSON."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
@@ -304,7 +304,7 @@ def log_as_json():
 
 def load_app(args: argparse.Namespace) -> FastAPI:
     """Load the model that the command line names, and make the application that serves it."""
-    # Scoring takes the GIL again after each operation, and would wait long for it while a request is parsed or encoded
+    # Scoring reacquires the GIL after each operation, and would wait long for it while a request is parsed or encoded
     sys.setswitchinterval(0.0005)
     limits = Limits(**{name: getattr(args, name) for name in vars(Limits())})
     # Report mistakes before the model loads, which may take minutes
@@ -313,7 +313,7 @@ def load_app(args: argparse.Namespace) -> FastAPI:
     engine = load_engine(args)
     version = identify_model(args.model)["model_version"]
     app = make_app(engine, limits, args.api_key, chats, [*args.allowed_hosts, args.host], version)
-    # Libraries and model live as long as the process, and visiting all their objects would take seconds
+    # Libraries and model live as long as the process, and the garbage collector would take seconds to visit their objects
     gc.freeze()
     return app
 

@@ -9,7 +9,7 @@ from ...prompts import MAX_DEPTH
 from ...scores import Sampling, Score
 
 
-# Maximum number of fields of a body or a row: an error names each unknown one
+# Maximum number of fields of a body or a row, because an error names each unknown field
 _MOST_FIELDS = 64
 
 _MESSAGES = {"type": "array", "items": {"type": "object"}, "minItems": 1}
@@ -78,7 +78,7 @@ class RewardRequest(_Body):
         None, ge=1, description="Maximum length of a critique in tokens. Defaults to the server's limit."
     )
     seed: int | None = Field(
-        None, ge=-(2**63), lt=2**63, description="Seed of sampling: the same seed gives the same critiques."
+        None, ge=-(2**63), lt=2**63, description="Sampling seed; the same seed gives the same critiques."
     )
     read_every: int | None = Field(
         None, ge=1, description="Also return the reward at every n-th token of each critique."
@@ -113,7 +113,7 @@ class RewardRequest(_Body):
         return self
 
     def rows(self) -> list[Row]:
-        """Return the rows to score. Raises `ValueError` for a chat that does not end with a response, naming it."""
+        """Return the rows to score. Raises `ValueError`, naming the chat, if one does not end with a response."""
         if self.inputs is not None:
             return [Row(item.prompt, item.response, item.critiques) for item in self.inputs]
         return [split_chat(chat, f"chats[{row}]") for row, chat in enumerate(self.chats or [])]

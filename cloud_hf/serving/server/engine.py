@@ -35,7 +35,7 @@ class RewardEngine(Protocol):
 
     def check(self, prompt, response: str, max_new_tokens: int, critiques: list[str] | None = None) -> None:
         """
-        Raise `ValueError`, before a row is queued, if its prompt, response or given critiques are not usable, or do not fit
+        Check a row before it is queued. Raise `ValueError` if its prompt, response or given critiques are not usable, or do not fit
         the model's context (the message states the lengths). Called from several threads.
         """
         ...
@@ -54,7 +54,7 @@ class RewardEngine(Protocol):
 
 
 class EncodingEngine(RewardEngine, Protocol):
-    """A [`RewardEngine`] that also scores rows that its [`EncodingEngine.encode`] has encoded, so that none is encoded twice."""
+    """A [`RewardEngine`] that can also score rows already encoded by [`EncodingEngine.encode`], so that no row is encoded twice."""
 
     def encode(self, prompt, response, sampling: Sampling, critiques: list[str] | None = None) -> ScoringRequest:
         """Check a row as [`RewardEngine.check`] does, and encode it. Called from several threads."""
@@ -87,7 +87,7 @@ class EncodingEngine(RewardEngine, Protocol):
 
 class StablePrefix:
     """
-    Decodes the ids of an unfinished critique up to the point where later tokens may still change the text. `vocab_size` counts
+    Decodes the ids of an unfinished critique, up to the point after which later tokens may still change the text. `vocab_size` counts
     all ids that the model can generate, including those without a token.
     """
 
@@ -107,7 +107,7 @@ class StablePrefix:
             length -= 1
         text = self._format.decode(critique_ids[:length]).rstrip("\ufffd")  # may be the first bytes of a character
         if self._format.rereads_critiques:
-            # Decoding removes spaces before punctuation, so the last word may still lose the space before it
+            # Decoding removes spaces before punctuation, so the space before the last word may still disappear
             text = text[: max(text.rfind(" "), 0)]
         return text.rstrip()
 
@@ -123,7 +123,7 @@ class _Job:
     abandoned: threading.Event = field(default_factory=threading.Event)
 
     def fits(self, batch: list["_Job"]) -> bool:
-        """Return whether it can be scored in one call with the jobs of `batch`."""
+        """Return whether one call can score this job together with those of `batch`."""
         if self.on_token or batch[0].on_token:
             return False
         if self.sampling != batch[0].sampling or (self.request.given is None) != (batch[0].request.given is None):
@@ -253,7 +253,7 @@ class TransformersEngine(EncodingEngine):
             self._running = []
 
     def _take_batch(self) -> list[_Job]:
-        """Take the job that has waited longest, and those that can be scored with it."""
+        """Take the job that has waited longest, and those that the same call can score."""
         batch, others, sequences = [], deque(), 0
         while self._waiting:
             job = self._waiting.popleft()

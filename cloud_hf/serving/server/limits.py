@@ -1,4 +1,4 @@
-"""Limits of the reward server, and the count of a body's values before it is parsed."""
+"""Limits of the reward server, and a count of a body's values before it is parsed."""
 
 import math
 from dataclasses import dataclass, field

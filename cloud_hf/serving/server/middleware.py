@@ -33,14 +33,14 @@ HEALTH_ROUTE = "/health"
 _BODY_TIMEOUT = 60.0
 _DISCARD_TIMEOUT = 1.0
 
-# Memory for bodies that are still arriving, in bodies of the maximum size
+# Memory for bodies that are still arriving, as a number of bodies of the maximum size
 _LARGEST_BODIES = 8
 
-# Bodies up to this size are read at once. Longer ones share the rate, because the event loop reads and parses them
+# Bodies up to this size are read immediately. Larger ones share a rate limit, because the event loop reads and parses them
 _FREE_BYTES = 2**14
 _BYTES_PER_SECOND = 8 * 2**20
 
-# A quoted text, possibly cut before its closing quote. An apostrophe follows a letter
+# A quoted text, possibly truncated before its closing quote. A quote after a letter is an apostrophe
 _QUOTED = re.compile(r"""(?<!\w)(['"])(?:\\.|(?!\1).)*(?:\1|$)""", re.DOTALL)
 
 # Status that log and metrics record if the client disconnects before the answer, as in nginx
@@ -63,7 +63,7 @@ class Metrics:
         self.queue = Gauge("cloud_queue_length", "Waiting and running critiques.", registry=self.registry)
         self.tokens = Counter("cloud_critique_tokens", "Tokens of critiques in answers.", registry=self.registry)
         self.truncated = Counter(
-            "cloud_truncated_critiques", "Critiques cut at max_new_tokens.", registry=self.registry
+            "cloud_truncated_critiques", "Critiques truncated at max_new_tokens.", registry=self.registry
         )
 
 
@@ -82,7 +82,7 @@ class RequestRecord:
 
 
 class Lifecycle:
-    """State of a server: whether it accepts requests, the tasks of the running ones, and the bodies that are arriving."""
+    """State of a server: whether it accepts requests, the tasks of running requests, and the bodies that are arriving."""
 
     def __init__(self):
         self.draining = False
@@ -129,7 +129,7 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        # Unknown paths share one label; otherwise, anyone could fill the memory with metrics
+        # Unknown paths share one label; otherwise, clients could fill the memory with metrics
         is_known = any(scope["path"] == getattr(route, "path", None) for route in scope["app"].routes)
         record = scope["cloud_record"] = RequestRecord(scope["path"] if is_known else "other")
 
@@ -219,7 +219,7 @@ class RequestMiddleware:
                 try:
                     while more:
                         if refused:
-                            # Discard the rest for a moment: a client that is still sending would not read the answer
+                            # Keep discarding for a moment, because a client that is still sending would not read the answer
                             deadline = min(deadline, clock() + _DISCARD_TIMEOUT)  # counted from the first such piece
                             patience.reschedule(deadline)
                         message = await receive()
@@ -245,7 +245,7 @@ class RequestMiddleware:
         return self._with_few_values(b"".join(chunks))
 
     def _largest_body(self, scope) -> tuple[int, HTTPException]:
-        """Return the largest body of a request in bytes, and the refusal of larger ones."""
+        """Return the maximum size of a request's body in bytes, and the error for larger ones."""
         if scope["method"] in ("GET", "HEAD") or scope["path"] == HEALTH_ROUTE:
             return 0, HTTPException(413, f"`{scope['method']}` takes no body; this server's limit is 0 bytes.")
         limit = self.limits.max_body_bytes
@@ -274,7 +274,7 @@ class RequestMiddleware:
         return body
 
     def _hold(self, patience: asyncio.Timeout, size: int):
-        """Count an arriving body; if all together are too large, drop the largest, and if there are too many, the oldest."""
+        """Count an arriving body. If all bodies together are too large, drop the largest; if there are too many, drop the oldest."""
         if patience in self.lifecycle.arriving:
             self.lifecycle.arriving[patience] = size
         given_up = None
@@ -365,8 +365,8 @@ def error_response(status: int, error: str, headers=None) -> Response:
 
 def without_contents(error: str) -> str:
     """
-    Redact quoted text from an error message, for the log. The log needs the reason, because the trainers' clients show only a status, but
-    must not contain text of requests.
+    Redact quoted text from an error message, for the log. The log needs the reason of a failure, because the trainers' clients show only
+    its status, but it must not contain text of requests.
 
     ```python
     >>> without_contents("`prompt` message 0 is 'Dear…', not a chat message; see the model's card.")

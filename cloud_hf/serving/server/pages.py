@@ -1,4 +1,4 @@
-"""The pages that people and OpenAI clients ask for first: the server, its model and its routes. They load nothing from other sites."""
+"""Pages that people and OpenAI clients request first: the server, its model and its routes. They load nothing from other sites."""
 
 import json
 import time

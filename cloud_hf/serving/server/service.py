@@ -1,4 +1,4 @@
-"""Score the rows of requests: checks, queue, deadlines, and errors as HTTP statuses."""
+"""Score the rows of requests, with checks, a queue, deadlines, and errors as HTTP statuses."""
 
 import asyncio
 import itertools
@@ -21,14 +21,14 @@ from .middleware import Lifecycle, Metrics, RequestRecord
 
 _T = TypeVar("_T")
 
-# A text's place in the queue is one second later for this many characters, so that short texts come before long ones
+# Each time a text has this many characters, its turn comes one second later, so that short texts come before long ones
 _CHARS_PER_SECOND = 20_000
 
 
 class Encoding:
     """
-    Runs work on untrusted text in a thread, one piece at a time, so that the event loop stays responsive. Of texts that arrive together,
-    short ones come first. Abandoned work is not started.
+    Runs work on untrusted text in a thread, one piece at a time, so that the event loop stays responsive. Among texts that arrive
+    together, the shortest come first. Abandoned work is not started.
     """
 
     def __init__(self):
@@ -37,7 +37,7 @@ class Encoding:
         self._loop: asyncio.Task | None = None
 
     async def run(self, size: int, function: Callable[..., _T], *args) -> _T:
-        """Call `function` in its turn, for texts of `size` characters."""
+        """Call `function` when its turn comes, for texts of `size` characters."""
         if self._loop is None:
             self._loop = asyncio.create_task(self._work())
         loop = asyncio.get_running_loop()
@@ -58,7 +58,7 @@ class Encoding:
                 result.set_result(outcome)
 
     def close(self):
-        """Start no more work."""
+        """Stop starting work."""
         if self._loop is not None:
             self._loop.cancel()
 
@@ -77,7 +77,7 @@ class RewardService:
     ):
         self.engine = engine
         self.model_version = model_version
-        # Strangers can ask for it, so show only the last part of a folder's path
+        # Anyone can request the name, so show only the last part of a folder's path
         self.name = Path(engine.name).name if Path(engine.name).is_dir() else engine.name
         self.limits = limits
         self.metrics = metrics
@@ -139,7 +139,7 @@ class RewardService:
     async def _pieces(self, request: ScoringRequest, sampling: Sampling, record: RequestRecord, deadline: float):
         async with aclosing(self.engine.stream_encoded(request, sampling)) as pieces:
             while True:
-                # The deadline covers each step, not the loop: it must not interrupt the consumer of the pieces
+                # The deadline covers each step instead of the loop, because it must not interrupt the consumer of the pieces
                 async with self._answering(deadline):
                     with _naming_row(0):
                         piece = await anext(pieces, None)
@@ -180,7 +180,7 @@ class RewardService:
             self.metrics.queue.set(self.queued)
 
     async def _encode(self, index: int, row: Row, sampling: Sampling) -> ScoringRequest:
-        """Check a row against the limits, then encode it in its turn."""
+        """Check a row against the limits, then encode it when its turn comes."""
         messages = row.prompt.get("messages") if isinstance(row.prompt, dict) else row.prompt
         if isinstance(messages, list) and len(messages) > self.limits.max_messages:
             what = f"Row {index}: `prompt` has {len(messages)} messages"

@@ -4,7 +4,7 @@ import vllm
 from packaging.version import parse
 
 
-# The plugin relies on members that vLLM may change in any release: tests/test_upstream_contracts.py lists them
+# The plugin uses members that vLLM may change in any release; tests/test_upstream_contracts.py lists them
 _FROM, _BEFORE = "0.32", "0.33"
 
 if not parse(_FROM) <= parse(parse(vllm.__version__).base_version) < parse(_BEFORE):

@@ -1,4 +1,4 @@
-"""The reward server's vLLM backend: one request to the engine per response, any number at a time."""
+"""The reward server's vLLM backend: one request to the engine per response, with any number of concurrent requests."""
 
 import asyncio
 import threading

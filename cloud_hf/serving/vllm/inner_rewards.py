@@ -1,7 +1,8 @@
 """Carry the reward at each critique token in a logit that vLLM never samples from.
 
 While a critique continues, the logit of its end of turn is unused. A huge negative number there changes neither samples nor
-ranks nor top logprobs, and can be requested by its id (`SamplingParams.logprob_token_ids`): the reward, in the same pass.
+ranks nor top logprobs. It encodes the reward, which a client requests in the same pass by the token's id
+(`SamplingParams.logprob_token_ids`).
 """
 
 import math
@@ -9,7 +10,7 @@ import math
 import torch
 
 
-# The number is -exp(54 + 2.8 asinh(reward)). It keeps fp32's precision for rewards up to 80,000, and is below -1e8, as no logit is
+# The number is -exp(54 + 2.8 asinh(reward)). It keeps fp32's precision for rewards up to 80,000, and is below -1e8, unlike any logit
 _OFFSET, _SCALE = 54.0, 2.8
 _LOWEST = 20.0
 
@@ -20,6 +21,6 @@ def encode_rewards(reward_S: torch.Tensor) -> torch.Tensor:
 
 
 def decode_reward(logit: float) -> float:
-    """Decode the reward from a logit; not a finite number if the reward was too large."""
+    """Decode the reward from a logit. If the reward was too large, the result is not finite."""
     exponent = math.log(-logit)
     return math.sinh((exponent - _OFFSET) / _SCALE) if exponent > _LOWEST + 1e-3 else -math.inf

@@ -1,4 +1,4 @@
-"""The CLoud model inside vLLM: any causal LM that vLLM serves, with the reward head. `plugin.py` explains the idea.
+"""The CLoud model in vLLM: any causal LM that vLLM serves, with the reward head. `plugin.py` explains the idea.
 
 Shape suffixes: N tokens of a batch, S sampled sequences, H hidden, F flag columns, V vocabulary.
 """
@@ -30,7 +30,7 @@ from ...modeling_cloud import RewardHead
 from .inner_rewards import encode_rewards
 
 
-# Width of the flag columns, which mark rows at which the reward is read. 16 bytes keep the rows aligned
+# Width of the flag columns, which mark the rows that hold a reward. 16 bytes keep the rows aligned
 _FLAG_BYTES = 16
 
 
@@ -62,7 +62,7 @@ class CLoudForVLLM(nn.Module, SupportsLoRA, SupportsPP):
         self.reward_head = PPMissingLayer()
         if get_pp_group().is_last_rank:
             self.reward_head = RewardHead(self.config).float()
-        # At a fixed address: CUDA graphs read their inputs where they were at capture
+        # At a fixed address, because CUDA graphs read their inputs where they were at capture
         self.fed_ids = torch.zeros(vllm_config.scheduler_config.max_num_batched_tokens, dtype=torch.int32)
         dtype = vllm_config.model_config.dtype
         self.flag_columns = _FLAG_BYTES // dtype.itemsize
@@ -75,7 +75,7 @@ class CLoudForVLLM(nn.Module, SupportsLoRA, SupportsPP):
         return self.language_model.embed_input_ids(self._without_reward_token(input_ids))
 
     def _without_reward_token(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Replace the reward token by the end of turn, in a buffer that the next call overwrites."""
+        """Replace the reward token with the end of turn, in a buffer that the next call overwrites."""
         fed_N = self.fed_ids[: len(input_ids)]
         return fed_N.copy_(torch.where(input_ids == self.reward_id, self.end_id, input_ids))
 
@@ -105,7 +105,7 @@ class CLoudForVLLM(nn.Module, SupportsLoRA, SupportsPP):
         if logits_SV is None:  # another rank samples
             return None
         logits_SV = logits_SV.float()
-        # The likeliest way to end the critique becomes the reward token; the real end tokens are never sampled
+        # The reward token takes the logit of the likeliest end token; the real end tokens are never sampled
         logits_SV[:, self.reward_id] = logits_SV.index_select(1, self.end_ids).amax(-1)
         logits_SV.index_fill_(1, self.end_ids, -torch.inf)
         if self.config.format == "cloud":
@@ -123,7 +123,7 @@ class CLoudForVLLM(nn.Module, SupportsLoRA, SupportsPP):
         return (self.reward_head(hidden_SH) - self.config.reward_mean) / self.config.reward_std
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """Load a checkpoint. Vocabularies without a spare id get a row of zeros for the one that the plugin has added."""
+        """Load a checkpoint. A vocabulary without a spare id gets a row of zeros for the id that the plugin has added."""
         for module in self.modules():
             if isinstance(module, VocabParallelEmbedding):
                 for parameter in module.parameters(recurse=False):

@@ -1,12 +1,12 @@
 """vLLM plugin for CLoud models. vLLM calls `register` in each of its processes (entry point `vllm.general_plugins`).
 
-One request returns both critique and reward. For that, an unused vocabulary id, the config's `reward_token_id`, replaces
+One request returns both critique and reward. To this end, an unused vocabulary id, the config's `reward_token_id`, replaces
 the end of turn that closes the critique, but no other end of turn. A vocabulary without an unused id gets an extra one in the engine.
 
 1. The model (`model.py`) never samples the end of turn that closes a critique; it samples the reward token instead.
 2. The reward token is embedded as the end of turn, so the reward is read from the same hidden state as in training.
 3. After it, only the end of turn can follow. It stops the request, and its logit, which vLLM returns as its logprob, is the
-   reward. In all other rows, that logit carries the reward at the token before (`inner_rewards.py`), for requests that ask.
+   reward. In all other rows, that logit carries the reward at the previous token (`inner_rewards.py`), for requests that ask.
 
 A logits processor (`processor.py`, `processor_v2.py`) closes critiques that run out of budget, so that each has a reward,
 and a renderer (`renderer.py`) opens the critique turn after chat messages. Classic models can also be served with vLLM's
@@ -27,7 +27,7 @@ from cloud_hf.critique_format import format_class
 
 
 _ARCHITECTURE = cloud_hf.CLoudForRewardModeling.__name__
-# A separate architecture: vLLM would serve one that can do both with the pooling runner by default
+# A separate architecture, because vLLM by default runs an architecture that can do both with the pooling runner
 _POOLING_ARCHITECTURE = "ClassicForPooling"
 
 # vLLM chooses the renderer by the mode of the tokenizer

@@ -1,4 +1,4 @@
-"""Closes critiques that run out of budget, so that every request has a reward (vLLM's V1 model runner)."""
+"""Close critiques that run out of budget, so that every request has a reward (vLLM's V1 model runner)."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ class _Request:
     min_tokens: int
     end_penalty: float
     output_ids: list[int]
-    # Whether the prompt ends with the reward token, so that the first row is the one with the reward
+    # Whether the prompt ends with the reward token, so that the first row carries the reward
     reads: bool
 
 
@@ -44,9 +44,9 @@ def check_params(params: SamplingParams):
 
 class CloseCritique(LogitsProcessor):
     """
-    Forces the reward token when only it and the end of turn with the reward still fit, bans it before `min_tokens`, and gives it the
-    repetition penalty of the end of turn that it replaces. A request for a single token gets the end of turn immediately, with a logprob
-    below -1e8: no reward.
+    Forces the reward token when only this token and the end of turn with the reward still fit, bans it before `min_tokens`, and gives it
+    the repetition penalty of the end of turn that it replaces. A request for a single token gets the end of turn immediately, with a
+    logprob below -1e8, which is not a reward.
     """
 
     @classmethod
@@ -71,7 +71,7 @@ class CloseCritique(LogitsProcessor):
             # vLLM also ends a request at the end of the context, which would lose the reward, too
             min(params.max_tokens or self.max_model_len, self.max_model_len - len(prompt_ids)),
             params.min_tokens,
-            # vLLM penalises ids that occur in the prompt: the end of turn may, the reward token never does
+            # vLLM penalises ids that occur in the prompt: the end of turn may occur there, the reward token never does
             params.repetition_penalty if self.end_id in prompt_ids else 1.0,
             output_ids,
             prompt_ids[-1:] == [self.reward_id],

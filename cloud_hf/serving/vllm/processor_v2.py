@@ -1,4 +1,4 @@
-"""Closes critiques that run out of budget, so that every request has a reward (vLLM's V2 model runner, the default on GPUs)."""
+"""Close critiques that run out of budget, so that every request has a reward (vLLM's V2 model runner, the default on GPUs)."""
 
 import torch
 from vllm import SamplingParams  # pyright: ignore[reportAttributeAccessIssue]
@@ -41,7 +41,7 @@ class CloseCritique(LogitsProcessor):
             self.is_staged = False
 
     def apply(self, logits: torch.Tensor, ctx) -> torch.Tensor:
-        # No Python branches on values: reading a value would make the host wait for the device in every step
+        # Do not branch on values in Python, because reading one would make the host wait for the device in every step
         slot = ctx.expanded_idx_mapping.long()
         prompt_len = self.prompt_len.gpu[slot].long()
         written = ctx.pos.long() + 1 - prompt_len  # `pos` is the position of the last token that was fed

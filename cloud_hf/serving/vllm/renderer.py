@@ -1,8 +1,8 @@
-"""Turns requests to vLLM into prompts at whose end the reward is read, or refuses them.
+"""Turn requests to vLLM into prompts at whose end the reward is read, or refuse them.
 
 vLLM calls the renderer for every route. Chat messages become the ids of [`CritiqueFormat`], so that any chat client gets what
-`score` gives. Prompts that a client rendered itself are checked: without an open critique turn they would end with a number
-that is not the reward.
+`score` gives. Prompts that a client rendered itself are checked, because without an open critique turn, the number at
+their end would not be the reward.
 """
 
 import asyncio
@@ -73,7 +73,7 @@ class CLoudRenderer(HfRenderer):
         with self._format_lock:
             prefix = self._format.encode_prefix(row.prompt, row.response)
         if prefix.response_changed:
-            logger.warning("The chat template hides or changes text of a response that is judged.")
+            logger.warning("The chat template hides or changes text of a response to judge.")
         ids = list(prefix.input_ids)
         if not self._format.critique and not self._is_pooling:
             ids[-1] = self._reward_id
@@ -129,7 +129,7 @@ class CLoudRenderer(HfRenderer):
         return prompt
 
     def _up_to_reward(self, ids: list[int]) -> list[int]:
-        """Drop what a chat template writes after the last end of turn, where a classic model's reward is read."""
+        """Drop the tokens that a chat template writes after the last end of turn, where a classic model's reward is read."""
         if self._end_id not in ids:
             return ids
         length = len(ids) - ids[::-1].index(self._end_id)
@@ -194,7 +194,7 @@ _SEND_MESSAGES = "Send the messages to the chat route instead, the last one bein
 
 
 def _without_nulls(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a message without null fields, and with lists in place of the iterators that pydantic makes of them."""
+    """Return a message without null fields, and with lists instead of the iterators into which pydantic turns them."""
     return {
         name: value if isinstance(value, str | dict) else list(value)
         for name, value in message.items()

@@ -39,7 +39,7 @@ from .inner_rewards import decode_reward
 from .renderer import CLOSING_TOKENS
 
 
-# vLLM needs room for one generated token, from whose logprob the reward of a given sequence is read
+# vLLM needs room for one generated token, whose logprob is the reward of a given sequence
 READING_TOKENS = 1
 MAX_TEMPERATURE = 2.0
 # Full sequences that the KV cache has room for on a CPU, unless they take more than half of the free memory
@@ -109,9 +109,9 @@ def servable_model(name: str) -> Iterator[str]:
 
 def memory_options(config: CLoudConfig, options: dict[str, Any]) -> dict[str, Any]:
     """
-    Choose the KV cache's size on a CPU, where vLLM by default wants 92 % of all memory and stops if less is free: room for 16 sequences of
-    full length in at most half of the free memory, but for at least one. Return nothing if `options` of vLLM or `VLLM_CPU_KVCACHE_SPACE`
-    set it, or the config has no maximum length.
+    Choose the KV cache's size on a CPU: room for 16 sequences of full length in at most half of the free memory, but for at least one. By
+    default, vLLM would require 92 % of all memory, and stop if less is free. Return nothing if `options` of vLLM or
+    `VLLM_CPU_KVCACHE_SPACE` set the size, or the config has no maximum length.
     """
     length = options.get("max_model_len") or context_length(config)
     is_set = {
@@ -149,7 +149,7 @@ def check_dtype(config: CLoudConfig, options: dict[str, Any]):
 
 def seed_for(sampling: Sampling, prefix: EncodedPrefix, vllm_config: VllmConfig) -> int | None:
     """
-    Derive a request's seed from the text it judges, so that neither order nor batch matters; `None` if greedy. Raises
+    Derive a request's seed from the text to judge, so that neither order nor batch matters. Return `None` if sampling is greedy. Raises
     `ValueError` if a seed would crash the engine.
     """
     if sampling.seed is None or sampling.temperature == 0:
@@ -174,7 +174,7 @@ class VLLMRequests:
     config: CLoudConfig
 
     def __post_init__(self):
-        # The model inside vLLM only knows the config's stop tokens, not the tokenizer's
+        # In vLLM, the model only knows the stop tokens of the config, not those of the tokenizer
         if self.critique_format.stop_ids(self.config) != CritiqueFormat.stop_ids(self.critique_format, self.config):
             raise ValueError(
                 f"The tokenizer's end of sequence is token {self.critique_format.tokenizer.eos_token_id}, but the language "
@@ -257,7 +257,7 @@ class VLLMRequests:
         length = ids.index(self.reward_id)
         is_cut = length > max_new_tokens
         if length == max_new_tokens and not self.critique_format.rereads_critiques:
-            # The processor closes it there in any case; the model itself would have ended it if no other token was likelier
+            # The processor closes it there in any case; the model itself would have ended it only if no other token was likelier
             is_cut = logprobs[length][self.reward_id].rank != 1
         critique_ids = tuple(ids[: min(length, max_new_tokens)])
         text = self.critique_format.decode(list(critique_ids))

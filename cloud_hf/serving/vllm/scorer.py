@@ -1,4 +1,4 @@
-"""Score with a vLLM engine in this process: critique and reward from one request."""
+"""Score with a vLLM engine in this process, which returns critique and reward from one request."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -131,7 +131,7 @@ class CLoudVLLM:
 
 class _Run:
     """
-    The requests of one call, each with a callback for its output.
+    Requests of one call, each with a callback for its output.
 
     `LLM.generate` would return all outputs at the end, which would delay `on_score`. Leaving the block aborts unfinished
     requests, whose outputs the engine would hand to the next call.

@@ -177,7 +177,7 @@ def test_a_command_line_names_benchmarks_and_files(tmp_path):
     ("specs", "says"),
     [
         (["reward_bnch"], "no benchmark 'reward_bnch'. Did you mean 'reward_bench'"),
-        (["xyz=rows.jsonl"], "no benchmark 'xyz'. Known are reward_bench, "),
+        (["xyz=rows.jsonl"], "no benchmark 'xyz'. Known benchmarks: reward_bench, "),
         (["rm_bench=a.jsonl", "rm_bench=b.jsonl"], "listed 2 times"),
         (["rm_bench=absent-*.jsonl"], "rm_bench=absent-.*is neither a file"),
         (["llm_bar="], "llm_bar=: '' is neither a file"),

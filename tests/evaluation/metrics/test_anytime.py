@@ -33,5 +33,5 @@ def test_several_critiques_and_right_responses_are_averaged():
 
 
 def test_a_limit_before_the_first_reading_is_refused():
-    with pytest.raises(ValueError, match="`limits` has 3; no reward is read before token 4"):
+    with pytest.raises(ValueError, match="`limits` contains 3, but the first reward is read at token 4"):
         accuracy_against_tokens(ROWS, [1, 1], 4, limits=[8, 3])

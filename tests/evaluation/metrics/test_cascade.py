@@ -115,8 +115,8 @@ def test_three_stages_and_many_candidates():
     [
         ({"accuracy": 1.0}, "reach an accuracy of 1: with everything scored, the 400 dev rows have 0.9"),
         ({"threshold": 0.9999999}, "decides none of the 400 dev rows before full"),
-        ({}, "0 goals; give one of"),
-        ({"accuracy": 0.9, "tokens": 3}, "2 goals; give one of"),
+        ({}, "0 fields; give exactly one of"),
+        ({"accuracy": 0.9, "tokens": 3}, "2 fields; give exactly one of"),
         ({"accuracy": 90}, "accuracy is 90; it must be from 0 to 1"),
     ],
 )
