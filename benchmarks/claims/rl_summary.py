@@ -23,11 +23,9 @@ def summarise(results: Path) -> dict[str, Any]:
     cells = json.loads((results / "rl_check.json").read_text())["cells"]
     found: dict[str, Any] = {}
     with np.load(results / "rl_answers.npz") as arrays:
-        for task, seed, judge in sorted(
-            (key.split("/") for key in cells), key=lambda parts: [*JUDGES, "policy"].index(parts[2])
-        ):
-            if judge in JUDGES:
-                key = f"{task}/{seed}/{judge}"
+        for judge in JUDGES:
+            for key in sorted(key for key in cells if key.endswith(f"/{judge}")):
+                task, seed, _ = key.split("/")
                 curves = curves_of(arrays[f"{key}/answers"], arrays[f"{key}/rewards"])
                 seeds = found.setdefault(task, {}).setdefault(
                     judge, {"steps": cells[key]["result"]["evaluated"], "seeds": {}}

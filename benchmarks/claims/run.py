@@ -2,7 +2,7 @@
 Measure the claims of the CLoud paper (arXiv 2408.11791), and stage 4, with seeds, controls and cost: arms × tasks × seeds, trained and
 scored by the project's trainers on one core. Finished cells are kept; a killed run resumes with the same command.
 
-python benchmarks/claims/run.py --output_dir runs/claims      # the study; hours on one core
+python benchmarks/claims/run.py --output_dir runs/claims      # the study; two hours on one core
 python benchmarks/claims/run.py --output_dir runs/claims-quick --quick     # one seed, one task, at most 15 minutes
 python benchmarks/claims/report.py                            # recompute the report from the scores that the study collected
 """
