@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl.models.utils import prepare_deepspeed, unwrap_model_for_generation
 
 from ..configuration_cloud import CLoudConfig
+from ..critique_format import EncodedPrefix
 from ..generation import CritiqueWriter
 from ..loading import is_adapter, load_reward_model, read_model_config, tokenizer_source
 from ..scores import Sample, Sampling
@@ -83,13 +84,14 @@ class CLoudOutcomeTrainer(CLoudTrainer):
         args = CLoudOutcomeConfig("outcome-model") if args is None else args
         needs_reference = bool(args.num_generations and args.beta)
         if args.num_generations:
-            _check_launch(args)
+            _check_launch(args, model, kwargs.get("peft_config"))
             _check_model(model, args.model_init_kwargs)
         if needs_reference:
             processing_class = prepare_tokenizer(processing_class, model, args)
             _check_reference(args, model, processing_class)
         super().__init__(model, args, processing_class=processing_class, **kwargs)
         self.reference = self._make_reference() if needs_reference else None
+        self._vllm_writer: Any = None
         if args.num_generations and self.train_dataset is not None:
             self._check_lengths()
             self._count_equal_responses()
@@ -121,7 +123,7 @@ class CLoudOutcomeTrainer(CLoudTrainer):
     def _check_lengths(self):
         """Raise `ValueError` unless every critique that may be written fits the context."""
         longest, side = max((max(self.train_dataset[f"{side}_prefix_length"]), side) for side in SIDES)
-        needed = longest + self.args.max_completion_length + 1
+        needed = longest + self.args.max_completion_length + self._closing_tokens
         limit = min(limit for limit in (self.args.max_length, self._context_length, needed) if limit)
         if needed > limit:
             pair = self.train_dataset[f"{side}_prefix_length"].index(longest)
@@ -130,6 +132,11 @@ class CLoudOutcomeTrainer(CLoudTrainer):
                 f"{needed} including a critique of `max_completion_length` {self.args.max_completion_length}; at most {limit} fit. Lower "
                 "`max_completion_length`, raise `max_length` if it is lower than the context, or drop the row."
             )
+
+    @property
+    def _closing_tokens(self) -> int:
+        """Tokens after the longest critique: vLLM closes it with a reward token and the end of turn."""
+        return 2 if self.args.use_vllm else 1
 
     def _count_equal_responses(self):
         """Warn about pairs with equal responses, from which no preference can be learned; raise `ValueError` if all pairs are like that."""
@@ -167,9 +174,18 @@ class CLoudOutcomeTrainer(CLoudTrainer):
     def _write_critiques(self, batches: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
         """Write critiques for the rows of each micro-batch, and collate them."""
         args = self.args
-        checkpointing: Any = args.gradient_checkpointing_kwargs  # a string has been parsed
-        wrapped: Any = self.model_wrapped  # annotated for distributed models only
         prefixes = [prefix_of(row, side) for batch in batches for row in batch for side in SIDES]
+        # Temperature 1, so critiques come from the distribution whose policy gradient is taken, except for the few tokens that
+        # the writer bans or reads as the end of turn
+        seed = (args.seed << 32) + self.state.global_step
+        sampling = Sampling(args.num_generations, 1.0, args.max_completion_length, seed)
+        write = self._write_with_vllm if args.use_vllm else self._write_with_transformers
+        samples = iter(write(prefixes, sampling))
+        return [self._collate(batch, [[next(samples) for _ in SIDES] for _ in batch]) for batch in batches]
+
+    def _write_with_transformers(self, prefixes: list[EncodedPrefix], sampling: Sampling) -> list[list[Sample]]:
+        checkpointing: Any = self.args.gradient_checkpointing_kwargs  # a string has been parsed
+        wrapped: Any = self.model_wrapped  # annotated for distributed models only
         with (
             torch.no_grad(),
             self.accelerator.autocast(),
@@ -178,15 +194,32 @@ class CLoudOutcomeTrainer(CLoudTrainer):
             ) as unwrapped,
         ):
             model: Any = unwrapped
-            # Temperature 1, so critiques come from the distribution whose policy gradient is taken, except for the few tokens that
-            # the writer bans or reads as the end of turn
-            seed = (args.seed << 32) + self.state.global_step
-            sampling = Sampling(args.num_generations, 1.0, args.max_completion_length, seed)
             writer = CritiqueWriter(
-                model.eval(), self.critique_format, sampling, args.generation_batch_size, show_progress=False
+                model.eval(), self.critique_format, sampling, self.args.generation_batch_size, show_progress=False
             )
-            samples = iter(writer.write(prefixes))
-        return [self._collate(batch, [[next(samples) for _ in SIDES] for _ in batch]) for batch in batches]
+            return writer.write(prefixes)
+
+    def _write_with_vllm(self, prefixes: list[EncodedPrefix], sampling: Sampling) -> list[list[Sample]]:
+        from ..serving.vllm.writer import VLLMWriter
+
+        model: Any = self.accelerator.unwrap_model(self.model)
+        tokenizer: Any = self.processing_class
+        if self._vllm_writer is None:
+            longest = max(max(self.train_dataset[f"{side}_prefix_length"]) for side in SIDES)
+            self._vllm_writer = VLLMWriter(
+                model, tokenizer, max_model_len=longest + self.args.max_completion_length + self._closing_tokens,
+                dtype="bfloat16" if self.args.bf16 else str(model.dtype).removeprefix("torch."),
+                gpu_memory_utilization=self.args.vllm_gpu_memory_utilization,
+            )  # fmt: skip
+        return self._vllm_writer.write(model, prefixes, sampling)
+
+    def train(self, *args, **kwargs):
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            if self._vllm_writer is not None:
+                self._vllm_writer.close()
+                self._vllm_writer = None
 
     def _collate(self, rows: list[dict[str, Any]], samples: list[list[list[Sample]]]) -> dict[str, Any]:
         """Make a micro-batch of the written critiques, pair by pair, and of the dataset's critiques as an anchor."""
@@ -309,8 +342,17 @@ class CLoudOutcomeTrainer(CLoudTrainer):
         return means
 
 
-def _check_launch(args: CLoudOutcomeConfig):
+def _check_launch(args: CLoudOutcomeConfig, model: Any, peft_config: Any):
     """Raise `ValueError` if critiques cannot be written in this kind of run."""
+    if args.use_vllm:
+        if (strategy := strategy_of(args)) != "single":
+            raise ValueError(
+                f"`use_vllm` needs a run of one process without DeepSpeed, but this is {strategy}. Omit it."
+            )
+        if peft_config is not None or (is_adapter(model) if isinstance(model, str) else is_peft_model(model)):
+            raise ValueError(
+                "`use_vllm` needs full fine-tuning: vLLM cannot reload an adapter's weights. Omit it, or `use_peft`."
+            )
     if strategy_of(args) == "fsdp":
         raise ValueError(
             "Critiques cannot be written under FSDP. Use DDP or DeepSpeed (ds_configs/zero2.json, zero3.json)."

@@ -27,6 +27,10 @@ class CLoudOutcomeConfig(CLoudTrainingConfig):
             Maximum length of a critique in tokens, not counting the end token.
         generation_batch_size (`int`, *optional*, defaults to `64`):
             Number of critiques that a device writes in parallel. It does not affect their text.
+        use_vllm (`bool`, *optional*, defaults to `False`):
+            Write critiques with vLLM, which reloads the weights in every step. Needs one process and full fine-tuning.
+        vllm_gpu_memory_utilization (`float`, *optional*, defaults to `0.3`):
+            Share of the GPU's memory for vLLM, which holds its own copy of the weights.
 
         > Parameters that control the loss
 
@@ -50,6 +54,8 @@ class CLoudOutcomeConfig(CLoudTrainingConfig):
     num_generations: int = 4
     max_completion_length: int = 256
     generation_batch_size: int = 64
+    use_vllm: bool = False
+    vllm_gpu_memory_utilization: float = 0.3
     outcome_objective: str = "likelihood"
     policy_weight: float = 1.0
     beta: float = 0.001

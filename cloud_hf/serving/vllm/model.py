@@ -4,8 +4,8 @@ Shape suffixes: N tokens of a batch, S sampled sequences, H hidden, F flag colum
 """
 
 import copy
-from collections.abc import Iterable
-from functools import partial
+from collections.abc import Callable, Iterable
+from functools import wraps
 from typing import Any
 
 import torch
@@ -127,7 +127,9 @@ class CLoudForVLLM(nn.Module, SupportsLoRA, SupportsPP):
         for module in self.modules():
             if isinstance(module, VocabParallelEmbedding):
                 for parameter in module.parameters(recurse=False):
-                    parameter.weight_loader = partial(_load_padded, module)  # pyright: ignore[reportAttributeAccessIssue]
+                    # When vLLM reloads weights, the loader is a wrapper of its own
+                    load = getattr(parameter, "weight_loader", module.weight_loader)
+                    parameter.weight_loader = _padded(load, module.org_vocab_size)  # pyright: ignore[reportAttributeAccessIssue]
         return AutoWeightsLoader(self).load_weights(weights)
 
 
@@ -151,10 +153,14 @@ class ClassicForPooling(CLoudForVLLM):
         return self.language_model(*args, **kwargs)
 
 
-def _load_padded(module: VocabParallelEmbedding, parameter: nn.Parameter, weight_VH: torch.Tensor):
-    if len(weight_VH) == module.org_vocab_size - 1:
-        weight_VH = torch.cat((weight_VH, torch.zeros_like(weight_VH[:1])))
-    module.weight_loader(parameter, weight_VH)
+def _padded(load: Callable, vocab_size: int) -> Callable:
+    @wraps(load)
+    def load_padded(param: nn.Parameter, loaded_weight: torch.Tensor):
+        if len(loaded_weight) == vocab_size - 1:
+            loaded_weight = torch.cat((loaded_weight, torch.zeros_like(loaded_weight[:1])))
+        load(param, loaded_weight)
+
+    return load_padded
 
 
 def _as_list(ids: int | list[int] | None) -> list[int]:

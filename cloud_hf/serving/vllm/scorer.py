@@ -11,7 +11,7 @@ from vllm import LLM, LLMEngine, RequestOutput, SamplingParams  # pyright: ignor
 from vllm.inputs import TokensInput
 
 from ...configuration_cloud import read_config
-from ...critique_format import CritiqueFormat, EncodedCritique
+from ...critique_format import CritiqueFormat, EncodedCritique, EncodedPrefix
 from ...generation import Sample
 from ...interrupts import processes_without_interrupts
 from ...scores import OnScore, Sampling, Score
@@ -102,14 +102,30 @@ class CLoudVLLM:
                 for row, samples in enumerate(request.given_samples()):
                     self._read(run, samples, request.given[row], partial(end, row))
             else:
-                vllm_config = self.llm.llm_engine.vllm_config
-                # Computed before the first request starts: an error must leave nothing behind in the engine
-                seeds = [seed_for(sampling, prefix, vllm_config) for prefix in request.prefixes]
-                for row, prefix in enumerate(request.prefixes):
-                    params = self._requests.writing(sampling, seeds[row])
-                    run.add(self._requests.prompt_of(prefix), params, partial(written, row))
+                self._write(run, request.prefixes, sampling, written)
             run.finish()
         return [scores[row] for row in range(len(responses))]
+
+    def write(self, prefixes: list[EncodedPrefix], sampling: Sampling) -> list[list[Sample]]:
+        """Write critiques of encoded texts to judge, with their rewards."""
+        samples: dict[int, list[Sample]] = {}
+
+        def written(row: int, output: RequestOutput):
+            samples[row] = self._requests.samples(output, sampling)
+
+        with _Run(self.llm.llm_engine) as run:
+            self._write(run, prefixes, sampling, written)
+            run.finish()
+        return [samples[row] for row in range(len(prefixes))]
+
+    def _write(self, run: "_Run", prefixes: list[EncodedPrefix], sampling: Sampling, written: Callable):
+        """Start the requests that write critiques; `written` gets the row and the output of each."""
+        vllm_config = self.llm.llm_engine.vllm_config
+        # Computed before the first request starts: an error must leave nothing behind in the engine
+        seeds = [seed_for(sampling, prefix, vllm_config) for prefix in prefixes]
+        for row, prefix in enumerate(prefixes):
+            params = self._requests.writing(sampling, seeds[row])
+            run.add(self._requests.prompt_of(prefix), params, partial(written, row))
 
     def _read(self, run: "_Run", samples: list[Sample], sequences: list[EncodedCritique], end: Callable):
         """Start reading the rewards of a row's samples; `end` gets the samples with their rewards."""

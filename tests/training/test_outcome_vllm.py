@@ -1,0 +1,95 @@
+"""Stage 4 with vLLM: the engine writes with the weights of each step."""
+
+import pytest
+import torch
+from critics_for_tests import save_critic
+from models_for_tests import make_model
+from tokenizers_for_tests import make_tokenizer
+from trainers_for_tests import make_rows
+
+from cloud_hf import CLoudOutcomeConfig, CLoudOutcomeTrainer
+from cloud_hf.generation import CritiqueWriter
+from cloud_hf.scores import Sampling
+from cloud_hf.training.outcome_batch import WrittenCritiques
+
+
+pytest.importorskip("vllm", reason="needs vLLM (`make test` installs it)")
+
+
+@pytest.fixture(scope="module")
+def stage3(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stage3")
+    # vLLM's attention on a CPU needs heads of 32
+    make_model(save_critic(folder / "base", head_dim=32)).save_pretrained(folder / "cloud")
+    make_tokenizer("llama3").save_pretrained(folder / "cloud")
+    return str(folder / "cloud")
+
+
+def make(model, folder, **options):
+    defaults = {
+        "max_steps": 3, "per_device_train_batch_size": 4, "logging_steps": 1, "learning_rate": 1e-2, "report_to": [],
+        "bf16": False, "use_cpu": True, "gradient_checkpointing": False, "disable_tqdm": True, "save_strategy": "no",
+        "max_completion_length": 12, "num_generations": 2, "use_vllm": True,
+    }  # fmt: skip
+    args = CLoudOutcomeConfig(str(folder), **{**defaults, **options})
+    return CLoudOutcomeTrainer(model, args, train_dataset=make_rows(), processing_class=make_tokenizer("llama3"))
+
+
+def test_every_step_writes_with_its_own_weights(stage3, tmp_path):
+    trainer = make(stage3, tmp_path)
+    write, seen = trainer._write_with_vllm, []
+
+    def compare(prefixes, sampling):
+        # Sampled critiques: vLLM read their rewards while it wrote them
+        seen.append(write(prefixes, sampling))
+        if len(seen) == 2:
+            greedy = Sampling(1, 0.0, 12, None)
+            model = trainer.model.eval()
+            ours = CritiqueWriter(model, trainer.critique_format, greedy, 8, show_progress=False).write(prefixes)
+            theirs = trainer._vllm_writer.write(model, prefixes, greedy)
+            assert [row[0].critique_ids for row in ours] == [row[0].critique_ids for row in theirs]
+        return seen[-1]
+
+    collate, rewards = trainer._collate, []
+
+    def read(rows, samples):
+        batch = collate(rows, samples)
+        inputs = {
+            name: value for name, value in batch.items() if name not in ("counts", "was_cut", "identical_critiques")
+        }
+        with torch.no_grad():
+            output = trainer.model.eval()(**inputs, lm_loss_chunks=1, use_cache=False)
+        rewards.append(WrittenCritiques(output, batch["was_cut"]).rewards_2NK.transpose(0, 1).reshape(-1))
+        return batch
+
+    trainer._write_with_vllm, trainer._collate = compare, read
+    trainer.train()
+    assert len(seen) == 3 and trainer._vllm_writer is None
+    for samples, expected in zip(seen, rewards, strict=True):
+        found = torch.tensor([sample.reward for row in samples for sample in row])
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    spread = torch.stack(rewards)
+    assert not torch.allclose(spread[0], spread[2], atol=1e-2)  # the weights have moved
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [({"max_completion_length": 100_000}, r"at most \d+ fit")],
+)  # fmt: skip
+def test_mistakes_end_with_a_sentence(stage3, tmp_path, options, says):
+    with pytest.raises(ValueError, match=says):
+        make(stage3, tmp_path, **options)
+
+
+def test_adapters_are_refused(stage3, tmp_path):
+    from peft import LoraConfig
+
+    args = CLoudOutcomeConfig(str(tmp_path), use_cpu=True, bf16=False, use_vllm=True, beta=0.0, report_to=[])
+    with pytest.raises(ValueError, match=r"`use_vllm` needs full fine-tuning"):
+        CLoudOutcomeTrainer(
+            stage3,
+            args,
+            train_dataset=make_rows(),
+            processing_class=make_tokenizer("llama3"),
+            peft_config=LoraConfig(),
+        )
