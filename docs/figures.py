@@ -153,6 +153,32 @@ def training_speed(result: dict) -> str:
     )
 
 
+def against_trl(result: dict) -> str:
+    names = {
+        "trl": "TRL's `RewardTrainer`",
+        "padded": "`CLoudTrainer`, classic arm",
+        "padding_free": "with `--padding_free True`",
+        "shared_prompt": "with `--shared_prompt True`",
+    }
+    ratios = {"trl": 1.0, **result["times_as_fast_as_trl"]}
+    rows = [[name, f"{result['seconds'][key][0]:.0f} s", f"{ratios[key]:.1f} ×"] for key, name in names.items()]
+    return (
+        f"One epoch over {result['pairs']} pairs of human preferences ({result['tokens']:,} tokens), {result['base']}, batches of "
+        f"{result['batch_size']} pairs, fp32 on a CPU ({result['machine']['threads']} thread):\n\n"
+        + table(["", "CPU time", "as fast as TRL"], rows)
+        + "\n\nAll sides compute the same loss; TRL's reward head starts from other random weights. One round, next to other work (`benchmarks/against_trl.py`)."
+    )
+
+
+def against_trl_in_short(result: dict) -> str:
+    ratio = result["times_as_fast_as_trl"]
+    return (
+        f"On {result['pairs']} pairs of human preferences, one epoch of the classic arm of {result['base']} is {ratio['padded']:.1f} times as fast as with "
+        f"TRL's own `RewardTrainer`, {ratio['padding_free']:.1f} times with `--padding_free True`, and {ratio['shared_prompt']:.1f} times with "
+        "`--shared_prompt True` (CPU time, fp32)."
+    )
+
+
 def loss_memory(result: dict) -> str:
     work, sides = result["workload"], result["sides"]
     names = {
@@ -389,6 +415,8 @@ FIGURES: dict[str, Callable[[dict], str]] = {
         cascade,
         classifier_export,
         training_speed,
+        against_trl,
+        against_trl_in_short,
         loss_memory,
         plan_accuracy,
         convert_memory,
@@ -407,6 +435,7 @@ FIGURES: dict[str, Callable[[dict], str]] = {
 
 # Results that are not in NAME.json
 FILES = {
+    "against_trl_in_short": "against_trl.json",
     "claims": "claims/report.json",
     "claims_in_short": "claims/report.json",
     "claims_rl": "claims/report.json",
