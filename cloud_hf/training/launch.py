@@ -30,8 +30,8 @@ def launch_settings(args: TrainingArguments) -> dict[str, Any]:
     """
     settings = {**args.to_dict(), "strategy": strategy_of(args), "world_size": args.world_size}
     # `None` where unused, as in checkpoints of earlier releases
-    partial = settings.get("partial_reward_weight") or None
-    return {**{name: settings.get(name) for name in _SETTINGS}, "partial_reward_weight": partial}
+    added = {name: settings.get(name) or None for name in ("partial_reward_weight", "use_vllm")}
+    return {**{name: settings.get(name) for name in _SETTINGS}, **added}
 
 
 def rows_per_step(args: TrainingArguments) -> int:

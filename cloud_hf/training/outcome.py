@@ -45,7 +45,7 @@ class CLoudOutcomeTrainer(CLoudTrainer):
         + lm_loss_weight * mean over labelled tokens of the cross-entropy of the dataset's critiques
 
     The critiques depend only on the seed, the step and the judged text, not on batches, ranks, or whether a run was
-    resumed.
+    resumed. With vLLM this holds up to rounding, which depends on how requests are batched.
 
     Args:
         model (`str` or [`CLoudForRewardModeling`] or [`~peft.PeftModel`]):
@@ -90,6 +90,12 @@ class CLoudOutcomeTrainer(CLoudTrainer):
             processing_class = prepare_tokenizer(processing_class, model, args)
             _check_reference(args, model, processing_class)
         super().__init__(model, args, processing_class=processing_class, **kwargs)
+        config: Any = self.model.config
+        if args.num_generations and not (config.critique and config.format == "cloud"):
+            raise ValueError(
+                f"Training on outcomes needs a CLoud model with `format` 'cloud', but this model has `critique` {config.critique} and "
+                f"`format` {config.format!r}. Start from the model that stage 3 made (`cloud-hf train-cloud`)."
+            )
         self.reference = self._make_reference() if needs_reference else None
         self._vllm_writer: Any = None
         if args.num_generations and self.train_dataset is not None:
@@ -123,8 +129,10 @@ class CLoudOutcomeTrainer(CLoudTrainer):
     def _check_lengths(self):
         """Raise `ValueError` unless every critique that may be written fits the context."""
         longest, side = max((max(self.train_dataset[f"{side}_prefix_length"]), side) for side in SIDES)
-        needed = longest + self.args.max_completion_length + self._closing_tokens
-        limit = min(limit for limit in (self.args.max_length, self._context_length, needed) if limit)
+        needed = longest + self.args.max_completion_length + 1
+        # vLLM closes a critique with one token more
+        context = self._context_length and self._context_length - self.args.use_vllm
+        limit = min(limit for limit in (self.args.max_length, context, needed) if limit)
         if needed > limit:
             pair = self.train_dataset[f"{side}_prefix_length"].index(longest)
             raise ValueError(
@@ -132,11 +140,6 @@ class CLoudOutcomeTrainer(CLoudTrainer):
                 f"{needed} including a critique of `max_completion_length` {self.args.max_completion_length}; at most {limit} fit. Lower "
                 "`max_completion_length`, raise `max_length` if it is lower than the context, or drop the row."
             )
-
-    @property
-    def _closing_tokens(self) -> int:
-        """Tokens after the longest critique: vLLM closes it with a reward token and the end of turn."""
-        return 2 if self.args.use_vllm else 1
 
     def _count_equal_responses(self):
         """Warn about pairs with equal responses, from which no preference can be learned; raise `ValueError` if all pairs are like that."""
@@ -206,11 +209,17 @@ class CLoudOutcomeTrainer(CLoudTrainer):
         tokenizer: Any = self.processing_class
         if self._vllm_writer is None:
             longest = max(max(self.train_dataset[f"{side}_prefix_length"]) for side in SIDES)
-            self._vllm_writer = VLLMWriter(
-                model, tokenizer, max_model_len=longest + self.args.max_completion_length + self._closing_tokens,
-                dtype="bfloat16" if self.args.bf16 else str(model.dtype).removeprefix("torch."),
-                gpu_memory_utilization=self.args.vllm_gpu_memory_utilization,
-            )  # fmt: skip
+            share = self.args.vllm_gpu_memory_utilization
+            try:
+                self._vllm_writer = VLLMWriter(
+                    model, tokenizer, max_model_len=longest + self.args.max_completion_length + 2, gpu_memory_utilization=share,
+                    dtype="bfloat16" if self.args.bf16 else str(model.dtype).removeprefix("torch."),
+                )  # fmt: skip
+            except RuntimeError as error:
+                raise ValueError(
+                    "vLLM's engine did not start; its log above has the reason. If memory is too small, change `vllm_gpu_memory_utilization` "
+                    f"({share}), lower `max_completion_length` ({self.args.max_completion_length}), or omit `use_vllm`."
+                ) from error
         return self._vllm_writer.write(model, prefixes, sampling)
 
     def train(self, *args, **kwargs):
@@ -345,6 +354,9 @@ class CLoudOutcomeTrainer(CLoudTrainer):
 def _check_launch(args: CLoudOutcomeConfig, model: Any, peft_config: Any):
     """Raise `ValueError` if critiques cannot be written in this kind of run."""
     if args.use_vllm:
+        # An `ImportError` names the extra before anything is loaded
+        from ..serving.vllm.writer import VLLMWriter  # noqa: F401
+
         if (strategy := strategy_of(args)) != "single":
             raise ValueError(
                 f"`use_vllm` needs a run of one process without DeepSpeed, but this is {strategy}. Omit it."

@@ -26,7 +26,7 @@ class CLoudOutcomeConfig(CLoudTrainingConfig):
         max_completion_length (`int`, *optional*, defaults to `256`):
             Maximum length of a critique in tokens, not counting the end token.
         generation_batch_size (`int`, *optional*, defaults to `64`):
-            Number of critiques that a device writes in parallel. It does not affect their text.
+            Number of critiques that a device writes in parallel. It does not affect their text. vLLM chooses its own.
         use_vllm (`bool`, *optional*, defaults to `False`):
             Write critiques with vLLM, which reloads the weights in every step. Needs one process and full fine-tuning.
         vllm_gpu_memory_utilization (`float`, *optional*, defaults to `0.3`):
@@ -71,6 +71,12 @@ class CLoudOutcomeConfig(CLoudTrainingConfig):
             raise ValueError(
                 f"`outcome_objective` is {self.outcome_objective!r}; it must be one of {', '.join(OBJECTIVES)}."
             )
+        if not 0 < self.vllm_gpu_memory_utilization <= 1:
+            raise ValueError(
+                f"`vllm_gpu_memory_utilization` is {self.vllm_gpu_memory_utilization}; it must be above 0 and at most 1."
+            )
+        if self.use_vllm and not self.num_generations:
+            raise ValueError("`use_vllm` is set, but with `num_generations` 0 no critiques are written. Omit it.")
         if self.num_generations:
             self._check_generation()
         super().__post_init__()

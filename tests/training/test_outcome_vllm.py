@@ -16,11 +16,14 @@ from cloud_hf.training.outcome_batch import WrittenCritiques
 pytest.importorskip("vllm", reason="needs vLLM (`make test` installs it)")
 
 
-@pytest.fixture(scope="module")
-def stage3(tmp_path_factory):
+@pytest.fixture(
+    scope="module", params=[pytest.param(False, marks=pytest.mark.full), True], ids=["own head", "tied head"]
+)
+def stage3(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("stage3")
     # vLLM's attention on a CPU needs heads of 32
-    make_model(save_critic(folder / "base", head_dim=32)).save_pretrained(folder / "cloud")
+    base = save_critic(folder / "base", head_dim=32, tie_word_embeddings=request.param)
+    make_model(base).save_pretrained(folder / "cloud")
     make_tokenizer("llama3").save_pretrained(folder / "cloud")
     return str(folder / "cloud")
 
@@ -74,11 +77,25 @@ def test_every_step_writes_with_its_own_weights(stage3, tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "says"),
-    [({"max_completion_length": 100_000}, r"at most \d+ fit")],
-)  # fmt: skip
+    [
+        ({"max_completion_length": 100_000}, r"at most \d+ fit"),
+        ({"num_generations": 0}, r"`use_vllm` is set, but with `num_generations` 0"),
+        ({"vllm_gpu_memory_utilization": 1.5}, r"`vllm_gpu_memory_utilization` is 1.5"),
+    ],
+)
 def test_mistakes_end_with_a_sentence(stage3, tmp_path, options, says):
     with pytest.raises(ValueError, match=says):
         make(stage3, tmp_path, **options)
+
+
+def test_weights_are_padded_once_however_often_they_are_reloaded():
+    from cloud_hf.serving.vllm.model import _padded
+
+    loaded = []
+    load = _padded(lambda param, weight: loaded.append(len(weight)), 4)
+    load(None, torch.ones(3, 2))
+    load(None, torch.ones(4, 2))
+    assert loaded == [4, 4] and load.vocab_size == 4
 
 
 def test_adapters_are_refused(stage3, tmp_path):

@@ -16,7 +16,7 @@ from vllm.distributed import get_pp_group
 from vllm.model_executor.layers.pooler import DispatchPooler
 from vllm.model_executor.layers.pooler.activations import PoolerIdentity
 from vllm.model_executor.layers.pooler.seqwise import LastPool, pooler_for_classify
-from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.model_executor.models.interfaces import SupportsLoRA, SupportsPP
 from vllm.model_executor.models.utils import (
     AutoWeightsLoader,
@@ -24,6 +24,7 @@ from vllm.model_executor.models.utils import (
     init_vllm_registered_model,
     maybe_prefix,
 )
+from vllm.platforms import current_platform
 from vllm.sequence import IntermediateTensors
 
 from ...modeling_cloud import RewardHead
@@ -60,6 +61,7 @@ class CLoudForVLLM(nn.Module, SupportsLoRA, SupportsPP):
         # On the device: indexing with a list would copy it there in every step, and the host would wait for the copy
         self.end_ids = torch.tensor([self.end_id, *sorted(eos - {self.end_id})])
         self.reward_head = PPMissingLayer()
+        self._head_is_stale = False
         if get_pp_group().is_last_rank:
             self.reward_head = RewardHead(self.config).float()
         # At a fixed address, because CUDA graphs read their inputs where they were at capture
@@ -101,6 +103,8 @@ class CLoudForVLLM(nn.Module, SupportsLoRA, SupportsPP):
         """Compute fp32 logits of shape `(S, V)`: of the critique's next token, or, in flagged rows, only the reward."""
         hidden_SH = hidden_states[:, : self.hidden_size].contiguous()
         is_reward_S = hidden_states[:, self.hidden_size] > 0.5
+        if self._head_is_stale:
+            self._repack_head()
         logits_SV = self.language_model.compute_logits(hidden_SH)
         if logits_SV is None:  # another rank samples
             return None
@@ -127,10 +131,19 @@ class CLoudForVLLM(nn.Module, SupportsLoRA, SupportsPP):
         for module in self.modules():
             if isinstance(module, VocabParallelEmbedding):
                 for parameter in module.parameters(recurse=False):
-                    # When vLLM reloads weights, the loader is a wrapper of its own
-                    load = getattr(parameter, "weight_loader", module.weight_loader)
-                    parameter.weight_loader = _padded(load, module.org_vocab_size)  # pyright: ignore[reportAttributeAccessIssue]
+                    # When vLLM reloads weights, the loader is a wrapper of its own, or still ours from the last reload
+                    load: Any = getattr(parameter, "weight_loader", module.weight_loader)
+                    if getattr(load, "vocab_size", None) is None:
+                        parameter.weight_loader = _padded(load, module.org_vocab_size)  # pyright: ignore[reportAttributeAccessIssue]
+        self._head_is_stale = current_platform.is_cpu()
         return AutoWeightsLoader(self).load_weights(weights)
+
+    def _repack_head(self):
+        """On a CPU, multiply by the weights that are loaded now: a reload leaves the packed copy of a tied LM head as it was."""
+        for module in self.modules():
+            if isinstance(module, ParallelLMHead):
+                module.quant_method.process_weights_after_loading(module)
+        self._head_is_stale = False
 
 
 class ClassicForPooling(CLoudForVLLM):
@@ -160,6 +173,7 @@ def _padded(load: Callable, vocab_size: int) -> Callable:
             loaded_weight = torch.cat((loaded_weight, torch.zeros_like(loaded_weight[:1])))
         load(param, loaded_weight)
 
+    load_padded.vocab_size = vocab_size  # pyright: ignore[reportAttributeAccessIssue]  # marks it
     return load_padded
 
 

@@ -1,6 +1,7 @@
 """Write the critiques of a model in training with a vLLM engine, which reloads its weights."""
 
 import tempfile
+from dataclasses import replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -37,13 +38,23 @@ class VLLMWriter:
         self._scorer = CLoudVLLM(self._folder.name, **vllm_options)
 
     def write(self, model: Any, prefixes: list[EncodedPrefix], sampling: Sampling) -> list[list[Sample]]:
-        """Write the critiques of each prefix with the current weights of `model`."""
+        """
+        Write the critiques of each prefix with the current weights of `model`. A critique of `max_new_tokens` tokens counts as cut: vLLM
+        closes it without drawing an end.
+        """
         model.save_pretrained(self._folder.name)
         self._scorer.llm.collective_rpc("reload_weights", kwargs={"weights_path": self._folder.name})
-        self._scorer.llm.reset_prefix_cache()  # it holds states of the former weights
-        return self._scorer.write(prefixes, sampling)
+        if not self._scorer.llm.reset_prefix_cache():
+            raise RuntimeError("vLLM could not reset its prefix cache, which holds states of the former weights.")
+        longest = sampling.max_new_tokens
+        return [
+            [replace(one, finish_reason="length") if len(one.critique_ids) == longest else one for one in samples]
+            for samples in self._scorer.write(prefixes, sampling)
+        ]
 
     def close(self):
         """Stop the engine and remove the weights."""
-        self._scorer.close()
-        self._folder.cleanup()
+        try:
+            self._scorer.close()
+        finally:
+            self._folder.cleanup()
