@@ -289,7 +289,7 @@ def test_all_rows_as_scored(folder, monkeypatch, capsys):
     prefix = CritiqueFormat(make_tokenizer("llama3")).encode_prefix("x", "y")
     monkeypatch.setattr(CritiqueFormat, "encode_prefix", lambda *chat: prefix)
     for name in ("plot_benchmarks", "plot_margins", "plot_rejection", "plot_reliability"):
-        monkeypatch.setattr(files, name, lambda *args: None)
+        monkeypatch.setattr(files.plots, name, lambda *args: None)
     patterns = [pattern for _, part in BENCHMARKS.values() for pattern in part] + [
         f"{name}.*" for name in (*PAIRS, "gsm8k_bon4")
     ]

@@ -283,7 +283,7 @@ def test_a_recipe_at_full_size_is_planned_from_its_config_alone(tmp_path):
         ({"load_in_4bit": True}, "needs an adapter"),
         ({"optim": "sgd"}, "`optim` is 'sgd'"),
         ({"gpus": 0}, "`gpus` is 0"),
-        ({"gpu_memory_gb": 4}, "`reserve_gb` of 4 takes; lower"),
+        ({"gpu_memory_gb": 4}, "`reserve_gb` 4 leaves none of it"),
         ({"lm_loss_chunks": 0}, "`lm_loss_chunks` is 0"),
         ({"dtype": "float16"}, "`dtype` is 'float16'"),
         ({"lora_target_modules": ["q_proj"]}, "`lora_target_modules` needs an adapter"),
