@@ -35,7 +35,7 @@ CHATML = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['conte
 
 
 def read_pairs(path: str, count: int) -> list[dict]:
-    """Return `count` pairs of a file, evenly spaced, as prompt messages and one message each."""
+    """Return `count` pairs of a file, evenly spaced, as messages: those of the prompt, and one for each response."""
     opener = gzip.open if path.endswith(".gz") else open
     with opener(path, "rt", encoding="utf8") as file:
         rows = [json.loads(line) for line in file]
@@ -128,7 +128,7 @@ def main():
         "--data", default="../shared/data/train/pairs_hh_harmless.jsonl.gz", help="pairs, in JSON lines"
     )
     parser.add_argument("--pairs", type=int, default=40)
-    parser.add_argument("--batch_size", type=int, default=8, help="pairs of a batch")
+    parser.add_argument("--batch_size", type=int, default=8, help="pairs per batch")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--tiny", action="store_true", help="use a random model and invented pairs")
     parser.add_argument("--output", default="benchmarks/results/against_trl.json")

@@ -280,13 +280,13 @@ def problems(summary: dict) -> list[str]:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backend", choices=("transformers", "vllm"), default="transformers")
-    parser.add_argument("--seconds", type=float, default=120.0, help="Seconds of each attack.")
+    parser.add_argument("--seconds", type=float, default=120.0, help="Duration of each attack in seconds.")
     parser.add_argument("--clients", type=int, default=32)
-    parser.add_argument("--connections", type=int, default=16, help="Connections of the attacker.")
+    parser.add_argument("--connections", type=int, default=16, help="Connections that the attacker opens at once.")
     parser.add_argument("--attacks", nargs="*", default=[*BODIES, "connections"])
     parser.add_argument("--chats", type=int, default=50, help="Number of distinct chats of honest clients.")
     parser.add_argument("--vllm_options", default='{"max_model_len": 2048, "num_gpu_blocks_override": 512}')
-    parser.add_argument("--attack_port", type=int, help="Only attack this port.")
+    parser.add_argument("--attack_port", type=int, help="Only run the attacker, against the server on this port.")
     parser.add_argument("--output", default="benchmarks/results/attack_server.json")
     args = parser.parse_args()
     if args.attack_port:

@@ -85,7 +85,7 @@ def stage(found: dict, one_at_a_time: bool = False) -> StageScores:
 
 
 def compare(point: CascadePoint, full: CascadePoint) -> dict:
-    """Return a point's metrics, and their difference from and share of the full model's."""
+    """Return a point's metrics, its difference in accuracy from the full model, and its share of the full model's tokens."""
     return {
         "threshold": point.threshold,
         "accuracy": point.accuracy,
@@ -236,7 +236,7 @@ def pooled(runs: list[dict]) -> dict:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, nargs="+", required=True, help="Folders of finished quickstart runs.")
-    parser.add_argument("--problems", type=int, default=24, help="Problems of best-of-16 of each kind, at most 24.")
+    parser.add_argument("--problems", type=int, default=24, help="Best-of-16 problems of each kind, at most 24.")
     args = parser.parse_args()
     runs = []
     for run in args.runs:

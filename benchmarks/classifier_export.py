@@ -108,7 +108,7 @@ def measure(architecture: str, chats: list, tokenizer, with_vllm: bool) -> dict:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", required=True, help="preference files, JSON lines, perhaps gzipped")
-    parser.add_argument("--chats", type=int, default=500, help="conversations, drawn from all files")
+    parser.add_argument("--chats", type=int, default=500, help="number of conversations, drawn from all files")
     parser.add_argument("--without_vllm", action="store_true")
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args()

@@ -44,7 +44,7 @@ RESULTS = Path("benchmarks/results/evaluation_overhead.json")
 
 
 def make_pairs(critique_format: CritiqueFormat) -> list[dict[str, str]]:
-    """Make pairs of random letters: chats of 250 ± 120 tokens, half of them prompt."""
+    """Make pairs of random letters: chats of 250 ± 120 tokens, half of which are the prompt."""
     rng = random.Random(0)
     frame = len(critique_format.encode_prefix("x", "x").input_ids) - 2
 

@@ -29,7 +29,7 @@ Runs = dict[str, list[float]]
 def parse_arguments(description: str, rounds: int) -> argparse.Namespace:
     """Read `--tiny`, `--rounds` and `--output`; without a GPU, only `--tiny` runs."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tiny", action="store_true", help="use a tiny model, to try the script, also on a CPU")
+    parser.add_argument("--tiny", action="store_true", help="try the script with a tiny model, also on a CPU")
     parser.add_argument("--rounds", type=int, default=rounds, help="runs of each side, after a warm-up run")
     parser.add_argument("--output", help="JSON file; printed only if omitted with --tiny")
     args = parser.parse_args()

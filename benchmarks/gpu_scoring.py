@@ -1,6 +1,6 @@
 """
-Measure scoring with transformers on one GPU at the shape of Llama 3.2 1B (random weights, bf16): 256 chats of 250 ± 120 tokens in one
-batch, critiques of 128 tokens.
+Measure scoring with transformers on one GPU, with a model of the size and shape of Llama 3.2 1B (random weights, bf16): 256 chats of
+250 ± 120 tokens in one batch, critiques of 128 tokens.
 
 - generate, generate at 0.7: `generate` of the language model alone.
 - score, score at 0.7: `CLoudForRewardModeling.score`, greedy and at temperature 0.7.

@@ -1,6 +1,7 @@
 """
-Measure training steps on one GPU at the shape of Llama 3 8B (random weights, bf16): 4 pairs, 8 sequences of about 1,250 tokens, of which
-a fifth is labelled. Forward and backward passes, without the optimizer, with gradient checkpointing (`recompute`) and without.
+Measure training steps on one GPU, with a model of the size and shape of Llama 3 8B (random weights, bf16): 4 pairs, 8 sequences of about
+1,250 tokens, of which a fifth is labelled. Forward and backward passes, without the optimizer, with gradient checkpointing
+(`recompute`) and without.
 
 - joint: the model's joint loss on the flattened batch.
 - limit: the decoder on the same batch, and the logits of the labelled positions in one piece. There are no rewards.

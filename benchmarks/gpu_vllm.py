@@ -1,12 +1,12 @@
 """
-Measure `CLoudVLLM` on one GPU at the shape of Llama 3.2 1B (random weights, bf16, CUDA graphs): 512 chats of 250 ± 120 tokens, critiques
-of 128 tokens. Both engines share one run, without prefix caching, because the chats repeat in every round.
+Measure `CLoudVLLM` on one GPU with a model of the size and shape of Llama 3.2 1B (random weights, bf16, CUDA graphs): 512 chats of
+250 ± 120 tokens, critiques of 128 tokens. Both engines share one run, without prefix caching, because the chats repeat in every round.
 
 - plain: vLLM alone, with the same language model, for the same number of tokens.
 - score: `CLoudVLLM.score`, greedy.
 
-Then greedy critiques, and rewards of given critiques, are compared with those of transformers, next to the difference between two
-runs of transformers that differ in the batch size; and 5,000 requests with budgets of 1 to 16 tokens must each have a reward.
+Then greedy critiques, and rewards of given critiques, are compared with those of transformers. For scale, two runs of transformers that
+differ only in batch size are compared as well. Finally, 5,000 requests with budgets of 1 to 16 tokens must each get a reward.
 
 python benchmarks/gpu_vllm.py          # under 3 minutes on an H100 or H200
 python benchmarks/gpu_vllm.py --tiny   # on any machine, in three minutes at most

@@ -44,8 +44,8 @@ Found = tuple[Interval | None, float]
 @dataclass(frozen=True)
 class Case:
     """
-    Types of intervals. `draw` makes data of n rows and returns an interval of each type; `slow` divides the number of runs, twice above 100
-    rows; `least` is the smallest n for which the types are defined.
+    Types of intervals. `draw` makes data of n rows and returns an interval of each type; `slow` divides the number of runs, and above 100
+    rows divides it twice; `least` is the smallest n for which the types are defined.
     """
 
     types: Sequence[str]
@@ -299,7 +299,7 @@ def coverage(found: Sequence[Found]) -> dict[str, float]:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[20, 100, 1000], help="numbers of rows")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[20, 100, 1000], help="numbers of rows to simulate")
     parser.add_argument("--runs", type=int, default=3000, help="simulated evaluations; slow types take fewer")
     parser.add_argument(
         "--only", default="", help="measure only types whose name contains this text, and keep the other results"

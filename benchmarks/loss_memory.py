@@ -179,7 +179,7 @@ def summarise(seconds: dict[str, list[float]], megabytes: dict[str, float]) -> d
 
 
 def plot(result: dict, path: Path):
-    """Plot seconds against memory, one point per number of pieces."""
+    """Plot seconds against memory, one point per number of chunks."""
     import matplotlib
 
     matplotlib.use("Agg")

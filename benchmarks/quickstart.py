@@ -1,6 +1,6 @@
 """
-Run the quickstart for several seeds, and write its results to `benchmarks/results/quickstart.json` and into the pages. Runs that are
-finished are kept, interrupted ones resume.
+Run the quickstart for several seeds, and write its results to `benchmarks/results/quickstart.json` and into the pages.
+Finished runs are kept, and interrupted ones resume.
 
 python benchmarks/quickstart.py --seeds 0 1 2
 """

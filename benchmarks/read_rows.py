@@ -123,7 +123,7 @@ def measure(form: str, rows: int) -> dict[str, float]:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=1_000_000, help="rows of all forms together")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="total number of rows, over all forms")
     parser.add_argument("--output", default="benchmarks/results/read_rows.json")
     args = parser.parse_args()
     libraries = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

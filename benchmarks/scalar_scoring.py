@@ -129,7 +129,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", required=True, help="preference files, JSON lines, perhaps gzipped")
     parser.add_argument("--rows", type=int, help="read only the first rows of each file")
-    parser.add_argument("--timed_rows", type=int, default=400, help="conversations that are timed, in file order")
+    parser.add_argument("--timed_rows", type=int, default=400, help="number of conversations to time, in file order")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args()

@@ -132,7 +132,7 @@ def with_history(rows: list[dict], num_tokens: Callable[[str], int]) -> list[dic
             chats.append({**row, "prompt": turns})
         if len(chats) == NUM_LONG_PAIRS:
             return chats
-    raise ValueError("The file has too few rows.")
+    raise ValueError(f"The file has rows for only {len(chats)} long pairs; this benchmark needs {NUM_LONG_PAIRS}.")
 
 
 # ----------------------------------------------------------------------------------------------------------- sides

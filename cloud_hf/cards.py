@@ -97,7 +97,7 @@ def assemble(card_class: type[CardT], data: CardData, title: str, about: str, se
 
 def read_metadata(name: str | None, card_class: type[ModelCard] | type[DatasetCard]) -> dict[str, Any]:
     """
-    Read the metadata that other cards inherit from a card. Malformed values are left out; an unreadable card has none.
+    Read from a card the metadata that other cards inherit. Malformed values are left out; an unreadable card yields no metadata.
 
     Args:
         name (`str`, *optional*):

@@ -143,7 +143,7 @@ class Candidates:
 
     @property
     def confidence(self) -> float:
-        """Probability that the leader is better, against its strongest rival."""
+        """Probability that the leader is better than its strongest rival."""
         odds = abs(self.odds_NN[0, 1]) if self.count == 1 else np.delete(self.odds_NN[self.leader], self.leader).min()
         return float(1 / (1 + np.exp(-odds)))
 
@@ -337,7 +337,7 @@ class _Call:
     ):
         if num_critiques != 1 or temperature != 0 or critiques is not None:
             raise ValueError(
-                "A cascade's stages set critiques: give `num_critiques` and `temperature` to `CascadeStage`."
+                "Each stage of a cascade has its own critique options: give `num_critiques` and `temperature` to `CascadeStage`."
             )
         if len(prompts) != len(responses):
             raise ValueError(f"{len(prompts)} prompts but {len(responses)} responses; give one prompt per response.")

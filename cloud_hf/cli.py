@@ -276,7 +276,7 @@ def _raised_in(error: BaseException) -> str:
 
 
 def _passed_through(error: BaseException) -> list[str]:
-    """Return the packages of the calls that an error passed through, the one whose code raised it last."""
+    """Return the packages of the calls that an error passed through, ending with the package that raised it."""
     return [frame.f_globals.get("__name__", "").split(".")[0] for frame, _ in walk_tb(error.__traceback__)]
 
 

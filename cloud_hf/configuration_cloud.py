@@ -269,7 +269,7 @@ def read_config(name: str | Path, **kwargs) -> Any:
 
 @contextmanager
 def _named_errors(name: str | Path) -> Iterator[None]:
-    """Raise errors of a config with wrong types as a `ValueError` that names the model; transformers' own name the field."""
+    """Turn transformers' errors about wrong types in a config, which name only the field, into a `ValueError` that names the model."""
     try:
         yield
     except (StrictDataclassError, ArithmeticError, AttributeError, LookupError, TypeError) as error:

@@ -51,8 +51,8 @@ def deferred_interrupts(on_first: Callable[[], Any] = lambda: None) -> Iterator[
 @contextmanager
 def processes_without_interrupts() -> Iterator[None]:
     """
-    Protect processes that are started within the block from Ctrl-C. A terminal sends it to all processes, and these would stop before
-    finishing their work.
+    Keep Ctrl-C from stopping the processes that are started within the block: a terminal sends it to all processes, but these must
+    finish their work.
     """
     # Python 3.11 starts it with the first process, and unblocks signals then
     resource_tracker.ensure_running()

@@ -183,7 +183,7 @@ class RenderedChats:
         if left:
             raise ValueError(
                 f"{left[0]!r} is left over when the turns are read with the chat template of {self.tokenizer.name_or_path!r}: "
-                "the text was rendered with another template. Name the policy that wrote it."
+                "the text was rendered with another template. Read it with the tokenizer of the policy that wrote it."
             )
 
     @staticmethod

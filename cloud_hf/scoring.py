@@ -169,7 +169,7 @@ class ScoringRequest:
         ]
 
     def score(self, row: int, samples: Sequence[Sample]) -> Score:
-        """Return the score of a row's samples."""
+        """Combine the samples of a row into its score."""
         return Score.of(samples, self.prefixes[row].response_changed)
 
     def with_rewards(

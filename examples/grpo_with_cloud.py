@@ -54,7 +54,8 @@ class PolicyArguments:
         backend (`str`, *optional*, defaults to `"transformers"`):
             Where the reward model runs: transformers or vllm in this process, or server.
         swaps (`list[int]`, *optional*, defaults to `[1, 2, 3]`):
-            Numbers of swaps per problem, used in rotation. The highest number must allow held-out problems.
+            Numbers of swaps per problem, used in rotation. The highest must be at least 3: with fewer swaps,
+            there are too few different problems to hold some out.
         num_examples (`int`, *optional*, defaults to `5120`):
             Worked examples with random answers that the policy is fine-tuned on first.
         num_test (`int`, *optional*, defaults to `400`):

@@ -83,7 +83,7 @@ def main(arguments: list[str]):
         "--output_dir",
         help="folder for models, data and the report; defaults to runs/quickstart, plus -seedN for another seed",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of data, models and training")
+    parser.add_argument("--seed", type=int, default=0, help="seed for the data, the models and the training")
     parser.add_argument("--stage4", action="store_true", help="add stage 4, critiques improved by their outcome")
     args = parser.parse_args(arguments)
     arms = ARMS | (STAGE_4 if args.stage4 else {})

@@ -141,14 +141,14 @@ def claim(run: Path, stages: list[Stage], seed: int):
         written = json.loads(mark.read_text())["seed"]
         if written != seed:
             raise ValueError(
-                f"{run} holds a run with seed {written}, not {seed}: give another --output_dir, or delete it."
+                f"{run} holds a run with seed {written}, not {seed}: give another --output_dir, or delete the folder."
             )
         return
     found = [name for stage in stages for name in stage.folders if (run / name).exists()]
     if found:
         raise ValueError(
             f"{run} holds {found[0]}, but not {mark.relative_to(run)}, which records how it was made: give another "
-            "--output_dir, or delete it."
+            "--output_dir, or delete the folder."
         )
     write_json(mark, {"version": 1, "seed": seed})
 

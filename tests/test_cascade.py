@@ -127,5 +127,5 @@ def test_what_cannot_be_done():
         CascadeScorer([TableScorer({})], FIT)
     scorer = CascadeScorer([TableScorer({}), TableScorer({})], FIT)
     for options in ({"num_critiques": 2, "temperature": 1.0}, {"critiques": ["x"]}):
-        with pytest.raises(ValueError, match="stages set critiques"):
+        with pytest.raises(ValueError, match="has its own critique options"):
             scorer.score(["p"], ["a"], **options)

@@ -371,7 +371,7 @@ def test_metric_of_the_page():
 def test_lists_of_the_page():
     """Each list is in the file that the page names."""
     text = (ROOT / EXTENDING).read_text(encoding="utf8")
-    lists = re.findall(r"The list is `(\w+)` in `([\w./]+)`", text)
+    lists = re.findall(r"Add it to `(\w+)` in `([\w./]+)`", text)
     assert len(lists) == 5
     for name, path in lists:
         assert re.search(rf"^{name}\b.* = ", (ROOT / path).read_text(encoding="utf8"), re.MULTILINE), (

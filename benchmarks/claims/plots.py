@@ -1,4 +1,4 @@
-"""Plots of the report."""
+"""Plots of the study's report."""
 
 from pathlib import Path
 from typing import Any

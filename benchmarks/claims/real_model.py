@@ -70,11 +70,11 @@ def stages(base: str, data: str, rows: Path, recipes: str, seed: int) -> list[St
 def main(arguments: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", required=True, help="Hub id or folder of the language model to start from")
-    parser.add_argument("--data", default="../shared/data", help="folder of the files that --rows names")
+    parser.add_argument("--data", default="../shared/data", help="folder with the files that --rows names")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder for rows, models and the evaluation")
     parser.add_argument("--rows", type=Path, default=ROWS, help="YAML file that names files and numbers of rows")
     parser.add_argument("--recipes", default="smollm2-135m", help="folder of the recipes, from examples/configs")
-    parser.add_argument("--seed", type=int, default=0, help="seed of rows, new weights and training")
+    parser.add_argument("--seed", type=int, default=0, help="seed for the rows, the new weights and the training")
     args = parser.parse_args(arguments)
     base = str(Path(args.base).resolve()) if Path(args.base).is_dir() else args.base
     data = str(Path(args.data).resolve())

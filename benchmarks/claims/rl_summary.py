@@ -62,7 +62,7 @@ def curves_of(answers: np.ndarray, rewards: np.ndarray) -> dict[str, list[float]
 
 
 def section(found: dict[str, Any]) -> list[str]:
-    """Return the parts of the report about it."""
+    """Return the parts of the report that cover the RL check."""
     parts = ["## A policy trained on each reward model", TEXT]
     for task, judges in found.items():
         rows = [

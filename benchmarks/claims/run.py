@@ -110,7 +110,7 @@ def main(arguments: list[str] | None = None):
     parser.add_argument("--tasks", nargs="+", choices=("shell", "clock", "chain"), default=["shell", "clock", "chain"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
-    parser.add_argument("--split", choices=("validation", "test"), default="test", help="problems that are scored")
+    parser.add_argument("--split", choices=("validation", "test"), default="test", help="which problems to score")
     parser.add_argument("--settings", type=Path, default=HERE / "settings.yaml")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="replaces a setting of all tasks")
     parser.add_argument("--results", type=Path, help="folder of the scores; defaults to the one that is committed")

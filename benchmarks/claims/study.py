@@ -203,7 +203,7 @@ class Study:
         return self.cell(name, work, inputs, *([rows] if rows else []), **options)
 
     def passes(self, arm: Arm) -> float:
-        """Return the passes over the pairs."""
+        """Return the number of passes that an arm makes over the pairs."""
         settings = self.settings
         if arm.outcome and arm.start == "cloud":
             return settings.outcome_passes

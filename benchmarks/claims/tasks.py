@@ -2,7 +2,7 @@
 Three preference tasks whose critiques reason step by step: a ball under cups, the hand of a clock, and look-ups in a table.
 
 The right and the wrong responses of a problem have the same length and are drawn alike, so only the prompt tells them apart.
-A problem belongs to one split by what makes it hard (swaps, moves or table), for every seed.
+What makes a problem hard (its swaps, moves or table) decides which split it belongs to, whatever the seed.
 """
 
 import random

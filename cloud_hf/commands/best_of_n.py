@@ -176,7 +176,7 @@ def ensemble_scores(
 def score_with(
     name: str, shown: str, sets: dict[str, list[Problem]], args: BestOfNArguments
 ) -> tuple[dict[str, FittedRows], dict[str, Scores], CritiqueFormat]:
-    """Score all datasets with one model. Return the rows that fit its context, and their scores, by dataset, and its format."""
+    """Score all datasets with one model. Return, by dataset, the rows that fit its context and their scores; then its format."""
     with (
         open_score_journal("best_of_n_journal", name, shown, args, SETTINGS) as journal,
         open_scorer(name, args, show_progress=False) as (scorer, critique_format, options),
@@ -240,7 +240,7 @@ def write_report(
     sets: list[dict[str, Any]],
     halvings: list[HalvingResult],
 ):
-    """Write report, plots and JSON; `unjudged` are notes on datasets without results, `sets` describe the candidates."""
+    """Write the report, its plots and JSON; `unjudged` are notes on datasets without results, `sets` describe the candidates."""
     models = {shown: name for name, shown in short_names(args.models).items()}
     models |= {one.name: one.name for one in read_ensembles(args.ensembles, args.models)}
     sections: list[Section] = []

@@ -42,7 +42,7 @@ class CritiqueArguments:
         overlong_policy (`str`, *optional*, defaults to `"error"`):
             Rows that exceed `max_length`: error, drop, truncate_prompt or truncate_end.
         bad_rows (`str`, *optional*, defaults to `"error"`):
-            Rows that cannot be used: error, or drop to leave them out with a count.
+            Rows that cannot be used: error, or drop to leave them out and report how many.
     """
 
     critique_prompt: str | None = None
@@ -62,7 +62,7 @@ class CritiqueSFTConfig(SFTConfig):
         check_machine(self)
         if self.packing or self.eval_packing:
             raise ValueError(
-                "`packing` is on, but this stage trains each critique in a separate row. Omit it; with FlashAttention, "
+                "`packing` is on, but this stage trains each critique in a separate row. Omit the option; with FlashAttention, "
                 "`--padding_free True` trains without padding."
             )
         if self.padding_free and self.neftune_noise_alpha is not None:

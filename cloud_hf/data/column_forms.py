@@ -53,7 +53,7 @@ def read_column(value: Any, column: str) -> tuple[str, str | list[dict[str, Any]
         return (ONE_MESSAGE if column == "prompt" and kind == MESSAGES and turns is not value else kind), messages
     if column in SIDES and isinstance(value, list) and all(isinstance(text, str) for text in value) and value:
         if len(value) > 1:
-            raise ValueError(f"`{column}` holds {len(value)} texts; make a row of each pair.")
+            raise ValueError(f"`{column}` holds {len(value)} texts; put each pair into its own row.")
         kind, text = _read_text(value[0], column)
         return (ONE_TEXT if kind == TEXT else kind), text
     raise ValueError(f"`{column}` is {value!r:.60}; give a string or a list of chat messages.")

@@ -51,8 +51,8 @@ class CritiqueOptions:
         longer_tries (`int`, *optional*, defaults to `2`):
             Retries of a truncated critique, each with twice the tokens.
         truncated (`str`, *optional*, defaults to `"drop"`):
-            Handling of critiques that remain truncated: drop (and the row too if it has no others), keep, or retry (with twice the tokens as
-            long as the context has room, whatever `longer_tries` says; then drop).
+            What to do with critiques that remain truncated: drop them (and the row, if it has no other critiques), keep them, or retry with
+            twice the tokens for as long as the context has room, regardless of `longer_tries`, and then drop them.
         overlong_policy (`str`, *optional*, defaults to `"error"`):
             Handling of rows that do not fit the model's context: `error`, `drop` or `truncate_prompt`.
         seed (`int`, *optional*, defaults to `0`):
@@ -285,8 +285,8 @@ class ScorerCritic:
         A chunk is the set of responses passed to one scorer call. `longest_first` sorts by length, so batches need little padding.
         Otherwise both responses to a prompt stay together, so a prefix cache can serve the second one.
 
-        The first Ctrl-C raises `KeyboardInterrupt` after the chunk in progress. Before computing anything, raises `ValueError` if
-        rows cannot be used, with their number.
+        The first Ctrl-C raises `KeyboardInterrupt` after the chunk in progress. Before computing anything, raises a
+        `ValueError` that counts the rows that cannot be used, if there are any.
         """
         options = self.builder.options
         jobs = self._jobs(rows)

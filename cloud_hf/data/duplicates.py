@@ -143,7 +143,7 @@ def find_near_duplicates(
     threshold. The result is deterministic. Memory use is about 4 kB per text in addition to the texts.
     """
     if not 0 < threshold <= 1:
-        raise ValueError(f"`threshold` is {threshold}; a Jaccard similarity is above 0 and at most 1.")
+        raise ValueError(f"`threshold` is {threshold}; a Jaccard similarity must be above 0 and at most 1.")
     index = MinHashLSH(num_perm=NUM_PERMUTATIONS, params=bands_and_rows(threshold), hashfunc=_short)
     sketches = np.zeros((len(texts), NUM_PERMUTATIONS), dtype=np.uint32)
     numbers: dict[tuple, int] = {}

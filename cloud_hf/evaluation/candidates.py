@@ -77,7 +77,7 @@ class ScoredSet:
         return {**candidate_counts(self.problems), "dropped": len(self.left_out)}
 
     def notes(self, largest_n: int) -> list[str]:
-        """Return caveats for readers of the results, as sentences; curves end at `largest_n` or earlier."""
+        """Return caveats for readers of the results, as sentences. Curves end at `largest_n`, or earlier if a problem has fewer candidates."""
         counts = self.counts()
         fewest, more = counts["fewest_candidates"], counts["problems_with_more_than_the_fewest"]
         each = f"{fewest} to {counts['most_candidates']} candidates" if more else f"{fewest} candidates each"
@@ -192,7 +192,8 @@ class SetResult:
 
 
 def replay_result(found: ScoredSet, largest_n: int) -> SetResult:
-    """Return the results of a set whose candidates are already judged; the curves end at `largest_n` or earlier."""
+    """Return the results of a set whose candidates are already judged; its curves end at `largest_n`, or earlier if a problem
+    has fewer candidates."""
     worth = [problem.worth or () for problem in found.problems]
     is_share = all(0 <= value <= 1 for values in worth for value in values)
     quality, sizes = "correctness" if is_share else "recorded score", sizes_of(found.problems, largest_n)

@@ -30,12 +30,12 @@ class Cost:
 
     @property
     def per_row(self) -> float:
-        """Mean tokens of a row's critiques."""
+        """Mean number of critique tokens per row."""
         return sum(sum(counts) for row in self.tokens for counts in row) / len(self.tokens)
 
     @property
     def seconds_per_row(self) -> float:
-        """Mean seconds of a row."""
+        """Mean seconds per row."""
         return self.seconds / len(self.tokens)
 
     @property

@@ -137,7 +137,7 @@ def read_halvings(texts: Sequence[str], models: Sequence[str], num_critiques: in
                 f"`halving` {text!r}: {unknown[0]!r} is not one of `models` ({', '.join(shown.values())})."
             )
         if len({known[name] for name in names}) != len(names) or len(names) > 2:
-            raise ValueError(f"`halving` {text!r}: write a model, or a cheap one and another.")
+            raise ValueError(f"`halving` {text!r}: name one model, or a cheap one and another, separated by a comma.")
         if len(names) == 1 and num_critiques == 1:
             raise ValueError(
                 f"`halving` {text!r} has one critique per candidate, which leaves nothing to save: give `num_critiques` above 1, or a cheap "

@@ -40,7 +40,7 @@ def open_score_journal(
         if error.changed != ("model",):
             raise
         raise JournalError(
-            f"{name} has changed since it was scored: the scores in {path} are of an earlier model of that name. Choose another "
+            f"{name} has changed since it was scored: the scores in {path} belong to an earlier model of that name. Choose another "
             "`output_dir`, or remove that file to score the model again."
         ) from None
 

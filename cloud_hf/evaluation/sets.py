@@ -181,7 +181,7 @@ def _check_shares(name: str, args: EvaluationArguments):
         if bad := [value for value in problem.worth or () if not 0 <= value <= 1]:
             raise ValueError(
                 f"{name}, row {problem.id!r}: `correct` holds {bad[0]:g}, but must be from 0 to 1 here. "
-                "best_of_n.py takes other scores."
+                "best_of_n.py also takes scores outside this range."
             )
 
 

@@ -20,7 +20,7 @@ def tell_of_hidden_text(scores: Sequence[Score], policy: str):
     if changed := sum(score.response_changed for score in scores):
         told = (
             f"The reward model's chat template hides or changes text of {changed} of {len(scores)} responses (thinking blocks, or "
-            "what precedes a `</think>`). To show it to the model, load it with `keep_thinking=True`."
+            "what precedes a `</think>`). To show this text to the model, load the model with `keep_thinking=True`."
         )
         if policy == "error":
             raise ValueError(told)

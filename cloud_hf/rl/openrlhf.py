@@ -14,7 +14,7 @@ Environment variables:
     CLOUD_REWARD_CHANGED      "warn" (the default) or "error": policy for responses in which the reward model's chat template hides
                               or changes text, such as what precedes a `</think>`
     CLOUD_REWARD_UNJUDGEABLE  reward for responses that cannot be judged, such as over-long ones. Without it, they raise an error.
-                              They always do until a first response has been judged: until then, the settings are probably wrong
+                              They always do until a first response has been judged, because wrong settings are the likely cause
 
 OpenRLHF runs this file by its path, and calls `reward_func` from several threads with one response each. It swallows
 errors, so they are logged here.

@@ -51,7 +51,7 @@ def cloud_reward(scorer: Scorer, **options) -> Callable[..., list[float | None]]
             `"none"` returns the reward `None`: TRL ignores the completion if no other reward function judges it;
             otherwise it adds up the others, so that `None` is worth 0, which a policy can prefer to a negative reward.
             The last two count the completions in a warning and a metric, and raise until some completion has been
-            judged: until then, the settings are probably wrong.
+            judged, because before that, wrong settings are the likely cause.
         judged_part (`Callable`, *optional*):
             Returns the part of a completion's text to judge, for instance the text after a thinking block.
         name (`str`, *optional*, defaults to `"cloud_reward"`):
@@ -151,7 +151,7 @@ class _Batch:
             self.scores[row] = score
 
     def refuse(self, rows: range, error: ValueError):
-        """Queue both halves of `rows` to be tried again, until a bad row is alone. This is cheap: scorers check rows before computing."""
+        """Queue both halves of `rows` to try again, until each bad row is isolated. This is cheap: scorers check rows before computing."""
         if len(rows) == 1:
             self.errors.append(error)
             return
@@ -190,7 +190,7 @@ class _Settings:
             )
         if self.compares and (self.num_critiques, self.temperature) != (1, 0.0):
             raise ValueError(
-                "A cascade's stages set critiques: give `num_critiques` and `temperature` to `CascadeStage`."
+                "Each stage of a cascade has its own critique options: give `num_critiques` and `temperature` to `CascadeStage`."
             )
         if self.num_generations is not None and self.normalize is None and not self.compares:
             raise ValueError('`num_generations` is the size of a group, so it needs `normalize="group"` or a cascade.')
@@ -220,7 +220,7 @@ class _Settings:
 
     @contextmanager
     def refusing(self, batch: _Batch, rows: range) -> Iterator[None]:
-        """Have rows that the scorer refuses tried again in halves, or raise the reason."""
+        """If the scorer refuses rows, split them in half and try again, or raise its error."""
         try:
             yield
         except ValueError as error:

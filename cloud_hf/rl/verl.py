@@ -146,5 +146,5 @@ def _prompt(data_source: str, extra_info: dict | None) -> str | list[dict]:
             return prompt if isinstance(prompt, str) else [dict(message) for message in prompt]
     raise ValueError(
         f"A row of {data_source!r} has no prompt in `extra_info` (it has {sorted(extra_info or {})}). Put the chat messages "
-        "there as `prompt` when you build the dataset: a reward function gets the prompt from verl in no other way."
+        "there as `prompt` when you build the dataset: verl does not pass the prompt to a reward function in any other way."
     )

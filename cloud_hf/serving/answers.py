@@ -24,7 +24,7 @@ async def read_parts(response: httpx2.Response, limit: int) -> AsyncIterator[byt
     async for part in response.aiter_bytes():
         size += len(part)
         if size > limit:
-            raise AnswerTooLarge(f"the answer has more than {limit} bytes, the limit for this request")
+            raise AnswerTooLarge(f"the answer has more than {limit} bytes, which is the limit for this request")
         yield part
 
 

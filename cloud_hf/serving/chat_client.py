@@ -33,7 +33,7 @@ class CLoudChatClient(CLoudClient):
         super().__init__(*args, **kwargs)
         if self._replicas.several:
             raise ValueError(
-                "Put a router before several vLLM servers, and give only its address: their chat route does not show whether they "
+                "Put a router in front of several vLLM servers, and give only its address: their chat route does not show whether they "
                 "serve the same reward model."
             )
 

@@ -139,7 +139,7 @@ class CLoudTrainingConfig(RewardConfig):
         if self.use_liger_kernel:
             raise ValueError(
                 "`use_liger_kernel` would have no effect: Liger patches only model types that it knows, and CLoud models are not among "
-                "them. Omit it; the critique loss already computes its logits in chunks."
+                "them. Omit the option; the critique loss already computes its logits in chunks."
             )
         if flattened and (self.torch_compile or self.torch_compile_mode or self.torch_compile_backend):
             raise ValueError(

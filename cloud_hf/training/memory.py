@@ -264,7 +264,7 @@ def _make_model(config, dtype, lora, gradient_checkpointing):
 
 
 def _pretend_to_be_on_cpu(model: nn.Module):
-    """Replace meta tensors with fake CPU tensors: attention would take another path on the meta device."""
+    """Replace meta tensors with fake CPU tensors: on the meta device, attention would take a different code path."""
     made: dict[int, torch.Tensor] = {}
     for module in model.modules():
         stores: Any = (module._parameters, module._buffers)

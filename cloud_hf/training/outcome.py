@@ -359,11 +359,11 @@ def _check_launch(args: CLoudOutcomeConfig, model: Any, peft_config: Any):
 
         if (strategy := strategy_of(args)) != "single":
             raise ValueError(
-                f"`use_vllm` needs a run of one process without DeepSpeed, but this is {strategy}. Omit it."
+                f"`use_vllm` needs a run of one process without DeepSpeed, but this is {strategy}. Omit `use_vllm`."
             )
         if peft_config is not None or (is_adapter(model) if isinstance(model, str) else is_peft_model(model)):
             raise ValueError(
-                "`use_vllm` needs full fine-tuning: vLLM cannot reload an adapter's weights. Omit it, or `use_peft`."
+                "`use_vllm` needs full fine-tuning: vLLM cannot reload an adapter's weights. Omit `use_vllm` or `use_peft`."
             )
     if strategy_of(args) == "fsdp":
         raise ValueError(

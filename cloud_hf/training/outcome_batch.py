@@ -15,7 +15,7 @@ from .encoding import SIDES
 
 
 def prefix_of(row: dict[str, Any], side: str) -> EncodedPrefix:
-    """Return the ids that a row's critiques continue; `row` is from [`encode_pairs`]."""
+    """Return the encoded prompt and response that precede the critique on a side of a row from [`encode_pairs`]."""
     return EncodedPrefix(tuple(row[f"{side}_ids"][: row[f"{side}_prefix_length"]]), False, "", "")
 
 

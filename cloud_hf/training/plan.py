@@ -66,7 +66,7 @@ from .outcome_config import CLoudOutcomeConfig
 GB = 2**30
 # DeepSpeed's defaults: `stage3_max_live_parameters` and `sub_group_size`
 _LIVE_PARAMETERS = _SUB_GROUP = 1e9
-# Beyond it, the search for the largest micro-batch expects nothing
+# Largest micro-batch that the search considers
 _MOST_PAIRS = 2**20
 # Elements of `reduce_bucket_size` in zero1.json and zero2.json
 _BUCKET = 5e8
@@ -350,8 +350,8 @@ def largest_micro_batch(args: Any, config: CLoudConfig, plan: Plan) -> int:
 
 def _expected_largest(args: Any, config: CLoudConfig, limit: float, simulated: dict[int, StepMemory]) -> int:
     """
-    Expect the largest number of pairs that fits from simulations of one and two: what is allocated at each moment is linear in the pairs.
-    Return 0 if none fits, or the moments of the two do not correspond.
+    Predict the largest number of pairs that fits, from simulations of one pair and of two: what is allocated at each moment is linear in
+    the number of pairs. Return 0 if not even one fits, or if the two simulations do not have the same number of moments.
     """
     one, two = (_plan(args, config, pairs, simulated).simulated for pairs in (1, 2))
     if one.moments.shape != two.moments.shape:
@@ -446,7 +446,7 @@ def _divide(args: Any, config: CLoudConfig, step: StepMemory, lm_loss: float) ->
     moments = 2 if "8bit" in args.optim else 4 if trained == 2 and args.zero == "0" else 8
     master = 4 if trained == 2 and args.zero in ("1", "2", "3") else 0
     optimizer = step.trained * (moments + master)
-    # The simulation's gradients have another width, and are all on one GPU
+    # The simulation's gradients may have another data type, and are all on one GPU
     gradient_share = (trained * step.trained) / max(1, step.gradients)
     host = buckets = 0.0
     if args.zero == "0":

@@ -252,7 +252,7 @@ def check_new_run(args: TrainingArguments):
 def tidy_up(output_dir: Path, resumed: Path):
     """Remove interrupted checkpoints, and set aside complete ones that are later than the one to resume from."""
     for folder in interrupted_checkpoints(output_dir):
-        logger.warning("Removing %s: its writing was interrupted.", folder)
+        logger.warning("Removing %s: it was not completely written.", folder)
         shutil.rmtree(folder)
     whole = whole_checkpoints(output_dir)
     while whole and not whole[-1].samefile(resumed):

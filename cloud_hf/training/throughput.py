@@ -86,7 +86,7 @@ class LogsThroughput(MixedTrainer):
 
 
 def _size(weight: torch.nn.Parameter) -> int:
-    """Return the number of elements: ZeRO-3 empties the weights that it shards, and 4-bit weights are packed."""
+    """Return the full number of elements, also of weights that ZeRO-3 sharded (which look empty) and of packed 4-bit weights."""
     size = getattr(weight, "ds_numel", weight.numel())  # an adapter's weights are sharded when training begins
     return 2 * size * weight.element_size() if type(weight).__name__ == "Params4bit" else size
 

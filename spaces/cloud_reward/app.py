@@ -81,7 +81,8 @@ def read_arguments(command_line: Sequence[str]) -> tuple[SpaceArguments, Backend
 
 @dataclass(frozen=True)
 class Judge:
-    """An open model, and the limits of this Space. `context` is its longest sequence in tokens, critique included."""
+    """A loaded model, and the limits of this Space. `context` is the largest number of tokens that the model
+    takes, critique included."""
 
     name: str
     scorer: Scorer

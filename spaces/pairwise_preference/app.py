@@ -184,7 +184,7 @@ def build(downloads: Path) -> gr.Blocks:
                         results,
                         gr.HTML(label="Metrics", padding=False),
                         make_picture("Margins", "Histogram of the margins"),
-                        make_picture("Reliability", "Reliability diagram: the bins are among the figures"),
+                        make_picture("Reliability", "Reliability diagram: its bins are listed with the metrics"),
                         gr.DownloadButton("Download the figures (JSON)"),
                     ]
         ui.compute_on(

@@ -398,7 +398,7 @@ def ask_unchecked(url):
 def test_an_answer_is_read_up_to_its_limit(use, status):
     with (
         tricks((status, {"Content-Encoding": "gzip"}, bomb(32))) as (url, _),
-        pytest.raises(ServerUnusable, match=r"more than 8388608 bytes, the limit"),
+        pytest.raises(ServerUnusable, match=r"more than 8388608 bytes, which is the limit"),
     ):
         use(url)
 

@@ -79,7 +79,7 @@ BAD = [
     ({"chosen": [sharegpt("alien", "a")], "rejected": [sharegpt("gpt", "b")]}, "turn 0 is .*alien.*give `value` as text"),
     ({"chosen": [sharegpt("function_call", "a")], "rejected": [sharegpt("gpt", "b")]}, "message with `tool_calls`"),
     ({"chosen": "[{'role': 'assistant', 'content': 'a'}]"}, "could be text, or chat messages that are not JSON"),
-    ({"chosen": ["a", "c"], "rejected": ["b", "d"]}, "`chosen` holds 2 texts; make a row of each pair"),
+    ({"chosen": ["a", "c"], "rejected": ["b", "d"]}, "`chosen` holds 2 texts; put each pair into its own row"),
     ({"prompt": '{"messages": [{"role": "user", "content": "q"}]}'}, "could be text, or a chat as JSON with the key `messages`"),
     ({"prompt": "", "chosen": "a"}, "`prompt` is empty"),
     ({"prompt": [{"role": "human", "content": "q"}]}, "`prompt` message 0 has the role 'human'; use 'user'"),

@@ -91,7 +91,7 @@ def test_what_cannot_be_a_cascade(environment, in_process, served, tmp_path):
         asyncio.run(verl.compute_score("s", "r", None, {"prompt": "p"}, "127.0.0.1:1"))
     for options, says in (
         ({"on_unjudgeable": "lowest"}, "compares all completions"),
-        ({"temperature": 1.0}, "stages set"),
+        ({"temperature": 1.0}, "has its own critique options"),
     ):
         with pytest.raises(ValueError, match=says):
             cloud_reward(served, **options)

@@ -55,7 +55,7 @@ def test_an_answer_is_read_up_to_its_limit(use, status):
     with tricks((status, {"Content-Encoding": "gzip"}, bomb(64))) as (url, _):
         tracemalloc.start()
         try:
-            with pytest.raises(RewardServerError, match=r"more than \d+ bytes, the limit"):
+            with pytest.raises(RewardServerError, match=r"more than \d+ bytes, which is the limit"):
                 use(url)
             assert tracemalloc.get_traced_memory()[1] < 2**23
         finally:

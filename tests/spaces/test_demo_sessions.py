@@ -219,7 +219,7 @@ def test_a_full_line_says_so():
         engine.may_go_on.release(2)
         refused = [str(end) for job in jobs if (end := job.exception(timeout=4 * PATIENCE)) is not None]
         assert len(refused) == 2
-        assert all("1 requests are waiting, the limit" in words for words in refused)
+        assert all("1 requests are waiting, which is the limit" in words for words in refused)
 
 
 def test_what_is_written_can_be_read_before_more_is(chromium):

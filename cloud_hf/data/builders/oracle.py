@@ -49,8 +49,9 @@ class OracleCritiqueArguments(BuilderArguments, ServerArguments):
         longer_tries (`int`, *optional*, defaults to `2`):
             Retries of a truncated critique, each with twice the tokens.
         truncated (`str`, *optional*, defaults to `"drop"`):
-            Handling of critiques that remain truncated: drop (the row, counted), keep (counted on the card), or retry (with twice the tokens
-            as long as the context has room, whatever `longer_tries` says; then drop). Dropping favours short responses.
+            What to do with critiques that remain truncated: drop the row, keep them, or retry with twice the tokens for as long as the
+            context has room, regardless of `longer_tries`, and then drop the row. The card counts what was dropped or kept. Dropping
+            favours short responses.
         seed (`int`, *optional*):
             Seed from which each request's seed is derived. By default, requests have no seed.
     """

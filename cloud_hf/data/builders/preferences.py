@@ -66,10 +66,11 @@ class PreferenceArguments(BuilderArguments, ServerArguments):
         gen_max_tokens (`int`, *optional*, defaults to `2048`):
             Token limit of a response.
         longer_tries (`int`, *optional*, defaults to `1`):
-            Retries of a truncated response, each with twice the tokens, as far as the generator's context allows.
+            Retries of a truncated response, each with twice the tokens, if the generator's context has room.
         truncated (`str`, *optional*, defaults to `"drop"`):
-            Handling of responses that remain truncated: drop (their pairs, counted), keep (counted on the card), or retry (with twice the
-            tokens as long as the context has room, whatever `longer_tries` says; then drop). Dropping favours short responses.
+            What to do with responses that remain truncated: drop their pairs, keep them, or retry with twice the tokens for as long as the
+            context has room, regardless of `longer_tries`, and then drop them. The card counts what was dropped or kept. Dropping favours
+            short responses.
         pairs (`str`, *optional*, defaults to `"all"`):
             Rows to write for more than two responses; the judge compares all pairs in any case. `"all"`: one row per pair with a
             winner, with an id such as `prompt7/0-2` (the responses' numbers) and the column `prompt_id`; if you split the data, keep

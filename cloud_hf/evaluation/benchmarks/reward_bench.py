@@ -170,7 +170,7 @@ def _percent(strata: Mapping[str, Sequence[float]], weights: Mapping[str, float]
 
 
 def _figure_weights(outcomes: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
-    """Return the subset weights of each estimate; empty if rows that the estimate needs are missing."""
+    """Return the subset weights of each estimate. They are empty if rows that the estimate needs are missing."""
     weights = {
         section: {subset: float(OFFICIAL_COUNTS[subset]) for subset in members if subset in outcomes}
         for section, members in SECTIONS.items()

@@ -99,7 +99,7 @@ def self_consistency(
     num_critiques, rng = rewards_RK.shape[1], np.random.default_rng(seed)
 
     def draw(pool_RK: np.ndarray) -> np.ndarray:
-        """Return each row's outcome for every k, as the mean over disjoint draws of k critiques of a pool: columns for k = 1, 2, …"""
+        """Return each row's outcome for every k, as the mean over disjoint draws of k critiques from a pool: columns for k = 1, 2, …"""
         # Sums instead of means, which would round
         sums = np.pad(rng.permuted(pool_RK, axis=1).cumsum(1), ((0, 0), (1, 0)))
         outcomes = []

@@ -89,7 +89,7 @@ def _read_choices(folder: str, page: dict[str, Any]) -> Outcomes:
             continue
         if "choices" not in result:
             raise ValueError(
-                f"{Path(folder) / 'best_of_n.json'} is of an earlier version that did not record each problem's choice. Run the command "
+                f"{Path(folder) / 'best_of_n.json'} was written by an earlier version that did not record each problem's choice. Run the command "
                 "that wrote it again: the scores come from its journal."
             )
         of_set = outcomes.setdefault(BEST_OF_N + result["title"], {})
@@ -124,8 +124,8 @@ def _read_outcomes(path: Path, unknown: Mapping[str, Mapping[str, int]]) -> dict
     """Read the outcome of each known row by set; `unknown` has the subsets that are not part of each set."""
     if not path.is_file() or "row_hash" not in parquet.read_schema(path).names:
         raise ValueError(
-            f"{path} is missing, or of an earlier version that did not record what rows hold. Run the command that wrote it again: the "
-            "scores come from its journal."
+            f"{path} is missing, or was written by an earlier version that did not record the contents of rows. Repeat the command that "
+            "wrote it, which takes the scores from its journal."
         )
     rewards: dict[tuple[str, str, str], tuple[list[float], list[float]]] = {}
     for row in parquet.read_table(path, columns=list(_COLUMNS)).to_pylist():
@@ -180,7 +180,7 @@ def compare_results(first: Results, second: Results) -> Comparison:
             differences += [] if found is None else [found]
             only = len(rows.keys() - other_rows.keys()), len(other_rows.keys() - rows.keys())
             if any(only):
-                notes.append(f"{name}: rows of {labels[0]} alone: {only[0]}, of {labels[1]} alone: {only[1]}.")
+                notes.append(f"{name}: rows that only one side has: {only[0]} ({labels[0]}), {only[1]} ({labels[1]}).")
     if not differences:
         raise ValueError(f"{first.name} and {second.name} have no rows in common. {' '.join(notes)}")
     ours, theirs = first.settings(), second.settings()

@@ -28,7 +28,7 @@ divided in proportion to tokens.
 
 CASCADES = """\
 A cascade scores all responses with its first stage, and those that may still be the best with the next stage, until the probability that a
-row's leader is the better response reaches the threshold. Weights and threshold for the even rows are fitted on the odd ones, and the reverse.
+row's leader is the better response reaches the threshold. Weights and threshold for the even rows are fitted on the odd ones, and vice versa.
 Reached: the share of responses that each stage scored. `cascade(…)_SET.json` holds the fit on all rows, for `CascadeScorer`."""
 
 _TOKENS = Form(digits=1)

@@ -288,7 +288,7 @@ REJECTION = """\
 Accuracy on the remaining pairs after the least certain ones are rejected: those with the smallest margin, or those whose rewards vary most
 over the critiques (root of the sum of both rewards' variances). The area is that under the curve of accuracy by rejected fraction. It is the
 area of random rejection if the measure of certainty is useless, and the oracle's if all wrong pairs are rejected first; the gain says where it
-lies between the two. Intervals come from a bootstrap over rows, and are a little too narrow below a few hundred rows. There is none if all
+lies between the two. Intervals come from a bootstrap over rows, and are a little too narrow below a few hundred rows. There is no interval if all
 pairs are right, or all wrong."""
 
 CALIBRATION = f"""\

@@ -31,7 +31,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--api_key",
         default=os.environ.get("CLOUD_API_KEY"),
-        help="Key that clients must send. Prefer to set CLOUD_API_KEY.",
+        help="Key that clients must send. The environment variable CLOUD_API_KEY is safer.",
     )
     parser.add_argument(
         "--allowed_hosts", nargs="*", default=[], help="Host names with dots that clients without a key may use."
@@ -40,7 +40,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         kind = type(limit.default)
         parser.add_argument(f"--{limit.name}", type=kind, default=limit.default, help=limit.metadata["help"])
     parser.add_argument(
-        "--shutdown_grace", type=float, default=30.0, help="Seconds that running requests have to finish at shutdown."
+        "--shutdown_grace", type=float, default=30.0, help="Seconds that running requests get to finish at shutdown."
     )
     parser.add_argument(
         "--policy_tokenizer", help="Policy whose chat template renders the texts of OpenRLHF or LLaMA-Factory."

@@ -18,7 +18,7 @@ class Limits:
 
     max_body_bytes: int = _limit(4 * 2**20, "Maximum size of a request body in bytes.")
     max_batch: int = _limit(256, "Maximum number of critiques per request.")
-    max_queue: int = _limit(1024, "Maximum number of waiting and running critiques.")  # also of requests; more get 429
+    max_queue: int = _limit(1024, "Maximum number of waiting and running critiques.")  # and of requests; more get 429
     max_new_tokens: int = _limit(1024, "Maximum length of a critique in tokens.")  # also the default of requests
     request_timeout: float = _limit(600.0, "Seconds until a request is cancelled.")
     max_values: int = _limit(50_000, "Maximum number of texts, numbers and objects in the JSON of a body.")

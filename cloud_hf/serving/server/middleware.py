@@ -33,7 +33,7 @@ HEALTH_ROUTE = "/health"
 _BODY_TIMEOUT = 60.0
 _DISCARD_TIMEOUT = 1.0
 
-# Memory for bodies that are still arriving, as a number of bodies of the maximum size
+# Memory for bodies that are still arriving, in multiples of the maximum body size
 _LARGEST_BODIES = 8
 
 # Bodies up to this size are read immediately. Larger ones share a rate limit, because the event loop reads and parses them
@@ -69,7 +69,7 @@ class Metrics:
 
 @dataclass
 class RequestRecord:
-    """The log entry of a request, filled in while it is handled; `resources` are released at its end."""
+    """The log entry of a request, filled in while it is handled; `resources` are released when the request ends."""
 
     route: str
     started: float = field(default_factory=time.perf_counter)
@@ -260,7 +260,7 @@ class RequestMiddleware:
         return HTTPException(429, refusal(what, "max_body_bytes", self.limits.max_body_bytes), {"Retry-After": "1"})
 
     async def _wait_to_read(self, size: int):
-        """Wait until large bodies may read `size` more bytes."""
+        """Wait until the rate limit on large bodies allows `size` more bytes to be read."""
         now = asyncio.get_running_loop().time()
         self._next_read = max(self._next_read, now) + size / _BYTES_PER_SECOND
         await asyncio.sleep(self._next_read - now)

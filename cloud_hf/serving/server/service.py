@@ -21,7 +21,7 @@ from .middleware import Lifecycle, Metrics, RequestRecord
 
 _T = TypeVar("_T")
 
-# Each time a text has this many characters, its turn comes one second later, so that short texts come before long ones
+# A text's turn comes one second later for every so many characters that it has, so that short texts come before long ones
 _CHARS_PER_SECOND = 20_000
 
 
@@ -152,7 +152,7 @@ class RewardService:
     # ---------------------------------------------------------------------------------------------------- admission
 
     def _admit(self, critiques: int, sampling: Sampling, record: RequestRecord, are_given: bool = False):
-        """Check the request's size, and reserve places in the queue until its end."""
+        """Check the request's size, and reserve places in the queue until the request ends."""
         limits, record.items = self.limits, critiques
         if critiques > limits.max_batch:
             what = f"The request asks for {critiques} critiques"

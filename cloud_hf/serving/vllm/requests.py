@@ -55,8 +55,8 @@ _OTHER_MACHINES = {
 
 def check_options(options: dict[str, Any]):
     """
-    Raise `ValueError` if an option of the engine is unknown, its data type is not one, or the machine lacks the GPUs that it needs. vLLM
-    itself would raise errors of several kinds, in several processes.
+    Raise `ValueError` if an option of the engine is unknown, `dtype` is not a data type, or the machine lacks the GPUs that the engine needs.
+    vLLM itself would raise errors of several kinds, in several processes.
     """
     known = {field.name for field in fields(AsyncEngineArgs)} | {*inspect.signature(LLM.__init__).parameters}
     if unknown := [name for name in options if name not in known]:

@@ -206,13 +206,15 @@ class WaitingLine:
         under_way = [ticket.user for ticket in (*self._served, *self._waiting)]
         own, here = under_way.count(user), sum(other.address == user.address for other in under_way)
         if own >= self.max_per_user:
-            raise Problem(f"You have {own} requests under way, the limit for one visitor. Wait for one to finish.")
+            raise Problem(
+                f"You have {own} requests under way, which is the limit for one visitor. Wait for one to finish."
+            )
         if here >= self.max_per_address:
             raise Problem(
-                f"Your network address has {here} requests under way, the limit for one address. Wait for one to finish."
+                f"Your network address has {here} requests under way, which is the limit for one address. Wait for one to finish."
             )
         if len(self._waiting) >= self.max_waiting:
-            raise Problem(f"{len(self._waiting)} requests are waiting, the limit. Try again in a minute.")
+            raise Problem(f"{len(self._waiting)} requests are waiting, which is the limit. Try again in a minute.")
         ticket = Ticket(self, user)
         self._waiting.insert(self._place_of(here), ticket)
         self._move()

@@ -35,7 +35,7 @@ _FOLDER = Path(__file__).parent
 _SPARE_EVENTS = 32
 _SETUP = f"""
 # {TITLE}
-This Space cannot start with its variables. Its owner changes them under *Settings*, *Variables and secrets*: each option of the demo is
+This Space cannot start with its current variables. Its owner can change them under *Settings*, *Variables and secrets*: each option of the demo is
 a variable, `DEMO_` with its name in capitals, such as `DEMO_MODEL`. The Space restarts by itself when they are saved.
 
 What is wrong:

@@ -118,12 +118,12 @@ class JudgedRows:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Right or wrong by both models, for each row."""
+    """For each row, whether each of the two models has it right."""
 
     outcomes: Sequence[tuple[bool, bool]]
 
     def right(self, place: int) -> tuple[int, float, float]:
-        """Return how many rows a model has right (0 or 1), and the ends of Wilson's 95 % interval of the share."""
+        """Return how many rows model `place` (0 or 1) has right, and the ends of Wilson's 95 % interval of their share."""
         from cloud_hf.evaluation.stats import wilson  # imports numpy
 
         count = sum(outcome[place] for outcome in self.outcomes)

@@ -317,7 +317,7 @@ def reward_histogram(right: Sequence[float], wrong: Sequence[float], rewards: Se
 
 
 def curve(values: Sequence[float], name: str, unit: str, first: int = 1) -> str:
-    """Draw a line through `values` at `first` and the integers after it, which count `unit`."""
+    """Draw a line through `values`, one for each integer from `first` on; `unit` says what these integers count."""
     width, height, left, floor = 460, 190, 60, 150
     low, high = min(values), max(values)
     scale = (floor - 24) / ((high - low) or 1.0)

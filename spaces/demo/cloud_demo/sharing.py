@@ -119,7 +119,7 @@ def _unpack(link: str) -> bytes:
     unpacker = zlib.decompressobj()
     content = unpacker.decompress(data, _LONGEST_CONTENT)
     if not unpacker.eof:
-        raise ValueError("The link holds too much.")
+        raise ValueError("The link contains too much text.")
     return content
 
 

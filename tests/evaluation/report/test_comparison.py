@@ -60,7 +60,7 @@ def test_rows_and_sets_of_one_run_are_counted(rows, tmp_path):
     found = compare_results(read_results(a, "a"), read_results(b, "b"))
     [difference] = found.differences
     assert difference.difference.n == 2 and difference.difference.value == 1 and difference.first_better == 2
-    assert found.notes == ["bench: rows of a: m alone: 1, of b: m alone: 1.", "more: not in b."]
+    assert found.notes == ["bench: rows that only one side has: 1 (a: m), 1 (b: m).", "more: not in b."]
 
 
 def test_equal_rows_count_as_often_as_both_have_them(rows, tmp_path):
@@ -69,7 +69,7 @@ def test_equal_rows_count_as_often_as_both_have_them(rows, tmp_path):
     b = write_run(tmp_path / "b", {"m": [evaluation(same[:2], [[1, 0], [1, 0]])]})
     found = compare_results(read_results(a, "a"), read_results(b, "b"))
     assert found.differences[0].difference.n == 2 and found.notes == [
-        "bench: rows of a: m alone: 1, of b: m alone: 0."
+        "bench: rows that only one side has: 1 (a: m), 0 (b: m)."
     ]
 
 
@@ -103,7 +103,7 @@ def test_choices_among_candidates_are_compared(rows, tmp_path, capsys):
     assert (difference["benchmark"], difference["models"]) == ("Best-of-N, gsm8k.jsonl", ["a: m", "b: m"])
     assert difference["difference"]["value"] == pytest.approx(2.5 / 7) and difference["difference"]["n"] == 7
     assert (difference["first_better"], difference["second_better"]) == (3, 0)
-    assert found["notes"] == ["Best-of-N, gsm8k.jsonl: rows of a: m alone: 1, of b: m alone: 0."]
+    assert found["notes"] == ["Best-of-N, gsm8k.jsonl: rows that only one side has: 1 (a: m), 0 (b: m)."]
     assert "| Best-of-N, gsm8k.jsonl | a: m − b: m | +35.7 points (" in capsys.readouterr().out
     for folder, name in ((tmp_path / "c", "old"), (tmp_path / "d", "new")):
         write_run(folder, {name: [evaluation(rows, [[1, 0]] * 4)]})
@@ -138,7 +138,7 @@ def test_choices_that_cannot_be_compared(tmp_path):
     a = write_choices(tmp_path / "a", [[1.0, 0.0]], problems((1.0, 0.0)))
     b = write_choices(tmp_path / "b", [[1.0, 0.0]], problems((0.0, 1.0)))
     with pytest.raises(
-        ValueError, match=r"a and b have no rows in common\. Best-of-N, gsm8k\.jsonl: rows of a: m alone"
+        ValueError, match=r"a and b have no rows in common\. Best-of-N, gsm8k\.jsonl: rows that only one side has"
     ):
         write_comparison([a, b], None)
     b = write_choices(tmp_path / "b", [[1.0, 0.0]], problems((1.0, 0.0)), "other.jsonl")
@@ -147,19 +147,17 @@ def test_choices_that_cannot_be_compared(tmp_path):
     page = json.loads((tmp_path / "b" / "best_of_n.json").read_text())
     del page["results"][0]["choices"]
     (tmp_path / "b" / "best_of_n.json").write_text(json.dumps(page))
-    with pytest.raises(
-        ValueError, match=r"best_of_n\.json is of an earlier version that did not record each problem's choice"
-    ):
+    with pytest.raises(ValueError, match=r"best_of_n\.json was written by an earlier version that did not record"):
         write_comparison([a, b], None)
 
 
 def test_runs_that_cannot_be_compared(rows, tmp_path):
     a = write_run(tmp_path / "a", {"m": [evaluation(rows[:1], [[1, 0]])]})
     b = write_run(tmp_path / "b", {"m": [evaluation([replace(rows[0], prompt="Another?")], [[1, 0]])]})
-    with pytest.raises(ValueError, match=r"a and b have no rows in common\. bench: rows of a: m alone: 1"):
+    with pytest.raises(ValueError, match=r"a and b have no rows in common\. bench: rows that only one side has: 1"):
         write_comparison([a, b], None)
     with pytest.raises(ValueError, match=r"has no report\.json"):
         write_comparison([a, str(tmp_path)], None)
     (tmp_path / "b" / "scores_m.parquet").unlink()
-    with pytest.raises(ValueError, match=r"scores_m\.parquet is missing, or of an earlier version"):
+    with pytest.raises(ValueError, match=r"scores_m\.parquet is missing, or was written by an earlier version"):
         write_comparison([a, b], None)
