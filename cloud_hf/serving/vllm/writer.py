@@ -30,9 +30,8 @@ class VLLMWriter:
         self._folder = tempfile.TemporaryDirectory(prefix="cloud-vllm-")
         model.save_pretrained(self._folder.name)
         processing_class.save_pretrained(self._folder.name)
-        if (
-            current_platform.is_cpu()
-        ):  # where seeds need whole prefills, and the default size of the KV cache is enough
+        # On a CPU, seeds need whole prefills, and the default size of the KV cache is enough
+        if current_platform.is_cpu():
             vllm_options = {**vllm_options, "enable_chunked_prefill": False}
             vllm_options.pop("gpu_memory_utilization", None)
         self._scorer = CLoudVLLM(self._folder.name, **vllm_options)
