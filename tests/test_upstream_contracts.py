@@ -146,6 +146,7 @@ CONTRACTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "vllm.model_executor.layers.pooler.seqwise.pooler_for_classify": (
         "a classic model's pooler", ("pooler_config", "pooling", "classifier", "act_fn"),
     ),
+    "vllm.model_executor.layers.vocab_parallel_embedding.ParallelLMHead": ("on a CPU, it packs its weights", ()),
     "vllm.model_executor.layers.vocab_parallel_embedding.VocabParallelEmbedding": (
         "vocabularies without a spare id get a row", (),
     ),

@@ -40,6 +40,8 @@ class CLoudForVLLM(nn.Module, SupportsLoRA, SupportsPP):
     A causal LM of vLLM whose critiques end with the reward token; after it, the logit of the end of turn is the reward.
     """
 
+    _head_is_stale = False
+
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__()
         self.config: Any = vllm_config.model_config.hf_config
@@ -61,7 +63,6 @@ class CLoudForVLLM(nn.Module, SupportsLoRA, SupportsPP):
         # On the device: indexing with a list would copy it there in every step, and the host would wait for the copy
         self.end_ids = torch.tensor([self.end_id, *sorted(eos - {self.end_id})])
         self.reward_head = PPMissingLayer()
-        self._head_is_stale = False
         if get_pp_group().is_last_rank:
             self.reward_head = RewardHead(self.config).float()
         # At a fixed address, because CUDA graphs read their inputs where they were at capture
