@@ -80,17 +80,17 @@ def test_policies_are_trained_on_rewards_and_resume(claims, tmp_path, monkeypatc
 
 
 def test_stage_1_ends_once_enough_critiques_are_exact(claims):
-    import study
+    import training
     from transformers import TrainerControl, TrainerState
 
     shares = iter([0.2, 0.7])
-    stop = study.StopWhenExact(lambda: next(shares), 0.7)
+    stop = training.StopWhenExact(lambda: next(shares), 0.7)
     ended = []
-    for step in range(1, 2 * study.CHECK_EVERY + 1):
+    for step in range(1, 2 * training.CHECK_EVERY + 1):
         control = TrainerControl()
         stop.on_step_end(None, TrainerState(global_step=step), control)
         ended.append(control.should_training_stop)
-    assert ended == [False] * (2 * study.CHECK_EVERY - 1) + [True] and stop.shares == [0.2, 0.7]
+    assert ended == [False] * (2 * training.CHECK_EVERY - 1) + [True] and stop.shares == [0.2, 0.7]
 
 
 def test_shares_of_solved_and_favoured_answers(claims):

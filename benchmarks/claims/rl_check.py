@@ -27,7 +27,8 @@ import yaml
 from cells import Cell, cell
 from datasets import Dataset
 from run import HERE, RESULTS, machine, make_studies, quiet
-from study import Study, train, training_options
+from study import Study
+from training import train, training_options
 from transformers import TrainerCallback, set_seed
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 

@@ -4,7 +4,6 @@ import functools
 import json
 import math
 import random
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,8 @@ import tasks
 from arms import ARMS, Arm
 from cells import Cell, cell
 from datasets import Dataset
-from transformers import LlamaForCausalLM, PrinterCallback, TrainerCallback, set_seed
+from training import StopWhenExact, train, training_options
+from transformers import LlamaForCausalLM, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from cloud_hf import CLoudForRewardModeling, CLoudTrainer, CLoudTrainingConfig, CritiqueFormat
@@ -28,7 +28,6 @@ from cloud_hf.training.outcome_config import CLoudOutcomeConfig
 
 SAMPLES = 16
 TEMPERATURES = (0.5, 1.0)
-CHECK_EVERY = 16  # steps of stage 1
 CHECKED = 60  # validation problems
 
 
@@ -370,42 +369,6 @@ class Study:
 
 
 # ------------------------------------------------------------------------------------------------------------- helpers
-
-
-class StopWhenExact(TrainerCallback):
-    """Ends training once enough critiques are exact, so that the critics of all seeds can still improve."""
-
-    def __init__(self, measure: Callable[[], float], target: float):
-        self.measure, self.target = measure, target
-        self.shares: list[float] = []
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step % CHECK_EVERY == 0:
-            self.shares.append(self.measure())
-            control.should_training_stop = self.shares[-1] >= self.target
-
-
-def training_options(folder: Path, seed: int, lr: float, passes: float = 1) -> dict[str, Any]:
-    """Return the options that all trainers share, as in the quickstart's recipes."""
-    return {
-        "output_dir": str(folder / "trainer"), "seed": seed, "learning_rate": lr, "num_train_epochs": passes,
-        "per_device_train_batch_size": 32, "optim": "adamw_torch", "weight_decay": 0.01, "adam_beta2": 0.99,
-        "lr_scheduler_type": "cosine", "warmup_steps": 0.05, "bf16": False, "gradient_checkpointing": False,
-        "dataloader_pin_memory": False, "use_cpu": True, "logging_steps": 25, "save_strategy": "no", "report_to": "none",
-        "disable_tqdm": True,
-    }  # fmt: skip
-
-
-def train(trainer: Any, folder: Path) -> dict[str, Any]:
-    """Train, save the model and its log, and return the cost: 6 FLOPs per weight and token."""
-    trainer.remove_callback(PrinterCallback)
-    trainer.train()
-    trainer.model.save_pretrained(folder)
-    trainer.processing_class.save_pretrained(folder)
-    log = [entry for entry in trainer.state.log_history if "loss" in entry]
-    (folder / "log.json").write_text(json.dumps(log))
-    weights = trainer.model.num_parameters(exclude_embeddings=True)
-    return {"flops": trainer.state.total_flos, "weights": weights, "steps": trainer.state.global_step}
 
 
 def accuracy(rewards: np.ndarray) -> float:
