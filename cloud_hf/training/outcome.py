@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl.models.utils import prepare_deepspeed, unwrap_model_for_generation
 
-from ..configuration_cloud import CLoudConfig
+from ..configuration_cloud import CLoudConfig, check_name
 from ..critique_format import EncodedPrefix
 from ..generation import CritiqueWriter
 from ..loading import is_adapter, load_reward_model, read_model_config, tokenizer_source
@@ -90,12 +90,6 @@ class CLoudOutcomeTrainer(CLoudTrainer):
             processing_class = prepare_tokenizer(processing_class, model, args)
             _check_reference(args, model, processing_class)
         super().__init__(model, args, processing_class=processing_class, **kwargs)
-        config: Any = self.model.config
-        if args.num_generations and not (config.critique and config.format == "cloud"):
-            raise ValueError(
-                f"Training on outcomes needs a CLoud model with `format` 'cloud', but this model has `critique` {config.critique} and "
-                f"`format` {config.format!r}. Start from the model that stage 3 made (`cloud-hf train-cloud`)."
-            )
         self.reference = self._make_reference() if needs_reference else None
         self._vllm_writer: Any = None
         if args.num_generations and self.train_dataset is not None:
@@ -129,6 +123,7 @@ class CLoudOutcomeTrainer(CLoudTrainer):
     def _check_lengths(self):
         """Raise `ValueError` unless every critique that may be written fits the context."""
         longest, side = max((max(self.train_dataset[f"{side}_prefix_length"]), side) for side in SIDES)
+        self._longest_prefix = longest
         needed = longest + self.args.max_completion_length + 1
         # vLLM closes a critique with one token more
         context = self._context_length and self._context_length - self.args.use_vllm
@@ -208,11 +203,10 @@ class CLoudOutcomeTrainer(CLoudTrainer):
         model: Any = self.accelerator.unwrap_model(self.model)
         tokenizer: Any = self.processing_class
         if self._vllm_writer is None:
-            longest = max(max(self.train_dataset[f"{side}_prefix_length"]) for side in SIDES)
             share = self.args.vllm_gpu_memory_utilization
             try:
                 self._vllm_writer = VLLMWriter(
-                    model, tokenizer, max_model_len=longest + self.args.max_completion_length + 2, gpu_memory_utilization=share,
+                    model, tokenizer, max_model_len=self._longest_prefix + self.args.max_completion_length + 2, gpu_memory_utilization=share,
                     dtype="bfloat16" if self.args.bf16 else str(model.dtype).removeprefix("torch."),
                 )  # fmt: skip
             except RuntimeError as error:
@@ -377,17 +371,20 @@ def _check_launch(args: CLoudOutcomeConfig, model: Any, peft_config: Any):
 
 
 def _check_model(model: Any, init_kwargs: Any):
-    """Raise `ValueError` if `model` names a model that cannot write critiques and judge them."""
-    if not isinstance(model, str):
-        return
-    config = read_model_config(model, revision=(init_kwargs or {}).get("revision"))
+    """Raise `ValueError` if a model, or the model of a name, cannot write critiques and judge them."""
+    if isinstance(model, str):
+        name, config = model, read_model_config(model, revision=(init_kwargs or {}).get("revision"))
+    else:
+        name, config = "The given model", model.config
     if not isinstance(config, CLoudConfig):
         what = "a language model without a reward head to judge critiques"
     elif not config.critique:
         what = "a classic model, which writes no critiques"
+    elif config.format != "cloud":
+        what = f"a model with `format` {config.format!r}, whose rewards are read from decoded text"
     else:
         return
-    raise ValueError(f"{model} is {what}. Start from the model that stage 3 made (`cloud-hf train-cloud`).")
+    raise ValueError(f"{name} is {what}. Start from the model that stage 3 made (`cloud-hf train-cloud`).")
 
 
 def _check_reference(args: CLoudOutcomeConfig, model: Any, tokenizer: PreTrainedTokenizerBase):
@@ -399,6 +396,7 @@ def _check_reference(args: CLoudOutcomeConfig, model: Any, tokenizer: PreTrained
                 "first (`cloud-hf merge-adapter`), name the reference model (`ref_model`), or set `beta` to 0."
             )
         return
+    check_name(args.ref_model)
     other = AutoTokenizer.from_pretrained(tokenizer_source(args.ref_model), trust_remote_code=args.trust_remote_code)
     if other.get_vocab() != tokenizer.get_vocab():
         raise ValueError(

@@ -209,6 +209,13 @@ def test_models_that_cannot_be_compared_are_refused(stage3, base_folder, tmp_pat
     make_tokenizer("llama3").save_pretrained(tmp_path / "classic")
     with pytest.raises(ValueError, match=r"is a classic model, which writes no critiques\. Start from"):
         make(str(tmp_path / "classic"), tmp_path)
+    with pytest.raises(ValueError, match=r"The given model is a classic model"):
+        make(make_model(str(base_folder), critique=False), tmp_path)
+    with pytest.raises(ValueError, match=r"The given model is a model with `format` 'reference'"):
+        make(make_model(str(base_folder), format="reference"), tmp_path)
+    with pytest.raises(FileNotFoundError, match="There is no folder /nowhere/model"):
+        make(stage3, tmp_path, ref_model="/nowhere/model")
+    make_model(str(base_folder)).save_pretrained(tmp_path / "other")
     make_tokenizer("chatml").save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match=r"`ref_model` .*/other has a different tokenizer"):
         make(stage3, tmp_path, ref_model=str(tmp_path / "other"))
