@@ -1,5 +1,7 @@
 """Stage 4 with vLLM: the engine writes with the weights of each step."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from critics_for_tests import save_critic
@@ -10,6 +12,7 @@ from trainers_for_tests import make_rows
 from cloud_hf import CLoudOutcomeConfig, CLoudOutcomeTrainer
 from cloud_hf.generation import CritiqueWriter
 from cloud_hf.scores import Sampling
+from cloud_hf.training.launch import launch_settings
 from cloud_hf.training.outcome_batch import WrittenCritiques
 
 
@@ -88,14 +91,40 @@ def test_mistakes_end_with_a_sentence(stage3, tmp_path, options, says):
         make(stage3, tmp_path, **options)
 
 
-def test_weights_are_padded_once_however_often_they_are_reloaded():
-    from cloud_hf.serving.vllm.model import _padded
+def test_weights_are_padded_once_however_often_they_are_reloaded(monkeypatch):
+    """vLLM registers the same parameters, with the loaders that were set on them, for every reload."""
+    from cloud_hf.serving.vllm import model as module
 
-    loaded = []
-    load = _padded(lambda param, weight: loaded.append(len(weight)), 4)
-    load(None, torch.ones(3, 2))
-    load(None, torch.ones(4, 2))
-    assert loaded == [4, 4] and load.vocab_size == 4
+    class Embedding(torch.nn.Module):
+        org_vocab_size = 4
+
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(4, 2))
+
+        def weight_loader(self, param, loaded_weight):
+            param.data.copy_(loaded_weight)
+
+    model = module.CLoudForVLLM.__new__(module.CLoudForVLLM)
+    torch.nn.Module.__init__(model)
+    model.embedding = Embedding()
+    monkeypatch.setattr(module, "VocabParallelEmbedding", Embedding)
+    monkeypatch.setattr(module, "AutoWeightsLoader", lambda _: SimpleNamespace(load_weights=lambda weights: set()))
+    loaders = []
+    for rows in (3, 4, 3):  # without and with the row that the plugin adds
+        model.load_weights([])
+        parameter = model.embedding.weight
+        parameter.weight_loader(parameter, torch.ones(rows, 2))
+        assert parameter.sum() == 2 * rows
+        loaders.append(parameter.weight_loader)
+    assert loaders[0] is loaders[1] is loaders[2]
+
+
+@pytest.mark.parametrize("use_vllm", [True, None])
+def test_a_run_is_not_resumed_with_the_other_writer(tmp_path, use_vllm):
+    """They draw different samples; checkpoints of earlier releases hold `None`."""
+    args = CLoudOutcomeConfig(str(tmp_path), use_cpu=True, bf16=False, use_vllm=bool(use_vllm), report_to=[])
+    assert launch_settings(args)["use_vllm"] is use_vllm
 
 
 def test_adapters_are_refused(stage3, tmp_path):
