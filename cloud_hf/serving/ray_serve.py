@@ -60,7 +60,7 @@ def application(args: dict[str, Any]) -> Application:
             f"`{own[0]}` is an option of Ray Serve, not of the replicas: set `http_options` in its config file."
         )
     model = options.pop("model")
-    replicas, gpus = _number(options, "num_replicas", 1, least=1), _number(options, "num_gpus", None, least=0)
+    replicas, gpus = _number(options, "num_replicas", int, least=1), _number(options, "num_gpus", float, least=0)
     # Replicas start in the folder where their node's Ray was started
     model = str(Path(model).resolve()) if Path(model).is_dir() else model
     server = parse_arguments([model, *(f"--{name}={_spell(value)}" for name, value in options.items())])
@@ -74,15 +74,18 @@ def application(args: dict[str, Any]) -> Application:
     ).bind(server)
 
 
-def _number(options: dict[str, Any], name: str, default: float | None, least: int) -> float | None:
-    """Take a number out of the arguments, which are text on the command line."""
-    given = options.pop(name, default)
+def _number(options: dict[str, Any], name: str, kind: type[int] | type[float], least: int) -> float | None:
+    """Take a number out of the arguments, which are text on the command line; `None` if it is absent."""
+    given = options.pop(name, None)
+    if given is None:
+        return None
     try:
-        number = None if given is None else float(given)
+        number = kind(str(given))
     except ValueError:
         number = math.nan
-    if number is not None and not least <= number < math.inf:
-        raise ValueError(f"`{name}` is {given!r}; give a number of at least {least}, as in `{name}={max(least, 1)}`.")
+    if not least <= number < math.inf:
+        what = "an integer" if kind is int else "a number"
+        raise ValueError(f"`{name}` is {given!r}; give {what} of at least {least}, as in `{name}={max(least, 1)}`.")
     return number
 
 
