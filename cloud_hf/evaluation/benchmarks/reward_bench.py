@@ -109,9 +109,8 @@ class RewardBenchScores:
 
     # Sections of the leaderboard, with subsets weighted by `OFFICIAL_COUNTS`, and `Average`, their plain mean
     official: dict[str, float]
-    pooled: dict[
-        str, float
-    ]  # the sections of the reference implementation, in which all rows of a section weigh the same
+    # The sections of the reference implementation, in which all rows of a section weigh the same
+    pooled: dict[str, float]
     subsets: dict[str, float]
     counts: dict[str, int]  # rows in each section
     ignored: int  # rows that are neither in a section nor a prior set
