@@ -175,7 +175,7 @@ def against_trl_in_short(result: dict) -> str:
     return (
         f"On {result['pairs']} pairs of human preferences, one epoch of the classic arm of {result['base']} is {ratio['padded']:.1f} times as fast as with "
         f"TRL's own `RewardTrainer`, {ratio['padding_free']:.1f} times with `--padding_free True`, and {ratio['shared_prompt']:.1f} times with "
-        "`--shared_prompt True` (CPU time, fp32)."
+        "`--shared_prompt True` (CPU time of one round, fp32)."
     )
 
 
@@ -214,6 +214,22 @@ def plan_accuracy(result: dict) -> str:
         f"Planned and measured peak of one training step on a CPU in fp32; they differ by at most {worst:.1%}:\n\n"
         + table(["model", "mode", "planned", "measured", "ratio"], rows)
         + "\n\nMeasured by `benchmarks/plan_accuracy.py`."
+    )
+
+
+def plan_search(result: dict) -> str:
+    """Return the seconds of each search, the slower of padded and padding-free."""
+    models = result["models"]
+    sizes = list(next(iter(models.values()))["padded"])
+    rows = [
+        [name, *(f"{max(found[size]['cpu_s'] for found in kinds.values()):.1f} s" for size in sizes)]
+        for name, kinds in models.items()
+    ]
+    return (
+        f"CPU seconds of the search for the largest micro-batch, with sequences of {result['length']:,} tokens, padded or not, whichever takes longer; "
+        "the 70B and 8B models are planned for 8 GPUs with ZeRO-3, the others for one GPU:\n\n"
+        + table(["model", *(f"{size} GB" for size in sizes)], rows)
+        + "\n\nMeasured by `benchmarks/plan_search.py`."
     )
 
 
@@ -419,6 +435,7 @@ FIGURES: dict[str, Callable[[dict], str]] = {
         against_trl_in_short,
         loss_memory,
         plan_accuracy,
+        plan_search,
         convert_memory,
         builder_throughput,
         read_rows,
