@@ -1,14 +1,16 @@
 """Score: one response, its critique as it is written, its reward and the reward's percentile, and the effect of each sentence."""
 
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from dataclasses import replace
+from typing import Any
 
 import gradio as gr
 
-from cloud_hf.scores import Score
+from cloud_hf.scores import Sampling, Score
 
 from . import Problem, judging
-from .backend import Backend
+from .backend import Backend, Visitor
 from .score_html import note, show_critiques, show_effects, show_made, show_verdict, show_writing, status
 from .sharing import Result
 from .tab_parts import QUIET, Controls, TabParts, example_prompts, judging_options, opened, prompt_box, visitor_of
@@ -26,14 +28,75 @@ _NO_CRITIQUES = "This model writes no critiques: it is a classic reward model."
 _OPEN_IF_FILLED = '(text) => text ? {open: true, __type__: "update"} : {__type__: "update"}'
 
 
+class _Outcome:
+    """
+    The right column: status line, verdict, critique and the rest. Each has a fixed place, so that the critique does not move when the reward
+    arrives. Create it before the left column, whose Stop button ends its runs.
+    """
+
+    def __init__(self, backend: Backend):
+        self.backend = backend
+        self.controls = Controls(backend, "score", TAB)
+        self.critique = gr.HTML(
+            elem_id="score-critique", elem_classes="result", max_height=_HEIGHT, autoscroll=True, render=False
+        )
+        self.more = gr.HTML(elem_id="score-more", elem_classes="result", render=False)
+
+    @property
+    def components(self) -> list:
+        return [self.controls.said, self.controls.result, self.critique, self.more, self.controls.kept]
+
+    def place(self, texts: dict[str, gr.Textbox]):
+        """Place the column here."""
+        with gr.Column(elem_classes="outcome"):
+            self.controls.show_results()
+            self.critique.render()
+            self.more.render()
+            self.controls.copy_buttons(texts)
+
+    def clear(self) -> dict:
+        """Return updates that show the start of a run."""
+        verdict = show_verdict(self.backend.judged)
+        return dict(zip(self.components, (status("Asking the model…"), verdict, "", "", None), strict=True))
+
+    def show(self, result: Result) -> dict:
+        """Return updates that show a result. Raises `Problem` if it holds several responses, which only a damaged link does."""
+        if len(result.scores) != 1:
+            raise Problem("This link is damaged: it holds the scores of several responses.")
+        score = result.scores[0]
+        effects = show_effects(result.effects, len(score.rewards)) if result.effects is not None else ""
+        writes = any(score.critiques)
+        return {
+            self.controls.result: show_verdict(self.backend.judged, score),
+            self.critique: show_critiques(score, result.effects) if writes else note(_NO_CRITIQUES),
+            self.more: effects + show_made(result.made, self.backend.warnings),
+            self.controls.kept: result,
+        }
+
+    async def run(
+        self, user: Visitor, asked: Any, given: dict[str, str], sampling: Sampling
+    ) -> AsyncGenerator[dict, None]:
+        """Judge the response in `given`, the texts of the boxes: updates as the critique is written, then its reward and its effects."""
+        result = None
+        yield self.clear()
+        async for step in judging.write(self.backend, user, asked, given["response"], sampling):
+            if isinstance(step, judging.Progress):
+                written = step.critique
+                writing = {} if written is None else {self.critique: show_writing(written, sampling.num_critiques)}
+                yield {self.controls.said: status(step.words)} | writing
+                continue
+            if isinstance(step, Score):
+                result = Result(TAB, given, sampling, [step], None, self.backend.made(sampling))
+            elif result is not None:
+                result = replace(result, effects=step)
+            yield self.show(result)
+        yield {self.controls.said: status(f"Done: the reward is {result.scores[0].reward:+.3f}.")}
+
+
 def build(backend: Backend) -> TabParts:
     """Make the tab's content."""
-    controls = Controls(backend, "score", TAB)
-    # Verdict, critique and the rest have fixed places, so that the critique does not move when the reward arrives
-    critique = gr.HTML(
-        elem_id="score-critique", elem_classes="result", max_height=_HEIGHT, autoscroll=True, render=False
-    )
-    more = gr.HTML(elem_id="score-more", elem_classes="result", render=False)
+    outcome = _Outcome(backend)
+    controls = outcome.controls
     with gr.Row():
         with gr.Column():
             examples = controls.example_list()
@@ -51,25 +114,7 @@ def build(backend: Backend) -> TabParts:
             run = controls.run_button("Judge")
             texts = {"prompt": prompt, "response": response, "system": system} | turns
             controls.fill_in(examples, lambda name: _examples(backend)[name], [prompt, response])
-        with gr.Column(elem_classes="outcome"):
-            controls.show_results()
-            critique.render()
-            more.render()
-            controls.copy_buttons(texts)
-    outputs = [controls.said, controls.result, critique, more, controls.kept]
-
-    def show(result: Result) -> dict:
-        if len(result.scores) != 1:
-            raise Problem("This link is damaged: it holds the scores of several responses.")
-        score = result.scores[0]
-        effects = show_effects(result.effects, len(score.rewards)) if result.effects is not None else ""
-        writes = any(score.critiques)
-        return {
-            controls.result: show_verdict(backend.judged, score),
-            critique: show_critiques(score, result.effects) if writes else note(_NO_CRITIQUES),
-            more: effects + show_made(result.made, backend.warnings),
-            controls.kept: result,
-        }
+        outcome.place(texts)
 
     async def run_score(
         request: gr.Request, prompt, response, system, num_critiques, temperature, max_new_tokens, *earlier
@@ -78,32 +123,18 @@ def build(backend: Backend) -> TabParts:
         asked = judging.read_prompt(backend, prompt, system, list(zip(earlier[::2], earlier[1::2], strict=True)))
         judging.read_response(backend, response)
         given = dict(zip(texts, (prompt, response, system, *earlier), strict=True))
-        result = None
-        yield dict(
-            zip(outputs, (status("Asking the model…"), show_verdict(backend.judged), "", "", None), strict=True)
-        )
-        async for step in judging.write(backend, visitor_of(request), asked, response, sampling):
-            if isinstance(step, judging.Progress):
-                writing = (
-                    {} if step.critique is None else {critique: show_writing(step.critique, sampling.num_critiques)}
-                )
-                yield {controls.said: status(step.words)} | writing
-                continue
-            if isinstance(step, Score):
-                result = Result(TAB, given, sampling, [step], None, backend.made(sampling))
-            elif result is not None:
-                result = replace(result, effects=step)
-            yield show(result)
-        yield {controls.said: status(f"Done: the reward is {result.scores[0].reward:+.3f}.")}
+        async with aclosing(outcome.run(visitor_of(request), asked, given, sampling)) as updates:
+            async for update in updates:
+                yield update
 
     inputs = [prompt, response, system, *options, *turns.values()]
-    controls.start_on([run.click, prompt.submit, response.submit], run_score, inputs, outputs)
+    controls.start_on([run.click, prompt.submit, response.submit], run_score, inputs, outcome.components)
     return TabParts(
         texts,
         examples,
         lambda: list(_examples(backend)),
-        [*outputs, *options, run],
-        lambda result: show(result) | opened(result, controls, options, run),
+        [*outcome.components, *options, run],
+        lambda result: outcome.show(result) | opened(result, controls, options, run),
     )
 
 

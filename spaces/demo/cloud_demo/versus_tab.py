@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -85,90 +86,126 @@ async def judge_row(
             yield step
 
 
-def build(backend: Backend) -> TabParts:
-    """Make the tab's content."""
-    controls = Controls(backend, "versus", TAB)
-    summary = gr.HTML(note("The rows are being read…"), elem_id="versus-summary", elem_classes="result")
-    row_id = gr.Textbox(visible="hidden", label="Row")
-    timer = gr.Timer(_REFRESH, active=False)
-    with gr.Row():
-        with gr.Column(scale=2, min_width=300):
-            named = [(ALL, ALL), *((name.format("First", "second"), name) for name in FILTERS)]
-            choice = gr.Radio(named, value=next(iter(FILTERS)), label="Show", elem_id="versus-filter")
-            words = gr.Textbox(
-                "", label="Search", placeholder="Words of a prompt, response or critique", elem_id="versus-search"
-            )
-            listed = gr.HTML(elem_id="versus-list", elem_classes="result", max_height=_HEIGHT, js_on_load=_OPEN_ROW)
-        with gr.Column(scale=3, min_width=300):
-            guess = gr.Checkbox(True, label="Guess first which response was chosen", elem_id="versus-guess")
-            controls.kept.render()
-            controls.said.render()
-            with gr.Row(visible=False) as guesses:
-                names = {"a": "A is better", "b": "B is better", "answer": "Show the answer"}
-                buttons = [gr.Button(text, size="sm", elem_id=f"versus-{name}") for name, text in names.items()]
-            controls.result.render()
-            controls.copy_buttons({})
+class _Listing:
+    """The summary and the left column: filter, search, and links to the rows."""
 
-    async def list_rows(choice: str, words: str, row: str):
-        models = await backend.loaded()
+    def __init__(self, backend: Backend, row_id: gr.Textbox):
+        self.backend = backend
+        self.row_id = row_id
+        self.summary = gr.HTML(note("The rows are being read…"), elem_id="versus-summary", elem_classes="result")
+        self.timer = gr.Timer(_REFRESH, active=False)
+
+    def place(self):
+        """Place the column here."""
+        named = [(ALL, ALL), *((name.format("First", "second"), name) for name in FILTERS)]
+        self.choice = gr.Radio(named, value=next(iter(FILTERS)), label="Show", elem_id="versus-filter")
+        self.words = gr.Textbox(
+            "", label="Search", placeholder="Words of a prompt, response or critique", elem_id="versus-search"
+        )
+        self.listed = gr.HTML(elem_id="versus-list", elem_classes="result", max_height=_HEIGHT, js_on_load=_OPEN_ROW)
+        self.listed.open(_row_of_link, None, self.row_id, queue=False, **QUIET)
+        gr.on([self.choice.input, self.words.change, self.timer.tick, self.row_id.change], self.update, **self.watch)
+
+    @property
+    def watch(self) -> dict[str, Any]:
+        """Inputs, outputs and options of the events that update the column."""
+        return {
+            "inputs": [self.choice, self.words, self.row_id],
+            "outputs": [self.summary, self.choice, self.listed, self.row_id, self.timer],
+            "queue": False,
+            "trigger_mode": "always_last",
+            **QUIET,
+        }
+
+    async def update(self, choice: str, words: str, row: str):
+        models, judged = await self.backend.loaded(), self.backend.judged
         # Only if no row is open: a timer tick that began before a click must not undo it
-        opened = key_of(models.rows[_most_telling(backend.judged)]) if models.rows and not row else gr.skip()
+        opened = key_of(models.rows[_most_telling(judged)]) if models.rows and not row else gr.skip()
         counts = [
-            (f"{name.format(*models.names)} ({sum(map(FILTERS[name], backend.judged.found.values()))})", name)
+            (f"{name.format(*models.names)} ({sum(map(FILTERS[name], judged.found.values()))})", name)
             for name in FILTERS
         ]
         radio = gr.update(choices=[(f"{ALL} ({len(models.rows)})", ALL), *counts])
-        shown = _show_list(backend, choice, words, row)
-        return _show_summary(backend), radio, shown, opened, gr.Timer(active=backend.judged.is_growing)
+        shown = _show_list(self.backend, choice, words, row)
+        return _show_summary(self.backend), radio, shown, opened, gr.Timer(active=judged.is_growing)
 
-    inputs, listing = [choice, words, row_id], [summary, choice, listed, row_id, timer]
-    watch: dict = {"inputs": inputs, "outputs": listing, "queue": False, "trigger_mode": "always_last", **QUIET}
-    gr.on([choice.input, words.change, timer.tick, row_id.change], list_rows, **watch)
 
-    async def run_row(request: gr.Request, row: str, guess: bool):
-        await backend.loaded()
-        index, shown = find_row(backend, row)
-        yield (
-            status("Asking the models…"),
-            _show_row(shown, guess, backend.models.names),
-            None,
-            gr.update(visible=False),
+class _OpenRow:
+    """The right column: one row with both models' critiques, which a visitor who guesses sees after the guess."""
+
+    def __init__(self, backend: Backend, row_id: gr.Textbox):
+        self.backend = backend
+        self.row_id = row_id
+        self.controls = Controls(backend, "versus", TAB)
+
+    def place(self):
+        """Place the column here."""
+        controls = self.controls
+        guess = gr.Checkbox(True, label="Guess first which response was chosen", elem_id="versus-guess")
+        controls.kept.render()
+        controls.said.render()
+        with gr.Row(visible=False) as guesses:
+            names = {"a": "A is better", "b": "B is better", "answer": "Show the answer"}
+            buttons = {name: gr.Button(text, size="sm", elem_id=f"versus-{name}") for name, text in names.items()}
+        controls.result.render()
+        controls.copy_buttons({})
+        run = in_words(controls.stoppable(self.run), controls.said)
+        outputs = [controls.said, controls.result, controls.kept, guesses]
+        gr.on(
+            [self.row_id.change, guess.input], run, [self.row_id, guess], outputs, trigger_mode="always_last", **QUIET
         )
-        async with aclosing(judge_row(backend, visitor_of(request), shown, index)) as steps:
+        outputs = [controls.said, controls.result, guesses]
+        for name, button in buttons.items():
+            button.click(partial(self.reveal, name), self.row_id, outputs, queue=False, **QUIET)
+
+    async def run(self, request: gr.Request, row: str, guess: bool):
+        await self.backend.loaded()
+        index, shown = find_row(self.backend, row)
+        yield status("Asking the models…"), self.show(shown, guess), None, gr.update(visible=False)
+        async with aclosing(judge_row(self.backend, visitor_of(request), shown, index)) as steps:
             async for step in steps:
                 if isinstance(step, Progress):
                     yield status(step.words), gr.skip(), gr.skip(), gr.skip()
                 elif guess:
                     said = status("Done. Which response is better?")
-                    yield said, gr.skip(), _kept(backend, shown, step), gr.update(visible=True)
+                    yield said, gr.skip(), _kept(self.backend, shown, step), gr.update(visible=True)
                 else:
-                    page = _show_row(shown, False, backend.models.names, step) + _made(backend)
-                    yield status("Done."), page, _kept(backend, shown, step), gr.skip()
+                    yield status("Done."), self.show(shown, guess, step), _kept(self.backend, shown, step), gr.skip()
 
-    run = in_words(controls.stoppable(run_row), controls.said)
-    outputs = [controls.said, controls.result, controls.kept, guesses]
-    gr.on([row_id.change, guess.input], run, [row_id, guess], outputs, trigger_mode="always_last", **QUIET)
+    def reveal(self, guessed: str, row: str):
+        """Show the row's answer; `guessed` is "a", "b", or "answer" for a visitor who gave up."""
+        index, shown = find_row(self.backend, row)
+        is_right_guess = (guessed == "a") == (_order_of(shown)[0] == 0)
+        said = "You are right." if is_right_guess else "The other one was chosen."
+        page = self.show(shown, True, self.backend.judged.found[index])
+        return status("Done." if guessed == "answer" else said), page, gr.update(visible=False)
 
-    def pick(event: gr.EventData) -> str:
-        return str(event.row)
+    def show(self, row: "BenchmarkRow", guess: bool, found: Judgement | None = None) -> str:
+        made = "" if found is None else show_made(_how(self.backend), self.backend.warnings)
+        return _show_row(row, guess, self.backend.models.names, found) + made
 
-    listed.open(pick, None, row_id, queue=False, **QUIET)
 
-    def reveal(guessed: str) -> Callable:
-        def show(row: str):
-            index, shown = find_row(backend, row)
-            is_right_guess = (guessed == "a") == (_order_of(shown)[0] == 0)
-            said = "You are right." if is_right_guess else "The other one was chosen."
-            page = _show_row(shown, True, backend.models.names, backend.judged.found[index]) + _made(backend)
-            return status("Done." if guessed == "answer" else said), page, gr.update(visible=False)
-
-        return show
-
-    for name, button in zip(names, buttons, strict=True):
-        button.click(reveal(name), row_id, [controls.said, controls.result, guesses], queue=False, **QUIET)
+def build(backend: Backend) -> TabParts:
+    """Make the tab's content."""
+    row_id = gr.Textbox(visible="hidden", label="Row")
+    listing, opened = _Listing(backend, row_id), _OpenRow(backend, row_id)
+    with gr.Row():
+        with gr.Column(scale=2, min_width=300):
+            listing.place()
+        with gr.Column(scale=3, min_width=300):
+            opened.place()
     return TabParts(
-        {}, None, list, [row_id], lambda result: {row_id: result.row}, lambda tab: tab.select(list_rows, **watch)
+        {},
+        None,
+        list,
+        [row_id],
+        lambda result: {row_id: result.row},
+        lambda tab: tab.select(listing.update, **listing.watch),
     )
+
+
+def _row_of_link(event: gr.EventData) -> str:
+    return str(event.row)
 
 
 def endpoints(backend: Backend) -> list[Callable]:
@@ -213,10 +250,6 @@ def _how(backend: Backend) -> str:
     if backend.judged.evaluation is not None:
         return f"Scores of {backend.judged.evaluation}."
     return backend.made(Sampling(max_new_tokens=backend.args.max_new_tokens))
-
-
-def _made(backend: Backend) -> str:
-    return show_made(_how(backend), backend.warnings)
 
 
 # -------------------------------------------------------------------------------------------------------------- HTML
