@@ -11,8 +11,6 @@ import argparse
 import gc
 import gzip
 import json
-import os
-import platform
 import statistics
 import tempfile
 import time
@@ -22,6 +20,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from recording import save
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import RewardConfig, RewardTrainer
@@ -156,9 +155,8 @@ def main():
             for name in OURS
         },
         "mean_loss": losses,
-        "machine": machine(),
     }
-    Path(args.output).write_text(json.dumps(result, indent=2) + "\n")
+    save(args.output, result)
     for name, ratio in result["times_as_fast_as_trl"].items():
         print(
             f"{name}: {ratio:.2f} x as fast as TRL's RewardTrainer (loss {losses[name]:.3f}; TRL {losses['trl']:.3f})"
@@ -168,17 +166,6 @@ def main():
 def mean_loss(trainer: RewardTrainer) -> float:
     """Return the mean loss of the epoch."""
     return round(next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry), 4)
-
-
-def machine() -> dict:
-    on_gpu = torch.cuda.is_available()
-    return {
-        "device": torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "load_average": round(os.getloadavg()[0], 1),
-    }
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ import aiohttp
 from aiohttp import web
 from datasets import Dataset, Features, Value
 from openai import AsyncOpenAI, DefaultAioHttpClient
+from recording import save
 
 from cloud_hf.data.completions import CompletionClient
 from cloud_hf.data.critique_prompt import messages_for_critic
@@ -225,12 +226,6 @@ def measure(args: argparse.Namespace) -> dict:
     }
 
 
-def _rounded(value):
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    return float(f"{value:.4g}") if isinstance(value, float) else value
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=6400)
@@ -243,9 +238,7 @@ def main():
         server, url = start_server(0.0)
         result["memory"] = in_process(measure_memory, args.memory_rows, url)
         server.terminate()
-    text = json.dumps(_rounded(result), indent=2)
-    Path(args.output).write_text(text + "\n")
-    print(text)
+    print(save(args.output, result))
 
 
 if __name__ == "__main__":

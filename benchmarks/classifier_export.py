@@ -12,7 +12,6 @@ python benchmarks/classifier_export.py --data pairs.jsonl --chats 8 --without_vl
 import argparse
 import json
 import os
-import platform
 import random
 import tempfile
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from recording import save
 from scalar_scoring import BATCH_SIZE, make_tokenizer, read_chats
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -121,9 +121,8 @@ def main():
         "chats": len(chats),
         "files": len(args.data),
         "models": {name: measure(name, chats, tokenizer, not args.without_vllm) for name in ARCHITECTURES},
-        "machine": platform.machine(),
     }
-    args.output.write_text(json.dumps(result, indent=2) + "\n")
+    save(args.output, result)
 
 
 if __name__ == "__main__":

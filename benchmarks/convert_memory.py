@@ -6,7 +6,6 @@ python benchmarks/convert_memory.py --gigabytes 4.5 --shards 4
 """
 
 import argparse
-import json
 import os
 import resource
 import shutil
@@ -15,6 +14,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from recording import save
 
 
 MAKE = """
@@ -117,8 +118,7 @@ def main():
     }
     ratio = result["load_and_save_above_libraries_gb"] / result["convert_above_libraries_gb"]
     result = {key: round(value, 3) for key, value in {**result, "memory_ratio": ratio}.items()}
-    Path(args.output).write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result, indent=2))
+    print(save(args.output, result))
     print(
         f"Memory above the libraries: {result['convert_above_libraries_gb']:.2f} GB shard by shard, "
         f"{result['load_and_save_above_libraries_gb']:.2f} GB whole ({ratio:.1f} x); the largest shard is "

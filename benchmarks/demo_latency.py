@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
+from recording import save
 
 
 APP = Path(__file__).parents[1] / "spaces" / "demo" / "app.py"
@@ -104,7 +105,7 @@ def main():
     }
     print(json.dumps(figures, indent=2))
     if args.output:
-        Path(args.output).write_text(json.dumps(figures, indent=2) + "\n")
+        save(args.output, figures)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ python benchmarks/evaluation_overhead.py --backend vllm
 import argparse
 import json
 import os
-import platform
 import random
 import statistics
 import string
@@ -33,6 +32,8 @@ from cloud_hf.evaluation.scoring_arguments import open_scorer
 
 
 sys.path.append(str(Path(__file__).parents[1]))
+from recording import machine
+
 from cloud_hf.commands import evaluate_rewards
 
 
@@ -140,7 +141,7 @@ def main():
         "new_tokens": NEW_TOKENS,
         "rounds": args.rounds,
         "threads": torch.get_num_threads(),
-        "machine": platform.machine(),
+        "machine": machine(),
         "seconds_median": {name: round(statistics.median(values), 3) for name, values in seconds.items()},
         "evaluate / direct": {
             "value": round(statistics.median(by_round), 4),

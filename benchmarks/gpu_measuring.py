@@ -2,15 +2,14 @@
 
 import argparse
 import gc
-import json
 import statistics
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
+from recording import rounded, save
 from transformers import LlamaConfig
 
 
@@ -162,21 +161,11 @@ def against(value: float, at_most: float | None = None, at_least: float | None =
 
 def finish(args: argparse.Namespace, name: str, result: dict):
     """Print a result's sides and ratios, and write it to `--output` or, unless `--tiny`, to `benchmarks/results/`."""
-    result = _rounded({"machine": machine(), **result})
+    result = rounded(result)
     for side, values in result["sides"].items():
         print(f"{side:45} " + "  ".join(f"{key} {value}" for key, value in values.items()))
     for label, values in result["ratios"].items():
         print(f"{label:70} " + "  ".join(f"{key} {value}" for key, value in values.items()))
     path = args.output or (None if args.tiny else f"benchmarks/results/{name}.json")
     if path is not None:
-        Path(path).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-
-
-def machine() -> dict:
-    return {"device": torch.cuda.get_device_name() if ON_GPU else "cpu", "torch": torch.__version__}
-
-
-def _rounded(value):
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    return float(f"{value:.4g}") if isinstance(value, float) else value
+        save(path, result)

@@ -15,7 +15,6 @@ python benchmarks/loss_memory.py
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from recording import save
 from torch.nn import functional as F
 from transformers import LlamaConfig
 
@@ -243,21 +243,13 @@ def main():
             "layers": LAYERS,
             "tokens": f"2 x {TOKENS}, half labelled",
             "rounds": args.rounds,
-            "threads": torch.get_num_threads(),
             "cores": os.cpu_count(),
-            "machine": platform.machine(),
         },
         **summarise(seconds_by_side(names, args.rounds), megabytes),
     }
-    Path(args.output).write_text(json.dumps(_rounded(result), indent=2, ensure_ascii=False) + "\n")
+    save(args.output, result)
     plot(result, Path(args.output).with_suffix(".png"))
     report(result)
-
-
-def _rounded(value):
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def report(result: dict):

@@ -9,15 +9,13 @@ python benchmarks/partial_rewards.py --backends transformers --chats 4 --rounds 
 """
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import tempfile
 import time
 from pathlib import Path
 
-import torch
+from recording import save
 from scoring_speed import BATCH_SIZE, NEW_TOKENS, chats, load, save_model, vllm_options
 
 from cloud_hf import TransformersScorer
@@ -84,12 +82,7 @@ def main():
                 "limit": LIMIT,
             }
             print(f"{backend}: {statistics.median(ratios):.4f} × the CPU time (limit {LIMIT})", flush=True)
-    result["machine"] = {
-        "processor": platform.machine(),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-    }
-    args.output.write_text(json.dumps(result, indent=2) + "\n")
+    save(args.output, result)
 
 
 if __name__ == "__main__":

@@ -6,13 +6,11 @@ python benchmarks/plan_search.py --output benchmarks/results/plan_search.json   
 """
 
 import argparse
-import json
-import platform
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
+from recording import save
 
 from cloud_hf import CLoudConfig
 from cloud_hf.training.plan import PlanArguments, largest_micro_batch, make_plan, what_helps
@@ -60,9 +58,7 @@ def main():
                 )
                 print(f"{name}, {kind}, {memory_gb} GB: {one['pairs']} pairs, {one['cpu_s']:.2f} CPU-s", flush=True)
     if args.output:
-        machine = {"processor": platform.machine(), "torch": torch.__version__, "python": platform.python_version()}
-        page = {"version": 1, "length": LENGTH, "models": found, "machine": machine}
-        args.output.write_text(json.dumps(page, indent=1) + "\n")
+        save(args.output, {"version": 1, "length": LENGTH, "models": found})
 
 
 if __name__ == "__main__":

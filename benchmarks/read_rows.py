@@ -19,6 +19,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from recording import save
+
 
 # Before `datasets` is imported; the caches of a million rows go with the folder
 FOLDER = tempfile.TemporaryDirectory()
@@ -148,9 +150,7 @@ def main():
             "reached": memory < MEMORY_LIMIT_MB,
         },
     }
-    output = json.dumps(result, indent=2)
-    Path(args.output).write_text(output + "\n")
-    print(output)
+    print(save(args.output, result))
 
 
 if __name__ == "__main__":

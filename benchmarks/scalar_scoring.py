@@ -12,12 +12,12 @@ python benchmarks/scalar_scoring.py --data pairs.jsonl --rows 4
 import argparse
 import gzip
 import json
-import platform
 import statistics
 import time
 from pathlib import Path
 
 import torch
+from recording import save
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
@@ -149,10 +149,8 @@ def main():
         "card / ours": round(statistics.median(ratios), 2),
         "limit without padding": round(padding(timed, tokenizer), 2),
         "batch_size": BATCH_SIZE,
-        "machine": platform.machine(),
     }
-    args.output.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result, indent=2))
+    print(save(args.output, result))
 
 
 if __name__ == "__main__":

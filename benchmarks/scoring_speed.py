@@ -17,9 +17,7 @@ python benchmarks/scoring_speed.py --backends transformers vllm
 """
 
 import argparse
-import json
 import os
-import platform
 import random
 import statistics
 import string
@@ -30,9 +28,9 @@ import time
 from contextlib import ExitStack, closing
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 import torch
+from recording import save
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -448,21 +446,13 @@ def main():
             "critiques_of_one_response": NUM_CRITIQUES,
             "its_chat_tokens": LONG_LENGTH,
             "rounds": args.rounds,
-            "threads": torch.get_num_threads(),
             "cores": os.cpu_count(),
-            "machine": platform.machine(),
         },
         "physical_limit": limit,
         **summarise(seconds),
     }
-    Path(args.output).write_text(json.dumps(_rounded(result), indent=2, ensure_ascii=False) + "\n")
+    save(args.output, result)
     report(result)
-
-
-def _rounded(value):
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def report(result: dict):

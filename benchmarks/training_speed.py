@@ -20,7 +20,6 @@ import argparse
 import gzip
 import json
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -29,6 +28,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
+from recording import save
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -303,7 +303,7 @@ def main():
             "matmul_limit_seconds": matmul_limit(trainers_["limit"]),
             "ratios": ratios(seconds, trainers_),
         }
-    Path(args.output).write_text(json.dumps(_rounded(result), indent=2, ensure_ascii=False) + "\n")
+    save(args.output, result)
     report(result)
 
 
@@ -323,9 +323,7 @@ def describe(trainers_: dict[str, CLoudTrainer], rounds: int) -> dict:
         "tokens_with_shared_prompts_several_turns": computed_tokens(long),
         "share_of_the_prompt_several_turns": [min(prompts), max(prompts)],
         "rounds": rounds,
-        "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
-        "machine": platform.machine(),
     }
 
 
@@ -345,14 +343,6 @@ def ratios(seconds: dict[str, list[float]], trainers_: dict[str, CLoudTrainer]) 
         "allowed": allowed,
     }
     return result
-
-
-def _rounded(value):
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_rounded(item) for item in value]
-    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def report(result: dict):
