@@ -120,9 +120,8 @@ def _describe(opened: Models, loaded: list, args: DemoArguments):
     opened.at_once = 1 if device == "cpu" else 4
     for model in loaded:
         dense = model.reward_head.dense
-        if (
-            dense is not None and not dense.bias.any()
-        ):  # initialised with zeros, which the first step of training changes
+        # The bias starts at zero, and the first step of training changes it
+        if dense is not None and not dense.bias.any():
             opened.warnings.append(
                 f"The reward head of {public_name(model.name_or_path)} has never been trained: its rewards are random."
             )

@@ -132,9 +132,9 @@ class Comparison:
     @property
     def alone(self) -> tuple[int, int]:
         """Rows that only the CLoud model has right, and rows that only the classic one has right."""
-        return sum(ours and not theirs for ours, theirs in self.outcomes), sum(
-            theirs and not ours for ours, theirs in self.outcomes
-        )
+        only_ours = sum(ours and not theirs for ours, theirs in self.outcomes)
+        only_theirs = sum(theirs and not ours for ours, theirs in self.outcomes)
+        return only_ours, only_theirs
 
     @property
     def p_value(self) -> float:
