@@ -193,15 +193,15 @@ def plot(result: dict, path: Path):
         [side["seconds_median"] for side in settings.values()],
         marker="o",
         color="#0072B2",
-        label="joint loss, labelled positions in pieces",
+        label="joint loss, labelled positions in chunks",
     )
     whole, floor = sides["all_logits"], sides["limit"]
     small, quick = MEMORY_LIMIT * whole["peak_megabytes"] / 1000, TIME_LIMIT * floor["seconds_median"]
     for name, side in settings.items():
-        pieces, x = name.removeprefix("chunks_"), side["peak_megabytes"] / 1000
+        chunks, x = name.removeprefix("chunks_"), side["peak_megabytes"] / 1000
         left = x < small  # left of the line, so that the label does not cross it
         axes.annotate(
-            f"{pieces} piece" + "s" * (pieces != "1"),
+            f"{chunks} chunk" + "s" * (chunks != "1"),
             (x, side["seconds_median"]),
             textcoords="offset points",
             xytext=(-8, -12) if left else (8, 3),
