@@ -10,7 +10,7 @@ import gradio as gr
 
 from cloud_hf.spaces_ui import as_text, launch_options, user_error
 
-from . import Problem, best_of_n_tab, compare_tab, score_tab, versus_tab
+from . import Problem, best_of_n_tab, compare_tab, score_tab, two_models_tab
 from .arguments import public_name
 from .backend import Backend
 from .score_html import note, paragraph
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # To add a tab, write its module and list it here. A module has `TAB` (its id in links), `TITLE`, `build`, which makes its
 # content and returns its `TabParts`, and `endpoints`, which makes functions for programs.
-TABS = [score_tab, compare_tab, versus_tab, best_of_n_tab]
+TABS = [score_tab, compare_tab, two_models_tab, best_of_n_tab]
 
 TITLE = "CLoud reward model"
 _ABOUT = "It reads a response, writes a critique, and then gives a number."
