@@ -287,7 +287,9 @@ def builder_throughput(result: dict) -> str:
 
 
 def read_rows(result: dict) -> str:
-    rows = [[form, f"{found['rows_per_second']:,}"] for form, found in result["forms"].items()]
+    rows = [
+        [form.replace("whole", "complete"), f"{found['rows_per_second']:,}"] for form, found in result["forms"].items()
+    ]
     memory = result["memory"]
     return (
         f"{result['rows']:,} rows of about 1.5 kB, in ten forms, on one processor core:\n\n"
