@@ -1,5 +1,5 @@
 """
-Write the measured figures into README.md and the pages of docs/, from the files in benchmarks/results/.
+Write the measured numbers into README.md and the pages of docs/, from the files in benchmarks/results/.
 
 A block between `<!-- figures: NAME -->` and `<!-- /figures -->` is replaced by what the function NAME returns. A test checks that
 the pages are up to date.
@@ -33,13 +33,16 @@ def quickstart(result: dict) -> str:
     ]
     best = [f"{a['best_of_4']:.1%} / {b['best_of_4']:.1%}" for a, b in zip(classic, cloud, strict=True)]
     rows = [*accuracy, ["best of 4: classic / CLoud (chance 25%)", *best]]
-    swaps = [f"{k}: {spread([run['by_difficulty'][k] for run in classic])}" for k in classic[0]["by_difficulty"]]
+    swaps = [
+        f"{k} swap{'s' * (k != '1')}: {spread([run['by_difficulty'][k] for run in classic])}"
+        for k in classic[0]["by_difficulty"]
+    ]
     ratio = classic[0]["train_flops"] / cloud[0]["train_flops"] - 1
     machine = result["machine"]
     notes = (
-        f"{classic[0]['n']} distinct pairs of each seed, whose sequences of swaps occur in no training set. The classic model stays near chance "
-        f"(swaps {', '.join(swaps)}; few distinct pairs have one swap), with {ratio:.0%} more training FLOPs than all CLoud stages together. Recorded on "
-        f"{machine['processor']} with torch {machine['torch']}: another processor or thread count can move a figure by several points."
+        f"Each seed is evaluated on {classic[0]['n']} distinct pairs whose sequences of swaps occur in no training set. The classic model stays near "
+        f"chance ({', '.join(swaps)}; few distinct pairs have one swap), although it gets {ratio:.0%} more training FLOPs than all CLoud stages together. "
+        f"Recorded on {machine['processor']} with torch {machine['torch']}: another processor or thread count can change an accuracy by several points."
     )
     return f"{table(['accuracy', *seeds], rows)}\n\n{notes}"
 
@@ -68,8 +71,8 @@ def scoring_speed(result: dict) -> str:
     limit = result["physical_limit"]
     return (
         f"{work['cores']} CPU cores, random model of {limit['parameters'] / 1e6:.0f} M parameters, {work['chats']} chats of "
-        f"250 ± 120 tokens, {work['new_tokens']} new tokens each, fp32; medians of {work['rounds']} alternating rounds. No method "
-        f"could exceed about {limit['rewards_per_second']:.1f} rewards/s on that machine.\n\n"
+        f"250 ± 120 tokens, {work['new_tokens']} new tokens each, fp32; medians of {work['rounds']} alternating rounds. On that machine, no "
+        f"method could exceed about {limit['rewards_per_second']:.1f} rewards/s.\n\n"
         + table(["", "rewards/s", ""], rows)
         + f"\n\nSampling {work['critiques_of_one_response']} critiques of one response with prefix caching takes "
         f"{ratios['seconds cached / uncached']['value']:.2f} times as long as "
@@ -77,24 +80,35 @@ def scoring_speed(result: dict) -> str:
     )
 
 
+def scoring_speed_in_short(result: dict) -> str:
+    ratios, cores = result["ratios"], result["workload"]["cores"]
+    return (
+        f"On {cores} CPU cores, `model.score` is {ratios['score / reference']['value']:.1f} times as fast as the reference implementation, and "
+        f"`CLoudVLLM` {ratios['vllm_score / reference']['value']:.1f} times. Critiques with rewards from `CLoudVLLM` reach "
+        f"{ratios['vllm_score / vllm_plain']['value']:.0%} of the speed of vLLM without rewards."
+    )
+
+
 def cascade(result: dict) -> str:
     runs, pooled = result["runs"], result["pooled"]
     seeds = [str(run["seed"]) for run in runs]
+    # By the beginning of a key: what is chosen among, and the first part of the method's name
     names = {
-        "all: ": "pairs, all easy pairs: classic first, then critiques ",
-        "trained swaps: ": "pairs, easy pairs of trained swaps: classic first, then critiques ",
-        "best of 16, 4 critiques: ": "best of 16, 4 critiques each: ",
-        "best of 16, 8 critiques: ": "best of 16, 8 critiques each: ",
+        "all: ": ("pairs", "classic first, then critiques "),
+        "trained swaps: ": ("pairs, easy ones with trained swaps only", "classic first, then critiques "),
+        "best of 16, 4 critiques: ": ("16 candidates, 4 critiques each", ""),
+        "best of 16, 8 critiques: ": ("16 candidates, 8 critiques each", ""),
     }
     rows = []
-    for (start, name), (key, found) in itertools.product(names.items(), pooled.items()):
+    for (start, (chosen_among, method)), (key, found) in itertools.product(names.items(), pooled.items()):
         if key.startswith(start):
             value, ends = found["minus_full"]["value"], found["minus_full"]["ci95"]
             interval = f" ({100 * ends[0]:+.1f} to {100 * ends[1]:+.1f})" if ends else ""
             each = ", ".join(f"{100 * one:+.1f}" for one in found["seeds"]["minus_full"])
             rows.append(
                 [
-                    f"{name}{key.removeprefix(start)}",
+                    chosen_among,
+                    f"{method}{key.removeprefix(start)}",
                     f"{found['accuracy']['value']:.1%}",
                     f"{100 * value:+.1f} points{interval}",
                     *([each] if len(seeds) > 1 else []),
@@ -106,11 +120,12 @@ def cascade(result: dict) -> str:
     problems = sum(run["best_of_16"]["problems"] for run in runs)
     several = [f"seeds {', '.join(seeds)}"] if len(seeds) > 1 else []
     return (
-        f"Shell game, seed{'s' * bool(several)} {', '.join(seeds)}: half easy pairs (one swap), half hard ones (three or four); differences are to the "
-        f"CLoud model alone ({full['value']:.1%} of {full['n']} pairs at {tokens:.0f} tokens) or to the choice with all critiques of all candidates "
-        f"({problems} problems), with 95% intervals. Thresholds are chosen on other rows, for a loss of at most one point.\n\n"
-        + table(["", "accuracy", "difference", *several, "tokens"], rows)
-        + "\n\nCritiques one at a time save most. Halving should not start from the classic model here: it discards right candidates of hard problems. "
+        f"Shell game, seed{'s' * bool(several)} {', '.join(seeds)}; half of the pairs are easy (one swap), half are hard (three or four). The baseline for "
+        f"pairs is the CLoud model alone ({full['value']:.1%} of {full['n']} pairs at {tokens:.0f} tokens), and for candidates the choice with all critiques "
+        f"of all candidates ({problems} problems). Differences from the baseline have 95% intervals; tokens are a share of the baseline's. Thresholds are "
+        "chosen on other rows, for a loss of at most one point.\n\n"
+        + table(["", "method", "accuracy", "difference", *several, "tokens"], rows)
+        + "\n\nCritiques one at a time save most. Here, halving should not start from the classic model, which discards right candidates of hard problems. "
         "Measured by `benchmarks/cascade.py`."
     )
 
@@ -147,9 +162,19 @@ def training_speed(result: dict) -> str:
     return (
         f"{result['workload']['cores']} CPU cores, model of hidden size 512, real pairs with critiques:\n\n"
         + table(["", "useful tokens/s"], rows)
-        + "\n\nWhere prompts are half of the tokens, `--shared_prompt True` is "
-        f"{sharing['value']:.2f} × faster again; the saved tokens allow {sharing['allowed']:.2f} ×. "
+        + "\n\nWhere prompts are half of the tokens, `--shared_prompt True` speeds this up by a further "
+        f"{sharing['value']:.2f} ×; the saved tokens would allow {sharing['allowed']:.2f} ×. "
         "Measured by `benchmarks/training_speed.py`."
+    )
+
+
+def training_speed_in_short(result: dict) -> str:
+    speed = {name: side["useful_tokens_per_second"] for name, side in result["sides"].items()}
+    sharing = result["ratios"]["shared_prompt / padding_free, several turns"]
+    return (
+        f"On {result['workload']['cores']} CPU cores, with real pairs and critiques, `--padding_free True` is {speed['padding_free'] / speed['padded']:.1f} "
+        f"times as fast as padding to the longest sequence of a batch. Where prompts are half of the tokens, `--shared_prompt True` speeds this up by a "
+        f"further {sharing['value']:.1f} ×."
     )
 
 
@@ -166,16 +191,17 @@ def against_trl(result: dict) -> str:
         f"One epoch over {result['pairs']} pairs of human preferences ({result['tokens']:,} tokens), {result['base']}, batches of "
         f"{result['batch_size']} pairs, fp32 on a CPU ({result['machine']['threads']} thread):\n\n"
         + table(["", "CPU time", "as fast as TRL"], rows)
-        + "\n\nAll sides compute the same loss; TRL's reward head starts from other random weights. One round, next to other work (`benchmarks/against_trl.py`)."
+        + "\n\nAll four compute the same loss; TRL's reward head starts from other random weights. One round, while other jobs ran. Measured by "
+        "`benchmarks/against_trl.py`."
     )
 
 
 def against_trl_in_short(result: dict) -> str:
     ratio = result["times_as_fast_as_trl"]
     return (
-        f"On {result['pairs']} pairs of human preferences, one epoch of the classic arm of {result['base']} is {ratio['padded']:.1f} times as fast as with "
-        f"TRL's own `RewardTrainer`, {ratio['padding_free']:.1f} times with `--padding_free True`, and {ratio['shared_prompt']:.1f} times with "
-        "`--shared_prompt True` (CPU time of one round, fp32)."
+        f"Training a classic model from {result['base']} on {result['pairs']} pairs is {ratio['padded']:.1f} times as fast as with TRL's `RewardTrainer`, "
+        f"{ratio['padding_free']:.1f} times with `--padding_free True`, and {ratio['shared_prompt']:.1f} times with `--shared_prompt True` (CPU time of one "
+        "epoch in fp32, one round)."
     )
 
 
@@ -192,7 +218,7 @@ def loss_memory(result: dict) -> str:
         for key, name in names.items()
     ]
     return (
-        f"One step at a vocabulary of {work['vocabulary']:,}, one pair of {work['tokens']}, {work['cores']} CPU cores:\n\n"
+        f"One training step on one pair (tokens: {work['tokens']}) with a vocabulary of {work['vocabulary']:,}, on {work['cores']} CPU cores:\n\n"
         + table(["", "time", "peak memory"], rows)
         + "\n\nMeasured by `benchmarks/loss_memory.py`."
     )
@@ -226,8 +252,8 @@ def plan_search(result: dict) -> str:
         for name, kinds in models.items()
     ]
     return (
-        f"CPU seconds of the search for the largest micro-batch, with sequences of {result['length']:,} tokens, padded or not, whichever takes longer; "
-        "the 70B and 8B models are planned for 8 GPUs with ZeRO-3, the others for one GPU:\n\n"
+        f"CPU time of the search for the largest micro-batch, by GPU memory, with sequences of {result['length']:,} tokens (padded or without padding, "
+        "whichever takes longer). The 70B and 8B models are planned for 8 GPUs with ZeRO-3, the others for one GPU:\n\n"
         + table(["model", *(f"{size} GB" for size in sizes)], rows)
         + "\n\nMeasured by `benchmarks/plan_search.py`."
     )
@@ -235,9 +261,9 @@ def plan_search(result: dict) -> str:
 
 def convert_memory(result: dict) -> str:
     return (
-        f"A checkpoint of {result['checkpoint_gb']:.1f} GB in {result['shards']} shards took "
-        f"{result['convert_above_libraries_gb']:.2f} GB above the memory of the libraries; its largest shard has "
-        f"{result['largest_shard_gb']:.2f} GB. Loading and saving the complete model took "
+        f"Converting a checkpoint of {result['checkpoint_gb']:.1f} GB in {result['shards']} shards takes "
+        f"{result['convert_above_libraries_gb']:.2f} GB of memory on top of what the libraries need; the largest shard has "
+        f"{result['largest_shard_gb']:.2f} GB. Loading and saving the complete model takes "
         f"{result['load_and_save_above_libraries_gb']:.2f} GB. Measured by `benchmarks/convert_memory.py`."
     )
 
@@ -251,8 +277,8 @@ def builder_throughput(result: dict) -> str:
     }
     rows = [[name, f"{rates[key]:.0f}"] for key, name in names.items()]
     return (
-        "A server that takes 64 requests at a time and answers after 0.2 s allows "
-        f"{result['physical_limit_requests_per_second']:.0f} requests per second:\n\n"
+        "Against a server that handles 64 requests at a time and answers each after 0.2 s (at most "
+        f"{result['physical_limit_requests_per_second']:.0f} requests/s):\n\n"
         + table(["", "requests/s"], rows)
         + f"\n\nA journal entry is the answer plus about {result['journal_bytes_per_row'] - result['answer_bytes']:.0f} bytes. "
         f"{memory['rows']:,} rows took at most {memory['peak_resident_mb']:.0f} MB of memory, more than half of it for the libraries. "
@@ -261,12 +287,14 @@ def builder_throughput(result: dict) -> str:
 
 
 def read_rows(result: dict) -> str:
-    rows = [[form, f"{found['rows_per_second']:,}"] for form, found in result["forms"].items()]
+    rows = [
+        [form.replace("whole", "complete"), f"{found['rows_per_second']:,}"] for form, found in result["forms"].items()
+    ]
     memory = result["memory"]
     return (
         f"{result['rows']:,} rows of about 1.5 kB, in ten forms, on one processor core:\n\n"
         + table(["form", "rows/s"], rows)
-        + f"\n\nThe limit is {result['slowest']['limit']:,} rows/s. The process took at most {memory['peak_resident_mb']:,} MB of memory, "
+        + f"\n\nThe benchmark requires at least {result['slowest']['limit']:,} rows/s of each form. The process took at most {memory['peak_resident_mb']:,} MB of memory, "
         f"{memory['libraries_mb']} MB of it for the libraries. Measured by `benchmarks/read_rows.py`."
     )
 
@@ -275,9 +303,9 @@ def evaluation_overhead(result: dict) -> str:
     times = {backend: result[backend]["evaluate / direct"]["value"] for backend in ("transformers", "vllm")}
     rounds = " and ".join(str(result[backend]["rounds"]) for backend in times)
     return (
-        "Checks, journal and metrics add little to the time of scoring the same chats directly: "
-        f"{times['transformers']:.3f} × with transformers and {times['vllm']:.3f} × with vLLM (medians of {rounds} rounds on "
-        f"{result['vllm']['threads']} cores). Measured by `benchmarks/evaluation_overhead.py`."
+        "Checks, journal and metrics add little to the time of scoring. An evaluation takes "
+        f"{times['transformers']:.3f} times as long as scoring the same chats directly with transformers, and {times['vllm']:.3f} times with vLLM (medians "
+        f"of {rounds} rounds on {result['vllm']['threads']} cores). Measured by `benchmarks/evaluation_overhead.py`."
     )
 
 
@@ -290,11 +318,9 @@ def server_load(result: dict) -> str:
         return [backend, f"{by_tenth[5]:,} MB", f"{by_tenth[-1]:,} MB"]
 
     return (
-        f"{first['requests']:,} requests from {first['clients']} clients, some cancelled, malformed or too large: every reward that "
-        f"was answered equals that of its chat alone, within {difference:.0e}.\n\n"
-        + table(
-            ["backend", "memory after half of the requests", "at the end"], [memory(backend) for backend in result]
-        )
+        f"{first['requests']:,} requests from {first['clients']} clients, some of them cancelled, malformed or too large. Every returned "
+        f"reward equals that of its chat scored alone, within {difference:.0e}. Memory of the server:\n\n"
+        + table(["backend", "after half of the requests", "at the end"], [memory(backend) for backend in result])
         + "\n\nMeasured by `benchmarks/server_load.py`."
     )
 
@@ -309,10 +335,10 @@ def interval_coverage(result: dict) -> str:
         {part["runs"] + part["without_interval"] for found in result["types"].values() for part in found.values()}
     )
     return (
-        "Share of 95% intervals that hold the true value, by the number of rows (pairs, problems, questions):\n\n"
+        "Share of 95% intervals that contain the true value, by the number of rows (pairs, problems, questions):\n\n"
         + table(["interval", *(f"n = {n}" for n in sizes)], rows)
-        + f"\n\n{runs[0]:,} to {runs[-1]:,} simulated evaluations of each kind, so that a share of 95% varies by "
-        f"{noise(runs[-1])} to {noise(runs[0])} points (standard error). Measured by `benchmarks/interval_coverage.py`."
+        + f"\n\n{runs[0]:,} to {runs[-1]:,} simulated evaluations of each kind; the standard error of a share of "
+        f"95% is {noise(runs[-1])} to {noise(runs[0])} points. Measured by `benchmarks/interval_coverage.py`."
     )
 
 
@@ -331,14 +357,16 @@ def claims(report: dict) -> str:
     rows = [[one["claim"], *(cell(one, task) for task in tasks), one["verdict"]] for one in report["findings"]]
     seeds = sorted({len(arm["seeds"]) for arms in report["arms"].values() for arm in arms.values()})
     number = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    rule = report["rule"].partition(" Overall")[0]
     return (
         f"{table(['claim', *tasks, 'overall'], rows)}\n\nDifferences in points of pair accuracy, with 95% intervals over {number} seeds. "
-        f"Recorded on {report['machine']['processor']} with torch {report['machine']['torch']}. {report['rule']}"
+        f"Recorded on {report['machine']['processor']} with torch {report['machine']['torch']}. {rule} "
+        "Overall, a verdict needs two tasks, and *reproduced* also requires that no task is *not reproduced*."
     )
 
 
 def claims_in_short(report: dict) -> str:
-    """Return the main differences in a sentence each."""
+    """Return the main differences, one sentence each."""
 
     def shown(claim: str) -> str:
         [one] = [one for one in report["findings"] if one["claim"] == claim]
@@ -350,13 +378,13 @@ def claims_in_short(report: dict) -> str:
 
     seeds = len(report["arms"]["shell"]["cloud"]["seeds"])
     return (
-        f"- CLoud minus classic at equal training compute, {seeds} seeds: {shown('CLoud beats classic at equal training compute')}\n"
-        f"- Stage 4, which trains the critiques by their outcome, minus stage 3: {shown('Stage 4 beats stage 3')}"
+        f"- CLoud against classic at equal training compute, {seeds} seeds: {shown('CLoud beats classic at equal training compute')}\n"
+        f"- Stage 4, which trains the critiques by their outcome, against stage 3: {shown('Stage 4 beats stage 3')}"
     )
 
 
 def claims_rl(report: dict) -> str:
-    """Return how often policies that were trained on each reward model are right, before and after."""
+    """Return how often policies are right before and after training on each reward model."""
     if not report["rl"]:
         return "Not run."
 
@@ -399,27 +427,25 @@ def smollm2(result: dict) -> str:
     trained = result["training"]
     cloud_s = cpu["critique_sft"] + cpu["self_critiques"] + cpu["cloud"]
     ends = pooled["cloud_minus_classic"]["ci95"]
-    verdict = (
-        "excludes 0." if ends and (ends[0] > 0 or ends[1] < 0) else "includes 0: the run does not tell the arms apart."
-    )
+    verdict = "excludes 0." if ends and (ends[0] > 0 or ends[1] < 0) else "includes 0, so the run shows no difference."
 
     def course(stage: str, loss: str) -> str:
         return f"{trained[stage]['first_quarter'][loss]:.2f} to {trained[stage]['last_quarter'][loss]:.2f}"
 
     header = ["set", "pairs", "classic", "CLoud", "difference in points", "the longer response"]
     return (
-        f"{table(header, rows)}\n\nAccuracy with 95% intervals; the interval of the difference over all pairs {verdict} Trained on {train['drawn']} "
-        f"of {train['rows']:,} pairs, of which {train['fitting']} are short enough: CLoud in {cloud_s / 60:.0f} minutes of CPU time "
+        f"{table(header, rows)}\n\nAccuracy with 95% intervals. The interval of the difference over all pairs {verdict} Trained on {train['drawn']} "
+        f"of the {train['fitting']} pairs (of {train['rows']:,}) that are short enough: CLoud in {cloud_s / 60:.0f} minutes of CPU time "
         f"({trained['critique-sft']['steps']} steps of stage 1, {trained['cloud']['steps']} of stage 3), classic in {cpu['classic'] / 60:.0f} "
         f"({trained['classic']['steps']} steps); the evaluation took {cpu['evaluation'] / 60:.0f}. From the first to the last quarter of the steps, the "
         f"loss of stage 1 went from {course('critique-sft', 'loss')}, the Bradley-Terry loss of stage 3 from {course('cloud', 'pairwise_loss')} "
         f"and that of the classic arm from {course('classic', 'pairwise_loss')}. {pooled['critiques_cut']:.0%} of the evaluation's critiques were "
-        f"cut at the token limit. Recorded on one core of {result['machine']['processor']} with torch {result['machine']['torch']}, next to other work."
+        f"cut at the token limit. Recorded on one core of {result['machine']['processor']} with torch {result['machine']['torch']}, while other jobs ran."
     )
 
 
 def noise(runs: int) -> str:
-    """Return the standard error of a share of 95 % in points."""
+    """Return the standard error of a share of 95% in points."""
     return f"{100 * (0.95 * 0.05 / runs) ** 0.5:.1f}"
 
 
@@ -428,9 +454,11 @@ FIGURES: dict[str, Callable[[dict], str]] = {
     for function in (
         quickstart,
         scoring_speed,
+        scoring_speed_in_short,
         cascade,
         classifier_export,
         training_speed,
+        training_speed_in_short,
         against_trl,
         against_trl_in_short,
         loss_memory,
@@ -455,6 +483,8 @@ FILES = {
     "against_trl_in_short": "against_trl.json",
     "claims": "claims/report.json",
     "claims_in_short": "claims/report.json",
+    "scoring_speed_in_short": "scoring_speed.json",
+    "training_speed_in_short": "training_speed.json",
     "claims_rl": "claims/report.json",
     "smollm2": "smollm2/figures.json",
 }
