@@ -37,7 +37,6 @@ class StepMemory:
     trained: int
     linear: int  # of the layers that 4-bit loading quantises
     largest: int  # of all parameters
-    saved: int  # between the forward and the backward pass
     # Per moment: bytes other than parameters and gradients, and bytes of gradients
     moments: np.ndarray
 
@@ -77,6 +76,7 @@ class _Allocations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
+        # Every operation of autograd and of the model passes here, so its outputs are all that is ever allocated
         for tensor in tree_iter(result):
             if isinstance(tensor, torch.Tensor):
                 self._count(tensor.untyped_storage())
@@ -168,12 +168,8 @@ def simulate_step(
             with torch.autocast("cpu", dtype=torch.bfloat16) if autocast else nullcontext():
                 P = max(1, 2 * pairs * labelled)
                 loss = _joint_loss(model, 2 * pairs, shape_BT, attention, P, lm_loss_chunks)
-            after_forward = len(tracker.moments)
-            # What autograd keeps alive: all temporaries of the forward pass are freed
-            tracker.moments.append(tracker.now)
             loss.backward()
-    moments, after_forward = layers.complete(tracker.moments, after_forward)
-    return StepMemory(**counts, saved=int(moments[after_forward, 0]), moments=moments)
+    return StepMemory(**counts, moments=layers.complete(tracker.moments))
 
 
 class _Layers:
@@ -209,22 +205,22 @@ class _Layers:
                 if parameter.requires_grad:
                     parameter.register_post_accumulate_grad_hook(lambda _, index=index: note("backward", index))
 
-    def complete(self, record: list[tuple[int, int]], after_forward: int) -> tuple[np.ndarray, int]:
-        """Return the record of all layers, and the index of the moment after the forward pass."""
+    def complete(self, record: list[tuple[int, int]]) -> np.ndarray:
+        """Return the record as if all layers had run: repeat the moments of the middle layer, each time on top of the previous ones."""
         moments = np.array(record)
         if self._left_out == 0:
-            return moments, after_forward
-        # The later pass first, so the indices of the earlier one stay valid
+            return moments
+        # The backward pass first, so that the indices of the forward pass stay valid. It visits the layers in reverse
         for first, second in ((("backward", 2), ("backward", 1)), (("forward", 1), ("forward", 2))):
             (start, before), (end, after) = self._starts[first], self._starts[second]
             added = np.subtract(after, before)
             copies = [moments[start:end] + added * (copy + 1) for copy in range(self._left_out)]
             moments = np.concatenate([moments[:end], *copies, moments[end:] + added * self._left_out])
-        return moments, after_forward + (end - start) * self._left_out
+        return moments
 
 
 def _kind(layer: nn.Module) -> list:
-    """Return everything about a layer that its memory use can depend on."""
+    """Return what the memory of a layer can depend on: its modules, their settings and the shapes of their weights."""
     return [
         (
             name,
@@ -241,7 +237,7 @@ def _kind(layer: nn.Module) -> list:
 
 
 def _make_model(config, dtype, lora, gradient_checkpointing):
-    # Layers made without weights have torch's default data type
+    # Modules on the meta device get torch's default data type
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -292,7 +288,7 @@ def _lay_out(
     rows = np.arange(2 * pairs)[:, None].repeat(length, axis=1)
     rows[1::2, :shared] = rows[::2, :shared]
     packing = Packing([TokenSequence(ids, length - labelled) for ids in rows], shared_prompt=shared > 0)
-    # A 4-d mask is passed on as it is
+    # transformers passes a 4-d mask on unchanged instead of building one of T x T, which this kernel does not need
     return (1, packing.num_tokens), {"attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool)}
 
 
