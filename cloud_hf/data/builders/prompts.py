@@ -22,8 +22,7 @@ from ..bad_rows import kind_of
 from ..column_forms import MESSAGES, TEXT, read_column
 from ..duplicates import Duplicate, EvaluationNGrams, find_exact_duplicates, find_near_duplicates
 from ..folder import DatasetFolder, Reject
-from ..rows import check_columns, load_rows, short_names
-from ..rows import dataset_label as rows_label
+from ..rows import check_columns, dataset_label, load_rows, short_names
 from ..run import check_not_empty
 
 
@@ -268,18 +267,14 @@ class PromptArguments:
             raise ValueError(
                 f"Two sources have the name {repeated[0]!r}; give each dataset a name with `source_name`."
             )
-        read = [
-            *(self.dataset_name or []),
-            self.feedback_name,
-            self.interact_name,
-            *(self.decontaminate_against or []),
-        ]
+        named = (self.dataset_name or []) + (self.decontaminate_against or [])
+        read = [*named, self.feedback_name, self.interact_name]
         if os.path.realpath(self.output_dir) in map(os.path.realpath, read):
             raise ValueError(f"`output_dir` is one of the datasets ({self.output_dir}); name another folder.")
 
     def places(self) -> list[tuple[str, str, str | None, str, bool]]:
         """Return the name, dataset, configuration and column of each source, in order, and whether it contains trajectories."""
-        labels = self.source_name or [dataset_label(name) for name in self.dataset_name or []]
+        labels = self.source_name or [source_label(name) for name in self.dataset_name or []]
         places = []
         if FEEDBACK in (self.sources or []):
             places.append((FEEDBACK, self.feedback_name, None, "instruction", False))
@@ -321,12 +316,13 @@ def build(
     """Read the prompts, leave out rejected ones, write the dataset, and return the counts."""
     rejects: list[PromptReject] = []
     prompts = read_sources(sources, rejects)
-    prompts = remove_exact_duplicates(prompts, rejects)
-    # Run after the cheap filter, so fewer prompts are compared
+    exact = find_exact_duplicates(canonical(prompt.prompt) for prompt in prompts)
+    prompts = remove_duplicates(prompts, exact, "exact duplicate", rejects)
+    # After the cheap filter, so that fewer prompts are compared
     if args.near_duplicate_threshold <= 1:
         prompts = remove_near_duplicates(prompts, rejects, args.near_duplicate_threshold)
     prompts = remove_contaminated(prompts, rejects, evaluation)
-    # Run last, so both sources end up equally large in the dataset
+    # Last, so that both sources are equally large in the dataset
     if {FEEDBACK, INTERACT} <= set(args.sources or []):
         prompts = draw_equally(prompts, rejects, args.seed)
 
@@ -349,7 +345,7 @@ def settings_of(args: PromptArguments, sources: list[PromptSource], sets: dict[s
     described = {"feedback_name", "interact_name", "dataset_name", "source_name", "sources"}
     read = {
         label: {
-            "dataset": rows_label(name),
+            "dataset": dataset_label(name),
             "column": column,
             "rows": len(source.rows),
             "hash": hash_of(source.rows, column),
@@ -372,7 +368,7 @@ def hash_of(rows: Dataset, column: str) -> str:
 # ------------------------------------------------------------------------------------------------------------- reading
 
 
-def dataset_label(name: str) -> str:
+def source_label(name: str) -> str:
     """Return the Hub id, or the name of a file or folder without path and extension, because ids must not depend on paths."""
     path = Path(name)
     return re.sub(r"(\.jsonl?|\.parquet)?(\.gz)?$", "", path.resolve().name) if path.exists() else name
@@ -457,13 +453,8 @@ def read_sources(sources: list[PromptSource], rejects: list[PromptReject]) -> li
 # ----------------------------------------------------------------------------------------------------------- filters
 
 
-def remove_exact_duplicates(prompts: list[Prompt], rejects: list[PromptReject]) -> list[Prompt]:
-    duplicates = find_exact_duplicates(canonical(prompt.prompt) for prompt in prompts)
-    return remove_duplicates(prompts, duplicates, "exact duplicate", rejects)
-
-
 def remove_near_duplicates(prompts: list[Prompt], rejects: list[PromptReject], threshold: float) -> list[Prompt]:
-    """Compare only the turns of prompts with the same system prompt. System prompts are often long and shared."""
+    """Compare only prompts with the same system prompt, and without it: system prompts are often long and shared."""
     texts = ["\n".join(text for role, text in turns(prompt.prompt) if role != "system") for prompt in prompts]
     systems = ["\n".join(text for role, text in turns(prompt.prompt) if role == "system") for prompt in prompts]
     return remove_duplicates(prompts, find_near_duplicates(texts, threshold, systems), "near-duplicate", rejects)
