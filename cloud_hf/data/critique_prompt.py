@@ -82,9 +82,14 @@ def read_template(path: str | None, default: str, placeholders: tuple[str, ...])
         return default
     with open(path, encoding="utf-8") as file:
         text = file.read().strip()
-    for placeholder in placeholders:
-        if text.count(placeholder) != 1:
-            raise ValueError(
-                f"{path} contains {placeholder} {text.count(placeholder)} times; it must contain it exactly once."
-            )
+    check_placeholders(path, text, placeholders)
     return text
+
+
+def check_placeholders(path: str, template: str, placeholders: tuple[str, ...]):
+    """Raise `ValueError` naming the file unless each placeholder occurs exactly once."""
+    for placeholder in placeholders:
+        if template.count(placeholder) != 1:
+            raise ValueError(
+                f"{path} contains {placeholder} {template.count(placeholder)} times; it must contain it exactly once."
+            )

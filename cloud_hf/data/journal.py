@@ -129,7 +129,7 @@ class Journal:
 
     def _open(self, settings: dict[str, Any], may_restart: bool):
         self._size = os.fstat(self._file).st_size
-        # Duplicate the descriptor, because closing the reader would close it and release the lock
+        # Read through a duplicate: closing the reader would close this descriptor, and with it release the lock
         with os.fdopen(os.dup(self._file), "rb") as lines:
             lines.seek(0)
             number, end, version, before = 0, 0, VERSION, settings
@@ -231,7 +231,7 @@ class Journal:
         self._size = size
 
     def _read_line(self, offset: int) -> bytes:
-        size = 4096
+        size = 4096  # holds most entries
         while (end := (piece := os.pread(self._file, size, offset)).find(b"\n")) < 0:
             size *= 4
         return piece[:end]

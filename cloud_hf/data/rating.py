@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import yaml
 
-from .critique_prompt import PLACEHOLDERS
+from .critique_prompt import PLACEHOLDERS, check_placeholders
 
 
 RATING_PROMPT = """\
@@ -97,11 +97,7 @@ def read_rubric(path: str | None) -> Rubric:
         raise ValueError(
             f"{path}: the lines before the instructions have {named:.80}; their keys are {', '.join(_KEYS)}."
         )
-    for placeholder in PLACEHOLDERS:
-        if template.count(placeholder) != 1:
-            raise ValueError(
-                f"{path} contains {placeholder} {template.count(placeholder)} times; it must contain it exactly once."
-            )
+    check_placeholders(path, template, PLACEHOLDERS)
     rubric = Rubric(template, **options)
     _check(path, rubric)
     return rubric
