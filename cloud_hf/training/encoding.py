@@ -123,7 +123,10 @@ def _encoded_features(columns: list[str]) -> Features:
 
 
 def _encode_batch(batch: dict[str, list], indices: list[int], **kwargs) -> dict[str, list]:
-    """Encode rows. A row that cannot be used becomes an empty pair with its `problem`; `length` is the longest sequence of a row."""
+    """
+    Encode rows. A row that cannot be used becomes an empty pair with its `problem`; `length` is the longest sequence of a row. Columns that
+    the dataset lacks (`margin`, `cut`) are left out.
+    """
     columns: dict[str, list] = {column: [] for column in _encoded_features(list(batch))}
     nothing = dict.fromkeys(columns, 0) | {"chosen_ids": [], "rejected_ids": [], "shortened": False, "margin": 0.0}
     for position, index in enumerate(indices):
@@ -182,19 +185,16 @@ def _encode_row(
         critiques = [critiques_of(row, column) for column in FEEDBACK_COLUMNS]
         _check_ids(row, critique_format)
 
-    def complete(prefix, critique) -> EncodedCritique:
-        encoded = critique_format.complete_for_training(prefix, critique)
+    def encode(prompt) -> list[list[EncodedCritique]]:
+        prefixes = [critique_format.encode_prefix(*judged_chat(prompt, response)) for response in responses]
+        pairs = [
+            [critique_format.complete_for_training(prefix, each) for prefix, each in zip(prefixes, pair, strict=True)]
+            for pair in zip(*critiques, strict=True)
+        ]
         if overlong_policy == "truncate_end" and max_length is not None:
             reference: Any = critique_format  # `encode_pairs` refuses this policy for other formats
-            return reference.truncate_end(encoded, max_length)
-        return encoded
-
-    def encode(prompt) -> list[tuple[EncodedCritique, EncodedCritique]]:
-        prefixes = [critique_format.encode_prefix(*judged_chat(prompt, response)) for response in responses]
-        return [
-            (complete(prefixes[0], chosen), complete(prefixes[1], rejected))
-            for chosen, rejected in zip(*critiques, strict=True)
-        ]
+            return [[reference.truncate_end(side, max_length) for side in pair] for pair in pairs]
+        return pairs
 
     def length(pairs) -> int:
         return max(len(side.input_ids) for pair in pairs for side in pair)
@@ -204,7 +204,6 @@ def _encode_row(
     if pairs is None:
         return []
     needed = length(pairs)
-    extra = {"margin": float(row["margin"])} if "margin" in row else {}
     cuts = _cut_critiques(row, len(pairs))
     return [
         {
@@ -216,8 +215,8 @@ def _encode_row(
             "changed": chosen.response_changed + rejected.response_changed,
             "length": needed,
             "problem": "",
-            **({} if cut is None else {"cut": cut}),
-            **extra,
+            "cut": cut,
+            "margin": float(row.get("margin", 0.0)),
         }
         for (chosen, rejected), cut in zip(pairs, cuts, strict=True)
     ]

@@ -22,6 +22,9 @@ _SETTINGS = (
     "ref_model",
 )  # fmt: skip
 
+# Sizes in accelerate's `ParallelismConfig` that split sequences or matrices
+_DIVIDING = ("cp_size", "sp_size", "tp_size")
+
 
 def launch_settings(args: TrainingArguments) -> dict[str, Any]:
     """
@@ -102,9 +105,6 @@ def check_parallelism(args: TrainingArguments):
                 "stored model: use FSDP2 (ds_configs/accelerate_fsdp2.yaml) or ZeRO-3, and for long chats `--gradient_checkpointing` "
                 "with a small `--token_budget`."
             )
-
-
-_DIVIDING = ("cp_size", "sp_size", "tp_size")
 
 
 def check_dataset_size(args: TrainingArguments, rows: int):

@@ -5,7 +5,6 @@ from typing import Any
 from datasets import Dataset
 from transformers import ProgressCallback
 
-from .arguments import checkpoint_to_resume
 from .resume import name_last
 
 
@@ -20,7 +19,7 @@ def train_and_save(trainer: Any, rows: Dataset):
             The training rows before encoding; the card shows one of them.
     """
     try:
-        trainer.train(resume_from_checkpoint=checkpoint_to_resume(trainer.args))
+        trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
     except KeyboardInterrupt:
         _end_bars(trainer)
         raise KeyboardInterrupt(f"Interrupted. {_saved(trainer)}") from None

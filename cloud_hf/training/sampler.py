@@ -65,7 +65,21 @@ def _prefixes(example: dict[str, Any]) -> list[list[int]]:
     return [example[f"{side}_ids"][: example[f"{side}_prefix_length"]] for side in SIDES]
 
 
-class TokenBudgetSampler(Sampler[list[int]]):
+class _SeededSampler(Sampler):
+    """Sampler whose order depends only on its seed and the epoch."""
+
+    def __init__(self, seed: int):
+        self.seed, self.epoch = seed, 0
+
+    def set_epoch(self, epoch: int):
+        """Choose the order of this epoch."""
+        self.epoch = epoch
+
+    def _generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed + self.epoch)
+
+
+class TokenBudgetSampler(_SeededSampler):
     """
     Batches of pairs of about equal length that hold at most `token_budget` tokens and `max_pairs` pairs.
 
@@ -90,9 +104,9 @@ class TokenBudgetSampler(Sampler[list[int]]):
         self, groups: list[PairGroup], token_budget: int, max_pairs: int, padded: bool,
         num_processes: int = 1, seed: int = 0, drop_last: bool = False,
     ):  # fmt: skip
+        super().__init__(seed)
         self.token_budget, self.max_pairs, self.padded = token_budget, max_pairs, padded
-        self.num_processes, self.seed = num_processes, seed
-        self.epoch = 0
+        self.num_processes = num_processes
         # `alike` has the groups by number of pairs and rounded length, `turns` the keys of the groups that each batch
         # draws. An epoch may draw any groups with these keys, so batches stay within the budget in every epoch
         self.alike: dict[tuple[int, int], list[PairGroup]] = defaultdict(list)
@@ -138,7 +152,7 @@ class TokenBudgetSampler(Sampler[list[int]]):
             start = end
 
     def _rounded(self, tokens: int) -> int:
-        # To five significant bits: coarse enough to make groups of similar length interchangeable, fine enough to fill batches
+        # To five significant bits, coarse enough to make groups of similar length interchangeable and fine enough to fill batches
         unit = 2 ** max(0, tokens.bit_length() - 5)
         return min(-(-tokens // unit) * unit, self.token_budget)
 
@@ -147,12 +161,8 @@ class TokenBudgetSampler(Sampler[list[int]]):
         taken = len(tokens) * max(tokens) if self.padded else sum(tokens)
         return taken <= self.token_budget and sum(size for size, _ in batch) <= self.max_pairs
 
-    def set_epoch(self, epoch: int):
-        """Choose the order of this epoch."""
-        self.epoch = epoch
-
     def __iter__(self) -> Iterator[list[int]]:
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        generator = self._generator()
         drawn = {key: iter(_shuffled(groups, generator)) for key, groups in self.alike.items()}
         turns = [[[next(drawn[key]) for key in batch] for batch in turn] for turn in self.turns]
         for turn in _shuffled(turns, generator):
@@ -163,19 +173,15 @@ class TokenBudgetSampler(Sampler[list[int]]):
         return len(self.turns) * self.num_processes
 
 
-class GroupSampler(Sampler[int]):
+class GroupSampler(_SeededSampler):
     """Pairs in random order; pairs of a group are consecutive."""
 
     def __init__(self, groups: list[PairGroup], seed: int = 0):
-        self.groups, self.seed = groups, seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int):
-        """Choose the order of this epoch."""
-        self.epoch = epoch
+        super().__init__(seed)
+        self.groups = groups
 
     def __iter__(self) -> Iterator[int]:
-        for group in _shuffled(self.groups, torch.Generator().manual_seed(self.seed + self.epoch)):
+        for group in _shuffled(self.groups, self._generator()):
             yield from group.pairs
 
     def __len__(self) -> int:

@@ -97,7 +97,7 @@ class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, 
     ```
     """
 
-    # Tell the Trainer not to divide the loss by the number of micro-batches: compute_loss divides by the step's counts
+    # Tell the Trainer not to divide the loss by the number of micro-batches: `compute_loss` divides by the counts of the step
     loss_is_scaled_for_ga = True
 
     # The Trainer declares these more loosely
@@ -145,12 +145,9 @@ class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, 
         # Floats at the start and after a resume, otherwise tensors on the device
         self._sums: dict[str, dict[str, Any]] = {"train": defaultdict(float), "eval": defaultdict(float)}
         data_collator = _prepare_batches(data_collator, model, args, self.critique_format.end_token_id)
-        model = _prepare_adapter(model, peft_config, args.disable_dropout, revision)
+        model = _choose_trained_weights(model, peft_config, args.disable_dropout, revision)
         # TRL casts all trained weights of QLoRA to bf16, which is too coarse for rewards: keep the head's, and restore them below
         head = {name: weight.detach().clone() for name, weight in model.named_parameters() if HEAD in name}
-        if not model.config.critique and not model.config.tie_word_embeddings:
-            # A classic model generates nothing, so its LM head gets no gradient, and DDP would wait for one
-            model.get_output_embeddings().requires_grad_(False)
         super().__init__(
             model,
             args=args,
@@ -163,8 +160,8 @@ class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, 
         for name, weight in self.model.named_parameters():
             if HEAD in name and weight.dtype != head[name].dtype:
                 weight.data = head[name]
-            # Shifting all rewards does not change the Bradley-Terry loss, so Adam would only follow the rounding
-            # errors of this gradient
+            # Shifting all rewards does not change the Bradley-Terry loss. The gradient of this bias is rounding error, and Adam
+            # would scale it up to full steps
             if name.endswith("out_proj.bias") and HEAD in name and not args.center_rewards_coefficient:
                 weight.requires_grad_(False)
         self._train_sampler = self._make_train_sampler()
@@ -263,8 +260,8 @@ class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, 
 
     # ---------------------------------------------------------------------------------------------------------- loss
 
-    # Nothing below reads a value on the host: the host would wait for everything queued on the GPU. Metrics are read
-    # at logging steps
+    # Nothing below reads a value on the host, because the host would wait for everything queued on the GPU. Metrics stay on
+    # the device until a logging step
 
     def _get_num_items_in_batch(self, batch_samples: list[dict], device: torch.device) -> torch.Tensor | None:
         """Count pairs and labelled tokens of the optimizer step, over its micro-batches and all ranks: shape `(2,)`."""
@@ -418,8 +415,8 @@ class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, 
         if compute_metrics is not None and not self.args.batch_eval_metrics:
             self.compute_metrics = lambda made: compute_metrics(_chosen_first_in(made, pairs, batch))
         self.gather_function = self._gather_rows
-        # TRL only logs these metrics, under the same names for every evaluation set. Return them under the set's prefix, so
-        # that `metric_for_best_model` can use them
+        # TRL only logs these metrics, and under the same names for every evaluation set. Return them with the set's prefix, so
+        # that `metric_for_best_model` can name them
         try:
             output: Any = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
         finally:
@@ -498,17 +495,15 @@ def _prepare_batches(
 ) -> DataCollator:
     """Make the data collator for `args`, and prepare the model's attention for its batches."""
     pad_to_multiple_of: Any = args.pad_to_multiple_of  # a number or `None`: the config has parsed strings
-    options = [name for name in ("padding_free", "shared_prompt", "token_budget") if getattr(args, name)]
-    if options and data_collator is not None:
-        raise ValueError(f"`{options[0]}` assembles the batches itself: omit `data_collator`.")
+    options = ("padding_free", "shared_prompt", "token_budget", "partial_reward_weight")
+    if data_collator is not None and (given := [name for name in options if getattr(args, name)]):
+        raise ValueError(f"`{given[0]}` assembles the batches itself: omit `data_collator`.")
     if args.padding_free or args.shared_prompt:
         model.prepare_for_segments(args.shared_prompt)
     if args.partial_reward_weight and model.config.format != "cloud":
         raise ValueError(
             "`partial_reward_weight`: a model with `format` 'reference' reads no reward inside critiques."
         )
-    if args.partial_reward_weight and data_collator is not None:
-        raise ValueError("`partial_reward_weight` chooses the tokens in the batches itself: omit `data_collator`.")
     return data_collator or DataCollatorForCLoud(
         pad_token_id=pad,  # padding is masked, so any id of the vocabulary works
         pad_to_multiple_of=pad_to_multiple_of,
@@ -520,8 +515,8 @@ def _prepare_batches(
     )
 
 
-def _prepare_adapter(model: Any, peft_config, disable_dropout: bool, revision: str | None) -> Any:
-    """Wrap the model in the adapter, if one is requested, and check that the reward head is trained."""
+def _choose_trained_weights(model: Any, peft_config, disable_dropout: bool, revision: str | None) -> Any:
+    """Wrap the model in the adapter, if one is requested, check that the reward head is trained, and freeze an unused LM head."""
     if peft_config is not None and not is_peft_model(model):
         complete_lora(peft_config, model)
         peft_config.revision = revision
@@ -530,6 +525,9 @@ def _prepare_adapter(model: Any, peft_config, disable_dropout: bool, revision: s
         check_head(model)
         check_tied_layers(model)
         report_dropout(model, disable_dropout)
+    if not model.config.critique and not model.config.tie_word_embeddings:
+        # A classic model generates nothing, so its LM head gets no gradient, and DDP would wait for one
+        model.get_output_embeddings().requires_grad_(False)
     return model
 
 
