@@ -326,7 +326,7 @@ def largest_micro_batch(args: Any, config: CLoudConfig, plan: Plan) -> int:
 
     if not fits(1):
         return 0
-    # A simulation takes seconds and the expected number is nearly always right, so start there, in steps that double
+    # A simulation takes seconds, and the expected number is nearly always right: bracket the result from there, in steps that double
     most = max(1, _expected_largest(args, config, limit, simulated))
     too_many, step = most + 1, 1
     while not fits(most):
@@ -412,7 +412,7 @@ def _gathered_bytes(args: Any, config: CLoudConfig, step: StepMemory) -> float:
     layers = config.text_config.num_hidden_layers
     gathered = 0.0
     if args.zero in ("3", "fsdp"):
-        # FSDP2 prefetches the next layer while one computes
+        # FSDP2 gathers a layer at once and prefetches the next one while it computes
         live = _LIVE_PARAMETERS if args.zero == "3" else max(step.largest, 2 * step.linear / layers)
         gathered = min(max(live, step.largest), step.parameters) * (2 if args.bf16 else 4)
     if args.load_in_4bit:
@@ -430,7 +430,7 @@ def _divide(args: Any, config: CLoudConfig, step: StepMemory, lm_loss: float) ->
     master = 4 if trained == 2 and args.zero in ("1", "2", "3") else 0
     optimizer = step.trained * (moments + master) / of_optimizer
     parameters = _parameter_bytes(args, step, weight, trained) / of_parameters
-    # The simulation's gradients may have another data type, and are all on one GPU
+    # The simulation has all gradients on one GPU, perhaps in another data type
     gradient_share = trained * step.trained / max(1, step.gradients) / of_gradients
     if stage == 0:
         buckets = trained * step.trained if args.gpus > 1 else 0.0
@@ -504,15 +504,17 @@ def table(args: Any, plan: Plan, largest: int) -> str:
 
 def what_helps(args: Any, config: CLoudConfig) -> str:
     """Say how much memory one pair takes with each option that makes it fit or, if none does, with the option that saves most."""
-    totals = {}
+    one_pair = copy.copy(args)
+    one_pair.micro_batch = 1
+    totals = {"": make_plan(one_pair, config).total / GB}
     for option, changes in _SAVINGS.items():
-        other = copy.copy(args)
-        vars(other).update(changes, micro_batch=1)
-        if other != args and ("zero" not in changes or args.gpus > 1):
-            totals[option] = make_plan(other, config).total / GB
+        other = copy.copy(one_pair)
+        vars(other).update(changes)
+        if other != one_pair and ("zero" not in changes or args.gpus > 1):
+            totals[f" with `{option}`"] = make_plan(other, config).total / GB
     fitting = [option for option, total in totals.items() if total <= args.gpu_memory_gb - args.reserve_gb]
-    named = fitting or sorted(totals, key=totals.__getitem__)[:1]
-    says = ", ".join(f"{totals[option]:.2f} GiB with `{option}`" for option in named)
+    named = fitting or [min(totals, key=totals.__getitem__)]
+    says = ", ".join(f"{totals[option]:.2f} GiB{option}" for option in named)
     return f"One pair takes {says}." if fitting else f"One pair takes at least {says}: use more or larger GPUs."
 
 

@@ -224,6 +224,10 @@ def test_what_does_not_fit_is_told_the_options_that_help(small):
     assert (
         say(1, 1e-6) == f"One pair takes at least {with_adapter:.2f} GiB with `--lora_r 16`: use more or larger GPUs."
     )
+    everything = {"gpus": 4, "zero": "3", "offload": True, "lora_r": 16, "gpu_memory_gb": 1e-6, "reserve_gb": 0}
+    args = PlanArguments(model="m", max_length=64, micro_batch=2, **everything)
+    one_pair = make_plan(args, small, 1).total / GB
+    assert what_helps(args, small) == f"One pair takes at least {one_pair:.2f} GiB: use more or larger GPUs."
 
 
 def test_a_recipe_at_full_size_is_planned_from_its_config_alone(tmp_path):
