@@ -21,6 +21,7 @@ from ..data.preference_rows import iterate_rows, read_preference
 from ..intervals import wilson
 from ..markdown import in_code, table
 from .launch import rows_per_step, strategy_of
+from .resume import MixedTrainer
 
 
 _LOSSES = ("loss", "pairwise_loss", "lm_loss")
@@ -54,17 +55,8 @@ class Origin:
     example: Example | None = None
 
 
-class WritesCard:
+class WritesCard(MixedTrainer):
     """Trainer mixin that writes a model card with origin, training settings and held-out results."""
-
-    # Defined by the Trainer
-    args: Any
-    model: Any
-    state: Any
-    eval_dataset: Any
-    train_dataset: Any
-    hub_model_id: str | None
-    is_world_process_zero: Any
 
     origin: Origin
     critique_format: Any

@@ -107,10 +107,9 @@ def _split_pairs(batch: dict[str, list]) -> dict[str, list]:
 
 
 def _encoded_features(columns: list[str]) -> Features:
-    # Not inferred: the first batch may hold only bad rows
-    kinds = {"margin": Value("float64"), "cut": Value("int64")}
+    # Not inferred, because the first batch may hold only bad rows
     number, ids = Value("int64"), List(Value("int64"))
-    features = {column: ids if column.endswith("_ids") else number for column in ENCODED_COLUMNS}
+    features: dict[str, Any] = {column: ids if column.endswith("_ids") else number for column in ENCODED_COLUMNS}
     features |= {
         "row": number,
         "shortened": Value("bool"),
@@ -118,8 +117,11 @@ def _encoded_features(columns: list[str]) -> Features:
         "length": number,
         "problem": Value("string"),
     }
-    extra = {"margin": "margin", "chosen_finish_reason": "cut"}
-    return Features(features | {new: kinds[new] for column, new in extra.items() if column in columns})
+    if "margin" in columns:
+        features["margin"] = Value("float64")
+    if "chosen_finish_reason" in columns:
+        features["cut"] = number
+    return Features(features)
 
 
 def _encode_batch(batch: dict[str, list], indices: list[int], **kwargs) -> dict[str, list]:

@@ -4,7 +4,7 @@ import importlib.util
 import os
 from typing import Any
 
-from accelerate import ParallelismConfig
+from accelerate import DistributedType, ParallelismConfig
 from transformers import TrainingArguments
 from transformers.utils import is_liger_kernel_available, is_torch_bf16_gpu_available
 
@@ -47,7 +47,7 @@ def strategy_of(args: TrainingArguments) -> str:
     if args.deepspeed_plugin is not None:
         return f"zero{deepspeed_config(args).get('zero_optimization', {}).get('stage', 0)}"
     state: Any = args.distributed_state
-    if args.fsdp_plugin_args is not None or str(state.distributed_type) == "DistributedType.FSDP":
+    if args.fsdp_plugin_args is not None or state.distributed_type == DistributedType.FSDP:
         return "fsdp"
     return "ddp" if args.world_size > 1 else "single"
 

@@ -139,23 +139,13 @@ def simulate_step(
     model = _make_model(copy.deepcopy(config), dtype, lora, gradient_checkpointing)
     if head_is_sharded:
         model.get_output_embeddings().__class__ = _ShardedHead
-    spared = {id(model.get_output_embeddings())}
-    counts = {
-        "parameters": sum(weight.numel() for weight in model.parameters()),
-        "trained": sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
-        "largest": max(weight.numel() for weight in model.parameters()),
-        "linear": sum(
-            module.weight.numel()
-            for name, module in model.named_modules()
-            if isinstance(module, nn.Linear) and id(module) not in spared and "lora_" not in name and HEAD not in name
-        ),
-    }
+    counts = _count_parameters(model)
     labelled = int(labelled_share * length) if config.critique else 0
     shared = int(prompt_share * length) if shared_prompt else 0
     shape_BT, attention = (2 * pairs, length), {}
     if padding_free or shared_prompt:
         shape_BT, attention = _lay_out(model, pairs, length, labelled, shared)
-    layers = _Layers(model)
+    layers = _Layers(model)  # after counting, because it removes layers
     with FakeTensorMode(allow_non_fake_inputs=True):
         _pretend_to_be_on_cpu(model)
         parameters = list(model.parameters())
@@ -170,6 +160,21 @@ def simulate_step(
                 loss = _joint_loss(model, 2 * pairs, shape_BT, attention, P, lm_loss_chunks)
             loss.backward()
     return StepMemory(**counts, moments=layers.complete(tracker.moments))
+
+
+def _count_parameters(model: CLoudForRewardModeling) -> dict[str, int]:
+    """Return the first fields of [`StepMemory`]."""
+    lm_head = model.get_output_embeddings()
+    return {
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "trained": sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
+        "largest": max(weight.numel() for weight in model.parameters()),
+        "linear": sum(
+            module.weight.numel()
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear) and module is not lm_head and "lora_" not in name and HEAD not in name
+        ),
+    }
 
 
 class _Layers:

@@ -27,7 +27,8 @@ from .launch import check_parallelism, strategy_of
 from .outcome_batch import WrittenCritiques, prefix_of, with_critiques
 from .outcome_config import CLoudOutcomeConfig
 from .outcome_loss import OutcomeLoss, outcome_loss
-from .trainer import CLoudTrainer, prepare_tokenizer
+from .starting_model import prepare_tokenizer
+from .trainer import CLoudTrainer
 
 
 logger = logging.getLogger(__name__)
@@ -176,7 +177,7 @@ class CLoudOutcomeTrainer(CLoudTrainer):
         prefixes = [prefix_of(row, side) for batch in batches for row in batch for side in SIDES]
         # The policy gradient is that of the distribution at temperature 1, so sample from it. Only the few tokens that the writer
         # bans or reads as the end of turn differ
-        seed = (args.seed << 32) + self.state.global_step
+        seed = (args.seed << 32) + self.state.global_step  # runs whose seeds are neighbours share no samples
         sampling = Sampling(args.num_generations, 1.0, args.max_completion_length, seed)
         write = self._write_with_vllm if args.use_vllm else self._write_with_transformers
         samples = iter(write(prefixes, sampling))

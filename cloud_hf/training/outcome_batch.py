@@ -49,6 +49,7 @@ class WrittenCritiques:
         self.num_sequences = len(self.output.logits) // 2
         side_P, place_P = sequences // self.num_sequences, sequences % self.num_sequences
         self.is_written_P = place_P < self.num_written
+        # Tokens of a sequence are neighbours, so the last one differs from the next in its sequence
         is_last_P = torch.ones_like(self.is_written_P)
         is_last_P[:-1] = sequences[1:] != sequences[:-1]
         was_cut_P = self.was_cut_2NK.flatten(1)[side_P, place_P.clamp(max=self.num_written - 1)]
@@ -76,6 +77,7 @@ class WrittenCritiques:
 
     def kl_2NK(self, reference_P: torch.Tensor) -> torch.Tensor:
         """Estimate the KL divergence from a reference model, given its cross-entropies, in nats per critique, as TRL's GRPO does."""
+        # The estimator k3 of http://joschu.net/blog/kl-approx.html: unbiased, never negative, and of low variance
         log_ratio_P = self.losses_P - reference_P
         return self.sums(log_ratio_P.exp() - log_ratio_P - 1)
 

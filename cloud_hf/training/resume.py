@@ -163,7 +163,7 @@ class ExactResume(MixedTrainer):
             return super().save_model(output_dir, _internal_call)
 
     def _finalize_training(self, trial, num_train_samples, start_time):
-        # Loss, time and speed cover the complete run, not only the part since it was resumed
+        # Loss, time and speed cover the complete run, not only the part after resuming
         return super()._finalize_training(trial, num_train_samples, start_time - self._seconds_before)
 
     def _tokens_seen(self) -> int:
@@ -260,6 +260,7 @@ def tidy_up(output_dir: Path, resumed: Path):
 
 def hash_rows(dataset: Dataset) -> str:
     """Hash the contents of all rows, in their order."""
+    # Not the dataset's fingerprint, which changes with the path and with the code that encoded it
     digest = hashlib.sha256()
     for batch in dataset.with_format("pandas").iter(1000):
         for name in sorted(batch):

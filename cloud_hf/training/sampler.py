@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby, islice
 from typing import Any
 
 import torch
@@ -32,12 +33,12 @@ def group_pairs(
         `ValueError`: If one pair alone exceeds the budget.
     """
     groups = []
-    for indices, examples in _rows(dataset, max_pairs if collator.shared_prompt else 1):
-        tokens = collator.num_tokens(examples)
+    for pairs in _rows(dataset, max_pairs if collator.shared_prompt else 1):
+        tokens = collator.num_tokens([example for _, example in pairs])
         if token_budget is None or tokens <= token_budget:
-            groups.append(PairGroup(tuple(indices), tokens))
+            groups.append(PairGroup(tuple(index for index, _ in pairs), tokens))
             continue
-        for index, example in zip(indices, examples, strict=True):
+        for index, example in pairs:
             tokens = collator.num_tokens([example])
             if tokens > token_budget:
                 raise ValueError(
@@ -48,21 +49,15 @@ def group_pairs(
     return groups
 
 
-def _rows(dataset: Any, max_pairs: int) -> Iterator[tuple[list[int], list[dict[str, Any]]]]:
-    """Yield up to `max_pairs` neighbours with the same prompt and responses: the pairs of one row."""
-    indices: list[int] = []
-    examples: list[dict[str, Any]] = []
-    for index, example in enumerate(dataset):
-        if examples and (len(examples) == max_pairs or _prefixes(example) != _prefixes(examples[0])):
-            yield indices, examples
-            indices, examples = [], []
-        indices.append(index)
-        examples.append(example)
-    yield indices, examples
+def _rows(dataset: Any, max_pairs: int) -> Iterator[list[tuple[int, dict[str, Any]]]]:
+    """Yield up to `max_pairs` neighbours with the same prompt and responses, and their indices: the pairs of one row."""
 
+    def prefixes(pair: tuple[int, dict[str, Any]]) -> list[list[int]]:
+        return [pair[1][f"{side}_ids"][: pair[1][f"{side}_prefix_length"]] for side in SIDES]
 
-def _prefixes(example: dict[str, Any]) -> list[list[int]]:
-    return [example[f"{side}_ids"][: example[f"{side}_prefix_length"]] for side in SIDES]
+    for _, row in groupby(enumerate(dataset), key=prefixes):
+        while pairs := list(islice(row, max_pairs)):
+            yield pairs
 
 
 class _SeededSampler(Sampler):

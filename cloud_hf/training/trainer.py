@@ -9,46 +9,32 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object, is_peft_model, recursively_apply
 from datasets import Dataset
-from peft import PeftModel
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Sampler
-from transformers import AutoTokenizer, DataCollator, EvalPrediction, PreTrainedTokenizerBase, TrainingArguments
+from transformers import DataCollator, EvalPrediction, PreTrainedTokenizerBase, TrainingArguments
 from trl import RewardTrainer
-from trl.trainer.utils import get_config_model_id, global_then_local_main_first
+from trl.trainer.utils import global_then_local_main_first
 
-from ..adapters import check_lora, check_tied_layers
+from ..adapters import check_lora
 from ..cards import Kind, kind_of
 from ..configuration_cloud import CLoudConfig, check_name
 from ..critique_format import IGNORE_INDEX, CritiqueFormat
 from ..data.rows import check_columns
-from ..loading import adapt, adapter_base, is_adapter, load_adapter_base, read_model_config, record_base
-from ..modeling_cloud import CLoudForRewardModeling, unused_token_id
-from ..published import HUB_KWARGS
+from ..loading import read_model_config, record_base
+from ..modeling_cloud import unused_token_id
 from ..scoring import context_length
-from .arguments import set_chat_template
 from .card import Origin, WritesCard
 from .collator import DataCollatorForCLoud
 from .config import CLoudTrainingConfig
 from .encoding import ENCODED_COLUMNS, encode_pairs
 from .finite import StopsWhenNotFinite
 from .launch import check_parallelism
-from .lora import (
-    HEAD,
-    check_dropout,
-    check_head,
-    check_quantization,
-    complete_lora,
-    continue_adapter,
-    report_dropout,
-    spare_head,
-)
+from .lora import HEAD, check_dropout
 from .resume import ExactResume, check_launch
 from .sampler import GroupSampler, TokenBudgetSampler, group_pairs
+from .starting_model import check_model, choose_trained_weights, load_model, prepare_tokenizer
 from .throughput import LogsThroughput
 
-
-# Options that are stored in the model's config, and must not change once the model exists
-_MODEL_OPTIONS = ("critique", "critique_prompt", "critique_role", "keep_thinking", "format", "reward_head")
 
 # Tokens inside each critique that `partial_reward_weight` trains
 _INNER_REWARDS = 4
@@ -136,16 +122,14 @@ class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, 
             model = load_model(model, args, processing_class, quantization_config, peft_config)
             args.model_init_kwargs = None  # already used; TRL warns about them for a model instance
         else:
-            _check_model(model, quantization_config, peft_config)
+            check_model(model, quantization_config, peft_config)
         self.critique_format = CritiqueFormat.from_config(model.config, processing_class)
-        if model.config.critique_end_token_id is None:  # a published checkpoint, whose config has no token ids
-            model.config.critique_end_token_id = self.critique_format.end_token_id
-            model.config.reward_token_id = unused_token_id(processing_class, model.config.text_config.vocab_size)
+        _complete_config(model.config, self.critique_format)
         self._context_length = context_length(model.config)
         # Floats at the start and after a resume, otherwise tensors on the device
         self._sums: dict[str, dict[str, Any]] = {"train": defaultdict(float), "eval": defaultdict(float)}
         data_collator = _prepare_batches(data_collator, model, args, self.critique_format.end_token_id)
-        model = _choose_trained_weights(model, peft_config, args.disable_dropout, revision)
+        model = choose_trained_weights(model, peft_config, args.disable_dropout, revision)
         # TRL casts all trained weights of QLoRA to bf16, which is too coarse for rewards: keep the head's, and restore them below
         head = {name: weight.detach().clone() for name, weight in model.named_parameters() if HEAD in name}
         super().__init__(
@@ -160,9 +144,9 @@ class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, 
         for name, weight in self.model.named_parameters():
             if HEAD in name and weight.dtype != head[name].dtype:
                 weight.data = head[name]
-            # Shifting all rewards does not change the Bradley-Terry loss. The gradient of this bias is rounding error, and Adam
-            # would scale it up to full steps
-            if name.endswith("out_proj.bias") and HEAD in name and not args.center_rewards_coefficient:
+            # The Bradley-Terry loss does not change if all rewards shift, so this bias gets only rounding errors as gradients, which Adam
+            # would scale up to full steps
+            if HEAD in name and name.endswith("out_proj.bias") and not args.center_rewards_coefficient:
                 weight.requires_grad_(False)
         self._train_sampler = self._make_train_sampler()
 
@@ -202,9 +186,7 @@ class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
         # The Trainer drops all columns that are not listed here before it collates
-        for column in (*ENCODED_COLUMNS, "cut"):
-            if column not in self._signature_columns:
-                self._signature_columns.append(column)
+        self._signature_columns = list(dict.fromkeys([*self._signature_columns, *ENCODED_COLUMNS, "cut"]))
 
     # ------------------------------------------------------------------------------------------------------- batches
 
@@ -345,7 +327,8 @@ class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, 
         """Add columns with one value per pair to the sums, and update the lowest and highest reward."""
         real = self._real_pairs(len(chosen))
         totals = self._sums["train" if self.model.training else "eval"]
-        exact = torch.float32 if chosen.device.type == "mps" else torch.float64  # Apple's GPUs lack float64
+        # Sums over an epoch would lose digits in fp32, but Apple's GPUs lack float64
+        exact = torch.float32 if chosen.device.type == "mps" else torch.float64
         table = torch.stack([column.to(chosen.device)[:real] for column in columns.values()]).to(exact)
         for name, value in zip(columns, table.sum(-1), strict=True):
             totals[name] = totals[name] + value
@@ -397,23 +380,25 @@ class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, 
         return super().prediction_step(model, inputs, *args, **kwargs)
 
     def _gather_rows(self, data: Any) -> Any:
-        """Gather a batch over all ranks: chosen rows, then rejected ones, without the pairs that only pad it."""
+        """Gather a batch over all ranks, pair by pair, without the pairs that only pad it."""
 
         # accelerate truncates the last batch to the number of pairs, so its rows must be pairs
         def gather(rows: torch.Tensor) -> torch.Tensor:
             if len(rows) != 2 * self._eval_pairs:  # losses, or the user's own tensors with one row per pair
                 return self.accelerator.gather_for_metrics(rows)
-            pairs = rows.unflatten(0, (2, -1)).transpose(0, 1).contiguous()
-            return self.accelerator.gather_for_metrics(pairs).transpose(0, 1).flatten(0, 1)
+            pairs = self.accelerator.gather_for_metrics(rows.unflatten(0, (2, -1)).transpose(0, 1).contiguous())
+            if self.args.batch_eval_metrics:  # `compute_metrics` takes these rows: all chosen ones first
+                pairs = pairs.transpose(0, 1)
+            return pairs.flatten(0, 1)
 
         return recursively_apply(gather, data)
 
     def evaluation_loop(self, dataloader, *args, metric_key_prefix: str = "eval", **kwargs):
-        batch = self.args.eval_batch_size * self.args.world_size
-        rows, compute_metrics = len(dataloader.dataset), self.compute_metrics
-        pairs = rows - rows % batch if self.args.dataloader_drop_last else rows
+        pairs, compute_metrics = len(dataloader.dataset), self.compute_metrics
+        if self.args.dataloader_drop_last:
+            pairs -= pairs % (self.args.eval_batch_size * self.args.world_size)
         if compute_metrics is not None and not self.args.batch_eval_metrics:
-            self.compute_metrics = lambda made: compute_metrics(_chosen_first_in(made, pairs, batch))
+            self.compute_metrics = lambda made: compute_metrics(_chosen_first_in(made, pairs))
         self.gather_function = self._gather_rows
         # TRL only logs these metrics, and under the same names for every evaluation set. Return them with the set's prefix, so
         # that `metric_for_best_model` can name them
@@ -421,7 +406,7 @@ class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, 
             output: Any = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
         finally:
             self.compute_metrics = compute_metrics
-        output = type(output)(_chosen_first(output.predictions, pairs, batch), *output[1:])
+        output = type(output)(_chosen_first(output.predictions, pairs), *output[1:])
         means = self._take_means("eval")
         # The Trainer's loss is a mean over batches, which depends on how tokens are distributed among them
         means["loss"] = self._joint_loss(means)
@@ -464,30 +449,11 @@ def _cloud_config(args: TrainingArguments | None, model: Any) -> CLoudTrainingCo
     return CLoudTrainingConfig(**options)
 
 
-def prepare_tokenizer(tokenizer: Any, model: Any, args: CLoudTrainingConfig) -> PreTrainedTokenizerBase:
-    """Load the model's tokenizer unless one is given, and set the chat template of `args`."""
-    name = model if isinstance(model, str) else get_config_model_id(model.config)
-    if tokenizer is None:
-        if not name:
-            raise ValueError("The model was not loaded by name: pass its tokenizer as `processing_class`.")
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
-    if args.chat_template_path is not None:
-        # TRL would set the template later, but the critique format is built from it before that
-        set_chat_template(tokenizer, args.chat_template_path)
-        args.chat_template_path = None
-    return tokenizer
-
-
-def _check_model(model: Any, quantization_config, peft_config):
-    """Check that a model instance can be trained with these options."""
-    if quantization_config is not None:
-        raise ValueError("`quantization_config` applies only to models loaded by name; load `model` with it instead.")
-    if peft_config is not None and is_peft_model(model):
-        raise ValueError("`model` is already an adapter; omit `peft_config`, or merge the adapter first.")
-    if not isinstance(model.config, CLoudConfig):
-        raise ValueError(
-            f"`model` is a {type(model).__name__}. Pass a CLoudForRewardModeling (`from_base` makes one), or a name."
-        )
+def _complete_config(config: CLoudConfig, critique_format: CritiqueFormat):
+    """Add the token ids that the configs of published checkpoints lack."""
+    if config.critique_end_token_id is None:
+        config.critique_end_token_id = critique_format.end_token_id
+        config.reward_token_id = unused_token_id(critique_format.tokenizer, config.text_config.vocab_size)
 
 
 def _prepare_batches(
@@ -515,86 +481,6 @@ def _prepare_batches(
     )
 
 
-def _choose_trained_weights(model: Any, peft_config, disable_dropout: bool, revision: str | None) -> Any:
-    """Wrap the model in the adapter, if one is requested, check that the reward head is trained, and freeze an unused LM head."""
-    if peft_config is not None and not is_peft_model(model):
-        complete_lora(peft_config, model)
-        peft_config.revision = revision
-        model = adapt(model, peft_config)
-    if is_peft_model(model):
-        check_head(model)
-        check_tied_layers(model)
-        report_dropout(model, disable_dropout)
-    if not model.config.critique and not model.config.tie_word_embeddings:
-        # A classic model generates nothing, so its LM head gets no gradient, and DDP would wait for one
-        model.get_output_embeddings().requires_grad_(False)
-    return model
-
-
-def load_model(
-    name: str,
-    args: CLoudTrainingConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    quantization_config=None,
-    peft_config=None,
-) -> CLoudForRewardModeling | PeftModel:
-    """
-    Load a model for training by name: a CLoud model, a plain language model (which becomes one), or a LoRA adapter of
-    either on its base.
-    """
-    given: Any = args.model_init_kwargs or {}  # TRL also allows a string, which it has parsed by now
-    kwargs: dict[str, Any] = dict(given)
-    kwargs.setdefault("dtype", "float32")  # weights in bf16 would lose small updates
-    hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
-    config_kwargs = {key: kwargs[key] for key in ("base_model_name_or_path", "text_config") if key in kwargs}
-    config = read_model_config(name, **hub_kwargs, **config_kwargs)
-    adapter = name if is_adapter(name, **hub_kwargs) else None
-    check_quantization(quantization_config, adapter is not None or peft_config is not None)
-    if isinstance(config, CLoudConfig):
-        _check_options(name, config, args)
-        if quantization_config is not None:
-            kwargs["quantization_config"] = spare_head(quantization_config, config)
-        if adapter is None:
-            return CLoudForRewardModeling.from_pretrained(name, **kwargs)
-        # Hub options, such as a revision, belong to the adapter; the base has its own
-        own = {key: value for key, value in kwargs.items() if key not in HUB_KWARGS}
-        model = load_adapter_base(adapter, config, None, hub_kwargs, **own)
-    else:
-        if adapter is not None:
-            name, kwargs["revision"] = adapter_base(adapter, **hub_kwargs)
-        model = _make_model(name, args, tokenizer, quantization_config, kwargs)
-    return model if adapter is None else continue_adapter(adapter, model, tokenizer, peft_config, **hub_kwargs)
-
-
-def _make_model(
-    name: str, args: CLoudTrainingConfig, tokenizer, quantization_config, kwargs
-) -> CLoudForRewardModeling:
-    """Make a reward model from a plain language model, with a new reward head."""
-    config = CLoudForRewardModeling.config_from_base(
-        name,
-        tokenizer,
-        **{option: getattr(args, option) for option in _MODEL_OPTIONS},
-        **{key: kwargs[key] for key in ("revision", "trust_remote_code", "token") if key in kwargs},
-    )
-    if quantization_config is not None:
-        kwargs["quantization_config"] = spare_head(quantization_config, config)
-    torch.manual_seed(args.seed)  # the Trainer sets the seed only later, and the reward head is initialised here
-    return CLoudForRewardModeling.from_language_model(name, config, **kwargs)
-
-
-def _check_options(name: str, config: CLoudConfig, args: CLoudTrainingConfig):
-    """Check that a CLoud model is trained with the options it was made with."""
-    for option in _MODEL_OPTIONS:
-        value = getattr(args, option)
-        # An option left at its default follows the model; `critique` never does, since it selects the loss
-        follows = option != "critique" and value == getattr(CLoudTrainingConfig, option)
-        if not follows and getattr(config, option) != value:
-            raise ValueError(
-                f"{name} was made with {option}={getattr(config, option)!r}, but `{option}` is {value!r}. Start from its "
-                "base model, or change the option."
-            )
-
-
 def _counts(batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Count pairs and labelled tokens of a micro-batch."""
     # No position predicts the first token of a row, so its label does not count
@@ -611,20 +497,15 @@ def _floats(totals: dict[str, Any]) -> dict[str, float]:
     return {name: float(total) for name, total in totals.items()}
 
 
-def _chosen_first(rows: Any, pairs: int, batch: int) -> Any:
-    """Reorder rows that arrive batch by batch: all chosen ones, then all rejected ones. Return arrays of other lengths unchanged."""
+def _chosen_first(rows: Any, pairs: int) -> Any:
+    """Reorder rows that come pair by pair: all chosen ones, then all rejected ones. Return arrays of other lengths unchanged."""
     if isinstance(rows, list | tuple):
-        return type(rows)(_chosen_first(part, pairs, batch) for part in rows)
-    if rows is None or len(rows) != 2 * pairs:
-        return rows
-    pair = np.arange(pairs)
-    start = pair - pair % batch
-    chosen = start + pair
-    return rows[np.concatenate([chosen, chosen + np.minimum(batch, pairs - start)])]
+        return type(rows)(_chosen_first(part, pairs) for part in rows)
+    return rows if rows is None or len(rows) != 2 * pairs else np.concatenate([rows[::2], rows[1::2]])
 
 
-def _chosen_first_in(made: EvalPrediction, pairs: int, batch: int) -> EvalPrediction:
-    predictions, inputs = (_chosen_first(rows, pairs, batch) for rows in (made.predictions, made.inputs))
+def _chosen_first_in(made: EvalPrediction, pairs: int) -> EvalPrediction:
+    predictions, inputs = (_chosen_first(rows, pairs) for rows in (made.predictions, made.inputs))
     return EvalPrediction(predictions, made.label_ids, inputs, made.losses)
 
 
