@@ -421,7 +421,7 @@ class ServedCritic:
         """Request a critique; see [`Ask`]."""
         prefix_ids = task.prefixes[side].input_ids
         sampling = self._sampling(number, prefix_ids)
-        # One extra token, so that a full-length critique can still end
+        # One extra token, so that a critique of full length can still end
         answer = await self.client.complete(
             [task.row["id"], side, number], prefix_ids, max_tokens=max_new_tokens + 1, **sampling
         )

@@ -111,6 +111,7 @@ class Journal:
 
     def close(self):
         """Flush the entries to disk and release the lock."""
+        # Only here: entries that the kernel has buffered survive a killed process, and a sync for each would be slow
         if self._file >= 0:
             os.fsync(self._file)
             os.close(self._file)
@@ -218,7 +219,7 @@ class Journal:
         line = json.dumps(entry, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode() + b"\n"
         try:
             rest = line
-            while rest:
+            while rest:  # a write may be short
                 rest = rest[os.write(self._file, rest) :]
         except OSError:
             # A partial line would damage the entries after it

@@ -203,12 +203,12 @@ class _Scan:
 
 
 def iterate_rows(rows: Dataset) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the positions and the rows, in batches for speed. A row with invalid text becomes a `_NotText`."""
+    """Yield positions and rows, read in batches for speed. A row with invalid text becomes a `_NotText`, which raises when it is read."""
     columns = rows.with_format("arrow")
     plain = not any(map(_holds_json, rows.features.values()))
     for start in range(0, len(rows), 1000):
         stop = min(start + 1000, len(rows))
-        if plain:
+        if plain:  # Arrow would return values of JSON columns undecoded
             try:
                 table: Any = columns[start:stop]
                 yield from enumerate(table.to_pylist(), start)
@@ -234,7 +234,7 @@ class _NotText(dict):
 
 
 def _holds_json(feature: Any) -> bool:
-    """Whether a column holds values that `datasets` decodes from JSON."""
+    """Return whether a column holds values that `datasets` decodes from JSON."""
     if isinstance(feature, dict):
         return any(map(_holds_json, feature.values()))
     return isinstance(feature, Json) or (isinstance(feature, List | LargeList) and _holds_json(feature.feature))
@@ -311,7 +311,7 @@ def read_preference(row: Mapping[str, Any]) -> Preference:
 
 
 def _is_response(value: str | list[dict[str, Any]]) -> bool:
-    """Whether a column holds only a response, not a complete chat."""
+    """Return whether a column holds only a response, not a complete chat."""
     return isinstance(value, str) or value[0]["role"] in ("assistant", "tool")
 
 

@@ -66,14 +66,11 @@ class Rubric:
 
     def read(self, text: str) -> str | None:
         """Return the last rating in an answer; `None` if there is none on the scale."""
-        found = [match[1] for match in re.finditer(self.pattern, text or "")]
-        return found[-1] if found and self._is_on_scale(found[-1]) else None
-
-    def _is_on_scale(self, rating: str) -> bool:
+        found = re.findall(self.pattern, text or "")
         try:
-            return self.lowest <= float(rating) <= self.highest
-        except ValueError:
-            return False
+            return found[-1] if found and self.lowest <= float(found[-1]) <= self.highest else None
+        except ValueError:  # the user's pattern may match other text
+            return None
 
 
 def read_rubric(path: str | None) -> Rubric:

@@ -19,7 +19,7 @@ from functools import lru_cache
 from typing import Any
 
 # Absolute import, because verl runs this file by its path, outside the package
-from cloud_hf.rl.hidden_text import check_policy, tell_of_hidden_text
+from cloud_hf.rl.hidden_text import check_policy, report_hidden_text
 from cloud_hf.rl.served import served_scorer
 from cloud_hf.serving.chat_client import CLoudChatClient
 
@@ -94,7 +94,7 @@ async def compute_score(
             raise
         logger.warning("A response could not be judged and gets the reward %s: %s", unjudgeable_reward, error)
         return _result(unjudgeable_reward, unjudgeable=1.0)
-    tell_of_hidden_text([score], on_response_changed)
+    report_hidden_text([score], on_response_changed)
     return _result(
         score.reward,
         score.critique,

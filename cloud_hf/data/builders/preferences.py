@@ -135,7 +135,7 @@ class PreferenceArguments(BuilderArguments, ServerArguments):
 
     @property
     def several_rows(self) -> bool:
-        """Whether a prompt may have several output rows."""
+        """Return whether a prompt may have several output rows."""
         return self.pairs == "all" and self.num_responses > 2
 
 

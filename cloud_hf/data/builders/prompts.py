@@ -72,6 +72,7 @@ class PromptSource:
     column: str
     trajectories: bool = False
     drop_last_answer: bool = False
+    dataset: str = ""  # Hub id or path of the rows
 
     def read(self) -> Iterator[Prompt | PromptReject]:
         """Yield a [`Prompt`] or a [`PromptReject`] for each row, in order."""
@@ -292,7 +293,7 @@ def main(args: PromptArguments):
     sources = open_sources(args)
     evaluation, sets = open_evaluation_sets(args)
     folder = DatasetFolder(
-        args.output_dir, "Prompts", settings_of(args, sources, sets), [name for _, name, *_ in args.places()]
+        args.output_dir, "Prompts", settings_of(args, sources, sets), [source.dataset for source in sources]
     )
     with folder.locked():
         counts = build(args, sources, evaluation, list(sets), folder)
@@ -344,13 +345,13 @@ def settings_of(args: PromptArguments, sources: list[PromptSource], sets: dict[s
     destinations = {"output_dir", "push_to_hub"}
     described = {"feedback_name", "interact_name", "dataset_name", "source_name", "sources"}
     read = {
-        label: {
-            "dataset": dataset_label(name),
-            "column": column,
+        source.name: {
+            "dataset": dataset_label(source.dataset),
+            "column": source.column,
             "rows": len(source.rows),
-            "hash": hash_of(source.rows, column),
+            "hash": hash_of(source.rows, source.column),
         }
-        for (label, name, _, column, _), source in zip(args.places(), sources, strict=True)
+        for source in sources
     }
     rest = {name: value for name, value in asdict(args).items() if name not in destinations | described}
     return {"builder": "prompts", "sources": read, **rest, "decontaminate_against": sets}
@@ -383,7 +384,7 @@ def open_sources(args: PromptArguments) -> list[PromptSource]:
         check = check_trajectories if trajectories else check_prompts
         check(rows, column, f"Reading {name} as {label}{option}")
         rows = rows.select(range(min(args.limit or len(rows), len(rows))))
-        sources.append(PromptSource(label, rows, column, trajectories, args.drop_last_answer))
+        sources.append(PromptSource(label, rows, column, trajectories, args.drop_last_answer, name))
     return sources
 
 
@@ -412,7 +413,7 @@ def open_evaluation_sets(args: PromptArguments) -> tuple[EvaluationNGrams, dict[
 
 
 def user_text(messages: list[dict[str, Any]]) -> str:
-    """Join the user turns of a prompt, because a single turn can be as short as "yes"."""
+    """Join the user turns of a prompt, because a single turn can be as short as "yes" and would match too much."""
     return "\n".join(message["content"] for message in messages if message["role"] == "user")
 
 
