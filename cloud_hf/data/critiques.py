@@ -188,14 +188,14 @@ class CritiqueBuilder:
             # By id, because a row is built twice: with answers from the server, and again from the journal
             self._tallies[row["id"]] = tuple(vars(counts).values())
         new = {**row, "prompt": prompt_column(task.prompt, row)}
+        several = self.options.num_critiques > 1
         for side, critiques in kept.items():
             values = {
-                f"{side}_feedback": [self.critique_format.decode(list(critique.ids)) for critique in critiques],
-                f"{side}_feedback_ids": [list(critique.ids) for critique in critiques],
-                f"{side}_finish_reason": [critique.finish_reason for critique in critiques],
+                "feedback": [self.critique_format.decode(list(critique.ids)) for critique in critiques],
+                "feedback_ids": [list(critique.ids) for critique in critiques],
+                "finish_reason": [critique.finish_reason for critique in critiques],
             }
-            several = self.options.num_critiques > 1
-            new |= values if several else {name: value[0] for name, value in values.items()}
+            new |= {f"{side}_{name}": value if several else value[0] for name, value in values.items()}
         return [new]
 
     def counts(self) -> dict[str, int]:

@@ -455,7 +455,7 @@ def read_sources(sources: list[PromptSource], rejects: list[PromptReject]) -> li
 
 
 def remove_near_duplicates(prompts: list[Prompt], rejects: list[PromptReject], threshold: float) -> list[Prompt]:
-    """Compare only prompts with the same system prompt, and without it: system prompts are often long and shared."""
+    """Compare the other turns of prompts with the same system prompt: system prompts are often long and shared."""
     texts = ["\n".join(text for role, text in turns(prompt.prompt) if role != "system") for prompt in prompts]
     systems = ["\n".join(text for role, text in turns(prompt.prompt) if role == "system") for prompt in prompts]
     return remove_duplicates(prompts, find_near_duplicates(texts, threshold, systems), "near-duplicate", rejects)

@@ -102,8 +102,8 @@ class PromptSources:
         seen: set[str] = set()
         for split, rows in splits.items():
             for index, name in enumerate(rows["id"]):
-                source, problem = self._look_up(name)
-                problem = "are repeated" if name in seen else problem
+                source, number = _read_id(name)
+                problem = "are repeated" if name in seen else self._problem(source, number)
                 seen.add(name)
                 found[source] += 1
                 if problem:
@@ -125,7 +125,7 @@ class PromptSources:
         """
         places: dict[str, list[tuple[int, int]]] = {"feedback": [], "interact": []}
         for place, name in enumerate(ids):
-            source, number = cast(tuple[str, int], _read_id(name))  # checked before
+            source, number = _read_id(name)
             places[source].append((place, number))
         prompts: list[Any] = [None] * len(ids)
         for source, found in places.items():
@@ -153,24 +153,22 @@ class PromptSources:
             for trajectory in self.interact.select(numbers)["trajectory"]:
                 yield (trajectory or [{}])[0].get("value")
 
-    def _look_up(self, name: Any) -> tuple[str | None, str | None]:
-        """Return the source of an id and the problem with the id; either can be `None`."""
-        read = _read_id(name)
-        if read is None:
-            return None, "do not have the form feedback-0 or interact-0"
-        source, number = read
+    def _problem(self, source: str, number: int) -> str | None:
+        """Return the problem with an id, or `None` if there is none."""
+        if not source:
+            return "do not have the form feedback-0 or interact-0"
         size = len(getattr(self, source))
-        return source, None if number < size else f"are beyond the {size} rows of the source of `{source}` prompts"
+        return None if number < size else f"are beyond the {size} rows of the source of `{source}` prompts"
 
 
-def _read_id(name: Any) -> tuple[str, int] | None:
-    """Return the source and row number of an id, or `None` if it is malformed."""
+def _read_id(name: Any) -> tuple[str, int]:
+    """Return the source and row number of an id; the source is empty if the id is malformed."""
     match = _ID.fullmatch(name) if isinstance(name, str) else None
-    return match and ("feedback" if match[1] == "feedback" else "interact", int(match[2]))
+    return ("feedback" if match[1] == "feedback" else "interact", int(match[2])) if match else ("", -1)
 
 
 def _source_row(name: str) -> str:
-    source, number = cast(tuple[str, int], _read_id(name))
+    source, number = _read_id(name)
     return f"{number} of `{source}` (id {name!r})"
 
 
@@ -181,9 +179,7 @@ def check_match(splits: Mapping[str, Dataset]) -> int:
     Raises `ValueError` naming the first source rows whose prompts would fit other responses as well as their own.
     """
     found = [
-        (*cast(tuple[str, int], _read_id(name)), split, index)
-        for split, rows in splits.items()
-        for index, name in enumerate(rows["id"])
+        (*_read_id(name), split, index) for split, rows in splits.items() for index, name in enumerate(rows["id"])
     ]
     texts = {split: rows.select_columns(["prompt", "chosen", "rejected"]) for split, rows in splits.items()}
     compared = 0
