@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
+from transformers.modeling_utils import local_torch_dtype
 
 from ..configuration_cloud import CLoudConfig
 from ..modeling_cloud import CLoudForRewardModeling, RewardHead
@@ -147,7 +148,9 @@ def simulate_step(
         shape_BT, attention = _lay_out(model, pairs, length, labelled, shared)
     layers = _Layers(model)  # after counting, because it removes layers
     with FakeTensorMode(allow_non_fake_inputs=True):
-        _pretend_to_be_on_cpu(model)
+        # Fake tensors of the CPU, because on the meta device attention would take a different code path
+        model.to_empty(device="cpu")
+        model.tie_weights()
         parameters = list(model.parameters())
         tracker = _Allocations({parameter.untyped_storage()._cdata for parameter in parameters})
         for parameter in parameters:
@@ -242,13 +245,8 @@ def _kind(layer: nn.Module) -> list:
 
 
 def _make_model(config, dtype, lora, gradient_checkpointing):
-    # Modules on the meta device get torch's default data type
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
+    with local_torch_dtype(dtype):  # modules on the meta device get torch's default data type
         model = CLoudForRewardModeling.without_weights(config).train()
-    finally:
-        torch.set_default_dtype(before)
     with torch.device("meta"):
         model.reward_head = RewardHead(config)  # always in fp32
     if not config.critique and not config.tie_word_embeddings:
@@ -262,22 +260,6 @@ def _make_model(config, dtype, lora, gradient_checkpointing):
         if gradient_checkpointing:
             adapted.enable_input_require_grads()
     return model
-
-
-def _pretend_to_be_on_cpu(model: nn.Module):
-    """Replace meta tensors with fake CPU tensors: on the meta device, attention would take a different code path."""
-    made: dict[int, torch.Tensor] = {}
-    for module in model.modules():
-        stores: Any = (module._parameters, module._buffers)
-        for tensors in stores:
-            for name, tensor in tensors.items():
-                if tensor is None:
-                    continue
-                if id(tensor) not in made:  # tied weights stay tied
-                    fake = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
-                    is_parameter = isinstance(tensor, nn.Parameter)
-                    made[id(tensor)] = nn.Parameter(fake, tensor.requires_grad) if is_parameter else fake
-                tensors[name] = made[id(tensor)]
 
 
 class _ShardedHead(nn.Linear):

@@ -31,16 +31,14 @@ class WrittenCritiques:
     """
     Written critiques of N pairs and the model's output for them.
 
-    Args:
-        output ([`~modeling_cloud.CLoudOutput`]):
-            First for the chosen responses: the written critiques, pair by pair, then the dataset's critiques, if they
-            serve as an anchor. Then the same for the rejected responses.
-        was_cut_2NK (`torch.Tensor`):
-            Which critiques were cut off. Their end of turn was not sampled, so it is not an action of the policy.
+    The sequences of `output` (a [`~modeling_cloud.CLoudOutput`]) are, for the chosen responses: the written critiques, pair by pair, then
+    the dataset's critiques, if they serve as an anchor. Then the same for the rejected responses.
     """
 
     output: Any
-    was_cut_2NK: torch.Tensor
+    was_cut_2NK: (
+        torch.Tensor
+    )  # the end of turn of a cut critique was not sampled, so it is not an action of the policy
 
     def __post_init__(self):
         self.losses_P, sequences = self.output.token_losses, self.output.token_sequences
