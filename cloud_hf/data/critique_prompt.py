@@ -1,6 +1,7 @@
 """Prompts that ask a strong model for a critique of one response."""
 
 import json
+import re
 from typing import Any
 
 from ..prompts import read_prompt
@@ -44,12 +45,8 @@ def messages_for_critic(
 
 def fill(template: str, **texts: str) -> str:
     """Replace the placeholders of a template. Placeholders inside replacement text are left alone."""
-    pieces, rest = [], template
-    while found := [(rest.find(mark), mark) for name in texts if (mark := f"{{{name}}}") in rest]:
-        start, mark = min(found)
-        pieces += [rest[:start], texts[mark[1:-1]]]
-        rest = rest[start + len(mark) :]
-    return "".join([*pieces, rest])
+    marks = "|".join(re.escape(f"{{{name}}}") for name in texts)
+    return re.sub(marks, lambda mark: texts[mark[0][1:-1]], template)
 
 
 def conversation_text(prompt: Any) -> str:

@@ -335,8 +335,8 @@ def _common_beginning(chosen: str, rejected: str) -> tuple[str, str, str]:
         raise ValueError(
             "`chosen` could be text, or a text followed by a transcript. Give chat messages, with the first text as the system message."
         )
-    length = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), None)
-    length = min(len(chosen), len(rejected)) - 1 if length is None else length
+    most = min(len(chosen), len(rejected)) - 1  # leaves a response even if one text is the beginning of the other
+    length = next((place for place in range(most) if chosen[place] != rejected[place]), most)
     while length and not chosen[length - 1].isspace():
         length -= 1
     if not chosen[:length].strip():

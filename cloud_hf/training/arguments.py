@@ -214,5 +214,4 @@ def set_chat_template(tokenizer: PreTrainedTokenizerBase, path: str):
         raise ValueError(
             f"`chat_template_path` is {path!r}; it must name a Jinja file (.jinja or .j2) or a family ({', '.join(families)})."
         )
-    with open(families.get(path, path), encoding="utf8") as file:
-        tokenizer.chat_template = file.read()
+    tokenizer.chat_template = Path(families.get(path, path)).read_text("utf8")

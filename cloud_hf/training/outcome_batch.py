@@ -36,9 +36,8 @@ class WrittenCritiques:
     """
 
     output: Any
-    was_cut_2NK: (
-        torch.Tensor
-    )  # the end of turn of a cut critique was not sampled, so it is not an action of the policy
+    # The end of turn of a cut critique was not sampled, so it is not an action of the policy
+    was_cut_2NK: torch.Tensor
 
     def __post_init__(self):
         self.losses_P, sequences = self.output.token_losses, self.output.token_sequences
@@ -47,7 +46,7 @@ class WrittenCritiques:
         self.num_sequences = len(self.output.logits) // 2
         side_P, place_P = sequences // self.num_sequences, sequences % self.num_sequences
         self.is_written_P = place_P < self.num_written
-        # Tokens of a sequence are neighbours, so the last one differs from the next in its sequence
+        # Tokens of a sequence are contiguous, so the last one is where the sequence number changes
         is_last_P = torch.ones_like(self.is_written_P)
         is_last_P[:-1] = sequences[1:] != sequences[:-1]
         was_cut_P = self.was_cut_2NK.flatten(1)[side_P, place_P.clamp(max=self.num_written - 1)]

@@ -13,7 +13,7 @@ import torch
 from ..critique_format import IGNORE_INDEX
 
 
-# Shorter prefixes are computed once per sequence: each segment needs attention calls of its own, which cost more than they save
+# Shorter prefixes are computed once per sequence: a further segment costs more in attention calls than it saves
 MIN_SHARED_TOKENS = 32
 
 

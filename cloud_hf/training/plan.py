@@ -412,7 +412,7 @@ def _gathered_bytes(args: Any, config: CLoudConfig, step: StepMemory) -> float:
     layers = config.text_config.num_hidden_layers
     gathered = 0.0
     if args.zero in ("3", "fsdp"):
-        # FSDP2 gathers a layer at once and prefetches the next one while it computes
+        # FSDP2 gathers one layer at a time, and prefetches the next one meanwhile
         live = _LIVE_PARAMETERS if args.zero == "3" else max(step.largest, 2 * step.linear / layers)
         gathered = min(max(live, step.largest), step.parameters) * (2 if args.bf16 else 4)
     if args.load_in_4bit:
