@@ -1,17 +1,14 @@
 """TRL's reward trainer with the critique LM loss of arXiv 2408.11791, equation 4."""
 
-import math
-from collections import defaultdict
 from dataclasses import fields
 from typing import Any
 
-import numpy as np
 import torch
-from accelerate.utils import gather_object, is_peft_model, recursively_apply
+from accelerate.utils import is_peft_model
 from datasets import Dataset
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Sampler
-from transformers import DataCollator, EvalPrediction, PreTrainedTokenizerBase, TrainingArguments
+from transformers import DataCollator, PreTrainedTokenizerBase, TrainingArguments
 from trl import RewardTrainer
 from trl.trainer.utils import global_then_local_main_first
 
@@ -30,6 +27,7 @@ from .encoding import ENCODED_COLUMNS, encode_pairs
 from .finite import StopsWhenNotFinite
 from .launch import check_parallelism
 from .lora import HEAD, check_dropout
+from .metrics import PairMetrics, num_pairs
 from .resume import ExactResume, check_launch
 from .sampler import GroupSampler, TokenBudgetSampler, group_pairs
 from .starting_model import check_model, choose_trained_weights, load_model, prepare_tokenizer
@@ -40,7 +38,7 @@ from .throughput import LogsThroughput
 _INNER_REWARDS = 4
 
 
-class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, RewardTrainer):
+class CLoudTrainer(PairMetrics, WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, RewardTrainer):
     r"""
     Trainer for CLoud and classic reward models.
 
@@ -126,8 +124,6 @@ class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, 
         self.critique_format = CritiqueFormat.from_config(model.config, processing_class)
         _complete_config(model.config, self.critique_format)
         self._context_length = context_length(model.config)
-        # Floats at the start and after a resume, otherwise tensors on the device
-        self._sums: dict[str, dict[str, Any]] = {"train": defaultdict(float), "eval": defaultdict(float)}
         data_collator = _prepare_batches(data_collator, model, args, self.critique_format.end_token_id)
         model = choose_trained_weights(model, peft_config, args.disable_dropout, revision)
         # TRL casts all trained weights of QLoRA to bf16, which is too coarse for rewards: keep the head's, and restore them below
@@ -319,111 +315,10 @@ class CLoudTrainer(WritesCard, LogsThroughput, StopsWhenNotFinite, ExactResume, 
         self._add_sums(columns, chosen, rejected)
         self._count_tokens(inputs)
 
-    def _count_tokens(self, inputs: dict[str, Any]):
-        if self.model.training:
-            self._total_train_tokens = self._total_train_tokens + inputs["attention_mask"].sum()
-
-    def _add_sums(self, columns: dict[str, torch.Tensor], chosen: torch.Tensor, rejected: torch.Tensor):
-        """Add columns with one value per pair to the sums, and update the lowest and highest reward."""
-        real = self._real_pairs(len(chosen))
-        totals = self._sums["train" if self.model.training else "eval"]
-        # Sums over an epoch would lose digits in fp32, but Apple's GPUs lack float64
-        exact = torch.float32 if chosen.device.type == "mps" else torch.float64
-        table = torch.stack([column.to(chosen.device)[:real] for column in columns.values()]).to(exact)
-        for name, value in zip(columns, table.sum(-1), strict=True):
-            totals[name] = totals[name] + value
-        if real:
-            rewards = torch.cat([chosen[:real], rejected[:real]])
-            totals["min_reward"] = rewards.min().clamp(max=totals.get("min_reward", math.inf))
-            totals["max_reward"] = rewards.max().clamp(min=totals.get("max_reward", -math.inf))
-
-    def _real_pairs(self, pairs: int) -> int:
-        """Count the pairs of this rank's batch that are not duplicates: accelerate fills the last batch with earlier rows."""
-        state = self.accelerator.gradient_state
-        if self.model.training or not state.end_of_dataloader or state.remainder <= 0:
-            return pairs
-        return max(0, min(pairs, state.remainder - self.accelerator.process_index * pairs))
-
-    def _take_means(self, mode: str) -> dict[str, float]:
-        """Return the metrics since the last call, over all ranks."""
-        ranks = gather_object([_floats(self._sums[mode])])
-        self._sums[mode].clear()
-        combine = {"min_reward": min, "max_reward": max}
-        names = dict.fromkeys(name for rank in ranks for name in rank)
-        return _means({n: combine.get(n, sum)(rank[n] for rank in ranks if n in rank) for n in names})
-
-    def _joint_loss(self, means: dict[str, float]) -> float:
-        """Weight an evaluation's means over pairs and tokens as training does; remove `centring` from them."""
-        centring = (self.args.center_rewards_coefficient or 0.0) * means.pop("centring", 0.0)
-        others = self.args.lm_loss_weight * means.get("lm_loss", 0.0)
-        others += self.args.partial_reward_weight * means.get("partial_pairwise_loss", 0.0)
-        return self.args.bradley_terry_weight * (means["pairwise_loss"] + centring) + others
-
-    def _tokens_seen(self) -> int:
-        total = torch.as_tensor(self._total_train_tokens, device=self.accelerator.device)
-        return int(self.accelerator.gather(total[None]).sum())
-
     def _uses_lm_head(self) -> bool:
         return self.model.config.critique
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if self.model.training and self._sums["train"]:
-            # The log already has the joint loss, including centring, as `loss`
-            means = self._take_means("train")
-            means.pop("centring", None)
-            means["num_tokens"] = self._tokens_seen()
-            self._metrics["train"].update({name: [value] for name, value in means.items()})
-        super().log(logs, start_time)
-
-    def prediction_step(self, model, inputs, *args, **kwargs):
-        self._eval_pairs = _num_pairs(inputs)
-        return super().prediction_step(model, inputs, *args, **kwargs)
-
-    def _gather_rows(self, data: Any) -> Any:
-        """Gather a batch over all ranks, pair by pair, without the pairs that only pad it."""
-
-        # accelerate truncates the last batch to the number of pairs, so its rows must be pairs
-        def gather(rows: torch.Tensor) -> torch.Tensor:
-            if len(rows) != 2 * self._eval_pairs:  # losses, or the user's own tensors with one row per pair
-                return self.accelerator.gather_for_metrics(rows)
-            pairs = self.accelerator.gather_for_metrics(rows.unflatten(0, (2, -1)).transpose(0, 1).contiguous())
-            if self.args.batch_eval_metrics:  # `compute_metrics` takes these rows: all chosen ones first
-                pairs = pairs.transpose(0, 1)
-            return pairs.flatten(0, 1)
-
-        return recursively_apply(gather, data)
-
-    def evaluation_loop(self, dataloader, *args, metric_key_prefix: str = "eval", **kwargs):
-        pairs, compute_metrics = len(dataloader.dataset), self.compute_metrics
-        if self.args.dataloader_drop_last:
-            pairs -= pairs % (self.args.eval_batch_size * self.args.world_size)
-        if compute_metrics is not None and not self.args.batch_eval_metrics:
-            self.compute_metrics = lambda made: compute_metrics(_chosen_first_in(made, pairs))
-        self.gather_function = self._gather_rows
-        # TRL only logs these metrics, and under the same names for every evaluation set. Return them with the set's prefix, so
-        # that `metric_for_best_model` can name them
-        try:
-            output: Any = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
-        finally:
-            self.compute_metrics = compute_metrics
-        output = type(output)(_chosen_first(output.predictions, pairs), *output[1:])
-        means = self._take_means("eval")
-        # The Trainer's loss is a mean over batches, which depends on how tokens are distributed among them
-        means["loss"] = self._joint_loss(means)
-        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
-        self._metrics["eval"].clear()
-        return output
-
     # -------------------------------------------------------------------------------------------------------- saving
-
-    def _running_metrics(self):
-        return {**super()._running_metrics(), "sums": _floats(self._sums["train"])}
-
-    def _restore_running_metrics(self, state):
-        super()._restore_running_metrics(state)
-        self._sums["train"] = defaultdict(float, state["sums"])
-        if not self.is_world_process_zero():
-            self._total_train_tokens = 0  # each rank counts its own tokens, and the checkpoint has the total
 
     def _save(self, output_dir: str | None = None, state_dict=None):
         super()._save(output_dir, state_dict)
@@ -485,37 +380,4 @@ def _counts(batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Count pairs and labelled tokens of a micro-batch."""
     # No position predicts the first token of a row, so its label does not count
     tokens = (batch["labels"][:, 1:] != IGNORE_INDEX).sum() if "labels" in batch else batch["input_ids"].new_zeros(())
-    return torch.stack([tokens.new_full((), _num_pairs(batch)), tokens])
-
-
-def _num_pairs(batch: dict[str, Any]) -> int:
-    return len(batch["reward_positions"] if "segments" in batch else batch["input_ids"]) // 2
-
-
-def _floats(totals: dict[str, Any]) -> dict[str, float]:
-    """Copy sums to the host, which waits for the device."""
-    return {name: float(total) for name, total in totals.items()}
-
-
-def _chosen_first(rows: Any, pairs: int) -> Any:
-    """Reorder rows that come pair by pair: all chosen ones, then all rejected ones. Return arrays of other lengths unchanged."""
-    if isinstance(rows, list | tuple):
-        return type(rows)(_chosen_first(part, pairs) for part in rows)
-    return rows if rows is None or len(rows) != 2 * pairs else np.concatenate([rows[::2], rows[1::2]])
-
-
-def _chosen_first_in(made: EvalPrediction, pairs: int) -> EvalPrediction:
-    predictions, inputs = (_chosen_first(rows, pairs) for rows in (made.predictions, made.inputs))
-    return EvalPrediction(predictions, made.label_ids, inputs, made.losses)
-
-
-def _means(totals: dict[str, float]) -> dict[str, float]:
-    pairs, tokens = totals.pop("pairs"), totals.pop("tokens", 0.0)
-    lm_loss, square_reward = totals.pop("lm_loss", 0.0), totals.pop("square_reward")
-    metrics = {name: totals.pop(name) for name in ("min_reward", "max_reward")}
-    metrics |= {name: total / pairs for name, total in totals.items()}
-    metrics["reward_std"] = max(square_reward / pairs - metrics["mean_reward"] ** 2, 0.0) ** 0.5
-    if tokens:
-        metrics["lm_loss"] = lm_loss / tokens
-        metrics.setdefault("critique_length", tokens / (2 * pairs) - 1)  # without the end of turn
-    return metrics
+    return torch.stack([tokens.new_full((), num_pairs(batch)), tokens])
