@@ -70,7 +70,7 @@ def encode_pairs(
         rows, title, required=required, bad_rows=bad_rows, check=_check_critiques if required else _check_margin
     )
     options = {"critique_format": critique_format, "max_length": max_length, "overlong_policy": overlong_policy}
-    # In batches, because a row may yield several pairs or none
+    # Batched, because only then `map` lets a row yield several pairs or none
     encoded = rows.map(
         _encode_batch,
         batched=True,
@@ -150,7 +150,7 @@ def _without_bad_rows(encoded: Dataset, rows: Dataset, title: str, bad_rows: str
     if not any(problems):
         return encoded, 0
     bad, overlong = BadRows(title, bad_rows), OverlongRows(title)
-    # Once for each row, which may have several pairs
+    # Once for each row, although it may have several pairs
     for place, (length, problem) in dict(zip(places, zip(lengths, problems, strict=True), strict=True)).items():
         if problem and length:
             overlong.add(place, rows[place], problem, length)

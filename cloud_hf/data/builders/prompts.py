@@ -6,7 +6,7 @@ import json
 import os
 import re
 import unicodedata
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -528,13 +528,15 @@ def print_counts(
 
 def explain_failures(rejects: list[PromptReject]) -> list[str]:
     """Return a line for each of the three most common errors of unusable rows, with the first such row."""
-    errors = [(reject, reject.details["error"]) for reject in rejects if "error" in reject.details]
-    kinds = Counter(kind_of(error) for _, error in errors)
+    kinds: dict[str, list[PromptReject]] = defaultdict(list)
+    for reject in rejects:
+        if "error" in reject.details:
+            kinds[kind_of(reject.details["error"])].append(reject)
     lines = []
-    for kind, number in kinds.most_common(3):
-        reject, error = next(found for found in errors if kind_of(found[1]) == kind)
+    for failed in sorted(kinds.values(), key=len, reverse=True)[:3]:
+        error = failed[0].details["error"]
         hint = " `--drop_last_answer` takes the turns before it." if "ends on a 'assistant'" in error else ""
-        lines.append(f"{number} x not usable, such as row {reject.index} of {reject.source}: {error}{hint}")
+        lines.append(f"{len(failed)} x not usable, such as row {failed[0].index} of {failed[0].source}: {error}{hint}")
     return lines
 
 
