@@ -2,184 +2,42 @@
 
 import asyncio
 import hashlib
-import json
 import os
 import re
-import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import pyarrow as pa
-from datasets import Dataset, Features, LargeList, List, Value
+from datasets import Dataset, Features, List, Value
 from tqdm import tqdm
 
 from ...arguments import check_bounds, documented
 from ...prompts import read_prompt
 from ..bad_rows import kind_of
-from ..column_forms import MESSAGES, TEXT, read_column
+from ..column_forms import read_column
 from ..duplicates import Duplicate, EvaluationNGrams, find_exact_duplicates, find_near_duplicates
-from ..folder import DatasetFolder, Reject
-from ..rows import check_columns, dataset_label, load_rows, short_names
+from ..folder import DatasetFolder
+from ..rows import dataset_label, load_rows, short_names
 from ..run import check_not_empty
+from .prompt_sources import (
+    Prompt,
+    PromptReject,
+    PromptSource,
+    canonical,
+    check_prompts,
+    check_trajectories,
+    read_sources,
+    turns,
+    user_text,
+)
+from .prompt_sources import plain_prompt as plain_prompt  # version 0.1 had it here
+from .prompt_sources import prompt_id as prompt_id
 
 
 FEEDBACK, INTERACT = "ultrafeedback", "ultrainteract"
-
-
-# ------------------------------------------------------------------------------------------------ prompts and their ids
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """A usable prompt, as text or as messages with `role` and `content`. `row` is its zero-based position in the source."""
-
-    id: str
-    prompt: str | list[dict[str, str]]
-    source: str
-    row: int
-    form: str = TEXT  # in which it was read
-
-
-@dataclass(frozen=True)
-class PromptReject(Reject):
-    """
-    A rejected row of a source. `index` is its position in the source. Without a usable prompt, `id` is `None` and `kind`
-    is `"failed"`. `details` holds the duplicated prompt, the shared n-grams, or the error.
-    """
-
-    source: str
-
-    @classmethod
-    def of(cls, prompt: Prompt, reason: str, **details) -> "PromptReject":
-        """Reject a usable prompt."""
-        return cls(prompt.row, prompt.id, "dropped", reason, prompt.source, details=details)
-
-
-@dataclass(frozen=True)
-class PromptSource:
-    """
-    A dataset with a column of prompts. The name is part of the ids, so it should not depend on a path.
-
-    With `trajectories`, the column contains UltraInteract's trajectories, lists of `{"from": ..., "value": ...}`. Only single-turn ones
-    become prompts.
-    """
-
-    name: str
-    rows: Dataset
-    column: str
-    trajectories: bool = False
-    drop_last_answer: bool = False
-    dataset: str = ""  # Hub id or path of the rows
-
-    def read(self) -> Iterator[Prompt | PromptReject]:
-        """Yield a [`Prompt`] or a [`PromptReject`] for each row, in order."""
-        rows = self.rows.select_columns(self.column)
-        for row in range(len(rows)):
-            try:
-                value = rows[row][self.column]
-            except UnicodeDecodeError as error:
-                yield PromptReject(row, None, "failed", "not UTF-8", self.name, details={"error": str(error)})
-                continue
-            if self.trajectories and len(value or []) > 1:
-                yield PromptReject(row, None, "dropped", "several turns", self.name)
-                continue
-            yield self._read(row, value[0]["value"] if self.trajectories and value else value)
-
-    def _read(self, row: int, value: Any) -> Prompt | PromptReject:
-        if isinstance(value, str) and not value.strip():
-            return PromptReject(row, None, "failed", "empty", self.name)
-        try:
-            is_conversation = isinstance(value, dict) and "messages" in value
-            form, value = (TEXT, value) if is_conversation else read_column(value, "prompt")
-            if self.drop_last_answer and isinstance(value, list) and value[-1]["role"] == "assistant":
-                value = value[:-1]
-            prompt = plain_prompt(value)
-        except ValueError as error:
-            return PromptReject(row, None, "failed", "not a prompt", self.name, details={"error": str(error)})
-        return Prompt(prompt_id(self.name, prompt), prompt, self.name, row, form)
-
-
-def plain_prompt(value: Any) -> str | list[dict[str, str]]:
-    """
-    Check a prompt, and reduce chat messages to `role` and `content`. Strings are returned unchanged.
-
-    Raises `ValueError` if it is empty, does not end with a turn that asks for a response, or contains anything that would be lost
-    (tools, tool calls, names).
-    """
-    conversation = read_prompt(value)
-    if isinstance(value, str):
-        return value
-    if conversation.tools:
-        raise ValueError("`prompt` comes with tools; only text is kept.")
-    for index, message in enumerate(conversation.messages):
-        if extra := sorted(key for key in message if key not in ("role", "content") and message[key]):
-            raise ValueError(f"`prompt` message {index} has {', '.join(extra)}; only `role` and `content` are kept.")
-    return [{"role": message["role"], "content": message["content"]} for message in conversation.messages]
-
-
-def turns(prompt: str | list[dict[str, str]]) -> list[tuple[str, str]]:
-    """Return the role and text of each message. A string is one user message."""
-    return [("user", prompt)] if isinstance(prompt, str) else [(turn["role"], turn["content"]) for turn in prompt]
-
-
-def canonical(prompt: str | list[dict[str, str]]) -> str:
-    """
-    Return the same text for prompts that differ only in white space, in Unicode composition, or in whether a single user
-    message is wrapped in a list.
-
-    Examples:
-
-    ```python
-    >>> canonical("What  is 2+2?\\n") == canonical([{"role": "user", "content": "What is 2+2?"}])
-    True
-    ```
-    """
-    parts = [(role, " ".join(unicodedata.normalize("NFC", text).split())) for role, text in turns(prompt)]
-    return json.dumps(parts, ensure_ascii=False)
-
-
-def prompt_id(source: str, prompt: str | list[dict[str, str]]) -> str:
-    """
-    Return an id of 16 hexadecimal digits that depends only on the source's name and the [`canonical`] prompt, not on the position,
-    other rows, the run or the machine.
-    """
-    text = json.dumps([source, canonical(prompt)], ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def draw(prompts: list[Prompt], number: int, seed: int) -> list[Prompt]:
-    """
-    Sample prompts, keeping their order; return all if there are fewer than `number`. The sample depends on ids and seed, not on
-    positions.
-    """
-
-    def rank(prompt: Prompt) -> bytes:
-        return hashlib.sha256(f"{seed}:{prompt.id}".encode()).digest()
-
-    drawn = {prompt.id for prompt in sorted(prompts, key=rank)[:number]}
-    return [prompt for prompt in prompts if prompt.id in drawn]
-
-
-def count_outcomes(
-    sources: list[PromptSource], kept: list[Prompt], rejects: list[PromptReject]
-) -> dict[str, dict[str, int]]:
-    """Count the rows of each source: read, rejected by reason, and kept."""
-    rejected = Counter((reject.source, reject.reason) for reject in rejects)
-    reasons = sorted({reason for _, reason in rejected})
-    return {
-        source.name: {
-            "read": len(source.rows),
-            **{reason: rejected[source.name, reason] for reason in reasons},
-            "kept": sum(prompt.source == source.name for prompt in kept),
-        }
-        for source in sources
-    }
-
-
-# ---------------------------------------------------------------------------------------------------------- the command
 
 
 @documented
@@ -412,45 +270,6 @@ def open_evaluation_sets(args: PromptArguments) -> tuple[EvaluationNGrams, dict[
     return evaluation, described
 
 
-def user_text(messages: list[dict[str, Any]]) -> str:
-    """Join the user turns of a prompt, because a single turn can be as short as "yes" and would match too much."""
-    return "\n".join(message["content"] for message in messages if message["role"] == "user")
-
-
-def check_prompts(rows: Dataset, column: str, purpose: str):
-    """Reject a column that is missing or holds neither text nor chats, instead of rejecting its rows one by one."""
-    check_columns(rows.column_names, (column,), purpose)
-    feature = rows.features[column]
-    if isinstance(feature, Value) and feature.dtype not in ("string", "large_string"):
-        raise ValueError(
-            f"{purpose}: the column {column!r} contains {feature.dtype}; prompts are strings or lists of chat messages."
-        )
-
-
-def check_trajectories(rows: Dataset, column: str, purpose: str):
-    """Check that the layout is UltraInteract's."""
-    check_columns(rows.column_names, (column,), purpose)
-    feature = rows.features[column]
-    message = feature.feature if isinstance(feature, List | LargeList) else None
-    if not isinstance(message, dict) or "value" not in message:
-        raise ValueError(f"{purpose}: the column {column!r} does not contain lists of `from` and `value`.")
-
-
-def read_sources(sources: list[PromptSource], rejects: list[PromptReject]) -> list[Prompt]:
-    """Return the usable prompts of all sources in order, and add the other rows to `rejects`."""
-    prompts: list[Prompt] = []
-    for source in sources:
-        for outcome in tqdm(source.read(), total=len(source.rows), desc=f"Reading {source.name}", disable=None):
-            if isinstance(outcome, Prompt):
-                prompts.append(outcome)
-            else:
-                rejects.append(outcome)
-    forms = Counter((prompt.source, prompt.form) for prompt in prompts if prompt.form not in (TEXT, MESSAGES))
-    for (source, form), number in forms.items():
-        print(f"{source}: {number} prompts are read as {form}.")
-    return prompts
-
-
 # ----------------------------------------------------------------------------------------------------------- filters
 
 
@@ -485,6 +304,19 @@ def remove_contaminated(
     return kept
 
 
+def draw(prompts: list[Prompt], number: int, seed: int) -> list[Prompt]:
+    """
+    Sample prompts, keeping their order; return all if there are fewer than `number`. The sample depends on ids and seed, not on
+    positions.
+    """
+
+    def rank(prompt: Prompt) -> bytes:
+        return hashlib.sha256(f"{seed}:{prompt.id}".encode()).digest()
+
+    drawn = {prompt.id for prompt in sorted(prompts, key=rank)[:number]}
+    return [prompt for prompt in prompts if prompt.id in drawn]
+
+
 def draw_equally(prompts: list[Prompt], rejects: list[PromptReject], seed: int) -> list[Prompt]:
     """Sample as many UltraInteract prompts as UltraFeedback has."""
     number = sum(prompt.source == FEEDBACK for prompt in prompts)
@@ -495,6 +327,22 @@ def draw_equally(prompts: list[Prompt], rejects: list[PromptReject], seed: int) 
 
 
 # -------------------------------------------------------------------------------------------------- counts and output
+
+
+def count_outcomes(
+    sources: list[PromptSource], kept: list[Prompt], rejects: list[PromptReject]
+) -> dict[str, dict[str, int]]:
+    """Count the rows of each source: read, rejected by reason, and kept."""
+    rejected = Counter((reject.source, reject.reason) for reject in rejects)
+    reasons = sorted({reason for _, reason in rejected})
+    return {
+        source.name: {
+            "read": len(source.rows),
+            **{reason: rejected[source.name, reason] for reason in reasons},
+            "kept": sum(prompt.source == source.name for prompt in kept),
+        }
+        for source in sources
+    }
 
 
 def count_overlaps(rejects: list[PromptReject], names: list[str]) -> dict[str, dict[str, Any]]:
