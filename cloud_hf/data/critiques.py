@@ -210,7 +210,7 @@ class CritiqueBuilder:
         for tries in range(self.options.most_longer_tries + 1):
             critique = await ask(task, side, number, max_new_tokens)
             counts.prompt_tokens += prefix_length
-            counts.critique_tokens += len(critique.ids) + 1
+            counts.critique_tokens += len(critique.ids) + 1  # its end, too
             counts.critiques_written_longer += tries == 1
             if critique.finish_reason != "length" or not self.has_room(prefix_length, 2 * max_new_tokens):
                 break
@@ -296,6 +296,7 @@ class ScorerCritic:
 
     async def ask(self, task: CritiqueTask, side: str, number: int, max_new_tokens: int) -> Critique:
         """Read a critique from the journal; see [`Ask`]."""
+        # The token limit is part of the key, so the longer try of a truncated critique is another entry
         ids, finish_reason = self.journal[key_of(task.row["id"], side, max_new_tokens)][number]
         return Critique(tuple(ids), finish_reason)
 
@@ -445,6 +446,7 @@ class ServedCritic:
         if self.banned_ids:
             sampling["logit_bias"] = {str(token_id): -100.0 for token_id in self.banned_ids}
         if self.options.temperature > 0:
+            # vLLM's seeds are signed 64-bit integers
             sampling["seed"] = row_seed(self.options.seed, number, tuple(prefix_ids)) % 2**62
         return sampling
 
