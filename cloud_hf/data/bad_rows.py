@@ -37,12 +37,6 @@ class BadRows:
     """
     The rows of one dataset that cannot be used.
 
-    Args:
-        name (`str`):
-            Start of the messages, such as `"The train dataset"`. May be empty.
-        policy (`str`, *optional*, defaults to `"error"`):
-            `"error"` raises, `"drop"` leaves the rows out and logs their number.
-
     Examples:
 
     ```python
@@ -53,8 +47,8 @@ class BadRows:
     ```
     """
 
-    name: str
-    policy: str = "error"
+    name: str  # start of the messages; may be empty
+    policy: str = "error"  # "error" raises, "drop" leaves the rows out and logs their number
     # Maps each kind to the names of its rows, in order, and its first message
     _kinds: dict[str, tuple[list[str], str]] = field(default_factory=dict)
     _indices: list[int] = field(default_factory=list)

@@ -38,14 +38,6 @@ class Rubric:
     """
     Instructions for a rating, and the pattern that finds the rating in the judge's answer.
 
-    Args:
-        template (`str`):
-            Instructions with `{conversation}` and `{response}`.
-        pattern (`str`, *optional*):
-            Regular expression whose only group is the rating. The last match counts.
-        lowest, highest (`float`, *optional*, default to 1 and 10):
-            Ends of the scale; other ratings count as unreadable.
-
     Examples:
 
     ```python
@@ -54,9 +46,9 @@ class Rubric:
     ```
     """
 
-    template: str = RATING_PROMPT
-    pattern: str = r"\[\[\s*(\d+(?:\.\d+)?)\s*\]\]"
-    lowest: float = 1
+    template: str = RATING_PROMPT  # with `{conversation}` and `{response}`
+    pattern: str = r"\[\[\s*(\d+(?:\.\d+)?)\s*\]\]"  # its only group is the rating; the last match counts
+    lowest: float = 1  # ratings beyond the ends of the scale count as unreadable
     highest: float = 10
 
     @property
